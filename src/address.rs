@@ -1,0 +1,201 @@
+//! Who is meant: a node, a shard of it, a client. A client's id is its address.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The moment that client ids count from: 2010-11-04 01:42:54.657 UTC in Unix milliseconds, the
+/// epoch of Twitter's snowflake ids, as the protocol's ids use it.
+pub const EPOCH_MS: u64 = 1_288_834_974_657;
+
+const NODE_BITS: u32 = 10;
+const LOW_BITS: u32 = 12;
+
+/// Shards of one node, at most: an id leaves 12 bits for shard and sequence, and at least 4 of
+/// them (16,000 new clients a second and shard) stay for the sequence.
+pub const SHARDS_MAX: usize = 256;
+
+/// How far the ids of a shard may run ahead of its clock, in milliseconds, while clients come
+/// faster than the sequence has numbers. Beyond it new clients are refused.
+const AHEAD_MS_MAX: u64 = 1000;
+
+/// A node of the grid, 0 to 1023.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u16);
+
+impl NodeId {
+    /// The node with this number, if it is at most 1023.
+    pub fn new(number: u16) -> Option<Self> {
+        (number < 1 << NODE_BITS).then_some(Self(number))
+    }
+
+    /// Its number, 0 to 1023.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
+/// A shard of one node, 0 to 255.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardId(pub u8);
+
+impl ShardId {
+    /// Its place among the node's shards.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// One client connection of the grid: 41 bits of milliseconds since [`EPOCH_MS`], 10 bits of node,
+/// 12 bits shared by shard and sequence as the node's [`IdLayout`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(u64);
+
+impl ClientId {
+    /// The id with this value, as it came from outside: it may name nobody.
+    pub fn from_value(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// The 64-bit value.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+
+    /// The node that gave out the id and holds the client.
+    pub fn node(self) -> NodeId {
+        NodeId((self.0 >> LOW_BITS) as u16 & ((1 << NODE_BITS) - 1))
+    }
+
+    fn low(self) -> u64 {
+        self.0 & ((1 << LOW_BITS) - 1)
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for ClientId {
+    type Err = ();
+
+    /// Reads 1 to 20 decimal digits, without a sign, up to 2^64 - 1.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(());
+        }
+        text.parse().map(Self).map_err(|_| ())
+    }
+}
+
+/// How a node splits the 12 low bits of its ids between shard and sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdLayout {
+    shards: u16,
+    sequence_bits: u32,
+}
+
+impl IdLayout {
+    /// The layout of a node with this many shards, 1 to [`SHARDS_MAX`].
+    pub fn new(shards: usize) -> Self {
+        assert!((1..=SHARDS_MAX).contains(&shards), "a node has 1 to 256 shards");
+        let shard_bits = shards.next_power_of_two().trailing_zeros();
+        Self { shards: shards as u16, sequence_bits: LOW_BITS - shard_bits }
+    }
+
+    /// The shard that holds a client of this node; `None` if no shard has that number.
+    pub fn shard_of(self, client: ClientId) -> Option<ShardId> {
+        let shard = client.low() >> self.sequence_bits;
+        (shard < u64::from(self.shards)).then_some(ShardId(shard as u8))
+    }
+}
+
+/// Gives out the ids of one shard: each once, a restart of the node included, since their time
+/// never goes back and starts at the clock's.
+#[derive(Debug)]
+pub struct IdSource {
+    prefix: u64,
+    sequence_bits: u32,
+    last_ms: u64,
+    sequence: u64,
+}
+
+impl IdSource {
+    /// A source for one shard of a node that started at `unix_ms`.
+    pub fn new(node: NodeId, shard: ShardId, layout: IdLayout, unix_ms: u64) -> Self {
+        let prefix = u64::from(node.0) << LOW_BITS | u64::from(shard.0) << layout.sequence_bits;
+        let last_ms = unix_ms.saturating_sub(EPOCH_MS);
+        Self { prefix, sequence_bits: layout.sequence_bits, last_ms, sequence: 0 }
+    }
+
+    /// The next id. `None` when ids were given out so fast that they run a second ahead of the
+    /// clock: the caller refuses the client.
+    pub fn next(&mut self, unix_ms: u64) -> Option<ClientId> {
+        let now = unix_ms.saturating_sub(EPOCH_MS);
+        if now > self.last_ms {
+            (self.last_ms, self.sequence) = (now, 0);
+        } else if self.sequence == 1 << self.sequence_bits {
+            if self.last_ms >= now + AHEAD_MS_MAX {
+                return None;
+            }
+            (self.last_ms, self.sequence) = (self.last_ms + 1, 0);
+        }
+        let id = self.last_ms << (NODE_BITS + LOW_BITS) | self.prefix | self.sequence;
+        self.sequence += 1;
+        Some(ClientId(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn source(shard: u8, layout: IdLayout) -> IdSource {
+        IdSource::new(NodeId(7), ShardId(shard), layout, EPOCH_MS)
+    }
+
+    #[test]
+    fn an_id_names_its_node_and_shard() {
+        for shards in [1, 2, 3, 128, 256] {
+            let layout = IdLayout::new(shards);
+            for shard in [0, (shards - 1) as u8] {
+                let id = source(shard, layout).next(EPOCH_MS + 5).unwrap();
+                assert_eq!((id.node(), layout.shard_of(id)), (NodeId(7), Some(ShardId(shard))));
+            }
+        }
+    }
+
+    #[test]
+    fn an_id_of_a_shard_that_is_not_there_names_no_shard() {
+        let id = source(3, IdLayout::new(4)).next(EPOCH_MS).unwrap();
+        assert_eq!(IdLayout::new(3).shard_of(id), None);
+    }
+
+    #[test]
+    fn ids_never_repeat_though_the_clock_stands_still_or_goes_back() {
+        let mut source = source(1, IdLayout::new(2));
+        let mut seen = HashSet::new();
+        for step in 0..20_000u64 {
+            let clock = EPOCH_MS + 1000 - step % 3;
+            assert!(seen.insert(source.next(clock).unwrap()));
+        }
+    }
+
+    #[test]
+    fn ids_a_second_ahead_of_the_clock_are_refused() {
+        let mut source = source(0, IdLayout::new(256));
+        let given = (0..100_000).take_while(|_| source.next(EPOCH_MS).is_some()).count();
+        assert_eq!(given, 16 * 1001);
+        assert!(source.next(EPOCH_MS + 1000).is_some());
+    }
+
+    #[test]
+    fn only_plain_decimal_digits_are_an_id() {
+        assert_eq!("1463786910324359168".parse(), Ok(ClientId(1_463_786_910_324_359_168)));
+        for bad in ["", "+1", "-1", " 1", "0x1", "1e3", "18446744073709551616"] {
+            assert_eq!(bad.parse::<ClientId>(), Err(()), "{bad}");
+        }
+    }
+}

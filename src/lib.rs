@@ -1,0 +1,3 @@
+//! gridcast.
+pub mod address;
+pub mod protocol;

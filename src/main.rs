@@ -1,0 +1,2 @@
+//! gridcast.
+fn main() {}

@@ -1,0 +1,414 @@
+//! A client's bytes → whole messages and control frames, unmasked, with UTF-8 checked as it
+//! arrives.
+
+use std::ops::{Deref, DerefMut};
+
+use super::close::{self, Closed};
+use super::frame::{CONTROL_BYTES_MAX, HEAD_BYTES_MAX, Head, Kind, Opcode, Violation};
+use super::mask::unmask;
+
+/// What a connection received. A frame that was whole in its input is borrowed from there.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// A whole message; text is valid UTF-8.
+    Message(Kind, Payload<'a>),
+    /// A ping, to be answered with the same bytes.
+    Ping(Payload<'a>),
+    /// A pong.
+    Pong,
+    /// The peer ends the connection.
+    Close(Closed),
+}
+
+/// Bytes that may be overwritten in place, borrowed from the input or owned.
+#[derive(Debug)]
+pub enum Payload<'a> {
+    /// Within the input.
+    Borrowed(&'a mut [u8]),
+    /// Put together from several inputs.
+    Owned(Vec<u8>),
+}
+
+impl Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl DerefMut for Payload<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// The reading state of one WebSocket connection: one pointer while no frame is half read.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    partial: Option<Box<Partial>>,
+}
+
+impl Assembler {
+    /// Takes bytes from the front of `input` until something is whole; `None` when all of it was
+    /// taken and nothing is. A message may have `message_bytes_max` bytes over all its fragments,
+    /// however many they are; memory is taken as bytes arrive, not as lengths are announced.
+    ///
+    /// # Errors
+    /// After a [`Violation`] the connection is to be closed and nothing more to be read.
+    pub fn read<'a>(
+        &mut self,
+        input: &mut &'a mut [u8],
+        message_bytes_max: usize,
+    ) -> Result<Option<Received<'a>>, Violation> {
+        if self.partial.is_none() {
+            if let Some(received) = read_whole(input, message_bytes_max)? {
+                return Ok(Some(received));
+            }
+            if input.is_empty() {
+                return Ok(None);
+            }
+        }
+        let partial = self.partial.get_or_insert_default();
+        let received = partial.read(input, message_bytes_max)?;
+        if partial.is_idle() {
+            self.partial = None;
+        }
+        Ok(received)
+    }
+}
+
+/// The fast path: a frame that is whole in `input` and is a message or a control frame of its own.
+fn read_whole<'a>(
+    input: &mut &'a mut [u8],
+    message_bytes_max: usize,
+) -> Result<Option<Received<'a>>, Violation> {
+    let Some(head) = Head::parse(input)? else { return Ok(None) };
+    if head.opcode == Opcode::Continuation {
+        return Err(Violation::NothingToContinue);
+    }
+    if !head.opcode.is_control() && head.length > message_bytes_max as u64 {
+        return Err(Violation::TooLarge);
+    }
+    if !head.fin || head.length > (input.len() - head.size) as u64 {
+        return Ok(None);
+    }
+    let frame = take(input, head.size + head.length as usize);
+    let payload = &mut frame[head.size..];
+    unmask(payload, head.mask, 0);
+    finish(head.opcode, Payload::Borrowed(payload)).map(Some)
+}
+
+fn take<'a>(input: &mut &'a mut [u8], length: usize) -> &'a mut [u8] {
+    let (taken, rest) = std::mem::take(input).split_at_mut(length);
+    *input = rest;
+    taken
+}
+
+/// What a whole frame or message means. Text is checked here unless it was while it arrived.
+fn finish(opcode: Opcode, payload: Payload<'_>) -> Result<Received<'_>, Violation> {
+    Ok(match opcode {
+        Opcode::Ping => Received::Ping(payload),
+        Opcode::Pong => Received::Pong,
+        Opcode::Close => Received::Close(parse_close(&payload)?),
+        Opcode::Data(Kind::Text) if simdutf8::basic::from_utf8(&payload).is_err() => {
+            return Err(Violation::NotUtf8);
+        }
+        Opcode::Data(kind) => Received::Message(kind, payload),
+        Opcode::Continuation => return Err(Violation::NothingToContinue),
+    })
+}
+
+fn parse_close(payload: &[u8]) -> Result<Closed, Violation> {
+    if payload.is_empty() {
+        return Ok(Closed::default());
+    }
+    let (code, reason) = payload.split_first_chunk().ok_or(Violation::BadClose)?;
+    let code = u16::from_be_bytes(*code);
+    if !close::may_be_received(code) {
+        return Err(Violation::BadClose);
+    }
+    let reason = std::str::from_utf8(reason).map_err(|_| Violation::NotUtf8)?;
+    Ok(Closed { code: Some(code), reason: reason.to_owned() })
+}
+
+/// A frame or a message of which a part is here.
+#[derive(Debug, Default)]
+struct Partial {
+    // The head of the next frame as far as it came: head_length <= 14.
+    head: [u8; HEAD_BYTES_MAX],
+    head_length: usize,
+    frame: Option<OpenFrame>,
+    message: Option<OpenMessage>,
+    control: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct OpenFrame {
+    head: Head,
+    // 0 <= taken <= head.length
+    taken: u64,
+}
+
+#[derive(Debug)]
+struct OpenMessage {
+    kind: Kind,
+    data: Vec<u8>,
+    // Bytes of data known to be whole UTF-8 characters; at most 3 less than data.len().
+    valid: usize,
+}
+
+impl Partial {
+    fn is_idle(&self) -> bool {
+        self.head_length == 0 && self.frame.is_none() && self.message.is_none()
+    }
+
+    fn read<'a>(
+        &mut self,
+        input: &mut &'a mut [u8],
+        message_bytes_max: usize,
+    ) -> Result<Option<Received<'a>>, Violation> {
+        while self.frame.is_some() || !input.is_empty() {
+            let Some(frame) = &mut self.frame else {
+                self.read_head(input, message_bytes_max)?;
+                continue;
+            };
+            let length = (frame.head.length - frame.taken).min(input.len() as u64) as usize;
+            let bytes = take(input, length);
+            unmask(bytes, frame.head.mask, frame.taken as usize & 3);
+            frame.taken += length as u64;
+            let (head, ends) = (frame.head, frame.taken == frame.head.length);
+            self.keep(head.opcode, bytes)?;
+            if !ends {
+                return Ok(None);
+            }
+            self.frame = None;
+            if let Some(received) = self.end_frame(head)? {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_head(&mut self, input: &mut &mut [u8], max: usize) -> Result<(), Violation> {
+        let length = (HEAD_BYTES_MAX - self.head_length).min(input.len());
+        self.head[self.head_length..][..length].copy_from_slice(&input[..length]);
+        let Some(head) = Head::parse(&self.head[..self.head_length + length])? else {
+            take(input, length);
+            self.head_length += length;
+            return Ok(());
+        };
+        take(input, head.size - self.head_length);
+        self.head_length = 0;
+        self.begin_frame(head, max)
+    }
+
+    fn begin_frame(&mut self, head: Head, max: usize) -> Result<(), Violation> {
+        match (head.opcode, &self.message) {
+            (Opcode::Continuation, None) => return Err(Violation::NothingToContinue),
+            (Opcode::Data(_), Some(_)) => return Err(Violation::MessageInsideMessage),
+            (Opcode::Data(kind), None) => {
+                self.message = Some(OpenMessage { kind, data: Vec::new(), valid: 0 });
+            }
+            _ => {}
+        }
+        let so_far = self.message.as_ref().map_or(0, |message| message.data.len());
+        if !head.opcode.is_control() && head.length > (max - so_far) as u64 {
+            return Err(Violation::TooLarge);
+        }
+        self.frame = Some(OpenFrame { head, taken: 0 });
+        Ok(())
+    }
+
+    fn keep(&mut self, opcode: Opcode, bytes: &[u8]) -> Result<(), Violation> {
+        if opcode.is_control() {
+            debug_assert!(self.control.len() + bytes.len() <= CONTROL_BYTES_MAX);
+            self.control.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let message = self.message.as_mut().expect("a data frame opens or continues a message");
+        message.data.extend_from_slice(bytes);
+        match message.kind {
+            Kind::Text => message.check_utf8(),
+            Kind::Binary => Ok(()),
+        }
+    }
+
+    fn end_frame<'a>(&mut self, head: Head) -> Result<Option<Received<'a>>, Violation> {
+        if head.opcode.is_control() {
+            let payload = Payload::Owned(std::mem::take(&mut self.control));
+            return finish(head.opcode, payload).map(Some);
+        }
+        if !head.fin {
+            return Ok(None);
+        }
+        let message = self.message.take().expect("a data frame opens or continues a message");
+        if message.kind == Kind::Text && message.valid < message.data.len() {
+            return Err(Violation::NotUtf8);
+        }
+        Ok(Some(Received::Message(message.kind, Payload::Owned(message.data))))
+    }
+}
+
+impl OpenMessage {
+    /// Checks what is new. A character that is not all here may still become valid.
+    fn check_utf8(&mut self) -> Result<(), Violation> {
+        match simdutf8::compat::from_utf8(&self.data[self.valid..]) {
+            Ok(text) => self.valid += text.len(),
+            Err(error) if error.error_len().is_none() => self.valid += error.valid_up_to(),
+            Err(_) => return Err(Violation::NotUtf8),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One masked frame; `first` is its first byte.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        crate::protocol::frame::put_head(&mut out, Opcode::Ping, payload.len());
+        out[0] = first;
+        out[1] |= 0x80;
+        out.extend_from_slice(&[9, 8, 7, 6]);
+        let start = out.len();
+        out.extend_from_slice(payload);
+        unmask(&mut out[start..], [9, 8, 7, 6], 0);
+        out
+    }
+
+    fn describe(received: Received<'_>) -> String {
+        match received {
+            Received::Message(kind, data) => {
+                format!("{kind:?} {}", String::from_utf8_lossy(&data))
+            }
+            Received::Ping(data) => format!("ping {}", String::from_utf8_lossy(&data)),
+            Received::Pong => "pong".into(),
+            Received::Close(closed) => format!("close {:?} {}", closed.code, closed.reason),
+        }
+    }
+
+    /// Feeds `bytes` in the pieces that `cuts` make; gives what came out, a violation last.
+    fn feed(bytes: &[u8], cuts: &[usize], max: usize) -> Vec<String> {
+        let mut assembler = Assembler::default();
+        let mut out = Vec::new();
+        let mut from = 0;
+        for &to in cuts.iter().chain([&bytes.len()]) {
+            let mut piece = bytes[from..to].to_vec();
+            let mut input = &mut piece[..];
+            from = to;
+            loop {
+                match assembler.read(&mut input, max) {
+                    Ok(Some(received)) => out.push(describe(received)),
+                    Ok(None) => break,
+                    Err(violation) => {
+                        out.push(format!("{violation:?}"));
+                        return out;
+                    }
+                }
+            }
+            assert!(input.is_empty());
+        }
+        out
+    }
+
+    fn assert_at_every_split(bytes: &[u8], expected: &[&str], max: usize) {
+        assert_eq!(feed(bytes, &[], max), expected, "whole");
+        let every: Vec<usize> = (1..bytes.len()).collect();
+        assert_eq!(feed(bytes, &every, max), expected, "byte by byte");
+        for cut in 1..bytes.len() {
+            assert_eq!(feed(bytes, &[cut], max), expected, "split at {cut}");
+            for second in cut..bytes.len().min(cut + 20) {
+                assert_eq!(feed(bytes, &[cut, second], max), expected, "{cut} {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn messages_and_control_frames_come_out_the_same_at_every_split() {
+        let bytes = [
+            frame(0x81, "grüße".as_bytes()),
+            frame(0x82, &[0x41; 300]),
+            frame(0x89, b"are you there"),
+            frame(0x8A, b""),
+            frame(0x81, b""),
+            frame(0x88, &[0x03, 0xE8, b'b', b'y', b'e']),
+        ]
+        .concat();
+        let binary = format!("Binary {}", "A".repeat(300));
+        let expected =
+            ["Text grüße", &binary, "ping are you there", "pong", "Text ", "close Some(1000) bye"];
+        assert_at_every_split(&bytes, &expected, 1000);
+    }
+
+    #[test]
+    fn fragments_are_put_together_with_control_frames_between_them() {
+        let text = "añb€c😀".as_bytes();
+        let bytes = [
+            frame(0x01, &text[..2]),
+            frame(0x89, b"!"),
+            frame(0x00, &text[2..6]),
+            frame(0x00, b""),
+            frame(0x80, &text[6..]),
+            frame(0x82, b"z"),
+        ]
+        .concat();
+        assert_at_every_split(&bytes, &["ping !", "Text añb€c😀", "Binary z"], 1000);
+    }
+
+    #[test]
+    fn what_breaks_the_protocol_is_named_at_every_split() {
+        let cases: [(Vec<Vec<u8>>, &[&str]); 9] = [
+            (vec![frame(0x80, b"x")], &["NothingToContinue"]),
+            (vec![frame(0x01, b"x"), frame(0x81, b"y")], &["MessageInsideMessage"]),
+            (vec![frame(0x81, &[0xFF])], &["NotUtf8"]),
+            (vec![frame(0x81, &[0xE2, 0x82])], &["NotUtf8"]),
+            (vec![frame(0x01, &[0xE2, 0x82]), frame(0x80, &[0x41])], &["NotUtf8"]),
+            (vec![frame(0x88, &[0x03])], &["BadClose"]),
+            (vec![frame(0x88, &[0x03, 0xED])], &["BadClose"]),
+            (vec![frame(0x88, &[0x03, 0xE8, 0xFF])], &["NotUtf8"]),
+            (vec![frame(0x81, b"fine"), frame(0xA1, b"")], &["Text fine", "ReservedBits"]),
+        ];
+        for (frames, expected) in cases {
+            assert_at_every_split(&frames.concat(), expected, 1000);
+        }
+    }
+
+    #[test]
+    fn invalid_text_is_refused_before_its_message_is_whole() {
+        let whole = frame(0x81, &[b'a', 0xFF, b'b', b'b', b'b', b'b']);
+        assert_eq!(feed(&whole[..8], &[], 1000), ["NotUtf8"]);
+    }
+
+    #[test]
+    fn the_limit_counts_the_bytes_of_all_fragments_and_not_their_number() {
+        let fragments = |count: usize| {
+            let mut frames = vec![frame(0x02, b"x")];
+            frames.extend((1..count - 1).map(|_| frame(0x00, b"x")));
+            frames.push(frame(0x80, b"x"));
+            frames.concat()
+        };
+        assert_eq!(feed(&fragments(500), &[], 500).len(), 1);
+        assert_eq!(feed(&fragments(501), &[], 500), ["TooLarge"]);
+        assert_at_every_split(&frame(0x82, &[0; 11]), &["TooLarge"], 10);
+    }
+
+    #[test]
+    fn a_connection_between_frames_keeps_no_buffer() {
+        let mut assembler = Assembler::default();
+        let mut bytes = [frame(0x01, b"a"), frame(0x80, b"b")].concat();
+        let (mut first, mut second) = bytes.split_at_mut(3);
+        assert!(assembler.read(&mut first, 10).unwrap().is_none());
+        assert!(assembler.partial.is_some());
+        assert!(assembler.read(&mut second, 10).unwrap().is_some());
+        assert!(assembler.partial.is_none());
+    }
+}
