@@ -1,6 +1,8 @@
 //! Bytes ⇄ meaning: HTTP, WebSocket and the back ends' JSON. Pure: no socket, no clock.
 
+pub mod api;
 pub mod assembler;
 pub mod close;
 pub mod frame;
+pub mod json;
 mod mask;
