@@ -31,6 +31,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 pub enum Code {
     /// 101
     InvalidArgument,
+    /// 102
+    NotAuthorised,
     /// 103
     TooManyRequests,
     /// 104
@@ -52,6 +54,7 @@ impl Code {
     fn row(self) -> (u64, u16) {
         match self {
             Self::InvalidArgument => (101, 400),
+            Self::NotAuthorised => (102, 401),
             Self::TooManyRequests => (103, 429),
             Self::TooLarge => (104, 413),
             Self::ConsumptionFailed => (201, 500),

@@ -4,5 +4,7 @@ pub mod api;
 pub mod assembler;
 pub mod close;
 pub mod frame;
+pub mod http;
 pub mod json;
 mod mask;
+pub mod upgrade;

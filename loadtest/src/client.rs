@@ -1,0 +1,90 @@
+//! WebSocket clients, many of them at little cost each.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use async_tungstenite::WebSocketStream;
+use async_tungstenite::tokio::{TokioAdapter, client_async_with_config};
+use async_tungstenite::tungstenite::protocol::WebSocketConfig;
+use async_tungstenite::tungstenite::{Message, Utf8Bytes};
+use futures_util::StreamExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::latency::Latencies;
+use crate::machine;
+use crate::tasks::in_parallel;
+
+/// A connected WebSocket client.
+pub type Socket = WebSocketStream<TokioAdapter<TcpStream>>;
+
+/// Handshakes that are under way at the same time.
+pub const HANDSHAKES: u32 = 64;
+
+/// Read buffer of a client, allocated with it: small, for there may be thousands.
+const READ_BUFFER_BYTES: usize = 4096;
+
+/// Time that a handshake may take, from connecting to its end.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Opens one WebSocket on `path`; after that, the server has subscribed it to its channels.
+///
+/// # Errors
+/// It could not connect, or the server refused the upgrade or did not answer within 10 s.
+pub async fn open(address: SocketAddr, path: &str, read_buffer_bytes: usize) -> Result<Socket> {
+    let url = format!("ws://{address}{path}");
+    let config = WebSocketConfig::default().read_buffer_size(read_buffer_bytes);
+    let opening = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (socket, _) = client_async_with_config(url.as_str(), stream, Some(config)).await?;
+        anyhow::Ok(socket)
+    };
+    let opened = timeout(HANDSHAKE_TIME_MAX, opening).await;
+    opened.map_err(Into::into).and_then(|socket| socket).context(url)
+}
+
+/// Opens `count` clients on `path` of an edge, [`HANDSHAKES`] at a time.
+///
+/// # Errors
+/// One could not be opened, or there are too few descriptors.
+pub async fn open_many(edge: SocketAddr, path: &'static str, count: u32) -> Result<Vec<Socket>> {
+    open_timed(edge, path, count, &Arc::default()).await
+}
+
+/// Like [`open_many`]; takes down how long each took from connecting to the end of its handshake.
+pub async fn open_timed(
+    edge: SocketAddr,
+    path: &'static str,
+    count: u32,
+    latencies: &Arc<Latencies>,
+) -> Result<Vec<Socket>> {
+    machine::check_descriptors_for(count)?;
+    let openers = in_parallel(0..HANDSHAKES, |opener| {
+        let latencies = Arc::clone(latencies);
+        async move {
+            let mut sockets = Vec::new();
+            for _ in (opener..count).step_by(HANDSHAKES as usize) {
+                let started = Instant::now();
+                sockets.push(open(edge, path, READ_BUFFER_BYTES).await?);
+                latencies.record(started.elapsed());
+            }
+            Ok(sockets)
+        }
+    });
+    Ok(openers.await?.into_iter().flatten().collect())
+}
+
+/// The next text; `None` once the connection has ended or brings anything else than texts.
+pub async fn next_text(socket: &mut Socket) -> Option<Utf8Bytes> {
+    loop {
+        match socket.next().await? {
+            Ok(Message::Text(text)) => return Some(text),
+            // The client answers a ping by itself when it is read from next.
+            Ok(Message::Ping(_) | Message::Pong(_)) => {}
+            _ => return None,
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What one receiver has got, checked message by message.
+//!
+//! Each source frames the messages that are measured with an opening one, which warms up the
+//! server, and a closing one, before which a doubled message would have to show.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use anyhow::{Context, Result};
+use tokio::sync::Notify;
+
+use crate::latency::Latencies;
+use crate::ledger::{Damage, Ledger};
+use crate::payload::Payload;
+
+/// The numbers of a source's opening, measured and closing messages.
+pub fn stages(measured: u32) -> [Range<u32>; 3] {
+    [0..1, 1..measured + 1, measured + 1..measured + 2]
+}
+
+/// What has arrived at all receivers of a run.
+#[derive(Default)]
+pub struct Arrivals {
+    /// Latencies of the measured messages.
+    pub latencies: Latencies,
+    awaited: AtomicI64,
+    all_here: Notify,
+}
+
+impl Arrivals {
+    /// Begins to wait for `count` arrivals; to be called before they are sent.
+    pub fn expect(&self, count: u64) {
+        self.awaited.store(count.cast_signed(), Ordering::Release);
+    }
+
+    /// Waits until as many have arrived as were expected.
+    pub async fn all(&self) {
+        self.all_here.notified().await;
+    }
+
+    fn count_one(&self) {
+        if self.awaited.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.all_here.notify_one();
+        }
+    }
+}
+
+/// The messages that one receiver is to get: as many of each of its sources.
+#[derive(Clone)]
+pub struct Inbox {
+    sources: Range<u32>,
+    ledgers: Vec<Ledger>,
+    measured: Range<u32>,
+    sent: u32,
+    bytes: usize,
+    remaining: u64,
+    arrivals: Arc<Arrivals>,
+}
+
+impl Inbox {
+    /// Of each source, `measured` messages of `bytes` bytes and the two that frame them.
+    pub fn new(sources: Range<u32>, measured: u32, bytes: usize, arrivals: &Arc<Arrivals>) -> Self {
+        let [_, measured, closing] = stages(measured);
+        Self {
+            ledgers: vec![Ledger::default(); sources.len()],
+            remaining: sources.len() as u64 * u64::from(closing.end),
+            sources,
+            measured,
+            sent: closing.end,
+            bytes,
+            arrivals: Arc::clone(arrivals),
+        }
+    }
+
+    /// Takes a message that arrived.
+    ///
+    /// # Errors
+    /// It is not one of those that were to come: altered, or meant for somebody else.
+    pub fn take(&mut self, text: &str) -> Result<Payload> {
+        let payload = Payload::parse(text, self.bytes)
+            .filter(|payload| {
+                payload.sequence < self.sent && self.sources.contains(&payload.source)
+            })
+            .with_context(|| format!("a message arrived that was not sent: {text:.80}"))?;
+        let source = (payload.source - self.sources.start) as usize;
+        if self.ledgers[source].observe(payload.sequence) {
+            self.remaining -= 1;
+            if self.measured.contains(&payload.sequence) {
+                self.arrivals.latencies.record(payload.age());
+            }
+            self.arrivals.count_one();
+        }
+        Ok(payload)
+    }
+
+    /// Every message has arrived.
+    pub fn is_complete(&self) -> bool {
+        self.remaining == 0
+    }
+
+    /// What is wrong if nothing more is to come.
+    pub fn damage(&self) -> Damage {
+        self.ledgers.iter().map(|ledger| ledger.damage(self.sent)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inbox() -> (Arc<Arrivals>, Inbox) {
+        let arrivals = Arc::default();
+        let inbox = Inbox::new(4..6, 1, 40, &arrivals);
+        (arrivals, inbox)
+    }
+
+    #[test]
+    fn an_inbox_is_complete_with_every_message_of_every_source() {
+        let (_, mut inbox) = inbox();
+        for source in 4..6 {
+            for sequence in 0..3 {
+                assert!(!inbox.is_complete());
+                inbox.take(&Payload::now(source, sequence).text(40)).expect("it was to come");
+            }
+        }
+        assert!(inbox.is_complete() && inbox.damage().is_none());
+    }
+
+    #[test]
+    fn a_message_that_was_not_sent_is_an_error() {
+        let (_, mut inbox) = inbox();
+        for (source, sequence, bytes) in [(3, 0, 40), (6, 0, 40), (4, 3, 40), (4, 0, 41)] {
+            let text = Payload::now(source, sequence).text(bytes);
+            assert!(inbox.take(&text).is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_have_arrived_when_each_came_a_first_time() {
+        let (arrivals, mut inbox) = inbox();
+        arrivals.expect(2);
+        for sequence in [0, 0] {
+            inbox.take(&Payload::now(4, sequence).text(40)).expect("it was to come");
+        }
+        assert_eq!(arrivals.awaited.load(Ordering::Acquire), 1);
+        inbox.take(&Payload::now(4, 1).text(40)).expect("it was to come");
+        arrivals.all().await;
+    }
+}

@@ -1,0 +1,102 @@
+//! Latencies of one run, as the clients see them.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// Longest latency that is told apart; longer ones count as this. As long as the longest run.
+const LATENCY_MAX: Duration = Duration::from_secs(3600);
+const SIGNIFICANT_DIGITS: u8 = 3;
+
+/// Latencies from all tasks of a run, in a fixed quarter of a megabyte.
+pub struct Latencies(Mutex<Histogram<u64>>);
+
+/// Points of a distribution: of one run in microseconds, or of several as their spread.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Percentiles<T> {
+    /// The median.
+    pub p50: T,
+    /// Nine in ten are not longer.
+    pub p90: T,
+    /// All but one in a hundred are not longer.
+    pub p99: T,
+    /// All but one in a thousand are not longer.
+    #[serde(rename = "p99.9")]
+    pub p99_9: T,
+    /// The longest.
+    pub max: T,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        let max_ns = LATENCY_MAX.as_nanos() as u64;
+        let histogram = Histogram::new_with_bounds(1, max_ns, SIGNIFICANT_DIGITS);
+        Self(Mutex::new(histogram.expect("the bounds are constants that the histogram allows")))
+    }
+}
+
+impl Latencies {
+    /// Adds one latency.
+    pub fn record(&self, latency: Duration) {
+        let latency_ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.histogram().saturating_record(latency_ns);
+    }
+
+    /// The percentiles so far, in microseconds; zeros if there were none.
+    pub fn percentiles_us(&self) -> Percentiles<f64> {
+        let histogram = self.histogram();
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        Percentiles {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: histogram.max() as f64 / 1000.0,
+        }
+    }
+
+    /// How many there are so far.
+    pub fn count(&self) -> u64 {
+        self.histogram().len()
+    }
+
+    fn histogram(&self) -> MutexGuard<'_, Histogram<u64>> {
+        // A panic elsewhere cannot leave a histogram half written.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Percentiles<T> {
+    /// Percentiles made by the same rule each, which is given the way to read that one of a run.
+    pub fn each(rule: impl Fn(fn(&Percentiles<f64>) -> f64) -> T) -> Self {
+        Self {
+            p50: rule(|run| run.p50),
+            p90: rule(|run| run.p90),
+            p99: rule(|run| run.p99),
+            p99_9: rule(|run| run.p99_9),
+            max: rule(|run| run.max),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_in_microseconds() {
+        let latencies = Latencies::default();
+        (1..=1000).for_each(|us| latencies.record(Duration::from_micros(us)));
+        let percentiles = latencies.percentiles_us();
+        for (found, expected) in [(percentiles.p50, 500.0), (percentiles.p99_9, 999.0)] {
+            assert!((found - expected).abs() <= expected / 500.0, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn no_latencies_are_zeros() {
+        assert_eq!(Latencies::default().percentiles_us().max, 0.0);
+    }
+}

@@ -1,0 +1,60 @@
+//! What this process takes of the machine: CPUs and descriptors.
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
+use tokio::runtime::{Builder, Runtime};
+
+/// Descriptors beyond those of the clients: the runtime's, the API connections', the server's
+/// listeners and rings.
+const DESCRIPTORS_BESIDE_CLIENTS: u64 = 128;
+
+/// The calling thread, to the system calls of affinity.
+const THIS_THREAD: Pid = Pid::from_raw(0);
+
+/// A runtime whose threads keep off the server's CPUs: one on each of the others.
+///
+/// The calling thread keeps its affinity, so that a server it starts inherits all CPUs. Where the
+/// server has every CPU, the threads share them with it.
+pub fn runtime_beside(server_cpus: &[usize]) -> Result<Runtime> {
+    let cpus = cpus_beside(server_cpus)?;
+    let threads = (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).count();
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .on_thread_start(move || {
+            if let Err(error) = sched_setaffinity(THIS_THREAD, &cpus) {
+                eprintln!("loadtest: cannot keep off the server's CPUs: {error}");
+            }
+        })
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+fn cpus_beside(server_cpus: &[usize]) -> Result<CpuSet> {
+    let all = sched_getaffinity(THIS_THREAD).context("cannot read the CPU affinity")?;
+    let mut others = all;
+    for &cpu in server_cpus {
+        ensure!(all.is_set(cpu) == Ok(true), "CPU {cpu} is not among those this process may use");
+        others.unset(cpu)?;
+    }
+    Ok(if others == CpuSet::new() { all } else { others })
+}
+
+/// Raises the soft limit of open descriptors to the hard one; a server started later inherits it.
+pub fn raise_descriptor_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the descriptor limit")
+}
+
+/// Says before the first connection whether there are descriptors for `clients` of them.
+pub fn check_descriptors_for(clients: u32) -> Result<()> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let needed = u64::from(clients) + DESCRIPTORS_BESIDE_CLIENTS;
+    ensure!(
+        needed <= limit,
+        "{clients} clients need {needed} descriptors, the limit is {limit}: raise it with ulimit -n"
+    );
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Drives a gridcast server over real sockets and reports what each kind of work costs it.
+//!
+//! Each scenario is run several times, by default each time against a fresh server that the load
+//! test starts on CPUs of its own; the load test keeps to the others. The report gives rates,
+//! latencies as the clients see them, server CPU per unit of work, and whatever was lost, doubled
+//! or misordered.
+//!
+//! Exit codes: 0 when all is well, 1 when anything was lost, doubled or misordered, 2 when a
+//! scenario could not be run.
+#![forbid(unsafe_code)]
+
+mod client;
+mod http;
+mod inbox;
+mod latency;
+mod ledger;
+mod machine;
+mod meter;
+mod payload;
+mod publisher;
+mod report;
+mod scenario;
+mod server;
+mod subscribers;
+mod tasks;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, value_parser};
+use nix::unistd::Pid;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+
+use report::{Report, Run};
+use scenario::Scenario;
+use server::{Server, Target};
+
+#[derive(Parser)]
+#[command(version, about, long_about = None)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    One(Scenario),
+    /// Every scenario with the figures that the README quotes
+    All {
+        /// Far fewer clients and messages: a look whether everything works
+        #[arg(long)]
+        quick: bool,
+    },
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Server and report")]
+struct Options {
+    /// Server binary to start [default: gridcast beside this program]
+    #[arg(long, global = true, conflicts_with = "pid")]
+    server: Option<PathBuf>,
+    /// CPUs of the server, one shard each; the load test keeps to the others
+    #[arg(long, global = true, value_name = "CPU,…", value_delimiter = ',', default_value = "0")]
+    server_cpus: Vec<usize>,
+    /// API address of a server that runs already (with --edge and --pid)
+    #[arg(long, global = true)]
+    api: Option<SocketAddr>,
+    /// Edge address of a server that runs already
+    #[arg(long, global = true)]
+    edge: Option<SocketAddr>,
+    /// Process id of a server that runs already, for its CPU time and memory
+    #[arg(long, global = true, value_parser = value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+    /// Times that each scenario is run
+    #[arg(long, global = true, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Seconds after which the work of a run ends; what has not arrived by then counts as lost
+    #[arg(long, global = true, default_value_t = 60, value_parser = value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+    /// File that the report is written to as JSON
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(reports) if reports.iter().all(Report::is_sound) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("loadtest: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs what was asked for, printing each scenario's row when it is done.
+fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
+    machine::raise_descriptor_limit()?;
+    let runtime = machine::runtime_beside(&options.server_cpus)?;
+    let scenarios = match command {
+        Command::One(scenario) => vec![scenario],
+        Command::All { quick } => scenario::all(quick),
+    };
+    println!("{}", report::heading());
+    let mut reports = Vec::new();
+    for scenario in &scenarios {
+        let runs = (0..options.runs)
+            .map(|_| run_once(scenario, &options, &runtime))
+            .collect::<Result<Vec<_>>>()
+            .with_context(|| scenario.title())?;
+        let report = Report::new(scenario, &runs);
+        println!("{report}");
+        reports.push(report);
+    }
+    if let Some(path) = &options.json {
+        report::write_json(path, &options.server_cpus, &reports)?;
+    }
+    Ok(reports)
+}
+
+/// Runs a scenario once, and ends the server it started whatever the outcome.
+fn run_once(scenario: &Scenario, options: &Options, runtime: &Runtime) -> Result<Run> {
+    let server = options.server()?;
+    let deadline = Instant::now() + Duration::from_secs(options.timeout);
+    let run = scenario.clone().run(server.target(), deadline);
+    runtime.block_on(async {
+        // Spawned, because this thread is the one that is not kept off the server's CPUs.
+        let run = tokio::spawn(run);
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            run = run => run.context("a scenario panicked")?,
+            _ = interrupt.recv() => bail!("interrupted by SIGINT"),
+            _ = terminate.recv() => bail!("ended by SIGTERM"),
+        }
+    })
+}
+
+impl Options {
+    fn server(&self) -> Result<Server> {
+        match (self.api, self.edge, self.pid) {
+            (Some(api), Some(edge), Some(pid)) => {
+                Ok(Server::running(Target { api, edge, pid: Pid::from_raw(pid) }))
+            }
+            (None, None, None) => {
+                let beside = || server::binary_beside_this_one();
+                let binary = self.server.clone().map_or_else(beside, Ok)?;
+                Server::start(&binary, &self.server_cpus)
+            }
+            _ => bail!("a server that runs already needs all of --api, --edge and --pid"),
+        }
+    }
+}

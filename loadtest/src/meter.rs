@@ -1,0 +1,90 @@
+//! What the server's process uses: CPU time and memory.
+//!
+//! CPU time is that of all its threads, user and system together, in nanoseconds, from the
+//! process's own CPU clock (`clock_getcpuclockid(3)`). The work of the kernel's network stack
+//! counts where it runs: what a client's own system call carries through loopback is the client's.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::time::ClockId;
+use nix::unistd::Pid;
+
+/// Measures one stretch of work.
+pub struct Meter {
+    pid: Pid,
+    cpu: Duration,
+    started: Instant,
+}
+
+/// What a stretch of work took.
+#[derive(Clone, Copy)]
+pub struct Cost {
+    /// Wall-clock time.
+    pub elapsed: Duration,
+    /// CPU time of the server, user and system.
+    pub cpu: Duration,
+}
+
+impl Meter {
+    /// Begins to measure the process `pid`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn start(pid: Pid) -> Result<Self> {
+        Ok(Self { pid, cpu: cpu_time(pid)?, started: Instant::now() })
+    }
+
+    /// What was used since the start.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn stop(self) -> Result<Cost> {
+        let elapsed = self.started.elapsed();
+        Ok(Cost { elapsed, cpu: cpu_time(self.pid)?.saturating_sub(self.cpu) })
+    }
+}
+
+fn cpu_time(pid: Pid) -> Result<Duration> {
+    let clock = ClockId::pid_cpu_clock_id(pid).and_then(ClockId::now);
+    clock.map(Duration::from).with_context(|| format!("no CPU clock of the server, process {pid}"))
+}
+
+/// Bytes of anonymous memory that the process holds resident: `RssAnon` of `proc_pid_status(5)`,
+/// without the kernel's socket buffers and without the binary.
+///
+/// # Errors
+/// The process has ended.
+pub fn memory_bytes(pid: Pid) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+    anonymous_bytes(&status).with_context(|| format!("{path} has no RssAnon"))
+}
+
+fn anonymous_bytes(status: &str) -> Option<u64> {
+    let amount = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    amount.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_memory_is_read_in_bytes() {
+        let status = "VmRSS:\t    9000 kB\nRssAnon:\t    1234 kB\nRssFile:\t    10 kB\n";
+        assert_eq!(anonymous_bytes(status), Some(1234 * 1024));
+        assert_eq!(anonymous_bytes("VmRSS:\t    9000 kB\n"), None);
+    }
+
+    #[test]
+    fn work_of_a_process_shows_on_its_meter() {
+        let meter = Meter::start(Pid::this()).expect("this process runs");
+        let mut sum = 0_u64;
+        while cpu_time(Pid::this()).expect("it still runs") - meter.cpu < Duration::from_millis(2) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(meter.stop().expect("it still runs").cpu >= Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,176 @@
+//! What the runs of a scenario came to: a row of the table, and JSON.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::latency::{Latencies, Percentiles};
+use crate::ledger::Damage;
+use crate::meter::Cost;
+use crate::scenario::Scenario;
+
+/// One run of a scenario.
+pub struct Run {
+    /// Units of work that were done, each with its latency.
+    units: u64,
+    cost: Cost,
+    latency_us: Percentiles<f64>,
+    damage: Damage,
+    memory_bytes: Option<u64>,
+}
+
+impl Run {
+    /// A run that did at `cost` as many units of work as there are latencies.
+    pub fn new(cost: Cost, latencies: &Latencies, damage: Damage) -> Self {
+        let (units, latency_us) = (latencies.count(), latencies.percentiles_us());
+        Self { units, cost, latency_us, damage, memory_bytes: None }
+    }
+
+    /// Adds by how much the server's memory has grown for all units.
+    pub fn with_memory(self, bytes: u64) -> Self {
+        Self { memory_bytes: Some(bytes), ..self }
+    }
+
+    fn rate(&self) -> f64 {
+        self.units as f64 / self.cost.elapsed.as_secs_f64()
+    }
+
+    fn cpu_us_per_unit(&self) -> f64 {
+        self.cost.cpu.as_secs_f64() * 1e6 / self.units as f64
+    }
+
+    fn memory_bytes_per_unit(&self) -> Option<f64> {
+        self.memory_bytes.map(|bytes| bytes as f64 / self.units as f64)
+    }
+}
+
+/// A figure over several runs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// `None` if there are no figures.
+    fn of(figures: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut figures: Vec<f64> = figures.collect();
+        figures.sort_by(f64::total_cmp);
+        let (&min, &max) = (figures.first()?, figures.last()?);
+        let middle = figures.len() / 2;
+        // Of an even number, the mean of the two in the middle.
+        let median = (figures[middle] + figures[(figures.len() - 1) / 2]) / 2.0;
+        Some(Self { median, min, max })
+    }
+}
+
+/// All runs of a scenario.
+#[derive(Serialize)]
+pub struct Report {
+    scenario: String,
+    unit: &'static str,
+    runs: usize,
+    units: u64,
+    units_per_second: Spread,
+    server_cpu_us_per_unit: Spread,
+    latency_us: Percentiles<Spread>,
+    server_memory_bytes_per_unit: Option<Spread>,
+    #[serde(flatten)]
+    damage: Damage,
+}
+
+impl Report {
+    /// Sums up the runs of `scenario`, of which there is at least one.
+    pub fn new(scenario: &Scenario, runs: &[Run]) -> Self {
+        let spread = |figure: &dyn Fn(&Run) -> f64| {
+            Spread::of(runs.iter().map(figure)).expect("there is at least one run")
+        };
+        Self {
+            scenario: scenario.title(),
+            unit: scenario.unit(),
+            runs: runs.len(),
+            units: runs.iter().map(|run| run.units).sum(),
+            units_per_second: spread(&Run::rate),
+            server_cpu_us_per_unit: spread(&Run::cpu_us_per_unit),
+            latency_us: Percentiles::each(|percentile| spread(&|run| percentile(&run.latency_us))),
+            server_memory_bytes_per_unit: Spread::of(
+                runs.iter().filter_map(Run::memory_bytes_per_unit),
+            ),
+            damage: runs.iter().map(|run| run.damage).sum(),
+        }
+    }
+
+    /// Nothing was lost, doubled or misordered in any run.
+    pub fn is_sound(&self) -> bool {
+        self.damage.is_none()
+    }
+}
+
+/// The heading of the table whose rows are the displayed reports.
+pub fn heading() -> String {
+    let latencies = format!(
+        "{:>10} {:>10} {:>10} {:>10} {:>10}",
+        "p50 µs", "p90 µs", "p99 µs", "p99.9 µs", "max µs"
+    );
+    format!(
+        "Rate, server CPU (user and system) and memory: median (least–most) of the runs; \
+         latencies: median of the runs, max of all.\n\n\
+         {:<44} {:>10} {:>30} {:>24} {latencies} {:>6} {:>7} {:>10} {:>22}",
+        "scenario", "unit", "units/s", "CPU µs/unit", "lost", "doubled", "misordered", "bytes/unit"
+    )
+}
+
+/// A row of the table.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = |Spread { median, min, max }: Spread, digits: usize| {
+            format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
+        };
+        write!(f, "{:<44} {:>10} ", self.scenario, self.unit)?;
+        write!(f, "{:>30} ", range(self.units_per_second, 0))?;
+        write!(f, "{:>24} ", range(self.server_cpu_us_per_unit, 2))?;
+        let Percentiles { p50, p90, p99, p99_9, max } = self.latency_us;
+        for latency_us in [p50.median, p90.median, p99.median, p99_9.median, max.max] {
+            write!(f, "{latency_us:>10.1} ")?;
+        }
+        let Damage { lost, doubled, misordered } = self.damage;
+        write!(f, "{lost:>6} {doubled:>7} {misordered:>10} ")?;
+        let memory = self.server_memory_bytes_per_unit.map(|bytes| range(bytes, 0));
+        write!(f, "{:>22}", memory.as_deref().unwrap_or("–"))
+    }
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    server_cpus: &'a [usize],
+    scenarios: &'a [Report],
+}
+
+/// Writes all reports to the file at `path`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_json(path: &Path, server_cpus: &[usize], reports: &[Report]) -> Result<()> {
+    let document = Document { server_cpus, scenarios: reports };
+    let mut json = serde_json::to_string_pretty(&document)?;
+    json.push('\n');
+    fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_the_median_and_the_extremes() {
+        let odd = Spread::of([3.0, 1.0, 2.0].into_iter());
+        assert_eq!(odd, Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        let even = Spread::of([4.0, 1.0, 2.0, 3.0].into_iter());
+        assert_eq!(even, Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(Spread::of(std::iter::empty()), None);
+    }
+}

@@ -1,0 +1,100 @@
+//! Round trips on the echo route.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::Result;
+use async_tungstenite::tungstenite::Message;
+use clap::{Args, value_parser};
+use tokio::time::Instant;
+
+use crate::client::{self, Socket};
+use crate::inbox::{Arrivals, Inbox, stages};
+use crate::ledger::Damage;
+use crate::meter::Meter;
+use crate::payload::{BYTES_MIN, Payload};
+use crate::report::Run;
+use crate::server::Target;
+use crate::tasks::{in_parallel, until};
+
+/// Each client sends a message, waits for its echo, and sends the next.
+#[derive(Args, Clone)]
+pub struct Echo {
+    /// Clients, each with one message under way
+    #[arg(long, default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// Length of a message
+    #[arg(long, default_value_t = 130,
+          value_parser = value_parser!(u32).range(BYTES_MIN as i64..=16_777_216))]
+    pub bytes: u32,
+    /// Messages in all, rounded up to as many from each client
+    #[arg(long, default_value_t = 200_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
+    pub messages: u32,
+}
+
+struct Client {
+    socket: Socket,
+    source: u32,
+    inbox: Inbox,
+}
+
+impl Echo {
+    pub fn title(&self) -> String {
+        format!("echo: {} clients, {} B", self.clients, self.bytes)
+    }
+
+    pub async fn run(self, Target { edge, pid, .. }: Target, deadline: Instant) -> Result<Run> {
+        let per_client = self.messages.div_ceil(self.clients);
+        let [opening, measured, closing] = stages(per_client);
+        let arrivals = Arc::<Arrivals>::default();
+        let bytes = self.bytes as usize;
+        let sockets = client::open_many(edge, "/echo", self.clients).await?;
+        let clients = (0..).zip(sockets).map(|(source, socket)| {
+            let inbox = Inbox::new(source..source + 1, per_client, bytes, &arrivals);
+            Client { socket, source, inbox }
+        });
+        let clients = round_trips(clients, opening, bytes, deadline).await?;
+        let meter = Meter::start(pid)?;
+        let clients = round_trips(clients, measured, bytes, deadline).await?;
+        let cost = meter.stop()?;
+        let clients = round_trips(clients, closing, bytes, deadline).await?;
+        let damage: Damage = clients.iter().map(|client| client.inbox.damage()).sum();
+        Ok(Run::new(cost, &arrivals.latencies, damage))
+    }
+}
+
+/// Has every client send the messages `numbers` and wait for their echoes.
+async fn round_trips(
+    clients: impl IntoIterator<Item = Client>,
+    numbers: Range<u32>,
+    bytes: usize,
+    deadline: Instant,
+) -> Result<Vec<Client>> {
+    let working = in_parallel(clients, |mut client| {
+        let numbers = numbers.clone();
+        async move {
+            until(deadline, client.round_trips(numbers, bytes)).await?;
+            Ok(client)
+        }
+    });
+    working.await
+}
+
+impl Client {
+    /// A connection that ends, ends this too: what it has not echoed is then missing in the inbox.
+    async fn round_trips(&mut self, numbers: Range<u32>, bytes: usize) -> Result<()> {
+        for sequence in numbers {
+            let text = Payload::now(self.source, sequence).text(bytes);
+            if self.socket.send(Message::text(text)).await.is_err() {
+                break;
+            }
+            loop {
+                let Some(text) = client::next_text(&mut self.socket).await else { return Ok(()) };
+                if self.inbox.take(&text)?.sequence >= sequence {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}

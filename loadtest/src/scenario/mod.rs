@@ -1,0 +1,123 @@
+//! The kinds of work that a server is measured at.
+
+mod connect;
+mod echo;
+mod fanout;
+mod ingest;
+mod publish;
+
+use std::ops::Range;
+
+use anyhow::Result;
+use clap::Subcommand;
+use tokio::time::Instant;
+
+use crate::report::Run;
+use crate::server::Target;
+
+/// One kind of work with its figures.
+#[derive(Clone, Subcommand)]
+pub enum Scenario {
+    /// Opens clients: handshakes per second, CPU and user memory of each connection
+    Connect(connect::Connect),
+    /// Round trips on the echo route, one at a time on each client
+    Echo(echo::Echo),
+    /// Publishes to many subscribers, each of which is to get all once and in order
+    Fanout(fanout::Fanout),
+    /// Pipelined mesh.publish of several back ends
+    Publish(publish::Publish),
+    /// Messages of clients to a back end that consumes their topic
+    Ingest(ingest::Ingest),
+}
+
+impl Scenario {
+    /// What it does, with its figures.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Connect(connect) => connect.title(),
+            Self::Echo(echo) => echo.title(),
+            Self::Fanout(fanout) => fanout.title(),
+            Self::Publish(publish) => publish.title(),
+            Self::Ingest(ingest) => ingest.title(),
+        }
+    }
+
+    /// What rates, CPU and memory are quoted per.
+    pub fn unit(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connection",
+            Self::Echo(_) => "echo",
+            Self::Fanout(_) => "delivery",
+            Self::Publish(_) => "publish",
+            Self::Ingest(_) => "message",
+        }
+    }
+
+    /// Runs it once, until `deadline` at the longest.
+    ///
+    /// # Errors
+    /// It could not be measured: the server cannot be reached, refuses, has ended, or sends what
+    /// nobody asked for.
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
+        match self {
+            Self::Connect(connect) => connect.run(target, deadline).await,
+            Self::Echo(echo) => echo.run(target, deadline).await,
+            Self::Fanout(fanout) => fanout.run(target, deadline).await,
+            Self::Publish(publish) => publish.run(target, deadline).await,
+            Self::Ingest(ingest) => ingest.run(target, deadline).await,
+        }
+    }
+}
+
+/// The scenarios whose figures are quoted; with `quick`, the same kinds with little work each.
+pub fn all(quick: bool) -> Vec<Scenario> {
+    let least = |many: u32, few: u32| if quick { few } else { many };
+    let connect = |clients, hold| Scenario::Connect(connect::Connect { clients, hold });
+    let fanout = |clients, bytes, messages, burst| {
+        Scenario::Fanout(fanout::Fanout { clients, bytes, messages, burst })
+    };
+    let publish = |http| {
+        Scenario::Publish(publish::Publish {
+            connections: 16,
+            pipeline: 16,
+            requests: least(400_000, 4_000),
+            subscribers: 0,
+            http,
+        })
+    };
+    vec![
+        connect(least(1_000, 100), 0),
+        connect(least(15_000, 1_000), least(5, 0).into()),
+        Scenario::Echo(echo::Echo { clients: 64, bytes: 130, messages: least(200_000, 2_000) }),
+        fanout(1_000, 128, least(500, 10), 1),
+        fanout(1_000, 128, least(4_000, 64), 16),
+        fanout(least(10_000, 2_000), 128, least(50, 3), 1),
+        fanout(100, 16_384, least(2_000, 20), 1),
+        publish(false),
+        publish(true),
+        Scenario::Ingest(ingest::Ingest {
+            clients: 100,
+            bytes: 128,
+            messages: least(200_000, 2_000),
+            window: 1,
+        }),
+    ]
+}
+
+/// Cuts `numbers` into bursts of `burst` numbers, the last one perhaps shorter.
+fn bursts(numbers: Range<u32>, burst: u32) -> impl Iterator<Item = Range<u32>> {
+    let end = numbers.end;
+    numbers.step_by(burst as usize).map(move |first| first..end.min(first.saturating_add(burst)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bursts_cover_every_number_once() {
+        let cut: Vec<_> = bursts(1..8, 3).collect();
+        assert_eq!(cut, [1..4, 4..7, 7..8]);
+        assert_eq!(bursts(0..0, 3).count(), 0);
+    }
+}

@@ -1,0 +1,36 @@
+//! Work in many tasks, and work that ends in time.
+
+use anyhow::{Context, Result};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+/// Does the same work with each of `inputs` in a task of its own; outputs come in any order.
+///
+/// # Errors
+/// The first error of any of them; the others are given up.
+pub async fn in_parallel<I, O, F>(
+    inputs: impl IntoIterator<Item = I>,
+    work: impl FnMut(I) -> F,
+) -> Result<Vec<O>>
+where
+    O: Send + 'static,
+    F: Future<Output = Result<O>> + Send + 'static,
+{
+    let mut tasks: JoinSet<_> = inputs.into_iter().map(work).collect();
+    let mut outputs = Vec::with_capacity(tasks.len());
+    while let Some(output) = tasks.join_next().await {
+        outputs.push(output.context("a task panicked")??);
+    }
+    Ok(outputs)
+}
+
+/// What `work` comes to, or `None` if the deadline is there first.
+///
+/// # Errors
+/// Those of `work`.
+pub async fn until<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    timeout_at(deadline, work).await.ok().transpose()
+}

@@ -1,0 +1,69 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// A distributed WebSocket gateway: back ends push to clients and read what they send.
+#[derive(Debug, Parser)]
+#[command(name = "gridcast", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What the process is asked to do.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Run the gateway until SIGTERM or Ctrl-C.
+    Serve {
+        /// Configuration file (TOML). Without one: listeners on loopback, routes /ws and /echo.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Check a configuration file, with the GRIDCAST_ variables, and start nothing.
+    Check {
+        /// Configuration file (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+/// Reads the process's arguments. Prints and exits when they are wrong (status 2, with the nearest
+/// right word) or ask for help or the version (status 0).
+pub fn parse() -> Command {
+    Arguments::parse().command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(arguments: &[&str]) -> Result<Command, String> {
+        let arguments = ["gridcast"].iter().chain(arguments);
+        match Arguments::try_parse_from(arguments) {
+            Ok(arguments) => Ok(arguments.command),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn serve_runs_with_a_file_or_without() {
+        assert_eq!(command(&["serve"]), Ok(Command::Serve { config: None }));
+        let config = Some(PathBuf::from("a.toml"));
+        assert_eq!(command(&["serve", "--config", "a.toml"]), Ok(Command::Serve { config }));
+    }
+
+    #[test]
+    fn check_needs_a_file() {
+        assert!(command(&["check"]).unwrap_err().contains("--config <FILE>"));
+        let config = PathBuf::from("a.toml");
+        assert_eq!(command(&["check", "--config=a.toml"]), Ok(Command::Check { config }));
+    }
+
+    #[test]
+    fn a_mistyped_word_is_answered_with_the_right_one() {
+        assert!(command(&["serv"]).unwrap_err().contains("'serve'"));
+        assert!(command(&["serve", "--confg", "a"]).unwrap_err().contains("'--config'"));
+    }
+}

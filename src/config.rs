@@ -1,0 +1,437 @@
+//! The configuration: a TOML file and `GRIDCAST_` variables → checked, derived values.
+//!
+//! What is wrong is answered in one line: the place, the key, what was expected, what was found.
+//! Nothing here asks the process for anything but the file: variables and CPUs are arguments.
+
+mod document;
+mod edge;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use toml::de::DeValue;
+
+use crate::queue::WhenFull;
+pub use document::ConfigError;
+use document::{Document, Keys, Section, whole_number};
+use edge::read_edges;
+pub use edge::{Edge, Events, Route};
+
+/// Largest file read. A thousand routes take a tenth of it.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// A client id has 12 bits for shard number and sequence: more shards would leave too short a
+/// sequence.
+const CORES_MAX: usize = 256;
+
+/// Largest message from a client: what the largest conformance tests send.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// What a topic keeps of a message beside its data: ids, the topic's name, the frame around it.
+const ENVELOPE_BYTES: usize = 4096;
+
+const TOPIC_BYTES: usize = 64 << 20;
+
+// So a topic that is too small for its messages is always one whose size was written.
+const _: () = assert!(TOPIC_BYTES >= topic_bytes_min(MESSAGE_BYTES_MAX));
+
+const HOUR_MS: u64 = 3_600_000;
+
+const BYTES: &str = " of bytes";
+const MILLISECONDS: &str = " of milliseconds";
+const ADDRESS: &str = "an IP address and port such as \"127.0.0.1:6789\"";
+const ORIGIN: &str = "an origin such as \"https://example.org\", without a path";
+
+/// The sections that are there once. Their keys can be set by variables too.
+const SECTIONS: [Keys; 5] = [
+    ("node", &NODE_KEYS),
+    ("api", &API_KEYS),
+    ("queue", &QUEUE_KEYS),
+    ("limits", &LIMITS_KEYS),
+    ("log", &LOG_KEYS),
+];
+
+/// All that one node is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node.
+    pub node: Node,
+    /// The back ends' listener.
+    pub api: Api,
+    /// Listeners for clients. Default: none; without a file, one on 127.0.0.1:6790.
+    pub edges: Vec<Edge>,
+    /// Topics.
+    pub queue: Queue,
+    /// Bounds and times.
+    pub limits: Limits,
+    /// `log.level`. Default: info. Debug costs a line per connection.
+    pub log_level: Level,
+}
+
+impl Config {
+    /// Reads `file`, overridden by those variables of `environment` that begin with `GRIDCAST_`.
+    /// `available` are the numbers of the CPUs that the process may use: at least one.
+    pub fn read(
+        file: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+        available: &[usize],
+    ) -> Result<Self, ConfigError> {
+        let name = file.display().to_string();
+        let text = read_bounded(file)
+            .map_err(|error| ConfigError::new(&name, format!("cannot be read: {error}")))?;
+        Self::parse(&text, &name, environment, available)
+    }
+
+    /// What a node runs with that is given no file: listeners on loopback, the routes `/ws` and
+    /// `/echo`. Variables override it as they override a file.
+    pub fn development(
+        environment: impl Iterator<Item = (String, String)>,
+        available: &[usize],
+    ) -> Result<Self, ConfigError> {
+        let text = include_str!("config/development.toml");
+        Self::parse(text, "built-in configuration", environment, available)
+    }
+
+    /// As [`Config::read`], from the text of a file that messages call `name`.
+    pub fn parse(
+        text: &str,
+        name: &str,
+        environment: impl Iterator<Item = (String, String)>,
+        available: &[usize],
+    ) -> Result<Self, ConfigError> {
+        let environment: Vec<_> = environment.collect();
+        let document = Document::parse(text, name, &environment, &SECTIONS)?;
+        let root = document.root();
+        let reason = "not in this version, in which a grid is one node: leave it out";
+        root.without("mesh", reason)?;
+        let root = root.only(&["node", "api", "edge", "queue", "limits", "log"])?;
+
+        let node = Node::read(&root, available)?;
+        let api = Api::read(&root)?;
+        let limits = Limits::read(&root)?;
+        let edges = read_edges(&root, &api, &limits)?;
+        let queue = Queue::read(&root, &edges)?;
+        Ok(Self { node, api, edges, queue, limits, log_level: Level::read(&root)? })
+    }
+}
+
+/// What `gridcast check` says of a configuration that is right.
+impl fmt::Display for Config {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "node {} on CPUs {}", self.node.id, numbers(&self.node.cores))?;
+        write!(formatter, "\napi {}, advertised as {}", self.api.bind, self.api.advertise)?;
+        for edge in &self.edges {
+            let routes: Vec<String> = edge.routes.iter().map(Route::to_string).collect();
+            write!(formatter, "\nedge {}: {}", edge.bind, routes.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+fn read_bounded(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    // One byte more than allowed tells a file that is too large from one that just fits.
+    File::open(file)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+const NODE_KEYS: [&str; 2] = ["id", "cores"];
+
+/// Who this node is and what it runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Unique in the grid, 0 to 1023: the node part of the client ids given out here. Default: 1.
+    pub id: u16,
+    /// CPU numbers, 1 to 256 of those that the process may use; a shard is pinned to each. Written
+    /// as their count or as a list. Default: all of them. Each costs two threads and a ring.
+    pub cores: Vec<usize>,
+}
+
+impl Node {
+    fn read(root: &Section, available: &[usize]) -> Result<Self, ConfigError> {
+        let section = root.table("node")?.only(&NODE_KEYS)?;
+        let usable = &available[..available.len().min(CORES_MAX)];
+        let expected = format!(
+            "a count from 1 to {}, or a list of different CPU numbers out of {}",
+            usable.len(),
+            numbers(available)
+        );
+        let cores = section.read("cores", &expected, |value| chosen_cores(value, available))?;
+        Ok(Self {
+            id: section.whole("id", "", 0..=1023, 1)?,
+            cores: cores.unwrap_or_else(|| usable.to_vec()),
+        })
+    }
+}
+
+fn chosen_cores(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
+    let cores = match whole_number(value) {
+        Some(count) => available.get(..count)?.to_vec(),
+        None => listed_cores(value, available)?,
+    };
+    (1..=CORES_MAX).contains(&cores.len()).then_some(cores)
+}
+
+fn listed_cores(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
+    let mut seen = BTreeSet::new();
+    let mut is_new = |core: &usize| available.contains(core) && seen.insert(*core);
+    let items = value.as_array()?.iter();
+    items.map(|item| whole_number(item.get_ref()).filter(&mut is_new)).collect()
+}
+
+/// `[0, 1, 2, 3, 8]` as `0-3, 8`.
+fn numbers(cpus: &[usize]) -> String {
+    let run = |run: &[usize]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => format!("{}", run[0]),
+    };
+    let runs: Vec<String> = cpus.chunk_by(|a, b| a + 1 == *b).map(run).collect();
+    runs.join(", ")
+}
+
+const API_KEYS: [&str; 3] = ["bind", "advertise", "origins"];
+
+/// The listener for back ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// An address of loopback: without users, who can connect may do all. Default: 127.0.0.1:6789.
+    /// With port 0 the system picks one.
+    pub bind: SocketAddr,
+    /// Where back ends reach this node, as `GET /v1/nodes` tells them. Default: `bind`, whose port
+    /// may be 0; then the one that was picked is meant. A written one is never 0, nor is its IP.
+    pub advertise: SocketAddr,
+    /// Web origins, beside the API's own, that may call it from a browser; in lower case, as
+    /// browsers send them. Default: none.
+    pub origins: Vec<String>,
+}
+
+impl Api {
+    fn read(root: &Section) -> Result<Self, ConfigError> {
+        let section = root.table("api")?;
+        let reason = "not in this version, whose API serves loopback alone: leave it out";
+        section.without("user", reason)?;
+        let section = section.only(&API_KEYS)?;
+        let bind = read_address(&section, "bind", 6789)?;
+        if !bind.ip().to_canonical().is_loopback() {
+            let reason = "without users the API listens on loopback only, such as 127.0.0.1:6789";
+            return Err(section.fault(&["bind"], format!("{reason}; found {bind}")));
+        }
+        let advertise = section.read("advertise", ADDRESS, |value| {
+            address(value).filter(|address| !address.ip().is_unspecified() && address.port() != 0)
+        })?;
+        let origins = read_origins(&section)?.unwrap_or_default();
+        Ok(Self { bind, advertise: advertise.unwrap_or(bind), origins })
+    }
+}
+
+fn read_address(section: &Section, key: &str, port: u16) -> Result<SocketAddr, ConfigError> {
+    let address = section.read(key, ADDRESS, address)?;
+    Ok(address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+}
+
+fn address(value: &DeValue) -> Option<SocketAddr> {
+    value.as_str()?.parse().ok()
+}
+
+fn read_origins(section: &Section) -> Result<Option<Vec<String>>, ConfigError> {
+    let origins = section.texts("origins", ORIGIN, is_origin)?;
+    Ok(origins.map(|list| list.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
+}
+
+/// A scheme and a host as RFC 6454, section 6.2 writes them. `null` is not one: every sandboxed
+/// page and every local file has it.
+fn is_origin(text: &str) -> bool {
+    let host_is_right =
+        |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && host_is_right(host))
+}
+
+fn message_bytes(section: &Section, key: &str, default: usize) -> Result<usize, ConfigError> {
+    section.whole(key, BYTES, 1..=MESSAGE_BYTES_MAX, default)
+}
+
+fn outbound_bytes(section: &Section, default: usize) -> Result<usize, ConfigError> {
+    section.whole("outbound_bytes", BYTES, 1024..=1 << 30, default)
+}
+
+const QUEUE_KEYS: [&str; 4] = ["topic_messages", "topic_bytes", "when_full", "topics"];
+
+/// The bounds of topics, on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Messages that wait in one topic, 1 to 16,777,216. Default: 65,536.
+    pub topic_messages: usize,
+    /// Bytes that wait in one topic, 4,096 to 64 GiB, and room for the largest message of any
+    /// route that feeds one. Default: 67,108,864. A topic without consumers fills them.
+    pub topic_bytes: usize,
+    /// What happens to messages for which there is no room. Default: hold.
+    pub when_full: WhenFull,
+    /// Topics, 1 to 1,048,576. Default: 1,024.
+    pub topics: usize,
+}
+
+impl Queue {
+    fn read(root: &Section, edges: &[Edge]) -> Result<Self, ConfigError> {
+        let section = root.table("queue")?.only(&QUEUE_KEYS)?;
+        let choices = [
+            ("hold", WhenFull::Hold),
+            ("drop_oldest", WhenFull::DropOldest),
+            ("close", WhenFull::Close),
+        ];
+        let queue = Self {
+            topic_messages: section.whole("topic_messages", "", 1..=1 << 24, 65_536)?,
+            topic_bytes: section.whole("topic_bytes", BYTES, 4096..=64 << 30, TOPIC_BYTES)?,
+            when_full: section.choice("when_full", &choices, WhenFull::Hold)?,
+            topics: section.whole("topics", "", 1..=1 << 20, 1024)?,
+        };
+        let routes = edges.iter().flat_map(|edge| &edge.routes);
+        let feeding = routes.filter(|route| route.topic.is_some());
+        let Some(message_bytes) = feeding.map(|route| route.message_bytes).max() else {
+            return Ok(queue);
+        };
+        let needed = topic_bytes_min(message_bytes);
+        if queue.topic_bytes < needed {
+            let reason = format!(
+                "expected at least {needed} bytes, room for a route's message of {message_bytes} \
+                 bytes; found {}",
+                queue.topic_bytes
+            );
+            return Err(section.fault(&["topic_bytes"], reason));
+        }
+        Ok(queue)
+    }
+}
+
+/// Room for one message: base64 makes four bytes of three, JSON escapes seldom make more than two
+/// of one.
+const fn topic_bytes_min(message_bytes: usize) -> usize {
+    2 * message_bytes + ENVELOPE_BYTES
+}
+
+const LIMITS_KEYS: [&str; 12] = [
+    "edge_message_bytes",
+    "api_message_bytes",
+    "head_bytes",
+    "headers",
+    "outbound_bytes",
+    "slow_client",
+    "channels_per_client",
+    "clients",
+    "handshake_ms",
+    "ping_ms",
+    "idle_ms",
+    "answer_ms",
+];
+
+/// Bounds on what one connection may cost, and on how long things may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest message of a client, in bytes of all its fragments, 1 to 16,777,216; a route may
+    /// have its own. Default: 65,536.
+    pub edge_message_bytes: usize,
+    /// Largest message or request body of a back end, 1,024 to 67,108,864 bytes.
+    /// Default: 1,048,576.
+    pub api_message_bytes: usize,
+    /// Largest head of an HTTP request, 1,024 to 1,048,576 bytes. Default: 16,384.
+    pub head_bytes: usize,
+    /// Header fields in that head, 1 to 256. Default: 100.
+    pub headers: usize,
+    /// Bytes that may wait for one client or back end, 1,024 to 1 GiB; a route may have its own.
+    /// Default: 1,048,576. Allocated as it is used: a client that keeps up costs none of it.
+    pub outbound_bytes: usize,
+    /// What happens to a client for which more would wait. Default: close.
+    pub slow_client: SlowClient,
+    /// Channels that one client is subscribed to, 1 to 1,048,576. Default: 1,024.
+    pub channels_per_client: usize,
+    /// Clients of this node, up to 16,777,216. Default: 0, as many as descriptors and memory allow.
+    pub clients: usize,
+    /// Milliseconds from accepting a connection to the end of its handshake, 1 to 3,600,000.
+    /// Default: 10,000.
+    pub handshake_ms: u64,
+    /// Milliseconds of silence after which a connection is pinged, 1 to 3,600,000 and less than
+    /// `idle_ms`. Default: 30,000. Each ping wakes the device at the other end.
+    pub ping_ms: u64,
+    /// Milliseconds of silence after which a connection is closed, 2 to 3,600,000.
+    /// Default: 60,000.
+    pub idle_ms: u64,
+    /// Milliseconds that a call waits for other shards and nodes, 1 to 2,000, in which every call
+    /// is answered. Default: 1,500.
+    pub answer_ms: u64,
+}
+
+/// The answer to a client that does not read what is sent to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowClient {
+    /// Close it with 1013; the message counts as failed.
+    Close,
+    /// Drop the message, which counts as failed; the client stays.
+    Drop,
+}
+
+impl Limits {
+    fn read(root: &Section) -> Result<Self, ConfigError> {
+        let section = root.table("limits")?.only(&LIMITS_KEYS)?;
+        let bytes = |key, bounds, default| section.whole(key, BYTES, bounds, default);
+        let count = |key, bounds, default| section.whole(key, "", bounds, default);
+        let ms = |key, bounds, default| section.whole(key, MILLISECONDS, bounds, default);
+        let slow_client = [("close", SlowClient::Close), ("drop", SlowClient::Drop)];
+        let limits = Self {
+            edge_message_bytes: message_bytes(&section, "edge_message_bytes", 65_536)?,
+            api_message_bytes: bytes("api_message_bytes", 1024..=64 << 20, 1 << 20)?,
+            head_bytes: bytes("head_bytes", 1024..=1 << 20, 16_384)?,
+            headers: count("headers", 1..=256, 100)?,
+            outbound_bytes: outbound_bytes(&section, 1 << 20)?,
+            slow_client: section.choice("slow_client", &slow_client, SlowClient::Close)?,
+            channels_per_client: count("channels_per_client", 1..=1 << 20, 1024)?,
+            clients: count("clients", 0..=1 << 24, 0)?,
+            handshake_ms: ms("handshake_ms", 1..=HOUR_MS, 10_000)?,
+            ping_ms: ms("ping_ms", 1..=HOUR_MS, 30_000)?,
+            idle_ms: ms("idle_ms", 2..=HOUR_MS, 60_000)?,
+            answer_ms: ms("answer_ms", 1..=2000, 1500)?,
+        };
+        if limits.ping_ms >= limits.idle_ms {
+            let Self { ping_ms, idle_ms, .. } = limits;
+            let reason =
+                format!("expected ping_ms ({ping_ms}) to be less than idle_ms ({idle_ms})");
+            return Err(section.fault(&["idle_ms", "ping_ms"], reason));
+        }
+        Ok(limits)
+    }
+}
+
+const LOG_KEYS: [&str; 1] = ["level"];
+
+/// How much is logged: this level and those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What ended the node.
+    Error,
+    /// What someone should look at.
+    Warn,
+    /// What changes in the life of the node.
+    Info,
+    /// What helps to find a fault.
+    Debug,
+}
+
+impl Level {
+    fn read(root: &Section) -> Result<Self, ConfigError> {
+        let levels = [
+            ("error", Self::Error),
+            ("warn", Self::Warn),
+            ("info", Self::Info),
+            ("debug", Self::Debug),
+        ];
+        root.table("log")?.only(&LOG_KEYS)?.choice("level", &levels, Self::Info)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,495 @@
+use super::*;
+
+const CPUS: [usize; 4] = [0, 1, 2, 5];
+
+fn environment(variables: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+    variables.iter().map(owned).collect::<Vec<_>>().into_iter()
+}
+
+fn parse_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::parse(text, "gridcast.toml", environment(variables), &CPUS)
+}
+
+fn parse(text: &str) -> Config {
+    parse_with(text, &[]).expect("the text is a right configuration")
+}
+
+fn development(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    Config::development(environment(variables), &CPUS)
+}
+
+/// Asserts the whole line with which `text` is refused.
+fn refused(text: &str, line: &str) {
+    assert_eq!(parse_with(text, &[]).map_err(|error| error.to_string()), Err(line.to_owned()));
+}
+
+fn refused_variable(name: &str, value: &str, line: &str) {
+    let error = development(&[(name, value)]).map_err(|error| error.to_string());
+    assert_eq!(error, Err(line.to_owned()));
+}
+
+/// A file with one edge and one route that has `lines`; the first of them is line 4.
+fn route(lines: &str) -> String {
+    format!("[[edge]]\n[[edge.route]]\npath = \"/ws\"\n{lines}")
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    let config = parse("");
+    assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec() });
+    assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
+    assert_eq!(config.api.advertise, config.api.bind);
+    assert_eq!(config.edges, []);
+    assert_eq!(config.queue.topic_bytes, 67_108_864);
+    assert_eq!(config.limits.answer_ms, 1500);
+    assert_eq!(config.log_level, Level::Info);
+}
+
+#[test]
+fn without_a_file_there_are_the_routes_ws_and_echo() {
+    let config = development(&[]).expect("the built-in configuration is right");
+    let [edge] = &config.edges[..] else { panic!("one edge: {config:?}") };
+    let [ws, echo] = &edge.routes[..] else { panic!("two routes: {config:?}") };
+    assert_eq!(edge.bind.to_string(), "127.0.0.1:6790");
+    assert_eq!((ws.path.as_str(), ws.topic.as_deref()), ("/ws", Some("messages")));
+    assert_eq!(ws.events, Events { open: false, message: true, close: false });
+    assert_eq!(ws.subscribe, ["*"]);
+    assert_eq!((ws.message_bytes, ws.outbound_bytes), (65_536, 1_048_576));
+    assert_eq!((echo.path.as_str(), echo.echo, &echo.topic), ("/echo", true, &None));
+    assert_eq!((echo.message_bytes, echo.outbound_bytes), (16_777_216, 67_108_864));
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(include_str!("every_key.toml"));
+    let bind = |text: &str| text.parse().expect("an address");
+    assert_eq!(config.node, Node { id: 7, cores: vec![5, 0] });
+    let origins = vec!["https://admin.example.org:8443".to_owned()];
+    assert_eq!(
+        config.api,
+        Api { bind: bind("[::1]:7000"), advertise: bind("10.0.0.5:6789"), origins }
+    );
+    let route = Route {
+        path: "/chat".to_owned(),
+        topic: Some("chat".to_owned()),
+        events: Events { open: true, message: false, close: true },
+        subscribe: vec!["news".to_owned(), "room:*".to_owned()],
+        hold_until: Some("user_id".to_owned()),
+        origins: Some(vec!["https://example.org".to_owned()]),
+        echo: false,
+        message_bytes: 2048,
+        outbound_bytes: 4096,
+    };
+    assert_eq!(config.edges, [Edge { bind: bind("0.0.0.0:7001"), routes: vec![route] }]);
+    let queue =
+        Queue { topic_messages: 10, topic_bytes: 8192, when_full: WhenFull::DropOldest, topics: 3 };
+    assert_eq!(config.queue, queue);
+    let limits = Limits {
+        edge_message_bytes: 1000,
+        api_message_bytes: 2000,
+        head_bytes: 3000,
+        headers: 40,
+        outbound_bytes: 5000,
+        slow_client: SlowClient::Drop,
+        channels_per_client: 60,
+        clients: 70,
+        handshake_ms: 80,
+        ping_ms: 90,
+        idle_ms: 100,
+        answer_ms: 110,
+    };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.log_level, Level::Debug);
+}
+
+#[test]
+fn cores_are_a_count_or_a_list() {
+    assert_eq!(parse("[node]\ncores = 3").node.cores, [0, 1, 2]);
+    assert_eq!(parse("[node]\ncores = [5, 1]").node.cores, [5, 1]);
+    assert_eq!(parse("[node]\ncores = 0x2").node.cores, [0, 1]);
+}
+
+#[test]
+fn cores_that_the_process_may_not_use_are_refused() {
+    let expected = "gridcast.toml:2: node.cores: expected a count from 1 to 4, or a list of \
+                    different CPU numbers out of 0-2, 5, found ";
+    for cores in ["0", "5", "-1", "[]", "[3]", "[1, 1]", "\"all\"", "[\"0\"]", "2.0"] {
+        refused(&format!("[node]\ncores = {cores}"), &format!("{expected}{cores}"));
+    }
+}
+
+#[test]
+fn no_more_shards_are_built_than_a_client_id_can_name() {
+    let many: Vec<usize> = (0..300).collect();
+    let config = Config::parse("", "gridcast.toml", environment(&[]), &many);
+    assert_eq!(config.map(|config| config.node.cores.len()), Ok(256));
+    assert!(Config::parse("node.cores = 257", "", environment(&[]), &many).is_err());
+}
+
+#[test]
+fn what_is_not_toml_names_its_line() {
+    let error = parse_with("[node]\nid = 1\nid = 2\n", &[]).unwrap_err();
+    assert_eq!(error.to_string(), "gridcast.toml:3: not TOML: duplicate key");
+    refused("[node", "gridcast.toml:1: not TOML: unclosed table, expected `]`");
+}
+
+#[test]
+fn an_unknown_key_is_answered_with_the_nearest() {
+    refused(
+        "[api]\n\nbnd = \"127.0.0.1:6789\"",
+        "gridcast.toml:3: api.bnd: unknown key; did you mean \"bind\"?",
+    );
+    refused("[limit]", "gridcast.toml:1: limit: unknown key; did you mean \"limits\"?");
+    refused(
+        &route("topics = 1"),
+        "gridcast.toml:4: edge.route.topics: unknown key; did you mean \"topic\"?",
+    );
+    refused("[log]\n\"x\\ny\" = 1", "gridcast.toml:2: log.x\\ny: unknown key; known are: level");
+}
+
+#[test]
+fn the_first_unknown_key_of_a_section_is_the_one_named() {
+    refused("[log]\nz = 1\na = 1", "gridcast.toml:2: log.z: unknown key; known are: level");
+}
+
+#[test]
+fn a_number_out_of_bounds_or_of_another_type_is_refused() {
+    let expected = "gridcast.toml:2: limits.ping_ms: expected a whole number of milliseconds from \
+                    1 to 3600000, found ";
+    for value in ["\"30s\"", "0", "-1", "3600001", "1.5", "true", "99999999999999999999999", "{}"] {
+        let shown = if value == "{}" { "a table" } else { value };
+        refused(&format!("[limits]\nping_ms = {value}"), &format!("{expected}{shown}"));
+    }
+    refused(
+        "node.id = 1024",
+        "gridcast.toml:1: node.id: expected a whole number from 0 to 1023, found 1024",
+    );
+}
+
+#[test]
+fn a_long_value_is_shown_cut() {
+    let shown = "x".repeat(63);
+    refused(
+        &format!("[log]\nlevel = \"{}\"", "x".repeat(1000)),
+        &format!(
+            "gridcast.toml:2: log.level: expected \"error\" or \"warn\" or \"info\" or \
+             \"debug\", found \"{shown}…"
+        ),
+    );
+}
+
+#[test]
+fn a_word_out_of_a_few_is_refused_with_all_of_them() {
+    refused(
+        "[queue]\nwhen_full = \"wait\"",
+        "gridcast.toml:2: queue.when_full: expected \"hold\" or \"drop_oldest\" or \"close\", \
+         found \"wait\"",
+    );
+    refused(
+        "[limits]\nslow_client = 1",
+        "gridcast.toml:2: limits.slow_client: expected \"close\" or \"drop\", found 1",
+    );
+    refused(
+        &route("handler = \"ecco\""),
+        "gridcast.toml:4: edge.route.handler: expected \"echo\", found \"ecco\"",
+    );
+}
+
+#[test]
+fn a_section_of_the_wrong_shape_is_refused() {
+    refused("node = 3", "gridcast.toml:1: node: expected one table, [node], found 3");
+    refused("[[api]]", "gridcast.toml:1: api: expected one table, [api], found [a table]");
+    refused(
+        "[edge]",
+        "gridcast.toml:1: edge: expected at most 1024 tables, [[edge]], found a table",
+    );
+}
+
+#[test]
+fn a_ping_comes_before_the_idle_time_is_over() {
+    refused(
+        "[limits]\nping_ms = 5000\nidle_ms = 5000",
+        "gridcast.toml:3: limits.idle_ms: expected ping_ms (5000) to be less than idle_ms (5000)",
+    );
+    refused(
+        "[limits]\nping_ms = 70000",
+        "gridcast.toml:2: limits.ping_ms: expected ping_ms (70000) to be less than idle_ms (60000)",
+    );
+}
+
+#[test]
+fn a_topic_has_room_for_the_largest_message_of_its_routes() {
+    let queue = |bytes| format!("{}\n[queue]\ntopic_bytes = {bytes}", route("topic = \"a\""));
+    assert_eq!(parse(&queue(135_168)).queue.topic_bytes, 135_168);
+    refused(
+        &queue(135_167),
+        "gridcast.toml:6: queue.topic_bytes: expected at least 135168 bytes, room for a route's \
+         message of 65536 bytes; found 135167",
+    );
+}
+
+#[test]
+fn a_route_without_a_topic_needs_no_room_in_one() {
+    let text = format!("{}\n[queue]\ntopic_bytes = 4096", route("handler = \"echo\""));
+    assert_eq!(parse(&text).queue.topic_bytes, 4096);
+}
+
+#[test]
+fn the_api_listens_on_loopback_only() {
+    refused(
+        "[api]\nbind = \"0.0.0.0:6789\"",
+        "gridcast.toml:2: api.bind: without users the API listens on loopback only, such as \
+         127.0.0.1:6789; found 0.0.0.0:6789",
+    );
+    assert_eq!(parse("api.bind = \"127.9.9.9:0\"").api.bind.port(), 0);
+    assert!(parse("api.bind = \"[::ffff:127.0.0.1]:1\"").api.bind.is_ipv6());
+}
+
+#[test]
+fn an_address_is_an_ip_and_a_port() {
+    let expected = "expected an IP address and port such as \"127.0.0.1:6789\"";
+    for bind in ["\"localhost:6790\"", "\"127.0.0.1\"", "6790", "\"127.0.0.1:65536\""] {
+        refused(
+            &format!("[[edge]]\nbind = {bind}"),
+            &format!("gridcast.toml:2: edge.bind: {expected}, found {bind}"),
+        );
+    }
+    for advertise in ["\"0.0.0.0:6789\"", "\"[::]:6789\"", "\"10.0.0.5:0\""] {
+        refused(
+            &format!("[api]\nadvertise = {advertise}"),
+            &format!("gridcast.toml:2: api.advertise: {expected}, found {advertise}"),
+        );
+    }
+}
+
+#[test]
+fn two_listeners_do_not_share_an_address() {
+    let edge = |bind| format!("[[edge]]\nbind = \"{bind}\"\nroute = [{{ path = \"/\" }}]\n");
+    let two = |bind| format!("{}{}", edge(bind), edge(bind));
+    refused(
+        &two("127.0.0.1:7000"),
+        "gridcast.toml:5: edge.bind: 127.0.0.1:7000 is taken by gridcast.toml:2: edge.bind",
+    );
+    refused(
+        &edge("127.0.0.1:6789"),
+        "gridcast.toml:2: edge.bind: 127.0.0.1:6789 is taken by gridcast.toml: api.bind",
+    );
+    assert_eq!(parse(&two("127.0.0.1:0")).edges.len(), 2, "with port 0 each gets its own");
+}
+
+#[test]
+fn an_edge_has_routes_with_paths_that_differ() {
+    refused("\n[[edge]]", "gridcast.toml:2: edge.route: missing; an edge needs at least one");
+    refused(
+        &route("[[edge.route]]\npath = \"/ws\""),
+        "gridcast.toml:5: edge.route.path: \"/ws\" is the path of an earlier route",
+    );
+    refused(
+        "[[edge]]\n\n[[edge.route]]\ntopic = \"a\"",
+        "gridcast.toml:3: edge.route.path: missing; a route needs one",
+    );
+    for path in ["", "ws", "/a b", "/a?b", "/a#b", "/ä"] {
+        refused(
+            &format!("[[edge]]\n[[edge.route]]\npath = \"{path}\""),
+            &format!(
+                "gridcast.toml:3: edge.route.path: expected a path such as \"/ws\", found \
+                 \"{path}\""
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_route_has_a_handler_or_a_topic_or_neither() {
+    refused(
+        &route("topic = \"a\"\nhandler = \"echo\""),
+        "gridcast.toml:5: edge.route.handler: a route has a handler or a topic, not both",
+    );
+    let config = parse(&route(""));
+    let route = &config.edges[0].routes[0];
+    assert_eq!((route.echo, &route.topic, route.events), (false, &None, Events::default()));
+}
+
+#[test]
+fn what_only_a_topic_gives_effect_is_refused_without_one() {
+    for (line, key) in [("events = [\"open\"]", "events"), ("hold_until = \"a\"", "hold_until")] {
+        refused(
+            &route(line),
+            &format!("gridcast.toml:4: edge.route.{key}: has no effect without a topic"),
+        );
+    }
+}
+
+#[test]
+fn a_list_is_refused_with_the_item_that_is_wrong() {
+    refused(
+        &route("topic = \"a\"\nevents = [\"open\", \"closed\"]"),
+        "gridcast.toml:5: edge.route.events: expected \"open\", \"message\" or \"close\", found \
+         \"closed\"",
+    );
+    refused(
+        &route("subscribe = \"*\""),
+        "gridcast.toml:4: edge.route.subscribe: expected a list of at most 1024 strings, found \
+         \"*\"",
+    );
+    refused(
+        &route("subscribe = [\"a*b\"]"),
+        "gridcast.toml:4: edge.route.subscribe: expected a channel's name, or the beginning of \
+         one and \"*\", found \"a*b\"",
+    );
+}
+
+#[test]
+fn a_pattern_has_its_star_at_the_end_or_none() {
+    let config = parse(&route("subscribe = [\"*\", \"café\", \"café*\"]"));
+    assert_eq!(config.edges[0].routes[0].subscribe, ["*", "café", "café*"]);
+    for pattern in ["", "*a", "a**"] {
+        assert!(parse_with(&route(&format!("subscribe = [\"{pattern}\"]")), &[]).is_err());
+    }
+}
+
+#[test]
+fn a_file_with_any_one_character_changed_is_read_or_refused_in_one_line() {
+    let text = include_str!("every_key.toml");
+    for (place, _) in text.char_indices() {
+        for put in ["", "\n", "\r", "\0", "\"", "[", "=", "é", "\\", "9", "{"] {
+            let changed = format!("{}{put}{}", &text[..place], &text[place + 1..]);
+            if let Err(error) = parse_with(&changed, &[]) {
+                let line = error.to_string();
+                assert!(line.starts_with("gridcast.toml"), "{line:?}");
+                assert!(!line.contains(char::is_control), "{line:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_origin_is_a_scheme_and_a_host() {
+    for origin in ["example.org", "https://", "https://example.org/", "null", "*", "https://a b"] {
+        refused(
+            &format!("[api]\norigins = [\"{origin}\"]"),
+            &format!(
+                "gridcast.toml:2: api.origins: expected an origin such as \
+                 \"https://example.org\", without a path, found \"{origin}\""
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_name_has_a_length_and_no_control_characters() {
+    let longest = "é".repeat(127) + "x";
+    let config = parse(&route(&format!("topic = \"{longest}\"")));
+    assert_eq!(config.edges[0].routes[0].topic.as_deref(), Some(longest.as_str()));
+    let expected = "expected a name of 1 to 255 bytes without control characters";
+    for (topic, shown) in [("\"\"", "\"\""), ("\"a\\tb\"", "\"a\\tb\""), ("1", "1")] {
+        refused(
+            &route(&format!("topic = {topic}")),
+            &format!("gridcast.toml:4: edge.route.topic: {expected}, found {shown}"),
+        );
+    }
+    assert!(parse_with(&route(&format!("topic = \"{longest}y\"")), &[]).is_err());
+}
+
+#[test]
+fn what_later_versions_have_is_refused_by_name() {
+    refused(
+        "\n[mesh]\nseeds = []",
+        "gridcast.toml:2: mesh: not in this version, in which a grid is one node: leave it out",
+    );
+    refused(
+        "[[api.user]]\nname = \"app\"",
+        "gridcast.toml:1: api.user: not in this version, whose API serves loopback alone: leave \
+         it out",
+    );
+}
+
+#[test]
+fn a_variable_overrides_the_file_and_the_defaults() {
+    let variables = [
+        ("GRIDCAST_API_BIND", "127.0.0.1:0"),
+        ("GRIDCAST_API_ADVERTISE", "[fd00::1]:6789"),
+        ("GRIDCAST_API_ORIGINS", "['https://a', 'https://b']"),
+        ("GRIDCAST_NODE_CORES", "[0, 2]"),
+        ("GRIDCAST_LIMITS_PING_MS", "1_000"),
+        ("GRIDCAST_LOG_LEVEL", "warn"),
+        ("GRIDCAST_QUEUE_WHEN_FULL", "\"close\""),
+        ("PATH", "/bin"),
+    ];
+    let text = "[api]\nbind = \"wrong\"\n[node]\ncores = 1";
+    for config in [parse_with(text, &variables), development(&variables)] {
+        let config = config.expect("the variables are right and override what is wrong");
+        assert_eq!(config.api.bind.to_string(), "127.0.0.1:0");
+        assert_eq!(config.api.advertise.to_string(), "[fd00::1]:6789");
+        assert_eq!(config.api.origins, ["https://a", "https://b"]);
+        assert_eq!(config.node.cores, [0, 2]);
+        assert_eq!(config.limits.ping_ms, 1000);
+        assert_eq!(config.log_level, Level::Warn);
+        assert_eq!(config.queue.when_full, WhenFull::Close);
+    }
+}
+
+#[test]
+fn an_error_in_a_variable_names_the_variable() {
+    refused_variable(
+        "GRIDCAST_LIMITS_PING_MS",
+        "30s",
+        "GRIDCAST_LIMITS_PING_MS: limits.ping_ms: expected a whole number of milliseconds from 1 \
+         to 3600000, found \"30s\"",
+    );
+    refused_variable(
+        "GRIDCAST_LIMITS_HEADERS",
+        "1\nx = 2",
+        "GRIDCAST_LIMITS_HEADERS: limits.headers: expected a whole number from 1 to 256, found \
+         \"1\\nx = 2\"",
+    );
+    refused_variable(
+        "GRIDCAST_LIMITS_IDLE_MS",
+        "10",
+        "GRIDCAST_LIMITS_IDLE_MS: limits.idle_ms: expected ping_ms (30000) to be less than \
+         idle_ms (10)",
+    );
+    refused_variable(
+        "GRIDCAST_QUEUE_TOPIC_BYTES",
+        "4096",
+        "GRIDCAST_QUEUE_TOPIC_BYTES: queue.topic_bytes: expected at least 135168 bytes, room for \
+         a route's message of 65536 bytes; found 4096",
+    );
+    refused_variable(
+        "GRIDCAST_API_BIND",
+        "127.0.0.1:6790",
+        "built-in configuration:4: edge.bind: 127.0.0.1:6790 is taken by GRIDCAST_API_BIND: \
+         api.bind",
+    );
+}
+
+#[test]
+fn an_unknown_variable_is_refused_by_name() {
+    refused_variable(
+        "GRIDCAST_API_BINDS",
+        "127.0.0.1:0",
+        "GRIDCAST_API_BINDS: unknown variable; did you mean \"GRIDCAST_API_BIND\"?",
+    );
+    let error = development(&[("GRIDCAST_EDGE_ROUTE_PATH", "/")]).unwrap_err().to_string();
+    let known = "GRIDCAST_EDGE_ROUTE_PATH: unknown variable; known are: GRIDCAST_NODE_ID, ";
+    assert!(error.starts_with(known), "{error}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let read = |file: &Path| Config::read(file, environment(&[]), &CPUS).unwrap_err().to_string();
+    let error = read(Path::new("no/such.toml"));
+    assert!(error.starts_with("no/such.toml: cannot be read: No such file"), "{error}");
+    let error = read(Path::new("/dev/zero"));
+    assert_eq!(error, "/dev/zero: cannot be read: larger than 1048576 bytes");
+}
+
+#[test]
+fn a_right_configuration_is_summed_up() {
+    let config = development(&[]).expect("the built-in configuration is right");
+    let summary = "node 1 on CPUs 0-2, 5\n\
+                   api 127.0.0.1:6789, advertised as 127.0.0.1:6789\n\
+                   edge 127.0.0.1:6790: /ws (topic \"messages\"), /echo (echo)";
+    assert_eq!(config.to_string(), summary);
+}

@@ -1,0 +1,106 @@
+//! What shards say to each other.
+
+use std::sync::Arc;
+
+use crate::address::{ClientId, ShardId};
+use crate::protocol::api::{Fault, Function, Reply, Tally};
+use crate::protocol::frame::Frame;
+
+/// One connection of a shard, for as long as it lives: a place that is used again has another
+/// generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionKey {
+    /// Its place in the shard's table.
+    pub index: u32,
+    /// How often that place was used before; 24 bits.
+    pub generation: u32,
+}
+
+/// A back end's connection, seen from anywhere on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId {
+    /// The shard that holds it.
+    pub shard: ShardId,
+    /// Which connection there.
+    pub connection: ConnectionKey,
+}
+
+/// A question that its asker keeps in its table of pending answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
+/// From one shard to another. Messages of a pair of shards arrive in the order they were sent: that
+/// is what SPEC's order and its "subscribe, then publish" rest on.
+#[derive(Debug)]
+pub enum Message {
+    /// Asks for a command to be carried out there.
+    Ask {
+        /// Comes back in the answer.
+        ticket: Ticket,
+        /// On whose behalf: the commands of one back end take effect in order.
+        from: BackendId,
+        /// What to do.
+        command: Command,
+    },
+    /// The answer to [`Message::Ask`].
+    Answer(Ticket, Answer),
+    /// About a topic, to or from the shard that holds it.
+    Topic(Arc<str>, TopicMessage),
+    /// A back end's connection is gone: it consumes nothing any more.
+    BackendGone(BackendId),
+    /// The node goes down: stop accepting, close connections, answer what is pending.
+    Drain,
+}
+
+/// What one shard carries out for another, and for itself.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Puts a frame into a client's outbound queue.
+    Send(ClientId, Frame),
+    /// Puts a frame into the outbound queue of each subscriber there.
+    Publish(Arc<str>, Frame),
+    /// Calls a function of a client's connection.
+    Call(ClientId, Function),
+    /// Makes the asking back end a consumer of a topic, which starts with
+    /// [`TopicMessage::Start`].
+    Join(Arc<str>),
+    /// Ends that.
+    Leave(Arc<str>),
+}
+
+/// What came of a [`Command`].
+#[derive(Debug)]
+pub enum Answer {
+    /// Of a publish.
+    Published(Tally),
+    /// Of anything else.
+    Done(Result<Reply, Fault>),
+}
+
+/// About one topic.
+#[derive(Debug)]
+pub enum TopicMessage {
+    /// Feeder to topic: a message, for which the feeder had credit.
+    Push(ShardId, ClientId, Frame),
+    /// Feeder to topic: it has no credit left for a message of so many bytes.
+    WantCredit(ShardId, usize),
+    /// Topic to feeder: it may push so many messages and bytes more.
+    Credit(Credit),
+    /// Topic to feeder: there is no room, and clients are not to wait for it.
+    Refused,
+    /// Consumer to topic: the answer to its `queue.pop` is on its way, messages may follow.
+    Start(BackendId),
+    /// Topic to consumer: the frame of one event.
+    Deliver(BackendId, Frame),
+    /// Consumer to topic: so many of the frames delivered to it were written to its socket.
+    Written(BackendId, u32),
+}
+
+/// Room in a topic that is set aside for one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Credit {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes of encoded event.
+    pub bytes: usize,
+}

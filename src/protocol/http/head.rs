@@ -1,0 +1,275 @@
+//! What a whole head says: the request line, how long the body is, what becomes of the connection.
+
+use std::{mem::MaybeUninit, ops::Range};
+
+use memchr::memchr;
+
+use super::{
+    HttpError, Limits,
+    body::Body,
+    request::{Method, Request, Version, list_members},
+};
+
+/// Where the parts of a request are in its bytes.
+#[derive(Debug)]
+pub(super) struct Layout {
+    // method < authority <= path <= query < fields <= end of the head
+    method: Span,
+    authority: Span,
+    path: Span,
+    query: Span,
+    fields: Span,
+    version: Version,
+    keep_alive: bool,
+    pub(super) expects_continue: bool,
+}
+
+impl Layout {
+    pub(super) fn head_bytes(&self) -> usize {
+        self.fields.range().end
+    }
+
+    /// `bytes` are the head from which this was parsed, then the body.
+    pub(super) fn request<'a>(&self, bytes: &'a mut [u8]) -> Request<'a> {
+        let (head, body) = bytes.split_at_mut(self.head_bytes());
+        let head: &'a [u8] = head;
+        let text = |span: Span| {
+            str::from_utf8(&head[span.range()]).expect("a request line was checked to be ASCII")
+        };
+        Request {
+            method: Method::named(text(self.method)),
+            // RFC 9110 section 4.2.3: an http URL may leave the path out.
+            path: if self.path.range().is_empty() { "/" } else { text(self.path) },
+            query: text(self.query),
+            version: self.version,
+            keep_alive: self.keep_alive,
+            body,
+            authority: text(self.authority),
+            fields: &head[self.fields.range()],
+        }
+    }
+}
+
+/// A range of a head in half the bytes.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// `part` is a piece of `head`.
+    fn of(part: &[u8], head: &[u8]) -> Self {
+        let start = part.as_ptr().addr() - head.as_ptr().addr();
+        let narrow = |offset| u32::try_from(offset).expect("Limits::head_bytes is below 4 GiB");
+        Self { start: narrow(start), end: narrow(start + part.len()) }
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// Parses `head`, in which [`LineScan`](super::lines::LineScan) found the end in the last bytes.
+pub(super) fn parse(head: &[u8], limits: &Limits) -> Result<(Layout, Body), HttpError> {
+    let lines = head.strip_prefix(b"\r\n").unwrap_or(head);
+    let mut headers = [const { MaybeUninit::uninit() }; Limits::HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    let status = request.parse_with_uninit_headers(lines, &mut headers);
+    let (Ok(httparse::Status::Complete(_)), Some(method), Some(target)) =
+        (status, request.method, request.path)
+    else {
+        return Err(refusal(status.err(), lines));
+    };
+
+    let version = if request.version == Some(0) { Version::Http10 } else { Version::Http11 };
+    let parts = Target::split(target, method)?;
+    let mut facts = Facts::default();
+    for header in request.headers.iter() {
+        facts.note(header.name, header.value)?;
+    }
+    facts.check(version)?;
+
+    let fields = memchr(b'\n', lines).map_or(lines, |line_end| &lines[line_end + 1..]);
+    let layout = Layout {
+        method: Span::of(method.as_bytes(), head),
+        authority: Span::of(parts.authority.as_bytes(), head),
+        path: Span::of(parts.path.as_bytes(), head),
+        query: Span::of(parts.query.as_bytes(), head),
+        fields: Span::of(fields, head),
+        version,
+        keep_alive: facts.keeps_alive(version),
+        expects_continue: facts.expects_continue && version == Version::Http11,
+    };
+    Ok((layout, facts.body(limits)?))
+}
+
+fn refusal(error: Option<httparse::Error>, lines: &[u8]) -> HttpError {
+    match error {
+        Some(httparse::Error::HeaderName | httparse::Error::HeaderValue) => HttpError::HeaderLine,
+        Some(httparse::Error::Version) if names_a_version(lines) => HttpError::Version,
+        _ => HttpError::RequestLine,
+    }
+}
+
+/// RFC 9112 section 2.3: `HTTP/`, a digit, a point, a digit.
+fn names_a_version(lines: &[u8]) -> bool {
+    let line = lines.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let word = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
+    matches!(word, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+        if major.is_ascii_digit() && minor.is_ascii_digit())
+}
+
+/// The parts of a request target (RFC 9112 section 3.2), each a piece of it even if empty.
+struct Target<'a> {
+    authority: &'a str,
+    path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Target<'a> {
+    fn split(target: &'a str, method: &str) -> Result<Self, HttpError> {
+        // A fragment is not sent. Browsers do send `|`, `{` and their like, though RFC 3986 bars them.
+        if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+            return Err(HttpError::Target);
+        }
+        let (authority, rest) = match http_url(target) {
+            Some(url) => url.split_at(url.find(['/', '?']).unwrap_or(url.len())),
+            None => target.split_at(0),
+        };
+        let (path, query) = rest.split_at(rest.find('?').unwrap_or(rest.len()));
+        let good = if rest.len() < target.len() {
+            !authority.is_empty() && is_host(authority.as_bytes())
+        } else {
+            path.starts_with('/') || (target == "*" && method == "OPTIONS")
+        };
+        if !good {
+            return Err(HttpError::Target);
+        }
+        Ok(Self { authority, path, query: query.strip_prefix('?').unwrap_or(query) })
+    }
+}
+
+/// What follows the scheme, if `target` has one that is served here.
+fn http_url(target: &str) -> Option<&str> {
+    let (scheme, rest) = target.split_once("://")?;
+    let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    known.then_some(rest)
+}
+
+/// The bytes that RFC 3986 section 3.2.2 allows in a host and a port. User names are not among them:
+/// RFC 9110 section 4.2.4 warns of them. Nothing is a host, too (RFC 9110 section 7.2).
+fn is_host(text: &[u8]) -> bool {
+    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(byte))
+}
+
+/// What the headers say of the message itself.
+#[derive(Default)]
+struct Facts {
+    host: bool,
+    length: Option<u64>,
+    coded: bool,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+}
+
+impl Facts {
+    fn note(&mut self, name: &str, value: &[u8]) -> Result<(), HttpError> {
+        if name.eq_ignore_ascii_case("host") {
+            self.note_host(value)
+        } else if name.eq_ignore_ascii_case("content-length") {
+            self.note_length(value)
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            self.note_coding(value)
+        } else if name.eq_ignore_ascii_case("expect") {
+            self.note_expectation(value)
+        } else {
+            if name.eq_ignore_ascii_case("connection") {
+                self.note_connection(value);
+            }
+            Ok(())
+        }
+    }
+
+    fn note_host(&mut self, value: &[u8]) -> Result<(), HttpError> {
+        if self.host || !is_host(value) {
+            return Err(HttpError::Host);
+        }
+        self.host = true;
+        Ok(())
+    }
+
+    fn note_length(&mut self, value: &[u8]) -> Result<(), HttpError> {
+        if self.length.is_some() {
+            return Err(HttpError::RepeatedLength);
+        }
+        if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+            return Err(HttpError::Length);
+        }
+        // More than 64 bits is no other thing than too large.
+        self.length = Some(value.iter().fold(0, |length: u64, digit| {
+            length.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
+        }));
+        Ok(())
+    }
+
+    /// `chunked`, once, is all that can pass; the rest is about telling the peer why not.
+    fn note_coding(&mut self, value: &[u8]) -> Result<(), HttpError> {
+        for coding in list_members(value) {
+            if self.coded {
+                return Err(HttpError::ChunkedNotLast);
+            }
+            if !coding.eq_ignore_ascii_case(b"chunked") {
+                return Err(HttpError::UnknownCoding);
+            }
+            self.coded = true;
+        }
+        Ok(())
+    }
+
+    fn note_expectation(&mut self, value: &[u8]) -> Result<(), HttpError> {
+        if !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(HttpError::Expectation);
+        }
+        self.expects_continue = true;
+        Ok(())
+    }
+
+    fn note_connection(&mut self, value: &[u8]) {
+        for option in list_members(value) {
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+
+    /// What no single header shows.
+    fn check(&self, version: Version) -> Result<(), HttpError> {
+        if self.coded && version == Version::Http10 {
+            return Err(HttpError::CodingInOldVersion);
+        }
+        if self.coded && self.length.is_some() {
+            return Err(HttpError::LengthAndCoding);
+        }
+        if !self.host && version == Version::Http11 {
+            return Err(HttpError::Host);
+        }
+        Ok(())
+    }
+
+    /// RFC 9112 section 9.3.
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.close && (version == Version::Http11 || self.keep_alive)
+    }
+
+    /// RFC 9112 section 6.3: a request without either header has no body.
+    fn body(&self, limits: &Limits) -> Result<Body, HttpError> {
+        if self.coded {
+            return Ok(Body::chunked());
+        }
+        match usize::try_from(self.length.unwrap_or(0)) {
+            Ok(length) if length <= limits.body_bytes => Ok(Body::with_length(length)),
+            _ => Err(HttpError::BodyTooLarge),
+        }
+    }
+}

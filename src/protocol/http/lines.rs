@@ -1,0 +1,114 @@
+//! Finds the empty line that ends a head or the trailers, and refuses bytes that no line may hold.
+
+use std::mem;
+
+use memchr::memchr;
+
+use super::{HttpError, Limits};
+
+/// How far a section has been scanned. Each byte is looked at once, however the section is cut, and
+/// a bad byte is refused when it comes, not when the section is whole.
+#[derive(Debug)]
+pub(super) struct LineScan {
+    // bytes <= Limits::head_bytes
+    bytes: usize,
+    headers: usize,
+    expects: Expects,
+    line_is_empty: bool,
+    after_carriage_return: bool,
+}
+
+/// What the line being scanned is.
+#[derive(Debug)]
+enum Expects {
+    /// RFC 9112 section 2.2 asks to ignore an empty line there: old clients send one after a body.
+    RequestLineOrEmpty,
+    RequestLine,
+    HeaderOrEnd,
+}
+
+impl LineScan {
+    pub(super) const fn head() -> Self {
+        Self::starting_with(Expects::RequestLineOrEmpty)
+    }
+
+    pub(super) const fn trailers() -> Self {
+        Self::starting_with(Expects::HeaderOrEnd)
+    }
+
+    const fn starting_with(expects: Expects) -> Self {
+        Self { bytes: 0, headers: 0, expects, line_is_empty: true, after_carriage_return: false }
+    }
+
+    /// The number of `fresh` bytes that the section takes, once its end is among them.
+    pub(super) fn feed(
+        &mut self,
+        fresh: &[u8],
+        limits: &Limits,
+    ) -> Result<Option<usize>, HttpError> {
+        let room = limits.head_bytes.saturating_sub(self.bytes);
+        let fresh = &fresh[..fresh.len().min(room)];
+        let end = self.scan(fresh, limits.headers.min(Limits::HEADERS_MAX))?;
+        if end.is_none() && fresh.len() == room {
+            return Err(HttpError::HeadTooLarge);
+        }
+        self.bytes += fresh.len();
+        Ok(end)
+    }
+
+    fn scan(&mut self, fresh: &[u8], headers_max: usize) -> Result<Option<usize>, HttpError> {
+        let mut at = 0;
+        while at < fresh.len() {
+            if self.after_carriage_return {
+                if fresh[at] != b'\n' {
+                    return Err(HttpError::BareCarriageReturn);
+                }
+                at += 1;
+                self.after_carriage_return = false;
+                if self.end_line(headers_max)? {
+                    return Ok(Some(at));
+                }
+            } else {
+                let carriage_return = memchr(b'\r', &fresh[at..]);
+                let line_end = carriage_return.map_or(fresh.len(), |offset| at + offset);
+                refuse_control_bytes(&fresh[at..line_end])?;
+                self.line_is_empty &= at == line_end;
+                self.after_carriage_return = carriage_return.is_some();
+                at = line_end + usize::from(self.after_carriage_return);
+            }
+        }
+        Ok(None)
+    }
+
+    /// True if the line that just ended was the end of the section.
+    fn end_line(&mut self, headers_max: usize) -> Result<bool, HttpError> {
+        let empty = mem::replace(&mut self.line_is_empty, true);
+        match (&self.expects, empty) {
+            (Expects::HeaderOrEnd, true) => return Ok(true),
+            (Expects::HeaderOrEnd, false) => self.headers += 1,
+            (Expects::RequestLineOrEmpty, true) => self.expects = Expects::RequestLine,
+            (Expects::RequestLine, true) => return Err(HttpError::EmptyLines),
+            (_, false) => self.expects = Expects::HeaderOrEnd,
+        }
+        if self.headers > headers_max {
+            return Err(HttpError::TooManyHeaders);
+        }
+        Ok(false)
+    }
+}
+
+pub(super) fn is_control(byte: u8) -> bool {
+    byte.is_ascii_control() && byte != b'\t'
+}
+
+/// `text` holds no CR.
+fn refuse_control_bytes(text: &[u8]) -> Result<(), HttpError> {
+    // Without an early exit the compiler looks at many bytes at a time.
+    if !text.iter().fold(false, |found, &byte| found | is_control(byte)) {
+        return Ok(());
+    }
+    match text.iter().find(|&&byte| is_control(byte)) {
+        Some(b'\n') => Err(HttpError::BareLineFeed),
+        _ => Err(HttpError::ControlByte),
+    }
+}

@@ -1,0 +1,101 @@
+//! Percent-encoding in paths and queries.
+
+use std::{borrow::Cow, fmt};
+
+/// Why text is not percent-encoded text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EscapeError {
+    /// A `%` without two hex digits behind it (RFC 3986 section 2.1).
+    Digits,
+    /// What the escapes stand for is not UTF-8.
+    Utf8,
+}
+
+impl fmt::Display for EscapeError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Digits => "a % is not followed by two hex digits",
+            Self::Utf8 => "the percent-encoded text is not UTF-8",
+        })
+    }
+}
+
+impl std::error::Error for EscapeError {}
+
+/// Decodes `%XX` (RFC 3986 section 2.1). What is decoded may hold any character, `/` and NUL too.
+pub fn percent_decode(text: &str) -> Result<Cow<'_, str>, EscapeError> {
+    decode(text, false)
+}
+
+/// The pairs `name=value` of a query, decoded as a form: `+` is a space. A name without `=` has an
+/// empty value.
+pub fn query_pairs(
+    query: &str,
+) -> impl Iterator<Item = Result<(Cow<'_, str>, Cow<'_, str>), EscapeError>> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Ok((decode(name, true)?, decode(value, true)?))
+    })
+}
+
+fn decode(text: &str, plus_is_space: bool) -> Result<Cow<'_, str>, EscapeError> {
+    let is_encoded = |byte| byte == b'%' || (plus_is_space && byte == b'+');
+    if !text.bytes().any(is_encoded) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        decoded.push(match first {
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2).ok_or(EscapeError::Digits)?;
+                rest = after;
+                escaped_byte(digits).ok_or(EscapeError::Digits)?
+            }
+            b'+' if plus_is_space => b' ',
+            &byte => byte,
+        });
+    }
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| EscapeError::Utf8)
+}
+
+fn escaped_byte(digits: &[u8]) -> Option<u8> {
+    digits.iter().try_fold(0, |byte, &digit| {
+        let value = char::from(digit).to_digit(16)?;
+        Some(byte << 4 | value as u8)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_without_escapes_is_not_copied() {
+        assert!(matches!(percent_decode("/v1/a+b"), Ok(Cow::Borrowed("/v1/a+b"))));
+    }
+
+    #[test]
+    fn escapes_in_either_case_are_decoded_once() {
+        assert_eq!(percent_decode("%c3%A9%2f%2525+").unwrap(), "é/%25+");
+    }
+
+    #[test]
+    fn a_broken_escape_is_an_error() {
+        for text in ["%", "%4", "a%4", "%4g", "%+1", "%é0"] {
+            assert_eq!(percent_decode(text), Err(EscapeError::Digits), "{text}");
+        }
+        assert_eq!(percent_decode("%ff"), Err(EscapeError::Utf8));
+    }
+
+    #[test]
+    fn a_query_is_split_before_it_is_decoded() {
+        let pairs: Result<Vec<_>, _> = query_pairs("a=1&&b+c=%26%3D&d&e=f=g&=h").collect();
+        let pairs = pairs.unwrap();
+        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(pairs, [("a", "1"), ("b c", "&="), ("d", ""), ("e", "f=g"), ("", "h")]);
+        assert_eq!(query_pairs("").count(), 0);
+        assert_eq!(query_pairs("a=%").next(), Some(Err(EscapeError::Digits)));
+    }
+}

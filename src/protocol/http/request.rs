@@ -1,0 +1,117 @@
+//! A whole request, as lent to whoever answers it.
+
+use memchr::memchr;
+
+use super::response::Exchange;
+
+/// A request that was checked: it has one meaning, and its body is whole.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The method, in the case it was sent in: methods are case-sensitive.
+    pub method: Method<'a>,
+    /// The path as sent, percent-encoded, without the query: starts with `/`, or is `*` for OPTIONS.
+    pub path: &'a str,
+    /// The query as sent, without its `?`; empty if there is none. See [`query_pairs`](super::query_pairs).
+    pub query: &'a str,
+    /// The version of the peer.
+    pub version: Version,
+    /// Whether the connection stays open after the answer (RFC 9112 section 9.3).
+    pub keep_alive: bool,
+    /// The body without its framing; the reader of it may overwrite it.
+    pub body: &'a mut [u8],
+    // From an absolute target; empty for any other.
+    pub(super) authority: &'a str,
+    // The header lines and the empty line behind them, each with CR LF.
+    pub(super) fields: &'a [u8],
+}
+
+/// A request method (RFC 9110 section 9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method<'a> {
+    /// GET
+    Get,
+    /// HEAD: answered as GET, without the body.
+    Head,
+    /// POST
+    Post,
+    /// Any other.
+    Other(&'a str),
+}
+
+impl<'a> Method<'a> {
+    pub(super) fn named(name: &'a str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            "POST" => Self::Post,
+            _ => Self::Other(name),
+        }
+    }
+}
+
+/// An HTTP version that is spoken here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0
+    Http10,
+    /// HTTP/1.1
+    Http11,
+}
+
+impl<'a> Request<'a> {
+    /// The headers in the order they came, their values without white space at the ends.
+    pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        let mut rest = self.fields;
+        std::iter::from_fn(move || {
+            let (line, after) = rest.split_at(memchr(b'\r', rest)?);
+            rest = &after[b"\r\n".len()..];
+            // Only the empty line that ends the head has no colon.
+            let (name, value) = line.split_at(memchr(b':', line)?);
+            let name = str::from_utf8(name).expect("header names were checked to be ASCII");
+            Some((name, value[1..].trim_ascii()))
+        })
+    }
+
+    /// The values of each header of that name, in any case.
+    pub fn header_values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers()
+            .filter(move |(other, _)| other.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    }
+
+    /// The value of the first header of that name, in any case.
+    pub fn header(&self, name: &str) -> Option<&'a [u8]> {
+        self.header_values(name).next()
+    }
+
+    /// Whether `token`, in any case, is a member of the comma-separated list that all headers of that
+    /// name make together (RFC 9110 section 5.3).
+    pub fn header_has_token(&self, name: &str, token: &str) -> bool {
+        self.header_values(name)
+            .flat_map(list_members)
+            .any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// The host, and port if any, that the request is meant for. RFC 9112 section 3.2.2: that of an
+    /// absolute target goes before the header.
+    pub fn host(&self) -> Option<&'a [u8]> {
+        if self.authority.is_empty() {
+            return self.header("host");
+        }
+        Some(self.authority.as_bytes())
+    }
+
+    /// What the answer needs to know of this request, which may be gone by then.
+    pub fn exchange(&self) -> Exchange {
+        Exchange {
+            version: self.version,
+            keep_alive: self.keep_alive,
+            head_only: self.method == Method::Head,
+        }
+    }
+}
+
+/// The members of a comma-separated list (RFC 9110 section 5.6.1), empty ones among them.
+pub(super) fn list_members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
+}

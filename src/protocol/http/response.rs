@@ -1,0 +1,183 @@
+//! Responses to bytes.
+
+use super::request::Version;
+
+/// The interim answer to [`Step::Continue`](super::Step::Continue).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What of a request shapes the form of its answer, small enough to be kept until there is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchange {
+    /// An HTTP/1.0 peer has to be told that the connection stays open.
+    pub version: Version,
+    /// Whether another request may follow. False: close once the answer is written.
+    pub keep_alive: bool,
+    /// Whether the body is left out, though its length is told: an answer to HEAD.
+    pub head_only: bool,
+}
+
+impl Exchange {
+    /// For a request that could not be read: the connection ends with the answer.
+    pub const REFUSED: Self =
+        Self { version: Version::Http11, keep_alive: false, head_only: false };
+}
+
+/// A final answer whose body is whole.
+///
+/// The clock is not known here: whoever has it adds `Date` (RFC 9110 section 6.6.1) to `headers`.
+#[derive(Debug, Clone, Copy)]
+pub struct Response<'a> {
+    /// 200 to 599. With 204 and 304 goes an empty body.
+    pub status: u16,
+    /// The `Content-Type`; empty for none.
+    pub content_type: &'a str,
+    /// Other headers than type, length and connection. Free of CR and LF.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// The content.
+    pub body: &'a [u8],
+}
+
+impl Response<'_> {
+    /// Appends the answer to `out`. The status line names HTTP/1.1 to 1.0 peers too, as RFC 9110
+    /// section 6.2 asks.
+    pub fn write(&self, out: &mut Vec<u8>, exchange: Exchange) {
+        out.extend_from_slice(b"HTTP/1.1 ");
+        write_number(out, usize::from(self.status));
+        out.push(b' ');
+        out.extend_from_slice(reason(self.status).as_bytes());
+        out.extend_from_slice(b"\r\n");
+        if !self.content_type.is_empty() {
+            write_header(out, "Content-Type", self.content_type);
+        }
+        // RFC 9110 section 8.6 forbids a length with 204; with 304 it would be that of another answer.
+        if !matches!(self.status, 204 | 304) {
+            out.extend_from_slice(b"Content-Length: ");
+            write_number(out, self.body.len());
+            out.extend_from_slice(b"\r\n");
+        }
+        match (exchange.keep_alive, exchange.version) {
+            (true, Version::Http11) => {}
+            (true, Version::Http10) => write_header(out, "Connection", "keep-alive"),
+            (false, _) => write_header(out, "Connection", "close"),
+        }
+        for (name, value) in self.headers {
+            write_header(out, name, value);
+        }
+        out.extend_from_slice(b"\r\n");
+        if !exchange.head_only {
+            out.extend_from_slice(self.body);
+        }
+    }
+}
+
+pub(in super::super) fn write_header(out: &mut Vec<u8>, name: &str, value: &str) {
+    debug_assert!(
+        !value.bytes().any(|byte| byte.is_ascii_control()),
+        "{name} would split the answer"
+    );
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_number(out: &mut Vec<u8>, mut number: usize) {
+    let start = out.len();
+    loop {
+        out.push(b'0' + (number % 10) as u8);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out[start..].reverse();
+}
+
+/// The reason phrases of RFC 9110 section 15 and RFC 6585, for the statuses in use here. A phrase may
+/// be empty (RFC 9112 section 4).
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: Exchange =
+        Exchange { version: Version::Http11, keep_alive: true, head_only: false };
+
+    fn written(response: Response<'_>, exchange: Exchange) -> String {
+        let mut out = Vec::new();
+        response.write(&mut out, exchange);
+        String::from_utf8(out).unwrap()
+    }
+
+    const JSON: Response<'_> = Response {
+        status: 200,
+        content_type: "application/json",
+        headers: &[],
+        body: b"{\"s\":true}",
+    };
+
+    #[test]
+    fn an_answer_has_its_type_and_length() {
+        let expected = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
+                        Content-Length: 10\r\n\r\n{\"s\":true}";
+        assert_eq!(written(JSON, KEPT), expected);
+    }
+
+    #[test]
+    fn an_answer_to_head_tells_the_length_of_the_body_it_leaves_out() {
+        let answer = written(JSON, Exchange { head_only: true, ..KEPT });
+        assert!(answer.ends_with("Content-Length: 10\r\n\r\n"), "{answer}");
+    }
+
+    #[test]
+    fn each_version_is_told_what_it_would_not_assume_of_the_connection() {
+        let old = written(JSON, Exchange { version: Version::Http10, ..KEPT });
+        assert!(old.contains("\r\nConnection: keep-alive\r\n"), "{old}");
+        let closing = written(JSON, Exchange { keep_alive: false, ..KEPT });
+        assert!(closing.contains("\r\nConnection: close\r\n"), "{closing}");
+        assert!(!written(JSON, KEPT).contains("Connection"));
+    }
+
+    #[test]
+    fn extra_headers_are_written_and_a_type_may_be_missing() {
+        let response = Response {
+            status: 405,
+            content_type: "",
+            headers: &[("Allow", "GET, HEAD")],
+            body: b"",
+        };
+        let expected =
+            "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\nAllow: GET, HEAD\r\n\r\n";
+        assert_eq!(written(response, KEPT), expected);
+    }
+
+    #[test]
+    fn no_content_has_no_length() {
+        let response = Response { status: 204, content_type: "", headers: &[], body: b"" };
+        assert_eq!(written(response, KEPT), "HTTP/1.1 204 No Content\r\n\r\n");
+    }
+}

@@ -1,0 +1,262 @@
+//! The opening handshake of a WebSocket, the server's side (RFC 6455 section 4.2).
+
+use std::fmt;
+
+use base64::{
+    Engine as _, alphabet,
+    engine::{GeneralPurpose, GeneralPurposeConfig, general_purpose},
+};
+use sha1::{Digest as _, Sha1};
+
+use super::http::{Method, Request, Version, write_header};
+
+/// A request for a WebSocket that may be granted.
+#[derive(Debug)]
+pub struct Upgrade<'r> {
+    /// Goes into the answer.
+    pub accept: Accept,
+    request: &'r Request<'r>,
+}
+
+impl<'r> Upgrade<'r> {
+    /// The subprotocols that the client speaks, its favourite first. What is no UTF-8 is left out.
+    pub fn subprotocols(&self) -> impl Iterator<Item = &'r str> {
+        self.request
+            .header_values("sec-websocket-protocol")
+            .flat_map(|list| list.split(|&byte| byte == b','))
+            .filter_map(|name| str::from_utf8(name.trim_ascii()).ok())
+            .filter(|name| !name.is_empty())
+    }
+}
+
+/// Whether the client wants to speak another protocol; [`check`] tells whether it may.
+pub fn is_upgrade(request: &Request<'_>) -> bool {
+    request.header("upgrade").is_some()
+}
+
+/// Checks what RFC 6455 section 4.2.1 asks of a client. Host is checked with every request; origin
+/// and path are for the caller.
+pub fn check<'r>(request: &'r Request<'_>) -> Result<Upgrade<'r>, UpgradeError> {
+    if request.method != Method::Get {
+        return Err(UpgradeError::Method);
+    }
+    // RFC 9110 section 7.8: an Upgrade in HTTP/1.0 is to be ignored.
+    if request.version != Version::Http11
+        || !request.header_has_token("connection", "upgrade")
+        || !request.header_has_token("upgrade", "websocket")
+    {
+        return Err(UpgradeError::NotAsked);
+    }
+    if only_header(request, "sec-websocket-version") != Some(b"13") {
+        return Err(UpgradeError::Version);
+    }
+    if !request.body.is_empty() {
+        return Err(UpgradeError::Body);
+    }
+    let key = only_header(request, "sec-websocket-key").filter(|key| is_key(key));
+    let accept = Accept::of(key.ok_or(UpgradeError::Key)?);
+    Ok(Upgrade { accept, request })
+}
+
+fn only_header<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r [u8]> {
+    let mut values = request.header_values(name);
+    values.next().filter(|_| values.next().is_none())
+}
+
+/// Base64 of 16 bytes. The last character carries bits that mean nothing; clients that made the text
+/// up rather than encode it leave some set.
+fn is_key(key: &[u8]) -> bool {
+    const BASE64: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+    );
+    // The length comes first: a buffer of 16 bytes cannot take more.
+    key.len() == 24 && BASE64.decode_slice(key, &mut [0; 18]) == Ok(16)
+}
+
+/// The proof to the client that its key was understood as that of a WebSocket handshake: the value
+/// of `Sec-WebSocket-Accept`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accept([u8; 28]);
+
+impl Accept {
+    /// RFC 6455 section 4.2.2, step 5.4.
+    fn of(key: &[u8]) -> Self {
+        const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+        let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
+        let mut text = [0; 28];
+        general_purpose::STANDARD
+            .encode_slice(digest, &mut text)
+            .expect("20 bytes are 28 characters");
+        Self(text)
+    }
+
+    /// The header's value.
+    pub fn as_str(&self) -> &str {
+        str::from_utf8(&self.0).expect("base64 is ASCII")
+    }
+}
+
+/// Appends the answer that grants the upgrade: what follows on the connection are frames.
+/// `subprotocol` is one of those offered, or none.
+pub fn write_switching(out: &mut Vec<u8>, accept: &Accept, subprotocol: Option<&str>) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    write_header(out, "Upgrade", "websocket");
+    write_header(out, "Connection", "Upgrade");
+    write_header(out, "Sec-WebSocket-Accept", accept.as_str());
+    if let Some(subprotocol) = subprotocol {
+        write_header(out, "Sec-WebSocket-Protocol", subprotocol);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Why a request gets no WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpgradeError {
+    /// Not a GET.
+    Method,
+    /// No upgrade, or one to something else.
+    NotAsked,
+    /// A version of the WebSocket protocol that is not spoken here (RFC 6455 section 4.4).
+    Version,
+    /// No key, more than one, or not one of 16 bytes.
+    Key,
+    /// A body, which the first frames could be taken for.
+    Body,
+}
+
+impl UpgradeError {
+    /// The status to answer with.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Method => 405,
+            Self::NotAsked | Self::Version => 426,
+            Self::Key | Self::Body => 400,
+        }
+    }
+
+    /// The headers that the answer needs besides: what would be granted.
+    pub fn headers(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Method => &[("Allow", "GET")],
+            // RFC 9110 section 15.5.22 and RFC 6455 section 4.2.2.
+            Self::NotAsked | Self::Version => &[
+                ("Upgrade", "websocket"),
+                ("Connection", "Upgrade"),
+                ("Sec-WebSocket-Version", "13"),
+            ],
+            Self::Key | Self::Body => &[],
+        }
+    }
+}
+
+impl fmt::Display for UpgradeError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Method => "a WebSocket is asked for with GET",
+            Self::NotAsked => "this needs HTTP/1.1 with Connection: Upgrade and Upgrade: websocket",
+            Self::Version => "Sec-WebSocket-Version is not 13",
+            Self::Key => "Sec-WebSocket-Key is not the base64 of 16 bytes, given once",
+            Self::Body => "a request for a WebSocket has no body",
+        })
+    }
+}
+
+impl std::error::Error for UpgradeError {}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::{Limits, RequestReader, Step};
+    use super::*;
+
+    const LIMITS: Limits = Limits { head_bytes: 1024, headers: 20, body_bytes: 20 };
+
+    /// The example of RFC 6455 section 1.2.
+    const EXAMPLE: &str = "GET /chat HTTP/1.1\r\nHost: server.example.com\r\nUpgrade: websocket\r\n\
+        Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        Sec-WebSocket-Protocol: chat, superchat\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+    fn with_request<T>(text: &str, examine: impl FnOnce(&Request<'_>) -> T) -> T {
+        let mut bytes = text.as_bytes().to_vec();
+        let mut input = bytes.as_mut_slice();
+        let mut reader = RequestReader::default();
+        match reader.read(&mut input, &LIMITS) {
+            Ok(Step::Request(request)) => examine(&request),
+            other => panic!("{text:?} was read as {other:?}"),
+        }
+    }
+
+    fn refusal(text: &str) -> Option<UpgradeError> {
+        with_request(text, |request| check(request).err())
+    }
+
+    #[test]
+    fn the_example_of_the_rfc_is_accepted_with_the_value_given_there() {
+        with_request(EXAMPLE, |request| {
+            assert!(is_upgrade(request));
+            let upgrade = check(request).unwrap();
+            assert_eq!(upgrade.accept.as_str(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+            assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["chat", "superchat"]);
+
+            let mut answer = Vec::new();
+            write_switching(&mut answer, &upgrade.accept, Some("chat"));
+            let expected = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+                Sec-WebSocket-Protocol: chat\r\n\r\n";
+            assert_eq!(String::from_utf8(answer).unwrap(), expected);
+        });
+    }
+
+    #[test]
+    fn tokens_are_found_in_lists_in_any_case() {
+        let request = EXAMPLE
+            .replace("Connection: Upgrade", "Connection: keep-alive\r\nConnection: x,upGRADE")
+            .replace("Upgrade: websocket", "Upgrade: h2c, WebSocket");
+        assert_eq!(refusal(&request), None);
+    }
+
+    #[test]
+    fn subprotocols_of_several_lines_are_one_list_without_empty_names() {
+        let request = EXAMPLE.replace("chat, superchat", "a,,b \r\nSec-WebSocket-Protocol: c");
+        with_request(&request, |request| {
+            let upgrade = check(request).unwrap();
+            assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["a", "b", "c"]);
+        });
+    }
+
+    #[test]
+    fn a_key_with_stray_bits_at_its_end_is_accepted() {
+        assert_eq!(refusal(&EXAMPLE.replace("ZQ==", "ZR==")), None);
+    }
+
+    #[test]
+    fn what_is_no_handshake_is_refused_with_its_reason() {
+        let table = [
+            ("GET /chat", "OPTIONS /chat", UpgradeError::Method, 405),
+            ("HTTP/1.1", "HTTP/1.0", UpgradeError::NotAsked, 426),
+            ("Connection: Upgrade", "Connection: close", UpgradeError::NotAsked, 426),
+            ("Upgrade: websocket", "Upgrade: websockets", UpgradeError::NotAsked, 426),
+            ("Version: 13", "Version: 8", UpgradeError::Version, 426),
+            ("Version: 13", "Version: 13\r\nSec-WebSocket-Version: 8", UpgradeError::Version, 426),
+            ("Sec-WebSocket-Version", "X-Version", UpgradeError::Version, 426),
+            ("Sec-WebSocket-Key", "X-Key", UpgradeError::Key, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ", UpgradeError::Key, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZXM=", UpgradeError::Key, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZXMh", UpgradeError::Key, 400),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZS-ub25jZQ==", UpgradeError::Key, 400),
+            ("ZQ==", "ZQ==\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", UpgradeError::Key, 400),
+            ("13\r\n\r\n", "13\r\nContent-Length: 1\r\n\r\nx", UpgradeError::Body, 400),
+        ];
+        for (good, bad, error, status) in table {
+            let request = EXAMPLE.replace(good, bad);
+            assert_ne!(request, EXAMPLE, "{good} is in the example");
+            assert_eq!(refusal(&request), Some(error), "{request}");
+            assert_eq!(error.status(), status);
+        }
+    }
+
+    #[test]
+    fn a_client_of_another_version_is_told_the_one_spoken_here() {
+        assert!(UpgradeError::Version.headers().contains(&("Sec-WebSocket-Version", "13")));
+    }
+}

@@ -1,0 +1,94 @@
+//! What one shard's clients push into one topic: against credit, else they wait.
+
+use std::collections::VecDeque;
+
+use crate::address::ClientId;
+use crate::message::{ConnectionKey, Credit};
+use crate::protocol::frame::Frame;
+
+/// A message that waits for room, and the connection that waits with it. There is at most one per
+/// connection that is read from, plus the close events of those that are gone.
+#[derive(Debug)]
+pub struct Waiting {
+    /// The connection that is not read from meanwhile.
+    pub from: ConnectionKey,
+    /// The client that sent the message.
+    pub client: ClientId,
+    /// The encoded event.
+    pub frame: Frame,
+}
+
+/// One shard's end of a topic that is fed by its clients.
+#[derive(Debug)]
+pub struct Feeder {
+    credit: Credit,
+    waiting: VecDeque<Waiting>,
+    asked: bool,
+}
+
+impl Feeder {
+    /// A feeder that starts with this much credit.
+    pub fn new(credit: Credit) -> Self {
+        Self { credit, waiting: VecDeque::new(), asked: false }
+    }
+
+    /// Whether a message of so many bytes may be pushed now; if so its credit is used up. Behind
+    /// messages that wait nothing may.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let may = self.waiting.is_empty() && self.covers(bytes);
+        if may {
+            self.spend(bytes);
+        }
+        may
+    }
+
+    /// Lets a message wait.
+    pub fn wait(&mut self, waiting: Waiting) {
+        self.waiting.push_back(waiting);
+    }
+
+    /// How many messages wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What to ask the topic for: the bytes of the first message that waits, once until
+    /// [`Self::granted`] or [`Self::refused`].
+    pub fn poll_ask(&mut self) -> Option<usize> {
+        let first = self.waiting.front().filter(|_| !self.asked)?;
+        self.asked = true;
+        Some(first.frame.bytes().len())
+    }
+
+    /// More credit. Messages that may go now come out of [`Self::poll_ready`].
+    pub fn granted(&mut self, credit: Credit) {
+        self.credit.messages += credit.messages;
+        self.credit.bytes += credit.bytes;
+        self.asked = false;
+    }
+
+    /// A message that waited and may be pushed now.
+    pub fn poll_ready(&mut self) -> Option<Waiting> {
+        let bytes = self.waiting.front()?.frame.bytes().len();
+        if !self.covers(bytes) {
+            return None;
+        }
+        self.spend(bytes);
+        self.waiting.pop_front()
+    }
+
+    /// There is no room and nobody is to wait for it: takes out all that waited.
+    pub fn refused(&mut self) -> VecDeque<Waiting> {
+        self.asked = false;
+        std::mem::take(&mut self.waiting)
+    }
+
+    fn covers(&self, bytes: usize) -> bool {
+        self.credit.messages > 0 && self.credit.bytes >= bytes
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.credit.messages -= 1;
+        self.credit.bytes -= bytes;
+    }
+}

@@ -1,0 +1,539 @@
+//! One topic: a bounded store of messages, and the consumers that compete for them.
+//!
+//! The messages of one client form a *lane*. All of a lane that is with a consumer and not yet
+//! written is with the same consumer, and messages leave a lane in order: so a client's messages
+//! arrive in order even when a consumer dies and its unwritten ones go to another. Which consumer
+//! a lane belongs to follows from the client's id and the set of consumers (rendezvous hashing), so
+//! it stays while the set does, and a change of the set moves few clients.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashMap};
+
+use super::{Bounds, WhenFull};
+use crate::address::{ClientId, ShardId};
+use crate::message::{BackendId, Credit};
+use crate::protocol::frame::Frame;
+
+/// Messages handed to one consumer and not yet written to its socket, at most.
+const WINDOW_MESSAGES: usize = 1024;
+
+/// A consumer that has had no room for so long, in milliseconds, counts as absent until it takes
+/// something again: what it could not take goes to the others.
+const STALLED_MS: u64 = 1000;
+
+/// Consumers of one topic, at most.
+const CONSUMERS_MAX: usize = 1024;
+
+/// What a topic wants done.
+#[derive(Debug)]
+pub enum Effect {
+    /// A message for a consumer.
+    Deliver(BackendId, Frame),
+    /// Credit for a feeding shard.
+    Grant(ShardId, Credit),
+    /// A feeding shard asked for room that there is not.
+    Refuse(ShardId),
+}
+
+/// Why a back end cannot become a consumer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum JoinError {
+    /// It is one already.
+    Repeated,
+    /// There are [`CONSUMERS_MAX`].
+    TooMany,
+}
+
+/// A topic, at its home.
+#[derive(Debug)]
+pub struct Topic {
+    bounds: Bounds,
+    when_full: WhenFull,
+    window_bytes: usize,
+    hasher: DefaultHashBuilder,
+    lanes: HashMap<ClientId, Lane>,
+    // First message of each lane that has no consumer → the lane.
+    unowned: BTreeMap<u64, ClientId>,
+    consumers: Vec<Consumer>,
+    feeders: Vec<FeedingShard>,
+    asking: VecDeque<ShardId>,
+    share: Credit,
+    // held + the credit that is out <= bounds
+    held: Credit,
+    lent: Credit,
+    next_number: u64,
+    dropped: u64,
+    effects: VecDeque<Effect>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<Item>,
+    owner: Option<BackendId>,
+    // Handed to the owner and not yet written.
+    unwritten: usize,
+}
+
+#[derive(Debug)]
+struct Item {
+    number: u64,
+    frame: Frame,
+}
+
+#[derive(Debug)]
+struct Consumer {
+    id: BackendId,
+    state: State,
+    // In the order they were handed out.
+    handed: VecDeque<(ClientId, Item)>,
+    handed_bytes: usize,
+    // First message of each lane of this consumer that waits → the lane.
+    waiting: BTreeMap<u64, ClientId>,
+    progress_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    // The answer to its queue.pop is not on its way yet.
+    Joining,
+    Active,
+    Stalled,
+    // It asked to stop: gets nothing more, and is forgotten when all is written.
+    Leaving,
+}
+
+#[derive(Debug, Default, Clone)]
+struct FeedingShard {
+    credit: Credit,
+    // Bytes of the message that it has no credit for.
+    wants: Option<usize>,
+}
+
+impl Topic {
+    /// An empty topic on a node of `shards` shards. A consumer is handed at most `window_bytes`
+    /// (plus one message) that it has not written. Each shard starts with [`Self::share`] credit.
+    pub fn new(bounds: Bounds, when_full: WhenFull, window_bytes: usize, shards: usize) -> Self {
+        let share = Self::share(bounds, shards);
+        let lent = Credit { messages: share.messages * shards, bytes: share.bytes * shards };
+        let feeder = FeedingShard { credit: share, wants: None };
+        Self {
+            bounds,
+            when_full,
+            window_bytes,
+            hasher: DefaultHashBuilder::default(),
+            lanes: HashMap::new(),
+            unowned: BTreeMap::new(),
+            consumers: Vec::new(),
+            feeders: vec![feeder; shards],
+            asking: VecDeque::new(),
+            share,
+            held: Credit::default(),
+            lent,
+            next_number: 0,
+            dropped: 0,
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// The credit that a feeding shard has at first, and is filled up to: all shards together a
+    /// quarter of the topic, so that credit which lies idle never makes a topic look full early.
+    pub fn share(bounds: Bounds, shards: usize) -> Credit {
+        let part = 4 * shards;
+        Credit { messages: bounds.messages / part, bytes: bounds.bytes / part }
+    }
+
+    /// What is to be done now.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is to be called, in milliseconds.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let waits =
+            |consumer: &&Consumer| consumer.state == State::Active && !consumer.waiting.is_empty();
+        self.consumers.iter().filter(waits).map(|c| c.progress_ms + STALLED_MS).min()
+    }
+
+    /// Whether it holds nothing and nobody consumes it.
+    pub fn is_idle(&self) -> bool {
+        self.held.messages == 0 && self.consumers.is_empty()
+    }
+
+    /// Messages held, those with consumers and not yet written included.
+    pub fn messages(&self) -> usize {
+        self.held.messages
+    }
+
+    /// Messages dropped so far because the topic was full ([`WhenFull::DropOldest`]).
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Takes a message, for which the shard had credit.
+    pub fn push(&mut self, now_ms: u64, from: ShardId, client: ClientId, frame: Frame) {
+        self.take_credit(from, frame.bytes().len());
+        self.top_up(from);
+        let item = Item { number: self.next_number, frame };
+        self.next_number += 1;
+        let owner = self.owner_of(client);
+        let lane = self.lanes.entry(client).or_default();
+        if !lane.waiting.is_empty() {
+            lane.waiting.push_back(item);
+            return;
+        }
+        let number = item.number;
+        lane.waiting.push_back(item);
+        self.attach(now_ms, client, number, owner);
+        if let Some(owner) = owner {
+            self.fill(owner);
+        }
+    }
+
+    /// Makes a back end a consumer. It gets nothing before [`Self::start`].
+    ///
+    /// # Errors
+    /// It is one already, or there are too many.
+    pub fn join(&mut self, now_ms: u64, id: BackendId) -> Result<(), JoinError> {
+        if let Some(at) = self.position(id) {
+            if self.consumers[at].state != State::Leaving {
+                return Err(JoinError::Repeated);
+            }
+            self.consumers[at].state = State::Joining;
+            return Ok(());
+        }
+        if self.consumers.len() == CONSUMERS_MAX {
+            return Err(JoinError::TooMany);
+        }
+        self.consumers.push(Consumer {
+            id,
+            state: State::Joining,
+            handed: VecDeque::new(),
+            handed_bytes: 0,
+            waiting: BTreeMap::new(),
+            progress_ms: now_ms,
+        });
+        Ok(())
+    }
+
+    /// The consumer's answer is on its way: it competes from now on.
+    pub fn start(&mut self, now_ms: u64, id: BackendId) {
+        let Some(at) = self.position(id) else { return };
+        if self.consumers[at].state == State::Joining {
+            self.consumers[at].state = State::Active;
+            self.consumers[at].progress_ms = now_ms;
+            self.assign_again(now_ms);
+        }
+    }
+
+    /// The consumer wants no more; false if it was none. What it was handed and has not written
+    /// stays with it: its connection lives.
+    pub fn leave(&mut self, now_ms: u64, id: BackendId) -> bool {
+        let Some(at) = self.position(id) else { return false };
+        if self.consumers[at].state == State::Leaving {
+            return false;
+        }
+        self.consumers[at].state = State::Leaving;
+        self.assign_again(now_ms);
+        self.forget_if_left(id);
+        true
+    }
+
+    /// The consumer's connection is gone: what it did not write goes to others, before anything
+    /// that came later.
+    pub fn gone(&mut self, now_ms: u64, id: BackendId) {
+        let Some(at) = self.position(id) else { return };
+        let consumer = self.consumers.swap_remove(at);
+        for (client, item) in consumer.handed.into_iter().rev() {
+            let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
+            lane.unwritten -= 1;
+            lane.waiting.push_front(item);
+        }
+        for lane in self.lanes.values_mut().filter(|lane| lane.owner == Some(id)) {
+            lane.owner = None;
+        }
+        self.unowned = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| lane.owner.is_none())
+            .map(|(&client, lane)| (lane.waiting[0].number, client))
+            .collect();
+        self.assign_again(now_ms);
+    }
+
+    /// The consumer has written the first `count` of what it was handed.
+    pub fn written(&mut self, now_ms: u64, id: BackendId, count: u32) {
+        let Some(at) = self.position(id) else { return };
+        for _ in 0..count {
+            let consumer = &mut self.consumers[at];
+            let Some((client, item)) = consumer.handed.pop_front() else { break };
+            let bytes = item.frame.bytes().len();
+            consumer.handed_bytes -= bytes;
+            self.release(bytes);
+            self.settle(now_ms, client);
+        }
+        let consumer = &mut self.consumers[at];
+        consumer.progress_ms = now_ms;
+        if consumer.state == State::Stalled {
+            consumer.state = State::Active;
+            self.assign_again(now_ms);
+        }
+        self.fill(id);
+        self.forget_if_left(id);
+        self.grant_to_asking();
+    }
+
+    /// A shard has a message of so many bytes and no credit for it.
+    pub fn want_credit(&mut self, from: ShardId, bytes: usize) {
+        let feeder = &mut self.feeders[from.index()];
+        if feeder.wants.replace(bytes).is_none() {
+            self.asking.push_back(from);
+        }
+        if self.when_full == WhenFull::DropOldest {
+            while !self.has_room(bytes) && self.drop_oldest() {}
+        }
+        self.grant_to_asking();
+        if self.when_full == WhenFull::Close && self.feeders[from.index()].wants.take().is_some() {
+            self.asking.retain(|&shard| shard != from);
+            self.effects.push_back(Effect::Refuse(from));
+        }
+    }
+
+    /// Looks for consumers that take nothing.
+    pub fn handle_timeout(&mut self, now_ms: u64) {
+        let mut found = false;
+        for consumer in &mut self.consumers {
+            let waits = consumer.state == State::Active && !consumer.waiting.is_empty();
+            if waits && now_ms >= consumer.progress_ms + STALLED_MS {
+                consumer.state = State::Stalled;
+                found = true;
+            }
+        }
+        if found {
+            self.assign_again(now_ms);
+        }
+    }
+
+    fn position(&self, id: BackendId) -> Option<usize> {
+        self.consumers.iter().position(|consumer| consumer.id == id)
+    }
+
+    /// Whose the next message of this client is: the consumer that still has some of the client's,
+    /// else the one with the highest weight among those that take part. With none that is active a
+    /// stalled one is better than nobody.
+    fn owner_of(&self, client: ClientId) -> Option<BackendId> {
+        if let Some(lane) = self.lanes.get(&client)
+            && lane.unwritten > 0
+        {
+            return lane.owner;
+        }
+        let best = |state: State| {
+            let candidates = self.consumers.iter().filter(move |consumer| consumer.state == state);
+            candidates.map(|c| c.id).max_by_key(|&id| self.hasher.hash_one((client, id)))
+        };
+        if let [only] = &self.consumers[..] {
+            return matches!(only.state, State::Active | State::Stalled).then_some(only.id);
+        }
+        best(State::Active).or_else(|| best(State::Stalled))
+    }
+
+    /// Notes where a lane whose first waiting message is `number` waits.
+    fn attach(&mut self, now_ms: u64, client: ClientId, number: u64, owner: Option<BackendId>) {
+        self.lanes.get_mut(&client).expect("only lanes are attached").owner = owner;
+        match owner.and_then(|id| self.position(id)) {
+            Some(at) => {
+                let consumer = &mut self.consumers[at];
+                if consumer.handed.is_empty() && consumer.waiting.is_empty() {
+                    consumer.progress_ms = now_ms;
+                }
+                consumer.waiting.insert(number, client);
+            }
+            None => {
+                self.unowned.insert(number, client);
+            }
+        }
+    }
+
+    fn detach(&mut self, number: u64, owner: Option<BackendId>) {
+        match owner.and_then(|id| self.position(id)) {
+            Some(at) => self.consumers[at].waiting.remove(&number),
+            None => self.unowned.remove(&number),
+        };
+    }
+
+    /// The set of consumers changed: lanes that are free to move go where they belong now. Costs a
+    /// look at every lane.
+    fn assign_again(&mut self, now_ms: u64) {
+        let movable: Vec<(ClientId, u64, Option<BackendId>)> = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| lane.unwritten == 0)
+            .filter_map(|(&c, lane)| lane.waiting.front().map(|item| (c, item.number, lane.owner)))
+            .collect();
+        for (client, number, old) in movable {
+            let new = self.owner_of(client);
+            if new != old || old.is_none() {
+                self.detach(number, old);
+                self.attach(now_ms, client, number, new);
+            }
+        }
+        for at in 0..self.consumers.len() {
+            self.fill(self.consumers[at].id);
+        }
+    }
+
+    /// Hands a consumer what waits for it, oldest first, while it has room.
+    fn fill(&mut self, id: BackendId) {
+        let Some(at) = self.position(id) else { return };
+        let window_bytes = self.window_bytes;
+        let consumer = &mut self.consumers[at];
+        while consumer.has_room(window_bytes)
+            && let Some((_, client)) = consumer.waiting.pop_first()
+        {
+            let lane = self.lanes.get_mut(&client).expect("what waits is a lane");
+            let item = lane.waiting.pop_front().expect("a lane that waits has a message");
+            lane.unwritten += 1;
+            if let Some(next) = lane.waiting.front() {
+                consumer.waiting.insert(next.number, client);
+            }
+            self.effects.push_back(Effect::Deliver(id, item.frame.clone()));
+            consumer.handed_bytes += item.frame.bytes().len();
+            consumer.handed.push_back((client, item));
+        }
+    }
+
+    /// One message of this client was written.
+    fn settle(&mut self, now_ms: u64, client: ClientId) {
+        let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
+        lane.unwritten -= 1;
+        if lane.unwritten > 0 {
+            return;
+        }
+        let Some(number) = lane.waiting.front().map(|item| item.number) else {
+            self.lanes.remove(&client);
+            return;
+        };
+        let old = lane.owner;
+        let new = self.owner_of(client);
+        if new != old {
+            self.detach(number, old);
+            self.attach(now_ms, client, number, new);
+            if let Some(new) = new {
+                self.fill(new);
+            }
+        }
+    }
+
+    fn forget_if_left(&mut self, id: BackendId) {
+        self.consumers.retain(|consumer| {
+            consumer.id != id || consumer.state != State::Leaving || !consumer.handed.is_empty()
+        });
+    }
+
+    /// Whether one more message of so many bytes could be lent.
+    fn has_room(&self, bytes: usize) -> bool {
+        let room = self.room();
+        room.messages >= 1 && room.bytes >= bytes
+    }
+
+    fn room(&self) -> Credit {
+        Credit {
+            messages: self.bounds.messages - self.held.messages - self.lent.messages,
+            bytes: self.bounds.bytes - self.held.bytes - self.lent.bytes,
+        }
+    }
+
+    fn take_credit(&mut self, from: ShardId, bytes: usize) {
+        let credit = &mut self.feeders[from.index()].credit;
+        for account in [credit, &mut self.lent] {
+            account.messages -= 1;
+            account.bytes -= bytes;
+        }
+        self.held.messages += 1;
+        self.held.bytes += bytes;
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.held.messages -= 1;
+        self.held.bytes -= bytes;
+    }
+
+    fn lend(&mut self, to: ShardId, credit: Credit) {
+        for account in [&mut self.feeders[to.index()].credit, &mut self.lent] {
+            account.messages += credit.messages;
+            account.bytes += credit.bytes;
+        }
+        self.effects.push_back(Effect::Grant(to, credit));
+    }
+
+    /// Gives a shard that pushes back to its share, before it has to ask.
+    fn top_up(&mut self, shard: ShardId) {
+        let FeedingShard { credit, wants } = &self.feeders[shard.index()];
+        let low = credit.messages < self.share.messages / 2 || credit.bytes < self.share.bytes / 2;
+        let missing = Credit {
+            messages: self.share.messages.saturating_sub(credit.messages),
+            bytes: self.share.bytes.saturating_sub(credit.bytes),
+        };
+        let room = self.room();
+        if low
+            && wants.is_none()
+            && self.asking.is_empty()
+            && room.messages >= missing.messages
+            && room.bytes >= missing.bytes
+        {
+            self.lend(shard, missing);
+        }
+    }
+
+    /// Gives room to those who asked for it, in the order they did.
+    fn grant_to_asking(&mut self) {
+        while let Some(&shard) = self.asking.front() {
+            let wants = self.feeders[shard.index()].wants.expect("who asks wants something");
+            let credit = self.feeders[shard.index()].credit;
+            let needed = wants.saturating_sub(credit.bytes);
+            if !self.has_room(needed) {
+                return;
+            }
+            self.asking.pop_front();
+            self.feeders[shard.index()].wants = None;
+            let room = self.room();
+            let messages = self.share.messages.clamp(1, room.messages);
+            let bytes = self.share.bytes.min(room.bytes).max(needed);
+            self.lend(shard, Credit { messages, bytes });
+        }
+    }
+
+    /// Drops the oldest message that is not with a consumer; false if there is none.
+    fn drop_oldest(&mut self) -> bool {
+        let places = self.consumers.iter().map(|c| &c.waiting).chain([&self.unowned]);
+        let Some((number, client)) = places.filter_map(BTreeMap::first_key_value).min() else {
+            return false;
+        };
+        let (number, client) = (*number, *client);
+        let lane = self.lanes.get_mut(&client).expect("what waits is a lane");
+        let item = lane.waiting.pop_front().expect("a lane that waits has a message");
+        let (next, owner) = (lane.waiting.front().map(|item| item.number), lane.owner);
+        if next.is_none() && lane.unwritten == 0 {
+            self.lanes.remove(&client);
+        }
+        self.detach(number, owner);
+        if let Some(next) = next {
+            match owner.and_then(|id| self.position(id)) {
+                Some(at) => self.consumers[at].waiting.insert(next, client),
+                None => self.unowned.insert(next, client),
+            };
+        }
+        self.release(item.frame.bytes().len());
+        self.dropped += 1;
+        true
+    }
+}
+
+impl Consumer {
+    fn has_room(&self, window_bytes: usize) -> bool {
+        self.state == State::Active
+            && self.handed.len() < WINDOW_MESSAGES
+            && self.handed_bytes < window_bytes
+    }
+}

@@ -1,0 +1,116 @@
+//! Whether this machine lets gridcast run, in words: what is wrong, how to see it, how to mend it.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::ring::Ring;
+
+/// What glommio asks for per core, in bytes of locked memory.
+const LOCKED_BYTES_PER_CORE: u64 = 512 * 1024;
+
+/// Descriptors that a node takes besides its connections, per core and at all: rings, eventfds,
+/// listeners.
+const DESCRIPTORS_PER_CORE: u64 = 16;
+const DESCRIPTORS: u64 = 64;
+
+/// Checks io_uring, locked memory and descriptors, raising soft limits to the hard ones; gives the
+/// number of clients that descriptors allow, for which at least 64 must be left.
+///
+/// # Errors
+/// One line that says what is missing, how to see it and how to mend it.
+pub fn check(cores: usize) -> Result<usize, String> {
+    check_locked_memory(cores as u64)?;
+    let clients = check_descriptors(cores as u64)?;
+    // On a thread of its own: a ring belongs to the thread that made it.
+    let made = std::thread::spawn(|| Ring::new().map(drop)).join();
+    match made {
+        Ok(Ok(())) => Ok(clients),
+        Ok(Err(error)) => Err(explain(&error)),
+        Err(_) => Err("io_uring: the attempt to make a ring panicked".into()),
+    }
+}
+
+fn check_locked_memory(cores: u64) -> Result<(), String> {
+    let limit = raise(Resource::Memlock);
+    let needed = cores * LOCKED_BYTES_PER_CORE;
+    if limit.is_none_or(|limit| limit >= needed) || rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(format!(
+        "locked memory: {cores} cores need {} KiB, the limit is {} KiB; see it with `ulimit -l`; \
+         raise it with LimitMEMLOCK= in the systemd unit or memlock in limits.conf, or set \
+         node.cores to fewer",
+        needed / 1024,
+        limit.unwrap_or(0) / 1024,
+    ))
+}
+
+fn check_descriptors(cores: u64) -> Result<usize, String> {
+    let Some(limit) = raise(Resource::Nofile) else { return Ok(usize::MAX) };
+    let own = DESCRIPTORS + cores * DESCRIPTORS_PER_CORE;
+    if limit < own + 64 {
+        return Err(format!(
+            "descriptors: {cores} cores need {} at least, the limit is {limit}; see it with \
+             `ulimit -n`; raise it with LimitNOFILE= in the systemd unit or nofile in limits.conf",
+            own + 64
+        ));
+    }
+    Ok((limit - own) as usize)
+}
+
+/// Raises the soft limit to the hard one; gives what it is then, `None` for unlimited.
+fn raise(resource: Resource) -> Option<u64> {
+    let limits = getrlimit(resource);
+    let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+    match setrlimit(resource, raised) {
+        Ok(()) => limits.maximum,
+        Err(_) => limits.current,
+    }
+}
+
+fn explain(error: &io::Error) -> String {
+    let (what, how) = match error.raw_os_error() {
+        Some(libc::ENOSYS) => (
+            "this kernel has none",
+            "see `uname -r`: gridcast needs Linux 6.1 or later; a container's seccomp profile may \
+             also hide it",
+        ),
+        Some(libc::EPERM | libc::EACCES) => (
+            "it is forbidden here",
+            "see `sysctl kernel.io_uring_disabled` (0 allows it) and the seccomp profile of the \
+             container: it must allow io_uring_setup, io_uring_enter and io_uring_register",
+        ),
+        Some(libc::EINVAL) => {
+            ("this kernel's is too old", "see `uname -r`: gridcast needs Linux 6.1 or later")
+        }
+        Some(libc::ENOMEM) => (
+            "there is not enough memory for a ring",
+            "see `ulimit -l` and the memory limit of the container or cgroup",
+        ),
+        Some(libc::EMFILE | libc::ENFILE) => {
+            ("there is no descriptor left", "see `ulimit -n` and `sysctl fs.file-max`")
+        }
+        _ => return format!("io_uring: {error}"),
+    };
+    format!("io_uring: {what}; {how}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_of_the_kernel_is_explained_with_a_way_to_see_it() {
+        for code in [libc::ENOSYS, libc::EPERM, libc::EINVAL, libc::ENOMEM, libc::EMFILE] {
+            let words = explain(&io::Error::from_raw_os_error(code));
+            assert!(words.contains("see `"), "{words}");
+        }
+    }
+
+    #[test]
+    fn too_few_descriptors_for_the_cores_are_named() {
+        let words = check_descriptors(1 << 40).unwrap_err();
+        assert!(words.contains("ulimit -n"), "{words}");
+    }
+}

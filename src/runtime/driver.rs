@@ -1,0 +1,529 @@
+//! One shard's task: completions of its ring → the shard → submissions.
+//!
+//! Requests that a socket has under way: one multishot receive, and either one send or one wait for
+//! room. It is closed when none is left: so no completion ever meets a socket that is not its own.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{io, mem};
+
+use rustix::net::Shutdown;
+use socket2::Socket as ListeningSocket;
+
+use super::bus::Port;
+use super::ring::{Buffer, Completion, Ring, Sending};
+use super::start::{Summary, Watch};
+use crate::message::ConnectionKey;
+use crate::shard::{Action, Batch, Listener, Now, Shard};
+
+/// The longest sleep in milliseconds: what glommio's own ring has to say waits for so long, and a
+/// lost wake-up would.
+pub(super) const SLEEP_MAX_MS: u64 = 100;
+
+/// How soon a message that found a full mailbox is tried again, in milliseconds.
+const STUCK_MS: u64 = 1;
+
+/// How long accepting rests when the process has no descriptor left, in milliseconds.
+const ACCEPT_REST_MS: u64 = 100;
+
+/// Sends per turn. Those to connections that only a fan-out reached are among the first
+/// [`BULK_SENDS`] or wait: so a huge one leaves room for the rest about every millisecond.
+const URGENT_SENDS: usize = 1024;
+const BULK_SENDS: usize = 128;
+
+/// Spare [`Sending`]s kept for the next sends.
+const SPARE_SENDINGS: usize = 2048;
+
+pub(super) struct Driver {
+    shard: Shard,
+    ring: Ring,
+    port: Port,
+    clock: Clock,
+    listeners: Vec<Accepting>,
+    // At the places of the shard's connections.
+    sockets: Vec<Option<Socket>>,
+    spare: Vec<Box<Sending>>,
+    completions: Vec<Completion>,
+    // Receives that ended for want of buffers: begun again at the end of the turn.
+    starved: Vec<ConnectionKey>,
+    watch: Arc<Watch>,
+    is_stuck: bool,
+    is_counted_out: bool,
+}
+
+/// A listening socket.
+struct Accepting {
+    socket: ListeningSocket,
+    listener: Listener,
+    state: AcceptState,
+}
+
+#[derive(PartialEq, Eq)]
+enum AcceptState {
+    Accepting,
+    // No descriptors: until this time.
+    RestingUntil(u64),
+    Stopped,
+}
+
+/// One connection's socket.
+struct Socket {
+    fd: OwnedFd,
+    generation: u32,
+    receiving: Receiving,
+    wants_bytes: bool,
+    is_client: bool,
+    is_closing: bool,
+    write: Write,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    Not,
+    Armed,
+    Cancelled,
+}
+
+enum Write {
+    Idle,
+    // The ring has it.
+    Sending,
+    Waiting(Box<Sending>),
+}
+
+struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Now {
+        let ms = self.start.elapsed().as_millis() as u64;
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { ms, unix_ms: unix.as_millis() as u64 }
+    }
+}
+
+impl Driver {
+    pub(super) fn new(
+        make_shard: impl FnOnce(Now) -> Shard,
+        port: Port,
+        listeners: Vec<(ListeningSocket, Listener)>,
+        watch: Arc<Watch>,
+    ) -> io::Result<Self> {
+        let clock = Clock { start: watch.start };
+        let mut driver = Self {
+            shard: make_shard(clock.now()),
+            ring: Ring::new()?,
+            port,
+            clock,
+            listeners: Vec::new(),
+            sockets: Vec::new(),
+            spare: Vec::new(),
+            completions: Vec::new(),
+            starved: Vec::new(),
+            watch,
+            is_stuck: false,
+            is_counted_out: false,
+        };
+        for (number, (socket, listener)) in listeners.into_iter().enumerate() {
+            driver.ring.accept(number, socket.as_fd());
+            let state = AcceptState::Accepting;
+            driver.listeners.push(Accepting { socket, listener, state });
+        }
+        driver.ring.wait_woken(driver.port.wake_fd());
+        Ok(driver)
+    }
+
+    /// Turns until the node has drained or is told to stop.
+    pub(super) async fn run(mut self) -> io::Result<Summary> {
+        while !self.is_over() {
+            self.turn()?;
+            glommio::yield_if_needed().await;
+        }
+        Ok(Summary {
+            counters: self.shard.counters(),
+            connections: self.shard.connections(),
+            queued_messages: self.shard.queued_messages(),
+        })
+    }
+
+    /// A shard that has drained goes on: the others may need its answers.
+    fn is_over(&mut self) -> bool {
+        if self.shard.is_drained() && !self.is_counted_out {
+            self.is_counted_out = true;
+            self.watch.undrained.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.watch.undrained.load(Ordering::Acquire) == 0
+            || self.watch.is_stopped.load(Ordering::Acquire)
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        self.take_completions();
+        let now = self.clock.now();
+        let Self { port, shard, .. } = self;
+        port.receive(|from, message| shard.handle_message(now, from, message));
+        self.shard.handle_turn(now);
+        self.post_messages();
+        self.do_actions();
+        self.write();
+        for key in mem::take(&mut self.starved) {
+            self.receive(key);
+        }
+        self.wake_listeners(now);
+        self.submit(now)
+    }
+
+    fn take_completions(&mut self) {
+        let mut completions = mem::take(&mut self.completions);
+        self.ring.completions(&mut completions);
+        let now = self.clock.now();
+        for completion in completions.drain(..) {
+            match completion {
+                Completion::Accepted { listener, result, is_over } => {
+                    self.accepted(now, listener, result, is_over);
+                }
+                Completion::Received { key, result, is_over } => {
+                    self.received(now, key, result, is_over);
+                }
+                Completion::Sent { key, sending, result } => self.sent(now, key, sending, result),
+                Completion::Writable { key } => self.writable(key),
+                Completion::Woken => self.ring.wait_woken(self.port.wake_fd()),
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn accepted(&mut self, now: Now, number: usize, result: io::Result<OwnedFd>, is_over: bool) {
+        let accepting = &mut self.listeners[number];
+        let listener = accepting.listener;
+        if is_over && accepting.state == AcceptState::Accepting {
+            match &result {
+                // Not a descriptor left: trying again at once would only burn the core.
+                Err(error) if is_exhausted(error) => {
+                    accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
+                    self.watch.accepts_rested.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => self.ring.accept(number, accepting.socket.as_fd()),
+            }
+        }
+        // A connection that was reset while it waited to be accepted is nobody's loss.
+        let Ok(fd) = result else { return };
+        let Some(remote) = peer_address(&fd) else { return };
+        let is_client = listener != Listener::Api;
+        if is_client && !self.watch.admit_client() {
+            return;
+        }
+        let Some(key) = self.shard.handle_accepted(now, listener, remote) else {
+            return self.watch.forget_client(is_client);
+        };
+        let place = key.index as usize;
+        if self.sockets.len() <= place {
+            self.sockets.resize_with(place + 1, || None);
+        }
+        self.sockets[place] = Some(Socket {
+            fd,
+            generation: key.generation,
+            receiving: Receiving::Not,
+            wants_bytes: true,
+            is_client,
+            is_closing: false,
+            write: Write::Idle,
+        });
+        self.receive(key);
+    }
+
+    /// Begins to receive, unless it is under way or not wanted.
+    fn receive(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.receiving == Receiving::Not && socket.wants_bytes && !socket.is_closing {
+            socket.receiving = Receiving::Armed;
+            self.ring.receive(key, socket.fd.as_fd());
+        }
+    }
+
+    fn received(
+        &mut self,
+        now: Now,
+        key: ConnectionKey,
+        result: io::Result<Option<Buffer>>,
+        is_over: bool,
+    ) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if is_over {
+            socket.receiving = Receiving::Not;
+        }
+        let is_closing = socket.is_closing;
+        match result {
+            Ok(Some(buffer)) => {
+                let bytes = self.ring.buffer(&buffer);
+                if !is_closing && !bytes.is_empty() {
+                    self.shard.handle_bytes(now, key, bytes);
+                }
+                let is_end = bytes.is_empty();
+                self.ring.recycle(buffer);
+                match is_end {
+                    true => self.ended(now, key, false),
+                    false => self.starved_if(is_over, key),
+                }
+            }
+            Ok(None) => self.ended(now, key, false),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
+                    self.starved_if(true, key);
+                }
+                _ => self.ended(now, key, true),
+            },
+        }
+        self.close_if_quiet(key);
+    }
+
+    fn starved_if(&mut self, is_over: bool, key: ConnectionKey) {
+        if is_over {
+            self.starved.push(key);
+        }
+    }
+
+    fn ended(&mut self, now: Now, key: ConnectionKey, is_broken: bool) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.wants_bytes = false;
+        if !socket.is_closing {
+            self.shard.handle_end(now, key, is_broken);
+        }
+    }
+
+    /// Writes what connections have to say: each one gathered send with all of it.
+    fn write(&mut self) {
+        for count in 0..URGENT_SENDS {
+            let urgent_only = count >= BULK_SENDS;
+            let Some((key, batch)) = self.shard.poll_write(urgent_only) else { return };
+            self.send_batch(key, batch);
+        }
+    }
+
+    fn send_batch(&mut self, key: ConnectionKey, batch: Batch) {
+        let Some(socket) = find(&mut self.sockets, key) else { return self.shard.recycle(batch) };
+        if socket.is_closing {
+            return self.shard.recycle(batch);
+        }
+        let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
+        let empty = sending.begin(batch);
+        socket.write = Write::Sending;
+        self.ring.send(key, socket.fd.as_fd(), sending);
+        self.shard.recycle(empty);
+    }
+
+    fn sent(
+        &mut self,
+        now: Now,
+        key: ConnectionKey,
+        mut sending: Box<Sending>,
+        result: io::Result<usize>,
+    ) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.write = Write::Idle;
+        if socket.is_closing {
+            self.spare(sending);
+            return self.close_if_quiet(key);
+        }
+        match result {
+            Ok(bytes) => {
+                let is_done = sending.advance(bytes);
+                if is_done {
+                    self.spare(sending);
+                } else {
+                    self.wait_for_room(key, sending);
+                }
+                self.shard.handle_written(now, key, bytes, is_done);
+            }
+            Err(error) if is_for_later(&error) => self.wait_for_room(key, sending),
+            Err(_) => {
+                self.spare(sending);
+                self.ended(now, key, true);
+            }
+        }
+    }
+
+    fn spare(&mut self, mut sending: Box<Sending>) {
+        if self.spare.len() < SPARE_SENDINGS {
+            self.shard.recycle(sending.abandon());
+            self.spare.push(sending);
+        }
+    }
+
+    fn wait_for_room(&mut self, key: ConnectionKey, sending: Box<Sending>) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.write = Write::Waiting(sending);
+        self.ring.wait_writable(key, socket.fd.as_fd());
+    }
+
+    fn writable(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let Write::Waiting(sending) = mem::replace(&mut socket.write, Write::Idle) else { return };
+        if socket.is_closing {
+            self.spare(sending);
+            return self.close_if_quiet(key);
+        }
+        socket.write = Write::Sending;
+        self.ring.send(key, socket.fd.as_fd(), sending);
+    }
+
+    fn do_actions(&mut self) {
+        while let Some(action) = self.shard.poll_action() {
+            match action {
+                Action::Pause(key) => self.want_bytes(key, false),
+                Action::Resume(key) => self.want_bytes(key, true),
+                Action::Shutdown(key) => {
+                    if let Some(socket) = find(&mut self.sockets, key) {
+                        // What is left to learn of a socket that is not connected comes with its
+                        // receive.
+                        let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
+                    }
+                }
+                Action::Close(key) => self.close(key),
+                Action::StopAccepting => self.stop_accepting(),
+            }
+        }
+    }
+
+    fn want_bytes(&mut self, key: ConnectionKey, wants_bytes: bool) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.wants_bytes = wants_bytes;
+        if wants_bytes {
+            self.receive(key);
+        } else if socket.receiving == Receiving::Armed {
+            socket.receiving = Receiving::Cancelled;
+            self.ring.cancel_receive(key);
+        }
+    }
+
+    fn close(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.is_closing = true;
+        socket.wants_bytes = false;
+        // Ends the receive and the wait for room.
+        let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
+        self.close_if_quiet(key);
+    }
+
+    /// Closes a socket that is to be closed, when no request is under way.
+    fn close_if_quiet(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.is_closing
+            && socket.receiving == Receiving::Not
+            && matches!(socket.write, Write::Idle)
+        {
+            self.watch.forget_client(socket.is_client);
+            self.sockets[key.index as usize] = None;
+            self.shard.handle_closed(key);
+        }
+    }
+
+    fn stop_accepting(&mut self) {
+        for (number, accepting) in self.listeners.iter_mut().enumerate() {
+            accepting.state = AcceptState::Stopped;
+            self.ring.cancel_accept(number);
+            // Connections in the backlog are refused from here on, not left to wait.
+            let _ = accepting.socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn wake_listeners(&mut self, now: Now) {
+        for (number, accepting) in self.listeners.iter_mut().enumerate() {
+            if matches!(accepting.state, AcceptState::RestingUntil(until) if until <= now.ms) {
+                accepting.state = AcceptState::Accepting;
+                self.ring.accept(number, accepting.socket.as_fd());
+            }
+        }
+    }
+
+    fn post_messages(&mut self) {
+        while let Some((to, message)) = self.shard.poll_message() {
+            self.port.post(to, message);
+        }
+        self.is_stuck = self.port.flush();
+    }
+
+    /// Submits what the turn asked for, and sleeps if there is nothing to do.
+    fn submit(&mut self, now: Now) -> io::Result<()> {
+        let sleep_ms = self.sleep_ms(now);
+        if sleep_ms == 0 || !self.port.may_sleep() {
+            return self.ring.submit(Duration::ZERO);
+        }
+        let slept = self.ring.submit(Duration::from_millis(sleep_ms));
+        self.port.stay_awake();
+        slept
+    }
+
+    fn sleep_ms(&self, now: Now) -> u64 {
+        if self.shard.has_writes() {
+            return 0;
+        }
+        let until_due =
+            self.shard.poll_timeout().map_or(SLEEP_MAX_MS, |due| due.saturating_sub(now.ms));
+        until_due.min(if self.is_stuck { STUCK_MS } else { SLEEP_MAX_MS })
+    }
+}
+
+fn find(sockets: &mut [Option<Socket>], key: ConnectionKey) -> Option<&mut Socket> {
+    let socket = sockets.get_mut(key.index as usize)?.as_mut()?;
+    (socket.generation == key.generation).then_some(socket)
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+fn is_for_later(error: &io::Error) -> bool {
+    let codes = [libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
+    let address = rustix::net::getpeername(fd).ok()??;
+    address.try_into().ok()
+}
+
+/// How many clients the node holds, over all shards.
+#[derive(Debug)]
+pub(super) struct ClientCount {
+    open: AtomicUsize,
+    max: usize,
+}
+
+impl ClientCount {
+    pub(super) fn new(max: usize) -> Self {
+        Self { open: AtomicUsize::new(0), max }
+    }
+
+    pub(super) fn admit(&self) -> bool {
+        let is_admitted = self.open.fetch_add(1, Ordering::Relaxed) < self.max;
+        if !is_admitted {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_admitted
+    }
+
+    pub(super) fn forget(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Watch {
+    fn admit_client(&self) -> bool {
+        let is_admitted = self.clients.admit();
+        if !is_admitted {
+            self.clients_refused.fetch_add(1, Ordering::Relaxed);
+        }
+        is_admitted
+    }
+
+    fn forget_client(&self, is_client: bool) {
+        if is_client {
+            self.clients.forget();
+        }
+    }
+}

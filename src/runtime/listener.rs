@@ -1,0 +1,79 @@
+//! Listening sockets: one per shard on the same address, between which the kernel spreads new
+//! connections (SO_REUSEPORT).
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that may wait to be accepted, per shard. The kernel takes no more than
+/// net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// An address, and one listening socket for each shard.
+#[derive(Debug)]
+pub struct Listening {
+    /// The address; its port is real even where 0 was asked for.
+    pub address: SocketAddr,
+    /// As many as there are shards.
+    pub sockets: Vec<Socket>,
+}
+
+/// Listens on an address for each shard.
+///
+/// # Errors
+/// The address is not ours or is in use, be it by another gridcast.
+pub fn bind(address: SocketAddr, shards: usize) -> io::Result<Listening> {
+    if address.port() != 0 {
+        // Sockets with SO_REUSEPORT would share the port with another process of the same user, and
+        // each would get a part of the connections: so first see whether it is free.
+        socket(address)?.bind(&address.into())?;
+    }
+    let first = listen(address)?;
+    let address = first.local_addr()?.as_socket().expect("it was bound to an IP address");
+    let mut sockets = vec![first];
+    for _ in 1..shards {
+        sockets.push(listen(address)?);
+    }
+    Ok(Listening { address, sockets })
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of an earlier run that are still winding down do not matter.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = socket(address)?;
+    socket.set_reuse_port(true)?;
+    // Accepted sockets inherit it: frames leave when they are written.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shard_listens_on_the_port_that_the_first_was_given() {
+        let listening = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        assert_ne!(listening.address.port(), 0);
+        assert_eq!(listening.sockets.len(), 3);
+        for socket in &listening.sockets {
+            let local = socket.local_addr().unwrap().as_socket();
+            assert_eq!(local, Some(listening.address));
+        }
+    }
+
+    #[test]
+    fn a_port_that_another_shares_willingly_is_still_in_use() {
+        let listening = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let error = bind(listening.address, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

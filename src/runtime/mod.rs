@@ -1,0 +1,19 @@
+//! The hand that moves the bytes: the only folder that names glommio and io_uring, and the only one
+//! with unsafe code.
+//!
+//! Each shard has a pinned thread with a glommio executor, and on it one task, the
+//! [`driver`], with a ring of its own: completions → `Shard::handle_*` → `Shard::poll_*` →
+//! submissions. The thread sleeps in that ring and nowhere else. glommio 0.9 has no way to wait for
+//! a foreign file descriptor that is not a socket, and waiting in its ring would cost two system
+//! calls more per turn; its own timers and tasks get their turn at each of the driver's, at the
+//! latest every [`driver::SLEEP_MAX_MS`].
+
+mod bus;
+pub mod check;
+mod driver;
+mod listener;
+mod ring;
+mod start;
+
+pub use listener::{Listening, bind};
+pub use start::{Shards, Summary, start};

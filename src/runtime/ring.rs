@@ -1,0 +1,424 @@
+//! One io_uring with the buffers that the kernel holds: a safe face for the driver.
+//!
+//! Receiving takes buffers from a ring that the kernel picks from, sending borrows the memory of a
+//! [`Sending`] until its completion: both are owned here while the kernel may touch them.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use crate::message::ConnectionKey;
+use crate::shard::{Batch, Chunk};
+
+/// Requests per submission; more are submitted in parts.
+const SUBMISSIONS: u32 = 1024;
+
+/// Completions that the ring holds; the kernel keeps more in a list of its own.
+const COMPLETIONS: u32 = 16 * 1024;
+
+/// Receive buffers of a shard and their size: 4 MiB in all, for every connection together. When
+/// they are all in use, receiving waits for one to come back.
+const BUFFERS: u16 = 512;
+const BUFFER_BYTES: usize = 8 * 1024;
+
+/// Runs of bytes per send (IOV_MAX of Linux); what is more goes out with the next.
+const RUNS_PER_SEND: usize = 1024;
+
+const BUFFER_GROUP: u16 = 0;
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Completion {
+    /// A listener, by its number, accepted a connection; `is_over`: it accepts no more until it is
+    /// asked again.
+    Accepted { listener: usize, result: io::Result<OwnedFd>, is_over: bool },
+    /// Bytes came in a buffer (see [`Ring::buffer`]), or nothing more will: the end or an error.
+    Received { key: ConnectionKey, result: io::Result<Option<Buffer>>, is_over: bool },
+    /// So many bytes were written.
+    Sent { key: ConnectionKey, sending: Box<Sending>, result: io::Result<usize> },
+    /// The socket takes bytes again, or has broken.
+    Writable { key: ConnectionKey },
+    /// The eventfd was written.
+    Woken,
+}
+
+/// A receive buffer that the kernel filled. It must go back with [`Ring::recycle`].
+#[derive(Debug)]
+pub struct Buffer {
+    id: u16,
+    length: usize,
+}
+
+/// Bytes on their way to a socket, with the list of runs that the kernel reads.
+#[derive(Debug)]
+pub struct Sending {
+    batch: Batch,
+    // Bytes of the first chunk that are written.
+    written: usize,
+    runs: Vec<libc::iovec>,
+    header: libc::msghdr,
+}
+
+impl Sending {
+    /// A sending of nothing.
+    pub fn new() -> Box<Self> {
+        // SAFETY: msghdr is a C struct of integers and pointers, for which all zeroes is a value.
+        let header = unsafe { std::mem::zeroed() };
+        Box::new(Self { batch: Batch::new(), written: 0, runs: Vec::new(), header })
+    }
+
+    /// Begins to send a batch; gives back the one before, which is empty.
+    pub fn begin(&mut self, batch: Batch) -> Batch {
+        debug_assert!(self.batch.is_empty());
+        self.written = 0;
+        std::mem::replace(&mut self.batch, batch)
+    }
+
+    /// So many bytes were written; true if that was all.
+    pub fn advance(&mut self, mut bytes: usize) -> bool {
+        while let Some(first) = self.batch.front() {
+            let left = first.bytes().len() - self.written;
+            if bytes < left {
+                self.written += bytes;
+                return false;
+            }
+            bytes -= left;
+            self.written = 0;
+            self.batch.pop_front();
+        }
+        true
+    }
+
+    /// Gives up what is not sent.
+    pub fn abandon(&mut self) -> Batch {
+        self.written = 0;
+        std::mem::take(&mut self.batch)
+    }
+}
+
+/// What a request is, in the highest byte of its user data; the key of its connection follows.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Request {
+    Accept,
+    Receive,
+    Send,
+    Writable,
+    Cancel,
+    Wake,
+}
+
+/// A ring for one thread.
+pub struct Ring {
+    // Dropped first: the memory below outlives it.
+    uring: IoUring,
+    buffers: Buffers,
+    // Sends that the kernel has not completed, at the places of their connections.
+    sends: Vec<Option<Box<Sending>>>,
+    wake_counter: Box<u64>,
+    backlog: VecDeque<squeue::Entry>,
+}
+
+impl Ring {
+    /// A ring for the thread that calls, and for no other.
+    ///
+    /// # Errors
+    /// What the kernel says: see `runtime::check`, which says it in words.
+    pub fn new() -> io::Result<Self> {
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)?;
+        let buffers = Buffers::register(&uring)?;
+        Ok(Self {
+            uring,
+            buffers,
+            sends: Vec::new(),
+            wake_counter: Box::new(0),
+            backlog: VecDeque::new(),
+        })
+    }
+
+    /// Accepts connections on a listener, each with a completion.
+    pub fn accept(&mut self, listener: usize, socket: BorrowedFd<'_>) {
+        let key = ConnectionKey { index: listener as u32, generation: 0 };
+        let entry = opcode::AcceptMulti::new(Fd(socket.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC)
+            .build()
+            .user_data(user_data(Request::Accept, key));
+        self.push(entry);
+    }
+
+    /// Stops accepting on a listener.
+    pub fn cancel_accept(&mut self, listener: usize) {
+        let key = ConnectionKey { index: listener as u32, generation: 0 };
+        self.cancel(Request::Accept, key);
+    }
+
+    /// Receives from a socket, each time with a completion, until it is over.
+    pub fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP)
+            .build()
+            .user_data(user_data(Request::Receive, key));
+        self.push(entry);
+    }
+
+    /// Stops receiving; the completion that is over follows.
+    pub fn cancel_receive(&mut self, key: ConnectionKey) {
+        self.cancel(Request::Receive, key);
+    }
+
+    fn cancel(&mut self, request: Request, key: ConnectionKey) {
+        let entry = opcode::AsyncCancel::new(user_data(request, key))
+            .build()
+            .user_data(user_data(Request::Cancel, key));
+        self.push(entry);
+    }
+
+    /// Sends what is left of `sending`, as much as the socket takes at once. At most one per
+    /// connection may be under way.
+    pub fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
+        let fd = Fd(socket.as_raw_fd());
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let entry = match sending.batch.len() {
+            1 => {
+                let bytes = &sending.batch[0].bytes()[sending.written..];
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                opcode::Send::new(fd, bytes.as_ptr(), length).flags(flags).build()
+            }
+            _ => {
+                sending.fill_runs();
+                opcode::SendMsg::new(fd, &raw const sending.header).flags(flags as u32).build()
+            }
+        };
+        let place = key.index as usize;
+        if self.sends.len() <= place {
+            self.sends.resize_with(place + 1, || None);
+        }
+        debug_assert!(self.sends[place].is_none(), "one send per connection");
+        // The box does not move, and stays here until the completion: see `completions`.
+        self.sends[place] = Some(sending);
+        self.push(entry.user_data(user_data(Request::Send, key)));
+    }
+
+    /// Completes when the socket takes bytes, or has broken.
+    pub fn wait_writable(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
+        let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLOUT as u32)
+            .build()
+            .user_data(user_data(Request::Writable, key));
+        self.push(entry);
+    }
+
+    /// Completes when the eventfd is written, once.
+    pub fn wait_woken(&mut self, eventfd: BorrowedFd<'_>) {
+        let counter = (&raw mut *self.wake_counter).cast();
+        let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), counter, 8)
+            .build()
+            .user_data(user_data(Request::Wake, ConnectionKey { index: 0, generation: 0 }));
+        self.push(entry);
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: what an entry points to is owned by this ring until its completion: `buffers` and
+        // `wake_counter` for as long as the ring lives, a `Sending` in `sends`. Descriptors are
+        // borrowed from sockets that the driver keeps until all their requests are complete.
+        if self.backlog.is_empty() && unsafe { self.uring.submission().push(&entry) }.is_ok() {
+            return;
+        }
+        self.backlog.push_back(entry);
+    }
+
+    fn submit_backlog(&mut self) -> io::Result<()> {
+        while !self.backlog.is_empty() {
+            self.submit_queued()?;
+            let mut queue = self.uring.submission();
+            while let Some(entry) = self.backlog.pop_front() {
+                // SAFETY: as in `push`.
+                if unsafe { queue.push(&entry) }.is_err() {
+                    self.backlog.push_front(entry);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn submit_queued(&mut self) -> io::Result<()> {
+        match self.uring.submit() {
+            Ok(_) => Ok(()),
+            // The completions must be taken first, or it was interrupted: the next call goes on.
+            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Submits all requests and takes in what is complete; waits for a completion for so long.
+    ///
+    /// # Errors
+    /// The ring is of no use any more.
+    pub fn submit(&mut self, wait: Duration) -> io::Result<()> {
+        self.submit_backlog()?;
+        if wait.is_zero() {
+            return self.submit_queued();
+        }
+        let time = Timespec::from(wait);
+        let arguments = SubmitArgs::new().timespec(&time);
+        match self.uring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes out what is complete.
+    pub fn completions(&mut self, out: &mut Vec<Completion>) {
+        let Self { uring, sends, .. } = self;
+        out.extend(uring.completion().filter_map(|entry| completion(&entry, sends)));
+    }
+
+    /// The bytes of a buffer.
+    pub fn buffer(&mut self, buffer: &Buffer) -> &mut [u8] {
+        self.buffers.bytes(buffer)
+    }
+
+    /// Gives a buffer back to the kernel.
+    pub fn recycle(&mut self, buffer: Buffer) {
+        self.buffers.provide(buffer.id);
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    let codes = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+fn user_data(request: Request, key: ConnectionKey) -> u64 {
+    (request as u64) << 56 | u64::from(key.generation) << 32 | u64::from(key.index)
+}
+
+/// What an entry of the completion queue says; `None` for those that say nothing.
+fn completion(entry: &cqueue::Entry, sends: &mut [Option<Box<Sending>>]) -> Option<Completion> {
+    const ACCEPT: u8 = Request::Accept as u8;
+    const RECEIVE: u8 = Request::Receive as u8;
+    const SEND: u8 = Request::Send as u8;
+    const WRITABLE: u8 = Request::Writable as u8;
+    const WAKE: u8 = Request::Wake as u8;
+    let data = entry.user_data();
+    let key = ConnectionKey { index: data as u32, generation: (data >> 32) as u32 & 0xFF_FFFF };
+    let result = match entry.result() {
+        code @ ..0 => Err(io::Error::from_raw_os_error(-code)),
+        count => Ok(count),
+    };
+    let is_over = !cqueue::more(entry.flags());
+    Some(match (data >> 56) as u8 {
+        ACCEPT => {
+            // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
+            let result = result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+            Completion::Accepted { listener: key.index as usize, result, is_over }
+        }
+        RECEIVE => {
+            let buffer = cqueue::buffer_select(entry.flags());
+            let result =
+                result.map(|length| buffer.map(|id| Buffer { id, length: length as usize }));
+            Completion::Received { key, result, is_over }
+        }
+        SEND => {
+            let sending = sends.get_mut(key.index as usize)?.take()?;
+            Completion::Sent { key, sending, result: result.map(|count| count as usize) }
+        }
+        WRITABLE => Completion::Writable { key },
+        WAKE => Completion::Woken,
+        _ => return None,
+    })
+}
+
+impl Sending {
+    fn fill_runs(&mut self) {
+        self.runs.clear();
+        let mut skip = self.written;
+        for chunk in self.batch.iter().take(RUNS_PER_SEND) {
+            let bytes = &Chunk::bytes(chunk)[skip..];
+            skip = 0;
+            let start = bytes.as_ptr().cast_mut().cast();
+            self.runs.push(libc::iovec { iov_base: start, iov_len: bytes.len() });
+        }
+        self.header.msg_iov = self.runs.as_mut_ptr();
+        self.header.msg_iovlen = self.runs.len();
+    }
+}
+
+/// Receive buffers that the kernel picks from. Their memory is never given back: a request that is
+/// cancelled late may still write to it, and a process has one set per shard for its whole life.
+struct Buffers {
+    ring: NonNull<BufRingEntry>,
+    memory: NonNull<u8>,
+    tail: u16,
+}
+
+impl Buffers {
+    fn register(uring: &IoUring) -> io::Result<Self> {
+        let page = 4096;
+        let ring = zeroed(usize::from(BUFFERS) * size_of::<BufRingEntry>(), page).cast();
+        let memory = zeroed(usize::from(BUFFERS) * BUFFER_BYTES, page);
+        // SAFETY: the ring's memory is page-aligned, has room for so many entries and is never
+        // freed.
+        unsafe {
+            uring.submitter().register_buf_ring_with_flags(
+                ring.as_ptr() as u64,
+                BUFFERS,
+                BUFFER_GROUP,
+                0,
+            )?;
+        }
+        let mut buffers = Self { ring, memory, tail: 0 };
+        for id in 0..BUFFERS {
+            buffers.provide(id);
+        }
+        Ok(buffers)
+    }
+
+    fn provide(&mut self, id: u16) {
+        debug_assert!(id < BUFFERS);
+        let place = usize::from(self.tail & (BUFFERS - 1));
+        // SAFETY: place < BUFFERS and id < BUFFERS, so both pointers are inside their allocations.
+        // The kernel reads entries below the tail only, so this one is ours to write. Only our
+        // thread writes the tail; the kernel reads it after the entry, hence the release.
+        unsafe {
+            let start = self.memory.as_ptr().add(usize::from(id) * BUFFER_BYTES);
+            let entry = &mut *self.ring.as_ptr().add(place);
+            entry.set_addr(start as u64);
+            entry.set_len(BUFFER_BYTES as u32);
+            entry.set_bid(id);
+            self.tail = self.tail.wrapping_add(1);
+            let tail = BufRingEntry::tail(self.ring.as_ptr()).cast::<AtomicU16>();
+            (*tail).store(self.tail, Ordering::Release);
+        }
+    }
+
+    fn bytes(&mut self, buffer: &Buffer) -> &mut [u8] {
+        debug_assert!(buffer.id < BUFFERS && buffer.length <= BUFFER_BYTES);
+        // SAFETY: the kernel filled this buffer and gave it to us: it is ours until it is provided
+        // again, which takes the `Buffer` by value. It lies inside the allocation.
+        unsafe {
+            let start = self.memory.as_ptr().add(usize::from(buffer.id) * BUFFER_BYTES);
+            std::slice::from_raw_parts_mut(start, buffer.length)
+        }
+    }
+}
+
+fn zeroed(bytes: usize, align: usize) -> NonNull<u8> {
+    let layout = Layout::from_size_align(bytes, align).expect("a size far from the limits");
+    // SAFETY: the size is not zero.
+    let pointer = unsafe { alloc_zeroed(layout) };
+    NonNull::new(pointer).unwrap_or_else(|| handle_alloc_error(layout))
+}

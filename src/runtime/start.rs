@@ -1,0 +1,131 @@
+//! Starts the shards of a node, each on its core, and ends them.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+
+use super::bus::{Control, bus};
+use super::driver::{ClientCount, Driver};
+use super::listener::Listening;
+use crate::address::ShardId;
+use crate::message::Message;
+use crate::metrics::Counters;
+use crate::shard::settings::Settings;
+use crate::shard::{Listener, Shard};
+
+/// Memory that glommio locks per core for files: none are opened, so the least.
+const IO_MEMORY: usize = 64 * 1024;
+
+/// What the shards of a node share: counts, and the word to stop.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) start: Instant,
+    /// Shards with work left while the node goes down.
+    pub(super) undrained: AtomicUsize,
+    pub(super) is_stopped: AtomicBool,
+    pub(super) clients: ClientCount,
+    pub(super) clients_refused: AtomicU64,
+    pub(super) accepts_rested: AtomicU64,
+}
+
+/// The running shards of a node.
+pub struct Shards {
+    handles: Vec<ExecutorJoinHandle<io::Result<Summary>>>,
+    control: Control,
+    watch: Arc<Watch>,
+}
+
+/// What a node did, and what was left when it ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    /// What its shards counted.
+    pub counters: Counters,
+    /// Connections that were still open.
+    pub connections: usize,
+    /// Messages from clients that no back end had taken.
+    pub queued_messages: usize,
+}
+
+/// Starts a shard on each of `cores`, with its part of each listener. At most `clients_max` clients
+/// are taken at a time.
+///
+/// # Errors
+/// A thread, a ring or a descriptor cannot be had.
+pub fn start(
+    settings: &Arc<Settings>,
+    cores: &[usize],
+    listeners: Vec<(Listener, Listening)>,
+    clients_max: usize,
+) -> io::Result<Shards> {
+    let (ports, control) = bus(cores.len())?;
+    let watch = Arc::new(Watch {
+        start: Instant::now(),
+        undrained: AtomicUsize::new(cores.len()),
+        is_stopped: AtomicBool::new(false),
+        clients: ClientCount::new(clients_max),
+        clients_refused: AtomicU64::new(0),
+        accepts_rested: AtomicU64::new(0),
+    });
+    let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
+    for (listener, listening) in listeners {
+        for (of_shard, socket) in sockets.iter_mut().zip(listening.sockets) {
+            of_shard.push((socket, listener));
+        }
+    }
+    let mut handles = Vec::new();
+    for (index, ((&core, port), sockets)) in cores.iter().zip(ports).zip(sockets).enumerate() {
+        let (settings, watch) = (settings.clone(), watch.clone());
+        let make = move || async move {
+            let make_shard = |now| Shard::new(ShardId(index as u8), settings, now);
+            Driver::new(make_shard, port, sockets, watch)?.run().await
+        };
+        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
+            .name("shard")
+            .io_memory(IO_MEMORY)
+            .spawn(make)
+            .map_err(|error| io::Error::other(format!("core {core}: {error}")))?;
+        handles.push(executor);
+    }
+    Ok(Shards { handles, control, watch })
+}
+
+impl Shards {
+    /// Stops accepting, closes connections, answers what is pending, and waits until all is done
+    /// or `deadline` has passed.
+    ///
+    /// # Errors
+    /// A shard ended early: its ring failed.
+    pub fn drain(self, deadline: Duration) -> io::Result<Summary> {
+        self.control.tell_all(|| Message::Drain);
+        let end = Instant::now() + deadline;
+        while Instant::now() < end && self.watch.undrained.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.watch.is_stopped.store(true, Ordering::Release);
+        self.control.wake_all();
+        let mut total = Summary::default();
+        for handle in self.handles {
+            let summary = match handle.join() {
+                Ok(summary) => summary?,
+                Err(error) => return Err(io::Error::other(error.to_string())),
+            };
+            total.counters += summary.counters;
+            total.connections += summary.connections;
+            total.queued_messages += summary.queued_messages;
+        }
+        Ok(total)
+    }
+
+    /// Clients refused because there were as many as there may be.
+    pub fn clients_refused(&self) -> u64 {
+        self.watch.clients_refused.load(Ordering::Relaxed)
+    }
+
+    /// Times that accepting had to rest because no descriptor was left.
+    pub fn accepts_rested(&self) -> u64 {
+        self.watch.accepts_rested.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,117 @@
+//! Back ends on the WebSocket API: requests in, answers out in their order.
+
+use super::Shard;
+use super::connection::{Connection, Pause, Stage};
+use super::replies::{Shape, WAITING_MAX, WAITING_MIN, put_message};
+use crate::message::ConnectionKey;
+use crate::protocol::api::{Fault, Reply};
+use crate::protocol::assembler::{Payload, Received};
+use crate::protocol::frame::{Kind, Opcode, put_frame};
+
+impl Shard {
+    /// Reads requests until the input is empty or the connection is paused or ended.
+    pub(super) fn read_backend(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
+        let max = self.settings.limits.api_message_bytes;
+        let Some(connection) = self.connections.get(key) else { return };
+        let Some(backend) = connection.backend() else { return };
+        let mut assembler = std::mem::take(&mut backend.assembler);
+        let received = assembler.read(input, max);
+        backend.assembler = assembler;
+        match received {
+            Ok(None) => {}
+            Ok(Some(Received::Message(kind, payload))) => self.read_request(key, kind, payload),
+            Ok(Some(Received::Ping(payload))) => {
+                self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
+            }
+            Ok(Some(Received::Pong)) => {}
+            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, &closed),
+            Err(violation) => self.close_with(key, violation.reason()),
+        }
+        self.pause_if_unread(key);
+    }
+
+    fn read_request(&mut self, key: ConnectionKey, kind: Kind, mut payload: Payload<'_>) {
+        if kind == Kind::Text && *payload == *b"ping" {
+            return self.reply_bytes(key, |out| {
+                put_frame(out, Opcode::Data(Kind::Text), b"pong");
+            });
+        }
+        // The parser is taken out while what it read is carried out: the call borrows from it.
+        let mut parser = std::mem::take(&mut self.parser);
+        let request = parser.request(&mut payload);
+        self.call(key, Shape::Message(request.id.into()), request.call);
+        self.parser = parser;
+    }
+
+    /// A back end that does not read its answers, or waits for too many, asks nothing more
+    /// meanwhile.
+    pub(super) fn pause_if_unread(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let is_unread = connection.outbound.buffered() > connection.outbound_max;
+        let is_waiting = connection.replies().is_some_and(|replies| replies.len() >= WAITING_MAX);
+        if is_unread {
+            self.pause(key, Pause::Outbound);
+        }
+        if is_waiting {
+            self.pause(key, Pause::Answers);
+        }
+    }
+
+    /// Answers a call at once, behind the answers that are still waited for.
+    pub(super) fn reply(
+        &mut self,
+        key: ConnectionKey,
+        shape: &Shape,
+        answer: &Result<Reply, Fault>,
+    ) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        self.reply_bytes(key, |out| match shape {
+            Shape::Message(id) => put_message(out, &mut scratch, answer, id),
+            Shape::Response(_) => shape.put(out, &mut scratch, answer),
+        });
+        self.scratch = scratch;
+    }
+
+    /// Likewise, with bytes as `put` appends them.
+    pub(super) fn reply_bytes(&mut self, key: ConnectionKey, put: impl FnOnce(&mut Vec<u8>)) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Some(replies) = connection.replies() else { return };
+        if replies.is_empty() {
+            return self.write_with(key, put);
+        }
+        let mut bytes = Vec::new();
+        put(&mut bytes);
+        replies.ready(bytes);
+    }
+
+    /// Writes the answers whose turn it is.
+    pub(super) fn write_replies(&mut self, key: ConnectionKey) {
+        while let Some(connection) = self.connections.get(key)
+            && let Some(bytes) = connection.replies().and_then(|replies| replies.poll_ready())
+        {
+            self.write_with(key, |out| out.extend_from_slice(&bytes));
+        }
+        let Some(waiting) =
+            self.connections.get(key).and_then(Connection::replies).map(|r| r.len())
+        else {
+            return;
+        };
+        if waiting <= WAITING_MIN {
+            self.unpause(key, Pause::Answers);
+        }
+        if waiting == 0 {
+            self.after_last_reply(key);
+        }
+    }
+
+    /// No answer is waited for any more: a connection that ends with them ends.
+    fn after_last_reply(&mut self, key: ConnectionKey) {
+        let is_draining = self.draining.is_some();
+        let Some(connection) = self.connections.get(key) else { return };
+        match &connection.stage {
+            Stage::Http(http) if http.is_last => self.finish(key),
+            _ if is_draining => self.close_for_drain(key),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Channel → the clients of this shard that are subscribed to it, laid out for a linear walk.
+
+use hashbrown::HashMap;
+
+/// A channel's place in the table, while it has subscribers or a walk goes through it.
+pub type ChannelIndex = u32;
+
+/// Where a client stands in a channel; the client keeps it, to find its way out again.
+#[derive(Clone, Copy, Debug)]
+pub struct Subscription {
+    /// The channel.
+    pub channel: ChannelIndex,
+    position: u32,
+}
+
+// A member that left while a walk was under way: taken out when the last walk ends.
+const LEFT: u32 = u32::MAX;
+
+/// All channels of one shard.
+#[derive(Debug, Default)]
+pub struct Channels {
+    by_name: HashMap<Box<str>, ChannelIndex>,
+    slots: Vec<Channel>,
+    free: Vec<ChannelIndex>,
+}
+
+#[derive(Debug, Default)]
+struct Channel {
+    name: Box<str>,
+    // Places of connections in the shard's table, or LEFT.
+    members: Vec<u32>,
+    left: u32,
+    walks: u32,
+}
+
+impl Channels {
+    /// The channel of this name, if it has subscribers here.
+    pub fn find(&self, name: &str) -> Option<ChannelIndex> {
+        self.by_name.get(name).copied()
+    }
+
+    /// A channel's name.
+    pub fn name(&self, channel: ChannelIndex) -> &str {
+        &self.slots[channel as usize].name
+    }
+
+    /// Subscribes the connection at `member`, which is not subscribed yet.
+    pub fn subscribe(&mut self, name: &str, member: u32) -> Subscription {
+        let channel = self.find(name).unwrap_or_else(|| self.open(name));
+        let members = &mut self.slots[channel as usize].members;
+        members.push(member);
+        Subscription { channel, position: members.len() as u32 - 1 }
+    }
+
+    fn open(&mut self, name: &str) -> ChannelIndex {
+        let channel = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Channel::default());
+            self.slots.len() as ChannelIndex - 1
+        });
+        self.slots[channel as usize].name = name.into();
+        self.by_name.insert(name.into(), channel);
+        channel
+    }
+
+    /// Ends a subscription. If another member took its position, `moved` is told which, so that
+    /// the subscription that this member keeps can be put right with [`Subscription::move_to`].
+    pub fn unsubscribe(
+        &mut self,
+        subscription: Subscription,
+        moved: impl FnOnce(u32, Subscription),
+    ) {
+        let Subscription { channel, position } = subscription;
+        let slot = &mut self.slots[channel as usize];
+        if slot.walks > 0 {
+            slot.members[position as usize] = LEFT;
+            slot.left += 1;
+            return;
+        }
+        slot.members.swap_remove(position as usize);
+        if let Some(&member) = slot.members.get(position as usize) {
+            moved(member, subscription);
+        }
+        self.close_if_empty(channel);
+    }
+
+    fn close_if_empty(&mut self, channel: ChannelIndex) {
+        let slot = &mut self.slots[channel as usize];
+        if slot.members.is_empty() && slot.walks == 0 {
+            self.by_name.remove(&slot.name);
+            *slot = Channel::default();
+            self.free.push(channel);
+        }
+    }
+
+    /// Begins a walk through the members; gives where it ends. Members that come later are not
+    /// part of it, members that leave before they are met neither.
+    pub fn begin_walk(&mut self, channel: ChannelIndex) -> usize {
+        let slot = &mut self.slots[channel as usize];
+        slot.walks += 1;
+        slot.members.len()
+    }
+
+    /// The members from `at` to `end`, those that left not among them.
+    pub fn members(
+        &self,
+        channel: ChannelIndex,
+        at: usize,
+        end: usize,
+    ) -> impl Iterator<Item = u32> {
+        let members = &self.slots[channel as usize].members[at..end];
+        members.iter().copied().filter(|&member| member != LEFT)
+    }
+
+    /// Ends a walk. With the last one, those who left meanwhile are taken out; `moved` is told of
+    /// each member whose position changed, with the subscription as it is now.
+    pub fn end_walk(&mut self, channel: ChannelIndex, mut moved: impl FnMut(u32, Subscription)) {
+        let slot = &mut self.slots[channel as usize];
+        slot.walks -= 1;
+        if slot.walks > 0 || slot.left == 0 {
+            return self.close_if_empty(channel);
+        }
+        let mut position = 0;
+        slot.members.retain(|&member| {
+            if member != LEFT {
+                moved(member, Subscription { channel, position });
+                position += 1;
+            }
+            member != LEFT
+        });
+        slot.left = 0;
+        self.close_if_empty(channel);
+    }
+}

@@ -1,0 +1,434 @@
+//! Carries out what back ends ask for, here or on the shard that holds the client.
+
+use std::sync::Arc;
+
+use super::Shard;
+use super::channels::Subscription;
+use super::connection::{Connection, Pause, Phase};
+use super::fanout::Walk;
+use super::pending::{Kind, Settled};
+use super::replies::Shape;
+use super::settings::home_of;
+use super::timers::Timer;
+use crate::address::{ClientId, ShardId};
+use crate::message::{Answer, BackendId, Command, ConnectionKey, Message, Ticket, TopicMessage};
+use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Tally};
+use crate::protocol::frame::{self, Frame, Opcode};
+
+/// What carrying out a command came to.
+enum Outcome {
+    Done(Answer),
+    Unfinished(Walk),
+}
+
+impl Shard {
+    /// Carries out a call of one of our back ends. Its answer is written when it is known, in the
+    /// order of the calls.
+    pub(super) fn call(&mut self, key: ConnectionKey, shape: Shape, call: Result<Call<'_>, Fault>) {
+        let answered = match call {
+            Err(fault) => Err(fault),
+            Ok(_) if !self.pending.has_room() => {
+                Err(Fault::new(Code::TooManyRequests, "too many calls wait for answers"))
+            }
+            Ok(Call::Send(client, content)) => return self.call_send(key, shape, client, &content),
+            Ok(Call::Publish(channel, content)) => {
+                return self.call_publish(key, shape, channel, &content);
+            }
+            Ok(Call::Call(client, function)) => {
+                return self.call_function(key, shape, client, function);
+            }
+            Ok(Call::Pop(topics)) => return self.call_pop(key, shape, &topics),
+            Ok(Call::Unpop) => return self.call_unpop(key, shape),
+        };
+        self.reply(key, &shape, &answered);
+    }
+
+    fn call_send(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        client: ClientId,
+        content: &Content<'_>,
+    ) {
+        let nobody = || Fault::new(Code::SendFailed, "no such client");
+        let Some(shard) = self.shard_of(client) else {
+            return self.reply(key, &shape, &Err(nobody()));
+        };
+        let from = self.backend_id(key);
+        if shard == self.id && !self.lanes.contains_key(&from) {
+            let length = content.bytes.len() + frame::HEAD_BYTES_MAX;
+            let answer = self.send(client, length, |connection| {
+                connection.outbound.push_with(|out| {
+                    frame::put_frame(out, Opcode::Data(content.kind), &content.bytes);
+                });
+            });
+            return self.reply(key, &shape, &answer);
+        }
+        let frame = Frame::message(content.kind, &content.bytes);
+        self.ask(key, shape, Kind::Send, &[shard], || Command::Send(client, frame.clone()));
+    }
+
+    fn call_publish(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        channel: &str,
+        content: &Content<'_>,
+    ) {
+        let from = self.backend_id(key);
+        if self.settings.shards > 1 || self.lanes.contains_key(&from) {
+            let frame = Frame::message(content.kind, &content.bytes);
+            let channel: Arc<str> = channel.into();
+            let command = || Command::Publish(channel.clone(), frame.clone());
+            let everywhere = self.all_shards();
+            return self.ask(key, shape, Kind::Publish, &everywhere, command);
+        }
+        if self.channels.find(channel).is_none() {
+            return self.reply(key, &shape, &Ok(Reply::Published(Tally::default())));
+        }
+        match self.publish(channel, Frame::message(content.kind, &content.bytes)) {
+            Ok(tally) => self.reply(key, &shape, &Ok(Reply::Published(tally))),
+            Err(walk) => {
+                if let Some(ticket) = self.open_question(key, shape, Kind::Publish, 1) {
+                    self.open_lane(from, ticket, walk);
+                }
+            }
+        }
+    }
+
+    fn call_function(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        client: ClientId,
+        function: Function,
+    ) {
+        match self.shard_of(client) {
+            None => self.reply(key, &shape, &Err(no_such_client())),
+            Some(shard) => {
+                let command = || Command::Call(client, function.clone());
+                self.ask(key, shape, Kind::Call, &[shard], command);
+            }
+        }
+    }
+
+    fn call_pop(&mut self, key: ConnectionKey, shape: Shape, topics: &[&str]) {
+        let fault = match self.connections.get(key).and_then(Connection::backend) {
+            None => Some(Fault::new(Code::ConsumptionFailed, "only over WebSocket")),
+            Some(backend) if !backend.topics.is_empty() => {
+                Some(Fault::new(Code::RepeatedConsumption, "this connection consumes already"))
+            }
+            Some(backend) => {
+                backend.topics = topics.iter().map(|&topic| Arc::from(topic)).collect();
+                backend.has_consumed = true;
+                None
+            }
+        };
+        match fault {
+            Some(fault) => self.reply(key, &shape, &Err(fault)),
+            None => {
+                let topics = self.topics_of(key);
+                self.ask_homes(key, shape, Kind::Pop, &topics, Command::Join);
+            }
+        }
+    }
+
+    fn call_unpop(&mut self, key: ConnectionKey, shape: Shape) {
+        let topics = match self.connections.get(key).and_then(Connection::backend) {
+            Some(backend) => std::mem::take(&mut backend.topics),
+            None => Vec::new(),
+        };
+        if topics.is_empty() {
+            let fault = Fault::new(Code::CancelFailed, "this connection is not consuming");
+            return self.reply(key, &shape, &Err(fault));
+        }
+        self.ask_homes(key, shape, Kind::Unpop, &topics, Command::Leave);
+    }
+
+    fn topics_of(&mut self, key: ConnectionKey) -> Vec<Arc<str>> {
+        let backend = self.connections.get(key).and_then(Connection::backend);
+        backend.map(|backend| backend.topics.clone()).unwrap_or_default()
+    }
+
+    /// Asks the home of each topic.
+    fn ask_homes(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        kind: Kind,
+        topics: &[Arc<str>],
+        command: impl Fn(Arc<str>) -> Command,
+    ) {
+        let Some(ticket) = self.open_question(key, shape, kind, topics.len()) else { return };
+        for topic in topics {
+            let home = home_of(topic, self.settings.shards);
+            self.ask_shard(home, key, ticket, command(topic.clone()));
+        }
+    }
+
+    /// Asks shards to carry out a command, this one among them perhaps.
+    fn ask(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        kind: Kind,
+        shards: &[ShardId],
+        command: impl Fn() -> Command,
+    ) {
+        let Some(ticket) = self.open_question(key, shape, kind, shards.len()) else { return };
+        for &shard in shards {
+            self.ask_shard(shard, key, ticket, command());
+        }
+    }
+
+    fn ask_shard(&mut self, shard: ShardId, key: ConnectionKey, ticket: Ticket, command: Command) {
+        let from = self.backend_id(key);
+        if shard == self.id {
+            return self.carry_out(from, ticket, command);
+        }
+        self.outbox.push_back((shard, Message::Ask { ticket, from, command }));
+    }
+
+    fn open_question(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        kind: Kind,
+        awaited: usize,
+    ) -> Option<Ticket> {
+        let reply = self.connections.get(key)?.replies()?.wait(shape);
+        let ticket = self.pending.open(key, reply, kind, awaited);
+        self.timers.set(self.now.ms + self.settings.limits.answer_ms, Timer::Ticket(ticket));
+        Some(ticket)
+    }
+
+    /// Carries out a command for a back end of this or another shard, behind what it asked for
+    /// before.
+    pub(super) fn carry_out(&mut self, from: BackendId, ticket: Ticket, command: Command) {
+        if let Some(lane) = self.lanes.get_mut(&from) {
+            return lane.behind.push_back((ticket, command));
+        }
+        match self.begin(from, command) {
+            Outcome::Done(answer) => self.answer(from.shard, ticket, answer),
+            Outcome::Unfinished(walk) => self.open_lane(from, ticket, walk),
+        }
+    }
+
+    fn begin(&mut self, from: BackendId, command: Command) -> Outcome {
+        Outcome::Done(Answer::Done(match command {
+            Command::Publish(channel, frame) => match self.publish(&channel, frame) {
+                Ok(tally) => return Outcome::Done(Answer::Published(tally)),
+                Err(walk) => return Outcome::Unfinished(walk),
+            },
+            Command::Send(client, frame) => self.send(client, frame.bytes().len(), |connection| {
+                connection.outbound.push_with(|out| out.extend_from_slice(frame.bytes()));
+            }),
+            Command::Call(client, function) => self.execute(client, function),
+            Command::Join(topic) => self.join(&topic, from),
+            Command::Leave(topic) => self.leave(&topic, from),
+        }))
+    }
+
+    /// Gives the answer to who asked.
+    pub(super) fn answer(&mut self, asker: ShardId, ticket: Ticket, answer: Answer) {
+        if asker == self.id {
+            return self.handle_answer(ticket, answer);
+        }
+        self.outbox.push_back((asker, Message::Answer(ticket, answer)));
+    }
+
+    pub(super) fn handle_answer(&mut self, ticket: Ticket, answer: Answer) {
+        if let Some(settled) = self.pending.answer(ticket, answer) {
+            self.settle(settled);
+        }
+    }
+
+    /// The time of a question is up.
+    pub(super) fn expire(&mut self, ticket: Ticket) {
+        if let Some(settled) = self.pending.expire(ticket) {
+            self.counters.late_answers += 1;
+            self.settle(settled);
+        }
+    }
+
+    fn settle(&mut self, settled: Settled) {
+        let Settled { asker, reply, answer, is_pop } = settled;
+        let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
+            return;
+        };
+        replies.settle(reply, &answer, &mut self.scratch);
+        self.write_replies(asker);
+        if is_pop {
+            self.settle_pop(asker, answer.is_ok());
+        }
+    }
+
+    /// All homes have answered a `queue.pop`: starts the flow, or takes back what was begun.
+    fn settle_pop(&mut self, key: ConnectionKey, is_joined: bool) {
+        let from = self.backend_id(key);
+        for topic in self.topics_of(key) {
+            let home = home_of(&topic, self.settings.shards);
+            if is_joined {
+                self.tell_home(&topic, TopicMessage::Start(from));
+            } else if home == self.id {
+                let _ = self.leave(&topic, from);
+            } else {
+                // Nobody waits for the answer: a ticket that names no question.
+                let command = Command::Leave(topic);
+                let nobody = Ticket(u64::MAX);
+                self.outbox.push_back((home, Message::Ask { ticket: nobody, from, command }));
+            }
+        }
+        if !is_joined && let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) {
+            backend.topics.clear();
+        }
+    }
+
+    /// Puts a frame of at most `bytes` into a client's outbound queue.
+    fn send(
+        &mut self,
+        client: ClientId,
+        bytes: usize,
+        push: impl FnOnce(&mut Connection),
+    ) -> Result<Reply, Fault> {
+        let fault = |message| Err(Fault::new(Code::SendFailed, message));
+        let Some(&key) = self.clients.get(&client) else { return fault("no such client") };
+        let Some(connection) = self.connections.get(key) else { return fault("no such client") };
+        if connection.phase != Phase::Open {
+            return fault("the client is closing");
+        }
+        if connection.takes(bytes) {
+            push(connection);
+            self.counters.delivered += 1;
+            self.queue_write(key);
+            return Ok(Reply::Done);
+        }
+        self.counters.failed += 1;
+        if self.settings.limits.close_slow_clients {
+            self.close_slow(key);
+        }
+        fault("the client's outbound buffer is full")
+    }
+
+    /// Calls a function of a client's connection.
+    fn execute(&mut self, client: ClientId, function: Function) -> Result<Reply, Fault> {
+        let Some(&key) = self.clients.get(&client) else { return Err(no_such_client()) };
+        match function {
+            Function::SetContextValue(name, value) => {
+                self.change_context(key, |context| context.set(name, value))
+            }
+            Function::SetContext(entries) => {
+                self.change_context(key, |context| context.replace(entries))
+            }
+            Function::Subscribe(channels) => self.subscribe(key, &channels),
+            Function::Unsubscribe(channels) => {
+                self.unsubscribe(key, &channels);
+                Ok(Reply::Done)
+            }
+            Function::Close(code, reason) => {
+                self.close_for(key, code, &reason);
+                Ok(Reply::Done)
+            }
+            Function::GetContext => {
+                let client = self.connections.get(key).and_then(Connection::client);
+                let json = client.and_then(|client| client.context.json().map(str::to_owned));
+                Ok(Reply::Context(json.unwrap_or_else(|| "{}".into())))
+            }
+            Function::Info => self.info(key).ok_or_else(no_such_client),
+        }
+    }
+
+    fn change_context(
+        &mut self,
+        key: ConnectionKey,
+        change: impl FnOnce(&mut super::context::Context) -> Result<(), super::context::TooLarge>,
+    ) -> Result<Reply, Fault> {
+        let client = self.connections.get(key).and_then(Connection::client);
+        let client = client.ok_or_else(no_such_client)?;
+        change(&mut client.context).map_err(|_| {
+            Fault::new(Code::ExecutionFailed, "the context would be over 256 keys or 64 KiB")
+        })?;
+        if !self.is_held(key) {
+            self.unpause(key, Pause::Hold);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Subscribes a client: to all of the channels, or to none if that is too many.
+    pub(super) fn subscribe<T: AsRef<str>>(
+        &mut self,
+        key: ConnectionKey,
+        channels: &[T],
+    ) -> Result<Reply, Fault> {
+        let limit = self.settings.limits.channels_per_client;
+        let client = self.connections.get(key).and_then(Connection::client);
+        let client = client.ok_or_else(no_such_client)?;
+        let mut new: Vec<&str> = Vec::new();
+        for channel in channels.iter().map(AsRef::as_ref) {
+            let is_known = self.channels.find(channel).is_some_and(|index| client.is_in(index));
+            if !is_known && !new.contains(&channel) {
+                new.push(channel);
+            }
+            if client.subscriptions.len() + new.len() > limit {
+                let message = format!("more than {limit} channels for one client");
+                return Err(Fault::new(Code::ExecutionFailed, message));
+            }
+        }
+        client.subscriptions.reserve_exact(new.len());
+        for channel in new {
+            client.subscriptions.push(self.channels.subscribe(channel, key.index));
+        }
+        Ok(Reply::Done)
+    }
+
+    fn unsubscribe(&mut self, key: ConnectionKey, channels: &[Box<str>]) {
+        for channel in channels {
+            let Some(index) = self.channels.find(channel) else { continue };
+            let client = self.connections.get(key).and_then(Connection::client);
+            if let Some(subscription) = client.and_then(|client| client.leave(index)) {
+                self.unsubscribe_at(subscription);
+            }
+        }
+    }
+
+    pub(super) fn unsubscribe_at(&mut self, subscription: Subscription) {
+        let connections = &mut self.connections;
+        self.channels.unsubscribe(subscription, |member, subscription| {
+            connections.at(member).1.move_subscription(subscription);
+        });
+    }
+
+    fn info(&mut self, key: ConnectionKey) -> Option<Reply> {
+        let node = self.settings.node;
+        let connection = self.connections.get(key)?;
+        let (remote, since_ms) = (connection.remote, connection.since_ms);
+        let buffered = connection.outbound.buffered() as u64;
+        let subscriptions = &connection.client()?.subscriptions;
+        let mut channels: Vec<Box<str>> =
+            subscriptions.iter().map(|s| self.channels.name(s.channel).into()).collect();
+        channels.sort_unstable();
+        Some(Reply::Info(Box::new(Info { node, remote, since_ms, channels, buffered })))
+    }
+
+    /// The shard of this node that a client's id names.
+    fn shard_of(&self, client: ClientId) -> Option<ShardId> {
+        self.layout.shard_of(client).filter(|_| client.node() == self.settings.node)
+    }
+
+    pub(super) fn backend_id(&self, connection: ConnectionKey) -> BackendId {
+        BackendId { shard: self.id, connection }
+    }
+
+    fn all_shards(&self) -> Vec<ShardId> {
+        (0..self.settings.shards).map(|index| ShardId(index as u8)).collect()
+    }
+
+    pub(super) fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        let own = self.id;
+        (0..self.settings.shards).map(|index| ShardId(index as u8)).filter(move |&id| id != own)
+    }
+}
+
+fn no_such_client() -> Fault {
+    Fault::new(Code::ExecutionFailed, "no such client")
+}

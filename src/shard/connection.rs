@@ -1,0 +1,323 @@
+//! One socket as its shard sees it, and the table of all of them.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::channels::Subscription;
+use super::context::Context;
+use super::outbound::Outbound;
+use super::replies::Replies;
+use crate::address::ClientId;
+use crate::message::ConnectionKey;
+use crate::protocol::assembler::Assembler;
+use crate::protocol::http::RequestReader;
+
+/// Which listener a connection came in on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// The back ends'.
+    Api,
+    /// The clients', by its place in the settings.
+    Edge(u16),
+}
+
+/// One socket. An idle client owns this, its [`Client`] and no buffer.
+#[derive(Debug)]
+pub struct Connection {
+    /// The peer's address.
+    pub remote: SocketAddr,
+    /// Since when, in Unix milliseconds.
+    pub since_ms: u64,
+    /// When something was last received, on the shard's clock.
+    pub heard_ms: u64,
+    /// The tick of the wheel at which its one valid timer entry lies.
+    pub timer_tick: u64,
+    /// What it speaks.
+    pub stage: Stage,
+    /// What waits to be written.
+    pub outbound: Outbound,
+    /// The most that may wait for it, in bytes.
+    pub outbound_max: usize,
+    /// What was received while it is not read from; at most what was on its way when reading
+    /// stopped.
+    pub held: Vec<u8>,
+    /// How far it is in its life.
+    pub phase: Phase,
+    /// Why it is not read from; see [`Pause`].
+    pub paused: u8,
+    /// It is in a queue of connections with something to write.
+    pub is_queued: bool,
+    /// It is in the queue of connections to be read from again.
+    pub is_resuming: bool,
+    /// A ping was sent and nothing was heard since.
+    pub is_pinged: bool,
+    /// The peer will send nothing more.
+    pub is_ended: bool,
+    /// Which listener it came in on.
+    pub listener: Listener,
+}
+
+/// How far a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Read from and written to.
+    Open,
+    /// What waits is still written, nothing is read.
+    Flushing,
+    /// All is written and our end shut; waits for the peer's end, so that it reads our last words
+    /// before a reset could reach it.
+    Lingering,
+    /// The driver was told to close it.
+    Closed,
+}
+
+/// Reasons not to read from a connection, as bits: they overlap.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Pause {
+    /// A message of it waits for room in a topic.
+    Topic = 1,
+    /// A back end is to set a key of its context first.
+    Hold = 2,
+    /// It does not read what it asked for.
+    Outbound = 4,
+    /// Too many of its requests wait for answers.
+    Answers = 8,
+}
+
+/// What a connection speaks.
+#[derive(Debug)]
+pub enum Stage {
+    /// HTTP: not upgraded, or not yet.
+    Http(Box<Http>),
+    /// A client on a route of an edge.
+    Client(Box<Client>),
+    /// A back end on the WebSocket API.
+    Backend(Box<Backend>),
+    /// Nothing any more.
+    Ending,
+}
+
+/// A connection that speaks HTTP.
+#[derive(Debug, Default)]
+pub struct Http {
+    /// Its half-read request.
+    pub reader: RequestReader,
+    /// When the first byte of the request under way came (or the connection), on the shard's clock.
+    pub started_ms: u64,
+    /// Whether a request is half read.
+    pub is_mid_request: bool,
+    /// A request was answered before.
+    pub has_answered: bool,
+    /// Answers in the order of the requests.
+    pub replies: Replies,
+    /// No request follows: it is closed when all answers are written.
+    pub is_last: bool,
+}
+
+/// A client on a route.
+#[derive(Debug)]
+pub struct Client {
+    /// Its id.
+    pub id: ClientId,
+    /// Its route, by its place in the settings.
+    pub route: u16,
+    /// It has sent a message (routes that hold a client let the first one through).
+    pub has_spoken: bool,
+    /// Its half-read message.
+    pub assembler: Assembler,
+    /// Where it stands in each of its channels.
+    pub subscriptions: Vec<Subscription>,
+    /// What back ends attached to it.
+    pub context: Context,
+}
+
+/// A back end on the WebSocket API.
+#[derive(Debug, Default)]
+pub struct Backend {
+    /// Its half-read request.
+    pub assembler: Assembler,
+    /// Answers in the order of the requests.
+    pub replies: Replies,
+    /// The topics it consumes; none: it does not.
+    pub topics: Vec<Arc<str>>,
+    /// It consumed at some time: topics may wait to hear what it wrote.
+    pub has_consumed: bool,
+    /// Bytes written to it so far.
+    pub written: u64,
+    /// Events on their way: where each ends in the stream of bytes, and its topic.
+    pub deliveries: VecDeque<(u64, Arc<str>)>,
+}
+
+impl Connection {
+    /// A new one. Edge clients and back ends begin alike, with HTTP.
+    pub fn new(remote: SocketAddr, listener: Listener, now_ms: u64, unix_ms: u64) -> Self {
+        Self {
+            remote,
+            since_ms: unix_ms,
+            heard_ms: now_ms,
+            timer_tick: 0,
+            stage: Stage::Http(Box::new(Http { started_ms: now_ms, ..Http::default() })),
+            outbound: Outbound::default(),
+            outbound_max: usize::MAX,
+            held: Vec::new(),
+            phase: Phase::Open,
+            paused: 0,
+            is_queued: false,
+            is_resuming: false,
+            is_pinged: false,
+            is_ended: false,
+            listener,
+        }
+    }
+
+    /// The client, if it is one.
+    pub fn client(&mut self) -> Option<&mut Client> {
+        match &mut self.stage {
+            Stage::Client(client) => Some(client),
+            _ => None,
+        }
+    }
+
+    /// The back end, if it is one.
+    pub fn backend(&mut self) -> Option<&mut Backend> {
+        match &mut self.stage {
+            Stage::Backend(backend) => Some(backend),
+            _ => None,
+        }
+    }
+
+    /// Its answers in order, if it asks questions.
+    pub fn replies(&mut self) -> Option<&mut Replies> {
+        match &mut self.stage {
+            Stage::Http(http) => Some(&mut http.replies),
+            Stage::Backend(backend) => Some(&mut backend.replies),
+            Stage::Client(_) | Stage::Ending => None,
+        }
+    }
+
+    /// Whether a frame of so many bytes may still wait for it. An empty queue takes one of any size:
+    /// messages have a limit of their own.
+    pub fn takes(&self, bytes: usize) -> bool {
+        let buffered = self.outbound.buffered();
+        buffered == 0 || buffered + bytes <= self.outbound_max
+    }
+}
+
+/// Connections per block of the table.
+const BLOCK: usize = 1024;
+
+/// The generation is part of the ring's user data, where it has 24 bits.
+const GENERATION_MASK: u32 = 0xFF_FFFF;
+
+/// All connections of a shard. Grows in blocks: what is there never moves, and a million
+/// connections are not copied to take one more.
+#[derive(Debug, Default)]
+pub struct Connections {
+    blocks: Vec<Vec<Place>>,
+    free: Vec<u32>,
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    generation: u32,
+    connection: Option<Connection>,
+}
+
+impl Connections {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Adds one.
+    pub fn insert(&mut self, connection: Connection) -> ConnectionKey {
+        self.count += 1;
+        if let Some(index) = self.free.pop() {
+            let place = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
+            place.connection = Some(connection);
+            return ConnectionKey { index, generation: place.generation };
+        }
+        if self.blocks.last().is_none_or(|block| block.len() == BLOCK) {
+            self.blocks.push(Vec::with_capacity(BLOCK));
+        }
+        let index = (self.blocks.len() - 1) * BLOCK;
+        let block = self.blocks.last_mut().expect("one was just made");
+        block.push(Place { generation: 0, connection: Some(connection) });
+        ConnectionKey { index: (index + block.len() - 1) as u32, generation: 0 }
+    }
+
+    /// Takes one out; its key names nobody from now on.
+    pub fn remove(&mut self, key: ConnectionKey) {
+        if self.get(key).is_none() {
+            return;
+        }
+        let place = &mut self.blocks[key.index as usize / BLOCK][key.index as usize % BLOCK];
+        place.connection = None;
+        place.generation = (place.generation + 1) & GENERATION_MASK;
+        self.free.push(key.index);
+        self.count -= 1;
+    }
+
+    /// The connection with this key, if it is still there.
+    pub fn get(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        let place =
+            self.blocks.get_mut(key.index as usize / BLOCK)?.get_mut(key.index as usize % BLOCK)?;
+        place.connection.as_mut().filter(|_| place.generation == key.generation)
+    }
+
+    /// The connection at a place that is known to be taken, with its key.
+    pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection) {
+        let place = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
+        let key = ConnectionKey { index, generation: place.generation };
+        (key, place.connection.as_mut().expect("members of channels are connections"))
+    }
+
+    /// The keys of up to `count` connections from place `from` on, and the place to go on from.
+    pub fn keys(&self, from: u32, count: usize) -> (Vec<ConnectionKey>, Option<u32>) {
+        let end = (self.blocks.len() * BLOCK).min(from as usize + count);
+        let keys = (from as usize..end).filter_map(|index| {
+            let place = self.blocks[index / BLOCK].get(index % BLOCK)?;
+            place.connection.as_ref()?;
+            Some(ConnectionKey { index: index as u32, generation: place.generation })
+        });
+        (keys.collect(), (end < self.blocks.len() * BLOCK).then_some(end as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Connection {
+        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, 0, 0)
+    }
+
+    #[test]
+    fn a_key_names_nobody_once_its_connection_is_gone() {
+        let mut connections = Connections::default();
+        let first = connections.insert(connection());
+        connections.remove(first);
+        connections.remove(first);
+        let second = connections.insert(connection());
+        assert_eq!(second.index, first.index);
+        assert!(connections.get(first).is_none() && connections.get(second).is_some());
+        assert_eq!(connections.len(), 1);
+    }
+
+    #[test]
+    fn every_connection_is_met_once_by_a_walk_in_slices() {
+        let mut connections = Connections::default();
+        let mut keys: Vec<_> = (0..2500).map(|_| connections.insert(connection())).collect();
+        connections.remove(keys.remove(1500));
+        let (mut met, mut from) = (Vec::new(), Some(0));
+        while let Some(at) = from {
+            let (slice, next) = connections.keys(at, 700);
+            met.extend(slice);
+            from = next;
+        }
+        assert_eq!(met, keys);
+    }
+}

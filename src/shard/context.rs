@@ -1,0 +1,105 @@
+//! The JSON object that back ends attach to a client.
+
+use crate::protocol::api::CONTEXT_KEYS_MAX;
+use crate::protocol::json::put_string;
+
+/// The longest context of one client, in bytes of JSON: it travels with each of its messages.
+const CONTEXT_BYTES_MAX: usize = 64 * 1024;
+
+type Entry = (Box<str>, Box<str>);
+
+/// A client's context: one pointer while it is empty.
+#[derive(Debug, Default)]
+pub struct Context(Option<Box<Filled>>);
+
+#[derive(Debug)]
+struct Filled {
+    entries: Vec<Entry>,
+    json: String,
+}
+
+/// The context would have more than [`CONTEXT_KEYS_MAX`] keys or 64 KiB.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooLarge;
+
+impl Context {
+    /// The JSON text of the object; `None` if it is empty.
+    pub fn json(&self) -> Option<&str> {
+        self.0.as_ref().map(|filled| &filled.json[..])
+    }
+
+    /// Whether it has this key.
+    pub fn has(&self, key: &str) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|filled| filled.entries.iter().any(|(known, _)| **known == *key))
+    }
+
+    /// Sets one key to a value given as JSON text.
+    ///
+    /// # Errors
+    /// It would be too large; it stays as it was.
+    pub fn set(&mut self, key: Box<str>, value: Box<str>) -> Result<(), TooLarge> {
+        let mut entries = self.0.as_ref().map_or(Vec::new(), |filled| filled.entries.clone());
+        match entries.iter_mut().find(|(known, _)| *known == key) {
+            Some(entry) => entry.1 = value,
+            None => entries.push((key, value)),
+        }
+        self.replace(entries)
+    }
+
+    /// Replaces all of it.
+    ///
+    /// # Errors
+    /// It would be too large; it stays as it was.
+    pub fn replace(&mut self, entries: Vec<Entry>) -> Result<(), TooLarge> {
+        let json = to_json(&entries);
+        if entries.len() > CONTEXT_KEYS_MAX || json.len() > CONTEXT_BYTES_MAX {
+            return Err(TooLarge);
+        }
+        self.0 = (!entries.is_empty()).then(|| Box::new(Filled { entries, json }));
+        Ok(())
+    }
+}
+
+fn to_json(entries: &[Entry]) -> String {
+    let mut out = vec![b'{'];
+    for (at, (key, value)) in entries.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        put_string(&mut out, key);
+        out.push(b':');
+        out.extend_from_slice(value.as_bytes());
+    }
+    out.push(b'}');
+    String::from_utf8(out).expect("keys and values are text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_set_once_and_an_empty_context_is_none() {
+        let mut context = Context::default();
+        context.set("a".into(), "1".into()).unwrap();
+        context.set("b\"".into(), "[2]".into()).unwrap();
+        context.set("a".into(), "null".into()).unwrap();
+        assert_eq!(context.json(), Some(r#"{"a":null,"b\"":[2]}"#));
+        assert!(context.has("a") && !context.has("c"));
+        context.replace(Vec::new()).unwrap();
+        assert_eq!(context.json(), None);
+    }
+
+    #[test]
+    fn a_context_that_would_be_too_large_stays_as_it_was() {
+        let mut context = Context::default();
+        context.set("a".into(), "1".into()).unwrap();
+        let long = format!("\"{}\"", "x".repeat(CONTEXT_BYTES_MAX)).into();
+        assert_eq!(context.set("b".into(), long), Err(TooLarge));
+        let many = (0..=CONTEXT_KEYS_MAX).map(|n| (n.to_string().into(), "0".into())).collect();
+        assert_eq!(context.replace(many), Err(TooLarge));
+        assert_eq!(context.json(), Some(r#"{"a":1}"#));
+    }
+}

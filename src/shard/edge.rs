@@ -1,0 +1,231 @@
+//! Clients: their handshake on a route, what they send, and what holds it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::Shard;
+use super::channels::{ChannelIndex, Subscription};
+use super::connection::{Client, Connection, Listener, Pause, Stage};
+use super::context::Context;
+use super::replies::HttpShape;
+use super::settings::Route;
+use crate::message::ConnectionKey;
+use crate::protocol::api::{self, NAME_BYTES_MAX};
+use crate::protocol::assembler::{Assembler, Payload, Received};
+use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::protocol::http::{Request, query_pairs};
+use crate::protocol::upgrade::{self, Upgrade};
+
+/// Why a handshake is refused: a status, and words.
+type Refusal = (u16, Cow<'static, str>);
+
+impl Shard {
+    /// Answers a request on an edge listener: a handshake on a route, or a refusal.
+    pub(super) fn handle_edge_request(
+        &mut self,
+        key: ConnectionKey,
+        edge: u16,
+        request: &Request<'_>,
+        shape: &HttpShape,
+    ) {
+        let routes = &self.settings.edges[usize::from(edge)].routes;
+        let found = routes.iter().position(|route| route.path == request.path);
+        let Some(index) = found else {
+            return self.refuse(key, shape, 404, &[], "no such route");
+        };
+        let route = routes[index].clone();
+        let upgrade = match upgrade::check(request) {
+            Ok(upgrade) => upgrade,
+            Err(error) => {
+                let (status, headers) = (error.status(), error.headers());
+                return self.refuse(key, shape, status, headers, &error.to_string());
+            }
+        };
+        match self.admit(&route, request) {
+            Ok(channels) => {
+                self.open_client(key, (index as u16, &route), request, &upgrade, channels)
+            }
+            Err((status, why)) => self.refuse(key, shape, status, &[], &why),
+        }
+    }
+
+    /// Whether a client may come in; gives the channels that it asks for.
+    fn admit<'r>(
+        &self,
+        route: &Route,
+        request: &Request<'r>,
+    ) -> Result<Vec<Cow<'r, str>>, Refusal> {
+        if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
+            let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
+            if !allowed.iter().any(is_same) {
+                return Err((403, "this route is not open to that origin".into()));
+            }
+        }
+        if self.draining.is_some() {
+            return Err((503, "the server is shutting down".into()));
+        }
+        if route.topic.as_ref().is_some_and(|topic| !self.topics.takes_clients(topic)) {
+            return Err((503, "the topic of this route is full".into()));
+        }
+        let channels = asked_channels(request.query)?;
+        for channel in &channels {
+            if !route.allows(channel) {
+                return Err((403, "a channel that this route does not allow".into()));
+            }
+        }
+        if channels.len() > self.settings.limits.channels_per_client {
+            return Err((403, "too many channels".into()));
+        }
+        Ok(channels)
+    }
+
+    fn open_client(
+        &mut self,
+        key: ConnectionKey,
+        (index, route): (u16, &Arc<Route>),
+        request: &Request<'_>,
+        upgrade: &Upgrade<'_>,
+        channels: Vec<Cow<'_, str>>,
+    ) {
+        let Some(id) = self.ids.next(self.now.unix_ms) else {
+            let shape = HttpShape::of(request);
+            return self.refuse(key, &shape, 503, &[], "too many new clients at this moment");
+        };
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.outbound_max = route.outbound_bytes;
+        connection.stage = Stage::Client(Box::new(Client {
+            id,
+            route: index,
+            has_spoken: false,
+            assembler: Assembler::default(),
+            subscriptions: Vec::new(),
+            context: Context::default(),
+        }));
+        let remote = connection.remote;
+        self.clients.insert(id, key);
+        self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, None));
+        self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
+        let subscribed = self.subscribe(key, &channels);
+        debug_assert!(subscribed.is_ok(), "the number of channels was checked");
+        if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) {
+            let query = query_pairs(request.query).filter_map(Result::ok);
+            let headers = request
+                .headers()
+                .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
+            self.feed(topic, key, id, |out| {
+                api::put_open(out, request.path, query, headers, remote);
+            });
+        }
+    }
+
+    /// Reads one message or control frame of a client.
+    pub(super) fn read_client(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
+        if self.is_held(key) {
+            return self.pause(key, Pause::Hold);
+        }
+        let Some(connection) = self.connections.get(key) else { return };
+        let Listener::Edge(edge) = connection.listener else { return };
+        let Stage::Client(client) = &mut connection.stage else { return };
+        let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
+        match client.assembler.read(input, route.message_bytes) {
+            Ok(None) => {}
+            Ok(Some(Received::Message(kind, payload))) => {
+                let route = route.clone();
+                self.handle_client_message(key, &route, kind, &payload);
+            }
+            Ok(Some(Received::Ping(payload))) => {
+                self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
+                self.pause_if_unread(key);
+            }
+            Ok(Some(Received::Pong)) => {}
+            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, &closed),
+            Err(violation) => self.close_with(key, violation.reason()),
+        }
+    }
+
+    fn handle_client_message(
+        &mut self,
+        key: ConnectionKey,
+        route: &Route,
+        kind: Kind,
+        payload: &Payload<'_>,
+    ) {
+        self.counters.client_messages += 1;
+        if route.echo {
+            self.write_with(key, |out| put_frame(out, Opcode::Data(kind), payload));
+            return self.pause_if_unread(key);
+        }
+        let Some(client) = self.connections.get(key).and_then(Connection::client) else { return };
+        client.has_spoken = true;
+        let Some(topic) = route.topic.as_ref().filter(|_| route.tells_message) else {
+            self.counters.discarded += 1;
+            return;
+        };
+        let id = client.id;
+        // The context is lent for the moment that it is written.
+        let context = std::mem::take(&mut client.context);
+        self.feed(topic, key, id, |out| api::put_message(out, kind, payload, context.json()));
+        if let Some(client) = self.connections.get(key).and_then(Connection::client) {
+            client.context = context;
+        }
+    }
+
+    /// Whether what a client sends is to wait until its context has the key of its route.
+    pub(super) fn is_held(&mut self, key: ConnectionKey) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let Listener::Edge(edge) = connection.listener else { return false };
+        let Some(client) = connection.client() else { return false };
+        let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
+        client.has_spoken && route.hold_until.as_ref().is_some_and(|k| !client.context.has(k))
+    }
+
+    pub(super) fn route(&mut self, key: ConnectionKey, index: u16) -> Arc<Route> {
+        let listener = self.connections.get(key).map(|connection| connection.listener);
+        let Some(Listener::Edge(edge)) = listener else { return Arc::default() };
+        self.settings.edges[usize::from(edge)].routes[usize::from(index)].clone()
+    }
+}
+
+/// The channels of `?channels=a,b`, each once.
+fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
+    let mut channels: Vec<Cow<'_, str>> = Vec::new();
+    for pair in query_pairs(query) {
+        let (name, value) = pair.map_err(|error| (400, error.to_string().into()))?;
+        if name != "channels" {
+            continue;
+        }
+        for channel in value.split(',').filter(|channel| !channel.is_empty()) {
+            if channel.len() > NAME_BYTES_MAX {
+                return Err((400, "a channel's name has at most 255 bytes".into()));
+            }
+            if !channels.iter().any(|known| known == channel) {
+                channels.push(channel.to_owned().into());
+            }
+        }
+    }
+    Ok(channels)
+}
+
+impl Client {
+    /// Whether it is subscribed to this channel.
+    pub(super) fn is_in(&self, channel: ChannelIndex) -> bool {
+        self.subscriptions.iter().any(|subscription| subscription.channel == channel)
+    }
+
+    /// Takes out its subscription to this channel.
+    pub(super) fn leave(&mut self, channel: ChannelIndex) -> Option<Subscription> {
+        let at = self.subscriptions.iter().position(|known| known.channel == channel)?;
+        Some(self.subscriptions.swap_remove(at))
+    }
+}
+
+impl Connection {
+    /// The client's place in a channel changed.
+    pub(super) fn move_subscription(&mut self, to: Subscription) {
+        if let Some(client) = self.client()
+            && let Some(known) = client.subscriptions.iter_mut().find(|s| s.channel == to.channel)
+        {
+            *known = to;
+        }
+    }
+}

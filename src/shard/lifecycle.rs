@@ -1,0 +1,312 @@
+//! How connections begin to write, pause, go silent and end.
+
+use super::connection::{Connection, Pause, Phase, Stage};
+use super::timers::Timer;
+use super::{Action, DRAIN_SLICE, Drain, Shard};
+use crate::message::{ConnectionKey, Message};
+use crate::protocol::close::{self, Reason};
+use crate::protocol::frame::{Opcode, put_close, put_frame};
+
+/// How long a connection that ends may take to read our last words and shut its end.
+const LINGER_MS: u64 = 5000;
+
+/// Connections that are read from again per turn, after a pause.
+const RESUMES_PER_TURN: usize = 256;
+
+/// What a close event says when the peer sent no close frame, or one without a code (RFC 6455,
+/// section 7.1.5: these two never travel in a frame).
+const NO_CODE: u16 = 1005;
+const BROKEN_OFF: u16 = 1006;
+
+impl Shard {
+    /// Notes that a connection has something to write.
+    pub(super) fn queue_write(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get(key)
+            && !connection.is_queued
+            && connection.outbound.is_ready()
+        {
+            connection.is_queued = true;
+            self.urgent.push_back(key);
+        }
+    }
+
+    /// Puts bytes for this connection alone into its outbound queue.
+    pub(super) fn write_with(&mut self, key: ConnectionKey, put: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(connection) = self.connections.get(key)
+            && matches!(connection.phase, Phase::Open | Phase::Flushing)
+        {
+            connection.outbound.push_with(put);
+            self.queue_write(key);
+        }
+    }
+
+    /// All of a batch is written: there may be more, or it was the last.
+    pub(super) fn after_batch(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let half_empty = connection.outbound.buffered() <= connection.outbound_max / 2;
+        match connection.phase {
+            Phase::Flushing if connection.outbound.is_flushed() => self.shut(key),
+            _ => self.queue_write(key),
+        }
+        if half_empty {
+            self.unpause(key, Pause::Outbound);
+        }
+    }
+
+    /// Stops reading from a connection for this reason.
+    pub(super) fn pause(&mut self, key: ConnectionKey, reason: Pause) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.paused == 0 && !connection.is_ended {
+            self.actions.push_back(Action::Pause(key));
+        }
+        connection.paused |= reason as u8;
+    }
+
+    /// This reason is gone. What was received meanwhile is read in a later step: never in the
+    /// middle of another connection's work.
+    pub(super) fn unpause(&mut self, key: ConnectionKey, reason: Pause) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.paused & reason as u8 == 0 {
+            return;
+        }
+        connection.paused &= !(reason as u8);
+        if connection.paused == 0 && !connection.is_resuming {
+            connection.is_resuming = true;
+            self.resuming.push_back(key);
+        }
+    }
+
+    /// Reads on where pauses are over.
+    pub(super) fn resume_paused(&mut self) {
+        for _ in 0..RESUMES_PER_TURN.min(self.resuming.len()) {
+            let Some(key) = self.resuming.pop_front() else { return };
+            let Some(connection) = self.connections.get(key) else { continue };
+            connection.is_resuming = false;
+            if connection.paused == 0 {
+                self.resume(key);
+            }
+        }
+    }
+
+    fn resume(&mut self, key: ConnectionKey) {
+        self.read_held(key);
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.paused != 0 {
+            return;
+        }
+        connection.heard_ms = self.now.ms;
+        match connection.is_ended {
+            true => self.end(key),
+            false => self.actions.push_back(Action::Resume(key)),
+        }
+    }
+
+    /// The peer shut its end and all it sent is read. An HTTP peer may still wait for answers.
+    pub(super) fn end(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        match (&mut connection.stage, connection.phase) {
+            (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
+            (_, Phase::Open) => {
+                self.depart(key, BROKEN_OFF, "connection ended without a close frame");
+                self.finish(key);
+            }
+            (_, Phase::Flushing) => {}
+            (_, Phase::Lingering | Phase::Closed) => self.close(key),
+        }
+    }
+
+    /// The connection broke: nothing can be written to it any more.
+    pub(super) fn break_off(&mut self, key: ConnectionKey) {
+        self.depart(key, BROKEN_OFF, "connection broke");
+        self.close(key);
+    }
+
+    /// The peer sent a close frame: it is answered with its own code, and that is the end.
+    pub(super) fn handle_close_frame(&mut self, key: ConnectionKey, closed: &close::Closed) {
+        self.depart(key, closed.code.unwrap_or(NO_CODE), &closed.reason);
+        self.write_with(key, |out| match closed.code {
+            Some(code) => put_close(out, code, ""),
+            None => put_frame(out, Opcode::Close, b""),
+        });
+        self.finish(key);
+    }
+
+    /// Ends a WebSocket connection from our side.
+    pub(super) fn close_with(&mut self, key: ConnectionKey, reason: Reason) {
+        self.close_for(key, reason.code, reason.text);
+    }
+
+    /// Likewise, with a back end's words.
+    pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str) {
+        self.depart(key, code, text);
+        self.write_with(key, |out| put_close(out, code, text));
+        self.finish(key);
+    }
+
+    /// Ends it with 1013 because it reads too slowly. What waits for it is given up: it would keep
+    /// the memory for as long as the peer cares to read slowly.
+    pub(super) fn close_slow(&mut self, key: ConnectionKey) {
+        self.counters.slow_closed += 1;
+        if let Some(connection) = self.connections.get(key) {
+            connection.outbound.clear();
+        }
+        self.close_with(key, close::SLOW_CLIENT);
+    }
+
+    /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
+    /// What waits for it can still be written.
+    pub(super) fn depart(&mut self, key: ConnectionKey, code: u16, reason: &str) {
+        let Some(connection) = self.connections.get(key) else { return };
+        match std::mem::replace(&mut connection.stage, Stage::Ending) {
+            Stage::Client(client) => self.client_gone(key, *client, code, reason),
+            Stage::Backend(backend) if backend.has_consumed => {
+                // They go to other consumers.
+                connection.outbound.drop_shared();
+                self.consumer_gone(key);
+            }
+            Stage::Backend(_) | Stage::Http(_) | Stage::Ending => {}
+        }
+    }
+
+    /// Writes what waits, then shuts our end.
+    pub(super) fn finish(&mut self, key: ConnectionKey) {
+        let deadline = self.now.ms + LINGER_MS;
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        connection.phase = Phase::Flushing;
+        connection.held = Vec::new();
+        if connection.paused != 0 {
+            // To see the peer's end it must be read from; what it says is not listened to.
+            connection.paused = 0;
+            self.actions.push_back(Action::Resume(key));
+        }
+        let is_flushed = self.connections.get(key).is_some_and(|c| c.outbound.is_flushed());
+        self.set_timer(key, deadline);
+        if is_flushed {
+            self.shut(key);
+        }
+    }
+
+    fn shut(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_ended {
+            return self.close(key);
+        }
+        connection.phase = Phase::Lingering;
+        self.actions.push_back(Action::Shutdown(key));
+    }
+
+    /// Closes the socket at once.
+    fn close(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.phase != Phase::Closed {
+            connection.phase = Phase::Closed;
+            connection.outbound.clear();
+            self.actions.push_back(Action::Close(key));
+        }
+    }
+
+    /// Fires what is due.
+    pub(super) fn fire_timers(&mut self) {
+        let mut due = Vec::new();
+        while let Some(tick) = self.timers.pop_due(self.now.ms, &mut due) {
+            for timer in due.drain(..) {
+                match timer {
+                    Timer::Ticket(ticket) => self.expire(ticket),
+                    Timer::Connection(key) => self.check_connection(key, tick),
+                }
+            }
+        }
+        self.check_topics();
+    }
+
+    fn check_connection(&mut self, key: ConnectionKey, tick: u64) {
+        let now_ms = self.now.ms;
+        let limits = self.settings.limits.clone();
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.timer_tick != tick || connection.phase == Phase::Closed {
+            return;
+        }
+        let silent_since = if connection.paused == 0 { connection.heard_ms } else { now_ms };
+        let deadline = match (&connection.stage, connection.phase) {
+            (_, Phase::Flushing | Phase::Lingering) | (Stage::Ending, _) => {
+                return self.close(key);
+            }
+            (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
+            (Stage::Http(http), _) if http.is_mid_request || !connection.is_kept_alive() => {
+                http.started_ms + limits.handshake_ms
+            }
+            (Stage::Http(_), _) => silent_since + limits.idle_ms,
+            (_, _) if connection.is_pinged => silent_since + limits.idle_ms,
+            (_, _) => silent_since + limits.ping_ms,
+        };
+        if now_ms < deadline {
+            return self.set_timer(key, deadline);
+        }
+        match &connection.stage {
+            Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
+            Stage::Http(_) => self.finish(key),
+            _ if connection.is_pinged => self.close_with(key, close::IDLE),
+            _ => {
+                connection.is_pinged = true;
+                self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));
+                self.set_timer(key, silent_since + limits.idle_ms);
+            }
+        }
+    }
+
+    /// The node goes down.
+    pub(super) fn begin_drain(&mut self) {
+        if self.draining.is_none() {
+            self.draining = Some(Drain { next: Some(0) });
+            self.actions.push_back(Action::StopAccepting);
+        }
+    }
+
+    /// Whether connections are still to be told that the node goes down.
+    pub(super) fn is_closing_more(&self) -> bool {
+        self.draining.is_some_and(|drain| drain.next.is_some())
+    }
+
+    /// Tells some more connections that the node goes down. Those that wait for answers are told
+    /// when they have them.
+    pub(super) fn drain_slice(&mut self) {
+        let Some(Drain { next: Some(from) }) = self.draining else { return };
+        let (keys, next) = self.connections.keys(from, DRAIN_SLICE);
+        self.draining = Some(Drain { next });
+        for key in keys {
+            let Some(connection) = self.connections.get(key) else { continue };
+            if connection.replies().is_none_or(|replies| replies.is_empty()) {
+                self.close_for_drain(key);
+            }
+        }
+    }
+
+    /// Ends one connection because the node goes down.
+    pub(super) fn close_for_drain(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        match connection.stage {
+            Stage::Http(_) => self.finish(key),
+            Stage::Client(_) | Stage::Backend(_) => self.close_with(key, close::GOING_AWAY),
+            Stage::Ending => {}
+        }
+    }
+
+    /// Tells the homes of topics that a consumer is gone.
+    fn consumer_gone(&mut self, key: ConnectionKey) {
+        let backend = self.backend_id(key);
+        for shard in self.other_shards() {
+            self.outbox.push_back((shard, Message::BackendGone(backend)));
+        }
+        self.handle_backend_gone(backend);
+    }
+}
+
+impl Connection {
+    /// Whether a request was answered on it before: then it may be silent for longer.
+    fn is_kept_alive(&self) -> bool {
+        matches!(&self.stage, Stage::Http(http) if http.has_answered)
+    }
+}

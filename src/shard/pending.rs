@@ -1,0 +1,180 @@
+//! Questions that were asked of other shards and are not answered yet.
+
+use crate::message::{Answer, ConnectionKey, Ticket};
+use crate::protocol::api::{Code, Fault, Reply, Tally};
+
+/// Questions of one shard that may wait at the same time. Beyond it calls fail with 103.
+const QUESTIONS_MAX: usize = 1 << 16;
+
+/// A question whose answers are all here, or whose time is up.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The connection that asked.
+    pub asker: ConnectionKey,
+    /// The number of its reply.
+    pub reply: u64,
+    /// What it is told.
+    pub answer: Result<Reply, Fault>,
+    /// It asked to consume: more is to be done than to answer.
+    pub is_pop: bool,
+}
+
+/// What a question asks, which decides how its answers add up and what silence means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of all shards; the tallies add up, and silence adds nothing.
+    Publish,
+    /// Of the client's shard.
+    Send,
+    /// Of the client's shard.
+    Call,
+    /// Of the homes of the topics: all must agree.
+    Pop,
+    /// Likewise.
+    Unpop,
+}
+
+impl Kind {
+    fn silence(self) -> Fault {
+        let (code, message) = match self {
+            Self::Publish | Self::Send => (Code::SendFailed, "no answer in time"),
+            Self::Call => (Code::ExecutionFailed, "no answer in time"),
+            Self::Pop => (Code::ConsumptionFailed, "no answer in time"),
+            Self::Unpop => (Code::CancelFailed, "no answer in time"),
+        };
+        Fault::new(code, message)
+    }
+}
+
+/// The questions of one shard.
+#[derive(Debug, Default)]
+pub struct Pending {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    question: Option<Question>,
+}
+
+#[derive(Debug)]
+struct Question {
+    asker: ConnectionKey,
+    reply: u64,
+    kind: Kind,
+    awaited: usize,
+    tally: Tally,
+    outcome: Result<Reply, Fault>,
+}
+
+impl Pending {
+    /// Whether there is room for one more question.
+    pub fn has_room(&self) -> bool {
+        self.slots.len() - self.free.len() < QUESTIONS_MAX
+    }
+
+    /// A question that `awaited` answers settle.
+    pub fn open(&mut self, asker: ConnectionKey, reply: u64, kind: Kind, awaited: usize) -> Ticket {
+        let tally = Tally::default();
+        let question = Question { asker, reply, kind, awaited, tally, outcome: Ok(Reply::Done) };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, question: None });
+            self.slots.len() as u32 - 1
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.question = Some(question);
+        Ticket(u64::from(slot.generation) << 32 | u64::from(index))
+    }
+
+    /// One answer; gives the whole if it was the last. An answer that comes too late is dropped.
+    pub fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
+        let question = self.find(ticket)?.question.as_mut()?;
+        match answer {
+            Answer::Published(tally) => question.tally += tally,
+            Answer::Done(Err(fault)) => question.outcome = Err(fault),
+            Answer::Done(Ok(reply)) if question.outcome.is_ok() => question.outcome = Ok(reply),
+            Answer::Done(Ok(_)) => {}
+        }
+        question.awaited -= 1;
+        if question.awaited > 0 {
+            return None;
+        }
+        self.close(ticket, |question| match question.kind {
+            Kind::Publish => Ok(Reply::Published(question.tally)),
+            _ => question.outcome,
+        })
+    }
+
+    /// The time of a question is up; `None` if it was answered.
+    pub fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
+        self.find(ticket)?;
+        self.close(ticket, |question| match question.kind {
+            Kind::Publish => Ok(Reply::Published(question.tally)),
+            kind => Err(kind.silence()),
+        })
+    }
+
+    fn find(&mut self, ticket: Ticket) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(ticket.0 as u32 as usize)?;
+        let is_current = u64::from(slot.generation) == ticket.0 >> 32 && slot.question.is_some();
+        is_current.then_some(slot)
+    }
+
+    fn close(
+        &mut self,
+        ticket: Ticket,
+        outcome: impl FnOnce(Question) -> Result<Reply, Fault>,
+    ) -> Option<Settled> {
+        let slot = self.find(ticket)?;
+        slot.generation = slot.generation.wrapping_add(1);
+        let question = slot.question.take()?;
+        self.free.push(ticket.0 as u32);
+        let (asker, reply, is_pop) = (question.asker, question.reply, question.kind == Kind::Pop);
+        Some(Settled { asker, reply, answer: outcome(question), is_pop })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKER: ConnectionKey = ConnectionKey { index: 1, generation: 2 };
+
+    #[test]
+    fn tallies_add_up_and_silence_adds_nothing() {
+        let mut pending = Pending::default();
+        let tally = |delivered, failed| Answer::Published(Tally { delivered, failed });
+        let all = pending.open(ASKER, 7, Kind::Publish, 2);
+        assert_eq!(pending.answer(all, tally(3, 1)), None);
+        let settled = pending.answer(all, tally(2, 0)).unwrap();
+        assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 5, failed: 1 })));
+        let some = pending.open(ASKER, 8, Kind::Publish, 2);
+        assert_eq!(pending.answer(some, tally(3, 0)), None);
+        let settled = pending.expire(some).unwrap();
+        assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 3, failed: 0 })));
+    }
+
+    #[test]
+    fn an_answer_that_comes_too_late_reaches_nobody_else() {
+        let mut pending = Pending::default();
+        let old = pending.open(ASKER, 1, Kind::Send, 1);
+        assert_eq!(pending.expire(old).unwrap().answer, Err(Kind::Send.silence()));
+        let new = pending.open(ASKER, 2, Kind::Send, 1);
+        assert_eq!(pending.answer(old, Answer::Done(Ok(Reply::Done))), None);
+        assert_eq!(pending.expire(old), None);
+        assert_eq!(pending.answer(new, Answer::Done(Ok(Reply::Done))).unwrap().reply, 2);
+    }
+
+    #[test]
+    fn one_fault_among_many_answers_is_the_answer() {
+        let mut pending = Pending::default();
+        let ticket = pending.open(ASKER, 1, Kind::Pop, 3);
+        let fault = Fault::new(Code::ConsumptionFailed, "full");
+        assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);
+        assert_eq!(pending.answer(ticket, Answer::Done(Err(fault.clone()))), None);
+        let settled = pending.answer(ticket, Answer::Done(Ok(Reply::Done))).unwrap();
+        assert_eq!((settled.answer, settled.is_pop), (Err(fault), true));
+    }
+}

@@ -1,0 +1,145 @@
+//! Answers leave a connection in the order its requests came, whatever order they are known in.
+
+use std::collections::VecDeque;
+
+use crate::protocol::api::{self, Fault, Reply};
+use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::protocol::http::{Exchange, Response};
+
+/// Requests of one connection that wait for answers, at most; it is not read from until there are
+/// [`WAITING_MIN`] again.
+pub const WAITING_MAX: usize = 1024;
+
+/// See [`WAITING_MAX`].
+pub const WAITING_MIN: usize = 512;
+
+/// How an answer is to be written.
+#[derive(Debug)]
+pub enum Shape {
+    /// As a message, with the JSON text of the request's id.
+    Message(Box<str>),
+    /// As a response.
+    Response(HttpShape),
+}
+
+/// What the response to an HTTP request depends on besides the answer.
+#[derive(Clone, Debug)]
+pub struct HttpShape {
+    /// What the request says of its response.
+    pub exchange: Exchange,
+    /// Whether faults are told by the status too (`X-Error-Mode: status`).
+    pub fault_status: bool,
+    /// The origin that may read the response in a browser, if it is not our own.
+    pub allow_origin: Option<Box<str>>,
+}
+
+impl Shape {
+    /// Appends the answer.
+    pub fn put(&self, out: &mut Vec<u8>, scratch: &mut Vec<u8>, answer: &Result<Reply, Fault>) {
+        scratch.clear();
+        match self {
+            Self::Message(id) => put_message(out, scratch, answer, id),
+            Self::Response(shape) => shape.put_answer(out, scratch, answer),
+        }
+    }
+}
+
+/// Appends an answer as a message.
+pub fn put_message(
+    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    answer: &Result<Reply, Fault>,
+    id: &str,
+) {
+    scratch.clear();
+    api::put_answer(scratch, answer, Some(id));
+    put_frame(out, Opcode::Data(Kind::Text), scratch);
+}
+
+impl HttpShape {
+    fn put_answer(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, answer: &Result<Reply, Fault>) {
+        api::put_answer(body, answer, None);
+        let status = match answer {
+            Err(fault) if self.fault_status => fault.code.http_status(),
+            _ => 200,
+        };
+        self.put(out, status, "application/json", &[], body);
+    }
+
+    /// Appends a response.
+    pub fn put(
+        &self,
+        out: &mut Vec<u8>,
+        status: u16,
+        content_type: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) {
+        let Some(origin) = &self.allow_origin else {
+            return Response { status, content_type, headers, body }.write(out, self.exchange);
+        };
+        let mut headers = headers.to_vec();
+        headers.extend([("Access-Control-Allow-Origin", &origin[..]), ("Vary", "Origin")]);
+        Response { status, content_type, headers: &headers, body }.write(out, self.exchange);
+    }
+}
+
+/// The answers that a connection waits for. Costs nothing while each is known at once.
+#[derive(Debug, Default)]
+pub struct Replies {
+    slots: VecDeque<Slot>,
+    first: u64,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Waiting(Shape),
+    Ready(Vec<u8>),
+}
+
+impl Replies {
+    /// Whether the next answer may be written at once.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Requests that wait for an answer or for one before them.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Keeps a place for an answer; gives its number.
+    pub fn wait(&mut self, shape: Shape) -> u64 {
+        self.slots.push_back(Slot::Waiting(shape));
+        self.first + self.slots.len() as u64 - 1
+    }
+
+    /// Keeps an answer that is known, behind those that are not.
+    pub fn ready(&mut self, bytes: Vec<u8>) {
+        self.slots.push_back(Slot::Ready(bytes));
+    }
+
+    /// An answer that was waited for.
+    pub fn settle(&mut self, number: u64, answer: &Result<Reply, Fault>, scratch: &mut Vec<u8>) {
+        let Some(slot) = self.slots.get_mut((number - self.first) as usize) else { return };
+        if let Slot::Waiting(shape) = slot {
+            let mut bytes = Vec::new();
+            shape.put(&mut bytes, scratch, answer);
+            *slot = Slot::Ready(bytes);
+        }
+    }
+
+    /// The next answer that may be written.
+    pub fn poll_ready(&mut self) -> Option<Vec<u8>> {
+        match self.slots.pop_front()? {
+            Slot::Ready(bytes) => {
+                self.first += 1;
+                Some(bytes)
+            }
+            waiting => {
+                self.slots.push_front(waiting);
+                None
+            }
+        }
+    }
+}

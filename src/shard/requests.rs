@@ -1,0 +1,295 @@
+//! HTTP on both listeners: the back ends' requests, the pages for people and probes, refusals.
+
+use super::Shard;
+use super::connection::{Backend, Http, Listener, Stage};
+use super::replies::{HttpShape, Shape};
+use crate::message::ConnectionKey;
+use crate::protocol::api::{self, Code, Fault, Method as ApiMethod};
+use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
+use crate::protocol::json::{put_number, put_string};
+use crate::protocol::upgrade;
+
+/// The page of the first minute. `{{edges}}` becomes the list of routes.
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do in its visitor's browser: connect, and nothing from elsewhere.
+const PAGE_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src *";
+
+impl Shard {
+    /// Reads one request.
+    pub(super) fn read_http(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
+        let settings = self.settings.clone();
+        let now_ms = self.now.ms;
+        let Some(connection) = self.connections.get(key) else { return };
+        let limits = match connection.listener {
+            Listener::Api => &settings.api.http,
+            Listener::Edge(_) => &settings.limits.edge_http,
+        };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        if http.is_last {
+            *input = &mut [];
+            return;
+        }
+        let mut reader = std::mem::take(&mut http.reader);
+        match reader.read(input, limits) {
+            Ok(Step::NeedMore) => http.is_waiting_for_more(now_ms),
+            Ok(Step::Continue) => self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE)),
+            Ok(Step::Request(request)) => {
+                http.is_mid_request = false;
+                http.started_ms = now_ms;
+                http.has_answered = true;
+                http.is_last = !request.keep_alive;
+                self.handle_request(key, request);
+            }
+            Err(error) => return self.refuse_bad_request(key, error),
+        }
+        if input.is_empty() {
+            // Frees what the last request took; there is nothing to read.
+            let _ = reader.read(input, limits);
+        }
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        http.reader = reader;
+        match http.is_last && http.replies.is_empty() {
+            true => self.finish(key),
+            false => self.pause_if_unread(key),
+        }
+    }
+
+    fn handle_request(&mut self, key: ConnectionKey, request: Request<'_>) {
+        let mut shape = HttpShape::of(&request);
+        let Some(connection) = self.connections.get(key) else { return };
+        if let Listener::Edge(edge) = connection.listener {
+            return self.handle_edge_request(key, edge, &request, &shape);
+        }
+        match self.check_origin(&request) {
+            Ok(origin) => shape.allow_origin = origin,
+            Err(why) => return self.refuse(key, &shape, 403, &[], why),
+        }
+        if request.method == Method::Other("OPTIONS") && shape.allow_origin.is_some() {
+            return self.answer_preflight(key, &shape);
+        }
+        match request.path {
+            "/v1/mesh/send" => self.handle_api_request(key, shape, ApiMethod::Send, request),
+            "/v1/mesh/publish" => self.handle_api_request(key, shape, ApiMethod::Publish, request),
+            "/v1/conn/call" => self.handle_api_request(key, shape, ApiMethod::Call, request),
+            "/ws/v1" => self.open_backend(key, &request, &shape),
+            _ => self.handle_page_request(key, &shape, &request),
+        }
+    }
+
+    /// A call over HTTP.
+    fn handle_api_request(
+        &mut self,
+        key: ConnectionKey,
+        shape: HttpShape,
+        method: ApiMethod,
+        request: Request<'_>,
+    ) {
+        if request.method != Method::Post {
+            return self.refuse(key, &shape, 405, &[("Allow", "POST")], "expected POST");
+        }
+        // The parser is taken out while what it read is carried out: the call borrows from it.
+        let mut parser = std::mem::take(&mut self.parser);
+        let call = parser.params(method, request.body);
+        self.call(key, Shape::Response(shape), call);
+        self.parser = parser;
+    }
+
+    /// Pages for people, probes, and clients that look for the nodes.
+    fn handle_page_request(
+        &mut self,
+        key: ConnectionKey,
+        shape: &HttpShape,
+        request: &Request<'_>,
+    ) {
+        let json = "application/json";
+        let (status, content_type, body) = match request.path {
+            "/" => (200, "text/html; charset=utf-8", self.page()),
+            "/healthz" => (200, "text/plain", "ok\n".into()),
+            "/readyz" if self.draining.is_some() => (503, "text/plain", "going down\n".into()),
+            "/readyz" => (200, "text/plain", "ready\n".into()),
+            "/version" => (200, json, version()),
+            "/v1/nodes" => (200, json, self.nodes()),
+            _ => return self.refuse(key, shape, 404, &[], "no such path"),
+        };
+        if !matches!(request.method, Method::Get | Method::Head) {
+            return self.refuse(key, shape, 405, &[("Allow", "GET, HEAD")], "expected GET");
+        }
+        let headers: &[_] = match request.path {
+            "/" => &[("Content-Security-Policy", PAGE_POLICY)],
+            _ => &[("Cache-Control", "no-store")],
+        };
+        self.reply_bytes(key, |out| shape.put(out, status, content_type, headers, body.as_bytes()));
+    }
+
+    fn page(&self) -> String {
+        let mut edges = Vec::from(b"[");
+        for edge in &self.settings.edges {
+            for route in &edge.routes {
+                if edges.len() > 1 {
+                    edges.push(b',');
+                }
+                edges.extend_from_slice(b"{\"port\":");
+                put_number(&mut edges, edge.port.into());
+                edges.extend_from_slice(b",\"path\":");
+                put_string(&mut edges, &route.path);
+                edges.push(b'}');
+            }
+        }
+        edges.push(b']');
+        // Inside a script element no text may look like its end.
+        let edges = String::from_utf8_lossy(&edges).replace('<', "\\u003c");
+        PAGE.replace("{{edges}}", &edges)
+    }
+
+    fn nodes(&self) -> String {
+        let address = self.settings.api.advertise;
+        let (node, ip, port) = (self.settings.node.number(), address.ip(), address.port());
+        format!(
+            "{{\"nodes\":[{{\"id\":{node},\"api_server\":\"{address}\",\"host\":\"{address}\",\
+             \"ip\":\"{ip}\",\"port\":{port}}}]}}"
+        )
+    }
+
+    /// A web page must not reach the API through its visitor's browser. Gives the origin that is to
+    /// be named in the response, if it is a foreign one that may.
+    ///
+    /// The API's own origin counts only by address or as localhost: a page of a hostile name that
+    /// was made to point here (DNS rebinding) sends that name as its host and its origin.
+    fn check_origin(&self, request: &Request<'_>) -> Result<Option<Box<str>>, &'static str> {
+        let Some(origin) = request.header("origin") else { return Ok(None) };
+        let origin = String::from_utf8_lossy(origin).to_ascii_lowercase();
+        if self.settings.api.origins.contains(&origin) {
+            return Ok(Some(origin.into()));
+        }
+        let own = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        let host = request.host().unwrap_or_default();
+        match own {
+            Some(own) if own.as_bytes().eq_ignore_ascii_case(host) && is_address(own) => Ok(None),
+            _ => Err("this origin may not call the API; see api.origins"),
+        }
+    }
+
+    /// Tells a browser that a page of this origin may call (Fetch, CORS preflight).
+    fn answer_preflight(&mut self, key: ConnectionKey, shape: &HttpShape) {
+        let headers = [
+            ("Access-Control-Allow-Methods", "GET, POST"),
+            ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Error-Mode"),
+            ("Access-Control-Max-Age", "600"),
+        ];
+        self.reply_bytes(key, |out| shape.put(out, 204, "text/plain", &headers, b""));
+    }
+
+    /// A back end changes over to the WebSocket API.
+    fn open_backend(&mut self, key: ConnectionKey, request: &Request<'_>, shape: &HttpShape) {
+        let upgrade = match upgrade::check(request) {
+            Ok(upgrade) => upgrade,
+            Err(error) => {
+                let (status, headers) = (error.status(), error.headers());
+                return self.refuse(key, shape, status, headers, &error.to_string());
+            }
+        };
+        if self.draining.is_some() {
+            return self.refuse(key, shape, 503, &[], "the server is shutting down");
+        }
+        self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None));
+        let (outbound_max, ping_ms) =
+            (self.settings.limits.outbound_bytes, self.settings.limits.ping_ms);
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.outbound_max = outbound_max;
+        let replies = connection.replies().map(std::mem::take).unwrap_or_default();
+        connection.stage = Stage::Backend(Box::new(Backend { replies, ..Backend::default() }));
+        self.set_timer(key, self.now.ms + ping_ms);
+    }
+
+    /// Answers with a status other than 200, in the API's envelope.
+    pub(super) fn refuse(
+        &mut self,
+        key: ConnectionKey,
+        shape: &HttpShape,
+        status: u16,
+        headers: &[(&str, &str)],
+        why: &str,
+    ) {
+        let code = match status {
+            403 => Code::NotAuthorised,
+            413 | 431 => Code::TooLarge,
+            503 => Code::TooManyRequests,
+            _ => Code::InvalidArgument,
+        };
+        let mut body = Vec::new();
+        api::put_answer(&mut body, &Err(Fault::new(code, why.to_owned())), None);
+        self.reply_bytes(key, |out| shape.put(out, status, "application/json", headers, &body));
+    }
+
+    fn refuse_bad_request(&mut self, key: ConnectionKey, error: HttpError) {
+        self.refuse_for_good(key, error.status(), &error.to_string());
+    }
+
+    /// A request did not come in time.
+    pub(super) fn refuse_slow_request(&mut self, key: ConnectionKey) {
+        self.refuse_for_good(key, 408, "the request did not come in time");
+    }
+
+    /// Where the next request begins is not known: the connection ends with this answer.
+    fn refuse_for_good(&mut self, key: ConnectionKey, status: u16, why: &str) {
+        self.refuse(key, &HttpShape::of_refusal(), status, &[], why);
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        http.is_last = true;
+        if http.replies.is_empty() {
+            self.finish(key);
+        }
+    }
+}
+
+impl Http {
+    fn is_waiting_for_more(&mut self, now_ms: u64) {
+        if !self.is_mid_request {
+            self.is_mid_request = true;
+            self.started_ms = now_ms;
+        }
+    }
+}
+
+impl HttpShape {
+    /// The shape of the response to this request.
+    pub(super) fn of(request: &Request<'_>) -> Self {
+        let fault_status = request.header("x-error-mode").is_some_and(|mode| mode == b"status");
+        Self { exchange: request.exchange(), fault_status, allow_origin: None }
+    }
+
+    fn of_refusal() -> Self {
+        Self { exchange: Exchange::REFUSED, fault_status: false, allow_origin: None }
+    }
+}
+
+/// Whether a host (with a port perhaps) is an IP address or localhost: no name that others control.
+fn is_address(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+        if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host }
+    });
+    let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
+    name == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
+}
+
+fn version() -> String {
+    format!("{{\"apis\":[\"v1\"],\"api\":[\"v1\"],\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_address;
+
+    #[test]
+    fn only_addresses_and_localhost_are_nobodys_name() {
+        for host in ["127.0.0.1:6789", "127.0.0.1", "[::1]:6789", "[::1]", "localhost:6789"] {
+            assert!(is_address(host), "{host}");
+        }
+        for host in ["evil.example:6789", "evil.example", "localhost.evil.example", "", ":80"] {
+            assert!(!is_address(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What a shard is told when it is made.
+
+use std::sync::Arc;
+
+use crate::address::{NodeId, ShardId};
+use crate::protocol::http;
+use crate::queue::{Bounds, WhenFull};
+
+/// All of it; shared by the shards of a node.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The node.
+    pub node: NodeId,
+    /// How many shards it has.
+    pub shards: usize,
+    /// The back ends' listener.
+    pub api: Api,
+    /// The clients' listeners.
+    pub edges: Vec<Edge>,
+    /// Topics.
+    pub queue: Queue,
+    /// Bounds and times.
+    pub limits: Limits,
+}
+
+/// The back ends' listener.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// `HOST:PORT` at which back ends reach this node.
+    pub advertise: std::net::SocketAddr,
+    /// Web origins that may call the API from a browser, in lower case.
+    pub origins: Vec<String>,
+    /// Limits of a request.
+    pub http: http::Limits,
+}
+
+/// One clients' listener.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// The port that it listens on, for the page of the first minute.
+    pub port: u16,
+    /// Its routes.
+    pub routes: Vec<Arc<Route>>,
+}
+
+/// One route of an edge.
+#[derive(Clone, Debug, Default)]
+pub struct Route {
+    /// Its path, exactly.
+    pub path: String,
+    /// Where what happens on it is told; `None`: nowhere.
+    pub topic: Option<Arc<str>>,
+    /// Whether a client that came is told.
+    pub tells_open: bool,
+    /// Whether what a client sends is told.
+    pub tells_message: bool,
+    /// Whether a client that went is told.
+    pub tells_close: bool,
+    /// Patterns of channels that a client may subscribe to when it connects: a name, or a beginning
+    /// with `*` behind it.
+    pub subscribe: Vec<String>,
+    /// What a client sends after its first message waits until its context has this key.
+    pub hold_until: Option<Box<str>>,
+    /// Web origins that it is open to, in lower case; `None`: all.
+    pub origins: Option<Vec<String>>,
+    /// Whether it sends each message back.
+    pub echo: bool,
+    /// The longest message from a client, in bytes.
+    pub message_bytes: usize,
+    /// The most that waits for one client, in bytes.
+    pub outbound_bytes: usize,
+}
+
+impl Route {
+    /// Whether a client may subscribe itself to this channel.
+    pub fn allows(&self, channel: &str) -> bool {
+        self.subscribe.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(start) => channel.starts_with(start),
+            None => channel == pattern,
+        })
+    }
+}
+
+/// Topics.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// How much each holds.
+    pub bounds: Bounds,
+    /// What happens beyond it.
+    pub when_full: WhenFull,
+    /// How many there are on the node, at most.
+    pub topics: usize,
+}
+
+/// Bounds and times of connections.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Limits of a client's handshake.
+    pub edge_http: http::Limits,
+    /// The longest message of a back end, in bytes.
+    pub api_message_bytes: usize,
+    /// The most that waits for one back end, in bytes.
+    pub outbound_bytes: usize,
+    /// Whether a client that reads too slowly is closed, or only misses messages.
+    pub close_slow_clients: bool,
+    /// Channels that one client is subscribed to, at most.
+    pub channels_per_client: usize,
+    /// Time for a request head, a body, a handshake.
+    pub handshake_ms: u64,
+    /// Silence after which a ping is sent.
+    pub ping_ms: u64,
+    /// Silence after which a connection is closed.
+    pub idle_ms: u64,
+    /// How long a call waits for other shards.
+    pub answer_ms: u64,
+}
+
+/// The shard that is the home of a topic.
+pub fn home_of(topic: &str, shards: usize) -> ShardId {
+    // FNV-1a: every shard must come to the same answer, so the hash has no seed. It only spreads
+    // topics over shards; who picks names to collide makes one shard busy.
+    let hash = topic.bytes().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    });
+    ShardId(((hash >> 32) % shards as u64) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_name_or_a_beginning() {
+        let subscribe = vec!["user-*".into(), "news".into()];
+        let route = Route { subscribe, ..Route::default() };
+        let allowed = ["user-", "user-7", "news"].map(|channel| route.allows(channel));
+        let refused = ["user", "new", "newsroom", "", "*"].map(|channel| route.allows(channel));
+        assert_eq!((allowed, refused), ([true; 3], [false; 5]));
+    }
+}

@@ -1,0 +1,354 @@
+//! A shard's part in the queue: it feeds topics, is home to some, and passes events to consumers.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::Shard;
+use super::connection::{Client, Pause, Stage};
+use super::settings::{Settings, home_of};
+use crate::address::{ClientId, ShardId};
+use crate::message::{BackendId, ConnectionKey, Message, TopicMessage};
+use crate::protocol::api::{self, Code, Fault, Reply};
+use crate::protocol::close::{self, Reason};
+use crate::protocol::frame::Frame;
+use crate::queue::feeder::{Feeder, Waiting};
+use crate::queue::topic::{Effect, JoinError, Topic};
+
+/// Events of clients that are gone, waiting for room in one topic: beyond it new clients of its
+/// routes are refused with 503, so that a full topic and clients that come and go use no more.
+const WAITING_MAX: usize = 1 << 16;
+
+/// The feeding ends and the homes of one shard.
+#[derive(Debug)]
+pub struct Topics {
+    feeders: HashMap<Arc<str>, Feeder>,
+    homes: HashMap<Arc<str>, Topic>,
+    // An event may take half a topic at most: a quarter may be lent to other shards for good.
+    event_bytes_max: usize,
+}
+
+impl Topics {
+    /// Feeders of the topics that routes name, and homes of those that live on this shard.
+    pub fn new(shard: ShardId, settings: &Settings) -> Self {
+        let bounds = settings.queue.bounds;
+        let mut topics = Self {
+            feeders: HashMap::new(),
+            homes: HashMap::new(),
+            event_bytes_max: bounds.bytes / 2,
+        };
+        for route in settings.edges.iter().flat_map(|edge| &edge.routes) {
+            let Some(name) = &route.topic else { continue };
+            let share = Topic::share(bounds, settings.shards);
+            topics.feeders.insert(name.clone(), Feeder::new(share));
+            if home_of(name, settings.shards) == shard {
+                topics.homes.insert(name.clone(), new_topic(settings));
+            }
+        }
+        topics
+    }
+
+    /// Messages in the topics that live here.
+    pub fn messages(&self) -> usize {
+        self.homes.values().map(Topic::messages).sum()
+    }
+
+    /// When a topic wants to look at its consumers again.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        self.homes.values().filter_map(Topic::poll_timeout).min()
+    }
+
+    /// Whether a new client may feed this topic.
+    pub fn takes_clients(&self, topic: &str) -> bool {
+        self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() < WAITING_MAX)
+    }
+}
+
+fn new_topic(settings: &Settings) -> Topic {
+    let window_bytes = settings.limits.outbound_bytes / 2;
+    let Settings { queue, shards, .. } = settings;
+    Topic::new(queue.bounds, queue.when_full, window_bytes, *shards)
+}
+
+impl Shard {
+    /// Puts an event of a client into its topic, or lets it and the client wait for room. A close
+    /// event waits alone.
+    pub(super) fn feed(
+        &mut self,
+        topic: &Arc<str>,
+        key: ConnectionKey,
+        client: ClientId,
+        put_data: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.event.clear();
+        let event_of = (self.settings.node, client, &topic[..]);
+        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        if self.event.len() > self.topics.event_bytes_max {
+            self.counters.refused += 1;
+            return self.close_client(key, close::TOO_LARGE);
+        }
+        let frame = Frame::from_encoded(&self.event);
+        let feeder = self.topics.feeders.get_mut(topic).expect("a route's topic has a feeder");
+        if feeder.take(frame.bytes().len()) {
+            return self.push(topic, client, frame);
+        }
+        feeder.wait(Waiting { from: key, client, frame });
+        if self.connections.get(key).is_some_and(|connection| connection.client().is_some()) {
+            self.pause(key, Pause::Topic);
+        }
+        self.ask_for_room(topic);
+    }
+
+    fn ask_for_room(&mut self, topic: &Arc<str>) {
+        let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
+        if let Some(bytes) = feeder.poll_ask() {
+            self.tell_home(topic, TopicMessage::WantCredit(self.id, bytes));
+        }
+    }
+
+    fn push(&mut self, topic: &Arc<str>, client: ClientId, frame: Frame) {
+        if let Some(home) = self.topics.homes.get_mut(topic) {
+            home.push(self.now.ms, self.id, client, frame);
+            return self.carry_out_effects(topic);
+        }
+        self.tell_home(topic, TopicMessage::Push(self.id, client, frame));
+    }
+
+    pub(super) fn tell_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
+        self.tell(home_of(topic, self.settings.shards), topic, message);
+    }
+
+    fn tell(&mut self, shard: ShardId, topic: &Arc<str>, message: TopicMessage) {
+        if shard == self.id {
+            self.handle_topic_message(shard, topic.clone(), message);
+        } else {
+            self.outbox.push_back((shard, Message::Topic(topic.clone(), message)));
+        }
+    }
+
+    pub(super) fn handle_topic_message(
+        &mut self,
+        _from: ShardId,
+        topic: Arc<str>,
+        message: TopicMessage,
+    ) {
+        match message {
+            TopicMessage::Credit(credit) => {
+                if let Some(feeder) = self.topics.feeders.get_mut(&topic) {
+                    feeder.granted(credit);
+                    self.push_waiting(&topic);
+                }
+            }
+            TopicMessage::Refused => self.close_waiting(&topic),
+            TopicMessage::Deliver(to, frame) => self.deliver(to.connection, topic, frame),
+            TopicMessage::Push(..)
+            | TopicMessage::WantCredit(..)
+            | TopicMessage::Start(_)
+            | TopicMessage::Written(..) => self.handle_as_home(&topic, message),
+        }
+    }
+
+    fn handle_as_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
+        let now_ms = self.now.ms;
+        let Some(home) = self.topics.homes.get_mut(topic) else { return };
+        match message {
+            TopicMessage::Push(from, client, frame) => home.push(now_ms, from, client, frame),
+            TopicMessage::WantCredit(from, bytes) => home.want_credit(from, bytes),
+            TopicMessage::Start(backend) => home.start(now_ms, backend),
+            TopicMessage::Written(backend, count) => home.written(now_ms, backend, count),
+            _ => {}
+        }
+        self.carry_out_effects(topic);
+    }
+
+    /// Does what a topic wants done. Credit for this shard's own feeder may bring new messages,
+    /// whose effects queue up behind: so this loops instead of nesting.
+    fn carry_out_effects(&mut self, topic: &Arc<str>) {
+        while let Some(effect) = self.topics.homes.get_mut(topic).and_then(Topic::poll_effect) {
+            match effect {
+                Effect::Deliver(to, frame) if to.shard == self.id => {
+                    self.deliver(to.connection, topic.clone(), frame);
+                }
+                Effect::Deliver(to, frame) => {
+                    self.tell(to.shard, topic, TopicMessage::Deliver(to, frame));
+                }
+                Effect::Grant(shard, credit) if shard == self.id => {
+                    let feeder = self.topics.feeders.get_mut(topic);
+                    let feeder = feeder.expect("credit goes to those who feed");
+                    feeder.granted(credit);
+                    self.push_waiting_at_home(topic);
+                }
+                Effect::Grant(shard, credit) => {
+                    self.tell(shard, topic, TopicMessage::Credit(credit));
+                }
+                Effect::Refuse(shard) => self.tell(shard, topic, TopicMessage::Refused),
+            }
+        }
+    }
+
+    /// There is room: pushes what waited for it and reads on from those who waited.
+    fn push_waiting(&mut self, topic: &Arc<str>) {
+        while let Some(waiting) = self.poll_waiting(topic) {
+            self.push(topic, waiting.client, waiting.frame);
+        }
+        self.ask_for_room(topic);
+    }
+
+    fn push_waiting_at_home(&mut self, topic: &Arc<str>) {
+        while let Some(Waiting { client, frame, .. }) = self.poll_waiting(topic) {
+            let home = self.topics.homes.get_mut(topic).expect("this is its home");
+            home.push(self.now.ms, self.id, client, frame);
+        }
+        let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
+        if let Some(bytes) = feeder.poll_ask() {
+            let home = self.topics.homes.get_mut(topic).expect("this is its home");
+            home.want_credit(self.id, bytes);
+        }
+    }
+
+    fn poll_waiting(&mut self, topic: &Arc<str>) -> Option<Waiting> {
+        let waiting = self.topics.feeders.get_mut(topic)?.poll_ready()?;
+        self.unpause(waiting.from, Pause::Topic);
+        Some(waiting)
+    }
+
+    /// There is no room and nobody is to wait: the clients that waited are closed.
+    fn close_waiting(&mut self, topic: &Arc<str>) {
+        let Some(feeder) = self.topics.feeders.get_mut(topic) else { return };
+        for waiting in feeder.refused() {
+            self.counters.refused += 1;
+            self.unpause(waiting.from, Pause::Topic);
+            self.close_client(waiting.from, close::TOPIC_FULL);
+        }
+    }
+
+    /// Closes a connection if it is a client that is not gone yet.
+    fn close_client(&mut self, key: ConnectionKey, reason: Reason) {
+        if self.connections.get(key).is_some_and(|connection| connection.client().is_some()) {
+            self.close_with(key, reason);
+        }
+    }
+
+    /// An event for one of our back ends. If its connection is gone its homes know, or will.
+    fn deliver(&mut self, key: ConnectionKey, topic: Arc<str>, frame: Frame) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Backend(backend) = &mut connection.stage else { return };
+        connection.outbound.push_shared(Rc::new(frame));
+        let end = backend.written + connection.outbound.buffered() as u64;
+        backend.deliveries.push_back((end, topic));
+        self.queue_write(key);
+    }
+
+    /// Bytes were written to a back end: tells the homes of the events that went out whole.
+    pub(super) fn count_written_events(&mut self, key: ConnectionKey, bytes: u64) {
+        let backend_id = self.backend_id(key);
+        let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) else { return };
+        backend.written += bytes;
+        let written = backend.written;
+        loop {
+            let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) else { return };
+            let Some((end, topic)) = backend.deliveries.front().cloned() else { return };
+            if end > written {
+                return;
+            }
+            let same = |(end, other): &&(u64, Arc<str>)| *end <= written && *other == topic;
+            let count = backend.deliveries.iter().take_while(same).count();
+            backend.deliveries.drain(..count);
+            self.tell_home(&topic, TopicMessage::Written(backend_id, count as u32));
+        }
+    }
+
+    /// Makes a back end a consumer of a topic that lives here.
+    pub(super) fn join(&mut self, topic: &Arc<str>, backend: BackendId) -> Result<Reply, Fault> {
+        if !self.topics.homes.contains_key(topic) {
+            // The bound is the node's; each shard is home to its part of it.
+            if self.topics.homes.len() >= self.settings.queue.topics.div_ceil(self.settings.shards)
+            {
+                return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
+            }
+            self.topics.homes.insert(topic.clone(), new_topic(&self.settings));
+        }
+        let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
+        match home.join(self.now.ms, backend) {
+            Ok(()) => Ok(Reply::Done),
+            Err(JoinError::Repeated) => {
+                Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))
+            }
+            Err(JoinError::TooMany) => {
+                Err(Fault::new(Code::ConsumptionFailed, "too many consumers of this topic"))
+            }
+        }
+    }
+
+    /// Ends that.
+    pub(super) fn leave(&mut self, topic: &Arc<str>, backend: BackendId) -> Result<Reply, Fault> {
+        let now_ms = self.now.ms;
+        let left = self.topics.homes.get_mut(topic).is_some_and(|home| home.leave(now_ms, backend));
+        self.carry_out_effects(topic);
+        self.forget_if_idle(topic);
+        match left {
+            true => Ok(Reply::Done),
+            false => Err(Fault::new(Code::CancelFailed, "was not consuming")),
+        }
+    }
+
+    /// A topic that no route feeds goes with its last consumer.
+    fn forget_if_idle(&mut self, topic: &Arc<str>) {
+        let is_idle = self.topics.homes.get(topic).is_some_and(Topic::is_idle);
+        if is_idle && !self.topics.feeders.contains_key(topic) {
+            self.topics.homes.remove(topic);
+        }
+    }
+
+    /// A back end that consumed is gone: what it did not write goes to others.
+    pub(super) fn handle_backend_gone(&mut self, backend: BackendId) {
+        let names: Vec<_> = self.topics.homes.keys().cloned().collect();
+        for topic in names {
+            if let Some(home) = self.topics.homes.get_mut(&topic) {
+                home.gone(self.now.ms, backend);
+            }
+            self.carry_out_effects(&topic);
+            self.forget_if_idle(&topic);
+        }
+    }
+
+    /// Looks for consumers that take nothing, in topics where it is time to.
+    pub(super) fn check_topics(&mut self) {
+        let now_ms = self.now.ms;
+        let is_due = |topic: &Topic| topic.poll_timeout().is_some_and(|due| due <= now_ms);
+        let due: Vec<_> = self
+            .topics
+            .homes
+            .iter()
+            .filter(|(_, topic)| is_due(topic))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for topic in due {
+            if let Some(home) = self.topics.homes.get_mut(&topic) {
+                home.handle_timeout(now_ms);
+            }
+            self.carry_out_effects(&topic);
+        }
+    }
+
+    /// A client is gone: its channels forget it, and its route's topic is told if it asked.
+    pub(super) fn client_gone(
+        &mut self,
+        key: ConnectionKey,
+        client: Client,
+        code: u16,
+        reason: &str,
+    ) {
+        self.clients.remove(&client.id);
+        for subscription in client.subscriptions {
+            self.unsubscribe_at(subscription);
+        }
+        let route = self.route(key, client.route);
+        if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_close) {
+            self.feed(topic, key, client.id, |out| {
+                api::put_close(out, code, reason, client.context.json());
+            });
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The process: its command line, how it fails, how it stops.
+
+#![forbid(unsafe_code)]
+
+mod support;
+
+use std::net::TcpListener;
+use std::process::Output;
+
+use support::{CONFIG, Process, Server, Socket, command, config_file};
+
+/// Runs the binary to its end.
+fn run(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the binary is there")
+}
+
+/// Starts a server that has to fail: its exit code and the one line that it wrote.
+#[track_caller]
+fn failure(config: &str) -> (Option<i32>, String) {
+    let file = config_file(config);
+    let file = file.to_str().expect("UTF-8");
+    let (code, lines) = Process::start(&["serve", "--config", file]).finish();
+    std::fs::remove_file(file).expect("the file was there to be read");
+    let [line] = &lines[..] else { panic!("not one line: {lines:#?}") };
+    (code, line.replace(file, "FILE"))
+}
+
+#[test]
+fn version_is_the_package_s() {
+    let output = run(&["--version"]);
+    assert!(output.status.success());
+    let version = String::from_utf8(output.stdout).expect("text");
+    assert!(version.starts_with("gridcast ") && version.contains('.'), "{version}");
+}
+
+#[test]
+fn help_names_the_commands() {
+    let output = run(&["--help"]);
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        help.contains("serve") && help.contains("check") && help.contains("--version"),
+        "{help}"
+    );
+}
+
+#[test]
+fn a_wrong_flag_is_named_with_exit_code_2() {
+    for arguments in [&["serve", "--confg", "x"][..], &["sevre"], &["check"]] {
+        let (code, lines) = Process::start(arguments).finish();
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert!(!lines.is_empty() && !lines.concat().contains("panicked"), "{lines:#?}");
+    }
+    let (_, lines) = Process::start(&["serve", "--confg", "x"]).finish();
+    assert!(lines.concat().contains("--confg"), "{lines:#?}");
+}
+
+#[test]
+fn a_typo_in_the_configuration_is_named_by_file_line_and_key() {
+    let (code, line) = failure("[node]\ncores = 2\n[api]\nbnd = \"127.0.0.1:0\"\n");
+    assert_eq!(code, Some(2));
+    assert!(line.contains("FILE:4") && line.contains("bnd") && line.contains("bind"), "{line}");
+}
+
+#[test]
+fn a_bad_value_is_named_by_file_line_and_key() {
+    let (code, line) = failure("[limits]\nping_ms = \"30s\"\n");
+    assert_eq!(code, Some(2));
+    assert!(line.contains("FILE:2") && line.contains("ping_ms") && line.contains("30s"), "{line}");
+}
+
+#[test]
+fn a_missing_configuration_file_is_named() {
+    let (code, lines) = Process::start(&["serve", "--config", "no/such.toml"]).finish();
+    assert_eq!(code, Some(2));
+    assert!(lines.len() == 1 && lines[0].contains("no/such.toml"), "{lines:#?}");
+}
+
+#[test]
+fn check_accepts_a_good_configuration_and_refuses_a_bad_one() {
+    for (config, code) in [(CONFIG, 0), ("[api]\nbnd = 1\n", 2)] {
+        let file = config_file(config);
+        let output = run(&["check", "--config", file.to_str().expect("UTF-8")]);
+        std::fs::remove_file(file).expect("the file was there to be read");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+    }
+}
+
+#[test]
+fn a_port_in_use_ends_the_start_with_exit_code_1_and_its_address() {
+    for section in ["[api]", "[[edge]]"] {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = taken.local_addr().expect("bound").to_string();
+        let bind = format!("{section}\nbind = \"127.0.0.1:0\"");
+        let config = CONFIG.replacen(&bind, &bind.replace("127.0.0.1:0", &address), 1);
+        let (code, line) = failure(&config);
+        assert_eq!(code, Some(1), "{line}");
+        assert!(line.contains(&address), "{line}");
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_port_does_not_start() {
+    // The listeners share their port among the shards, and must not share it with a stranger.
+    let first = Server::new();
+    let config = CONFIG.replacen("127.0.0.1:0", &first.api.to_string(), 1);
+    let (code, line) = failure(&config);
+    assert_eq!(code, Some(1), "{line}");
+    assert!(line.contains(&first.api.to_string()), "{line}");
+}
+
+#[test]
+fn sigterm_closes_clients_with_1001_and_exits_0() {
+    let mut server = Server::new();
+    let mut sockets = [server.device("/ws"), server.device("/echo"), server.backend()];
+    server.terminate();
+    for socket in &mut sockets {
+        assert_eq!(socket.closed().0, 1001);
+    }
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+fn sigterm_answers_what_came_before_it() {
+    let mut server = Server::new();
+    let mut backend = server.backend();
+    let request = br#"{"m":"mesh.publish","p":{"c":"a","d":"x"},"i":1}"#;
+    backend.send(&support::frame(0x81, request).repeat(100));
+    assert_eq!(backend.text(), r#"{"E":null,"r":{"s":0,"f":0},"i":1}"#);
+    server.terminate();
+    for _ in 1..100 {
+        assert_eq!(backend.text(), r#"{"E":null,"r":{"s":0,"f":0},"i":1}"#);
+    }
+    assert_eq!(backend.closed().0, 1001);
+}
+
+#[test]
+fn sigterm_does_not_wait_for_a_client_that_does_not_read() {
+    let mut server = Server::new();
+    let _stalled = Socket::connect_with_small_buffer(server.edge, "/ws?channels=a");
+    let data = "x".repeat(60_000);
+    for _ in 0..100 {
+        server.publish("a", &data);
+    }
+    server.terminate();
+    assert_eq!(server.exit_code(), Some(0));
+}

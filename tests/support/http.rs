@@ -1,0 +1,106 @@
+//! A blocking HTTP/1.1 client that sends raw bytes, so that a test decides on each of them.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use serde_json::Value;
+
+use super::DEADLINE;
+
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(given, _)| given.eq_ignore_ascii_case(name))?;
+        Some(value)
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).expect("the body is JSON")
+    }
+}
+
+/// One connection, for requests one after another or pipelined.
+pub struct Http {
+    pub(super) stream: BufReader<TcpStream>,
+}
+
+impl Http {
+    #[track_caller]
+    pub fn connect(address: SocketAddr) -> Http {
+        Http::over(TcpStream::connect(address).expect("the server accepts"))
+    }
+
+    pub fn over(stream: TcpStream) -> Http {
+        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline can be set");
+        stream.set_nodelay(true).expect("small segments can be sent");
+        Http { stream: BufReader::new(stream) }
+    }
+
+    #[track_caller]
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.get_mut().write_all(bytes.as_ref()).expect("the server reads");
+    }
+
+    /// Sends each byte in a segment of its own.
+    pub fn send_byte_by_byte(&mut self, bytes: impl AsRef<[u8]>) {
+        bytes.as_ref().chunks(1).for_each(|byte| self.send(byte));
+    }
+
+    #[track_caller]
+    pub fn response(&mut self) -> Response {
+        let mut response = self.head();
+        let mut body = Vec::new();
+        match response.header("content-length").map(|length| length.parse().expect("a length")) {
+            _ if response.status < 200 => Ok(0),
+            Some(length) => self.stream.by_ref().take(length).read_to_end(&mut body),
+            None => self.stream.read_to_end(&mut body),
+        }
+        .expect("the body comes");
+        response.body = String::from_utf8(body).expect("the body is text");
+        response
+    }
+
+    /// A response that has a head only, as those to HEAD have.
+    #[track_caller]
+    pub fn head(&mut self) -> Response {
+        let status_line = self.line();
+        let status = status_line.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("not a status line: {status_line:?}"));
+        let mut headers = Vec::new();
+        while let Some((name, value)) = self.line().split_once(':') {
+            headers.push((name.to_string(), value.trim().to_string()));
+        }
+        Response { status, headers, body: String::new() }
+    }
+
+    /// Waits for the server's end of the connection; what came before it.
+    #[track_caller]
+    pub fn rest(mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => panic!("{error}"),
+            _ => rest,
+        }
+    }
+
+    #[track_caller]
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a line comes");
+        line.strip_suffix("\r\n").unwrap_or_else(|| panic!("a cut line: {line:?}")).to_string()
+    }
+}
+
+/// Sends `request` on a connection of its own and reads one response.
+#[track_caller]
+pub fn http(address: SocketAddr, request: impl AsRef<[u8]>) -> Response {
+    let mut connection = Http::connect(address);
+    connection.send(request);
+    connection.response()
+}

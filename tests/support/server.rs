@@ -1,0 +1,252 @@
+//! The server as a process of its own, started on ports that the system picks.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::{env, fs, process, thread};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{DEADLINE, Http, Response, SUCCESS, Socket, http};
+
+/// Two shards, and an edge with a route of each kind. More sections may follow it.
+pub const CONFIG: &str = r#"
+[node]
+cores = 2
+[api]
+bind = "127.0.0.1:0"
+[[edge]]
+bind = "127.0.0.1:0"
+[[edge.route]]
+path = "/ws"
+topic = "messages"
+events = ["open", "message", "close"]
+subscribe = ["*"]
+[[edge.route]]
+path = "/plain"
+topic = "plain"
+events = ["message"]
+subscribe = ["*"]
+[[edge.route]]
+path = "/private"
+topic = "messages2"
+subscribe = ["user-*", "news"]
+[[edge.route]]
+path = "/echo"
+handler = "echo"
+message_bytes = 16777216
+outbound_bytes = 67108864
+"#;
+
+/// A running server; its end comes with the value's.
+pub struct Server {
+    process: Process,
+    pub api: SocketAddr,
+    pub edge: SocketAddr,
+}
+
+impl Server {
+    #[track_caller]
+    pub fn new() -> Server {
+        Server::start(CONFIG)
+    }
+
+    /// [`CONFIG`] with further sections.
+    #[track_caller]
+    pub fn with(sections: &str) -> Server {
+        Server::start(&format!("{CONFIG}{sections}"))
+    }
+
+    /// Starts the server and waits until it listens.
+    #[track_caller]
+    pub fn start(config: &str) -> Server {
+        let file = config_file(config);
+        let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
+        let (api, edge) = process.wait_until_ready();
+        fs::remove_file(file).expect("the file was there to be read");
+        Server { process, api, edge }
+    }
+
+    /// A connection to the edge whose client id nobody needs.
+    #[track_caller]
+    pub fn device(&self, path: &str) -> Socket {
+        Socket::connect(self.edge, path, "").expect("the edge grants the upgrade")
+    }
+
+    /// A connection to the edge and its client id, learnt from the open event of route `/ws`.
+    #[track_caller]
+    pub fn client(&self) -> (Socket, String) {
+        let mut consumer = self.consumer("messages");
+        let client = self.device("/ws");
+        let id = consumer.opened();
+        assert_eq!(consumer.call(r#"{"m":"queue.unpop","p":{},"i":12345}"#), SUCCESS);
+        (client, id)
+    }
+
+    #[track_caller]
+    pub fn backend(&self) -> Socket {
+        Socket::connect(self.api, "/ws/v1", "").expect("the API grants the upgrade")
+    }
+
+    #[track_caller]
+    pub fn consumer(&self, topic: &str) -> Socket {
+        let mut consumer = self.backend();
+        let pop = format!(r#"{{"m":"queue.pop","p":{{"t":["{topic}"]}},"i":12345}}"#);
+        assert_eq!(consumer.call(&pop), SUCCESS);
+        consumer
+    }
+
+    /// Calls the API over HTTP; the body of its answer.
+    #[track_caller]
+    pub fn post(&self, path: &str, body: &str) -> String {
+        let response = self.request("POST", path, "", body);
+        assert_eq!(response.status, 200, "{response:?}");
+        assert_eq!(response.header("content-type"), Some("application/json"));
+        response.body
+    }
+
+    /// Publishes text over HTTP; the counts of those who took it and those who did not.
+    #[track_caller]
+    pub fn publish(&self, channel: &str, data: &str) -> (u64, u64) {
+        let body = format!(r#"{{"c":"{channel}","d":"{data}"}}"#);
+        let answer: serde_json::Value =
+            serde_json::from_str(&self.post("/v1/mesh/publish", &body)).expect("JSON");
+        let count = |key| answer["r"][key].as_u64().expect("a count");
+        (count("s"), count("f"))
+    }
+
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Response {
+        self.request("GET", path, "", "")
+    }
+
+    /// One request to the API; `headers` are whole lines, each with its CRLF.
+    #[track_caller]
+    pub fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Response {
+        http(self.api, self.raw(method, path, headers, body))
+    }
+
+    /// The bytes of a request to the API.
+    pub fn raw(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
+        let (host, length) = (self.api, body.len());
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+        )
+    }
+
+    pub fn http(&self) -> Http {
+        Http::connect(self.api)
+    }
+
+    /// Asks the server to stop.
+    pub fn terminate(&mut self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// Waits for the end of the process: its exit code.
+    #[track_caller]
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.process.finish().0
+    }
+}
+
+/// A process of the binary, whose lines on stderr are read as they come.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Process {
+    pub fn start(arguments: &[&str]) -> Process {
+        let mut command = command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary is there");
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Process { child, lines }
+    }
+
+    #[track_caller]
+    fn wait_until_ready(&mut self) -> (SocketAddr, SocketAddr) {
+        let mut lines = Vec::new();
+        while let Some(line) = self.line() {
+            if let Some(addresses) = addresses(&line) {
+                return addresses;
+            }
+            lines.push(line);
+        }
+        panic!("the server did not start: {lines:#?}")
+    }
+
+    /// Waits for the end: the exit code, and the lines that came until then.
+    #[track_caller]
+    pub fn finish(&mut self) -> (Option<i32>, Vec<String>) {
+        let lines = std::iter::from_fn(|| self.line()).collect();
+        let status = self.child.wait().expect("the process is ours");
+        (status.code(), lines)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("the process has not been waited for");
+    }
+
+    /// The next line; none after the end of the process.
+    #[track_caller]
+    fn line(&mut self) -> Option<String> {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("neither a line nor the end in {DEADLINE:?}"),
+        }
+    }
+}
+
+impl Drop for Process {
+    /// Ends the process, gently first; shows what it wrote if the test failed.
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        self.signal(Signal::TERM);
+        while let Ok(line) = self.lines.recv_timeout(DEADLINE) {
+            if thread::panicking() {
+                eprintln!("server: {line}");
+            }
+        }
+        // A process that ended is not waited for yet, so its id is still its own.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes a configuration file that no other test uses.
+pub fn config_file(text: &str) -> PathBuf {
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(format!("gridcast-{}-{number}.toml", process::id()));
+    fs::write(&file, text).expect("the test's folder can be written");
+    file
+}
+
+/// The addresses of the API and of the first edge in the line that tells that the server listens.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (api, edges) = line.strip_prefix("gridcast: ready, api ")?.split_once(", edge ")?;
+    let edge = edges.split(',').next()?;
+    Some((api.parse().ok()?, edge.trim().parse().ok()?))
+}
+
+/// The binary with `arguments`, in an environment whose variables override no key of a test.
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command =
+        Command::new(env!("CARGO_BIN_EXE_gridcast"));
+    command.args(arguments).env_clear();
+    command
+}
