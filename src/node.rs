@@ -1,9 +1,9 @@
 //! Puts a node together from its configuration, runs it until a signal, and takes it down in order.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use std::io::IsTerminal;
 use std::{fmt, io};
 
 use signal_hook::consts::{SIGINT, SIGTERM};

@@ -471,10 +471,7 @@ impl Topic {
     fn top_up(&mut self, shard: ShardId) {
         let FeedingShard { credit, wants } = &self.feeders[shard.index()];
         let low = credit.messages < self.share.messages / 2 || credit.bytes < self.share.bytes / 2;
-        let missing = Credit {
-            messages: self.share.messages.saturating_sub(credit.messages),
-            bytes: self.share.bytes.saturating_sub(credit.bytes),
-        };
+        let missing = self.missing(shard);
         let room = self.room();
         if low
             && wants.is_none()
@@ -483,6 +480,15 @@ impl Topic {
             && room.bytes >= missing.bytes
         {
             self.lend(shard, missing);
+        }
+    }
+
+    /// What a shard's credit lacks to its share.
+    fn missing(&self, shard: ShardId) -> Credit {
+        let credit = self.feeders[shard.index()].credit;
+        Credit {
+            messages: self.share.messages.saturating_sub(credit.messages),
+            bytes: self.share.bytes.saturating_sub(credit.bytes),
         }
     }
 
@@ -498,8 +504,9 @@ impl Topic {
             self.asking.pop_front();
             self.feeders[shard.index()].wants = None;
             let room = self.room();
-            let messages = self.share.messages.clamp(1, room.messages);
-            let bytes = self.share.bytes.min(room.bytes).max(needed);
+            let Credit { messages, bytes } = self.missing(shard);
+            let messages = messages.clamp(1, room.messages);
+            let bytes = bytes.min(room.bytes).max(needed);
             self.lend(shard, Credit { messages, bytes });
         }
     }
@@ -535,5 +542,59 @@ impl Consumer {
         self.state == State::Active
             && self.handed.len() < WINDOW_MESSAGES
             && self.handed_bytes < window_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FEEDER: ShardId = ShardId(0);
+
+    fn topic(messages: usize, when_full: WhenFull) -> Topic {
+        Topic::new(Bounds { messages, bytes: 1 << 20 }, when_full, 1 << 16, 1)
+    }
+
+    fn consumer(index: u32) -> BackendId {
+        let connection = crate::message::ConnectionKey { index, generation: 0 };
+        BackendId { shard: ShardId(0), connection }
+    }
+
+    fn frame(number: u64) -> Frame {
+        Frame::from_encoded(&number.to_be_bytes())
+    }
+
+    fn number(frame: &Frame) -> u64 {
+        u64::from_be_bytes(frame.bytes().try_into().unwrap())
+    }
+
+    /// Takes the deliveries out of the effects.
+    fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
+        let mut out = Vec::new();
+        while let Some(effect) = topic.poll_effect() {
+            if let Effect::Deliver(to, frame) = effect {
+                out.push((to.connection.index, number(&frame)));
+            }
+        }
+        out
+    }
+
+    fn push(topic: &mut Topic, client: u64, message: u64) {
+        if topic.feeders[0].credit.messages == 0 {
+            topic.want_credit(FEEDER, 8);
+        }
+        topic.push(0, FEEDER, ClientId::from_value(client), frame(message));
+    }
+
+    #[test]
+    fn the_oldest_is_dropped_and_the_newest_stay() {
+        let mut topic = topic(4, WhenFull::DropOldest);
+        for message in 0..100 {
+            push(&mut topic, message % 3, message);
+        }
+        topic.join(0, consumer(1)).unwrap();
+        topic.start(0, consumer(1));
+        assert_eq!(delivered(&mut topic), [(1, 96), (1, 97), (1, 98), (1, 99)]);
+        assert_eq!(topic.dropped(), 96);
     }
 }

@@ -303,8 +303,9 @@ impl Shard {
             self.queue_write(key);
             return Ok(Reply::Done);
         }
+        let is_too_slow = connection.is_too_slow_for(bytes);
         self.counters.failed += 1;
-        if self.settings.limits.close_slow_clients {
+        if is_too_slow && self.settings.limits.close_slow_clients {
             self.close_slow(key);
         }
         fault("the client's outbound buffer is full")

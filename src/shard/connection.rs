@@ -197,11 +197,14 @@ impl Connection {
         }
     }
 
-    /// Whether a frame of so many bytes may still wait for it. An empty queue takes one of any size:
-    /// messages have a limit of their own.
+    /// Whether a frame of so many bytes may still wait for it.
     pub fn takes(&self, bytes: usize) -> bool {
-        let buffered = self.outbound.buffered();
-        buffered == 0 || buffered + bytes <= self.outbound_max
+        self.outbound.buffered() + bytes <= self.outbound_max
+    }
+
+    /// Whether a frame of so many bytes would be taken if it read faster.
+    pub fn is_too_slow_for(&self, bytes: usize) -> bool {
+        self.phase == Phase::Open && bytes <= self.outbound_max && !self.takes(bytes)
     }
 }
 

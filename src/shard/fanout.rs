@@ -59,7 +59,9 @@ impl Shard {
             let (key, connection) = self.connections.at(member);
             if connection.phase != Phase::Open || !connection.takes(bytes) {
                 walk.tally.failed += 1;
-                slow.push(key);
+                if connection.is_too_slow_for(bytes) {
+                    slow.push(key);
+                }
                 continue;
             }
             connection.outbound.push_shared(walk.frame.clone());

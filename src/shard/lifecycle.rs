@@ -121,11 +121,11 @@ impl Shard {
         self.close(key);
     }
 
-    /// The peer sent a close frame: it is answered with its own code, and that is the end.
+    /// The peer sent a close frame: it is answered with its own words, and that is the end.
     pub(super) fn handle_close_frame(&mut self, key: ConnectionKey, closed: &close::Closed) {
         self.depart(key, closed.code.unwrap_or(NO_CODE), &closed.reason);
         self.write_with(key, |out| match closed.code {
-            Some(code) => put_close(out, code, ""),
+            Some(code) => put_close(out, code, &closed.reason),
             None => put_frame(out, Opcode::Close, b""),
         });
         self.finish(key);

@@ -50,10 +50,10 @@ impl Timers {
     /// Takes the entries of the next slot that is due, with its tick, into `due`, which must be
     /// empty; false when there is none.
     pub fn pop_due(&mut self, now_ms: u64, due: &mut Vec<Timer>) -> Option<u64> {
-        let tick = self.next_occupied()?;
+        let tick = self.next_occupied().unwrap_or(u64::MAX / TICK_MS);
         if tick * TICK_MS > now_ms {
-            // Nothing lies before it, so the wheel may turn: late entries then land where time is.
-            self.next_tick = self.next_tick.max((now_ms / TICK_MS).min(tick));
+            // Nothing lies before it, so the wheel may turn: new entries then land where time is.
+            self.next_tick = self.next_tick.max(now_ms / TICK_MS).min(tick);
             return None;
         }
         let slot = tick as usize % SLOTS;

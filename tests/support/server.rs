@@ -245,8 +245,7 @@ fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
 
 /// The binary with `arguments`, in an environment whose variables override no key of a test.
 pub fn command(arguments: &[&str]) -> Command {
-    let mut command =
-        Command::new(env!("CARGO_BIN_EXE_gridcast"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gridcast"));
     command.args(arguments).env_clear();
     command
 }
