@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { get } from "node:http";
 
-const address = process.argv[2] ?? process.env.GRIDCAST_API ?? "127.0.0.1:6789";
+const address = process.argv[2] ?? "127.0.0.1:6789";
 const headers = { Connection: "Upgrade", Upgrade: "websocket", "Sec-WebSocket-Version": 13,
   "Sec-WebSocket-Key": randomBytes(16).toString("base64") };
 let [, socket, received] = await once(get(`http://${address}/ws/v1`, { headers }), "upgrade");

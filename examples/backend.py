@@ -1,7 +1,7 @@
 """Answers what clients send to the topic `messages`. Run: python3 backend.py [HOST:PORT]"""
 import base64, json, os, socket, struct, sys
 
-address = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("GRIDCAST_API", "127.0.0.1:6789")
+address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:6789"
 connection = socket.create_connection(address.rsplit(":", 1))
 stream = connection.makefile("rb")
 key = base64.b64encode(os.urandom(16)).decode()

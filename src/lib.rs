@@ -1,4 +1,73 @@
-//! gridcast.
+//! gridcast: a long-connection gateway. Devices hold WebSocket connections to its *edge*; back ends
+//! push to them and read what they send through its *API*.
+//!
+//! # The map
+//!
+//! | layer | what it knows |
+//! |---|---|
+//! | [`address`] | who is meant: node, shard, client. A client's id is its address |
+//! | [`protocol`] | bytes ⇄ meaning: HTTP, WebSocket, the API's JSON. Pure |
+//! | [`message`] | what shards say to each other |
+//! | [`queue`] | messages of clients that wait for back ends: topics, and the credit that feeds them. Pure |
+//! | [`metrics`] | what a shard counts |
+//! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
+//! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
+//! | [`config`] | the file and the variables → checked values |
+//! | [`node`] | puts a node together, runs it, takes it down |
+//!
+//! # The arrows
+//!
+//! A layer imports only what stands to its left; `tests/architecture.rs` holds this table, and who
+//! may name glommio, io_uring and `std::net`'s sockets.
+//!
+//! ```text
+//! address ← protocol ← message ← queue ← shard ← runtime ← node ← main
+//!                                metrics ←┘       config ←──┘
+//! ```
+//!
+//! Only `node` and `main` see `config` (which takes one enum from `queue`): each layer is told what
+//! it needs in a struct of its own.
+//!
+//! # Three ideas
+//!
+//! 1. **A shard is a value.** Bytes, messages and the time go in (`handle_*`); messages, writes and
+//!    actions come out (`poll_*`). A node of shards is a `Vec` in a test, and a timeout of a minute
+//!    passes in no time.
+//! 2. **The id is the address.** It names node and shard, so no directory is asked; its time part
+//!    keeps it from ever being given out twice.
+//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber.
+//!
+//! # The life of a publish
+//!
+//! 1. The kernel puts bytes into a buffer that `runtime::ring` provided; `runtime::driver` shows them
+//!    to `Shard::handle_bytes`. An idle connection owns no buffer.
+//! 2. `shard::backend` (or `shard::requests`, over HTTP) gets a whole message from
+//!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place.
+//! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks every
+//!    shard: itself directly, the others through the outbox.
+//! 4. `runtime::bus` hands it to each: a reference, through one mailbox per pair of shards. That a
+//!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
+//!    end's messages rest on.
+//! 5. There `shard::fanout` walks through the channel's members, in slices, and pushes the frame to
+//!    each outbound queue; a connection is noted once as having something to write.
+//! 6. At the end of the turn each noted connection gets one gathered send, however many frames it
+//!    got; all sends of a turn are one submission. A socket that would block waits alone.
+//! 7. The tallies come back and add up; complete, or after `limits.answer_ms`, the back end gets
+//!    `{s, f}`, in the order of its calls.
+//!
+//! # The life of a client's message
+//!
+//! `shard::edge` encodes the event, once, and `shard::topics` pushes it to the topic's home shard
+//! against credit; without credit it waits and the client is not read from. The home
+//! (`queue::topic`) hands it to a consumer that has room, keeps it until the consumer's shard says
+//! that it was written, and gives it to another if the connection dies before that.
+//!
+//! # What is absent
+//!
+//! Locks; a task, channel or buffer per connection; a shared map of channels or clients; a registry
+//! of metrics; traits with one implementation; features that change behaviour. Other nodes: this
+//! version is one node.
+
 pub mod address;
 pub mod config;
 pub mod message;

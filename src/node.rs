@@ -192,7 +192,7 @@ fn limits(limits: &config::Limits) -> Limits {
 /// A second signal ends the process at once, with the status of one that a signal ended.
 fn exit_on_next(mut signals: Signals) {
     std::thread::spawn(move || {
-        for signal in signals.forever() {
+        if let Some(signal) = signals.forever().next() {
             eprintln!("gridcast: second signal, ending at once");
             std::process::exit(128 + signal);
         }

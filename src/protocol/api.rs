@@ -135,7 +135,7 @@ pub enum Function {
     /// `set_context_value(key, value)`
     SetContextValue(Box<str>, Box<str>),
     /// `set_context(object)`
-    SetContext(Vec<(Box<str>, Box<str>)>),
+    SetContext(Vec<ContextEntry>),
     /// `subscribe(channel…)`
     Subscribe(Vec<Box<str>>),
     /// `unsubscribe(channel…)`
@@ -147,6 +147,9 @@ pub enum Function {
     /// `info()`
     Info,
 }
+
+/// A key of a context, and its value as JSON text.
+pub type ContextEntry = (Box<str>, Box<str>);
 
 /// What a call that succeeded gives back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -556,8 +559,8 @@ fn wrong_arguments(name: &str) -> Cow<'static, str> {
 fn read_context(
     object: Value<'_, '_>,
     document: &Document<'_, '_>,
-) -> Result<Vec<(Box<str>, Box<str>)>, Fault> {
-    let mut context: Vec<(Box<str>, Box<str>)> = Vec::new();
+) -> Result<Vec<ContextEntry>, Fault> {
+    let mut context: Vec<ContextEntry> = Vec::new();
     for (key, _) in object.fields() {
         if key.len() > NAME_BYTES_MAX {
             return Err(Fault::invalid(format!("a: a key is over {NAME_BYTES_MAX} bytes")));

@@ -45,6 +45,8 @@ pub(super) struct Driver {
     listeners: Vec<Accepting>,
     // At the places of the shard's connections.
     sockets: Vec<Option<Socket>>,
+    // Boxed, since the kernel holds their addresses while they are under way.
+    #[allow(clippy::vec_box)]
     spare: Vec<Box<Sending>>,
     completions: Vec<Completion>,
     // Receives that ended for want of buffers: begun again at the end of the turn.

@@ -1,12 +1,10 @@
 //! The JSON object that back ends attach to a client.
 
-use crate::protocol::api::CONTEXT_KEYS_MAX;
+use crate::protocol::api::{CONTEXT_KEYS_MAX, ContextEntry};
 use crate::protocol::json::put_string;
 
 /// The longest context of one client, in bytes of JSON: it travels with each of its messages.
 const CONTEXT_BYTES_MAX: usize = 64 * 1024;
-
-type Entry = (Box<str>, Box<str>);
 
 /// A client's context: one pointer while it is empty.
 #[derive(Debug, Default)]
@@ -14,7 +12,7 @@ pub struct Context(Option<Box<Filled>>);
 
 #[derive(Debug)]
 struct Filled {
-    entries: Vec<Entry>,
+    entries: Vec<ContextEntry>,
     json: String,
 }
 
@@ -52,7 +50,7 @@ impl Context {
     ///
     /// # Errors
     /// It would be too large; it stays as it was.
-    pub fn replace(&mut self, entries: Vec<Entry>) -> Result<(), TooLarge> {
+    pub fn replace(&mut self, entries: Vec<ContextEntry>) -> Result<(), TooLarge> {
         let json = to_json(&entries);
         if entries.len() > CONTEXT_KEYS_MAX || json.len() > CONTEXT_BYTES_MAX {
             return Err(TooLarge);
@@ -62,7 +60,7 @@ impl Context {
     }
 }
 
-fn to_json(entries: &[Entry]) -> String {
+fn to_json(entries: &[ContextEntry]) -> String {
     let mut out = vec![b'{'];
     for (at, (key, value)) in entries.iter().enumerate() {
         if at > 0 {

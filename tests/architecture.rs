@@ -1,0 +1,121 @@
+//! Holds the arrows of the map in `src/lib.rs`: who imports whom, and who may name what.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each layer, and the layers that it may import.
+const ARROWS: [(&str, &[&str]); 9] = [
+    ("address", &[]),
+    ("protocol", &["address"]),
+    ("message", &["address", "protocol"]),
+    ("metrics", &[]),
+    ("queue", &["address", "protocol", "message"]),
+    ("shard", &["address", "protocol", "message", "metrics", "queue"]),
+    ("runtime", &["address", "message", "metrics", "shard"]),
+    ("config", &["queue"]),
+    ("node", &["address", "protocol", "message", "metrics", "queue", "shard", "runtime", "config"]),
+];
+
+/// A name, and the only layer whose code may contain it.
+const RESERVED: [(&str, &str); 8] = [
+    ("glommio::", "runtime"),
+    ("io_uring::", "runtime"),
+    ("crossbeam_channel", "runtime"),
+    ("socket2", "runtime"),
+    ("unsafe {", "runtime"),
+    ("Instant", "runtime"),
+    ("SystemTime", "runtime"),
+    ("signal_hook", "node"),
+];
+
+struct Source {
+    path: PathBuf,
+    layer: String,
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let source = |path: PathBuf| {
+        let first = path.strip_prefix(&root).expect("it is in src").components().next();
+        let layer = first.expect("a file has a name").as_os_str().to_string_lossy();
+        let layer = layer.trim_end_matches(".rs").to_owned();
+        Source { code: code_of(&path), layer, path }
+    };
+    files.into_iter().map(source).filter(|s| s.layer != "lib" && s.layer != "main").collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("src can be read") {
+        let path = entry.expect("src can be read").path();
+        match path.is_dir() {
+            true => collect(&path, files),
+            false if path.extension().is_some_and(|end| end == "rs") => files.push(path),
+            false => {}
+        }
+    }
+}
+
+/// The file without comments and without its tests, which may go further.
+fn code_of(path: &Path) -> String {
+    let text = fs::read_to_string(path).expect("a source file can be read");
+    let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    code.lines().filter(is_code).collect::<Vec<_>>().join("\n")
+}
+
+/// The layers that some code names with `crate::`.
+fn imports(code: &str) -> Vec<String> {
+    let name = |rest: &str| {
+        rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+    };
+    code.split("crate::").skip(1).map(name).collect()
+}
+
+#[test]
+fn each_layer_imports_only_layers_to_its_left() {
+    for source in sources().iter().filter(|source| source.layer != "cli") {
+        let (_, allowed) = ARROWS
+            .iter()
+            .find(|(layer, _)| *layer == source.layer)
+            .unwrap_or_else(|| panic!("{} is in no layer of the map", source.path.display()));
+        for import in imports(&source.code) {
+            assert!(
+                import == source.layer || allowed.contains(&&import[..]),
+                "{} imports {import}, which {} may not",
+                source.path.display(),
+                source.layer
+            );
+        }
+    }
+}
+
+#[test]
+fn only_their_layers_name_the_runtime_the_clock_and_unsafe_code() {
+    for source in sources() {
+        for (name, layer) in RESERVED {
+            assert!(
+                source.layer == layer || !source.code.contains(name),
+                "{} names {name}, which is for {layer}",
+                source.path.display()
+            );
+        }
+        let opens_sockets = ["TcpListener", "TcpStream", "UdpSocket", "std::fs"];
+        let may = ["runtime", "config"].contains(&&source.layer[..]);
+        for name in opens_sockets {
+            assert!(may || !source.code.contains(name), "{}: {name}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn the_map_names_every_layer() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"))
+        .expect("src/lib.rs can be read");
+    for (layer, _) in ARROWS {
+        assert!(map.contains(&format!("//! | [`{layer}`] |")), "{layer} is not on the map");
+        assert!(map.contains(&format!("pub mod {layer};")), "{layer} is not declared");
+    }
+}
