@@ -22,7 +22,7 @@
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← node ← main
-//!                                metrics ←┘       config ←──┘
+//!            metrics ←────┘                        config ←──┘
 //! ```
 //!
 //! Only `node` and `main` see `config` (which takes one enum from `queue`): each layer is told what

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::address::{ClientId, ShardId};
+use crate::metrics::Report;
 use crate::protocol::api::{Fault, Function, Reply, Tally};
 use crate::protocol::frame::Frame;
 
@@ -66,6 +67,8 @@ pub enum Command {
     Join(Arc<str>),
     /// Ends that.
     Leave(Arc<str>),
+    /// Tells how things stand on the shard.
+    Report,
 }
 
 /// What came of a [`Command`].
@@ -73,6 +76,8 @@ pub enum Command {
 pub enum Answer {
     /// Of a publish.
     Published(Tally),
+    /// Of [`Command::Report`].
+    Report(Box<Report>),
     /// Of anything else.
     Done(Result<Reply, Fault>),
 }

@@ -200,20 +200,9 @@ fn exit_on_next(mut signals: Signals) {
 }
 
 fn report(summary: &Summary, clients_refused: u64, accepts_rested: u64) {
-    let counters = summary.counters;
-    tracing::info!(
-        connections = counters.connections,
-        clients_refused,
-        accepts_rested,
-        client_messages = counters.client_messages,
-        discarded = counters.discarded,
-        refused = counters.refused,
-        delivered = counters.delivered,
-        failed = counters.failed,
-        slow_closed = counters.slow_closed,
-        late_answers = counters.late_answers,
-        "ended"
-    );
+    let counted = summary.counters.each().filter(|(_, _, value)| *value > 0);
+    let counted: Vec<String> = counted.map(|(name, _, value)| format!("{name}={value}")).collect();
+    tracing::info!(clients_refused, accepts_rested, "ended: {}", counted.join(" "));
     if summary.connections > 0 || summary.queued_messages > 0 {
         tracing::warn!(
             connections = summary.connections,

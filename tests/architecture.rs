@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 const ARROWS: [(&str, &[&str]); 9] = [
     ("address", &[]),
     ("protocol", &["address"]),
-    ("message", &["address", "protocol"]),
+    ("message", &["address", "protocol", "metrics"]),
     ("metrics", &[]),
-    ("queue", &["address", "protocol", "message"]),
+    ("queue", &["address", "protocol", "message", "metrics"]),
     ("shard", &["address", "protocol", "message", "metrics", "queue"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
     ("config", &["queue"]),

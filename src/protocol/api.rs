@@ -162,6 +162,9 @@ pub enum Reply {
     Context(String),
     /// `info`
     Info(Box<Info>),
+    /// A text for people and probes, without an envelope: its content type, and itself. Over HTTP
+    /// only.
+    Page(&'static str, String),
 }
 
 /// How many connections took a message, and how many did not.
@@ -644,6 +647,7 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
             out.push(b'}');
         }
         Reply::Info(info) => put_info(out, info),
+        Reply::Page(_, text) => put_string(out, text),
     }
 }
 

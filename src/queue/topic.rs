@@ -14,6 +14,7 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, ShardId};
 use crate::message::{BackendId, Credit};
+use crate::metrics::TopicReport;
 use crate::protocol::frame::Frame;
 
 /// Messages handed to one consumer and not yet written to its socket, at most.
@@ -79,6 +80,7 @@ struct Lane {
 #[derive(Debug)]
 struct Item {
     number: u64,
+    since_ms: u64,
     frame: Frame,
 }
 
@@ -166,16 +168,32 @@ impl Topic {
         self.held.messages
     }
 
-    /// Messages dropped so far because the topic was full ([`WhenFull::DropOldest`]).
-    pub fn dropped(&self) -> u64 {
-        self.dropped
+    /// Messages dropped because the topic was full ([`WhenFull::DropOldest`]), since it was last
+    /// asked.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// How things stand in it.
+    pub fn report(&self, name: &str, now_ms: u64) -> TopicReport {
+        let waiting = self.consumers.iter().map(|c| &c.waiting).chain([&self.unowned]);
+        let oldest = waiting.filter_map(BTreeMap::first_key_value).min().map(|(_, client)| client);
+        let since =
+            oldest.and_then(|client| Some(self.lanes.get(client)?.waiting.front()?.since_ms));
+        TopicReport {
+            name: name.to_owned(),
+            messages: self.held.messages as u64,
+            bytes: self.held.bytes as u64,
+            consumers: self.consumers.len() as u64,
+            oldest_ms: since.map_or(0, |since| now_ms.saturating_sub(since)),
+        }
     }
 
     /// Takes a message, for which the shard had credit.
     pub fn push(&mut self, now_ms: u64, from: ShardId, client: ClientId, frame: Frame) {
         self.take_credit(from, frame.bytes().len());
         self.top_up(from);
-        let item = Item { number: self.next_number, frame };
+        let item = Item { number: self.next_number, since_ms: now_ms, frame };
         self.next_number += 1;
         let owner = self.owner_of(client);
         let lane = self.lanes.entry(client).or_default();
@@ -595,6 +613,6 @@ mod tests {
         topic.join(0, consumer(1)).unwrap();
         topic.start(0, consumer(1));
         assert_eq!(delivered(&mut topic), [(1, 96), (1, 97), (1, 98), (1, 99)]);
-        assert_eq!(topic.dropped(), 96);
+        assert_eq!((topic.take_dropped(), topic.take_dropped()), (96, 0));
     }
 }

@@ -101,6 +101,10 @@ struct Clock {
 }
 
 impl Clock {
+    fn elapsed_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+
     fn now(&self) -> Now {
         let ms = self.start.elapsed().as_millis() as u64;
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -163,6 +167,7 @@ impl Driver {
     }
 
     fn turn(&mut self) -> io::Result<()> {
+        let start_us = self.clock.elapsed_us();
         self.take_completions();
         let now = self.clock.now();
         let Self { port, shard, .. } = self;
@@ -175,6 +180,8 @@ impl Driver {
             self.receive(key);
         }
         self.wake_listeners(now);
+        let end_us = self.clock.elapsed_us();
+        self.shard.handle_turn_taken(end_us - start_us);
         self.submit(now)
     }
 

@@ -25,7 +25,7 @@ impl Shard {
             }
             Ok(Some(Received::Pong)) => {}
             Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, &closed),
-            Err(violation) => self.close_with(key, violation.reason()),
+            Err(violation) => self.close_for_violation(key, violation),
         }
         self.pause_if_unread(key);
     }
@@ -64,6 +64,7 @@ impl Shard {
         shape: &Shape,
         answer: &Result<Reply, Fault>,
     ) {
+        self.counters.faults += u64::from(answer.is_err());
         let mut scratch = std::mem::take(&mut self.scratch);
         self.reply_bytes(key, |out| match shape {
             Shape::Message(id) => put_message(out, &mut scratch, answer, id),

@@ -44,6 +44,11 @@ impl Channels {
         &self.slots[channel as usize].name
     }
 
+    /// Channels with subscribers here.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
     /// Subscribes the connection at `member`, which is not subscribed yet.
     pub fn subscribe(&mut self, name: &str, member: u32) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));

@@ -7,11 +7,12 @@ use super::channels::Subscription;
 use super::connection::{Connection, Pause, Phase};
 use super::fanout::Walk;
 use super::pending::{Kind, Settled};
-use super::replies::Shape;
+use super::replies::{HttpShape, Shape};
 use super::settings::home_of;
 use super::timers::Timer;
 use crate::address::{ClientId, ShardId};
 use crate::message::{Answer, BackendId, Command, ConnectionKey, Message, Ticket, TopicMessage};
+use crate::metrics::Report;
 use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Tally};
 use crate::protocol::frame::{self, Frame, Opcode};
 
@@ -25,6 +26,7 @@ impl Shard {
     /// Carries out a call of one of our back ends. Its answer is written when it is known, in the
     /// order of the calls.
     pub(super) fn call(&mut self, key: ConnectionKey, shape: Shape, call: Result<Call<'_>, Fault>) {
+        self.counters.calls += 1;
         let answered = match call {
             Err(fault) => Err(fault),
             Ok(_) if !self.pending.has_room() => {
@@ -226,7 +228,27 @@ impl Shard {
             Command::Call(client, function) => self.execute(client, function),
             Command::Join(topic) => self.join(&topic, from),
             Command::Leave(topic) => self.leave(&topic, from),
+            Command::Report => return Outcome::Done(Answer::Report(Box::new(self.report()))),
         }))
+    }
+
+    /// Asks all shards how things stand; the answer is the text of `/metrics`.
+    pub(super) fn call_report(&mut self, key: ConnectionKey, shape: HttpShape) {
+        let everywhere = self.all_shards();
+        self.ask(key, Shape::Response(shape), Kind::Report, &everywhere, || Command::Report);
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            shard: self.id.0,
+            counters: self.counters,
+            connections: self.connections.len() as u64,
+            clients: self.clients.len() as u64,
+            channels: self.channels.len() as u64,
+            pending_calls: self.pending.len() as u64,
+            topics: self.topics.reports(self.now.ms),
+            turns: self.turns_taken.clone(),
+        }
     }
 
     /// Gives the answer to who asked.
@@ -253,6 +275,7 @@ impl Shard {
 
     fn settle(&mut self, settled: Settled) {
         let Settled { asker, reply, answer, is_pop } = settled;
+        self.counters.faults += u64::from(answer.is_err());
         let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
             return;
         };

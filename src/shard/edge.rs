@@ -103,6 +103,7 @@ impl Shard {
         }));
         let remote = connection.remote;
         self.clients.insert(id, key);
+        self.counters.clients += 1;
         self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, None));
         self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
         let subscribed = self.subscribe(key, &channels);
@@ -139,7 +140,7 @@ impl Shard {
             }
             Ok(Some(Received::Pong)) => {}
             Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, &closed),
-            Err(violation) => self.close_with(key, violation.reason()),
+            Err(violation) => self.close_for_violation(key, violation),
         }
     }
 

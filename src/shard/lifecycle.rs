@@ -5,7 +5,7 @@ use super::timers::Timer;
 use super::{Action, DRAIN_SLICE, Drain, Shard};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::close::{self, Reason};
-use crate::protocol::frame::{Opcode, put_close, put_frame};
+use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
 
 /// How long a connection that ends may take to read our last words and shut its end.
 const LINGER_MS: u64 = 5000;
@@ -136,6 +136,12 @@ impl Shard {
         self.close_for(key, reason.code, reason.text);
     }
 
+    /// Ends it because the peer broke the protocol, or a limit of it.
+    pub(super) fn close_for_violation(&mut self, key: ConnectionKey, violation: Violation) {
+        self.counters.violations += 1;
+        self.close_with(key, violation.reason());
+    }
+
     /// Likewise, with a back end's words.
     pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str) {
         self.depart(key, code, text);
@@ -248,7 +254,10 @@ impl Shard {
         match &connection.stage {
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
             Stage::Http(_) => self.finish(key),
-            _ if connection.is_pinged => self.close_with(key, close::IDLE),
+            _ if connection.is_pinged => {
+                self.counters.idle_closed += 1;
+                self.close_with(key, close::IDLE);
+            }
             _ => {
                 connection.is_pinged = true;
                 self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));

@@ -35,7 +35,7 @@ pub use outbound::{Batch, Chunk};
 
 use crate::address::{ClientId, IdLayout, IdSource, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
 use channels::Channels;
 use connection::{Connection, Connections, Pause, Phase, Stage};
@@ -97,6 +97,7 @@ pub struct Shard {
     scratch: Vec<u8>,
     event: Vec<u8>,
     counters: Counters,
+    turns_taken: Turns,
     // The place from which connections are still to be closed, while the node goes down.
     draining: Option<Drain>,
 }
@@ -139,6 +140,7 @@ impl Shard {
             scratch: Vec::new(),
             event: Vec::new(),
             counters: Counters::default(),
+            turns_taken: Turns::default(),
             draining: None,
             settings,
         }
@@ -166,6 +168,7 @@ impl Shard {
     pub fn handle_bytes(&mut self, now: Now, key: ConnectionKey, input: &mut [u8]) {
         self.now = now;
         let Some(connection) = self.connections.get(key) else { return };
+        self.counters.received_bytes += input.len() as u64;
         connection.heard_ms = now.ms;
         connection.is_pinged = false;
         if connection.paused != 0 || !connection.held.is_empty() {
@@ -195,6 +198,7 @@ impl Shard {
     pub fn handle_written(&mut self, now: Now, key: ConnectionKey, bytes: usize, is_done: bool) {
         self.now = now;
         let Some(connection) = self.connections.get(key) else { return };
+        self.counters.sent_bytes += bytes as u64;
         connection.outbound.written(bytes);
         if connection.backend().is_some() {
             self.count_written_events(key, bytes as u64);
@@ -288,6 +292,11 @@ impl Shard {
     /// Whether the node goes down and nothing is left to do here.
     pub fn is_drained(&self) -> bool {
         self.draining.is_some() && self.connections.len() == 0
+    }
+
+    /// A turn is over; it took so long, sleep not counted.
+    pub fn handle_turn_taken(&mut self, us: u64) {
+        self.turns_taken.add(us);
     }
 
     /// What was counted so far.

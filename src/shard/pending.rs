@@ -1,6 +1,7 @@
 //! Questions that were asked of other shards and are not answered yet.
 
 use crate::message::{Answer, ConnectionKey, Ticket};
+use crate::metrics::{self, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
 
 /// Questions of one shard that may wait at the same time. Beyond it calls fail with 103.
@@ -32,6 +33,8 @@ pub enum Kind {
     Pop,
     /// Likewise.
     Unpop,
+    /// Of all shards: how things stand there. Those that are silent are left out.
+    Report,
 }
 
 impl Kind {
@@ -41,6 +44,7 @@ impl Kind {
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
             Self::Pop => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
+            Self::Report => (Code::ExecutionFailed, "no answer in time"),
         };
         Fault::new(code, message)
     }
@@ -66,19 +70,26 @@ struct Question {
     kind: Kind,
     awaited: usize,
     tally: Tally,
+    reports: Vec<Report>,
     outcome: Result<Reply, Fault>,
 }
 
 impl Pending {
+    /// Questions that wait.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Whether there is room for one more question.
     pub fn has_room(&self) -> bool {
-        self.slots.len() - self.free.len() < QUESTIONS_MAX
+        self.len() < QUESTIONS_MAX
     }
 
     /// A question that `awaited` answers settle.
     pub fn open(&mut self, asker: ConnectionKey, reply: u64, kind: Kind, awaited: usize) -> Ticket {
         let tally = Tally::default();
-        let question = Question { asker, reply, kind, awaited, tally, outcome: Ok(Reply::Done) };
+        let (reports, outcome) = (Vec::new(), Ok(Reply::Done));
+        let question = Question { asker, reply, kind, awaited, tally, reports, outcome };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, question: None });
             self.slots.len() as u32 - 1
@@ -93,6 +104,7 @@ impl Pending {
         let question = self.find(ticket)?.question.as_mut()?;
         match answer {
             Answer::Published(tally) => question.tally += tally,
+            Answer::Report(report) => question.reports.push(*report),
             Answer::Done(Err(fault)) => question.outcome = Err(fault),
             Answer::Done(Ok(reply)) if question.outcome.is_ok() => question.outcome = Ok(reply),
             Answer::Done(Ok(_)) => {}
@@ -102,7 +114,7 @@ impl Pending {
             return None;
         }
         self.close(ticket, |question| match question.kind {
-            Kind::Publish => Ok(Reply::Published(question.tally)),
+            Kind::Publish | Kind::Report => Ok(question.sum()),
             _ => question.outcome,
         })
     }
@@ -111,7 +123,7 @@ impl Pending {
     pub fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
         self.find(ticket)?;
         self.close(ticket, |question| match question.kind {
-            Kind::Publish => Ok(Reply::Published(question.tally)),
+            Kind::Publish | Kind::Report => Ok(question.sum()),
             kind => Err(kind.silence()),
         })
     }
@@ -133,6 +145,16 @@ impl Pending {
         self.free.push(ticket.0 as u32);
         let (asker, reply, is_pop) = (question.asker, question.reply, question.kind == Kind::Pop);
         Some(Settled { asker, reply, answer: outcome(question), is_pop })
+    }
+}
+
+impl Question {
+    /// What its answers add up to.
+    fn sum(self) -> Reply {
+        match self.kind {
+            Kind::Report => Reply::Page(metrics::CONTENT_TYPE, metrics::render(self.reports)),
+            _ => Reply::Published(self.tally),
+        }
     }
 }
 

@@ -58,6 +58,9 @@ pub fn put_message(
 
 impl HttpShape {
     fn put_answer(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, answer: &Result<Reply, Fault>) {
+        if let Ok(Reply::Page(content_type, text)) = answer {
+            return self.put(out, 200, content_type, &[], text.as_bytes());
+        }
         api::put_answer(body, answer, None);
         let status = match answer {
             Err(fault) if self.fault_status => fault.code.http_status(),

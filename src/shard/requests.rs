@@ -36,6 +36,7 @@ impl Shard {
             Ok(Step::NeedMore) => http.is_waiting_for_more(now_ms),
             Ok(Step::Continue) => self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE)),
             Ok(Step::Request(request)) => {
+                self.counters.http_requests += 1;
                 http.is_mid_request = false;
                 http.started_ms = now_ms;
                 http.has_answered = true;
@@ -105,16 +106,19 @@ impl Shard {
         request: &Request<'_>,
     ) {
         let json = "application/json";
+        let is_get = matches!(request.method, Method::Get | Method::Head);
         let (status, content_type, body) = match request.path {
             "/" => (200, "text/html; charset=utf-8", self.page()),
             "/healthz" => (200, "text/plain", "ok\n".into()),
+            "/metrics" if is_get => return self.call_report(key, shape.clone()),
+            "/metrics" => (200, "text/plain", String::new()),
             "/readyz" if self.draining.is_some() => (503, "text/plain", "going down\n".into()),
             "/readyz" => (200, "text/plain", "ready\n".into()),
             "/version" => (200, json, version()),
             "/v1/nodes" => (200, json, self.nodes()),
             _ => return self.refuse(key, shape, 404, &[], "no such path"),
         };
-        if !matches!(request.method, Method::Get | Method::Head) {
+        if !is_get {
             return self.refuse(key, shape, 405, &[("Allow", "GET, HEAD")], "expected GET");
         }
         let headers: &[_] = match request.path {
@@ -201,6 +205,7 @@ impl Shard {
         connection.outbound_max = outbound_max;
         let replies = connection.replies().map(std::mem::take).unwrap_or_default();
         connection.stage = Stage::Backend(Box::new(Backend { replies, ..Backend::default() }));
+        self.counters.backends += 1;
         self.set_timer(key, self.now.ms + ping_ms);
     }
 
@@ -213,6 +218,7 @@ impl Shard {
         headers: &[(&str, &str)],
         why: &str,
     ) {
+        self.counters.http_refused += 1;
         let code = match status {
             403 => Code::NotAuthorised,
             413 | 431 => Code::TooLarge,

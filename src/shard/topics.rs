@@ -10,6 +10,7 @@ use super::connection::{Client, Pause, Stage};
 use super::settings::{Settings, home_of};
 use crate::address::{ClientId, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message, TopicMessage};
+use crate::metrics::TopicReport;
 use crate::protocol::api::{self, Code, Fault, Reply};
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::Frame;
@@ -47,6 +48,11 @@ impl Topics {
             }
         }
         topics
+    }
+
+    /// How things stand in the topics that live here.
+    pub fn reports(&self, now_ms: u64) -> Vec<TopicReport> {
+        self.homes.iter().map(|(name, topic)| topic.report(name, now_ms)).collect()
     }
 
     /// Messages in the topics that live here.
@@ -159,6 +165,7 @@ impl Shard {
             TopicMessage::Written(backend, count) => home.written(now_ms, backend, count),
             _ => {}
         }
+        self.counters.dropped += home.take_dropped();
         self.carry_out_effects(topic);
     }
 
@@ -235,6 +242,7 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Backend(backend) = &mut connection.stage else { return };
         connection.outbound.push_shared(Rc::new(frame));
+        self.counters.events += 1;
         let end = backend.written + connection.outbound.buffered() as u64;
         backend.deliveries.push_back((end, topic));
         self.queue_write(key);
