@@ -63,8 +63,8 @@ pub enum Command {
     /// Calls a function of a client's connection.
     Call(ClientId, Function),
     /// Makes the asking back end a consumer of a topic, which starts with
-    /// [`TopicMessage::Start`].
-    Join(Arc<str>),
+    /// [`TopicMessage::Start`] and has at most so many bytes on their way.
+    Join(Arc<str>, usize),
     /// Ends that.
     Leave(Arc<str>),
     /// Tells how things stand on the shard.
@@ -86,11 +86,13 @@ pub enum Answer {
 #[derive(Debug)]
 pub enum TopicMessage {
     /// Feeder to topic: a message, for which the feeder had credit.
-    Push(ShardId, ClientId, Frame),
+    Push(ClientId, Frame),
     /// Feeder to topic: it has no credit left for a message of so many bytes.
-    WantCredit(ShardId, usize),
+    WantCredit(usize),
     /// Topic to feeder: it may push so many messages and bytes more.
     Credit(Credit),
+    /// Topic to consumer: it takes nothing while others would.
+    Expel(BackendId),
     /// Topic to feeder: there is no room, and clients are not to wait for it.
     Refused,
     /// Consumer to topic: the answer to its `queue.pop` is on its way, messages may follow.

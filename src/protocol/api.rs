@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use simd_json::value::tape::Tape;
 use simd_json::{Buffers, Node, StaticNode};
 
@@ -583,7 +585,13 @@ fn read_context(
 /// The most keys of one client's context.
 pub const CONTEXT_KEYS_MAX: usize = 256;
 
+/// The most channels of one call.
+const CHANNELS_PER_CALL_MAX: usize = 1024;
+
 fn read_channels(arguments: &[Value<'_, '_>]) -> Result<Vec<Box<str>>, Fault> {
+    if arguments.len() > CHANNELS_PER_CALL_MAX {
+        return Err(Fault::invalid(format!("a: more than {CHANNELS_PER_CALL_MAX} channels")));
+    }
     arguments.iter().map(|&argument| read_name("a", argument).map(Box::from)).collect()
 }
 
@@ -747,13 +755,18 @@ pub fn put_open<'a>(
 /// header lines (RFC 9110, section 5.3).
 fn put_object<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = (String, Cow<'a, str>)>) {
     let mut joined: Vec<(String, String)> = Vec::new();
+    let mut places = HashMap::new();
     for (name, value) in fields {
-        match joined.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, known)) => {
+        match places.entry(name.clone()) {
+            Entry::Occupied(place) => {
+                let (_, known): &mut (_, String) = &mut joined[*place.get()];
                 known.push(',');
                 known.push_str(&value);
             }
-            None => joined.push((name, value.into_owned())),
+            Entry::Vacant(place) => {
+                place.insert(joined.len());
+                joined.push((name, value.into_owned()));
+            }
         }
     }
     out.push(b'{');

@@ -23,13 +23,14 @@ pub struct Waiting {
 pub struct Feeder {
     credit: Credit,
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
     asked: bool,
 }
 
 impl Feeder {
     /// A feeder that starts with this much credit.
     pub fn new(credit: Credit) -> Self {
-        Self { credit, waiting: VecDeque::new(), asked: false }
+        Self { credit, waiting: VecDeque::new(), waiting_bytes: 0, asked: false }
     }
 
     /// Whether a message of so many bytes may be pushed now; if so its credit is used up. Behind
@@ -44,12 +45,18 @@ impl Feeder {
 
     /// Lets a message wait.
     pub fn wait(&mut self, waiting: Waiting) {
+        self.waiting_bytes += waiting.frame.bytes().len();
         self.waiting.push_back(waiting);
     }
 
     /// How many messages wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Their bytes.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
     }
 
     /// What to ask the topic for: the bytes of the first message that waits, once until
@@ -74,12 +81,14 @@ impl Feeder {
             return None;
         }
         self.spend(bytes);
+        self.waiting_bytes -= bytes;
         self.waiting.pop_front()
     }
 
     /// There is no room and nobody is to wait for it: takes out all that waited.
     pub fn refused(&mut self) -> VecDeque<Waiting> {
         self.asked = false;
+        self.waiting_bytes = 0;
         std::mem::take(&mut self.waiting)
     }
 

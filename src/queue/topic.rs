@@ -24,8 +24,15 @@ const WINDOW_MESSAGES: usize = 1024;
 /// something again: what it could not take goes to the others.
 const STALLED_MS: u64 = 1000;
 
+/// One that has taken nothing for so long, in milliseconds, is closed if there are others: what it
+/// was handed keeps what came later of the same clients from them.
+const EXPELLED_MS: u64 = 10_000;
+
 /// Consumers of one topic, at most.
 const CONSUMERS_MAX: usize = 1024;
+
+/// Messages dropped at once to make room, at most.
+const DROPPED_AT_ONCE: usize = 64;
 
 /// What a topic wants done.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ pub enum Effect {
     Deliver(BackendId, Frame),
     /// Credit for a feeding shard.
     Grant(ShardId, Credit),
+    /// A consumer takes nothing, and others would.
+    Expel(BackendId),
     /// A feeding shard asked for room that there is not.
     Refuse(ShardId),
 }
@@ -52,7 +61,7 @@ pub enum JoinError {
 pub struct Topic {
     bounds: Bounds,
     when_full: WhenFull,
-    window_bytes: usize,
+    window_messages: usize,
     hasher: DefaultHashBuilder,
     lanes: HashMap<ClientId, Lane>,
     // First message of each lane that has no consumer → the lane.
@@ -88,6 +97,8 @@ struct Item {
 struct Consumer {
     id: BackendId,
     state: State,
+    window_messages: usize,
+    window_bytes: usize,
     // In the order they were handed out.
     handed: VecDeque<(ClientId, Item)>,
     handed_bytes: usize,
@@ -114,16 +125,16 @@ struct FeedingShard {
 }
 
 impl Topic {
-    /// An empty topic on a node of `shards` shards. A consumer is handed at most `window_bytes`
-    /// (plus one message) that it has not written. Each shard starts with [`Self::share`] credit.
-    pub fn new(bounds: Bounds, when_full: WhenFull, window_bytes: usize, shards: usize) -> Self {
+    /// An empty topic on a node of `shards` shards. Each shard starts with [`Self::share`] credit.
+    pub fn new(bounds: Bounds, when_full: WhenFull, shards: usize) -> Self {
         let share = Self::share(bounds, shards);
         let lent = Credit { messages: share.messages * shards, bytes: share.bytes * shards };
         let feeder = FeedingShard { credit: share, wants: None };
         Self {
             bounds,
             when_full,
-            window_bytes,
+            // Half of the topic at most is with one consumer, so that there is something to drop.
+            window_messages: WINDOW_MESSAGES.min(bounds.messages / 2).max(1),
             hasher: DefaultHashBuilder::default(),
             lanes: HashMap::new(),
             unowned: BTreeMap::new(),
@@ -151,11 +162,9 @@ impl Topic {
         self.effects.pop_front()
     }
 
-    /// When [`Self::handle_timeout`] is to be called, in milliseconds.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        let waits =
-            |consumer: &&Consumer| consumer.state == State::Active && !consumer.waiting.is_empty();
-        self.consumers.iter().filter(waits).map(|c| c.progress_ms + STALLED_MS).min()
+    /// Whether somebody consumes it: then [`Self::handle_timeout`] is to be called now and then.
+    pub fn has_consumers(&self) -> bool {
+        !self.consumers.is_empty()
     }
 
     /// Whether it holds nothing and nobody consumes it.
@@ -209,16 +218,23 @@ impl Topic {
         }
     }
 
-    /// Makes a back end a consumer. It gets nothing before [`Self::start`].
+    /// Makes a back end a consumer, which is handed at most `window_bytes` (plus one message) that it
+    /// has not written. It gets nothing before [`Self::start`].
     ///
     /// # Errors
     /// It is one already, or there are too many.
-    pub fn join(&mut self, now_ms: u64, id: BackendId) -> Result<(), JoinError> {
+    pub fn join(
+        &mut self,
+        now_ms: u64,
+        id: BackendId,
+        window_bytes: usize,
+    ) -> Result<(), JoinError> {
         if let Some(at) = self.position(id) {
             if self.consumers[at].state != State::Leaving {
                 return Err(JoinError::Repeated);
             }
             self.consumers[at].state = State::Joining;
+            self.consumers[at].window_bytes = window_bytes;
             return Ok(());
         }
         if self.consumers.len() == CONSUMERS_MAX {
@@ -227,6 +243,8 @@ impl Topic {
         self.consumers.push(Consumer {
             id,
             state: State::Joining,
+            window_messages: self.window_messages,
+            window_bytes,
             handed: VecDeque::new(),
             handed_bytes: 0,
             waiting: BTreeMap::new(),
@@ -309,7 +327,7 @@ impl Topic {
             self.asking.push_back(from);
         }
         if self.when_full == WhenFull::DropOldest {
-            while !self.has_room(bytes) && self.drop_oldest() {}
+            self.make_room(from, bytes);
         }
         self.grant_to_asking();
         if self.when_full == WhenFull::Close && self.feeders[from.index()].wants.take().is_some() {
@@ -321,11 +339,18 @@ impl Topic {
     /// Looks for consumers that take nothing.
     pub fn handle_timeout(&mut self, now_ms: u64) {
         let mut found = false;
+        let has_others = self.consumers.len() > 1;
         for consumer in &mut self.consumers {
-            let waits = consumer.state == State::Active && !consumer.waiting.is_empty();
-            if waits && now_ms >= consumer.progress_ms + STALLED_MS {
-                consumer.state = State::Stalled;
-                found = true;
+            let idle_ms = now_ms.saturating_sub(consumer.progress_ms);
+            match consumer.state {
+                State::Active if !consumer.waiting.is_empty() && idle_ms >= STALLED_MS => {
+                    consumer.state = State::Stalled;
+                    found = true;
+                }
+                State::Stalled if has_others && idle_ms >= EXPELLED_MS => {
+                    self.effects.push_back(Effect::Expel(consumer.id));
+                }
+                _ => {}
             }
         }
         if found {
@@ -404,9 +429,8 @@ impl Topic {
     /// Hands a consumer what waits for it, oldest first, while it has room.
     fn fill(&mut self, id: BackendId) {
         let Some(at) = self.position(id) else { return };
-        let window_bytes = self.window_bytes;
         let consumer = &mut self.consumers[at];
-        while consumer.has_room(window_bytes)
+        while consumer.has_room()
             && let Some((_, client)) = consumer.waiting.pop_first()
         {
             let lane = self.lanes.get_mut(&client).expect("what waits is a lane");
@@ -529,6 +553,15 @@ impl Topic {
         }
     }
 
+    /// Drops the oldest until there is room for what a shard wants, and for a few messages more: it
+    /// would ask again for each.
+    fn make_room(&mut self, shard: ShardId, bytes: usize) {
+        let messages = self.missing(shard).messages.clamp(1, DROPPED_AT_ONCE);
+        let needed = bytes.saturating_sub(self.feeders[shard.index()].credit.bytes);
+        let lacks = |room: Credit| room.messages < messages || room.bytes < needed;
+        while lacks(self.room()) && self.drop_oldest() {}
+    }
+
     /// Drops the oldest message that is not with a consumer; false if there is none.
     fn drop_oldest(&mut self) -> bool {
         let places = self.consumers.iter().map(|c| &c.waiting).chain([&self.unowned]);
@@ -556,10 +589,10 @@ impl Topic {
 }
 
 impl Consumer {
-    fn has_room(&self, window_bytes: usize) -> bool {
+    fn has_room(&self) -> bool {
         self.state == State::Active
-            && self.handed.len() < WINDOW_MESSAGES
-            && self.handed_bytes < window_bytes
+            && self.handed.len() < self.window_messages
+            && self.handed_bytes < self.window_bytes
     }
 }
 
@@ -570,7 +603,7 @@ mod tests {
     const FEEDER: ShardId = ShardId(0);
 
     fn topic(messages: usize, when_full: WhenFull) -> Topic {
-        Topic::new(Bounds { messages, bytes: 1 << 20 }, when_full, 1 << 16, 1)
+        Topic::new(Bounds { messages, bytes: 1 << 20 }, when_full, 1)
     }
 
     fn consumer(index: u32) -> BackendId {
@@ -610,9 +643,11 @@ mod tests {
         for message in 0..100 {
             push(&mut topic, message % 3, message);
         }
-        topic.join(0, consumer(1)).unwrap();
+        topic.join(0, consumer(1), 1 << 16).unwrap();
         topic.start(0, consumer(1));
-        assert_eq!(delivered(&mut topic), [(1, 96), (1, 97), (1, 98), (1, 99)]);
+        assert_eq!(delivered(&mut topic), [(1, 96), (1, 97)]);
+        topic.written(0, consumer(1), 2);
+        assert_eq!(delivered(&mut topic), [(1, 98), (1, 99)]);
         assert_eq!((topic.take_dropped(), topic.take_dropped()), (96, 0));
     }
 }

@@ -29,9 +29,9 @@ const STUCK_MS: u64 = 1;
 /// How long accepting rests when the process has no descriptor left, in milliseconds.
 const ACCEPT_REST_MS: u64 = 100;
 
-/// Sends per turn. Those to connections that only a fan-out reached are among the first
-/// [`BULK_SENDS`] or wait: so a huge one leaves room for the rest about every millisecond.
-const URGENT_SENDS: usize = 1024;
+/// Sends per turn to connections that a single command meant, and to those that only a fan-out
+/// reached: so a huge one leaves room for the rest about every millisecond, and neither starves.
+const URGENT_SENDS: usize = 512;
 const BULK_SENDS: usize = 128;
 
 /// Spare [`Sending`]s kept for the next sends.
@@ -305,9 +305,12 @@ impl Driver {
 
     /// Writes what connections have to say: each one gathered send with all of it.
     fn write(&mut self) {
-        for count in 0..URGENT_SENDS {
-            let urgent_only = count >= BULK_SENDS;
-            let Some((key, batch)) = self.shard.poll_write(urgent_only) else { return };
+        for _ in 0..URGENT_SENDS {
+            let Some((key, batch)) = self.shard.poll_urgent_write() else { break };
+            self.send_batch(key, batch);
+        }
+        for _ in 0..BULK_SENDS {
+            let Some((key, batch)) = self.shard.poll_bulk_write() else { break };
             self.send_batch(key, batch);
         }
     }
@@ -318,10 +321,9 @@ impl Driver {
             return self.shard.recycle(batch);
         }
         let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
-        let empty = sending.begin(batch);
+        sending.begin(batch);
         socket.write = Write::Sending;
         self.ring.send(key, socket.fd.as_fd(), sending);
-        self.shard.recycle(empty);
     }
 
     fn sent(
@@ -356,8 +358,8 @@ impl Driver {
     }
 
     fn spare(&mut self, mut sending: Box<Sending>) {
+        self.shard.recycle(sending.abandon());
         if self.spare.len() < SPARE_SENDINGS {
-            self.shard.recycle(sending.abandon());
             self.spare.push(sending);
         }
     }

@@ -75,11 +75,11 @@ impl Sending {
         Box::new(Self { batch: Batch::new(), written: 0, runs: Vec::new(), header })
     }
 
-    /// Begins to send a batch; gives back the one before, which is empty.
-    pub fn begin(&mut self, batch: Batch) -> Batch {
+    /// Begins to send a batch.
+    pub fn begin(&mut self, batch: Batch) {
         debug_assert!(self.batch.is_empty());
         self.written = 0;
-        std::mem::replace(&mut self.batch, batch)
+        self.batch = batch;
     }
 
     /// So many bytes were written; true if that was all.
@@ -97,7 +97,7 @@ impl Sending {
         true
     }
 
-    /// Gives up what is not sent.
+    /// Gives back the batch, with what is not sent.
     pub fn abandon(&mut self) -> Batch {
         self.written = 0;
         std::mem::take(&mut self.batch)
@@ -238,8 +238,10 @@ impl Ring {
         self.backlog.push_back(entry);
     }
 
+    /// Moves on what found the submission queue full. Each round makes room for a whole queue, unless
+    /// the kernel has no memory: then the next turn goes on.
     fn submit_backlog(&mut self) -> io::Result<()> {
-        while !self.backlog.is_empty() {
+        for _ in 0..self.backlog.len().div_ceil(SUBMISSIONS as usize) {
             self.submit_queued()?;
             let mut queue = self.uring.submission();
             while let Some(entry) = self.backlog.pop_front() {

@@ -2,7 +2,7 @@
 
 use super::Shard;
 use super::connection::{Connection, Pause, Stage};
-use super::replies::{Shape, WAITING_MAX, WAITING_MIN, put_message};
+use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
 use crate::protocol::assembler::{Payload, Received};
@@ -24,7 +24,7 @@ impl Shard {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
             }
             Ok(Some(Received::Pong)) => {}
-            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, &closed),
+            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, closed),
             Err(violation) => self.close_for_violation(key, violation),
         }
         self.pause_if_unread(key);
@@ -66,10 +66,7 @@ impl Shard {
     ) {
         self.counters.faults += u64::from(answer.is_err());
         let mut scratch = std::mem::take(&mut self.scratch);
-        self.reply_bytes(key, |out| match shape {
-            Shape::Message(id) => put_message(out, &mut scratch, answer, id),
-            Shape::Response(_) => shape.put(out, &mut scratch, answer),
-        });
+        self.reply_bytes(key, |out| shape.put(out, &mut scratch, answer));
         self.scratch = scratch;
     }
 
@@ -88,9 +85,13 @@ impl Shard {
     /// Writes the answers whose turn it is.
     pub(super) fn write_replies(&mut self, key: ConnectionKey) {
         while let Some(connection) = self.connections.get(key)
-            && let Some(bytes) = connection.replies().and_then(|replies| replies.poll_ready())
+            && let Some(Ready { bytes, then_start }) =
+                connection.replies().and_then(|replies| replies.poll_ready())
         {
             self.write_with(key, |out| out.extend_from_slice(&bytes));
+            if let Some(pop) = then_start {
+                self.start_consuming(key, pop);
+            }
         }
         let Some(waiting) =
             self.connections.get(key).and_then(Connection::replies).map(|r| r.len())
@@ -109,9 +110,15 @@ impl Shard {
     fn after_last_reply(&mut self, key: ConnectionKey) {
         let is_draining = self.draining.is_some();
         let Some(connection) = self.connections.get(key) else { return };
-        match &connection.stage {
+        let is_ended = connection.is_ended && connection.paused == 0 && connection.held.is_empty();
+        match &mut connection.stage {
             Stage::Http(http) if http.is_last => self.finish(key),
+            Stage::Backend(backend) if backend.close.is_some() => {
+                let closed = backend.close.take().unwrap_or_default();
+                self.handle_close_frame(key, closed);
+            }
             _ if is_draining => self.close_for_drain(key),
+            _ if is_ended => self.end(key),
             _ => {}
         }
     }

@@ -29,7 +29,8 @@ struct Channel {
     name: Box<str>,
     // Places of connections in the shard's table, or LEFT.
     members: Vec<u32>,
-    left: u32,
+    // Positions of those that left during walks; empty while there is none.
+    holes: Vec<u32>,
     walks: u32,
 }
 
@@ -52,9 +53,15 @@ impl Channels {
     /// Subscribes the connection at `member`, which is not subscribed yet.
     pub fn subscribe(&mut self, name: &str, member: u32) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));
-        let members = &mut self.slots[channel as usize].members;
-        members.push(member);
-        Subscription { channel, position: members.len() as u32 - 1 }
+        let slot = &mut self.slots[channel as usize];
+        // A hole is filled, so that walks that never cease do not let the members grow: who comes
+        // while one is under way may be met by it.
+        if let Some(position) = slot.holes.pop() {
+            slot.members[position as usize] = member;
+            return Subscription { channel, position };
+        }
+        slot.members.push(member);
+        Subscription { channel, position: slot.members.len() as u32 - 1 }
     }
 
     fn open(&mut self, name: &str) -> ChannelIndex {
@@ -78,7 +85,7 @@ impl Channels {
         let slot = &mut self.slots[channel as usize];
         if slot.walks > 0 {
             slot.members[position as usize] = LEFT;
-            slot.left += 1;
+            slot.holes.push(position);
             return;
         }
         slot.members.swap_remove(position as usize);
@@ -97,8 +104,8 @@ impl Channels {
         }
     }
 
-    /// Begins a walk through the members; gives where it ends. Members that come later are not
-    /// part of it, members that leave before they are met neither.
+    /// Begins a walk through the members; gives where it ends. Members that leave before they are
+    /// met are not part of it.
     pub fn begin_walk(&mut self, channel: ChannelIndex) -> usize {
         let slot = &mut self.slots[channel as usize];
         slot.walks += 1;
@@ -121,18 +128,17 @@ impl Channels {
     pub fn end_walk(&mut self, channel: ChannelIndex, mut moved: impl FnMut(u32, Subscription)) {
         let slot = &mut self.slots[channel as usize];
         slot.walks -= 1;
-        if slot.walks > 0 || slot.left == 0 {
-            return self.close_if_empty(channel);
+        if slot.walks > 0 {
+            return;
         }
-        let mut position = 0;
-        slot.members.retain(|&member| {
-            if member != LEFT {
+        // From the last hole on: what is behind it is then never a hole.
+        slot.holes.sort_unstable();
+        while let Some(position) = slot.holes.pop() {
+            slot.members.swap_remove(position as usize);
+            if let Some(&member) = slot.members.get(position as usize) {
                 moved(member, Subscription { channel, position });
-                position += 1;
             }
-            member != LEFT
-        });
-        slot.left = 0;
+        }
         self.close_if_empty(channel);
     }
 }

@@ -123,16 +123,22 @@ impl Shard {
             Some(backend) => {
                 backend.topics = topics.iter().map(|&topic| Arc::from(topic)).collect();
                 backend.has_consumed = true;
-                None
+                backend.pops += 1;
+                return self.ask_to_consume(key, shape);
             }
         };
-        match fault {
-            Some(fault) => self.reply(key, &shape, &Err(fault)),
-            None => {
-                let topics = self.topics_of(key);
-                self.ask_homes(key, shape, Kind::Pop, &topics, Command::Join);
-            }
+        if let Some(fault) = fault {
+            self.reply(key, &shape, &Err(fault));
         }
+    }
+
+    fn ask_to_consume(&mut self, key: ConnectionKey, shape: Shape) {
+        let Some(backend) = self.connections.get(key).and_then(Connection::backend) else { return };
+        let (pop, topics) = (backend.pops, backend.topics.clone());
+        // What it may have on its way is for all of its topics together.
+        let window_bytes = self.settings.limits.outbound_bytes / 2 / topics.len();
+        let join = |topic| Command::Join(topic, window_bytes);
+        self.ask_homes(key, shape, Kind::Pop(pop), &topics, join);
     }
 
     fn call_unpop(&mut self, key: ConnectionKey, shape: Shape) {
@@ -145,11 +151,6 @@ impl Shard {
             return self.reply(key, &shape, &Err(fault));
         }
         self.ask_homes(key, shape, Kind::Unpop, &topics, Command::Leave);
-    }
-
-    fn topics_of(&mut self, key: ConnectionKey) -> Vec<Arc<str>> {
-        let backend = self.connections.get(key).and_then(Connection::backend);
-        backend.map(|backend| backend.topics.clone()).unwrap_or_default()
     }
 
     /// Asks the home of each topic.
@@ -208,7 +209,11 @@ impl Shard {
     /// before.
     pub(super) fn carry_out(&mut self, from: BackendId, ticket: Ticket, command: Command) {
         if let Some(lane) = self.lanes.get_mut(&from) {
-            return lane.behind.push_back((ticket, command));
+            if lane.take(ticket, &command) {
+                return;
+            }
+            let fault = Fault::new(Code::TooManyRequests, "too much waits behind a large publish");
+            return self.answer(from.shard, ticket, Answer::Done(Err(fault)));
         }
         match self.begin(from, command) {
             Outcome::Done(answer) => self.answer(from.shard, ticket, answer),
@@ -226,7 +231,7 @@ impl Shard {
                 connection.outbound.push_with(|out| out.extend_from_slice(frame.bytes()));
             }),
             Command::Call(client, function) => self.execute(client, function),
-            Command::Join(topic) => self.join(&topic, from),
+            Command::Join(topic, window_bytes) => self.join(&topic, from, window_bytes),
             Command::Leave(topic) => self.leave(&topic, from),
             Command::Report => return Outcome::Done(Answer::Report(Box::new(self.report()))),
         }))
@@ -274,37 +279,52 @@ impl Shard {
     }
 
     fn settle(&mut self, settled: Settled) {
-        let Settled { asker, reply, answer, is_pop } = settled;
+        let Settled { asker, reply, answer, kind } = settled;
         self.counters.faults += u64::from(answer.is_err());
         let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
             return;
         };
-        replies.settle(reply, &answer, &mut self.scratch);
+        let pop = match kind {
+            Kind::Pop(number) => Some(number),
+            _ => None,
+        };
+        replies.settle(reply, &answer, pop.filter(|_| answer.is_ok()), &mut self.scratch);
         self.write_replies(asker);
-        if is_pop {
-            self.settle_pop(asker, answer.is_ok());
+        if let Some(pop) = pop.filter(|_| answer.is_err()) {
+            self.give_up_consuming(asker, pop);
         }
     }
 
-    /// All homes have answered a `queue.pop`: starts the flow, or takes back what was begun.
-    fn settle_pop(&mut self, key: ConnectionKey, is_joined: bool) {
+    /// The answer that grants a `queue.pop` is on its way: its topics begin to flow, unless the back
+    /// end has given it up meanwhile.
+    pub(super) fn start_consuming(&mut self, key: ConnectionKey, pop: u64) {
         let from = self.backend_id(key);
-        for topic in self.topics_of(key) {
-            let home = home_of(&topic, self.settings.shards);
-            if is_joined {
-                self.tell_home(&topic, TopicMessage::Start(from));
-            } else if home == self.id {
-                let _ = self.leave(&topic, from);
-            } else {
-                // Nobody waits for the answer: a ticket that names no question.
-                let command = Command::Leave(topic);
-                let nobody = Ticket(u64::MAX);
-                self.outbox.push_back((home, Message::Ask { ticket: nobody, from, command }));
-            }
+        for topic in self.topics_of(key, pop) {
+            self.tell_home(&topic, TopicMessage::Start(from));
         }
-        if !is_joined && let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) {
+    }
+
+    /// A `queue.pop` failed at one topic at least: takes back what was begun at others.
+    fn give_up_consuming(&mut self, key: ConnectionKey, pop: u64) {
+        // Nobody waits for the answers: a ticket that names no question.
+        const NOBODY: Ticket = Ticket(u64::MAX);
+        let topics = self.topics_of(key, pop);
+        for topic in &topics {
+            let home = home_of(topic, self.settings.shards);
+            self.ask_shard(home, key, NOBODY, Command::Leave(topic.clone()));
+        }
+        if !topics.is_empty()
+            && let Some(backend) = self.connections.get(key).and_then(Connection::backend)
+        {
             backend.topics.clear();
         }
+    }
+
+    /// What a back end consumes, if that is still the doing of this `queue.pop`.
+    fn topics_of(&mut self, key: ConnectionKey, pop: u64) -> Vec<Arc<str>> {
+        let backend = self.connections.get(key).and_then(Connection::backend);
+        let backend = backend.filter(|backend| backend.pops == pop);
+        backend.map(|backend| backend.topics.clone()).unwrap_or_default()
     }
 
     /// Puts a frame of at most `bytes` into a client's outbound queue.

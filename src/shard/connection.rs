@@ -11,6 +11,7 @@ use super::replies::Replies;
 use crate::address::ClientId;
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
+use crate::protocol::close::Closed;
 use crate::protocol::http::RequestReader;
 
 /// Which listener a connection came in on.
@@ -39,15 +40,16 @@ pub struct Connection {
     pub outbound: Outbound,
     /// The most that may wait for it, in bytes.
     pub outbound_max: usize,
-    /// What was received while it is not read from; at most what was on its way when reading
-    /// stopped.
-    pub held: Vec<u8>,
+    /// What was received while it is paused.
+    pub held: Held,
     /// How far it is in its life.
     pub phase: Phase,
     /// Why it is not read from; see [`Pause`].
     pub paused: u8,
-    /// It is in a queue of connections with something to write.
-    pub is_queued: bool,
+    /// The queue of connections with something to write that it is in.
+    pub queued: Queued,
+    /// The driver was told not to receive for it.
+    pub is_stopped: bool,
     /// It is in the queue of connections to be read from again.
     pub is_resuming: bool,
     /// A ping was sent and nothing was heard since.
@@ -84,6 +86,62 @@ pub enum Pause {
     Outbound = 4,
     /// Too many of its requests wait for answers.
     Answers = 8,
+    /// It is to end once the answers that it waits for are written.
+    Ending = 16,
+}
+
+/// A queue of connections with something to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+    /// None.
+    No,
+    /// Those that only a fan-out reached.
+    Bulk,
+    /// Those that a single command meant.
+    Urgent,
+}
+
+/// Bytes received and not read yet, for as long as the connection is paused.
+#[derive(Debug, Default)]
+pub struct Held {
+    bytes: Vec<u8>,
+    // Bytes of it that are read: start <= bytes.len().
+    start: usize,
+}
+
+/// Bytes held for one paused connection before the driver is told to receive no more for it: so a
+/// short pause costs nothing, and the end of a peer that is done is still seen.
+pub const HELD_BYTES: usize = 16 * 1024;
+
+impl Held {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Adds some. Beyond [`HELD_BYTES`] come only those that were on their way when the driver was
+    /// told to stop.
+    pub fn push(&mut self, input: &[u8]) {
+        self.bytes.drain(..self.start);
+        self.start = 0;
+        self.bytes.extend_from_slice(input);
+    }
+
+    /// Whether so many wait that no more are to be received.
+    pub fn is_full(&self) -> bool {
+        self.bytes.len() - self.start >= HELD_BYTES
+    }
+
+    /// What waits, to be overwritten.
+    pub fn unread(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+
+    /// The last `left` bytes of it are still unread.
+    pub fn keep_last(mut self, left: usize) -> Self {
+        self.start = self.bytes.len() - left;
+        if left == 0 { Self::default() } else { self }
+    }
 }
 
 /// What a connection speaks.
@@ -142,6 +200,10 @@ pub struct Backend {
     pub replies: Replies,
     /// The topics it consumes; none: it does not.
     pub topics: Vec<Arc<str>>,
+    /// How often it asked to consume: an answer to an earlier one starts nothing.
+    pub pops: u64,
+    /// The close frame that it sent while it still waited for answers.
+    pub close: Option<Closed>,
     /// It consumed at some time: topics may wait to hear what it wrote.
     pub has_consumed: bool,
     /// Bytes written to it so far.
@@ -152,7 +214,12 @@ pub struct Backend {
 
 impl Connection {
     /// A new one. Edge clients and back ends begin alike, with HTTP.
-    pub fn new(remote: SocketAddr, listener: Listener, now_ms: u64, unix_ms: u64) -> Self {
+    pub fn new(
+        remote: SocketAddr,
+        listener: Listener,
+        outbound_max: usize,
+        (now_ms, unix_ms): (u64, u64),
+    ) -> Self {
         Self {
             remote,
             since_ms: unix_ms,
@@ -160,11 +227,12 @@ impl Connection {
             timer_tick: 0,
             stage: Stage::Http(Box::new(Http { started_ms: now_ms, ..Http::default() })),
             outbound: Outbound::default(),
-            outbound_max: usize::MAX,
-            held: Vec::new(),
+            outbound_max,
+            held: Held::default(),
             phase: Phase::Open,
             paused: 0,
-            is_queued: false,
+            queued: Queued::No,
+            is_stopped: false,
             is_resuming: false,
             is_pinged: false,
             is_ended: false,
@@ -195,6 +263,11 @@ impl Connection {
             Stage::Backend(backend) => Some(&mut backend.replies),
             Stage::Client(_) | Stage::Ending => None,
         }
+    }
+
+    /// Whether a reason to pause it holds.
+    pub fn is_paused_for(&self, reason: Pause) -> bool {
+        self.paused & reason as u8 != 0
     }
 
     /// Whether a frame of so many bytes may still wait for it.
@@ -295,7 +368,7 @@ mod tests {
     use super::*;
 
     fn connection() -> Connection {
-        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, 0, 0)
+        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, 1, (0, 0))
     }
 
     #[test]

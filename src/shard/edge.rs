@@ -67,16 +67,11 @@ impl Shard {
         if route.topic.as_ref().is_some_and(|topic| !self.topics.takes_clients(topic)) {
             return Err((503, "the topic of this route is full".into()));
         }
-        let channels = asked_channels(request.query)?;
-        for channel in &channels {
-            if !route.allows(channel) {
-                return Err((403, "a channel that this route does not allow".into()));
-            }
+        let channels = asked_channels(request.query, self.settings.limits.channels_per_client)?;
+        match channels.iter().all(|channel| route.allows(channel)) {
+            true => Ok(channels),
+            false => Err((403, "a channel that this route does not allow".into())),
         }
-        if channels.len() > self.settings.limits.channels_per_client {
-            return Err((403, "too many channels".into()));
-        }
-        Ok(channels)
     }
 
     fn open_client(
@@ -139,7 +134,7 @@ impl Shard {
                 self.pause_if_unread(key);
             }
             Ok(Some(Received::Pong)) => {}
-            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, &closed),
+            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, closed),
             Err(violation) => self.close_for_violation(key, violation),
         }
     }
@@ -187,8 +182,8 @@ impl Shard {
     }
 }
 
-/// The channels of `?channels=a,b`, each once.
-fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
+/// The channels of `?channels=a,b`, each once, at most `max`.
+fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal> {
     let mut channels: Vec<Cow<'_, str>> = Vec::new();
     for pair in query_pairs(query) {
         let (name, value) = pair.map_err(|error| (400, error.to_string().into()))?;
@@ -200,6 +195,9 @@ fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
                 return Err((400, "a channel's name has at most 255 bytes".into()));
             }
             if !channels.iter().any(|known| known == channel) {
+                if channels.len() == max {
+                    return Err((403, format!("more than {max} channels").into()));
+                }
                 channels.push(channel.to_owned().into());
             }
         }

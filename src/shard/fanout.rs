@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use super::Shard;
 use super::channels::ChannelIndex;
-use super::connection::Phase;
+use super::connection::{Phase, Queued};
+use super::replies::WAITING_MAX;
 use crate::message::{Answer, BackendId, Command, ConnectionKey, Ticket};
 use crate::protocol::api::Tally;
 use crate::protocol::frame::Frame;
@@ -32,9 +33,37 @@ pub struct Walk {
 /// other back ends do not.
 #[derive(Debug)]
 pub struct Lane {
-    pub(super) ticket: Ticket,
-    pub(super) walk: Walk,
-    pub(super) behind: VecDeque<(Ticket, Command)>,
+    ticket: Ticket,
+    walk: Walk,
+    behind: VecDeque<(Ticket, Command)>,
+    behind_bytes: usize,
+}
+
+/// Commands of one back end, and bytes of their frames, that wait behind a walk: what is beyond
+/// fails with 103. The back end is held back by its unanswered calls before that, unless they have
+/// run out of time.
+const BEHIND_MAX: usize = WAITING_MAX;
+const BEHIND_BYTES: usize = 16 * 1024 * 1024;
+
+impl Lane {
+    /// Lets a command wait; false if too much does.
+    pub(super) fn take(&mut self, ticket: Ticket, command: &Command) -> bool {
+        let bytes = match command {
+            Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
+            _ => 0,
+        };
+        if self.behind.len() >= BEHIND_MAX || self.behind_bytes + bytes > BEHIND_BYTES {
+            return false;
+        }
+        self.behind_bytes += bytes;
+        self.behind.push_back((ticket, command.clone()));
+        true
+    }
+
+    /// Its back end is gone: it consumes nothing when its turn comes.
+    pub(super) fn forget_joins(&mut self) {
+        self.behind.retain(|(_, command)| !matches!(command, Command::Join(..)));
+    }
 }
 
 impl Shard {
@@ -64,10 +93,11 @@ impl Shard {
                 }
                 continue;
             }
+            connection.outbound.prepare(&mut self.batches);
             connection.outbound.push_shared(walk.frame.clone());
             walk.tally.delivered += 1;
-            if !connection.is_queued && connection.outbound.is_ready() {
-                connection.is_queued = true;
+            if connection.queued == Queued::No && connection.outbound.is_ready() {
+                connection.queued = Queued::Bulk;
                 self.bulk.push_back(key);
             }
         }
@@ -117,7 +147,8 @@ impl Shard {
 
     /// Lets a walk go on in later turns.
     pub(super) fn open_lane(&mut self, from: BackendId, ticket: Ticket, walk: Walk) {
-        self.lanes.insert(from, Lane { ticket, walk, behind: VecDeque::new() });
+        let lane = Lane { ticket, walk, behind: VecDeque::new(), behind_bytes: 0 };
+        self.lanes.insert(from, lane);
         self.turns.push_back(from);
     }
 }

@@ -1,6 +1,6 @@
 //! How connections begin to write, pause, go silent and end.
 
-use super::connection::{Connection, Pause, Phase, Stage};
+use super::connection::{Connection, Held, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
 use super::{Action, DRAIN_SLICE, Drain, Shard};
 use crate::message::{ConnectionKey, Message};
@@ -22,10 +22,10 @@ impl Shard {
     /// Notes that a connection has something to write.
     pub(super) fn queue_write(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.connections.get(key)
-            && !connection.is_queued
+            && connection.queued != Queued::Urgent
             && connection.outbound.is_ready()
         {
-            connection.is_queued = true;
+            connection.queued = Queued::Urgent;
             self.urgent.push_back(key);
         }
     }
@@ -35,6 +35,7 @@ impl Shard {
         if let Some(connection) = self.connections.get(key)
             && matches!(connection.phase, Phase::Open | Phase::Flushing)
         {
+            connection.outbound.prepare(&mut self.batches);
             connection.outbound.push_with(put);
             self.queue_write(key);
         }
@@ -44,9 +45,13 @@ impl Shard {
     pub(super) fn after_batch(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         let half_empty = connection.outbound.buffered() <= connection.outbound_max / 2;
-        match connection.phase {
-            Phase::Flushing if connection.outbound.is_flushed() => self.shut(key),
-            _ => self.queue_write(key),
+        if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
+            return self.shut(key);
+        }
+        if connection.queued == Queued::No && connection.outbound.is_ready() {
+            // It has had its send: what came meanwhile goes behind the others.
+            connection.queued = Queued::Bulk;
+            self.bulk.push_back(key);
         }
         if half_empty {
             self.unpause(key, Pause::Outbound);
@@ -55,18 +60,16 @@ impl Shard {
 
     /// Stops reading from a connection for this reason.
     pub(super) fn pause(&mut self, key: ConnectionKey, reason: Pause) {
-        let Some(connection) = self.connections.get(key) else { return };
-        if connection.paused == 0 && !connection.is_ended {
-            self.actions.push_back(Action::Pause(key));
+        if let Some(connection) = self.connections.get(key) {
+            connection.paused |= reason as u8;
         }
-        connection.paused |= reason as u8;
     }
 
     /// This reason is gone. What was received meanwhile is read in a later step: never in the
     /// middle of another connection's work.
     pub(super) fn unpause(&mut self, key: ConnectionKey, reason: Pause) {
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.paused & reason as u8 == 0 {
+        if !connection.is_paused_for(reason) {
             return;
         }
         connection.paused &= !(reason as u8);
@@ -97,15 +100,23 @@ impl Shard {
         connection.heard_ms = self.now.ms;
         match connection.is_ended {
             true => self.end(key),
-            false => self.actions.push_back(Action::Resume(key)),
+            false => self.receive_again(key),
         }
     }
 
-    /// The peer shut its end and all it sent is read. An HTTP peer may still wait for answers.
+    fn receive_again(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if std::mem::take(&mut connection.is_stopped) {
+            self.actions.push_back(Action::Resume(key));
+        }
+    }
+
+    /// The peer shut its end and all it sent is read. It may still wait for answers.
     pub(super) fn end(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         match (&mut connection.stage, connection.phase) {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
+            (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}
             (_, Phase::Open) => {
                 self.depart(key, BROKEN_OFF, "connection ended without a close frame");
                 self.finish(key);
@@ -121,8 +132,14 @@ impl Shard {
         self.close(key);
     }
 
-    /// The peer sent a close frame: it is answered with its own words, and that is the end.
-    pub(super) fn handle_close_frame(&mut self, key: ConnectionKey, closed: &close::Closed) {
+    /// The peer sent a close frame: it is answered with its own words, and that is the end. A back
+    /// end that still waits for answers gets them first.
+    pub(super) fn handle_close_frame(&mut self, key: ConnectionKey, closed: close::Closed) {
+        let backend = self.connections.get(key).and_then(Connection::backend);
+        if let Some(backend) = backend.filter(|backend| !backend.replies.is_empty()) {
+            backend.close = Some(closed);
+            return self.pause(key, Pause::Ending);
+        }
         self.depart(key, closed.code.unwrap_or(NO_CODE), &closed.reason);
         self.write_with(key, |out| match closed.code {
             Some(code) => put_close(out, code, &closed.reason),
@@ -182,12 +199,10 @@ impl Shard {
             return;
         }
         connection.phase = Phase::Flushing;
-        connection.held = Vec::new();
-        if connection.paused != 0 {
-            // To see the peer's end it must be read from; what it says is not listened to.
-            connection.paused = 0;
-            self.actions.push_back(Action::Resume(key));
-        }
+        connection.held = Held::default();
+        connection.paused = 0;
+        // To see the peer's end it must be received from; what it says is not listened to.
+        self.receive_again(key);
         let is_flushed = self.connections.get(key).is_some_and(|c| c.outbound.is_flushed());
         self.set_timer(key, deadline);
         if is_flushed {
@@ -235,13 +250,16 @@ impl Shard {
         if connection.timer_tick != tick || connection.phase == Phase::Closed {
             return;
         }
-        let silent_since = if connection.paused == 0 { connection.heard_ms } else { now_ms };
+        // Silence while it waits for us does not count; silence while we wait for it does.
+        let waits_for_us =
+            connection.is_paused_for(Pause::Topic) || connection.is_paused_for(Pause::Answers);
+        let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Ending, _) => {
                 return self.close(key);
             }
             (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
-            (Stage::Http(http), _) if http.is_mid_request || !connection.is_kept_alive() => {
+            (Stage::Http(http), _) if http.is_mid_request || !http.has_answered => {
                 http.started_ms + limits.handshake_ms
             }
             (Stage::Http(_), _) => silent_since + limits.idle_ms,
@@ -287,8 +305,10 @@ impl Shard {
         self.draining = Some(Drain { next });
         for key in keys {
             let Some(connection) = self.connections.get(key) else { continue };
-            if connection.replies().is_none_or(|replies| replies.is_empty()) {
-                self.close_for_drain(key);
+            match connection.replies().is_none_or(|replies| replies.is_empty()) {
+                true => self.close_for_drain(key),
+                // It asks nothing more, and ends with its last answer.
+                false => self.pause(key, Pause::Ending),
             }
         }
     }
@@ -310,12 +330,5 @@ impl Shard {
             self.outbox.push_back((shard, Message::BackendGone(backend)));
         }
         self.handle_backend_gone(backend);
-    }
-}
-
-impl Connection {
-    /// Whether a request was answered on it before: then it may be silent for longer.
-    fn is_kept_alive(&self) -> bool {
-        matches!(&self.stage, Stage::Http(http) if http.has_answered)
     }
 }

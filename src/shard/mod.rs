@@ -38,7 +38,7 @@ use crate::message::{BackendId, ConnectionKey, Message};
 use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
 use channels::Channels;
-use connection::{Connection, Connections, Pause, Phase, Stage};
+use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use fanout::Lane;
 use pending::Pending;
 use settings::Settings;
@@ -158,7 +158,8 @@ impl Shard {
             return None;
         }
         self.counters.connections += 1;
-        let connection = Connection::new(remote, listener, now.ms, now.unix_ms);
+        let outbound_max = self.settings.limits.outbound_bytes;
+        let connection = Connection::new(remote, listener, outbound_max, (now.ms, now.unix_ms));
         let key = self.connections.insert(connection);
         self.set_timer(key, now.ms + self.settings.limits.handshake_ms);
         Some(key)
@@ -172,10 +173,10 @@ impl Shard {
         connection.heard_ms = now.ms;
         connection.is_pinged = false;
         if connection.paused != 0 || !connection.held.is_empty() {
-            connection.held.extend_from_slice(input);
-            return;
+            return self.hold(key, input);
         }
-        self.read(key, input);
+        let left = self.read(key, input);
+        self.hold(key, &input[input.len() - left..]);
     }
 
     /// The peer sends nothing more: it shut its end, or the connection broke.
@@ -183,10 +184,9 @@ impl Shard {
         self.now = now;
         let Some(connection) = self.connections.get(key) else { return };
         connection.is_ended = true;
-        let waits_only_for = |reason: Pause| connection.paused == reason as u8;
-        if is_broken && !waits_only_for(Pause::Topic) {
+        if is_broken && connection.paused != Pause::Topic as u8 {
             self.break_off(key);
-        } else if connection.paused & Pause::Hold as u8 != 0
+        } else if connection.is_paused_for(Pause::Hold)
             || (connection.paused == 0 && connection.held.is_empty())
         {
             self.end(key);
@@ -200,6 +200,10 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         self.counters.sent_bytes += bytes as u64;
         connection.outbound.written(bytes);
+        if connection.is_paused_for(Pause::Outbound) {
+            // It reads: that is the sign of life that its pause lets us see.
+            connection.heard_ms = now.ms;
+        }
         if connection.backend().is_some() {
             self.count_written_events(key, bytes as u64);
         }
@@ -240,7 +244,7 @@ impl Shard {
         if !self.turns.is_empty() || !self.resuming.is_empty() || self.is_closing_more() {
             return Some(0);
         }
-        [self.timers.next_deadline(), self.topics.poll_timeout()].into_iter().flatten().min()
+        [self.timers.next_deadline(), self.topics.next_look()].into_iter().flatten().min()
     }
 
     /// The next message for another shard.
@@ -253,22 +257,32 @@ impl Shard {
         self.actions.pop_front()
     }
 
-    /// The next connection to write to, and all that waits for it; those that a single command
-    /// meant first. With `urgent_only` no others.
-    pub fn poll_write(&mut self, urgent_only: bool) -> Option<(ConnectionKey, Batch)> {
+    /// The next connection to write to because a single command meant it, and all that waits for
+    /// it.
+    pub fn poll_urgent_write(&mut self) -> Option<(ConnectionKey, Batch)> {
         loop {
-            let key = match self.urgent.pop_front() {
-                Some(key) => key,
-                None if urgent_only => return None,
-                None => self.bulk.pop_front()?,
-            };
-            let Some(connection) = self.connections.get(key) else { continue };
-            connection.is_queued = false;
-            if connection.phase != Phase::Closed && connection.outbound.is_ready() {
-                let batch = connection.outbound.take(self.batches.pop().unwrap_or_default());
+            let key = self.urgent.pop_front()?;
+            if let Some(batch) = self.take_batch(key) {
                 return Some((key, batch));
             }
         }
+    }
+
+    /// The next connection to write to because a fan-out reached it, and all that waits for it.
+    pub fn poll_bulk_write(&mut self) -> Option<(ConnectionKey, Batch)> {
+        loop {
+            let key = self.bulk.pop_front()?;
+            if let Some(batch) = self.take_batch(key) {
+                return Some((key, batch));
+            }
+        }
+    }
+
+    fn take_batch(&mut self, key: ConnectionKey) -> Option<Batch> {
+        let connection = self.connections.get(key)?;
+        connection.queued = Queued::No;
+        let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
+        is_ready.then(|| connection.outbound.take())
     }
 
     /// Whether a connection waits to be written to.
@@ -279,7 +293,8 @@ impl Shard {
     /// Gives back a batch that was written or is of no use any more.
     pub fn recycle(&mut self, mut batch: Batch) {
         batch.clear();
-        if self.batches.len() < BATCHES_MAX && batch.capacity() <= 64 {
+        let is_worth_keeping = (1..=64).contains(&batch.capacity());
+        if self.batches.len() < BATCHES_MAX && is_worth_keeping {
             self.batches.push(batch);
         }
     }
@@ -309,31 +324,48 @@ impl Shard {
         self.topics.messages()
     }
 
-    /// Reads what a connection sent, until it is all read or the connection is paused.
-    fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) {
+    /// Reads what a connection sent, until it is all read or the connection is paused; gives how
+    /// many bytes are left.
+    fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) -> usize {
         while !input.is_empty() {
-            let Some(connection) = self.connections.get(key) else { return };
+            let Some(connection) = self.connections.get(key) else { return 0 };
             if connection.phase != Phase::Open {
-                return;
+                return 0;
             }
             if connection.paused != 0 {
-                connection.held.extend_from_slice(input);
-                return;
+                return input.len();
             }
             match &mut connection.stage {
                 Stage::Http(_) => self.read_http(key, &mut input),
                 Stage::Client(_) => self.read_client(key, &mut input),
                 Stage::Backend(_) => self.read_backend(key, &mut input),
-                Stage::Ending => return,
+                Stage::Ending => return 0,
             }
         }
+        0
     }
 
     /// Reads on in what came while the connection was paused.
     fn read_held(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         let mut held = std::mem::take(&mut connection.held);
-        self.read(key, &mut held);
+        let left = self.read(key, held.unread());
+        if let Some(connection) = self.connections.get(key) {
+            connection.held = held.keep_last(left);
+        }
+    }
+
+    /// Keeps what cannot be read yet.
+    fn hold(&mut self, key: ConnectionKey, input: &[u8]) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if input.is_empty() || connection.phase != Phase::Open {
+            return;
+        }
+        connection.held.push(input);
+        if connection.held.is_full() && !connection.is_stopped && !connection.is_ended {
+            connection.is_stopped = true;
+            self.actions.push_back(Action::Pause(key));
+        }
     }
 
     fn set_timer(&mut self, key: ConnectionKey, deadline_ms: u64) {

@@ -28,8 +28,7 @@ impl Chunk {
     }
 }
 
-/// Chunks that go out together. Empty ones are handed back and forth, so that nothing is allocated
-/// per send.
+/// Chunks that go out together. Empty ones go around, so that nothing is allocated per send.
 pub type Batch = VecDeque<Chunk>;
 
 /// The outbound queue of one connection.
@@ -58,6 +57,15 @@ impl Outbound {
         self.chunks.is_empty() && self.in_flight == 0
     }
 
+    /// Takes an empty batch from a pool if there is none to push to: an idle connection has none.
+    pub fn prepare(&mut self, pool: &mut Vec<Batch>) {
+        if self.chunks.capacity() == 0
+            && let Some(batch) = pool.pop()
+        {
+            self.chunks = batch;
+        }
+    }
+
     /// Adds a frame that others get too.
     pub fn push_shared(&mut self, frame: Rc<Frame>) {
         self.queued += frame.bytes().len();
@@ -82,10 +90,10 @@ impl Outbound {
     }
 
     /// Gives all that waits to the driver and takes an empty batch for it.
-    pub fn take(&mut self, empty: Batch) -> Batch {
-        debug_assert!(self.in_flight == 0 && empty.is_empty());
+    pub fn take(&mut self) -> Batch {
+        debug_assert!(self.in_flight == 0);
         self.in_flight = std::mem::take(&mut self.queued);
-        std::mem::replace(&mut self.chunks, empty)
+        std::mem::take(&mut self.chunks)
     }
 
     /// So many bytes of what was taken are written.

@@ -16,8 +16,8 @@ pub struct Settled {
     pub reply: u64,
     /// What it is told.
     pub answer: Result<Reply, Fault>,
-    /// It asked to consume: more is to be done than to answer.
-    pub is_pop: bool,
+    /// What it asked.
+    pub kind: Kind,
 }
 
 /// What a question asks, which decides how its answers add up and what silence means.
@@ -29,8 +29,8 @@ pub enum Kind {
     Send,
     /// Of the client's shard.
     Call,
-    /// Of the homes of the topics: all must agree.
-    Pop,
+    /// Of the homes of the topics: all must agree. The number of the asker's `queue.pop`.
+    Pop(u64),
     /// Likewise.
     Unpop,
     /// Of all shards: how things stand there. Those that are silent are left out.
@@ -42,7 +42,7 @@ impl Kind {
         let (code, message) = match self {
             Self::Publish | Self::Send => (Code::SendFailed, "no answer in time"),
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
-            Self::Pop => (Code::ConsumptionFailed, "no answer in time"),
+            Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
             Self::Report => (Code::ExecutionFailed, "no answer in time"),
         };
@@ -113,8 +113,8 @@ impl Pending {
         if question.awaited > 0 {
             return None;
         }
-        self.close(ticket, |question| match question.kind {
-            Kind::Publish | Kind::Report => Ok(question.sum()),
+        self.close(ticket, |question| match (question.kind, &question.outcome) {
+            (Kind::Publish | Kind::Report, Ok(_)) => Ok(question.sum()),
             _ => question.outcome,
         })
     }
@@ -143,8 +143,8 @@ impl Pending {
         slot.generation = slot.generation.wrapping_add(1);
         let question = slot.question.take()?;
         self.free.push(ticket.0 as u32);
-        let (asker, reply, is_pop) = (question.asker, question.reply, question.kind == Kind::Pop);
-        Some(Settled { asker, reply, answer: outcome(question), is_pop })
+        let Question { asker, reply, kind, .. } = question;
+        Some(Settled { asker, reply, answer: outcome(question), kind })
     }
 }
 
@@ -192,11 +192,11 @@ mod tests {
     #[test]
     fn one_fault_among_many_answers_is_the_answer() {
         let mut pending = Pending::default();
-        let ticket = pending.open(ASKER, 1, Kind::Pop, 3);
+        let ticket = pending.open(ASKER, 1, Kind::Pop(1), 3);
         let fault = Fault::new(Code::ConsumptionFailed, "full");
         assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.answer(ticket, Answer::Done(Err(fault.clone()))), None);
         let settled = pending.answer(ticket, Answer::Done(Ok(Reply::Done))).unwrap();
-        assert_eq!((settled.answer, settled.is_pop), (Err(fault), true));
+        assert_eq!((settled.answer, settled.kind), (Err(fault), Kind::Pop(1)));
     }
 }

@@ -97,7 +97,16 @@ pub struct Replies {
 #[derive(Debug)]
 enum Slot {
     Waiting(Shape),
-    Ready(Vec<u8>),
+    Ready(Ready),
+}
+
+/// An answer that may be written.
+#[derive(Debug)]
+pub struct Ready {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// The number of the `queue.pop` that it grants: events follow it, never before.
+    pub then_start: Option<u64>,
 }
 
 impl Replies {
@@ -119,25 +128,31 @@ impl Replies {
 
     /// Keeps an answer that is known, behind those that are not.
     pub fn ready(&mut self, bytes: Vec<u8>) {
-        self.slots.push_back(Slot::Ready(bytes));
+        self.slots.push_back(Slot::Ready(Ready { bytes, then_start: None }));
     }
 
     /// An answer that was waited for.
-    pub fn settle(&mut self, number: u64, answer: &Result<Reply, Fault>, scratch: &mut Vec<u8>) {
+    pub fn settle(
+        &mut self,
+        number: u64,
+        answer: &Result<Reply, Fault>,
+        then_start: Option<u64>,
+        scratch: &mut Vec<u8>,
+    ) {
         let Some(slot) = self.slots.get_mut((number - self.first) as usize) else { return };
         if let Slot::Waiting(shape) = slot {
             let mut bytes = Vec::new();
             shape.put(&mut bytes, scratch, answer);
-            *slot = Slot::Ready(bytes);
+            *slot = Slot::Ready(Ready { bytes, then_start });
         }
     }
 
     /// The next answer that may be written.
-    pub fn poll_ready(&mut self) -> Option<Vec<u8>> {
+    pub fn poll_ready(&mut self) -> Option<Ready> {
         match self.slots.pop_front()? {
-            Slot::Ready(bytes) => {
+            Slot::Ready(ready) => {
                 self.first += 1;
-                Some(bytes)
+                Some(ready)
             }
             waiting => {
                 self.slots.push_front(waiting);

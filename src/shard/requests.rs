@@ -1,11 +1,11 @@
 //! HTTP on both listeners: the back ends' requests, the pages for people and probes, refusals.
 
 use super::Shard;
-use super::connection::{Backend, Http, Listener, Stage};
+use super::connection::{Backend, Listener, Stage};
 use super::replies::{HttpShape, Shape};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod};
-use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
+use crate::protocol::http::{CONTINUE, Exchange, Method, Request, Step};
 use crate::protocol::json::{put_number, put_string};
 use crate::protocol::upgrade;
 
@@ -33,8 +33,11 @@ impl Shard {
         }
         let mut reader = std::mem::take(&mut http.reader);
         match reader.read(input, limits) {
-            Ok(Step::NeedMore) => http.is_waiting_for_more(now_ms),
-            Ok(Step::Continue) => self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE)),
+            Ok(Step::NeedMore) => self.wait_for_rest(key),
+            Ok(Step::Continue) => {
+                self.wait_for_rest(key);
+                self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE));
+            }
             Ok(Step::Request(request)) => {
                 self.counters.http_requests += 1;
                 http.is_mid_request = false;
@@ -43,7 +46,9 @@ impl Shard {
                 http.is_last = !request.keep_alive;
                 self.handle_request(key, request);
             }
-            Err(error) => return self.refuse_bad_request(key, error),
+            Err(error) => {
+                return self.refuse_for_good(key, error.status(), &error.to_string());
+            }
         }
         if input.is_empty() {
             // Frees what the last request took; there is nothing to read.
@@ -55,6 +60,18 @@ impl Shard {
         match http.is_last && http.replies.is_empty() {
             true => self.finish(key),
             false => self.pause_if_unread(key),
+        }
+    }
+
+    /// A request is half read: its time begins to count.
+    fn wait_for_rest(&mut self, key: ConnectionKey) {
+        let now_ms = self.now.ms;
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        if !http.is_mid_request {
+            http.is_mid_request = true;
+            http.started_ms = now_ms;
+            self.set_timer(key, now_ms + self.settings.limits.handshake_ms);
         }
     }
 
@@ -230,10 +247,6 @@ impl Shard {
         self.reply_bytes(key, |out| shape.put(out, status, "application/json", headers, &body));
     }
 
-    fn refuse_bad_request(&mut self, key: ConnectionKey, error: HttpError) {
-        self.refuse_for_good(key, error.status(), &error.to_string());
-    }
-
     /// A request did not come in time.
     pub(super) fn refuse_slow_request(&mut self, key: ConnectionKey) {
         self.refuse_for_good(key, 408, "the request did not come in time");
@@ -247,15 +260,6 @@ impl Shard {
         http.is_last = true;
         if http.replies.is_empty() {
             self.finish(key);
-        }
-    }
-}
-
-impl Http {
-    fn is_waiting_for_more(&mut self, now_ms: u64) {
-        if !self.is_mid_request {
-            self.is_mid_request = true;
-            self.started_ms = now_ms;
         }
     }
 }

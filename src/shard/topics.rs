@@ -17,8 +17,9 @@ use crate::protocol::frame::Frame;
 use crate::queue::feeder::{Feeder, Waiting};
 use crate::queue::topic::{Effect, JoinError, Topic};
 
-/// Events of clients that are gone, waiting for room in one topic: beyond it new clients of its
-/// routes are refused with 503, so that a full topic and clients that come and go use no more.
+/// Events that wait for room in one topic, those of clients that are gone included: beyond it, or
+/// beyond three quarters of the topic's bytes, new clients of its routes are refused with 503, so that
+/// a full topic and clients that come and go use no more.
 const WAITING_MAX: usize = 1 << 16;
 
 /// The feeding ends and the homes of one shard.
@@ -26,9 +27,15 @@ const WAITING_MAX: usize = 1 << 16;
 pub struct Topics {
     feeders: HashMap<Arc<str>, Feeder>,
     homes: HashMap<Arc<str>, Topic>,
-    // An event may take half a topic at most: a quarter may be lent to other shards for good.
+    // An event may take three quarters of a topic at most: the rest may be lent to other shards for
+    // good.
     event_bytes_max: usize,
+    // When to look for consumers that take nothing; None while there are no consumers.
+    next_look_ms: Option<u64>,
 }
+
+/// How often a shard looks for consumers that take nothing, in milliseconds.
+const LOOK_MS: u64 = 250;
 
 impl Topics {
     /// Feeders of the topics that routes name, and homes of those that live on this shard.
@@ -37,7 +44,8 @@ impl Topics {
         let mut topics = Self {
             feeders: HashMap::new(),
             homes: HashMap::new(),
-            event_bytes_max: bounds.bytes / 2,
+            event_bytes_max: bounds.bytes / 4 * 3,
+            next_look_ms: None,
         };
         for route in settings.edges.iter().flat_map(|edge| &edge.routes) {
             let Some(name) = &route.topic else { continue };
@@ -60,21 +68,21 @@ impl Topics {
         self.homes.values().map(Topic::messages).sum()
     }
 
-    /// When a topic wants to look at its consumers again.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        self.homes.values().filter_map(Topic::poll_timeout).min()
+    /// When to look at the consumers again.
+    pub fn next_look(&self) -> Option<u64> {
+        self.next_look_ms
     }
 
     /// Whether a new client may feed this topic.
     pub fn takes_clients(&self, topic: &str) -> bool {
-        self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() < WAITING_MAX)
+        self.feeders.get(topic).is_none_or(|feeder| {
+            feeder.waiting() < WAITING_MAX && feeder.waiting_bytes() <= self.event_bytes_max
+        })
     }
 }
 
 fn new_topic(settings: &Settings) -> Topic {
-    let window_bytes = settings.limits.outbound_bytes / 2;
-    let Settings { queue, shards, .. } = settings;
-    Topic::new(queue.bounds, queue.when_full, window_bytes, *shards)
+    Topic::new(settings.queue.bounds, settings.queue.when_full, settings.shards)
 }
 
 impl Shard {
@@ -109,7 +117,7 @@ impl Shard {
     fn ask_for_room(&mut self, topic: &Arc<str>) {
         let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
         if let Some(bytes) = feeder.poll_ask() {
-            self.tell_home(topic, TopicMessage::WantCredit(self.id, bytes));
+            self.tell_home(topic, TopicMessage::WantCredit(bytes));
         }
     }
 
@@ -118,7 +126,7 @@ impl Shard {
             home.push(self.now.ms, self.id, client, frame);
             return self.carry_out_effects(topic);
         }
-        self.tell_home(topic, TopicMessage::Push(self.id, client, frame));
+        self.tell_home(topic, TopicMessage::Push(client, frame));
     }
 
     pub(super) fn tell_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
@@ -127,7 +135,7 @@ impl Shard {
 
     fn tell(&mut self, shard: ShardId, topic: &Arc<str>, message: TopicMessage) {
         if shard == self.id {
-            self.handle_topic_message(shard, topic.clone(), message);
+            self.handle_topic_message(self.id, topic.clone(), message);
         } else {
             self.outbox.push_back((shard, Message::Topic(topic.clone(), message)));
         }
@@ -135,7 +143,7 @@ impl Shard {
 
     pub(super) fn handle_topic_message(
         &mut self,
-        _from: ShardId,
+        from: ShardId,
         topic: Arc<str>,
         message: TopicMessage,
     ) {
@@ -148,19 +156,20 @@ impl Shard {
             }
             TopicMessage::Refused => self.close_waiting(&topic),
             TopicMessage::Deliver(to, frame) => self.deliver(to.connection, topic, frame),
+            TopicMessage::Expel(backend) => self.close_slow(backend.connection),
             TopicMessage::Push(..)
             | TopicMessage::WantCredit(..)
             | TopicMessage::Start(_)
-            | TopicMessage::Written(..) => self.handle_as_home(&topic, message),
+            | TopicMessage::Written(..) => self.handle_as_home(from, &topic, message),
         }
     }
 
-    fn handle_as_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
+    fn handle_as_home(&mut self, from: ShardId, topic: &Arc<str>, message: TopicMessage) {
         let now_ms = self.now.ms;
         let Some(home) = self.topics.homes.get_mut(topic) else { return };
         match message {
-            TopicMessage::Push(from, client, frame) => home.push(now_ms, from, client, frame),
-            TopicMessage::WantCredit(from, bytes) => home.want_credit(from, bytes),
+            TopicMessage::Push(client, frame) => home.push(now_ms, from, client, frame),
+            TopicMessage::WantCredit(bytes) => home.want_credit(from, bytes),
             TopicMessage::Start(backend) => home.start(now_ms, backend),
             TopicMessage::Written(backend, count) => home.written(now_ms, backend, count),
             _ => {}
@@ -190,6 +199,9 @@ impl Shard {
                     self.tell(shard, topic, TopicMessage::Credit(credit));
                 }
                 Effect::Refuse(shard) => self.tell(shard, topic, TopicMessage::Refused),
+                Effect::Expel(backend) => {
+                    self.tell(backend.shard, topic, TopicMessage::Expel(backend));
+                }
             }
         }
     }
@@ -241,6 +253,7 @@ impl Shard {
     fn deliver(&mut self, key: ConnectionKey, topic: Arc<str>, frame: Frame) {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Backend(backend) = &mut connection.stage else { return };
+        connection.outbound.prepare(&mut self.batches);
         connection.outbound.push_shared(Rc::new(frame));
         self.counters.events += 1;
         let end = backend.written + connection.outbound.buffered() as u64;
@@ -268,7 +281,12 @@ impl Shard {
     }
 
     /// Makes a back end a consumer of a topic that lives here.
-    pub(super) fn join(&mut self, topic: &Arc<str>, backend: BackendId) -> Result<Reply, Fault> {
+    pub(super) fn join(
+        &mut self,
+        topic: &Arc<str>,
+        backend: BackendId,
+        window_bytes: usize,
+    ) -> Result<Reply, Fault> {
         if !self.topics.homes.contains_key(topic) {
             // The bound is the node's; each shard is home to its part of it.
             if self.topics.homes.len() >= self.settings.queue.topics.div_ceil(self.settings.shards)
@@ -278,7 +296,8 @@ impl Shard {
             self.topics.homes.insert(topic.clone(), new_topic(&self.settings));
         }
         let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
-        match home.join(self.now.ms, backend) {
+        self.topics.next_look_ms.get_or_insert(self.now.ms + LOOK_MS);
+        match home.join(self.now.ms, backend, window_bytes) {
             Ok(()) => Ok(Reply::Done),
             Err(JoinError::Repeated) => {
                 Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))
@@ -311,6 +330,9 @@ impl Shard {
 
     /// A back end that consumed is gone: what it did not write goes to others.
     pub(super) fn handle_backend_gone(&mut self, backend: BackendId) {
+        if let Some(lane) = self.lanes.get_mut(&backend) {
+            lane.forget_joins();
+        }
         let names: Vec<_> = self.topics.homes.keys().cloned().collect();
         for topic in names {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
@@ -321,18 +343,16 @@ impl Shard {
         }
     }
 
-    /// Looks for consumers that take nothing, in topics where it is time to.
+    /// Looks for consumers that take nothing, when it is time to.
     pub(super) fn check_topics(&mut self) {
         let now_ms = self.now.ms;
-        let is_due = |topic: &Topic| topic.poll_timeout().is_some_and(|due| due <= now_ms);
-        let due: Vec<_> = self
-            .topics
-            .homes
-            .iter()
-            .filter(|(_, topic)| is_due(topic))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for topic in due {
+        if self.topics.next_look_ms.is_none_or(|due| now_ms < due) {
+            return;
+        }
+        let consumed = self.topics.homes.iter().filter(|(_, topic)| topic.has_consumers());
+        let consumed: Vec<_> = consumed.map(|(name, _)| name.clone()).collect();
+        self.topics.next_look_ms = (!consumed.is_empty()).then_some(now_ms + LOOK_MS);
+        for topic in consumed {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
                 home.handle_timeout(now_ms);
             }
