@@ -60,6 +60,7 @@ counters! {
     slow_closed: "Clients closed because they read too slowly",
     violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
     idle_closed: "Connections closed because the peer was silent",
+    panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
     late_answers: "Calls that other shards did not answer in time",
 }
 

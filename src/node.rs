@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -40,7 +40,7 @@ impl std::error::Error for NodeError {}
 pub fn run(config: &Config) -> Result<(), NodeError> {
     log_to_stderr(config.log_level);
     // Before anything is said to be ready, so that no signal is missed.
-    let mut signals =
+    let signals =
         Signals::new([SIGINT, SIGTERM]).map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
     let clients_max = clients_max(config, runtime::check::check(cores.len()).map_err(NodeError)?);
@@ -57,16 +57,33 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         listeners.push((Listener::Edge(number as u16), listening));
     }
     let failed = |error: io::Error| NodeError(format!("shards: {error}"));
-    let shards = runtime::start(&settings, cores, listeners, clients_max).map_err(failed)?;
+    let (sender, ends) = mpsc::channel();
+    let failures = {
+        let sender = sender.clone();
+        // The node waits for the first end only.
+        move |why| drop(sender.send(End::Failure(why)))
+    };
+    let shards =
+        runtime::start(&settings, cores, listeners, clients_max, failures).map_err(failed)?;
     // This line is an interface: whoever started the process waits for it and reads the ports.
     eprintln!("{ready}");
-    signals.forever().next();
-    tracing::info!("going down: closing connections");
-    exit_on_next(signals);
-    let (refused, rested) = (shards.clients_refused(), shards.accepts_rested());
-    let summary = shards.drain(DRAIN).map_err(failed)?;
-    report(&summary, refused, rested);
-    Ok(())
+    watch_signals(signals, sender);
+    match ends.recv() {
+        Ok(End::Failure(why)) => Err(NodeError(why)),
+        _ => {
+            tracing::info!("going down: closing connections");
+            let (refused, rested) = (shards.clients_refused(), shards.accepts_rested());
+            let summary = shards.drain(DRAIN).map_err(failed)?;
+            report(&summary, refused, rested);
+            Ok(())
+        }
+    }
+}
+
+/// Why a node that runs is to end.
+enum End {
+    Signal,
+    Failure(String),
 }
 
 fn log_to_stderr(level: Level) {
@@ -189,10 +206,15 @@ fn limits(limits: &config::Limits) -> Limits {
     }
 }
 
-/// A second signal ends the process at once, with the status of one that a signal ended.
-fn exit_on_next(mut signals: Signals) {
+/// Tells of the first signal; the second ends the process at once, with the status of one that a
+/// signal ended.
+fn watch_signals(mut signals: Signals, ends: mpsc::Sender<End>) {
     std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        let mut signals = signals.forever();
+        signals.next();
+        // If a shard has failed meanwhile, the node ends without hearing of this.
+        let _ = ends.send(End::Signal);
+        if let Some(signal) = signals.next() {
             eprintln!("gridcast: second signal, ending at once");
             std::process::exit(128 + signal);
         }

@@ -59,19 +59,22 @@ impl Feeder {
         self.waiting_bytes
     }
 
-    /// What to ask the topic for: the bytes of the first message that waits, once until
-    /// [`Self::granted`] or [`Self::refused`].
+    /// What to ask the topic for: the bytes of the first message that waits, once until there is
+    /// credit for it or [`Self::refused`].
     pub fn poll_ask(&mut self) -> Option<usize> {
         let first = self.waiting.front().filter(|_| !self.asked)?;
         self.asked = true;
         Some(first.frame.bytes().len())
     }
 
-    /// More credit. Messages that may go now come out of [`Self::poll_ready`].
+    /// More credit. Messages that may go now come out of [`Self::poll_ready`]. Credit that is not
+    /// enough was lent before the topic heard the question, which it still answers: asked twice, it
+    /// would lend what nobody uses.
     pub fn granted(&mut self, credit: Credit) {
         self.credit.messages += credit.messages;
         self.credit.bytes += credit.bytes;
-        self.asked = false;
+        let first = self.waiting.front().map(|waiting| waiting.frame.bytes().len());
+        self.asked &= first.is_some_and(|bytes| !self.covers(bytes));
     }
 
     /// A message that waited and may be pushed now.
@@ -99,5 +102,23 @@ impl Feeder {
     fn spend(&mut self, bytes: usize) {
         self.credit.messages -= 1;
         self.credit.bytes -= bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_that_is_not_enough_does_not_make_it_ask_again() {
+        let mut feeder = Feeder::new(Credit::default());
+        let from = ConnectionKey { index: 0, generation: 0 };
+        let frame = Frame::from_encoded(b"message");
+        feeder.wait(Waiting { from, client: ClientId::from_value(1), frame });
+        assert_eq!(feeder.poll_ask(), Some(7));
+        feeder.granted(Credit { messages: 0, bytes: 7 });
+        assert!(feeder.poll_ready().is_none() && feeder.poll_ask().is_none());
+        feeder.granted(Credit { messages: 1, bytes: 0 });
+        assert!(feeder.poll_ready().is_some() && feeder.poll_ask().is_none());
     }
 }

@@ -7,9 +7,8 @@
 //! it stays while the set does, and a change of the set moves few clients.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::BuildHasher;
 
-use hashbrown::{DefaultHashBuilder, HashMap};
+use hashbrown::HashMap;
 
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, ShardId};
@@ -62,7 +61,6 @@ pub struct Topic {
     bounds: Bounds,
     when_full: WhenFull,
     window_messages: usize,
-    hasher: DefaultHashBuilder,
     lanes: HashMap<ClientId, Lane>,
     // First message of each lane that has no consumer → the lane.
     unowned: BTreeMap<u64, ClientId>,
@@ -135,7 +133,6 @@ impl Topic {
             when_full,
             // Half of the topic at most is with one consumer, so that there is something to drop.
             window_messages: WINDOW_MESSAGES.min(bounds.messages / 2).max(1),
-            hasher: DefaultHashBuilder::default(),
             lanes: HashMap::new(),
             unowned: BTreeMap::new(),
             consumers: Vec::new(),
@@ -327,7 +324,7 @@ impl Topic {
             self.asking.push_back(from);
         }
         if self.when_full == WhenFull::DropOldest {
-            self.make_room(from, bytes);
+            self.make_room(from);
         }
         self.grant_to_asking();
         if self.when_full == WhenFull::Close && self.feeders[from.index()].wants.take().is_some() {
@@ -373,7 +370,7 @@ impl Topic {
         }
         let best = |state: State| {
             let candidates = self.consumers.iter().filter(move |consumer| consumer.state == state);
-            candidates.map(|c| c.id).max_by_key(|&id| self.hasher.hash_one((client, id)))
+            candidates.map(|c| c.id).max_by_key(|&id| weight(client, id))
         };
         if let [only] = &self.consumers[..] {
             return matches!(only.state, State::Active | State::Stalled).then_some(only.id);
@@ -473,10 +470,19 @@ impl Topic {
         });
     }
 
-    /// Whether one more message of so many bytes could be lent.
-    fn has_room(&self, bytes: usize) -> bool {
+    /// What a shard's credit lacks for the message that it wants to push.
+    fn needed(&self, shard: ShardId) -> Credit {
+        let FeedingShard { credit, wants } = &self.feeders[shard.index()];
+        Credit {
+            messages: usize::from(credit.messages == 0),
+            bytes: wants.unwrap_or(0).saturating_sub(credit.bytes),
+        }
+    }
+
+    /// Whether so much could be lent.
+    fn has_room(&self, needed: Credit) -> bool {
         let room = self.room();
-        room.messages >= 1 && room.bytes >= bytes
+        room.messages >= needed.messages && room.bytes >= needed.bytes
     }
 
     fn room(&self) -> Credit {
@@ -534,32 +540,34 @@ impl Topic {
         }
     }
 
-    /// Gives room to those who asked for it, in the order they did.
+    /// Gives room to those who asked for it, in the order they did. Who has enough is not given
+    /// more: its question has crossed what it was lent.
     fn grant_to_asking(&mut self) {
         while let Some(&shard) = self.asking.front() {
-            let wants = self.feeders[shard.index()].wants.expect("who asks wants something");
-            let credit = self.feeders[shard.index()].credit;
-            let needed = wants.saturating_sub(credit.bytes);
+            let needed = self.needed(shard);
             if !self.has_room(needed) {
                 return;
             }
             self.asking.pop_front();
             self.feeders[shard.index()].wants = None;
-            let room = self.room();
-            let Credit { messages, bytes } = self.missing(shard);
-            let messages = messages.clamp(1, room.messages);
-            let bytes = bytes.min(room.bytes).max(needed);
+            if needed == Credit::default() {
+                continue;
+            }
+            let (room, missing) = (self.room(), self.missing(shard));
+            let messages = missing.messages.min(room.messages).max(needed.messages);
+            let bytes = missing.bytes.min(room.bytes).max(needed.bytes);
             self.lend(shard, Credit { messages, bytes });
         }
     }
 
     /// Drops the oldest until there is room for what a shard wants, and for a few messages more: it
     /// would ask again for each.
-    fn make_room(&mut self, shard: ShardId, bytes: usize) {
-        let messages = self.missing(shard).messages.clamp(1, DROPPED_AT_ONCE);
-        let needed = bytes.saturating_sub(self.feeders[shard.index()].credit.bytes);
-        let lacks = |room: Credit| room.messages < messages || room.bytes < needed;
-        while lacks(self.room()) && self.drop_oldest() {}
+    fn make_room(&mut self, shard: ShardId) {
+        let mut needed = self.needed(shard);
+        if needed != Credit::default() {
+            needed.messages = self.missing(shard).messages.clamp(1, DROPPED_AT_ONCE);
+        }
+        while !self.has_room(needed) && self.drop_oldest() {}
     }
 
     /// Drops the oldest message that is not with a consumer; false if there is none.
@@ -586,6 +594,21 @@ impl Topic {
         self.dropped += 1;
         true
     }
+}
+
+/// How much a consumer is meant for a client. Mixed with constants (those of splitmix64), so that a
+/// node's choices follow from what it was told alone.
+fn weight(client: ClientId, consumer: BackendId) -> u64 {
+    let BackendId { shard, connection } = consumer;
+    let place = u64::from(connection.index) << 32
+        | u64::from(connection.generation) << 8
+        | u64::from(shard.0);
+    [client.value(), place].into_iter().fold(0, |sum, part| {
+        let mixed = (sum ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    })
 }
 
 impl Consumer {
@@ -635,6 +658,16 @@ mod tests {
             topic.want_credit(FEEDER, 8);
         }
         topic.push(0, FEEDER, ClientId::from_value(client), frame(message));
+    }
+
+    #[test]
+    fn a_question_that_crossed_what_was_lent_lends_no_more() {
+        let bounds = Bounds { messages: 8, bytes: 1 << 20 };
+        let mut topic = Topic::new(bounds, WhenFull::Hold, 2);
+        topic.want_credit(FEEDER, 8);
+        assert!(topic.poll_effect().is_none());
+        topic.push(0, FEEDER, ClientId::from_value(1), frame(1));
+        assert!(matches!(topic.poll_effect(), Some(Effect::Grant(FEEDER, _))));
     }
 
     #[test]

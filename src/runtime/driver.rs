@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -146,7 +147,7 @@ impl Driver {
     /// Turns until the node has drained or is told to stop.
     pub(super) async fn run(mut self) -> io::Result<Summary> {
         while !self.is_over() {
-            self.turn()?;
+            self.turn_or_fail()?;
             glommio::yield_if_needed().await;
         }
         Ok(Summary {
@@ -154,6 +155,13 @@ impl Driver {
             connections: self.shard.connections(),
             queued_messages: self.shard.queued_messages(),
         })
+    }
+
+    /// One turn. A panic outside of one connection's work leaves the shard in no known state: it
+    /// fails, and the node with it.
+    fn turn_or_fail(&mut self) -> io::Result<()> {
+        catch_unwind(AssertUnwindSafe(|| self.turn()))
+            .unwrap_or_else(|_| Err(io::Error::other("panicked; see the message above")))
     }
 
     /// A shard that has drained goes on: the others may need its answers.
@@ -268,11 +276,18 @@ impl Driver {
         match result {
             Ok(Some(buffer)) => {
                 let bytes = self.ring.buffer(&buffer);
-                if !is_closing && !bytes.is_empty() {
-                    self.shard.handle_bytes(now, key, bytes);
-                }
                 let is_end = bytes.is_empty();
+                let shard = &mut self.shard;
+                let read = catch_unwind(AssertUnwindSafe(|| {
+                    if !is_closing && !is_end {
+                        shard.handle_bytes(now, key, bytes);
+                    }
+                }));
                 self.ring.recycle(buffer);
+                if read.is_err() {
+                    // A panic over what one peer sent ends that peer's connection alone.
+                    self.shard.handle_panic(now, key);
+                }
                 match is_end {
                     true => self.ended(now, key, false),
                     false => self.starved_if(is_over, key),

@@ -1,8 +1,8 @@
 //! Starts the shards of a node, each on its core, and ends them.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
@@ -49,8 +49,9 @@ pub struct Summary {
     pub queued_messages: usize,
 }
 
-/// Starts a shard on each of `cores`, with its part of each listener. At most `clients_max` clients
-/// are taken at a time.
+/// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
+/// listen. At most `clients_max` clients are taken at a time. A shard that fails later says why in
+/// `failures`, and the node cannot go on without it.
 ///
 /// # Errors
 /// A thread, a ring or a descriptor cannot be had.
@@ -59,6 +60,7 @@ pub fn start(
     cores: &[usize],
     listeners: Vec<(Listener, Listening)>,
     clients_max: usize,
+    failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<Shards> {
     let (ports, control) = bus(cores.len())?;
     let watch = Arc::new(Watch {
@@ -76,11 +78,20 @@ pub fn start(
         }
     }
     let mut handles = Vec::new();
+    let (started, starts) = mpsc::channel();
     for (index, ((&core, port), sockets)) in cores.iter().zip(ports).zip(sockets).enumerate() {
         let (settings, watch) = (settings.clone(), watch.clone());
+        let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
             let make_shard = |now| Shard::new(ShardId(index as u8), settings, now);
-            Driver::new(make_shard, port, sockets, watch)?.run().await
+            let made = Driver::new(make_shard, port, sockets, watch);
+            // Nobody listens any more if another shard has failed to start.
+            let _ = started.send(made.as_ref().map(drop).map_err(|error| error.to_string()));
+            let ended = made?.run().await;
+            if let Err(error) = &ended {
+                failures(format!("shard {index} on core {core}: {error}"));
+            }
+            ended
         };
         let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
             .name("shard")
@@ -88,6 +99,12 @@ pub fn start(
             .spawn(make)
             .map_err(|error| io::Error::other(format!("core {core}: {error}")))?;
         handles.push(executor);
+    }
+    drop(started);
+    for _ in cores {
+        // A thread that ended without a word has said why on standard error.
+        let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
+        word.map_err(io::Error::other)?;
     }
     Ok(Shards { handles, control, watch })
 }

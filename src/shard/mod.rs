@@ -194,6 +194,13 @@ impl Shard {
         // Otherwise what it sent before counts first: the end comes when that is read.
     }
 
+    /// The work on what a connection sent panicked: it ends, and the shard lives on.
+    pub fn handle_panic(&mut self, now: Now, key: ConnectionKey) {
+        self.counters.panics += 1;
+        self.handle_end(now, key, true);
+        self.break_off(key);
+    }
+
     /// So many bytes of the batch in flight are written; `is_done` when that was all of it.
     pub fn handle_written(&mut self, now: Now, key: ConnectionKey, bytes: usize, is_done: bool) {
         self.now = now;

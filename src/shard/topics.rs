@@ -333,7 +333,8 @@ impl Shard {
         if let Some(lane) = self.lanes.get_mut(&backend) {
             lane.forget_joins();
         }
-        let names: Vec<_> = self.topics.homes.keys().cloned().collect();
+        let mut names: Vec<_> = self.topics.homes.keys().cloned().collect();
+        names.sort_unstable();
         for topic in names {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
                 home.gone(self.now.ms, backend);
@@ -350,7 +351,8 @@ impl Shard {
             return;
         }
         let consumed = self.topics.homes.iter().filter(|(_, topic)| topic.has_consumers());
-        let consumed: Vec<_> = consumed.map(|(name, _)| name.clone()).collect();
+        let mut consumed: Vec<_> = consumed.map(|(name, _)| name.clone()).collect();
+        consumed.sort_unstable();
         self.topics.next_look_ms = (!consumed.is_empty()).then_some(now_ms + LOOK_MS);
         for topic in consumed {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
