@@ -667,6 +667,7 @@ mod tests {
         topic.want_credit(FEEDER, 8);
         assert!(topic.poll_effect().is_none());
         topic.push(0, FEEDER, ClientId::from_value(1), frame(1));
+        topic.want_credit(FEEDER, 8);
         assert!(matches!(topic.poll_effect(), Some(Effect::Grant(FEEDER, _))));
     }
 

@@ -94,7 +94,9 @@ impl Shard {
     fn resume(&mut self, key: ConnectionKey) {
         self.read_held(key);
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.paused != 0 {
+        // Who is held and has ended waits for nothing.
+        let is_over = connection.is_ended && connection.is_paused_for(Pause::Hold);
+        if connection.paused != 0 && !is_over {
             return;
         }
         connection.heard_ms = self.now.ms;
