@@ -1,0 +1,87 @@
+//! A parsed JSON text, and the text of its values as it was sent.
+
+use simd_json::{Node, StaticNode};
+
+use crate::protocol::json::{end_of_string, raw_value};
+
+/// A parsed request: nodes in the order of the text, each container before what it holds.
+pub struct Document<'t, 'a> {
+    pub nodes: &'t [Node<'a>],
+    pub raw: &'a [u8],
+    // The address of the input's first byte: a key's address tells its place in `raw`.
+    pub base: usize,
+}
+
+impl<'t, 'a> Document<'t, 'a> {
+    pub fn root(&self) -> Value<'t, 'a> {
+        Value(self.nodes)
+    }
+
+    /// The text of the value after a key or an item that is a string.
+    pub fn raw_after(&self, key: &str) -> &'a str {
+        let opening_quote = key.as_ptr() as usize - self.base - 1;
+        let value = raw_value(self.raw, end_of_string(self.raw, opening_quote));
+        std::str::from_utf8(value)
+            .expect("valid JSON is UTF-8, and a value ends between characters")
+    }
+}
+
+/// A value, with what it holds and all that follows it.
+#[derive(Clone, Copy)]
+pub struct Value<'t, 'a>(pub &'t [Node<'a>]);
+
+impl<'t, 'a> Value<'t, 'a> {
+    pub fn nodes(self) -> usize {
+        match self.0[0] {
+            Node::Object { count, .. } | Node::Array { count, .. } => 1 + count,
+            Node::String(_) | Node::Static(_) => 1,
+        }
+    }
+
+    pub fn text(self) -> Option<&'a str> {
+        match self.0[0] {
+            Node::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub fn unsigned(self) -> Option<u64> {
+        match self.0[0] {
+            Node::Static(StaticNode::U64(number)) => Some(number),
+            Node::Static(StaticNode::I64(number)) => number.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    pub fn is_object(self) -> bool {
+        matches!(self.0[0], Node::Object { .. })
+    }
+
+    /// The items of an array; `None` if it is something else.
+    pub fn items(self) -> Option<impl Iterator<Item = Value<'t, 'a>>> {
+        let Node::Array { len, .. } = self.0[0] else { return None };
+        let mut rest = &self.0[1..];
+        Some((0..len).map(move |_| {
+            let item = Value(rest);
+            rest = &rest[item.nodes()..];
+            item
+        }))
+    }
+
+    /// The fields of an object; none if it is something else.
+    pub fn fields(self) -> impl Iterator<Item = (&'a str, Value<'t, 'a>)> {
+        let length = if let Node::Object { len, .. } = self.0[0] { len } else { 0 };
+        let mut rest = &self.0[1..];
+        (0..length).map(move |_| {
+            let key = Value(rest).text().expect("a key is a string");
+            let value = Value(&rest[1..]);
+            rest = &rest[1 + value.nodes()..];
+            (key, value)
+        })
+    }
+
+    /// The last field of this name: duplicates are resolved so.
+    pub fn field(self, name: &str) -> Option<Value<'t, 'a>> {
+        self.fields().filter(|(key, _)| *key == name).last().map(|(_, value)| value)
+    }
+}

@@ -1,0 +1,257 @@
+//! Answers and events to back ends: JSON text, appended to a buffer.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+
+use base64::Engine;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+
+use super::{BASE64, Fault, Info, Reply};
+use crate::address::{ClientId, NodeId};
+use crate::protocol::frame::{self, Kind, Opcode};
+use crate::protocol::json::{put_number, put_string};
+
+/// Appends the answer to a call. `id` is the JSON text of the request's `i`; HTTP has none.
+pub fn put_answer(out: &mut Vec<u8>, answer: &Result<Reply, Fault>, id: Option<&str>) {
+    match answer {
+        Ok(reply) => {
+            out.extend_from_slice(b"{\"E\":null,\"r\":");
+            put_reply(out, reply);
+        }
+        Err(fault) => {
+            out.extend_from_slice(b"{\"E\":{\"c\":");
+            put_number(out, fault.code.number());
+            out.extend_from_slice(b",\"m\":");
+            put_string(out, &fault.message);
+            out.push(b'}');
+        }
+    }
+    if let Some(id) = id {
+        out.extend_from_slice(b",\"i\":");
+        out.extend_from_slice(id.as_bytes());
+    }
+    out.push(b'}');
+}
+
+fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
+    match reply {
+        Reply::Done => out.extend_from_slice(b"{\"s\":true}"),
+        Reply::Published(tally) => {
+            out.extend_from_slice(b"{\"s\":");
+            put_number(out, tally.delivered);
+            out.extend_from_slice(b",\"f\":");
+            put_number(out, tally.failed);
+            out.push(b'}');
+        }
+        Reply::Context(json) => {
+            out.extend_from_slice(b"{\"s\":true,\"context\":");
+            out.extend_from_slice(json.as_bytes());
+            out.push(b'}');
+        }
+        Reply::Info(info) => put_info(out, info),
+        Reply::Page(_, text) => put_string(out, text),
+    }
+}
+
+fn put_info(out: &mut Vec<u8>, info: &Info) {
+    out.extend_from_slice(b"{\"s\":true,\"node\":");
+    put_number(out, info.node.number().into());
+    out.extend_from_slice(b",\"remote\":");
+    put_string(out, &info.remote.to_string());
+    out.extend_from_slice(b",\"since\":");
+    put_number(out, info.since_ms);
+    out.extend_from_slice(b",\"channels\":[");
+    for (at, channel) in info.channels.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        put_string(out, channel);
+    }
+    out.extend_from_slice(b"],\"buffered\":");
+    put_number(out, info.buffered);
+    out.push(b'}');
+}
+
+/// Appends the frame of a `queue.pop` event; `put_data` appends the JSON value of its `d`.
+pub fn put_event(
+    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    (node, client, topic): (NodeId, ClientId, &str),
+    put_data: impl FnOnce(&mut Vec<u8>),
+) {
+    scratch.clear();
+    scratch.extend_from_slice(b"{\"e\":\"queue.pop\",\"p\":{\"n\":");
+    put_number(scratch, node.number().into());
+    scratch.extend_from_slice(b",\"c\":\"");
+    put_number(scratch, client.value());
+    scratch.extend_from_slice(b"\",\"t\":");
+    put_string(scratch, topic);
+    scratch.extend_from_slice(b",\"d\":");
+    put_data(scratch);
+    scratch.extend_from_slice(b"},\"id\":null}");
+    frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
+}
+
+/// Appends `d` of a message from a client: `{"frame":{…}}`, with its context beside it unless that
+/// is empty. Text must be valid UTF-8.
+pub fn put_message(out: &mut Vec<u8>, kind: Kind, data: &[u8], context: Option<&str>) {
+    let kind_name: &[u8] = match kind {
+        Kind::Text => b"{\"frame\":{\"type\":\"text\",\"data\":",
+        Kind::Binary => b"{\"frame\":{\"type\":\"binary\",\"data\":",
+    };
+    out.extend_from_slice(kind_name);
+    match std::str::from_utf8(data) {
+        Ok(text) if kind == Kind::Text => put_string(out, text),
+        _ => put_base64(out, data),
+    }
+    out.extend_from_slice(b",\"finish\":true}");
+    put_context(out, context);
+    out.push(b'}');
+}
+
+fn put_base64(out: &mut Vec<u8>, data: &[u8]) {
+    out.push(b'"');
+    let start = out.len();
+    // Four characters for every three bytes that were begun.
+    out.resize(start + data.len().div_ceil(3) * 4, 0);
+    let length = BASE64.encode_slice(data, &mut out[start..]).expect("the room was just made");
+    out.truncate(start + length);
+    out.push(b'"');
+}
+
+fn put_context(out: &mut Vec<u8>, context: Option<&str>) {
+    if let Some(context) = context {
+        out.extend_from_slice(b",\"context\":");
+        out.extend_from_slice(context.as_bytes());
+    }
+}
+
+/// Appends `d` of an `open` event.
+pub fn put_open<'a>(
+    out: &mut Vec<u8>,
+    path: &str,
+    query: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
+    headers: impl Iterator<Item = (String, Cow<'a, str>)>,
+    remote: SocketAddr,
+) {
+    out.extend_from_slice(b"{\"event\":\"open\",\"path\":");
+    put_string(out, path);
+    out.extend_from_slice(b",\"query\":");
+    put_object(out, query.map(|(name, value)| (name.into_owned(), value)));
+    out.extend_from_slice(b",\"headers\":");
+    put_object(out, headers);
+    out.extend_from_slice(b",\"remote\":");
+    put_string(out, &remote.to_string());
+    out.push(b'}');
+}
+
+/// An object of strings. Of names that repeat the values are joined with a comma, as HTTP joins
+/// header lines (RFC 9110, section 5.3).
+fn put_object<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = (String, Cow<'a, str>)>) {
+    let mut joined: Vec<(String, String)> = Vec::new();
+    let mut places = HashMap::new();
+    for (name, value) in fields {
+        match places.entry(name.clone()) {
+            Entry::Occupied(place) => {
+                let (_, known): &mut (_, String) = &mut joined[*place.get()];
+                known.push(',');
+                known.push_str(&value);
+            }
+            Entry::Vacant(place) => {
+                place.insert(joined.len());
+                joined.push((name, value.into_owned()));
+            }
+        }
+    }
+    out.push(b'{');
+    for (at, (name, value)) in joined.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        put_string(out, name);
+        out.push(b':');
+        put_string(out, value);
+    }
+    out.push(b'}');
+}
+
+/// Appends `d` of a `close` event.
+pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str, context: Option<&str>) {
+    out.extend_from_slice(b"{\"event\":\"close\",\"code\":");
+    put_number(out, code.into());
+    out.extend_from_slice(b",\"reason\":");
+    put_string(out, reason);
+    put_context(out, context);
+    out.push(b'}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::api::{Code, Tally};
+
+    fn written(put: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        put(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn answers_have_the_keys_and_the_order_of_the_protocol() {
+        let tally = Tally { delivered: 9, failed: 0 };
+        let published = Ok(Reply::Published(tally));
+        let fault = Err(Fault::new(Code::RepeatedConsumption, "\"again\""));
+        let cases = [
+            (Ok(Reply::Done), Some("12345"), r#"{"E":null,"r":{"s":true},"i":12345}"#),
+            (Ok(Reply::Done), None, r#"{"E":null,"r":{"s":true}}"#),
+            (published, Some("null"), r#"{"E":null,"r":{"s":9,"f":0},"i":null}"#),
+            (fault, Some("1"), r#"{"E":{"c":202,"m":"\"again\""},"i":1}"#),
+            (
+                Ok(Reply::Context("{\"a\":1}".into())),
+                None,
+                r#"{"E":null,"r":{"s":true,"context":{"a":1}}}"#,
+            ),
+        ];
+        for (answer, id, expected) in cases {
+            assert_eq!(written(|out| put_answer(out, &answer, id)), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_has_the_shape_of_the_protocol() {
+        let mut out = Vec::new();
+        let ids = (NodeId::new(1).unwrap(), ClientId::from_value(1463819408261513216), "topic1");
+        put_event(&mut out, &mut Vec::new(), ids, |out| {
+            put_message(out, Kind::Text, b"json \"str\"", None);
+        });
+        let json = std::str::from_utf8(&out[4..]).unwrap();
+        assert_eq!(
+            json,
+            r#"{"e":"queue.pop","p":{"n":1,"c":"1463819408261513216","t":"topic1","d":{"frame":{"type":"text","data":"json \"str\"","finish":true}}},"id":null}"#
+        );
+    }
+
+    #[test]
+    fn what_clients_do_is_told_with_its_circumstances() {
+        assert_eq!(
+            written(|out| put_message(out, Kind::Binary, &[0, 1, 2, 3], Some("{\"a\":1}"))),
+            r#"{"frame":{"type":"binary","data":"AAECAw==","finish":true},"context":{"a":1}}"#
+        );
+        let pair = |name: &'static str, value: &'static str| (Cow::from(name), Cow::from(value));
+        assert_eq!(
+            written(|out| put_open(
+                out,
+                "/ws",
+                [pair("channels", "a"), pair("channels", "b")].into_iter(),
+                [("host".to_owned(), Cow::from("h"))].into_iter(),
+                "127.0.0.1:5".parse().unwrap(),
+            )),
+            r#"{"event":"open","path":"/ws","query":{"channels":"a,b"},"headers":{"host":"h"},"remote":"127.0.0.1:5"}"#
+        );
+        assert_eq!(
+            written(|out| put_close(out, 1000, "bye", None)),
+            r#"{"event":"close","code":1000,"reason":"bye"}"#
+        );
+    }
+}
