@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{io, mem};
 
@@ -16,7 +16,7 @@ use socket2::Socket as ListeningSocket;
 
 use super::bus::Port;
 use super::ring::{Buffer, Completion, Ring, Sending};
-use super::start::{Summary, Watch};
+use super::watch::{Summary, Watch};
 use crate::message::ConnectionKey;
 use crate::shard::{Action, Batch, Listener, Now, Shard};
 
@@ -511,45 +511,4 @@ fn is_for_later(error: &io::Error) -> bool {
 fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
     let address = rustix::net::getpeername(fd).ok()??;
     address.try_into().ok()
-}
-
-/// How many clients the node holds, over all shards.
-#[derive(Debug)]
-pub(super) struct ClientCount {
-    open: AtomicUsize,
-    max: usize,
-}
-
-impl ClientCount {
-    pub(super) fn new(max: usize) -> Self {
-        Self { open: AtomicUsize::new(0), max }
-    }
-
-    pub(super) fn admit(&self) -> bool {
-        let is_admitted = self.open.fetch_add(1, Ordering::Relaxed) < self.max;
-        if !is_admitted {
-            self.open.fetch_sub(1, Ordering::Relaxed);
-        }
-        is_admitted
-    }
-
-    pub(super) fn forget(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Watch {
-    fn admit_client(&self) -> bool {
-        let is_admitted = self.clients.admit();
-        if !is_admitted {
-            self.clients_refused.fetch_add(1, Ordering::Relaxed);
-        }
-        is_admitted
-    }
-
-    fn forget_client(&self, is_client: bool) {
-        if is_client {
-            self.clients.forget();
-        }
-    }
 }

@@ -14,6 +14,8 @@ mod driver;
 mod listener;
 mod ring;
 mod start;
+mod watch;
 
 pub use listener::{Listening, bind};
-pub use start::{Shards, Summary, start};
+pub use start::{Shards, start};
+pub use watch::Summary;

@@ -1,52 +1,29 @@
 //! Starts the shards of a node, each on its core, and ends them.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::bus::{Control, bus};
-use super::driver::{ClientCount, Driver};
+use super::driver::Driver;
 use super::listener::Listening;
+use super::watch::{Summary, Watch};
 use crate::address::ShardId;
 use crate::message::Message;
-use crate::metrics::Counters;
 use crate::shard::settings::Settings;
 use crate::shard::{Listener, Shard};
 
 /// Memory that glommio locks per core for files: none are opened, so the least.
 const IO_MEMORY: usize = 64 * 1024;
 
-/// What the shards of a node share: counts, and the word to stop.
-#[derive(Debug)]
-pub(super) struct Watch {
-    pub(super) start: Instant,
-    /// Shards with work left while the node goes down.
-    pub(super) undrained: AtomicUsize,
-    pub(super) is_stopped: AtomicBool,
-    pub(super) clients: ClientCount,
-    pub(super) clients_refused: AtomicU64,
-    pub(super) accepts_rested: AtomicU64,
-}
-
 /// The running shards of a node.
 pub struct Shards {
     handles: Vec<ExecutorJoinHandle<io::Result<Summary>>>,
     control: Control,
     watch: Arc<Watch>,
-}
-
-/// What a node did, and what was left when it ended.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Summary {
-    /// What its shards counted.
-    pub counters: Counters,
-    /// Connections that were still open.
-    pub connections: usize,
-    /// Messages from clients that no back end had taken.
-    pub queued_messages: usize,
 }
 
 /// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
@@ -63,14 +40,7 @@ pub fn start(
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<Shards> {
     let (ports, control) = bus(cores.len())?;
-    let watch = Arc::new(Watch {
-        start: Instant::now(),
-        undrained: AtomicUsize::new(cores.len()),
-        is_stopped: AtomicBool::new(false),
-        clients: ClientCount::new(clients_max),
-        clients_refused: AtomicU64::new(0),
-        accepts_rested: AtomicU64::new(0),
-    });
+    let watch = Arc::new(Watch::new(cores.len(), clients_max));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
     for (listener, listening) in listeners {
         for (of_shard, socket) in sockets.iter_mut().zip(listening.sockets) {
