@@ -63,8 +63,8 @@ pub enum Command {
     /// Calls a function of a client's connection.
     Call(ClientId, Function),
     /// Makes the asking back end a consumer of a topic, which starts with
-    /// [`TopicMessage::Start`] and has at most so many bytes on their way.
-    Join(Arc<str>, usize),
+    /// [`TopicMessage::Start`].
+    Join(Arc<str>, Terms),
     /// Ends that.
     Leave(Arc<str>),
     /// Tells how things stand on the shard.
@@ -97,10 +97,35 @@ pub enum TopicMessage {
     Refused,
     /// Consumer to topic: the answer to its `queue.pop` is on its way, messages may follow.
     Start(BackendId),
-    /// Topic to consumer: the frame of one event.
-    Deliver(BackendId, Frame),
-    /// Consumer to topic: so many of the frames delivered to it were written to its socket.
+    /// Topic to consumer: one event.
+    Deliver(BackendId, Delivery),
+    /// Consumer to topic: so many of the events delivered to it were written to its socket.
     Written(BackendId, u32),
+    /// Consumer to topic: these events were acknowledged.
+    Settled(BackendId, Vec<u64>),
+}
+
+/// On what terms a back end consumes a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Bytes of events that may be on their way to it, plus one event.
+    pub window_bytes: usize,
+    /// If it acknowledges events: how many may be without an acknowledgement. If not, an event is
+    /// done with when it was written to the socket.
+    pub unsettled_max: Option<usize>,
+}
+
+/// An event on its way to a consumer.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Its number in the topic, by which it is settled.
+    pub number: u64,
+    /// Its consumer is to acknowledge it.
+    pub is_acknowledged: bool,
+    /// It was handed to another consumer before, which did not acknowledge it.
+    pub is_redelivered: bool,
+    /// Its frame.
+    pub frame: Frame,
 }
 
 /// Room in a topic that is set aside for one shard.

@@ -223,6 +223,16 @@ impl Frame {
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// What its first frame, the only one of a message, carries.
+    pub fn payload(&self) -> &[u8] {
+        let head = match self.0.get(1) {
+            Some(126) => 4,
+            Some(127) => 10,
+            _ => 2,
+        };
+        self.0.get(head..).unwrap_or_default()
+    }
 }
 
 #[cfg(test)]

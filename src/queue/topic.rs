@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, ShardId};
-use crate::message::{BackendId, Credit};
+use crate::message::{BackendId, Credit, Delivery, Terms};
 use crate::metrics::TopicReport;
 use crate::protocol::frame::Frame;
 
@@ -37,7 +37,7 @@ const DROPPED_AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub enum Effect {
     /// A message for a consumer.
-    Deliver(BackendId, Frame),
+    Deliver(BackendId, Delivery),
     /// Credit for a feeding shard.
     Grant(ShardId, Credit),
     /// A consumer takes nothing, and others would.
@@ -88,6 +88,7 @@ struct Lane {
 struct Item {
     number: u64,
     since_ms: u64,
+    is_redelivered: bool,
     frame: Frame,
 }
 
@@ -97,6 +98,8 @@ struct Consumer {
     state: State,
     window_messages: usize,
     window_bytes: usize,
+    // It acknowledges what it is handed; otherwise that it was written is enough.
+    acknowledges: bool,
     // In the order they were handed out.
     handed: VecDeque<(ClientId, Item)>,
     handed_bytes: usize,
@@ -199,7 +202,8 @@ impl Topic {
     pub fn push(&mut self, now_ms: u64, from: ShardId, client: ClientId, frame: Frame) {
         self.take_credit(from, frame.bytes().len());
         self.top_up(from);
-        let item = Item { number: self.next_number, since_ms: now_ms, frame };
+        let item =
+            Item { number: self.next_number, since_ms: now_ms, is_redelivered: false, frame };
         self.next_number += 1;
         let owner = self.owner_of(client);
         let lane = self.lanes.entry(client).or_default();
@@ -215,38 +219,26 @@ impl Topic {
         }
     }
 
-    /// Makes a back end a consumer, which is handed at most `window_bytes` (plus one message) that it
-    /// has not written. It gets nothing before [`Self::start`].
+    /// Makes a back end a consumer on these terms. It gets nothing before [`Self::start`].
     ///
     /// # Errors
     /// It is one already, or there are too many.
-    pub fn join(
-        &mut self,
-        now_ms: u64,
-        id: BackendId,
-        window_bytes: usize,
-    ) -> Result<(), JoinError> {
-        if let Some(at) = self.position(id) {
-            if self.consumers[at].state != State::Leaving {
-                return Err(JoinError::Repeated);
+    pub fn join(&mut self, now_ms: u64, id: BackendId, terms: Terms) -> Result<(), JoinError> {
+        let at = match self.position(id) {
+            // What it has still to write from before stays with it, ahead of what comes.
+            Some(at) if self.consumers[at].state == State::Leaving => at,
+            Some(_) => return Err(JoinError::Repeated),
+            None if self.consumers.len() == CONSUMERS_MAX => return Err(JoinError::TooMany),
+            None => {
+                self.consumers.push(Consumer::new(id, now_ms));
+                self.consumers.len() - 1
             }
-            self.consumers[at].state = State::Joining;
-            self.consumers[at].window_bytes = window_bytes;
-            return Ok(());
-        }
-        if self.consumers.len() == CONSUMERS_MAX {
-            return Err(JoinError::TooMany);
-        }
-        self.consumers.push(Consumer {
-            id,
-            state: State::Joining,
-            window_messages: self.window_messages,
-            window_bytes,
-            handed: VecDeque::new(),
-            handed_bytes: 0,
-            waiting: BTreeMap::new(),
-            progress_ms: now_ms,
-        });
+        };
+        let consumer = &mut self.consumers[at];
+        consumer.state = State::Joining;
+        consumer.window_bytes = terms.window_bytes;
+        consumer.window_messages = terms.unsettled_max.unwrap_or(self.window_messages);
+        consumer.acknowledges = terms.unsettled_max.is_some();
         Ok(())
     }
 
@@ -261,11 +253,15 @@ impl Topic {
     }
 
     /// The consumer wants no more; false if it was none. What it was handed and has not written
-    /// stays with it: its connection lives.
+    /// stays with it: its connection lives. What it has not acknowledged goes to others.
     pub fn leave(&mut self, now_ms: u64, id: BackendId) -> bool {
         let Some(at) = self.position(id) else { return false };
         if self.consumers[at].state == State::Leaving {
             return false;
+        }
+        if self.consumers[at].acknowledges {
+            self.gone(now_ms, id);
+            return true;
         }
         self.consumers[at].state = State::Leaving;
         self.assign_again(now_ms);
@@ -278,7 +274,8 @@ impl Topic {
     pub fn gone(&mut self, now_ms: u64, id: BackendId) {
         let Some(at) = self.position(id) else { return };
         let consumer = self.consumers.swap_remove(at);
-        for (client, item) in consumer.handed.into_iter().rev() {
+        for (client, mut item) in consumer.handed.into_iter().rev() {
+            item.is_redelivered |= consumer.acknowledges;
             let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
             lane.unwritten -= 1;
             lane.waiting.push_front(item);
@@ -298,15 +295,40 @@ impl Topic {
     /// The consumer has written the first `count` of what it was handed.
     pub fn written(&mut self, now_ms: u64, id: BackendId, count: u32) {
         let Some(at) = self.position(id) else { return };
+        let count = self.consumers[at].handed.len().min(count as usize);
         for _ in 0..count {
-            let consumer = &mut self.consumers[at];
-            let Some((client, item)) = consumer.handed.pop_front() else { break };
-            let bytes = item.frame.bytes().len();
-            consumer.handed_bytes -= bytes;
-            self.release(bytes);
-            self.settle(now_ms, client);
+            self.finish(now_ms, at, 0);
         }
+        self.progress(now_ms, at);
+    }
+
+    /// The consumer has acknowledged these messages. Those that it was not handed, or not any more,
+    /// are passed over.
+    pub fn settled(&mut self, now_ms: u64, id: BackendId, numbers: &[u64]) {
+        let Some(at) = self.position(id) else { return };
+        for &number in numbers {
+            let handed = &self.consumers[at].handed;
+            if let Some(place) = handed.iter().position(|(_, item)| item.number == number) {
+                self.finish(now_ms, at, place);
+            }
+        }
+        self.progress(now_ms, at);
+    }
+
+    /// A consumer is done with one message that it was handed.
+    fn finish(&mut self, now_ms: u64, at: usize, place: usize) {
         let consumer = &mut self.consumers[at];
+        let (client, item) = consumer.handed.remove(place).expect("the place was looked up");
+        let bytes = item.frame.bytes().len();
+        consumer.handed_bytes -= bytes;
+        self.release(bytes);
+        self.settle(now_ms, client);
+    }
+
+    /// A consumer has taken something: it may have more, and feeders may have its room.
+    fn progress(&mut self, now_ms: u64, at: usize) {
+        let consumer = &mut self.consumers[at];
+        let id = consumer.id;
         consumer.progress_ms = now_ms;
         if consumer.state == State::Stalled {
             consumer.state = State::Active;
@@ -344,7 +366,10 @@ impl Topic {
                     consumer.state = State::Stalled;
                     found = true;
                 }
-                State::Stalled if has_others && idle_ms >= EXPELLED_MS => {
+                // One that acknowledges may be at work on what it has.
+                State::Stalled
+                    if has_others && !consumer.acknowledges && idle_ms >= EXPELLED_MS =>
+                {
                     self.effects.push_back(Effect::Expel(consumer.id));
                 }
                 _ => {}
@@ -436,7 +461,14 @@ impl Topic {
             if let Some(next) = lane.waiting.front() {
                 consumer.waiting.insert(next.number, client);
             }
-            self.effects.push_back(Effect::Deliver(id, item.frame.clone()));
+            let Item { number, is_redelivered, ref frame, .. } = item;
+            let delivery = Delivery {
+                number,
+                is_acknowledged: consumer.acknowledges,
+                is_redelivered,
+                frame: frame.clone(),
+            };
+            self.effects.push_back(Effect::Deliver(id, delivery));
             consumer.handed_bytes += item.frame.bytes().len();
             consumer.handed.push_back((client, item));
         }
@@ -612,6 +644,20 @@ fn weight(client: ClientId, consumer: BackendId) -> u64 {
 }
 
 impl Consumer {
+    fn new(id: BackendId, now_ms: u64) -> Self {
+        Self {
+            id,
+            state: State::Joining,
+            window_messages: 0,
+            window_bytes: 0,
+            acknowledges: false,
+            handed: VecDeque::new(),
+            handed_bytes: 0,
+            waiting: BTreeMap::new(),
+            progress_ms: now_ms,
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.state == State::Active
             && self.handed.len() < self.window_messages
@@ -624,6 +670,8 @@ mod tests {
     use super::*;
 
     const FEEDER: ShardId = ShardId(0);
+    const PLAIN: Terms = Terms { window_bytes: 1 << 16, unsettled_max: None };
+    const ACKNOWLEDGED: Terms = Terms { window_bytes: 1 << 16, unsettled_max: Some(2) };
 
     fn topic(messages: usize, when_full: WhenFull) -> Topic {
         Topic::new(Bounds { messages, bytes: 1 << 20 }, when_full, 1)
@@ -646,8 +694,8 @@ mod tests {
     fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
         let mut out = Vec::new();
         while let Some(effect) = topic.poll_effect() {
-            if let Effect::Deliver(to, frame) = effect {
-                out.push((to.connection.index, number(&frame)));
+            if let Effect::Deliver(to, delivery) = effect {
+                out.push((to.connection.index, number(&delivery.frame)));
             }
         }
         out
@@ -677,11 +725,86 @@ mod tests {
         for message in 0..100 {
             push(&mut topic, message % 3, message);
         }
-        topic.join(0, consumer(1), 1 << 16).unwrap();
+        topic.join(0, consumer(1), PLAIN).unwrap();
         topic.start(0, consumer(1));
         assert_eq!(delivered(&mut topic), [(1, 96), (1, 97)]);
         topic.written(0, consumer(1), 2);
         assert_eq!(delivered(&mut topic), [(1, 98), (1, 99)]);
         assert_eq!((topic.take_dropped(), topic.take_dropped()), (96, 0));
+    }
+
+    fn joined(topic: &mut Topic, index: u32, terms: Terms) {
+        topic.join(0, consumer(index), terms).unwrap();
+        topic.start(0, consumer(index));
+    }
+
+    #[test]
+    fn no_more_than_the_window_is_without_an_acknowledgement() {
+        let mut topic = topic(100, WhenFull::Hold);
+        joined(&mut topic, 1, ACKNOWLEDGED);
+        (0..5).for_each(|message| push(&mut topic, message, message));
+        assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
+        topic.settled(0, consumer(1), &[1]);
+        assert_eq!(delivered(&mut topic), [(1, 2)]);
+        topic.settled(0, consumer(1), &[1, 77]);
+        assert_eq!(delivered(&mut topic), []);
+        topic.settled(0, consumer(1), &[0, 2]);
+        assert_eq!(delivered(&mut topic), [(1, 3), (1, 4)]);
+        topic.settled(0, consumer(1), &[3, 4]);
+        assert_eq!(topic.messages(), 0);
+    }
+
+    #[test]
+    fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
+        let leaves = |topic: &mut Topic, now_ms, id| assert!(topic.leave(now_ms, id));
+        for goes in [Topic::gone, leaves] {
+            let mut topic = topic(100, WhenFull::Hold);
+            joined(&mut topic, 1, ACKNOWLEDGED);
+            (0..3).for_each(|message| push(&mut topic, 7, message));
+            topic.settled(0, consumer(1), &[0]);
+            delivered(&mut topic);
+            joined(&mut topic, 2, ACKNOWLEDGED);
+            goes(&mut topic, 0, consumer(1));
+            let mut marks = Vec::new();
+            while let Some(effect) = topic.poll_effect() {
+                if let Effect::Deliver(to, Delivery { number, is_redelivered, .. }) = effect {
+                    marks.push((to.connection.index, number, is_redelivered));
+                }
+            }
+            assert_eq!(marks, [(2, 1, true), (2, 2, true)]);
+        }
+    }
+
+    #[test]
+    fn a_clients_messages_stay_in_order_when_their_consumer_dies() {
+        let mut topic = topic(100, WhenFull::Hold);
+        joined(&mut topic, 1, PLAIN);
+        (0..4).for_each(|message| push(&mut topic, message % 2, message));
+        topic.written(0, consumer(1), 1);
+        delivered(&mut topic);
+        topic.gone(0, consumer(1));
+        push(&mut topic, 0, 4);
+        joined(&mut topic, 2, PLAIN);
+        assert_eq!(delivered(&mut topic), [(2, 1), (2, 2), (2, 3), (2, 4)]);
+    }
+
+    #[test]
+    fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
+        let mut topic = topic(4000, WhenFull::Hold);
+        joined(&mut topic, 1, PLAIN);
+        joined(&mut topic, 2, PLAIN);
+        for message in 0..3000 {
+            push(&mut topic, message, message);
+        }
+        let second: Vec<_> = delivered(&mut topic).into_iter().filter(|(to, _)| *to == 2).collect();
+        topic.written(500, consumer(2), second.len() as u32);
+        let before = topic.messages();
+        topic.handle_timeout(1100);
+        let taken = delivered(&mut topic);
+        assert!(!taken.is_empty() && taken.iter().all(|(to, _)| *to == 2), "{before}");
+        topic.handle_timeout(EXPELLED_MS);
+        let expelled = std::iter::from_fn(|| topic.poll_effect())
+            .any(|effect| matches!(effect, Effect::Expel(id) if id == consumer(1)));
+        assert!(expelled);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Shard;
+use super::acknowledge::Unsettled;
 use super::channels::Subscription;
 use super::connection::{Connection, Pause, Phase};
 use super::fanout::Walk;
@@ -11,9 +12,11 @@ use super::replies::{HttpShape, Shape};
 use super::settings::home_of;
 use super::timers::Timer;
 use crate::address::{ClientId, ShardId};
-use crate::message::{Answer, BackendId, Command, ConnectionKey, Message, Ticket, TopicMessage};
+use crate::message::{
+    Answer, BackendId, Command, ConnectionKey, Message, Terms, Ticket, TopicMessage,
+};
 use crate::metrics::Report;
-use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Tally};
+use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Settling, Tally};
 use crate::protocol::frame::{self, Frame, Opcode};
 
 /// What carrying out a command came to.
@@ -39,7 +42,10 @@ impl Shard {
             Ok(Call::Call(client, function)) => {
                 return self.call_function(key, shape, client, function);
             }
-            Ok(Call::Pop(topics)) => return self.call_pop(key, shape, &topics),
+            Ok(Call::Pop(topics, settling)) => {
+                return self.call_pop(key, shape, &topics, settling);
+            }
+            Ok(Call::Ack(tags)) => return self.call_ack(key, &shape, tags),
             Ok(Call::Unpop) => return self.call_unpop(key, shape),
         };
         self.reply(key, &shape, &answered);
@@ -114,7 +120,7 @@ impl Shard {
         }
     }
 
-    fn call_pop(&mut self, key: ConnectionKey, shape: Shape, topics: &[&str]) {
+    fn call_pop(&mut self, key: ConnectionKey, shape: Shape, topics: &[&str], settling: Settling) {
         let fault = match self.connections.get(key).and_then(Connection::backend) {
             None => Some(Fault::new(Code::ConsumptionFailed, "only over WebSocket")),
             Some(backend) if !backend.topics.is_empty() => {
@@ -124,7 +130,11 @@ impl Shard {
                 backend.topics = topics.iter().map(|&topic| Arc::from(topic)).collect();
                 backend.has_consumed = true;
                 backend.pops += 1;
-                return self.ask_to_consume(key, shape);
+                backend.unsettled = match settling {
+                    Settling::Acknowledged(window) => Some(Unsettled::new(window)),
+                    Settling::Written => None,
+                };
+                return self.ask_to_consume(key, shape, settling);
             }
         };
         if let Some(fault) = fault {
@@ -132,18 +142,26 @@ impl Shard {
         }
     }
 
-    fn ask_to_consume(&mut self, key: ConnectionKey, shape: Shape) {
+    fn ask_to_consume(&mut self, key: ConnectionKey, shape: Shape, settling: Settling) {
         let Some(backend) = self.connections.get(key).and_then(Connection::backend) else { return };
         let (pop, topics) = (backend.pops, backend.topics.clone());
         // What it may have on its way is for all of its topics together.
         let window_bytes = self.settings.limits.outbound_bytes / 2 / topics.len();
-        let join = |topic| Command::Join(topic, window_bytes);
+        let unsettled_max = match settling {
+            Settling::Acknowledged(window) => Some(window),
+            Settling::Written => None,
+        };
+        let join = |topic| Command::Join(topic, Terms { window_bytes, unsettled_max });
         self.ask_homes(key, shape, Kind::Pop(pop), &topics, join);
     }
 
     fn call_unpop(&mut self, key: ConnectionKey, shape: Shape) {
         let topics = match self.connections.get(key).and_then(Connection::backend) {
-            Some(backend) => std::mem::take(&mut backend.topics),
+            Some(backend) => {
+                // What it has not acknowledged goes to others.
+                backend.unsettled = None;
+                std::mem::take(&mut backend.topics)
+            }
             None => Vec::new(),
         };
         if topics.is_empty() {
@@ -231,7 +249,7 @@ impl Shard {
                 connection.outbound.push_with(|out| out.extend_from_slice(frame.bytes()));
             }),
             Command::Call(client, function) => self.execute(client, function),
-            Command::Join(topic, window_bytes) => self.join(&topic, from, window_bytes),
+            Command::Join(topic, terms) => self.join(&topic, from, terms),
             Command::Leave(topic) => self.leave(&topic, from),
             Command::Report => return Outcome::Done(Answer::Report(Box::new(self.report()))),
         }))
@@ -299,7 +317,11 @@ impl Shard {
     /// end has given it up meanwhile.
     pub(super) fn start_consuming(&mut self, key: ConnectionKey, pop: u64) {
         let from = self.backend_id(key);
-        for topic in self.topics_of(key, pop) {
+        let topics = self.topics_of(key, pop);
+        if !topics.is_empty() {
+            self.start_tagging(key);
+        }
+        for topic in topics {
             self.tell_home(&topic, TopicMessage::Start(from));
         }
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::acknowledge::Unsettled;
 use super::channels::Subscription;
 use super::context::Context;
 use super::outbound::Outbound;
@@ -204,6 +205,8 @@ pub struct Backend {
     pub pops: u64,
     /// The close frame that it sent while it still waited for answers.
     pub close: Option<Closed>,
+    /// The events that it is to acknowledge, if it consumes so.
+    pub unsettled: Option<Unsettled>,
     /// It consumed at some time: topics may wait to hear what it wrote.
     pub has_consumed: bool,
     /// Bytes written to it so far.

@@ -5,9 +5,11 @@
 //! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
-//! - `topics.rs`: feeds topics, is home to some, passes on what consumers get.
+//! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
+//!   consumers that acknowledge.
 //! - `lifecycle.rs`: how connections begin and end. `timers.rs`: what happens later.
 
+mod acknowledge;
 mod backend;
 mod channels;
 mod commands;

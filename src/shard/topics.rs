@@ -9,7 +9,7 @@ use super::Shard;
 use super::connection::{Client, Pause, Stage};
 use super::settings::{Settings, home_of};
 use crate::address::{ClientId, ShardId};
-use crate::message::{BackendId, ConnectionKey, Message, TopicMessage};
+use crate::message::{BackendId, ConnectionKey, Delivery, Message, Terms, TopicMessage};
 use crate::metrics::TopicReport;
 use crate::protocol::api::{self, Code, Fault, Reply};
 use crate::protocol::close::{self, Reason};
@@ -155,12 +155,13 @@ impl Shard {
                 }
             }
             TopicMessage::Refused => self.close_waiting(&topic),
-            TopicMessage::Deliver(to, frame) => self.deliver(to.connection, topic, frame),
+            TopicMessage::Deliver(to, delivery) => self.deliver(to.connection, topic, delivery),
             TopicMessage::Expel(backend) => self.close_slow(backend.connection),
             TopicMessage::Push(..)
             | TopicMessage::WantCredit(..)
             | TopicMessage::Start(_)
-            | TopicMessage::Written(..) => self.handle_as_home(from, &topic, message),
+            | TopicMessage::Written(..)
+            | TopicMessage::Settled(..) => self.handle_as_home(from, &topic, message),
         }
     }
 
@@ -172,6 +173,7 @@ impl Shard {
             TopicMessage::WantCredit(bytes) => home.want_credit(from, bytes),
             TopicMessage::Start(backend) => home.start(now_ms, backend),
             TopicMessage::Written(backend, count) => home.written(now_ms, backend, count),
+            TopicMessage::Settled(backend, numbers) => home.settled(now_ms, backend, &numbers),
             _ => {}
         }
         self.counters.dropped += home.take_dropped();
@@ -183,11 +185,11 @@ impl Shard {
     fn carry_out_effects(&mut self, topic: &Arc<str>) {
         while let Some(effect) = self.topics.homes.get_mut(topic).and_then(Topic::poll_effect) {
             match effect {
-                Effect::Deliver(to, frame) if to.shard == self.id => {
-                    self.deliver(to.connection, topic.clone(), frame);
+                Effect::Deliver(to, delivery) if to.shard == self.id => {
+                    self.deliver(to.connection, topic.clone(), delivery);
                 }
-                Effect::Deliver(to, frame) => {
-                    self.tell(to.shard, topic, TopicMessage::Deliver(to, frame));
+                Effect::Deliver(to, delivery) => {
+                    self.tell(to.shard, topic, TopicMessage::Deliver(to, delivery));
                 }
                 Effect::Grant(shard, credit) if shard == self.id => {
                     let feeder = self.topics.feeders.get_mut(topic);
@@ -250,11 +252,14 @@ impl Shard {
     }
 
     /// An event for one of our back ends. If its connection is gone its homes know, or will.
-    fn deliver(&mut self, key: ConnectionKey, topic: Arc<str>, frame: Frame) {
+    fn deliver(&mut self, key: ConnectionKey, topic: Arc<str>, delivery: Delivery) {
+        if delivery.is_acknowledged {
+            return self.deliver_tagged(key, topic, delivery);
+        }
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Backend(backend) = &mut connection.stage else { return };
         connection.outbound.prepare(&mut self.batches);
-        connection.outbound.push_shared(Rc::new(frame));
+        connection.outbound.push_shared(Rc::new(delivery.frame));
         self.counters.events += 1;
         let end = backend.written + connection.outbound.buffered() as u64;
         backend.deliveries.push_back((end, topic));
@@ -285,7 +290,7 @@ impl Shard {
         &mut self,
         topic: &Arc<str>,
         backend: BackendId,
-        window_bytes: usize,
+        terms: Terms,
     ) -> Result<Reply, Fault> {
         if !self.topics.homes.contains_key(topic) {
             // The bound is the node's; each shard is home to its part of it.
@@ -297,7 +302,7 @@ impl Shard {
         }
         let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
         self.topics.next_look_ms.get_or_insert(self.now.ms + LOOK_MS);
-        match home.join(self.now.ms, backend, window_bytes) {
+        match home.join(self.now.ms, backend, terms) {
             Ok(()) => Ok(Reply::Done),
             Err(JoinError::Repeated) => {
                 Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))

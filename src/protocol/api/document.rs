@@ -53,6 +53,13 @@ impl<'t, 'a> Value<'t, 'a> {
         }
     }
 
+    pub fn flag(self) -> Option<bool> {
+        match self.0[0] {
+            Node::Static(StaticNode::Bool(flag)) => Some(flag),
+            _ => None,
+        }
+    }
+
     pub fn is_object(self) -> bool {
         matches!(self.0[0], Node::Object { .. })
     }

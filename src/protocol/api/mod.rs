@@ -14,7 +14,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 pub use read::{Method, Parser};
-pub use write::{put_answer, put_close, put_event, put_message, put_open};
+pub use write::{put_answer, put_close, put_event, put_message, put_open, put_tagged};
 
 use super::frame::Kind;
 use crate::address::{ClientId, NodeId};
@@ -123,10 +123,36 @@ pub enum Call<'a> {
     /// `conn.call`
     Call(ClientId, Function),
     /// `queue.pop`
-    Pop(Vec<&'a str>),
+    Pop(Vec<&'a str>, Settling),
     /// `queue.unpop`
     Unpop,
+    /// `queue.ack`
+    Ack(Tags),
 }
+
+/// When an event is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settling {
+    /// When it was written to the consumer's socket.
+    Written,
+    /// When the consumer acknowledged it; so many may be without that.
+    Acknowledged(usize),
+}
+
+/// Which events `queue.ack` settles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tags {
+    /// The one with this tag.
+    One(u64),
+    /// All up to this tag.
+    UpTo(u64),
+}
+
+/// The most events that a consumer may have without an acknowledgement.
+pub const UNSETTLED_MAX: usize = 1024;
+
+/// How many it may have unless it says.
+const UNSETTLED_DEFAULT: usize = 64;
 
 /// The message that a client is to get.
 #[derive(Debug, PartialEq)]

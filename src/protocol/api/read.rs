@@ -9,7 +9,7 @@ use simd_json::{Buffers, Node, StaticNode};
 use super::document::{Document, Value};
 use super::{
     BASE64, CONTEXT_KEYS_MAX, Call, Content, ContextEntry, Fault, Function, NAME_BYTES_MAX,
-    Request, TOPICS_PER_POP_MAX,
+    Request, Settling, TOPICS_PER_POP_MAX, Tags, UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
 use crate::protocol::close;
@@ -81,6 +81,8 @@ pub enum Method {
     Pop,
     /// `queue.unpop`
     Unpop,
+    /// `queue.ack`
+    Ack,
 }
 
 impl Method {
@@ -91,6 +93,7 @@ impl Method {
             "conn.call" => Self::Call,
             "queue.pop" => Self::Pop,
             "queue.unpop" => Self::Unpop,
+            "queue.ack" => Self::Ack,
             _ => return None,
         })
     }
@@ -134,7 +137,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<Method, Fault> {
     Method::from_name(name).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop",
+             queue.unpop, queue.ack",
             quoted(name)
         ))
     })
@@ -157,7 +160,7 @@ fn read_params<'a>(
     if method == Method::Pop
         && let Some(topics) = bare_topics(given)
     {
-        return topics.map(Call::Pop);
+        return topics.map(|topics| Call::Pop(topics, Settling::Written));
     }
     let params = object_of(given)?;
     Ok(match method {
@@ -166,7 +169,10 @@ fn read_params<'a>(
             Call::Publish(read_name("c", required(params, "c")?)?, read_content(params)?)
         }
         Method::Call => Call::Call(read_client(params)?, read_function(params, document)?),
-        Method::Pop => Call::Pop(read_topics(params.and_then(|p| p.field("t")))?),
+        Method::Pop => {
+            Call::Pop(read_topics(params.and_then(|p| p.field("t")))?, read_settling(params)?)
+        }
+        Method::Ack => Call::Ack(read_tags(params)?),
         Method::Unpop => Call::Unpop,
     })
 }
@@ -207,6 +213,32 @@ fn read_topics<'a>(topics: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault>
         names.push(name);
     }
     if names.is_empty() { Err(wrong()) } else { Ok(names) }
+}
+
+fn read_settling(params: Option<Value<'_, '_>>) -> Result<Settling, Fault> {
+    let field = |name| params.and_then(|params| params.field(name));
+    if !read_flag("a", field("a"))? {
+        return Ok(Settling::Written);
+    }
+    let window = field("w").map_or(Some(UNSETTLED_DEFAULT as u64), Value::unsigned);
+    match window.map(|window| window as usize) {
+        Some(window) if (1..=UNSETTLED_MAX).contains(&window) => Ok(Settling::Acknowledged(window)),
+        _ => Err(Fault::invalid(format!("w: expected an integer from 1 to {UNSETTLED_MAX}"))),
+    }
+}
+
+fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
+    let tag = required(params, "g")?
+        .unsigned()
+        .ok_or_else(|| Fault::invalid("g: expected the tag of an event, an integer"))?;
+    let up_to = read_flag("u", params.and_then(|params| params.field("u")))?;
+    Ok(if up_to { Tags::UpTo(tag) } else { Tags::One(tag) })
+}
+
+fn read_flag(name: &'static str, value: Option<Value<'_, '_>>) -> Result<bool, Fault> {
+    value
+        .map_or(Some(false), Value::flag)
+        .ok_or_else(|| Fault::invalid(format!("{name}: expected true or false")))
 }
 
 fn required<'t, 'a>(
@@ -409,7 +441,7 @@ mod tests {
             let mut good = good.into_bytes();
             let request = parser.request(&mut good);
             assert_eq!(request.id, round.to_string());
-            assert_eq!(request.call, Ok(Call::Pop(vec![&format!("t{round}")])));
+            assert_eq!(request.call, Ok(Call::Pop(vec![&format!("t{round}")], Settling::Written)));
         }
     }
 
@@ -428,9 +460,16 @@ mod tests {
                 r#"{"m":"mesh.publish","p":[{"c":"a","d":"\u00e9","c":"b"}]}"#,
                 "Publish(\"b\", Content { kind: Text, bytes: [195, 169] })",
             ),
-            (r#"{"m":"queue.pop","p":{"t":["a","b","a"]}}"#, r#"Pop(["a", "b"])"#),
-            (r#"{"m":"queue.pop","p":["a"]}"#, r#"Pop(["a"])"#),
-            (r#"{"m":"queue.pop","p":[{"t":["a"]}]}"#, r#"Pop(["a"])"#),
+            (r#"{"m":"queue.pop","p":{"t":["a","b","a"]}}"#, r#"Pop(["a", "b"], Written)"#),
+            (
+                r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":7}}"#,
+                r#"Pop(["a"], Acknowledged(7))"#,
+            ),
+            (r#"{"m":"queue.pop","p":{"t":["a"],"a":true}}"#, r#"Pop(["a"], Acknowledged(64))"#),
+            (r#"{"m":"queue.ack","p":{"g":9}}"#, "Ack(One(9))"),
+            (r#"{"m":"queue.ack","p":{"g":9,"u":true}}"#, "Ack(UpTo(9))"),
+            (r#"{"m":"queue.pop","p":["a"]}"#, r#"Pop(["a"], Written)"#),
+            (r#"{"m":"queue.pop","p":[{"t":["a"]}]}"#, r#"Pop(["a"], Written)"#),
             (r#"{"m":"queue.unpop","p":[]}"#, "Unpop"),
         ];
         for (text, call) in cases {
@@ -508,6 +547,10 @@ mod tests {
             (r#"{"m":"queue.pop","p":{"t":[]}}"#, "t: expected an array"),
             (r#"{"m":"queue.pop","p":{"t":"a"}}"#, "t: expected an array"),
             (r#"{"m":"queue.pop","p":{"t":["a",1]}}"#, "t: expected a string"),
+            (r#"{"m":"queue.pop","p":{"t":["a"],"a":1}}"#, "a: expected true or false"),
+            (r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":0}}"#, "w: expected an integer"),
+            (r#"{"m":"queue.ack","p":{}}"#, "g: missing"),
+            (r#"{"m":"queue.ack","p":{"g":"1"}}"#, "g: expected the tag"),
             (r#"{"m":"conn.call","p":{"c":1}}"#, "f: missing"),
             (r#"{"m":"conn.call","p":{"c":1,"f":"x"}}"#, "f: unknown function \"x\""),
             (r#"{"m":"conn.call","p":{"c":1,"f":"subscribe"}}"#, "a: expected one or more"),

@@ -9,7 +9,7 @@ use hashbrown::hash_map::Entry;
 
 use super::{BASE64, Fault, Info, Reply};
 use crate::address::{ClientId, NodeId};
-use crate::protocol::frame::{self, Kind, Opcode};
+use crate::protocol::frame::{self, Frame, Kind, Opcode};
 use crate::protocol::json::{put_number, put_string};
 
 /// Appends the answer to a call. `id` is the JSON text of the request's `i`; HTTP has none.
@@ -89,7 +89,30 @@ pub fn put_event(
     put_string(scratch, topic);
     scratch.extend_from_slice(b",\"d\":");
     put_data(scratch);
-    scratch.extend_from_slice(b"},\"id\":null}");
+    scratch.extend_from_slice(EVENT_END);
+    frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
+}
+
+/// Every event ends so; what a consumer that acknowledges is told goes before it.
+const EVENT_END: &[u8] = b"},\"id\":null}";
+
+/// Appends the frame of an event once more, with the tag by which a consumer acknowledges it.
+pub fn put_tagged(
+    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    event: &Frame,
+    tag: u64,
+    is_redelivered: bool,
+) {
+    let json = event.payload();
+    scratch.clear();
+    scratch.extend_from_slice(json.strip_suffix(EVENT_END).unwrap_or(json));
+    scratch.extend_from_slice(b",\"g\":");
+    put_number(scratch, tag);
+    if is_redelivered {
+        scratch.extend_from_slice(b",\"redelivered\":true");
+    }
+    scratch.extend_from_slice(EVENT_END);
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
 
@@ -230,6 +253,25 @@ mod tests {
             json,
             r#"{"e":"queue.pop","p":{"n":1,"c":"1463819408261513216","t":"topic1","d":{"frame":{"type":"text","data":"json \"str\"","finish":true}}},"id":null}"#
         );
+    }
+
+    #[test]
+    fn an_event_that_is_to_be_acknowledged_carries_its_tag() {
+        let mut event = Vec::new();
+        let ids = (NodeId::new(1).unwrap(), ClientId::from_value(5), "t");
+        let long = "x".repeat(200);
+        for data in ["x", &long] {
+            event.clear();
+            put_event(&mut event, &mut Vec::new(), ids, |out| {
+                put_message(out, Kind::Text, data.as_bytes(), None);
+            });
+            let event = Frame::from_encoded(&event);
+            let mut out = Vec::new();
+            put_tagged(&mut out, &mut Vec::new(), &event, 17, true);
+            let tagged = Frame::from_encoded(&out);
+            let json = String::from_utf8_lossy(tagged.payload());
+            assert!(json.ends_with(r#""finish":true}},"g":17,"redelivered":true},"id":null}"#));
+        }
     }
 
     #[test]

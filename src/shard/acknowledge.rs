@@ -1,0 +1,187 @@
+//! Consumers that acknowledge: each event carries a tag, a bounded number is without an
+//! acknowledgement, and what is left unsettled goes to others.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Shard;
+use super::connection::Connection;
+use super::replies::Shape;
+use crate::message::{ConnectionKey, Delivery, TopicMessage};
+use crate::protocol::api::{self, Code, Fault, Reply, Tags};
+
+/// The events of one consumer that acknowledges.
+#[derive(Debug)]
+pub struct Unsettled {
+    // How many may be with it.
+    window: usize,
+    is_started: bool,
+    next_tag: u64,
+    // With it, in the order of their tags: at most `window`.
+    tagged: VecDeque<Tagged>,
+    // Given to this shard beyond the window: each topic gives up to a window of its own.
+    waiting: VecDeque<(Arc<str>, Delivery)>,
+}
+
+#[derive(Debug)]
+struct Tagged {
+    tag: u64,
+    topic: Arc<str>,
+    // Its number in the topic.
+    number: u64,
+}
+
+impl Unsettled {
+    /// None yet, and at most `window` at a time.
+    pub fn new(window: usize) -> Self {
+        Self {
+            window,
+            is_started: false,
+            next_tag: 1,
+            tagged: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Takes an event that may not go yet.
+    fn wait(&mut self, topic: Arc<str>, delivery: Delivery) {
+        self.waiting.push_back((topic, delivery));
+    }
+
+    /// The next event that may go, with its tag.
+    fn poll_next(&mut self) -> Option<(u64, Delivery)> {
+        if self.tagged.len() >= self.window {
+            return None;
+        }
+        let (topic, delivery) = self.waiting.pop_front()?;
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.tagged.push_back(Tagged { tag, topic, number: delivery.number });
+        Some((tag, delivery))
+    }
+
+    /// Takes out what is acknowledged.
+    fn settle(&mut self, tags: Tags) -> Vec<Tagged> {
+        match tags {
+            Tags::One(tag) => {
+                let place = self.tagged.binary_search_by_key(&tag, |tagged| tagged.tag);
+                place.ok().and_then(|place| self.tagged.remove(place)).into_iter().collect()
+            }
+            Tags::UpTo(tag) => {
+                let count = self.tagged.partition_point(|tagged| tagged.tag <= tag);
+                self.tagged.drain(..count).collect()
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// The answer to `queue.pop` is on its way: events may follow.
+    pub(super) fn start_tagging(&mut self, key: ConnectionKey) {
+        if let Some(unsettled) = self.unsettled(key) {
+            unsettled.is_started = true;
+        }
+    }
+
+    /// An event for a back end that acknowledges: it goes when there is room in its window. One that
+    /// comes when it has stopped to consume has gone to others.
+    pub(super) fn deliver_tagged(
+        &mut self,
+        key: ConnectionKey,
+        topic: Arc<str>,
+        delivery: Delivery,
+    ) {
+        if let Some(unsettled) = self.unsettled(key).filter(|unsettled| unsettled.is_started) {
+            unsettled.wait(topic, delivery);
+            self.write_tagged(key);
+        }
+    }
+
+    fn unsettled(&mut self, key: ConnectionKey) -> Option<&mut Unsettled> {
+        self.connections.get(key).and_then(Connection::backend)?.unsettled.as_mut()
+    }
+
+    fn write_tagged(&mut self, key: ConnectionKey) {
+        while let Some((tag, delivery)) = self.unsettled(key).and_then(Unsettled::poll_next) {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            let Delivery { is_redelivered, frame, .. } = delivery;
+            self.write_with(key, |out| {
+                api::put_tagged(out, &mut scratch, &frame, tag, is_redelivered);
+            });
+            self.scratch = scratch;
+            self.counters.events += 1;
+        }
+    }
+
+    /// `queue.ack`.
+    pub(super) fn call_ack(&mut self, key: ConnectionKey, shape: &Shape, tags: Tags) {
+        let settled = self.unsettled(key).map(|unsettled| unsettled.settle(tags));
+        let answer = match settled {
+            None => Err(Fault::new(
+                Code::CancelFailed,
+                "this connection does not consume with \"a\":true",
+            )),
+            Some(settled) if settled.is_empty() => {
+                Err(Fault::new(Code::InvalidArgument, "g: no event with this tag is unsettled"))
+            }
+            Some(settled) => {
+                self.tell_settled(key, settled);
+                Ok(Reply::Done)
+            }
+        };
+        self.reply(key, shape, &answer);
+        self.write_tagged(key);
+    }
+
+    /// Tells each topic what of its events was acknowledged.
+    fn tell_settled(&mut self, key: ConnectionKey, settled: Vec<Tagged>) {
+        let backend = self.backend_id(key);
+        let mut of_topics: Vec<(Arc<str>, Vec<u64>)> = Vec::new();
+        for Tagged { topic, number, .. } in settled {
+            match of_topics.iter_mut().find(|(known, _)| *known == topic) {
+                Some((_, numbers)) => numbers.push(number),
+                None => of_topics.push((topic, vec![number])),
+            }
+        }
+        for (topic, numbers) in of_topics {
+            self.tell_home(&topic, TopicMessage::Settled(backend, numbers));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::Frame;
+
+    fn unsettled() -> Unsettled {
+        let mut unsettled = Unsettled::new(3);
+        for number in 0..6 {
+            let frame = Frame::from_encoded(b"");
+            let delivery = Delivery { number, is_acknowledged: true, is_redelivered: false, frame };
+            unsettled.wait("t".into(), delivery);
+        }
+        unsettled
+    }
+
+    fn sent(unsettled: &mut Unsettled) -> Vec<u64> {
+        std::iter::from_fn(|| unsettled.poll_next()).map(|(tag, _)| tag).collect()
+    }
+
+    fn settled(unsettled: &mut Unsettled, tags: Tags) -> Vec<u64> {
+        unsettled.settle(tags).into_iter().map(|tagged| tagged.number).collect()
+    }
+
+    #[test]
+    fn tags_count_up_and_the_window_bounds_them() {
+        let mut unsettled = unsettled();
+        assert_eq!(sent(&mut unsettled), [1, 2, 3]);
+        assert_eq!(settled(&mut unsettled, Tags::One(2)), [1]);
+        assert_eq!(sent(&mut unsettled), [4]);
+        assert_eq!(settled(&mut unsettled, Tags::One(2)), []);
+        assert_eq!(settled(&mut unsettled, Tags::UpTo(3)), [0, 2]);
+        assert_eq!(sent(&mut unsettled), [5, 6]);
+        assert_eq!(settled(&mut unsettled, Tags::UpTo(u64::MAX)), [3, 4, 5]);
+        assert_eq!(settled(&mut unsettled, Tags::UpTo(u64::MAX)), []);
+    }
+}
