@@ -142,7 +142,7 @@ fn read_bounded(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-const NODE_KEYS: [&str; 2] = ["id", "cores"];
+const NODE_KEYS: [&str; 3] = ["id", "cores", "drain_s"];
 
 /// Who this node is and what it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +152,9 @@ pub struct Node {
     /// CPU numbers, 1 to 256 of those that the process may use; a shard is pinned to each. Written
     /// as their count or as a list. Default: all of them. Each costs two threads and a ring.
     pub cores: Vec<usize>,
+    /// Seconds that going down may take: closing clients, giving out topics, answering what is
+    /// pending. 1 to 3600. Default: 10.
+    pub drain_s: u64,
 }
 
 impl Node {
@@ -166,6 +169,7 @@ impl Node {
         let cores = section.read("cores", &expected, |value| chosen_cores(value, available))?;
         Ok(Self {
             id: section.whole("id", "", 0..=1023, 1)?,
+            drain_s: section.whole("drain_s", " of seconds", 1..=3600, 10)?,
             cores: cores.unwrap_or_else(|| usable.to_vec()),
         })
     }

@@ -49,8 +49,13 @@ pub enum Message {
     Topic(Arc<str>, TopicMessage),
     /// A back end's connection is gone: it consumes nothing any more.
     BackendGone(BackendId),
-    /// The node goes down: stop accepting, close connections, answer what is pending.
-    Drain,
+    /// The node goes down: stop accepting, close clients within that time, answer what is pending.
+    Drain {
+        /// Milliseconds in which the clients are told.
+        over_ms: u64,
+    },
+    /// The node goes down, and topics are given out: close back ends.
+    DrainBackends,
 }
 
 /// What one shard carries out for another, and for itself.

@@ -17,9 +17,6 @@ use crate::runtime::{self, Listening, Summary};
 use crate::shard::Listener;
 use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 
-/// How long the node waits for its connections when it goes down.
-const DRAIN: Duration = Duration::from_secs(10);
-
 /// Why a node did not start, or did not end well, in one line.
 #[derive(Debug)]
 pub struct NodeError(String);
@@ -32,8 +29,8 @@ impl fmt::Display for NodeError {
 
 impl std::error::Error for NodeError {}
 
-/// Runs a node until SIGTERM or Ctrl-C, and then until its connections are closed, which takes at
-/// most ten seconds. A second signal ends it at once.
+/// Runs a node until SIGTERM or Ctrl-C, and then until its topics are given out and its connections
+/// closed, which takes at most `node.drain_s`. A second signal ends it at once.
 ///
 /// # Errors
 /// The machine lacks something, an address cannot be listened on, or a shard failed.
@@ -73,7 +70,7 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         _ => {
             tracing::info!("going down: closing connections");
             let (refused, rested) = (shards.clients_refused(), shards.accepts_rested());
-            let summary = shards.drain(DRAIN).map_err(failed)?;
+            let summary = shards.drain(Duration::from_secs(config.node.drain_s)).map_err(failed)?;
             report(&summary, refused, rested);
             Ok(())
         }

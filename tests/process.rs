@@ -145,3 +145,26 @@ fn sigterm_does_not_wait_for_a_client_that_does_not_read() {
     server.terminate();
     assert_eq!(server.exit_code(), Some(0));
 }
+
+#[test]
+fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
+    let mut server = Server::new();
+    let mut consumer = server.backend();
+    // One event at a time: the others are in the topic when the signal comes.
+    let pop = r#"{"m":"queue.pop","p":{"t":["plain"],"a":true,"w":1},"i":12345}"#;
+    assert_eq!(consumer.call(pop), support::SUCCESS);
+    let mut client = server.device("/plain");
+    (0..100).for_each(|number| client.send_text(&number.to_string()));
+    assert_eq!(consumer.data(), "0");
+    server.terminate();
+    assert_eq!(client.closed().0, 1001);
+    for number in 1..100 {
+        let ack = format!(r#"{{"m":"queue.ack","p":{{"g":{number}}},"i":12345}}"#);
+        assert_eq!(consumer.call(&ack), support::SUCCESS);
+        assert_eq!(consumer.data(), number.to_string());
+    }
+    let ack = r#"{"m":"queue.ack","p":{"g":100},"i":12345}"#;
+    assert_eq!(consumer.call(ack), support::SUCCESS);
+    assert_eq!(consumer.closed().0, 1001);
+    assert_eq!(server.exit_code(), Some(0));
+}

@@ -37,7 +37,7 @@ fn route(lines: &str) -> String {
 #[test]
 fn an_empty_file_means_the_defaults() {
     let config = parse("");
-    assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec() });
+    assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec(), drain_s: 10 });
     assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
     assert_eq!(config.api.advertise, config.api.bind);
     assert_eq!(config.edges, []);
@@ -64,7 +64,7 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
 fn every_key_is_read() {
     let config = parse(include_str!("every_key.toml"));
     let bind = |text: &str| text.parse().expect("an address");
-    assert_eq!(config.node, Node { id: 7, cores: vec![5, 0] });
+    assert_eq!(config.node, Node { id: 7, cores: vec![5, 0], drain_s: 20 });
     let origins = vec!["https://admin.example.org:8443".to_owned()];
     assert_eq!(
         config.api,

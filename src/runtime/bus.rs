@@ -236,9 +236,9 @@ mod tests {
     fn a_shard_with_mail_does_not_sleep() {
         let (mut ports, control) = bus(1).unwrap();
         assert!(ports[0].may_sleep());
-        control.tell_all(|| Message::Drain);
+        control.tell_all(|| Message::DrainBackends);
         assert!(!ports[0].may_sleep());
-        ports[0].receive(|_, message| assert!(matches!(message, Message::Drain)));
+        ports[0].receive(|_, message| assert!(matches!(message, Message::DrainBackends)));
         assert!(ports[0].may_sleep());
     }
 }

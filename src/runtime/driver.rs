@@ -39,6 +39,7 @@ const BULK_SENDS: usize = 128;
 const SPARE_SENDINGS: usize = 2048;
 
 pub(super) struct Driver {
+    number: usize,
     shard: Shard,
     ring: Ring,
     port: Port,
@@ -115,6 +116,7 @@ impl Clock {
 
 impl Driver {
     pub(super) fn new(
+        number: usize,
         make_shard: impl FnOnce(Now) -> Shard,
         port: Port,
         listeners: Vec<(ListeningSocket, Listener)>,
@@ -122,6 +124,7 @@ impl Driver {
     ) -> io::Result<Self> {
         let clock = Clock { start: watch.start };
         let mut driver = Self {
+            number,
             shard: make_shard(clock.now()),
             ring: Ring::new()?,
             port,
@@ -166,6 +169,10 @@ impl Driver {
 
     /// A shard that has drained goes on: the others may need its answers.
     fn is_over(&mut self) -> bool {
+        if !self.shard.is_draining() {
+            return self.watch.is_stopped.load(Ordering::Acquire);
+        }
+        self.watch.quiet[self.number].store(self.shard.is_quiet(), Ordering::Release);
         if self.shard.is_drained() && !self.is_counted_out {
             self.is_counted_out = true;
             self.watch.undrained.fetch_sub(1, Ordering::AcqRel);

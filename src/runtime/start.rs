@@ -54,7 +54,7 @@ pub fn start(
         let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
             let make_shard = |now| Shard::new(ShardId(index as u8), settings, now);
-            let made = Driver::new(make_shard, port, sockets, watch);
+            let made = Driver::new(index, make_shard, port, sockets, watch);
             // Nobody listens any more if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(|error| error.to_string()));
             let ended = made?.run().await;
@@ -80,17 +80,24 @@ pub fn start(
 }
 
 impl Shards {
-    /// Stops accepting, closes connections, answers what is pending, and waits until all is done
-    /// or `deadline` has passed.
+    /// Takes the node down within `deadline`: stops accepting, closes clients over half of that
+    /// time, gives out what is in the topics to the back ends that consume, answers what is
+    /// pending, and closes back ends.
     ///
     /// # Errors
     /// A shard ended early: its ring failed.
     pub fn drain(self, deadline: Duration) -> io::Result<Summary> {
-        self.control.tell_all(|| Message::Drain);
-        let end = Instant::now() + deadline;
-        while Instant::now() < end && self.watch.undrained.load(Ordering::Acquire) > 0 {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let start = Instant::now();
+        let over_ms = deadline.as_millis() as u64 / 2;
+        self.control.tell_all(|| Message::Drain { over_ms });
+        // Messages between shards may be on their way: quiet is what is so twice.
+        let mut was_quiet = false;
+        wait_until(start + deadline * 4 / 5, || {
+            let is_quiet = self.watch.is_quiet();
+            std::mem::replace(&mut was_quiet, is_quiet) && is_quiet
+        });
+        self.control.tell_all(|| Message::DrainBackends);
+        wait_until(start + deadline, || self.watch.undrained.load(Ordering::Acquire) == 0);
         self.watch.is_stopped.store(true, Ordering::Release);
         self.control.wake_all();
         let mut total = Summary::default();
@@ -114,5 +121,13 @@ impl Shards {
     /// Times that accepting had to rest because no descriptor was left.
     pub fn accepts_rested(&self) -> u64 {
         self.watch.accepts_rested.load(Ordering::Relaxed)
+    }
+}
+
+/// Looks every few milliseconds whether something has come true, until `end`. The main thread has
+/// nothing else to do.
+fn wait_until(end: Instant, mut is_true: impl FnMut() -> bool) {
+    while !is_true() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -9,7 +9,9 @@ use crate::metrics::Counters;
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) start: Instant,
-    /// Shards with work left while the node goes down.
+    /// Which shards are quiet while the node goes down: clients gone, topics given out.
+    pub(super) quiet: Vec<AtomicBool>,
+    /// Shards with connections left while the node goes down.
     pub(super) undrained: AtomicUsize,
     pub(super) is_stopped: AtomicBool,
     clients: AtomicUsize,
@@ -22,6 +24,7 @@ impl Watch {
     pub(super) fn new(shards: usize, clients_max: usize) -> Self {
         Self {
             start: Instant::now(),
+            quiet: (0..shards).map(|_| AtomicBool::new(false)).collect(),
             undrained: AtomicUsize::new(shards),
             is_stopped: AtomicBool::new(false),
             clients: AtomicUsize::new(0),
@@ -29,6 +32,11 @@ impl Watch {
             clients_refused: AtomicU64::new(0),
             accepts_rested: AtomicU64::new(0),
         }
+    }
+
+    /// Whether all shards are quiet.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet.iter().all(|quiet| quiet.load(Ordering::Acquire))
     }
 
     /// Takes a place for one more client; false if there is none.

@@ -115,21 +115,18 @@ impl Shard {
 
     /// `queue.ack`.
     pub(super) fn call_ack(&mut self, key: ConnectionKey, shape: &Shape, tags: Tags) {
-        let settled = self.unsettled(key).map(|unsettled| unsettled.settle(tags));
-        let answer = match settled {
-            None => Err(Fault::new(
-                Code::CancelFailed,
-                "this connection does not consume with \"a\":true",
-            )),
-            Some(settled) if settled.is_empty() => {
-                Err(Fault::new(Code::InvalidArgument, "g: no event with this tag is unsettled"))
-            }
-            Some(settled) => {
-                self.tell_settled(key, settled);
-                Ok(Reply::Done)
-            }
+        let Some(unsettled) = self.unsettled(key) else {
+            let why = "this connection does not consume with \"a\":true";
+            return self.reply(key, shape, &Err(Fault::new(Code::CancelFailed, why)));
         };
-        self.reply(key, shape, &answer);
+        let settled = unsettled.settle(tags);
+        if settled.is_empty() {
+            let why = "g: no event with this tag is unsettled";
+            return self.reply(key, shape, &Err(Fault::new(Code::InvalidArgument, why)));
+        }
+        // The answer goes before the events that there is room for now.
+        self.reply(key, shape, &Ok(Reply::Done));
+        self.tell_settled(key, settled);
         self.write_tagged(key);
     }
 

@@ -108,8 +108,8 @@ impl Shard {
 
     /// No answer is waited for any more: a connection that ends with them ends.
     fn after_last_reply(&mut self, key: ConnectionKey) {
-        let is_draining = self.draining.is_some();
         let Some(connection) = self.connections.get(key) else { return };
+        let is_draining = connection.is_paused_for(Pause::Ending);
         let is_ended = connection.is_ended && connection.paused == 0 && connection.held.is_empty();
         match &mut connection.stage {
             Stage::Http(http) if http.is_last => self.finish(key),

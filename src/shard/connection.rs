@@ -356,13 +356,18 @@ impl Connections {
 
     /// The keys of up to `count` connections from place `from` on, and the place to go on from.
     pub fn keys(&self, from: u32, count: usize) -> (Vec<ConnectionKey>, Option<u32>) {
-        let end = (self.blocks.len() * BLOCK).min(from as usize + count);
-        let keys = (from as usize..end).filter_map(|index| {
-            let place = self.blocks[index / BLOCK].get(index % BLOCK)?;
-            place.connection.as_ref()?;
-            Some(ConnectionKey { index: index as u32, generation: place.generation })
-        });
-        (keys.collect(), (end < self.blocks.len() * BLOCK).then_some(end as u32))
+        let places = self.blocks.len() * BLOCK;
+        let mut keys = Vec::new();
+        for index in from as usize..places {
+            if keys.len() == count {
+                return (keys, Some(index as u32));
+            }
+            let place = self.blocks[index / BLOCK].get(index % BLOCK);
+            if let Some(Place { generation, connection: Some(_) }) = place {
+                keys.push(ConnectionKey { index: index as u32, generation: *generation });
+            }
+        }
+        (keys, None)
     }
 }
 

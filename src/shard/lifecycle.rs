@@ -2,7 +2,7 @@
 
 use super::connection::{Connection, Held, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
-use super::{Action, DRAIN_SLICE, Drain, Shard};
+use super::{Action, Shard};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
@@ -283,45 +283,6 @@ impl Shard {
                 self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));
                 self.set_timer(key, silent_since + limits.idle_ms);
             }
-        }
-    }
-
-    /// The node goes down.
-    pub(super) fn begin_drain(&mut self) {
-        if self.draining.is_none() {
-            self.draining = Some(Drain { next: Some(0) });
-            self.actions.push_back(Action::StopAccepting);
-        }
-    }
-
-    /// Whether connections are still to be told that the node goes down.
-    pub(super) fn is_closing_more(&self) -> bool {
-        self.draining.is_some_and(|drain| drain.next.is_some())
-    }
-
-    /// Tells some more connections that the node goes down. Those that wait for answers are told
-    /// when they have them.
-    pub(super) fn drain_slice(&mut self) {
-        let Some(Drain { next: Some(from) }) = self.draining else { return };
-        let (keys, next) = self.connections.keys(from, DRAIN_SLICE);
-        self.draining = Some(Drain { next });
-        for key in keys {
-            let Some(connection) = self.connections.get(key) else { continue };
-            match connection.replies().is_none_or(|replies| replies.is_empty()) {
-                true => self.close_for_drain(key),
-                // It asks nothing more, and ends with its last answer.
-                false => self.pause(key, Pause::Ending),
-            }
-        }
-    }
-
-    /// Ends one connection because the node goes down.
-    pub(super) fn close_for_drain(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        match connection.stage {
-            Stage::Http(_) => self.finish(key),
-            Stage::Client(_) | Stage::Backend(_) => self.close_with(key, close::GOING_AWAY),
-            Stage::Ending => {}
         }
     }
 

@@ -7,7 +7,7 @@
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
-//! - `lifecycle.rs`: how connections begin and end. `timers.rs`: what happens later.
+//! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`: what happens later.
 
 mod acknowledge;
 mod backend;
@@ -15,6 +15,7 @@ mod channels;
 mod commands;
 mod connection;
 mod context;
+mod drain;
 mod edge;
 mod fanout;
 mod lifecycle;
@@ -41,6 +42,7 @@ use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
 use channels::Channels;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
+use drain::Drain;
 use fanout::Lane;
 use pending::Pending;
 use settings::Settings;
@@ -100,20 +102,12 @@ pub struct Shard {
     event: Vec<u8>,
     counters: Counters,
     turns_taken: Turns,
-    // The place from which connections are still to be closed, while the node goes down.
+    // How far it is, while the node goes down.
     draining: Option<Drain>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Drain {
-    next: Option<u32>,
 }
 
 /// Empty batches kept for the next sends; more are given back to the allocator.
 const BATCHES_MAX: usize = 4096;
-
-/// Connections closed per turn while the node goes down.
-const DRAIN_SLICE: usize = 256;
 
 impl Shard {
     /// A shard without connections.
@@ -234,7 +228,8 @@ impl Shard {
             Message::Answer(ticket, answer) => self.handle_answer(ticket, answer),
             Message::Topic(topic, message) => self.handle_topic_message(from, topic, message),
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
-            Message::Drain => self.begin_drain(),
+            Message::Drain { over_ms } => self.begin_drain(over_ms),
+            Message::DrainBackends => self.begin_drain_of_backends(),
         }
     }
 
@@ -250,10 +245,11 @@ impl Shard {
     /// When [`Self::handle_turn`] is to be called at the latest, in milliseconds of [`Now::ms`];
     /// `None`: when something happens. A time that is past: at once.
     pub fn poll_timeout(&self) -> Option<u64> {
-        if !self.turns.is_empty() || !self.resuming.is_empty() || self.is_closing_more() {
+        if !self.turns.is_empty() || !self.resuming.is_empty() {
             return Some(0);
         }
-        [self.timers.next_deadline(), self.topics.next_look()].into_iter().flatten().min()
+        let times = [self.timers.next_deadline(), self.topics.next_look(), self.next_drain()];
+        times.into_iter().flatten().min()
     }
 
     /// The next message for another shard.
@@ -311,6 +307,11 @@ impl Shard {
     /// Connections there are.
     pub fn connections(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Whether the node goes down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.is_some()
     }
 
     /// Whether the node goes down and nothing is left to do here.

@@ -68,6 +68,11 @@ impl Topics {
         self.homes.values().map(Topic::messages).sum()
     }
 
+    /// Whether a topic that lives here has messages for a consumer.
+    pub fn has_work(&self) -> bool {
+        self.homes.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
+    }
+
     /// When to look at the consumers again.
     pub fn next_look(&self) -> Option<u64> {
         self.next_look_ms
