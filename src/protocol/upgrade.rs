@@ -19,14 +19,22 @@ pub struct Upgrade<'r> {
 }
 
 impl<'r> Upgrade<'r> {
-    /// The subprotocols that the client speaks, its favourite first. What is no UTF-8 is left out.
+    /// The subprotocols that the client speaks, its favourite first. What is no token is left out
+    /// (RFC 6455 section 4.1): each may stand in the answer.
     pub fn subprotocols(&self) -> impl Iterator<Item = &'r str> {
         self.request
             .header_values("sec-websocket-protocol")
             .flat_map(|list| list.split(|&byte| byte == b','))
             .filter_map(|name| str::from_utf8(name.trim_ascii()).ok())
-            .filter(|name| !name.is_empty())
+            .filter(|name| is_token(name))
     }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(text: &str) -> bool {
+    let is_token_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
 /// Whether the client wants to speak another protocol; [`check`] tells whether it may.
@@ -221,6 +229,15 @@ mod tests {
         with_request(&request, |request| {
             let upgrade = check(request).unwrap();
             assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["a", "b", "c"]);
+        });
+    }
+
+    #[test]
+    fn a_subprotocol_that_is_no_token_is_not_offered() {
+        let request = EXAMPLE.replace("chat, superchat", "a\tb, c d, chat, ü, \"e\"");
+        with_request(&request, |request| {
+            let upgrade = check(request).unwrap();
+            assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["chat"]);
         });
     }
 
