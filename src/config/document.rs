@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 /// Longest list, of values or of tables: far more than anyone writes, so a slip in a generated file.
 const LIST_MAX: usize = 1024;
 
-/// Longest rendering of a refused value, in characters: the message stays one line to read.
+/// Longest rendering of a refused value or name, in characters: the message stays one line to read.
 const SHOWN_CHARS_MAX: usize = 64;
 
 const PREFIX: &str = "GRIDCAST_";
@@ -87,7 +87,7 @@ fn variables<'a>(
     for (name, text) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
         if !known.contains(&name.as_str()) {
             let reason = format!("unknown variable; {}", suggestion(name, &known));
-            return Err(ConfigError::new(name.escape_debug(), reason));
+            return Err(ConfigError::new(cut(name.escape_debug().to_string()), reason));
         }
         variables.push((name.as_str(), variable_value(text)));
     }
@@ -278,7 +278,7 @@ impl<'a> Section<'a> {
     }
 
     fn path_of(&self, key: &str) -> String {
-        let key = key.escape_debug();
+        let key = cut(key.escape_debug().to_string());
         if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
     }
 }
@@ -303,6 +303,10 @@ fn shown(value: &DeValue) -> String {
         }
         DeValue::Table(_) => "a table".to_owned(),
     };
+    cut(text)
+}
+
+fn cut(text: String) -> String {
     match text.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -477,6 +477,15 @@ fn an_unknown_variable_is_refused_by_name() {
 }
 
 #[test]
+fn a_long_name_is_cut_as_a_long_value_is() {
+    let long = "x".repeat(1000);
+    let cut = format!("gridcast.toml:2: node.{}…: unknown key; known are: id, cores", &long[..64]);
+    refused(&format!("[node]\n{long} = 1"), &cut);
+    let error = development(&[(&format!("GRIDCAST_{long}"), "1")]).unwrap_err().to_string();
+    assert!(error.starts_with("GRIDCAST_xx") && error.contains("x…: unknown"), "{error}");
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     let read = |file: &Path| Config::read(file, environment(&[]), &CPUS).unwrap_err().to_string();
     let error = read(Path::new("no/such.toml"));
