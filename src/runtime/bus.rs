@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::wake::Armed;
 use crate::address::ShardId;
 use crate::message::Message;
 
@@ -24,23 +24,19 @@ const MESSAGES_PER_TURN: usize = 4096;
 /// Wakes a shard that sleeps.
 #[derive(Debug)]
 pub struct Wake {
-    // The shard is about to sleep or does.
-    armed: AtomicBool,
+    armed: Armed,
     eventfd: OwnedFd,
 }
 
 impl Wake {
     fn new() -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Self { armed: AtomicBool::new(false), eventfd })
+        Ok(Self { armed: Armed::new(), eventfd })
     }
 
     /// Wakes the shard if it sleeps. To be called after what it shall find is in its mailbox.
     pub fn wake(&self) {
-        // Pairs with the fence in `Port::may_sleep`: either this sees the flag, or the shard sees
-        // the message.
-        fence(Ordering::SeqCst);
-        if self.armed.load(Ordering::Relaxed) && self.armed.swap(false, Ordering::Relaxed) {
+        if self.armed.must_wake() {
             // A full counter (EAGAIN) is awake enough; nothing else can go wrong with an eventfd.
             let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
         }
@@ -152,20 +148,13 @@ impl Port {
 
     /// Says that the shard is about to sleep. False if it must not: a message is there.
     pub fn may_sleep(&self) -> bool {
-        let wake = &self.wakes[self.own.index()];
-        wake.armed.store(true, Ordering::Relaxed);
-        // Pairs with the fence in `Wake::wake`.
-        fence(Ordering::SeqCst);
-        let is_empty = self.inbound.iter().all(|(_, receiver)| receiver.is_empty());
-        if !is_empty {
-            self.stay_awake();
-        }
-        is_empty
+        let is_empty = || self.inbound.iter().all(|(_, receiver)| receiver.is_empty());
+        self.wakes[self.own.index()].armed.may_sleep(is_empty)
     }
 
     /// Says that the shard is awake: nobody needs to wake it.
     pub fn stay_awake(&self) {
-        self.wakes[self.own.index()].armed.store(false, Ordering::Relaxed);
+        self.wakes[self.own.index()].armed.disarm();
     }
 }
 

@@ -14,6 +14,7 @@ mod driver;
 mod listener;
 mod ring;
 mod start;
+mod wake;
 mod watch;
 
 pub use listener::{Listening, bind};
