@@ -47,7 +47,8 @@ impl Shard {
     /// meanwhile.
     pub(super) fn pause_if_unread(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
-        let is_unread = connection.outbound.buffered() > connection.outbound_max;
+        let is_unread =
+            !connection.is_broken && connection.outbound.buffered() > connection.outbound_max;
         let is_waiting = connection.replies().is_some_and(|replies| replies.len() >= WAITING_MAX);
         if is_unread {
             self.pause(key, Pause::Outbound);

@@ -57,6 +57,8 @@ pub struct Connection {
     pub is_pinged: bool,
     /// The peer will send nothing more.
     pub is_ended: bool,
+    /// Nor can anything be written to it.
+    pub is_broken: bool,
     /// Which listener it came in on.
     pub listener: Listener,
 }
@@ -239,6 +241,7 @@ impl Connection {
             is_resuming: false,
             is_pinged: false,
             is_ended: false,
+            is_broken: false,
             listener,
         }
     }

@@ -116,6 +116,9 @@ impl Shard {
     /// The peer shut its end and all it sent is read. It may still wait for answers.
     pub(super) fn end(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_broken {
+            return self.break_off(key);
+        }
         match (&mut connection.stage, connection.phase) {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
             (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}

@@ -180,6 +180,7 @@ impl Shard {
         self.now = now;
         let Some(connection) = self.connections.get(key) else { return };
         connection.is_ended = true;
+        connection.is_broken |= is_broken;
         if is_broken && connection.paused != Pause::Topic as u8 {
             self.break_off(key);
         } else if connection.is_paused_for(Pause::Hold)
