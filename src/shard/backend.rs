@@ -24,7 +24,7 @@ impl Shard {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
             }
             Ok(Some(Received::Pong)) => {}
-            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, closed),
+            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed),
             Err(violation) => self.close_for_violation(key, violation),
         }
         self.pause_if_unread(key);
@@ -116,7 +116,7 @@ impl Shard {
             Stage::Http(http) if http.is_last => self.finish(key),
             Stage::Backend(backend) if backend.close.is_some() => {
                 let closed = backend.close.take().unwrap_or_default();
-                self.handle_close_frame(key, closed);
+                self.close_after_answers(key, closed);
             }
             _ if is_draining => self.close_for_drain(key),
             _ if is_ended => self.end(key),

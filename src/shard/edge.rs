@@ -134,7 +134,7 @@ impl Shard {
                 self.pause_if_unread(key);
             }
             Ok(Some(Received::Pong)) => {}
-            Ok(Some(Received::Close(closed))) => self.handle_close_frame(key, closed),
+            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed),
             Err(violation) => self.close_for_violation(key, violation),
         }
     }

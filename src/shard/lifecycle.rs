@@ -137,9 +137,9 @@ impl Shard {
         self.close(key);
     }
 
-    /// The peer sent a close frame: it is answered with its own words, and that is the end. A back
+    /// The peer sent a close frame, which is answered with its own words, or is to get one. A back
     /// end that still waits for answers gets them first.
-    pub(super) fn handle_close_frame(&mut self, key: ConnectionKey, closed: close::Closed) {
+    pub(super) fn close_after_answers(&mut self, key: ConnectionKey, closed: close::Closed) {
         let backend = self.connections.get(key).and_then(Connection::backend);
         if let Some(backend) = backend.filter(|backend| !backend.replies.is_empty()) {
             backend.close = Some(closed);
@@ -158,13 +158,15 @@ impl Shard {
         self.close_for(key, reason.code, reason.text);
     }
 
-    /// Ends it because the peer broke the protocol, or a limit of it.
+    /// Ends it because the peer broke the protocol, or a limit of it. What it asked before is still
+    /// answered first: the handshake's own answer may be among that.
     pub(super) fn close_for_violation(&mut self, key: ConnectionKey, violation: Violation) {
         self.counters.violations += 1;
-        self.close_with(key, violation.reason());
+        let Reason { code, text } = violation.reason();
+        self.close_after_answers(key, close::Closed { code: Some(code), reason: text.into() });
     }
 
-    /// Likewise, with a back end's words.
+    /// Ends it with a back end's words.
     pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str) {
         self.depart(key, code, text);
         self.write_with(key, |out| put_close(out, code, text));
