@@ -23,8 +23,8 @@ const WINDOW_MESSAGES: usize = 1024;
 /// something again: what it could not take goes to the others.
 const STALLED_MS: u64 = 1000;
 
-/// One that has taken nothing for so long, in milliseconds, is closed if there are others: what it
-/// was handed keeps what came later of the same clients from them.
+/// One that has taken nothing for so long, in milliseconds, is closed if another would take:
+/// what it was handed keeps what came later of the same clients from the others.
 const EXPELLED_MS: u64 = 10_000;
 
 /// Consumers of one topic, at most.
@@ -358,7 +358,8 @@ impl Topic {
     /// Looks for consumers that take nothing.
     pub fn handle_timeout(&mut self, now_ms: u64) {
         let mut found = false;
-        let has_others = self.consumers.len() > 1;
+        let is_active = |consumer: &Consumer| consumer.state == State::Active;
+        let others_would = self.consumers.iter().any(is_active);
         for consumer in &mut self.consumers {
             let idle_ms = now_ms.saturating_sub(consumer.progress_ms);
             match consumer.state {
@@ -368,7 +369,7 @@ impl Topic {
                 }
                 // One that acknowledges may be at work on what it has.
                 State::Stalled
-                    if has_others && !consumer.acknowledges && idle_ms >= EXPELLED_MS =>
+                    if others_would && !consumer.acknowledges && idle_ms >= EXPELLED_MS =>
                 {
                     self.effects.push_back(Effect::Expel(consumer.id));
                 }
@@ -806,5 +807,15 @@ mod tests {
         let expelled = std::iter::from_fn(|| topic.poll_effect())
             .any(|effect| matches!(effect, Effect::Expel(id) if id == consumer(1)));
         assert!(expelled);
+    }
+    #[test]
+    fn of_consumers_that_all_take_nothing_none_is_expelled() {
+        let mut topic = topic(4, WhenFull::Hold);
+        let full = Terms { window_bytes: 1, unsettled_max: None };
+        (1..=2).for_each(|index| joined(&mut topic, index, full));
+        (0..4).for_each(|message| push(&mut topic, message, message));
+        [STALLED_MS, EXPELLED_MS].map(|now_ms| topic.handle_timeout(now_ms));
+        let mut effects = std::iter::from_fn(|| topic.poll_effect());
+        assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));
     }
 }
