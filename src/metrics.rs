@@ -79,6 +79,8 @@ pub struct Report {
     pub channels: u64,
     /// Calls that wait for other shards.
     pub pending_calls: u64,
+    /// Back ends of which a fan-out is not finished.
+    pub unfinished_fanouts: u64,
     /// The topics whose home it is.
     pub topics: Vec<TopicReport>,
     /// Its turns.
@@ -152,11 +154,12 @@ impl Collector for Reports {
 /// A gauge: its name, its help, and where its value is.
 type Gauge<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const SHARD_GAUGES: [Gauge<Report>; 5] = [
+const SHARD_GAUGES: [Gauge<Report>; 6] = [
     ("connections_open", "Connections of every kind", |r| r.connections),
     ("clients_open", "Clients", |r| r.clients),
     ("channels", "Channels with subscribers", |r| r.channels),
     ("pending_calls", "Calls that wait for other shards", |r| r.pending_calls),
+    ("unfinished_fanouts", "Back ends with a fan-out under way", |r| r.unfinished_fanouts),
     ("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
 ];
 

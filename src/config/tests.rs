@@ -479,7 +479,10 @@ fn an_unknown_variable_is_refused_by_name() {
 #[test]
 fn a_long_name_is_cut_as_a_long_value_is() {
     let long = "x".repeat(1000);
-    let cut = format!("gridcast.toml:2: node.{}…: unknown key; known are: id, cores, drain_s", &long[..64]);
+    let cut = format!(
+        "gridcast.toml:2: node.{}…: unknown key; known are: id, cores, drain_s",
+        &long[..64]
+    );
     refused(&format!("[node]\n{long} = 1"), &cut);
     let error = development(&[(&format!("GRIDCAST_{long}"), "1")]).unwrap_err().to_string();
     assert!(error.starts_with("GRIDCAST_xx") && error.contains("x…: unknown"), "{error}");

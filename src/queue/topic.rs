@@ -814,7 +814,7 @@ mod tests {
         let full = Terms { window_bytes: 1, unsettled_max: None };
         (1..=2).for_each(|index| joined(&mut topic, index, full));
         (0..4).for_each(|message| push(&mut topic, message, message));
-        [STALLED_MS, EXPELLED_MS].map(|now_ms| topic.handle_timeout(now_ms));
+        [STALLED_MS, EXPELLED_MS].iter().for_each(|&now_ms| topic.handle_timeout(now_ms));
         let mut effects = std::iter::from_fn(|| topic.poll_effect());
         assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));
     }

@@ -261,7 +261,8 @@ impl Shard {
         self.ask(key, Shape::Response(shape), Kind::Report, &everywhere, || Command::Report);
     }
 
-    fn report(&self) -> Report {
+    /// How things stand here. Costs a look at each topic.
+    pub fn report(&self) -> Report {
         Report {
             shard: self.id.0,
             counters: self.counters,
@@ -269,6 +270,7 @@ impl Shard {
             clients: self.clients.len() as u64,
             channels: self.channels.len() as u64,
             pending_calls: self.pending.len() as u64,
+            unfinished_fanouts: self.lanes.len() as u64,
             topics: self.topics.reports(self.now.ms),
             turns: self.turns_taken.clone(),
         }

@@ -166,8 +166,11 @@ impl Shard {
         self.now = now;
         let Some(connection) = self.connections.get(key) else { return };
         self.counters.received_bytes += input.len() as u64;
-        connection.heard_ms = now.ms;
-        connection.is_pinged = false;
+        // One that is held for its route's key is not heard: it has until it counts as idle.
+        if !connection.is_paused_for(Pause::Hold) {
+            connection.heard_ms = now.ms;
+            connection.is_pinged = false;
+        }
         if connection.paused != 0 || !connection.held.is_empty() {
             return self.hold(key, input);
         }

@@ -17,10 +17,11 @@ use crate::protocol::frame::Frame;
 use crate::queue::feeder::{Feeder, Waiting};
 use crate::queue::topic::{Effect, JoinError, Topic};
 
-/// Events that wait for room in one topic, those of clients that are gone included: beyond it, or
-/// beyond three quarters of the topic's bytes, new clients of its routes are refused with 503, so that
-/// a full topic and clients that come and go use no more.
+/// Events, and bytes of them, that wait for room in one topic, those of clients that are gone
+/// included: beyond it (or three quarters of the topic's bytes, if that is more) new clients of its
+/// routes are refused with 503, so that a full topic and clients that come and go use no more.
 const WAITING_MAX: usize = 1 << 16;
+const WAITING_BYTES: usize = 16 << 20;
 
 /// The feeding ends and the homes of one shard.
 #[derive(Debug)]
@@ -81,7 +82,8 @@ impl Topics {
     /// Whether a new client may feed this topic.
     pub fn takes_clients(&self, topic: &str) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| {
-            feeder.waiting() < WAITING_MAX && feeder.waiting_bytes() <= self.event_bytes_max
+            let bytes_max = WAITING_BYTES.max(self.event_bytes_max);
+            feeder.waiting() < WAITING_MAX && feeder.waiting_bytes() <= bytes_max
         })
     }
 }

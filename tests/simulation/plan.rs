@@ -1,0 +1,106 @@
+//! What a seed makes of a node: how many shards, how narrow, how full.
+
+use std::sync::Arc;
+
+use gridcast::address::NodeId;
+use gridcast::protocol::http;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+
+use crate::random::Random;
+
+/// The longest message that a client may send.
+pub const MESSAGE_BYTES: usize = 600;
+
+/// One run.
+pub struct Plan {
+    pub settings: Arc<Settings>,
+    /// Rounds in which peers come, ask, stall and break off.
+    pub rounds: usize,
+    /// Peers that come at most.
+    pub peers: usize,
+    /// Subscribers of one channel on the first shard, above what one slice of a walk reaches.
+    pub crowd: usize,
+    /// How long a message between shards is on its way, at most.
+    pub delay_ms_max: usize,
+    /// Whether peers may end other than at the end.
+    pub is_calm: bool,
+    /// Whether the node goes down at the end, before its peers do.
+    pub drains: bool,
+}
+
+impl Plan {
+    pub fn new(random: &mut Random) -> Self {
+        let shards = random.between(1, 4);
+        let crowd = if random.one_in(12) { random.between(1025, 2200) } else { 0 };
+        Self {
+            settings: Arc::new(settings(random, shards, crowd > 0)),
+            rounds: random.between(100, 600),
+            peers: random.between(6, 40),
+            crowd,
+            delay_ms_max: *random.pick(&[1, 10, 120]),
+            is_calm: random.one_in(4),
+            drains: random.one_in(2),
+        }
+    }
+}
+
+fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
+    let http = http::Limits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
+    // The open events of a crowd would take ages through a narrow topic.
+    let messages = *random.pick(if is_crowded { &[64, 1000] } else { &[1, 3, 16, 64, 1000] });
+    let bytes = if is_crowded { 200_000 } else { *random.pick(&[4000, 9000, 60_000]) };
+    let outbound_bytes = *random.pick(&[700, 3000, 100_000]);
+    Settings {
+        node: NodeId::new(7).expect("7 is a node"),
+        shards,
+        api: Api {
+            advertise: "127.0.0.1:6789".parse().expect("an address"),
+            origins: Vec::new(),
+            http: http.clone(),
+        },
+        edges: vec![Edge { port: 6790, routes: routes(outbound_bytes) }],
+        queue: Queue {
+            bounds: Bounds { messages, bytes },
+            when_full: *random.pick(&[
+                WhenFull::Hold,
+                WhenFull::Hold,
+                WhenFull::Hold,
+                WhenFull::DropOldest,
+                WhenFull::Close,
+            ]),
+            topics: 64,
+        },
+        limits: Limits {
+            edge_http: http::Limits { body_bytes: 0, ..http },
+            api_message_bytes: 4096,
+            outbound_bytes: *random.pick(&[1500, 6000, 100_000]),
+            close_slow_clients: random.one_in(2),
+            channels_per_client: random.between(2, 6),
+            handshake_ms: 10_000,
+            ping_ms: 30_000,
+            idle_ms: 60_000,
+            answer_ms: 1500,
+        },
+    }
+}
+
+fn routes(outbound_bytes: usize) -> Vec<Arc<Route>> {
+    let route = |path: &str, topic: &str| Route {
+        path: path.into(),
+        topic: Some(topic.into()),
+        tells_open: true,
+        tells_message: true,
+        tells_close: true,
+        subscribe: vec!["*".into()],
+        message_bytes: MESSAGE_BYTES,
+        outbound_bytes,
+        ..Route::default()
+    };
+    vec![
+        Arc::new(route("/talk", "messages")),
+        Arc::new(Route { hold_until: Some("user".into()), ..route("/held", "messages") }),
+        Arc::new(Route { echo: true, ..route("/echo", "doors") }),
+        Arc::new(Route { tells_message: false, ..route("/quiet", "doors") }),
+    ]
+}

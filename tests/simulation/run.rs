@@ -1,0 +1,164 @@
+//! The course of one run, and what must hold at its end.
+
+use crate::backend::Backend;
+use crate::client::{CHANNELS, Client};
+use crate::peer::{Mood, Peer, Role};
+use crate::plan::Plan;
+use crate::world::World;
+
+/// Rounds within which a node comes to rest when all peers read.
+const ROUNDS_MAX: usize = 20_000;
+
+/// What a run was like, so that a test can tell that runs are not empty.
+#[derive(Default, Debug)]
+pub struct Summary {
+    pub answers: u64,
+    pub events: u64,
+    pub doubled: u64,
+    pub delivered: u64,
+    pub failed: u64,
+    pub slow_closed: u64,
+}
+
+impl std::ops::AddAssign for Summary {
+    fn add_assign(&mut self, other: Self) {
+        self.answers += other.answers;
+        self.events += other.events;
+        self.doubled += other.doubled;
+        self.delivered += other.delivered;
+        self.failed += other.failed;
+        self.slow_closed += other.slow_closed;
+    }
+}
+
+/// Runs a seed; panics if a promise is broken.
+pub fn run(seed: u64, is_verbose: bool) -> Summary {
+    let mut world = World::new(seed, is_verbose);
+    if is_verbose {
+        let Plan { settings, rounds, peers, crowd, .. } = &world.plan;
+        println!("{settings:#?}\n{rounds} rounds, {peers} peers, a crowd of {crowd}");
+    }
+    for _ in 0..world.plan.rounds {
+        world.round();
+    }
+    world.shared.mood = Mood::Quiet;
+    world.join_anywhere(Backend::steady());
+    // Longer than a consumer that takes nothing is waited for.
+    world.settle(ROUNDS_MAX);
+    world.wait(8_000);
+    world.settle(ROUNDS_MAX);
+    check_peers(&world);
+    check_tallies(&world);
+    audit(&mut world);
+    let summary = summary(&world);
+    leave(&mut world);
+    summary
+}
+
+fn check_peers(world: &World) {
+    for peer in &world.peers {
+        let has_ended = peer.has_ended();
+        match &peer.role {
+            Role::Backend(backend) => assert!(
+                has_ended || backend.is_answered(),
+                "back end {} waits for answers",
+                peer.number
+            ),
+            Role::Client(client) if peer.is_open => check_client(world, peer, client, has_ended),
+            Role::Client(_) => {}
+        }
+    }
+}
+
+fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) {
+    let ledger = &world.shared.ledger;
+    let is_held = ledger.clients[&peer.number].is_held;
+    // Of a client that is held one hears no more until the time of silence is over.
+    assert!(!has_ended || is_held || peer.line.is_gone, "client {} lingers", peer.number);
+    if !has_ended {
+        assert!(client.is_answered(), "client {} misses its echo", peer.number);
+        ledger.check_complete(peer.number, false);
+    } else if peer.has_ended_in_order() && !is_held {
+        ledger.check_complete(peer.number, true);
+    } else if peer.line.is_gone {
+        ledger.check_ended(peer.number);
+    }
+}
+
+fn check_tallies(world: &World) {
+    let peers = &world.peers;
+    // A client that names nobody has ended.
+    world.shared.pushes.check(|client| peers.get(client).is_none_or(Peer::has_ended));
+    let late: u64 = world.shards.iter().map(|shard| shard.counters().late_answers).sum();
+    assert_eq!(late, 0, "calls that were not answered in time");
+}
+
+/// Compares what clients say of their channels with what a publish to each of them counts.
+fn audit(world: &mut World) {
+    let auditor = world.join_anywhere(Backend::auditor());
+    world.settle(ROUNDS_MAX);
+    let known = world.shared.known.clone();
+    let is_unclear = |peer: &Peer| {
+        let is_unknown = known.iter().all(|known| known.1 != peer.number);
+        matches!(peer.role, Role::Client(_))
+            && !peer.line.is_gone
+            && (is_unknown || peer.has_ended())
+    };
+    if world.peers.iter().any(is_unclear) {
+        // Open events were dropped, or who is held has gone unheard: who counts cannot be asked.
+        return;
+    }
+    let before = world.shared.moment;
+    if world.shared.is_verbose {
+        println!("  known are {known:?}");
+    }
+    let World { peers, shared, .. } = world;
+    let Peer { role: Role::Backend(backend), line, .. } = &mut peers[auditor] else { return };
+    for (id, _) in known {
+        line.inbound.extend(backend.info_of(shared, id));
+    }
+    world.settle(ROUNDS_MAX);
+    for channel in CHANNELS {
+        let World { peers, shared, .. } = world;
+        let Peer { role: Role::Backend(backend), line, .. } = &mut peers[auditor] else { return };
+        line.inbound.extend(backend.publish(auditor, shared, channel));
+        world.settle(ROUNDS_MAX);
+        let expected = world.shared.subscribers.get(channel).copied().unwrap_or(0);
+        let counted = world.shared.pushes.tally_since(before, auditor, channel);
+        assert_eq!(counted, Some((expected, 0)), "subscribers of {channel}");
+    }
+    check_tallies(world);
+}
+
+/// All end: nothing is left and nothing wakes.
+fn leave(world: &mut World) {
+    world.shared.mood = Mood::Leaving;
+    if world.plan.drains {
+        world.drain();
+    }
+    world.settle(ROUNDS_MAX);
+    world.wait(70_000);
+    for (index, (shard, report)) in world.shards.iter().zip(world.reports()).enumerate() {
+        let left = (report.connections, report.clients, report.channels);
+        assert_eq!(left, (0, 0, 0), "of shard {index}: connections, clients, channels");
+        let consumers: u64 = report.topics.iter().map(|topic| topic.consumers).sum();
+        let left = (report.pending_calls, report.unfinished_fanouts, consumers);
+        assert_eq!(left, (0, 0, 0), "of shard {index}: calls, fan-outs, consumers");
+        assert_eq!(shard.poll_timeout(), None, "wake-up of shard {index}");
+    }
+}
+
+fn summary(world: &World) -> Summary {
+    let mut summary = Summary {
+        answers: world.shared.answers,
+        events: world.shared.ledger.events,
+        doubled: world.shared.ledger.doubled,
+        ..Summary::default()
+    };
+    for counters in world.shards.iter().map(|shard| shard.counters()) {
+        summary.delivered += counters.delivered;
+        summary.failed += counters.failed;
+        summary.slow_closed += counters.slow_closed;
+    }
+    summary
+}

@@ -1,0 +1,324 @@
+//! A node's shards, the messages between them, their peers, and a clock that only steps.
+
+use std::collections::{HashMap, VecDeque};
+
+use gridcast::address::ShardId;
+use gridcast::message::Message;
+use gridcast::metrics::Report;
+use gridcast::shard::{Action, Listener, Now, Shard};
+
+use crate::backend::Backend;
+use crate::client::Client;
+use crate::ledger::Ledger;
+use crate::line::Line;
+use crate::peer::{Mood, Peer, Role, Shared};
+use crate::plan::{MESSAGE_BYTES, Plan};
+use crate::pushes::Pushes;
+use crate::random::Random;
+
+const START_MS: u64 = 1_000_000;
+const START_UNIX_MS: u64 = 1_790_000_000_000;
+
+/// Bytes that may wait for a client above its bound: the handshake, pongs, and the last message that
+/// a route sent back.
+const SLACK_BYTES: usize = 2 * MESSAGE_BYTES;
+
+/// Likewise for a back end: answers that come all at once, behind one that was late. There are at
+/// most 1024 of them, each of at most 160 bytes here.
+const ANSWERS_BYTES: usize = 1024 * 160;
+
+/// Turns in a row in which a shard asks for another at once, at most: that is a loop.
+const TURNS_MAX: usize = 2000;
+
+/// A message between shards, and when it comes.
+type Letter = (u64, Message);
+
+pub struct World {
+    pub plan: Plan,
+    pub shared: Shared,
+    pub peers: Vec<Peer>,
+    pub shards: Vec<Shard>,
+    now_ms: u64,
+    // By sender and receiver.
+    mail: Vec<Vec<VecDeque<Letter>>>,
+    // By shard: its lines by their place in its table.
+    places: Vec<HashMap<gridcast::message::ConnectionKey, usize>>,
+    restless: Vec<usize>,
+}
+
+impl World {
+    pub fn new(seed: u64, is_verbose: bool) -> Self {
+        let mut random = Random::new(seed);
+        let plan = Plan::new(&mut random);
+        let settings = plan.settings.clone();
+        let count = settings.shards;
+        let now = Now { ms: START_MS, unix_ms: START_UNIX_MS };
+        let shard = |index| Shard::new(ShardId(index as u8), settings.clone(), now);
+        let mut world = Self {
+            shared: Shared {
+                random,
+                ledger: Ledger::new(settings.queue.when_full),
+                settings: settings.clone(),
+                pushes: Pushes::default(),
+                known: Vec::new(),
+                moment: 0,
+                mood: Mood::Busy,
+                is_calm: plan.is_calm,
+                answers: 0,
+                is_verbose,
+                subscribers: HashMap::new(),
+            },
+            peers: Vec::new(),
+            shards: (0..count).map(shard).collect(),
+            now_ms: START_MS,
+            mail: (0..count).map(|_| (0..count).map(|_| VecDeque::new()).collect()).collect(),
+            places: vec![HashMap::new(); count],
+            restless: vec![0; count],
+            plan,
+        };
+        for _ in 0..world.plan.crowd {
+            let client = Client::new(&mut world.shared.random, true);
+            world.join(0, Role::Client(client), false);
+        }
+        world
+    }
+
+    fn now(&self) -> Now {
+        Now { ms: self.now_ms, unix_ms: START_UNIX_MS + (self.now_ms - START_MS) }
+    }
+
+    /// A peer connects to a shard.
+    pub fn join(&mut self, shard: usize, role: Role, is_slow: bool) -> usize {
+        let listener = match role {
+            Role::Client(_) => Listener::Edge(0),
+            Role::Backend(_) => Listener::Api,
+        };
+        let remote = "127.0.0.1:50000".parse().expect("an address");
+        let now = self.now();
+        let key = self.shards[shard].handle_accepted(now, listener, remote);
+        let key = key.expect("the node is up");
+        let number = self.peers.len();
+        self.places[shard].insert(key, number);
+        if self.shared.is_verbose {
+            println!("  peer {number} connects to shard {shard} as {key:?}");
+        }
+        self.peers.push(Peer::new(number, Line::new(shard, key), role, is_slow));
+        number
+    }
+
+    /// A back end of the last part of a run connects anywhere.
+    pub fn join_anywhere(&mut self, backend: Backend) -> usize {
+        let shard = self.shared.random.below(self.shards.len());
+        self.join(shard, Role::Backend(backend), false)
+    }
+
+    fn join_some(&mut self) {
+        let random = &mut self.shared.random;
+        if self.peers.len() >= self.plan.peers + self.plan.crowd || !random.one_in(4) {
+            return;
+        }
+        let shard = random.below(self.shards.len());
+        let is_slow = !random.one_in(3);
+        let role = match random.below(5) {
+            0 => Role::Backend(Backend::new(true, self.plan.crowd > 0)),
+            1 => Role::Backend(Backend::new(false, self.plan.crowd > 0)),
+            _ => Role::Client(Client::new(random, false)),
+        };
+        self.join(shard, role, is_slow);
+    }
+
+    /// All peers and shards have a turn, and a little time passes.
+    pub fn round(&mut self) {
+        if self.shared.mood == Mood::Busy {
+            self.join_some();
+        }
+        for peer in &mut self.peers {
+            peer.act(&mut self.shared);
+        }
+        let first = self.shared.random.below(self.shards.len());
+        for index in 0..self.shards.len() {
+            self.turn((first + index) % self.shards.len());
+        }
+        self.now_ms += *self.shared.random.pick(&[0, 0, 1, 5, 16]);
+    }
+
+    fn turn(&mut self, index: usize) {
+        if self.shared.random.one_in(4) {
+            return;
+        }
+        let now = self.now();
+        let was_busy = self.step_lines(index) | self.bring_mail(index);
+        self.shards[index].handle_turn(now);
+        let has_spoken = self.take_mail(index) | self.do_actions(index) | self.write(index);
+        self.check_rest(index, was_busy || has_spoken);
+        self.check_bounds(index);
+    }
+
+    fn step_lines(&mut self, index: usize) -> bool {
+        let now = self.now();
+        let mut was_busy = false;
+        for peer in &mut self.peers {
+            if peer.line.shard != index || !peer.line.is_busy() {
+                continue;
+            }
+            was_busy = true;
+            let shard = &mut self.shards[index];
+            let taken = peer.line.step(&mut self.shared.random, now, shard);
+            peer.hear(&mut self.shared, &taken);
+        }
+        was_busy
+    }
+
+    fn bring_mail(&mut self, index: usize) -> bool {
+        let now = self.now();
+        let mut has_some = false;
+        for from in 0..self.shards.len() {
+            let mail = &mut self.mail[from][index];
+            while mail.front().is_some_and(|letter| letter.0 <= now.ms)
+                && !self.shared.random.one_in(20)
+                && let Some((_, message)) = mail.pop_front()
+            {
+                has_some = true;
+                if self.shared.is_verbose {
+                    println!("  shard {from} → {index}: {message:?}");
+                }
+                self.shards[index].handle_message(now, ShardId(from as u8), message);
+            }
+        }
+        has_some
+    }
+
+    fn take_mail(&mut self, index: usize) -> bool {
+        let mut has_some = false;
+        let delay = self.shared.random.between(0, self.plan.delay_ms_max) as u64;
+        while let Some((to, message)) = self.shards[index].poll_message() {
+            has_some = true;
+            assert_ne!(to.index(), index, "a shard does not write to itself");
+            let mail = &mut self.mail[index][to.index()];
+            // What was sent later does not come sooner.
+            let soonest = mail.back().map_or(0, |letter| letter.0);
+            mail.push_back((soonest.max(self.now_ms + delay), message));
+        }
+        has_some
+    }
+
+    fn do_actions(&mut self, index: usize) -> bool {
+        let mut has_some = false;
+        while let Some(action) = self.shards[index].poll_action() {
+            has_some = true;
+            if self.shared.is_verbose {
+                println!("  shard {index}: {action:?}");
+            }
+            let places = &self.places[index];
+            match action {
+                Action::Pause(key) => self.peers[places[&key]].line.stop_reading(),
+                Action::Resume(key) => self.peers[places[&key]].line.read_again(),
+                Action::Shutdown(key) => self.peers[places[&key]].line.is_shut = true,
+                Action::Close(key) => {
+                    let peer = &mut self.peers[places[&key]];
+                    self.shared.ledger.note_end(peer.number, peer.line.reported);
+                    peer.line.close();
+                }
+                Action::StopAccepting => {}
+            }
+        }
+        has_some
+    }
+
+    fn write(&mut self, index: usize) -> bool {
+        let mut has_some = false;
+        for count in 0..self.shared.random.between(1, 200) {
+            let shard = &mut self.shards[index];
+            let bulk = |shard: &mut Shard| (count <= 40).then(|| shard.poll_bulk_write())?;
+            let Some((key, batch)) = shard.poll_urgent_write().or_else(|| bulk(shard)) else {
+                break;
+            };
+            has_some = true;
+            let peer = &mut self.peers[self.places[index][&key]];
+            let length = peer.line.send(&batch);
+            self.shards[index].recycle(batch);
+            let settings = &self.plan.settings;
+            let bound = match &peer.role {
+                Role::Client(_) => settings.edges[0].routes[0].outbound_bytes + SLACK_BYTES,
+                Role::Backend(_) => 2 * settings.limits.outbound_bytes + ANSWERS_BYTES,
+            };
+            assert!(length <= bound, "{length} bytes waited for peer {}", peer.number);
+        }
+        has_some
+    }
+
+    /// A shard that has nothing to do does not ask for turns.
+    fn check_rest(&mut self, index: usize, was_busy: bool) {
+        let asks = self.shards[index].poll_timeout().is_some_and(|due| due <= self.now_ms);
+        let restless = &mut self.restless[index];
+        *restless = if asks && !was_busy { *restless + 1 } else { 0 };
+        assert!(*restless < TURNS_MAX, "shard {index} asks for turns and does nothing");
+    }
+
+    fn check_bounds(&self, index: usize) {
+        let bounds = self.plan.settings.queue.bounds;
+        for topic in self.shards[index].report().topics {
+            assert!(topic.messages <= bounds.messages as u64, "{topic:?}");
+            assert!(topic.bytes <= bounds.bytes as u64, "{topic:?}");
+        }
+    }
+
+    /// Whether nothing is under way anywhere, so that only time can change anything.
+    fn is_still(&self) -> bool {
+        self.mail.iter().flatten().all(VecDeque::is_empty)
+            && !self.peers.iter().any(|peer| peer.line.is_busy())
+            && !self.shards.iter().any(|shard| {
+                shard.has_writes() || shard.poll_timeout().is_some_and(|due| due <= self.now_ms)
+            })
+    }
+
+    /// Goes on until nothing is under way for some rounds, or panics.
+    pub fn settle(&mut self, rounds_max: usize) {
+        let mut still = 0;
+        for _ in 0..rounds_max {
+            self.skip_to_mail();
+            self.round();
+            still = if self.is_still() { still + 1 } else { 0 };
+            if still > 20 {
+                return;
+            }
+        }
+        panic!("no rest after {rounds_max} rounds: {:?}", self.reports());
+    }
+
+    /// Lets time pass up to the next message between shards, if nothing else is under way.
+    fn skip_to_mail(&mut self) {
+        let is_busy = self.peers.iter().any(|peer| peer.line.is_busy());
+        let soonest = self.mail.iter().flatten().filter_map(VecDeque::front).map(|l| l.0).min();
+        if let Some(due) = soonest.filter(|_| !is_busy) {
+            self.now_ms = self.now_ms.max(due);
+        }
+    }
+
+    /// Lets time pass with nothing under way.
+    pub fn wait(&mut self, ms: u64) {
+        let end = self.now_ms + ms;
+        while self.now_ms < end {
+            self.now_ms += 250;
+            self.round();
+        }
+    }
+
+    /// Tells every shard that the node goes down, and after a while that back ends are to go too.
+    pub fn drain(&mut self) {
+        self.tell_all(|| Message::Drain { over_ms: 1000 });
+        self.wait(2000);
+        self.tell_all(|| Message::DrainBackends);
+    }
+
+    fn tell_all(&mut self, message: impl Fn() -> Message) {
+        let now = self.now();
+        for (index, shard) in self.shards.iter_mut().enumerate() {
+            shard.handle_message(now, ShardId(index as u8), message());
+        }
+    }
+
+    pub fn reports(&self) -> Vec<Report> {
+        self.shards.iter().map(Shard::report).collect()
+    }
+}
