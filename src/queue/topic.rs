@@ -134,8 +134,11 @@ impl Topic {
         Self {
             bounds,
             when_full,
-            // Half of the topic at most is with one consumer, so that there is something to drop.
-            window_messages: WINDOW_MESSAGES.min(bounds.messages / 2).max(1),
+            window_messages: match when_full {
+                // Half of the topic at most is with one consumer, so that there is some to drop.
+                WhenFull::DropOldest => WINDOW_MESSAGES.min(bounds.messages / 2).max(1),
+                WhenFull::Hold | WhenFull::Close => WINDOW_MESSAGES,
+            },
             lanes: HashMap::new(),
             unowned: BTreeMap::new(),
             consumers: Vec::new(),

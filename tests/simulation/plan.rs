@@ -74,7 +74,11 @@ fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
         limits: Limits {
             edge_http: http::Limits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
-            outbound_bytes: *random.pick(&[1500, 6000, 100_000]),
+            outbound_bytes: match *random.pick(&[1500, 6000, 100_000]) {
+                // The window of its consumers would be as narrow.
+                1500 if is_crowded => 6000,
+                bytes => bytes,
+            },
             close_slow_clients: random.one_in(2),
             channels_per_client: random.between(2, 6),
             handshake_ms: 10_000,
