@@ -5,6 +5,7 @@
 
 mod document;
 mod edge;
+mod tls;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,6 +21,8 @@ pub use document::ConfigError;
 use document::{Document, Keys, Section, whole_number};
 use edge::read_edges;
 pub use edge::{Edge, Events, Route};
+use tls::TLS_KEYS;
+pub use tls::Tls;
 
 /// Largest file read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -47,9 +50,10 @@ const ADDRESS: &str = "an IP address and port such as \"127.0.0.1:6789\"";
 const ORIGIN: &str = "an origin such as \"https://example.org\", without a path";
 
 /// The sections that are there once. Their keys can be set by variables too.
-const SECTIONS: [Keys; 5] = [
+const SECTIONS: [Keys; 6] = [
     ("node", &NODE_KEYS),
     ("api", &API_KEYS),
+    ("api.tls", &TLS_KEYS),
     ("queue", &QUEUE_KEYS),
     ("limits", &LIMITS_KEYS),
     ("log", &LOG_KEYS),
@@ -123,10 +127,13 @@ impl Config {
 impl fmt::Display for Config {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "node {} on CPUs {}", self.node.id, numbers(&self.node.cores))?;
-        write!(formatter, "\napi {}, advertised as {}", self.api.bind, self.api.advertise)?;
+        let over = |tls: &Option<Tls>| if tls.is_some() { " over TLS" } else { "" };
+        let api = &self.api;
+        write!(formatter, "\napi {}{}, advertised as {}", api.bind, over(&api.tls), api.advertise)?;
         for edge in &self.edges {
             let routes: Vec<String> = edge.routes.iter().map(Route::to_string).collect();
-            write!(formatter, "\nedge {}: {}", edge.bind, routes.join(", "))?;
+            let routes = routes.join(", ");
+            write!(formatter, "\nedge {}{}: {routes}", edge.bind, over(&edge.tls))?;
         }
         Ok(())
     }
@@ -200,7 +207,7 @@ fn numbers(cpus: &[usize]) -> String {
     runs.join(", ")
 }
 
-const API_KEYS: [&str; 3] = ["bind", "advertise", "origins"];
+const API_KEYS: [&str; 4] = ["bind", "advertise", "origins", "tls"];
 
 /// The listener for back ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,6 +221,8 @@ pub struct Api {
     /// Web origins, beside the API's own, that may call it from a browser; in lower case, as
     /// browsers send them. Default: none.
     pub origins: Vec<String>,
+    /// `[api.tls]`. Default: none, plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 impl Api {
@@ -231,7 +240,8 @@ impl Api {
             address(value).filter(|address| !address.ip().is_unspecified() && address.port() != 0)
         })?;
         let origins = read_origins(&section)?.unwrap_or_default();
-        Ok(Self { bind, advertise: advertise.unwrap_or(bind), origins })
+        let tls = Tls::read(&section)?;
+        Ok(Self { bind, advertise: advertise.unwrap_or(bind), origins, tls })
     }
 }
 

@@ -18,7 +18,7 @@
 //! # The arrows
 //!
 //! A layer imports only what stands to its left; `tests/architecture.rs` holds this table, and who
-//! may name glommio, io_uring and `std::net`'s sockets.
+//! may name glommio, io_uring, rustls' sessions and `std::net`'s sockets.
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← node ← main
@@ -40,7 +40,8 @@
 //! # The life of a publish
 //!
 //! 1. The kernel puts bytes into a buffer that `runtime::ring` provided; `runtime::driver` shows them
-//!    to `Shard::handle_bytes`. An idle connection owns no buffer.
+//!    to `Shard::handle_bytes`, over TLS what `runtime::tls` makes of them. An idle connection owns
+//!    no buffer.
 //! 2. `shard::backend` (or `shard::requests`, over HTTP) gets a whole message from
 //!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place.
 //! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks every

@@ -6,14 +6,14 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::NodeId;
-use crate::config::{self, Config, Level, SlowClient};
+use crate::config::{self, Config, Level, SlowClient, Tls};
 use crate::protocol::http;
 use crate::queue::Bounds;
-use crate::runtime::{self, Listening, Summary};
+use crate::runtime::{self, Listening, Shards, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 
@@ -30,22 +30,22 @@ impl fmt::Display for NodeError {
 impl std::error::Error for NodeError {}
 
 /// Runs a node until SIGTERM or Ctrl-C, and then until its topics are given out and its connections
-/// closed, which takes at most `node.drain_s`. A second signal ends it at once.
+/// closed, which takes at most `node.drain_s`. A second signal ends it at once. With TLS,
+/// SIGHUP reads certificates again.
 ///
 /// # Errors
 /// The machine lacks something, an address cannot be listened on, or a shard failed.
 pub fn run(config: &Config) -> Result<(), NodeError> {
     log_to_stderr(config.log_level);
     // Before anything is said to be ready, so that no signal is missed.
-    let signals =
-        Signals::new([SIGINT, SIGTERM]).map_err(|error| NodeError(format!("signals: {error}")))?;
+    let signals = signals(config).map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
     let clients_max = clients_max(config, runtime::check::check(cores.len()).map_err(NodeError)?);
-    let api = listen(config.api.bind, cores.len(), "api.bind")?;
+    let api = listen(config.api.bind, &config.api.tls, cores.len(), "api.bind")?;
     let edges = config
         .edges
         .iter()
-        .map(|edge| listen(edge.bind, cores.len(), "edge.bind"))
+        .map(|edge| listen(edge.bind, &edge.tls, cores.len(), "edge.bind"))
         .collect::<Result<Vec<_>, _>>()?;
     let ready = ready_line(&api, &edges);
     let settings = Arc::new(settings(config, &api, &edges));
@@ -54,33 +54,72 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         listeners.push((Listener::Edge(number as u16), listening));
     }
     let failed = |error: io::Error| NodeError(format!("shards: {error}"));
-    let (sender, ends) = mpsc::channel();
+    let (sender, events) = mpsc::channel();
     let failures = {
         let sender = sender.clone();
         // The node waits for the first end only.
-        move |why| drop(sender.send(End::Failure(why)))
+        move |why| drop(sender.send(Event::Failure(why)))
     };
     let shards =
         runtime::start(&settings, cores, listeners, clients_max, failures).map_err(failed)?;
     // This line is an interface: whoever started the process waits for it and reads the ports.
     eprintln!("{ready}");
     watch_signals(signals, sender);
-    match ends.recv() {
-        Ok(End::Failure(why)) => Err(NodeError(why)),
-        _ => {
-            tracing::info!("going down: closing connections");
-            let (refused, rested) = (shards.clients_refused(), shards.accepts_rested());
-            let summary = shards.drain(Duration::from_secs(config.node.drain_s)).map_err(failed)?;
-            report(&summary, refused, rested);
-            Ok(())
+    loop {
+        match events.recv() {
+            Ok(Event::Failure(why)) => return Err(NodeError(why)),
+            Ok(Event::Hangup) => renew_certificates(config, &shards),
+            _ => break,
+        }
+    }
+    tracing::info!("going down: closing connections");
+    let counts = runtime_counts(&shards);
+    let summary = shards.drain(Duration::from_secs(config.node.drain_s)).map_err(failed)?;
+    report(&summary, &counts);
+    Ok(())
+}
+
+/// What a node that runs is told.
+enum Event {
+    /// It is to end.
+    Signal,
+    /// Its certificates are to be read again.
+    Hangup,
+    Failure(String),
+}
+
+/// The signals that the node handles. Without certificates, SIGHUP does what it always does.
+fn signals(config: &Config) -> io::Result<Signals> {
+    let signals = Signals::new([SIGINT, SIGTERM])?;
+    if tls_listeners(config).next().is_some() {
+        signals.add_signal(SIGHUP)?;
+    }
+    Ok(signals)
+}
+
+fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &Tls)> {
+    let edges = config.edges.iter().zip(0..);
+    let edges = edges.map(|(edge, number)| (Listener::Edge(number), &edge.tls));
+    let all = std::iter::once((Listener::Api, &config.api.tls)).chain(edges);
+    all.filter_map(|(listener, tls)| Some((listener, tls.as_ref()?)))
+}
+
+/// Each listener whose files are right shows them from now on; the others keep what they have.
+fn renew_certificates(config: &Config, shards: &Shards) {
+    for (listener, tls) in tls_listeners(config) {
+        match context(tls) {
+            Ok(context) => {
+                shards.renew(listener, &context);
+                tracing::info!("certificate read again: {}", tls.cert.display());
+            }
+            Err(error) => tracing::error!("certificate not renewed: {error}"),
         }
     }
 }
 
-/// Why a node that runs is to end.
-enum End {
-    Signal,
-    Failure(String),
+fn context(tls: &Tls) -> Result<TlsContext, NodeError> {
+    let certified = tls.load().map_err(|error| NodeError(error.to_string()))?;
+    TlsContext::new(certified).map_err(|error| NodeError(format!("TLS: {error}")))
 }
 
 fn log_to_stderr(level: Level) {
@@ -116,8 +155,14 @@ fn clients_max(config: &Config, descriptors: usize) -> usize {
     }
 }
 
-fn listen(address: SocketAddr, shards: usize, key: &str) -> Result<Listening, NodeError> {
-    runtime::bind(address, shards).map_err(|error| {
+fn listen(
+    address: SocketAddr,
+    tls: &Option<Tls>,
+    shards: usize,
+    key: &str,
+) -> Result<Listening, NodeError> {
+    let tls = tls.as_ref().map(context).transpose()?;
+    runtime::bind(address, shards, tls).map_err(|error| {
         let how = match error.kind() {
             io::ErrorKind::AddrInUse => "another process listens there; see `ss -ltnp`",
             io::ErrorKind::AddrNotAvailable => "no interface has this address; see `ip address`",
@@ -203,25 +248,42 @@ fn limits(limits: &config::Limits) -> Limits {
     }
 }
 
-/// Tells of the first signal; the second ends the process at once, with the status of one that a
-/// signal ended.
-fn watch_signals(mut signals: Signals, ends: mpsc::Sender<End>) {
+/// Tells of each hangup and of the first signal to end; the second ends the process at once, with
+/// the status of one that a signal ended.
+fn watch_signals(mut signals: Signals, events: mpsc::Sender<Event>) {
     std::thread::spawn(move || {
-        let mut signals = signals.forever();
-        signals.next();
-        // If a shard has failed meanwhile, the node ends without hearing of this.
-        let _ = ends.send(End::Signal);
-        if let Some(signal) = signals.next() {
-            eprintln!("gridcast: second signal, ending at once");
-            std::process::exit(128 + signal);
+        let mut is_ending = false;
+        for signal in signals.forever() {
+            let event = match signal {
+                SIGHUP => Event::Hangup,
+                _ if is_ending => {
+                    eprintln!("gridcast: second signal, ending at once");
+                    std::process::exit(128 + signal);
+                }
+                _ => Event::Signal,
+            };
+            is_ending |= signal != SIGHUP;
+            // If a shard has failed meanwhile, the node ends without hearing of this.
+            let _ = events.send(event);
         }
     });
 }
 
-fn report(summary: &Summary, clients_refused: u64, accepts_rested: u64) {
-    let counted = summary.counters.each().filter(|(_, _, value)| *value > 0);
-    let counted: Vec<String> = counted.map(|(name, _, value)| format!("{name}={value}")).collect();
-    tracing::info!(clients_refused, accepts_rested, "ended: {}", counted.join(" "));
+/// What the runtime counted, beside its shards.
+fn runtime_counts(shards: &Shards) -> [(&'static str, u64); 4] {
+    [
+        ("clients_refused", shards.clients_refused()),
+        ("accepts_rested", shards.accepts_rested()),
+        ("handshakes_refused", shards.handshakes_refused()),
+        ("handshakes_deferred", shards.handshakes_deferred()),
+    ]
+}
+
+fn report(summary: &Summary, runtime_counts: &[(&'static str, u64)]) {
+    let counters = summary.counters.each().map(|(name, _, value)| (name, value));
+    let counted = counters.chain(runtime_counts.iter().copied()).filter(|(_, value)| *value > 0);
+    let counted: Vec<String> = counted.map(|(name, value)| format!("{name}={value}")).collect();
+    tracing::info!("ended: {}", counted.join(" "));
     if summary.connections > 0 || summary.queued_messages > 0 {
         tracing::warn!(
             connections = summary.connections,

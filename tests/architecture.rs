@@ -17,11 +17,12 @@ const ARROWS: [(&str, &[&str]); 9] = [
 ];
 
 /// A name, and the only layer whose code may contain it.
-const RESERVED: [(&str, &str); 8] = [
+const RESERVED: [(&str, &str); 9] = [
     ("glommio::", "runtime"),
     ("io_uring::", "runtime"),
     ("crossbeam_channel", "runtime"),
     ("socket2", "runtime"),
+    ("ServerConnection", "runtime"),
     ("unsafe {", "runtime"),
     ("Instant", "runtime"),
     ("SystemTime", "runtime"),

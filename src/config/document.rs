@@ -95,7 +95,7 @@ fn variables<'a>(
 }
 
 fn variable_name(section: &str, key: &str) -> String {
-    format!("{PREFIX}{section}_{key}").to_uppercase()
+    format!("{PREFIX}{section}_{key}").replace('.', "_").to_uppercase()
 }
 
 /// `2` and `["a"]` are TOML; `127.0.0.1:0` is not, and stands for the string that it would quote.
@@ -126,6 +126,11 @@ impl<'a> Section<'a> {
                 Err(self.fault(&[key.get_ref()], reason))
             }
         }
+    }
+
+    /// Whether it is in the file, be it empty.
+    pub(super) fn is_written(&self) -> bool {
+        self.table.is_some()
     }
 
     /// Refuses `key`, for a reason better than that it is unknown.

@@ -4,18 +4,20 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use super::document::{ConfigError, Section};
-use super::{Api, Limits, message_bytes, outbound_bytes, read_address, read_origins};
+use super::{Api, Limits, Tls, message_bytes, outbound_bytes, read_address, read_origins};
 
 const NAME: &str = "a name of 1 to 255 bytes without control characters";
 const PATTERN: &str = "a channel's name, or the beginning of one and \"*\"";
 
-const EDGE_KEYS: [&str; 2] = ["bind", "route"];
+const EDGE_KEYS: [&str; 3] = ["bind", "tls", "route"];
 
 /// A listener for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edge {
     /// Default: 127.0.0.1:6790. With port 0 the system picks one.
     pub bind: SocketAddr,
+    /// `[edge.tls]`. Default: none, plain `ws://`. For both, two listeners with the same routes.
+    pub tls: Option<Tls>,
     /// At least one; their paths differ.
     pub routes: Vec<Route>,
 }
@@ -59,7 +61,7 @@ impl Edge {
         if routes.is_empty() {
             return Err(section.fault(&["route"], "missing; an edge needs at least one"));
         }
-        Ok(Self { bind, routes })
+        Ok(Self { bind, tls: Tls::read(section)?, routes })
     }
 }
 

@@ -68,7 +68,7 @@ fn every_key_is_read() {
     let origins = vec!["https://admin.example.org:8443".to_owned()];
     assert_eq!(
         config.api,
-        Api { bind: bind("[::1]:7000"), advertise: bind("10.0.0.5:6789"), origins }
+        Api { bind: bind("[::1]:7000"), advertise: bind("10.0.0.5:6789"), origins, tls: None }
     );
     let route = Route {
         path: "/chat".to_owned(),
@@ -81,7 +81,7 @@ fn every_key_is_read() {
         message_bytes: 2048,
         outbound_bytes: 4096,
     };
-    assert_eq!(config.edges, [Edge { bind: bind("0.0.0.0:7001"), routes: vec![route] }]);
+    assert_eq!(config.edges, [Edge { bind: bind("0.0.0.0:7001"), tls: None, routes: vec![route] }]);
     let queue =
         Queue { topic_messages: 10, topic_bytes: 8192, when_full: WhenFull::DropOldest, topics: 3 };
     assert_eq!(config.queue, queue);
@@ -462,6 +462,21 @@ fn an_error_in_a_variable_names_the_variable() {
         "built-in configuration:4: edge.bind: 127.0.0.1:6790 is taken by GRIDCAST_API_BIND: \
          api.bind",
     );
+}
+
+#[test]
+fn tls_needs_both_files_which_are_read() {
+    let missing = "missing; TLS needs one";
+    refused("[api.tls]\n", &format!("gridcast.toml:1: api.tls.cert: {missing}"));
+    refused("[api.tls]\ncert = 'a'", &format!("gridcast.toml:1: api.tls.key: {missing}"));
+    refused(
+        "[[edge]]\n[edge.tls]\ncert = 'no/such.pem'\nkey = ''\n[[edge.route]]\npath = '/'",
+        "gridcast.toml:4: edge.tls.key: expected the path of a PEM file, found \"\"",
+    );
+    let variables = [("GRIDCAST_API_TLS_CERT", "no/such.pem"), ("GRIDCAST_API_TLS_KEY", "x")];
+    let error = development(&variables).unwrap_err().to_string();
+    let place = "GRIDCAST_API_TLS_CERT: api.tls.cert: no/such.pem: cannot be read: No such file";
+    assert!(error.starts_with(place), "{error}");
 }
 
 #[test]

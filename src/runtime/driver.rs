@@ -3,6 +3,7 @@
 //! Requests that a socket has under way: one multishot receive, and either one send or one wait for
 //! room. It is closed when none is left: so no completion ever meets a socket that is not its own.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,11 +12,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{io, mem};
 
-use rustix::net::Shutdown;
+use rustix::net::{SendFlags, Shutdown};
 use socket2::Socket as ListeningSocket;
 
 use super::bus::Port;
 use super::ring::{Buffer, Completion, Ring, Sending};
+use super::tls::{Identity, Opened, Tls};
 use super::watch::{Summary, Watch};
 use crate::message::ConnectionKey;
 use crate::shard::{Action, Batch, Listener, Now, Shard};
@@ -35,6 +37,11 @@ const ACCEPT_REST_MS: u64 = 100;
 const URGENT_SENDS: usize = 512;
 const BULK_SENDS: usize = 128;
 
+/// Steps of TLS handshakes per turn, of which a full one takes two. The costly one, with the
+/// signature, takes 0.1 to 1 ms by the kind of key; so other connections wait no longer than 8 ms
+/// for a crowd that comes at once. Further steps wait their turn, in order.
+const HANDSHAKE_STEPS: usize = 8;
+
 /// Spare [`Sending`]s kept for the next sends.
 const SPARE_SENDINGS: usize = 2048;
 
@@ -53,6 +60,11 @@ pub(super) struct Driver {
     completions: Vec<Completion>,
     // Receives that ended for want of buffers: begun again at the end of the turn.
     starved: Vec<ConnectionKey>,
+    // Handshakes that wait for a turn with steps left, each once: they have Socket::is_deferred.
+    deferred: VecDeque<ConnectionKey>,
+    handshake_steps_left: usize,
+    // Plaintext on its way between the shard and a session.
+    plaintext: Vec<u8>,
     watch: Arc<Watch>,
     is_stuck: bool,
     is_counted_out: bool,
@@ -62,6 +74,8 @@ pub(super) struct Driver {
 struct Accepting {
     socket: ListeningSocket,
     listener: Listener,
+    // None: it speaks plain TCP.
+    identity: Option<Identity>,
     state: AcceptState,
 }
 
@@ -81,7 +95,10 @@ struct Socket {
     wants_bytes: bool,
     is_client: bool,
     is_closing: bool,
+    // Its handshake waits, and nothing is received for it meanwhile.
+    is_deferred: bool,
     write: Write,
+    tls: Option<Box<Tls>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -119,7 +136,7 @@ impl Driver {
         number: usize,
         make_shard: impl FnOnce(Now) -> Shard,
         port: Port,
-        listeners: Vec<(ListeningSocket, Listener)>,
+        listeners: Vec<(ListeningSocket, Listener, Option<Identity>)>,
         watch: Arc<Watch>,
     ) -> io::Result<Self> {
         let clock = Clock { start: watch.start };
@@ -134,14 +151,17 @@ impl Driver {
             spare: Vec::new(),
             completions: Vec::new(),
             starved: Vec::new(),
+            deferred: VecDeque::new(),
+            handshake_steps_left: 0,
+            plaintext: Vec::new(),
             watch,
             is_stuck: false,
             is_counted_out: false,
         };
-        for (number, (socket, listener)) in listeners.into_iter().enumerate() {
+        for (number, (socket, listener, identity)) in listeners.into_iter().enumerate() {
             driver.ring.accept(number, socket.as_fd());
             let state = AcceptState::Accepting;
-            driver.listeners.push(Accepting { socket, listener, state });
+            driver.listeners.push(Accepting { socket, listener, identity, state });
         }
         driver.ring.wait_woken(driver.port.wake_fd());
         Ok(driver)
@@ -189,8 +209,8 @@ impl Driver {
         port.receive(|from, message| shard.handle_message(now, from, message));
         self.shard.handle_turn(now);
         self.post_messages();
-        self.do_actions();
-        self.write();
+        self.do_actions(now);
+        self.write(now);
         for key in mem::take(&mut self.starved) {
             self.receive(key);
         }
@@ -204,6 +224,7 @@ impl Driver {
         let mut completions = mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
         let now = self.clock.now();
+        self.resume_handshakes(now);
         for completion in completions.drain(..) {
             match completion {
                 Completion::Accepted { listener, result, is_over } => {
@@ -236,6 +257,8 @@ impl Driver {
         // A connection that was reset while it waited to be accepted is nobody's loss.
         let Ok(fd) = result else { return };
         let Some(remote) = peer_address(&fd) else { return };
+        let identity = accepting.identity.as_ref();
+        let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
         let is_client = listener != Listener::Api;
         if is_client && !self.watch.admit_client() {
             return;
@@ -254,7 +277,9 @@ impl Driver {
             wants_bytes: true,
             is_client,
             is_closing: false,
+            is_deferred: false,
             write: Write::Idle,
+            tls,
         });
         self.receive(key);
     }
@@ -262,7 +287,8 @@ impl Driver {
     /// Begins to receive, unless it is under way or not wanted.
     fn receive(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        if socket.receiving == Receiving::Not && socket.wants_bytes && !socket.is_closing {
+        let is_wanted = socket.wants_bytes && !socket.is_closing && !socket.is_deferred;
+        if socket.receiving == Receiving::Not && is_wanted {
             socket.receiving = Receiving::Armed;
             self.ring.receive(key, socket.fd.as_fd());
         }
@@ -279,27 +305,22 @@ impl Driver {
         if is_over {
             socket.receiving = Receiving::Not;
         }
-        let is_closing = socket.is_closing;
+        let (is_closing, is_deferred) = (socket.is_closing, socket.is_deferred);
         match result {
             Ok(Some(buffer)) => {
-                let bytes = self.ring.buffer(&buffer);
-                let is_end = bytes.is_empty();
-                let shard = &mut self.shard;
-                let read = catch_unwind(AssertUnwindSafe(|| {
-                    if !is_closing && !is_end {
-                        shard.handle_bytes(now, key, bytes);
-                    }
-                }));
-                self.ring.recycle(buffer);
-                if read.is_err() {
-                    // A panic over what one peer sent ends that peer's connection alone.
-                    self.shard.handle_panic(now, key);
+                let is_end = self.ring.buffer(&buffer).is_empty();
+                if !is_closing && !is_end {
+                    self.guarded(now, key, |driver| driver.read(now, key, &buffer));
                 }
+                self.ring.recycle(buffer);
                 match is_end {
+                    // What came before counts first: it is received again after that.
+                    true if is_deferred => {}
                     true => self.ended(now, key, false),
                     false => self.starved_if(is_over, key),
                 }
             }
+            Ok(None) if is_deferred => {}
             Ok(None) => self.ended(now, key, false),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
@@ -309,6 +330,81 @@ impl Driver {
             },
         }
         self.close_if_quiet(key);
+    }
+
+    /// Works on what one peer sent: a panic ends that peer's connection alone.
+    fn guarded(&mut self, now: Now, key: ConnectionKey, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            self.shard.handle_panic(now, key);
+        }
+    }
+
+    fn read(&mut self, now: Now, key: ConnectionKey, buffer: &Buffer) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let bytes = self.ring.buffer(buffer);
+        match &mut socket.tls {
+            None => self.shard.handle_bytes(now, key, bytes),
+            Some(tls) => {
+                tls.receive(bytes);
+                self.open_or_defer(now, key);
+            }
+        }
+    }
+
+    /// Opens what a TLS peer sent, unless it is of a handshake and enough of these had their step.
+    fn open_or_defer(&mut self, now: Now, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let Some(tls) = &socket.tls else { return };
+        if socket.is_deferred {
+            return;
+        }
+        if tls.is_handshaking() {
+            if self.handshake_steps_left == 0 {
+                return self.defer(key);
+            }
+            self.handshake_steps_left -= 1;
+        }
+        self.open(now, key);
+    }
+
+    fn defer(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.is_deferred = true;
+        self.watch.handshakes_deferred.fetch_add(1, Ordering::Relaxed);
+        self.deferred.push_back(key);
+        self.stop_receiving(key);
+    }
+
+    /// Gives the handshakes that wait their step, in order, before any that come now.
+    fn resume_handshakes(&mut self, now: Now) {
+        self.handshake_steps_left = HANDSHAKE_STEPS;
+        while self.handshake_steps_left > 0
+            && let Some(key) = self.deferred.pop_front()
+        {
+            let Some(socket) = find(&mut self.sockets, key) else { continue };
+            socket.is_deferred = false;
+            if !socket.is_closing {
+                self.guarded(now, key, |driver| driver.open_or_defer(now, key));
+                self.receive(key);
+            }
+        }
+    }
+
+    fn open(&mut self, now: Now, key: ConnectionKey) {
+        let Self { sockets, plaintext, shard, watch, .. } = self;
+        let Some(tls) = find(sockets, key).and_then(|socket| socket.tls.as_mut()) else { return };
+        plaintext.clear();
+        let opened = tls.open(plaintext);
+        if !plaintext.is_empty() {
+            shard.handle_bytes(now, key, plaintext);
+        }
+        match opened {
+            Opened::All => {}
+            Opened::Refused => _ = watch.handshakes_refused.fetch_add(1, Ordering::Relaxed),
+            Opened::End => self.ended(now, key, false),
+            Opened::Broken => self.ended(now, key, true),
+        }
+        self.send_sealed(now, key);
     }
 
     fn starved_if(&mut self, is_over: bool, key: ConnectionKey) {
@@ -326,22 +422,49 @@ impl Driver {
     }
 
     /// Writes what connections have to say: each one gathered send with all of it.
-    fn write(&mut self) {
+    fn write(&mut self, now: Now) {
         for _ in 0..URGENT_SENDS {
             let Some((key, batch)) = self.shard.poll_urgent_write() else { break };
-            self.send_batch(key, batch);
+            self.send_batch(now, key, batch);
         }
         for _ in 0..BULK_SENDS {
             let Some((key, batch)) = self.shard.poll_bulk_write() else { break };
-            self.send_batch(key, batch);
+            self.send_batch(now, key, batch);
         }
     }
 
-    fn send_batch(&mut self, key: ConnectionKey, batch: Batch) {
+    fn send_batch(&mut self, now: Now, key: ConnectionKey, batch: Batch) {
         let Some(socket) = find(&mut self.sockets, key) else { return self.shard.recycle(batch) };
         if socket.is_closing {
             return self.shard.recycle(batch);
         }
+        match &mut socket.tls {
+            None => self.send(key, batch),
+            Some(tls) => {
+                tls.enqueue(batch);
+                self.send_sealed(now, key);
+            }
+        }
+    }
+
+    /// Sends what a TLS connection has to say, its session's own messages first; when it is over
+    /// and all is said, shuts our end.
+    fn send_sealed(&mut self, now: Now, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let Some(tls) = &mut socket.tls else { return };
+        if socket.is_closing || !matches!(socket.write, Write::Idle) {
+            return;
+        }
+        match tls.seal(&mut self.plaintext) {
+            Ok(batch) if !batch.is_empty() => self.send(key, batch),
+            Ok(_) if tls.is_over() => shut(socket),
+            Ok(_) => {}
+            Err(_) => self.ended(now, key, true),
+        }
+    }
+
+    fn send(&mut self, key: ConnectionKey, batch: Batch) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
         let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
         sending.begin(batch);
         socket.write = Write::Sending;
@@ -363,13 +486,18 @@ impl Driver {
         }
         match result {
             Ok(bytes) => {
+                let is_tls = socket.tls.is_some();
                 let is_done = sending.advance(bytes);
                 if is_done {
                     self.spare(sending);
                 } else {
                     self.wait_for_room(key, sending);
                 }
-                self.shard.handle_written(now, key, bytes, is_done);
+                match is_tls {
+                    false => self.shard.handle_written(now, key, bytes, is_done),
+                    true if is_done => self.sealed_written(now, key),
+                    true => {}
+                }
             }
             Err(error) if is_for_later(&error) => self.wait_for_room(key, sending),
             Err(_) => {
@@ -377,6 +505,15 @@ impl Driver {
                 self.ended(now, key, true);
             }
         }
+    }
+
+    /// The shard hears of its bytes when the records that hold them are written whole.
+    fn sealed_written(&mut self, now: Now, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if let Some((bytes, is_done)) = socket.tls.as_mut().and_then(|tls| tls.written()) {
+            self.shard.handle_written(now, key, bytes, is_done);
+        }
+        self.send_sealed(now, key);
     }
 
     fn spare(&mut self, mut sending: Box<Sending>) {
@@ -403,18 +540,12 @@ impl Driver {
         self.ring.send(key, socket.fd.as_fd(), sending);
     }
 
-    fn do_actions(&mut self) {
+    fn do_actions(&mut self, now: Now) {
         while let Some(action) = self.shard.poll_action() {
             match action {
                 Action::Pause(key) => self.want_bytes(key, false),
                 Action::Resume(key) => self.want_bytes(key, true),
-                Action::Shutdown(key) => {
-                    if let Some(socket) = find(&mut self.sockets, key) {
-                        // What is left to learn of a socket that is not connected comes with its
-                        // receive.
-                        let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
-                    }
-                }
+                Action::Shutdown(key) => self.shutdown(now, key),
                 Action::Close(key) => self.close(key),
                 Action::StopAccepting => self.stop_accepting(),
             }
@@ -424,11 +555,29 @@ impl Driver {
     fn want_bytes(&mut self, key: ConnectionKey, wants_bytes: bool) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.wants_bytes = wants_bytes;
-        if wants_bytes {
-            self.receive(key);
-        } else if socket.receiving == Receiving::Armed {
+        match wants_bytes {
+            true => self.receive(key),
+            false => self.stop_receiving(key),
+        }
+    }
+
+    fn stop_receiving(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.receiving == Receiving::Armed {
             socket.receiving = Receiving::Cancelled;
             self.ring.cancel_receive(key);
+        }
+    }
+
+    /// Shuts our end; over TLS, after the words that say so.
+    fn shutdown(&mut self, now: Now, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        match &mut socket.tls {
+            None => shut(socket),
+            Some(tls) => {
+                tls.close();
+                self.send_sealed(now, key);
+            }
         }
     }
 
@@ -436,6 +585,7 @@ impl Driver {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.is_closing = true;
         socket.wants_bytes = false;
+        say_last_words(socket, &mut self.plaintext);
         // Ends the receive and the wait for room.
         let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         self.close_if_quiet(key);
@@ -465,6 +615,9 @@ impl Driver {
 
     fn wake_listeners(&mut self, now: Now) {
         for (number, accepting) in self.listeners.iter_mut().enumerate() {
+            if let Some(identity) = &mut accepting.identity {
+                identity.renew();
+            }
             if matches!(accepting.state, AcceptState::RestingUntil(until) if until <= now.ms) {
                 accepting.state = AcceptState::Accepting;
                 self.ring.accept(number, accepting.socket.as_fd());
@@ -491,7 +644,7 @@ impl Driver {
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {
-        if self.shard.has_writes() {
+        if self.shard.has_writes() || !self.deferred.is_empty() {
             return 0;
         }
         let until_due =
@@ -503,6 +656,25 @@ impl Driver {
 fn find(sockets: &mut [Option<Socket>], key: ConnectionKey) -> Option<&mut Socket> {
     let socket = sockets.get_mut(key.index as usize)?.as_mut()?;
     (socket.generation == key.generation).then_some(socket)
+}
+
+fn shut(socket: &Socket) {
+    // What is left to learn of a socket that is not connected comes with its receive.
+    let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
+}
+
+/// The alert that a TLS connection that is closed at once still owes its peer, if the socket takes
+/// it: nobody waits for that.
+fn say_last_words(socket: &mut Socket, scratch: &mut Vec<u8>) {
+    let Some(tls) = &mut socket.tls else { return };
+    if !matches!(socket.write, Write::Idle) {
+        return;
+    }
+    tls.close();
+    for chunk in tls.seal(scratch).unwrap_or_default() {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let _ = rustix::net::send(&socket.fd, chunk.bytes(), flags);
+    }
 }
 
 fn is_exhausted(error: &io::Error) -> bool {

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::tls::TlsContext;
+
 /// Connections that may wait to be accepted, per shard. The kernel takes no more than
 /// net.core.somaxconn.
 const BACKLOG: i32 = 4096;
@@ -17,13 +19,15 @@ pub struct Listening {
     pub address: SocketAddr,
     /// As many as there are shards.
     pub sockets: Vec<Socket>,
+    /// What it shows to its peers; `None`: it speaks plain TCP.
+    pub tls: Option<TlsContext>,
 }
 
-/// Listens on an address for each shard.
+/// Listens on an address for each shard, over TLS if there is something to show.
 ///
 /// # Errors
 /// The address is not ours or is in use, be it by another gridcast.
-pub fn bind(address: SocketAddr, shards: usize) -> io::Result<Listening> {
+pub fn bind(address: SocketAddr, shards: usize, tls: Option<TlsContext>) -> io::Result<Listening> {
     if address.port() != 0 {
         // Sockets with SO_REUSEPORT would share the port with another process of the same user, and
         // each would get a part of the connections: so first see whether it is free.
@@ -35,7 +39,7 @@ pub fn bind(address: SocketAddr, shards: usize) -> io::Result<Listening> {
     for _ in 1..shards {
         sockets.push(listen(address)?);
     }
-    Ok(Listening { address, sockets })
+    Ok(Listening { address, sockets, tls })
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
@@ -61,7 +65,7 @@ mod tests {
 
     #[test]
     fn every_shard_listens_on_the_port_that_the_first_was_given() {
-        let listening = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let listening = bind("127.0.0.1:0".parse().unwrap(), 3, None).unwrap();
         assert_ne!(listening.address.port(), 0);
         assert_eq!(listening.sockets.len(), 3);
         for socket in &listening.sockets {
@@ -72,8 +76,8 @@ mod tests {
 
     #[test]
     fn a_port_that_another_shares_willingly_is_still_in_use() {
-        let listening = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        let error = bind(listening.address, 1).unwrap_err();
+        let listening = bind("127.0.0.1:0".parse().unwrap(), 1, None).unwrap();
+        let error = bind(listening.address, 1, None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -14,9 +14,11 @@ mod driver;
 mod listener;
 mod ring;
 mod start;
+mod tls;
 mod wake;
 mod watch;
 
 pub use listener::{Listening, bind};
 pub use start::{Shards, start};
+pub use tls::TlsContext;
 pub use watch::Summary;

@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::bus::{Control, bus};
 use super::driver::Driver;
 use super::listener::Listening;
+use super::tls::{Identity, TlsContext};
 use super::watch::{Summary, Watch};
 use crate::address::ShardId;
 use crate::message::Message;
@@ -23,6 +25,8 @@ const IO_MEMORY: usize = 64 * 1024;
 pub struct Shards {
     handles: Vec<ExecutorJoinHandle<io::Result<Summary>>>,
     control: Control,
+    // To each shard's part of each TLS listener.
+    renewals: Vec<(Listener, Sender<TlsContext>)>,
     watch: Arc<Watch>,
 }
 
@@ -42,9 +46,14 @@ pub fn start(
     let (ports, control) = bus(cores.len())?;
     let watch = Arc::new(Watch::new(cores.len(), clients_max));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
-    for (listener, listening) in listeners {
-        for (of_shard, socket) in sockets.iter_mut().zip(listening.sockets) {
-            of_shard.push((socket, listener));
+    let mut renewals = Vec::new();
+    for (listener, Listening { sockets: of_listener, tls, .. }) in listeners {
+        for (of_shard, socket) in sockets.iter_mut().zip(of_listener) {
+            let identity = tls.clone().map(Identity::new).map(|(identity, renewal)| {
+                renewals.push((listener, renewal));
+                identity
+            });
+            of_shard.push((socket, listener, identity));
         }
     }
     let mut handles = Vec::new();
@@ -76,7 +85,7 @@ pub fn start(
         let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
         word.map_err(io::Error::other)?;
     }
-    Ok(Shards { handles, control, watch })
+    Ok(Shards { handles, control, renewals, watch })
 }
 
 impl Shards {
@@ -111,6 +120,26 @@ impl Shards {
             total.queued_messages += summary.queued_messages;
         }
         Ok(total)
+    }
+
+    /// From now on a TLS listener shows this to those who connect. Waits until its shards have
+    /// taken what was sent before, which takes each a turn.
+    pub fn renew(&self, listener: Listener, context: &TlsContext) {
+        for (_, renewal) in self.renewals.iter().filter(|(of, _)| *of == listener) {
+            // A shard that has failed says so elsewhere.
+            let _ = renewal.send(context.clone());
+        }
+    }
+
+    /// TLS connections refused because they began with something else, or with no version or
+    /// cipher in common.
+    pub fn handshakes_refused(&self) -> u64 {
+        self.watch.handshakes_refused.load(Ordering::Relaxed)
+    }
+
+    /// Steps of TLS handshakes that waited for a later turn.
+    pub fn handshakes_deferred(&self) -> u64 {
+        self.watch.handshakes_deferred.load(Ordering::Relaxed)
     }
 
     /// Clients refused because there were as many as there may be.

@@ -18,6 +18,8 @@ pub(super) struct Watch {
     clients_max: usize,
     pub(super) clients_refused: AtomicU64,
     pub(super) accepts_rested: AtomicU64,
+    pub(super) handshakes_refused: AtomicU64,
+    pub(super) handshakes_deferred: AtomicU64,
 }
 
 impl Watch {
@@ -31,6 +33,8 @@ impl Watch {
             clients_max,
             clients_refused: AtomicU64::new(0),
             accepts_rested: AtomicU64::new(0),
+            handshakes_refused: AtomicU64::new(0),
+            handshakes_deferred: AtomicU64::new(0),
         }
     }
 

@@ -1,0 +1,94 @@
+//! The certificate and key of a TLS listener, which are read again when they are renewed.
+
+use std::path::{Path, PathBuf};
+
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::document::{ConfigError, Section};
+use super::read_bounded;
+
+pub(super) const TLS_KEYS: [&str; 2] = ["cert", "key"];
+
+const FILE: &str = "the path of a PEM file";
+
+/// What a listener shows to those who connect. A handshake costs its core much less with an ECDSA
+/// key than with an RSA key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// A PEM file: the certificate, then those between it and the root. Has no default.
+    pub cert: PathBuf,
+    /// A PEM file: the private key of that certificate (PKCS #8, PKCS #1 or SEC 1), not encrypted.
+    /// Has no default.
+    pub key: PathBuf,
+    // Where the two are written, for messages.
+    cert_place: String,
+    key_place: String,
+}
+
+impl Tls {
+    /// Reads the table `tls` of a listener's section, and the files to see that they are right.
+    pub(super) fn read(listener: &Section) -> Result<Option<Self>, ConfigError> {
+        let section = listener.table("tls")?.only(&TLS_KEYS)?;
+        let file = |key| section.text(key, FILE, |path| !path.is_empty());
+        let (cert, key) = match (file("cert")?, file("key")?) {
+            (None, None) if !section.is_written() => return Ok(None),
+            (Some(cert), Some(key)) => (cert, key),
+            (None, _) => return Err(section.fault(&["cert"], "missing; TLS needs one")),
+            (_, None) => return Err(section.fault(&["key"], "missing; TLS needs one")),
+        };
+        let tls = Self {
+            cert: cert.into(),
+            key: key.into(),
+            cert_place: section.place("cert"),
+            key_place: section.place("key"),
+        };
+        tls.load()?;
+        Ok(Some(tls))
+    }
+
+    /// Reads the two files as they are now.
+    ///
+    /// # Errors
+    /// One cannot be read, holds no certificate or key, or the key is not the certificate's.
+    pub fn load(&self) -> Result<CertifiedKey, ConfigError> {
+        let chain = self.chain().map_err(|why| fault(&self.cert_place, &self.cert, &why))?;
+        let key = self.private_key().map_err(|why| fault(&self.key_place, &self.key, &why))?;
+        CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
+            let why = format!("not the key of {}: {error}", self.cert.display());
+            fault(&self.key_place, &self.key, &why)
+        })
+    }
+
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        let text = read_text(&self.cert)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        match chain {
+            Ok(chain) if chain.is_empty() => Err("no PEM certificate in it".into()),
+            chain => chain.map_err(not_pem),
+        }
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, String> {
+        let text = read_text(&self.key)?;
+        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
+            pem::Error::NoItemsFound => "no PEM private key in it".into(),
+            error => not_pem(error),
+        })
+    }
+}
+
+fn fault(place: &str, file: &Path, why: &str) -> ConfigError {
+    ConfigError::new(place, format!("{}: {why}", file.display()))
+}
+
+fn read_text(file: &Path) -> Result<String, String> {
+    read_bounded(file).map_err(|error| format!("cannot be read: {error}"))
+}
+
+fn not_pem(error: pem::Error) -> String {
+    // What it names of the file may have line ends.
+    format!("not PEM: {}", error.to_string().replace(['\n', '\r'], " "))
+}
