@@ -1,11 +1,13 @@
 //! A blocking HTTP/1.1 client that sends raw bytes, so that a test decides on each of them.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
 
+use rustls::ClientConfig;
 use serde_json::Value;
 
-use super::DEADLINE;
+use super::{DEADLINE, Stream};
 
 #[derive(Debug)]
 pub struct Response {
@@ -27,7 +29,7 @@ impl Response {
 
 /// One connection, for requests one after another or pipelined.
 pub struct Http {
-    pub(super) stream: BufReader<TcpStream>,
+    pub(super) stream: BufReader<Stream>,
 }
 
 impl Http {
@@ -39,12 +41,34 @@ impl Http {
     pub fn over(stream: TcpStream) -> Http {
         stream.set_read_timeout(Some(DEADLINE)).expect("a deadline can be set");
         stream.set_nodelay(true).expect("small segments can be sent");
-        Http { stream: BufReader::new(stream) }
+        Http { stream: BufReader::new(Stream::Plain(stream)) }
+    }
+
+    /// The same over TLS, which nothing may have been sent or received before.
+    pub fn over_tls(self, config: &Arc<ClientConfig>) -> Http {
+        let Stream::Plain(tcp) = self.stream.into_inner() else { panic!("it is over TLS already") };
+        Http { stream: BufReader::new(Stream::tls(tcp, config.clone())) }
     }
 
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.get_mut().write_all(bytes.as_ref()).expect("the server reads");
+    }
+
+    /// Shuts our end of the connection, without a word over TLS.
+    pub fn shut(&mut self) {
+        self.stream.get_ref().tcp().shutdown(Shutdown::Write).expect("connected");
+    }
+
+    /// Begins to agree on a TLS session.
+    pub fn greet(&mut self) {
+        self.stream.get_mut().greet();
+    }
+
+    /// Sends and waits for a first byte; false if the connection does not come to be.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.get_mut().write_all(bytes.as_ref()).is_ok()
+            && self.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
     }
 
     /// Sends each byte in a segment of its own.

@@ -13,12 +13,14 @@
 mod http;
 mod server;
 mod socket;
+mod stream;
 
 use std::time::{Duration, Instant};
 
 pub use http::{Http, Response, http};
 pub use server::{CONFIG, Process, Server, command, config_file};
 pub use socket::{Message, Socket, frame};
+pub use stream::Stream;
 
 /// The longest that any awaited event may take, far beyond what a healthy server needs.
 pub const DEADLINE: Duration = Duration::from_secs(10);

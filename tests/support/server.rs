@@ -46,6 +46,8 @@ pub struct Server {
     process: Process,
     pub api: SocketAddr,
     pub edge: SocketAddr,
+    /// Every edge, as in the configuration.
+    pub edges: Vec<SocketAddr>,
 }
 
 impl Server {
@@ -65,9 +67,9 @@ impl Server {
     pub fn start(config: &str) -> Server {
         let file = config_file(config);
         let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
-        let (api, edge) = process.wait_until_ready();
+        let (api, edges) = process.wait_until_ready();
         fs::remove_file(file).expect("the file was there to be read");
-        Server { process, api, edge }
+        Server { process, api, edge: edges[0], edges }
     }
 
     /// A connection to the edge whose client id nobody needs.
@@ -146,6 +148,17 @@ impl Server {
         self.process.signal(Signal::TERM);
     }
 
+    /// Tells the server that its certificates are new.
+    pub fn hang_up(&mut self) {
+        self.process.signal(Signal::HUP);
+    }
+
+    /// Waits for a line with this in it on stderr.
+    #[track_caller]
+    pub fn logs(&mut self, part: &str) {
+        while !self.process.line().expect("the server runs").contains(part) {}
+    }
+
     /// Waits for the end of the process: its exit code.
     #[track_caller]
     pub fn exit_code(&mut self) -> Option<i32> {
@@ -173,7 +186,7 @@ impl Process {
     }
 
     #[track_caller]
-    fn wait_until_ready(&mut self) -> (SocketAddr, SocketAddr) {
+    fn wait_until_ready(&mut self) -> (SocketAddr, Vec<SocketAddr>) {
         let mut lines = Vec::new();
         while let Some(line) = self.line() {
             if let Some(addresses) = addresses(&line) {
@@ -236,11 +249,11 @@ pub fn config_file(text: &str) -> PathBuf {
     file
 }
 
-/// The addresses of the API and of the first edge in the line that tells that the server listens.
-fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+/// The addresses of the API and of the edges in the line that tells that the server listens.
+fn addresses(line: &str) -> Option<(SocketAddr, Vec<SocketAddr>)> {
     let (api, edges) = line.strip_prefix("gridcast: ready, api ")?.split_once(", edge ")?;
-    let edge = edges.split(',').next()?;
-    Some((api.parse().ok()?, edge.trim().parse().ok()?))
+    let edges: Result<_, _> = edges.trim().split(',').map(str::parse).collect();
+    Some((api.parse().ok()?, edges.ok()?))
 }
 
 /// The binary with `arguments`, in an environment whose variables override no key of a test.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use socket2::{Domain, SockRef, Type};
 
-use super::{DEADLINE, Http, Response};
+use super::{DEADLINE, Http, Response, Stream};
 
 /// The key and the accept value of RFC 6455, section 1.3.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -25,7 +25,7 @@ pub enum Message {
 
 /// One WebSocket connection, of a device or of a back end.
 pub struct Socket {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
 }
 
 impl Socket {
@@ -36,14 +36,20 @@ impl Socket {
 
     /// A client whose kernel takes little for it: once it does not read, the server soon notices.
     pub fn connect_with_small_buffer(address: SocketAddr, path: &str) -> Socket {
+        Socket::upgrade(Socket::small(address), path, "").expect("the upgrade is granted")
+    }
+
+    /// The connection of such a client, before it says anything.
+    pub fn small(address: SocketAddr) -> Http {
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
         socket.connect(&address.into()).expect("the server accepts");
-        Socket::upgrade(Http::over(socket.into()), path, "").expect("the upgrade is granted")
+        Http::over(socket.into())
     }
 
-    fn upgrade(mut http: Http, path: &str, headers: &str) -> Result<Socket, Response> {
-        let address = http.stream.get_ref().peer_addr().expect("connected");
+    /// Opens a WebSocket on a connection; the server's response if it refuses the upgrade.
+    pub fn upgrade(mut http: Http, path: &str, headers: &str) -> Result<Socket, Response> {
+        let address = http.stream.get_ref().tcp().peer_addr().expect("connected");
         http.send(Socket::upgrade_request(address, path, headers));
         let response = http.response();
         if response.status != 101 {
@@ -67,7 +73,7 @@ impl Socket {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.stream.get_ref().local_addr().expect("connected")
+        self.stream.get_ref().tcp().local_addr().expect("connected")
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -94,14 +100,14 @@ impl Socket {
         self.send(&frame(0x88, &[&code.to_be_bytes(), reason.as_bytes()].concat()));
     }
 
-    /// Another hand on the connection, to write from a second thread.
+    /// Another hand on the connection, to write from a second thread. Not over TLS.
     pub fn writer(&self) -> TcpStream {
-        self.stream.get_ref().try_clone().expect("a second descriptor")
+        self.stream.get_ref().tcp().try_clone().expect("a second descriptor")
     }
 
     /// Ends the connection with a reset: the server hears no FIN and no close frame.
     pub fn reset(self) {
-        let linger = SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO));
+        let linger = SockRef::from(self.stream.get_ref().tcp()).set_linger(Some(Duration::ZERO));
         linger.expect("lingering can be turned off");
     }
 
@@ -164,6 +170,15 @@ impl Socket {
         let timed_out =
             [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind());
         assert!(!timed_out, "the connection stayed open for {DEADLINE:?}");
+    }
+
+    /// Waits for the server's end of the connection, with nothing before it; over TLS it has to be
+    /// announced.
+    #[track_caller]
+    pub fn ended_in_order(mut self) {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).expect("an orderly end");
+        assert!(rest.is_empty(), "{rest:?}");
     }
 
     /// Sends a request of the API and gives the next message, which is its answer.

@@ -1,0 +1,61 @@
+//! What a test's connection runs over: TCP, or TLS on it.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    /// A TLS session with `localhost`, which is agreed on with the first bytes that are sent.
+    pub fn tls(tcp: TcpStream, config: Arc<ClientConfig>) -> Stream {
+        let name = "localhost".try_into().expect("a name");
+        let session = ClientConnection::new(config, name).expect("the configuration is right");
+        Stream::Tls(Box::new(StreamOwned::new(session, tcp)))
+    }
+
+    /// Sends the first bytes of a TLS session and does not wait for the answer.
+    pub fn greet(&mut self) {
+        let Stream::Tls(tls) = self else { panic!("there is no session") };
+        while tls.conn.wants_write() {
+            tls.conn.write_tls(&mut tls.sock).expect("the server reads");
+        }
+    }
+
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref(),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(tcp) => tcp.read(buffer),
+            Stream::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(tcp) => tcp.write(bytes),
+            Stream::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Plain(tcp) => tcp.flush(),
+            Stream::Tls(tls) => tls.flush(),
+        }
+    }
+}
