@@ -1,0 +1,320 @@
+//! Who a request of a back end says that it is (RFC 7617, RFC 6750), and who may come in.
+//!
+//! Secrets are never shown: nothing here that holds one prints it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordVerifier};
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use blake2::Blake2sMac256;
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use ipnet::IpNet;
+use subtle::{Choice, ConstantTimeEq};
+
+/// What an answer of status 401 asks for (RFC 9110, section 11.6.1).
+pub const CHALLENGE: &str = "Basic realm=\"gridcast\", Bearer";
+
+/// The most memory that one check of a hash may take, in KiB.
+pub const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
+
+/// The most passes over that memory.
+pub const HASH_PASSES_MAX: u32 = 16;
+
+/// How a secret is presented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// With the user's name.
+    Basic,
+    /// Alone.
+    Bearer,
+}
+
+/// What a request presents.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// How.
+    pub scheme: Scheme,
+    /// The user's name; empty for [`Scheme::Bearer`].
+    pub name: String,
+    /// A password or a token.
+    pub secret: String,
+}
+
+impl Credentials {
+    /// Reads the value of an `Authorization` header; `None` if it is of no scheme known here, or
+    /// not as that scheme writes it.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let (scheme, rest) = str::from_utf8(value).ok()?.split_once(' ')?;
+        let rest = rest.trim_matches(' ');
+        if scheme.eq_ignore_ascii_case("Bearer") {
+            let (name, secret) = (String::new(), rest.to_owned());
+            return is_token(rest).then_some(Self { scheme: Scheme::Bearer, name, secret });
+        }
+        if !scheme.eq_ignore_ascii_case("Basic") {
+            return None;
+        }
+        const BASE64: GeneralPurpose = GeneralPurpose::new(
+            &STANDARD,
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+        );
+        let pair = String::from_utf8(BASE64.decode(rest).ok()?).ok()?;
+        let (name, secret) = pair.split_once(':')?;
+        Some(Self { scheme: Scheme::Basic, name: name.to_owned(), secret: secret.to_owned() })
+    }
+
+    /// See [`Fingerprint`].
+    pub fn fingerprint(&self, key: &FingerprintKey) -> Fingerprint {
+        let mut mac = Blake2sMac256::new(&key.0.into());
+        // The length keeps name and secret apart.
+        mac.update(&[self.scheme as u8]);
+        mac.update(&(self.name.len() as u64).to_le_bytes());
+        mac.update(self.name.as_bytes());
+        mac.update(self.secret.as_bytes());
+        Fingerprint(mac.finalize_fixed().into())
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Credentials({:?}, …)", self.scheme)
+    }
+}
+
+/// A keyed hash of credentials: as good as they are to compare and to look up, and it tells nothing
+/// about them to who does not know the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+impl ConstantTimeEq for Fingerprint {
+    fn ct_eq(&self, other: &Self) -> Choice {
+        self.0.ct_eq(&other.0)
+    }
+}
+
+/// The key of fingerprints: random bytes that no other process has.
+#[derive(Clone)]
+pub struct FingerprintKey([u8; 32]);
+
+impl FingerprintKey {
+    /// The key of these bytes.
+    pub fn new(random: [u8; 32]) -> Self {
+        Self(random)
+    }
+}
+
+impl fmt::Debug for FingerprintKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("FingerprintKey(…)")
+    }
+}
+
+/// Someone who may use the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Its name: what logs and `Basic` call it.
+    pub name: String,
+    /// How it presents its secret.
+    pub scheme: Scheme,
+    /// Its secret.
+    pub secret: Secret,
+    /// What it may do.
+    pub roles: Roles,
+    /// The addresses that it may come from; none: any.
+    pub from: Vec<IpNet>,
+}
+
+impl User {
+    /// Whether it may come from this address.
+    pub fn may_come_from(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.from.is_empty() || self.from.iter().any(|range| range.contains(&address))
+    }
+}
+
+/// What a user may do, beside looking at the node, which every user may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// Consume what clients send.
+    pub read: bool,
+    /// Send, publish, call.
+    pub write: bool,
+}
+
+impl Roles {
+    /// All of them.
+    pub const ALL: Self = Self { read: true, write: true };
+}
+
+/// A password or token as it is configured.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// Itself.
+    Plain(Box<str>),
+    /// Only a hash of it.
+    Hashed(SecretHash),
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Plain(_) => "Plain(…)",
+            Self::Hashed(_) => "Hashed(…)",
+        })
+    }
+}
+
+/// An argon2id hash (RFC 9106), from the text form that tools print: `$argon2id$v=19$m=…,t=…,p=…$…$…`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretHash(Arc<PasswordHash>);
+
+impl SecretHash {
+    /// Reads the text form; `None` if it is not one, of another kind, or over
+    /// [`HASH_MEMORY_KIB_MAX`] or [`HASH_PASSES_MAX`].
+    pub fn parse(text: &str) -> Option<Self> {
+        let hash = PasswordHash::new(text).ok()?;
+        let params = Params::try_from(&hash).ok()?;
+        let is_right = hash.algorithm == Algorithm::Argon2id.ident()
+            && hash.version == Some(argon2::Version::V0x13.into())
+            && hash.salt.is_some()
+            && hash.hash.is_some()
+            && params.m_cost() <= HASH_MEMORY_KIB_MAX
+            && params.t_cost() <= HASH_PASSES_MAX;
+        is_right.then(|| Self(Arc::new(hash)))
+    }
+
+    /// What decides how long a check takes.
+    pub fn cost(&self) -> &str {
+        self.0.params.as_str()
+    }
+
+    /// Whether it is the hash of this secret. Takes tens of milliseconds, whatever the answer.
+    pub fn matches(&self, secret: &str) -> bool {
+        Argon2::default().verify_password(secret.as_bytes(), &*self.0).is_ok()
+    }
+}
+
+/// Whether this can follow `Bearer` (RFC 6750, section 2.1: `b64token`).
+pub fn is_token(text: &str) -> bool {
+    let body = text.trim_end_matches('=');
+    !body.is_empty() && body.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The hash of `open sesame`, at the least cost there is.
+    const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ\
+                        $hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
+
+    fn parsed(value: &str) -> Option<(Scheme, String, String)> {
+        let Credentials { scheme, name, secret } = Credentials::parse(value.as_bytes())?;
+        Some((scheme, name, secret))
+    }
+
+    #[test]
+    fn basic_carries_a_name_and_a_password_that_may_hold_colons() {
+        let expected = Some((Scheme::Basic, "app".to_owned(), "a:b".to_owned()));
+        for value in ["Basic YXBwOmE6Yg==", "bASIC  YXBwOmE6Yg", "basic YXBwOmE6Yg== "] {
+            assert_eq!(parsed(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn bearer_carries_a_token_alone() {
+        let expected = Some((Scheme::Bearer, String::new(), "a-._~+/9==".to_owned()));
+        assert_eq!(parsed("Bearer a-._~+/9=="), expected);
+    }
+
+    #[test]
+    fn what_is_written_otherwise_is_no_credentials() {
+        for value in [
+            "",
+            "Basic",
+            "Basic ",
+            "Basic YXBw",
+            "Basic %%%",
+            "Basic /w==",
+            "Bearer ",
+            "Bearer =",
+            "Bearer a b",
+            "Bearer a,b",
+            "Digest username=\"app\"",
+            "YXBwOmE6Yg==",
+        ] {
+            assert_eq!(parsed(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_tells_credentials_and_keys_apart() {
+        let key = FingerprintKey::new([1; 32]);
+        let of = |scheme, name: &str, secret: &str| Credentials {
+            scheme,
+            name: name.into(),
+            secret: secret.into(),
+        };
+        let all = [
+            of(Scheme::Basic, "ab", "c").fingerprint(&key),
+            of(Scheme::Basic, "a", "bc").fingerprint(&key),
+            of(Scheme::Bearer, "", "abc").fingerprint(&key),
+            of(Scheme::Basic, "", "abc").fingerprint(&key),
+            of(Scheme::Basic, "ab", "c").fingerprint(&FingerprintKey::new([2; 32])),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            assert!(all[..at].iter().all(|other| other != one), "{at}");
+        }
+        assert_eq!(all[0], of(Scheme::Basic, "ab", "c").fingerprint(&key));
+    }
+
+    #[test]
+    fn a_hash_matches_its_secret_alone() {
+        let hash = SecretHash::parse(HASH).expect("it is as the reference tool prints it");
+        assert!(hash.matches("open sesame"));
+        assert!(!hash.matches("open sesam") && !hash.matches(""));
+    }
+
+    #[test]
+    fn a_hash_of_another_kind_or_cost_is_refused() {
+        for (good, bad) in [
+            ("argon2id", "argon2i"),
+            ("argon2id", "argon2d"),
+            ("argon2id", "scrypt"),
+            ("v=19", "v=16"),
+            ("v=19$", ""),
+            ("m=8", "m=7"),
+            ("m=8", "m=262145"),
+            ("t=1", "t=17"),
+            ("p=1", "p=0"),
+            ("$c29tZXNhbHQ", ""),
+            ("$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs", ""),
+        ] {
+            let text = HASH.replacen(good, bad, 1);
+            assert!(SecretHash::parse(&text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_holds_a_secret_shows_it() {
+        let credentials = Credentials::parse(b"Bearer open-sesame").expect("a token");
+        let shown = format!("{credentials:?} {:?}", Secret::Plain("open-sesame".into()));
+        assert!(!shown.contains("sesame"), "{shown}");
+    }
+
+    #[test]
+    fn a_user_comes_from_its_addresses_alone() {
+        let from = ["10.0.0.0/8", "fd00::/8"].map(|range| range.parse().expect("a range"));
+        let secret = Secret::Plain("x".into());
+        let (scheme, roles) = (Scheme::Basic, Roles::ALL);
+        let mut user = User { name: "app".into(), scheme, secret, roles, from: from.to_vec() };
+        let may = |user: &User, text: &str| user.may_come_from(text.parse().expect("an address"));
+        assert!(["10.255.0.1", "::ffff:10.0.0.1", "fd12::1"].iter().all(|a| may(&user, a)));
+        assert!(!["11.0.0.1", "::1", "::ffff:11.0.0.1"].iter().any(|a| may(&user, a)));
+        user.from.clear();
+        assert!(may(&user, "11.0.0.1"));
+    }
+}
