@@ -6,6 +6,7 @@
 mod document;
 mod edge;
 mod tls;
+mod user;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,6 +17,7 @@ use std::path::Path;
 
 use toml::de::DeValue;
 
+use crate::protocol::credentials::User;
 use crate::queue::WhenFull;
 pub use document::ConfigError;
 use document::{Document, Keys, Section, whole_number};
@@ -23,6 +25,7 @@ use edge::read_edges;
 pub use edge::{Edge, Events, Route};
 use tls::TLS_KEYS;
 pub use tls::Tls;
+use user::read_users;
 
 /// Largest file read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -130,6 +133,10 @@ impl fmt::Display for Config {
         let over = |tls: &Option<Tls>| if tls.is_some() { " over TLS" } else { "" };
         let api = &self.api;
         write!(formatter, "\napi {}{}, advertised as {}", api.bind, over(&api.tls), api.advertise)?;
+        if !self.api.users.is_empty() {
+            let names: Vec<&str> = self.api.users.iter().map(|user| &user.name[..]).collect();
+            write!(formatter, ", for {}", names.join(", "))?;
+        }
         for edge in &self.edges {
             let routes: Vec<String> = edge.routes.iter().map(Route::to_string).collect();
             let routes = routes.join(", ");
@@ -212,8 +219,8 @@ const API_KEYS: [&str; 4] = ["bind", "advertise", "origins", "tls"];
 /// The listener for back ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Api {
-    /// An address of loopback: without users, who can connect may do all. Default: 127.0.0.1:6789.
-    /// With port 0 the system picks one.
+    /// Default: 127.0.0.1:6789. With port 0 the system picks one. Without users it is an address of
+    /// loopback: who can connect may do all.
     pub bind: SocketAddr,
     /// Where back ends reach this node, as `GET /v1/nodes` tells them. Default: `bind`, whose port
     /// may be 0; then the one that was picked is meant. A written one is never 0, nor is its IP.
@@ -223,16 +230,18 @@ pub struct Api {
     pub origins: Vec<String>,
     /// `[api.tls]`. Default: none, plain HTTP.
     pub tls: Option<Tls>,
+    /// Who may use it. Default: nobody in particular, there is no authentication.
+    pub users: Vec<User>,
 }
 
 impl Api {
     fn read(root: &Section) -> Result<Self, ConfigError> {
         let section = root.table("api")?;
-        let reason = "not in this version, whose API serves loopback alone: leave it out";
-        section.without("user", reason)?;
-        let section = section.only(&API_KEYS)?;
+        // Users are tables, which no variable can set.
+        let section = section.only(&[&API_KEYS[..], &["user"]].concat())?;
+        let users = read_users(&section)?;
         let bind = read_address(&section, "bind", 6789)?;
-        if !bind.ip().to_canonical().is_loopback() {
+        if users.is_empty() && !bind.ip().to_canonical().is_loopback() {
             let reason = "without users the API listens on loopback only, such as 127.0.0.1:6789";
             return Err(section.fault(&["bind"], format!("{reason}; found {bind}")));
         }
@@ -241,7 +250,7 @@ impl Api {
         })?;
         let origins = read_origins(&section)?.unwrap_or_default();
         let tls = Tls::read(&section)?;
-        Ok(Self { bind, advertise: advertise.unwrap_or(bind), origins, tls })
+        Ok(Self { bind, advertise: advertise.unwrap_or(bind), origins, tls, users })
     }
 }
 

@@ -25,8 +25,8 @@
 //!            metrics ←────┘                        config ←──┘
 //! ```
 //!
-//! Only `node` and `main` see `config` (which takes one enum from `queue`): each layer is told what
-//! it needs in a struct of its own.
+//! Only `node` and `main` see `config` (which takes one enum from `queue`, and the API's users from
+//! `protocol`): each layer is told what it needs in a struct of its own.
 //!
 //! # Three ideas
 //!

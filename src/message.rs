@@ -1,10 +1,12 @@
 //! What shards say to each other.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::address::{ClientId, ShardId};
 use crate::metrics::Report;
 use crate::protocol::api::{Fault, Function, Reply, Tally};
+use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
 
 /// One connection of a shard, for as long as it lives: a place that is used again has another
@@ -49,6 +51,11 @@ pub enum Message {
     Topic(Arc<str>, TopicMessage),
     /// A back end's connection is gone: it consumes nothing any more.
     BackendGone(BackendId),
+    /// Whose credentials these are, by the user's place in the settings; `None`: nobody's. For the
+    /// shard that asked for it to be verified.
+    Verdict(Fingerprint, Option<usize>),
+    /// An address presented wrong credentials: it has one try less on every shard.
+    FailedTry(IpAddr),
     /// The node goes down: stop accepting, close clients within that time, answer what is pending.
     Drain {
         /// Milliseconds in which the clients are told.

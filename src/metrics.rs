@@ -62,6 +62,7 @@ counters! {
     idle_closed: "Connections closed because the peer was silent",
     panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
     late_answers: "Calls that other shards did not answer in time",
+    unauthorised: "Requests refused for their credentials, or for want of them",
 }
 
 /// How things stand on one shard.

@@ -6,11 +6,13 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
 
+use rustix::rand::{GetRandomFlags, getrandom};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::NodeId;
 use crate::config::{self, Config, Level, SlowClient, Tls};
+use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
 use crate::runtime::{self, Listening, Shards, Summary, TlsContext};
@@ -48,7 +50,7 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         .map(|edge| listen(edge.bind, &edge.tls, cores.len(), "edge.bind"))
         .collect::<Result<Vec<_>, _>>()?;
     let ready = ready_line(&api, &edges);
-    let settings = Arc::new(settings(config, &api, &edges));
+    let settings = Arc::new(settings(config, fingerprint_key()?, &api, &edges));
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
@@ -181,7 +183,20 @@ fn ready_line(api: &Listening, edges: &[Listening]) -> String {
     }
 }
 
-fn settings(config: &Config, api: &Listening, edges: &[Listening]) -> Settings {
+fn fingerprint_key() -> Result<FingerprintKey, NodeError> {
+    let mut random = [0; 32];
+    // Up to 256 bytes come whole.
+    getrandom(&mut random, GetRandomFlags::empty())
+        .map_err(|error| NodeError(format!("random bytes: {error}")))?;
+    Ok(FingerprintKey::new(random))
+}
+
+fn settings(
+    config: &Config,
+    fingerprint_key: FingerprintKey,
+    api: &Listening,
+    edges: &[Listening],
+) -> Settings {
     let config::Limits { head_bytes, headers, .. } = config.limits;
     let mut advertise = config.api.advertise;
     if advertise.port() == 0 {
@@ -193,6 +208,8 @@ fn settings(config: &Config, api: &Listening, edges: &[Listening]) -> Settings {
         api: Api {
             advertise,
             origins: config.api.origins.clone(),
+            users: config.api.users.as_slice().into(),
+            fingerprint_key,
             http: http::Limits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
         },
         edges: config

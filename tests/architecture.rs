@@ -12,7 +12,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("queue", &["address", "protocol", "message", "metrics"]),
     ("shard", &["address", "protocol", "message", "metrics", "queue"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
-    ("config", &["queue"]),
+    ("config", &["protocol", "queue"]),
     ("node", &["address", "protocol", "message", "metrics", "queue", "shard", "runtime", "config"]),
 ];
 

@@ -244,6 +244,11 @@ impl<'a> Section<'a> {
         items.iter().map(|item| convert(item.get_ref())).collect::<Result<_, _>>().map(Some)
     }
 
+    /// Whether anything is written at `key`.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
     /// An error about the first of `keys` that is written, or else about the section's first key.
     pub(super) fn fault(&self, keys: &[&str], reason: impl Display) -> ConfigError {
         let written = keys.iter().find(|key| self.find(key).is_some());

@@ -1,4 +1,5 @@
 use super::*;
+use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash};
 
 const CPUS: [usize; 4] = [0, 1, 2, 5];
 
@@ -66,10 +67,25 @@ fn every_key_is_read() {
     let bind = |text: &str| text.parse().expect("an address");
     assert_eq!(config.node, Node { id: 7, cores: vec![5, 0], drain_s: 20 });
     let origins = vec!["https://admin.example.org:8443".to_owned()];
-    assert_eq!(
-        config.api,
-        Api { bind: bind("[::1]:7000"), advertise: bind("10.0.0.5:6789"), origins, tls: None }
-    );
+    let (bind_api, advertise) = (bind("10.0.0.5:7000"), bind("10.0.0.5:6789"));
+    let hash = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
+    let users = vec![
+        User {
+            name: "app".to_owned(),
+            scheme: Scheme::Basic,
+            secret: Secret::Hashed(SecretHash::parse(hash).expect("a hash")),
+            roles: Roles { read: true, write: false },
+            from: vec!["10.0.0.0/8".parse().expect("a range"), "::1/128".parse().expect("one")],
+        },
+        User {
+            name: "ops".to_owned(),
+            scheme: Scheme::Bearer,
+            secret: Secret::Plain("open-sesame".into()),
+            roles: Roles { read: false, write: true },
+            from: Vec::new(),
+        },
+    ];
+    assert_eq!(config.api, Api { bind: bind_api, advertise, origins, tls: None, users });
     let route = Route {
         path: "/chat".to_owned(),
         topic: Some("chat".to_owned()),
@@ -247,6 +263,131 @@ fn the_api_listens_on_loopback_only() {
 }
 
 #[test]
+fn with_a_user_the_api_listens_anywhere() {
+    let text = "[api]\nbind = \"0.0.0.0:6789\"\n[[api.user]]\nname = \"app\"\ntoken = \"t\"";
+    let api = parse(text).api;
+    assert!(api.bind.ip().is_unspecified());
+    assert_eq!((api.users[0].roles, &api.users[0].from[..]), (Roles::ALL, &[][..]));
+}
+
+/// A file with one user that has `lines`; the first of them is line 3.
+fn user(lines: &str) -> String {
+    format!("[[api.user]]\nname = \"app\"\n{lines}")
+}
+
+#[test]
+fn a_user_has_a_name_of_its_own_and_one_secret() {
+    refused(
+        "[[api.user]]\ntoken = \"t\"",
+        "gridcast.toml:1: api.user.name: missing; a user needs one",
+    );
+    refused(
+        "[[api.user]]\nname = \"a:b\"",
+        "gridcast.toml:2: api.user.name: expected a name of 1 to 255 bytes without control \
+         characters and colons, found \"a:b\"",
+    );
+    refused(
+        &user("token = \"t\"\n[[api.user]]\nname = \"app\"\ntoken = \"u\""),
+        "gridcast.toml:5: api.user.name: \"app\" is the name of an earlier user",
+    );
+    refused(
+        &user("token = \"t\"\n[[api.user]]\nname = \"b\"\ntoken = \"t\""),
+        "gridcast.toml:6: api.user.token: is the token of an earlier user",
+    );
+    refused(
+        &user(""),
+        "gridcast.toml:1: api.user.password: missing; a user has a password or a token",
+    );
+    refused(
+        &user("password = \"p\"\ntoken = \"t\""),
+        "gridcast.toml:4: api.user.token: a user has a password or a token, not both",
+    );
+    refused(
+        &user("pasword = \"p\""),
+        "gridcast.toml:3: api.user.pasword: unknown key; did you mean \"password\"?",
+    );
+}
+
+#[test]
+fn a_secret_that_is_refused_is_not_shown() {
+    let long = "x".repeat(1025);
+    for password in ["", "open\\tsesame", &long] {
+        refused(
+            &user(&format!("password = \"{password}\"")),
+            "gridcast.toml:3: api.user.password: expected a string of 1 to 1024 bytes without \
+             control characters",
+        );
+    }
+    for token in ["\"\"", "\"open sesame\"", "12345"] {
+        refused(
+            &user(&format!("token = {token}")),
+            "gridcast.toml:3: api.user.token: expected a string of 1 to 1024 letters, digits and \
+             -._~+/ (RFC 6750, section 2.1)",
+        );
+    }
+    for hash in [
+        "$argon2i$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs",
+        "$argon2id$",
+        "$argon2id$open",
+    ] {
+        refused(
+            &user(&format!("password = \"{hash}\"")),
+            "gridcast.toml:3: api.user.password: expected an argon2id hash, \
+             $argon2id$v=19$m=…,t=…,p=…$…$…, with m up to 262144 (KiB) and t up to 16",
+        );
+    }
+}
+
+#[test]
+fn hashes_take_the_same_time_and_hashed_tokens_are_few() {
+    let hash = |cost| {
+        format!("$argon2id$v=19${cost}$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs")
+    };
+    let hashed = |key, number, cost| {
+        format!("[[api.user]]\nname = \"{number}\"\n{key} = \"{}\"\n", hash(cost))
+    };
+    let two = hashed("password", 1, "m=8,t=1,p=1") + &hashed("password", 2, "m=8,t=2,p=1");
+    refused(
+        &two,
+        "gridcast.toml:6: api.user.password: expected the parameters of the hashes before it, \
+         m=8,t=1,p=1",
+    );
+    let salts = "abcdefghi".chars().enumerate();
+    let tokens: String = salts
+        .map(|(number, salt)| {
+            hashed("token", number, "m=8,t=1,p=1").replace("c29tZX", &format!("c29tZ{salt}"))
+        })
+        .collect();
+    refused(
+        &tokens,
+        "gridcast.toml:27: api.user.token: expected at most 8 hashed tokens: each takes time",
+    );
+}
+
+#[test]
+fn roles_and_ranges_are_checked_item_by_item() {
+    let with = |line: &str| user(&format!("token = \"t\"\n{line}"));
+    refused(
+        &with("roles = [\"read\", \"admin\"]"),
+        "gridcast.toml:4: api.user.roles: expected \"read\" or \"write\", found \"admin\"",
+    );
+    assert_eq!(parse(&with("roles = []")).api.users[0].roles, Roles::default());
+    for range in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "", "::1/64"] {
+        refused(
+            &with(&format!("from = [\"{range}\"]")),
+            &format!(
+                "gridcast.toml:4: api.user.from: expected an IP address or a range that begins \
+                 with its first, such as \"10.0.0.0/8\", found \"{range}\""
+            ),
+        );
+    }
+    refused(
+        &with("from = []"),
+        "gridcast.toml:4: api.user.from: an empty list lets nobody in: leave it out for any",
+    );
+}
+
+#[test]
 fn an_address_is_an_ip_and_a_port() {
     let expected = "expected an IP address and port such as \"127.0.0.1:6789\"";
     for bind in ["\"localhost:6790\"", "\"127.0.0.1\"", "6790", "\"127.0.0.1:65536\""] {
@@ -398,11 +539,6 @@ fn what_later_versions_have_is_refused_by_name() {
         "\n[mesh]\nseeds = []",
         "gridcast.toml:2: mesh: not in this version, in which a grid is one node: leave it out",
     );
-    refused(
-        "[[api.user]]\nname = \"app\"",
-        "gridcast.toml:1: api.user: not in this version, whose API serves loopback alone: leave \
-         it out",
-    );
 }
 
 #[test]
@@ -519,4 +655,6 @@ fn a_right_configuration_is_summed_up() {
                    api 127.0.0.1:6789, advertised as 127.0.0.1:6789\n\
                    edge 127.0.0.1:6790: /ws (topic \"messages\"), /echo (echo)";
     assert_eq!(config.to_string(), summary);
+    let summary = parse(include_str!("every_key.toml")).to_string();
+    assert!(summary.contains("\napi 10.0.0.5:7000, advertised as 10.0.0.5:6789, for app, ops\n"));
 }

@@ -55,20 +55,15 @@ pub fn check<'r>(request: &'r Request<'_>) -> Result<Upgrade<'r>, UpgradeError> 
     {
         return Err(UpgradeError::NotAsked);
     }
-    if only_header(request, "sec-websocket-version") != Some(b"13") {
+    if request.only_header("sec-websocket-version") != Some(b"13") {
         return Err(UpgradeError::Version);
     }
     if !request.body.is_empty() {
         return Err(UpgradeError::Body);
     }
-    let key = only_header(request, "sec-websocket-key").filter(|key| is_key(key));
+    let key = request.only_header("sec-websocket-key").filter(|key| is_key(key));
     let accept = Accept::of(key.ok_or(UpgradeError::Key)?);
     Ok(Upgrade { accept, request })
-}
-
-fn only_header<'r>(request: &'r Request<'_>, name: &str) -> Option<&'r [u8]> {
-    let mut values = request.header_values(name);
-    values.next().filter(|_| values.next().is_none())
 }
 
 /// Base64 of 16 bytes. The last character carries bits that mean nothing; clients that made the text

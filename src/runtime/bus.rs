@@ -58,7 +58,7 @@ pub struct Port {
 }
 
 /// The node's end: it speaks to every shard, and is not spoken to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Control {
     outbound: Vec<Sender<Message>>,
     wakes: Arc<[Wake]>,
@@ -165,6 +165,13 @@ impl Control {
             let _ = sender.try_send(message());
         }
         self.wake_all();
+    }
+
+    /// Says something to one shard; waits if its mailbox is full.
+    pub fn tell(&self, shard: ShardId, message: Message) {
+        // A shard that has ended wants to know nothing.
+        let _ = self.outbound[shard.index()].send(message);
+        self.wakes[shard.index()].wake();
     }
 
     /// Wakes every shard that sleeps.

@@ -18,6 +18,7 @@ use socket2::Socket as ListeningSocket;
 use super::bus::Port;
 use super::ring::{Buffer, Completion, Ring, Sending};
 use super::tls::{Identity, Opened, Tls};
+use super::verifier::Verifier;
 use super::watch::{Summary, Watch};
 use crate::message::ConnectionKey;
 use crate::shard::{Action, Batch, Listener, Now, Shard};
@@ -50,6 +51,7 @@ pub(super) struct Driver {
     shard: Shard,
     ring: Ring,
     port: Port,
+    verifier: Verifier,
     clock: Clock,
     listeners: Vec<Accepting>,
     // At the places of the shard's connections.
@@ -136,6 +138,7 @@ impl Driver {
         number: usize,
         make_shard: impl FnOnce(Now) -> Shard,
         port: Port,
+        verifier: Verifier,
         listeners: Vec<(ListeningSocket, Listener, Option<Identity>)>,
         watch: Arc<Watch>,
     ) -> io::Result<Self> {
@@ -145,6 +148,7 @@ impl Driver {
             shard: make_shard(clock.now()),
             ring: Ring::new()?,
             port,
+            verifier,
             clock,
             listeners: Vec::new(),
             sockets: Vec::new(),
@@ -630,6 +634,9 @@ impl Driver {
             self.port.post(to, message);
         }
         self.is_stuck = self.port.flush();
+        while let Some(verification) = self.shard.poll_verification() {
+            self.verifier.ask(verification);
+        }
     }
 
     /// Submits what the turn asked for, and sleeps if there is nothing to do.

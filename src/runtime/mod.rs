@@ -15,6 +15,7 @@ mod listener;
 mod ring;
 mod start;
 mod tls;
+mod verifier;
 mod wake;
 mod watch;
 

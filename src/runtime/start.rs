@@ -12,6 +12,7 @@ use super::bus::{Control, bus};
 use super::driver::Driver;
 use super::listener::Listening;
 use super::tls::{Identity, TlsContext};
+use super::verifier;
 use super::watch::{Summary, Watch};
 use crate::address::ShardId;
 use crate::message::Message;
@@ -44,6 +45,7 @@ pub fn start(
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<Shards> {
     let (ports, control) = bus(cores.len())?;
+    let mut verifiers = verifier::start(control.clone(), cores.len())?.into_iter();
     let watch = Arc::new(Watch::new(cores.len(), clients_max));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
     let mut renewals = Vec::new();
@@ -60,10 +62,11 @@ pub fn start(
     let (started, starts) = mpsc::channel();
     for (index, ((&core, port), sockets)) in cores.iter().zip(ports).zip(sockets).enumerate() {
         let (settings, watch) = (settings.clone(), watch.clone());
+        let verifier = verifiers.next().expect("there is one for each shard");
         let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
             let make_shard = |now| Shard::new(ShardId(index as u8), settings, now);
-            let made = Driver::new(index, make_shard, port, sockets, watch);
+            let made = Driver::new(index, make_shard, port, verifier, sockets, watch);
             // Nobody listens any more if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(|error| error.to_string()));
             let ended = made?.run().await;

@@ -8,12 +8,13 @@ use super::acknowledge::Unsettled;
 use super::channels::Subscription;
 use super::context::Context;
 use super::outbound::Outbound;
-use super::replies::Replies;
+use super::replies::{HttpShape, Replies};
 use crate::address::ClientId;
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
-use crate::protocol::http::RequestReader;
+use crate::protocol::credentials::Roles;
+use crate::protocol::http::{KeptRequest, RequestReader};
 
 /// Which listener a connection came in on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub enum Pause {
     Answers = 8,
     /// It is to end once the answers that it waits for are written.
     Ending = 16,
+    /// Its credentials are being verified.
+    Verdict = 32,
 }
 
 /// A queue of connections with something to write.
@@ -175,6 +178,17 @@ pub struct Http {
     pub replies: Replies,
     /// No request follows: it is closed when all answers are written.
     pub is_last: bool,
+    /// The request that waits for a verdict on its credentials.
+    pub parked: Option<Box<Parked>>,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+pub struct Parked {
+    /// All of it.
+    pub request: KeptRequest,
+    /// How it is to be answered.
+    pub shape: HttpShape,
 }
 
 /// A client on a route.
@@ -201,6 +215,8 @@ pub struct Backend {
     pub assembler: Assembler,
     /// Answers in the order of the requests.
     pub replies: Replies,
+    /// What its user may do.
+    pub roles: Roles,
     /// The topics it consumes; none: it does not.
     pub topics: Vec<Arc<str>>,
     /// How often it asked to consume: an answer to an earlier one starts nothing.

@@ -265,6 +265,7 @@ impl Shard {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Ending, _) => {
                 return self.close(key);
             }
+            (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,
             (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
             (Stage::Http(http), _) if http.is_mid_request || !http.has_answered => {
                 http.started_ms + limits.handshake_ms
@@ -277,6 +278,7 @@ impl Shard {
             return self.set_timer(key, deadline);
         }
         match &connection.stage {
+            Stage::Http(http) if http.parked.is_some() => self.give_up_verdict(key),
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
             Stage::Http(_) => self.finish(key),
             _ if connection.is_pinged => {

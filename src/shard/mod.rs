@@ -7,8 +7,11 @@
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
-//! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`: what happens later.
+//! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
+//! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
+//!   what happens later.
 
+pub mod access;
 mod acknowledge;
 mod backend;
 mod channels;
@@ -26,6 +29,7 @@ mod requests;
 pub mod settings;
 mod timers;
 mod topics;
+mod tries;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -40,6 +44,7 @@ use crate::address::{ClientId, IdLayout, IdSource, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message};
 use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
+use access::Access;
 use channels::Channels;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
@@ -82,6 +87,7 @@ pub struct Shard {
     now: Now,
     connections: Connections,
     clients: HashMap<ClientId, ConnectionKey>,
+    access: Access,
     channels: Channels,
     topics: Topics,
     pending: Pending,
@@ -120,6 +126,7 @@ impl Shard {
             now,
             connections: Connections::default(),
             clients: HashMap::new(),
+            access: Access::new(&settings),
             channels: Channels::default(),
             topics: Topics::new(id, &settings),
             pending: Pending::default(),
@@ -232,6 +239,8 @@ impl Shard {
             Message::Answer(ticket, answer) => self.handle_answer(ticket, answer),
             Message::Topic(topic, message) => self.handle_topic_message(from, topic, message),
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
+            Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
+            Message::FailedTry(address) => self.note_failed_try(address),
             Message::Drain { over_ms } => self.begin_drain(over_ms),
             Message::DrainBackends => self.begin_drain_of_backends(),
         }

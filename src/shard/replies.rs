@@ -126,6 +126,11 @@ impl Replies {
         self.first + self.slots.len() as u64 - 1
     }
 
+    /// Gives the last place back that was kept, and not settled: its answer gets another.
+    pub fn give_up_last(&mut self) {
+        self.slots.pop_back();
+    }
+
     /// Keeps an answer that is known, behind those that are not.
     pub fn ready(&mut self, bytes: Vec<u8>) {
         self.slots.push_back(Slot::Ready(Ready { bytes, then_start: None }));

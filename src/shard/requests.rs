@@ -1,10 +1,12 @@
 //! HTTP on both listeners: the back ends' requests, the pages for people and probes, refusals.
 
 use super::Shard;
+use super::access::Refusal;
 use super::connection::{Backend, Listener, Stage};
 use super::replies::{HttpShape, Shape};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod};
+use crate::protocol::credentials::Roles;
 use crate::protocol::http::{CONTINUE, Exchange, Method, Request, Step};
 use crate::protocol::json::{put_number, put_string};
 use crate::protocol::upgrade;
@@ -89,10 +91,28 @@ impl Shard {
             return self.answer_preflight(key, &shape);
         }
         match request.path {
+            // A probe and a visitor's browser have no credentials.
+            "/" | "/healthz" | "/readyz" => self.handle_page_request(key, &shape, &request),
+            _ => self.handle_unproven(key, shape, request),
+        }
+    }
+
+    /// A request of a user with these roles.
+    pub(super) fn handle_granted(
+        &mut self,
+        key: ConnectionKey,
+        shape: HttpShape,
+        roles: Roles,
+        request: Request<'_>,
+    ) {
+        match request.path {
+            "/v1/mesh/send" | "/v1/mesh/publish" | "/v1/conn/call" if !roles.write => {
+                self.refuse_access(key, &shape, Refusal::Role);
+            }
             "/v1/mesh/send" => self.handle_api_request(key, shape, ApiMethod::Send, request),
             "/v1/mesh/publish" => self.handle_api_request(key, shape, ApiMethod::Publish, request),
             "/v1/conn/call" => self.handle_api_request(key, shape, ApiMethod::Call, request),
-            "/ws/v1" => self.open_backend(key, &request, &shape),
+            "/ws/v1" => self.open_backend(key, roles, &request, &shape),
             _ => self.handle_page_request(key, &shape, &request),
         }
     }
@@ -204,7 +224,13 @@ impl Shard {
     }
 
     /// A back end changes over to the WebSocket API.
-    fn open_backend(&mut self, key: ConnectionKey, request: &Request<'_>, shape: &HttpShape) {
+    fn open_backend(
+        &mut self,
+        key: ConnectionKey,
+        roles: Roles,
+        request: &Request<'_>,
+        shape: &HttpShape,
+    ) {
         let upgrade = match upgrade::check(request) {
             Ok(upgrade) => upgrade,
             Err(error) => {
@@ -221,7 +247,8 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         connection.outbound_max = outbound_max;
         let replies = connection.replies().map(std::mem::take).unwrap_or_default();
-        connection.stage = Stage::Backend(Box::new(Backend { replies, ..Backend::default() }));
+        connection.stage =
+            Stage::Backend(Box::new(Backend { replies, roles, ..Backend::default() }));
         self.counters.backends += 1;
         self.set_timer(key, self.now.ms + ping_ms);
     }
@@ -237,9 +264,9 @@ impl Shard {
     ) {
         self.counters.http_refused += 1;
         let code = match status {
-            403 => Code::NotAuthorised,
+            401 | 403 => Code::NotAuthorised,
             413 | 431 => Code::TooLarge,
-            503 => Code::TooManyRequests,
+            429 | 503 => Code::TooManyRequests,
             _ => Code::InvalidArgument,
         };
         let mut body = Vec::new();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::address::{NodeId, ShardId};
+use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::queue::{Bounds, WhenFull};
 
@@ -30,6 +31,10 @@ pub struct Api {
     pub advertise: std::net::SocketAddr,
     /// Web origins that may call the API from a browser, in lower case.
     pub origins: Vec<String>,
+    /// Who may use it; nobody: all.
+    pub users: Arc<[User]>,
+    /// For the fingerprints of their credentials: not the same in any two processes.
+    pub fingerprint_key: FingerprintKey,
     /// Limits of a request.
     pub http: http::Limits,
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use gridcast::address::NodeId;
+use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
@@ -57,6 +58,8 @@ fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
         api: Api {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),
+            users: Vec::new(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
             http: http.clone(),
         },
         edges: vec![Edge { port: 6790, routes: routes(outbound_bytes) }],

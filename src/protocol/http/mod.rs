@@ -17,7 +17,7 @@ mod request;
 mod response;
 
 pub use query::{EscapeError, percent_decode, query_pairs};
-pub use request::{Method, Request, Version};
+pub use request::{KeptRequest, Method, Request, Version};
 pub(super) use response::write_header;
 pub use response::{CONTINUE, Exchange, Response};
 

@@ -25,6 +25,35 @@ pub struct Request<'a> {
     pub(super) fields: &'a [u8],
 }
 
+/// A request that outlives the bytes it was read from.
+#[derive(Debug)]
+pub struct KeptRequest {
+    method: String,
+    path: String,
+    query: String,
+    version: Version,
+    keep_alive: bool,
+    body: Vec<u8>,
+    authority: String,
+    fields: Vec<u8>,
+}
+
+impl KeptRequest {
+    /// The request, to be answered.
+    pub fn lend(&mut self) -> Request<'_> {
+        Request {
+            method: Method::named(&self.method),
+            path: &self.path,
+            query: &self.query,
+            version: self.version,
+            keep_alive: self.keep_alive,
+            body: &mut self.body,
+            authority: &self.authority,
+            fields: &self.fields,
+        }
+    }
+}
+
 /// A request method (RFC 9110 section 9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method<'a> {
@@ -47,6 +76,15 @@ impl<'a> Method<'a> {
             _ => Self::Other(name),
         }
     }
+
+    fn name(self) -> &'a str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Other(name) => name,
+        }
+    }
 }
 
 /// An HTTP version that is spoken here.
@@ -59,6 +97,20 @@ pub enum Version {
 }
 
 impl<'a> Request<'a> {
+    /// A copy of all of it, for as long as it cannot be answered.
+    pub fn keep(&self) -> KeptRequest {
+        KeptRequest {
+            method: self.method.name().to_owned(),
+            path: self.path.to_owned(),
+            query: self.query.to_owned(),
+            version: self.version,
+            keep_alive: self.keep_alive,
+            body: self.body.to_vec(),
+            authority: self.authority.to_owned(),
+            fields: self.fields.to_vec(),
+        }
+    }
+
     /// The headers in the order they came, their values without white space at the ends.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
         let mut rest = self.fields;
@@ -82,6 +134,12 @@ impl<'a> Request<'a> {
     /// The value of the first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.header_values(name).next()
+    }
+
+    /// The value of the header of that name, in any case, if there is one and no second.
+    pub fn only_header(&self, name: &str) -> Option<&'a [u8]> {
+        let mut values = self.header_values(name);
+        values.next().filter(|_| values.next().is_none())
     }
 
     /// Whether `token`, in any case, is a member of the comma-separated list that all headers of that

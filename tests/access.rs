@@ -1,0 +1,273 @@
+//! Who may do what on the API, over real sockets.
+
+#![forbid(unsafe_code)]
+
+mod support;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use support::{CONFIG, Http, Response, SUCCESS, Server, Socket, assert_error, http};
+
+/// A user of each kind: the hashes are of `s3cret` and `tok-en`, at a low cost.
+const USERS: &str = r#"
+[[api.user]]
+name = "plain"
+password = "pass:word"
+[[api.user]]
+name = "hashed"
+password = "$argon2id$v=19$m=1024,t=1,p=1$c2FsdHNhbHQ$G0OGg3uuuOl7YVZRG9f8xbuzmopWldR4vXCRnrXzYsw"
+[[api.user]]
+name = "token"
+token = "plain-token"
+[[api.user]]
+name = "hashed token"
+token = "$argon2id$v=19$m=1024,t=1,p=1$dGFzdHNhbHQ$K2a0TdsF8jMPn+DzVPL2/jWkFTR4cA5uDghdwDDCJ1s"
+[[api.user]]
+name = "reader"
+token = "reads"
+roles = ["read"]
+[[api.user]]
+name = "writer"
+token = "writes"
+roles = ["write"]
+[[api.user]]
+name = "elsewhere"
+token = "elsewhere"
+from = ["192.0.2.0/24"]
+"#;
+
+const BODY: &str = r#"{"c":"channel1","d":"data"}"#;
+const PUBLISHED: &str = r#"{"E":null,"r":{"s":0,"f":0}}"#;
+const POP: &str = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":12345}"#;
+const PUBLISH: &str = r#"{"m":"mesh.publish","p":{"c":"channel1","d":"data"},"i":12345}"#;
+
+fn server() -> Server {
+    Server::with(USERS)
+}
+
+/// Header lines with the credentials of `Basic`.
+fn basic(name: &str, password: &str) -> String {
+    format!("Authorization: Basic {}\r\n", STANDARD.encode(format!("{name}:{password}")))
+}
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+fn publish(server: &Server, headers: &str) -> Response {
+    server.request("POST", "/v1/mesh/publish", headers, BODY)
+}
+
+#[track_caller]
+fn assert_refused(response: &Response, status: u16, code: u16) {
+    assert_eq!(response.status, status, "{response:?}");
+    assert_error(&response.body, code, None);
+    let challenge = (status == 401).then_some("Basic realm=\"gridcast\", Bearer");
+    assert_eq!(response.header("www-authenticate"), challenge);
+}
+
+#[track_caller]
+fn backend(server: &Server, headers: &str) -> Socket {
+    Socket::connect(server.api, "/ws/v1", headers).expect("the API grants the upgrade")
+}
+
+#[test]
+fn every_kind_of_user_may_call_over_http_and_over_websocket() {
+    let server = server();
+    let all = [
+        basic("plain", "pass:word"),
+        basic("hashed", "s3cret"),
+        bearer("plain-token"),
+        bearer("tok-en"),
+    ];
+    // Twice: what needed a hash the first time is known the second.
+    for headers in all.iter().chain(&all) {
+        let response = publish(&server, headers);
+        assert_eq!((response.status, &response.body[..]), (200, PUBLISHED), "{headers}");
+        let mut backend = backend(&server, headers);
+        assert_eq!(backend.call(POP), SUCCESS);
+        assert_eq!(backend.call(PUBLISH), r#"{"E":null,"r":{"s":0,"f":0},"i":12345}"#);
+    }
+}
+
+#[test]
+fn missing_credentials_are_asked_for_everywhere_but_on_probes_and_the_page() {
+    let server = server();
+    for path in ["/v1/nodes", "/version", "/metrics", "/ws/v1", "/elsewhere"] {
+        assert_refused(&server.get(path), 401, 102);
+    }
+    for path in ["/v1/mesh/send", "/v1/mesh/publish", "/v1/conn/call"] {
+        assert_refused(&server.request("POST", path, "", BODY), 401, 102);
+    }
+    let upgrade = Socket::connect(server.api, "/ws/v1", "").err().expect("no upgrade");
+    assert_refused(&upgrade, 401, 102);
+    for path in ["/", "/healthz", "/readyz"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn wrong_credentials_are_refused() {
+    let server = server();
+    for headers in [
+        basic("plain", "pass"),
+        basic("hashed", "secret"),
+        basic("nobody", "s3cret"),
+        basic("token", "plain-token"),
+        bearer("token"),
+        bearer("s3cret"),
+    ] {
+        assert_refused(&publish(&server, &headers), 401, 102);
+    }
+    let upgrade = Socket::connect(server.api, "/ws/v1", &bearer("x")).err().expect("no upgrade");
+    assert_refused(&upgrade, 401, 102);
+}
+
+#[test]
+fn what_is_no_credentials_or_two_of_them_counts_as_none() {
+    let server = server();
+    let two = bearer("plain-token") + &bearer("plain-token");
+    let digest = "Authorization: Digest username=\"plain\"\r\n".to_owned();
+    // More often than credentials may be wrong.
+    for headers in [two, digest, "Authorization: Basic ???\r\n".into()].iter().cycle().take(15) {
+        assert_refused(&publish(&server, headers), 401, 102);
+    }
+    assert_eq!(publish(&server, &bearer("plain-token")).status, 200);
+}
+
+#[test]
+fn a_refused_request_leaves_the_connection_open() {
+    let server = server();
+    let mut connection = server.http();
+    connection.send(server.raw("POST", "/v1/mesh/publish", "", BODY));
+    assert_refused(&connection.response(), 401, 102);
+    connection.send(server.raw("POST", "/v1/mesh/publish", &bearer("tok-en"), BODY));
+    assert_eq!(connection.response().body, PUBLISHED);
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order_though_some_wait_for_a_verdict() {
+    let server = server();
+    let mut connection = server.http();
+    let requests = [
+        server.raw("POST", "/v1/mesh/publish", &bearer("plain-token"), BODY),
+        server.raw("GET", "/version", &basic("hashed", "s3cret"), ""),
+        server.raw("POST", "/v1/mesh/publish", &basic("hashed", "wrong"), BODY),
+        server.raw("POST", "/v1/mesh/publish", &bearer("tok-en"), BODY),
+        server.raw("GET", "/healthz", "Connection: close\r\n", ""),
+    ];
+    connection.send(requests.concat());
+    assert_eq!(connection.response().body, PUBLISHED);
+    assert!(connection.response().body.contains("\"version\""));
+    assert_refused(&connection.response(), 401, 102);
+    assert_eq!(connection.response().body, PUBLISHED);
+    assert_eq!(connection.response().body, "ok\n");
+    assert_eq!(connection.rest(), b"");
+}
+
+#[test]
+fn the_last_request_of_a_connection_waits_for_its_verdict() {
+    let server = server();
+    let headers = basic("hashed", "s3cret") + "Connection: close\r\n";
+    let mut connection = server.http();
+    connection.send_byte_by_byte(server.raw("POST", "/v1/mesh/publish", &headers, BODY));
+    assert_eq!(connection.response().body, PUBLISHED);
+    assert_eq!(connection.rest(), b"");
+}
+
+#[test]
+fn a_websocket_s_first_frames_may_come_with_a_handshake_that_waits() {
+    let server = server();
+    let mut connection = server.http();
+    let handshake = Socket::upgrade_request(server.api, "/ws/v1", &basic("hashed", "s3cret"));
+    connection.send([handshake.as_bytes(), &support::frame(0x81, b"ping")].concat());
+    assert_eq!(connection.response().status, 101);
+    assert_eq!(Socket::upgraded(connection).text(), "pong");
+}
+
+#[test]
+fn a_connection_that_breaks_while_it_waits_harms_nobody() {
+    let server = server();
+    for _ in 0..20 {
+        let mut connection = server.http();
+        connection.send(server.raw("POST", "/v1/mesh/publish", &basic("hashed", "s3cret"), BODY));
+        drop(connection);
+    }
+    assert_eq!(publish(&server, &basic("hashed", "s3cret")).body, PUBLISHED);
+}
+
+#[test]
+fn a_role_that_is_missing_is_told_over_http() {
+    let server = server();
+    assert_refused(&publish(&server, &bearer("reads")), 403, 102);
+    for path in ["/v1/mesh/send", "/v1/conn/call"] {
+        assert_refused(&server.request("POST", path, &bearer("reads"), BODY), 403, 102);
+    }
+    for token in ["reads", "writes"] {
+        for path in ["/v1/nodes", "/version", "/metrics"] {
+            assert_eq!(server.request("GET", path, &bearer(token), "").status, 200, "{path}");
+        }
+    }
+    assert_eq!(publish(&server, &bearer("writes")).body, PUBLISHED);
+}
+
+#[test]
+fn a_role_that_is_missing_is_told_over_websocket_and_the_connection_stays_open() {
+    let server = server();
+    let mut reader = backend(&server, &bearer("reads"));
+    for method in ["mesh.publish", "mesh.send"] {
+        let request = format!(r#"{{"m":"{method}","p":{{"c":"1","d":"x"}},"i":12345}}"#);
+        assert_error(&reader.call(&request), 102, Some("12345"));
+    }
+    let call = r#"{"m":"conn.call","p":{"c":"1","f":"info"},"i":12345}"#;
+    assert_error(&reader.call(call), 102, Some("12345"));
+    assert_eq!(reader.call(POP), SUCCESS);
+    let mut writer = backend(&server, &bearer("writes"));
+    assert_error(&writer.call(POP), 201, Some("12345"));
+    let unpop = r#"{"m":"queue.unpop","p":{},"i":12345}"#;
+    assert_error(&writer.call(unpop), 102, Some("12345"));
+    assert_eq!(writer.call(PUBLISH), r#"{"E":null,"r":{"s":0,"f":0},"i":12345}"#);
+    writer.send_text("ping");
+    assert_eq!(writer.text(), "pong");
+}
+
+#[test]
+fn a_user_from_another_address_is_refused() {
+    let server = server();
+    assert_refused(&publish(&server, &bearer("elsewhere")), 403, 102);
+    let refused = Socket::connect(server.api, "/ws/v1", &bearer("elsewhere"));
+    assert_refused(&refused.err().expect("no upgrade"), 403, 102);
+}
+
+#[test]
+fn an_address_that_guesses_is_not_listened_to_on_any_shard() {
+    let server = server();
+    let mut standing = backend(&server, &bearer("plain-token"));
+    let guesses = (0..).map(|n| publish(&server, &bearer(&format!("guess{n}"))));
+    // Another shard may not have heard of the last tries when it is asked.
+    let last = guesses.take(40).find(|response| response.status != 401).expect("a limit");
+    assert_refused(&last, 429, 103);
+    assert_eq!(last.header("retry-after"), Some("60"));
+    support::until(|| (0..8).all(|_| publish(&server, &bearer("plain-token")).status == 429));
+    assert_eq!(standing.call(POP), SUCCESS, "who is in stays in");
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_page_of_a_foreign_origin_is_refused_before_its_credentials_are_looked_at() {
+    let server = server();
+    let headers = bearer("plain-token") + "Origin: https://evil.example\r\n";
+    assert_refused(&publish(&server, &headers), 403, 102);
+}
+
+#[test]
+fn with_a_user_the_api_listens_on_every_address() {
+    let config = CONFIG.replacen("127.0.0.1:0", "0.0.0.0:0", 1);
+    let server = Server::start(&format!("{config}{USERS}"));
+    let address = ([127, 0, 0, 1], server.api.port()).into();
+    let request = server.raw("GET", "/version", &bearer("plain-token"), "");
+    assert_eq!(http(address, request).status, 200);
+    let mut open = Http::connect(address);
+    open.send(server.raw("GET", "/version", "", ""));
+    assert_refused(&open.response(), 401, 102);
+}
