@@ -6,6 +6,7 @@
 mod document;
 mod edge;
 mod tls;
+mod token;
 mod user;
 
 use std::collections::BTreeSet;

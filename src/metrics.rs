@@ -62,6 +62,7 @@ counters! {
     idle_closed: "Connections closed because the peer was silent",
     panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
     late_answers: "Calls that other shards did not answer in time",
+    expired: "Clients closed because their token expired",
     unauthorised: "Requests refused for their credentials, or for want of them",
 }
 

@@ -243,6 +243,7 @@ fn route_of(route: &config::Route) -> Route {
         subscribe: route.subscribe.clone(),
         hold_until: route.hold_until.as_deref().map(Box::from),
         origins: route.origins.clone(),
+        token: route.token.clone(),
         echo: route.echo,
         message_bytes: route.message_bytes,
         outbound_bytes: route.outbound_bytes,

@@ -1,4 +1,4 @@
-//! Who may do what on the API, over real sockets.
+//! Who may do what, on the API and at the edge, over real sockets.
 
 #![forbid(unsafe_code)]
 
@@ -6,6 +6,8 @@ mod support;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::{Value, json};
 use support::{CONFIG, Http, Response, SUCCESS, Server, Socket, assert_error, http};
 
 /// A user of each kind: the hashes are of `s3cret` and `tok-en`, at a low cost.
@@ -270,4 +272,113 @@ fn with_a_user_the_api_listens_on_every_address() {
     let mut open = Http::connect(address);
     open.send(server.raw("GET", "/version", "", ""));
     assert_refused(&open.response(), 401, 102);
+}
+
+const TOKEN_KEY: &str = "0123456789abcdef0123456789abcdef";
+
+/// Follows an edge: the route `/member` takes tokens from each place.
+const MEMBERS: &str = r#"
+[[edge.route]]
+path = "/member"
+topic = "messages"
+events = ["open", "message", "close"]
+subscribe = ["news"]
+hold_until = "user_id"
+token = { algorithm = "HS256", key = "0123456789abcdef0123456789abcdef", from = ["header", "protocol", "query"] }
+[[edge.route]]
+path = "/header"
+token = { algorithm = "HS256", key = "0123456789abcdef0123456789abcdef", from = ["header"] }
+"#;
+
+/// A token that expires so many seconds from now, the minute to spare not counted.
+fn token(seconds: i64, mut claims: Value) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("after 1970").as_secs() as i64;
+    claims["exp"] = json!(now + seconds - 60);
+    let key = EncodingKey::from_secret(TOKEN_KEY.as_bytes());
+    encode(&Header::default(), &claims, &key).expect("claims are JSON")
+}
+
+#[test]
+fn a_client_s_token_is_taken_from_each_place() {
+    let server = Server::with(MEMBERS);
+    let token = token(100, json!({}));
+    let protocols = |list: &str| format!("Sec-WebSocket-Protocol: {list}\r\n");
+    for (path, headers, answered) in [
+        ("/member", bearer(&token), None),
+        (&format!("/member?token={token}"), String::new(), None),
+        ("/member", protocols(&format!("bearer.{token}, chat, b")), Some("chat")),
+        ("/member", protocols(&format!("bearer, bearer.{token}")), Some("bearer")),
+        ("/member", protocols(&format!("bearer.{token}")), Some(&format!("bearer.{token}")[..])),
+        ("/header", bearer(&token), None),
+    ] {
+        let mut connection = Http::connect(server.edge);
+        connection.send(Socket::upgrade_request(server.edge, path, &headers));
+        let response = connection.response();
+        assert_eq!(response.status, 101, "{path} {headers} {response:?}");
+        assert_eq!(response.header("sec-websocket-protocol"), answered);
+    }
+}
+
+#[test]
+fn a_client_without_a_right_token_is_refused() {
+    let server = Server::with(MEMBERS);
+    let expired = token(-1, json!({}));
+    let right = token(100, json!({}));
+    for (path, headers) in [
+        ("/member", String::new()),
+        ("/member", bearer("a.b.c")),
+        ("/member", bearer(&expired)),
+        ("/member", bearer(&right[..right.len() - 4])),
+        (&format!("/header?token={right}"), String::new()),
+    ] {
+        let refused = Socket::connect(server.edge, path, &headers).err().expect("no upgrade");
+        assert_eq!(refused.status, 401, "{path} {headers}");
+        assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+        assert_error(&refused.body, 102, None);
+    }
+}
+
+#[test]
+fn claims_become_context_and_channels_and_release_a_hold() {
+    let server = Server::with(MEMBERS);
+    let mut consumer = server.consumer("messages");
+    let claims = json!({"sub": "u7", "channels": ["room:1"], "context": {"plan": [1]}});
+    let path = format!("/member?channels=news&token={}&x=1", token(100, claims));
+    let headers = "Authorization: Other secret\r\nCookie: secret\r\nX-Kept: yes\r\n";
+    let mut client = Socket::connect(server.edge, &path, headers).expect("the token is right");
+    let open = consumer.event();
+    assert_eq!(open["d"]["query"], json!({"channels": "news", "x": "1"}));
+    let shown = open.to_string();
+    assert!(!shown.contains("secret") && shown.contains("x-kept"), "{shown}");
+    assert_eq!(server.publish("room:1", "x"), (1, 0));
+    assert_eq!(server.publish("news", "y"), (1, 0));
+    assert_eq!((client.text(), client.text()), ("x".into(), "y".into()));
+    client.send_text("one");
+    client.send_text("two, not held");
+    let event = consumer.event();
+    assert_eq!(event["d"]["context"], json!({"plan": [1], "user_id": "u7"}));
+    assert_eq!(consumer.data(), "two, not held");
+}
+
+#[test]
+fn a_client_is_closed_when_its_token_expires() {
+    let server = Server::with(MEMBERS);
+    let headers = bearer(&token(2, json!({})));
+    let mut client = Socket::connect(server.edge, "/member", &headers).expect("it is right yet");
+    assert_eq!(client.closed(), (1008, "token expired".into()));
+    client.ended();
+}
+
+#[test]
+fn without_a_token_rule_what_a_client_sends_reaches_the_back_end_whole() {
+    let server = Server::with(MEMBERS);
+    let mut consumer = server.consumer("messages");
+    let headers = "Cookie: a=b\r\n";
+    let _client = Socket::connect(server.edge, "/ws?token=x", headers).expect("it needs none");
+    let open = consumer.event();
+    assert_eq!(
+        (&open["d"]["query"]["token"], &open["d"]["headers"]["cookie"]),
+        (&json!("x"), &json!("a=b"))
+    );
 }

@@ -1,5 +1,8 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash};
+use crate::protocol::token::{Places, TokenRule};
 
 const CPUS: [usize; 4] = [0, 1, 2, 5];
 
@@ -93,6 +96,12 @@ fn every_key_is_read() {
         subscribe: vec!["news".to_owned(), "room:*".to_owned()],
         hold_until: Some("user_id".to_owned()),
         origins: Some(vec!["https://example.org".to_owned()]),
+        token: TokenRule::new(
+            "HS256",
+            "0123456789abcdef0123456789abcdef",
+            Places { header: false, protocol: true, query: true },
+        )
+        .map(Arc::new),
         echo: false,
         message_bytes: 2048,
         outbound_bytes: 4096,
@@ -450,6 +459,44 @@ fn a_route_has_a_handler_or_a_topic_or_neither() {
     let config = parse(&route(""));
     let route = &config.edges[0].routes[0];
     assert_eq!((route.echo, &route.topic, route.events), (false, &None, Events::default()));
+}
+
+#[test]
+fn a_token_has_an_algorithm_and_one_key_that_is_not_shown() {
+    let refused = |line: &str, reason: &str| {
+        refused(&route(line), &format!("gridcast.toml:4: edge.route.token{reason}"));
+    };
+    let key = "key = \"0123456789abcdef0123456789abcdef\"";
+    refused(&format!("token = {{ {key} }}"), ".algorithm: missing; a token is of one algorithm");
+    refused(
+        &format!("token = {{ algorithm = \"none\", {key} }}"),
+        ".algorithm: expected \"HS256\" or \"RS256\" or \"ES256\" or \"EdDSA\", found \"none\"",
+    );
+    refused(
+        "token = { algorithm = \"HS256\", key = \"open sesame\" }",
+        ".key: expected a secret of at least 32 bytes (RFC 7518, section 3.2)",
+    );
+    refused(
+        &format!("token = {{ algorithm = \"ES256\", {key} }}"),
+        ".key: expected a public key for ES256 in PEM",
+    );
+    refused("token = { algorithm = \"HS256\" }", ".key: missing; a token has a key or a key_file");
+    refused(
+        &format!("token = {{ algorithm = \"HS256\", {key}, key_file = \"k\" }}"),
+        ".key_file: a token has a key or a key_file, not both",
+    );
+    refused(
+        "token = { algorithm = \"HS256\", key_file = \"no/such\" }",
+        ".key_file: cannot be read: No such file or directory (os error 2)",
+    );
+    refused(
+        &format!("token = {{ algorithm = \"HS256\", {key}, from = [\"cookie\"] }}"),
+        ".from: expected \"header\", \"protocol\" or \"query\", found \"cookie\"",
+    );
+    refused(
+        &format!("token = {{ algorithm = \"HS256\", {key}, from = [] }}"),
+        ".from: an empty list lets nobody in",
+    );
 }
 
 #[test]

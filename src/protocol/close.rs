@@ -28,6 +28,9 @@ pub const SLOW_CLIENT: Reason = reason(1013, "reading too slowly");
 /// The topic that the client feeds is full; reconnect later.
 pub const TOPIC_FULL: Reason = reason(1013, "topic is full, try again later");
 
+/// The token by which the client came in has expired; reconnect with a new one.
+pub const TOKEN_EXPIRED: Reason = reason(1008, "token expired");
+
 /// What the peer's close frame said; the code is `None` if it carried none.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Closed {

@@ -8,4 +8,5 @@ pub mod frame;
 pub mod http;
 pub mod json;
 mod mask;
+pub mod token;
 pub mod upgrade;

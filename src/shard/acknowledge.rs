@@ -175,10 +175,10 @@ mod tests {
         assert_eq!(sent(&mut unsettled), [1, 2, 3]);
         assert_eq!(settled(&mut unsettled, Tags::One(2)), [1]);
         assert_eq!(sent(&mut unsettled), [4]);
-        assert_eq!(settled(&mut unsettled, Tags::One(2)), []);
+        assert_eq!(settled(&mut unsettled, Tags::One(2)), [0u64; 0]);
         assert_eq!(settled(&mut unsettled, Tags::UpTo(3)), [0, 2]);
         assert_eq!(sent(&mut unsettled), [5, 6]);
         assert_eq!(settled(&mut unsettled, Tags::UpTo(u64::MAX)), [3, 4, 5]);
-        assert_eq!(settled(&mut unsettled, Tags::UpTo(u64::MAX)), []);
+        assert_eq!(settled(&mut unsettled, Tags::UpTo(u64::MAX)), [0u64; 0]);
     }
 }

@@ -198,6 +198,8 @@ pub struct Client {
     pub id: ClientId,
     /// Its route, by its place in the settings.
     pub route: u16,
+    /// When its token expires, on the shard's clock; never: `u64::MAX`.
+    pub expires_ms: u64,
     /// It has sent a message (routes that hold a client let the first one through).
     pub has_spoken: bool,
     /// Its half-read message.
@@ -275,6 +277,14 @@ impl Connection {
         match &mut self.stage {
             Stage::Backend(backend) => Some(backend),
             _ => None,
+        }
+    }
+
+    /// When it is to end whatever it does, on the shard's clock.
+    pub fn expires_ms(&self) -> u64 {
+        match &self.stage {
+            Stage::Client(client) => client.expires_ms,
+            _ => u64::MAX,
         }
     }
 

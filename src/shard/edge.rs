@@ -14,7 +14,15 @@ use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Request, query_pairs};
+use crate::protocol::token::{QUERY_NAME, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
+
+/// On what terms a client comes in.
+struct Terms<'r> {
+    channels: Vec<Cow<'r, str>>,
+    context: Context,
+    expires_ms: u64,
+}
 
 /// Why a handshake is refused: a status, and words.
 type Refusal = (u16, Cow<'static, str>);
@@ -41,12 +49,49 @@ impl Shard {
                 return self.refuse(key, shape, status, headers, &error.to_string());
             }
         };
-        match self.admit(&route, request) {
-            Ok(channels) => {
-                self.open_client(key, (index as u16, &route), request, &upgrade, channels)
+        let admitted = self
+            .admit(&route, request)
+            .and_then(|channels| self.check_token(&route, request, &upgrade, channels));
+        match admitted {
+            Ok(terms) => self.open_client(key, (index as u16, &route), request, &upgrade, terms),
+            Err((status, why)) => {
+                let headers: &[_] = match status {
+                    401 => &[("WWW-Authenticate", "Bearer")],
+                    _ => &[],
+                };
+                self.refuse(key, shape, status, headers, &why);
             }
-            Err((status, why)) => self.refuse(key, shape, status, &[], &why),
         }
+    }
+
+    /// Adds what the client's token says, if the route needs one, to the channels it asks for.
+    fn check_token<'r>(
+        &self,
+        route: &Route,
+        request: &Request<'_>,
+        upgrade: &Upgrade<'_>,
+        mut channels: Vec<Cow<'r, str>>,
+    ) -> Result<Terms<'r>, Refusal> {
+        let Some(rule) = &route.token else {
+            return Ok(Terms { channels, context: Context::default(), expires_ms: u64::MAX });
+        };
+        let pass = rule.check(request, upgrade, self.now.unix_ms);
+        let pass = pass.map_err(|error| (401, error.to_string().into()))?;
+        // Whoever signed them may name any channel.
+        for channel in pass.channels {
+            if !channels.contains(&Cow::Borrowed(&channel[..])) {
+                channels.push(channel.into());
+            }
+        }
+        let max = self.settings.limits.channels_per_client;
+        if channels.len() > max {
+            return Err((403, format!("more than {max} channels").into()));
+        }
+        let mut context = Context::default();
+        let too_large = |_| (403, "the token's context is over 256 keys or 64 KiB".into());
+        context.replace(pass.context).map_err(too_large)?;
+        let left_ms = pass.until_unix_ms.saturating_sub(self.now.unix_ms);
+        Ok(Terms { channels, context, expires_ms: self.now.ms.saturating_add(left_ms) })
     }
 
     /// Whether a client may come in; gives the channels that it asks for.
@@ -80,7 +125,7 @@ impl Shard {
         (index, route): (u16, &Arc<Route>),
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
-        channels: Vec<Cow<'_, str>>,
+        Terms { channels, context, expires_ms }: Terms<'_>,
     ) {
         let Some(id) = self.ids.next(self.now.unix_ms) else {
             let shape = HttpShape::of(request);
@@ -91,22 +136,28 @@ impl Shard {
         connection.stage = Stage::Client(Box::new(Client {
             id,
             route: index,
+            expires_ms,
             has_spoken: false,
             assembler: Assembler::default(),
             subscriptions: Vec::new(),
-            context: Context::default(),
+            context,
         }));
         let remote = connection.remote;
         self.clients.insert(id, key);
         self.counters.clients += 1;
-        self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, None));
+        let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
+        self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, subprotocol));
         self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) {
+            // Who checks tokens keeps them: a back end has no need of what proves its clients.
+            let has_token = route.token.is_some();
             let query = query_pairs(request.query).filter_map(Result::ok);
+            let query = query.filter(|(name, _)| !(has_token && name == QUERY_NAME));
             let headers = request
                 .headers()
+                .filter(|(name, _)| !(has_token && is_secret(name)))
                 .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
             self.feed(topic, key, id, |out| {
                 api::put_open(out, request.path, query, headers, remote);
@@ -180,6 +231,12 @@ impl Shard {
         let Some(Listener::Edge(edge)) = listener else { return Arc::default() };
         self.settings.edges[usize::from(edge)].routes[usize::from(index)].clone()
     }
+}
+
+/// Whether the value of a header may prove who a client is.
+fn is_secret(name: &str) -> bool {
+    let secret = ["authorization", "cookie", "sec-websocket-protocol"];
+    secret.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 /// The channels of `?channels=a,b`, each once, at most `max`.

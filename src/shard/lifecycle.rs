@@ -257,6 +257,10 @@ impl Shard {
         if connection.timer_tick != tick || connection.phase == Phase::Closed {
             return;
         }
+        if connection.expires_ms() <= now_ms {
+            self.counters.expired += 1;
+            return self.close_with(key, close::TOKEN_EXPIRED);
+        }
         // Silence while it waits for us does not count; silence while we wait for it does.
         let waits_for_us =
             connection.is_paused_for(Pause::Topic) || connection.is_paused_for(Pause::Answers);

@@ -393,6 +393,7 @@ impl Shard {
 
     fn set_timer(&mut self, key: ConnectionKey, deadline_ms: u64) {
         if let Some(connection) = self.connections.get(key) {
+            let deadline_ms = deadline_ms.min(connection.expires_ms());
             connection.timer_tick = self.timers.set(deadline_ms, Timer::Connection(key));
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::address::{NodeId, ShardId};
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
+use crate::protocol::token::TokenRule;
 use crate::queue::{Bounds, WhenFull};
 
 /// All of it; shared by the shards of a node.
@@ -68,6 +69,8 @@ pub struct Route {
     pub hold_until: Option<Box<str>>,
     /// Web origins that it is open to, in lower case; `None`: all.
     pub origins: Option<Vec<String>>,
+    /// The tokens that a client needs one of; `None`: it needs none.
+    pub token: Option<Arc<TokenRule>>,
     /// Whether it sends each message back.
     pub echo: bool,
     /// The longest message from a client, in bytes.

@@ -58,7 +58,7 @@ fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
         api: Api {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),
-            users: Vec::new(),
+            users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http: http.clone(),
         },
