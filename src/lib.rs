@@ -63,6 +63,13 @@
 //! (`queue::topic`) hands it to a consumer that has room, keeps it until the consumer's shard says
 //! that it was written, and gives it to another if the connection dies before that.
 //!
+//! # The life of a request whose user has a hashed secret
+//!
+//! `shard::access` keeps the request, with a place among the answers, and pauses its connection;
+//! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
+//! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
+//! those that proved right of late are judged at once.
+//!
 //! # What is absent
 //!
 //! Locks; a task, channel or buffer per connection; a shared map of channels or clients; a registry

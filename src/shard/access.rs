@@ -131,17 +131,18 @@ impl Access {
         }
     }
 
-    /// Judges the credentials of a request from `remote`. `authorization` is the header's value.
-    pub fn check(
+    /// Judges the credentials of a request from `remote`. `authorization` finds the header's value,
+    /// which is not looked for if nobody needs any.
+    pub fn check<'r>(
         &mut self,
         now_ms: u64,
         remote: IpAddr,
-        authorization: Option<&[u8]>,
+        authorization: impl FnOnce() -> Option<&'r [u8]>,
     ) -> Admission {
         if self.users.is_empty() {
             return Admission::Known(Ok(Roles::ALL));
         }
-        let Some(credentials) = authorization.and_then(Credentials::parse) else {
+        let Some(credentials) = authorization().and_then(Credentials::parse) else {
             return Admission::Known(Err(Refusal::Missing));
         };
         if self.tries.are_spent(now_ms, remote) {
@@ -236,7 +237,7 @@ impl Shard {
     ) {
         let Some(connection) = self.connections.get(key) else { return };
         let remote = connection.remote.ip();
-        let authorization = request.only_header("authorization");
+        let authorization = || request.only_header("authorization");
         match self.access.check(self.now.ms, remote, authorization) {
             Admission::Known(Ok(roles)) => self.handle_granted(key, shape, roles, request),
             Admission::Known(Err(refusal)) => self.refuse_access(key, &shape, refusal),
@@ -256,7 +257,8 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         http.replies.wait(Shape::Response(shape.clone()));
-        http.parked = Some(Box::new(Parked { request: request.keep(), shape }));
+        let parked = Parked { request: request.keep(), shape, credentials: fingerprint };
+        http.parked = Some(Box::new(parked));
         self.access.waiting.entry(fingerprint).or_default().push(key);
         self.pause(key, Pause::Verdict);
         self.set_timer(key, self.now.ms + self.settings.limits.answer_ms);
@@ -266,8 +268,11 @@ impl Shard {
     pub(super) fn handle_verdict(&mut self, fingerprint: Fingerprint, user: Option<usize>) {
         for key in self.access.settle(self.now.ms, fingerprint, user) {
             let Some(connection) = self.connections.get(key) else { continue };
-            let admitted = self.access.admit(user, connection.remote.ip());
-            self.answer_parked(key, admitted);
+            let Stage::Http(http) = &connection.stage else { continue };
+            if http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint) {
+                let admitted = self.access.admit(user, connection.remote.ip());
+                self.answer_parked(key, admitted);
+            }
         }
     }
 
@@ -369,7 +374,7 @@ mod tests {
     }
 
     fn check(access: &mut Access, now_ms: u64, authorization: &str) -> Admission {
-        access.check(now_ms, remote(), Some(authorization.as_bytes()))
+        access.check(now_ms, remote(), || Some(authorization.as_bytes()))
     }
 
     /// Runs the next verification and settles it; whose credentials they were.
@@ -386,7 +391,7 @@ mod tests {
     #[test]
     fn without_users_everybody_may_do_everything() {
         let mut access = access(Vec::new());
-        assert_eq!(access.check(0, remote(), None), Known(Ok(Roles::ALL)));
+        assert_eq!(access.check(0, remote(), || None), Known(Ok(Roles::ALL)));
         assert_eq!(check(&mut access, 0, "Bearer x"), Known(Ok(Roles::ALL)));
     }
 
@@ -401,7 +406,7 @@ mod tests {
         for wrong in ["Bearer open-sesam", &basic("writer", "open-sesame"), &basic("reader", "")] {
             assert_eq!(check(&mut access, 0, wrong), Known(Err(Refusal::Wrong)), "{wrong}");
         }
-        assert_eq!(access.check(0, remote(), None), Known(Err(Refusal::Missing)));
+        assert_eq!(access.check(0, remote(), || None), Known(Err(Refusal::Missing)));
         assert!(access.verifications.is_empty());
     }
 

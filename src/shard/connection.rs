@@ -13,7 +13,7 @@ use crate::address::ClientId;
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
-use crate::protocol::credentials::Roles;
+use crate::protocol::credentials::{Fingerprint, Roles};
 use crate::protocol::http::{KeptRequest, RequestReader};
 
 /// Which listener a connection came in on.
@@ -189,6 +189,8 @@ pub struct Parked {
     pub request: KeptRequest,
     /// How it is to be answered.
     pub shape: HttpShape,
+    /// Which credentials it came with: a late verdict may be on those of a request before it.
+    pub credentials: Fingerprint,
 }
 
 /// A client on a route.
