@@ -147,6 +147,9 @@ impl Shard {
         self.counters.clients += 1;
         let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
         self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, subprotocol));
+        if let Some(connection) = self.connections.get(key) {
+            connection.outbound.keep();
+        }
         self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");

@@ -37,6 +37,8 @@ pub struct Outbound {
     chunks: Batch,
     // Bytes in chunks.
     queued: usize,
+    // Bytes at the front of chunks, all our own, that no clearing may drop.
+    kept: usize,
     // Bytes taken by the driver and not yet written.
     in_flight: usize,
 }
@@ -93,6 +95,7 @@ impl Outbound {
     pub fn take(&mut self) -> Batch {
         debug_assert!(self.in_flight == 0);
         self.in_flight = std::mem::take(&mut self.queued);
+        self.kept = 0;
         std::mem::take(&mut self.chunks)
     }
 
@@ -108,10 +111,46 @@ impl Outbound {
         self.queued = self.chunks.iter().map(|chunk| chunk.bytes().len()).sum();
     }
 
+    /// Keeps what waits now, of which nothing is shared, whatever is cleared: answers to requests,
+    /// without which no frame that follows could be understood.
+    pub fn keep(&mut self) {
+        self.kept = self.queued;
+    }
+
     /// Forgets what waits, to make room for the words that end the connection. What is in flight
-    /// goes out whole.
+    /// goes out whole, and what is to be kept.
     pub fn clear(&mut self) {
-        self.chunks.clear();
-        self.queued = 0;
+        let mut left = self.kept;
+        self.chunks.retain_mut(|chunk| match chunk {
+            Chunk::Own(bytes) if left > 0 => {
+                bytes.truncate(left);
+                left -= bytes.len();
+                true
+            }
+            _ => false,
+        });
+        self.queued = self.kept;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clearing_leaves_what_is_kept_and_no_more() {
+        let mut outbound = Outbound::default();
+        outbound.push_with(|out| out.extend_from_slice(b"101"));
+        outbound.keep();
+        outbound.push_with(|out| out.extend_from_slice(b"frame"));
+        outbound.push_shared(Rc::new(Frame::from_encoded(b"shared")));
+        outbound.clear();
+        assert_eq!(outbound.buffered(), 3);
+        let batch = outbound.take();
+        assert_eq!(batch.iter().map(Chunk::bytes).collect::<Vec<_>>(), [b"101"]);
+        outbound.written(3);
+        outbound.push_with(|out| out.extend_from_slice(b"frame"));
+        outbound.clear();
+        assert!(outbound.is_flushed());
     }
 }
