@@ -1,0 +1,71 @@
+//! Whatever a back end sends is answered with one JSON object, and what is passed on is JSON.
+
+use gridcast::protocol::api::{self, Call, Fault, Function, Method, Parser, Reply, Request};
+use serde::de::IgnoredAny;
+
+const METHODS: [Method; 6] =
+    [Method::Send, Method::Publish, Method::Call, Method::Pop, Method::Unpop, Method::Ack];
+
+/// One request, in the buffers that another one used before.
+pub fn run(data: &[u8]) {
+    let mut parser = Parser::default();
+    let mut before = data.to_vec();
+    before.reverse();
+    parser.request(&mut before);
+
+    let first = read(&mut parser, data, |request| {
+        assert!(is_json(request.id.as_bytes()), "the id is JSON: {:?}", request.id);
+        check_call(&request.call);
+        check_answers(request);
+        check_verdict(data, &request.call);
+        format!("{request:?}")
+    });
+    let fresh = read(&mut Parser::default(), data, |request| format!("{request:?}"));
+    assert_eq!(first, fresh, "a parser that was used reads as one that was not");
+    for method in METHODS {
+        check_call(&parser.params(method, &mut data.to_vec()));
+    }
+}
+
+fn read<T>(parser: &mut Parser, data: &[u8], see: impl FnOnce(&Request<'_>) -> T) -> T {
+    see(&parser.request(&mut data.to_vec()))
+}
+
+/// What a parser of another make takes is not called bad JSON here.
+fn check_verdict(data: &[u8], call: &Result<Call<'_>, Fault>) {
+    let is_refused = |fault: &Fault| fault.message.starts_with("not valid JSON");
+    if call.as_ref().is_err_and(is_refused) {
+        assert!(serde_json::from_slice::<serde_json::Value>(data).is_err(), "{call:?}");
+    }
+}
+
+fn check_call(call: &Result<Call<'_>, Fault>) {
+    match call {
+        Ok(Call::Call(_, Function::SetContextValue(_, value))) => {
+            assert!(is_json(value.as_bytes()))
+        }
+        Ok(Call::Call(_, Function::SetContext(entries))) => {
+            assert!(entries.iter().all(|(_, value)| is_json(value.as_bytes())));
+        }
+        Ok(Call::Call(_, Function::Close(_, reason))) => assert!(reason.len() <= 123),
+        Ok(Call::Pop(topics, _)) => assert!(!topics.is_empty()),
+        Ok(_) => {}
+        Err(fault) => assert!(!fault.message.is_empty()),
+    }
+}
+
+fn check_answers(request: &Request<'_>) {
+    let fault = match &request.call {
+        Ok(_) => Fault::new(api::Code::SendFailed, "no such client"),
+        Err(fault) => fault.clone(),
+    };
+    for answer in [Ok(Reply::Done), Err(fault)] {
+        let mut out = Vec::new();
+        api::put_answer(&mut out, &answer, Some(request.id));
+        assert!(is_json(&out), "{}", out.escape_ascii());
+    }
+}
+
+fn is_json(text: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(text).is_ok()
+}

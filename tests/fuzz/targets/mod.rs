@@ -1,0 +1,25 @@
+//! What is fuzzed: one function a target. The fuzzer calls them with bytes of its own,
+//! `tests/corpus.rs` with those it found before.
+
+#![allow(dead_code, unreachable_pub, reason = "each fuzzer uses one target")]
+
+pub mod api;
+pub mod config;
+pub mod frames;
+pub mod http;
+pub mod input;
+pub mod shard;
+pub mod upgrade;
+
+/// A target: any bytes in, a panic if a promise is broken.
+pub type Target = fn(&[u8]);
+
+/// Every target: its name, which is that of its corpus, and its function.
+pub const TARGETS: [(&str, Target); 6] = [
+    ("api", api::run),
+    ("config", config::run),
+    ("frames", frames::run),
+    ("http", http::run),
+    ("shard", shard::run),
+    ("upgrade", upgrade::run),
+];

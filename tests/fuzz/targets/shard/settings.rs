@@ -1,0 +1,81 @@
+//! A node whose every bound is soon met.
+
+use std::sync::Arc;
+
+use gridcast::address::NodeId;
+use gridcast::protocol::credentials::FingerprintKey;
+use gridcast::protocol::http;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+
+/// The topics that routes feed.
+pub const TOPICS: [&str; 2] = ["t", "h"];
+
+/// The settings that the bits of `shape` mean.
+pub fn settings(shape: u8) -> Settings {
+    let bit = |number: u8| shape >> number & 1 == 1;
+    let http = http::Limits { head_bytes: 512, headers: 8, body_bytes: 128 };
+    let when_full = match shape >> 2 & 3 {
+        0 | 1 => WhenFull::Hold,
+        2 => WhenFull::DropOldest,
+        _ => WhenFull::Close,
+    };
+    Settings {
+        node: node_id(),
+        shards: if bit(0) { 2 } else { 1 },
+        api: Api {
+            users: Vec::new().into(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
+            advertise: ([127, 0, 0, 1], 6789).into(),
+            origins: vec!["http://a".into()],
+            http: http.clone(),
+        },
+        edges: vec![Edge { port: 6790, routes: routes() }],
+        queue: Queue {
+            bounds: Bounds { messages: if bit(1) { 3 } else { 16 }, bytes: 8192 },
+            when_full,
+            topics: 2,
+        },
+        limits: Limits {
+            edge_http: http,
+            api_message_bytes: 512,
+            outbound_bytes: 1024,
+            close_slow_clients: bit(4),
+            channels_per_client: 2,
+            handshake_ms: 1000,
+            ping_ms: 3000,
+            idle_ms: 6000,
+            answer_ms: 500,
+        },
+    }
+}
+
+/// The node of all these settings.
+pub fn node_id() -> NodeId {
+    NodeId::new(7).expect("7 is at most 1023")
+}
+
+fn routes() -> Vec<Arc<Route>> {
+    let route = |path: &str| Route {
+        path: path.into(),
+        subscribe: vec!["*".into()],
+        message_bytes: 256,
+        outbound_bytes: 512,
+        ..Route::default()
+    };
+    let telling = |path: &str, topic: &str| Route {
+        topic: Some(topic.into()),
+        tells_open: true,
+        tells_message: true,
+        tells_close: true,
+        ..route(path)
+    };
+    [
+        telling("/ws", TOPICS[0]),
+        Route { hold_until: Some("k".into()), ..telling("/hold", TOPICS[1]) },
+        Route { echo: true, ..route("/echo") },
+        route("/quiet"),
+    ]
+    .map(Arc::new)
+    .into()
+}
