@@ -76,8 +76,8 @@ pub struct Config {
     pub queue: Queue,
     /// Bounds and times.
     pub limits: Limits,
-    /// `log.level`. Default: info. Debug costs a line per connection.
-    pub log_level: Level,
+    /// What is logged, and how.
+    pub log: Log,
 }
 
 impl Config {
@@ -123,7 +123,7 @@ impl Config {
         let limits = Limits::read(&root)?;
         let edges = read_edges(&root, &api, &limits)?;
         let queue = Queue::read(&root, &edges)?;
-        Ok(Self { node, api, edges, queue, limits, log_level: Level::read(&root)? })
+        Ok(Self { node, api, edges, queue, limits, log: Log::read(&root)? })
     }
 }
 
@@ -430,7 +430,25 @@ impl Limits {
     }
 }
 
-const LOG_KEYS: [&str; 1] = ["level"];
+const LOG_KEYS: [&str; 2] = ["level", "format"];
+
+/// What goes to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How much. Default: info.
+    pub level: Level,
+    /// How it is written. Default: text.
+    pub format: Format,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}
 
 /// How much is logged: this level and those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -445,15 +463,20 @@ pub enum Level {
     Debug,
 }
 
-impl Level {
+impl Log {
     fn read(root: &Section) -> Result<Self, ConfigError> {
+        let section = root.table("log")?.only(&LOG_KEYS)?;
         let levels = [
-            ("error", Self::Error),
-            ("warn", Self::Warn),
-            ("info", Self::Info),
-            ("debug", Self::Debug),
+            ("error", Level::Error),
+            ("warn", Level::Warn),
+            ("info", Level::Info),
+            ("debug", Level::Debug),
         ];
-        root.table("log")?.only(&LOG_KEYS)?.choice("level", &levels, Self::Info)
+        let formats = [("text", Format::Text), ("json", Format::Json)];
+        Ok(Self {
+            level: section.choice("level", &levels, Level::Info)?,
+            format: section.choice("format", &formats, Format::Text)?,
+        })
     }
 }
 

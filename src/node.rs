@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::NodeId;
-use crate::config::{self, Config, Level, SlowClient, Tls};
+use crate::config::{self, Config, Format, Level, Log, SlowClient, Tls};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
@@ -38,7 +38,7 @@ impl std::error::Error for NodeError {}
 /// # Errors
 /// The machine lacks something, an address cannot be listened on, or a shard failed.
 pub fn run(config: &Config) -> Result<(), NodeError> {
-    log_to_stderr(config.log_level);
+    log_to_stderr(config.log);
     // Before anything is said to be ready, so that no signal is missed.
     let signals = signals(config).map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
@@ -124,19 +124,19 @@ fn context(tls: &Tls) -> Result<TlsContext, NodeError> {
     TlsContext::new(certified).map_err(|error| NodeError(format!("TLS: {error}")))
 }
 
-fn log_to_stderr(level: Level) {
-    let level = match level {
+fn log_to_stderr(log: Log) {
+    let level = match log.level {
         Level::Error => tracing::Level::ERROR,
         Level::Warn => tracing::Level::WARN,
         Level::Info => tracing::Level::INFO,
         Level::Debug => tracing::Level::DEBUG,
     };
     // It is set once per process; a second node in one process logs as the first does.
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .try_init();
+    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
+    let _ = match log.format {
+        Format::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
+        Format::Json => lines.json().try_init(),
+    };
 }
 
 /// The clients that the node takes: what the configuration says, or what descriptors allow, of

@@ -168,3 +168,11 @@ fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
     assert_eq!(consumer.closed().0, 1001);
     assert_eq!(server.exit_code(), Some(0));
 }
+
+#[test]
+fn a_log_in_json_is_one_object_a_line() {
+    let mut server = Server::with("[log]\nformat = \"json\"");
+    server.terminate();
+    server.logs(r#""level":"INFO","fields":{"message":"ended: "#);
+    assert_eq!(server.exit_code(), Some(0));
+}

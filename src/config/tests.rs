@@ -47,7 +47,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.edges, []);
     assert_eq!(config.queue.topic_bytes, 67_108_864);
     assert_eq!(config.limits.answer_ms, 1500);
-    assert_eq!(config.log_level, Level::Info);
+    assert_eq!(config.log, Log { level: Level::Info, format: Format::Text });
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn every_key_is_read() {
         answer_ms: 110,
     };
     assert_eq!(config.limits, limits);
-    assert_eq!(config.log_level, Level::Debug);
+    assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json });
 }
 
 #[test]
@@ -170,12 +170,15 @@ fn an_unknown_key_is_answered_with_the_nearest() {
         &route("topics = 1"),
         "gridcast.toml:4: edge.route.topics: unknown key; did you mean \"topic\"?",
     );
-    refused("[log]\n\"x\\ny\" = 1", "gridcast.toml:2: log.x\\ny: unknown key; known are: level");
+    refused(
+        "[log]\n\"x\\ny\" = 1",
+        "gridcast.toml:2: log.x\\ny: unknown key; known are: level, format",
+    );
 }
 
 #[test]
 fn the_first_unknown_key_of_a_section_is_the_one_named() {
-    refused("[log]\nz = 1\na = 1", "gridcast.toml:2: log.z: unknown key; known are: level");
+    refused("[log]\nz = 1\na = 1", "gridcast.toml:2: log.z: unknown key; known are: level, format");
 }
 
 #[test]
@@ -608,7 +611,7 @@ fn a_variable_overrides_the_file_and_the_defaults() {
         assert_eq!(config.api.origins, ["https://a", "https://b"]);
         assert_eq!(config.node.cores, [0, 2]);
         assert_eq!(config.limits.ping_ms, 1000);
-        assert_eq!(config.log_level, Level::Warn);
+        assert_eq!(config.log.level, Level::Warn);
         assert_eq!(config.queue.when_full, WhenFull::Close);
     }
 }
