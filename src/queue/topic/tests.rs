@@ -1,0 +1,152 @@
+//! What a topic promises, one consumer, client and message at a time.
+
+use super::*;
+
+const FEEDER: ShardId = ShardId(0);
+const PLAIN: Terms = Terms { window_bytes: 1 << 16, unsettled_max: None };
+const ACKNOWLEDGED: Terms = Terms { window_bytes: 1 << 16, unsettled_max: Some(2) };
+
+fn topic(messages: usize, when_full: WhenFull) -> Topic {
+    Topic::new(Bounds { messages, bytes: 1 << 20 }, when_full, 1)
+}
+
+fn consumer(index: u32) -> BackendId {
+    let connection = crate::message::ConnectionKey { index, generation: 0 };
+    BackendId { shard: ShardId(0), connection }
+}
+
+fn frame(number: u64) -> Frame {
+    Frame::from_encoded(&number.to_be_bytes())
+}
+
+fn number(frame: &Frame) -> u64 {
+    u64::from_be_bytes(frame.bytes().try_into().unwrap())
+}
+
+/// Takes the deliveries out of the effects.
+fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
+    let mut out = Vec::new();
+    while let Some(effect) = topic.poll_effect() {
+        if let Effect::Deliver(to, delivery) = effect {
+            out.push((to.connection.index, number(&delivery.frame)));
+        }
+    }
+    out
+}
+
+fn push(topic: &mut Topic, client: u64, message: u64) {
+    if topic.feeders[0].credit.messages == 0 {
+        topic.want_credit(FEEDER, 8);
+    }
+    topic.push(0, FEEDER, ClientId::from_value(client), frame(message));
+}
+
+#[test]
+fn a_question_that_crossed_what_was_lent_lends_no_more() {
+    let bounds = Bounds { messages: 8, bytes: 1 << 20 };
+    let mut topic = Topic::new(bounds, WhenFull::Hold, 2);
+    topic.want_credit(FEEDER, 8);
+    assert!(topic.poll_effect().is_none());
+    topic.push(0, FEEDER, ClientId::from_value(1), frame(1));
+    topic.want_credit(FEEDER, 8);
+    assert!(matches!(topic.poll_effect(), Some(Effect::Grant(FEEDER, _))));
+}
+
+#[test]
+fn the_oldest_is_dropped_and_the_newest_stay() {
+    let mut topic = topic(4, WhenFull::DropOldest);
+    for message in 0..100 {
+        push(&mut topic, message % 3, message);
+    }
+    topic.join(0, consumer(1), PLAIN).unwrap();
+    topic.start(0, consumer(1));
+    assert_eq!(delivered(&mut topic), [(1, 96), (1, 97)]);
+    topic.written(0, consumer(1), 2);
+    assert_eq!(delivered(&mut topic), [(1, 98), (1, 99)]);
+    assert_eq!((topic.take_dropped(), topic.take_dropped()), (96, 0));
+}
+
+fn joined(topic: &mut Topic, index: u32, terms: Terms) {
+    topic.join(0, consumer(index), terms).unwrap();
+    topic.start(0, consumer(index));
+}
+
+#[test]
+fn no_more_than_the_window_is_without_an_acknowledgement() {
+    let mut topic = topic(100, WhenFull::Hold);
+    joined(&mut topic, 1, ACKNOWLEDGED);
+    (0..5).for_each(|message| push(&mut topic, message, message));
+    assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
+    topic.settled(0, consumer(1), &[1]);
+    assert_eq!(delivered(&mut topic), [(1, 2)]);
+    topic.settled(0, consumer(1), &[1, 77]);
+    assert_eq!(delivered(&mut topic), []);
+    topic.settled(0, consumer(1), &[0, 2]);
+    assert_eq!(delivered(&mut topic), [(1, 3), (1, 4)]);
+    topic.settled(0, consumer(1), &[3, 4]);
+    assert_eq!(topic.messages(), 0);
+}
+
+#[test]
+fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
+    let leaves = |topic: &mut Topic, now_ms, id| assert!(topic.leave(now_ms, id));
+    for goes in [Topic::gone, leaves] {
+        let mut topic = topic(100, WhenFull::Hold);
+        joined(&mut topic, 1, ACKNOWLEDGED);
+        (0..3).for_each(|message| push(&mut topic, 7, message));
+        topic.settled(0, consumer(1), &[0]);
+        delivered(&mut topic);
+        joined(&mut topic, 2, ACKNOWLEDGED);
+        goes(&mut topic, 0, consumer(1));
+        let mut marks = Vec::new();
+        while let Some(effect) = topic.poll_effect() {
+            if let Effect::Deliver(to, Delivery { number, is_redelivered, .. }) = effect {
+                marks.push((to.connection.index, number, is_redelivered));
+            }
+        }
+        assert_eq!(marks, [(2, 1, true), (2, 2, true)]);
+    }
+}
+
+#[test]
+fn a_clients_messages_stay_in_order_when_their_consumer_dies() {
+    let mut topic = topic(100, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    (0..4).for_each(|message| push(&mut topic, message % 2, message));
+    topic.written(0, consumer(1), 1);
+    delivered(&mut topic);
+    topic.gone(0, consumer(1));
+    push(&mut topic, 0, 4);
+    joined(&mut topic, 2, PLAIN);
+    assert_eq!(delivered(&mut topic), [(2, 1), (2, 2), (2, 3), (2, 4)]);
+}
+
+#[test]
+fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
+    let mut topic = topic(4000, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    joined(&mut topic, 2, PLAIN);
+    for message in 0..3000 {
+        push(&mut topic, message, message);
+    }
+    let second: Vec<_> = delivered(&mut topic).into_iter().filter(|(to, _)| *to == 2).collect();
+    topic.written(500, consumer(2), second.len() as u32);
+    let before = topic.messages();
+    topic.handle_timeout(1100);
+    let taken = delivered(&mut topic);
+    assert!(!taken.is_empty() && taken.iter().all(|(to, _)| *to == 2), "{before}");
+    topic.handle_timeout(EXPELLED_MS);
+    let expelled = std::iter::from_fn(|| topic.poll_effect())
+        .any(|effect| matches!(effect, Effect::Expel(id) if id == consumer(1)));
+    assert!(expelled);
+}
+#[test]
+fn of_consumers_that_all_take_nothing_none_is_expelled() {
+    let mut topic = topic(4, WhenFull::Hold);
+    let full = Terms { window_bytes: 1, unsettled_max: None };
+    (1..=2).for_each(|index| joined(&mut topic, index, full));
+    (0..4).for_each(|message| push(&mut topic, message, message));
+    [STALLED_MS, EXPELLED_MS].iter().for_each(|&now_ms| topic.handle_timeout(now_ms));
+    let mut effects = std::iter::from_fn(|| topic.poll_effect());
+    assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));
+}
