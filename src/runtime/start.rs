@@ -65,7 +65,7 @@ pub fn start(
         let verifier = verifiers.next().expect("there is one for each shard");
         let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
-            let make_shard = |now| Shard::new(ShardId(index as u8), settings, now);
+            let make_shard = |now| Shard::new(ShardId(index as u8), &settings, now);
             let made = Driver::new(index, make_shard, port, verifier, sockets, watch);
             // Nobody listens any more if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(|error| error.to_string()));

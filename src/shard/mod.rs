@@ -117,7 +117,8 @@ const BATCHES_MAX: usize = 4096;
 
 impl Shard {
     /// A shard without connections.
-    pub fn new(id: ShardId, settings: Arc<Settings>, now: Now) -> Self {
+    pub fn new(id: ShardId, settings: &Settings, now: Now) -> Self {
+        let settings = Arc::new(settings.unshared());
         let layout = IdLayout::new(settings.shards);
         Self {
             id,

@@ -25,6 +25,20 @@ pub struct Settings {
     pub limits: Limits,
 }
 
+impl Settings {
+    /// A copy whose routes and names no other shard counts references to: they are counted per
+    /// message, and a count that cores share costs more the more of them there are.
+    pub fn unshared(&self) -> Self {
+        let route = |route: &Arc<Route>| {
+            let topic = route.topic.as_deref().map(Arc::from);
+            Arc::new(Route { topic, ..Route::clone(route) })
+        };
+        let edge =
+            |edge: &Edge| Edge { routes: edge.routes.iter().map(route).collect(), ..edge.clone() };
+        Self { edges: self.edges.iter().map(edge).collect(), ..self.clone() }
+    }
+}
+
 /// The back ends' listener.
 #[derive(Clone, Debug)]
 pub struct Api {

@@ -53,7 +53,7 @@ impl World {
         let settings = plan.settings.clone();
         let count = settings.shards;
         let now = Now { ms: START_MS, unix_ms: START_UNIX_MS };
-        let shard = |index| Shard::new(ShardId(index as u8), settings.clone(), now);
+        let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         let mut world = Self {
             shared: Shared {
                 random,

@@ -52,7 +52,7 @@ impl Node {
     pub fn new(shape: u8) -> Self {
         let settings = Arc::new(settings(shape));
         let now = Now { ms: 0, unix_ms: UNIX_MS };
-        let shard = |index| Shard::new(ShardId(index as u8), settings.clone(), now);
+        let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         Self {
             shards: (0..settings.shards).map(shard).collect(),
             mail: VecDeque::new(),
