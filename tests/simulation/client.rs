@@ -28,6 +28,11 @@ impl Client {
         Self { route, is_in_crowd, has_asked: false, sent: 0, echoed: 0 }
     }
 
+    /// Whether its route may hold it, and end it when it was held for too long.
+    pub fn may_be_held(&self) -> bool {
+        self.route == "/held" && self.sent > 1
+    }
+
     /// Whether all it sent came back, if it is on a route that does so.
     pub fn is_answered(&self) -> bool {
         self.route != "/echo" || self.sent == self.echoed

@@ -100,12 +100,12 @@ fn audit(world: &mut World) {
     let known = world.shared.known.clone();
     let is_unclear = |peer: &Peer| {
         let is_unknown = known.iter().all(|known| known.1 != peer.number);
-        matches!(peer.role, Role::Client(_))
-            && !peer.line.is_gone
-            && (is_unknown || peer.has_ended())
+        let Role::Client(client) = &peer.role else { return false };
+        !peer.line.is_gone && (is_unknown || client.may_be_held() || peer.has_ended())
     };
     if world.peers.iter().any(is_unclear) {
-        // Open events were dropped, or who is held has gone unheard: who counts cannot be asked.
+        // Open events were dropped, or who is held may go unheard or be ended meanwhile: who counts
+        // cannot be asked.
         return;
     }
     let before = world.shared.moment;
