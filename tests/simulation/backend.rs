@@ -22,6 +22,7 @@ enum What {
     Publish,
     Send,
     Change,
+    SetKey(PeerNumber),
     Other,
     Info,
     Queue { fault: Option<u64> },
@@ -154,7 +155,7 @@ impl Backend {
             fed.is_key_asked = true;
         }
         let params = json!({"c": id, "f": "set_context_value", "a": ["user", 1]});
-        self.request(shared, "conn.call", params, What::Other)
+        self.request(shared, "conn.call", params, What::SetKey(client))
     }
 
     fn close(&mut self, shared: &mut Shared) -> Vec<u8> {
@@ -258,6 +259,12 @@ impl Backend {
             What::Change => {
                 assert!(matches!(fault, None | Some(301)), "{answer}");
                 shared.pushes.note_changed(number, place, fault.is_none(), shared.moment);
+            }
+            What::SetKey(client) => {
+                assert!(matches!(fault, None | Some(301)), "{answer}");
+                if let Some(fed) = shared.ledger.clients.get_mut(&client) {
+                    fed.is_key_set |= fault.is_none();
+                }
             }
             What::Other => assert!(matches!(fault, None | Some(301)), "{answer}"),
             What::Info => self.take_info(shared, answer, fault),

@@ -17,6 +17,8 @@ pub struct Fed {
     pub sent: u64,
     /// A back end has asked for the key that lets its later messages through.
     pub is_key_asked: bool,
+    /// That was answered: it is held no more.
+    pub is_key_set: bool,
     pub is_held: bool,
     // The next number that has not come to any consumer.
     next: u64,
@@ -102,12 +104,15 @@ impl Ledger {
         if self.when_full == WhenFull::DropOldest {
             return;
         }
-        let all = fed.next == fed.sent + 1;
-        // Whoever asked for the key may have gone before that was read.
-        let only_first = fed.is_held && fed.next == fed.sent.min(1) + 1;
-        let is_held_still = !fed.is_key_asked || only_first;
-        let passes = if fed.is_held && is_held_still { only_first } else { all };
-        assert!(passes, "{} events of client {client}, of {} sent", fed.next, fed.sent);
+        let is_all = fed.next == fed.sent + 1;
+        let is_first_only = fed.next == fed.sent.min(1) + 1;
+        let is_right = match (fed.is_held, fed.is_key_asked, fed.is_key_set) {
+            (true, false, _) => is_first_only,
+            // Whoever asked for the key may have gone before that was read.
+            (true, true, false) => is_all || is_first_only,
+            (true, true, true) | (false, _, _) => is_all,
+        };
+        assert!(is_right, "{} events of client {client}, of {} sent", fed.next, fed.sent);
         if has_ended {
             self.check_ended(client);
         }
