@@ -24,8 +24,8 @@ pub struct NodeId(u16);
 
 impl NodeId {
     /// The node with this number, if it is at most 1023.
-    pub fn new(number: u16) -> Option<Self> {
-        (number < 1 << NODE_BITS).then_some(Self(number))
+    pub const fn new(number: u16) -> Option<Self> {
+        if number < 1 << NODE_BITS { Some(Self(number)) } else { None }
     }
 
     /// Its number, 0 to 1023.
@@ -43,6 +43,15 @@ impl ShardId {
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
+}
+
+/// A shard of the grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardAddress {
+    /// Its node.
+    pub node: NodeId,
+    /// Which shard there.
+    pub shard: ShardId,
 }
 
 /// One client connection of the grid: 41 bits of milliseconds since [`EPOCH_MS`], 10 bits of node,

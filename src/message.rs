@@ -1,9 +1,9 @@
-//! What shards say to each other.
+//! What shards say to each other, here and on other nodes, and to the mesh that stands between.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::address::{ClientId, ShardId};
+use crate::address::{ClientId, NodeId, ShardAddress};
 use crate::metrics::Report;
 use crate::protocol::api::{Fault, Function, Reply, Tally};
 use crate::protocol::credentials::Fingerprint;
@@ -19,24 +19,34 @@ pub struct ConnectionKey {
     pub generation: u32,
 }
 
-/// A back end's connection, seen from anywhere on its node.
+/// A back end's connection, seen from anywhere in the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId {
     /// The shard that holds it.
-    pub shard: ShardId,
+    pub at: ShardAddress,
     /// Which connection there.
     pub connection: ConnectionKey,
+}
+
+/// Who says something to a shard, or is told something by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// A shard of this or another node.
+    Shard(ShardAddress),
+    /// This node's end of the mesh, which knows the other nodes and who is to get what.
+    Mesh,
 }
 
 /// A question that its asker keeps in its table of pending answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
-/// From one shard to another. Messages of a pair of shards arrive in the order they were sent: that
-/// is what SPEC's order and its "subscribe, then publish" rest on.
+/// From one party to another. Messages of a pair arrive in the order they were sent: that is what
+/// SPEC's order and its "subscribe, then publish" rest on.
 #[derive(Debug)]
 pub enum Message {
-    /// Asks for a command to be carried out there.
+    /// Asks for a command to be carried out there; the answer goes to who says it. The mesh carries
+    /// out [`Command::Publish`] on all other nodes that have subscribers, and adds up their answers.
     Ask {
         /// Comes back in the answer.
         ticket: Ticket,
@@ -51,6 +61,16 @@ pub enum Message {
     Topic(Arc<str>, TopicMessage),
     /// A back end's connection is gone: it consumes nothing any more.
     BackendGone(BackendId),
+    /// To the mesh: from now on this shard has subscribers of that channel, or has none any more. The
+    /// number counts these messages of a shard from 1.
+    Interest(u64, Arc<str>, bool),
+    /// From the mesh: all that the shard said about its interest, up to this number, is known to
+    /// every node, or to those that could publish without asking.
+    InterestKnown(u64),
+    /// From the mesh: this node has come within reach, or has begun anew; it has so many shards.
+    NodeUp(NodeId, u16),
+    /// From the mesh: this node is out of reach, and what was on its way to and from it is lost.
+    NodeDown(NodeId),
     /// Whose credentials these are, by the user's place in the settings; `None`: nobody's. For the
     /// shard that asked for it to be verified.
     Verdict(Fingerprint, Option<usize>),
@@ -115,11 +135,22 @@ pub enum TopicMessage {
     Written(BackendId, u32),
     /// Consumer to topic: these events were acknowledged.
     Settled(BackendId, Vec<u64>),
+    /// Consumer to topic: an event that it does not consume any more, of that number and
+    /// [`Terms::pop`].
+    Returned(BackendId, u64, u64),
+    /// Consumer to a topic of another node: it consumes, on these terms.
+    Consume(BackendId, Terms),
+    /// Consumer to a topic of another node: it does not any more.
+    Unconsume(BackendId),
+    /// Consumer to a topic of another node: its connection is gone.
+    Gone(BackendId),
 }
 
 /// On what terms a back end consumes a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
+    /// The number of its `queue.pop`: comes back with each event.
+    pub pop: u64,
     /// Bytes of events that may be on their way to it, plus one event.
     pub window_bytes: usize,
     /// If it acknowledges events: how many may be without an acknowledgement. If not, an event is
@@ -132,6 +163,8 @@ pub struct Terms {
 pub struct Delivery {
     /// Its number in the topic, by which it is settled.
     pub number: u64,
+    /// Which `queue.pop` of its consumer it answers.
+    pub pop: u64,
     /// Its consumer is to acknowledge it.
     pub is_acknowledged: bool,
     /// It was handed to another consumer before, which did not acknowledge it.

@@ -205,6 +205,7 @@ fn settings(
     Settings {
         node: NodeId::new(config.node.id).expect("the configuration was checked"),
         shards: config.node.cores.len(),
+        has_mesh: false,
         api: Api {
             advertise,
             origins: config.api.origins.clone(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use gridcast::address::{ClientId, ShardId};
+use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
 use gridcast::message::{BackendId, ConnectionKey, Credit, Delivery, Terms};
 use gridcast::protocol::api;
 use gridcast::protocol::assembler::{Assembler, Received};
@@ -14,6 +14,8 @@ use gridcast::queue::topic::{Effect, JoinError, Topic};
 use gridcast::queue::{Bounds, WhenFull};
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+const NODE: NodeId = NodeId::new(1).unwrap();
 use simd_json::prelude::*;
 
 const SHARDS: usize = 2;
@@ -101,7 +103,7 @@ struct Model {
 impl Model {
     fn new(bounds: Bounds, when_full: WhenFull) -> Self {
         Self {
-            topic: Topic::new(bounds, when_full, SHARDS),
+            topic: Topic::new(NODE, bounds, when_full, SHARDS),
             bounds,
             when_full,
             now_ms: 0,
@@ -165,7 +167,7 @@ impl Model {
 
     fn join(&mut self, id: u32, acknowledges: bool) {
         let unsettled_max = acknowledges.then_some(UNSETTLED_MAX);
-        let terms = Terms { window_bytes: WINDOW_BYTES, unsettled_max };
+        let terms = Terms { pop: 1, window_bytes: WINDOW_BYTES, unsettled_max };
         match self.topic.join(self.now_ms, consumer(id), terms) {
             Ok(()) => self.handed.entry(id).or_default().acknowledges = acknowledges,
             Err(error) => assert!(error == JoinError::Repeated && self.handed.contains_key(&id)),
@@ -290,7 +292,10 @@ impl Model {
 }
 
 fn consumer(index: u32) -> BackendId {
-    BackendId { shard: ShardId(0), connection: ConnectionKey { index, generation: 0 } }
+    BackendId {
+        at: ShardAddress { node: NODE, shard: ShardId(0) },
+        connection: ConnectionKey { index, generation: 0 },
+    }
 }
 
 /// The bytes of a server's frame as a client would send them.

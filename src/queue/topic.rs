@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use hashbrown::HashMap;
 
 use super::{Bounds, WhenFull};
-use crate::address::{ClientId, ShardId};
+use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{BackendId, Credit, Delivery, Terms};
 use crate::metrics::TopicReport;
 use crate::protocol::frame::Frame;
@@ -58,6 +58,7 @@ pub enum JoinError {
 /// A topic, at its home.
 #[derive(Debug)]
 pub struct Topic {
+    node: NodeId,
     bounds: Bounds,
     when_full: WhenFull,
     window_messages: usize,
@@ -89,6 +90,8 @@ struct Item {
     number: u64,
     since_ms: u64,
     is_redelivered: bool,
+    // To which queue.pop of its consumer it was handed.
+    pop: u64,
     frame: Frame,
 }
 
@@ -96,6 +99,7 @@ struct Item {
 struct Consumer {
     id: BackendId,
     state: State,
+    pop: u64,
     window_messages: usize,
     window_bytes: usize,
     // It acknowledges what it is handed; otherwise that it was written is enough.
@@ -127,11 +131,12 @@ struct FeedingShard {
 
 impl Topic {
     /// An empty topic on a node of `shards` shards. Each shard starts with [`Self::share`] credit.
-    pub fn new(bounds: Bounds, when_full: WhenFull, shards: usize) -> Self {
+    pub fn new(node: NodeId, bounds: Bounds, when_full: WhenFull, shards: usize) -> Self {
         let share = Self::share(bounds, shards);
         let lent = Credit { messages: share.messages * shards, bytes: share.bytes * shards };
         let feeder = FeedingShard { credit: share, wants: None };
         Self {
+            node,
             bounds,
             when_full,
             window_messages: match when_full {
@@ -205,8 +210,13 @@ impl Topic {
     pub fn push(&mut self, now_ms: u64, from: ShardId, client: ClientId, frame: Frame) {
         self.take_credit(from, frame.bytes().len());
         self.top_up(from);
-        let item =
-            Item { number: self.next_number, since_ms: now_ms, is_redelivered: false, frame };
+        let item = Item {
+            number: self.next_number,
+            since_ms: now_ms,
+            is_redelivered: false,
+            pop: 0,
+            frame,
+        };
         self.next_number += 1;
         let owner = self.owner_of(client);
         let lane = self.lanes.entry(client).or_default();
@@ -239,6 +249,7 @@ impl Topic {
         };
         let consumer = &mut self.consumers[at];
         consumer.state = State::Joining;
+        consumer.pop = terms.pop;
         consumer.window_bytes = terms.window_bytes;
         consumer.window_messages = terms.unsettled_max.unwrap_or(self.window_messages);
         consumer.acknowledges = terms.unsettled_max.is_some();
@@ -318,6 +329,38 @@ impl Topic {
         self.progress(now_ms, at);
     }
 
+    /// The consumer was handed a message for a `queue.pop` that it has cancelled: it goes to others,
+    /// before what came later of the same client.
+    pub fn returned(&mut self, now_ms: u64, id: BackendId, number: u64, pop: u64) {
+        let Some(at) = self.position(id) else { return };
+        let consumer = &mut self.consumers[at];
+        let is_it = |(_, item): &(ClientId, Item)| item.number == number && item.pop == pop;
+        let Some(place) = consumer.handed.iter().position(is_it) else { return };
+        let (client, item) = consumer.handed.remove(place).expect("the place was looked up");
+        consumer.handed_bytes -= item.frame.bytes().len();
+        let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
+        let (owner, first) = (lane.owner, lane.waiting.front().map(|item| item.number));
+        let place = lane.waiting.partition_point(|waiting| waiting.number < number);
+        lane.waiting.insert(place, item);
+        if place == 0 {
+            if let Some(first) = first {
+                self.detach(first, owner);
+            }
+            self.attach(now_ms, client, number, owner);
+        }
+        self.settle(now_ms, client);
+        self.forget_if_left(id);
+    }
+
+    /// All consumers on that node are out of reach.
+    pub fn node_gone(&mut self, now_ms: u64, node: NodeId) {
+        let ids: Vec<_> =
+            self.consumers.iter().map(|c| c.id).filter(|id| id.at.node == node).collect();
+        for id in ids {
+            self.gone(now_ms, id);
+        }
+    }
+
     /// A consumer is done with one message that it was handed.
     fn finish(&mut self, now_ms: u64, at: usize, place: usize) {
         let consumer = &mut self.consumers[at];
@@ -389,8 +432,8 @@ impl Topic {
     }
 
     /// Whose the next message of this client is: the consumer that still has some of the client's,
-    /// else the one with the highest weight among those that take part. With none that is active a
-    /// stalled one is better than nobody.
+    /// else the one with the highest weight among those that take part, of this node if there are
+    /// any. With none that is active a stalled one is better than nobody.
     fn owner_of(&self, client: ClientId) -> Option<BackendId> {
         if let Some(lane) = self.lanes.get(&client)
             && lane.unwritten > 0
@@ -399,7 +442,8 @@ impl Topic {
         }
         let best = |state: State| {
             let candidates = self.consumers.iter().filter(move |consumer| consumer.state == state);
-            candidates.map(|c| c.id).max_by_key(|&id| weight(client, id))
+            let ids = candidates.map(|consumer| consumer.id);
+            ids.max_by_key(|&id| (id.at.node == self.node, weight(client, id)))
         };
         if let [only] = &self.consumers[..] {
             return matches!(only.state, State::Active | State::Stalled).then_some(only.id);
@@ -460,14 +504,16 @@ impl Topic {
             && let Some((_, client)) = consumer.waiting.pop_first()
         {
             let lane = self.lanes.get_mut(&client).expect("what waits is a lane");
-            let item = lane.waiting.pop_front().expect("a lane that waits has a message");
+            let mut item = lane.waiting.pop_front().expect("a lane that waits has a message");
             lane.unwritten += 1;
             if let Some(next) = lane.waiting.front() {
                 consumer.waiting.insert(next.number, client);
             }
-            let Item { number, is_redelivered, ref frame, .. } = item;
+            item.pop = consumer.pop;
+            let Item { number, is_redelivered, pop, ref frame, .. } = item;
             let delivery = Delivery {
                 number,
+                pop,
                 is_acknowledged: consumer.acknowledges,
                 is_redelivered,
                 frame: frame.clone(),
@@ -635,11 +681,10 @@ impl Topic {
 /// How much a consumer is meant for a client. Mixed with constants (those of splitmix64), so that a
 /// node's choices follow from what it was told alone.
 fn weight(client: ClientId, consumer: BackendId) -> u64 {
-    let BackendId { shard, connection } = consumer;
-    let place = u64::from(connection.index) << 32
-        | u64::from(connection.generation) << 8
-        | u64::from(shard.0);
-    [client.value(), place].into_iter().fold(0, |sum, part| {
+    let BackendId { at, connection } = consumer;
+    let shard = u64::from(at.node.number()) << 8 | u64::from(at.shard.0);
+    let place = u64::from(connection.index) << 32 | u64::from(connection.generation);
+    [client.value(), shard, place].into_iter().fold(0, |sum, part| {
         let mixed = (sum ^ part).wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -652,6 +697,7 @@ impl Consumer {
         Self {
             id,
             state: State::Joining,
+            pop: 0,
             window_messages: 0,
             window_bytes: 0,
             acknowledges: false,

@@ -1,5 +1,5 @@
-//! Mailboxes between the shards of a node: one bounded lock-free channel per ordered pair, and one
-//! eventfd per shard to wake it.
+//! Mailboxes between the shards of a node, and the mesh beside them: one bounded lock-free channel
+//! per ordered pair, and one eventfd per end to wake it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,8 +10,8 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::wake::Armed;
-use crate::address::ShardId;
-use crate::message::Message;
+use crate::address::{NodeId, ShardAddress, ShardId};
+use crate::message::{Message, Party};
 
 /// Messages that the mailboxes of one shard hold together. The channels take their memory at once,
 /// so each pair gets a part, of at least [`PAIR_MIN`].
@@ -43,16 +43,21 @@ impl Wake {
     }
 }
 
-/// One shard's end of the bus.
+/// A message, and whom it is from; to the mesh: whom it is for.
+type Letter = (Party, Message);
+
+/// One shard's end of the bus, or the mesh's, which stands behind the last shard.
 #[derive(Debug)]
 pub struct Port {
-    own: ShardId,
-    inbound: Vec<(ShardId, Receiver<Message>)>,
-    outbound: Vec<Sender<Message>>,
+    node: NodeId,
+    shards: usize,
+    own: usize,
+    inbound: Vec<(ShardId, Receiver<Letter>)>,
+    outbound: Vec<Sender<Letter>>,
     // What did not fit a mailbox yet, per shard, in order. Bounded by what shards may ask of each
     // other: answers by the questions open, questions by the calls that wait on each connection,
     // events by the credit of feeders and the windows of consumers.
-    stuck: Vec<VecDeque<Message>>,
+    stuck: Vec<VecDeque<Letter>>,
     is_touched: Vec<bool>,
     wakes: Arc<[Wake]>,
 }
@@ -60,51 +65,79 @@ pub struct Port {
 /// The node's end: it speaks to every shard, and is not spoken to.
 #[derive(Clone, Debug)]
 pub struct Control {
-    outbound: Vec<Sender<Message>>,
+    node: NodeId,
+    outbound: Vec<Sender<Letter>>,
     wakes: Arc<[Wake]>,
 }
 
-/// A bus between so many shards.
+/// A bus between so many shards of a node: the ports of the shards, and with `has_mesh` the mesh's
+/// behind them.
 ///
 /// # Errors
 /// No descriptor for an eventfd.
-pub fn bus(shards: usize) -> io::Result<(Vec<Port>, Control)> {
+pub fn bus(node: NodeId, shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Control)> {
     let capacity = (SHARD_MESSAGES / shards).max(PAIR_MIN);
-    let wakes: Arc<[Wake]> = (0..shards).map(|_| Wake::new()).collect::<Result<_, _>>()?;
-    let mut ports: Vec<Port> = (0..shards)
+    let ends = shards + usize::from(has_mesh);
+    let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new()).collect::<Result<_, _>>()?;
+    let mut ports: Vec<Port> = (0..ends)
         .map(|own| Port {
-            own: ShardId(own as u8),
+            node,
+            shards,
+            own,
             inbound: Vec::new(),
             outbound: Vec::new(),
-            stuck: (0..shards).map(|_| VecDeque::new()).collect(),
-            is_touched: vec![false; shards],
+            stuck: (0..ends).map(|_| VecDeque::new()).collect(),
+            is_touched: vec![false; ends],
             wakes: wakes.clone(),
         })
         .collect();
-    let mut control = Control { outbound: Vec::new(), wakes };
-    for to in 0..shards {
-        for from in 0..shards {
+    let mut control = Control { node, outbound: Vec::new(), wakes };
+    for to in 0..ends {
+        for from in 0..ends {
             let (sender, receiver) = bounded(capacity);
             ports[from].outbound.push(sender);
             ports[to].inbound.push((ShardId(from as u8), receiver));
         }
-        let (sender, receiver) = bounded(PAIR_MIN);
-        control.outbound.push(sender);
-        ports[to].inbound.push((ShardId(to as u8), receiver));
+        if to < shards {
+            let (sender, receiver) = bounded(PAIR_MIN);
+            control.outbound.push(sender);
+            ports[to].inbound.push((ShardId(to as u8), receiver));
+        }
     }
     Ok((ports, control))
 }
 
 impl Port {
-    /// The eventfd that becomes readable when the shard is to wake.
+    /// The eventfd that becomes readable when its owner is to wake.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wakes[self.own.index()].eventfd.as_fd()
+        self.wakes[self.own].eventfd.as_fd()
     }
 
-    /// Gives a message to another shard; it goes with the next [`Self::flush`].
-    pub fn post(&mut self, to: ShardId, message: Message) {
-        self.stuck[to.index()].push_back(message);
-        self.is_touched[to.index()] = true;
+    /// Gives a shard's message to another shard, or to the mesh, through which it reaches other
+    /// nodes; it goes with the next [`Self::flush`].
+    pub fn post(&mut self, to: Party, message: Message) {
+        match to {
+            Party::Shard(ShardAddress { node, shard }) if node == self.node => {
+                let own = ShardAddress { node, shard: ShardId(self.own as u8) };
+                self.put(shard.index(), (Party::Shard(own), message));
+            }
+            // A node without a mesh reaches nobody else, and its shards know that.
+            _ if self.outbound.len() == self.shards => {}
+            _ => self.put(self.shards, (to, message)),
+        }
+    }
+
+    /// Gives a message that the mesh has for a shard of this node to it; likewise.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the mesh thread comes next"))]
+    pub fn post_from(&mut self, from: Party, to: ShardId, message: Message) {
+        if to.index() < self.shards {
+            self.put(to.index(), (from, message));
+        }
+    }
+
+    fn put(&mut self, to: usize, letter: Letter) {
+        self.stuck[to].push_back(letter);
+        self.is_touched[to] = true;
     }
 
     /// Puts what was posted into the mailboxes and wakes who sleeps. True if some did not fit: to
@@ -115,11 +148,11 @@ impl Port {
             if !self.is_touched[to] {
                 continue;
             }
-            while let Some(message) = self.stuck[to].pop_front() {
-                match self.outbound[to].try_send(message) {
+            while let Some(letter) = self.stuck[to].pop_front() {
+                match self.outbound[to].try_send(letter) {
                     Ok(()) => {}
-                    Err(TrySendError::Full(message)) => {
-                        self.stuck[to].push_front(message);
+                    Err(TrySendError::Full(letter)) => {
+                        self.stuck[to].push_front(letter);
                         break;
                     }
                     // The shard has ended: the node goes down, and nobody waits for this.
@@ -133,14 +166,15 @@ impl Port {
         is_stuck
     }
 
-    /// Takes messages out of the mailboxes, so many at most per turn.
-    pub fn receive(&mut self, mut handle: impl FnMut(ShardId, Message)) -> usize {
+    /// Takes messages out of the mailboxes, so many at most per turn: for a shard with whom they are
+    /// from; for the mesh with the shard that sent them, and whom they are for.
+    pub fn receive(&mut self, mut handle: impl FnMut(ShardId, Party, Message)) -> usize {
         let share = MESSAGES_PER_TURN.div_ceil(self.inbound.len());
         let mut taken = 0;
         for (from, receiver) in &self.inbound {
-            for message in receiver.try_iter().take(share) {
+            for (party, message) in receiver.try_iter().take(share) {
                 taken += 1;
-                handle(*from, message);
+                handle(*from, party, message);
             }
         }
         taken
@@ -149,20 +183,20 @@ impl Port {
     /// Says that the shard is about to sleep. False if it must not: a message is there.
     pub fn may_sleep(&self) -> bool {
         let is_empty = || self.inbound.iter().all(|(_, receiver)| receiver.is_empty());
-        self.wakes[self.own.index()].armed.may_sleep(is_empty)
+        self.wakes[self.own].armed.may_sleep(is_empty)
     }
 
     /// Says that the shard is awake: nobody needs to wake it.
     pub fn stay_awake(&self) {
-        self.wakes[self.own.index()].armed.disarm();
+        self.wakes[self.own].armed.disarm();
     }
 }
 
 impl Control {
     /// Says something to every shard; what a shard's mailbox has no room for is not said again.
     pub fn tell_all(&self, message: impl Fn() -> Message) {
-        for sender in &self.outbound {
-            let _ = sender.try_send(message());
+        for (sender, shard) in self.outbound.iter().zip(0..) {
+            let _ = sender.try_send((self.own(ShardId(shard)), message()));
         }
         self.wake_all();
     }
@@ -170,8 +204,13 @@ impl Control {
     /// Says something to one shard; waits if its mailbox is full.
     pub fn tell(&self, shard: ShardId, message: Message) {
         // A shard that has ended wants to know nothing.
-        let _ = self.outbound[shard.index()].send(message);
+        let _ = self.outbound[shard.index()].send((self.own(shard), message));
         self.wakes[shard.index()].wake();
+    }
+
+    /// The node speaks to a shard with that shard's own voice.
+    fn own(&self, shard: ShardId) -> Party {
+        Party::Shard(ShardAddress { node: self.node, shard })
     }
 
     /// Wakes every shard that sleeps.
@@ -186,6 +225,12 @@ mod tests {
     use crate::message::{Answer, Ticket};
     use crate::protocol::api::Reply;
 
+    const NODE: NodeId = NodeId::new(1).unwrap();
+
+    fn shard(number: u8) -> Party {
+        Party::Shard(ShardAddress { node: NODE, shard: ShardId(number) })
+    }
+
     fn number(message: Message) -> u64 {
         match message {
             Message::Answer(ticket, _) => ticket.0,
@@ -199,13 +244,13 @@ mod tests {
 
     #[test]
     fn messages_of_a_pair_arrive_once_and_in_order_though_mailboxes_are_full() {
-        let (mut ports, _control) = bus(2).unwrap();
+        let (mut ports, _control) = bus(NODE, 2, false).unwrap();
         let mut second = ports.pop().unwrap();
         let mut first = ports.pop().unwrap();
         const COUNT: u64 = 100_000;
         let sender = std::thread::spawn(move || {
             for n in 0..COUNT {
-                first.post(ShardId(1), message(n));
+                first.post(shard(1), message(n));
                 if n % 7 == 0 {
                     first.flush();
                 }
@@ -216,8 +261,8 @@ mod tests {
         });
         let mut expected = 0;
         while expected < COUNT {
-            let taken = second.receive(|from, message| {
-                assert_eq!((from, number(message)), (ShardId(0), expected));
+            let taken = second.receive(|_, from, message| {
+                assert_eq!((from, number(message)), (shard(0), expected));
                 expected += 1;
             });
             if taken == 0 && second.may_sleep() {
@@ -229,12 +274,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_for_other_nodes_goes_to_the_mesh_and_what_it_says_comes_with_its_sender() {
+        let (mut ports, _control) = bus(NODE, 1, true).unwrap();
+        let far = NodeId::new(2).unwrap();
+        let far = Party::Shard(ShardAddress { node: far, shard: ShardId(9) });
+        ports[0].post(far, message(1));
+        ports[0].post(Party::Mesh, message(2));
+        ports[0].flush();
+        let mut seen = Vec::new();
+        ports[1].receive(|from, to, message| seen.push((from, to, number(message))));
+        assert_eq!(seen, [(ShardId(0), far, 1), (ShardId(0), Party::Mesh, 2)]);
+        ports[1].post_from(far, ShardId(0), message(3));
+        ports[1].flush();
+        ports[0].receive(|_, from, message| assert_eq!((from, number(message)), (far, 3)));
+        assert!(ports[0].may_sleep());
+    }
+
+    #[test]
     fn a_shard_with_mail_does_not_sleep() {
-        let (mut ports, control) = bus(1).unwrap();
+        let (mut ports, control) = bus(NODE, 1, false).unwrap();
         assert!(ports[0].may_sleep());
         control.tell_all(|| Message::DrainBackends);
         assert!(!ports[0].may_sleep());
-        ports[0].receive(|_, message| assert!(matches!(message, Message::DrainBackends)));
+        ports[0].receive(|_, _, message| assert!(matches!(message, Message::DrainBackends)));
         assert!(ports[0].may_sleep());
     }
 }

@@ -210,7 +210,7 @@ impl Driver {
         self.take_completions();
         let now = self.clock.now();
         let Self { port, shard, .. } = self;
-        port.receive(|from, message| shard.handle_message(now, from, message));
+        port.receive(|_, from, message| shard.handle_message(now, from, message));
         self.shard.handle_turn(now);
         self.post_messages();
         self.do_actions(now);

@@ -44,7 +44,7 @@ pub fn start(
     clients_max: usize,
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<Shards> {
-    let (ports, control) = bus(cores.len())?;
+    let (ports, control) = bus(settings.node, cores.len(), settings.has_mesh)?;
     let mut verifiers = verifier::start(control.clone(), cores.len())?.into_iter();
     let watch = Arc::new(Watch::new(cores.len(), clients_max));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();

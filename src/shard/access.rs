@@ -309,7 +309,7 @@ impl Shard {
         {
             self.note_failed_try(address);
             for shard in self.other_shards() {
-                self.outbox.push_back((shard, Message::FailedTry(address)));
+                self.outbox.push_back((self.beside(shard), Message::FailedTry(address)));
             }
         }
         let headers: &[_] = match status {

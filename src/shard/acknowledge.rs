@@ -1,12 +1,13 @@
 //! Consumers that acknowledge: each event carries a tag, a bounded number is without an
 //! acknowledgement, and what is left unsettled goes to others.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::Shard;
 use super::connection::Connection;
 use super::replies::Shape;
+use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, TopicMessage};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
 
@@ -15,17 +16,18 @@ use crate::protocol::api::{self, Code, Fault, Reply, Tags};
 pub struct Unsettled {
     // How many may be with it.
     window: usize,
-    is_started: bool,
     next_tag: u64,
     // With it, in the order of their tags: at most `window`.
     tagged: VecDeque<Tagged>,
     // Given to this shard beyond the window: each topic gives up to a window of its own.
-    waiting: VecDeque<(Arc<str>, Delivery)>,
+    waiting: VecDeque<(NodeId, Arc<str>, Delivery)>,
 }
 
 #[derive(Debug)]
 struct Tagged {
     tag: u64,
+    // Where it is from; None: that node is out of reach, and gives it to others.
+    home: Option<NodeId>,
     topic: Arc<str>,
     // Its number in the topic.
     number: u64,
@@ -34,18 +36,25 @@ struct Tagged {
 impl Unsettled {
     /// None yet, and at most `window` at a time.
     pub fn new(window: usize) -> Self {
-        Self {
-            window,
-            is_started: false,
-            next_tag: 1,
-            tagged: VecDeque::new(),
-            waiting: VecDeque::new(),
+        Self { window, next_tag: 1, tagged: VecDeque::new(), waiting: VecDeque::new() }
+    }
+
+    /// How many may be with its consumer.
+    pub fn window(&self) -> usize {
+        self.window
+    }
+
+    /// That node is out of reach: what it gave it gives to others.
+    pub fn forget_node(&mut self, node: NodeId) {
+        self.waiting.retain(|(home, ..)| *home != node);
+        for tagged in self.tagged.iter_mut().filter(|tagged| tagged.home == Some(node)) {
+            tagged.home = None;
         }
     }
 
     /// Takes an event that may not go yet.
-    fn wait(&mut self, topic: Arc<str>, delivery: Delivery) {
-        self.waiting.push_back((topic, delivery));
+    fn wait(&mut self, home: NodeId, topic: Arc<str>, delivery: Delivery) {
+        self.waiting.push_back((home, topic, delivery));
     }
 
     /// The next event that may go, with its tag.
@@ -53,10 +62,10 @@ impl Unsettled {
         if self.tagged.len() >= self.window {
             return None;
         }
-        let (topic, delivery) = self.waiting.pop_front()?;
+        let (home, topic, delivery) = self.waiting.pop_front()?;
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.tagged.push_back(Tagged { tag, topic, number: delivery.number });
+        self.tagged.push_back(Tagged { tag, home: Some(home), topic, number: delivery.number });
         Some((tag, delivery))
     }
 
@@ -76,23 +85,16 @@ impl Unsettled {
 }
 
 impl Shard {
-    /// The answer to `queue.pop` is on its way: events may follow.
-    pub(super) fn start_tagging(&mut self, key: ConnectionKey) {
-        if let Some(unsettled) = self.unsettled(key) {
-            unsettled.is_started = true;
-        }
-    }
-
-    /// An event for a back end that acknowledges: it goes when there is room in its window. One that
-    /// comes when it has stopped to consume has gone to others.
+    /// An event for a back end that acknowledges: it goes when there is room in its window.
     pub(super) fn deliver_tagged(
         &mut self,
         key: ConnectionKey,
+        home: NodeId,
         topic: Arc<str>,
         delivery: Delivery,
     ) {
-        if let Some(unsettled) = self.unsettled(key).filter(|unsettled| unsettled.is_started) {
-            unsettled.wait(topic, delivery);
+        if let Some(unsettled) = self.unsettled(key) {
+            unsettled.wait(home, topic, delivery);
             self.write_tagged(key);
         }
     }
@@ -133,15 +135,14 @@ impl Shard {
     /// Tells each topic what of its events was acknowledged.
     fn tell_settled(&mut self, key: ConnectionKey, settled: Vec<Tagged>) {
         let backend = self.backend_id(key);
-        let mut of_topics: Vec<(Arc<str>, Vec<u64>)> = Vec::new();
-        for Tagged { topic, number, .. } in settled {
-            match of_topics.iter_mut().find(|(known, _)| *known == topic) {
-                Some((_, numbers)) => numbers.push(number),
-                None => of_topics.push((topic, vec![number])),
+        let mut of_homes: BTreeMap<(NodeId, Arc<str>), Vec<u64>> = BTreeMap::new();
+        for Tagged { home, topic, number, .. } in settled {
+            if let Some(node) = home {
+                of_homes.entry((node, topic)).or_default().push(number);
             }
         }
-        for (topic, numbers) in of_topics {
-            self.tell_home(&topic, TopicMessage::Settled(backend, numbers));
+        for ((node, topic), numbers) in of_homes {
+            self.tell_home(node, &topic, TopicMessage::Settled(backend, numbers));
         }
     }
 }
@@ -155,8 +156,9 @@ mod tests {
         let mut unsettled = Unsettled::new(3);
         for number in 0..6 {
             let frame = Frame::from_encoded(b"");
-            let delivery = Delivery { number, is_acknowledged: true, is_redelivered: false, frame };
-            unsettled.wait("t".into(), delivery);
+            let delivery =
+                Delivery { number, pop: 1, is_acknowledged: true, is_redelivered: false, frame };
+            unsettled.wait(NodeId::new(1).unwrap(), "t".into(), delivery);
         }
         unsettled
     }

@@ -1,5 +1,8 @@
 //! Channel → the clients of this shard that are subscribed to it, laid out for a linear walk.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 
 /// A channel's place in the table, while it has subscribers or a walk goes through it.
@@ -22,11 +25,30 @@ pub struct Channels {
     by_name: HashMap<Box<str>, ChannelIndex>,
     slots: Vec<Channel>,
     free: Vec<ChannelIndex>,
+    // None: nobody is told of changes.
+    changes: Option<Changes>,
+}
+
+/// Channels that came into being or went, for who is to be told: taken out after each step.
+#[derive(Debug, Default)]
+struct Changes {
+    count: u64,
+    untold: VecDeque<(u64, Arc<str>, bool)>,
+}
+
+impl Changes {
+    fn note(&mut self, name: &str, is_on: bool) -> u64 {
+        self.count += 1;
+        self.untold.push_back((self.count, name.into(), is_on));
+        self.count
+    }
 }
 
 #[derive(Debug, Default)]
 struct Channel {
     name: Box<str>,
+    // The number of the change that it came with.
+    change: u64,
     // Places of connections in the shard's table, or LEFT.
     members: Vec<u32>,
     // Positions of those that left during walks; empty while there is none.
@@ -35,6 +57,21 @@ struct Channel {
 }
 
 impl Channels {
+    /// No channels yet; with `has_listener`, changes come out of [`Self::poll_change`].
+    pub fn new(has_listener: bool) -> Self {
+        Self { changes: has_listener.then(Changes::default), ..Self::default() }
+    }
+
+    /// The next channel that came into being (true) or went, with the number of the change.
+    pub fn poll_change(&mut self) -> Option<(u64, Arc<str>, bool)> {
+        self.changes.as_mut()?.untold.pop_front()
+    }
+
+    /// The number of the change that this channel came with; 0 if nobody is told of changes.
+    pub fn change_of(&self, name: &str) -> u64 {
+        self.find(name).map_or(0, |channel| self.slots[channel as usize].change)
+    }
+
     /// The channel of this name, if it has subscribers here.
     pub fn find(&self, name: &str) -> Option<ChannelIndex> {
         self.by_name.get(name).copied()
@@ -69,7 +106,9 @@ impl Channels {
             self.slots.push(Channel::default());
             self.slots.len() as ChannelIndex - 1
         });
-        self.slots[channel as usize].name = name.into();
+        let change = self.changes.as_mut().map_or(0, |changes| changes.note(name, true));
+        let slot = &mut self.slots[channel as usize];
+        (slot.name, slot.change) = (name.into(), change);
         self.by_name.insert(name.into(), channel);
         channel
     }
@@ -99,6 +138,9 @@ impl Channels {
         let slot = &mut self.slots[channel as usize];
         if slot.members.is_empty() && slot.walks == 0 {
             self.by_name.remove(&slot.name);
+            if let Some(changes) = &mut self.changes {
+                changes.note(&slot.name, false);
+            }
             *slot = Channel::default();
             self.free.push(channel);
         }

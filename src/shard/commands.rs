@@ -11,18 +11,31 @@ use super::pending::{Kind, Settled};
 use super::replies::{HttpShape, Shape};
 use super::settings::home_of;
 use super::timers::Timer;
-use crate::address::{ClientId, ShardId};
+use crate::address::{ClientId, ShardAddress, ShardId};
 use crate::message::{
-    Answer, BackendId, Command, ConnectionKey, Message, Terms, Ticket, TopicMessage,
+    Answer, BackendId, Command, ConnectionKey, Message, Party, Terms, Ticket, TopicMessage,
 };
 use crate::metrics::Report;
 use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Settling, Tally};
 use crate::protocol::frame::{self, Frame, Opcode};
 
+/// A command that this shard was asked to carry out.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Who is told what came of it.
+    pub asker: Party,
+    /// Comes back in the answer.
+    pub ticket: Ticket,
+    /// On whose behalf.
+    pub backend: BackendId,
+}
+
 /// What carrying out a command came to.
 enum Outcome {
     Done(Answer),
     Unfinished(Walk),
+    // It is answered when every node knows of it.
+    Waiting,
 }
 
 impl Shard {
@@ -58,12 +71,12 @@ impl Shard {
         client: ClientId,
         content: &Content<'_>,
     ) {
-        let nobody = || Fault::new(Code::SendFailed, "no such client");
-        let Some(shard) = self.shard_of(client) else {
-            return self.reply(key, &shape, &Err(nobody()));
+        let Some(address) = self.address_of(client) else {
+            let fault = Fault::new(Code::SendFailed, self.why_nobody(client));
+            return self.reply(key, &shape, &Err(fault));
         };
         let from = self.backend_id(key);
-        if shard == self.id && !self.lanes.contains_key(&from) {
+        if address == self.address && !self.lanes.contains_key(&from) {
             let length = content.bytes.len() + frame::HEAD_BYTES_MAX;
             let answer = self.send(client, length, |connection| {
                 connection.outbound.push_with(|out| {
@@ -73,7 +86,8 @@ impl Shard {
             return self.reply(key, &shape, &answer);
         }
         let frame = Frame::message(content.kind, &content.bytes);
-        self.ask(key, shape, Kind::Send, &[shard], || Command::Send(client, frame.clone()));
+        let to = [Party::Shard(address)];
+        self.ask(key, shape, Kind::Send, &to, || Command::Send(client, frame.clone()));
     }
 
     fn call_publish(
@@ -84,11 +98,12 @@ impl Shard {
         content: &Content<'_>,
     ) {
         let from = self.backend_id(key);
-        if self.settings.shards > 1 || self.lanes.contains_key(&from) {
+        if self.settings.shards > 1 || self.settings.has_mesh || self.lanes.contains_key(&from) {
             let frame = Frame::message(content.kind, &content.bytes);
             let channel: Arc<str> = channel.into();
             let command = || Command::Publish(channel.clone(), frame.clone());
-            let everywhere = self.all_shards();
+            let mut everywhere = self.all_shards();
+            everywhere.extend(self.settings.has_mesh.then_some(Party::Mesh));
             return self.ask(key, shape, Kind::Publish, &everywhere, command);
         }
         if self.channels.find(channel).is_none() {
@@ -98,7 +113,8 @@ impl Shard {
             Ok(tally) => self.reply(key, &shape, &Ok(Reply::Published(tally))),
             Err(walk) => {
                 if let Some(ticket) = self.open_question(key, shape, Kind::Publish, 1) {
-                    self.open_lane(from, ticket, walk);
+                    let asker = Party::Shard(self.address);
+                    self.open_lane(Asked { asker, ticket, backend: from }, walk);
                 }
             }
         }
@@ -111,11 +127,14 @@ impl Shard {
         client: ClientId,
         function: Function,
     ) {
-        match self.shard_of(client) {
-            None => self.reply(key, &shape, &Err(no_such_client())),
-            Some(shard) => {
+        match self.address_of(client) {
+            None => {
+                let fault = Fault::new(Code::ExecutionFailed, self.why_nobody(client));
+                self.reply(key, &shape, &Err(fault));
+            }
+            Some(address) => {
                 let command = || Command::Call(client, function.clone());
-                self.ask(key, shape, Kind::Call, &[shard], command);
+                self.ask(key, shape, Kind::Call, &[Party::Shard(address)], command);
             }
         }
     }
@@ -151,7 +170,7 @@ impl Shard {
             Settling::Acknowledged(window) => Some(window),
             Settling::Written => None,
         };
-        let join = |topic| Command::Join(topic, Terms { window_bytes, unsettled_max });
+        let join = |topic| Command::Join(topic, Terms { pop, window_bytes, unsettled_max });
         self.ask_homes(key, shape, Kind::Pop(pop), &topics, join);
     }
 
@@ -160,6 +179,7 @@ impl Shard {
             Some(backend) => {
                 // What it has not acknowledged goes to others.
                 backend.unsettled = None;
+                backend.is_consuming = false;
                 std::mem::take(&mut backend.topics)
             }
             None => Vec::new(),
@@ -168,10 +188,11 @@ impl Shard {
             let fault = Fault::new(Code::CancelFailed, "this connection is not consuming");
             return self.reply(key, &shape, &Err(fault));
         }
+        self.unconsume_everywhere(key, &topics);
         self.ask_homes(key, shape, Kind::Unpop, &topics, Command::Leave);
     }
 
-    /// Asks the home of each topic.
+    /// Asks the home of each topic on this node.
     fn ask_homes(
         &mut self,
         key: ConnectionKey,
@@ -182,8 +203,8 @@ impl Shard {
     ) {
         let Some(ticket) = self.open_question(key, shape, kind, topics.len()) else { return };
         for topic in topics {
-            let home = home_of(topic, self.settings.shards);
-            self.ask_shard(home, key, ticket, command(topic.clone()));
+            let home = self.beside(home_of(topic, self.settings.shards));
+            self.ask_party(home, key, ticket, command(topic.clone()));
         }
     }
 
@@ -193,21 +214,21 @@ impl Shard {
         key: ConnectionKey,
         shape: Shape,
         kind: Kind,
-        shards: &[ShardId],
+        parties: &[Party],
         command: impl Fn() -> Command,
     ) {
-        let Some(ticket) = self.open_question(key, shape, kind, shards.len()) else { return };
-        for &shard in shards {
-            self.ask_shard(shard, key, ticket, command());
+        let Some(ticket) = self.open_question(key, shape, kind, parties.len()) else { return };
+        for &party in parties {
+            self.ask_party(party, key, ticket, command());
         }
     }
 
-    fn ask_shard(&mut self, shard: ShardId, key: ConnectionKey, ticket: Ticket, command: Command) {
+    fn ask_party(&mut self, party: Party, key: ConnectionKey, ticket: Ticket, command: Command) {
         let from = self.backend_id(key);
-        if shard == self.id {
-            return self.carry_out(from, ticket, command);
+        if party == Party::Shard(self.address) {
+            return self.carry_out(Asked { asker: party, ticket, backend: from }, command);
         }
-        self.outbox.push_back((shard, Message::Ask { ticket, from, command }));
+        self.outbox.push_back((party, Message::Ask { ticket, from, command }));
     }
 
     fn open_question(
@@ -225,21 +246,23 @@ impl Shard {
 
     /// Carries out a command for a back end of this or another shard, behind what it asked for
     /// before.
-    pub(super) fn carry_out(&mut self, from: BackendId, ticket: Ticket, command: Command) {
-        if let Some(lane) = self.lanes.get_mut(&from) {
-            if lane.take(ticket, &command) {
+    pub(super) fn carry_out(&mut self, asked: Asked, command: Command) {
+        if let Some(lane) = self.lanes.get_mut(&asked.backend) {
+            if lane.take(asked, &command) {
                 return;
             }
             let fault = Fault::new(Code::TooManyRequests, "too much waits behind a large publish");
-            return self.answer(from.shard, ticket, Answer::Done(Err(fault)));
+            return self.answer(asked, Answer::Done(Err(fault)));
         }
-        match self.begin(from, command) {
-            Outcome::Done(answer) => self.answer(from.shard, ticket, answer),
-            Outcome::Unfinished(walk) => self.open_lane(from, ticket, walk),
+        match self.begin(asked, command) {
+            Outcome::Done(answer) => self.answer(asked, answer),
+            Outcome::Unfinished(walk) => self.open_lane(asked, walk),
+            Outcome::Waiting => {}
         }
     }
 
-    fn begin(&mut self, from: BackendId, command: Command) -> Outcome {
+    fn begin(&mut self, asked: Asked, command: Command) -> Outcome {
+        let from = asked.backend;
         Outcome::Done(Answer::Done(match command {
             Command::Publish(channel, frame) => match self.publish(&channel, frame) {
                 Ok(tally) => return Outcome::Done(Answer::Published(tally)),
@@ -248,7 +271,7 @@ impl Shard {
             Command::Send(client, frame) => self.send(client, frame.bytes().len(), |connection| {
                 connection.outbound.push_with(|out| out.extend_from_slice(frame.bytes()));
             }),
-            Command::Call(client, function) => self.execute(client, function),
+            Command::Call(client, function) => return self.execute(asked, client, function),
             Command::Join(topic, terms) => self.join(&topic, from, terms),
             Command::Leave(topic) => self.leave(&topic, from),
             Command::Report => return Outcome::Done(Answer::Report(Box::new(self.report()))),
@@ -264,7 +287,7 @@ impl Shard {
     /// How things stand here. Costs a look at each topic.
     pub fn report(&self) -> Report {
         Report {
-            shard: self.id.0,
+            shard: self.address.shard.0,
             counters: self.counters,
             connections: self.connections.len() as u64,
             clients: self.clients.len() as u64,
@@ -277,8 +300,8 @@ impl Shard {
     }
 
     /// Gives the answer to who asked.
-    pub(super) fn answer(&mut self, asker: ShardId, ticket: Ticket, answer: Answer) {
-        if asker == self.id {
+    pub(super) fn answer(&mut self, Asked { asker, ticket, .. }: Asked, answer: Answer) {
+        if asker == Party::Shard(self.address) {
             return self.handle_answer(ticket, answer);
         }
         self.outbox.push_back((asker, Message::Answer(ticket, answer)));
@@ -320,12 +343,16 @@ impl Shard {
     pub(super) fn start_consuming(&mut self, key: ConnectionKey, pop: u64) {
         let from = self.backend_id(key);
         let topics = self.topics_of(key, pop);
-        if !topics.is_empty() {
-            self.start_tagging(key);
+        if topics.is_empty() {
+            return;
+        }
+        if let Some(backend) = self.connections.get(key).and_then(Connection::backend) {
+            backend.is_consuming = true;
         }
         for topic in topics {
-            self.tell_home(&topic, TopicMessage::Start(from));
+            self.tell_home(self.address.node, &topic, TopicMessage::Start(from));
         }
+        self.consume_everywhere(key);
     }
 
     /// A `queue.pop` failed at one topic at least: takes back what was begun at others.
@@ -334,8 +361,8 @@ impl Shard {
         const NOBODY: Ticket = Ticket(u64::MAX);
         let topics = self.topics_of(key, pop);
         for topic in &topics {
-            let home = home_of(topic, self.settings.shards);
-            self.ask_shard(home, key, NOBODY, Command::Leave(topic.clone()));
+            let home = self.beside(home_of(topic, self.settings.shards));
+            self.ask_party(home, key, NOBODY, Command::Leave(topic.clone()));
         }
         if !topics.is_empty()
             && let Some(backend) = self.connections.get(key).and_then(Connection::backend)
@@ -379,16 +406,21 @@ impl Shard {
     }
 
     /// Calls a function of a client's connection.
-    fn execute(&mut self, client: ClientId, function: Function) -> Result<Reply, Fault> {
-        let Some(&key) = self.clients.get(&client) else { return Err(no_such_client()) };
-        match function {
+    fn execute(&mut self, asked: Asked, client: ClientId, function: Function) -> Outcome {
+        let Some(&key) = self.clients.get(&client) else {
+            return Outcome::Done(Answer::Done(Err(no_such_client())));
+        };
+        Outcome::Done(Answer::Done(match function {
             Function::SetContextValue(name, value) => {
                 self.change_context(key, |context| context.set(name, value))
             }
             Function::SetContext(entries) => {
                 self.change_context(key, |context| context.replace(entries))
             }
-            Function::Subscribe(channels) => self.subscribe(key, &channels),
+            Function::Subscribe(channels) => match self.subscribe(key, &channels) {
+                Ok(_) if self.answer_when_known(asked, &channels) => return Outcome::Waiting,
+                subscribed => subscribed,
+            },
             Function::Unsubscribe(channels) => {
                 self.unsubscribe(key, &channels);
                 Ok(Reply::Done)
@@ -403,7 +435,7 @@ impl Shard {
                 Ok(Reply::Context(json.unwrap_or_else(|| "{}".into())))
             }
             Function::Info => self.info(key).ok_or_else(no_such_client),
-        }
+        }))
     }
 
     fn change_context(
@@ -478,21 +510,29 @@ impl Shard {
         Some(Reply::Info(Box::new(Info { node, remote, since_ms, channels, buffered })))
     }
 
-    /// The shard of this node that a client's id names.
-    fn shard_of(&self, client: ClientId) -> Option<ShardId> {
-        self.layout.shard_of(client).filter(|_| client.node() == self.settings.node)
+    /// Why nobody can be reached under a client's id.
+    fn why_nobody(&self, client: ClientId) -> &'static str {
+        match self.is_within_reach(client.node()) {
+            true => "no such client",
+            false => "no such client: its node is not there, or out of reach",
+        }
     }
 
     pub(super) fn backend_id(&self, connection: ConnectionKey) -> BackendId {
-        BackendId { shard: self.id, connection }
+        BackendId { at: self.address, connection }
     }
 
-    fn all_shards(&self) -> Vec<ShardId> {
-        (0..self.settings.shards).map(|index| ShardId(index as u8)).collect()
+    /// A shard of this node, as one speaks to it.
+    pub(super) fn beside(&self, shard: ShardId) -> Party {
+        Party::Shard(ShardAddress { node: self.address.node, shard })
+    }
+
+    fn all_shards(&self) -> Vec<Party> {
+        (0..self.settings.shards).map(|index| self.beside(ShardId(index as u8))).collect()
     }
 
     pub(super) fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        let own = self.id;
+        let own = self.address.shard;
         (0..self.settings.shards).map(|index| ShardId(index as u8)).filter(move |&id| id != own)
     }
 }

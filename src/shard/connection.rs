@@ -9,7 +9,7 @@ use super::channels::Subscription;
 use super::context::Context;
 use super::outbound::Outbound;
 use super::replies::{HttpShape, Replies};
-use crate::address::ClientId;
+use crate::address::{ClientId, NodeId};
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
@@ -225,6 +225,8 @@ pub struct Backend {
     pub topics: Vec<Arc<str>>,
     /// How often it asked to consume: an answer to an earlier one starts nothing.
     pub pops: u64,
+    /// The answer to its `queue.pop` is on its way: events may follow.
+    pub is_consuming: bool,
     /// The close frame that it sent while it still waited for answers.
     pub close: Option<Closed>,
     /// The events that it is to acknowledge, if it consumes so.
@@ -233,8 +235,9 @@ pub struct Backend {
     pub has_consumed: bool,
     /// Bytes written to it so far.
     pub written: u64,
-    /// Events on their way: where each ends in the stream of bytes, and its topic.
-    pub deliveries: VecDeque<(u64, Arc<str>)>,
+    /// Events on their way: where each ends in the stream of bytes, and the node and topic that
+    /// are to hear that it was written.
+    pub deliveries: VecDeque<(u64, NodeId, Arc<str>)>,
 }
 
 impl Connection {

@@ -153,6 +153,7 @@ impl Shard {
         self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");
+        self.withhold_until_known(key, &channels);
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) {
             // Who checks tokens keeps them: a back end has no need of what proves its clients.
             let has_token = route.token.is_some();

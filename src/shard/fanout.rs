@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use super::Shard;
 use super::channels::ChannelIndex;
+use super::commands::Asked;
 use super::connection::{Phase, Queued};
 use super::replies::WAITING_MAX;
-use crate::message::{Answer, BackendId, Command, ConnectionKey, Ticket};
+use crate::message::{Answer, Command, ConnectionKey};
 use crate::protocol::api::Tally;
 use crate::protocol::frame::Frame;
 
@@ -33,9 +34,9 @@ pub struct Walk {
 /// other back ends do not.
 #[derive(Debug)]
 pub struct Lane {
-    ticket: Ticket,
+    asked: Asked,
     walk: Walk,
-    behind: VecDeque<(Ticket, Command)>,
+    behind: VecDeque<(Asked, Command)>,
     behind_bytes: usize,
 }
 
@@ -47,7 +48,7 @@ const BEHIND_BYTES: usize = 16 * 1024 * 1024;
 
 impl Lane {
     /// Lets a command wait; false if too much does.
-    pub(super) fn take(&mut self, ticket: Ticket, command: &Command) -> bool {
+    pub(super) fn take(&mut self, asked: Asked, command: &Command) -> bool {
         let bytes = match command {
             Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
             _ => 0,
@@ -56,13 +57,18 @@ impl Lane {
             return false;
         }
         self.behind_bytes += bytes;
-        self.behind.push_back((ticket, command.clone()));
+        self.behind.push_back((asked, command.clone()));
         true
     }
 
-    /// Its back end is gone: it consumes nothing when its turn comes.
-    pub(super) fn forget_joins(&mut self) {
-        self.behind.retain(|(_, command)| !matches!(command, Command::Join(..)));
+    /// Its back end is gone: it consumes nothing when its turn comes. Gives what is not to be
+    /// carried out any more.
+    pub(super) fn forget_joins(&mut self) -> Vec<Asked> {
+        let is_join = |(_, command): &(Asked, Command)| matches!(command, Command::Join(..));
+        let joins = self.behind.iter().filter(|behind| is_join(behind));
+        let forgotten = joins.map(|(asked, _)| *asked).collect();
+        self.behind.retain(|behind| !is_join(behind));
+        forgotten
     }
 }
 
@@ -133,22 +139,22 @@ impl Shard {
                 self.turns.push_back(from);
                 continue;
             }
-            self.answer(from.shard, lane.ticket, Answer::Published(lane.walk.tally));
-            self.catch_up(from, lane.behind);
+            self.answer(lane.asked, Answer::Published(lane.walk.tally));
+            self.catch_up(lane.behind);
         }
     }
 
     /// Carries out what waited behind a walk, up to the next one that takes longer.
-    fn catch_up(&mut self, from: BackendId, behind: VecDeque<(Ticket, Command)>) {
-        for (ticket, command) in behind {
-            self.carry_out(from, ticket, command);
+    fn catch_up(&mut self, behind: VecDeque<(Asked, Command)>) {
+        for (asked, command) in behind {
+            self.carry_out(asked, command);
         }
     }
 
     /// Lets a walk go on in later turns.
-    pub(super) fn open_lane(&mut self, from: BackendId, ticket: Ticket, walk: Walk) {
-        let lane = Lane { ticket, walk, behind: VecDeque::new(), behind_bytes: 0 };
-        self.lanes.insert(from, lane);
-        self.turns.push_back(from);
+    pub(super) fn open_lane(&mut self, asked: Asked, walk: Walk) {
+        let lane = Lane { asked, walk, behind: VecDeque::new(), behind_bytes: 0 };
+        self.lanes.insert(asked.backend, lane);
+        self.turns.push_back(asked.backend);
     }
 }

@@ -1,5 +1,8 @@
 //! How connections begin to write, pause, go silent and end.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::connection::{Connection, Held, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
 use super::{Action, Shard};
@@ -192,7 +195,8 @@ impl Shard {
             Stage::Backend(backend) if backend.has_consumed => {
                 // They go to other consumers.
                 connection.outbound.drop_shared();
-                self.consumer_gone(key);
+                let unwritten = backend.deliveries.into_iter().map(|(_, _, topic)| topic);
+                self.consumer_gone(key, &backend.topics.into_iter().chain(unwritten).collect());
             }
             Stage::Backend(_) | Stage::Http(_) | Stage::Ending => {}
         }
@@ -297,11 +301,12 @@ impl Shard {
         }
     }
 
-    /// Tells the homes of topics that a consumer is gone.
-    fn consumer_gone(&mut self, key: ConnectionKey) {
+    /// Tells the homes of topics that a consumer is gone, which had to do with these topics.
+    fn consumer_gone(&mut self, key: ConnectionKey, topics: &BTreeSet<Arc<str>>) {
+        self.gone_everywhere(key, topics);
         let backend = self.backend_id(key);
         for shard in self.other_shards() {
-            self.outbox.push_back((shard, Message::BackendGone(backend)));
+            self.outbox.push_back((self.beside(shard), Message::BackendGone(backend)));
         }
         self.handle_backend_gone(backend);
     }

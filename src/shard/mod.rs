@@ -5,6 +5,7 @@
 //! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
+//! - `nodes.rs`: what other nodes are to know, and who is within reach.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
@@ -22,6 +23,7 @@ mod drain;
 mod edge;
 mod fanout;
 mod lifecycle;
+mod nodes;
 mod outbound;
 mod pending;
 mod replies;
@@ -40,15 +42,17 @@ use hashbrown::HashMap;
 pub use connection::Listener;
 pub use outbound::{Batch, Chunk};
 
-use crate::address::{ClientId, IdLayout, IdSource, ShardId};
-use crate::message::{BackendId, ConnectionKey, Message};
+use crate::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
+use crate::message::{BackendId, ConnectionKey, Message, Party};
 use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
 use access::Access;
 use channels::Channels;
+use commands::Asked;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
 use fanout::Lane;
+use nodes::Nodes;
 use pending::Pending;
 use settings::Settings;
 use timers::{Timer, Timers};
@@ -80,7 +84,7 @@ pub enum Action {
 
 /// One core's connections, channels and topics.
 pub struct Shard {
-    id: ShardId,
+    address: ShardAddress,
     settings: Arc<Settings>,
     layout: IdLayout,
     ids: IdSource,
@@ -91,6 +95,7 @@ pub struct Shard {
     channels: Channels,
     topics: Topics,
     pending: Pending,
+    nodes: Nodes,
     timers: Timers,
     lanes: HashMap<BackendId, Lane>,
     // The lanes in the order of their turns.
@@ -101,7 +106,7 @@ pub struct Shard {
     bulk: VecDeque<ConnectionKey>,
     resuming: VecDeque<ConnectionKey>,
     actions: VecDeque<Action>,
-    outbox: VecDeque<(ShardId, Message)>,
+    outbox: VecDeque<(Party, Message)>,
     batches: Vec<Batch>,
     parser: Box<api::Parser>,
     scratch: Vec<u8>,
@@ -121,16 +126,17 @@ impl Shard {
         let settings = Arc::new(settings.unshared());
         let layout = IdLayout::new(settings.shards);
         Self {
-            id,
+            address: ShardAddress { node: settings.node, shard: id },
             layout,
             ids: IdSource::new(settings.node, id, layout, now.unix_ms),
             now,
             connections: Connections::default(),
             clients: HashMap::new(),
             access: Access::new(&settings),
-            channels: Channels::default(),
+            channels: Channels::new(settings.has_mesh),
             topics: Topics::new(id, &settings),
             pending: Pending::default(),
+            nodes: Nodes::default(),
             timers: Timers::new(now.ms),
             lanes: HashMap::new(),
             turns: VecDeque::new(),
@@ -232,13 +238,24 @@ impl Shard {
         self.connections.remove(key);
     }
 
-    /// Another shard says something.
-    pub fn handle_message(&mut self, now: Now, from: ShardId, message: Message) {
+    /// Another shard, the mesh or the node itself says something.
+    pub fn handle_message(&mut self, now: Now, from: Party, message: Message) {
         self.now = now;
         match message {
-            Message::Ask { ticket, from, command } => self.carry_out(from, ticket, command),
+            Message::Ask { ticket, from: backend, command } => {
+                self.carry_out(Asked { asker: from, ticket, backend }, command);
+            }
             Message::Answer(ticket, answer) => self.handle_answer(ticket, answer),
-            Message::Topic(topic, message) => self.handle_topic_message(from, topic, message),
+            Message::Topic(topic, message) => {
+                if let Party::Shard(from) = from {
+                    self.handle_topic_message(from, topic, message);
+                }
+            }
+            Message::InterestKnown(change) => self.handle_interest_known(change),
+            Message::NodeUp(node, shards) => self.handle_node_up(node, shards),
+            Message::NodeDown(node) => self.handle_node_down(node),
+            // For the mesh.
+            Message::Interest(..) => {}
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
             Message::FailedTry(address) => self.note_failed_try(address),
@@ -266,8 +283,9 @@ impl Shard {
         times.into_iter().flatten().min()
     }
 
-    /// The next message for another shard.
-    pub fn poll_message(&mut self) -> Option<(ShardId, Message)> {
+    /// The next message for another shard, or the mesh.
+    pub fn poll_message(&mut self) -> Option<(Party, Message)> {
+        self.tell_interest();
         self.outbox.pop_front()
     }
 

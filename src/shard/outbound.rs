@@ -41,6 +41,8 @@ pub struct Outbound {
     kept: usize,
     // Bytes taken by the driver and not yet written.
     in_flight: usize,
+    // Nothing of it goes for now.
+    is_withheld: bool,
 }
 
 impl Outbound {
@@ -51,7 +53,12 @@ impl Outbound {
 
     /// Whether there is something to take and nothing in flight: at most one send at a time.
     pub fn is_ready(&self) -> bool {
-        !self.chunks.is_empty() && self.in_flight == 0
+        !self.chunks.is_empty() && self.in_flight == 0 && !self.is_withheld
+    }
+
+    /// Whether what waits is not to go for now.
+    pub fn withhold(&mut self, is_withheld: bool) {
+        self.is_withheld = is_withheld;
     }
 
     /// Whether all was written.

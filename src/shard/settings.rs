@@ -15,6 +15,8 @@ pub struct Settings {
     pub node: NodeId,
     /// How many shards it has.
     pub shards: usize,
+    /// Whether it has a mesh, through which it may reach other nodes.
+    pub has_mesh: bool,
     /// The back ends' listener.
     pub api: Api,
     /// The clients' listeners.

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Shard;
-use super::connection::{Client, Pause, Stage};
+use super::connection::{Client, Connection, Pause, Stage};
+use super::fanout::Lane;
 use super::settings::{Settings, home_of};
-use crate::address::{ClientId, ShardId};
-use crate::message::{BackendId, ConnectionKey, Delivery, Message, Terms, TopicMessage};
+use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
+use crate::message::{
+    Answer, BackendId, ConnectionKey, Delivery, Message, Party, Terms, TopicMessage,
+};
 use crate::metrics::TopicReport;
 use crate::protocol::api::{self, Code, Fault, Reply};
 use crate::protocol::close::{self, Reason};
@@ -89,7 +92,7 @@ impl Topics {
 }
 
 fn new_topic(settings: &Settings) -> Topic {
-    Topic::new(settings.queue.bounds, settings.queue.when_full, settings.shards)
+    Topic::new(settings.node, settings.queue.bounds, settings.queue.when_full, settings.shards)
 }
 
 impl Shard {
@@ -124,37 +127,55 @@ impl Shard {
     fn ask_for_room(&mut self, topic: &Arc<str>) {
         let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
         if let Some(bytes) = feeder.poll_ask() {
-            self.tell_home(topic, TopicMessage::WantCredit(bytes));
+            self.tell_own_home(topic, TopicMessage::WantCredit(bytes));
         }
     }
 
     fn push(&mut self, topic: &Arc<str>, client: ClientId, frame: Frame) {
         if let Some(home) = self.topics.homes.get_mut(topic) {
-            home.push(self.now.ms, self.id, client, frame);
+            home.push(self.now.ms, self.address.shard, client, frame);
             return self.carry_out_effects(topic);
         }
-        self.tell_home(topic, TopicMessage::Push(client, frame));
+        self.tell_own_home(topic, TopicMessage::Push(client, frame));
     }
 
-    pub(super) fn tell_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
-        self.tell(home_of(topic, self.settings.shards), topic, message);
+    fn tell_own_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
+        self.tell_home(self.address.node, topic, message);
     }
 
-    fn tell(&mut self, shard: ShardId, topic: &Arc<str>, message: TopicMessage) {
-        if shard == self.id {
-            self.handle_topic_message(self.id, topic.clone(), message);
-        } else {
-            self.outbox.push_back((shard, Message::Topic(topic.clone(), message)));
+    /// Tells the home of a topic on a node, if that is within reach.
+    pub(super) fn tell_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
+        if let Some(home) = self.home_on(node, topic) {
+            self.tell(home, topic, message);
         }
+    }
+
+    fn tell(&mut self, to: ShardAddress, topic: &Arc<str>, message: TopicMessage) {
+        if to == self.address {
+            self.handle_topic_message(self.address, topic.clone(), message);
+        } else {
+            self.outbox.push_back((Party::Shard(to), Message::Topic(topic.clone(), message)));
+        }
+    }
+
+    /// A shard of this node.
+    fn neighbour(&self, shard: ShardId) -> ShardAddress {
+        ShardAddress { node: self.address.node, shard }
     }
 
     pub(super) fn handle_topic_message(
         &mut self,
-        from: ShardId,
+        from: ShardAddress,
         topic: Arc<str>,
         message: TopicMessage,
     ) {
         match message {
+            // Only clients of this node feed its topics.
+            TopicMessage::Credit(_)
+            | TopicMessage::Refused
+            | TopicMessage::Push(..)
+            | TopicMessage::WantCredit(..)
+                if from.node != self.address.node => {}
             TopicMessage::Credit(credit) => {
                 if let Some(feeder) = self.topics.feeders.get_mut(&topic) {
                     feeder.granted(credit);
@@ -162,13 +183,24 @@ impl Shard {
                 }
             }
             TopicMessage::Refused => self.close_waiting(&topic),
-            TopicMessage::Deliver(to, delivery) => self.deliver(to.connection, topic, delivery),
+            TopicMessage::Deliver(to, delivery) => {
+                self.deliver(to.connection, from.node, topic, delivery);
+            }
             TopicMessage::Expel(backend) => self.close_slow(backend.connection),
+            TopicMessage::Consume(backend, terms) => {
+                // One topic too many here is no reason to keep a back end from those elsewhere.
+                if self.join(&topic, backend, terms).is_ok() {
+                    self.handle_as_home(from.shard, &topic, TopicMessage::Start(backend));
+                }
+            }
+            TopicMessage::Unconsume(backend) => drop(self.leave(&topic, backend)),
             TopicMessage::Push(..)
             | TopicMessage::WantCredit(..)
             | TopicMessage::Start(_)
             | TopicMessage::Written(..)
-            | TopicMessage::Settled(..) => self.handle_as_home(from, &topic, message),
+            | TopicMessage::Returned(..)
+            | TopicMessage::Gone(_)
+            | TopicMessage::Settled(..) => self.handle_as_home(from.shard, &topic, message),
         }
     }
 
@@ -181,10 +213,15 @@ impl Shard {
             TopicMessage::Start(backend) => home.start(now_ms, backend),
             TopicMessage::Written(backend, count) => home.written(now_ms, backend, count),
             TopicMessage::Settled(backend, numbers) => home.settled(now_ms, backend, &numbers),
+            TopicMessage::Returned(backend, number, pop) => {
+                home.returned(now_ms, backend, number, pop);
+            }
+            TopicMessage::Gone(backend) => home.gone(now_ms, backend),
             _ => {}
         }
         self.counters.dropped += home.take_dropped();
         self.carry_out_effects(topic);
+        self.forget_if_idle(topic);
     }
 
     /// Does what a topic wants done. Credit for this shard's own feeder may bring new messages,
@@ -192,24 +229,26 @@ impl Shard {
     fn carry_out_effects(&mut self, topic: &Arc<str>) {
         while let Some(effect) = self.topics.homes.get_mut(topic).and_then(Topic::poll_effect) {
             match effect {
-                Effect::Deliver(to, delivery) if to.shard == self.id => {
-                    self.deliver(to.connection, topic.clone(), delivery);
+                Effect::Deliver(to, delivery) if to.at == self.address => {
+                    self.deliver(to.connection, self.address.node, topic.clone(), delivery);
                 }
                 Effect::Deliver(to, delivery) => {
-                    self.tell(to.shard, topic, TopicMessage::Deliver(to, delivery));
+                    self.tell(to.at, topic, TopicMessage::Deliver(to, delivery));
                 }
-                Effect::Grant(shard, credit) if shard == self.id => {
+                Effect::Grant(shard, credit) if shard == self.address.shard => {
                     let feeder = self.topics.feeders.get_mut(topic);
                     let feeder = feeder.expect("credit goes to those who feed");
                     feeder.granted(credit);
                     self.push_waiting_at_home(topic);
                 }
                 Effect::Grant(shard, credit) => {
-                    self.tell(shard, topic, TopicMessage::Credit(credit));
+                    self.tell(self.neighbour(shard), topic, TopicMessage::Credit(credit));
                 }
-                Effect::Refuse(shard) => self.tell(shard, topic, TopicMessage::Refused),
+                Effect::Refuse(shard) => {
+                    self.tell(self.neighbour(shard), topic, TopicMessage::Refused);
+                }
                 Effect::Expel(backend) => {
-                    self.tell(backend.shard, topic, TopicMessage::Expel(backend));
+                    self.tell(backend.at, topic, TopicMessage::Expel(backend));
                 }
             }
         }
@@ -226,12 +265,12 @@ impl Shard {
     fn push_waiting_at_home(&mut self, topic: &Arc<str>) {
         while let Some(Waiting { client, frame, .. }) = self.poll_waiting(topic) {
             let home = self.topics.homes.get_mut(topic).expect("this is its home");
-            home.push(self.now.ms, self.id, client, frame);
+            home.push(self.now.ms, self.address.shard, client, frame);
         }
         let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
         if let Some(bytes) = feeder.poll_ask() {
             let home = self.topics.homes.get_mut(topic).expect("this is its home");
-            home.want_credit(self.id, bytes);
+            home.want_credit(self.address.shard, bytes);
         }
     }
 
@@ -258,18 +297,24 @@ impl Shard {
         }
     }
 
-    /// An event for one of our back ends. If its connection is gone its homes know, or will.
-    fn deliver(&mut self, key: ConnectionKey, topic: Arc<str>, delivery: Delivery) {
-        if delivery.is_acknowledged {
-            return self.deliver_tagged(key, topic, delivery);
-        }
+    /// An event for one of our back ends, from a topic of this or another node. If its connection
+    /// is gone its homes know, or will.
+    fn deliver(&mut self, key: ConnectionKey, home: NodeId, topic: Arc<str>, delivery: Delivery) {
+        let id = self.backend_id(key);
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Backend(backend) = &mut connection.stage else { return };
+        let Delivery { number, pop, is_acknowledged, .. } = delivery;
+        if !backend.is_consuming || backend.pops != pop {
+            return self.tell_home(home, &topic, TopicMessage::Returned(id, number, pop));
+        }
+        if is_acknowledged {
+            return self.deliver_tagged(key, home, topic, delivery);
+        }
         connection.outbound.prepare(&mut self.batches);
         connection.outbound.push_shared(Rc::new(delivery.frame));
         self.counters.events += 1;
         let end = backend.written + connection.outbound.buffered() as u64;
-        backend.deliveries.push_back((end, topic));
+        backend.deliveries.push_back((end, home, topic));
         self.queue_write(key);
     }
 
@@ -281,14 +326,16 @@ impl Shard {
         let written = backend.written;
         loop {
             let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) else { return };
-            let Some((end, topic)) = backend.deliveries.front().cloned() else { return };
+            let Some((end, home, topic)) = backend.deliveries.front().cloned() else { return };
             if end > written {
                 return;
             }
-            let same = |(end, other): &&(u64, Arc<str>)| *end <= written && *other == topic;
-            let count = backend.deliveries.iter().take_while(same).count();
+            let is_same = |delivery: &&(u64, NodeId, Arc<str>)| {
+                delivery.0 <= written && delivery.1 == home && delivery.2 == topic
+            };
+            let count = backend.deliveries.iter().take_while(is_same).count();
             backend.deliveries.drain(..count);
-            self.tell_home(&topic, TopicMessage::Written(backend_id, count as u32));
+            self.tell_home(home, &topic, TopicMessage::Written(backend_id, count as u32));
         }
     }
 
@@ -342,8 +389,10 @@ impl Shard {
 
     /// A back end that consumed is gone: what it did not write goes to others.
     pub(super) fn handle_backend_gone(&mut self, backend: BackendId) {
-        if let Some(lane) = self.lanes.get_mut(&backend) {
-            lane.forget_joins();
+        let lane = self.lanes.get_mut(&backend);
+        for asked in lane.map(Lane::forget_joins).unwrap_or_default() {
+            let fault = Fault::new(Code::ConsumptionFailed, "the connection is gone");
+            self.answer(asked, Answer::Done(Err(fault)));
         }
         let mut names: Vec<_> = self.topics.homes.keys().cloned().collect();
         names.sort_unstable();
@@ -353,6 +402,29 @@ impl Shard {
             }
             self.carry_out_effects(&topic);
             self.forget_if_idle(&topic);
+        }
+    }
+
+    /// The consumers of a node are out of reach.
+    pub(super) fn forget_consumers_of(&mut self, node: NodeId) {
+        let mut names: Vec<_> = self.topics.homes.keys().cloned().collect();
+        names.sort_unstable();
+        for topic in names {
+            if let Some(home) = self.topics.homes.get_mut(&topic) {
+                home.node_gone(self.now.ms, node);
+            }
+            self.carry_out_effects(&topic);
+            self.forget_if_idle(&topic);
+        }
+    }
+
+    /// The topics of a node are out of reach: they hear no more of what a back end wrote, and give it
+    /// to others.
+    pub(super) fn forget_deliveries_of(&mut self, node: NodeId, key: ConnectionKey) {
+        let Some(backend) = self.connections.get(key).and_then(Connection::backend) else { return };
+        backend.deliveries.retain(|(_, home, _)| *home != node);
+        if let Some(unsettled) = &mut backend.unsettled {
+            unsettled.forget_node(node);
         }
     }
 

@@ -55,6 +55,7 @@ fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
     Settings {
         node: NodeId::new(7).expect("7 is a node"),
         shards,
+        has_mesh: false,
         api: Api {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use gridcast::address::ShardId;
-use gridcast::message::Message;
+use gridcast::address::{ShardAddress, ShardId};
+use gridcast::message::{Message, Party};
 use gridcast::metrics::Report;
 use gridcast::shard::{Action, Listener, Now, Shard};
 
@@ -85,6 +85,11 @@ impl World {
 
     fn now(&self) -> Now {
         Now { ms: self.now_ms, unix_ms: START_UNIX_MS + (self.now_ms - START_MS) }
+    }
+
+    fn party(&self, shard: usize) -> Party {
+        let node = self.plan.settings.node;
+        Party::Shard(ShardAddress { node, shard: ShardId(shard as u8) })
     }
 
     /// A peer connects to a shard.
@@ -173,6 +178,7 @@ impl World {
         let now = self.now();
         let mut has_some = false;
         for from in 0..self.shards.len() {
+            let sender = self.party(from);
             let mail = &mut self.mail[from][index];
             while mail.front().is_some_and(|letter| letter.0 <= now.ms)
                 && !self.shared.random.one_in(20)
@@ -182,7 +188,7 @@ impl World {
                 if self.shared.is_verbose {
                     println!("  shard {from} → {index}: {message:?}");
                 }
-                self.shards[index].handle_message(now, ShardId(from as u8), message);
+                self.shards[index].handle_message(now, sender, message);
             }
         }
         has_some
@@ -193,8 +199,9 @@ impl World {
         let delay = self.shared.random.between(0, self.plan.delay_ms_max) as u64;
         while let Some((to, message)) = self.shards[index].poll_message() {
             has_some = true;
-            assert_ne!(to.index(), index, "a shard does not write to itself");
-            let mail = &mut self.mail[index][to.index()];
+            let Party::Shard(ShardAddress { shard, .. }) = to else { panic!("there is no mesh") };
+            assert_ne!(shard.index(), index, "a shard does not write to itself");
+            let mail = &mut self.mail[index][shard.index()];
             // What was sent later does not come sooner.
             let soonest = mail.back().map_or(0, |letter| letter.0);
             mail.push_back((soonest.max(self.now_ms + delay), message));
@@ -313,8 +320,9 @@ impl World {
 
     fn tell_all(&mut self, message: impl Fn() -> Message) {
         let now = self.now();
-        for (index, shard) in self.shards.iter_mut().enumerate() {
-            shard.handle_message(now, ShardId(index as u8), message());
+        for index in 0..self.shards.len() {
+            let from = self.party(index);
+            self.shards[index].handle_message(now, from, message());
         }
     }
 

@@ -1,18 +1,21 @@
 //! What a topic promises, one consumer, client and message at a time.
 
 use super::*;
+use crate::address::ShardAddress;
+
+const NODE: NodeId = NodeId::new(1).unwrap();
 
 const FEEDER: ShardId = ShardId(0);
-const PLAIN: Terms = Terms { window_bytes: 1 << 16, unsettled_max: None };
-const ACKNOWLEDGED: Terms = Terms { window_bytes: 1 << 16, unsettled_max: Some(2) };
+const PLAIN: Terms = Terms { pop: 1, window_bytes: 1 << 16, unsettled_max: None };
+const ACKNOWLEDGED: Terms = Terms { pop: 1, window_bytes: 1 << 16, unsettled_max: Some(2) };
 
 fn topic(messages: usize, when_full: WhenFull) -> Topic {
-    Topic::new(Bounds { messages, bytes: 1 << 20 }, when_full, 1)
+    Topic::new(NODE, Bounds { messages, bytes: 1 << 20 }, when_full, 1)
 }
 
 fn consumer(index: u32) -> BackendId {
     let connection = crate::message::ConnectionKey { index, generation: 0 };
-    BackendId { shard: ShardId(0), connection }
+    BackendId { at: ShardAddress { node: NODE, shard: ShardId(0) }, connection }
 }
 
 fn frame(number: u64) -> Frame {
@@ -44,7 +47,7 @@ fn push(topic: &mut Topic, client: u64, message: u64) {
 #[test]
 fn a_question_that_crossed_what_was_lent_lends_no_more() {
     let bounds = Bounds { messages: 8, bytes: 1 << 20 };
-    let mut topic = Topic::new(bounds, WhenFull::Hold, 2);
+    let mut topic = Topic::new(NODE, bounds, WhenFull::Hold, 2);
     topic.want_credit(FEEDER, 8);
     assert!(topic.poll_effect().is_none());
     topic.push(0, FEEDER, ClientId::from_value(1), frame(1));
@@ -142,10 +145,10 @@ fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
 }
 #[test]
 fn of_consumers_that_all_take_nothing_none_is_expelled() {
-    let mut topic = topic(4, WhenFull::Hold);
-    let full = Terms { window_bytes: 1, unsettled_max: None };
+    let mut topic = topic(64, WhenFull::Hold);
+    let full = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
     (1..=2).for_each(|index| joined(&mut topic, index, full));
-    (0..4).for_each(|message| push(&mut topic, message, message));
+    (0..16).for_each(|message| push(&mut topic, message, message));
     [STALLED_MS, EXPELLED_MS].iter().for_each(|&now_ms| topic.handle_timeout(now_ms));
     let mut effects = std::iter::from_fn(|| topic.poll_effect());
     assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));

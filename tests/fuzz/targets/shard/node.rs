@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use gridcast::address::{ClientId, IdLayout, IdSource, ShardId};
-use gridcast::message::{ConnectionKey, Message};
+use gridcast::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
+use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::shard::{Action, Batch, Listener, Now, Shard};
 
 use super::settings::{TOPICS, node_id, settings};
@@ -26,6 +26,10 @@ pub struct Node {
     sockets: Vec<Socket>,
     now: Now,
     is_draining: bool,
+}
+
+fn party(shard: usize) -> Party {
+    Party::Shard(ShardAddress { node: node_id(), shard: ShardId(shard as u8) })
 }
 
 struct Socket {
@@ -156,7 +160,7 @@ impl Node {
     /// Delivers so many of the messages between shards at most.
     pub fn deliver(&mut self, count: usize) {
         for (from, to, message) in self.mail.drain(..count.min(self.mail.len())) {
-            self.shards[to].handle_message(self.now, ShardId(from as u8), message);
+            self.shards[to].handle_message(self.now, party(from), message);
         }
     }
 
@@ -173,7 +177,7 @@ impl Node {
 
     fn tell_all(&mut self, message: impl Fn() -> Message) {
         for shard in &mut self.shards {
-            shard.handle_message(self.now, ShardId(0), message());
+            shard.handle_message(self.now, party(0), message());
         }
     }
 
@@ -182,7 +186,8 @@ impl Node {
         let mut acted = false;
         for shard in 0..self.shards.len() {
             while let Some((to, message)) = self.shards[shard].poll_message() {
-                self.mail.push_back((shard, to.index(), message));
+                let Party::Shard(to) = to else { panic!("there is no mesh") };
+                self.mail.push_back((shard, to.shard.index(), message));
                 acted = true;
             }
             while let Some(action) = self.shards[shard].poll_action() {

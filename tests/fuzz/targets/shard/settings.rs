@@ -23,6 +23,7 @@ pub fn settings(shape: u8) -> Settings {
     Settings {
         node: node_id(),
         shards: if bit(0) { 2 } else { 1 },
+        has_mesh: false,
         api: Api {
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),

@@ -1,0 +1,185 @@
+//! Other nodes, as one shard knows them: who is within reach, which consumers they are to hear of,
+//! and what of its channels they do not know yet.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::Shard;
+use super::commands::Asked;
+use super::connection::Connection;
+use super::settings::home_of;
+use crate::address::{ClientId, IdLayout, NodeId, ShardAddress};
+use crate::message::{Answer, ConnectionKey, Message, Party, Terms, TopicMessage};
+use crate::protocol::api::Reply;
+
+/// The grid as one shard sees it.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    // Those within reach, and how their ids name shards.
+    up: BTreeMap<NodeId, (IdLayout, usize)>,
+    // Our back ends that consume, of which homes on every node are to know, and those that did.
+    consumers: BTreeSet<ConnectionKey>,
+    // Up to which of our changes of interest all nodes know.
+    known: u64,
+    // What waits for that, in the order of the changes. One entry per question or handshake at
+    // most, which have bounds of their own.
+    waiting: VecDeque<(u64, Waiting)>,
+}
+
+/// What is done once a change of interest is known.
+#[derive(Debug)]
+enum Waiting {
+    /// A subscribe is answered.
+    Answer(Asked),
+    /// A client's handshake is answered.
+    Handshake(ConnectionKey),
+}
+
+impl Shard {
+    /// The shard that holds a client; `None` if there is none such within reach.
+    pub(super) fn address_of(&self, client: ClientId) -> Option<ShardAddress> {
+        let node = client.node();
+        let layout = match node == self.address.node {
+            true => self.layout,
+            false => self.nodes.up.get(&node)?.0,
+        };
+        Some(ShardAddress { node, shard: layout.shard_of(client)? })
+    }
+
+    /// The home of a topic on a node.
+    pub(super) fn home_on(&self, node: NodeId, topic: &str) -> Option<ShardAddress> {
+        let shards = match node == self.address.node {
+            true => self.settings.shards,
+            false => self.nodes.up.get(&node)?.1,
+        };
+        Some(ShardAddress { node, shard: home_of(topic, shards) })
+    }
+
+    pub(super) fn handle_node_up(&mut self, node: NodeId, shards: u16) {
+        let shards = usize::from(shards);
+        self.nodes.up.insert(node, (IdLayout::new(shards), shards));
+        for key in self.nodes.consumers.clone() {
+            self.consume_on(node, key);
+        }
+    }
+
+    /// What was on its way to and from a node is lost: its consumers are gone for our topics, and
+    /// what its topics gave to our consumers they give to others.
+    pub(super) fn handle_node_down(&mut self, node: NodeId) {
+        self.nodes.up.remove(&node);
+        for key in self.nodes.consumers.clone() {
+            self.forget_deliveries_of(node, key);
+        }
+        self.forget_consumers_of(node);
+    }
+
+    /// One of our back ends consumes: homes on the other nodes are told, now and when a node comes.
+    pub(super) fn consume_everywhere(&mut self, key: ConnectionKey) {
+        self.nodes.consumers.insert(key);
+        for node in self.nodes_up() {
+            self.consume_on(node, key);
+        }
+    }
+
+    /// It does not any more, but what it has it writes.
+    pub(super) fn unconsume_everywhere(&mut self, key: ConnectionKey, topics: &[Arc<str>]) {
+        let backend = self.backend_id(key);
+        for node in self.nodes_up() {
+            for topic in topics {
+                self.tell_home(node, topic, TopicMessage::Unconsume(backend));
+            }
+        }
+    }
+
+    /// Its connection is gone; it had to do with these topics.
+    pub(super) fn gone_everywhere(&mut self, key: ConnectionKey, topics: &BTreeSet<Arc<str>>) {
+        self.nodes.consumers.remove(&key);
+        let backend = self.backend_id(key);
+        for node in self.nodes_up() {
+            for topic in topics {
+                self.tell_home(node, topic, TopicMessage::Gone(backend));
+            }
+        }
+    }
+
+    fn consume_on(&mut self, node: NodeId, key: ConnectionKey) {
+        let nodes = self.nodes.up.len();
+        let backend = self.connections.get(key).and_then(Connection::backend);
+        let Some(backend) = backend.filter(|backend| backend.is_consuming) else { return };
+        let (pop, topics) = (backend.pops, backend.topics.clone());
+        let unsettled_max = backend.unsettled.as_ref().map(|unsettled| unsettled.window());
+        // The other nodes together get as large a window as our own.
+        let window_bytes = self.settings.limits.outbound_bytes / 2 / topics.len().max(1) / nodes;
+        let unsettled_max = unsettled_max.map(|window| window.div_ceil(nodes));
+        let backend = self.backend_id(key);
+        let terms = Terms { pop, window_bytes, unsettled_max };
+        for topic in topics {
+            self.tell_home(node, &topic, TopicMessage::Consume(backend, terms));
+        }
+    }
+
+    pub(super) fn is_within_reach(&self, node: NodeId) -> bool {
+        node == self.address.node || self.nodes.up.contains_key(&node)
+    }
+
+    fn nodes_up(&self) -> Vec<NodeId> {
+        self.nodes.up.keys().copied().collect()
+    }
+
+    /// Tells the mesh which channels have got their first subscriber here, or lost their last.
+    pub(super) fn tell_interest(&mut self) {
+        while let Some((number, channel, is_on)) = self.channels.poll_change() {
+            self.outbox.push_back((Party::Mesh, Message::Interest(number, channel, is_on)));
+        }
+    }
+
+    /// Answers a subscribe when every node knows of these channels: only then does a publish through
+    /// any of them reach the client. False if they do already.
+    pub(super) fn answer_when_known<T: AsRef<str>>(&mut self, asked: Asked, of: &[T]) -> bool {
+        let change = self.change_of(of);
+        if change > self.nodes.known {
+            self.nodes.waiting.push_back((change, Waiting::Answer(asked)));
+        }
+        change > self.nodes.known
+    }
+
+    /// Likewise with the answer to a handshake that subscribed a client.
+    pub(super) fn withhold_until_known<T: AsRef<str>>(&mut self, key: ConnectionKey, of: &[T]) {
+        let change = self.change_of(of);
+        if change > self.nodes.known
+            && let Some(connection) = self.connections.get(key)
+        {
+            connection.outbound.withhold(true);
+            self.nodes.waiting.push_back((change, Waiting::Handshake(key)));
+        }
+    }
+
+    /// The last change of interest that one of these channels came with, or one after it: so that
+    /// what waits is in order.
+    fn change_of<T: AsRef<str>>(&self, channels: &[T]) -> u64 {
+        let of = |channel: &T| self.channels.change_of(channel.as_ref());
+        let change = channels.iter().map(of).max().unwrap_or(0);
+        if change <= self.nodes.known {
+            return change;
+        }
+        self.nodes.waiting.back().map_or(change, |(last, _)| change.max(*last))
+    }
+
+    pub(super) fn handle_interest_known(&mut self, change: u64) {
+        self.nodes.known = change;
+        while self.nodes.waiting.front().is_some_and(|(number, _)| *number <= change) {
+            match self.nodes.waiting.pop_front() {
+                Some((_, Waiting::Answer(asked))) => {
+                    self.answer(asked, Answer::Done(Ok(Reply::Done)));
+                }
+                Some((_, Waiting::Handshake(key))) => {
+                    if let Some(connection) = self.connections.get(key) {
+                        connection.outbound.withhold(false);
+                    }
+                    self.queue_write(key);
+                }
+                None => {}
+            }
+        }
+    }
+}
