@@ -9,6 +9,8 @@
 mod accepting;
 mod receiving;
 mod sending;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
