@@ -217,6 +217,7 @@ impl Driver {
                 }
                 Completion::Sent { key, sending, result } => self.sent(now, key, sending, result),
                 Completion::Writable { key } => self.writable(key),
+                Completion::CancelMissed { key } => self.cancel_missed(key),
                 Completion::Woken => self.ring.wait_woken(self.port.wake_fd()),
             }
         }

@@ -54,6 +54,9 @@ pub enum Completion {
     Sent { key: ConnectionKey, sending: Box<Sending>, result: io::Result<usize> },
     /// The socket takes bytes again, or has broken.
     Writable { key: ConnectionKey },
+    /// A cancellation found no receive under way: it is over, or was just between two queues of the
+    /// kernel's and goes on.
+    CancelMissed { key: ConnectionKey },
     /// The eventfd was written.
     Woken,
 }
@@ -181,7 +184,7 @@ impl Ring {
         self.push(Request::Receive, key, entry);
     }
 
-    /// Stops receiving; the completion that is over follows.
+    /// Stops receiving; the completion that is over follows, or [`Completion::CancelMissed`].
     pub fn cancel_receive(&mut self, key: ConnectionKey) {
         self.cancel(Request::Receive, key);
     }
@@ -344,6 +347,7 @@ fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Co
     const RECEIVE: u8 = Request::Receive as u8;
     const SEND: u8 = Request::Send as u8;
     const WRITABLE: u8 = Request::Writable as u8;
+    const CANCEL: u8 = Request::Cancel as u8;
     const WAKE: u8 = Request::Wake as u8;
     let data = entry.user_data;
     let key = ConnectionKey { index: data as u32, generation: (data >> 32) as u32 & 0xFF_FFFF };
@@ -369,6 +373,7 @@ fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Co
             Completion::Sent { key, sending, result: result.map(|count| count as usize) }
         }
         WRITABLE => Completion::Writable { key },
+        CANCEL if result.is_err() => Completion::CancelMissed { key },
         WAKE => Completion::Woken,
         _ => return None,
     })

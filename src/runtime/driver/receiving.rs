@@ -66,6 +66,14 @@ impl Driver {
         self.close_if_quiet(key);
     }
 
+    /// A receive that should have ended may go on: its bytes would be kept without end.
+    pub(super) fn cancel_missed(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.receiving == Receiving::Cancelled {
+            self.ring.cancel_receive(key);
+        }
+    }
+
     /// Works on what one peer sent: a panic ends that peer's connection alone.
     fn guarded(&mut self, now: Now, key: ConnectionKey, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {

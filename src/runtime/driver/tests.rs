@@ -68,6 +68,23 @@ fn whatever_the_kernel_does_each_peer_gets_its_own_echoes_and_nothing_is_left() 
     }
 }
 
+/// It would be memory without end.
+#[test]
+fn a_peer_that_is_paused_is_not_heard_though_the_cancellation_missed() {
+    let mut world = World::new(0, &Certificate::new());
+    world.driver.ring.faults = Faults::miss_one_cancel();
+    let mut peer = Peer::feeding(&world.doors[1], 1 << 20);
+    let (mut heard, mut turns_in_silence) = (0, 0);
+    // The topic takes some, and what waits is held up to a bound.
+    while heard < 20_000 || turns_in_silence < 1000 {
+        peer.say(50);
+        world.driver.turn().unwrap();
+        let before = mem::replace(&mut heard, world.driver.shard.counters().received_bytes);
+        turns_in_silence = if heard > before { 0 } else { turns_in_silence + 1 };
+        assert!(heard < 100_000, "{heard} bytes were taken of a peer that is paused");
+    }
+}
+
 /// A certificate, and a client that trusts it.
 struct Certificate {
     context: TlsContext,
@@ -186,6 +203,9 @@ fn settings() -> Settings {
         outbound_bytes: 1 << 16,
         ..Route::default()
     };
+    let topic = Some("full".into());
+    let feeding = Route { path: "/feed".into(), topic, tells_message: true, ..echo.clone() };
+    let feeding = Route { echo: false, ..feeding };
     Settings {
         node: NodeId::new(1).unwrap(),
         shards: 1,
@@ -196,7 +216,7 @@ fn settings() -> Settings {
             origins: Vec::new(),
             http: http.clone(),
         },
-        edges: vec![Edge { port: 6790, routes: vec![Arc::new(echo)] }],
+        edges: vec![Edge { port: 6790, routes: [echo, feeding].map(Arc::new).into() }],
         queue: Queue {
             bounds: Bounds { messages: 16, bytes: 8192 },
             when_full: WhenFull::Hold,

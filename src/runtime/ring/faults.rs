@@ -48,6 +48,8 @@ pub struct Faults {
     odds: usize,
     // The peers act between two turns, on the same thread: to wait for them is to wait for ever.
     never_waits: bool,
+    // So many of the next cancellations miss in any case.
+    cancels_to_miss: usize,
     // The errors of requests that were refused, by their user data.
     refused: HashMap<u64, i32>,
     // Completions held back for so many turns, in order.
@@ -60,6 +62,11 @@ impl Faults {
     /// Faults once in `odds` chances.
     pub fn new(seed: u64, odds: usize) -> Self {
         Self { random: Random::new(seed), odds, never_waits: true, ..Self::default() }
+    }
+
+    /// No faults but that the next cancellation misses.
+    pub fn miss_one_cancel() -> Self {
+        Self { cancels_to_miss: 1, never_waits: true, ..Self::default() }
     }
 
     /// No new ones; what is under way goes on.
@@ -83,7 +90,9 @@ impl Faults {
         key: ConnectionKey,
         entry: squeue::Entry,
     ) -> squeue::Entry {
-        if !self.strikes() {
+        let is_missed = request == Request::Cancel && self.cancels_to_miss > 0;
+        self.cancels_to_miss -= usize::from(is_missed);
+        if !is_missed && !self.strikes() {
             return entry;
         }
         let errors: &[i32] = match request {

@@ -82,6 +82,21 @@ impl Peer {
         Self { name, line, end, says, said: 0, is_shut: false, head: Vec::new(), expected, got: 0 }
     }
 
+    /// One that feeds a topic so many bytes, in messages of 1000.
+    pub fn feeding(door: &Door, bytes: usize) -> Self {
+        let mut random = Random::new(0);
+        let mut says = upgrade("/feed").into_bytes();
+        while says.len() < bytes {
+            put_frame(&mut says, 0x82, &[b'x'; 1000], Some(&mut random));
+        }
+        Self { says, ..Self::new(&mut random, door, 0) }
+    }
+
+    /// Says so many bytes, or what the socket takes of them.
+    pub fn say(&mut self, bytes: usize) {
+        self.said += self.line.write(&self.says[self.said..][..bytes]).unwrap();
+    }
+
     /// Writes and reads a little; true if it is gone.
     pub fn step(&mut self, random: &mut Random) -> bool {
         match self.end {
