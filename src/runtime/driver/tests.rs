@@ -159,6 +159,7 @@ impl World {
             self.admit();
             let Self { random, peers, .. } = &mut self;
             peers.retain_mut(|peer| !peer.step(random));
+            self.disturb_accepting();
             self.pass_time();
             assert!(start.elapsed() < DEADLINE, "stuck with {:#?}", self.peers);
         }
@@ -177,6 +178,14 @@ impl World {
             let door = &self.doors[self.random.below(self.doors.len())];
             self.peers.push(Peer::new(&mut self.random, door, self.came));
             self.came += 1;
+        }
+    }
+
+    /// Ends a listener's request now and then: the next may be refused.
+    fn disturb_accepting(&mut self) {
+        if self.random.below(16) == 0 {
+            let listener = self.random.below(self.doors.len());
+            self.driver.ring.cancel_accept(listener);
         }
     }
 
