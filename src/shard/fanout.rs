@@ -15,8 +15,13 @@ use crate::protocol::frame::Frame;
 /// go.
 const SLICE: usize = 1024;
 
-/// Slices per turn, over all walks.
+/// Slices per turn, over all walks that are under way.
 const SLICES_PER_TURN: usize = 8;
+
+/// Subscribers that all publishes of a turn reach together, those that are done in one go included:
+/// some milliseconds. The rest wait for later turns. Without this bound, a thousand publishes that
+/// came at once, each to a channel that one slice covers, would be one turn of 200 ms.
+pub(super) const REACHED_PER_TURN: usize = 32 * SLICE;
 
 /// A walk through a channel's members that is under way.
 #[derive(Debug)]
@@ -48,10 +53,7 @@ const BEHIND_BYTES: usize = 16 * 1024 * 1024;
 impl Lane {
     /// Lets a command wait; false if too much does.
     pub(super) fn take(&mut self, ticket: Ticket, command: &Command) -> bool {
-        let bytes = match command {
-            Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
-            _ => 0,
-        };
+        let bytes = frame_bytes(command);
         if self.behind.len() >= BEHIND_MAX || self.behind_bytes + bytes > BEHIND_BYTES {
             return false;
         }
@@ -60,20 +62,34 @@ impl Lane {
         true
     }
 
+    fn next(&mut self) -> Option<(Ticket, Command)> {
+        let next = self.behind.pop_front()?;
+        self.behind_bytes -= frame_bytes(&next.1);
+        Some(next)
+    }
+
     /// Its back end is gone: it consumes nothing when its turn comes.
     pub(super) fn forget_joins(&mut self) {
         self.behind.retain(|(_, command)| !matches!(command, Command::Join(..)));
     }
 }
 
+fn frame_bytes(command: &Command) -> usize {
+    match command {
+        Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
+        _ => 0,
+    }
+}
+
 impl Shard {
-    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk.
+    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk: all
+    /// of it where this turn has reached enough.
     pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Walk> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.begin_walk(channel);
         let frame = Rc::new(frame);
         let mut walk = Walk { channel, at: 0, end, frame, tally: Tally::default() };
-        match self.walk(&mut walk) {
+        match self.reachable > 0 && self.walk(&mut walk) {
             true => Ok(walk.tally),
             false => Err(walk),
         }
@@ -101,6 +117,7 @@ impl Shard {
                 self.bulk.push_back(key);
             }
         }
+        self.reachable = self.reachable.saturating_sub(end - walk.at);
         walk.at = end;
         self.close_slow_ones(slow);
         let is_over = end == walk.end;
@@ -134,14 +151,18 @@ impl Shard {
                 continue;
             }
             self.answer(from.shard, lane.ticket, Answer::Published(lane.walk.tally));
-            self.catch_up(from, lane.behind);
+            self.catch_up(from, lane);
         }
     }
 
     /// Carries out what waited behind a walk, up to the next one that takes longer.
-    fn catch_up(&mut self, from: BackendId, behind: VecDeque<(Ticket, Command)>) {
-        for (ticket, command) in behind {
+    fn catch_up(&mut self, from: BackendId, mut lane: Lane) {
+        while let Some((ticket, command)) = lane.next() {
             self.carry_out(from, ticket, command);
+            if let Some(opened) = self.lanes.get_mut(&from) {
+                (opened.behind, opened.behind_bytes) = (lane.behind, lane.behind_bytes);
+                return;
+            }
         }
     }
 
