@@ -123,7 +123,7 @@ struct World {
 impl World {
     fn new(seed: u64, certificate: &Certificate) -> Self {
         let mut random = Random::new(seed);
-        let (mut ports, control) = bus(1).unwrap();
+        let (mut ports, control) = bus(NodeId::new(1).unwrap(), 1, false).unwrap();
         let verifier = verifier::start(control, 1).unwrap().remove(0);
         let watch = Arc::new(Watch::new(1, PEERS_IN_ALL));
         let (mut listeners, mut doors) = (Vec::new(), Vec::new());
@@ -218,6 +218,7 @@ fn settings() -> Settings {
     Settings {
         node: NodeId::new(1).unwrap(),
         shards: 1,
+        has_mesh: false,
         api: Api {
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
