@@ -44,6 +44,7 @@ use crate::address::{ClientId, IdLayout, IdSource, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message};
 use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
+use crate::protocol::deflate::{Deflater, Inflater};
 use access::Access;
 use channels::Channels;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
@@ -104,6 +105,8 @@ pub struct Shard {
     outbox: VecDeque<(ShardId, Message)>,
     batches: Vec<Batch>,
     parser: Box<api::Parser>,
+    deflater: Deflater,
+    inflater: Inflater,
     scratch: Vec<u8>,
     event: Vec<u8>,
     counters: Counters,
@@ -141,6 +144,8 @@ impl Shard {
             outbox: VecDeque::new(),
             batches: Vec::new(),
             parser: Box::default(),
+            deflater: Deflater::default(),
+            inflater: Inflater::default(),
             scratch: Vec::new(),
             event: Vec::new(),
             counters: Counters::default(),
