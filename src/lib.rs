@@ -35,7 +35,8 @@
 //!    passes in no time.
 //! 2. **The id is the address.** It names node and shard, so no directory is asked; its time part
 //!    keeps it from ever being given out twice.
-//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber.
+//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber; compressed
+//!    ones too, since no message refers to those before it (`protocol::deflate`).
 //!
 //! # The life of a publish
 //!
@@ -50,7 +51,8 @@
 //!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
 //!    end's messages rest on.
 //! 5. There `shard::fanout` walks through the channel's members, in slices, and pushes the frame to
-//!    each outbound queue; a connection is noted once as having something to write.
+//!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
+//!    first needs it. A connection is noted once as having something to write.
 //! 6. At the end of the turn each noted connection gets one gathered send, however many frames it
 //!    got; all sends of a turn are one submission. A socket that would block waits alone.
 //! 7. The tallies come back and add up; complete, or after `limits.answer_ms`, the back end gets

@@ -57,6 +57,9 @@ counters! {
     faults: "Calls answered with an error",
     delivered: "Frames of send and publish put into outbound buffers",
     failed: "Frames of send and publish that an outbound buffer had no room for",
+    compressions: "Messages compressed: for one client, or once for all subscribers of a shard",
+    compressed: "Messages put into outbound buffers compressed",
+    compression_saved_bytes: "Bytes by which those were shorter",
     slow_closed: "Clients closed because they read too slowly",
     violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
     idle_closed: "Connections closed because the peer was silent",
@@ -64,6 +67,21 @@ counters! {
     late_answers: "Calls that other shards did not answer in time",
     expired: "Clients closed because their token expired",
     unauthorised: "Requests refused for their credentials, or for want of them",
+}
+
+impl Counters {
+    /// A message to one client is compressed, if that saved bytes.
+    pub fn note_compression(&mut self, saved_bytes: usize) {
+        let is_compressed = u64::from(saved_bytes > 0);
+        self.compressions += is_compressed;
+        self.note_compressed(saved_bytes);
+    }
+
+    /// A message is put into an outbound buffer; so many bytes shorter than it was.
+    pub fn note_compressed(&mut self, saved_bytes: usize) {
+        self.compressed += u64::from(saved_bytes > 0);
+        self.compression_saved_bytes += saved_bytes as u64;
+    }
 }
 
 /// How things stand on one shard.

@@ -68,7 +68,7 @@ impl Edge {
     }
 }
 
-const ROUTE_KEYS: [&str; 10] = [
+const ROUTE_KEYS: [&str; 11] = [
     "path",
     "topic",
     "events",
@@ -77,6 +77,7 @@ const ROUTE_KEYS: [&str; 10] = [
     "origins",
     "token",
     "handler",
+    "compression",
     "message_bytes",
     "outbound_bytes",
 ];
@@ -105,6 +106,9 @@ pub struct Route {
     pub token: Option<Arc<TokenRule>>,
     /// `handler = "echo"`: every message goes back to its sender. Default: no.
     pub echo: bool,
+    /// Whether clients that offer permessage-deflate (RFC 7692) get it. Costs time for each message
+    /// to them, once per shard for a publish, and up to 750 KiB per shard. Default: no.
+    pub compression: bool,
     /// Largest message of a client, in bytes of all its fragments, 1 to 16,777,216.
     /// Default: `limits.edge_message_bytes`.
     pub message_bytes: usize,
@@ -146,6 +150,7 @@ impl Route {
             origins: read_origins(section)?,
             token: read_token(section)?,
             echo,
+            compression: section.switch("compression", false)?,
             message_bytes: message_bytes(section, "message_bytes", limits.edge_message_bytes)?,
             outbound_bytes: outbound_bytes(section, limits.outbound_bytes)?,
         })

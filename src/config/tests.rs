@@ -60,6 +60,7 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
     assert_eq!(ws.events, Events { open: false, message: true, close: false });
     assert_eq!(ws.subscribe, ["*"]);
     assert_eq!((ws.message_bytes, ws.outbound_bytes), (65_536, 1_048_576));
+    assert!(!ws.compression && !echo.compression);
     assert_eq!((echo.path.as_str(), echo.echo, &echo.topic), ("/echo", true, &None));
     assert_eq!((echo.message_bytes, echo.outbound_bytes), (16_777_216, 67_108_864));
 }
@@ -103,6 +104,7 @@ fn every_key_is_read() {
         )
         .map(Arc::new),
         echo: false,
+        compression: true,
         message_bytes: 2048,
         outbound_bytes: 4096,
     };

@@ -15,7 +15,7 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         let Some(backend) = connection.backend() else { return };
         let mut assembler = std::mem::take(&mut backend.assembler);
-        let received = assembler.read(input, max);
+        let received = assembler.read(input, max, None);
         backend.assembler = assembler;
         match received {
             Ok(None) => {}

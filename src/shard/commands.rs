@@ -17,7 +17,7 @@ use crate::message::{
 };
 use crate::metrics::Report;
 use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Settling, Tally};
-use crate::protocol::frame::{self, Frame, Opcode};
+use crate::protocol::frame::{self, Frame};
 
 /// A command that this shard was asked to carry out.
 #[derive(Clone, Copy, Debug)]
@@ -77,12 +77,7 @@ impl Shard {
         };
         let from = self.backend_id(key);
         if address == self.address && !self.lanes.contains_key(&from) {
-            let length = content.bytes.len() + frame::HEAD_BYTES_MAX;
-            let answer = self.send(client, length, |connection| {
-                connection.outbound.push_with(|out| {
-                    frame::put_frame(out, Opcode::Data(content.kind), &content.bytes);
-                });
-            });
+            let answer = self.send(client, content.kind, &content.bytes);
             return self.reply(key, &shape, &answer);
         }
         let frame = Frame::message(content.kind, &content.bytes);
@@ -268,9 +263,7 @@ impl Shard {
                 Ok(tally) => return Outcome::Done(Answer::Published(tally)),
                 Err(walk) => return Outcome::Unfinished(walk),
             },
-            Command::Send(client, frame) => self.send(client, frame.bytes().len(), |connection| {
-                connection.outbound.push_with(|out| out.extend_from_slice(frame.bytes()));
-            }),
+            Command::Send(client, frame) => self.send(client, frame.kind(), frame.payload()),
             Command::Call(client, function) => return self.execute(asked, client, function),
             Command::Join(topic, terms) => self.join(&topic, from, terms),
             Command::Leave(topic) => self.leave(&topic, from),
@@ -378,12 +371,12 @@ impl Shard {
         backend.map(|backend| backend.topics.clone()).unwrap_or_default()
     }
 
-    /// Puts a frame of at most `bytes` into a client's outbound queue.
+    /// Puts a message into a client's outbound queue.
     fn send(
         &mut self,
         client: ClientId,
-        bytes: usize,
-        push: impl FnOnce(&mut Connection),
+        kind: frame::Kind,
+        payload: &[u8],
     ) -> Result<Reply, Fault> {
         let fault = |message| Err(Fault::new(Code::SendFailed, message));
         let Some(&key) = self.clients.get(&client) else { return fault("no such client") };
@@ -391,8 +384,11 @@ impl Shard {
         if connection.phase != Phase::Open {
             return fault("the client is closing");
         }
+        let body = self.deflater.body(connection.compression, kind, payload);
+        let bytes = body.frame_bytes();
         if connection.takes(bytes) {
-            push(connection);
+            connection.outbound.push_with(|out| body.put(out));
+            self.counters.note_compression(payload.len() - body.bytes.len());
             self.counters.delivered += 1;
             self.queue_write(key);
             return Ok(Reply::Done);

@@ -14,6 +14,7 @@ use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
 use crate::protocol::credentials::{Fingerprint, Roles};
+use crate::protocol::deflate::Window;
 use crate::protocol::http::{KeptRequest, RequestReader};
 
 /// Which listener a connection came in on.
@@ -60,6 +61,8 @@ pub struct Connection {
     pub is_ended: bool,
     /// Nor can anything be written to it.
     pub is_broken: bool,
+    /// Messages may be compressed, and those to it are within this window.
+    pub compression: Option<Window>,
     /// Which listener it came in on.
     pub listener: Listener,
 }
@@ -265,6 +268,7 @@ impl Connection {
             is_pinged: false,
             is_ended: false,
             is_broken: false,
+            compression: None,
             listener,
         }
     }

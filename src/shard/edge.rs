@@ -12,6 +12,7 @@ use super::settings::Route;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
+use crate::protocol::deflate::Agreement;
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Request, query_pairs};
 use crate::protocol::token::{QUERY_NAME, answered_subprotocol};
@@ -132,6 +133,9 @@ impl Shard {
             return self.refuse(key, &shape, 503, &[], "too many new clients at this moment");
         };
         let Some(connection) = self.connections.get(key) else { return };
+        let offers = upgrade.extensions().filter(|_| route.compression);
+        let compression = Agreement::of(offers);
+        connection.compression = compression.map(|agreement| agreement.window);
         connection.outbound_max = route.outbound_bytes;
         connection.stage = Stage::Client(Box::new(Client {
             id,
@@ -146,7 +150,9 @@ impl Shard {
         self.clients.insert(id, key);
         self.counters.clients += 1;
         let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
-        self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, subprotocol));
+        self.write_with(key, |out| {
+            upgrade::write_switching(out, &upgrade.accept, subprotocol, compression);
+        });
         if let Some(connection) = self.connections.get(key) {
             connection.outbound.keep();
         }
@@ -178,7 +184,8 @@ impl Shard {
         let Listener::Edge(edge) = connection.listener else { return };
         let Stage::Client(client) = &mut connection.stage else { return };
         let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
-        match client.assembler.read(input, route.message_bytes) {
+        let inflater = connection.compression.map(|_| &mut self.inflater);
+        match client.assembler.read(input, route.message_bytes, inflater) {
             Ok(None) => {}
             Ok(Some(Received::Message(kind, payload))) => {
                 let route = route.clone();
@@ -203,7 +210,7 @@ impl Shard {
     ) {
         self.counters.client_messages += 1;
         if route.echo {
-            self.write_with(key, |out| put_frame(out, Opcode::Data(kind), payload));
+            self.echo(key, kind, payload);
             return self.pause_if_unread(key);
         }
         let Some(client) = self.connections.get(key).and_then(Connection::client) else { return };
@@ -219,6 +226,15 @@ impl Shard {
         if let Some(client) = self.connections.get(key).and_then(Connection::client) {
             client.context = context;
         }
+    }
+
+    fn echo(&mut self, key: ConnectionKey, kind: Kind, payload: &[u8]) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let body = self.deflater.body(connection.compression, kind, payload);
+        connection.outbound.prepare(&mut self.batches);
+        connection.outbound.push_with(|out| body.put(out));
+        self.counters.note_compression(payload.len() - body.bytes.len());
+        self.queue_write(key);
     }
 
     /// Whether what a client sends is to wait until its context has the key of its route.

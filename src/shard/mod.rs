@@ -46,6 +46,7 @@ use crate::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message, Party};
 use crate::metrics::{Counters, Turns};
 use crate::protocol::api;
+use crate::protocol::deflate::{Deflater, Inflater};
 use access::Access;
 use channels::Channels;
 use commands::Asked;
@@ -111,6 +112,8 @@ pub struct Shard {
     outbox: VecDeque<(Party, Message)>,
     batches: Vec<Batch>,
     parser: Box<api::Parser>,
+    deflater: Deflater,
+    inflater: Inflater,
     scratch: Vec<u8>,
     event: Vec<u8>,
     counters: Counters,
@@ -150,6 +153,8 @@ impl Shard {
             outbox: VecDeque::new(),
             batches: Vec::new(),
             parser: Box::default(),
+            deflater: Deflater::default(),
+            inflater: Inflater::default(),
             scratch: Vec::new(),
             event: Vec::new(),
             counters: Counters::default(),

@@ -241,7 +241,7 @@ impl Shard {
         if self.draining.is_some() {
             return self.refuse(key, shape, 503, &[], "the server is shutting down");
         }
-        self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None));
+        self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None, None));
         let (outbound_max, ping_ms) =
             (self.settings.limits.outbound_bytes, self.settings.limits.ping_ms);
         let Some(connection) = self.connections.get(key) else { return };

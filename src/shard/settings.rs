@@ -89,6 +89,8 @@ pub struct Route {
     pub token: Option<Arc<TokenRule>>,
     /// Whether it sends each message back.
     pub echo: bool,
+    /// Whether clients may agree on compressed messages.
+    pub compression: bool,
     /// The longest message from a client, in bytes.
     pub message_bytes: usize,
     /// The most that waits for one client, in bytes.

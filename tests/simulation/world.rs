@@ -49,7 +49,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, is_verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::new(&mut random);
+        let plan = Plan::new(seed, &mut random);
         let settings = plan.settings.clone();
         let count = settings.shards;
         let now = Now { ms: START_MS, unix_ms: START_UNIX_MS };
@@ -77,7 +77,8 @@ impl World {
             plan,
         };
         for _ in 0..world.plan.crowd {
-            let client = Client::new(&mut world.shared.random, true);
+            let compresses = world.next_compresses();
+            let client = Client::new(&mut world.shared.random, true, compresses);
             world.join(0, Role::Client(client), false);
         }
         world
@@ -117,7 +118,12 @@ impl World {
         self.join(shard, Role::Backend(backend), false)
     }
 
+    fn next_compresses(&self) -> bool {
+        self.plan.compresses && self.peers.len().is_multiple_of(2)
+    }
+
     fn join_some(&mut self) {
+        let compresses = self.next_compresses();
         let random = &mut self.shared.random;
         if self.peers.len() >= self.plan.peers + self.plan.crowd || !random.one_in(4) {
             return;
@@ -127,7 +133,7 @@ impl World {
         let role = match random.below(5) {
             0 => Role::Backend(Backend::new(true, self.plan.crowd > 0)),
             1 => Role::Backend(Backend::new(false, self.plan.crowd > 0)),
-            _ => Role::Client(Client::new(random, false)),
+            _ => Role::Client(Client::new(random, false, compresses)),
         };
         self.join(shard, role, is_slow);
     }

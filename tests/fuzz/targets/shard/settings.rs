@@ -74,7 +74,7 @@ fn routes() -> Vec<Arc<Route>> {
     [
         telling("/ws", TOPICS[0]),
         Route { hold_until: Some("k".into()), ..telling("/hold", TOPICS[1]) },
-        Route { echo: true, ..route("/echo") },
+        Route { echo: true, compression: true, ..route("/echo") },
         route("/quiet"),
     ]
     .map(Arc::new)
