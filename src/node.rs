@@ -75,9 +75,8 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         }
     }
     tracing::info!("going down: closing connections");
-    let counts = runtime_counts(&shards);
     let summary = shards.drain(Duration::from_secs(config.node.drain_s)).map_err(failed)?;
-    report(&summary, &counts);
+    report(&summary);
     Ok(())
 }
 
@@ -287,19 +286,11 @@ fn watch_signals(mut signals: Signals, events: mpsc::Sender<Event>) {
     });
 }
 
-/// What the runtime counted, beside its shards.
-fn runtime_counts(shards: &Shards) -> [(&'static str, u64); 4] {
-    [
-        ("clients_refused", shards.clients_refused()),
-        ("accepts_rested", shards.accepts_rested()),
-        ("handshakes_refused", shards.handshakes_refused()),
-        ("handshakes_deferred", shards.handshakes_deferred()),
-    ]
-}
-
-fn report(summary: &Summary, runtime_counts: &[(&'static str, u64)]) {
-    let counters = summary.counters.each().map(|(name, _, value)| (name, value));
-    let counted = counters.chain(runtime_counts.iter().copied()).filter(|(_, value)| *value > 0);
+fn report(summary: &Summary) {
+    let limits = summary.counters.limits.each();
+    let limits = limits.map(|(limit, value)| (format!("limits_hit.{limit}"), value));
+    let counted = summary.counters.each().map(|(name, _, value)| (name.to_owned(), value));
+    let counted = counted.chain(limits).filter(|(_, value)| *value > 0);
     let counted: Vec<String> = counted.map(|(name, value)| format!("{name}={value}")).collect();
     tracing::info!("ended: {}", counted.join(" "));
     if summary.connections > 0 || summary.queued_messages > 0 {

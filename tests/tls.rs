@@ -172,7 +172,7 @@ fn a_crowd_that_comes_at_once_waits_its_turn_and_gets_in() {
         assert_eq!(socket.call("hello"), "hello");
     }
     server.terminate();
-    server.logs("handshakes_deferred=");
+    server.logs("limits_hit.tls_handshakes=");
 }
 
 #[test]

@@ -127,9 +127,9 @@ impl Clock {
     }
 
     fn now(&self) -> Now {
-        let ms = self.start.elapsed().as_millis() as u64;
+        let us = self.elapsed_us();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { ms, unix_ms: unix.as_millis() as u64 }
+        Now { ms: us / 1000, us, unix_ms: unix.as_millis() as u64 }
     }
 }
 
@@ -253,7 +253,7 @@ impl Driver {
                 // Not a descriptor left: trying again at once would only burn the core.
                 Err(error) if is_exhausted(error) => {
                     accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
-                    self.watch.accepts_rested.fetch_add(1, Ordering::Relaxed);
+                    self.shard.counters_mut().limits.descriptors += 1;
                 }
                 _ => self.ring.accept(number, accepting.socket.as_fd()),
             }
@@ -265,7 +265,7 @@ impl Driver {
         let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
         let is_client = listener != Listener::Api;
         if is_client && !self.watch.admit_client() {
-            return;
+            return self.shard.counters_mut().limits.clients += 1;
         }
         let Some(key) = self.shard.handle_accepted(now, listener, remote) else {
             return self.watch.forget_client(is_client);
@@ -374,7 +374,7 @@ impl Driver {
     fn defer(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.is_deferred = true;
-        self.watch.handshakes_deferred.fetch_add(1, Ordering::Relaxed);
+        self.shard.counters_mut().limits.tls_handshakes += 1;
         self.deferred.push_back(key);
         self.stop_receiving(key);
     }
@@ -395,7 +395,7 @@ impl Driver {
     }
 
     fn open(&mut self, now: Now, key: ConnectionKey) {
-        let Self { sockets, plaintext, shard, watch, .. } = self;
+        let Self { sockets, plaintext, shard, .. } = self;
         let Some(tls) = find(sockets, key).and_then(|socket| socket.tls.as_mut()) else { return };
         plaintext.clear();
         let opened = tls.open(plaintext);
@@ -404,7 +404,7 @@ impl Driver {
         }
         match opened {
             Opened::All => {}
-            Opened::Refused => _ = watch.handshakes_refused.fetch_add(1, Ordering::Relaxed),
+            Opened::Refused => shard.counters_mut().handshakes_refused += 1,
             Opened::End => self.ended(now, key, false),
             Opened::Broken => self.ended(now, key, true),
         }

@@ -304,6 +304,11 @@ impl Shard {
     ) {
         let (status, why) = refusal.explained();
         self.counters.unauthorised += 1;
+        match refusal {
+            Refusal::TooManyTries => self.counters.limits.wrong_credentials += 1,
+            Refusal::Busy => self.counters.limits.verifications += 1,
+            Refusal::Missing | Refusal::Wrong | Refusal::Address | Refusal::Role => {}
+        }
         if refusal == Refusal::Wrong
             && let Some(address) = self.connections.get(key).map(|c| c.remote.ip())
         {

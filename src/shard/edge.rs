@@ -66,7 +66,7 @@ impl Shard {
 
     /// Adds what the client's token says, if the route needs one, to the channels it asks for.
     fn check_token<'r>(
-        &self,
+        &mut self,
         route: &Route,
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
@@ -83,20 +83,19 @@ impl Shard {
                 channels.push(channel.into());
             }
         }
-        let max = self.settings.limits.channels_per_client;
-        if channels.len() > max {
-            return Err((403, format!("more than {max} channels").into()));
-        }
+        self.check_number(&channels)?;
         let mut context = Context::default();
-        let too_large = |_| (403, "the token's context is over 256 keys or 64 KiB".into());
-        context.replace(pass.context).map_err(too_large)?;
+        if context.replace(pass.context).is_err() {
+            self.counters.limits.context += 1;
+            return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
+        }
         let left_ms = pass.until_unix_ms.saturating_sub(self.now.unix_ms);
         Ok(Terms { channels, context, expires_ms: self.now.ms.saturating_add(left_ms) })
     }
 
     /// Whether a client may come in; gives the channels that it asks for.
     fn admit<'r>(
-        &self,
+        &mut self,
         route: &Route,
         request: &Request<'r>,
     ) -> Result<Vec<Cow<'r, str>>, Refusal> {
@@ -110,13 +109,24 @@ impl Shard {
             return Err((503, "the server is shutting down".into()));
         }
         if route.topic.as_ref().is_some_and(|topic| !self.topics.takes_clients(topic)) {
+            self.counters.limits.topic_waiting += 1;
             return Err((503, "the topic of this route is full".into()));
         }
         let channels = asked_channels(request.query, self.settings.limits.channels_per_client)?;
+        self.check_number(&channels)?;
         match channels.iter().all(|channel| route.allows(channel)) {
             true => Ok(channels),
             false => Err((403, "a channel that this route does not allow".into())),
         }
+    }
+
+    fn check_number(&mut self, channels: &[Cow<'_, str>]) -> Result<(), Refusal> {
+        let max = self.settings.limits.channels_per_client;
+        if channels.len() <= max {
+            return Ok(());
+        }
+        self.counters.limits.channels_per_client += 1;
+        Err((403, format!("more than {max} channels").into()))
     }
 
     fn open_client(
@@ -128,6 +138,7 @@ impl Shard {
         Terms { channels, context, expires_ms }: Terms<'_>,
     ) {
         let Some(id) = self.ids.next(self.now.unix_ms) else {
+            self.counters.limits.client_ids += 1;
             let shape = HttpShape::of(request);
             return self.refuse(key, &shape, 503, &[], "too many new clients at this moment");
         };
@@ -242,7 +253,7 @@ fn is_secret(name: &str) -> bool {
     secret.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-/// The channels of `?channels=a,b`, each once, at most `max`.
+/// The channels of `?channels=a,b`, each once; of more than `max`, one more.
 fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal> {
     let mut channels: Vec<Cow<'_, str>> = Vec::new();
     for pair in query_pairs(query) {
@@ -255,10 +266,10 @@ fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal>
                 return Err((400, "a channel's name has at most 255 bytes".into()));
             }
             if !channels.iter().any(|known| known == channel) {
-                if channels.len() == max {
-                    return Err((403, format!("more than {max} channels").into()));
-                }
                 channels.push(channel.to_owned().into());
+            }
+            if channels.len() > max {
+                return Ok(channels);
             }
         }
     }

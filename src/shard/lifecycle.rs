@@ -1,6 +1,6 @@
 //! How connections begin to write, pause, go silent and end.
 
-use super::connection::{Connection, Held, Pause, Phase, Queued, Stage};
+use super::connection::{Connection, Held, Listener, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
 use super::{Action, Shard};
 use crate::message::{ConnectionKey, Message};
@@ -162,8 +162,19 @@ impl Shard {
     /// answered first: the handshake's own answer may be among that.
     pub(super) fn close_for_violation(&mut self, key: ConnectionKey, violation: Violation) {
         self.counters.violations += 1;
+        if violation == Violation::TooLarge {
+            self.count_too_large(key);
+        }
         let Reason { code, text } = violation.reason();
         self.close_after_answers(key, close::Closed { code: Some(code), reason: text.into() });
+    }
+
+    fn count_too_large(&mut self, key: ConnectionKey) {
+        match self.connections.get(key).map(|connection| connection.listener) {
+            Some(Listener::Edge(_)) => self.counters.limits.edge_message_bytes += 1,
+            Some(Listener::Api) => self.counters.limits.api_message_bytes += 1,
+            None => {}
+        }
     }
 
     /// Ends it with a back end's words.
@@ -284,9 +295,15 @@ impl Shard {
         match &connection.stage {
             Stage::Http(http) if http.parked.is_some() => self.give_up_verdict(key),
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
-            Stage::Http(_) => self.finish(key),
+            Stage::Http(http) => {
+                match http.has_answered {
+                    true => self.counters.limits.idle_ms += 1,
+                    false => self.counters.limits.handshake_ms += 1,
+                }
+                self.finish(key);
+            }
             _ if connection.is_pinged => {
-                self.counters.idle_closed += 1;
+                self.counters.limits.idle_ms += 1;
                 self.close_with(key, close::IDLE);
             }
             _ => {

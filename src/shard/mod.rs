@@ -42,7 +42,7 @@ pub use outbound::{Batch, Chunk};
 
 use crate::address::{ClientId, IdLayout, IdSource, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message};
-use crate::metrics::{Counters, Turns};
+use crate::metrics::{Counters, Durations};
 use crate::protocol::api;
 use access::Access;
 use channels::Channels;
@@ -59,6 +59,8 @@ use topics::Topics;
 pub struct Now {
     /// Milliseconds that never go back.
     pub ms: u64,
+    /// The same in microseconds.
+    pub us: u64,
     /// Unix milliseconds.
     pub unix_ms: u64,
 }
@@ -107,7 +109,8 @@ pub struct Shard {
     scratch: Vec<u8>,
     event: Vec<u8>,
     counters: Counters,
-    turns_taken: Turns,
+    turns_taken: Durations,
+    calls_taken: Durations,
     // How far it is, while the node goes down.
     draining: Option<Drain>,
 }
@@ -144,7 +147,8 @@ impl Shard {
             scratch: Vec::new(),
             event: Vec::new(),
             counters: Counters::default(),
-            turns_taken: Turns::default(),
+            turns_taken: Durations::default(),
+            calls_taken: Durations::default(),
             draining: None,
             settings,
         }
@@ -341,6 +345,11 @@ impl Shard {
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// For what the runtime counts.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
     }
 
     /// Messages that wait in the topics whose home this is, those not yet written included.

@@ -7,7 +7,7 @@ use super::replies::{HttpShape, Shape};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod};
 use crate::protocol::credentials::Roles;
-use crate::protocol::http::{CONTINUE, Exchange, Method, Request, Step};
+use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
 use crate::protocol::json::{put_number, put_string};
 use crate::protocol::upgrade;
 
@@ -49,6 +49,7 @@ impl Shard {
                 self.handle_request(key, request);
             }
             Err(error) => {
+                self.count_refused(error);
                 return self.refuse_for_good(key, error.status(), &error.to_string());
             }
         }
@@ -62,6 +63,16 @@ impl Shard {
         match http.is_last && http.replies.is_empty() {
             true => self.finish(key),
             false => self.pause_if_unread(key),
+        }
+    }
+
+    fn count_refused(&mut self, error: HttpError) {
+        let limits = &mut self.counters.limits;
+        match error {
+            HttpError::BodyTooLarge => limits.api_message_bytes += 1,
+            HttpError::HeadTooLarge => limits.head_bytes += 1,
+            HttpError::TooManyHeaders => limits.headers += 1,
+            _ => {}
         }
     }
 
@@ -276,6 +287,7 @@ impl Shard {
 
     /// A request did not come in time.
     pub(super) fn refuse_slow_request(&mut self, key: ConnectionKey) {
+        self.counters.limits.handshake_ms += 1;
         self.refuse_for_good(key, 408, "the request did not come in time");
     }
 

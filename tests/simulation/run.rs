@@ -89,7 +89,7 @@ fn check_tallies(world: &World) {
     let peers = &world.peers;
     // A client that names nobody has ended.
     world.shared.pushes.check(|client| peers.get(client).is_none_or(Peer::has_ended));
-    let late: u64 = world.shards.iter().map(|shard| shard.counters().late_answers).sum();
+    let late: u64 = world.shards.iter().map(|shard| shard.counters().limits.answer_ms).sum();
     assert_eq!(late, 0, "calls that were not answered in time");
 }
 

@@ -30,6 +30,10 @@ const ANSWERS_BYTES: usize = 1024 * 160;
 /// Turns in a row in which a shard asks for another at once, at most: that is a loop.
 const TURNS_MAX: usize = 2000;
 
+fn time(ms: u64) -> Now {
+    Now { ms, us: ms * 1000, unix_ms: START_UNIX_MS + (ms - START_MS) }
+}
+
 /// A message between shards, and when it comes.
 type Letter = (u64, Message);
 
@@ -52,7 +56,7 @@ impl World {
         let plan = Plan::new(&mut random);
         let settings = plan.settings.clone();
         let count = settings.shards;
-        let now = Now { ms: START_MS, unix_ms: START_UNIX_MS };
+        let now = time(START_MS);
         let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         let mut world = Self {
             shared: Shared {
@@ -84,7 +88,7 @@ impl World {
     }
 
     fn now(&self) -> Now {
-        Now { ms: self.now_ms, unix_ms: START_UNIX_MS + (self.now_ms - START_MS) }
+        time(self.now_ms)
     }
 
     /// A peer connects to a shard.
