@@ -95,6 +95,8 @@ counters! {
         outbound_bytes: "Frames without room, and peers not read from until they read",
         channels_per_client: "Subscriptions and handshakes refused",
         clients: "Clients refused because there were as many as there may be",
+        messages_per_s: "Times that a client was not read from until it might send again",
+        requests_per_s: "Calls answered with 103",
         handshake_ms: "Connections closed because no whole request came in time",
         idle_ms: "Connections closed because the peer was silent",
         answer_ms: "Calls that other shards did not answer in time",

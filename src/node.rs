@@ -17,6 +17,7 @@ use crate::protocol::http;
 use crate::queue::Bounds;
 use crate::runtime::{self, Listening, Shards, Summary, TlsContext};
 use crate::shard::Listener;
+use crate::shard::rate::{Quota, Rate};
 use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 
 /// Why a node did not start, or did not end well, in one line.
@@ -208,6 +209,7 @@ fn settings(
             advertise,
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
+            quotas: config.api.users.iter().map(Quota::new).collect(),
             fingerprint_key,
             http: http::Limits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
         },
@@ -246,6 +248,7 @@ fn route_of(route: &config::Route) -> Route {
         echo: route.echo,
         message_bytes: route.message_bytes,
         outbound_bytes: route.outbound_bytes,
+        messages: Rate::new(route.messages_per_s),
     }
 }
 

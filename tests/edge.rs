@@ -706,3 +706,25 @@ fn a_held_client_s_messages_wait_for_the_key_in_its_context() {
     client.send_text("3");
     assert_eq!(consumer.data(), "3");
 }
+
+// Limits.
+
+/// A limit's count in `/metrics`.
+#[track_caller]
+fn limit_hit(server: &Server, limit: &str) -> u64 {
+    let name = format!("gridcast_limits_hit_total{{limit=\"{limit}\"}} ");
+    let text = server.get("/metrics").body;
+    let value = text.lines().find_map(|line| line.strip_prefix(&name[..]));
+    value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().expect("a number")
+}
+
+#[test]
+fn a_client_over_its_rate_is_heard_in_the_end() {
+    let server = server_with_route("handler = \"echo\"\nmessages_per_s = 100", "");
+    let mut client = server.device("/ws");
+    client.send(&numbers(0..150));
+    for number in 0..150 {
+        assert_eq!(client.text(), number.to_string());
+    }
+    assert!(limit_hit(&server, "messages_per_s") > 0);
+}

@@ -39,7 +39,7 @@ impl Shard {
         // The parser is taken out while what it read is carried out: the call borrows from it.
         let mut parser = std::mem::take(&mut self.parser);
         let request = parser.request(&mut payload);
-        let call = request.call.and_then(|call| self.check_role(key, &call).map(|()| call));
+        let call = self.admit_call(key, request.call);
         self.call(key, Shape::Message(request.id.into()), call);
         self.parser = parser;
     }

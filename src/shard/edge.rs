@@ -7,8 +7,10 @@ use super::Shard;
 use super::channels::{ChannelIndex, Subscription};
 use super::connection::{Client, Connection, Listener, Pause, Stage};
 use super::context::Context;
+use super::rate::Bucket;
 use super::replies::HttpShape;
 use super::settings::Route;
+use super::timers::Timer;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
@@ -149,6 +151,7 @@ impl Shard {
             route: index,
             expires_ms,
             has_spoken: false,
+            messages: Bucket::default(),
             assembler: Assembler::default(),
             subscriptions: Vec::new(),
             context,
@@ -188,6 +191,10 @@ impl Shard {
         let Listener::Edge(edge) = connection.listener else { return };
         let Stage::Client(client) = &mut connection.stage else { return };
         let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
+        let ready_ms = route.messages.map_or(0, |rate| rate.ready_ms(client.messages));
+        if self.now.ms < ready_ms {
+            return self.pause_for_rate(key, ready_ms);
+        }
         match client.assembler.read(input, route.message_bytes) {
             Ok(None) => {}
             Ok(Some(Received::Message(kind, payload))) => {
@@ -204,6 +211,14 @@ impl Shard {
         }
     }
 
+    /// A client has sent as much as it may. Its wake-up is beside the timer of its silence: that one
+    /// stays where it is, and there is one of these at most.
+    fn pause_for_rate(&mut self, key: ConnectionKey, ready_ms: u64) {
+        self.counters.limits.messages_per_s += 1;
+        self.pause(key, Pause::Rate);
+        self.timers.set(ready_ms, Timer::Rate(key));
+    }
+
     fn handle_client_message(
         &mut self,
         key: ConnectionKey,
@@ -212,6 +227,11 @@ impl Shard {
         payload: &Payload<'_>,
     ) {
         self.counters.client_messages += 1;
+        if let Some(rate) = route.messages
+            && let Some(client) = self.connections.get(key).and_then(Connection::client)
+        {
+            rate.take(&mut client.messages, self.now.ms);
+        }
         if route.echo {
             self.write_with(key, |out| put_frame(out, Opcode::Data(kind), payload));
             return self.pause_if_unread(key);

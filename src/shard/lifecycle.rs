@@ -255,6 +255,7 @@ impl Shard {
                 match timer {
                     Timer::Ticket(ticket) => self.expire(ticket),
                     Timer::Connection(key) => self.check_connection(key, tick),
+                    Timer::Rate(key) => self.unpause(key, Pause::Rate),
                 }
             }
         }
@@ -273,8 +274,8 @@ impl Shard {
             return self.close_with(key, close::TOKEN_EXPIRED);
         }
         // Silence while it waits for us does not count; silence while we wait for it does.
-        let waits_for_us =
-            connection.is_paused_for(Pause::Topic) || connection.is_paused_for(Pause::Answers);
+        let for_us = [Pause::Topic, Pause::Answers, Pause::Rate];
+        let waits_for_us = for_us.into_iter().any(|reason| connection.is_paused_for(reason));
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Ending, _) => {

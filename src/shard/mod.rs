@@ -8,6 +8,7 @@
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
+//! - `rate.rs`: so many a second.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
 //!   what happens later.
 
@@ -24,6 +25,7 @@ mod fanout;
 mod lifecycle;
 mod outbound;
 mod pending;
+pub mod rate;
 mod replies;
 mod requests;
 pub mod settings;

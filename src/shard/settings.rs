@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::rate::{Quota, Rate};
 use crate::address::{NodeId, ShardId};
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
@@ -48,6 +49,8 @@ pub struct Api {
     pub origins: Vec<String>,
     /// Who may use it; nobody: all.
     pub users: Arc<[User]>,
+    /// How much each of them may ask for, at their places.
+    pub quotas: Arc<[Quota]>,
     /// For the fingerprints of their credentials: not the same in any two processes.
     pub fingerprint_key: FingerprintKey,
     /// Limits of a request.
@@ -91,6 +94,8 @@ pub struct Route {
     pub message_bytes: usize,
     /// The most that waits for one client, in bytes.
     pub outbound_bytes: usize,
+    /// Messages that one client may send; `None`: any number.
+    pub messages: Option<Rate>,
 }
 
 impl Route {

@@ -6,6 +6,7 @@ use gridcast::address::NodeId;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 
 use crate::random::Random;
@@ -31,11 +32,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn new(random: &mut Random) -> Self {
+    /// `rare` decides on limits that are not always there: so a seed means what it meant without them.
+    pub fn new(random: &mut Random, rare: &mut Random) -> Self {
         let shards = random.between(1, 4);
         let crowd = if random.one_in(12) { random.between(1025, 2200) } else { 0 };
         Self {
-            settings: Arc::new(settings(random, shards, crowd > 0)),
+            settings: Arc::new(settings(random, rare, shards, crowd > 0)),
             rounds: random.between(100, 600),
             peers: random.between(6, 40),
             crowd,
@@ -46,12 +48,14 @@ impl Plan {
     }
 }
 
-fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
+fn settings(random: &mut Random, rare: &mut Random, shards: usize, is_crowded: bool) -> Settings {
     let http = http::Limits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
     // The open events of a crowd would take ages through a narrow topic.
-    let messages = *random.pick(if is_crowded { &[64, 1000] } else { &[1, 3, 16, 64, 1000] });
+    let topic_messages = *random.pick(if is_crowded { &[64, 1000] } else { &[1, 3, 16, 64, 1000] });
     let bytes = if is_crowded { 200_000 } else { *random.pick(&[4000, 9000, 60_000]) };
     let outbound_bytes = *random.pick(&[700, 3000, 100_000]);
+    // What is held back for it comes within the time in which all comes to rest.
+    let messages = Rate::new(*rare.pick(&[0, 0, 0, 30, 60]));
     Settings {
         node: NodeId::new(7).expect("7 is a node"),
         shards,
@@ -59,12 +63,13 @@ fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),
             users: Vec::new().into(),
+            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http: http.clone(),
         },
-        edges: vec![Edge { port: 6790, routes: routes(outbound_bytes) }],
+        edges: vec![Edge { port: 6790, routes: routes(outbound_bytes, messages) }],
         queue: Queue {
-            bounds: Bounds { messages, bytes },
+            bounds: Bounds { messages: topic_messages, bytes },
             when_full: *random.pick(&[
                 WhenFull::Hold,
                 WhenFull::Hold,
@@ -92,7 +97,7 @@ fn settings(random: &mut Random, shards: usize, is_crowded: bool) -> Settings {
     }
 }
 
-fn routes(outbound_bytes: usize) -> Vec<Arc<Route>> {
+fn routes(outbound_bytes: usize, messages: Option<Rate>) -> Vec<Arc<Route>> {
     let route = |path: &str, topic: &str| Route {
         path: path.into(),
         topic: Some(topic.into()),
@@ -102,6 +107,7 @@ fn routes(outbound_bytes: usize) -> Vec<Arc<Route>> {
         subscribe: vec!["*".into()],
         message_bytes: MESSAGE_BYTES,
         outbound_bytes,
+        messages,
         ..Route::default()
     };
     vec![

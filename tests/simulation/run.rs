@@ -18,6 +18,7 @@ pub struct Summary {
     pub delivered: u64,
     pub failed: u64,
     pub slow_closed: u64,
+    pub held_back: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -28,6 +29,7 @@ impl std::ops::AddAssign for Summary {
         self.delivered += other.delivered;
         self.failed += other.failed;
         self.slow_closed += other.slow_closed;
+        self.held_back += other.held_back;
     }
 }
 
@@ -159,6 +161,7 @@ fn summary(world: &World) -> Summary {
         summary.delivered += counters.delivered;
         summary.failed += counters.failed;
         summary.slow_closed += counters.slow_closed;
+        summary.held_back += counters.limits.messages_per_s;
     }
     summary
 }

@@ -16,6 +16,10 @@ use crate::plan::{MESSAGE_BYTES, Plan};
 use crate::pushes::Pushes;
 use crate::random::Random;
 
+/// The distance between the seeds of a run and of its rare limits: such that the seeds that found a
+/// bug have none.
+const RARE: u64 = 8_000_000;
+
 const START_MS: u64 = 1_000_000;
 const START_UNIX_MS: u64 = 1_790_000_000_000;
 
@@ -53,7 +57,7 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, is_verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::new(&mut random);
+        let plan = Plan::new(&mut random, &mut Random::new(seed + RARE));
         let settings = plan.settings.clone();
         let count = settings.shards;
         let now = time(START_MS);

@@ -6,6 +6,7 @@ use gridcast::address::NodeId;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 
 /// The topics that routes feed.
@@ -25,12 +26,13 @@ pub fn settings(shape: u8) -> Settings {
         shards: if bit(0) { 2 } else { 1 },
         api: Api {
             users: Vec::new().into(),
+            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],
             http: http.clone(),
         },
-        edges: vec![Edge { port: 6790, routes: routes() }],
+        edges: vec![Edge { port: 6790, routes: routes(Rate::new(if bit(7) { 2 } else { 0 })) }],
         queue: Queue {
             bounds: Bounds { messages: if bit(1) { 3 } else { 16 }, bytes: 8192 },
             when_full,
@@ -55,12 +57,13 @@ pub fn node_id() -> NodeId {
     NodeId::new(7).expect("7 is at most 1023")
 }
 
-fn routes() -> Vec<Arc<Route>> {
+fn routes(messages: Option<Rate>) -> Vec<Arc<Route>> {
     let route = |path: &str| Route {
         path: path.into(),
         subscribe: vec!["*".into()],
         message_bytes: 256,
         outbound_bytes: 512,
+        messages,
         ..Route::default()
     };
     let telling = |path: &str, topic: &str| Route {
