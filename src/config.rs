@@ -344,7 +344,7 @@ const fn topic_bytes_min(message_bytes: usize) -> usize {
     2 * message_bytes + ENVELOPE_BYTES
 }
 
-const LIMITS_KEYS: [&str; 13] = [
+const LIMITS_KEYS: [&str; 15] = [
     "edge_message_bytes",
     "api_message_bytes",
     "head_bytes",
@@ -353,6 +353,8 @@ const LIMITS_KEYS: [&str; 13] = [
     "slow_client",
     "channels_per_client",
     "clients",
+    "connections_per_address",
+    "handshakes_per_address_s",
     "messages_per_s",
     "handshake_ms",
     "ping_ms",
@@ -382,6 +384,13 @@ pub struct Limits {
     pub channels_per_client: usize,
     /// Clients of this node, up to 16,777,216. Default: 0, as many as descriptors and memory allow.
     pub clients: usize,
+    /// Connections of one address, of IPv6 one /64 network, to all edges, up to 1,000,000. Default:
+    /// 0, any number. Costs a message to another shard and back per connection, and about 50 bytes
+    /// per address.
+    pub connections_per_address: u32,
+    /// Handshakes a second of one address, to all edges, up to 1,000,000; as many may come at once.
+    /// Default: 0, any number. Costs likewise; a refused handshake ends its connection then.
+    pub handshakes_per_address_s: u32,
     /// Messages a second of one client, up to 1,000,000; as many may come at once; a route may have
     /// its own. Default: 0, any number. Beyond it the client is not read from.
     pub messages_per_s: u32,
@@ -424,6 +433,8 @@ impl Limits {
             slow_client: section.choice("slow_client", &slow_client, SlowClient::Close)?,
             channels_per_client: count("channels_per_client", 1..=1 << 20, 1024)?,
             clients: count("clients", 0..=1 << 24, 0)?,
+            connections_per_address: limit(&section, "connections_per_address", 0)?,
+            handshakes_per_address_s: limit(&section, "handshakes_per_address_s", 0)?,
             messages_per_s: limit(&section, "messages_per_s", 0)?,
             handshake_ms: ms("handshake_ms", 1..=HOUR_MS, 10_000)?,
             ping_ms: ms("ping_ms", 1..=HOUR_MS, 30_000)?,

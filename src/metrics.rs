@@ -95,6 +95,8 @@ counters! {
         outbound_bytes: "Frames without room, and peers not read from until they read",
         channels_per_client: "Subscriptions and handshakes refused",
         clients: "Clients refused because there were as many as there may be",
+        connections_per_address: "Connections closed at once",
+        handshakes_per_address_s: "Connections closed at once",
         messages_per_s: "Times that a client was not read from until it might send again",
         requests_per_s: "Calls answered with 103",
         handshake_ms: "Connections closed because no whole request came in time",
@@ -127,6 +129,8 @@ pub struct Report {
     pub clients: u64,
     /// Channels with subscribers on it.
     pub channels: u64,
+    /// Addresses whose connections it counts for the node.
+    pub addresses: u64,
     /// Calls that wait for other shards.
     pub pending_calls: u64,
     /// Back ends of which a fan-out is not finished.
@@ -224,10 +228,11 @@ impl Collector for Reports {
 /// A gauge: its name, its help, and where its value is.
 type Gauge<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const SHARD_GAUGES: [Gauge<Report>; 6] = [
+const SHARD_GAUGES: [Gauge<Report>; 7] = [
     ("connections_open", "Connections of every kind", |r| r.connections),
     ("clients_open", "Clients", |r| r.clients),
     ("channels", "Channels with subscribers", |r| r.channels),
+    ("addresses", "Addresses whose connections are counted there", |r| r.addresses),
     ("pending_calls", "Calls that wait for other shards", |r| r.pending_calls),
     ("unfinished_fanouts", "Back ends with a fan-out under way", |r| r.unfinished_fanouts),
     ("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
@@ -18,7 +19,7 @@ use crate::queue::Bounds;
 use crate::runtime::{self, Listening, Shards, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::rate::{Quota, Rate};
-use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
 /// Why a node did not start, or did not end well, in one line.
 #[derive(Debug)]
@@ -261,6 +262,10 @@ fn limits(limits: &config::Limits) -> Limits {
         outbound_bytes: limits.outbound_bytes,
         close_slow_clients: limits.slow_client == SlowClient::Close,
         channels_per_client: limits.channels_per_client,
+        addresses: AddressLimits {
+            connections: NonZeroU32::new(limits.connections_per_address),
+            handshakes: Rate::new(limits.handshakes_per_address_s),
+        },
         handshake_ms: limits.handshake_ms,
         ping_ms: limits.ping_ms,
         idle_ms: limits.idle_ms,

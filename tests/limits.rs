@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardId};
@@ -12,7 +13,7 @@ use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, Use
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::{Quota, Rate};
-use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Shard};
 
 const UPGRADE: &str = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -46,6 +47,7 @@ fn settings(shards: usize) -> Settings {
             outbound_bytes: 100_000,
             close_slow_clients: true,
             channels_per_client: 2,
+            addresses: AddressLimits::default(),
             handshake_ms: 10_000,
             ping_ms: PING_MS,
             idle_ms: IDLE_MS,
@@ -284,4 +286,99 @@ fn over_websocket_too_many_calls_leave_the_connection_open_and_pings_are_free() 
     node.pass_ms(500);
     node.receive(0, backend, &call);
     assert!(node.written(0).contains(r#"{"E":null"#));
+}
+
+fn node_with_addresses(connections: u32, handshakes_per_s: u32) -> Node {
+    let mut settings = settings(3);
+    settings.limits.addresses = AddressLimits {
+        connections: NonZeroU32::new(connections),
+        handshakes: Rate::new(handshakes_per_s),
+    };
+    Node::new(&settings)
+}
+
+#[test]
+fn an_address_has_its_connections_on_all_shards_together() {
+    let mut node = node_with_addresses(2, 0);
+    let mut keys = Vec::new();
+    for shard in [0, 1, 2, 0, 1, 2] {
+        keys.push((shard, node.accept(shard, Listener::Edge(0), 1)));
+        node.accept(shard, Listener::Api, 1);
+    }
+    let other = node.accept(1, Listener::Edge(0), 2);
+    node.deliver();
+    node.deliver();
+    let is_there = |node: &mut Node, (shard, key): (usize, _)| node.shards[shard].is_receiving(key);
+    assert!(is_there(&mut node, (1, other)), "another address has its own");
+    let stayed: Vec<_> = keys.iter().copied().filter(|&key| is_there(&mut node, key)).collect();
+    assert_eq!(stayed.len(), 2);
+    assert_eq!((0..3).map(|shard| node.closed(shard)).sum::<usize>(), 4);
+    assert_eq!(node.counters().limits.connections_per_address, 4);
+    // One goes: there is room for one.
+    let (shard, key) = stayed[0];
+    node.shards[shard].handle_end(node.now, key, true);
+    node.closed(shard);
+    node.deliver();
+    let next = (2, node.accept(2, Listener::Edge(0), 1));
+    node.deliver();
+    node.deliver();
+    assert!(is_there(&mut node, next));
+}
+
+#[test]
+fn a_connection_is_not_read_from_before_its_address_is_known_to_have_room() {
+    let mut node = node_with_addresses(0, 1);
+    let mut answers = String::new();
+    for shard in [0, 1, 2] {
+        let key = node.accept(shard, Listener::Edge(0), 1);
+        assert!(!node.shards[shard].is_receiving(key));
+        node.receive(shard, key, format!("GET /echo HTTP/1.1\r\n{UPGRADE}\r\n").as_bytes());
+        answers += &node.written(shard);
+    }
+    assert!(answers.matches("HTTP").count() <= 1, "only the home itself knows at once");
+    node.deliver();
+    node.deliver();
+    answers.extend((0..3).map(|shard| node.written(shard)));
+    assert_eq!(answers.matches("HTTP/1.1 101").count(), 1, "{answers}");
+    assert_eq!(answers.matches("HTTP").count(), 1, "the others are closed without a word");
+    assert_eq!(node.counters().limits.handshakes_per_address_s, 2);
+}
+
+#[test]
+fn a_connection_that_is_gone_before_its_address_is_counted_takes_no_place() {
+    let mut node = node_with_addresses(1, 0);
+    for shard in [0, 1, 2, 0, 1, 2] {
+        let key = node.accept(shard, Listener::Edge(0), 1);
+        node.shards[shard].handle_end(node.now, key, true);
+        assert_eq!(node.closed(shard), 1);
+        node.deliver();
+        node.deliver();
+        node.deliver();
+        let counted: u64 = node.shards.iter().map(|shard| shard.report().addresses).sum();
+        assert_eq!(counted, 0);
+    }
+    assert_eq!(node.counters().limits.connections_per_address, 0);
+}
+
+#[test]
+fn where_handshakes_are_limited_each_takes_a_connection() {
+    let mut node = node_with_addresses(0, 10);
+    let key = node.accept(0, Listener::Edge(0), 1);
+    node.deliver();
+    node.deliver();
+    let unknown = format!("GET /unknown HTTP/1.1\r\n{UPGRADE}\r\n");
+    node.receive(0, key, unknown.repeat(2).as_bytes());
+    let answers = node.written(0);
+    assert_eq!(answers.matches("HTTP/1.1 404").count(), 1, "{answers}");
+    assert!(answers.contains("Connection: close\r\n"), "{answers}");
+}
+
+#[test]
+fn without_limits_no_shard_is_asked_about_an_address() {
+    let mut node = Node::new(&settings(3));
+    for shard in [0, 1, 2] {
+        let key = node.accept(shard, Listener::Edge(0), 1);
+        assert!(node.shards[shard].is_receiving(key));
+        assert!(node.shards[shard].poll_message().is_none());
+    }
 }

@@ -62,7 +62,10 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
     assert_eq!((ws.message_bytes, ws.outbound_bytes), (65_536, 1_048_576));
     assert_eq!((echo.path.as_str(), echo.echo, &echo.topic), ("/echo", true, &None));
     assert_eq!((echo.message_bytes, echo.outbound_bytes), (16_777_216, 67_108_864));
-    assert_eq!((config.limits.messages_per_s, ws.messages_per_s), (0, 0));
+    let Limits { connections_per_address, handshakes_per_address_s, messages_per_s, .. } =
+        config.limits;
+    let all = [connections_per_address, handshakes_per_address_s, messages_per_s];
+    assert_eq!((all, ws.messages_per_s), ([0; 3], 0));
 }
 
 #[test]
@@ -123,6 +126,8 @@ fn every_key_is_read() {
         slow_client: SlowClient::Drop,
         channels_per_client: 60,
         clients: 70,
+        connections_per_address: 71,
+        handshakes_per_address_s: 72,
         messages_per_s: 73,
         handshake_ms: 80,
         ping_ms: 90,
@@ -144,8 +149,8 @@ fn a_limit_a_second_is_a_number_that_its_route_may_change() {
         [5, 7, 0]
     );
     refused(
-        "[limits]\nmessages_per_s = 1000001",
-        "gridcast.toml:2: limits.messages_per_s: expected a whole number from 0 to \
+        "[limits]\nconnections_per_address = 1000001",
+        "gridcast.toml:2: limits.connections_per_address: expected a whole number from 0 to \
          1000000, found 1000001",
     );
     refused(

@@ -278,7 +278,7 @@ impl Driver {
             fd,
             generation: key.generation,
             receiving: Receiving::Not,
-            wants_bytes: true,
+            wants_bytes: self.shard.is_receiving(key),
             is_client,
             is_closing: false,
             is_deferred: false,

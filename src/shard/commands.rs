@@ -273,6 +273,7 @@ impl Shard {
             channels: self.channels.len() as u64,
             pending_calls: self.pending.len() as u64,
             unfinished_fanouts: self.lanes.len() as u64,
+            addresses: self.addresses.len() as u64,
             topics: self.topics.reports(self.now.us),
             turns: self.turns_taken,
             calls: self.calls_taken,

@@ -62,6 +62,8 @@ pub struct Connection {
     pub is_ended: bool,
     /// Nor can anything be written to it.
     pub is_broken: bool,
+    /// The home of its address counts it.
+    pub is_counted: bool,
     /// Which listener it came in on.
     pub listener: Listener,
 }
@@ -98,6 +100,8 @@ pub enum Pause {
     Verdict = 32,
     /// It has sent as many messages of late as it may.
     Rate = 64,
+    /// Another shard is to say whether its address may have one more.
+    Address = 128,
 }
 
 /// A queue of connections with something to write.
@@ -268,6 +272,7 @@ impl Connection {
             is_pinged: false,
             is_ended: false,
             is_broken: false,
+            is_counted: false,
             listener,
         }
     }

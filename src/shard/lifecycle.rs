@@ -238,7 +238,7 @@ impl Shard {
     }
 
     /// Closes the socket at once.
-    fn close(&mut self, key: ConnectionKey) {
+    pub(super) fn close(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         if connection.phase != Phase::Closed {
             connection.phase = Phase::Closed;

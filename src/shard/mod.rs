@@ -8,12 +8,13 @@
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
-//! - `rate.rs`: so many a second.
+//! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
 //!   what happens later.
 
 pub mod access;
 mod acknowledge;
+mod addresses;
 mod backend;
 mod channels;
 mod commands;
@@ -47,6 +48,7 @@ use crate::message::{BackendId, ConnectionKey, Message};
 use crate::metrics::{Counters, Durations};
 use crate::protocol::api;
 use access::Access;
+use addresses::Addresses;
 use channels::Channels;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
@@ -92,6 +94,7 @@ pub struct Shard {
     connections: Connections,
     clients: HashMap<ClientId, ConnectionKey>,
     access: Access,
+    addresses: Addresses,
     channels: Channels,
     topics: Topics,
     pending: Pending,
@@ -133,6 +136,7 @@ impl Shard {
             connections: Connections::default(),
             clients: HashMap::new(),
             access: Access::new(&settings),
+            addresses: Addresses::default(),
             channels: Channels::default(),
             topics: Topics::new(id, &settings),
             pending: Pending::default(),
@@ -172,6 +176,7 @@ impl Shard {
         let connection = Connection::new(remote, listener, outbound_max, (now.ms, now.unix_ms));
         let key = self.connections.insert(connection);
         self.set_timer(key, now.ms + self.settings.limits.handshake_ms);
+        self.count_arrival(key);
         Some(key)
     }
 
@@ -235,6 +240,7 @@ impl Shard {
 
     /// The driver is done with a socket it was told to close, or that broke.
     pub fn handle_closed(&mut self, key: ConnectionKey) {
+        self.count_departure(key);
         self.connections.remove(key);
     }
 
@@ -248,6 +254,9 @@ impl Shard {
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
             Message::FailedTry(address) => self.note_failed_try(address),
+            Message::Arrived(source, key) => self.handle_arrived(from, source, key),
+            Message::Admitted(source, key, may) => self.handle_admitted(source, key, may),
+            Message::Departed(source) => self.handle_departed(source),
             Message::Drain { over_ms } => self.begin_drain(over_ms),
             Message::DrainBackends => self.begin_drain_of_backends(),
         }

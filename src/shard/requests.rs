@@ -27,6 +27,8 @@ impl Shard {
             Listener::Api => &settings.api.http,
             Listener::Edge(_) => &settings.limits.edge_http,
         };
+        let is_limited =
+            connection.listener != Listener::Api && settings.limits.addresses.handshakes.is_some();
         let Stage::Http(http) = &mut connection.stage else { return };
         if http.is_last {
             *input = &mut [];
@@ -39,8 +41,10 @@ impl Shard {
                 self.wait_for_rest(key);
                 self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE));
             }
-            Ok(Step::Request(request)) => {
+            Ok(Step::Request(mut request)) => {
                 self.counters.http_requests += 1;
+                // Where handshakes are limited, each takes a connection.
+                request.keep_alive &= !is_limited;
                 http.is_mid_request = false;
                 http.started_ms = now_ms;
                 http.has_answered = true;

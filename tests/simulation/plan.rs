@@ -1,5 +1,6 @@
 //! What a seed makes of a node: how many shards, how narrow, how full.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::NodeId;
@@ -7,7 +8,7 @@ use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
-use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
 use crate::random::Random;
 
@@ -89,12 +90,19 @@ fn settings(random: &mut Random, rare: &mut Random, shards: usize, is_crowded: b
             },
             close_slow_clients: random.one_in(2),
             channels_per_client: random.between(2, 6),
+            addresses: AddressLimits { connections: connections(rare), handshakes: None },
             handshake_ms: 10_000,
             ping_ms: 30_000,
             idle_ms: 60_000,
             answer_ms: 1500,
         },
     }
+}
+
+/// What one address may have: the clients come from a few.
+fn connections(rare: &mut Random) -> Option<NonZeroU32> {
+    let max = rare.between(1, 4) as u32;
+    rare.one_in(4).then(|| NonZeroU32::new(max))?
 }
 
 fn routes(outbound_bytes: usize, messages: Option<Rate>) -> Vec<Arc<Route>> {

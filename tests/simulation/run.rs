@@ -19,6 +19,7 @@ pub struct Summary {
     pub failed: u64,
     pub slow_closed: u64,
     pub held_back: u64,
+    pub turned_away: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -30,6 +31,7 @@ impl std::ops::AddAssign for Summary {
         self.failed += other.failed;
         self.slow_closed += other.slow_closed;
         self.held_back += other.held_back;
+        self.turned_away += other.turned_away;
     }
 }
 
@@ -143,6 +145,7 @@ fn leave(world: &mut World) {
     for (index, (shard, report)) in world.shards.iter().zip(world.reports()).enumerate() {
         let left = (report.connections, report.clients, report.channels);
         assert_eq!(left, (0, 0, 0), "of shard {index}: connections, clients, channels");
+        assert_eq!(report.addresses, 0, "addresses that shard {index} counts");
         let consumers: u64 = report.topics.iter().map(|topic| topic.consumers).sum();
         let left = (report.pending_calls, report.unfinished_fanouts, consumers);
         assert_eq!(left, (0, 0, 0), "of shard {index}: calls, fan-outs, consumers");
@@ -162,6 +165,7 @@ fn summary(world: &World) -> Summary {
         summary.failed += counters.failed;
         summary.slow_closed += counters.slow_closed;
         summary.held_back += counters.limits.messages_per_s;
+        summary.turned_away += counters.limits.connections_per_address;
     }
     summary
 }

@@ -1,6 +1,7 @@
 //! A node's shards, the messages between them, their peers, and a clock that only steps.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::Ipv4Addr;
 
 use gridcast::address::ShardId;
 use gridcast::message::Message;
@@ -101,7 +102,10 @@ impl World {
             Role::Client(_) => Listener::Edge(0),
             Role::Backend(_) => Listener::Api,
         };
-        let remote = "127.0.0.1:50000".parse().expect("an address");
+        // Those of a crowd are all different; the others come from a few.
+        let is_crowded = matches!(&role, Role::Client(client) if client.is_in_crowd);
+        let host = if is_crowded { self.peers.len() as u32 } else { (self.peers.len() % 4) as u32 };
+        let remote = (Ipv4Addr::from_bits(0x0A00_0000 + host), 50_000).into();
         let now = self.now();
         let key = self.shards[shard].handle_accepted(now, listener, remote);
         let key = key.expect("the node is up");
@@ -110,7 +114,11 @@ impl World {
         if self.shared.is_verbose {
             println!("  peer {number} connects to shard {shard} as {key:?}");
         }
-        self.peers.push(Peer::new(number, Line::new(shard, key), role, is_slow));
+        let mut line = Line::new(shard, key);
+        if !self.shards[shard].is_receiving(key) {
+            line.stop_reading();
+        }
+        self.peers.push(Peer::new(number, line, role, is_slow));
         number
     }
 

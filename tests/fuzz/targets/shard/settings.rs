@@ -1,5 +1,6 @@
 //! A node whose every bound is soon met.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::NodeId;
@@ -7,7 +8,7 @@ use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
-use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
 /// The topics that routes feed.
 pub const TOPICS: [&str; 2] = ["t", "h"];
@@ -44,6 +45,10 @@ pub fn settings(shape: u8) -> Settings {
             outbound_bytes: 1024,
             close_slow_clients: bit(4),
             channels_per_client: 2,
+            addresses: AddressLimits {
+                connections: NonZeroU32::new(if bit(5) { 2 } else { 0 }),
+                handshakes: Rate::new(if bit(6) { 3 } else { 0 }),
+            },
             handshake_ms: 1000,
             ping_ms: 3000,
             idle_ms: 6000,
