@@ -189,7 +189,7 @@ impl Durations {
     }
 
     fn encode(&self, mut metric: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        let bounds = BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets).collect();
         let sum = self.sum_us as f64 / 1e6;
         metric.encode_histogram::<NoLabelSet>(sum, self.count(), &buckets, None)
@@ -337,6 +337,7 @@ mod tests {
             "gridcast_limits_hit_total{limit=\"topics\"} 0",
             "gridcast_call_seconds_bucket{le=\"0.0001\"} 1",
             "gridcast_call_seconds_sum 0.00044",
+            "gridcast_call_seconds_bucket{le=\"+Inf\"} 2",
             "gridcast_event_seconds_count 2",
             "gridcast_clients_open{shard=\"1\"} 5",
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
