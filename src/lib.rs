@@ -72,6 +72,13 @@
 //! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
 //! those that proved right of late are judged at once.
 //!
+//! # Who may do how much
+//!
+//! `shard::rate` is one number per client or address: when its bucket is full again. A client that
+//! has sent too much is not read from; an address is counted by its home, a shard found by its hash
+//! as a topic's is (`shard::addresses`); a user's calls are counted in one number that all shards
+//! share, the only one there is.
+//!
 //! # What is absent
 //!
 //! Locks; a task, channel or buffer per connection; a shared map of channels or clients; a registry

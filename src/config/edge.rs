@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::document::{ConfigError, Section};
 use super::token::read_token;
-use super::{Api, Limits, Tls, message_bytes, outbound_bytes, read_address, read_origins};
+use super::{Api, Limits, Tls, limit, message_bytes, outbound_bytes, read_address, read_origins};
 use crate::protocol::token::TokenRule;
 
 const NAME: &str = "a name of 1 to 255 bytes without control characters";
@@ -68,7 +68,7 @@ impl Edge {
     }
 }
 
-const ROUTE_KEYS: [&str; 11] = [
+const ROUTE_KEYS: [&str; 12] = [
     "path",
     "topic",
     "events",
@@ -80,6 +80,7 @@ const ROUTE_KEYS: [&str; 11] = [
     "compression",
     "message_bytes",
     "outbound_bytes",
+    "messages_per_s",
 ];
 
 /// What clients of one path may do, and where their messages go.
@@ -114,6 +115,9 @@ pub struct Route {
     pub message_bytes: usize,
     /// Bytes that may wait for one client, 1,024 to 1 GiB. Default: `limits.outbound_bytes`.
     pub outbound_bytes: usize,
+    /// Messages a second of one client, up to 1,000,000; 0: any number.
+    /// Default: `limits.messages_per_s`.
+    pub messages_per_s: u32,
 }
 
 /// Which of a client's doings its route reports to its topic.
@@ -153,6 +157,7 @@ impl Route {
             compression: section.switch("compression", false)?,
             message_bytes: message_bytes(section, "message_bytes", limits.edge_message_bytes)?,
             outbound_bytes: outbound_bytes(section, limits.outbound_bytes)?,
+            messages_per_s: limit(section, "messages_per_s", limits.messages_per_s)?,
         })
     }
 }

@@ -148,6 +148,7 @@ impl Shard {
             let bytes = frame.bytes().len();
             if connection.phase != Phase::Open || !connection.takes(bytes) {
                 walk.tally.failed += 1;
+                self.counters.limits.outbound_bytes += u64::from(connection.phase == Phase::Open);
                 if connection.is_too_slow_for(bytes) {
                     slow.push(key);
                 }
