@@ -261,6 +261,9 @@ impl Shard {
 
     fn echo(&mut self, key: ConnectionKey, kind: Kind, payload: &[u8]) {
         let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_broken {
+            return;
+        }
         let body = self.deflater.body(connection.compression, kind, payload);
         connection.outbound.prepare(&mut self.batches);
         connection.outbound.push_with(|out| body.put(out));

@@ -22,14 +22,15 @@ use run::{Summary, run};
 const SEEDS: u64 = 60;
 
 /// Seeds that found a bug, and what it was.
-const FOUND: [u64; 7] = [
-    2,    // An event before the answer to the queue.pop that asked for it.
-    7,    // A client that went while it was held: its socket and subscriptions stayed.
-    9,    // A client that ended while it waited for room, and was held then: likewise.
-    413,  // A back end that was gone before its queue.pop had its turn, and consumed for ever.
-    90,   // One that broke off meanwhile waited to be read, for ever.
-    358,  // What two consumers left came back in another order than it was sent in.
-    3139, // A question whose asker was gone stayed until its time was over.
+const FOUND: [u64; 8] = [
+    2,      // An event before the answer to the queue.pop that asked for it.
+    7,      // A client that went while it was held: its socket and subscriptions stayed.
+    9,      // A client that ended while it waited for room, and was held then: likewise.
+    413,    // A back end that was gone before its queue.pop had its turn, and consumed for ever.
+    90,     // One that broke off meanwhile waited to be read, for ever.
+    358,    // What two consumers left came back in another order than it was sent in.
+    50_152, // What a broken connection had sent before was sent back to it, without bound.
+    3139,   // A question whose asker was gone stayed until its time was over.
 ];
 
 /// Says how a failure is seen again.
