@@ -12,6 +12,7 @@
 //! | [`metrics`] | what a shard counts |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
+//! | [`mesh`] | other nodes: who is there, what they want to hear, how messages reach them |
 //! | [`config`] | the file and the variables → checked values |
 //! | [`node`] | puts a node together, runs it, takes it down |
 //!
@@ -78,6 +79,7 @@
 
 pub mod address;
 pub mod config;
+pub mod mesh;
 pub mod message;
 pub mod metrics;
 pub mod node;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, and the layers that it may import.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("address", &[]),
     ("protocol", &["address"]),
     ("message", &["address", "protocol", "metrics"]),
@@ -12,12 +12,16 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("queue", &["address", "protocol", "message", "metrics"]),
     ("shard", &["address", "protocol", "message", "metrics", "queue"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
+    ("mesh", &["address", "protocol", "message", "metrics", "runtime"]),
     ("config", &["protocol", "queue"]),
-    ("node", &["address", "protocol", "message", "metrics", "queue", "shard", "runtime", "config"]),
+    ("node", &["address", "protocol", "message", "metrics", "queue", "shard", "runtime", "mesh", "config"]),
 ];
 
 /// A name, and the only layer whose code may contain it.
-const RESERVED: [(&str, &str); 9] = [
+const RESERVED: [(&str, &str); 12] = [
+    ("quinn", "mesh"),
+    ("tokio", "mesh"),
+    ("foca", "mesh"),
     ("glommio::", "runtime"),
     ("io_uring::", "runtime"),
     ("crossbeam_channel", "runtime"),
