@@ -14,7 +14,13 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("runtime", &["address", "message", "metrics", "shard"]),
     ("mesh", &["address", "protocol", "message", "metrics", "runtime"]),
     ("config", &["protocol", "queue"]),
-    ("node", &["address", "protocol", "message", "metrics", "queue", "shard", "runtime", "mesh", "config"]),
+    (
+        "node",
+        &[
+            "address", "protocol", "message", "metrics", "queue", "shard", "runtime", "mesh",
+            "config",
+        ],
+    ),
 ];
 
 /// A name, and the only layer whose code may contain it.
