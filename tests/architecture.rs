@@ -58,18 +58,21 @@ fn sources() -> Vec<Source> {
     files.into_iter().map(source).filter(|s| s.layer != "lib" && s.layer != "main").collect()
 }
 
+/// The source files of a folder, without those of tests, which may go further.
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("src can be read") {
         let path = entry.expect("src can be read").path();
         match path.is_dir() {
+            true if path.ends_with("tests") => {}
             true => collect(&path, files),
+            false if path.ends_with("tests.rs") => {}
             false if path.extension().is_some_and(|end| end == "rs") => files.push(path),
             false => {}
         }
     }
 }
 
-/// The file without comments and without its tests, which may go further.
+/// The file without comments and without its tests.
 fn code_of(path: &Path) -> String {
     let text = fs::read_to_string(path).expect("a source file can be read");
     let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod greedy;
 mod http;
 mod inbox;
 mod latency;
@@ -17,7 +18,9 @@ mod ledger;
 mod machine;
 mod meter;
 mod payload;
+mod probe;
 mod publisher;
+mod raw;
 mod report;
 mod scenario;
 mod server;
@@ -106,7 +109,7 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
     machine::raise_descriptor_limit()?;
     let runtime = machine::runtime_beside(&options.server_cpus)?;
     let scenarios = match command {
-        Command::One(scenario) => vec![scenario],
+        Command::One(scenario) => scenario.each(),
         Command::All { quick } => scenario::all(quick),
     };
     println!("{}", report::heading());

@@ -20,18 +20,41 @@ pub struct Run {
     latency_us: Percentiles<f64>,
     damage: Damage,
     memory_bytes: Option<u64>,
+    beside: Option<Beside>,
+}
+
+/// What was seen of the server and of a peer that took more than its share.
+#[derive(Clone, Serialize)]
+pub struct Beside {
+    /// Bytes of the server's memory before the peer came.
+    pub memory_before: u64,
+    /// Most of it while it was there.
+    pub memory_peak: u64,
+    /// What was left of it after.
+    pub memory_after: u64,
+    /// CPU time of the server by wall-clock time.
+    pub server_cpu_share: f64,
+    /// How late the probe was with its messages by its own fault, at most.
+    pub probe_own_delay_us: f64,
+    /// What became of the peer.
+    pub fate: String,
 }
 
 impl Run {
     /// A run that did at `cost` as many units of work as there are latencies.
     pub fn new(cost: Cost, latencies: &Latencies, damage: Damage) -> Self {
         let (units, latency_us) = (latencies.count(), latencies.percentiles_us());
-        Self { units, cost, latency_us, damage, memory_bytes: None }
+        Self { units, cost, latency_us, damage, memory_bytes: None, beside: None }
     }
 
     /// Adds by how much the server's memory has grown for all units.
     pub fn with_memory(self, bytes: u64) -> Self {
         Self { memory_bytes: Some(bytes), ..self }
+    }
+
+    /// Adds what was seen beside the units of work.
+    pub fn with_beside(self, beside: Beside) -> Self {
+        Self { beside: Some(beside), ..self }
     }
 
     fn rate(&self) -> f64 {
@@ -81,6 +104,9 @@ pub struct Report {
     server_memory_bytes_per_unit: Option<Spread>,
     #[serde(flatten)]
     damage: Damage,
+    /// Of each run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    beside: Vec<Beside>,
 }
 
 impl Report {
@@ -101,6 +127,7 @@ impl Report {
                 runs.iter().filter_map(Run::memory_bytes_per_unit),
             ),
             damage: runs.iter().map(|run| run.damage).sum(),
+            beside: runs.iter().filter_map(|run| run.beside.clone()).collect(),
         }
     }
 
@@ -140,7 +167,19 @@ impl fmt::Display for Report {
         let Damage { lost, doubled, misordered } = self.damage;
         write!(f, "{lost:>6} {doubled:>7} {misordered:>10} ")?;
         let memory = self.server_memory_bytes_per_unit.map(|bytes| range(bytes, 0));
-        write!(f, "{:>22}", memory.as_deref().unwrap_or("–"))
+        write!(f, "{:>22}", memory.as_deref().unwrap_or("–"))?;
+        self.beside.iter().try_for_each(|beside| write!(f, "\n    {beside}"))
+    }
+}
+
+/// A line below the row.
+impl fmt::Display for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [before, peak, after] = [self.memory_before, self.memory_peak, self.memory_after]
+            .map(|bytes| bytes as f64 / 1e6);
+        let (cpu, own_delay) = (self.server_cpu_share * 100.0, self.probe_own_delay_us);
+        write!(f, "memory {before:.1} MB, at most {peak:.1}, then {after:.1}; CPU {cpu:.0} %; ")?;
+        write!(f, "the probe's own delay {own_delay:.0} µs; {}", self.fate)
     }
 }
 

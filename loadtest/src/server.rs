@@ -140,6 +140,8 @@ path = "/echo"
 handler = "echo"
 message_bytes = 16777216
 outbound_bytes = 67108864
+[limits]
+handshake_ms = 1000
 "#;
 
 /// Reads the server's stderr to its end, so that it never waits for us: the line that says where

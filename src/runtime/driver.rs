@@ -2,9 +2,17 @@
 //!
 //! Requests that a socket has under way: one multishot receive, and either one send or one wait for
 //! room. It is closed when none is left: so no completion ever meets a socket that is not its own.
+//!
+//! Here are the turn and the sockets' end; `accepting.rs`, `receiving.rs` and `sending.rs` are what a
+//! turn does for each kind of completion.
+
+mod accepting;
+mod receiving;
+mod sending;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,16 +20,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{io, mem};
 
-use rustix::net::{SendFlags, Shutdown};
+use rustix::net::Shutdown;
 use socket2::Socket as ListeningSocket;
 
 use super::bus::Port;
-use super::ring::{Buffer, Completion, Ring, Sending};
-use super::tls::{Identity, Opened, Tls};
+use super::identity::Identity;
+use super::ring::{Completion, Ring, Sending};
+use super::tls::Tls;
 use super::verifier::Verifier;
 use super::watch::{Summary, Watch};
 use crate::message::ConnectionKey;
-use crate::shard::{Action, Batch, Listener, Now, Shard};
+use crate::shard::{Action, Listener, Now, Shard};
+use accepting::{AcceptState, Accepting};
+use sending::say_last_words;
 
 /// The longest sleep in milliseconds: what glommio's own ring has to say waits for so long, and a
 /// lost wake-up would.
@@ -29,22 +40,6 @@ pub(super) const SLEEP_MAX_MS: u64 = 100;
 
 /// How soon a message that found a full mailbox is tried again, in milliseconds.
 const STUCK_MS: u64 = 1;
-
-/// How long accepting rests when the process has no descriptor left, in milliseconds.
-const ACCEPT_REST_MS: u64 = 100;
-
-/// Sends per turn to connections that a single command meant, and to those that only a fan-out
-/// reached: so a huge one leaves room for the rest about every millisecond, and neither starves.
-const URGENT_SENDS: usize = 512;
-const BULK_SENDS: usize = 128;
-
-/// Steps of TLS handshakes per turn, of which a full one takes two. The costly one, with the
-/// signature, takes 0.1 to 1 ms by the kind of key; so other connections wait no longer than 8 ms
-/// for a crowd that comes at once. Further steps wait their turn, in order.
-const HANDSHAKE_STEPS: usize = 8;
-
-/// Spare [`Sending`]s kept for the next sends.
-const SPARE_SENDINGS: usize = 2048;
 
 pub(super) struct Driver {
     number: usize,
@@ -70,23 +65,6 @@ pub(super) struct Driver {
     watch: Arc<Watch>,
     is_stuck: bool,
     is_counted_out: bool,
-}
-
-/// A listening socket.
-struct Accepting {
-    socket: ListeningSocket,
-    listener: Listener,
-    // None: it speaks plain TCP.
-    identity: Option<Identity>,
-    state: AcceptState,
-}
-
-#[derive(PartialEq, Eq)]
-enum AcceptState {
-    Accepting,
-    // No descriptors: until this time.
-    RestingUntil(u64),
-    Stopped,
 }
 
 /// One connection's socket.
@@ -239,309 +217,11 @@ impl Driver {
                 }
                 Completion::Sent { key, sending, result } => self.sent(now, key, sending, result),
                 Completion::Writable { key } => self.writable(key),
+                Completion::CancelMissed { key } => self.cancel_missed(key),
                 Completion::Woken => self.ring.wait_woken(self.port.wake_fd()),
             }
         }
         self.completions = completions;
-    }
-
-    fn accepted(&mut self, now: Now, number: usize, result: io::Result<OwnedFd>, is_over: bool) {
-        let accepting = &mut self.listeners[number];
-        let listener = accepting.listener;
-        if is_over && accepting.state == AcceptState::Accepting {
-            match &result {
-                // Not a descriptor left: trying again at once would only burn the core.
-                Err(error) if is_exhausted(error) => {
-                    accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
-                    self.watch.accepts_rested.fetch_add(1, Ordering::Relaxed);
-                }
-                _ => self.ring.accept(number, accepting.socket.as_fd()),
-            }
-        }
-        // A connection that was reset while it waited to be accepted is nobody's loss.
-        let Ok(fd) = result else { return };
-        let Some(remote) = peer_address(&fd) else { return };
-        let identity = accepting.identity.as_ref();
-        let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
-        let is_client = listener != Listener::Api;
-        if is_client && !self.watch.admit_client() {
-            return;
-        }
-        let Some(key) = self.shard.handle_accepted(now, listener, remote) else {
-            return self.watch.forget_client(is_client);
-        };
-        let place = key.index as usize;
-        if self.sockets.len() <= place {
-            self.sockets.resize_with(place + 1, || None);
-        }
-        self.sockets[place] = Some(Socket {
-            fd,
-            generation: key.generation,
-            receiving: Receiving::Not,
-            wants_bytes: true,
-            is_client,
-            is_closing: false,
-            is_deferred: false,
-            write: Write::Idle,
-            tls,
-        });
-        self.receive(key);
-    }
-
-    /// Begins to receive, unless it is under way or not wanted.
-    fn receive(&mut self, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        let is_wanted = socket.wants_bytes && !socket.is_closing && !socket.is_deferred;
-        if socket.receiving == Receiving::Not && is_wanted {
-            socket.receiving = Receiving::Armed;
-            self.ring.receive(key, socket.fd.as_fd());
-        }
-    }
-
-    fn received(
-        &mut self,
-        now: Now,
-        key: ConnectionKey,
-        result: io::Result<Option<Buffer>>,
-        is_over: bool,
-    ) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        if is_over {
-            socket.receiving = Receiving::Not;
-        }
-        let (is_closing, is_deferred) = (socket.is_closing, socket.is_deferred);
-        match result {
-            Ok(Some(buffer)) => {
-                let is_end = self.ring.buffer(&buffer).is_empty();
-                if !is_closing && !is_end {
-                    self.guarded(now, key, |driver| driver.read(now, key, &buffer));
-                }
-                self.ring.recycle(buffer);
-                match is_end {
-                    // What came before counts first: it is received again after that.
-                    true if is_deferred => {}
-                    true => self.ended(now, key, false),
-                    false => self.starved_if(is_over, key),
-                }
-            }
-            Ok(None) if is_deferred => {}
-            Ok(None) => self.ended(now, key, false),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
-                    self.starved_if(true, key);
-                }
-                _ => self.ended(now, key, true),
-            },
-        }
-        self.close_if_quiet(key);
-    }
-
-    /// Works on what one peer sent: a panic ends that peer's connection alone.
-    fn guarded(&mut self, now: Now, key: ConnectionKey, work: impl FnOnce(&mut Self)) {
-        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
-            self.shard.handle_panic(now, key);
-        }
-    }
-
-    fn read(&mut self, now: Now, key: ConnectionKey, buffer: &Buffer) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        let bytes = self.ring.buffer(buffer);
-        match &mut socket.tls {
-            None => self.shard.handle_bytes(now, key, bytes),
-            Some(tls) => {
-                tls.receive(bytes);
-                self.open_or_defer(now, key);
-            }
-        }
-    }
-
-    /// Opens what a TLS peer sent, unless it is of a handshake and enough of these had their step.
-    fn open_or_defer(&mut self, now: Now, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        let Some(tls) = &socket.tls else { return };
-        if socket.is_deferred {
-            return;
-        }
-        if tls.is_handshaking() {
-            if self.handshake_steps_left == 0 {
-                return self.defer(key);
-            }
-            self.handshake_steps_left -= 1;
-        }
-        self.open(now, key);
-    }
-
-    fn defer(&mut self, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.is_deferred = true;
-        self.watch.handshakes_deferred.fetch_add(1, Ordering::Relaxed);
-        self.deferred.push_back(key);
-        self.stop_receiving(key);
-    }
-
-    /// Gives the handshakes that wait their step, in order, before any that come now.
-    fn resume_handshakes(&mut self, now: Now) {
-        self.handshake_steps_left = HANDSHAKE_STEPS;
-        while self.handshake_steps_left > 0
-            && let Some(key) = self.deferred.pop_front()
-        {
-            let Some(socket) = find(&mut self.sockets, key) else { continue };
-            socket.is_deferred = false;
-            if !socket.is_closing {
-                self.guarded(now, key, |driver| driver.open_or_defer(now, key));
-                self.receive(key);
-            }
-        }
-    }
-
-    fn open(&mut self, now: Now, key: ConnectionKey) {
-        let Self { sockets, plaintext, shard, watch, .. } = self;
-        let Some(tls) = find(sockets, key).and_then(|socket| socket.tls.as_mut()) else { return };
-        plaintext.clear();
-        let opened = tls.open(plaintext);
-        if !plaintext.is_empty() {
-            shard.handle_bytes(now, key, plaintext);
-        }
-        match opened {
-            Opened::All => {}
-            Opened::Refused => _ = watch.handshakes_refused.fetch_add(1, Ordering::Relaxed),
-            Opened::End => self.ended(now, key, false),
-            Opened::Broken => self.ended(now, key, true),
-        }
-        self.send_sealed(now, key);
-    }
-
-    fn starved_if(&mut self, is_over: bool, key: ConnectionKey) {
-        if is_over {
-            self.starved.push(key);
-        }
-    }
-
-    fn ended(&mut self, now: Now, key: ConnectionKey, is_broken: bool) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.wants_bytes = false;
-        if !socket.is_closing {
-            self.shard.handle_end(now, key, is_broken);
-        }
-    }
-
-    /// Writes what connections have to say: each one gathered send with all of it.
-    fn write(&mut self, now: Now) {
-        for _ in 0..URGENT_SENDS {
-            let Some((key, batch)) = self.shard.poll_urgent_write() else { break };
-            self.send_batch(now, key, batch);
-        }
-        for _ in 0..BULK_SENDS {
-            let Some((key, batch)) = self.shard.poll_bulk_write() else { break };
-            self.send_batch(now, key, batch);
-        }
-    }
-
-    fn send_batch(&mut self, now: Now, key: ConnectionKey, batch: Batch) {
-        let Some(socket) = find(&mut self.sockets, key) else { return self.shard.recycle(batch) };
-        if socket.is_closing {
-            return self.shard.recycle(batch);
-        }
-        match &mut socket.tls {
-            None => self.send(key, batch),
-            Some(tls) => {
-                tls.enqueue(batch);
-                self.send_sealed(now, key);
-            }
-        }
-    }
-
-    /// Sends what a TLS connection has to say, its session's own messages first; when it is over
-    /// and all is said, shuts our end.
-    fn send_sealed(&mut self, now: Now, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        let Some(tls) = &mut socket.tls else { return };
-        if socket.is_closing || !matches!(socket.write, Write::Idle) {
-            return;
-        }
-        match tls.seal(&mut self.plaintext) {
-            Ok(batch) if !batch.is_empty() => self.send(key, batch),
-            Ok(_) if tls.is_over() => shut(socket),
-            Ok(_) => {}
-            Err(_) => self.ended(now, key, true),
-        }
-    }
-
-    fn send(&mut self, key: ConnectionKey, batch: Batch) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
-        sending.begin(batch);
-        socket.write = Write::Sending;
-        self.ring.send(key, socket.fd.as_fd(), sending);
-    }
-
-    fn sent(
-        &mut self,
-        now: Now,
-        key: ConnectionKey,
-        mut sending: Box<Sending>,
-        result: io::Result<usize>,
-    ) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.write = Write::Idle;
-        if socket.is_closing {
-            self.spare(sending);
-            return self.close_if_quiet(key);
-        }
-        match result {
-            Ok(bytes) => {
-                let is_tls = socket.tls.is_some();
-                let is_done = sending.advance(bytes);
-                if is_done {
-                    self.spare(sending);
-                } else {
-                    self.wait_for_room(key, sending);
-                }
-                match is_tls {
-                    false => self.shard.handle_written(now, key, bytes, is_done),
-                    true if is_done => self.sealed_written(now, key),
-                    true => {}
-                }
-            }
-            Err(error) if is_for_later(&error) => self.wait_for_room(key, sending),
-            Err(_) => {
-                self.spare(sending);
-                self.ended(now, key, true);
-            }
-        }
-    }
-
-    /// The shard hears of its bytes when the records that hold them are written whole.
-    fn sealed_written(&mut self, now: Now, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        if let Some((bytes, is_done)) = socket.tls.as_mut().and_then(|tls| tls.written()) {
-            self.shard.handle_written(now, key, bytes, is_done);
-        }
-        self.send_sealed(now, key);
-    }
-
-    fn spare(&mut self, mut sending: Box<Sending>) {
-        self.shard.recycle(sending.abandon());
-        if self.spare.len() < SPARE_SENDINGS {
-            self.spare.push(sending);
-        }
-    }
-
-    fn wait_for_room(&mut self, key: ConnectionKey, sending: Box<Sending>) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.write = Write::Waiting(sending);
-        self.ring.wait_writable(key, socket.fd.as_fd());
-    }
-
-    fn writable(&mut self, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        let Write::Waiting(sending) = mem::replace(&mut socket.write, Write::Idle) else { return };
-        if socket.is_closing {
-            self.spare(sending);
-            return self.close_if_quiet(key);
-        }
-        socket.write = Write::Sending;
-        self.ring.send(key, socket.fd.as_fd(), sending);
     }
 
     fn do_actions(&mut self, now: Now) {
@@ -552,35 +232,6 @@ impl Driver {
                 Action::Shutdown(key) => self.shutdown(now, key),
                 Action::Close(key) => self.close(key),
                 Action::StopAccepting => self.stop_accepting(),
-            }
-        }
-    }
-
-    fn want_bytes(&mut self, key: ConnectionKey, wants_bytes: bool) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.wants_bytes = wants_bytes;
-        match wants_bytes {
-            true => self.receive(key),
-            false => self.stop_receiving(key),
-        }
-    }
-
-    fn stop_receiving(&mut self, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        if socket.receiving == Receiving::Armed {
-            socket.receiving = Receiving::Cancelled;
-            self.ring.cancel_receive(key);
-        }
-    }
-
-    /// Shuts our end; over TLS, after the words that say so.
-    fn shutdown(&mut self, now: Now, key: ConnectionKey) {
-        let Some(socket) = find(&mut self.sockets, key) else { return };
-        match &mut socket.tls {
-            None => shut(socket),
-            Some(tls) => {
-                tls.close();
-                self.send_sealed(now, key);
             }
         }
     }
@@ -605,27 +256,6 @@ impl Driver {
             self.watch.forget_client(socket.is_client);
             self.sockets[key.index as usize] = None;
             self.shard.handle_closed(key);
-        }
-    }
-
-    fn stop_accepting(&mut self) {
-        for (number, accepting) in self.listeners.iter_mut().enumerate() {
-            accepting.state = AcceptState::Stopped;
-            self.ring.cancel_accept(number);
-            // Connections in the backlog are refused from here on, not left to wait.
-            let _ = accepting.socket.shutdown(std::net::Shutdown::Both);
-        }
-    }
-
-    fn wake_listeners(&mut self, now: Now) {
-        for (number, accepting) in self.listeners.iter_mut().enumerate() {
-            if let Some(identity) = &mut accepting.identity {
-                identity.renew();
-            }
-            if matches!(accepting.state, AcceptState::RestingUntil(until) if until <= now.ms) {
-                accepting.state = AcceptState::Accepting;
-                self.ring.accept(number, accepting.socket.as_fd());
-            }
         }
     }
 
@@ -663,38 +293,4 @@ impl Driver {
 fn find(sockets: &mut [Option<Socket>], key: ConnectionKey) -> Option<&mut Socket> {
     let socket = sockets.get_mut(key.index as usize)?.as_mut()?;
     (socket.generation == key.generation).then_some(socket)
-}
-
-fn shut(socket: &Socket) {
-    // What is left to learn of a socket that is not connected comes with its receive.
-    let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
-}
-
-/// The alert that a TLS connection that is closed at once still owes its peer, if the socket takes
-/// it: nobody waits for that.
-fn say_last_words(socket: &mut Socket, scratch: &mut Vec<u8>) {
-    let Some(tls) = &mut socket.tls else { return };
-    if !matches!(socket.write, Write::Idle) {
-        return;
-    }
-    tls.close();
-    for chunk in tls.seal(scratch).unwrap_or_default() {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let _ = rustix::net::send(&socket.fd, chunk.bytes(), flags);
-    }
-}
-
-fn is_exhausted(error: &io::Error) -> bool {
-    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| codes.contains(&code))
-}
-
-fn is_for_later(error: &io::Error) -> bool {
-    let codes = [libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM];
-    error.raw_os_error().is_some_and(|code| codes.contains(&code))
-}
-
-fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
-    let address = rustix::net::getpeername(fd).ok()??;
-    address.try_into().ok()
 }

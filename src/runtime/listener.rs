@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::tls::TlsContext;
+use super::identity::TlsContext;
 
 /// Connections that may wait to be accepted, per shard. The kernel takes no more than
 /// net.core.somaxconn.

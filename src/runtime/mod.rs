@@ -11,6 +11,7 @@
 mod bus;
 pub mod check;
 mod driver;
+mod identity;
 mod listener;
 mod ring;
 mod start;
@@ -19,7 +20,7 @@ mod verifier;
 mod wake;
 mod watch;
 
+pub use identity::TlsContext;
 pub use listener::{Listening, bind};
 pub use start::{Shards, start};
-pub use tls::TlsContext;
 pub use watch::Summary;

@@ -4,6 +4,11 @@
 //! [`Sending`] until its completion: both are owned here while the kernel may touch them.
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod tests;
+
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::collections::VecDeque;
 use std::io;
@@ -17,17 +22,20 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use crate::message::ConnectionKey;
 use crate::shard::{Batch, Chunk};
+#[cfg(test)]
+pub use faults::{Faults, Random};
 
 /// Requests per submission; more are submitted in parts.
-const SUBMISSIONS: u32 = 1024;
+const SUBMISSIONS: u32 = if cfg!(test) { 8 } else { 1024 };
 
 /// Completions that the ring holds; the kernel keeps more in a list of its own.
-const COMPLETIONS: u32 = 16 * 1024;
+const COMPLETIONS: u32 = if cfg!(test) { 16 } else { 16 * 1024 };
 
 /// Receive buffers of a shard and their size: 4 MiB in all, for every connection together. When
-/// they are all in use, receiving waits for one to come back.
-const BUFFERS: u16 = 512;
-const BUFFER_BYTES: usize = 8 * 1024;
+/// they are all in use, receiving waits for one to come back. Under test all of this is so small
+/// that it runs out.
+const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
+const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
 
 /// Runs of bytes per send (IOV_MAX of Linux); what is more goes out with the next.
 const RUNS_PER_SEND: usize = 1024;
@@ -46,6 +54,9 @@ pub enum Completion {
     Sent { key: ConnectionKey, sending: Box<Sending>, result: io::Result<usize> },
     /// The socket takes bytes again, or has broken.
     Writable { key: ConnectionKey },
+    /// A cancellation found no receive under way: it is over, or was just between two queues of the
+    /// kernel's and goes on.
+    CancelMissed { key: ConnectionKey },
     /// The eventfd was written.
     Woken,
 }
@@ -105,7 +116,7 @@ impl Sending {
 }
 
 /// What a request is, in the highest byte of its user data; the key of its connection follows.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Request {
     Accept,
@@ -125,6 +136,8 @@ pub struct Ring {
     sends: Vec<Option<Box<Sending>>>,
     wake_counter: Box<u64>,
     backlog: VecDeque<squeue::Entry>,
+    #[cfg(test)]
+    pub faults: Faults,
 }
 
 impl Ring {
@@ -146,17 +159,17 @@ impl Ring {
             sends: Vec::new(),
             wake_counter: Box::new(0),
             backlog: VecDeque::new(),
+            #[cfg(test)]
+            faults: Faults::default(),
         })
     }
 
     /// Accepts connections on a listener, each with a completion.
     pub fn accept(&mut self, listener: usize, socket: BorrowedFd<'_>) {
         let key = ConnectionKey { index: listener as u32, generation: 0 };
-        let entry = opcode::AcceptMulti::new(Fd(socket.as_raw_fd()))
-            .flags(libc::SOCK_CLOEXEC)
-            .build()
-            .user_data(user_data(Request::Accept, key));
-        self.push(entry);
+        let entry =
+            opcode::AcceptMulti::new(Fd(socket.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
+        self.push(Request::Accept, key, entry);
     }
 
     /// Stops accepting on a listener.
@@ -167,22 +180,18 @@ impl Ring {
 
     /// Receives from a socket, each time with a completion, until it is over.
     pub fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
-        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP)
-            .build()
-            .user_data(user_data(Request::Receive, key));
-        self.push(entry);
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP).build();
+        self.push(Request::Receive, key, entry);
     }
 
-    /// Stops receiving; the completion that is over follows.
+    /// Stops receiving; the completion that is over follows, or [`Completion::CancelMissed`].
     pub fn cancel_receive(&mut self, key: ConnectionKey) {
         self.cancel(Request::Receive, key);
     }
 
     fn cancel(&mut self, request: Request, key: ConnectionKey) {
-        let entry = opcode::AsyncCancel::new(user_data(request, key))
-            .build()
-            .user_data(user_data(Request::Cancel, key));
-        self.push(entry);
+        let entry = opcode::AsyncCancel::new(user_data(request, key)).build();
+        self.push(Request::Cancel, key, entry);
     }
 
     /// Sends what is left of `sending`, as much as the socket takes at once. At most one per
@@ -193,11 +202,17 @@ impl Ring {
         let entry = match sending.batch.len() {
             1 => {
                 let bytes = &sending.batch[0].bytes()[sending.written..];
+                #[cfg(test)]
+                let bytes = &bytes[..self.faults.shortened(bytes.len())];
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 opcode::Send::new(fd, bytes.as_ptr(), length).flags(flags).build()
             }
             _ => {
                 sending.fill_runs();
+                #[cfg(test)]
+                self.faults.shorten_runs(&mut sending.runs);
+                sending.header.msg_iov = sending.runs.as_mut_ptr();
+                sending.header.msg_iovlen = sending.runs.len();
                 opcode::SendMsg::new(fd, &raw const sending.header).flags(flags as u32).build()
             }
         };
@@ -208,27 +223,26 @@ impl Ring {
         debug_assert!(self.sends[place].is_none(), "one send per connection");
         // The box does not move, and stays here until the completion: see `completions`.
         self.sends[place] = Some(sending);
-        self.push(entry.user_data(user_data(Request::Send, key)));
+        self.push(Request::Send, key, entry);
     }
 
     /// Completes when the socket takes bytes, or has broken.
     pub fn wait_writable(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
-        let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLOUT as u32)
-            .build()
-            .user_data(user_data(Request::Writable, key));
-        self.push(entry);
+        let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLOUT as u32).build();
+        self.push(Request::Writable, key, entry);
     }
 
     /// Completes when the eventfd is written, once.
     pub fn wait_woken(&mut self, eventfd: BorrowedFd<'_>) {
         let counter = (&raw mut *self.wake_counter).cast();
-        let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), counter, 8)
-            .build()
-            .user_data(user_data(Request::Wake, ConnectionKey { index: 0, generation: 0 }));
-        self.push(entry);
+        let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), counter, 8).build();
+        self.push(Request::Wake, ConnectionKey { index: 0, generation: 0 }, entry);
     }
 
-    fn push(&mut self, entry: squeue::Entry) {
+    fn push(&mut self, request: Request, key: ConnectionKey, entry: squeue::Entry) {
+        #[cfg(test)]
+        let entry = self.faults.replaced(request, key, entry);
+        let entry = entry.user_data(user_data(request, key));
         // SAFETY: what an entry points to is owned by this ring until its completion: `buffers` and
         // `wake_counter` for as long as the ring lives, a `Sending` in `sends`. Descriptors are
         // borrowed from sockets that the driver keeps until all their requests are complete.
@@ -270,6 +284,8 @@ impl Ring {
     /// The ring is of no use any more.
     pub fn submit(&mut self, wait: Duration) -> io::Result<()> {
         self.submit_backlog()?;
+        #[cfg(test)]
+        let wait = self.faults.wait(wait);
         if wait.is_zero() {
             return self.submit_queued();
         }
@@ -285,7 +301,14 @@ impl Ring {
     /// Takes out what is complete.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
         let Self { uring, sends, .. } = self;
-        out.extend(uring.completion().filter_map(|entry| completion(&entry, sends)));
+        let completed = uring.completion().map(|entry| Completed {
+            user_data: entry.user_data(),
+            result: entry.result(),
+            flags: entry.flags(),
+        });
+        #[cfg(test)]
+        let completed = self.faults.delayed(completed);
+        out.extend(completed.filter_map(|completed| completion(completed, sends)));
     }
 
     /// The bytes of a buffer.
@@ -295,6 +318,8 @@ impl Ring {
 
     /// Gives a buffer back to the kernel.
     pub fn recycle(&mut self, buffer: Buffer) {
+        #[cfg(test)]
+        self.faults.given_back(buffer.id);
         self.buffers.provide(buffer.id);
     }
 }
@@ -308,20 +333,29 @@ fn user_data(request: Request, key: ConnectionKey) -> u64 {
     (request as u64) << 56 | u64::from(key.generation) << 32 | u64::from(key.index)
 }
 
-/// What an entry of the completion queue says; `None` for those that say nothing.
-fn completion(entry: &cqueue::Entry, sends: &mut [Option<Box<Sending>>]) -> Option<Completion> {
+/// An entry of the completion queue.
+#[derive(Debug)]
+struct Completed {
+    user_data: u64,
+    result: i32,
+    flags: u32,
+}
+
+/// What an entry says; `None` for those that say nothing.
+fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Completion> {
     const ACCEPT: u8 = Request::Accept as u8;
     const RECEIVE: u8 = Request::Receive as u8;
     const SEND: u8 = Request::Send as u8;
     const WRITABLE: u8 = Request::Writable as u8;
+    const CANCEL: u8 = Request::Cancel as u8;
     const WAKE: u8 = Request::Wake as u8;
-    let data = entry.user_data();
+    let data = entry.user_data;
     let key = ConnectionKey { index: data as u32, generation: (data >> 32) as u32 & 0xFF_FFFF };
-    let result = match entry.result() {
+    let result = match entry.result {
         code @ ..0 => Err(io::Error::from_raw_os_error(-code)),
         count => Ok(count),
     };
-    let is_over = !cqueue::more(entry.flags());
+    let is_over = !cqueue::more(entry.flags);
     Some(match (data >> 56) as u8 {
         ACCEPT => {
             // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
@@ -329,7 +363,7 @@ fn completion(entry: &cqueue::Entry, sends: &mut [Option<Box<Sending>>]) -> Opti
             Completion::Accepted { listener: key.index as usize, result, is_over }
         }
         RECEIVE => {
-            let buffer = cqueue::buffer_select(entry.flags());
+            let buffer = cqueue::buffer_select(entry.flags);
             let result =
                 result.map(|length| buffer.map(|id| Buffer { id, length: length as usize }));
             Completion::Received { key, result, is_over }
@@ -339,6 +373,7 @@ fn completion(entry: &cqueue::Entry, sends: &mut [Option<Box<Sending>>]) -> Opti
             Completion::Sent { key, sending, result: result.map(|count| count as usize) }
         }
         WRITABLE => Completion::Writable { key },
+        CANCEL if result.is_err() => Completion::CancelMissed { key },
         WAKE => Completion::Woken,
         _ => return None,
     })
@@ -354,8 +389,6 @@ impl Sending {
             let start = bytes.as_ptr().cast_mut().cast();
             self.runs.push(libc::iovec { iov_base: start, iov_len: bytes.len() });
         }
-        self.header.msg_iov = self.runs.as_mut_ptr();
-        self.header.msg_iovlen = self.runs.len();
     }
 }
 

@@ -10,8 +10,8 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::bus::{Control, bus};
 use super::driver::Driver;
+use super::identity::{Identity, TlsContext};
 use super::listener::Listening;
-use super::tls::{Identity, TlsContext};
 use super::verifier;
 use super::watch::{Summary, Watch};
 use crate::address::ShardId;

@@ -16,8 +16,13 @@ use crate::protocol::frame::Frame;
 /// go.
 const SLICE: usize = 1024;
 
-/// Slices per turn, over all walks.
+/// Slices per turn, over all walks that are under way.
 const SLICES_PER_TURN: usize = 8;
+
+/// Subscribers that all publishes of a turn reach together, those that are done in one go included:
+/// some milliseconds. The rest wait for later turns. Without this bound, a thousand publishes that
+/// came at once, each to a channel that one slice covers, would be one turn of 200 ms.
+pub(super) const REACHED_PER_TURN: usize = 32 * SLICE;
 
 /// A walk through a channel's members that is under way.
 #[derive(Debug)]
@@ -49,16 +54,19 @@ const BEHIND_BYTES: usize = 16 * 1024 * 1024;
 impl Lane {
     /// Lets a command wait; false if too much does.
     pub(super) fn take(&mut self, asked: Asked, command: &Command) -> bool {
-        let bytes = match command {
-            Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
-            _ => 0,
-        };
+        let bytes = frame_bytes(command);
         if self.behind.len() >= BEHIND_MAX || self.behind_bytes + bytes > BEHIND_BYTES {
             return false;
         }
         self.behind_bytes += bytes;
         self.behind.push_back((asked, command.clone()));
         true
+    }
+
+    fn next(&mut self) -> Option<(Asked, Command)> {
+        let next = self.behind.pop_front()?;
+        self.behind_bytes -= frame_bytes(&next.1);
+        Some(next)
     }
 
     /// Its back end is gone: it consumes nothing when its turn comes. Gives what is not to be
@@ -72,14 +80,22 @@ impl Lane {
     }
 }
 
+fn frame_bytes(command: &Command) -> usize {
+    match command {
+        Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
+        _ => 0,
+    }
+}
+
 impl Shard {
-    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk.
+    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk: all
+    /// of it where this turn has reached enough.
     pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Walk> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.begin_walk(channel);
         let frame = Rc::new(frame);
         let mut walk = Walk { channel, at: 0, end, frame, tally: Tally::default() };
-        match self.walk(&mut walk) {
+        match self.reachable > 0 && self.walk(&mut walk) {
             true => Ok(walk.tally),
             false => Err(walk),
         }
@@ -107,6 +123,7 @@ impl Shard {
                 self.bulk.push_back(key);
             }
         }
+        self.reachable = self.reachable.saturating_sub(end - walk.at);
         walk.at = end;
         self.close_slow_ones(slow);
         let is_over = end == walk.end;
@@ -140,14 +157,18 @@ impl Shard {
                 continue;
             }
             self.answer(lane.asked, Answer::Published(lane.walk.tally));
-            self.catch_up(lane.behind);
+            self.catch_up(lane);
         }
     }
 
     /// Carries out what waited behind a walk, up to the next one that takes longer.
-    fn catch_up(&mut self, behind: VecDeque<(Asked, Command)>) {
-        for (asked, command) in behind {
+    fn catch_up(&mut self, mut lane: Lane) {
+        while let Some((asked, command)) = lane.next() {
             self.carry_out(asked, command);
+            if let Some(opened) = self.lanes.get_mut(&asked.backend) {
+                (opened.behind, opened.behind_bytes) = (lane.behind, lane.behind_bytes);
+                return;
+            }
         }
     }
 

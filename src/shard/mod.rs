@@ -51,7 +51,7 @@ use channels::Channels;
 use commands::Asked;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
-use fanout::Lane;
+use fanout::{Lane, REACHED_PER_TURN};
 use nodes::Nodes;
 use pending::Pending;
 use settings::Settings;
@@ -100,6 +100,8 @@ pub struct Shard {
     lanes: HashMap<BackendId, Lane>,
     // The lanes in the order of their turns.
     turns: VecDeque<BackendId>,
+    // Subscribers that publishes may still reach in this turn.
+    reachable: usize,
     // Connections with something to write. Those that one command meant go before those that a
     // fan-out reached: a huge channel does not delay a single message.
     urgent: VecDeque<ConnectionKey>,
@@ -140,6 +142,7 @@ impl Shard {
             timers: Timers::new(now.ms),
             lanes: HashMap::new(),
             turns: VecDeque::new(),
+            reachable: REACHED_PER_TURN,
             urgent: VecDeque::new(),
             bulk: VecDeque::new(),
             resuming: VecDeque::new(),
@@ -268,6 +271,7 @@ impl Shard {
     pub fn handle_turn(&mut self, now: Now) {
         self.now = now;
         self.fire_timers();
+        self.reachable = REACHED_PER_TURN;
         self.resume_paused();
         self.walk_lanes();
         self.drain_slice();

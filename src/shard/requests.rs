@@ -265,7 +265,7 @@ impl Shard {
         self.counters.http_refused += 1;
         let code = match status {
             401 | 403 => Code::NotAuthorised,
-            413 | 431 => Code::TooLarge,
+            413 | 414 | 431 => Code::TooLarge,
             429 | 503 => Code::TooManyRequests,
             _ => Code::InvalidArgument,
         };

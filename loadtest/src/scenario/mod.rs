@@ -3,6 +3,7 @@
 mod connect;
 mod echo;
 mod fanout;
+mod hostile;
 mod ingest;
 mod publish;
 
@@ -12,6 +13,7 @@ use anyhow::Result;
 use clap::Subcommand;
 use tokio::time::Instant;
 
+use crate::greedy::Peer;
 use crate::report::Run;
 use crate::server::Target;
 
@@ -28,9 +30,19 @@ pub enum Scenario {
     Publish(publish::Publish),
     /// Messages of clients to a back end that consumes their topic
     Ingest(ingest::Ingest),
+    /// What others feel, and what memory does, beside peers that take more than their share
+    Hostile(hostile::Hostile),
 }
 
 impl Scenario {
+    /// The scenarios that it stands for: one, or one for each peer.
+    pub fn each(self) -> Vec<Self> {
+        match self {
+            Self::Hostile(hostile) => hostile.each().into_iter().map(Self::Hostile).collect(),
+            one => vec![one],
+        }
+    }
+
     /// What it does, with its figures.
     pub fn title(&self) -> String {
         match self {
@@ -39,6 +51,7 @@ impl Scenario {
             Self::Fanout(fanout) => fanout.title(),
             Self::Publish(publish) => publish.title(),
             Self::Ingest(ingest) => ingest.title(),
+            Self::Hostile(hostile) => hostile.title(),
         }
     }
 
@@ -50,6 +63,7 @@ impl Scenario {
             Self::Fanout(_) => "delivery",
             Self::Publish(_) => "publish",
             Self::Ingest(_) => "message",
+            Self::Hostile(_) => "probe",
         }
     }
 
@@ -65,6 +79,7 @@ impl Scenario {
             Self::Fanout(fanout) => fanout.run(target, deadline).await,
             Self::Publish(publish) => publish.run(target, deadline).await,
             Self::Ingest(ingest) => ingest.run(target, deadline).await,
+            Self::Hostile(hostile) => hostile.run(target, deadline).await,
         }
     }
 }
@@ -85,7 +100,14 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             http,
         })
     };
-    vec![
+    // None are all. A quick look leaves out those that take seconds to show anything.
+    let peers = if quick {
+        vec![Peer::Nobody, Peer::Pipeline, Peer::Connects, Peer::Pings]
+    } else {
+        vec![]
+    };
+    let hostile = hostile::Hostile { peers, time: least(2_000, 200).into() };
+    let mut scenarios = vec![
         connect(least(1_000, 100), 0),
         connect(least(15_000, 1_000), least(5, 0).into()),
         Scenario::Echo(echo::Echo { clients: 64, bytes: 130, messages: least(200_000, 2_000) }),
@@ -101,7 +123,9 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             messages: least(200_000, 2_000),
             window: 1,
         }),
-    ]
+    ];
+    scenarios.extend(Scenario::Hostile(hostile).each());
+    scenarios
 }
 
 /// Cuts `numbers` into bursts of `burst` numbers, the last one perhaps shorter.

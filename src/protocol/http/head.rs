@@ -112,11 +112,13 @@ fn refusal(error: Option<httparse::Error>, lines: &[u8]) -> HttpError {
     }
 }
 
-/// RFC 9112 section 2.3: `HTTP/`, a digit, a point, a digit.
+/// Whether the request line is one but for its version: three words, the last of them `HTTP/`, a
+/// digit, a point, a digit (RFC 9112 sections 2.3 and 3).
 fn names_a_version(lines: &[u8]) -> bool {
     let line = lines.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let word = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    matches!(word, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    let version = words.next().filter(|_| words.next().is_none()).unwrap_or_default();
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 

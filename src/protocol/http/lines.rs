@@ -50,7 +50,7 @@ impl LineScan {
         let fresh = &fresh[..fresh.len().min(room)];
         let end = self.scan(fresh, limits.headers.min(Limits::HEADERS_MAX))?;
         if end.is_none() && fresh.len() == room {
-            return Err(HttpError::HeadTooLarge);
+            return Err(self.too_large());
         }
         self.bytes += fresh.len();
         Ok(end)
@@ -78,6 +78,14 @@ impl LineScan {
             }
         }
         Ok(None)
+    }
+
+    /// What does not end within the limit.
+    fn too_large(&self) -> HttpError {
+        match self.expects {
+            Expects::RequestLineOrEmpty | Expects::RequestLine => HttpError::RequestLineTooLong,
+            Expects::HeaderOrEnd => HttpError::HeadTooLarge,
+        }
     }
 
     /// True if the line that just ended was the end of the section.

@@ -200,6 +200,8 @@ pub enum HttpError {
     BodyTooLarge,
     /// RFC 9110 section 10.1.1.
     Expectation,
+    /// RFC 9112 section 3.
+    RequestLineTooLong,
     /// RFC 6585 section 5.
     HeadTooLarge,
     /// RFC 6585 section 5.
@@ -235,6 +237,7 @@ impl HttpError {
             Self::ChunkedNotLast => (400, "chunked is not the last transfer coding"),
             Self::Chunk => (400, "a chunk of the body is malformed"),
             Self::BodyTooLarge => (413, "the body is too large"),
+            Self::RequestLineTooLong => (414, "the request line is too long"),
             Self::Expectation => (417, "the only expectation that can be met is 100-continue"),
             Self::HeadTooLarge => (431, "the header section is too large"),
             Self::TooManyHeaders => (431, "there are too many header lines"),

@@ -217,6 +217,7 @@ fn bad_request_lines_are_refused() {
         ("GET / http/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET / HTTP/11\r\nHost: a\r\n\r\n", 400),
         ("GET / HTTP/1.10\r\nHost: a\r\n\r\n", 400),
+        ("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", 505),
         ("GET / HTTP/0.9\r\nHost: a\r\n\r\n", 505),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),

@@ -1,0 +1,68 @@
+//! Bytes as a peer without manners sends them: handshakes and frames by hand (RFC 6455).
+
+/// The request for a WebSocket on `path`.
+pub fn upgrade_request(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+}
+
+/// The end of the head that grants it.
+pub const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// A text frame, whole.
+pub const TEXT: u8 = 0x81;
+
+/// A ping.
+pub const PING: u8 = 0x89;
+
+/// A client's frame whose first byte (FIN and opcode) is `first`. Its mask is zero, which changes
+/// nothing.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        length @ ..126 => frame.push(0x80 | length as u8),
+        length @ ..65_536 => {
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        length => {
+            frame.push(0x80 | 127);
+            frame.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A text message in fragments of one byte each.
+pub fn in_fragments(text: &[u8]) -> Vec<u8> {
+    let last = text.len().saturating_sub(1);
+    let fragments = text.chunks(1).enumerate().flat_map(|(at, byte)| {
+        let opcode = if at == 0 { 0x01 } else { 0x00 };
+        let fin = if at == last { 0x80 } else { 0x00 };
+        frame(fin | opcode, byte)
+    });
+    fragments.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_tells_its_length_in_the_shortest_form() {
+        for (length, head) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
+            assert_eq!(frame(TEXT, &vec![b'x'; length]).len(), head + 4 + length);
+        }
+    }
+
+    #[test]
+    fn fragments_begin_with_the_opcode_and_end_with_fin() {
+        let frames = in_fragments(b"abc");
+        let firsts: Vec<_> = frames.chunks(7).map(|frame| frame[0]).collect();
+        assert_eq!(firsts, [0x01, 0x00, 0x80]);
+    }
+}

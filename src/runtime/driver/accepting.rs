@@ -1,0 +1,115 @@
+//! Accepting: from a listener's completion to a socket with its connection, and its rest when no
+//! descriptor is left.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use socket2::Socket as ListeningSocket;
+
+use super::{Driver, Receiving, Socket, Write};
+use crate::runtime::identity::Identity;
+use crate::shard::{Listener, Now};
+
+/// How long accepting rests when the process has no descriptor left, in milliseconds.
+const ACCEPT_REST_MS: u64 = 100;
+
+/// A listening socket.
+pub(super) struct Accepting {
+    pub(super) socket: ListeningSocket,
+    pub(super) listener: Listener,
+    // None: it speaks plain TCP.
+    pub(super) identity: Option<Identity>,
+    pub(super) state: AcceptState,
+}
+
+#[derive(PartialEq, Eq)]
+pub(super) enum AcceptState {
+    Accepting,
+    // No descriptors: until this time.
+    RestingUntil(u64),
+    Stopped,
+}
+
+impl Driver {
+    pub(super) fn accepted(
+        &mut self,
+        now: Now,
+        number: usize,
+        result: io::Result<OwnedFd>,
+        is_over: bool,
+    ) {
+        let accepting = &mut self.listeners[number];
+        let listener = accepting.listener;
+        if is_over && accepting.state == AcceptState::Accepting {
+            match &result {
+                // Not a descriptor left: trying again at once would only burn the core.
+                Err(error) if is_exhausted(error) => {
+                    accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
+                    self.watch.accepts_rested.fetch_add(1, Ordering::Relaxed);
+                }
+                _ => self.ring.accept(number, accepting.socket.as_fd()),
+            }
+        }
+        // A connection that was reset while it waited to be accepted is nobody's loss.
+        let Ok(fd) = result else { return };
+        let Some(remote) = peer_address(&fd) else { return };
+        let identity = accepting.identity.as_ref();
+        let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
+        let is_client = listener != Listener::Api;
+        if is_client && !self.watch.admit_client() {
+            return;
+        }
+        let Some(key) = self.shard.handle_accepted(now, listener, remote) else {
+            return self.watch.forget_client(is_client);
+        };
+        let place = key.index as usize;
+        if self.sockets.len() <= place {
+            self.sockets.resize_with(place + 1, || None);
+        }
+        self.sockets[place] = Some(Socket {
+            fd,
+            generation: key.generation,
+            receiving: Receiving::Not,
+            wants_bytes: true,
+            is_client,
+            is_closing: false,
+            is_deferred: false,
+            write: Write::Idle,
+            tls,
+        });
+        self.receive(key);
+    }
+
+    pub(super) fn stop_accepting(&mut self) {
+        for (number, accepting) in self.listeners.iter_mut().enumerate() {
+            accepting.state = AcceptState::Stopped;
+            self.ring.cancel_accept(number);
+            // Connections in the backlog are refused from here on, not left to wait.
+            let _ = accepting.socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub(super) fn wake_listeners(&mut self, now: Now) {
+        for (number, accepting) in self.listeners.iter_mut().enumerate() {
+            if let Some(identity) = &mut accepting.identity {
+                identity.renew();
+            }
+            if matches!(accepting.state, AcceptState::RestingUntil(until) if until <= now.ms) {
+                accepting.state = AcceptState::Accepting;
+                self.ring.accept(number, accepting.socket.as_fd());
+            }
+        }
+    }
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    let codes = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
+    let address = rustix::net::getpeername(fd).ok()??;
+    address.try_into().ok()
+}

@@ -1,0 +1,182 @@
+//! Receiving: from a completion with bytes to the shard, over TLS through the session; and the
+//! handshakes that wait for their turn.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+use super::{Driver, Receiving, find};
+use crate::message::ConnectionKey;
+use crate::runtime::ring::Buffer;
+use crate::runtime::tls::Opened;
+use crate::shard::Now;
+
+/// Steps of TLS handshakes per turn, of which a full one takes two. The costly one, with the
+/// signature, takes 0.1 to 1 ms by the kind of key; so other connections wait no longer than 8 ms
+/// for a crowd that comes at once. Further steps wait their turn, in order.
+const HANDSHAKE_STEPS: usize = 8;
+
+impl Driver {
+    /// Begins to receive, unless it is under way or not wanted.
+    pub(super) fn receive(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let is_wanted = socket.wants_bytes && !socket.is_closing && !socket.is_deferred;
+        if socket.receiving == Receiving::Not && is_wanted {
+            socket.receiving = Receiving::Armed;
+            self.ring.receive(key, socket.fd.as_fd());
+        }
+    }
+
+    pub(super) fn received(
+        &mut self,
+        now: Now,
+        key: ConnectionKey,
+        result: io::Result<Option<Buffer>>,
+        is_over: bool,
+    ) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if is_over {
+            socket.receiving = Receiving::Not;
+        }
+        let (is_closing, is_deferred) = (socket.is_closing, socket.is_deferred);
+        match result {
+            Ok(Some(buffer)) => {
+                let is_end = self.ring.buffer(&buffer).is_empty();
+                if !is_closing && !is_end {
+                    self.guarded(now, key, |driver| driver.read(now, key, &buffer));
+                }
+                self.ring.recycle(buffer);
+                match is_end {
+                    // What came before counts first: it is received again after that.
+                    true if is_deferred => {}
+                    true => self.ended(now, key, false),
+                    false => self.starved_if(is_over, key),
+                }
+            }
+            Ok(None) if is_deferred => {}
+            Ok(None) => self.ended(now, key, false),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
+                    self.starved_if(true, key);
+                }
+                _ => self.ended(now, key, true),
+            },
+        }
+        self.close_if_quiet(key);
+    }
+
+    /// A receive that should have ended may go on: its bytes would be kept without end.
+    pub(super) fn cancel_missed(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.receiving == Receiving::Cancelled {
+            self.ring.cancel_receive(key);
+        }
+    }
+
+    /// Works on what one peer sent: a panic ends that peer's connection alone.
+    fn guarded(&mut self, now: Now, key: ConnectionKey, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            self.shard.handle_panic(now, key);
+        }
+    }
+
+    fn read(&mut self, now: Now, key: ConnectionKey, buffer: &Buffer) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let bytes = self.ring.buffer(buffer);
+        match &mut socket.tls {
+            None => self.shard.handle_bytes(now, key, bytes),
+            Some(tls) => {
+                tls.receive(bytes);
+                self.open_or_defer(now, key);
+            }
+        }
+    }
+
+    /// Opens what a TLS peer sent, unless it is of a handshake and enough of these had their step.
+    fn open_or_defer(&mut self, now: Now, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        let Some(tls) = &socket.tls else { return };
+        if socket.is_deferred {
+            return;
+        }
+        if tls.is_handshaking() {
+            if self.handshake_steps_left == 0 {
+                return self.defer(key);
+            }
+            self.handshake_steps_left -= 1;
+        }
+        self.open(now, key);
+    }
+
+    fn defer(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.is_deferred = true;
+        self.watch.handshakes_deferred.fetch_add(1, Ordering::Relaxed);
+        self.deferred.push_back(key);
+        self.stop_receiving(key);
+    }
+
+    /// Gives the handshakes that wait their step, in order, before any that come now.
+    pub(super) fn resume_handshakes(&mut self, now: Now) {
+        self.handshake_steps_left = HANDSHAKE_STEPS;
+        while self.handshake_steps_left > 0
+            && let Some(key) = self.deferred.pop_front()
+        {
+            let Some(socket) = find(&mut self.sockets, key) else { continue };
+            socket.is_deferred = false;
+            if !socket.is_closing {
+                self.guarded(now, key, |driver| driver.open_or_defer(now, key));
+                self.receive(key);
+            }
+        }
+    }
+
+    fn open(&mut self, now: Now, key: ConnectionKey) {
+        let Self { sockets, plaintext, shard, watch, .. } = self;
+        let Some(tls) = find(sockets, key).and_then(|socket| socket.tls.as_mut()) else { return };
+        plaintext.clear();
+        let opened = tls.open(plaintext);
+        if !plaintext.is_empty() {
+            shard.handle_bytes(now, key, plaintext);
+        }
+        match opened {
+            Opened::All => {}
+            Opened::Refused => _ = watch.handshakes_refused.fetch_add(1, Ordering::Relaxed),
+            Opened::End => self.ended(now, key, false),
+            Opened::Broken => self.ended(now, key, true),
+        }
+        self.send_sealed(now, key);
+    }
+
+    fn starved_if(&mut self, is_over: bool, key: ConnectionKey) {
+        if is_over {
+            self.starved.push(key);
+        }
+    }
+
+    pub(super) fn ended(&mut self, now: Now, key: ConnectionKey, is_broken: bool) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.wants_bytes = false;
+        if !socket.is_closing {
+            self.shard.handle_end(now, key, is_broken);
+        }
+    }
+
+    pub(super) fn want_bytes(&mut self, key: ConnectionKey, wants_bytes: bool) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        socket.wants_bytes = wants_bytes;
+        match wants_bytes {
+            true => self.receive(key),
+            false => self.stop_receiving(key),
+        }
+    }
+
+    fn stop_receiving(&mut self, key: ConnectionKey) {
+        let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.receiving == Receiving::Armed {
+            socket.receiving = Receiving::Cancelled;
+            self.ring.cancel_receive(key);
+        }
+    }
+}
