@@ -64,3 +64,11 @@ fn size(begun: &[u8]) -> Result<usize, WireError> {
     let length = begun.first_chunk().map_or(0, |&length| u32::from_le_bytes(length) as usize);
     if length > FRAME_BYTES_MAX { Err(WireError::TooLarge) } else { Ok(LENGTH_BYTES + length) }
 }
+
+#[cfg(test)]
+impl FrameReader {
+    /// What it holds memory for.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.partial.capacity() + self.chunks.iter().map(Bytes::len).sum::<usize>()
+    }
+}

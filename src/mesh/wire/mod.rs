@@ -139,3 +139,6 @@ impl fmt::Display for WireError {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
