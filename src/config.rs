@@ -285,6 +285,11 @@ fn outbound_bytes(section: &Section, default: usize) -> Result<usize, ConfigErro
     section.whole("outbound_bytes", BYTES, 1024..=1 << 30, default)
 }
 
+/// A number that 0 sets no limit to.
+fn limit(section: &Section, key: &str, default: u32) -> Result<u32, ConfigError> {
+    section.whole(key, "", 0..=1_000_000, default)
+}
+
 const QUEUE_KEYS: [&str; 4] = ["topic_messages", "topic_bytes", "when_full", "topics"];
 
 /// The bounds of topics, on this node.
@@ -339,7 +344,7 @@ const fn topic_bytes_min(message_bytes: usize) -> usize {
     2 * message_bytes + ENVELOPE_BYTES
 }
 
-const LIMITS_KEYS: [&str; 12] = [
+const LIMITS_KEYS: [&str; 15] = [
     "edge_message_bytes",
     "api_message_bytes",
     "head_bytes",
@@ -348,6 +353,9 @@ const LIMITS_KEYS: [&str; 12] = [
     "slow_client",
     "channels_per_client",
     "clients",
+    "connections_per_address",
+    "handshakes_per_address_s",
+    "messages_per_s",
     "handshake_ms",
     "ping_ms",
     "idle_ms",
@@ -376,6 +384,16 @@ pub struct Limits {
     pub channels_per_client: usize,
     /// Clients of this node, up to 16,777,216. Default: 0, as many as descriptors and memory allow.
     pub clients: usize,
+    /// Connections of one address, of IPv6 one /64 network, to all edges, up to 1,000,000. Default:
+    /// 0, any number. Costs a message to another shard and back per connection, and about 50 bytes
+    /// per address.
+    pub connections_per_address: u32,
+    /// Handshakes a second of one address, to all edges, up to 1,000,000; as many may come at once.
+    /// Default: 0, any number. Costs likewise; a refused handshake ends its connection then.
+    pub handshakes_per_address_s: u32,
+    /// Messages a second of one client, up to 1,000,000; as many may come at once; a route may have
+    /// its own. Default: 0, any number. Beyond it the client is not read from.
+    pub messages_per_s: u32,
     /// Milliseconds from accepting a connection to the end of its handshake, 1 to 3,600,000.
     /// Default: 10,000.
     pub handshake_ms: u64,
@@ -415,6 +433,9 @@ impl Limits {
             slow_client: section.choice("slow_client", &slow_client, SlowClient::Close)?,
             channels_per_client: count("channels_per_client", 1..=1 << 20, 1024)?,
             clients: count("clients", 0..=1 << 24, 0)?,
+            connections_per_address: limit(&section, "connections_per_address", 0)?,
+            handshakes_per_address_s: limit(&section, "handshakes_per_address_s", 0)?,
+            messages_per_s: limit(&section, "messages_per_s", 0)?,
             handshake_ms: ms("handshake_ms", 1..=HOUR_MS, 10_000)?,
             ping_ms: ms("ping_ms", 1..=HOUR_MS, 30_000)?,
             idle_ms: ms("idle_ms", 2..=HOUR_MS, 60_000)?,

@@ -36,7 +36,8 @@
 //!    passes in no time.
 //! 2. **The id is the address.** It names node and shard, so no directory is asked; its time part
 //!    keeps it from ever being given out twice.
-//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber.
+//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber; compressed
+//!    ones too, since no message refers to those before it (`protocol::deflate`).
 //!
 //! # The life of a publish
 //!
@@ -51,7 +52,8 @@
 //!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
 //!    end's messages rest on.
 //! 5. There `shard::fanout` walks through the channel's members, in slices, and pushes the frame to
-//!    each outbound queue; a connection is noted once as having something to write.
+//!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
+//!    first needs it. A connection is noted once as having something to write.
 //! 6. At the end of the turn each noted connection gets one gathered send, however many frames it
 //!    got; all sends of a turn are one submission. A socket that would block waits alone.
 //! 7. The tallies come back and add up; complete, or after `limits.answer_ms`, the back end gets
@@ -70,6 +72,13 @@
 //! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
 //! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
 //! those that proved right of late are judged at once.
+//!
+//! # Who may do how much
+//!
+//! `shard::rate` is one number per client or address: when its bucket is full again. A client that
+//! has sent too much is not read from; an address is counted by its home, a shard found by its hash
+//! as a topic's is (`shard::addresses`); a user's calls are counted in one number that all shards
+//! share, the only one there is.
 //!
 //! # What is absent
 //!

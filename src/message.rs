@@ -76,6 +76,12 @@ pub enum Message {
     Verdict(Fingerprint, Option<usize>),
     /// An address presented wrong credentials: it has one try less on every shard.
     FailedTry(IpAddr),
+    /// To the home of an address: a connection from it came to an edge. May it stay?
+    Arrived(IpAddr, ConnectionKey),
+    /// The answer. One that may is counted until [`Message::Departed`].
+    Admitted(IpAddr, ConnectionKey, bool),
+    /// To the home of an address: a connection of it that was counted is closed.
+    Departed(IpAddr),
     /// The node goes down: stop accepting, close clients within that time, answer what is pending.
     Drain {
         /// Milliseconds in which the clients are told.

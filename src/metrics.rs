@@ -3,7 +3,9 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text,
+};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -12,58 +14,124 @@ use prometheus_client::registry::{Registry, Unit};
 /// The content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Upper bounds of the turn histogram's buckets, in microseconds; one more bucket has the rest.
-pub const TURN_BOUNDS_US: [u64; 10] =
-    [10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000];
+/// Upper bounds of the buckets of [`Durations`], in microseconds; one more bucket has the rest.
+pub const BOUNDS_US: [u64; 14] = [
+    10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000,
+    10_000_000, 30_000_000,
+];
 
-/// Declares counters once: their field, and the help that `/metrics` gives.
+/// Declares counters once: their field, and the help that `/metrics` gives. Those of limits are one
+/// family there, told apart by the name of the limit.
 macro_rules! counters {
-    ($($name:ident: $help:literal,)*) => {
+    (all { $($name:ident: $help:literal,)* } limits { $($limit:ident: $what:literal,)* }) => {
         /// Counters of one shard since its start.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $(#[doc = $help] pub $name: u64,)*
+            /// How often limits were reached.
+            pub limits: LimitsHit,
+        }
+
+        /// How often each limit was reached: by the configuration's key, or by a name if it is fixed.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct LimitsHit {
+            $(#[doc = $what] pub $limit: u64,)*
         }
 
         impl std::ops::AddAssign for Counters {
             fn add_assign(&mut self, other: Self) {
                 $(self.$name += other.$name;)*
+                $(self.limits.$limit += other.limits.$limit;)*
             }
         }
 
         impl Counters {
-            /// Each counter's name, help and value.
+            /// Each counter's name, help and value, those of limits not among them.
             pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
                 [$((stringify!($name), $help, self.$name),)*].into_iter()
+            }
+        }
+
+        impl LimitsHit {
+            /// Each limit's name, and how often it was reached.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($limit), self.$limit),)*].into_iter()
             }
         }
     };
 }
 
 counters! {
-    connections: "Connections accepted",
-    clients: "Clients that came in on a route",
-    backends: "Back ends that opened the WebSocket API",
-    received_bytes: "Bytes received",
-    sent_bytes: "Bytes written",
-    http_requests: "HTTP requests read whole",
-    http_refused: "HTTP requests and handshakes answered with an error status",
-    client_messages: "Messages received from clients",
-    discarded: "Messages of clients on routes without a topic for them",
-    refused: "Events lost: too large for their topic, or refused by a full one",
-    dropped: "Events dropped from full topics to make room",
-    events: "Events handed to consumers",
-    calls: "Calls of back ends",
-    faults: "Calls answered with an error",
-    delivered: "Frames of send and publish put into outbound buffers",
-    failed: "Frames of send and publish that an outbound buffer had no room for",
-    slow_closed: "Clients closed because they read too slowly",
-    violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
-    idle_closed: "Connections closed because the peer was silent",
-    panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
-    late_answers: "Calls that other shards did not answer in time",
-    expired: "Clients closed because their token expired",
-    unauthorised: "Requests refused for their credentials, or for want of them",
+    all {
+        connections: "Connections accepted",
+        clients: "Clients that came in on a route",
+        backends: "Back ends that opened the WebSocket API",
+        received_bytes: "Bytes received",
+        sent_bytes: "Bytes written",
+        http_requests: "HTTP requests read whole",
+        http_refused: "HTTP requests and handshakes answered with an error status",
+        handshakes_refused: "TLS handshakes refused: something else came, or no version or cipher in common",
+        client_messages: "Messages received from clients",
+        discarded: "Messages of clients on routes without a topic for them",
+        oversized: "Events lost because they are too large for their topic",
+        refused: "Events lost because their topic was full: their clients were closed",
+        dropped: "Events dropped from full topics to make room",
+        events: "Events handed to consumers",
+        calls: "Calls of back ends",
+        faults: "Calls answered with an error",
+        delivered: "Frames of send and publish put into outbound buffers",
+        failed: "Frames of send and publish that an outbound buffer had no room for",
+        compressions: "Messages compressed: for one client, or once for all subscribers of a shard",
+        compressed: "Messages put into outbound buffers compressed",
+        compression_saved_bytes: "Bytes by which those were shorter",
+        slow_closed: "Clients closed because they read too slowly",
+        violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
+        panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
+        expired: "Clients closed because their token expired",
+        unauthorised: "Requests refused for their credentials, or for want of them",
+    }
+    limits {
+        edge_message_bytes: "Clients closed with 1009; with the limit of their route, too",
+        api_message_bytes: "Requests of back ends refused with 413 or 1009",
+        head_bytes: "Requests refused with 431",
+        headers: "Requests refused with 431",
+        outbound_bytes: "Frames without room, and peers not read from until they read",
+        channels_per_client: "Subscriptions and handshakes refused",
+        clients: "Clients refused because there were as many as there may be",
+        connections_per_address: "Connections closed at once",
+        handshakes_per_address_s: "Connections closed at once",
+        messages_per_s: "Times that a client was not read from until it might send again",
+        requests_per_s: "Calls answered with 103",
+        handshake_ms: "Connections closed because no whole request came in time",
+        idle_ms: "Connections closed because the peer was silent",
+        answer_ms: "Calls that other shards did not answer in time",
+        topic: "Events that waited for room in their topic",
+        topics: "Calls of queue.pop refused",
+        topic_waiting: "Handshakes refused with 503: too many events wait for room already",
+        consumers: "Calls of queue.pop refused: their topic has too many consumers",
+        context: "Changes of a context refused, and handshakes with such a token",
+        calls_waiting: "Back ends not read from, or calls answered with 103, for want of answers",
+        wrong_credentials: "Requests refused with 429: their address has guessed too often",
+        verifications: "Requests refused with 503: too many credentials wait to be verified",
+        client_ids: "Handshakes refused with 503: more clients at a time than there are ids",
+        tls_handshakes: "Steps of TLS handshakes that waited for a later turn",
+        descriptors: "Times that accepting rested because no descriptor was left",
+    }
+}
+
+impl Counters {
+    /// A message to one client is compressed, if that saved bytes.
+    pub fn note_compression(&mut self, saved_bytes: usize) {
+        let is_compressed = u64::from(saved_bytes > 0);
+        self.compressions += is_compressed;
+        self.note_compressed(saved_bytes);
+    }
+
+    /// A message is put into an outbound buffer; so many bytes shorter than it was.
+    pub fn note_compressed(&mut self, saved_bytes: usize) {
+        self.compressed += u64::from(saved_bytes > 0);
+        self.compression_saved_bytes += saved_bytes as u64;
+    }
 }
 
 /// How things stand on one shard.
@@ -79,14 +147,20 @@ pub struct Report {
     pub clients: u64,
     /// Channels with subscribers on it.
     pub channels: u64,
+    /// Addresses whose connections it counts for the node.
+    pub addresses: u64,
     /// Calls that wait for other shards.
     pub pending_calls: u64,
     /// Back ends of which a fan-out is not finished.
     pub unfinished_fanouts: u64,
     /// The topics whose home it is.
     pub topics: Vec<TopicReport>,
-    /// Its turns.
-    pub turns: Turns,
+    /// Its turns, sleep not counted.
+    pub turns: Durations,
+    /// From calls that asked shards to their answers.
+    pub calls: Durations,
+    /// From events' coming to their topics to their being written, or acknowledged.
+    pub events: Durations,
 }
 
 /// How things stand in one topic.
@@ -104,24 +178,47 @@ pub struct TopicReport {
     pub oldest_ms: u64,
 }
 
-/// How long the turns of a shard took, sleep not counted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Turns {
-    /// Turns by duration: one count per bound, and one for the rest.
-    pub buckets: [u64; TURN_BOUNDS_US.len() + 1],
-    /// Microseconds of all turns together.
-    pub busy_us: u64,
-    /// The longest turn, in microseconds.
-    pub longest_us: u64,
+/// How long things took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durations {
+    // One count per bound, and one for the rest.
+    buckets: [u64; BOUNDS_US.len() + 1],
+    sum_us: u64,
+    longest_us: u64,
 }
 
-impl Turns {
-    /// Counts one turn.
+impl Durations {
+    /// Counts one, in microseconds.
     pub fn add(&mut self, us: u64) {
-        let bucket = TURN_BOUNDS_US.iter().take_while(|&&bound| us > bound).count();
+        let bucket = BOUNDS_US.iter().take_while(|&&bound| us > bound).count();
         self.buckets[bucket] += 1;
-        self.busy_us += us;
+        self.sum_us += us;
         self.longest_us = self.longest_us.max(us);
+    }
+
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// All of them together, in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us
+    }
+
+    fn encode(&self, mut metric: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let bounds = BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets).collect();
+        let sum = self.sum_us as f64 / 1e6;
+        metric.encode_histogram::<NoLabelSet>(sum, self.count(), &buckets, None)
+    }
+}
+
+impl std::ops::AddAssign for Durations {
+    fn add_assign(&mut self, other: Self) {
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(count, more)| *count += more);
+        self.sum_us += other.sum_us;
+        self.longest_us = self.longest_us.max(other.longest_us);
     }
 }
 
@@ -140,14 +237,7 @@ struct Reports(Vec<Report>);
 
 impl Collector for Reports {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let mut total = Counters::default();
-        for report in &self.0 {
-            total += report.counters;
-        }
-        for (name, help, value) in total.each() {
-            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            ConstCounter::new(value).encode(metric)?;
-        }
+        self.encode_node(&mut encoder)?;
         self.encode_shards(&mut encoder)?;
         self.encode_topics(&mut encoder)
     }
@@ -156,10 +246,11 @@ impl Collector for Reports {
 /// A gauge: its name, its help, and where its value is.
 type Gauge<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const SHARD_GAUGES: [Gauge<Report>; 6] = [
+const SHARD_GAUGES: [Gauge<Report>; 7] = [
     ("connections_open", "Connections of every kind", |r| r.connections),
     ("clients_open", "Clients", |r| r.clients),
     ("channels", "Channels with subscribers", |r| r.channels),
+    ("addresses", "Addresses whose connections are counted there", |r| r.addresses),
     ("pending_calls", "Calls that wait for other shards", |r| r.pending_calls),
     ("unfinished_fanouts", "Back ends with a fan-out under way", |r| r.unfinished_fanouts),
     ("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
@@ -173,6 +264,30 @@ const TOPIC_GAUGES: [Gauge<TopicReport>; 4] = [
 ];
 
 impl Reports {
+    /// What is summed over the shards.
+    fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (mut total, mut calls, mut events) = <(Counters, Durations, Durations)>::default();
+        for report in &self.0 {
+            total += report.counters;
+            calls += report.calls;
+            events += report.events;
+        }
+        for (name, help, value) in total.each() {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(metric)?;
+        }
+        let help = "How often a limit was reached";
+        let mut family =
+            encoder.encode_descriptor("limits_hit", help, None, MetricType::Counter)?;
+        for (limit, value) in total.limits.each() {
+            ConstCounter::new(value).encode(family.encode_family(&[("limit", limit)])?)?;
+        }
+        let help = "Time from a call that asked shards to its answer";
+        calls.encode(encode_histogram(encoder, "call", help)?)?;
+        let help = "Time from an event's coming to its topic to its being written or acknowledged";
+        events.encode(encode_histogram(encoder, "event", help)?)
+    }
+
     fn encode_shards(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for (name, help, value) in SHARD_GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
@@ -184,16 +299,10 @@ impl Reports {
         }
         let help =
             "Duration of a shard's turns, sleep not counted; its sum is the time it was busy";
-        let unit = Some(&Unit::Seconds);
-        let mut family = encoder.encode_descriptor("turn", help, unit, MetricType::Histogram)?;
+        let mut family = encode_histogram(encoder, "turn", help)?;
         for report in &self.0 {
             let label = [("shard", u32::from(report.shard))];
-            let mut metric = family.encode_family(&label)?;
-            let bounds = TURN_BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(report.turns.buckets).collect();
-            let count = report.turns.buckets.iter().sum();
-            let busy = report.turns.busy_us as f64 / 1e6;
-            metric.encode_histogram::<NoLabelSet>(busy, count, &buckets, None)?;
+            report.turns.encode(family.encode_family(&label)?)?;
         }
         Ok(())
     }
@@ -211,6 +320,14 @@ impl Reports {
     }
 }
 
+fn encode_histogram<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &str,
+) -> Result<MetricEncoder<'e>, fmt::Error> {
+    encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +335,11 @@ mod tests {
     #[test]
     fn counters_add_up_over_shards_and_the_rest_is_told_for_each() {
         let mut reports = vec![Report::default(), Report { shard: 1, ..Report::default() }];
+        for (report, us) in reports.iter_mut().zip([40, 400]) {
+            report.counters.limits.clients = us;
+            report.calls.add(us);
+            report.events.add(us);
+        }
         reports[0].counters.delivered = 3;
         reports[1].counters.delivered = 4;
         reports[1].clients = 5;
@@ -229,6 +351,12 @@ mod tests {
         let text = render(reports);
         for line in [
             "gridcast_delivered_total 7",
+            "gridcast_limits_hit_total{limit=\"clients\"} 440",
+            "gridcast_limits_hit_total{limit=\"topics\"} 0",
+            "gridcast_call_seconds_bucket{le=\"0.0001\"} 1",
+            "gridcast_call_seconds_sum 0.00044",
+            "gridcast_call_seconds_bucket{le=\"+Inf\"} 2",
+            "gridcast_event_seconds_count 2",
             "gridcast_clients_open{shard=\"1\"} 5",
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
             "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
@@ -17,7 +18,8 @@ use crate::protocol::http;
 use crate::queue::Bounds;
 use crate::runtime::{self, Listening, Shards, Summary, TlsContext};
 use crate::shard::Listener;
-use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use crate::shard::rate::{Quota, Rate};
+use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
 /// Why a node did not start, or did not end well, in one line.
 #[derive(Debug)]
@@ -75,9 +77,8 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         }
     }
     tracing::info!("going down: closing connections");
-    let counts = runtime_counts(&shards);
     let summary = shards.drain(Duration::from_secs(config.node.drain_s)).map_err(failed)?;
-    report(&summary, &counts);
+    report(&summary);
     Ok(())
 }
 
@@ -210,6 +211,7 @@ fn settings(
             advertise,
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
+            quotas: config.api.users.iter().map(Quota::new).collect(),
             fingerprint_key,
             http: http::Limits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
         },
@@ -246,8 +248,10 @@ fn route_of(route: &config::Route) -> Route {
         origins: route.origins.clone(),
         token: route.token.clone(),
         echo: route.echo,
+        compression: route.compression,
         message_bytes: route.message_bytes,
         outbound_bytes: route.outbound_bytes,
+        messages: Rate::new(route.messages_per_s),
     }
 }
 
@@ -260,6 +264,10 @@ fn limits(limits: &config::Limits) -> Limits {
         outbound_bytes: limits.outbound_bytes,
         close_slow_clients: limits.slow_client == SlowClient::Close,
         channels_per_client: limits.channels_per_client,
+        addresses: AddressLimits {
+            connections: NonZeroU32::new(limits.connections_per_address),
+            handshakes: Rate::new(limits.handshakes_per_address_s),
+        },
         handshake_ms: limits.handshake_ms,
         ping_ms: limits.ping_ms,
         idle_ms: limits.idle_ms,
@@ -288,19 +296,11 @@ fn watch_signals(mut signals: Signals, events: mpsc::Sender<Event>) {
     });
 }
 
-/// What the runtime counted, beside its shards.
-fn runtime_counts(shards: &Shards) -> [(&'static str, u64); 4] {
-    [
-        ("clients_refused", shards.clients_refused()),
-        ("accepts_rested", shards.accepts_rested()),
-        ("handshakes_refused", shards.handshakes_refused()),
-        ("handshakes_deferred", shards.handshakes_deferred()),
-    ]
-}
-
-fn report(summary: &Summary, runtime_counts: &[(&'static str, u64)]) {
-    let counters = summary.counters.each().map(|(name, _, value)| (name, value));
-    let counted = counters.chain(runtime_counts.iter().copied()).filter(|(_, value)| *value > 0);
+fn report(summary: &Summary) {
+    let limits = summary.counters.limits.each();
+    let limits = limits.map(|(limit, value)| (format!("limits_hit.{limit}"), value));
+    let counted = summary.counters.each().map(|(name, _, value)| (name.to_owned(), value));
+    let counted = counted.chain(limits).filter(|(_, value)| *value > 0);
     let counted: Vec<String> = counted.map(|(name, value)| format!("{name}={value}")).collect();
     tracing::info!("ended: {}", counted.join(" "));
     if summary.connections > 0 || summary.queued_messages > 0 {

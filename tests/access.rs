@@ -168,6 +168,26 @@ fn pipelined_requests_are_answered_in_order_though_some_wait_for_a_verdict() {
 }
 
 #[test]
+fn a_user_that_asks_for_too_much_is_told_so_and_stays_connected() {
+    let user = "[[api.user]]\nname = \"app\"\ntoken = \"app\"\nrequests_per_s = 5\n";
+    let server = Server::with(user);
+    let mut connection = server.http();
+    let headers = bearer("app") + "X-Error-Mode: status\r\n";
+    connection.send(server.raw("POST", "/v1/mesh/publish", &headers, BODY).repeat(20));
+    let answers: Vec<Response> = (0..20).map(|_| connection.response()).collect();
+    assert!(answers[..5].iter().all(|answer| answer.status == 200), "{answers:?}");
+    let refused = answers.iter().find(|answer| answer.status != 200).expect("20 are too many");
+    assert_eq!(refused.status, 429);
+    assert_error(&refused.body, 103, None);
+    let mut backend = backend(&server, &bearer("app"));
+    backend.send(&support::frame(0x81, PUBLISH.as_bytes()).repeat(20));
+    let answers: Vec<String> = (0..20).map(|_| backend.text()).collect();
+    let refused = answers.iter().find(|answer| !answer.starts_with(r#"{"E":null"#));
+    assert_error(refused.expect("20 are too many"), 103, Some("12345"));
+    assert_eq!(backend.call("ping"), "pong");
+}
+
+#[test]
 fn the_last_request_of_a_connection_waits_for_its_verdict() {
     let server = server();
     let headers = basic("hashed", "s3cret") + "Connection: close\r\n";

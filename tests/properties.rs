@@ -9,6 +9,7 @@ use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
 use gridcast::message::{BackendId, ConnectionKey, Credit, Delivery, Terms};
 use gridcast::protocol::api;
 use gridcast::protocol::assembler::{Assembler, Received};
+use gridcast::protocol::deflate::{Deflater, Inflater, Window};
 use gridcast::protocol::frame::{Frame, Kind};
 use gridcast::queue::topic::{Effect, JoinError, Topic};
 use gridcast::queue::{Bounds, WhenFull};
@@ -330,8 +331,8 @@ proptest! {
     }
 
     #[test]
-    fn a_message_that_is_encoded_masked_and_cut_is_read_again(
-        text in ".{0,40}",
+    fn a_message_that_is_encoded_compressed_masked_and_cut_is_read_again(
+        text in ".{0,40}|[ab]{60,200}",
         bytes in prop_oneof![
             vec(any::<u8>(), 0..300),
             (any::<u8>(), 65_530..65_540usize).prop_map(|(byte, length)| vec![byte; length]),
@@ -340,16 +341,21 @@ proptest! {
         cut in any::<prop::sample::Index>(),
     ) {
         for (kind, data) in [(Kind::Text, text.as_bytes()), (Kind::Binary, &bytes[..])] {
-            let mut sent = masked(&Frame::message(kind, data), mask);
-            let cut = cut.index(sent.len());
-            let (mut first, mut second) = sent.split_at_mut(cut);
-            let mut assembler = Assembler::default();
-            prop_assert!(assembler.read(&mut first, 1 << 17).unwrap().is_none());
-            let received = assembler.read(&mut second, 1 << 17).unwrap();
-            let Some(Received::Message(read, payload)) = received else {
-                panic!("not a message: {received:?}")
-            };
-            prop_assert_eq!((read, &payload[..]), (kind, data));
+            for window in [None, Some(Window::Small), Some(Window::Large)] {
+                let frame = Frame::of(&Deflater::default().body(window, kind, data));
+                let mut sent = masked(&frame, mask);
+                let cut = cut.index(sent.len());
+                let (mut first, mut second) = sent.split_at_mut(cut);
+                let mut assembler = Assembler::default();
+                let mut inflater = window.map(|_| Inflater::default());
+                let read = assembler.read(&mut first, 1 << 17, inflater.as_mut());
+                prop_assert!(read.unwrap().is_none());
+                let received = assembler.read(&mut second, 1 << 17, inflater.as_mut()).unwrap();
+                let Some(Received::Message(read, payload)) = received else {
+                    panic!("not a message: {received:?}")
+                };
+                prop_assert_eq!((read, &payload[..]), (kind, data));
+            }
         }
     }
 

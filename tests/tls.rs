@@ -89,10 +89,15 @@ outbound_bytes = 67108864
 
 /// Two shards; an edge over TLS and one without.
 fn server(certificate: &Certificate) -> Server {
+    server_with(certificate, "")
+}
+
+/// With further sections.
+fn server_with(certificate: &Certificate, sections: &str) -> Server {
     let edge = "[[edge]]\nbind = \"127.0.0.1:0\"\n";
     Server::start(&format!(
         "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n{edge}[edge.tls]\n{}{ROUTES}\
-         {edge}{ROUTES}",
+         {edge}{ROUTES}{sections}",
         certificate.keys()
     ))
 }
@@ -172,7 +177,17 @@ fn a_crowd_that_comes_at_once_waits_its_turn_and_gets_in() {
         assert_eq!(socket.call("hello"), "hello");
     }
     server.terminate();
-    server.logs("handshakes_deferred=");
+    server.logs("limits_hit.tls_handshakes=");
+}
+
+#[test]
+fn a_connection_too_many_of_its_address_ends_before_its_handshake() {
+    const HANDSHAKE: u8 = 22;
+    let certificate = Certificate::new();
+    let server = server_with(&certificate, "[limits]\nconnections_per_address = 1\n");
+    let mut client = certificate.socket(server.edges[0], "/echo");
+    assert_ne!(Http::connect(server.edges[0]).rest().first(), Some(&HANDSHAKE));
+    assert_eq!(client.call("hello"), "hello");
 }
 
 #[test]

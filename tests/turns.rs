@@ -10,7 +10,7 @@ use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 
-const NOW: Now = Now { ms: 0, unix_ms: 1_700_000_000_000 };
+const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
 /// Subscribers of the channel: one slice of a walk reaches them all.
 const CLIENTS: u64 = 1000;
@@ -78,6 +78,7 @@ fn settings() -> Settings {
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),
+            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
@@ -98,6 +99,7 @@ fn settings() -> Settings {
             handshake_ms: 10_000,
             ping_ms: 30_000,
             idle_ms: 60_000,
+            addresses: Default::default(),
             answer_ms: 1500,
         },
     }

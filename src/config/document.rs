@@ -214,6 +214,12 @@ impl<'a> Section<'a> {
         Ok(choice.unwrap_or(default))
     }
 
+    /// Yes or no.
+    pub(super) fn switch(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        let value = self.read(key, "true or false", |value| value.as_bool())?;
+        Ok(value.unwrap_or(default))
+    }
+
     /// A string that is `valid`.
     pub(super) fn text(
         &self,

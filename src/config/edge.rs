@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::document::{ConfigError, Section};
 use super::token::read_token;
-use super::{Api, Limits, Tls, message_bytes, outbound_bytes, read_address, read_origins};
+use super::{Api, Limits, Tls, limit, message_bytes, outbound_bytes, read_address, read_origins};
 use crate::protocol::token::TokenRule;
 
 const NAME: &str = "a name of 1 to 255 bytes without control characters";
@@ -68,7 +68,7 @@ impl Edge {
     }
 }
 
-const ROUTE_KEYS: [&str; 10] = [
+const ROUTE_KEYS: [&str; 12] = [
     "path",
     "topic",
     "events",
@@ -77,8 +77,10 @@ const ROUTE_KEYS: [&str; 10] = [
     "origins",
     "token",
     "handler",
+    "compression",
     "message_bytes",
     "outbound_bytes",
+    "messages_per_s",
 ];
 
 /// What clients of one path may do, and where their messages go.
@@ -105,11 +107,17 @@ pub struct Route {
     pub token: Option<Arc<TokenRule>>,
     /// `handler = "echo"`: every message goes back to its sender. Default: no.
     pub echo: bool,
+    /// Whether clients that offer permessage-deflate (RFC 7692) get it. Costs time for each message
+    /// to them, once per shard for a publish, and up to 750 KiB per shard. Default: no.
+    pub compression: bool,
     /// Largest message of a client, in bytes of all its fragments, 1 to 16,777,216.
     /// Default: `limits.edge_message_bytes`.
     pub message_bytes: usize,
     /// Bytes that may wait for one client, 1,024 to 1 GiB. Default: `limits.outbound_bytes`.
     pub outbound_bytes: usize,
+    /// Messages a second of one client, up to 1,000,000; 0: any number.
+    /// Default: `limits.messages_per_s`.
+    pub messages_per_s: u32,
 }
 
 /// Which of a client's doings its route reports to its topic.
@@ -146,8 +154,10 @@ impl Route {
             origins: read_origins(section)?,
             token: read_token(section)?,
             echo,
+            compression: section.switch("compression", false)?,
             message_bytes: message_bytes(section, "message_bytes", limits.edge_message_bytes)?,
             outbound_bytes: outbound_bytes(section, limits.outbound_bytes)?,
+            messages_per_s: limit(section, "messages_per_s", limits.messages_per_s)?,
         })
     }
 }

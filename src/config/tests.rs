@@ -60,8 +60,13 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
     assert_eq!(ws.events, Events { open: false, message: true, close: false });
     assert_eq!(ws.subscribe, ["*"]);
     assert_eq!((ws.message_bytes, ws.outbound_bytes), (65_536, 1_048_576));
+    assert!(!ws.compression && !echo.compression);
     assert_eq!((echo.path.as_str(), echo.echo, &echo.topic), ("/echo", true, &None));
     assert_eq!((echo.message_bytes, echo.outbound_bytes), (16_777_216, 67_108_864));
+    let Limits { connections_per_address, handshakes_per_address_s, messages_per_s, .. } =
+        config.limits;
+    let all = [connections_per_address, handshakes_per_address_s, messages_per_s];
+    assert_eq!((all, ws.messages_per_s), ([0; 3], 0));
 }
 
 #[test]
@@ -79,6 +84,7 @@ fn every_key_is_read() {
             secret: Secret::Hashed(SecretHash::parse(hash).expect("a hash")),
             roles: Roles { read: true, write: false },
             from: vec!["10.0.0.0/8".parse().expect("a range"), "::1/128".parse().expect("one")],
+            requests_per_s: 12,
         },
         User {
             name: "ops".to_owned(),
@@ -86,6 +92,7 @@ fn every_key_is_read() {
             secret: Secret::Plain("open-sesame".into()),
             roles: Roles { read: false, write: true },
             from: Vec::new(),
+            requests_per_s: 0,
         },
     ];
     assert_eq!(config.api, Api { bind: bind_api, advertise, origins, tls: None, users });
@@ -103,8 +110,10 @@ fn every_key_is_read() {
         )
         .map(Arc::new),
         echo: false,
+        compression: true,
         message_bytes: 2048,
         outbound_bytes: 4096,
+        messages_per_s: 13,
     };
     assert_eq!(config.edges, [Edge { bind: bind("0.0.0.0:7001"), tls: None, routes: vec![route] }]);
     let queue =
@@ -119,6 +128,9 @@ fn every_key_is_read() {
         slow_client: SlowClient::Drop,
         channels_per_client: 60,
         clients: 70,
+        connections_per_address: 71,
+        handshakes_per_address_s: 72,
+        messages_per_s: 73,
         handshake_ms: 80,
         ping_ms: 90,
         idle_ms: 100,
@@ -126,6 +138,28 @@ fn every_key_is_read() {
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json });
+}
+
+#[test]
+fn a_limit_a_second_is_a_number_that_its_route_may_change() {
+    let limited = |own: &str| {
+        let text = format!("{}\n[limits]\nmessages_per_s = 5", route(own));
+        parse(&text).edges[0].routes[0].messages_per_s
+    };
+    assert_eq!(
+        [limited(""), limited("messages_per_s = 7"), limited("messages_per_s = 0")],
+        [5, 7, 0]
+    );
+    refused(
+        "[limits]\nconnections_per_address = 1000001",
+        "gridcast.toml:2: limits.connections_per_address: expected a whole number from 0 to \
+         1000000, found 1000001",
+    );
+    refused(
+        &user("token = \"t\"\nrequests_per_s = -1"),
+        "gridcast.toml:4: api.user.requests_per_s: expected a whole number from 0 to 1000000, \
+         found -1",
+    );
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::document::{ConfigError, Section};
+use super::limit;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User, is_token};
 
-const USER_KEYS: [&str; 5] = ["name", "password", "token", "roles", "from"];
+const USER_KEYS: [&str; 6] = ["name", "password", "token", "roles", "from", "requests_per_s"];
 
 const NAME: &str = "a name of 1 to 255 bytes without control characters and colons";
 const RANGE: &str = "an IP address or a range that begins with its first, such as \"10.0.0.0/8\"";
@@ -49,7 +50,14 @@ fn read_user(section: &Section) -> Result<User, ConfigError> {
             return Err(section.fault(&["token"], "a user has a password or a token, not both"));
         }
     };
-    Ok(User { name, scheme, secret, roles: read_roles(section)?, from: read_ranges(section)? })
+    Ok(User {
+        name,
+        scheme,
+        secret,
+        roles: read_roles(section)?,
+        from: read_ranges(section)?,
+        requests_per_s: limit(section, "requests_per_s", 0)?,
+    })
 }
 
 /// A secret, plain or hashed. The message does not say what was found.

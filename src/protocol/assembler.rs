@@ -1,9 +1,10 @@
 //! A client's bytes → whole messages and control frames, unmasked, with UTF-8 checked as it
-//! arrives.
+//! arrives; of compressed messages when they are whole.
 
 use std::ops::{Deref, DerefMut};
 
 use super::close::{self, Closed};
+use super::deflate::{Inflater, deflated_bytes_max};
 use super::frame::{CONTROL_BYTES_MAX, HEAD_BYTES_MAX, Head, Kind, Opcode, Violation};
 use super::mask::unmask;
 
@@ -25,7 +26,7 @@ pub enum Received<'a> {
 pub enum Payload<'a> {
     /// Within the input.
     Borrowed(&'a mut [u8]),
-    /// Put together from several inputs.
+    /// Put together from several inputs, or inflated.
     Owned(Vec<u8>),
 }
 
@@ -58,7 +59,9 @@ pub struct Assembler {
 impl Assembler {
     /// Takes bytes from the front of `input` until something is whole; `None` when all of it was
     /// taken and nothing is. A message may have `message_bytes_max` bytes over all its fragments,
-    /// however many they are; memory is taken as bytes arrive, not as lengths are announced.
+    /// however many they are; memory is taken as bytes arrive, not as lengths are announced. Messages
+    /// may be compressed if that was agreed on: then there is an `inflater`, the same limit holds for
+    /// what they inflate to, and little more for what is collected before.
     ///
     /// # Errors
     /// After a [`Violation`] the connection is to be closed and nothing more to be read.
@@ -66,9 +69,11 @@ impl Assembler {
         &mut self,
         input: &mut &'a mut [u8],
         message_bytes_max: usize,
+        mut inflater: Option<&mut Inflater>,
     ) -> Result<Option<Received<'a>>, Violation> {
         if self.partial.is_none() {
-            if let Some(received) = read_whole(input, message_bytes_max)? {
+            let inflater = inflater.as_deref_mut();
+            if let Some(received) = read_whole(input, message_bytes_max, inflater)? {
                 return Ok(Some(received));
             }
             if input.is_empty() {
@@ -76,7 +81,7 @@ impl Assembler {
             }
         }
         let partial = self.partial.get_or_insert_default();
-        let received = partial.read(input, message_bytes_max)?;
+        let received = partial.read(input, message_bytes_max, inflater)?;
         if partial.is_idle() {
             self.partial = None;
         }
@@ -88,12 +93,14 @@ impl Assembler {
 fn read_whole<'a>(
     input: &mut &'a mut [u8],
     message_bytes_max: usize,
+    inflater: Option<&mut Inflater>,
 ) -> Result<Option<Received<'a>>, Violation> {
-    let Some(head) = Head::parse(input)? else { return Ok(None) };
+    let Some(head) = Head::parse(input, inflater.is_some())? else { return Ok(None) };
     if head.opcode == Opcode::Continuation {
         return Err(Violation::NothingToContinue);
     }
-    if !head.opcode.is_control() && head.length > message_bytes_max as u64 {
+    let bytes_max = collected_bytes_max(message_bytes_max, head.is_deflated);
+    if !head.opcode.is_control() && head.length > bytes_max as u64 {
         return Err(Violation::TooLarge);
     }
     if !head.fin || head.length > (input.len() - head.size) as u64 {
@@ -102,7 +109,19 @@ fn read_whole<'a>(
     let frame = take(input, head.size + head.length as usize);
     let payload = &mut frame[head.size..];
     unmask(payload, head.mask, 0);
-    finish(head.opcode, Payload::Borrowed(payload)).map(Some)
+    let payload = match inflater.filter(|_| head.is_deflated) {
+        Some(inflater) => Payload::Owned(inflater.inflate(payload, message_bytes_max)?),
+        None => Payload::Borrowed(payload),
+    };
+    finish(head.opcode, payload).map(Some)
+}
+
+/// The most bytes of a message's frames.
+fn collected_bytes_max(message_bytes_max: usize, is_deflated: bool) -> usize {
+    match is_deflated {
+        true => deflated_bytes_max(message_bytes_max),
+        false => message_bytes_max,
+    }
 }
 
 fn take<'a>(input: &mut &'a mut [u8], length: usize) -> &'a mut [u8] {
@@ -159,6 +178,7 @@ struct OpenFrame {
 #[derive(Debug)]
 struct OpenMessage {
     kind: Kind,
+    is_deflated: bool,
     data: Vec<u8>,
     // Bytes of data known to be whole UTF-8 characters; at most 3 less than data.len().
     valid: usize,
@@ -173,10 +193,11 @@ impl Partial {
         &mut self,
         input: &mut &'a mut [u8],
         message_bytes_max: usize,
+        mut inflater: Option<&mut Inflater>,
     ) -> Result<Option<Received<'a>>, Violation> {
         while self.frame.is_some() || !input.is_empty() {
             let Some(frame) = &mut self.frame else {
-                self.read_head(input, message_bytes_max)?;
+                self.read_head(input, message_bytes_max, inflater.is_some())?;
                 continue;
             };
             let length = (frame.head.length - frame.taken).min(input.len() as u64) as usize;
@@ -189,38 +210,48 @@ impl Partial {
                 return Ok(None);
             }
             self.frame = None;
-            if let Some(received) = self.end_frame(head)? {
+            let inflater = inflater.as_deref_mut();
+            if let Some(received) = self.end_frame(head, message_bytes_max, inflater)? {
                 return Ok(Some(received));
             }
         }
         Ok(None)
     }
 
-    fn read_head(&mut self, input: &mut &mut [u8], max: usize) -> Result<(), Violation> {
+    fn read_head(
+        &mut self,
+        input: &mut &mut [u8],
+        message_bytes_max: usize,
+        may_deflate: bool,
+    ) -> Result<(), Violation> {
         let length = (HEAD_BYTES_MAX - self.head_length).min(input.len());
         self.head[self.head_length..][..length].copy_from_slice(&input[..length]);
-        let Some(head) = Head::parse(&self.head[..self.head_length + length])? else {
+        let bytes = &self.head[..self.head_length + length];
+        let Some(head) = Head::parse(bytes, may_deflate)? else {
             take(input, length);
             self.head_length += length;
             return Ok(());
         };
         take(input, head.size - self.head_length);
         self.head_length = 0;
-        self.begin_frame(head, max)
+        self.begin_frame(head, message_bytes_max)
     }
 
-    fn begin_frame(&mut self, head: Head, max: usize) -> Result<(), Violation> {
+    fn begin_frame(&mut self, head: Head, message_bytes_max: usize) -> Result<(), Violation> {
         match (head.opcode, &self.message) {
             (Opcode::Continuation, None) => return Err(Violation::NothingToContinue),
             (Opcode::Data(_), Some(_)) => return Err(Violation::MessageInsideMessage),
             (Opcode::Data(kind), None) => {
-                self.message = Some(OpenMessage { kind, data: Vec::new(), valid: 0 });
+                let is_deflated = head.is_deflated;
+                self.message = Some(OpenMessage { kind, is_deflated, data: Vec::new(), valid: 0 });
             }
             _ => {}
         }
-        let so_far = self.message.as_ref().map_or(0, |message| message.data.len());
-        if !head.opcode.is_control() && head.length > (max - so_far) as u64 {
-            return Err(Violation::TooLarge);
+        if let Some(message) = self.message.as_ref().filter(|_| !head.opcode.is_control()) {
+            let bytes_max = collected_bytes_max(message_bytes_max, message.is_deflated);
+            if head.length > (bytes_max - message.data.len()) as u64 {
+                return Err(Violation::TooLarge);
+            }
         }
         self.frame = Some(OpenFrame { head, taken: 0 });
         Ok(())
@@ -235,12 +266,17 @@ impl Partial {
         let message = self.message.as_mut().expect("a data frame opens or continues a message");
         message.data.extend_from_slice(bytes);
         match message.kind {
-            Kind::Text => message.check_utf8(),
-            Kind::Binary => Ok(()),
+            Kind::Text if !message.is_deflated => message.check_utf8(),
+            _ => Ok(()),
         }
     }
 
-    fn end_frame<'a>(&mut self, head: Head) -> Result<Option<Received<'a>>, Violation> {
+    fn end_frame<'a>(
+        &mut self,
+        head: Head,
+        message_bytes_max: usize,
+        inflater: Option<&mut Inflater>,
+    ) -> Result<Option<Received<'a>>, Violation> {
         if head.opcode.is_control() {
             let payload = Payload::Owned(std::mem::take(&mut self.control));
             return finish(head.opcode, payload).map(Some);
@@ -249,6 +285,10 @@ impl Partial {
             return Ok(None);
         }
         let message = self.message.take().expect("a data frame opens or continues a message");
+        if let Some(inflater) = inflater.filter(|_| message.is_deflated) {
+            let data = inflater.inflate(&message.data, message_bytes_max)?;
+            return finish(Opcode::Data(message.kind), Payload::Owned(data)).map(Some);
+        }
         if message.kind == Kind::Text && message.valid < message.data.len() {
             return Err(Violation::NotUtf8);
         }
@@ -298,6 +338,15 @@ mod tests {
 
     /// Feeds `bytes` in the pieces that `cuts` make; gives what came out, a violation last.
     fn feed(bytes: &[u8], cuts: &[usize], max: usize) -> Vec<String> {
+        feed_with(None, bytes, cuts, max)
+    }
+
+    fn feed_with(
+        mut inflater: Option<&mut Inflater>,
+        bytes: &[u8],
+        cuts: &[usize],
+        max: usize,
+    ) -> Vec<String> {
         let mut assembler = Assembler::default();
         let mut out = Vec::new();
         let mut from = 0;
@@ -306,7 +355,7 @@ mod tests {
             let mut input = &mut piece[..];
             from = to;
             loop {
-                match assembler.read(&mut input, max) {
+                match assembler.read(&mut input, max, inflater.as_deref_mut()) {
                     Ok(Some(received)) => out.push(describe(received)),
                     Ok(None) => break,
                     Err(violation) => {
@@ -321,15 +370,30 @@ mod tests {
     }
 
     fn assert_at_every_split(bytes: &[u8], expected: &[&str], max: usize) {
-        assert_eq!(feed(bytes, &[], max), expected, "whole");
+        assert_with_at_every_split(None, bytes, expected, max);
+    }
+
+    fn assert_with_at_every_split(
+        mut inflater: Option<&mut Inflater>,
+        bytes: &[u8],
+        expected: &[&str],
+        max: usize,
+    ) {
+        let mut feed = |cuts: &[usize]| feed_with(inflater.as_deref_mut(), bytes, cuts, max);
+        assert_eq!(feed(&[]), expected, "whole");
         let every: Vec<usize> = (1..bytes.len()).collect();
-        assert_eq!(feed(bytes, &every, max), expected, "byte by byte");
+        assert_eq!(feed(&every), expected, "byte by byte");
         for cut in 1..bytes.len() {
-            assert_eq!(feed(bytes, &[cut], max), expected, "split at {cut}");
+            assert_eq!(feed(&[cut]), expected, "split at {cut}");
             for second in cut..bytes.len().min(cut + 20) {
-                assert_eq!(feed(bytes, &[cut, second], max), expected, "{cut} {second}");
+                assert_eq!(feed(&[cut, second]), expected, "{cut} {second}");
             }
         }
+    }
+
+    /// A message compressed by another implementation.
+    fn deflated(message: &[u8]) -> Vec<u8> {
+        [&miniz_oxide::deflate::compress_to_vec(message, 6)[..], &[0]].concat()
     }
 
     #[test]
@@ -402,13 +466,59 @@ mod tests {
     }
 
     #[test]
+    fn compressed_messages_come_out_the_same_at_every_split_between_those_that_are_not() {
+        let mut inflater = Inflater::default();
+        let (text, long) = ("grüße ".repeat(9), "a".repeat(1000));
+        let (first, second) = (deflated(text.as_bytes()), deflated(long.as_bytes()));
+        let bytes = [
+            frame(0xC1, &first),
+            frame(0x81, b"plain"),
+            frame(0x42, &second[..3]),
+            frame(0x89, b"!"),
+            frame(0x00, &second[3..5]),
+            frame(0x80, &second[5..]),
+            frame(0xC1, &[0]),
+            frame(0x82, b"z"),
+        ]
+        .concat();
+        let (text, long) = (format!("Text {text}"), format!("Binary {long}"));
+        let expected = [&text[..], "Text plain", "ping !", &long, "Text ", "Binary z"];
+        assert_with_at_every_split(Some(&mut inflater), &bytes, &expected, 1000);
+        assert_at_every_split(&bytes, &["ReservedBits"], 1000);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_compressed_message_is_named_at_every_split() {
+        let mut inflater = Inflater::default();
+        let not_utf8 = deflated(&[b'a', 0xFF]);
+        let bomb = deflated(&[0; 101]);
+        let incompressible = [vec![0, 100, 0, 0x9B, 0xFF], vec![b'x'; 100], vec![0]].concat();
+        let cases: [(Vec<Vec<u8>>, &str); 8] = [
+            (vec![frame(0xC1, &not_utf8)], "NotUtf8"),
+            (vec![frame(0x41, &not_utf8[..2]), frame(0x80, &not_utf8[2..])], "NotUtf8"),
+            (vec![frame(0xC2, b"no DEFLATE")], "BadDeflate"),
+            (vec![frame(0xC2, &bomb)], "TooLarge"),
+            (vec![frame(0x42, &bomb[..2]), frame(0x80, &bomb[2..])], "TooLarge"),
+            (vec![frame(0xC2, &[0; 200])], "TooLarge"),
+            (vec![frame(0x42, &[0; 100]), frame(0x00, &[0; 100])], "TooLarge"),
+            (vec![frame(0x42, &bomb[..2]), frame(0xC0, &bomb[2..])], "ReservedBits"),
+        ];
+        for (frames, expected) in cases {
+            assert_with_at_every_split(Some(&mut inflater), &frames.concat(), &[expected], 100);
+        }
+        let expected = format!("Binary {}", "x".repeat(100));
+        let whole = frame(0xC2, &incompressible);
+        assert_with_at_every_split(Some(&mut inflater), &whole, &[&expected], 100);
+    }
+
+    #[test]
     fn a_connection_between_frames_keeps_no_buffer() {
         let mut assembler = Assembler::default();
         let mut bytes = [frame(0x01, b"a"), frame(0x80, b"b")].concat();
         let (mut first, mut second) = bytes.split_at_mut(3);
-        assert!(assembler.read(&mut first, 10).unwrap().is_none());
+        assert!(assembler.read(&mut first, 10, None).unwrap().is_none());
         assert!(assembler.partial.is_some());
-        assert!(assembler.read(&mut second, 10).unwrap().is_some());
+        assert!(assembler.read(&mut second, 10, None).unwrap().is_some());
         assert!(assembler.partial.is_none());
     }
 }

@@ -19,6 +19,8 @@ pub const GOING_AWAY: Reason = reason(1001, "server is shutting down");
 pub const PROTOCOL_ERROR: Reason = reason(1002, "protocol error");
 /// A text message was not UTF-8.
 pub const INVALID_UTF8: Reason = reason(1007, "text is not valid UTF-8");
+/// A compressed message was not.
+pub const INVALID_DEFLATE: Reason = reason(1007, "compressed message is not valid DEFLATE");
 /// A message was over the limit.
 pub const TOO_LARGE: Reason = reason(1009, "message too large");
 /// The peer did not answer a ping in time.

@@ -125,6 +125,8 @@ pub struct User {
     pub roles: Roles,
     /// The addresses that it may come from; none: any.
     pub from: Vec<IpNet>,
+    /// Calls that it may make a second, over the whole node; 0: any number.
+    pub requests_per_s: u32,
 }
 
 impl User {
@@ -310,7 +312,14 @@ mod tests {
         let from = ["10.0.0.0/8", "fd00::/8"].map(|range| range.parse().expect("a range"));
         let secret = Secret::Plain("x".into());
         let (scheme, roles) = (Scheme::Basic, Roles::ALL);
-        let mut user = User { name: "app".into(), scheme, secret, roles, from: from.to_vec() };
+        let mut user = User {
+            name: "app".into(),
+            scheme,
+            secret,
+            roles,
+            from: from.to_vec(),
+            requests_per_s: 0,
+        };
         let may = |user: &User, text: &str| user.may_come_from(text.parse().expect("an address"));
         assert!(["10.255.0.1", "::ffff:10.0.0.1", "fd12::1"].iter().all(|a| may(&user, a)));
         assert!(!["11.0.0.1", "::1", "::ffff:11.0.0.1"].iter().any(|a| may(&user, a)));

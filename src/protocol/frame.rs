@@ -69,7 +69,7 @@ impl Opcode {
 /// How a peer broke the protocol, or a limit of it. The connection is closed with [`Self::reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// A reserved bit is set and no extension was negotiated.
+    /// A reserved bit is set that no negotiated extension gives a meaning there.
     ReservedBits,
     /// The opcode is not one of RFC 6455.
     UnknownOpcode,
@@ -87,6 +87,8 @@ pub enum Violation {
     BadClose,
     /// A text message that is not UTF-8.
     NotUtf8,
+    /// A compressed message that is not DEFLATE (RFC 7692, section 7.2.2).
+    BadDeflate,
     /// A message over the limit of its listener.
     TooLarge,
 }
@@ -96,6 +98,7 @@ impl Violation {
     pub fn reason(self) -> Reason {
         let text = match self {
             Self::NotUtf8 => return close::INVALID_UTF8,
+            Self::BadDeflate => return close::INVALID_DEFLATE,
             Self::TooLarge => return close::TOO_LARGE,
             Self::ReservedBits => "reserved bit set",
             Self::UnknownOpcode => "unknown opcode",
@@ -116,11 +119,16 @@ impl fmt::Display for Violation {
     }
 }
 
+/// The reserved bit that marks a compressed message.
+const RSV1: u8 = 0x40;
+
 /// The decoded head of a client's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// Whether the message ends with this frame.
     pub fin: bool,
+    /// Whether the message that begins with it is compressed (RSV1: RFC 7692, section 6).
+    pub is_deflated: bool,
     /// What the frame is for.
     pub opcode: Opcode,
     /// The key that its payload is masked with.
@@ -132,17 +140,22 @@ pub struct Head {
 }
 
 impl Head {
-    /// Decodes the head at the start of `bytes`; `None` while it is not all there.
+    /// Decodes the head at the start of `bytes`; `None` while it is not all there. Messages may be
+    /// compressed if that `may_deflate` was agreed on.
     ///
     /// # Errors
     /// What can be told to be wrong from the bytes so far is refused at once.
-    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Violation> {
+    pub fn parse(bytes: &[u8], may_deflate: bool) -> Result<Option<Self>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        if first & 0x70 != 0 {
+        let is_deflated = may_deflate && first & RSV1 != 0;
+        if first & if is_deflated { 0x30 } else { 0x70 } != 0 {
             return Err(Violation::ReservedBits);
         }
         let fin = first & 0x80 != 0;
         let opcode = Opcode::from_bits(first & 0x0F).ok_or(Violation::UnknownOpcode)?;
+        if is_deflated && !matches!(opcode, Opcode::Data(_)) {
+            return Err(Violation::ReservedBits);
+        }
         let Some(&second) = bytes.get(1) else { return Ok(None) };
         if second & 0x80 == 0 {
             return Err(Violation::NotMasked);
@@ -153,7 +166,7 @@ impl Head {
         }
         let Some((length, at)) = read_length(bytes, short)? else { return Ok(None) };
         let Some(mask) = bytes[at..].first_chunk::<4>() else { return Ok(None) };
-        Ok(Some(Self { fin, opcode, mask: *mask, length, size: at + 4 }))
+        Ok(Some(Self { fin, is_deflated, opcode, mask: *mask, length, size: at + 4 }))
     }
 }
 
@@ -201,6 +214,38 @@ pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     out.extend_from_slice(reason.as_bytes());
 }
 
+/// What a frame of one whole message is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Body<'a> {
+    /// What the message is.
+    pub kind: Kind,
+    /// Its payload.
+    pub bytes: &'a [u8],
+    /// Whether the payload is compressed.
+    pub is_deflated: bool,
+}
+
+impl Body<'_> {
+    /// Bytes of its frame.
+    pub fn frame_bytes(&self) -> usize {
+        let head = match self.bytes.len() {
+            0..=125 => 2,
+            126..=0xFFFF => 4,
+            _ => 10,
+        };
+        head + self.bytes.len()
+    }
+
+    /// Appends its frame.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        put_frame(out, Opcode::Data(self.kind), self.bytes);
+        if self.is_deflated {
+            out[start] |= RSV1;
+        }
+    }
+}
+
 /// An encoded server frame: the same bytes for every receiver, on every core and node, since
 /// server frames are not masked. A clone is a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,9 +259,22 @@ impl Frame {
 
     /// The frame of one whole message.
     pub fn message(kind: Kind, payload: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(10 + payload.len());
-        put_frame(&mut bytes, Opcode::Data(kind), payload);
+        Self::of(&Body { kind, bytes: payload, is_deflated: false })
+    }
+
+    /// The frame of a message that may be compressed.
+    pub fn of(body: &Body<'_>) -> Self {
+        let mut bytes = Vec::with_capacity(body.frame_bytes());
+        body.put(&mut bytes);
         Self::from_encoded(&bytes)
+    }
+
+    /// What the message that its first frame, the only one, carries is.
+    pub fn kind(&self) -> Kind {
+        match self.0.first().map(|first| first & 0x0F) {
+            Some(0x2) => Kind::Binary,
+            _ => Kind::Text,
+        }
     }
 
     /// The bytes that go on the wire.
@@ -252,9 +310,9 @@ mod tests {
         for length in [0, 1, 125, 126, 127, 65535, 65536, 1 << 40] {
             let bytes = masked_head(length);
             for end in 0..bytes.len() {
-                assert_eq!(Head::parse(&bytes[..end]), Ok(None), "{length} {end}");
+                assert_eq!(Head::parse(&bytes[..end], false), Ok(None), "{length} {end}");
             }
-            let head = Head::parse(&bytes).unwrap().unwrap();
+            let head = Head::parse(&bytes, false).unwrap().unwrap();
             assert_eq!((head.length, head.size), (length, bytes.len()));
             assert_eq!((head.fin, head.mask), (true, [1, 2, 3, 4]));
         }
@@ -273,7 +331,35 @@ mod tests {
             (&[0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0], Violation::BadLength),
         ];
         for (bytes, violation) in cases {
-            assert_eq!(Head::parse(bytes), Err(violation));
+            assert_eq!(Head::parse(bytes, false), Err(violation));
+        }
+    }
+
+    #[test]
+    fn only_the_first_frame_of_a_message_may_say_that_it_is_compressed() {
+        let is_deflated = |first| {
+            let head = Head::parse(&[first, 0x80, 1, 2, 3, 4], true);
+            head.map(|head| head.expect("it is all there").is_deflated)
+        };
+        for (first, expected) in [(0xC1, true), (0x42, true), (0x81, false), (0x80, false)] {
+            assert_eq!(is_deflated(first), Ok(expected), "{first:#x}");
+        }
+        for first in [0xC0, 0xC8, 0xC9, 0xCA, 0xE1, 0xD1, 0xA1, 0x91] {
+            assert_eq!(is_deflated(first), Err(Violation::ReservedBits), "{first:#x}");
+        }
+    }
+
+    #[test]
+    fn a_body_knows_the_length_of_its_frame_and_the_frame_what_it_carries() {
+        for (length, is_deflated) in [(0, false), (125, true), (126, false), (65_536, true)] {
+            for kind in [Kind::Text, Kind::Binary] {
+                let bytes = &vec![b'x'; length][..];
+                let body = Body { kind, bytes, is_deflated };
+                let frame = Frame::of(&body);
+                assert_eq!(frame.bytes().len(), body.frame_bytes());
+                assert_eq!((frame.kind(), frame.payload()), (kind, bytes));
+                assert_eq!(frame.bytes()[0] & RSV1 != 0, is_deflated);
+            }
         }
     }
 

@@ -4,6 +4,7 @@ pub mod api;
 pub mod assembler;
 pub mod close;
 pub mod credentials;
+pub mod deflate;
 pub mod frame;
 pub mod http;
 pub mod json;

@@ -8,6 +8,7 @@ use base64::{
 };
 use sha1::{Digest as _, Sha1};
 
+use super::deflate::Agreement;
 use super::http::{Method, Request, Version, write_header};
 
 /// A request for a WebSocket that may be granted.
@@ -22,11 +23,19 @@ impl<'r> Upgrade<'r> {
     /// The subprotocols that the client speaks, its favourite first. What is no token is left out
     /// (RFC 6455 section 4.1): each may stand in the answer.
     pub fn subprotocols(&self) -> impl Iterator<Item = &'r str> {
+        self.list("sec-websocket-protocol").filter(|name| is_token(name))
+    }
+
+    /// The extensions that the client offers, each with its parameters, its favourite first.
+    pub fn extensions(&self) -> impl Iterator<Item = &'r str> {
+        self.list("sec-websocket-extensions")
+    }
+
+    fn list(&self, name: &str) -> impl Iterator<Item = &'r str> {
         self.request
-            .header_values("sec-websocket-protocol")
+            .header_values(name)
             .flat_map(|list| list.split(|&byte| byte == b','))
-            .filter_map(|name| str::from_utf8(name.trim_ascii()).ok())
-            .filter(|name| is_token(name))
+            .filter_map(|item| str::from_utf8(item.trim_ascii()).ok())
     }
 }
 
@@ -101,14 +110,22 @@ impl Accept {
 }
 
 /// Appends the answer that grants the upgrade: what follows on the connection are frames.
-/// `subprotocol` is one of those offered, or none.
-pub fn write_switching(out: &mut Vec<u8>, accept: &Accept, subprotocol: Option<&str>) {
+/// `subprotocol` is one of those offered, or none; `compression` what came of the extensions.
+pub fn write_switching(
+    out: &mut Vec<u8>,
+    accept: &Accept,
+    subprotocol: Option<&str>,
+    compression: Option<Agreement>,
+) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
     write_header(out, "Upgrade", "websocket");
     write_header(out, "Connection", "Upgrade");
     write_header(out, "Sec-WebSocket-Accept", accept.as_str());
     if let Some(subprotocol) = subprotocol {
         write_header(out, "Sec-WebSocket-Protocol", subprotocol);
+    }
+    if let Some(agreement) = compression {
+        write_header(out, "Sec-WebSocket-Extensions", &agreement.to_string());
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -202,7 +219,7 @@ mod tests {
             assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["chat", "superchat"]);
 
             let mut answer = Vec::new();
-            write_switching(&mut answer, &upgrade.accept, Some("chat"));
+            write_switching(&mut answer, &upgrade.accept, Some("chat"), None);
             let expected = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
                 Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
                 Sec-WebSocket-Protocol: chat\r\n\r\n";
@@ -224,6 +241,25 @@ mod tests {
         with_request(&request, |request| {
             let upgrade = check(request).unwrap();
             assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["a", "b", "c"]);
+        });
+    }
+
+    #[test]
+    fn extensions_of_several_lines_are_one_list_and_the_one_agreed_on_is_answered() {
+        let two = "x; y=1 , permessage-deflate\r\nSec-WebSocket-Extensions: z";
+        let request = EXAMPLE.replace("Protocol: chat, superchat", &format!("Extensions: {two}"));
+        with_request(&request, |request| {
+            let upgrade = check(request).unwrap();
+            let offers: Vec<_> = upgrade.extensions().collect();
+            assert_eq!(offers, ["x; y=1", "permessage-deflate", "z"]);
+            let agreement = Agreement::of(upgrade.extensions());
+            let mut answer = Vec::new();
+            write_switching(&mut answer, &upgrade.accept, None, agreement);
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(answer.ends_with(
+                "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \
+                 client_no_context_takeover\r\n\r\n"
+            ));
         });
     }
 

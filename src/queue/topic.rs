@@ -5,6 +5,8 @@
 //! arrive in order even when a consumer dies and its unwritten ones go to another. Which consumer
 //! a lane belongs to follows from the client's id and the set of consumers (rendezvous hashing), so
 //! it stays while the set does, and a change of the set moves few clients.
+//!
+//! Its clock is in microseconds.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -13,19 +15,19 @@ use hashbrown::HashMap;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{BackendId, Credit, Delivery, Terms};
-use crate::metrics::TopicReport;
+use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 
 /// Messages handed to one consumer and not yet written to its socket, at most.
 const WINDOW_MESSAGES: usize = 1024;
 
-/// A consumer that has had no room for so long, in milliseconds, counts as absent until it takes
+/// A consumer that has had no room for so long, in microseconds, counts as absent until it takes
 /// something again: what it could not take goes to the others.
-const STALLED_MS: u64 = 1000;
+const STALLED_US: u64 = 1_000_000;
 
-/// One that has taken nothing for so long, in milliseconds, is closed if another would take:
+/// One that has taken nothing for so long, in microseconds, is closed if another would take:
 /// what it was handed keeps what came later of the same clients from the others.
-const EXPELLED_MS: u64 = 10_000;
+const EXPELLED_US: u64 = 10_000_000;
 
 /// Consumers of one topic, at most.
 const CONSUMERS_MAX: usize = 1024;
@@ -74,6 +76,7 @@ pub struct Topic {
     lent: Credit,
     next_number: u64,
     dropped: u64,
+    waits: Durations,
     effects: VecDeque<Effect>,
 }
 
@@ -88,7 +91,7 @@ struct Lane {
 #[derive(Debug)]
 struct Item {
     number: u64,
-    since_ms: u64,
+    since_us: u64,
     is_redelivered: bool,
     // To which queue.pop of its consumer it was handed.
     pop: u64,
@@ -109,7 +112,7 @@ struct Consumer {
     handed_bytes: usize,
     // First message of each lane of this consumer that waits → the lane.
     waiting: BTreeMap<u64, ClientId>,
-    progress_ms: u64,
+    progress_us: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +157,7 @@ impl Topic {
             lent,
             next_number: 0,
             dropped: 0,
+            waits: Durations::default(),
             effects: VecDeque::new(),
         }
     }
@@ -191,28 +195,33 @@ impl Topic {
         std::mem::take(&mut self.dropped)
     }
 
+    /// How long messages were in it until they were written, or acknowledged.
+    pub fn waits(&self) -> Durations {
+        self.waits
+    }
+
     /// How things stand in it.
-    pub fn report(&self, name: &str, now_ms: u64) -> TopicReport {
+    pub fn report(&self, name: &str, now_us: u64) -> TopicReport {
         let waiting = self.consumers.iter().map(|c| &c.waiting).chain([&self.unowned]);
         let oldest = waiting.filter_map(BTreeMap::first_key_value).min().map(|(_, client)| client);
         let since =
-            oldest.and_then(|client| Some(self.lanes.get(client)?.waiting.front()?.since_ms));
+            oldest.and_then(|client| Some(self.lanes.get(client)?.waiting.front()?.since_us));
         TopicReport {
             name: name.to_owned(),
             messages: self.held.messages as u64,
             bytes: self.held.bytes as u64,
             consumers: self.consumers.len() as u64,
-            oldest_ms: since.map_or(0, |since| now_ms.saturating_sub(since)),
+            oldest_ms: since.map_or(0, |since| now_us.saturating_sub(since) / 1000),
         }
     }
 
     /// Takes a message, for which the shard had credit.
-    pub fn push(&mut self, now_ms: u64, from: ShardId, client: ClientId, frame: Frame) {
+    pub fn push(&mut self, now_us: u64, from: ShardId, client: ClientId, frame: Frame) {
         self.take_credit(from, frame.bytes().len());
         self.top_up(from);
         let item = Item {
             number: self.next_number,
-            since_ms: now_ms,
+            since_us: now_us,
             is_redelivered: false,
             pop: 0,
             frame,
@@ -226,7 +235,7 @@ impl Topic {
         }
         let number = item.number;
         lane.waiting.push_back(item);
-        self.attach(now_ms, client, number, owner);
+        self.attach(now_us, client, number, owner);
         if let Some(owner) = owner {
             self.fill(owner);
         }
@@ -236,14 +245,14 @@ impl Topic {
     ///
     /// # Errors
     /// It is one already, or there are too many.
-    pub fn join(&mut self, now_ms: u64, id: BackendId, terms: Terms) -> Result<(), JoinError> {
+    pub fn join(&mut self, now_us: u64, id: BackendId, terms: Terms) -> Result<(), JoinError> {
         let at = match self.position(id) {
             // What it has still to write from before stays with it, ahead of what comes.
             Some(at) if self.consumers[at].state == State::Leaving => at,
             Some(_) => return Err(JoinError::Repeated),
             None if self.consumers.len() == CONSUMERS_MAX => return Err(JoinError::TooMany),
             None => {
-                self.consumers.push(Consumer::new(id, now_ms));
+                self.consumers.push(Consumer::new(id, now_us));
                 self.consumers.len() - 1
             }
         };
@@ -257,35 +266,35 @@ impl Topic {
     }
 
     /// The consumer's answer is on its way: it competes from now on.
-    pub fn start(&mut self, now_ms: u64, id: BackendId) {
+    pub fn start(&mut self, now_us: u64, id: BackendId) {
         let Some(at) = self.position(id) else { return };
         if self.consumers[at].state == State::Joining {
             self.consumers[at].state = State::Active;
-            self.consumers[at].progress_ms = now_ms;
-            self.assign_again(now_ms);
+            self.consumers[at].progress_us = now_us;
+            self.assign_again(now_us);
         }
     }
 
     /// The consumer wants no more; false if it was none. What it was handed and has not written
     /// stays with it: its connection lives. What it has not acknowledged goes to others.
-    pub fn leave(&mut self, now_ms: u64, id: BackendId) -> bool {
+    pub fn leave(&mut self, now_us: u64, id: BackendId) -> bool {
         let Some(at) = self.position(id) else { return false };
         if self.consumers[at].state == State::Leaving {
             return false;
         }
         if self.consumers[at].acknowledges {
-            self.gone(now_ms, id);
+            self.gone(now_us, id);
             return true;
         }
         self.consumers[at].state = State::Leaving;
-        self.assign_again(now_ms);
+        self.assign_again(now_us);
         self.forget_if_left(id);
         true
     }
 
     /// The consumer's connection is gone: what it did not write goes to others, before anything
     /// that came later.
-    pub fn gone(&mut self, now_ms: u64, id: BackendId) {
+    pub fn gone(&mut self, now_us: u64, id: BackendId) {
         let Some(at) = self.position(id) else { return };
         let consumer = self.consumers.swap_remove(at);
         for (client, mut item) in consumer.handed.into_iter().rev() {
@@ -303,35 +312,35 @@ impl Topic {
             .filter(|(_, lane)| lane.owner.is_none())
             .map(|(&client, lane)| (lane.waiting[0].number, client))
             .collect();
-        self.assign_again(now_ms);
+        self.assign_again(now_us);
     }
 
     /// The consumer has written the first `count` of what it was handed.
-    pub fn written(&mut self, now_ms: u64, id: BackendId, count: u32) {
+    pub fn written(&mut self, now_us: u64, id: BackendId, count: u32) {
         let Some(at) = self.position(id) else { return };
         let count = self.consumers[at].handed.len().min(count as usize);
         for _ in 0..count {
-            self.finish(now_ms, at, 0);
+            self.finish(now_us, at, 0);
         }
-        self.progress(now_ms, at);
+        self.progress(now_us, at);
     }
 
     /// The consumer has acknowledged these messages. Those that it was not handed, or not any more,
     /// are passed over.
-    pub fn settled(&mut self, now_ms: u64, id: BackendId, numbers: &[u64]) {
+    pub fn settled(&mut self, now_us: u64, id: BackendId, numbers: &[u64]) {
         let Some(at) = self.position(id) else { return };
         for &number in numbers {
             let handed = &self.consumers[at].handed;
             if let Some(place) = handed.iter().position(|(_, item)| item.number == number) {
-                self.finish(now_ms, at, place);
+                self.finish(now_us, at, place);
             }
         }
-        self.progress(now_ms, at);
+        self.progress(now_us, at);
     }
 
     /// The consumer was handed a message for a `queue.pop` that it has cancelled: it goes to others,
     /// before what came later of the same client.
-    pub fn returned(&mut self, now_ms: u64, id: BackendId, number: u64, pop: u64) {
+    pub fn returned(&mut self, now_us: u64, id: BackendId, number: u64, pop: u64) {
         let Some(at) = self.position(id) else { return };
         let consumer = &mut self.consumers[at];
         let is_it = |(_, item): &(ClientId, Item)| item.number == number && item.pop == pop;
@@ -346,39 +355,40 @@ impl Topic {
             if let Some(first) = first {
                 self.detach(first, owner);
             }
-            self.attach(now_ms, client, number, owner);
+            self.attach(now_us, client, number, owner);
         }
-        self.settle(now_ms, client);
+        self.settle(now_us, client);
         self.forget_if_left(id);
     }
 
     /// All consumers on that node are out of reach.
-    pub fn node_gone(&mut self, now_ms: u64, node: NodeId) {
+    pub fn node_gone(&mut self, now_us: u64, node: NodeId) {
         let ids: Vec<_> =
             self.consumers.iter().map(|c| c.id).filter(|id| id.at.node == node).collect();
         for id in ids {
-            self.gone(now_ms, id);
+            self.gone(now_us, id);
         }
     }
 
     /// A consumer is done with one message that it was handed.
-    fn finish(&mut self, now_ms: u64, at: usize, place: usize) {
+    fn finish(&mut self, now_us: u64, at: usize, place: usize) {
         let consumer = &mut self.consumers[at];
         let (client, item) = consumer.handed.remove(place).expect("the place was looked up");
         let bytes = item.frame.bytes().len();
         consumer.handed_bytes -= bytes;
+        self.waits.add(now_us.saturating_sub(item.since_us));
         self.release(bytes);
-        self.settle(now_ms, client);
+        self.settle(now_us, client);
     }
 
     /// A consumer has taken something: it may have more, and feeders may have its room.
-    fn progress(&mut self, now_ms: u64, at: usize) {
+    fn progress(&mut self, now_us: u64, at: usize) {
         let consumer = &mut self.consumers[at];
         let id = consumer.id;
-        consumer.progress_ms = now_ms;
+        consumer.progress_us = now_us;
         if consumer.state == State::Stalled {
             consumer.state = State::Active;
-            self.assign_again(now_ms);
+            self.assign_again(now_us);
         }
         self.fill(id);
         self.forget_if_left(id);
@@ -402,20 +412,20 @@ impl Topic {
     }
 
     /// Looks for consumers that take nothing.
-    pub fn handle_timeout(&mut self, now_ms: u64) {
+    pub fn handle_timeout(&mut self, now_us: u64) {
         let mut found = false;
         let is_active = |consumer: &Consumer| consumer.state == State::Active;
         let others_would = self.consumers.iter().any(is_active);
         for consumer in &mut self.consumers {
-            let idle_ms = now_ms.saturating_sub(consumer.progress_ms);
+            let idle_us = now_us.saturating_sub(consumer.progress_us);
             match consumer.state {
-                State::Active if !consumer.waiting.is_empty() && idle_ms >= STALLED_MS => {
+                State::Active if !consumer.waiting.is_empty() && idle_us >= STALLED_US => {
                     consumer.state = State::Stalled;
                     found = true;
                 }
                 // One that acknowledges may be at work on what it has.
                 State::Stalled
-                    if others_would && !consumer.acknowledges && idle_ms >= EXPELLED_MS =>
+                    if others_would && !consumer.acknowledges && idle_us >= EXPELLED_US =>
                 {
                     self.effects.push_back(Effect::Expel(consumer.id));
                 }
@@ -423,7 +433,7 @@ impl Topic {
             }
         }
         if found {
-            self.assign_again(now_ms);
+            self.assign_again(now_us);
         }
     }
 
@@ -452,13 +462,13 @@ impl Topic {
     }
 
     /// Notes where a lane whose first waiting message is `number` waits.
-    fn attach(&mut self, now_ms: u64, client: ClientId, number: u64, owner: Option<BackendId>) {
+    fn attach(&mut self, now_us: u64, client: ClientId, number: u64, owner: Option<BackendId>) {
         self.lanes.get_mut(&client).expect("only lanes are attached").owner = owner;
         match owner.and_then(|id| self.position(id)) {
             Some(at) => {
                 let consumer = &mut self.consumers[at];
                 if consumer.handed.is_empty() && consumer.waiting.is_empty() {
-                    consumer.progress_ms = now_ms;
+                    consumer.progress_us = now_us;
                 }
                 consumer.waiting.insert(number, client);
             }
@@ -477,7 +487,7 @@ impl Topic {
 
     /// The set of consumers changed: lanes that are free to move go where they belong now. Costs a
     /// look at every lane.
-    fn assign_again(&mut self, now_ms: u64) {
+    fn assign_again(&mut self, now_us: u64) {
         let movable: Vec<(ClientId, u64, Option<BackendId>)> = self
             .lanes
             .iter()
@@ -488,7 +498,7 @@ impl Topic {
             let new = self.owner_of(client);
             if new != old || old.is_none() {
                 self.detach(number, old);
-                self.attach(now_ms, client, number, new);
+                self.attach(now_us, client, number, new);
             }
         }
         for at in 0..self.consumers.len() {
@@ -525,7 +535,7 @@ impl Topic {
     }
 
     /// One message of this client was written.
-    fn settle(&mut self, now_ms: u64, client: ClientId) {
+    fn settle(&mut self, now_us: u64, client: ClientId) {
         let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
         lane.unwritten -= 1;
         if lane.unwritten > 0 {
@@ -539,7 +549,7 @@ impl Topic {
         let new = self.owner_of(client);
         if new != old {
             self.detach(number, old);
-            self.attach(now_ms, client, number, new);
+            self.attach(now_us, client, number, new);
             if let Some(new) = new {
                 self.fill(new);
             }
@@ -693,7 +703,7 @@ fn weight(client: ClientId, consumer: BackendId) -> u64 {
 }
 
 impl Consumer {
-    fn new(id: BackendId, now_ms: u64) -> Self {
+    fn new(id: BackendId, now_us: u64) -> Self {
         Self {
             id,
             state: State::Joining,
@@ -704,7 +714,7 @@ impl Consumer {
             handed: VecDeque::new(),
             handed_bytes: 0,
             waiting: BTreeMap::new(),
-            progress_ms: now_ms,
+            progress_us: now_us,
         }
     }
 

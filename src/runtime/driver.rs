@@ -105,9 +105,9 @@ impl Clock {
     }
 
     fn now(&self) -> Now {
-        let ms = self.start.elapsed().as_millis() as u64;
+        let us = self.elapsed_us();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { ms, unix_ms: unix.as_millis() as u64 }
+        Now { ms: us / 1000, us, unix_ms: unix.as_millis() as u64 }
     }
 }
 

@@ -133,27 +133,6 @@ impl Shards {
             let _ = renewal.send(context.clone());
         }
     }
-
-    /// TLS connections refused because they began with something else, or with no version or
-    /// cipher in common.
-    pub fn handshakes_refused(&self) -> u64 {
-        self.watch.handshakes_refused.load(Ordering::Relaxed)
-    }
-
-    /// Steps of TLS handshakes that waited for a later turn.
-    pub fn handshakes_deferred(&self) -> u64 {
-        self.watch.handshakes_deferred.load(Ordering::Relaxed)
-    }
-
-    /// Clients refused because there were as many as there may be.
-    pub fn clients_refused(&self) -> u64 {
-        self.watch.clients_refused.load(Ordering::Relaxed)
-    }
-
-    /// Times that accepting had to rest because no descriptor was left.
-    pub fn accepts_rested(&self) -> u64 {
-        self.watch.accepts_rested.load(Ordering::Relaxed)
-    }
 }
 
 /// Looks every few milliseconds whether something has come true, until `end`. The main thread has

@@ -1,6 +1,6 @@
 //! What the shards of a node share: a few counts, and the word to stop.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::metrics::Counters;
@@ -16,10 +16,6 @@ pub(super) struct Watch {
     pub(super) is_stopped: AtomicBool,
     clients: AtomicUsize,
     clients_max: usize,
-    pub(super) clients_refused: AtomicU64,
-    pub(super) accepts_rested: AtomicU64,
-    pub(super) handshakes_refused: AtomicU64,
-    pub(super) handshakes_deferred: AtomicU64,
 }
 
 impl Watch {
@@ -31,10 +27,6 @@ impl Watch {
             is_stopped: AtomicBool::new(false),
             clients: AtomicUsize::new(0),
             clients_max,
-            clients_refused: AtomicU64::new(0),
-            accepts_rested: AtomicU64::new(0),
-            handshakes_refused: AtomicU64::new(0),
-            handshakes_deferred: AtomicU64::new(0),
         }
     }
 
@@ -48,7 +40,6 @@ impl Watch {
         let is_admitted = self.clients.fetch_add(1, Ordering::Relaxed) < self.clients_max;
         if !is_admitted {
             self.clients.fetch_sub(1, Ordering::Relaxed);
-            self.clients_refused.fetch_add(1, Ordering::Relaxed);
         }
         is_admitted
     }

@@ -33,10 +33,19 @@ const PROVEN_MS: u64 = 300_000;
 /// What comes of a request's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It may do what these roles allow, or nothing.
-    Known(Result<Roles, Refusal>),
+    /// It may do what is granted, or nothing.
+    Known(Result<Grant, Refusal>),
     /// That is known when the verdict on these credentials is.
     Unknown(Fingerprint),
+}
+
+/// Who may come in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// The user's place in the settings; `None`: there are no users.
+    pub user: Option<usize>,
+    /// What it may do.
+    pub roles: Roles,
 }
 
 /// Why a request may not.
@@ -140,7 +149,7 @@ impl Access {
         authorization: impl FnOnce() -> Option<&'r [u8]>,
     ) -> Admission {
         if self.users.is_empty() {
-            return Admission::Known(Ok(Roles::ALL));
+            return Admission::Known(Ok(Grant { user: None, roles: Roles::ALL }));
         }
         let Some(credentials) = authorization().and_then(Credentials::parse) else {
             return Admission::Known(Err(Refusal::Missing));
@@ -201,9 +210,12 @@ impl Access {
     }
 
     /// What a request from `remote` may do with the credentials of this user.
-    fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Roles, Refusal> {
-        let user = &self.users[user.ok_or(Refusal::Wrong)?];
-        if user.may_come_from(remote) { Ok(user.roles) } else { Err(Refusal::Address) }
+    fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Refusal> {
+        let known = &self.users[user.ok_or(Refusal::Wrong)?];
+        match known.may_come_from(remote) {
+            true => Ok(Grant { user, roles: known.roles }),
+            false => Err(Refusal::Address),
+        }
     }
 
     /// A verdict is here; gives who waits for it.
@@ -239,7 +251,7 @@ impl Shard {
         let remote = connection.remote.ip();
         let authorization = || request.only_header("authorization");
         match self.access.check(self.now.ms, remote, authorization) {
-            Admission::Known(Ok(roles)) => self.handle_granted(key, shape, roles, request),
+            Admission::Known(Ok(grant)) => self.handle_granted(key, shape, grant, request),
             Admission::Known(Err(refusal)) => self.refuse_access(key, &shape, refusal),
             Admission::Unknown(fingerprint) => self.park(key, shape, &request, fingerprint),
         }
@@ -281,14 +293,14 @@ impl Shard {
         self.answer_parked(key, Err(Refusal::Busy));
     }
 
-    fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Roles, Refusal>) {
+    fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         let Some(mut parked) = http.parked.take() else { return };
         http.replies.give_up_last();
         let shape = parked.shape;
         match admitted {
-            Ok(roles) => self.handle_granted(key, shape, roles, parked.request.lend()),
+            Ok(grant) => self.handle_granted(key, shape, grant, parked.request.lend()),
             Err(refusal) => self.refuse_access(key, &shape, refusal),
         }
         self.unpause(key, Pause::Verdict);
@@ -304,6 +316,11 @@ impl Shard {
     ) {
         let (status, why) = refusal.explained();
         self.counters.unauthorised += 1;
+        match refusal {
+            Refusal::TooManyTries => self.counters.limits.wrong_credentials += 1,
+            Refusal::Busy => self.counters.limits.verifications += 1,
+            Refusal::Missing | Refusal::Wrong | Refusal::Address | Refusal::Role => {}
+        }
         if refusal == Refusal::Wrong
             && let Some(address) = self.connections.get(key).map(|c| c.remote.ip())
         {
@@ -326,19 +343,42 @@ impl Shard {
         self.access.tries.note(self.now.ms, address);
     }
 
-    /// Whether the user of this connection may make a call over WebSocket.
-    pub(super) fn check_role(&mut self, key: ConnectionKey, call: &Call<'_>) -> Result<(), Fault> {
+    /// A call over WebSocket, if the user of this connection may make it. One that settles events
+    /// asks for nothing, and is not counted.
+    pub(super) fn admit_call<'c>(
+        &mut self,
+        key: ConnectionKey,
+        call: Result<Call<'c>, Fault>,
+    ) -> Result<Call<'c>, Fault> {
         let backend = self.connections.get(key).and_then(Connection::backend);
-        let roles = backend.map_or(Roles::ALL, |backend| backend.roles);
-        let (may, code) = match call {
-            Call::Send(..) | Call::Publish(..) | Call::Call(..) => {
-                (roles.write, Code::NotAuthorised)
-            }
-            Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
-            Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
-        };
-        if may { Ok(()) } else { Err(Fault::new(code, Refusal::Role.explained().1)) }
+        let grant = backend.map_or(Grant::default(), |backend| backend.grant);
+        if !matches!(call, Ok(Call::Ack(_))) {
+            self.take_call(grant)?;
+        }
+        let call = call?;
+        check_role(grant.roles, &call)?;
+        Ok(call)
     }
+
+    /// Takes one call out of what a user may ask for.
+    pub(super) fn take_call(&mut self, grant: Grant) -> Result<(), Fault> {
+        let quota = grant.user.and_then(|user| self.settings.api.quotas.get(user));
+        if quota.is_none_or(|quota| quota.take(self.now.ms)) {
+            return Ok(());
+        }
+        self.counters.limits.requests_per_s += 1;
+        Err(Fault::new(Code::TooManyRequests, "too many requests a second for this user"))
+    }
+}
+
+/// Whether these roles allow a call.
+fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
+    let (may, code) = match call {
+        Call::Send(..) | Call::Publish(..) | Call::Call(..) => (roles.write, Code::NotAuthorised),
+        Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
+        Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
+    };
+    if may { Ok(()) } else { Err(Fault::new(code, Refusal::Role.explained().1)) }
 }
 
 #[cfg(test)]
@@ -356,7 +396,7 @@ mod tests {
             None => Secret::Plain(secret.into()),
         };
         let roles = Roles { read: name == "reader", write: name == "writer" };
-        User { name: name.into(), scheme, secret, roles, from: Vec::new() }
+        User { name: name.into(), scheme, secret, roles, from: Vec::new(), requests_per_s: 0 }
     }
 
     fn access(users: Vec<User>) -> Access {
@@ -385,14 +425,15 @@ mod tests {
         user
     }
 
-    const READER: Admission = Known(Ok(Roles { read: true, write: false }));
-    const WRITER: Admission = Known(Ok(Roles { read: false, write: true }));
+    const READER: Grant = Grant { user: Some(0), roles: Roles { read: true, write: false } };
+    const WRITER: Grant = Grant { user: Some(1), roles: Roles { read: false, write: true } };
 
     #[test]
     fn without_users_everybody_may_do_everything() {
         let mut access = access(Vec::new());
-        assert_eq!(access.check(0, remote(), || None), Known(Ok(Roles::ALL)));
-        assert_eq!(check(&mut access, 0, "Bearer x"), Known(Ok(Roles::ALL)));
+        let all = Grant { user: None, roles: Roles::ALL };
+        assert_eq!(access.check(0, remote(), || None), Known(Ok(all)));
+        assert_eq!(check(&mut access, 0, "Bearer x"), Known(Ok(all)));
     }
 
     #[test]
@@ -401,8 +442,8 @@ mod tests {
             user("reader", Scheme::Basic, "open sesame"),
             user("writer", Scheme::Bearer, "open-sesame"),
         ]);
-        assert_eq!(check(&mut access, 0, &basic("reader", "open sesame")), READER);
-        assert_eq!(check(&mut access, 0, "Bearer open-sesame"), WRITER);
+        assert_eq!(check(&mut access, 0, &basic("reader", "open sesame")), Known(Ok(READER)));
+        assert_eq!(check(&mut access, 0, "Bearer open-sesame"), Known(Ok(WRITER)));
         for wrong in ["Bearer open-sesam", &basic("writer", "open-sesame"), &basic("reader", "")] {
             assert_eq!(check(&mut access, 0, wrong), Known(Err(Refusal::Wrong)), "{wrong}");
         }
@@ -418,7 +459,7 @@ mod tests {
         assert!(matches!(check(&mut access, 0, &right), Unknown(_)), "the same verdict is awaited");
         assert_eq!(verdict(&mut access, 10), Some(0));
         assert!(access.verifications.is_empty() && access.waiting.is_empty());
-        assert_eq!(check(&mut access, 10 + PROVEN_MS - 1, &right), READER);
+        assert_eq!(check(&mut access, 10 + PROVEN_MS - 1, &right), Known(Ok(READER)));
         assert!(matches!(check(&mut access, 10 + PROVEN_MS, &right), Unknown(_)));
     }
 
@@ -440,7 +481,7 @@ mod tests {
             assert!(matches!(check(&mut access, 0, &basic(name, "open sesame")), Unknown(_)));
             assert_eq!(verdict(&mut access, 0), None, "the right password of another");
         }
-        assert_eq!(check(&mut access, 0, &basic("writer", "plain")), WRITER);
+        assert_eq!(check(&mut access, 0, &basic("writer", "plain")), Known(Ok(WRITER)));
     }
 
     #[test]
@@ -475,7 +516,7 @@ mod tests {
         (0..10).for_each(|_| access.tries.note(0, remote()));
         let right = basic("reader", "plain");
         assert_eq!(check(&mut access, 0, &right), Known(Err(Refusal::TooManyTries)));
-        assert_eq!(check(&mut access, 60_000, &right), READER);
+        assert_eq!(check(&mut access, 60_000, &right), Known(Ok(READER)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         let Some(backend) = connection.backend() else { return };
         let mut assembler = std::mem::take(&mut backend.assembler);
-        let received = assembler.read(input, max);
+        let received = assembler.read(input, max, None);
         backend.assembler = assembler;
         match received {
             Ok(None) => {}
@@ -39,7 +39,7 @@ impl Shard {
         // The parser is taken out while what it read is carried out: the call borrows from it.
         let mut parser = std::mem::take(&mut self.parser);
         let request = parser.request(&mut payload);
-        let call = request.call.and_then(|call| self.check_role(key, &call).map(|()| call));
+        let call = self.admit_call(key, request.call);
         self.call(key, Shape::Message(request.id.into()), call);
         self.parser = parser;
     }
@@ -51,6 +51,10 @@ impl Shard {
         let is_unread =
             !connection.is_broken && connection.outbound.buffered() > connection.outbound_max;
         let is_waiting = connection.replies().is_some_and(|replies| replies.len() >= WAITING_MAX);
+        let is_new = |reason| !connection.is_paused_for(reason);
+        let limits = &mut self.counters.limits;
+        limits.outbound_bytes += u64::from(is_unread && is_new(Pause::Outbound));
+        limits.calls_waiting += u64::from(is_waiting && is_new(Pause::Answers));
         if is_unread {
             self.pause(key, Pause::Outbound);
         }

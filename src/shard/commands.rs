@@ -17,7 +17,7 @@ use crate::message::{
 };
 use crate::metrics::Report;
 use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Settling, Tally};
-use crate::protocol::frame::{self, Frame, Opcode};
+use crate::protocol::frame::{self, Frame};
 
 /// A command that this shard was asked to carry out.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,7 @@ impl Shard {
         let answered = match call {
             Err(fault) => Err(fault),
             Ok(_) if !self.pending.has_room() => {
+                self.counters.limits.calls_waiting += 1;
                 Err(Fault::new(Code::TooManyRequests, "too many calls wait for answers"))
             }
             Ok(Call::Send(client, content)) => return self.call_send(key, shape, client, &content),
@@ -77,12 +78,7 @@ impl Shard {
         };
         let from = self.backend_id(key);
         if address == self.address && !self.lanes.contains_key(&from) {
-            let length = content.bytes.len() + frame::HEAD_BYTES_MAX;
-            let answer = self.send(client, length, |connection| {
-                connection.outbound.push_with(|out| {
-                    frame::put_frame(out, Opcode::Data(content.kind), &content.bytes);
-                });
-            });
+            let answer = self.send(client, content.kind, &content.bytes);
             return self.reply(key, &shape, &answer);
         }
         let frame = Frame::message(content.kind, &content.bytes);
@@ -239,7 +235,7 @@ impl Shard {
         awaited: usize,
     ) -> Option<Ticket> {
         let reply = self.connections.get(key)?.replies()?.wait(shape);
-        let ticket = self.pending.open(key, reply, kind, awaited);
+        let ticket = self.pending.open(self.now.us, (key, reply), kind, awaited);
         self.timers.set(self.now.ms + self.settings.limits.answer_ms, Timer::Ticket(ticket));
         Some(ticket)
     }
@@ -251,6 +247,7 @@ impl Shard {
             if lane.take(asked, &command) {
                 return;
             }
+            self.counters.limits.calls_waiting += 1;
             let fault = Fault::new(Code::TooManyRequests, "too much waits behind a large publish");
             return self.answer(asked, Answer::Done(Err(fault)));
         }
@@ -268,9 +265,7 @@ impl Shard {
                 Ok(tally) => return Outcome::Done(Answer::Published(tally)),
                 Err(walk) => return Outcome::Unfinished(walk),
             },
-            Command::Send(client, frame) => self.send(client, frame.bytes().len(), |connection| {
-                connection.outbound.push_with(|out| out.extend_from_slice(frame.bytes()));
-            }),
+            Command::Send(client, frame) => self.send(client, frame.kind(), frame.payload()),
             Command::Call(client, function) => return self.execute(asked, client, function),
             Command::Join(topic, terms) => self.join(&topic, from, terms),
             Command::Leave(topic) => self.leave(&topic, from),
@@ -294,8 +289,11 @@ impl Shard {
             channels: self.channels.len() as u64,
             pending_calls: self.pending.len() as u64,
             unfinished_fanouts: self.lanes.len() as u64,
-            topics: self.topics.reports(self.now.ms),
-            turns: self.turns_taken.clone(),
+            addresses: self.addresses.len() as u64,
+            topics: self.topics.reports(self.now.us),
+            turns: self.turns_taken,
+            calls: self.calls_taken,
+            events: self.topics.waits(),
         }
     }
 
@@ -316,14 +314,17 @@ impl Shard {
     /// The time of a question is up.
     pub(super) fn expire(&mut self, ticket: Ticket) {
         if let Some(settled) = self.pending.expire(ticket) {
-            self.counters.late_answers += 1;
+            self.counters.limits.answer_ms += 1;
             self.settle(settled);
         }
     }
 
     fn settle(&mut self, settled: Settled) {
-        let Settled { asker, reply, answer, kind } = settled;
+        let Settled { asker, reply, answer, kind, asked_us } = settled;
         self.counters.faults += u64::from(answer.is_err());
+        if kind != Kind::Report {
+            self.calls_taken.add(self.now.us.saturating_sub(asked_us));
+        }
         let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
             return;
         };
@@ -378,12 +379,12 @@ impl Shard {
         backend.map(|backend| backend.topics.clone()).unwrap_or_default()
     }
 
-    /// Puts a frame of at most `bytes` into a client's outbound queue.
+    /// Puts a message into a client's outbound queue.
     fn send(
         &mut self,
         client: ClientId,
-        bytes: usize,
-        push: impl FnOnce(&mut Connection),
+        kind: frame::Kind,
+        payload: &[u8],
     ) -> Result<Reply, Fault> {
         let fault = |message| Err(Fault::new(Code::SendFailed, message));
         let Some(&key) = self.clients.get(&client) else { return fault("no such client") };
@@ -391,14 +392,18 @@ impl Shard {
         if connection.phase != Phase::Open {
             return fault("the client is closing");
         }
+        let body = self.deflater.body(connection.compression, kind, payload);
+        let bytes = body.frame_bytes();
         if connection.takes(bytes) {
-            push(connection);
+            connection.outbound.push_with(|out| body.put(out));
+            self.counters.note_compression(payload.len() - body.bytes.len());
             self.counters.delivered += 1;
             self.queue_write(key);
             return Ok(Reply::Done);
         }
         let is_too_slow = connection.is_too_slow_for(bytes);
         self.counters.failed += 1;
+        self.counters.limits.outbound_bytes += 1;
         if is_too_slow && self.settings.limits.close_slow_clients {
             self.close_slow(key);
         }
@@ -445,9 +450,11 @@ impl Shard {
     ) -> Result<Reply, Fault> {
         let client = self.connections.get(key).and_then(Connection::client);
         let client = client.ok_or_else(no_such_client)?;
-        change(&mut client.context).map_err(|_| {
-            Fault::new(Code::ExecutionFailed, "the context would be over 256 keys or 64 KiB")
-        })?;
+        if change(&mut client.context).is_err() {
+            self.counters.limits.context += 1;
+            let why = "the context would be over 256 keys or 64 KiB";
+            return Err(Fault::new(Code::ExecutionFailed, why));
+        }
         if !self.is_held(key) {
             self.unpause(key, Pause::Hold);
         }
@@ -470,6 +477,7 @@ impl Shard {
                 new.push(channel);
             }
             if client.subscriptions.len() + new.len() > limit {
+                self.counters.limits.channels_per_client += 1;
                 let message = format!("more than {limit} channels for one client");
                 return Err(Fault::new(Code::ExecutionFailed, message));
             }

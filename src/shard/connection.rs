@@ -4,16 +4,19 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::access::Grant;
 use super::acknowledge::Unsettled;
 use super::channels::Subscription;
 use super::context::Context;
 use super::outbound::Outbound;
+use super::rate::Bucket;
 use super::replies::{HttpShape, Replies};
 use crate::address::{ClientId, NodeId};
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
-use crate::protocol::credentials::{Fingerprint, Roles};
+use crate::protocol::credentials::Fingerprint;
+use crate::protocol::deflate::Window;
 use crate::protocol::http::{KeptRequest, RequestReader};
 
 /// Which listener a connection came in on.
@@ -60,6 +63,10 @@ pub struct Connection {
     pub is_ended: bool,
     /// Nor can anything be written to it.
     pub is_broken: bool,
+    /// Messages may be compressed, and those to it are within this window.
+    pub compression: Option<Window>,
+    /// The home of its address counts it.
+    pub is_counted: bool,
     /// Which listener it came in on.
     pub listener: Listener,
 }
@@ -94,6 +101,10 @@ pub enum Pause {
     Ending = 16,
     /// Its credentials are being verified.
     Verdict = 32,
+    /// It has sent as many messages of late as it may.
+    Rate = 64,
+    /// Another shard is to say whether its address may have one more.
+    Address = 128,
 }
 
 /// A queue of connections with something to write.
@@ -204,6 +215,8 @@ pub struct Client {
     pub expires_ms: u64,
     /// It has sent a message (routes that hold a client let the first one through).
     pub has_spoken: bool,
+    /// The messages that it may send now, on a route that limits them.
+    pub messages: Bucket,
     /// Its half-read message.
     pub assembler: Assembler,
     /// Where it stands in each of its channels.
@@ -219,8 +232,8 @@ pub struct Backend {
     pub assembler: Assembler,
     /// Answers in the order of the requests.
     pub replies: Replies,
-    /// What its user may do.
-    pub roles: Roles,
+    /// Whose it is.
+    pub grant: Grant,
     /// The topics it consumes; none: it does not.
     pub topics: Vec<Arc<str>>,
     /// How often it asked to consume: an answer to an earlier one starts nothing.
@@ -265,6 +278,8 @@ impl Connection {
             is_pinged: false,
             is_ended: false,
             is_broken: false,
+            compression: None,
+            is_counted: false,
             listener,
         }
     }

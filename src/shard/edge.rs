@@ -7,11 +7,14 @@ use super::Shard;
 use super::channels::{ChannelIndex, Subscription};
 use super::connection::{Client, Connection, Listener, Pause, Stage};
 use super::context::Context;
+use super::rate::Bucket;
 use super::replies::HttpShape;
 use super::settings::Route;
+use super::timers::Timer;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
+use crate::protocol::deflate::Agreement;
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Request, query_pairs};
 use crate::protocol::token::{QUERY_NAME, answered_subprotocol};
@@ -66,7 +69,7 @@ impl Shard {
 
     /// Adds what the client's token says, if the route needs one, to the channels it asks for.
     fn check_token<'r>(
-        &self,
+        &mut self,
         route: &Route,
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
@@ -83,20 +86,19 @@ impl Shard {
                 channels.push(channel.into());
             }
         }
-        let max = self.settings.limits.channels_per_client;
-        if channels.len() > max {
-            return Err((403, format!("more than {max} channels").into()));
-        }
+        self.check_number(&channels)?;
         let mut context = Context::default();
-        let too_large = |_| (403, "the token's context is over 256 keys or 64 KiB".into());
-        context.replace(pass.context).map_err(too_large)?;
+        if context.replace(pass.context).is_err() {
+            self.counters.limits.context += 1;
+            return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
+        }
         let left_ms = pass.until_unix_ms.saturating_sub(self.now.unix_ms);
         Ok(Terms { channels, context, expires_ms: self.now.ms.saturating_add(left_ms) })
     }
 
     /// Whether a client may come in; gives the channels that it asks for.
     fn admit<'r>(
-        &self,
+        &mut self,
         route: &Route,
         request: &Request<'r>,
     ) -> Result<Vec<Cow<'r, str>>, Refusal> {
@@ -110,13 +112,24 @@ impl Shard {
             return Err((503, "the server is shutting down".into()));
         }
         if route.topic.as_ref().is_some_and(|topic| !self.topics.takes_clients(topic)) {
+            self.counters.limits.topic_waiting += 1;
             return Err((503, "the topic of this route is full".into()));
         }
         let channels = asked_channels(request.query, self.settings.limits.channels_per_client)?;
+        self.check_number(&channels)?;
         match channels.iter().all(|channel| route.allows(channel)) {
             true => Ok(channels),
             false => Err((403, "a channel that this route does not allow".into())),
         }
+    }
+
+    fn check_number(&mut self, channels: &[Cow<'_, str>]) -> Result<(), Refusal> {
+        let max = self.settings.limits.channels_per_client;
+        if channels.len() <= max {
+            return Ok(());
+        }
+        self.counters.limits.channels_per_client += 1;
+        Err((403, format!("more than {max} channels").into()))
     }
 
     fn open_client(
@@ -128,16 +141,21 @@ impl Shard {
         Terms { channels, context, expires_ms }: Terms<'_>,
     ) {
         let Some(id) = self.ids.next(self.now.unix_ms) else {
+            self.counters.limits.client_ids += 1;
             let shape = HttpShape::of(request);
             return self.refuse(key, &shape, 503, &[], "too many new clients at this moment");
         };
         let Some(connection) = self.connections.get(key) else { return };
+        let offers = upgrade.extensions().filter(|_| route.compression);
+        let compression = Agreement::of(offers);
+        connection.compression = compression.map(|agreement| agreement.window);
         connection.outbound_max = route.outbound_bytes;
         connection.stage = Stage::Client(Box::new(Client {
             id,
             route: index,
             expires_ms,
             has_spoken: false,
+            messages: Bucket::default(),
             assembler: Assembler::default(),
             subscriptions: Vec::new(),
             context,
@@ -146,7 +164,9 @@ impl Shard {
         self.clients.insert(id, key);
         self.counters.clients += 1;
         let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
-        self.write_with(key, |out| upgrade::write_switching(out, &upgrade.accept, subprotocol));
+        self.write_with(key, |out| {
+            upgrade::write_switching(out, &upgrade.accept, subprotocol, compression);
+        });
         if let Some(connection) = self.connections.get(key) {
             connection.outbound.keep();
         }
@@ -178,7 +198,12 @@ impl Shard {
         let Listener::Edge(edge) = connection.listener else { return };
         let Stage::Client(client) = &mut connection.stage else { return };
         let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
-        match client.assembler.read(input, route.message_bytes) {
+        let ready_ms = route.messages.map_or(0, |rate| rate.ready_ms(client.messages));
+        if self.now.ms < ready_ms {
+            return self.pause_for_rate(key, ready_ms);
+        }
+        let inflater = connection.compression.map(|_| &mut self.inflater);
+        match client.assembler.read(input, route.message_bytes, inflater) {
             Ok(None) => {}
             Ok(Some(Received::Message(kind, payload))) => {
                 let route = route.clone();
@@ -194,6 +219,14 @@ impl Shard {
         }
     }
 
+    /// A client has sent as much as it may. Its wake-up is beside the timer of its silence: that one
+    /// stays where it is, and there is one of these at most.
+    fn pause_for_rate(&mut self, key: ConnectionKey, ready_ms: u64) {
+        self.counters.limits.messages_per_s += 1;
+        self.pause(key, Pause::Rate);
+        self.timers.set(ready_ms, Timer::Rate(key));
+    }
+
     fn handle_client_message(
         &mut self,
         key: ConnectionKey,
@@ -202,8 +235,13 @@ impl Shard {
         payload: &Payload<'_>,
     ) {
         self.counters.client_messages += 1;
+        if let Some(rate) = route.messages
+            && let Some(client) = self.connections.get(key).and_then(Connection::client)
+        {
+            rate.take(&mut client.messages, self.now.ms);
+        }
         if route.echo {
-            self.write_with(key, |out| put_frame(out, Opcode::Data(kind), payload));
+            self.echo(key, kind, payload);
             return self.pause_if_unread(key);
         }
         let Some(client) = self.connections.get(key).and_then(Connection::client) else { return };
@@ -219,6 +257,15 @@ impl Shard {
         if let Some(client) = self.connections.get(key).and_then(Connection::client) {
             client.context = context;
         }
+    }
+
+    fn echo(&mut self, key: ConnectionKey, kind: Kind, payload: &[u8]) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let body = self.deflater.body(connection.compression, kind, payload);
+        connection.outbound.prepare(&mut self.batches);
+        connection.outbound.push_with(|out| body.put(out));
+        self.counters.note_compression(payload.len() - body.bytes.len());
+        self.queue_write(key);
     }
 
     /// Whether what a client sends is to wait until its context has the key of its route.
@@ -243,7 +290,7 @@ fn is_secret(name: &str) -> bool {
     secret.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-/// The channels of `?channels=a,b`, each once, at most `max`.
+/// The channels of `?channels=a,b`, each once; of more than `max`, one more.
 fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal> {
     let mut channels: Vec<Cow<'_, str>> = Vec::new();
     for pair in query_pairs(query) {
@@ -256,10 +303,10 @@ fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal>
                 return Err((400, "a channel's name has at most 255 bytes".into()));
             }
             if !channels.iter().any(|known| known == channel) {
-                if channels.len() == max {
-                    return Err((403, format!("more than {max} channels").into()));
-                }
                 channels.push(channel.to_owned().into());
+            }
+            if channels.len() > max {
+                return Ok(channels);
             }
         }
     }

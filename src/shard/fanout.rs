@@ -9,7 +9,9 @@ use super::commands::Asked;
 use super::connection::{Phase, Queued};
 use super::replies::WAITING_MAX;
 use crate::message::{Answer, Command, ConnectionKey};
+use crate::metrics::Counters;
 use crate::protocol::api::Tally;
+use crate::protocol::deflate::{Deflater, Window};
 use crate::protocol::frame::Frame;
 
 /// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one
@@ -30,8 +32,41 @@ pub struct Walk {
     channel: ChannelIndex,
     at: usize,
     end: usize,
-    frame: Rc<Frame>,
+    forms: Forms,
     tally: Tally,
+}
+
+/// A frame in the forms in which subscribers get it. The compressed ones are made when the first
+/// subscriber needs them, once.
+#[derive(Debug)]
+struct Forms {
+    plain: Rc<Frame>,
+    compressed: [Option<Rc<Frame>>; Window::COUNT],
+}
+
+impl Forms {
+    fn of(frame: Frame) -> Self {
+        Self { plain: Rc::new(frame), compressed: Default::default() }
+    }
+
+    /// The one for a subscriber who agreed on this window, or on none.
+    fn get(
+        &mut self,
+        window: Option<Window>,
+        deflater: &mut Deflater,
+        counters: &mut Counters,
+    ) -> &Rc<Frame> {
+        let plain = &self.plain;
+        let Some(window) = window else { return plain };
+        self.compressed[window as usize].get_or_insert_with(|| {
+            let body = deflater.body(Some(window), plain.kind(), plain.payload());
+            counters.compressions += u64::from(body.is_deflated);
+            match body.is_deflated {
+                true => Rc::new(Frame::of(&body)),
+                false => plain.clone(),
+            }
+        })
+    }
 }
 
 /// What one back end asked for and this shard has not done yet: a walk, and the commands that came
@@ -93,8 +128,8 @@ impl Shard {
     pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Walk> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.begin_walk(channel);
-        let frame = Rc::new(frame);
-        let mut walk = Walk { channel, at: 0, end, frame, tally: Tally::default() };
+        let forms = Forms::of(frame);
+        let mut walk = Walk { channel, at: 0, end, forms, tally: Tally::default() };
         match self.reachable > 0 && self.walk(&mut walk) {
             true => Ok(walk.tally),
             false => Err(walk),
@@ -104,19 +139,24 @@ impl Shard {
     /// One slice; true when the walk is over.
     fn walk(&mut self, walk: &mut Walk) -> bool {
         let end = walk.end.min(walk.at + SLICE);
-        let bytes = walk.frame.bytes().len();
+        let plain_bytes = walk.forms.plain.bytes().len();
         let mut slow = Vec::new();
         for member in self.channels.members(walk.channel, walk.at, end) {
             let (key, connection) = self.connections.at(member);
+            let window = connection.compression;
+            let frame = walk.forms.get(window, &mut self.deflater, &mut self.counters);
+            let bytes = frame.bytes().len();
             if connection.phase != Phase::Open || !connection.takes(bytes) {
                 walk.tally.failed += 1;
+                self.counters.limits.outbound_bytes += u64::from(connection.phase == Phase::Open);
                 if connection.is_too_slow_for(bytes) {
                     slow.push(key);
                 }
                 continue;
             }
             connection.outbound.prepare(&mut self.batches);
-            connection.outbound.push_shared(walk.frame.clone());
+            connection.outbound.push_shared(frame.clone());
+            self.counters.note_compressed(plain_bytes - bytes);
             walk.tally.delivered += 1;
             if connection.queued == Queued::No && connection.outbound.is_ready() {
                 connection.queued = Queued::Bulk;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::connection::{Connection, Held, Pause, Phase, Queued, Stage};
+use super::connection::{Connection, Held, Listener, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
 use super::{Action, Shard};
 use crate::message::{ConnectionKey, Message};
@@ -165,8 +165,19 @@ impl Shard {
     /// answered first: the handshake's own answer may be among that.
     pub(super) fn close_for_violation(&mut self, key: ConnectionKey, violation: Violation) {
         self.counters.violations += 1;
+        if violation == Violation::TooLarge {
+            self.count_too_large(key);
+        }
         let Reason { code, text } = violation.reason();
         self.close_after_answers(key, close::Closed { code: Some(code), reason: text.into() });
+    }
+
+    fn count_too_large(&mut self, key: ConnectionKey) {
+        match self.connections.get(key).map(|connection| connection.listener) {
+            Some(Listener::Edge(_)) => self.counters.limits.edge_message_bytes += 1,
+            Some(Listener::Api) => self.counters.limits.api_message_bytes += 1,
+            None => {}
+        }
     }
 
     /// Ends it with a back end's words.
@@ -231,7 +242,7 @@ impl Shard {
     }
 
     /// Closes the socket at once.
-    fn close(&mut self, key: ConnectionKey) {
+    pub(super) fn close(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         if connection.phase != Phase::Closed {
             connection.phase = Phase::Closed;
@@ -248,6 +259,7 @@ impl Shard {
                 match timer {
                     Timer::Ticket(ticket) => self.expire(ticket),
                     Timer::Connection(key) => self.check_connection(key, tick),
+                    Timer::Rate(key) => self.unpause(key, Pause::Rate),
                 }
             }
         }
@@ -266,8 +278,8 @@ impl Shard {
             return self.close_with(key, close::TOKEN_EXPIRED);
         }
         // Silence while it waits for us does not count; silence while we wait for it does.
-        let waits_for_us =
-            connection.is_paused_for(Pause::Topic) || connection.is_paused_for(Pause::Answers);
+        let for_us = [Pause::Topic, Pause::Answers, Pause::Rate];
+        let waits_for_us = for_us.into_iter().any(|reason| connection.is_paused_for(reason));
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Ending, _) => {
@@ -288,9 +300,15 @@ impl Shard {
         match &connection.stage {
             Stage::Http(http) if http.parked.is_some() => self.give_up_verdict(key),
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
-            Stage::Http(_) => self.finish(key),
+            Stage::Http(http) => {
+                match http.has_answered {
+                    true => self.counters.limits.idle_ms += 1,
+                    false => self.counters.limits.handshake_ms += 1,
+                }
+                self.finish(key);
+            }
             _ if connection.is_pinged => {
-                self.counters.idle_closed += 1;
+                self.counters.limits.idle_ms += 1;
                 self.close_with(key, close::IDLE);
             }
             _ => {

@@ -9,11 +9,13 @@
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
+//! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
 //!   what happens later.
 
 pub mod access;
 mod acknowledge;
+mod addresses;
 mod backend;
 mod channels;
 mod commands;
@@ -26,6 +28,7 @@ mod lifecycle;
 mod nodes;
 mod outbound;
 mod pending;
+pub mod rate;
 mod replies;
 mod requests;
 pub mod settings;
@@ -44,9 +47,11 @@ pub use outbound::{Batch, Chunk};
 
 use crate::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message, Party};
-use crate::metrics::{Counters, Turns};
+use crate::metrics::{Counters, Durations};
 use crate::protocol::api;
+use crate::protocol::deflate::{Deflater, Inflater};
 use access::Access;
+use addresses::Addresses;
 use channels::Channels;
 use commands::Asked;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
@@ -63,6 +68,8 @@ use topics::Topics;
 pub struct Now {
     /// Milliseconds that never go back.
     pub ms: u64,
+    /// The same in microseconds.
+    pub us: u64,
     /// Unix milliseconds.
     pub unix_ms: u64,
 }
@@ -92,6 +99,7 @@ pub struct Shard {
     connections: Connections,
     clients: HashMap<ClientId, ConnectionKey>,
     access: Access,
+    addresses: Addresses,
     channels: Channels,
     topics: Topics,
     pending: Pending,
@@ -111,10 +119,13 @@ pub struct Shard {
     outbox: VecDeque<(Party, Message)>,
     batches: Vec<Batch>,
     parser: Box<api::Parser>,
+    deflater: Deflater,
+    inflater: Inflater,
     scratch: Vec<u8>,
     event: Vec<u8>,
     counters: Counters,
-    turns_taken: Turns,
+    turns_taken: Durations,
+    calls_taken: Durations,
     // How far it is, while the node goes down.
     draining: Option<Drain>,
 }
@@ -135,6 +146,7 @@ impl Shard {
             connections: Connections::default(),
             clients: HashMap::new(),
             access: Access::new(&settings),
+            addresses: Addresses::default(),
             channels: Channels::new(settings.has_mesh),
             topics: Topics::new(id, &settings),
             pending: Pending::default(),
@@ -150,10 +162,13 @@ impl Shard {
             outbox: VecDeque::new(),
             batches: Vec::new(),
             parser: Box::default(),
+            deflater: Deflater::default(),
+            inflater: Inflater::default(),
             scratch: Vec::new(),
             event: Vec::new(),
             counters: Counters::default(),
-            turns_taken: Turns::default(),
+            turns_taken: Durations::default(),
+            calls_taken: Durations::default(),
             draining: None,
             settings,
         }
@@ -175,6 +190,7 @@ impl Shard {
         let connection = Connection::new(remote, listener, outbound_max, (now.ms, now.unix_ms));
         let key = self.connections.insert(connection);
         self.set_timer(key, now.ms + self.settings.limits.handshake_ms);
+        self.count_arrival(key);
         Some(key)
     }
 
@@ -238,6 +254,7 @@ impl Shard {
 
     /// The driver is done with a socket it was told to close, or that broke.
     pub fn handle_closed(&mut self, key: ConnectionKey) {
+        self.count_departure(key);
         self.connections.remove(key);
     }
 
@@ -262,6 +279,9 @@ impl Shard {
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
             Message::FailedTry(address) => self.note_failed_try(address),
+            Message::Arrived(source, key) => self.handle_arrived(from, source, key),
+            Message::Admitted(source, key, may) => self.handle_admitted(source, key, may),
+            Message::Departed(source) => self.handle_departed(source),
             Message::Drain { over_ms } => self.begin_drain(over_ms),
             Message::DrainBackends => self.begin_drain_of_backends(),
         }
@@ -363,6 +383,11 @@ impl Shard {
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// For what the runtime counts.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
     }
 
     /// Messages that wait in the topics whose home this is, those not yet written included.

@@ -18,6 +18,8 @@ pub struct Settled {
     pub answer: Result<Reply, Fault>,
     /// What it asked.
     pub kind: Kind,
+    /// When, on the shard's clock.
+    pub asked_us: u64,
 }
 
 /// What a question asks, which decides how its answers add up and what silence means.
@@ -68,6 +70,7 @@ struct Question {
     asker: ConnectionKey,
     reply: u64,
     kind: Kind,
+    asked_us: u64,
     awaited: usize,
     tally: Tally,
     reports: Vec<Report>,
@@ -86,10 +89,23 @@ impl Pending {
     }
 
     /// A question that `awaited` answers settle.
-    pub fn open(&mut self, asker: ConnectionKey, reply: u64, kind: Kind, awaited: usize) -> Ticket {
-        let tally = Tally::default();
-        let (reports, outcome) = (Vec::new(), Ok(Reply::Done));
-        let question = Question { asker, reply, kind, awaited, tally, reports, outcome };
+    pub fn open(
+        &mut self,
+        now_us: u64,
+        (asker, reply): (ConnectionKey, u64),
+        kind: Kind,
+        awaited: usize,
+    ) -> Ticket {
+        let question = Question {
+            asker,
+            reply,
+            kind,
+            asked_us: now_us,
+            awaited,
+            tally: Tally::default(),
+            reports: Vec::new(),
+            outcome: Ok(Reply::Done),
+        };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, question: None });
             self.slots.len() as u32 - 1
@@ -143,8 +159,8 @@ impl Pending {
         slot.generation = slot.generation.wrapping_add(1);
         let question = slot.question.take()?;
         self.free.push(ticket.0 as u32);
-        let Question { asker, reply, kind, .. } = question;
-        Some(Settled { asker, reply, answer: outcome(question), kind })
+        let Question { asker, reply, kind, asked_us, .. } = question;
+        Some(Settled { asker, reply, answer: outcome(question), kind, asked_us })
     }
 }
 
@@ -168,11 +184,11 @@ mod tests {
     fn tallies_add_up_and_silence_adds_nothing() {
         let mut pending = Pending::default();
         let tally = |delivered, failed| Answer::Published(Tally { delivered, failed });
-        let all = pending.open(ASKER, 7, Kind::Publish, 2);
+        let all = pending.open(5, (ASKER, 7), Kind::Publish, 2);
         assert_eq!(pending.answer(all, tally(3, 1)), None);
         let settled = pending.answer(all, tally(2, 0)).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 5, failed: 1 })));
-        let some = pending.open(ASKER, 8, Kind::Publish, 2);
+        let some = pending.open(5, (ASKER, 8), Kind::Publish, 2);
         assert_eq!(pending.answer(some, tally(3, 0)), None);
         let settled = pending.expire(some).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 3, failed: 0 })));
@@ -181,9 +197,9 @@ mod tests {
     #[test]
     fn an_answer_that_comes_too_late_reaches_nobody_else() {
         let mut pending = Pending::default();
-        let old = pending.open(ASKER, 1, Kind::Send, 1);
+        let old = pending.open(5, (ASKER, 1), Kind::Send, 1);
         assert_eq!(pending.expire(old).unwrap().answer, Err(Kind::Send.silence()));
-        let new = pending.open(ASKER, 2, Kind::Send, 1);
+        let new = pending.open(5, (ASKER, 2), Kind::Send, 1);
         assert_eq!(pending.answer(old, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.expire(old), None);
         assert_eq!(pending.answer(new, Answer::Done(Ok(Reply::Done))).unwrap().reply, 2);
@@ -192,11 +208,12 @@ mod tests {
     #[test]
     fn one_fault_among_many_answers_is_the_answer() {
         let mut pending = Pending::default();
-        let ticket = pending.open(ASKER, 1, Kind::Pop(1), 3);
+        let ticket = pending.open(5, (ASKER, 1), Kind::Pop(1), 3);
         let fault = Fault::new(Code::ConsumptionFailed, "full");
         assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.answer(ticket, Answer::Done(Err(fault.clone()))), None);
         let settled = pending.answer(ticket, Answer::Done(Ok(Reply::Done))).unwrap();
         assert_eq!((settled.answer, settled.kind), (Err(fault), Kind::Pop(1)));
+        assert_eq!(settled.asked_us, 5);
     }
 }

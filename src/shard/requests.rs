@@ -1,13 +1,12 @@
 //! HTTP on both listeners: the back ends' requests, the pages for people and probes, refusals.
 
 use super::Shard;
-use super::access::Refusal;
+use super::access::{Grant, Refusal};
 use super::connection::{Backend, Listener, Stage};
 use super::replies::{HttpShape, Shape};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod};
-use crate::protocol::credentials::Roles;
-use crate::protocol::http::{CONTINUE, Exchange, Method, Request, Step};
+use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
 use crate::protocol::json::{put_number, put_string};
 use crate::protocol::upgrade;
 
@@ -28,6 +27,8 @@ impl Shard {
             Listener::Api => &settings.api.http,
             Listener::Edge(_) => &settings.limits.edge_http,
         };
+        let is_limited =
+            connection.listener != Listener::Api && settings.limits.addresses.handshakes.is_some();
         let Stage::Http(http) = &mut connection.stage else { return };
         if http.is_last {
             *input = &mut [];
@@ -40,8 +41,10 @@ impl Shard {
                 self.wait_for_rest(key);
                 self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE));
             }
-            Ok(Step::Request(request)) => {
+            Ok(Step::Request(mut request)) => {
                 self.counters.http_requests += 1;
+                // Where handshakes are limited, each takes a connection.
+                request.keep_alive &= !is_limited;
                 http.is_mid_request = false;
                 http.started_ms = now_ms;
                 http.has_answered = true;
@@ -49,6 +52,7 @@ impl Shard {
                 self.handle_request(key, request);
             }
             Err(error) => {
+                self.count_refused(error);
                 return self.refuse_for_good(key, error.status(), &error.to_string());
             }
         }
@@ -62,6 +66,16 @@ impl Shard {
         match http.is_last && http.replies.is_empty() {
             true => self.finish(key),
             false => self.pause_if_unread(key),
+        }
+    }
+
+    fn count_refused(&mut self, error: HttpError) {
+        let limits = &mut self.counters.limits;
+        match error {
+            HttpError::BodyTooLarge => limits.api_message_bytes += 1,
+            HttpError::HeadTooLarge => limits.head_bytes += 1,
+            HttpError::TooManyHeaders => limits.headers += 1,
+            _ => {}
         }
     }
 
@@ -97,23 +111,24 @@ impl Shard {
         }
     }
 
-    /// A request of a user with these roles.
+    /// A request of a user who may come in.
     pub(super) fn handle_granted(
         &mut self,
         key: ConnectionKey,
         shape: HttpShape,
-        roles: Roles,
+        grant: Grant,
         request: Request<'_>,
     ) {
-        match request.path {
-            "/v1/mesh/send" | "/v1/mesh/publish" | "/v1/conn/call" if !roles.write => {
-                self.refuse_access(key, &shape, Refusal::Role);
-            }
-            "/v1/mesh/send" => self.handle_api_request(key, shape, ApiMethod::Send, request),
-            "/v1/mesh/publish" => self.handle_api_request(key, shape, ApiMethod::Publish, request),
-            "/v1/conn/call" => self.handle_api_request(key, shape, ApiMethod::Call, request),
-            "/ws/v1" => self.open_backend(key, roles, &request, &shape),
-            _ => self.handle_page_request(key, &shape, &request),
+        let method = match request.path {
+            "/v1/mesh/send" => ApiMethod::Send,
+            "/v1/mesh/publish" => ApiMethod::Publish,
+            "/v1/conn/call" => ApiMethod::Call,
+            "/ws/v1" => return self.open_backend(key, grant, &request, &shape),
+            _ => return self.handle_page_request(key, &shape, &request),
+        };
+        match grant.roles.write {
+            true => self.handle_api_request(key, shape, (grant, method), request),
+            false => self.refuse_access(key, &shape, Refusal::Role),
         }
     }
 
@@ -122,7 +137,7 @@ impl Shard {
         &mut self,
         key: ConnectionKey,
         shape: HttpShape,
-        method: ApiMethod,
+        (grant, method): (Grant, ApiMethod),
         request: Request<'_>,
     ) {
         if request.method != Method::Post {
@@ -130,7 +145,7 @@ impl Shard {
         }
         // The parser is taken out while what it read is carried out: the call borrows from it.
         let mut parser = std::mem::take(&mut self.parser);
-        let call = parser.params(method, request.body);
+        let call = self.take_call(grant).and_then(|()| parser.params(method, request.body));
         self.call(key, Shape::Response(shape), call);
         self.parser = parser;
     }
@@ -227,7 +242,7 @@ impl Shard {
     fn open_backend(
         &mut self,
         key: ConnectionKey,
-        roles: Roles,
+        grant: Grant,
         request: &Request<'_>,
         shape: &HttpShape,
     ) {
@@ -241,14 +256,14 @@ impl Shard {
         if self.draining.is_some() {
             return self.refuse(key, shape, 503, &[], "the server is shutting down");
         }
-        self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None));
+        self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None, None));
         let (outbound_max, ping_ms) =
             (self.settings.limits.outbound_bytes, self.settings.limits.ping_ms);
         let Some(connection) = self.connections.get(key) else { return };
         connection.outbound_max = outbound_max;
         let replies = connection.replies().map(std::mem::take).unwrap_or_default();
         connection.stage =
-            Stage::Backend(Box::new(Backend { replies, roles, ..Backend::default() }));
+            Stage::Backend(Box::new(Backend { replies, grant, ..Backend::default() }));
         self.counters.backends += 1;
         self.set_timer(key, self.now.ms + ping_ms);
     }
@@ -276,6 +291,7 @@ impl Shard {
 
     /// A request did not come in time.
     pub(super) fn refuse_slow_request(&mut self, key: ConnectionKey) {
+        self.counters.limits.handshake_ms += 1;
         self.refuse_for_good(key, 408, "the request did not come in time");
     }
 

@@ -1,7 +1,10 @@
 //! What a shard is told when it is made.
 
+use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::rate::{Quota, Rate};
 use crate::address::{NodeId, ShardId};
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
@@ -50,6 +53,8 @@ pub struct Api {
     pub origins: Vec<String>,
     /// Who may use it; nobody: all.
     pub users: Arc<[User]>,
+    /// How much each of them may ask for, at their places.
+    pub quotas: Arc<[Quota]>,
     /// For the fingerprints of their credentials: not the same in any two processes.
     pub fingerprint_key: FingerprintKey,
     /// Limits of a request.
@@ -89,10 +94,14 @@ pub struct Route {
     pub token: Option<Arc<TokenRule>>,
     /// Whether it sends each message back.
     pub echo: bool,
+    /// Whether clients may agree on compressed messages.
+    pub compression: bool,
     /// The longest message from a client, in bytes.
     pub message_bytes: usize,
     /// The most that waits for one client, in bytes.
     pub outbound_bytes: usize,
+    /// Messages that one client may send; `None`: any number.
+    pub messages: Option<Rate>,
 }
 
 impl Route {
@@ -129,6 +138,8 @@ pub struct Limits {
     pub close_slow_clients: bool,
     /// Channels that one client is subscribed to, at most.
     pub channels_per_client: usize,
+    /// Of each address, at the edge.
+    pub addresses: AddressLimits,
     /// Time for a request head, a body, a handshake.
     pub handshake_ms: u64,
     /// Silence after which a ping is sent.
@@ -139,11 +150,39 @@ pub struct Limits {
     pub answer_ms: u64,
 }
 
+/// What one address (of IPv6: one /64 network) may do at the edge.
+#[derive(Clone, Debug, Default)]
+pub struct AddressLimits {
+    /// Connections at a time; `None`: any number.
+    pub connections: Option<NonZeroU32>,
+    /// Handshakes, each of which takes a connection then; `None`: any number.
+    pub handshakes: Option<Rate>,
+}
+
+impl AddressLimits {
+    /// Whether there is one.
+    pub fn are_there(&self) -> bool {
+        self.connections.is_some() || self.handshakes.is_some()
+    }
+}
+
 /// The shard that is the home of a topic.
 pub fn home_of(topic: &str, shards: usize) -> ShardId {
+    shard_by(topic.as_bytes(), shards)
+}
+
+/// The shard that is the home of an address.
+pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
+    match address {
+        IpAddr::V4(address) => shard_by(&address.octets(), shards),
+        IpAddr::V6(address) => shard_by(&address.octets(), shards),
+    }
+}
+
+fn shard_by(name: &[u8], shards: usize) -> ShardId {
     // FNV-1a: every shard must come to the same answer, so the hash has no seed. It only spreads
-    // topics over shards; who picks names to collide makes one shard busy.
-    let hash = topic.bytes().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
+    // names over shards; who picks names to collide makes one shard busy.
+    let hash = name.iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
     });
     ShardId(((hash >> 32) % shards as u64) as u8)

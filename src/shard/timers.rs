@@ -12,6 +12,8 @@ const SLOTS: usize = 4096;
 pub enum Timer {
     /// A connection's deadline.
     Connection(crate::message::ConnectionKey),
+    /// When a client that sent too much may be read from again.
+    Rate(crate::message::ConnectionKey),
     /// A pending answer's.
     Ticket(crate::message::Ticket),
 }
@@ -99,7 +101,7 @@ mod tests {
         while timers.pop_due(now_ms, &mut due).is_some() {
             out.extend(due.drain(..).map(|timer| match timer {
                 Timer::Ticket(ticket) => ticket.0,
-                Timer::Connection(_) => unreachable!("none was set"),
+                Timer::Connection(_) | Timer::Rate(_) => unreachable!("none was set"),
             }));
         }
         out

@@ -13,7 +13,7 @@ use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, ConnectionKey, Delivery, Message, Party, Terms, TopicMessage,
 };
-use crate::metrics::TopicReport;
+use crate::metrics::{Durations, TopicReport};
 use crate::protocol::api::{self, Code, Fault, Reply};
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::Frame;
@@ -36,6 +36,8 @@ pub struct Topics {
     event_bytes_max: usize,
     // When to look for consumers that take nothing; None while there are no consumers.
     next_look_ms: Option<u64>,
+    // How long events waited in topics that are no more.
+    past: Durations,
 }
 
 /// How often a shard looks for consumers that take nothing, in milliseconds.
@@ -50,6 +52,7 @@ impl Topics {
             homes: HashMap::new(),
             event_bytes_max: bounds.bytes / 4 * 3,
             next_look_ms: None,
+            past: Durations::default(),
         };
         for route in settings.edges.iter().flat_map(|edge| &edge.routes) {
             let Some(name) = &route.topic else { continue };
@@ -63,8 +66,16 @@ impl Topics {
     }
 
     /// How things stand in the topics that live here.
-    pub fn reports(&self, now_ms: u64) -> Vec<TopicReport> {
-        self.homes.iter().map(|(name, topic)| topic.report(name, now_ms)).collect()
+    pub fn reports(&self, now_us: u64) -> Vec<TopicReport> {
+        self.homes.iter().map(|(name, topic)| topic.report(name, now_us)).collect()
+    }
+
+    /// How long events were in the topics that live here, or did, until they were done with.
+    pub fn waits(&self) -> Durations {
+        self.homes.values().fold(self.past, |mut all, topic| {
+            all += topic.waits();
+            all
+        })
     }
 
     /// Messages in the topics that live here.
@@ -109,7 +120,7 @@ impl Shard {
         let event_of = (self.settings.node, client, &topic[..]);
         api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
         if self.event.len() > self.topics.event_bytes_max {
-            self.counters.refused += 1;
+            self.counters.oversized += 1;
             return self.close_client(key, close::TOO_LARGE);
         }
         let frame = Frame::from_encoded(&self.event);
@@ -117,6 +128,7 @@ impl Shard {
         if feeder.take(frame.bytes().len()) {
             return self.push(topic, client, frame);
         }
+        self.counters.limits.topic += 1;
         feeder.wait(Waiting { from: key, client, frame });
         if self.connections.get(key).is_some_and(|connection| connection.client().is_some()) {
             self.pause(key, Pause::Topic);
@@ -133,7 +145,7 @@ impl Shard {
 
     fn push(&mut self, topic: &Arc<str>, client: ClientId, frame: Frame) {
         if let Some(home) = self.topics.homes.get_mut(topic) {
-            home.push(self.now.ms, self.address.shard, client, frame);
+            home.push(self.now.us, self.address.shard, client, frame);
             return self.carry_out_effects(topic);
         }
         self.tell_own_home(topic, TopicMessage::Push(client, frame));
@@ -205,18 +217,18 @@ impl Shard {
     }
 
     fn handle_as_home(&mut self, from: ShardId, topic: &Arc<str>, message: TopicMessage) {
-        let now_ms = self.now.ms;
+        let now_us = self.now.us;
         let Some(home) = self.topics.homes.get_mut(topic) else { return };
         match message {
-            TopicMessage::Push(client, frame) => home.push(now_ms, from, client, frame),
+            TopicMessage::Push(client, frame) => home.push(now_us, from, client, frame),
             TopicMessage::WantCredit(bytes) => home.want_credit(from, bytes),
-            TopicMessage::Start(backend) => home.start(now_ms, backend),
-            TopicMessage::Written(backend, count) => home.written(now_ms, backend, count),
-            TopicMessage::Settled(backend, numbers) => home.settled(now_ms, backend, &numbers),
+            TopicMessage::Start(backend) => home.start(now_us, backend),
+            TopicMessage::Written(backend, count) => home.written(now_us, backend, count),
+            TopicMessage::Settled(backend, numbers) => home.settled(now_us, backend, &numbers),
             TopicMessage::Returned(backend, number, pop) => {
-                home.returned(now_ms, backend, number, pop);
+                home.returned(now_us, backend, number, pop);
             }
-            TopicMessage::Gone(backend) => home.gone(now_ms, backend),
+            TopicMessage::Gone(backend) => home.gone(now_us, backend),
             _ => {}
         }
         self.counters.dropped += home.take_dropped();
@@ -265,7 +277,7 @@ impl Shard {
     fn push_waiting_at_home(&mut self, topic: &Arc<str>) {
         while let Some(Waiting { client, frame, .. }) = self.poll_waiting(topic) {
             let home = self.topics.homes.get_mut(topic).expect("this is its home");
-            home.push(self.now.ms, self.address.shard, client, frame);
+            home.push(self.now.us, self.address.shard, client, frame);
         }
         let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
         if let Some(bytes) = feeder.poll_ask() {
@@ -350,18 +362,20 @@ impl Shard {
             // The bound is the node's; each shard is home to its part of it.
             if self.topics.homes.len() >= self.settings.queue.topics.div_ceil(self.settings.shards)
             {
+                self.counters.limits.topics += 1;
                 return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
             }
             self.topics.homes.insert(topic.clone(), new_topic(&self.settings));
         }
         let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
         self.topics.next_look_ms.get_or_insert(self.now.ms + LOOK_MS);
-        match home.join(self.now.ms, backend, terms) {
+        match home.join(self.now.us, backend, terms) {
             Ok(()) => Ok(Reply::Done),
             Err(JoinError::Repeated) => {
                 Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))
             }
             Err(JoinError::TooMany) => {
+                self.counters.limits.consumers += 1;
                 Err(Fault::new(Code::ConsumptionFailed, "too many consumers of this topic"))
             }
         }
@@ -369,8 +383,8 @@ impl Shard {
 
     /// Ends that.
     pub(super) fn leave(&mut self, topic: &Arc<str>, backend: BackendId) -> Result<Reply, Fault> {
-        let now_ms = self.now.ms;
-        let left = self.topics.homes.get_mut(topic).is_some_and(|home| home.leave(now_ms, backend));
+        let now_us = self.now.us;
+        let left = self.topics.homes.get_mut(topic).is_some_and(|home| home.leave(now_us, backend));
         self.carry_out_effects(topic);
         self.forget_if_idle(topic);
         match left {
@@ -383,7 +397,8 @@ impl Shard {
     fn forget_if_idle(&mut self, topic: &Arc<str>) {
         let is_idle = self.topics.homes.get(topic).is_some_and(Topic::is_idle);
         if is_idle && !self.topics.feeders.contains_key(topic) {
-            self.topics.homes.remove(topic);
+            let gone = self.topics.homes.remove(topic);
+            self.topics.past += gone.map(|topic| topic.waits()).unwrap_or_default();
         }
     }
 
@@ -398,7 +413,7 @@ impl Shard {
         names.sort_unstable();
         for topic in names {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.gone(self.now.ms, backend);
+                home.gone(self.now.us, backend);
             }
             self.carry_out_effects(&topic);
             self.forget_if_idle(&topic);
@@ -440,7 +455,7 @@ impl Shard {
         self.topics.next_look_ms = (!consumed.is_empty()).then_some(now_ms + LOOK_MS);
         for topic in consumed {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.handle_timeout(now_ms);
+                home.handle_timeout(self.now.us);
             }
             self.carry_out_effects(&topic);
         }

@@ -59,7 +59,7 @@ impl FailedTries {
 
 /// What counts as one address: of IPv6 the first 64 bits, since one host has all of the rest
 /// (RFC 4291, section 2.5.4).
-fn source_of(address: IpAddr) -> IpAddr {
+pub fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -19,6 +19,8 @@ SECTIONS = {
     7: "Closing handshake",
     9: "Limits and speed",
     10: "Automatic fragmentation",
+    12: "Compression",
+    13: "Compression, parameters",
 }
 
 # From best to worst, as the suite words them; the first three pass.
@@ -34,12 +36,15 @@ VERDICTS = [
 ]
 PASSES = VERDICTS[:3]
 
+# The folders of reports, one for each route.
+PARTS = ["plain", "compressed"]
+
 # What the suite of requirements.txt holds; fewer mean that the server went away.
-CASES_EXPECTED = 301
+CASES_EXPECTED = 517
 
 
 def main(report, summary):
-    cases = json.loads((report / "index.json").read_text())["gridcast"]
+    cases = {case: entry for part in PARTS for case, entry in read(report / part).items()}
     verdicts = {case: verdict(entry) for case, entry in sorted(cases.items(), key=by_number)}
     failures = [case for case, given in verdicts.items() if given not in PASSES]
     notable = [case for case, given in verdicts.items() if given != "OK"]
@@ -47,15 +52,15 @@ def main(report, summary):
     lines = [
         "# Autobahn test suite",
         "",
-        "Written by `tests/autobahn/run`: the cases of sections 1 to 10, against the route `/echo` of",
-        "`gridcast.toml`, with the suite that `requirements.txt` names. Sections 12 and 13 are left out:",
-        "they test compression, which gridcast does not negotiate. A case counts with the worse of its",
-        "two verdicts, that on its messages and that on its close.",
+        "Written by `tests/autobahn/run`: the cases of sections 1 to 10 against the route `/echo` of",
+        "`gridcast.toml`, those of sections 12 and 13, which are on compression, against `/echo-compressed`,",
+        "with the suite that `requirements.txt` names. A case counts with the worse of its two verdicts,",
+        "that on its messages and that on its close.",
         "",
         *counts_table(verdicts),
     ]
     if notable:
-        lines += ["", "## Cases other than OK", "", *notable_table(notable, verdicts, cases, report)]
+        lines += ["", "## Cases other than OK", "", *notable_table(notable, verdicts, cases)]
     summary.write_text("\n".join(lines) + "\n")
 
     print(f"autobahn: {len(verdicts)} cases, {len(failures)} failed, see {summary}")
@@ -65,6 +70,11 @@ def main(report, summary):
         sys.exit(f"autobahn: {CASES_EXPECTED} cases should have run")
     if failures:
         sys.exit(1)
+
+
+def read(part):
+    cases = json.loads((part / "index.json").read_text())["gridcast"]
+    return {case: {**entry, "reportfile": part / entry["reportfile"]} for case, entry in cases.items()}
 
 
 def verdict(entry):
@@ -89,10 +99,10 @@ def counts_table(verdicts):
     return table(["section", *columns], rows)
 
 
-def notable_table(notable, verdicts, cases, report):
+def notable_table(notable, verdicts, cases):
     rows = []
     for case in notable:
-        details = json.loads((report / cases[case]["reportfile"]).read_text())
+        details = json.loads(cases[case]["reportfile"].read_text())
         outcome = f"{details['result']} {details['resultClose']}, code {details['remoteCloseCode']}"
         rows.append([case, verdicts[case], plain(details["description"]), plain(outcome)])
     return table(["case", "verdict", "what it does", "what came of it"], rows)

@@ -83,7 +83,7 @@ impl Backend {
     pub fn act(&mut self, number: PeerNumber, shared: &mut Shared, is_open: bool) -> Vec<u8> {
         if !self.has_upgraded {
             self.has_upgraded = true;
-            return wire::upgrade("/ws/v1");
+            return wire::upgrade("/ws/v1", false);
         }
         if !self.is_http && !is_open {
             return Vec::new();

@@ -17,15 +17,16 @@ const ROUTES: [&str; 4] = ["/talk", "/held", "/echo", "/quiet"];
 pub struct Client {
     route: &'static str,
     pub is_in_crowd: bool,
+    compresses: bool,
     has_asked: bool,
     sent: u64,
     echoed: u64,
 }
 
 impl Client {
-    pub fn new(random: &mut Random, is_in_crowd: bool) -> Self {
+    pub fn new(random: &mut Random, is_in_crowd: bool, compresses: bool) -> Self {
         let route = if is_in_crowd { "/quiet" } else { *random.pick(&ROUTES) };
-        Self { route, is_in_crowd, has_asked: false, sent: 0, echoed: 0 }
+        Self { route, is_in_crowd, compresses, has_asked: false, sent: 0, echoed: 0 }
     }
 
     /// Whether its route may hold it, and end it when it was held for too long.
@@ -88,7 +89,8 @@ impl Client {
             false => *shared.random.pick(&CHANNELS),
         };
         shared.pushes.note_change(asked, number, channel, true);
-        wire::upgrade(&format!("{}?me={number}&channels={channel}", self.route))
+        let target = format!("{}?me={number}&channels={channel}", self.route);
+        wire::upgrade(&target, self.compresses)
     }
 
     fn speak(&mut self, number: PeerNumber, shared: &mut Shared) -> Vec<u8> {
@@ -101,7 +103,10 @@ impl Client {
             let fed = shared.ledger.clients.get_mut(&number).expect("it was told when it asked");
             fed.sent = self.sent;
         }
-        wire::message(random, &text)
+        match self.compresses && !self.sent.is_multiple_of(3) {
+            true => wire::compressed_message(random, &text),
+            false => wire::message(random, &text),
+        }
     }
 }
 

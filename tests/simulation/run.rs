@@ -18,6 +18,9 @@ pub struct Summary {
     pub delivered: u64,
     pub failed: u64,
     pub slow_closed: u64,
+    pub compressed: u64,
+    pub held_back: u64,
+    pub turned_away: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -28,6 +31,9 @@ impl std::ops::AddAssign for Summary {
         self.delivered += other.delivered;
         self.failed += other.failed;
         self.slow_closed += other.slow_closed;
+        self.compressed += other.compressed;
+        self.held_back += other.held_back;
+        self.turned_away += other.turned_away;
     }
 }
 
@@ -89,7 +95,7 @@ fn check_tallies(world: &World) {
     let peers = &world.peers;
     // A client that names nobody has ended.
     world.shared.pushes.check(|client| peers.get(client).is_none_or(Peer::has_ended));
-    let late: u64 = world.shards.iter().map(|shard| shard.counters().late_answers).sum();
+    let late: u64 = world.shards.iter().map(|shard| shard.counters().limits.answer_ms).sum();
     assert_eq!(late, 0, "calls that were not answered in time");
 }
 
@@ -141,6 +147,7 @@ fn leave(world: &mut World) {
     for (index, (shard, report)) in world.shards.iter().zip(world.reports()).enumerate() {
         let left = (report.connections, report.clients, report.channels);
         assert_eq!(left, (0, 0, 0), "of shard {index}: connections, clients, channels");
+        assert_eq!(report.addresses, 0, "addresses that shard {index} counts");
         let consumers: u64 = report.topics.iter().map(|topic| topic.consumers).sum();
         let left = (report.pending_calls, report.unfinished_fanouts, consumers);
         assert_eq!(left, (0, 0, 0), "of shard {index}: calls, fan-outs, consumers");
@@ -159,6 +166,9 @@ fn summary(world: &World) -> Summary {
         summary.delivered += counters.delivered;
         summary.failed += counters.failed;
         summary.slow_closed += counters.slow_closed;
+        summary.compressed += counters.compressed;
+        summary.held_back += counters.limits.messages_per_s;
+        summary.turned_away += counters.limits.connections_per_address;
     }
     summary
 }

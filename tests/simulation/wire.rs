@@ -17,6 +17,7 @@ pub enum Incoming {
 pub struct Reader {
     buffer: Vec<u8>,
     is_upgraded: bool,
+    compresses: bool,
     /// Bytes of all that came out so far.
     pub consumed: u64,
 }
@@ -28,11 +29,17 @@ impl Reader {
 
     pub fn next(&mut self) -> Option<Incoming> {
         let (incoming, length) = match self.is_upgraded {
-            true => read_frame(&self.buffer)?,
+            true => {
+                let is_compressed = self.buffer.first().is_some_and(|first| first & 0x40 != 0);
+                assert!(self.compresses || !is_compressed, "what was not agreed on");
+                read_frame(&self.buffer)?
+            }
             false => read_response(&self.buffer)?,
         };
         if let Incoming::Response { status: 101, .. } = incoming {
             self.is_upgraded = true;
+            let head = self.buffer[..length].to_ascii_lowercase();
+            self.compresses = head.windows(18).any(|part| part == b"permessage-deflate");
         }
         self.buffer.drain(..length);
         self.consumed += length as u64;
@@ -64,6 +71,11 @@ fn read_frame(bytes: &[u8]) -> Option<(Incoming, usize)> {
     let end = at + length as usize;
     let payload = bytes.get(at..end)?;
     let incoming = match first {
+        0xC1 => {
+            let end = [0, 0, 0xFF, 0xFF, 1, 0, 0, 0xFF, 0xFF];
+            let text = miniz_oxide::inflate::decompress_to_vec(&[payload, &end].concat());
+            Incoming::Text(String::from_utf8(text.expect("DEFLATE")).expect("text is UTF-8"))
+        }
         0x81 => Incoming::Text(String::from_utf8(payload.to_vec()).expect("text is UTF-8")),
         0x88 => Incoming::Close(payload.first_chunk().map_or(1005, |&c| u16::from_be_bytes(c))),
         0x89 => Incoming::Ping(payload.to_vec()),
@@ -73,11 +85,15 @@ fn read_frame(bytes: &[u8]) -> Option<(Incoming, usize)> {
     Some((incoming, end))
 }
 
-/// An upgrade request.
-pub fn upgrade(target: &str) -> Vec<u8> {
+/// An upgrade request, with an offer to compress perhaps.
+pub fn upgrade(target: &str, compresses: bool) -> Vec<u8> {
+    let offer = match compresses {
+        true => "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n",
+        false => "",
+    };
     format!(
         "GET {target} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{offer}\r\n"
     )
     .into_bytes()
 }
@@ -90,17 +106,27 @@ pub fn post(path: &str, body: &str) -> Vec<u8> {
 
 /// A text message, in fragments now and then, with a ping between them.
 pub fn message(random: &mut Random, text: &str) -> Vec<u8> {
+    data(random, 0x01, text.as_bytes())
+}
+
+/// The same, compressed in a final block.
+pub fn compressed_message(random: &mut Random, text: &str) -> Vec<u8> {
+    let mut deflated = miniz_oxide::deflate::compress_to_vec(text.as_bytes(), 6);
+    deflated.push(0);
+    data(random, 0x41, &deflated)
+}
+
+fn data(random: &mut Random, first: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    let bytes = text.as_bytes();
     if random.one_in(4) && bytes.len() > 1 {
         let at = random.between(1, bytes.len() - 1);
-        out.extend(frame(random, 0x01, &bytes[..at]));
+        out.extend(frame(random, first, &bytes[..at]));
         if random.one_in(2) {
             out.extend(frame(random, 0x89, b"between"));
         }
         out.extend(frame(random, 0x80, &bytes[at..]));
     } else {
-        out.extend(frame(random, 0x81, bytes));
+        out.extend(frame(random, 0x80 | first, bytes));
     }
     out
 }

@@ -1,6 +1,7 @@
 //! A node's shards, the messages between them, their peers, and a clock that only steps.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::Ipv4Addr;
 
 use gridcast::address::{ShardAddress, ShardId};
 use gridcast::message::{Message, Party};
@@ -16,6 +17,10 @@ use crate::plan::{MESSAGE_BYTES, Plan};
 use crate::pushes::Pushes;
 use crate::random::Random;
 
+/// The distance between the seeds of a run and of its rare limits: such that the seeds that found a
+/// bug have none.
+const RARE: u64 = 8_000_000;
+
 const START_MS: u64 = 1_000_000;
 const START_UNIX_MS: u64 = 1_790_000_000_000;
 
@@ -29,6 +34,10 @@ const ANSWERS_BYTES: usize = 1024 * 160;
 
 /// Turns in a row in which a shard asks for another at once, at most: that is a loop.
 const TURNS_MAX: usize = 2000;
+
+fn time(ms: u64) -> Now {
+    Now { ms, us: ms * 1000, unix_ms: START_UNIX_MS + (ms - START_MS) }
+}
 
 /// A message between shards, and when it comes.
 type Letter = (u64, Message);
@@ -49,10 +58,10 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, is_verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::new(&mut random);
+        let plan = Plan::new(seed, &mut random, &mut Random::new(seed + RARE));
         let settings = plan.settings.clone();
         let count = settings.shards;
-        let now = Now { ms: START_MS, unix_ms: START_UNIX_MS };
+        let now = time(START_MS);
         let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         let mut world = Self {
             shared: Shared {
@@ -77,14 +86,15 @@ impl World {
             plan,
         };
         for _ in 0..world.plan.crowd {
-            let client = Client::new(&mut world.shared.random, true);
+            let compresses = world.next_compresses();
+            let client = Client::new(&mut world.shared.random, true, compresses);
             world.join(0, Role::Client(client), false);
         }
         world
     }
 
     fn now(&self) -> Now {
-        Now { ms: self.now_ms, unix_ms: START_UNIX_MS + (self.now_ms - START_MS) }
+        time(self.now_ms)
     }
 
     fn party(&self, shard: usize) -> Party {
@@ -98,7 +108,10 @@ impl World {
             Role::Client(_) => Listener::Edge(0),
             Role::Backend(_) => Listener::Api,
         };
-        let remote = "127.0.0.1:50000".parse().expect("an address");
+        // Those of a crowd are all different; the others come from a few.
+        let is_crowded = matches!(&role, Role::Client(client) if client.is_in_crowd);
+        let host = if is_crowded { self.peers.len() as u32 } else { (self.peers.len() % 4) as u32 };
+        let remote = (Ipv4Addr::from_bits(0x0A00_0000 + host), 50_000).into();
         let now = self.now();
         let key = self.shards[shard].handle_accepted(now, listener, remote);
         let key = key.expect("the node is up");
@@ -107,7 +120,11 @@ impl World {
         if self.shared.is_verbose {
             println!("  peer {number} connects to shard {shard} as {key:?}");
         }
-        self.peers.push(Peer::new(number, Line::new(shard, key), role, is_slow));
+        let mut line = Line::new(shard, key);
+        if !self.shards[shard].is_receiving(key) {
+            line.stop_reading();
+        }
+        self.peers.push(Peer::new(number, line, role, is_slow));
         number
     }
 
@@ -117,7 +134,12 @@ impl World {
         self.join(shard, Role::Backend(backend), false)
     }
 
+    fn next_compresses(&self) -> bool {
+        self.plan.compresses && self.peers.len().is_multiple_of(2)
+    }
+
     fn join_some(&mut self) {
+        let compresses = self.next_compresses();
         let random = &mut self.shared.random;
         if self.peers.len() >= self.plan.peers + self.plan.crowd || !random.one_in(4) {
             return;
@@ -127,7 +149,7 @@ impl World {
         let role = match random.below(5) {
             0 => Role::Backend(Backend::new(true, self.plan.crowd > 0)),
             1 => Role::Backend(Backend::new(false, self.plan.crowd > 0)),
-            _ => Role::Client(Client::new(random, false)),
+            _ => Role::Client(Client::new(random, false, compresses)),
         };
         self.join(shard, role, is_slow);
     }

@@ -18,6 +18,8 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub enum Message {
     Text(String),
     Binary(Vec<u8>),
+    /// A compressed text message, as it came.
+    Deflated(Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(u16, String),
@@ -131,6 +133,7 @@ impl Socket {
         Ok(match first {
             0x81 => Message::Text(text(&payload)),
             0x82 => Message::Binary(payload),
+            0xc1 => Message::Deflated(payload),
             0x88 if payload.is_empty() => Message::Close(1005, String::new()),
             0x88 => {
                 Message::Close(u16::from_be_bytes([payload[0], payload[1]]), text(&payload[2..]))

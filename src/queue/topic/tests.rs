@@ -75,6 +75,20 @@ fn joined(topic: &mut Topic, index: u32, terms: Terms) {
 }
 
 #[test]
+fn it_tells_how_long_messages_were_in_it() {
+    let mut topic = topic(100, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    (0..3).for_each(|message| push(&mut topic, message, message));
+    topic.written(70, consumer(1), 2);
+    assert_eq!((topic.waits().count(), topic.waits().sum_us()), (2, 140));
+    // What goes to another has waited since it came.
+    topic.gone(80, consumer(1));
+    joined(&mut topic, 2, ACKNOWLEDGED);
+    topic.settled(100, consumer(2), &[2]);
+    assert_eq!((topic.waits().count(), topic.waits().sum_us()), (3, 240));
+}
+
+#[test]
 fn no_more_than_the_window_is_without_an_acknowledgement() {
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, ACKNOWLEDGED);
@@ -92,7 +106,7 @@ fn no_more_than_the_window_is_without_an_acknowledgement() {
 
 #[test]
 fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
-    let leaves = |topic: &mut Topic, now_ms, id| assert!(topic.leave(now_ms, id));
+    let leaves = |topic: &mut Topic, now_us, id| assert!(topic.leave(now_us, id));
     for goes in [Topic::gone, leaves] {
         let mut topic = topic(100, WhenFull::Hold);
         joined(&mut topic, 1, ACKNOWLEDGED);
@@ -133,12 +147,12 @@ fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
         push(&mut topic, message, message);
     }
     let second: Vec<_> = delivered(&mut topic).into_iter().filter(|(to, _)| *to == 2).collect();
-    topic.written(500, consumer(2), second.len() as u32);
+    topic.written(STALLED_US / 2, consumer(2), second.len() as u32);
     let before = topic.messages();
-    topic.handle_timeout(1100);
+    topic.handle_timeout(STALLED_US * 11 / 10);
     let taken = delivered(&mut topic);
     assert!(!taken.is_empty() && taken.iter().all(|(to, _)| *to == 2), "{before}");
-    topic.handle_timeout(EXPELLED_MS);
+    topic.handle_timeout(EXPELLED_US);
     let expelled = std::iter::from_fn(|| topic.poll_effect())
         .any(|effect| matches!(effect, Effect::Expel(id) if id == consumer(1)));
     assert!(expelled);
@@ -149,7 +163,7 @@ fn of_consumers_that_all_take_nothing_none_is_expelled() {
     let full = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
     (1..=2).for_each(|index| joined(&mut topic, index, full));
     (0..16).for_each(|message| push(&mut topic, message, message));
-    [STALLED_MS, EXPELLED_MS].iter().for_each(|&now_ms| topic.handle_timeout(now_ms));
+    [STALLED_US, EXPELLED_US].iter().for_each(|&now_us| topic.handle_timeout(now_us));
     let mut effects = std::iter::from_fn(|| topic.poll_effect());
     assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));
 }

@@ -4,7 +4,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 use socket2::Socket as ListeningSocket;
 
@@ -47,7 +46,7 @@ impl Driver {
                 // Not a descriptor left: trying again at once would only burn the core.
                 Err(error) if is_exhausted(error) => {
                     accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
-                    self.watch.accepts_rested.fetch_add(1, Ordering::Relaxed);
+                    self.shard.counters_mut().limits.descriptors += 1;
                 }
                 _ => self.ring.accept(number, accepting.socket.as_fd()),
             }
@@ -59,7 +58,7 @@ impl Driver {
         let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
         let is_client = listener != Listener::Api;
         if is_client && !self.watch.admit_client() {
-            return;
+            return self.shard.counters_mut().limits.clients += 1;
         }
         let Some(key) = self.shard.handle_accepted(now, listener, remote) else {
             return self.watch.forget_client(is_client);
@@ -72,7 +71,7 @@ impl Driver {
             fd,
             generation: key.generation,
             receiving: Receiving::Not,
-            wants_bytes: true,
+            wants_bytes: self.shard.is_receiving(key),
             is_client,
             is_closing: false,
             is_deferred: false,

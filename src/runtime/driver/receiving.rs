@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 
 use super::{Driver, Receiving, find};
 use crate::message::ConnectionKey;
@@ -112,7 +111,7 @@ impl Driver {
     fn defer(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.is_deferred = true;
-        self.watch.handshakes_deferred.fetch_add(1, Ordering::Relaxed);
+        self.shard.counters_mut().limits.tls_handshakes += 1;
         self.deferred.push_back(key);
         self.stop_receiving(key);
     }
@@ -133,7 +132,7 @@ impl Driver {
     }
 
     fn open(&mut self, now: Now, key: ConnectionKey) {
-        let Self { sockets, plaintext, shard, watch, .. } = self;
+        let Self { sockets, plaintext, shard, .. } = self;
         let Some(tls) = find(sockets, key).and_then(|socket| socket.tls.as_mut()) else { return };
         plaintext.clear();
         let opened = tls.open(plaintext);
@@ -142,7 +141,7 @@ impl Driver {
         }
         match opened {
             Opened::All => {}
-            Opened::Refused => _ = watch.handshakes_refused.fetch_add(1, Ordering::Relaxed),
+            Opened::Refused => shard.counters_mut().handshakes_refused += 1,
             Opened::End => self.ended(now, key, false),
             Opened::Broken => self.ended(now, key, true),
         }

@@ -221,6 +221,7 @@ fn settings() -> Settings {
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),
+            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
@@ -242,6 +243,7 @@ fn settings() -> Settings {
             handshake_ms: 3_600_000,
             ping_ms: 3_600_000,
             idle_ms: 7_200_000,
+            addresses: Default::default(),
             answer_ms: 3_600_000,
         },
     }

@@ -1,6 +1,8 @@
-//! Messages and the violation that ends them are the same however the bytes are cut.
+//! Messages and the violation that ends them are the same however the bytes are cut, with and
+//! without an agreement on compression.
 
 use gridcast::protocol::assembler::{Assembler, Received};
+use gridcast::protocol::deflate::Inflater;
 use gridcast::protocol::frame::{Kind, Violation};
 
 use super::input::{Input, pieces};
@@ -10,9 +12,12 @@ pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let lengths = input.lengths();
     let max = usize::from(input.byte()) * 4;
-    let whole = read(&pieces(input.0, &[]), max);
-    assert_eq!(read(&pieces(input.0, &lengths), max), whole, "in pieces of {lengths:?}");
-    assert_eq!(read(&pieces(input.0, &[1]), max), whole, "byte by byte");
+    for mut inflater in [None, Some(Inflater::default())] {
+        let mut read = |lengths: &[usize]| read(&pieces(input.0, lengths), max, inflater.as_mut());
+        let whole = read(&[]);
+        assert_eq!(read(&lengths), whole, "in pieces of {lengths:?}");
+        assert_eq!(read(&[1]), whole, "byte by byte");
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -24,14 +29,14 @@ enum Seen {
     Violation(Violation),
 }
 
-fn read(pieces: &[&[u8]], max: usize) -> Vec<Seen> {
+fn read(pieces: &[&[u8]], max: usize, mut inflater: Option<&mut Inflater>) -> Vec<Seen> {
     let mut assembler = Assembler::default();
     let mut seen = Vec::new();
     for piece in pieces {
         let mut bytes = piece.to_vec();
         let mut input = &mut bytes[..];
         loop {
-            match assembler.read(&mut input, max) {
+            match assembler.read(&mut input, max, inflater.as_deref_mut()) {
                 Ok(None) => break,
                 Ok(Some(received)) => seen.push(checked(received, max)),
                 Err(violation) => {

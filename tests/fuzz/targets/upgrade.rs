@@ -1,6 +1,7 @@
 //! A WebSocket is granted to a whole handshake only, and the grant holds nothing that was not
 //! meant.
 
+use gridcast::protocol::deflate::Agreement;
 use gridcast::protocol::http::{Limits, Method, Request, RequestReader, Step, Version};
 use gridcast::protocol::upgrade::{self, Upgrade};
 
@@ -42,9 +43,11 @@ fn check_request(request: &Request<'_>) {
 fn check_grant(upgrade: &Upgrade<'_>) {
     let subprotocol = upgrade.subprotocols().next();
     let mut out = Vec::new();
-    upgrade::write_switching(&mut out, &upgrade.accept, subprotocol);
+    let agreement = Agreement::of(upgrade.extensions());
+    upgrade::write_switching(&mut out, &upgrade.accept, subprotocol, agreement);
     let text = String::from_utf8(out).expect("an offered subprotocol is text");
     let lines: Vec<_> = text.split("\r\n").collect();
-    assert_eq!(lines.len(), 6 + usize::from(subprotocol.is_some()), "{text:?}");
+    let granted = usize::from(subprotocol.is_some()) + usize::from(agreement.is_some());
+    assert_eq!(lines.len(), 6 + granted, "{text:?}");
     assert!(text.ends_with("\r\n\r\n") && !text.contains('\0'));
 }

@@ -26,7 +26,8 @@ const REQUESTS: [&str; 9] = [
 
 /// What stands for `{u}`.
 const UPGRADE: &str = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
 /// What a back end asks; `{c}` stands for a client's id.
 const CALLS: [&str; 16] = [

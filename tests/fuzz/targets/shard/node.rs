@@ -55,7 +55,7 @@ pub fn client_id(number: u8) -> ClientId {
 impl Node {
     pub fn new(shape: u8) -> Self {
         let settings = Arc::new(settings(shape));
-        let now = Now { ms: 0, unix_ms: UNIX_MS };
+        let now = Now { ms: 0, us: 0, unix_ms: UNIX_MS };
         let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         Self {
             shards: (0..settings.shards).map(shard).collect(),
@@ -148,6 +148,7 @@ impl Node {
     /// Time passes, and each shard turns.
     pub fn pass_ms(&mut self, ms: u64) {
         self.now.ms += ms;
+        self.now.us += ms * 1000;
         self.turn();
     }
 

@@ -1,5 +1,6 @@
 //! What was written to one peer.
 
+use gridcast::protocol::deflate::Inflater;
 use serde::de::IgnoredAny;
 
 /// Responses, then the frames of a WebSocket if it became one. The connection may have broken
@@ -10,11 +11,20 @@ pub fn check(written: &[u8], is_backend: bool) {
     let Some(start) = find(written, b"HTTP/1.1 101 ") else { return };
     let Some(end) = find(&written[start..], b"\r\n\r\n") else { return };
     let mut rest = &written[start + end + 4..];
+    let is_compressed =
+        find(&written[..written.len() - rest.len()], b"permessage-deflate").is_some();
     let mut is_over = false;
     while let Some((first, payload, after)) = split_frame(rest) {
         assert!(!is_over, "nothing follows a close frame");
         is_over = first == 0x88;
-        check_frame(first, payload, is_backend);
+        if first & 0x40 != 0 {
+            assert!(is_compressed, "{first:#x} was not agreed on");
+            let message = Inflater::default().inflate(payload, 256).expect("it is DEFLATE");
+            assert!(message.len() > payload.len());
+            check_frame(first & !0x40, &message, is_backend);
+        } else {
+            check_frame(first, payload, is_backend);
+        }
         rest = after;
     }
     assert!(!is_over || rest.is_empty(), "nothing follows a close frame");
@@ -27,7 +37,10 @@ fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
 /// First byte, payload and rest of a frame that is whole.
 fn split_frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&first, rest) = bytes.split_first()?;
-    assert!([0x81, 0x82, 0x88, 0x89, 0x8A].contains(&first), "not a server's frame: {first:#x}");
+    assert!(
+        [0x81, 0x82, 0xC1, 0xC2, 0x88, 0x89, 0x8A].contains(&first),
+        "not a server's frame: {first:#x}"
+    );
     let (&length, rest) = rest.split_first()?;
     let (length, rest) = match length {
         0..126 => (usize::from(length), rest),

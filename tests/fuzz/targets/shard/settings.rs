@@ -1,12 +1,14 @@
 //! A node whose every bound is soon met.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::NodeId;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::rate::Rate;
+use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
 /// The topics that routes feed.
 pub const TOPICS: [&str; 2] = ["t", "h"];
@@ -26,12 +28,13 @@ pub fn settings(shape: u8) -> Settings {
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),
+            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],
             http: http.clone(),
         },
-        edges: vec![Edge { port: 6790, routes: routes() }],
+        edges: vec![Edge { port: 6790, routes: routes(Rate::new(if bit(7) { 2 } else { 0 })) }],
         queue: Queue {
             bounds: Bounds { messages: if bit(1) { 3 } else { 16 }, bytes: 8192 },
             when_full,
@@ -43,6 +46,10 @@ pub fn settings(shape: u8) -> Settings {
             outbound_bytes: 1024,
             close_slow_clients: bit(4),
             channels_per_client: 2,
+            addresses: AddressLimits {
+                connections: NonZeroU32::new(if bit(5) { 2 } else { 0 }),
+                handshakes: Rate::new(if bit(6) { 3 } else { 0 }),
+            },
             handshake_ms: 1000,
             ping_ms: 3000,
             idle_ms: 6000,
@@ -56,12 +63,13 @@ pub fn node_id() -> NodeId {
     NodeId::new(7).expect("7 is at most 1023")
 }
 
-fn routes() -> Vec<Arc<Route>> {
+fn routes(messages: Option<Rate>) -> Vec<Arc<Route>> {
     let route = |path: &str| Route {
         path: path.into(),
         subscribe: vec!["*".into()],
         message_bytes: 256,
         outbound_bytes: 512,
+        messages,
         ..Route::default()
     };
     let telling = |path: &str, topic: &str| Route {
@@ -74,7 +82,7 @@ fn routes() -> Vec<Arc<Route>> {
     [
         telling("/ws", TOPICS[0]),
         Route { hold_until: Some("k".into()), ..telling("/hold", TOPICS[1]) },
-        Route { echo: true, ..route("/echo") },
+        Route { echo: true, compression: true, ..route("/echo") },
         route("/quiet"),
     ]
     .map(Arc::new)

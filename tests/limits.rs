@@ -1,0 +1,389 @@
+//! What a node does when a client, a user or an address wants more than it may: shards as values,
+//! and a clock that only steps.
+
+#![forbid(unsafe_code)]
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use gridcast::address::{NodeId, ShardAddress, ShardId};
+use gridcast::message::{ConnectionKey, Party};
+use gridcast::metrics::Counters;
+use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
+use gridcast::protocol::http;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::rate::{Quota, Rate};
+use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::{Action, Listener, Now, Shard};
+
+const UPGRADE: &str = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+const NODE: NodeId = NodeId::new(7).expect("7 is a node");
+
+const PING_MS: u64 = 300;
+const IDLE_MS: u64 = 600;
+
+fn settings(shards: usize) -> Settings {
+    let http = http::Limits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
+    Settings {
+        node: NODE,
+        shards,
+        has_mesh: false,
+        api: Api {
+            advertise: ([127, 0, 0, 1], 6789).into(),
+            origins: Vec::new(),
+            users: Vec::new().into(),
+            quotas: Vec::new().into(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
+            http: http.clone(),
+        },
+        edges: vec![Edge { port: 6790, routes: vec![Arc::new(route(None))] }],
+        queue: Queue {
+            bounds: Bounds { messages: 100, bytes: 100_000 },
+            when_full: WhenFull::Hold,
+            topics: 2,
+        },
+        limits: Limits {
+            edge_http: http::Limits { body_bytes: 0, ..http },
+            api_message_bytes: 4096,
+            outbound_bytes: 100_000,
+            close_slow_clients: true,
+            channels_per_client: 2,
+            addresses: AddressLimits::default(),
+            handshake_ms: 10_000,
+            ping_ms: PING_MS,
+            idle_ms: IDLE_MS,
+            answer_ms: 500,
+        },
+    }
+}
+
+fn route(messages: Option<Rate>) -> Route {
+    Route {
+        path: "/echo".into(),
+        echo: true,
+        message_bytes: 1000,
+        outbound_bytes: 100_000,
+        messages,
+        ..Route::default()
+    }
+}
+
+/// The shards of a node, whose messages arrive when [`Node::deliver`] is called.
+struct Node {
+    shards: Vec<Shard>,
+    now: Now,
+}
+
+impl Node {
+    fn new(settings: &Settings) -> Self {
+        let now = at(1_000_000);
+        let shard = |index| Shard::new(ShardId(index as u8), settings, now);
+        Self { shards: (0..settings.shards).map(shard).collect(), now }
+    }
+
+    fn accept(&mut self, shard: usize, listener: Listener, host: u8) -> ConnectionKey {
+        let remote = ([10, 0, 0, host], 5000).into();
+        let key = self.shards[shard].handle_accepted(self.now, listener, remote);
+        key.expect("the node is up")
+    }
+
+    fn receive(&mut self, shard: usize, key: ConnectionKey, bytes: &[u8]) {
+        self.shards[shard].handle_bytes(self.now, key, &mut bytes.to_vec());
+    }
+
+    /// A connection that has asked for `target` as a WebSocket, with these header lines.
+    fn open(&mut self, listener: Listener, target: &str, headers: &str) -> ConnectionKey {
+        let key = self.accept(0, listener, 1);
+        self.receive(0, key, format!("GET {target} HTTP/1.1\r\n{UPGRADE}{headers}\r\n").as_bytes());
+        assert!(self.written(0).starts_with("HTTP/1.1 101"));
+        key
+    }
+
+    fn pass_ms(&mut self, ms: u64) {
+        self.now = at(self.now.ms + ms);
+        self.shards.iter_mut().for_each(|shard| shard.handle_turn(self.now));
+    }
+
+    /// Brings what shards say to each other.
+    fn deliver(&mut self) {
+        for from in 0..self.shards.len() {
+            let sender = Party::Shard(ShardAddress { node: NODE, shard: ShardId(from as u8) });
+            while let Some((to, message)) = self.shards[from].poll_message() {
+                let Party::Shard(to) = to else { panic!("there is no mesh") };
+                self.shards[to.shard.index()].handle_message(self.now, sender, message);
+            }
+        }
+        self.pass_ms(0);
+    }
+
+    /// Writes all that waits to be written; what that was.
+    fn written(&mut self, shard: usize) -> String {
+        let shard = &mut self.shards[shard];
+        let mut all = Vec::new();
+        while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write())
+        {
+            let before = all.len();
+            batch.iter().for_each(|chunk| all.extend_from_slice(chunk.bytes()));
+            shard.handle_written(self.now, key, all.len() - before, true);
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// Closes the sockets that a shard wants closed; how many those are.
+    fn closed(&mut self, shard: usize) -> usize {
+        let shard = &mut self.shards[shard];
+        let mut closed = 0;
+        while let Some(action) = shard.poll_action() {
+            if let Action::Close(key) = action {
+                shard.handle_closed(key);
+                closed += 1;
+            }
+        }
+        closed
+    }
+
+    fn counters(&self) -> Counters {
+        self.shards.iter().fold(Counters::default(), |mut all, shard| {
+            all += shard.counters();
+            all
+        })
+    }
+}
+
+fn at(ms: u64) -> Now {
+    Now { ms, us: ms * 1000, unix_ms: 1_790_000_000_000 + ms }
+}
+
+/// A client's text message, with a mask of zeros.
+fn message(text: &str) -> Vec<u8> {
+    let head = [0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+    [&head[..], text.as_bytes()].concat()
+}
+
+fn limited_client(per_s: u32) -> (Node, ConnectionKey) {
+    let mut settings = settings(1);
+    settings.edges[0].routes = vec![Arc::new(route(Rate::new(per_s)))];
+    let mut node = Node::new(&settings);
+    let client = node.open(Listener::Edge(0), "/echo", "");
+    (node, client)
+}
+
+#[test]
+fn a_client_that_sends_too_much_is_heard_at_its_rate_and_nothing_is_lost() {
+    let (mut node, client) = limited_client(10);
+    let all: Vec<u8> = (0..40).flat_map(|number| message(&format!("<{number}>"))).collect();
+    node.receive(0, client, &all);
+    assert_eq!(node.written(0).matches('<').count(), 10, "a second's worth at once");
+    let mut heard: Vec<usize> = Vec::new();
+    let mut text = String::new();
+    for _ in 0..4 {
+        let before = text.matches('<').count();
+        for _ in 0..100 {
+            node.pass_ms(10);
+            text += &node.written(0);
+        }
+        heard.push(text.matches('<').count() - before);
+    }
+    // What wakes it is not finer than a tick.
+    assert!(heard[..3].iter().all(|count| (9..=11).contains(count)), "{heard:?}");
+    let places: Vec<_> = (10..40).map(|number| text.find(&format!("<{number}>"))).collect();
+    assert!(places.is_sorted() && places[0].is_some(), "all of it, in order: {text:?}");
+    assert_eq!(node.counters().limits.messages_per_s, 30);
+}
+
+#[test]
+fn a_client_that_waits_for_its_rate_does_not_count_as_silent() {
+    let (mut node, client) = limited_client(1);
+    node.receive(0, client, &[message("<1>"), message("<2>")].concat());
+    assert!(node.written(0).contains("<1>"));
+    // Longer than the time before a ping, and than that before the end.
+    for _ in 0..9 {
+        node.pass_ms(100);
+        assert_eq!((node.written(0), node.closed(0)), (String::new(), 0));
+    }
+    node.pass_ms(120);
+    assert!(node.written(0).contains("<2>"));
+    node.pass_ms(PING_MS + 20);
+    assert_eq!(node.written(0).as_bytes().last(), Some(&0), "a ping, which is empty");
+}
+
+#[test]
+fn the_end_of_a_client_comes_behind_what_it_sent() {
+    let (mut node, client) = limited_client(1);
+    node.receive(0, client, &[message("<1>"), message("<2>")].concat());
+    node.shards[0].handle_end(node.now, client, false);
+    assert!(node.written(0).contains("<1>"));
+    assert_eq!(node.closed(0), 0);
+    node.pass_ms(1020);
+    assert!(node.written(0).contains("<2>"));
+    node.pass_ms(0);
+    assert_eq!((node.closed(0), node.shards[0].connections()), (1, 0));
+    node.pass_ms(100_000);
+    assert_eq!(node.shards[0].poll_timeout(), None, "nothing wakes for it any more");
+}
+
+/// A node whose one user may make so many calls a second.
+fn node_with_user(shards: usize, requests_per_s: u32) -> Node {
+    let mut settings = settings(shards);
+    let user = User {
+        name: "app".into(),
+        scheme: Scheme::Bearer,
+        secret: Secret::Plain("secret".into()),
+        roles: Roles::ALL,
+        from: Vec::new(),
+        requests_per_s,
+    };
+    settings.api.quotas = [Quota::new(&user)].into();
+    settings.api.users = [user].into();
+    Node::new(&settings)
+}
+
+const CREDENTIALS: &str = "Authorization: Bearer secret\r\n";
+
+fn publish(headers: &str) -> Vec<u8> {
+    let body = r#"{"c":"a","d":"x"}"#;
+    let length = body.len();
+    format!(
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\
+         {CREDENTIALS}{headers}\r\n{body}"
+    )
+    .into_bytes()
+}
+
+#[test]
+fn a_user_has_its_calls_a_second_on_all_shards_together() {
+    let mut node = node_with_user(2, 5);
+    let keys = [0, 1].map(|shard| node.accept(shard, Listener::Api, 1));
+    for _ in 0..4 {
+        for shard in [0, 1] {
+            node.receive(shard, keys[shard], &publish(""));
+        }
+        node.deliver();
+        node.deliver();
+    }
+    let answers = node.written(0) + &node.written(1);
+    assert_eq!(answers.matches(r#"{"E":null"#).count(), 5, "{answers}");
+    assert_eq!(answers.matches(r#"{"E":{"c":103"#).count(), 3, "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 200").count(), 8, "{answers}");
+    assert_eq!(node.counters().limits.requests_per_s, 3);
+    node.receive(0, keys[0], &publish("X-Error-Mode: status\r\n"));
+    assert!(node.written(0).starts_with("HTTP/1.1 429"));
+    node.pass_ms(200);
+    node.receive(1, keys[1], &publish(""));
+    node.deliver();
+    node.deliver();
+    assert!(node.written(1).contains(r#"{"E":null"#));
+}
+
+#[test]
+fn over_websocket_too_many_calls_leave_the_connection_open_and_pings_are_free() {
+    let mut node = node_with_user(1, 2);
+    let backend = node.open(Listener::Api, "/ws/v1", CREDENTIALS);
+    let call = message(r#"{"m":"mesh.publish","p":{"c":"a","d":"x"},"i":1}"#);
+    let calls = [&call[..], &message("ping"), &call, &call, &message("ping")].concat();
+    node.receive(0, backend, &calls);
+    let answers = node.written(0);
+    assert_eq!(answers.matches(r#"{"E":null"#).count(), 2, "{answers}");
+    assert_eq!(answers.matches(r#"{"E":{"c":103"#).count(), 1, "{answers}");
+    assert_eq!(answers.matches("pong").count(), 2, "{answers}");
+    node.pass_ms(500);
+    node.receive(0, backend, &call);
+    assert!(node.written(0).contains(r#"{"E":null"#));
+}
+
+fn node_with_addresses(connections: u32, handshakes_per_s: u32) -> Node {
+    let mut settings = settings(3);
+    settings.limits.addresses = AddressLimits {
+        connections: NonZeroU32::new(connections),
+        handshakes: Rate::new(handshakes_per_s),
+    };
+    Node::new(&settings)
+}
+
+#[test]
+fn an_address_has_its_connections_on_all_shards_together() {
+    let mut node = node_with_addresses(2, 0);
+    let mut keys = Vec::new();
+    for shard in [0, 1, 2, 0, 1, 2] {
+        keys.push((shard, node.accept(shard, Listener::Edge(0), 1)));
+        node.accept(shard, Listener::Api, 1);
+    }
+    let other = node.accept(1, Listener::Edge(0), 2);
+    node.deliver();
+    node.deliver();
+    let is_there = |node: &mut Node, (shard, key): (usize, _)| node.shards[shard].is_receiving(key);
+    assert!(is_there(&mut node, (1, other)), "another address has its own");
+    let stayed: Vec<_> = keys.iter().copied().filter(|&key| is_there(&mut node, key)).collect();
+    assert_eq!(stayed.len(), 2);
+    assert_eq!((0..3).map(|shard| node.closed(shard)).sum::<usize>(), 4);
+    assert_eq!(node.counters().limits.connections_per_address, 4);
+    // One goes: there is room for one.
+    let (shard, key) = stayed[0];
+    node.shards[shard].handle_end(node.now, key, true);
+    node.closed(shard);
+    node.deliver();
+    let next = (2, node.accept(2, Listener::Edge(0), 1));
+    node.deliver();
+    node.deliver();
+    assert!(is_there(&mut node, next));
+}
+
+#[test]
+fn a_connection_is_not_read_from_before_its_address_is_known_to_have_room() {
+    let mut node = node_with_addresses(0, 1);
+    let mut answers = String::new();
+    for shard in [0, 1, 2] {
+        let key = node.accept(shard, Listener::Edge(0), 1);
+        assert!(!node.shards[shard].is_receiving(key));
+        node.receive(shard, key, format!("GET /echo HTTP/1.1\r\n{UPGRADE}\r\n").as_bytes());
+        answers += &node.written(shard);
+    }
+    assert!(answers.matches("HTTP").count() <= 1, "only the home itself knows at once");
+    node.deliver();
+    node.deliver();
+    answers.extend((0..3).map(|shard| node.written(shard)));
+    assert_eq!(answers.matches("HTTP/1.1 101").count(), 1, "{answers}");
+    assert_eq!(answers.matches("HTTP").count(), 1, "the others are closed without a word");
+    assert_eq!(node.counters().limits.handshakes_per_address_s, 2);
+}
+
+#[test]
+fn a_connection_that_is_gone_before_its_address_is_counted_takes_no_place() {
+    let mut node = node_with_addresses(1, 0);
+    for shard in [0, 1, 2, 0, 1, 2] {
+        let key = node.accept(shard, Listener::Edge(0), 1);
+        node.shards[shard].handle_end(node.now, key, true);
+        assert_eq!(node.closed(shard), 1);
+        node.deliver();
+        node.deliver();
+        node.deliver();
+        let counted: u64 = node.shards.iter().map(|shard| shard.report().addresses).sum();
+        assert_eq!(counted, 0);
+    }
+    assert_eq!(node.counters().limits.connections_per_address, 0);
+}
+
+#[test]
+fn where_handshakes_are_limited_each_takes_a_connection() {
+    let mut node = node_with_addresses(0, 10);
+    let key = node.accept(0, Listener::Edge(0), 1);
+    node.deliver();
+    node.deliver();
+    let unknown = format!("GET /unknown HTTP/1.1\r\n{UPGRADE}\r\n");
+    node.receive(0, key, unknown.repeat(2).as_bytes());
+    let answers = node.written(0);
+    assert_eq!(answers.matches("HTTP/1.1 404").count(), 1, "{answers}");
+    assert!(answers.contains("Connection: close\r\n"), "{answers}");
+}
+
+#[test]
+fn without_limits_no_shard_is_asked_about_an_address() {
+    let mut node = Node::new(&settings(3));
+    for shard in [0, 1, 2] {
+        let key = node.accept(shard, Listener::Edge(0), 1);
+        assert!(node.shards[shard].is_receiving(key));
+        assert!(node.shards[shard].poll_message().is_none());
+    }
+}
