@@ -2,8 +2,12 @@
 //! what is to be sent and told comes out (`poll_*`).
 //!
 //! - `link.rs`: what the transport is told, and tells. `wire.rs`: messages ⇄ bytes.
+//! - `quic.rs`: the transport, and the thread on which all of this runs. `identity.rs`: who belongs to
+//!   the grid.
 
+pub mod identity;
 pub mod link;
+pub mod quic;
 pub mod wire;
 
 use std::collections::VecDeque;

@@ -19,7 +19,8 @@ mod verifier;
 mod wake;
 mod watch;
 
-pub use listener::{Listening, bind};
+pub use bus::Port;
+pub use listener::{Listening, bind, route_out};
 pub use start::{Shards, start};
 pub use tls::TlsContext;
 pub use watch::Summary;
