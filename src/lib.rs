@@ -19,11 +19,11 @@
 //! # The arrows
 //!
 //! A layer imports only what stands to its left; `tests/architecture.rs` holds this table, and who
-//! may name glommio, io_uring, rustls' sessions and `std::net`'s sockets.
+//! may name glommio, io_uring, quinn and tokio, rustls' sessions and `std::net`'s sockets.
 //!
 //! ```text
-//! address ← protocol ← message ← queue ← shard ← runtime ← node ← main
-//!            metrics ←────┘                        config ←──┘
+//! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
+//!            metrics ←────┘                                config ←──┘
 //! ```
 //!
 //! Only `node` and `main` see `config` (which takes one enum from `queue`, and the API's users from
@@ -70,6 +70,13 @@
 //! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
 //! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
 //! those that proved right of late are judged at once.
+//!
+//! # The thread of the mesh
+//!
+//! [`mesh::Mesh`] is a value as a shard is, and `mesh::quic` its driver, on one thread beside the
+//! shards': it holds an end of the bus, behind the last shard's, and the links to other nodes, one QUIC
+//! connection each with a stream for each sender of messages. `mesh::identity` says who may be at the
+//! other end.
 //!
 //! # What is absent
 //!

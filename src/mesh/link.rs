@@ -80,7 +80,7 @@ pub enum Effect {
     Dial(String),
     /// Send bytes on a lane, behind what was sent on it before.
     Send(LinkId, Lane, Bytes),
-    /// Send a datagram: it may be lost.
+    /// Send a datagram: it may be lost, and is if it has more than 1,100 bytes.
     Datagram(LinkId, Bytes),
     /// Close a link, and tell the peer why, after what was sent on the control lane. Until it is
     /// [`Event::Closed`] nothing more is heard of it.

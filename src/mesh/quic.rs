@@ -67,6 +67,14 @@ pub fn bind(address: SocketAddr) -> io::Result<Socket> {
     socket.set_send_buffer_size(SOCKET_BYTES)?;
     socket.bind(&address.into())?;
     let address = socket.local_addr()?.as_socket().expect("it was bound to an IP address");
+    // The kernel tells double: with what it needs itself.
+    let bytes = socket.recv_buffer_size()? / 2;
+    if bytes < SOCKET_BYTES {
+        tracing::info!(
+            "mesh: the kernel buffers {bytes} bytes for its socket, not {SOCKET_BYTES}; see `sysctl \
+             net.core.rmem_max`"
+        );
+    }
     Ok(Socket { socket, address })
 }
 
