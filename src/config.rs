@@ -26,9 +26,9 @@ use document::{Document, Keys, Section, whole_number};
 use edge::read_edges;
 pub use edge::{Edge, Events, Route};
 use mesh::MESH_KEYS;
-pub use mesh::{GridKey, Mesh};
-use tls::TLS_KEYS;
-pub use tls::Tls;
+pub use mesh::{GridKey, Mesh, Trust};
+use tls::{MUTUAL_TLS_KEYS, TLS_KEYS};
+pub use tls::{MutualTls, Tls};
 use user::read_users;
 
 /// Largest file read. A thousand routes take a tenth of it.
@@ -57,11 +57,12 @@ const ADDRESS: &str = "an IP address and port such as \"127.0.0.1:6789\"";
 const ORIGIN: &str = "an origin such as \"https://example.org\", without a path";
 
 /// The sections that are there once. Their keys can be set by variables too.
-const SECTIONS: [Keys; 7] = [
+const SECTIONS: [Keys; 8] = [
     ("node", &NODE_KEYS),
     ("api", &API_KEYS),
     ("api.tls", &TLS_KEYS),
     ("mesh", &MESH_KEYS),
+    ("mesh.tls", &MUTUAL_TLS_KEYS),
     ("queue", &QUEUE_KEYS),
     ("limits", &LIMITS_KEYS),
     ("log", &LOG_KEYS),

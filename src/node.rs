@@ -207,8 +207,7 @@ impl MeshStart {
             let why = "missing, and there is no route out that would tell it; see `ip route`";
             return Err(NodeError(format!("mesh.advertise: {why}")));
         }
-        let identity = Identity::from_key(config.key.secret())
-            .map_err(|error| NodeError(format!("mesh.key: {error}")))?;
+        let identity = identity(&config.trust)?;
         Ok(Self { socket, identity, advertise, seeds: config.seeds.clone() })
     }
 
@@ -230,6 +229,20 @@ impl MeshStart {
         };
         quic::start(self.socket, self.identity, settings, port, failures)
             .map_err(|error| NodeError(format!("mesh: {error}")))
+    }
+}
+
+fn identity(trust: &config::Trust) -> Result<Identity, NodeError> {
+    let read = |error: config::ConfigError| NodeError(error.to_string());
+    match trust {
+        config::Trust::Key(key) => Identity::from_key(key.secret())
+            .map_err(|error| NodeError(format!("mesh.key: {error}"))),
+        config::Trust::Files(files) => {
+            let own = files.own.load().map_err(read)?;
+            let authorities = files.load_authorities().map_err(read)?;
+            Identity::from_certificates(own, authorities)
+                .map_err(|error| NodeError(format!("mesh.tls.cert: {error}")))
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use super::document::{ConfigError, Section};
+use super::tls::MutualTls;
 use super::{ADDRESS, address, read_reachable};
 
 pub(super) const MESH_KEYS: [&str; 4] = ["bind", "advertise", "seeds", "key"];
@@ -29,8 +30,17 @@ pub struct Mesh {
     /// Nodes that it asks to be let in, `HOST:PORT`; a name may stand for several. Default: none, it
     /// waits for others.
     pub seeds: Vec<String>,
-    /// What all nodes of the grid have in common, and nobody else has. Has no default.
-    pub key: GridKey,
+    /// How it knows the others. Has no default.
+    pub trust: Trust,
+}
+
+/// How nodes of a grid know each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// `key`: what all of them have in common, and nobody else has.
+    Key(GridKey),
+    /// `[mesh.tls]`: certificates for the name `node.gridcast`.
+    Files(MutualTls),
 }
 
 /// The secret of a grid.
@@ -53,21 +63,28 @@ impl fmt::Debug for GridKey {
 impl Mesh {
     /// `None`: there is no table `mesh`, and no variable for one.
     pub(super) fn read(root: &Section) -> Result<Option<Self>, ConfigError> {
-        let section = root.table("mesh")?.only(&MESH_KEYS)?;
+        let section = root.table("mesh")?.only(&[&MESH_KEYS[..], &["tls"]].concat())?;
         if !section.is_written() && !MESH_KEYS.iter().any(|key| section.has(key)) {
             return Ok(None);
         }
         let missing = |key| section.fault(&[key], "missing; a mesh needs one");
         let bind = section.read("bind", ADDRESS, address)?.ok_or_else(|| missing("bind"))?;
         let advertise = read_reachable(&section, "advertise")?;
-        let key = read_key(&section)?.ok_or_else(|| missing("key"))?;
+        let trust = match (read_key(&section)?, MutualTls::read(&section)?) {
+            (Some(key), None) => Trust::Key(key),
+            (None, Some(files)) => Trust::Files(files),
+            (None, None) => return Err(missing("key")),
+            (Some(_), Some(_)) => {
+                return Err(section.fault(&["key"], "a mesh has a key or a table tls, not both"));
+            }
+        };
         let seeds = section.texts("seeds", SEED, is_target)?.unwrap_or_default();
         let node = root.table("node")?;
         if !node.has("id") {
             let reason = "missing; with a mesh each node has an id of its own, 0 to 1023";
             return Err(node.fault(&["id"], reason));
         }
-        Ok(Some(Self { bind, advertise: advertise.unwrap_or(bind), seeds, key }))
+        Ok(Some(Self { bind, advertise: advertise.unwrap_or(bind), seeds, trust }))
     }
 }
 

@@ -110,7 +110,8 @@ fn every_key_is_read() {
     let mesh = config.mesh.as_ref().expect("it is written");
     assert_eq!((mesh.bind, mesh.advertise), (bind("10.0.0.5:7002"), bind("192.0.2.5:6788")));
     assert_eq!(mesh.seeds, ["10.0.0.6:6788", "node-3.example.org:6788", "[fd00::7]:6788"]);
-    assert_eq!(mesh.key.secret(), "correct-horse-battery");
+    let Trust::Key(key) = &mesh.trust else { panic!("it is a key: {mesh:?}") };
+    assert_eq!(key.secret(), "correct-horse-battery");
     let queue =
         Queue { topic_messages: 10, topic_bytes: 8192, when_full: WhenFull::DropOldest, topics: 3 };
     assert_eq!(config.queue, queue);
@@ -637,6 +638,15 @@ fn the_key_of_a_grid_is_long_and_not_shown() {
     }
     let config = parse(&with("\"0123456789abcdef\""));
     assert!(!format!("{config:?} {config}").contains("0123456789abcdef"));
+}
+
+#[test]
+fn a_grid_has_a_key_or_certificates() {
+    let with = |lines: &str| format!("node.id = 1\n[mesh]\nbind = \"127.0.0.1:0\"\n{lines}");
+    let tls = "[mesh.tls]\ncert = 'no/such.pem'";
+    refused(&with(tls), "gridcast.toml:4: mesh.tls.key: missing; TLS needs one");
+    let error = parse_with(&with(&format!("{tls}\nkey = 'x'")), &[]).unwrap_err().to_string();
+    assert!(error.starts_with("gridcast.toml:5: mesh.tls.cert: no/such.pem: cannot"), "{error}");
 }
 
 #[test]

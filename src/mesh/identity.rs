@@ -1,5 +1,6 @@
 //! Who belongs to the grid. All nodes derive the same authority from the grid's key; each issues
-//! itself a certificate with it, and takes a peer that shows one, in both directions (TLS 1.3).
+//! itself a certificate with it, and takes a peer that shows one, in both directions (TLS 1.3). Or the
+//! authority is somebody else's, who issues certificates to nodes.
 //!
 //! Whoever reaches a node's port can take its certificate and try keys against it elsewhere: that is
 //! what the slow derivation is against, and why the key is to be a random one.
@@ -12,11 +13,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
 };
-use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -42,8 +45,7 @@ const PKCS8_PREFIX: [u8; 16] = [
 #[derive(Clone)]
 pub struct Identity {
     roots: Arc<RootCertStore>,
-    chain: Vec<CertificateDer<'static>>,
-    key: Arc<PrivateKeyDer<'static>>,
+    own: Arc<SingleCertAndKey>,
     provider: Arc<CryptoProvider>,
 }
 
@@ -58,14 +60,32 @@ impl Identity {
         let issuer = Issuer::new(params, authority_key);
         let key = KeyPair::generate_for(&PKCS_ED25519).map_err(in_words)?;
         let certificate = leaf()?.signed_by(&key, &issuer).map_err(in_words)?;
+        let chain = vec![certificate.into()];
+        let own = CertifiedKey::from_der(chain, key.into(), &default_provider());
+        Self::from_certificates(own.map_err(in_words)?, vec![root.into()])
+    }
+
+    /// Of a grid whose nodes have certificates by these authorities, for the name `node.gridcast`.
+    ///
+    /// # Errors
+    /// Other nodes would not take the certificate, or an authority's is not one.
+    pub fn from_certificates(
+        own: CertifiedKey,
+        authorities: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        let provider = Arc::new(default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(root.into()).map_err(in_words)?;
-        Ok(Self {
-            roots: Arc::new(roots),
-            chain: vec![certificate.into()],
-            key: Arc::new(key.into()),
-            provider: Arc::new(default_provider()),
-        })
+        for authority in authorities {
+            roots.add(authority).map_err(in_words)?;
+        }
+        let roots = Arc::new(roots);
+        let peer = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let [leaf, between @ ..] = &own.cert[..] else { return Err(in_words("no certificate")) };
+        let name = NAME.try_into().map_err(in_words)?;
+        let peer = peer.build().map_err(in_words)?;
+        peer.verify_server_cert(leaf, between, &name, &[], UnixTime::now())
+            .map_err(|error| in_words(format!("other nodes would not take it: {error}")))?;
+        Ok(Self { roots, own: Arc::new(own.into()), provider })
     }
 
     /// For links that this node dials.
@@ -74,8 +94,7 @@ impl Identity {
             .with_protocol_versions(&[&TLS13])
             .map_err(in_words)?
             .with_root_certificates(self.roots.clone())
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(in_words)?;
+            .with_client_cert_resolver(self.own.clone());
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         // Links are few and long: each proves itself anew.
         config.resumption = Resumption::disabled();
@@ -92,8 +111,7 @@ impl Identity {
             .with_protocol_versions(&[&TLS13])
             .map_err(in_words)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(self.chain.clone(), self.key.clone_key())
-            .map_err(in_words)?;
+            .with_cert_resolver(self.own.clone());
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         config.send_tls13_tickets = 0;
         Ok(config)
@@ -203,6 +221,26 @@ mod tests {
         let (_, key) = authority(&authority_seed("0123456789abcdef").unwrap()).unwrap();
         let public = "eac8d1705aa116c4646c331ac4bde24592dce6959ff90ec2ae83688d55b3ef44";
         assert_eq!(hex(key.public_key_raw()), public);
+    }
+
+    #[test]
+    fn a_certificate_that_other_nodes_would_not_take_is_refused_at_the_start() {
+        let (params, authority_key) = authority(&[1; 32]).unwrap();
+        let (other, other_key) = authority(&[2; 32]).unwrap();
+        let roots = || vec![params.self_signed(&authority_key).unwrap().into()];
+        let of_node = |params: &CertificateParams, key: &KeyPair, name: &str| {
+            let own = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+            let leaf = CertificateParams::new([name.to_owned()]).unwrap();
+            let chain =
+                vec![leaf.signed_by(&own, &Issuer::from_params(params, key)).unwrap().into()];
+            let own = CertifiedKey::from_der(chain, own.into(), &default_provider()).unwrap();
+            Identity::from_certificates(own, roots()).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(of_node(&params, &authority_key, NAME), Ok(()));
+        let name = of_node(&params, &authority_key, "example.org").unwrap_err();
+        assert!(name.contains("not valid for name \"node.gridcast\""), "{name}");
+        let issuer = of_node(&other, &other_key, NAME).unwrap_err();
+        assert!(issuer.ends_with("UnknownIssuer"), "{issuer}");
     }
 
     #[test]

@@ -37,7 +37,9 @@ fn why_broken(code: TransportErrorCode) -> Option<String> {
     let alert = |alert| code == TransportErrorCode::crypto(alert);
     let why = match code {
         TransportErrorCode::CONNECTION_REFUSED => "the peer takes no more links for now",
-        _ if alert(UNKNOWN_CA) => "the peer has another grid key (mesh.key)",
+        _ if alert(UNKNOWN_CA) => {
+            "the peer has another grid key (mesh.key) or authority (mesh.tls.ca)"
+        }
         _ if alert(CERTIFICATE_REQUIRED) => {
             "the peer shows no certificate: it is no node of a grid"
         }

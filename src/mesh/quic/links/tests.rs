@@ -104,7 +104,7 @@ fn a_node_with_another_key_is_refused_in_words() {
         a.perform(Effect::Dial(target.clone()));
         let (at_a, at_b) = tokio::join!(a.next(true), refusal(&mut b));
         let Event::Unreachable(to, at_a) = at_a else { panic!("unexpected {at_a:?}") };
-        assert_eq!(at_b, "the peer has another grid key (mesh.key)");
+        assert_eq!(at_b, "the peer has another grid key (mesh.key) or authority (mesh.tls.ca)");
         assert_eq!((to, at_a), (target.clone(), format!("{target}: {at_b}")));
     });
 }
