@@ -19,11 +19,11 @@
 //! # The arrows
 //!
 //! A layer imports only what stands to its left; `tests/architecture.rs` holds this table, and who
-//! may name glommio, io_uring, rustls' sessions and `std::net`'s sockets.
+//! may name glommio, io_uring, quinn and tokio, rustls' sessions and `std::net`'s sockets.
 //!
 //! ```text
-//! address ← protocol ← message ← queue ← shard ← runtime ← node ← main
-//!            metrics ←────┘                        config ←──┘
+//! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
+//!            metrics ←────┘                                config ←──┘
 //! ```
 //!
 //! Only `node` and `main` see `config` (which takes one enum from `queue`, and the API's users from
@@ -79,6 +79,13 @@
 //! has sent too much is not read from; an address is counted by its home, a shard found by its hash
 //! as a topic's is (`shard::addresses`); a user's calls are counted in one number that all shards
 //! share, the only one there is.
+//!
+//! # The thread of the mesh
+//!
+//! [`mesh::Mesh`] is a value as a shard is, and `mesh::quic` its driver, on one thread beside the
+//! shards': it holds an end of the bus, behind the last shard's, and the links to other nodes, one QUIC
+//! connection each with a stream for each sender of messages. `mesh::identity` says who may be at the
+//! other end.
 //!
 //! # What is absent
 //!

@@ -11,6 +11,9 @@ use crate::address::ShardId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
+/// How many lanes there may be in each direction.
+pub const LANES: usize = 258;
+
 /// A stream of a link, one in each direction. What is sent on a lane arrives in order; a lane does
 /// not wait for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,22 +63,27 @@ pub enum Event {
     Received(LinkId, Lane, Bytes),
     /// A datagram, whole.
     Datagram(LinkId, Bytes),
-    /// A link is gone, and why. Nothing more is heard of it.
+    /// A link is gone, and why. Nothing more is heard of it. Comes once for each that was opened,
+    /// also after [`Effect::Close`]; what had come on its control lane comes before it, what had come
+    /// on others may not.
     Closed(LinkId, String),
-    /// Dialling this target failed, and why in words that help.
+    /// Dialling this target failed, and why in words that help; of a name, once for each of its
+    /// addresses that failed.
     Unreachable(String, String),
 }
 
 /// What the transport is to do. For a link that is gone: nothing.
 #[derive(Debug)]
 pub enum Effect {
-    /// Dial a target, `HOST:PORT`; a name may stand for several addresses, all of which are dialled.
+    /// Dial a target, `HOST:PORT`; a name may stand for several addresses, of which the first 16 are
+    /// dialled, but not those to which a dial is under way already.
     Dial(String),
     /// Send bytes on a lane, behind what was sent on it before.
     Send(LinkId, Lane, Bytes),
-    /// Send a datagram: it may be lost.
+    /// Send a datagram: it may be lost, and is if it has more than 1,100 bytes.
     Datagram(LinkId, Bytes),
-    /// Close a link, and tell the peer why, after what was sent on the control lane.
+    /// Close a link, and tell the peer why, after what was sent on the control lane. Until it is
+    /// [`Event::Closed`] nothing more is heard of it.
     Close(LinkId, String),
     /// End the node: it cannot be part of the grid, and this is why.
     Fail(String),

@@ -1,11 +1,13 @@
 //! Other nodes. Pure but for `quic.rs`: events of links and messages of shards go in (`handle_*`), and
 //! what is to be sent and told comes out (`poll_*`).
 //!
-//! - `link.rs`: what the transport is told, and tells. `wire.rs`: messages ⇄ bytes.
+//! - `link.rs`: what the transport is told, and tells. `wire/`: messages ⇄ bytes.
 //! - `peers.rs`: who is at the other end of a link, and what the meshes tell each other.
 //! - `session.rs`: what is said between two nodes, once and in order, over however many links.
 //! - `membership.rs`: which nodes there are. `dial.rs`: who is dialled, and when.
 //! - `interest.rs`: who wants to hear of which channel. `publish.rs`: tallies of publishes.
+//! - `quic.rs`: the transport, and the thread on which all of this runs. `identity.rs`: who belongs to
+//!   the grid.
 //!
 //! # Subscribe, then publish
 //!
@@ -19,11 +21,13 @@
 //! with a silent node, until that is given up, those [`peers::LEASE_MS`].
 
 mod dial;
+pub mod identity;
 mod interest;
 pub mod link;
 mod membership;
 mod peers;
 mod publish;
+pub mod quic;
 mod session;
 pub mod wire;
 

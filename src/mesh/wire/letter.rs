@@ -155,6 +155,9 @@ fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
         | Message::NodeDown(_)
         | Message::Verdict(..)
         | Message::FailedTry(_)
+        | Message::Arrived(..)
+        | Message::Admitted(..)
+        | Message::Departed(_)
         | Message::Drain { .. }
         | Message::DrainBackends => false,
     }
