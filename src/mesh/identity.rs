@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn the_authority_of_a_key_never_changes() {
         let (_, key) = authority(&secrets("0123456789abcdef").unwrap().0).unwrap();
-        let public = "eac8d1705aa116c4646c331ac4bde24592dce6959ff90ec2ae83688d55b3ef44";
+        let public = "94628ac59ea102eb28768473be1f2fb8075e76a9995c0e42499d55e23dc31894";
         assert_eq!(hex(key.public_key_raw()), public);
     }
 

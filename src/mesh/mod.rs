@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
-use crate::protocol::api::{Code, Fault, Tally};
+use crate::protocol::api::{self, Code, Fault, NodeRow, Reply, Tally};
 use crate::protocol::frame::Frame;
 use dial::Dialler;
 use interest::{ChannelHash, NodesInterest, OwnInterest};
@@ -153,7 +153,11 @@ impl Mesh {
                     let publish = Publish { backend, channel, frame };
                     self.publish(now_ms, from, ticket, publish);
                 }
-                _ => debug_assert!(false, "shards ask the mesh to publish, and nothing else"),
+                Command::Nodes => {
+                    let answer = Message::Answer(ticket, Answer::Done(Ok(self.nodes_page())));
+                    self.outbox.push_back((from, Party::Mesh, answer));
+                }
+                _ => debug_assert!(false, "shards ask the mesh for nothing else"),
             },
             (Party::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
                 self.count(ticket, Counter::Shard(from), tally);
@@ -351,6 +355,33 @@ impl Mesh {
                 }
             }
         }
+    }
+
+    /// This node and those within reach, as `GET /v1/nodes` tells them.
+    fn nodes_page(&self) -> Reply {
+        let Settings { node, api, advertise, .. } = self.settings;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let mut nodes = vec![NodeRow { node, api, mesh: Some((advertise, "up")), version }];
+        nodes.extend(self.peers.values().map(|peer| {
+            let suspected = |(member, is_suspected): (&Identity, bool)| {
+                is_suspected && member.node() == Some(peer.hello.node)
+            };
+            let state = match peer.link {
+                None => "lost",
+                Some(_) if self.membership.members().any(suspected) => "suspected",
+                Some(_) => "up",
+            };
+            NodeRow {
+                node: peer.hello.node,
+                api: peer.hello.api,
+                mesh: Some((peer.hello.mesh, state)),
+                version: peer.hello.software.clone(),
+            }
+        }));
+        nodes.sort_by_key(|row| row.node);
+        let mut page = Vec::new();
+        api::put_nodes(&mut page, nodes.into_iter());
+        Reply::Page("application/json", String::from_utf8_lossy(&page).into_owned())
     }
 
     fn tell_shards(&mut self, message: impl Fn() -> Message) {

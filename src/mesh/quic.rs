@@ -295,10 +295,51 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::NodeId;
+    use crate::message::{Message, Party};
+    use crate::runtime::bus;
+
+    const LOOPBACK: &str = "127.0.0.1:0";
+
+    #[test]
+    fn the_mesh_wakes_for_mail_as_often_as_it_sleeps_and_ends_when_it_is_told() {
+        let node = NodeId::new(1).unwrap();
+        let (mut ports, _control) = bus(node, 1, true).unwrap();
+        let (port, mut shard) = (ports.pop().unwrap(), ports.pop().unwrap());
+        let socket = bind(LOOPBACK.parse().unwrap()).unwrap();
+        let settings = Settings {
+            node,
+            incarnation: unix_ms(),
+            shards: 1,
+            advertise: socket.address,
+            api: LOOPBACK.parse().unwrap(),
+            seeds: Vec::new(),
+            answer_ms: 1500,
+            channel_key: [0; 16],
+            random_seed: 1,
+        };
+        let identity = Identity::from_key("0123456789abcdef").unwrap();
+        let running = start(socket, identity, settings, port, |why| panic!("{why}")).unwrap();
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        for round in 0..50 {
+            // More than the mailbox holds, so that the mesh has to take some of them.
+            for number in 1..=10_000 {
+                let number = round * 10_000 + number;
+                shard.post(Party::Mesh, Message::Interest(number, "news".into(), number % 2 == 1));
+            }
+            while shard.flush() {
+                assert!(std::time::Instant::now() < end, "nobody takes the mail of round {round}");
+                std::thread::yield_now();
+            }
+            // Time to fall asleep.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        running.leave();
+    }
 
     #[test]
     fn an_address_in_use_is_refused_when_it_is_bound() {
-        let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let socket = bind(LOOPBACK.parse().unwrap()).unwrap();
         assert_eq!(bind(socket.address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 }

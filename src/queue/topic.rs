@@ -301,7 +301,7 @@ impl Topic {
             item.is_redelivered |= consumer.acknowledges;
             let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
             lane.unwritten -= 1;
-            lane.waiting.push_front(item);
+            lane.put_back(item);
         }
         for lane in self.lanes.values_mut().filter(|lane| lane.owner == Some(id)) {
             lane.owner = None;
@@ -349,9 +349,8 @@ impl Topic {
         consumer.handed_bytes -= item.frame.bytes().len();
         let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
         let (owner, first) = (lane.owner, lane.waiting.front().map(|item| item.number));
-        let place = lane.waiting.partition_point(|waiting| waiting.number < number);
-        lane.waiting.insert(place, item);
-        if place == 0 {
+        lane.put_back(item);
+        if lane.waiting[0].number == number {
             if let Some(first) = first {
                 self.detach(first, owner);
             }
@@ -700,6 +699,15 @@ fn weight(client: ClientId, consumer: BackendId) -> u64 {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^ (mixed >> 31)
     })
+}
+
+impl Lane {
+    /// A message that was handed out waits again, in its place: what was handed out after it may
+    /// have come back before.
+    fn put_back(&mut self, item: Item) {
+        let place = self.waiting.partition_point(|waiting| waiting.number < item.number);
+        self.waiting.insert(place, item);
+    }
 }
 
 impl Consumer {

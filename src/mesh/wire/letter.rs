@@ -194,7 +194,9 @@ fn put_command(out: &mut Vec<u8>, command: &Command) -> bool {
             put_u64(out, client.value());
             put_function(out, function);
         }
-        Command::Join(..) | Command::Leave(_) | Command::Report => return false,
+        Command::Join(..) | Command::Leave(_) | Command::Report | Command::Nodes => {
+            return false;
+        }
     }
     true
 }

@@ -14,7 +14,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 pub use read::{Method, Parser};
-pub use write::{put_answer, put_close, put_event, put_message, put_open, put_tagged};
+pub use write::{put_answer, put_close, put_event, put_message, put_nodes, put_open, put_tagged};
 
 use super::frame::{self, Kind};
 use crate::address::{ClientId, NodeId};
@@ -222,6 +222,19 @@ pub enum Reply {
     /// A text for people and probes, without an envelope: its content type, and itself. Over HTTP
     /// only.
     Page(&'static str, String),
+}
+
+/// One node of the grid, for who looks for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Its id.
+    pub node: NodeId,
+    /// Where back ends reach it.
+    pub api: SocketAddr,
+    /// Where other nodes reach it, and how it stands with it; `None`: it has no mesh.
+    pub mesh: Option<(SocketAddr, &'static str)>,
+    /// The version of its software.
+    pub version: String,
 }
 
 /// How many connections took a message, and how many did not.
