@@ -5,6 +5,7 @@
 
 mod document;
 mod edge;
+mod mesh;
 mod tls;
 mod token;
 mod user;
@@ -24,8 +25,10 @@ pub use document::ConfigError;
 use document::{Document, Keys, Section, whole_number};
 use edge::read_edges;
 pub use edge::{Edge, Events, Route};
-use tls::TLS_KEYS;
-pub use tls::Tls;
+use mesh::MESH_KEYS;
+pub use mesh::{GridKey, Mesh, Trust};
+use tls::{MUTUAL_TLS_KEYS, TLS_KEYS};
+pub use tls::{MutualTls, Tls};
 use user::read_users;
 
 /// Largest file read. A thousand routes take a tenth of it.
@@ -54,10 +57,12 @@ const ADDRESS: &str = "an IP address and port such as \"127.0.0.1:6789\"";
 const ORIGIN: &str = "an origin such as \"https://example.org\", without a path";
 
 /// The sections that are there once. Their keys can be set by variables too.
-const SECTIONS: [Keys; 6] = [
+const SECTIONS: [Keys; 8] = [
     ("node", &NODE_KEYS),
     ("api", &API_KEYS),
     ("api.tls", &TLS_KEYS),
+    ("mesh", &MESH_KEYS),
+    ("mesh.tls", &MUTUAL_TLS_KEYS),
     ("queue", &QUEUE_KEYS),
     ("limits", &LIMITS_KEYS),
     ("log", &LOG_KEYS),
@@ -72,6 +77,8 @@ pub struct Config {
     pub api: Api,
     /// Listeners for clients. Default: none; without a file, one on 127.0.0.1:6790.
     pub edges: Vec<Edge>,
+    /// The other nodes. Default: none, this one is alone.
+    pub mesh: Option<Mesh>,
     /// Topics.
     pub queue: Queue,
     /// Bounds and times.
@@ -114,16 +121,15 @@ impl Config {
         let environment: Vec<_> = environment.collect();
         let document = Document::parse(text, name, &environment, &SECTIONS)?;
         let root = document.root();
-        let reason = "not in this version, in which a grid is one node: leave it out";
-        root.without("mesh", reason)?;
-        let root = root.only(&["node", "api", "edge", "queue", "limits", "log"])?;
+        let root = root.only(&["node", "api", "edge", "mesh", "queue", "limits", "log"])?;
 
         let node = Node::read(&root, available)?;
         let api = Api::read(&root)?;
         let limits = Limits::read(&root)?;
         let edges = read_edges(&root, &api, &limits)?;
+        let mesh = Mesh::read(&root)?;
         let queue = Queue::read(&root, &edges)?;
-        Ok(Self { node, api, edges, queue, limits, log: Log::read(&root)? })
+        Ok(Self { node, api, edges, mesh, queue, limits, log: Log::read(&root)? })
     }
 }
 
@@ -142,6 +148,9 @@ impl fmt::Display for Config {
             let routes: Vec<String> = edge.routes.iter().map(Route::to_string).collect();
             let routes = routes.join(", ");
             write!(formatter, "\nedge {}{}: {routes}", edge.bind, over(&edge.tls))?;
+        }
+        if let Some(mesh) = &self.mesh {
+            write!(formatter, "\n{mesh}")?;
         }
         Ok(())
     }
@@ -162,7 +171,8 @@ const NODE_KEYS: [&str; 3] = ["id", "cores", "drain_s"];
 /// Who this node is and what it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Unique in the grid, 0 to 1023: the node part of the client ids given out here. Default: 1.
+    /// Unique in the grid, 0 to 1023: the node part of the client ids given out here. Default: 1,
+    /// without a mesh.
     pub id: u16,
     /// CPU numbers, 1 to 256 of those that the process may use; a shard is pinned to each. Written
     /// as their count or as a list. Default: all of them. Each costs two threads and a ring.
@@ -246,9 +256,7 @@ impl Api {
             let reason = "without users the API listens on loopback only, such as 127.0.0.1:6789";
             return Err(section.fault(&["bind"], format!("{reason}; found {bind}")));
         }
-        let advertise = section.read("advertise", ADDRESS, |value| {
-            address(value).filter(|address| !address.ip().is_unspecified() && address.port() != 0)
-        })?;
+        let advertise = read_reachable(&section, "advertise")?;
         let origins = read_origins(&section)?.unwrap_or_default();
         let tls = Tls::read(&section)?;
         Ok(Self { bind, advertise: advertise.unwrap_or(bind), origins, tls, users })
@@ -258,6 +266,13 @@ impl Api {
 fn read_address(section: &Section, key: &str, port: u16) -> Result<SocketAddr, ConfigError> {
     let address = section.read(key, ADDRESS, address)?;
     Ok(address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+}
+
+/// An address that others can connect to.
+fn read_reachable(section: &Section, key: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    section.read(key, ADDRESS, |value| {
+        address(value).filter(|address| !address.ip().is_unspecified() && address.port() != 0)
+    })
 }
 
 fn address(value: &DeValue) -> Option<SocketAddr> {

@@ -12,17 +12,18 @@
 //! | [`metrics`] | what a shard counts |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
+//! | [`mesh`] | other nodes: who is there, what they want to hear, how messages reach them |
 //! | [`config`] | the file and the variables → checked values |
 //! | [`node`] | puts a node together, runs it, takes it down |
 //!
 //! # The arrows
 //!
 //! A layer imports only what stands to its left; `tests/architecture.rs` holds this table, and who
-//! may name glommio, io_uring, rustls' sessions and `std::net`'s sockets.
+//! may name glommio, io_uring, quinn and tokio, rustls' sessions and `std::net`'s sockets.
 //!
 //! ```text
-//! address ← protocol ← message ← queue ← shard ← runtime ← node ← main
-//!            metrics ←────┘                        config ←──┘
+//! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
+//!            metrics ←────┘                                config ←──┘
 //! ```
 //!
 //! Only `node` and `main` see `config` (which takes one enum from `queue`, and the API's users from
@@ -79,6 +80,13 @@
 //! as a topic's is (`shard::addresses`); a user's calls are counted in one number that all shards
 //! share, the only one there is.
 //!
+//! # The thread of the mesh
+//!
+//! [`mesh::Mesh`] is a value as a shard is, and `mesh::quic` its driver, on one thread beside the
+//! shards': it holds an end of the bus, behind the last shard's, and the links to other nodes, one QUIC
+//! connection each with a stream for each sender of messages. `mesh::identity` says who may be at the
+//! other end.
+//!
 //! # What is absent
 //!
 //! Locks; a task, channel or buffer per connection; a shared map of channels or clients; a registry
@@ -87,6 +95,7 @@
 
 pub mod address;
 pub mod config;
+pub mod mesh;
 pub mod message;
 pub mod metrics;
 pub mod node;

@@ -107,6 +107,8 @@ pub enum Command {
     Leave(Arc<str>),
     /// Tells how things stand on the shard.
     Report,
+    /// Of the mesh: tells which nodes there are.
+    Nodes,
 }
 
 /// What came of a [`Command`].

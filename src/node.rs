@@ -13,10 +13,12 @@ use signal_hook::iterator::Signals;
 
 use crate::address::NodeId;
 use crate::config::{self, Config, Format, Level, Log, SlowClient, Tls};
+use crate::mesh::identity::Identity;
+use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
-use crate::runtime::{self, Listening, Shards, Summary, TlsContext};
+use crate::runtime::{self, Listening, Port, Shards, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::rate::{Quota, Rate};
 use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
@@ -51,8 +53,9 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         .iter()
         .map(|edge| listen(edge.bind, &edge.tls, cores.len(), "edge.bind"))
         .collect::<Result<Vec<_>, _>>()?;
-    let ready = ready_line(&api, &edges);
-    let settings = Arc::new(settings(config, fingerprint_key()?, &api, &edges));
+    let mesh = config.mesh.as_ref().map(MeshStart::new).transpose()?;
+    let ready = ready_line(&api, &edges, mesh.as_ref());
+    let settings = Arc::new(settings(config, FingerprintKey::new(random()?), &api, &edges));
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
@@ -64,8 +67,12 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         // The node waits for the first end only.
         move |why| drop(sender.send(Event::Failure(why)))
     };
-    let shards =
-        runtime::start(&settings, cores, listeners, clients_max, failures).map_err(failed)?;
+    let (shards, port) = runtime::start(&settings, cores, listeners, clients_max, failures.clone())
+        .map_err(failed)?;
+    let mesh = match mesh.zip(port) {
+        Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
+        None => None,
+    };
     // This line is an interface: whoever started the process waits for it and reads the ports.
     eprintln!("{ready}");
     watch_signals(signals, sender);
@@ -77,7 +84,11 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         }
     }
     tracing::info!("going down: closing connections");
-    let summary = shards.drain(Duration::from_secs(config.node.drain_s)).map_err(failed)?;
+    let summary = shards.drain(Duration::from_secs(config.node.drain_s));
+    if let Some(mesh) = mesh {
+        mesh.leave();
+    }
+    let summary = summary.map_err(failed)?;
     report(&summary);
     Ok(())
 }
@@ -165,31 +176,112 @@ fn listen(
     key: &str,
 ) -> Result<Listening, NodeError> {
     let tls = tls.as_ref().map(context).transpose()?;
-    runtime::bind(address, shards, tls).map_err(|error| {
-        let how = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process listens there; see `ss -ltnp`",
-            io::ErrorKind::AddrNotAvailable => "no interface has this address; see `ip address`",
-            io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
-            _ => return NodeError(format!("{key} {address}: {error}")),
-        };
-        NodeError(format!("{key} {address}: {how}"))
-    })
+    let in_use = "another process listens there; see `ss -ltnp`";
+    runtime::bind(address, shards, tls).map_err(|error| not_bound(key, address, in_use, &error))
 }
 
-fn ready_line(api: &Listening, edges: &[Listening]) -> String {
-    let edges: Vec<String> = edges.iter().map(|edge| edge.address.to_string()).collect();
-    match edges.is_empty() {
-        true => format!("gridcast: ready, api {}", api.address),
-        false => format!("gridcast: ready, api {}, edge {}", api.address, edges.join(",")),
+fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) -> NodeError {
+    let how = match error.kind() {
+        io::ErrorKind::AddrInUse => in_use,
+        io::ErrorKind::AddrNotAvailable => "no interface has this address; see `ip address`",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => return NodeError(format!("{key} {address}: {error}")),
+    };
+    NodeError(format!("{key} {address}: {how}"))
+}
+
+/// What a node with a mesh has of it before its shards run: all that may be wrong with it is known.
+struct MeshStart {
+    socket: quic::Socket,
+    identity: Identity,
+    advertise: SocketAddr,
+    seeds: Vec<String>,
+}
+
+impl MeshStart {
+    fn new(config: &config::Mesh) -> Result<Self, NodeError> {
+        let in_use = "another process has this UDP port; see `ss -lunp`";
+        let socket = quic::bind(config.bind)
+            .map_err(|error| not_bound("mesh.bind", config.bind, in_use, &error))?;
+        let advertise = advertised(config.advertise, socket.address, &config.seeds);
+        if advertise.ip().is_unspecified() {
+            let why = "missing, and there is no route out that would tell it; see `ip route`";
+            return Err(NodeError(format!("mesh.advertise: {why}")));
+        }
+        let identity = identity(&config.trust)?;
+        Ok(Self { socket, identity, advertise, seeds: config.seeds.clone() })
+    }
+
+    fn start(
+        self,
+        shards: &Settings,
+        port: Port,
+        failures: impl Fn(String) + Send + 'static,
+    ) -> Result<quic::Running, NodeError> {
+        let settings = mesh::Settings {
+            node: shards.node,
+            incarnation: quic::unix_ms(),
+            shards: shards.shards,
+            advertise: self.advertise,
+            api: shards.api.advertise,
+            seeds: self.seeds,
+            answer_ms: shards.limits.answer_ms,
+            channel_key: self.identity.channel_key(),
+            random_seed: u64::from_ne_bytes(random()?),
+        };
+        quic::start(self.socket, self.identity, settings, port, failures)
+            .map_err(|error| NodeError(format!("mesh: {error}")))
     }
 }
 
-fn fingerprint_key() -> Result<FingerprintKey, NodeError> {
-    let mut random = [0; 32];
+fn identity(trust: &config::Trust) -> Result<Identity, NodeError> {
+    let read = |error: config::ConfigError| NodeError(error.to_string());
+    match trust {
+        config::Trust::Key(key) => Identity::from_key(key.secret())
+            .map_err(|error| NodeError(format!("mesh.key: {error}"))),
+        config::Trust::Files(files) => {
+            let own = files.own.load().map_err(read)?;
+            let authorities = files.load_authorities().map_err(read)?;
+            Identity::from_certificates(own, authorities)
+                .map_err(|error| NodeError(format!("mesh.tls.cert: {error}")))
+        }
+    }
+}
+
+/// The address that others are told: as it was configured, or else where the node listens; instead of
+/// all addresses, this machine's on the route to a seed, or else to anywhere.
+fn advertised(configured: SocketAddr, bound: SocketAddr, seeds: &[String]) -> SocketAddr {
+    let port = if configured.port() == 0 { bound.port() } else { configured.port() };
+    let mut ip = configured.ip();
+    if ip.is_unspecified() {
+        // Addresses for documentation (RFC 5737, RFC 3849): nobody has them, so they are anywhere.
+        let anywhere = ["192.0.2.1:9", "[2001:db8::1]:9"].map(str::parse);
+        let beyond = seeds.iter().map(|seed| seed.parse()).chain(anywhere).flatten();
+        let mut beyond = beyond.filter(|beyond: &SocketAddr| ip.is_ipv6() || beyond.is_ipv4());
+        ip = beyond.find_map(|beyond| runtime::route_out(beyond).ok()).unwrap_or(ip);
+    }
+    SocketAddr::new(ip, port)
+}
+
+fn ready_line(api: &Listening, edges: &[Listening], mesh: Option<&MeshStart>) -> String {
+    let mut line = format!("gridcast: ready, api {}", api.address);
+    let edges: Vec<String> = edges.iter().map(|edge| edge.address.to_string()).collect();
+    if !edges.is_empty() {
+        line.push_str(&format!(", edge {}", edges.join(",")));
+    }
+    if let Some(mesh) = mesh {
+        line.push_str(&format!(", mesh {}", mesh.socket.address));
+    }
+    line
+}
+
+fn random<const N: usize>() -> Result<[u8; N], NodeError> {
     // Up to 256 bytes come whole.
+    const { assert!(N <= 256) };
+    let mut random = [0; N];
     getrandom(&mut random, GetRandomFlags::empty())
         .map_err(|error| NodeError(format!("random bytes: {error}")))?;
-    Ok(FingerprintKey::new(random))
+    Ok(random)
 }
 
 fn settings(
@@ -199,16 +291,12 @@ fn settings(
     edges: &[Listening],
 ) -> Settings {
     let config::Limits { head_bytes, headers, .. } = config.limits;
-    let mut advertise = config.api.advertise;
-    if advertise.port() == 0 {
-        advertise.set_port(api.address.port());
-    }
     Settings {
         node: NodeId::new(config.node.id).expect("the configuration was checked"),
         shards: config.node.cores.len(),
-        has_mesh: false,
+        has_mesh: config.mesh.is_some(),
         api: Api {
-            advertise,
+            advertise: advertised(config.api.advertise, api.address, &[]),
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
             quotas: config.api.users.iter().map(Quota::new).collect(),

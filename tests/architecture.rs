@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, and the layers that it may import.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("address", &[]),
     ("protocol", &["address"]),
     ("message", &["address", "protocol", "metrics"]),
@@ -12,25 +12,38 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("queue", &["address", "protocol", "message", "metrics"]),
     ("shard", &["address", "protocol", "message", "metrics", "queue"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
+    ("mesh", &["address", "protocol", "message", "metrics", "runtime"]),
     ("config", &["protocol", "queue"]),
-    ("node", &["address", "protocol", "message", "metrics", "queue", "shard", "runtime", "config"]),
+    (
+        "node",
+        &[
+            "address", "protocol", "message", "metrics", "queue", "shard", "runtime", "mesh",
+            "config",
+        ],
+    ),
 ];
 
-/// A name, and the only layer whose code may contain it.
-const RESERVED: [(&str, &str); 9] = [
-    ("glommio::", "runtime"),
-    ("io_uring::", "runtime"),
-    ("crossbeam_channel", "runtime"),
-    ("socket2", "runtime"),
-    ("ServerConnection", "runtime"),
-    ("unsafe {", "runtime"),
-    ("Instant", "runtime"),
-    ("SystemTime", "runtime"),
-    ("signal_hook", "node"),
+/// A name, and the only places whose code may contain it: beginnings of paths in `src/`.
+const RESERVED: [(&str, &[&str]); 13] = [
+    ("quinn", &["mesh/quic"]),
+    ("tokio", &["mesh/quic"]),
+    ("rcgen", &["mesh/identity.rs"]),
+    ("ClientConfig", &["mesh/identity.rs", "mesh/quic"]),
+    ("glommio::", &["runtime/"]),
+    ("io_uring::", &["runtime/"]),
+    ("crossbeam_channel", &["runtime/"]),
+    ("socket2", &["runtime/", "mesh/quic"]),
+    ("ServerConnection", &["runtime/"]),
+    ("unsafe {", &["runtime/"]),
+    ("Instant", &["runtime/", "mesh/quic"]),
+    ("SystemTime", &["runtime/", "mesh/quic"]),
+    ("signal_hook", &["node.rs"]),
 ];
 
 struct Source {
     path: PathBuf,
+    // Its path in `src/`.
+    place: String,
     layer: String,
     code: String,
 }
@@ -40,10 +53,10 @@ fn sources() -> Vec<Source> {
     let mut files = Vec::new();
     collect(&root, &mut files);
     let source = |path: PathBuf| {
-        let first = path.strip_prefix(&root).expect("it is in src").components().next();
-        let layer = first.expect("a file has a name").as_os_str().to_string_lossy();
+        let place = path.strip_prefix(&root).expect("it is in src").to_string_lossy().into_owned();
+        let layer = place.split('/').next().expect("a file has a name");
         let layer = layer.trim_end_matches(".rs").to_owned();
-        Source { code: code_of(&path), layer, path }
+        Source { code: code_of(&path), layer, place, path }
     };
     files.into_iter().map(source).filter(|s| s.layer != "lib" && s.layer != "main").collect()
 }
@@ -99,10 +112,11 @@ fn each_layer_imports_only_layers_to_its_left() {
 #[test]
 fn only_their_layers_name_the_runtime_the_clock_and_unsafe_code() {
     for source in sources() {
-        for (name, layer) in RESERVED {
+        for (name, places) in RESERVED {
+            let may = places.iter().any(|place| source.place.starts_with(place));
             assert!(
-                source.layer == layer || !source.code.contains(name),
-                "{} names {name}, which is for {layer}",
+                may || !source.code.contains(name),
+                "{} names {name}, which is for {places:?}",
                 source.path.display()
             );
         }

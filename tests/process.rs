@@ -109,6 +109,31 @@ fn a_second_server_on_the_same_port_does_not_start() {
     assert!(line.contains(&first.api.to_string()), "{line}");
 }
 
+/// [`CONFIG`] with a mesh.
+fn with_mesh(bind: &str) -> String {
+    let mesh = format!("[mesh]\nbind = \"{bind}\"\nkey = \"0123456789abcdef\"\n");
+    CONFIG.replace("[node]", "[node]\nid = 7") + &mesh
+}
+
+#[test]
+fn a_node_with_a_mesh_says_where_and_ends_with_exit_code_0() {
+    let mut server = Server::start(&with_mesh("127.0.0.1:0"));
+    assert!(server.mesh.expect("the line names it").port() != 0);
+    assert_eq!(server.publish("a", "hello"), (0, 0));
+    server.terminate();
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+fn a_mesh_whose_port_is_in_use_does_not_start() {
+    let server = Server::start(&with_mesh("127.0.0.1:0"));
+    let taken = server.mesh.expect("the line names it");
+    let (code, line) = failure(&with_mesh(&taken.to_string()));
+    assert_eq!(code, Some(1));
+    let words = format!("mesh.bind {taken}: another process has this UDP port; see `ss -lunp`");
+    assert!(line.ends_with(&words), "{line}");
+}
+
 #[test]
 fn sigterm_closes_clients_with_1001_and_exits_0() {
     let mut server = Server::new();

@@ -177,6 +177,7 @@ mod tests {
         for line in [
             "gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2",
             "gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2,127.0.0.1:3",
+            "gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2, mesh 127.0.0.1:3",
         ] {
             assert_eq!(parse_ready(line), Some(addresses), "{line}");
         }

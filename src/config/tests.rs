@@ -44,7 +44,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec(), drain_s: 10 });
     assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
     assert_eq!(config.api.advertise, config.api.bind);
-    assert_eq!(config.edges, []);
+    assert_eq!((config.edges, config.mesh), (vec![], None));
     assert_eq!(config.queue.topic_bytes, 67_108_864);
     assert_eq!(config.limits.answer_ms, 1500);
     assert_eq!(config.log, Log { level: Level::Info, format: Format::Text });
@@ -116,6 +116,11 @@ fn every_key_is_read() {
         messages_per_s: 13,
     };
     assert_eq!(config.edges, [Edge { bind: bind("0.0.0.0:7001"), tls: None, routes: vec![route] }]);
+    let mesh = config.mesh.as_ref().expect("it is written");
+    assert_eq!((mesh.bind, mesh.advertise), (bind("10.0.0.5:7002"), bind("192.0.2.5:6788")));
+    assert_eq!(mesh.seeds, ["10.0.0.6:6788", "node-3.example.org:6788", "[fd00::7]:6788"]);
+    let Trust::Key(key) = &mesh.trust else { panic!("it is a key: {mesh:?}") };
+    assert_eq!(key.secret(), "correct-horse-battery");
     let queue =
         Queue { topic_messages: 10, topic_bytes: 8192, when_full: WhenFull::DropOldest, topics: 3 };
     assert_eq!(config.queue, queue);
@@ -618,11 +623,80 @@ fn a_name_has_a_length_and_no_control_characters() {
 }
 
 #[test]
-fn what_later_versions_have_is_refused_by_name() {
+fn a_mesh_needs_an_address_a_key_and_an_id_of_the_node() {
+    let key = "key = \"0123456789abcdef\"";
+    let missing = "missing; a mesh needs one";
+    refused("\n[mesh]\nseeds = []", &format!("gridcast.toml:2: mesh.bind: {missing}"));
+    refused("[mesh]\nbind = \"127.0.0.1:0\"", &format!("gridcast.toml:1: mesh.key: {missing}"));
+    let id = "missing; with a mesh each node has an id of its own, 0 to 1023";
+    let mesh = format!("[mesh]\nbind = \"0.0.0.0:0\"\n{key}");
+    refused(&mesh, &format!("gridcast.toml: node.id: {id}"));
+    let config = parse(&format!("node.id = 0\n{mesh}"));
+    let mesh = config.mesh.expect("it is written");
+    assert_eq!((mesh.advertise, mesh.seeds.len()), (mesh.bind, 0));
     refused(
-        "\n[mesh]\nseeds = []",
-        "gridcast.toml:2: mesh: not in this version, in which a grid is one node: leave it out",
+        &format!("node.id = 0\n[mesh]\n{key}\nbind = \"localhost:1\""),
+        "gridcast.toml:4: mesh.bind: expected an IP address and port such as \"127.0.0.1:6789\", \
+         found \"localhost:1\"",
     );
+}
+
+#[test]
+fn variables_alone_can_put_a_node_into_a_grid() {
+    let variables = [
+        ("GRIDCAST_NODE_ID", "3"),
+        ("GRIDCAST_MESH_BIND", "127.0.0.1:0"),
+        ("GRIDCAST_MESH_SEEDS", "['a:1', '127.0.0.1:2']"),
+        ("GRIDCAST_MESH_KEY", "0123456789abcdef"),
+    ];
+    let mesh = development(&variables).expect("they are right").mesh.expect("they make one");
+    assert_eq!(mesh.seeds, ["a:1", "127.0.0.1:2"]);
+    refused_variable(
+        "GRIDCAST_MESH_BIND",
+        "127.0.0.1:0",
+        "built-in configuration: mesh.key: missing; a mesh needs one",
+    );
+}
+
+#[test]
+fn the_key_of_a_grid_is_long_and_not_shown() {
+    let with = |key: &str| format!("node.id = 1\n[mesh]\nbind = \"127.0.0.1:0\"\nkey = {key}");
+    for key in
+        ["\"\"", "\"0123456789abcde\"", "1234567890123456", &format!("{:?}", "x".repeat(1025))]
+    {
+        refused(
+            &with(key),
+            "gridcast.toml:4: mesh.key: expected a secret of 16 to 1024 bytes, such as \
+             `openssl rand -hex 32` makes",
+        );
+    }
+    let config = parse(&with("\"0123456789abcdef\""));
+    assert!(!format!("{config:?} {config}").contains("0123456789abcdef"));
+}
+
+#[test]
+fn a_grid_has_a_key_or_certificates() {
+    let with = |lines: &str| format!("node.id = 1\n[mesh]\nbind = \"127.0.0.1:0\"\n{lines}");
+    let tls = "[mesh.tls]\ncert = 'no/such.pem'";
+    refused(&with(tls), "gridcast.toml:4: mesh.tls.key: missing; TLS needs one");
+    let error = parse_with(&with(&format!("{tls}\nkey = 'x'")), &[]).unwrap_err().to_string();
+    assert!(error.starts_with("gridcast.toml:5: mesh.tls.cert: no/such.pem: cannot"), "{error}");
+}
+
+#[test]
+fn a_seed_is_a_host_and_a_port() {
+    for seed in ["10.0.0.5", "10.0.0.5:0", "0.0.0.0:1", ":1", "a:", "a:x", "a b:1", "a:1:2", "ä:1"]
+    {
+        refused(
+            &format!(
+                "[mesh]\nbind = \"127.0.0.1:0\"\nkey = \"0123456789abcdef\"\nseeds = [\"{seed}\"]"
+            ),
+            &format!(
+                "gridcast.toml:4: mesh.seeds: expected a host and port such as \
+                 \"10.0.0.5:6788\" or \"node-2.example.org:6788\", found \"{seed}\""
+            ),
+        );
+    }
 }
 
 #[test]
@@ -741,4 +815,8 @@ fn a_right_configuration_is_summed_up() {
     assert_eq!(config.to_string(), summary);
     let summary = parse(include_str!("every_key.toml")).to_string();
     assert!(summary.contains("\napi 10.0.0.5:7000, advertised as 10.0.0.5:6789, for app, ops\n"));
+    assert!(summary.ends_with(
+        "\nmesh 10.0.0.5:7002, advertised as 192.0.2.5:6788, seeds 10.0.0.6:6788, \
+         node-3.example.org:6788, [fd00::7]:6788"
+    ));
 }

@@ -1,4 +1,5 @@
-//! The certificate and key of a TLS listener, which are read again when they are renewed.
+//! The certificate and key of a TLS listener, which are read again when they are renewed, and those of
+//! a node among others.
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use super::document::{ConfigError, Section};
 use super::read_bounded;
 
 pub(super) const TLS_KEYS: [&str; 2] = ["cert", "key"];
+pub(super) const MUTUAL_TLS_KEYS: [&str; 3] = ["cert", "key", "ca"];
 
 const FILE: &str = "the path of a PEM file";
 
@@ -31,9 +33,11 @@ pub struct Tls {
 impl Tls {
     /// Reads the table `tls` of a listener's section, and the files to see that they are right.
     pub(super) fn read(listener: &Section) -> Result<Option<Self>, ConfigError> {
-        let section = listener.table("tls")?.only(&TLS_KEYS)?;
-        let file = |key| section.text(key, FILE, |path| !path.is_empty());
-        let (cert, key) = match (file("cert")?, file("key")?) {
+        Self::read_pair(&listener.table("tls")?.only(&TLS_KEYS)?)
+    }
+
+    fn read_pair(section: &Section) -> Result<Option<Self>, ConfigError> {
+        let (cert, key) = match (file(section, "cert")?, file(section, "key")?) {
             (None, None) if !section.is_written() => return Ok(None),
             (Some(cert), Some(key)) => (cert, key),
             (None, _) => return Err(section.fault(&["cert"], "missing; TLS needs one")),
@@ -54,21 +58,12 @@ impl Tls {
     /// # Errors
     /// One cannot be read, holds no certificate or key, or the key is not the certificate's.
     pub fn load(&self) -> Result<CertifiedKey, ConfigError> {
-        let chain = self.chain().map_err(|why| fault(&self.cert_place, &self.cert, &why))?;
+        let chain = certificates(&self.cert_place, &self.cert)?;
         let key = self.private_key().map_err(|why| fault(&self.key_place, &self.key, &why))?;
         CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
             let why = format!("not the key of {}: {error}", self.cert.display());
             fault(&self.key_place, &self.key, &why)
         })
-    }
-
-    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, String> {
-        let text = read_text(&self.cert)?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-        match chain {
-            Ok(chain) if chain.is_empty() => Err("no PEM certificate in it".into()),
-            chain => chain.map_err(not_pem),
-        }
     }
 
     fn private_key(&self) -> Result<PrivateKeyDer<'static>, String> {
@@ -78,6 +73,53 @@ impl Tls {
             error => not_pem(error),
         })
     }
+}
+
+/// What a node shows to other nodes, and what it takes from them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MutualTls {
+    /// What it shows.
+    pub own: Tls,
+    /// A PEM file: who issues certificates of nodes, one or more. Has no default.
+    pub ca: PathBuf,
+    ca_place: String,
+}
+
+impl MutualTls {
+    /// Reads the table `tls` of the mesh's section, and the files to see that they are right.
+    pub(super) fn read(mesh: &Section) -> Result<Option<Self>, ConfigError> {
+        let section = mesh.table("tls")?.only(&MUTUAL_TLS_KEYS)?;
+        let Some(own) = Tls::read_pair(&section)? else { return Ok(None) };
+        let ca = file(&section, "ca")?;
+        let ca = ca.ok_or_else(|| section.fault(&["ca"], "missing; nodes are known by one"))?;
+        let tls = Self { own, ca: ca.into(), ca_place: section.place("ca") };
+        tls.load_authorities()?;
+        Ok(Some(tls))
+    }
+
+    /// Reads the authorities' file as it is now.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds no certificate.
+    pub fn load_authorities(&self) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+        certificates(&self.ca_place, &self.ca)
+    }
+}
+
+fn file(section: &Section, key: &str) -> Result<Option<String>, ConfigError> {
+    section.text(key, FILE, |path| !path.is_empty())
+}
+
+fn certificates(place: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let read = || {
+        let text = read_text(file)?;
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+        match all {
+            Ok(all) if all.is_empty() => Err("no PEM certificate in it".into()),
+            all => all.map_err(not_pem),
+        }
+    };
+    read().map_err(|why: String| fault(place, file, &why))
 }
 
 fn fault(place: &str, file: &Path, why: &str) -> ConfigError {

@@ -128,7 +128,6 @@ impl Port {
     }
 
     /// Gives a message that the mesh has for a shard of this node to it; likewise.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the mesh thread comes next"))]
     pub fn post_from(&mut self, from: Party, to: ShardId, message: Message) {
         if to.index() < self.shards {
             self.put(to.index(), (from, message));

@@ -2,7 +2,7 @@
 //! connections (SO_REUSEPORT).
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -59,6 +59,20 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// This machine's address on the route to `beyond`, which need not be there: nothing is sent.
+///
+/// # Errors
+/// There is no such route.
+pub fn route_out(beyond: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match beyond {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(beyond)?;
+    Ok(socket.local_addr()?.ip())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +86,11 @@ mod tests {
             let local = socket.local_addr().unwrap().as_socket();
             assert_eq!(local, Some(listening.address));
         }
+    }
+
+    #[test]
+    fn the_route_to_loopback_is_loopback() {
+        assert!(route_out("127.0.0.1:9".parse().unwrap()).unwrap().is_loopback());
     }
 
     #[test]

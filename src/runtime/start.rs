@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
-use super::bus::{Control, bus};
+use super::bus::{Control, Port, bus};
 use super::driver::Driver;
 use super::identity::{Identity, TlsContext};
 use super::listener::Listening;
@@ -33,7 +33,7 @@ pub struct Shards {
 
 /// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
 /// listen. At most `clients_max` clients are taken at a time. A shard that fails later says why in
-/// `failures`, and the node cannot go on without it.
+/// `failures`, and the node cannot go on without it. With a mesh its end of the bus is given too.
 ///
 /// # Errors
 /// A thread, a ring or a descriptor cannot be had.
@@ -43,8 +43,9 @@ pub fn start(
     listeners: Vec<(Listener, Listening)>,
     clients_max: usize,
     failures: impl Fn(String) + Clone + Send + 'static,
-) -> io::Result<Shards> {
-    let (ports, control) = bus(settings.node, cores.len(), settings.has_mesh)?;
+) -> io::Result<(Shards, Option<Port>)> {
+    let (mut ports, control) = bus(settings.node, cores.len(), settings.has_mesh)?;
+    let mesh_port = ports.split_off(cores.len()).pop();
     let mut verifiers = verifier::start(control.clone(), cores.len())?.into_iter();
     let watch = Arc::new(Watch::new(cores.len(), clients_max));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
@@ -88,7 +89,7 @@ pub fn start(
         let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
         word.map_err(io::Error::other)?;
     }
-    Ok(Shards { handles, control, renewals, watch })
+    Ok((Shards { handles, control, renewals, watch }, mesh_port))
 }
 
 impl Shards {

@@ -205,7 +205,7 @@ impl Shard {
     }
 
     /// Asks shards to carry out a command, this one among them perhaps.
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         key: ConnectionKey,
         shape: Shape,
@@ -269,6 +269,8 @@ impl Shard {
             Command::Call(client, function) => return self.execute(asked, client, function),
             Command::Join(topic, terms) => self.join(&topic, from, terms),
             Command::Leave(topic) => self.leave(&topic, from),
+            // Only the mesh knows.
+            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not asked of a shard")),
             Command::Report => return Outcome::Done(Answer::Report(Box::new(self.report()))),
         }))
     }

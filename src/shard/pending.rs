@@ -37,6 +37,8 @@ pub enum Kind {
     Unpop,
     /// Of all shards: how things stand there. Those that are silent are left out.
     Report,
+    /// Of the mesh: which nodes there are.
+    Nodes,
 }
 
 impl Kind {
@@ -46,7 +48,7 @@ impl Kind {
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
             Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
-            Self::Report => (Code::ExecutionFailed, "no answer in time"),
+            Self::Report | Self::Nodes => (Code::ExecutionFailed, "no answer in time"),
         };
         Fault::new(code, message)
     }

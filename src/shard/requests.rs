@@ -3,9 +3,10 @@
 use super::Shard;
 use super::access::{Grant, Refusal};
 use super::connection::{Backend, Listener, Stage};
+use super::pending::Kind;
 use super::replies::{HttpShape, Shape};
-use crate::message::ConnectionKey;
-use crate::protocol::api::{self, Code, Fault, Method as ApiMethod};
+use crate::message::{Command, ConnectionKey, Party};
+use crate::protocol::api::{self, Code, Fault, Method as ApiMethod, NodeRow};
 use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
 use crate::protocol::json::{put_number, put_string};
 use crate::protocol::upgrade;
@@ -167,6 +168,10 @@ impl Shard {
             "/readyz" if self.draining.is_some() => (503, "text/plain", "going down\n".into()),
             "/readyz" => (200, "text/plain", "ready\n".into()),
             "/version" => (200, json, version()),
+            "/v1/nodes" if is_get && self.settings.has_mesh => {
+                let shape = Shape::Response(shape.clone());
+                return self.ask(key, shape, Kind::Nodes, &[Party::Mesh], || Command::Nodes);
+            }
             "/v1/nodes" => (200, json, self.nodes()),
             _ => return self.refuse(key, shape, 404, &[], "no such path"),
         };
@@ -201,12 +206,11 @@ impl Shard {
     }
 
     fn nodes(&self) -> String {
-        let address = self.settings.api.advertise;
-        let (node, ip, port) = (self.settings.node.number(), address.ip(), address.port());
-        format!(
-            "{{\"nodes\":[{{\"id\":{node},\"api_server\":\"{address}\",\"host\":\"{address}\",\
-             \"ip\":\"{ip}\",\"port\":{port}}}]}}"
-        )
+        let (node, api) = (self.settings.node, self.settings.api.advertise);
+        let row = NodeRow { node, api, mesh: None, version: String::new() };
+        let mut page = Vec::new();
+        api::put_nodes(&mut page, std::iter::once(row));
+        String::from_utf8_lossy(&page).into_owned()
     }
 
     /// A web page must not reach the API through its visitor's browser. Gives the origin that is to

@@ -48,6 +48,8 @@ pub struct Server {
     pub edge: SocketAddr,
     /// Every edge, as in the configuration.
     pub edges: Vec<SocketAddr>,
+    /// Where other nodes reach it, if it has a mesh.
+    pub mesh: Option<SocketAddr>,
 }
 
 impl Server {
@@ -67,9 +69,9 @@ impl Server {
     pub fn start(config: &str) -> Server {
         let file = config_file(config);
         let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
-        let (api, edges) = process.wait_until_ready();
+        let Ready { api, edges, mesh } = process.wait_until_ready();
         fs::remove_file(file).expect("the file was there to be read");
-        Server { process, api, edge: edges[0], edges }
+        Server { process, api, edge: edges[0], edges, mesh }
     }
 
     /// A connection to the edge whose client id nobody needs.
@@ -186,11 +188,11 @@ impl Process {
     }
 
     #[track_caller]
-    fn wait_until_ready(&mut self) -> (SocketAddr, Vec<SocketAddr>) {
+    fn wait_until_ready(&mut self) -> Ready {
         let mut lines = Vec::new();
         while let Some(line) = self.line() {
-            if let Some(addresses) = addresses(&line) {
-                return addresses;
+            if let Some(ready) = Ready::parse(&line) {
+                return ready;
             }
             lines.push(line);
         }
@@ -249,11 +251,23 @@ pub fn config_file(text: &str) -> PathBuf {
     file
 }
 
-/// The addresses of the API and of the edges in the line that tells that the server listens.
-fn addresses(line: &str) -> Option<(SocketAddr, Vec<SocketAddr>)> {
-    let (api, edges) = line.strip_prefix("gridcast: ready, api ")?.split_once(", edge ")?;
-    let edges: Result<_, _> = edges.trim().split(',').map(str::parse).collect();
-    Some((api.parse().ok()?, edges.ok()?))
+/// The addresses in the line that tells that the server listens.
+struct Ready {
+    api: SocketAddr,
+    edges: Vec<SocketAddr>,
+    mesh: Option<SocketAddr>,
+}
+
+impl Ready {
+    fn parse(line: &str) -> Option<Ready> {
+        let (api, rest) = line.strip_prefix("gridcast: ready, api ")?.split_once(", edge ")?;
+        let (edges, mesh) = match rest.trim().split_once(", mesh ") {
+            Some((edges, mesh)) => (edges, Some(mesh.parse().ok()?)),
+            None => (rest.trim(), None),
+        };
+        let edges: Result<_, _> = edges.split(',').map(str::parse).collect();
+        Some(Ready { api: api.parse().ok()?, edges: edges.ok()?, mesh })
+    }
 }
 
 /// The binary with `arguments`, in an environment whose variables override no key of a test.

@@ -14,9 +14,9 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 pub use read::{Method, Parser};
-pub use write::{put_answer, put_close, put_event, put_message, put_open, put_tagged};
+pub use write::{put_answer, put_close, put_event, put_message, put_nodes, put_open, put_tagged};
 
-use super::frame::Kind;
+use super::frame::{self, Kind};
 use crate::address::{ClientId, NodeId};
 
 /// The longest name of a channel, a topic or a context key, in bytes.
@@ -27,6 +27,12 @@ pub const CONTEXT_KEYS_MAX: usize = 256;
 
 /// The most topics that one `queue.pop` may name.
 pub const TOPICS_PER_POP_MAX: usize = 256;
+
+/// The most channels that one `conn.call` may name.
+pub const CHANNELS_PER_CALL_MAX: usize = 1024;
+
+/// What fits a close frame beside its code, in bytes.
+pub const CLOSE_REASON_BYTES_MAX: usize = frame::CONTROL_BYTES_MAX - 2;
 
 /// Base64 as the API takes it: the standard alphabet, padded or not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -58,6 +64,18 @@ pub enum Code {
 }
 
 impl Code {
+    const ALL: [Self; 9] = [
+        Self::InvalidArgument,
+        Self::NotAuthorised,
+        Self::TooManyRequests,
+        Self::TooLarge,
+        Self::ConsumptionFailed,
+        Self::RepeatedConsumption,
+        Self::CancelFailed,
+        Self::ExecutionFailed,
+        Self::SendFailed,
+    ];
+
     /// The number on the wire, and the HTTP status for those who ask for one (`X-Error-Mode`).
     fn row(self) -> (u64, u16) {
         match self {
@@ -76,6 +94,11 @@ impl Code {
     /// The number on the wire.
     pub fn number(self) -> u64 {
         self.row().0
+    }
+
+    /// The code with this number, if there is one.
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.number() == number)
     }
 
     /// The HTTP status for those who ask for one.
@@ -199,6 +222,19 @@ pub enum Reply {
     /// A text for people and probes, without an envelope: its content type, and itself. Over HTTP
     /// only.
     Page(&'static str, String),
+}
+
+/// One node of the grid, for who looks for them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Its id.
+    pub node: NodeId,
+    /// Where back ends reach it.
+    pub api: SocketAddr,
+    /// Where other nodes reach it, and how it stands with it; `None`: it has no mesh.
+    pub mesh: Option<(SocketAddr, &'static str)>,
+    /// The version of its software.
+    pub version: String,
 }
 
 /// How many connections took a message, and how many did not.

@@ -8,12 +8,13 @@ use simd_json::{Buffers, Node, StaticNode};
 
 use super::document::{Document, Value};
 use super::{
-    BASE64, CONTEXT_KEYS_MAX, Call, Content, ContextEntry, Fault, Function, NAME_BYTES_MAX,
-    Request, Settling, TOPICS_PER_POP_MAX, Tags, UNSETTLED_DEFAULT, UNSETTLED_MAX,
+    BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
+    ContextEntry, Fault, Function, NAME_BYTES_MAX, Request, Settling, TOPICS_PER_POP_MAX, Tags,
+    UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
 use crate::protocol::close;
-use crate::protocol::frame::{self, Kind};
+use crate::protocol::frame::Kind;
 
 /// Parses requests in place, with buffers that are used again. One per shard.
 #[derive(Default)]
@@ -347,9 +348,6 @@ fn read_context(
     Ok(context)
 }
 
-/// The most channels of one call.
-const CHANNELS_PER_CALL_MAX: usize = 1024;
-
 fn read_channels(arguments: &[Value<'_, '_>]) -> Result<Vec<Box<str>>, Fault> {
     if arguments.len() > CHANNELS_PER_CALL_MAX {
         return Err(Fault::invalid(format!("a: more than {CHANNELS_PER_CALL_MAX} channels")));
@@ -375,9 +373,6 @@ fn read_close(arguments: &[Value<'_, '_>]) -> Result<Function, Fault> {
         )),
     }
 }
-
-/// What fits a close frame beside its code.
-const CLOSE_REASON_BYTES_MAX: usize = frame::CONTROL_BYTES_MAX - 2;
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use base64::Engine;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-use super::{BASE64, Fault, Info, Reply};
+use super::{BASE64, Fault, Info, NodeRow, Reply};
 use crate::address::{ClientId, NodeId};
 use crate::protocol::frame::{self, Frame, Kind, Opcode};
 use crate::protocol::json::{put_number, put_string};
@@ -71,6 +71,27 @@ fn put_info(out: &mut Vec<u8>, info: &Info) {
     out.extend_from_slice(b"],\"buffered\":");
     put_number(out, info.buffered);
     out.push(b'}');
+}
+
+/// Appends what `GET /v1/nodes` answers.
+pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
+    out.extend_from_slice(b"{\"nodes\":[");
+    for (index, NodeRow { node, api, mesh, version }) in nodes.enumerate() {
+        let comma = if index > 0 { "," } else { "" };
+        let (node, ip, port) = (node.number(), api.ip(), api.port());
+        let row = format!(
+            "{comma}{{\"id\":{node},\"api_server\":\"{api}\",\"host\":\"{api}\",\"ip\":\"{ip}\",\
+             \"port\":{port}"
+        );
+        out.extend_from_slice(row.as_bytes());
+        if let Some((address, state)) = mesh {
+            let row = format!(",\"mesh\":\"{address}\",\"state\":\"{state}\",\"version\":");
+            out.extend_from_slice(row.as_bytes());
+            put_string(out, &version);
+        }
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"]}");
 }
 
 /// Appends the frame of a `queue.pop` event; `put_data` appends the JSON value of its `d`.

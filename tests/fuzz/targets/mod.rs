@@ -8,6 +8,7 @@ pub mod config;
 pub mod frames;
 pub mod http;
 pub mod input;
+pub mod mesh;
 pub mod shard;
 pub mod upgrade;
 
@@ -15,11 +16,12 @@ pub mod upgrade;
 pub type Target = fn(&[u8]);
 
 /// Every target: its name, which is that of its corpus, and its function.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("api", api::run),
     ("config", config::run),
     ("frames", frames::run),
     ("http", http::run),
+    ("mesh", mesh::run),
     ("shard", shard::run),
     ("upgrade", upgrade::run),
 ];

@@ -1,0 +1,402 @@
+//! Other nodes. Pure but for `quic.rs`: events of links and messages of shards go in (`handle_*`), and
+//! what is to be sent and told comes out (`poll_*`).
+//!
+//! - `link.rs`: what the transport is told, and tells. `wire/`: messages ⇄ bytes.
+//! - `peers.rs`: who is at the other end of a link, and what the meshes tell each other.
+//! - `session.rs`: what is said between two nodes, once and in order, over however many links.
+//! - `membership.rs`: which nodes there are. `dial.rs`: who is dialled, and when.
+//! - `interest.rs`: who wants to hear of which channel. `publish.rs`: tallies of publishes.
+//! - `quic.rs`: the transport, and the thread on which all of this runs. `identity.rs`: who belongs to
+//!   the grid.
+//!
+//! # Subscribe, then publish
+//!
+//! A shard tells the mesh of the first subscriber of a channel, the mesh tells every node, each says
+//! that it knows, and only then is the subscribe answered: a publish through any node afterwards
+//! finds it. What if a node is silent? It may be frozen, and publish again before it hears of
+//! anything. So a node trusts what it knows of another's interest for [`peers::LEASE_MS`] after it
+//! asked for the last sign of life that was answered, and without that trust sends it every publish.
+//! Who tells, waits as long at most: then the silent one has either heard of it or lost its trust.
+//! This costs the first subscriber of a channel on a node one round trip to the farthest node, and
+//! with a silent node, until that is given up, those [`peers::LEASE_MS`].
+
+mod dial;
+pub mod identity;
+mod interest;
+pub mod link;
+mod membership;
+mod peers;
+mod publish;
+pub mod quic;
+mod session;
+pub mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::address::{NodeId, ShardAddress, ShardId};
+use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
+use crate::protocol::api::{self, Code, Fault, NodeRow, Reply, Tally};
+use crate::protocol::frame::Frame;
+use dial::Dialler;
+use interest::{ChannelHash, NodesInterest, OwnInterest};
+use link::{Effect, Event, Lane, LinkId};
+use membership::{Identity, Membership};
+use peers::{Link, Peer, Told};
+use publish::{Asker, Counted, Counter, Publishes};
+use wire::To;
+
+/// What a node's mesh is told when it is made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub node: NodeId,
+    /// When it started, in Unix milliseconds.
+    pub incarnation: u64,
+    /// How many shards it has.
+    pub shards: usize,
+    /// Where other nodes dial it.
+    pub advertise: SocketAddr,
+    /// Where back ends reach it.
+    pub api: SocketAddr,
+    /// Targets that are dialled until the grid is joined, `HOST:PORT`.
+    pub seeds: Vec<String>,
+    /// How long a call waits for shards and nodes, in milliseconds.
+    pub answer_ms: u64,
+    /// For the hashes of channels: the same on every node.
+    pub channel_key: [u8; 16],
+    /// For choices that should differ between nodes and starts.
+    pub random_seed: u64,
+}
+
+/// One node's end of the mesh.
+pub struct Mesh {
+    settings: Settings,
+    hash: ChannelHash,
+    links: BTreeMap<LinkId, Link>,
+    // Those there is a session with.
+    peers: BTreeMap<NodeId, Peer>,
+    membership: Membership,
+    dialler: Dialler,
+    own: OwnInterest,
+    told: Told,
+    nodes: NodesInterest,
+    publishes: Publishes,
+    sessions_begun: u64,
+    // Nodes with something to send.
+    touched: Vec<NodeId>,
+    // Until when every peer is trusted at least.
+    all_trusted_until_ms: u64,
+    // When peers are next to be looked after.
+    care_ms: u64,
+    // Since when nobody takes this node in, and why.
+    refused: Option<(u64, String)>,
+    effects: VecDeque<Effect>,
+    outbox: VecDeque<(ShardId, Party, Message)>,
+}
+
+impl Mesh {
+    /// A mesh that knows nobody yet.
+    pub fn new(settings: Settings, now_ms: u64) -> Self {
+        let own = Identity::new(settings.node, settings.incarnation, settings.advertise);
+        Self {
+            hash: ChannelHash::new(&settings.channel_key),
+            links: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            membership: Membership::new(own, settings.random_seed),
+            dialler: Dialler::new(&settings, now_ms),
+            own: OwnInterest::default(),
+            told: Told::default(),
+            nodes: NodesInterest::default(),
+            publishes: Publishes::default(),
+            sessions_begun: 0,
+            touched: Vec::new(),
+            all_trusted_until_ms: 0,
+            care_ms: now_ms,
+            refused: None,
+            effects: VecDeque::new(),
+            outbox: VecDeque::new(),
+            settings,
+        }
+    }
+
+    /// The transport tells something.
+    pub fn handle_event(&mut self, now_ms: u64, event: Event) {
+        match event {
+            Event::Opened { link, remote, is_dialled } => {
+                self.handle_opened(now_ms, link, remote, is_dialled);
+            }
+            Event::Received(link, lane, bytes) => self.handle_received(now_ms, link, lane, bytes),
+            Event::Datagram(link, packet) => {
+                if self.links.get(&link).is_some_and(|link| link.peer.is_some()) {
+                    self.membership.handle_datagram(now_ms, &packet);
+                }
+            }
+            Event::Closed(link, why) => self.handle_closed(now_ms, link, &why),
+            Event::Unreachable(target, why) => {
+                tracing::debug!("{target} cannot be reached: {why}");
+            }
+        }
+    }
+
+    /// A shard of this node says something to the mesh or to a shard of another node.
+    pub fn handle_message(&mut self, now_ms: u64, from: ShardId, to: Party, message: Message) {
+        match (to, message) {
+            (Party::Shard(to), message) => self.pass_on(from, to, message),
+            (Party::Mesh, Message::Interest(number, channel, is_on)) => {
+                self.own.set(self.hash.of(&channel), from, is_on);
+                self.told.wait(self.own.has_changes(), from, number);
+            }
+            (Party::Mesh, Message::Ask { ticket, from: backend, command }) => match command {
+                Command::Publish(channel, frame) => {
+                    let publish = Publish { backend, channel, frame };
+                    self.publish(now_ms, from, ticket, publish);
+                }
+                Command::Nodes => {
+                    let answer = Message::Answer(ticket, Answer::Done(Ok(self.nodes_page())));
+                    self.outbox.push_back((from, Party::Mesh, answer));
+                }
+                _ => debug_assert!(false, "shards ask the mesh for nothing else"),
+            },
+            (Party::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
+                self.count(ticket, Counter::Shard(from), tally);
+            }
+            (Party::Mesh, _) => debug_assert!(false, "shards say nothing else to the mesh"),
+        }
+    }
+
+    /// Does what is due, and sends what has gathered. To be called once a turn, after what it has
+    /// been given.
+    pub fn handle_turn(&mut self, now_ms: u64) {
+        self.membership.handle_timeout(now_ms);
+        self.take_in_membership(now_ms);
+        while let Some(counted) = self.publishes.poll_expired(now_ms) {
+            self.tell_counted(counted);
+        }
+        self.tell_interest(now_ms);
+        if self.care_ms <= now_ms {
+            self.care_for_peers(now_ms);
+        }
+        self.dial(now_ms);
+        self.tell_what_is_known(now_ms);
+        self.flush();
+    }
+
+    /// The node goes down: the others are told that it leaves.
+    pub fn handle_leave(&mut self, now_ms: u64) {
+        self.membership.leave(now_ms);
+        self.take_in_membership(now_ms);
+        for &link in self.links.keys() {
+            self.effects.push_back(Effect::Close(link, "the node goes down".into()));
+        }
+    }
+
+    /// When [`Self::handle_turn`] is to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let times = [
+            self.membership.poll_timeout(),
+            self.publishes.poll_timeout(),
+            Some(self.care_ms),
+            Some(self.dialler.poll_timeout()),
+            self.told.poll_timeout(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    /// The next thing that the transport is to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// The next message for a shard of this node, and whom it is from.
+    pub fn poll_message(&mut self) -> Option<(ShardId, Party, Message)> {
+        self.outbox.pop_front()
+    }
+
+    /// A shard's message to one of another node. What cannot be passed on and awaits an answer gets
+    /// one at once.
+    fn pass_on(&mut self, from: ShardId, to: ShardAddress, message: Message) {
+        let Some(peer) = self.peers.get(&to.node) else {
+            return self.refuse(from, to, &message, "the client's node is out of reach");
+        };
+        if matches!(message, Message::Ask { .. }) && !peer.session.takes_calls() {
+            return self.refuse(from, to, &message, "the client's node does not keep up");
+        }
+        self.send(to.node, Lane::Shard(from), To::Shard(to.shard), &message);
+    }
+
+    fn refuse(&mut self, asker: ShardId, to: ShardAddress, message: &Message, why: &'static str) {
+        let Message::Ask { ticket, command, .. } = message else { return };
+        let code = match command {
+            Command::Send(..) => Code::SendFailed,
+            _ => Code::ExecutionFailed,
+        };
+        let answer = Answer::Done(Err(Fault::new(code, why)));
+        self.outbox.push_back((asker, Party::Shard(to), Message::Answer(*ticket, answer)));
+    }
+
+    /// One of our shards publishes: so do the nodes that have subscribers, or may have.
+    fn publish(
+        &mut self,
+        now_ms: u64,
+        from: ShardId,
+        ticket: Ticket,
+        Publish { backend, channel, frame }: Publish,
+    ) {
+        let hash = self.hash.of(&channel);
+        let takes = |node: &NodeId| self.peers.get(node).is_some_and(|p| p.session.takes_calls());
+        let (asked, full): (Vec<NodeId>, Vec<NodeId>) = match self.publishes.has_room() {
+            true => self.who_may_want(now_ms, hash).into_iter().partition(takes),
+            false => (Vec::new(), self.who_may_want(now_ms, hash)),
+        };
+        let asker = Asker::Shard(from, ticket);
+        let silent = full.into_iter().map(Counter::Node);
+        if asked.is_empty() {
+            let (tally, silent) = (Tally::default(), silent.collect());
+            return self.tell_counted(Counted { asker, channel: hash, tally, silent });
+        }
+        let awaited = asked.iter().copied().map(Counter::Node).chain(silent).collect();
+        // Who asked waits for `answer_ms`: the sum must be there a little before.
+        let deadline_ms = now_ms + self.settings.answer_ms / 10 * 9;
+        let ticket = self.publishes.open(asker, hash, awaited, deadline_ms);
+        let command = Command::Publish(channel, frame);
+        let message = Message::Ask { ticket, from: backend, command };
+        for node in asked {
+            self.send(node, Lane::Shard(from), To::Mesh, &message);
+        }
+    }
+
+    /// The nodes that have subscribers of a channel, and those that may have without our knowing.
+    fn who_may_want(&self, now_ms: u64, channel: u64) -> Vec<NodeId> {
+        if now_ms <= self.all_trusted_until_ms {
+            return self.nodes.nodes(channel).collect();
+        }
+        let may_want = |(node, peer): &(&NodeId, &Peer)| {
+            !peer.is_trusted(now_ms) || self.nodes.nodes(channel).any(|wanting| wanting == **node)
+        };
+        self.peers.iter().filter(may_want).map(|(&node, _)| node).collect()
+    }
+
+    fn send(&mut self, node: NodeId, lane: Lane, to: To, message: &Message) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.session.push(lane, to, message);
+            self.touched.push(node);
+        }
+    }
+
+    /// Another node publishes: so do our shards that have subscribers.
+    fn publish_here(
+        &mut self,
+        now_ms: u64,
+        from: NodeId,
+        ticket: Ticket,
+        Publish { backend, channel, frame }: Publish,
+    ) {
+        let hash = self.hash.of(&channel);
+        let asker = Asker::Node(from, ticket);
+        let shards = self.own.shards(hash);
+        if shards.is_empty() || !self.publishes.has_room() {
+            let tally = Tally::default();
+            return self.tell_counted(Counted { asker, channel: hash, tally, silent: Vec::new() });
+        }
+        let awaited = shards.iter().map(Counter::Shard).collect();
+        // Earlier than the deadline of who asked, so that what was counted is not lost with it.
+        let deadline_ms = now_ms + self.settings.answer_ms / 10 * 8;
+        let ticket = self.publishes.open(asker, hash, awaited, deadline_ms);
+        for shard in shards.iter() {
+            let command = Command::Publish(channel.clone(), frame.clone());
+            let message = Message::Ask { ticket, from: backend, command };
+            self.outbox.push_back((shard, Party::Mesh, message));
+        }
+    }
+
+    fn count(&mut self, ticket: Ticket, from: Counter, tally: Tally) {
+        let Some(channel) = self.publishes.count(ticket, from, tally) else { return };
+        if let Counter::Node(node) = from {
+            self.nodes.note(channel, node, tally.delivered + tally.failed);
+        }
+        if let Some(counted) = self.publishes.poll_counted(ticket) {
+            self.tell_counted(counted);
+        }
+    }
+
+    /// Tells who asked what was counted; of nodes that did not answer, what they last said.
+    fn tell_counted(&mut self, counted: Counted) {
+        let Counted { asker, channel, mut tally, silent } = counted;
+        let mut has_silent_shards = false;
+        for counter in silent {
+            match counter {
+                Counter::Node(node) => tally.failed += self.nodes.last_known(channel, node),
+                Counter::Shard(_) => has_silent_shards = true,
+            }
+        }
+        let answer = |ticket| Message::Answer(ticket, Answer::Published(tally));
+        match asker {
+            Asker::Shard(shard, ticket) => {
+                self.outbox.push_back((shard, Party::Mesh, answer(ticket)));
+            }
+            // Then the node counts as one that did not answer: what it last said is nearer the truth.
+            Asker::Node(..) if has_silent_shards => {}
+            Asker::Node(node, ticket) => {
+                self.send(node, Lane::Mesh, To::Mesh, &answer(ticket));
+            }
+        }
+    }
+
+    /// Sends what has gathered, each lane's in one batch.
+    fn flush(&mut self) {
+        for node in std::mem::take(&mut self.touched) {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            peer.session.flush();
+            if let Some(link) = peer.link {
+                while let Some((lane, batch)) = peer.session.poll_batch() {
+                    self.effects.push_back(Effect::Send(link, lane, batch));
+                }
+            }
+        }
+    }
+
+    /// This node and those within reach, as `GET /v1/nodes` tells them.
+    fn nodes_page(&self) -> Reply {
+        let Settings { node, api, advertise, .. } = self.settings;
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let mut nodes = vec![NodeRow { node, api, mesh: Some((advertise, "up")), version }];
+        nodes.extend(self.peers.values().map(|peer| {
+            let suspected = |(member, is_suspected): (&Identity, bool)| {
+                is_suspected && member.node() == Some(peer.hello.node)
+            };
+            let state = match peer.link {
+                None => "lost",
+                Some(_) if self.membership.members().any(suspected) => "suspected",
+                Some(_) => "up",
+            };
+            NodeRow {
+                node: peer.hello.node,
+                api: peer.hello.api,
+                mesh: Some((peer.hello.mesh, state)),
+                version: peer.hello.software.clone(),
+            }
+        }));
+        nodes.sort_by_key(|row| row.node);
+        let mut page = Vec::new();
+        api::put_nodes(&mut page, nodes.into_iter());
+        Reply::Page("application/json", String::from_utf8_lossy(&page).into_owned())
+    }
+
+    fn tell_shards(&mut self, message: impl Fn() -> Message) {
+        for shard in 0..self.settings.shards {
+            self.outbox.push_back((ShardId(shard as u8), Party::Mesh, message()));
+        }
+    }
+}
+
+/// What is published, and on whose behalf.
+struct Publish {
+    backend: BackendId,
+    channel: Arc<str>,
+    frame: Frame,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,674 @@
+//! Who is at the other end of a link, sessions that begin and end, and what two meshes tell each
+//! other: interest, acknowledgements, signs of life.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use super::link::{Effect, Lane, LinkId};
+use super::membership::{Change, Identity};
+use super::session::{Arrival, Session};
+use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
+use super::{Counter, Mesh, Publish};
+use crate::address::{NodeId, ShardAddress, ShardId};
+use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage};
+
+/// How long what a node said of its interest is trusted to be whole, after the question that it
+/// answered last was asked, in milliseconds. A subscribe waits for a silent node so long at most,
+/// which is to be less than `limits.answer_ms`.
+pub const LEASE_MS: u64 = 1000;
+
+/// Clocks of two machines do not run at the very same rate.
+const LEASE_SLACK_MS: u64 = 50;
+
+/// Between two questions for a sign of life.
+const PING_MS: u64 = 300;
+
+/// How long what has come may be without an acknowledgement: so one does for many batches.
+const ACKNOWLEDGE_MS: u64 = 10;
+
+/// A session without a link lives so long. With the 2.5 s after which a link counts as dead this is
+/// within the 5 s in which a dead node is to be out of the counts.
+const LOST_MS: u64 = 1500;
+
+/// A link on which nobody has said who they are after so long is closed.
+const HELLO_MS: u64 = 3000;
+
+/// A node that nobody takes in for so long ends, and says why.
+const REFUSED_MS: u64 = 10_000;
+
+/// Bytes of messages that may come on a link before it is known whose they are.
+const EARLY_BYTES: usize = 64 << 20;
+
+/// Channels per message while the whole interest is told.
+const CHANNELS_AT_ONCE: usize = 1 << 16;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Link {
+    remote: SocketAddr,
+    is_dialled: bool,
+    since_ms: u64,
+    // What we said in our Hello: the session that we hold, and the one that we offer.
+    said: Option<(u64, u64)>,
+    /// Who is at its other end.
+    pub peer: Option<NodeId>,
+    readers: BTreeMap<Lane, FrameReader>,
+    early_bytes: usize,
+}
+
+/// A node that there is a session with.
+#[derive(Debug)]
+pub struct Peer {
+    /// What it said of itself.
+    pub hello: Hello,
+    session_id: u64,
+    /// What is said between us.
+    pub session: Session,
+    /// The connection; None: for now there is none.
+    pub link: Option<LinkId>,
+    lost_ms: u64,
+    // What it knows of our interest.
+    known: u64,
+    // What we know of its interest is whole, and until when that is trusted.
+    has_whole: bool,
+    trusted_until_ms: u64,
+    ping_ms: u64,
+    acknowledge_ms: Option<u64>,
+}
+
+impl Peer {
+    /// Whether what we know of its interest is all that it has told anybody.
+    pub fn is_trusted(&self, now_ms: u64) -> bool {
+        now_ms <= self.trusted_until()
+    }
+
+    fn trusted_until(&self) -> u64 {
+        if self.has_whole { self.trusted_until_ms } else { 0 }
+    }
+}
+
+/// How far the other nodes know of our interest.
+#[derive(Debug)]
+pub struct Told {
+    // The number of the last change that was told.
+    number: u64,
+    // When those were told that some node may still rely on not knowing.
+    recent: VecDeque<(u64, u64)>,
+    // Up to which nobody may.
+    expired: u64,
+    // Changes that shards wait for: by our number, and by the shard's own.
+    waiting: VecDeque<(u64, ShardId, u64)>,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        // 0 says that more is to come.
+        Self { number: 1, recent: VecDeque::new(), expired: 1, waiting: VecDeque::new() }
+    }
+}
+
+impl Told {
+    /// A shard waits until its change is known, which the next telling will have if there is one.
+    pub fn wait(&mut self, is_untold: bool, shard: ShardId, number: u64) {
+        self.waiting.push_back((self.number + u64::from(is_untold), shard, number));
+    }
+
+    /// When silence is as good as knowledge for some change.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        self.recent.front().map(|(_, told_ms)| told_ms + LEASE_MS + LEASE_SLACK_MS)
+    }
+
+    fn expire(&mut self, now_ms: u64) {
+        while let Some(&(number, told_ms)) = self.recent.front()
+            && told_ms + LEASE_MS + LEASE_SLACK_MS <= now_ms
+        {
+            self.expired = number;
+            self.recent.pop_front();
+        }
+    }
+}
+
+impl Mesh {
+    pub(super) fn handle_opened(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        remote: SocketAddr,
+        is_dialled: bool,
+    ) {
+        let link = Link {
+            remote,
+            is_dialled,
+            since_ms: now_ms,
+            said: None,
+            peer: None,
+            readers: BTreeMap::new(),
+            early_bytes: 0,
+        };
+        self.links.insert(id, link);
+        self.care_ms = self.care_ms.min(now_ms + HELLO_MS);
+        if is_dialled {
+            // Who was dialled before is known by its address.
+            let known = self.peers.values().find(|peer| peer.hello.mesh == remote);
+            let known = known.map(|peer| peer.hello.node);
+            self.say_hello(id, known);
+        }
+    }
+
+    /// Says who we are, to whom we think to be speaking to.
+    fn say_hello(&mut self, id: LinkId, to: Option<NodeId>) {
+        self.sessions_begun += 1;
+        // Never the same for two sessions of the grid, as far as that matters: which of two nodes
+        // offers it, when that was started, and which one it is.
+        let offered = self.settings.incarnation << 20 | (self.sessions_begun & 0xF_FFFF);
+        let peer = to.and_then(|node| self.peers.get(&node));
+        let held = peer.map_or(0, |peer| peer.session_id);
+        let hello = Hello {
+            versions: VERSIONS,
+            node: self.settings.node,
+            incarnation: self.settings.incarnation,
+            shards: self.settings.shards as u16,
+            mesh: self.settings.advertise,
+            api: self.settings.api,
+            software: env!("CARGO_PKG_VERSION").into(),
+            held,
+            offered,
+            received: peer.map(|peer| peer.session.received()).unwrap_or_default(),
+        };
+        if let Some(link) = self.links.get_mut(&id) {
+            link.said = Some((held, offered));
+        }
+        self.say(id, &Control::Hello(hello));
+    }
+
+    fn say(&mut self, link: LinkId, control: &Control) {
+        let mut bytes = Vec::new();
+        wire::put_control(&mut bytes, control);
+        self.effects.push_back(Effect::Send(link, Lane::Control, bytes.into()));
+    }
+
+    pub(super) fn handle_received(&mut self, now_ms: u64, id: LinkId, lane: Lane, bytes: Bytes) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if lane != Lane::Control && link.peer.is_none() {
+            // Lanes do not wait for each other: it may come before the words that say whose it is.
+            link.early_bytes += bytes.len();
+            if link.early_bytes > EARLY_BYTES {
+                return self.close_link(now_ms, id, "messages before it is known whose");
+            }
+        }
+        link.readers.entry(lane).or_default().push(bytes);
+        self.read_lane(now_ms, id, lane);
+    }
+
+    fn read_lane(&mut self, now_ms: u64, id: LinkId, lane: Lane) {
+        loop {
+            let Some(link) = self.links.get_mut(&id) else { return };
+            let peer = link.peer;
+            if lane != Lane::Control && peer.is_none() {
+                return;
+            }
+            let Some(reader) = link.readers.get_mut(&lane) else { return };
+            let read = match reader.next_frame() {
+                Ok(None) => return,
+                Ok(Some(frame)) => match (lane, peer) {
+                    (Lane::Control, _) => self.handle_control(now_ms, id, &frame),
+                    (_, Some(node)) => self.handle_batch(now_ms, node, lane, &frame),
+                    (_, None) => Ok(()),
+                },
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(why) = read {
+                return self.close_link(now_ms, id, &why);
+            }
+        }
+    }
+
+    fn handle_control(&mut self, now_ms: u64, id: LinkId, frame: &[u8]) -> Result<(), String> {
+        let control = wire::read_control(frame).map_err(|error| error.to_string())?;
+        let peer = self.links.get(&id).and_then(|link| link.peer);
+        match (control, peer) {
+            (Control::Hello(hello), None) => self.handle_hello(now_ms, id, hello),
+            (Control::Refused(why), None) => {
+                tracing::warn!("not taken in: {why}");
+                let since_ms = self.refused.take().map_or(now_ms, |(since_ms, _)| since_ms);
+                self.refused = Some((since_ms, why));
+                Ok(())
+            }
+            (_, None) => Err("speaks before it said who it is".into()),
+            (control, Some(node)) => self.handle_peer(now_ms, id, node, control),
+        }
+    }
+
+    fn handle_peer(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        node: NodeId,
+        control: Control,
+    ) -> Result<(), String> {
+        let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
+        match control {
+            Control::Hello(_) | Control::Refused(_) => Err("said before who it is".into()),
+            Control::Interest { number, is_whole, on, off } => {
+                if is_whole {
+                    self.all_trusted_until_ms = 0;
+                    peer.has_whole = false;
+                    self.nodes.forget(node);
+                }
+                let on = on.into_iter().map(|channel| (channel, true));
+                let off = off.into_iter().map(|channel| (channel, false));
+                for (channel, is_on) in on.chain(off) {
+                    if !self.nodes.set(channel, node, is_on) {
+                        return Err("has too many channels".into());
+                    }
+                }
+                if number > 0 {
+                    peer.has_whole = true;
+                    self.say(id, &Control::InterestKnown(number));
+                }
+                Ok(())
+            }
+            Control::InterestKnown(number) => {
+                peer.known = peer.known.max(number);
+                Ok(())
+            }
+            Control::Ping(number) => {
+                self.say(id, &Control::Pong(number));
+                Ok(())
+            }
+            Control::Pong(asked_ms) => {
+                peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                Ok(())
+            }
+            Control::Received(lane, number) => {
+                peer.session.acknowledged(lane, number);
+                Ok(())
+            }
+        }
+    }
+
+    /// Somebody says who they are.
+    fn handle_hello(&mut self, now_ms: u64, id: LinkId, hello: Hello) -> Result<(), String> {
+        let Some(link) = self.links.get(&id) else { return Ok(()) };
+        let (is_dialled, remote) = (link.is_dialled, link.remote);
+        if hello.node == self.settings.node && hello.incarnation == self.settings.incarnation {
+            self.dialler.is_own(remote);
+            return Err("is this node itself".into());
+        }
+        if let Some(why) = self.refusal(&hello) {
+            tracing::warn!("the node at {} is not taken in: {why}", hello.mesh);
+            self.say(id, &Control::Refused(why.clone()));
+            return Err(why);
+        }
+        if !self.is_preferred(&hello, is_dialled) {
+            return Err("there is another link between these nodes".into());
+        }
+        if !is_dialled {
+            self.say_hello(id, Some(hello.node));
+        }
+        let said = self.links.get(&id).and_then(|link| link.said);
+        let Some((held, offered)) = said else { return Ok(()) };
+        let offered = if is_dialled { offered } else { hello.offered };
+        let is_resumed = held != 0 && held == hello.held;
+        self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
+        Ok(())
+    }
+
+    /// Why this node cannot be part of the grid.
+    pub(super) fn refusal(&self, hello: &Hello) -> Option<String> {
+        let Hello { node, versions, .. } = hello;
+        if versions.0 > VERSIONS.1 || versions.1 < VERSIONS.0 {
+            return Some(format!(
+                "it speaks versions {} to {} of the mesh protocol, the node at {} versions {} to {}",
+                versions.0, versions.1, self.settings.advertise, VERSIONS.0, VERSIONS.1
+            ));
+        }
+        let in_use = |at: SocketAddr| {
+            Some(format!("node id {} is in use by the node at {at}", node.number()))
+        };
+        if *node == self.settings.node {
+            // The one that came later has to go.
+            return (hello.incarnation > self.settings.incarnation)
+                .then(|| in_use(self.settings.advertise))
+                .flatten();
+        }
+        let known = self.peers.get(node)?;
+        // At the same address it is the one that was there, started anew.
+        let is_other = known.hello.mesh != hello.mesh
+            && known.hello.incarnation != hello.incarnation
+            && known.link.is_some();
+        if is_other { in_use(known.hello.mesh) } else { None }
+    }
+
+    /// Of two links between the same two nodes, both keep the one that the lower id dialled; of two
+    /// that the same one dialled, the later.
+    fn is_preferred(&self, hello: &Hello, is_dialled: bool) -> bool {
+        let Some(peer) = self.peers.get(&hello.node) else { return true };
+        let Some(old) = peer.link.and_then(|link| self.links.get(&link)) else { return true };
+        let is_lower = self.settings.node < hello.node;
+        peer.hello.incarnation != hello.incarnation
+            || old.is_dialled == is_dialled
+            || is_dialled == is_lower
+    }
+
+    /// There is a link to a node: goes on with the session, or begins one.
+    fn begin(&mut self, now_ms: u64, id: LinkId, hello: Hello, session_id: u64) {
+        let node = hello.node;
+        let old = self.peers.get(&node).and_then(|peer| peer.link);
+        if let Some(old) = old {
+            self.close_link(now_ms, old, "another link takes its place");
+        }
+        let is_resumed = self.peers.get(&node).is_some_and(|peer| peer.session_id == session_id);
+        if !is_resumed {
+            self.end_session(node, "it begins anew");
+        }
+        let (number, _) = (hello.node.number(), self.refused = None);
+        let member = Identity::new(node, hello.incarnation, hello.mesh);
+        let shards = hello.shards;
+        let received = hello.received.clone();
+        let peer = self.peers.entry(node).or_insert_with(|| Peer {
+            hello: hello.clone(),
+            session_id,
+            session: Session::default(),
+            link: None,
+            lost_ms: now_ms,
+            known: 0,
+            has_whole: false,
+            trusted_until_ms: 0,
+            ping_ms: now_ms,
+            acknowledge_ms: None,
+        });
+        peer.link = Some(id);
+        (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
+        if is_resumed {
+            peer.session.resume(&received);
+        } else {
+            tracing::info!("node {number} is there");
+            self.tell_shards(|| Message::NodeUp(node, shards));
+        }
+        self.touched.push(node);
+        self.all_trusted_until_ms = 0;
+        if let Some(link) = self.links.get_mut(&id) {
+            link.peer = Some(node);
+        }
+        self.tell_whole_interest(id);
+        self.dialler.reached(node);
+        self.membership.meet(now_ms, member);
+        self.care_ms = now_ms;
+        let lanes =
+            self.links.get(&id).map(|link| link.readers.keys().copied().collect::<Vec<_>>());
+        for lane in lanes.unwrap_or_default().into_iter().filter(|lane| *lane != Lane::Control) {
+            self.read_lane(now_ms, id, lane);
+        }
+    }
+
+    /// What was on its way between us and a node is given up.
+    fn end_session(&mut self, node: NodeId, why: &str) {
+        let Some(peer) = self.peers.remove(&node) else { return };
+        tracing::warn!("node {} is out of reach: {why}", node.number());
+        self.nodes.forget(node);
+        self.tell_shards(|| Message::NodeDown(node));
+        if let Some(link) = peer.link {
+            self.links.remove(&link);
+            self.effects.push_back(Effect::Close(link, why.into()));
+        }
+    }
+
+    fn close_link(&mut self, now_ms: u64, id: LinkId, why: &str) {
+        self.effects.push_back(Effect::Close(id, why.into()));
+        self.forget_link(now_ms, id, why);
+    }
+
+    pub(super) fn handle_closed(&mut self, now_ms: u64, id: LinkId, why: &str) {
+        self.forget_link(now_ms, id, why);
+    }
+
+    fn forget_link(&mut self, now_ms: u64, id: LinkId, why: &str) {
+        let Some(link) = self.links.remove(&id) else { return };
+        tracing::debug!("link to {} closed: {why}", link.remote);
+        let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) else { return };
+        if peer.link == Some(id) {
+            (peer.link, peer.lost_ms, peer.has_whole) = (None, now_ms, false);
+            self.all_trusted_until_ms = 0;
+            let (node, mesh) = (peer.hello.node, peer.hello.mesh);
+            self.care_ms = self.care_ms.min(now_ms + LOST_MS);
+            self.dialler.want(now_ms, node, mesh, self.settings.node > node);
+        }
+    }
+
+    /// What is due: signs of life, acknowledgements, ends.
+    pub(super) fn care_for_peers(&mut self, now_ms: u64) {
+        self.care_ms = now_ms + PING_MS;
+        let trusted = self.peers.values().map(Peer::trusted_until);
+        self.all_trusted_until_ms = trusted.min().unwrap_or(u64::MAX);
+        let nodes: Vec<NodeId> = self.peers.keys().copied().collect();
+        for node in nodes {
+            self.care_for(now_ms, node);
+        }
+        let is_late = |link: &Link| link.peer.is_none() && link.since_ms + HELLO_MS <= now_ms;
+        let late: Vec<LinkId> =
+            self.links.iter().filter(|(_, link)| is_late(link)).map(|(&id, _)| id).collect();
+        for id in late {
+            self.close_link(now_ms, id, "it does not say who it is");
+        }
+        if let Some((since_ms, why)) = &self.refused
+            && self.peers.is_empty()
+            && since_ms + REFUSED_MS <= now_ms
+        {
+            self.effects.push_back(Effect::Fail(why.clone()));
+        }
+    }
+
+    fn care_for(&mut self, now_ms: u64, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        let Some(link) = peer.link else {
+            let due_ms = peer.lost_ms + LOST_MS;
+            if due_ms <= now_ms {
+                return self.lose(now_ms, node, "its link broke");
+            }
+            self.care_ms = self.care_ms.min(due_ms);
+            return;
+        };
+        if peer.session.is_over_full() {
+            return self.lose(now_ms, node, "it does not keep up");
+        }
+        let mut says = Vec::new();
+        if peer.ping_ms <= now_ms {
+            peer.ping_ms = now_ms + PING_MS;
+            says.push(Control::Ping(now_ms));
+        }
+        if peer.acknowledge_ms.is_some_and(|due_ms| due_ms <= now_ms) {
+            peer.acknowledge_ms = None;
+            while let Some((lane, number)) = peer.session.poll_acknowledgement() {
+                says.push(Control::Received(lane, number));
+            }
+        }
+        self.care_ms = self.care_ms.min(peer.ping_ms).min(peer.acknowledge_ms.unwrap_or(u64::MAX));
+        for control in says {
+            self.say(link, &control);
+        }
+    }
+
+    /// The session ends, and the node is looked for.
+    fn lose(&mut self, now_ms: u64, node: NodeId, why: &str) {
+        let Some(peer) = self.peers.get(&node) else { return };
+        let mesh = peer.hello.mesh;
+        self.end_session(node, why);
+        self.dialler.want(now_ms, node, mesh, self.settings.node > node);
+    }
+
+    /// Passes on what came on a lane of a node.
+    fn handle_batch(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        lane: Lane,
+        batch: &[u8],
+    ) -> Result<(), String> {
+        let number = wire::batch_number(batch).map_err(|error| error.to_string())?;
+        let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
+        let arrival = peer.session.arrived(lane, number);
+        if peer.acknowledge_ms.is_none() {
+            peer.acknowledge_ms = Some(now_ms + ACKNOWLEDGE_MS);
+            self.care_ms = self.care_ms.min(now_ms + ACKNOWLEDGE_MS);
+        }
+        match arrival {
+            Arrival::Repeated => return Ok(()),
+            Arrival::Gap => return Err("a batch is missing".into()),
+            Arrival::Next => {}
+        }
+        for letter in wire::letters(batch) {
+            self.handle_letter(now_ms, node, lane, letter.map_err(|error| error.to_string())?)?;
+        }
+        Ok(())
+    }
+
+    fn handle_letter(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        lane: Lane,
+        (to, message): Letter,
+    ) -> Result<(), String> {
+        if !self.is_plausible(node, &message) {
+            return Err("a message in the name of another node".into());
+        }
+        match (to, lane, message) {
+            (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
+                let from = Party::Shard(ShardAddress { node, shard: from });
+                self.outbox.push_back((to, from, message));
+                Ok(())
+            }
+            (
+                To::Mesh,
+                Lane::Shard(_),
+                Message::Ask { ticket, from: backend, command: Command::Publish(channel, frame) },
+            ) => {
+                self.publish_here(now_ms, node, ticket, Publish { backend, channel, frame });
+                Ok(())
+            }
+            (To::Mesh, Lane::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
+                self.count(ticket, Counter::Node(node), tally);
+                Ok(())
+            }
+            _ => Err("a message for nobody".into()),
+        }
+    }
+
+    /// Whether those that a message names are where it comes from, or here.
+    fn is_plausible(&self, node: NodeId, message: &Message) -> bool {
+        let is_theirs = |backend: &BackendId| backend.at.node == node;
+        let is_ours = |backend: &BackendId| {
+            backend.at.node == self.settings.node && backend.at.shard.index() < self.settings.shards
+        };
+        match message {
+            Message::Ask { from, .. } | Message::BackendGone(from) => is_theirs(from),
+            Message::Topic(_, message) => match message {
+                TopicMessage::Deliver(to, _) | TopicMessage::Expel(to) => is_ours(to),
+                TopicMessage::Written(from, _)
+                | TopicMessage::Settled(from, _)
+                | TopicMessage::Returned(from, ..)
+                | TopicMessage::Consume(from, _)
+                | TopicMessage::Unconsume(from)
+                | TopicMessage::Gone(from) => is_theirs(from),
+                TopicMessage::Push(..)
+                | TopicMessage::WantCredit(_)
+                | TopicMessage::Credit(_)
+                | TopicMessage::Refused
+                | TopicMessage::Start(_) => false,
+            },
+            _ => true,
+        }
+    }
+
+    /// Tells every node which channels are wanted here since it was last told, and which are not.
+    pub(super) fn tell_interest(&mut self, now_ms: u64) {
+        if !self.own.has_changes() {
+            return;
+        }
+        let (on, off) = self.own.take_changes();
+        self.told.number += 1;
+        self.told.recent.push_back((self.told.number, now_ms));
+        let interest = Control::Interest { number: self.told.number, is_whole: false, on, off };
+        let mut bytes = Vec::new();
+        wire::put_control(&mut bytes, &interest);
+        let bytes = Bytes::from(bytes);
+        for link in self.peers.values().filter_map(|peer| peer.link) {
+            self.effects.push_back(Effect::Send(link, Lane::Control, bytes.clone()));
+        }
+    }
+
+    fn tell_whole_interest(&mut self, link: LinkId) {
+        let mut channels = self.own.channels().peekable();
+        let (mut is_whole, mut says) = (true, Vec::new());
+        loop {
+            let on: Vec<u64> = channels.by_ref().take(CHANNELS_AT_ONCE).collect();
+            let is_last = channels.peek().is_none();
+            let number = if is_last { self.told.number } else { 0 };
+            says.push(Control::Interest { number, is_whole, on, off: Vec::new() });
+            is_whole = false;
+            if is_last {
+                break;
+            }
+        }
+        drop(channels);
+        for control in says {
+            self.say(link, &control);
+        }
+    }
+
+    /// Tells shards which of their changes every node knows, or those that could publish without
+    /// asking.
+    pub(super) fn tell_what_is_known(&mut self, now_ms: u64) {
+        self.told.expire(now_ms);
+        if self.told.waiting.is_empty() {
+            return;
+        }
+        let expired = self.told.expired;
+        let known = self.peers.values().map(|peer| peer.known.max(expired)).min();
+        let known = known.unwrap_or(u64::MAX);
+        while let Some(&(number, shard, change)) = self.told.waiting.front()
+            && number <= known
+        {
+            self.told.waiting.pop_front();
+            self.outbox.push_back((shard, Party::Mesh, Message::InterestKnown(change)));
+        }
+    }
+
+    /// What the members' gossip has brought.
+    pub(super) fn take_in_membership(&mut self, now_ms: u64) {
+        while let Some(change) = self.membership.poll_change() {
+            match change {
+                Change::Up(member) => self.find_member(now_ms, &member),
+                Change::Down(member) => self.miss_member(&member),
+                Change::Returned => tracing::warn!("the others had given this node up; it is back"),
+            }
+        }
+        while let Some((node, packet)) = self.membership.poll_datagram() {
+            if let Some(link) = self.peers.get(&node).and_then(|peer| peer.link) {
+                self.effects.push_back(Effect::Datagram(link, packet));
+            }
+        }
+    }
+
+    fn find_member(&mut self, now_ms: u64, member: &Identity) {
+        let Some(node) = member.node().filter(|node| *node != self.settings.node) else { return };
+        if self.peers.get(&node).is_none_or(|peer| peer.link.is_none()) {
+            self.dialler.want(now_ms, node, member.mesh, self.settings.node > node);
+        }
+    }
+
+    /// All agree that a member is dead: so it is, unless it speaks to us.
+    fn miss_member(&mut self, member: &Identity) {
+        let Some(node) = member.node() else { return };
+        let is_it = |peer: &&Peer| peer.hello.incarnation == member.incarnation;
+        if self.peers.get(&node).filter(is_it).is_some_and(|peer| peer.link.is_none()) {
+            self.end_session(node, "all nodes miss it");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Why a link ended or did not come about, in words for those who run the node.
+
+use quinn::{ConnectionError, TransportErrorCode};
+
+use super::SILENCE_MAX_MS;
+
+/// TLS alerts (RFC 8446, section 6) that tell one thing each, in a grid.
+const UNKNOWN_CA: u8 = 48;
+const CERTIFICATE_REQUIRED: u8 = 116;
+const NO_APPLICATION_PROTOCOL: u8 = 120;
+
+/// Characters of what a peer gave as its reason.
+const REASON_CHARS_MAX: usize = 300;
+
+/// Why a connection is lost.
+pub(super) fn why_lost(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::TransportError(error) => {
+            why_broken(error.code).unwrap_or_else(|| error.to_string())
+        }
+        ConnectionError::ConnectionClosed(close) => why_broken(close.error_code)
+            .unwrap_or_else(|| readable(&format!("the peer ended it: {close}"))),
+        ConnectionError::ApplicationClosed(close) => {
+            readable(&format!("the peer closed it: {}", String::from_utf8_lossy(&close.reason)))
+        }
+        ConnectionError::TimedOut => format!("no sign of life for {SILENCE_MAX_MS} ms"),
+        ConnectionError::Reset => "the peer has started anew".into(),
+        ConnectionError::LocallyClosed => "closed here".into(),
+        error @ (ConnectionError::VersionMismatch | ConnectionError::CidsExhausted) => {
+            error.to_string()
+        }
+    }
+}
+
+/// What a code means in a grid, whichever side found it.
+fn why_broken(code: TransportErrorCode) -> Option<String> {
+    let alert = |alert| code == TransportErrorCode::crypto(alert);
+    let why = match code {
+        TransportErrorCode::CONNECTION_REFUSED => "the peer takes no more links for now",
+        _ if alert(UNKNOWN_CA) => {
+            "the peer has another grid key (mesh.key) or authority (mesh.tls.ca)"
+        }
+        _ if alert(CERTIFICATE_REQUIRED) => {
+            "the peer shows no certificate: it is no node of a grid"
+        }
+        _ if alert(NO_APPLICATION_PROTOCOL) => "the peer is not a node of gridcast",
+        _ => return None,
+    };
+    Some(why.into())
+}
+
+/// A peer's text as part of one line.
+fn readable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+}

@@ -1,0 +1,307 @@
+//! Meshes that talk to each other through links that are held in the hand.
+
+use super::*;
+use crate::message::ConnectionKey;
+use crate::protocol::api::Reply;
+use std::collections::BTreeSet;
+
+const SHARDS: usize = 2;
+
+/// Some nodes and the network between them.
+struct Net {
+    meshes: Vec<Mesh>,
+    now_ms: u64,
+    // By link: the nodes at its ends.
+    links: BTreeMap<LinkId, [usize; 2]>,
+    cut: BTreeSet<[usize; 2]>,
+    heard: Vec<(usize, ShardId, Party, Message)>,
+}
+
+fn node(index: usize) -> NodeId {
+    NodeId::new(index as u16 + 1).unwrap()
+}
+
+fn mesh_address(index: usize) -> SocketAddr {
+    ([127, 0, 0, 1], 7000 + index as u16).into()
+}
+
+fn mesh(index: usize, incarnation: u64, now_ms: u64) -> Mesh {
+    let settings = Settings {
+        node: node(index),
+        incarnation,
+        shards: SHARDS,
+        advertise: mesh_address(index),
+        api: ([127, 0, 0, 1], 6000 + index as u16).into(),
+        seeds: vec![mesh_address(0).to_string()],
+        answer_ms: 1500,
+        channel_key: [7; 16],
+        random_seed: index as u64,
+    };
+    Mesh::new(settings, now_ms)
+}
+
+impl Net {
+    fn new(count: usize) -> Self {
+        let meshes = (0..count).map(|index| mesh(index, 1, 0)).collect();
+        let (links, cut, heard) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        let mut net = Self { meshes, now_ms: 0, links, cut, heard };
+        net.pass(3000);
+        net
+    }
+
+    fn is_cut(&self, one: usize, two: usize) -> bool {
+        self.cut.contains(&[one.min(two), one.max(two)])
+    }
+
+    fn dial(&mut self, from: usize, target: &str) {
+        let count = self.meshes.len();
+        let to = (0..count).find(|&index| mesh_address(index).to_string() == target);
+        let Some(to) = to.filter(|&to| !self.is_cut(from, to)) else { return };
+        let link = LinkId(self.links.keys().last().map_or(0, |link| link.0 + 1));
+        self.links.insert(link, [from, to]);
+        for (index, remote, is_dialled) in [(from, to, true), (to, from, false)] {
+            let remote = mesh_address(remote);
+            let event = Event::Opened { link, remote, is_dialled };
+            self.meshes[index].handle_event(self.now_ms, event);
+        }
+    }
+
+    fn turn(&mut self) -> bool {
+        let mut was_busy = false;
+        for index in 0..self.meshes.len() {
+            self.meshes[index].handle_turn(self.now_ms);
+            while let Some(effect) = self.meshes[index].poll_effect() {
+                was_busy = true;
+                self.carry_out(index, effect);
+            }
+            while let Some((shard, from, message)) = self.meshes[index].poll_message() {
+                self.heard.push((index, shard, from, message));
+            }
+        }
+        was_busy
+    }
+
+    fn carry_out(&mut self, index: usize, effect: Effect) {
+        let (link, event) = match effect {
+            Effect::Dial(target) => return self.dial(index, &target),
+            Effect::Send(link, lane, bytes) => (link, Event::Received(link, lane, bytes)),
+            Effect::Datagram(link, bytes) => (link, Event::Datagram(link, bytes)),
+            Effect::Close(link, why) => (link, Event::Closed(link, why)),
+            Effect::Fail(why) => panic!("node {index} ends: {why}"),
+        };
+        let Some(&[one, two]) = self.links.get(&link) else { return };
+        if matches!(event, Event::Closed(..)) {
+            self.links.remove(&link);
+        }
+        if !self.is_cut(one, two) {
+            self.meshes[one + two - index].handle_event(self.now_ms, event);
+        }
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if !self.turn() {
+                return;
+            }
+        }
+        panic!("the meshes do not come to rest");
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 10 {
+            self.now_ms += 10;
+            self.settle();
+        }
+    }
+
+    /// The way between two nodes is cut; their links break, which each sees.
+    fn cut(&mut self, one: usize, two: usize) {
+        self.cut.insert([one.min(two), one.max(two)]);
+        let ends = [[one, two], [two, one]];
+        let broken: Vec<LinkId> =
+            self.links.iter().filter(|(_, e)| ends.contains(e)).map(|(&link, _)| link).collect();
+        for link in broken {
+            self.links.remove(&link);
+            for index in [one, two] {
+                let event = Event::Closed(link, "timed out".into());
+                self.meshes[index].handle_event(self.now_ms, event);
+            }
+        }
+    }
+
+    fn say(&mut self, index: usize, shard: u8, to: Party, message: Message) {
+        self.meshes[index].handle_message(self.now_ms, ShardId(shard), to, message);
+    }
+
+    fn want(&mut self, index: usize, shard: u8, number: u64, is_on: bool) {
+        self.say(index, shard, Party::Mesh, Message::Interest(number, "news".into(), is_on));
+    }
+
+    fn publish(&mut self, index: usize, ticket: u64) {
+        let at = ShardAddress { node: node(index), shard: ShardId(0) };
+        let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
+        let command = Command::Publish("news".into(), Frame::from_encoded(b"frame"));
+        self.say(index, 0, Party::Mesh, Message::Ask { ticket: Ticket(ticket), from, command });
+        self.settle();
+    }
+
+    /// The shards that were asked to publish since this was last called; they answer.
+    fn published(&mut self, delivered: u64) -> Vec<(usize, ShardId)> {
+        let heard = std::mem::take(&mut self.heard);
+        let mut asked = Vec::new();
+        for (index, shard, _, message) in heard {
+            if let Message::Ask { ticket, .. } = message {
+                asked.push((index, shard));
+                let tally = Tally { delivered, failed: 0 };
+                let answer = Message::Answer(ticket, Answer::Published(tally));
+                self.say(index, shard.0, Party::Mesh, answer);
+            }
+        }
+        self.settle();
+        asked
+    }
+
+    /// What the mesh has told about this publish.
+    fn tally(&mut self, ticket: u64) -> Option<Tally> {
+        self.heard.iter().find_map(|(_, _, _, message)| match message {
+            Message::Answer(of, Answer::Published(tally)) if of.0 == ticket => Some(*tally),
+            _ => None,
+        })
+    }
+
+    fn is_known(&self, index: usize, number: u64) -> bool {
+        self.heard.iter().any(|(at, _, _, message)| {
+            *at == index && matches!(message, Message::InterestKnown(known) if *known >= number)
+        })
+    }
+
+    fn count_of(&self, index: usize, is_it: impl Fn(&Message) -> bool) -> usize {
+        self.heard.iter().filter(|(at, _, _, message)| *at == index && is_it(message)).count()
+    }
+}
+
+fn tally(delivered: u64, failed: u64) -> Option<Tally> {
+    Some(Tally { delivered, failed })
+}
+
+#[test]
+fn nodes_that_know_one_seed_find_each_other() {
+    let net = Net::new(4);
+    for (index, mesh) in net.meshes.iter().enumerate() {
+        let peers: Vec<NodeId> = mesh.peers.keys().copied().collect();
+        assert_eq!(peers.len(), 3, "node {index} knows {peers:?}");
+        assert!(mesh.peers.values().all(|peer| peer.link.is_some() && peer.is_trusted(3000)));
+        assert_eq!(mesh.membership.members().count(), 3);
+        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeUp(..))), 3 * SHARDS);
+    }
+}
+
+#[test]
+fn a_publish_reaches_the_shards_that_want_it_and_no_others() {
+    let mut net = Net::new(3);
+    net.want(1, 1, 1, true);
+    net.settle();
+    assert!(net.is_known(1, 1));
+    net.heard.clear();
+    net.publish(0, 9);
+    assert_eq!(net.published(3), [(1, ShardId(1))]);
+    assert_eq!(net.tally(9), tally(3, 0));
+    net.want(1, 1, 2, false);
+    net.settle();
+    net.publish(2, 10);
+    assert_eq!(net.tally(10), tally(0, 0));
+    assert_eq!(net.published(3), []);
+}
+
+#[test]
+fn a_node_that_is_silent_counts_as_it_did_and_then_not_at_all() {
+    let mut net = Net::new(3);
+    net.want(1, 0, 1, true);
+    net.settle();
+    net.heard.clear();
+    net.publish(0, 1);
+    net.published(5);
+    net.publish(0, 2);
+    net.heard.clear();
+    net.pass(1400);
+    assert_eq!(net.tally(2), tally(0, 5));
+    net.cut(0, 1);
+    net.cut(1, 2);
+    net.pass(LOST_AND_FOUND_MS);
+    net.publish(0, 3);
+    assert_eq!(net.tally(3), tally(0, 0));
+    net.cut.clear();
+    net.pass(LOST_AND_FOUND_MS);
+    net.heard.clear();
+    net.publish(0, 4);
+    assert_eq!(net.published(5), [(1, ShardId(0))]);
+    assert_eq!(net.tally(4), tally(5, 0));
+}
+
+/// Longer than a session lives without a link, and than a lost node takes to be dialled.
+const LOST_AND_FOUND_MS: u64 = 5000;
+
+#[test]
+fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_no_longer() {
+    let mut net = Net::new(2);
+    // The words of node 1 get lost from here on, though its link seems to stand.
+    net.cut.insert([0, 1]);
+    net.want(1, 0, 1, true);
+    net.pass(500);
+    assert!(!net.is_known(1, 1));
+    net.pass(600);
+    assert!(net.is_known(1, 1));
+    net.publish(0, 1);
+    assert!(!net.meshes[0].peers[&node(1)].is_trusted(net.now_ms));
+    assert_eq!(net.tally(1), None, "it is asked, since it may want it");
+}
+
+#[test]
+fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
+    let mut net = Net::new(2);
+    net.heard.clear();
+    let from = ShardAddress { node: node(0), shard: ShardId(1) };
+    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
+    let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
+    net.say(0, 1, to, message(1));
+    net.settle();
+    net.cut(0, 1);
+    net.say(0, 1, to, message(2));
+    net.say(0, 1, to, message(3));
+    net.settle();
+    net.cut.clear();
+    net.pass(2000);
+    let numbers: Vec<u64> = net
+        .heard
+        .iter()
+        .filter_map(|(index, shard, party, message)| match message {
+            Message::Answer(ticket, _) => {
+                assert_eq!((*index, *shard, *party), (1, ShardId(0), Party::Shard(from)));
+                Some(ticket.0)
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    assert_eq!(net.count_of(1, |m| matches!(m, Message::NodeDown(_))), 0);
+}
+
+#[test]
+fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
+    let mut net = Net::new(2);
+    net.heard.clear();
+    let links: Vec<LinkId> = net.links.keys().copied().collect();
+    net.links.clear();
+    net.meshes[1] = mesh(1, 2, net.now_ms);
+    for link in links {
+        net.meshes[0].handle_event(net.now_ms, Event::Closed(link, "gone".into()));
+    }
+    net.pass(2000);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp(..))), SHARDS);
+    let mut other = mesh(1, 3, net.now_ms);
+    other.settings.advertise = mesh_address(7);
+    let hello = net.meshes[1].peers[&node(0)].hello.clone();
+    let intruder = wire::Hello { node: node(1), mesh: mesh_address(7), incarnation: 3, ..hello };
+    assert!(net.meshes[0].refusal(&intruder).unwrap().contains("node id 2 is in use"));
+}

@@ -1,0 +1,446 @@
+//! Batches of messages ⇄ bytes: the lanes of shards, and of the mesh.
+
+use super::fields::{
+    Fields, put_address, put_backend, put_bytes, put_list, put_long_text, put_short_text, put_text,
+    put_u16, put_u32, put_u64,
+};
+use super::{FRAME_BYTES_MAX, Letter, To, WireError};
+use crate::mesh::link::Lane;
+use crate::message::{Answer, BackendId, Command, Delivery, Message, Terms, Ticket, TopicMessage};
+use crate::protocol::api::{
+    CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
+    Function, Info, Reply, Tally, UNSETTLED_MAX,
+};
+use crate::protocol::close;
+use crate::protocol::frame::Frame;
+
+/// A batch's length and number.
+const HEAD_BYTES: usize = 12;
+
+// What a message is, in its first byte.
+const ASK: u8 = 1;
+const ANSWER: u8 = 2;
+const TOPIC: u8 = 3;
+const BACKEND_GONE: u8 = 4;
+
+// What is asked.
+const SEND: u8 = 1;
+const PUBLISH: u8 = 2;
+const CALL: u8 = 3;
+
+// Which function is called.
+const SET_CONTEXT_VALUE: u8 = 1;
+const SET_CONTEXT: u8 = 2;
+const SUBSCRIBE: u8 = 3;
+const UNSUBSCRIBE: u8 = 4;
+const CLOSE: u8 = 5;
+const GET_CONTEXT: u8 = 6;
+const INFO: u8 = 7;
+
+// What is answered.
+const PUBLISHED: u8 = 1;
+const DONE: u8 = 2;
+const CONTEXT: u8 = 3;
+const OF_CLIENT: u8 = 4;
+const FAULT: u8 = 5;
+
+// What is said about a topic.
+const DELIVER: u8 = 1;
+const EXPEL: u8 = 2;
+const WRITTEN: u8 = 3;
+const SETTLED: u8 = 4;
+const RETURNED: u8 = 5;
+const CONSUME: u8 = 6;
+const UNCONSUME: u8 = 7;
+const GONE: u8 = 8;
+
+// Of a delivery.
+const IS_ACKNOWLEDGED: u8 = 1;
+const IS_REDELIVERED: u8 = 2;
+
+/// Begins a batch in an empty buffer.
+pub fn begin_batch(out: &mut Vec<u8>) {
+    assert!(out.is_empty(), "a batch has a buffer of its own");
+    out.extend_from_slice(&[0; HEAD_BYTES]);
+}
+
+/// Ends the batch that the buffer holds: it can be sent, as the one of this number on its lane.
+///
+/// # Panics
+/// It is over [`FRAME_BYTES_MAX`].
+pub fn end_batch(out: &mut [u8], number: u64) {
+    let length = out.len() - 4;
+    assert!(length <= FRAME_BYTES_MAX, "a batch fits a frame");
+    out[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    out[4..HEAD_BYTES].copy_from_slice(&number.to_le_bytes());
+}
+
+/// Appends a letter to a batch. False, and nothing is appended, if the message is one of those that
+/// never leave a node.
+pub fn put_letter(out: &mut Vec<u8>, to: To, message: &Message) -> bool {
+    let start = out.len();
+    let lane = match to {
+        To::Shard(shard) => Lane::Shard(shard),
+        To::Mesh => Lane::Mesh,
+    };
+    put_u16(out, lane.number());
+    let crosses = put_message(out, message);
+    if !crosses {
+        out.truncate(start);
+    }
+    crosses
+}
+
+/// The number of the batch that a frame holds, its length already taken off.
+///
+/// # Errors
+/// The frame is too short.
+pub fn batch_number(frame: &[u8]) -> Result<u64, WireError> {
+    Fields::new(frame).u64()
+}
+
+/// The letters of the batch that a frame holds. An error is the last item: what follows cannot be
+/// told apart.
+pub fn letters(frame: &[u8]) -> impl Iterator<Item = Result<Letter, WireError>> {
+    let mut fields = Fields::new(frame);
+    let mut rest = fields.u64().map(|_| fields);
+    std::iter::from_fn(move || {
+        let letter = match &mut rest {
+            Ok(fields) if fields.is_empty() => return None,
+            Ok(fields) => read_letter(fields),
+            Err(error) => Err(*error),
+        };
+        if letter.is_err() {
+            rest = Ok(Fields::default());
+        }
+        Some(letter)
+    })
+}
+
+fn read_letter(fields: &mut Fields<'_>) -> Result<Letter, WireError> {
+    let to = match fields.lane()? {
+        Lane::Shard(shard) => To::Shard(shard),
+        Lane::Mesh => To::Mesh,
+        Lane::Control => return Err(WireError::OutOfBounds),
+    };
+    Ok((to, read_message(fields)?))
+}
+
+fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
+    match message {
+        Message::Ask { ticket, from, command } => {
+            out.push(ASK);
+            put_u64(out, ticket.0);
+            put_backend(out, *from);
+            put_command(out, command)
+        }
+        Message::Answer(ticket, answer) => {
+            out.push(ANSWER);
+            put_u64(out, ticket.0);
+            put_answer(out, answer)
+        }
+        Message::Topic(topic, message) => {
+            out.push(TOPIC);
+            put_short_text(out, topic);
+            put_topic_message(out, message)
+        }
+        Message::BackendGone(backend) => {
+            out.push(BACKEND_GONE);
+            put_backend(out, *backend);
+            true
+        }
+        Message::Interest(..)
+        | Message::InterestKnown(_)
+        | Message::NodeUp(..)
+        | Message::NodeDown(_)
+        | Message::Verdict(..)
+        | Message::FailedTry(_)
+        | Message::Arrived(..)
+        | Message::Admitted(..)
+        | Message::Departed(_)
+        | Message::Drain { .. }
+        | Message::DrainBackends => false,
+    }
+}
+
+fn read_message(fields: &mut Fields<'_>) -> Result<Message, WireError> {
+    Ok(match fields.u8()? {
+        ASK => Message::Ask {
+            ticket: Ticket(fields.u64()?),
+            from: fields.backend()?,
+            command: read_command(fields)?,
+        },
+        ANSWER => Message::Answer(Ticket(fields.u64()?), read_answer(fields)?),
+        TOPIC => Message::Topic(fields.name()?.into(), read_topic_message(fields)?),
+        BACKEND_GONE => Message::BackendGone(fields.backend()?),
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn put_command(out: &mut Vec<u8>, command: &Command) -> bool {
+    match command {
+        Command::Send(client, frame) => {
+            out.push(SEND);
+            put_u64(out, client.value());
+            put_bytes(out, frame.bytes());
+        }
+        Command::Publish(channel, frame) => {
+            out.push(PUBLISH);
+            put_short_text(out, channel);
+            put_bytes(out, frame.bytes());
+        }
+        Command::Call(client, function) => {
+            out.push(CALL);
+            put_u64(out, client.value());
+            put_function(out, function);
+        }
+        Command::Join(..) | Command::Leave(_) | Command::Report | Command::Nodes => {
+            return false;
+        }
+    }
+    true
+}
+
+fn read_command(fields: &mut Fields<'_>) -> Result<Command, WireError> {
+    Ok(match fields.u8()? {
+        SEND => Command::Send(fields.client()?, read_frame(fields)?),
+        PUBLISH => Command::Publish(fields.name()?.into(), read_frame(fields)?),
+        CALL => Command::Call(fields.client()?, read_function(fields)?),
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn read_frame(fields: &mut Fields<'_>) -> Result<Frame, WireError> {
+    fields.bytes().map(Frame::from_encoded)
+}
+
+fn put_function(out: &mut Vec<u8>, function: &Function) {
+    match function {
+        Function::SetContextValue(key, value) => {
+            out.push(SET_CONTEXT_VALUE);
+            put_short_text(out, key);
+            put_long_text(out, value);
+        }
+        Function::SetContext(entries) => {
+            out.push(SET_CONTEXT);
+            put_list(out, entries, |out, (key, value)| {
+                put_short_text(out, key);
+                put_long_text(out, value);
+            });
+        }
+        Function::Subscribe(channels) => {
+            out.push(SUBSCRIBE);
+            put_names(out, channels);
+        }
+        Function::Unsubscribe(channels) => {
+            out.push(UNSUBSCRIBE);
+            put_names(out, channels);
+        }
+        Function::Close(code, reason) => {
+            out.push(CLOSE);
+            put_u16(out, *code);
+            put_short_text(out, reason);
+        }
+        Function::GetContext => out.push(GET_CONTEXT),
+        Function::Info => out.push(INFO),
+    }
+}
+
+fn read_function(fields: &mut Fields<'_>) -> Result<Function, WireError> {
+    Ok(match fields.u8()? {
+        SET_CONTEXT_VALUE => Function::SetContextValue(fields.name()?.into(), read_json(fields)?),
+        SET_CONTEXT => Function::SetContext(fields.list(CONTEXT_KEYS_MAX, read_entry)?),
+        SUBSCRIBE => Function::Subscribe(fields.list(CHANNELS_PER_CALL_MAX, read_name)?),
+        UNSUBSCRIBE => Function::Unsubscribe(fields.list(CHANNELS_PER_CALL_MAX, read_name)?),
+        CLOSE => read_close(fields)?,
+        GET_CONTEXT => Function::GetContext,
+        INFO => Function::Info,
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+/// As the API takes it, a key may be empty here.
+fn read_entry(fields: &mut Fields<'_>) -> Result<ContextEntry, WireError> {
+    Ok((fields.short_text()?.into(), read_json(fields)?))
+}
+
+fn read_json(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
+    fields.long_text().map(Box::from)
+}
+
+fn put_names(out: &mut Vec<u8>, names: &[Box<str>]) {
+    put_list(out, names, |out, name| put_short_text(out, name));
+}
+
+fn read_name(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
+    fields.name().map(Box::from)
+}
+
+/// Checked, since it ends up in a close frame, where not every code may stand.
+fn read_close(fields: &mut Fields<'_>) -> Result<Function, WireError> {
+    let (code, reason) = (fields.u16()?, fields.short_text()?);
+    if !close::may_be_asked(code) || reason.len() > CLOSE_REASON_BYTES_MAX {
+        return Err(WireError::OutOfBounds);
+    }
+    Ok(Function::Close(code, reason.into()))
+}
+
+fn put_answer(out: &mut Vec<u8>, answer: &Answer) -> bool {
+    match answer {
+        Answer::Published(tally) => {
+            out.push(PUBLISHED);
+            put_u64(out, tally.delivered);
+            put_u64(out, tally.failed);
+        }
+        Answer::Done(Ok(Reply::Done)) => out.push(DONE),
+        Answer::Done(Ok(Reply::Context(json))) => {
+            out.push(CONTEXT);
+            put_long_text(out, json);
+        }
+        Answer::Done(Ok(Reply::Info(info))) => {
+            out.push(OF_CLIENT);
+            put_info(out, info);
+        }
+        Answer::Done(Err(fault)) => {
+            out.push(FAULT);
+            put_u16(out, fault.code.number() as u16);
+            put_text(out, &fault.message);
+        }
+        Answer::Report(_) | Answer::Done(Ok(Reply::Published(_) | Reply::Page(..))) => {
+            return false;
+        }
+    }
+    true
+}
+
+fn read_answer(fields: &mut Fields<'_>) -> Result<Answer, WireError> {
+    Ok(match fields.u8()? {
+        PUBLISHED => Answer::Published(Tally { delivered: fields.u64()?, failed: fields.u64()? }),
+        DONE => Answer::Done(Ok(Reply::Done)),
+        CONTEXT => Answer::Done(Ok(Reply::Context(fields.long_text()?.to_owned()))),
+        OF_CLIENT => Answer::Done(Ok(Reply::Info(Box::new(read_info(fields)?)))),
+        FAULT => Answer::Done(Err(read_fault(fields)?)),
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn read_fault(fields: &mut Fields<'_>) -> Result<Fault, WireError> {
+    let code = Code::from_number(fields.u16()?.into()).ok_or(WireError::OutOfBounds)?;
+    Ok(Fault::new(code, fields.text()?.to_owned()))
+}
+
+fn put_info(out: &mut Vec<u8>, info: &Info) {
+    put_u16(out, info.node.number());
+    put_address(out, info.remote);
+    put_u64(out, info.since_ms);
+    put_names(out, &info.channels);
+    put_u64(out, info.buffered);
+}
+
+fn read_info(fields: &mut Fields<'_>) -> Result<Info, WireError> {
+    Ok(Info {
+        node: fields.node()?,
+        remote: fields.address()?,
+        since_ms: fields.u64()?,
+        // As many as that node's configuration allows: the frame is the bound.
+        channels: fields.list(FRAME_BYTES_MAX, read_name)?,
+        buffered: fields.u64()?,
+    })
+}
+
+fn put_topic_message(out: &mut Vec<u8>, message: &TopicMessage) -> bool {
+    match message {
+        TopicMessage::Deliver(backend, delivery) => {
+            put_about(out, DELIVER, *backend);
+            put_delivery(out, delivery);
+        }
+        TopicMessage::Expel(backend) => put_about(out, EXPEL, *backend),
+        TopicMessage::Written(backend, count) => {
+            put_about(out, WRITTEN, *backend);
+            put_u32(out, *count);
+        }
+        TopicMessage::Settled(backend, numbers) => {
+            put_about(out, SETTLED, *backend);
+            put_list(out, numbers, |out, number| put_u64(out, *number));
+        }
+        TopicMessage::Returned(backend, number, pop) => {
+            put_about(out, RETURNED, *backend);
+            put_u64(out, *number);
+            put_u64(out, *pop);
+        }
+        TopicMessage::Consume(backend, terms) => {
+            put_about(out, CONSUME, *backend);
+            put_terms(out, terms);
+        }
+        TopicMessage::Unconsume(backend) => put_about(out, UNCONSUME, *backend),
+        TopicMessage::Gone(backend) => put_about(out, GONE, *backend),
+        TopicMessage::Push(..)
+        | TopicMessage::WantCredit(_)
+        | TopicMessage::Credit(_)
+        | TopicMessage::Refused
+        | TopicMessage::Start(_) => return false,
+    }
+    true
+}
+
+fn put_about(out: &mut Vec<u8>, kind: u8, backend: BackendId) {
+    out.push(kind);
+    put_backend(out, backend);
+}
+
+fn read_topic_message(fields: &mut Fields<'_>) -> Result<TopicMessage, WireError> {
+    let (kind, backend) = (fields.u8()?, fields.backend()?);
+    Ok(match kind {
+        DELIVER => TopicMessage::Deliver(backend, read_delivery(fields)?),
+        EXPEL => TopicMessage::Expel(backend),
+        WRITTEN => TopicMessage::Written(backend, fields.u32()?),
+        SETTLED => TopicMessage::Settled(backend, fields.list(UNSETTLED_MAX, Fields::u64)?),
+        RETURNED => TopicMessage::Returned(backend, fields.u64()?, fields.u64()?),
+        CONSUME => TopicMessage::Consume(backend, read_terms(fields)?),
+        UNCONSUME => TopicMessage::Unconsume(backend),
+        GONE => TopicMessage::Gone(backend),
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn put_delivery(out: &mut Vec<u8>, delivery: &Delivery) {
+    put_u64(out, delivery.number);
+    put_u64(out, delivery.pop);
+    let acknowledged = if delivery.is_acknowledged { IS_ACKNOWLEDGED } else { 0 };
+    let redelivered = if delivery.is_redelivered { IS_REDELIVERED } else { 0 };
+    out.push(acknowledged | redelivered);
+    put_bytes(out, delivery.frame.bytes());
+}
+
+fn read_delivery(fields: &mut Fields<'_>) -> Result<Delivery, WireError> {
+    let (number, pop, flags) = (fields.u64()?, fields.u64()?, fields.u8()?);
+    if flags & !(IS_ACKNOWLEDGED | IS_REDELIVERED) != 0 {
+        return Err(WireError::OutOfBounds);
+    }
+    Ok(Delivery {
+        number,
+        pop,
+        is_acknowledged: flags & IS_ACKNOWLEDGED != 0,
+        is_redelivered: flags & IS_REDELIVERED != 0,
+        frame: read_frame(fields)?,
+    })
+}
+
+fn put_terms(out: &mut Vec<u8>, terms: &Terms) {
+    put_u64(out, terms.pop);
+    put_u64(out, terms.window_bytes as u64);
+    // At least 1 if it acknowledges.
+    put_u32(out, terms.unsettled_max.unwrap_or(0) as u32);
+}
+
+fn read_terms(fields: &mut Fields<'_>) -> Result<Terms, WireError> {
+    let (pop, window_bytes, unsettled_max) = (fields.u64()?, fields.u64()?, fields.u32()? as usize);
+    if unsettled_max > UNSETTLED_MAX {
+        return Err(WireError::OutOfBounds);
+    }
+    Ok(Terms {
+        pop,
+        window_bytes: usize::try_from(window_bytes).map_err(|_| WireError::OutOfBounds)?,
+        unsettled_max: (unsettled_max > 0).then_some(unsettled_max),
+    })
+}

@@ -1,0 +1,440 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::address::{ClientId, ShardAddress};
+use crate::message::{
+    Answer, BackendId, Command, ConnectionKey, Credit, Delivery, Terms, Ticket, TopicMessage,
+};
+use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Reply, Tally};
+use crate::protocol::frame::{Frame, Kind};
+
+fn hello() -> Hello {
+    Hello {
+        versions: (1, 3),
+        node: NodeId::new(1023).unwrap(),
+        incarnation: 1_700_000_000_123,
+        shards: 256,
+        mesh: "10.0.0.5:6788".parse().unwrap(),
+        api: "[fe80::1%7]:6789".parse().unwrap(),
+        software: "0.1.0".into(),
+        held: u64::MAX,
+        offered: 5,
+        received: vec![(Lane::Control, 1), (Lane::Mesh, 2), (Lane::Shard(ShardId(255)), 3)],
+    }
+}
+
+fn controls() -> Vec<Control> {
+    vec![
+        Control::Hello(hello()),
+        Control::Refused("wrong version".into()),
+        Control::Interest { number: 1, is_whole: true, on: vec![7, u64::MAX], off: vec![] },
+        Control::Interest { number: 2, is_whole: false, on: vec![], off: vec![7] },
+        Control::InterestKnown(2),
+        Control::Ping(3),
+        Control::Pong(3),
+        Control::Received(Lane::Mesh, 4),
+    ]
+}
+
+fn backend() -> BackendId {
+    BackendId {
+        at: ShardAddress { node: NodeId::new(1000).unwrap(), shard: ShardId(200) },
+        connection: ConnectionKey { index: u32::MAX, generation: (1 << 24) - 1 },
+    }
+}
+
+fn frame() -> Frame {
+    Frame::message(Kind::Text, "grüße".as_bytes())
+}
+
+fn messages() -> Vec<Message> {
+    let client = ClientId::from_value(1_463_786_910_324_359_168);
+    let functions = [
+        Function::SetContextValue("key".into(), r#"{"a":[1,"ü"]}"#.into()),
+        Function::SetContext(vec![("a".into(), "1".into()), ("".into(), "\"b\"".into())]),
+        Function::SetContext(vec![]),
+        Function::Subscribe(vec!["room 1".into(), "x".repeat(NAME_BYTES_MAX).into()]),
+        Function::Unsubscribe(vec!["ü".into()]),
+        Function::Close(4999, "good bye".into()),
+        Function::GetContext,
+        Function::Info,
+    ];
+    let info = Info {
+        node: NodeId::new(0).unwrap(),
+        remote: "127.0.0.1:1".parse().unwrap(),
+        since_ms: 1,
+        channels: vec!["a".into(), "b".into()],
+        buffered: 1 << 20,
+    };
+    let answers = [
+        Answer::Published(Tally { delivered: 9, failed: u64::MAX }),
+        Answer::Done(Ok(Reply::Done)),
+        Answer::Done(Ok(Reply::Context("{\"a\":1}".into()))),
+        Answer::Done(Ok(Reply::Info(Box::new(info)))),
+        Answer::Done(Err(Fault::new(Code::ExecutionFailed, "no such client"))),
+    ];
+    let delivery = |is_acknowledged, is_redelivered| Delivery {
+        number: 6,
+        pop: 7,
+        is_acknowledged,
+        is_redelivered,
+        frame: frame(),
+    };
+    let terms = |unsettled_max| Terms { pop: 1, window_bytes: 1 << 40, unsettled_max };
+    let about_topics = [
+        TopicMessage::Deliver(backend(), delivery(true, false)),
+        TopicMessage::Deliver(backend(), delivery(false, true)),
+        TopicMessage::Expel(backend()),
+        TopicMessage::Written(backend(), u32::MAX),
+        TopicMessage::Settled(backend(), vec![1, 2, u64::MAX]),
+        TopicMessage::Returned(backend(), 8, 9),
+        TopicMessage::Consume(backend(), terms(None)),
+        TopicMessage::Consume(backend(), terms(Some(1024))),
+        TopicMessage::Unconsume(backend()),
+        TopicMessage::Gone(backend()),
+    ];
+    let mut commands =
+        vec![Command::Send(client, frame()), Command::Publish("channel".into(), frame())];
+    commands.extend(functions.map(|function| Command::Call(client, function)));
+    let ask = |command| Message::Ask { ticket: Ticket(u64::MAX - 1), from: backend(), command };
+    let mut messages: Vec<_> = commands.into_iter().map(ask).collect();
+    messages.extend(answers.map(|answer| Message::Answer(Ticket(3), answer)));
+    messages.extend(about_topics.map(|message| Message::Topic("topic".into(), message)));
+    messages.push(Message::BackendGone(backend()));
+    messages
+}
+
+/// A frame of the control lane without its length.
+fn control_frame(control: &Control) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_control(&mut out, control);
+    out.split_off(4)
+}
+
+/// The frame of a batch of these, without its length.
+fn batch_frame<'m>(messages: impl IntoIterator<Item = &'m Message>) -> Vec<u8> {
+    let mut out = Vec::new();
+    begin_batch(&mut out);
+    for message in messages {
+        assert!(put_letter(&mut out, To::Shard(ShardId(3)), message), "{message:?}");
+    }
+    end_batch(&mut out, 77);
+    out.split_off(4)
+}
+
+fn read_letters(frame: &[u8]) -> Result<Vec<Letter>, WireError> {
+    letters(frame).collect()
+}
+
+/// The only letter of a batch, from its message on, changed by `change`.
+fn changed(message: &Message, change: impl FnOnce(&mut Vec<u8>)) -> Option<WireError> {
+    let mut frame = batch_frame([message]);
+    let mut body = frame.split_off(10);
+    change(&mut body);
+    frame.extend(body);
+    read_letters(&frame).err()
+}
+
+#[test]
+fn every_control_comes_back_as_it_was() {
+    for control in controls() {
+        assert_eq!(read_control(&control_frame(&control)), Ok(control));
+    }
+}
+
+#[test]
+fn every_letter_comes_back_as_it_was_and_in_its_place() {
+    let messages = messages();
+    let frame = batch_frame(&messages);
+    assert_eq!(batch_number(&frame), Ok(77));
+    let read = read_letters(&frame).unwrap();
+    assert_eq!(read.len(), messages.len());
+    for ((to, message), sent) in read.iter().zip(&messages) {
+        assert_eq!(*to, To::Shard(ShardId(3)));
+        assert_eq!(format!("{message:?}"), format!("{sent:?}"));
+    }
+}
+
+#[test]
+fn a_letter_may_be_for_the_mesh() {
+    let mut out = Vec::new();
+    begin_batch(&mut out);
+    assert!(put_letter(&mut out, To::Mesh, &Message::BackendGone(backend())));
+    end_batch(&mut out, 1);
+    assert_eq!(read_letters(&out[4..]).unwrap()[0].0, To::Mesh);
+}
+
+#[test]
+fn what_concerns_one_node_alone_is_not_put() {
+    let ask = |command| Message::Ask { ticket: Ticket(1), from: backend(), command };
+    let terms = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
+    let topic = |message| Message::Topic("topic".into(), message);
+    let answer = |reply| Message::Answer(Ticket(1), Answer::Done(Ok(reply)));
+    let staying = [
+        ask(Command::Join("topic".into(), terms)),
+        ask(Command::Leave("topic".into())),
+        ask(Command::Report),
+        answer(Reply::Published(Tally::default())),
+        answer(Reply::Page("text/plain", "page".into())),
+        Message::Answer(Ticket(1), Answer::Report(Box::default())),
+        topic(TopicMessage::Push(ClientId::from_value(1), frame())),
+        topic(TopicMessage::WantCredit(1)),
+        topic(TopicMessage::Credit(Credit::default())),
+        topic(TopicMessage::Refused),
+        topic(TopicMessage::Start(backend())),
+        Message::Interest(1, "channel".into(), true),
+        Message::InterestKnown(1),
+        Message::NodeUp(NodeId::new(1).unwrap(), 2),
+        Message::NodeDown(NodeId::new(1).unwrap()),
+        Message::FailedTry([127, 0, 0, 1].into()),
+        Message::Drain { over_ms: 1 },
+        Message::DrainBackends,
+    ];
+    let mut out = batch_frame([]);
+    for message in staying {
+        assert!(!put_letter(&mut out, To::Mesh, &message), "{message:?}");
+        assert_eq!(out, batch_frame([]));
+    }
+}
+
+#[test]
+fn whatever_is_cut_off_is_missed() {
+    for control in controls() {
+        let frame = control_frame(&control);
+        for end in 0..frame.len() {
+            assert_eq!(read_control(&frame[..end]), Err(WireError::Truncated), "{control:?}");
+        }
+    }
+    for message in messages() {
+        let frame = batch_frame([&message]);
+        assert_eq!(read_letters(&frame[..7]).err(), Some(WireError::Truncated));
+        for end in 9..frame.len() {
+            let error = read_letters(&frame[..end]).err();
+            assert_eq!(error, Some(WireError::Truncated), "{message:?}, {end}");
+        }
+    }
+}
+
+#[test]
+fn nothing_may_follow_but_after_a_hello_where_a_newer_version_says_more() {
+    for control in controls() {
+        let mut frame = control_frame(&control);
+        frame.push(0);
+        let read = match control {
+            Control::Hello(_) => Ok(control),
+            _ => Err(WireError::Trailing),
+        };
+        assert_eq!(read_control(&frame), read);
+    }
+    for message in messages() {
+        let mut frame = batch_frame([&message]);
+        frame.push(0);
+        let read: Vec<_> = letters(&frame).map(|letter| letter.err()).collect();
+        assert_eq!(read, [None, Some(WireError::Truncated)], "{message:?}");
+    }
+}
+
+#[test]
+fn the_first_words_never_change_their_form() {
+    let form = [
+        &b"\x01gridcast\x01\0\x03\0\xff\x03\x7b\x68\xe5\xcf\x8b\x01\0\0\0\x01"[..],
+        b"\x04\x0a\0\0\x05\x84\x1a",
+        b"\x06\xfe\x80\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\x85\x1a\0\0\0\0\x07\0\0\0",
+        b"\x05\0\0\x000.1.0\xff\xff\xff\xff\xff\xff\xff\xff\x05\0\0\0\0\0\0\0\x03\0\0\0",
+        b"\x01\x01\x01\0\0\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\0\xff\0\x03\0\0\0\0\0\0\0",
+    ];
+    assert_eq!(control_frame(&Control::Hello(hello())), form.concat());
+    assert_eq!(control_frame(&Control::Refused("no".into())), b"\x02\x02\0\0\0no");
+}
+
+#[test]
+fn a_single_wrong_bit_is_an_error_or_another_message_but_never_a_panic() {
+    let flips = |frame: &[u8]| -> Vec<Vec<u8>> {
+        let flip = |bit: usize| {
+            let mut frame = frame.to_vec();
+            frame[bit / 8] ^= 1 << (bit % 8);
+            frame
+        };
+        (0..frame.len() * 8).map(flip).collect()
+    };
+    for control in controls() {
+        for frame in flips(&control_frame(&control)) {
+            if let Ok(read) = read_control(&frame) {
+                let again = control_frame(&read);
+                assert!(frame.starts_with(&again), "{read:?} has two forms");
+            }
+        }
+    }
+    for message in messages() {
+        for frame in flips(&batch_frame([&message])) {
+            if let Ok(read) = read_letters(&frame) {
+                let mut again = frame[..8].to_vec();
+                assert!(read.iter().all(|(to, message)| put_letter(&mut again, *to, message)));
+                assert_eq!(again, frame, "{read:?} has two forms");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_out_of_bounds_is_refused() {
+    let call = |function| Message::Ask {
+        ticket: Ticket(1),
+        from: backend(),
+        command: Command::Call(ClientId::from_value(1), function),
+    };
+    // A call's function is 29 bytes into the message, its kind included.
+    let function = 1 + 8 + 11 + 1 + 8;
+    let about = |message| Message::Topic("t".into(), message);
+    // What is said of a back end begins 14 bytes into a message about such a topic.
+    let said = 1 + 2 + 1 + 11;
+    let many = |count| vec!["c".into(); count];
+    type Change = Box<dyn FnOnce(&mut Vec<u8>)>;
+    let set = |at: usize, byte: u8| -> Change { Box::new(move |body| body[at] = byte) };
+    let keep: fn() -> Change = || Box::new(|_| ());
+    let cases: [(Message, Change, WireError); 19] = [
+        (call(Function::Info), set(0, 9), WireError::Unknown(9)),
+        (call(Function::Info), set(20, 9), WireError::Unknown(9)),
+        (call(Function::Info), set(function, 9), WireError::Unknown(9)),
+        (call(Function::Subscribe(many(1025))), keep(), WireError::OutOfBounds),
+        (call(Function::Unsubscribe(many(1025))), keep(), WireError::OutOfBounds),
+        (call(Function::Subscribe(vec!["".into()])), keep(), WireError::OutOfBounds),
+        (call(Function::Subscribe(many(1))), set(function + 6, 0xFF), WireError::NotUtf8),
+        (call(Function::Subscribe(many(1))), set(function + 4, 0xFF), WireError::OutOfBounds),
+        (
+            call(Function::SetContext(vec![("".into(), "".into()); 257])),
+            keep(),
+            WireError::OutOfBounds,
+        ),
+        (call(Function::SetContextValue("".into(), "".into())), keep(), WireError::OutOfBounds),
+        (
+            call(Function::SetContextValue("k".into(), "1".into())),
+            set(function + 7, 0xFF),
+            WireError::NotUtf8,
+        ),
+        (call(Function::Close(1005, "".into())), keep(), WireError::OutOfBounds),
+        (call(Function::Close(1000, "x".repeat(124).into())), keep(), WireError::OutOfBounds),
+        (about(TopicMessage::Settled(backend(), vec![0; 1025])), keep(), WireError::OutOfBounds),
+        (about(TopicMessage::Gone(backend())), set(3, 9), WireError::Unknown(9)),
+        (about(TopicMessage::Gone(backend())), set(5, 4), WireError::OutOfBounds),
+        (about(TopicMessage::Gone(backend())), set(said - 1, 1), WireError::OutOfBounds),
+        (
+            Message::Answer(Ticket(1), Answer::Done(Err(Fault::new(Code::TooLarge, "")))),
+            set(10, 1),
+            WireError::OutOfBounds,
+        ),
+        (
+            about(TopicMessage::Consume(
+                backend(),
+                Terms { pop: 1, window_bytes: 1, unsettled_max: Some(1025) },
+            )),
+            keep(),
+            WireError::OutOfBounds,
+        ),
+    ];
+    for (message, change, error) in cases {
+        let shown = format!("{message:?}");
+        assert_eq!(changed(&message, change), Some(error), "{shown}");
+    }
+    assert_eq!(read_control(b"\x09"), Err(WireError::Unknown(9)));
+    assert_eq!(read_control(b"\x01GET / HT"), Err(WireError::NotAHello));
+    assert_eq!(read_control(&[7, 2, 1]), Err(WireError::OutOfBounds));
+}
+
+#[test]
+fn no_letter_is_for_the_control_lane() {
+    let mut frame = batch_frame([&Message::BackendGone(backend())]);
+    frame[8..10].copy_from_slice(&Lane::Control.number().to_le_bytes());
+    assert_eq!(read_letters(&frame).err(), Some(WireError::OutOfBounds));
+}
+
+#[test]
+fn a_long_text_for_people_is_cut_between_characters() {
+    let long: Arc<str> = format!("a{}", "ü".repeat(TEXT_BYTES_MAX)).into();
+    let refused = control_frame(&Control::Refused(long.to_string()));
+    let Ok(Control::Refused(text)) = read_control(&refused) else { panic!("it is read") };
+    assert!(long.starts_with(&text) && text.len() == TEXT_BYTES_MAX - 1);
+    let fault = Fault::new(Code::TooLarge, long.to_string());
+    let frame = batch_frame([&Message::Answer(Ticket(1), Answer::Done(Err(fault)))]);
+    assert_eq!(read_letters(&frame).unwrap().len(), 1);
+    let mut longer = refused;
+    longer.push(b'x');
+    longer[1..5].copy_from_slice(&(TEXT_BYTES_MAX as u32 + 1).to_le_bytes());
+    longer.push(b'x');
+    assert_eq!(read_control(&longer), Err(WireError::OutOfBounds));
+}
+
+/// A stream of frames, one of them empty, and what they are.
+fn stream() -> (Vec<u8>, Vec<Vec<u8>>) {
+    let mut frames: Vec<_> = controls().iter().map(control_frame).collect();
+    frames.insert(1, Vec::new());
+    frames.push(batch_frame(&messages()));
+    frames.push(Vec::new());
+    let framed = |frame: &Vec<u8>| [&(frame.len() as u32).to_le_bytes()[..], frame].concat();
+    (frames.iter().flat_map(framed).collect(), frames)
+}
+
+fn drain(reader: &mut FrameReader, frames: &mut Vec<Vec<u8>>) {
+    while let Some(frame) = reader.next_frame().unwrap() {
+        frames.push(frame.to_vec());
+    }
+}
+
+#[test]
+fn frames_are_the_same_wherever_the_stream_is_cut() {
+    let (stream, expected) = stream();
+    for size in 1..=stream.len() {
+        let (mut reader, mut frames) = (FrameReader::default(), Vec::new());
+        for piece in stream.chunks(size) {
+            reader.push(Bytes::copy_from_slice(piece));
+            drain(&mut reader, &mut frames);
+        }
+        assert_eq!(frames, expected, "in pieces of {size}");
+    }
+    for at in 0..=stream.len() {
+        let (mut reader, mut frames) = (FrameReader::default(), Vec::new());
+        reader.push(Bytes::copy_from_slice(&stream[..at]));
+        reader.push(Bytes::copy_from_slice(&stream[at..]));
+        drain(&mut reader, &mut frames);
+        assert_eq!(frames, expected, "cut at {at}");
+    }
+}
+
+#[test]
+fn a_frame_that_came_in_one_piece_is_not_copied() {
+    let (stream, expected) = stream();
+    let stream = Bytes::from(stream);
+    let mut reader = FrameReader::default();
+    reader.push(stream.clone());
+    let mut start = stream.as_ptr() as usize;
+    for length in expected.iter().map(Vec::len) {
+        let frame = reader.next_frame().unwrap().unwrap();
+        assert!(frame.is_empty() || frame.as_ptr() as usize == start + 4);
+        start += 4 + length;
+    }
+}
+
+#[test]
+fn a_frame_over_the_limit_is_refused_before_it_comes() {
+    let head = (FRAME_BYTES_MAX as u32 + 1).to_le_bytes();
+    for at in 0..4 {
+        let mut reader = FrameReader::default();
+        reader.push(Bytes::copy_from_slice(&head[..at]));
+        assert_eq!(reader.next_frame(), Ok(None));
+        reader.push(Bytes::copy_from_slice(&head[at..]));
+        assert_eq!(reader.next_frame(), Err(WireError::TooLarge));
+    }
+}
+
+#[test]
+fn a_frame_that_is_announced_and_does_not_come_takes_no_memory() {
+    let mut reader = FrameReader::default();
+    reader.push(Bytes::copy_from_slice(&(FRAME_BYTES_MAX as u32).to_le_bytes()));
+    for came in 1..100 {
+        reader.push(Bytes::from_static(&[0; 1000]));
+        assert_eq!(reader.next_frame(), Ok(None));
+        assert!(reader.memory_bytes() <= 2 * 1000 * came + 64, "{came}");
+    }
+}
