@@ -67,10 +67,23 @@ pub enum Message {
     /// From the mesh: all that the shard said about its interest, up to this number, is known to
     /// every node, or to those that could publish without asking.
     InterestKnown(u64),
-    /// From the mesh: this node has come within reach, or has begun anew; it has so many shards.
-    NodeUp(NodeId, u16),
+    /// From the mesh: this node has come within reach, or has begun anew.
+    NodeUp {
+        /// Which one.
+        node: NodeId,
+        /// How many shards it has.
+        shards: u16,
+        /// When it started, in Unix milliseconds.
+        incarnation: u64,
+    },
     /// From the mesh: this node is out of reach, and what was on its way to and from it is lost.
     NodeDown(NodeId),
+    /// From the mesh: the grid gave up this node as it was started then, in Unix milliseconds.
+    NodeDead(NodeId, u64),
+    /// From the mesh: the grid had given up this node, and takes it back.
+    GivenUp,
+    /// About clients of that shard, for whose end another stands in if their node is lost.
+    Wards(ShardAddress, WardsMessage),
     /// Whose credentials these are, by the user's place in the settings; `None`: nobody's. For the
     /// shard that asked for it to be verified.
     Verdict(Fingerprint, Option<usize>),
@@ -152,6 +165,24 @@ pub enum TopicMessage {
     Unconsume(BackendId),
     /// Consumer to a topic of another node: its connection is gone.
     Gone(BackendId),
+}
+
+/// Clients that one [`WardsMessage::Add`] names at most.
+pub const WARDS_AT_ONCE: usize = 1024;
+
+/// About clients whose end is to be reported even if their node cannot.
+#[derive(Debug)]
+pub enum WardsMessage {
+    /// Their shard to their guardian: what it was told before is over. The number counts the guardians
+    /// that the shard has had.
+    Begin(u64),
+    /// Their shard to their guardian: these are there, and this topic is to hear of their end.
+    Add(Arc<str>, Vec<ClientId>),
+    /// Their shard to their guardian: this one's end was reported.
+    Remove(Arc<str>, ClientId),
+    /// From one that was a guardian to those that may be: when the node of the shard was started, in
+    /// Unix milliseconds, and which guardian of the shard it was. The last one stands in.
+    Claim(u64, u64),
 }
 
 /// On what terms a back end consumes a topic.

@@ -12,7 +12,7 @@ use super::session::{Arrival, Session};
 use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
 use super::{Counter, Mesh, Publish};
 use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage};
+use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
 /// How long what a node said of its interest is trusted to be whole, after the question that it
 /// answered last was asked, in milliseconds. A subscribe waits for a silent node so long at most,
@@ -369,7 +369,7 @@ impl Mesh {
         }
         let (number, _) = (hello.node.number(), self.refused = None);
         let member = Identity::new(node, hello.incarnation, hello.mesh);
-        let shards = hello.shards;
+        let (shards, incarnation) = (hello.shards, hello.incarnation);
         let received = hello.received.clone();
         let peer = self.peers.entry(node).or_insert_with(|| Peer {
             hello: hello.clone(),
@@ -389,7 +389,7 @@ impl Mesh {
             peer.session.resume(&received);
         } else {
             tracing::info!("node {number} is there");
-            self.tell_shards(|| Message::NodeUp(node, shards));
+            self.tell_shards(|| Message::NodeUp { node, shards, incarnation });
         }
         self.touched.push(node);
         self.all_trusted_until_ms = 0;
@@ -413,6 +413,13 @@ impl Mesh {
         tracing::warn!("node {} is out of reach: {why}", node.number());
         self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
+        let incarnation = peer.hello.incarnation;
+        let is_it = |(member, _): (&Identity, bool)| {
+            member.node() == Some(node) && member.incarnation == incarnation
+        };
+        if !self.membership.members().any(is_it) {
+            self.tell_shards(|| Message::NodeDead(node, incarnation));
+        }
         if let Some(link) = peer.link {
             self.links.remove(&link);
             self.effects.push_back(Effect::Close(link, why.into()));
@@ -568,6 +575,8 @@ impl Mesh {
         };
         match message {
             Message::Ask { from, .. } | Message::BackendGone(from) => is_theirs(from),
+            Message::Wards(_, WardsMessage::Claim(..)) => true,
+            Message::Wards(shard, _) => shard.node == node,
             Message::Topic(_, message) => match message {
                 TopicMessage::Deliver(to, _) | TopicMessage::Expel(to) => is_ours(to),
                 TopicMessage::Written(from, _)
@@ -646,7 +655,10 @@ impl Mesh {
             match change {
                 Change::Up(member) => self.find_member(now_ms, &member),
                 Change::Down(member) => self.miss_member(&member),
-                Change::Returned => tracing::warn!("the others had given this node up; it is back"),
+                Change::Returned => {
+                    tracing::warn!("the others had given this node up; it is back");
+                    self.tell_shards(|| Message::GivenUp);
+                }
             }
         }
         while let Some((node, packet)) = self.membership.poll_datagram() {
@@ -667,8 +679,10 @@ impl Mesh {
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
         let is_it = |peer: &&Peer| peer.hello.incarnation == member.incarnation;
-        if self.peers.get(&node).filter(is_it).is_some_and(|peer| peer.link.is_none()) {
-            self.end_session(node, "all nodes miss it");
+        match self.peers.get(&node).filter(is_it) {
+            Some(Peer { link: None, .. }) => self.end_session(node, "all nodes miss it"),
+            Some(_) => {}
+            None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
         }
     }
 }

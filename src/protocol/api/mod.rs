@@ -14,7 +14,9 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 pub use read::{Method, Parser};
-pub use write::{put_answer, put_close, put_event, put_message, put_nodes, put_open, put_tagged};
+pub use write::{
+    put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open, put_tagged,
+};
 
 use super::frame::{self, Kind};
 use crate::address::{ClientId, NodeId};

@@ -220,6 +220,15 @@ fn put_object<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = (String, Cow<'
     out.push(b'}');
 }
 
+/// Appends `d` of an `open` event for a client that may have been reported as lost with its node, and
+/// was not.
+pub fn put_found(out: &mut Vec<u8>, remote: SocketAddr, context: Option<&str>) {
+    out.extend_from_slice(b"{\"event\":\"open\",\"reason\":\"node_found\",\"remote\":");
+    put_string(out, &remote.to_string());
+    put_context(out, context);
+    out.push(b'}');
+}
+
 /// Appends `d` of a `close` event.
 pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str, context: Option<&str>) {
     out.extend_from_slice(b"{\"event\":\"close\",\"code\":");
