@@ -135,7 +135,9 @@ impl Mesh {
             }
             Event::Closed(link, why) => self.handle_closed(now_ms, link, &why),
             Event::Unreachable(target, why) => {
-                tracing::debug!("{target} cannot be reached: {why}");
+                if self.dialler.is_news(now_ms, &target, &why) {
+                    tracing::warn!("mesh: {target} cannot be reached: {why}");
+                }
             }
         }
     }
