@@ -25,6 +25,11 @@ const LEASE_SLACK_MS: u64 = 50;
 /// Between two questions for a sign of life.
 const PING_MS: u64 = 300;
 
+/// A node that has said nothing for so long, though it was asked for signs of life, is silent: calls
+/// for its clients fail at once, and publishes do not wait for it. So a back end whose calls follow
+/// each other closely does not wait for the deadline of each.
+const SILENT_MS: u64 = 1000;
+
 /// How long what has come may be without an acknowledgement: so one does for many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
 
@@ -69,6 +74,10 @@ pub struct Peer {
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
+    // When it last said something, and whether that is long ago.
+    heard_ms: u64,
+    /// See [`SILENT_MS`].
+    pub is_silent: bool,
     // What it knows of our interest.
     known: u64,
     // What we know of its interest is whole, and until when that is trusted.
@@ -82,6 +91,10 @@ impl Peer {
     /// Whether what we know of its interest is all that it has told anybody.
     pub fn is_trusted(&self, now_ms: u64) -> bool {
         now_ms <= self.trusted_until()
+    }
+
+    fn hear(&mut self, now_ms: u64) {
+        (self.heard_ms, self.is_silent) = (now_ms, false);
     }
 
     fn trusted_until(&self) -> u64 {
@@ -202,6 +215,9 @@ impl Mesh {
             }
         }
         link.readers.entry(lane).or_default().push(bytes);
+        if let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) {
+            peer.hear(now_ms);
+        }
         self.read_lane(now_ms, id, lane);
     }
 
@@ -377,6 +393,8 @@ impl Mesh {
             session: Session::default(),
             link: None,
             lost_ms: now_ms,
+            heard_ms: now_ms,
+            is_silent: false,
             known: 0,
             has_whole: false,
             trusted_until_ms: 0,
@@ -384,6 +402,7 @@ impl Mesh {
             acknowledge_ms: None,
         });
         peer.link = Some(id);
+        peer.hear(now_ms);
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -411,6 +430,7 @@ impl Mesh {
     fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
+        self.give_up(node);
         self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
         if let Some(link) = peer.link {
@@ -466,6 +486,14 @@ impl Mesh {
 
     fn care_for(&mut self, now_ms: u64, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        let silent_ms = peer.heard_ms + SILENT_MS;
+        if silent_ms > now_ms {
+            self.care_ms = self.care_ms.min(silent_ms);
+        } else if !peer.is_silent {
+            peer.is_silent = true;
+            self.give_up(node);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(link) = peer.link else {
             let due_ms = peer.lost_ms + LOST_MS;
             if due_ms <= now_ms {
@@ -491,6 +519,13 @@ impl Mesh {
         self.care_ms = self.care_ms.min(peer.ping_ms).min(peer.acknowledge_ms.unwrap_or(u64::MAX));
         for control in says {
             self.say(link, &control);
+        }
+    }
+
+    /// Publishes that wait for a node wait no longer.
+    fn give_up(&mut self, node: NodeId) {
+        for counted in self.publishes.give_up(Counter::Node(node)) {
+            self.tell_counted(counted);
         }
     }
 
