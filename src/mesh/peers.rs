@@ -78,6 +78,8 @@ pub struct Peer {
     heard_ms: u64,
     /// See [`SILENT_MS`].
     pub is_silent: bool,
+    // The members' gossip has it that it is dead, or it has said itself that it leaves.
+    is_missed: bool,
     // What it knows of our interest.
     known: u64,
     // What we know of its interest is whole, and until when that is trusted.
@@ -395,6 +397,7 @@ impl Mesh {
             lost_ms: now_ms,
             heard_ms: now_ms,
             is_silent: false,
+            is_missed: false,
             known: 0,
             has_whole: false,
             trusted_until_ms: 0,
@@ -403,6 +406,7 @@ impl Mesh {
         });
         peer.link = Some(id);
         peer.hear(now_ms);
+        peer.is_missed = false;
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -456,6 +460,9 @@ impl Mesh {
             (peer.link, peer.lost_ms, peer.has_whole) = (None, now_ms, false);
             self.all_trusted_until_ms = 0;
             let (node, mesh) = (peer.hello.node, peer.hello.mesh);
+            if peer.is_missed {
+                return self.end_session(node, why);
+            }
             self.care_ms = self.care_ms.min(now_ms + LOST_MS);
             self.dialler.want(now_ms, node, mesh, self.settings.node > node);
         }
@@ -693,16 +700,19 @@ impl Mesh {
 
     fn find_member(&mut self, now_ms: u64, member: &Identity) {
         let Some(node) = member.node().filter(|node| *node != self.settings.node) else { return };
-        if self.peers.get(&node).is_none_or(|peer| peer.link.is_none()) {
-            self.dialler.want(now_ms, node, member.mesh, self.settings.node > node);
+        match self.peers.get_mut(&node) {
+            Some(peer) if peer.link.is_some() => peer.is_missed = false,
+            _ => self.dialler.want(now_ms, node, member.mesh, self.settings.node > node),
         }
     }
 
-    /// All agree that a member is dead: so it is, unless it speaks to us.
+    /// A member has left, or all agree that it is dead: so it is, once it does not speak to us.
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
-        let is_it = |peer: &&Peer| peer.hello.incarnation == member.incarnation;
-        if self.peers.get(&node).filter(is_it).is_some_and(|peer| peer.link.is_none()) {
+        let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
+        let Some(peer) = self.peers.get_mut(&node).filter(is_it) else { return };
+        peer.is_missed = true;
+        if peer.link.is_none() {
             self.end_session(node, "all nodes miss it");
         }
     }

@@ -267,6 +267,23 @@ fn calls_wait_for_a_node_until_it_counts_as_silent_and_then_no_more() {
     assert_eq!(net.count_of(0, is_refused), 1);
 }
 
+#[test]
+fn a_node_that_leaves_is_gone_at_once() {
+    let mut net = Net::new(3);
+    net.heard.clear();
+    net.meshes[2].handle_leave(net.now_ms);
+    while let Some(effect) = net.meshes[2].poll_effect() {
+        net.carry_out(2, effect);
+        // Its last words are taken in before its links end.
+        (0..2).for_each(|index| net.meshes[index].handle_turn(net.now_ms));
+    }
+    net.cut.extend([[0, 2], [1, 2]]);
+    net.settle();
+    for index in 0..2 {
+        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    }
+}
+
 /// Longer than a session lives without a link, and than a lost node takes to be dialled.
 const LOST_AND_FOUND_MS: u64 = 5000;
 
