@@ -459,12 +459,12 @@ impl Mesh {
         if peer.link == Some(id) {
             (peer.link, peer.lost_ms, peer.has_whole) = (None, now_ms, false);
             self.all_trusted_until_ms = 0;
-            let (node, mesh) = (peer.hello.node, peer.hello.mesh);
-            if peer.is_missed {
-                return self.end_session(node, why);
-            }
+            let (node, mesh, is_missed) = (peer.hello.node, peer.hello.mesh, peer.is_missed);
             self.care_ms = self.care_ms.min(now_ms + LOST_MS);
             self.dialler.want(now_ms, node, mesh, self.settings.node > node);
+            if is_missed {
+                self.end_session(node, why);
+            }
         }
     }
 

@@ -60,7 +60,15 @@ impl Grid {
     pub fn wait_until_whole(&self) -> Duration {
         let ids = 1..=self.nodes.len() as u64;
         let all: Vec<_> = ids.map(|id| (id, "up".to_owned())).collect();
-        until_within(DEADLINE, || self.nodes.iter().all(|node| states(node) == all))
+        let start = Instant::now();
+        loop {
+            let seen: Vec<_> = self.nodes.iter().map(states).collect();
+            if seen.iter().all(|states| *states == all) {
+                return start.elapsed();
+            }
+            assert!(start.elapsed() < DEADLINE, "the nodes do not see each other: {seen:?}");
+            thread::sleep(LOOK);
+        }
     }
 }
 
