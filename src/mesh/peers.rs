@@ -25,6 +25,11 @@ const LEASE_SLACK_MS: u64 = 50;
 /// Between two questions for a sign of life.
 const PING_MS: u64 = 300;
 
+/// A node that has said nothing for so long, though it was asked for signs of life, is silent: calls
+/// for its clients fail at once, and publishes do not wait for it. So a back end whose calls follow
+/// each other closely does not wait for the deadline of each.
+const SILENT_MS: u64 = 1000;
+
 /// How long what has come may be without an acknowledgement: so one does for many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
 
@@ -73,6 +78,12 @@ pub struct Peer {
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
+    // When it last said something, and whether that is long ago.
+    heard_ms: u64,
+    /// See [`SILENT_MS`].
+    pub is_silent: bool,
+    // The members' gossip has it that it is dead, or it has said itself that it leaves.
+    is_missed: bool,
     // What it knows of our interest.
     known: u64,
     // What we know of its interest is whole, and until when that is trusted.
@@ -86,6 +97,10 @@ impl Peer {
     /// Whether what we know of its interest is all that it has told anybody.
     pub fn is_trusted(&self, now_ms: u64) -> bool {
         now_ms <= self.trusted_until()
+    }
+
+    fn hear(&mut self, now_ms: u64) {
+        (self.heard_ms, self.is_silent) = (now_ms, false);
     }
 
     fn trusted_until(&self) -> u64 {
@@ -206,6 +221,9 @@ impl Mesh {
             }
         }
         link.readers.entry(lane).or_default().push(bytes);
+        if let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) {
+            peer.hear(now_ms);
+        }
         self.read_lane(now_ms, id, lane);
     }
 
@@ -386,6 +404,9 @@ impl Mesh {
             round_trip_ms: 0,
             link: None,
             lost_ms: now_ms,
+            heard_ms: now_ms,
+            is_silent: false,
+            is_missed: false,
             known: 0,
             has_whole: false,
             trusted_until_ms: 0,
@@ -393,6 +414,8 @@ impl Mesh {
             acknowledge_ms: None,
         });
         peer.link = Some(id);
+        peer.hear(now_ms);
+        peer.is_missed = false;
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -421,6 +444,7 @@ impl Mesh {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
         self.sessions_ended += 1;
+        self.give_up(node);
         self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
         let incarnation = peer.hello.incarnation;
@@ -452,9 +476,12 @@ impl Mesh {
         if peer.link == Some(id) {
             (peer.link, peer.lost_ms, peer.has_whole) = (None, now_ms, false);
             self.all_trusted_until_ms = 0;
-            let (node, mesh) = (peer.hello.node, peer.hello.mesh);
+            let (node, mesh, is_missed) = (peer.hello.node, peer.hello.mesh, peer.is_missed);
             self.care_ms = self.care_ms.min(now_ms + LOST_MS);
             self.dialler.want(now_ms, node, mesh, self.settings.node > node);
+            if is_missed {
+                self.end_session(node, why);
+            }
         }
     }
 
@@ -483,6 +510,14 @@ impl Mesh {
 
     fn care_for(&mut self, now_ms: u64, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        let silent_ms = peer.heard_ms + SILENT_MS;
+        if silent_ms > now_ms {
+            self.care_ms = self.care_ms.min(silent_ms);
+        } else if !peer.is_silent {
+            peer.is_silent = true;
+            self.give_up(node);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(link) = peer.link else {
             let due_ms = peer.lost_ms + LOST_MS;
             if due_ms <= now_ms {
@@ -508,6 +543,13 @@ impl Mesh {
         self.care_ms = self.care_ms.min(peer.ping_ms).min(peer.acknowledge_ms.unwrap_or(u64::MAX));
         for control in says {
             self.say(link, &control);
+        }
+    }
+
+    /// Publishes that wait for a node wait no longer.
+    fn give_up(&mut self, node: NodeId) {
+        for counted in self.publishes.give_up(Counter::Node(node)) {
+            self.tell_counted(counted);
         }
     }
 
@@ -680,19 +722,22 @@ impl Mesh {
 
     fn find_member(&mut self, now_ms: u64, member: &Identity) {
         let Some(node) = member.node().filter(|node| *node != self.settings.node) else { return };
-        if self.peers.get(&node).is_none_or(|peer| peer.link.is_none()) {
-            self.dialler.want(now_ms, node, member.mesh, self.settings.node > node);
+        match self.peers.get_mut(&node) {
+            Some(peer) if peer.link.is_some() => peer.is_missed = false,
+            _ => self.dialler.want(now_ms, node, member.mesh, self.settings.node > node),
         }
     }
 
-    /// All agree that a member is dead: so it is, unless it speaks to us.
+    /// A member has left, or all agree that it is dead: so it is, once it does not speak to us.
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
-        let is_it = |peer: &&Peer| peer.hello.incarnation == member.incarnation;
-        match self.peers.get(&node).filter(is_it) {
-            Some(Peer { link: None, .. }) => self.end_session(node, "all nodes miss it"),
-            Some(_) => {}
-            None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
+        let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
+        let Some(peer) = self.peers.get_mut(&node).filter(is_it) else {
+            return self.tell_shards(|| Message::NodeDead(node, member.incarnation));
+        };
+        peer.is_missed = true;
+        if peer.link.is_none() {
+            self.end_session(node, "all nodes miss it");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Meshes that talk to each other through links that are held in the hand.
 
 use super::*;
+use crate::address::ClientId;
 use crate::message::ConnectionKey;
 use crate::protocol::api::Reply;
 use std::collections::BTreeSet;
@@ -238,6 +239,51 @@ fn a_node_that_is_silent_counts_as_it_did_and_then_not_at_all() {
     assert_eq!(net.tally(4), tally(5, 0));
 }
 
+#[test]
+fn calls_wait_for_a_node_until_it_counts_as_silent_and_then_no_more() {
+    let mut net = Net::new(2);
+    net.want(1, 0, 1, true);
+    net.settle();
+    net.heard.clear();
+    net.publish(0, 1);
+    net.published(5);
+    // What is said between them gets lost from here on, though the link seems to stand.
+    net.cut.insert([0, 1]);
+    net.publish(0, 2);
+    net.pass(600);
+    assert_eq!(net.tally(2), None);
+    net.pass(400);
+    assert_eq!(net.tally(2), tally(0, 5));
+    net.publish(0, 3);
+    assert_eq!(net.tally(3), tally(0, 5));
+    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
+    let at = ShardAddress { node: node(0), shard: ShardId(1) };
+    let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
+    let command =
+        Command::Send(ClientId::from_value(1463786910324359168), Frame::from_encoded(b"frame"));
+    net.say(0, 1, to, Message::Ask { ticket: Ticket(4), from, command });
+    net.settle();
+    let is_refused = |m: &Message| matches!(m, Message::Answer(Ticket(4), Answer::Done(Err(_))));
+    assert_eq!(net.count_of(0, is_refused), 1);
+}
+
+#[test]
+fn a_node_that_leaves_is_gone_at_once() {
+    let mut net = Net::new(3);
+    net.heard.clear();
+    net.meshes[2].handle_leave(net.now_ms);
+    while let Some(effect) = net.meshes[2].poll_effect() {
+        net.carry_out(2, effect);
+        // Its last words are taken in before its links end.
+        (0..2).for_each(|index| net.meshes[index].handle_turn(net.now_ms));
+    }
+    net.cut.extend([[0, 2], [1, 2]]);
+    net.settle();
+    for index in 0..2 {
+        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    }
+}
+
 /// Longer than a session lives without a link, and than a lost node takes to be dialled.
 const LOST_AND_FOUND_MS: u64 = 5000;
 
@@ -251,9 +297,9 @@ fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_n
     assert!(!net.is_known(1, 1));
     net.pass(600);
     assert!(net.is_known(1, 1));
-    net.publish(0, 1);
     assert!(!net.meshes[0].peers[&node(1)].is_trusted(net.now_ms));
-    assert_eq!(net.tally(1), None, "it is asked, since it may want it");
+    let channel = net.meshes[0].hash.of("news");
+    assert_eq!(net.meshes[0].who_may_want(net.now_ms, channel), [node(1)], "it may want anything");
 }
 
 #[test]
