@@ -25,10 +25,9 @@ const LEASE_SLACK_MS: u64 = 50;
 /// Between two questions for a sign of life.
 const PING_MS: u64 = 300;
 
-/// A node that has said nothing for so long, though it was asked for signs of life, is silent: calls
-/// for its clients fail at once, and publishes do not wait for it. So a back end whose calls follow
-/// each other closely does not wait for the deadline of each.
-const SILENT_MS: u64 = 1000;
+/// A link on which no sign of life was answered for so long after the lease ended is closed. The
+/// transport sees that nothing comes any more; this sees that nothing arrives.
+const UNANSWERED_MS: u64 = 1500;
 
 /// How long what has come may be without an acknowledgement: so one does for many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
@@ -74,15 +73,15 @@ pub struct Peer {
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
-    // When it last said something, and whether that is long ago.
-    heard_ms: u64,
-    /// See [`SILENT_MS`].
+    /// It has let its lease end: calls for its clients fail at once, and publishes do not wait for it.
+    /// So a back end whose calls follow each other closely does not wait for the deadline of each.
     pub is_silent: bool,
     // The members' gossip has it that it is dead, or it has said itself that it leaves.
     is_missed: bool,
     // What it knows of our interest.
     known: u64,
-    // What we know of its interest is whole, and until when that is trusted.
+    // What we know of its interest is whole, and until when that is trusted; 0 until it has answered
+    // on this link.
     has_whole: bool,
     trusted_until_ms: u64,
     ping_ms: u64,
@@ -93,10 +92,6 @@ impl Peer {
     /// Whether what we know of its interest is all that it has told anybody.
     pub fn is_trusted(&self, now_ms: u64) -> bool {
         now_ms <= self.trusted_until()
-    }
-
-    fn hear(&mut self, now_ms: u64) {
-        (self.heard_ms, self.is_silent) = (now_ms, false);
     }
 
     fn trusted_until(&self) -> u64 {
@@ -217,9 +212,6 @@ impl Mesh {
             }
         }
         link.readers.entry(lane).or_default().push(bytes);
-        if let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) {
-            peer.hear(now_ms);
-        }
         self.read_lane(now_ms, id, lane);
     }
 
@@ -301,6 +293,7 @@ impl Mesh {
             }
             Control::Pong(asked_ms) => {
                 peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                peer.is_silent = false;
                 Ok(())
             }
             Control::Received(lane, number) => {
@@ -395,7 +388,6 @@ impl Mesh {
             session: Session::default(),
             link: None,
             lost_ms: now_ms,
-            heard_ms: now_ms,
             is_silent: false,
             is_missed: false,
             known: 0,
@@ -405,8 +397,7 @@ impl Mesh {
             acknowledge_ms: None,
         });
         peer.link = Some(id);
-        peer.hear(now_ms);
-        peer.is_missed = false;
+        (peer.is_missed, peer.is_silent, peer.trusted_until_ms) = (false, false, 0);
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -493,10 +484,10 @@ impl Mesh {
 
     fn care_for(&mut self, now_ms: u64, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let silent_ms = peer.heard_ms + SILENT_MS;
-        if silent_ms > now_ms {
-            self.care_ms = self.care_ms.min(silent_ms);
-        } else if !peer.is_silent {
+        let has_answered = peer.trusted_until_ms > 0;
+        if has_answered && peer.trusted_until_ms > now_ms {
+            self.care_ms = self.care_ms.min(peer.trusted_until_ms);
+        } else if has_answered && !peer.is_silent {
             peer.is_silent = true;
             self.give_up(node);
         }
@@ -509,6 +500,9 @@ impl Mesh {
             self.care_ms = self.care_ms.min(due_ms);
             return;
         };
+        if has_answered && peer.trusted_until_ms + UNANSWERED_MS <= now_ms {
+            return self.close_link(now_ms, link, "it does not answer");
+        }
         if peer.session.is_over_full() {
             return self.lose(now_ms, node, "it does not keep up");
         }

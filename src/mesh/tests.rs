@@ -15,6 +15,8 @@ struct Net {
     // By link: the nodes at its ends.
     links: BTreeMap<LinkId, [usize; 2]>,
     cut: BTreeSet<[usize; 2]>,
+    // A node that nothing arrives at.
+    deaf: Option<usize>,
     heard: Vec<(usize, ShardId, Party, Message)>,
 }
 
@@ -45,7 +47,7 @@ impl Net {
     fn new(count: usize) -> Self {
         let meshes = (0..count).map(|index| mesh(index, 1, 0)).collect();
         let (links, cut, heard) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        let mut net = Self { meshes, now_ms: 0, links, cut, heard };
+        let mut net = Self { meshes, now_ms: 0, links, cut, deaf: None, heard };
         net.pass(3000);
         net
     }
@@ -57,7 +59,8 @@ impl Net {
     fn dial(&mut self, from: usize, target: &str) {
         let count = self.meshes.len();
         let to = (0..count).find(|&index| mesh_address(index).to_string() == target);
-        let Some(to) = to.filter(|&to| !self.is_cut(from, to)) else { return };
+        let is_heard = |to: &usize| !self.is_cut(from, *to) && self.deaf.is_none();
+        let Some(to) = to.filter(is_heard) else { return };
         let link = LinkId(self.links.keys().last().map_or(0, |link| link.0 + 1));
         self.links.insert(link, [from, to]);
         for (index, remote, is_dialled) in [(from, to, true), (to, from, false)] {
@@ -94,8 +97,9 @@ impl Net {
         if matches!(event, Event::Closed(..)) {
             self.links.remove(&link);
         }
-        if !self.is_cut(one, two) {
-            self.meshes[one + two - index].handle_event(self.now_ms, event);
+        let to = one + two - index;
+        if !self.is_cut(one, two) && self.deaf != Some(to) {
+            self.meshes[to].handle_event(self.now_ms, event);
         }
     }
 
@@ -265,6 +269,18 @@ fn calls_wait_for_a_node_until_it_counts_as_silent_and_then_no_more() {
     net.settle();
     let is_refused = |m: &Message| matches!(m, Message::Answer(Ticket(4), Answer::Done(Err(_))));
     assert_eq!(net.count_of(0, is_refused), 1);
+}
+
+#[test]
+fn a_node_that_is_heard_and_does_not_hear_is_lost_as_one_that_is_dead() {
+    let mut net = Net::new(2);
+    net.deaf = Some(1);
+    net.heard.clear();
+    net.pass(4500);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    net.deaf = None;
+    net.pass(LOST_AND_FOUND_MS);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp(..))), SHARDS);
 }
 
 #[test]
