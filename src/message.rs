@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::address::{ClientId, NodeId, ShardAddress};
-use crate::metrics::Report;
+use crate::metrics::{MeshReport, Report};
 use crate::protocol::api::{Fault, Function, Reply, Tally};
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
@@ -64,13 +64,28 @@ pub enum Message {
     /// To the mesh: from now on this shard has subscribers of that channel, or has none any more. The
     /// number counts these messages of a shard from 1.
     Interest(u64, Arc<str>, bool),
+    /// To the mesh: how many clients this shard has now.
+    Clients(u64),
     /// From the mesh: all that the shard said about its interest, up to this number, is known to
     /// every node, or to those that could publish without asking.
     InterestKnown(u64),
-    /// From the mesh: this node has come within reach, or has begun anew; it has so many shards.
-    NodeUp(NodeId, u16),
+    /// From the mesh: this node has come within reach, or has begun anew.
+    NodeUp {
+        /// Which one.
+        node: NodeId,
+        /// How many shards it has.
+        shards: u16,
+        /// When it started, in Unix milliseconds.
+        incarnation: u64,
+    },
     /// From the mesh: this node is out of reach, and what was on its way to and from it is lost.
     NodeDown(NodeId),
+    /// From the mesh: the grid gave up this node as it was started then, in Unix milliseconds.
+    NodeDead(NodeId, u64),
+    /// From the mesh: the grid had given up this node, and takes it back.
+    GivenUp,
+    /// About clients of that shard, for whose end another stands in if their node is lost.
+    Wards(ShardAddress, WardsMessage),
     /// Whose credentials these are, by the user's place in the settings; `None`: nobody's. For the
     /// shard that asked for it to be verified.
     Verdict(Fingerprint, Option<usize>),
@@ -105,7 +120,7 @@ pub enum Command {
     Join(Arc<str>, Terms),
     /// Ends that.
     Leave(Arc<str>),
-    /// Tells how things stand on the shard.
+    /// Tells how things stand on the shard, or with the mesh.
     Report,
     /// Of the mesh: tells which nodes there are.
     Nodes,
@@ -116,8 +131,10 @@ pub enum Command {
 pub enum Answer {
     /// Of a publish.
     Published(Tally),
-    /// Of [`Command::Report`].
+    /// Of [`Command::Report`], by a shard.
     Report(Box<Report>),
+    /// Of [`Command::Report`], by the mesh.
+    Mesh(Box<MeshReport>),
     /// Of anything else.
     Done(Result<Reply, Fault>),
 }
@@ -152,6 +169,24 @@ pub enum TopicMessage {
     Unconsume(BackendId),
     /// Consumer to a topic of another node: its connection is gone.
     Gone(BackendId),
+}
+
+/// Clients that one [`WardsMessage::Add`] names at most.
+pub const WARDS_AT_ONCE: usize = 1024;
+
+/// About clients whose end is to be reported even if their node cannot.
+#[derive(Debug)]
+pub enum WardsMessage {
+    /// Their shard to their guardian: what it was told before is over. The number counts the guardians
+    /// that the shard has had.
+    Begin(u64),
+    /// Their shard to their guardian: these are there, and this topic is to hear of their end.
+    Add(Arc<str>, Vec<ClientId>),
+    /// Their shard to their guardian: this one's end was reported.
+    Remove(Arc<str>, ClientId),
+    /// From one that was a guardian to those that may be: when the node of the shard was started, in
+    /// Unix milliseconds, and which guardian of the shard it was. The last one stands in.
+    Claim(u64, u64),
 }
 
 /// On what terms a back end consumes a topic.

@@ -12,7 +12,7 @@ use super::session::{Arrival, Session};
 use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
 use super::{Counter, Mesh, Publish};
 use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage};
+use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
 /// How long what a node said of its interest is trusted to be whole, after the question that it
 /// answered last was asked, in milliseconds. A subscribe waits for a silent node so long at most,
@@ -70,6 +70,10 @@ pub struct Peer {
     session_id: u64,
     /// What is said between us.
     pub session: Session,
+    /// How many clients it said it has.
+    pub clients: u64,
+    /// How long its last sign of life took to come after it was asked for.
+    pub round_trip_ms: u64,
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
@@ -288,12 +292,15 @@ impl Mesh {
                 Ok(())
             }
             Control::Ping(number) => {
-                self.say(id, &Control::Pong(number));
+                let clients = self.clients.iter().sum();
+                self.say(id, &Control::Pong(number, clients));
                 Ok(())
             }
-            Control::Pong(asked_ms) => {
+            Control::Pong(asked_ms, clients) => {
                 peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
                 peer.is_silent = false;
+                peer.round_trip_ms = now_ms.saturating_sub(asked_ms);
+                peer.clients = clients;
                 Ok(())
             }
             Control::Received(lane, number) => {
@@ -380,12 +387,14 @@ impl Mesh {
         }
         let (number, _) = (hello.node.number(), self.refused = None);
         let member = Identity::new(node, hello.incarnation, hello.mesh);
-        let shards = hello.shards;
+        let (shards, incarnation) = (hello.shards, hello.incarnation);
         let received = hello.received.clone();
         let peer = self.peers.entry(node).or_insert_with(|| Peer {
             hello: hello.clone(),
             session_id,
             session: Session::default(),
+            clients: 0,
+            round_trip_ms: 0,
             link: None,
             lost_ms: now_ms,
             is_silent: false,
@@ -403,7 +412,7 @@ impl Mesh {
             peer.session.resume(&received);
         } else {
             tracing::info!("node {number} is there");
-            self.tell_shards(|| Message::NodeUp(node, shards));
+            self.tell_shards(|| Message::NodeUp { node, shards, incarnation });
         }
         self.touched.push(node);
         self.all_trusted_until_ms = 0;
@@ -426,8 +435,16 @@ impl Mesh {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
         self.give_up(node);
+        self.sessions_ended += 1;
         self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
+        let incarnation = peer.hello.incarnation;
+        let is_it = |(member, _): (&Identity, bool)| {
+            member.node() == Some(node) && member.incarnation == incarnation
+        };
+        if !self.membership.members().any(is_it) {
+            self.tell_shards(|| Message::NodeDead(node, incarnation));
+        }
         if let Some(link) = peer.link {
             self.links.remove(&link);
             self.effects.push_back(Effect::Close(link, why.into()));
@@ -548,7 +565,7 @@ impl Mesh {
     ) -> Result<(), String> {
         let number = wire::batch_number(batch).map_err(|error| error.to_string())?;
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
-        let arrival = peer.session.arrived(lane, number);
+        let arrival = peer.session.arrived(lane, number, batch.len());
         if peer.acknowledge_ms.is_none() {
             peer.acknowledge_ms = Some(now_ms + ACKNOWLEDGE_MS);
             self.care_ms = self.care_ms.min(now_ms + ACKNOWLEDGE_MS);
@@ -604,6 +621,8 @@ impl Mesh {
         };
         match message {
             Message::Ask { from, .. } | Message::BackendGone(from) => is_theirs(from),
+            Message::Wards(_, WardsMessage::Claim(..)) => true,
+            Message::Wards(shard, _) => shard.node == node,
             Message::Topic(_, message) => match message {
                 TopicMessage::Deliver(to, _) | TopicMessage::Expel(to) => is_ours(to),
                 TopicMessage::Written(from, _)
@@ -682,7 +701,10 @@ impl Mesh {
             match change {
                 Change::Up(member) => self.find_member(now_ms, &member),
                 Change::Down(member) => self.miss_member(&member),
-                Change::Returned => tracing::warn!("the others had given this node up; it is back"),
+                Change::Returned => {
+                    tracing::warn!("the others had given this node up; it is back");
+                    self.tell_shards(|| Message::GivenUp);
+                }
             }
         }
         while let Some((node, packet)) = self.membership.poll_datagram() {
@@ -704,10 +726,10 @@ impl Mesh {
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
         let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
-        let Some(peer) = self.peers.get_mut(&node).filter(is_it) else { return };
-        peer.is_missed = true;
-        if peer.link.is_none() {
-            self.end_session(node, "all nodes miss it");
+        match self.peers.get_mut(&node).filter(is_it) {
+            Some(Peer { link: None, .. }) => self.end_session(node, "all nodes miss it"),
+            Some(peer) => peer.is_missed = true,
+            None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
         }
     }
 }

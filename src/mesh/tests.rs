@@ -197,7 +197,7 @@ fn nodes_that_know_one_seed_find_each_other() {
         assert_eq!(peers.len(), 3, "node {index} knows {peers:?}");
         assert!(mesh.peers.values().all(|peer| peer.link.is_some() && peer.is_trusted(3000)));
         assert_eq!(mesh.membership.members().count(), 3);
-        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeUp(..))), 3 * SHARDS);
+        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeUp { .. })), 3 * SHARDS);
     }
 }
 
@@ -360,7 +360,7 @@ fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
     }
     net.pass(2000);
     assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
-    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp(..))), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp { .. })), SHARDS);
     let mut other = mesh(1, 3, net.now_ms);
     other.settings.advertise = mesh_address(7);
     let hello = net.meshes[1].peers[&node(0)].hello.clone();

@@ -7,11 +7,12 @@ use crate::message::{ConnectionKey, Credit};
 use crate::protocol::frame::Frame;
 
 /// A message that waits for room, and the connection that waits with it. There is at most one per
-/// connection that is read from, plus the close events of those that are gone.
+/// connection that is read from, plus the close events of those that are gone, and one report of a
+/// client of another node.
 #[derive(Debug)]
 pub struct Waiting {
-    /// The connection that is not read from meanwhile.
-    pub from: ConnectionKey,
+    /// The connection that is not read from meanwhile, if there is one.
+    pub from: Option<ConnectionKey>,
     /// The client that sent the message.
     pub client: ClientId,
     /// The encoded event.
@@ -112,7 +113,7 @@ mod tests {
     #[test]
     fn credit_that_is_not_enough_does_not_make_it_ask_again() {
         let mut feeder = Feeder::new(Credit::default());
-        let from = ConnectionKey { index: 0, generation: 0 };
+        let from = None;
         let frame = Frame::from_encoded(b"message");
         feeder.wait(Waiting { from, client: ClientId::from_value(1), frame });
         assert_eq!(feeder.poll_ask(), Some(7));

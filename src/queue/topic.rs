@@ -74,6 +74,8 @@ pub struct Topic {
     // held + the credit that is out <= bounds
     held: Credit,
     lent: Credit,
+    // Feeders keep what they are lent, so it cannot go and come anew.
+    is_fed: bool,
     next_number: u64,
     dropped: u64,
     waits: Durations,
@@ -155,6 +157,7 @@ impl Topic {
             share,
             held: Credit::default(),
             lent,
+            is_fed: false,
             next_number: 0,
             dropped: 0,
             waits: Durations::default(),
@@ -179,9 +182,9 @@ impl Topic {
         !self.consumers.is_empty()
     }
 
-    /// Whether it holds nothing and nobody consumes it.
+    /// Whether it holds nothing, nobody consumes it, and nobody has fed it.
     pub fn is_idle(&self) -> bool {
-        self.held.messages == 0 && self.consumers.is_empty()
+        !self.is_fed && self.held.messages == 0 && self.consumers.is_empty()
     }
 
     /// Messages held, those with consumers and not yet written included.
@@ -217,6 +220,7 @@ impl Topic {
 
     /// Takes a message, for which the shard had credit.
     pub fn push(&mut self, now_us: u64, from: ShardId, client: ClientId, frame: Frame) {
+        self.is_fed = true;
         self.take_credit(from, frame.bytes().len());
         self.top_up(from);
         let item = Item {
@@ -396,6 +400,7 @@ impl Topic {
 
     /// A shard has a message of so many bytes and no credit for it.
     pub fn want_credit(&mut self, from: ShardId, bytes: usize) {
+        self.is_fed = true;
         let feeder = &mut self.feeders[from.index()];
         if feeder.wants.replace(bytes).is_none() {
             self.asking.push_back(from);

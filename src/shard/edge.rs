@@ -187,6 +187,7 @@ impl Shard {
                 api::put_open(out, request.path, query, headers, remote);
             });
         }
+        self.name_ward(key);
     }
 
     /// Reads one message or control frame of a client.

@@ -5,7 +5,8 @@
 //! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
-//! - `nodes.rs`: what other nodes are to know, and who is within reach.
+//! - `nodes.rs`: what other nodes are to know, and who is within reach. `wards.rs`: the clients of
+//!   those that are lost.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
@@ -35,6 +36,7 @@ pub mod settings;
 mod timers;
 mod topics;
 mod tries;
+mod wards;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -62,6 +64,7 @@ use pending::Pending;
 use settings::Settings;
 use timers::{Timer, Timers};
 use topics::Topics;
+use wards::Wards;
 
 /// The time, as the runtime tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +107,7 @@ pub struct Shard {
     topics: Topics,
     pending: Pending,
     nodes: Nodes,
+    wards: Wards,
     timers: Timers,
     lanes: HashMap<BackendId, Lane>,
     // The lanes in the order of their turns.
@@ -151,6 +155,7 @@ impl Shard {
             topics: Topics::new(id, &settings),
             pending: Pending::default(),
             nodes: Nodes::default(),
+            wards: Wards::default(),
             timers: Timers::new(now.ms),
             lanes: HashMap::new(),
             turns: VecDeque::new(),
@@ -272,10 +277,23 @@ impl Shard {
                 }
             }
             Message::InterestKnown(change) => self.handle_interest_known(change),
-            Message::NodeUp(node, shards) => self.handle_node_up(node, shards),
-            Message::NodeDown(node) => self.handle_node_down(node),
+            Message::NodeUp { node, shards, incarnation } => {
+                self.handle_node_up(node, shards, incarnation);
+                self.guard_node(node, incarnation);
+            }
+            Message::NodeDown(node) => {
+                self.handle_node_down(node);
+                self.miss_guardian(node);
+            }
+            Message::NodeDead(node, incarnation) => self.handle_node_dead(node, incarnation),
+            Message::GivenUp => self.wards.handle_given_up(),
+            Message::Wards(owner, message) => {
+                if let Party::Shard(from) = from {
+                    self.handle_wards(from, owner, message);
+                }
+            }
             // For the mesh.
-            Message::Interest(..) => {}
+            Message::Interest(..) | Message::Clients(_) => {}
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
             Message::FailedTry(address) => self.note_failed_try(address),
@@ -295,6 +313,9 @@ impl Shard {
         self.resume_paused();
         self.walk_lanes();
         self.drain_slice();
+        self.name_wards();
+        self.report_lost();
+        self.report_found();
     }
 
     /// When [`Self::handle_turn`] is to be called at the latest, in milliseconds of [`Now::ms`];
@@ -303,13 +324,20 @@ impl Shard {
         if !self.turns.is_empty() || !self.resuming.is_empty() {
             return Some(0);
         }
-        let times = [self.timers.next_deadline(), self.topics.next_look(), self.next_drain()];
+        let times = [
+            self.timers.next_deadline(),
+            self.topics.next_look(),
+            self.next_drain(),
+            self.wards.next_turn(self.now.ms),
+            self.next_telling(),
+        ];
         times.into_iter().flatten().min()
     }
 
     /// The next message for another shard, or the mesh.
     pub fn poll_message(&mut self) -> Option<(Party, Message)> {
         self.tell_interest();
+        self.tell_clients();
         self.outbox.pop_front()
     }
 

@@ -15,15 +15,31 @@ use crate::protocol::api::Reply;
 /// The grid as one shard sees it.
 #[derive(Debug, Default)]
 pub struct Nodes {
-    // Those within reach, and how their ids name shards.
-    up: BTreeMap<NodeId, (IdLayout, usize)>,
+    // Those within reach.
+    up: BTreeMap<NodeId, Other>,
     // Our back ends that consume, of which homes on every node are to know, and those that did.
     consumers: BTreeSet<ConnectionKey>,
     // Up to which of our changes of interest all nodes know.
     known: u64,
+    // How many clients we have, as we told the mesh, and when.
+    clients: u64,
+    clients_ms: u64,
     // What waits for that, in the order of the changes. One entry per question or handshake at
     // most, which have bounds of their own.
     waiting: VecDeque<(u64, Waiting)>,
+}
+
+/// Between two times that the mesh is told how many clients there are, in milliseconds.
+const CLIENTS_MS: u64 = 500;
+
+/// A node within reach.
+#[derive(Debug)]
+struct Other {
+    // How its ids name shards.
+    layout: IdLayout,
+    shards: usize,
+    // When it was started, in Unix milliseconds.
+    incarnation: u64,
 }
 
 /// What is done once a change of interest is known.
@@ -41,7 +57,7 @@ impl Shard {
         let node = client.node();
         let layout = match node == self.address.node {
             true => self.layout,
-            false => self.nodes.up.get(&node)?.0,
+            false => self.nodes.up.get(&node)?.layout,
         };
         Some(ShardAddress { node, shard: layout.shard_of(client)? })
     }
@@ -50,14 +66,25 @@ impl Shard {
     pub(super) fn home_on(&self, node: NodeId, topic: &str) -> Option<ShardAddress> {
         let shards = match node == self.address.node {
             true => self.settings.shards,
-            false => self.nodes.up.get(&node)?.1,
+            false => self.shards_of(node)?,
         };
         Some(ShardAddress { node, shard: home_of(topic, shards) })
     }
 
-    pub(super) fn handle_node_up(&mut self, node: NodeId, shards: u16) {
+    /// How many shards another node has, if it is within reach.
+    pub(super) fn shards_of(&self, node: NodeId) -> Option<usize> {
+        Some(self.nodes.up.get(&node)?.shards)
+    }
+
+    /// When another node was started, in Unix milliseconds, if it is within reach.
+    pub(super) fn incarnation_of(&self, node: NodeId) -> Option<u64> {
+        Some(self.nodes.up.get(&node)?.incarnation)
+    }
+
+    pub(super) fn handle_node_up(&mut self, node: NodeId, shards: u16, incarnation: u64) {
         let shards = usize::from(shards);
-        self.nodes.up.insert(node, (IdLayout::new(shards), shards));
+        let other = Other { layout: IdLayout::new(shards), shards, incarnation };
+        self.nodes.up.insert(node, other);
         for key in self.nodes.consumers.clone() {
             self.consume_on(node, key);
         }
@@ -122,7 +149,7 @@ impl Shard {
         node == self.address.node || self.nodes.up.contains_key(&node)
     }
 
-    fn nodes_up(&self) -> Vec<NodeId> {
+    pub(super) fn nodes_up(&self) -> Vec<NodeId> {
         self.nodes.up.keys().copied().collect()
     }
 
@@ -131,6 +158,21 @@ impl Shard {
         while let Some((number, channel, is_on)) = self.channels.poll_change() {
             self.outbox.push_back((Party::Mesh, Message::Interest(number, channel, is_on)));
         }
+    }
+
+    /// Tells the mesh how many clients there are, if it is time to.
+    pub(super) fn tell_clients(&mut self) {
+        if self.next_telling().is_some_and(|due_ms| due_ms <= self.now.ms) {
+            let clients = self.clients.len() as u64;
+            (self.nodes.clients, self.nodes.clients_ms) = (clients, self.now.ms);
+            self.outbox.push_back((Party::Mesh, Message::Clients(clients)));
+        }
+    }
+
+    /// When the mesh is to be told.
+    pub(super) fn next_telling(&self) -> Option<u64> {
+        let is_news = self.nodes.clients != self.clients.len() as u64;
+        (self.settings.has_mesh && is_news).then_some(self.nodes.clients_ms + CLIENTS_MS)
     }
 
     /// Answers a subscribe when every node knows of these channels: only then does a publish through

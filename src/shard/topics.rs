@@ -93,6 +93,12 @@ impl Topics {
         self.next_look_ms
     }
 
+    /// Whether a report about a client of another node is to be put into this topic now: as long as
+    /// nothing waits for room.
+    pub fn takes_reports(&self, topic: &str) -> bool {
+        self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() == 0)
+    }
+
     /// Whether a new client may feed this topic.
     pub fn takes_clients(&self, topic: &str) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| {
@@ -123,16 +129,43 @@ impl Shard {
             self.counters.oversized += 1;
             return self.close_client(key, close::TOO_LARGE);
         }
+        self.push_or_wait(topic, client, Some(key));
+    }
+
+    /// Puts a report about a client of a node that is or was lost into a topic. No route of this
+    /// node may name it.
+    pub(super) fn feed_report(
+        &mut self,
+        topic: &Arc<str>,
+        client: ClientId,
+        put_data: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.event.clear();
+        let event_of = (client.node(), client, &topic[..]);
+        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        if !self.topics.feeders.contains_key(topic) {
+            let share = Topic::share(self.settings.queue.bounds, self.settings.shards);
+            self.topics.feeders.insert(topic.clone(), Feeder::new(share));
+        }
+        self.push_or_wait(topic, client, None);
+    }
+
+    /// Pushes the event that was just written if there is room for it. If not it waits, and with it
+    /// the client that it is from.
+    fn push_or_wait(&mut self, topic: &Arc<str>, client: ClientId, from: Option<ConnectionKey>) {
         let frame = Frame::from_encoded(&self.event);
-        let feeder = self.topics.feeders.get_mut(topic).expect("a route's topic has a feeder");
+        let feeder = self.topics.feeders.get_mut(topic).expect("what feeds a topic has a feeder");
         if feeder.take(frame.bytes().len()) {
             return self.push(topic, client, frame);
         }
         self.counters.limits.topic += 1;
-        feeder.wait(Waiting { from: key, client, frame });
-        if self.connections.get(key).is_some_and(|connection| connection.client().is_some()) {
+        feeder.wait(Waiting { from, client, frame });
+        if let Some(key) = from
+            && self.connections.get(key).is_some_and(|connection| connection.client().is_some())
+        {
             self.pause(key, Pause::Topic);
         }
+        // Now, since the room may be there at once.
         self.ask_for_room(topic);
     }
 
@@ -218,6 +251,10 @@ impl Shard {
 
     fn handle_as_home(&mut self, from: ShardId, topic: &Arc<str>, message: TopicMessage) {
         let now_us = self.now.us;
+        let feeds = matches!(message, TopicMessage::Push(..) | TopicMessage::WantCredit(_));
+        if feeds && !self.has_home(topic) {
+            return self.refuse_report(from, topic, &message);
+        }
         let Some(home) = self.topics.homes.get_mut(topic) else { return };
         match message {
             TopicMessage::Push(client, frame) => home.push(now_us, from, client, frame),
@@ -288,7 +325,9 @@ impl Shard {
 
     fn poll_waiting(&mut self, topic: &Arc<str>) -> Option<Waiting> {
         let waiting = self.topics.feeders.get_mut(topic)?.poll_ready()?;
-        self.unpause(waiting.from, Pause::Topic);
+        if let Some(from) = waiting.from {
+            self.unpause(from, Pause::Topic);
+        }
         Some(waiting)
     }
 
@@ -297,8 +336,10 @@ impl Shard {
         let Some(feeder) = self.topics.feeders.get_mut(topic) else { return };
         for waiting in feeder.refused() {
             self.counters.refused += 1;
-            self.unpause(waiting.from, Pause::Topic);
-            self.close_client(waiting.from, close::TOPIC_FULL);
+            if let Some(from) = waiting.from {
+                self.unpause(from, Pause::Topic);
+                self.close_client(from, close::TOPIC_FULL);
+            }
         }
     }
 
@@ -358,14 +399,8 @@ impl Shard {
         backend: BackendId,
         terms: Terms,
     ) -> Result<Reply, Fault> {
-        if !self.topics.homes.contains_key(topic) {
-            // The bound is the node's; each shard is home to its part of it.
-            if self.topics.homes.len() >= self.settings.queue.topics.div_ceil(self.settings.shards)
-            {
-                self.counters.limits.topics += 1;
-                return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
-            }
-            self.topics.homes.insert(topic.clone(), new_topic(&self.settings));
+        if !self.has_home(topic) {
+            return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
         }
         let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
         self.topics.next_look_ms.get_or_insert(self.now.ms + LOOK_MS);
@@ -381,6 +416,28 @@ impl Shard {
         }
     }
 
+    /// Whether a topic lives here. It does from now on unless there are too many.
+    fn has_home(&mut self, topic: &Arc<str>) -> bool {
+        if self.topics.homes.contains_key(topic) {
+            return true;
+        }
+        // The bound is the node's; each shard is home to its part of it.
+        if self.topics.homes.len() >= self.settings.queue.topics.div_ceil(self.settings.shards) {
+            self.counters.limits.topics += 1;
+            return false;
+        }
+        self.topics.homes.insert(topic.clone(), new_topic(&self.settings));
+        true
+    }
+
+    /// There are too many topics for one that only reports of lost clients feed.
+    fn refuse_report(&mut self, from: ShardId, topic: &Arc<str>, message: &TopicMessage) {
+        match message {
+            TopicMessage::Push(..) => self.counters.dropped += 1,
+            _ => self.tell(self.neighbour(from), topic, TopicMessage::Refused),
+        }
+    }
+
     /// Ends that.
     pub(super) fn leave(&mut self, topic: &Arc<str>, backend: BackendId) -> Result<Reply, Fault> {
         let now_us = self.now.us;
@@ -393,7 +450,7 @@ impl Shard {
         }
     }
 
-    /// A topic that no route feeds goes with its last consumer.
+    /// A topic that nobody has fed goes with its last consumer.
     fn forget_if_idle(&mut self, topic: &Arc<str>) {
         let is_idle = self.topics.homes.get(topic).is_some_and(Topic::is_idle);
         if is_idle && !self.topics.feeders.contains_key(topic) {
@@ -478,6 +535,7 @@ impl Shard {
             self.feed(topic, key, client.id, |out| {
                 api::put_close(out, code, reason, client.context.json());
             });
+            self.unname_ward(key, topic, client.id);
         }
     }
 }

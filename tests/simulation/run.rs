@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::world::World;
 
 /// Rounds within which a node comes to rest when all peers read.
-const ROUNDS_MAX: usize = 20_000;
+const ROUNDS_MAX: usize = 100_000;
 
 /// What a run was like, so that a test can tell that runs are not empty.
 #[derive(Default, Debug)]

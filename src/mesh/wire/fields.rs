@@ -123,8 +123,12 @@ impl<'a> Fields<'a> {
         Lane::from_number(self.u16()?).ok_or(WireError::OutOfBounds)
     }
 
+    pub(super) fn shard(&mut self) -> Result<ShardAddress, WireError> {
+        Ok(ShardAddress { node: self.node()?, shard: ShardId(self.u8()?) })
+    }
+
     pub(super) fn backend(&mut self) -> Result<BackendId, WireError> {
-        let at = ShardAddress { node: self.node()?, shard: ShardId(self.u8()?) };
+        let at = self.shard()?;
         let connection = ConnectionKey { index: self.u32()?, generation: self.u32()? };
         match connection.generation >> GENERATION_BITS {
             0 => Ok(BackendId { at, connection }),
@@ -202,10 +206,14 @@ fn put_count(out: &mut Vec<u8>, count: usize) {
 
 pub(super) fn put_backend(out: &mut Vec<u8>, backend: BackendId) {
     let BackendId { at, connection } = backend;
-    put_u16(out, at.node.number());
-    out.push(at.shard.0);
+    put_shard(out, at);
     put_u32(out, connection.index);
     put_u32(out, connection.generation);
+}
+
+pub(super) fn put_shard(out: &mut Vec<u8>, shard: ShardAddress) {
+    put_u16(out, shard.node.number());
+    out.push(shard.shard.0);
 }
 
 pub(super) fn put_address(out: &mut Vec<u8>, address: SocketAddr) {

@@ -1,12 +1,15 @@
 //! Batches of messages ⇄ bytes: the lanes of shards, and of the mesh.
 
 use super::fields::{
-    Fields, put_address, put_backend, put_bytes, put_list, put_long_text, put_short_text, put_text,
-    put_u16, put_u32, put_u64,
+    Fields, put_address, put_backend, put_bytes, put_list, put_long_text, put_shard,
+    put_short_text, put_text, put_u16, put_u32, put_u64,
 };
 use super::{FRAME_BYTES_MAX, Letter, To, WireError};
 use crate::mesh::link::Lane;
-use crate::message::{Answer, BackendId, Command, Delivery, Message, Terms, Ticket, TopicMessage};
+use crate::message::{
+    Answer, BackendId, Command, Delivery, Message, Terms, Ticket, TopicMessage, WARDS_AT_ONCE,
+    WardsMessage,
+};
 use crate::protocol::api::{
     CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
     Function, Info, Reply, Tally, UNSETTLED_MAX,
@@ -22,6 +25,7 @@ const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 const TOPIC: u8 = 3;
 const BACKEND_GONE: u8 = 4;
+const WARDS: u8 = 5;
 
 // What is asked.
 const SEND: u8 = 1;
@@ -53,6 +57,12 @@ const RETURNED: u8 = 5;
 const CONSUME: u8 = 6;
 const UNCONSUME: u8 = 7;
 const GONE: u8 = 8;
+
+// What is said about the clients of a shard.
+const BEGIN: u8 = 1;
+const ADD: u8 = 2;
+const REMOVE: u8 = 3;
+const CLAIM: u8 = 4;
 
 // Of a delivery.
 const IS_ACKNOWLEDGED: u8 = 1;
@@ -149,10 +159,19 @@ fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
             put_backend(out, *backend);
             true
         }
+        Message::Wards(shard, message) => {
+            out.push(WARDS);
+            put_shard(out, *shard);
+            put_wards_message(out, message);
+            true
+        }
         Message::Interest(..)
+        | Message::Clients(_)
         | Message::InterestKnown(_)
-        | Message::NodeUp(..)
+        | Message::NodeUp { .. }
         | Message::NodeDown(_)
+        | Message::NodeDead(..)
+        | Message::GivenUp
         | Message::Verdict(..)
         | Message::FailedTry(_)
         | Message::Arrived(..)
@@ -173,6 +192,7 @@ fn read_message(fields: &mut Fields<'_>) -> Result<Message, WireError> {
         ANSWER => Message::Answer(Ticket(fields.u64()?), read_answer(fields)?),
         TOPIC => Message::Topic(fields.name()?.into(), read_topic_message(fields)?),
         BACKEND_GONE => Message::BackendGone(fields.backend()?),
+        WARDS => Message::Wards(fields.shard()?, read_wards_message(fields)?),
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -306,7 +326,9 @@ fn put_answer(out: &mut Vec<u8>, answer: &Answer) -> bool {
             put_u16(out, fault.code.number() as u16);
             put_text(out, &fault.message);
         }
-        Answer::Report(_) | Answer::Done(Ok(Reply::Published(_) | Reply::Page(..))) => {
+        Answer::Report(_)
+        | Answer::Mesh(_)
+        | Answer::Done(Ok(Reply::Published(_) | Reply::Page(..))) => {
             return false;
         }
     }
@@ -381,6 +403,42 @@ fn put_topic_message(out: &mut Vec<u8>, message: &TopicMessage) -> bool {
         | TopicMessage::Start(_) => return false,
     }
     true
+}
+
+fn put_wards_message(out: &mut Vec<u8>, message: &WardsMessage) {
+    match message {
+        WardsMessage::Begin(epoch) => {
+            out.push(BEGIN);
+            put_u64(out, *epoch);
+        }
+        WardsMessage::Add(topic, clients) => {
+            out.push(ADD);
+            put_short_text(out, topic);
+            put_list(out, clients, |out, client| put_u64(out, client.value()));
+        }
+        WardsMessage::Remove(topic, client) => {
+            out.push(REMOVE);
+            put_short_text(out, topic);
+            put_u64(out, client.value());
+        }
+        WardsMessage::Claim(incarnation, epoch) => {
+            out.push(CLAIM);
+            put_u64(out, *incarnation);
+            put_u64(out, *epoch);
+        }
+    }
+}
+
+fn read_wards_message(fields: &mut Fields<'_>) -> Result<WardsMessage, WireError> {
+    Ok(match fields.u8()? {
+        BEGIN => WardsMessage::Begin(fields.u64()?),
+        ADD => {
+            WardsMessage::Add(fields.name()?.into(), fields.list(WARDS_AT_ONCE, Fields::client)?)
+        }
+        REMOVE => WardsMessage::Remove(fields.name()?.into(), fields.client()?),
+        CLAIM => WardsMessage::Claim(fields.u64()?, fields.u64()?),
+        kind => return Err(WireError::Unknown(kind)),
+    })
 }
 
 fn put_about(out: &mut Vec<u8>, kind: u8, backend: BackendId) {

@@ -6,6 +6,7 @@ use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
     Answer, BackendId, Command, ConnectionKey, Credit, Delivery, Terms, Ticket, TopicMessage,
+    WardsMessage,
 };
 use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Reply, Tally};
 use crate::protocol::frame::{Frame, Kind};
@@ -33,7 +34,7 @@ fn controls() -> Vec<Control> {
         Control::Interest { number: 2, is_whole: false, on: vec![], off: vec![7] },
         Control::InterestKnown(2),
         Control::Ping(3),
-        Control::Pong(3),
+        Control::Pong(3, 4),
         Control::Received(Lane::Mesh, 4),
     ]
 }
@@ -103,6 +104,13 @@ fn messages() -> Vec<Message> {
     messages.extend(answers.map(|answer| Message::Answer(Ticket(3), answer)));
     messages.extend(about_topics.map(|message| Message::Topic("topic".into(), message)));
     messages.push(Message::BackendGone(backend()));
+    let about_wards = [
+        WardsMessage::Begin(1),
+        WardsMessage::Add("topic".into(), vec![client, client]),
+        WardsMessage::Remove("topic".into(), client),
+        WardsMessage::Claim(1_700_000_000_000, 2),
+    ];
+    messages.extend(about_wards.map(|message| Message::Wards(backend().at, message)));
     messages
 }
 
@@ -179,6 +187,7 @@ fn what_concerns_one_node_alone_is_not_put() {
         answer(Reply::Published(Tally::default())),
         answer(Reply::Page("text/plain", "page".into())),
         Message::Answer(Ticket(1), Answer::Report(Box::default())),
+        Message::Answer(Ticket(1), Answer::Mesh(Box::default())),
         topic(TopicMessage::Push(ClientId::from_value(1), frame())),
         topic(TopicMessage::WantCredit(1)),
         topic(TopicMessage::Credit(Credit::default())),
@@ -186,8 +195,11 @@ fn what_concerns_one_node_alone_is_not_put() {
         topic(TopicMessage::Start(backend())),
         Message::Interest(1, "channel".into(), true),
         Message::InterestKnown(1),
-        Message::NodeUp(NodeId::new(1).unwrap(), 2),
+        Message::Clients(1),
+        Message::NodeUp { node: NodeId::new(1).unwrap(), shards: 2, incarnation: 3 },
         Message::NodeDown(NodeId::new(1).unwrap()),
+        Message::NodeDead(NodeId::new(1).unwrap(), 2),
+        Message::GivenUp,
         Message::FailedTry([127, 0, 0, 1].into()),
         Message::Drain { over_ms: 1 },
         Message::DrainBackends,

@@ -1,0 +1,296 @@
+//! The clients of a lost node. Each shard names those whose end a topic is to hear of to a guardian, a
+//! shard of another node; if the node is lost, its guardians report their end.
+//!
+//! A guardian is chosen when a shard has none, by rendezvous hashing, and stays until it is out of
+//! reach: then another is told all anew. It may have lost its ward's link only, and hold a list that is
+//! old: so when a node is given up, all who hold a list of it say which they were, and the last one
+//! reports. A node that was given up and comes back, from a freeze, say, reports its clients as open.
+//!
+//! This costs one small message to the guardian per client that comes and per one that goes, and there
+//! about 12 bytes of memory per client.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use super::Shard;
+use super::connection::Connection;
+use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
+use crate::message::{ConnectionKey, Message, Party, WARDS_AT_ONCE, WardsMessage};
+use crate::protocol::api;
+
+/// How long those who hold a list of a dead node wait for one who was its guardian later.
+const CLAIM_MS: u64 = 1000;
+
+/// Events of lost and found clients per turn.
+const REPORTED_PER_TURN: usize = 256;
+
+/// Of a client whose node is lost, as of one whose connection broke (RFC 6455, section 7.1.5).
+const LOST: (u16, &str) = (1006, "node_lost");
+
+/// What a shard has told its guardian, and what others have told it.
+#[derive(Debug, Default)]
+pub struct Wards {
+    guardian: Option<ShardAddress>,
+    // How many guardians there were, this one included.
+    epoch: u64,
+    // The place in the table of connections from which on clients are still to be named.
+    unnamed: Option<u32>,
+    // Likewise, to be reported as found.
+    unfound: Option<u32>,
+    // By shard, and when its node was started.
+    guarded: BTreeMap<(ShardAddress, u64), List>,
+    // Reports wait for credit, which comes with a message: of lost clients, of found ones.
+    lost_wait: bool,
+    found_wait: bool,
+}
+
+/// What a shard of another node has told us.
+#[derive(Debug)]
+struct List {
+    epoch: u64,
+    clients: BTreeMap<Arc<str>, BTreeSet<ClientId>>,
+    // The node is dead: from then on its clients are reported.
+    due_ms: Option<u64>,
+}
+
+impl Wards {
+    /// The grid had given this node up: all clients are to be reported as found.
+    pub fn handle_given_up(&mut self) {
+        self.unfound = Some(0);
+    }
+
+    /// When there is something to do.
+    pub fn next_turn(&self, now_ms: u64) -> Option<u64> {
+        if self.unnamed.is_some() || (self.unfound.is_some() && !self.found_wait) {
+            return Some(0);
+        }
+        let due = self.guarded.values().filter_map(|list| list.due_ms);
+        due.filter(|due_ms| !self.lost_wait || *due_ms > now_ms).min()
+    }
+
+    /// A client to report that its topic has room for, as far as is known.
+    fn poll_lost(
+        &mut self,
+        now_ms: u64,
+        has_room: impl Fn(&Arc<str>) -> bool,
+    ) -> Option<(Arc<str>, ClientId)> {
+        let due = |list: &&mut List| list.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
+        for list in self.guarded.values_mut().filter(due) {
+            for (topic, clients) in &mut list.clients {
+                if has_room(topic)
+                    && let Some(client) = clients.pop_first()
+                {
+                    return Some((topic.clone(), client));
+                }
+            }
+        }
+        None
+    }
+
+    fn forget_reported(&mut self, now_ms: u64) {
+        self.guarded.retain(|_, list| {
+            list.clients.retain(|_, clients| !clients.is_empty());
+            !list.clients.is_empty() || list.due_ms.is_none_or(|due_ms| due_ms > now_ms)
+        });
+    }
+}
+
+impl Shard {
+    /// A node is within reach, and so not lost; if it began anew, what it was is.
+    pub(super) fn guard_node(&mut self, node: NodeId, incarnation: u64) {
+        // It has told us nothing since: what we know is old.
+        self.wards.guarded.retain(|(owner, of), _| owner.node != node || *of != incarnation);
+        self.find_dead(|owner, _| owner.node == node);
+        if self.wards.guardian.is_none() {
+            self.choose_guardian();
+        }
+    }
+
+    /// A node is out of reach: another one is to guard our clients.
+    pub(super) fn miss_guardian(&mut self, node: NodeId) {
+        if self.wards.guardian.is_some_and(|guardian| guardian.node == node) {
+            self.choose_guardian();
+        }
+    }
+
+    fn choose_guardian(&mut self) {
+        let rank = |node: &NodeId| {
+            let mut hasher = DefaultHasher::new();
+            (node.number(), self.address.node.number(), self.address.shard.0).hash(&mut hasher);
+            hasher.finish()
+        };
+        let best = self.nodes_up().into_iter().max_by_key(rank);
+        self.wards.guardian = best.and_then(|node| self.stand_in(self.address.shard, node));
+        self.wards.unnamed = self.wards.guardian.map(|_| 0);
+        self.wards.epoch += 1;
+        self.tell_guardian(WardsMessage::Begin(self.wards.epoch));
+    }
+
+    /// The shard of a node that a shard of that number elsewhere would choose.
+    fn stand_in(&self, shard: ShardId, node: NodeId) -> Option<ShardAddress> {
+        let shards = self.shards_of(node)?;
+        Some(ShardAddress { node, shard: ShardId((shard.index() % shards) as u8) })
+    }
+
+    fn tell_guardian(&mut self, message: WardsMessage) {
+        if let Some(guardian) = self.wards.guardian {
+            self.outbox.push_back((Party::Shard(guardian), Message::Wards(self.address, message)));
+        }
+    }
+
+    /// A client is there.
+    pub(super) fn name_ward(&mut self, key: ConnectionKey) {
+        if let Some((topic, client)) = self.ward_at(key).filter(|_| self.is_named(key)) {
+            self.tell_guardian(WardsMessage::Add(topic, vec![client]));
+        }
+    }
+
+    /// A client is gone, and its topic hears of it from us.
+    pub(super) fn unname_ward(&mut self, key: ConnectionKey, topic: &Arc<str>, client: ClientId) {
+        if self.is_named(key) {
+            self.tell_guardian(WardsMessage::Remove(topic.clone(), client));
+        }
+    }
+
+    fn is_named(&self, key: ConnectionKey) -> bool {
+        self.wards.guardian.is_some() && self.wards.unnamed.is_none_or(|from| key.index < from)
+    }
+
+    /// A client whose end is to be reported, and the topic that is to hear of it.
+    fn ward_at(&mut self, key: ConnectionKey) -> Option<(Arc<str>, ClientId)> {
+        let client = self.connections.get(key).and_then(Connection::client)?;
+        let (id, route) = (client.id, client.route);
+        let route = self.route(key, route);
+        let topic = route.topic.clone().filter(|_| route.tells_close)?;
+        Some((topic, id))
+    }
+
+    /// Names some more clients to a new guardian.
+    pub(super) fn name_wards(&mut self) {
+        let Some(from) = self.wards.unnamed else { return };
+        let (keys, next) = self.connections.keys(from, WARDS_AT_ONCE);
+        self.wards.unnamed = next;
+        let mut clients: BTreeMap<Arc<str>, Vec<ClientId>> = BTreeMap::new();
+        for (topic, client) in keys.into_iter().filter_map(|key| self.ward_at(key)) {
+            clients.entry(topic).or_default().push(client);
+        }
+        for (topic, clients) in clients {
+            self.tell_guardian(WardsMessage::Add(topic, clients));
+        }
+    }
+
+    pub(super) fn handle_wards(
+        &mut self,
+        from: ShardAddress,
+        owner: ShardAddress,
+        message: WardsMessage,
+    ) {
+        match message {
+            WardsMessage::Begin(epoch) => {
+                let Some(incarnation) = self.incarnation_of(from.node) else { return };
+                let list = List { epoch, clients: BTreeMap::new(), due_ms: None };
+                self.wards.guarded.insert((from, incarnation), list);
+            }
+            WardsMessage::Add(topic, clients) => {
+                if let Some(list) = self.list_of(from) {
+                    list.clients.entry(topic).or_default().extend(clients);
+                }
+            }
+            WardsMessage::Remove(topic, client) => {
+                let list = self.list_of(from);
+                if let Some(clients) = list.and_then(|list| list.clients.get_mut(&topic)) {
+                    clients.remove(&client);
+                }
+            }
+            WardsMessage::Claim(incarnation, epoch) => {
+                let Some(list) = self.wards.guarded.get(&(owner, incarnation)) else { return };
+                let ours = list.epoch;
+                if ours < epoch {
+                    self.wards.guarded.remove(&(owner, incarnation));
+                } else {
+                    let claim = WardsMessage::Claim(incarnation, ours);
+                    self.outbox.push_back((Party::Shard(from), Message::Wards(owner, claim)));
+                }
+            }
+        }
+    }
+
+    /// What a shard within reach has told us.
+    fn list_of(&mut self, owner: ShardAddress) -> Option<&mut List> {
+        let incarnation = self.incarnation_of(owner.node)?;
+        self.wards.guarded.get_mut(&(owner, incarnation))
+    }
+
+    /// A node is given up, as it was started then.
+    pub(super) fn handle_node_dead(&mut self, node: NodeId, incarnation: u64) {
+        self.find_dead(|owner, of| owner.node == node && of == incarnation);
+    }
+
+    /// Their clients are to be reported, unless another one claims to have guarded them later.
+    fn find_dead(&mut self, is_dead: impl Fn(ShardAddress, u64) -> bool) {
+        let due_ms = self.now.ms + CLAIM_MS;
+        let mut claims = Vec::new();
+        for (&(owner, incarnation), list) in &mut self.wards.guarded {
+            if is_dead(owner, incarnation) && list.due_ms.is_none() {
+                list.due_ms = Some(due_ms);
+                claims.push((owner, incarnation, list.epoch));
+            }
+        }
+        for (owner, incarnation, epoch) in claims {
+            for node in self.nodes_up() {
+                if let Some(to) = self.stand_in(owner.shard, node) {
+                    let claim = WardsMessage::Claim(incarnation, epoch);
+                    self.outbox.push_back((Party::Shard(to), Message::Wards(owner, claim)));
+                }
+            }
+        }
+    }
+
+    /// Reports the end of some clients of lost nodes, as far as their topics take it.
+    pub(super) fn report_lost(&mut self) {
+        if self.wards.guarded.is_empty() {
+            return;
+        }
+        let now_ms = self.now.ms;
+        let mut left = REPORTED_PER_TURN;
+        while left > 0 {
+            let topics = &self.topics;
+            let lost = self.wards.poll_lost(now_ms, |topic| topics.takes_reports(topic));
+            let Some((topic, client)) = lost else { break };
+            let (code, reason) = LOST;
+            self.feed_report(&topic, client, |out| api::put_close(out, code, reason, None));
+            left -= 1;
+        }
+        self.wards.lost_wait = left > 0;
+        self.wards.forget_reported(now_ms);
+    }
+
+    /// Reports some clients as open that others may have reported as lost.
+    pub(super) fn report_found(&mut self) {
+        let Some(from) = self.wards.unfound else { return };
+        let (keys, next) = self.connections.keys(from, REPORTED_PER_TURN);
+        (self.wards.unfound, self.wards.found_wait) = (next, false);
+        for key in keys {
+            let Some((topic, client)) = self.ward_at(key) else { continue };
+            if !self.topics.takes_reports(&topic) {
+                (self.wards.unfound, self.wards.found_wait) = (Some(key.index), true);
+                return;
+            }
+            self.report_as_found(key, &topic, client);
+        }
+    }
+
+    fn report_as_found(&mut self, key: ConnectionKey, topic: &Arc<str>, id: ClientId) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let remote = connection.remote;
+        let Some(client) = connection.client() else { return };
+        let (route, context) = (client.route, std::mem::take(&mut client.context));
+        if self.route(key, route).tells_open {
+            self.feed_report(topic, id, |out| api::put_found(out, remote, context.json()));
+        }
+        if let Some(client) = self.connections.get(key).and_then(Connection::client) {
+            client.context = context;
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Whose clients are reported as lost with their node, and by whom: shards of several nodes as values,
+//! with a mesh that does what the test says.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gridcast::address::{NodeId, ShardAddress, ShardId};
+use gridcast::message::{ConnectionKey, Message, Party, WardsMessage};
+use gridcast::protocol::credentials::FingerprintKey;
+use gridcast::protocol::http;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::{Listener, Now, Shard};
+
+const POP: &str = r#"{"m":"queue.pop","p":{"t":["doors"]},"i":1}"#;
+
+/// Clients of the node that is lost: more than one turn names or reports.
+const CLIENTS: usize = 1500;
+
+/// Three nodes of one shard each.
+struct Grid {
+    now: Now,
+    shards: BTreeMap<u16, Shard>,
+    // All that back ends and clients of a node were written.
+    written: BTreeMap<u16, String>,
+    // Which node guards the clients of which.
+    guardians: BTreeMap<u16, u16>,
+}
+
+impl Grid {
+    fn new() -> Self {
+        let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
+        let (written, guardians) = Default::default();
+        let mut grid = Self { now, shards: BTreeMap::new(), written, guardians };
+        for number in 1..=3 {
+            grid.start(number);
+        }
+        for (here, there) in [(1, 2), (1, 3), (2, 3)] {
+            grid.link(here, there, 1);
+        }
+        grid.run();
+        grid
+    }
+
+    fn start(&mut self, number: u16) {
+        self.shards.insert(number, Shard::new(ShardId(0), &settings(node(number)), self.now));
+    }
+
+    /// Nodes within reach of each other; the second one was started then.
+    fn link(&mut self, here: u16, there: u16, incarnation: u64) {
+        let up =
+            |number, incarnation| Message::NodeUp { node: node(number), shards: 1, incarnation };
+        self.tell(here, up(there, incarnation));
+        self.tell(there, up(here, 1));
+    }
+
+    /// Nodes that miss each other.
+    fn cut(&mut self, here: u16, there: u16) {
+        self.tell(here, Message::NodeDown(node(there)));
+        self.tell(there, Message::NodeDown(node(here)));
+    }
+
+    /// A node is no more, and the others agree on that.
+    fn kill(&mut self, number: u16) {
+        self.shards.remove(&number);
+        for other in self.others(number) {
+            self.tell(other, Message::NodeDown(node(number)));
+        }
+        self.give_up(number);
+        self.run();
+    }
+
+    fn give_up(&mut self, number: u16) {
+        for other in self.others(number) {
+            self.tell(other, Message::NodeDead(node(number), 1));
+        }
+    }
+
+    fn others(&self, number: u16) -> Vec<u16> {
+        self.shards.keys().copied().filter(|&other| other != number).collect()
+    }
+
+    fn tell(&mut self, number: u16, message: Message) {
+        if let Some(shard) = self.shards.get_mut(&number) {
+            shard.handle_message(self.now, Party::Mesh, message);
+        }
+    }
+
+    /// Lets everybody do what there is to do.
+    fn run(&mut self) {
+        for _ in 0..200 {
+            for number in self.shards.keys().copied().collect::<Vec<_>>() {
+                self.turn(number);
+            }
+        }
+    }
+
+    fn turn(&mut self, number: u16) {
+        let shard = self.shards.get_mut(&number).unwrap();
+        shard.handle_turn(self.now);
+        while let Some((key, batch)) = shard.poll_urgent_write() {
+            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+            shard.recycle(batch);
+            shard.handle_written(self.now, key, bytes.len(), true);
+            *self.written.entry(number).or_default() += &String::from_utf8_lossy(&bytes);
+        }
+        while let Some((to, message)) = self.shards.get_mut(&number).unwrap().poll_message() {
+            let Party::Shard(to) = to else { continue };
+            if let Message::Wards(_, WardsMessage::Begin(_)) = message {
+                self.guardians.insert(number, to.node.number());
+            }
+            if let Some(shard) = self.shards.get_mut(&to.node.number()) {
+                let from = ShardAddress { node: node(number), shard: ShardId(0) };
+                shard.handle_message(self.now, Party::Shard(from), message);
+            }
+        }
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now.ms += ms;
+        self.now.us += ms * 1000;
+        self.run();
+    }
+
+    fn connect(&mut self, number: u16, listener: Listener, path: &str) -> ConnectionKey {
+        let shard = self.shards.get_mut(&number).unwrap();
+        let remote = ([127, 0, 0, 1], 50_000).into();
+        let key = shard.handle_accepted(self.now, listener, remote).expect("it does not go down");
+        let mut request = format!(
+            "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        .into_bytes();
+        shard.handle_bytes(self.now, key, &mut request);
+        key
+    }
+
+    fn connect_clients(&mut self, number: u16, count: usize) -> Vec<ConnectionKey> {
+        (0..count).map(|_| self.connect(number, Listener::Edge(0), "/ws")).collect()
+    }
+
+    /// A back end of a node takes all that there is.
+    fn consume(&mut self, number: u16) {
+        let key = self.connect(number, Listener::Api, "/ws/v1");
+        let mut call = [&[0x81, 0x80 | POP.len() as u8, 0, 0, 0, 0], POP.as_bytes()].concat();
+        self.shards.get_mut(&number).unwrap().handle_bytes(self.now, key, &mut call);
+        self.run();
+    }
+
+    /// How often this was written to back ends, on all nodes.
+    fn count(&self, text: &str) -> usize {
+        self.written.values().map(|written| written.matches(text).count()).sum()
+    }
+
+    fn count_lost(&self) -> usize {
+        self.count(r#""d":{"event":"close","code":1006,"reason":"node_lost"}"#)
+    }
+}
+
+#[test]
+fn the_clients_of_a_dead_node_are_reported_once() {
+    let mut grid = Grid::new();
+    grid.connect_clients(3, CLIENTS);
+    let gone = grid.connect(3, Listener::Edge(0), "/ws");
+    grid.run();
+    let shard = grid.shards.get_mut(&3).unwrap();
+    shard.handle_end(grid.now, gone, true);
+    grid.run();
+    grid.consume(1);
+    grid.kill(3);
+    grid.wait(1000);
+    assert_eq!(grid.count_lost(), CLIENTS);
+    let of_node_3 = r#"{"e":"queue.pop","p":{"n":3,"#;
+    assert!(grid.count(of_node_3) >= CLIENTS, "they are reported as that node's");
+    grid.give_up(3);
+    grid.wait(60_000);
+    assert_eq!(grid.count_lost(), CLIENTS);
+}
+
+#[test]
+fn of_two_that_were_guardians_the_later_one_reports() {
+    let mut grid = Grid::new();
+    grid.connect_clients(3, 10);
+    grid.run();
+    let first = grid.guardians[&3];
+    grid.cut(3, first);
+    grid.run();
+    assert_ne!(grid.guardians[&3], first, "another is told");
+    grid.connect_clients(3, 10);
+    grid.run();
+    grid.consume(1);
+    grid.kill(3);
+    grid.wait(1000);
+    assert_eq!(grid.count_lost(), 20);
+}
+
+#[test]
+fn a_node_that_was_given_up_and_is_back_reports_its_clients_as_open() {
+    let mut grid = Grid::new();
+    grid.connect_clients(3, CLIENTS);
+    grid.run();
+    for other in [1, 2] {
+        grid.cut(3, other);
+    }
+    grid.give_up(3);
+    grid.wait(500);
+    for other in [1, 2] {
+        grid.link(other, 3, 1);
+    }
+    grid.tell(3, Message::GivenUp);
+    grid.wait(60_000);
+    grid.consume(3);
+    grid.consume(1);
+    assert_eq!(grid.count_lost(), 0, "it was back before they were reported");
+    let found = r#""d":{"event":"open","reason":"node_found","remote":"127.0.0.1:50000"}"#;
+    assert_eq!(grid.count(found), CLIENTS);
+
+    grid.kill(3);
+    grid.wait(1000);
+    assert_eq!(grid.count_lost(), CLIENTS, "and it has a guardian again");
+}
+
+#[test]
+fn a_node_that_starts_anew_has_lost_its_clients() {
+    let mut grid = Grid::new();
+    grid.connect_clients(3, 10);
+    grid.run();
+    grid.consume(1);
+    grid.start(3);
+    for other in [1, 2] {
+        grid.tell(other, Message::NodeDown(node(3)));
+        grid.link(other, 3, 2);
+    }
+    grid.run();
+    grid.connect_clients(3, 5);
+    grid.wait(1000);
+    assert_eq!(grid.count_lost(), 10);
+}
+
+#[test]
+fn reports_wait_for_room_in_their_topic() {
+    let mut grid = Grid::new();
+    grid.connect_clients(3, CLIENTS);
+    grid.run();
+    grid.kill(3);
+    grid.wait(1000);
+    for shard in grid.shards.values() {
+        assert_ne!(shard.poll_timeout(), Some(0), "nobody is restless meanwhile");
+        assert!(shard.queued_messages() <= TOPIC_MESSAGES);
+    }
+    grid.consume(2);
+    assert_eq!(grid.count_lost(), CLIENTS);
+}
+
+fn node(number: u16) -> NodeId {
+    NodeId::new(number).unwrap()
+}
+
+const TOPIC_MESSAGES: usize = 100;
+
+fn settings(node: NodeId) -> Settings {
+    let http = http::Limits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
+    let route = Route {
+        path: "/ws".into(),
+        topic: Some("doors".into()),
+        tells_open: true,
+        tells_close: true,
+        message_bytes: 4096,
+        outbound_bytes: 1 << 20,
+        ..Route::default()
+    };
+    Settings {
+        node,
+        shards: 1,
+        has_mesh: true,
+        api: Api {
+            users: Vec::new().into(),
+            quotas: Vec::new().into(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
+            advertise: ([127, 0, 0, 1], 6789).into(),
+            origins: Vec::new(),
+            http: http.clone(),
+        },
+        // The clients are node 3's: the others know their topic from what it says alone.
+        edges: match node.number() {
+            3 => vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
+            _ => Vec::new(),
+        },
+        queue: Queue {
+            bounds: Bounds { messages: TOPIC_MESSAGES, bytes: 1 << 16 },
+            when_full: WhenFull::Hold,
+            topics: 2,
+        },
+        limits: Limits {
+            edge_http: http,
+            api_message_bytes: 4096,
+            outbound_bytes: 1 << 20,
+            close_slow_clients: true,
+            channels_per_client: 2,
+            handshake_ms: 10_000,
+            ping_ms: 120_000,
+            idle_ms: 240_000,
+            addresses: Default::default(),
+            answer_ms: 1500,
+        },
+    }
+}
