@@ -280,7 +280,7 @@ fn a_node_that_is_heard_and_does_not_hear_is_lost_as_one_that_is_dead() {
     assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
     net.deaf = None;
     net.pass(LOST_AND_FOUND_MS);
-    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp(..))), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp { .. })), SHARDS);
 }
 
 #[test]
