@@ -67,7 +67,8 @@ pub struct Link {
 pub struct Peer {
     /// What it said of itself.
     pub hello: Hello,
-    session_id: u64,
+    /// Which session.
+    pub session_id: u64,
     /// What is said between us.
     pub session: Session,
     /// How many clients it said it has.
@@ -311,7 +312,12 @@ impl Mesh {
     }
 
     /// Somebody says who they are.
-    fn handle_hello(&mut self, now_ms: u64, id: LinkId, hello: Hello) -> Result<(), String> {
+    pub(super) fn handle_hello(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        hello: Hello,
+    ) -> Result<(), String> {
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let (is_dialled, remote) = (link.is_dialled, link.remote);
         if hello.node == self.settings.node && hello.incarnation == self.settings.incarnation {
@@ -331,6 +337,11 @@ impl Mesh {
         }
         let said = self.links.get(&id).and_then(|link| link.said);
         let Some((held, offered)) = said else { return Ok(()) };
+        let current = self.peers.get(&hello.node).map_or(0, |peer| peer.session_id);
+        if held != 0 && held != current {
+            // The other may go on with a session that is over here: its numbers would tell nothing.
+            return Err("the session that it was to go on with has ended meanwhile".into());
+        }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
@@ -431,7 +442,7 @@ impl Mesh {
     }
 
     /// What was on its way between us and a node is given up.
-    fn end_session(&mut self, node: NodeId, why: &str) {
+    pub(super) fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
         self.give_up(node);

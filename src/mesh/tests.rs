@@ -349,6 +349,20 @@ fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
 }
 
 #[test]
+fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
+    let mut net = Net::new(2);
+    let hello = net.meshes[0].peers[&node(1)].hello.clone();
+    let held = net.meshes[0].peers[&node(1)].session_id;
+    net.cut(0, 1);
+    let (link, remote) = (LinkId(1000), mesh_address(1));
+    net.meshes[0].handle_event(net.now_ms, Event::Opened { link, remote, is_dialled: true });
+    net.meshes[0].end_session(node(1), "it takes too long");
+    let answer = wire::Hello { held, ..hello };
+    assert!(net.meshes[0].handle_hello(net.now_ms, link, answer).is_err());
+    assert!(net.meshes[0].peers.is_empty());
+}
+
+#[test]
 fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
     let mut net = Net::new(2);
     net.heard.clear();
