@@ -349,6 +349,25 @@ fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
 }
 
 #[test]
+fn a_node_that_speaks_other_versions_alone_is_refused_and_told_why() {
+    let mut net = Net::new(2);
+    let hello = net.meshes[0].peers[&node(1)].hello.clone();
+    let (first, last) = wire::VERSIONS;
+    let stranger = |versions| wire::Hello { node: node(5), versions, ..hello.clone() };
+    assert_eq!(net.meshes[0].refusal(&stranger((first, last + 7))), None);
+    let (link, remote) = (LinkId(1000), mesh_address(5));
+    net.meshes[0].handle_event(net.now_ms, Event::Opened { link, remote, is_dialled: false });
+    let newer = stranger((last + 1, last + 7));
+    let why = net.meshes[0].handle_hello(net.now_ms, link, newer).unwrap_err();
+    assert!(why.contains(&format!("speaks versions {} to {}", last + 1, last + 7)), "{why}");
+    let Some(Effect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else { panic!() };
+    let mut reader = wire::FrameReader::default();
+    reader.push(said);
+    let said = reader.next_frame().unwrap().unwrap();
+    assert_eq!(wire::read_control(&said).unwrap(), wire::Control::Refused(why));
+}
+
+#[test]
 fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
     let mut net = Net::new(2);
     let hello = net.meshes[0].peers[&node(1)].hello.clone();
