@@ -25,10 +25,9 @@ const LEASE_SLACK_MS: u64 = 50;
 /// Between two questions for a sign of life.
 const PING_MS: u64 = 300;
 
-/// A node that has said nothing for so long, though it was asked for signs of life, is silent: calls
-/// for its clients fail at once, and publishes do not wait for it. So a back end whose calls follow
-/// each other closely does not wait for the deadline of each.
-const SILENT_MS: u64 = 1000;
+/// A link on which no sign of life was answered for so long after the lease ended is closed. The
+/// transport sees that nothing comes any more; this sees that nothing arrives.
+const UNANSWERED_MS: u64 = 1500;
 
 /// How long what has come may be without an acknowledgement: so one does for many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
@@ -68,7 +67,8 @@ pub struct Link {
 pub struct Peer {
     /// What it said of itself.
     pub hello: Hello,
-    session_id: u64,
+    /// Which session.
+    pub session_id: u64,
     /// What is said between us.
     pub session: Session,
     /// How many clients it said it has.
@@ -78,15 +78,15 @@ pub struct Peer {
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
-    // When it last said something, and whether that is long ago.
-    heard_ms: u64,
-    /// See [`SILENT_MS`].
+    /// It has let its lease end: calls for its clients fail at once, and publishes do not wait for it.
+    /// So a back end whose calls follow each other closely does not wait for the deadline of each.
     pub is_silent: bool,
     // The members' gossip has it that it is dead, or it has said itself that it leaves.
     is_missed: bool,
     // What it knows of our interest.
     known: u64,
-    // What we know of its interest is whole, and until when that is trusted.
+    // What we know of its interest is whole, and until when that is trusted; 0 until it has answered
+    // on this link.
     has_whole: bool,
     trusted_until_ms: u64,
     ping_ms: u64,
@@ -97,10 +97,6 @@ impl Peer {
     /// Whether what we know of its interest is all that it has told anybody.
     pub fn is_trusted(&self, now_ms: u64) -> bool {
         now_ms <= self.trusted_until()
-    }
-
-    fn hear(&mut self, now_ms: u64) {
-        (self.heard_ms, self.is_silent) = (now_ms, false);
     }
 
     fn trusted_until(&self) -> u64 {
@@ -221,9 +217,6 @@ impl Mesh {
             }
         }
         link.readers.entry(lane).or_default().push(bytes);
-        if let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) {
-            peer.hear(now_ms);
-        }
         self.read_lane(now_ms, id, lane);
     }
 
@@ -306,6 +299,7 @@ impl Mesh {
             }
             Control::Pong(asked_ms, clients) => {
                 peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                peer.is_silent = false;
                 peer.round_trip_ms = now_ms.saturating_sub(asked_ms);
                 peer.clients = clients;
                 Ok(())
@@ -318,7 +312,12 @@ impl Mesh {
     }
 
     /// Somebody says who they are.
-    fn handle_hello(&mut self, now_ms: u64, id: LinkId, hello: Hello) -> Result<(), String> {
+    pub(super) fn handle_hello(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        hello: Hello,
+    ) -> Result<(), String> {
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let (is_dialled, remote) = (link.is_dialled, link.remote);
         if hello.node == self.settings.node && hello.incarnation == self.settings.incarnation {
@@ -338,6 +337,11 @@ impl Mesh {
         }
         let said = self.links.get(&id).and_then(|link| link.said);
         let Some((held, offered)) = said else { return Ok(()) };
+        let current = self.peers.get(&hello.node).map_or(0, |peer| peer.session_id);
+        if held != 0 && held != current {
+            // The other may go on with a session that is over here: its numbers would tell nothing.
+            return Err("the session that it was to go on with has ended meanwhile".into());
+        }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
@@ -404,7 +408,6 @@ impl Mesh {
             round_trip_ms: 0,
             link: None,
             lost_ms: now_ms,
-            heard_ms: now_ms,
             is_silent: false,
             is_missed: false,
             known: 0,
@@ -414,8 +417,7 @@ impl Mesh {
             acknowledge_ms: None,
         });
         peer.link = Some(id);
-        peer.hear(now_ms);
-        peer.is_missed = false;
+        (peer.is_missed, peer.is_silent, peer.trusted_until_ms) = (false, false, 0);
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -440,12 +442,10 @@ impl Mesh {
     }
 
     /// What was on its way between us and a node is given up.
-    fn end_session(&mut self, node: NodeId, why: &str) {
+    pub(super) fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
-        self.sessions_ended += 1;
-        self.give_up(node);
-        self.nodes.forget(node);
+t        self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
         let incarnation = peer.hello.incarnation;
         let is_it = |(member, _): (&Identity, bool)| {
@@ -510,10 +510,10 @@ impl Mesh {
 
     fn care_for(&mut self, now_ms: u64, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let silent_ms = peer.heard_ms + SILENT_MS;
-        if silent_ms > now_ms {
-            self.care_ms = self.care_ms.min(silent_ms);
-        } else if !peer.is_silent {
+        let has_answered = peer.trusted_until_ms > 0;
+        if has_answered && peer.trusted_until_ms > now_ms {
+            self.care_ms = self.care_ms.min(peer.trusted_until_ms);
+        } else if has_answered && !peer.is_silent {
             peer.is_silent = true;
             self.give_up(node);
         }
@@ -526,6 +526,9 @@ impl Mesh {
             self.care_ms = self.care_ms.min(due_ms);
             return;
         };
+        if has_answered && peer.trusted_until_ms + UNANSWERED_MS <= now_ms {
+            return self.close_link(now_ms, link, "it does not answer");
+        }
         if peer.session.is_over_full() {
             return self.lose(now_ms, node, "it does not keep up");
         }
@@ -732,12 +735,6 @@ impl Mesh {
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
         let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
-        let Some(peer) = self.peers.get_mut(&node).filter(is_it) else {
-            return self.tell_shards(|| Message::NodeDead(node, member.incarnation));
-        };
-        peer.is_missed = true;
-        if peer.link.is_none() {
-            self.end_session(node, "all nodes miss it");
-        }
+t        }
     }
 }

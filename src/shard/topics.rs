@@ -351,11 +351,13 @@ impl Shard {
     }
 
     /// An event for one of our back ends, from a topic of this or another node. If its connection
-    /// is gone its homes know, or will.
+    /// is gone, its home may have heard no more than that it does not consume any more.
     fn deliver(&mut self, key: ConnectionKey, home: NodeId, topic: Arc<str>, delivery: Delivery) {
         let id = self.backend_id(key);
-        let Some(connection) = self.connections.get(key) else { return };
-        let Stage::Backend(backend) = &mut connection.stage else { return };
+        let connection = self.connections.get(key);
+        let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
+            return self.tell_home(home, &topic, TopicMessage::Gone(id));
+        };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
             return self.tell_home(home, &topic, TopicMessage::Returned(id, number, pop));
@@ -363,10 +365,10 @@ impl Shard {
         if is_acknowledged {
             return self.deliver_tagged(key, home, topic, delivery);
         }
-        connection.outbound.prepare(&mut self.batches);
-        connection.outbound.push_shared(Rc::new(delivery.frame));
+        outbound.prepare(&mut self.batches);
+        outbound.push_shared(Rc::new(delivery.frame));
         self.counters.events += 1;
-        let end = backend.written + connection.outbound.buffered() as u64;
+        let end = backend.written + outbound.buffered() as u64;
         backend.deliveries.push_back((end, home, topic));
         self.queue_write(key);
     }

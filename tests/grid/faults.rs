@@ -219,6 +219,15 @@ fn a_node_that_is_killed_under_load_costs_the_others_nothing_and_comes_back() {
     let right = publisher.wait_until_right(killed, (4, 0));
     eprintln!("grid: kill: counts are right again after {right:?}");
     assert!(grid.nodes[..2].iter().all(|node| states(node).len() == 2));
+    let mut consumer = grid.nodes[0].consumer("messages");
+    let event = consumer.event();
+    eprintln!("grid: kill: its client is reported as lost after {:?}", killed.elapsed());
+    assert_eq!((&event["n"], &event["c"]), (&json!(3), &json!(lost)));
+    assert_eq!(
+        (&event["d"]["event"], &event["d"]["reason"]),
+        (&json!("close"), &json!("node_lost"))
+    );
+    consumer.done("queue.unpop", &json!({}));
 
     grid.restart(2);
     let restarted = Instant::now();
@@ -286,6 +295,12 @@ fn a_node_that_is_frozen_and_goes_on_costs_the_others_nothing() {
     assert!(longest < CALL_MAX, "{longest:?}");
     for subscriber in subscribers.drain(..4) {
         assert_eq!(subscriber.numbers(), (0..published).collect::<Vec<_>>());
+    }
+    let mut consumer = grid.nodes[0].consumer("messages");
+    for (event, reason) in [("close", "node_lost"), ("open", "node_found")] {
+        let told = consumer.event();
+        assert_eq!(told["c"], frozen);
+        assert_eq!((&told["d"]["event"], &told["d"]["reason"]), (&json!(event), &json!(reason)));
     }
     // What was published meanwhile they may have missed, and were counted so.
     for numbers in subscribers.into_iter().map(Subscriber::numbers) {
