@@ -7,7 +7,7 @@
 //! - `membership.rs`: which nodes there are. `dial.rs`: who is dialled, and when.
 //! - `interest.rs`: who wants to hear of which channel. `publish.rs`: tallies of publishes.
 //! - `quic.rs`: the transport, and the thread on which all of this runs. `identity.rs`: who belongs to
-//!   the grid.
+//!   the grid. `standing.rs`: how a mesh stands.
 //!
 //! # Subscribe, then publish
 //!
@@ -29,6 +29,7 @@ mod peers;
 mod publish;
 pub mod quic;
 mod session;
+mod standing;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};

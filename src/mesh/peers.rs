@@ -115,6 +115,11 @@ impl Told {
         self.waiting.push_back((self.number + u64::from(is_untold), shard, number));
     }
 
+    /// How many changes are waited for.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// When silence is as good as knowledge for some change.
     pub fn poll_timeout(&self) -> Option<u64> {
         if self.waiting.is_empty() {

@@ -68,6 +68,11 @@ impl Session {
         self.kept_bytes > KEPT_BYTES_MAX
     }
 
+    /// Bytes of what the other node has not acknowledged.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
     /// Adds a message; it goes with the next [`Self::flush`].
     pub fn push(&mut self, lane: Lane, to: wire::To, message: &Message) {
         let outgoing = self.outgoing.entry(lane).or_default();
