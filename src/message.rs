@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::address::{ClientId, NodeId, ShardAddress};
-use crate::metrics::Report;
+use crate::metrics::{MeshReport, Report};
 use crate::protocol::api::{Fault, Function, Reply, Tally};
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
@@ -64,6 +64,8 @@ pub enum Message {
     /// To the mesh: from now on this shard has subscribers of that channel, or has none any more. The
     /// number counts these messages of a shard from 1.
     Interest(u64, Arc<str>, bool),
+    /// To the mesh: how many clients this shard has now.
+    Clients(u64),
     /// From the mesh: all that the shard said about its interest, up to this number, is known to
     /// every node, or to those that could publish without asking.
     InterestKnown(u64),
@@ -118,7 +120,7 @@ pub enum Command {
     Join(Arc<str>, Terms),
     /// Ends that.
     Leave(Arc<str>),
-    /// Tells how things stand on the shard.
+    /// Tells how things stand on the shard, or with the mesh.
     Report,
     /// Of the mesh: tells which nodes there are.
     Nodes,
@@ -129,8 +131,10 @@ pub enum Command {
 pub enum Answer {
     /// Of a publish.
     Published(Tally),
-    /// Of [`Command::Report`].
+    /// Of [`Command::Report`], by a shard.
     Report(Box<Report>),
+    /// Of [`Command::Report`], by the mesh.
+    Mesh(Box<MeshReport>),
     /// Of anything else.
     Done(Result<Reply, Fault>),
 }

@@ -163,6 +163,38 @@ pub struct Report {
     pub events: Durations,
 }
 
+/// How things stand between a node and the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshReport {
+    /// The nodes that there is a session with.
+    pub nodes: Vec<NodeReport>,
+    /// Sessions that ended: a node was lost, or began anew.
+    pub sessions_ended: u64,
+    /// Publishes of which a node did not count its subscribers in time.
+    pub uncounted: u64,
+}
+
+/// How things stand with one other node. What was said is counted since the session with it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Its id.
+    pub node: u16,
+    /// Whether there is a link to it.
+    pub is_linked: bool,
+    /// Milliseconds that its last sign of life took.
+    pub round_trip_ms: u64,
+    /// Bytes that it is not known to have received.
+    pub waiting_bytes: u64,
+    /// Batches of messages for it.
+    pub sent_batches: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Batches of messages from it.
+    pub received_batches: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+}
+
 /// How things stand in one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicReport {
@@ -222,11 +254,14 @@ impl std::ops::AddAssign for Durations {
     }
 }
 
-/// The reports of all shards as OpenMetrics text.
-pub fn render(mut reports: Vec<Report>) -> String {
+/// The reports of all shards, and of the mesh if there is one, as OpenMetrics text.
+pub fn render(mut reports: Vec<Report>, mesh: Option<MeshReport>) -> String {
     reports.sort_by_key(|report| report.shard);
     let mut registry = Registry::with_prefix("gridcast");
     registry.register_collector(Box::new(Reports(reports)));
+    if let Some(mesh) = mesh {
+        registry.register_collector(Box::new(mesh));
+    }
     let mut out = String::new();
     text::encode(&mut out, &registry).expect("a string takes all that is written");
     out
@@ -262,6 +297,48 @@ const TOPIC_GAUGES: [Gauge<TopicReport>; 4] = [
     ("topic_consumers", "Consumers", |t| t.consumers),
     ("topic_oldest_milliseconds", "Age of the oldest message that waits", |t| t.oldest_ms),
 ];
+
+const NODE_GAUGES: [Gauge<NodeReport>; 3] = [
+    ("mesh_node_linked", "1 while there is a link to the node", |n| n.is_linked.into()),
+    ("mesh_round_trip_milliseconds", "What the last sign of life took", |n| n.round_trip_ms),
+    ("mesh_waiting_bytes", "Bytes that the node is not known to have", |n| n.waiting_bytes),
+];
+
+const NODE_COUNTERS: [Gauge<NodeReport>; 4] = [
+    ("mesh_sent_batches", "Batches of messages for the node", |n| n.sent_batches),
+    ("mesh_sent_bytes", "Bytes of messages for the node", |n| n.sent_bytes),
+    ("mesh_received_batches", "Batches of messages from the node", |n| n.received_batches),
+    ("mesh_received_bytes", "Bytes of messages from the node", |n| n.received_bytes),
+];
+
+const MESH_COUNTERS: [Gauge<MeshReport>; 2] = [
+    ("mesh_sessions_ended", "Nodes lost, or begun anew", |m| m.sessions_ended),
+    ("mesh_uncounted", "Publishes that a node did not count in time", |m| m.uncounted),
+];
+
+impl Collector for MeshReport {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, help, value) in MESH_COUNTERS {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value(self)).encode(metric)?;
+        }
+        for (name, help, value) in NODE_COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for node in &self.nodes {
+                let label = [("node", u32::from(node.node))];
+                ConstCounter::new(value(node)).encode(family.encode_family(&label)?)?;
+            }
+        }
+        for (name, help, value) in NODE_GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for node in &self.nodes {
+                let label = [("node", u32::from(node.node))];
+                ConstGauge::new(value(node) as i64).encode(family.encode_family(&label)?)?;
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Reports {
     /// What is summed over the shards.
@@ -348,7 +425,10 @@ mod tests {
         let topic =
             TopicReport { name: "a\"b".into(), messages: 7, bytes: 8, consumers: 1, oldest_ms: 9 };
         reports[0].topics.push(topic);
-        let text = render(reports);
+        let nodes =
+            vec![NodeReport { node: 7, sent_bytes: 8, is_linked: true, ..Default::default() }];
+        let mesh = MeshReport { nodes, sessions_ended: 2, uncounted: 0 };
+        let text = render(reports, Some(mesh));
         for line in [
             "gridcast_delivered_total 7",
             "gridcast_limits_hit_total{limit=\"clients\"} 440",
@@ -361,6 +441,9 @@ mod tests {
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
             "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",
             "gridcast_topic_messages{topic=\"a\\\"b\"} 7",
+            "gridcast_mesh_sessions_ended_total 2",
+            "gridcast_mesh_sent_bytes_total{node=\"7\"} 8",
+            "gridcast_mesh_node_linked{node=\"7\"} 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");

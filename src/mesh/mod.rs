@@ -38,7 +38,8 @@ use std::sync::Arc;
 
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
-use crate::protocol::api::{self, Code, Fault, NodeRow, Reply, Tally};
+use crate::metrics::{MeshReport, NodeReport};
+use crate::protocol::api::{self, Code, Fault, MeshRow, NodeRow, Reply, Tally};
 use crate::protocol::frame::Frame;
 use dial::Dialler;
 use interest::{ChannelHash, NodesInterest, OwnInterest};
@@ -85,6 +86,11 @@ pub struct Mesh {
     nodes: NodesInterest,
     publishes: Publishes,
     sessions_begun: u64,
+    sessions_ended: u64,
+    // Clients of each of our shards.
+    clients: Vec<u64>,
+    // Publishes that a node did not count in time.
+    uncounted: u64,
     // Nodes with something to send.
     touched: Vec<NodeId>,
     // Until when every peer is trusted at least.
@@ -112,6 +118,9 @@ impl Mesh {
             nodes: NodesInterest::default(),
             publishes: Publishes::default(),
             sessions_begun: 0,
+            sessions_ended: 0,
+            clients: vec![0; settings.shards],
+            uncounted: 0,
             touched: Vec::new(),
             all_trusted_until_ms: 0,
             care_ms: now_ms,
@@ -149,6 +158,7 @@ impl Mesh {
                 self.own.set(self.hash.of(&channel), from, is_on);
                 self.told.wait(self.own.has_changes(), from, number);
             }
+            (Party::Mesh, Message::Clients(clients)) => self.clients[from.index()] = clients,
             (Party::Mesh, Message::Ask { ticket, from: backend, command }) => match command {
                 Command::Publish(channel, frame) => {
                     let publish = Publish { backend, channel, frame };
@@ -156,6 +166,10 @@ impl Mesh {
                 }
                 Command::Nodes => {
                     let answer = Message::Answer(ticket, Answer::Done(Ok(self.nodes_page())));
+                    self.outbox.push_back((from, Party::Mesh, answer));
+                }
+                Command::Report => {
+                    let answer = Message::Answer(ticket, Answer::Mesh(Box::new(self.report())));
                     self.outbox.push_back((from, Party::Mesh, answer));
                 }
                 _ => debug_assert!(false, "shards ask the mesh for nothing else"),
@@ -328,7 +342,10 @@ impl Mesh {
         let mut has_silent_shards = false;
         for counter in silent {
             match counter {
-                Counter::Node(node) => tally.failed += self.nodes.last_known(channel, node),
+                Counter::Node(node) => {
+                    tally.failed += self.nodes.last_known(channel, node);
+                    self.uncounted += 1;
+                }
                 Counter::Shard(_) => has_silent_shards = true,
             }
         }
@@ -361,8 +378,13 @@ impl Mesh {
     /// This node and those within reach, as `GET /v1/nodes` tells them.
     fn nodes_page(&self) -> Reply {
         let Settings { node, api, advertise, .. } = self.settings;
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        let mut nodes = vec![NodeRow { node, api, mesh: Some((advertise, "up")), version }];
+        let own = MeshRow {
+            address: advertise,
+            state: "up",
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clients: self.clients.iter().sum(),
+        };
+        let mut nodes = vec![NodeRow { node, api, mesh: Some(own) }];
         nodes.extend(self.peers.values().map(|peer| {
             let suspected = |(member, is_suspected): (&Identity, bool)| {
                 is_suspected && member.node() == Some(peer.hello.node)
@@ -375,14 +397,40 @@ impl Mesh {
             NodeRow {
                 node: peer.hello.node,
                 api: peer.hello.api,
-                mesh: Some((peer.hello.mesh, state)),
-                version: peer.hello.software.clone(),
+                mesh: Some(MeshRow {
+                    address: peer.hello.mesh,
+                    state,
+                    version: peer.hello.software.clone(),
+                    clients: peer.clients,
+                }),
             }
         }));
         nodes.sort_by_key(|row| row.node);
         let mut page = Vec::new();
         api::put_nodes(&mut page, nodes.into_iter());
         Reply::Page("application/json", String::from_utf8_lossy(&page).into_owned())
+    }
+
+    /// How things stand with the other nodes.
+    fn report(&self) -> MeshReport {
+        let nodes = self.peers.iter().map(|(node, peer)| {
+            let traffic = peer.session.traffic();
+            NodeReport {
+                node: node.number(),
+                is_linked: peer.link.is_some(),
+                round_trip_ms: peer.round_trip_ms,
+                waiting_bytes: peer.session.kept_bytes() as u64,
+                sent_batches: traffic.sent_batches,
+                sent_bytes: traffic.sent_bytes,
+                received_batches: traffic.received_batches,
+                received_bytes: traffic.received_bytes,
+            }
+        });
+        MeshReport {
+            nodes: nodes.collect(),
+            sessions_ended: self.sessions_ended,
+            uncounted: self.uncounted,
+        }
     }
 
     fn tell_shards(&mut self, message: impl Fn() -> Message) {

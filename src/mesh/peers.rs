@@ -66,6 +66,10 @@ pub struct Peer {
     session_id: u64,
     /// What is said between us.
     pub session: Session,
+    /// How many clients it said it has.
+    pub clients: u64,
+    /// How long its last sign of life took to come after it was asked for.
+    pub round_trip_ms: u64,
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
@@ -283,11 +287,14 @@ impl Mesh {
                 Ok(())
             }
             Control::Ping(number) => {
-                self.say(id, &Control::Pong(number));
+                let clients = self.clients.iter().sum();
+                self.say(id, &Control::Pong(number, clients));
                 Ok(())
             }
-            Control::Pong(asked_ms) => {
+            Control::Pong(asked_ms, clients) => {
                 peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                peer.round_trip_ms = now_ms.saturating_sub(asked_ms);
+                peer.clients = clients;
                 Ok(())
             }
             Control::Received(lane, number) => {
@@ -380,6 +387,8 @@ impl Mesh {
             hello: hello.clone(),
             session_id,
             session: Session::default(),
+            clients: 0,
+            round_trip_ms: 0,
             link: None,
             lost_ms: now_ms,
             known: 0,
@@ -416,6 +425,7 @@ impl Mesh {
     fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
+        self.sessions_ended += 1;
         self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
         let incarnation = peer.hello.incarnation;
@@ -524,7 +534,7 @@ impl Mesh {
     ) -> Result<(), String> {
         let number = wire::batch_number(batch).map_err(|error| error.to_string())?;
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
-        let arrival = peer.session.arrived(lane, number);
+        let arrival = peer.session.arrived(lane, number, batch.len());
         if peer.acknowledge_ms.is_none() {
             peer.acknowledge_ms = Some(now_ms + ACKNOWLEDGE_MS);
             self.care_ms = self.care_ms.min(now_ms + ACKNOWLEDGE_MS);

@@ -31,6 +31,20 @@ pub struct Session {
     // Lanes with batches that were not acknowledged yet.
     unacknowledged: Vec<Lane>,
     ready: VecDeque<(Lane, Bytes)>,
+    traffic: Traffic,
+}
+
+/// What was said in a session, in both directions, what was said again left out.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Batches made for the other node.
+    pub sent_batches: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Batches that came.
+    pub received_batches: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -68,9 +82,14 @@ impl Session {
         self.kept_bytes > KEPT_BYTES_MAX
     }
 
-    /// Bytes of what the other node has not acknowledged.
+    /// Bytes that the other node is not known to have.
     pub fn kept_bytes(&self) -> usize {
         self.kept_bytes
+    }
+
+    /// What was said so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Adds a message; it goes with the next [`Self::flush`].
@@ -104,6 +123,8 @@ impl Session {
         wire::end_batch(&mut batch, outgoing.last);
         let batch = Bytes::from(batch);
         self.kept_bytes += batch.len();
+        self.traffic.sent_batches += 1;
+        self.traffic.sent_bytes += batch.len() as u64;
         outgoing.kept.push_back((outgoing.last, batch.clone()));
         self.ready.push_back((lane, batch));
     }
@@ -135,8 +156,8 @@ impl Session {
         }
     }
 
-    /// A batch has come.
-    pub fn arrived(&mut self, lane: Lane, number: u64) -> Arrival {
+    /// A batch of so many bytes has come.
+    pub fn arrived(&mut self, lane: Lane, number: u64, bytes: usize) -> Arrival {
         let incoming = self.incoming.entry(lane).or_default();
         if number > incoming.last + 1 {
             return Arrival::Gap;
@@ -149,6 +170,8 @@ impl Session {
             return Arrival::Repeated;
         }
         incoming.last = number;
+        self.traffic.received_batches += 1;
+        self.traffic.received_bytes += bytes as u64;
         Arrival::Next
     }
 
@@ -202,7 +225,7 @@ mod tests {
     #[test]
     fn a_batch_counts_once_and_a_missing_one_is_seen() {
         let mut session = Session::default();
-        let arrivals = [1, 2, 2, 1, 3, 5].map(|number| session.arrived(LANE, number));
+        let arrivals = [1, 2, 2, 1, 3, 5].map(|number| session.arrived(LANE, number, 10));
         use Arrival::{Gap, Next, Repeated};
         assert_eq!(arrivals, [Next, Next, Repeated, Repeated, Next, Gap]);
         assert_eq!(session.poll_acknowledgement(), Some((LANE, 3)));

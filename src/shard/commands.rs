@@ -277,7 +277,8 @@ impl Shard {
 
     /// Asks all shards how things stand; the answer is the text of `/metrics`.
     pub(super) fn call_report(&mut self, key: ConnectionKey, shape: HttpShape) {
-        let everywhere = self.all_shards();
+        let mut everywhere = self.all_shards();
+        everywhere.extend(self.settings.has_mesh.then_some(Party::Mesh));
         self.ask(key, Shape::Response(shape), Kind::Report, &everywhere, || Command::Report);
     }
 

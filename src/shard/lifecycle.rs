@@ -37,7 +37,6 @@ impl Shard {
     pub(super) fn write_with(&mut self, key: ConnectionKey, put: impl FnOnce(&mut Vec<u8>)) {
         if let Some(connection) = self.connections.get(key)
             && matches!(connection.phase, Phase::Open | Phase::Flushing)
-            && !connection.is_broken
         {
             connection.outbound.prepare(&mut self.batches);
             connection.outbound.push_with(put);

@@ -293,7 +293,7 @@ impl Shard {
                 }
             }
             // For the mesh.
-            Message::Interest(..) => {}
+            Message::Interest(..) | Message::Clients(_) => {}
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
             Message::FailedTry(address) => self.note_failed_try(address),
@@ -329,6 +329,7 @@ impl Shard {
             self.topics.next_look(),
             self.next_drain(),
             self.wards.next_turn(self.now.ms),
+            self.next_telling(),
         ];
         times.into_iter().flatten().min()
     }
@@ -336,6 +337,7 @@ impl Shard {
     /// The next message for another shard, or the mesh.
     pub fn poll_message(&mut self) -> Option<(Party, Message)> {
         self.tell_interest();
+        self.tell_clients();
         self.outbox.pop_front()
     }
 

@@ -21,10 +21,16 @@ pub struct Nodes {
     consumers: BTreeSet<ConnectionKey>,
     // Up to which of our changes of interest all nodes know.
     known: u64,
+    // How many clients we have, as we told the mesh, and when.
+    clients: u64,
+    clients_ms: u64,
     // What waits for that, in the order of the changes. One entry per question or handshake at
     // most, which have bounds of their own.
     waiting: VecDeque<(u64, Waiting)>,
 }
+
+/// Between two times that the mesh is told how many clients there are, in milliseconds.
+const CLIENTS_MS: u64 = 500;
 
 /// A node within reach.
 #[derive(Debug)]
@@ -152,6 +158,21 @@ impl Shard {
         while let Some((number, channel, is_on)) = self.channels.poll_change() {
             self.outbox.push_back((Party::Mesh, Message::Interest(number, channel, is_on)));
         }
+    }
+
+    /// Tells the mesh how many clients there are, if it is time to.
+    pub(super) fn tell_clients(&mut self) {
+        if self.next_telling().is_some_and(|due_ms| due_ms <= self.now.ms) {
+            let clients = self.clients.len() as u64;
+            (self.nodes.clients, self.nodes.clients_ms) = (clients, self.now.ms);
+            self.outbox.push_back((Party::Mesh, Message::Clients(clients)));
+        }
+    }
+
+    /// When the mesh is to be told.
+    pub(super) fn next_telling(&self) -> Option<u64> {
+        let is_news = self.nodes.clients != self.clients.len() as u64;
+        (self.settings.has_mesh && is_news).then_some(self.nodes.clients_ms + CLIENTS_MS)
     }
 
     /// Answers a subscribe when every node knows of these channels: only then does a publish through

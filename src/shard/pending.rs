@@ -1,7 +1,7 @@
 //! Questions that were asked of other shards and are not answered yet.
 
 use crate::message::{Answer, ConnectionKey, Ticket};
-use crate::metrics::{self, Report};
+use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
 
 /// Questions of one shard that may wait at the same time. Beyond it calls fail with 103.
@@ -35,7 +35,7 @@ pub enum Kind {
     Pop(u64),
     /// Likewise.
     Unpop,
-    /// Of all shards: how things stand there. Those that are silent are left out.
+    /// Of all shards and the mesh: how things stand there. Those that are silent are left out.
     Report,
     /// Of the mesh: which nodes there are.
     Nodes,
@@ -76,6 +76,7 @@ struct Question {
     awaited: usize,
     tally: Tally,
     reports: Vec<Report>,
+    mesh: Option<Box<MeshReport>>,
     outcome: Result<Reply, Fault>,
 }
 
@@ -106,6 +107,7 @@ impl Pending {
             awaited,
             tally: Tally::default(),
             reports: Vec::new(),
+            mesh: None,
             outcome: Ok(Reply::Done),
         };
         let index = self.free.pop().unwrap_or_else(|| {
@@ -123,6 +125,7 @@ impl Pending {
         match answer {
             Answer::Published(tally) => question.tally += tally,
             Answer::Report(report) => question.reports.push(*report),
+            Answer::Mesh(report) => question.mesh = Some(report),
             Answer::Done(Err(fault)) => question.outcome = Err(fault),
             Answer::Done(Ok(reply)) if question.outcome.is_ok() => question.outcome = Ok(reply),
             Answer::Done(Ok(_)) => {}
@@ -170,7 +173,10 @@ impl Question {
     /// What its answers add up to.
     fn sum(self) -> Reply {
         match self.kind {
-            Kind::Report => Reply::Page(metrics::CONTENT_TYPE, metrics::render(self.reports)),
+            Kind::Report => {
+                let mesh = self.mesh.map(|report| *report);
+                Reply::Page(metrics::CONTENT_TYPE, metrics::render(self.reports, mesh))
+            }
             _ => Reply::Published(self.tally),
         }
     }

@@ -207,7 +207,7 @@ impl Shard {
 
     fn nodes(&self) -> String {
         let (node, api) = (self.settings.node, self.settings.api.advertise);
-        let row = NodeRow { node, api, mesh: None, version: String::new() };
+        let row = NodeRow { node, api, mesh: None };
         let mut page = Vec::new();
         api::put_nodes(&mut page, std::iter::once(row));
         String::from_utf8_lossy(&page).into_owned()

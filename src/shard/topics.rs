@@ -129,12 +129,7 @@ impl Shard {
             self.counters.oversized += 1;
             return self.close_client(key, close::TOO_LARGE);
         }
-        let waits = !self.push_or_wait(topic, client, Some(key));
-        if waits
-            && self.connections.get(key).is_some_and(|connection| connection.client().is_some())
-        {
-            self.pause(key, Pause::Topic);
-        }
+        self.push_or_wait(topic, client, Some(key));
     }
 
     /// Puts a report about a client of a node that is or was lost into a topic. No route of this
@@ -156,23 +151,22 @@ impl Shard {
     }
 
     /// Pushes the event that was just written if there is room for it. If not it waits, and with it
-    /// the connection that it is from.
-    fn push_or_wait(
-        &mut self,
-        topic: &Arc<str>,
-        client: ClientId,
-        from: Option<ConnectionKey>,
-    ) -> bool {
+    /// the client that it is from.
+    fn push_or_wait(&mut self, topic: &Arc<str>, client: ClientId, from: Option<ConnectionKey>) {
         let frame = Frame::from_encoded(&self.event);
         let feeder = self.topics.feeders.get_mut(topic).expect("what feeds a topic has a feeder");
         if feeder.take(frame.bytes().len()) {
-            self.push(topic, client, frame);
-            return true;
+            return self.push(topic, client, frame);
         }
         self.counters.limits.topic += 1;
         feeder.wait(Waiting { from, client, frame });
+        if let Some(key) = from
+            && self.connections.get(key).is_some_and(|connection| connection.client().is_some())
+        {
+            self.pause(key, Pause::Topic);
+        }
+        // Now, since the room may be there at once.
         self.ask_for_room(topic);
-        false
     }
 
     fn ask_for_room(&mut self, topic: &Arc<str>) {

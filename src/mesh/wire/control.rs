@@ -52,7 +52,10 @@ fn put_body(out: &mut Vec<u8>, control: &Control) {
         }
         Control::InterestKnown(number) => put_numbered(out, INTEREST_KNOWN, *number),
         Control::Ping(number) => put_numbered(out, PING, *number),
-        Control::Pong(number) => put_numbered(out, PONG, *number),
+        Control::Pong(number, clients) => {
+            put_numbered(out, PONG, *number);
+            put_u64(out, *clients);
+        }
         Control::Received(lane, number) => {
             out.push(RECEIVED);
             put_received(out, &(*lane, *number));
@@ -105,7 +108,7 @@ pub fn read_control(frame: &[u8]) -> Result<Control, WireError> {
         },
         INTEREST_KNOWN => Control::InterestKnown(fields.u64()?),
         PING => Control::Ping(fields.u64()?),
-        PONG => Control::Pong(fields.u64()?),
+        PONG => Control::Pong(fields.u64()?, fields.u64()?),
         RECEIVED => Control::Received(fields.lane()?, fields.u64()?),
         kind => return Err(WireError::Unknown(kind)),
     };

@@ -166,6 +166,7 @@ fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
             true
         }
         Message::Interest(..)
+        | Message::Clients(_)
         | Message::InterestKnown(_)
         | Message::NodeUp { .. }
         | Message::NodeDown(_)
@@ -325,7 +326,9 @@ fn put_answer(out: &mut Vec<u8>, answer: &Answer) -> bool {
             put_u16(out, fault.code.number() as u16);
             put_text(out, &fault.message);
         }
-        Answer::Report(_) | Answer::Done(Ok(Reply::Published(_) | Reply::Page(..))) => {
+        Answer::Report(_)
+        | Answer::Mesh(_)
+        | Answer::Done(Ok(Reply::Published(_) | Reply::Page(..))) => {
             return false;
         }
     }

@@ -63,8 +63,8 @@ pub enum Control {
     InterestKnown(u64),
     /// Asks for [`Control::Pong`] with this number, at once.
     Ping(u64),
-    /// The answer.
-    Pong(u64),
+    /// The answer, and how many clients the node has.
+    Pong(u64, u64),
     /// Of this lane all batches up to this number have come.
     Received(Lane, u64),
 }

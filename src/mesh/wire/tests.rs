@@ -34,7 +34,7 @@ fn controls() -> Vec<Control> {
         Control::Interest { number: 2, is_whole: false, on: vec![], off: vec![7] },
         Control::InterestKnown(2),
         Control::Ping(3),
-        Control::Pong(3),
+        Control::Pong(3, 4),
         Control::Received(Lane::Mesh, 4),
     ]
 }
@@ -187,6 +187,7 @@ fn what_concerns_one_node_alone_is_not_put() {
         answer(Reply::Published(Tally::default())),
         answer(Reply::Page("text/plain", "page".into())),
         Message::Answer(Ticket(1), Answer::Report(Box::default())),
+        Message::Answer(Ticket(1), Answer::Mesh(Box::default())),
         topic(TopicMessage::Push(ClientId::from_value(1), frame())),
         topic(TopicMessage::WantCredit(1)),
         topic(TopicMessage::Credit(Credit::default())),
@@ -194,6 +195,7 @@ fn what_concerns_one_node_alone_is_not_put() {
         topic(TopicMessage::Start(backend())),
         Message::Interest(1, "channel".into(), true),
         Message::InterestKnown(1),
+        Message::Clients(1),
         Message::NodeUp { node: NodeId::new(1).unwrap(), shards: 2, incarnation: 3 },
         Message::NodeDown(NodeId::new(1).unwrap()),
         Message::NodeDead(NodeId::new(1).unwrap(), 2),

@@ -233,10 +233,21 @@ pub struct NodeRow {
     pub node: NodeId,
     /// Where back ends reach it.
     pub api: SocketAddr,
-    /// Where other nodes reach it, and how it stands with it; `None`: it has no mesh.
-    pub mesh: Option<(SocketAddr, &'static str)>,
+    /// What its mesh says; `None`: it has none.
+    pub mesh: Option<MeshRow>,
+}
+
+/// One node of the grid, as seen from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshRow {
+    /// Where other nodes reach it.
+    pub address: SocketAddr,
+    /// `up`, `suspected`, or `lost`: for now there is no link to it.
+    pub state: &'static str,
     /// The version of its software.
     pub version: String,
+    /// Its clients, as of a second ago.
+    pub clients: u64,
 }
 
 /// How many connections took a message, and how many did not.

@@ -7,7 +7,7 @@ use base64::Engine;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-use super::{BASE64, Fault, Info, NodeRow, Reply};
+use super::{BASE64, Fault, Info, MeshRow, NodeRow, Reply};
 use crate::address::{ClientId, NodeId};
 use crate::protocol::frame::{self, Frame, Kind, Opcode};
 use crate::protocol::json::{put_number, put_string};
@@ -76,7 +76,7 @@ fn put_info(out: &mut Vec<u8>, info: &Info) {
 /// Appends what `GET /v1/nodes` answers.
 pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
     out.extend_from_slice(b"{\"nodes\":[");
-    for (index, NodeRow { node, api, mesh, version }) in nodes.enumerate() {
+    for (index, NodeRow { node, api, mesh }) in nodes.enumerate() {
         let comma = if index > 0 { "," } else { "" };
         let (node, ip, port) = (node.number(), api.ip(), api.port());
         let row = format!(
@@ -84,8 +84,10 @@ pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
              \"port\":{port}"
         );
         out.extend_from_slice(row.as_bytes());
-        if let Some((address, state)) = mesh {
-            let row = format!(",\"mesh\":\"{address}\",\"state\":\"{state}\",\"version\":");
+        if let Some(MeshRow { address, state, version, clients }) = mesh {
+            let row = format!(
+                ",\"mesh\":\"{address}\",\"state\":\"{state}\",\"clients\":{clients},\"version\":"
+            );
             out.extend_from_slice(row.as_bytes());
             put_string(out, &version);
         }
