@@ -10,7 +10,7 @@ use super::link::{Effect, Lane, LinkId};
 use super::membership::{Change, Identity};
 use super::session::{Arrival, Session};
 use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
-use super::{Counter, Mesh, Publish};
+use super::{Counter, Mesh, Publish, subscribed_by};
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
@@ -562,6 +562,10 @@ impl Mesh {
         }
         match (to, lane, message) {
             (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
+                for channel in subscribed_by(&message) {
+                    let until_ms = now_ms + self.settings.answer_ms;
+                    self.subscribed_here.note(until_ms, self.hash.of(channel), to);
+                }
                 let from = Party::Shard(ShardAddress { node, shard: from });
                 self.outbox.push_back((to, from, message));
                 Ok(())
