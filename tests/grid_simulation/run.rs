@@ -49,6 +49,9 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     let steady = world.shared.random.below(world.nodes.len());
     world.join(steady, Role::Backend(Backend::steady()));
     world.run_until(world.plan.busy_ms + HEALED_MS);
+    if is_verbose {
+        tell_topics(&world);
+    }
     check_members(&world);
     check_peers(&world);
     check_pushes(&world);
@@ -58,11 +61,21 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     summary
 }
 
+fn tell_topics(world: &World) {
+    for node in &world.nodes {
+        for topic in node.shards.iter().flat_map(|shard| shard.report().topics) {
+            println!("node {} {topic:?}", node.index);
+        }
+    }
+}
+
 fn check_members(world: &World) {
     for node in &world.nodes {
         assert_eq!(node.life, Life::Up);
-        let seen: Vec<_> = node.mesh.linked().collect();
-        let others = (0..world.nodes.len()).filter(|&other| other != node.index).map(node_id);
+        let seen = node.mesh.report().nodes.into_iter().filter(|row| row.is_linked);
+        let seen: Vec<u16> = seen.map(|row| row.node).collect();
+        let others = (0..world.nodes.len()).filter(|&other| other != node.index);
+        let others = others.map(|other| node_id(other).number());
         assert_eq!(seen, others.collect::<Vec<_>>(), "nodes that node {} sees", node.index);
     }
 }
@@ -187,7 +200,8 @@ fn check_empty(node: &Node) {
         let left = (report.pending_calls, report.unfinished_fanouts, consumers);
         assert_eq!(left, (0, 0, 0), "at {at:?}: calls, fan-outs, consumers");
     }
-    let left = (node.mesh.kept_bytes(), node.mesh.waiting());
+    let kept_bytes: u64 = node.mesh.report().nodes.iter().map(|row| row.waiting_bytes).sum();
+    let left = (kept_bytes, node.mesh.waiting());
     assert_eq!(left, (0, 0), "in the mesh of node {}: bytes, what waits", node.index);
 }
 
