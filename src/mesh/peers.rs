@@ -327,6 +327,11 @@ impl Mesh {
         let Some((held, offered)) = said else { return Ok(()) };
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
+        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
+        if is_resumed && holds != Some(held) {
+            // It ended since we said that we hold it: they go on with what we have not.
+            return Err("the session that it goes on with is over".into());
+        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
     }
