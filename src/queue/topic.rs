@@ -348,6 +348,7 @@ impl Topic {
             self.attach(now_us, client, number, owner);
         }
         self.settle(now_us, client);
+        self.fill(id);
         self.forget_if_left(id);
     }
 
@@ -747,7 +748,10 @@ impl Consumer {
     }
 
     fn has_room(&self) -> bool {
+        // What it still has from a queue.pop before may come back: then it goes first.
+        let is_clear = self.handed.front().is_none_or(|(_, item)| item.pop == self.pop);
         self.state == State::Active
+            && is_clear
             && self.handed.len() < self.window_messages
             && self.handed_bytes < self.window_bytes
     }

@@ -132,9 +132,9 @@ fn what_a_consumer_has_to_write_from_before_stays_with_it_when_it_gives_back_the
     (0..2).for_each(|message| push(&mut topic, message, message));
     assert!(topic.leave(0, consumer(1)));
     joined(&mut topic, 1, Terms { pop: 2, ..ACKNOWLEDGED });
-    topic.written(0, consumer(1), 1);
     (2..4).for_each(|message| push(&mut topic, 1, message));
-    assert_eq!(delivered(&mut topic), [(1, 0), (1, 1), (1, 2)]);
+    topic.written(0, consumer(1), 1);
+    assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)], "the second may come back");
     assert!(topic.leave(0, consumer(1)));
     joined(&mut topic, 2, PLAIN);
     assert_eq!(delivered(&mut topic), [], "what came before of the client is not written");
