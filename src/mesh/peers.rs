@@ -508,6 +508,10 @@ impl Mesh {
         if peer.ping_ms <= now_ms {
             peer.ping_ms = now_ms + PING_MS;
             says.push(Control::Ping(now_ms));
+            if !self.membership.has(node) {
+                let Hello { incarnation, mesh, .. } = peer.hello;
+                self.membership.meet(now_ms, Identity::new(node, incarnation, mesh));
+            }
         }
         if peer.acknowledge_ms.is_some_and(|due_ms| due_ms <= now_ms) {
             peer.acknowledge_ms = None;
