@@ -10,7 +10,7 @@ use super::link::{Effect, Lane, LinkId};
 use super::membership::{Change, Identity};
 use super::session::{Arrival, Session};
 use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
-use super::{Counter, Mesh, Publish};
+use super::{Counter, Mesh, Publish, subscribed_by};
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
@@ -128,6 +128,11 @@ impl Told {
     /// A shard waits until its change is known, which the next telling will have if there is one.
     pub fn wait(&mut self, is_untold: bool, shard: ShardId, number: u64) {
         self.waiting.push_back((self.number + u64::from(is_untold), shard, number));
+    }
+
+    /// How many changes are waited for.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// When silence is as good as knowledge for some change.
@@ -344,6 +349,11 @@ impl Mesh {
         }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
+        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
+        if is_resumed && holds != Some(held) {
+            // It ended since we said that we hold it: they go on with what we have not.
+            return Err("the session that it goes on with is over".into());
+        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
     }
@@ -536,6 +546,10 @@ t        self.nodes.forget(node);
         if peer.ping_ms <= now_ms {
             peer.ping_ms = now_ms + PING_MS;
             says.push(Control::Ping(now_ms));
+            if !self.membership.has(node) {
+                let Hello { incarnation, mesh, .. } = peer.hello;
+                self.membership.meet(now_ms, Identity::new(node, incarnation, mesh));
+            }
         }
         if peer.acknowledge_ms.is_some_and(|due_ms| due_ms <= now_ms) {
             peer.acknowledge_ms = None;
@@ -602,6 +616,10 @@ t        self.nodes.forget(node);
         }
         match (to, lane, message) {
             (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
+                for channel in subscribed_by(&message) {
+                    let until_ms = now_ms + self.settings.answer_ms;
+                    self.subscribed_here.note(until_ms, self.hash.of(channel), to);
+                }
                 let from = Party::Shard(ShardAddress { node, shard: from });
                 self.outbox.push_back((to, from, message));
                 Ok(())
