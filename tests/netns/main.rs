@@ -92,7 +92,7 @@ impl Scene {
 
     /// All is as if nothing had been.
     #[track_caller]
-    fn is_whole(mut self, event: &str) {
+    fn checked(mut self, event: &str) {
         self.becomes_right(event, ALL);
         let all = [1, 2, 3].map(|id| (id, "up".to_owned()));
         let took =
@@ -117,7 +117,7 @@ fn both_sides_of_a_partition_go_on_and_meet_again() {
     scene.reaches(0, &[0]);
     scene.reaches(1, &[1, 2]);
     scene.net.heal();
-    scene.is_whole("healed");
+    scene.checked("healed");
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn nodes_of_which_one_does_not_hear_the_other_go_on_with_the_rest() {
     scene.reaches(1, &[1, 2]);
     scene.reaches(2, &[0, 1, 2]);
     scene.net.heal();
-    scene.is_whole("it does again");
+    scene.checked("it does again");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_node_whose_interface_goes_down_and_up_comes_back() {
     scene.reaches(2, &[2]);
     scene.reaches(0, &[0, 1]);
     scene.net.plug(2);
-    scene.is_whole("it is up");
+    scene.checked("it is up");
 }
 
 #[test]
@@ -163,5 +163,5 @@ fn a_short_break_of_the_network_costs_nothing() {
         }
     }
     scene.net.heal();
-    scene.is_whole("a second later");
+    scene.checked("a second later");
 }
