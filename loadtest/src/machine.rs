@@ -15,8 +15,7 @@ const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// A runtime whose threads keep off the server's CPUs: one on each of the others.
 ///
-/// The calling thread keeps its affinity, so that a server it starts inherits all CPUs. Where the
-/// server has every CPU, the threads share them with it.
+/// Where the server has every CPU, the threads share them with it.
 pub fn runtime_beside(server_cpus: &[usize]) -> Result<Runtime> {
     let cpus = cpus_beside(server_cpus)?;
     let threads = (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).count();
@@ -40,6 +39,13 @@ fn cpus_beside(server_cpus: &[usize]) -> Result<CpuSet> {
         others.unset(cpu)?;
     }
     Ok(if others == CpuSet::new() { all } else { others })
+}
+
+/// Keeps the calling thread, and what it starts from now on, to `cpus`.
+pub fn keep_to(cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    cpus.iter().try_for_each(|&cpu| set.set(cpu))?;
+    sched_setaffinity(THIS_THREAD, &set).with_context(|| format!("cannot keep to CPUs {cpus:?}"))
 }
 
 /// Raises the soft limit of open descriptors to the hard one; a server started later inherits it.

@@ -20,6 +20,7 @@ pub struct Run {
     latency_us: Percentiles<f64>,
     damage: Damage,
     memory_bytes: Option<u64>,
+    figures: Vec<(String, f64)>,
     beside: Option<Beside>,
 }
 
@@ -44,12 +45,19 @@ impl Run {
     /// A run that did at `cost` as many units of work as there are latencies.
     pub fn new(cost: Cost, latencies: &Latencies, damage: Damage) -> Self {
         let (units, latency_us) = (latencies.count(), latencies.percentiles_us());
-        Self { units, cost, latency_us, damage, memory_bytes: None, beside: None }
+        let (memory_bytes, figures, beside) = (None, Vec::new(), None);
+        Self { units, cost, latency_us, damage, memory_bytes, figures, beside }
     }
 
     /// Adds by how much the server's memory has grown for all units.
     pub fn with_memory(self, bytes: u64) -> Self {
         Self { memory_bytes: Some(bytes), ..self }
+    }
+
+    /// Adds a figure that only some scenarios have; `name` tells its unit.
+    pub fn with_figure(mut self, name: impl Into<String>, value: f64) -> Self {
+        self.figures.push((name.into(), value));
+        self
     }
 
     /// Adds what was seen beside the units of work.
@@ -62,7 +70,11 @@ impl Run {
     }
 
     fn cpu_us_per_unit(&self) -> f64 {
-        self.cost.cpu.as_secs_f64() * 1e6 / self.units as f64
+        self.cost.cpu().as_secs_f64() * 1e6 / self.units as f64
+    }
+
+    fn client_cpu_us_per_unit(&self) -> f64 {
+        self.cost.client_cpu.as_secs_f64() * 1e6 / self.units as f64
     }
 
     fn memory_bytes_per_unit(&self) -> Option<f64> {
@@ -95,13 +107,20 @@ impl Spread {
 #[derive(Serialize)]
 pub struct Report {
     scenario: String,
+    server: String,
     unit: &'static str,
     runs: usize,
     units: u64,
     units_per_second: Spread,
     server_cpu_us_per_unit: Spread,
+    /// What the load test itself took: to be less than what the server did, or it is the load test
+    /// that is measured.
+    client_cpu_us_per_unit: Spread,
     latency_us: Percentiles<Spread>,
     server_memory_bytes_per_unit: Option<Spread>,
+    /// What only some scenarios have, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    figures: Vec<(String, Spread)>,
     #[serde(flatten)]
     damage: Damage,
     /// Of each run.
@@ -110,22 +129,25 @@ pub struct Report {
 }
 
 impl Report {
-    /// Sums up the runs of `scenario`, of which there is at least one.
-    pub fn new(scenario: &Scenario, runs: &[Run]) -> Self {
+    /// Sums up the runs of `scenario` against `server`, of which there is at least one.
+    pub fn new(scenario: &Scenario, server: String, runs: &[Run]) -> Self {
         let spread = |figure: &dyn Fn(&Run) -> f64| {
             Spread::of(runs.iter().map(figure)).expect("there is at least one run")
         };
         Self {
             scenario: scenario.title(),
+            server,
             unit: scenario.unit(),
             runs: runs.len(),
             units: runs.iter().map(|run| run.units).sum(),
             units_per_second: spread(&Run::rate),
             server_cpu_us_per_unit: spread(&Run::cpu_us_per_unit),
+            client_cpu_us_per_unit: spread(&Run::client_cpu_us_per_unit),
             latency_us: Percentiles::each(|percentile| spread(&|run| percentile(&run.latency_us))),
             server_memory_bytes_per_unit: Spread::of(
                 runs.iter().filter_map(Run::memory_bytes_per_unit),
             ),
+            figures: figures(runs),
             damage: runs.iter().map(|run| run.damage).sum(),
             beside: runs.iter().filter_map(|run| run.beside.clone()).collect(),
         }
@@ -137,6 +159,16 @@ impl Report {
     }
 }
 
+/// The spread of each figure that the first run has, and so have the others.
+fn figures(runs: &[Run]) -> Vec<(String, Spread)> {
+    let names = runs.iter().take(1).flat_map(|run| &run.figures).map(|(name, _)| name);
+    let of_all = |name: &String| {
+        let figures = runs.iter().flat_map(|run| &run.figures);
+        Spread::of(figures.filter(|figure| figure.0 == *name).map(|figure| figure.1))
+    };
+    names.filter_map(|name| Some((name.clone(), of_all(name)?))).collect()
+}
+
 /// The heading of the table whose rows are the displayed reports.
 pub fn heading() -> String {
     let latencies = format!(
@@ -144,10 +176,19 @@ pub fn heading() -> String {
         "p50 µs", "p90 µs", "p99 µs", "p99.9 µs", "max µs"
     );
     format!(
-        "Rate, server CPU (user and system) and memory: median (least–most) of the runs; \
-         latencies: median of the runs, max of all.\n\n\
-         {:<44} {:>10} {:>30} {:>24} {latencies} {:>6} {:>7} {:>10} {:>22}",
-        "scenario", "unit", "units/s", "CPU µs/unit", "lost", "doubled", "misordered", "bytes/unit"
+        "Rate, server CPU (user and system) and memory: median (least–most) of the runs; the load \
+         test's own CPU per unit and latencies: median of the runs, max of all.\n\n\
+         {:<44} {:<8} {:>10} {:>30} {:>24} {:>9} {latencies} {:>6} {:>7} {:>10} {:>22}",
+        "scenario",
+        "server",
+        "unit",
+        "units/s",
+        "CPU µs/unit",
+        "client",
+        "lost",
+        "doubled",
+        "misordered",
+        "bytes/unit"
     )
 }
 
@@ -157,9 +198,10 @@ impl fmt::Display for Report {
         let range = |Spread { median, min, max }: Spread, digits: usize| {
             format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
         };
-        write!(f, "{:<44} {:>10} ", self.scenario, self.unit)?;
+        write!(f, "{:<44} {:<8} {:>10} ", self.scenario, self.server, self.unit)?;
         write!(f, "{:>30} ", range(self.units_per_second, 0))?;
         write!(f, "{:>24} ", range(self.server_cpu_us_per_unit, 2))?;
+        write!(f, "{:>9.2} ", self.client_cpu_us_per_unit.median)?;
         let Percentiles { p50, p90, p99, p99_9, max } = self.latency_us;
         for latency_us in [p50.median, p90.median, p99.median, p99_9.median, max.max] {
             write!(f, "{latency_us:>10.1} ")?;
@@ -168,6 +210,9 @@ impl fmt::Display for Report {
         write!(f, "{lost:>6} {doubled:>7} {misordered:>10} ")?;
         let memory = self.server_memory_bytes_per_unit.map(|bytes| range(bytes, 0));
         write!(f, "{:>22}", memory.as_deref().unwrap_or("–"))?;
+        for (name, figure) in &self.figures {
+            write!(f, "\n    {name}: {}", range(*figure, 1))?;
+        }
         self.beside.iter().try_for_each(|beside| write!(f, "\n    {beside}"))
     }
 }

@@ -36,7 +36,8 @@ impl ChannelHash {
 pub struct ShardSet([u64; 4]);
 
 impl ShardSet {
-    fn set(&mut self, shard: ShardId, is_in: bool) {
+    /// Puts a shard in or takes it out.
+    pub fn set(&mut self, shard: ShardId, is_in: bool) {
         let (word, bit) = (shard.index() / 64, 1 << (shard.index() % 64));
         match is_in {
             true => self.0[word] |= bit,

@@ -1,7 +1,7 @@
 //! Which nodes there are: SWIM, by the library foca. Its packets travel as datagrams of links; it
 //! tells of nodes that no link leads to yet, and when the nodes agree that one is dead.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;
@@ -78,6 +78,8 @@ pub struct Membership {
     // By when they are due, in milliseconds, and the order they came in.
     timers: BTreeMap<(u64, u64), Timer<Identity>>,
     timers_set: u64,
+    // By id: those that are members now.
+    up: BTreeSet<u16>,
     changes: VecDeque<Change>,
     datagrams: VecDeque<(NodeId, Bytes)>,
 }
@@ -114,12 +116,19 @@ impl Membership {
             runtime: AccumulatingRuntime::new(),
             timers: BTreeMap::new(),
             timers_set: 0,
+            up: BTreeSet::new(),
             changes: VecDeque::new(),
             datagrams: VecDeque::new(),
         }
     }
 
-    /// There is a link to this member: asks it to take us in, and whom it knows.
+    /// Whether such a node is a member.
+    pub fn has(&self, node: NodeId) -> bool {
+        self.up.contains(&node.number())
+    }
+
+    /// There is a link to this member: asks it to take us in, and whom it knows. To be called again
+    /// until it is a member: what is asked and what is answered may get lost.
     pub fn meet(&mut self, now_ms: u64, member: Identity) {
         // It fails only if what is announced does not fit a packet, and it does.
         let _ = self.foca.announce(member, &mut self.runtime);
@@ -180,8 +189,12 @@ impl Membership {
         }
         while let Some(notification) = self.runtime.to_notify() {
             match notification {
-                OwnedNotification::MemberUp(member) => self.changes.push_back(Change::Up(member)),
+                OwnedNotification::MemberUp(member) => {
+                    self.up.insert(member.node);
+                    self.changes.push_back(Change::Up(member));
+                }
                 OwnedNotification::MemberDown(member) => {
+                    self.up.remove(&member.node);
                     self.changes.push_back(Change::Down(member));
                 }
                 OwnedNotification::Rejoin(_) => self.changes.push_back(Change::Returned),

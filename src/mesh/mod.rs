@@ -5,9 +5,10 @@
 //! - `peers.rs`: who is at the other end of a link, and what the meshes tell each other.
 //! - `session.rs`: what is said between two nodes, once and in order, over however many links.
 //! - `membership.rs`: which nodes there are. `dial.rs`: who is dialled, and when.
-//! - `interest.rs`: who wants to hear of which channel. `publish.rs`: tallies of publishes.
+//! - `interest.rs`: who wants to hear of which channel, `under_way.rs`: who is about to. `publish.rs`:
+//!   tallies of publishes.
 //! - `quic.rs`: the transport, and the thread on which all of this runs. `identity.rs`: who belongs to
-//!   the grid.
+//!   the grid. `standing.rs`: how a mesh stands.
 //!
 //! # Subscribe, then publish
 //!
@@ -29,6 +30,8 @@ mod peers;
 mod publish;
 pub mod quic;
 mod session;
+mod standing;
+mod under_way;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -38,7 +41,7 @@ use std::sync::Arc;
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
 use crate::metrics::{MeshReport, NodeReport};
-use crate::protocol::api::{self, Code, Fault, MeshRow, NodeRow, Reply, Tally};
+use crate::protocol::api::{self, Code, Fault, Function, MeshRow, NodeRow, Reply, Tally};
 use crate::protocol::frame::Frame;
 use dial::Dialler;
 use interest::{ChannelHash, NodesInterest, OwnInterest};
@@ -46,6 +49,7 @@ use link::{Effect, Event, Lane, LinkId};
 use membership::{Identity, Membership};
 use peers::{Link, Peer, Told};
 use publish::{Asker, Counted, Counter, Publishes};
+use under_way::UnderWay;
 use wire::To;
 
 /// What a node's mesh is told when it is made.
@@ -83,6 +87,8 @@ pub struct Mesh {
     own: OwnInterest,
     told: Told,
     nodes: NodesInterest,
+    subscribed_there: UnderWay<NodeId>,
+    subscribed_here: UnderWay<ShardId>,
     publishes: Publishes,
     sessions_begun: u64,
     sessions_ended: u64,
@@ -115,6 +121,8 @@ impl Mesh {
             own: OwnInterest::default(),
             told: Told::default(),
             nodes: NodesInterest::default(),
+            subscribed_there: UnderWay::default(),
+            subscribed_here: UnderWay::default(),
             publishes: Publishes::default(),
             sessions_begun: 0,
             sessions_ended: 0,
@@ -154,7 +162,7 @@ impl Mesh {
     /// A shard of this node says something to the mesh or to a shard of another node.
     pub fn handle_message(&mut self, now_ms: u64, from: ShardId, to: Party, message: Message) {
         match (to, message) {
-            (Party::Shard(to), message) => self.pass_on(from, to, message),
+            (Party::Shard(to), message) => self.pass_on(now_ms, from, to, message),
             (Party::Mesh, Message::Interest(number, channel, is_on)) => {
                 self.own.set(self.hash.of(&channel), from, is_on);
                 self.told.wait(self.own.has_changes(), from, number);
@@ -185,6 +193,8 @@ impl Mesh {
     /// Does what is due, and sends what has gathered. To be called once a turn, after what it has
     /// been given.
     pub fn handle_turn(&mut self, now_ms: u64) {
+        self.subscribed_there.expire(now_ms);
+        self.subscribed_here.expire(now_ms);
         self.membership.handle_timeout(now_ms);
         self.take_in_membership(now_ms);
         while let Some(counted) = self.publishes.poll_expired(now_ms) {
@@ -232,7 +242,7 @@ impl Mesh {
 
     /// A shard's message to one of another node. What cannot be passed on and awaits an answer gets
     /// one at once.
-    fn pass_on(&mut self, from: ShardId, to: ShardAddress, message: Message) {
+    fn pass_on(&mut self, now_ms: u64, from: ShardId, to: ShardAddress, message: Message) {
         let Some(peer) = self.peers.get(&to.node) else {
             return self.refuse(from, to, &message, "the client's node is out of reach");
         };
@@ -241,6 +251,10 @@ impl Mesh {
         }
         if matches!(message, Message::Ask { .. }) && !peer.session.takes_calls() {
             return self.refuse(from, to, &message, "the client's node does not keep up");
+        }
+        for channel in subscribed_by(&message) {
+            let until_ms = now_ms + self.settings.answer_ms;
+            self.subscribed_there.note(until_ms, self.hash.of(channel), to.node);
         }
         self.send(to.node, Lane::Shard(from), To::Shard(to.shard), &message);
     }
@@ -293,11 +307,12 @@ impl Mesh {
 
     /// The nodes that have subscribers of a channel, and those that may have without our knowing.
     fn who_may_want(&self, now_ms: u64, channel: u64) -> Vec<NodeId> {
-        if now_ms <= self.all_trusted_until_ms {
+        if now_ms <= self.all_trusted_until_ms && self.subscribed_there.is_empty() {
             return self.nodes.nodes(channel).collect();
         }
         let may_want = |(node, peer): &(&NodeId, &Peer)| {
-            !peer.is_trusted(now_ms) || self.nodes.nodes(channel).any(|wanting| wanting == **node)
+            let mut wanting = self.nodes.nodes(channel).chain(self.subscribed_there.who(channel));
+            !peer.is_trusted(now_ms) || wanting.any(|wanting| wanting == **node)
         };
         self.peers.iter().filter(may_want).map(|(&node, _)| node).collect()
     }
@@ -319,7 +334,8 @@ impl Mesh {
     ) {
         let hash = self.hash.of(&channel);
         let asker = Asker::Node(from, ticket);
-        let shards = self.own.shards(hash);
+        let mut shards = self.own.shards(hash);
+        self.subscribed_here.who(hash).for_each(|shard| shards.set(shard, true));
         if shards.is_empty() || !self.publishes.has_room() {
             let tally = Tally::default();
             return self.tell_counted(Counted { asker, channel: hash, tally, silent: Vec::new() });
@@ -421,7 +437,7 @@ impl Mesh {
     }
 
     /// How things stand with the other nodes.
-    fn report(&self) -> MeshReport {
+    pub fn report(&self) -> MeshReport {
         let nodes = self.peers.iter().map(|(node, peer)| {
             let traffic = peer.session.traffic();
             NodeReport {
@@ -446,6 +462,14 @@ impl Mesh {
         for shard in 0..self.settings.shards {
             self.outbox.push_back((ShardId(shard as u8), Party::Mesh, message()));
         }
+    }
+}
+
+/// The channels that a message asks to subscribe a client to.
+fn subscribed_by(message: &Message) -> &[Box<str>] {
+    match message {
+        Message::Ask { command: Command::Call(_, Function::Subscribe(channels)), .. } => channels,
+        _ => &[],
     }
 }
 

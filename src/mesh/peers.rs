@@ -10,7 +10,7 @@ use super::link::{Effect, Lane, LinkId};
 use super::membership::{Change, Identity};
 use super::session::{Arrival, Session};
 use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
-use super::{Counter, Mesh, Publish};
+use super::{Counter, Mesh, Publish, subscribed_by};
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
@@ -128,6 +128,11 @@ impl Told {
     /// A shard waits until its change is known, which the next telling will have if there is one.
     pub fn wait(&mut self, is_untold: bool, shard: ShardId, number: u64) {
         self.waiting.push_back((self.number + u64::from(is_untold), shard, number));
+    }
+
+    /// How many changes are waited for.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// When silence is as good as knowledge for some change.
@@ -344,6 +349,11 @@ impl Mesh {
         }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
+        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
+        if is_resumed && holds != Some(held) {
+            // It ended since we said that we hold it: they go on with what we have not.
+            return Err("the session that it goes on with is over".into());
+        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
     }
@@ -445,9 +455,7 @@ impl Mesh {
     pub(super) fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
-        self.give_up(node);
-        self.sessions_ended += 1;
-        self.nodes.forget(node);
+t        self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
         let incarnation = peer.hello.incarnation;
         let is_it = |(member, _): (&Identity, bool)| {
@@ -538,6 +546,10 @@ impl Mesh {
         if peer.ping_ms <= now_ms {
             peer.ping_ms = now_ms + PING_MS;
             says.push(Control::Ping(now_ms));
+            if !self.membership.has(node) {
+                let Hello { incarnation, mesh, .. } = peer.hello;
+                self.membership.meet(now_ms, Identity::new(node, incarnation, mesh));
+            }
         }
         if peer.acknowledge_ms.is_some_and(|due_ms| due_ms <= now_ms) {
             peer.acknowledge_ms = None;
@@ -604,6 +616,10 @@ impl Mesh {
         }
         match (to, lane, message) {
             (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
+                for channel in subscribed_by(&message) {
+                    let until_ms = now_ms + self.settings.answer_ms;
+                    self.subscribed_here.note(until_ms, self.hash.of(channel), to);
+                }
                 let from = Party::Shard(ShardAddress { node, shard: from });
                 self.outbox.push_back((to, from, message));
                 Ok(())
@@ -737,10 +753,6 @@ impl Mesh {
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
         let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
-        match self.peers.get_mut(&node).filter(is_it) {
-            Some(Peer { link: None, .. }) => self.end_session(node, "all nodes miss it"),
-            Some(peer) => peer.is_missed = true,
-            None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
-        }
+t        }
     }
 }

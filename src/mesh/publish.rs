@@ -68,7 +68,12 @@ struct Waiting {
 impl Publishes {
     /// Whether one more may wait.
     pub fn has_room(&self) -> bool {
-        self.slots.len() - self.free.len() < WAITING_MAX
+        self.waiting() < WAITING_MAX
+    }
+
+    /// Those that wait.
+    pub fn waiting(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// A publish that waits for some until the deadline, which is never before that of the last, and

@@ -286,11 +286,12 @@ impl Topic {
         if self.consumers[at].state == State::Leaving {
             return false;
         }
-        if self.consumers[at].acknowledges {
-            self.gone(now_us, id);
-            return true;
+        let consumer = &mut self.consumers[at];
+        consumer.state = State::Leaving;
+        if consumer.acknowledges {
+            let pop = consumer.pop;
+            self.take_back(at, |item| item.pop == pop);
         }
-        self.consumers[at].state = State::Leaving;
         self.assign_again(now_us);
         self.forget_if_left(id);
         true
@@ -300,22 +301,8 @@ impl Topic {
     /// that came later.
     pub fn gone(&mut self, now_us: u64, id: BackendId) {
         let Some(at) = self.position(id) else { return };
-        let consumer = self.consumers.swap_remove(at);
-        for (client, mut item) in consumer.handed.into_iter().rev() {
-            item.is_redelivered |= consumer.acknowledges;
-            let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
-            lane.unwritten -= 1;
-            lane.put_back(item);
-        }
-        for lane in self.lanes.values_mut().filter(|lane| lane.owner == Some(id)) {
-            lane.owner = None;
-        }
-        self.unowned = self
-            .lanes
-            .iter()
-            .filter(|(_, lane)| lane.owner.is_none())
-            .map(|(&client, lane)| (lane.waiting[0].number, client))
-            .collect();
+        self.take_back(at, |_| true);
+        self.consumers.swap_remove(at);
         self.assign_again(now_us);
     }
 
@@ -361,6 +348,7 @@ impl Topic {
             self.attach(now_us, client, number, owner);
         }
         self.settle(now_us, client);
+        self.fill(id);
         self.forget_if_left(id);
     }
 
@@ -370,6 +358,34 @@ impl Topic {
             self.consumers.iter().map(|c| c.id).filter(|id| id.at.node == node).collect();
         for id in ids {
             self.gone(now_us, id);
+        }
+    }
+
+    /// What a consumer was handed and is meant waits again, before what came later of the same
+    /// client. Lanes of which it has nothing left are nobody's.
+    fn take_back(&mut self, at: usize, is_meant: impl Fn(&Item) -> bool) {
+        let consumer = &mut self.consumers[at];
+        let handed = std::mem::take(&mut consumer.handed).into_iter();
+        let (taken, kept): (Vec<_>, Vec<_>) = handed.partition(|(_, item)| is_meant(item));
+        consumer.handed = kept.into();
+        consumer.waiting.clear();
+        for (client, mut item) in taken.into_iter().rev() {
+            consumer.handed_bytes -= item.frame.bytes().len();
+            item.is_redelivered |= consumer.acknowledges;
+            let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
+            lane.unwritten -= 1;
+            lane.put_back(item);
+        }
+        for (&client, lane) in &mut self.lanes {
+            let is_its = lane.owner == Some(consumer.id);
+            if is_its && lane.unwritten == 0 {
+                lane.owner = None;
+            }
+            match (lane.owner, lane.waiting.front()) {
+                (None, Some(first)) => drop(self.unowned.insert(first.number, client)),
+                (_, Some(first)) if is_its => drop(consumer.waiting.insert(first.number, client)),
+                _ => {}
+            }
         }
     }
 
@@ -732,7 +748,10 @@ impl Consumer {
     }
 
     fn has_room(&self) -> bool {
+        // What it still has from a queue.pop before may come back: then it goes first.
+        let is_clear = self.handed.front().is_none_or(|(_, item)| item.pop == self.pop);
         self.state == State::Active
+            && is_clear
             && self.handed.len() < self.window_messages
             && self.handed_bytes < self.window_bytes
     }

@@ -24,6 +24,6 @@ pub use bus::Port;
 #[cfg(test)]
 pub(crate) use bus::bus;
 pub use identity::TlsContext;
-pub use listener::{Listening, bind, route_out};
+pub use listener::{BACKLOG, Listening, bind, route_out};
 pub use start::{Shards, start};
 pub use watch::Summary;

@@ -254,7 +254,7 @@ impl Backend {
             }
             What::Send => {
                 assert!(matches!(fault, None | Some(401)), "{answer}");
-                shared.pushes.note_sent(number, place, fault.is_none());
+                shared.pushes.note_sent(number, place, fault.is_none(), shared.moment);
             }
             What::Change => {
                 assert!(matches!(fault, None | Some(301)), "{answer}");

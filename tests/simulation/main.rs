@@ -13,10 +13,12 @@ mod plan;
 mod pushes;
 mod random;
 mod run;
+mod seeds;
 mod wire;
 mod world;
 
 use run::{Summary, run};
+use seeds::Replay;
 
 /// Seeds of a usual run.
 const SEEDS: u64 = 60;
@@ -33,37 +35,19 @@ const FOUND: [u64; 8] = [
     3139,   // A question whose asker was gone stayed until its time was over.
 ];
 
-/// Says how a failure is seen again.
-struct Replay(u64);
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let Self(seed) = self;
-            eprintln!("seed {seed}: GRIDCAST_SEED={seed} cargo test --test simulation");
-        }
-    }
-}
-
 fn replayed(seed: u64, is_verbose: bool) -> Summary {
-    let _replay = Replay(seed);
+    let _replay = Replay { seed, test: "simulation" };
     run(seed, is_verbose)
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
 }
 
 #[test]
 fn every_promise_holds_in_whatever_order_things_happen() {
-    if let Some(seed) = number("GRIDCAST_SEED") {
+    if let Some(seed) = seeds::number("GRIDCAST_SEED") {
         println!("{:?}", replayed(seed, true));
         return;
     }
     let mut all = Summary::default();
-    let first = number("GRIDCAST_FIRST_SEED").unwrap_or(0);
-    for seed in first..first + number("GRIDCAST_SEEDS").unwrap_or(SEEDS) {
+    for seed in seeds::asked_for(SEEDS) {
         all += replayed(seed, false);
     }
     println!("{all:?}");

@@ -53,7 +53,13 @@ impl Plan {
     }
 }
 
-fn settings(random: &mut Random, rare: &mut Random, shards: usize, is_crowded: bool) -> Settings {
+/// What the shards of a node are told.
+pub fn settings(
+    random: &mut Random,
+    rare: &mut Random,
+    shards: usize,
+    is_crowded: bool,
+) -> Settings {
     let http = http::Limits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
     // The open events of a crowd would take ages through a narrow topic.
     let topic_messages = *random.pick(if is_crowded { &[64, 1000] } else { &[1, 3, 16, 64, 1000] });

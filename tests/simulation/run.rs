@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::client::{CHANNELS, Client};
 use crate::peer::{Mood, Peer, Role};
 use crate::plan::Plan;
+use crate::pushes::{Asked, Moment, Truth};
 use crate::world::World;
 
 /// Rounds within which a node comes to rest when all peers read.
@@ -92,11 +93,37 @@ fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) {
 }
 
 fn check_tallies(world: &World) {
-    let peers = &world.peers;
-    // A client that names nobody has ended.
-    world.shared.pushes.check(|client| peers.get(client).is_none_or(Peer::has_ended));
+    world.shared.pushes.check(&OnOneNode { peers: &world.peers });
     let late: u64 = world.shards.iter().map(|shard| shard.counters().limits.answer_ms).sum();
     assert_eq!(late, 0, "calls that were not answered in time");
+}
+
+/// What holds of pushes on one node.
+struct OnOneNode<'a> {
+    peers: &'a [Peer],
+}
+
+impl Truth for OnOneNode<'_> {
+    fn has_ended(&self, client: usize) -> bool {
+        // A client that names nobody has ended.
+        self.peers.get(client).is_none_or(Peer::has_ended)
+    }
+
+    fn was_gone(&self, _: usize, _: Moment) -> bool {
+        false
+    }
+
+    fn is_whole(&self, _: &Asked, _: Moment) -> bool {
+        true
+    }
+
+    fn is_reached(&self, _: &Asked, _: usize) -> bool {
+        true
+    }
+
+    fn is_roomy(&self) -> bool {
+        false
+    }
 }
 
 /// Compares what clients say of their channels with what a publish to each of them counts.

@@ -76,7 +76,8 @@ fn read_frame(bytes: &[u8]) -> Option<(Incoming, usize)> {
             let text = miniz_oxide::inflate::decompress_to_vec(&[payload, &end].concat());
             Incoming::Text(String::from_utf8(text.expect("DEFLATE")).expect("text is UTF-8"))
         }
-        0x81 => Incoming::Text(String::from_utf8(payload.to_vec()).expect("text is UTF-8")),
+        // What peers say is ASCII in either form.
+        0x81 | 0x82 => Incoming::Text(String::from_utf8(payload.to_vec()).expect("text is UTF-8")),
         0x88 => Incoming::Close(payload.first_chunk().map_or(1005, |&c| u16::from_be_bytes(c))),
         0x89 => Incoming::Ping(payload.to_vec()),
         0x8A => Incoming::Pong,

@@ -15,8 +15,6 @@ use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
 
-const PATH: &str = "/ws";
-
 /// Opens clients, 64 handshakes at a time, and holds them idle.
 #[derive(Args, Clone)]
 pub struct Connect {
@@ -35,13 +33,13 @@ impl Connect {
 
     /// A latency is the time from connecting to the end of the handshake. Memory is the growth of
     /// the server's anonymous resident memory while the clients connect.
-    pub async fn run(self, Target { edge, pid, .. }: Target, deadline: Instant) -> Result<Run> {
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         // The first few bring in what the server allocates once, whatever the number of clients.
-        let _first = client::open_many(edge, PATH, HANDSHAKES).await?;
-        let latencies = Arc::<Latencies>::default();
+        let _first = client::connect_many(target, None, HANDSHAKES).await?;
+        let (pid, latencies) = (target.pid, Arc::<Latencies>::default());
         let memory_before = memory_bytes(pid)?;
         let meter = Meter::start(pid)?;
-        let opening = client::open_timed(edge, PATH, self.clients, &latencies);
+        let opening = client::connect_timed(target, None, self.clients, &latencies);
         let Some(clients) = until(deadline, opening).await? else {
             bail!("not all clients were connected in time");
         };
@@ -57,7 +55,7 @@ impl Connect {
 async fn hold(clients: Vec<Socket>, duration: Duration) -> Result<u64> {
     let end = Instant::now() + duration;
     let ended = in_parallel(clients, |mut client| async move {
-        let reading = async { while client::next_text(&mut client).await.is_some() {} };
+        let reading = client::ended(&mut client);
         Ok(timeout_at(end, reading).await.is_ok())
     });
     Ok(ended.await?.into_iter().filter(|&ended| ended).count() as u64)

@@ -3,16 +3,17 @@
 mod connect;
 mod echo;
 mod fanout;
+mod grid;
 mod hostile;
 mod ingest;
 mod publish;
 
-use std::ops::Range;
-
-use anyhow::Result;
-use clap::Subcommand;
+use anyhow::{Context, Result};
+use clap::builder::RangedI64ValueParser;
+use clap::{Subcommand, value_parser};
 use tokio::time::Instant;
 
+use crate::dialect::Dialect;
 use crate::greedy::Peer;
 use crate::report::Run;
 use crate::server::Target;
@@ -30,6 +31,8 @@ pub enum Scenario {
     Publish(publish::Publish),
     /// Messages of clients to a back end that consumes their topic
     Ingest(ingest::Ingest),
+    /// What it adds that a message crosses nodes: publish and send within one and to others
+    Grid(grid::Grid),
     /// What others feel, and what memory does, beside peers that take more than their share
     Hostile(hostile::Hostile),
 }
@@ -39,6 +42,7 @@ impl Scenario {
     pub fn each(self) -> Vec<Self> {
         match self {
             Self::Hostile(hostile) => hostile.each().into_iter().map(Self::Hostile).collect(),
+            Self::Grid(grid) => grid.each().into_iter().map(Self::Grid).collect(),
             one => vec![one],
         }
     }
@@ -51,6 +55,7 @@ impl Scenario {
             Self::Fanout(fanout) => fanout.title(),
             Self::Publish(publish) => publish.title(),
             Self::Ingest(ingest) => ingest.title(),
+            Self::Grid(grid) => grid.title(),
             Self::Hostile(hostile) => hostile.title(),
         }
     }
@@ -63,22 +68,43 @@ impl Scenario {
             Self::Fanout(_) => "delivery",
             Self::Publish(_) => "publish",
             Self::Ingest(_) => "message",
+            Self::Grid(_) => "delivery",
             Self::Hostile(_) => "probe",
         }
     }
 
-    /// Runs it once, until `deadline` at the longest.
+    /// Whether a server that speaks `dialect` can do it.
+    pub fn suits(&self, dialect: Dialect) -> bool {
+        match self {
+            Self::Connect(_) | Self::Fanout(_) => true,
+            Self::Publish(publish) => dialect != Dialect::Nats || !publish.http,
+            Self::Ingest(_) => dialect != Dialect::Channels,
+            Self::Echo(_) | Self::Grid(_) | Self::Hostile(_) => dialect == Dialect::Gridcast,
+        }
+    }
+
+    /// How many nodes of one grid it needs; 1: a node without a grid.
+    pub fn nodes(&self) -> u32 {
+        match self {
+            Self::Grid(grid) => grid.nodes,
+            _ => 1,
+        }
+    }
+
+    /// Runs it once against [`Scenario::nodes`] nodes, until `deadline` at the longest.
     ///
     /// # Errors
     /// It could not be measured: the server cannot be reached, refuses, has ended, or sends what
     /// nobody asked for.
-    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
+    pub async fn run(self, nodes: Vec<Target>, deadline: Instant) -> Result<Run> {
+        let target = *nodes.first().context("no server")?;
         match self {
             Self::Connect(connect) => connect.run(target, deadline).await,
             Self::Echo(echo) => echo.run(target, deadline).await,
             Self::Fanout(fanout) => fanout.run(target, deadline).await,
             Self::Publish(publish) => publish.run(target, deadline).await,
             Self::Ingest(ingest) => ingest.run(target, deadline).await,
+            Self::Grid(grid) => grid.run(&nodes, deadline).await,
             Self::Hostile(hostile) => hostile.run(target, deadline).await,
         }
     }
@@ -89,7 +115,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     let least = |many: u32, few: u32| if quick { few } else { many };
     let connect = |clients, hold| Scenario::Connect(connect::Connect { clients, hold });
     let fanout = |clients, bytes, messages, burst| {
-        Scenario::Fanout(fanout::Fanout { clients, bytes, messages, burst })
+        Scenario::Fanout(fanout::Fanout { clients, bytes, messages, burst, rate: None })
     };
     let publish = |http| {
         Scenario::Publish(publish::Publish {
@@ -98,6 +124,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             requests: least(400_000, 4_000),
             subscribers: 0,
             http,
+            rate: None,
         })
     };
     // None are all. A quick look leaves out those that take seconds to show anything.
@@ -124,24 +151,20 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             window: 1,
         }),
     ];
+    let grid = grid::Grid {
+        kinds: vec![],
+        nodes: 2,
+        clients: 100,
+        bytes: 128,
+        messages: least(1_000, 50),
+        rate: 200,
+    };
+    scenarios.extend(Scenario::Grid(grid).each());
     scenarios.extend(Scenario::Hostile(hostile).each());
     scenarios
 }
 
-/// Cuts `numbers` into bursts of `burst` numbers, the last one perhaps shorter.
-fn bursts(numbers: Range<u32>, burst: u32) -> impl Iterator<Item = Range<u32>> {
-    let end = numbers.end;
-    numbers.step_by(burst as usize).map(move |first| first..end.min(first.saturating_add(burst)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bursts_cover_every_number_once() {
-        let cut: Vec<_> = bursts(1..8, 3).collect();
-        assert_eq!(cut, [1..4, 4..7, 7..8]);
-        assert_eq!(bursts(0..0, 3).count(), 0);
-    }
+/// Of an option for how many a second.
+fn rate() -> RangedI64ValueParser<u32> {
+    value_parser!(u32).range(1..=1_000_000)
 }

@@ -126,6 +126,23 @@ fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
 }
 
 #[test]
+fn what_a_consumer_has_to_write_from_before_stays_with_it_when_it_gives_back_the_rest() {
+    let mut topic = topic(100, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    (0..2).for_each(|message| push(&mut topic, message, message));
+    assert!(topic.leave(0, consumer(1)));
+    joined(&mut topic, 1, Terms { pop: 2, ..ACKNOWLEDGED });
+    (2..4).for_each(|message| push(&mut topic, 1, message));
+    topic.written(0, consumer(1), 1);
+    assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)], "the second may come back");
+    assert!(topic.leave(0, consumer(1)));
+    joined(&mut topic, 2, PLAIN);
+    assert_eq!(delivered(&mut topic), [], "what came before of the client is not written");
+    topic.written(0, consumer(1), 1);
+    assert_eq!(delivered(&mut topic), [(2, 2), (2, 3)]);
+}
+
+#[test]
 fn a_clients_messages_stay_in_order_when_their_consumer_dies() {
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);

@@ -1,0 +1,74 @@
+//! A whole grid from one seed: the shards and the mesh of each node as values, the network between
+//! them, peers and sockets that are simulated, a clock that only steps. Links break and heal, nodes
+//! crash, freeze and come back, packets get lost: what SPEC promises must hold, as strictly as the
+//! time allows.
+//!
+//! `GRIDCAST_SEEDS=N` runs so many seeds, from `GRIDCAST_FIRST_SEED` on, `GRIDCAST_SEED=S` one of them,
+//! telling all that happens.
+
+mod backend;
+mod bus;
+mod client;
+mod network;
+mod node;
+mod peer;
+mod plan;
+mod queue;
+mod run;
+mod weather;
+mod world;
+
+// Shared with the simulation of one node.
+#[path = "../simulation/ledger.rs"]
+#[expect(dead_code, reason = "the rules of the queue are others in a grid")]
+mod ledger;
+#[path = "../simulation/line.rs"]
+mod line;
+#[path = "../simulation/plan.rs"]
+#[expect(dead_code, reason = "only what one node is told is of use here")]
+mod one_node;
+#[path = "../simulation/pushes.rs"]
+mod pushes;
+#[path = "../simulation/random.rs"]
+mod random;
+#[path = "../simulation/seeds.rs"]
+mod seeds;
+#[path = "../simulation/wire.rs"]
+#[expect(dead_code, reason = "back ends speak WebSocket alone here")]
+mod wire;
+
+use run::{Summary, run};
+use seeds::Replay;
+
+/// Seeds of a usual run.
+const SEEDS: u64 = 30;
+
+/// Seeds that found a bug, and what it was.
+const FOUND: [u64; 0] = [];
+
+fn replayed(seed: u64, is_verbose: bool) -> Summary {
+    let _replay = Replay { seed, test: "grid_simulation" };
+    run(seed, is_verbose)
+}
+
+#[test]
+fn every_promise_holds_whatever_becomes_of_links_and_nodes() {
+    if let Some(seed) = seeds::number("GRIDCAST_SEED") {
+        println!("{:?}", replayed(seed, true));
+        return;
+    }
+    let mut all = Summary::default();
+    for seed in seeds::asked_for(SEEDS) {
+        all += replayed(seed, false);
+    }
+    println!("{all:?}");
+    assert!(all.answers > 0 && all.events > 0 && all.delivered > 0, "something happened");
+    assert!(all.doubled > 0 && all.sessions_lost > 0 && all.restarts > 0, "and trouble, too");
+}
+
+#[test]
+fn seeds_that_found_a_bug_find_it_no_more() {
+    for seed in FOUND {
+        replayed(seed, false);
+    }
+}
