@@ -342,11 +342,6 @@ impl Mesh {
         }
         let said = self.links.get(&id).and_then(|link| link.said);
         let Some((held, offered)) = said else { return Ok(()) };
-        let current = self.peers.get(&hello.node).map_or(0, |peer| peer.session_id);
-        if held != 0 && held != current {
-            // The other may go on with a session that is over here: its numbers would tell nothing.
-            return Err("the session that it was to go on with has ended meanwhile".into());
-        }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
         let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
@@ -455,7 +450,9 @@ impl Mesh {
     pub(super) fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
-t        self.nodes.forget(node);
+        self.give_up(node);
+        self.sessions_ended += 1;
+        self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
         let incarnation = peer.hello.incarnation;
         let is_it = |(member, _): (&Identity, bool)| {
@@ -753,6 +750,10 @@ t        self.nodes.forget(node);
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
         let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
-t        }
+        match self.peers.get_mut(&node).filter(is_it) {
+            Some(Peer { link: None, .. }) => self.end_session(node, "all nodes miss it"),
+            Some(peer) => peer.is_missed = true,
+            None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
+        }
     }
 }
