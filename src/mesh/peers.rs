@@ -342,11 +342,6 @@ impl Mesh {
         }
         let said = self.links.get(&id).and_then(|link| link.said);
         let Some((held, offered)) = said else { return Ok(()) };
-        let current = self.peers.get(&hello.node).map_or(0, |peer| peer.session_id);
-        if held != 0 && held != current {
-            // The other may go on with a session that is over here: its numbers would tell nothing.
-            return Err("the session that it was to go on with has ended meanwhile".into());
-        }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
