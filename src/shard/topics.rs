@@ -351,11 +351,18 @@ impl Shard {
     }
 
     /// An event for one of our back ends, from a topic of this or another node. If its connection
-    /// is gone its homes know, or will.
+    /// is gone the homes here know, or will; one on another node may have thought that it had only
+    /// cancelled.
     fn deliver(&mut self, key: ConnectionKey, home: NodeId, topic: Arc<str>, delivery: Delivery) {
         let id = self.backend_id(key);
-        let Some(connection) = self.connections.get(key) else { return };
-        let Stage::Backend(backend) = &mut connection.stage else { return };
+        let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) =
+            self.connections.get(key)
+        else {
+            if home != self.address.node {
+                self.tell_home(home, &topic, TopicMessage::Gone(id));
+            }
+            return;
+        };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
             return self.tell_home(home, &topic, TopicMessage::Returned(id, number, pop));
@@ -363,10 +370,10 @@ impl Shard {
         if is_acknowledged {
             return self.deliver_tagged(key, home, topic, delivery);
         }
-        connection.outbound.prepare(&mut self.batches);
-        connection.outbound.push_shared(Rc::new(delivery.frame));
+        outbound.prepare(&mut self.batches);
+        outbound.push_shared(Rc::new(delivery.frame));
         self.counters.events += 1;
-        let end = backend.written + connection.outbound.buffered() as u64;
+        let end = backend.written + outbound.buffered() as u64;
         backend.deliveries.push_back((end, home, topic));
         self.queue_write(key);
     }
@@ -483,7 +490,7 @@ impl Shard {
         names.sort_unstable();
         for topic in names {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.node_gone(self.now.ms, node);
+                home.node_gone(self.now.us, node);
             }
             self.carry_out_effects(&topic);
             self.forget_if_idle(&topic);
