@@ -351,12 +351,17 @@ impl Shard {
     }
 
     /// An event for one of our back ends, from a topic of this or another node. If its connection
-    /// is gone, its home may have heard no more than that it does not consume any more.
+    /// is gone the homes here know, or will; one on another node may have thought that it had only
+    /// cancelled.
     fn deliver(&mut self, key: ConnectionKey, home: NodeId, topic: Arc<str>, delivery: Delivery) {
         let id = self.backend_id(key);
-        let connection = self.connections.get(key);
-        let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
-            return self.tell_home(home, &topic, TopicMessage::Gone(id));
+        let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) =
+            self.connections.get(key)
+        else {
+            if home != self.address.node {
+                self.tell_home(home, &topic, TopicMessage::Gone(id));
+            }
+            return;
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
@@ -485,7 +490,7 @@ impl Shard {
         names.sort_unstable();
         for topic in names {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.node_gone(self.now.ms, node);
+                home.node_gone(self.now.us, node);
             }
             self.carry_out_effects(&topic);
             self.forget_if_idle(&topic);
