@@ -52,7 +52,15 @@ pub struct Queue {
 impl Queue {
     pub fn note_client(&mut self, client: PeerNumber, node: usize, topic: &'static str) {
         let sent_ms = vec![u64::MAX];
-        let fed = Fed { node, topic, sent_ms, next: 0, is_closed: false, is_crashed: false, is_lost: false };
+        let fed = Fed {
+            node,
+            topic,
+            sent_ms,
+            next: 0,
+            is_closed: false,
+            is_crashed: false,
+            is_lost: false,
+        };
         self.clients.insert(client, fed);
     }
 
