@@ -27,6 +27,16 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Say what is right and wrong with this machine, and what to do; change nothing.
+    Doctor {
+        /// Configuration file (TOML) to judge the machine for. Without one: all CPUs, a mesh, as
+        /// many clients as there is room for.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Say it as one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Reads the process's arguments. Prints and exits when they are wrong (status 2, with the nearest
@@ -59,6 +69,14 @@ mod tests {
         assert!(command(&["check"]).unwrap_err().contains("--config <FILE>"));
         let config = PathBuf::from("a.toml");
         assert_eq!(command(&["check", "--config=a.toml"]), Ok(Command::Check { config }));
+    }
+
+    #[test]
+    fn doctor_judges_for_a_file_or_without_one() {
+        assert_eq!(command(&["doctor"]), Ok(Command::Doctor { config: None, json: false }));
+        let config = Some(PathBuf::from("a.toml"));
+        let expected = Command::Doctor { config, json: true };
+        assert_eq!(command(&["doctor", "--json", "--config", "a.toml"]), Ok(expected));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
 //! | [`mesh`] | other nodes: who is there, what they want to hear, how messages reach them |
 //! | [`config`] | the file and the variables → checked values |
+//! | [`doctor`] | reads the machine → what is right and wrong with it |
 //! | [`node`] | puts a node together, runs it, takes it down |
 //!
 //! # The arrows
@@ -24,10 +25,11 @@
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
 //!            metrics ←────┘                                config ←──┘
+//!                                              runtime, mesh, config ← doctor ← main
 //! ```
 //!
-//! Only `node` and `main` see `config` (which takes one enum from `queue`, and the API's users from
-//! `protocol`): each layer is told what it needs in a struct of its own.
+//! Only `node`, `doctor` and `main` see `config` (which takes one enum from `queue`, and the API's
+//! users from `protocol`): each layer is told what it needs in a struct of its own.
 //!
 //! # Three ideas
 //!
@@ -95,6 +97,7 @@
 
 pub mod address;
 pub mod config;
+pub mod doctor;
 pub mod mesh;
 pub mod message;
 pub mod metrics;

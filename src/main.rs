@@ -1,5 +1,5 @@
-//! Arguments → configuration → node → exit code: 0 for a good end, 1 for a failure while running,
-//! 2 for wrong arguments or a wrong configuration.
+//! Arguments → configuration → node → exit code: 0 for a good end, 1 for a failure while running or
+//! a machine that is not fit, 2 for wrong arguments or a wrong configuration.
 
 mod cli;
 
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use cli::Command;
 use gridcast::config::{Config, ConfigError};
+use gridcast::doctor::{self, Machine, Plan, State};
 use gridcast::node;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
@@ -32,7 +33,25 @@ fn main() -> ExitCode {
             },
             Err(error) => fail(2, &error),
         },
+        Command::Doctor { config, json } => {
+            let plan = match config.map(|file| Config::read(&file, environment(), &available)) {
+                Some(Ok(config)) => Plan::of(&config),
+                Some(Err(error)) => return fail(2, &error),
+                None => Plan::unknown(&available),
+            };
+            examine(&plan, json)
+        }
     }
+}
+
+fn examine(plan: &Plan, json: bool) -> ExitCode {
+    let report = doctor::examine(&Machine::read(), plan);
+    if json {
+        println!("{}", report.to_json());
+    } else {
+        println!("{report}");
+    }
+    ExitCode::from(u8::from(report.state == State::Wrong))
 }
 
 fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, ConfigError> {

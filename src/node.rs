@@ -151,10 +151,8 @@ fn log_to_stderr(log: Log) {
     };
 }
 
-/// The clients that the node takes: what the configuration says, or what descriptors allow, of
-/// which back ends keep a part.
-fn clients_max(config: &Config, descriptors: usize) -> usize {
-    let possible = descriptors - descriptors / 16;
+/// The clients that the node takes: what the configuration says, or what descriptors allow.
+fn clients_max(config: &Config, possible: usize) -> usize {
     match config.limits.clients {
         0 => possible,
         wanted => {

@@ -1,5 +1,5 @@
-//! Whose clients are reported as lost with their node, and by whom: shards of several nodes as values,
-//! with a mesh that does what the test says.
+//! Whose clients are reported as lost with their node, and by whom, and what becomes of events on their
+//! way to another node: shards of several nodes as values, with a mesh that does what the test says.
 
 #![forbid(unsafe_code)]
 
@@ -142,11 +142,16 @@ impl Grid {
     }
 
     /// A back end of a node takes all that there is.
-    fn consume(&mut self, number: u16) {
+    fn consume(&mut self, number: u16) -> ConnectionKey {
         let key = self.connect(number, Listener::Api, "/ws/v1");
-        let mut call = [&[0x81, 0x80 | POP.len() as u8, 0, 0, 0, 0], POP.as_bytes()].concat();
-        self.shards.get_mut(&number).unwrap().handle_bytes(self.now, key, &mut call);
+        self.call(number, key, POP);
         self.run();
+        key
+    }
+
+    fn call(&mut self, number: u16, key: ConnectionKey, call: &str) {
+        let mut frame = [&[0x81, 0x80 | call.len() as u8, 0, 0, 0, 0], call.as_bytes()].concat();
+        self.shards.get_mut(&number).unwrap().handle_bytes(self.now, key, &mut frame);
     }
 
     /// How often this was written to back ends, on all nodes.
@@ -252,6 +257,19 @@ fn reports_wait_for_room_in_their_topic() {
     }
     grid.consume(2);
     assert_eq!(grid.count_lost(), CLIENTS);
+}
+
+#[test]
+fn an_event_that_crosses_the_end_of_its_consumer_goes_to_another() {
+    let mut grid = Grid::new();
+    let leaving = grid.consume(2);
+    grid.call(2, leaving, r#"{"m":"queue.unpop","p":{},"i":2}"#);
+    grid.shards.get_mut(&2).unwrap().handle_end(grid.now, leaving, true);
+    // Its topic has not heard of that yet.
+    grid.connect_clients(3, 10);
+    grid.run();
+    grid.consume(1);
+    assert_eq!(grid.count(r#""d":{"event":"open""#), 10);
 }
 
 fn node(number: u16) -> NodeId {

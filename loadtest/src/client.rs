@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::latency::Latencies;
 use crate::machine;
+use crate::server::Target;
 use crate::tasks::in_parallel;
 
 /// A connected WebSocket client.
@@ -24,7 +25,7 @@ pub type Socket = WebSocketStream<TokioAdapter<TcpStream>>;
 pub const HANDSHAKES: u32 = 64;
 
 /// Read buffer of a client, allocated with it: small, for there may be thousands.
-const READ_BUFFER_BYTES: usize = 4096;
+pub const READ_BUFFER_BYTES: usize = 4096;
 
 /// Time that a handshake may take, from connecting to its end.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -50,25 +51,61 @@ pub async fn open(address: SocketAddr, path: &str, read_buffer_bytes: usize) -> 
 ///
 /// # Errors
 /// One could not be opened, or there are too few descriptors.
-pub async fn open_many(edge: SocketAddr, path: &'static str, count: u32) -> Result<Vec<Socket>> {
-    open_timed(edge, path, count, &Arc::default()).await
+pub async fn open_many(edge: SocketAddr, path: &str, count: u32) -> Result<Vec<Socket>> {
+    let path: Arc<str> = path.into();
+    let open = move || {
+        let path = Arc::clone(&path);
+        async move { open(edge, &path, READ_BUFFER_BYTES).await }
+    };
+    many(count, &Arc::default(), open).await
 }
 
-/// Like [`open_many`]; takes down how long each took from connecting to the end of its handshake.
-pub async fn open_timed(
-    edge: SocketAddr,
-    path: &'static str,
+/// Connects `count` clients to `target`, subscribed to `channel` if one is named.
+///
+/// # Errors
+/// Those of [`open_many`].
+pub async fn connect_many(
+    target: Target,
+    channel: Option<&str>,
+    count: u32,
+) -> Result<Vec<Socket>> {
+    connect_timed(target, channel, count, &Arc::default()).await
+}
+
+/// Like [`connect_many`]; takes down how long each took from connecting to the end of its handshake.
+///
+/// # Errors
+/// Those of [`open_many`].
+pub async fn connect_timed(
+    target: Target,
+    channel: Option<&str>,
     count: u32,
     latencies: &Arc<Latencies>,
 ) -> Result<Vec<Socket>> {
+    let channel: Option<Arc<str>> = channel.map(Into::into);
+    let connect = move || {
+        let channel = channel.clone();
+        async move { target.connect(channel.as_deref(), READ_BUFFER_BYTES).await }
+    };
+    many(count, latencies, connect).await
+}
+
+async fn many<F>(
+    count: u32,
+    latencies: &Arc<Latencies>,
+    open: impl Fn() -> F + Clone + Send + 'static,
+) -> Result<Vec<Socket>>
+where
+    F: Future<Output = Result<Socket>> + Send,
+{
     machine::check_descriptors_for(count)?;
     let openers = in_parallel(0..HANDSHAKES, |opener| {
-        let latencies = Arc::clone(latencies);
+        let (open, latencies) = (open.clone(), Arc::clone(latencies));
         async move {
             let mut sockets = Vec::new();
             for _ in (opener..count).step_by(HANDSHAKES as usize) {
                 let started = Instant::now();
-                sockets.push(open(edge, path, READ_BUFFER_BYTES).await?);
+                sockets.push(open().await?);
                 latencies.record(started.elapsed());
             }
             Ok(sockets)
@@ -87,4 +124,9 @@ pub async fn next_text(socket: &mut Socket) -> Option<Utf8Bytes> {
             _ => return None,
         }
     }
+}
+
+/// Reads and forgets until the connection has ended.
+pub async fn ended(socket: &mut Socket) {
+    while !matches!(socket.next().await, None | Some(Err(_) | Ok(Message::Close(_)))) {}
 }

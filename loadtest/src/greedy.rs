@@ -50,7 +50,7 @@ pub enum Peer {
     Pipeline,
     /// The same, and it never reads the answers
     PipelineUnread,
-    /// A back end that publishes without pause to a channel of 5,000 clients
+    /// A back end that publishes without pause to a channel of 10,000 clients
     Fanout,
     /// One client that never reads what is published to it, 16 KiB at a time
     SlowReader,
@@ -81,7 +81,7 @@ impl Peer {
             Self::Nobody => "nobody",
             Self::Pipeline => "publishes pipelined without end",
             Self::PipelineUnread => "the same, answers never read",
-            Self::Fanout => "fan-out without pause to 5,000",
+            Self::Fanout => "fan-out without pause to 10,000",
             Self::SlowReader => "1 client that never reads",
             Self::SlowReaders => "100 clients that never read",
             Self::Connects => "2,000 handshakes at once",
@@ -107,7 +107,7 @@ impl Peer {
             }
             Self::Pipeline => pipeline(api, time, true).await,
             Self::PipelineUnread => pipeline(api, time, false).await,
-            Self::Fanout => fan_out(api, edge, 5_000, time).await,
+            Self::Fanout => fan_out(api, edge, 10_000, time).await,
             Self::SlowReader => slow_readers(api, edge, 1, time).await,
             Self::SlowReaders => slow_readers(api, edge, 100, time).await,
             Self::Connects => connects(edge, 2_000, time).await,

@@ -34,14 +34,20 @@ impl HttpConnection {
         Ok(Self { stream, host, to_send: Vec::new(), received: Vec::new(), taken: 0 })
     }
 
-    /// Adds a request with a body of JSON to those that the next flush sends.
-    pub fn feed(&mut self, path: &str, json: &str) {
+    /// Adds a request with a body to those that the next flush sends.
+    pub fn feed(&mut self, path: &str, body: &str) {
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{json}",
+             Content-Length: {}\r\n\r\n{body}",
             self.host,
-            json.len()
+            body.len()
         );
+        self.to_send.extend_from_slice(request.as_bytes());
+    }
+
+    /// Adds a request for what is at `path`.
+    pub fn feed_get(&mut self, path: &str) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
         self.to_send.extend_from_slice(request.as_bytes());
     }
 
@@ -58,7 +64,7 @@ impl HttpConnection {
     /// Waits for the next response and reads its body by `parse`.
     ///
     /// # Errors
-    /// The connection has ended, the status is not 200, or `parse` refuses the body.
+    /// The connection has ended, the status is not 200 to 202, or `parse` refuses the body.
     pub async fn response<T>(&mut self, parse: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         loop {
             let ahead = &self.received[self.taken..];
@@ -80,7 +86,8 @@ fn find_body(bytes: &[u8]) -> Result<Option<Range<usize>>> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut response = Response::new(&mut headers);
     let Status::Complete(head) = response.parse(bytes)? else { return Ok(None) };
-    if response.code != Some(200) {
+    // What nchan answers: 201, somebody got it; 202, nobody did.
+    if !matches!(response.code, Some(200..=202)) {
         bail!("the server answered with HTTP status {}", response.code.unwrap_or_default());
     }
     let length = response.headers.iter().find(|it| it.name.eq_ignore_ascii_case("content-length"));

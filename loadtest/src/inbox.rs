@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use crate::latency::Latencies;
 use crate::ledger::{Damage, Ledger};
@@ -37,6 +38,12 @@ impl Arrivals {
     /// Waits until as many have arrived as were expected.
     pub async fn all(&self) {
         self.all_here.notified().await;
+    }
+
+    /// The same, until `deadline` at the longest.
+    pub async fn all_before(&self, deadline: Instant) {
+        // What is not there by then is missing in its inbox.
+        let _ = timeout_at(deadline, self.all()).await;
     }
 
     fn count_one(&self) {

@@ -15,8 +15,7 @@ const THIS_THREAD: Pid = Pid::from_raw(0);
 
 /// A runtime whose threads keep off the server's CPUs: one on each of the others.
 ///
-/// The calling thread keeps its affinity, so that a server it starts inherits all CPUs. Where the
-/// server has every CPU, the threads share them with it.
+/// Where the server has every CPU, the threads share them with it.
 pub fn runtime_beside(server_cpus: &[usize]) -> Result<Runtime> {
     let cpus = cpus_beside(server_cpus)?;
     let threads = (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).count();
@@ -40,6 +39,29 @@ fn cpus_beside(server_cpus: &[usize]) -> Result<CpuSet> {
         others.unset(cpu)?;
     }
     Ok(if others == CpuSet::new() { all } else { others })
+}
+
+/// Keeps the calling thread, and what it starts from now on, to `cpus`.
+pub fn keep_to(cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    cpus.iter().try_for_each(|&cpu| set.set(cpu))?;
+    sched_setaffinity(THIS_THREAD, &set).with_context(|| format!("cannot keep to CPUs {cpus:?}"))
+}
+
+/// The machine in a sentence: its processor, its kernel, and who has which CPUs.
+pub fn describe(server_cpus: &[usize]) -> String {
+    let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        information.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = sched_getaffinity(THIS_THREAD)
+        .map_or(0, |all| (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu) == Ok(true)).count());
+    format!(
+        "{}, {cpus} CPUs, of which the servers have {server_cpus:?} and the load test the others; \
+         Linux {}; loopback",
+        model.unwrap_or("unknown processor"),
+        kernel.trim()
+    )
 }
 
 /// Raises the soft limit of open descriptors to the hard one; a server started later inherits it.

@@ -5,28 +5,41 @@
 //! latencies as the clients see them, server CPU per unit of work, and whatever was lost, doubled
 //! or misordered.
 //!
-//! Exit codes: 0 when all is well, 1 when anything was lost, doubled or misordered, 2 when a
+//! Exit codes: 0 when all is well, 1 when gridcast lost, doubled or misordered anything, 2 when a
 //! scenario could not be run.
 #![forbid(unsafe_code)]
 
+mod back_end;
 mod client;
+mod consumer;
+mod delivery;
+mod dialect;
 mod greedy;
+mod html;
 mod http;
 mod inbox;
 mod latency;
 mod ledger;
 mod machine;
+mod markdown;
 mod meter;
+mod nats;
+mod pace;
 mod payload;
+mod plot;
 mod probe;
+mod process;
 mod publisher;
 mod raw;
+mod receiver;
 mod report;
+mod rival;
 mod scenario;
 mod server;
 mod subscribers;
 mod tasks;
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,7 +52,9 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use dialect::Dialect;
 use report::{Report, Run};
+use rival::Rival;
 use scenario::Scenario;
 use server::{Server, Target};
 
@@ -82,6 +97,10 @@ struct Options {
     /// Process id of a server that runs already, for its CPU time and memory
     #[arg(long, global = true, value_parser = value_parser!(i32).range(1..))]
     pid: Option<i32>,
+    /// Servers of others to measure at the same work, each where it can do it: nchan, nats, or
+    /// ADDRESS@PID of one that runs already and speaks WebSocket at /sub/CHANNEL and /pub/CHANNEL
+    #[arg(long = "peer", global = true, value_name = "PEER,…", value_delimiter = ',')]
+    rivals: Vec<Rival>,
     /// Times that each scenario is run
     #[arg(long, global = true, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
     runs: u32,
@@ -91,6 +110,12 @@ struct Options {
     /// File that the report is written to as JSON
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// File that the report is written to as a page with plots
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print the tables of the README when all is done, instead of a row for each scenario
+    #[arg(long, global = true)]
+    markdown: bool,
 }
 
 fn main() -> ExitCode {
@@ -112,16 +137,37 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
         Command::One(scenario) => scenario.each(),
         Command::All { quick } => scenario::all(quick),
     };
-    println!("{}", report::heading());
+    if !options.markdown {
+        println!("{}", report::heading());
+    }
     let mut reports = Vec::new();
     for scenario in &scenarios {
-        let runs = (0..options.runs)
-            .map(|_| run_once(scenario, &options, &runtime))
-            .collect::<Result<Vec<_>>>()
-            .with_context(|| scenario.title())?;
-        let report = Report::new(scenario, &runs);
-        println!("{report}");
-        reports.push(report);
+        let peers = options.rivals.iter().filter(|peer| scenario.suits(peer.dialect()));
+        let subjects: Vec<_> = [None].into_iter().chain(peers.map(Some)).collect();
+        let mut runs: Vec<Vec<Run>> = subjects.iter().map(|_| Vec::new()).collect();
+        // In turn, so that what else the machine does falls on all alike.
+        for _ in 0..options.runs {
+            for (subject, runs) in subjects.iter().zip(&mut runs) {
+                let run = run_once(scenario, *subject, &options, &runtime);
+                runs.push(
+                    run.with_context(|| format!("{}, {}", name(*subject), scenario.title()))?,
+                );
+            }
+        }
+        for (subject, runs) in subjects.iter().zip(&runs) {
+            let report = Report::new(scenario, name(*subject), runs);
+            if !options.markdown {
+                println!("{report}");
+            }
+            reports.push(report);
+        }
+    }
+    if options.markdown {
+        markdown::tables(&reports).iter().for_each(|table| println!("{table}"));
+    }
+    if let Some(path) = &options.html {
+        let page = html::page(&machine::describe(&options.server_cpus), &reports)?;
+        fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &options.json {
         report::write_json(path, &options.server_cpus, &reports)?;
@@ -129,18 +175,37 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// Runs a scenario once, and ends the server it started whatever the outcome.
-fn run_once(scenario: &Scenario, options: &Options, runtime: &Runtime) -> Result<Run> {
-    let server = options.server()?;
+fn name(subject: Option<&Rival>) -> String {
+    subject.map_or(report::GRIDCAST.into(), ToString::to_string)
+}
+
+/// Runs a scenario once against `subject`, or gridcast where there is none, and ends the servers it
+/// started whatever the outcome.
+fn run_once(
+    scenario: &Scenario,
+    subject: Option<&Rival>,
+    options: &Options,
+    runtime: &Runtime,
+) -> Result<Run> {
+    let servers = match subject {
+        Some(rival) => vec![rival.start(&options.server_cpus)?],
+        None => options.servers(scenario.nodes())?,
+    };
+    let targets = servers.iter().map(Server::target).collect();
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
-    let run = scenario.clone().run(server.target(), deadline);
+    let run = scenario.clone().run(targets, deadline);
     runtime.block_on(async {
         // Spawned, because this thread is the one that is not kept off the server's CPUs.
         let run = tokio::spawn(run);
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
-            run = run => run.context("a scenario panicked")?,
+            run = run => {
+                if Instant::now() >= deadline {
+                    eprintln!("loadtest: not all was done in {} s; see --timeout", options.timeout);
+                }
+                run.context("a scenario panicked")?
+            }
             _ = interrupt.recv() => bail!("interrupted by SIGINT"),
             _ = terminate.recv() => bail!("ended by SIGTERM"),
         }
@@ -148,15 +213,21 @@ fn run_once(scenario: &Scenario, options: &Options, runtime: &Runtime) -> Result
 }
 
 impl Options {
-    fn server(&self) -> Result<Server> {
+    /// One server, or so many nodes of a grid.
+    fn servers(&self, nodes: u32) -> Result<Vec<Server>> {
         match (self.api, self.edge, self.pid) {
+            (Some(_), ..) if nodes > 1 => bail!("the nodes of a grid are started here"),
             (Some(api), Some(edge), Some(pid)) => {
-                Ok(Server::running(Target { api, edge, pid: Pid::from_raw(pid) }))
+                let (pid, dialect) = (Pid::from_raw(pid), Dialect::Gridcast);
+                Ok(vec![Server::running(Target { api, edge, pid, dialect })])
             }
             (None, None, None) => {
                 let beside = || server::binary_beside_this_one();
                 let binary = self.server.clone().map_or_else(beside, Ok)?;
-                Server::start(&binary, &self.server_cpus)
+                match nodes {
+                    1 => Ok(vec![Server::start(&binary, &self.server_cpus)?]),
+                    _ => Server::start_grid(&binary, &self.server_cpus, nodes),
+                }
             }
             _ => bail!("a server that runs already needs all of --api, --edge and --pid"),
         }

@@ -1,4 +1,4 @@
-//! What the server's process uses: CPU time and memory.
+//! What servers' processes use: CPU time and memory; and the CPU time of this one.
 //!
 //! CPU time is that of all its threads, user and system together, in nanoseconds, from the
 //! process's own CPU clock (`clock_getcpuclockid(3)`). The work of the kernel's network stack
@@ -13,18 +13,20 @@ use nix::unistd::Pid;
 
 /// Measures one stretch of work.
 pub struct Meter {
-    pid: Pid,
-    cpu: Duration,
+    /// The servers and, as the last one, this process.
+    processes: Vec<(Pid, Duration)>,
     started: Instant,
 }
 
 /// What a stretch of work took.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Cost {
     /// Wall-clock time.
     pub elapsed: Duration,
-    /// CPU time of the server, user and system.
-    pub cpu: Duration,
+    /// CPU time of each server, user and system.
+    pub server_cpu: Vec<Duration>,
+    /// CPU time of the load test, user and system.
+    pub client_cpu: Duration,
 }
 
 impl Meter {
@@ -33,7 +35,17 @@ impl Meter {
     /// # Errors
     /// There is no such process.
     pub fn start(pid: Pid) -> Result<Self> {
-        Ok(Self { pid, cpu: cpu_time(pid)?, started: Instant::now() })
+        Self::start_all([pid])
+    }
+
+    /// Begins to measure all of `pids`.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn start_all(pids: impl IntoIterator<Item = Pid>) -> Result<Self> {
+        let pids = pids.into_iter().chain([Pid::this()]);
+        let processes = pids.map(|pid| Ok((pid, cpu_time(pid)?))).collect::<Result<_>>()?;
+        Ok(Self { processes, started: Instant::now() })
     }
 
     /// What was used since the start.
@@ -42,13 +54,23 @@ impl Meter {
     /// The process has ended.
     pub fn stop(self) -> Result<Cost> {
         let elapsed = self.started.elapsed();
-        Ok(Cost { elapsed, cpu: cpu_time(self.pid)?.saturating_sub(self.cpu) })
+        let used = |(pid, before)| Ok(cpu_time(pid)?.saturating_sub(before));
+        let mut used = self.processes.into_iter().map(used).collect::<Result<Vec<_>>>()?;
+        let client_cpu = used.pop().context("this process is measured too")?;
+        Ok(Cost { elapsed, server_cpu: used, client_cpu })
+    }
+}
+
+impl Cost {
+    /// CPU time of all servers, user and system.
+    pub fn cpu(&self) -> Duration {
+        self.server_cpu.iter().sum()
     }
 }
 
 fn cpu_time(pid: Pid) -> Result<Duration> {
     let clock = ClockId::pid_cpu_clock_id(pid).and_then(ClockId::now);
-    clock.map(Duration::from).with_context(|| format!("no CPU clock of the server, process {pid}"))
+    clock.map(Duration::from).with_context(|| format!("no CPU clock of process {pid}"))
 }
 
 /// Bytes of anonymous memory that the process holds resident: `RssAnon` of `proc_pid_status(5)`,
@@ -59,11 +81,22 @@ fn cpu_time(pid: Pid) -> Result<Duration> {
 pub fn memory_bytes(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| path.clone())?;
-    anonymous_bytes(&status).with_context(|| format!("{path} has no RssAnon"))
+    amount_bytes(&status, "RssAnon:").with_context(|| format!("{path} has no RssAnon"))
 }
 
-fn anonymous_bytes(status: &str) -> Option<u64> {
-    let amount = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+/// Bytes that the kernel holds in its slabs, where sockets live: `Slab` of `proc_meminfo(5)`.
+///
+/// # Errors
+/// The system does not tell.
+pub fn kernel_bytes() -> Result<u64> {
+    let path = "/proc/meminfo";
+    let amounts = fs::read_to_string(path).context(path)?;
+    amount_bytes(&amounts, "Slab:").context("/proc/meminfo has no Slab")
+}
+
+/// The amount in kB on the line that begins with `name`, in bytes.
+fn amount_bytes(lines: &str, name: &str) -> Option<u64> {
+    let amount = lines.lines().find_map(|line| line.strip_prefix(name))?;
     amount.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
@@ -74,17 +107,20 @@ mod tests {
     #[test]
     fn anonymous_memory_is_read_in_bytes() {
         let status = "VmRSS:\t    9000 kB\nRssAnon:\t    1234 kB\nRssFile:\t    10 kB\n";
-        assert_eq!(anonymous_bytes(status), Some(1234 * 1024));
-        assert_eq!(anonymous_bytes("VmRSS:\t    9000 kB\n"), None);
+        assert_eq!(amount_bytes(status, "RssAnon:"), Some(1234 * 1024));
+        assert_eq!(amount_bytes("VmRSS:\t    9000 kB\n", "RssAnon:"), None);
     }
 
     #[test]
     fn work_of_a_process_shows_on_its_meter() {
         let meter = Meter::start(Pid::this()).expect("this process runs");
+        let used = Duration::from_millis(2);
+        let before = cpu_time(Pid::this()).expect("it still runs");
         let mut sum = 0_u64;
-        while cpu_time(Pid::this()).expect("it still runs") - meter.cpu < Duration::from_millis(2) {
+        while cpu_time(Pid::this()).expect("it still runs") - before < used {
             sum = std::hint::black_box(sum + 1);
         }
-        assert!(meter.stop().expect("it still runs").cpu >= Duration::from_millis(2));
+        let cost = meter.stop().expect("it still runs");
+        assert!(cost.cpu() >= used && cost.client_cpu >= used);
     }
 }

@@ -22,14 +22,19 @@ pub struct Payload {
     pub source: u32,
     /// Number of the message among those of its sender, from 0.
     pub sequence: u32,
-    /// When it was written, since an instant that this process chose.
+    /// When it was written or was to be, since an instant that this process chose.
     pub sent: Duration,
 }
 
 impl Payload {
     /// The message `sequence` of `source`, sent now.
     pub fn now(source: u32, sequence: u32) -> Self {
-        Self { source, sequence, sent: since_epoch() }
+        Self::at(source, sequence, Instant::now())
+    }
+
+    /// The message `sequence` of `source`, which was to be sent at `due`.
+    pub fn at(source: u32, sequence: u32, due: Instant) -> Self {
+        Self { source, sequence, sent: due.saturating_duration_since(epoch()) }
     }
 
     /// The payload as `bytes` bytes of text; at least [`BYTES_MIN`].
@@ -58,13 +63,14 @@ impl Payload {
 
     /// Time since it was sent.
     pub fn age(&self) -> Duration {
-        since_epoch().saturating_sub(self.sent)
+        epoch().elapsed().saturating_sub(self.sent)
     }
 }
 
-fn since_epoch() -> Duration {
+/// Before the first message.
+fn epoch() -> Instant {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-    EPOCH.elapsed()
+    *EPOCH
 }
 
 #[cfg(test)]

@@ -12,14 +12,19 @@ use crate::ledger::Damage;
 use crate::meter::Cost;
 use crate::scenario::Scenario;
 
+/// The name of our own server.
+pub const GRIDCAST: &str = "gridcast";
+
 /// One run of a scenario.
 pub struct Run {
     /// Units of work that were done, each with its latency.
     units: u64,
     cost: Cost,
     latency_us: Percentiles<f64>,
+    curve: Vec<(f64, f64)>,
     damage: Damage,
     memory_bytes: Option<u64>,
+    figures: Vec<(String, f64)>,
     beside: Option<Beside>,
 }
 
@@ -44,12 +49,20 @@ impl Run {
     /// A run that did at `cost` as many units of work as there are latencies.
     pub fn new(cost: Cost, latencies: &Latencies, damage: Damage) -> Self {
         let (units, latency_us) = (latencies.count(), latencies.percentiles_us());
-        Self { units, cost, latency_us, damage, memory_bytes: None, beside: None }
+        let curve = latencies.curve_us();
+        let (memory_bytes, figures, beside) = (None, Vec::new(), None);
+        Self { units, cost, latency_us, curve, damage, memory_bytes, figures, beside }
     }
 
     /// Adds by how much the server's memory has grown for all units.
     pub fn with_memory(self, bytes: u64) -> Self {
         Self { memory_bytes: Some(bytes), ..self }
+    }
+
+    /// Adds a figure that only some scenarios have; `name` tells its unit.
+    pub fn with_figure(mut self, name: impl Into<String>, value: f64) -> Self {
+        self.figures.push((name.into(), value));
+        self
     }
 
     /// Adds what was seen beside the units of work.
@@ -62,7 +75,11 @@ impl Run {
     }
 
     fn cpu_us_per_unit(&self) -> f64 {
-        self.cost.cpu.as_secs_f64() * 1e6 / self.units as f64
+        self.cost.cpu().as_secs_f64() * 1e6 / self.units as f64
+    }
+
+    fn client_cpu_us_per_unit(&self) -> f64 {
+        self.cost.client_cpu.as_secs_f64() * 1e6 / self.units as f64
     }
 
     fn memory_bytes_per_unit(&self) -> Option<f64> {
@@ -72,10 +89,10 @@ impl Run {
 
 /// A figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
@@ -94,47 +111,84 @@ impl Spread {
 /// All runs of a scenario.
 #[derive(Serialize)]
 pub struct Report {
-    scenario: String,
-    unit: &'static str,
-    runs: usize,
-    units: u64,
-    units_per_second: Spread,
-    server_cpu_us_per_unit: Spread,
-    latency_us: Percentiles<Spread>,
-    server_memory_bytes_per_unit: Option<Spread>,
+    pub scenario: String,
+    pub server: String,
+    pub unit: &'static str,
+    pub runs: usize,
+    pub units: u64,
+    pub units_per_second: Spread,
+    pub server_cpu_us_per_unit: Spread,
+    /// What the load test itself took: to be less than what the server did, or it is the load test
+    /// that is measured.
+    pub client_cpu_us_per_unit: Spread,
+    pub latency_us: Percentiles<Spread>,
+    pub server_memory_bytes_per_unit: Option<Spread>,
+    /// What only some scenarios have, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub figures: Vec<(String, Spread)>,
     #[serde(flatten)]
-    damage: Damage,
+    pub damage: Damage,
+    /// Quantiles and their latencies in µs, the medians of the runs.
+    pub curve: Vec<(f64, f64)>,
+    /// What was done at a given rate, and perhaps at others too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<String>,
     /// Of each run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     beside: Vec<Beside>,
 }
 
 impl Report {
-    /// Sums up the runs of `scenario`, of which there is at least one.
-    pub fn new(scenario: &Scenario, runs: &[Run]) -> Self {
+    /// Sums up the runs of `scenario` against `server`, of which there is at least one.
+    pub fn new(scenario: &Scenario, server: String, runs: &[Run]) -> Self {
         let spread = |figure: &dyn Fn(&Run) -> f64| {
             Spread::of(runs.iter().map(figure)).expect("there is at least one run")
         };
         Self {
             scenario: scenario.title(),
+            server,
             unit: scenario.unit(),
             runs: runs.len(),
             units: runs.iter().map(|run| run.units).sum(),
             units_per_second: spread(&Run::rate),
             server_cpu_us_per_unit: spread(&Run::cpu_us_per_unit),
+            client_cpu_us_per_unit: spread(&Run::client_cpu_us_per_unit),
             latency_us: Percentiles::each(|percentile| spread(&|run| percentile(&run.latency_us))),
             server_memory_bytes_per_unit: Spread::of(
                 runs.iter().filter_map(Run::memory_bytes_per_unit),
             ),
+            curve: curve(runs),
+            sweep: scenario.sweep(),
+            figures: figures(runs),
             damage: runs.iter().map(|run| run.damage).sum(),
             beside: runs.iter().filter_map(|run| run.beside.clone()).collect(),
         }
     }
 
-    /// Nothing was lost, doubled or misordered in any run.
+    /// It is of somebody else's server, or nothing was lost, doubled or misordered in any run.
     pub fn is_sound(&self) -> bool {
-        self.damage.is_none()
+        self.server != GRIDCAST || self.damage.is_none()
     }
+}
+
+/// The median of each point of the runs' curves, which have the same quantiles.
+fn curve(runs: &[Run]) -> Vec<(f64, f64)> {
+    let quantiles = runs.iter().take(1).flat_map(|run| &run.curve).map(|point| point.0).enumerate();
+    let median = |(at, quantile): (usize, f64)| {
+        let latencies = runs.iter().filter_map(|run| Some(run.curve.get(at)?.1));
+        Some((quantile, Spread::of(latencies)?.median))
+    };
+    quantiles.filter_map(median).collect()
+}
+
+/// The spread of each figure that the first run has, and so have the others.
+fn figures(runs: &[Run]) -> Vec<(String, Spread)> {
+    let names = runs.iter().take(1).flat_map(|run| &run.figures).map(|(name, _)| name);
+    let of_all = |name: &String| {
+        let figures = runs.iter().flat_map(|run| &run.figures);
+        Spread::of(figures.filter(|figure| figure.0 == *name).map(|figure| figure.1))
+    };
+    names.filter_map(|name| Some((name.clone(), of_all(name)?))).collect()
 }
 
 /// The heading of the table whose rows are the displayed reports.
@@ -144,10 +198,19 @@ pub fn heading() -> String {
         "p50 µs", "p90 µs", "p99 µs", "p99.9 µs", "max µs"
     );
     format!(
-        "Rate, server CPU (user and system) and memory: median (least–most) of the runs; \
-         latencies: median of the runs, max of all.\n\n\
-         {:<44} {:>10} {:>30} {:>24} {latencies} {:>6} {:>7} {:>10} {:>22}",
-        "scenario", "unit", "units/s", "CPU µs/unit", "lost", "doubled", "misordered", "bytes/unit"
+        "Rate, server CPU (user and system) and memory: median (least–most) of the runs; the load \
+         test's own CPU per unit and latencies: median of the runs, max of all.\n\n\
+         {:<44} {:<8} {:>10} {:>30} {:>24} {:>9} {latencies} {:>6} {:>7} {:>10} {:>22}",
+        "scenario",
+        "server",
+        "unit",
+        "units/s",
+        "CPU µs/unit",
+        "client",
+        "lost",
+        "doubled",
+        "misordered",
+        "bytes/unit"
     )
 }
 
@@ -157,9 +220,10 @@ impl fmt::Display for Report {
         let range = |Spread { median, min, max }: Spread, digits: usize| {
             format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
         };
-        write!(f, "{:<44} {:>10} ", self.scenario, self.unit)?;
+        write!(f, "{:<44} {:<8} {:>10} ", self.scenario, self.server, self.unit)?;
         write!(f, "{:>30} ", range(self.units_per_second, 0))?;
         write!(f, "{:>24} ", range(self.server_cpu_us_per_unit, 2))?;
+        write!(f, "{:>9.2} ", self.client_cpu_us_per_unit.median)?;
         let Percentiles { p50, p90, p99, p99_9, max } = self.latency_us;
         for latency_us in [p50.median, p90.median, p99.median, p99_9.median, max.max] {
             write!(f, "{latency_us:>10.1} ")?;
@@ -168,6 +232,9 @@ impl fmt::Display for Report {
         write!(f, "{lost:>6} {doubled:>7} {misordered:>10} ")?;
         let memory = self.server_memory_bytes_per_unit.map(|bytes| range(bytes, 0));
         write!(f, "{:>22}", memory.as_deref().unwrap_or("–"))?;
+        for (name, figure) in &self.figures {
+            write!(f, "\n    {name}: {}", range(*figure, 1))?;
+        }
         self.beside.iter().try_for_each(|beside| write!(f, "\n    {beside}"))
     }
 }

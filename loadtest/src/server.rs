@@ -1,24 +1,18 @@
 //! The server under load: started here on ports of the system's choice, or running already.
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tempfile::NamedTempFile;
 
-/// Time that a server has to listen, and again to end after SIGTERM.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::dialect::Dialect;
+use crate::process::Process;
 
 /// Where a server listens, and its process.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its API.
     pub api: SocketAddr,
@@ -26,24 +20,33 @@ pub struct Target {
     pub edge: SocketAddr,
     /// Its process, whose CPU time and memory are measured.
     pub pid: Pid,
+    /// How it is spoken to.
+    pub dialect: Dialect,
 }
 
 /// A server to measure; if it was started here, it is ended on drop.
 pub struct Server {
     target: Target,
-    started: Option<Started>,
+    _process: Option<Process>,
 }
 
-struct Started {
-    child: Child,
-    // Removed on drop; the server has read it by then.
-    _config: NamedTempFile,
+/// Where a server says that it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listening {
+    api: SocketAddr,
+    edge: SocketAddr,
+    mesh: Option<SocketAddr>,
 }
 
 impl Server {
     /// A server that somebody else started and will end.
     pub fn running(target: Target) -> Self {
-        Self { target, started: None }
+        Self { target, _process: None }
+    }
+
+    /// A server that was started here.
+    pub fn started(target: Target, process: Process) -> Self {
+        Self { target, _process: Some(process) }
     }
 
     /// Starts `binary` with one shard on each of `cpus` and waits until it listens.
@@ -51,62 +54,40 @@ impl Server {
     /// # Errors
     /// It cannot be started, or does not say within 10 s where it listens.
     pub fn start(binary: &Path, cpus: &[usize]) -> Result<Self> {
-        let mut file = NamedTempFile::with_prefix("gridcast-loadtest-")?;
-        file.write_all(config(cpus).as_bytes())?;
-        let mut child = Command::new(binary)
-            .args(["serve".as_ref(), "--config".as_ref(), file.path()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", binary.display()))?;
-        let listening = child.stderr.take().map(follow);
-        let pid = Pid::from_raw(child.id().cast_signed());
-        let mut started = Started { child, _config: file };
-        let Some(Ok((api, edge))) = listening.map(|ready| ready.recv_timeout(PATIENCE)) else {
-            let fate = started.end();
-            anyhow::bail!("the server did not say where it listens, and ended with {fate}");
-        };
-        Ok(Self { target: Target { api, edge, pid }, started: Some(started) })
+        Ok(Self::start_with(binary, cpus, "[node]\n")?.0)
+    }
+
+    /// Starts `count` nodes of one grid, each with one shard on the next of `cpus`.
+    ///
+    /// # Errors
+    /// Those of [`Server::start`].
+    pub fn start_grid(binary: &Path, cpus: &[usize], count: u32) -> Result<Vec<Self>> {
+        let (mut servers, mut seed) = (Vec::new(), None);
+        for (id, &cpu) in (1..=count).zip(cpus.iter().cycle()) {
+            let node = config_of_node(id, seed);
+            let (server, listening) = Self::start_with(binary, &[cpu], &node)?;
+            seed = seed.or(listening.mesh);
+            servers.push(server);
+        }
+        Ok(servers)
+    }
+
+    /// With `node`, which is to end inside the table of that name, before all else.
+    fn start_with(binary: &Path, cpus: &[usize], node: &str) -> Result<(Self, Listening)> {
+        let files = tempfile::Builder::new().prefix("gridcast-loadtest-").tempdir()?;
+        let path = files.path().join("gridcast.toml");
+        fs::write(&path, format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}"))?;
+        let mut command = Command::new(binary);
+        command.args(["serve".as_ref(), "--config".as_ref(), path.as_path()]);
+        let (process, listening) = Process::start_until(command, cpus, files, parse_ready)?;
+        let Listening { api, edge, .. } = listening;
+        let target = Target { api, edge, pid: process.pid(), dialect: Dialect::Gridcast };
+        Ok((Self::started(target, process), listening))
     }
 
     /// Where it listens.
     pub fn target(&self) -> Target {
         self.target
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(started) = &mut self.started {
-            let fate = started.end();
-            if fate != "exit status: 0" {
-                eprintln!("loadtest: the server ended with {fate}");
-            }
-        }
-    }
-}
-
-impl Started {
-    /// Asks the server to end, insists after a while, and tells how it ended.
-    fn end(&mut self) -> String {
-        let pid = Pid::from_raw(self.child.id().cast_signed());
-        let deadline = Instant::now() + PATIENCE;
-        let mut status = self.child.try_wait();
-        // The process is ours and not waited for yet, so its id cannot be somebody else's.
-        if matches!(status, Ok(None)) && kill(pid, Signal::SIGTERM).is_ok() {
-            while matches!(status, Ok(None)) && Instant::now() < deadline {
-                thread::sleep(Duration::from_millis(5));
-                status = self.child.try_wait();
-            }
-        }
-        match status {
-            Ok(Some(status)) => status.to_string(),
-            _ => {
-                let killed = self.child.kill().and_then(|()| self.child.wait());
-                killed.map_or_else(|error| error.to_string(), |status| status.to_string())
-            }
-        }
     }
 }
 
@@ -119,10 +100,12 @@ pub fn binary_beside_this_one() -> Result<PathBuf> {
     Ok(this.with_file_name("gridcast"))
 }
 
-fn config(cpus: &[usize]) -> String {
-    let mut config = String::new();
-    writeln!(config, "[node]\ncores = {cpus:?}").expect("a string takes what is written");
-    config + CONFIG_OF_LISTENERS
+fn config_of_node(id: u32, seed: Option<SocketAddr>) -> String {
+    let seeds: Vec<_> = seed.iter().map(ToString::to_string).collect();
+    let key = "a key that only the load test has";
+    format!(
+        "mesh = {{ bind = \"127.0.0.1:0\", key = {key:?}, seeds = {seeds:?} }}\n[node]\nid = {id}\n"
+    )
 }
 
 const CONFIG_OF_LISTENERS: &str = r#"
@@ -142,29 +125,18 @@ message_bytes = 16777216
 outbound_bytes = 67108864
 [limits]
 handshake_ms = 1000
+[log]
+level = "warn"
 "#;
 
-/// Reads the server's stderr to its end, so that it never waits for us: the line that says where
-/// it listens goes to the receiver, all others to our stderr.
-fn follow(stderr: ChildStderr) -> mpsc::Receiver<(SocketAddr, SocketAddr)> {
-    let (ready, listening) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            match parse_ready(&line) {
-                // Once nobody waits for it any more, it is of no use.
-                Some(addresses) => drop(ready.send(addresses)),
-                None => eprintln!("{line}"),
-            }
-        }
-    });
-    listening
-}
-
-/// The addresses of the API and of the first edge in `gridcast: ready, api A, edge B,C`.
-fn parse_ready(line: &str) -> Option<(SocketAddr, SocketAddr)> {
-    let (api, edges) = line.strip_prefix("gridcast: ready, api ")?.split_once(", edge ")?;
-    let edge = edges.split(',').next()?;
-    Some((api.parse().ok()?, edge.trim().parse().ok()?))
+/// The addresses in `gridcast: ready, api A, edge B,C, mesh D`.
+fn parse_ready(line: &str) -> Option<Listening> {
+    let mut parts = line.strip_prefix("gridcast: ready, api ")?.split(", ");
+    let api = parts.next()?.parse().ok()?;
+    let edges = parts.next()?.strip_prefix("edge ")?;
+    let edge = edges.split(',').next()?.parse().ok()?;
+    let mesh = parts.next().and_then(|part| part.strip_prefix("mesh ")?.parse().ok());
+    Some(Listening { api, edge, mesh })
 }
 
 #[cfg(test)]
@@ -172,14 +144,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ready_line_names_the_api_and_the_first_edge() {
-        let addresses = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
-        for line in [
-            "gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2",
-            "gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2,127.0.0.1:3",
-            "gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2, mesh 127.0.0.1:3",
+    fn the_ready_line_names_the_api_the_first_edge_and_the_mesh() {
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let listening = |mesh| Some(Listening { api: at(1), edge: at(2), mesh });
+        for (line, mesh) in [
+            ("gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2", None),
+            ("gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2,127.0.0.1:3", None),
+            ("gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2, mesh 127.0.0.1:3", Some(at(3))),
         ] {
-            assert_eq!(parse_ready(line), Some(addresses), "{line}");
+            assert_eq!(parse_ready(line), listening(mesh), "{line}");
         }
     }
 

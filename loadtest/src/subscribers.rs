@@ -1,37 +1,47 @@
-//! Clients that only read what is published to their channel.
-
-use std::net::SocketAddr;
+//! Clients that only read what is published to their channel, or sent to them.
 
 use anyhow::Result;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::{self, Socket};
+use crate::dialect::{Dialect, Messages};
 use crate::inbox::Inbox;
 use crate::ledger::Damage;
+use crate::receiver::Receiver;
+use crate::server::Target;
 use crate::tasks::until;
 
-/// The channel that all of them are subscribed to.
-pub const CHANNEL: &str = "load";
-
-const PATH: &str = "/ws?channels=load";
-
-/// Subscribed clients, each reading in a task of its own.
+/// Reading clients, each reading in a task of its own.
 pub struct Subscribers(JoinSet<Result<Inbox>>);
 
 impl Subscribers {
-    /// Opens `count` of them; each is to get what `inbox` expects before `deadline`.
+    /// Subscribes `count` clients to `channel`; each is to get what `inbox` expects before
+    /// `deadline`.
     ///
     /// # Errors
     /// One could not be opened.
     pub async fn open(
-        edge: SocketAddr,
+        target: Target,
+        channel: &str,
         count: u32,
         inbox: &Inbox,
         deadline: Instant,
     ) -> Result<Self> {
-        let sockets = client::open_many(edge, PATH, count).await?;
-        Ok(Self(sockets.into_iter().map(|socket| read(socket, inbox.clone(), deadline)).collect()))
+        let sockets = client::connect_many(target, Some(channel), count).await?;
+        let clients = sockets.into_iter().map(|socket| (socket, inbox.clone()));
+        Ok(Self::new(target, clients, deadline))
+    }
+
+    /// Has each of `clients`, which `target` has connected, read until it has got all that its inbox expects, or `deadline`.
+    pub fn new(
+        target: Target,
+        clients: impl IntoIterator<Item = (Socket, Inbox)>,
+        deadline: Instant,
+    ) -> Self {
+        let clients = clients.into_iter();
+        let read = |(socket, inbox)| read(socket, target, inbox, deadline);
+        Self(clients.map(read).collect())
     }
 
     /// Waits until each has got everything, has lost its connection, or the deadline is there.
@@ -47,11 +57,22 @@ impl Subscribers {
     }
 }
 
-async fn read(mut socket: Socket, mut inbox: Inbox, deadline: Instant) -> Result<Inbox> {
+async fn read(
+    socket: Socket,
+    target: Target,
+    mut inbox: Inbox,
+    deadline: Instant,
+) -> Result<Inbox> {
     let reading = async {
-        while !inbox.is_complete() {
-            let Some(text) = client::next_text(&mut socket).await else { break };
-            inbox.take(&text)?;
+        if target.dialect == Dialect::Nats {
+            let mut messages = Messages::of(socket, target);
+            while !inbox.is_complete() {
+                let Some(text) = messages.next().await? else { break };
+                inbox.take(&text)?;
+            }
+        } else {
+            let mut receiver = Receiver::of(socket);
+            while !inbox.is_complete() && receiver.read(|text| inbox.take(text).map(drop)).await? {}
         }
         Ok(())
     };

@@ -27,11 +27,20 @@ const DEFER_MS: u64 = 750;
 /// A node that could not be reached for so long is dialled no more.
 const FORGET_MS: u64 = 600_000;
 
+/// The log tells so often that a target cannot be reached, if nothing else is wrong with it than
+/// before.
+const COMPLAIN_MS: u64 = 60_000;
+
+/// Complaints that are remembered for that; beyond it nothing more is told.
+const COMPLAINTS_MAX: usize = 64;
+
 /// Who may be dialled.
 #[derive(Debug)]
 pub struct Dialler {
     seeds: Vec<(String, u64)>,
     nodes: BTreeMap<NodeId, Known>,
+    // Targets that cannot be reached and why, and when the log was told.
+    complaints: BTreeMap<(String, String), u64>,
     look_ms: u64,
 }
 
@@ -48,7 +57,7 @@ impl Dialler {
         let own = settings.advertise.to_string();
         let others = settings.seeds.iter().filter(|seed| **seed != own);
         let seeds = others.map(|seed| (seed.clone(), now_ms)).collect();
-        Self { seeds, nodes: BTreeMap::new(), look_ms: now_ms }
+        Self { seeds, nodes: BTreeMap::new(), complaints: BTreeMap::new(), look_ms: now_ms }
     }
 
     /// When there may be somebody to dial.
@@ -69,6 +78,18 @@ impl Dialler {
     /// There is a link to it.
     pub fn reached(&mut self, node: NodeId) {
         self.nodes.remove(&node);
+    }
+
+    /// A dial failed: whether the log is to be told.
+    pub fn is_news(&mut self, now_ms: u64, target: &str, why: &str) -> bool {
+        self.complaints.retain(|_, told_ms| now_ms < *told_ms + COMPLAIN_MS);
+        let complaint = (target.to_owned(), why.to_owned());
+        let is_news =
+            self.complaints.len() < COMPLAINTS_MAX && !self.complaints.contains_key(&complaint);
+        if is_news {
+            self.complaints.insert(complaint, now_ms);
+        }
+        is_news
     }
 
     /// This address is our own.
@@ -101,5 +122,23 @@ impl Mesh {
             known.due_ms = now_ms + NODE_MS;
             self.effects.push_back(Effect::Dial(known.mesh.to_string()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_told_once_a_minute_that_a_target_cannot_be_reached() {
+        let (seeds, nodes, complaints) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut dialler = Dialler { seeds, nodes, complaints, look_ms: 0 };
+        assert!(dialler.is_news(0, "a:1", "no answer"));
+        assert!(dialler.is_news(1000, "b:1", "no answer"));
+        assert!(dialler.is_news(1000, "a:1", "another key"));
+        assert!(!dialler.is_news(COMPLAIN_MS - 1, "a:1", "no answer"));
+        assert!(dialler.is_news(COMPLAIN_MS, "a:1", "no answer"));
+        let told = (0..1000).filter(|n| dialler.is_news(COMPLAIN_MS, "c:1", &n.to_string()));
+        assert!(told.count() < COMPLAINTS_MAX);
     }
 }

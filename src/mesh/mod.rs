@@ -152,7 +152,9 @@ impl Mesh {
             }
             Event::Closed(link, why) => self.handle_closed(now_ms, link, &why),
             Event::Unreachable(target, why) => {
-                tracing::debug!("{target} cannot be reached: {why}");
+                if self.dialler.is_news(now_ms, &target, &why) {
+                    tracing::warn!("mesh: {target} cannot be reached: {why}");
+                }
             }
         }
     }
@@ -244,6 +246,9 @@ impl Mesh {
         let Some(peer) = self.peers.get(&to.node) else {
             return self.refuse(from, to, &message, "the client's node is out of reach");
         };
+        if matches!(message, Message::Ask { .. }) && peer.is_silent {
+            return self.refuse(from, to, &message, "the client's node does not answer");
+        }
         if matches!(message, Message::Ask { .. }) && !peer.session.takes_calls() {
             return self.refuse(from, to, &message, "the client's node does not keep up");
         }
@@ -273,25 +278,30 @@ impl Mesh {
         Publish { backend, channel, frame }: Publish,
     ) {
         let hash = self.hash.of(&channel);
-        let takes = |node: &NodeId| self.peers.get(node).is_some_and(|p| p.session.takes_calls());
-        let (asked, full): (Vec<NodeId>, Vec<NodeId>) = match self.publishes.has_room() {
-            true => self.who_may_want(now_ms, hash).into_iter().partition(takes),
-            false => (Vec::new(), self.who_may_want(now_ms, hash)),
-        };
+        let (mut asked, mut awaited, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        for node in self.who_may_want(now_ms, hash) {
+            let Some(peer) = self.peers.get(&node) else { continue };
+            let is_asked = peer.session.takes_calls() && self.publishes.has_room();
+            asked.extend(is_asked.then_some(node));
+            // It is sent to one that is silent, which may yet hear it, but nobody waits for that.
+            let is_awaited = is_asked && !peer.is_silent;
+            if is_awaited { &mut awaited } else { &mut silent }.push(Counter::Node(node));
+        }
         let asker = Asker::Shard(from, ticket);
-        let silent = full.into_iter().map(Counter::Node);
         if asked.is_empty() {
-            let (tally, silent) = (Tally::default(), silent.collect());
+            let tally = Tally::default();
             return self.tell_counted(Counted { asker, channel: hash, tally, silent });
         }
-        let awaited = asked.iter().copied().map(Counter::Node).chain(silent).collect();
         // Who asked waits for `answer_ms`: the sum must be there a little before.
         let deadline_ms = now_ms + self.settings.answer_ms / 10 * 9;
-        let ticket = self.publishes.open(asker, hash, awaited, deadline_ms);
+        let ticket = self.publishes.open(asker, hash, (awaited, silent), deadline_ms);
         let command = Command::Publish(channel, frame);
         let message = Message::Ask { ticket, from: backend, command };
         for node in asked {
             self.send(node, Lane::Shard(from), To::Mesh, &message);
+        }
+        if let Some(counted) = self.publishes.poll_counted(ticket) {
+            self.tell_counted(counted);
         }
     }
 
@@ -333,7 +343,7 @@ impl Mesh {
         let awaited = shards.iter().map(Counter::Shard).collect();
         // Earlier than the deadline of who asked, so that what was counted is not lost with it.
         let deadline_ms = now_ms + self.settings.answer_ms / 10 * 8;
-        let ticket = self.publishes.open(asker, hash, awaited, deadline_ms);
+        let ticket = self.publishes.open(asker, hash, (awaited, Vec::new()), deadline_ms);
         for shard in shards.iter() {
             let command = Command::Publish(channel.clone(), frame.clone());
             let message = Message::Ask { ticket, from: backend, command };

@@ -25,6 +25,10 @@ const LEASE_SLACK_MS: u64 = 50;
 /// Between two questions for a sign of life.
 const PING_MS: u64 = 300;
 
+/// A link on which no sign of life was answered for so long after the lease ended is closed. The
+/// transport sees that nothing comes any more; this sees that nothing arrives.
+const UNANSWERED_MS: u64 = 1500;
+
 /// How long what has come may be without an acknowledgement: so one does for many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
 
@@ -63,7 +67,8 @@ pub struct Link {
 pub struct Peer {
     /// What it said of itself.
     pub hello: Hello,
-    session_id: u64,
+    /// Which session.
+    pub session_id: u64,
     /// What is said between us.
     pub session: Session,
     /// How many clients it said it has.
@@ -73,9 +78,15 @@ pub struct Peer {
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
     lost_ms: u64,
+    /// It has let its lease end: calls for its clients fail at once, and publishes do not wait for it.
+    /// So a back end whose calls follow each other closely does not wait for the deadline of each.
+    pub is_silent: bool,
+    // The members' gossip has it that it is dead, or it has said itself that it leaves.
+    is_missed: bool,
     // What it knows of our interest.
     known: u64,
-    // What we know of its interest is whole, and until when that is trusted.
+    // What we know of its interest is whole, and until when that is trusted; 0 until it has answered
+    // on this link.
     has_whole: bool,
     trusted_until_ms: u64,
     ping_ms: u64,
@@ -293,6 +304,7 @@ impl Mesh {
             }
             Control::Pong(asked_ms, clients) => {
                 peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                peer.is_silent = false;
                 peer.round_trip_ms = now_ms.saturating_sub(asked_ms);
                 peer.clients = clients;
                 Ok(())
@@ -305,7 +317,12 @@ impl Mesh {
     }
 
     /// Somebody says who they are.
-    fn handle_hello(&mut self, now_ms: u64, id: LinkId, hello: Hello) -> Result<(), String> {
+    pub(super) fn handle_hello(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        hello: Hello,
+    ) -> Result<(), String> {
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let (is_dialled, remote) = (link.is_dialled, link.remote);
         if hello.node == self.settings.node && hello.incarnation == self.settings.incarnation {
@@ -327,11 +344,6 @@ impl Mesh {
         let Some((held, offered)) = said else { return Ok(()) };
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
-        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
-        if is_resumed && holds != Some(held) {
-            // It ended since we said that we hold it: they go on with what we have not.
-            return Err("the session that it goes on with is over".into());
-        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
     }
@@ -396,6 +408,8 @@ impl Mesh {
             round_trip_ms: 0,
             link: None,
             lost_ms: now_ms,
+            is_silent: false,
+            is_missed: false,
             known: 0,
             has_whole: false,
             trusted_until_ms: 0,
@@ -403,6 +417,7 @@ impl Mesh {
             acknowledge_ms: None,
         });
         peer.link = Some(id);
+        (peer.is_missed, peer.is_silent, peer.trusted_until_ms) = (false, false, 0);
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -427,9 +442,10 @@ impl Mesh {
     }
 
     /// What was on its way between us and a node is given up.
-    fn end_session(&mut self, node: NodeId, why: &str) {
+    pub(super) fn end_session(&mut self, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("node {} is out of reach: {why}", node.number());
+        self.give_up(node);
         self.sessions_ended += 1;
         self.nodes.forget(node);
         self.tell_shards(|| Message::NodeDown(node));
@@ -462,9 +478,12 @@ impl Mesh {
         if peer.link == Some(id) {
             (peer.link, peer.lost_ms, peer.has_whole) = (None, now_ms, false);
             self.all_trusted_until_ms = 0;
-            let (node, mesh) = (peer.hello.node, peer.hello.mesh);
+            let (node, mesh, is_missed) = (peer.hello.node, peer.hello.mesh, peer.is_missed);
             self.care_ms = self.care_ms.min(now_ms + LOST_MS);
             self.dialler.want(now_ms, node, mesh, self.settings.node > node);
+            if is_missed {
+                self.end_session(node, why);
+            }
         }
     }
 
@@ -493,6 +512,14 @@ impl Mesh {
 
     fn care_for(&mut self, now_ms: u64, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
+        let has_answered = peer.trusted_until_ms > 0;
+        if has_answered && peer.trusted_until_ms > now_ms {
+            self.care_ms = self.care_ms.min(peer.trusted_until_ms);
+        } else if has_answered && !peer.is_silent {
+            peer.is_silent = true;
+            self.give_up(node);
+        }
+        let Some(peer) = self.peers.get_mut(&node) else { return };
         let Some(link) = peer.link else {
             let due_ms = peer.lost_ms + LOST_MS;
             if due_ms <= now_ms {
@@ -501,6 +528,9 @@ impl Mesh {
             self.care_ms = self.care_ms.min(due_ms);
             return;
         };
+        if has_answered && peer.trusted_until_ms + UNANSWERED_MS <= now_ms {
+            return self.close_link(now_ms, link, "it does not answer");
+        }
         if peer.session.is_over_full() {
             return self.lose(now_ms, node, "it does not keep up");
         }
@@ -522,6 +552,13 @@ impl Mesh {
         self.care_ms = self.care_ms.min(peer.ping_ms).min(peer.acknowledge_ms.unwrap_or(u64::MAX));
         for control in says {
             self.say(link, &control);
+        }
+    }
+
+    /// Publishes that wait for a node wait no longer.
+    fn give_up(&mut self, node: NodeId) {
+        for counted in self.publishes.give_up(Counter::Node(node)) {
+            self.tell_counted(counted);
         }
     }
 
@@ -698,18 +735,19 @@ impl Mesh {
 
     fn find_member(&mut self, now_ms: u64, member: &Identity) {
         let Some(node) = member.node().filter(|node| *node != self.settings.node) else { return };
-        if self.peers.get(&node).is_none_or(|peer| peer.link.is_none()) {
-            self.dialler.want(now_ms, node, member.mesh, self.settings.node > node);
+        match self.peers.get_mut(&node) {
+            Some(peer) if peer.link.is_some() => peer.is_missed = false,
+            _ => self.dialler.want(now_ms, node, member.mesh, self.settings.node > node),
         }
     }
 
-    /// All agree that a member is dead: so it is, unless it speaks to us.
+    /// A member has left, or all agree that it is dead: so it is, once it does not speak to us.
     fn miss_member(&mut self, member: &Identity) {
         let Some(node) = member.node() else { return };
-        let is_it = |peer: &&Peer| peer.hello.incarnation == member.incarnation;
-        match self.peers.get(&node).filter(is_it) {
+        let is_it = |peer: &&mut Peer| peer.hello.incarnation == member.incarnation;
+        match self.peers.get_mut(&node).filter(is_it) {
             Some(Peer { link: None, .. }) => self.end_session(node, "all nodes miss it"),
-            Some(_) => {}
+            Some(peer) => peer.is_missed = true,
             None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
         }
     }

@@ -33,7 +33,7 @@ pub struct Counted {
     pub channel: u64,
     /// What was counted.
     pub tally: Tally,
-    /// Those who did not answer in time.
+    /// Those who did not answer in time, or were not waited for.
     pub silent: Vec<Counter>,
 }
 
@@ -62,6 +62,7 @@ struct Waiting {
     channel: u64,
     tally: Tally,
     awaited: Vec<Counter>,
+    silent: Vec<Counter>,
 }
 
 impl Publishes {
@@ -75,12 +76,13 @@ impl Publishes {
         self.slots.len() - self.free.len()
     }
 
-    /// A publish that waits for these until the deadline, which is never before that of the last.
+    /// A publish that waits for some until the deadline, which is never before that of the last, and
+    /// not for those who are silent anyway.
     pub fn open(
         &mut self,
         asker: Asker,
         channel: u64,
-        awaited: Vec<Counter>,
+        (awaited, silent): (Vec<Counter>, Vec<Counter>),
         deadline_ms: u64,
     ) -> Ticket {
         let index = self.free.pop().unwrap_or_else(|| {
@@ -88,7 +90,7 @@ impl Publishes {
             self.slots.len() as u32 - 1
         });
         let slot = &mut self.slots[index as usize];
-        slot.waiting = Some(Waiting { asker, channel, tally: Tally::default(), awaited });
+        slot.waiting = Some(Waiting { asker, channel, tally: Tally::default(), awaited, silent });
         let ticket = Ticket(u64::from(slot.generation) << 32 | u64::from(index));
         self.forget_answered();
         self.deadlines.push_back((deadline_ms, ticket));
@@ -109,6 +111,24 @@ impl Publishes {
     pub fn poll_counted(&mut self, ticket: Ticket) -> Option<Counted> {
         let is_over = self.find(ticket)?.waiting.as_ref()?.awaited.is_empty();
         if is_over { self.close(ticket) } else { None }
+    }
+
+    /// Nobody waits for this one any more. Gives what waited for it alone. Costs a look at all that
+    /// waits.
+    pub fn give_up(&mut self, counter: Counter) -> Vec<Counted> {
+        let mut over = Vec::new();
+        for (slot, index) in self.slots.iter_mut().zip(0..) {
+            let Some(waiting) = &mut slot.waiting else { continue };
+            let Some(place) = waiting.awaited.iter().position(|awaited| *awaited == counter) else {
+                continue;
+            };
+            waiting.awaited.swap_remove(place);
+            waiting.silent.push(counter);
+            if waiting.awaited.is_empty() {
+                over.push(Ticket(u64::from(slot.generation) << 32 | index));
+            }
+        }
+        over.into_iter().filter_map(|ticket| self.close(ticket)).collect()
     }
 
     /// The next publish whose time is up.
@@ -145,10 +165,11 @@ impl Publishes {
 
     fn close(&mut self, ticket: Ticket) -> Option<Counted> {
         let slot = self.find(ticket)?;
-        let Waiting { asker, channel, tally, awaited } = slot.waiting.take()?;
+        let Waiting { asker, channel, tally, awaited, mut silent } = slot.waiting.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(ticket.0 as u32);
-        Some(Counted { asker, channel, tally, silent: awaited })
+        silent.extend(awaited);
+        Some(Counted { asker, channel, tally, silent })
     }
 }
 
@@ -166,7 +187,7 @@ mod tests {
     fn tallies_add_up_and_nobody_counts_twice() {
         let mut publishes = Publishes::default();
         let [one, two] = [1, 2].map(|shard| Counter::Shard(ShardId(shard)));
-        let ticket = publishes.open(ASKER, 7, vec![one, two], 100);
+        let ticket = publishes.open(ASKER, 7, (vec![one, two], vec![]), 100);
         assert_eq!(publishes.count(ticket, one, tally(3)), Some(7));
         assert_eq!(publishes.count(ticket, one, tally(3)), None);
         assert_eq!(publishes.poll_counted(ticket), None);
@@ -180,11 +201,27 @@ mod tests {
     fn those_who_are_silent_are_named_when_the_time_is_up() {
         let mut publishes = Publishes::default();
         let [one, two] = [1, 2].map(|shard| Counter::Shard(ShardId(shard)));
-        let ticket = publishes.open(ASKER, 7, vec![one, two], 100);
+        let ticket = publishes.open(ASKER, 7, (vec![one, two], vec![]), 100);
         publishes.count(ticket, two, tally(4));
         assert_eq!(publishes.poll_expired(99), None);
         let counted = publishes.poll_expired(100).unwrap();
         assert_eq!((counted.tally, counted.silent), (tally(4), vec![one]));
         assert_eq!(publishes.count(ticket, one, tally(1)), None);
+    }
+
+    #[test]
+    fn who_is_given_up_holds_up_nothing_that_waits_for_it_alone() {
+        let mut publishes = Publishes::default();
+        let [one, two, three] = [1, 2, 3].map(|shard| Counter::Shard(ShardId(shard)));
+        publishes.open(ASKER, 7, (vec![one], vec![three]), 100);
+        let both = publishes.open(ASKER, 8, (vec![one, two], vec![]), 100);
+        let over = publishes.give_up(one);
+        let over: Vec<_> = over.iter().map(|over| (over.channel, &over.silent[..])).collect();
+        assert_eq!(over, [(7, &[three, one][..])]);
+        assert_eq!(publishes.count(both, one, tally(1)), None);
+        publishes.count(both, two, tally(2));
+        let counted = publishes.poll_counted(both).unwrap();
+        assert_eq!((counted.tally, counted.silent), (tally(2), vec![one]));
+        assert_eq!(publishes.poll_expired(100), None);
     }
 }

@@ -33,7 +33,7 @@ const SILENCE_MAX_MS: u64 = 2500;
 
 /// What the kernel may hold for the socket, each way, if net.core.rmem_max and wmem_max let it: with
 /// its defaults packets were lost on loopback.
-const SOCKET_BYTES: usize = 8 << 20;
+pub const SOCKET_BYTES: usize = 8 << 20;
 
 /// Events taken in a turn: what is left waits for the next.
 const EVENTS_PER_TURN: usize = 1024;

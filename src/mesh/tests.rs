@@ -1,6 +1,7 @@
 //! Meshes that talk to each other through links that are held in the hand.
 
 use super::*;
+use crate::address::ClientId;
 use crate::message::ConnectionKey;
 use crate::protocol::api::Reply;
 use std::collections::BTreeSet;
@@ -14,6 +15,8 @@ struct Net {
     // By link: the nodes at its ends.
     links: BTreeMap<LinkId, [usize; 2]>,
     cut: BTreeSet<[usize; 2]>,
+    // A node that nothing arrives at.
+    deaf: Option<usize>,
     heard: Vec<(usize, ShardId, Party, Message)>,
 }
 
@@ -44,7 +47,7 @@ impl Net {
     fn new(count: usize) -> Self {
         let meshes = (0..count).map(|index| mesh(index, 1, 0)).collect();
         let (links, cut, heard) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        let mut net = Self { meshes, now_ms: 0, links, cut, heard };
+        let mut net = Self { meshes, now_ms: 0, links, cut, deaf: None, heard };
         net.pass(3000);
         net
     }
@@ -56,7 +59,8 @@ impl Net {
     fn dial(&mut self, from: usize, target: &str) {
         let count = self.meshes.len();
         let to = (0..count).find(|&index| mesh_address(index).to_string() == target);
-        let Some(to) = to.filter(|&to| !self.is_cut(from, to)) else { return };
+        let is_heard = |to: &usize| !self.is_cut(from, *to) && self.deaf.is_none();
+        let Some(to) = to.filter(is_heard) else { return };
         let link = LinkId(self.links.keys().last().map_or(0, |link| link.0 + 1));
         self.links.insert(link, [from, to]);
         for (index, remote, is_dialled) in [(from, to, true), (to, from, false)] {
@@ -93,8 +97,9 @@ impl Net {
         if matches!(event, Event::Closed(..)) {
             self.links.remove(&link);
         }
-        if !self.is_cut(one, two) {
-            self.meshes[one + two - index].handle_event(self.now_ms, event);
+        let to = one + two - index;
+        if !self.is_cut(one, two) && self.deaf != Some(to) {
+            self.meshes[to].handle_event(self.now_ms, event);
         }
     }
 
@@ -238,6 +243,63 @@ fn a_node_that_is_silent_counts_as_it_did_and_then_not_at_all() {
     assert_eq!(net.tally(4), tally(5, 0));
 }
 
+#[test]
+fn calls_wait_for_a_node_until_it_counts_as_silent_and_then_no_more() {
+    let mut net = Net::new(2);
+    net.want(1, 0, 1, true);
+    net.settle();
+    net.heard.clear();
+    net.publish(0, 1);
+    net.published(5);
+    // What is said between them gets lost from here on, though the link seems to stand.
+    net.cut.insert([0, 1]);
+    net.publish(0, 2);
+    net.pass(600);
+    assert_eq!(net.tally(2), None);
+    net.pass(400);
+    assert_eq!(net.tally(2), tally(0, 5));
+    net.publish(0, 3);
+    assert_eq!(net.tally(3), tally(0, 5));
+    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
+    let at = ShardAddress { node: node(0), shard: ShardId(1) };
+    let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
+    let command =
+        Command::Send(ClientId::from_value(1463786910324359168), Frame::from_encoded(b"frame"));
+    net.say(0, 1, to, Message::Ask { ticket: Ticket(4), from, command });
+    net.settle();
+    let is_refused = |m: &Message| matches!(m, Message::Answer(Ticket(4), Answer::Done(Err(_))));
+    assert_eq!(net.count_of(0, is_refused), 1);
+}
+
+#[test]
+fn a_node_that_is_heard_and_does_not_hear_is_lost_as_one_that_is_dead() {
+    let mut net = Net::new(2);
+    net.deaf = Some(1);
+    net.heard.clear();
+    net.pass(4500);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    net.deaf = None;
+    net.pass(LOST_AND_FOUND_MS);
+    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp { .. })), SHARDS);
+}
+
+#[test]
+fn a_node_that_leaves_is_gone_at_once() {
+    let mut net = Net::new(3);
+    net.heard.clear();
+    net.meshes[2].handle_leave(net.now_ms);
+    while let Some(effect) = net.meshes[2].poll_effect() {
+        net.carry_out(2, effect);
+        // Its last words are taken in before its links end.
+        (0..2).for_each(|index| net.meshes[index].handle_turn(net.now_ms));
+    }
+    net.cut.extend([[0, 2], [1, 2]]);
+    net.settle();
+    for index in 0..2 {
+        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    }
+}
+
 /// Longer than a session lives without a link, and than a lost node takes to be dialled.
 const LOST_AND_FOUND_MS: u64 = 5000;
 
@@ -251,9 +313,9 @@ fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_n
     assert!(!net.is_known(1, 1));
     net.pass(600);
     assert!(net.is_known(1, 1));
-    net.publish(0, 1);
     assert!(!net.meshes[0].peers[&node(1)].is_trusted(net.now_ms));
-    assert_eq!(net.tally(1), None, "it is asked, since it may want it");
+    let channel = net.meshes[0].hash.of("news");
+    assert_eq!(net.meshes[0].who_may_want(net.now_ms, channel), [node(1)], "it may want anything");
 }
 
 #[test]
@@ -284,6 +346,39 @@ fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
         .collect();
     assert_eq!(numbers, [1, 2, 3]);
     assert_eq!(net.count_of(1, |m| matches!(m, Message::NodeDown(_))), 0);
+}
+
+#[test]
+fn a_node_that_speaks_other_versions_alone_is_refused_and_told_why() {
+    let mut net = Net::new(2);
+    let hello = net.meshes[0].peers[&node(1)].hello.clone();
+    let (first, last) = wire::VERSIONS;
+    let stranger = |versions| wire::Hello { node: node(5), versions, ..hello.clone() };
+    assert_eq!(net.meshes[0].refusal(&stranger((first, last + 7))), None);
+    let (link, remote) = (LinkId(1000), mesh_address(5));
+    net.meshes[0].handle_event(net.now_ms, Event::Opened { link, remote, is_dialled: false });
+    let newer = stranger((last + 1, last + 7));
+    let why = net.meshes[0].handle_hello(net.now_ms, link, newer).unwrap_err();
+    assert!(why.contains(&format!("speaks versions {} to {}", last + 1, last + 7)), "{why}");
+    let Some(Effect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else { panic!() };
+    let mut reader = wire::FrameReader::default();
+    reader.push(said);
+    let said = reader.next_frame().unwrap().unwrap();
+    assert_eq!(wire::read_control(&said).unwrap(), wire::Control::Refused(why));
+}
+
+#[test]
+fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
+    let mut net = Net::new(2);
+    let hello = net.meshes[0].peers[&node(1)].hello.clone();
+    let held = net.meshes[0].peers[&node(1)].session_id;
+    net.cut(0, 1);
+    let (link, remote) = (LinkId(1000), mesh_address(1));
+    net.meshes[0].handle_event(net.now_ms, Event::Opened { link, remote, is_dialled: true });
+    net.meshes[0].end_session(node(1), "it takes too long");
+    let answer = wire::Hello { held, ..hello };
+    assert!(net.meshes[0].handle_hello(net.now_ms, link, answer).is_err());
+    assert!(net.meshes[0].peers.is_empty());
 }
 
 #[test]

@@ -14,26 +14,59 @@ const LOCKED_BYTES_PER_CORE: u64 = 512 * 1024;
 const DESCRIPTORS_PER_CORE: u64 = 16;
 const DESCRIPTORS: u64 = 64;
 
+/// Those that have to be left for connections, at least.
+const DESCRIPTORS_LEFT: u64 = 64;
+
 /// Checks io_uring, locked memory and descriptors, raising soft limits to the hard ones; gives the
-/// number of clients that descriptors allow, for which at least 64 must be left.
+/// number of clients that descriptors allow.
 ///
 /// # Errors
 /// One line that says what is missing, how to see it and how to mend it.
 pub fn check(cores: usize) -> Result<usize, String> {
-    check_locked_memory(cores as u64)?;
-    let clients = check_descriptors(cores as u64)?;
+    check_locked_memory(cores)?;
+    let clients = check_descriptors(cores)?;
+    check_ring()?;
+    Ok(clients)
+}
+
+/// Makes a ring as each shard does, and drops it.
+///
+/// # Errors
+/// One line, as [`check`] gives it.
+pub fn check_ring() -> Result<(), String> {
     // On a thread of its own: a ring belongs to the thread that made it.
-    let made = std::thread::spawn(|| Ring::new().map(drop)).join();
-    match made {
-        Ok(Ok(())) => Ok(clients),
+    match std::thread::spawn(|| Ring::new().map(drop)).join() {
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(explain(&error)),
         Err(_) => Err("io_uring: the attempt to make a ring panicked".into()),
     }
 }
 
-fn check_locked_memory(cores: u64) -> Result<(), String> {
+/// Memory that the shards lock, in bytes.
+pub fn locked_bytes(cores: usize) -> u64 {
+    cores as u64 * LOCKED_BYTES_PER_CORE
+}
+
+/// The clients that so many descriptors allow: what the node itself takes is not theirs, and one in
+/// 16 of the others is kept for back ends. `None`: it cannot start.
+pub fn clients_allowed(descriptors: u64, cores: usize) -> Option<u64> {
+    let left = descriptors.checked_sub(own_descriptors(cores))?;
+    (left >= DESCRIPTORS_LEFT).then_some(left - left / 16)
+}
+
+/// The descriptors that so many clients take: the other way round. Of clients at most 2^40.
+pub fn descriptors_needed(clients: u64, cores: usize) -> u64 {
+    let left = clients.saturating_sub(1) * 16 / 15 + 1;
+    own_descriptors(cores) + left.max(DESCRIPTORS_LEFT)
+}
+
+fn own_descriptors(cores: usize) -> u64 {
+    DESCRIPTORS + cores as u64 * DESCRIPTORS_PER_CORE
+}
+
+fn check_locked_memory(cores: usize) -> Result<(), String> {
     let limit = raise(Resource::Memlock);
-    let needed = cores * LOCKED_BYTES_PER_CORE;
+    let needed = locked_bytes(cores);
     if limit.is_none_or(|limit| limit >= needed) || rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -46,17 +79,15 @@ fn check_locked_memory(cores: u64) -> Result<(), String> {
     ))
 }
 
-fn check_descriptors(cores: u64) -> Result<usize, String> {
+fn check_descriptors(cores: usize) -> Result<usize, String> {
     let Some(limit) = raise(Resource::Nofile) else { return Ok(usize::MAX) };
-    let own = DESCRIPTORS + cores * DESCRIPTORS_PER_CORE;
-    if limit < own + 64 {
-        return Err(format!(
+    clients_allowed(limit, cores).map(|clients| clients as usize).ok_or_else(|| {
+        format!(
             "descriptors: {cores} cores need {} at least, the limit is {limit}; see it with \
              `ulimit -n`; raise it with LimitNOFILE= in the systemd unit or nofile in limits.conf",
-            own + 64
-        ));
-    }
-    Ok((limit - own) as usize)
+            descriptors_needed(0, cores)
+        )
+    })
 }
 
 /// Raises the soft limit to the hard one; gives what it is then, `None` for unlimited.
@@ -105,6 +136,17 @@ mod tests {
         for code in [libc::ENOSYS, libc::EPERM, libc::EINVAL, libc::ENOMEM, libc::EMFILE] {
             let words = explain(&io::Error::from_raw_os_error(code));
             assert!(words.contains("see `"), "{words}");
+        }
+    }
+
+    #[test]
+    fn clients_and_the_descriptors_that_they_take_belong_together() {
+        assert_eq!(clients_allowed(64 + 2 * 16 + 63, 2), None);
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2), Some(60));
+        for clients in [60, 61, 1000, 18_658, 1_000_000] {
+            let needed = descriptors_needed(clients, 2);
+            assert!(clients_allowed(needed, 2).unwrap() >= clients, "{clients}");
+            assert!(clients_allowed(needed - 1, 2).is_none_or(|allowed| allowed < clients));
         }
     }
 

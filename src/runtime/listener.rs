@@ -10,7 +10,7 @@ use super::identity::TlsContext;
 
 /// Connections that may wait to be accepted, per shard. The kernel takes no more than
 /// net.core.somaxconn.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// An address, and one listening socket for each shard.
 #[derive(Debug)]

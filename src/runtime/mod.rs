@@ -20,10 +20,8 @@ mod verifier;
 mod wake;
 mod watch;
 
-pub use bus::Port;
-#[cfg(test)]
-pub(crate) use bus::bus;
+pub use bus::{Port, bus};
 pub use identity::TlsContext;
-pub use listener::{Listening, bind, route_out};
+pub use listener::{BACKLOG, Listening, bind, route_out};
 pub use start::{Shards, start};
 pub use watch::Summary;

@@ -10,6 +10,7 @@
     reason = "each test uses its own part of this"
 )]
 
+mod grid;
 mod http;
 mod server;
 mod socket;
@@ -17,6 +18,7 @@ mod stream;
 
 use std::time::{Duration, Instant};
 
+pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
 pub use server::{CONFIG, Process, Server, command, config_file};
 pub use socket::{Message, Socket, frame};

@@ -150,6 +150,22 @@ impl Server {
         self.process.signal(Signal::TERM);
     }
 
+    /// Ends the server without a word, as a crash would.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.finish();
+    }
+
+    /// Stops its threads where they are.
+    pub fn freeze(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
     /// Tells the server that its certificates are new.
     pub fn hang_up(&mut self) {
         self.process.signal(Signal::HUP);

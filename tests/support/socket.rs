@@ -102,6 +102,13 @@ impl Socket {
         self.send(&frame(0x88, &[&code.to_be_bytes(), reason.as_bytes()].concat()));
     }
 
+    /// How long a read waits from now on, instead of [`DEADLINE`]. One that is cut short loses what it
+    /// had of a message: for those that come whole or not at all.
+    pub fn set_patience(&mut self, patience: Duration) {
+        let tcp = self.stream.get_ref().tcp();
+        tcp.set_read_timeout(Some(patience)).expect("a deadline can be set");
+    }
+
     /// Another hand on the connection, to write from a second thread. Not over TLS.
     pub fn writer(&self) -> TcpStream {
         self.stream.get_ref().tcp().try_clone().expect("a second descriptor")
@@ -189,6 +196,40 @@ impl Socket {
     pub fn call(&mut self, request: &str) -> String {
         self.send_text(request);
         self.text()
+    }
+
+    /// Calls a method of the API and gives the answer, which comes before any event.
+    #[track_caller]
+    pub fn ask(&mut self, method: &str, params: &Value) -> Value {
+        let request = serde_json::json!({ "m": method, "p": params, "i": 12345 });
+        let answer: Value =
+            serde_json::from_str(&self.call(&request.to_string())).expect("an answer is JSON");
+        assert_eq!(answer["i"], 12345, "not an answer: {answer}");
+        answer
+    }
+
+    /// The same for a call that has to succeed: what it gives.
+    #[track_caller]
+    pub fn done(&mut self, method: &str, params: &Value) -> Value {
+        let mut answer = self.ask(method, params);
+        assert!(answer["E"].is_null(), "{method} {params}: {answer}");
+        answer["r"].take()
+    }
+
+    /// Calls a function of a client's connection, which has to succeed: what it gives.
+    #[track_caller]
+    pub fn conn_call(&mut self, client: &str, function: &str, arguments: Value) -> Value {
+        let params = serde_json::json!({ "c": client, "f": function, "a": arguments });
+        self.done("conn.call", &params)
+    }
+
+    /// Publishes text: the counts of those who took it and those who did not.
+    #[track_caller]
+    pub fn publish(&mut self, channel: &str, data: &str) -> (u64, u64) {
+        let params = serde_json::json!({ "c": channel, "d": data });
+        let counts = self.done("mesh.publish", &params);
+        let count = |key| counts[key].as_u64().expect("a count");
+        (count("s"), count("f"))
     }
 
     /// The next event of a consumer: its `p`.

@@ -3,18 +3,24 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Args, value_parser};
 use tokio::time::Instant;
 
+use crate::back_end::{BackEnd, bursts};
 use crate::inbox::{Arrivals, Inbox, stages};
+use crate::latency::Latencies;
 use crate::meter::Meter;
-use crate::payload::{BYTES_MIN, Payload};
-use crate::publisher::{IN_FLIGHT_MAX, Publisher};
+use crate::pace::Pace;
+use crate::payload::BYTES_MIN;
+use crate::publisher::{Destination, IN_FLIGHT_MAX, Publisher};
 use crate::report::Run;
 use crate::server::Target;
 use crate::subscribers::Subscribers;
 use crate::tasks::until;
+
+/// The channel that all are subscribed to.
+const CHANNEL: &str = "load";
 
 /// One back end publishes to one channel, a burst at a time: the next burst follows when every
 /// subscriber has got the one before.
@@ -33,46 +39,54 @@ pub struct Fanout {
     /// Messages published at once
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     pub burst: u32,
+    /// Messages a second instead, whether or not earlier ones have arrived; a latency then counts
+    /// from when a message was due
+    #[arg(long, conflicts_with = "burst", value_parser = super::rate())]
+    pub rate: Option<u32>,
 }
 
 impl Fanout {
     pub fn title(&self) -> String {
         let Self { clients, bytes, burst, .. } = self;
-        format!("fan-out: {clients} clients, {bytes} B, {burst} at a time")
+        let manner = self.rate.map_or(format!("{burst} at a time"), |rate| format!("{rate}/s"));
+        format!("fan-out: {clients} clients, {bytes} B, {manner}")
     }
 
     /// A latency is the time from the request's writing to the message's arrival at a subscriber.
-    pub async fn run(self, Target { api, edge, pid }: Target, deadline: Instant) -> Result<Run> {
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let [opening, measured, closing] = stages(self.messages);
         let arrivals = Arc::<Arrivals>::default();
         let inbox = Inbox::new(0..1, self.messages, self.bytes as usize, &arrivals);
-        let subscribers = Subscribers::open(edge, self.clients, &inbox, deadline).await?;
-        let mut publisher = Publisher::open(api, false).await?;
-        until(deadline, self.publish(&mut publisher, opening, &arrivals)).await?;
-        let meter = Meter::start(pid)?;
-        until(deadline, self.publish(&mut publisher, measured, &arrivals)).await?;
+        let subscribers =
+            Subscribers::open(target, CHANNEL, self.clients, &inbox, deadline).await?;
+        let to = Destination::Channel(CHANNEL.into());
+        let publisher = Publisher::open(target, &to, false).await?;
+        let mut back_end = BackEnd::new(publisher, vec![to], 0, self.bytes as usize);
+        until(deadline, self.publish(&mut back_end, opening, &arrivals)).await?;
+        let meter = Meter::start(target.pid)?;
+        until(deadline, self.publish(&mut back_end, measured, &arrivals)).await?;
         let cost = meter.stop()?;
-        until(deadline, self.publish(&mut publisher, closing, &arrivals)).await?;
+        until(deadline, self.publish(&mut back_end, closing, &arrivals)).await?;
         Ok(Run::new(cost, &arrivals.latencies, subscribers.damage().await?))
     }
 
     async fn publish(
         &self,
-        publisher: &mut Publisher,
+        back_end: &mut BackEnd,
         numbers: Range<u32>,
         arrivals: &Arrivals,
     ) -> Result<()> {
-        for burst in super::bursts(numbers, self.burst) {
+        let answers = Latencies::default();
+        if let Some(rate) = self.rate {
+            arrivals.expect(numbers.len() as u64 * u64::from(self.clients));
+            let pace = Pace::start(rate, 1, numbers.len() as u32).remove(0);
+            back_end.work_at(numbers, pace, &answers).await?;
+            arrivals.all().await;
+            return Ok(());
+        }
+        for burst in bursts(numbers, self.burst) {
             arrivals.expect(burst.len() as u64 * u64::from(self.clients));
-            for sequence in burst.clone() {
-                let text = Payload::now(0, sequence).text(self.bytes as usize);
-                publisher.feed(sequence, &text).await?;
-            }
-            publisher.flush().await?;
-            for sequence in burst {
-                let (i, _) = publisher.answer(sequence).await?;
-                ensure!(i == sequence, "request {sequence} has the answer to {i}");
-            }
+            back_end.work(burst, self.burst, &answers).await?;
             arrivals.all().await;
         }
         Ok(())

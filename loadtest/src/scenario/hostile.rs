@@ -67,7 +67,7 @@ impl Hostile {
             memory_before,
             memory_peak,
             memory_after,
-            server_cpu_share: cost.cpu.as_secs_f64() / cost.elapsed.as_secs_f64(),
+            server_cpu_share: cost.cpu().as_secs_f64() / cost.elapsed.as_secs_f64(),
             probe_own_delay_us: felt.own_delay.as_secs_f64() * 1e6,
             fate: fate.context("the attack did not end in time")?,
         };

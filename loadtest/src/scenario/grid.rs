@@ -1,0 +1,168 @@
+//! Messages that cross nodes of a grid, beside messages that do not.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum, value_parser};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use crate::back_end::Load;
+use crate::client;
+use crate::consumer::learn_ids;
+use crate::delivery::{Delivered, Delivery};
+use crate::http::HttpConnection;
+use crate::payload::BYTES_MIN;
+use crate::publisher::{Destination, IN_FLIGHT_MAX};
+use crate::report::Run;
+use crate::server::Target;
+use crate::tasks::until;
+
+/// Between two questions whether all nodes are there.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a back end does with its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// It publishes them to a channel of all clients
+    Publish,
+    /// It sends them to the clients in turn
+    Send,
+}
+
+/// A back end at the first node reaches clients of that node, and then as many of the other nodes:
+/// so many messages a second, whether or not earlier ones have arrived.
+#[derive(Args, Clone)]
+pub struct Grid {
+    /// What it does, each against a fresh grid [default: all]
+    #[arg(long, value_enum, value_name = "KIND,…", value_delimiter = ',')]
+    pub kinds: Vec<Kind>,
+    /// Nodes, all started here, each with one shard
+    #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(2..=16))]
+    pub nodes: u32,
+    /// Clients of the first node; and those of all others together, spread evenly
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// Length of a message
+    #[arg(long, default_value_t = 128,
+          value_parser = value_parser!(u32).range(BYTES_MIN as i64..=1_000_000))]
+    pub bytes: u32,
+    /// Messages to publish, or to send in all, rounded up to as many to each client
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
+    pub messages: u32,
+    /// Messages a second
+    #[arg(long, default_value_t = 200, value_parser = super::rate())]
+    pub rate: u32,
+    /// Requests at once instead, the next when all those are answered: for the CPU of a busy node
+    #[arg(long, conflicts_with = "rate", value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
+    pub pipeline: Option<u32>,
+}
+
+/// The answer of `/v1/nodes`.
+#[derive(Deserialize)]
+struct Nodes {
+    nodes: Vec<serde::de::IgnoredAny>,
+}
+
+impl Grid {
+    /// A scenario for each kind.
+    pub fn each(self) -> Vec<Self> {
+        let all = || Kind::value_variants().to_vec();
+        let kinds = if self.kinds.is_empty() { all() } else { self.kinds.clone() };
+        kinds.into_iter().map(|kind| Self { kinds: vec![kind], ..self.clone() }).collect()
+    }
+
+    fn kind(&self) -> Kind {
+        self.kinds.first().copied().unwrap_or(Kind::Publish)
+    }
+
+    pub fn title(&self) -> String {
+        let Self { nodes, clients, bytes, rate, .. } = self;
+        let manner = self.pipeline.map_or(format!("{rate}/s"), |it| format!("{it} at once"));
+        let what = match self.kind() {
+            Kind::Publish => "publish",
+            Kind::Send => "send",
+        };
+        format!("grid of {nodes}: {what}, {clients} clients, {bytes} B, {manner}")
+    }
+
+    /// A latency is the time from when a message was due (or was written) to its arrival at a client of another
+    /// node. The figures tell by how much that is more than for clients of the back end's own node.
+    pub async fn run(self, nodes: &[Target], deadline: Instant) -> Result<Run> {
+        let meeting = until(deadline, wait_for_all(nodes)).await?;
+        meeting.context("the nodes did not find each other in time")?;
+        let (first, others) = nodes.split_first().context("a grid has nodes")?;
+        let within = self.leg(nodes, &[*first], "within", deadline).await?;
+        let across = self.leg(nodes, others, "across", deadline).await?;
+        let [near, far] = [&within, &across].map(|leg| leg.arrivals.latencies.percentiles_us());
+        let damage = [within.damage, across.damage].into_iter().sum();
+        let cpu = |leg: &Delivered, node: usize| {
+            leg.cost.server_cpu[node].as_secs_f64() * 1e6 / leg.arrivals.latencies.count() as f64
+        };
+        let mut run = Run::new(across.cost.clone(), &across.arrivals.latencies, damage)
+            .with_figure("within the node, p50 µs", near.p50)
+            .with_figure("within the node, p99 µs", near.p99)
+            .with_figure("added across, p50 µs", far.p50 - near.p50)
+            .with_figure("added across, p99 µs", far.p99 - near.p99)
+            .with_figure("within the node, CPU µs/delivery of node 1", cpu(&within, 0));
+        for node in 0..nodes.len() {
+            let name = format!("across, CPU µs/delivery of node {}", node + 1);
+            run = run.with_figure(name, cpu(&across, node));
+        }
+        Ok(run)
+    }
+
+    /// Reaches the clients of `to` from the first of `nodes`.
+    async fn leg(
+        &self,
+        nodes: &[Target],
+        to: &[Target],
+        channel: &str,
+        deadline: Instant,
+    ) -> Result<Delivered> {
+        let (mut clients, mut ids) = (Vec::new(), Vec::new());
+        for node in to {
+            let count = self.clients.div_ceil(to.len() as u32);
+            let opened = client::connect_many(*node, Some(channel), count).await?;
+            for (client, id) in learn_ids(*node, opened).await? {
+                clients.push(client);
+                ids.push(Destination::Client(id));
+            }
+        }
+        let (destinations, clients): (_, Vec<_>) = match self.kind() {
+            Kind::Publish => {
+                let clients = clients.into_iter().map(|client| (client, 0)).collect();
+                (vec![Destination::Channel(channel.into())], clients)
+            }
+            Kind::Send => (ids, clients.into_iter().zip(0..).collect()),
+        };
+        let delivery = Delivery {
+            servers: nodes,
+            connections: 1,
+            load: self.pipeline.map_or(Load::PerSecond(self.rate), Load::AtOnce),
+            each: self.messages.div_ceil(destinations.len() as u32),
+            destinations,
+            clients,
+            bytes: self.bytes,
+            counts_receivers: true,
+        };
+        delivery.run(deadline).await
+    }
+}
+
+/// Waits until each node knows of all.
+async fn wait_for_all(nodes: &[Target]) -> Result<()> {
+    for node in nodes {
+        let mut connection = HttpConnection::open(node.api).await?;
+        loop {
+            connection.feed_get("/v1/nodes");
+            connection.flush().await?;
+            let parse = |body: &[u8]| Ok(serde_json::from_slice::<Nodes>(body)?.nodes.len());
+            if connection.response(parse).await? == nodes.len() {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+    }
+    Ok(())
+}

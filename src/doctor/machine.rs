@@ -1,0 +1,271 @@
+//! Reads the machine: /proc, /sys, the limits of the process, and a try of io_uring. What cannot be
+//! read is `None` or empty, and is not judged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use rustix::process::{Resource, geteuid, getrlimit};
+
+use super::cgroup::{self, Limits};
+use crate::runtime::check;
+
+/// The settings below /proc/sys that are judged.
+const SETTINGS: [&str; 16] = [
+    "fs.file-max",
+    "fs.nr_open",
+    "kernel.io_uring_disabled",
+    "kernel.numa_balancing",
+    "net.core.rmem_max",
+    "net.core.somaxconn",
+    "net.core.wmem_max",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_max_syn_backlog",
+    "net.ipv4.tcp_mem",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+    "net.netfilter.nf_conntrack_count",
+    "net.netfilter.nf_conntrack_max",
+    "vm.swappiness",
+];
+
+/// What is known of a machine.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// As `uname -r` tells it.
+    pub kernel_release: String,
+    /// Whether a ring can be made; if not, why and what to do.
+    pub ring: Option<Result<(), String>>,
+    /// Whether the process is root's.
+    pub is_root: bool,
+    /// The most descriptors that the process may have; `None`: any number.
+    pub descriptors: Option<u64>,
+    /// The most memory that it may lock, in bytes; `None`: any amount.
+    pub locked_bytes: Option<u64>,
+    /// Memory of the machine, in bytes; 0: not known.
+    pub memory_bytes: u64,
+    /// The limits of its control group.
+    pub group: Limits,
+    /// Devices and files to which memory is swapped.
+    pub swaps: Vec<String>,
+    /// When memory comes in huge pages: always, madvise or never.
+    pub huge_pages: Option<String>,
+    /// The clock that the kernel reads the time from.
+    pub clock_source: Option<String>,
+    /// CPUs kept free of other processes (isolcpus=).
+    pub isolated: Vec<usize>,
+    /// The CPUs of each memory node.
+    pub memory_nodes: BTreeMap<usize, Vec<usize>>,
+    /// By CPU.
+    pub cpus: BTreeMap<usize, Cpu>,
+    /// Network interfaces with hardware behind them that are up.
+    pub interfaces: Vec<Interface>,
+    /// The numbers of a setting below /proc/sys.
+    pub settings: BTreeMap<&'static str, Vec<u64>>,
+}
+
+/// One CPU.
+#[derive(Clone, Debug, Default)]
+pub struct Cpu {
+    /// Who chooses its clock; `None`: not this kernel, as on most virtual machines.
+    pub governor: Option<String>,
+    /// The CPUs of the same core, itself included.
+    pub siblings: Vec<usize>,
+}
+
+/// One network interface.
+#[derive(Clone, Debug, Default)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Queues that it receives into.
+    pub receive_queues: usize,
+    /// Whether the kernel spreads what one of them receives over CPUs (RPS).
+    pub spreads: bool,
+    /// CPUs that its interrupts come to.
+    pub interrupt_cpus: Vec<usize>,
+}
+
+impl Machine {
+    /// Reads this machine, and makes a ring to see whether it can be had.
+    pub fn read() -> Self {
+        let groups = text("/proc/self/cgroup").unwrap_or_default();
+        Self {
+            kernel_release: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            ring: Some(check::check_ring()),
+            is_root: geteuid().is_root(),
+            descriptors: getrlimit(Resource::Nofile).maximum,
+            locked_bytes: getrlimit(Resource::Memlock).maximum,
+            memory_bytes: text("/proc/meminfo").as_deref().and_then(memory_total).unwrap_or(0),
+            group: cgroup::limits(&groups, |path| text(path)),
+            swaps: text("/proc/swaps").as_deref().map(swaps).unwrap_or_default(),
+            huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled")
+                .as_deref()
+                .and_then(selected),
+            clock_source: text("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+            isolated: cpus("/sys/devices/system/cpu/isolated"),
+            memory_nodes: numbered("/sys/devices/system/node", "node")
+                .map(|number| {
+                    (number, cpus(format!("/sys/devices/system/node/node{number}/cpulist")))
+                })
+                .collect(),
+            cpus: numbered("/sys/devices/system/cpu", "cpu")
+                .map(|number| (number, Cpu::read(number)))
+                .collect(),
+            interfaces: names("/sys/class/net").filter_map(Interface::read).collect(),
+            settings: SETTINGS
+                .into_iter()
+                .filter_map(|name| {
+                    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+                    Some((name, numbers(&text(path)?)))
+                })
+                .collect(),
+        }
+    }
+
+    /// A setting that is one number; `None`: this kernel has no such setting.
+    pub(super) fn setting(&self, name: &str) -> Option<u64> {
+        self.settings.get(name)?.first().copied()
+    }
+
+    /// The memory that the process may use, in bytes; `None`: not known.
+    pub(super) fn usable_memory(&self) -> Option<u64> {
+        let machine = (self.memory_bytes > 0).then_some(self.memory_bytes);
+        [machine, self.group.memory_bytes].into_iter().flatten().min()
+    }
+}
+
+impl Cpu {
+    fn read(number: usize) -> Self {
+        let folder = format!("/sys/devices/system/cpu/cpu{number}");
+        Self {
+            governor: text(format!("{folder}/cpufreq/scaling_governor")),
+            siblings: cpus(format!("{folder}/topology/thread_siblings_list")),
+        }
+    }
+}
+
+impl Interface {
+    /// `None`: it is down, or there is no hardware behind it.
+    fn read(name: String) -> Option<Self> {
+        let folder = format!("/sys/class/net/{name}");
+        // A real device, or one of a virtual machine; not a bridge, a tunnel or a container's.
+        let device = fs::canonicalize(format!("{folder}/device")).ok()?;
+        if text(format!("{folder}/operstate")).as_deref() == Some("down") {
+            return None;
+        }
+        let queues = names(format!("{folder}/queues"));
+        let receiving: Vec<String> = queues.filter(|queue| queue.starts_with("rx-")).collect();
+        let spreads = |queue: &String| {
+            let mask = text(format!("{folder}/queues/{queue}/rps_cpus")).unwrap_or_default();
+            mask.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0')
+        };
+        Some(Self {
+            receive_queues: receiving.len(),
+            spreads: receiving.iter().any(spreads),
+            interrupt_cpus: interrupt_cpus(&device),
+            name,
+        })
+    }
+}
+
+/// The CPUs that the interrupts of a device come to. Those of a virtio device are the ones of the
+/// PCI device that it sits on.
+fn interrupt_cpus(device: &Path) -> Vec<usize> {
+    let folders = [Some(device), device.parent()];
+    let interrupts = folders.into_iter().flatten().find_map(|folder| {
+        let found: Vec<String> = names(folder.join("msi_irqs")).collect();
+        (!found.is_empty()).then_some(found)
+    });
+    let mut all: Vec<usize> = interrupts
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|number| cpus(format!("/proc/irq/{number}/effective_affinity_list")))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn text(path: impl AsRef<Path>) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// The names in a folder, in order.
+fn names(folder: impl AsRef<Path>) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort_unstable();
+    names.into_iter()
+}
+
+/// The numbers of those that are called so and a number.
+fn numbered(folder: &str, start: &str) -> impl Iterator<Item = usize> {
+    names(folder).filter_map(move |name| name.strip_prefix(start)?.parse().ok())
+}
+
+fn cpus(path: impl AsRef<Path>) -> Vec<usize> {
+    text(path).as_deref().map(cpu_list).unwrap_or_default()
+}
+
+/// `0-2,8` as 0, 1, 2, 8 (Documentation/admin-guide/cputopology.rst).
+fn cpu_list(text: &str) -> Vec<usize> {
+    let run = |run: &str| {
+        let (first, last) = run.split_once('-').unwrap_or((run, run));
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        Some(first..=last)
+    };
+    text.split(',').filter_map(run).flatten().collect()
+}
+
+fn numbers(text: &str) -> Vec<u64> {
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// Bytes, from the text of /proc/meminfo, which tells KiB.
+fn memory_total(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(numbers(line).first()? * 1024)
+}
+
+/// The names in /proc/swaps, which begins with a line of titles.
+fn swaps(text: &str) -> Vec<String> {
+    let lines = text.lines().skip(1);
+    lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
+}
+
+/// The word in brackets: `always [madvise] never`.
+fn selected(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_ways_to_write_things_are_read() {
+        assert_eq!(cpu_list("0-2,8"), [0, 1, 2, 8]);
+        assert_eq!(cpu_list("3"), [3]);
+        assert!(cpu_list("").is_empty() && cpu_list("a-b").is_empty());
+        assert_eq!(numbers("4096\t131072\t6291456"), [4096, 131_072, 6_291_456]);
+        assert_eq!(
+            memory_total("MemFree: 1 kB\nMemTotal:       24684092 kB"),
+            Some(25_276_510_208)
+        );
+        assert_eq!(selected("always [madvise] never").as_deref(), Some("madvise"));
+        assert_eq!(swaps("Filename\tType\n/dev/sda2 partition 1 0 -2"), ["/dev/sda2"]);
+        assert!(swaps("Filename\tType").is_empty());
+    }
+
+    #[test]
+    fn this_machine_can_be_read() {
+        let machine = Machine::read();
+        assert!(!machine.kernel_release.is_empty());
+        assert!(machine.memory_bytes > 0 && !machine.cpus.is_empty());
+        assert!(machine.setting("net.core.somaxconn").is_some());
+    }
+}

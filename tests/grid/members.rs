@@ -1,0 +1,99 @@
+//! Nodes that join, leave, and are not let in.
+
+use std::fs;
+
+use crate::support::{
+    DEADLINE, Grid, KEY, Process, Server, assert_error, config_file, node_config, states,
+    until_within,
+};
+
+#[test]
+fn a_node_that_joins_is_known_to_all_and_knows_the_channels() {
+    let mut grid = Grid::new(3);
+    let mut clients: Vec<_> =
+        grid.nodes.iter().map(|node| node.device("/plain?channels=news")).collect();
+    grid.join();
+    eprintln!("grid: a fourth node is known to all after {:?}", grid.wait_until_whole());
+    assert_eq!(grid.nodes[3].publish("news", "from the fourth"), (3, 0));
+    clients.push(grid.nodes[3].device("/plain?channels=news"));
+    assert_eq!(grid.nodes[1].publish("news", "to all"), (4, 0));
+    for (client, from) in clients.iter_mut().zip([true, true, true, false]) {
+        assert!(!from || client.text() == "from the fourth");
+        assert_eq!(client.text(), "to all");
+    }
+}
+
+#[test]
+fn a_node_that_is_told_to_end_leaves_the_grid_at_once() {
+    let mut grid = Grid::new(3);
+    let mut clients: Vec<_> =
+        grid.nodes.iter().map(|node| node.device("/plain?channels=news")).collect();
+    let (_client, gone) = grid.nodes[2].client();
+    assert_eq!(grid.nodes[0].publish("news", "to all"), (3, 0));
+    grid.nodes[2].terminate();
+    assert_eq!(grid.nodes[2].exit_code(), Some(0));
+    let rest = |id| (id, "up".to_owned());
+    let left = grid.nodes.drain(..2).collect::<Vec<Server>>();
+    for node in &left {
+        // What it said last was that it leaves: nobody has to find out.
+        let took = until_within(DEADLINE, || states(node) == [rest(1), rest(2)]);
+        eprintln!("grid: a node that left is gone after {took:?}");
+        assert_eq!(node.publish("news", "to the rest"), (2, 0));
+        let answer = node.post("/v1/mesh/send", &format!(r#"{{"c":"{gone}","d":"late"}}"#));
+        assert_error(&answer, 401, None);
+    }
+    clients.truncate(2);
+    for client in &mut clients {
+        assert_eq!(client.text(), "to all");
+        assert_eq!((client.text(), client.text()), ("to the rest".into(), "to the rest".into()));
+    }
+}
+
+#[test]
+fn a_node_with_another_key_is_refused_and_both_logs_say_so() {
+    let mut grid = Grid::new(1);
+    let seed = grid.nodes[0].mesh.expect("it has a mesh");
+    let mut stranger =
+        Server::start(&node_config(2, None, &[seed], "another key of the same length"));
+    let why = "the peer has another grid key (mesh.key)";
+    stranger.logs(why);
+    grid.nodes[0].logs(why);
+    for (node, id) in [(&grid.nodes[0], 1), (&stranger, 2)] {
+        assert_eq!(states(node), [(id, "up".to_owned())]);
+    }
+}
+
+#[test]
+fn a_node_whose_id_is_in_use_ends_and_both_logs_say_so() {
+    let mut grid = Grid::new(2);
+    let seed = grid.nodes[0].mesh.expect("it has a mesh");
+    let known = grid.nodes[1].mesh.expect("it has a mesh");
+    // That of the node that it asks, and that of one that that node knows.
+    let newcomers = [(1, seed), (2, known)].map(|(id, holder)| {
+        let file = config_file(&node_config(id, None, &[seed], KEY));
+        let arguments = ["serve", "--config", file.to_str().expect("UTF-8")];
+        (
+            Process::start(&arguments),
+            file,
+            format!("node id {id} is in use by the node at {holder}"),
+        )
+    });
+    for (mut newcomer, file, why) in newcomers {
+        // It asks for a while: who had the id before may be about to go.
+        let (code, lines) = newcomer.finish();
+        fs::remove_file(file).expect("the file was there to be read");
+        assert_eq!(code, Some(1), "{lines:#?}");
+        assert!(lines.last().is_some_and(|line| line.contains(&why)), "{lines:#?}");
+        grid.nodes[0].logs(&format!("is not taken in: {why}"));
+    }
+    grid.wait_until_whole();
+}
+
+#[test]
+fn nodes_that_start_before_their_seed_join_when_it_comes() {
+    let mut grid = Grid::new(2);
+    grid.nodes[0].kill();
+    grid.join();
+    grid.restart(0);
+    eprintln!("grid: whole {:?} after the seed came", grid.wait_until_whole());
+}
