@@ -351,17 +351,12 @@ impl Shard {
     }
 
     /// An event for one of our back ends, from a topic of this or another node. If its connection
-    /// is gone the homes here know, or will; one on another node may have thought that it had only
-    /// cancelled.
+    /// is gone, its home may have heard no more than that it does not consume any more.
     fn deliver(&mut self, key: ConnectionKey, home: NodeId, topic: Arc<str>, delivery: Delivery) {
         let id = self.backend_id(key);
-        let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) =
-            self.connections.get(key)
-        else {
-            if home != self.address.node {
-                self.tell_home(home, &topic, TopicMessage::Gone(id));
-            }
-            return;
+        let connection = self.connections.get(key);
+        let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
+            return self.tell_home(home, &topic, TopicMessage::Gone(id));
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {

@@ -29,6 +29,7 @@ impl Client {
         let text = match incoming {
             Incoming::Response { status, body } => {
                 assert_eq!(status, 101, "client {number}: {body}");
+                shared.queue.note_open(number, shared.now_ms);
                 return shared.pushes.note_changed(number, 0, true, shared.moment);
             }
             Incoming::Text(text) => text,

@@ -121,7 +121,7 @@ impl Peer {
             self.note_end(shared);
         }
         if let Role::Client(_) = self.role {
-            shared.queue.note_crash(self.number);
+            shared.queue.note_crash(self.number, shared.now_ms);
             self.is_crashed = true;
         }
     }

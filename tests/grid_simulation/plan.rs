@@ -134,7 +134,7 @@ pub fn mesh_address(index: usize) -> SocketAddr {
 fn fault(random: &mut Random, nodes: usize, busy_ms: u64) -> Vec<(u64, Fault)> {
     let from = random.between(1000, busy_ms as usize - 500) as u64;
     let lasts = *random.pick(&[300, 1500, 3000, 8000]);
-    let until = (from + random.between(50, lasts) as u64).min(busy_ms);
+    let until = (from + random.between(50, lasts) as u64).min(busy_ms - 1);
     let one = random.below(nodes);
     let two = (one + random.between(1, nodes - 1)) % nodes;
     let both = [(one, two), (two, one)];

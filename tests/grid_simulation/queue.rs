@@ -18,7 +18,9 @@ struct Fed {
     // The next number that has not come to any consumer.
     next: u64,
     is_closed: bool,
-    is_crashed: bool,
+    // When it was told that it is in, and when its node crashed.
+    open_ms: Option<u64>,
+    crashed_ms: Option<u64>,
     // Another node said that its node was lost, last.
     is_lost: bool,
 }
@@ -58,7 +60,8 @@ impl Queue {
             sent_ms,
             next: 0,
             is_closed: false,
-            is_crashed: false,
+            open_ms: None,
+            crashed_ms: None,
             is_lost: false,
         };
         self.clients.insert(client, fed);
@@ -70,9 +73,29 @@ impl Queue {
         assert_eq!(fed.sent_ms.len() as u64, number + 1);
     }
 
-    pub fn note_crash(&mut self, client: PeerNumber) {
+    pub fn note_open(&mut self, client: PeerNumber, now_ms: u64) {
+        let fed = self.clients.get_mut(&client).expect("it was told when it asked");
+        fed.open_ms = Some(now_ms);
+    }
+
+    pub fn note_crash(&mut self, client: PeerNumber, now_ms: u64) {
         if let Some(fed) = self.clients.get_mut(&client) {
-            fed.is_crashed = true;
+            fed.crashed_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// Of a client whose node crashed and that was there in calm weather before, consumers hear that
+    /// it is gone: from its node, or from another. To be asked if no other node crashed.
+    pub fn check_lost(&self, weather: &Weather, client: PeerNumber) {
+        let Some(Fed { open_ms: Some(open_ms), crashed_ms: Some(crashed_ms), .. }) =
+            self.clients.get(&client)
+        else {
+            return;
+        };
+        let is_named = open_ms + SETTLED_MS < *crashed_ms;
+        if is_named && weather.is_calm(*open_ms, crashed_ms - 1) {
+            let Fed { is_lost, is_closed, .. } = self.clients[&client];
+            assert!(is_lost || is_closed, "nobody was told that client {client} is gone");
         }
     }
 
@@ -155,7 +178,6 @@ impl Queue {
     /// Its node reports that it is still there.
     pub fn note_found(&mut self, client: PeerNumber) {
         let fed = self.clients.get_mut(&client).expect("events are about clients");
-        assert!(!fed.is_crashed, "client {client} is no more");
         fed.is_lost = false;
     }
 
@@ -171,15 +193,15 @@ impl Queue {
     ) -> bool {
         let home = self.clients[&client].node;
         let receipts = self.receipts.entry((client, number)).or_default();
-        for (earlier, got_ms) in receipts.iter() {
-            let earlier = &self.consumers[earlier];
-            let was_cut = weather.has_lost(home, earlier.node, got_ms.saturating_sub(12_000));
-            assert!(
-                was_cut || earlier.has_let_go,
-                "{number} of client {client} came to {consumer} and before to {receipts:?}"
-            );
-        }
         receipts.push((consumer, now_ms));
+        // The one that it was taken from may read it later than the one that it was given to.
+        let is_for_good = |(consumer, got_ms): &&(PeerNumber, u64)| {
+            let consumer = &self.consumers[consumer];
+            let since_ms = got_ms.saturating_sub(12_000);
+            !consumer.has_let_go && !weather.has_lost(home, consumer.node, since_ms)
+        };
+        let for_good = receipts.iter().filter(is_for_good).count();
+        assert!(for_good <= 1, "{number} of client {client} came to {receipts:?}");
         self.doubled += u64::from(receipts.len() > 1);
         receipts.len() > 1
     }
@@ -223,7 +245,7 @@ impl Queue {
     /// All that a client sent is with consumers. To be asked when all is quiet.
     pub fn check_complete(&self, client: PeerNumber, has_ended: bool) {
         let fed = &self.clients[&client];
-        if fed.is_crashed {
+        if fed.crashed_ms.is_some() {
             return;
         }
         let sent = fed.sent_ms.len() as u64;

@@ -24,6 +24,7 @@ pub struct Summary {
     pub delivered: u64,
     pub restarts: u64,
     pub sessions_lost: u64,
+    pub ends_reported: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -35,6 +36,7 @@ impl std::ops::AddAssign for Summary {
         self.delivered += other.delivered;
         self.restarts += other.restarts;
         self.sessions_lost += other.sessions_lost;
+        self.ends_reported += other.ends_reported;
     }
 }
 
@@ -90,6 +92,9 @@ fn check_peers(world: &World) {
             }
             Role::Client(_) => {
                 assert!(!has_ended || peer.line.is_gone, "client {} lingers", peer.number);
+                if world.crashed.len() == 1 {
+                    world.shared.queue.check_lost(&world.shared.weather, peer.number);
+                }
                 if peer.is_open && peer.has_lost_nothing() {
                     world.shared.queue.check_complete(peer.number, has_ended);
                 }
@@ -216,5 +221,6 @@ fn summary(world: &World) -> Summary {
         delivered: shards.map(|shard| shard.counters().delivered).sum(),
         restarts: world.restarts,
         sessions_lost: shared.weather.sessions_lost,
+        ends_reported: shared.queue.lost,
     }
 }

@@ -22,6 +22,8 @@ pub struct World {
     pub peers: Vec<Peer>,
     pub nodes: Vec<Node>,
     pub restarts: u64,
+    /// Which nodes crashed, in their order.
+    pub crashed: Vec<usize>,
     pub steps: u64,
     network: Network,
     joins_ms: u64,
@@ -56,7 +58,17 @@ impl World {
             })
             .collect();
         let network = Network::new(&plan);
-        Self { plan, shared, peers: Vec::new(), nodes, restarts: 0, steps: 0, network, joins_ms: 0 }
+        Self {
+            plan,
+            shared,
+            peers: Vec::new(),
+            nodes,
+            restarts: 0,
+            crashed: Vec::new(),
+            steps: 0,
+            network,
+            joins_ms: 0,
+        }
     }
 
     /// A peer connects to a node that has turns.
@@ -213,6 +225,7 @@ impl World {
 
     fn crash(&mut self, index: usize) {
         self.nodes[index].life = Life::Dead;
+        self.crashed.push(index);
         self.network.end(&mut self.shared.random, self.shared.now_ms, index);
         self.shared.weather.note_start(index, self.nodes.len(), self.shared.now_ms);
         for peer in self.peers.iter_mut().filter(|peer| peer.node == index) {
