@@ -10,6 +10,10 @@ use serde::Serialize;
 const LATENCY_MAX: Duration = Duration::from_secs(3600);
 const SIGNIFICANT_DIGITS: u8 = 3;
 
+/// Points of a curve.
+const QUANTILES: [f64; 13] =
+    [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999];
+
 /// Latencies from all tasks of a run, in a fixed quarter of a megabyte.
 pub struct Latencies(Mutex<Histogram<u64>>);
 
@@ -55,6 +59,13 @@ impl Latencies {
             p99_9: at(0.999),
             max: histogram.max() as f64 / 1000.0,
         }
+    }
+
+    /// The latencies so far at some quantiles, in microseconds.
+    pub fn curve_us(&self) -> Vec<(f64, f64)> {
+        let histogram = self.histogram();
+        let at = |quantile| (quantile, histogram.value_at_quantile(quantile) as f64 / 1000.0);
+        QUANTILES.map(at).to_vec()
     }
 
     /// How many there are so far.

@@ -27,6 +27,13 @@ pub struct Damage {
     pub misordered: u64,
 }
 
+impl From<u32> for Ledger {
+    /// One for which nothing before `next` was sent.
+    fn from(next: u32) -> Self {
+        Self { next, ..Self::default() }
+    }
+}
+
 impl Ledger {
     /// Takes note of an arrival; true if it is the first of that number.
     pub fn observe(&mut self, sequence: u32) -> bool {
@@ -49,6 +56,11 @@ impl Ledger {
 }
 
 impl Damage {
+    /// How many messages did not arrive as they were sent.
+    pub fn total(&self) -> u64 {
+        self.lost + self.doubled + self.misordered
+    }
+
     /// Nothing is wrong.
     pub fn is_none(&self) -> bool {
         *self == Self::default()
@@ -104,6 +116,13 @@ mod tests {
     fn what_arrives_again_is_doubled_even_after_it_came_late() {
         let expected = Damage { doubled: 2, misordered: 1, lost: 0 };
         assert_eq!(damage(&[0, 2, 1, 1, 2], 3), expected);
+    }
+
+    #[test]
+    fn one_who_came_late_misses_nothing_from_before() {
+        let mut ledger = Ledger::from(7);
+        assert_eq!([7, 9].map(|sequence| ledger.observe(sequence)), [true, true]);
+        assert_eq!(ledger.damage(0), Damage { lost: 1, ..Damage::default() });
     }
 
     #[test]

@@ -48,6 +48,22 @@ pub fn keep_to(cpus: &[usize]) -> Result<()> {
     sched_setaffinity(THIS_THREAD, &set).with_context(|| format!("cannot keep to CPUs {cpus:?}"))
 }
 
+/// The machine in a sentence: its processor, its kernel, and who has which CPUs.
+pub fn describe(server_cpus: &[usize]) -> String {
+    let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        information.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cpus = sched_getaffinity(THIS_THREAD)
+        .map_or(0, |all| (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu) == Ok(true)).count());
+    format!(
+        "{}, {cpus} CPUs, of which the servers have {server_cpus:?} and the load test the others; \
+         Linux {}; loopback",
+        model.unwrap_or("unknown processor"),
+        kernel.trim()
+    )
+}
+
 /// Raises the soft limit of open descriptors to the hard one; a server started later inherits it.
 pub fn raise_descriptor_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

@@ -5,28 +5,33 @@
 //! latencies as the clients see them, server CPU per unit of work, and whatever was lost, doubled
 //! or misordered.
 //!
-//! Exit codes: 0 when all is well, 1 when anything was lost, doubled or misordered, 2 when a
+//! Exit codes: 0 when all is well, 1 when gridcast lost, doubled or misordered anything, 2 when a
 //! scenario could not be run.
 #![forbid(unsafe_code)]
 
 mod back_end;
 mod client;
 mod consumer;
+mod delivery;
 mod dialect;
 mod greedy;
+mod html;
 mod http;
 mod inbox;
 mod latency;
 mod ledger;
 mod machine;
+mod markdown;
 mod meter;
 mod nats;
 mod pace;
 mod payload;
+mod plot;
 mod probe;
 mod process;
 mod publisher;
 mod raw;
+mod receiver;
 mod report;
 mod rival;
 mod scenario;
@@ -34,6 +39,7 @@ mod server;
 mod subscribers;
 mod tasks;
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -94,7 +100,7 @@ struct Options {
     /// Servers of others to measure at the same work, each where it can do it: nchan, nats, or
     /// ADDRESS@PID of one that runs already and speaks WebSocket at /sub/CHANNEL and /pub/CHANNEL
     #[arg(long = "peer", global = true, value_name = "PEER,…", value_delimiter = ',')]
-    peers: Vec<Rival>,
+    rivals: Vec<Rival>,
     /// Times that each scenario is run
     #[arg(long, global = true, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
     runs: u32,
@@ -104,6 +110,12 @@ struct Options {
     /// File that the report is written to as JSON
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// File that the report is written to as a page with plots
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Print the tables of the README when all is done, instead of a row for each scenario
+    #[arg(long, global = true)]
+    markdown: bool,
 }
 
 fn main() -> ExitCode {
@@ -125,10 +137,12 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
         Command::One(scenario) => scenario.each(),
         Command::All { quick } => scenario::all(quick),
     };
-    println!("{}", report::heading());
+    if !options.markdown {
+        println!("{}", report::heading());
+    }
     let mut reports = Vec::new();
     for scenario in &scenarios {
-        let peers = options.peers.iter().filter(|peer| scenario.suits(peer.dialect()));
+        let peers = options.rivals.iter().filter(|peer| scenario.suits(peer.dialect()));
         let subjects: Vec<_> = [None].into_iter().chain(peers.map(Some)).collect();
         let mut runs: Vec<Vec<Run>> = subjects.iter().map(|_| Vec::new()).collect();
         // In turn, so that what else the machine does falls on all alike.
@@ -142,9 +156,18 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
         }
         for (subject, runs) in subjects.iter().zip(&runs) {
             let report = Report::new(scenario, name(*subject), runs);
-            println!("{report}");
+            if !options.markdown {
+                println!("{report}");
+            }
             reports.push(report);
         }
+    }
+    if options.markdown {
+        markdown::tables(&reports).iter().for_each(|table| println!("{table}"));
+    }
+    if let Some(path) = &options.html {
+        let page = html::page(&machine::describe(&options.server_cpus), &reports)?;
+        fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &options.json {
         report::write_json(path, &options.server_cpus, &reports)?;
@@ -153,7 +176,7 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
 }
 
 fn name(subject: Option<&Rival>) -> String {
-    subject.map_or("gridcast".into(), ToString::to_string)
+    subject.map_or(report::GRIDCAST.into(), ToString::to_string)
 }
 
 /// Runs a scenario once against `subject`, or gridcast where there is none, and ends the servers it
@@ -177,7 +200,12 @@ fn run_once(
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         tokio::select! {
-            run = run => run.context("a scenario panicked")?,
+            run = run => {
+                if Instant::now() >= deadline {
+                    eprintln!("loadtest: not all was done in {} s; see --timeout", options.timeout);
+                }
+                run.context("a scenario panicked")?
+            }
             _ = interrupt.recv() => bail!("interrupted by SIGINT"),
             _ = terminate.recv() => bail!("ended by SIGTERM"),
         }

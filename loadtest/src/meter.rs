@@ -81,11 +81,22 @@ fn cpu_time(pid: Pid) -> Result<Duration> {
 pub fn memory_bytes(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| path.clone())?;
-    anonymous_bytes(&status).with_context(|| format!("{path} has no RssAnon"))
+    amount_bytes(&status, "RssAnon:").with_context(|| format!("{path} has no RssAnon"))
 }
 
-fn anonymous_bytes(status: &str) -> Option<u64> {
-    let amount = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+/// Bytes that the kernel holds in its slabs, where sockets live: `Slab` of `proc_meminfo(5)`.
+///
+/// # Errors
+/// The system does not tell.
+pub fn kernel_bytes() -> Result<u64> {
+    let path = "/proc/meminfo";
+    let amounts = fs::read_to_string(path).context(path)?;
+    amount_bytes(&amounts, "Slab:").context("/proc/meminfo has no Slab")
+}
+
+/// The amount in kB on the line that begins with `name`, in bytes.
+fn amount_bytes(lines: &str, name: &str) -> Option<u64> {
+    let amount = lines.lines().find_map(|line| line.strip_prefix(name))?;
     amount.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
@@ -96,8 +107,8 @@ mod tests {
     #[test]
     fn anonymous_memory_is_read_in_bytes() {
         let status = "VmRSS:\t    9000 kB\nRssAnon:\t    1234 kB\nRssFile:\t    10 kB\n";
-        assert_eq!(anonymous_bytes(status), Some(1234 * 1024));
-        assert_eq!(anonymous_bytes("VmRSS:\t    9000 kB\n"), None);
+        assert_eq!(amount_bytes(status, "RssAnon:"), Some(1234 * 1024));
+        assert_eq!(amount_bytes("VmRSS:\t    9000 kB\n", "RssAnon:"), None);
     }
 
     #[test]

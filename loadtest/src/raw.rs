@@ -17,6 +17,40 @@ pub const TEXT: u8 = 0x81;
 /// A ping.
 pub const PING: u8 = 0x89;
 
+/// A pong.
+pub const PONG: u8 = 0x8a;
+
+/// A close.
+pub const CLOSE: u8 = 0x88;
+
+/// A frame of a server.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// FIN and opcode.
+    pub first: u8,
+    /// What it carries.
+    pub payload: &'a [u8],
+}
+
+/// The frame that `bytes`, which a server sent, begin with, and what follows it; `None` if it is not
+/// all here yet.
+pub fn take_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
+    let (&[first, second], rest) = bytes.split_first_chunk()?;
+    let (length, rest) = match second {
+        126 => {
+            let (length, rest) = rest.split_first_chunk()?;
+            (u16::from_be_bytes(*length).into(), rest)
+        }
+        127 => {
+            let (length, rest) = rest.split_first_chunk()?;
+            (usize::try_from(u64::from_be_bytes(*length)).ok()?, rest)
+        }
+        length => (length.into(), rest),
+    };
+    let (payload, rest) = rest.split_at_checked(length)?;
+    Some((Frame { first, payload }, rest))
+}
+
 /// A client's frame whose first byte (FIN and opcode) is `first`. Its mask is zero, which changes
 /// nothing.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -56,6 +90,23 @@ mod tests {
     fn a_frame_tells_its_length_in_the_shortest_form() {
         for (length, head) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             assert_eq!(frame(TEXT, &vec![b'x'; length]).len(), head + 4 + length);
+        }
+    }
+
+    #[test]
+    fn a_frame_is_taken_when_it_is_all_here() {
+        for (length, head) in [
+            (3, vec![TEXT, 3]),
+            (300, vec![TEXT, 126, 1, 44]),
+            (65_536, vec![TEXT, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ] {
+            let payload = vec![b'x'; length];
+            let bytes = [&head[..], &payload, b"rest"].concat();
+            let frame = Frame { first: TEXT, payload: &payload };
+            assert_eq!(take_frame(&bytes), Some((frame, &b"rest"[..])));
+            for end in [0, 1, head.len() - 1, head.len(), head.len() + length - 1] {
+                assert_eq!(take_frame(&bytes[..end]), None, "{end} of {length}");
+            }
         }
     }
 

@@ -12,12 +12,16 @@ use crate::ledger::Damage;
 use crate::meter::Cost;
 use crate::scenario::Scenario;
 
+/// The name of our own server.
+pub const GRIDCAST: &str = "gridcast";
+
 /// One run of a scenario.
 pub struct Run {
     /// Units of work that were done, each with its latency.
     units: u64,
     cost: Cost,
     latency_us: Percentiles<f64>,
+    curve: Vec<(f64, f64)>,
     damage: Damage,
     memory_bytes: Option<u64>,
     figures: Vec<(String, f64)>,
@@ -45,8 +49,9 @@ impl Run {
     /// A run that did at `cost` as many units of work as there are latencies.
     pub fn new(cost: Cost, latencies: &Latencies, damage: Damage) -> Self {
         let (units, latency_us) = (latencies.count(), latencies.percentiles_us());
+        let curve = latencies.curve_us();
         let (memory_bytes, figures, beside) = (None, Vec::new(), None);
-        Self { units, cost, latency_us, damage, memory_bytes, figures, beside }
+        Self { units, cost, latency_us, curve, damage, memory_bytes, figures, beside }
     }
 
     /// Adds by how much the server's memory has grown for all units.
@@ -84,10 +89,10 @@ impl Run {
 
 /// A figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 impl Spread {
@@ -106,23 +111,28 @@ impl Spread {
 /// All runs of a scenario.
 #[derive(Serialize)]
 pub struct Report {
-    scenario: String,
-    server: String,
-    unit: &'static str,
-    runs: usize,
-    units: u64,
-    units_per_second: Spread,
-    server_cpu_us_per_unit: Spread,
+    pub scenario: String,
+    pub server: String,
+    pub unit: &'static str,
+    pub runs: usize,
+    pub units: u64,
+    pub units_per_second: Spread,
+    pub server_cpu_us_per_unit: Spread,
     /// What the load test itself took: to be less than what the server did, or it is the load test
     /// that is measured.
-    client_cpu_us_per_unit: Spread,
-    latency_us: Percentiles<Spread>,
-    server_memory_bytes_per_unit: Option<Spread>,
+    pub client_cpu_us_per_unit: Spread,
+    pub latency_us: Percentiles<Spread>,
+    pub server_memory_bytes_per_unit: Option<Spread>,
     /// What only some scenarios have, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    figures: Vec<(String, Spread)>,
+    pub figures: Vec<(String, Spread)>,
     #[serde(flatten)]
-    damage: Damage,
+    pub damage: Damage,
+    /// Quantiles and their latencies in µs, the medians of the runs.
+    pub curve: Vec<(f64, f64)>,
+    /// What was done at a given rate, and perhaps at others too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<String>,
     /// Of each run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     beside: Vec<Beside>,
@@ -147,16 +157,28 @@ impl Report {
             server_memory_bytes_per_unit: Spread::of(
                 runs.iter().filter_map(Run::memory_bytes_per_unit),
             ),
+            curve: curve(runs),
+            sweep: scenario.sweep(),
             figures: figures(runs),
             damage: runs.iter().map(|run| run.damage).sum(),
             beside: runs.iter().filter_map(|run| run.beside.clone()).collect(),
         }
     }
 
-    /// Nothing was lost, doubled or misordered in any run.
+    /// It is of somebody else's server, or nothing was lost, doubled or misordered in any run.
     pub fn is_sound(&self) -> bool {
-        self.damage.is_none()
+        self.server != GRIDCAST || self.damage.is_none()
     }
+}
+
+/// The median of each point of the runs' curves, which have the same quantiles.
+fn curve(runs: &[Run]) -> Vec<(f64, f64)> {
+    let quantiles = runs.iter().take(1).flat_map(|run| &run.curve).map(|point| point.0).enumerate();
+    let median = |(at, quantile): (usize, f64)| {
+        let latencies = runs.iter().filter_map(|run| Some(run.curve.get(at)?.1));
+        Some((quantile, Spread::of(latencies)?.median))
+    };
+    quantiles.filter_map(median).collect()
 }
 
 /// The spread of each figure that the first run has, and so have the others.

@@ -5,9 +5,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::client::{self, Socket};
-use crate::dialect::Messages;
+use crate::dialect::{Dialect, Messages};
 use crate::inbox::Inbox;
 use crate::ledger::Damage;
+use crate::receiver::Receiver;
 use crate::server::Target;
 use crate::tasks::until;
 
@@ -39,13 +40,8 @@ impl Subscribers {
         deadline: Instant,
     ) -> Self {
         let clients = clients.into_iter();
-        let read = |(socket, inbox)| read(Messages::of(socket, target), inbox, deadline);
+        let read = |(socket, inbox)| read(socket, target, inbox, deadline);
         Self(clients.map(read).collect())
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.0.len()
     }
 
     /// Waits until each has got everything, has lost its connection, or the deadline is there.
@@ -61,11 +57,22 @@ impl Subscribers {
     }
 }
 
-async fn read(mut messages: Messages, mut inbox: Inbox, deadline: Instant) -> Result<Inbox> {
+async fn read(
+    socket: Socket,
+    target: Target,
+    mut inbox: Inbox,
+    deadline: Instant,
+) -> Result<Inbox> {
     let reading = async {
-        while !inbox.is_complete() {
-            let Some(text) = messages.next().await? else { break };
-            inbox.take(&text)?;
+        if target.dialect == Dialect::Nats {
+            let mut messages = Messages::of(socket, target);
+            while !inbox.is_complete() {
+                let Some(text) = messages.next().await? else { break };
+                inbox.take(&text)?;
+            }
+        } else {
+            let mut receiver = Receiver::of(socket);
+            while !inbox.is_complete() && receiver.read(|text| inbox.take(text).map(drop)).await? {}
         }
         Ok(())
     };

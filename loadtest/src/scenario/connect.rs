@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, value_parser};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::{self, HANDSHAKES, Socket};
+use crate::client::{self, HANDSHAKES, READ_BUFFER_BYTES, Socket};
 use crate::latency::Latencies;
 use crate::ledger::Damage;
-use crate::meter::{Meter, memory_bytes};
+use crate::machine;
+use crate::meter::{Meter, kernel_bytes, memory_bytes};
+use crate::pace::Pace;
 use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
@@ -24,31 +27,69 @@ pub struct Connect {
     /// Seconds to hold them open once all are connected; one that ends meanwhile counts as lost
     #[arg(long, default_value_t = 0, value_parser = value_parser!(u64).range(..=3600))]
     pub hold: u64,
+    /// Handshakes a second instead of 64 at a time, whether or not earlier ones are through; a
+    /// latency then counts from when a handshake was due
+    #[arg(long, value_parser = super::rate())]
+    pub rate: Option<u32>,
 }
 
 impl Connect {
     pub fn title(&self) -> String {
-        format!("connect: {} clients", self.clients)
+        let manner = self.rate.map_or(String::new(), |rate| format!(", {rate}/s"));
+        format!("connect: {} clients{manner}", self.clients)
     }
 
     /// A latency is the time from connecting to the end of the handshake. Memory is the growth of
-    /// the server's anonymous resident memory while the clients connect.
+    /// the server's anonymous resident memory while the clients connect; the kernel's, that of all
+    /// its slabs, so nothing else should run.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         // The first few bring in what the server allocates once, whatever the number of clients.
         let _first = client::connect_many(target, None, HANDSHAKES).await?;
         let (pid, latencies) = (target.pid, Arc::<Latencies>::default());
-        let memory_before = memory_bytes(pid)?;
+        let (memory_before, kernel_before) = (memory_bytes(pid)?, kernel_bytes()?);
         let meter = Meter::start(pid)?;
-        let opening = client::connect_timed(target, None, self.clients, &latencies);
+        let opening = async {
+            match self.rate {
+                Some(rate) => storm(target, self.clients, rate, &latencies).await,
+                None => client::connect_timed(target, None, self.clients, &latencies).await,
+            }
+        };
         let Some(clients) = until(deadline, opening).await? else {
             bail!("not all clients were connected in time");
         };
         let cost = meter.stop()?;
         let memory = memory_bytes(pid)?.saturating_sub(memory_before);
+        let kernel = kernel_bytes()?.saturating_sub(kernel_before) as f64;
         let lost = hold(clients, Duration::from_secs(self.hold)).await?;
         let damage = Damage { lost, ..Damage::default() };
-        Ok(Run::new(cost, &latencies, damage).with_memory(memory))
+        let run = Run::new(cost, &latencies, damage).with_memory(memory);
+        let name = "kernel memory of both ends, bytes/connection";
+        Ok(run.with_figure(name, kernel / f64::from(self.clients)))
     }
+}
+
+/// Connects `count` clients, each when it is due.
+async fn storm(
+    target: Target,
+    count: u32,
+    rate: u32,
+    latencies: &Arc<Latencies>,
+) -> Result<Vec<Socket>> {
+    machine::check_descriptors_for(count)?;
+    let mut pace = Pace::start(rate, 1, count).remove(0);
+    let (mut handshakes, mut begun) = (JoinSet::new(), 0);
+    while begun < count {
+        for number in pace.next().await? {
+            let (due, latencies) = (pace.instant(number), Arc::clone(latencies));
+            handshakes.spawn(async move {
+                let socket = target.connect(None, READ_BUFFER_BYTES).await?;
+                latencies.record(due.elapsed());
+                anyhow::Ok(socket)
+            });
+            begun = number + 1;
+        }
+    }
+    handshakes.join_all().await.into_iter().collect()
 }
 
 /// Holds the clients, which answer pings, and tells how many did not stay connected.

@@ -1,6 +1,5 @@
 //! Messages that cross nodes of a grid, beside messages that do not.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,19 +7,15 @@ use clap::{Args, ValueEnum, value_parser};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
-use crate::back_end::{BackEnd, Load, work};
+use crate::back_end::Load;
 use crate::client;
 use crate::consumer::learn_ids;
+use crate::delivery::{Delivered, Delivery};
 use crate::http::HttpConnection;
-use crate::inbox::{Arrivals, Inbox, stages};
-use crate::latency::Latencies;
-use crate::ledger::Damage;
-use crate::meter::{Cost, Meter};
 use crate::payload::BYTES_MIN;
-use crate::publisher::{Destination, Publisher};
+use crate::publisher::{Destination, IN_FLIGHT_MAX};
 use crate::report::Run;
 use crate::server::Target;
-use crate::subscribers::Subscribers;
 use crate::tasks::until;
 
 /// Between two questions whether all nodes are there.
@@ -58,19 +53,15 @@ pub struct Grid {
     /// Messages a second
     #[arg(long, default_value_t = 200, value_parser = super::rate())]
     pub rate: u32,
+    /// Requests at once instead, the next when all those are answered: for the CPU of a busy node
+    #[arg(long, conflicts_with = "rate", value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
+    pub pipeline: Option<u32>,
 }
 
 /// The answer of `/v1/nodes`.
 #[derive(Deserialize)]
 struct Nodes {
     nodes: Vec<serde::de::IgnoredAny>,
-}
-
-/// What it took to reach the clients of some nodes.
-struct Leg {
-    cost: Cost,
-    arrivals: Arc<Arrivals>,
-    damage: Damage,
 }
 
 impl Grid {
@@ -87,14 +78,15 @@ impl Grid {
 
     pub fn title(&self) -> String {
         let Self { nodes, clients, bytes, rate, .. } = self;
+        let manner = self.pipeline.map_or(format!("{rate}/s"), |it| format!("{it} at once"));
         let what = match self.kind() {
             Kind::Publish => "publish",
             Kind::Send => "send",
         };
-        format!("grid of {nodes}: {what}, {clients} clients, {bytes} B, {rate}/s")
+        format!("grid of {nodes}: {what}, {clients} clients, {bytes} B, {manner}")
     }
 
-    /// A latency is the time from when a message was due to its arrival at a client of another
+    /// A latency is the time from when a message was due (or was written) to its arrival at a client of another
     /// node. The figures tell by how much that is more than for clients of the back end's own node.
     pub async fn run(self, nodes: &[Target], deadline: Instant) -> Result<Run> {
         let meeting = until(deadline, wait_for_all(nodes)).await?;
@@ -104,15 +96,18 @@ impl Grid {
         let across = self.leg(nodes, others, "across", deadline).await?;
         let [near, far] = [&within, &across].map(|leg| leg.arrivals.latencies.percentiles_us());
         let damage = [within.damage, across.damage].into_iter().sum();
+        let cpu = |leg: &Delivered, node: usize| {
+            leg.cost.server_cpu[node].as_secs_f64() * 1e6 / leg.arrivals.latencies.count() as f64
+        };
         let mut run = Run::new(across.cost.clone(), &across.arrivals.latencies, damage)
             .with_figure("within the node, p50 µs", near.p50)
             .with_figure("within the node, p99 µs", near.p99)
             .with_figure("added across, p50 µs", far.p50 - near.p50)
             .with_figure("added across, p99 µs", far.p99 - near.p99)
-            .with_figure("within the node, CPU µs/delivery of node 1", within.cpu_us(0));
+            .with_figure("within the node, CPU µs/delivery of node 1", cpu(&within, 0));
         for node in 0..nodes.len() {
             let name = format!("across, CPU µs/delivery of node {}", node + 1);
-            run = run.with_figure(name, across.cpu_us(node));
+            run = run.with_figure(name, cpu(&across, node));
         }
         Ok(run)
     }
@@ -124,41 +119,7 @@ impl Grid {
         to: &[Target],
         channel: &str,
         deadline: Instant,
-    ) -> Result<Leg> {
-        let arrivals = Arc::<Arrivals>::default();
-        let (clients, destinations) = self.open_clients(to, channel, &arrivals, deadline).await?;
-        let (count, deliveries) = match self.kind() {
-            Kind::Publish => (1, clients.count()),
-            Kind::Send => (clients.count() as u32, 1),
-        };
-        let publisher = Publisher::open(nodes[0], &destinations[0], false).await?;
-        let back_end = BackEnd::new(publisher, destinations, 0, self.bytes as usize);
-        let mut back_ends = vec![back_end];
-        let mut cost = None;
-        let [opening, measured, closing] = stages(self.messages.div_ceil(count));
-        for (stage, is_measured) in [(opening, false), (measured, true), (closing, false)] {
-            let numbers = stage.start * count..stage.end * count;
-            arrivals.expect(numbers.len() as u64 * deliveries as u64);
-            let meter = Meter::start_all(nodes.iter().map(|node| node.pid))?;
-            let (load, answers) = (Load::PerSecond(self.rate), Arc::<Latencies>::default());
-            back_ends = work(back_ends, numbers, load, &answers, deadline).await?;
-            arrivals.all_before(deadline).await;
-            if is_measured {
-                cost = Some(meter.stop()?);
-            }
-        }
-        let cost = cost.context("there is a measured stage")?;
-        Ok(Leg { cost, arrivals, damage: clients.damage().await? })
-    }
-
-    /// Opens clients of the nodes `to`, which read, and tells how they are reached.
-    async fn open_clients(
-        &self,
-        to: &[Target],
-        channel: &str,
-        arrivals: &Arc<Arrivals>,
-        deadline: Instant,
-    ) -> Result<(Subscribers, Vec<Destination>)> {
+    ) -> Result<Delivered> {
         let (mut clients, mut ids) = (Vec::new(), Vec::new());
         for node in to {
             let count = self.clients.div_ceil(to.len() as u32);
@@ -168,26 +129,24 @@ impl Grid {
                 ids.push(Destination::Client(id));
             }
         }
-        let bytes = self.bytes as usize;
-        let (inboxes, destinations): (Vec<_>, _) = match self.kind() {
+        let (destinations, clients): (_, Vec<_>) = match self.kind() {
             Kind::Publish => {
-                let inbox = Inbox::new(0..1, self.messages, bytes, arrivals);
-                (vec![inbox; clients.len()], vec![Destination::Channel(channel.into())])
+                let clients = clients.into_iter().map(|client| (client, 0)).collect();
+                (vec![Destination::Channel(channel.into())], clients)
             }
-            Kind::Send => {
-                let each = self.messages.div_ceil(clients.len() as u32);
-                let inbox = |source| Inbox::new(source..source + 1, each, bytes, arrivals);
-                ((0..clients.len() as u32).map(inbox).collect(), ids)
-            }
+            Kind::Send => (ids, clients.into_iter().zip(0..).collect()),
         };
-        Ok((Subscribers::new(to[0], clients.into_iter().zip(inboxes), deadline), destinations))
-    }
-}
-
-impl Leg {
-    /// CPU time of the server `node` by deliveries.
-    fn cpu_us(&self, node: usize) -> f64 {
-        self.cost.server_cpu[node].as_secs_f64() * 1e6 / self.arrivals.latencies.count() as f64
+        let delivery = Delivery {
+            servers: nodes,
+            connections: 1,
+            load: self.pipeline.map_or(Load::PerSecond(self.rate), Load::AtOnce),
+            each: self.messages.div_ceil(destinations.len() as u32),
+            destinations,
+            clients,
+            bytes: self.bytes,
+            counts_receivers: true,
+        };
+        delivery.run(deadline).await
     }
 }
 

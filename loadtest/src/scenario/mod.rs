@@ -1,14 +1,19 @@
 //! The kinds of work that a server is measured at.
 
+mod channels;
 mod connect;
 mod echo;
 mod fanout;
 mod grid;
 mod hostile;
 mod ingest;
+mod mix;
 mod publish;
+mod send;
+mod sweep;
+mod unrelated;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::builder::RangedI64ValueParser;
 use clap::{Subcommand, value_parser};
 use tokio::time::Instant;
@@ -29,10 +34,20 @@ pub enum Scenario {
     Fanout(fanout::Fanout),
     /// Pipelined mesh.publish of several back ends
     Publish(publish::Publish),
+    /// Publishes at one rate after another: throughput against latency
+    Sweep(sweep::Sweep),
+    /// Pipelined mesh.send of several back ends, each message to one client
+    Send(send::Send),
+    /// Publishes to many channels with few subscribers each
+    Channels(channels::Channels),
     /// Messages of clients to a back end that consumes their topic
     Ingest(ingest::Ingest),
+    /// Publishes, messages of clients, and clients that come and go, all at once
+    Mix(mix::Mix),
     /// What it adds that a message crosses nodes: publish and send within one and to others
     Grid(grid::Grid),
+    /// What sends to others feel of a fan-out without pause
+    Unrelated(unrelated::Unrelated),
     /// What others feel, and what memory does, beside peers that take more than their share
     Hostile(hostile::Hostile),
 }
@@ -43,6 +58,7 @@ impl Scenario {
         match self {
             Self::Hostile(hostile) => hostile.each().into_iter().map(Self::Hostile).collect(),
             Self::Grid(grid) => grid.each().into_iter().map(Self::Grid).collect(),
+            Self::Sweep(sweep) => sweep.each().into_iter().map(Self::Publish).collect(),
             one => vec![one],
         }
     }
@@ -54,9 +70,22 @@ impl Scenario {
             Self::Echo(echo) => echo.title(),
             Self::Fanout(fanout) => fanout.title(),
             Self::Publish(publish) => publish.title(),
+            Self::Sweep(_) => "sweep".into(),
+            Self::Send(send) => send.title(),
+            Self::Channels(channels) => channels.title(),
             Self::Ingest(ingest) => ingest.title(),
+            Self::Mix(mix) => mix.title(),
             Self::Grid(grid) => grid.title(),
+            Self::Unrelated(unrelated) => unrelated.title(),
             Self::Hostile(hostile) => hostile.title(),
+        }
+    }
+
+    /// What it does without the rate, where it has one: what runs at several rates have in common.
+    pub fn sweep(&self) -> Option<String> {
+        match self {
+            Self::Publish(publish) => publish.sweep(),
+            _ => None,
         }
     }
 
@@ -66,10 +95,12 @@ impl Scenario {
             Self::Connect(_) => "connection",
             Self::Echo(_) => "echo",
             Self::Fanout(_) => "delivery",
-            Self::Publish(_) => "publish",
+            Self::Publish(_) | Self::Sweep(_) => "publish",
+            Self::Send(_) => "send",
+            Self::Channels(_) | Self::Mix(_) => "delivery",
             Self::Ingest(_) => "message",
             Self::Grid(_) => "delivery",
-            Self::Hostile(_) => "probe",
+            Self::Unrelated(_) | Self::Hostile(_) => "probe",
         }
     }
 
@@ -78,8 +109,9 @@ impl Scenario {
         match self {
             Self::Connect(_) | Self::Fanout(_) => true,
             Self::Publish(publish) => dialect != Dialect::Nats || !publish.http,
-            Self::Ingest(_) => dialect != Dialect::Channels,
-            Self::Echo(_) | Self::Grid(_) | Self::Hostile(_) => dialect == Dialect::Gridcast,
+            // Of a WebSocket that publishes to one channel it takes one for each.
+            Self::Ingest(_) | Self::Channels(_) => dialect != Dialect::Channels,
+            _ => dialect == Dialect::Gridcast,
         }
     }
 
@@ -103,8 +135,13 @@ impl Scenario {
             Self::Echo(echo) => echo.run(target, deadline).await,
             Self::Fanout(fanout) => fanout.run(target, deadline).await,
             Self::Publish(publish) => publish.run(target, deadline).await,
+            Self::Sweep(_) => bail!("a sweep is run as the publishes that it stands for"),
+            Self::Send(send) => send.run(target, deadline).await,
+            Self::Channels(channels) => channels.run(target, deadline).await,
             Self::Ingest(ingest) => ingest.run(target, deadline).await,
+            Self::Mix(mix) => mix.run(target, deadline).await,
             Self::Grid(grid) => grid.run(&nodes, deadline).await,
+            Self::Unrelated(unrelated) => unrelated.run(target).await,
             Self::Hostile(hostile) => hostile.run(target, deadline).await,
         }
     }
@@ -113,7 +150,7 @@ impl Scenario {
 /// The scenarios whose figures are quoted; with `quick`, the same kinds with little work each.
 pub fn all(quick: bool) -> Vec<Scenario> {
     let least = |many: u32, few: u32| if quick { few } else { many };
-    let connect = |clients, hold| Scenario::Connect(connect::Connect { clients, hold });
+    let connect = |clients, hold, rate| Scenario::Connect(connect::Connect { clients, hold, rate });
     let fanout = |clients, bytes, messages, burst| {
         Scenario::Fanout(fanout::Fanout { clients, bytes, messages, burst, rate: None })
     };
@@ -135,15 +172,34 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     };
     let hostile = hostile::Hostile { peers, time: least(2_000, 200).into() };
     let mut scenarios = vec![
-        connect(least(1_000, 100), 0),
-        connect(least(15_000, 1_000), least(5, 0).into()),
+        connect(least(1_000, 100), 0, None),
+        connect(least(5_000, 500), 0, None),
+        connect(least(15_000, 1_000), least(5, 0).into(), None),
+        connect(least(5_000, 200), 0, Some(2_000)),
         Scenario::Echo(echo::Echo { clients: 64, bytes: 130, messages: least(200_000, 2_000) }),
         fanout(1_000, 128, least(500, 10), 1),
-        fanout(1_000, 128, least(4_000, 64), 16),
+        fanout(1_000, 128, least(2_000, 64), 16),
         fanout(least(10_000, 2_000), 128, least(50, 3), 1),
         fanout(100, 16_384, least(2_000, 20), 1),
         publish(false),
         publish(true),
+        Scenario::Send(send::Send {
+            clients: 1_000,
+            connections: 16,
+            pipeline: 16,
+            messages: least(200_000, 4_000),
+            bytes: 128,
+            rate: None,
+        }),
+        Scenario::Channels(channels::Channels {
+            channels: least(1_000, 100),
+            subscribers: 3,
+            connections: 4,
+            pipeline: 16,
+            messages: least(100_000, 4_000),
+            bytes: 128,
+            rate: None,
+        }),
         Scenario::Ingest(ingest::Ingest {
             clients: 100,
             bytes: 128,
@@ -151,15 +207,30 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             window: 1,
         }),
     ];
-    let grid = grid::Grid {
+    let rates = [2_000, 10_000, 50_000, 150_000, 300_000];
+    let sweep = sweep::Sweep {
+        rates: rates.iter().map(|&rate| least(rate, rate / 20)).collect(),
+        time: least(2, 1),
+        http: false,
+    };
+    scenarios.extend(Scenario::Sweep(sweep).each());
+    let time = least(5, 1);
+    let mix = mix::Mix { clients: 500, time, publish: 20, ingest: 2_000, churn: 100 };
+    scenarios.push(Scenario::Mix(mix));
+    let grid = |pipeline, messages| grid::Grid {
         kinds: vec![],
         nodes: 2,
         clients: 100,
         bytes: 128,
-        messages: least(1_000, 50),
+        messages,
         rate: 200,
+        pipeline,
     };
-    scenarios.extend(Scenario::Grid(grid).each());
+    for grid in [grid(None, least(1_000, 50)), grid(Some(16), least(20_000, 200))] {
+        scenarios.extend(Scenario::Grid(grid).each());
+    }
+    let clients = least(10_000, 1_000);
+    scenarios.push(Scenario::Unrelated(unrelated::Unrelated { clients, time: time.into() }));
     scenarios.extend(Scenario::Hostile(hostile).each());
     scenarios
 }

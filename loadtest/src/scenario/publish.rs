@@ -57,6 +57,12 @@ impl Publish {
         if *subscribers == 0 { title } else { format!("{title}, {subscribers} clients") }
     }
 
+    /// Its title without the rate, if it has one.
+    pub fn sweep(&self) -> Option<String> {
+        let rate = format!(", {}/s", self.rate?);
+        Some(self.title().replace(&rate, ""))
+    }
+
     /// A latency is the time from the writing of a batch to each of its answers. A request that is
     /// not answered with all subscribers reached counts as lost, like a message that did not come.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {

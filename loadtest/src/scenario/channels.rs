@@ -1,0 +1,85 @@
+//! Many channels with few subscribers each.
+
+use anyhow::Result;
+use clap::{Args, value_parser};
+use tokio::time::Instant;
+
+use crate::back_end::Load;
+use crate::client::{self, READ_BUFFER_BYTES};
+use crate::delivery::Delivery;
+use crate::machine;
+use crate::payload::BYTES_MIN;
+use crate::publisher::{Destination, IN_FLIGHT_MAX};
+use crate::report::Run;
+use crate::server::Target;
+use crate::tasks::in_parallel;
+
+/// Several back ends publish to their channels in turn, some messages at once, and the next when
+/// all those are answered.
+#[derive(Args, Clone)]
+pub struct Channels {
+    /// Channels, rounded up to as many for each back end
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub channels: u32,
+    /// Subscribers of each
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=10_000))]
+    pub subscribers: u32,
+    /// Back ends, one connection each
+    #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=10_000))]
+    pub connections: u32,
+    /// Requests that a back end sends at once
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
+    pub pipeline: u32,
+    /// Messages in all, rounded up to as many to each channel
+    #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
+    pub messages: u32,
+    /// Length of a message
+    #[arg(long, default_value_t = 128,
+          value_parser = value_parser!(u32).range(BYTES_MIN as i64..=1_000_000))]
+    pub bytes: u32,
+    /// Messages a second instead, of all back ends together, whether or not earlier ones are
+    /// answered; a latency then counts from when a message was due
+    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate())]
+    pub rate: Option<u32>,
+}
+
+impl Channels {
+    pub fn title(&self) -> String {
+        let Self { channels, subscribers, connections, pipeline, .. } = self;
+        let manner =
+            self.rate.map_or(format!("{connections} × {pipeline}"), |it| format!("{it}/s"));
+        format!("channels: {channels} × {subscribers} clients, {manner}")
+    }
+
+    /// A latency is the time from the request's writing to the message's arrival at a subscriber.
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
+        let count = self.channels.next_multiple_of(self.connections);
+        machine::check_descriptors_for(count.saturating_mul(self.subscribers))?;
+        let (openers, subscribers) = (client::HANDSHAKES, self.subscribers);
+        let opening = in_parallel(0..openers, |opener| async move {
+            let mut clients = Vec::new();
+            for channel in (opener..count).step_by(openers as usize) {
+                for _ in 0..subscribers {
+                    let name = name(channel);
+                    clients.push((target.connect(Some(&name), READ_BUFFER_BYTES).await?, channel));
+                }
+            }
+            Ok(clients)
+        });
+        let delivery = Delivery {
+            servers: &[target],
+            connections: self.connections,
+            load: self.rate.map_or(Load::AtOnce(self.pipeline), Load::PerSecond),
+            destinations: (0..count).map(|channel| Destination::Channel(name(channel))).collect(),
+            clients: opening.await?.into_iter().flatten().collect(),
+            each: self.messages.div_ceil(count),
+            bytes: self.bytes,
+            counts_receivers: true,
+        };
+        Ok(delivery.run(deadline).await?.into_run())
+    }
+}
+
+fn name(channel: u32) -> String {
+    format!("load-{channel}")
+}

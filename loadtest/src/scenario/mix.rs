@@ -1,0 +1,197 @@
+//! Everything at once, while clients come and go.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use clap::{Args, value_parser};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use crate::back_end::Load;
+use crate::client::{self, READ_BUFFER_BYTES, Socket};
+use crate::consumer::Consumer;
+use crate::delivery::Delivery;
+use crate::inbox::{Arrivals, Inbox, stages};
+use crate::latency::Latencies;
+use crate::ledger::{Damage, Ledger};
+use crate::pace::Pace;
+use crate::payload::Payload;
+use crate::publisher::Destination;
+use crate::report::Run;
+use crate::server::Target;
+use crate::tasks::{in_parallel, until};
+
+const CHANNEL: &str = "load";
+
+/// Length of every message in bytes.
+const BYTES: usize = 128;
+
+/// Clients that send to the consumer.
+const SENDERS: u32 = 100;
+
+/// Time that a client stays that comes and goes.
+const STAY: Duration = Duration::from_secs(1);
+
+/// One back end publishes to clients that stay, others come to the same channel and leave after a
+/// second, and yet others send to a back end that consumes: each at its rate, whether or not earlier
+/// work is done.
+#[derive(Args, Clone)]
+pub struct Mix {
+    /// Clients that stay
+    #[arg(long, default_value_t = 500, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// Seconds
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=3600))]
+    pub time: u32,
+    /// Messages published a second
+    #[arg(long, default_value_t = 20, value_parser = super::rate())]
+    pub publish: u32,
+    /// Messages sent by clients a second, of all together
+    #[arg(long, default_value_t = 2_000, value_parser = super::rate())]
+    pub ingest: u32,
+    /// Clients that come a second, and that leave
+    #[arg(long, default_value_t = 100, value_parser = super::rate())]
+    pub churn: u32,
+}
+
+/// What became of the clients that came and went.
+#[derive(Default)]
+struct Churn {
+    handshakes: Latencies,
+    damage: Mutex<Damage>,
+}
+
+impl Mix {
+    pub fn title(&self) -> String {
+        let Self { clients, publish, ingest, churn, .. } = self;
+        format!("mix: {clients} × {publish}/s, {ingest}/s in, {churn}/s come and go")
+    }
+
+    /// A latency is the time from when a published message was due to its arrival at a client that
+    /// stays. One that came and went is to have got what was published between its first message and
+    /// its last, once and in order.
+    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
+        let sockets = client::connect_many(target, Some(CHANNEL), self.clients).await?;
+        let delivery = Delivery {
+            servers: &[target],
+            connections: 1,
+            load: Load::PerSecond(self.publish),
+            destinations: vec![Destination::Channel(CHANNEL.into())],
+            clients: sockets.into_iter().map(|socket| (socket, 0)).collect(),
+            each: self.publish * self.time,
+            bytes: BYTES as u32,
+            // Those that come and go make it more.
+            counts_receivers: false,
+        };
+        let churn = Arc::<Churn>::default();
+        let churning = come_and_go(self.clone(), target, Arc::clone(&churn));
+        let (delivered, ingested, churned) = tokio::join!(
+            delivery.run(deadline),
+            self.ingest(target, deadline),
+            until(deadline, churning),
+        );
+        let (delivered, (ingested, ingest_damage)) = (delivered?, ingested?);
+        churned?;
+        let churn_damage = *churn.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        let damage = [delivered.damage, ingest_damage, churn_damage].into_iter().sum();
+        let mut run = Run::new(delivered.cost, &delivered.arrivals.latencies, damage);
+        for (name, latencies) in
+            [("handshake", &churn.handshakes), ("to the consumer", &ingested.latencies)]
+        {
+            let latency_us = latencies.percentiles_us();
+            run = run
+                .with_figure(format!("{name}, number"), latencies.count() as f64)
+                .with_figure(format!("{name}, p50 µs"), latency_us.p50)
+                .with_figure(format!("{name}, p99 µs"), latency_us.p99);
+        }
+        Ok(run)
+    }
+
+    /// Clients send to a consumer.
+    async fn ingest(&self, target: Target, deadline: Instant) -> Result<(Arc<Arrivals>, Damage)> {
+        let each = (self.ingest * self.time).div_ceil(SENDERS);
+        let arrivals = Arc::<Arrivals>::default();
+        let [_, _, closing] = stages(each);
+        let mut inbox = Inbox::new(0..SENDERS, each, BYTES, &arrivals);
+        let mut consumer = Consumer::open(target).await?;
+        let sockets = client::connect_many(target, None, SENDERS).await?;
+        let paces = Pace::start(self.ingest, SENDERS, closing.end);
+        let sending = in_parallel(
+            (0..).zip(sockets).zip(paces),
+            move |((source, mut socket), pace)| async move {
+                until(deadline, send(&mut socket, target, source, pace, closing.end)).await?;
+                Ok(socket)
+            },
+        );
+        let consuming = async {
+            while !inbox.is_complete() {
+                if consumer.next(|data, _| inbox.take(data)).await?.is_none() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let (senders, consumed) = tokio::join!(sending, until(deadline, consuming));
+        let _until_all_is_consumed = senders?;
+        consumed?;
+        Ok((arrivals, inbox.damage()))
+    }
+}
+
+async fn send(
+    socket: &mut Socket,
+    target: Target,
+    source: u32,
+    mut pace: Pace,
+    count: u32,
+) -> Result<()> {
+    let mut sent = 0;
+    while sent < count {
+        for number in pace.next().await? {
+            let text = Payload::at(source, number, pace.instant(number)).text(BYTES);
+            socket.send(target.client_message(text)).await?;
+            sent = number + 1;
+        }
+    }
+    Ok(())
+}
+
+/// Clients come, each when it is due, stay a while, and leave.
+async fn come_and_go(mix: Mix, target: Target, churn: Arc<Churn>) -> Result<()> {
+    let count = mix.churn * mix.time;
+    let mut pace = Pace::start(mix.churn, 1, count).remove(0);
+    let (mut visits, mut come) = (JoinSet::new(), 0);
+    while come < count {
+        for number in pace.next().await? {
+            visits.spawn(visit(target, pace.instant(number), Arc::clone(&churn)));
+            come = number + 1;
+        }
+    }
+    while let Some(visit) = visits.join_next().await {
+        visit.map_err(|_| anyhow!("a visit panicked"))??;
+    }
+    Ok(())
+}
+
+async fn visit(target: Target, due: std::time::Instant, churn: Arc<Churn>) -> Result<()> {
+    let mut socket = target.connect(Some(CHANNEL), READ_BUFFER_BYTES).await?;
+    churn.handshakes.record(due.elapsed());
+    let mut ledger = None;
+    let reading = async {
+        while let Some(text) = client::next_text(&mut socket).await {
+            let payload = Payload::parse(&text, BYTES);
+            let sequence = payload.ok_or_else(|| anyhow!("not what was published"))?.sequence;
+            ledger.get_or_insert_with(|| Ledger::from(sequence)).observe(sequence);
+        }
+        Err(anyhow!("the server closed a client that came and went"))
+    };
+    if let Ok(ended) = timeout(STAY, reading).await {
+        return ended;
+    }
+    if let Some(ledger) = ledger {
+        // What came after its last message it did not stay for.
+        *churn.damage.lock().unwrap_or_else(PoisonError::into_inner) += ledger.damage(0);
+    }
+    Ok(())
+}
