@@ -50,7 +50,7 @@ pub enum Peer {
     Pipeline,
     /// The same, and it never reads the answers
     PipelineUnread,
-    /// A back end that publishes without pause to a channel of 10,000 clients
+    /// A back end that publishes without pause to a channel of 5,000 clients
     Fanout,
     /// One client that never reads what is published to it, 16 KiB at a time
     SlowReader,
@@ -81,7 +81,7 @@ impl Peer {
             Self::Nobody => "nobody",
             Self::Pipeline => "publishes pipelined without end",
             Self::PipelineUnread => "the same, answers never read",
-            Self::Fanout => "fan-out without pause to 10,000",
+            Self::Fanout => "fan-out without pause to 5,000",
             Self::SlowReader => "1 client that never reads",
             Self::SlowReaders => "100 clients that never read",
             Self::Connects => "2,000 handshakes at once",
@@ -99,7 +99,8 @@ impl Peer {
     ///
     /// # Errors
     /// It could not connect.
-    pub async fn attack(self, Target { api, edge, .. }: Target, time: Duration) -> Result<String> {
+    pub async fn attack(self, target: Target, time: Duration) -> Result<String> {
+        let Target { api, edge, .. } = target;
         match self {
             Self::Nobody => {
                 sleep_until(Instant::now() + time).await;
@@ -107,7 +108,7 @@ impl Peer {
             }
             Self::Pipeline => pipeline(api, time, true).await,
             Self::PipelineUnread => pipeline(api, time, false).await,
-            Self::Fanout => fan_out(api, edge, 10_000, time).await,
+            Self::Fanout => fan_out(target, 5_000, time).await,
             Self::SlowReader => slow_readers(api, edge, 1, time).await,
             Self::SlowReaders => slow_readers(api, edge, 100, time).await,
             Self::Connects => connects(edge, 2_000, time).await,
@@ -206,32 +207,60 @@ async fn drain(from: &mut (impl AsyncRead + Unpin), end: Instant) -> (u64, bool)
     (bytes, false)
 }
 
-async fn fan_out(
-    api: SocketAddr,
-    edge: SocketAddr,
-    clients: u32,
-    time: Duration,
-) -> Result<String> {
-    let sockets = open_many(edge, clients, true, |_| "/ws?channels=greedy".into()).await?;
-    let back_end = open(api, "/ws/v1", true).await?;
-    let end = Instant::now() + time;
-    let reading =
-        in_parallel(sockets.into_iter().enumerate(), move |(number, mut socket)| async move {
+/// Clients of one channel, and a back end that publishes to them without pause.
+pub struct FanOut {
+    clients: Vec<TcpStream>,
+    back_end: TcpStream,
+}
+
+/// What came of it.
+pub struct FannedOut {
+    /// Messages that clients got.
+    pub deliveries_per_s: f64,
+    /// Clients that the server closed.
+    pub closed: usize,
+}
+
+impl FanOut {
+    /// Connects them.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn open(Target { api, edge, .. }: Target, clients: u32) -> Result<Self> {
+        let clients = open_many(edge, clients, true, |_| "/ws?channels=greedy".into()).await?;
+        Ok(Self { clients, back_end: open(api, "/ws/v1", true).await? })
+    }
+
+    /// Publishes for `time`; then the clients leave, a few at a time: a crowd that leaves at once is
+    /// a case of its own.
+    ///
+    /// # Errors
+    /// A task panicked.
+    pub async fn run(self, time: Duration) -> Result<FannedOut> {
+        let (end, count) = (Instant::now() + time, self.clients.len() as u32);
+        let clients = self.clients.into_iter().zip(0..);
+        let reading = in_parallel(clients, move |(mut socket, number): (_, u32)| async move {
             let read = drain(&mut socket, end).await;
-            // What still comes is read, and they leave a few at a time: a crowd that leaves at once is
-            // a case of its own.
-            drain(&mut socket, end + LEAVING * number as u32 / clients).await;
+            drain(&mut socket, end + LEAVING * number / count).await;
             Ok(read)
         });
-    let reading = tokio::spawn(reading);
-    let data = "x".repeat(128);
-    let call = format!(r#"{{"m":"mesh.publish","p":{{"c":"greedy","d":"{data}"}},"i":1}}"#);
-    flood_with(back_end, &raw::frame(raw::TEXT, call.as_bytes()), time, true).await?;
-    let read = reading.await??;
-    let ended = read.iter().filter(|(_, is_ended)| *is_ended).count();
-    let bytes: u64 = read.iter().map(|(bytes, _)| bytes).sum();
-    let rate = bytes as f64 / (data.len() + 4) as f64 / time.as_secs_f64();
-    Ok(format!("{rate:.0} deliveries/s, {ended} of {clients} clients closed"))
+        let reading = tokio::spawn(reading);
+        let data = "x".repeat(128);
+        let call = format!(r#"{{"m":"mesh.publish","p":{{"c":"greedy","d":"{data}"}},"i":1}}"#);
+        flood_with(self.back_end, &raw::frame(raw::TEXT, call.as_bytes()), time, true).await?;
+        let read = reading.await??;
+        let bytes: u64 = read.iter().map(|(bytes, _)| bytes).sum();
+        Ok(FannedOut {
+            deliveries_per_s: bytes as f64 / (data.len() + 4) as f64 / time.as_secs_f64(),
+            closed: read.iter().filter(|(_, is_ended)| *is_ended).count(),
+        })
+    }
+}
+
+async fn fan_out(target: Target, clients: u32, time: Duration) -> Result<String> {
+    let FannedOut { deliveries_per_s, closed } =
+        FanOut::open(target, clients).await?.run(time).await?;
+    Ok(format!("{deliveries_per_s:.0} deliveries/s, {closed} of {clients} clients closed"))
 }
 
 /// Clients that never read, each on a channel of its own: so that no memory is shared.

@@ -48,15 +48,14 @@ pub fn page(machine: &str, reports: &[Report]) -> Result<String> {
     for table in markdown::tables(reports) {
         write_table(&mut page, &table);
     }
-    page.push_str("<h2>Throughput against latency</h2>");
-    for plot in throughput_plots(reports)? {
-        page.push_str(&plot);
-    }
-    page.push_str("<h2>Memory against connections</h2>");
-    page.extend(memory_plot(reports)?);
-    page.push_str("<h2>Latency by percentile</h2>");
-    for plot in latency_plots(reports)? {
-        page.push_str(&plot);
+    for (title, plots) in [
+        ("Throughput against latency", throughput_plots(reports)?),
+        ("Memory against connections", memory_plot(reports)?.into_iter().collect()),
+        ("Latency by percentile", latency_plots(reports)?),
+    ] {
+        if !plots.is_empty() {
+            write!(page, "<h2>{title}</h2>{}", plots.concat()).expect("a string takes it");
+        }
     }
     Ok(page)
 }

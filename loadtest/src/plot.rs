@@ -41,11 +41,12 @@ pub fn draw(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> Result<Option<St
     Ok(Some(svg))
 }
 
-/// From the least to the most, and a little beyond.
+/// The powers of ten around the values, which are above zero.
 fn range(values: impl Iterator<Item = f64> + Clone) -> Option<std::ops::Range<f64>> {
     let least = values.clone().min_by(f64::total_cmp)?;
     let most = values.max_by(f64::total_cmp)?;
-    Some(least / 1.2..most * 1.2)
+    let first = least.log10().floor();
+    Some(10_f64.powf(first)..10_f64.powf(most.log10().ceil().max(first + 1.0)))
 }
 
 fn draw_into(
@@ -60,12 +61,14 @@ fn draw_into(
     let mut chart = ChartBuilder::on(&area)
         .caption(title, ("sans-serif", 15))
         .margin(10)
+        .margin_right(30)
         .x_label_area_size(40)
         .y_label_area_size(70)
         .build_cartesian_2d(xs.log_scale(), ys.log_scale())?;
     chart
         .configure_mesh()
         .max_light_lines(1)
+        .x_labels(6)
         .x_desc(x.title)
         .y_desc(y.title)
         .x_label_formatter(&|value| (x.label)(*value))
@@ -106,6 +109,12 @@ mod tests {
         let svg = svg.expect("there are points");
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         assert!(svg.contains("fan-out") && svg.matches("gridcast").count() == 2);
+    }
+
+    #[test]
+    fn a_range_goes_from_a_power_of_ten_to_another() {
+        assert_eq!(range([200.0, 1_500.0].into_iter()), Some(100.0..10_000.0));
+        assert_eq!(range([1.0].into_iter()), Some(1.0..10.0));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod mix;
 mod publish;
 mod send;
 mod sweep;
+mod unrelated;
 
 use anyhow::{Context, Result, bail};
 use clap::builder::RangedI64ValueParser;
@@ -45,6 +46,8 @@ pub enum Scenario {
     Mix(mix::Mix),
     /// What it adds that a message crosses nodes: publish and send within one and to others
     Grid(grid::Grid),
+    /// What sends to others feel of a fan-out without pause
+    Unrelated(unrelated::Unrelated),
     /// What others feel, and what memory does, beside peers that take more than their share
     Hostile(hostile::Hostile),
 }
@@ -73,6 +76,7 @@ impl Scenario {
             Self::Ingest(ingest) => ingest.title(),
             Self::Mix(mix) => mix.title(),
             Self::Grid(grid) => grid.title(),
+            Self::Unrelated(unrelated) => unrelated.title(),
             Self::Hostile(hostile) => hostile.title(),
         }
     }
@@ -96,7 +100,7 @@ impl Scenario {
             Self::Channels(_) | Self::Mix(_) => "delivery",
             Self::Ingest(_) => "message",
             Self::Grid(_) => "delivery",
-            Self::Hostile(_) => "probe",
+            Self::Unrelated(_) | Self::Hostile(_) => "probe",
         }
     }
 
@@ -137,6 +141,7 @@ impl Scenario {
             Self::Ingest(ingest) => ingest.run(target, deadline).await,
             Self::Mix(mix) => mix.run(target, deadline).await,
             Self::Grid(grid) => grid.run(&nodes, deadline).await,
+            Self::Unrelated(unrelated) => unrelated.run(target).await,
             Self::Hostile(hostile) => hostile.run(target, deadline).await,
         }
     }
@@ -224,6 +229,8 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     for grid in [grid(None, least(1_000, 50)), grid(Some(16), least(20_000, 200))] {
         scenarios.extend(Scenario::Grid(grid).each());
     }
+    let clients = least(10_000, 1_000);
+    scenarios.push(Scenario::Unrelated(unrelated::Unrelated { clients, time: time.into() }));
     scenarios.extend(Scenario::Hostile(hostile).each());
     scenarios
 }

@@ -1,0 +1,57 @@
+//! What others feel of a fan-out that does not pause.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, value_parser};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::greedy::FanOut;
+use crate::meter::Meter;
+use crate::probe::Probe;
+use crate::report::Run;
+use crate::server::Target;
+
+/// Before the probe begins, for the fan-out to come up to speed, and after it has ended.
+const LEAD: Duration = Duration::from_millis(500);
+
+/// A back end publishes without pause to many clients; beside it a probe does a mesh.send to another
+/// client and an echo every 5 ms.
+#[derive(Args, Clone)]
+pub struct Unrelated {
+    /// Clients that get what is published
+    #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub clients: u32,
+    /// Seconds
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=600))]
+    pub time: u64,
+}
+
+impl Unrelated {
+    pub fn title(&self) -> String {
+        format!("unrelated sends, fan-out to {} without pause", self.clients)
+    }
+
+    /// A latency is the time from the instant at which a probe's message was to be sent to its
+    /// arrival, all while the fan-out goes on: neither the coming nor the leaving of its clients is
+    /// in it.
+    pub async fn run(self, target: Target) -> Result<Run> {
+        let time = Duration::from_secs(self.time);
+        let fan_out = FanOut::open(target, self.clients).await?;
+        let fan_out = tokio::spawn(fan_out.run(LEAD + time + LEAD));
+        sleep(LEAD).await;
+        let probe = spawn_blocking(move || Probe::start(target)).await??;
+        let meter = Meter::start(target.pid)?;
+        sleep(time).await;
+        let cost = meter.stop()?;
+        let felt = spawn_blocking(move || probe.stop()).await??;
+        let fanned_out = fan_out.await??;
+        let busy = cost.cpu().as_secs_f64() / cost.elapsed.as_secs_f64() * 100.0;
+        Ok(Run::new(cost, &felt.delays, felt.damage)
+            .with_figure("deliveries of the fan-out a second", fanned_out.deliveries_per_s)
+            .with_figure("its clients that were closed", fanned_out.closed as f64)
+            .with_figure("CPU of the server, %", busy)
+            .with_figure("the probe's own delay, at most, µs", felt.own_delay.as_secs_f64() * 1e6))
+    }
+}
