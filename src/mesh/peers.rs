@@ -423,6 +423,9 @@ impl Mesh {
             peer.session.resume(&received);
         } else {
             tracing::info!("node {number} is there");
+            for shard in 0..self.settings.shards {
+                *self.unseen.entry((node, ShardId(shard as u8))).or_default() += 1;
+            }
             self.tell_shards(|| Message::NodeUp { node, shards, incarnation });
         }
         self.touched.push(node);
