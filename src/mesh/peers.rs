@@ -175,6 +175,10 @@ impl Mesh {
         if is_dialled {
             // Who was dialled before is known by its address.
             let known = self.peers.values().find(|peer| peer.hello.mesh == remote);
+            if known.is_some_and(|peer| peer.link.is_some()) {
+                // A seed that is a name is dialled whoever is linked.
+                return self.close_link(now_ms, id, "there is another link between these nodes");
+            }
             let known = known.map(|peer| peer.hello.node);
             self.say_hello(id, known);
         }
@@ -344,6 +348,11 @@ impl Mesh {
         let Some((held, offered)) = said else { return Ok(()) };
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
+        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
+        if is_resumed && holds != Some(held) {
+            // It ended since we said that we hold it: they go on with what we have not.
+            return Err("the session that it goes on with is over".into());
+        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
     }
