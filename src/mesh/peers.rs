@@ -346,6 +346,11 @@ impl Mesh {
         }
         let said = self.links.get(&id).and_then(|link| link.said);
         let Some((held, offered)) = said else { return Ok(()) };
+        let current = self.peers.get(&hello.node).map_or(0, |peer| peer.session_id);
+        if held != 0 && held != current {
+            // The other may go on with a session that is over here: its numbers would tell nothing.
+            return Err("the session that it was to go on with has ended meanwhile".into());
+        }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
         let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
@@ -397,7 +402,11 @@ impl Mesh {
     /// There is a link to a node: goes on with the session, or begins one.
     fn begin(&mut self, now_ms: u64, id: LinkId, hello: Hello, session_id: u64) {
         let node = hello.node;
-        let old = self.peers.get(&node).and_then(|peer| peer.link);
+        let old = self.peers.get_mut(&node).and_then(|peer| {
+            // It speaks to us: the end of its old link is not its own.
+            peer.is_missed = false;
+            peer.link
+        });
         if let Some(old) = old {
             self.close_link(now_ms, old, "another link takes its place");
         }
