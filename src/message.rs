@@ -78,6 +78,9 @@ pub enum Message {
         /// When it started, in Unix milliseconds.
         incarnation: u64,
     },
+    /// To the mesh: this shard has heard that the node is within reach. What it said to it before was
+    /// meant for what is lost.
+    NodeSeen(NodeId),
     /// From the mesh: this node is out of reach, and what was on its way to and from it is lost.
     NodeDown(NodeId),
     /// From the mesh: the grid gave up this node as it was started then, in Unix milliseconds.

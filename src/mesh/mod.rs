@@ -87,6 +87,8 @@ pub struct Mesh {
     own: OwnInterest,
     told: Told,
     nodes: NodesInterest,
+    // How often a shard was told that a node is within reach and has not said that it heard it.
+    unseen: BTreeMap<(NodeId, ShardId), u32>,
     subscribed_there: UnderWay<NodeId>,
     subscribed_here: UnderWay<ShardId>,
     publishes: Publishes,
@@ -121,6 +123,7 @@ impl Mesh {
             own: OwnInterest::default(),
             told: Told::default(),
             nodes: NodesInterest::default(),
+            unseen: BTreeMap::new(),
             subscribed_there: UnderWay::default(),
             subscribed_here: UnderWay::default(),
             publishes: Publishes::default(),
@@ -167,6 +170,7 @@ impl Mesh {
                 self.own.set(self.hash.of(&channel), from, is_on);
                 self.told.wait(self.own.has_changes(), from, number);
             }
+            (Party::Mesh, Message::NodeSeen(node)) => self.handle_seen(node, from),
             (Party::Mesh, Message::Clients(clients)) => self.clients[from.index()] = clients,
             (Party::Mesh, Message::Ask { ticket, from: backend, command }) => match command {
                 Command::Publish(channel, frame) => {
@@ -246,6 +250,10 @@ impl Mesh {
         let Some(peer) = self.peers.get(&to.node) else {
             return self.refuse(from, to, &message, "the client's node is out of reach");
         };
+        if self.unseen.contains_key(&(to.node, from)) {
+            // It is about the session before: in this one it would be taken for something else.
+            return self.refuse(from, to, &message, "the client's node was out of reach");
+        }
         if matches!(message, Message::Ask { .. }) && peer.is_silent {
             return self.refuse(from, to, &message, "the client's node does not answer");
         }
@@ -257,6 +265,16 @@ impl Mesh {
             self.subscribed_there.note(until_ms, self.hash.of(channel), to.node);
         }
         self.send(to.node, Lane::Shard(from), To::Shard(to.shard), &message);
+    }
+
+    /// A shard has heard once that a node is within reach.
+    fn handle_seen(&mut self, node: NodeId, shard: ShardId) {
+        if let Some(times) = self.unseen.get_mut(&(node, shard)) {
+            *times -= 1;
+            if *times == 0 {
+                self.unseen.remove(&(node, shard));
+            }
+        }
     }
 
     fn refuse(&mut self, asker: ShardId, to: ShardAddress, message: &Message, why: &'static str) {

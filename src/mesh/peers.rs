@@ -175,6 +175,10 @@ impl Mesh {
         if is_dialled {
             // Who was dialled before is known by its address.
             let known = self.peers.values().find(|peer| peer.hello.mesh == remote);
+            if known.is_some_and(|peer| peer.link.is_some()) {
+                // A seed that is a name is dialled whoever is linked.
+                return self.close_link(now_ms, id, "there is another link between these nodes");
+            }
             let known = known.map(|peer| peer.hello.node);
             self.say_hello(id, known);
         }
@@ -349,6 +353,11 @@ impl Mesh {
         }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
+        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
+        if is_resumed && holds != Some(held) {
+            // It ended since we said that we hold it: they go on with what we have not.
+            return Err("the session that it goes on with is over".into());
+        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
     }
@@ -432,6 +441,9 @@ impl Mesh {
             peer.session.resume(&received);
         } else {
             tracing::info!("node {number} is there");
+            for shard in 0..self.settings.shards {
+                *self.unseen.entry((node, ShardId(shard as u8))).or_default() += 1;
+            }
             self.tell_shards(|| Message::NodeUp { node, shards, incarnation });
         }
         self.touched.push(node);

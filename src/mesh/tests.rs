@@ -79,6 +79,9 @@ impl Net {
                 self.carry_out(index, effect);
             }
             while let Some((shard, from, message)) = self.meshes[index].poll_message() {
+                if let Message::NodeUp { node, .. } = message {
+                    self.say(index, shard.0, Party::Mesh, Message::NodeSeen(node));
+                }
                 self.heard.push((index, shard, from, message));
             }
         }
@@ -379,6 +382,22 @@ fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
     let answer = wire::Hello { held, ..hello };
     assert!(net.meshes[0].handle_hello(net.now_ms, link, answer).is_err());
     assert!(net.meshes[0].peers.is_empty());
+}
+
+#[test]
+fn what_a_shard_said_before_it_heard_of_a_new_session_is_not_said_in_it() {
+    let mut net = Net::new(2);
+    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
+    let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
+    net.heard.clear();
+    // It hears of it a second time, and has not said so.
+    net.meshes[0].unseen.insert((node(1), ShardId(1)), 1);
+    net.say(0, 1, to, message(1));
+    net.say(0, 1, Party::Mesh, Message::NodeSeen(node(1)));
+    net.say(0, 1, to, message(2));
+    net.settle();
+    let is = |number| move |m: &Message| matches!(m, Message::Answer(Ticket(n), _) if *n == number);
+    assert_eq!((net.count_of(1, is(1)), net.count_of(1, is(2))), (0, 1));
 }
 
 #[test]

@@ -278,6 +278,7 @@ impl Shard {
             }
             Message::InterestKnown(change) => self.handle_interest_known(change),
             Message::NodeUp { node, shards, incarnation } => {
+                self.outbox.push_back((Party::Mesh, Message::NodeSeen(node)));
                 self.handle_node_up(node, shards, incarnation);
                 self.guard_node(node, incarnation);
             }
@@ -293,7 +294,7 @@ impl Shard {
                 }
             }
             // For the mesh.
-            Message::Interest(..) | Message::Clients(_) => {}
+            Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
             Message::FailedTry(address) => self.note_failed_try(address),

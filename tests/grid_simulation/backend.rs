@@ -48,6 +48,8 @@ pub struct Backend {
     has_upgraded: bool,
     consumes: bool,
     acknowledges: bool,
+    /// It does not know how things stand.
+    pub is_at_loss: bool,
     // Tags that are not acknowledged yet.
     tags: VecDeque<u64>,
     next_place: u64,
@@ -61,6 +63,7 @@ impl Backend {
             has_upgraded: false,
             consumes: false,
             acknowledges: false,
+            is_at_loss: false,
             tags: VecDeque::new(),
             next_place: 1,
             waiting: VecDeque::new(),
@@ -288,6 +291,13 @@ impl Backend {
             }
             What::Other => assert!(matches!(fault, None | Some(301)), "{answer}"),
             What::Info => self.take_info(shared, answer, fault),
+            What::Pop { .. } | What::Unpop { .. } if was_frozen(number, shared, asked) => {
+                // The time for an answer may have passed while there were no turns: whether it
+                // consumes is not clear, and it goes.
+                shared.queue.note_popped(number, now_ms);
+                shared.queue.note_consumer_end(number);
+                self.is_at_loss = true;
+            }
             What::Pop { fault: expected } => {
                 assert_eq!(fault, expected, "back end {number}, {place}: {answer}");
                 if is_done {
@@ -348,6 +358,10 @@ impl Backend {
         let Shared { queue, weather, now_ms, .. } = shared;
         queue.note_event(weather, *now_ms, number, client, place);
     }
+}
+
+fn was_frozen(number: PeerNumber, shared: &Shared, asked: Moment) -> bool {
+    shared.weather.frozen_ms(shared.nodes[number], time_of(asked), shared.now_ms) > 0
 }
 
 /// Whether an answer came in time: that of its own node while that had turns.

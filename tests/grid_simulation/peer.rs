@@ -204,7 +204,8 @@ impl Peer {
             Mood::Quiet => false,
             Mood::Leaving => true,
         };
-        if wants_to_go {
+        let is_at_loss = matches!(&self.role, Role::Backend(backend) if backend.is_at_loss);
+        if wants_to_go || is_at_loss {
             return self.go(shared);
         }
         if shared.is_verbose {

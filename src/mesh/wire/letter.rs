@@ -169,6 +169,7 @@ fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
         | Message::Clients(_)
         | Message::InterestKnown(_)
         | Message::NodeUp { .. }
+        | Message::NodeSeen(_)
         | Message::NodeDown(_)
         | Message::NodeDead(..)
         | Message::GivenUp

@@ -197,6 +197,7 @@ fn what_concerns_one_node_alone_is_not_put() {
         Message::InterestKnown(1),
         Message::Clients(1),
         Message::NodeUp { node: NodeId::new(1).unwrap(), shards: 2, incarnation: 3 },
+        Message::NodeSeen(NodeId::new(1).unwrap()),
         Message::NodeDown(NodeId::new(1).unwrap()),
         Message::NodeDead(NodeId::new(1).unwrap(), 2),
         Message::GivenUp,
