@@ -92,8 +92,7 @@
 //! # What is absent
 //!
 //! Locks; a task, channel or buffer per connection; a shared map of channels or clients; a registry
-//! of metrics; traits with one implementation; features that change behaviour. Other nodes: this
-//! version is one node.
+//! of metrics; traits with one implementation; features that change behaviour.
 
 pub mod address;
 pub mod config;

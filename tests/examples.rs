@@ -61,3 +61,16 @@ fn each_example_stays_under_thirty_lines() {
         assert!(text.lines().count() < 30);
     }
 }
+
+#[test]
+fn the_nodes_of_the_example_grid_have_valid_configurations() {
+    for number in 1..=3 {
+        let file = format!("{}/examples/grid/node-{number}.toml", env!("CARGO_MANIFEST_DIR"));
+        let check = Command::new(env!("CARGO_BIN_EXE_gridcast"))
+            .args(["check", "--config", &file])
+            .env_clear()
+            .output()
+            .expect("gridcast runs");
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    }
+}
