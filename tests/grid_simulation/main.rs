@@ -41,7 +41,7 @@ use run::{Summary, run};
 use seeds::Replay;
 
 /// Seeds of a usual run.
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 20;
 
 /// Seeds that found a bug, and what it was.
 const FOUND: [u64; 11] = [
