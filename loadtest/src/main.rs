@@ -39,11 +39,11 @@ mod server;
 mod subscribers;
 mod tasks;
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, value_parser};
@@ -129,6 +129,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Somebody wants the load test to end.
+#[derive(Debug)]
+struct Interrupted(&'static str);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(signal) = self;
+        write!(f, "ended by {signal}")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// Runs what was asked for, printing each scenario's row when it is done.
 fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
     machine::raise_descriptor_limit()?;
@@ -148,13 +161,19 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
         // In turn, so that what else the machine does falls on all alike.
         for _ in 0..options.runs {
             for (subject, runs) in subjects.iter().zip(&mut runs) {
-                let run = run_once(scenario, *subject, &options, &runtime);
-                runs.push(
-                    run.with_context(|| format!("{}, {}", name(*subject), scenario.title()))?,
-                );
+                let run = run_once(scenario, *subject, &options, &runtime)
+                    .with_context(|| format!("{}, {}", name(*subject), scenario.title()));
+                match run {
+                    Ok(run) => runs.push(run),
+                    // What others cannot do is theirs: the rest is worth having.
+                    Err(error) if subject.is_some() && !error.is::<Interrupted>() => {
+                        eprintln!("loadtest: a run is left out: {error:#}");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
-        for (subject, runs) in subjects.iter().zip(&runs) {
+        for (subject, runs) in subjects.iter().zip(&runs).filter(|(_, runs)| !runs.is_empty()) {
             let report = Report::new(scenario, name(*subject), runs);
             if !options.markdown {
                 println!("{report}");
@@ -206,8 +225,8 @@ fn run_once(
                 }
                 run.context("a scenario panicked")?
             }
-            _ = interrupt.recv() => bail!("interrupted by SIGINT"),
-            _ = terminate.recv() => bail!("ended by SIGTERM"),
+            _ = interrupt.recv() => bail!(Interrupted("SIGINT")),
+            _ = terminate.recv() => bail!(Interrupted("SIGTERM")),
         }
     })
 }

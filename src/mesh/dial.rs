@@ -34,11 +34,16 @@ const COMPLAIN_MS: u64 = 60_000;
 /// Complaints that are remembered for that; beyond it nothing more is told.
 const COMPLAINTS_MAX: usize = 64;
 
+/// Addresses of which it is remembered who answered; beyond it all are forgotten and learned anew.
+const ANSWERED_MAX: usize = 4096;
+
 /// Who may be dialled.
 #[derive(Debug)]
 pub struct Dialler {
     seeds: Vec<(String, u64)>,
     nodes: BTreeMap<NodeId, Known>,
+    // Who answered at an address that was dialled: it may have several.
+    answered: BTreeMap<SocketAddr, NodeId>,
     // Targets that cannot be reached and why, and when the log was told.
     complaints: BTreeMap<(String, String), u64>,
     look_ms: u64,
@@ -57,7 +62,8 @@ impl Dialler {
         let own = settings.advertise.to_string();
         let others = settings.seeds.iter().filter(|seed| **seed != own);
         let seeds = others.map(|seed| (seed.clone(), now_ms)).collect();
-        Self { seeds, nodes: BTreeMap::new(), complaints: BTreeMap::new(), look_ms: now_ms }
+        let (nodes, answered, complaints) = Default::default();
+        Self { seeds, nodes, answered, complaints, look_ms: now_ms }
     }
 
     /// When there may be somebody to dial.
@@ -75,9 +81,18 @@ impl Dialler {
         self.look_ms = self.look_ms.min(due_ms);
     }
 
-    /// There is a link to it.
-    pub fn reached(&mut self, node: NodeId) {
+    /// There is a link to it, which was dialled at this address if we dialled it.
+    pub fn reached(&mut self, node: NodeId, dialled: Option<SocketAddr>) {
         self.nodes.remove(&node);
+        if self.answered.len() >= ANSWERED_MAX {
+            self.answered.clear();
+        }
+        self.answered.extend(dialled.map(|address| (address, node)));
+    }
+
+    /// The node that answered last at this address.
+    pub fn answered_at(&self, address: SocketAddr) -> Option<NodeId> {
+        self.answered.get(&address).copied()
     }
 
     /// A dial failed: whether the log is to be told.
@@ -131,8 +146,8 @@ mod tests {
 
     #[test]
     fn the_log_is_told_once_a_minute_that_a_target_cannot_be_reached() {
-        let (seeds, nodes, complaints) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        let mut dialler = Dialler { seeds, nodes, complaints, look_ms: 0 };
+        let (seeds, nodes, answered, complaints) = Default::default();
+        let mut dialler = Dialler { seeds, nodes, answered, complaints, look_ms: 0 };
         assert!(dialler.is_news(0, "a:1", "no answer"));
         assert!(dialler.is_news(1000, "b:1", "no answer"));
         assert!(dialler.is_news(1000, "a:1", "another key"));

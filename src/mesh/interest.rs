@@ -9,7 +9,7 @@ use siphasher::sip::SipHasher24;
 
 use crate::address::{NodeId, ShardId};
 
-/// Channels of one node, at most: some 400 MB at each of the others. A node with more is not
+/// Channels of one node, at most: 1.5 to 2 GB at each of the others. A node with more is not
 /// understood, and its link is closed.
 pub const CHANNELS_MAX: usize = 1 << 24;
 

@@ -126,7 +126,7 @@ impl Mesh {
             unseen: BTreeMap::new(),
             subscribed_there: UnderWay::default(),
             subscribed_here: UnderWay::default(),
-            publishes: Publishes::default(),
+            publishes: Publishes::new(settings.incarnation),
             sessions_begun: 0,
             sessions_ended: 0,
             clients: vec![0; settings.shards],
@@ -189,6 +189,12 @@ impl Mesh {
             },
             (Party::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
                 self.count(ticket, Counter::Shard(from), tally);
+            }
+            (Party::Mesh, Message::Answer(ticket, Answer::Done(Err(_)))) => {
+                // Too much waits there behind another publish of that back end.
+                if let Some(counted) = self.publishes.pass_over(ticket, Counter::Shard(from)) {
+                    self.tell_counted(counted);
+                }
             }
             (Party::Mesh, _) => debug_assert!(false, "shards say nothing else to the mesh"),
         }
@@ -311,7 +317,7 @@ impl Mesh {
             return self.tell_counted(Counted { asker, channel: hash, tally, silent });
         }
         // Who asked waits for `answer_ms`: the sum must be there a little before.
-        let deadline_ms = now_ms + self.settings.answer_ms / 10 * 9;
+        let deadline_ms = now_ms + self.settings.answer_ms * 9 / 10;
         let ticket = self.publishes.open(asker, hash, (awaited, silent), deadline_ms);
         let command = Command::Publish(channel, frame);
         let message = Message::Ask { ticket, from: backend, command };
@@ -354,13 +360,16 @@ impl Mesh {
         let asker = Asker::Node(from, ticket);
         let mut shards = self.own.shards(hash);
         self.subscribed_here.who(hash).for_each(|shard| shards.set(shard, true));
-        if shards.is_empty() || !self.publishes.has_room() {
+        if !shards.is_empty() && !self.publishes.has_room() {
+            // Then this node counts as one that does not answer.
+            return;
+        }
+        if shards.is_empty() {
             let tally = Tally::default();
             return self.tell_counted(Counted { asker, channel: hash, tally, silent: Vec::new() });
         }
         let awaited = shards.iter().map(Counter::Shard).collect();
-        // Earlier than the deadline of who asked, so that what was counted is not lost with it.
-        let deadline_ms = now_ms + self.settings.answer_ms / 10 * 8;
+        let deadline_ms = now_ms + self.settings.answer_ms * 9 / 10;
         let ticket = self.publishes.open(asker, hash, (awaited, Vec::new()), deadline_ms);
         for shard in shards.iter() {
             let command = Command::Publish(channel.clone(), frame.clone());
@@ -372,7 +381,7 @@ impl Mesh {
     fn count(&mut self, ticket: Ticket, from: Counter, tally: Tally) {
         let Some(channel) = self.publishes.count(ticket, from, tally) else { return };
         if let Counter::Node(node) = from {
-            self.nodes.note(channel, node, tally.delivered + tally.failed);
+            self.nodes.note(channel, node, tally.delivered.saturating_add(tally.failed));
         }
         if let Some(counted) = self.publishes.poll_counted(ticket) {
             self.tell_counted(counted);

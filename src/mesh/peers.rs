@@ -173,8 +173,9 @@ impl Mesh {
         self.links.insert(id, link);
         self.care_ms = self.care_ms.min(now_ms + HELLO_MS);
         if is_dialled {
-            // Who was dialled before is known by its address.
-            let known = self.peers.values().find(|peer| peer.hello.mesh == remote);
+            // Who was dialled before is known by its address, or by one at which it answered.
+            let answered = self.dialler.answered_at(remote).and_then(|node| self.peers.get(&node));
+            let known = self.peers.values().find(|peer| peer.hello.mesh == remote).or(answered);
             if known.is_some_and(|peer| peer.link.is_some()) {
                 // A seed that is a name is dialled whoever is linked.
                 return self.close_link(now_ms, id, "there is another link between these nodes");
@@ -246,8 +247,13 @@ impl Mesh {
                 },
                 Err(error) => Err(error.to_string()),
             };
-            if let Err(why) = read {
-                return self.close_link(now_ms, id, &why);
+            match (read, peer) {
+                (Ok(()), _) => {}
+                // A batch that was counted as come is lost in part.
+                (Err(why), Some(node)) if lane != Lane::Control => {
+                    return self.lose(now_ms, node, &why);
+                }
+                (Err(why), _) => return self.close_link(now_ms, id, &why),
             }
         }
     }
@@ -257,10 +263,12 @@ impl Mesh {
         let peer = self.links.get(&id).and_then(|link| link.peer);
         match (control, peer) {
             (Control::Hello(hello), None) => self.handle_hello(now_ms, id, hello),
-            (Control::Refused(why), None) => {
+            (Control::Refused(why), peer) => {
                 tracing::warn!("not taken in: {why}");
-                let since_ms = self.refused.take().map_or(now_ms, |(since_ms, _)| since_ms);
-                self.refused = Some((since_ms, why));
+                if let Some(node) = peer {
+                    self.end_session(node, &why);
+                }
+                self.note_refused(now_ms, why);
                 Ok(())
             }
             (_, None) => Err("speaks before it said who it is".into()),
@@ -277,7 +285,8 @@ impl Mesh {
     ) -> Result<(), String> {
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
         match control {
-            Control::Hello(_) | Control::Refused(_) => Err("said before who it is".into()),
+            Control::Hello(_) => Err("said before who it is".into()),
+            Control::Refused(_) => Ok(()),
             Control::Interest { number, is_whole, on, off } => {
                 if is_whole {
                     self.all_trusted_until_ms = 0;
@@ -311,6 +320,7 @@ impl Mesh {
                 peer.is_silent = false;
                 peer.round_trip_ms = now_ms.saturating_sub(asked_ms);
                 peer.clients = clients;
+                self.refused = None;
                 Ok(())
             }
             Control::Received(lane, number) => {
@@ -333,6 +343,12 @@ impl Mesh {
             self.dialler.is_own(remote);
             return Err("is this node itself".into());
         }
+        if hello.node == self.settings.node && hello.incarnation < self.settings.incarnation {
+            // It was there before, and says the same.
+            let why = in_use(hello.node, hello.mesh);
+            self.note_refused(now_ms, why.clone());
+            return Err(why);
+        }
         if let Some(why) = self.refusal(&hello) {
             tracing::warn!("the node at {} is not taken in: {why}", hello.mesh);
             self.say(id, &Control::Refused(why.clone()));
@@ -353,13 +369,14 @@ impl Mesh {
         }
         let offered = if is_dialled { offered } else { hello.offered };
         let is_resumed = held != 0 && held == hello.held;
-        let holds = self.peers.get(&hello.node).map(|peer| peer.session_id);
-        if is_resumed && holds != Some(held) {
-            // It ended since we said that we hold it: they go on with what we have not.
-            return Err("the session that it goes on with is over".into());
-        }
         self.begin(now_ms, id, hello, if is_resumed { held } else { offered });
         Ok(())
+    }
+
+    /// Somebody does not take this node in, nor is it taken in since.
+    fn note_refused(&mut self, now_ms: u64, why: String) {
+        let since_ms = self.refused.take().map_or(now_ms, |(since_ms, _)| since_ms);
+        self.refused = Some((since_ms, why));
     }
 
     /// Why this node cannot be part of the grid.
@@ -371,21 +388,17 @@ impl Mesh {
                 versions.0, versions.1, self.settings.advertise, VERSIONS.0, VERSIONS.1
             ));
         }
-        let in_use = |at: SocketAddr| {
-            Some(format!("node id {} is in use by the node at {at}", node.number()))
-        };
         if *node == self.settings.node {
             // The one that came later has to go.
-            return (hello.incarnation > self.settings.incarnation)
-                .then(|| in_use(self.settings.advertise))
-                .flatten();
+            let is_later = hello.incarnation > self.settings.incarnation;
+            return is_later.then(|| in_use(*node, self.settings.advertise));
         }
         let known = self.peers.get(node)?;
         // At the same address it is the one that was there, started anew.
         let is_other = known.hello.mesh != hello.mesh
             && known.hello.incarnation != hello.incarnation
             && known.link.is_some();
-        if is_other { in_use(known.hello.mesh) } else { None }
+        is_other.then(|| in_use(*node, known.hello.mesh))
     }
 
     /// Of two links between the same two nodes, both keep the one that the lower id dialled; of two
@@ -414,7 +427,7 @@ impl Mesh {
         if !is_resumed {
             self.end_session(node, "it begins anew");
         }
-        let (number, _) = (hello.node.number(), self.refused = None);
+        let number = hello.node.number();
         let member = Identity::new(node, hello.incarnation, hello.mesh);
         let (shards, incarnation) = (hello.shards, hello.incarnation);
         let received = hello.received.clone();
@@ -452,7 +465,8 @@ impl Mesh {
             link.peer = Some(node);
         }
         self.tell_whole_interest(id);
-        self.dialler.reached(node);
+        let dialled = self.links.get(&id).filter(|link| link.is_dialled).map(|link| link.remote);
+        self.dialler.reached(node, dialled);
         self.membership.meet(now_ms, member);
         self.care_ms = now_ms;
         let lanes =
@@ -772,4 +786,9 @@ impl Mesh {
             None => self.tell_shards(|| Message::NodeDead(node, member.incarnation)),
         }
     }
+}
+
+/// Why a node is refused that has the id of another one.
+fn in_use(node: NodeId, at: SocketAddr) -> String {
+    format!("node id {} is in use by the node at {at}", node.number())
 }

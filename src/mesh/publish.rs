@@ -48,9 +48,11 @@ pub struct Publishes {
     free: Vec<u32>,
     // In the order they were opened, which is that of their deadlines.
     deadlines: VecDeque<(u64, Ticket)>,
+    // Of new slots: another in each life of the node, so that no answer of an earlier one fits.
+    generation: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
     generation: u32,
     waiting: Option<Waiting>,
@@ -66,6 +68,11 @@ struct Waiting {
 }
 
 impl Publishes {
+    /// None yet, of a node that was started then.
+    pub fn new(incarnation: u64) -> Self {
+        Self { generation: incarnation as u32, ..Self::default() }
+    }
+
     /// Whether one more may wait.
     pub fn has_room(&self) -> bool {
         self.waiting() < WAITING_MAX
@@ -86,7 +93,7 @@ impl Publishes {
         deadline_ms: u64,
     ) -> Ticket {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
+            self.slots.push(Slot { generation: self.generation, waiting: None });
             self.slots.len() as u32 - 1
         });
         let slot = &mut self.slots[index as usize];
@@ -105,6 +112,15 @@ impl Publishes {
         waiting.awaited.swap_remove(place);
         waiting.tally += tally;
         Some(waiting.channel)
+    }
+
+    /// One does not count; gives the rest if it was the last.
+    pub fn pass_over(&mut self, ticket: Ticket, counter: Counter) -> Option<Counted> {
+        let waiting = self.find(ticket)?.waiting.as_mut()?;
+        let place = waiting.awaited.iter().position(|awaited| *awaited == counter)?;
+        waiting.awaited.swap_remove(place);
+        waiting.silent.push(counter);
+        self.poll_counted(ticket)
     }
 
     /// The sum, if all have counted.

@@ -18,6 +18,8 @@ struct Net {
     // A node that nothing arrives at.
     deaf: Option<usize>,
     heard: Vec<(usize, ShardId, Party, Message)>,
+    // Nodes that gave up, and why.
+    ended: Vec<(usize, String)>,
 }
 
 fn node(index: usize) -> NodeId {
@@ -26,6 +28,11 @@ fn node(index: usize) -> NodeId {
 
 fn mesh_address(index: usize) -> SocketAddr {
     ([127, 0, 0, 1], 7000 + index as u16).into()
+}
+
+/// Where a node listens, too, and does not say so.
+fn other_address(index: usize) -> SocketAddr {
+    ([127, 0, 0, 2], 7000 + index as u16).into()
 }
 
 fn mesh(index: usize, incarnation: u64, now_ms: u64) -> Mesh {
@@ -47,7 +54,8 @@ impl Net {
     fn new(count: usize) -> Self {
         let meshes = (0..count).map(|index| mesh(index, 1, 0)).collect();
         let (links, cut, heard) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        let mut net = Self { meshes, now_ms: 0, links, cut, deaf: None, heard };
+        let ended = Vec::new();
+        let mut net = Self { meshes, now_ms: 0, links, cut, deaf: None, heard, ended };
         net.pass(3000);
         net
     }
@@ -58,13 +66,19 @@ impl Net {
 
     fn dial(&mut self, from: usize, target: &str) {
         let count = self.meshes.len();
-        let to = (0..count).find(|&index| mesh_address(index).to_string() == target);
+        let is_its = |index: &usize| {
+            [mesh_address(*index), other_address(*index)]
+                .map(|at| at.to_string())
+                .contains(&target.into())
+        };
+        let to = (0..count).find(is_its);
         let is_heard = |to: &usize| !self.is_cut(from, *to) && self.deaf.is_none();
         let Some(to) = to.filter(is_heard) else { return };
         let link = LinkId(self.links.keys().last().map_or(0, |link| link.0 + 1));
         self.links.insert(link, [from, to]);
-        for (index, remote, is_dialled) in [(from, to, true), (to, from, false)] {
-            let remote = mesh_address(remote);
+        let dialled = target.parse().unwrap();
+        for (index, remote, is_dialled) in [(from, dialled, true), (to, mesh_address(from), false)]
+        {
             let event = Event::Opened { link, remote, is_dialled };
             self.meshes[index].handle_event(self.now_ms, event);
         }
@@ -94,7 +108,7 @@ impl Net {
             Effect::Send(link, lane, bytes) => (link, Event::Received(link, lane, bytes)),
             Effect::Datagram(link, bytes) => (link, Event::Datagram(link, bytes)),
             Effect::Close(link, why) => (link, Event::Closed(link, why)),
-            Effect::Fail(why) => panic!("node {index} ends: {why}"),
+            Effect::Fail(why) => return self.ended.push((index, why)),
         };
         let Some(&[one, two]) = self.links.get(&link) else { return };
         if matches!(event, Event::Closed(..)) {
@@ -418,4 +432,37 @@ fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
     let hello = net.meshes[1].peers[&node(0)].hello.clone();
     let intruder = wire::Hello { node: node(1), mesh: mesh_address(7), incarnation: 3, ..hello };
     assert!(net.meshes[0].refusal(&intruder).unwrap().contains("node id 2 is in use"));
+}
+
+#[test]
+fn a_node_that_is_dialled_at_another_of_its_addresses_stays_in_session() {
+    let mut net = Net::new(2);
+    net.dial(0, &other_address(1).to_string());
+    net.pass(1000);
+    net.heard.clear();
+    for _ in 0..3 {
+        net.dial(0, &other_address(1).to_string());
+        net.pass(1000);
+    }
+    for index in 0..2 {
+        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeDown(_))), 0);
+        assert_eq!(net.meshes[index].peers.len(), 1);
+    }
+}
+
+#[test]
+fn of_two_nodes_with_one_id_the_later_one_ends_whoever_dials() {
+    let mut net = Net::new(2);
+    let settings = mesh(2, 2, net.now_ms).settings;
+    net.meshes.push(Mesh::new(Settings { node: node(0), ..settings }, net.now_ms));
+    for _ in 0..12 {
+        net.dial(0, &mesh_address(2).to_string());
+        net.dial(1, &mesh_address(2).to_string());
+        net.pass(1000);
+    }
+    let why = format!("node id 1 is in use by the node at {}", mesh_address(0));
+    assert_eq!(net.ended.first(), Some(&(2, why)));
+    assert!(net.ended.iter().all(|(index, _)| *index == 2));
+    let is_own = |m: &Message| matches!(m, Message::NodeUp { node: up, .. } if *up == node(0));
+    assert_eq!(net.count_of(2, is_own), 0, "it is not told of itself");
 }

@@ -153,7 +153,7 @@ impl Shard {
             addresses: Addresses::default(),
             channels: Channels::new(settings.has_mesh),
             topics: Topics::new(id, &settings),
-            pending: Pending::default(),
+            pending: Pending::new(now.unix_ms),
             nodes: Nodes::default(),
             wards: Wards::default(),
             timers: Timers::new(now.ms),

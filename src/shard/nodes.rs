@@ -135,8 +135,9 @@ impl Shard {
         let Some(backend) = backend.filter(|backend| backend.is_consuming) else { return };
         let (pop, topics) = (backend.pops, backend.topics.clone());
         let unsettled_max = backend.unsettled.as_ref().map(|unsettled| unsettled.window());
-        // The other nodes together get as large a window as our own.
+        // The other nodes that are there now get as large a window together as our own.
         let window_bytes = self.settings.limits.outbound_bytes / 2 / topics.len().max(1) / nodes;
+        let window_bytes = window_bytes.max(1);
         let unsettled_max = unsettled_max.map(|window| window.div_ceil(nodes));
         let backend = self.backend_id(key);
         let terms = Terms { pop, window_bytes, unsettled_max };

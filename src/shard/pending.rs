@@ -59,6 +59,8 @@ impl Kind {
 pub struct Pending {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    // Of new slots: another in each life of the node, so that no answer of an earlier one fits.
+    generation: u32,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,11 @@ struct Question {
 }
 
 impl Pending {
+    /// None yet, of a node that was started then.
+    pub fn new(started_ms: u64) -> Self {
+        Self { generation: started_ms as u32, ..Self::default() }
+    }
+
     /// Questions that wait.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -111,7 +118,7 @@ impl Pending {
             outcome: Ok(Reply::Done),
         };
         let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: 0, question: None });
+            self.slots.push(Slot { generation: self.generation, question: None });
             self.slots.len() as u32 - 1
         });
         let slot = &mut self.slots[index as usize];

@@ -11,7 +11,7 @@ use super::fanout::Lane;
 use super::settings::{Settings, home_of};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
-    Answer, BackendId, ConnectionKey, Delivery, Message, Party, Terms, TopicMessage,
+    Answer, BackendId, ConnectionKey, Credit, Delivery, Message, Party, Terms, TopicMessage,
 };
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::api::{self, Code, Fault, Reply};
@@ -435,7 +435,11 @@ impl Shard {
     /// There are too many topics for one that only reports of lost clients feed.
     fn refuse_report(&mut self, from: ShardId, topic: &Arc<str>, message: &TopicMessage) {
         match message {
-            TopicMessage::Push(..) => self.counters.dropped += 1,
+            TopicMessage::Push(_, frame) => {
+                self.counters.dropped += 1;
+                let credit = Credit { messages: 1, bytes: frame.bytes().len() };
+                self.tell(self.neighbour(from), topic, TopicMessage::Credit(credit));
+            }
             _ => self.tell(self.neighbour(from), topic, TopicMessage::Refused),
         }
     }

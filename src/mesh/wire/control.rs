@@ -2,6 +2,7 @@
 
 use super::fields::{Fields, put_address, put_list, put_text, put_u16, put_u64};
 use super::{Control, FRAME_BYTES_MAX, Hello, WireError};
+use crate::address::SHARDS_MAX;
 use crate::mesh::link::Lane;
 
 // Hello and Refused keep their numbers and form in every version: they are said before the two
@@ -116,6 +117,14 @@ pub fn read_control(frame: &[u8]) -> Result<Control, WireError> {
     Ok(control)
 }
 
+fn read_shards(fields: &mut Fields<'_>) -> Result<u16, WireError> {
+    let shards = fields.u16()?;
+    match (1..=SHARDS_MAX).contains(&usize::from(shards)) {
+        true => Ok(shards),
+        false => Err(WireError::OutOfBounds),
+    }
+}
+
 fn read_hello(fields: &mut Fields<'_>) -> Result<Hello, WireError> {
     if fields.array()? != MAGIC {
         return Err(WireError::NotAHello);
@@ -124,7 +133,7 @@ fn read_hello(fields: &mut Fields<'_>) -> Result<Hello, WireError> {
         versions: (fields.u16()?, fields.u16()?),
         node: fields.node()?,
         incarnation: fields.u64()?,
-        shards: fields.u16()?,
+        shards: read_shards(fields)?,
         mesh: fields.address()?,
         api: fields.address()?,
         software: fields.text()?.to_owned(),

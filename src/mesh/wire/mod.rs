@@ -7,7 +7,7 @@
 //!
 //! Who gets this far has proved to know the grid's key, so the meaning of what a peer says is
 //! trusted: that a [`Frame`](crate::protocol::frame::Frame) holds whole server frames, that JSON is
-//! JSON, that a back end is the sender's. Its form is not, since a peer may be of another version or
+//! JSON. Its form is not, since a peer may be of another version or
 //! broken: every length, number, name and text is checked, nothing panics, and no more memory is
 //! taken than a small multiple of what has come.
 
@@ -50,7 +50,7 @@ pub enum Control {
     Refused(String),
     /// Hashes of channels that the sender has subscribers of from now on, or has not any more.
     Interest {
-        /// Counts these from 1 within a session.
+        /// Counts these; 0 says that more of the whole is to come.
         number: u64,
         /// What was said before holds no more: this begins the whole.
         is_whole: bool,

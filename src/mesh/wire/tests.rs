@@ -451,3 +451,11 @@ fn a_frame_that_is_announced_and_does_not_come_takes_no_memory() {
         assert!(reader.memory_bytes() <= 2 * 1000 * came + 64, "{came}");
     }
 }
+
+#[test]
+fn a_node_has_as_many_shards_as_there_may_be() {
+    for shards in [0, 257] {
+        let frame = control_frame(&Control::Hello(Hello { shards, ..hello() }));
+        assert_eq!(read_control(&frame), Err(WireError::OutOfBounds));
+    }
+}
