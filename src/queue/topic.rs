@@ -338,6 +338,12 @@ impl Topic {
         let Some(place) = consumer.handed.iter().position(is_it) else { return };
         let (client, item) = consumer.handed.remove(place).expect("the place was looked up");
         consumer.handed_bytes -= item.frame.bytes().len();
+        let takes_part = matches!(consumer.state, State::Active | State::Stalled);
+        let has_cancelled = takes_part && consumer.pop == pop;
+        if has_cancelled {
+            // Word of that is on its way: until then all that it was handed would come back.
+            consumer.state = State::Joining;
+        }
         let lane = self.lanes.get_mut(&client).expect("what is handed out has a lane");
         let (owner, first) = (lane.owner, lane.waiting.front().map(|item| item.number));
         lane.put_back(item);
@@ -348,7 +354,10 @@ impl Topic {
             self.attach(now_us, client, number, owner);
         }
         self.settle(now_us, client);
-        self.fill(id);
+        match has_cancelled {
+            true => self.assign_again(now_us),
+            false => self.fill(id),
+        }
         self.forget_if_left(id);
     }
 

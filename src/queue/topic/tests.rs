@@ -184,3 +184,17 @@ fn of_consumers_that_all_take_nothing_none_is_expelled() {
     let mut effects = std::iter::from_fn(|| topic.poll_effect());
     assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));
 }
+
+#[test]
+fn a_consumer_that_gives_back_what_it_was_just_handed_gets_nothing_before_it_consumes_anew() {
+    let mut topic = topic(10, WhenFull::Hold);
+    joined(&mut topic, 1, Terms { pop: 1, ..PLAIN });
+    (0..2).for_each(|message| push(&mut topic, 1, message));
+    assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
+    topic.returned(0, consumer(1), 0, 1);
+    topic.returned(0, consumer(1), 1, 1);
+    assert_eq!(delivered(&mut topic), [], "it has cancelled, and would give it back again");
+    assert!(topic.leave(0, consumer(1)), "it was one until now");
+    joined(&mut topic, 1, Terms { pop: 2, ..PLAIN });
+    assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
+}
