@@ -344,6 +344,14 @@ impl Mesh {
     fn send(&mut self, node: NodeId, lane: Lane, to: To, message: &Message) {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.session.push(lane, to, message);
+        }
+        self.touch(node);
+    }
+
+    /// There is something to send to a node.
+    fn touch(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| !peer.is_touched) {
+            peer.is_touched = true;
             self.touched.push(node);
         }
     }
@@ -395,7 +403,8 @@ impl Mesh {
         for counter in silent {
             match counter {
                 Counter::Node(node) => {
-                    tally.failed += self.nodes.last_known(channel, node);
+                    let last_known = self.nodes.last_known(channel, node);
+                    tally.failed = tally.failed.saturating_add(last_known);
                     self.uncounted += 1;
                 }
                 Counter::Shard(_) => has_silent_shards = true,
@@ -418,6 +427,7 @@ impl Mesh {
     fn flush(&mut self) {
         for node in std::mem::take(&mut self.touched) {
             let Some(peer) = self.peers.get_mut(&node) else { continue };
+            peer.is_touched = false;
             peer.session.flush();
             if let Some(link) = peer.link {
                 while let Some((lane, batch)) = peer.session.poll_batch() {

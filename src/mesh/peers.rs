@@ -77,6 +77,8 @@ pub struct Peer {
     pub round_trip_ms: u64,
     /// The connection; None: for now there is none.
     pub link: Option<LinkId>,
+    /// It is among those with something to send.
+    pub is_touched: bool,
     lost_ms: u64,
     /// It has let its lease end: calls for its clients fail at once, and publishes do not wait for it.
     /// So a back end whose calls follow each other closely does not wait for the deadline of each.
@@ -285,8 +287,7 @@ impl Mesh {
     ) -> Result<(), String> {
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
         match control {
-            Control::Hello(_) => Err("said before who it is".into()),
-            Control::Refused(_) => Ok(()),
+            Control::Hello(_) | Control::Refused(_) => Err("said before who it is".into()),
             Control::Interest { number, is_whole, on, off } => {
                 if is_whole {
                     self.all_trusted_until_ms = 0;
@@ -438,6 +439,7 @@ impl Mesh {
             clients: 0,
             round_trip_ms: 0,
             link: None,
+            is_touched: false,
             lost_ms: now_ms,
             is_silent: false,
             is_missed: false,
@@ -459,7 +461,7 @@ impl Mesh {
             }
             self.tell_shards(|| Message::NodeUp { node, shards, incarnation });
         }
-        self.touched.push(node);
+        self.touch(node);
         self.all_trusted_until_ms = 0;
         if let Some(link) = self.links.get_mut(&id) {
             link.peer = Some(node);
@@ -674,7 +676,7 @@ impl Mesh {
             backend.at.node == self.settings.node && backend.at.shard.index() < self.settings.shards
         };
         match message {
-            Message::Ask { from, .. } | Message::BackendGone(from) => is_theirs(from),
+            Message::Ask { from, .. } => is_theirs(from),
             Message::Wards(_, WardsMessage::Claim(..)) => true,
             Message::Wards(shard, _) => shard.node == node,
             Message::Topic(_, message) => match message {

@@ -252,7 +252,7 @@ impl Shard {
     fn handle_as_home(&mut self, from: ShardId, topic: &Arc<str>, message: TopicMessage) {
         let now_us = self.now.us;
         let feeds = matches!(message, TopicMessage::Push(..) | TopicMessage::WantCredit(_));
-        if feeds && !self.has_home(topic) {
+        if feeds && !self.ensure_home(topic) {
             return self.refuse_report(from, topic, &message);
         }
         let Some(home) = self.topics.homes.get_mut(topic) else { return };
@@ -401,7 +401,7 @@ impl Shard {
         backend: BackendId,
         terms: Terms,
     ) -> Result<Reply, Fault> {
-        if !self.has_home(topic) {
+        if !self.ensure_home(topic) {
             return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
         }
         let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
@@ -418,8 +418,8 @@ impl Shard {
         }
     }
 
-    /// Whether a topic lives here. It does from now on unless there are too many.
-    fn has_home(&mut self, topic: &Arc<str>) -> bool {
+    /// Has a topic live here; false if there are too many.
+    fn ensure_home(&mut self, topic: &Arc<str>) -> bool {
         if self.topics.homes.contains_key(topic) {
             return true;
         }

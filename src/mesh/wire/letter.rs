@@ -24,8 +24,7 @@ const HEAD_BYTES: usize = 12;
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 const TOPIC: u8 = 3;
-const BACKEND_GONE: u8 = 4;
-const WARDS: u8 = 5;
+const WARDS: u8 = 4;
 
 // What is asked.
 const SEND: u8 = 1;
@@ -154,18 +153,14 @@ fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
             put_short_text(out, topic);
             put_topic_message(out, message)
         }
-        Message::BackendGone(backend) => {
-            out.push(BACKEND_GONE);
-            put_backend(out, *backend);
-            true
-        }
         Message::Wards(shard, message) => {
             out.push(WARDS);
             put_shard(out, *shard);
             put_wards_message(out, message);
             true
         }
-        Message::Interest(..)
+        Message::BackendGone(_)
+        | Message::Interest(..)
         | Message::Clients(_)
         | Message::InterestKnown(_)
         | Message::NodeUp { .. }
@@ -192,7 +187,6 @@ fn read_message(fields: &mut Fields<'_>) -> Result<Message, WireError> {
         },
         ANSWER => Message::Answer(Ticket(fields.u64()?), read_answer(fields)?),
         TOPIC => Message::Topic(fields.name()?.into(), read_topic_message(fields)?),
-        BACKEND_GONE => Message::BackendGone(fields.backend()?),
         WARDS => Message::Wards(fields.shard()?, read_wards_message(fields)?),
         kind => return Err(WireError::Unknown(kind)),
     })

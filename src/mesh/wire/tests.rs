@@ -103,7 +103,6 @@ fn messages() -> Vec<Message> {
     let mut messages: Vec<_> = commands.into_iter().map(ask).collect();
     messages.extend(answers.map(|answer| Message::Answer(Ticket(3), answer)));
     messages.extend(about_topics.map(|message| Message::Topic("topic".into(), message)));
-    messages.push(Message::BackendGone(backend()));
     let about_wards = [
         WardsMessage::Begin(1),
         WardsMessage::Add("topic".into(), vec![client, client]),
@@ -169,7 +168,7 @@ fn every_letter_comes_back_as_it_was_and_in_its_place() {
 fn a_letter_may_be_for_the_mesh() {
     let mut out = Vec::new();
     begin_batch(&mut out);
-    assert!(put_letter(&mut out, To::Mesh, &Message::BackendGone(backend())));
+    assert!(put_letter(&mut out, To::Mesh, &Message::Wards(backend().at, WardsMessage::Begin(1))));
     end_batch(&mut out, 1);
     assert_eq!(read_letters(&out[4..]).unwrap()[0].0, To::Mesh);
 }
@@ -195,6 +194,7 @@ fn what_concerns_one_node_alone_is_not_put() {
         topic(TopicMessage::Start(backend())),
         Message::Interest(1, "channel".into(), true),
         Message::InterestKnown(1),
+        Message::BackendGone(backend()),
         Message::Clients(1),
         Message::NodeUp { node: NodeId::new(1).unwrap(), shards: 2, incarnation: 3 },
         Message::NodeSeen(NodeId::new(1).unwrap()),
@@ -358,7 +358,7 @@ fn what_is_out_of_bounds_is_refused() {
 
 #[test]
 fn no_letter_is_for_the_control_lane() {
-    let mut frame = batch_frame([&Message::BackendGone(backend())]);
+    let mut frame = batch_frame([&Message::Wards(backend().at, WardsMessage::Begin(1))]);
     frame[8..10].copy_from_slice(&Lane::Control.number().to_le_bytes());
     assert_eq!(read_letters(&frame).err(), Some(WireError::OutOfBounds));
 }
