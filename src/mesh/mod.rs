@@ -2,11 +2,12 @@
 //! what is to be sent and told comes out (`poll_*`).
 //!
 //! - `link.rs`: what the transport is told, and tells. `wire/`: messages ⇄ bytes.
-//! - `peers.rs`: who is at the other end of a link, and what the meshes tell each other.
+//! - `peers.rs`: who is at the other end of a link, and what the meshes tell each other. `letters.rs`:
+//!   what shards do.
 //! - `session.rs`: what is said between two nodes, once and in order, over however many links.
 //! - `membership.rs`: which nodes there are. `dial.rs`: who is dialled, and when.
-//! - `interest.rs`: who wants to hear of which channel, `under_way.rs`: who is about to. `publish.rs`:
-//!   tallies of publishes.
+//! - `interest.rs`: who wants to hear of which channel, `told.rs`: who knows that, `under_way.rs`: who is
+//!   about to. `publish.rs`: tallies of publishes.
 //! - `quic.rs`: the transport, and the thread on which all of this runs. `identity.rs`: who belongs to
 //!   the grid. `standing.rs`: how a mesh stands.
 //!
@@ -24,6 +25,7 @@
 mod dial;
 pub mod identity;
 mod interest;
+mod letters;
 pub mod link;
 mod membership;
 mod peers;
@@ -31,6 +33,7 @@ mod publish;
 pub mod quic;
 mod session;
 mod standing;
+mod told;
 mod under_way;
 pub mod wire;
 
@@ -47,8 +50,9 @@ use dial::Dialler;
 use interest::{ChannelHash, NodesInterest, OwnInterest};
 use link::{Effect, Event, Lane, LinkId};
 use membership::{Identity, Membership};
-use peers::{Link, Peer, Told};
+use peers::{Link, Peer};
 use publish::{Asker, Counted, Counter, Publishes};
+use told::Told;
 use under_way::UnderWay;
 use wire::To;
 

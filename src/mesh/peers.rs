@@ -1,26 +1,23 @@
 //! Who is at the other end of a link, sessions that begin and end, and what two meshes tell each
-//! other: interest, acknowledgements, signs of life.
+//! other: acknowledgements, signs of life.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 
 use super::link::{Effect, Lane, LinkId};
 use super::membership::{Change, Identity};
-use super::session::{Arrival, Session};
-use super::wire::{self, Control, FrameReader, Hello, Letter, To, VERSIONS};
-use super::{Counter, Mesh, Publish, subscribed_by};
-use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
+use super::session::Session;
+use super::wire::{self, Control, FrameReader, Hello, VERSIONS};
+use super::{Counter, Mesh};
+use crate::address::{NodeId, ShardId};
+use crate::message::Message;
 
 /// How long what a node said of its interest is trusted to be whole, after the question that it
 /// answered last was asked, in milliseconds. A subscribe waits for a silent node so long at most,
 /// which is to be less than `limits.answer_ms`.
 pub const LEASE_MS: u64 = 1000;
-
-/// Clocks of two machines do not run at the very same rate.
-const LEASE_SLACK_MS: u64 = 50;
 
 /// Between two questions for a sign of life.
 const PING_MS: u64 = 300;
@@ -28,9 +25,6 @@ const PING_MS: u64 = 300;
 /// A link on which no sign of life was answered for so long after the lease ended is closed. The
 /// transport sees that nothing comes any more; this sees that nothing arrives.
 const UNANSWERED_MS: u64 = 1500;
-
-/// How long what has come may be without an acknowledgement: so one does for many batches.
-const ACKNOWLEDGE_MS: u64 = 10;
 
 /// A session without a link lives so long. With the 2.5 s after which a link counts as dead this is
 /// within the 5 s in which a dead node is to be out of the counts.
@@ -44,9 +38,6 @@ const REFUSED_MS: u64 = 10_000;
 
 /// Bytes of messages that may come on a link before it is known whose they are.
 const EARLY_BYTES: usize = 64 << 20;
-
-/// Channels per message while the whole interest is told.
-const CHANNELS_AT_ONCE: usize = 1 << 16;
 
 /// One connection.
 #[derive(Debug)]
@@ -86,13 +77,13 @@ pub struct Peer {
     // The members' gossip has it that it is dead, or it has said itself that it leaves.
     is_missed: bool,
     // What it knows of our interest.
-    known: u64,
+    pub(super) known: u64,
     // What we know of its interest is whole, and until when that is trusted; 0 until it has answered
     // on this link.
     has_whole: bool,
     trusted_until_ms: u64,
     ping_ms: u64,
-    acknowledge_ms: Option<u64>,
+    pub(super) acknowledge_ms: Option<u64>,
 }
 
 impl Peer {
@@ -103,55 +94,6 @@ impl Peer {
 
     fn trusted_until(&self) -> u64 {
         if self.has_whole { self.trusted_until_ms } else { 0 }
-    }
-}
-
-/// How far the other nodes know of our interest.
-#[derive(Debug)]
-pub struct Told {
-    // The number of the last change that was told.
-    number: u64,
-    // When those were told that some node may still rely on not knowing.
-    recent: VecDeque<(u64, u64)>,
-    // Up to which nobody may.
-    expired: u64,
-    // Changes that shards wait for: by our number, and by the shard's own.
-    waiting: VecDeque<(u64, ShardId, u64)>,
-}
-
-impl Default for Told {
-    fn default() -> Self {
-        // 0 says that more is to come.
-        Self { number: 1, recent: VecDeque::new(), expired: 1, waiting: VecDeque::new() }
-    }
-}
-
-impl Told {
-    /// A shard waits until its change is known, which the next telling will have if there is one.
-    pub fn wait(&mut self, is_untold: bool, shard: ShardId, number: u64) {
-        self.waiting.push_back((self.number + u64::from(is_untold), shard, number));
-    }
-
-    /// How many changes are waited for.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// When silence is as good as knowledge for some change.
-    pub fn poll_timeout(&self) -> Option<u64> {
-        if self.waiting.is_empty() {
-            return None;
-        }
-        self.recent.front().map(|(_, told_ms)| told_ms + LEASE_MS + LEASE_SLACK_MS)
-    }
-
-    fn expire(&mut self, now_ms: u64) {
-        while let Some(&(number, told_ms)) = self.recent.front()
-            && told_ms + LEASE_MS + LEASE_SLACK_MS <= now_ms
-        {
-            self.expired = number;
-            self.recent.pop_front();
-        }
     }
 }
 
@@ -213,7 +155,7 @@ impl Mesh {
         self.say(id, &Control::Hello(hello));
     }
 
-    fn say(&mut self, link: LinkId, control: &Control) {
+    pub(super) fn say(&mut self, link: LinkId, control: &Control) {
         let mut bytes = Vec::new();
         wire::put_control(&mut bytes, control);
         self.effects.push_back(Effect::Send(link, Lane::Control, bytes.into()));
@@ -605,150 +547,6 @@ impl Mesh {
         let mesh = peer.hello.mesh;
         self.end_session(node, why);
         self.dialler.want(now_ms, node, mesh, self.settings.node > node);
-    }
-
-    /// Passes on what came on a lane of a node.
-    fn handle_batch(
-        &mut self,
-        now_ms: u64,
-        node: NodeId,
-        lane: Lane,
-        batch: &[u8],
-    ) -> Result<(), String> {
-        let number = wire::batch_number(batch).map_err(|error| error.to_string())?;
-        let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
-        let arrival = peer.session.arrived(lane, number, batch.len());
-        if peer.acknowledge_ms.is_none() {
-            peer.acknowledge_ms = Some(now_ms + ACKNOWLEDGE_MS);
-            self.care_ms = self.care_ms.min(now_ms + ACKNOWLEDGE_MS);
-        }
-        match arrival {
-            Arrival::Repeated => return Ok(()),
-            Arrival::Gap => return Err("a batch is missing".into()),
-            Arrival::Next => {}
-        }
-        for letter in wire::letters(batch) {
-            self.handle_letter(now_ms, node, lane, letter.map_err(|error| error.to_string())?)?;
-        }
-        Ok(())
-    }
-
-    fn handle_letter(
-        &mut self,
-        now_ms: u64,
-        node: NodeId,
-        lane: Lane,
-        (to, message): Letter,
-    ) -> Result<(), String> {
-        if !self.is_plausible(node, &message) {
-            return Err("a message in the name of another node".into());
-        }
-        match (to, lane, message) {
-            (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
-                for channel in subscribed_by(&message) {
-                    let until_ms = now_ms + self.settings.answer_ms;
-                    self.subscribed_here.note(until_ms, self.hash.of(channel), to);
-                }
-                let from = Party::Shard(ShardAddress { node, shard: from });
-                self.outbox.push_back((to, from, message));
-                Ok(())
-            }
-            (
-                To::Mesh,
-                Lane::Shard(_),
-                Message::Ask { ticket, from: backend, command: Command::Publish(channel, frame) },
-            ) => {
-                self.publish_here(now_ms, node, ticket, Publish { backend, channel, frame });
-                Ok(())
-            }
-            (To::Mesh, Lane::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
-                self.count(ticket, Counter::Node(node), tally);
-                Ok(())
-            }
-            _ => Err("a message for nobody".into()),
-        }
-    }
-
-    /// Whether those that a message names are where it comes from, or here.
-    fn is_plausible(&self, node: NodeId, message: &Message) -> bool {
-        let is_theirs = |backend: &BackendId| backend.at.node == node;
-        let is_ours = |backend: &BackendId| {
-            backend.at.node == self.settings.node && backend.at.shard.index() < self.settings.shards
-        };
-        match message {
-            Message::Ask { from, .. } => is_theirs(from),
-            Message::Wards(_, WardsMessage::Claim(..)) => true,
-            Message::Wards(shard, _) => shard.node == node,
-            Message::Topic(_, message) => match message {
-                TopicMessage::Deliver(to, _) | TopicMessage::Expel(to) => is_ours(to),
-                TopicMessage::Written(from, _)
-                | TopicMessage::Settled(from, _)
-                | TopicMessage::Returned(from, ..)
-                | TopicMessage::Consume(from, _)
-                | TopicMessage::Unconsume(from)
-                | TopicMessage::Gone(from) => is_theirs(from),
-                TopicMessage::Push(..)
-                | TopicMessage::WantCredit(_)
-                | TopicMessage::Credit(_)
-                | TopicMessage::Refused
-                | TopicMessage::Start(_) => false,
-            },
-            _ => true,
-        }
-    }
-
-    /// Tells every node which channels are wanted here since it was last told, and which are not.
-    pub(super) fn tell_interest(&mut self, now_ms: u64) {
-        if !self.own.has_changes() {
-            return;
-        }
-        let (on, off) = self.own.take_changes();
-        self.told.number += 1;
-        self.told.recent.push_back((self.told.number, now_ms));
-        let interest = Control::Interest { number: self.told.number, is_whole: false, on, off };
-        let mut bytes = Vec::new();
-        wire::put_control(&mut bytes, &interest);
-        let bytes = Bytes::from(bytes);
-        for link in self.peers.values().filter_map(|peer| peer.link) {
-            self.effects.push_back(Effect::Send(link, Lane::Control, bytes.clone()));
-        }
-    }
-
-    fn tell_whole_interest(&mut self, link: LinkId) {
-        let mut channels = self.own.channels().peekable();
-        let (mut is_whole, mut says) = (true, Vec::new());
-        loop {
-            let on: Vec<u64> = channels.by_ref().take(CHANNELS_AT_ONCE).collect();
-            let is_last = channels.peek().is_none();
-            let number = if is_last { self.told.number } else { 0 };
-            says.push(Control::Interest { number, is_whole, on, off: Vec::new() });
-            is_whole = false;
-            if is_last {
-                break;
-            }
-        }
-        drop(channels);
-        for control in says {
-            self.say(link, &control);
-        }
-    }
-
-    /// Tells shards which of their changes every node knows, or those that could publish without
-    /// asking.
-    pub(super) fn tell_what_is_known(&mut self, now_ms: u64) {
-        self.told.expire(now_ms);
-        if self.told.waiting.is_empty() {
-            return;
-        }
-        let expired = self.told.expired;
-        let known = self.peers.values().map(|peer| peer.known.max(expired)).min();
-        let known = known.unwrap_or(u64::MAX);
-        while let Some(&(number, shard, change)) = self.told.waiting.front()
-            && number <= known
-        {
-            self.told.waiting.pop_front();
-            self.outbox.push_back((shard, Party::Mesh, Message::InterestKnown(change)));
-        }
     }
 
     /// What the members' gossip has brought.
