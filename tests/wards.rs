@@ -3,16 +3,18 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "support/shard.rs"]
+mod shard_value;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party, WardsMessage};
-use gridcast::protocol::credentials::FingerprintKey;
-use gridcast::protocol::http;
-use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::queue::Bounds;
+use gridcast::shard::settings::{Edge, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
+use shard_value::upgraded;
 
 const POP: &str = r#"{"m":"queue.pop","p":{"t":["doors"]},"i":1}"#;
 
@@ -125,16 +127,7 @@ impl Grid {
     }
 
     fn connect(&mut self, number: u16, listener: Listener, path: &str) -> ConnectionKey {
-        let shard = self.shards.get_mut(&number).unwrap();
-        let remote = ([127, 0, 0, 1], 50_000).into();
-        let key = shard.handle_accepted(self.now, listener, remote).expect("it does not go down");
-        let mut request = format!(
-            "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
-        .into_bytes();
-        shard.handle_bytes(self.now, key, &mut request);
-        key
+        upgraded(self.shards.get_mut(&number).unwrap(), self.now, listener, path)
     }
 
     fn connect_clients(&mut self, number: u16, count: usize) -> Vec<ConnectionKey> {
@@ -150,7 +143,7 @@ impl Grid {
     }
 
     fn call(&mut self, number: u16, key: ConnectionKey, call: &str) {
-        let mut frame = [&[0x81, 0x80 | call.len() as u8, 0, 0, 0, 0], call.as_bytes()].concat();
+        let mut frame = shard_value::call(call);
         self.shards.get_mut(&number).unwrap().handle_bytes(self.now, key, &mut frame);
     }
 
@@ -279,28 +272,16 @@ fn node(number: u16) -> NodeId {
 const TOPIC_MESSAGES: usize = 100;
 
 fn settings(node: NodeId) -> Settings {
-    let http = http::Limits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
     let route = Route {
-        path: "/ws".into(),
         topic: Some("doors".into()),
         tells_open: true,
         tells_close: true,
-        message_bytes: 4096,
-        outbound_bytes: 1 << 20,
-        ..Route::default()
+        ..shard_value::route()
     };
+    let base = shard_value::settings();
     Settings {
         node,
-        shards: 1,
         has_mesh: true,
-        api: Api {
-            users: Vec::new().into(),
-            quotas: Vec::new().into(),
-            fingerprint_key: FingerprintKey::new([0; 32]),
-            advertise: ([127, 0, 0, 1], 6789).into(),
-            origins: Vec::new(),
-            http: http.clone(),
-        },
         // The clients are node 3's: the others know their topic from what it says alone.
         edges: match node.number() {
             3 => vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
@@ -308,20 +289,9 @@ fn settings(node: NodeId) -> Settings {
         },
         queue: Queue {
             bounds: Bounds { messages: TOPIC_MESSAGES, bytes: 1 << 16 },
-            when_full: WhenFull::Hold,
             topics: 2,
+            ..base.queue
         },
-        limits: Limits {
-            edge_http: http,
-            api_message_bytes: 4096,
-            outbound_bytes: 1 << 20,
-            close_slow_clients: true,
-            channels_per_client: 2,
-            handshake_ms: 10_000,
-            ping_ms: 120_000,
-            idle_ms: 240_000,
-            addresses: Default::default(),
-            answer_ms: 1500,
-        },
+        ..base
     }
 }

@@ -4,14 +4,12 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use gridcast::address::{NodeId, ShardId};
+use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
-use gridcast::protocol::credentials::FingerprintKey;
-use gridcast::protocol::http;
-use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{Edge, Settings};
 use gridcast::shard::{Batch, Listener, Now, Shard};
 
+use super::shard_value;
 use super::{client_frame, handshake, publish_call};
 
 const NOW: Now = Now { ms: 1_000_000, us: 1_000_000_000, unix_ms: 1_790_000_000_000 };
@@ -88,43 +86,6 @@ fn write(shard: &mut Shard, key: ConnectionKey, batch: Batch) {
 }
 
 fn settings() -> Settings {
-    let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
-    let route = Route {
-        path: "/ws".into(),
-        subscribe: vec!["*".into()],
-        message_bytes: 65_536,
-        outbound_bytes: 1 << 20,
-        ..Route::default()
-    };
-    Settings {
-        node: NodeId::new(1).expect("1 is at most 1023"),
-        shards: 1,
-        has_mesh: false,
-        api: Api {
-            users: Vec::new().into(),
-            quotas: Vec::new().into(),
-            fingerprint_key: FingerprintKey::new([0; 32]),
-            advertise: ([127, 0, 0, 1], 6789).into(),
-            origins: Vec::new(),
-            http: http.clone(),
-        },
-        edges: vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
-        queue: Queue {
-            bounds: Bounds { messages: 65_536, bytes: 64 << 20 },
-            when_full: WhenFull::Hold,
-            topics: 1024,
-        },
-        limits: Limits {
-            edge_http: http,
-            api_message_bytes: 1 << 20,
-            outbound_bytes: 1 << 20,
-            close_slow_clients: true,
-            channels_per_client: 1024,
-            addresses: AddressLimits::default(),
-            handshake_ms: 10_000,
-            ping_ms: 30_000,
-            idle_ms: 60_000,
-            answer_ms: 1500,
-        },
-    }
+    let routes = vec![Arc::new(shard_value::route())];
+    Settings { edges: vec![Edge { port: 6790, routes }], ..shard_value::settings() }
 }

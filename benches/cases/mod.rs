@@ -6,6 +6,8 @@
 mod codec;
 mod crowd;
 mod passing;
+#[path = "../../tests/support/shard.rs"]
+mod shard_value;
 
 pub use codec::{Decoding, EncodingEvent, Handshake, Letters, Parsing};
 pub use crowd::Crowd;

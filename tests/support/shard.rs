@@ -1,0 +1,74 @@
+//! A shard as a value: what it is told when it is made, and connections of it without sockets.
+
+use gridcast::address::NodeId;
+use gridcast::message::ConnectionKey;
+use gridcast::protocol::credentials::FingerprintKey;
+use gridcast::protocol::http;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::settings::{Api, Limits, Queue, Route, Settings};
+use gridcast::shard::{Listener, Now, Shard};
+
+/// A node of one shard that is alone, has no edge, and lets everybody call.
+pub fn settings() -> Settings {
+    let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
+    Settings {
+        node: NodeId::new(1).expect("1 is at most 1023"),
+        shards: 1,
+        has_mesh: false,
+        api: Api {
+            users: Vec::new().into(),
+            quotas: Vec::new().into(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
+            advertise: ([127, 0, 0, 1], 6789).into(),
+            origins: Vec::new(),
+            http: http.clone(),
+        },
+        edges: Vec::new(),
+        queue: Queue {
+            bounds: Bounds { messages: 65_536, bytes: 64 << 20 },
+            when_full: WhenFull::Hold,
+            topics: 1024,
+        },
+        limits: Limits {
+            edge_http: http,
+            api_message_bytes: 1 << 20,
+            outbound_bytes: 1 << 20,
+            close_slow_clients: true,
+            channels_per_client: 1024,
+            addresses: Default::default(),
+            handshake_ms: 10_000,
+            ping_ms: 120_000,
+            idle_ms: 240_000,
+            answer_ms: 1500,
+        },
+    }
+}
+
+/// The route `/ws`, which allows any channel.
+pub fn route() -> Route {
+    Route {
+        path: "/ws".into(),
+        subscribe: vec!["*".into()],
+        message_bytes: 65_536,
+        outbound_bytes: 1 << 20,
+        ..Route::default()
+    }
+}
+
+/// A connection that has asked for an upgrade on a path, of a client or a back end.
+pub fn upgraded(shard: &mut Shard, now: Now, listener: Listener, path: &str) -> ConnectionKey {
+    let remote = ([127, 0, 0, 1], 50_000).into();
+    let key = shard.handle_accepted(now, listener, remote).expect("the node is not going down");
+    let mut request = format!(
+        "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    .into_bytes();
+    shard.handle_bytes(now, key, &mut request);
+    key
+}
+
+/// The frame of a call of less than 126 bytes, with a mask of zeros.
+pub fn call(json: &str) -> Vec<u8> {
+    [&[0x81, 0x80 | json.len() as u8, 0, 0, 0, 0], json.as_bytes()].concat()
+}
