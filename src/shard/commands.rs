@@ -398,7 +398,7 @@ impl Shard {
         let body = self.deflater.body(connection.compression, kind, payload);
         let bytes = body.frame_bytes();
         if connection.takes(bytes) {
-            connection.outbound.push_with(|out| body.put(out));
+            connection.outbound.push_with(&mut self.spare, |out| body.put(out));
             self.counters.note_compression(payload.len() - body.bytes.len());
             self.counters.delivered += 1;
             self.queue_write(key);

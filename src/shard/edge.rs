@@ -266,8 +266,7 @@ impl Shard {
             return;
         }
         let body = self.deflater.body(connection.compression, kind, payload);
-        connection.outbound.prepare(&mut self.batches);
-        connection.outbound.push_with(|out| body.put(out));
+        connection.outbound.push_with(&mut self.spare, |out| body.put(out));
         self.counters.note_compression(payload.len() - body.bytes.len());
         self.queue_write(key);
     }

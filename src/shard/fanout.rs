@@ -154,8 +154,7 @@ impl Shard {
                 }
                 continue;
             }
-            connection.outbound.prepare(&mut self.batches);
-            connection.outbound.push_shared(frame.clone());
+            connection.outbound.push_shared(&mut self.spare, frame.clone());
             self.counters.note_compressed(plain_bytes - bytes);
             walk.tally.delivered += 1;
             if connection.queued == Queued::No && connection.outbound.is_ready() {

@@ -38,8 +38,7 @@ impl Shard {
         if let Some(connection) = self.connections.get(key)
             && matches!(connection.phase, Phase::Open | Phase::Flushing)
         {
-            connection.outbound.prepare(&mut self.batches);
-            connection.outbound.push_with(put);
+            connection.outbound.push_with(&mut self.spare, put);
             self.queue_write(key);
         }
     }

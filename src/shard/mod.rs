@@ -60,6 +60,7 @@ use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
 use fanout::{Lane, REACHED_PER_TURN};
 use nodes::Nodes;
+use outbound::Spare;
 use pending::Pending;
 use settings::Settings;
 use timers::{Timer, Timers};
@@ -121,8 +122,8 @@ pub struct Shard {
     resuming: VecDeque<ConnectionKey>,
     actions: VecDeque<Action>,
     outbox: VecDeque<(Party, Message)>,
-    batches: Vec<Batch>,
-    parser: Box<api::Parser>,
+    spare: Spare,
+    parser: api::Parser,
     deflater: Deflater,
     inflater: Inflater,
     scratch: Vec<u8>,
@@ -133,9 +134,6 @@ pub struct Shard {
     // How far it is, while the node goes down.
     draining: Option<Drain>,
 }
-
-/// Empty batches kept for the next sends; more are given back to the allocator.
-const BATCHES_MAX: usize = 4096;
 
 impl Shard {
     /// A shard without connections.
@@ -165,8 +163,8 @@ impl Shard {
             resuming: VecDeque::new(),
             actions: VecDeque::new(),
             outbox: VecDeque::new(),
-            batches: Vec::new(),
-            parser: Box::default(),
+            spare: Spare::default(),
+            parser: api::Parser::default(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
             scratch: Vec::new(),
@@ -381,12 +379,8 @@ impl Shard {
     }
 
     /// Gives back a batch that was written or is of no use any more.
-    pub fn recycle(&mut self, mut batch: Batch) {
-        batch.clear();
-        let is_worth_keeping = (1..=64).contains(&batch.capacity());
-        if self.batches.len() < BATCHES_MAX && is_worth_keeping {
-            self.batches.push(batch);
-        }
+    pub fn recycle(&mut self, batch: Batch) {
+        self.spare.keep(batch);
     }
 
     /// Connections there are.

@@ -28,8 +28,42 @@ impl Chunk {
     }
 }
 
-/// Chunks that go out together. Empty ones go around, so that nothing is allocated per send.
+/// Chunks that go out together.
 pub type Batch = VecDeque<Chunk>;
+
+/// Empty batches and buffers that go around, so that nothing is allocated per send. An idle
+/// connection has none.
+#[derive(Debug, Default)]
+pub struct Spare {
+    batches: Vec<Batch>,
+    buffers: Vec<Vec<u8>>,
+}
+
+/// What is kept: so many batches of so many chunks, and buffers of so many bytes, 1 MiB in all. What
+/// is more or larger goes back to the allocator.
+const BATCHES_MAX: usize = 4096;
+const BATCH_CHUNKS_MAX: usize = 64;
+const BUFFERS_MAX: usize = 256;
+const BUFFER_BYTES_MAX: usize = 4096;
+
+impl Spare {
+    /// Takes what a batch is made of.
+    pub fn keep(&mut self, mut batch: Batch) {
+        for chunk in batch.drain(..) {
+            if let Chunk::Own(mut bytes) = chunk
+                && self.buffers.len() < BUFFERS_MAX
+                && bytes.capacity() <= BUFFER_BYTES_MAX
+            {
+                bytes.clear();
+                self.buffers.push(bytes);
+            }
+        }
+        let is_worth_keeping = (1..=BATCH_CHUNKS_MAX).contains(&batch.capacity());
+        if self.batches.len() < BATCHES_MAX && is_worth_keeping {
+            self.batches.push(batch);
+        }
+    }
+}
 
 /// The outbound queue of one connection.
 #[derive(Debug, Default)]
@@ -66,23 +100,14 @@ impl Outbound {
         self.chunks.is_empty() && self.in_flight == 0
     }
 
-    /// Takes an empty batch from a pool if there is none to push to: an idle connection has none.
-    pub fn prepare(&mut self, pool: &mut Vec<Batch>) {
-        if self.chunks.capacity() == 0
-            && let Some(batch) = pool.pop()
-        {
-            self.chunks = batch;
-        }
-    }
-
     /// Adds a frame that others get too.
-    pub fn push_shared(&mut self, frame: Rc<Frame>) {
+    pub fn push_shared(&mut self, spare: &mut Spare, frame: Rc<Frame>) {
         self.queued += frame.bytes().len();
-        self.chunks.push_back(Chunk::Shared(frame));
+        self.push(spare, Chunk::Shared(frame));
     }
 
     /// Adds bytes for this connection alone, as `put` appends them.
-    pub fn push_with(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
+    pub fn push_with(&mut self, spare: &mut Spare, put: impl FnOnce(&mut Vec<u8>)) {
         match self.chunks.back_mut() {
             Some(Chunk::Own(bytes)) if bytes.len() < CHUNK_BYTES => {
                 let before = bytes.len();
@@ -90,12 +115,21 @@ impl Outbound {
                 self.queued += bytes.len() - before;
             }
             _ => {
-                let mut bytes = Vec::new();
+                let mut bytes = spare.buffers.pop().unwrap_or_default();
                 put(&mut bytes);
                 self.queued += bytes.len();
-                self.chunks.push_back(Chunk::Own(bytes));
+                self.push(spare, Chunk::Own(bytes));
             }
         }
+    }
+
+    fn push(&mut self, spare: &mut Spare, chunk: Chunk) {
+        if self.chunks.capacity() == 0
+            && let Some(batch) = spare.batches.pop()
+        {
+            self.chunks = batch;
+        }
+        self.chunks.push_back(chunk);
     }
 
     /// Gives all that waits to the driver and takes an empty batch for it.
@@ -146,17 +180,17 @@ mod tests {
 
     #[test]
     fn a_clearing_leaves_what_is_kept_and_no_more() {
-        let mut outbound = Outbound::default();
-        outbound.push_with(|out| out.extend_from_slice(b"101"));
+        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        outbound.push_with(&mut spare, |out| out.extend_from_slice(b"101"));
         outbound.keep();
-        outbound.push_with(|out| out.extend_from_slice(b"frame"));
-        outbound.push_shared(Rc::new(Frame::from_encoded(b"shared")));
+        outbound.push_with(&mut spare, |out| out.extend_from_slice(b"frame"));
+        outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"shared")));
         outbound.clear();
         assert_eq!(outbound.buffered(), 3);
         let batch = outbound.take();
         assert_eq!(batch.iter().map(Chunk::bytes).collect::<Vec<_>>(), [b"101"]);
         outbound.written(3);
-        outbound.push_with(|out| out.extend_from_slice(b"frame"));
+        outbound.push_with(&mut spare, |out| out.extend_from_slice(b"frame"));
         outbound.clear();
         assert!(outbound.is_flushed());
     }

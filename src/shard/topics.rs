@@ -365,8 +365,7 @@ impl Shard {
         if is_acknowledged {
             return self.deliver_tagged(key, home, topic, delivery);
         }
-        outbound.prepare(&mut self.batches);
-        outbound.push_shared(Rc::new(delivery.frame));
+        outbound.push_shared(&mut self.spare, Rc::new(delivery.frame));
         self.counters.events += 1;
         let end = backend.written + outbound.buffered() as u64;
         backend.deliveries.push_back((end, home, topic));

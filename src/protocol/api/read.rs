@@ -16,9 +16,13 @@ use crate::address::ClientId;
 use crate::protocol::close;
 use crate::protocol::frame::Kind;
 
-/// Parses requests in place, with buffers that are used again. One per shard.
+/// Parses requests in place, with buffers that are used again. One per shard. Where it is taken out
+/// of its place, what stays there costs nothing.
 #[derive(Default)]
-pub struct Parser {
+pub struct Parser(Option<Box<Room>>);
+
+#[derive(Default)]
+struct Room {
     buffers: Buffers,
     tape: Vec<Node<'static>>,
     // The request as it came: strings are unescaped in place, numbers lose their digits.
@@ -54,17 +58,18 @@ impl Parser {
         input: &'a mut [u8],
         read: impl FnOnce(Result<&Document<'_, 'a>, Fault>) -> T,
     ) -> T {
-        self.raw.clear();
-        self.raw.extend_from_slice(input);
+        let room = self.0.get_or_insert_default();
+        room.raw.clear();
+        room.raw.extend_from_slice(input);
         let base = input.as_ptr() as usize;
-        let mut tape = Tape(std::mem::take(&mut self.tape)).reset();
-        let parsed = simd_json::fill_tape(input, &mut self.buffers, &mut tape);
-        let document = Document { nodes: &tape.0, raw: &self.raw, base };
+        let mut tape = Tape(std::mem::take(&mut room.tape)).reset();
+        let parsed = simd_json::fill_tape(input, &mut room.buffers, &mut tape);
+        let document = Document { nodes: &tape.0, raw: &room.raw, base };
         let result = read(match parsed {
             Ok(()) => Ok(&document),
             Err(error) => Err(Fault::invalid(format!("not valid JSON: {error}"))),
         });
-        self.tape = tape.reset().0;
+        room.tape = tape.reset().0;
         result
     }
 }
