@@ -1,7 +1,9 @@
 //! WebSocket clients, many of them at little cost each.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -10,7 +12,8 @@ use async_tungstenite::tokio::{TokioAdapter, client_async_with_config};
 use async_tungstenite::tungstenite::protocol::WebSocketConfig;
 use async_tungstenite::tungstenite::{Message, Utf8Bytes};
 use futures_util::StreamExt;
-use tokio::net::TcpStream;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::latency::Latencies;
@@ -27,6 +30,10 @@ pub const HANDSHAKES: u32 = 64;
 /// Read buffer of a client, allocated with it: small, for there may be thousands.
 pub const READ_BUFFER_BYTES: usize = 4096;
 
+/// Addresses of loopback that clients connect from, and the first of them.
+const SOURCES: u32 = 256;
+const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
+
 /// Time that a handshake may take, from connecting to its end.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -38,13 +45,30 @@ pub async fn open(address: SocketAddr, path: &str, read_buffer_bytes: usize) -> 
     let url = format!("ws://{address}{path}");
     let config = WebSocketConfig::default().read_buffer_size(read_buffer_bytes);
     let opening = async {
-        let stream = TcpStream::connect(address).await?;
+        let stream = connect(address).await?;
         stream.set_nodelay(true)?;
         let (socket, _) = client_async_with_config(url.as_str(), stream, Some(config)).await?;
         anyhow::Ok(socket)
     };
     let opened = timeout(HANDSHAKE_TIME_MAX, opening).await;
     opened.map_err(Into::into).and_then(|socket| socket).context(url)
+}
+
+/// Connects; over loopback from each of [`SOURCES`] addresses in turn. One has some 28,000 ports, and
+/// those of a run before are kept for a minute: to look for a free one among them would take the
+/// kernel longer than all else that a connection takes.
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    if !address.ip().is_loopback() || address.is_ipv6() {
+        return TcpStream::connect(address).await;
+    }
+    let number = NEXT.fetch_add(1, Ordering::Relaxed) % SOURCES;
+    let source = Ipv4Addr::from_bits(FIRST_SOURCE.to_bits() + number);
+    let socket = TcpSocket::new_v4()?;
+    // The port is looked for when it is known where to.
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind((source, 0).into())?;
+    socket.connect(address).await
 }
 
 /// Opens `count` clients on `path` of an edge, [`HANDSHAKES`] at a time.

@@ -1,9 +1,11 @@
 //! A back end that publishes: requests fed one by one, sent together, answered in order.
 
+use std::fmt;
+
 use anyhow::{Context, Result, bail, ensure};
 use async_tungstenite::tungstenite::Message;
 use futures_util::SinkExt;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::client::{self, Socket};
@@ -17,7 +19,7 @@ use crate::server::Target;
 pub const IN_FLIGHT_MAX: i64 = 1024;
 
 /// Read buffer of an API connection, for the answers to many requests at once.
-pub const READ_BUFFER_BYTES: usize = 128 * 1024;
+pub const READ_BUFFER_BYTES: usize = 16 * 1024;
 
 /// One connection to the API.
 pub enum Publisher {
@@ -55,16 +57,25 @@ pub struct Tally {
 
 /// A publish is answered with a number, a send with `true`.
 fn number_or_true<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Reached {
-        Number(u64),
-        Whether(bool),
+    struct Reached;
+
+    impl Visitor<'_> for Reached {
+        type Value = u64;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a number, or whether it was sent")
+        }
+
+        fn visit_u64<E>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_bool<E>(self, is_so: bool) -> Result<u64, E> {
+            Ok(is_so.into())
+        }
     }
-    Ok(match Reached::deserialize(deserializer)? {
-        Reached::Number(number) => number,
-        Reached::Whether(is_so) => is_so.into(),
-    })
+
+    deserializer.deserialize_any(Reached)
 }
 
 /// An answer of the API, as the protocol has it.
