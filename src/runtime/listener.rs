@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -11,6 +12,11 @@ use super::identity::TlsContext;
 /// Connections that may wait to be accepted, per shard. The kernel takes no more than
 /// net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
+
+/// Seconds that the kernel keeps a connection on which nothing has come before it hands it to us
+/// (TCP_DEFER_ACCEPT: rounded up to a repeated SYN-ACK, so the least is 1). Only then its
+/// `limits.handshake_ms` begin.
+const SILENCE_S: libc::c_int = 1;
 
 /// An address, and one listening socket for each shard.
 #[derive(Debug)]
@@ -55,8 +61,21 @@ fn listen(address: SocketAddr) -> io::Result<Socket> {
     // Accepted sockets inherit it: frames leave when they are written.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
+    defer_accept(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// Has connections accepted when their first bytes are there, which saves a turn for each: those who
+/// connect to us speak first. One that says nothing is accepted after [`SILENCE_S`].
+#[allow(unsafe_code)]
+fn defer_accept(socket: &Socket) -> io::Result<()> {
+    let (fd, silence_s) = (socket.as_raw_fd(), SILENCE_S);
+    let (value, length) = ((&raw const silence_s).cast(), size_of_val(&silence_s) as u32);
+    // SAFETY: the descriptor is open, and the value is as long as is said.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// This machine's address on the route to `beyond`, which need not be there: nothing is sent.
