@@ -47,6 +47,7 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
     let signals = signals(config).map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
     let clients_max = clients_max(config, runtime::check::check(cores.len()).map_err(NodeError)?);
+    runtime::check::grow_descriptor_table(clients_max, cores.len());
     let api = listen(config.api.bind, &config.api.tls, cores.len(), "api.bind")?;
     let edges = config
         .edges

@@ -14,6 +14,10 @@ const LOCKED_BYTES_PER_CORE: u64 = 512 * 1024;
 const DESCRIPTORS_PER_CORE: u64 = 16;
 const DESCRIPTORS: u64 = 64;
 
+/// Descriptors for which the table is made at the start, at most: 8 bytes each, so 32 MiB. A node may
+/// be let have many more than it will ever need.
+const TABLE_MAX: u64 = 1 << 22;
+
 /// Those that have to be left for connections, at least.
 const DESCRIPTORS_LEFT: u64 = 64;
 
@@ -88,6 +92,17 @@ fn check_descriptors(cores: usize) -> Result<usize, String> {
             descriptors_needed(0, cores)
         )
     })
+}
+
+/// Has the kernel make the process's table of descriptors as large as so many clients need, up to
+/// [`TABLE_MAX`]. Where it grows later, the thread that needs the room copies it and then, as others
+/// share it, sleeps until every CPU has passed through the scheduler (`expand_fdtable` in Linux):
+/// so a shard would stand still each time that the number of connections has doubled.
+pub fn grow_descriptor_table(clients: usize, cores: usize) {
+    let needed = descriptors_needed(clients as u64, cores).min(TABLE_MAX);
+    // One of the highest number there will be makes the table; it is closed at once. A table that
+    // cannot be had now grows when it must.
+    let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), needed as i32 - 1);
 }
 
 /// Raises the soft limit to the hard one; gives what it is then, `None` for unlimited.
