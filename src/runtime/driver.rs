@@ -78,6 +78,8 @@ struct Socket {
     // Its handshake waits, and nothing is received for it meanwhile.
     is_deferred: bool,
     write: Write,
+    // What it had no room for, of one that waits.
+    unsent: Option<Box<Sending>>,
     tls: Option<Box<Tls>>,
 }
 
@@ -88,11 +90,13 @@ enum Receiving {
     Cancelled,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Write {
     Idle,
     // The ring has it.
     Sending,
-    Waiting(Box<Sending>),
+    // For room.
+    Waiting,
 }
 
 struct Clock {
@@ -249,10 +253,7 @@ impl Driver {
     /// Closes a socket that is to be closed, when no request is under way.
     fn close_if_quiet(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        if socket.is_closing
-            && socket.receiving == Receiving::Not
-            && matches!(socket.write, Write::Idle)
-        {
+        if socket.is_closing && socket.receiving == Receiving::Not && socket.write == Write::Idle {
             self.watch.forget_client(socket.is_client);
             self.sockets[key.index as usize] = None;
             self.shard.handle_closed(key);

@@ -49,7 +49,7 @@ impl Shard {
     pub(super) fn pause_if_unread(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         let is_unread =
-            !connection.is_broken && connection.outbound.buffered() > connection.outbound_max;
+            !connection.is_broken && connection.outbound.buffered() > connection.outbound_max();
         let is_waiting = connection.replies().is_some_and(|replies| replies.len() >= WAITING_MAX);
         let is_new = |reason| !connection.is_paused_for(reason);
         let limits = &mut self.counters.limits;

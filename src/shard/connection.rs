@@ -1,6 +1,7 @@
 //! One socket as its shard sees it, and the table of all of them.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -37,14 +38,15 @@ pub struct Connection {
     pub since_ms: u64,
     /// When something was last received, on the shard's clock.
     pub heard_ms: u64,
-    /// The tick of the wheel at which its one valid timer entry lies.
-    pub timer_tick: u64,
+    // The tick of the wheel at which its one valid timer entry lies: the last 32 bits of it, which
+    // come again after two years.
+    timer_tick: u32,
+    // The most that may wait for it, in bytes: configured, 1 GiB at most.
+    outbound_max: u32,
     /// What it speaks.
     pub stage: Stage,
     /// What waits to be written.
     pub outbound: Outbound,
-    /// The most that may wait for it, in bytes.
-    pub outbound_max: usize,
     /// What was received while it is paused.
     pub held: Held,
     /// How far it is in its life.
@@ -118,11 +120,15 @@ pub enum Queued {
     Urgent,
 }
 
-/// Bytes received and not read yet, for as long as the connection is paused.
+/// Bytes received and not read yet, for as long as the connection is paused: one pointer while there
+/// are none.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct Held(Option<Box<Unread>>);
+
+#[derive(Debug, Default)]
+struct Unread {
     bytes: Vec<u8>,
-    // Bytes of it that are read: start <= bytes.len().
+    // Bytes of it that are read: start < bytes.len().
     start: usize,
 }
 
@@ -133,31 +139,36 @@ pub const HELD_BYTES: usize = 16 * 1024;
 impl Held {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.0.is_none()
     }
 
     /// Adds some. Beyond [`HELD_BYTES`] come only those that were on their way when the driver was
     /// told to stop.
     pub fn push(&mut self, input: &[u8]) {
-        self.bytes.drain(..self.start);
-        self.start = 0;
-        self.bytes.extend_from_slice(input);
+        if !input.is_empty() {
+            let Unread { bytes, start } = &mut **self.0.get_or_insert_default();
+            bytes.drain(..mem::take(start));
+            bytes.extend_from_slice(input);
+        }
     }
 
     /// Whether so many wait that no more are to be received.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() - self.start >= HELD_BYTES
+        self.0.as_ref().is_some_and(|held| held.bytes.len() - held.start >= HELD_BYTES)
     }
 
     /// What waits, to be overwritten.
     pub fn unread(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..]
+        self.0.as_mut().map_or(&mut [], |held| &mut held.bytes[held.start..])
     }
 
     /// The last `left` bytes of it are still unread.
     pub fn keep_last(mut self, left: usize) -> Self {
-        self.start = self.bytes.len() - left;
-        if left == 0 { Self::default() } else { self }
+        self.0 = self.0.filter(|_| left > 0);
+        if let Some(held) = &mut self.0 {
+            held.start = held.bytes.len() - left;
+        }
+        self
     }
 }
 
@@ -255,20 +266,15 @@ pub struct Backend {
 
 impl Connection {
     /// A new one. Edge clients and back ends begin alike, with HTTP.
-    pub fn new(
-        remote: SocketAddr,
-        listener: Listener,
-        outbound_max: usize,
-        (now_ms, unix_ms): (u64, u64),
-    ) -> Self {
+    pub fn new(remote: SocketAddr, listener: Listener, (now_ms, unix_ms): (u64, u64)) -> Self {
         Self {
             remote,
             since_ms: unix_ms,
             heard_ms: now_ms,
             timer_tick: 0,
+            outbound_max: 0,
             stage: Stage::Http(Box::new(Http { started_ms: now_ms, ..Http::default() })),
             outbound: Outbound::default(),
-            outbound_max,
             held: Held::default(),
             phase: Phase::Open,
             paused: 0,
@@ -322,14 +328,34 @@ impl Connection {
         self.paused & reason as u8 != 0
     }
 
+    /// The most that may wait for it, in bytes; 0 until it is set.
+    pub fn outbound_max(&self) -> usize {
+        self.outbound_max as usize
+    }
+
+    /// Sets the most that may wait for it, in bytes.
+    pub fn set_outbound_max(&mut self, bytes: usize) {
+        self.outbound_max = bytes.try_into().unwrap_or(u32::MAX);
+    }
+
+    /// Its timer's one valid entry lies at this tick of the wheel.
+    pub fn set_timer_tick(&mut self, tick: u64) {
+        self.timer_tick = tick as u32;
+    }
+
+    /// Whether its timer's valid entry lies at this tick.
+    pub fn is_due_at(&self, tick: u64) -> bool {
+        self.timer_tick == tick as u32
+    }
+
     /// Whether a frame of so many bytes may still wait for it.
     pub fn takes(&self, bytes: usize) -> bool {
-        self.outbound.buffered() + bytes <= self.outbound_max
+        self.outbound.buffered() + bytes <= self.outbound_max()
     }
 
     /// Whether a frame of so many bytes would be taken if it read faster.
     pub fn is_too_slow_for(&self, bytes: usize) -> bool {
-        self.phase == Phase::Open && bytes <= self.outbound_max && !self.takes(bytes)
+        self.phase == Phase::Open && bytes <= self.outbound_max() && !self.takes(bytes)
     }
 }
 
@@ -425,7 +451,7 @@ mod tests {
     use super::*;
 
     fn connection() -> Connection {
-        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, 1, (0, 0))
+        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, (0, 0))
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl Shard {
         let offers = upgrade.extensions().filter(|_| route.compression);
         let compression = Agreement::of(offers);
         connection.compression = compression.map(|agreement| agreement.window);
-        connection.outbound_max = route.outbound_bytes;
+        connection.set_outbound_max(route.outbound_bytes);
         connection.stage = Stage::Client(Box::new(Client {
             id,
             route: index,

@@ -189,8 +189,8 @@ impl Shard {
             return None;
         }
         self.counters.connections += 1;
-        let outbound_max = self.settings.limits.outbound_bytes;
-        let connection = Connection::new(remote, listener, outbound_max, (now.ms, now.unix_ms));
+        let mut connection = Connection::new(remote, listener, (now.ms, now.unix_ms));
+        connection.set_outbound_max(self.settings.limits.outbound_bytes);
         let key = self.connections.insert(connection);
         self.set_timer(key, now.ms + self.settings.limits.handshake_ms);
         self.count_arrival(key);
@@ -465,7 +465,7 @@ impl Shard {
     fn set_timer(&mut self, key: ConnectionKey, deadline_ms: u64) {
         if let Some(connection) = self.connections.get(key) {
             let deadline_ms = deadline_ms.min(connection.expires_ms());
-            connection.timer_tick = self.timers.set(deadline_ms, Timer::Connection(key));
+            connection.set_timer_tick(self.timers.set(deadline_ms, Timer::Connection(key)));
         }
     }
 }

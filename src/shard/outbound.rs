@@ -71,10 +71,10 @@ pub struct Outbound {
     chunks: Batch,
     // Bytes in chunks.
     queued: usize,
-    // Bytes at the front of chunks, all our own, that no clearing may drop.
-    kept: usize,
     // Bytes taken by the driver and not yet written.
     in_flight: usize,
+    // Bytes at the front of chunks, all our own, that no clearing may drop.
+    kept: u32,
     // Nothing of it goes for now.
     is_withheld: bool,
 }
@@ -155,13 +155,13 @@ impl Outbound {
     /// Keeps what waits now, of which nothing is shared, whatever is cleared: answers to requests,
     /// without which no frame that follows could be understood.
     pub fn keep(&mut self) {
-        self.kept = self.queued;
+        self.kept = self.queued.try_into().unwrap_or(u32::MAX);
     }
 
     /// Forgets what waits, to make room for the words that end the connection. What is in flight
     /// goes out whole, and what is to be kept.
     pub fn clear(&mut self) {
-        let mut left = self.kept;
+        let mut left = self.kept as usize;
         self.chunks.retain_mut(|chunk| match chunk {
             Chunk::Own(bytes) if left > 0 => {
                 bytes.truncate(left);
@@ -170,7 +170,7 @@ impl Outbound {
             }
             _ => false,
         });
-        self.queued = self.kept;
+        self.queued = self.chunks.iter().map(|chunk| chunk.bytes().len()).sum();
     }
 }
 

@@ -261,10 +261,8 @@ impl Shard {
             return self.refuse(key, shape, 503, &[], "the server is shutting down");
         }
         self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None, None));
-        let (outbound_max, ping_ms) =
-            (self.settings.limits.outbound_bytes, self.settings.limits.ping_ms);
+        let ping_ms = self.settings.limits.ping_ms;
         let Some(connection) = self.connections.get(key) else { return };
-        connection.outbound_max = outbound_max;
         let replies = connection.replies().map(std::mem::take).unwrap_or_default();
         connection.stage =
             Stage::Backend(Box::new(Backend { replies, grant, ..Backend::default() }));

@@ -76,6 +76,7 @@ impl Driver {
             is_closing: false,
             is_deferred: false,
             write: Write::Idle,
+            unsent: None,
             tls,
         });
         self.receive(key);

@@ -1,8 +1,8 @@
 //! Sending: from what the shard has to say to one gathered send per connection, over TLS sealed; and
 //! what follows a send, to the words that end the connection.
 
+use std::io;
 use std::os::fd::AsFd;
-use std::{io, mem};
 
 use rustix::net::{SendFlags, Shutdown};
 
@@ -51,7 +51,7 @@ impl Driver {
     pub(super) fn send_sealed(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         let Some(tls) = &mut socket.tls else { return };
-        if socket.is_closing || !matches!(socket.write, Write::Idle) {
+        if socket.is_closing || socket.write != Write::Idle {
             return;
         }
         match tls.seal(&mut self.plaintext) {
@@ -124,13 +124,14 @@ impl Driver {
 
     fn wait_for_room(&mut self, key: ConnectionKey, sending: Box<Sending>) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.write = Write::Waiting(sending);
+        (socket.write, socket.unsent) = (Write::Waiting, Some(sending));
         self.ring.wait_writable(key, socket.fd.as_fd());
     }
 
     pub(super) fn writable(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        let Write::Waiting(sending) = mem::replace(&mut socket.write, Write::Idle) else { return };
+        let Some(sending) = socket.unsent.take() else { return };
+        socket.write = Write::Idle;
         if socket.is_closing {
             self.spare(sending);
             return self.close_if_quiet(key);
@@ -161,7 +162,7 @@ fn shut(socket: &Socket) {
 /// it: nobody waits for that.
 pub(super) fn say_last_words(socket: &mut Socket, scratch: &mut Vec<u8>) {
     let Some(tls) = &mut socket.tls else { return };
-    if !matches!(socket.write, Write::Idle) {
+    if socket.write != Write::Idle {
         return;
     }
     tls.close();
