@@ -1,13 +1,15 @@
-//! What one back end can make of one turn of a shard. A shard is a value here: no socket, no clock.
+//! What fan-outs can make of one turn of a shard. A shard is a value here: no socket, no clock.
 
 #[path = "support/shard.rs"]
 mod shard_value;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gridcast::address::ShardId;
+use gridcast::message::ConnectionKey;
 use gridcast::shard::settings::{Edge, Settings};
-use gridcast::shard::{Listener, Now, Shard};
+use gridcast::shard::{Batch, Listener, Now, Shard};
 use shard_value::{call, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
@@ -20,16 +22,15 @@ const PUBLISHES: u64 = 200;
 const PUBLISH: &str = r#"{"m":"mesh.publish","p":{"c":"a","d":"b"},"i":1}"#;
 
 /// The bound on what a turn reaches, and the publish that meets it.
-const REACHED_MAX: u64 = 33 * 1024;
+const REACHED_MAX: u64 = 5 * 1024;
+
+/// The bounds on what a turn writes because of fan-outs: connections, and bytes before the last.
+const SENDS_MAX: usize = 32;
+const BYTES_MAX: usize = 256 * 1024;
 
 #[test]
 fn publishes_that_came_at_once_are_done_over_several_turns_and_all_done() {
-    let mut shard = Shard::new(ShardId(0), &settings(), NOW);
-    for _ in 0..CLIENTS {
-        upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
-    }
-    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
-    shard.handle_turn(NOW);
+    let (mut shard, back_end) = crowd(CLIENTS);
     shard.handle_bytes(NOW, back_end, &mut call(PUBLISH).repeat(PUBLISHES as usize));
 
     let (mut turns, mut before) = (0, 0);
@@ -45,6 +46,89 @@ fn publishes_that_came_at_once_are_done_over_several_turns_and_all_done() {
     }
     assert_eq!(shard.counters().delivered, CLIENTS * PUBLISHES);
     assert!(turns > 1, "it was one turn");
+}
+
+#[test]
+fn of_a_burst_each_subscriber_gets_one_write_with_all_of_it() {
+    let (mut shard, back_end) = crowd(CLIENTS);
+    shard.handle_bytes(NOW, back_end, &mut call(PUBLISH).repeat(16));
+    let mut written = BTreeMap::new();
+    while is_busy(&shard) {
+        for (key, chunks, _) in bulk_writes(&mut shard) {
+            assert_eq!(written.insert(key.index, chunks), None, "{key:?} was written to twice");
+        }
+        shard.handle_turn(NOW);
+    }
+    assert_eq!(written.len() as u64, CLIENTS);
+    assert!(written.values().all(|&chunks| chunks == 16), "{written:?}");
+}
+
+#[test]
+fn a_turn_writes_no_more_for_fan_outs_than_others_can_wait_for() {
+    for bytes in [1, 20_000, 200_000] {
+        let (mut shard, back_end) = crowd(100);
+        let data = "x".repeat(bytes);
+        let publish = format!(r#"{{"m":"mesh.publish","p":{{"c":"a","d":"{data}"}},"i":1}}"#);
+        shard.handle_bytes(NOW, back_end, &mut long_call(&publish).repeat(2));
+        let mut written = 0;
+        while is_busy(&shard) {
+            let writes = bulk_writes(&mut shard);
+            let sizes: Vec<usize> = writes.iter().map(|(_, _, bytes)| *bytes).collect();
+            assert!(sizes.len() <= SENDS_MAX, "{} writes in a turn", sizes.len());
+            let before_last: usize = sizes.iter().rev().skip(1).sum();
+            assert!(before_last < BYTES_MAX, "{before_last} bytes before the last write of a turn");
+            written += sizes.iter().sum::<usize>();
+            shard.handle_turn(NOW);
+        }
+        let head = if bytes < 126 { 2 } else { 4 + 6 * usize::from(bytes > 0xFFFF) };
+        assert_eq!(written, 2 * 100 * (head + bytes));
+    }
+}
+
+/// Subscribers of the channel `a`, and a back end.
+fn crowd(clients: u64) -> (Shard, ConnectionKey) {
+    let mut shard = Shard::new(ShardId(0), &settings(), NOW);
+    for _ in 0..clients {
+        upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
+    }
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    shard.handle_turn(NOW);
+    // The answers to the handshakes.
+    while let Some((key, batch)) = shard.poll_urgent_write() {
+        done(&mut shard, key, batch);
+    }
+    (shard, back_end)
+}
+
+fn is_busy(shard: &Shard) -> bool {
+    shard.has_writes() || shard.poll_timeout() == Some(0)
+}
+
+/// What one turn writes because of fan-outs: to whom, how many chunks, how many bytes.
+fn bulk_writes(shard: &mut Shard) -> Vec<(ConnectionKey, usize, usize)> {
+    while let Some((key, batch)) = shard.poll_urgent_write() {
+        done(shard, key, batch);
+    }
+    let mut writes = Vec::new();
+    while let Some((key, batch)) = shard.poll_bulk_write() {
+        let chunks = batch.len();
+        writes.push((key, chunks, done(shard, key, batch)));
+    }
+    writes
+}
+
+/// A batch is written; how many bytes it had.
+fn done(shard: &mut Shard, key: ConnectionKey, batch: Batch) -> usize {
+    let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+    shard.recycle(batch);
+    shard.handle_written(NOW, key, bytes, true);
+    bytes
+}
+
+/// The frame of a call of any length, with a mask of zeros.
+fn long_call(json: &str) -> Vec<u8> {
+    let length = (json.len() as u64).to_be_bytes();
+    [&[0x81, 0xFF], &length[..], &[0; 4], json.as_bytes()].concat()
 }
 
 fn settings() -> Settings {

@@ -1,8 +1,9 @@
 //! What others feel while a server is at work: every 5 ms a `mesh.send` to one client and an echo.
 //!
 //! Open loop: the next one goes out whether or not the last one has come, and a delay counts from
-//! the instant at which it was to go out. The probe has threads of its own, so that it does not wait
-//! behind the tasks that make the load; how late it was itself is told too.
+//! the instant at which it was to go out, unless the probe itself was woken late: then from there. It
+//! has threads of its own, so that it does not wait behind the tasks that make the load; how late it
+//! was is told too.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,6 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 
 use crate::latency::Latencies;
 use crate::ledger::{Damage, Ledger};
@@ -28,9 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest frame that a server sends to a probe, far longer than any that it should.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
-/// The least nice that a thread can be.
-const HIGHEST: i32 = -20;
-
 /// Source of the messages that count, and of the one that ends them.
 const COUNTED: u32 = 0;
 const LAST: u32 = 1;
@@ -45,7 +47,7 @@ pub struct Probe {
 
 /// What a probe felt.
 pub struct Felt {
-    /// From the instant at which a message was to be sent to its arrival.
+    /// From the instant at which a message was to be sent, or could be, to its arrival.
     pub delays: Arc<Latencies>,
     /// What did not arrive as it was sent.
     pub damage: Damage,
@@ -81,7 +83,7 @@ impl Probe {
             let delays = Arc::clone(&delays);
             thread::spawn(move || {
                 go_first();
-                read(socket, start, &delays)
+                read(socket, &delays)
             })
         });
         // Answers have to be taken, though they tell nothing that the messages do not.
@@ -109,9 +111,11 @@ impl Probe {
 }
 
 /// Lets the calling thread run before those that make the load, where the system permits it: what
-/// it waits for a CPU would count as the server's delay.
+/// it waits for a CPU would count as the server's delay. A real-time thread does so at once; one that
+/// is only less nice waits until the other has used its slice, some 3 ms.
 fn go_first() {
-    let _ = rustix::process::nice(HIGHEST);
+    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+    let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy);
 }
 
 fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
@@ -137,26 +141,30 @@ fn write(
     start: Instant,
     stop: &AtomicBool,
 ) -> Result<(u32, Duration)> {
-    let mut send = |source, sequence| -> Result<()> {
-        let text = Payload::now(source, sequence).text(BYTES_MIN);
+    let mut send = |source, sequence, due| -> Result<()> {
+        let text = Payload::at(source, sequence, due).text(BYTES_MIN);
         let call = format!(r#"{{"m":"mesh.send","p":{{"c":"{id}","d":"{text}"}},"i":3}}"#);
         to_api.write_all(&raw::frame(raw::TEXT, call.as_bytes()))?;
         Ok(to_echo.write_all(&raw::frame(raw::TEXT, text.as_bytes()))?)
     };
     let (mut sequence, mut own_delay) = (0, Duration::ZERO);
     while !stop.load(Ordering::Relaxed) {
-        let due = start + PERIOD * sequence;
-        thread::sleep(due.saturating_duration_since(Instant::now()));
-        own_delay = own_delay.max(due.elapsed());
-        send(COUNTED, sequence)?;
+        let mut due = start + PERIOD * sequence;
+        let early = due.saturating_duration_since(Instant::now());
+        if !early.is_zero() {
+            thread::sleep(early);
+            own_delay = own_delay.max(due.elapsed());
+            due = Instant::now();
+        }
+        send(COUNTED, sequence, due)?;
         sequence += 1;
     }
-    send(LAST, 0)?;
+    send(LAST, 0, Instant::now())?;
     Ok((sequence, own_delay))
 }
 
 /// Takes messages until the last one, or until none comes for a long time.
-fn read(mut socket: Socket, start: Instant, delays: &Latencies) -> Result<Ledger> {
+fn read(mut socket: Socket, delays: &Latencies) -> Result<Ledger> {
     let mut ledger = Ledger::default();
     while let Ok(text) = socket.read() {
         let payload = str::from_utf8(&text).ok().and_then(|text| Payload::parse(text, BYTES_MIN));
@@ -165,7 +173,7 @@ fn read(mut socket: Socket, start: Instant, delays: &Latencies) -> Result<Ledger
             break;
         }
         if ledger.observe(payload.sequence) {
-            delays.record((start + PERIOD * payload.sequence).elapsed());
+            delays.record(payload.age());
         }
     }
     Ok(ledger)

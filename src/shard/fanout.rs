@@ -18,13 +18,67 @@ use crate::protocol::frame::Frame;
 /// go.
 const SLICE: usize = 1024;
 
-/// Slices per turn, over all walks that are under way.
-const SLICES_PER_TURN: usize = 8;
+/// Subscribers that all publishes of a turn reach together, most of all those that are done in one
+/// go; the rest wait for later turns.
+const REACHED_PER_TURN: usize = 4 * SLICE;
 
-/// Subscribers that all publishes of a turn reach together, those that are done in one go included:
-/// some milliseconds. The rest wait for later turns. Without this bound, a thousand publishes that
-/// came at once, each to a channel that one slice covers, would be one turn of 200 ms.
-pub(super) const REACHED_PER_TURN: usize = 32 * SLICE;
+/// Slices per turn, over all walks that are under way.
+const SLICES_PER_TURN: usize = 1;
+
+/// Connections of those that are written to in a turn, and bytes: for one that was slow to read as
+/// much may have gathered as its bound allows.
+const SENDS_PER_TURN: usize = 32;
+const BYTES_PER_TURN: usize = 256 * 1024;
+
+/// Subscribers that are reached, while walks are under way, before any of them is written to: so that
+/// of a burst of publishes each gets one write.
+const GATHERED_MAX: usize = 32 * SLICE;
+
+/// What is left for fan-outs to do in a turn: some 0.3 ms in all, for which others wait.
+#[derive(Debug)]
+pub struct Budget {
+    reachable: usize,
+    sends: usize,
+    bytes: usize,
+    // Reached since there was no walk under way.
+    gathered: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        let (reachable, sends, bytes) = (REACHED_PER_TURN, SENDS_PER_TURN, BYTES_PER_TURN);
+        Self { reachable, sends, bytes, gathered: 0 }
+    }
+}
+
+impl Budget {
+    /// A turn begins, with or without walks under way. After one that had more bytes to write than
+    /// it might, nobody is reached: more would gather than is written.
+    pub(super) fn begin_turn(&mut self, is_walking: bool) {
+        let gathered = if is_walking { self.gathered } else { 0 };
+        let is_behind = self.bytes == 0;
+        *self = Self { gathered, ..Self::default() };
+        if is_behind {
+            self.reachable = 0;
+        }
+    }
+
+    fn reach(&mut self, count: usize) {
+        self.reachable = self.reachable.saturating_sub(count);
+        self.gathered += count;
+    }
+
+    /// Whether one more of those that a fan-out reached may be written to.
+    pub(super) fn may_send(&self, is_walking: bool) -> bool {
+        self.sends > 0 && self.bytes > 0 && (!is_walking || self.gathered >= GATHERED_MAX)
+    }
+
+    /// So many bytes are written to one.
+    pub(super) fn send(&mut self, bytes: usize) {
+        self.sends -= 1;
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
 
 /// A walk through a channel's members that is under way.
 #[derive(Debug)]
@@ -130,7 +184,7 @@ impl Shard {
         let end = self.channels.begin_walk(channel);
         let forms = Forms::of(frame);
         let mut walk = Walk { channel, at: 0, end, forms, tally: Tally::default() };
-        match self.reachable > 0 && self.walk(&mut walk) {
+        match self.budget.reachable > 0 && self.walk(&mut walk) {
             true => Ok(walk.tally),
             false => Err(walk),
         }
@@ -162,7 +216,7 @@ impl Shard {
                 self.bulk.push_back(key);
             }
         }
-        self.reachable = self.reachable.saturating_sub(end - walk.at);
+        self.budget.reach(end - walk.at);
         walk.at = end;
         self.close_slow_ones(slow);
         let is_over = end == walk.end;
@@ -187,7 +241,10 @@ impl Shard {
 
     /// Goes on with the walks, each in its turn.
     pub(super) fn walk_lanes(&mut self) {
-        for _ in 0..SLICES_PER_TURN.min(self.turns.len()) {
+        for _ in 0..SLICES_PER_TURN {
+            if self.budget.reachable == 0 {
+                return;
+            }
             let Some(from) = self.turns.pop_front() else { return };
             let Some(mut lane) = self.lanes.remove(&from) else { continue };
             if !self.walk(&mut lane.walk) {

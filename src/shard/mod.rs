@@ -58,7 +58,7 @@ use channels::Channels;
 use commands::Asked;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
-use fanout::{Lane, REACHED_PER_TURN};
+use fanout::{Budget, Lane};
 use nodes::Nodes;
 use outbound::Spare;
 use pending::Pending;
@@ -113,8 +113,7 @@ pub struct Shard {
     lanes: HashMap<BackendId, Lane>,
     // The lanes in the order of their turns.
     turns: VecDeque<BackendId>,
-    // Subscribers that publishes may still reach in this turn.
-    reachable: usize,
+    budget: Budget,
     // Connections with something to write. Those that one command meant go before those that a
     // fan-out reached: a huge channel does not delay a single message.
     urgent: VecDeque<ConnectionKey>,
@@ -157,7 +156,7 @@ impl Shard {
             timers: Timers::new(now.ms),
             lanes: HashMap::new(),
             turns: VecDeque::new(),
-            reachable: REACHED_PER_TURN,
+            budget: Budget::default(),
             urgent: VecDeque::new(),
             bulk: VecDeque::new(),
             resuming: VecDeque::new(),
@@ -308,7 +307,7 @@ impl Shard {
     pub fn handle_turn(&mut self, now: Now) {
         self.now = now;
         self.fire_timers();
-        self.reachable = REACHED_PER_TURN;
+        self.budget.begin_turn(!self.turns.is_empty());
         self.resume_paused();
         self.walk_lanes();
         self.drain_slice();
@@ -350,30 +349,34 @@ impl Shard {
     pub fn poll_urgent_write(&mut self) -> Option<(ConnectionKey, Batch)> {
         loop {
             let key = self.urgent.pop_front()?;
-            if let Some(batch) = self.take_batch(key) {
+            if let Some((batch, _)) = self.take_batch(key) {
                 return Some((key, batch));
             }
         }
     }
 
-    /// The next connection to write to because a fan-out reached it, and all that waits for it.
+    /// The next connection to write to because a fan-out reached it, and all that waits for it. None
+    /// too when this turn has had enough of them: see [`Self::has_writes`].
     pub fn poll_bulk_write(&mut self) -> Option<(ConnectionKey, Batch)> {
-        loop {
+        while self.budget.may_send(!self.turns.is_empty()) {
             let key = self.bulk.pop_front()?;
-            if let Some(batch) = self.take_batch(key) {
+            if let Some((batch, bytes)) = self.take_batch(key) {
+                self.budget.send(bytes);
                 return Some((key, batch));
             }
         }
+        None
     }
 
-    fn take_batch(&mut self, key: ConnectionKey) -> Option<Batch> {
+    /// All that waits for a connection, and how many bytes that is.
+    fn take_batch(&mut self, key: ConnectionKey) -> Option<(Batch, usize)> {
         let connection = self.connections.get(key)?;
         connection.queued = Queued::No;
         let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
-        is_ready.then(|| connection.outbound.take())
+        is_ready.then(|| (connection.outbound.take(), connection.outbound.buffered()))
     }
 
-    /// Whether a connection waits to be written to.
+    /// Whether a connection waits to be written to: then the next turn is to begin at once.
     pub fn has_writes(&self) -> bool {
         !self.urgent.is_empty() || !self.bulk.is_empty()
     }

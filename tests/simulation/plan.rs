@@ -105,7 +105,8 @@ pub fn settings(
             handshake_ms: 10_000,
             ping_ms: 30_000,
             idle_ms: 60_000,
-            answer_ms: 1500,
+            // A crowd is reached a slice a turn, and a turn here takes ten times what it does.
+            answer_ms: if is_crowded { 6000 } else { 1500 },
         },
     }
 }

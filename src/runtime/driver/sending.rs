@@ -11,10 +11,9 @@ use crate::message::ConnectionKey;
 use crate::runtime::ring::Sending;
 use crate::shard::{Batch, Now};
 
-/// Sends per turn to connections that a single command meant, and to those that only a fan-out
-/// reached: so a huge one leaves room for the rest about every millisecond, and neither starves.
+/// Sends per turn to connections that a single command meant. To those that only a fan-out reached
+/// there are as many as the shard allows.
 const URGENT_SENDS: usize = 512;
-const BULK_SENDS: usize = 128;
 
 /// Spare [`Sending`]s kept for the next sends.
 const SPARE_SENDINGS: usize = 2048;
@@ -26,8 +25,7 @@ impl Driver {
             let Some((key, batch)) = self.shard.poll_urgent_write() else { break };
             self.send_batch(now, key, batch);
         }
-        for _ in 0..BULK_SENDS {
-            let Some((key, batch)) = self.shard.poll_bulk_write() else { break };
+        while let Some((key, batch)) = self.shard.poll_bulk_write() {
             self.send_batch(now, key, batch);
         }
     }
