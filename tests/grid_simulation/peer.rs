@@ -107,6 +107,14 @@ impl Peer {
         self.said_goodbye || self.was_told.is_some() || self.line.is_shut || self.line.is_gone
     }
 
+    /// Whether it waits for no answer.
+    pub fn is_answered(&self) -> bool {
+        match &self.role {
+            Role::Backend(backend) => self.has_ended() || backend.is_answered(),
+            Role::Client(_) => true,
+        }
+    }
+
     /// Whether all that it sent counts: its connection did not break, and nobody else ended it.
     pub fn has_lost_nothing(&self) -> bool {
         let was_closed = self.was_told.is_some_and(|code| code != 1000);
