@@ -72,7 +72,9 @@ pub struct Buffer {
 #[derive(Debug)]
 pub struct Sending {
     batch: Batch,
-    // Bytes of the first chunk that are written.
+    // Chunks that are written, and bytes of the one after them. They stay until all is written: so
+    // the batch goes back as it came.
+    written_chunks: usize,
     written: usize,
     runs: Vec<libc::iovec>,
     header: libc::msghdr,
@@ -83,34 +85,34 @@ impl Sending {
     pub fn new() -> Box<Self> {
         // SAFETY: msghdr is a C struct of integers and pointers, for which all zeroes is a value.
         let header = unsafe { std::mem::zeroed() };
-        Box::new(Self { batch: Batch::new(), written: 0, runs: Vec::new(), header })
+        let batch = Batch::new();
+        Box::new(Self { batch, written_chunks: 0, written: 0, runs: Vec::new(), header })
     }
 
     /// Begins to send a batch.
     pub fn begin(&mut self, batch: Batch) {
         debug_assert!(self.batch.is_empty());
-        self.written = 0;
+        (self.written_chunks, self.written) = (0, 0);
         self.batch = batch;
     }
 
     /// So many bytes were written; true if that was all.
     pub fn advance(&mut self, mut bytes: usize) -> bool {
-        while let Some(first) = self.batch.front() {
-            let left = first.bytes().len() - self.written;
+        while let Some(next) = self.batch.get(self.written_chunks) {
+            let left = next.bytes().len() - self.written;
             if bytes < left {
                 self.written += bytes;
                 return false;
             }
             bytes -= left;
             self.written = 0;
-            self.batch.pop_front();
+            self.written_chunks += 1;
         }
         true
     }
 
-    /// Gives back the batch, with what is not sent.
-    pub fn abandon(&mut self) -> Batch {
-        self.written = 0;
+    /// Gives back the batch, whether or not all of it is written.
+    pub fn give_back(&mut self) -> Batch {
         std::mem::take(&mut self.batch)
     }
 }
@@ -199,9 +201,10 @@ impl Ring {
     pub fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
         let fd = Fd(socket.as_raw_fd());
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let entry = match sending.batch.len() {
+        let next = sending.written_chunks;
+        let entry = match sending.batch.len() - next {
             1 => {
-                let bytes = &sending.batch[0].bytes()[sending.written..];
+                let bytes = &sending.batch[next].bytes()[sending.written..];
                 #[cfg(test)]
                 let bytes = &bytes[..self.faults.shortened(bytes.len())];
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
@@ -383,7 +386,7 @@ impl Sending {
     fn fill_runs(&mut self) {
         self.runs.clear();
         let mut skip = self.written;
-        for chunk in self.batch.iter().take(RUNS_PER_SEND) {
+        for chunk in self.batch.iter().skip(self.written_chunks).take(RUNS_PER_SEND) {
             let bytes = &Chunk::bytes(chunk)[skip..];
             skip = 0;
             let start = bytes.as_ptr().cast_mut().cast();

@@ -31,16 +31,16 @@ impl Chunk {
 /// Chunks that go out together.
 pub type Batch = VecDeque<Chunk>;
 
-/// Empty batches and buffers that go around, so that nothing is allocated per send. An idle
-/// connection has none.
+/// Empty batches and buffers that go around, so that nothing is allocated per send (but over TLS,
+/// which copies what it seals). An idle connection has none.
 #[derive(Debug, Default)]
 pub struct Spare {
     batches: Vec<Batch>,
     buffers: Vec<Vec<u8>>,
 }
 
-/// What is kept: so many batches of so many chunks, and buffers of so many bytes, 1 MiB in all. What
-/// is more or larger goes back to the allocator.
+/// What is kept: so many batches of so many chunks, 6 MiB in all, and buffers of so many bytes, 1 MiB
+/// in all. What is more or larger goes back to the allocator.
 const BATCHES_MAX: usize = 4096;
 const BATCH_CHUNKS_MAX: usize = 64;
 const BUFFERS_MAX: usize = 256;

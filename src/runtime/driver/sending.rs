@@ -114,7 +114,7 @@ impl Driver {
     }
 
     fn spare(&mut self, mut sending: Box<Sending>) {
-        self.shard.recycle(sending.abandon());
+        self.shard.recycle(sending.give_back());
         if self.spare.len() < SPARE_SENDINGS {
             self.spare.push(sending);
         }
