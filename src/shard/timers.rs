@@ -26,6 +26,8 @@ pub struct Timers {
     occupied: Vec<u64>,
     // Ticks below it are done.
     next_tick: u64,
+    // The first of those whose slot is not empty: every turn asks for it twice.
+    first_due: Option<u64>,
 }
 
 impl Timers {
@@ -35,6 +37,7 @@ impl Timers {
             slots: vec![Vec::new(); SLOTS],
             occupied: vec![0; SLOTS / 64],
             next_tick: now_ms / TICK_MS,
+            first_due: None,
         }
     }
 
@@ -46,13 +49,14 @@ impl Timers {
         let slot = tick as usize % SLOTS;
         self.slots[slot].push(timer);
         self.occupied[slot / 64] |= 1 << (slot % 64);
+        self.first_due = Some(self.first_due.map_or(tick, |first| first.min(tick)));
         tick
     }
 
     /// Takes the entries of the next slot that is due, with its tick, into `due`, which must be
     /// empty; false when there is none.
     pub fn pop_due(&mut self, now_ms: u64, due: &mut Vec<Timer>) -> Option<u64> {
-        let tick = self.next_occupied().unwrap_or(u64::MAX / TICK_MS);
+        let tick = self.first_due.unwrap_or(u64::MAX / TICK_MS);
         if tick * TICK_MS > now_ms {
             // Nothing lies before it, so the wheel may turn: new entries then land where time is.
             self.next_tick = self.next_tick.max(now_ms / TICK_MS).min(tick);
@@ -62,16 +66,17 @@ impl Timers {
         self.occupied[slot / 64] &= !(1 << (slot % 64));
         std::mem::swap(&mut self.slots[slot], due);
         self.next_tick = tick + 1;
+        self.first_due = self.find_first_due();
         Some(tick)
     }
 
     /// When the next entry comes out, in milliseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.next_occupied().map(|tick| tick * TICK_MS)
+        self.first_due.map(|tick| tick * TICK_MS)
     }
 
     /// The first tick from next_tick on whose slot is not empty.
-    fn next_occupied(&self) -> Option<u64> {
+    fn find_first_due(&self) -> Option<u64> {
         let start = self.next_tick as usize % SLOTS;
         let words = self.occupied.len();
         for step in 0..=words {
