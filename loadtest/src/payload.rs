@@ -11,12 +11,6 @@ use std::time::{Duration, Instant};
 /// Length of a payload without filling, in bytes.
 pub const BYTES_MIN: usize = 32;
 
-/// What a payload is filled with, a piece at a time.
-const FILLING: &str = match str::from_utf8(&[b'x'; 1024]) {
-    Ok(filling) => filling,
-    Err(_) => panic!("an x is UTF-8"),
-};
-
 const SOURCE: Range<usize> = 0..8;
 const SEQUENCE: Range<usize> = 8..16;
 const SENT: Range<usize> = 16..BYTES_MIN;
@@ -50,9 +44,7 @@ impl Payload {
         let mut text = String::with_capacity(bytes.max(BYTES_MIN));
         write!(text, "{:08x}{:08x}{sent:016x}", self.source, self.sequence)
             .expect("a string takes what is written");
-        while text.len() < bytes {
-            text.push_str(&FILLING[..FILLING.len().min(bytes - text.len())]);
-        }
+        text.push_str(&"x".repeat(bytes.saturating_sub(BYTES_MIN)));
         text
     }
 

@@ -147,16 +147,16 @@ fn write(
         to_api.write_all(&raw::frame(raw::TEXT, call.as_bytes()))?;
         Ok(to_echo.write_all(&raw::frame(raw::TEXT, text.as_bytes()))?)
     };
-    let (mut sequence, mut own_delay) = (0, Duration::ZERO);
+    let (mut sequence, mut own_delay, mut woken) = (0, Duration::ZERO, start);
     while !stop.load(Ordering::Relaxed) {
-        let mut due = start + PERIOD * sequence;
+        let due = start + PERIOD * sequence;
         let early = due.saturating_duration_since(Instant::now());
         if !early.is_zero() {
             thread::sleep(early);
+            woken = Instant::now();
             own_delay = own_delay.max(due.elapsed());
-            due = Instant::now();
         }
-        send(COUNTED, sequence, due)?;
+        send(COUNTED, sequence, due.max(woken))?;
         sequence += 1;
     }
     send(LAST, 0, Instant::now())?;
