@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
-use gridcast::shard::settings::{Edge, Settings};
+use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Batch, Listener, Now, Shard};
 use shard_value::{call, upgraded};
 
@@ -67,9 +67,7 @@ fn of_a_burst_each_subscriber_gets_one_write_with_all_of_it() {
 fn a_turn_writes_no_more_for_fan_outs_than_others_can_wait_for() {
     for bytes in [1, 20_000, 200_000] {
         let (mut shard, back_end) = crowd(100);
-        let data = "x".repeat(bytes);
-        let publish = format!(r#"{{"m":"mesh.publish","p":{{"c":"a","d":"{data}"}},"i":1}}"#);
-        shard.handle_bytes(NOW, back_end, &mut long_call(&publish).repeat(2));
+        shard.handle_bytes(NOW, back_end, &mut publish("a", bytes).repeat(2));
         let mut written = 0;
         while is_busy(&shard) {
             let writes = bulk_writes(&mut shard);
@@ -85,18 +83,94 @@ fn a_turn_writes_no_more_for_fan_outs_than_others_can_wait_for() {
     }
 }
 
+#[test]
+fn a_client_that_reads_is_not_taken_for_slow_when_publishes_outrun_writes() {
+    for publishers in [1, 8] {
+        let (mut shard, first) = crowd(CLIENTS);
+        let mut back_ends = vec![first];
+        while back_ends.len() < publishers {
+            back_ends.push(upgraded(&mut shard, NOW, Listener::Api, "/ws/v1"));
+        }
+        urgent_writes(&mut shard);
+        let publish = publish("a", 64 * 1024);
+        // Each publishes again as soon as it is answered.
+        let mut left = 48;
+        let mut answered = back_ends.clone();
+        while is_busy(&shard) || !answered.is_empty() {
+            for back_end in answered.drain(..).take(left).collect::<Vec<_>>() {
+                left -= 1;
+                shard.handle_bytes(NOW, back_end, &mut publish.clone());
+            }
+            let is_back_end = |key: &ConnectionKey| back_ends.contains(key);
+            answered.extend(urgent_writes(&mut shard).into_iter().filter(is_back_end));
+            answered
+                .extend(bulk_writes(&mut shard).iter().map(|write| write.0).filter(is_back_end));
+            shard.handle_turn(NOW);
+        }
+        let counters = shard.counters();
+        assert_eq!((counters.failed, counters.slow_closed), (0, 0), "{publishers} publishers");
+        assert_eq!(counters.delivered, CLIENTS * 48, "{publishers} publishers");
+    }
+}
+
+#[test]
+fn what_fills_narrow_queues_is_written_before_more_is_added() {
+    let (mut shard, back_end) = crowd_of(narrow(), CLIENTS);
+    shard.handle_bytes(NOW, back_end, &mut publish("a", 300).repeat(20));
+    let mut turns = 0;
+    while is_busy(&shard) {
+        bulk_writes(&mut shard);
+        shard.handle_turn(NOW);
+        turns += 1;
+    }
+    let counters = shard.counters();
+    assert_eq!((counters.delivered, counters.failed), (20 * CLIENTS, 0));
+    // Three fit a queue, so each client is written to seven times at least.
+    assert!(turns < 10 * CLIENTS / SENDS_MAX as u64, "{turns} turns");
+}
+
+#[test]
+fn publishes_to_few_do_not_wait_for_one_to_many() {
+    let (mut shard, back_end) = crowd(20 * CLIENTS);
+    let others: Vec<ConnectionKey> = (0..500)
+        .map(|number| {
+            let path = format!("/ws?channels=few-{number}");
+            upgraded(&mut shard, NOW, Listener::Edge(0), &path);
+            upgraded(&mut shard, NOW, Listener::Api, "/ws/v1")
+        })
+        .collect();
+    shard.handle_bytes(NOW, back_end, &mut publish("a", 16 * 1024));
+    shard.handle_turn(NOW);
+    urgent_writes(&mut shard);
+    for (number, &other) in others.iter().enumerate() {
+        shard.handle_bytes(NOW, other, &mut publish(&format!("few-{number}"), 10));
+    }
+    let mut answered = 0;
+    for _ in 0..3 {
+        shard.handle_turn(NOW);
+        answered += urgent_writes(&mut shard).iter().filter(|key| others.contains(key)).count();
+        bulk_writes(&mut shard);
+    }
+    assert_eq!(answered, others.len(), "answered within three turns");
+    assert!(shard.counters().delivered < 20 * CLIENTS, "while the other goes on");
+}
+
 /// Subscribers of the channel `a`, and a back end.
 fn crowd(clients: u64) -> (Shard, ConnectionKey) {
-    let mut shard = Shard::new(ShardId(0), &settings(), NOW);
+    crowd_of(shard_value::route(), clients)
+}
+
+fn crowd_of(route: Route, clients: u64) -> (Shard, ConnectionKey) {
+    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
+    let settings = Settings { edges, ..shard_value::settings() };
+    let mut shard = Shard::new(ShardId(0), &settings, NOW);
     for _ in 0..clients {
         upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
     }
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     shard.handle_turn(NOW);
     // The answers to the handshakes.
-    while let Some((key, batch)) = shard.poll_urgent_write() {
-        done(&mut shard, key, batch);
-    }
+    urgent_writes(&mut shard);
     (shard, back_end)
 }
 
@@ -106,15 +180,23 @@ fn is_busy(shard: &Shard) -> bool {
 
 /// What one turn writes because of fan-outs: to whom, how many chunks, how many bytes.
 fn bulk_writes(shard: &mut Shard) -> Vec<(ConnectionKey, usize, usize)> {
-    while let Some((key, batch)) = shard.poll_urgent_write() {
-        done(shard, key, batch);
-    }
+    urgent_writes(shard);
     let mut writes = Vec::new();
     while let Some((key, batch)) = shard.poll_bulk_write() {
         let chunks = batch.len();
         writes.push((key, chunks, done(shard, key, batch)));
     }
     writes
+}
+
+/// To whom one turn writes because of single commands.
+fn urgent_writes(shard: &mut Shard) -> Vec<ConnectionKey> {
+    let mut keys = Vec::new();
+    while let Some((key, batch)) = shard.poll_urgent_write() {
+        done(shard, key, batch);
+        keys.push(key);
+    }
+    keys
 }
 
 /// A batch is written; how many bytes it had.
@@ -125,13 +207,15 @@ fn done(shard: &mut Shard, key: ConnectionKey, batch: Batch) -> usize {
     bytes
 }
 
-/// The frame of a call of any length, with a mask of zeros.
-fn long_call(json: &str) -> Vec<u8> {
+/// The frame of a publish of so many bytes, with a mask of zeros.
+fn publish(channel: &str, bytes: usize) -> Vec<u8> {
+    let data = "x".repeat(bytes);
+    let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"{channel}","d":"{data}"}},"i":1}}"#);
     let length = (json.len() as u64).to_be_bytes();
     [&[0x81, 0xFF], &length[..], &[0; 4], json.as_bytes()].concat()
 }
 
-fn settings() -> Settings {
-    let routes = vec![Arc::new(shard_value::route())];
-    Settings { edges: vec![Edge { port: 6790, routes }], ..shard_value::settings() }
+/// A route whose clients have room for a kilobyte.
+fn narrow() -> Route {
+    Route { outbound_bytes: 1024, ..shard_value::route() }
 }

@@ -99,7 +99,8 @@ fn check_descriptors(cores: usize) -> Result<usize, String> {
 /// share it, sleeps until every CPU has passed through the scheduler (`expand_fdtable` in Linux):
 /// so a shard would stand still each time that the number of connections has doubled.
 pub fn grow_descriptor_table(clients: usize, cores: usize) {
-    let needed = descriptors_needed(clients as u64, cores).min(TABLE_MAX);
+    let clients = TABLE_MAX.min(clients as u64);
+    let needed = descriptors_needed(clients, cores).min(TABLE_MAX);
     // One of the highest number there will be makes the table; it is closed at once. A table that
     // cannot be had now grows when it must.
     let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), needed as i32 - 1);

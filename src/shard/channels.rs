@@ -154,15 +154,15 @@ impl Channels {
         slot.members.len()
     }
 
-    /// The members from `at` to `end`, those that left not among them.
+    /// The members from `at` to `end` with their places, those that left not among them.
     pub fn members(
         &self,
         channel: ChannelIndex,
         at: usize,
         end: usize,
-    ) -> impl Iterator<Item = u32> {
+    ) -> impl Iterator<Item = (usize, u32)> {
         let members = &self.slots[channel as usize].members[at..end];
-        members.iter().copied().filter(|&member| member != LEFT)
+        (at..).zip(members.iter().copied()).filter(|&(_, member)| member != LEFT)
     }
 
     /// Ends a walk. With the last one, those who left meanwhile are taken out; `moved` is told of

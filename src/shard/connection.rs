@@ -353,9 +353,15 @@ impl Connection {
         self.outbound.buffered() + bytes <= self.outbound_max()
     }
 
+    /// Whether what waits for it waits for no one but us, who have not come to write it yet.
+    pub fn waits_for_us(&self) -> bool {
+        self.phase == Phase::Open && self.queued != Queued::No && self.outbound.is_ready()
+    }
+
     /// Whether a frame of so many bytes would be taken if it read faster.
     pub fn is_too_slow_for(&self, bytes: usize) -> bool {
-        self.phase == Phase::Open && bytes <= self.outbound_max() && !self.takes(bytes)
+        let would_fit = self.phase == Phase::Open && bytes <= self.outbound_max();
+        would_fit && !self.takes(bytes) && !self.waits_for_us()
     }
 }
 

@@ -18,59 +18,88 @@ use crate::protocol::frame::Frame;
 /// go.
 const SLICE: usize = 1024;
 
-/// Subscribers that all publishes of a turn reach together, most of all those that are done in one
-/// go; the rest wait for later turns.
+/// Subscribers that all publishes of a turn reach together: those that are done in one go, and of
+/// walks that are under way one slice. The rest wait for later turns.
 const REACHED_PER_TURN: usize = 4 * SLICE;
 
-/// Slices per turn, over all walks that are under way.
-const SLICES_PER_TURN: usize = 1;
-
-/// Connections of those that are written to in a turn, and bytes: for one that was slow to read as
-/// much may have gathered as its bound allows.
+/// Connections of those that are written to in a turn, and bytes, but for what had gathered for the
+/// last.
 const SENDS_PER_TURN: usize = 32;
 const BYTES_PER_TURN: usize = 256 * 1024;
 
-/// Subscribers that are reached, while walks are under way, before any of them is written to: so that
-/// of a burst of publishes each gets one write.
-const GATHERED_MAX: usize = 32 * SLICE;
+/// Bytes that gather for subscribers, while walks are under way, before any of them is written to: so
+/// that of a burst of publishes each gets one write.
+const GATHERED_BYTES: usize = 4 * 1024 * 1024;
 
-/// What is left for fan-outs to do in a turn: some 0.3 ms in all, for which others wait.
+/// Bytes that publishes of a turn may add after a turn that had more to write than it might: less than
+/// is written in one, so that what waits gets less, and so much that small publishes go on.
+const BYTES_BEHIND: usize = BYTES_PER_TURN / 4;
+
+/// What is left for fan-outs to do in a turn, which is from one [`Shard::handle_turn`] to the next:
+/// so whoever has nothing to do with them waits for some 0.5 ms at a time.
 #[derive(Debug)]
 pub struct Budget {
+    // Subscribers to reach, and bytes to add for them.
     reachable: usize,
+    addable_bytes: usize,
+    // Of those who were reached to write to.
     sends: usize,
     bytes: usize,
-    // Reached since there was no walk under way.
-    gathered: usize,
+    // Added since there was no walk under way.
+    gathered_bytes: usize,
+    // The turn before had more to write.
+    is_behind: bool,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        let (reachable, sends, bytes) = (REACHED_PER_TURN, SENDS_PER_TURN, BYTES_PER_TURN);
-        Self { reachable, sends, bytes, gathered: 0 }
+        Self {
+            reachable: REACHED_PER_TURN,
+            addable_bytes: usize::MAX,
+            sends: SENDS_PER_TURN,
+            bytes: BYTES_PER_TURN,
+            gathered_bytes: 0,
+            is_behind: false,
+        }
     }
 }
 
 impl Budget {
-    /// A turn begins, with or without walks under way. After one that had more bytes to write than
-    /// it might, nobody is reached: more would gather than is written.
+    /// A turn begins, with or without walks under way.
     pub(super) fn begin_turn(&mut self, is_walking: bool) {
-        let gathered = if is_walking { self.gathered } else { 0 };
         let is_behind = self.bytes == 0;
-        *self = Self { gathered, ..Self::default() };
-        if is_behind {
-            self.reachable = 0;
+        *self = Self {
+            addable_bytes: if is_behind { BYTES_BEHIND } else { usize::MAX },
+            gathered_bytes: if is_walking { self.gathered_bytes } else { 0 },
+            is_behind,
+            ..Self::default()
+        };
+    }
+
+    /// Subscribers that a frame of so many bytes may still reach.
+    fn may_reach(&self, bytes: usize) -> usize {
+        match self.addable_bytes {
+            0 => 0,
+            // One at least, however large.
+            addable => self.reachable.min((addable / bytes).max(1)),
         }
     }
 
-    fn reach(&mut self, count: usize) {
+    fn reach(&mut self, count: usize, bytes: usize) {
         self.reachable = self.reachable.saturating_sub(count);
-        self.gathered += count;
+        self.addable_bytes = self.addable_bytes.saturating_sub(bytes);
+        self.gathered_bytes += bytes;
+    }
+
+    /// Somebody has to be written to before more is added.
+    fn end_gathering(&mut self) {
+        self.gathered_bytes = GATHERED_BYTES;
     }
 
     /// Whether one more of those that a fan-out reached may be written to.
     pub(super) fn may_send(&self, is_walking: bool) -> bool {
-        self.sends > 0 && self.bytes > 0 && (!is_walking || self.gathered >= GATHERED_MAX)
+        let is_gathering = is_walking && !self.is_behind && self.gathered_bytes < GATHERED_BYTES;
+        self.sends > 0 && self.bytes > 0 && !is_gathering
     }
 
     /// So many bytes are written to one.
@@ -184,23 +213,33 @@ impl Shard {
         let end = self.channels.begin_walk(channel);
         let forms = Forms::of(frame);
         let mut walk = Walk { channel, at: 0, end, forms, tally: Tally::default() };
-        match self.budget.reachable > 0 && self.walk(&mut walk) {
+        match self.walk(&mut walk, SLICE) {
             true => Ok(walk.tally),
             false => Err(walk),
         }
     }
 
-    /// One slice; true when the walk is over.
-    fn walk(&mut self, walk: &mut Walk) -> bool {
-        let end = walk.end.min(walk.at + SLICE);
+    /// Up to so many members, as the turn's budget allows, or up to one who has to be written to
+    /// first; true when the walk is over.
+    fn walk(&mut self, walk: &mut Walk, most: usize) -> bool {
         let plain_bytes = walk.forms.plain.bytes().len();
-        let mut slow = Vec::new();
-        for member in self.channels.members(walk.channel, walk.at, end) {
+        let most = most.min(self.budget.may_reach(plain_bytes));
+        let mut end = walk.end.min(walk.at + most);
+        let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
+        for (at, member) in self.channels.members(walk.channel, walk.at, end) {
             let (key, connection) = self.connections.at(member);
             let window = connection.compression;
             let frame = walk.forms.get(window, &mut self.deflater, &mut self.counters);
             let bytes = frame.bytes().len();
             if connection.phase != Phase::Open || !connection.takes(bytes) {
+                if connection.waits_for_us() {
+                    // What fills it waits for its turn, not for the peer.
+                    connection.queued = Queued::Urgent;
+                    self.urgent.push_back(key);
+                    self.budget.end_gathering();
+                    end = at;
+                    break;
+                }
                 walk.tally.failed += 1;
                 self.counters.limits.outbound_bytes += u64::from(connection.phase == Phase::Open);
                 if connection.is_too_slow_for(bytes) {
@@ -211,12 +250,13 @@ impl Shard {
             connection.outbound.push_shared(&mut self.spare, frame.clone());
             self.counters.note_compressed(plain_bytes - bytes);
             walk.tally.delivered += 1;
+            pushed_bytes += bytes;
             if connection.queued == Queued::No && connection.outbound.is_ready() {
                 connection.queued = Queued::Bulk;
                 self.bulk.push_back(key);
             }
         }
-        self.budget.reach(end - walk.at);
+        self.budget.reach(end - walk.at, pushed_bytes);
         walk.at = end;
         self.close_slow_ones(slow);
         let is_over = end == walk.end;
@@ -241,13 +281,17 @@ impl Shard {
 
     /// Goes on with the walks, each in its turn.
     pub(super) fn walk_lanes(&mut self) {
-        for _ in 0..SLICES_PER_TURN {
-            if self.budget.reachable == 0 {
+        let mut left = SLICE;
+        for _ in 0..self.turns.len() {
+            if left == 0 || self.budget.may_reach(1) == 0 {
                 return;
             }
             let Some(from) = self.turns.pop_front() else { return };
             let Some(mut lane) = self.lanes.remove(&from) else { continue };
-            if !self.walk(&mut lane.walk) {
+            let at = lane.walk.at;
+            let is_over = self.walk(&mut lane.walk, left);
+            left = left.saturating_sub(lane.walk.at - at);
+            if !is_over {
                 self.lanes.insert(from, lane);
                 self.turns.push_back(from);
                 continue;
