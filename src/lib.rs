@@ -56,8 +56,9 @@
 //! 5. There `shard::fanout` walks through the channel's members, in slices, and pushes the frame to
 //!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
 //!    first needs it. A connection is noted once as having something to write.
-//! 6. At the end of the turn each noted connection gets one gathered send, however many frames it
-//!    got; all sends of a turn are one submission. A socket that would block waits alone.
+//! 6. At the end of the turn noted connections get one gathered send each, however many frames they
+//!    got; all sends of a turn are one submission. Of those that only a fan-out reached a turn has
+//!    few, so that others do not wait for them. A socket that would block waits alone.
 //! 7. The tallies come back and add up; complete, or after `limits.answer_ms`, the back end gets
 //!    `{s, f}`, in the order of its calls.
 //!

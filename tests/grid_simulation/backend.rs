@@ -16,7 +16,7 @@ use crate::wire::{self, Incoming};
 const WAITING_MAX: usize = 300;
 
 /// SPEC: every call is answered within 2 s whatever has happened to other nodes.
-pub const ANSWER_MS: u64 = 2000;
+const ANSWER_MS: u64 = 2000;
 
 /// What is done with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The course of one run, and what must hold at its end.
 
-use crate::backend::{ANSWER_MS, Backend};
+use crate::backend::Backend;
 use crate::client::CHANNELS;
 use crate::node::{Life, Node};
 use crate::peer::{Mood, Peer, Role, Shared, time_of};
@@ -10,6 +10,10 @@ use crate::world::World;
 
 /// How long after the last fault everything is right again, in milliseconds.
 const HEALED_MS: u64 = 12_000;
+
+/// How long after that the last calls are answered, and consumers that acknowledge each message
+/// before they get the next have what had gathered for them.
+const LATE_MS: u64 = 15_000;
 
 /// Turns of a grid of four nodes in which nothing happens, per second: signs of life and gossip.
 const IDLE_STEPS_MAX: u64 = 1000;
@@ -52,9 +56,8 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     world.join(steady, Role::Backend(Backend::steady()));
     let end_ms = world.plan.busy_ms + HEALED_MS;
     world.run_until(end_ms);
-    // What was asked in the last moment is answered, too.
-    for late_ms in (0..=ANSWER_MS).step_by(50) {
-        if !world.peers.iter().all(Peer::is_answered) {
+    for late_ms in (0..=LATE_MS).step_by(50) {
+        if !is_at_rest(&world) {
             world.run_until(end_ms + late_ms);
         }
     }
@@ -68,6 +71,13 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     let summary = summary(&world);
     leave(&mut world);
     summary
+}
+
+/// Whether all that was asked is answered, and all that clients sent is with consumers.
+fn is_at_rest(world: &World) -> bool {
+    let shards = world.nodes.iter().flat_map(|node| &node.shards);
+    world.peers.iter().all(Peer::is_answered)
+        && shards.flat_map(|shard| shard.report().topics).all(|topic| topic.messages == 0)
 }
 
 fn tell_topics(world: &World) {

@@ -34,8 +34,8 @@ impl Unrelated {
     }
 
     /// A latency is the time from the instant at which a probe's message was to be sent (see
-    /// [`crate::probe`]) to its arrival, all while the fan-out goes on: neither the coming nor the leaving of its clients is
-    /// in it.
+    /// [`crate::probe`]) to its arrival, all while the fan-out goes on: neither the coming nor the
+    /// leaving of its clients is in it.
     pub async fn run(self, target: Target) -> Result<Run> {
         let time = Duration::from_secs(self.time);
         let fan_out = FanOut::open(target, self.clients).await?;
