@@ -16,7 +16,7 @@ pub struct Subscription {
     position: u32,
 }
 
-// A member that left while a walk was under way: taken out when the last walk ends.
+// A member that left while walks were under way: taken out when the last of them ends.
 const LEFT: u32 = u32::MAX;
 
 /// All channels of one shard.
@@ -51,10 +51,28 @@ struct Channel {
     change: u64,
     // Places of connections in the shard's table, or LEFT.
     members: Vec<u32>,
-    // Positions of those that left during walks; empty while there is none.
-    holes: Vec<u32>,
-    walks: u32,
+    walked: Option<Box<Walked>>,
 }
+
+/// What there is of a channel while walks go through it over several turns: nobody moves meanwhile.
+#[derive(Debug, Default)]
+struct Walked {
+    // The numbers of the walks, in the order in which they began, and the last number given.
+    walks: Vec<WalkNumber>,
+    last: WalkNumber,
+    // Positions of those that left. They are filled, so that walks that never cease do not let the
+    // members grow.
+    holes: Vec<u32>,
+    // Positions that were filled, and the last walk that had begun by then. Walks up to that one
+    // pass by: they may have met the same client where it stood before.
+    newcomers: HashMap<u32, WalkNumber>,
+}
+
+/// Numbers a walk among those through its channel.
+pub type WalkNumber = u64;
+
+/// Of a walk that is not under way over several turns, or not yet: it meets all members.
+pub const IN_ONE_GO: WalkNumber = WalkNumber::MAX;
 
 impl Channels {
     /// No channels yet; with `has_listener`, changes come out of [`Self::poll_change`].
@@ -91,9 +109,10 @@ impl Channels {
     pub fn subscribe(&mut self, name: &str, member: u32) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));
         let slot = &mut self.slots[channel as usize];
-        // A hole is filled, so that walks that never cease do not let the members grow: who comes
-        // while one is under way may be met by it.
-        if let Some(position) = slot.holes.pop() {
+        if let Some(walked) = &mut slot.walked
+            && let Some(position) = walked.holes.pop()
+        {
+            walked.newcomers.insert(position, walked.last);
             slot.members[position as usize] = member;
             return Subscription { channel, position };
         }
@@ -122,9 +141,10 @@ impl Channels {
     ) {
         let Subscription { channel, position } = subscription;
         let slot = &mut self.slots[channel as usize];
-        if slot.walks > 0 {
+        if let Some(walked) = &mut slot.walked {
             slot.members[position as usize] = LEFT;
-            slot.holes.push(position);
+            walked.newcomers.remove(&position);
+            walked.holes.push(position);
             return;
         }
         slot.members.swap_remove(position as usize);
@@ -136,7 +156,7 @@ impl Channels {
 
     fn close_if_empty(&mut self, channel: ChannelIndex) {
         let slot = &mut self.slots[channel as usize];
-        if slot.members.is_empty() && slot.walks == 0 {
+        if slot.members.is_empty() && slot.walked.is_none() {
             self.by_name.remove(&slot.name);
             if let Some(changes) = &mut self.changes {
                 changes.note(&slot.name, false);
@@ -146,41 +166,96 @@ impl Channels {
         }
     }
 
-    /// Begins a walk through the members; gives where it ends. Members that leave before they are
-    /// met are not part of it.
-    pub fn begin_walk(&mut self, channel: ChannelIndex) -> usize {
-        let slot = &mut self.slots[channel as usize];
-        slot.walks += 1;
-        slot.members.len()
+    /// Where a walk that begins now ends.
+    pub fn end(&self, channel: ChannelIndex) -> usize {
+        self.slots[channel as usize].members.len()
     }
 
-    /// The members from `at` to `end` with their places, those that left not among them.
+    /// A walk is to go on in later turns; gives its number.
+    pub fn begin_walk(&mut self, channel: ChannelIndex) -> WalkNumber {
+        let walked = self.slots[channel as usize].walked.get_or_insert_default();
+        walked.last += 1;
+        walked.walks.push(walked.last);
+        walked.last
+    }
+
+    /// The members from `at` to `end` with their positions, but for those that left, and those that
+    /// came after the walk had begun.
     pub fn members(
         &self,
         channel: ChannelIndex,
+        walk: WalkNumber,
         at: usize,
         end: usize,
     ) -> impl Iterator<Item = (usize, u32)> {
-        let members = &self.slots[channel as usize].members[at..end];
-        (at..).zip(members.iter().copied()).filter(|&(_, member)| member != LEFT)
+        let slot = &self.slots[channel as usize];
+        let newcomers = slot.walked.as_ref().map(|walked| &walked.newcomers);
+        let newcomers = newcomers.filter(|newcomers| !newcomers.is_empty());
+        let is_met = move |position: usize| {
+            let began = newcomers.and_then(|newcomers| newcomers.get(&(position as u32)));
+            began.is_none_or(|&began| walk > began)
+        };
+        let members = (at..).zip(slot.members[at..end].iter().copied());
+        members.filter(move |&(position, member)| member != LEFT && is_met(position))
     }
 
-    /// Ends a walk. With the last one, those who left meanwhile are taken out; `moved` is told of
-    /// each member whose position changed, with the subscription as it is now.
-    pub fn end_walk(&mut self, channel: ChannelIndex, mut moved: impl FnMut(u32, Subscription)) {
+    /// Ends a walk that went over several turns. With the last one, those who left meanwhile are
+    /// taken out; `moved` is told of each member whose position changed, with the subscription as it
+    /// is now.
+    pub fn end_walk(
+        &mut self,
+        channel: ChannelIndex,
+        walk: WalkNumber,
+        mut moved: impl FnMut(u32, Subscription),
+    ) {
         let slot = &mut self.slots[channel as usize];
-        slot.walks -= 1;
-        if slot.walks > 0 {
+        let Some(walked) = &mut slot.walked else { return };
+        walked.walks.retain(|&other| other != walk);
+        if let Some(&oldest) = walked.walks.first() {
+            walked.newcomers.retain(|_, began| *began >= oldest);
             return;
         }
+        let mut holes = slot.walked.take().map(|walked| walked.holes).unwrap_or_default();
         // From the last hole on: what is behind it is then never a hole.
-        slot.holes.sort_unstable();
-        while let Some(position) = slot.holes.pop() {
+        holes.sort_unstable();
+        while let Some(position) = holes.pop() {
             slot.members.swap_remove(position as usize);
             if let Some(&member) = slot.members.get(position as usize) {
                 moved(member, Subscription { channel, position });
             }
         }
         self.close_if_empty(channel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn met(channels: &Channels, walk: WalkNumber, at: usize, end: usize) -> Vec<u32> {
+        channels.members(0, walk, at, end).map(|(_, member)| member).collect()
+    }
+
+    #[test]
+    fn who_leaves_and_comes_back_is_not_met_twice_by_a_walk_under_way() {
+        let mut channels = Channels::new(false);
+        let subscriptions: Vec<_> = (0..6).map(|member| channels.subscribe("a", member)).collect();
+        let (end, first) = (channels.end(0), channels.begin_walk(0));
+        assert_eq!(met(&channels, first, 0, 3), [0, 1, 2]);
+        for left in [0, 5] {
+            channels.unsubscribe(subscriptions[left], |_, _| panic!("somebody moved"));
+        }
+        channels.subscribe("a", 0);
+        assert_eq!(met(&channels, first, 3, end), [3, 4]);
+        // Later ones meet it where it stands now, and so do walks in one go.
+        let second = channels.begin_walk(0);
+        for walk in [second, IN_ONE_GO] {
+            assert_eq!(met(&channels, walk, 0, end), [1, 2, 3, 4, 0]);
+        }
+        channels.end_walk(0, first, |_, _| panic!("somebody moved"));
+        assert_eq!(met(&channels, second, 3, end), [3, 4, 0]);
+        let mut moved = Vec::new();
+        channels.end_walk(0, second, |member, _| moved.push(member));
+        assert_eq!((moved, channels.end(0)), (vec![0], 5));
     }
 }

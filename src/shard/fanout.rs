@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::Shard;
-use super::channels::ChannelIndex;
+use super::channels::{ChannelIndex, IN_ONE_GO, WalkNumber};
 use super::commands::Asked;
 use super::connection::{Phase, Queued};
 use super::replies::WAITING_MAX;
@@ -113,6 +113,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Walk {
     channel: ChannelIndex,
+    number: WalkNumber,
     at: usize,
     end: usize,
     forms: Forms,
@@ -210,9 +211,8 @@ impl Shard {
     /// of it where this turn has reached enough.
     pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Walk> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
-        let end = self.channels.begin_walk(channel);
-        let forms = Forms::of(frame);
-        let mut walk = Walk { channel, at: 0, end, forms, tally: Tally::default() };
+        let (end, number, forms) = (self.channels.end(channel), IN_ONE_GO, Forms::of(frame));
+        let mut walk = Walk { channel, number, at: 0, end, forms, tally: Tally::default() };
         match self.walk(&mut walk, SLICE) {
             true => Ok(walk.tally),
             false => Err(walk),
@@ -226,7 +226,7 @@ impl Shard {
         let most = most.min(self.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
-        for (at, member) in self.channels.members(walk.channel, walk.at, end) {
+        for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = self.connections.at(member);
             let window = connection.compression;
             let frame = walk.forms.get(window, &mut self.deflater, &mut self.counters);
@@ -258,13 +258,18 @@ impl Shard {
         }
         self.budget.reach(end - walk.at, pushed_bytes);
         walk.at = end;
-        self.close_slow_ones(slow);
         let is_over = end == walk.end;
+        if !is_over && walk.number == IN_ONE_GO {
+            walk.number = self.channels.begin_walk(walk.channel);
+        }
+        self.close_slow_ones(slow);
         if is_over {
             self.counters.delivered += walk.tally.delivered;
             self.counters.failed += walk.tally.failed;
+        }
+        if is_over && walk.number != IN_ONE_GO {
             let connections = &mut self.connections;
-            self.channels.end_walk(walk.channel, |member, subscription| {
+            self.channels.end_walk(walk.channel, walk.number, |member, subscription| {
                 connections.at(member).1.move_subscription(subscription);
             });
         }

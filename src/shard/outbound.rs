@@ -49,7 +49,7 @@ const BUFFER_BYTES_MAX: usize = 4096;
 impl Spare {
     /// Takes what a batch is made of.
     pub fn keep(&mut self, mut batch: Batch) {
-        for chunk in batch.drain(..) {
+        while let Some(chunk) = batch.pop_front() {
             if let Chunk::Own(mut bytes) = chunk
                 && self.buffers.len() < BUFFERS_MAX
                 && bytes.capacity() <= BUFFER_BYTES_MAX

@@ -50,7 +50,8 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     if is_verbose {
         println!("{:#?}", world.plan);
     }
-    world.run_until(world.plan.busy_ms);
+    // With the last restart, which may be at this very moment.
+    world.run_until(world.plan.busy_ms + 1);
     world.shared.mood = Mood::Quiet;
     let steady = world.shared.random.below(world.nodes.len());
     world.join(steady, Role::Backend(Backend::steady()));

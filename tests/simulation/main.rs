@@ -24,7 +24,7 @@ use seeds::Replay;
 const SEEDS: u64 = 60;
 
 /// Seeds that found a bug, and what it was.
-const FOUND: [u64; 9] = [
+const FOUND: [u64; 10] = [
     2,      // An event before the answer to the queue.pop that asked for it.
     7,      // A client that went while it was held: its socket and subscriptions stayed.
     9,      // A client that ended while it waited for room, and was held then: likewise.
@@ -33,6 +33,7 @@ const FOUND: [u64; 9] = [
     358,    // What two consumers left came back in another order than it was sent in.
     50_152, // What a broken connection had sent before was sent back to it, without bound.
     33_233, // An event and a consumer that had just cancelled: handed out and given back without end.
+    96_271, // Who left a channel and came back was met twice by a walk that was under way.
     3139,   // A question whose asker was gone stayed until its time was over.
 ];
 
