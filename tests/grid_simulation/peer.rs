@@ -123,13 +123,14 @@ impl Peer {
 
     /// Its node is no more.
     pub fn crash(&mut self, shared: &mut Shared) {
+        let was_connected = !self.has_ended();
         if !self.line.is_gone {
             self.line.is_gone = true;
             self.is_crashed = true;
             self.note_end(shared);
         }
         if let Role::Client(_) = self.role {
-            shared.queue.note_crash(self.number, shared.now_ms);
+            shared.queue.note_crash(self.number, shared.now_ms, was_connected);
             self.is_crashed = true;
         }
     }

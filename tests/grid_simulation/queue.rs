@@ -21,6 +21,8 @@ struct Fed {
     // When it was told that it is in, and when its node crashed.
     open_ms: Option<u64>,
     crashed_ms: Option<u64>,
+    // It was there until its node crashed.
+    was_connected: bool,
     // Another node said that its node was lost, last.
     is_lost: bool,
 }
@@ -62,6 +64,7 @@ impl Queue {
             is_closed: false,
             open_ms: None,
             crashed_ms: None,
+            was_connected: false,
             is_lost: false,
         };
         self.clients.insert(client, fed);
@@ -78,21 +81,25 @@ impl Queue {
         fed.open_ms = Some(now_ms);
     }
 
-    pub fn note_crash(&mut self, client: PeerNumber, now_ms: u64) {
-        if let Some(fed) = self.clients.get_mut(&client) {
-            fed.crashed_ms.get_or_insert(now_ms);
+    pub fn note_crash(&mut self, client: PeerNumber, now_ms: u64, was_connected: bool) {
+        if let Some(fed) = self.clients.get_mut(&client)
+            && fed.crashed_ms.is_none()
+        {
+            (fed.crashed_ms, fed.was_connected) = (Some(now_ms), was_connected);
         }
     }
 
     /// Of a client whose node crashed and that was there in calm weather before, consumers hear that
     /// it is gone: from its node, or from another. To be asked if no other node crashed.
     pub fn check_lost(&self, weather: &Weather, client: PeerNumber) {
-        let Some(Fed { open_ms: Some(open_ms), crashed_ms: Some(crashed_ms), .. }) =
-            self.clients.get(&client)
+        let Some(Fed {
+            open_ms: Some(open_ms), crashed_ms: Some(crashed_ms), was_connected, ..
+        }) = self.clients.get(&client)
         else {
             return;
         };
-        let is_named = open_ms + SETTLED_MS < *crashed_ms;
+        // The end of one that had ended may have been in the memory of its node.
+        let is_named = *was_connected && open_ms + SETTLED_MS < *crashed_ms;
         if is_named && weather.is_calm(*open_ms, crashed_ms - 1) {
             let Fed { is_lost, is_closed, .. } = self.clients[&client];
             assert!(is_lost || is_closed, "nobody was told that client {client} is gone");
