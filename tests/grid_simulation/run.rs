@@ -50,10 +50,15 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     if is_verbose {
         println!("{:#?}", world.plan);
     }
-    // With the last restart, which may be at this very moment.
-    world.run_until(world.plan.busy_ms + 1);
+    world.run_until(world.plan.busy_ms);
     world.shared.mood = Mood::Quiet;
     let steady = world.shared.random.below(world.nodes.len());
+    // Its last restart may be at this very moment, or just after.
+    for late_ms in 1..HEALED_MS {
+        if world.nodes[steady].life != Life::Up {
+            world.run_until(world.plan.busy_ms + late_ms);
+        }
+    }
     world.join(steady, Role::Backend(Backend::steady()));
     let end_ms = world.plan.busy_ms + HEALED_MS;
     world.run_until(end_ms);
