@@ -77,8 +77,9 @@ struct Socket {
     is_closing: bool,
     // Its handshake waits, and nothing is received for it meanwhile.
     is_deferred: bool,
-    write: Write,
-    // What it had no room for, of one that waits.
+    // The ring has something to send.
+    is_sending: bool,
+    // What it had no room for: it waits until there is some.
     unsent: Option<Box<Sending>>,
     tls: Option<Box<Tls>>,
 }
@@ -90,13 +91,10 @@ enum Receiving {
     Cancelled,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Write {
-    Idle,
-    // The ring has it.
-    Sending,
-    // For room.
-    Waiting,
+impl Socket {
+    fn is_writing(&self) -> bool {
+        self.is_sending || self.unsent.is_some()
+    }
 }
 
 struct Clock {
@@ -253,7 +251,7 @@ impl Driver {
     /// Closes a socket that is to be closed, when no request is under way.
     fn close_if_quiet(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        if socket.is_closing && socket.receiving == Receiving::Not && socket.write == Write::Idle {
+        if socket.is_closing && socket.receiving == Receiving::Not && !socket.is_writing() {
             self.watch.forget_client(socket.is_client);
             self.sockets[key.index as usize] = None;
             self.shard.handle_closed(key);

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::Socket as ListeningSocket;
 
-use super::{Driver, Receiving, Socket, Write};
+use super::{Driver, Receiving, Socket};
 use crate::runtime::identity::Identity;
 use crate::shard::{Listener, Now};
 
@@ -75,7 +75,7 @@ impl Driver {
             is_client,
             is_closing: false,
             is_deferred: false,
-            write: Write::Idle,
+            is_sending: false,
             unsent: None,
             tls,
         });

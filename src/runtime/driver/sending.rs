@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use rustix::net::{SendFlags, Shutdown};
 
-use super::{Driver, Socket, Write, find};
+use super::{Driver, Socket, find};
 use crate::message::ConnectionKey;
 use crate::runtime::ring::Sending;
 use crate::shard::{Batch, Now};
@@ -48,10 +48,10 @@ impl Driver {
     /// and all is said, shuts our end.
     pub(super) fn send_sealed(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        let Some(tls) = &mut socket.tls else { return };
-        if socket.is_closing || socket.write != Write::Idle {
+        if socket.is_closing || socket.is_writing() {
             return;
         }
+        let Some(tls) = &mut socket.tls else { return };
         match tls.seal(&mut self.plaintext) {
             Ok(batch) if !batch.is_empty() => self.send(key, batch),
             Ok(_) if tls.is_over() => shut(socket),
@@ -64,7 +64,7 @@ impl Driver {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
         sending.begin(batch);
-        socket.write = Write::Sending;
+        socket.is_sending = true;
         self.ring.send(key, socket.fd.as_fd(), sending);
     }
 
@@ -76,7 +76,7 @@ impl Driver {
         result: io::Result<usize>,
     ) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        socket.write = Write::Idle;
+        socket.is_sending = false;
         if socket.is_closing {
             self.spare(sending);
             return self.close_if_quiet(key);
@@ -122,19 +122,18 @@ impl Driver {
 
     fn wait_for_room(&mut self, key: ConnectionKey, sending: Box<Sending>) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        (socket.write, socket.unsent) = (Write::Waiting, Some(sending));
+        socket.unsent = Some(sending);
         self.ring.wait_writable(key, socket.fd.as_fd());
     }
 
     pub(super) fn writable(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         let Some(sending) = socket.unsent.take() else { return };
-        socket.write = Write::Idle;
         if socket.is_closing {
             self.spare(sending);
             return self.close_if_quiet(key);
         }
-        socket.write = Write::Sending;
+        socket.is_sending = true;
         self.ring.send(key, socket.fd.as_fd(), sending);
     }
 
@@ -159,10 +158,10 @@ fn shut(socket: &Socket) {
 /// The alert that a TLS connection that is closed at once still owes its peer, if the socket takes
 /// it: nobody waits for that.
 pub(super) fn say_last_words(socket: &mut Socket, scratch: &mut Vec<u8>) {
-    let Some(tls) = &mut socket.tls else { return };
-    if socket.write != Write::Idle {
+    if socket.is_writing() {
         return;
     }
+    let Some(tls) = &mut socket.tls else { return };
     tls.close();
     for chunk in tls.seal(scratch).unwrap_or_default() {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
