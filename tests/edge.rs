@@ -43,13 +43,6 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<u8> {
     range.flat_map(|number| frame(0x81, number.to_string().as_bytes())).collect()
 }
 
-/// Sends a ping and waits for its pong: the server has read all that was sent before.
-#[track_caller]
-fn synchronise(client: &mut Socket) {
-    client.send_ping(b"here");
-    assert_eq!(client.read(), Message::Pong(b"here".into()));
-}
-
 fn status_of_refusal(server: &Server, path: &str, headers: &str) -> Option<u16> {
     Socket::connect(server.edge, path, headers).err().map(|response| response.status)
 }
@@ -567,7 +560,7 @@ fn what_a_dead_consumer_was_not_written_goes_to_another_in_order() {
     for number in 0..MESSAGES {
         client.send_text(&format!("{number:060000}"));
     }
-    synchronise(&mut client);
+    client.synchronise();
     dying.reset();
     let mut other = server.consumer("plain");
     let number = |data: String| data.parse::<u32>().expect("a number");
@@ -584,7 +577,7 @@ fn messages_wait_for_a_consumer() {
     let server = Server::new();
     let mut client = server.device("/plain");
     client.send(&numbers(0..100));
-    synchronise(&mut client);
+    client.synchronise();
     let mut consumer = server.consumer("plain");
     for number in 0..100 {
         assert_eq!(consumer.data(), number.to_string());
@@ -631,7 +624,7 @@ fn a_full_topic_stops_reading_from_its_clients() {
         assert_eq!(consumer.data().len(), 65_000);
     }
     sent.join().expect("all was sent");
-    synchronise(&mut client);
+    client.synchronise();
 }
 
 #[test]
@@ -656,7 +649,7 @@ fn a_full_topic_may_drop_its_oldest() {
     let server = Server::with("[queue]\ntopic_messages = 8\nwhen_full = \"drop_oldest\"");
     let mut client = server.device("/plain");
     client.send(&numbers(0..100));
-    synchronise(&mut client);
+    client.synchronise();
     let mut consumer = server.consumer("plain");
     let first = consumer.data().parse().expect("a number");
     // Room that is lent to a shard without messages may take a quarter of the topic.
@@ -681,7 +674,7 @@ fn a_route_without_a_topic_discards_what_clients_send() {
     let server = server_with_route("subscribe = [\"*\"]", "");
     let mut client = server.device("/ws?channels=a");
     client.send(&numbers(0..1000));
-    synchronise(&mut client);
+    client.synchronise();
     assert_eq!(server.publish("a", "x"), (1, 0));
     assert_eq!(client.text(), "x");
 }

@@ -180,6 +180,7 @@ fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
     assert_eq!(consumer.call(pop), support::SUCCESS);
     let mut client = server.device("/plain");
     (0..100).for_each(|number| client.send_text(&number.to_string()));
+    client.synchronise();
     assert_eq!(consumer.data(), "0");
     server.terminate();
     assert_eq!(client.closed().0, 1001);

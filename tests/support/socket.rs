@@ -98,6 +98,13 @@ impl Socket {
         self.send(&frame(0x8a, data));
     }
 
+    /// Sends a ping and waits for its pong: the server has read all that was sent before.
+    #[track_caller]
+    pub fn synchronise(&mut self) {
+        self.send_ping(b"here");
+        assert_eq!(self.read(), Message::Pong(b"here".into()));
+    }
+
     pub fn send_close(&mut self, code: u16, reason: &str) {
         self.send(&frame(0x88, &[&code.to_be_bytes(), reason.as_bytes()].concat()));
     }
