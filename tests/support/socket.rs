@@ -158,11 +158,15 @@ impl Socket {
         })
     }
 
+    /// The next message, which has to be text. Pings before it are answered: a test may take long.
     #[track_caller]
     pub fn text(&mut self) -> String {
-        match self.read() {
-            Message::Text(text) => text,
-            other => panic!("not a text message: {other:?}"),
+        loop {
+            match self.read() {
+                Message::Text(text) => return text,
+                Message::Ping(data) => self.send_pong(&data),
+                other => panic!("not a text message: {other:?}"),
+            }
         }
     }
 
