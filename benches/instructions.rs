@@ -14,7 +14,7 @@ use gridcast::protocol::frame::{Frame, Kind};
 /// Its name, how much it does in a run, and a way to run it so many times.
 type Case = (&'static str, u64, fn(u64));
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 19] = [
     ("handshake read and checked", 1, |n| repeat(n, Handshake::new(), Handshake::run)),
     ("frame of 128 B decoded and unmasked", 1, |n| repeat(n, Decoding::new(128), Decoding::run)),
     ("frame of 16384 B decoded and unmasked", 1, |n| {
@@ -29,6 +29,7 @@ const CASES: [Case; 18] = [
     ("publish encoded for another node", 64, |n| repeat(n, Letters::new(128), Letters::encode)),
     ("publish decoded from another node", 64, |n| repeat(n, Letters::new(128), Letters::decode)),
     ("publish to nobody", 1, |n| repeat(n, Crowd::new(1, 0, "nobody's"), Crowd::publish)),
+    ("publish over HTTP to nobody", 1, |n| repeat(n, Crowd::over_http(), Crowd::publish)),
     ("publish to 1", 1, |n| repeat(n, Crowd::new(1, 0, "all"), Crowd::publish)),
     ("publish to 1, 100001 channels", 1, |n| {
         repeat(n, Crowd::new(1000, 100, "500-50"), Crowd::publish);

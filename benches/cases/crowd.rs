@@ -10,7 +10,7 @@ use gridcast::shard::settings::{Edge, Settings};
 use gridcast::shard::{Batch, Listener, Now, Shard};
 
 use super::shard_value;
-use super::{client_frame, handshake, publish_call};
+use super::{client_frame, handshake, publish_call, publish_post};
 
 const NOW: Now = Now { ms: 1_000_000, us: 1_000_000_000, unix_ms: 1_790_000_000_000 };
 
@@ -39,6 +39,14 @@ impl Crowd {
         Self { shard, backend, scratch: call.clone(), call }
     }
 
+    /// No clients. The back end publishes 128 bytes over HTTP, on a connection that stays.
+    pub fn over_http() -> Self {
+        let mut shard = Shard::new(ShardId(0), &settings(), NOW);
+        let backend = accept(&mut shard, Listener::Api);
+        let call = publish_post("nobody's", 128).into_bytes();
+        Self { shard, backend, scratch: call.clone(), call }
+    }
+
     /// One publish, until all is written, the answer too: gives the number of writes.
     pub fn publish(&mut self) -> usize {
         self.scratch.copy_from_slice(&self.call);
@@ -49,14 +57,18 @@ impl Crowd {
 
 /// A connection that is through its handshake.
 fn connect(shard: &mut Shard, listener: Listener, path: &str) -> ConnectionKey {
-    let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
-    let key = shard.handle_accepted(NOW, listener, remote).expect("the node is up");
+    let key = accept(shard, listener);
     // A page of the API's own address may call it.
     let request = handshake(path).replace("Origin: https://example.org\r\n", "");
     shard.handle_bytes(NOW, key, request.into_bytes().as_mut_slice());
     assert_eq!(settle(shard), 1, "the handshake is answered");
     assert_eq!(shard.poll_action(), None, "and granted");
     key
+}
+
+fn accept(shard: &mut Shard, listener: Listener) -> ConnectionKey {
+    let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
+    shard.handle_accepted(NOW, listener, remote).expect("the node is up")
 }
 
 /// Turns until there is nothing left to do.

@@ -50,3 +50,13 @@ pub fn publish_call(channel: &str, bytes: usize) -> String {
     let data = "x".repeat(bytes);
     format!(r#"{{"m":"mesh.publish","p":{{"c":"{channel}","d":"{data}"}},"i":12345}}"#)
 }
+
+/// The same over HTTP.
+pub fn publish_post(channel: &str, bytes: usize) -> String {
+    let body = format!(r#"{{"c":"{channel}","d":"{}"}}"#, "x".repeat(bytes));
+    let length = body.len();
+    format!(
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: 127.0.0.1:6789\r\n\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}

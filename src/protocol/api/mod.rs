@@ -1,10 +1,12 @@
 //! The back ends' JSON ⇄ calls, replies and events; the table of API codes.
 //!
 //! - `mod.rs`: what is said, and the codes. `read.rs`: requests. `document.rs`: the JSON under them.
+//!   `usual.rs`: the requests that come by the million, in one pass.
 //! - `write.rs`: answers and events.
 
 mod document;
 mod read;
+mod usual;
 mod write;
 
 use std::borrow::Cow;

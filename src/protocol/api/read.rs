@@ -7,6 +7,7 @@ use simd_json::value::tape::Tape;
 use simd_json::{Buffers, Node, StaticNode};
 
 use super::document::{Document, Value};
+use super::usual::Usual;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
     ContextEntry, Fault, Function, NAME_BYTES_MAX, Request, Settling, TOPICS_PER_POP_MAX, Tags,
@@ -32,6 +33,13 @@ struct Room {
 impl Parser {
     /// Reads a request of the WebSocket API. `input` is overwritten.
     pub fn request<'a>(&'a mut self, input: &'a mut [u8]) -> Request<'a> {
+        if let Some(usual) = Usual::request(input) {
+            return usual.read(input);
+        }
+        self.request_of_any_form(input)
+    }
+
+    pub(super) fn request_of_any_form<'a>(&'a mut self, input: &'a mut [u8]) -> Request<'a> {
         self.parse(input, |document| match document {
             Ok(document) => read_envelope(document),
             Err(fault) => Request { id: "null", call: Err(fault) },
@@ -43,6 +51,17 @@ impl Parser {
     /// # Errors
     /// 101, with words that name the field.
     pub fn params<'a>(
+        &'a mut self,
+        method: Method,
+        input: &'a mut [u8],
+    ) -> Result<Call<'a>, Fault> {
+        if let Some(usual) = Usual::params(method, input) {
+            return usual.read(input).call;
+        }
+        self.params_of_any_form(method, input)
+    }
+
+    pub(super) fn params_of_any_form<'a>(
         &'a mut self,
         method: Method,
         input: &'a mut [u8],
@@ -92,14 +111,14 @@ pub enum Method {
 }
 
 impl Method {
-    fn from_name(name: &str) -> Option<Self> {
+    pub(super) fn from_name(name: &[u8]) -> Option<Self> {
         Some(match name {
-            "mesh.send" => Self::Send,
-            "mesh.publish" => Self::Publish,
-            "conn.call" => Self::Call,
-            "queue.pop" => Self::Pop,
-            "queue.unpop" => Self::Unpop,
-            "queue.ack" => Self::Ack,
+            b"mesh.send" => Self::Send,
+            b"mesh.publish" => Self::Publish,
+            b"conn.call" => Self::Call,
+            b"queue.pop" => Self::Pop,
+            b"queue.unpop" => Self::Unpop,
+            b"queue.ack" => Self::Ack,
             _ => return None,
         })
     }
@@ -140,7 +159,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<Method, Fault> {
         .ok_or_else(|| Fault::invalid("m: missing; expected the name of a method"))?
         .text()
         .ok_or_else(|| Fault::invalid("m: expected a string"))?;
-    Method::from_name(name).ok_or_else(|| {
+    Method::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
              queue.unpop, queue.ack",

@@ -154,6 +154,9 @@ impl<'a> Target<'a> {
 
 /// What follows the scheme, if `target` has one that is served here.
 fn http_url(target: &str) -> Option<&str> {
+    if target.starts_with('/') {
+        return None;
+    }
     let (scheme, rest) = target.split_once("://")?;
     let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
     known.then_some(rest)

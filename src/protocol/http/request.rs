@@ -113,22 +113,31 @@ impl<'a> Request<'a> {
 
     /// The headers in the order they came, their values without white space at the ends.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        let mut rest = self.fields;
-        std::iter::from_fn(move || {
-            let (line, after) = rest.split_at(memchr(b'\r', rest)?);
-            rest = &after[b"\r\n".len()..];
-            // Only the empty line that ends the head has no colon.
+        // Only the empty line that ends the head has no colon.
+        self.lines().map_while(|line| {
             let (name, value) = line.split_at(memchr(b':', line)?);
             let name = str::from_utf8(name).expect("header names were checked to be ASCII");
             Some((name, value[1..].trim_ascii()))
         })
     }
 
+    /// The lines that `fields` are.
+    fn lines(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let mut rest = self.fields;
+        std::iter::from_fn(move || {
+            let (line, after) = rest.split_at(memchr(b'\r', rest)?);
+            rest = &after[b"\r\n".len()..];
+            Some(line)
+        })
+    }
+
     /// The values of each header of that name, in any case.
     pub fn header_values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        self.headers()
-            .filter(move |(other, _)| other.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+        self.lines().filter_map(move |line| {
+            let (other, rest) = line.split_at_checked(name.len())?;
+            let value = rest.strip_prefix(b":")?;
+            other.eq_ignore_ascii_case(name.as_bytes()).then(|| value.trim_ascii())
+        })
     }
 
     /// The value of the first header of that name, in any case.

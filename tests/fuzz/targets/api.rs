@@ -1,6 +1,7 @@
 //! Whatever a back end sends is answered with one JSON object, and what is passed on is JSON.
 
 use gridcast::protocol::api::{self, Call, Fault, Function, Method, Parser, Reply, Request};
+use gridcast::protocol::frame::Kind;
 use serde::de::IgnoredAny;
 
 const METHODS: [Method; 6] =
@@ -18,6 +19,7 @@ pub fn run(data: &[u8]) {
         check_call(&request.call);
         check_answers(request);
         check_verdict(data, &request.call);
+        check_content(data, &request.call);
         format!("{request:?}")
     });
     let fresh = read(&mut Parser::default(), data, |request| format!("{request:?}"));
@@ -36,6 +38,20 @@ fn check_verdict(data: &[u8], call: &Result<Call<'_>, Fault>) {
     let is_refused = |fault: &Fault| fault.message.starts_with("not valid JSON");
     if call.as_ref().is_err_and(is_refused) {
         assert!(serde_json::from_slice::<serde_json::Value>(data).is_err(), "{call:?}");
+    }
+}
+
+/// A text that is passed on is the one that a parser of another make reads.
+fn check_content(data: &[u8], call: &Result<Call<'_>, Fault>) {
+    let Ok(Call::Publish(_, content) | Call::Send(_, content)) = call else { return };
+    let Ok(request) = serde_json::from_slice::<serde_json::Value>(data) else { return };
+    let params = &request["p"];
+    let params = params.get(0).unwrap_or(params);
+    if let (Kind::Text, Some(text)) = (content.kind, params["d"].as_str()) {
+        assert_eq!(content.bytes, text.as_bytes());
+    }
+    if let (Ok(Call::Publish(channel, _)), Some(name)) = (call, params["c"].as_str()) {
+        assert_eq!(*channel, name);
     }
 }
 

@@ -1,0 +1,402 @@
+//! Requests in the form that nearly all have, found in one pass: `mesh.send`, `mesh.publish` and
+//! `queue.ack` with nothing that needs a closer look. What is not of that form, be it wrong or only
+//! rare, is for [`super::read`], which says what is wrong with it.
+
+use std::ops::Range;
+
+use super::read::Method;
+use super::{Call, Content, Fault, NAME_BYTES_MAX, Request, Tags};
+use crate::address::ClientId;
+use crate::protocol::frame::Kind;
+
+/// A request of the usual form: places in its text.
+pub struct Usual {
+    // As it was sent; `None`: the request has none.
+    id: Option<Range<usize>>,
+    call: Places,
+}
+
+enum Places {
+    Send(ClientId, Data),
+    Publish(Range<usize>, Data),
+    Ack(u64),
+}
+
+/// Between the quotes of a string.
+struct Data {
+    place: Range<usize>,
+    has_escapes: bool,
+}
+
+impl Usual {
+    /// Finds a request of the WebSocket API.
+    pub fn request(text: &[u8]) -> Option<Self> {
+        let (mut method, mut params, mut id) = (None, None, None);
+        let mut cursor = Cursor::new(text);
+        cursor.object(|cursor, key| {
+            match key {
+                b'm' => method = Method::from_name(&text[cursor.name()?]),
+                b'p' => params = Some(cursor.params()?),
+                b'i' => id = Some(cursor.id()?),
+                _ => return None,
+            }
+            Some(())
+        })?;
+        cursor.ended()?;
+        Some(Self { id, call: params?.call(method?, text)? })
+    }
+
+    /// Finds the parameters of a method, as the body of an HTTP request.
+    pub fn params(method: Method, text: &[u8]) -> Option<Self> {
+        let mut cursor = Cursor::new(text);
+        let params = cursor.params()?;
+        cursor.ended()?;
+        Some(Self { id: None, call: params.call(method, text)? })
+    }
+
+    /// What is asked, of the text that it was found in. Escapes are undone there.
+    pub fn read(self, input: &mut [u8]) -> Request<'_> {
+        let call = match self.call {
+            Places::Send(client, data) => Places::Send(client, data.unescape(input)),
+            Places::Publish(channel, data) => Places::Publish(channel, data.unescape(input)),
+            call @ Places::Ack(_) => call,
+        };
+        let Ok(text) = std::str::from_utf8(input) else {
+            return Request { id: "null", call: Err(Fault::invalid("not valid JSON: not UTF-8")) };
+        };
+        let content = |data: Data| {
+            let bytes = text[data.place].as_bytes().into();
+            Content { kind: Kind::Text, bytes }
+        };
+        Request {
+            id: self.id.map_or("null", |place| &text[place]),
+            call: Ok(match call {
+                Places::Send(client, data) => Call::Send(client, content(data)),
+                Places::Publish(channel, data) => Call::Publish(&text[channel], content(data)),
+                Places::Ack(tag) => Call::Ack(Tags::One(tag)),
+            }),
+        }
+    }
+}
+
+impl Data {
+    fn unescape(self, input: &mut [u8]) -> Self {
+        if !self.has_escapes {
+            return self;
+        }
+        let Range { start, end } = self.place;
+        let (mut from, mut to) = (start, start);
+        while from < end {
+            let plain = memchr::memchr(b'\\', &input[from..end]).unwrap_or(end - from);
+            input.copy_within(from..from + plain, to);
+            (from, to) = (from + plain, to + plain);
+            if from < end {
+                input[to] = meaning(input[from + 1]).unwrap_or_default();
+                (from, to) = (from + 2, to + 1);
+            }
+        }
+        Self { place: start..to, has_escapes: false }
+    }
+}
+
+/// What the byte after a backslash stands for; `None` for `u`, and for those that JSON knows not.
+fn meaning(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'"' | b'\\' | b'/' => byte,
+        b'b' => 0x08,
+        b'f' => 0x0C,
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        _ => return None,
+    })
+}
+
+/// The parameters that calls of the usual form have.
+#[derive(Default)]
+struct Params {
+    // `c`
+    receiver: Option<Range<usize>>,
+    // `d`
+    data: Option<Data>,
+    // `g`
+    tag: Option<u64>,
+}
+
+impl Params {
+    fn call(self, method: Method, text: &[u8]) -> Option<Places> {
+        match method {
+            Method::Send => {
+                let client = std::str::from_utf8(&text[self.receiver?]).ok()?.parse().ok()?;
+                Some(Places::Send(client, self.data?))
+            }
+            Method::Publish => {
+                let is_good = |name: &Range<usize>| (1..=NAME_BYTES_MAX).contains(&name.len());
+                Some(Places::Publish(self.receiver.filter(is_good)?, self.data?))
+            }
+            Method::Ack => self.tag.map(Places::Ack),
+            Method::Call | Method::Pop | Method::Unpop => None,
+        }
+    }
+}
+
+/// A place in a JSON text. What is asked for is taken, white space before it included, or `None`.
+struct Cursor<'t> {
+    text: &'t [u8],
+    // The end of `text` that is not taken yet.
+    rest: &'t [u8],
+}
+
+impl<'t> Cursor<'t> {
+    fn new(text: &'t [u8]) -> Self {
+        Self { text, rest: text }
+    }
+
+    fn params(&mut self) -> Option<Params> {
+        let mut params = Params::default();
+        self.object(|cursor, key| {
+            match key {
+                b'c' => params.receiver = Some(cursor.name()?),
+                b'd' => params.data = Some(cursor.string()?),
+                b't' if &cursor.text[cursor.name()?] == b"text" => {}
+                b'g' => params.tag = Some(cursor.number()?.1),
+                _ => return None,
+            }
+            Some(())
+        })?;
+        Some(params)
+    }
+
+    /// An object that is not empty, whose keys are one byte long.
+    fn object(&mut self, mut field: impl FnMut(&mut Self, u8) -> Option<()>) -> Option<()> {
+        self.take(b'{')?;
+        loop {
+            self.take(b'"')?;
+            let [key, b'"', rest @ ..] = self.rest else { return None };
+            self.rest = rest;
+            self.take(b':')?;
+            field(self, *key)?;
+            if self.take(b',').is_none() {
+                return self.take(b'}');
+            }
+        }
+    }
+
+    /// A request's id: a number, or a string with its quotes.
+    fn id(&mut self) -> Option<Range<usize>> {
+        if self.peek()? == b'"' {
+            let Range { start, end } = self.name()?;
+            return Some(start - 1..end + 1);
+        }
+        Some(self.number()?.0)
+    }
+
+    /// A string without escapes, that may well be short.
+    fn name(&mut self) -> Option<Range<usize>> {
+        self.take(b'"')?;
+        let is_special = |&byte: &u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+        let length = self.rest.iter().position(is_special)?;
+        let place = self.advance(length);
+        self.take_next(b'"')?;
+        Some(place)
+    }
+
+    /// Any string, that may well be long.
+    fn string(&mut self) -> Option<Data> {
+        self.take(b'"')?;
+        let (mut length, mut has_escapes) = (0, false);
+        loop {
+            length += memchr::memchr2(b'"', b'\\', &self.rest[length..])?;
+            if self.rest[length] == b'"' {
+                break;
+            }
+            meaning(*self.rest.get(length + 1)?)?;
+            has_escapes = true;
+            length += 2;
+        }
+        // All are looked at, so that many are at once.
+        let least = self.rest[..length].iter().copied().fold(u8::MAX, u8::min);
+        if least < 0x20 {
+            return None;
+        }
+        let place = self.advance(length);
+        self.take_next(b'"')?;
+        Some(Data { place, has_escapes })
+    }
+
+    /// A whole number that is not negative, of at most 19 digits.
+    fn number(&mut self) -> Option<(Range<usize>, u64)> {
+        self.peek()?;
+        let length = self.rest.iter().take(20).take_while(|byte| byte.is_ascii_digit()).count();
+        let (digits, after) = self.rest.split_at(length);
+        let is_whole = (1..20).contains(&length)
+            && (length == 1 || digits[0] != b'0')
+            && matches!(after.first()?, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r');
+        if !is_whole {
+            return None;
+        }
+        let digits = digits.iter().map(|digit| u64::from(digit - b'0'));
+        Some((self.advance(length), digits.fold(0, |value, digit| value * 10 + digit)))
+    }
+
+    fn ended(&mut self) -> Option<()> {
+        self.peek().is_none().then_some(())
+    }
+
+    fn take(&mut self, byte: u8) -> Option<()> {
+        self.peek()?;
+        self.take_next(byte)
+    }
+
+    fn take_next(&mut self, byte: u8) -> Option<()> {
+        let (first, rest) = self.rest.split_first()?;
+        (*first == byte).then(|| self.rest = rest)
+    }
+
+    fn peek(&mut self) -> Option<u8> {
+        loop {
+            let (&first, rest) = self.rest.split_first()?;
+            if first > b' ' || !matches!(first, b' ' | b'\t' | b'\n' | b'\r') {
+                return Some(first);
+            }
+            self.rest = rest;
+        }
+    }
+
+    /// Takes so many bytes that are there: their place.
+    fn advance(&mut self, length: usize) -> Range<usize> {
+        let start = self.text.len() - self.rest.len();
+        self.rest = &self.rest[length..];
+        start..start + length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::read::Parser;
+    use super::*;
+
+    /// Strings, numbers and others, good and bad, as they may stand in a request.
+    const VALUES: [&str; 32] = [
+        r#""a""#,
+        r#""text""#,
+        r#""binary""#,
+        r#""""#,
+        r#""7""#,
+        r#""18446744073709551615""#,
+        r#""18446744073709551616""#,
+        r#""mesh.send""#,
+        r#""mesh.publish""#,
+        r#""queue.ack""#,
+        r#""{\"a\":\"b\\n\"}\b\f\n\r\t\/\"""#,
+        r#""\u00e9""#,
+        r#""\ud83d""#,
+        r#""\x""#,
+        r#""é😀""#,
+        "\"a\nb\"",
+        "\"\u{7f}\"",
+        r#""\"#,
+        "0",
+        "7",
+        "01",
+        "-1",
+        "1.5",
+        "1e3",
+        "9999999999999999999",
+        "18446744073709551616",
+        "true",
+        "null",
+        "[]",
+        "{}",
+        r#"{"c":"a","d":"x"}"#,
+        r#"{"g":1}"#,
+    ];
+
+    fn object(
+        keys: &'static [&'static str],
+        value: BoxedStrategy<String>,
+    ) -> BoxedStrategy<String> {
+        let blank = prop_oneof![4 => Just(""), 1 => Just(" "), 1 => Just("\r\n\t")];
+        let field = (prop::sample::select(keys), value, blank);
+        let fields = prop::collection::vec(field, 0..5).prop_map(|fields| {
+            let fields = fields.into_iter().map(|(key, value, blank)| {
+                format!("{blank}\"{key}\"{blank}:{blank}{value}{blank}")
+            });
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+        });
+        fields.boxed()
+    }
+
+    fn value() -> BoxedStrategy<String> {
+        prop::sample::select(&VALUES).prop_map(String::from).boxed()
+    }
+
+    /// Parameters of calls, most of them good.
+    fn params() -> BoxedStrategy<String> {
+        let good = prop_oneof![
+            Just(r#"{"c":"a","d":"x"}"#.to_owned()),
+            Just(r#"{ "c" : "1" , "t":"text","d":"\"" }"#.to_owned()),
+            Just(r#"{"g":19}"#.to_owned()),
+        ];
+        prop_oneof![good, object(&["c", "d", "t", "g", "u", "cd", ""], value())].boxed()
+    }
+
+    fn request() -> impl Strategy<Value = String> {
+        let method =
+            prop::sample::select(&["mesh.send", "mesh.publish", "queue.ack", "queue.unpop"]);
+        let usual = (method, params(), value(), "[ x]?").prop_map(|(method, params, id, end)| {
+            format!(r#"{{"m":"{method}","p":{params},"i":{id}}}{end}"#)
+        });
+        let any = prop_oneof![value(), params()].boxed();
+        prop_oneof![3 => usual, 1 => object(&["m", "p", "i", "id", "x"], any)]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn what_is_found_is_what_a_whole_parser_reads(text in request()) {
+            let (mut found, mut read) = (text.clone().into_bytes(), text.clone().into_bytes());
+            if let Some(usual) = Usual::request(&found) {
+                let mut parser = Parser::default();
+                prop_assert_eq!(usual.read(&mut found), parser.request_of_any_form(&mut read));
+            }
+        }
+
+        #[test]
+        fn parameters_alone_likewise(text in params()) {
+            for method in [Method::Send, Method::Publish, Method::Ack, Method::Unpop] {
+                let (mut found, mut read) = (text.clone().into_bytes(), text.clone().into_bytes());
+                if let Some(usual) = Usual::params(method, &found) {
+                    let mut parser = Parser::default();
+                    let read = parser.params_of_any_form(method, &mut read);
+                    prop_assert_eq!(usual.read(&mut found).call, read);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_back_ends_send_most_is_of_the_usual_form() {
+        for text in [
+            r#"{"m":"mesh.publish","p":{"c":"news","d":"hello"},"i":1}"#,
+            r#"{"i": "a-1", "p": {"d": "{\"tick\":1}", "c": "é", "t": "text"}, "m": "mesh.publish"}"#,
+            r#"{"m":"mesh.send","p":{"c":"1463819408261513216","d":""}}"#,
+            r#"{"m":"queue.ack","p":{"g":12},"i":9999999999999999999}"#,
+        ] {
+            let mut text = text.as_bytes().to_vec();
+            let usual = Usual::request(&text).expect("it is");
+            assert!(usual.read(&mut text).call.is_ok());
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_is_refused() {
+        let mut text = *b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\"\xff\"},\"i\":1}";
+        let request = Usual::request(&text).expect("its form is usual").read(&mut text);
+        assert_eq!(request.id, "null");
+        assert_eq!(request.call, Err(Fault::invalid("not valid JSON: not UTF-8")));
+    }
+}
