@@ -48,8 +48,9 @@
 //!    no buffer.
 //! 2. `shard::backend` (or `shard::requests`, over HTTP) gets a whole message from
 //!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place.
-//! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks every
-//!    shard: itself directly, the others through the outbox.
+//! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks those
+//!    who may have subscribers (`shard::interest`): itself directly, others through the outbox. One
+//!    shard alone is not asked, it does it.
 //! 4. `runtime::bus` hands it to each: a reference, through one mailbox per pair of shards. That a
 //!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
 //!    end's messages rest on.
@@ -81,7 +82,8 @@
 //! `shard::rate` is one number per client or address: when its bucket is full again. A client that
 //! has sent too much is not read from; an address is counted by its home, a shard found by its hash
 //! as a topic's is (`shard::addresses`); a user's calls are counted in one number that all shards
-//! share, the only one there is.
+//! share. Besides it they share what `shard::interest` holds: bits that say which of them may have
+//! subscribers of a channel.
 //!
 //! # The thread of the mesh
 //!

@@ -20,6 +20,7 @@ use crate::protocol::http;
 use crate::queue::Bounds;
 use crate::runtime::{self, Listening, Port, Shards, Summary, TlsContext};
 use crate::shard::Listener;
+use crate::shard::interest::Interest;
 use crate::shard::rate::{Quota, Rate};
 use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
@@ -293,6 +294,7 @@ fn settings(
     Settings {
         node: NodeId::new(config.node.id).expect("the configuration was checked"),
         shards: config.node.cores.len(),
+        interest: Arc::new(Interest::new(config.node.cores.len())),
         has_mesh: config.mesh.is_some(),
         api: Api {
             advertise: advertised(config.api.advertise, api.address, &[]),

@@ -12,6 +12,7 @@ use gridcast::metrics::Counters;
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::{Quota, Rate};
 use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Shard};
@@ -29,6 +30,7 @@ fn settings(shards: usize) -> Settings {
     Settings {
         node: NODE,
         shards,
+        interest: Arc::new(Interest::new(shards)),
         has_mesh: false,
         api: Api {
             advertise: ([127, 0, 0, 1], 6789).into(),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::interest::ShardInterest;
+
 /// A channel's place in the table, while it has subscribers or a walk goes through it.
 pub type ChannelIndex = u32;
 
@@ -20,13 +22,15 @@ pub struct Subscription {
 const LEFT: u32 = u32::MAX;
 
 /// All channels of one shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Channels {
     by_name: HashMap<Box<str>, ChannelIndex>,
     slots: Vec<Channel>,
     free: Vec<ChannelIndex>,
-    // None: nobody is told of changes.
+    // None: no other node is told of changes.
     changes: Option<Changes>,
+    // The other shards are told of them too.
+    interest: ShardInterest,
 }
 
 /// Channels that came into being or went, for who is to be told: taken out after each step.
@@ -75,9 +79,11 @@ pub type WalkNumber = u64;
 pub const IN_ONE_GO: WalkNumber = WalkNumber::MAX;
 
 impl Channels {
-    /// No channels yet; with `has_listener`, changes come out of [`Self::poll_change`].
-    pub fn new(has_listener: bool) -> Self {
-        Self { changes: has_listener.then(Changes::default), ..Self::default() }
+    /// No channels yet; with `has_listener`, changes come out of [`Self::poll_change`]. The other
+    /// shards are told.
+    pub fn new(has_listener: bool, interest: ShardInterest) -> Self {
+        let changes = has_listener.then(Changes::default);
+        Self { by_name: HashMap::new(), slots: Vec::new(), free: Vec::new(), changes, interest }
     }
 
     /// The next channel that came into being (true) or went, with the number of the change.
@@ -129,6 +135,7 @@ impl Channels {
         let slot = &mut self.slots[channel as usize];
         (slot.name, slot.change) = (name.into(), change);
         self.by_name.insert(name.into(), channel);
+        self.interest.open(name);
         channel
     }
 
@@ -158,6 +165,7 @@ impl Channels {
         let slot = &mut self.slots[channel as usize];
         if slot.members.is_empty() && slot.walked.is_none() {
             self.by_name.remove(&slot.name);
+            self.interest.close(&slot.name);
             if let Some(changes) = &mut self.changes {
                 changes.note(&slot.name, false);
             }
@@ -230,7 +238,9 @@ impl Channels {
 
 #[cfg(test)]
 mod tests {
+    use super::super::interest::Interest;
     use super::*;
+    use crate::address::ShardId;
 
     fn met(channels: &Channels, walk: WalkNumber, at: usize, end: usize) -> Vec<u32> {
         channels.members(0, walk, at, end).map(|(_, member)| member).collect()
@@ -238,7 +248,8 @@ mod tests {
 
     #[test]
     fn who_leaves_and_comes_back_is_not_met_twice_by_a_walk_under_way() {
-        let mut channels = Channels::new(false);
+        let interest = ShardInterest::new(ShardId(0), Arc::new(Interest::new(1)));
+        let mut channels = Channels::new(false, interest);
         let subscriptions: Vec<_> = (0..6).map(|member| channels.subscribe("a", member)).collect();
         let (end, first) = (channels.end(0), channels.begin_walk(0));
         assert_eq!(met(&channels, first, 0, 3), [0, 1, 2]);

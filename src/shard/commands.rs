@@ -94,13 +94,22 @@ impl Shard {
         content: &Content<'_>,
     ) {
         let from = self.backend_id(key);
-        if self.settings.shards > 1 || self.settings.has_mesh || self.lanes.contains_key(&from) {
-            let frame = Frame::message(content.kind, &content.bytes);
-            let channel: Arc<str> = channel.into();
-            let command = || Command::Publish(channel.clone(), frame.clone());
-            let mut everywhere = self.all_shards();
-            everywhere.extend(self.settings.has_mesh.then_some(Party::Mesh));
-            return self.ask(key, shape, Kind::Publish, &everywhere, command);
+        // What it asked for before may be a subscribe that is still on its way.
+        let replies = self.connections.get(key).and_then(|connection| connection.replies());
+        let is_behind_function = replies.is_some_and(|replies| replies.has_function());
+        let is_for_others = self.interested(channel).any(|party| party != self.own_party());
+        if is_for_others || is_behind_function || self.lanes.contains_key(&from) {
+            let asked: Vec<Party> = match is_behind_function {
+                true => self.everywhere().collect(),
+                false => self.interested(channel).collect(),
+            };
+            // They may have lost their last subscribers at this moment.
+            if !asked.is_empty() {
+                let frame = Frame::message(content.kind, &content.bytes);
+                let channel: Arc<str> = channel.into();
+                let command = || Command::Publish(channel.clone(), frame.clone());
+                return self.ask(key, shape, Kind::Publish, &asked, command);
+            }
         }
         if self.channels.find(channel).is_none() {
             return self.reply(key, &shape, &Ok(Reply::Published(Tally::default())));
@@ -109,7 +118,7 @@ impl Shard {
             Ok(tally) => self.reply(key, &shape, &Ok(Reply::Published(tally))),
             Err(walk) => {
                 if let Some(ticket) = self.open_question(key, shape, Kind::Publish, 1) {
-                    let asker = Party::Shard(self.address);
+                    let asker = self.own_party();
                     self.open_lane(Asked { asker, ticket, backend: from }, walk);
                 }
             }
@@ -221,7 +230,7 @@ impl Shard {
 
     fn ask_party(&mut self, party: Party, key: ConnectionKey, ticket: Ticket, command: Command) {
         let from = self.backend_id(key);
-        if party == Party::Shard(self.address) {
+        if party == self.own_party() {
             return self.carry_out(Asked { asker: party, ticket, backend: from }, command);
         }
         self.outbox.push_back((party, Message::Ask { ticket, from, command }));
@@ -234,7 +243,11 @@ impl Shard {
         kind: Kind,
         awaited: usize,
     ) -> Option<Ticket> {
-        let reply = self.connections.get(key)?.replies()?.wait(shape);
+        let replies = self.connections.get(key)?.replies()?;
+        let reply = replies.wait(shape);
+        if kind == Kind::Call {
+            replies.note_function();
+        }
         let ticket = self.pending.open(self.now.us, (key, reply), kind, awaited);
         self.timers.set(self.now.ms + self.settings.limits.answer_ms, Timer::Ticket(ticket));
         Some(ticket)
@@ -277,8 +290,7 @@ impl Shard {
 
     /// Asks all shards how things stand; the answer is the text of `/metrics`.
     pub(super) fn call_report(&mut self, key: ConnectionKey, shape: HttpShape) {
-        let mut everywhere = self.all_shards();
-        everywhere.extend(self.settings.has_mesh.then_some(Party::Mesh));
+        let everywhere: Vec<Party> = self.everywhere().collect();
         self.ask(key, Shape::Response(shape), Kind::Report, &everywhere, || Command::Report);
     }
 
@@ -538,8 +550,8 @@ impl Shard {
         Party::Shard(ShardAddress { node: self.address.node, shard })
     }
 
-    fn all_shards(&self) -> Vec<Party> {
-        (0..self.settings.shards).map(|index| self.beside(ShardId(index as u8))).collect()
+    fn own_party(&self) -> Party {
+        Party::Shard(self.address)
     }
 
     pub(super) fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {

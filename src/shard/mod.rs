@@ -5,6 +5,7 @@
 //! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
+//! - `channels.rs`: who is subscribed here. `interest.rs`: what the shards of a node know of it.
 //! - `nodes.rs`: what other nodes are to know, and who is within reach. `wards.rs`: the clients of
 //!   those that are lost.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
@@ -25,6 +26,7 @@ mod context;
 mod drain;
 mod edge;
 mod fanout;
+pub mod interest;
 mod lifecycle;
 mod nodes;
 mod outbound;
@@ -59,6 +61,7 @@ use commands::Asked;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
 use fanout::{Budget, Lane};
+use interest::ShardInterest;
 use nodes::Nodes;
 use outbound::Spare;
 use pending::Pending;
@@ -139,6 +142,7 @@ impl Shard {
     pub fn new(id: ShardId, settings: &Settings, now: Now) -> Self {
         let settings = Arc::new(settings.unshared());
         let layout = IdLayout::new(settings.shards);
+        assert_eq!(settings.interest.count(), settings.shards, "it is made for the node");
         Self {
             address: ShardAddress { node: settings.node, shard: id },
             layout,
@@ -148,7 +152,10 @@ impl Shard {
             clients: HashMap::new(),
             access: Access::new(&settings),
             addresses: Addresses::default(),
-            channels: Channels::new(settings.has_mesh),
+            channels: Channels::new(
+                settings.has_mesh,
+                ShardInterest::new(id, settings.interest.clone()),
+            ),
             topics: Topics::new(id, &settings),
             pending: Pending::new(now.unix_ms),
             nodes: Nodes::default(),

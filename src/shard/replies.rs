@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use smol_str::SmolStr;
+
 use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Exchange, Response};
@@ -17,7 +19,7 @@ pub const WAITING_MIN: usize = 512;
 #[derive(Debug)]
 pub enum Shape {
     /// As a message, with the JSON text of the request's id.
-    Message(Box<str>),
+    Message(SmolStr),
     /// As a response.
     Response(HttpShape),
 }
@@ -91,7 +93,10 @@ impl HttpShape {
 #[derive(Debug, Default)]
 pub struct Replies {
     slots: VecDeque<Slot>,
+    // The number of the first of them.
     first: u64,
+    // The one after the last call of a client's function.
+    after_function: u64,
 }
 
 #[derive(Debug)]
@@ -124,6 +129,17 @@ impl Replies {
     pub fn wait(&mut self, shape: Shape) -> u64 {
         self.slots.push_back(Slot::Waiting(shape));
         self.first + self.slots.len() as u64 - 1
+    }
+
+    /// Notes that the last place is that of a call of a client's function.
+    pub fn note_function(&mut self) {
+        self.after_function = self.first + self.slots.len() as u64;
+    }
+
+    /// Whether a call of a client's function waits, which may have changed channels somewhere by the
+    /// time that what is asked next comes there.
+    pub fn has_function(&self) -> bool {
+        self.first < self.after_function
     }
 
     /// Gives the last place back that was kept, and not settled: its answer gets another.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::interest::Interest;
 use super::rate::{Quota, Rate};
 use crate::address::{NodeId, ShardId};
 use crate::protocol::credentials::{FingerprintKey, User};
@@ -18,6 +19,8 @@ pub struct Settings {
     pub node: NodeId,
     /// How many shards it has.
     pub shards: usize,
+    /// Which of them have subscribers of which channel. Made for this node, and for so many.
+    pub interest: Arc<Interest>,
     /// Whether it has a mesh, through which it may reach other nodes.
     pub has_mesh: bool,
     /// The back ends' listener.
@@ -180,12 +183,16 @@ pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
 }
 
 fn shard_by(name: &[u8], shards: usize) -> ShardId {
-    // FNV-1a: every shard must come to the same answer, so the hash has no seed. It only spreads
-    // names over shards; who picks names to collide makes one shard busy.
-    let hash = name.iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, &byte| {
+    ShardId(((spread(name) >> 32) % shards as u64) as u8)
+}
+
+/// Spreads names over numbers.
+pub(super) fn spread(name: &[u8]) -> u64 {
+    // FNV-1a: every shard must come to the same answer, so the hash has no seed. Who picks names to
+    // collide makes one shard busy, or publishes to them ask shards in vain.
+    name.iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    });
-    ShardId(((hash >> 32) % shards as u64) as u8)
+    })
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! A shard as a value: what it is told when it is made, and connections of it without sockets.
 
+use std::sync::Arc;
+
 use gridcast::address::NodeId;
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::interest::Interest;
 use gridcast::shard::settings::{Api, Limits, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 
@@ -14,6 +17,7 @@ pub fn settings() -> Settings {
     Settings {
         node: NodeId::new(1).expect("1 is at most 1023"),
         shards: 1,
+        interest: Arc::new(Interest::new(1)),
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),

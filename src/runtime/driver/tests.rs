@@ -25,6 +25,7 @@ use crate::runtime::identity::TlsContext;
 use crate::runtime::listener::{Listening, bind};
 use crate::runtime::ring::{Faults, Random};
 use crate::runtime::verifier;
+use crate::shard::interest::Interest;
 use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
 use peer::{Door, Peer};
 
@@ -218,6 +219,7 @@ fn settings() -> Settings {
     Settings {
         node: NodeId::new(1).unwrap(),
         shards: 1,
+        interest: Arc::new(Interest::new(1)),
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),

@@ -7,6 +7,7 @@ use gridcast::address::NodeId;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 
@@ -22,9 +23,11 @@ pub fn settings(shape: u8) -> Settings {
         2 => WhenFull::DropOldest,
         _ => WhenFull::Close,
     };
+    let shards = if bit(0) { 2 } else { 1 };
     Settings {
         node: node_id(),
-        shards: if bit(0) { 2 } else { 1 },
+        shards,
+        interest: Arc::new(Interest::new(shards)),
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),

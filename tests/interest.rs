@@ -1,0 +1,66 @@
+//! A publish asks the shards of its node that have subscribers, and those alone.
+
+#![forbid(unsafe_code)]
+
+#[path = "support/shard.rs"]
+mod shard_value;
+
+use std::sync::Arc;
+
+use gridcast::address::{IdLayout, IdSource, ShardId};
+use gridcast::message::{ConnectionKey, Party};
+use gridcast::shard::interest::Interest;
+use gridcast::shard::settings::{Edge, Settings};
+use gridcast::shard::{Listener, Now, Shard};
+use shard_value::{call, upgraded};
+
+const NOW: Now = Now { ms: 1_000_000, us: 1_000_000_000, unix_ms: 1_790_000_000_000 };
+const SHARDS: usize = 3;
+
+fn shards() -> Vec<Shard> {
+    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
+    let interest = Arc::new(Interest::new(SHARDS));
+    let base = shard_value::settings();
+    let settings = Settings { shards: SHARDS, interest, edges, ..base };
+    (0..SHARDS).map(|index| Shard::new(ShardId(index as u8), &settings, NOW)).collect()
+}
+
+/// Who is asked when a back end of the first shard calls so.
+fn asked(shards: &mut [Shard], backend: ConnectionKey, json: &str) -> Vec<u8> {
+    shards[0].handle_bytes(NOW, backend, &mut call(json));
+    let messages = std::iter::from_fn(|| shards[0].poll_message());
+    let shard = |(to, _)| match to {
+        Party::Shard(to) => to.shard.0,
+        Party::Mesh => panic!("there is no mesh"),
+    };
+    messages.map(shard).collect()
+}
+
+const PUBLISH: &str = r#"{"m":"mesh.publish","p":{"c":"a","d":"x"},"i":1}"#;
+
+#[test]
+fn shards_without_subscribers_are_not_asked() {
+    let mut shards = shards();
+    let backend = upgraded(&mut shards[0], NOW, Listener::Api, "/ws/v1");
+    assert!(asked(&mut shards, backend, PUBLISH).is_empty());
+    upgraded(&mut shards[0], NOW, Listener::Edge(0), "/ws?channels=a");
+    assert!(asked(&mut shards, backend, PUBLISH).is_empty());
+    let client = upgraded(&mut shards[2], NOW, Listener::Edge(0), "/ws?channels=a,b");
+    assert_eq!(asked(&mut shards, backend, PUBLISH), [2]);
+    shards[2].handle_end(NOW, client, true);
+    assert!(asked(&mut shards, backend, PUBLISH).is_empty());
+}
+
+#[test]
+fn behind_a_subscribe_without_an_answer_all_are_asked() {
+    let mut shards = shards();
+    let backend = upgraded(&mut shards[0], NOW, Listener::Api, "/ws/v1");
+    let layout = IdLayout::new(SHARDS);
+    let node = shard_value::settings().node;
+    let client = IdSource::new(node, ShardId(2), layout, NOW.unix_ms).next(NOW.unix_ms);
+    let client = client.expect("the first of its millisecond").value();
+    let params = format!(r#"{{"c":"{client}","f":"subscribe","a":["a"]}}"#);
+    let subscribe = format!(r#"{{"m":"conn.call","p":{params},"i":0}}"#);
+    assert_eq!(asked(&mut shards, backend, &subscribe), [2]);
+    assert_eq!(asked(&mut shards, backend, PUBLISH), [1, 2]);
+}
