@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
@@ -21,21 +22,31 @@ const PAIR_MIN: usize = 64;
 /// Messages taken from the mailboxes per turn: what is left waits for the next.
 const MESSAGES_PER_TURN: usize = 4096;
 
-/// Wakes a shard that sleeps.
+/// Tells a shard which of its mailboxes have something, and wakes it if it sleeps.
 #[derive(Debug)]
-pub struct Wake {
+struct Wake {
+    // A bit for each mailbox, set behind what was put into it: a turn looks into those alone.
+    marks: Box<[AtomicU64]>,
     armed: Armed,
     eventfd: OwnedFd,
 }
 
 impl Wake {
-    fn new() -> io::Result<Self> {
+    /// Of an end with so many mailboxes.
+    fn new(mailboxes: usize) -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Self { armed: Armed::new(), eventfd })
+        let marks = (0..mailboxes.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { marks, armed: Armed::new(), eventfd })
     }
 
-    /// Wakes the shard if it sleeps. To be called after what it shall find is in its mailbox.
-    pub fn wake(&self) {
+    /// Says that something was put into a mailbox, and wakes the shard if it sleeps.
+    fn mark(&self, mailbox: usize) {
+        self.marks[mailbox / 64].fetch_or(1 << (mailbox % 64), Ordering::AcqRel);
+        self.wake();
+    }
+
+    /// Wakes the shard if it sleeps. To be called after what it shall find is there.
+    fn wake(&self) {
         if self.armed.must_wake() {
             // A full counter (EAGAIN) is awake enough; nothing else can go wrong with an eventfd.
             let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
@@ -53,6 +64,8 @@ pub struct Port {
     shards: usize,
     own: usize,
     inbound: Vec<(ShardId, Receiver<Letter>)>,
+    // Bits of the mailboxes that were not empty when a turn had enough of them.
+    unread: Box<[u64]>,
     outbound: Vec<Sender<Letter>>,
     // What did not fit a mailbox yet, per shard, in order. Bounded by what shards may ask of each
     // other: answers by the questions open, questions by the calls that wait on each connection,
@@ -78,13 +91,16 @@ pub struct Control {
 pub fn bus(node: NodeId, shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Control)> {
     let capacity = (SHARD_MESSAGES / shards).max(PAIR_MIN);
     let ends = shards + usize::from(has_mesh);
-    let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new()).collect::<Result<_, _>>()?;
+    // The last is the node's own voice.
+    let mailboxes = ends + 1;
+    let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new(mailboxes)).collect::<Result<_, _>>()?;
     let mut ports: Vec<Port> = (0..ends)
         .map(|own| Port {
             node,
             shards,
             own,
             inbound: Vec::new(),
+            unread: vec![0; mailboxes.div_ceil(64)].into(),
             outbound: Vec::new(),
             stuck: (0..ends).map(|_| VecDeque::new()).collect(),
             is_touched: vec![false; ends],
@@ -160,7 +176,7 @@ impl Port {
             }
             self.is_touched[to] = !self.stuck[to].is_empty();
             is_stuck |= self.is_touched[to];
-            self.wakes[to].wake();
+            self.wakes[to].mark(self.own);
         }
         is_stuck
     }
@@ -170,10 +186,20 @@ impl Port {
     pub fn receive(&mut self, mut handle: impl FnMut(ShardId, Party, Message)) -> usize {
         let share = MESSAGES_PER_TURN.div_ceil(self.inbound.len());
         let mut taken = 0;
-        for (from, receiver) in &self.inbound {
-            for (party, message) in receiver.try_iter().take(share) {
-                taken += 1;
-                handle(*from, party, message);
+        for (word, unread) in self.unread.iter_mut().enumerate() {
+            let mark = &self.wakes[self.own].marks[word];
+            let is_marked = mark.load(Ordering::Relaxed) != 0;
+            let mut marked = *unread | if is_marked { mark.swap(0, Ordering::AcqRel) } else { 0 };
+            *unread = 0;
+            while marked != 0 {
+                let bit = marked.trailing_zeros() as usize;
+                marked &= marked - 1;
+                let (from, receiver) = &self.inbound[word * 64 + bit];
+                for (party, message) in receiver.try_iter().take(share) {
+                    taken += 1;
+                    handle(*from, party, message);
+                }
+                *unread |= u64::from(!receiver.is_empty()) << bit;
             }
         }
         taken
@@ -181,8 +207,12 @@ impl Port {
 
     /// Says that the shard is about to sleep. False if it must not: a message is there.
     pub fn may_sleep(&self) -> bool {
-        let is_empty = || self.inbound.iter().all(|(_, receiver)| receiver.is_empty());
-        self.wakes[self.own].armed.may_sleep(is_empty)
+        let Wake { marks, armed, .. } = &self.wakes[self.own];
+        let is_empty = || {
+            self.unread.iter().all(|&word| word == 0)
+                && marks.iter().all(|word| word.load(Ordering::Acquire) == 0)
+        };
+        armed.may_sleep(is_empty)
     }
 
     /// Says that the shard is awake: nobody needs to wake it.
@@ -194,17 +224,22 @@ impl Port {
 impl Control {
     /// Says something to every shard; what a shard's mailbox has no room for is not said again.
     pub fn tell_all(&self, message: impl Fn() -> Message) {
-        for (sender, shard) in self.outbound.iter().zip(0..) {
-            let _ = sender.try_send((self.own(ShardId(shard)), message()));
+        for (shard, sender) in self.outbound.iter().enumerate() {
+            let _ = sender.try_send((self.own(ShardId(shard as u8)), message()));
+            self.mark(shard);
         }
-        self.wake_all();
     }
 
     /// Says something to one shard; waits if its mailbox is full.
     pub fn tell(&self, shard: ShardId, message: Message) {
         // A shard that has ended wants to know nothing.
         let _ = self.outbound[shard.index()].send((self.own(shard), message));
-        self.wakes[shard.index()].wake();
+        self.mark(shard.index());
+    }
+
+    /// Its mailbox is the last of each shard, behind those of all ends.
+    fn mark(&self, shard: usize) {
+        self.wakes[shard].mark(self.wakes.len());
     }
 
     /// The node speaks to a shard with that shard's own voice.

@@ -97,7 +97,9 @@ impl Shard {
         // What it asked for before may be a subscribe that is still on its way.
         let replies = self.connections.get(key).and_then(|connection| connection.replies());
         let is_behind_function = replies.is_some_and(|replies| replies.has_function());
-        let is_for_others = self.interested(channel).any(|party| party != self.own_party());
+        let is_alone = self.settings.shards == 1 && !self.settings.has_mesh;
+        let is_for_others =
+            !is_alone && self.interested(channel).any(|party| party != self.own_party());
         if is_for_others || is_behind_function || self.lanes.contains_key(&from) {
             let asked: Vec<Party> = match is_behind_function {
                 true => self.everywhere().collect(),
