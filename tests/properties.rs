@@ -11,6 +11,7 @@ use gridcast::protocol::api;
 use gridcast::protocol::assembler::{Assembler, Received};
 use gridcast::protocol::deflate::{Deflater, Inflater, Window};
 use gridcast::protocol::frame::{Frame, Kind};
+use gridcast::queue::room::Room;
 use gridcast::queue::topic::{Effect, JoinError, Topic};
 use gridcast::queue::{Bounds, WhenFull};
 use proptest::collection::vec;
@@ -109,7 +110,7 @@ impl Model {
             when_full,
             now_ms: 0,
             next_number: 0,
-            credits: [Topic::share(bounds, SHARDS); SHARDS],
+            credits: [Room::share(bounds, SHARDS); SHARDS],
             wanting: [None; SHARDS],
             waiting: Vec::new(),
             handed: BTreeMap::new(),

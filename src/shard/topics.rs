@@ -18,6 +18,7 @@ use crate::protocol::api::{self, Code, Fault, Reply};
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::Frame;
 use crate::queue::feeder::{Feeder, Waiting};
+use crate::queue::room::Room;
 use crate::queue::topic::{Effect, JoinError, Topic};
 
 /// Events, and bytes of them, that wait for room in one topic, those of clients that are gone
@@ -56,7 +57,7 @@ impl Topics {
         };
         for route in settings.edges.iter().flat_map(|edge| &edge.routes) {
             let Some(name) = &route.topic else { continue };
-            let share = Topic::share(bounds, settings.shards);
+            let share = Room::share(bounds, settings.shards);
             topics.feeders.insert(name.clone(), Feeder::new(share));
             if home_of(name, settings.shards) == shard {
                 topics.homes.insert(name.clone(), new_topic(settings));
@@ -144,7 +145,7 @@ impl Shard {
         let event_of = (client.node(), client, &topic[..]);
         api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
         if !self.topics.feeders.contains_key(topic) {
-            let share = Topic::share(self.settings.queue.bounds, self.settings.shards);
+            let share = Room::share(self.settings.queue.bounds, self.settings.shards);
             self.topics.feeders.insert(topic.clone(), Feeder::new(share));
         }
         self.push_or_wait(topic, client, None);

@@ -38,7 +38,7 @@ fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
 }
 
 fn push(topic: &mut Topic, client: u64, message: u64) {
-    if topic.feeders[0].credit.messages == 0 {
+    if topic.room.wanted_by(FEEDER).messages > 0 {
         topic.want_credit(FEEDER, 8);
     }
     topic.push(0, FEEDER, ClientId::from_value(client), frame(message));
