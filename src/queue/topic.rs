@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 use super::room::Room;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{BackendId, Credit, Delivery, Terms};
+use crate::message::{BackendId, Credit, Delivery, Event, Terms};
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 
@@ -44,6 +44,8 @@ pub enum Effect {
     Expel(BackendId),
     /// A feeding shard asked for room that there is not.
     Refuse(ShardId),
+    /// The watched event of this client has left for good.
+    Left(ClientId),
 }
 
 /// Why a back end cannot become a consumer.
@@ -87,6 +89,7 @@ struct Item {
     number: u64,
     since_us: u64,
     is_redelivered: bool,
+    is_watched: bool,
     // To which queue.pop of its consumer it was handed.
     pop: u64,
     frame: Frame,
@@ -188,8 +191,9 @@ impl Topic {
         }
     }
 
-    /// Takes a message, for which the shard had credit.
-    pub fn push(&mut self, now_us: u64, from: ShardId, client: ClientId, frame: Frame) {
+    /// Takes an event, for which the shard had credit.
+    pub fn push(&mut self, now_us: u64, from: ShardId, event: Event) {
+        let Event { client, frame, is_watched } = event;
         self.is_fed = true;
         self.room.take(from, frame.bytes().len());
         let credit = self.room.top_up(from);
@@ -198,6 +202,7 @@ impl Topic {
             number: self.next_number,
             since_us: now_us,
             is_redelivered: false,
+            is_watched,
             pop: 0,
             frame,
         };
@@ -373,10 +378,9 @@ impl Topic {
     fn finish(&mut self, now_us: u64, at: usize, place: usize) {
         let consumer = &mut self.consumers[at];
         let (client, item) = consumer.handed.remove(place).expect("the place was looked up");
-        let bytes = item.frame.bytes().len();
-        consumer.handed_bytes -= bytes;
+        consumer.handed_bytes -= item.frame.bytes().len();
         self.waits.add(now_us.saturating_sub(item.since_us));
-        self.room.release(bytes);
+        self.forget(client, &item);
         self.settle(now_us, client);
     }
 
@@ -585,9 +589,17 @@ impl Topic {
                 None => self.unowned.insert(next, client),
             };
         }
-        self.room.release(item.frame.bytes().len());
+        self.forget(client, &item);
         self.dropped += 1;
         true
+    }
+
+    /// A message has left for good.
+    fn forget(&mut self, client: ClientId, item: &Item) {
+        self.room.release(item.frame.bytes().len());
+        if item.is_watched {
+            self.effects.push_back(Effect::Left(client));
+        }
     }
 }
 
