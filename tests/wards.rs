@@ -418,6 +418,52 @@ fn a_close_that_was_acknowledged_is_not_reported_again() {
     assert_eq!((grid.count_lost(), grid.count_closed()), (1, 11), "all but the last were");
 }
 
+#[test]
+fn the_home_of_a_topic_tells_the_shard_of_a_client_that_its_close_has_left() {
+    let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
+    let of_two = Settings { shards: 2, ..settings(node(3), WhenFull::Hold) };
+    let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, now));
+    // One of them is on the home of its topic.
+    for shard in &mut shards {
+        let up = Message::NodeUp { node: node(1), shards: 1, incarnation: 1 };
+        shard.handle_message(now, Party::Mesh, up);
+        let client = upgraded(shard, now, Listener::Edge(0), "/ws");
+        shard.handle_end(now, client, true);
+    }
+    assert_eq!(removed(&mut shards, now), 0, "nobody has taken it");
+    let consumer = upgraded(&mut shards[0], now, Listener::Api, "/ws/v1");
+    shards[0].handle_bytes(now, consumer, &mut shard_value::call(POP));
+    assert_eq!(removed(&mut shards, now), 2);
+}
+
+/// Lets two shards of node 3 do what there is to do; gives how many clients their guardian need not
+/// report any more.
+fn removed(shards: &mut [Shard; 2], now: Now) -> usize {
+    let mut count = 0;
+    for turn in 0..100 {
+        let (at, other) = (turn % 2, 1 - turn % 2);
+        shards[at].handle_turn(now);
+        while let Some((key, batch)) = shards[at].poll_urgent_write() {
+            let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+            shards[at].recycle(batch);
+            shards[at].handle_written(now, key, bytes, true);
+        }
+        let from = Party::Shard(ShardAddress { node: node(3), shard: ShardId(at as u8) });
+        while let Some((to, message)) = shards[at].poll_message() {
+            match to {
+                Party::Shard(to) if to.node == node(3) => {
+                    shards[other].handle_message(now, from, message);
+                }
+                _ => {
+                    let is_removed = matches!(message, Message::Wards(_, WardsMessage::Remove(..)));
+                    count += usize::from(is_removed);
+                }
+            }
+        }
+    }
+    count
+}
+
 fn node(number: u16) -> NodeId {
     NodeId::new(number).unwrap()
 }
