@@ -145,8 +145,8 @@ pub enum Answer {
 /// About one topic.
 #[derive(Debug)]
 pub enum TopicMessage {
-    /// Feeder to topic: a message, for which the feeder had credit.
-    Push(ClientId, Frame),
+    /// Feeder to topic: an event, for which the feeder had credit.
+    Push(Event),
     /// Feeder to topic: it has no credit left for a message of so many bytes.
     WantCredit(usize),
     /// Topic to feeder: it may push so many messages and bytes more.
@@ -155,6 +155,8 @@ pub enum TopicMessage {
     Expel(BackendId),
     /// Topic to feeder: there is no room, and clients are not to wait for it.
     Refused,
+    /// Topic to feeder: the watched event of this client has left the topic for good.
+    Left(ClientId),
     /// Consumer to topic: the answer to its `queue.pop` is on its way, messages may follow.
     Start(BackendId),
     /// Topic to consumer: one event.
@@ -185,11 +187,23 @@ pub enum WardsMessage {
     Begin(u64),
     /// Their shard to their guardian: these are there, and this topic is to hear of their end.
     Add(Arc<str>, Vec<ClientId>),
-    /// Their shard to their guardian: this one's end was reported.
+    /// Their shard to their guardian: the event that tells of this one's end has left its topic.
     Remove(Arc<str>, ClientId),
     /// From one that was a guardian to those that may be: when the node of the shard was started, in
     /// Unix milliseconds, and which guardian of the shard it was. The last one stands in.
     Claim(u64, u64),
+}
+
+/// What a topic is fed with.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The client that it is about.
+    pub client: ClientId,
+    /// Its frame.
+    pub frame: Frame,
+    /// The shard that fed it is to hear when it has left the topic for good: when a consumer has
+    /// written it, or acknowledged it if it does that, or when it was dropped.
+    pub is_watched: bool,
 }
 
 /// On what terms a back end consumes a topic.

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::message::{BackendId, ConnectionKey, Credit, Delivery, Terms};
+use gridcast::message::{BackendId, ConnectionKey, Credit, Delivery, Event, Terms};
 use gridcast::protocol::api;
 use gridcast::protocol::assembler::{Assembler, Received};
 use gridcast::protocol::deflate::{Deflater, Inflater, Window};
 use gridcast::protocol::frame::{Frame, Kind};
+use gridcast::queue::room::Room;
 use gridcast::queue::topic::{Effect, JoinError, Topic};
 use gridcast::queue::{Bounds, WhenFull};
 use proptest::collection::vec;
@@ -71,6 +72,10 @@ impl Pushed {
         Frame::from_encoded(&bytes)
     }
 
+    fn is_watched(self) -> bool {
+        self.number.is_multiple_of(3)
+    }
+
     fn of(frame: &Frame) -> Self {
         let bytes = frame.bytes();
         let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
@@ -97,6 +102,8 @@ struct Model {
     wanting: [Option<(u64, usize)>; SHARDS],
     waiting: Vec<Pushed>,
     handed: BTreeMap<u32, Handed>,
+    // Watched ones that have left, and the topic is to say so.
+    departed: Vec<ClientId>,
     // The numbers of those that a consumer which acknowledges left behind.
     left: BTreeSet<u64>,
 }
@@ -109,10 +116,11 @@ impl Model {
             when_full,
             now_ms: 0,
             next_number: 0,
-            credits: [Topic::share(bounds, SHARDS); SHARDS],
+            credits: [Room::share(bounds, SHARDS); SHARDS],
             wanting: [None; SHARDS],
             waiting: Vec::new(),
             handed: BTreeMap::new(),
+            departed: Vec::new(),
             left: BTreeSet::new(),
         }
     }
@@ -154,8 +162,9 @@ impl Model {
         let message = Pushed { number: self.next_number, client, bytes };
         self.next_number += 1;
         self.waiting.push(message);
-        let client = ClientId::from_value(client);
-        self.topic.push(self.now_ms, ShardId(shard as u8), client, message.frame());
+        let (client, frame) = (ClientId::from_value(client), message.frame());
+        let event = Event { client, frame, is_watched: message.is_watched() };
+        self.topic.push(self.now_ms, ShardId(shard as u8), event);
     }
 
     /// What the topic says it dropped are the oldest that nobody has.
@@ -163,7 +172,14 @@ impl Model {
         let dropped = self.topic.take_dropped() as usize;
         assert!(dropped == 0 || self.when_full == WhenFull::DropOldest);
         self.waiting.sort_unstable();
-        self.waiting.drain(..dropped);
+        let dropped = self.waiting.drain(..dropped).collect::<Vec<_>>();
+        dropped.into_iter().for_each(|message| self.depart(message));
+    }
+
+    fn depart(&mut self, message: Pushed) {
+        if message.is_watched() {
+            self.departed.push(ClientId::from_value(message.client));
+        }
     }
 
     fn join(&mut self, id: u32, acknowledges: bool) {
@@ -180,16 +196,18 @@ impl Model {
         let Some(handed) = self.handed.get_mut(&id) else { return };
         let plain = |(_, delivery): &&(Pushed, Delivery)| !delivery.is_acknowledged;
         let count = handed.messages.iter().take_while(plain).take(count as usize).count();
-        handed.messages.drain(..count);
+        let written: Vec<_> = handed.messages.drain(..count).collect();
+        written.into_iter().for_each(|(message, _)| self.depart(message));
         self.topic.written(self.now_ms, consumer(id), count as u32);
     }
 
     fn settled(&mut self, id: u32, place: usize) {
         let Some(handed) = self.handed.get_mut(&id) else { return };
-        let Some((_, delivery)) = handed.messages.get(place) else { return };
+        let Some((message, delivery)) = handed.messages.get(place) else { return };
         if delivery.is_acknowledged {
-            let number = delivery.number;
+            let (message, number) = (*message, delivery.number);
             handed.messages.remove(place);
+            self.depart(message);
             self.topic.settled(self.now_ms, consumer(id), &[number, number, u64::MAX]);
         }
     }
@@ -227,6 +245,11 @@ impl Model {
                 Effect::Expel(id) => {
                     assert!(self.handed.len() > 1, "another would take");
                     self.gone(id.connection.index);
+                }
+                Effect::Left(client) => {
+                    let place = self.departed.iter().position(|departed| *departed == client);
+                    self.departed
+                        .swap_remove(place.expect("what has not left is not said to have"));
                 }
                 Effect::Refuse(shard) => {
                     assert_eq!(self.when_full, WhenFull::Close);
@@ -268,6 +291,7 @@ impl Model {
     }
 
     fn check(&self) {
+        assert!(self.departed.is_empty(), "the topic says what has left");
         let handed = || self.handed.values().flat_map(|handed| &handed.messages);
         let held = || self.waiting.iter().chain(handed().map(|(message, _)| message));
         assert_eq!(self.topic.messages(), held().count(), "nothing is lost or doubled");

@@ -11,12 +11,15 @@ use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party, WardsMessage};
-use gridcast::queue::Bounds;
+use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 use shard_value::upgraded;
 
 const POP: &str = r#"{"m":"queue.pop","p":{"t":["doors"]},"i":1}"#;
+
+/// Likewise, but events are to be acknowledged.
+const POP_TAGGED: &str = r#"{"m":"queue.pop","p":{"t":["doors"],"a":true,"w":100},"i":1}"#;
 
 /// Clients of the node that is lost: more than one turn names or reports.
 const CLIENTS: usize = 1500;
@@ -24,6 +27,7 @@ const CLIENTS: usize = 1500;
 /// Three nodes of one shard each.
 struct Grid {
     now: Now,
+    when_full: WhenFull,
     shards: BTreeMap<u16, Shard>,
     // All that back ends and clients of a node were written.
     written: BTreeMap<u16, String>,
@@ -33,9 +37,13 @@ struct Grid {
 
 impl Grid {
     fn new() -> Self {
+        Self::whose_full_topics(WhenFull::Hold)
+    }
+
+    fn whose_full_topics(when_full: WhenFull) -> Self {
         let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
         let (written, guardians) = Default::default();
-        let mut grid = Self { now, shards: BTreeMap::new(), written, guardians };
+        let mut grid = Self { now, when_full, shards: BTreeMap::new(), written, guardians };
         for number in 1..=3 {
             grid.start(number);
         }
@@ -47,7 +55,8 @@ impl Grid {
     }
 
     fn start(&mut self, number: u16) {
-        self.shards.insert(number, Shard::new(ShardId(0), &settings(node(number)), self.now));
+        let settings = settings(node(number), self.when_full);
+        self.shards.insert(number, Shard::new(ShardId(0), &settings, self.now));
     }
 
     /// Nodes within reach of each other; the second one was started then.
@@ -134,10 +143,27 @@ impl Grid {
         (0..count).map(|_| self.connect(number, Listener::Edge(0), "/ws")).collect()
     }
 
+    /// Clients of node 3 come and go.
+    fn pass_clients(&mut self, count: usize) {
+        for key in self.connect_clients(3, count) {
+            self.end(3, key);
+        }
+        self.run();
+    }
+
+    /// A connection breaks.
+    fn end(&mut self, number: u16, key: ConnectionKey) {
+        self.shards.get_mut(&number).unwrap().handle_end(self.now, key, true);
+    }
+
     /// A back end of a node takes all that there is.
     fn consume(&mut self, number: u16) -> ConnectionKey {
+        self.consume_with(number, POP)
+    }
+
+    fn consume_with(&mut self, number: u16, pop: &str) -> ConnectionKey {
         let key = self.connect(number, Listener::Api, "/ws/v1");
-        self.call(number, key, POP);
+        self.call(number, key, pop);
         self.run();
         key
     }
@@ -152,6 +178,11 @@ impl Grid {
         self.written.values().map(|written| written.matches(text).count()).sum()
     }
 
+    /// How often an end was reported, by whomever.
+    fn count_closed(&self) -> usize {
+        self.count(r#""d":{"event":"close","#)
+    }
+
     fn count_lost(&self) -> usize {
         self.count(r#""d":{"event":"close","code":1006,"reason":"node_lost"}"#)
     }
@@ -163,8 +194,7 @@ fn the_clients_of_a_dead_node_are_reported_once() {
     grid.connect_clients(3, CLIENTS);
     let gone = grid.connect(3, Listener::Edge(0), "/ws");
     grid.run();
-    let shard = grid.shards.get_mut(&3).unwrap();
-    shard.handle_end(grid.now, gone, true);
+    grid.end(3, gone);
     grid.run();
     grid.consume(1);
     grid.kill(3);
@@ -257,12 +287,181 @@ fn an_event_that_crosses_the_end_of_its_consumer_goes_to_another() {
     let mut grid = Grid::new();
     let leaving = grid.consume(2);
     grid.call(2, leaving, r#"{"m":"queue.unpop","p":{},"i":2}"#);
-    grid.shards.get_mut(&2).unwrap().handle_end(grid.now, leaving, true);
+    grid.end(2, leaving);
     // Its topic has not heard of that yet.
     grid.connect_clients(3, 10);
     grid.run();
     grid.consume(1);
     assert_eq!(grid.count(r#""d":{"event":"open""#), 10);
+}
+
+#[test]
+fn clients_whose_close_went_with_their_node_are_reported_once() {
+    let mut grid = Grid::new();
+    // More than their topic has room for.
+    grid.pass_clients(CLIENTS);
+    grid.kill(3);
+    grid.consume(1);
+    grid.wait(1000);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (CLIENTS, CLIENTS));
+    grid.give_up(3);
+    grid.wait(60_000);
+    assert_eq!(grid.count_closed(), CLIENTS);
+}
+
+#[test]
+fn clients_whose_close_was_taken_are_not_reported_again() {
+    for consumer in [1, 3] {
+        let mut grid = Grid::new();
+        grid.pass_clients(CLIENTS);
+        grid.consume(consumer);
+        grid.kill(3);
+        grid.consume(2);
+        grid.wait(60_000);
+        assert_eq!((grid.count_lost(), grid.count_closed()), (0, CLIENTS));
+    }
+}
+
+#[test]
+fn another_guardian_is_told_of_those_whose_close_waits() {
+    for is_taken in [false, true] {
+        let mut grid = Grid::new();
+        grid.connect_clients(3, 10);
+        grid.pass_clients(CLIENTS);
+        let first = grid.guardians[&3];
+        grid.cut(3, first);
+        grid.run();
+        let second = grid.guardians[&3];
+        assert_ne!(second, first, "another is told");
+        if is_taken {
+            grid.consume(second);
+        }
+        grid.kill(3);
+        grid.consume(first);
+        grid.wait(1000);
+        let lost = if is_taken { 10 } else { 10 + CLIENTS };
+        assert_eq!((grid.count_lost(), grid.count_closed()), (lost, 10 + CLIENTS));
+    }
+}
+
+#[test]
+fn a_shard_that_finds_its_first_guardian_names_those_whose_close_waits() {
+    let mut grid = Grid::new();
+    for other in [1, 2] {
+        grid.cut(3, other);
+    }
+    grid.pass_clients(CLIENTS);
+    for other in [1, 2] {
+        grid.link(other, 3, 1);
+    }
+    grid.run();
+    grid.kill(3);
+    grid.consume(1);
+    grid.wait(1000);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (CLIENTS, CLIENTS));
+}
+
+#[test]
+fn a_close_that_was_dropped_as_the_oldest_is_lost_and_not_reported() {
+    let mut grid = Grid::whose_full_topics(WhenFull::DropOldest);
+    grid.pass_clients(CLIENTS);
+    // The last events are those of the clients that ended last.
+    let kept = grid.shards[&3].queued_messages();
+    assert!(0 < kept && kept <= TOPIC_MESSAGES);
+    grid.kill(3);
+    grid.consume(1);
+    grid.wait(1000);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (kept, kept));
+}
+
+#[test]
+fn a_close_that_found_no_room_where_nobody_waits_is_lost_and_not_reported() {
+    let mut grid = Grid::whose_full_topics(WhenFull::Close);
+    grid.connect_clients(3, CLIENTS);
+    grid.run();
+    let there = grid.shards[&3].report().clients as usize;
+    assert!(
+        0 < there && there <= TOPIC_MESSAGES,
+        "the others were closed, and their close refused"
+    );
+    grid.kill(3);
+    grid.consume(1);
+    grid.wait(1000);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (there, there));
+}
+
+#[test]
+fn a_close_that_was_not_acknowledged_may_be_told_twice_and_never_not_at_all() {
+    let mut grid = Grid::new();
+    let consumer = grid.consume_with(1, POP_TAGGED);
+    grid.pass_clients(10);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (0, 10), "all is with the consumer");
+    grid.end(1, consumer);
+    grid.run();
+    grid.kill(3);
+    grid.consume(2);
+    grid.wait(1000);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (10, 20));
+}
+
+#[test]
+fn a_close_that_was_acknowledged_is_not_reported_again() {
+    let mut grid = Grid::new();
+    let consumer = grid.consume_with(1, POP_TAGGED);
+    grid.pass_clients(10);
+    // Ten were opened, ten closed.
+    grid.call(1, consumer, r#"{"m":"queue.ack","p":{"g":19,"u":true},"i":2}"#);
+    grid.run();
+    grid.kill(3);
+    grid.consume(2);
+    grid.wait(1000);
+    assert_eq!((grid.count_lost(), grid.count_closed()), (1, 11), "all but the last were");
+}
+
+#[test]
+fn the_home_of_a_topic_tells_the_shard_of_a_client_that_its_close_has_left() {
+    let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
+    let of_two = Settings { shards: 2, ..settings(node(3), WhenFull::Hold) };
+    let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, now));
+    // One of them is on the home of its topic.
+    for shard in &mut shards {
+        let up = Message::NodeUp { node: node(1), shards: 1, incarnation: 1 };
+        shard.handle_message(now, Party::Mesh, up);
+        let client = upgraded(shard, now, Listener::Edge(0), "/ws");
+        shard.handle_end(now, client, true);
+    }
+    assert_eq!(removed(&mut shards, now), 0, "nobody has taken it");
+    let consumer = upgraded(&mut shards[0], now, Listener::Api, "/ws/v1");
+    shards[0].handle_bytes(now, consumer, &mut shard_value::call(POP));
+    assert_eq!(removed(&mut shards, now), 2);
+}
+
+/// Lets two shards of node 3 do what there is to do; gives how many clients their guardian need not
+/// report any more.
+fn removed(shards: &mut [Shard; 2], now: Now) -> usize {
+    let mut count = 0;
+    for turn in 0..100 {
+        let (at, other) = (turn % 2, 1 - turn % 2);
+        shards[at].handle_turn(now);
+        while let Some((key, batch)) = shards[at].poll_urgent_write() {
+            let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+            shards[at].recycle(batch);
+            shards[at].handle_written(now, key, bytes, true);
+        }
+        let from = Party::Shard(ShardAddress { node: node(3), shard: ShardId(at as u8) });
+        while let Some((to, message)) = shards[at].poll_message() {
+            match to {
+                Party::Shard(to) if to.node == node(3) => {
+                    shards[other].handle_message(now, from, message);
+                }
+                _ => {
+                    let is_removed = matches!(message, Message::Wards(_, WardsMessage::Remove(..)));
+                    count += usize::from(is_removed);
+                }
+            }
+        }
+    }
+    count
 }
 
 fn node(number: u16) -> NodeId {
@@ -271,7 +470,7 @@ fn node(number: u16) -> NodeId {
 
 const TOPIC_MESSAGES: usize = 100;
 
-fn settings(node: NodeId) -> Settings {
+fn settings(node: NodeId, when_full: WhenFull) -> Settings {
     let route = Route {
         topic: Some("doors".into()),
         tells_open: true,
@@ -289,8 +488,8 @@ fn settings(node: NodeId) -> Settings {
         },
         queue: Queue {
             bounds: Bounds { messages: TOPIC_MESSAGES, bytes: 1 << 16 },
+            when_full,
             topics: 2,
-            ..base.queue
         },
         ..base
     }

@@ -1,7 +1,7 @@
 //! From one to another: between shards, and through a topic.
 
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::message::{Answer, BackendId, ConnectionKey, Message, Party, Terms, Ticket};
+use gridcast::message::{Answer, BackendId, ConnectionKey, Event, Message, Party, Terms, Ticket};
 use gridcast::protocol::api::Tally;
 use gridcast::protocol::frame::{Frame, Kind};
 use gridcast::queue::topic::{Effect, Topic};
@@ -85,7 +85,8 @@ impl Passing {
     pub fn run(&mut self) {
         self.next += 1;
         let client = ClientId::from_value(self.next % self.clients);
-        self.topic.push(self.next, ShardId(0), client, self.frame.clone());
+        let event = Event { client, frame: self.frame.clone(), is_watched: false };
+        self.topic.push(self.next, ShardId(0), event);
         let mut delivered = 0;
         while let Some(effect) = self.topic.poll_effect() {
             delivered += u32::from(matches!(effect, Effect::Deliver(..)));

@@ -96,6 +96,7 @@ impl Mesh {
                 | TopicMessage::WantCredit(_)
                 | TopicMessage::Credit(_)
                 | TopicMessage::Refused
+                | TopicMessage::Left(_)
                 | TopicMessage::Start(_) => false,
             },
             _ => true,

@@ -2,21 +2,17 @@
 
 use std::collections::VecDeque;
 
-use crate::address::ClientId;
-use crate::message::{ConnectionKey, Credit};
-use crate::protocol::frame::Frame;
+use crate::message::{ConnectionKey, Credit, Event};
 
-/// A message that waits for room, and the connection that waits with it. There is at most one per
+/// An event that waits for room, and the connection that waits with it. There is at most one per
 /// connection that is read from, plus the close events of those that are gone, and one report of a
 /// client of another node.
 #[derive(Debug)]
 pub struct Waiting {
     /// The connection that is not read from meanwhile, if there is one.
     pub from: Option<ConnectionKey>,
-    /// The client that sent the message.
-    pub client: ClientId,
-    /// The encoded event.
-    pub frame: Frame,
+    /// The event.
+    pub event: Event,
 }
 
 /// One shard's end of a topic that is fed by its clients.
@@ -46,7 +42,7 @@ impl Feeder {
 
     /// Lets a message wait.
     pub fn wait(&mut self, waiting: Waiting) {
-        self.waiting_bytes += waiting.frame.bytes().len();
+        self.waiting_bytes += waiting.event.frame.bytes().len();
         self.waiting.push_back(waiting);
     }
 
@@ -65,7 +61,7 @@ impl Feeder {
     pub fn poll_ask(&mut self) -> Option<usize> {
         let first = self.waiting.front().filter(|_| !self.asked)?;
         self.asked = true;
-        Some(first.frame.bytes().len())
+        Some(first.event.frame.bytes().len())
     }
 
     /// More credit. Messages that may go now come out of [`Self::poll_ready`]. Credit that is not
@@ -74,13 +70,13 @@ impl Feeder {
     pub fn granted(&mut self, credit: Credit) {
         self.credit.messages += credit.messages;
         self.credit.bytes += credit.bytes;
-        let first = self.waiting.front().map(|waiting| waiting.frame.bytes().len());
+        let first = self.waiting.front().map(|waiting| waiting.event.frame.bytes().len());
         self.asked &= first.is_some_and(|bytes| !self.covers(bytes));
     }
 
     /// A message that waited and may be pushed now.
     pub fn poll_ready(&mut self) -> Option<Waiting> {
-        let bytes = self.waiting.front()?.frame.bytes().len();
+        let bytes = self.waiting.front()?.event.frame.bytes().len();
         if !self.covers(bytes) {
             return None;
         }
@@ -109,13 +105,15 @@ impl Feeder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::ClientId;
+    use crate::protocol::frame::Frame;
 
     #[test]
     fn credit_that_is_not_enough_does_not_make_it_ask_again() {
         let mut feeder = Feeder::new(Credit::default());
-        let from = None;
-        let frame = Frame::from_encoded(b"message");
-        feeder.wait(Waiting { from, client: ClientId::from_value(1), frame });
+        let (client, frame) = (ClientId::from_value(1), Frame::from_encoded(b"message"));
+        let event = Event { client, frame, is_watched: false };
+        feeder.wait(Waiting { from: None, event });
         assert_eq!(feeder.poll_ask(), Some(7));
         feeder.granted(Credit { messages: 0, bytes: 7 });
         assert!(feeder.poll_ready().is_none() && feeder.poll_ask().is_none());

@@ -6,6 +6,7 @@
 //! whatever the number of shards, and a full one is felt as clients that are not read from.
 
 pub mod feeder;
+pub mod room;
 pub mod topic;
 
 /// What happens when a topic has no room for a message.

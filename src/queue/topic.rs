@@ -12,9 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::HashMap;
 
+use super::room::Room;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{BackendId, Credit, Delivery, Terms};
+use crate::message::{BackendId, Credit, Delivery, Event, Terms};
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 
@@ -32,9 +33,6 @@ const EXPELLED_US: u64 = 10_000_000;
 /// Consumers of one topic, at most.
 const CONSUMERS_MAX: usize = 1024;
 
-/// Messages dropped at once to make room, at most.
-const DROPPED_AT_ONCE: usize = 64;
-
 /// What a topic wants done.
 #[derive(Debug)]
 pub enum Effect {
@@ -46,6 +44,8 @@ pub enum Effect {
     Expel(BackendId),
     /// A feeding shard asked for room that there is not.
     Refuse(ShardId),
+    /// The watched event of this client has left for good.
+    Left(ClientId),
 }
 
 /// Why a back end cannot become a consumer.
@@ -61,19 +61,13 @@ pub enum JoinError {
 #[derive(Debug)]
 pub struct Topic {
     node: NodeId,
-    bounds: Bounds,
     when_full: WhenFull,
     window_messages: usize,
     lanes: HashMap<ClientId, Lane>,
     // First message of each lane that has no consumer → the lane.
     unowned: BTreeMap<u64, ClientId>,
     consumers: Vec<Consumer>,
-    feeders: Vec<FeedingShard>,
-    asking: VecDeque<ShardId>,
-    share: Credit,
-    // held + the credit that is out <= bounds
-    held: Credit,
-    lent: Credit,
+    room: Room,
     // Feeders keep what they are lent, so it cannot go and come anew.
     is_fed: bool,
     next_number: u64,
@@ -95,6 +89,7 @@ struct Item {
     number: u64,
     since_us: u64,
     is_redelivered: bool,
+    is_watched: bool,
     // To which queue.pop of its consumer it was handed.
     pop: u64,
     frame: Frame,
@@ -127,22 +122,11 @@ enum State {
     Leaving,
 }
 
-#[derive(Debug, Default, Clone)]
-struct FeedingShard {
-    credit: Credit,
-    // Bytes of the message that it has no credit for.
-    wants: Option<usize>,
-}
-
 impl Topic {
-    /// An empty topic on a node of `shards` shards. Each shard starts with [`Self::share`] credit.
+    /// An empty topic on a node of `shards` shards. Each shard starts with [`Room::share`] credit.
     pub fn new(node: NodeId, bounds: Bounds, when_full: WhenFull, shards: usize) -> Self {
-        let share = Self::share(bounds, shards);
-        let lent = Credit { messages: share.messages * shards, bytes: share.bytes * shards };
-        let feeder = FeedingShard { credit: share, wants: None };
         Self {
             node,
-            bounds,
             when_full,
             window_messages: match when_full {
                 // Half of the topic at most is with one consumer, so that there is some to drop.
@@ -152,24 +136,13 @@ impl Topic {
             lanes: HashMap::new(),
             unowned: BTreeMap::new(),
             consumers: Vec::new(),
-            feeders: vec![feeder; shards],
-            asking: VecDeque::new(),
-            share,
-            held: Credit::default(),
-            lent,
+            room: Room::new(bounds, shards),
             is_fed: false,
             next_number: 0,
             dropped: 0,
             waits: Durations::default(),
             effects: VecDeque::new(),
         }
-    }
-
-    /// The credit that a feeding shard has at first, and is filled up to: all shards together a
-    /// quarter of the topic, so that credit which lies idle never makes a topic look full early.
-    pub fn share(bounds: Bounds, shards: usize) -> Credit {
-        let part = 4 * shards;
-        Credit { messages: bounds.messages / part, bytes: bounds.bytes / part }
     }
 
     /// What is to be done now.
@@ -184,12 +157,12 @@ impl Topic {
 
     /// Whether it holds nothing, nobody consumes it, and nobody has fed it.
     pub fn is_idle(&self) -> bool {
-        !self.is_fed && self.held.messages == 0 && self.consumers.is_empty()
+        !self.is_fed && self.room.held().messages == 0 && self.consumers.is_empty()
     }
 
     /// Messages held, those with consumers and not yet written included.
     pub fn messages(&self) -> usize {
-        self.held.messages
+        self.room.held().messages
     }
 
     /// Messages dropped because the topic was full ([`WhenFull::DropOldest`]), since it was last
@@ -211,22 +184,25 @@ impl Topic {
             oldest.and_then(|client| Some(self.lanes.get(client)?.waiting.front()?.since_us));
         TopicReport {
             name: name.to_owned(),
-            messages: self.held.messages as u64,
-            bytes: self.held.bytes as u64,
+            messages: self.room.held().messages as u64,
+            bytes: self.room.held().bytes as u64,
             consumers: self.consumers.len() as u64,
             oldest_ms: since.map_or(0, |since| now_us.saturating_sub(since) / 1000),
         }
     }
 
-    /// Takes a message, for which the shard had credit.
-    pub fn push(&mut self, now_us: u64, from: ShardId, client: ClientId, frame: Frame) {
+    /// Takes an event, for which the shard had credit.
+    pub fn push(&mut self, now_us: u64, from: ShardId, event: Event) {
+        let Event { client, frame, is_watched } = event;
         self.is_fed = true;
-        self.take_credit(from, frame.bytes().len());
-        self.top_up(from);
+        self.room.take(from, frame.bytes().len());
+        let credit = self.room.top_up(from);
+        self.effects.extend(credit.map(|credit| Effect::Grant(from, credit)));
         let item = Item {
             number: self.next_number,
             since_us: now_us,
             is_redelivered: false,
+            is_watched,
             pop: 0,
             frame,
         };
@@ -402,10 +378,9 @@ impl Topic {
     fn finish(&mut self, now_us: u64, at: usize, place: usize) {
         let consumer = &mut self.consumers[at];
         let (client, item) = consumer.handed.remove(place).expect("the place was looked up");
-        let bytes = item.frame.bytes().len();
-        consumer.handed_bytes -= bytes;
+        consumer.handed_bytes -= item.frame.bytes().len();
         self.waits.add(now_us.saturating_sub(item.since_us));
-        self.release(bytes);
+        self.forget(client, &item);
         self.settle(now_us, client);
     }
 
@@ -426,16 +401,13 @@ impl Topic {
     /// A shard has a message of so many bytes and no credit for it.
     pub fn want_credit(&mut self, from: ShardId, bytes: usize) {
         self.is_fed = true;
-        let feeder = &mut self.feeders[from.index()];
-        if feeder.wants.replace(bytes).is_none() {
-            self.asking.push_back(from);
-        }
+        self.room.ask(from, bytes);
         if self.when_full == WhenFull::DropOldest {
-            self.make_room(from);
+            let wanted = self.room.wanted_by(from);
+            while !self.room.has(wanted) && self.drop_oldest() {}
         }
         self.grant_to_asking();
-        if self.when_full == WhenFull::Close && self.feeders[from.index()].wants.take().is_some() {
-            self.asking.retain(|&shard| shard != from);
+        if self.when_full == WhenFull::Close && self.room.refuse(from) {
             self.effects.push_back(Effect::Refuse(from));
         }
     }
@@ -591,104 +563,10 @@ impl Topic {
         });
     }
 
-    /// What a shard's credit lacks for the message that it wants to push.
-    fn needed(&self, shard: ShardId) -> Credit {
-        let FeedingShard { credit, wants } = &self.feeders[shard.index()];
-        Credit {
-            messages: usize::from(credit.messages == 0),
-            bytes: wants.unwrap_or(0).saturating_sub(credit.bytes),
-        }
-    }
-
-    /// Whether so much could be lent.
-    fn has_room(&self, needed: Credit) -> bool {
-        let room = self.room();
-        room.messages >= needed.messages && room.bytes >= needed.bytes
-    }
-
-    fn room(&self) -> Credit {
-        Credit {
-            messages: self.bounds.messages - self.held.messages - self.lent.messages,
-            bytes: self.bounds.bytes - self.held.bytes - self.lent.bytes,
-        }
-    }
-
-    fn take_credit(&mut self, from: ShardId, bytes: usize) {
-        let credit = &mut self.feeders[from.index()].credit;
-        for account in [credit, &mut self.lent] {
-            account.messages -= 1;
-            account.bytes -= bytes;
-        }
-        self.held.messages += 1;
-        self.held.bytes += bytes;
-    }
-
-    fn release(&mut self, bytes: usize) {
-        self.held.messages -= 1;
-        self.held.bytes -= bytes;
-    }
-
-    fn lend(&mut self, to: ShardId, credit: Credit) {
-        for account in [&mut self.feeders[to.index()].credit, &mut self.lent] {
-            account.messages += credit.messages;
-            account.bytes += credit.bytes;
-        }
-        self.effects.push_back(Effect::Grant(to, credit));
-    }
-
-    /// Gives a shard that pushes back to its share, before it has to ask.
-    fn top_up(&mut self, shard: ShardId) {
-        let FeedingShard { credit, wants } = &self.feeders[shard.index()];
-        let low = credit.messages < self.share.messages / 2 || credit.bytes < self.share.bytes / 2;
-        let missing = self.missing(shard);
-        let room = self.room();
-        if low
-            && wants.is_none()
-            && self.asking.is_empty()
-            && room.messages >= missing.messages
-            && room.bytes >= missing.bytes
-        {
-            self.lend(shard, missing);
-        }
-    }
-
-    /// What a shard's credit lacks to its share.
-    fn missing(&self, shard: ShardId) -> Credit {
-        let credit = self.feeders[shard.index()].credit;
-        Credit {
-            messages: self.share.messages.saturating_sub(credit.messages),
-            bytes: self.share.bytes.saturating_sub(credit.bytes),
-        }
-    }
-
-    /// Gives room to those who asked for it, in the order they did. Who has enough is not given
-    /// more: its question has crossed what it was lent.
     fn grant_to_asking(&mut self) {
-        while let Some(&shard) = self.asking.front() {
-            let needed = self.needed(shard);
-            if !self.has_room(needed) {
-                return;
-            }
-            self.asking.pop_front();
-            self.feeders[shard.index()].wants = None;
-            if needed == Credit::default() {
-                continue;
-            }
-            let (room, missing) = (self.room(), self.missing(shard));
-            let messages = missing.messages.min(room.messages).max(needed.messages);
-            let bytes = missing.bytes.min(room.bytes).max(needed.bytes);
-            self.lend(shard, Credit { messages, bytes });
+        while let Some((shard, credit)) = self.room.poll_grant() {
+            self.effects.push_back(Effect::Grant(shard, credit));
         }
-    }
-
-    /// Drops the oldest until there is room for what a shard wants, and for a few messages more: it
-    /// would ask again for each.
-    fn make_room(&mut self, shard: ShardId) {
-        let mut needed = self.needed(shard);
-        if needed != Credit::default() {
-            needed.messages = self.missing(shard).messages.clamp(1, DROPPED_AT_ONCE);
-        }
-        while !self.has_room(needed) && self.drop_oldest() {}
     }
 
     /// Drops the oldest message that is not with a consumer; false if there is none.
@@ -711,9 +589,17 @@ impl Topic {
                 None => self.unowned.insert(next, client),
             };
         }
-        self.release(item.frame.bytes().len());
+        self.forget(client, &item);
         self.dropped += 1;
         true
+    }
+
+    /// A message has left for good.
+    fn forget(&mut self, client: ClientId, item: &Item) {
+        self.room.release(item.frame.bytes().len());
+        if item.is_watched {
+            self.effects.push_back(Effect::Left(client));
+        }
     }
 }
 

@@ -11,13 +11,14 @@ use super::fanout::Lane;
 use super::settings::{Settings, home_of};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
-    Answer, BackendId, ConnectionKey, Credit, Delivery, Message, Party, Terms, TopicMessage,
+    Answer, BackendId, ConnectionKey, Credit, Delivery, Event, Message, Party, Terms, TopicMessage,
 };
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::api::{self, Code, Fault, Reply};
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::Frame;
 use crate::queue::feeder::{Feeder, Waiting};
+use crate::queue::room::Room;
 use crate::queue::topic::{Effect, JoinError, Topic};
 
 /// Events, and bytes of them, that wait for room in one topic, those of clients that are gone
@@ -56,7 +57,7 @@ impl Topics {
         };
         for route in settings.edges.iter().flat_map(|edge| &edge.routes) {
             let Some(name) = &route.topic else { continue };
-            let share = Topic::share(bounds, settings.shards);
+            let share = Room::share(bounds, settings.shards);
             topics.feeders.insert(name.clone(), Feeder::new(share));
             if home_of(name, settings.shards) == shard {
                 topics.homes.insert(name.clone(), new_topic(settings));
@@ -113,8 +114,7 @@ fn new_topic(settings: &Settings) -> Topic {
 }
 
 impl Shard {
-    /// Puts an event of a client into its topic, or lets it and the client wait for room. A close
-    /// event waits alone.
+    /// Puts an event of a client into its topic, or lets it and the client wait for room.
     pub(super) fn feed(
         &mut self,
         topic: &Arc<str>,
@@ -122,14 +122,27 @@ impl Shard {
         client: ClientId,
         put_data: impl FnOnce(&mut Vec<u8>),
     ) {
-        self.event.clear();
-        let event_of = (self.settings.node, client, &topic[..]);
-        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        self.write_event(topic, client, put_data);
         if self.event.len() > self.topics.event_bytes_max {
             self.counters.oversized += 1;
             return self.close_client(key, close::TOO_LARGE);
         }
         self.push_or_wait(topic, client, Some(key));
+    }
+
+    /// Puts the last event of a client, which is gone, into its topic. It waits for room alone.
+    fn feed_last(
+        &mut self,
+        topic: &Arc<str>,
+        client: ClientId,
+        put_data: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.write_event(topic, client, put_data);
+        if self.event.len() > self.topics.event_bytes_max {
+            self.counters.oversized += 1;
+            return self.unname_ward(topic, client);
+        }
+        self.push_or_wait(topic, client, None);
     }
 
     /// Puts a report about a client of a node that is or was lost into a topic. No route of this
@@ -140,29 +153,38 @@ impl Shard {
         client: ClientId,
         put_data: impl FnOnce(&mut Vec<u8>),
     ) {
-        self.event.clear();
-        let event_of = (client.node(), client, &topic[..]);
-        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        self.write_event(topic, client, put_data);
         if !self.topics.feeders.contains_key(topic) {
-            let share = Topic::share(self.settings.queue.bounds, self.settings.shards);
+            let share = Room::share(self.settings.queue.bounds, self.settings.shards);
             self.topics.feeders.insert(topic.clone(), Feeder::new(share));
         }
         self.push_or_wait(topic, client, None);
     }
 
+    fn write_event(
+        &mut self,
+        topic: &Arc<str>,
+        client: ClientId,
+        put_data: impl FnOnce(&mut Vec<u8>),
+    ) {
+        self.event.clear();
+        let event_of = (client.node(), client, &topic[..]);
+        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+    }
+
     /// Pushes the event that was just written if there is room for it. If not it waits, and with it
-    /// the client that it is from.
+    /// the connection that it is from.
     fn push_or_wait(&mut self, topic: &Arc<str>, client: ClientId, from: Option<ConnectionKey>) {
         let frame = Frame::from_encoded(&self.event);
+        let event =
+            Event { client, frame, is_watched: from.is_none() && self.wards.is_ended(client) };
         let feeder = self.topics.feeders.get_mut(topic).expect("what feeds a topic has a feeder");
-        if feeder.take(frame.bytes().len()) {
-            return self.push(topic, client, frame);
+        if feeder.take(event.frame.bytes().len()) {
+            return self.push(topic, event);
         }
         self.counters.limits.topic += 1;
-        feeder.wait(Waiting { from, client, frame });
-        if let Some(key) = from
-            && self.connections.get(key).is_some_and(|connection| connection.client().is_some())
-        {
+        feeder.wait(Waiting { from, event });
+        if let Some(key) = from {
             self.pause(key, Pause::Topic);
         }
         // Now, since the room may be there at once.
@@ -176,12 +198,12 @@ impl Shard {
         }
     }
 
-    fn push(&mut self, topic: &Arc<str>, client: ClientId, frame: Frame) {
+    fn push(&mut self, topic: &Arc<str>, event: Event) {
         if let Some(home) = self.topics.homes.get_mut(topic) {
-            home.push(self.now.us, self.address.shard, client, frame);
+            home.push(self.now.us, self.address.shard, event);
             return self.carry_out_effects(topic);
         }
-        self.tell_own_home(topic, TopicMessage::Push(client, frame));
+        self.tell_own_home(topic, TopicMessage::Push(event));
     }
 
     fn tell_own_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
@@ -218,7 +240,8 @@ impl Shard {
             // Only clients of this node feed its topics.
             TopicMessage::Credit(_)
             | TopicMessage::Refused
-            | TopicMessage::Push(..)
+            | TopicMessage::Left(_)
+            | TopicMessage::Push(_)
             | TopicMessage::WantCredit(..)
                 if from.node != self.address.node => {}
             TopicMessage::Credit(credit) => {
@@ -228,6 +251,7 @@ impl Shard {
                 }
             }
             TopicMessage::Refused => self.close_waiting(&topic),
+            TopicMessage::Left(client) => self.unname_ward(&topic, client),
             TopicMessage::Deliver(to, delivery) => {
                 self.deliver(to.connection, from.node, topic, delivery);
             }
@@ -239,7 +263,7 @@ impl Shard {
                 }
             }
             TopicMessage::Unconsume(backend) => drop(self.leave(&topic, backend)),
-            TopicMessage::Push(..)
+            TopicMessage::Push(_)
             | TopicMessage::WantCredit(..)
             | TopicMessage::Start(_)
             | TopicMessage::Written(..)
@@ -251,13 +275,13 @@ impl Shard {
 
     fn handle_as_home(&mut self, from: ShardId, topic: &Arc<str>, message: TopicMessage) {
         let now_us = self.now.us;
-        let feeds = matches!(message, TopicMessage::Push(..) | TopicMessage::WantCredit(_));
+        let feeds = matches!(message, TopicMessage::Push(_) | TopicMessage::WantCredit(_));
         if feeds && !self.ensure_home(topic) {
             return self.refuse_report(from, topic, &message);
         }
         let Some(home) = self.topics.homes.get_mut(topic) else { return };
         match message {
-            TopicMessage::Push(client, frame) => home.push(now_us, from, client, frame),
+            TopicMessage::Push(event) => home.push(now_us, from, event),
             TopicMessage::WantCredit(bytes) => home.want_credit(from, bytes),
             TopicMessage::Start(backend) => home.start(now_us, backend),
             TopicMessage::Written(backend, count) => home.written(now_us, backend, count),
@@ -299,6 +323,10 @@ impl Shard {
                 Effect::Expel(backend) => {
                     self.tell(backend.at, topic, TopicMessage::Expel(backend));
                 }
+                Effect::Left(client) => {
+                    let shard = self.address_of(client).expect("clients of this node are watched");
+                    self.tell(shard, topic, TopicMessage::Left(client));
+                }
             }
         }
     }
@@ -306,15 +334,15 @@ impl Shard {
     /// There is room: pushes what waited for it and reads on from those who waited.
     fn push_waiting(&mut self, topic: &Arc<str>) {
         while let Some(waiting) = self.poll_waiting(topic) {
-            self.push(topic, waiting.client, waiting.frame);
+            self.push(topic, waiting.event);
         }
         self.ask_for_room(topic);
     }
 
     fn push_waiting_at_home(&mut self, topic: &Arc<str>) {
-        while let Some(Waiting { client, frame, .. }) = self.poll_waiting(topic) {
+        while let Some(Waiting { event, .. }) = self.poll_waiting(topic) {
             let home = self.topics.homes.get_mut(topic).expect("this is its home");
-            home.push(self.now.us, self.address.shard, client, frame);
+            home.push(self.now.us, self.address.shard, event);
         }
         let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
         if let Some(bytes) = feeder.poll_ask() {
@@ -339,6 +367,9 @@ impl Shard {
             if let Some(from) = waiting.from {
                 self.unpause(from, Pause::Topic);
                 self.close_client(from, close::TOPIC_FULL);
+            }
+            if waiting.event.is_watched {
+                self.unname_ward(topic, waiting.event.client);
             }
         }
     }
@@ -434,9 +465,9 @@ impl Shard {
     /// There are too many topics for one that only reports of lost clients feed.
     fn refuse_report(&mut self, from: ShardId, topic: &Arc<str>, message: &TopicMessage) {
         match message {
-            TopicMessage::Push(_, frame) => {
+            TopicMessage::Push(event) => {
                 self.counters.dropped += 1;
-                let credit = Credit { messages: 1, bytes: frame.bytes().len() };
+                let credit = Credit { messages: 1, bytes: event.frame.bytes().len() };
                 self.tell(self.neighbour(from), topic, TopicMessage::Credit(credit));
             }
             _ => self.tell(self.neighbour(from), topic, TopicMessage::Refused),
@@ -537,10 +568,10 @@ impl Shard {
         }
         let route = self.route(key, client.route);
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_close) {
-            self.feed(topic, key, client.id, |out| {
+            self.keep_ward(topic, client.id);
+            self.feed_last(topic, client.id, |out| {
                 api::put_close(out, code, reason, client.context.json());
             });
-            self.unname_ward(key, topic, client.id);
         }
     }
 }

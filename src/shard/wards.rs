@@ -6,8 +6,15 @@
 //! old: so when a node is given up, all who hold a list of it say which they were, and the last one
 //! reports. A node that was given up and comes back, from a freeze, say, reports its clients as open.
 //!
+//! That a client is gone the guardian hears when its `close` event has left the topic for good:
+//! written to a consumer, acknowledged if that acknowledges, or lost, and counted, for want of room. So
+//! if the node is lost with the event, the end of the client is reported all the same. If it is lost
+//! between a consumer's getting the event and the guardian's hearing of it, that end is reported twice,
+//! once as itself and once as lost: better than never.
+//!
 //! This costs one small message to the guardian per client that comes and per one that goes, and there
-//! about 12 bytes of memory per client.
+//! about 12 bytes of memory per client. For each close event that waits its client's shard keeps about
+//! 40 bytes; if the topic lives on another shard, that sends it a message when the event has left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -34,15 +41,26 @@ pub struct Wards {
     guardian: Option<ShardAddress>,
     // How many guardians there were, this one included.
     epoch: u64,
-    // The place in the table of connections from which on clients are still to be named.
-    unnamed: Option<u32>,
-    // Likewise, to be reported as found.
+    // Who is still to be named.
+    unnamed: Option<Unnamed>,
+    // Clients that are gone and whose close event has not left its topic: no more of them than of
+    // events in topics, or waiting for room there.
+    ended: BTreeMap<ClientId, Arc<str>>,
+    // The place in the table of connections from which on clients are to be reported as found.
     unfound: Option<u32>,
     // By shard, and when its node was started.
     guarded: BTreeMap<(ShardAddress, u64), List>,
     // Reports wait for credit, which comes with a message: of lost clients, of found ones.
     lost_wait: bool,
     found_wait: bool,
+}
+
+/// From which on clients are still to be named to a new guardian.
+#[derive(Clone, Copy, Debug)]
+enum Unnamed {
+    // By place in the table of connections, and then all that ended: who ends meanwhile is among these.
+    Connected(u32),
+    Ended(ClientId),
 }
 
 /// What a shard of another node has told us.
@@ -67,6 +85,19 @@ impl Wards {
         }
         let due = self.guarded.values().filter_map(|list| list.due_ms);
         due.filter(|due_ms| !self.lost_wait || *due_ms > now_ms).min()
+    }
+
+    /// Whether this client is gone, and its close event has not left its topic.
+    pub fn is_ended(&self, client: ClientId) -> bool {
+        self.ended.contains_key(&client)
+    }
+
+    /// Some of those that ended, and who is to be named next.
+    fn some_ended(&self, from: ClientId) -> (Vec<(Arc<str>, ClientId)>, Option<Unnamed>) {
+        let mut ended = self.ended.range(from..);
+        let some = ended.by_ref().take(WARDS_AT_ONCE);
+        let some = some.map(|(&client, topic)| (topic.clone(), client)).collect();
+        (some, ended.next().map(|(&client, _)| Unnamed::Ended(client)))
     }
 
     /// A client to report that its topic has room for, as far as is known.
@@ -122,7 +153,7 @@ impl Shard {
         };
         let best = self.nodes_up().into_iter().max_by_key(rank);
         self.wards.guardian = best.and_then(|node| self.stand_in(self.address.shard, node));
-        self.wards.unnamed = self.wards.guardian.map(|_| 0);
+        self.wards.unnamed = self.wards.guardian.map(|_| Unnamed::Connected(0));
         self.wards.epoch += 1;
         self.tell_guardian(WardsMessage::Begin(self.wards.epoch));
     }
@@ -146,18 +177,26 @@ impl Shard {
         }
     }
 
-    /// A client is gone, and its topic hears of it from us.
-    pub(super) fn unname_ward(&mut self, key: ConnectionKey, topic: &Arc<str>, client: ClientId) {
-        if self.is_named(key) {
+    /// A client is gone: the guardian stands in for its close event, until [`Self::unname_ward`].
+    pub(super) fn keep_ward(&mut self, topic: &Arc<str>, client: ClientId) {
+        if self.settings.has_mesh {
+            self.wards.ended.insert(client, topic.clone());
+        }
+    }
+
+    /// The close event of a client has left its topic for good, or cannot get there.
+    pub(super) fn unname_ward(&mut self, topic: &Arc<str>, client: ClientId) {
+        if self.wards.ended.remove(&client).is_some() {
             self.tell_guardian(WardsMessage::Remove(topic.clone(), client));
         }
     }
 
     fn is_named(&self, key: ConnectionKey) -> bool {
-        self.wards.guardian.is_some() && self.wards.unnamed.is_none_or(|from| key.index < from)
+        self.wards.guardian.is_some()
+            && !matches!(self.wards.unnamed, Some(Unnamed::Connected(from)) if from <= key.index)
     }
 
-    /// A client whose end is to be reported, and the topic that is to hear of it.
+    /// A client that is there and whose end is to be reported, and the topic that is to hear of it.
     fn ward_at(&mut self, key: ConnectionKey) -> Option<(Arc<str>, ClientId)> {
         let client = self.connections.get(key).and_then(Connection::client)?;
         let (id, route) = (client.id, client.route);
@@ -168,16 +207,26 @@ impl Shard {
 
     /// Names some more clients to a new guardian.
     pub(super) fn name_wards(&mut self) {
-        let Some(from) = self.wards.unnamed else { return };
-        let (keys, next) = self.connections.keys(from, WARDS_AT_ONCE);
+        let Some(unnamed) = self.wards.unnamed else { return };
+        let (some, next) = match unnamed {
+            Unnamed::Connected(from) => self.some_connected(from),
+            Unnamed::Ended(from) => self.wards.some_ended(from),
+        };
         self.wards.unnamed = next;
         let mut clients: BTreeMap<Arc<str>, Vec<ClientId>> = BTreeMap::new();
-        for (topic, client) in keys.into_iter().filter_map(|key| self.ward_at(key)) {
+        for (topic, client) in some {
             clients.entry(topic).or_default().push(client);
         }
         for (topic, clients) in clients {
             self.tell_guardian(WardsMessage::Add(topic, clients));
         }
+    }
+
+    /// Some of those that are connected, and who is to be named next.
+    fn some_connected(&mut self, from: u32) -> (Vec<(Arc<str>, ClientId)>, Option<Unnamed>) {
+        let (keys, next) = self.connections.keys(from, WARDS_AT_ONCE);
+        let some = keys.into_iter().filter_map(|key| self.ward_at(key)).collect();
+        (some, Some(next.map_or(Unnamed::Ended(ClientId::from_value(0)), Unnamed::Connected)))
     }
 
     pub(super) fn handle_wards(

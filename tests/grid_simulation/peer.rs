@@ -123,14 +123,13 @@ impl Peer {
 
     /// Its node is no more.
     pub fn crash(&mut self, shared: &mut Shared) {
-        let was_connected = !self.has_ended();
         if !self.line.is_gone {
             self.line.is_gone = true;
             self.is_crashed = true;
             self.note_end(shared);
         }
         if let Role::Client(_) = self.role {
-            shared.queue.note_crash(self.number, shared.now_ms, was_connected);
+            shared.queue.note_crash(self.number, shared.now_ms);
             self.is_crashed = true;
         }
     }

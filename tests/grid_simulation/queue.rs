@@ -18,13 +18,22 @@ struct Fed {
     // The next number that has not come to any consumer.
     next: u64,
     is_closed: bool,
+    // When that came to a consumer that does not acknowledge.
+    settled_ms: Option<u64>,
     // When it was told that it is in, and when its node crashed.
     open_ms: Option<u64>,
     crashed_ms: Option<u64>,
-    // It was there until its node crashed.
-    was_connected: bool,
     // Another node said that its node was lost, last.
     is_lost: bool,
+}
+
+impl Fed {
+    /// Whether another node certainly knew of it when its node crashed.
+    fn is_named(&self, weather: &Weather) -> bool {
+        self.open_ms.zip(self.crashed_ms).is_some_and(|(open_ms, crashed_ms)| {
+            open_ms + SETTLED_MS < crashed_ms && weather.is_calm(open_ms, crashed_ms - 1)
+        })
+    }
 }
 
 /// One connection that consumes or did.
@@ -62,9 +71,9 @@ impl Queue {
             sent_ms,
             next: 0,
             is_closed: false,
+            settled_ms: None,
             open_ms: None,
             crashed_ms: None,
-            was_connected: false,
             is_lost: false,
         };
         self.clients.insert(client, fed);
@@ -81,28 +90,18 @@ impl Queue {
         fed.open_ms = Some(now_ms);
     }
 
-    pub fn note_crash(&mut self, client: PeerNumber, now_ms: u64, was_connected: bool) {
-        if let Some(fed) = self.clients.get_mut(&client)
-            && fed.crashed_ms.is_none()
-        {
-            (fed.crashed_ms, fed.was_connected) = (Some(now_ms), was_connected);
+    pub fn note_crash(&mut self, client: PeerNumber, now_ms: u64) {
+        if let Some(fed) = self.clients.get_mut(&client) {
+            fed.crashed_ms.get_or_insert(now_ms);
         }
     }
 
-    /// Of a client whose node crashed and that was there in calm weather before, consumers hear that
-    /// it is gone: from its node, or from another. To be asked if no other node crashed.
+    /// Of a client whose node crashed and that came in calm weather before, consumers hear that it is
+    /// gone: from its node, or from another. To be asked if no other node crashed.
     pub fn check_lost(&self, weather: &Weather, client: PeerNumber) {
-        let Some(Fed {
-            open_ms: Some(open_ms), crashed_ms: Some(crashed_ms), was_connected, ..
-        }) = self.clients.get(&client)
-        else {
-            return;
-        };
-        // The end of one that had ended may have been in the memory of its node.
-        let is_named = *was_connected && open_ms + SETTLED_MS < *crashed_ms;
-        if is_named && weather.is_calm(*open_ms, crashed_ms - 1) {
-            let Fed { is_lost, is_closed, .. } = self.clients[&client];
-            assert!(is_lost || is_closed, "nobody was told that client {client} is gone");
+        if let Some(fed) = self.clients.get(&client) {
+            let is_told = fed.is_lost || fed.is_closed;
+            assert!(is_told || !fed.is_named(weather), "nobody was told that {client} is gone");
         }
     }
 
@@ -165,6 +164,8 @@ impl Queue {
         let fed = self.clients.get_mut(&client).expect("events are about clients");
         if number == CLOSED {
             fed.is_closed = true;
+            let is_settled = !self.consumers[&consumer].acknowledges;
+            fed.settled_ms = fed.settled_ms.or(is_settled.then_some(now_ms));
             return;
         }
         assert!(number < fed.sent_ms.len() as u64, "client {client} has not sent {number}");
@@ -181,6 +182,11 @@ impl Queue {
         // What is true may have waited for a consumer.
         let is_true = fed.crashed_ms.is_some();
         assert!(is_true || !weather.is_calm(since, now_ms), "the node of client {client} is there");
+        let is_settled =
+            fed.settled_ms.zip(fed.crashed_ms).is_some_and(|(settled_ms, crashed_ms)| {
+                settled_ms + SETTLED_MS < crashed_ms && fed.is_named(weather)
+            });
+        assert!(!is_settled, "client {client} had been reported as gone before");
         fed.is_lost = true;
     }
 

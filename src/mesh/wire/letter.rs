@@ -395,6 +395,7 @@ fn put_topic_message(out: &mut Vec<u8>, message: &TopicMessage) -> bool {
         | TopicMessage::WantCredit(_)
         | TopicMessage::Credit(_)
         | TopicMessage::Refused
+        | TopicMessage::Left(_)
         | TopicMessage::Start(_) => return false,
     }
     true

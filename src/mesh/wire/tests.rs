@@ -5,8 +5,8 @@ use bytes::Bytes;
 use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    Answer, BackendId, Command, ConnectionKey, Credit, Delivery, Terms, Ticket, TopicMessage,
-    WardsMessage,
+    Answer, BackendId, Command, ConnectionKey, Credit, Delivery, Event, Terms, Ticket,
+    TopicMessage, WardsMessage,
 };
 use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Reply, Tally};
 use crate::protocol::frame::{Frame, Kind};
@@ -179,6 +179,7 @@ fn what_concerns_one_node_alone_is_not_put() {
     let terms = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
     let topic = |message| Message::Topic("topic".into(), message);
     let answer = |reply| Message::Answer(Ticket(1), Answer::Done(Ok(reply)));
+    let client = ClientId::from_value(1);
     let staying = [
         ask(Command::Join("topic".into(), terms)),
         ask(Command::Leave("topic".into())),
@@ -187,7 +188,8 @@ fn what_concerns_one_node_alone_is_not_put() {
         answer(Reply::Page("text/plain", "page".into())),
         Message::Answer(Ticket(1), Answer::Report(Box::default())),
         Message::Answer(Ticket(1), Answer::Mesh(Box::default())),
-        topic(TopicMessage::Push(ClientId::from_value(1), frame())),
+        topic(TopicMessage::Push(Event { client, frame: frame(), is_watched: true })),
+        topic(TopicMessage::Left(client)),
         topic(TopicMessage::WantCredit(1)),
         topic(TopicMessage::Credit(Credit::default())),
         topic(TopicMessage::Refused),

@@ -38,10 +38,15 @@ fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
 }
 
 fn push(topic: &mut Topic, client: u64, message: u64) {
-    if topic.feeders[0].credit.messages == 0 {
+    if topic.room.wanted_by(FEEDER).messages > 0 {
         topic.want_credit(FEEDER, 8);
     }
-    topic.push(0, FEEDER, ClientId::from_value(client), frame(message));
+    topic.push(0, FEEDER, event(client, message));
+}
+
+fn event(client: u64, message: u64) -> Event {
+    let client = ClientId::from_value(client);
+    Event { client, frame: frame(message), is_watched: false }
 }
 
 #[test]
@@ -50,7 +55,7 @@ fn a_question_that_crossed_what_was_lent_lends_no_more() {
     let mut topic = Topic::new(NODE, bounds, WhenFull::Hold, 2);
     topic.want_credit(FEEDER, 8);
     assert!(topic.poll_effect().is_none());
-    topic.push(0, FEEDER, ClientId::from_value(1), frame(1));
+    topic.push(0, FEEDER, event(1, 1));
     topic.want_credit(FEEDER, 8);
     assert!(matches!(topic.poll_effect(), Some(Effect::Grant(FEEDER, _))));
 }
