@@ -20,6 +20,8 @@ mod verifier;
 mod wake;
 mod watch;
 
+use std::sync::atomic;
+
 pub use bus::{Port, bus};
 pub use identity::TlsContext;
 pub use listener::{BACKLOG, Listening, bind, route_out};
