@@ -86,6 +86,9 @@ pub struct Mesh {
     links: BTreeMap<LinkId, Link>,
     // Those there is a session with.
     peers: BTreeMap<NodeId, Peer>,
+    // Of each node the last Hello by which a link began: when it was started, and what it offered. At
+    // most one per id.
+    taken: BTreeMap<NodeId, (u64, u64)>,
     membership: Membership,
     dialler: Dialler,
     own: OwnInterest,
@@ -122,6 +125,7 @@ impl Mesh {
             hash: ChannelHash::new(&settings.channel_key),
             links: BTreeMap::new(),
             peers: BTreeMap::new(),
+            taken: BTreeMap::new(),
             membership: Membership::new(own, settings.random_seed),
             dialler: Dialler::new(&settings, now_ms),
             own: OwnInterest::default(),

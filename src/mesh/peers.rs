@@ -133,8 +133,9 @@ impl Mesh {
     fn say_hello(&mut self, id: LinkId, to: Option<NodeId>) {
         self.sessions_begun += 1;
         // Never the same for two sessions of the grid, as far as that matters: which of two nodes
-        // offers it, when that was started, and which one it is.
-        let offered = self.settings.incarnation << 20 | (self.sessions_begun & 0xF_FFFF);
+        // offers it, when that was started, and which one it is. It counts up: what was said later
+        // offers more.
+        let offered = (self.settings.incarnation << 20) + self.sessions_begun;
         let peer = to.and_then(|node| self.peers.get(&node));
         let held = peer.map_or(0, |peer| peer.session_id);
         let hello = Hello {
@@ -297,6 +298,9 @@ impl Mesh {
             self.say(id, &Control::Refused(why.clone()));
             return Err(why);
         }
+        if self.is_overtaken(&hello) {
+            return Err("another link between these nodes was faster".into());
+        }
         if !self.is_preferred(&hello, is_dialled) {
             return Err("there is another link between these nodes".into());
         }
@@ -355,6 +359,15 @@ impl Mesh {
             || is_dialled == is_lower
     }
 
+    /// Whether it was said before words of the same node that were taken, on a link that was slower.
+    /// Who said it has a newer session, or had one: to begin one more would end that, and what is on
+    /// its way on the old link would come behind what was said later.
+    fn is_overtaken(&self, hello: &Hello) -> bool {
+        self.taken.get(&hello.node).is_some_and(|&(incarnation, offered)| {
+            hello.incarnation == incarnation && hello.offered < offered
+        })
+    }
+
     /// There is a link to a node: goes on with the session, or begins one.
     fn begin(&mut self, now_ms: u64, id: LinkId, hello: Hello, session_id: u64) {
         let node = hello.node;
@@ -370,6 +383,7 @@ impl Mesh {
         if !is_resumed {
             self.end_session(node, "it begins anew");
         }
+        self.taken.insert(node, (hello.incarnation, hello.offered));
         let number = hello.node.number();
         let member = Identity::new(node, hello.incarnation, hello.mesh);
         let (shards, incarnation) = (hello.shards, hello.incarnation);

@@ -399,6 +399,27 @@ fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
 }
 
 #[test]
+fn words_that_were_overtaken_by_others_begin_no_session_even_when_those_have_ended() {
+    let mut net = Net::new(2);
+    let Peer { hello, session_id, .. } = &net.meshes[1].peers[&node(0)];
+    let (hello, session_id) = (hello.clone(), *session_id);
+    // Whoever says so holds no session.
+    let said = |offered| wire::Hello { held: 0, offered, ..hello.clone() };
+    let hear = |mesh: &mut Mesh, number, offered| {
+        let (link, remote) = (LinkId(number), mesh_address(0));
+        mesh.handle_event(0, Event::Opened { link, remote, is_dialled: false });
+        let is_taken = mesh.handle_hello(0, link, said(offered)).is_ok();
+        (is_taken, mesh.peers.get(&node(0)).map(|peer| peer.session_id))
+    };
+    let mesh = &mut net.meshes[1];
+    assert_eq!(hear(mesh, 1000, hello.offered - 1), (false, Some(session_id)));
+    let next = hello.offered + 2;
+    assert_eq!(hear(mesh, 1001, next), (true, Some(next)), "it has lost the session since");
+    mesh.end_session(node(0), "it is no more");
+    assert_eq!(hear(mesh, 1002, next - 1), (false, None));
+}
+
+#[test]
 fn what_a_shard_said_before_it_heard_of_a_new_session_is_not_said_in_it() {
     let mut net = Net::new(2);
     let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });

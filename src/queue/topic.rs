@@ -332,6 +332,8 @@ impl Topic {
         self.settle(now_us, client);
         match has_cancelled {
             true => self.assign_again(now_us),
+            // It may have had no room for what waited behind this: that is over.
+            false if self.consumers[at].handed.is_empty() => self.progress(now_us, at),
             false => self.fill(id),
         }
         self.forget_if_left(id);

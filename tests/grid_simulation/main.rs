@@ -44,18 +44,20 @@ use seeds::Replay;
 const SEEDS: u64 = 20;
 
 /// Seeds that found a bug, and what it was.
-const FOUND: [u64; 11] = [
-    3,   // What a consumer had to write came twice when it popped anew and unpopped.
-    7,   // A publish behind a subscribe on the same connection missed its client on another node.
-    9,   // A session that one end had given up was gone on with by the other, for ever.
-    10,  // Links that gave way to others all the time, for a seed that was a name.
-    62,  // What came back from a consumer came behind what was sent later.
-    68,  // Likewise, with a gap.
-    75,  // What came back did not make the topic hand out again.
-    102, // Two announcements that got lost, and nodes that never heard of each other.
-    166, // An event to a consumer that had cancelled, and was gone, stayed with it for ever.
-    169, // Likewise, and the consumer stayed too.
-    253, // What was written in one session counted in the next.
+const FOUND: [u64; 13] = [
+    3,     // What a consumer had to write came twice when it popped anew and unpopped.
+    7,     // A publish behind a subscribe on the same connection missed its client on another node.
+    9,     // A session that one end had given up was gone on with by the other, for ever.
+    10,    // Links that gave way to others all the time, for a seed that was a name.
+    62,    // What came back from a consumer came behind what was sent later.
+    68,    // Likewise, with a gap.
+    75,    // What came back did not make the topic hand out again.
+    102,   // Two announcements that got lost, and nodes that never heard of each other.
+    166,   // An event to a consumer that had cancelled, and was gone, stayed with it for ever.
+    169,   // Likewise, and the consumer stayed too.
+    253,   // What was written in one session counted in the next.
+    114,   // A consumer was closed that had no room for long, until it had given back what it had.
+    12663, // An older link took the place of a newer one, with what was said before on it.
 ];
 
 fn replayed(seed: u64, is_verbose: bool) -> Summary {

@@ -11,9 +11,13 @@ use crate::world::World;
 /// How long after the last fault everything is right again, in milliseconds.
 const HEALED_MS: u64 = 12_000;
 
-/// How long after that the last calls are answered, and consumers that acknowledge each message
-/// before they get the next have what had gathered for them.
-const LATE_MS: u64 = 15_000;
+/// How long after that there may be no answer and no event while some are due: longer than a call, or
+/// a consumer between two acknowledgements, takes.
+const STILL_MS: u64 = 5000;
+
+/// How long answers and events may go on to come after that: a consumer that acknowledges each
+/// message before it gets the next takes its time for what has gathered.
+const LATE_MS: u64 = 600_000;
 
 /// Turns of a grid of four nodes in which nothing happens, per second: signs of life and gossip.
 const IDLE_STEPS_MAX: u64 = 1000;
@@ -60,16 +64,12 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
         }
     }
     world.join(steady, Role::Backend(Backend::steady()));
-    let end_ms = world.plan.busy_ms + HEALED_MS;
-    world.run_until(end_ms);
-    for late_ms in (0..=LATE_MS).step_by(50) {
-        if !is_at_rest(&world) {
-            world.run_until(end_ms + late_ms);
-        }
-    }
+    world.run_until(world.plan.busy_ms + HEALED_MS);
+    come_to_rest(&mut world);
     if is_verbose {
         tell_topics(&world);
     }
+    assert!(is_at_rest(&world), "calls or messages wait, and nothing comes, or comes without end");
     check_members(&world);
     check_peers(&world);
     check_pushes(&world);
@@ -77,6 +77,22 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     let summary = summary(&world);
     leave(&mut world);
     summary
+}
+
+/// Goes on while something is due, as long as something comes.
+fn come_to_rest(world: &mut World) {
+    let end_ms = world.plan.busy_ms + HEALED_MS;
+    let (mut came, mut came_ms) = (0, 0);
+    for late_ms in (0..=LATE_MS).step_by(50) {
+        let coming = world.shared.answers + world.shared.queue.events;
+        if came < coming {
+            (came, came_ms) = (coming, late_ms);
+        }
+        if is_at_rest(world) || came_ms + STILL_MS < late_ms {
+            return;
+        }
+        world.run_until(end_ms + late_ms);
+    }
 }
 
 /// Whether all that was asked is answered, and all that clients sent is with consumers.

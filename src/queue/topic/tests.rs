@@ -179,6 +179,24 @@ fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
         .any(|effect| matches!(effect, Effect::Expel(id) if id == consumer(1)));
     assert!(expelled);
 }
+
+#[test]
+fn a_consumer_that_gave_back_what_it_had_from_before_is_not_expelled_for_it() {
+    let mut topic = topic(10, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    push(&mut topic, 1, 0);
+    joined(&mut topic, 2, PLAIN);
+    assert!(topic.leave(0, consumer(1)));
+    joined(&mut topic, 1, Terms { pop: 2, ..PLAIN });
+    push(&mut topic, 1, 1);
+    assert_eq!(delivered(&mut topic), [(1, 0)], "the first may come back, and goes before");
+    topic.handle_timeout(STALLED_US);
+    topic.returned(STALLED_US, consumer(1), 0, 1);
+    assert_eq!(delivered(&mut topic), [(2, 0), (2, 1)]);
+    topic.handle_timeout(STALLED_US + EXPELLED_US);
+    assert!(topic.poll_effect().is_none(), "it has nothing that it does not take");
+}
+
 #[test]
 fn of_consumers_that_all_take_nothing_none_is_expelled() {
     let mut topic = topic(64, WhenFull::Hold);
