@@ -125,9 +125,9 @@ impl Config {
 
         let node = Node::read(&root, available)?;
         let api = Api::read(&root)?;
-        let limits = Limits::read(&root)?;
-        let edges = read_edges(&root, &api, &limits)?;
         let mesh = Mesh::read(&root)?;
+        let limits = Limits::read(&root, mesh.is_some())?;
+        let edges = read_edges(&root, &api, &limits)?;
         let queue = Queue::read(&root, &edges)?;
         Ok(Self { node, api, edges, mesh, queue, limits, log: Log::read(&root)? })
     }
@@ -432,8 +432,11 @@ pub enum SlowClient {
     Drop,
 }
 
+/// The lease of what a node knows of another's interest, and some.
+const MESH_ANSWER_MS_MIN: u64 = 1100;
+
 impl Limits {
-    fn read(root: &Section) -> Result<Self, ConfigError> {
+    fn read(root: &Section, has_mesh: bool) -> Result<Self, ConfigError> {
         let section = root.table("limits")?.only(&LIMITS_KEYS)?;
         let bytes = |key, bounds, default| section.whole(key, BYTES, bounds, default);
         let count = |key, bounds, default| section.whole(key, "", bounds, default);
@@ -456,6 +459,14 @@ impl Limits {
             idle_ms: ms("idle_ms", 2..=HOUR_MS, 60_000)?,
             answer_ms: ms("answer_ms", 1..=2000, 1500)?,
         };
+        if has_mesh && limits.answer_ms < MESH_ANSWER_MS_MIN {
+            let answer_ms = limits.answer_ms;
+            let reason = format!(
+                "expected at least {MESH_ANSWER_MS_MIN} with a mesh, found {answer_ms}: a subscribe \
+                 waits a second for a node that is silent"
+            );
+            return Err(section.fault(&["answer_ms"], reason));
+        }
         if limits.ping_ms >= limits.idle_ms {
             let Self { ping_ms, idle_ms, .. } = limits;
             let reason =

@@ -49,8 +49,8 @@
 //! 2. `shard::backend` (or `shard::requests`, over HTTP) gets a whole message from
 //!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place.
 //! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks those
-//!    who may have subscribers (`shard::interest`): itself directly, others through the outbox. One
-//!    shard alone is not asked, it does it.
+//!    who may have subscribers (`shard::interest`): itself directly, others through the outbox. If
+//!    only its own clients are subscribed, nobody is asked.
 //! 4. `runtime::bus` hands it to each: a reference, through one mailbox per pair of shards. That a
 //!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
 //!    end's messages rest on.
@@ -94,7 +94,8 @@
 //!
 //! # What is absent
 //!
-//! Locks; a task, channel or buffer per connection; a shared map of channels or clients; a registry
+//! Locks; a task, channel or buffer per connection; a shared map of channels or clients
+//! (but bits that say which shard may have a channel); a registry
 //! of metrics; traits with one implementation; features that change behaviour.
 
 pub mod address;

@@ -139,7 +139,7 @@ fn every_key_is_read() {
         handshake_ms: 80,
         ping_ms: 90,
         idle_ms: 100,
-        answer_ms: 110,
+        answer_ms: 1110,
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json });
@@ -631,6 +631,11 @@ fn a_mesh_needs_an_address_a_key_and_an_id_of_the_node() {
     let id = "missing; with a mesh each node has an id of its own, 0 to 1023";
     let mesh = format!("[mesh]\nbind = \"0.0.0.0:0\"\n{key}");
     refused(&mesh, &format!("gridcast.toml: node.id: {id}"));
+    let short = "limits.answer_ms: expected at least 1100 with a mesh, found 1099: a subscribe waits a \
+                 second for a node that is silent";
+    let limits = "node.id = 1\nlimits.answer_ms = 1099";
+    refused(&format!("{limits}\n{mesh}"), &format!("gridcast.toml:2: {short}"));
+    assert_eq!(parse(limits).limits.answer_ms, 1099);
     let config = parse(&format!("node.id = 0\n{mesh}"));
     let mesh = config.mesh.expect("it is written");
     assert_eq!((mesh.advertise, mesh.seeds.len()), (mesh.bind, 0));

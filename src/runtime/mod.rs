@@ -20,6 +20,7 @@ mod verifier;
 mod wake;
 mod watch;
 
+// For `wake.rs`, which takes them from its parent.
 use std::sync::atomic;
 
 pub use bus::{Port, bus};

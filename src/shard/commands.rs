@@ -93,26 +93,29 @@ impl Shard {
         channel: &str,
         content: &Content<'_>,
     ) {
-        let from = self.backend_id(key);
-        // What it asked for before may be a subscribe that is still on its way.
-        let replies = self.connections.get(key).and_then(|connection| connection.replies());
-        let is_behind_function = replies.is_some_and(|replies| replies.has_function());
-        let is_alone = self.settings.shards == 1 && !self.settings.has_mesh;
-        let is_for_others =
-            !is_alone && self.interested(channel).any(|party| party != self.own_party());
-        if is_for_others || is_behind_function || self.lanes.contains_key(&from) {
-            let asked: Vec<Party> = match is_behind_function {
-                true => self.everywhere().collect(),
-                false => self.interested(channel).collect(),
-            };
-            // They may have lost their last subscribers at this moment.
-            if !asked.is_empty() {
-                let frame = Frame::message(content.kind, &content.bytes);
-                let channel: Arc<str> = channel.into();
-                let command = || Command::Publish(channel.clone(), frame.clone());
-                return self.ask(key, shape, Kind::Publish, &asked, command);
-            }
+        let is_behind_lane = self.lanes.contains_key(&self.backend_id(key));
+        if self.is_alone() && !is_behind_lane {
+            return self.publish_here(key, shape, channel, content);
         }
+        let asked = self.asked_to_publish(key, channel);
+        let is_for_others = asked.iter().any(|party| *party != self.own_party());
+        if asked.is_empty() || !is_for_others && !is_behind_lane {
+            return self.publish_here(key, shape, channel, content);
+        }
+        let frame = Frame::message(content.kind, &content.bytes);
+        let channel: Arc<str> = channel.into();
+        let command = || Command::Publish(channel.clone(), frame.clone());
+        self.ask(key, shape, Kind::Publish, &asked, command);
+    }
+
+    /// Publishes where no other shard has subscribers, and nothing of this back end is under way.
+    fn publish_here(
+        &mut self,
+        key: ConnectionKey,
+        shape: Shape,
+        channel: &str,
+        content: &Content<'_>,
+    ) {
         if self.channels.find(channel).is_none() {
             return self.reply(key, &shape, &Ok(Reply::Published(Tally::default())));
         }
@@ -120,8 +123,8 @@ impl Shard {
             Ok(tally) => self.reply(key, &shape, &Ok(Reply::Published(tally))),
             Err(walk) => {
                 if let Some(ticket) = self.open_question(key, shape, Kind::Publish, 1) {
-                    let asker = self.own_party();
-                    self.open_lane(Asked { asker, ticket, backend: from }, walk);
+                    let (asker, backend) = (self.own_party(), self.backend_id(key));
+                    self.open_lane(Asked { asker, ticket, backend }, walk);
                 }
             }
         }
@@ -292,7 +295,7 @@ impl Shard {
 
     /// Asks all shards how things stand; the answer is the text of `/metrics`.
     pub(super) fn call_report(&mut self, key: ConnectionKey, shape: HttpShape) {
-        let everywhere: Vec<Party> = self.everywhere().collect();
+        let everywhere = self.everywhere();
         self.ask(key, Shape::Response(shape), Kind::Report, &everywhere, || Command::Report);
     }
 

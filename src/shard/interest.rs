@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Shard;
 use super::settings::spread;
 use crate::address::ShardId;
-use crate::message::Party;
+use crate::message::{ConnectionKey, Party};
 
-/// Slots of a node: 2 MiB per 64 shards, 1 MiB more for each shard that uses all of them. So many
-/// channels double what a publish to one of them asks in vain.
+/// Slots of a node: 2 MiB per 64 shards, 1 MiB more for each shard that uses all of them. With as many
+/// channels as slots a publish asks about one shard in vain.
 const SLOTS: usize = 1 << 18;
 
 /// What the shards of a node tell each other. One shard alone needs none.
@@ -32,7 +32,7 @@ impl Interest {
         Self { shards, words: (0..words).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// How many there are.
+    /// How many shards it was made for.
     pub fn count(&self) -> usize {
         self.shards
     }
@@ -114,16 +114,26 @@ impl ShardInterest {
 }
 
 impl Shard {
-    /// Those who may have subscribers of a channel.
-    pub(super) fn interested(&self, channel: &str) -> impl Iterator<Item = Party> {
+    /// Whether there is no other shard, and no other node.
+    pub(super) fn is_alone(&self) -> bool {
+        self.settings.shards == 1 && !self.settings.has_mesh
+    }
+
+    /// Those who are asked to publish what a connection brings: who may have subscribers. All, behind a
+    /// call of it without an answer: that may be a subscribe which is still on its way.
+    pub(super) fn asked_to_publish(&mut self, key: ConnectionKey, channel: &str) -> Vec<Party> {
+        let replies = self.connections.get(key).and_then(|connection| connection.replies());
+        if replies.is_some_and(|replies| replies.has_function()) {
+            return self.everywhere();
+        }
         let shards = self.settings.interest.shards(channel).map(|shard| self.beside(shard));
-        shards.chain(self.mesh())
+        shards.chain(self.mesh()).collect()
     }
 
     /// All shards of the node, and its mesh.
-    pub(super) fn everywhere(&self) -> impl Iterator<Item = Party> {
+    pub(super) fn everywhere(&self) -> Vec<Party> {
         let shards = (0..self.settings.shards).map(|index| self.beside(ShardId(index as u8)));
-        shards.chain(self.mesh())
+        shards.chain(self.mesh()).collect()
     }
 
     fn mesh(&self) -> Option<Party> {

@@ -25,7 +25,7 @@ pub struct Settled {
 /// What a question asks, which decides how its answers add up and what silence means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of all shards; the tallies add up, and silence adds nothing.
+    /// Of those who may have subscribers; the tallies add up, and silence adds nothing.
     Publish,
     /// Of the client's shard.
     Send,

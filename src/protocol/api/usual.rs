@@ -91,10 +91,12 @@ impl Data {
             input.copy_within(from..from + plain, to);
             (from, to) = (from + plain, to + plain);
             if from < end {
-                input[to] = meaning(input[from + 1]).unwrap_or_default();
+                input[to] = meaning(input[from + 1]).expect("it was looked at when it was found");
                 (from, to) = (from + 2, to + 1);
             }
         }
+        // What is left over may begin in the middle of a character.
+        input[to..end].fill(b' ');
         Self { place: start..to, has_escapes: false }
     }
 }
@@ -353,6 +355,27 @@ mod tests {
         prop_oneof![3 => usual, 1 => object(&["m", "p", "i", "id", "x"], any)]
     }
 
+    /// Of a string: escapes, letters of one to four bytes, and parts of them.
+    fn pieces() -> impl Strategy<Value = Vec<&'static [u8]>> {
+        const PIECES: [&[u8]; 12] = [
+            b"a",
+            b"\\n",
+            b"\\\"",
+            b"\\\\",
+            b"\\/",
+            "é".as_bytes(),
+            "你".as_bytes(),
+            "😀".as_bytes(),
+            b"\xe4",
+            b"\xbd",
+            b"\xa0",
+            b"\xff",
+        ];
+        let good = prop::collection::vec(prop::sample::select(&PIECES[..8]), 0..8);
+        let any = prop::collection::vec(prop::sample::select(&PIECES[..]), 0..8);
+        prop_oneof![good, any]
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
 
@@ -362,6 +385,18 @@ mod tests {
             if let Some(usual) = Usual::request(&found) {
                 let mut parser = Parser::default();
                 prop_assert_eq!(usual.read(&mut found), parser.request_of_any_form(&mut read));
+            }
+        }
+
+        #[test]
+        fn what_a_string_holds_is_what_a_whole_parser_reads(pieces in pieces()) {
+            let text = [&b"{\"c\":\"a\",\"d\":\""[..], &pieces.concat(), b"\"}"].concat();
+            let (mut found, mut read) = (text.clone(), text.clone());
+            let usual = Usual::params(Method::Publish, &found).expect("its form is usual");
+            let mut parser = Parser::default();
+            match (usual.read(&mut found).call, parser.params_of_any_form(Method::Publish, &mut read)) {
+                (Err(_), Err(_)) => prop_assert!(std::str::from_utf8(&text).is_err()),
+                (found, read) => prop_assert_eq!(found, read),
             }
         }
 
@@ -394,9 +429,13 @@ mod tests {
 
     #[test]
     fn text_that_is_not_utf_8_is_refused() {
-        let mut text = *b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\"\xff\"},\"i\":1}";
-        let request = Usual::request(&text).expect("its form is usual").read(&mut text);
-        assert_eq!(request.id, "null");
-        assert_eq!(request.call, Err(Fault::invalid("not valid JSON: not UTF-8")));
+        // The second would become it if what its escape leaves over were read.
+        for data in [&b"\xff"[..], b"\\n\xe4\xbd"] {
+            let before = &b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\""[..];
+            let mut text = [before, data, b"\"},\"i\":1}"].concat();
+            let request = Usual::request(&text).expect("its form is usual").read(&mut text);
+            assert_eq!(request.id, "null");
+            assert_eq!(request.call, Err(Fault::invalid("not valid JSON: not UTF-8")));
+        }
     }
 }
