@@ -176,7 +176,6 @@ impl Driver {
         if !self.shard.is_draining() {
             return self.watch.is_stopped.load(Ordering::Acquire);
         }
-        self.watch.quiet[self.number].store(self.shard.is_quiet(), Ordering::Release);
         if self.shard.is_drained() && !self.is_counted_out {
             self.is_counted_out = true;
             self.watch.undrained.fetch_sub(1, Ordering::AcqRel);
@@ -201,6 +200,9 @@ impl Driver {
         self.wake_listeners(now);
         let end_us = self.clock.elapsed_us();
         self.shard.handle_turn_taken(end_us - start_us);
+        if self.shard.is_draining() {
+            self.watch.quiet[self.number].store(self.shard.is_quiet(), Ordering::Release);
+        }
         self.submit(now)
     }
 

@@ -403,9 +403,10 @@ impl Shard {
         self.draining.is_some()
     }
 
-    /// Whether the node goes down and nothing is left to do here.
+    /// Whether the node goes down and nothing is left to do here. What is in the topics may go to
+    /// consumers on other nodes, though there is no connection here.
     pub fn is_drained(&self) -> bool {
-        self.draining.is_some() && self.connections.len() == 0
+        matches!(self.draining, Some(Drain::Ended)) && self.connections.len() == 0
     }
 
     /// A turn is over; it took so long, sleep not counted.

@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use serde_json::json;
+
 use crate::support::{
-    DEADLINE, Grid, KEY, Process, Server, assert_error, config_file, node_config, states,
+    DEADLINE, Grid, KEY, Process, SUCCESS, Server, assert_error, config_file, node_config, states,
     until_within,
 };
 
@@ -46,6 +48,37 @@ fn a_node_that_is_told_to_end_leaves_the_grid_at_once() {
     for client in &mut clients {
         assert_eq!(client.text(), "to all");
         assert_eq!((client.text(), client.text()), ("to the rest".into(), "to the rest".into()));
+    }
+}
+
+#[test]
+fn nodes_that_are_replaced_one_after_the_other_hand_over_what_they_hold() {
+    let mut grid = Grid::new(3);
+    for index in 0..3 {
+        let [beside, other] = [1, 2].map(|step| (index + step) % 3);
+        let mut stays = grid.nodes[beside].device("/plain?channels=news");
+        let mut leaves = grid.nodes[index].device("/plain");
+        (0..100).for_each(|number| leaves.send_text(&number.to_string()));
+        leaves.synchronise();
+        // One event at a time: the others are in the topic when the signal comes, and nobody is
+        // connected to the node.
+        let mut consumer = grid.nodes[beside].backend();
+        let pop = r#"{"m":"queue.pop","p":{"t":["plain"],"a":true,"w":1},"i":12345}"#;
+        assert_eq!(consumer.call(pop), SUCCESS);
+        drop(leaves);
+        grid.nodes[index].terminate();
+        for number in 0..100 {
+            let event = consumer.event();
+            assert_eq!(event["d"]["frame"]["data"], number.to_string());
+            consumer.done("queue.ack", &json!({ "g": event["g"] }));
+        }
+        assert_eq!(grid.nodes[index].exit_code(), Some(0));
+        assert_eq!(grid.nodes[other].publish("news", "while it is away"), (1, 0));
+        grid.restart(index);
+        eprintln!("grid: replaced: known to all after {:?}", grid.wait_until_whole());
+        assert_eq!(grid.nodes[index].publish("news", "from the new one"), (1, 0));
+        assert_eq!(stays.text(), "while it is away");
+        assert_eq!(stays.text(), "from the new one");
     }
 }
 
