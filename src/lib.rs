@@ -94,9 +94,9 @@
 //!
 //! # What is absent
 //!
-//! Locks; a task, channel or buffer per connection; a shared map of channels or clients
-//! (but bits that say which shard may have a channel); a registry
-//! of metrics; traits with one implementation; features that change behaviour.
+//! Locks; a task, channel or buffer per connection; a shared map of channels or clients (the bits of
+//! `shard::interest` name neither); a registry of metrics; traits with one implementation; features
+//! that change behaviour.
 
 pub mod address;
 pub mod config;
