@@ -49,18 +49,54 @@ fn publishes_that_came_at_once_are_done_over_several_turns_and_all_done() {
 }
 
 #[test]
-fn of_a_burst_each_subscriber_gets_one_write_with_all_of_it() {
+fn of_a_burst_each_subscriber_gets_one_write_of_one_run_with_all_of_it() {
     let (mut shard, back_end) = crowd(CLIENTS);
-    shard.handle_bytes(NOW, back_end, &mut call(PUBLISH).repeat(16));
+    let burst: Vec<String> = (10..26).map(|number| number.to_string()).collect();
+    let published = burst.iter().flat_map(|text| call_publish("a", text));
+    shard.handle_bytes(NOW, back_end, &mut published.collect::<Vec<u8>>());
     let mut written = BTreeMap::new();
     while is_busy(&shard) {
-        for (key, chunks, _) in bulk_writes(&mut shard) {
-            assert_eq!(written.insert(key.index, chunks), None, "{key:?} was written to twice");
+        for (key, batch) in bulk_batches(&mut shard) {
+            assert_eq!(written.insert(key.index, batch), None, "{key:?} was written to twice");
         }
         shard.handle_turn(NOW);
     }
+    let all: Vec<u8> = burst.iter().flat_map(|text| server_frame(text)).collect();
     assert_eq!(written.len() as u64, CLIENTS);
-    assert!(written.values().all(|&chunks| chunks == 16), "{written:?}");
+    assert!(written.values().all(|batch| *batch == [all.clone()]), "{:?}", written.values().next());
+}
+
+#[test]
+fn frames_of_bursts_come_in_their_order_whatever_comes_between_them() {
+    let (mut shard, back_end) = crowd(100);
+    let both = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a,b");
+    for _ in 0..50 {
+        upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=b");
+    }
+    urgent_writes(&mut shard);
+    let published = [("a", "1"), ("a", "2"), ("b", "3"), ("a", "4"), ("a", "5"), ("b", "6")];
+    let mut input: Vec<u8> =
+        published.iter().flat_map(|(channel, text)| call_publish(channel, text)).collect();
+    shard.handle_bytes(NOW, back_end, &mut input);
+    // One who comes in the middle of a burst gets what follows, and nothing before.
+    let late = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=b");
+    urgent_writes(&mut shard);
+    shard.handle_bytes(NOW, back_end, &mut call_publish("b", "7"));
+    let mut written: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    while is_busy(&shard) {
+        for (key, batch) in bulk_batches(&mut shard) {
+            written.entry(key.index).or_default().extend(batch.concat());
+        }
+        shard.handle_turn(NOW);
+    }
+    let frames = |texts: &[&str]| texts.iter().flat_map(|text| server_frame(text)).collect();
+    let expected: Vec<u8> = frames(&["1", "2", "3", "4", "5", "6", "7"]);
+    assert_eq!(written[&both.index], expected);
+    assert_eq!(written[&late.index], frames(&["7"]));
+    let (of_a, of_b): (Vec<u8>, Vec<u8>) =
+        (frames(&["1", "2", "4", "5"]), frames(&["3", "6", "7"]));
+    let count = |bytes: &[u8]| written.values().filter(|written| *written == bytes).count();
+    assert_eq!((count(&of_a), count(&of_b)), (100, 50));
 }
 
 #[test]
@@ -71,7 +107,7 @@ fn a_turn_writes_no_more_for_fan_outs_than_others_can_wait_for() {
         let mut written = 0;
         while is_busy(&shard) {
             let writes = bulk_writes(&mut shard);
-            let sizes: Vec<usize> = writes.iter().map(|(_, _, bytes)| *bytes).collect();
+            let sizes: Vec<usize> = writes.iter().map(|(_, bytes)| *bytes).collect();
             assert!(sizes.len() <= SENDS_MAX, "{} writes in a turn", sizes.len());
             let before_last: usize = sizes.iter().rev().skip(1).sum();
             assert!(before_last < BYTES_MAX, "{before_last} bytes before the last write of a turn");
@@ -178,13 +214,19 @@ fn is_busy(shard: &Shard) -> bool {
     shard.has_writes() || shard.poll_timeout() == Some(0)
 }
 
-/// What one turn writes because of fan-outs: to whom, how many chunks, how many bytes.
-fn bulk_writes(shard: &mut Shard) -> Vec<(ConnectionKey, usize, usize)> {
+/// What one turn writes because of fan-outs: to whom, and how many bytes.
+fn bulk_writes(shard: &mut Shard) -> Vec<(ConnectionKey, usize)> {
+    let bytes = |runs: &[Vec<u8>]| runs.iter().map(Vec::len).sum();
+    bulk_batches(shard).into_iter().map(|(key, runs)| (key, bytes(&runs))).collect()
+}
+
+/// What one turn writes because of fan-outs: to whom, and each run of bytes.
+fn bulk_batches(shard: &mut Shard) -> Vec<(ConnectionKey, Vec<Vec<u8>>)> {
     urgent_writes(shard);
     let mut writes = Vec::new();
     while let Some((key, batch)) = shard.poll_bulk_write() {
-        let chunks = batch.len();
-        writes.push((key, chunks, done(shard, key, batch)));
+        writes.push((key, batch.iter().map(|chunk| chunk.bytes().to_vec()).collect()));
+        done(shard, key, batch);
     }
     writes
 }
@@ -209,10 +251,18 @@ fn done(shard: &mut Shard, key: ConnectionKey, batch: Batch) -> usize {
 
 /// The frame of a publish of so many bytes, with a mask of zeros.
 fn publish(channel: &str, bytes: usize) -> Vec<u8> {
-    let data = "x".repeat(bytes);
+    call_publish(channel, &"x".repeat(bytes))
+}
+
+fn call_publish(channel: &str, data: &str) -> Vec<u8> {
     let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"{channel}","d":"{data}"}},"i":1}}"#);
     let length = (json.len() as u64).to_be_bytes();
     [&[0x81, 0xFF], &length[..], &[0; 4], json.as_bytes()].concat()
+}
+
+/// The frame in which a subscriber gets a text of at most 125 bytes.
+fn server_frame(text: &str) -> Vec<u8> {
+    [&[0x81, text.len() as u8], text.as_bytes()].concat()
 }
 
 /// A route whose clients have room for a kilobyte.

@@ -269,6 +269,11 @@ impl Frame {
         Self::from_encoded(&bytes)
     }
 
+    /// These and then the others.
+    pub fn followed_by(&self, others: &Self) -> Self {
+        Self::from_encoded(&[self.bytes(), others.bytes()].concat())
+    }
+
     /// What the message that its first frame, the only one, carries is.
     pub fn kind(&self) -> Kind {
         match self.0.first().map(|first| first & 0x0F) {

@@ -33,7 +33,7 @@ pub struct Asked {
 /// What carrying out a command came to.
 enum Outcome {
     Done(Answer),
-    Unfinished(Walk),
+    Unfinished(Box<Walk>),
     // It is answered when every node knows of it.
     Waiting,
 }

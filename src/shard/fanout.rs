@@ -1,17 +1,15 @@
 //! Delivers one frame to all subscribers of a channel, in slices within a work budget.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 
 use super::Shard;
 use super::channels::{ChannelIndex, IN_ONE_GO, WalkNumber};
 use super::commands::Asked;
 use super::connection::{Phase, Queued};
+use super::forms::{Forms, JOINED_FOR, Tails};
 use super::replies::WAITING_MAX;
 use crate::message::{Answer, Command, ConnectionKey};
-use crate::metrics::Counters;
 use crate::protocol::api::Tally;
-use crate::protocol::deflate::{Deflater, Window};
 use crate::protocol::frame::Frame;
 
 /// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one
@@ -120,48 +118,21 @@ pub struct Walk {
     tally: Tally,
 }
 
-/// A frame in the forms in which subscribers get it. The compressed ones are made when the first
-/// subscriber needs them, once.
-#[derive(Debug)]
-struct Forms {
-    plain: Rc<Frame>,
-    compressed: [Option<Rc<Frame>>; Window::COUNT],
-}
-
-impl Forms {
-    fn of(frame: Frame) -> Self {
-        Self { plain: Rc::new(frame), compressed: Default::default() }
-    }
-
-    /// The one for a subscriber who agreed on this window, or on none.
-    fn get(
-        &mut self,
-        window: Option<Window>,
-        deflater: &mut Deflater,
-        counters: &mut Counters,
-    ) -> &Rc<Frame> {
-        let plain = &self.plain;
-        let Some(window) = window else { return plain };
-        self.compressed[window as usize].get_or_insert_with(|| {
-            let body = deflater.body(Some(window), plain.kind(), plain.payload());
-            counters.compressions += u64::from(body.is_deflated);
-            match body.is_deflated {
-                true => Rc::new(Frame::of(&body)),
-                false => plain.clone(),
-            }
-        })
-    }
-}
-
 /// What one back end asked for and this shard has not done yet: a walk, and the commands that came
 /// behind it. They wait, so that all that a back end asks for takes effect in its order; those of
 /// other back ends do not.
 #[derive(Debug)]
 pub struct Lane {
     asked: Asked,
-    walk: Walk,
-    behind: VecDeque<(Asked, Command)>,
-    behind_bytes: usize,
+    walk: Box<Walk>,
+    behind: Behind,
+}
+
+#[derive(Debug, Default)]
+struct Behind {
+    commands: VecDeque<(Asked, Command)>,
+    // Of their frames.
+    bytes: usize,
 }
 
 /// Commands of one back end, and bytes of their frames, that wait behind a walk: what is beyond
@@ -173,29 +144,32 @@ const BEHIND_BYTES: usize = 16 * 1024 * 1024;
 impl Lane {
     /// Lets a command wait; false if too much does.
     pub(super) fn take(&mut self, asked: Asked, command: &Command) -> bool {
-        let bytes = frame_bytes(command);
-        if self.behind.len() >= BEHIND_MAX || self.behind_bytes + bytes > BEHIND_BYTES {
+        let (behind, bytes) = (&mut self.behind, frame_bytes(command));
+        if behind.commands.len() >= BEHIND_MAX || behind.bytes + bytes > BEHIND_BYTES {
             return false;
         }
-        self.behind_bytes += bytes;
-        self.behind.push_back((asked, command.clone()));
+        behind.bytes += bytes;
+        behind.commands.push_back((asked, command.clone()));
         true
-    }
-
-    fn next(&mut self) -> Option<(Asked, Command)> {
-        let next = self.behind.pop_front()?;
-        self.behind_bytes -= frame_bytes(&next.1);
-        Some(next)
     }
 
     /// Its back end is gone: it consumes nothing when its turn comes. Gives what is not to be
     /// carried out any more.
     pub(super) fn forget_joins(&mut self) -> Vec<Asked> {
         let is_join = |(_, command): &(Asked, Command)| matches!(command, Command::Join(..));
-        let joins = self.behind.iter().filter(|behind| is_join(behind));
+        let commands = &mut self.behind.commands;
+        let joins = commands.iter().filter(|behind| is_join(behind));
         let forgotten = joins.map(|(asked, _)| *asked).collect();
-        self.behind.retain(|behind| !is_join(behind));
+        commands.retain(|behind| !is_join(behind));
         forgotten
+    }
+}
+
+impl Behind {
+    fn next(&mut self) -> Option<(Asked, Command)> {
+        let next = self.commands.pop_front()?;
+        self.bytes -= frame_bytes(&next.1);
+        Some(next)
     }
 }
 
@@ -209,28 +183,42 @@ fn frame_bytes(command: &Command) -> usize {
 impl Shard {
     /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk: all
     /// of it where this turn has reached enough.
-    pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Walk> {
+    pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Box<Walk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
-        let (end, number, forms) = (self.channels.end(channel), IN_ONE_GO, Forms::of(frame));
+        let (end, number) = (self.channels.end(channel), IN_ONE_GO);
+        let forms = Forms::of(frame, self.take_tails(channel));
         let mut walk = Walk { channel, number, at: 0, end, forms, tally: Tally::default() };
         match self.walk(&mut walk, SLICE) {
-            true => Ok(walk.tally),
-            false => Err(walk),
+            true => Ok(self.end_walk(walk)),
+            false => Err(Box::new(walk)),
         }
+    }
+
+    /// What a frame for this channel may be joined to.
+    fn take_tails(&mut self, channel: ChannelIndex) -> Tails {
+        let tails = self.tails.take().filter(|(of, _)| *of == channel);
+        tails.map(|(_, tails)| tails).unwrap_or_default()
+    }
+
+    fn end_walk(&mut self, walk: Walk) -> Tally {
+        if walk.end >= JOINED_FOR {
+            self.tails = Some((walk.channel, walk.forms.into_tails()));
+        }
+        walk.tally
     }
 
     /// Up to so many members, as the turn's budget allows, or up to one who has to be written to
     /// first; true when the walk is over.
     fn walk(&mut self, walk: &mut Walk, most: usize) -> bool {
-        let plain_bytes = walk.forms.plain.bytes().len();
+        let plain_bytes = walk.forms.plain().bytes().len();
         let most = most.min(self.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = self.connections.at(member);
             let window = connection.compression;
-            let frame = walk.forms.get(window, &mut self.deflater, &mut self.counters);
-            let bytes = frame.bytes().len();
+            let form = walk.forms.get(window, &mut self.deflater, &mut self.counters);
+            let bytes = form.frame().bytes().len();
             if connection.phase != Phase::Open || !connection.takes(bytes) {
                 if connection.waits_for_us() {
                     // What fills it waits for its turn, not for the peer.
@@ -247,7 +235,7 @@ impl Shard {
                 }
                 continue;
             }
-            connection.outbound.push_shared(&mut self.spare, frame.clone());
+            form.push(&mut connection.outbound, &mut self.spare);
             self.counters.note_compressed(plain_bytes - bytes);
             walk.tally.delivered += 1;
             pushed_bytes += bytes;
@@ -301,25 +289,26 @@ impl Shard {
                 self.turns.push_back(from);
                 continue;
             }
-            self.answer(lane.asked, Answer::Published(lane.walk.tally));
-            self.catch_up(lane);
+            let tally = self.end_walk(*lane.walk);
+            self.answer(lane.asked, Answer::Published(tally));
+            self.catch_up(lane.behind);
         }
     }
 
     /// Carries out what waited behind a walk, up to the next one that takes longer.
-    fn catch_up(&mut self, mut lane: Lane) {
-        while let Some((asked, command)) = lane.next() {
+    fn catch_up(&mut self, mut behind: Behind) {
+        while let Some((asked, command)) = behind.next() {
             self.carry_out(asked, command);
             if let Some(opened) = self.lanes.get_mut(&asked.backend) {
-                (opened.behind, opened.behind_bytes) = (lane.behind, lane.behind_bytes);
+                opened.behind = behind;
                 return;
             }
         }
     }
 
     /// Lets a walk go on in later turns.
-    pub(super) fn open_lane(&mut self, asked: Asked, walk: Walk) {
-        let lane = Lane { asked, walk, behind: VecDeque::new(), behind_bytes: 0 };
+    pub(super) fn open_lane(&mut self, asked: Asked, walk: Box<Walk>) {
+        let lane = Lane { asked, walk, behind: Behind::default() };
         self.lanes.insert(asked.backend, lane);
         self.turns.push_back(asked.backend);
     }

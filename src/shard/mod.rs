@@ -4,6 +4,7 @@
 //! - `connection.rs`: one socket, and the table of them. `outbound.rs`: what waits to be written.
 //! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
+//!   `forms.rs`: what its members get.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
 //! - `channels.rs`: who is subscribed here. `interest.rs`: what the shards of a node know of it.
 //! - `nodes.rs`: what other nodes are to know, and who is within reach. `wards.rs`: the clients of
@@ -26,6 +27,7 @@ mod context;
 mod drain;
 mod edge;
 mod fanout;
+mod forms;
 pub mod interest;
 mod lifecycle;
 mod nodes;
@@ -56,11 +58,12 @@ use crate::protocol::api;
 use crate::protocol::deflate::{Deflater, Inflater};
 use access::Access;
 use addresses::Addresses;
-use channels::Channels;
+use channels::{ChannelIndex, Channels};
 use commands::Asked;
 use connection::{Connection, Connections, Pause, Phase, Queued, Stage};
 use drain::Drain;
 use fanout::{Budget, Lane};
+use forms::Tails;
 use interest::ShardInterest;
 use nodes::Nodes;
 use outbound::Spare;
@@ -117,6 +120,8 @@ pub struct Shard {
     // The lanes in the order of their turns.
     turns: VecDeque<BackendId>,
     budget: Budget,
+    // Of the last publish, until a turn begins without walks under way.
+    tails: Option<(ChannelIndex, Tails)>,
     // Connections with something to write. Those that one command meant go before those that a
     // fan-out reached: a huge channel does not delay a single message.
     urgent: VecDeque<ConnectionKey>,
@@ -164,6 +169,7 @@ impl Shard {
             lanes: HashMap::new(),
             turns: VecDeque::new(),
             budget: Budget::default(),
+            tails: None,
             urgent: VecDeque::new(),
             bulk: VecDeque::new(),
             resuming: VecDeque::new(),
@@ -314,6 +320,9 @@ impl Shard {
     pub fn handle_turn(&mut self, now: Now) {
         self.now = now;
         self.fire_timers();
+        if self.turns.is_empty() {
+            self.tails = None;
+        }
         self.budget.begin_turn(!self.turns.is_empty());
         self.resume_paused();
         self.walk_lanes();

@@ -11,8 +11,8 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// A run of bytes on its way to a socket.
 #[derive(Clone, Debug)]
 pub enum Chunk {
-    /// A frame that other connections of the shard get too. The inner count is the core's own; the
-    /// one that cores share was touched once for all of them.
+    /// A frame that other connections of the shard get too, or several in a row. The inner count is
+    /// the core's own; the one that cores share was touched once for all of them.
     Shared(Rc<Frame>),
     /// Bytes for this connection alone.
     Own(Vec<u8>),
@@ -104,6 +104,19 @@ impl Outbound {
     pub fn push_shared(&mut self, spare: &mut Spare, frame: Rc<Frame>) {
         self.queued += frame.bytes().len();
         self.push(spare, Chunk::Shared(frame));
+    }
+
+    /// Puts `joined` in the place of `tail`, which it begins with, if that is what waits last; false if
+    /// it is not. So frames that follow each other for many are one run of bytes.
+    pub fn join(&mut self, tail: &Rc<Frame>, joined: &Rc<Frame>) -> bool {
+        match self.chunks.back_mut() {
+            Some(Chunk::Shared(last)) if Rc::ptr_eq(last, tail) => {
+                self.queued += joined.bytes().len() - tail.bytes().len();
+                *last = joined.clone();
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Adds bytes for this connection alone, as `put` appends them.

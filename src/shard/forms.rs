@@ -1,0 +1,96 @@
+//! A frame in the forms in which subscribers get it, joined to what a burst put before it.
+
+use std::rc::Rc;
+
+use super::outbound::{Outbound, Spare};
+use crate::metrics::Counters;
+use crate::protocol::deflate::{Deflater, Window};
+use crate::protocol::frame::Frame;
+
+/// What the last publish to a channel put behind all that waited for its subscribers, in each form:
+/// plain, and for each window.
+pub type Tails = [Option<Rc<Frame>>; 1 + Window::COUNT];
+
+/// A frame is joined to the tail before it where it is for so many subscribers at least, up to so
+/// many bytes: then a burst costs one run of bytes for each, where otherwise each frame would cost the
+/// kernel a look of its own. Joining copies, which pays for itself only where many get it.
+pub const JOINED_FOR: usize = 16;
+const JOINED_BYTES: usize = 4096;
+
+/// A frame in the forms in which subscribers get it. Each is made when the first of them needs it,
+/// once.
+#[derive(Debug)]
+pub struct Forms {
+    plain: Rc<Frame>,
+    made: [Option<Form>; 1 + Window::COUNT],
+    tails: Tails,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub struct Form {
+    frame: Rc<Frame>,
+    // The tail that it may be joined to, and what comes of that.
+    joined: Option<(Rc<Frame>, Rc<Frame>)>,
+}
+
+impl Forms {
+    /// None is made yet.
+    pub fn of(frame: Frame, tails: Tails) -> Self {
+        Self { plain: Rc::new(frame), made: Default::default(), tails }
+    }
+
+    /// The frame as it came.
+    pub fn plain(&self) -> &Frame {
+        &self.plain
+    }
+
+    /// The one for a subscriber who agreed on this window, or on none.
+    pub fn get(
+        &mut self,
+        window: Option<Window>,
+        deflater: &mut Deflater,
+        counters: &mut Counters,
+    ) -> &Form {
+        let Self { plain, made, tails } = self;
+        let place = window.map_or(0, |window| 1 + window as usize);
+        made[place].get_or_insert_with(|| {
+            let body = deflater.body(window, plain.kind(), plain.payload());
+            counters.compressions += u64::from(body.is_deflated);
+            let frame = match body.is_deflated {
+                true => Rc::new(Frame::of(&body)),
+                false => plain.clone(),
+            };
+            Form::of(frame, tails[place].take())
+        })
+    }
+
+    /// What the next publish finds behind all that waits.
+    pub fn into_tails(self) -> Tails {
+        self.made
+            .map(|form| form.map(|Form { frame, joined }| joined.map_or(frame, |(_, all)| all)))
+    }
+}
+
+impl Form {
+    fn of(frame: Rc<Frame>, tail: Option<Rc<Frame>>) -> Self {
+        let is_short = |tail: &Rc<Frame>| tail.bytes().len() + frame.bytes().len() <= JOINED_BYTES;
+        let joined = tail.filter(is_short).map(|tail| {
+            let joined = Rc::new(tail.followed_by(&frame));
+            (tail, joined)
+        });
+        Self { frame, joined }
+    }
+
+    /// The frame alone.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// Adds the frame to what waits for a subscriber.
+    pub fn push(&self, outbound: &mut Outbound, spare: &mut Spare) {
+        if !self.joined.as_ref().is_some_and(|(tail, joined)| outbound.join(tail, joined)) {
+            outbound.push_shared(spare, self.frame.clone());
+        }
+    }
+}
