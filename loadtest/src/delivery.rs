@@ -1,5 +1,6 @@
 //! Messages of back ends to clients: sent, awaited and accounted for.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -26,8 +27,8 @@ pub struct Delivery<'a> {
     pub load: Load,
     /// As many for each of the back ends. The messages to the first are those of source 0, and so on.
     pub destinations: Vec<Destination>,
-    /// The clients that read, each with the source of its messages; all destinations have as many.
-    pub clients: Vec<(Socket, u32)>,
+    /// The clients that read, each with the sources of its messages; all destinations have as many.
+    pub clients: Vec<(Socket, Range<u32>)>,
     /// Messages to each destination.
     pub each: u32,
     /// Length of a message.
@@ -54,11 +55,11 @@ impl Delivery<'_> {
     pub async fn run(self, deadline: Instant) -> Result<Delivered> {
         let arrivals = Arc::<Arrivals>::default();
         let first = self.servers.first().context("no server")?;
-        let receivers = (self.clients.len() / self.destinations.len()) as u64;
+        let read = self.clients.iter().map(|(_, sources)| sources.len()).sum::<usize>();
+        let receivers = (read / self.destinations.len()) as u64;
         let mut back_ends = self.open_back_ends(receivers).await?;
-        let inbox =
-            |source| Inbox::new(source..source + 1, self.each, self.bytes as usize, &arrivals);
-        let clients = self.clients.into_iter().map(|(socket, source)| (socket, inbox(source)));
+        let inbox = |sources| Inbox::new(sources, self.each, self.bytes as usize, &arrivals);
+        let clients = self.clients.into_iter().map(|(socket, sources)| (socket, inbox(sources)));
         let subscribers = Subscribers::new(*first, clients, deadline);
         let per_back_end = (self.destinations.len() / back_ends.len()) as u32;
         let mut cost = None;

@@ -18,12 +18,15 @@ use crate::tasks::in_parallel;
 /// all those are answered.
 #[derive(Args, Clone)]
 pub struct Channels {
-    /// Channels, rounded up to as many for each back end
+    /// Channels, rounded up to as many for each client and each back end
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub channels: u32,
     /// Subscribers of each
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=10_000))]
     pub subscribers: u32,
+    /// Channels of each client, which is more than one only where a server takes them in its path
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000))]
+    pub per_client: u32,
     /// Back ends, one connection each
     #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=10_000))]
     pub connections: u32,
@@ -45,27 +48,32 @@ pub struct Channels {
 
 impl Channels {
     pub fn title(&self) -> String {
-        let Self { channels, subscribers, connections, pipeline, .. } = self;
+        let Self { channels, subscribers, per_client, connections, pipeline, .. } = self;
         let manner =
             self.rate.map_or(format!("{connections} × {pipeline}"), |it| format!("{it}/s"));
-        format!("channels: {channels} × {subscribers} clients, {manner}")
+        let shared = if *per_client > 1 { format!(" of {per_client}") } else { String::new() };
+        format!("channels: {channels} × {subscribers} clients{shared}, {manner}")
     }
 
     /// A latency is the time from the request's writing to the message's arrival at a subscriber.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
-        let count = self.channels.next_multiple_of(self.connections);
-        machine::check_descriptors_for(count.saturating_mul(self.subscribers))?;
+        let per_client = self.per_client;
+        let groups = self.channels.div_ceil(per_client).next_multiple_of(self.connections);
+        machine::check_descriptors_for(groups.saturating_mul(self.subscribers))?;
         let (openers, subscribers) = (client::HANDSHAKES, self.subscribers);
         let opening = in_parallel(0..openers, |opener| async move {
             let mut clients = Vec::new();
-            for channel in (opener..count).step_by(openers as usize) {
+            for group in (opener..groups).step_by(openers as usize) {
+                let channels = group * per_client..(group + 1) * per_client;
+                let names: Vec<_> = channels.clone().map(name).collect();
                 for _ in 0..subscribers {
-                    let name = name(channel);
-                    clients.push((target.connect(Some(&name), READ_BUFFER_BYTES).await?, channel));
+                    let socket = target.connect(Some(&names.join(",")), READ_BUFFER_BYTES).await?;
+                    clients.push((socket, channels.clone()));
                 }
             }
             Ok(clients)
         });
+        let count = groups * per_client;
         let delivery = Delivery {
             servers: &[target],
             connections: self.connections,

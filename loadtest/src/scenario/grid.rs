@@ -131,10 +131,13 @@ impl Grid {
         }
         let (destinations, clients): (_, Vec<_>) = match self.kind() {
             Kind::Publish => {
-                let clients = clients.into_iter().map(|client| (client, 0)).collect();
+                let clients = clients.into_iter().map(|client| (client, 0..1)).collect();
                 (vec![Destination::Channel(channel.into())], clients)
             }
-            Kind::Send => (ids, clients.into_iter().zip(0..).collect()),
+            Kind::Send => {
+                let sources = (0..).map(|source| source..source + 1);
+                (ids, clients.into_iter().zip(sources).collect())
+            }
         };
         let delivery = Delivery {
             servers: nodes,

@@ -78,7 +78,7 @@ impl Mix {
             connections: 1,
             load: Load::PerSecond(self.publish),
             destinations: vec![Destination::Channel(CHANNEL.into())],
-            clients: sockets.into_iter().map(|socket| (socket, 0)).collect(),
+            clients: sockets.into_iter().map(|socket| (socket, 0..1)).collect(),
             each: self.publish * self.time,
             bytes: BYTES as u32,
             // Those that come and go make it more.

@@ -110,7 +110,12 @@ impl Scenario {
             Self::Connect(_) | Self::Fanout(_) => true,
             Self::Publish(publish) => dialect != Dialect::Nats || !publish.http,
             // Of a WebSocket that publishes to one channel it takes one for each.
-            Self::Ingest(_) | Self::Channels(_) => dialect != Dialect::Channels,
+            Self::Ingest(_) => dialect != Dialect::Channels,
+            Self::Channels(channels) => match dialect {
+                Dialect::Gridcast => true,
+                Dialect::Nats => channels.per_client == 1,
+                Dialect::Channels => false,
+            },
             _ => dialect == Dialect::Gridcast,
         }
     }
@@ -194,6 +199,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
         Scenario::Channels(channels::Channels {
             channels: least(1_000, 100),
             subscribers: 3,
+            per_client: 1,
             connections: 4,
             pipeline: 16,
             messages: least(100_000, 4_000),

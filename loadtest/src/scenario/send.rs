@@ -58,7 +58,7 @@ impl Send {
             connections: self.connections,
             load: self.rate.map_or(Load::AtOnce(self.pipeline), Load::PerSecond),
             destinations: ids.into_iter().map(Destination::Client).collect(),
-            clients: sockets.into_iter().zip(0..).collect(),
+            clients: sockets.into_iter().zip((0..).map(|source| source..source + 1)).collect(),
             each: self.messages.div_ceil(clients),
             bytes: self.bytes,
             counts_receivers: true,
