@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::answer::Tally;
 use crate::latency::Latencies;
 use crate::ledger::Ledger;
 use crate::pace::Pace;
 use crate::payload::Payload;
-use crate::publisher::{Destination, Publisher, Tally};
+use crate::publisher::{Destination, Publisher};
 use crate::tasks::{in_parallel, until};
 
 /// How requests follow each other.

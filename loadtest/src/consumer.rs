@@ -7,9 +7,10 @@ use async_tungstenite::tungstenite::Message;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::answer::Answer;
 use crate::client::{self, Socket};
 use crate::dialect::{Dialect, Messages, TOPIC};
-use crate::publisher::{Answer, READ_BUFFER_BYTES};
+use crate::publisher::READ_BUFFER_BYTES;
 use crate::server::Target;
 use crate::tasks::in_parallel;
 

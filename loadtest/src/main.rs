@@ -9,6 +9,7 @@
 //! scenario could not be run.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod back_end;
 mod client;
 mod consumer;
