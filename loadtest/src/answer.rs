@@ -17,6 +17,39 @@ pub struct Tally {
     pub f: u64,
 }
 
+impl Tally {
+    /// Reads the answer to a publish or a send as [`Answer::parse`] does, at little cost if it is
+    /// written as usual.
+    ///
+    /// # Errors
+    /// Those of [`Answer::parse`].
+    pub fn parse(json: &[u8]) -> Result<(Option<u32>, Self)> {
+        parse_usual(json).map_or_else(|| Answer::parse(json), Ok)
+    }
+}
+
+/// Reads what a publish that did not fail is answered: `{"E":null,"r":{"s":9,"f":1},"i":7}`, over
+/// HTTP without `i`; `None` if it is written in any other way.
+fn parse_usual(json: &[u8]) -> Option<(Option<u32>, Tally)> {
+    let (s, rest) = take_number(json.strip_prefix(br#"{"E":null,"r":{"s":"#)?)?;
+    let (f, rest) = take_number(rest.strip_prefix(br#","f":"#)?)?;
+    let tally = Tally { s, f };
+    if rest == b"}}" {
+        return Some((None, tally));
+    }
+    let (i, rest) = take_number(rest.strip_prefix(br#"},"i":"#)?)?;
+    (rest == b"}").then_some((Some(i.try_into().ok()?), tally))
+}
+
+/// The whole number that `json` begins with, and what follows it; as in JSON, none but 0 begins with
+/// a 0 (RFC 8259, section 6).
+fn take_number(json: &[u8]) -> Option<(u64, &[u8])> {
+    let length = json.iter().position(|byte| !byte.is_ascii_digit())?;
+    let (digits @ ([b'0'] | [b'1'..=b'9', ..]), rest) = json.split_at(length) else { return None };
+    let add = |number: u64, digit: &u8| number.checked_mul(10)?.checked_add((digit - b'0').into());
+    Some((digits.iter().try_fold(0, add)?, rest))
+}
+
 /// A publish is answered with a number, a send with `true`.
 fn number_or_true<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
     struct Reached;
@@ -91,6 +124,62 @@ mod tests {
     fn a_client_that_was_sent_to_is_one_that_was_reached() {
         let answer = Answer::<Tally>::parse(br#"{"E":null,"r":{"s":true},"i":7}"#);
         assert_eq!(answer.expect("it reports success").1, Tally { s: 1, f: 0 });
+    }
+
+    #[test]
+    fn the_usual_answer_is_read_without_a_look_at_it_as_json() {
+        let tally = Tally { s: u64::MAX, f: 10 };
+        for (json, i) in [
+            (r#"{"E":null,"r":{"s":18446744073709551615,"f":10},"i":4294967295}"#, Some(u32::MAX)),
+            (r#"{"E":null,"r":{"s":18446744073709551615,"f":10},"i":0}"#, Some(0)),
+            (r#"{"E":null,"r":{"s":18446744073709551615,"f":10}}"#, None),
+        ] {
+            assert_eq!(parse_usual(json.as_bytes()), Some((i, tally)), "{json}");
+        }
+    }
+
+    #[test]
+    fn every_answer_reads_the_same_whether_it_is_usual_or_not() {
+        let usual = r#"{"E":null,"r":{"s":120,"f":30},"i":45}"#;
+        let mut texts: Vec<_> = [
+            r#"{"E":null,"r":{"s":0,"f":0},"i":0}"#,
+            r#"{"E":null,"r":{"s":1,"f":2},"i":4294967295}"#,
+            r#"{"E":null,"r":{"s":1,"f":2},"i":4294967296}"#,
+            r#"{"E":null,"r":{"s":18446744073709551615,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":18446744073709551616,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":01,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":1,"f":00},"i":1}"#,
+            r#"{"E":null,"r":{"s":-1,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":1.5,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":1e3,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":,"f":0},"i":1}"#,
+            r#"{"E":null,"r":{"s":1,"f":2},"i":null}"#,
+            r#"{"E":null,"r":{"s":1,"f":2},"i":"7"}"#,
+            r#"{"E":null,"r":{"s":1,"f":2}}"#,
+            r#"{"i":7,"r":{"f":2,"s":1},"E":null}"#,
+            r#" { "E" : null, "r": {"s":1,"f":2}, "i": 7 } "#,
+            r#"{"E":null,"r":{"s":true},"i":7}"#,
+            r#"{"E":null,"r":{"s":1},"i":7}"#,
+            r#"{"E":null,"r":null,"i":7}"#,
+            r#"{"E":{"c":101,"m":"why"},"r":{"s":1,"f":2},"i":7}"#,
+            r#"{"E":null,"r":{"s":1,"f":2},"i":7}}"#,
+            r#"{"E":null,"r":{"s":1,"f":2},"i":7,"i":8}"#,
+        ]
+        .map(str::to_owned)
+        .into();
+        // The usual one in every state of damage: cut off, and with a byte more or another.
+        for at in 0..=usual.len() {
+            texts.push(usual[..at].into());
+            for byte in ["0", "9", " ", "}", ",", "x"] {
+                texts.push([&usual[..at], byte, &usual[at..]].concat());
+                texts.push([&usual[..at], byte, usual.get(at + 1..).unwrap_or("")].concat());
+            }
+        }
+        for text in texts {
+            let [one, other] = [Tally::parse, Answer::parse]
+                .map(|parse| parse(text.as_bytes()).map_err(|error| error.to_string()));
+            assert_eq!(one, other, "{text}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod answer;
 mod back_end;
 mod client;
+mod connection;
 mod consumer;
 mod delivery;
 mod dialect;
@@ -39,6 +40,7 @@ mod scenario;
 mod server;
 mod subscribers;
 mod tasks;
+mod web_socket;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

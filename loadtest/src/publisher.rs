@@ -1,35 +1,36 @@
 //! A back end that publishes: requests fed one by one, sent together, answered in order.
 
-use anyhow::{Context, Result, bail, ensure};
-use async_tungstenite::tungstenite::Message;
-use futures_util::SinkExt;
+use std::time::Instant;
 
-use crate::answer::{Answer, Tally};
-use crate::client::{self, Socket};
+use anyhow::{Context, Result, bail, ensure};
+use async_tungstenite::tungstenite::Bytes;
+use itoa::Buffer;
+
+use crate::answer::Tally;
+use crate::client::{self, READ_BUFFER_BYTES};
 use crate::dialect::{self, Dialect};
 use crate::http::HttpConnection;
 use crate::nats::{self, Received, Said};
+use crate::raw;
 use crate::server::Target;
+use crate::web_socket::WebSocket;
 
 /// Requests that may be under way on one connection. Their answers, some 60 to 200 bytes each,
 /// have to fit the server's outbound buffer of 1 MiB while we still write.
 pub const IN_FLIGHT_MAX: i64 = 1024;
 
-/// Read buffer of an API connection, for the answers to many requests at once.
-pub const READ_BUFFER_BYTES: usize = 16 * 1024;
-
 /// One connection to the API.
 pub enum Publisher {
     /// On `/ws/v1`.
-    WebSocket(Box<Socket>),
+    WebSocket(WebSocket),
     /// `POST /v1/mesh/publish`, pipelined.
     Http(HttpConnection),
     /// On `/pub/CHANNEL` of a server that speaks [`Dialect::Channels`].
-    Channel(Box<Socket>),
+    Channel(WebSocket),
     /// `POST /pub/CHANNEL`, pipelined.
     HttpChannel(HttpConnection),
     /// Of NATS.
-    Nats(Box<Socket>, Received),
+    Nats(WebSocket, Received),
 }
 
 /// Whom a message is for.
@@ -52,18 +53,20 @@ impl Publisher {
         Ok(match (target.dialect, over_http) {
             (Dialect::Gridcast, true) => Self::Http(HttpConnection::open(api).await?),
             (Dialect::Gridcast, false) => {
-                Self::WebSocket(Box::new(client::open(api, "/ws/v1", READ_BUFFER_BYTES).await?))
+                let socket = client::open(api, "/ws/v1", READ_BUFFER_BYTES).await?;
+                Self::WebSocket(WebSocket::of(socket, raw::TEXT))
             }
             (Dialect::Channels, true) => Self::HttpChannel(HttpConnection::open(api).await?),
             (Dialect::Channels, false) => {
-                let path = path_of_channel(to)?;
-                Self::Channel(Box::new(client::open(api, &path, READ_BUFFER_BYTES).await?))
+                let path = format!("/pub/{}", name_of_channel(to)?);
+                let socket = client::open(api, &path, READ_BUFFER_BYTES).await?;
+                Self::Channel(WebSocket::of(socket, raw::TEXT))
             }
             (Dialect::Nats, true) => bail!("NATS does not publish over HTTP"),
             (Dialect::Nats, false) => {
                 let mut socket = client::open(api, "/", READ_BUFFER_BYTES).await?;
                 dialect::greet(&mut socket, true, None).await?;
-                Self::Nats(Box::new(socket), Received::default())
+                Self::Nats(WebSocket::of(socket, raw::BINARY), Received::default())
             }
         })
     }
@@ -71,25 +74,35 @@ impl Publisher {
     /// Adds a request to publish or send `data`, which JSON need not escape.
     ///
     /// # Errors
-    /// The connection has ended.
-    pub async fn feed(&mut self, i: u32, to: &Destination, data: &str) -> Result<()> {
+    /// There is no such destination.
+    pub fn feed(&mut self, i: u32, to: &Destination, data: &[u8]) -> Result<()> {
         let (method, name) = match to {
             Destination::Channel(channel) => ("publish", channel),
             Destination::Client(id) => ("send", id),
         };
+        let mut room = Buffer::new();
         match self {
-            Self::WebSocket(socket) => {
-                let request =
-                    format!(r#"{{"m":"mesh.{method}","p":{{"c":"{name}","d":"{data}"}},"i":{i}}}"#);
-                socket.feed(Message::text(request)).await?;
-            }
+            Self::WebSocket(socket) => socket.feed(&[
+                br#"{"m":"mesh."#,
+                method.as_bytes(),
+                br#"","p":{"c":""#,
+                name.as_bytes(),
+                br#"","d":""#,
+                data,
+                br#""},"i":"#,
+                room.format(i).as_bytes(),
+                b"}",
+            ]),
             Self::Http(connection) => {
-                let body = format!(r#"{{"c":"{name}","d":"{data}"}}"#);
-                connection.feed(&format!("/v1/mesh/{method}"), &body);
+                let body: [&[u8]; _] =
+                    [br#"{"c":""#, name.as_bytes(), br#"","d":""#, data, br#""}"#];
+                connection.feed(&[b"/v1/mesh/", method.as_bytes()], &body);
             }
-            Self::Channel(socket) => socket.feed(Message::text(data)).await?,
-            Self::HttpChannel(connection) => connection.feed(&path_of_channel(to)?, data),
-            Self::Nats(socket, _) => socket.feed(nats::frame(nats::publish(name, data))).await?,
+            Self::Channel(socket) => socket.feed(&[data]),
+            Self::HttpChannel(connection) => {
+                connection.feed(&[b"/pub/", name_of_channel(to)?.as_bytes()], &[data]);
+            }
+            Self::Nats(socket, _) => socket.feed(&nats::publish(name, data, &mut room)),
         }
         Ok(())
     }
@@ -101,7 +114,7 @@ impl Publisher {
     pub async fn flush(&mut self) -> Result<()> {
         match self {
             Self::WebSocket(socket) | Self::Channel(socket) | Self::Nats(socket, _) => {
-                Ok(socket.flush().await?)
+                socket.flush().await
             }
             Self::Http(connection) | Self::HttpChannel(connection) => connection.flush().await,
         }
@@ -114,16 +127,14 @@ impl Publisher {
     /// # Errors
     /// The connection has ended, the answer reports a failure, or it has no id.
     pub async fn answer(&mut self, due: u32) -> Result<(u32, Option<Tally>)> {
-        const ENDED: &str = "the server ended an API connection";
         match self {
             Self::WebSocket(socket) => {
-                let text = client::next_text(socket).await.context(ENDED)?;
-                let (i, tally) = Answer::parse(text.as_bytes())?;
+                let (i, tally) = socket.next(Tally::parse).await?;
                 Ok((i.context("an answer without the id of its request")?, Some(tally)))
             }
-            Self::Http(connection) => Ok((due, Some(connection.response(Answer::parse).await?.1))),
+            Self::Http(connection) => Ok((due, Some(connection.response(Tally::parse).await?.1))),
             Self::Channel(socket) => {
-                client::next_text(socket).await.context(ENDED)?;
+                socket.next(|_| Ok(())).await?;
                 Ok((due, None))
             }
             Self::HttpChannel(connection) => {
@@ -131,17 +142,46 @@ impl Publisher {
                 Ok((due, None))
             }
             Self::Nats(socket, received) => {
-                let said = received.next(socket).await?.context(ENDED)?;
-                ensure!(said == Said::Ok, "a message for a connection that only publishes");
+                take_ok(socket, received).await?;
                 Ok((due, None))
+            }
+        }
+    }
+
+    /// When the answer that was read last had come.
+    pub fn received_at(&self) -> Instant {
+        match self {
+            Self::WebSocket(socket) | Self::Channel(socket) | Self::Nats(socket, _) => {
+                socket.received_at()
+            }
+            Self::Http(connection) | Self::HttpChannel(connection) => connection.received_at(),
+        }
+    }
+}
+
+/// Waits until NATS confirms a command; its pings are answered.
+async fn take_ok(socket: &mut WebSocket, received: &mut Received) -> Result<()> {
+    loop {
+        match received.take()? {
+            Some(Said::Ping) => {
+                socket.feed(&[nats::PONG.as_bytes()]);
+                socket.flush().await?;
+            }
+            Some(said) => {
+                ensure!(said == Said::Ok, "a message for a connection that only publishes");
+                return Ok(());
+            }
+            None => {
+                let more = socket.next(|more| Ok(Bytes::copy_from_slice(more))).await?;
+                received.add(more);
             }
         }
     }
 }
 
-fn path_of_channel(to: &Destination) -> Result<String> {
+fn name_of_channel(to: &Destination) -> Result<&str> {
     match to {
-        Destination::Channel(channel) => Ok(format!("/pub/{channel}")),
+        Destination::Channel(channel) => Ok(channel),
         Destination::Client(_) => bail!("a server with channels alone sends to no client"),
     }
 }
