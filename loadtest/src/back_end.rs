@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
+use crate::answer::Tally;
 use crate::latency::Latencies;
 use crate::ledger::Ledger;
 use crate::pace::Pace;
 use crate::payload::Payload;
-use crate::publisher::{Destination, Publisher, Tally};
+use crate::publisher::{Destination, Publisher};
 use crate::tasks::{in_parallel, until};
 
 /// How requests follow each other.
@@ -29,6 +30,8 @@ pub struct BackEnd {
     destinations: Vec<Destination>,
     first_source: u32,
     bytes: usize,
+    /// Of the message that was written last.
+    text: Vec<u8>,
     /// What each answer is to tell, where answers tell anything.
     pub reached: Tally,
     /// The requests that were answered so.
@@ -45,11 +48,11 @@ impl BackEnd {
         bytes: usize,
     ) -> Self {
         let (reached, answers) = (Tally { s: 0, f: 0 }, Ledger::default());
-        Self { publisher, destinations, first_source, bytes, reached, answers }
+        Self { publisher, destinations, first_source, bytes, text: Vec::new(), reached, answers }
     }
 
     /// Sends the requests `numbers`, `at_once` at a time: the next when all those are answered. A
-    /// latency is the time from their writing to an answer.
+    /// latency is the time from when their writing began to when an answer came.
     ///
     /// # Errors
     /// The connection ended, or an answer reports a failure.
@@ -62,20 +65,20 @@ impl BackEnd {
         for batch in bursts(numbers, at_once) {
             let written = Instant::now();
             for number in batch.clone() {
-                self.feed(number, Instant::now()).await?;
+                self.feed(number, written)?;
             }
             self.publisher.flush().await?;
             for number in batch.clone() {
                 let (i, tally) = self.publisher.answer(number).await?;
                 self.check_answer(i, &batch, tally)?;
-                latencies.record(written.elapsed());
+                latencies.record(self.publisher.received_at().saturating_duration_since(written));
             }
         }
         Ok(())
     }
 
     /// Sends the requests `numbers`, each when it is due by `pace`, and takes the answers beside it.
-    /// A latency is the time from when a request was due to its answer.
+    /// A latency is the time from when a request was due to when its answer came.
     ///
     /// # Errors
     /// The connection ended, or an answer reports a failure.
@@ -90,7 +93,7 @@ impl BackEnd {
             tokio::select! {
                 due = pace.next(), if fed < numbers.end => {
                     for at in due? {
-                        self.feed(numbers.start + at, pace.instant(at)).await?;
+                        self.feed(numbers.start + at, pace.instant(at))?;
                         fed += 1;
                     }
                     self.publisher.flush().await?;
@@ -98,7 +101,8 @@ impl BackEnd {
                 answer = self.publisher.answer(answered), if answered < fed => {
                     let (i, tally) = answer?;
                     self.check_answer(i, &(numbers.start..fed), tally)?;
-                    latencies.record(pace.instant(i - numbers.start).elapsed());
+                    let due = pace.instant(i - numbers.start);
+                    latencies.record(self.publisher.received_at().saturating_duration_since(due));
                     answered += 1;
                 }
             }
@@ -106,11 +110,11 @@ impl BackEnd {
         Ok(())
     }
 
-    async fn feed(&mut self, number: u32, due: Instant) -> Result<()> {
+    fn feed(&mut self, number: u32, due: Instant) -> Result<()> {
         let count = self.destinations.len() as u32;
         let (turn, of) = (number / count, number % count);
-        let text = Payload::at(self.first_source + of, turn, due).text(self.bytes);
-        self.publisher.feed(number, &self.destinations[of as usize], &text).await
+        Payload::at(self.first_source + of, turn, due).write(&mut self.text, self.bytes);
+        self.publisher.feed(number, &self.destinations[of as usize], &self.text)
     }
 
     /// An answer with another tally than it should have is missing in the ledger.

@@ -7,11 +7,14 @@ use async_tungstenite::tungstenite::Message;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::answer::Answer;
 use crate::client::{self, Socket};
 use crate::dialect::{Dialect, Messages, TOPIC};
-use crate::publisher::{Answer, READ_BUFFER_BYTES};
 use crate::server::Target;
 use crate::tasks::in_parallel;
+
+/// Read buffer of a consumer, for many events at once.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
 
 const POP: &str = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":1}"#;
 

@@ -41,7 +41,8 @@ pub struct Delivery<'a> {
 pub struct Delivered {
     /// Of the servers.
     pub cost: Cost,
-    /// From the writing of a message, or when it was due, to its arrival at a client.
+    /// From when a message was due, or the writing of those sent at once began, to its arrival at a
+    /// client.
     pub arrivals: Arc<Arrivals>,
     /// What did not arrive as it was sent, and what was not answered as it should be.
     pub damage: Damage,

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use async_tungstenite::tungstenite::{Message, Utf8Bytes};
+use itoa::Buffer;
 
 use crate::client::{self, Socket};
 use crate::nats::{self, Received, Said};
@@ -52,7 +53,10 @@ impl Target {
     /// A client's message, for back ends that consume them.
     pub fn client_message(&self, text: String) -> Message {
         match self.dialect {
-            Dialect::Nats => nats::frame(nats::publish(TOPIC, &text)),
+            Dialect::Nats => {
+                let mut room = Buffer::new();
+                nats::frame(nats::publish(TOPIC, text.as_bytes(), &mut room).concat())
+            }
             _ => Message::text(text),
         }
     }

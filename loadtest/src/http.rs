@@ -2,24 +2,29 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use httparse::{EMPTY_HEADER, Response, Status};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use itoa::Buffer;
 use tokio::net::TcpStream;
 
-/// Longest response that is waited for, head and body, in bytes; the API's are far shorter.
-const RESPONSE_BYTES_MAX: usize = 64 * 1024;
+use crate::connection::Connection;
+
 const HEADERS_MAX: usize = 32;
 
-/// One connection, with what it has still to send and what it has read ahead.
+/// One connection.
 pub struct HttpConnection {
-    stream: TcpStream,
+    connection: Connection,
     host: String,
-    to_send: Vec<u8>,
-    received: Vec<u8>,
-    /// 0 <= taken <= received.len(): the responses before have been read.
-    taken: usize,
+    last: Head,
+}
+
+/// The head of the response that was read last; the next one is mostly the same.
+#[derive(Default)]
+struct Head {
+    bytes: Vec<u8>,
+    body_bytes: usize,
 }
 
 impl HttpConnection {
@@ -30,25 +35,33 @@ impl HttpConnection {
     pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await.with_context(|| address.to_string())?;
         stream.set_nodelay(true)?;
-        let host = address.to_string();
-        Ok(Self { stream, host, to_send: Vec::new(), received: Vec::new(), taken: 0 })
+        let (host, last) = (address.to_string(), Head::default());
+        Ok(Self { connection: Connection::of(stream), host, last })
     }
 
-    /// Adds a request with a body to those that the next flush sends.
-    pub fn feed(&mut self, path: &str, body: &str) {
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\n\r\n{body}",
-            self.host,
-            body.len()
-        );
-        self.to_send.extend_from_slice(request.as_bytes());
+    /// Adds a request with a body to those that the next flush sends; path and body are made of
+    /// parts.
+    pub fn feed(&mut self, path: &[&[u8]], body: &[&[u8]]) {
+        let mut length = Buffer::new();
+        let length = length.format(body.iter().map(|part| part.len()).sum::<usize>());
+        let between: &[&[u8]] = &[
+            b" HTTP/1.1\r\nHost: ",
+            self.host.as_bytes(),
+            b"\r\nContent-Type: application/json\r\nContent-Length: ",
+            length.as_bytes(),
+            b"\r\n\r\n",
+        ];
+        let request = self.connection.outbound();
+        request.extend_from_slice(b"POST ");
+        for parts in [path, between, body] {
+            parts.iter().for_each(|part| request.extend_from_slice(part));
+        }
     }
 
     /// Adds a request for what is at `path`.
     pub fn feed_get(&mut self, path: &str) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
-        self.to_send.extend_from_slice(request.as_bytes());
+        self.connection.outbound().extend_from_slice(request.as_bytes());
     }
 
     /// Sends what was fed.
@@ -56,44 +69,58 @@ impl HttpConnection {
     /// # Errors
     /// The connection has ended.
     pub async fn flush(&mut self) -> Result<()> {
-        self.stream.write_all(&self.to_send).await?;
-        self.to_send.clear();
-        Ok(())
+        self.connection.flush().await
     }
 
-    /// Waits for the next response and reads its body by `parse`.
+    /// When the response that was read last had come.
+    pub fn received_at(&self) -> Instant {
+        self.connection.received_at()
+    }
+
+    /// Waits for the next response and reads its body by `parse`. The wait may be given up at any
+    /// time: nothing is lost.
     ///
     /// # Errors
     /// The connection has ended, the status is not 200 to 202, or `parse` refuses the body.
     pub async fn response<T>(&mut self, parse: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
         loop {
-            let ahead = &self.received[self.taken..];
-            if let Some(body) = find_body(ahead)? {
-                self.taken += body.end;
-                return parse(&ahead[body]);
+            let unread = self.connection.unread();
+            if let Some(body) = find_body(unread, &mut self.last)? {
+                let end = body.end;
+                let parsed = parse(&unread[body]);
+                self.connection.take(end);
+                return parsed;
             }
-            ensure!(ahead.len() < RESPONSE_BYTES_MAX, "a response of more than 64 KiB");
-            self.received.drain(..self.taken);
-            self.taken = 0;
-            let read = self.stream.read_buf(&mut self.received).await?;
-            ensure!(read > 0, "the server ended an API connection");
+            self.connection.receive().await?;
         }
     }
 }
 
-/// Where the body of the first response lies; `None` if it is not all here yet.
-fn find_body(bytes: &[u8]) -> Result<Option<Range<usize>>> {
+/// Where the body of the first response lies; `None` if it is not all here yet. A head is only read
+/// if it is not the same as `last`.
+fn find_body(bytes: &[u8], last: &mut Head) -> Result<Option<Range<usize>>> {
+    if last.bytes.is_empty() || !bytes.starts_with(&last.bytes) {
+        let Some((head_bytes, body_bytes)) = read_head(bytes)? else { return Ok(None) };
+        *last = Head { bytes: bytes[..head_bytes].to_owned(), body_bytes };
+    }
+    let head_bytes = last.bytes.len();
+    let end = head_bytes.saturating_add(last.body_bytes);
+    Ok((end <= bytes.len()).then_some(head_bytes..end))
+}
+
+/// Lengths of the head of the first response and of its body; `None` if the head is not all here
+/// yet.
+fn read_head(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut response = Response::new(&mut headers);
-    let Status::Complete(head) = response.parse(bytes)? else { return Ok(None) };
+    let Status::Complete(head_bytes) = response.parse(bytes)? else { return Ok(None) };
     // What nchan answers: 201, somebody got it; 202, nobody did.
     if !matches!(response.code, Some(200..=202)) {
         bail!("the server answered with HTTP status {}", response.code.unwrap_or_default());
     }
     let length = response.headers.iter().find(|it| it.name.eq_ignore_ascii_case("content-length"));
     let length = str::from_utf8(length.context("a response without Content-Length")?.value)?;
-    let end = head.saturating_add(length.parse().context("Content-Length")?);
-    Ok((end <= bytes.len()).then_some(head..end))
+    Ok(Some((head_bytes, length.parse().context("Content-Length")?)))
 }
 
 #[cfg(test)]
@@ -104,19 +131,37 @@ mod tests {
 
     #[test]
     fn a_body_is_found_when_it_is_all_here() {
-        for end in 0..RESPONSE.len() {
-            assert_eq!(find_body(&RESPONSE[..end]).expect("it is well-formed"), None);
+        let mut last = Head::default();
+        for _ in ["its head is new", "its head is known"] {
+            for end in 0..RESPONSE.len() {
+                let body = find_body(&RESPONSE[..end], &mut last).expect("it is well-formed");
+                assert_eq!(body, None);
+            }
+            let two = [RESPONSE, RESPONSE].concat();
+            let body = find_body(&two, &mut last).expect("it is well-formed");
+            let body = body.expect("it is all here");
+            assert_eq!((&two[body.clone()], body.end), (&b"{}"[..], RESPONSE.len()));
         }
-        let two = [RESPONSE, RESPONSE].concat();
-        let body = find_body(&two).expect("it is well-formed").expect("it is all here");
-        assert_eq!((&two[body.clone()], body.end), (&b"{}"[..], RESPONSE.len()));
+    }
+
+    #[test]
+    fn a_head_unlike_the_last_one_is_read() {
+        let mut last = Head::default();
+        for length in [2, 3, 20, 2] {
+            let body = "x".repeat(length);
+            let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+            let found = find_body(response.as_bytes(), &mut last).expect("it is well-formed");
+            assert_eq!(&response[found.expect("it is all here")], body);
+        }
     }
 
     #[test]
     fn a_response_that_is_no_success_or_has_no_length_is_an_error() {
         for response in ["HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"]
         {
-            assert!(find_body(response.as_bytes()).is_err(), "{response}");
+            let mut last = Head::default();
+            find_body(RESPONSE, &mut last).expect("it is well-formed");
+            assert!(find_body(response.as_bytes(), &mut last).is_err(), "{response}");
         }
     }
 }

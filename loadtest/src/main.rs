@@ -9,8 +9,10 @@
 //! scenario could not be run.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod back_end;
 mod client;
+mod connection;
 mod consumer;
 mod delivery;
 mod dialect;
@@ -38,6 +40,7 @@ mod scenario;
 mod server;
 mod subscribers;
 mod tasks;
+mod web_socket;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use async_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
 use futures_util::StreamExt;
+use itoa::Buffer;
 
 use crate::client::Socket;
 
@@ -32,13 +33,17 @@ pub fn connect(verbose: bool) -> String {
     format!("CONNECT {{\"verbose\":{verbose},\"pedantic\":false}}\r\n")
 }
 
-/// Publishes `data` to `subject`.
-pub fn publish(subject: &str, data: &str) -> String {
-    format!("PUB {subject} {}\r\n{data}\r\n", data.len())
+/// Publishes `data` to `subject`; in parts, among them its length, for which there is room.
+pub fn publish<'a>(subject: &'a str, data: &'a [u8], room: &'a mut Buffer) -> [&'a [u8]; 7] {
+    let length = room.format(data.len()).as_bytes();
+    [b"PUB ", subject.as_bytes(), b" ", length, b"\r\n", data, b"\r\n"]
 }
 
+/// Says that we are there.
+pub const PONG: &str = "PONG\r\n";
+
 /// Commands as a frame.
-pub fn frame(commands: String) -> Message {
+pub fn frame(commands: impl Into<Bytes>) -> Message {
     Message::binary(commands)
 }
 
@@ -48,22 +53,32 @@ impl Received {
         self.0.is_empty()
     }
 
+    /// Adds what came.
+    pub fn add(&mut self, more: Bytes) {
+        self.0 = if self.0.is_empty() { more } else { [&self.0[..], &more].concat().into() };
+    }
+
+    /// Reads what comes first; `None` if it is not all here yet.
+    ///
+    /// # Errors
+    /// The server reports an error, or does not speak the protocol.
+    pub fn take(&mut self) -> Result<Option<Said>> {
+        take(&mut self.0)
+    }
+
     /// What comes next on `socket`; `None` once the connection has ended. A ping is answered.
     ///
     /// May be given up at any time: nothing is lost.
     ///
     /// # Errors
-    /// The server reports an error, or does not speak the protocol.
+    /// Those of [`Received::take`].
     pub async fn next(&mut self, socket: &mut Socket) -> Result<Option<Said>> {
         loop {
-            match take(&mut self.0)? {
-                Some(Said::Ping) => socket.send(frame("PONG\r\n".into())).await?,
+            match self.take()? {
+                Some(Said::Ping) => socket.send(frame(PONG)).await?,
                 Some(said) => return Ok(Some(said)),
                 None => match socket.next().await {
-                    Some(Ok(Message::Binary(more))) if self.0.is_empty() => self.0 = more,
-                    Some(Ok(Message::Binary(more))) => {
-                        self.0 = [&self.0[..], &more].concat().into()
-                    }
+                    Some(Ok(Message::Binary(more))) => self.add(more),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                     _ => return Ok(None),
                 },
@@ -139,6 +154,7 @@ mod tests {
 
     #[test]
     fn what_is_published_tells_its_length() {
-        assert_eq!(publish("load", "abc"), "PUB load 3\r\nabc\r\n");
+        let mut room = Buffer::new();
+        assert_eq!(publish("load", b"abc", &mut room).concat(), b"PUB load 3\r\nabc\r\n");
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes as a peer without manners sends them: handshakes and frames by hand (RFC 6455).
+//! Handshakes and frames by hand (RFC 6455): for peers without manners, and for those in a hurry.
 
 /// The request for a WebSocket on `path`.
 pub fn upgrade_request(path: &str) -> String {
@@ -13,6 +13,9 @@ pub const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// A text frame, whole.
 pub const TEXT: u8 = 0x81;
+
+/// A binary frame, whole.
+pub const BINARY: u8 = 0x82;
 
 /// A ping.
 pub const PING: u8 = 0x89;
@@ -54,21 +57,41 @@ pub fn take_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
 /// A client's frame whose first byte (FIN and opcode) is `first`. Its mask is zero, which changes
 /// nothing.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match payload.len() {
-        length @ ..126 => frame.push(0x80 | length as u8),
+    let mut frame = Vec::new();
+    put_frame(&mut frame, first, [0; 4], &[payload]);
+    frame
+}
+
+/// Appends a client's frame whose payload is made of `parts`, masked with `mask`.
+pub fn put_frame(out: &mut Vec<u8>, first: u8, mask: [u8; 4], parts: &[&[u8]]) {
+    out.push(first);
+    match parts.iter().map(|part| part.len()).sum() {
+        length @ ..126 => out.push(0x80 | length as u8),
         length @ ..65_536 => {
-            frame.push(0x80 | 126);
-            frame.extend_from_slice(&(length as u16).to_be_bytes());
+            out.push(0x80 | 126);
+            out.extend_from_slice(&(length as u16).to_be_bytes());
         }
         length => {
-            frame.push(0x80 | 127);
-            frame.extend_from_slice(&(length as u64).to_be_bytes());
+            out.push(0x80 | 127);
+            out.extend_from_slice(&(length as u64).to_be_bytes());
         }
     }
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(payload);
-    frame
+    out.extend_from_slice(&mask);
+    let start = out.len();
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+    apply_mask(&mut out[start..], mask);
+}
+
+/// By words of 16 bytes, since each byte on its own takes long.
+fn apply_mask(payload: &mut [u8], mask: [u8; 4]) {
+    let wide = u128::from_ne_bytes(std::array::from_fn(|at| mask[at % 4]));
+    let (words, tail) = payload.as_chunks_mut();
+    for word in words {
+        *word = (u128::from_ne_bytes(*word) ^ wide).to_ne_bytes();
+    }
+    for (byte, key) in tail.iter_mut().zip(mask.iter().cycle()) {
+        *byte ^= key;
+    }
 }
 
 /// A text message in fragments of one byte each.
@@ -90,6 +113,21 @@ mod tests {
     fn a_frame_tells_its_length_in_the_shortest_form() {
         for (length, head) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10)] {
             assert_eq!(frame(TEXT, &vec![b'x'; length]).len(), head + 4 + length);
+        }
+    }
+
+    #[test]
+    fn every_byte_is_masked_with_its_own_of_the_mask() {
+        let mask = [0x12, 0x34, 0x56, 0x78];
+        for length in 0..100 {
+            let payload: Vec<u8> = (0..length).collect();
+            let (one, two) = payload.split_at(payload.len() / 3);
+            let mut frame = b"before".to_vec();
+            put_frame(&mut frame, BINARY, mask, &[one, two]);
+            let masked: Vec<u8> =
+                payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key).collect();
+            let head = [BINARY, 0x80 | length];
+            assert_eq!(frame, [b"before", &head[..], &mask, &masked].concat());
         }
     }
 

@@ -52,7 +52,8 @@ impl Fanout {
         format!("fan-out: {clients} clients, {bytes} B, {manner}")
     }
 
-    /// A latency is the time from the request's writing to the message's arrival at a subscriber.
+    /// A latency is the time from when the writing of a burst began to a message's arrival at a
+    /// subscriber.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let [opening, measured, closing] = stages(self.messages);
         let arrivals = Arc::<Arrivals>::default();
