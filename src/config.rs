@@ -166,7 +166,7 @@ fn read_bounded(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-const NODE_KEYS: [&str; 3] = ["id", "cores", "drain_s"];
+const NODE_KEYS: [&str; 4] = ["id", "cores", "drain_s", "spin_us"];
 
 /// Who this node is and what it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +180,9 @@ pub struct Node {
     /// Seconds that going down may take: closing clients, giving out topics, answering what is
     /// pending. 1 to 3600. Default: 10.
     pub drain_s: u64,
+    /// Microseconds that a shard looks for work before it sleeps, where its last wait was short. 0
+    /// to 1000. Default: 0.
+    pub spin_us: u64,
 }
 
 impl Node {
@@ -195,6 +198,7 @@ impl Node {
         Ok(Self {
             id: section.whole("id", "", 0..=1023, 1)?,
             drain_s: section.whole("drain_s", " of seconds", 1..=3600, 10)?,
+            spin_us: section.whole("spin_us", " of microseconds", 0..=1000, 0)?,
             cores: cores.unwrap_or_else(|| usable.to_vec()),
         })
     }

@@ -69,8 +69,10 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         // The node waits for the first end only.
         move |why| drop(sender.send(Event::Failure(why)))
     };
-    let (shards, port) = runtime::start(&settings, cores, listeners, clients_max, failures.clone())
-        .map_err(failed)?;
+    let spin = Duration::from_micros(config.node.spin_us);
+    let (shards, port) =
+        runtime::start(&settings, cores, listeners, clients_max, spin, failures.clone())
+            .map_err(failed)?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
         None => None,

@@ -196,6 +196,24 @@ fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
 }
 
 #[test]
+fn shards_that_look_for_work_before_they_sleep_find_it_and_end() {
+    let config = CONFIG.replace("[node]", "[node]\nspin_us = 1000");
+    let mut server = Server::start(&config);
+    // On both shards, some of them.
+    let mut clients: Vec<Socket> = (0..16).map(|_| server.device("/ws?channels=a")).collect();
+    let mut backends = [server.backend(), server.backend(), server.backend()];
+    for number in 0..100 {
+        let backend = &mut backends[number % 3];
+        assert_eq!(backend.publish("a", &number.to_string()), (16, 0));
+        for client in &mut clients {
+            assert_eq!(client.text(), number.to_string());
+        }
+    }
+    server.terminate();
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
 fn a_log_in_json_is_one_object_a_line() {
     let mut server = Server::with("[log]\nformat = \"json\"");
     server.terminate();

@@ -41,7 +41,7 @@ fn route(lines: &str) -> String {
 #[test]
 fn an_empty_file_means_the_defaults() {
     let config = parse("");
-    assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec(), drain_s: 10 });
+    assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec(), drain_s: 10, spin_us: 0 });
     assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
     assert_eq!(config.api.advertise, config.api.bind);
     assert_eq!((config.edges, config.mesh), (vec![], None));
@@ -73,7 +73,7 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
 fn every_key_is_read() {
     let config = parse(include_str!("every_key.toml"));
     let bind = |text: &str| text.parse().expect("an address");
-    assert_eq!(config.node, Node { id: 7, cores: vec![5, 0], drain_s: 20 });
+    assert_eq!(config.node, Node { id: 7, cores: vec![5, 0], drain_s: 20, spin_us: 50 });
     let origins = vec!["https://admin.example.org:8443".to_owned()];
     let (bind_api, advertise) = (bind("10.0.0.5:7000"), bind("10.0.0.5:6789"));
     let hash = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
@@ -794,7 +794,7 @@ fn an_unknown_variable_is_refused_by_name() {
 fn a_long_name_is_cut_as_a_long_value_is() {
     let long = "x".repeat(1000);
     let cut = format!(
-        "gridcast.toml:2: node.{}…: unknown key; known are: id, cores, drain_s",
+        "gridcast.toml:2: node.{}…: unknown key; known are: id, cores, drain_s, spin_us",
         &long[..64]
     );
     refused(&format!("[node]\n{long} = 1"), &cut);

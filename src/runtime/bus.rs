@@ -207,12 +207,13 @@ impl Port {
 
     /// Says that the shard is about to sleep. False if it must not: a message is there.
     pub fn may_sleep(&self) -> bool {
-        let Wake { marks, armed, .. } = &self.wakes[self.own];
-        let is_empty = || {
-            self.unread.iter().all(|&word| word == 0)
-                && marks.iter().all(|word| word.load(Ordering::Acquire) == 0)
-        };
-        armed.may_sleep(is_empty)
+        self.wakes[self.own].armed.may_sleep(|| self.is_empty())
+    }
+
+    /// Whether no message is there.
+    pub fn is_empty(&self) -> bool {
+        self.unread.iter().all(|&word| word == 0)
+            && self.wakes[self.own].marks.iter().all(|word| word.load(Ordering::Acquire) == 0)
     }
 
     /// Says that the shard is awake: nobody needs to wake it.

@@ -38,6 +38,10 @@ use sending::say_last_words;
 /// lost wake-up would.
 pub(super) const SLEEP_MAX_MS: u64 = 100;
 
+/// A shard looks for work before it sleeps only where its last wait was shorter than so many times
+/// that: where it would sleep for long, looking is in vain.
+const SPIN_AFTER: u32 = 2;
+
 /// How soon a message that found a full mailbox is tried again, in milliseconds.
 const STUCK_MS: u64 = 1;
 
@@ -65,6 +69,9 @@ pub(super) struct Driver {
     watch: Arc<Watch>,
     is_stuck: bool,
     is_counted_out: bool,
+    // Looks for work for so long before it sleeps.
+    spin: Duration,
+    last_wait: Duration,
 }
 
 /// One connection's socket.
@@ -121,6 +128,7 @@ impl Driver {
         verifier: Verifier,
         listeners: Vec<(ListeningSocket, Listener, Option<Identity>)>,
         watch: Arc<Watch>,
+        spin: Duration,
     ) -> io::Result<Self> {
         let clock = Clock { start: watch.start };
         let mut driver = Self {
@@ -141,6 +149,8 @@ impl Driver {
             watch,
             is_stuck: false,
             is_counted_out: false,
+            spin,
+            last_wait: Duration::MAX,
         };
         for (number, (socket, listener, identity)) in listeners.into_iter().enumerate() {
             driver.ring.accept(number, socket.as_fd());
@@ -273,12 +283,34 @@ impl Driver {
     /// Submits what the turn asked for, and sleeps if there is nothing to do.
     fn submit(&mut self, now: Now) -> io::Result<()> {
         let sleep_ms = self.sleep_ms(now);
-        if sleep_ms == 0 || !self.port.may_sleep() {
+        if sleep_ms == 0 {
             return self.ring.submit(Duration::ZERO);
         }
-        let slept = self.ring.submit(Duration::from_millis(sleep_ms));
-        self.port.stay_awake();
-        slept
+        let start = Instant::now();
+        if !self.spin(start)? && self.port.may_sleep() {
+            self.ring.submit(Duration::from_millis(sleep_ms))?;
+            self.port.stay_awake();
+        } else {
+            self.ring.submit(Duration::ZERO)?;
+        }
+        self.last_wait = start.elapsed();
+        Ok(())
+    }
+
+    /// Looks for work instead of sleeping; true if there is some. What the turn asked for is on its
+    /// way meanwhile, and who has a message for us need not wake us.
+    fn spin(&mut self, start: Instant) -> io::Result<bool> {
+        if self.last_wait >= self.spin * SPIN_AFTER {
+            return Ok(false);
+        }
+        self.ring.submit(Duration::ZERO)?;
+        while start.elapsed() < self.spin {
+            if self.ring.has_completions() || !self.port.is_empty() {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(false)
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {

@@ -301,6 +301,11 @@ impl Ring {
         }
     }
 
+    /// Whether something is complete, or would be if it was submitted to.
+    pub fn has_completions(&mut self) -> bool {
+        self.uring.submission().taskrun() || !self.uring.completion().is_empty()
+    }
+
     /// Takes out what is complete.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
         let Self { uring, sends, .. } = self;

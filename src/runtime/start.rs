@@ -42,6 +42,7 @@ pub fn start(
     cores: &[usize],
     listeners: Vec<(Listener, Listening)>,
     clients_max: usize,
+    spin: Duration,
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<(Shards, Option<Port>)> {
     let (mut ports, control) = bus(settings.node, cores.len(), settings.has_mesh)?;
@@ -67,7 +68,7 @@ pub fn start(
         let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
             let make_shard = |now| Shard::new(ShardId(index as u8), &settings, now);
-            let made = Driver::new(index, make_shard, port, verifier, sockets, watch);
+            let made = Driver::new(index, make_shard, port, verifier, sockets, watch, spin);
             // Nobody listens any more if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(|error| error.to_string()));
             let ended = made?.run().await;

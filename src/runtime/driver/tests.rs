@@ -147,8 +147,9 @@ impl World {
         let settings = settings();
         let make_shard = |now| Shard::new(ShardId(0), &settings, now);
         let port = ports.remove(0);
+        let spin = Duration::from_micros(random.pick(&[0, 20]));
         let mut driver =
-            Driver::new(0, make_shard, port, verifier, listeners, watch.clone()).unwrap();
+            Driver::new(0, make_shard, port, verifier, listeners, watch.clone(), spin).unwrap();
         driver.ring.faults = Faults::new(seed, random.pick(&[3, 5, 10, 30, 100]));
         Self { random, driver, watch, doors, peers: Vec::new(), came: 0 }
     }
