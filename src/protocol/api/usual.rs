@@ -61,7 +61,7 @@ impl Usual {
             Places::Publish(channel, data) => Places::Publish(channel, data.unescape(input)),
             call @ Places::Ack(_) => call,
         };
-        let Ok(text) = std::str::from_utf8(input) else {
+        let Ok(text) = simdutf8::basic::from_utf8(input) else {
             return Request { id: "null", call: Err(Fault::invalid("not valid JSON: not UTF-8")) };
         };
         let content = |data: Data| {
@@ -142,6 +142,19 @@ impl Params {
     }
 }
 
+/// The bytes that end a string, or need a closer look in it.
+const IS_SPECIAL: [bool; 256] = {
+    let mut is_special = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        is_special[byte] = true;
+        byte += 1;
+    }
+    is_special[b'"' as usize] = true;
+    is_special[b'\\' as usize] = true;
+    is_special
+};
+
 /// A place in a JSON text. What is asked for is taken, white space before it included, or `None`.
 struct Cursor<'t> {
     text: &'t [u8],
@@ -173,15 +186,25 @@ impl<'t> Cursor<'t> {
     fn object(&mut self, mut field: impl FnMut(&mut Self, u8) -> Option<()>) -> Option<()> {
         self.take(b'{')?;
         loop {
-            self.take(b'"')?;
-            let [key, b'"', rest @ ..] = self.rest else { return None };
-            self.rest = rest;
-            self.take(b':')?;
-            field(self, *key)?;
+            let key = self.key()?;
+            field(self, key)?;
             if self.take(b',').is_none() {
                 return self.take(b'}');
             }
         }
+    }
+
+    /// A key of one byte, and the colon behind it.
+    fn key(&mut self) -> Option<u8> {
+        if let [b'"', key, b'"', b':', rest @ ..] = self.rest {
+            self.rest = rest;
+            return Some(*key);
+        }
+        self.take(b'"')?;
+        let [key, b'"', rest @ ..] = self.rest else { return None };
+        self.rest = rest;
+        self.take(b':')?;
+        Some(*key)
     }
 
     /// A request's id: a number, or a string with its quotes.
@@ -196,8 +219,7 @@ impl<'t> Cursor<'t> {
     /// A string without escapes, that may well be short.
     fn name(&mut self) -> Option<Range<usize>> {
         self.take(b'"')?;
-        let is_special = |&byte: &u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-        let length = self.rest.iter().position(is_special)?;
+        let length = self.rest.iter().position(|&byte| IS_SPECIAL[usize::from(byte)])?;
         let place = self.advance(length);
         self.take_next(b'"')?;
         Some(place)
@@ -229,16 +251,17 @@ impl<'t> Cursor<'t> {
     /// A whole number that is not negative, of at most 19 digits.
     fn number(&mut self) -> Option<(Range<usize>, u64)> {
         self.peek()?;
-        let length = self.rest.iter().take(20).take_while(|byte| byte.is_ascii_digit()).count();
-        let (digits, after) = self.rest.split_at(length);
-        let is_whole = (1..20).contains(&length)
-            && (length == 1 || digits[0] != b'0')
-            && matches!(after.first()?, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r');
-        if !is_whole {
-            return None;
+        let (mut length, mut value) = (0, 0);
+        while let Some(digit @ b'0'..=b'9') = self.rest.get(length)
+            && length < 20
+        {
+            value = u64::wrapping_add(u64::wrapping_mul(value, 10), u64::from(digit - b'0'));
+            length += 1;
         }
-        let digits = digits.iter().map(|digit| u64::from(digit - b'0'));
-        Some((self.advance(length), digits.fold(0, |value, digit| value * 10 + digit)))
+        let is_whole = (1..20).contains(&length)
+            && (length == 1 || self.rest[0] != b'0')
+            && matches!(self.rest.get(length)?, b',' | b'}' | b' ' | b'\t' | b'\n' | b'\r');
+        is_whole.then(|| (self.advance(length), value))
     }
 
     fn ended(&mut self) -> Option<()> {
