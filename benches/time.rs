@@ -53,6 +53,13 @@ fn fan_out(criterion: &mut Criterion) {
             b.iter(|| case.publish());
         });
     }
+    for (clients, channel) in [(0, "nobody's"), (1000, "all"), (100_000, "all")] {
+        let mut case = Crowd::new(clients.max(1), 0, channel).in_bursts(16);
+        group.throughput(Throughput::Elements(16 * clients.max(1) as u64));
+        group.bench_function(format!("16 at once to {clients}, 1 channels"), |b| {
+            b.iter(|| case.publish());
+        });
+    }
     let mut case = Crowd::new(1000, 100, "500-50");
     assert_eq!(case.publish(), 2);
     group.throughput(Throughput::Elements(1));

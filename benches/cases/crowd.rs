@@ -47,7 +47,14 @@ impl Crowd {
         Self { shard, backend, scratch: call.clone(), call }
     }
 
-    /// One publish, until all is written, the answer too: gives the number of writes.
+    /// The same, but so many publishes at once.
+    pub fn in_bursts(mut self, count: usize) -> Self {
+        self.call = self.call.repeat(count);
+        self.scratch = self.call.clone();
+        self
+    }
+
+    /// What the back end sends at once, until all is written, the answer too: gives the number of writes.
     pub fn publish(&mut self) -> usize {
         self.scratch.copy_from_slice(&self.call);
         self.shard.handle_bytes(NOW, self.backend, &mut self.scratch);
