@@ -56,8 +56,8 @@
 //!    end's messages rest on.
 //! 5. There `shard::fanout` walks through the channel's members, in slices, and pushes the frame to
 //!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
-//!    first needs it (`shard::forms`). Frames that follow each other are joined, once for all of them.
-//!    A connection is noted once as having something to write.
+//!    first needs it (`shard::forms`). The frames of a burst to one channel are joined, once for
+//!    all of them. A connection is noted once as having something to write.
 //! 6. At the end of the turn noted connections get one gathered send each, however many frames they
 //!    got; all sends of a turn are one submission. Of those that only a fan-out reached a turn has
 //!    few, so that others do not wait for them. A socket that would block waits alone.

@@ -179,13 +179,13 @@ fn binary_data_passes_both_ways() {
 #[test]
 fn ten_thousand_published_messages_arrive_in_order() {
     let server = Server::new();
-    let mut clients = [(); 4].map(|()| server.device("/ws?channels=a"));
+    let mut clients = [(); 12].map(|()| server.device("/ws?channels=a"));
     let mut backend = server.backend();
     let publish = |number| format!(r#"{{"m":"mesh.publish","p":{{"c":"a","d":"{number}"}}}}"#);
     let requests = (0..10_000).flat_map(|number| frame(0x81, publish(number).as_bytes()));
     let sent = write_aside(&backend, requests.collect());
     for _ in 0..10_000 {
-        assert_eq!(backend.text(), r#"{"E":null,"r":{"s":4,"f":0},"i":null}"#);
+        assert_eq!(backend.text(), r#"{"E":null,"r":{"s":12,"f":0},"i":null}"#);
     }
     sent.join().expect("all was sent");
     for number in 0..10_000 {

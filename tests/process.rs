@@ -196,7 +196,7 @@ fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
 }
 
 #[test]
-fn shards_that_look_for_work_before_they_sleep_find_it_and_end() {
+fn a_node_whose_shards_look_for_work_before_they_sleep_works_and_ends() {
     let config = CONFIG.replace("[node]", "[node]\nspin_us = 1000");
     let mut server = Server::start(&config);
     // On both shards, some of them.

@@ -63,7 +63,22 @@ fn of_a_burst_each_subscriber_gets_one_write_of_one_run_with_all_of_it() {
     }
     let all: Vec<u8> = burst.iter().flat_map(|text| server_frame(text)).collect();
     assert_eq!(written.len() as u64, CLIENTS);
-    assert!(written.values().all(|batch| *batch == [all.clone()]), "{:?}", written.values().next());
+    written.values().for_each(|batch| assert_eq!(*batch, [&all[..]]));
+}
+
+#[test]
+fn what_is_copied_to_join_a_burst_is_bounded() {
+    let (mut shard, back_end) = crowd(CLIENTS);
+    shard.handle_bytes(NOW, back_end, &mut publish("a", 1000).repeat(32));
+    let mut written = 0;
+    while is_busy(&shard) {
+        for (_, runs) in bulk_batches(&mut shard) {
+            assert!(runs.iter().all(|run| run.len() <= 4096), "joined to more");
+            written += runs.concat().len();
+        }
+        shard.handle_turn(NOW);
+    }
+    assert_eq!(written, CLIENTS as usize * 32 * (4 + 1000));
 }
 
 #[test]

@@ -248,9 +248,9 @@ impl Control {
         Party::Shard(ShardAddress { node: self.node, shard })
     }
 
-    /// Wakes every shard that sleeps.
+    /// Wakes every shard that sleeps, or is about to.
     pub fn wake_all(&self) {
-        self.wakes.iter().for_each(Wake::wake);
+        (0..self.outbound.len()).for_each(|shard| self.mark(shard));
     }
 }
 

@@ -38,8 +38,8 @@ use sending::say_last_words;
 /// lost wake-up would.
 pub(super) const SLEEP_MAX_MS: u64 = 100;
 
-/// A shard looks for work before it sleeps only where its last wait was shorter than so many times
-/// that: where it would sleep for long, looking is in vain.
+/// A shard looks for work before it sleeps only where it last waited for less than so many times as
+/// long: it is in vain where waits are long. The time that being woken takes is part of that wait.
 const SPIN_AFTER: u32 = 2;
 
 /// How soon a message that found a full mailbox is tried again, in milliseconds.
@@ -69,7 +69,7 @@ pub(super) struct Driver {
     watch: Arc<Watch>,
     is_stuck: bool,
     is_counted_out: bool,
-    // Looks for work for so long before it sleeps.
+    // Looks for work for so long before it sleeps; zero: it sleeps at once.
     spin: Duration,
     last_wait: Duration,
 }
@@ -280,37 +280,54 @@ impl Driver {
         }
     }
 
-    /// Submits what the turn asked for, and sleeps if there is nothing to do.
+    /// Submits what the turn asked for, and waits if there is nothing to do.
     fn submit(&mut self, now: Now) -> io::Result<()> {
         let sleep_ms = self.sleep_ms(now);
         if sleep_ms == 0 {
             return self.ring.submit(Duration::ZERO);
         }
+        if self.spin.is_zero() {
+            return self.sleep(sleep_ms);
+        }
+        self.ring.submit(Duration::ZERO)?;
+        if self.has_work()? {
+            // Nothing was waited for: what was sent is sent.
+            return Ok(());
+        }
         let start = Instant::now();
-        if !self.spin(start)? && self.port.may_sleep() {
-            self.ring.submit(Duration::from_millis(sleep_ms))?;
-            self.port.stay_awake();
-        } else {
-            self.ring.submit(Duration::ZERO)?;
+        if !self.spin(start)? {
+            self.sleep(sleep_ms)?;
         }
         self.last_wait = start.elapsed();
         Ok(())
     }
 
-    /// Looks for work instead of sleeping; true if there is some. What the turn asked for is on its
-    /// way meanwhile, and who has a message for us need not wake us.
+    fn sleep(&mut self, sleep_ms: u64) -> io::Result<()> {
+        if !self.port.may_sleep() {
+            return self.ring.submit(Duration::ZERO);
+        }
+        let slept = self.ring.submit(Duration::from_millis(sleep_ms));
+        self.port.stay_awake();
+        slept
+    }
+
+    /// Looks for work instead of sleeping, if some is likely to come; true if it came. Meanwhile who
+    /// has a message for us need not wake us.
     fn spin(&mut self, start: Instant) -> io::Result<bool> {
         if self.last_wait >= self.spin * SPIN_AFTER {
             return Ok(false);
         }
-        self.ring.submit(Duration::ZERO)?;
         while start.elapsed() < self.spin {
-            if self.ring.has_completions() || !self.port.is_empty() {
+            if self.has_work()? {
                 return Ok(true);
             }
             std::hint::spin_loop();
         }
         Ok(false)
+    }
+
+    fn has_work(&mut self) -> io::Result<bool> {
+        Ok(!self.port.is_empty() || self.ring.has_completions()?)
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {

@@ -301,9 +301,15 @@ impl Ring {
         }
     }
 
-    /// Whether something is complete, or would be if it was submitted to.
-    pub fn has_completions(&mut self) -> bool {
-        self.uring.submission().taskrun() || !self.uring.completion().is_empty()
+    /// Whether something is complete. Enters the kernel only if it has something to tell.
+    ///
+    /// # Errors
+    /// The ring is of no use any more.
+    pub fn has_completions(&mut self) -> io::Result<bool> {
+        if self.uring.submission().taskrun() {
+            self.submit_queued()?;
+        }
+        Ok(!self.uring.completion().is_empty())
     }
 
     /// Takes out what is complete.

@@ -189,7 +189,7 @@ impl Shard {
         let forms = Forms::of(frame, self.take_tails(channel));
         let mut walk = Walk { channel, number, at: 0, end, forms, tally: Tally::default() };
         match self.walk(&mut walk, SLICE) {
-            true => Ok(self.end_walk(walk)),
+            true => Ok(self.keep_tails(walk)),
             false => Err(Box::new(walk)),
         }
     }
@@ -200,7 +200,8 @@ impl Shard {
         tails.map(|(_, tails)| tails).unwrap_or_default()
     }
 
-    fn end_walk(&mut self, walk: Walk) -> Tally {
+    /// Of a walk that is over, for the next frame; gives its tally.
+    fn keep_tails(&mut self, walk: Walk) -> Tally {
         if walk.end >= JOINED_FOR {
             self.tails = Some((walk.channel, walk.forms.into_tails()));
         }
@@ -289,7 +290,7 @@ impl Shard {
                 self.turns.push_back(from);
                 continue;
             }
-            let tally = self.end_walk(*lane.walk);
+            let tally = self.keep_tails(*lane.walk);
             self.answer(lane.asked, Answer::Published(tally));
             self.catch_up(lane.behind);
         }

@@ -7,14 +7,15 @@ use crate::metrics::Counters;
 use crate::protocol::deflate::{Deflater, Window};
 use crate::protocol::frame::Frame;
 
-/// What the last publish to a channel put behind all that waited for its subscribers, in each form:
-/// plain, and for each window.
+/// What the publish to a channel that ended last put behind what waited for its subscribers, in each
+/// form: plain, and for each window. A subscriber whose last waiting run is a tail itself, not only
+/// its like, has got nothing since. While a tail is held here its address is no other's.
 pub type Tails = [Option<Rc<Frame>>; 1 + Window::COUNT];
 
 /// A frame is joined to the tail before it where it is for so many subscribers at least, up to so
 /// many bytes: then a burst costs one run of bytes for each, where otherwise each frame would cost the
-/// kernel a look of its own. Joining copies, which pays for itself only where many get it.
-pub const JOINED_FOR: usize = 16;
+/// kernel a look of its own. Joining copies, which pays for itself where several get it.
+pub const JOINED_FOR: usize = 4;
 const JOINED_BYTES: usize = 4096;
 
 /// A frame in the forms in which subscribers get it. Each is made when the first of them needs it,
@@ -32,6 +33,8 @@ pub struct Form {
     frame: Rc<Frame>,
     // The tail that it may be joined to, and what comes of that.
     joined: Option<(Rc<Frame>, Rc<Frame>)>,
+    // Whether it was, for somebody.
+    is_joined: bool,
 }
 
 impl Forms {
@@ -51,7 +54,7 @@ impl Forms {
         window: Option<Window>,
         deflater: &mut Deflater,
         counters: &mut Counters,
-    ) -> &Form {
+    ) -> &mut Form {
         let Self { plain, made, tails } = self;
         let place = window.map_or(0, |window| 1 + window as usize);
         made[place].get_or_insert_with(|| {
@@ -67,8 +70,7 @@ impl Forms {
 
     /// What the next publish finds behind all that waits.
     pub fn into_tails(self) -> Tails {
-        self.made
-            .map(|form| form.map(|Form { frame, joined }| joined.map_or(frame, |(_, all)| all)))
+        self.made.map(|form| form.map(Form::into_tail))
     }
 }
 
@@ -79,7 +81,7 @@ impl Form {
             let joined = Rc::new(tail.followed_by(&frame));
             (tail, joined)
         });
-        Self { frame, joined }
+        Self { frame, joined, is_joined: false }
     }
 
     /// The frame alone.
@@ -88,9 +90,17 @@ impl Form {
     }
 
     /// Adds the frame to what waits for a subscriber.
-    pub fn push(&self, outbound: &mut Outbound, spare: &mut Spare) {
-        if !self.joined.as_ref().is_some_and(|(tail, joined)| outbound.join(tail, joined)) {
-            outbound.push_shared(spare, self.frame.clone());
+    pub fn push(&mut self, outbound: &mut Outbound, spare: &mut Spare) {
+        match &self.joined {
+            Some((tail, joined)) if outbound.join(tail, joined) => self.is_joined = true,
+            _ => outbound.push_shared(spare, self.frame.clone()),
+        }
+    }
+
+    fn into_tail(self) -> Rc<Frame> {
+        match self.joined {
+            Some((_, joined)) if self.is_joined => joined,
+            _ => self.frame,
         }
     }
 }

@@ -120,7 +120,7 @@ pub struct Shard {
     // The lanes in the order of their turns.
     turns: VecDeque<BackendId>,
     budget: Budget,
-    // Of the last publish, until a turn begins without walks under way.
+    // Of the publish that ended last, until a turn begins without walks under way.
     tails: Option<(ChannelIndex, Tails)>,
     // Connections with something to write. Those that one command meant go before those that a
     // fan-out reached: a huge channel does not delay a single message.

@@ -251,11 +251,12 @@ impl<'t> Cursor<'t> {
     /// A whole number that is not negative, of at most 19 digits.
     fn number(&mut self) -> Option<(Range<usize>, u64)> {
         self.peek()?;
-        let (mut length, mut value) = (0, 0);
+        // What does not fit has 20 digits, which are too many anyway.
+        let (mut length, mut value) = (0, 0_u64);
         while let Some(digit @ b'0'..=b'9') = self.rest.get(length)
             && length < 20
         {
-            value = u64::wrapping_add(u64::wrapping_mul(value, 10), u64::from(digit - b'0'));
+            value = value.wrapping_mul(10).wrapping_add((digit - b'0').into());
             length += 1;
         }
         let is_whole = (1..20).contains(&length)
