@@ -43,7 +43,7 @@ fn parse_usual(json: &[u8]) -> Option<(Option<u32>, Tally)> {
 
 /// The whole number that `json` begins with, and what follows it; as in JSON, none but 0 begins with
 /// a 0 (RFC 8259, section 6).
-fn take_number(json: &[u8]) -> Option<(u64, &[u8])> {
+pub fn take_number(json: &[u8]) -> Option<(u64, &[u8])> {
     let length = json.iter().position(|byte| !byte.is_ascii_digit())?;
     let (digits @ ([b'0'] | [b'1'..=b'9', ..]), rest) = json.split_at(length) else { return None };
     let add = |number: u64, digit: &u8| number.checked_mul(10)?.checked_add((digit - b'0').into());

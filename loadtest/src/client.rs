@@ -7,28 +7,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use async_tungstenite::WebSocketStream;
-use async_tungstenite::tokio::{TokioAdapter, client_async_with_config};
-use async_tungstenite::tungstenite::protocol::WebSocketConfig;
-use async_tungstenite::tungstenite::{Message, Utf8Bytes};
-use futures_util::StreamExt;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use crate::connection::Connection;
 use crate::latency::Latencies;
 use crate::machine;
+use crate::raw;
 use crate::server::Target;
 use crate::tasks::in_parallel;
-
-/// A connected WebSocket client.
-pub type Socket = WebSocketStream<TokioAdapter<TcpStream>>;
+use crate::web_socket::WebSocket;
 
 /// Handshakes that are under way at the same time.
 pub const HANDSHAKES: u32 = 64;
-
-/// Read buffer of a client, allocated with it: small, for there may be thousands.
-pub const READ_BUFFER_BYTES: usize = 4096;
 
 /// Addresses of loopback that clients connect from, and the first of them.
 const SOURCES: u32 = 256;
@@ -37,21 +29,19 @@ const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
 /// Time that a handshake may take, from connecting to its end.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Opens one WebSocket on `path`; after that, the server has subscribed it to its channels.
+/// Opens one WebSocket on `path`, whose frames begin with `kind`; after that, the server has
+/// subscribed it to its channels.
 ///
 /// # Errors
 /// It could not connect, or the server refused the upgrade or did not answer within 10 s.
-pub async fn open(address: SocketAddr, path: &str, read_buffer_bytes: usize) -> Result<Socket> {
-    let url = format!("ws://{address}{path}");
-    let config = WebSocketConfig::default().read_buffer_size(read_buffer_bytes);
+pub async fn open(address: SocketAddr, path: &str, kind: u8) -> Result<WebSocket> {
     let opening = async {
         let stream = connect(address).await?;
         stream.set_nodelay(true)?;
-        let (socket, _) = client_async_with_config(url.as_str(), stream, Some(config)).await?;
-        anyhow::Ok(socket)
+        WebSocket::open(Connection::of(stream), path, kind).await
     };
     let opened = timeout(HANDSHAKE_TIME_MAX, opening).await;
-    opened.map_err(Into::into).and_then(|socket| socket).context(url)
+    opened.map_err(Into::into).flatten().with_context(|| format!("ws://{address}{path}"))
 }
 
 /// Connects; over loopback from each of [`SOURCES`] addresses in turn. One has some 28,000 ports, and
@@ -71,15 +61,15 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// Opens `count` clients on `path` of an edge, [`HANDSHAKES`] at a time.
+/// Opens `count` clients that say texts on `path` of an edge, [`HANDSHAKES`] at a time.
 ///
 /// # Errors
 /// One could not be opened, or there are too few descriptors.
-pub async fn open_many(edge: SocketAddr, path: &str, count: u32) -> Result<Vec<Socket>> {
+pub async fn open_many(edge: SocketAddr, path: &str, count: u32) -> Result<Vec<WebSocket>> {
     let path: Arc<str> = path.into();
     let open = move || {
         let path = Arc::clone(&path);
-        async move { open(edge, &path, READ_BUFFER_BYTES).await }
+        async move { open(edge, &path, raw::TEXT).await }
     };
     many(count, &Arc::default(), open).await
 }
@@ -92,7 +82,7 @@ pub async fn connect_many(
     target: Target,
     channel: Option<&str>,
     count: u32,
-) -> Result<Vec<Socket>> {
+) -> Result<Vec<WebSocket>> {
     connect_timed(target, channel, count, &Arc::default()).await
 }
 
@@ -105,11 +95,11 @@ pub async fn connect_timed(
     channel: Option<&str>,
     count: u32,
     latencies: &Arc<Latencies>,
-) -> Result<Vec<Socket>> {
+) -> Result<Vec<WebSocket>> {
     let channel: Option<Arc<str>> = channel.map(Into::into);
     let connect = move || {
         let channel = channel.clone();
-        async move { target.connect(channel.as_deref(), READ_BUFFER_BYTES).await }
+        async move { target.connect(channel.as_deref()).await }
     };
     many(count, latencies, connect).await
 }
@@ -118,9 +108,9 @@ async fn many<F>(
     count: u32,
     latencies: &Arc<Latencies>,
     open: impl Fn() -> F + Clone + Send + 'static,
-) -> Result<Vec<Socket>>
+) -> Result<Vec<WebSocket>>
 where
-    F: Future<Output = Result<Socket>> + Send,
+    F: Future<Output = Result<WebSocket>> + Send,
 {
     machine::check_descriptors_for(count)?;
     let openers = in_parallel(0..HANDSHAKES, |opener| {
@@ -136,21 +126,4 @@ where
         }
     });
     Ok(openers.await?.into_iter().flatten().collect())
-}
-
-/// The next text; `None` once the connection has ended or brings anything else than texts.
-pub async fn next_text(socket: &mut Socket) -> Option<Utf8Bytes> {
-    loop {
-        match socket.next().await? {
-            Ok(Message::Text(text)) => return Some(text),
-            // The client answers a ping by itself when it is read from next.
-            Ok(Message::Ping(_) | Message::Pong(_)) => {}
-            _ => return None,
-        }
-    }
-}
-
-/// Reads and forgets until the connection has ended.
-pub async fn ended(socket: &mut Socket) {
-    while !matches!(socket.next().await, None | Some(Err(_) | Ok(Message::Close(_)))) {}
 }

@@ -1,19 +1,50 @@
-//! A connection of a back end, at as little cost as can be: one buffer for all that is to be sent,
-//! one for all that has come, both kept, and the clock looked at once for what came together.
+//! A connection at as little cost as can be: all that is to be sent together is written into one
+//! buffer, what has come is read where it lies, and the clock is looked at once for all that came
+//! together.
+//!
+//! There may be thousands: one that has nothing unread owns no buffer, but takes its thread's when
+//! something comes. So it is mostly the same few bytes that all of them are read into.
 
+use std::cell::Cell;
+use std::pin::pin;
+use std::task::{Context, Poll};
 use std::time::Instant;
+use std::{fmt, future, io, mem};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Room for what is read at once: the answers to many requests.
-const READ_BYTES: usize = 16 * 1024;
+/// Room for what is read at once: a burst of messages, or the answers to many requests.
+const READ_BYTES: usize = 64 * 1024;
 
-/// Longest answer that is waited for, with its head; the API's are far shorter.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Longest message that is waited for, with its head: an echo of 16 MiB.
+const MESSAGE_BYTES_MAX: usize = 17 * 1024 * 1024;
 
-const ENDED: &str = "the server ended an API connection";
+thread_local! {
+    /// The input buffer that no connection has.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// The server has ended a connection, and how if it tells.
+#[derive(Debug)]
+pub struct Ended(pub String);
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the server ended a connection{}", self.0)
+    }
+}
+
+impl std::error::Error for Ended {}
+
+/// Does `work` until it is done or a connection has ended.
+///
+/// # Errors
+/// All others of `work`.
+pub async fn until_ended(work: impl Future<Output = Result<()>>) -> Result<()> {
+    work.await.or_else(|error| if error.is::<Ended>() { Ok(()) } else { Err(error) })
+}
 
 /// One connection, with what it has still to send and what it has read ahead.
 pub struct Connection {
@@ -21,8 +52,9 @@ pub struct Connection {
     outbound: Vec<u8>,
     /// 0 <= sent <= outbound.len(): of a flush that was given up.
     sent: usize,
+    /// Without room of its own while all is taken.
     received: Vec<u8>,
-    /// 0 <= taken <= received.len(): the answers before have been read.
+    /// 0 <= taken <= received.len(): the messages before have been read.
     taken: usize,
     received_at: Instant,
 }
@@ -45,7 +77,7 @@ impl Connection {
     /// The connection has ended.
     pub async fn flush(&mut self) -> Result<()> {
         while self.sent < self.outbound.len() {
-            self.sent += self.stream.write(&self.outbound[self.sent..]).await.context(ENDED)?;
+            self.sent += self.stream.write(&self.outbound[self.sent..]).await.map_err(ended)?;
         }
         self.outbound.clear();
         self.sent = 0;
@@ -60,9 +92,14 @@ impl Connection {
     /// Takes the first `count` bytes that are unread; there are as many.
     pub fn take(&mut self, count: usize) {
         self.taken += count;
+        if self.taken == self.received.len() {
+            self.taken = 0;
+            self.received.clear();
+            SPARE.set(mem::take(&mut self.received));
+        }
     }
 
-    /// When the last of what is unread or taken came.
+    /// When the last of what is unread or taken was read from the socket.
     pub fn received_at(&self) -> Instant {
         self.received_at
     }
@@ -70,21 +107,37 @@ impl Connection {
     /// Waits until there is more to read. May be given up at any time: nothing is lost.
     ///
     /// # Errors
-    /// The connection has ended, or 64 KiB are unread already.
+    /// The connection has ended, or 17 MiB are unread already.
     pub async fn receive(&mut self) -> Result<()> {
-        ensure!(self.unread().len() < ANSWER_BYTES_MAX, "an answer of more than 64 KiB");
+        ensure!(self.unread().len() < MESSAGE_BYTES_MAX, "a message of more than 17 MiB");
         self.received.drain(..self.taken);
         self.taken = 0;
-        self.received.reserve(READ_BYTES);
-        let count = self.stream.read_buf(&mut self.received).await.context(ENDED)?;
-        ensure!(count > 0, ENDED);
+        let count = future::poll_fn(|context| self.poll_read(context)).await.map_err(ended)?;
+        ensure!(count > 0, Ended(String::new()));
         self.received_at = Instant::now();
         Ok(())
     }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.received.is_empty() {
+            self.received = SPARE.take();
+        }
+        self.received.reserve(READ_BYTES);
+        let polled = pin!(self.stream.read_buf(&mut self.received)).poll(context);
+        if self.received.is_empty() {
+            SPARE.set(mem::take(&mut self.received));
+        }
+        polled
+    }
+}
+
+fn ended(error: io::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context(Ended(String::new()))
 }
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
     use futures_util::FutureExt;
     use tokio::net::TcpListener;
 
@@ -128,14 +181,59 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_end_is_an_error() -> Result<()> {
+    async fn nothing_of_one_connection_is_read_on_another() -> Result<()> {
+        let (mut one, mut end_of_one) = connected().await?;
+        let (mut other, mut end_of_other) = connected().await?;
+        end_of_one.write_all(b"one").await?;
+        one.receive().await?;
+        assert!(other.receive().now_or_never().is_none());
+        end_of_other.write_all(b"other").await?;
+        other.receive().await?;
+        assert_eq!((one.unread(), other.unread()), (&b"one"[..], &b"other"[..]));
+        one.take(3);
+        end_of_other.write_all(b"!").await?;
+        other.receive().await?;
+        assert_eq!((one.unread(), other.unread()), (&b""[..], &b"other!"[..]));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn one_with_nothing_unread_owns_no_buffer() -> Result<()> {
         let (mut connection, mut other_end) = connected().await?;
-        other_end.write_all(&vec![b'x'; 2 * ANSWER_BYTES_MAX]).await?;
-        while connection.unread().len() < ANSWER_BYTES_MAX {
-            connection.receive().await?;
-        }
-        let error = connection.receive().await.expect_err("it is too long");
-        assert_eq!(error.to_string(), "an answer of more than 64 KiB");
+        other_end.write_all(b"abc").await?;
+        connection.receive().await?;
+        connection.take(3);
+        assert_eq!(connection.received.capacity(), 0);
+        assert!(connection.receive().now_or_never().is_none());
+        assert_eq!(connection.received.capacity(), 0);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_message_without_end_is_an_error() -> Result<()> {
+        let (mut connection, mut other_end) = connected().await?;
+        let bytes = vec![b'x'; 2 * MESSAGE_BYTES_MAX];
+        let failing = async {
+            loop {
+                if let Err(error) = connection.receive().await {
+                    return error;
+                }
+            }
+        };
+        let error = tokio::select! {
+            error = failing => error,
+            written = other_end.write_all(&bytes) => bail!("all was read: {written:?}"),
+        };
+        assert_eq!(error.to_string(), "a message of more than 17 MiB");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn work_is_done_when_its_connection_has_ended() -> Result<()> {
+        let (mut connection, other_end) = connected().await?;
+        drop(other_end);
+        until_ended(connection.receive()).await?;
+        assert!(until_ended(async { bail!("something else") }).await.is_err());
         Ok(())
     }
 }

@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use tokio::time::Instant;
 
 use crate::back_end::{BackEnd, Load, work};
-use crate::client::Socket;
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::latency::Latencies;
 use crate::ledger::Damage;
@@ -16,6 +15,7 @@ use crate::publisher::{Destination, Publisher};
 use crate::report::Run;
 use crate::server::Target;
 use crate::subscribers::Subscribers;
+use crate::web_socket::WebSocket;
 
 /// Back ends, each with as many destinations, which get as many messages each.
 pub struct Delivery<'a> {
@@ -28,7 +28,7 @@ pub struct Delivery<'a> {
     /// As many for each of the back ends. The messages to the first are those of source 0, and so on.
     pub destinations: Vec<Destination>,
     /// The clients that read, each with the sources of its messages; all destinations have as many.
-    pub clients: Vec<(Socket, Range<u32>)>,
+    pub clients: Vec<(WebSocket, Range<u32>)>,
     /// Messages to each destination.
     pub each: u32,
     /// Length of a message.

@@ -1,12 +1,14 @@
 //! How servers are spoken to: where clients connect, what a message looks like.
 
-use anyhow::{Context, Result, ensure};
-use async_tungstenite::tungstenite::{Message, Utf8Bytes};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
 use itoa::Buffer;
 
-use crate::client::{self, Socket};
-use crate::nats::{self, Received, Said};
+use crate::nats::{self, Nats, Said};
 use crate::server::Target;
+use crate::web_socket::WebSocket;
+use crate::{client, raw};
 
 /// Where the messages of clients go.
 pub const TOPIC: &str = "messages";
@@ -24,10 +26,11 @@ pub enum Dialect {
 }
 
 /// The messages that come to a client.
-pub struct Messages {
-    socket: Socket,
-    dialect: Dialect,
-    received: Received,
+pub enum Messages {
+    /// One in each frame.
+    Framed(WebSocket),
+    /// In frames that are not theirs.
+    Nats(Nats),
 }
 
 impl Target {
@@ -35,74 +38,58 @@ impl Target {
     ///
     /// # Errors
     /// It could not connect, or was refused.
-    pub async fn connect(&self, channel: Option<&str>, read_buffer_bytes: usize) -> Result<Socket> {
-        let path = match (self.dialect, channel) {
-            (Dialect::Gridcast, None) => "/ws".into(),
-            (Dialect::Gridcast, Some(channel)) => format!("/ws?channels={channel}"),
-            // There is no client without a channel.
-            (Dialect::Channels, channel) => format!("/sub/{}", channel.unwrap_or("none")),
-            (Dialect::Nats, _) => "/".into(),
-        };
-        let mut socket = client::open(self.edge, &path, read_buffer_bytes).await?;
-        if self.dialect == Dialect::Nats {
-            greet(&mut socket, false, channel).await?;
+    pub async fn connect(&self, channel: Option<&str>) -> Result<WebSocket> {
+        match (self.dialect, channel) {
+            (Dialect::Gridcast, None) => client::open(self.edge, "/ws", raw::TEXT).await,
+            (Dialect::Gridcast, Some(channel)) => {
+                client::open(self.edge, &format!("/ws?channels={channel}"), raw::TEXT).await
+            }
+            (Dialect::Channels, channel) => {
+                // There is no client without a channel.
+                let path = format!("/sub/{}", channel.unwrap_or("none"));
+                client::open(self.edge, &path, raw::TEXT).await
+            }
+            (Dialect::Nats, channel) => {
+                let socket = client::open(self.edge, "/", raw::BINARY).await?;
+                Ok(Nats::greet(socket, false, channel).await?.socket)
+            }
         }
-        Ok(socket)
     }
 
-    /// A client's message, for back ends that consume them.
-    pub fn client_message(&self, text: String) -> Message {
+    /// Adds a client's message, for back ends that consume them, to what `socket` sends next.
+    pub fn feed(&self, socket: &mut WebSocket, text: &[u8]) {
         match self.dialect {
-            Dialect::Nats => {
-                let mut room = Buffer::new();
-                nats::frame(nats::publish(TOPIC, text.as_bytes(), &mut room).concat())
-            }
-            _ => Message::text(text),
+            Dialect::Nats => socket.feed(&nats::publish(TOPIC, text, &mut Buffer::new())),
+            _ => socket.feed(&[text]),
         }
     }
 }
 
 impl Messages {
     /// Those that come on `socket`, which `target` has connected.
-    pub fn of(socket: Socket, target: Target) -> Self {
-        Self { socket, dialect: target.dialect, received: Received::default() }
+    pub fn of(socket: WebSocket, target: Target) -> Self {
+        match target.dialect {
+            Dialect::Nats => Self::Nats(Nats::of(socket)),
+            _ => Self::Framed(socket),
+        }
     }
 
-    /// The next one; `None` once the connection has ended, or brings what is not a message.
+    /// Waits until something comes and shows `take` each message of it, and when it had come. May be
+    /// given up at any time: nothing is lost.
     ///
     /// # Errors
-    /// The server reports an error, or does not speak the dialect.
-    pub async fn next(&mut self) -> Result<Option<Utf8Bytes>> {
-        if self.dialect != Dialect::Nats {
-            return Ok(client::next_text(&mut self.socket).await);
-        }
-        match self.received.next(&mut self.socket).await? {
-            Some(Said::Message(text)) => Ok(Some(text)),
-            _ => Ok(None),
-        }
-    }
-}
-
-/// Introduces a connection to NATS, with every command answered if `verbose`, and waits until it is
-/// subscribed to `channel` if one is named.
-///
-/// # Errors
-/// It was refused.
-pub async fn greet(socket: &mut Socket, verbose: bool, channel: Option<&str>) -> Result<()> {
-    let mut commands = nats::connect(verbose);
-    if let Some(channel) = channel {
-        commands += &format!("SUB {channel} 1\r\n");
-    }
-    commands += "PING\r\n";
-    socket.send(nats::frame(commands)).await?;
-    let mut received = Received::default();
-    loop {
-        let said = received.next(socket).await?.context("the server ended the connection")?;
-        match said {
-            Said::Pong => break,
-            said => ensure!(said == Said::Ok, "a message before anything was published"),
+    /// The connection has [ended](crate::connection::Ended), the server reports an error or does not
+    /// speak the dialect, or those of `take`.
+    pub async fn read(&mut self, mut take: impl FnMut(&[u8], Instant) -> Result<()>) -> Result<()> {
+        match self {
+            Self::Framed(socket) => socket.next(take).await,
+            Self::Nats(nats) => {
+                let hear = |said: Said, at| match said {
+                    Said::Message(message) => take(message, at),
+                    said => bail!("{said:?} for a client that only reads"),
+                };
+                nats.hear(hear).await
+            }
         }
     }
-    ensure!(received.is_empty(), "a message before anything was published");
-    Ok(())
 }

@@ -6,10 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time;
 
 use crate::latency::Latencies;
 use crate::ledger::{Damage, Ledger};
@@ -41,9 +42,9 @@ impl Arrivals {
     }
 
     /// The same, until `deadline` at the longest.
-    pub async fn all_before(&self, deadline: Instant) {
+    pub async fn all_before(&self, deadline: time::Instant) {
         // What is not there by then is missing in its inbox.
-        let _ = timeout_at(deadline, self.all()).await;
+        let _ = time::timeout_at(deadline, self.all()).await;
     }
 
     fn count_one(&self) {
@@ -80,21 +81,24 @@ impl Inbox {
         }
     }
 
-    /// Takes a message that arrived.
+    /// Takes a message that was read at `received`.
     ///
     /// # Errors
     /// It is not one of those that were to come: altered, or meant for somebody else.
-    pub fn take(&mut self, text: &str) -> Result<Payload> {
+    pub fn take(&mut self, text: &[u8], received: Instant) -> Result<Payload> {
         let payload = Payload::parse(text, self.bytes)
             .filter(|payload| {
                 payload.sequence < self.sent && self.sources.contains(&payload.source)
             })
-            .with_context(|| format!("a message arrived that was not sent: {text:.80}"))?;
+            .with_context(|| {
+                let text = String::from_utf8_lossy(text);
+                format!("a message arrived that was not sent: {text:.80}")
+            })?;
         let source = (payload.source - self.sources.start) as usize;
         if self.ledgers[source].observe(payload.sequence) {
             self.remaining -= 1;
             if self.measured.contains(&payload.sequence) {
-                self.arrivals.latencies.record(payload.age());
+                self.arrivals.latencies.record(payload.age_at(received));
             }
             self.arrivals.count_one();
         }
@@ -122,13 +126,18 @@ mod tests {
         (arrivals, inbox)
     }
 
+    fn take(inbox: &mut Inbox, source: u32, sequence: u32) -> Result<Payload> {
+        let sent = Instant::now();
+        inbox.take(Payload::at(source, sequence, sent).text(40).as_bytes(), sent)
+    }
+
     #[test]
     fn an_inbox_is_complete_with_every_message_of_every_source() {
         let (_, mut inbox) = inbox();
         for source in 4..6 {
             for sequence in 0..3 {
                 assert!(!inbox.is_complete());
-                inbox.take(&Payload::now(source, sequence).text(40)).expect("it was to come");
+                take(&mut inbox, source, sequence).expect("it was to come");
             }
         }
         assert!(inbox.is_complete() && inbox.damage().is_none());
@@ -139,7 +148,7 @@ mod tests {
         let (_, mut inbox) = inbox();
         for (source, sequence, bytes) in [(3, 0, 40), (6, 0, 40), (4, 3, 40), (4, 0, 41)] {
             let text = Payload::now(source, sequence).text(bytes);
-            assert!(inbox.take(&text).is_err(), "{text}");
+            assert!(inbox.take(text.as_bytes(), Instant::now()).is_err(), "{text}");
         }
     }
 
@@ -148,10 +157,10 @@ mod tests {
         let (arrivals, mut inbox) = inbox();
         arrivals.expect(2);
         for sequence in [0, 0] {
-            inbox.take(&Payload::now(4, sequence).text(40)).expect("it was to come");
+            take(&mut inbox, 4, sequence).expect("it was to come");
         }
         assert_eq!(arrivals.awaited.load(Ordering::Acquire), 1);
-        inbox.take(&Payload::now(4, 1).text(40)).expect("it was to come");
+        take(&mut inbox, 4, 1).expect("it was to come");
         arrivals.all().await;
     }
 }

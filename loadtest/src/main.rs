@@ -33,7 +33,6 @@ mod probe;
 mod process;
 mod publisher;
 mod raw;
-mod receiver;
 mod report;
 mod rival;
 mod scenario;

@@ -1,21 +1,21 @@
 //! The protocol of NATS, as much as it takes to be measured: inside WebSocket frames, whose limits
 //! mean nothing to it (docs.nats.io, "Client Protocol").
 
-use anyhow::{Context, Result, bail};
-use async_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
-use futures_util::StreamExt;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
 use itoa::Buffer;
 
-use crate::client::Socket;
+use crate::web_socket::WebSocket;
 
 /// Longest line that a server sends; INFO is some 500 bytes.
 const LINE_BYTES_MAX: usize = 4096;
 
 /// What a server says.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Said<'a> {
     /// To a subscriber.
-    Message(Utf8Bytes),
+    Message(&'a [u8]),
     /// `+OK`: to a client that asked to be told of each of its commands.
     Ok,
     /// Asks whether we are there.
@@ -24,12 +24,76 @@ pub enum Said {
     Pong,
 }
 
-/// What a connection has received and nobody has read.
+/// One connection.
+pub struct Nats {
+    /// What carries it.
+    pub socket: WebSocket,
+    received: Received,
+}
+
+/// The beginning of what has not come whole.
 #[derive(Default)]
-pub struct Received(Bytes);
+struct Received(Vec<u8>);
+
+impl Nats {
+    /// Goes on where `socket` stands, all of whose lines are read.
+    pub fn of(socket: WebSocket) -> Self {
+        Self { socket, received: Received::default() }
+    }
+
+    /// Introduces us on `socket`, with every command answered if `verbose`, and waits until we are
+    /// subscribed to `channel` if one is named.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn greet(socket: WebSocket, verbose: bool, channel: Option<&str>) -> Result<Self> {
+        let mut nats = Self::of(socket);
+        let subscribe = channel.map_or(String::new(), |channel| format!("SUB {channel} 1\r\n"));
+        nats.socket.feed(&[connect(verbose).as_bytes(), subscribe.as_bytes(), b"PING\r\n"]);
+        nats.socket.flush().await?;
+        let mut is_there = false;
+        while !is_there {
+            let hear = |said: Said, _| {
+                ensure!(
+                    matches!(said, Said::Ok | Said::Pong),
+                    "a message before any was published"
+                );
+                is_there |= said == Said::Pong;
+                Ok(())
+            };
+            nats.hear(hear).await?;
+        }
+        ensure!(nats.received.0.is_empty(), "a message before any was published");
+        Ok(nats)
+    }
+
+    /// Waits until something comes and tells `hear` all of it that is whole, and when it had come;
+    /// pings are answered. May be given up at any time: nothing is lost.
+    ///
+    /// # Errors
+    /// The connection has ended, the server reports an error or does not speak the protocol, or
+    /// those of `hear`.
+    pub async fn hear(&mut self, mut hear: impl FnMut(Said, Instant) -> Result<()>) -> Result<()> {
+        let (socket, received, mut pings) = (&mut self.socket, &mut self.received, 0);
+        let reading = socket.next(|more, at| {
+            received.read(more, |said| match said {
+                Said::Ping => {
+                    pings += 1;
+                    Ok(())
+                }
+                said => hear(said, at),
+            })
+        });
+        reading.await?;
+        for _ in 0..pings {
+            socket.feed(&[b"PONG\r\n"]);
+        }
+        socket.flush().await
+    }
+}
 
 /// The first thing to say; with `verbose`, every command is answered.
-pub fn connect(verbose: bool) -> String {
+fn connect(verbose: bool) -> String {
     format!("CONNECT {{\"verbose\":{verbose},\"pedantic\":false}}\r\n")
 }
 
@@ -39,86 +103,64 @@ pub fn publish<'a>(subject: &'a str, data: &'a [u8], room: &'a mut Buffer) -> [&
     [b"PUB ", subject.as_bytes(), b" ", length, b"\r\n", data, b"\r\n"]
 }
 
-/// Says that we are there.
-pub const PONG: &str = "PONG\r\n";
-
-/// Commands as a frame.
-pub fn frame(commands: impl Into<Bytes>) -> Message {
-    Message::binary(commands)
-}
-
 impl Received {
-    /// All has been read.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Adds what came.
-    pub fn add(&mut self, more: Bytes) {
-        self.0 = if self.0.is_empty() { more } else { [&self.0[..], &more].concat().into() };
-    }
-
-    /// Reads what comes first; `None` if it is not all here yet.
-    ///
-    /// # Errors
-    /// The server reports an error, or does not speak the protocol.
-    pub fn take(&mut self) -> Result<Option<Said>> {
-        take(&mut self.0)
-    }
-
-    /// What comes next on `socket`; `None` once the connection has ended. A ping is answered.
-    ///
-    /// May be given up at any time: nothing is lost.
-    ///
-    /// # Errors
-    /// Those of [`Received::take`].
-    pub async fn next(&mut self, socket: &mut Socket) -> Result<Option<Said>> {
-        loop {
-            match self.take()? {
-                Some(Said::Ping) => socket.send(frame(PONG)).await?,
-                Some(said) => return Ok(Some(said)),
-                None => match socket.next().await {
-                    Some(Ok(Message::Binary(more))) => self.add(more),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                    _ => return Ok(None),
-                },
-            }
+    /// Tells `hear` all that is whole once `more` has come, and keeps the rest.
+    fn read(&mut self, more: &[u8], hear: impl FnMut(Said) -> Result<()>) -> Result<()> {
+        if self.0.is_empty() {
+            let rest = take_all(more, hear)?;
+            self.0.extend_from_slice(rest);
+        } else {
+            self.0.extend_from_slice(more);
+            let rest = take_all(&self.0, hear)?.len();
+            self.0.drain(..self.0.len() - rest);
         }
+        Ok(())
     }
 }
 
-/// Takes what `received` begins with; `None` if that is not all here yet.
-fn take(received: &mut Bytes) -> Result<Option<Said>> {
-    loop {
-        let Some(end) = received.windows(2).position(|two| two == b"\r\n") else {
-            anyhow::ensure!(received.len() <= LINE_BYTES_MAX, "a line of more than 4 KiB");
-            return Ok(None);
-        };
-        let line = str::from_utf8(&received[..end]).context("a line that is not text")?;
-        let said = match line.split(' ').next() {
-            Some("MSG") => {
-                let bytes = line.rsplit(' ').next().and_then(|number| number.parse().ok());
-                let bytes: usize = bytes.with_context(|| format!("not a message: {line}"))?;
-                let data = end + 2..(end + 2).saturating_add(bytes);
-                let after = data.end.saturating_add(2);
-                if received.len() < after {
-                    return Ok(None);
-                }
-                let data = received.slice(data);
-                *received = received.slice(after..);
-                return Ok(Some(Said::Message(data.try_into()?)));
-            }
-            Some("+OK") => Some(Said::Ok),
-            Some("PING") => Some(Said::Ping),
-            Some("PONG") => Some(Said::Pong),
-            Some("INFO") => None,
-            _ => bail!("the server said {line:.200}"),
-        };
-        *received = received.slice(end + 2..);
-        if said.is_some() {
-            return Ok(said);
-        }
+/// Tells `hear` all that is whole; gives the rest.
+fn take_all(mut received: &[u8], mut hear: impl FnMut(Said) -> Result<()>) -> Result<&[u8]> {
+    while let Some((said, rest)) = take(received)? {
+        said.map_or(Ok(()), &mut hear)?;
+        received = rest;
     }
+    Ok(received)
+}
+
+/// What `received` begins with, if it means anything to us, and what follows it; `None` if it is not
+/// all here yet.
+fn take(received: &[u8]) -> Result<Option<(Option<Said<'_>>, &[u8])>> {
+    let Some(end) = received.iter().position(|&byte| byte == b'\n') else {
+        ensure!(received.len() <= LINE_BYTES_MAX, "a line of more than 4 KiB");
+        return Ok(None);
+    };
+    let (line, rest) = (received[..end].trim_ascii_end(), &received[end + 1..]);
+    let said = match line {
+        [b'M', b'S', b'G', b' ', ..] => {
+            let length = line.rsplit(|&byte| byte == b' ').next().and_then(number);
+            let length = length.with_context(|| format!("not a message: {}", shown(line)))?;
+            let Some((data, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+            let Some((end, rest)) = rest.split_first_chunk() else { return Ok(None) };
+            ensure!(end == b"\r\n", "a message of another length than its line says");
+            return Ok(Some((Some(Said::Message(data)), rest)));
+        }
+        b"+OK" => Some(Said::Ok),
+        b"PING" => Some(Said::Ping),
+        b"PONG" => Some(Said::Pong),
+        [b'I', b'N', b'F', b'O', b' ', ..] => None,
+        _ => bail!("the server said {}", shown(line)),
+    };
+    Ok(Some((said, rest)))
+}
+
+/// The number that all of `digits` make.
+fn number(digits: &[u8]) -> Option<usize> {
+    str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// A line as it is told of.
+fn shown(line: &[u8]) -> String {
+    format!("{:.200}", String::from_utf8_lossy(line))
 }
 
 #[cfg(test)]
@@ -129,27 +171,37 @@ mod tests {
 
     #[test]
     fn every_split_reads_the_same() {
-        for split in 0..ALL.len() {
-            let mut received = Bytes::from_static(&ALL.as_bytes()[..split]);
-            let mut said = Vec::new();
-            while let Some(one) = take(&mut received).expect("it is well-formed") {
-                said.push(one);
+        for split in 0..=ALL.len() {
+            let (mut received, mut said) = (Received::default(), Vec::new());
+            for more in [&ALL[..split], &ALL[split..]] {
+                let hear = |one: Said| {
+                    said.push(format!("{one:?}"));
+                    Ok(())
+                };
+                received.read(more.as_bytes(), hear).expect("it is well-formed");
             }
-            received = [&received[..], &ALL.as_bytes()[split..]].concat().into();
-            while let Some(one) = take(&mut received).expect("it is well-formed") {
-                said.push(one);
-            }
-            let message = Said::Message("a\r\nbc".into());
-            assert_eq!(said, [Said::Ok, message, Said::Ping, Said::Pong], "split at {split}");
-            assert!(received.is_empty());
+            let all = [Said::Ok, Said::Message(b"a\r\nbc"), Said::Ping, Said::Pong];
+            assert_eq!(said, all.map(|one| format!("{one:?}")), "split at {split}");
+            assert!(received.0.is_empty());
         }
     }
 
     #[test]
     fn an_error_of_the_server_is_one() {
-        for said in ["-ERR 'Authorization Violation'\r\n", "MSG load 1 x\r\n", "what?\r\n"] {
-            assert!(take(&mut Bytes::from_static(said.as_bytes())).is_err(), "{said}");
+        for said in [
+            "-ERR 'Authorization Violation'\r\n",
+            "MSG load 1 x\r\n",
+            "MSG load 1 2\r\nabc\r\n",
+            "what?\r\n",
+        ] {
+            assert!(take(said.as_bytes()).is_err(), "{said}");
         }
+    }
+
+    #[test]
+    fn a_line_without_end_is_an_error() {
+        assert_eq!(take(&[b'x'; LINE_BYTES_MAX]).expect("it may still end"), None);
+        assert!(take(&[b'x'; LINE_BYTES_MAX + 1]).is_err());
     }
 
     #[test]

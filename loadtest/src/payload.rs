@@ -10,10 +10,6 @@ use std::time::{Duration, Instant};
 /// Length of a payload without filling, in bytes.
 pub const BYTES_MIN: usize = 32;
 
-const SOURCE: Range<usize> = 0..8;
-const SEQUENCE: Range<usize> = 8..16;
-const SENT: Range<usize> = 16..BYTES_MIN;
-
 /// The head of a payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
@@ -52,28 +48,49 @@ impl Payload {
         text.resize(bytes.max(BYTES_MIN), b'x');
     }
 
-    /// Reads a payload of `bytes` bytes; `None` if it is not one that [`Payload::text`] wrote.
-    pub fn parse(text: &str, bytes: usize) -> Option<Self> {
-        let filling = text.as_bytes().get(BYTES_MIN..)?;
-        if text.len() != bytes || filling.iter().any(|&byte| byte != b'x') {
+    /// Reads a payload of `bytes` bytes; `None` if it is not one that [`Payload::write`] wrote.
+    pub fn parse(text: &[u8], bytes: usize) -> Option<Self> {
+        let (head, filling) = text.split_first_chunk()?;
+        if text.len() != bytes || !is_filling(filling) {
             return None;
         }
-        Some(Self {
-            source: u32::from_str_radix(text.get(SOURCE)?, 16).ok()?,
-            sequence: u32::from_str_radix(text.get(SEQUENCE)?, 16).ok()?,
-            sent: Duration::from_nanos(u64::from_str_radix(text.get(SENT)?, 16).ok()?),
-        })
+        let values = values(*head)?;
+        let number = |digits: Range<usize>| {
+            values[digits].iter().fold(0_u32, |number, &value| number << 4 | u32::from(value))
+        };
+        let (high, low) = (number(16..24), number(24..32));
+        let sent = Duration::from_nanos(u64::from(high) << 32 | u64::from(low));
+        Some(Self { source: number(0..8), sequence: number(8..16), sent })
     }
 
-    /// Time since it was sent.
-    pub fn age(&self) -> Duration {
-        epoch().elapsed().saturating_sub(self.sent)
+    /// Time from when it was sent to `received`.
+    pub fn age_at(&self, received: Instant) -> Duration {
+        received.saturating_duration_since(epoch()).saturating_sub(self.sent)
     }
 }
 
 /// A number in hexadecimal; what `write!` does, in a fraction of its time.
 fn digits(number: u64) -> [u8; 16] {
     std::array::from_fn(|at| b"0123456789abcdef"[(number >> (60 - 4 * at)) as usize % 16])
+}
+
+/// What each of `digits` is worth, if all are hexadecimal digits. To look at all of them at once is
+/// faster than to stop at the first that is none.
+fn values(mut digits: [u8; BYTES_MIN]) -> Option<[u8; BYTES_MIN]> {
+    for digit in &mut digits {
+        *digit = match *digit {
+            digit @ b'0'..=b'9' => digit - b'0',
+            digit @ b'a'..=b'f' => digit - b'a' + 10,
+            _ => u8::MAX,
+        };
+    }
+    (digits.iter().fold(0, |all, value| all | value) < 16).then_some(digits)
+}
+
+/// By words of 16 bytes, since each byte on its own takes long.
+fn is_filling(bytes: &[u8]) -> bool {
+    let (words, tail) = bytes.as_chunks::<16>();
+    words.iter().all(|word| *word == [b'x'; 16]) && tail.iter().all(|&byte| byte == b'x')
 }
 
 /// Before the first message.
@@ -92,7 +109,7 @@ mod tests {
             let payload = Payload::now(7, u32::MAX);
             let text = payload.text(bytes);
             assert_eq!(text.len(), bytes);
-            assert_eq!(Payload::parse(&text, bytes), Some(payload));
+            assert_eq!(Payload::parse(text.as_bytes(), bytes), Some(payload));
         }
     }
 
@@ -100,15 +117,32 @@ mod tests {
     fn a_payload_begins_with_its_source_its_number_and_its_time_in_hexadecimal() {
         let sent = Duration::from_nanos(0x0123_4567_89ab_cdef);
         let payload = Payload { source: 0xfedc, sequence: 0x10, sent };
-        assert_eq!(payload.text(35), "0000fedc000000100123456789abcdefxxx");
+        let text = "0000fedc000000100123456789abcdefxxx";
+        assert_eq!(payload.text(35), text);
+        assert_eq!(Payload::parse(text.as_bytes(), 35), Some(payload));
     }
 
     #[test]
     fn a_payload_that_was_altered_is_none() {
-        let text = Payload::now(1, 2).text(64);
-        let altered = text.replacen('x', "y", 1);
-        for wrong in [&text[..63], altered.as_str(), "", &"x".repeat(64), &"é".repeat(32)] {
-            assert_eq!(Payload::parse(wrong, 64), None, "{wrong}");
+        // Filling by the word and beyond it; and a byte altered, wherever it stands.
+        let text = Payload::now(1, 2).text(70).into_bytes();
+        for at in 0..70 {
+            for byte in *b"/:`gGF+ \x80\xff" {
+                let mut altered = text.clone();
+                altered[at] = byte;
+                assert_eq!(Payload::parse(&altered, 70), None, "{altered:?}");
+            }
         }
+        for wrong in [&text[..69], &[&text[..], b"x"].concat(), b"", &[b'x'; 70]] {
+            assert_eq!(Payload::parse(wrong, 70), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn an_age_is_that_of_the_instant_at_which_it_was_read() {
+        let (sent, age) = (Instant::now(), Duration::from_millis(5));
+        let payload = Payload::at(0, 0, sent);
+        assert_eq!(payload.age_at(sent + age), age);
+        assert_eq!(payload.age_at(sent - age), Duration::ZERO);
     }
 }

@@ -167,13 +167,13 @@ fn write(
 fn read(mut socket: Socket, delays: &Latencies) -> Result<Ledger> {
     let mut ledger = Ledger::default();
     while let Ok(text) = socket.read() {
-        let payload = str::from_utf8(&text).ok().and_then(|text| Payload::parse(text, BYTES_MIN));
+        let payload = Payload::parse(&text, BYTES_MIN);
         let payload = payload.context("the probe got what it did not send")?;
         if payload.source == LAST {
             break;
         }
         if ledger.observe(payload.sequence) {
-            delays.record(payload.age());
+            delays.record(payload.age_at(Instant::now()));
         }
     }
     Ok(ledger)

@@ -3,14 +3,13 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use async_tungstenite::tungstenite::Bytes;
 use itoa::Buffer;
 
 use crate::answer::Tally;
-use crate::client::{self, READ_BUFFER_BYTES};
-use crate::dialect::{self, Dialect};
+use crate::client;
+use crate::dialect::Dialect;
 use crate::http::HttpConnection;
-use crate::nats::{self, Received, Said};
+use crate::nats::{self, Nats, Said};
 use crate::raw;
 use crate::server::Target;
 use crate::web_socket::WebSocket;
@@ -29,8 +28,8 @@ pub enum Publisher {
     Channel(WebSocket),
     /// `POST /pub/CHANNEL`, pipelined.
     HttpChannel(HttpConnection),
-    /// Of NATS.
-    Nats(WebSocket, Received),
+    /// Of NATS, with the confirmations that came and were not asked for yet.
+    Nats(Nats, u32),
 }
 
 /// Whom a message is for.
@@ -53,20 +52,17 @@ impl Publisher {
         Ok(match (target.dialect, over_http) {
             (Dialect::Gridcast, true) => Self::Http(HttpConnection::open(api).await?),
             (Dialect::Gridcast, false) => {
-                let socket = client::open(api, "/ws/v1", READ_BUFFER_BYTES).await?;
-                Self::WebSocket(WebSocket::of(socket, raw::TEXT))
+                Self::WebSocket(client::open(api, "/ws/v1", raw::TEXT).await?)
             }
             (Dialect::Channels, true) => Self::HttpChannel(HttpConnection::open(api).await?),
             (Dialect::Channels, false) => {
                 let path = format!("/pub/{}", name_of_channel(to)?);
-                let socket = client::open(api, &path, READ_BUFFER_BYTES).await?;
-                Self::Channel(WebSocket::of(socket, raw::TEXT))
+                Self::Channel(client::open(api, &path, raw::TEXT).await?)
             }
             (Dialect::Nats, true) => bail!("NATS does not publish over HTTP"),
             (Dialect::Nats, false) => {
-                let mut socket = client::open(api, "/", READ_BUFFER_BYTES).await?;
-                dialect::greet(&mut socket, true, None).await?;
-                Self::Nats(WebSocket::of(socket, raw::BINARY), Received::default())
+                let socket = client::open(api, "/", raw::BINARY).await?;
+                Self::Nats(Nats::greet(socket, true, None).await?, 0)
             }
         })
     }
@@ -102,7 +98,7 @@ impl Publisher {
             Self::HttpChannel(connection) => {
                 connection.feed(&[b"/pub/", name_of_channel(to)?.as_bytes()], &[data]);
             }
-            Self::Nats(socket, _) => socket.feed(&nats::publish(name, data, &mut room)),
+            Self::Nats(nats, _) => nats.socket.feed(&nats::publish(name, data, &mut room)),
         }
         Ok(())
     }
@@ -113,9 +109,9 @@ impl Publisher {
     /// The connection has ended.
     pub async fn flush(&mut self) -> Result<()> {
         match self {
-            Self::WebSocket(socket) | Self::Channel(socket) | Self::Nats(socket, _) => {
-                socket.flush().await
-            }
+            Self::WebSocket(socket)
+            | Self::Channel(socket)
+            | Self::Nats(Nats { socket, .. }, _) => socket.flush().await,
             Self::Http(connection) | Self::HttpChannel(connection) => connection.flush().await,
         }
     }
@@ -129,20 +125,20 @@ impl Publisher {
     pub async fn answer(&mut self, due: u32) -> Result<(u32, Option<Tally>)> {
         match self {
             Self::WebSocket(socket) => {
-                let (i, tally) = socket.next(Tally::parse).await?;
+                let (i, tally) = socket.next(|answer, _| Tally::parse(answer)).await?;
                 Ok((i.context("an answer without the id of its request")?, Some(tally)))
             }
             Self::Http(connection) => Ok((due, Some(connection.response(Tally::parse).await?.1))),
             Self::Channel(socket) => {
-                socket.next(|_| Ok(())).await?;
+                socket.next(|_, _| Ok(())).await?;
                 Ok((due, None))
             }
             Self::HttpChannel(connection) => {
                 connection.response(|_| Ok(())).await?;
                 Ok((due, None))
             }
-            Self::Nats(socket, received) => {
-                take_ok(socket, received).await?;
+            Self::Nats(nats, confirmed) => {
+                take_ok(nats, confirmed).await?;
                 Ok((due, None))
             }
         }
@@ -151,32 +147,26 @@ impl Publisher {
     /// When the answer that was read last had come.
     pub fn received_at(&self) -> Instant {
         match self {
-            Self::WebSocket(socket) | Self::Channel(socket) | Self::Nats(socket, _) => {
-                socket.received_at()
-            }
+            Self::WebSocket(socket)
+            | Self::Channel(socket)
+            | Self::Nats(Nats { socket, .. }, _) => socket.received_at(),
             Self::Http(connection) | Self::HttpChannel(connection) => connection.received_at(),
         }
     }
 }
 
-/// Waits until NATS confirms a command; its pings are answered.
-async fn take_ok(socket: &mut WebSocket, received: &mut Received) -> Result<()> {
-    loop {
-        match received.take()? {
-            Some(Said::Ping) => {
-                socket.feed(&[nats::PONG.as_bytes()]);
-                socket.flush().await?;
-            }
-            Some(said) => {
-                ensure!(said == Said::Ok, "a message for a connection that only publishes");
-                return Ok(());
-            }
-            None => {
-                let more = socket.next(|more| Ok(Bytes::copy_from_slice(more))).await?;
-                received.add(more);
-            }
-        }
+/// Waits until NATS has confirmed a command more than were counted.
+async fn take_ok(nats: &mut Nats, confirmed: &mut u32) -> Result<()> {
+    while *confirmed == 0 {
+        let hear = |said: Said, _| {
+            ensure!(said == Said::Ok, "a message for a connection that only publishes");
+            *confirmed += 1;
+            Ok(())
+        };
+        nats.hear(hear).await?;
     }
+    *confirmed -= 1;
+    Ok(())
 }
 
 fn name_of_channel(to: &Destination) -> Result<&str> {

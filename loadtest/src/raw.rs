@@ -8,6 +8,9 @@ pub fn upgrade_request(path: &str) -> String {
     )
 }
 
+/// What grants it: the answer to the key above (RFC 6455, section 1.3).
+pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
 /// The end of the head that grants it.
 pub const HEAD_END: &[u8] = b"\r\n\r\n";
 

@@ -1,14 +1,12 @@
-//! The WebSocket of a back end: frames are written into the buffer that is sent, and read in the one
-//! that has come (RFC 6455).
+//! A WebSocket: frames are written into the buffer that is sent, and read where they came (RFC 6455).
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
-use crate::client::Socket;
-use crate::connection::Connection;
-use crate::raw::{self, Frame};
+use crate::connection::{Connection, Ended};
+use crate::raw::{self, Frame, HEAD_END};
 
 /// A WebSocket whose messages are all of one kind and of one frame each.
 pub struct WebSocket {
@@ -18,11 +16,30 @@ pub struct WebSocket {
 }
 
 impl WebSocket {
-    /// Goes on where `socket` stands, which has no message unread. `kind` is how its frames begin:
+    /// Asks the server at the other end for one on `path`. `kind` is how its frames begin:
     /// [`raw::TEXT`] or [`raw::BINARY`].
-    pub fn of(socket: Socket, kind: u8) -> Self {
-        let connection = Connection::of(socket.into_inner().into_inner());
-        Self { connection, kind, masks: Masks(RandomState::new().hash_one(kind)) }
+    ///
+    /// # Errors
+    /// The server refuses, or ends the connection.
+    pub async fn open(mut connection: Connection, path: &str, kind: u8) -> Result<Self> {
+        connection.outbound().extend_from_slice(raw::upgrade_request(path).as_bytes());
+        connection.flush().await?;
+        let head_bytes = loop {
+            let mut ends = connection.unread().windows(HEAD_END.len());
+            if let Some(at) = ends.position(|end| end == HEAD_END) {
+                break at + HEAD_END.len();
+            }
+            connection.receive().await?;
+        };
+        let head = String::from_utf8_lossy(&connection.unread()[..head_bytes]);
+        let is_granted = head.starts_with("HTTP/1.1 101 ") && head.contains(raw::ACCEPT);
+        ensure!(
+            is_granted,
+            "the server refused a WebSocket: {}",
+            head.lines().next().unwrap_or("")
+        );
+        connection.take(head_bytes);
+        Ok(Self { connection, kind, masks: Masks(RandomState::new().hash_one(kind)) })
     }
 
     /// Adds the message that `parts` make to those that the next flush sends.
@@ -43,12 +60,12 @@ impl WebSocket {
         self.connection.received_at()
     }
 
-    /// Waits for the next message and reads it by `read`; pings are answered. The wait may be given
-    /// up at any time: nothing is lost.
+    /// Waits for the next message and reads it by `read`, which is told when it had come; pings are
+    /// answered. The wait may be given up at any time: nothing is lost.
     ///
     /// # Errors
-    /// The connection has ended, something else came, or `read` refuses the message.
-    pub async fn next<T>(&mut self, read: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+    /// The connection has [`Ended`], something else came, or `read` refuses the message.
+    pub async fn next<T>(&mut self, read: impl FnOnce(&[u8], Instant) -> Result<T>) -> Result<T> {
         loop {
             let unread = self.connection.unread();
             let Some((Frame { first, payload }, rest)) = raw::take_frame(unread) else {
@@ -65,9 +82,9 @@ impl WebSocket {
                     self.connection.flush().await?;
                 }
                 raw::PONG => self.connection.take(bytes),
-                raw::CLOSE => bail!("the server closed an API connection{}", why(payload)),
+                raw::CLOSE => bail!(Ended(why(payload))),
                 _ if first == self.kind => {
-                    let message = read(payload);
+                    let message = read(payload, self.connection.received_at());
                     self.connection.take(bytes);
                     return message;
                 }
@@ -97,28 +114,53 @@ impl Masks {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use async_tungstenite::WebSocketStream;
     use async_tungstenite::tokio::{TokioAdapter, accept_async};
     use async_tungstenite::tungstenite::Message;
     use async_tungstenite::tungstenite::protocol::CloseFrame;
     use futures_util::{SinkExt, StreamExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::client;
-
-    /// A back end and the server at its other end.
-    async fn connected() -> Result<(WebSocket, WebSocketStream<TokioAdapter<TcpStream>>)> {
+    /// A client and the server at its other end.
+    pub async fn connected() -> Result<(WebSocket, WebSocketStream<TokioAdapter<TcpStream>>)> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let accept = async { Ok(accept_async(listener.accept().await?.0).await?) };
-        let (socket, server) = tokio::try_join!(client::open(address, "/", 4096), accept)?;
-        Ok((WebSocket::of(socket, raw::TEXT), server))
+        let connection = Connection::of(TcpStream::connect(address).await?);
+        Ok(tokio::try_join!(WebSocket::open(connection, "/", raw::TEXT), accept)?)
     }
 
     async fn next_text(web_socket: &mut WebSocket) -> Result<String> {
-        web_socket.next(|text| Ok(str::from_utf8(text)?.to_owned())).await
+        web_socket.next(|text, _| Ok(str::from_utf8(text)?.to_owned())).await
+    }
+
+    #[tokio::test]
+    async fn what_comes_right_behind_the_handshake_is_read() -> Result<()> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let connection = Connection::of(TcpStream::connect(listener.local_addr()?).await?);
+        let (mut server, _) = listener.accept().await?;
+        let head = format!("HTTP/1.1 101 x\r\nSec-WebSocket-Accept: {}\r\n\r\n", raw::ACCEPT);
+        server.write_all(&[head.as_bytes(), &[raw::TEXT, 2], b"hi"].concat()).await?;
+        let mut client = WebSocket::open(connection, "/", raw::TEXT).await?;
+        assert_eq!(next_text(&mut client).await?, "hi");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_a_server_refuses_is_an_error_that_says_so() -> Result<()> {
+        for head in ["HTTP/1.1 404 Not Found\r\n\r\n", "HTTP/1.1 101 x\r\n\r\n"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            let connection = Connection::of(TcpStream::connect(listener.local_addr()?).await?);
+            let (mut server, _) = listener.accept().await?;
+            server.write_all(head.as_bytes()).await?;
+            let refused = WebSocket::open(connection, "/", raw::TEXT).await.map(|_| ());
+            let error = refused.expect_err("it was refused").to_string();
+            assert!(error.ends_with(head.trim_end()), "{error}");
+        }
+        Ok(())
     }
 
     #[tokio::test]
@@ -156,12 +198,12 @@ mod tests {
         let (code, reason) = (1001.into(), "away".into());
         server.send(Message::Close(Some(CloseFrame { code, reason }))).await?;
         let error = next_text(&mut back_end).await.expect_err("it was closed");
-        assert_eq!(error.to_string(), "the server closed an API connection: 1001 away");
+        assert_eq!(error.to_string(), "the server ended a connection: 1001 away");
 
         let (mut back_end, server) = connected().await?;
         drop(server);
         let error = next_text(&mut back_end).await.expect_err("it has ended");
-        assert_eq!(error.to_string(), "the server ended an API connection");
+        assert_eq!(error.to_string(), "the server ended a connection");
         Ok(())
     }
 

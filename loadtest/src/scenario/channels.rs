@@ -5,7 +5,7 @@ use clap::{Args, value_parser};
 use tokio::time::Instant;
 
 use crate::back_end::Load;
-use crate::client::{self, READ_BUFFER_BYTES};
+use crate::client;
 use crate::delivery::Delivery;
 use crate::machine;
 use crate::payload::BYTES_MIN;
@@ -67,7 +67,7 @@ impl Channels {
                 let channels = group * per_client..(group + 1) * per_client;
                 let names: Vec<_> = channels.clone().map(name).collect();
                 for _ in 0..subscribers {
-                    let socket = target.connect(Some(&names.join(",")), READ_BUFFER_BYTES).await?;
+                    let socket = target.connect(Some(&names.join(","))).await?;
                     clients.push((socket, channels.clone()));
                 }
             }

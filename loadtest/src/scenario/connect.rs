@@ -8,7 +8,7 @@ use clap::{Args, value_parser};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::{self, HANDSHAKES, READ_BUFFER_BYTES, Socket};
+use crate::client::{self, HANDSHAKES};
 use crate::latency::Latencies;
 use crate::ledger::Damage;
 use crate::machine;
@@ -17,6 +17,7 @@ use crate::pace::Pace;
 use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
+use crate::web_socket::WebSocket;
 
 /// Opens clients, 64 handshakes at a time, and holds them idle.
 #[derive(Args, Clone)]
@@ -74,7 +75,7 @@ async fn storm(
     count: u32,
     rate: u32,
     latencies: &Arc<Latencies>,
-) -> Result<Vec<Socket>> {
+) -> Result<Vec<WebSocket>> {
     machine::check_descriptors_for(count)?;
     let mut pace = Pace::start(rate, 1, count).remove(0);
     let (mut handshakes, mut begun) = (JoinSet::new(), 0);
@@ -82,7 +83,7 @@ async fn storm(
         for number in pace.next().await? {
             let (due, latencies) = (pace.instant(number), Arc::clone(latencies));
             handshakes.spawn(async move {
-                let socket = target.connect(None, READ_BUFFER_BYTES).await?;
+                let socket = target.connect(None).await?;
                 latencies.record(due.elapsed());
                 anyhow::Ok(socket)
             });
@@ -93,10 +94,10 @@ async fn storm(
 }
 
 /// Holds the clients, which answer pings, and tells how many did not stay connected.
-async fn hold(clients: Vec<Socket>, duration: Duration) -> Result<u64> {
+async fn hold(clients: Vec<WebSocket>, duration: Duration) -> Result<u64> {
     let end = Instant::now() + duration;
     let ended = in_parallel(clients, |mut client| async move {
-        let reading = client::ended(&mut client);
+        let reading = async { while client.next(|_, _| Ok(())).await.is_ok() {} };
         Ok(timeout_at(end, reading).await.is_ok())
     });
     Ok(ended.await?.into_iter().filter(|&ended| ended).count() as u64)

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::Result;
-use async_tungstenite::tungstenite::Message;
 use clap::{Args, value_parser};
 use tokio::time::Instant;
 
-use crate::client::{self, Socket};
+use crate::client;
+use crate::connection::until_ended;
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::ledger::Damage;
 use crate::meter::Meter;
@@ -16,6 +16,7 @@ use crate::payload::{BYTES_MIN, Payload};
 use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
+use crate::web_socket::WebSocket;
 
 /// Each client sends a message, waits for its echo, and sends the next.
 #[derive(Args, Clone)]
@@ -33,9 +34,11 @@ pub struct Echo {
 }
 
 struct Client {
-    socket: Socket,
+    socket: WebSocket,
     source: u32,
     inbox: Inbox,
+    /// Of the message that was written last.
+    text: Vec<u8>,
 }
 
 impl Echo {
@@ -51,7 +54,7 @@ impl Echo {
         let sockets = client::open_many(edge, "/echo", self.clients).await?;
         let clients = (0..).zip(sockets).map(|(source, socket)| {
             let inbox = Inbox::new(source..source + 1, per_client, bytes, &arrivals);
-            Client { socket, source, inbox }
+            Client { socket, source, inbox, text: Vec::new() }
         });
         let clients = round_trips(clients, opening, bytes, deadline).await?;
         let meter = Meter::start(pid)?;
@@ -73,7 +76,7 @@ async fn round_trips(
     let working = in_parallel(clients, |mut client| {
         let numbers = numbers.clone();
         async move {
-            until(deadline, client.round_trips(numbers, bytes)).await?;
+            until(deadline, until_ended(client.round_trips(numbers, bytes))).await?;
             Ok(client)
         }
     });
@@ -84,15 +87,11 @@ impl Client {
     /// A connection that ends, ends this too: what it has not echoed is then missing in the inbox.
     async fn round_trips(&mut self, numbers: Range<u32>, bytes: usize) -> Result<()> {
         for sequence in numbers {
-            let text = Payload::now(self.source, sequence).text(bytes);
-            if self.socket.send(Message::text(text)).await.is_err() {
-                break;
-            }
-            loop {
-                let Some(text) = client::next_text(&mut self.socket).await else { return Ok(()) };
-                if self.inbox.take(&text)?.sequence >= sequence {
-                    break;
-                }
+            Payload::now(self.source, sequence).write(&mut self.text, bytes);
+            self.socket.feed(&[&self.text]);
+            self.socket.flush().await?;
+            while self.socket.next(|text, at| self.inbox.take(text, at)).await?.sequence < sequence
+            {
             }
         }
         Ok(())

@@ -8,7 +8,8 @@ use clap::{Args, value_parser};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::client::{self, Socket};
+use crate::client;
+use crate::connection::until_ended;
 use crate::consumer::Consumer;
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::meter::Meter;
@@ -16,6 +17,7 @@ use crate::payload::{BYTES_MIN, Payload};
 use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
+use crate::web_socket::WebSocket;
 
 /// Clients send, one back end consumes; a client goes on when what it sent has been consumed.
 #[derive(Args, Clone)]
@@ -37,8 +39,10 @@ pub struct Ingest {
 
 struct Sender {
     target: Target,
-    socket: Socket,
+    socket: WebSocket,
     source: u32,
+    /// Of the message that was written last.
+    text: Vec<u8>,
     /// Messages that it may send now.
     window: Arc<Semaphore>,
 }
@@ -75,7 +79,7 @@ impl Ingest {
             .zip(sockets)
             .map(|(source, socket)| {
                 let window = Arc::new(Semaphore::new(self.window as usize));
-                Sender { target, socket, source, window }
+                Sender { target, socket, source, text: Vec::new(), window }
             })
             .collect();
         let windows = senders.iter().map(|sender| Arc::clone(&sender.window)).collect();
@@ -92,13 +96,16 @@ async fn consume(
 ) -> Result<Inbox> {
     let consuming = async {
         while !inbox.is_complete() {
-            let taken = consumer.next(|data, _| inbox.take(data)).await?;
-            let Some(payload) = taken else { break };
-            windows[payload.source as usize].add_permits(1);
+            let take = |data: &[u8], _: &[u8], at| {
+                let payload = inbox.take(data, at)?;
+                windows[payload.source as usize].add_permits(1);
+                Ok(())
+            };
+            consumer.read(take).await?;
         }
         Ok(())
     };
-    until(deadline, consuming).await?;
+    until(deadline, until_ended(consuming)).await?;
     Ok(inbox)
 }
 
@@ -114,7 +121,7 @@ async fn send(
     let sending = in_parallel(senders, |mut sender| {
         let numbers = numbers.clone();
         async move {
-            until(deadline, sender.send(numbers, bytes)).await?;
+            until(deadline, until_ended(sender.send(numbers, bytes))).await?;
             Ok(sender)
         }
     });
@@ -128,10 +135,9 @@ impl Sender {
     async fn send(&mut self, numbers: Range<u32>, bytes: usize) -> Result<()> {
         for sequence in numbers {
             self.window.acquire().await?.forget();
-            let text = Payload::now(self.source, sequence).text(bytes);
-            if self.socket.send(self.target.client_message(text)).await.is_err() {
-                break;
-            }
+            Payload::now(self.source, sequence).write(&mut self.text, bytes);
+            self.target.feed(&mut self.socket, &self.text);
+            self.socket.flush().await?;
         }
         Ok(())
     }

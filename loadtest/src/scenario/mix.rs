@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, value_parser};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::back_end::Load;
-use crate::client::{self, READ_BUFFER_BYTES, Socket};
+use crate::client;
+use crate::connection::until_ended;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
 use crate::inbox::{Arrivals, Inbox, stages};
@@ -21,6 +22,7 @@ use crate::publisher::Destination;
 use crate::report::Run;
 use crate::server::Target;
 use crate::tasks::{in_parallel, until};
+use crate::web_socket::WebSocket;
 
 const CHANNEL: &str = "load";
 
@@ -126,13 +128,11 @@ impl Mix {
         );
         let consuming = async {
             while !inbox.is_complete() {
-                if consumer.next(|data, _| inbox.take(data)).await?.is_none() {
-                    break;
-                }
+                consumer.read(|data, _, at| inbox.take(data, at).map(drop)).await?;
             }
             Ok(())
         };
-        let (senders, consumed) = tokio::join!(sending, until(deadline, consuming));
+        let (senders, consumed) = tokio::join!(sending, until(deadline, until_ended(consuming)));
         let _until_all_is_consumed = senders?;
         consumed?;
         Ok((arrivals, inbox.damage()))
@@ -140,17 +140,18 @@ impl Mix {
 }
 
 async fn send(
-    socket: &mut Socket,
+    socket: &mut WebSocket,
     target: Target,
     source: u32,
     mut pace: Pace,
     count: u32,
 ) -> Result<()> {
-    let mut sent = 0;
+    let (mut sent, mut text) = (0, Vec::new());
     while sent < count {
         for number in pace.next().await? {
-            let text = Payload::at(source, number, pace.instant(number)).text(BYTES);
-            socket.send(target.client_message(text)).await?;
+            Payload::at(source, number, pace.instant(number)).write(&mut text, BYTES);
+            target.feed(socket, &text);
+            socket.flush().await?;
             sent = number + 1;
         }
     }
@@ -175,16 +176,16 @@ async fn come_and_go(mix: Mix, target: Target, churn: Arc<Churn>) -> Result<()> 
 }
 
 async fn visit(target: Target, due: std::time::Instant, churn: Arc<Churn>) -> Result<()> {
-    let mut socket = target.connect(Some(CHANNEL), READ_BUFFER_BYTES).await?;
+    let mut socket = target.connect(Some(CHANNEL)).await?;
     churn.handshakes.record(due.elapsed());
     let mut ledger = None;
     let reading = async {
-        while let Some(text) = client::next_text(&mut socket).await {
-            let payload = Payload::parse(&text, BYTES);
-            let sequence = payload.ok_or_else(|| anyhow!("not what was published"))?.sequence;
+        loop {
+            let payload = socket.next(|text, _| Ok(Payload::parse(text, BYTES)));
+            let payload = payload.await.context("a client that came and went")?;
+            let sequence = payload.context("not what was published")?.sequence;
             ledger.get_or_insert_with(|| Ledger::from(sequence)).observe(sequence);
         }
-        Err(anyhow!("the server closed a client that came and went"))
     };
     if let Ok(ended) = timeout(STAY, reading).await {
         return ended;
