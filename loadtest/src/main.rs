@@ -223,7 +223,9 @@ fn run_once(
         tokio::select! {
             run = run => {
                 if Instant::now() >= deadline {
-                    eprintln!("loadtest: not all was done in {} s; see --timeout", options.timeout);
+                    let (who, title) = (name(subject), scenario.title());
+                    let seconds = options.timeout;
+                    eprintln!("loadtest: {who}, {title}: not done in {seconds} s; see --timeout");
                 }
                 run.context("a scenario panicked")?
             }
