@@ -326,6 +326,15 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_that_was_awake_when_all_were_woken_does_not_sleep_before_it_has_looked() {
+        let (mut ports, control) = bus(NODE, 1, false).unwrap();
+        control.wake_all();
+        assert!(!ports[0].may_sleep());
+        assert_eq!(ports[0].receive(|_, _, message| panic!("unexpected {message:?}")), 0);
+        assert!(ports[0].may_sleep());
+    }
+
+    #[test]
     fn a_shard_with_mail_does_not_sleep() {
         let (mut ports, control) = bus(NODE, 1, false).unwrap();
         assert!(ports[0].may_sleep());

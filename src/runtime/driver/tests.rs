@@ -6,7 +6,10 @@
 
 mod peer;
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rcgen::{CertifiedKey as Generated, generate_simple_self_signed};
@@ -84,6 +87,25 @@ fn a_peer_that_is_paused_is_not_heard_though_the_cancellation_missed() {
         turns_in_silence = if heard > before { 0 } else { turns_in_silence + 1 };
         assert!(heard < 100_000, "{heard} bytes were taken of a peer that is paused");
     }
+}
+
+/// Nobody wakes it: were it not found, the turn would take as long as the shard looks.
+#[test]
+fn a_shard_that_looks_for_work_finds_a_connection() {
+    let mut world = World::new(0, &Certificate::new());
+    world.driver.ring.faults = Faults::default();
+    (world.driver.spin, world.driver.last_wait) = (DEADLINE, Duration::ZERO);
+    let (start, address) = (Instant::now(), world.doors[0].address);
+    let peer = thread::spawn(move || {
+        let mut socket = TcpStream::connect(address).unwrap();
+        socket.write_all(b"GET ").unwrap();
+        socket
+    });
+    while world.driver.shard.connections() == 0 {
+        world.driver.turn().unwrap();
+    }
+    assert!(start.elapsed() < DEADLINE);
+    peer.join().unwrap();
 }
 
 /// A certificate, and a client that trusts it.
