@@ -294,6 +294,15 @@ fn with_a_user_the_api_listens_on_every_address() {
     assert_refused(&open.response(), 401, 102);
 }
 
+#[test]
+fn with_users_the_api_answers_under_any_name() {
+    let server = server();
+    let get =
+        |headers: &str| format!("GET /version HTTP/1.1\r\nHost: api.example\r\n{headers}\r\n");
+    assert_eq!(http(server.api, get(&bearer("plain-token"))).status, 200);
+    assert_refused(&http(server.api, get("")), 401, 102);
+}
+
 const TOKEN_KEY: &str = "0123456789abcdef0123456789abcdef";
 
 /// Follows an edge: the route `/member` takes tokens from each place.

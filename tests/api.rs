@@ -247,20 +247,20 @@ fn a_wrong_method_gets_405_with_those_allowed() {
 #[test]
 fn ambiguous_or_broken_http_is_refused_and_the_connection_ends() {
     let server = Server::new();
-    let post = "POST /v1/mesh/publish HTTP/1.1\r\nHost: x\r\n";
+    let post = "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\n";
     for (status, request) in [
         (400, "nonsense\r\n\r\n".to_string()),
         (400, "GET /version HTTP/1.1\r\n\r\n".into()),
-        (400, "GET /version HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n".into()),
+        (400, "GET /version HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n".into()),
         (400, "GET /version HTTP/1.1\nHost: x\n\n".into()),
-        (400, "GET /version HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n".into()),
+        (400, "GET /version HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\n\r\n".into()),
         (400, "GET /version HTTP/1.1\r\nHost : x\r\n\r\n".into()),
         (400, format!("{post}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}")),
         (400, format!("{post}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
         (400, format!("{post}Content-Length: +2\r\n\r\n{{}}")),
         (400, format!("{post}Transfer-Encoding: chunked\r\n\r\nxyz\r\n")),
         (501, format!("{post}Transfer-Encoding: gzip\r\n\r\n")),
-        (505, "GET /version HTTP/2.0\r\nHost: x\r\n\r\n".into()),
+        (505, "GET /version HTTP/2.0\r\nHost: localhost\r\n\r\n".into()),
     ] {
         let mut connection = server.http();
         connection.send(&request);
@@ -283,7 +283,7 @@ fn a_head_beyond_its_limits_gets_431() {
 #[test]
 fn a_body_beyond_its_limit_gets_413_before_it_is_sent() {
     let server = Server::with("[limits]\napi_message_bytes = 4096");
-    let head = "POST /v1/mesh/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 4097\r\n\r\n";
+    let head = "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n";
     let response = http(server.api, head);
     assert_eq!(response.status, 413);
     assert_error(&response.body, 104, None);
@@ -292,7 +292,8 @@ fn a_body_beyond_its_limit_gets_413_before_it_is_sent() {
 #[test]
 fn a_chunked_body_beyond_its_limit_gets_413() {
     let server = Server::with("[limits]\napi_message_bytes = 4096");
-    let head = "POST /v1/mesh/publish HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head =
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let response = http(server.api, format!("{head}1001\r\n"));
     assert_eq!(response.status, 413);
 }
@@ -310,7 +311,7 @@ fn head_gets_the_headers_of_get_without_a_body() {
     let server = Server::new();
     let length = server.get("/version").body.len().to_string();
     let mut connection = server.http();
-    connection.send("HEAD /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    connection.send("HEAD /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let head = connection.head();
     assert_eq!((head.status, head.header("content-length")), (200, Some(length.as_str())));
     assert!(connection.rest().is_empty());
@@ -383,7 +384,7 @@ fn a_chunked_body_is_put_together() {
     let mut client = server.device("/ws?channels=channel1");
     let (start, end) = BODY.split_at(9);
     let request = format!(
-        "POST /v1/mesh/publish HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n\
          {:x};a=b\r\n{start}\r\n{:X}\r\n{end}\r\n0\r\nTrailer: x\r\n\r\n",
         start.len(),
         end.len()
@@ -412,7 +413,7 @@ fn expect_100_continue_is_answered_before_the_body() {
 #[test]
 fn a_foreign_origin_gets_403_over_http_and_before_an_upgrade() {
     let server = Server::new();
-    for origin in ["http://evil.example", "https://127.0.0.1", "null"] {
+    for origin in ["http://evil.example", "https://127.0.0.1:1", "http://127.0.0.2", "null", "*"] {
         let header = format!("Origin: {origin}\r\n");
         let response = server.request("POST", "/v1/mesh/publish", &header, BODY);
         assert_eq!(response.status, 403, "{origin:?}");
@@ -423,12 +424,96 @@ fn a_foreign_origin_gets_403_over_http_and_before_an_upgrade() {
 }
 
 #[test]
-fn the_api_s_own_origin_is_let_in() {
+fn the_api_s_own_origin_is_let_in_with_its_port_or_with_none() {
     let server = Server::new();
+    let port = server.api.port();
+    for (host, origin) in [
+        (server.api.to_string(), format!("http://{}", server.api)),
+        (server.api.to_string(), "http://127.0.0.1".into()),
+        (server.api.to_string(), "HTTPS://127.0.0.1/".into()),
+        (format!("localhost:{port}"), "http://LOCALHOST".into()),
+        (format!("[::1]:{port}"), format!("http://[::1]:{port}")),
+        (format!("[::1]:{port}"), "http://[0:0:0:0:0:0:0:1]".into()),
+    ] {
+        let length = BODY.len();
+        let response = http(
+            server.api,
+            format!(
+                "POST /v1/mesh/publish HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\
+                 Content-Length: {length}\r\n\r\n{BODY}"
+            ),
+        );
+        assert_eq!((response.status, response.body.as_str()), (200, PUBLISHED_TO_NONE), "{origin}");
+    }
     let header = format!("Origin: http://{}\r\n", server.api);
-    let response = server.request("POST", "/v1/mesh/publish", &header, BODY);
-    assert_eq!((response.status, response.body.as_str()), (200, PUBLISHED_TO_NONE));
     assert!(Socket::connect(server.api, "/ws/v1", &header).is_ok());
+}
+
+/// The handshakes of PHP's WebSocket clients, byte for byte but for host, port and key: Pawl with
+/// guzzle/psr7, textalk/websocket alone and with an origin given, and phrity/websocket.
+const PHP_HANDSHAKES: [&str; 4] = [
+    "GET /ws/v1 HTTP/1.1\r\nHost: HOST:PORT\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+     Sec-WebSocket-Version: 13\r\nUser-Agent: Ratchet-Pawl/0.4.1\r\n\
+     Sec-WebSocket-Key: TEQyeXNZZUx5Uk5IYnB2dw==\r\nOrigin: http://HOST\r\n\r\n",
+    "GET /ws/v1 HTTP/1.1\r\nhost: HOST:PORT\r\nuser-agent: websocket-client-php\r\n\
+     connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: JCVbYWJjZGVmZ2hpamtsbQ==\r\n\
+     sec-websocket-version: 13\r\n\r\n",
+    "GET /ws/v1 HTTP/1.1\r\nhost: HOST:PORT\r\nuser-agent: websocket-client-php\r\n\
+     connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-key: JCVbYWJjZGVmZ2hpamtsbQ==\r\n\
+     sec-websocket-version: 13\r\norigin: http://HOST/\r\n\r\n",
+    "GET /ws/v1 HTTP/1.1\r\nHost: HOST:PORT\r\nUser-Agent: phrity/websocket\r\n\
+     Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: JCVbYWJjZGVmZ2hpamtsbQ==\r\n\
+     Sec-WebSocket-Version: 13\r\n\r\n",
+];
+
+#[test]
+fn php_s_websocket_clients_are_let_in() {
+    let server = Server::new();
+    let port = server.api.port().to_string();
+    for handshake in PHP_HANDSHAKES {
+        for host in ["127.0.0.1", "localhost", "[::1]"] {
+            let handshake = handshake.replace("HOST", host).replace("PORT", &port);
+            let mut connection = server.http();
+            connection.send(&handshake);
+            let response = connection.response();
+            assert_eq!(response.status, 101, "{handshake} {response:?}");
+            assert_eq!(Socket::upgraded(connection).call(&publish("")), published_to_none("null"));
+        }
+    }
+}
+
+#[test]
+fn without_users_a_name_that_was_pointed_here_reads_nothing() {
+    let server = Server::new();
+    for name in ["evil.example", "evil.example:6789", "localhost.evil.example", "node"] {
+        for path in ["/", "/metrics", "/v1/nodes", "/version", "/ws/v1", "/v1/mesh/publish"] {
+            let response = http(server.api, format!("GET {path} HTTP/1.1\r\nHost: {name}\r\n\r\n"));
+            assert_eq!(response.status, 403, "{name} {path}");
+            assert!(assert_error(&response.body, 102, None).contains("localhost"), "{response:?}");
+        }
+        // A probe may come by a name.
+        for path in ["/healthz", "/readyz"] {
+            let response = http(server.api, format!("GET {path} HTTP/1.1\r\nHost: {name}\r\n\r\n"));
+            assert_eq!(response.status, 200, "{name} {path}");
+        }
+        // A target that names another host than the header does counts (RFC 9112, section 3.2.2).
+        let request = format!("GET http://{name}/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(http(server.api, request).status, 403, "{name}");
+    }
+    for host in ["127.0.0.1", "localhost", "LOCALHOST:1", "[::1]:6789", "192.0.2.1"] {
+        let response = http(server.api, format!("GET /version HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(response.status, 200, "{host}");
+    }
+    assert_eq!(http(server.api, "GET /version HTTP/1.0\r\n\r\n").status, 200);
+}
+
+#[test]
+fn the_host_of_a_configured_origin_is_answered() {
+    let origins = "[api]\norigins = [\"https://app.example\"]";
+    let server = Server::start(&support::CONFIG.replace("[api]", origins));
+    let get = |host| format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    assert_eq!(http(server.api, get("App.example:6789")).status, 200);
+    assert_eq!(http(server.api, get("x.app.example")).status, 403);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use gridcast::shard::rate::{Quota, Rate};
 use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Shard};
 
-const UPGRADE: &str = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const UPGRADE: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
 const NODE: NodeId = NodeId::new(7).expect("7 is a node");
@@ -248,7 +248,7 @@ fn publish(headers: &str) -> Vec<u8> {
     let body = r#"{"c":"a","d":"x"}"#;
     let length = body.len();
     format!(
-        "POST /v1/mesh/publish HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\
          {CREDENTIALS}{headers}\r\n{body}"
     )
     .into_bytes()

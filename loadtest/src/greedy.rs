@@ -138,7 +138,7 @@ impl Peer {
 async fn pipeline(api: SocketAddr, time: Duration, reads: bool) -> Result<String> {
     let body = r#"{"c":"none","d":"data"}"#;
     let request = format!(
-        "POST /v1/mesh/publish HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     let stream = connect(api, reads).await?;
@@ -329,7 +329,7 @@ async fn half_open(
     let end = Instant::now() + time;
     let dripping = in_parallel(0..count, |_| async move {
         let mut stream = connect(address, true).await?;
-        let head = format!("{method_and_path} HTTP/1.1\r\nHost: a\r\nA: ");
+        let head = format!("{method_and_path} HTTP/1.1\r\nHost: localhost\r\nA: ");
         stream.write_all(head.as_bytes()).await?;
         Ok(drip(stream, end).await)
     });

@@ -9,5 +9,6 @@ pub mod frame;
 pub mod http;
 pub mod json;
 mod mask;
+pub mod origin;
 pub mod token;
 pub mod upgrade;

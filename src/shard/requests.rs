@@ -9,7 +9,7 @@ use crate::message::{Command, ConnectionKey, Party};
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod, NodeRow};
 use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
 use crate::protocol::json::{put_number, put_string};
-use crate::protocol::upgrade;
+use crate::protocol::{origin, upgrade};
 
 /// The page of the first minute. `{{edges}}` becomes the list of routes.
 const PAGE: &str = include_str!("page.html");
@@ -216,19 +216,41 @@ impl Shard {
     /// A web page must not reach the API through its visitor's browser. Gives the origin that is to
     /// be named in the response, if it is a foreign one that may.
     ///
-    /// The API's own origin counts only by address or as localhost: a page of a hostile name that
-    /// was made to point here (DNS rebinding) sends that name as its host and its origin.
+    /// A page of the same origin sends no `Origin` with a GET. Where there are no users, the host
+    /// that it asks for is then all that tells a hostile page from a friend (DNS rebinding).
     fn check_origin(&self, request: &Request<'_>) -> Result<Option<Box<str>>, &'static str> {
-        let Some(origin) = request.header("origin") else { return Ok(None) };
-        let origin = String::from_utf8_lossy(origin).to_ascii_lowercase();
-        if self.settings.api.origins.contains(&origin) {
-            return Ok(Some(origin.into()));
-        }
-        let own = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
         let host = request.host().unwrap_or_default();
-        match own {
-            Some(own) if own.as_bytes().eq_ignore_ascii_case(host) && is_address(own) => Ok(None),
-            _ => Err("this origin may not call the API; see api.origins"),
+        let mut origins = request.header_values("origin");
+        let Some(origin) = origins.next() else { return self.check_host(request, host) };
+        let api = &self.settings.api;
+        let name = origin.strip_suffix(b"/").unwrap_or(origin);
+        let listed = api.origins.iter().find(|known| known.as_bytes().eq_ignore_ascii_case(name));
+        match listed {
+            _ if origins.next().is_some() => Err("there is more than one Origin header"),
+            Some(known) => Ok(Some(known.as_str().into())),
+            None if origin::is_own(origin, host) => Ok(None),
+            None => Err("this origin may not call the API; see api.origins"),
+        }
+    }
+
+    /// Whether the API may answer to this host. Users' credentials protect it under any name, and a
+    /// probe learns nothing that others must not know.
+    fn check_host(
+        &self,
+        request: &Request<'_>,
+        host: &[u8],
+    ) -> Result<Option<Box<str>>, &'static str> {
+        let api = &self.settings.api;
+        let may = !api.users.is_empty()
+            || origin::is_address(host)
+            // No browser leaves the host out.
+            || host.is_empty()
+            || matches!(request.path, "/healthz" | "/readyz")
+            || api.origins.iter().any(|known| origin::is_host_of(known.as_bytes(), host));
+        match may {
+            true => Ok(None),
+            false => Err("without users the API answers to an IP address or localhost alone, and \
+                          to the hosts in api.origins; another page may have pointed this name here"),
         }
     }
 
@@ -321,30 +343,6 @@ impl HttpShape {
     }
 }
 
-/// Whether a host (with a port perhaps) is an IP address or localhost: no name that others control.
-fn is_address(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
-        if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host }
-    });
-    let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
-    name == "localhost" || bare.parse::<std::net::IpAddr>().is_ok()
-}
-
 fn version() -> String {
     format!("{{\"apis\":[\"v1\"],\"api\":[\"v1\"],\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_address;
-
-    #[test]
-    fn only_addresses_and_localhost_are_nobodys_name() {
-        for host in ["127.0.0.1:6789", "127.0.0.1", "[::1]:6789", "[::1]", "localhost:6789"] {
-            assert!(is_address(host), "{host}");
-        }
-        for host in ["evil.example:6789", "evil.example", "localhost.evil.example", "", ":80"] {
-            assert!(!is_address(host), "{host}");
-        }
-    }
 }

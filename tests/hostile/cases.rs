@@ -49,11 +49,11 @@ pub enum End {
 pub const WEBSOCKET_PATH: &str = "/PATH";
 
 /// How most cases begin.
-const GET: &str = "GET /version HTTP/1.1\r\nHost: a\r\n";
-const POST: &str = "POST /v1/mesh/publish HTTP/1.1\r\nHost: a\r\n";
+const GET: &str = "GET /version HTTP/1.1\r\nHost: localhost\r\n";
+const POST: &str = "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\n";
 
 /// What somebody who hides a request hides.
-const HIDDEN: &str = "GET /v1/nodes HTTP/1.1\r\nHost: a\r\n\r\n";
+const HIDDEN: &str = "GET /v1/nodes HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// By these names the page shows them.
 pub const NAMED: [(&str, &str); 3] = [("GET…", GET), ("POST…", POST), ("HIDDEN", HIDDEN)];
@@ -134,7 +134,7 @@ fn with_length(length: &str) -> String {
 }
 
 fn line(request_line: &str) -> String {
-    format!("{request_line}\r\nHost: a\r\n\r\n")
+    format!("{request_line}\r\nHost: localhost\r\n\r\n")
 }
 
 fn target(target: &str) -> String {
@@ -144,7 +144,7 @@ fn target(target: &str) -> String {
 /// A handshake in which `part` is replaced.
 fn handshake(part: &str, by: &str) -> String {
     let good = format!(
-        "GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        "GET {WEBSOCKET_PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
     assert!(good.contains(part), "{part} is in a handshake");
@@ -249,7 +249,7 @@ fn chunks() -> Vec<Case> {
 
 fn lines() -> Vec<Case> {
     vec![
-        refused(400, "LF alone everywhere", "GET /version HTTP/1.1\nHost: a\n\n"),
+        refused(400, "LF alone everywhere", "GET /version HTTP/1.1\nHost: localhost\n\n"),
         refused(400, "LF alone once", get("A: b\nC: d\r\n\r\n")),
         refused(400, "LF alone ends the head", get("\n")),
         refused(400, "CR inside a value", get("A: b\rContent-Length: 5\r\n\r\n")),
@@ -263,7 +263,7 @@ fn lines() -> Vec<Case> {
         refused(
             400,
             "folded before the first",
-            "GET /version HTTP/1.1\r\n A: b\r\nHost: a\r\n\r\n",
+            "GET /version HTTP/1.1\r\n A: b\r\nHost: localhost\r\n\r\n",
         ),
         refused(400, "space before the colon", get("Content-Length : 5\r\n\r\n")),
         refused(400, "tab before the colon", get("Transfer-Encoding\t: chunked\r\n\r\n")),
@@ -307,7 +307,7 @@ fn request_lines() -> Vec<Case> {
         refused(505, "preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
         refused(400, "version in small letters", line("GET /version http/1.1")),
         refused(400, "version of three digits", line("GET /version HTTP/1.10")),
-        good("URL", target("http://a/version")),
+        good("URL", target("http://localhost/version")),
         case("asterisk for OPTIONS", line("OPTIONS * HTTP/1.1"), open(404)),
     ]
 }
@@ -317,7 +317,7 @@ fn hosts() -> Vec<Case> {
     vec![
         refused(400, "missing", with("")),
         refused(400, "two that differ", get("Host: b\r\n\r\n")),
-        refused(400, "two alike", get("Host: a\r\n\r\n")),
+        refused(400, "two alike", get("Host: localhost\r\n\r\n")),
         refused(400, "with a space", with("Host: a b\r\n")),
         refused(400, "with a path", with("Host: a/b\r\n")),
         refused(400, "with a user", with("Host: user@a\r\n")),
@@ -417,21 +417,21 @@ pub fn trickles() -> &'static [Trickle] {
         },
         Trickle {
             what: "a head without end, byte by byte",
-            start: "GET /version HTTP/1.1\r\nHost: a\r\nA: ",
+            start: "GET /version HTTP/1.1\r\nHost: localhost\r\nA: ",
             endless: "b",
             api: LATE,
             edge: LATE,
         },
         Trickle {
             what: "a body, byte by byte",
-            start: "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n",
+            start: "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
             endless: "b",
             api: LATE,
             edge: None,
         },
         Trickle {
             what: "chunks of one byte without end",
-            start: "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            start: "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
             endless: "1\r\na\r\n",
             api: LATE,
             edge: None,

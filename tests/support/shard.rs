@@ -64,7 +64,7 @@ pub fn upgraded(shard: &mut Shard, now: Now, listener: Listener, path: &str) -> 
     let remote = ([127, 0, 0, 1], 50_000).into();
     let key = shard.handle_accepted(now, listener, remote).expect("the node is not going down");
     let mut request = format!(
-        "GET {path} HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
     .into_bytes();

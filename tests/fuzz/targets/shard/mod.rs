@@ -18,14 +18,14 @@ const REQUESTS: [&str; 9] = [
     "GET /hold HTTP/1.1\r\n{u}",
     "GET /echo HTTP/1.1\r\n{u}",
     "GET /quiet?channels=a,b HTTP/1.1\r\n{u}",
-    "POST /v1/mesh/publish HTTP/1.1\r\nHost: a\r\nContent-Length: 17\r\n\r\n{\"c\":\"a\",\"d\":\"b\"}",
-    "POST /v1/conn/call HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 17\r\n\r\n{\"c\":\"a\",\"d\":\"b\"}",
+    "POST /v1/conn/call HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
     "GET /readyz HTTP/1.0\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
 ];
 
 /// What stands for `{u}`.
-const UPGRADE: &str = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const UPGRADE: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
