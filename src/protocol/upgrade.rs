@@ -9,7 +9,7 @@ use base64::{
 use sha1::{Digest as _, Sha1};
 
 use super::deflate::Agreement;
-use super::http::{Method, Request, Version, write_header};
+use super::http::{Date, Method, Request, Version, write_header};
 
 /// A request for a WebSocket that may be granted.
 #[derive(Debug)]
@@ -113,11 +113,13 @@ impl Accept {
 /// `subprotocol` is one of those offered, or none; `compression` what came of the extensions.
 pub fn write_switching(
     out: &mut Vec<u8>,
+    date: Date,
     accept: &Accept,
     subprotocol: Option<&str>,
     compression: Option<Agreement>,
 ) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    write_header(out, "Date", date.as_str());
     write_header(out, "Upgrade", "websocket");
     write_header(out, "Connection", "Upgrade");
     write_header(out, "Sec-WebSocket-Accept", accept.as_str());
@@ -219,8 +221,15 @@ mod tests {
             assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["chat", "superchat"]);
 
             let mut answer = Vec::new();
-            write_switching(&mut answer, &upgrade.accept, Some("chat"), None);
-            let expected = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+            write_switching(
+                &mut answer,
+                Date::at(784_111_777_000),
+                &upgrade.accept,
+                Some("chat"),
+                None,
+            );
+            let expected = "HTTP/1.1 101 Switching Protocols\r\n\
+                Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nUpgrade: websocket\r\n\
                 Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
                 Sec-WebSocket-Protocol: chat\r\n\r\n";
             assert_eq!(String::from_utf8(answer).unwrap(), expected);
@@ -254,7 +263,13 @@ mod tests {
             assert_eq!(offers, ["x; y=1", "permessage-deflate", "z"]);
             let agreement = Agreement::of(upgrade.extensions());
             let mut answer = Vec::new();
-            write_switching(&mut answer, &upgrade.accept, None, agreement);
+            write_switching(
+                &mut answer,
+                Date::at(784_111_777_000),
+                &upgrade.accept,
+                None,
+                agreement,
+            );
             let answer = String::from_utf8(answer).unwrap();
             assert!(answer.ends_with(
                 "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; \

@@ -72,7 +72,8 @@ impl Shard {
     ) {
         self.counters.faults += u64::from(answer.is_err());
         let mut scratch = std::mem::take(&mut self.scratch);
-        self.reply_bytes(key, |out| shape.put(out, &mut scratch, answer));
+        let date = self.date();
+        self.reply_bytes(key, |out| shape.put(out, &mut scratch, date, answer));
         self.scratch = scratch;
     }
 

@@ -352,7 +352,9 @@ impl Shard {
             Kind::Pop(number) => Some(number),
             _ => None,
         };
-        replies.settle(reply, &answer, pop.filter(|_| answer.is_ok()), &mut self.scratch);
+        let date = self.calendar.date(self.now.unix_ms);
+        let then_start = pop.filter(|_| answer.is_ok());
+        replies.settle(reply, &answer, then_start, date, &mut self.scratch);
         self.write_replies(asker);
         if let Some(pop) = pop.filter(|_| answer.is_err()) {
             self.give_up_consuming(asker, pop);

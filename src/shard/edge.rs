@@ -164,8 +164,9 @@ impl Shard {
         self.clients.insert(id, key);
         self.counters.clients += 1;
         let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
+        let date = self.date();
         self.write_with(key, |out| {
-            upgrade::write_switching(out, &upgrade.accept, subprotocol, compression);
+            upgrade::write_switching(out, date, &upgrade.accept, subprotocol, compression);
         });
         if let Some(connection) = self.connections.get(key) {
             connection.outbound.keep();

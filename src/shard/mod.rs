@@ -56,6 +56,7 @@ use crate::message::{BackendId, ConnectionKey, Message, Party};
 use crate::metrics::{Counters, Durations};
 use crate::protocol::api;
 use crate::protocol::deflate::{Deflater, Inflater};
+use crate::protocol::http::{Calendar, Date};
 use access::Access;
 use addresses::Addresses;
 use channels::{ChannelIndex, Channels};
@@ -131,6 +132,7 @@ pub struct Shard {
     outbox: VecDeque<(Party, Message)>,
     spare: Spare,
     parser: api::Parser,
+    calendar: Calendar,
     deflater: Deflater,
     inflater: Inflater,
     scratch: Vec<u8>,
@@ -177,6 +179,7 @@ impl Shard {
             outbox: VecDeque::new(),
             spare: Spare::default(),
             parser: api::Parser::default(),
+            calendar: Calendar::default(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
             scratch: Vec::new(),
@@ -480,6 +483,11 @@ impl Shard {
             connection.is_stopped = true;
             self.actions.push_back(Action::Pause(key));
         }
+    }
+
+    /// The date of a response that is written now.
+    fn date(&mut self) -> Date {
+        self.calendar.date(self.now.unix_ms)
     }
 
     fn set_timer(&mut self, key: ConnectionKey, deadline_ms: u64) {

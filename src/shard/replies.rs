@@ -6,7 +6,7 @@ use smol_str::SmolStr;
 
 use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
-use crate::protocol::http::{Exchange, Response};
+use crate::protocol::http::{Date, Exchange, Response};
 
 /// Requests of one connection that wait for answers, at most; it is not read from until there are
 /// [`WAITING_MIN`] again.
@@ -37,11 +37,17 @@ pub struct HttpShape {
 
 impl Shape {
     /// Appends the answer.
-    pub fn put(&self, out: &mut Vec<u8>, scratch: &mut Vec<u8>, answer: &Result<Reply, Fault>) {
+    pub fn put(
+        &self,
+        out: &mut Vec<u8>,
+        scratch: &mut Vec<u8>,
+        date: Date,
+        answer: &Result<Reply, Fault>,
+    ) {
         scratch.clear();
         match self {
             Self::Message(id) => put_message(out, scratch, answer, id),
-            Self::Response(shape) => shape.put_answer(out, scratch, answer),
+            Self::Response(shape) => shape.put_answer(out, scratch, date, answer),
         }
     }
 }
@@ -59,33 +65,44 @@ pub fn put_message(
 }
 
 impl HttpShape {
-    fn put_answer(&self, out: &mut Vec<u8>, body: &mut Vec<u8>, answer: &Result<Reply, Fault>) {
+    fn put_answer(
+        &self,
+        out: &mut Vec<u8>,
+        body: &mut Vec<u8>,
+        date: Date,
+        answer: &Result<Reply, Fault>,
+    ) {
         if let Ok(Reply::Page(content_type, text)) = answer {
-            return self.put(out, 200, content_type, &[], text.as_bytes());
+            return self.put(out, date, (200, content_type), &[], text.as_bytes());
         }
         api::put_answer(body, answer, None);
         let status = match answer {
             Err(fault) if self.fault_status => fault.code.http_status(),
             _ => 200,
         };
-        self.put(out, status, "application/json", &[], body);
+        self.put(out, date, (status, "application/json"), &[], body);
     }
 
     /// Appends a response.
     pub fn put(
         &self,
         out: &mut Vec<u8>,
-        status: u16,
-        content_type: &str,
+        date: Date,
+        (status, content_type): (u16, &str),
         headers: &[(&str, &str)],
         body: &[u8],
     ) {
         let Some(origin) = &self.allow_origin else {
-            return Response { status, content_type, headers, body }.write(out, self.exchange);
+            return Response { status, content_type, headers, body }.write(
+                out,
+                self.exchange,
+                date,
+            );
         };
         let mut headers = headers.to_vec();
         headers.extend([("Access-Control-Allow-Origin", &origin[..]), ("Vary", "Origin")]);
-        Response { status, content_type, headers: &headers, body }.write(out, self.exchange);
+        let response = Response { status, content_type, headers: &headers, body };
+        response.write(out, self.exchange, date);
     }
 }
 
@@ -158,12 +175,13 @@ impl Replies {
         number: u64,
         answer: &Result<Reply, Fault>,
         then_start: Option<u64>,
+        date: Date,
         scratch: &mut Vec<u8>,
     ) {
         let Some(slot) = self.slots.get_mut((number - self.first) as usize) else { return };
         if let Slot::Waiting(shape) = slot {
             let mut bytes = Vec::new();
-            shape.put(&mut bytes, scratch, answer);
+            shape.put(&mut bytes, scratch, date, answer);
             *slot = Slot::Ready(Ready { bytes, then_start });
         }
     }

@@ -182,7 +182,10 @@ impl Shard {
             "/" => &[("Content-Security-Policy", PAGE_POLICY)],
             _ => &[("Cache-Control", "no-store")],
         };
-        self.reply_bytes(key, |out| shape.put(out, status, content_type, headers, body.as_bytes()));
+        let date = self.date();
+        self.reply_bytes(key, |out| {
+            shape.put(out, date, (status, content_type), headers, body.as_bytes());
+        });
     }
 
     fn page(&self) -> String {
@@ -261,7 +264,8 @@ impl Shard {
             ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Error-Mode"),
             ("Access-Control-Max-Age", "600"),
         ];
-        self.reply_bytes(key, |out| shape.put(out, 204, "text/plain", &headers, b""));
+        let date = self.date();
+        self.reply_bytes(key, |out| shape.put(out, date, (204, "text/plain"), &headers, b""));
     }
 
     /// A back end changes over to the WebSocket API.
@@ -282,7 +286,10 @@ impl Shard {
         if self.draining.is_some() {
             return self.refuse(key, shape, 503, &[], "the server is shutting down");
         }
-        self.reply_bytes(key, |out| upgrade::write_switching(out, &upgrade.accept, None, None));
+        let date = self.date();
+        self.reply_bytes(key, |out| {
+            upgrade::write_switching(out, date, &upgrade.accept, None, None);
+        });
         let ping_ms = self.settings.limits.ping_ms;
         let Some(connection) = self.connections.get(key) else { return };
         let replies = connection.replies().map(std::mem::take).unwrap_or_default();
@@ -310,7 +317,10 @@ impl Shard {
         };
         let mut body = Vec::new();
         api::put_answer(&mut body, &Err(Fault::new(code, why.to_owned())), None);
-        self.reply_bytes(key, |out| shape.put(out, status, "application/json", headers, &body));
+        let date = self.date();
+        self.reply_bytes(key, |out| {
+            shape.put(out, date, (status, "application/json"), headers, &body);
+        });
     }
 
     /// A request did not come in time.

@@ -7,15 +7,17 @@
 //! - `lines.rs`: finds the end of a head or of trailers. `head.rs`: what a head says.
 //! - `body.rs`: bodies with a length and chunked ones.
 //! - `request.rs`: the [`Request`] given out. `query.rs`: percent-encoding.
-//! - `response.rs`: the [`Response`] written.
+//! - `response.rs`: the [`Response`] written. `date.rs`: when it was.
 
 mod body;
+mod date;
 mod head;
 mod lines;
 mod query;
 mod request;
 mod response;
 
+pub use date::{Calendar, Date};
 pub use query::{EscapeError, percent_decode, query_pairs};
 pub use request::{KeptRequest, Method, Request, Version};
 pub(super) use response::write_header;

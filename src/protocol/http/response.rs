@@ -1,5 +1,6 @@
 //! Responses to bytes.
 
+use super::date::Date;
 use super::request::Version;
 
 /// The interim answer to [`Step::Continue`](super::Step::Continue).
@@ -23,15 +24,13 @@ impl Exchange {
 }
 
 /// A final answer whose body is whole.
-///
-/// The clock is not known here: whoever has it adds `Date` (RFC 9110 section 6.6.1) to `headers`.
 #[derive(Debug, Clone, Copy)]
 pub struct Response<'a> {
     /// 200 to 599. With 204 and 304 goes an empty body.
     pub status: u16,
     /// The `Content-Type`; empty for none.
     pub content_type: &'a str,
-    /// Other headers than type, length and connection. Free of CR and LF.
+    /// Other headers than date, type, length and connection. Free of CR and LF.
     pub headers: &'a [(&'a str, &'a str)],
     /// The content.
     pub body: &'a [u8],
@@ -40,12 +39,13 @@ pub struct Response<'a> {
 impl Response<'_> {
     /// Appends the answer to `out`. The status line names HTTP/1.1 to 1.0 peers too, as RFC 9110
     /// section 6.2 asks.
-    pub fn write(&self, out: &mut Vec<u8>, exchange: Exchange) {
+    pub fn write(&self, out: &mut Vec<u8>, exchange: Exchange, date: Date) {
         out.extend_from_slice(b"HTTP/1.1 ");
         write_number(out, usize::from(self.status));
         out.push(b' ');
         out.extend_from_slice(reason(self.status).as_bytes());
         out.extend_from_slice(b"\r\n");
+        write_header(out, "Date", date.as_str());
         if !self.content_type.is_empty() {
             write_header(out, "Content-Type", self.content_type);
         }
@@ -130,7 +130,7 @@ mod tests {
 
     fn written(response: Response<'_>, exchange: Exchange) -> String {
         let mut out = Vec::new();
-        response.write(&mut out, exchange);
+        response.write(&mut out, exchange, Date::at(784_111_777_000));
         String::from_utf8(out).unwrap()
     }
 
@@ -142,9 +142,9 @@ mod tests {
     };
 
     #[test]
-    fn an_answer_has_its_type_and_length() {
-        let expected = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
-                        Content-Length: 10\r\n\r\n{\"s\":true}";
+    fn an_answer_has_its_date_type_and_length() {
+        let expected = "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                        Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{\"s\":true}";
         assert_eq!(written(JSON, KEPT), expected);
     }
 
@@ -171,14 +171,16 @@ mod tests {
             headers: &[("Allow", "GET, HEAD")],
             body: b"",
         };
-        let expected =
-            "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\nAllow: GET, HEAD\r\n\r\n";
+        let expected = "HTTP/1.1 405 Method Not Allowed\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\n\
+                        Content-Length: 0\r\nAllow: GET, HEAD\r\n\r\n";
         assert_eq!(written(response, KEPT), expected);
     }
 
     #[test]
     fn no_content_has_no_length() {
         let response = Response { status: 204, content_type: "", headers: &[], body: b"" };
-        assert_eq!(written(response, KEPT), "HTTP/1.1 204 No Content\r\n\r\n");
+        let answer = written(response, KEPT);
+        assert!(answer.starts_with("HTTP/1.1 204 No Content\r\n"), "{answer}");
+        assert!(!answer.contains("Content-Length"), "{answer}");
     }
 }

@@ -1,7 +1,7 @@
 //! Requests and the error that ends them are the same however the bytes are cut.
 
 use gridcast::protocol::http::{
-    HttpError, Limits, Request, RequestReader, Response, Step, percent_decode, query_pairs,
+    Date, HttpError, Limits, Request, RequestReader, Response, Step, percent_decode, query_pairs,
 };
 
 use super::input::{Input, pieces};
@@ -50,8 +50,11 @@ fn check(request: &Request<'_>) {
     query_pairs(request.query).for_each(drop);
     let _ = percent_decode(request.path);
     let mut out = Vec::new();
-    Response { status: 200, content_type: "text/plain", headers: &[], body: b"ok" }
-        .write(&mut out, request.exchange());
+    Response { status: 200, content_type: "text/plain", headers: &[], body: b"ok" }.write(
+        &mut out,
+        request.exchange(),
+        Date::at(0),
+    );
     assert!(out.starts_with(b"HTTP/1.1 200 ") && is_whole(&out));
 }
 

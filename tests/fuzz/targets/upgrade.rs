@@ -2,7 +2,7 @@
 //! meant.
 
 use gridcast::protocol::deflate::Agreement;
-use gridcast::protocol::http::{Limits, Method, Request, RequestReader, Step, Version};
+use gridcast::protocol::http::{Date, Limits, Method, Request, RequestReader, Step, Version};
 use gridcast::protocol::upgrade::{self, Upgrade};
 
 const LIMITS: Limits = Limits { head_bytes: 1024, headers: 16, body_bytes: 64 };
@@ -44,10 +44,10 @@ fn check_grant(upgrade: &Upgrade<'_>) {
     let subprotocol = upgrade.subprotocols().next();
     let mut out = Vec::new();
     let agreement = Agreement::of(upgrade.extensions());
-    upgrade::write_switching(&mut out, &upgrade.accept, subprotocol, agreement);
+    upgrade::write_switching(&mut out, Date::at(0), &upgrade.accept, subprotocol, agreement);
     let text = String::from_utf8(out).expect("an offered subprotocol is text");
     let lines: Vec<_> = text.split("\r\n").collect();
     let granted = usize::from(subprotocol.is_some()) + usize::from(agreement.is_some());
-    assert_eq!(lines.len(), 6 + granted, "{text:?}");
+    assert_eq!(lines.len(), 7 + granted, "{text:?}");
     assert!(text.ends_with("\r\n\r\n") && !text.contains('\0'));
 }
