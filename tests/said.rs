@@ -11,8 +11,12 @@ use std::sync::Arc;
 
 use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
+use gridcast::protocol::token::{Places, TokenRule};
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use shard_value::{call, upgraded};
 
 /// The first moment: Wed, 15 Nov 2023 06:13:20 GMT.
 const START: Now = Now { ms: 0, us: 0, unix_ms: 1_700_028_800_000 };
@@ -72,6 +76,41 @@ impl Node {
     }
 }
 
+/// The secret of [`token_route`].
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+/// A token of [`token_route`] with these claims, and an hour to live.
+fn token(mut claims: Value) -> String {
+    claims["exp"] = json!(START.unix_ms / 1000 + 3600);
+    let key = EncodingKey::from_secret(KEY.as_bytes());
+    encode(&Header::default(), &claims, &key).expect("claims are JSON")
+}
+
+/// The route `/ws`, which needs a token and reports all that happens to the topic `messages`.
+fn token_route() -> Route {
+    let places = Places { header: true, protocol: true, query: true };
+    Route { token: TokenRule::new("HS256", KEY, places).map(Arc::new), ..reporting_route() }
+}
+
+/// The route `/ws`, which reports all that happens to the topic `messages`.
+fn reporting_route() -> Route {
+    Route {
+        topic: Some("messages".into()),
+        tells_open: true,
+        tells_message: true,
+        tells_close: true,
+        ..shard_value::route()
+    }
+}
+
+/// A back end that consumes the topic `messages`.
+fn consume(node: &mut Node) -> ConnectionKey {
+    let back_end = upgraded(&mut node.shard, node.now, Listener::Api, "/ws/v1");
+    let granted = node.say(back_end, call(r#"{"m":"queue.pop","p":{"t":["messages"]},"i":1}"#));
+    assert_holds(&granted, r#"{"E":null,"r":{"s":true},"i":1}"#);
+    back_end
+}
+
 #[track_caller]
 fn assert_holds(text: &str, part: &str) {
     assert!(text.contains(part), "{part:?} is not in {text:?}");
@@ -112,4 +151,42 @@ fn every_response_has_the_date_of_its_second() {
     let answer = node.written();
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert_holds(&answer, "\r\nDate: Wed, 15 Nov 2023 06:13:30 GMT\r\n");
+}
+
+#[test]
+fn an_open_event_says_who_came() {
+    let mut node = Node::new(token_route());
+    consume(&mut node);
+    let token = token(json!({"sub": "u7", "context": {"plan": "gold"}}));
+    let request = format!("GET /ws?token={token}&x=1 HTTP/1.1\r\n{UPGRADE}\r\n");
+    let said = node.ask(Listener::Edge(0), &request);
+    assert_holds(&said, r#""d":{"event":"open","path":"/ws","query":{"x":"1"},"#);
+    assert_holds(&said, r#""context":{"plan":"gold","user_id":"u7"}}},"id":null}"#);
+    assert!(!said.contains(&token), "{said}");
+}
+
+#[test]
+fn a_parameter_of_strangers_that_cannot_be_decoded_is_reported_as_it_was_sent() {
+    let mut node = Node::new(reporting_route());
+    consume(&mut node);
+    let request = format!("GET /ws?x=%zz&channels=a&%ff HTTP/1.1\r\n{UPGRADE}\r\n");
+    let said = node.ask(Listener::Edge(0), &request);
+    assert_holds(&said, "HTTP/1.1 101");
+    assert_holds(&said, r#""query":{"x":"%zz","channels":"a","%ff":""}"#);
+    for query in ["channels=%zz", "channels=a&channels=%ff"] {
+        let request = format!("GET /ws?{query} HTTP/1.1\r\n{UPGRADE}\r\n");
+        let refused = node.ask(Listener::Edge(0), &request);
+        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+        assert_holds(&refused, "the query's channels: ");
+    }
+}
+
+#[test]
+fn cookies_of_several_lines_are_reported_as_one_list_of_cookies() {
+    let mut node = Node::new(reporting_route());
+    consume(&mut node);
+    let cookies = "Cookie: a=1\r\nAccept: x\r\ncookie: b=2; c=3\r\nAccept: y\r\n";
+    let said = node.ask(Listener::Edge(0), &format!("GET /ws HTTP/1.1\r\n{UPGRADE}{cookies}\r\n"));
+    assert_holds(&said, r#""cookie":"a=1; b=2; c=3""#);
+    assert_holds(&said, r#""accept":"x,y""#);
 }

@@ -252,6 +252,32 @@ fn a_node_that_was_given_up_and_is_back_reports_its_clients_as_open() {
 }
 
 #[test]
+fn a_client_that_is_reported_as_found_is_reported_with_its_context() {
+    let mut grid = Grid::new();
+    let back_end = grid.consume(3);
+    grid.connect_clients(3, 1);
+    grid.run();
+    let opened = &grid.written[&3];
+    let (_, rest) = opened.split_once(r#""p":{"n":3,"c":""#).expect("the open event");
+    let client = rest.split('"').next().expect("its id").to_owned();
+    let call = format!(
+        r#"{{"m":"conn.call","p":{{"c":"{client}","f":"set_context_value","a":["user_id",7]}}}}"#
+    );
+    grid.call(3, back_end, &call);
+    for other in [1, 2] {
+        grid.cut(3, other);
+    }
+    grid.give_up(3);
+    for other in [1, 2] {
+        grid.link(other, 3, 1);
+    }
+    grid.tell(3, Message::GivenUp);
+    grid.run();
+    let found = r#""reason":"node_found","remote":"127.0.0.1:50000","context":{"user_id":7}}"#;
+    assert_eq!(grid.count(found), 1);
+}
+
+#[test]
 fn a_node_that_starts_anew_has_lost_its_clients() {
     let mut grid = Grid::new();
     grid.connect_clients(3, 10);

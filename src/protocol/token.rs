@@ -137,8 +137,8 @@ impl TokenRule {
                 .map(str::to_owned)
         };
         let in_query = || {
-            let mut pairs = query_pairs(request.query).filter_map(Result::ok);
-            pairs.find(|(name, _)| name == QUERY_NAME).map(|(_, token)| token.into_owned())
+            let mut pairs = query_pairs(request.query);
+            pairs.find(|pair| pair.name == QUERY_NAME).map(|pair| pair.value.into_owned())
         };
         let token = header.then(in_header).flatten();
         let token = token.or_else(|| protocol.then(in_protocol).flatten());

@@ -16,7 +16,7 @@ use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
 use crate::protocol::deflate::Agreement;
 use crate::protocol::frame::{Kind, Opcode, put_frame};
-use crate::protocol::http::{Request, query_pairs};
+use crate::protocol::http::{QueryPair, Request, query_pairs};
 use crate::protocol::token::{QUERY_NAME, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
 
@@ -160,7 +160,6 @@ impl Shard {
             subscriptions: Vec::new(),
             context,
         }));
-        let remote = connection.remote;
         self.clients.insert(id, key);
         self.counters.clients += 1;
         let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
@@ -175,20 +174,32 @@ impl Shard {
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");
         self.withhold_until_known(key, &channels);
-        if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) {
-            // Who checks tokens keeps them: a back end has no need of what proves its clients.
-            let has_token = route.token.is_some();
-            let query = query_pairs(request.query).filter_map(Result::ok);
-            let query = query.filter(|(name, _)| !(has_token && name == QUERY_NAME));
-            let headers = request
-                .headers()
-                .filter(|(name, _)| !(has_token && is_secret(name)))
-                .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
-            self.feed(topic, key, id, |out| {
-                api::put_open(out, request.path, query, headers, remote);
-            });
-        }
+        self.tell_open(key, route, request);
         self.name_ward(key);
+    }
+
+    /// Reports a client that came to its route's topic.
+    fn tell_open(&mut self, key: ConnectionKey, route: &Route, request: &Request<'_>) {
+        let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) else { return };
+        let Some(connection) = self.connections.get(key) else { return };
+        let remote = connection.remote;
+        let Some(client) = connection.client() else { return };
+        // The context is lent for the moment that it is written.
+        let (id, context) = (client.id, std::mem::take(&mut client.context));
+        // Who checks tokens keeps them: a back end has no need of what proves its clients.
+        let has_token = route.token.is_some();
+        let query = query_pairs(request.query).map(|pair| (pair.name, pair.value));
+        let query = query.filter(|(name, _)| !(has_token && name == QUERY_NAME));
+        let headers = request
+            .headers()
+            .filter(|(name, _)| !(has_token && is_secret(name)))
+            .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
+        self.feed(topic, key, id, |out| {
+            api::put_open(out, request.path, query, headers, remote, context.json());
+        });
+        if let Some(client) = self.connections.get(key).and_then(Connection::client) {
+            client.context = context;
+        }
     }
 
     /// Reads one message or control frame of a client.
@@ -297,10 +308,12 @@ fn is_secret(name: &str) -> bool {
 /// The channels of `?channels=a,b`, each once; of more than `max`, one more.
 fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal> {
     let mut channels: Vec<Cow<'_, str>> = Vec::new();
-    for pair in query_pairs(query) {
-        let (name, value) = pair.map_err(|error| (400, error.to_string().into()))?;
+    for QueryPair { name, value, flaw } in query_pairs(query) {
         if name != "channels" {
             continue;
+        }
+        if let Some(flaw) = flaw {
+            return Err((400, format!("the query's channels: {flaw}").into()));
         }
         for channel in value.split(',').filter(|channel| !channel.is_empty()) {
             if channel.len() > NAME_BYTES_MAX {

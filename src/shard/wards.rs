@@ -12,6 +12,9 @@
 //! between a consumer's getting the event and the guardian's hearing of it, that end is reported twice,
 //! once as itself and once as lost: better than never.
 //!
+//! A guardian knows no contexts: they change with each call of a back end, and each change would cost a
+//! message to another node. So `node_lost` says which client it was, and nothing else.
+//!
 //! This costs one small message to the guardian per client that comes and per one that goes, and there
 //! about 12 bytes of memory per client. For each close event that waits its client's shard keeps about
 //! 40 bytes; if the topic lives on another shard, that sends it a message when the event has left.

@@ -173,35 +173,47 @@ fn put_context(out: &mut Vec<u8>, context: Option<&str>) {
     }
 }
 
-/// Appends `d` of an `open` event.
+/// Appends `d` of an `open` event; `context` is what the client's token says of it.
 pub fn put_open<'a>(
     out: &mut Vec<u8>,
     path: &str,
     query: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
     headers: impl Iterator<Item = (String, Cow<'a, str>)>,
     remote: SocketAddr,
+    context: Option<&str>,
 ) {
     out.extend_from_slice(b"{\"event\":\"open\",\"path\":");
     put_string(out, path);
     out.extend_from_slice(b",\"query\":");
-    put_object(out, query.map(|(name, value)| (name.into_owned(), value)));
+    put_object(out, query.map(|(name, value)| (name.into_owned(), value)), |_| ",");
     out.extend_from_slice(b",\"headers\":");
-    put_object(out, headers);
+    put_object(out, headers, header_separator);
     out.extend_from_slice(b",\"remote\":");
     put_string(out, &remote.to_string());
+    put_context(out, context);
     out.push(b'}');
 }
 
-/// An object of strings. Of names that repeat the values are joined with a comma, as HTTP joins
-/// header lines (RFC 9110, section 5.3).
-fn put_object<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = (String, Cow<'a, str>)>) {
+/// What stands between the values of a header that came in several lines: a comma (RFC 9110,
+/// section 5.3), which a cookie may hold itself (RFC 9113, section 8.2.3).
+fn header_separator(name: &str) -> &'static str {
+    if name == "cookie" { "; " } else { "," }
+}
+
+/// Appends an object of strings. The values of a name that repeats are joined, with `separator`
+/// between them.
+fn put_object<'a>(
+    out: &mut Vec<u8>,
+    fields: impl Iterator<Item = (String, Cow<'a, str>)>,
+    separator: fn(&str) -> &'static str,
+) {
     let mut joined: Vec<(String, String)> = Vec::new();
     let mut places = HashMap::new();
     for (name, value) in fields {
         match places.entry(name.clone()) {
             Entry::Occupied(place) => {
                 let (_, known): &mut (_, String) = &mut joined[*place.get()];
-                known.push(',');
+                known.push_str(separator(&name));
                 known.push_str(&value);
             }
             Entry::Vacant(place) => {
@@ -313,16 +325,19 @@ mod tests {
             r#"{"frame":{"type":"binary","data":"AAECAw==","finish":true},"context":{"a":1}}"#
         );
         let pair = |name: &'static str, value: &'static str| (Cow::from(name), Cow::from(value));
-        assert_eq!(
-            written(|out| put_open(
-                out,
-                "/ws",
-                [pair("channels", "a"), pair("channels", "b")].into_iter(),
-                [("host".to_owned(), Cow::from("h"))].into_iter(),
-                "127.0.0.1:5".parse().unwrap(),
-            )),
-            r#"{"event":"open","path":"/ws","query":{"channels":"a,b"},"headers":{"host":"h"},"remote":"127.0.0.1:5"}"#
-        );
+        let opened = |context| {
+            written(|out| {
+                let query = [pair("cookie", "a"), pair("cookie", "b")];
+                let headers =
+                    [("cookie", "x=1"), ("accept", "t"), ("cookie", "y=2, 3"), ("accept", "u")];
+                let headers = headers.map(|(name, value)| (name.to_owned(), Cow::from(value)));
+                let remote = "127.0.0.1:5".parse().unwrap();
+                put_open(out, "/ws", query.into_iter(), headers.into_iter(), remote, context);
+            })
+        };
+        let beginning = r#"{"event":"open","path":"/ws","query":{"cookie":"a,b"},"headers":{"cookie":"x=1; y=2, 3","accept":"t,u"},"remote":"127.0.0.1:5""#;
+        assert_eq!(opened(None), format!("{beginning}}}"));
+        assert_eq!(opened(Some("{\"a\":1}")), format!("{beginning},\"context\":{{\"a\":1}}}}"));
         assert_eq!(
             written(|out| put_close(out, 1000, "bye", None)),
             r#"{"event":"close","code":1000,"reason":"bye"}"#

@@ -18,7 +18,7 @@ mod request;
 mod response;
 
 pub use date::{Calendar, Date};
-pub use query::{EscapeError, percent_decode, query_pairs};
+pub use query::{EscapeError, QueryPair, percent_decode, query_pairs};
 pub use request::{KeptRequest, Method, Request, Version};
 pub(super) use response::write_header;
 pub use response::{CONTINUE, Exchange, Response};

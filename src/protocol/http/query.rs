@@ -27,14 +27,27 @@ pub fn percent_decode(text: &str) -> Result<Cow<'_, str>, EscapeError> {
     decode(text, false)
 }
 
+/// One `name=value` of a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryPair<'q> {
+    /// The decoded name, or the name as sent if it cannot be decoded.
+    pub name: Cow<'q, str>,
+    /// The decoded value, or the value as sent if it cannot be decoded.
+    pub value: Cow<'q, str>,
+    /// Why the value could not be decoded.
+    pub flaw: Option<EscapeError>,
+}
+
 /// The pairs `name=value` of a query, decoded as a form: `+` is a space. A name without `=` has an
-/// empty value.
-pub fn query_pairs(
-    query: &str,
-) -> impl Iterator<Item = Result<(Cow<'_, str>, Cow<'_, str>), EscapeError>> {
+/// empty value. A pair that cannot be decoded spoils no other: links carry parameters of strangers.
+pub fn query_pairs(query: &str) -> impl Iterator<Item = QueryPair<'_>> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        Ok((decode(name, true)?, decode(value, true)?))
+        let (value, flaw) = match decode(value, true) {
+            Ok(decoded) => (decoded, None),
+            Err(flaw) => (value.into(), Some(flaw)),
+        };
+        QueryPair { name: decode(name, true).unwrap_or(name.into()), value, flaw }
     })
 }
 
@@ -91,11 +104,33 @@ mod tests {
 
     #[test]
     fn a_query_is_split_before_it_is_decoded() {
-        let pairs: Result<Vec<_>, _> = query_pairs("a=1&&b+c=%26%3D&d&e=f=g&=h").collect();
-        let pairs = pairs.unwrap();
-        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (&**name, &**value)).collect();
-        assert_eq!(pairs, [("a", "1"), ("b c", "&="), ("d", ""), ("e", "f=g"), ("", "h")]);
+        let decoded = |query| {
+            let pairs = query_pairs(query).map(|QueryPair { name, value, flaw }| {
+                assert_eq!(flaw, None);
+                (name.into_owned(), value.into_owned())
+            });
+            pairs.collect::<Vec<_>>()
+        };
+        let expected = [("a", "1"), ("b c", "&="), ("d", ""), ("e", "f=g"), ("", "h")];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(decoded("a=1&&b+c=%26%3D&d&e=f=g&=h"), expected);
         assert_eq!(query_pairs("").count(), 0);
-        assert_eq!(query_pairs("a=%").next(), Some(Err(EscapeError::Digits)));
+    }
+
+    #[test]
+    fn a_pair_that_cannot_be_decoded_stays_as_it_was_sent_and_spoils_no_other() {
+        let pairs: Vec<_> = query_pairs("%zz=%41&%62=%zz+&c=%ff&d=%64").collect();
+        let expected = [
+            ("%zz", "A", None),
+            ("b", "%zz+", Some(EscapeError::Digits)),
+            ("c", "%ff", Some(EscapeError::Utf8)),
+            ("d", "d", None),
+        ];
+        let expected = expected.map(|(name, value, flaw)| QueryPair {
+            name: name.into(),
+            value: value.into(),
+            flaw,
+        });
+        assert_eq!(pairs, expected);
     }
 }
