@@ -39,10 +39,21 @@ pub enum Command {
     },
 }
 
-/// Reads the process's arguments. Prints and exits when they are wrong (status 2, with the nearest
-/// right word) or ask for help or the version (status 0).
-pub fn parse() -> Command {
-    Arguments::parse().command
+/// Reads the process's arguments.
+///
+/// # Errors
+/// The status to exit with: 2 after words on what is wrong, with the nearest right word; 0 after the
+/// help or the version, and 1 if these could not be printed.
+pub fn parse() -> Result<Command, u8> {
+    let error = match Arguments::try_parse() {
+        Ok(arguments) => return Ok(arguments.command),
+        Err(error) => error,
+    };
+    let is_printed = error.print().is_ok();
+    Err(match error.use_stderr() {
+        true => 2,
+        false => u8::from(!is_printed),
+    })
 }
 
 #[cfg(test)]

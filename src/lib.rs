@@ -93,11 +93,19 @@
 //! connection each with a stream for each sender of messages. `mesh::identity` says who may be at the
 //! other end.
 //!
+//! # What the process says
+//!
+//! `runtime::log` is a bounded queue and one thread that writes it to standard error: a reader that is
+//! gone, full or stands still costs lines, which are counted, and nothing else.
+//!
 //! # What is absent
 //!
 //! Locks; a task, channel or buffer per connection; a shared map of channels or clients (the bits of
 //! `shard::interest` name neither); a registry of metrics; traits with one implementation; features
 //! that change behaviour.
+
+// They panic when nobody reads: see `runtime::log`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod address;
 pub mod config;

@@ -1,57 +1,78 @@
 //! Arguments → configuration → node → exit code: 0 for a good end, 1 for a failure while running or
 //! a machine that is not fit, 2 for wrong arguments or a wrong configuration.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod cli;
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use cli::Command;
-use gridcast::config::{Config, ConfigError};
+use gridcast::config::{self, Config, ConfigError};
 use gridcast::doctor::{self, Machine, Plan, State};
 use gridcast::node;
+use gridcast::runtime::log::{self, FLUSH_MAX, Format, Log};
 use rustix::thread::{CpuSet, sched_getaffinity};
+use tracing::Level;
 
 fn main() -> ExitCode {
+    // Without a thread for the log there is no way to say so that cannot end in a panic or a wait.
+    let Ok(log) = Log::to_stderr() else { return ExitCode::FAILURE };
+    log.take_panics();
+    let status = carry_out(&log);
+    log.flush(FLUSH_MAX);
+    status
+}
+
+fn carry_out(log: &Log) -> ExitCode {
     let available = match available_cpus() {
         Ok(cpus) => cpus,
-        Err(error) => return fail(1, &format!("sched_getaffinity: {error}")),
+        Err(error) => return fail(log, 1, format!("sched_getaffinity: {error}")),
     };
-    match cli::parse() {
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(status) => return ExitCode::from(status),
+    };
+    match command {
         Command::Check { config } => match Config::read(&config, environment(), &available) {
             Ok(checked) => {
-                println!("{}: ok\n{checked}", config.display());
-                ExitCode::SUCCESS
+                print(log, &format!("{}: ok\n{checked}", config.display()), ExitCode::SUCCESS)
             }
-            Err(error) => fail(2, &error),
+            Err(error) => fail(log, 2, error),
         },
         Command::Serve { config } => match configuration(config.as_deref(), &available) {
-            Ok(config) => match node::run(&config) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(1, &error),
-            },
-            Err(error) => fail(2, &error),
+            Ok(config) => serve(log, &config),
+            Err(error) => fail(log, 2, error),
         },
         Command::Doctor { config, json } => {
             let plan = match config.map(|file| Config::read(&file, environment(), &available)) {
                 Some(Ok(config)) => Plan::of(&config),
-                Some(Err(error)) => return fail(2, &error),
+                Some(Err(error)) => return fail(log, 2, error),
                 None => Plan::unknown(&available),
             };
-            examine(&plan, json)
+            examine(log, &plan, json)
         }
     }
 }
 
-fn examine(plan: &Plan, json: bool) -> ExitCode {
-    let report = doctor::examine(&Machine::read(), plan);
-    if json {
-        println!("{}", report.to_json());
-    } else {
-        println!("{report}");
+fn serve(log: &Log, config: &Config) -> ExitCode {
+    log.set_format(match config.log.format {
+        config::Format::Text => Format::Text,
+        config::Format::Json => Format::Json,
+    });
+    match node::run(config, log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(log, 1, error),
     }
-    ExitCode::from(u8::from(report.state == State::Wrong))
+}
+
+fn examine(log: &Log, plan: &Plan, json: bool) -> ExitCode {
+    let report = doctor::examine(&Machine::read(), plan);
+    let text = if json { report.to_json() } else { report.to_string() };
+    print(log, &text, ExitCode::from(u8::from(report.state == State::Wrong)))
 }
 
 fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, ConfigError> {
@@ -61,8 +82,17 @@ fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, Con
     }
 }
 
-fn fail(status: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("gridcast: {error}");
+/// Prints the answer of a command, which ends with `status`. An answer that cannot be printed is a
+/// failure, whatever it says.
+fn print(log: &Log, answer: &str, status: ExitCode) -> ExitCode {
+    match log::print(&format!("{answer}\n")) {
+        Ok(()) => status,
+        Err(error) => fail(log, 1, format!("standard output: {error}")),
+    }
+}
+
+fn fail(log: &Log, status: u8, error: impl Display) -> ExitCode {
+    log.say(Level::ERROR, &error.to_string(), &[]);
     ExitCode::from(status)
 }
 

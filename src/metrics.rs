@@ -161,6 +161,15 @@ pub struct Report {
     pub calls: Durations,
     /// From events' coming to their topics to their being written, or acknowledged.
     pub events: Durations,
+    /// How the process stands. The first shard tells it, for all of them.
+    pub process: Option<ProcessReport>,
+}
+
+/// How the process of a node stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessReport {
+    /// Lines of the log that were not written.
+    pub log_lines_dropped: u64,
 }
 
 /// How things stand between a node and the others.
@@ -340,6 +349,19 @@ impl Collector for MeshReport {
     }
 }
 
+const PROCESS_COUNTERS: [Gauge<ProcessReport>; 1] =
+    [("log_lines_dropped", "Lines of the log that were not written", |p| p.log_lines_dropped)];
+
+impl ProcessReport {
+    fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (name, help, value) in PROCESS_COUNTERS {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value(self)).encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
 impl Reports {
     /// What is summed over the shards.
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
@@ -352,6 +374,9 @@ impl Reports {
         for (name, help, value) in total.each() {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value).encode(metric)?;
+        }
+        for process in self.0.iter().filter_map(|report| report.process.as_ref()) {
+            process.encode(encoder)?;
         }
         let help = "How often a limit was reached";
         let mut family =
@@ -420,6 +445,7 @@ mod tests {
         reports[0].counters.delivered = 3;
         reports[1].counters.delivered = 4;
         reports[1].clients = 5;
+        reports[0].process = Some(ProcessReport { log_lines_dropped: 6 });
         reports[1].turns.add(20);
         reports[1].turns.add(1_000_000);
         let topic =
@@ -438,6 +464,7 @@ mod tests {
             "gridcast_call_seconds_bucket{le=\"+Inf\"} 2",
             "gridcast_event_seconds_count 2",
             "gridcast_clients_open{shard=\"1\"} 5",
+            "gridcast_log_lines_dropped_total 6",
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
             "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",
             "gridcast_topic_messages{topic=\"a\\\"b\"} 7",

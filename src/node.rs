@@ -1,28 +1,29 @@
 //! Puts a node together from its configuration, runs it until a signal, and takes it down in order.
 
-use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::NodeId;
-use crate::config::{self, Config, Format, Level, Log, SlowClient, Tls};
+use crate::config::{self, Config, Level, SlowClient, Tls};
 use crate::mesh::identity::Identity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
-use crate::runtime::{self, Listening, Port, Shards, Summary, TlsContext};
+use crate::runtime::log::{FLUSH_MAX, Log};
+use crate::runtime::{self, Listening, Port, Renewals, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::interest::Interest;
 use crate::shard::rate::{Quota, Rate};
-use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings};
 
 /// Why a node did not start, or did not end well, in one line.
 #[derive(Debug)]
@@ -37,15 +38,16 @@ impl fmt::Display for NodeError {
 impl std::error::Error for NodeError {}
 
 /// Runs a node until SIGTERM or Ctrl-C, and then until its topics are given out and its connections
-/// closed, which takes at most `node.drain_s`. A second signal ends it at once. With TLS,
-/// SIGHUP reads certificates again.
+/// closed, which takes at most `node.drain_s`. A second signal ends it at once. SIGHUP reads
+/// certificates again. `log` is told what happens, and need not be written for the node to go on.
 ///
 /// # Errors
 /// The machine lacks something, an address cannot be listened on, or a shard failed.
-pub fn run(config: &Config) -> Result<(), NodeError> {
-    log_to_stderr(config.log);
+pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
+    log.subscribe(level(config.log.level));
     // Before anything is said to be ready, so that no signal is missed.
-    let signals = signals(config).map_err(|error| NodeError(format!("signals: {error}")))?;
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
     let clients_max = clients_max(config, runtime::check::check(cores.len()).map_err(NodeError)?);
     runtime::check::grow_descriptor_table(clients_max, cores.len());
@@ -56,8 +58,10 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         .map(|edge| listen(edge.bind, &edge.tls, cores.len(), "edge.bind"))
         .collect::<Result<Vec<_>, _>>()?;
     let mesh = config.mesh.as_ref().map(MeshStart::new).transpose()?;
-    let ready = ready_line(&api, &edges, mesh.as_ref());
-    let settings = Arc::new(settings(config, FingerprintKey::new(random()?), &api, &edges));
+    let ready = Ready::new(config, &api, &edges, mesh.as_ref());
+    let settings = settings(config, FingerprintKey::new(random()?), &api, &edges);
+    let process = Process { log_lines_dropped: log.lines_dropped() };
+    let settings = Arc::new(Settings { process, ..settings });
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
@@ -78,14 +82,11 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
         None => None,
     };
     // This line is an interface: whoever started the process waits for it and reads the ports.
-    eprintln!("{ready}");
-    watch_signals(signals, sender);
-    loop {
-        match events.recv() {
-            Ok(Event::Failure(why)) => return Err(NodeError(why)),
-            Ok(Event::Hangup) => renew_certificates(config, &shards),
-            _ => break,
-        }
+    log.say(tracing::Level::INFO, &ready.text(), &ready.fields());
+    let hangups = watch_hangups(config.clone(), shards.renewals());
+    watch_signals(signals, sender, hangups, log.clone());
+    if let Ok(Event::Failure(why)) = events.recv() {
+        return Err(NodeError(why));
     }
     tracing::info!("going down: closing connections");
     let summary = shards.drain(Duration::from_secs(config.node.drain_s));
@@ -97,22 +98,10 @@ pub fn run(config: &Config) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// What a node that runs is told.
+/// Why a running node ends.
 enum Event {
-    /// It is to end.
     Signal,
-    /// Its certificates are to be read again.
-    Hangup,
     Failure(String),
-}
-
-/// The signals that the node handles. Without certificates, SIGHUP does what it always does.
-fn signals(config: &Config) -> io::Result<Signals> {
-    let signals = Signals::new([SIGINT, SIGTERM])?;
-    if tls_listeners(config).next().is_some() {
-        signals.add_signal(SIGHUP)?;
-    }
-    Ok(signals)
 }
 
 fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &Tls)> {
@@ -122,12 +111,27 @@ fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &Tls)> {
     all.filter_map(|(listener, tls)| Some((listener, tls.as_ref()?)))
 }
 
+/// Reads certificates again whenever the sender says so, on a thread of its own: a file system that
+/// does not answer keeps nobody from ending the node. Says so that come together count once.
+fn watch_hangups(config: Config, renewals: Renewals) -> mpsc::SyncSender<()> {
+    let (sender, hangups) = mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        for () in hangups {
+            renew_certificates(&config, &renewals);
+        }
+    });
+    sender
+}
+
 /// Each listener whose files are right shows them from now on; the others keep what they have.
-fn renew_certificates(config: &Config, shards: &Shards) {
+fn renew_certificates(config: &Config, renewals: &Renewals) {
+    if tls_listeners(config).next().is_none() {
+        tracing::info!("SIGHUP: nothing is read again, as no listener has a certificate");
+    }
     for (listener, tls) in tls_listeners(config) {
         match context(tls) {
             Ok(context) => {
-                shards.renew(listener, &context);
+                renewals.renew(listener, &context);
                 tracing::info!("certificate read again: {}", tls.cert.display());
             }
             Err(error) => tracing::error!("certificate not renewed: {error}"),
@@ -140,19 +144,13 @@ fn context(tls: &Tls) -> Result<TlsContext, NodeError> {
     TlsContext::new(certified).map_err(|error| NodeError(format!("TLS: {error}")))
 }
 
-fn log_to_stderr(log: Log) {
-    let level = match log.level {
+fn level(level: Level) -> tracing::Level {
+    match level {
         Level::Error => tracing::Level::ERROR,
         Level::Warn => tracing::Level::WARN,
         Level::Info => tracing::Level::INFO,
         Level::Debug => tracing::Level::DEBUG,
-    };
-    // It is set once per process; a second node in one process logs as the first does.
-    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    let _ = match log.format {
-        Format::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
-        Format::Json => lines.json().try_init(),
-    };
+    }
 }
 
 /// The clients that the node takes: what the configuration says, or what descriptors allow.
@@ -265,16 +263,55 @@ fn advertised(configured: SocketAddr, bound: SocketAddr, seeds: &[String]) -> So
     SocketAddr::new(ip, port)
 }
 
-fn ready_line(api: &Listening, edges: &[Listening], mesh: Option<&MeshStart>) -> String {
-    let mut line = format!("gridcast: ready, api {}", api.address);
-    let edges: Vec<String> = edges.iter().map(|edge| edge.address.to_string()).collect();
-    if !edges.is_empty() {
-        line.push_str(&format!(", edge {}", edges.join(",")));
+/// Where a node listens, for whoever started it.
+struct Ready {
+    api: SocketAddr,
+    edges: Vec<String>,
+    mesh: Option<SocketAddr>,
+    // The page of the first minute, as a browser on this machine reaches it.
+    url: String,
+}
+
+impl Ready {
+    fn new(
+        config: &Config,
+        api: &Listening,
+        edges: &[Listening],
+        mesh: Option<&MeshStart>,
+    ) -> Self {
+        let scheme = if config.api.tls.is_some() { "https" } else { "http" };
+        let ip = match api.address.ip() {
+            ip if !ip.is_unspecified() => ip,
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        Self {
+            api: api.address,
+            edges: edges.iter().map(|edge| edge.address.to_string()).collect(),
+            mesh: mesh.map(|mesh| mesh.socket.address),
+            url: format!("{scheme}://{}/", SocketAddr::new(ip, api.address.port())),
+        }
     }
-    if let Some(mesh) = mesh {
-        line.push_str(&format!(", mesh {}", mesh.socket.address));
+
+    fn text(&self) -> String {
+        let mut line = format!("ready, api {}", self.api);
+        if !self.edges.is_empty() {
+            line.push_str(&format!(", edge {}", self.edges.join(",")));
+        }
+        if let Some(mesh) = self.mesh {
+            line.push_str(&format!(", mesh {mesh}"));
+        }
+        line + ", open " + &self.url
     }
-    line
+
+    fn fields(&self) -> [(&'static str, Value); 4] {
+        [
+            ("api", self.api.to_string().into()),
+            ("edges", self.edges.clone().into()),
+            ("mesh", self.mesh.map(|mesh| mesh.to_string()).into()),
+            ("url", self.url.clone().into()),
+        ]
+    }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], NodeError> {
@@ -324,6 +361,7 @@ fn settings(
             topics: config.queue.topics,
         },
         limits: limits(&config.limits),
+        process: Process::default(),
     }
 }
 
@@ -366,23 +404,30 @@ fn limits(limits: &config::Limits) -> Limits {
     }
 }
 
-/// Tells of each hangup and of the first signal to end; the second ends the process at once, with
+/// Passes on each hangup and the first signal to end. The second one ends the process at once, with
 /// the status of one that a signal ended.
-fn watch_signals(mut signals: Signals, events: mpsc::Sender<Event>) {
+fn watch_signals(
+    mut signals: Signals,
+    events: mpsc::Sender<Event>,
+    hangups: mpsc::SyncSender<()>,
+    log: Log,
+) {
     std::thread::spawn(move || {
         let mut is_ending = false;
         for signal in signals.forever() {
-            let event = match signal {
-                SIGHUP => Event::Hangup,
-                _ if is_ending => {
-                    eprintln!("gridcast: second signal, ending at once");
-                    std::process::exit(128 + signal);
-                }
-                _ => Event::Signal,
-            };
-            is_ending |= signal != SIGHUP;
+            if signal == SIGHUP {
+                // Full: one that is read soon counts for this one too.
+                let _ = hangups.try_send(());
+                continue;
+            }
+            if is_ending {
+                log.say(tracing::Level::WARN, "second signal, ending at once", &[]);
+                log.flush(FLUSH_MAX);
+                std::process::exit(128 + signal);
+            }
+            is_ending = true;
             // If a shard has failed meanwhile, the node ends without hearing of this.
-            let _ = events.send(event);
+            let _ = events.send(Event::Signal);
         }
     });
 }

@@ -130,6 +130,21 @@ fn only_their_layers_name_the_runtime_the_clock_and_unsafe_code() {
 }
 
 #[test]
+fn only_the_log_writes_to_standard_error_and_standard_output() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    for path in files.iter().filter(|path| !path.ends_with("runtime/log.rs")) {
+        // A descriptor like others, to make the table of them.
+        let code = code_of(path).replace("rustix::stdio::stderr()", "");
+        // Each of them panics, or waits, where the reader is gone, full or stands still.
+        for name in ["print!", "println!", "dbg!", "io::stderr()", "io::stdout()"] {
+            assert!(!code.contains(name), "{} names {name}: see runtime/log.rs", path.display());
+        }
+    }
+}
+
+#[test]
 fn the_map_names_every_layer() {
     let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"))
         .expect("src/lib.rs can be read");

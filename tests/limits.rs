@@ -14,7 +14,9 @@ use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::{Quota, Rate};
-use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{
+    AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
+};
 use gridcast::shard::{Action, Listener, Now, Shard};
 
 const UPGRADE: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -46,6 +48,7 @@ fn settings(shards: usize) -> Settings {
             when_full: WhenFull::Hold,
             topics: 2,
         },
+        process: Process::default(),
         limits: Limits {
             edge_http: http::Limits { body_bytes: 0, ..http },
             api_message_bytes: 4096,

@@ -196,6 +196,18 @@ fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
 }
 
 #[test]
+fn sighup_without_certificates_says_so_and_the_node_goes_on() {
+    let mut server = Server::new();
+    let mut client = server.device("/echo");
+    server.hang_up();
+    server.logs("SIGHUP: nothing is read again");
+    assert_eq!(client.call("hello"), "hello");
+    server.terminate();
+    assert_eq!(client.closed().0, 1001);
+    assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
 fn a_node_whose_shards_look_for_work_before_they_sleep_works_and_ends() {
     let config = CONFIG.replace("[node]", "[node]\nspin_us = 1000");
     let mut server = Server::start(&config);

@@ -129,7 +129,7 @@ handshake_ms = 1000
 level = "warn"
 "#;
 
-/// The addresses in `gridcast: ready, api A, edge B,C, mesh D`.
+/// The addresses in `gridcast: ready, api A, edge B,C, mesh D, open URL`.
 fn parse_ready(line: &str) -> Option<Listening> {
     let mut parts = line.strip_prefix("gridcast: ready, api ")?.split(", ");
     let api = parts.next()?.parse().ok()?;
@@ -152,6 +152,8 @@ mod tests {
             ("gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2,127.0.0.1:3", None),
             ("gridcast: ready, api 127.0.0.1:1, edge 127.0.0.1:2, mesh 127.0.0.1:3", Some(at(3))),
         ] {
+            let line = format!("{line}, open http://127.0.0.1:1/");
+            let line = line.as_str();
             assert_eq!(parse_ready(line), listening(mesh), "{line}");
         }
     }

@@ -26,10 +26,16 @@ const IO_MEMORY: usize = 64 * 1024;
 pub struct Shards {
     handles: Vec<ExecutorJoinHandle<io::Result<Summary>>>,
     control: Control,
-    // To each shard's part of each TLS listener.
-    renewals: Vec<(Listener, Sender<TlsContext>)>,
+    renewals: Renewals,
     watch: Arc<Watch>,
 }
+
+/// A way to give the TLS listeners of running shards newer certificates.
+#[derive(Clone, Debug)]
+pub struct Renewals(
+    // To each shard's part of each TLS listener.
+    Vec<(Listener, Sender<TlsContext>)>,
+);
 
 /// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
 /// listen. At most `clients_max` clients are taken at a time. A shard that fails later says why in
@@ -90,7 +96,7 @@ pub fn start(
         let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
         word.map_err(io::Error::other)?;
     }
-    Ok((Shards { handles, control, renewals, watch }, mesh_port))
+    Ok((Shards { handles, control, renewals: Renewals(renewals), watch }, mesh_port))
 }
 
 impl Shards {
@@ -127,10 +133,17 @@ impl Shards {
         Ok(total)
     }
 
+    /// A way to give its listeners newer certificates.
+    pub fn renewals(&self) -> Renewals {
+        self.renewals.clone()
+    }
+}
+
+impl Renewals {
     /// From now on a TLS listener shows this to those who connect. Waits until its shards have
     /// taken what was sent before, which takes each a turn.
     pub fn renew(&self, listener: Listener, context: &TlsContext) {
-        for (_, renewal) in self.renewals.iter().filter(|(of, _)| *of == listener) {
+        for (_, renewal) in self.0.iter().filter(|(of, _)| *of == listener) {
             // A shard that has failed says so elsewhere.
             let _ = renewal.send(context.clone());
         }

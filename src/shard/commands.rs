@@ -1,6 +1,7 @@
 //! Carries out what back ends ask for, here or on the shard that holds the client.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Shard;
 use super::acknowledge::Unsettled;
@@ -15,7 +16,7 @@ use crate::address::{ClientId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, Command, ConnectionKey, Message, Party, Terms, Ticket, TopicMessage,
 };
-use crate::metrics::Report;
+use crate::metrics::{ProcessReport, Report};
 use crate::protocol::api::{Call, Code, Content, Fault, Function, Info, Reply, Settling, Tally};
 use crate::protocol::frame::{self, Frame};
 
@@ -314,7 +315,13 @@ impl Shard {
             turns: self.turns_taken,
             calls: self.calls_taken,
             events: self.topics.waits(),
+            process: (self.address.shard.0 == 0).then(|| self.process_report()),
         }
+    }
+
+    fn process_report(&self) -> ProcessReport {
+        let process = &self.settings.process;
+        ProcessReport { log_lines_dropped: process.log_lines_dropped.load(Ordering::Relaxed) }
     }
 
     /// Gives the answer to who asked.

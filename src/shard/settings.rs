@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::interest::Interest;
 use super::rate::{Quota, Rate};
@@ -31,6 +32,15 @@ pub struct Settings {
     pub queue: Queue,
     /// Bounds and times.
     pub limits: Limits,
+    /// The process that the node runs in.
+    pub process: Process,
+}
+
+/// What a shard is to know of its process.
+#[derive(Clone, Debug, Default)]
+pub struct Process {
+    /// Lines of the log that were dropped, counted where they are.
+    pub log_lines_dropped: Arc<AtomicU64>,
 }
 
 impl Settings {

@@ -9,7 +9,9 @@ use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Rate;
-use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{
+    AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
+};
 
 use crate::random::Random;
 
@@ -93,6 +95,7 @@ pub fn settings(
             ]),
             topics: 64,
         },
+        process: Process::default(),
         limits: Limits {
             edge_http: http::Limits { body_bytes: 0, ..http },
             api_message_bytes: 4096,

@@ -1,11 +1,15 @@
 //! The server as a process of its own, started on ports that the system picks.
 
-use std::io::{BufRead, BufReader};
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Instant;
 use std::{env, fs, process, thread};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,6 +49,7 @@ outbound_bytes = 67108864
 pub struct Server {
     process: Process,
     pub api: SocketAddr,
+    /// The first edge; without one, the API.
     pub edge: SocketAddr,
     /// Every edge, as in the configuration.
     pub edges: Vec<SocketAddr>,
@@ -71,7 +76,17 @@ impl Server {
         let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
         let Ready { api, edges, mesh } = process.wait_until_ready();
         fs::remove_file(file).expect("the file was there to be read");
-        Server { process, api, edge: edges[0], edges, mesh }
+        Server { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
+    }
+
+    /// Starts a server whose log nobody reads any more once it listens.
+    #[track_caller]
+    pub fn start_unread(config: &str, reader: LogReader) -> Server {
+        let file = config_file(config);
+        let file = file.to_str().expect("UTF-8");
+        let (process, Ready { api, edges, mesh }) = Process::start_unread(file, reader);
+        fs::remove_file(file).expect("the file was there to be read");
+        Server { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
     }
 
     /// A connection to the edge whose client id nobody needs.
@@ -184,10 +199,21 @@ impl Server {
     }
 }
 
+/// What becomes of the reader of a server's log once the server listens.
+#[derive(Clone, Copy, Debug)]
+pub enum LogReader {
+    /// It ends: writing to it fails.
+    Leaves,
+    /// It stands still, with a pipe that is full: writing to it waits for ever.
+    StandsStill,
+}
+
 /// A process of the binary, whose lines on stderr are read as they come.
 pub struct Process {
     child: Child,
     lines: Receiver<String>,
+    // The pipe of a reader that stands still.
+    unread: Option<ChildStderr>,
 }
 
 impl Process {
@@ -200,7 +226,31 @@ impl Process {
         thread::spawn(move || {
             stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Process { child, lines }
+        Process { child, lines, unread: None }
+    }
+
+    #[track_caller]
+    fn start_unread(file: &str, reader: LogReader) -> (Process, Ready) {
+        let mut command = command(&["serve", "--config", file]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary is there");
+        let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let mut line = String::new();
+        while Ready::parse(line.trim_end()).is_none() {
+            line.clear();
+            assert!(stderr.read_line(&mut line).expect("a line") > 0, "the server did not start");
+        }
+        let stderr = stderr.into_inner();
+        let unread = match reader {
+            LogReader::Leaves => None,
+            LogReader::StandsStill => {
+                fill(&stderr);
+                Some(stderr)
+            }
+        };
+        let (_, lines) = mpsc::channel();
+        let ready = Ready::parse(line.trim_end()).expect("it was found");
+        (Process { child, lines, unread }, ready)
     }
 
     #[track_caller]
@@ -219,8 +269,19 @@ impl Process {
     #[track_caller]
     pub fn finish(&mut self) -> (Option<i32>, Vec<String>) {
         let lines = std::iter::from_fn(|| self.line()).collect();
-        let status = self.child.wait().expect("the process is ours");
-        (status.code(), lines)
+        (self.wait().code(), lines)
+    }
+
+    #[track_caller]
+    fn wait(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process is ours") {
+                return status;
+            }
+            assert!(start.elapsed() < DEADLINE, "the process did not end in {DEADLINE:?}");
+            thread::yield_now();
+        }
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -230,7 +291,7 @@ impl Process {
 
     /// The next line; none after the end of the process.
     #[track_caller]
-    fn line(&mut self) -> Option<String> {
+    pub fn line(&mut self) -> Option<String> {
         match self.lines.recv_timeout(DEADLINE) {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
@@ -257,6 +318,22 @@ impl Drop for Process {
     }
 }
 
+/// Fills a pipe by its end for reading.
+fn fill(pipe: &ChildStderr) {
+    // Opened anew, so that the server's own end stays one that waits.
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    let mut end = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .expect("a pipe can be opened again");
+    for bytes in [&[b'x'; 4096][..], b"x"] {
+        while end.write(bytes).is_ok() {}
+    }
+    let full = end.write(b"x").expect_err("it is full");
+    assert_eq!(full.kind(), ErrorKind::WouldBlock);
+}
+
 /// Writes a configuration file that no other test uses.
 pub fn config_file(text: &str) -> PathBuf {
     static FILES: AtomicUsize = AtomicUsize::new(0);
@@ -268,21 +345,26 @@ pub fn config_file(text: &str) -> PathBuf {
 }
 
 /// The addresses in the line that tells that the server listens.
-struct Ready {
-    api: SocketAddr,
-    edges: Vec<SocketAddr>,
-    mesh: Option<SocketAddr>,
+pub struct Ready {
+    pub api: SocketAddr,
+    pub edges: Vec<SocketAddr>,
+    pub mesh: Option<SocketAddr>,
 }
 
 impl Ready {
-    fn parse(line: &str) -> Option<Ready> {
-        let (api, rest) = line.strip_prefix("gridcast: ready, api ")?.split_once(", edge ")?;
-        let (edges, mesh) = match rest.trim().split_once(", mesh ") {
-            Some((edges, mesh)) => (edges, Some(mesh.parse().ok()?)),
-            None => (rest.trim(), None),
+    /// Reads `gridcast: ready, api A, edge B,C, mesh D, open URL`, or the same from JSON.
+    pub fn parse(line: &str) -> Option<Ready> {
+        let object: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        let message = match &object {
+            Some(object) => object["fields"]["message"].as_str()?,
+            None => line.strip_prefix("gridcast: ")?,
         };
-        let edges: Result<_, _> = edges.split(',').map(str::parse).collect();
-        Some(Ready { api: api.parse().ok()?, edges: edges.ok()?, mesh })
+        let parts: Vec<_> = message.strip_prefix("ready, ")?.split(", ").collect();
+        let part = |name: &str| parts.iter().find_map(|part| part.strip_prefix(name));
+        let edges = part("edge ")
+            .map_or(Ok(Vec::new()), |edges| edges.split(',').map(str::parse).collect());
+        let mesh = part("mesh ").map(str::parse).transpose();
+        Some(Ready { api: part("api ")?.parse().ok()?, edges: edges.ok()?, mesh: mesh.ok()? })
     }
 }
 

@@ -8,7 +8,7 @@ use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::interest::Interest;
-use gridcast::shard::settings::{Api, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{Api, Limits, Process, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 
 /// A node of one shard that is alone, has no edge, and lets everybody call.
@@ -33,6 +33,7 @@ pub fn settings() -> Settings {
             when_full: WhenFull::Hold,
             topics: 1024,
         },
+        process: Process::default(),
         limits: Limits {
             edge_http: http,
             api_message_bytes: 1 << 20,

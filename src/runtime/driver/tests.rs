@@ -29,7 +29,7 @@ use crate::runtime::listener::{Listening, bind};
 use crate::runtime::ring::{Faults, Random};
 use crate::runtime::verifier;
 use crate::shard::interest::Interest;
-use crate::shard::settings::{Api, Edge, Limits, Queue, Route, Settings};
+use crate::shard::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
 use peer::{Door, Peer};
 
 /// Seeds of a usual run.
@@ -258,6 +258,7 @@ fn settings() -> Settings {
             when_full: WhenFull::Hold,
             topics: 1,
         },
+        process: Process::default(),
         limits: Limits {
             edge_http: http,
             api_message_bytes: 4096,

@@ -9,7 +9,9 @@ use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Rate;
-use gridcast::shard::settings::{AddressLimits, Api, Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{
+    AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
+};
 
 /// The topics that routes feed.
 pub const TOPICS: [&str; 2] = ["t", "h"];
@@ -43,6 +45,7 @@ pub fn settings(shape: u8) -> Settings {
             when_full,
             topics: 2,
         },
+        process: Process::default(),
         limits: Limits {
             edge_http: http,
             api_message_bytes: 512,

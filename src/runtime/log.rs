@@ -1,0 +1,452 @@
+//! The log: lines wait in a bounded queue, and one thread writes them to standard error.
+//!
+//! Who logs never waits and never fails. A line that finds the queue full, or that cannot be written,
+//! is dropped and counted; once lines can be written again, one line says how many were lost. Nothing
+//! else in this crate writes to standard error or standard output.
+//!
+//! tracing-appender's writer of this kind was not taken: its queue is bounded in lines alone, it does
+//! not count what the sink refuses, and its end prints to standard output, which may panic.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal, Write};
+use std::panic::{self, PanicHookInfo};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::{Map, Value};
+use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+/// Lines that wait to be written. The queue takes its memory at once, 24 bytes a line.
+const LINES_MAX: usize = 4096;
+
+/// Bytes of the lines that wait.
+const BYTES_MAX: usize = 1 << 20;
+
+/// How long the end of the process waits for the lines in the queue.
+pub const FLUSH_MAX: Duration = Duration::from_millis(500);
+
+/// How a line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}
+
+/// The log of the process. Clones share one queue.
+#[derive(Clone, Debug)]
+pub struct Log {
+    queue: Sender<Item>,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    // Bytes of the lines in the queue and of the line that is being written.
+    bytes: AtomicUsize,
+    dropped: Arc<AtomicU64>,
+    // Dropped lines that no line has told of yet.
+    untold: AtomicU64,
+    is_json: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Item {
+    Line(Box<[u8]>),
+    /// Answered once every line before it was written or dropped.
+    Flush(Sender<()>),
+}
+
+impl Log {
+    /// Starts the thread that writes to standard error.
+    ///
+    /// # Errors
+    /// A thread cannot be had.
+    pub fn to_stderr() -> io::Result<Self> {
+        Self::to(Stderr)
+    }
+
+    fn to(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, items) = bounded(LINES_MAX);
+        let state = Arc::new(State {
+            bytes: AtomicUsize::new(0),
+            dropped: Arc::default(),
+            untold: AtomicU64::new(0),
+            is_json: AtomicBool::new(false),
+        });
+        let lines = Lines { out, state: state.clone(), is_torn: false };
+        thread::Builder::new().name("log".into()).spawn(move || lines.write_all(&items))?;
+        Ok(Self { queue, state })
+    }
+
+    /// Writes every line of [`Self::say`] like this from now on. Text before that.
+    pub fn set_format(&self, format: Format) {
+        self.state.is_json.store(format == Format::Json, Ordering::Relaxed);
+    }
+
+    /// Makes this the log of every `tracing` event of the process, down to `level`. A second call in
+    /// one process changes nothing.
+    pub fn subscribe(&self, level: Level) {
+        let lines = tracing_subscriber::fmt()
+            .with_max_level(level)
+            // Otherwise what goes wrong while formatting is told with `eprintln!`.
+            .log_internal_errors(false)
+            .with_writer(self.clone());
+        let _ = match self.state.format() {
+            Format::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
+            Format::Json => lines.json().try_init(),
+        };
+    }
+
+    /// Sends what a panic says to the log, and not straight to standard error.
+    pub fn take_panics(&self) {
+        let log = self.clone();
+        panic::set_hook(Box::new(move |info| log.say_panic(info)));
+    }
+
+    fn say_panic(&self, info: &PanicHookInfo<'_>) {
+        let current = thread::current();
+        let name = current.name().unwrap_or("without a name");
+        let why = info.payload_as_str().unwrap_or("no message");
+        let place = info.location().map_or("?".to_owned(), ToString::to_string);
+        let mut text = format!("thread {name} panicked at {place}: {why}");
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            text.push_str(&format!("\n{backtrace}"));
+        }
+        self.say(Level::ERROR, &text, &[]);
+        if name == "main" {
+            // The process may end before the log's thread runs.
+            self.flush(FLUSH_MAX);
+        }
+    }
+
+    /// Logs a line whatever the level of the log: the start, and why the process ends. `fields` stand
+    /// beside the message in JSON alone.
+    pub fn say(&self, level: Level, message: &str, fields: &[(&str, Value)]) {
+        self.put(&self.state.line(level, message, fields));
+    }
+
+    /// Lines that were dropped since the start of the process.
+    pub fn lines_dropped(&self) -> Arc<AtomicU64> {
+        self.state.dropped.clone()
+    }
+
+    /// Waits until the lines in the queue are written, but for no longer than this.
+    pub fn flush(&self, within: Duration) {
+        let end = Instant::now() + within;
+        let (done, is_done) = bounded(1);
+        if self.queue.send_deadline(Item::Flush(done), end).is_ok() {
+            let _ = is_done.recv_deadline(end);
+        }
+    }
+
+    fn put(&self, line: &[u8]) {
+        let bytes = self.state.bytes.fetch_add(line.len(), Ordering::Relaxed) + line.len();
+        let has_room = bytes <= BYTES_MAX && !self.queue.is_full();
+        if !has_room || self.queue.try_send(Item::Line(line.into())).is_err() {
+            self.state.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+            self.state.drop_line();
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = LogWriter<'a>;
+
+    fn make_writer(&'a self) -> LogWriter<'a> {
+        LogWriter(self)
+    }
+}
+
+/// Takes whole lines, one per write, as `tracing_subscriber` gives them. Writing never fails.
+#[derive(Debug)]
+pub struct LogWriter<'a>(&'a Log);
+
+impl Write for LogWriter<'_> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.put(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl State {
+    fn format(&self) -> Format {
+        if self.is_json.load(Ordering::Relaxed) { Format::Json } else { Format::Text }
+    }
+
+    fn drop_line(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.untold.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn line(&self, level: Level, message: &str, fields: &[(&str, Value)]) -> Vec<u8> {
+        match self.format() {
+            Format::Text => format!("gridcast: {message}\n").into(),
+            Format::Json => json_line(level, message, fields),
+        }
+    }
+}
+
+/// A line in the layout of `tracing_subscriber`'s JSON.
+fn json_line(level: Level, message: &str, fields: &[(&str, Value)]) -> Vec<u8> {
+    let mut time = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    let mut said = Map::new();
+    said.insert("message".into(), message.into());
+    said.extend(fields.iter().map(|(name, value)| ((*name).into(), value.clone())));
+    let said = Value::from(said);
+    format!(
+        "{{\"timestamp\":\"{time}\",\"level\":\"{level}\",\"fields\":{said},\"target\":\"gridcast\"}}\n"
+    )
+    .into()
+}
+
+/// The thread's end of the queue.
+struct Lines<W> {
+    out: W,
+    state: Arc<State>,
+    // The sink has got a part of a line and not its end.
+    is_torn: bool,
+}
+
+impl<W: Write> Lines<W> {
+    fn write_all(mut self, items: &Receiver<Item>) {
+        for item in items {
+            match item {
+                Item::Line(line) => {
+                    if !self.write(&line) {
+                        self.state.drop_line();
+                    }
+                    self.state.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                    if items.is_empty() {
+                        self.tell_lost();
+                    }
+                }
+                Item::Flush(done) => {
+                    self.tell_lost();
+                    // Whoever waited may have given up.
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    /// Writes how many lines were lost, if any were. What cannot be written is told later.
+    fn tell_lost(&mut self) {
+        let lost = self.state.untold.swap(0, Ordering::Relaxed);
+        if lost == 0 {
+            return;
+        }
+        let message = format!("{lost} log lines were lost before this one");
+        let line = self.state.line(Level::WARN, &message, &[("lines", lost.into())]);
+        if !self.write(&line) {
+            self.state.untold.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes one line; false if it, or a part of it, was not written.
+    fn write(&mut self, line: &[u8]) -> bool {
+        if self.is_torn && self.out.write_all(b"\n").is_err() {
+            return false;
+        }
+        self.is_torn = false;
+        let mut rest = line;
+        while !rest.is_empty() {
+            match self.out.write(rest) {
+                Ok(written @ 1..) => rest = &rest[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => {
+                    self.is_torn = rest.len() < line.len();
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Standard error without the lock of the standard library, whose holder may stand still.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = rustix::stdio::stderr();
+        loop {
+            match rustix::io::write(stderr, bytes) {
+                // Another process may have made it non-blocking, as it shares the open file.
+                Err(rustix::io::Errno::AGAIN) => {
+                    poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
+                }
+                written => return Ok(written?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes the answer of a command to standard output.
+///
+/// # Errors
+/// It cannot be written: the reader is gone, or the disk is full.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A sink that takes bytes only while it has some allowed, waits for them to be, or refuses.
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<SinkState>>);
+
+    #[derive(Default)]
+    struct SinkState {
+        taken: Vec<u8>,
+        // Bytes that it takes before it refuses.
+        room: usize,
+    }
+
+    impl Sink {
+        fn with_room(room: usize) -> Self {
+            let sink = Self::default();
+            sink.0.lock().unwrap().room = room;
+            sink
+        }
+
+        fn set_room(&self, room: usize) {
+            self.0.lock().unwrap().room = room;
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().taken.clone()).unwrap()
+        }
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut state = self.0.lock().unwrap();
+            let taken = bytes.len().min(state.room);
+            if taken == 0 {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            state.room -= taken;
+            state.taken.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sink that stands still until its sender is gone, and then takes everything.
+    struct Blocked(Receiver<()>, Sink);
+
+    impl Write for Blocked {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn dropped(log: &Log) -> u64 {
+        log.lines_dropped().load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn lines_that_a_full_sink_refused_are_counted_and_told_of_once_it_takes_lines_again() {
+        let sink = Sink::with_room(usize::MAX);
+        let log = Log::to(sink.clone()).unwrap();
+        log.say(Level::INFO, "first", &[]);
+        log.flush(LONG);
+        // A part of the second line fits.
+        sink.set_room(5);
+        log.say(Level::INFO, "second", &[]);
+        log.say(Level::INFO, "third", &[]);
+        log.flush(LONG);
+        assert_eq!(dropped(&log), 2);
+        sink.set_room(usize::MAX);
+        log.say(Level::INFO, "fourth", &[]);
+        log.flush(LONG);
+        let text = "gridcast: first\ngridc\ngridcast: fourth\n\
+                    gridcast: 2 log lines were lost before this one\n";
+        assert_eq!((sink.text().as_str(), dropped(&log)), (text, 2));
+    }
+
+    #[test]
+    fn a_sink_that_stands_still_costs_the_lines_beyond_the_queue_and_nobody_waits() {
+        let sink = Sink::with_room(usize::MAX);
+        let (unblock, blocked) = bounded::<()>(0);
+        let log = Log::to(Blocked(blocked, sink.clone())).unwrap();
+        let lines = LINES_MAX as u64 + 100;
+        (0..lines).for_each(|number| log.say(Level::INFO, &number.to_string(), &[]));
+        // The thread holds at most one.
+        let lost = dropped(&log);
+        assert!((99..=100).contains(&lost), "{lost}");
+        log.flush(Duration::ZERO);
+        drop(unblock);
+        log.flush(LONG);
+        let text = sink.text();
+        assert!(text.starts_with("gridcast: 0\ngridcast: 1\n"));
+        assert!(text.ends_with(&format!("gridcast: {lost} log lines were lost before this one\n")));
+        assert_eq!(text.lines().count() as u64, lines - lost + 1);
+    }
+
+    #[test]
+    fn the_queue_is_bounded_in_bytes() {
+        let sink = Sink::with_room(usize::MAX);
+        let (unblock, blocked) = bounded::<()>(0);
+        let log = Log::to(Blocked(blocked, sink.clone())).unwrap();
+        let long = "x".repeat(BYTES_MAX / 4);
+        (0..10).for_each(|_| log.say(Level::INFO, &long, &[]));
+        assert_eq!(dropped(&log), 7);
+        log.say(Level::INFO, "a short one has room", &[]);
+        assert_eq!(dropped(&log), 7);
+        drop(unblock);
+        log.flush(LONG);
+        assert_eq!(log.state.bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn in_json_each_line_is_one_object_whatever_it_says() {
+        let sink = Sink::with_room(usize::MAX);
+        let log = Log::to(sink.clone()).unwrap();
+        log.set_format(Format::Json);
+        log.say(Level::ERROR, "a \"quote\"\nand a line end", &[("mesh", "127.0.0.1:1".into())]);
+        log.flush(LONG);
+        let text = sink.text();
+        let [line] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["level"], "ERROR");
+        assert_eq!(line["fields"]["message"], "a \"quote\"\nand a line end");
+        assert_eq!(line["fields"]["mesh"], "127.0.0.1:1");
+        assert!(line["timestamp"].as_str().unwrap().ends_with('Z'));
+    }
+}
