@@ -394,8 +394,9 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Header fields in that head, 1 to 256. Default: 100.
     pub headers: usize,
-    /// Bytes that may wait for one client or back end, 1,024 to 1 GiB; a route may have its own.
-    /// Default: 1,048,576. Allocated as it is used: a client that keeps up costs none of it.
+    /// Memory that what waits for one client or back end may take, 1,024 bytes to 1 GiB; a route may
+    /// have its own. Each queued message counts with its bytes and 128 more. Default: 1,048,576.
+    /// Allocated as it is used: a client that keeps up costs none of it.
     pub outbound_bytes: usize,
     /// What happens to a client for which more would wait. Default: close.
     pub slow_client: SlowClient,

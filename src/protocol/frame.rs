@@ -12,6 +12,10 @@ pub const HEAD_BYTES_MAX: usize = 14;
 /// The longest payload of a control frame (RFC 6455, section 5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
+/// Memory that a frame in a queue takes beside its bytes, at most: its place in a queue that has
+/// grown by doubling, two pairs of counts of references, and the heads of two allocations.
+pub const QUEUED_FRAME_BYTES: usize = 128;
+
 /// What a message is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

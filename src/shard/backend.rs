@@ -1,7 +1,7 @@
 //! Back ends on the WebSocket API: requests in, answers out in their order.
 
 use super::Shard;
-use super::connection::{Connection, Pause, Stage};
+use super::connection::{Pause, Stage};
 use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
@@ -49,8 +49,8 @@ impl Shard {
     pub(super) fn pause_if_unread(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         let is_unread =
-            !connection.is_broken && connection.outbound.buffered() > connection.outbound_max();
-        let is_waiting = connection.replies().is_some_and(|replies| replies.len() >= WAITING_MAX);
+            !connection.is_broken && connection.unread_charge() > connection.outbound_max();
+        let is_waiting = connection.waits_for_too_much(WAITING_MAX, 1);
         let is_new = |reason| !connection.is_paused_for(reason);
         let limits = &mut self.counters.limits;
         limits.outbound_bytes += u64::from(is_unread && is_new(Pause::Outbound));
@@ -100,15 +100,12 @@ impl Shard {
                 self.start_consuming(key, pop);
             }
         }
-        let Some(waiting) =
-            self.connections.get(key).and_then(Connection::replies).map(|r| r.len())
-        else {
-            return;
-        };
-        if waiting <= WAITING_MIN {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Some(is_last) = connection.replies().map(|replies| replies.is_empty()) else { return };
+        if !connection.waits_for_too_much(WAITING_MIN + 1, 2) {
             self.unpause(key, Pause::Answers);
         }
-        if waiting == 0 {
+        if is_last {
             self.after_last_reply(key);
         }
     }

@@ -18,6 +18,7 @@ use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::deflate::Window;
+use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
 
 /// Which listener a connection came in on.
@@ -41,7 +42,7 @@ pub struct Connection {
     // The tick of the wheel at which its one valid timer entry lies: the last 32 bits of it, which
     // come again after two years.
     timer_tick: u32,
-    // The most that may wait for it, in bytes: configured, 1 GiB at most.
+    // The most memory that what waits for it may take, in bytes: configured, 1 GiB at most.
     outbound_max: u32,
     /// What it speaks.
     pub stage: Stage,
@@ -328,12 +329,12 @@ impl Connection {
         self.paused & reason as u8 != 0
     }
 
-    /// The most that may wait for it, in bytes; 0 until it is set.
+    /// The most memory that what waits for it may take, in bytes; 0 until it is set.
     pub fn outbound_max(&self) -> usize {
         self.outbound_max as usize
     }
 
-    /// Sets the most that may wait for it, in bytes.
+    /// Sets the most memory that what waits for it may take, in bytes.
     pub fn set_outbound_max(&mut self, bytes: usize) {
         self.outbound_max = bytes.try_into().unwrap_or(u32::MAX);
     }
@@ -348,9 +349,28 @@ impl Connection {
         self.timer_tick == tick as u32
     }
 
-    /// Whether a frame of so many bytes may still wait for it.
+    /// Whether a frame of so many bytes may still wait for it. An empty queue takes a frame as long as
+    /// the limit: what that frame takes beside its bytes counts for those that follow.
     pub fn takes(&self, bytes: usize) -> bool {
-        self.outbound.buffered() + bytes <= self.outbound_max()
+        self.outbound.charge() + bytes <= self.outbound_max()
+    }
+
+    /// Whether `requests` of it wait for answers, or they take more than a part of its outbound limit:
+    /// their ids, and the answers behind them, whatever their size.
+    pub fn waits_for_too_much(&mut self, requests: usize, part: usize) -> bool {
+        let bytes_max = self.outbound_max() / part;
+        self.replies()
+            .is_some_and(|replies| replies.len() >= requests || replies.held_bytes() > bytes_max)
+    }
+
+    /// Memory that what it asked for and has not read takes. Events are bounded by the window of their
+    /// consumer in bytes, so what each takes beside its bytes is not held against its requests.
+    pub fn unread_charge(&self) -> usize {
+        let of_events = match &self.stage {
+            Stage::Backend(backend) => backend.deliveries.len() * QUEUED_FRAME_BYTES,
+            _ => 0,
+        };
+        self.outbound.charge().saturating_sub(of_events)
     }
 
     /// Whether what waits for it waits for no one but us, who have not come to write it yet.

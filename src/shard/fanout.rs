@@ -10,7 +10,7 @@ use super::forms::{Forms, JOINED_FOR, Tails};
 use super::replies::WAITING_MAX;
 use crate::message::{Answer, Command, ConnectionKey};
 use crate::protocol::api::Tally;
-use crate::protocol::frame::Frame;
+use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 
 /// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one
 /// go.
@@ -131,11 +131,11 @@ pub struct Lane {
 #[derive(Debug, Default)]
 struct Behind {
     commands: VecDeque<(Asked, Command)>,
-    // Of their frames.
+    // Memory that they take.
     bytes: usize,
 }
 
-/// Commands of one back end, and bytes of their frames, that wait behind a walk: what is beyond
+/// Commands of one back end, and the memory that they take, that wait behind a walk: what is beyond
 /// fails with 103. The back end is held back by its unanswered calls before that, unless they have
 /// run out of time.
 const BEHIND_MAX: usize = WAITING_MAX;
@@ -144,7 +144,7 @@ const BEHIND_BYTES: usize = 16 * 1024 * 1024;
 impl Lane {
     /// Lets a command wait; false if too much does.
     pub(super) fn take(&mut self, asked: Asked, command: &Command) -> bool {
-        let (behind, bytes) = (&mut self.behind, frame_bytes(command));
+        let (behind, bytes) = (&mut self.behind, held_bytes(command));
         if behind.commands.len() >= BEHIND_MAX || behind.bytes + bytes > BEHIND_BYTES {
             return false;
         }
@@ -168,16 +168,24 @@ impl Lane {
 impl Behind {
     fn next(&mut self) -> Option<(Asked, Command)> {
         let next = self.commands.pop_front()?;
-        self.bytes -= frame_bytes(&next.1);
+        self.bytes -= held_bytes(&next.1);
         Some(next)
     }
 }
 
-fn frame_bytes(command: &Command) -> usize {
-    match command {
-        Command::Send(_, frame) | Command::Publish(_, frame) => frame.bytes().len(),
-        _ => 0,
-    }
+/// Memory that a command takes while it waits.
+fn held_bytes(command: &Command) -> usize {
+    // A queue that grows by doubling has room for twice as many.
+    2 * size_of::<(Asked, Command)>()
+        + match command {
+            Command::Send(_, frame) => frame.bytes().len() + QUEUED_FRAME_BYTES,
+            Command::Publish(channel, frame) => {
+                channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES
+            }
+            Command::Call(_, function) => function.held_bytes(),
+            Command::Join(topic, _) | Command::Leave(topic) => topic.len(),
+            Command::Nodes | Command::Report => 0,
+        }
 }
 
 impl Shard {

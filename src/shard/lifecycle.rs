@@ -46,7 +46,7 @@ impl Shard {
     /// All of a batch is written: there may be more, or it was the last.
     pub(super) fn after_batch(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
-        let half_empty = connection.outbound.buffered() <= connection.outbound_max() / 2;
+        let half_empty = connection.unread_charge() <= connection.outbound_max() / 2;
         if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
             return self.shut(key);
         }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use crate::protocol::frame::Frame;
+use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 
 /// Bytes of small answers that are put together in one chunk before another is begun.
 const CHUNK_BYTES: usize = 16 * 1024;
@@ -24,6 +24,15 @@ impl Chunk {
         match self {
             Self::Shared(frame) => frame.bytes(),
             Self::Own(bytes) => bytes,
+        }
+    }
+
+    /// Memory that the chunk takes in a queue beside its bytes. A shared frame is charged to each of
+    /// its receivers: any of them may be the last one that keeps it.
+    fn overhead(&self) -> usize {
+        match self {
+            Self::Shared(_) => QUEUED_FRAME_BYTES,
+            Self::Own(bytes) => QUEUED_FRAME_BYTES + bytes.capacity() - bytes.len(),
         }
     }
 }
@@ -73,6 +82,9 @@ pub struct Outbound {
     queued: usize,
     // Bytes taken by the driver and not yet written.
     in_flight: usize,
+    // What the chunks that wait take beside their bytes, and what those in flight do.
+    overhead: u32,
+    overhead_in_flight: u32,
     // Bytes at the front of chunks, all our own, that no clearing may drop.
     kept: u32,
     // Nothing of it goes for now.
@@ -83,6 +95,12 @@ impl Outbound {
     /// Bytes that wait, those in flight included.
     pub fn buffered(&self) -> usize {
         self.queued + self.in_flight
+    }
+
+    /// Memory that all of it takes: the bytes of [`Self::buffered`], and what each chunk takes beside
+    /// them. Limits are compared with this.
+    pub fn charge(&self) -> usize {
+        self.buffered() + self.overhead as usize + self.overhead_in_flight as usize
     }
 
     /// Whether there is something to take and nothing in flight: at most one send at a time.
@@ -123,9 +141,11 @@ impl Outbound {
     pub fn push_with(&mut self, spare: &mut Spare, put: impl FnOnce(&mut Vec<u8>)) {
         match self.chunks.back_mut() {
             Some(Chunk::Own(bytes)) if bytes.len() < CHUNK_BYTES => {
-                let before = bytes.len();
+                let (length, unused) = (bytes.len(), bytes.capacity() - bytes.len());
                 put(bytes);
-                self.queued += bytes.len() - before;
+                self.queued += bytes.len() - length;
+                self.overhead -= unused as u32;
+                self.overhead += (bytes.capacity() - bytes.len()) as u32;
             }
             _ => {
                 let mut bytes = spare.buffers.pop().unwrap_or_default();
@@ -142,6 +162,7 @@ impl Outbound {
         {
             self.chunks = batch;
         }
+        self.overhead += chunk.overhead() as u32;
         self.chunks.push_back(chunk);
     }
 
@@ -149,6 +170,7 @@ impl Outbound {
     pub fn take(&mut self) -> Batch {
         debug_assert!(self.in_flight == 0);
         self.in_flight = std::mem::take(&mut self.queued);
+        self.overhead_in_flight = std::mem::take(&mut self.overhead);
         self.kept = 0;
         std::mem::take(&mut self.chunks)
     }
@@ -157,12 +179,15 @@ impl Outbound {
     pub fn written(&mut self, bytes: usize) {
         debug_assert!(bytes <= self.in_flight);
         self.in_flight = self.in_flight.saturating_sub(bytes);
+        if self.in_flight == 0 {
+            self.overhead_in_flight = 0;
+        }
     }
 
     /// Forgets the shared frames that wait: of a back end, the events.
     pub fn drop_shared(&mut self) {
         self.chunks.retain(|chunk| matches!(chunk, Chunk::Own(_)));
-        self.queued = self.chunks.iter().map(|chunk| chunk.bytes().len()).sum();
+        self.count_again();
     }
 
     /// Keeps what waits now, of which nothing is shared, whatever is cleared: answers to requests,
@@ -183,7 +208,16 @@ impl Outbound {
             }
             _ => false,
         });
+        self.count_again();
+        if self.chunks.is_empty() {
+            // A long batch is memory of its own.
+            self.chunks = Batch::new();
+        }
+    }
+
+    fn count_again(&mut self) {
         self.queued = self.chunks.iter().map(|chunk| chunk.bytes().len()).sum();
+        self.overhead = self.chunks.iter().map(Chunk::overhead).sum::<usize>() as u32;
     }
 }
 
@@ -206,5 +240,42 @@ mod tests {
         outbound.push_with(&mut spare, |out| out.extend_from_slice(b"frame"));
         outbound.clear();
         assert!(outbound.is_flushed());
+    }
+
+    #[test]
+    fn what_a_queue_is_charged_covers_what_it_holds_and_ends_with_it() {
+        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        for number in 0..1000 {
+            outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"12")));
+            outbound.push_with(&mut spare, |out| out.resize(out.len() + number, 0));
+        }
+        // An Rc and an Arc have two counts each, an allocation begins with a word and is a multiple of
+        // 16 bytes, and a deque has at most twice the room that it needs.
+        let own: usize = outbound
+            .chunks
+            .iter()
+            .map(|chunk| match chunk {
+                Chunk::Shared(_) => (16 + 16 + 8 + 8) + (16 + 2 + 8 + 6),
+                Chunk::Own(bytes) => bytes.capacity() + 8 + 15,
+            })
+            .sum();
+        let held = own + outbound.chunks.capacity() * size_of::<Chunk>();
+        let charge = outbound.charge();
+        assert!((held..held * 3 / 2).contains(&charge), "{charge} for {held}");
+        assert_eq!(outbound.buffered(), 1000 * 2 + (0..1000).sum::<usize>());
+        let bytes = outbound.buffered();
+        let batch = outbound.take();
+        assert_eq!((outbound.charge(), outbound.buffered()), (charge, bytes), "it is in flight");
+        outbound.written(bytes - 1);
+        assert!(outbound.charge() > outbound.buffered(), "a batch is kept until all is written");
+        outbound.written(1);
+        assert_eq!(outbound.charge(), 0);
+        drop(batch);
+        outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"12")));
+        outbound.push_with(&mut spare, |out| out.push(0));
+        outbound.drop_shared();
+        assert!((1..=1 + QUEUED_FRAME_BYTES + 16).contains(&outbound.charge()));
+        outbound.clear();
+        assert_eq!(outbound.charge(), 0);
     }
 }

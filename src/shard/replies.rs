@@ -36,6 +36,15 @@ pub struct HttpShape {
 }
 
 impl Shape {
+    /// Memory that it takes beside itself.
+    fn held_bytes(&self) -> usize {
+        match self {
+            // Short ids are in place; the room for that is not worth a look.
+            Self::Message(id) => id.len(),
+            Self::Response(shape) => shape.allow_origin.as_ref().map_or(0, |origin| origin.len()),
+        }
+    }
+
     /// Appends the answer.
     pub fn put(
         &self,
@@ -114,12 +123,26 @@ pub struct Replies {
     first: u64,
     // The one after the last call of a client's function.
     after_function: u64,
+    // Memory that the slots take.
+    held_bytes: usize,
 }
 
 #[derive(Debug)]
 enum Slot {
     Waiting(Shape),
     Ready(Ready),
+}
+
+impl Slot {
+    /// Memory that it takes.
+    fn held_bytes(&self) -> usize {
+        // A queue that grows by doubling has room for twice as many.
+        2 * size_of::<Self>()
+            + match self {
+                Self::Waiting(shape) => shape.held_bytes(),
+                Self::Ready(ready) => ready.bytes.capacity(),
+            }
+    }
 }
 
 /// An answer that may be written.
@@ -142,9 +165,19 @@ impl Replies {
         self.slots.len()
     }
 
+    /// Memory that they take: ids of requests, and answers behind one that is not known.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
+    fn push(&mut self, slot: Slot) {
+        self.held_bytes += slot.held_bytes();
+        self.slots.push_back(slot);
+    }
+
     /// Keeps a place for an answer; gives its number.
     pub fn wait(&mut self, shape: Shape) -> u64 {
-        self.slots.push_back(Slot::Waiting(shape));
+        self.push(Slot::Waiting(shape));
         self.first + self.slots.len() as u64 - 1
     }
 
@@ -161,12 +194,14 @@ impl Replies {
 
     /// Gives the last place back that was kept, and not settled: its answer gets another.
     pub fn give_up_last(&mut self) {
-        self.slots.pop_back();
+        if let Some(slot) = self.slots.pop_back() {
+            self.held_bytes -= slot.held_bytes();
+        }
     }
 
     /// Keeps an answer that is known, behind those that are not.
     pub fn ready(&mut self, bytes: Vec<u8>) {
-        self.slots.push_back(Slot::Ready(Ready { bytes, then_start: None }));
+        self.push(Slot::Ready(Ready { bytes, then_start: None }));
     }
 
     /// An answer that was waited for.
@@ -182,21 +217,46 @@ impl Replies {
         if let Slot::Waiting(shape) = slot {
             let mut bytes = Vec::new();
             shape.put(&mut bytes, scratch, date, answer);
+            self.held_bytes -= slot.held_bytes();
             *slot = Slot::Ready(Ready { bytes, then_start });
+            self.held_bytes += slot.held_bytes();
         }
     }
 
     /// The next answer that may be written.
     pub fn poll_ready(&mut self) -> Option<Ready> {
-        match self.slots.pop_front()? {
-            Slot::Ready(ready) => {
-                self.first += 1;
-                Some(ready)
-            }
-            waiting => {
-                self.slots.push_front(waiting);
-                None
-            }
+        if !matches!(self.slots.front()?, Slot::Ready(_)) {
+            return None;
         }
+        let slot = self.slots.pop_front()?;
+        self.first += 1;
+        self.held_bytes -= slot.held_bytes();
+        match slot {
+            Slot::Ready(ready) => Some(ready),
+            Slot::Waiting(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_answers_count_for_as_long_as_they_are_kept() {
+        let mut replies = Replies::default();
+        let mut scratch = Vec::new();
+        let id = "1".repeat(1000);
+        let number = replies.wait(Shape::Message(id.clone().into()));
+        assert!((1000..1200).contains(&replies.held_bytes()), "{}", replies.held_bytes());
+        replies.ready(vec![0; 5000]);
+        replies.wait(Shape::Message("2".into()));
+        replies.give_up_last();
+        assert!((6000..6400).contains(&replies.held_bytes()), "{}", replies.held_bytes());
+        assert!(replies.poll_ready().is_none());
+        replies.settle(number, &Ok(Reply::Done), None, Date::at(0), &mut scratch);
+        assert!(replies.held_bytes() > 6000);
+        assert!(replies.poll_ready().is_some() && replies.poll_ready().is_some());
+        assert_eq!((replies.held_bytes(), replies.len()), (0, 0));
     }
 }

@@ -209,6 +209,25 @@ pub enum Function {
     Info,
 }
 
+impl Function {
+    /// Memory that its arguments take, at most.
+    pub fn held_bytes(&self) -> usize {
+        // A pointer with a length, and what an allocation takes beside its bytes.
+        let held = |text: &str| size_of::<Box<str>>() + 24 + text.len();
+        match self {
+            Self::SetContextValue(key, value) => held(key) + held(value),
+            Self::SetContext(entries) => {
+                entries.iter().map(|(key, value)| held(key) + held(value)).sum()
+            }
+            Self::Subscribe(channels) | Self::Unsubscribe(channels) => {
+                channels.iter().map(|channel| held(channel)).sum()
+            }
+            Self::Close(_, reason) => held(reason),
+            Self::GetContext | Self::Info => 0,
+        }
+    }
+}
+
 /// A key of a context, and its value as JSON text.
 pub type ContextEntry = (Box<str>, Box<str>);
 
