@@ -86,6 +86,12 @@
 //! share. Besides it they share what `shard::interest` holds: bits that say which of them may have
 //! subscribers of a channel.
 //!
+//! # What the log says of a connection
+//!
+//! `shard::trail` has a line at level `debug` for each step of a connection, from accept to close.
+//! The shard names `tracing`, which is a facade: what becomes of an event is for `node` to say, and
+//! nothing of that is I/O in the shard. The layers below it log nothing.
+//!
 //! # The thread of the mesh
 //!
 //! [`mesh::Mesh`] is a value as a shard is, and `mesh::quic` its driver, on one thread beside the

@@ -25,7 +25,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
 ];
 
 /// A name, and the only places whose code may contain it: beginnings of paths in `src/`.
-const RESERVED: [(&str, &[&str]); 13] = [
+const RESERVED: [(&str, &[&str]); 14] = [
     ("quinn", &["mesh/quic"]),
     ("tokio", &["mesh/quic"]),
     ("rcgen", &["mesh/identity.rs"]),
@@ -39,6 +39,7 @@ const RESERVED: [(&str, &[&str]); 13] = [
     ("Instant", &["runtime/", "mesh/quic"]),
     ("SystemTime", &["runtime/", "mesh/quic"]),
     ("signal_hook", &["node.rs"]),
+    ("tracing", &["shard/", "runtime/", "mesh/", "node.rs", "log"]),
 ];
 
 struct Source {

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use base64::Engine as _;
+use base64::engine::general_purpose;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -60,9 +63,18 @@ pub struct Pass {
 pub enum TokenError {
     /// There is none where the route looks for it.
     Missing,
-    /// Not a token of this algorithm that was signed with this key, or its claims are not as they
-    /// should be.
-    Invalid,
+    /// Not a JSON Web Token.
+    Malformed,
+    /// Signed with another algorithm than the route's.
+    Algorithm,
+    /// Not signed with the route's key.
+    Signature,
+    /// `crit` asks for an extension that is not known here (RFC 7515, section 4.1.11).
+    Extension,
+    /// `aud` names another service.
+    Audience,
+    /// A claim is missing, or not as it should be. Told only to who has the key.
+    Claims,
     /// `exp` has passed.
     Expired,
     /// `nbf` has not come.
@@ -73,7 +85,12 @@ impl fmt::Display for TokenError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Missing => "this route needs a token",
-            Self::Invalid => "the token is not one that this route takes",
+            Self::Malformed => "the token is not a JSON Web Token",
+            Self::Algorithm => "the token was signed with another algorithm than this route takes",
+            Self::Signature => "the token's signature is wrong",
+            Self::Extension => "the token's crit header asks for an extension",
+            Self::Audience => "the token is for another audience",
+            Self::Claims => "a claim of the token is missing or not as it should be",
             Self::Expired => "the token has expired",
             Self::Early => "the token is not valid yet",
         })
@@ -148,10 +165,9 @@ impl TokenRule {
 
     fn read(&self, token: &str, unix_ms: u64) -> Result<Pass, TokenError> {
         let decoded = decode::<Claims>(token, &self.key, &self.validation);
-        let decoded = decoded.map_err(|_| TokenError::Invalid)?;
-        // RFC 7515, section 4.1.11: none of these extensions is understood here.
+        let decoded = decoded.map_err(|error| why_refused(error.kind(), token))?;
         if decoded.header.crit.is_some() {
-            return Err(TokenError::Invalid);
+            return Err(TokenError::Extension);
         }
         let claims = decoded.claims;
         let until_unix_ms = milliseconds(claims.exp).saturating_add(LEEWAY_MS);
@@ -163,13 +179,28 @@ impl TokenRule {
         }
         let names = claims.channels.iter().chain(claims.context.keys());
         if names.into_iter().any(|name| !(1..=NAME_BYTES_MAX).contains(&name.len())) {
-            return Err(TokenError::Invalid);
+            return Err(TokenError::Claims);
         }
         Ok(Pass {
             until_unix_ms,
             channels: claims.channels,
             context: context(claims.context, claims.sub),
         })
+    }
+}
+
+/// What the library's error means here. Claims are read once the signature is known to be right, so
+/// that their faults are told only to who has the key.
+fn why_refused(kind: &ErrorKind, token: &str) -> TokenError {
+    let mut parts = token.split('.');
+    let is_base64 = |part: &str| general_purpose::URL_SAFE_NO_PAD.decode(part).is_ok();
+    let is_well_formed = decode_header(token).is_ok() && parts.all(is_base64);
+    match kind {
+        ErrorKind::InvalidSignature => TokenError::Signature,
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => TokenError::Algorithm,
+        _ if !is_well_formed => TokenError::Malformed,
+        ErrorKind::InvalidAudience => TokenError::Audience,
+        _ => TokenError::Claims,
     }
 }
 
@@ -320,10 +351,11 @@ mod tests {
             json!({"exp": NOW + 10, "channels": [""]}),
             json!({"exp": NOW + 10, "context": []}),
             json!({"exp": NOW + 10, "context": {"": 1}}),
-            json!({"exp": NOW + 10, "aud": "another service"}),
         ] {
-            assert_eq!(read(&claims).map(drop), Err(TokenError::Invalid), "{claims}");
+            assert_eq!(read(&claims).map(drop), Err(TokenError::Claims), "{claims}");
         }
+        let claims = json!({"exp": NOW + 10, "aud": "another service"});
+        assert_eq!(read(&claims).map(drop), Err(TokenError::Audience));
     }
 
     #[test]
@@ -335,17 +367,24 @@ mod tests {
         // {"alg":"none"}
         let none = format!("eyJhbGciOiJub25lIn0.{}.", message.split_once('.').expect("two").1);
         let crit = Header { crit: Some(vec!["exp".into()]), ..Header::default() };
-        for token in [
-            signed(&Header::default(), "another key of enough bytes to pass", &claims),
-            signed(&Header::new(Algorithm::HS384), KEY, &claims),
-            signed(&crit, KEY, &claims),
-            none,
-            format!("{message}."),
-            message.to_owned(),
-            "a.b.c".into(),
-            String::new(),
+        let foreign = signed(&Header::default(), "another key of enough bytes to pass", &claims);
+        let (head, rest) = right.split_once('.').expect("three parts");
+        let (claims_part, signature) = rest.split_once('.').expect("three parts");
+        for (token, expected) in [
+            (foreign, TokenError::Signature),
+            (signed(&Header::new(Algorithm::HS384), KEY, &claims), TokenError::Algorithm),
+            (signed(&crit, KEY, &claims), TokenError::Extension),
+            (none, TokenError::Malformed),
+            (format!("{message}."), TokenError::Signature),
+            (format!("{message}.{}", &signature[..20]), TokenError::Signature),
+            (format!("{head}.{claims_part}x.{signature}"), TokenError::Signature),
+            (format!("{message}.%%%"), TokenError::Malformed),
+            (message.to_owned(), TokenError::Malformed),
+            (format!("{right}.x"), TokenError::Malformed),
+            ("a.b.c".into(), TokenError::Malformed),
+            (String::new(), TokenError::Malformed),
         ] {
-            assert_eq!(rule().read(&token, NOW_MS).map(drop), Err(TokenError::Invalid), "{token}");
+            assert_eq!(rule().read(&token, NOW_MS).map(drop), Err(expected), "{token}");
         }
     }
 

@@ -13,6 +13,7 @@ use super::Shard;
 use super::connection::{Listener, Pause};
 use super::rate::{Bucket, Rate};
 use super::settings::{AddressLimits, home_of_address};
+use super::trail::{self, Entry};
 use super::tries::source_of;
 use crate::message::{ConnectionKey, Message, Party};
 
@@ -160,7 +161,12 @@ impl Shard {
                 connection.is_counted = true;
                 self.unpause(key, Pause::Address);
             }
-            Some(_) => self.close(key),
+            Some(connection) => {
+                let why = "its address has as many connections, or handshakes, as it may";
+                let entry = Entry::Dropped(connection.remote, why);
+                trail::note(self.trail(key), entry);
+                self.close(key);
+            }
             // It was closed meanwhile.
             None if is_admitted => self.tell_home_of(source, Message::Departed(source)),
             None => {}

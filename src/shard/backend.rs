@@ -3,6 +3,7 @@
 use super::Shard;
 use super::connection::{Pause, Stage};
 use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN};
+use super::trail::{self, By, Entry};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
 use crate::protocol::assembler::{Payload, Received};
@@ -24,7 +25,7 @@ impl Shard {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
             }
             Ok(Some(Received::Pong)) => {}
-            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed),
+            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
             Err(violation) => self.close_for_violation(key, violation),
         }
         self.pause_if_unread(key);
@@ -70,7 +71,10 @@ impl Shard {
         shape: &Shape,
         answer: &Result<Reply, Fault>,
     ) {
-        self.counters.faults += u64::from(answer.is_err());
+        if let Err(fault) = answer {
+            self.counters.faults += 1;
+            trail::note(self.trail(key), Entry::Failed(fault));
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         let date = self.date();
         self.reply_bytes(key, |out| shape.put(out, &mut scratch, date, answer));
@@ -117,10 +121,12 @@ impl Shard {
         let is_ended = connection.is_ended && connection.paused == 0 && connection.held.is_empty();
         match &mut connection.stage {
             Stage::Http(http) if http.is_last => self.finish(key),
-            Stage::Backend(backend) if backend.close.is_some() => {
-                let closed = backend.close.take().unwrap_or_default();
-                self.close_after_answers(key, closed);
-            }
+            Stage::Backend(backend) => match backend.close.take() {
+                Some((closed, by)) => self.close_after_answers(key, closed, by),
+                None if is_draining => self.close_for_drain(key),
+                None if is_ended => self.end(key),
+                None => {}
+            },
             _ if is_draining => self.close_for_drain(key),
             _ if is_ended => self.end(key),
             _ => {}

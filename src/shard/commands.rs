@@ -12,6 +12,7 @@ use super::pending::{Kind, Settled};
 use super::replies::{HttpShape, Shape};
 use super::settings::home_of;
 use super::timers::Timer;
+use super::trail::{self, By, Entry};
 use crate::address::{ClientId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, Command, ConnectionKey, Message, Party, Terms, Ticket, TopicMessage,
@@ -44,6 +45,7 @@ impl Shard {
     /// order of the calls.
     pub(super) fn call(&mut self, key: ConnectionKey, shape: Shape, call: Result<Call<'_>, Fault>) {
         self.counters.calls += 1;
+        self.note_call(key, &call);
         let answered = match call {
             Err(fault) => Err(fault),
             Ok(_) if !self.pending.has_room() => {
@@ -64,6 +66,16 @@ impl Shard {
             Ok(Call::Unpop) => return self.call_unpop(key, shape),
         };
         self.reply(key, &shape, &answered);
+    }
+
+    #[inline]
+    fn note_call(&mut self, key: ConnectionKey, call: &Result<Call<'_>, Fault>) {
+        if trail::is_read()
+            && let Ok(call) = call
+        {
+            let user = self.connections.get(key).and_then(|connection| connection.user());
+            trail::note(self.trail(key), Entry::Called(self.user_name(user), call));
+        }
     }
 
     fn call_send(
@@ -348,7 +360,10 @@ impl Shard {
 
     fn settle(&mut self, settled: Settled) {
         let Settled { asker, reply, answer, kind, asked_us } = settled;
-        self.counters.faults += u64::from(answer.is_err());
+        if let Err(fault) = &answer {
+            self.counters.faults += 1;
+            trail::note(self.trail(asker), Entry::Failed(fault));
+        }
         if kind != Kind::Report {
             self.calls_taken.add(self.now.us.saturating_sub(asked_us));
         }
@@ -444,6 +459,7 @@ impl Shard {
         let Some(&key) = self.clients.get(&client) else {
             return Outcome::Done(Answer::Done(Err(no_such_client())));
         };
+        trail::note(self.trail(key), Entry::Function(client, &function));
         Outcome::Done(Answer::Done(match function {
             Function::SetContextValue(name, value) => {
                 self.change_context(key, |context| context.set(name, value))
@@ -460,7 +476,7 @@ impl Shard {
                 Ok(Reply::Done)
             }
             Function::Close(code, reason) => {
-                self.close_for(key, code, &reason);
+                self.close_for(key, code, &reason, By::Backend);
                 Ok(Reply::Done)
             }
             Function::GetContext => {

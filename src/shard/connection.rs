@@ -12,6 +12,7 @@ use super::context::Context;
 use super::outbound::Outbound;
 use super::rate::Bucket;
 use super::replies::{HttpShape, Replies};
+use super::trail::By;
 use crate::address::{ClientId, NodeId};
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
@@ -201,6 +202,8 @@ pub struct Http {
     pub replies: Replies,
     /// No request follows: it is closed when all answers are written.
     pub is_last: bool,
+    /// The user of its last request, by its place in the settings, while the log shows it.
+    pub user: Option<usize>,
     /// The request that waits for a verdict on its credentials.
     pub parked: Option<Box<Parked>>,
 }
@@ -252,8 +255,8 @@ pub struct Backend {
     pub pops: u64,
     /// The answer to its `queue.pop` is on its way: events may follow.
     pub is_consuming: bool,
-    /// The close frame that it sent while it still waited for answers.
-    pub close: Option<Closed>,
+    /// How it is to end once it has the answers that it waits for.
+    pub close: Option<(Closed, By)>,
     /// The events that it is to acknowledge, if it consumes so.
     pub unsettled: Option<Unsettled>,
     /// It consumed at some time: topics may wait to hear what it wrote.
@@ -296,6 +299,15 @@ impl Connection {
         match &mut self.stage {
             Stage::Client(client) => Some(client),
             _ => None,
+        }
+    }
+
+    /// The user of a back end, by its place in the settings.
+    pub fn user(&self) -> Option<usize> {
+        match &self.stage {
+            Stage::Backend(backend) => backend.grant.user,
+            Stage::Http(http) => http.user,
+            Stage::Client(_) | Stage::Ending => None,
         }
     }
 

@@ -11,6 +11,7 @@ use super::rate::Bucket;
 use super::replies::HttpShape;
 use super::settings::Route;
 use super::timers::Timer;
+use super::trail::{self, By, Entry};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
@@ -53,7 +54,7 @@ impl Shard {
             }
         };
         let admitted = self
-            .admit(&route, request)
+            .admit(key, &route, request)
             .and_then(|channels| self.check_token(&route, request, &upgrade, channels));
         match admitted {
             Ok(terms) => self.open_client(key, (index as u16, &route), request, &upgrade, terms),
@@ -99,12 +100,14 @@ impl Shard {
     /// Whether a client may come in; gives the channels that it asks for.
     fn admit<'r>(
         &mut self,
+        key: ConnectionKey,
         route: &Route,
         request: &Request<'r>,
     ) -> Result<Vec<Cow<'r, str>>, Refusal> {
         if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
             let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
             if !allowed.iter().any(is_same) {
+                trail::note(self.trail(key), Entry::Cause("origin", origin));
                 return Err((403, "this route is not open to that origin".into()));
             }
         }
@@ -117,9 +120,11 @@ impl Shard {
         }
         let channels = asked_channels(request.query, self.settings.limits.channels_per_client)?;
         self.check_number(&channels)?;
-        match channels.iter().all(|channel| route.allows(channel)) {
-            true => Ok(channels),
-            false => Err((403, "a channel that this route does not allow".into())),
+        match channels.iter().find(|channel| !route.allows(channel)) {
+            None => Ok(channels),
+            Some(channel) => {
+                Err((403, format!("this route does not allow the channel {channel:?}").into()))
+            }
         }
     }
 
@@ -174,6 +179,10 @@ impl Shard {
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");
         self.withhold_until_known(key, &channels);
+        if trail::is_read() {
+            let channels = trail::listed(&channels);
+            trail::note(self.trail(key), Entry::Opened(id, &route.path, &channels));
+        }
         self.tell_open(key, route, request);
         self.name_ward(key);
     }
@@ -227,7 +236,7 @@ impl Shard {
                 self.pause_if_unread(key);
             }
             Ok(Some(Received::Pong)) => {}
-            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed),
+            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
             Err(violation) => self.close_for_violation(key, violation),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Held, Listener, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
+use super::trail::{self, By, Entry};
 use super::{Action, Shard};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::close::{self, Reason};
@@ -125,7 +126,7 @@ impl Shard {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
             (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}
             (_, Phase::Open) => {
-                self.depart(key, BROKEN_OFF, "connection ended without a close frame");
+                self.depart(key, BROKEN_OFF, "connection ended without a close frame", By::Peer);
                 self.finish(key);
             }
             (_, Phase::Flushing) => {}
@@ -135,19 +136,24 @@ impl Shard {
 
     /// The connection broke: nothing can be written to it any more.
     pub(super) fn break_off(&mut self, key: ConnectionKey) {
-        self.depart(key, BROKEN_OFF, "connection broke");
+        self.depart(key, BROKEN_OFF, "connection broke", By::Peer);
         self.close(key);
     }
 
     /// The peer sent a close frame, which is answered with its own words, or is to get one. A back
     /// end that still waits for answers gets them first.
-    pub(super) fn close_after_answers(&mut self, key: ConnectionKey, closed: close::Closed) {
+    pub(super) fn close_after_answers(
+        &mut self,
+        key: ConnectionKey,
+        closed: close::Closed,
+        by: By,
+    ) {
         let backend = self.connections.get(key).and_then(Connection::backend);
         if let Some(backend) = backend.filter(|backend| !backend.replies.is_empty()) {
-            backend.close = Some(closed);
+            backend.close = Some((closed, by));
             return self.pause(key, Pause::Ending);
         }
-        self.depart(key, closed.code.unwrap_or(NO_CODE), &closed.reason);
+        self.depart(key, closed.code.unwrap_or(NO_CODE), &closed.reason, by);
         self.write_with(key, |out| match closed.code {
             Some(code) => put_close(out, code, &closed.reason),
             None => put_frame(out, Opcode::Close, b""),
@@ -157,7 +163,7 @@ impl Shard {
 
     /// Ends a WebSocket connection from our side.
     pub(super) fn close_with(&mut self, key: ConnectionKey, reason: Reason) {
-        self.close_for(key, reason.code, reason.text);
+        self.close_for(key, reason.code, reason.text, By::Node);
     }
 
     /// Ends it because the peer broke the protocol, or a limit of it. What it asked before is still
@@ -168,7 +174,8 @@ impl Shard {
             self.count_too_large(key);
         }
         let Reason { code, text } = violation.reason();
-        self.close_after_answers(key, close::Closed { code: Some(code), reason: text.into() });
+        let closed = close::Closed { code: Some(code), reason: text.into() };
+        self.close_after_answers(key, closed, By::Node);
     }
 
     fn count_too_large(&mut self, key: ConnectionKey) {
@@ -179,9 +186,9 @@ impl Shard {
         }
     }
 
-    /// Ends it with a back end's words.
-    pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str) {
-        self.depart(key, code, text);
+    /// Ends a WebSocket connection with this code and reason.
+    pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str, by: By) {
+        self.depart(key, code, text, by);
         self.write_with(key, |out| put_close(out, code, text));
         self.finish(key);
     }
@@ -198,8 +205,14 @@ impl Shard {
 
     /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
     /// What waits for it can still be written.
-    pub(super) fn depart(&mut self, key: ConnectionKey, code: u16, reason: &str) {
+    pub(super) fn depart(&mut self, key: ConnectionKey, code: u16, reason: &str, by: By) {
+        let trail = self.trail(key);
         let Some(connection) = self.connections.get(key) else { return };
+        match &connection.stage {
+            Stage::Client(c) => trail::note(trail, Entry::Closed(Some(c.id), by, code, reason)),
+            Stage::Backend(_) => trail::note(trail, Entry::Closed(None, by, code, reason)),
+            Stage::Http(_) | Stage::Ending => {}
+        }
         match std::mem::replace(&mut connection.stage, Stage::Ending) {
             Stage::Client(client) => self.client_gone(key, *client, code, reason),
             Stage::Backend(backend) if backend.has_consumed => {

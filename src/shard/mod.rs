@@ -14,7 +14,7 @@
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
-//!   what happens later.
+//!   what happens later. `trail.rs`: debug lines about each of them.
 
 pub mod access;
 mod acknowledge;
@@ -39,6 +39,7 @@ mod requests;
 pub mod settings;
 mod timers;
 mod topics;
+mod trail;
 mod tries;
 mod wards;
 
@@ -72,6 +73,7 @@ use pending::Pending;
 use settings::Settings;
 use timers::{Timer, Timers};
 use topics::Topics;
+use trail::Entry;
 use wards::Wards;
 
 /// The time, as the runtime tells it.
@@ -207,6 +209,7 @@ impl Shard {
         let mut connection = Connection::new(remote, listener, (now.ms, now.unix_ms));
         connection.set_outbound_max(self.settings.limits.outbound_bytes);
         let key = self.connections.insert(connection);
+        trail::note(self.trail(key), Entry::Accepted(remote, listener));
         self.set_timer(key, now.ms + self.settings.limits.handshake_ms);
         self.count_arrival(key);
         Some(key)
@@ -272,6 +275,7 @@ impl Shard {
 
     /// The driver is done with a socket it was told to close, or that broke.
     pub fn handle_closed(&mut self, key: ConnectionKey) {
+        trail::note(self.trail(key), Entry::Gone);
         self.count_departure(key);
         self.connections.remove(key);
     }

@@ -5,6 +5,7 @@ use super::access::{Grant, Refusal};
 use super::connection::{Backend, Listener, Stage};
 use super::pending::Kind;
 use super::replies::{HttpShape, Shape};
+use super::trail::{self, Entry};
 use crate::message::{Command, ConnectionKey, Party};
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod, NodeRow};
 use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
@@ -50,6 +51,8 @@ impl Shard {
                 http.started_ms = now_ms;
                 http.has_answered = true;
                 http.is_last = !request.keep_alive;
+                let (method, path) = (request.method.name(), request.path);
+                trail::note(self.trail(key), Entry::Requested(method, path));
                 self.handle_request(key, request);
             }
             Err(error) => {
@@ -98,7 +101,7 @@ impl Shard {
         if let Listener::Edge(edge) = connection.listener {
             return self.handle_edge_request(key, edge, &request, &shape);
         }
-        match self.check_origin(&request) {
+        match self.check_origin(key, &request) {
             Ok(origin) => shape.allow_origin = origin,
             Err(why) => return self.refuse(key, &shape, 403, &[], why),
         }
@@ -120,6 +123,11 @@ impl Shard {
         grant: Grant,
         request: Request<'_>,
     ) {
+        if trail::is_read()
+            && let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage)
+        {
+            http.user = grant.user;
+        }
         let method = match request.path {
             "/v1/mesh/send" => ApiMethod::Send,
             "/v1/mesh/publish" => ApiMethod::Publish,
@@ -221,10 +229,14 @@ impl Shard {
     ///
     /// A page of the same origin sends no `Origin` with a GET. Where there are no users, the host
     /// that it asks for is then all that tells a hostile page from a friend (DNS rebinding).
-    fn check_origin(&self, request: &Request<'_>) -> Result<Option<Box<str>>, &'static str> {
+    fn check_origin(
+        &self,
+        key: ConnectionKey,
+        request: &Request<'_>,
+    ) -> Result<Option<Box<str>>, &'static str> {
         let host = request.host().unwrap_or_default();
         let mut origins = request.header_values("origin");
-        let Some(origin) = origins.next() else { return self.check_host(request, host) };
+        let Some(origin) = origins.next() else { return self.check_host(key, request, host) };
         let api = &self.settings.api;
         let name = origin.strip_suffix(b"/").unwrap_or(origin);
         let listed = api.origins.iter().find(|known| known.as_bytes().eq_ignore_ascii_case(name));
@@ -232,7 +244,10 @@ impl Shard {
             _ if origins.next().is_some() => Err("there is more than one Origin header"),
             Some(known) => Ok(Some(known.as_str().into())),
             None if origin::is_own(origin, host) => Ok(None),
-            None => Err("this origin may not call the API; see api.origins"),
+            None => {
+                trail::note(self.trail(key), Entry::Cause("origin", origin));
+                Err("this origin may not call the API; see api.origins")
+            }
         }
     }
 
@@ -240,6 +255,7 @@ impl Shard {
     /// probe learns nothing that others must not know.
     fn check_host(
         &self,
+        key: ConnectionKey,
         request: &Request<'_>,
         host: &[u8],
     ) -> Result<Option<Box<str>>, &'static str> {
@@ -250,11 +266,12 @@ impl Shard {
             || host.is_empty()
             || matches!(request.path, "/healthz" | "/readyz")
             || api.origins.iter().any(|known| origin::is_host_of(known.as_bytes(), host));
-        match may {
-            true => Ok(None),
-            false => Err("without users the API answers to an IP address or localhost alone, and \
-                          to the hosts in api.origins; another page may have pointed this name here"),
+        if may {
+            return Ok(None);
         }
+        trail::note(self.trail(key), Entry::Cause("host", host));
+        Err("without users the API answers to an IP address or localhost alone, and \
+                          to the hosts in api.origins; another page may have pointed this name here")
     }
 
     /// Tells a browser that a page of this origin may call (Fetch, CORS preflight).
@@ -296,6 +313,7 @@ impl Shard {
         connection.stage =
             Stage::Backend(Box::new(Backend { replies, grant, ..Backend::default() }));
         self.counters.backends += 1;
+        trail::note(self.trail(key), Entry::BackendOpened(self.user_name(grant.user)));
         self.set_timer(key, self.now.ms + ping_ms);
     }
 
@@ -309,6 +327,9 @@ impl Shard {
         why: &str,
     ) {
         self.counters.http_refused += 1;
+        if let Some(remote) = self.connections.get(key).map(|connection| connection.remote) {
+            trail::note(self.trail(key), Entry::Refused(remote, status, why));
+        }
         let code = match status {
             401 | 403 => Code::NotAuthorised,
             413 | 414 | 431 => Code::TooLarge,

@@ -77,7 +77,8 @@ impl<'a> Method<'a> {
         }
     }
 
-    fn name(self) -> &'a str {
+    /// The method as it was sent.
+    pub fn name(self) -> &'a str {
         match self {
             Self::Get => "GET",
             Self::Head => "HEAD",

@@ -1,0 +1,322 @@
+//! What the log says of connections at `debug`: enough to follow each from accept to close, and
+//! nothing that is secret. Shards are values here: no socket, no clock.
+
+#![forbid(unsafe_code)]
+
+#[path = "support/shard.rs"]
+mod shard_value;
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use gridcast::address::ShardId;
+use gridcast::message::ConnectionKey;
+use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
+use gridcast::protocol::token::{Places, TokenRule};
+use gridcast::shard::rate::Quota;
+use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::{Action, Listener, Now, Shard};
+use jsonwebtoken::{EncodingKey, Header, encode};
+use serde_json::json;
+use shard_value::{call, upgraded};
+use tracing::Level;
+
+const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
+
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// What is logged while `run` runs, down to `level`.
+fn logged(level: Level, run: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .without_time()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, run);
+    let text = String::from_utf8(lines.0.lock().expect("nobody panicked").clone());
+    text.expect("lines are text").lines().map(str::to_owned).collect()
+}
+
+fn token(exp: u64, key: &str) -> String {
+    let key = EncodingKey::from_secret(key.as_bytes());
+    encode(&Header::default(), &json!({ "exp": exp }), &key).expect("claims are JSON")
+}
+
+fn right_token() -> String {
+    token(NOW.unix_ms / 1000 + 100, KEY)
+}
+
+/// A shard with the routes `/ws`, for one origin, and `/member`, for tokens.
+fn settings() -> Settings {
+    let open = Route {
+        subscribe: vec!["news".into()],
+        origins: Some(vec!["https://app.example".into()]),
+        ..shard_value::route()
+    };
+    let places = Places { header: true, protocol: true, query: true };
+    let rule = TokenRule::new("HS256", KEY, places).expect("the key is long enough");
+    let token = Some(Arc::new(rule));
+    let member = Route { path: "/member".into(), token, ..shard_value::route() };
+    let edge = Edge { port: 6790, routes: vec![Arc::new(open), Arc::new(member)] };
+    Settings { edges: vec![edge], ..shard_value::settings() }
+}
+
+/// A shard whose one user may only read.
+fn settings_with_user() -> Settings {
+    let user = User {
+        name: "app".into(),
+        scheme: Scheme::Bearer,
+        secret: Secret::Plain("s3cret-token".into()),
+        roles: Roles { read: true, write: false },
+        from: Vec::new(),
+        requests_per_s: 0,
+    };
+    let mut settings = settings();
+    settings.api.quotas = [Quota::new(&user)].into();
+    settings.api.users = [user].into();
+    settings
+}
+
+fn shard(settings: &Settings) -> Shard {
+    Shard::new(ShardId(0), settings, NOW)
+}
+
+fn accept(shard: &mut Shard, listener: Listener) -> ConnectionKey {
+    let remote = ([192, 0, 2, 7], 5000).into();
+    shard.handle_accepted(NOW, listener, remote).expect("the node is up")
+}
+
+fn send(shard: &mut Shard, key: ConnectionKey, text: &str) {
+    shard.handle_bytes(NOW, key, &mut text.as_bytes().to_vec());
+}
+
+/// Writes all that waits, and closes what is to be closed; what was written.
+fn settle(shard: &mut Shard) -> String {
+    let mut written = Vec::new();
+    shard.handle_turn(NOW);
+    while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write()) {
+        let before = written.len();
+        batch.iter().for_each(|chunk| written.extend_from_slice(chunk.bytes()));
+        shard.handle_written(NOW, key, written.len() - before, true);
+    }
+    while let Some(action) = shard.poll_action() {
+        match action {
+            Action::Shutdown(key) => shard.handle_end(NOW, key, false),
+            Action::Close(key) => shard.handle_closed(key),
+            _ => {}
+        }
+    }
+    String::from_utf8_lossy(&written).into_owned()
+}
+
+/// The life of a client, from its handshake until a back end closes it.
+fn life_of_a_client() {
+    let mut shard = shard(&settings());
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let client = accept(&mut shard, Listener::Edge(0));
+    let target = format!("/member?channels=news,a%0Ab&token={}", right_token());
+    let cookie = "Cookie: session=s3cret\r\n";
+    send(&mut shard, client, &format!("GET {target} HTTP/1.1\r\nHost: a\r\n{UPGRADE}{cookie}\r\n"));
+    assert!(settle(&mut shard).contains("HTTP/1.1 101"));
+    let id = gridcast::address::IdSource::new(
+        NODE,
+        ShardId(0),
+        gridcast::address::IdLayout::new(1),
+        NOW.unix_ms,
+    )
+    .next(NOW.unix_ms)
+    .expect("a first id");
+    for json in [
+        format!(r#"{{"m":"conn.call","p":{{"c":"{id}","f":"subscribe","a":["room"]}},"i":1}}"#),
+        r#"{"m":"mesh.publish","p":{"c":"room","d":"s3cret"},"i":1}"#.to_owned(),
+        r#"{"m":"mesh.send","p":{"c":"1","d":"s3cret"},"i":1}"#.to_owned(),
+        format!(r#"{{"m":"conn.call","p":{{"c":"{id}","f":"close","a":[4000,"bye"]}},"i":1}}"#),
+    ] {
+        shard.handle_bytes(NOW, back_end, &mut call(&json));
+        settle(&mut shard);
+    }
+    shard.handle_end(NOW, back_end, true);
+    settle(&mut shard);
+}
+
+const NODE: gridcast::address::NodeId =
+    gridcast::address::NodeId::new(1).expect("1 is at most 1023");
+
+/// Asserts that lines with these parts come in this order.
+#[track_caller]
+fn assert_in_order(lines: &[String], expected: &[&[&str]]) {
+    let mut rest = lines.iter();
+    for parts in expected {
+        let has_all = |line: &&String| parts.iter().all(|part| line.contains(part));
+        assert!(rest.any(|line| has_all(&line)), "{parts:?} is not in its place in {lines:#?}");
+    }
+}
+
+#[test]
+fn a_client_can_be_followed_from_accept_to_close() {
+    let lines = logged(Level::DEBUG, life_of_a_client);
+    assert_in_order(
+        &lines,
+        &[
+            &["accepted connection=0-1-0 remote=192.0.2.7:5000 listener=Edge(0)"],
+            &["request connection=0-1-0 method=GET path=/member"],
+            &["client opened connection=0-1-0 client=", " path=/member channels=news,a\\nb"],
+            &["called by a back end connection=0-1-0", "function=subscribe room"],
+            &["called by a back end connection=0-1-0", "function=close 4000 bye"],
+            &["client closed connection=0-1-0", "code=4000 reason=bye by=Backend"],
+            &["socket closed connection=0-1-0"],
+        ],
+    );
+}
+
+#[test]
+fn a_back_end_can_be_followed_with_its_calls_and_their_failures() {
+    let lines = logged(Level::DEBUG, life_of_a_client);
+    assert_in_order(
+        &lines,
+        &[
+            &["accepted connection=0-0-0", "listener=Api"],
+            &["back end opened connection=0-0-0 user=\"\""],
+            &["call connection=0-0-0", "call=conn.call", "subscribe room"],
+            &["call connection=0-0-0", "call=mesh.publish room"],
+            &["call connection=0-0-0", "call=mesh.send 1"],
+            &["call failed connection=0-0-0 code=401 why=no such client"],
+            &["back end closed connection=0-0-0", "by=Peer"],
+            &["socket closed connection=0-0-0"],
+        ],
+    );
+}
+
+#[test]
+fn no_line_shows_a_token_a_query_a_header_or_what_is_sent() {
+    let lines = logged(Level::DEBUG, life_of_a_client).join("\n");
+    for secret in ["s3cret", "session", &right_token(), "token=", "?"] {
+        assert!(!lines.contains(secret), "{secret} in {lines}");
+    }
+}
+
+#[test]
+fn above_debug_no_connection_leaves_a_line() {
+    assert_eq!(logged(Level::INFO, life_of_a_client), [""; 0]);
+}
+
+/// The response to one request on a connection of its own, and the lines about it.
+fn refusal(settings: &Settings, listener: Listener, request: &str) -> (String, Vec<String>) {
+    let mut response = String::new();
+    let lines = logged(Level::DEBUG, || {
+        let mut shard = shard(settings);
+        let key = accept(&mut shard, listener);
+        send(&mut shard, key, request);
+        response = settle(&mut shard);
+    });
+    (response, lines)
+}
+
+#[test]
+fn every_refusal_at_the_edge_says_why_to_the_client_and_with_its_address_to_the_log() {
+    let now = NOW.unix_ms / 1000;
+    let (old, early) = (token(now - 100, KEY), right_token());
+    let foreign = token(now + 100, "another key of enough bytes to pass");
+    let mut answers = Vec::new();
+    for (target, headers, status, why) in [
+        ("/nowhere", "", 404, "no such route"),
+        ("/ws", "Origin: https://evil.example\r\n", 403, "not open to that origin"),
+        ("/ws?channels=other", "", 403, "does not allow the channel"),
+        ("/member", "", 401, "needs a token"),
+        (&format!("/member?token={old}"), "", 401, "has expired"),
+        (&format!("/member?token={foreign}"), "", 401, "signature is wrong"),
+        (&format!("/member?token={early}x"), "", 401, "is wrong"),
+        ("/member?token=s3cret", "", 401, "is not a JSON Web Token"),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n{UPGRADE}{headers}\r\n");
+        let (response, lines) = refusal(&settings(), Listener::Edge(0), &request);
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{response}");
+        assert!(response.contains(why), "{why}: {response}");
+        let line = format!("refused connection=0-0-0 remote=192.0.2.7:5000 status={status} why=");
+        assert_in_order(&lines, &[&[&line, why]]);
+        let shown = lines.join("\n");
+        assert!(![&old, &foreign, "s3cret", "?"].iter().any(|s| shown.contains(*s)), "{shown}");
+        answers.push(response);
+    }
+    let upgrade =
+        format!("GET /ws HTTP/1.1\r\nHost: a\r\n{UPGRADE}Origin: https://evil.example\r\n\r\n");
+    let (_, lines) = refusal(&settings(), Listener::Edge(0), &upgrade);
+    assert_in_order(&lines, &[&["what=\"origin\" text=https://evil.example"], &["refused"]]);
+}
+
+#[test]
+fn every_refusal_of_the_api_says_why_in_the_log() {
+    let credentials = "Authorization: Bearer s3cret-token\r\n";
+    let alone = settings();
+    let with_user = settings_with_user();
+    for (settings, target, headers, parts) in [
+        (&alone, "/metrics", "Host: evil.example\r\n", ["text=evil.example", "status=403"]),
+        (&alone, "/v2", "Host: localhost\r\n", ["path=/v2", "status=404 why=no such path"]),
+        (
+            &alone,
+            "/metrics",
+            "Host: localhost\r\nOrigin: http://evil.example\r\n",
+            ["what=\"origin\" text=http://evil.example", "status=403 why=this origin"],
+        ),
+        (
+            &with_user,
+            "/metrics",
+            "Host: localhost\r\n",
+            ["path=/metrics", "status=401 why=this needs"],
+        ),
+        (
+            &with_user,
+            "/metrics",
+            "Host: localhost\r\nAuthorization: Bearer s3cret-guess\r\n",
+            ["path=/metrics", "status=401 why=these are no user's credentials"],
+        ),
+        (
+            &with_user,
+            "/v1/mesh/publish",
+            &format!("Host: localhost\r\n{credentials}"),
+            ["path=/v1/mesh/publish", "status=403 why=this user's roles"],
+        ),
+        (&alone, "/metrics", "Host : localhost\r\n", ["accepted", "status=400 why=a header line"]),
+    ] {
+        let request = format!("GET {target} HTTP/1.1\r\n{headers}\r\n");
+        let (_, lines) = refusal(settings, Listener::Api, &request);
+        let parts: Vec<&[&str]> = parts.iter().map(std::slice::from_ref).collect();
+        assert_in_order(&lines, &parts);
+        assert!(!lines.join("\n").contains("s3cret"), "{lines:#?}");
+    }
+}
+
+#[test]
+fn a_call_over_http_names_its_user() {
+    let mut settings = settings_with_user();
+    let mut users = settings.api.users.to_vec();
+    users[0].roles = Roles::ALL;
+    settings.api.users = users.into();
+    let body = r#"{"c":"room","d":"s3cret"}"#;
+    let request = format!(
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret-token\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (response, lines) = refusal(&settings, Listener::Api, &request);
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    assert_in_order(&lines, &[&["call connection=0-0-0 user=\"app\" call=mesh.publish room"]]);
+    assert!(!lines.join("\n").contains("s3cret"), "{lines:#?}");
+}
