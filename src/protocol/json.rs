@@ -1,4 +1,8 @@
-//! JSON text: strings written, raw values found again.
+//! JSON text: strings written, raw values found again, what is passed on checked (`check.rs`).
+
+mod check;
+
+pub use check::{DEPTH_MAX, Flaw, FlawKind, check, check_but_numbers};
 
 /// Appends `text` as a JSON string, quotes included.
 pub fn put_string(out: &mut Vec<u8>, text: &str) {
