@@ -2,7 +2,7 @@
 
 mod check;
 
-pub use check::{DEPTH_MAX, Flaw, FlawKind, check, check_but_numbers};
+pub use check::{DEPTH_MAX, Flaw, FlawKind, check, check_but_numbers, check_utf8};
 
 /// Appends `text` as a JSON string, quotes included.
 pub fn put_string(out: &mut Vec<u8>, text: &str) {

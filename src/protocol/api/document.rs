@@ -10,6 +10,8 @@ pub struct Document<'t, 'a> {
     pub raw: &'a [u8],
     // The address of the input's first byte: a key's address tells its place in `raw`.
     pub base: usize,
+    // Whether other numbers stand in for some that a 64-bit float cannot hold.
+    pub has_huge_numbers: bool,
 }
 
 impl<'t, 'a> Document<'t, 'a> {
@@ -58,6 +60,10 @@ impl<'t, 'a> Value<'t, 'a> {
             Node::Static(StaticNode::Bool(flag)) => Some(flag),
             _ => None,
         }
+    }
+
+    pub fn is_null(self) -> bool {
+        matches!(self.0[0], Node::Static(StaticNode::Null))
     }
 
     pub fn is_object(self) -> bool {

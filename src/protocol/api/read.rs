@@ -1,6 +1,7 @@
 //! Requests of back ends: JSON → calls, or faults that name the field.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use base64::Engine;
 use simd_json::value::tape::Tape;
@@ -16,6 +17,7 @@ use super::{
 use crate::address::ClientId;
 use crate::protocol::close;
 use crate::protocol::frame::Kind;
+use crate::protocol::json;
 
 /// Parses requests in place, with buffers that are used again. One per shard. Where it is taken out
 /// of its place, what stays there costs nothing.
@@ -81,16 +83,33 @@ impl Parser {
         room.raw.clear();
         room.raw.extend_from_slice(input);
         let base = input.as_ptr() as usize;
+        let mut has_huge_numbers = false;
+        let checked = json::check_but_numbers(&room.raw, |place| {
+            has_huge_numbers = true;
+            hide_number(&mut input[place]);
+        });
+        if let Err(flaw) = checked {
+            return read(Err(invalid_json(flaw)));
+        }
         let mut tape = Tape(std::mem::take(&mut room.tape)).reset();
         let parsed = simd_json::fill_tape(input, &mut room.buffers, &mut tape);
-        let document = Document { nodes: &tape.0, raw: &room.raw, base };
-        let result = read(match parsed {
-            Ok(()) => Ok(&document),
-            Err(error) => Err(Fault::invalid(format!("not valid JSON: {error}"))),
-        });
+        let document = Document { nodes: &tape.0, raw: &room.raw, base, has_huge_numbers };
+        let result = read(parsed.map(|()| &document).map_err(invalid_json));
         room.tape = tape.reset().0;
         result
     }
+}
+
+pub(super) fn invalid_json(error: impl fmt::Display) -> Fault {
+    Fault::invalid(format!("not valid JSON: {error}"))
+}
+
+/// Puts a number into the place of one that the parser would refuse the whole text for. Where
+/// digits count, [`Document::raw_after`] gives those that were sent. No call takes a fraction.
+fn hide_number(place: &mut [u8]) {
+    const FRACTION: &[u8] = b"0.5";
+    place.fill(b' ');
+    place[..FRACTION.len()].copy_from_slice(FRACTION);
 }
 
 /// A method of the API that takes parameters.
@@ -241,11 +260,10 @@ fn read_topics<'a>(topics: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault>
 }
 
 fn read_settling(params: Option<Value<'_, '_>>) -> Result<Settling, Fault> {
-    let field = |name| params.and_then(|params| params.field(name));
-    if !read_flag("a", field("a"))? {
+    if !read_flag("a", optional(params, "a"))? {
         return Ok(Settling::Written);
     }
-    let window = field("w").map_or(Some(UNSETTLED_DEFAULT as u64), Value::unsigned);
+    let window = optional(params, "w").map_or(Some(UNSETTLED_DEFAULT as u64), Value::unsigned);
     match window.map(|window| window as usize) {
         Some(window) if (1..=UNSETTLED_MAX).contains(&window) => Ok(Settling::Acknowledged(window)),
         _ => Err(Fault::invalid(format!("w: expected an integer from 1 to {UNSETTLED_MAX}"))),
@@ -256,7 +274,7 @@ fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
     let tag = required(params, "g")?
         .unsigned()
         .ok_or_else(|| Fault::invalid("g: expected the tag of an event, an integer"))?;
-    let up_to = read_flag("u", params.and_then(|params| params.field("u")))?;
+    let up_to = read_flag("u", optional(params, "u"))?;
     Ok(if up_to { Tags::UpTo(tag) } else { Tags::One(tag) })
 }
 
@@ -264,6 +282,11 @@ fn read_flag(name: &'static str, value: Option<Value<'_, '_>>) -> Result<bool, F
     value
         .map_or(Some(false), Value::flag)
         .ok_or_else(|| Fault::invalid(format!("{name}: expected true or false")))
+}
+
+/// A field that may be left out; `null` is as good as that.
+fn optional<'t, 'a>(params: Option<Value<'t, 'a>>, field: &str) -> Option<Value<'t, 'a>> {
+    params.and_then(|params| params.field(field)).filter(|value| !value.is_null())
 }
 
 fn required<'t, 'a>(
@@ -294,7 +317,7 @@ fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fault> {
 fn read_content<'a>(params: Option<Value<'_, 'a>>) -> Result<Content<'a>, Fault> {
     let data =
         required(params, "d")?.text().ok_or_else(|| Fault::invalid("d: expected a string"))?;
-    let kind = params.and_then(|params| params.field("t")).map_or(Some("text"), Value::text);
+    let kind = optional(params, "t").map_or(Some("text"), Value::text);
     match kind {
         Some("text") => Ok(Content { kind: Kind::Text, bytes: data.as_bytes().into() }),
         Some("binary") => {
@@ -313,7 +336,7 @@ fn read_function(
 ) -> Result<Function, Fault> {
     let name =
         required(params, "f")?.text().ok_or_else(|| Fault::invalid("f: expected a string"))?;
-    let arguments: Vec<_> = match params.and_then(|params| params.field("a")) {
+    let arguments: Vec<_> = match optional(params, "a") {
         None => Vec::new(),
         Some(value) => {
             value.items().ok_or_else(|| Fault::invalid("a: expected an array"))?.collect()
@@ -322,7 +345,7 @@ fn read_function(
     match (name, &arguments[..]) {
         ("set_context_value", &[key, _]) => {
             let key = read_name("a[0]", key)?;
-            Ok(Function::SetContextValue(key.into(), document.raw_after(key).into()))
+            Ok(Function::SetContextValue(key.into(), read_context_value(key, document)?))
         }
         ("set_context", &[object]) if object.is_object() => {
             read_context(object, document).map(Function::SetContext)
@@ -357,19 +380,31 @@ fn read_context(
 ) -> Result<Vec<ContextEntry>, Fault> {
     let mut context: Vec<ContextEntry> = Vec::new();
     for (key, _) in object.fields() {
-        if key.len() > NAME_BYTES_MAX {
-            return Err(Fault::invalid(format!("a: a key is over {NAME_BYTES_MAX} bytes")));
+        if !(1..=NAME_BYTES_MAX).contains(&key.len()) {
+            return Err(Fault::invalid(format!("a: expected keys of 1 to {NAME_BYTES_MAX} bytes")));
         }
         if context.len() == CONTEXT_KEYS_MAX {
             return Err(Fault::invalid(format!("a: more than {CONTEXT_KEYS_MAX} keys")));
         }
-        let value = document.raw_after(key).into();
+        let value = read_context_value(key, document)?;
         match context.iter_mut().find(|(known, _)| **known == *key) {
             Some(entry) => entry.1 = value,
             None => context.push((key.into(), value)),
         }
     }
     Ok(context)
+}
+
+/// The text of the value after a key. Back ends get it as it was sent.
+fn read_context_value(key: &str, document: &Document<'_, '_>) -> Result<Box<str>, Fault> {
+    let value = document.raw_after(key);
+    // Everything else was checked with the whole text.
+    match json::check(value.as_bytes()) {
+        Err(flaw) if document.has_huge_numbers => {
+            Err(Fault::invalid(format!("a: the value of {}: {flaw}", quoted(key))))
+        }
+        _ => Ok(value.into()),
+    }
 }
 
 fn read_channels(arguments: &[Value<'_, '_>]) -> Result<Vec<Box<str>>, Fault> {
@@ -430,6 +465,9 @@ mod tests {
             "-0",
             "18446744073709551615",
             "123456789012345678901234567890",
+            "1e400",
+            "-1E+9999",
+            "10000000000000000000000000000000000000000000000000000000000000000000e999",
             "1.50",
             "1e2",
             "null",
@@ -490,6 +528,20 @@ mod tests {
             (r#"{"m":"queue.pop","p":["a"]}"#, r#"Pop(["a"], Written)"#),
             (r#"{"m":"queue.pop","p":[{"t":["a"]}]}"#, r#"Pop(["a"], Written)"#),
             (r#"{"m":"queue.unpop","p":[]}"#, "Unpop"),
+            (r#"{"m":"queue.pop","p":{"t":["a"],"a":null,"w":null}}"#, r#"Pop(["a"], Written)"#),
+            (
+                r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":null}}"#,
+                r#"Pop(["a"], Acknowledged(64))"#,
+            ),
+            (r#"{"m":"queue.ack","p":{"g":9,"u":null}}"#, "Ack(One(9))"),
+            (
+                r#"{"m":"mesh.send","p":{"c":7,"d":"a","t":null}}"#,
+                "Send(ClientId(7), Content { kind: Text, bytes: [97] })",
+            ),
+            (
+                r#"{"m":"mesh.publish","p":{"c":"x","d":"a","t":null,"y":1e999}}"#,
+                "Publish(\"x\", Content { kind: Text, bytes: [97] })",
+            ),
         ];
         for (text, call) in cases {
             assert_eq!(request(text).1.as_deref(), Ok(call), "{text}");
@@ -533,10 +585,44 @@ mod tests {
             (r#""close""#, r#"Close(1000, "")"#),
             (r#""get_context","a":[]"#, "GetContext"),
             (r#""info""#, "Info"),
+            (r#""info","a":null"#, "Info"),
+            (r#""close","a":null"#, r#"Close(1000, "")"#),
         ];
         for (call, expected) in cases {
             let text = format!(r#"{{"m":"conn.call","p":{{"c":"5","f":{call}}}}}"#);
             assert_eq!(request(&text).1, Ok(format!("Call(ClientId(5), {expected})")), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_told_what_is_wrong_and_where() {
+        let deep = format!(r#"{{"m":"queue.unpop","x":{}{}}}"#, "[".repeat(64), "]".repeat(64));
+        let table: &[(&[u8], &str)] = &[
+            (br#"{"m":"queue.unpop","#, "the text ends too early, at offset 19"),
+            (b"", "the text ends too early, at offset 0"),
+            (b"\xEF\xBB\xBF{}", "a byte order mark, at offset 0"),
+            (br#"{"m":"\ud800"}"#, "half of a surrogate pair, at offset 6"),
+            (b"{\"m\":\"\xff\"}", "not UTF-8, at offset 6"),
+            (b"{\"m\":\"\n\"}", "a control character that is not escaped, at offset 6"),
+            (br#"{"m":01}"#, "a malformed number, at offset 5"),
+            (br#"{"m":"a"}}"#, "more text behind the value, at offset 9"),
+            (deep.as_bytes(), "more than 64 levels of nesting, at offset 86"),
+            // Of the usual form up to the fault.
+            (
+                b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\"\\n\\n\xff\"}}",
+                "not UTF-8, at offset 42",
+            ),
+        ];
+        for (text, words) in table {
+            let mut parser = Parser::default();
+            let mut input = text.to_vec();
+            let fault = parser.request(&mut input).call.expect_err("it is not JSON");
+            assert_eq!(
+                fault.message,
+                format!("not valid JSON: {words}"),
+                "{}",
+                text.escape_ascii()
+            );
         }
     }
 
@@ -579,7 +665,30 @@ mod tests {
                 "a: expected [code, reason]",
             ),
             (r#"{"m":"queue.unpop","i":{}}"#, "i: expected a number, a string or null"),
-            (r#"{"m":"queue.unpop","#, "not valid JSON"),
+            (
+                r#"{"m":"conn.call","p":{"c":1,"f":"close","a":[1e400]}}"#,
+                "a: expected [code, reason]",
+            ),
+            (
+                r#"{"m":"conn.call","p":{"c":1,"f":"set_context","a":[{"":1}]}}"#,
+                "a: expected keys of 1 to 255 bytes",
+            ),
+            (
+                r#"{"m":"conn.call","p":{"c":1,"f":"set_context_value","a":["",1]}}"#,
+                "a[0]: expected 1 to 255 bytes",
+            ),
+            (
+                r#"{"m":"conn.call","p":{"c":1,"f":"set_context","a":[{"a":1,"b":[1e400]}]}}"#,
+                "a: the value of \"b\": a number too large for a 64-bit float, at offset 1",
+            ),
+            (
+                r#"{"m":"conn.call","p":{"c":1,"f":"set_context_value","a":["k",-1e400]}}"#,
+                "a: the value of \"k\": a number too large for a 64-bit float, at offset 0",
+            ),
+            (r#"{"m":"mesh.send","p":{"c":1e400,"d":""}}"#, "c: expected a client id"),
+            (r#"{"m":"queue.ack","p":{"g":1e400}}"#, "g: expected the tag"),
+            (r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":1e400}}"#, "w: expected an integer"),
+            (r#"{"m":"mesh.send","p":{"c":1,"d":null}}"#, "d: expected a string"),
         ];
         for (text, start) in cases {
             assert!(fault_of(text).starts_with(start), "{text} gave {}", fault_of(text));

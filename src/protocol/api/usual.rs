@@ -4,10 +4,11 @@
 
 use std::ops::Range;
 
-use super::read::Method;
-use super::{Call, Content, Fault, NAME_BYTES_MAX, Request, Tags};
+use super::read::{Method, invalid_json};
+use super::{Call, Content, NAME_BYTES_MAX, Request, Tags};
 use crate::address::ClientId;
 use crate::protocol::frame::Kind;
+use crate::protocol::json;
 
 /// A request of the usual form: places in its text.
 pub struct Usual {
@@ -56,23 +57,23 @@ impl Usual {
 
     /// What is asked, of the text that it was found in. Escapes are undone there.
     pub fn read(self, input: &mut [u8]) -> Request<'_> {
+        if let Err(flaw) = json::check_utf8(input) {
+            return Request { id: "null", call: Err(invalid_json(flaw)) };
+        }
         let call = match self.call {
             Places::Send(client, data) => Places::Send(client, data.unescape(input)),
             Places::Publish(channel, data) => Places::Publish(channel, data.unescape(input)),
             call @ Places::Ack(_) => call,
         };
-        let Ok(text) = simdutf8::basic::from_utf8(input) else {
-            return Request { id: "null", call: Err(Fault::invalid("not valid JSON: not UTF-8")) };
-        };
-        let content = |data: Data| {
-            let bytes = text[data.place].as_bytes().into();
-            Content { kind: Kind::Text, bytes }
-        };
+        let input: &[u8] = input;
+        // The whole was checked: these are short, and lie between its quotes.
+        let text = |place| str::from_utf8(&input[place]).expect("a part of UTF-8 between ASCII");
+        let content = |data: Data| Content { kind: Kind::Text, bytes: input[data.place].into() };
         Request {
-            id: self.id.map_or("null", |place| &text[place]),
+            id: self.id.map_or("null", text),
             call: Ok(match call {
                 Places::Send(client, data) => Call::Send(client, content(data)),
-                Places::Publish(channel, data) => Call::Publish(&text[channel], content(data)),
+                Places::Publish(channel, data) => Call::Publish(text(channel), content(data)),
                 Places::Ack(tag) => Call::Ack(Tags::One(tag)),
             }),
         }
@@ -95,8 +96,6 @@ impl Data {
                 (from, to) = (from + 2, to + 1);
             }
         }
-        // What is left over may begin in the middle of a character.
-        input[to..end].fill(b' ');
         Self { place: start..to, has_escapes: false }
     }
 }
@@ -419,7 +418,10 @@ mod tests {
             let usual = Usual::params(Method::Publish, &found).expect("its form is usual");
             let mut parser = Parser::default();
             match (usual.read(&mut found).call, parser.params_of_any_form(Method::Publish, &mut read)) {
-                (Err(_), Err(_)) => prop_assert!(std::str::from_utf8(&text).is_err()),
+                (Err(found), Err(read)) => {
+                    prop_assert!(std::str::from_utf8(&text).is_err());
+                    prop_assert_eq!(found, read);
+                }
                 (found, read) => prop_assert_eq!(found, read),
             }
         }
@@ -453,13 +455,13 @@ mod tests {
 
     #[test]
     fn text_that_is_not_utf_8_is_refused() {
-        // The second would become it if what its escape leaves over were read.
+        // The second would be some if what its escape leaves over were read.
         for data in [&b"\xff"[..], b"\\n\xe4\xbd"] {
             let before = &b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\""[..];
             let mut text = [before, data, b"\"},\"i\":1}"].concat();
+            let fault = invalid_json(json::check_utf8(&text).expect_err("it is none"));
             let request = Usual::request(&text).expect("its form is usual").read(&mut text);
-            assert_eq!(request.id, "null");
-            assert_eq!(request.call, Err(Fault::invalid("not valid JSON: not UTF-8")));
+            assert_eq!((request.id, request.call), ("null", Err(fault)));
         }
     }
 }

@@ -94,14 +94,20 @@ pub fn check_but_numbers(text: &[u8], note_huge: impl FnMut(Range<usize>)) -> Re
     if text.starts_with(BYTE_ORDER_MARK) {
         return Err(Flaw { kind: FlawKind::ByteOrderMark, offset: 0 });
     }
-    let Ok(checked) = simdutf8::basic::from_utf8(text) else { return Err(not_utf8(text)) };
+    let checked = check_utf8(text)?;
     Scanner { text, at: 0, levels: Levels::default(), note_huge }.document()?;
     Ok(checked)
 }
 
-fn not_utf8(text: &[u8]) -> Flaw {
-    let valid = str::from_utf8(text).err().map_or(0, |error| error.valid_up_to());
-    Flaw { kind: FlawKind::NotUtf8, offset: valid }
+/// Checks that bytes are text.
+///
+/// # Errors
+/// The first byte that is not.
+pub fn check_utf8(text: &[u8]) -> Result<&str, Flaw> {
+    simdutf8::basic::from_utf8(text).map_err(|_| {
+        let valid = str::from_utf8(text).err().map_or(0, |error| error.valid_up_to());
+        Flaw { kind: FlawKind::NotUtf8, offset: valid }
+    })
 }
 
 /// The arrays and objects that are open.

@@ -36,9 +36,11 @@ fn read<T>(parser: &mut Parser, data: &[u8], see: impl FnOnce(&Request<'_>) -> T
     see(&parser.request(&mut data.to_vec()))
 }
 
-/// What a parser of another make takes is not called bad JSON here.
+/// What a parser of another make takes is not called bad JSON here, unless it is nested too deep.
 fn check_verdict(data: &[u8], call: &Result<Call<'_>, Fault>) {
-    let is_refused = |fault: &Fault| fault.message.starts_with("not valid JSON");
+    let is_refused = |fault: &Fault| {
+        fault.message.starts_with("not valid JSON") && !fault.message.contains("levels of nesting")
+    };
     if call.as_ref().is_err_and(is_refused) {
         assert!(serde_json::from_slice::<serde_json::Value>(data).is_err(), "{call:?}");
     }
@@ -65,10 +67,10 @@ fn check_params(params: Option<serde_json::Value>, call: &Result<Call<'_>, Fault
 fn check_call(call: &Result<Call<'_>, Fault>) {
     match call {
         Ok(Call::Call(_, Function::SetContextValue(_, value))) => {
-            assert!(is_json(value.as_bytes()))
+            assert!(is_strict_json(value));
         }
         Ok(Call::Call(_, Function::SetContext(entries))) => {
-            assert!(entries.iter().all(|(_, value)| is_json(value.as_bytes())));
+            assert!(entries.iter().all(|(key, value)| !key.is_empty() && is_strict_json(value)));
         }
         Ok(Call::Call(_, Function::Close(_, reason))) => assert!(reason.len() <= 123),
         Ok(Call::Pop(topics, _)) => assert!(!topics.is_empty()),
@@ -87,6 +89,11 @@ fn check_answers(request: &Request<'_>) {
         api::put_answer(&mut out, &answer, Some(request.id));
         assert!(is_json(&out), "{}", out.escape_ascii());
     }
+}
+
+/// Whether a strict parser reads all of it, numbers and escapes too.
+fn is_strict_json(text: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(text).is_ok()
 }
 
 fn is_json(text: &[u8]) -> bool {
