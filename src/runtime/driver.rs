@@ -86,6 +86,8 @@ struct Socket {
     is_deferred: bool,
     // The ring has something to send.
     is_sending: bool,
+    // What the ring sends had to wait for room.
+    was_full: bool,
     // What it had no room for: it waits until there is some.
     unsent: Option<Box<Sending>>,
     tls: Option<Box<Tls>>,

@@ -204,6 +204,8 @@ pub struct Http {
     pub is_last: bool,
     /// The user of its last request, by its place in the settings, while the log shows it.
     pub user: Option<usize>,
+    /// The node goes down: the request that is half read is the last.
+    pub is_draining: bool,
     /// The request that waits for a verdict on its credentials.
     pub parked: Option<Box<Parked>>,
 }

@@ -107,9 +107,18 @@ impl Shard {
         }
     }
 
-    /// Tells one connection. One that waits for answers asks nothing more, and ends with the last.
+    /// Tells one connection to end. A half-read API request is read to its end and answered, as long as
+    /// `limits.handshake_ms` and the drain allow. A connection that waits for answers asks nothing more,
+    /// and ends with the last one.
     fn drain_connection(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
+        if let Stage::Http(http) = &mut connection.stage
+            && http.is_mid_request
+            && connection.listener == Listener::Api
+        {
+            http.is_draining = true;
+            return;
+        }
         match connection.replies().is_none_or(|replies| replies.is_empty()) {
             true => self.close_for_drain(key),
             false => self.pause(key, Pause::Ending),

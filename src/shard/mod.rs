@@ -261,15 +261,20 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         self.counters.sent_bytes += bytes as u64;
         connection.outbound.written(bytes);
-        if connection.is_paused_for(Pause::Outbound) {
-            // It reads: that is the sign of life that its pause lets us see.
-            connection.heard_ms = now.ms;
-        }
         if connection.backend().is_some() {
             self.count_written_events(key, bytes as u64);
         }
         if is_done {
             self.after_batch(key);
+        }
+    }
+
+    /// The socket of a connection was full and took bytes again: its peer reads, so it is alive. Bytes
+    /// that fit the kernel's buffer at once prove nothing.
+    pub fn handle_drained(&mut self, now: Now, key: ConnectionKey) {
+        self.now = now;
+        if let Some(connection) = self.connections.get(key) {
+            connection.heard_ms = now.ms;
         }
     }
 

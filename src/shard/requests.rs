@@ -46,7 +46,7 @@ impl Shard {
             Ok(Step::Request(mut request)) => {
                 self.counters.http_requests += 1;
                 // Where handshakes are limited, each takes a connection.
-                request.keep_alive &= !is_limited;
+                request.keep_alive &= !is_limited && !http.is_draining;
                 http.is_mid_request = false;
                 http.started_ms = now_ms;
                 http.has_answered = true;

@@ -30,6 +30,8 @@ struct Sending {
     at: usize,
     // Taken by the peer's kernel; the shard is not told yet.
     unreported: usize,
+    // The peer's kernel took nothing for a while.
+    was_full: bool,
 }
 
 /// A connection, as the driver and the kernels hold it.
@@ -100,7 +102,7 @@ impl Line {
         assert!(!bytes.is_empty(), "nobody writes nothing");
         let length = bytes.len();
         if !self.is_closing && !self.is_gone {
-            self.sending = Some(Sending { bytes, at: 0, unreported: 0 });
+            self.sending = Some(Sending { bytes, at: 0, unreported: 0, was_full: false });
         }
         length
     }
@@ -160,6 +162,7 @@ impl Line {
                 return taken;
             }
             let most = self.room.min(sending.bytes.len() - sending.at);
+            sending.was_full |= self.room == 0;
             if most == 0 || random.one_in(4) {
                 return taken;
             }
@@ -173,6 +176,9 @@ impl Line {
             let count = std::mem::take(&mut sending.unreported);
             self.reported += count as u64;
             let is_done = sending.at == sending.bytes.len();
+            if std::mem::take(&mut sending.was_full) {
+                shard.handle_drained(now, self.key);
+            }
             if is_done {
                 self.sending = None;
             }

@@ -76,6 +76,7 @@ impl Driver {
             is_closing: false,
             is_deferred: false,
             is_sending: false,
+            was_full: false,
             unsent: None,
             tls,
         });

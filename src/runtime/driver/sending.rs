@@ -81,6 +81,10 @@ impl Driver {
             self.spare(sending);
             return self.close_if_quiet(key);
         }
+        if std::mem::take(&mut socket.was_full) && matches!(result, Ok(1..)) {
+            self.shard.handle_drained(now, key);
+        }
+        let Some(socket) = find(&mut self.sockets, key) else { return };
         match result {
             Ok(bytes) => {
                 let is_tls = socket.tls.is_some();
@@ -133,7 +137,7 @@ impl Driver {
             self.spare(sending);
             return self.close_if_quiet(key);
         }
-        socket.is_sending = true;
+        (socket.is_sending, socket.was_full) = (true, true);
         self.ring.send(key, socket.fd.as_fd(), sending);
     }
 
