@@ -48,6 +48,11 @@ impl Latencies {
         self.histogram().saturating_record(latency_ns);
     }
 
+    /// Forgets all of them.
+    pub fn forget(&self) {
+        self.histogram().reset();
+    }
+
     /// The percentiles so far, in microseconds; zeros if there were none.
     pub fn percentiles_us(&self) -> Percentiles<f64> {
         let histogram = self.histogram();

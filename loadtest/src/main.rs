@@ -10,13 +10,13 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod attack;
 mod back_end;
 mod client;
 mod connection;
 mod consumer;
 mod delivery;
 mod dialect;
-mod greedy;
 mod html;
 mod http;
 mod inbox;
@@ -58,7 +58,7 @@ use dialect::Dialect;
 use report::{Report, Run};
 use rival::Rival;
 use scenario::Scenario;
-use server::{Server, Target};
+use server::{Server, Setup, Target};
 
 #[derive(Parser)]
 #[command(version, about, long_about = None)]
@@ -210,7 +210,7 @@ fn run_once(
 ) -> Result<Run> {
     let servers = match subject {
         Some(rival) => vec![rival.start(&options.server_cpus)?],
-        None => options.servers(scenario.nodes())?,
+        None => options.servers(&scenario.setup())?,
     };
     let targets = servers.iter().map(Server::target).collect();
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
@@ -236,10 +236,10 @@ fn run_once(
 }
 
 impl Options {
-    /// One server, or so many nodes of a grid.
-    fn servers(&self, nodes: u32) -> Result<Vec<Server>> {
+    /// The servers that `setup` asks for.
+    fn servers(&self, setup: &Setup) -> Result<Vec<Server>> {
         match (self.api, self.edge, self.pid) {
-            (Some(_), ..) if nodes > 1 => bail!("the nodes of a grid are started here"),
+            (Some(_), ..) if setup.nodes > 1 => bail!("the nodes of a grid are started here"),
             (Some(api), Some(edge), Some(pid)) => {
                 let (pid, dialect) = (Pid::from_raw(pid), Dialect::Gridcast);
                 Ok(vec![Server::running(Target { api, edge, pid, dialect })])
@@ -247,10 +247,7 @@ impl Options {
             (None, None, None) => {
                 let beside = || server::binary_beside_this_one();
                 let binary = self.server.clone().map_or_else(beside, Ok)?;
-                match nodes {
-                    1 => Ok(vec![Server::start(&binary, &self.server_cpus)?]),
-                    _ => Server::start_grid(&binary, &self.server_cpus, nodes),
-                }
+                Server::start(&binary, &self.server_cpus, setup)
             }
             _ => bail!("a server that runs already needs all of --api, --edge and --pid"),
         }

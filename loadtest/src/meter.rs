@@ -84,6 +84,13 @@ pub fn memory_bytes(pid: Pid) -> Result<u64> {
     amount_bytes(&status, "RssAnon:").with_context(|| format!("{path} has no RssAnon"))
 }
 
+/// Whether the process has not ended; one that was not waited for yet, a zombie, has.
+pub fn is_alive(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| !state.trim().starts_with(['Z', 'X']))
+}
+
 /// Bytes that the kernel holds in its slabs, where sockets live: `Slab` of `proc_meminfo(5)`.
 ///
 /// # Errors

@@ -1,14 +1,16 @@
-//! What others feel while a server is at work: every 5 ms a `mesh.send` to one client and an echo.
+//! What others feel while a server is at work: every 5 ms a `mesh.send` to one client, a
+//! `mesh.publish` to a channel of another, and an echo.
 //!
 //! Open loop: the next one goes out whether or not the last one has come, and a delay counts from
 //! the instant at which it was to go out, unless the probe itself was woken late: then from there. It
 //! has threads of its own, so that it does not wait behind the tasks that make the load; how late it
-//! was is told too.
+//! was is told too, and how long the same messages take to and from a thread that does nothing but
+//! send them back: what is left without a server.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -28,10 +30,13 @@ use crate::server::Target;
 const PERIOD: Duration = Duration::from_millis(5);
 
 /// A message that has not come after this long is lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Longest frame that a server sends to a probe, far longer than any that it should.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
+
+/// The channel of the probe's subscriber.
+const CHANNEL: &str = "probe";
 
 /// Source of the messages that count, and of the one that ends them.
 const COUNTED: u32 = 0;
@@ -43,6 +48,8 @@ pub struct Probe {
     writer: JoinHandle<Result<(u32, Duration)>>,
     readers: Vec<JoinHandle<Result<Ledger>>>,
     delays: Arc<Latencies>,
+    control: JoinHandle<Result<Latencies>>,
+    errors: Arc<AtomicU64>,
 }
 
 /// What a probe felt.
@@ -53,6 +60,10 @@ pub struct Felt {
     pub damage: Damage,
     /// How late the probe itself was, at most.
     pub own_delay: Duration,
+    /// What an echo took without a server.
+    pub control: Latencies,
+    /// Calls that were answered with an error, and connections that ended before the probe did.
+    pub errors: u64,
 }
 
 /// The event that brings a client's message; only the id matters here.
@@ -67,38 +78,41 @@ struct Delivery {
 }
 
 impl Probe {
-    /// Connects and begins. Blocks for as long as the server takes to answer.
+    /// Connects, to the API with `authorization` where there are users, and begins. Blocks for as
+    /// long as the server takes to answer.
     ///
     /// # Errors
-    /// The server refuses, or does not answer within 5 s.
-    pub fn start(target: Target) -> Result<Self> {
-        let mut client = Socket::open(target.edge, "/ws")?;
-        let mut back_end = Socket::open(target.api, "/ws/v1")?;
+    /// The server refuses, or does not answer within 30 s.
+    pub fn start(target: Target, authorization: Option<&str>) -> Result<Self> {
+        let mut client = Socket::open(target.edge, "/ws", None)?;
+        let subscriber = Socket::open(target.edge, &format!("/ws?channels={CHANNEL}"), None)?;
+        let mut back_end = Socket::open(target.api, "/ws/v1", authorization)?;
         let id = learn_id(&mut client, &mut back_end)?;
-        let echo = Socket::open(target.edge, "/echo")?;
+        let echo = Socket::open(target.edge, "/echo", None)?;
         let (to_api, to_echo) = (back_end.writer()?, echo.writer()?);
         let (stop, delays) = (Arc::<AtomicBool>::default(), Arc::<Latencies>::default());
-        let (start, is_over) = (Instant::now() + PERIOD, Arc::clone(&stop));
-        let readers = [client, echo].map(|socket| {
-            let delays = Arc::clone(&delays);
-            thread::spawn(move || {
-                go_first();
-                read(socket, &delays)
-            })
+        let (start, errors) = (Instant::now() + PERIOD, Arc::<AtomicU64>::default());
+        let readers = [client, subscriber, echo].map(|socket| {
+            let (delays, errors) = (Arc::clone(&delays), Arc::clone(&errors));
+            go_first_and(move || read(socket, &delays, &errors))
         });
-        // Answers have to be taken, though they tell nothing that the messages do not.
-        thread::spawn(move || while back_end.read().is_ok() {});
-        let writer = thread::spawn(move || {
-            go_first();
-            write(to_api, to_echo, &id, start, &is_over)
-        });
-        Ok(Self { stop, writer, readers: readers.into(), delays })
+        let counted = Arc::clone(&errors);
+        go_first_and(move || take_answers(back_end, &counted));
+        let is_over = Arc::clone(&stop);
+        let writer = go_first_and(move || write(to_api, to_echo, &id, start, &is_over));
+        let control = control(start, &stop)?;
+        Ok(Self { stop, writer, readers: readers.into(), delays, control, errors })
+    }
+
+    /// What it feels as it goes on.
+    pub fn delays(&self) -> Arc<Latencies> {
+        Arc::clone(&self.delays)
     }
 
     /// Ends it and waits for what is under way.
     ///
     /// # Errors
-    /// A connection broke, or brought what nobody sent.
+    /// A connection brought what nobody sent.
     pub fn stop(self) -> Result<Felt> {
         self.stop.store(true, Ordering::Relaxed);
         let (sent, own_delay) = joined(self.writer)?;
@@ -106,16 +120,20 @@ impl Probe {
         for reader in self.readers {
             damage += joined(reader)?.damage(sent);
         }
-        Ok(Felt { delays: self.delays, damage, own_delay })
+        let (control, errors) = (joined(self.control)?, self.errors.load(Ordering::Relaxed));
+        Ok(Felt { delays: self.delays, damage, own_delay, control, errors })
     }
 }
 
-/// Lets the calling thread run before those that make the load, where the system permits it: what
-/// it waits for a CPU would count as the server's delay. A real-time thread does so at once; one that
-/// is only less nice waits until the other has used its slice, some 3 ms.
-fn go_first() {
-    let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
-    let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy);
+/// Does `work` in a thread that runs before those that make the load, where the system permits it:
+/// what it waits for a CPU would count as the server's delay. A real-time thread does so at once; one
+/// that is only less nice waits until the other has used its slice, some 3 ms.
+fn go_first_and<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    thread::spawn(move || {
+        let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
+        let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy);
+        work()
+    })
 }
 
 fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
@@ -133,7 +151,46 @@ fn learn_id(client: &mut Socket, back_end: &mut Socket) -> Result<String> {
     Ok(event.p.c)
 }
 
-/// Sends until it is told to stop; how many messages to each, and its greatest lateness.
+/// Messages to a thread that sends them back, as long as the probe does its own.
+fn control(start: Instant, stop: &Arc<AtomicBool>) -> Result<JoinHandle<Result<Latencies>>> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut near = TcpStream::connect(listener.local_addr()?)?;
+    let (mut far, _) = listener.accept()?;
+    near.set_nodelay(true)?;
+    far.set_nodelay(true)?;
+    // Ends when the other end is dropped.
+    go_first_and(move || -> Result<()> {
+        let mut message = [0; BYTES_MIN];
+        loop {
+            far.read_exact(&mut message)?;
+            far.write_all(&message)?;
+        }
+    });
+    let (stop, latencies) = (Arc::clone(stop), Latencies::default());
+    Ok(go_first_and(move || {
+        let mut due = start;
+        while !stop.load(Ordering::Relaxed) {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let woken = Instant::now();
+            near.write_all(&[0; BYTES_MIN])?;
+            near.read_exact(&mut [0; BYTES_MIN])?;
+            latencies.record(woken.elapsed());
+            due = woken + PERIOD;
+        }
+        Ok(latencies)
+    }))
+}
+
+/// Takes the answers to the probe's calls, of which those with an error count.
+fn take_answers(mut back_end: Socket, errors: &AtomicU64) {
+    while let Ok(answer) = back_end.read() {
+        let is_error = !answer.starts_with(br#"{"E":null"#);
+        errors.fetch_add(u64::from(is_error), Ordering::Relaxed);
+    }
+}
+
+/// Sends until it is told to stop, or a connection ends; how many messages to each, and its greatest
+/// lateness.
 fn write(
     mut to_api: TcpStream,
     mut to_echo: TcpStream,
@@ -143,8 +200,11 @@ fn write(
 ) -> Result<(u32, Duration)> {
     let mut send = |source, sequence, due| -> Result<()> {
         let text = Payload::at(source, sequence, due).text(BYTES_MIN);
-        let call = format!(r#"{{"m":"mesh.send","p":{{"c":"{id}","d":"{text}"}},"i":3}}"#);
-        to_api.write_all(&raw::frame(raw::TEXT, call.as_bytes()))?;
+        let send = format!(r#"{{"m":"mesh.send","p":{{"c":"{id}","d":"{text}"}},"i":3}}"#);
+        let publish =
+            format!(r#"{{"m":"mesh.publish","p":{{"c":"{CHANNEL}","d":"{text}"}},"i":4}}"#);
+        let calls = [send, publish].map(|call| raw::frame(raw::TEXT, call.as_bytes())).concat();
+        to_api.write_all(&calls)?;
         Ok(to_echo.write_all(&raw::frame(raw::TEXT, text.as_bytes()))?)
     };
     let (mut sequence, mut own_delay, mut woken) = (0, Duration::ZERO, start);
@@ -156,17 +216,24 @@ fn write(
             woken = Instant::now();
             own_delay = own_delay.max(due.elapsed());
         }
-        send(COUNTED, sequence, due.max(woken))?;
         sequence += 1;
+        // What does not go out will be missing.
+        if send(COUNTED, sequence - 1, due.max(woken)).is_err() {
+            break;
+        }
     }
-    send(LAST, 0, Instant::now())?;
+    let _ = send(LAST, 0, Instant::now());
     Ok((sequence, own_delay))
 }
 
 /// Takes messages until the last one, or until none comes for a long time.
-fn read(mut socket: Socket, delays: &Latencies) -> Result<Ledger> {
+fn read(mut socket: Socket, delays: &Latencies, errors: &AtomicU64) -> Result<Ledger> {
     let mut ledger = Ledger::default();
-    while let Ok(text) = socket.read() {
+    loop {
+        let Ok(text) = socket.read() else {
+            errors.fetch_add(1, Ordering::Relaxed);
+            break;
+        };
         let payload = Payload::parse(&text, BYTES_MIN);
         let payload = payload.context("the probe got what it did not send")?;
         if payload.source == LAST {
@@ -183,11 +250,13 @@ fn read(mut socket: Socket, delays: &Latencies) -> Result<Ledger> {
 struct Socket(BufReader<TcpStream>);
 
 impl Socket {
-    fn open(address: SocketAddr, path: &str) -> Result<Self> {
+    fn open(address: SocketAddr, path: &str, authorization: Option<&str>) -> Result<Self> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(raw::upgrade_request(path).as_bytes())?;
+        let line = authorization.map(|value| format!("Authorization: {value}\r\n"));
+        let request = raw::upgrade_request_with(path, &line.unwrap_or_default());
+        stream.write_all(request.as_bytes())?;
         let mut socket = Self(BufReader::new(stream));
         let mut head = Vec::new();
         while !head.ends_with(HEAD_END) {

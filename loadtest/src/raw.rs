@@ -2,9 +2,14 @@
 
 /// The request for a WebSocket on `path`.
 pub fn upgrade_request(path: &str) -> String {
+    upgrade_request_with(path, "")
+}
+
+/// The same with more header lines.
+pub fn upgrade_request_with(path: &str, lines: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{lines}\r\n"
     )
 }
 
@@ -13,6 +18,12 @@ pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// The end of the head that grants it.
 pub const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// What the first byte of a message's last frame has.
+pub const FIN: u8 = 0x80;
+
+/// What the first byte of a compressed message has (RFC 7692, section 6).
+pub const COMPRESSED: u8 = 0x40;
 
 /// A text frame, whole.
 pub const TEXT: u8 = 0x81;

@@ -41,6 +41,13 @@ pub struct Beside {
     pub server_cpu_share: f64,
     /// How late the probe was with its messages by its own fault, at most.
     pub probe_own_delay_us: f64,
+    /// What an echo without a server took beside it: all but one in a hundred, and the longest.
+    pub control_p99_us: f64,
+    pub control_max_us: f64,
+    /// The probe's calls that were answered with an error, and its connections that ended.
+    pub errors: u64,
+    /// Whether the server was still there at the end.
+    pub has_lived: bool,
     /// What became of the peer.
     pub fate: String,
 }
@@ -165,9 +172,10 @@ impl Report {
         }
     }
 
-    /// It is of somebody else's server, or nothing was lost, doubled or misordered in any run.
+    /// It is of somebody else's server, or nothing was lost, doubled or misordered in any run, and it lived.
     pub fn is_sound(&self) -> bool {
-        self.server != GRIDCAST || self.damage.is_none()
+        let is_fine = |beside: &Beside| beside.has_lived && beside.errors == 0;
+        self.server != GRIDCAST || self.damage.is_none() && self.beside.iter().all(is_fine)
     }
 }
 
@@ -246,7 +254,10 @@ impl fmt::Display for Beside {
             .map(|bytes| bytes as f64 / 1e6);
         let (cpu, own_delay) = (self.server_cpu_share * 100.0, self.probe_own_delay_us);
         write!(f, "memory {before:.1} MB, at most {peak:.1}, then {after:.1}; CPU {cpu:.0} %; ")?;
-        write!(f, "the probe's own delay {own_delay:.0} µs; {}", self.fate)
+        let (p99, max) = (self.control_p99_us, self.control_max_us);
+        write!(f, "the probe's own delay {own_delay:.0} µs, an echo without a server 99 % ")?;
+        write!(f, "{p99:.0} µs, at most {max:.0}; errors {}; {}", self.errors, self.fate)?;
+        if self.has_lived { Ok(()) } else { write!(f, "; THE SERVER ENDED") }
     }
 }
 

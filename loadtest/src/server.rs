@@ -24,6 +24,27 @@ pub struct Target {
     pub dialect: Dialect,
 }
 
+/// What servers are started with beside the configuration that all have.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Nodes of one grid; 1: a node without a grid.
+    pub nodes: u32,
+    /// TOML behind the common configuration: more routes, and tables that it does not have.
+    pub config: &'static str,
+    /// Environment variables that override keys.
+    pub variables: &'static [(&'static str, &'static str)],
+    /// Descriptors that each may have; `None`: as many as the load test.
+    pub descriptors: Option<u32>,
+    /// `Authorization` of whoever behaves; `None`: there are no users.
+    pub authorization: Option<&'static str>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { nodes: 1, config: "", variables: &[], descriptors: None, authorization: None }
+    }
+}
+
 /// A server to measure; if it was started here, it is ended on drop.
 pub struct Server {
     target: Target,
@@ -49,23 +70,19 @@ impl Server {
         Self { target, _process: Some(process) }
     }
 
-    /// Starts `binary` with one shard on each of `cpus` and waits until it listens.
+    /// Starts `binary` once with one shard on each of `cpus`, or as often as `setup` asks for nodes,
+    /// each with one shard on the next of them; waits until they listen.
     ///
     /// # Errors
-    /// It cannot be started, or does not say within 10 s where it listens.
-    pub fn start(binary: &Path, cpus: &[usize]) -> Result<Self> {
-        Ok(Self::start_with(binary, cpus, "[node]\n")?.0)
-    }
-
-    /// Starts `count` nodes of one grid, each with one shard on the next of `cpus`.
-    ///
-    /// # Errors
-    /// Those of [`Server::start`].
-    pub fn start_grid(binary: &Path, cpus: &[usize], count: u32) -> Result<Vec<Self>> {
+    /// One cannot be started, or does not say within 10 s where it listens.
+    pub fn start(binary: &Path, cpus: &[usize], setup: &Setup) -> Result<Vec<Self>> {
+        if setup.nodes == 1 {
+            return Ok(vec![Self::start_with(binary, cpus, "[node]\n", setup)?.0]);
+        }
         let (mut servers, mut seed) = (Vec::new(), None);
-        for (id, &cpu) in (1..=count).zip(cpus.iter().cycle()) {
+        for (id, &cpu) in (1..=setup.nodes).zip(cpus.iter().cycle()) {
             let node = config_of_node(id, seed);
-            let (server, listening) = Self::start_with(binary, &[cpu], &node)?;
+            let (server, listening) = Self::start_with(binary, &[cpu], &node, setup)?;
             seed = seed.or(listening.mesh);
             servers.push(server);
         }
@@ -73,11 +90,18 @@ impl Server {
     }
 
     /// With `node`, which is to end inside the table of that name, before all else.
-    fn start_with(binary: &Path, cpus: &[usize], node: &str) -> Result<(Self, Listening)> {
+    fn start_with(
+        binary: &Path,
+        cpus: &[usize],
+        node: &str,
+        setup: &Setup,
+    ) -> Result<(Self, Listening)> {
         let files = tempfile::Builder::new().prefix("gridcast-loadtest-").tempdir()?;
         let path = files.path().join("gridcast.toml");
-        fs::write(&path, format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}"))?;
-        let mut command = Command::new(binary);
+        // The routes of `setup` belong to the edge, so they come before other tables would end it.
+        let config = setup.config;
+        fs::write(&path, format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}{config}{LIMITS}"))?;
+        let mut command = command(binary, setup);
         command.args(["serve".as_ref(), "--config".as_ref(), path.as_path()]);
         let (process, listening) = Process::start_until(command, cpus, files, parse_ready)?;
         let Listening { api, edge, .. } = listening;
@@ -89,6 +113,21 @@ impl Server {
     pub fn target(&self) -> Target {
         self.target
     }
+}
+
+/// Runs `binary`; by a shell where it is to have fewer descriptors, whose place it takes.
+fn command(binary: &Path, setup: &Setup) -> Command {
+    let mut command = match setup.descriptors {
+        None => Command::new(binary),
+        Some(descriptors) => {
+            let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+            let mut command = Command::new("sh");
+            command.args(["-c".as_ref(), script.as_ref(), binary.as_os_str()]);
+            command
+        }
+    };
+    command.envs(setup.variables.iter().copied());
+    command
 }
 
 /// The server binary of the same build.
@@ -123,6 +162,9 @@ path = "/echo"
 handler = "echo"
 message_bytes = 16777216
 outbound_bytes = 67108864
+"#;
+
+const LIMITS: &str = r#"
 [limits]
 handshake_ms = 1000
 [log]
@@ -167,7 +209,9 @@ mod tests {
 
     #[test]
     fn a_program_that_never_listens_is_an_error() {
-        let error = Server::start(Path::new("/bin/true"), &[0]).err().expect("it does not listen");
+        let error = Server::start(Path::new("/bin/true"), &[0], &Setup::default())
+            .err()
+            .expect("it does not listen");
         assert!(error.to_string().contains("did not say where it listens"), "{error}");
     }
 }

@@ -10,11 +10,11 @@ use nix::unistd::Pid;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep};
 
-use crate::greedy::Peer;
-use crate::meter::{Meter, memory_bytes};
+use crate::attack::{Attack, Scene};
+use crate::meter::{Meter, is_alive, memory_bytes};
 use crate::probe::Probe;
 use crate::report::{Beside, Run};
-use crate::server::Target;
+use crate::server::{Setup, Target};
 use crate::tasks::until;
 
 /// Between two looks at the server's memory.
@@ -23,52 +23,64 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Before and after the attack: what the probe feels, and what memory is, without it.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// A probe (every 5 ms one mesh.send and one echo) beside greedy peers, one after the other.
+/// A probe (every 5 ms a mesh.send, a mesh.publish and an echo) beside attacks, one after the other.
 #[derive(Args, Clone)]
 pub struct Hostile {
-    /// Peers, each against a fresh server [default: all]
-    #[arg(long, value_enum, value_name = "PEER,…", value_delimiter = ',')]
-    pub peers: Vec<Peer>,
-    /// Milliseconds that each is at it
+    /// Attacks, each against a fresh server [default: all]
+    #[arg(long = "attack", value_enum, value_name = "NAME,…", value_delimiter = ',')]
+    pub attacks: Vec<Attack>,
+    /// Milliseconds of each attack that has no end of its own
     #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u64).range(100..=60_000))]
     pub time: u64,
 }
 
 impl Hostile {
-    /// A scenario for each peer.
+    /// A scenario for each attack.
     pub fn each(self) -> Vec<Self> {
-        let all = || Peer::value_variants().to_vec();
-        let peers = if self.peers.is_empty() { all() } else { self.peers };
-        peers.into_iter().map(|peer| Self { peers: vec![peer], time: self.time }).collect()
+        let all = || Attack::value_variants().to_vec();
+        let attacks = if self.attacks.is_empty() { all() } else { self.attacks };
+        attacks.into_iter().map(|attack| Self { attacks: vec![attack], time: self.time }).collect()
     }
 
-    fn peer(&self) -> Peer {
-        self.peers.first().copied().unwrap_or(Peer::Nobody)
+    fn attack(&self) -> Attack {
+        self.attacks.first().copied().unwrap_or(Attack::Nobody)
     }
 
     pub fn title(&self) -> String {
-        format!("beside: {}", self.peer().title())
+        format!("beside: {}", self.attack().title())
+    }
+
+    /// The servers that the attack asks for.
+    pub fn setup(&self) -> Setup {
+        self.attack().setup()
     }
 
     /// A latency is the time from the instant at which a probe's message was to be sent to its
-    /// arrival. Memory is that of all the process, and its peak what looks every 5 ms saw.
-    pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
-        let probe = spawn_blocking(move || Probe::start(target)).await??;
+    /// arrival. Memory is that of the first node's process, and its peak what looks every 5 ms saw.
+    pub async fn run(self, nodes: Vec<Target>, deadline: Instant) -> Result<Run> {
+        let target = *nodes.first().context("no server")?;
+        let authorization = self.setup().authorization;
+        let probe = spawn_blocking(move || Probe::start(target, authorization)).await??;
         sleep(QUIET).await;
         let memory = MemoryWatch::start(target.pid)?;
         let meter = Meter::start(target.pid)?;
-        let time = Duration::from_millis(self.time);
-        let fate = until(deadline, self.peer().attack(target, time)).await?;
+        let (time, felt) = (Duration::from_millis(self.time), probe.delays());
+        let fate = until(deadline, self.attack().run(&Scene { nodes, time, felt })).await?;
         let cost = meter.stop()?;
         sleep(QUIET).await;
         let (memory_before, memory_peak, memory_after) = memory.stop().await?;
         let felt = spawn_blocking(move || probe.stop()).await??;
+        let alone = felt.control.percentiles_us();
         let beside = Beside {
             memory_before,
             memory_peak,
             memory_after,
             server_cpu_share: cost.cpu().as_secs_f64() / cost.elapsed.as_secs_f64(),
             probe_own_delay_us: felt.own_delay.as_secs_f64() * 1e6,
+            control_p99_us: alone.p99,
+            control_max_us: alone.max,
+            errors: felt.errors,
+            has_lived: is_alive(target.pid),
             fate: fate.context("the attack did not end in time")?,
         };
         Ok(Run::new(cost, &felt.delays, felt.damage).with_beside(beside))
@@ -92,7 +104,8 @@ impl MemoryWatch {
         let peak = spawn_blocking(move || {
             let mut peak = before;
             while !is_over.load(Ordering::Relaxed) {
-                peak = peak.max(memory_bytes(pid)?);
+                // A process that has ended holds nothing.
+                peak = peak.max(memory_bytes(pid).unwrap_or(0));
                 std::thread::sleep(LOOK);
             }
             Ok(peak)
@@ -103,6 +116,6 @@ impl MemoryWatch {
     /// The memory at first, at most and at last.
     async fn stop(self) -> Result<(u64, u64, u64)> {
         self.stop.store(true, Ordering::Relaxed);
-        Ok((self.before, self.peak.await??, memory_bytes(self.pid)?))
+        Ok((self.before, self.peak.await??, memory_bytes(self.pid).unwrap_or(0)))
     }
 }

@@ -18,10 +18,10 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Subcommand, value_parser};
 use tokio::time::Instant;
 
+use crate::attack::Attack;
 use crate::dialect::Dialect;
-use crate::greedy::Peer;
 use crate::report::Run;
-use crate::server::Target;
+use crate::server::{Setup, Target};
 
 /// One kind of work with its figures.
 #[derive(Clone, Subcommand)]
@@ -48,7 +48,8 @@ pub enum Scenario {
     Grid(grid::Grid),
     /// What sends to others feel of a fan-out without pause
     Unrelated(unrelated::Unrelated),
-    /// What others feel, and what memory does, beside peers that take more than their share
+    /// What others feel, and what memory does, beside peers that take more than their share, and
+    /// under attacks
     Hostile(hostile::Hostile),
 }
 
@@ -120,15 +121,16 @@ impl Scenario {
         }
     }
 
-    /// How many nodes of one grid it needs; 1: a node without a grid.
-    pub fn nodes(&self) -> u32 {
+    /// The servers that it needs.
+    pub fn setup(&self) -> Setup {
         match self {
-            Self::Grid(grid) => grid.nodes,
-            _ => 1,
+            Self::Grid(grid) => Setup { nodes: grid.nodes, ..Setup::default() },
+            Self::Hostile(hostile) => hostile.setup(),
+            _ => Setup::default(),
         }
     }
 
-    /// Runs it once against [`Scenario::nodes`] nodes, until `deadline` at the longest.
+    /// Runs it once against the servers of [`Scenario::setup`], until `deadline` at the longest.
     ///
     /// # Errors
     /// It could not be measured: the server cannot be reached, refuses, has ended, or sends what
@@ -147,7 +149,7 @@ impl Scenario {
             Self::Mix(mix) => mix.run(target, deadline).await,
             Self::Grid(grid) => grid.run(&nodes, deadline).await,
             Self::Unrelated(unrelated) => unrelated.run(target).await,
-            Self::Hostile(hostile) => hostile.run(target, deadline).await,
+            Self::Hostile(hostile) => hostile.run(nodes, deadline).await,
         }
     }
 }
@@ -169,13 +171,14 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             rate: None,
         })
     };
-    // None are all. A quick look leaves out those that take seconds to show anything.
-    let peers = if quick {
-        vec![Peer::Nobody, Peer::Pipeline, Peer::Connects, Peer::Pings]
+    // A quick look leaves out those that take seconds to show anything; attacks that need servers of
+    // their own are run by `loadtest hostile` alone.
+    let attacks = if quick {
+        vec![Attack::Nobody, Attack::Pipeline, Attack::Connects, Attack::OnePings]
     } else {
-        vec![]
+        Attack::GREEDY.to_vec()
     };
-    let hostile = hostile::Hostile { peers, time: least(2_000, 200).into() };
+    let hostile = hostile::Hostile { attacks, time: least(2_000, 200).into() };
     let mut scenarios = vec![
         connect(least(1_000, 100), 0, None),
         connect(least(5_000, 500), 0, None),

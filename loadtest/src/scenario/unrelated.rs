@@ -7,7 +7,7 @@ use clap::{Args, value_parser};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use crate::greedy::FanOut;
+use crate::attack::FanOut;
 use crate::meter::Meter;
 use crate::probe::Probe;
 use crate::report::Run;
@@ -17,7 +17,7 @@ use crate::server::Target;
 const LEAD: Duration = Duration::from_millis(500);
 
 /// A back end publishes without pause to many clients; beside it a probe does a mesh.send to another
-/// client and an echo every 5 ms.
+/// client, a mesh.publish to a channel of one, and an echo every 5 ms.
 #[derive(Args, Clone)]
 pub struct Unrelated {
     /// Clients that get what is published
@@ -41,7 +41,7 @@ impl Unrelated {
         let fan_out = FanOut::open(target, self.clients).await?;
         let fan_out = tokio::spawn(fan_out.run(LEAD + time + LEAD));
         sleep(LEAD).await;
-        let probe = spawn_blocking(move || Probe::start(target)).await??;
+        let probe = spawn_blocking(move || Probe::start(target, None)).await??;
         let meter = Meter::start(target.pid)?;
         sleep(time).await;
         let cost = meter.stop()?;
