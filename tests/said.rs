@@ -190,3 +190,26 @@ fn cookies_of_several_lines_are_reported_as_one_list_of_cookies() {
     assert_holds(&said, r#""cookie":"a=1; b=2; c=3""#);
     assert_holds(&said, r#""accept":"x,y""#);
 }
+
+#[test]
+fn a_token_that_is_refused_is_told_why() {
+    let mut node = Node::new(token_route());
+    let key = EncodingKey::from_secret(KEY.as_bytes());
+    let encoded = |claims| encode(&Header::default(), &claims, &key).expect("claims are JSON");
+    let until = START.unix_ms / 1000 + 3600;
+    for (token, why) in [
+        (encoded(json!([until])), "the token's claims: they are not an object"),
+        (
+            encoded(json!({"exp": until, "aud": 7})),
+            "the token's claims: aud is neither a string nor",
+        ),
+        (token(json!({"aud": ["elsewhere"]})), "the token's aud does not name this service"),
+        (token(json!({"context": {"": 1}})), "the token's claims: context is not an object with"),
+        ("%zz".into(), "the token is not a JSON Web Token"),
+    ] {
+        let request = format!("GET /ws?token={token} HTTP/1.1\r\n{UPGRADE}\r\n");
+        let answer = node.ask(Listener::Edge(0), &request);
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert_holds(&answer, why);
+    }
+}

@@ -108,7 +108,11 @@ fn every_key_is_read() {
             "0123456789abcdef0123456789abcdef",
             Places { header: false, protocol: true, query: true },
         )
-        .map(Arc::new),
+        .map(|mut rule| {
+            rule.audience = vec!["chat".to_owned()];
+            rule.issuer = Some("login".to_owned());
+            Arc::new(rule)
+        }),
         echo: false,
         compression: true,
         message_bytes: 2048,
@@ -538,6 +542,18 @@ fn a_token_has_an_algorithm_and_one_key_that_is_not_shown() {
     refused(
         &format!("token = {{ algorithm = \"HS256\", {key}, from = [] }}"),
         ".from: an empty list lets nobody in",
+    );
+    refused(
+        &format!("token = {{ algorithm = \"HS256\", {key}, audience = [] }}"),
+        ".audience: an empty list names nobody: leave it out to take tokens without an aud",
+    );
+    refused(
+        &format!("token = {{ algorithm = \"HS256\", {key}, audience = \"us\" }}"),
+        ".audience: expected a list of at most 1024 strings, found \"us\"",
+    );
+    refused(
+        &format!("token = {{ algorithm = \"HS256\", {key}, issuer = \"\" }}"),
+        ".issuer: expected a string of 1 to 1024 bytes, as it stands in the token, found \"\"",
     );
 }
 

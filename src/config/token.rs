@@ -7,7 +7,9 @@ use super::document::{ConfigError, Section};
 use super::read_bounded;
 use crate::protocol::token::{Places, TokenRule};
 
-const TOKEN_KEYS: [&str; 4] = ["algorithm", "key", "key_file", "from"];
+const TOKEN_KEYS: [&str; 6] = ["algorithm", "key", "key_file", "from", "audience", "issuer"];
+
+const PARTY: &str = "a string of 1 to 1024 bytes, as it stands in the token";
 
 const ALGORITHMS: [(&str, &str); 4] =
     [("HS256", "HS256"), ("RS256", "RS256"), ("ES256", "ES256"), ("EdDSA", "EdDSA")];
@@ -23,14 +25,24 @@ pub(super) fn read_token(route: &Section) -> Result<Option<Arc<TokenRule>>, Conf
         return Err(section.fault(&["algorithm"], "missing; a token is of one algorithm"));
     }
     let key = read_key(&section)?;
-    let rule = TokenRule::new(algorithm, &key, read_places(&section)?).ok_or_else(|| {
+    let mut rule = TokenRule::new(algorithm, &key, read_places(&section)?).ok_or_else(|| {
         let reason = match algorithm {
             "HS256" => "expected a secret of at least 32 bytes (RFC 7518, section 3.2)".to_owned(),
             _ => format!("expected a public key for {algorithm} in PEM"),
         };
         section.fault(&["key", "key_file"], reason)
     })?;
+    rule.audience = section.texts("audience", PARTY, is_party)?.unwrap_or_default();
+    if rule.audience.is_empty() && section.has("audience") {
+        let reason = "an empty list names nobody: leave it out to take tokens without an aud";
+        return Err(section.fault(&["audience"], reason));
+    }
+    rule.issuer = section.text("issuer", PARTY, is_party)?;
     Ok(Some(Arc::new(rule)))
+}
+
+fn is_party(text: &str) -> bool {
+    (1..=1024).contains(&text.len())
 }
 
 fn read_key(section: &Section) -> Result<String, ConfigError> {
