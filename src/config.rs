@@ -15,6 +15,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use toml::de::DeValue;
@@ -133,6 +134,23 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What is allowed and yet likely a mistake, at this time: a line each.
+    pub fn warnings(&self, unix_ms: u64) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.edges.is_empty() {
+            warnings.push("no [[edge]] is configured: no device can connect to this node".into());
+        }
+        let edges = self.edges.iter().map(|edge| &edge.tls);
+        let listeners = std::iter::once(&self.api.tls).chain(edges).flatten();
+        warnings.extend(listeners.flat_map(|tls| tls.warnings(unix_ms)));
+        if let Some(Mesh { trust: Trust::Files(files), .. }) = &self.mesh {
+            warnings.extend(files.warnings(unix_ms));
+        }
+        warnings
+    }
+}
+
 /// What `gridcast check` says of a configuration that is right.
 impl fmt::Display for Config {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,10 +174,18 @@ impl fmt::Display for Config {
     }
 }
 
-fn read_bounded(file: &Path) -> io::Result<String> {
+/// Reads a file that the configuration names, or its own. Everything that is read from such a path is
+/// read here: a FIFO or a device would keep the node waiting, or never end.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    // Without waiting: to open a FIFO waits until somebody writes it.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
     let mut text = String::new();
     // One byte more than allowed tells a file that is too large from one that just fits.
-    File::open(file)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
     }
@@ -268,19 +294,19 @@ impl Api {
 }
 
 fn read_address(section: &Section, key: &str, port: u16) -> Result<SocketAddr, ConfigError> {
-    let address = section.read(key, ADDRESS, address)?;
+    let address = section.read_text(key, ADDRESS, address)?;
     Ok(address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
 }
 
 /// An address that others can connect to.
 fn read_reachable(section: &Section, key: &str) -> Result<Option<SocketAddr>, ConfigError> {
-    section.read(key, ADDRESS, |value| {
-        address(value).filter(|address| !address.ip().is_unspecified() && address.port() != 0)
+    section.read_text(key, ADDRESS, |text| {
+        address(text).filter(|address| !address.ip().is_unspecified() && address.port() != 0)
     })
 }
 
-fn address(value: &DeValue) -> Option<SocketAddr> {
-    value.as_str()?.parse().ok()
+fn address(text: &str) -> Option<SocketAddr> {
+    text.parse().ok()
 }
 
 fn read_origins(section: &Section) -> Result<Option<Vec<String>>, ConfigError> {

@@ -14,6 +14,7 @@ use cli::Command;
 use gridcast::config::{self, Config, ConfigError};
 use gridcast::doctor::{self, Machine, Plan, State};
 use gridcast::node;
+use gridcast::runtime;
 use gridcast::runtime::log::{self, FLUSH_MAX, Format, Log};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::Level;
@@ -38,9 +39,7 @@ fn carry_out(log: &Log) -> ExitCode {
     };
     match command {
         Command::Check { config } => match Config::read(&config, environment(), &available) {
-            Ok(checked) => {
-                print(log, &format!("{}: ok\n{checked}", config.display()), ExitCode::SUCCESS)
-            }
+            Ok(checked) => print(log, &checked_text(&config, &checked), ExitCode::SUCCESS),
             Err(error) => fail(log, 2, error),
         },
         Command::Serve { config } => match configuration(config.as_deref(), &available) {
@@ -56,6 +55,12 @@ fn carry_out(log: &Log) -> ExitCode {
             examine(log, &plan, json)
         }
     }
+}
+
+fn checked_text(file: &Path, checked: &Config) -> String {
+    let warnings = checked.warnings(runtime::unix_ms());
+    let warnings: String = warnings.iter().map(|why| format!("\nwarning: {why}")).collect();
+    format!("{}: ok\n{checked}{warnings}", file.display())
 }
 
 fn serve(log: &Log, config: &Config) -> ExitCode {

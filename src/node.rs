@@ -45,6 +45,9 @@ impl std::error::Error for NodeError {}
 /// The machine lacks something, an address cannot be listened on, or a shard failed.
 pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     log.subscribe(level(config.log.level));
+    for warning in config.warnings(runtime::unix_ms()) {
+        tracing::warn!("{warning}");
+    }
     // Before anything is said to be ready, so that no signal is missed.
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| NodeError(format!("signals: {error}")))?;
@@ -133,6 +136,9 @@ fn renew_certificates(config: &Config, renewals: &Renewals) {
             Ok(context) => {
                 renewals.renew(listener, &context);
                 tracing::info!("certificate read again: {}", tls.cert.display());
+                for warning in tls.warnings(runtime::unix_ms()) {
+                    tracing::warn!("{warning}");
+                }
             }
             Err(error) => tracing::error!("certificate not renewed: {error}"),
         }
@@ -220,7 +226,7 @@ impl MeshStart {
     ) -> Result<quic::Running, NodeError> {
         let settings = mesh::Settings {
             node: shards.node,
-            incarnation: quic::unix_ms(),
+            incarnation: runtime::unix_ms(),
             shards: shards.shards,
             advertise: self.advertise,
             api: shards.api.advertise,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, process};
 
-use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
+use rcgen::{CertificateParams, CertifiedKey, KeyPair, date_time_ymd, generate_simple_self_signed};
 use rustls::crypto::ring::default_provider;
 use rustls::{ClientConfig, RootCertStore};
 use support::{DEADLINE, Http, Message, Process, Server, Socket, config_file, until};
@@ -309,6 +309,29 @@ fn sighup_reads_certificates_again_and_keeps_connections_and_what_is_right() {
     for socket in [&mut before, &mut meanwhile, &mut after] {
         assert_eq!(socket.call("hello"), "hello");
     }
+}
+
+#[test]
+fn sighup_does_not_wait_for_a_certificate_that_is_a_fifo_and_names_one_that_has_expired() {
+    let certificate = Certificate::new();
+    let mut server = server(&certificate);
+    let cert = certificate.folder.join("cert.pem");
+
+    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    params.not_after = date_time_ymd(2020, 1, 1);
+    let key = KeyPair::generate().expect("a key");
+    fs::write(&cert, params.self_signed(&key).expect("a certificate").pem()).expect("a file");
+    fs::write(certificate.folder.join("key.pem"), key.serialize_pem()).expect("a file");
+    server.hang_up();
+    server.logs("cert.pem: the certificate of CN=rcgen self signed cert expired on Jan  1 ");
+
+    fs::remove_file(&cert).expect("it is there");
+    let made = process::Command::new("mkfifo").arg(&cert).status().expect("it is installed");
+    assert!(made.success());
+    server.hang_up();
+    server.logs("cert.pem: cannot be read: not a regular file");
+    server.terminate();
+    assert_eq!(server.exit_code(), Some(0));
 }
 
 #[test]

@@ -39,7 +39,16 @@ pub(super) struct Document<'a> {
     name: &'a str,
     text: &'a str,
     root: DeTable<'a>,
-    variables: Vec<(&'a str, DeValue<'a>)>,
+    variables: Vec<Variable<'a>>,
+}
+
+/// A variable that sets a key. Which of its two readings counts depends on the type of the key.
+struct Variable<'a> {
+    name: &'a str,
+    /// For keys whose type is string.
+    text: &'a str,
+    /// For the others.
+    value: DeValue<'a>,
 }
 
 impl<'a> Document<'a> {
@@ -77,7 +86,7 @@ fn line_of(text: &str, offset: usize) -> usize {
 fn variables<'a>(
     environment: &'a [(String, String)],
     sections: &[Keys],
-) -> Result<Vec<(&'a str, DeValue<'a>)>, ConfigError> {
+) -> Result<Vec<Variable<'a>>, ConfigError> {
     let known: Vec<String> = sections
         .iter()
         .flat_map(|(section, keys)| keys.iter().map(|key| variable_name(section, key)))
@@ -89,7 +98,7 @@ fn variables<'a>(
             let reason = format!("unknown variable; {}", suggestion(name, &known));
             return Err(ConfigError::new(cut(name.escape_debug().to_string()), reason));
         }
-        variables.push((name.as_str(), variable_value(text)));
+        variables.push(Variable { name, text, value: variable_value(text) });
     }
     Ok(variables)
 }
@@ -98,7 +107,7 @@ fn variable_name(section: &str, key: &str) -> String {
     format!("{PREFIX}{section}_{key}").replace('.', "_").to_uppercase()
 }
 
-/// `2` and `["a"]` are TOML; `127.0.0.1:0` is not, and stands for the string that it would quote.
+/// `2` and `["a"]` are TOML; what is not TOML stands for the string that it would be in quotes.
 fn variable_value(text: &str) -> DeValue<'_> {
     DeValue::parse(text).map_or_else(|_| DeValue::String(text.into()), |value| value.into_inner())
 }
@@ -183,6 +192,29 @@ impl<'a> Section<'a> {
         convert(value).map(Some).ok_or_else(|| self.mismatch(key, expected, value))
     }
 
+    /// What `convert` makes of the string at `key`, as [`Self::read`] does. The text of a variable is
+    /// taken as it is: `1234567890123456` and `0x1F` are strings there.
+    pub(super) fn read_text<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        convert: impl FnOnce(&'a str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        if let Some(Variable { text, .. }) = self.variable(key) {
+            let mismatch = || self.mismatch(key, expected, &DeValue::String((*text).into()));
+            return convert(text).map(Some).ok_or_else(mismatch);
+        }
+        self.read(key, expected, |value| convert(value.as_str()?))
+    }
+
+    /// The string at `key`, which no message shows. What is not a string is an empty one.
+    pub(super) fn secret(&self, key: &str) -> Option<&'a str> {
+        match self.variable(key) {
+            Some(variable) => Some(variable.text),
+            None => Some(self.find(key)?.as_str().unwrap_or_default()),
+        }
+    }
+
     /// A whole number within `bounds`. `unit` follows the word "number": `" of bytes"`, or nothing.
     pub(super) fn whole<T: TryFrom<i64> + PartialOrd + Display>(
         &self,
@@ -207,8 +239,7 @@ impl<'a> Section<'a> {
     ) -> Result<T, ConfigError> {
         let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
         let expected = words.join(" or ");
-        let choice = self.read(key, &expected, |value| {
-            let written = value.as_str()?;
+        let choice = self.read_text(key, &expected, |written| {
             choices.iter().find(|(word, _)| *word == written).map(|(_, choice)| *choice)
         })?;
         Ok(choice.unwrap_or(default))
@@ -227,9 +258,7 @@ impl<'a> Section<'a> {
         expected: &str,
         valid: fn(&str) -> bool,
     ) -> Result<Option<String>, ConfigError> {
-        self.read(key, expected, |value| {
-            value.as_str().filter(|text| valid(text)).map(String::from)
-        })
+        self.read_text(key, expected, |text| valid(text).then(|| text.to_owned()))
     }
 
     /// A list of strings, each `valid`; the message shows the one that is not.
@@ -265,8 +294,8 @@ impl<'a> Section<'a> {
     /// Where `key` is written, and its whole name: `gridcast.toml:12: limits.ping_ms`.
     pub(super) fn place(&self, key: &str) -> String {
         let path = self.path_of(key);
-        if let Some((name, _)) = self.variable(key) {
-            return format!("{name}: {path}");
+        if let Some(variable) = self.variable(key) {
+            return format!("{}: {path}", variable.name);
         }
         match self.line_of(key).or(self.line) {
             Some(line) => format!("{}:{line}: {path}", self.document.name),
@@ -279,13 +308,13 @@ impl<'a> Section<'a> {
     }
 
     fn find(&self, key: &str) -> Option<&'a DeValue<'a>> {
-        let variable = self.variable(key).map(|(_, value)| value);
+        let variable = self.variable(key).map(|variable| &variable.value);
         variable.or_else(|| Some(self.table?.get(key)?.get_ref()))
     }
 
-    fn variable(&self, key: &str) -> Option<&'a (&'a str, DeValue<'a>)> {
+    fn variable(&self, key: &str) -> Option<&'a Variable<'a>> {
         let wanted = variable_name(&self.path, key);
-        self.document.variables.iter().find(|(name, _)| *name == wanted)
+        self.document.variables.iter().find(|variable| variable.name == wanted)
     }
 
     fn line_of(&self, key: &str) -> Option<usize> {

@@ -68,7 +68,7 @@ impl Mesh {
             return Ok(None);
         }
         let missing = |key| section.fault(&[key], "missing; a mesh needs one");
-        let bind = section.read("bind", ADDRESS, address)?.ok_or_else(|| missing("bind"))?;
+        let bind = section.read_text("bind", ADDRESS, address)?.ok_or_else(|| missing("bind"))?;
         let advertise = read_reachable(&section, "advertise")?;
         let trust = match (read_key(&section)?, MutualTls::read(&section)?) {
             (Some(key), None) => Trust::Key(key),
@@ -100,9 +100,7 @@ impl fmt::Display for Mesh {
 
 /// The message does not say what was found.
 fn read_key(section: &Section) -> Result<Option<GridKey>, ConfigError> {
-    // Always read: what is not a string is no key either.
-    let key = section.read("key", "", |value| Some(value.as_str().unwrap_or_default()))?;
-    let Some(key) = key else { return Ok(None) };
+    let Some(key) = section.secret("key") else { return Ok(None) };
     match (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len()) {
         true => Ok(Some(GridKey(key.into()))),
         false => Err(section.fault(&["key"], KEY)),

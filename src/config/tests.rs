@@ -1,4 +1,7 @@
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash};
@@ -729,7 +732,7 @@ fn a_variable_overrides_the_file_and_the_defaults() {
         ("GRIDCAST_NODE_CORES", "[0, 2]"),
         ("GRIDCAST_LIMITS_PING_MS", "1_000"),
         ("GRIDCAST_LOG_LEVEL", "warn"),
-        ("GRIDCAST_QUEUE_WHEN_FULL", "\"close\""),
+        ("GRIDCAST_QUEUE_WHEN_FULL", "close"),
         ("PATH", "/bin"),
     ];
     let text = "[api]\nbind = \"wrong\"\n[node]\ncores = 1";
@@ -823,8 +826,120 @@ fn a_file_that_cannot_be_read_is_named() {
     let read = |file: &Path| Config::read(file, environment(&[]), &CPUS).unwrap_err().to_string();
     let error = read(Path::new("no/such.toml"));
     assert!(error.starts_with("no/such.toml: cannot be read: No such file"), "{error}");
-    let error = read(Path::new("/dev/zero"));
-    assert_eq!(error, "/dev/zero: cannot be read: larger than 1048576 bytes");
+    // A device, a folder: they would never end, or cannot be read at all.
+    for path in ["/dev/zero", "/"] {
+        let error = read(Path::new(path));
+        assert_eq!(error, format!("{path}: cannot be read: not a regular file"));
+    }
+    let folder = Folder::new();
+    let large = folder.0.join("large.toml");
+    fs::write(&large, vec![b'#'; 1_048_577]).unwrap();
+    assert!(read(&large).ends_with("cannot be read: larger than 1048576 bytes"));
+}
+
+/// A folder of one test, removed on drop.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static FOLDERS: AtomicUsize = AtomicUsize::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gridcast-config-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn a_variable_for_a_string_is_taken_as_it_is() {
+    // Each would be something else as TOML.
+    for text in ["1234567890123456", "0x12345678901234", "2026-12-01T00:00:00Z", "'a string of 18'"]
+    {
+        let variables = [
+            ("GRIDCAST_NODE_ID", "3"),
+            ("GRIDCAST_MESH_BIND", "127.0.0.1:0"),
+            ("GRIDCAST_MESH_KEY", text),
+        ];
+        let mesh = development(&variables).expect("it is right").mesh.expect("it is there");
+        let Trust::Key(key) = mesh.trust else { panic!("it has a key") };
+        assert_eq!(key.secret(), text);
+        // Keys that a word or an address is right for say what they found.
+        for (name, key) in [
+            ("GRIDCAST_API_BIND", "api.bind"),
+            ("GRIDCAST_API_ADVERTISE", "api.advertise"),
+            ("GRIDCAST_MESH_BIND", "mesh.bind"),
+            ("GRIDCAST_MESH_ADVERTISE", "mesh.advertise"),
+            ("GRIDCAST_QUEUE_WHEN_FULL", "queue.when_full"),
+            ("GRIDCAST_LIMITS_SLOW_CLIENT", "limits.slow_client"),
+            ("GRIDCAST_LOG_LEVEL", "log.level"),
+            ("GRIDCAST_LOG_FORMAT", "log.format"),
+        ] {
+            let bind = ("GRIDCAST_MESH_BIND", "127.0.0.1:0");
+            let variables = [(name, text), bind, variables[0], variables[2]];
+            let error = development(&variables).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{name}: {key}: expected ")), "{error}");
+            assert!(error.ends_with(&format!("found {text:?}")), "{error}");
+        }
+        for (name, other) in [
+            ("GRIDCAST_API_TLS_CERT", "GRIDCAST_API_TLS_KEY"),
+            ("GRIDCAST_MESH_TLS_CERT", "GRIDCAST_MESH_TLS_KEY"),
+        ] {
+            let variables = [variables[0], variables[1], (name, text), (other, "x")];
+            let error = development(&variables).unwrap_err().to_string();
+            assert!(error.contains(&format!(": {text}: cannot be read: ")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_variable_for_a_list_is_toml() {
+    refused_variable(
+        "GRIDCAST_API_ORIGINS",
+        "https://a",
+        "GRIDCAST_API_ORIGINS: api.origins: expected a list of at most 1024 strings, found \
+         \"https://a\"",
+    );
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_now_is_named_with_its_place() {
+    let folder = Folder::new();
+    let (cert, key) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
+    let mut params = rcgen::CertificateParams::new(["example.org".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2026, 2, 1);
+    let pair = rcgen::KeyPair::generate().unwrap();
+    fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
+    fs::write(&key, pair.serialize_pem()).unwrap();
+    let tls = format!("cert = {cert:?}\nkey = {key:?}\n");
+    let route = "[[edge.route]]\npath = '/'\n";
+    let config = parse(&format!("[api.tls]\n{tls}[[edge]]\n[edge.tls]\n{tls}{route}"));
+    let at = |unix_s: u64| config.warnings(unix_s * 1000);
+    // 2026-01-15.
+    assert_eq!(at(1_768_435_200), Vec::<String>::new());
+    for (unix_s, what) in
+        [(1_767_139_200, " is not valid before Jan  1 "), (1_770_076_800, " expired on Feb  1 ")]
+    {
+        let [api, edge] = &at(unix_s)[..] else { panic!("{:?}", at(unix_s)) };
+        let start =
+            format!("gridcast.toml:2: api.tls.cert: {}: the certificate of ", cert.display());
+        assert!(api.starts_with(&start) && api.contains(what), "{api}");
+        assert!(edge.starts_with("gridcast.toml:6: edge.tls.cert: "), "{edge}");
+    }
+}
+
+#[test]
+fn a_node_without_an_edge_is_worth_a_word() {
+    let warning = "no [[edge]] is configured: no device can connect to this node";
+    assert_eq!(parse("[api]\nbind = \"127.0.0.1:0\"").warnings(0), [warning]);
+    assert_eq!(development(&[]).unwrap().warnings(0), Vec::<String>::new());
 }
 
 #[test]

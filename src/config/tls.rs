@@ -66,6 +66,12 @@ impl Tls {
         })
     }
 
+    /// The certificates in `cert` that are not valid at this time: a line each. None if the file cannot
+    /// be read, which [`Self::load`] says.
+    pub fn warnings(&self, unix_ms: u64) -> Vec<String> {
+        invalid_now(&self.cert_place, &self.cert, unix_ms)
+    }
+
     fn private_key(&self) -> Result<PrivateKeyDer<'static>, String> {
         let text = read_text(&self.key)?;
         PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
@@ -97,6 +103,12 @@ impl MutualTls {
         Ok(Some(tls))
     }
 
+    /// The node's certificates and those of authorities that are not valid at this time: a line each.
+    pub fn warnings(&self, unix_ms: u64) -> Vec<String> {
+        let own = self.own.warnings(unix_ms);
+        own.into_iter().chain(invalid_now(&self.ca_place, &self.ca, unix_ms)).collect()
+    }
+
     /// Reads the authorities' file as it is now.
     ///
     /// # Errors
@@ -120,6 +132,26 @@ fn certificates(place: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>
         }
     };
     read().map_err(|why: String| fault(place, file, &why))
+}
+
+fn invalid_now(place: &str, file: &Path, unix_ms: u64) -> Vec<String> {
+    let all = certificates(place, file).unwrap_or_default();
+    let invalid = all.iter().filter_map(|certificate| why_invalid(certificate, unix_ms));
+    invalid.map(|why| fault(place, file, &why).to_string()).collect()
+}
+
+/// Why a certificate is not valid at this time, if it can be read and is not.
+fn why_invalid(certificate: &CertificateDer<'_>, unix_ms: u64) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let validity = certificate.validity();
+    let subject = certificate.subject().to_string().replace(char::is_control, " ");
+    let now_s = (unix_ms / 1000) as i64;
+    if validity.not_after.timestamp() < now_s {
+        return Some(format!("the certificate of {subject} expired on {}", validity.not_after));
+    }
+    (now_s < validity.not_before.timestamp()).then(|| {
+        format!("the certificate of {subject} is not valid before {}", validity.not_before)
+    })
 }
 
 fn fault(place: &str, file: &Path, why: &str) -> ConfigError {

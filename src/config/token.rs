@@ -46,9 +46,7 @@ fn is_party(text: &str) -> bool {
 }
 
 fn read_key(section: &Section) -> Result<String, ConfigError> {
-    // Always read: what is not a string is no key either.
-    let text = |key| section.read(key, "", |value| Some(value.as_str().unwrap_or_default()));
-    match (text("key")?, text("key_file")?) {
+    match (section.secret("key"), section.secret("key_file")) {
         (Some(key), None) => Ok(key.to_owned()),
         (None, Some(file)) => {
             let read = read_bounded(Path::new(file));

@@ -67,11 +67,7 @@ fn read_secret(
     expected: &str,
     is_valid: fn(&str) -> bool,
 ) -> Result<Option<Secret>, ConfigError> {
-    // Always read: what is not a string is no secret either.
-    let Some(text) = section.read(key, "", |value| Some(value.as_str().unwrap_or_default()))?
-    else {
-        return Ok(None);
-    };
+    let Some(text) = section.secret(key) else { return Ok(None) };
     if text.starts_with("$argon2") {
         let hash = SecretHash::parse(text).ok_or_else(|| section.fault(&[key], HASH))?;
         return Ok(Some(Secret::Hashed(hash)));

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
@@ -76,11 +76,6 @@ pub fn bind(address: SocketAddr) -> io::Result<Socket> {
         );
     }
     Ok(Socket { socket, address })
-}
-
-/// What the clock says, in Unix milliseconds.
-pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 /// The mesh at work on its thread.
@@ -297,7 +292,7 @@ mod tests {
     use super::*;
     use crate::address::NodeId;
     use crate::message::{Message, Party};
-    use crate::runtime::bus;
+    use crate::runtime::{bus, unix_ms};
 
     const LOOPBACK: &str = "127.0.0.1:0";
 

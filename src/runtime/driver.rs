@@ -17,13 +17,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use rustix::net::Shutdown;
 use socket2::Socket as ListeningSocket;
 
 use super::bus::Port;
+use super::clock::unix_ms;
 use super::identity::Identity;
 use super::ring::{Completion, Ring, Sending};
 use super::tls::Tls;
@@ -117,8 +118,7 @@ impl Clock {
 
     fn now(&self) -> Now {
         let us = self.elapsed_us();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Now { ms: us / 1000, us, unix_ms: unix.as_millis() as u64 }
+        Now { ms: us / 1000, us, unix_ms: unix_ms() }
     }
 }
 

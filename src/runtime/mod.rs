@@ -10,6 +10,7 @@
 
 mod bus;
 pub mod check;
+mod clock;
 mod driver;
 mod identity;
 mod listener;
@@ -25,6 +26,7 @@ mod watch;
 use std::sync::atomic;
 
 pub use bus::{Port, bus};
+pub use clock::unix_ms;
 pub use identity::TlsContext;
 pub use listener::{BACKLOG, Listening, bind, route_out};
 pub use start::{Renewals, Shards, start};
