@@ -5,8 +5,11 @@
 mod support;
 
 use std::net::TcpListener;
-use std::process::Output;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
+use rustix::process::Signal;
 use support::{CONFIG, Process, Server, Socket, command, config_file};
 
 /// Runs the binary to its end.
@@ -83,6 +86,93 @@ fn check_accepts_a_good_configuration_and_refuses_a_bad_one() {
         let output = run(&["check", "--config", file.to_str().expect("UTF-8")]);
         std::fs::remove_file(file).expect("the file was there to be read");
         assert_eq!(output.status.code(), Some(code), "{output:?}");
+    }
+}
+
+/// A FIFO that nobody writes.
+fn fifo() -> PathBuf {
+    let path = config_file("");
+    std::fs::remove_file(&path).expect("it was made");
+    assert!(Command::new("mkfifo").arg(&path).status().expect("it is installed").success());
+    path
+}
+
+#[test]
+fn no_file_that_is_named_in_a_configuration_keeps_a_command_waiting() {
+    let fifo = fifo();
+    let path = fifo.to_str().expect("UTF-8");
+    let route =
+        "[[edge]]\n[[edge.route]]\npath = '/'\ntoken = { algorithm = 'RS256', key_file = 'FIFO' }";
+    for config in [
+        "[api.tls]\ncert = 'FIFO'\nkey = 'x'",
+        "[mesh]\nbind = '127.0.0.1:0'\n[mesh.tls]\ncert = 'FIFO'\nkey = 'x'\nca = 'x'",
+        route,
+    ] {
+        let file = config_file(&config.replace("FIFO", path));
+        let arguments = ["check", "--config", file.to_str().expect("UTF-8")];
+        let (code, lines) = Process::start(&arguments).finish();
+        assert_eq!(code, Some(2));
+        assert!(lines.concat().contains("cannot be read: not a regular file"), "{lines:#?}");
+        std::fs::remove_file(file).expect("the file was there to be read");
+    }
+    for command in ["check", "doctor", "serve"] {
+        let (code, lines) = Process::start(&[command, "--config", path]).finish();
+        assert_eq!(code, Some(2));
+        assert_eq!(lines, [format!("gridcast: {path}: cannot be read: not a regular file")]);
+    }
+    std::fs::remove_file(fifo).expect("it is there");
+}
+
+#[test]
+fn check_names_what_is_likely_a_mistake() {
+    let file = config_file("[api]\nbind = \"127.0.0.1:0\"\n");
+    let output = run(&["check", "--config", file.to_str().expect("UTF-8")]);
+    std::fs::remove_file(file).expect("the file was there to be read");
+    let said = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.ends_with(
+            "\nwarning: no [[edge]] is configured: no device can connect to this node\n"
+        )
+    );
+}
+
+/// The locked memory of a user is counted for all of its processes, so each start is by a user of its
+/// own: that takes root.
+#[test]
+fn a_node_starts_with_the_locked_memory_that_it_asks_for() {
+    if !rustix::process::geteuid().is_root() {
+        return println!("not run: it takes root to be other users");
+    }
+    // Where such a user can read them.
+    let binary = std::env::temp_dir().join(format!("gridcast-{}", std::process::id()));
+    let config = binary.with_extension("toml");
+    std::fs::copy(env!("CARGO_BIN_EXE_gridcast"), &binary).expect("it can be copied");
+    let text = "[api]\nbind = \"127.0.0.1:0\"\n[node]\ncores = 2\n[log]\nlevel = \"warn\"\n";
+    std::fs::write(&config, text).expect("it can be written");
+    let start = |kib: u64, user: u32| {
+        let user = 1_000_000_000 + 4 * std::process::id() + user;
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--memlock={}", kib * 1024)).arg(&binary);
+        command.args(["serve", "--config"]).arg(&config);
+        Process::spawn(command.env_clear().uid(user).gid(user))
+    };
+    let (code, lines) = start(64, 0).finish();
+    assert_eq!(code, Some(1));
+    let needed = lines.iter().find_map(|line| Some(line.split_once(" cores need ")?.1));
+    let needed = needed.expect("it says how much");
+    let needed: u64 = needed.split(' ').next().expect("a number").parse().expect("a number");
+    // With less nothing is sure: what a ring held is given back at some time after its end.
+    let mut node = start(needed, 1);
+    // The executor would do with less, and say that it goes without registered buffers.
+    let is_of_memory = |line: &str| line.contains("buffers") || line.contains("emory");
+    let mut before =
+        std::iter::from_fn(|| node.line()).take_while(|line| !line.contains("ready, api "));
+    assert_eq!(before.find(|line| is_of_memory(line)), None);
+    node.signal(Signal::TERM);
+    assert_eq!(node.finish().0, Some(0));
+    for file in [binary, config] {
+        std::fs::remove_file(file).expect("it was made");
     }
 }
 

@@ -117,7 +117,8 @@ pub(super) fn locked_memory(machine: &Machine, plan: &Plan) -> Option<Finding> {
             let (limit, needed) = (limit / 1024, needed / 1024);
             let mend =
                 format!("LimitMEMLOCK={needed}K in the systemd unit, or memlock in limits.conf");
-            let wanted = format!("{needed} KiB, 512 for each shard, or it does not start");
+            let wanted =
+                format!("{needed} KiB for {} shards, or it does not start", plan.cores.len());
             Finding::wrong(name, format!("{limit} KiB"), wanted, mend)
         }
     })

@@ -171,7 +171,7 @@ fn files_of_the_machine_have_to_be_enough_for_the_clients() {
 fn locked_memory_binds_all_but_root() {
     let (state, words) = with_machine(|machine| machine.locked_bytes = Some(64 << 10));
     assert_eq!(state, State::Wrong);
-    assert!(words.contains("LimitMEMLOCK=1024K"), "{words}");
+    assert!(words.contains("LimitMEMLOCK=1184K"), "{words}");
     let machine = Machine { locked_bytes: Some(64 << 10), is_root: true, ..machine() };
     assert_eq!(examine(&machine, &plan()).state, State::Ok);
 }

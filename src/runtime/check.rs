@@ -4,10 +4,13 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::ring::Ring;
+use super::ring::{LOCKED_PAGES, PROBE_LOCKED_PAGES, Ring};
 
-/// What glommio asks for per core, in bytes of locked memory.
-const LOCKED_BYTES_PER_CORE: u64 = 512 * 1024;
+const PAGE_BYTES: u64 = 4096;
+
+/// Memory that glommio locks per core, in pages: three rings of four pages, 64 KiB of buffers for each
+/// (see `start::IO_MEMORY`), and a ring of two to see what the kernel can, which is released late.
+const EXECUTOR_LOCKED_PAGES: u64 = 3 * (4 + 16) + 2;
 
 /// Descriptors that a node takes besides its connections, per core and at all: rings, eventfds,
 /// listeners.
@@ -33,22 +36,25 @@ pub fn check(cores: usize) -> Result<usize, String> {
     Ok(clients)
 }
 
-/// Makes a ring as each shard does, and drops it.
+/// Makes a ring of the kind that each shard has, and drops it.
 ///
 /// # Errors
 /// One line, as [`check`] gives it.
 pub fn check_ring() -> Result<(), String> {
     // On a thread of its own: a ring belongs to the thread that made it.
-    match std::thread::spawn(|| Ring::new().map(drop)).join() {
+    match std::thread::spawn(Ring::probe).join() {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(explain(&error)),
         Err(_) => Err("io_uring: the attempt to make a ring panicked".into()),
     }
 }
 
-/// Memory that the shards lock, in bytes.
+/// Memory that a node locks, in bytes: of each core a ring and an executor, and the ring that
+/// [`check_ring`] makes, as the kernel releases that only some time after its end. The kernel counts
+/// for all processes of one user together.
 pub fn locked_bytes(cores: usize) -> u64 {
-    cores as u64 * LOCKED_BYTES_PER_CORE
+    let per_core = LOCKED_PAGES + EXECUTOR_LOCKED_PAGES;
+    (PROBE_LOCKED_PAGES + cores as u64 * per_core) * PAGE_BYTES
 }
 
 /// The clients that so many descriptors allow: what the node itself takes is not theirs, and one in
@@ -75,8 +81,8 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "locked memory: {cores} cores need {} KiB, the limit is {} KiB; see it with `ulimit -l`; \
-         raise it with LimitMEMLOCK= in the systemd unit or memlock in limits.conf, or set \
+        "locked memory: {cores} cores need {} KiB, the limit is {} KiB for all processes of this \
+         user; see it with `ulimit -l`; raise it with LimitMEMLOCK= in the systemd unit or memlock in limits.conf, or set \
          node.cores to fewer",
         needed / 1024,
         limit.unwrap_or(0) / 1024,
@@ -116,7 +122,8 @@ fn raise(resource: Resource) -> Option<u64> {
     }
 }
 
-fn explain(error: &io::Error) -> String {
+/// What the kernel's refusal of a ring means, in words.
+pub(super) fn explain(error: &io::Error) -> String {
     let (what, how) = match error.raw_os_error() {
         Some(libc::ENOSYS) => (
             "this kernel has none",
@@ -133,7 +140,8 @@ fn explain(error: &io::Error) -> String {
         }
         Some(libc::ENOMEM) => (
             "there is not enough memory for a ring",
-            "see `ulimit -l` and the memory limit of the container or cgroup",
+            "see `ulimit -l`, which bounds all processes of this user together, and the memory limit \
+             of the container or cgroup",
         ),
         Some(libc::EMFILE | libc::ENFILE) => {
             ("there is no descriptor left", "see `ulimit -n` and `sysctl fs.file-max`")

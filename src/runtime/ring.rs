@@ -31,11 +31,23 @@ const SUBMISSIONS: u32 = if cfg!(test) { 8 } else { 1024 };
 /// Completions that the ring holds; the kernel keeps more in a list of its own.
 const COMPLETIONS: u32 = if cfg!(test) { 16 } else { 16 * 1024 };
 
+/// The same of a ring that only shows whether there can be one.
+const PROBE_SUBMISSIONS: u32 = 1;
+const PROBE_COMPLETIONS: u32 = 2;
+
 /// Receive buffers of a shard and their size: 4 MiB in all, for every connection together. When
 /// they are all in use, receiving waits for one to come back. Under test all of this is so small
 /// that it runs out.
 const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
 const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
+
+/// Memory of a shard's ring that the kernel counts as locked, in pages: the submissions, 64 bytes each;
+/// the completions, 16 bytes each, with the submissions' indices and the heads; the ring of buffers,
+/// 16 bytes each. So Linux 6.18 counts; older kernels count less.
+pub(super) const LOCKED_PAGES: u64 = 16 + 66 + 2;
+
+/// The same of [`Ring::probe`].
+pub(super) const PROBE_LOCKED_PAGES: u64 = 1 + 1 + 2;
 
 /// Runs of bytes per send (IOV_MAX of Linux); what is more goes out with the next.
 const RUNS_PER_SEND: usize = 1024;
@@ -129,6 +141,15 @@ enum Request {
     Wake,
 }
 
+fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
+    IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_cqsize(completions)
+        .build(submissions)
+}
+
 /// A ring for one thread.
 pub struct Ring {
     // Dropped first: the memory below outlives it.
@@ -148,12 +169,7 @@ impl Ring {
     /// # Errors
     /// What the kernel says: see `runtime::check`, which says it in words.
     pub fn new() -> io::Result<Self> {
-        let uring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_cqsize(COMPLETIONS)
-            .build(SUBMISSIONS)?;
+        let uring = build(SUBMISSIONS, COMPLETIONS)?;
         let buffers = Buffers::register(&uring)?;
         Ok(Self {
             uring,
@@ -164,6 +180,17 @@ impl Ring {
             #[cfg(test)]
             faults: Faults::default(),
         })
+    }
+
+    /// Asks the kernel for all that [`Self::new`] does, of the smallest size, and gives it back. Of
+    /// the smallest size, since the kernel releases the locked memory of a ring only some time after
+    /// its end: a ring as large as a shard's would be missing when the shards make theirs.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`].
+    pub fn probe() -> io::Result<()> {
+        let uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
+        Buffers::register(&uring).map(drop)
     }
 
     /// Accepts connections on a listener, each with a completion.

@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::bus::{Control, Port, bus};
+use super::check;
 use super::driver::Driver;
 use super::identity::{Identity, TlsContext};
 use super::listener::Listening;
@@ -76,7 +77,7 @@ pub fn start(
             let make_shard = |now| Shard::new(ShardId(index as u8), &settings, now);
             let made = Driver::new(index, make_shard, port, verifier, sockets, watch, spin);
             // Nobody listens any more if another shard has failed to start.
-            let _ = started.send(made.as_ref().map(drop).map_err(|error| error.to_string()));
+            let _ = started.send(made.as_ref().map(drop).map_err(check::explain));
             let ended = made?.run().await;
             if let Err(error) = &ended {
                 failures(format!("shard {index} on core {core}: {error}"));

@@ -218,7 +218,10 @@ pub struct Process {
 
 impl Process {
     pub fn start(arguments: &[&str]) -> Process {
-        let mut command = command(arguments);
+        Process::spawn(&mut command(arguments))
+    }
+
+    pub fn spawn(command: &mut Command) -> Process {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary is there");
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
