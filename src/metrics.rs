@@ -87,6 +87,7 @@ counters! {
         slow_closed: "Clients closed because they read too slowly",
         violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
         panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
+        stalls: "Times that a shard did not run for a quarter of a second: stopped, suspended or starved of CPU",
         expired: "Clients closed because their token expired",
         unauthorised: "Requests refused for their credentials, or for want of them",
     }

@@ -8,9 +8,11 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
-use support::{CONFIG, Process, Server, Socket, command, config_file};
+use support::{CONFIG, Message, Process, Server, Socket, command, config_file};
 
 /// Runs the binary to its end.
 fn run(arguments: &[&str]) -> Output {
@@ -321,4 +323,57 @@ fn a_log_in_json_is_one_object_a_line() {
     server.terminate();
     server.logs(r#""level":"INFO","fields":{"message":"ended: "#);
     assert_eq!(server.exit_code(), Some(0));
+}
+
+#[test]
+fn clients_of_a_node_that_was_stopped_for_longer_than_they_may_be_idle_stay() {
+    let mut server = Server::with("[limits]\nping_ms = 1000\nidle_ms = 2000");
+    let mut clients: Vec<Socket> = (0..30).map(|_| server.device("/echo")).collect();
+    for client in &mut clients {
+        assert!(matches!(client.read(), Message::Ping(_)));
+    }
+    server.freeze();
+    for client in &mut clients {
+        client.send_pong(b"");
+        client.send_text("sent meanwhile");
+    }
+    thread::sleep(Duration::from_millis(2500));
+    server.thaw();
+    for client in &mut clients {
+        hears(client, "sent meanwhile");
+        client.send_text("and afterwards");
+        hears(client, "and afterwards");
+    }
+    server.logs("did not run for");
+    assert_eq!(metric(&server, "gridcast_limits_hit_total{limit=\"idle_ms\"}"), 0);
+    assert!(metric(&server, "gridcast_stalls_total") > 0);
+}
+
+#[test]
+fn a_client_that_was_silent_before_a_node_was_stopped_still_has_its_time_and_no_more() {
+    let server = Server::with("[limits]\nping_ms = 300\nidle_ms = 600");
+    let mut client = server.device("/echo");
+    assert!(matches!(client.read(), Message::Ping(_)));
+    server.freeze();
+    thread::sleep(Duration::from_millis(1000));
+    server.thaw();
+    assert_eq!(client.closed().0, 1001);
+}
+
+/// The next message is this text; pings before it are answered.
+#[track_caller]
+fn hears(client: &mut Socket, text: &str) {
+    loop {
+        match client.read() {
+            Message::Ping(data) => client.send_pong(&data),
+            message => return assert_eq!(message, Message::Text(text.into())),
+        }
+    }
+}
+
+/// The value of a metric without other labels; 0 if it is not there.
+fn metric(server: &Server, name: &str) -> u64 {
+    let text = server.get("/metrics").body;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0, |value| value.parse().expect("a number"))
 }

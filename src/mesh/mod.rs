@@ -19,6 +19,8 @@
 //! anything. So a node trusts what it knows of another's interest for [`peers::LEASE_MS`] after it
 //! asked for the last sign of life that was answered, and without that trust sends it every publish.
 //! Who tells, waits as long at most: then the silent one has either heard of it or lost its trust.
+//! Time in which a node itself did not run (see `handle_gap`) counts for these leases, and for no other
+//! deadline: a node that wakes up neither trusts what it knew nor throws anybody out.
 //! This costs the first subscriber of a channel on a node one round trip to the farthest node, and
 //! with a silent node, until that is given up, those [`peers::LEASE_MS`].
 
@@ -109,6 +111,8 @@ pub struct Mesh {
     touched: Vec<NodeId>,
     // Until when every peer is trusted at least.
     all_trusted_until_ms: u64,
+    // When it last went on after a gap in which it did not run.
+    woken_ms: Option<u64>,
     // When peers are next to be looked after.
     care_ms: u64,
     // Since when nobody takes this node in, and why.
@@ -141,6 +145,7 @@ impl Mesh {
             uncounted: 0,
             touched: Vec::new(),
             all_trusted_until_ms: 0,
+            woken_ms: None,
             care_ms: now_ms,
             refused: None,
             effects: VecDeque::new(),

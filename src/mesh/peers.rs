@@ -82,6 +82,9 @@ pub struct Peer {
     // on this link.
     has_whole: bool,
     trusted_until_ms: u64,
+    // Until when it counts as one that answers, time that this node slept left out; 0 until it has
+    // answered on this link.
+    answered_until_ms: u64,
     ping_ms: u64,
     pub(super) acknowledge_ms: Option<u64>,
 }
@@ -260,7 +263,10 @@ impl Mesh {
                 Ok(())
             }
             Control::Pong(asked_ms, clients) => {
-                peer.trusted_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                peer.answered_until_ms = asked_ms.min(now_ms) + LEASE_MS;
+                if self.woken_ms.is_none_or(|woken_ms| woken_ms < asked_ms) {
+                    peer.trusted_until_ms = peer.answered_until_ms;
+                }
                 peer.is_silent = false;
                 peer.round_trip_ms = now_ms.saturating_sub(asked_ms);
                 peer.clients = clients;
@@ -402,11 +408,13 @@ impl Mesh {
             known: 0,
             has_whole: false,
             trusted_until_ms: 0,
+            answered_until_ms: 0,
             ping_ms: now_ms,
             acknowledge_ms: None,
         });
         peer.link = Some(id);
-        (peer.is_missed, peer.is_silent, peer.trusted_until_ms) = (false, false, 0);
+        (peer.is_missed, peer.is_silent) = (false, false);
+        (peer.trusted_until_ms, peer.answered_until_ms) = (0, 0);
         (peer.has_whole, peer.ping_ms, peer.hello) = (false, now_ms, hello);
         if is_resumed {
             peer.session.resume(&received);
@@ -480,6 +488,20 @@ impl Mesh {
         }
     }
 
+    /// This node did not run for a while, which `now_ms` leaves out: no deadline of a peer is nearer for
+    /// it. But the others went on, and may have told of subscribers that this node has not heard of yet.
+    /// So no peer's interest is trusted until it answers a question that is asked from now on.
+    pub fn handle_gap(&mut self, now_ms: u64) {
+        self.woken_ms = Some(now_ms);
+        self.all_trusted_until_ms = 0;
+        for peer in self.peers.values_mut() {
+            peer.trusted_until_ms = 0;
+            // A question of this very millisecond would count as one from before.
+            peer.ping_ms = peer.ping_ms.min(now_ms + 1);
+        }
+        self.care_ms = self.care_ms.min(now_ms + 1);
+    }
+
     /// What is due: signs of life, acknowledgements, ends.
     pub(super) fn care_for_peers(&mut self, now_ms: u64) {
         self.care_ms = now_ms + PING_MS;
@@ -505,9 +527,9 @@ impl Mesh {
 
     fn care_for(&mut self, now_ms: u64, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        let has_answered = peer.trusted_until_ms > 0;
-        if has_answered && peer.trusted_until_ms > now_ms {
-            self.care_ms = self.care_ms.min(peer.trusted_until_ms);
+        let has_answered = peer.answered_until_ms > 0;
+        if has_answered && peer.answered_until_ms > now_ms {
+            self.care_ms = self.care_ms.min(peer.answered_until_ms);
         } else if has_answered && !peer.is_silent {
             peer.is_silent = true;
             self.give_up(node);
@@ -521,7 +543,7 @@ impl Mesh {
             self.care_ms = self.care_ms.min(due_ms);
             return;
         };
-        if has_answered && peer.trusted_until_ms + UNANSWERED_MS <= now_ms {
+        if has_answered && peer.answered_until_ms + UNANSWERED_MS <= now_ms {
             return self.close_link(now_ms, link, "it does not answer");
         }
         if peer.session.is_over_full() {

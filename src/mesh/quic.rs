@@ -25,7 +25,7 @@ use tokio::time::{Instant, Sleep};
 use super::identity::Identity;
 use super::link::{Effect, Event};
 use super::{Mesh, Settings};
-use crate::runtime::Port;
+use crate::runtime::{AwakeClock, Port};
 use links::Links;
 
 /// How long a link may be silent before it is lost, in milliseconds.
@@ -37,6 +37,13 @@ pub const SOCKET_BYTES: usize = 8 << 20;
 
 /// Events taken in a turn: what is left waits for the next.
 const EVENTS_PER_TURN: usize = 1024;
+
+/// How long the clock of the mesh stands still after a gap, in microseconds: so long the transport may
+/// take to hand over what arrived meanwhile.
+const CATCH_UP_US: u64 = 200_000;
+
+/// Gaps of so many microseconds are worth a line in the log.
+const LONG_GAP_US: u64 = 1_000_000;
 
 /// How soon a message that found a full mailbox is tried again, in milliseconds.
 const STUCK_MS: u64 = 1;
@@ -155,6 +162,7 @@ struct Turns {
     // Becomes readable when there is mail and the port was armed.
     mail: AsyncFd<OwnedFd>,
     start: Instant,
+    clock: AwakeClock,
     alarm: Pin<Box<Sleep>>,
     alarm_ms: u64,
     is_stuck: bool,
@@ -183,6 +191,7 @@ impl Turns {
             mail: readable(port.wake_fd().try_clone_to_owned()?)?,
             port,
             start,
+            clock: AwakeClock::new(CATCH_UP_US),
             alarm: Box::pin(tokio::time::sleep_until(start)),
             alarm_ms: 0,
             is_stuck: false,
@@ -203,7 +212,8 @@ impl Turns {
             };
         }
         if failure.is_none() {
-            self.mesh.handle_leave(self.now_ms());
+            let now_ms = self.now_ms();
+            self.mesh.handle_leave(now_ms);
             // What it has to say last.
             failure = self.turn(None);
         }
@@ -211,8 +221,20 @@ impl Turns {
         failure.map_or(Ok(()), Err)
     }
 
-    fn now_ms(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+    /// The time without gaps in which this thread did not run. The mesh is told of those.
+    fn now_ms(&mut self) -> u64 {
+        let now_ms = self.clock.read(self.start.elapsed().as_micros() as u64) / 1000;
+        if let Some(us) = self.clock.take_gap() {
+            self.mesh.handle_gap(now_ms);
+            if us >= LONG_GAP_US {
+                tracing::warn!(
+                    "the mesh did not run for {} ms (stopped, suspended or starved of CPU): deadlines \
+                     moved by as much",
+                    us / 1000
+                );
+            }
+        }
+        now_ms
     }
 
     async fn wait(&mut self, left: &mut oneshot::Receiver<()>) -> Woken {
@@ -244,10 +266,14 @@ impl Turns {
 
     /// Whether there is a time to wake at; the alarm is set to it.
     fn set_alarm(&mut self) -> bool {
-        let retry = self.is_stuck.then(|| self.now_ms() + STUCK_MS);
-        let Some(at_ms) = retry.into_iter().chain(self.mesh.poll_timeout()).min() else {
+        let now_ms = self.now_ms();
+        let soon = (self.is_stuck || self.clock.is_behind()).then(|| now_ms + STUCK_MS);
+        let Some(due_ms) = soon.into_iter().chain(self.mesh.poll_timeout()).min() else {
+            self.clock.wait(u64::MAX);
             return false;
         };
+        self.clock.wait(due_ms.saturating_sub(now_ms) * 1000);
+        let at_ms = self.clock.steady_us(due_ms * 1000).div_ceil(1000);
         if at_ms != self.alarm_ms {
             self.alarm_ms = at_ms;
             self.alarm.as_mut().reset(self.start + Duration::from_millis(at_ms));
@@ -259,8 +285,15 @@ impl Turns {
     fn turn(&mut self, first: Option<Event>) -> Option<String> {
         let now_ms = self.now_ms();
         let Self { mesh, port, .. } = self;
-        port.receive(|from, to, message| mesh.handle_message(now_ms, from, to, message));
-        self.take_events(now_ms, first);
+        let mut taken = 0;
+        port.receive(|from, to, message| {
+            taken += 1;
+            mesh.handle_message(now_ms, from, to, message);
+        });
+        taken += self.take_events(now_ms, first);
+        if taken == 0 && self.clock.has_waited_to_catch_up() {
+            self.clock.caught_up();
+        }
         let Self { mesh, port, links, .. } = self;
         mesh.handle_turn(now_ms);
         while let Some((to, from, message)) = mesh.poll_message() {
@@ -277,13 +310,15 @@ impl Turns {
         failure
     }
 
-    fn take_events(&mut self, now_ms: u64, mut first: Option<Event>) {
-        for _ in 0..EVENTS_PER_TURN {
+    /// Takes in what links tell; how much that was.
+    fn take_events(&mut self, now_ms: u64, mut first: Option<Event>) -> usize {
+        for taken in 0..EVENTS_PER_TURN {
             let takes_data = self.takes_data();
             let next = first.take().or_else(|| self.links.ready(takes_data));
-            let Some(event) = next else { return };
+            let Some(event) = next else { return taken };
             self.mesh.handle_event(now_ms, event);
         }
+        EVENTS_PER_TURN
     }
 }
 

@@ -336,6 +336,40 @@ fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_n
 }
 
 #[test]
+fn a_node_that_did_not_run_trusts_nobodys_interest_and_gives_nobody_up() {
+    let mut net = Net::new(2);
+    net.want(1, 0, 1, true);
+    net.settle();
+    net.heard.clear();
+    net.publish(0, 1);
+    // Its clock leaves the gap out; the others' does not.
+    net.meshes[0].handle_gap(net.now_ms);
+    net.settle();
+    let channel = net.meshes[0].hash.of("other");
+    assert_eq!(net.meshes[0].who_may_want(net.now_ms, channel), [node(1)], "it may want anything");
+    assert_eq!(net.tally(1), None, "the call in flight is not failed");
+    assert_eq!(net.published(5), [(1, ShardId(0))]);
+    assert_eq!(net.tally(1), tally(5, 0));
+    net.pass(50);
+    assert!(net.meshes[0].peers[&node(1)].is_trusted(net.now_ms), "it has answered since");
+    assert_eq!(net.meshes[0].sessions_ended, 0);
+}
+
+#[test]
+fn an_answer_to_a_question_from_before_a_gap_does_not_renew_trust() {
+    let mut net = Net::new(2);
+    let asked_ms = net.now_ms;
+    net.meshes[0].handle_gap(net.now_ms);
+    let link = net.meshes[0].peers[&node(1)].link.unwrap();
+    let mut pong = Vec::new();
+    wire::put_control(&mut pong, &wire::Control::Pong(asked_ms, 0));
+    let event = Event::Received(link, Lane::Control, pong.into());
+    net.meshes[0].handle_event(net.now_ms, event);
+    let peer = &net.meshes[0].peers[&node(1)];
+    assert!(!peer.is_trusted(net.now_ms) && !peer.is_silent);
+}
+
+#[test]
 fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
     let mut net = Net::new(2);
     net.heard.clear();

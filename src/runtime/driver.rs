@@ -23,6 +23,7 @@ use std::{io, mem};
 use rustix::net::Shutdown;
 use socket2::Socket as ListeningSocket;
 
+use super::awake::AwakeClock;
 use super::bus::Port;
 use super::clock::unix_ms;
 use super::identity::Identity;
@@ -42,6 +43,13 @@ pub(super) const SLEEP_MAX_MS: u64 = 100;
 /// A shard looks for work before it sleeps only where it last waited for less than so many times as
 /// long: it is in vain where waits are long. The time that being woken takes is part of that wait.
 const SPIN_AFTER: u32 = 2;
+
+/// How long the clock of a shard stands still at most after a gap, in microseconds, for what arrived
+/// meanwhile to be read.
+const CATCH_UP_US: u64 = 1_000_000;
+
+/// Gaps of so many microseconds are worth a line in the log.
+const LONG_GAP_US: u64 = 1_000_000;
 
 /// How soon a message that found a full mailbox is tried again, in milliseconds.
 const STUCK_MS: u64 = 1;
@@ -109,6 +117,7 @@ impl Socket {
 
 struct Clock {
     start: Instant,
+    awake: AwakeClock,
 }
 
 impl Clock {
@@ -116,8 +125,8 @@ impl Clock {
         self.start.elapsed().as_micros() as u64
     }
 
-    fn now(&self) -> Now {
-        let us = self.elapsed_us();
+    fn now(&mut self) -> Now {
+        let us = self.awake.read(self.elapsed_us());
         Now { ms: us / 1000, us, unix_ms: unix_ms() }
     }
 }
@@ -132,7 +141,7 @@ impl Driver {
         watch: Arc<Watch>,
         spin: Duration,
     ) -> io::Result<Self> {
-        let clock = Clock { start: watch.start };
+        let mut clock = Clock { start: watch.start, awake: AwakeClock::new(CATCH_UP_US) };
         let mut driver = Self {
             number,
             shard: make_shard(clock.now()),
@@ -198,7 +207,8 @@ impl Driver {
 
     fn turn(&mut self) -> io::Result<()> {
         let start_us = self.clock.elapsed_us();
-        self.take_completions();
+        let was_behind = self.clock.awake.is_behind();
+        let taken = self.take_completions();
         let now = self.clock.now();
         let Self { port, shard, .. } = self;
         port.receive(|_, from, message| shard.handle_message(now, from, message));
@@ -206,6 +216,10 @@ impl Driver {
         self.post_messages();
         self.do_actions(now);
         self.write(now);
+        if was_behind && taken == 0 && self.has_taken_in_all() {
+            self.clock.awake.caught_up();
+        }
+        self.note_gap();
         for key in mem::take(&mut self.starved) {
             self.receive(key);
         }
@@ -218,9 +232,30 @@ impl Driver {
         self.submit(now)
     }
 
-    fn take_completions(&mut self) {
+    /// Whether nothing that had arrived before this turn waits to be read.
+    fn has_taken_in_all(&self) -> bool {
+        let is_idle = self.starved.is_empty() && self.deferred.is_empty() && self.port.is_empty();
+        is_idle && self.shard.poll_timeout() != Some(0)
+    }
+
+    /// Counts a gap in which this thread did not run, and logs a long one.
+    fn note_gap(&mut self) {
+        let Some(us) = self.clock.awake.take_gap() else { return };
+        self.shard.counters_mut().stalls += 1;
+        if us >= LONG_GAP_US {
+            let (shard, ms) = (self.number, us / 1000);
+            tracing::warn!(
+                "shard {shard} did not run for {ms} ms (stopped, suspended or starved of CPU): \
+                 deadlines moved by as much"
+            );
+        }
+    }
+
+    /// Works off what is complete; how much that was.
+    fn take_completions(&mut self) -> usize {
         let mut completions = mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
+        let taken = completions.len();
         let now = self.clock.now();
         self.resume_handshakes(now);
         for completion in completions.drain(..) {
@@ -238,6 +273,7 @@ impl Driver {
             }
         }
         self.completions = completions;
+        taken
     }
 
     fn do_actions(&mut self, now: Now) {
@@ -288,6 +324,7 @@ impl Driver {
         if sleep_ms == 0 {
             return self.ring.submit(Duration::ZERO);
         }
+        self.clock.awake.wait(sleep_ms * 1000 + self.spin.as_micros() as u64);
         if self.spin.is_zero() {
             return self.sleep(sleep_ms);
         }
@@ -333,7 +370,8 @@ impl Driver {
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {
-        if self.shard.has_writes() || !self.deferred.is_empty() {
+        let is_busy = self.shard.has_writes() || !self.deferred.is_empty();
+        if is_busy || self.clock.awake.is_behind() {
             return 0;
         }
         let until_due =

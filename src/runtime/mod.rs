@@ -8,6 +8,7 @@
 //! calls more per turn; its own timers and tasks get their turn at each of the driver's, at the
 //! latest every [`driver::SLEEP_MAX_MS`].
 
+mod awake;
 mod bus;
 pub mod check;
 mod clock;
@@ -25,6 +26,7 @@ mod watch;
 // For `wake.rs`, which takes them from its parent.
 use std::sync::atomic;
 
+pub use awake::AwakeClock;
 pub use bus::{Port, bus};
 pub use clock::unix_ms;
 pub use identity::TlsContext;

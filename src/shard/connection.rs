@@ -228,8 +228,8 @@ pub struct Client {
     pub id: ClientId,
     /// Its route, by its place in the settings.
     pub route: u16,
-    /// When its token expires, on the shard's clock; never: `u64::MAX`.
-    pub expires_ms: u64,
+    /// When its token expires, in Unix milliseconds, whatever the shard slept; never: `u64::MAX`.
+    pub expires_unix_ms: u64,
     /// It has sent a message (routes that hold a client let the first one through).
     pub has_spoken: bool,
     /// The messages that it may send now, on a route that limits them.
@@ -321,10 +321,10 @@ impl Connection {
         }
     }
 
-    /// When it is to end whatever it does, on the shard's clock.
-    pub fn expires_ms(&self) -> u64 {
+    /// When it is to end whatever it does, in Unix milliseconds.
+    pub fn expires_unix_ms(&self) -> u64 {
         match &self.stage {
-            Stage::Client(client) => client.expires_ms,
+            Stage::Client(client) => client.expires_unix_ms,
             _ => u64::MAX,
         }
     }

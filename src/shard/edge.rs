@@ -25,7 +25,7 @@ use crate::protocol::upgrade::{self, Upgrade};
 struct Terms<'r> {
     channels: Vec<Cow<'r, str>>,
     context: Context,
-    expires_ms: u64,
+    expires_unix_ms: u64,
 }
 
 /// Why a handshake is refused: a status, and words.
@@ -77,7 +77,7 @@ impl Shard {
         mut channels: Vec<Cow<'r, str>>,
     ) -> Result<Terms<'r>, Refusal> {
         let Some(rule) = &route.token else {
-            return Ok(Terms { channels, context: Context::default(), expires_ms: u64::MAX });
+            return Ok(Terms { channels, context: Context::default(), expires_unix_ms: u64::MAX });
         };
         let pass = rule.check(request, upgrade, self.now.unix_ms);
         let pass = pass.map_err(|error| (401, error.to_string().into()))?;
@@ -93,8 +93,7 @@ impl Shard {
             self.counters.limits.context += 1;
             return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
         }
-        let left_ms = pass.until_unix_ms.saturating_sub(self.now.unix_ms);
-        Ok(Terms { channels, context, expires_ms: self.now.ms.saturating_add(left_ms) })
+        Ok(Terms { channels, context, expires_unix_ms: pass.until_unix_ms })
     }
 
     /// Whether a client may come in; gives the channels that it asks for.
@@ -143,7 +142,7 @@ impl Shard {
         (index, route): (u16, &Arc<Route>),
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
-        Terms { channels, context, expires_ms }: Terms<'_>,
+        Terms { channels, context, expires_unix_ms }: Terms<'_>,
     ) {
         let Some(id) = self.ids.next(self.now.unix_ms) else {
             self.counters.limits.client_ids += 1;
@@ -158,7 +157,7 @@ impl Shard {
         connection.stage = Stage::Client(Box::new(Client {
             id,
             route: index,
-            expires_ms,
+            expires_unix_ms,
             has_spoken: false,
             messages: Bucket::default(),
             assembler: Assembler::default(),

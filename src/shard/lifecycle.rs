@@ -285,7 +285,7 @@ impl Shard {
         if !connection.is_due_at(tick) || connection.phase == Phase::Closed {
             return;
         }
-        if connection.expires_ms() <= now_ms {
+        if connection.expires_unix_ms() <= self.now.unix_ms {
             self.counters.expired += 1;
             return self.close_with(key, close::TOKEN_EXPIRED);
         }

@@ -501,7 +501,8 @@ impl Shard {
 
     fn set_timer(&mut self, key: ConnectionKey, deadline_ms: u64) {
         if let Some(connection) = self.connections.get(key) {
-            let deadline_ms = deadline_ms.min(connection.expires_ms());
+            let left_ms = connection.expires_unix_ms().saturating_sub(self.now.unix_ms);
+            let deadline_ms = deadline_ms.min(self.now.ms.saturating_add(left_ms));
             connection.set_timer_tick(self.timers.set(deadline_ms, Timer::Connection(key)));
         }
     }

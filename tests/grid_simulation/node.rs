@@ -35,8 +35,10 @@ pub struct Node {
     // By shard: the peers by their connection's place in its table.
     places: Vec<HashMap<ConnectionKey, usize>>,
     restless: Vec<usize>,
-    // What its steady clock and its wall clock are ahead of the run's.
-    ahead_ms: u64,
+    // What its clock of deadlines, which leaves out the time that it is frozen, and its wall clock are
+    // ahead of the run's.
+    ahead_ms: i64,
+    frozen_ms: u64,
     unix_ahead_ms: i64,
     unix_ms_max: u64,
 }
@@ -46,12 +48,12 @@ impl Node {
     pub fn start(plan: &Plan, shared: &mut Shared, index: usize, last: Option<&Node>) -> Self {
         let random = &mut shared.random;
         let settings = plan.shard_settings(random, index);
-        let ahead_ms = random.between(0, 1_000_000) as u64;
+        let ahead_ms = random.between(100_000, 1_100_000) as i64;
         // What set the clock back while the node ran has set it right before it starts anew: else
         // ids could come again, and the start would not look later.
         let unix_ms = (START_UNIX_MS + shared.now_ms + random.between(0, 2000) as u64)
             .max(last.map_or(0, |last| last.unix_ms_max + 2000));
-        let now = time(shared.now_ms + ahead_ms, unix_ms);
+        let now = time(shared.now_ms.saturating_add_signed(ahead_ms), unix_ms);
         let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         let mesh = plan.mesh_settings(index, unix_ms, random.next());
         Self {
@@ -63,6 +65,7 @@ impl Node {
             places: vec![HashMap::new(); settings.shards],
             restless: vec![0; settings.shards],
             ahead_ms,
+            frozen_ms: 0,
             unix_ahead_ms: unix_ms as i64 - shared.now_ms as i64,
             unix_ms_max: unix_ms,
         }
@@ -71,12 +74,25 @@ impl Node {
     pub fn now(&mut self, now_ms: u64) -> Now {
         let unix_ms = (now_ms as i64 + self.unix_ahead_ms) as u64;
         self.unix_ms_max = self.unix_ms_max.max(unix_ms);
-        time(now_ms + self.ahead_ms, unix_ms)
+        time(now_ms.saturating_add_signed(self.ahead_ms), unix_ms)
     }
 
     /// Its wall clock is set.
     pub fn jump(&mut self, by_ms: i64) {
         self.unix_ahead_ms += by_ms;
+    }
+
+    /// It has no turns from now on.
+    pub fn freeze(&mut self, now_ms: u64) {
+        (self.life, self.frozen_ms) = (Life::Frozen, now_ms);
+    }
+
+    /// It goes on: its clock of deadlines stood still, as the runtime's does over a gap.
+    pub fn thaw(&mut self, now_ms: u64) {
+        self.life = Life::Up;
+        self.ahead_ms -= (now_ms - self.frozen_ms) as i64;
+        let now = self.now(now_ms);
+        self.mesh.handle_gap(now.ms);
     }
 
     /// A peer's connection to one of its shards.
@@ -246,7 +262,7 @@ impl Node {
     pub fn next_due(&self) -> Option<u64> {
         let shards = self.shards.iter().filter_map(Shard::poll_timeout);
         let own = shards.chain(self.mesh.poll_timeout()).min();
-        let own = own.map(|due| due.saturating_sub(self.ahead_ms));
+        let own = own.map(|due| due.saturating_add_signed(-self.ahead_ms));
         own.into_iter().chain(self.bus.next_due()).min()
     }
 }

@@ -208,12 +208,12 @@ impl World {
                 self.network.start(node);
             }
             Fault::Freeze(node) if self.nodes[node].life == Life::Up => {
-                self.nodes[node].life = Life::Frozen;
+                self.nodes[node].freeze(now_ms);
                 self.network.freeze(node);
                 self.shared.weather.note_frozen(node, now_ms);
             }
             Fault::Thaw(node) if self.nodes[node].life == Life::Frozen => {
-                self.nodes[node].life = Life::Up;
+                self.nodes[node].thaw(now_ms);
                 self.network.thaw(&mut self.shared.random, now_ms, node);
                 self.shared.weather.note_thawed(node, now_ms);
             }
