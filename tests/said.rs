@@ -213,3 +213,33 @@ fn a_token_that_is_refused_is_told_why() {
         assert_holds(&answer, why);
     }
 }
+
+#[test]
+fn a_frame_length_in_a_longer_form_than_it_needs_is_closed_with_1002() {
+    let mut node = Node::new(shard_value::route());
+    for (listener, path) in [(Listener::Edge(0), "/ws"), (Listener::Api, "/ws/v1")] {
+        for head in [&[0x81, 0xFE, 0, 1][..], &[0x81, 0xFF, 0, 0, 0, 0, 0, 0, 0, 200]] {
+            let key = upgraded(&mut node.shard, node.now, listener, path);
+            node.written();
+            let closed = node.say(key, [head, &[0, 0, 0, 0, b'x']].concat());
+            assert_holds(&closed, "frame length too large or not in its shortest form");
+            assert_holds(&closed, "\u{3}\u{fffd}frame");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_host_gets_400_on_both_listeners() {
+    let mut node = Node::new(shard_value::route());
+    for listener in [Listener::Api, Listener::Edge(0)] {
+        for host in ["a:b:c", "[", "%zz", "a:99999"] {
+            for request in [
+                format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+                format!("GET http://{host}/healthz HTTP/1.1\r\nHost: a\r\n\r\n"),
+            ] {
+                let answer = node.ask(listener, &request);
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{request}: {answer}");
+            }
+        }
+    }
+}

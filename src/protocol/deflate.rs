@@ -6,6 +6,7 @@ use std::fmt;
 
 use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
+use super::extension::Extension;
 use super::frame::{Body, Kind, Violation};
 
 /// How far back the bytes that we compress may refer. Two sizes, whatever clients ask for: so that
@@ -43,26 +44,21 @@ pub struct Agreement {
 
 impl Agreement {
     /// Takes the first offer that is one of permessage-deflate and can be kept (RFC 7692, section
-    /// 5.1); each is as it stands between the commas of `Sec-WebSocket-Extensions`.
-    pub fn of<'o>(mut offers: impl Iterator<Item = &'o str>) -> Option<Self> {
-        offers.find_map(Self::of_one)
+    /// 5.1).
+    pub fn of<'o>(mut offers: impl Iterator<Item = Extension<'o>>) -> Option<Self> {
+        offers.find_map(|offer| Self::of_one(&offer))
     }
 
     /// Declines what has an unknown parameter, a bad value or a parameter twice (section 7.1), and
     /// a window of 256 bytes, which zlib cannot keep to.
-    fn of_one(offer: &str) -> Option<Self> {
-        let mut parts = offer.split(';').map(str::trim_ascii);
-        if parts.next() != Some("permessage-deflate") {
+    fn of_one(offer: &Extension<'_>) -> Option<Self> {
+        if offer.name != "permessage-deflate" {
             return None;
         }
         let mut agreement = Self { window: Window::Large, names_window: false };
         let mut seen = Vec::new();
-        for part in parts {
-            let (name, value) = match part.split_once('=') {
-                Some((name, value)) => (name.trim_ascii_end(), Some(unquoted(value.trim_ascii())?)),
-                None => (part, None),
-            };
-            match (name, value) {
+        for (name, value) in &offer.parameters {
+            match (*name, value.as_deref()) {
                 // Either way each of our messages stands alone, and each of the client's has to.
                 ("server_no_context_takeover" | "client_no_context_takeover", None) => {}
                 // We inflate within the largest window: there is nothing to ask for.
@@ -84,14 +80,6 @@ impl Agreement {
             seen.push(name);
         }
         Some(agreement)
-    }
-}
-
-/// A value may be in quotes (RFC 6455, section 9.1); none here needs an escape.
-fn unquoted(value: &str) -> Option<&str> {
-    match value.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"'),
-        None => Some(value),
     }
 }
 
@@ -250,7 +238,8 @@ mod tests {
     use super::*;
 
     fn answer(offers: &str) -> Option<String> {
-        Agreement::of(offers.split(',')).map(|agreement| agreement.to_string())
+        let offers = Extension::list(offers.as_bytes()).flatten();
+        Agreement::of(offers).map(|agreement| agreement.to_string())
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub enum Violation {
     NotMasked,
     /// A control frame is in fragments or over 125 bytes.
     BadControlFrame,
-    /// A 64-bit length with its highest bit set.
+    /// A length in more bytes than it needs, or one of 64 bits with the highest one set.
     BadLength,
     /// A fragment that continues nothing.
     NothingToContinue,
@@ -108,7 +108,7 @@ impl Violation {
             Self::UnknownOpcode => "unknown opcode",
             Self::NotMasked => "frame not masked",
             Self::BadControlFrame => "control frame fragmented or over 125 bytes",
-            Self::BadLength => "bad frame length",
+            Self::BadLength => "frame length too large or not in its shortest form",
             Self::NothingToContinue => "nothing to continue",
             Self::MessageInsideMessage => "new message inside a fragmented one",
             Self::BadClose => "bad close frame",
@@ -174,18 +174,25 @@ impl Head {
     }
 }
 
-/// The payload's length and where the mask begins. A length in more bytes than it needs is taken:
-/// RFC 6455 asks the sender for the shortest, not the receiver to refuse others.
+/// The payload's length and where the mask begins. The shortest form is the only one (RFC 6455,
+/// section 5.2): two readers that differ there would see different frames.
 fn read_length(bytes: &[u8], short: u8) -> Result<Option<(u64, usize)>, Violation> {
     let rest = &bytes[2..];
-    Ok(match short {
-        126 => rest.first_chunk().map(|&length| (u64::from(u16::from_be_bytes(length)), 4)),
-        127 => match rest.first_chunk().map(|&length| u64::from_be_bytes(length)) {
-            Some(length) if length >> 63 != 0 => return Err(Violation::BadLength),
-            length => length.map(|length| (length, 10)),
-        },
-        length => Some((u64::from(length), 2)),
-    })
+    let (read, allowed) = match short {
+        126 => {
+            let length = rest.first_chunk().map(|&length| u16::from_be_bytes(length));
+            (length.map(|length| (length.into(), 4)), 126..1 << 16)
+        }
+        127 => {
+            let length = rest.first_chunk().map(|&length| u64::from_be_bytes(length));
+            (length.map(|length| (length, 10)), 1 << 16..1 << 63)
+        }
+        length => (Some((length.into(), 2)), 0..126),
+    };
+    match read {
+        Some((length, _)) if !allowed.contains(&length) => Err(Violation::BadLength),
+        read => Ok(read),
+    }
 }
 
 /// Appends the head of an unmasked, unfragmented server frame.
@@ -329,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_broken_head_is_refused_for_what_is_wrong_with_it() {
-        let cases: [(&[u8], Violation); 8] = [
+        let cases: [(&[u8], Violation); 12] = [
             (&[0xC1], Violation::ReservedBits),
             (&[0x83], Violation::UnknownOpcode),
             (&[0x8B], Violation::UnknownOpcode),
@@ -338,6 +345,10 @@ mod tests {
             (&[0x89, 0xFE], Violation::BadControlFrame),
             (&[0x88, 0xFF], Violation::BadControlFrame),
             (&[0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0], Violation::BadLength),
+            (&[0x82, 0xFE, 0, 0], Violation::BadLength),
+            (&[0x82, 0xFE, 0, 125], Violation::BadLength),
+            (&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0, 126], Violation::BadLength),
+            (&[0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF], Violation::BadLength),
         ];
         for (bytes, violation) in cases {
             assert_eq!(Head::parse(bytes, false), Err(violation));

@@ -5,6 +5,7 @@ pub mod assembler;
 pub mod close;
 pub mod credentials;
 pub mod deflate;
+pub mod extension;
 pub mod frame;
 pub mod http;
 pub mod json;

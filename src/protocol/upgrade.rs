@@ -9,7 +9,8 @@ use base64::{
 use sha1::{Digest as _, Sha1};
 
 use super::deflate::Agreement;
-use super::http::{Date, Method, Request, Version, write_header};
+use super::extension::Extension;
+use super::http::{Date, Method, Request, Version, is_token, list_members, write_header};
 
 /// A request for a WebSocket that may be granted.
 #[derive(Debug)]
@@ -23,27 +24,18 @@ impl<'r> Upgrade<'r> {
     /// The subprotocols that the client speaks, its favourite first. What is no token is left out
     /// (RFC 6455 section 4.1): each may stand in the answer.
     pub fn subprotocols(&self) -> impl Iterator<Item = &'r str> {
-        self.list("sec-websocket-protocol").filter(|name| is_token(name))
+        let members = self.request.header_values("sec-websocket-protocol").flat_map(list_members);
+        members.filter(|name| is_token(name)).filter_map(|name| str::from_utf8(name).ok())
     }
 
-    /// The extensions that the client offers, each with its parameters, its favourite first.
-    pub fn extensions(&self) -> impl Iterator<Item = &'r str> {
-        self.list("sec-websocket-extensions")
-    }
-
-    fn list(&self, name: &str) -> impl Iterator<Item = &'r str> {
-        self.request
-            .header_values(name)
-            .flat_map(|list| list.split(|&byte| byte == b','))
-            .filter_map(|item| str::from_utf8(item.trim_ascii()).ok())
+    /// The extensions that the client offers, its favourite first.
+    pub fn extensions(&self) -> impl Iterator<Item = Extension<'r>> {
+        offers(self.request).flatten()
     }
 }
 
-/// RFC 9110 section 5.6.2.
-fn is_token(text: &str) -> bool {
-    let is_token_byte =
-        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.bytes().all(is_token_byte)
+fn offers<'r>(request: &Request<'r>) -> impl Iterator<Item = Option<Extension<'r>>> {
+    request.header_values("sec-websocket-extensions").flat_map(Extension::list)
 }
 
 /// Whether the client wants to speak another protocol; [`check`] tells whether it may.
@@ -69,6 +61,10 @@ pub fn check<'r>(request: &'r Request<'_>) -> Result<Upgrade<'r>, UpgradeError> 
     }
     if !request.body.is_empty() {
         return Err(UpgradeError::Body);
+    }
+    // RFC 6455 section 9.1: what is malformed there fails the handshake.
+    if offers(request).any(|offer| offer.is_none()) {
+        return Err(UpgradeError::Extensions);
     }
     let key = request.only_header("sec-websocket-key").filter(|key| is_key(key));
     let accept = Accept::of(key.ok_or(UpgradeError::Key)?);
@@ -143,6 +139,8 @@ pub enum UpgradeError {
     Version,
     /// No key, more than one, or not one of 16 bytes.
     Key,
+    /// A list of extensions that is malformed.
+    Extensions,
     /// A body, which the first frames could be taken for.
     Body,
 }
@@ -153,7 +151,7 @@ impl UpgradeError {
         match self {
             Self::Method => 405,
             Self::NotAsked | Self::Version => 426,
-            Self::Key | Self::Body => 400,
+            Self::Key | Self::Extensions | Self::Body => 400,
         }
     }
 
@@ -167,7 +165,7 @@ impl UpgradeError {
                 ("Connection", "Upgrade"),
                 ("Sec-WebSocket-Version", "13"),
             ],
-            Self::Key | Self::Body => &[],
+            Self::Key | Self::Extensions | Self::Body => &[],
         }
     }
 }
@@ -179,6 +177,7 @@ impl fmt::Display for UpgradeError {
             Self::NotAsked => "this needs HTTP/1.1 with Connection: Upgrade and Upgrade: websocket",
             Self::Version => "Sec-WebSocket-Version is not 13",
             Self::Key => "Sec-WebSocket-Key is not the base64 of 16 bytes, given once",
+            Self::Extensions => "Sec-WebSocket-Extensions is not a list of extensions",
             Self::Body => "a request for a WebSocket has no body",
         })
     }
@@ -259,8 +258,8 @@ mod tests {
         let request = EXAMPLE.replace("Protocol: chat, superchat", &format!("Extensions: {two}"));
         with_request(&request, |request| {
             let upgrade = check(request).unwrap();
-            let offers: Vec<_> = upgrade.extensions().collect();
-            assert_eq!(offers, ["x; y=1", "permessage-deflate", "z"]);
+            let offers: Vec<_> = upgrade.extensions().map(|extension| extension.name).collect();
+            assert_eq!(offers, ["x", "permessage-deflate", "z"]);
             let agreement = Agreement::of(upgrade.extensions());
             let mut answer = Vec::new();
             write_switching(
@@ -280,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_subprotocol_that_is_no_token_is_not_offered() {
-        let request = EXAMPLE.replace("chat, superchat", "a\tb, c d, chat, ü, \"e\"");
+        let request = EXAMPLE.replace("chat, superchat", "a\tb, c d, chat, ü, \"e, f, g\"");
         with_request(&request, |request| {
             let upgrade = check(request).unwrap();
             assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["chat"]);
@@ -308,6 +307,15 @@ mod tests {
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZXMh", UpgradeError::Key, 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZS-ub25jZQ==", UpgradeError::Key, 400),
             ("ZQ==", "ZQ==\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", UpgradeError::Key, 400),
+            (
+                "Protocol: chat, superchat",
+                "Extensions: foo; x=\", permessage-deflate, \"",
+                UpgradeError::Extensions,
+                400,
+            ),
+            ("Protocol: chat, superchat", "Extensions: a, b;", UpgradeError::Extensions, 400),
+            ("Connection: Upgrade", "Connection: a, \"b, Upgrade\"", UpgradeError::NotAsked, 426),
+            ("Upgrade: websocket", "Upgrade: \"x, websocket\"", UpgradeError::NotAsked, 426),
             ("13\r\n\r\n", "13\r\nContent-Length: 1\r\n\r\nx", UpgradeError::Body, 400),
         ];
         for (good, bad, error, status) in table {

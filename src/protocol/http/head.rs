@@ -7,7 +7,9 @@ use memchr::memchr;
 use super::{
     HttpError, Limits,
     body::Body,
-    request::{Method, Request, Version, list_members},
+    host::is_host,
+    list::list_members,
+    request::{Method, Request, Version},
 };
 
 /// Where the parts of a request are in its bytes.
@@ -160,12 +162,6 @@ fn http_url(target: &str) -> Option<&str> {
     let (scheme, rest) = target.split_once("://")?;
     let known = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
     known.then_some(rest)
-}
-
-/// The bytes that RFC 3986 section 3.2.2 allows in a host and a port. User names are not among them:
-/// RFC 9110 section 4.2.4 warns of them. Nothing is a host, too (RFC 9110 section 7.2).
-fn is_host(text: &[u8]) -> bool {
-    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:[]%".contains(byte))
 }
 
 /// What the headers say of the message itself.

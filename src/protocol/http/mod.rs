@@ -5,6 +5,7 @@
 //!
 //! - `mod.rs`: [`RequestReader`], what one connection keeps between reads; [`HttpError`].
 //! - `lines.rs`: finds the end of a head or of trailers. `head.rs`: what a head says.
+//!   `host.rs`: the host in it. `list.rs`: lists in its values.
 //! - `body.rs`: bodies with a length and chunked ones.
 //! - `request.rs`: the [`Request`] given out. `query.rs`: percent-encoding.
 //! - `response.rs`: the [`Response`] written. `date.rs`: when it was.
@@ -12,12 +13,15 @@
 mod body;
 mod date;
 mod head;
+mod host;
 mod lines;
+mod list;
 mod query;
 mod request;
 mod response;
 
 pub use date::{Calendar, Date};
+pub(super) use list::{is_token, list_members, split_unquoted};
 pub use query::{EscapeError, QueryPair, percent_decode, query_pairs};
 pub use request::{KeptRequest, Method, Request, Version};
 pub(super) use response::write_header;

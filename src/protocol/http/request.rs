@@ -2,6 +2,7 @@
 
 use memchr::memchr;
 
+use super::list::list_members;
 use super::response::Exchange;
 
 /// A request that was checked: it has one meaning, and its body is whole.
@@ -177,9 +178,4 @@ impl<'a> Request<'a> {
             head_only: self.method == Method::Head,
         }
     }
-}
-
-/// The members of a comma-separated list (RFC 9110 section 5.6.1), empty ones among them.
-pub(super) fn list_members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    list.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }

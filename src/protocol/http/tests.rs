@@ -229,6 +229,12 @@ fn bad_request_lines_are_refused() {
         ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("GET http://user@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://a:b:c/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://[/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://[::1/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://%zz/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://a:99999/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://:80/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ];
     for (request, status) in table {
@@ -264,7 +270,18 @@ fn bad_header_lines_are_refused() {
         let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{line}\r\n\r\n");
         assert_eq!(refusal(request.as_bytes()), error, "{line:?}");
     }
-    for host in ["", "Host: a/b\r\n", "Host: a b\r\n", "Host: x@a\r\n"] {
+    for host in [
+        "",
+        "Host: a/b\r\n",
+        "Host: a b\r\n",
+        "Host: x@a\r\n",
+        "Host: a:b:c\r\n",
+        "Host: [\r\n",
+        "Host: %zz\r\n",
+        "Host: a:99999\r\n",
+        "Host: ::1\r\n",
+        "Host: :80\r\n",
+    ] {
         let request = format!("GET / HTTP/1.1\r\n{host}\r\n");
         assert_eq!(refusal(request.as_bytes()), HttpError::Host, "{host:?}");
     }

@@ -1,0 +1,125 @@
+//! The host of a request: of `Host` and of absolute targets (RFC 9110, section 7.2).
+
+use std::net::Ipv6Addr;
+
+/// Whether this is `host[:port]` as RFC 3986, section 3.2.2, writes it: a name, an IPv4 address or
+/// an IPv6 address in brackets, and a port up to 65535, which may be left out behind its colon.
+/// User names are none: RFC 9110, section 4.2.4, warns of them. Without a host there is no port.
+pub(super) fn is_host(text: &[u8]) -> bool {
+    let Some(bracketed) = text.strip_prefix(b"[") else {
+        let end = text.iter().position(|&byte| byte == b':').unwrap_or(text.len());
+        let (name, port) = text.split_at(end);
+        return is_name(name) && is_port(port) && (!name.is_empty() || port.is_empty());
+    };
+    let Some(end) = bracketed.iter().position(|&byte| byte == b']') else { return false };
+    let address = str::from_utf8(&bracketed[..end]).ok();
+    let is_address = address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    is_address && is_port(&bracketed[end + 1..])
+}
+
+/// `reg-name`; an IPv4 address is one, too.
+fn is_name(mut text: &[u8]) -> bool {
+    loop {
+        text = match text {
+            [] => return true,
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                rest
+            }
+            [byte, rest @ ..] if byte.is_ascii_alphanumeric() => rest,
+            [byte, rest @ ..] if b"-._~!$&'()*+,;=".contains(byte) => rest,
+            _ => return false,
+        }
+    }
+}
+
+/// Nothing, or a colon and perhaps a number.
+fn is_port(text: &[u8]) -> bool {
+    let Some(digits) = text.strip_prefix(b":") else { return text.is_empty() };
+    let value = digits.iter().try_fold(0_u16, |value, digit| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        value.checked_mul(10)?.checked_add(digit)
+    });
+    value.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_host;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_a_port_or_without() {
+        for host in [
+            "",
+            "a",
+            "a:",
+            "a:0",
+            "a:80",
+            "a:65535",
+            "a:00080",
+            "example.org.",
+            "a_b~c",
+            "10.0.0.1",
+            "10.0.0.1:6789",
+            "999.1.1.1",
+            "xn--bcher-kva.example",
+            "%C3%bc.example:1",
+            "a,b;c=(d)",
+            "[::1]",
+            "[::1]:",
+            "[::1]:443",
+            "[2001:DB8::1]",
+            "[::ffff:10.0.0.1]:1",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host:?}");
+        }
+        for host in [
+            "a:b",
+            "a:b:c",
+            "a:1:2",
+            "a::1",
+            ":",
+            ":80",
+            "a:65536",
+            "a:99999",
+            "a:+1",
+            "a: 1",
+            "a:184467440737095516160",
+            "[",
+            "]",
+            "[]",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[::1]:x",
+            "[::1]1",
+            "[1.2.3.4]",
+            "[a]",
+            "[v1.a]",
+            "[::1%25lo]",
+            "[[::1]]",
+            "a]",
+            "%",
+            "%zz",
+            "%4",
+            "a%2:1",
+            "a b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "x@a",
+            "x:y@a",
+            "a\\b",
+            "a\"b",
+            "a<b",
+            "a|b",
+            "a^b",
+            "a`b",
+            "{a}",
+            "ü",
+            "a\tb",
+            "a\0",
+        ] {
+            assert!(!is_host(host.as_bytes()), "{host:?}");
+        }
+    }
+}
