@@ -86,6 +86,11 @@
 //! share. Besides it they share what `shard::interest` holds: bits that say which of them may have
 //! subscribers of a channel.
 //!
+//! Without a configured limit, too, nobody delays the others: `shard::work` counts what input costs,
+//! gives each connection a slice of a turn, and lets those that always spend it wait behind the
+//! others. What else may come in a crowd is done in slices of its own: timers, closing, and the
+//! channels of clients that are gone (`shard::subscriptions`).
+//!
 //! # What the log says of a connection
 //!
 //! `shard::trail` has a line at level `debug` for each step of a connection, from accept to close.

@@ -4,7 +4,7 @@
 use std::ops::{Deref, DerefMut};
 
 use super::close::{self, Closed};
-use super::deflate::{Inflater, deflated_bytes_max};
+use super::deflate::{Inflated, Inflater, Inflating, deflated_bytes_max};
 use super::frame::{CONTROL_BYTES_MAX, HEAD_BYTES_MAX, Head, Kind, Opcode, Violation};
 use super::mask::unmask;
 
@@ -19,6 +19,9 @@ pub enum Received<'a> {
     Pong,
     /// The peer ends the connection.
     Close(Closed),
+    /// A part of a long compressed message was inflated. Reading goes on with it, though no more
+    /// input is there: the caller decides when.
+    Inflating,
 }
 
 /// Bytes that may be overwritten in place, borrowed from the input or owned.
@@ -73,15 +76,24 @@ impl Assembler {
     ) -> Result<Option<Received<'a>>, Violation> {
         if self.partial.is_none() {
             let inflater = inflater.as_deref_mut();
-            if let Some(received) = read_whole(input, message_bytes_max, inflater)? {
-                return Ok(Some(received));
-            }
-            if input.is_empty() {
-                return Ok(None);
+            match read_whole(input, message_bytes_max, inflater)? {
+                Some(Whole::Received(received)) => return Ok(Some(received)),
+                Some(Whole::Inflating(kind, inflating)) => {
+                    self.partial.get_or_insert_default().inflating = Some((kind, inflating));
+                    return Ok(Some(Received::Inflating));
+                }
+                None if input.is_empty() => return Ok(None),
+                None => {}
             }
         }
         let partial = self.partial.get_or_insert_default();
-        let received = partial.read(input, message_bytes_max, inflater)?;
+        let received = match (partial.inflating.take(), inflater) {
+            (Some((kind, inflating)), Some(inflater)) => {
+                let inflated = inflater.resume(inflating, message_bytes_max)?;
+                Some(partial.finish_inflated(kind, inflated)?)
+            }
+            (_, inflater) => partial.read(input, message_bytes_max, inflater)?,
+        };
         if partial.is_idle() {
             self.partial = None;
         }
@@ -89,12 +101,18 @@ impl Assembler {
     }
 }
 
+/// What a frame that was whole in its input came to.
+enum Whole<'a> {
+    Received(Received<'a>),
+    Inflating(Kind, Box<Inflating>),
+}
+
 /// The fast path: a frame that is whole in `input` and is a message or a control frame of its own.
 fn read_whole<'a>(
     input: &mut &'a mut [u8],
     message_bytes_max: usize,
     inflater: Option<&mut Inflater>,
-) -> Result<Option<Received<'a>>, Violation> {
+) -> Result<Option<Whole<'a>>, Violation> {
     let Some(head) = Head::parse(input, inflater.is_some())? else { return Ok(None) };
     if head.opcode == Opcode::Continuation {
         return Err(Violation::NothingToContinue);
@@ -109,11 +127,18 @@ fn read_whole<'a>(
     let frame = take(input, head.size + head.length as usize);
     let payload = &mut frame[head.size..];
     unmask(payload, head.mask, 0);
-    let payload = match inflater.filter(|_| head.is_deflated) {
-        Some(inflater) => Payload::Owned(inflater.inflate(payload, message_bytes_max)?),
-        None => Payload::Borrowed(payload),
+    let payload = match (head.opcode, inflater.filter(|_| head.is_deflated)) {
+        (Opcode::Data(kind), Some(inflater)) => {
+            match inflater.inflate(payload, message_bytes_max)? {
+                Inflated::Whole(message) => Payload::Owned(message),
+                Inflated::Unfinished(inflating) => {
+                    return Ok(Some(Whole::Inflating(kind, inflating)));
+                }
+            }
+        }
+        _ => Payload::Borrowed(payload),
     };
-    finish(head.opcode, payload).map(Some)
+    Ok(Some(Whole::Received(finish(head.opcode, payload)?)))
 }
 
 /// The most bytes of a message's frames.
@@ -166,6 +191,8 @@ struct Partial {
     frame: Option<OpenFrame>,
     message: Option<OpenMessage>,
     control: Vec<u8>,
+    // A message that is all here and half inflated.
+    inflating: Option<(Kind, Box<Inflating>)>,
 }
 
 #[derive(Debug)]
@@ -186,7 +213,25 @@ struct OpenMessage {
 
 impl Partial {
     fn is_idle(&self) -> bool {
-        self.head_length == 0 && self.frame.is_none() && self.message.is_none()
+        self.head_length == 0
+            && self.frame.is_none()
+            && self.message.is_none()
+            && self.inflating.is_none()
+    }
+
+    /// What a compressed message is as far as it is inflated.
+    fn finish_inflated<'a>(
+        &mut self,
+        kind: Kind,
+        inflated: Inflated,
+    ) -> Result<Received<'a>, Violation> {
+        match inflated {
+            Inflated::Whole(message) => finish(Opcode::Data(kind), Payload::Owned(message)),
+            Inflated::Unfinished(inflating) => {
+                self.inflating = Some((kind, inflating));
+                Ok(Received::Inflating)
+            }
+        }
     }
 
     fn read<'a>(
@@ -286,8 +331,8 @@ impl Partial {
         }
         let message = self.message.take().expect("a data frame opens or continues a message");
         if let Some(inflater) = inflater.filter(|_| message.is_deflated) {
-            let data = inflater.inflate(&message.data, message_bytes_max)?;
-            return finish(Opcode::Data(message.kind), Payload::Owned(data)).map(Some);
+            let inflated = inflater.inflate(&message.data, message_bytes_max)?;
+            return self.finish_inflated(message.kind, inflated).map(Some);
         }
         if message.kind == Kind::Text && message.valid < message.data.len() {
             return Err(Violation::NotUtf8);
@@ -333,6 +378,7 @@ mod tests {
             Received::Ping(data) => format!("ping {}", String::from_utf8_lossy(&data)),
             Received::Pong => "pong".into(),
             Received::Close(closed) => format!("close {:?} {}", closed.code, closed.reason),
+            Received::Inflating => "inflating".into(),
         }
     }
 

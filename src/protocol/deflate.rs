@@ -114,6 +114,9 @@ const END: [u8; 9] = [0, 0, 0xFF, 0xFF, 1, 0, 0, 0xFF, 0xFF];
 /// Messages shorter than this are not compressed: little would be saved.
 const MESSAGE_BYTES_MIN: usize = 64;
 
+/// The longest message that is compressed, in bytes: a longer one would take over 2 ms of a turn.
+pub const DEFLATED_MAX: usize = 256 * 1024;
+
 /// 1 KiB of JSON becomes 306 bytes in 9 µs; with level 1 it is 418 in 4 µs, with 6 293 in 12 µs.
 const LEVEL: i32 = 2;
 
@@ -142,9 +145,9 @@ impl Deflater {
         }
     }
 
-    /// The message compressed; `None` if it would hardly be shorter.
+    /// The message compressed; `None` if it would hardly be shorter, or is longer than 256 KiB.
     pub fn deflate(&mut self, window: Window, message: &[u8]) -> Option<&[u8]> {
-        if message.len() < MESSAGE_BYTES_MIN {
+        if !(MESSAGE_BYTES_MIN..=DEFLATED_MAX).contains(&message.len()) {
             return None;
         }
         let compressor = self.compressors[window as usize]
@@ -171,59 +174,143 @@ impl Deflater {
 /// Bytes that come out of the inflater at a time.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// What reads compressed messages, one for each shard, made when the first comes: 62 KiB.
-#[derive(Default)]
-pub struct Inflater(Option<Box<Inflating>>);
+/// Bytes that one call inflates before it asks to be called again, and up to 16 KiB more: some 50 µs.
+/// A message of the default limit is whole after one call.
+pub const INFLATED_PER_CALL: usize = 64 * 1024;
 
-struct Inflating {
-    inflate: Inflate,
-    piece: [u8; PIECE_BYTES],
+/// Pieces, and final blocks in the middle of a message, that one call takes: as dear at most.
+const STEPS_PER_CALL: usize = 256;
+
+/// Inflates the compressed messages of one shard. Made when the first comes: 62 KiB.
+#[derive(Default)]
+pub struct Inflater {
+    // None while a message that takes several calls has it.
+    idle: Option<Box<Inflate>>,
+    piece: Vec<u8>,
+}
+
+/// A message as far as it is inflated.
+#[derive(Debug)]
+pub enum Inflated {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// The first part; [`Inflater::resume`] goes on.
+    Unfinished(Box<Inflating>),
+}
+
+/// A long message that is half inflated: its own copy of the compressed bytes, what they became so
+/// far, and a state of 46 KiB.
+pub struct Inflating {
+    inflate: Box<Inflate>,
+    deflated: Vec<u8>,
+    progress: Progress,
+}
+
+impl fmt::Debug for Inflating {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { deflated, progress, .. } = self;
+        let (deflated, inflated) = (deflated.len(), progress.message.len());
+        let mut text = formatter.debug_struct("Inflating");
+        text.field("deflated", &deflated).field("inflated", &inflated).finish_non_exhaustive()
+    }
+}
+
+/// How far a message is inflated.
+#[derive(Default)]
+struct Progress {
+    // Bytes of the message, then of END, that were taken.
+    taken: usize,
+    message: Vec<u8>,
 }
 
 impl Inflater {
-    /// The message that these bytes are, all its fragments together. No more memory is taken than
-    /// for `bytes_max` bytes, whatever they would become.
+    /// Inflates a message of these bytes, all its fragments together, up to
+    /// [`INFLATED_PER_CALL`]. No more memory is taken than for `bytes_max` bytes, whatever they
+    /// would become.
     ///
     /// # Errors
-    /// It is longer than that, or not whole blocks of DEFLATE.
-    pub fn inflate(&mut self, deflated: &[u8], bytes_max: usize) -> Result<Vec<u8>, Violation> {
-        let mut message = Vec::new();
+    /// The message is longer than `bytes_max`, or not whole blocks of DEFLATE.
+    pub fn inflate(&mut self, deflated: &[u8], bytes_max: usize) -> Result<Inflated, Violation> {
         // RFC 7692, section 7.2.3.6, wants one zero byte; some send nothing.
         if deflated.is_empty() {
-            return Ok(message);
+            return Ok(Inflated::Whole(Vec::new()));
         }
-        let Inflating { inflate, piece } = &mut **self.0.get_or_insert_with(|| {
-            Box::new(Inflating { inflate: Inflate::new(false, 15), piece: [0; PIECE_BYTES] })
-        });
-        let mut parts = [deflated, &END].into_iter();
-        let mut input = parts.next().unwrap_or_default();
+        let mut inflate = self.idle.take().unwrap_or_else(|| Box::new(Inflate::new(false, 15)));
         inflate.reset(false);
-        loop {
+        let mut progress = Progress::default();
+        match self.advance(&mut inflate, deflated, &mut progress, bytes_max) {
+            Ok(false) => {
+                let deflated = deflated.to_vec();
+                Ok(Inflated::Unfinished(Box::new(Inflating { inflate, deflated, progress })))
+            }
+            ended => {
+                self.idle = Some(inflate);
+                ended.map(|_| Inflated::Whole(progress.message))
+            }
+        }
+    }
+
+    /// Goes on with a message that one call was not enough for.
+    ///
+    /// # Errors
+    /// As for [`Self::inflate`].
+    pub fn resume(
+        &mut self,
+        mut inflating: Box<Inflating>,
+        bytes_max: usize,
+    ) -> Result<Inflated, Violation> {
+        let Inflating { inflate, deflated, progress } = &mut *inflating;
+        if !self.advance(inflate, deflated, progress, bytes_max)? {
+            return Ok(Inflated::Unfinished(inflating));
+        }
+        let Inflating { inflate, progress, .. } = *inflating;
+        self.idle = Some(inflate);
+        Ok(Inflated::Whole(progress.message))
+    }
+
+    /// Inflates up to [`INFLATED_PER_CALL`] more bytes; true when the message is whole.
+    fn advance(
+        &mut self,
+        inflate: &mut Inflate,
+        deflated: &[u8],
+        progress: &mut Progress,
+        bytes_max: usize,
+    ) -> Result<bool, Violation> {
+        self.piece.resize(PIECE_BYTES, 0);
+        let until = progress.message.len() + INFLATED_PER_CALL;
+        for _ in 0..STEPS_PER_CALL {
+            let input = match deflated.get(progress.taken..) {
+                Some(rest) if !rest.is_empty() => rest,
+                _ => &END[progress.taken - deflated.len()..],
+            };
             let (taken, given) = (inflate.total_in(), inflate.total_out());
             let status = inflate
-                .decompress(input, piece, InflateFlush::NoFlush)
+                .decompress(input, &mut self.piece, InflateFlush::NoFlush)
                 .map_err(|_| Violation::BadDeflate)?;
-            input = &input[(inflate.total_in() - taken) as usize..];
-            let piece = &piece[..(inflate.total_out() - given) as usize];
-            if message.len() + piece.len() > bytes_max {
+            let consumed = (inflate.total_in() - taken) as usize;
+            progress.taken += consumed;
+            let piece = &self.piece[..(inflate.total_out() - given) as usize];
+            if progress.message.len() + piece.len() > bytes_max {
                 return Err(Violation::TooLarge);
             }
-            message.extend_from_slice(piece);
+            progress.message.extend_from_slice(piece);
+            let is_at_end = consumed == input.len();
             if status == Status::StreamEnd {
                 // Ours, or one of the sender's, which may use final blocks too (section 7.2.3.4),
                 // with a byte behind the last for the mark to go on from, or without.
-                if input.is_empty() {
-                    return Ok(message);
+                if is_at_end {
+                    return Ok(true);
                 }
                 inflate.reset(false);
-            } else if input.is_empty() {
-                match parts.next() {
-                    Some(next) => input = next,
-                    None if piece.is_empty() => return Err(Violation::BadDeflate),
-                    None => {}
-                }
+            } else if progress.taken == deflated.len() + END.len() && piece.is_empty() {
+                return Err(Violation::BadDeflate);
+            }
+            // A piece that is not full is the last, or nearly.
+            if piece.len() == PIECE_BYTES && progress.message.len() > until {
+                break;
             }
         }
+        Ok(false)
     }
 }
 
@@ -301,6 +388,27 @@ mod tests {
         vec![text, mixed, vec![b'a'; 200_000], vec![7; 64], b"{\"a\":1}".repeat(10)]
     }
 
+    /// All of a message, in as many calls as it takes.
+    fn inflate(
+        inflater: &mut Inflater,
+        deflated: &[u8],
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, Violation> {
+        let mut inflated = inflater.inflate(deflated, bytes_max)?;
+        let mut length = 0;
+        loop {
+            match inflated {
+                Inflated::Whole(message) => return Ok(message),
+                Inflated::Unfinished(inflating) => {
+                    let now = inflating.progress.message.len();
+                    assert!((1..=INFLATED_PER_CALL + PIECE_BYTES).contains(&(now - length)));
+                    length = now;
+                    inflated = inflater.resume(inflating, bytes_max)?;
+                }
+            }
+        }
+    }
+
     /// What another implementation makes of it.
     fn inflated_elsewhere(deflated: &[u8]) -> Vec<u8> {
         miniz_oxide::inflate::decompress_to_vec(&[deflated, &END].concat()).expect("it is DEFLATE")
@@ -314,7 +422,7 @@ mod tests {
                 let deflated = deflater.deflate(window, &message).expect("it repeats").to_vec();
                 assert!(deflated.len() < message.len());
                 assert_eq!(inflated_elsewhere(&deflated), message);
-                assert_eq!(inflater.inflate(&deflated, message.len()), Ok(message.clone()));
+                assert_eq!(inflate(&mut inflater, &deflated, message.len()), Ok(message.clone()));
             }
         }
         assert!(deflater.out.len() <= KEPT_BYTES);
@@ -340,6 +448,7 @@ mod tests {
         let mut deflater = Deflater::default();
         assert_eq!(deflater.deflate(Window::Large, &[0; MESSAGE_BYTES_MIN - 1]), None);
         assert!(deflater.compressors.iter().all(Option::is_none));
+        assert_eq!(deflater.deflate(Window::Large, &vec![0; DEFLATED_MAX + 1]), None);
         let noise = noise(100_000);
         for length in [64, 65, 1000, 100_000] {
             assert_eq!(deflater.deflate(Window::Large, &noise[..length]), None, "{length}");
@@ -359,17 +468,17 @@ mod tests {
             &[0xF3, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00],
         ];
         for deflated in hello {
-            assert_eq!(inflater.inflate(deflated, 5), Ok(b"Hello".to_vec()), "{deflated:x?}");
-            assert_eq!(inflater.inflate(deflated, 4), Err(Violation::TooLarge));
+            assert_eq!(inflate(&mut inflater, deflated, 5), Ok(b"Hello".to_vec()), "{deflated:x?}");
+            assert_eq!(inflate(&mut inflater, deflated, 4), Err(Violation::TooLarge));
         }
         for empty in [&[][..], &[0x00], &[0x02, 0x00]] {
-            assert_eq!(inflater.inflate(empty, 0), Ok(Vec::new()), "{empty:x?}");
+            assert_eq!(inflate(&mut inflater, empty, 0), Ok(Vec::new()), "{empty:x?}");
         }
         for message in samples() {
             // Two messages' worth of final blocks in one.
             let half = miniz_oxide::deflate::compress_to_vec(&message, 6);
             let twice = [&half[..], &half, &[0]].concat();
-            assert_eq!(inflater.inflate(&twice, 1 << 20), Ok(message.repeat(2)));
+            assert_eq!(inflate(&mut inflater, &twice, 1 << 20), Ok(message.repeat(2)));
         }
     }
 
@@ -380,20 +489,64 @@ mod tests {
         let message = &samples()[1];
         let whole = deflater.deflate(Window::Large, message).unwrap();
         for length in 1..whole.len() {
-            let result = inflater.inflate(&whole[..length], message.len());
+            let result = inflate(&mut inflater, &whole[..length], message.len());
             assert!(result.is_err() || result.is_ok_and(|read| read.len() < message.len()));
         }
         for broken in [&[0xFF][..], &[0x06], &[0x01, 0x05], b"plain text"] {
-            assert_eq!(inflater.inflate(broken, 1000), Err(Violation::BadDeflate), "{broken:x?}");
+            assert_eq!(
+                inflate(&mut inflater, broken, 1000),
+                Err(Violation::BadDeflate),
+                "{broken:x?}"
+            );
         }
-        assert_eq!(inflater.inflate(whole, message.len()).as_ref(), Ok(message));
+        assert_eq!(inflate(&mut inflater, whole, message.len()).as_ref(), Ok(message));
+    }
+
+    #[test]
+    fn messages_that_take_several_calls_do_not_disturb_each_other() {
+        let mut inflater = Inflater::default();
+        let long: Vec<Vec<u8>> =
+            (0..3u8).map(|n| [noise(900), vec![n; 300_000]].concat()).collect();
+        let deflate = |message: &Vec<u8>| miniz_oxide::deflate::compress_to_vec(message, 6);
+        let mut open: Vec<_> = long
+            .iter()
+            .map(|message| match inflater.inflate(&deflate(message), 1 << 20) {
+                Ok(Inflated::Unfinished(inflating)) => inflating,
+                other => panic!("whole at once: {other:?}"),
+            })
+            .collect();
+        let mut whole = Vec::new();
+        while !open.is_empty() {
+            assert_eq!(inflate(&mut inflater, &deflate(&vec![9; 100]), 100), Ok(vec![9; 100]));
+            open = open
+                .drain(..)
+                .filter_map(|inflating| match inflater.resume(inflating, 1 << 20) {
+                    Ok(Inflated::Unfinished(inflating)) => Some(inflating),
+                    Ok(Inflated::Whole(message)) => {
+                        whole.push(message);
+                        None
+                    }
+                    Err(violation) => panic!("{violation:?}"),
+                })
+                .collect();
+        }
+        assert!(whole == long, "they came out mixed");
+    }
+
+    #[test]
+    fn a_message_of_many_final_blocks_takes_several_calls() {
+        let mut inflater = Inflater::default();
+        let block = miniz_oxide::deflate::compress_to_vec(b"a", 6);
+        let deflated = [block.repeat(1000), vec![0]].concat();
+        assert!(matches!(inflater.inflate(&deflated, 1000), Ok(Inflated::Unfinished(_))));
+        assert_eq!(inflate(&mut inflater, &deflated, 1000), Ok(vec![b'a'; 1000]));
     }
 
     #[test]
     fn a_bomb_takes_no_more_memory_than_the_limit() {
         let bomb = miniz_oxide::deflate::compress_to_vec(&vec![0; 10 << 20], 9);
         assert!(bomb.len() < 20_000);
-        assert_eq!(Inflater::default().inflate(&bomb, 65_536), Err(Violation::TooLarge));
+        assert_eq!(inflate(&mut Inflater::default(), &bomb, 65_536), Err(Violation::TooLarge));
     }
 
     #[test]

@@ -24,7 +24,7 @@ impl Shard {
             Ok(Some(Received::Ping(payload))) => {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
             }
-            Ok(Some(Received::Pong)) => {}
+            Ok(Some(Received::Pong | Received::Inflating)) => {}
             Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
             Err(violation) => self.close_for_violation(key, violation),
         }

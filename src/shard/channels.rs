@@ -10,7 +10,8 @@ use super::interest::ShardInterest;
 /// A channel's place in the table, while it has subscribers or a walk goes through it.
 pub type ChannelIndex = u32;
 
-/// Where a client stands in a channel; the client keeps it, to find its way out again.
+/// A client's place among the members of a channel. The client keeps one for each of its channels,
+/// so that leaving a channel takes no search.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
     /// The channel.
@@ -18,8 +19,20 @@ pub struct Subscription {
     position: u32,
 }
 
-// A member that left while walks were under way: taken out when the last of them ends.
-const LEFT: u32 = u32::MAX;
+/// A member of a channel, with the way back to its [`Subscription`]: both ends know where the other
+/// is, so that either can move in constant time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The index of the connection in the shard's table.
+    pub connection: u32,
+    /// The index of the subscription in the list that the connection keeps.
+    pub place: u32,
+}
+
+impl Member {
+    // A member that left while walks were in progress: removed when the last of them ends.
+    const LEFT: Self = Self { connection: u32::MAX, place: u32::MAX };
+}
 
 /// All channels of one shard.
 #[derive(Debug)]
@@ -53,8 +66,8 @@ struct Channel {
     name: Box<str>,
     // The number of the change that it came with.
     change: u64,
-    // Places of connections in the shard's table, or LEFT.
-    members: Vec<u32>,
+    // In no order; some may be Member::LEFT while walks are in progress.
+    members: Vec<Member>,
     walked: Option<Box<Walked>>,
 }
 
@@ -111,8 +124,8 @@ impl Channels {
         self.by_name.len()
     }
 
-    /// Subscribes the connection at `member`, which is not subscribed yet.
-    pub fn subscribe(&mut self, name: &str, member: u32) -> Subscription {
+    /// Subscribes a connection, which is not subscribed yet.
+    pub fn subscribe(&mut self, name: &str, member: Member) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));
         let slot = &mut self.slots[channel as usize];
         if let Some(walked) = &mut slot.walked
@@ -139,17 +152,23 @@ impl Channels {
         channel
     }
 
-    /// Ends a subscription. If another member took its position, `moved` is told which, so that
-    /// the subscription that this member keeps can be put right with [`Subscription::move_to`].
+    /// Notes that a subscription has moved to another place in the list of its connection.
+    pub fn set_place(&mut self, subscription: Subscription, place: u32) {
+        let Subscription { channel, position } = subscription;
+        self.slots[channel as usize].members[position as usize].place = place;
+    }
+
+    /// Ends a subscription. If another member took its position, `moved` is told which member, and
+    /// the subscription that it is to keep from now on.
     pub fn unsubscribe(
         &mut self,
         subscription: Subscription,
-        moved: impl FnOnce(u32, Subscription),
+        moved: impl FnOnce(Member, Subscription),
     ) {
         let Subscription { channel, position } = subscription;
         let slot = &mut self.slots[channel as usize];
         if let Some(walked) = &mut slot.walked {
-            slot.members[position as usize] = LEFT;
+            slot.members[position as usize] = Member::LEFT;
             walked.newcomers.remove(&position);
             walked.holes.push(position);
             return;
@@ -195,7 +214,7 @@ impl Channels {
         walk: WalkNumber,
         at: usize,
         end: usize,
-    ) -> impl Iterator<Item = (usize, u32)> {
+    ) -> impl Iterator<Item = (usize, Member)> {
         let slot = &self.slots[channel as usize];
         let newcomers = slot.walked.as_ref().map(|walked| &walked.newcomers);
         let newcomers = newcomers.filter(|newcomers| !newcomers.is_empty());
@@ -204,7 +223,7 @@ impl Channels {
             began.is_none_or(|&began| walk > began)
         };
         let members = (at..).zip(slot.members[at..end].iter().copied());
-        members.filter(move |&(position, member)| member != LEFT && is_met(position))
+        members.filter(move |&(position, member)| member != Member::LEFT && is_met(position))
     }
 
     /// Ends a walk that went over several turns. With the last one, those who left meanwhile are
@@ -214,7 +233,7 @@ impl Channels {
         &mut self,
         channel: ChannelIndex,
         walk: WalkNumber,
-        mut moved: impl FnMut(u32, Subscription),
+        mut moved: impl FnMut(Member, Subscription),
     ) {
         let slot = &mut self.slots[channel as usize];
         let Some(walked) = &mut slot.walked else { return };
@@ -243,20 +262,22 @@ mod tests {
     use crate::address::ShardId;
 
     fn met(channels: &Channels, walk: WalkNumber, at: usize, end: usize) -> Vec<u32> {
-        channels.members(0, walk, at, end).map(|(_, member)| member).collect()
+        channels.members(0, walk, at, end).map(|(_, member)| member.connection).collect()
     }
 
     #[test]
     fn who_leaves_and_comes_back_is_not_met_twice_by_a_walk_under_way() {
         let interest = ShardInterest::new(ShardId(0), Arc::new(Interest::new(1)));
         let mut channels = Channels::new(false, interest);
-        let subscriptions: Vec<_> = (0..6).map(|member| channels.subscribe("a", member)).collect();
+        let member = |connection| Member { connection, place: 0 };
+        let subscriptions: Vec<_> =
+            (0..6).map(|connection| channels.subscribe("a", member(connection))).collect();
         let (end, first) = (channels.end(0), channels.begin_walk(0));
         assert_eq!(met(&channels, first, 0, 3), [0, 1, 2]);
         for left in [0, 5] {
             channels.unsubscribe(subscriptions[left], |_, _| panic!("somebody moved"));
         }
-        channels.subscribe("a", 0);
+        channels.subscribe("a", member(0));
         assert_eq!(met(&channels, first, 3, end), [3, 4]);
         // Later ones meet it where it stands now, and so do walks in one go.
         let second = channels.begin_walk(0);
@@ -266,7 +287,7 @@ mod tests {
         channels.end_walk(0, first, |_, _| panic!("somebody moved"));
         assert_eq!(met(&channels, second, 3, end), [3, 4, 0]);
         let mut moved = Vec::new();
-        channels.end_walk(0, second, |member, _| moved.push(member));
+        channels.end_walk(0, second, |member, _| moved.push(member.connection));
         assert_eq!((moved, channels.end(0)), (vec![0], 5));
     }
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use super::Shard;
 use super::acknowledge::Unsettled;
-use super::channels::Subscription;
 use super::connection::{Connection, Pause, Phase};
 use super::fanout::Walk;
 use super::pending::{Kind, Settled};
@@ -506,51 +505,6 @@ impl Shard {
         Ok(Reply::Done)
     }
 
-    /// Subscribes a client: to all of the channels, or to none if that is too many.
-    pub(super) fn subscribe<T: AsRef<str>>(
-        &mut self,
-        key: ConnectionKey,
-        channels: &[T],
-    ) -> Result<Reply, Fault> {
-        let limit = self.settings.limits.channels_per_client;
-        let client = self.connections.get(key).and_then(Connection::client);
-        let client = client.ok_or_else(no_such_client)?;
-        let mut new: Vec<&str> = Vec::new();
-        for channel in channels.iter().map(AsRef::as_ref) {
-            let is_known = self.channels.find(channel).is_some_and(|index| client.is_in(index));
-            if !is_known && !new.contains(&channel) {
-                new.push(channel);
-            }
-            if client.subscriptions.len() + new.len() > limit {
-                self.counters.limits.channels_per_client += 1;
-                let message = format!("more than {limit} channels for one client");
-                return Err(Fault::new(Code::ExecutionFailed, message));
-            }
-        }
-        client.subscriptions.reserve_exact(new.len());
-        for channel in new {
-            client.subscriptions.push(self.channels.subscribe(channel, key.index));
-        }
-        Ok(Reply::Done)
-    }
-
-    fn unsubscribe(&mut self, key: ConnectionKey, channels: &[Box<str>]) {
-        for channel in channels {
-            let Some(index) = self.channels.find(channel) else { continue };
-            let client = self.connections.get(key).and_then(Connection::client);
-            if let Some(subscription) = client.and_then(|client| client.leave(index)) {
-                self.unsubscribe_at(subscription);
-            }
-        }
-    }
-
-    pub(super) fn unsubscribe_at(&mut self, subscription: Subscription) {
-        let connections = &mut self.connections;
-        self.channels.unsubscribe(subscription, |member, subscription| {
-            connections.at(member).1.move_subscription(subscription);
-        });
-    }
-
     fn info(&mut self, key: ConnectionKey) -> Option<Reply> {
         let node = self.settings.node;
         let connection = self.connections.get(key)?;
@@ -590,6 +544,6 @@ impl Shard {
     }
 }
 
-fn no_such_client() -> Fault {
+pub(super) fn no_such_client() -> Fault {
     Fault::new(Code::ExecutionFailed, "no such client")
 }

@@ -59,8 +59,14 @@ pub struct Connection {
     pub queued: Queued,
     /// The driver was told not to receive for it.
     pub is_stopped: bool,
-    /// It is in the queue of connections to be read from again.
+    /// It is in a queue of connections to be read from again.
     pub is_resuming: bool,
+    /// The last time that it was read, it spent its slice of the turn.
+    pub is_heavy: bool,
+    /// A message of it is half inflated: it is read on without more input.
+    pub is_inflating: bool,
+    /// The driver is done with its socket. It stays in the table while its client leaves channels.
+    pub is_socket_closed: bool,
     /// A ping was sent and nothing was heard since.
     pub is_pinged: bool,
     /// The peer will send nothing more.
@@ -183,6 +189,8 @@ pub enum Stage {
     Client(Box<Client>),
     /// A back end on the WebSocket API.
     Backend(Box<Backend>),
+    /// A client that is gone, while its channels are left in slices.
+    Leaving(Box<Client>),
     /// Nothing any more.
     Ending,
 }
@@ -287,6 +295,9 @@ impl Connection {
             queued: Queued::No,
             is_stopped: false,
             is_resuming: false,
+            is_heavy: false,
+            is_inflating: false,
+            is_socket_closed: false,
             is_pinged: false,
             is_ended: false,
             is_broken: false,
@@ -309,7 +320,7 @@ impl Connection {
         match &self.stage {
             Stage::Backend(backend) => backend.grant.user,
             Stage::Http(http) => http.user,
-            Stage::Client(_) | Stage::Ending => None,
+            Stage::Client(_) | Stage::Leaving(_) | Stage::Ending => None,
         }
     }
 
@@ -334,7 +345,20 @@ impl Connection {
         match &mut self.stage {
             Stage::Http(http) => Some(&mut http.replies),
             Stage::Backend(backend) => Some(&mut backend.replies),
-            Stage::Client(_) | Stage::Ending => None,
+            Stage::Client(_) | Stage::Leaving(_) | Stage::Ending => None,
+        }
+    }
+
+    /// Whether something that it sent is not read yet.
+    pub fn has_input(&self) -> bool {
+        !self.held.is_empty() || self.is_inflating
+    }
+
+    /// The subscriptions that it has, or has still to end.
+    pub fn subscriptions(&mut self) -> Option<&mut Vec<Subscription>> {
+        match &mut self.stage {
+            Stage::Client(client) | Stage::Leaving(client) => Some(&mut client.subscriptions),
+            Stage::Http(_) | Stage::Backend(_) | Stage::Ending => None,
         }
     }
 

@@ -131,7 +131,7 @@ impl Shard {
         match connection.stage {
             Stage::Http(_) => self.finish(key),
             Stage::Client(_) | Stage::Backend(_) => self.close_with(key, close::GOING_AWAY),
-            Stage::Ending => {}
+            Stage::Leaving(_) | Stage::Ending => {}
         }
     }
 }

@@ -4,26 +4,27 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Shard;
-use super::channels::{ChannelIndex, Subscription};
 use super::connection::{Client, Connection, Listener, Pause, Stage};
 use super::context::Context;
 use super::rate::Bucket;
 use super::replies::HttpShape;
 use super::settings::Route;
+use super::subscriptions::{TooManyNames, distinct};
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
+use super::work;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::{Assembler, Payload, Received};
-use crate::protocol::deflate::Agreement;
+use crate::protocol::deflate::{Agreement, DEFLATED_MAX, INFLATED_PER_CALL};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{QueryPair, Request, query_pairs};
-use crate::protocol::token::{QUERY_NAME, answered_subprotocol};
+use crate::protocol::token::{Pass, QUERY_NAME, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
 
 /// On what terms a client comes in.
-struct Terms<'r> {
-    channels: Vec<Cow<'r, str>>,
+struct Terms {
+    channels: Vec<Box<str>>,
     context: Context,
     expires_unix_ms: u64,
 }
@@ -53,9 +54,7 @@ impl Shard {
                 return self.refuse(key, shape, status, headers, &error.to_string());
             }
         };
-        let admitted = self
-            .admit(key, &route, request)
-            .and_then(|channels| self.check_token(&route, request, &upgrade, channels));
+        let admitted = self.admit(key, &route, request, &upgrade);
         match admitted {
             Ok(terms) => self.open_client(key, (index as u16, &route), request, &upgrade, terms),
             Err((status, why)) => {
@@ -68,27 +67,23 @@ impl Shard {
         }
     }
 
-    /// Adds what the client's token says, if the route needs one, to the channels it asks for.
-    fn check_token<'r>(
+    /// Judges a handshake, what is cheap first: whether the route is open, who the client is, which
+    /// channels it asks for.
+    fn admit(
         &mut self,
+        key: ConnectionKey,
         route: &Route,
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
-        mut channels: Vec<Cow<'r, str>>,
-    ) -> Result<Terms<'r>, Refusal> {
-        let Some(rule) = &route.token else {
-            return Ok(Terms { channels, context: Context::default(), expires_unix_ms: u64::MAX });
-        };
-        let pass = rule.check(request, upgrade, self.now.unix_ms);
-        let pass = pass.map_err(|error| (401, error.to_string().into()))?;
-        // Whoever signed them may name any channel.
-        for channel in pass.channels {
-            if !channels.contains(&Cow::Borrowed(&channel[..])) {
-                channels.push(channel.into());
-            }
-        }
-        self.check_number(&channels)?;
+    ) -> Result<Terms, Refusal> {
+        self.check_open(key, route, request)?;
+        let pass = self.check_token(route, request, upgrade)?;
+        let signed = pass.as_ref().map_or(&[][..], |pass| &pass.channels);
+        let channels = self.allowed_channels(route, request, signed)?;
         let mut context = Context::default();
+        let Some(pass) = pass else {
+            return Ok(Terms { channels, context, expires_unix_ms: u64::MAX });
+        };
         if context.replace(pass.context).is_err() {
             self.counters.limits.context += 1;
             return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
@@ -96,13 +91,13 @@ impl Shard {
         Ok(Terms { channels, context, expires_unix_ms: pass.until_unix_ms })
     }
 
-    /// Whether a client may come in; gives the channels that it asks for.
-    fn admit<'r>(
+    /// Whether a route takes a client at all now.
+    fn check_open(
         &mut self,
         key: ConnectionKey,
         route: &Route,
-        request: &Request<'r>,
-    ) -> Result<Vec<Cow<'r, str>>, Refusal> {
+        request: &Request<'_>,
+    ) -> Result<(), Refusal> {
         if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
             let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
             if !allowed.iter().any(is_same) {
@@ -117,23 +112,54 @@ impl Shard {
             self.counters.limits.topic_waiting += 1;
             return Err((503, "the topic of this route is full".into()));
         }
-        let channels = asked_channels(request.query, self.settings.limits.channels_per_client)?;
-        self.check_number(&channels)?;
-        match channels.iter().find(|channel| !route.allows(channel)) {
-            None => Ok(channels),
-            Some(channel) => {
-                Err((403, format!("this route does not allow the channel {channel:?}").into()))
-            }
-        }
+        Ok(())
     }
 
-    fn check_number(&mut self, channels: &[Cow<'_, str>]) -> Result<(), Refusal> {
-        let max = self.settings.limits.channels_per_client;
-        if channels.len() <= max {
-            return Ok(());
+    /// What the client's token says, if the route needs one.
+    fn check_token(
+        &mut self,
+        route: &Route,
+        request: &Request<'_>,
+        upgrade: &Upgrade<'_>,
+    ) -> Result<Option<Pass>, Refusal> {
+        let Some(rule) = &route.token else { return Ok(None) };
+        self.work.spend(work::TOKEN);
+        let pass = rule.check(request, upgrade, self.now.unix_ms);
+        pass.map(Some).map_err(|error| (401, error.to_string().into()))
+    }
+
+    /// The channels that a client asks for, which the route must allow, and those of its token,
+    /// which whoever signed it may choose: each once.
+    fn allowed_channels(
+        &mut self,
+        route: &Route,
+        request: &Request<'_>,
+        signed: &[String],
+    ) -> Result<Vec<Box<str>>, Refusal> {
+        let asked = asked_channels(request.query)?;
+        let asked = || {
+            let names = asked.iter().flat_map(|list| list.split(','));
+            names.filter(|name| !name.is_empty())
+        };
+        for name in asked() {
+            if name.len() > NAME_BYTES_MAX {
+                return Err((400, "a channel's name has at most 255 bytes".into()));
+            }
+            if !route.allows(name) {
+                return Err((
+                    403,
+                    format!("this route does not allow the channel {name:?}").into(),
+                ));
+            }
         }
-        self.counters.limits.channels_per_client += 1;
-        Err((403, format!("more than {max} channels").into()))
+        let max = self.settings.limits.channels_per_client;
+        match distinct(asked().chain(signed.iter().map(String::as_str)), max) {
+            Ok(channels) => Ok(channels.into_iter().map(Box::from).collect()),
+            Err(TooManyNames) => {
+                self.counters.limits.channels_per_client += 1;
+                Err((403, format!("more than {max} channels").into()))
+            }
+        }
     }
 
     fn open_client(
@@ -142,7 +168,7 @@ impl Shard {
         (index, route): (u16, &Arc<Route>),
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
-        Terms { channels, context, expires_unix_ms }: Terms<'_>,
+        Terms { channels, context, expires_unix_ms }: Terms,
     ) {
         let Some(id) = self.ids.next(self.now.unix_ms) else {
             self.counters.limits.client_ids += 1;
@@ -175,6 +201,7 @@ impl Shard {
             connection.outbound.keep();
         }
         self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
+        self.work.spend(work::of_channels(channels.len()));
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");
         self.withhold_until_known(key, &channels);
@@ -224,6 +251,7 @@ impl Shard {
             return self.pause_for_rate(key, ready_ms);
         }
         let inflater = connection.compression.map(|_| &mut self.inflater);
+        connection.is_inflating = false;
         match client.assembler.read(input, route.message_bytes, inflater) {
             Ok(None) => {}
             Ok(Some(Received::Message(kind, payload))) => {
@@ -235,6 +263,11 @@ impl Shard {
                 self.pause_if_unread(key);
             }
             Ok(Some(Received::Pong)) => {}
+            Ok(Some(Received::Inflating)) => {
+                connection.is_inflating = true;
+                self.work.spend(work::of_bytes(INFLATED_PER_CALL));
+                self.work.end_slice();
+            }
             Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
             Err(violation) => self.close_for_violation(key, violation),
         }
@@ -256,6 +289,7 @@ impl Shard {
         payload: &Payload<'_>,
     ) {
         self.counters.client_messages += 1;
+        self.work.spend(work::of_bytes(payload.len()));
         if let Some(rate) = route.messages
             && let Some(client) = self.connections.get(key).and_then(Connection::client)
         {
@@ -288,6 +322,10 @@ impl Shard {
         let body = self.deflater.body(connection.compression, kind, payload);
         connection.outbound.push_with(&mut self.spare, |out| body.put(out));
         self.counters.note_compression(payload.len() - body.bytes.len());
+        self.work.spend(match connection.compression {
+            Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),
+            _ => work::of_bytes(payload.len()),
+        });
         self.queue_write(key);
     }
 
@@ -313,9 +351,9 @@ fn is_secret(name: &str) -> bool {
     secret.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-/// The channels of `?channels=a,b`, each once; of more than `max`, one more.
-fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal> {
-    let mut channels: Vec<Cow<'_, str>> = Vec::new();
+/// The values of `?channels=`, decoded: each a list of names with commas between them.
+fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
+    let mut lists = Vec::new();
     for QueryPair { name, value, flaw } in query_pairs(query) {
         if name != "channels" {
             continue;
@@ -323,41 +361,7 @@ fn asked_channels(query: &str, max: usize) -> Result<Vec<Cow<'_, str>>, Refusal>
         if let Some(flaw) = flaw {
             return Err((400, format!("the query's channels: {flaw}").into()));
         }
-        for channel in value.split(',').filter(|channel| !channel.is_empty()) {
-            if channel.len() > NAME_BYTES_MAX {
-                return Err((400, "a channel's name has at most 255 bytes".into()));
-            }
-            if !channels.iter().any(|known| known == channel) {
-                channels.push(channel.to_owned().into());
-            }
-            if channels.len() > max {
-                return Ok(channels);
-            }
-        }
+        lists.push(value);
     }
-    Ok(channels)
-}
-
-impl Client {
-    /// Whether it is subscribed to this channel.
-    pub(super) fn is_in(&self, channel: ChannelIndex) -> bool {
-        self.subscriptions.iter().any(|subscription| subscription.channel == channel)
-    }
-
-    /// Takes out its subscription to this channel.
-    pub(super) fn leave(&mut self, channel: ChannelIndex) -> Option<Subscription> {
-        let at = self.subscriptions.iter().position(|known| known.channel == channel)?;
-        Some(self.subscriptions.swap_remove(at))
-    }
-}
-
-impl Connection {
-    /// The client's place in a channel changed.
-    pub(super) fn move_subscription(&mut self, to: Subscription) {
-        if let Some(client) = self.client()
-            && let Some(known) = client.subscriptions.iter_mut().find(|s| s.channel == to.channel)
-        {
-            *known = to;
-        }
-    }
+    Ok(lists)
 }

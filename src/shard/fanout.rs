@@ -224,11 +224,15 @@ impl Shard {
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
-            let (key, connection) = self.connections.at(member);
+            let (key, connection) = self.connections.at(member.connection);
             let window = connection.compression;
             let form = walk.forms.get(window, &mut self.deflater, &mut self.counters);
             let bytes = form.frame().bytes().len();
-            if connection.phase != Phase::Open || !connection.takes(bytes) {
+            if connection.phase != Phase::Open {
+                // Its client is gone and has not left this channel yet.
+                continue;
+            }
+            if !connection.takes(bytes) {
                 if connection.waits_for_us() {
                     // What fills it waits for its turn, not for the peer.
                     connection.queued = Queued::Urgent;
@@ -238,7 +242,7 @@ impl Shard {
                     break;
                 }
                 walk.tally.failed += 1;
-                self.counters.limits.outbound_bytes += u64::from(connection.phase == Phase::Open);
+                self.counters.limits.outbound_bytes += 1;
                 if connection.is_too_slow_for(bytes) {
                     slow.push(key);
                 }
@@ -267,7 +271,7 @@ impl Shard {
         if is_over && walk.number != IN_ONE_GO {
             let connections = &mut self.connections;
             self.channels.end_walk(walk.channel, walk.number, |member, subscription| {
-                connections.at(member).1.move_subscription(subscription);
+                connections.at(member.connection).1.move_subscription(member, subscription);
             });
         }
         is_over

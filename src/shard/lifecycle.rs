@@ -14,8 +14,8 @@ use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
 /// How long a connection that ends may take to read our last words and shut its end.
 const LINGER_MS: u64 = 5000;
 
-/// Connections that are read from again per turn, after a pause.
-const RESUMES_PER_TURN: usize = 256;
+/// Timers that fire in one turn: some 2 ms if each closes a connection.
+const TIMERS_PER_TURN: usize = 1024;
 
 /// What a close event says when the peer sent no close frame, or one without a code (RFC 6455,
 /// section 7.1.5: these two never travel in a frame).
@@ -76,27 +76,19 @@ impl Shard {
             return;
         }
         connection.paused &= !(reason as u8);
-        if connection.paused == 0 && !connection.is_resuming {
-            connection.is_resuming = true;
-            self.resuming.push_back(key);
+        if connection.paused == 0 {
+            self.read_later(key);
         }
     }
 
-    /// Reads on where pauses are over.
-    pub(super) fn resume_paused(&mut self) {
-        for _ in 0..RESUMES_PER_TURN.min(self.resuming.len()) {
-            let Some(key) = self.resuming.pop_front() else { return };
-            let Some(connection) = self.connections.get(key) else { continue };
-            connection.is_resuming = false;
-            if connection.paused == 0 {
-                self.resume(key);
-            }
-        }
-    }
-
-    fn resume(&mut self, key: ConnectionKey) {
+    /// Reads what is held of a connection, and ends it or receives from it again once all is read.
+    pub(super) fn resume(&mut self, key: ConnectionKey) {
         self.read_held(key);
+        self.note_slice(key);
         let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_resuming {
+            return;
+        }
         // Who is held and has ended waits for nothing.
         let is_over = connection.is_ended && connection.is_paused_for(Pause::Hold);
         if connection.paused != 0 && !is_over {
@@ -212,16 +204,17 @@ impl Shard {
             Stage::Client(c) => trail::note(trail, Entry::Closed(Some(c.id), by, code, reason)),
             Stage::Backend(_) => trail::note(trail, Entry::Closed(None, by, code, reason)),
             Stage::Http(_) | Stage::Ending => {}
+            Stage::Leaving(_) => return,
         }
         match std::mem::replace(&mut connection.stage, Stage::Ending) {
-            Stage::Client(client) => self.client_gone(key, *client, code, reason),
+            Stage::Client(client) => self.client_gone(key, client, code, reason),
             Stage::Backend(backend) if backend.has_consumed => {
                 // They go to other consumers.
                 connection.outbound.drop_shared();
                 let unwritten = backend.deliveries.into_iter().map(|(_, _, topic)| topic);
                 self.consumer_gone(key, &backend.topics.into_iter().chain(unwritten).collect());
             }
-            Stage::Backend(_) | Stage::Http(_) | Stage::Ending => {}
+            Stage::Backend(_) | Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => {}
         }
     }
 
@@ -263,16 +256,14 @@ impl Shard {
         }
     }
 
-    /// Fires what is due.
+    /// Fires what is due, as much as one turn may: the rest waits for the next.
     pub(super) fn fire_timers(&mut self) {
-        let mut due = Vec::new();
-        while let Some(tick) = self.timers.pop_due(self.now.ms, &mut due) {
-            for timer in due.drain(..) {
-                match timer {
-                    Timer::Ticket(ticket) => self.expire(ticket),
-                    Timer::Connection(key) => self.check_connection(key, tick),
-                    Timer::Rate(key) => self.unpause(key, Pause::Rate),
-                }
+        for _ in 0..TIMERS_PER_TURN {
+            let Some((tick, timer)) = self.timers.pop_due(self.now.ms) else { break };
+            match timer {
+                Timer::Ticket(ticket) => self.expire(ticket),
+                Timer::Connection(key) => self.check_connection(key, tick),
+                Timer::Rate(key) => self.unpause(key, Pause::Rate),
             }
         }
         self.check_topics();
@@ -291,10 +282,11 @@ impl Shard {
         }
         // Silence while it waits for us does not count; silence while we wait for it does.
         let for_us = [Pause::Topic, Pause::Answers, Pause::Rate];
-        let waits_for_us = for_us.into_iter().any(|reason| connection.is_paused_for(reason));
+        let waits_for_us = connection.is_resuming
+            || for_us.into_iter().any(|reason| connection.is_paused_for(reason));
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
-            (_, Phase::Flushing | Phase::Lingering) | (Stage::Ending, _) => {
+            (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {
                 return self.close(key);
             }
             (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,

@@ -13,6 +13,8 @@
 //!   consumers that acknowledge.
 //! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
+//! - `work.rs`: how much of a turn input may take. `subscriptions.rs`: how clients join and leave
+//!   channels.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
 //!   what happens later. `trail.rs`: debug lines about each of them.
 
@@ -37,11 +39,13 @@ pub mod rate;
 mod replies;
 mod requests;
 pub mod settings;
+mod subscriptions;
 mod timers;
 mod topics;
 mod trail;
 mod tries;
 mod wards;
+mod work;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -71,10 +75,12 @@ use nodes::Nodes;
 use outbound::Spare;
 use pending::Pending;
 use settings::Settings;
+use subscriptions::Leaving;
 use timers::{Timer, Timers};
 use topics::Topics;
 use trail::Entry;
 use wards::Wards;
+use work::Work;
 
 /// The time, as the runtime tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,7 +135,8 @@ pub struct Shard {
     // fan-out reached: a huge channel does not delay a single message.
     urgent: VecDeque<ConnectionKey>,
     bulk: VecDeque<ConnectionKey>,
-    resuming: VecDeque<ConnectionKey>,
+    work: Work,
+    leaving: Leaving,
     actions: VecDeque<Action>,
     outbox: VecDeque<(Party, Message)>,
     spare: Spare,
@@ -176,7 +183,8 @@ impl Shard {
             tails: None,
             urgent: VecDeque::new(),
             bulk: VecDeque::new(),
-            resuming: VecDeque::new(),
+            work: Work::default(),
+            leaving: Leaving::default(),
             actions: VecDeque::new(),
             outbox: VecDeque::new(),
             spare: Spare::default(),
@@ -225,11 +233,19 @@ impl Shard {
             connection.heard_ms = now.ms;
             connection.is_pinged = false;
         }
-        if connection.paused != 0 || !connection.held.is_empty() {
+        if connection.paused != 0 || connection.is_resuming || !connection.held.is_empty() {
             return self.hold(key, input);
         }
+        if connection.is_heavy || !self.work.takes(input.len()) {
+            self.hold(key, input);
+            return self.read_later(key);
+        }
+        self.work.begin_slice();
         let left = self.read(key, input);
         self.hold(key, &input[input.len() - left..]);
+        if self.work.is_slice_spent() {
+            self.note_slice(key);
+        }
     }
 
     /// The peer sends nothing more: it shut its end, or the connection broke.
@@ -238,10 +254,11 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         connection.is_ended = true;
         connection.is_broken |= is_broken;
-        if is_broken && connection.paused != Pause::Topic as u8 {
+        let waits_for_its_turn = connection.paused == 0 && connection.has_input();
+        if is_broken && connection.paused != Pause::Topic as u8 && !waits_for_its_turn {
             self.break_off(key);
         } else if connection.is_paused_for(Pause::Hold)
-            || (connection.paused == 0 && connection.held.is_empty())
+            || (connection.paused == 0 && !connection.has_input())
         {
             self.end(key);
         }
@@ -282,7 +299,7 @@ impl Shard {
     pub fn handle_closed(&mut self, key: ConnectionKey) {
         trail::note(self.trail(key), Entry::Gone);
         self.count_departure(key);
-        self.connections.remove(key);
+        self.forget_connection(key);
     }
 
     /// Another shard, the mesh or the node itself says something.
@@ -337,6 +354,7 @@ impl Shard {
         }
         self.budget.begin_turn(!self.turns.is_empty());
         self.resume_paused();
+        self.leave_channels();
         self.walk_lanes();
         self.drain_slice();
         self.name_wards();
@@ -347,7 +365,7 @@ impl Shard {
     /// When [`Self::handle_turn`] is to be called at the latest, in milliseconds of [`Now::ms`];
     /// `None`: when something happens. A time that is past: at once.
     pub fn poll_timeout(&self) -> Option<u64> {
-        if !self.turns.is_empty() || !self.resuming.is_empty() {
+        if !self.turns.is_empty() || self.work.is_waiting() || self.leaving.is_waiting() {
             return Some(0);
         }
         let times = [
@@ -370,6 +388,11 @@ impl Shard {
     /// The next thing to do with a socket.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
+    }
+
+    /// Whether there is something to do with a socket: then the next turn is to begin at once.
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
     }
 
     /// The next connection to write to because a single command meant it, and all that waits for
@@ -450,30 +473,39 @@ impl Shard {
         self.topics.messages()
     }
 
-    /// Reads what a connection sent, until it is all read or the connection is paused; gives how
-    /// many bytes are left.
+    /// Reads what a connection sent, until it is all read, its slice of the turn is spent, or the
+    /// connection is paused; gives how many bytes are left.
     fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) -> usize {
         while !input.is_empty() {
             let Some(connection) = self.connections.get(key) else { return 0 };
             if connection.phase != Phase::Open {
                 return 0;
             }
-            if connection.paused != 0 {
+            if connection.paused != 0 || self.work.is_slice_spent() {
                 return input.len();
             }
+            let before = input.len();
             match &mut connection.stage {
                 Stage::Http(_) => self.read_http(key, &mut input),
                 Stage::Client(_) => self.read_client(key, &mut input),
                 Stage::Backend(_) => self.read_backend(key, &mut input),
-                Stage::Ending => return 0,
+                Stage::Leaving(_) | Stage::Ending => return 0,
             }
+            self.work.spend(1 + work::of_bytes(before - input.len()));
         }
         0
     }
 
-    /// Reads on in what came while the connection was paused.
+    /// Reads on in a message that is half inflated, then in what came while the connection was paused.
     fn read_held(&mut self, key: ConnectionKey) {
+        self.work.begin_slice();
+        if self.connections.get(key).is_some_and(|connection| connection.is_inflating) {
+            self.read_client(key, &mut Default::default());
+        }
         let Some(connection) = self.connections.get(key) else { return };
+        if connection.paused != 0 || connection.is_inflating {
+            return;
+        }
         let mut held = std::mem::take(&mut connection.held);
         let left = self.read(key, held.unread());
         if let Some(connection) = self.connections.get(key) {

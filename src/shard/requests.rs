@@ -6,6 +6,7 @@ use super::connection::{Backend, Listener, Stage};
 use super::pending::Kind;
 use super::replies::{HttpShape, Shape};
 use super::trail::{self, Entry};
+use super::work;
 use crate::message::{Command, ConnectionKey, Party};
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod, NodeRow};
 use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
@@ -45,6 +46,7 @@ impl Shard {
             }
             Ok(Step::Request(mut request)) => {
                 self.counters.http_requests += 1;
+                self.work.spend(work::REQUEST);
                 // Where handshakes are limited, each takes a connection.
                 request.keep_alive &= !is_limited && !http.is_draining;
                 http.is_mid_request = false;
@@ -330,6 +332,7 @@ impl Shard {
         if let Some(remote) = self.connections.get(key).map(|connection| connection.remote) {
             trail::note(self.trail(key), Entry::Refused(remote, status, why));
         }
+        self.work.spend(work::REFUSAL);
         let code = match status {
             401 | 403 => Code::NotAuthorised,
             413 | 414 | 431 => Code::TooLarge,

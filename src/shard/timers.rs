@@ -28,6 +28,9 @@ pub struct Timers {
     next_tick: u64,
     // The first of those whose slot is not empty: every turn asks for it twice.
     first_due: Option<u64>,
+    // What is left of a slot whose time has come, the last first, and its tick.
+    due: Vec<Timer>,
+    due_tick: u64,
 }
 
 impl Timers {
@@ -38,6 +41,8 @@ impl Timers {
             occupied: vec![0; SLOTS / 64],
             next_tick: now_ms / TICK_MS,
             first_due: None,
+            due: Vec::new(),
+            due_tick: 0,
         }
     }
 
@@ -53,26 +58,38 @@ impl Timers {
         tick
     }
 
-    /// Takes the entries of the next slot that is due, with its tick, into `due`, which must be
-    /// empty; false when there is none.
-    pub fn pop_due(&mut self, now_ms: u64, due: &mut Vec<Timer>) -> Option<u64> {
+    /// Takes out the next entry that is due, with the tick at which it lay.
+    pub fn pop_due(&mut self, now_ms: u64) -> Option<(u64, Timer)> {
+        if self.due.is_empty() && !self.take_slot(now_ms) {
+            return None;
+        }
+        self.due.pop().map(|timer| (self.due_tick, timer))
+    }
+
+    /// Takes the entries of the next slot that is due; false when there is none.
+    fn take_slot(&mut self, now_ms: u64) -> bool {
         let tick = self.first_due.unwrap_or(u64::MAX / TICK_MS);
         if tick * TICK_MS > now_ms {
             // Nothing lies before it, so the wheel may turn: new entries then land where time is.
             self.next_tick = self.next_tick.max(now_ms / TICK_MS).min(tick);
-            return None;
+            return false;
         }
         let slot = tick as usize % SLOTS;
         self.occupied[slot / 64] &= !(1 << (slot % 64));
-        std::mem::swap(&mut self.slots[slot], due);
+        std::mem::swap(&mut self.slots[slot], &mut self.due);
+        self.due.reverse();
+        self.due_tick = tick;
         self.next_tick = tick + 1;
         self.first_due = self.find_first_due();
-        Some(tick)
+        true
     }
 
     /// When the next entry comes out, in milliseconds.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.first_due.map(|tick| tick * TICK_MS)
+        match self.due.is_empty() {
+            true => self.first_due.map(|tick| tick * TICK_MS),
+            false => Some(self.due_tick * TICK_MS),
+        }
     }
 
     /// The first tick from next_tick on whose slot is not empty.
@@ -102,14 +119,12 @@ mod tests {
     use crate::message::Ticket;
 
     fn fired(timers: &mut Timers, now_ms: u64) -> Vec<u64> {
-        let (mut out, mut due) = (Vec::new(), Vec::new());
-        while timers.pop_due(now_ms, &mut due).is_some() {
-            out.extend(due.drain(..).map(|timer| match timer {
-                Timer::Ticket(ticket) => ticket.0,
-                Timer::Connection(_) | Timer::Rate(_) => unreachable!("none was set"),
-            }));
-        }
-        out
+        let due = std::iter::from_fn(|| timers.pop_due(now_ms));
+        due.map(|(_, timer)| match timer {
+            Timer::Ticket(ticket) => ticket.0,
+            Timer::Connection(_) | Timer::Rate(_) => unreachable!("none was set"),
+        })
+        .collect()
     }
 
     #[test]

@@ -558,14 +558,11 @@ impl Shard {
     pub(super) fn client_gone(
         &mut self,
         key: ConnectionKey,
-        client: Client,
+        client: Box<Client>,
         code: u16,
         reason: &str,
     ) {
         self.clients.remove(&client.id);
-        for subscription in client.subscriptions {
-            self.unsubscribe_at(subscription);
-        }
         let route = self.route(key, client.route);
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_close) {
             self.keep_ward(topic, client.id);
@@ -573,5 +570,6 @@ impl Shard {
                 api::put_close(out, code, reason, client.context.json());
             });
         }
+        self.begin_leaving(key, client);
     }
 }

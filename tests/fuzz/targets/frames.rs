@@ -38,6 +38,7 @@ fn read(pieces: &[&[u8]], max: usize, mut inflater: Option<&mut Inflater>) -> Ve
         loop {
             match assembler.read(&mut input, max, inflater.as_deref_mut()) {
                 Ok(None) => break,
+                Ok(Some(Received::Inflating)) => {}
                 Ok(Some(received)) => seen.push(checked(received, max)),
                 Err(violation) => {
                     assert!(violation.reason().text.len() <= 123);
@@ -63,6 +64,7 @@ fn checked(received: Received<'_>, max: usize) -> Seen {
             Seen::Ping(data.to_vec())
         }
         Received::Pong => Seen::Pong,
+        Received::Inflating => unreachable!("reading goes on"),
         Received::Close(closed) => {
             assert!(closed.reason.len() <= 123);
             Seen::Close(closed.code, closed.reason)

@@ -1,0 +1,174 @@
+//! How much of a turn the input of one connection, and of all of them, may take.
+//!
+//! Work is counted in units of about a microsecond on one core, by what is known to cost: frames,
+//! requests, bytes, inflated bytes. Clocks are not asked, so a run repeats exactly.
+//!
+//! - A connection is read until its slice ([`SLICE`]) is spent. What is left of its input is held,
+//!   and the connection queues up behind the others that spent theirs.
+//! - A connection that spent its slice is *heavy* until it is read to the end for less. Heavy
+//!   connections share [`HEAVY_PER_TURN`]; all others, the *light* ones, are read before them.
+//! - Light connections share [`LIGHT_PER_TURN`]. Beyond it they are read in the next turn, in the
+//!   order in which they came, but for short input ([`SHORT`]), which is read at once.
+//!
+//! So a crowd that sends without pause, or sends what is dear, delays itself and not those who send
+//! a little.
+
+use std::collections::VecDeque;
+
+use super::Shard;
+use super::connection::Phase;
+use crate::message::ConnectionKey;
+
+/// Units that one connection may spend before others get their turn. A receive buffer of usual
+/// messages takes less.
+const SLICE: u32 = 256;
+
+/// Units that heavy connections spend in a turn, all together: about 2 ms. The last one may exceed
+/// it by its slice, or by one message.
+const HEAVY_PER_TURN: u32 = 2048;
+
+/// Units that light connections spend in a turn, all together: about 8 ms. The last one may exceed
+/// it by its slice, or by one message.
+const LIGHT_PER_TURN: u32 = 8192;
+
+/// Bytes of input that a light connection may always have read: a call or a handshake. A turn has as
+/// many of them at most as the runtime has receive buffers.
+const SHORT: usize = 1024;
+
+/// Units of an HTTP request beside its bytes.
+pub const REQUEST: u32 = 3;
+
+/// Units of a refusal beside its request: a body and headers are written.
+pub const REFUSAL: u32 = 2;
+
+/// Units of checking the signature of a token: the slowest algorithm takes more, the fastest less.
+pub const TOKEN: u32 = 64;
+
+/// Units of so many bytes of a message copied, masked or checked.
+pub fn of_bytes(bytes: usize) -> u32 {
+    (bytes / 1024) as u32
+}
+
+/// Units of compressing so many bytes (9 µs for each KiB, see `protocol::deflate`).
+pub fn of_deflating(bytes: usize) -> u32 {
+    of_bytes(bytes).saturating_mul(9)
+}
+
+/// Units of subscribing to so many channels, or leaving them.
+pub fn of_channels(channels: usize) -> u32 {
+    (channels / 8) as u32
+}
+
+/// The work that the input of connections may still cause, and those that wait to be read.
+#[derive(Debug)]
+pub struct Work {
+    // Units that the connection that is being read may still spend.
+    slice_left: u32,
+    // Units that the light connections of this turn may still spend together; while heavy ones are
+    // read, what those may.
+    shared_left: u32,
+    // Light connections to be read in the next turn, and heavy ones: each at most once, with
+    // `Connection::is_resuming`.
+    light: VecDeque<ConnectionKey>,
+    heavy: VecDeque<ConnectionKey>,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Self {
+            slice_left: SLICE,
+            shared_left: LIGHT_PER_TURN,
+            light: VecDeque::new(),
+            heavy: VecDeque::new(),
+        }
+    }
+}
+
+impl Work {
+    /// Counts work for the connection that is being read.
+    pub fn spend(&mut self, units: u32) {
+        self.slice_left = self.slice_left.saturating_sub(units);
+        self.shared_left = self.shared_left.saturating_sub(units);
+    }
+
+    /// Ends the slice of the connection that is being read, whatever it has spent.
+    pub fn end_slice(&mut self) {
+        self.slice_left = 0;
+    }
+
+    /// Whether the connection that is being read has to let others go first.
+    pub fn is_slice_spent(&self) -> bool {
+        self.slice_left == 0
+    }
+
+    /// Whether so many bytes of one more light connection may be read in this turn.
+    pub fn takes(&self, bytes: usize) -> bool {
+        self.shared_left > 0 || bytes <= SHORT
+    }
+
+    /// Whether a connection waits to be read: the next turn is to begin at once.
+    pub fn is_waiting(&self) -> bool {
+        !self.light.is_empty() || !self.heavy.is_empty()
+    }
+
+    pub(super) fn begin_slice(&mut self) {
+        self.slice_left = SLICE;
+    }
+}
+
+impl Shard {
+    /// Lets a connection wait for a turn in which it is read again.
+    pub(super) fn read_later(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_resuming || connection.phase != Phase::Open {
+            return;
+        }
+        connection.is_resuming = true;
+        match connection.is_heavy {
+            true => self.work.heavy.push_back(key),
+            false => self.work.light.push_back(key),
+        }
+    }
+
+    /// Notes whether a connection that was just read spent its slice, and lets it wait if some of
+    /// its input is left.
+    pub(super) fn note_slice(&mut self, key: ConnectionKey) {
+        let is_spent = self.work.is_slice_spent();
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.is_heavy = is_spent;
+        if is_spent && connection.paused == 0 && connection.has_input() {
+            self.read_later(key);
+        }
+    }
+
+    /// Reads on where pauses are over, then where slices were spent, within the budgets of a turn.
+    pub(super) fn resume_paused(&mut self) {
+        self.work.shared_left = LIGHT_PER_TURN;
+        // Each connection once: what wakes another here goes on in the next turn.
+        for _ in 0..self.work.light.len() {
+            if self.work.shared_left == 0 {
+                break;
+            }
+            let Some(key) = self.work.light.pop_front() else { break };
+            self.resume_queued(key);
+        }
+        // What is left is for the input that arrives until the next turn.
+        let light_left = std::mem::replace(&mut self.work.shared_left, HEAVY_PER_TURN);
+        // Each slice is spent, or its connection leaves the queue.
+        while self.work.shared_left > 0
+            && let Some(key) = self.work.heavy.pop_front()
+        {
+            self.work.spend(1);
+            self.resume_queued(key);
+        }
+        self.work.shared_left = light_left;
+    }
+
+    fn resume_queued(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        connection.is_resuming = false;
+        if connection.paused == 0 {
+            self.resume(key);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! How the work that input causes is shared among connections. A shard is a value here: no socket,
+//! no clock, and what a turn does is counted.
+
+#[path = "support/shard.rs"]
+mod shard_value;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gridcast::address::ShardId;
+use gridcast::message::ConnectionKey;
+use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::{Action, Chunk, Listener, Now, Shard};
+use shard_value::{call, upgraded};
+
+const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
+
+/// As many bytes as one receive of the runtime brings.
+const RECEIVED: usize = 8 * 1024;
+
+/// An empty masked ping, and the empty pong that answers it.
+const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
+const PONG: [u8; 2] = [0x8A, 0];
+
+/// Frames in the slice of a turn that a connection has.
+const FRAMES_PER_SLICE: usize = 256;
+
+/// Frames that all connections are answered in a turn: what light ones may spend and what heavy ones
+/// may, each with a slice beyond it.
+const FRAMES_PER_TURN: usize = 8192 + 2048 + 2 * FRAMES_PER_SLICE;
+
+/// The bounds on what else a turn does.
+const LEAVES_PER_TURN: u64 = 2048;
+const TIMERS_PER_TURN: usize = 1024;
+
+/// Turns that a call waits for its answer, at most, whatever others send.
+const TURNS_MAX: usize = 1;
+
+const PUBLISH_TO_ALL: &str = r#"{"m":"mesh.publish","p":{"c":"all","d":"b"},"i":1}"#;
+
+/// A message of zeros: longer than what one call inflates, and than what is compressed.
+const MESSAGE_BYTES: usize = 1 << 20;
+
+fn shard() -> Shard {
+    let message_bytes = 16 << 20;
+    let outbound_bytes = 64 << 20;
+    let echo = Route {
+        path: "/echo".into(),
+        echo: true,
+        compression: true,
+        message_bytes,
+        outbound_bytes,
+        ..Route::default()
+    };
+    let routes = vec![Arc::new(shard_value::route()), Arc::new(echo)];
+    let edges = vec![Edge { port: 0, routes }];
+    Shard::new(ShardId(0), &Settings { edges, ..shard_value::settings() }, NOW)
+}
+
+/// What each connection was written, as a turn of the runtime would.
+fn turn(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
+    shard.handle_turn(NOW);
+    writes(shard)
+}
+
+fn writes(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
+    let mut written: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write()) {
+        let bytes: Vec<u8> = batch.iter().flat_map(Chunk::bytes).copied().collect();
+        shard.handle_written(NOW, key, bytes.len(), true);
+        shard.recycle(batch);
+        written.entry(key.index).or_default().extend(bytes);
+    }
+    written
+}
+
+/// Runs turns until nothing is left to do; what each connection was written, and how many turns.
+fn finish(shard: &mut Shard) -> (BTreeMap<u32, Vec<u8>>, usize) {
+    let (mut all, mut turns) = (writes(shard), 0);
+    while shard.poll_timeout() == Some(0) || shard.has_writes() {
+        for (key, bytes) in turn(shard) {
+            all.entry(key).or_default().extend(bytes);
+        }
+        turns += 1;
+        assert!(turns < 100_000, "it never ends");
+    }
+    (all, turns)
+}
+
+fn clients(shard: &mut Shard, count: usize, path: &str) -> Vec<ConnectionKey> {
+    let keys = (0..count).map(|_| upgraded(shard, NOW, Listener::Edge(0), path)).collect();
+    writes(shard);
+    keys
+}
+
+/// Clients on the echo route that agreed on compression.
+fn compressing_clients(shard: &mut Shard, count: usize) -> Vec<ConnectionKey> {
+    let remote = ([127, 0, 0, 1], 50_000).into();
+    let mut keys = Vec::new();
+    for _ in 0..count {
+        let key = shard.handle_accepted(NOW, Listener::Edge(0), remote).expect("accepted");
+        let mut request = b"GET /echo HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\
+            Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+            Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+            .to_vec();
+        shard.handle_bytes(NOW, key, &mut request);
+        keys.push(key);
+    }
+    writes(shard);
+    keys
+}
+
+/// A masked binary frame of about a thousand bytes that inflates to [`MESSAGE_BYTES`].
+fn bomb() -> Vec<u8> {
+    let deflated = miniz_oxide::deflate::compress_to_vec(&vec![0; MESSAGE_BYTES], 9);
+    let payload = [&deflated[..], &[0]].concat();
+    let [high, low] = u16::try_from(payload.len()).expect("it is short").to_be_bytes();
+    [&[0xC2, 0x80 | 126, high, low, 0, 0, 0, 0], &payload[..]].concat()
+}
+
+/// Turns until a call of a back end is answered.
+fn turns_of_a_call(shard: &mut Shard, back_end: ConnectionKey) -> usize {
+    let mut publish = call(r#"{"m":"mesh.publish","p":{"c":"a","d":"b"},"i":1}"#);
+    shard.handle_bytes(NOW, back_end, &mut publish);
+    let mut written = writes(shard);
+    for turns in 0..100 {
+        if written.contains_key(&back_end.index) {
+            return turns;
+        }
+        written = turn(shard);
+    }
+    panic!("no answer in 100 turns");
+}
+
+#[test]
+fn a_connection_has_a_slice_of_a_turn_and_the_rest_of_its_input_later() {
+    let mut shard = shard();
+    let sender = clients(&mut shard, 1, "/ws")[0];
+    let count = RECEIVED / PING.len();
+    shard.handle_bytes(NOW, sender, &mut PING.repeat(count));
+    let first = writes(&mut shard)[&sender.index].len() / PONG.len();
+    assert_eq!(first, FRAMES_PER_SLICE);
+    let (rest, turns) = finish(&mut shard);
+    assert_eq!(rest[&sender.index], PONG.repeat(count - first));
+    assert_eq!(turns, 1, "alone, a connection has all of the turn");
+}
+
+#[test]
+fn a_publish_is_answered_beside_a_thousand_that_ping_without_pause() {
+    let mut shard = shard();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let senders = clients(&mut shard, 1000, "/ws");
+    for round in 0..20 {
+        for &sender in &senders {
+            if shard.is_receiving(sender) {
+                shard.handle_bytes(NOW, sender, &mut PING.repeat(RECEIVED / PING.len()));
+            }
+        }
+        let pongs: usize = writes(&mut shard).values().map(|bytes| bytes.len() / PONG.len()).sum();
+        assert!(pongs <= FRAMES_PER_TURN, "{pongs} frames were answered in a turn");
+        let turns = turns_of_a_call(&mut shard, back_end);
+        assert!(turns <= TURNS_MAX, "round {round}: {turns} turns");
+    }
+}
+
+#[test]
+fn refused_requests_count_for_more_than_frames() {
+    let mut shard = shard();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let remote = ([127, 0, 0, 1], 50_000).into();
+    let mut accept = || shard.handle_accepted(NOW, Listener::Edge(0), remote).expect("accepted");
+    let senders: Vec<ConnectionKey> = (0..100).map(|_| accept()).collect();
+    let request = b"GET /nobody HTTP/1.1\r\nHost: a\r\n\r\n";
+    let count = RECEIVED / request.len();
+    for &sender in &senders {
+        shard.handle_bytes(NOW, sender, &mut request.repeat(count));
+    }
+    let answers =
+        |bytes: &Vec<u8>| bytes.windows(12).filter(|part| part == b"HTTP/1.1 404").count();
+    let first: Vec<usize> = writes(&mut shard).values().map(answers).collect();
+    assert!(first.iter().all(|&answered| answered <= FRAMES_PER_SLICE / 4), "{first:?}");
+    assert!(turns_of_a_call(&mut shard, back_end) <= TURNS_MAX);
+    let (rest, _) = finish(&mut shard);
+    let rest: usize = rest.values().map(answers).sum();
+    assert_eq!(first.iter().sum::<usize>() + rest, senders.len() * count);
+}
+
+#[test]
+fn a_long_compressed_message_is_inflated_in_slices_and_comes_back_whole() {
+    let mut shard = shard();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let senders = compressing_clients(&mut shard, 20);
+    let message = vec![0; MESSAGE_BYTES];
+    for &sender in &senders {
+        shard.handle_bytes(NOW, sender, &mut bomb());
+    }
+    assert!(writes(&mut shard).is_empty(), "a message was inflated at once");
+    assert!(turns_of_a_call(&mut shard, back_end) <= TURNS_MAX);
+    let (written, turns) = finish(&mut shard);
+    assert!(turns >= 10, "all were inflated in {turns} turns");
+    for sender in senders {
+        // Longer than what is compressed: it comes as it is, behind a head of ten bytes.
+        assert!(written[&sender.index][10..] == message, "not what was sent");
+    }
+}
+
+#[test]
+fn clients_that_go_at_once_leave_their_channels_in_slices() {
+    let mut shard = shard();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let channels_of = |client: u32| (0..500).map(move |n| format!("{client}-{n}"));
+    let path = |client: u32| {
+        let names: Vec<String> = channels_of(client).chain(["all".to_owned()]).collect();
+        format!("/ws?channels={}", names.join(","))
+    };
+    let keys: Vec<ConnectionKey> =
+        (0..40).map(|client| clients(&mut shard, 1, &path(client))[0]).collect();
+    let all = shard.report().channels;
+    assert_eq!(all, 40 * 500 + 1);
+    for &key in &keys {
+        shard.handle_end(NOW, key, true);
+        assert_eq!(shard.poll_action(), Some(Action::Close(key)));
+        shard.handle_closed(key);
+    }
+    assert_eq!(shard.report().clients, 0);
+    // Whoever is gone is neither reached nor counted, whether it has left the channel or not.
+    shard.handle_bytes(NOW, back_end, &mut call(PUBLISH_TO_ALL));
+    let answer = writes(&mut shard).remove(&back_end.index).expect("it is answered");
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.contains(r#""r":{"s":0,"f":0}"#), "{answer}");
+    let mut before = all;
+    while shard.poll_timeout() == Some(0) {
+        let now = shard.report().channels;
+        assert!(before - now <= LEAVES_PER_TURN, "{} in a turn", before - now);
+        before = now;
+        turn(&mut shard);
+    }
+    assert_eq!((shard.report().channels, shard.connections()), (0, 1));
+}
+
+#[test]
+fn what_came_before_a_connection_broke_counts_though_its_slice_was_spent() {
+    let mut shard = shard();
+    let sender = clients(&mut shard, 1, "/ws")[0];
+    let count = 1000;
+    shard.handle_bytes(NOW, sender, &mut [0x81, 0x80, 0, 0, 0, 0].repeat(count));
+    assert!(shard.counters().client_messages < count as u64);
+    shard.handle_end(NOW, sender, true);
+    finish(&mut shard);
+    assert_eq!(shard.counters().client_messages, count as u64);
+    assert_eq!(shard.poll_action(), Some(Action::Close(sender)));
+}
+
+#[test]
+fn connections_that_time_out_at_once_are_told_in_slices() {
+    let mut shard = shard();
+    let count = 3000;
+    let keys = clients(&mut shard, count, "/ws");
+    let late = Now { ms: 121_000, us: 121_000_000, ..NOW };
+    let mut pinged = 0;
+    while shard.poll_timeout().is_some_and(|due_ms| due_ms <= late.ms) {
+        shard.handle_turn(late);
+        let now = writes(&mut shard).len();
+        assert!(now <= TIMERS_PER_TURN, "{now} in a turn");
+        pinged += now;
+    }
+    assert_eq!(pinged, keys.len());
+}
