@@ -6,6 +6,7 @@
 mod document;
 mod edge;
 mod mesh;
+mod origin;
 mod tls;
 mod token;
 mod user;
@@ -28,6 +29,7 @@ use edge::read_edges;
 pub use edge::{Edge, Events, Route};
 use mesh::MESH_KEYS;
 pub use mesh::{GridKey, Mesh, Trust};
+use origin::read_origins;
 use tls::{MUTUAL_TLS_KEYS, TLS_KEYS};
 pub use tls::{MutualTls, Tls};
 use user::read_users;
@@ -55,7 +57,6 @@ const HOUR_MS: u64 = 3_600_000;
 const BYTES: &str = " of bytes";
 const MILLISECONDS: &str = " of milliseconds";
 const ADDRESS: &str = "an IP address and port such as \"127.0.0.1:6789\"";
-const ORIGIN: &str = "an origin such as \"https://example.org\", without a path";
 
 /// The sections that are there once. Their keys can be set by variables too.
 const SECTIONS: [Keys; 8] = [
@@ -307,19 +308,6 @@ fn read_reachable(section: &Section, key: &str) -> Result<Option<SocketAddr>, Co
 
 fn address(text: &str) -> Option<SocketAddr> {
     text.parse().ok()
-}
-
-fn read_origins(section: &Section) -> Result<Option<Vec<String>>, ConfigError> {
-    let origins = section.texts("origins", ORIGIN, is_origin)?;
-    Ok(origins.map(|list| list.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
-}
-
-/// A scheme and a host as RFC 6454, section 6.2 writes them. `null` is not one: every sandboxed
-/// page and every local file has it.
-fn is_origin(text: &str) -> bool {
-    let host_is_right =
-        |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-    text.split_once("://").is_some_and(|(scheme, host)| !scheme.is_empty() && host_is_right(host))
 }
 
 fn message_bytes(section: &Section, key: &str, default: usize) -> Result<usize, ConfigError> {

@@ -383,6 +383,7 @@ fn route_of(route: &config::Route) -> Route {
         origins: route.origins.clone(),
         token: route.token.clone(),
         echo: route.echo,
+        subprotocols: route.subprotocols.clone(),
         compression: route.compression,
         message_bytes: route.message_bytes,
         outbound_bytes: route.outbound_bytes,

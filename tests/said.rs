@@ -243,3 +243,43 @@ fn what_is_no_host_gets_400_on_both_listeners() {
         }
     }
 }
+
+#[test]
+fn the_first_subprotocol_that_a_client_offers_and_the_route_accepts_is_answered() {
+    let accepts = |subprotocols: &[&str], route| Route {
+        subprotocols: subprotocols.iter().map(|&name| name.to_owned()).collect(),
+        ..route
+    };
+    let token = token(json!({}));
+    let answered = |route: Route, offers: &str| {
+        let mut node = Node::new(route);
+        let offers = format!("Sec-WebSocket-Protocol: {offers}\r\n");
+        let request = format!("GET /ws HTTP/1.1\r\n{UPGRADE}{offers}\r\n");
+        let answer = node.ask(Listener::Edge(0), &request);
+        assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+        let answered = answer.split("\r\nSec-WebSocket-Protocol: ").nth(1);
+        answered.and_then(|rest| rest.split("\r\n").next()).map(str::to_owned)
+    };
+    for (offers, expected) in [
+        ("mqtt, chat", Some("chat")),
+        ("chat.v2, chat", Some("chat.v2")),
+        ("mqtt,\r\nSec-WebSocket-Protocol: chat", Some("chat")),
+        ("Chat", None),
+        ("mqtt", None),
+    ] {
+        let route = accepts(&["chat", "chat.v2"], shard_value::route());
+        assert_eq!(answered(route, offers).as_deref(), expected, "{offers}");
+        assert_eq!(answered(shard_value::route(), offers), None, "{offers}");
+    }
+    let bearer = format!("bearer.{token}");
+    for (accepted, offers, expected) in [
+        (&["chat"][..], format!("bearer, {bearer}, chat"), "chat"),
+        (&["chat"], format!("mqtt, bearer, {bearer}"), "bearer"),
+        (&["chat"], format!("mqtt, {bearer}"), &bearer[..]),
+        (&[], format!("{bearer}, mqtt"), "mqtt"),
+        (&[], bearer.clone(), &bearer),
+    ] {
+        let route = accepts(accepted, token_route());
+        assert_eq!(answered(route, &offers).as_deref(), Some(expected), "{offers}");
+    }
+}

@@ -268,13 +268,27 @@ impl<'a> Section<'a> {
         expected: &str,
         valid: fn(&str) -> bool,
     ) -> Result<Option<Vec<String>>, ConfigError> {
+        self.texts_as(key, expected, |text| match valid(text) {
+            true => Ok(text.to_owned()),
+            false => Err(expected.to_owned()),
+        })
+    }
+
+    /// A list of strings, each as what `convert` makes of it, or tells to have expected.
+    pub(super) fn texts_as<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        convert: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<Vec<T>>, ConfigError> {
         let list = format!("a list of at most {LIST_MAX} strings");
         let items = self
             .read(key, &list, |value| value.as_array().filter(|items| items.len() <= LIST_MAX))?;
         let Some(items) = items else { return Ok(None) };
-        let convert = |item: &DeValue| match item.as_str().filter(|text| valid(text)) {
-            Some(text) => Ok(text.to_owned()),
-            None => Err(self.mismatch(key, expected, item)),
+        let convert = |item: &DeValue| {
+            let text = item.as_str().ok_or_else(|| expected.to_owned());
+            let converted = text.and_then(&convert);
+            converted.map_err(|expected| self.mismatch(key, &expected, item))
         };
         items.iter().map(|item| convert(item.get_ref())).collect::<Result<_, _>>().map(Some)
     }

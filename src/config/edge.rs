@@ -5,12 +5,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::document::{ConfigError, Section};
+use super::origin::read_origins;
 use super::token::read_token;
-use super::{Api, Limits, Tls, limit, message_bytes, outbound_bytes, read_address, read_origins};
+use super::{Api, Limits, Tls, limit, message_bytes, outbound_bytes, read_address};
+use crate::protocol::http::is_token;
 use crate::protocol::token::TokenRule;
 
 const NAME: &str = "a name of 1 to 255 bytes without control characters";
-const PATTERN: &str = "a channel's name, or the beginning of one and \"*\"";
+const PATTERN: &str =
+    "a channel's name, or the beginning of one and \"*\", without commas: they separate channels";
+const PATH: &str = "a path such as \"/ws\", as clients send it: without parameters and patterns";
+const SUBPROTOCOL: &str = "the name of a subprotocol: letters, digits and !#$%&'*+-.^_`|~";
 
 const EDGE_KEYS: [&str; 3] = ["bind", "tls", "route"];
 
@@ -68,13 +73,14 @@ impl Edge {
     }
 }
 
-const ROUTE_KEYS: [&str; 12] = [
+const ROUTE_KEYS: [&str; 13] = [
     "path",
     "topic",
     "events",
     "subscribe",
     "hold_until",
     "origins",
+    "subprotocols",
     "token",
     "handler",
     "compression",
@@ -102,6 +108,9 @@ pub struct Route {
     pub hold_until: Option<String>,
     /// Web origins that may connect, in lower case. Default: any.
     pub origins: Option<Vec<String>>,
+    /// Subprotocols that clients may ask for: the first of a client's that is among them is answered.
+    /// Default: none.
+    pub subprotocols: Vec<String>,
     /// The tokens that a client needs one of. Default: it needs none. Each handshake costs the shard
     /// a check: of a keyed hash for HS256, of a public-key signature for the others.
     pub token: Option<Arc<TokenRule>>,
@@ -133,7 +142,7 @@ pub struct Events {
 
 impl Route {
     fn read(section: &Section, limits: &Limits) -> Result<Self, ConfigError> {
-        let path = section.text("path", "a path such as \"/ws\"", is_path)?;
+        let path = section.text("path", PATH, is_path)?;
         let topic = section.text("topic", NAME, is_name)?;
         let echo = section.choice("handler", &[("echo", true)], false)?;
         if echo && topic.is_some() {
@@ -152,6 +161,9 @@ impl Route {
             subscribe: section.texts("subscribe", PATTERN, is_pattern)?.unwrap_or_default(),
             hold_until: section.text("hold_until", NAME, is_name)?,
             origins: read_origins(section)?,
+            subprotocols: section
+                .texts_as("subprotocols", SUBPROTOCOL, subprotocol)?
+                .unwrap_or_default(),
             token: read_token(section)?,
             echo,
             compression: section.switch("compression", false)?,
@@ -184,10 +196,26 @@ impl fmt::Display for Route {
     }
 }
 
-/// Characters that can stand in a request's path; `?` and `#` end it (RFC 3986, section 3.3).
+/// A path that a client can ask for. `?` and `#` would end it (RFC 3986, section 3.3), what browsers
+/// encode never comes as it is written, and `.` and `..` are resolved before a request is sent. A
+/// `*` could come, but who writes one means a pattern.
 fn is_path(text: &str) -> bool {
-    let is_part = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
-    text.starts_with('/') && text.bytes().all(is_part)
+    let is_part = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{}*".contains(&byte);
+    let is_resolved = |segment: &str| matches!(&segment.replace("%2e", ".")[..], "." | "..");
+    text.starts_with('/')
+        && text.bytes().all(is_part)
+        && !text.to_ascii_lowercase().split('/').any(is_resolved)
+}
+
+/// A subprotocol that a route may accept; `bearer.` is how tokens come, `gridcast.` is ours.
+fn subprotocol(text: &str) -> Result<String, String> {
+    if !is_token(text.as_bytes()) {
+        return Err(SUBPROTOCOL.to_owned());
+    }
+    match ["bearer.", "gridcast."].iter().find(|prefix| text.starts_with(**prefix)) {
+        Some(prefix) => Err(format!("a subprotocol of your own: {prefix:?} begins gridcast's")),
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// Of a topic, or of a key in a client's context.
@@ -196,5 +224,5 @@ fn is_name(text: &str) -> bool {
 }
 
 fn is_pattern(text: &str) -> bool {
-    is_name(text) && !text.strip_suffix('*').unwrap_or(text).contains('*')
+    is_name(text) && !text.contains(',') && !text.strip_suffix('*').unwrap_or(text).contains('*')
 }

@@ -106,6 +106,7 @@ fn every_key_is_read() {
         subscribe: vec!["news".to_owned(), "room:*".to_owned()],
         hold_until: Some("user_id".to_owned()),
         origins: Some(vec!["https://example.org".to_owned()]),
+        subprotocols: vec!["chat".to_owned(), "chat.v2".to_owned()],
         token: TokenRule::new(
             "HS256",
             "0123456789abcdef0123456789abcdef",
@@ -439,6 +440,16 @@ fn roles_and_ranges_are_checked_item_by_item() {
             ),
         );
     }
+    for (range, own) in [("::ffff:10.0.0.0/104", "10.0.0.0/8"), ("::ffff:a00:1", "10.0.0.1/32")] {
+        refused(
+            &with(&format!("from = [\"{range}\"]")),
+            &format!(
+                "gridcast.toml:4: api.user.from: expected {own}: IPv4 addresses in their own form, \
+                 found \"{range}\""
+            ),
+        );
+    }
+    assert_eq!(parse(&with("from = [\"::/0\", \"0.0.0.0/0\"]")).api.users[0].from.len(), 2);
     refused(
         &with("from = []"),
         "gridcast.toml:4: api.user.from: an empty list lets nobody in: leave it out for any",
@@ -488,14 +499,37 @@ fn an_edge_has_routes_with_paths_that_differ() {
         "[[edge]]\n\n[[edge.route]]\ntopic = \"a\"",
         "gridcast.toml:3: edge.route.path: missing; a route needs one",
     );
-    for path in ["", "ws", "/a b", "/a?b", "/a#b", "/ä"] {
+    let with_path = |path: &str| format!("[[edge]]\n[[edge.route]]\npath = '{path}'");
+    for path in [
+        "",
+        "ws",
+        "/a b",
+        "/a?b",
+        "/a#b",
+        "/ä",
+        "/ws/*",
+        "*",
+        "/{id}",
+        "/a<b>",
+        "/a^",
+        "/a`",
+        "/./a",
+        "/a/..",
+        "/../a",
+        "/%2e%2E/a",
+        "/.%2e",
+    ] {
         refused(
-            &format!("[[edge]]\n[[edge.route]]\npath = \"{path}\""),
+            &with_path(path),
             &format!(
-                "gridcast.toml:3: edge.route.path: expected a path such as \"/ws\", found \
-                 \"{path}\""
+                "gridcast.toml:3: edge.route.path: expected a path such as \"/ws\", as clients send \
+                 it: without parameters and patterns, found \"{path}\""
             ),
         );
+    }
+    for path in ["/", "//", "/a/", "/:id", "/...", "/a|b", "/%7Bid%7D", "/~a/.well-known/b;c=1,2@x"]
+    {
+        assert_eq!(parse(&with_path(path)).edges[0].routes[0].path, path);
     }
 }
 
@@ -585,7 +619,7 @@ fn a_list_is_refused_with_the_item_that_is_wrong() {
     refused(
         &route("subscribe = [\"a*b\"]"),
         "gridcast.toml:4: edge.route.subscribe: expected a channel's name, or the beginning of \
-         one and \"*\", found \"a*b\"",
+         one and \"*\", without commas: they separate channels, found \"a*b\"",
     );
 }
 
@@ -593,7 +627,7 @@ fn a_list_is_refused_with_the_item_that_is_wrong() {
 fn a_pattern_has_its_star_at_the_end_or_none() {
     let config = parse(&route("subscribe = [\"*\", \"café\", \"café*\"]"));
     assert_eq!(config.edges[0].routes[0].subscribe, ["*", "café", "café*"]);
-    for pattern in ["", "*a", "a**"] {
+    for pattern in ["", "*a", "a**", "a,b", "a,*"] {
         assert!(parse_with(&route(&format!("subscribe = [\"{pattern}\"]")), &[]).is_err());
     }
 }
@@ -615,14 +649,52 @@ fn a_file_with_any_one_character_changed_is_read_or_refused_in_one_line() {
 
 #[test]
 fn an_origin_is_a_scheme_and_a_host() {
-    for origin in ["example.org", "https://", "https://example.org/", "null", "*", "https://a b"] {
+    let refused = |origin: &str, expected: &str| {
+        let list = format!("origins = [\"https://a.example\", \"{origin}\"]");
+        let reason = format!("origins: expected {expected}, found \"{origin}\"");
+        refused(&format!("[api]\n{list}"), &format!("gridcast.toml:2: api.{reason}"));
+        refused(&route(&list), &format!("gridcast.toml:4: edge.route.{reason}"));
+    };
+    for origin in
+        ["example.org", "https://", "null", "https://a b", "https://a:70000", "http://127.1"]
+    {
+        refused(origin, "an origin such as \"https://example.org\", without a path");
+    }
+    for origin in ["*", "https://*.example.org", "https://*"] {
         refused(
-            &format!("[api]\norigins = [\"{origin}\"]"),
+            origin,
+            "an origin such as \"https://example.org\", written out: there are no patterns",
+        );
+    }
+    for (origin, sent) in [
+        ("https://example.org/", "https://example.org"),
+        ("https://example.org/app", "https://example.org"),
+        ("https://Example.org:443", "https://example.org"),
+        ("http://example.org:80", "http://example.org"),
+        ("https://example.org:", "https://example.org"),
+        ("https://user@example.org", "https://example.org"),
+        ("wss://example.org", "https://example.org"),
+        ("http://[0:0::1]:80", "http://[::1]"),
+    ] {
+        refused(origin, &format!("{sent:?}, as browsers send it"));
+    }
+}
+
+#[test]
+fn a_subprotocol_is_a_token_and_no_name_of_the_gateway() {
+    let refused = |name: &str, expected: &str| {
+        refused(
+            &route(&format!("subprotocols = [\"chat\", \"{name}\"]")),
             &format!(
-                "gridcast.toml:2: api.origins: expected an origin such as \
-                 \"https://example.org\", without a path, found \"{origin}\""
+                "gridcast.toml:4: edge.route.subprotocols: expected {expected}, found \"{name}\""
             ),
         );
+    };
+    for name in ["", "a b", "a,b", "ä"] {
+        refused(name, "the name of a subprotocol: letters, digits and !#$%&'*+-.^_`|~");
+    }
+    for (name, prefix) in [("bearer.x", "bearer."), ("gridcast.v1", "gridcast.")] {
+        refused(name, &format!("a subprotocol of your own: {prefix:?} begins gridcast's"));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::document::{ConfigError, Section};
 use super::limit;
@@ -88,18 +88,31 @@ fn read_roles(section: &Section) -> Result<Roles, ConfigError> {
 }
 
 fn read_ranges(section: &Section) -> Result<Vec<IpNet>, ConfigError> {
-    let ranges = section.texts("from", RANGE, |text| range(text).is_some())?.unwrap_or_default();
+    let ranges = section.texts_as("from", RANGE, range)?.unwrap_or_default();
     if ranges.is_empty() && section.has("from") {
         return Err(section.fault(&["from"], "an empty list lets nobody in: leave it out for any"));
     }
-    Ok(ranges.iter().filter_map(|text| range(text)).collect())
+    Ok(ranges)
 }
 
-fn range(text: &str) -> Option<IpNet> {
+fn range(text: &str) -> Result<IpNet, String> {
     let alone = text.parse::<IpAddr>().ok().map(IpNet::from);
-    let range = alone.or_else(|| text.parse().ok())?;
+    let range = alone.or_else(|| text.parse().ok());
     // A range that begins elsewhere is a slip: which was meant, the address or the range?
-    (range.network() == range.addr()).then_some(range)
+    let range = range.filter(|range| range.network() == range.addr());
+    let range = range.ok_or_else(|| RANGE.to_owned())?;
+    match mapped(range) {
+        // An address is compared in its own form: this would match nobody.
+        Some(own) => Err(format!("{own}: IPv4 addresses in their own form")),
+        None => Ok(range),
+    }
+}
+
+/// The IPv4 range that is written as one of IPv6 (RFC 4291, section 2.5.5.2).
+fn mapped(range: IpNet) -> Option<Ipv4Net> {
+    let IpNet::V6(range) = range else { return None };
+    let bits = range.prefix_len().checked_sub(96)?;
+    Ipv4Net::new(range.addr().to_ipv4_mapped()?, bits).ok()
 }
 
 /// What users must not have in common, and what they must.

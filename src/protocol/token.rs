@@ -22,6 +22,9 @@ pub const LEEWAY_MS: u64 = 60_000;
 /// Before a token in the list of subprotocols.
 const SUBPROTOCOL: &str = "bearer.";
 
+/// What a client offers beside its token, so that not the token is answered.
+const COMPANION: &str = "bearer";
+
 /// The name of a token in the query.
 pub const QUERY_NAME: &str = "token";
 
@@ -227,13 +230,16 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1000.0) as u64
 }
 
-/// The subprotocol that is answered to a client which may have put its token among them: the first
-/// that is none, or else the token, since a browser takes only what it offered (RFC 6455, section
+/// The subprotocol that is answered to a client which may have put its token among them, and has none
+/// that its route `accepts`: the first that is no token, or where the route names what it accepts
+/// `bearer` alone; or else the token, since a browser takes only what it offered (RFC 6455, section
 /// 4.1).
-pub fn answered_subprotocol<'r>(upgrade: &Upgrade<'r>) -> Option<&'r str> {
-    let has_token = upgrade.subprotocols().any(|name| name.starts_with(SUBPROTOCOL));
-    let mut others = upgrade.subprotocols().filter(|name| !name.starts_with(SUBPROTOCOL));
-    others.next().or_else(|| upgrade.subprotocols().next()).filter(|_| has_token)
+pub fn answered_subprotocol<'r>(upgrade: &Upgrade<'r>, accepts: &[String]) -> Option<&'r str> {
+    let is_token = |name: &&str| name.starts_with(SUBPROTOCOL);
+    let token = upgrade.subprotocols().find(is_token)?;
+    let may_answer = |name: &&str| accepts.is_empty() || *name == COMPANION;
+    let mut others = upgrade.subprotocols().filter(|name| !is_token(name));
+    Some(others.find(may_answer).unwrap_or(token))
 }
 
 impl PartialEq for TokenRule {

@@ -28,6 +28,11 @@ impl<'r> Upgrade<'r> {
         members.filter(|name| is_token(name)).filter_map(|name| str::from_utf8(name).ok())
     }
 
+    /// The first of the client's subprotocols that is among those accepted.
+    pub fn accepted_subprotocol(&self, accepted: &[String]) -> Option<&'r str> {
+        self.subprotocols().find(|offered| accepted.iter().any(|known| known == offered))
+    }
+
     /// The extensions that the client offers, its favourite first.
     pub fn extensions(&self) -> impl Iterator<Item = Extension<'r>> {
         offers(self.request).flatten()

@@ -192,7 +192,10 @@ impl Shard {
         }));
         self.clients.insert(id, key);
         self.counters.clients += 1;
-        let subprotocol = route.token.as_ref().and_then(|_| answered_subprotocol(upgrade));
+        let with_token = route.token.as_ref();
+        let with_token =
+            with_token.and_then(|_| answered_subprotocol(upgrade, &route.subprotocols));
+        let subprotocol = upgrade.accepted_subprotocol(&route.subprotocols).or(with_token);
         let date = self.date();
         self.write_with(key, |out| {
             upgrade::write_switching(out, date, &upgrade.accept, subprotocol, compression);

@@ -103,6 +103,8 @@ pub struct Route {
     pub hold_until: Option<Box<str>>,
     /// Web origins that it is open to, in lower case; `None`: all.
     pub origins: Option<Vec<String>>,
+    /// Subprotocols that a client may ask for.
+    pub subprotocols: Vec<String>,
     /// The tokens that a client needs one of; `None`: it needs none.
     pub token: Option<Arc<TokenRule>>,
     /// Whether it sends each message back.

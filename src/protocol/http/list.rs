@@ -34,7 +34,7 @@ fn unquoted(text: &[u8], wanted: u8) -> usize {
 }
 
 /// Whether this is a token (RFC 9110, section 5.6.2).
-pub(in super::super) fn is_token(text: &[u8]) -> bool {
+pub fn is_token(text: &[u8]) -> bool {
     let is_token_byte =
         |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !text.is_empty() && text.iter().all(is_token_byte)

@@ -21,7 +21,8 @@ mod request;
 mod response;
 
 pub use date::{Calendar, Date};
-pub(super) use list::{is_token, list_members, split_unquoted};
+pub use list::is_token;
+pub(super) use list::{list_members, split_unquoted};
 pub use query::{EscapeError, QueryPair, percent_decode, query_pairs};
 pub use request::{KeptRequest, Method, Request, Version};
 pub(super) use response::write_header;
