@@ -6,7 +6,7 @@ mod cases;
 use std::hint::black_box;
 use std::time::Duration;
 
-use cases::{Crowd, Decoding, EncodingEvent, Handshake, Hop, Letters, Parsing, Passing};
+use cases::{Crowd, Decoding, EncodingEvent, Fleet, Handshake, Hop, Letters, Parsing, Passing};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gridcast::protocol::frame::{Frame, Kind};
 
@@ -95,5 +95,17 @@ fn passing(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, codec, mesh, fan_out, passing);
+fn consumers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("consumers");
+    group.sample_size(10);
+    for (clients, consumers) in [(100, 500), (15_000, 500)] {
+        let mut case = Fleet::new(clients, consumers);
+        println!("the longest step took {:?}", case.run());
+        group.bench_function(format!("{consumers} come and go, {clients} clients wait"), |b| {
+            b.iter(|| case.run());
+        });
+    }
+}
+
+criterion_group!(benches, codec, mesh, fan_out, passing, consumers);
 criterion_main!(benches);

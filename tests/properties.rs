@@ -214,7 +214,7 @@ impl Model {
 
     /// What it has not written stays with it; what it has not acknowledged is nobody's again.
     fn leave(&mut self, id: u32) {
-        let has_left = self.topic.leave(self.now_ms, consumer(id));
+        let has_left = self.topic.leave(consumer(id));
         if has_left && self.handed.get(&id).is_some_and(|handed| handed.acknowledges) {
             self.give_back(id);
         }
@@ -223,7 +223,7 @@ impl Model {
     /// What the consumer has not written is nobody's again.
     fn gone(&mut self, id: u32) {
         self.give_back(id);
-        self.topic.gone(self.now_ms, consumer(id));
+        self.topic.gone(consumer(id));
     }
 
     fn give_back(&mut self, id: u32) {
@@ -237,7 +237,8 @@ impl Model {
 
     /// Does what the topic wants done, and looks whether all is as it should be.
     fn follow(&mut self) {
-        while let Some(effect) = self.topic.poll_effect() {
+        self.topic.check();
+        while let Some(effect) = self.poll_effect() {
             match effect {
                 Effect::Deliver(to, delivery) => self.deliver(to.connection.index, delivery),
                 Effect::Grant(shard, credit) => self.grant(shard.index(), credit),
@@ -260,7 +261,15 @@ impl Model {
                 }
             }
         }
+        self.topic.check();
         self.check();
+    }
+
+    fn poll_effect(&mut self) -> Option<Effect> {
+        while self.topic.poll_unfinished() {
+            self.topic.handle_turn(self.now_ms);
+        }
+        self.topic.poll_effect()
     }
 
     fn deliver(&mut self, to: u32, delivery: Delivery) {

@@ -1,16 +1,23 @@
 //! What is measured: each case made ready once and run as often as wanted, for the benches of time
 //! and those of instructions alike.
 
-#![allow(dead_code, unreachable_pub, reason = "each bench uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each bench uses its own part of this"
+)]
 
 mod codec;
 mod crowd;
+mod fleet;
 mod passing;
 #[path = "../../tests/support/shard.rs"]
 mod shard_value;
 
 pub use codec::{Decoding, EncodingEvent, Handshake, Letters, Parsing};
 pub use crowd::Crowd;
+pub use fleet::Fleet;
 pub use passing::{Hop, Passing};
 
 /// A client's frame, with a mask that changes every byte.

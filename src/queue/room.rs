@@ -132,6 +132,16 @@ impl Room {
         left.messages >= needed.messages && left.bytes >= needed.bytes
     }
 
+    /// Panics if what is lent does not add up.
+    pub fn check(&self) {
+        let of = |part: fn(&Credit) -> usize| self.feeders.iter().map(|f| part(&f.credit)).sum();
+        let lent =
+            Credit { messages: of(|credit| credit.messages), bytes: of(|credit| credit.bytes) };
+        assert_eq!(self.lent, lent, "what is lent, to all shards together");
+        assert!(self.held.messages + lent.messages <= self.bounds.messages, "messages");
+        assert!(self.held.bytes + lent.bytes <= self.bounds.bytes, "bytes");
+    }
+
     fn left(&self) -> Credit {
         Credit {
             messages: self.bounds.messages - self.held.messages - self.lent.messages,

@@ -356,6 +356,7 @@ impl Shard {
         self.resume_paused();
         self.leave_channels();
         self.walk_lanes();
+        self.move_messages();
         self.drain_slice();
         self.name_wards();
         self.report_lost();
@@ -370,7 +371,7 @@ impl Shard {
         }
         let times = [
             self.timers.next_deadline(),
-            self.topics.next_look(),
+            self.topics.next_turn(),
             self.next_drain(),
             self.wards.next_turn(self.now.ms),
             self.next_telling(),

@@ -1,5 +1,6 @@
 //! A shard's part in the queue: it feeds topics, is home to some, and passes events to consumers.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -35,6 +36,8 @@ pub struct Topics {
     // An event may take three quarters of a topic at most: the rest may be lent to other shards for
     // good.
     event_bytes_max: usize,
+    // Topics that have something left to do because their consumers changed.
+    unfinished: VecDeque<Arc<str>>,
     // When to look for consumers that take nothing; None while there are no consumers.
     next_look_ms: Option<u64>,
     // How long events waited in topics that are no more.
@@ -52,6 +55,7 @@ impl Topics {
             feeders: HashMap::new(),
             homes: HashMap::new(),
             event_bytes_max: bounds.bytes / 4 * 3,
+            unfinished: VecDeque::new(),
             next_look_ms: None,
             past: Durations::default(),
         };
@@ -89,9 +93,18 @@ impl Topics {
         self.homes.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
     }
 
-    /// When to look at the consumers again.
-    pub fn next_look(&self) -> Option<u64> {
-        self.next_look_ms
+    /// When [`Shard::move_messages`] or [`Shard::check_topics`] has something to do; a time that is
+    /// past: at once.
+    pub fn next_turn(&self) -> Option<u64> {
+        if self.unfinished.is_empty() { self.next_look_ms } else { Some(0) }
+    }
+
+    /// The names of the topics that live here and for which this is so, in order.
+    fn homes_that(&self, is_so: impl Fn(&Topic) -> bool) -> Vec<Arc<str>> {
+        let homes = self.homes.iter().filter(|(_, topic)| is_so(topic));
+        let mut names: Vec<_> = homes.map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        names
     }
 
     /// Whether a report about a client of another node is to be put into this topic now: as long as
@@ -289,7 +302,7 @@ impl Shard {
             TopicMessage::Returned(backend, number, pop) => {
                 home.returned(now_us, backend, number, pop);
             }
-            TopicMessage::Gone(backend) => home.gone(now_us, backend),
+            TopicMessage::Gone(backend) => home.gone(backend),
             _ => {}
         }
         self.counters.dropped += home.take_dropped();
@@ -329,6 +342,19 @@ impl Shard {
                 }
             }
         }
+        if self.topics.homes.get_mut(topic).is_some_and(Topic::poll_unfinished) {
+            self.topics.unfinished.push_back(topic.clone());
+        }
+    }
+
+    /// Goes on in one topic whose consumers have changed; one after the other has its turn.
+    pub(super) fn move_messages(&mut self) {
+        let Some(topic) = self.topics.unfinished.pop_front() else { return };
+        if let Some(home) = self.topics.homes.get_mut(&topic) {
+            home.handle_turn(self.now.us);
+        }
+        self.carry_out_effects(&topic);
+        self.forget_if_idle(&topic);
     }
 
     /// There is room: pushes what waited for it and reads on from those who waited.
@@ -476,8 +502,7 @@ impl Shard {
 
     /// Ends that.
     pub(super) fn leave(&mut self, topic: &Arc<str>, backend: BackendId) -> Result<Reply, Fault> {
-        let now_us = self.now.us;
-        let left = self.topics.homes.get_mut(topic).is_some_and(|home| home.leave(now_us, backend));
+        let left = self.topics.homes.get_mut(topic).is_some_and(|home| home.leave(backend));
         self.carry_out_effects(topic);
         self.forget_if_idle(topic);
         match left {
@@ -502,11 +527,9 @@ impl Shard {
             let fault = Fault::new(Code::ConsumptionFailed, "the connection is gone");
             self.answer(asked, Answer::Done(Err(fault)));
         }
-        let mut names: Vec<_> = self.topics.homes.keys().cloned().collect();
-        names.sort_unstable();
-        for topic in names {
+        for topic in self.topics.homes_that(|home| home.knows(backend)) {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.gone(self.now.us, backend);
+                home.gone(backend);
             }
             self.carry_out_effects(&topic);
             self.forget_if_idle(&topic);
@@ -515,11 +538,9 @@ impl Shard {
 
     /// The consumers of a node are out of reach.
     pub(super) fn forget_consumers_of(&mut self, node: NodeId) {
-        let mut names: Vec<_> = self.topics.homes.keys().cloned().collect();
-        names.sort_unstable();
-        for topic in names {
+        for topic in self.topics.homes_that(Topic::has_consumers) {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.node_gone(self.now.us, node);
+                home.node_gone(node);
             }
             self.carry_out_effects(&topic);
             self.forget_if_idle(&topic);
@@ -542,9 +563,7 @@ impl Shard {
         if self.topics.next_look_ms.is_none_or(|due| now_ms < due) {
             return;
         }
-        let consumed = self.topics.homes.iter().filter(|(_, topic)| topic.has_consumers());
-        let mut consumed: Vec<_> = consumed.map(|(name, _)| name.clone()).collect();
-        consumed.sort_unstable();
+        let consumed = self.topics.homes_that(Topic::has_consumers);
         self.topics.next_look_ms = (!consumed.is_empty()).then_some(now_ms + LOOK_MS);
         for topic in consumed {
             if let Some(home) = self.topics.homes.get_mut(&topic) {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::address::ShardAddress;
+use crate::protocol::frame::Frame;
 
 const NODE: NodeId = NodeId::new(1).unwrap();
 
@@ -26,10 +27,19 @@ fn number(frame: &Frame) -> u64 {
     u64::from_be_bytes(frame.bytes().try_into().unwrap())
 }
 
-/// Takes the deliveries out of the effects.
+/// Goes on until nothing is left to do: gives the effects.
+fn effects(topic: &mut Topic) -> Vec<Effect> {
+    while topic.poll_unfinished() {
+        topic.handle_turn(0);
+    }
+    topic.check();
+    std::iter::from_fn(|| topic.poll_effect()).collect()
+}
+
+/// The deliveries among the effects.
 fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
     let mut out = Vec::new();
-    while let Some(effect) = topic.poll_effect() {
+    for effect in effects(topic) {
         if let Effect::Deliver(to, delivery) = effect {
             out.push((to.connection.index, number(&delivery.frame)));
         }
@@ -87,8 +97,9 @@ fn it_tells_how_long_messages_were_in_it() {
     topic.written(70, consumer(1), 2);
     assert_eq!((topic.waits().count(), topic.waits().sum_us()), (2, 140));
     // What goes to another has waited since it came.
-    topic.gone(80, consumer(1));
+    topic.gone(consumer(1));
     joined(&mut topic, 2, ACKNOWLEDGED);
+    delivered(&mut topic);
     topic.settled(100, consumer(2), &[2]);
     assert_eq!((topic.waits().count(), topic.waits().sum_us()), (3, 240));
 }
@@ -111,7 +122,7 @@ fn no_more_than_the_window_is_without_an_acknowledgement() {
 
 #[test]
 fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
-    let leaves = |topic: &mut Topic, now_us, id| assert!(topic.leave(now_us, id));
+    let leaves = |topic: &mut Topic, id| assert!(topic.leave(id));
     for goes in [Topic::gone, leaves] {
         let mut topic = topic(100, WhenFull::Hold);
         joined(&mut topic, 1, ACKNOWLEDGED);
@@ -119,9 +130,9 @@ fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
         topic.settled(0, consumer(1), &[0]);
         delivered(&mut topic);
         joined(&mut topic, 2, ACKNOWLEDGED);
-        goes(&mut topic, 0, consumer(1));
+        goes(&mut topic, consumer(1));
         let mut marks = Vec::new();
-        while let Some(effect) = topic.poll_effect() {
+        for effect in effects(&mut topic) {
             if let Effect::Deliver(to, Delivery { number, is_redelivered, .. }) = effect {
                 marks.push((to.connection.index, number, is_redelivered));
             }
@@ -135,12 +146,12 @@ fn what_a_consumer_has_to_write_from_before_stays_with_it_when_it_gives_back_the
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     (0..2).for_each(|message| push(&mut topic, message, message));
-    assert!(topic.leave(0, consumer(1)));
+    assert!(topic.leave(consumer(1)));
     joined(&mut topic, 1, Terms { pop: 2, ..ACKNOWLEDGED });
     (2..4).for_each(|message| push(&mut topic, 1, message));
     topic.written(0, consumer(1), 1);
     assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)], "the second may come back");
-    assert!(topic.leave(0, consumer(1)));
+    assert!(topic.leave(consumer(1)));
     joined(&mut topic, 2, PLAIN);
     assert_eq!(delivered(&mut topic), [], "what came before of the client is not written");
     topic.written(0, consumer(1), 1);
@@ -154,7 +165,7 @@ fn a_clients_messages_stay_in_order_when_their_consumer_dies() {
     (0..4).for_each(|message| push(&mut topic, message % 2, message));
     topic.written(0, consumer(1), 1);
     delivered(&mut topic);
-    topic.gone(0, consumer(1));
+    topic.gone(consumer(1));
     push(&mut topic, 0, 4);
     joined(&mut topic, 2, PLAIN);
     assert_eq!(delivered(&mut topic), [(2, 1), (2, 2), (2, 3), (2, 4)]);
@@ -186,7 +197,7 @@ fn a_consumer_that_gave_back_what_it_had_from_before_is_not_expelled_for_it() {
     joined(&mut topic, 1, PLAIN);
     push(&mut topic, 1, 0);
     joined(&mut topic, 2, PLAIN);
-    assert!(topic.leave(0, consumer(1)));
+    assert!(topic.leave(consumer(1)));
     joined(&mut topic, 1, Terms { pop: 2, ..PLAIN });
     push(&mut topic, 1, 1);
     assert_eq!(delivered(&mut topic), [(1, 0)], "the first may come back, and goes before");
@@ -217,7 +228,77 @@ fn a_consumer_that_gives_back_what_it_was_just_handed_gets_nothing_before_it_con
     topic.returned(0, consumer(1), 0, 1);
     topic.returned(0, consumer(1), 1, 1);
     assert_eq!(delivered(&mut topic), [], "it has cancelled, and would give it back again");
-    assert!(topic.leave(0, consumer(1)), "it was one until now");
+    assert!(topic.leave(consumer(1)), "it was one until now");
     joined(&mut topic, 1, Terms { pop: 2, ..PLAIN });
     assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
+}
+
+#[test]
+fn a_lane_goes_to_another_consumer_only_when_the_first_has_nothing_of_it() {
+    let mut topic = topic(100, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    (0..20).for_each(|message| push(&mut topic, message, message));
+    assert_eq!(delivered(&mut topic).len(), 20);
+    joined(&mut topic, 2, PLAIN);
+    (20..40).for_each(|message| push(&mut topic, message % 20, message));
+    let stayed = delivered(&mut topic);
+    assert!(stayed.iter().all(|(to, _)| *to == 1), "the first has a message of each client");
+    topic.written(0, consumer(1), 20);
+    let moved = delivered(&mut topic);
+    assert!(!moved.is_empty() && moved.iter().all(|(to, _)| *to == 2), "{moved:?}");
+    assert_eq!(stayed.len() + moved.len(), 20, "all are handed out");
+}
+
+#[test]
+fn one_consumer_more_takes_its_part_of_the_clients_and_leaves_the_others_where_they_were() {
+    let mut topic = topic(1 << 16, WhenFull::Hold);
+    let owners = |topic: &mut Topic| -> Vec<u32> {
+        (0..4000).for_each(|client| push(topic, client, client));
+        let mut owners = vec![0; 4000];
+        for (to, client) in delivered(topic) {
+            owners[client as usize] = to;
+        }
+        (1..=11).for_each(|index| topic.written(0, consumer(index), u32::MAX));
+        owners
+    };
+    let wide = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+    (1..=10).for_each(|index| joined(&mut topic, index, wide));
+    let before = owners(&mut topic);
+    assert_eq!(owners(&mut topic), before, "the set is the same");
+    joined(&mut topic, 11, wide);
+    let after = owners(&mut topic);
+    let moved: Vec<u32> =
+        before.iter().zip(&after).filter(|(old, new)| old != new).map(|(_, new)| *new).collect();
+    assert!(moved.iter().all(|&to| to == 11), "only the new one got clients");
+    assert!((250..500).contains(&moved.len()), "{} of 4000 moved", moved.len());
+    topic.gone(consumer(11));
+    delivered(&mut topic);
+    let again = owners(&mut topic);
+    let stayed = after.iter().zip(&again).filter(|(old, _)| **old != 11);
+    assert!(stayed.clone().count() > 3000 && { stayed }.all(|(old, new)| old == new));
+}
+
+#[test]
+fn what_a_change_of_the_consumers_moves_takes_several_turns_if_it_is_much() {
+    let mut topic = topic(1 << 16, WhenFull::Hold);
+    (0..10_000).for_each(|message| push(&mut topic, message % 5000, message));
+    let wide = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+    (1..=100).for_each(|index| joined(&mut topic, index, wide));
+    let of_a_turn = |topic: &mut Topic| {
+        let asks = topic.poll_unfinished();
+        if asks {
+            topic.handle_turn(0);
+        }
+        topic.check();
+        let effects = std::iter::from_fn(|| topic.poll_effect());
+        asks.then(|| effects.filter(|effect| matches!(effect, Effect::Deliver(..))).count())
+    };
+    let turns: Vec<usize> = std::iter::from_fn(|| of_a_turn(&mut topic)).collect();
+    assert!(turns.iter().all(|&handed| handed <= MOVED_PER_TURN), "{turns:?}");
+    assert_eq!(turns.iter().sum::<usize>(), 10_000);
+    topic.node_gone(NODE);
+    let turns: Vec<usize> = std::iter::from_fn(|| of_a_turn(&mut topic)).collect();
+    assert_eq!(turns.len(), 10, "what comes back does so in slices, too");
+    joined(&mut topic, 200, Terms { pop: 1, window_bytes: 1 << 30, unsettled_max: Some(1 << 16) });
+    assert_eq!(delivered(&mut topic).len(), 10_000, "and none of it is lost");
 }
