@@ -70,6 +70,14 @@ impl<'t, 'a> Value<'t, 'a> {
         matches!(self.0[0], Node::Object { .. })
     }
 
+    /// How many items an array has, or fields an object, repeated ones included.
+    pub fn len(self) -> usize {
+        match self.0[0] {
+            Node::Object { len, .. } | Node::Array { len, .. } => len,
+            Node::String(_) | Node::Static(_) => 0,
+        }
+    }
+
     /// The items of an array; `None` if it is something else.
     pub fn items(self) -> Option<impl Iterator<Item = Value<'t, 'a>>> {
         let Node::Array { len, .. } = self.0[0] else { return None };

@@ -244,17 +244,18 @@ fn bare_topics<'a>(given: Value<'_, 'a>) -> Option<Result<Vec<&'a str>, Fault>> 
 
 fn read_topics<'a>(topics: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault> {
     let wrong = || Fault::invalid("t: expected an array of one or more topic names");
-    let items = topics.and_then(Value::items).ok_or_else(wrong)?;
+    let topics = topics.ok_or_else(wrong)?;
+    let items = topics.items().ok_or_else(wrong)?;
+    // Repeated ones count, so that nobody has to look for them in a megabyte.
+    if topics.len() > TOPICS_PER_POP_MAX {
+        return Err(Fault::invalid(format!("t: more than {TOPICS_PER_POP_MAX} topics")));
+    }
     let mut names = Vec::new();
     for item in items {
         let name = read_name("t", item)?;
-        if names.contains(&name) {
-            continue;
+        if !names.contains(&name) {
+            names.push(name);
         }
-        if names.len() == TOPICS_PER_POP_MAX {
-            return Err(Fault::invalid(format!("t: more than {TOPICS_PER_POP_MAX} topics")));
-        }
-        names.push(name);
     }
     if names.is_empty() { Err(wrong()) } else { Ok(names) }
 }
@@ -378,13 +379,14 @@ fn read_context(
     object: Value<'_, '_>,
     document: &Document<'_, '_>,
 ) -> Result<Vec<ContextEntry>, Fault> {
+    // Repeated ones count, as with topics.
+    if object.len() > CONTEXT_KEYS_MAX {
+        return Err(Fault::invalid(format!("a: more than {CONTEXT_KEYS_MAX} keys")));
+    }
     let mut context: Vec<ContextEntry> = Vec::new();
     for (key, _) in object.fields() {
         if !(1..=NAME_BYTES_MAX).contains(&key.len()) {
             return Err(Fault::invalid(format!("a: expected keys of 1 to {NAME_BYTES_MAX} bytes")));
-        }
-        if context.len() == CONTEXT_KEYS_MAX {
-            return Err(Fault::invalid(format!("a: more than {CONTEXT_KEYS_MAX} keys")));
         }
         let value = read_context_value(key, document)?;
         match context.iter_mut().find(|(known, _)| **known == *key) {
@@ -695,5 +697,36 @@ mod tests {
         }
         let text = format!(r#"{{"m":"mesh.publish","p":{{"c":"{long}","d":""}}}}"#);
         assert_eq!(fault_of(&text), "c: expected 1 to 255 bytes");
+    }
+
+    #[test]
+    fn repeated_names_count_so_that_a_megabyte_of_them_is_refused_at_once() {
+        let topics =
+            |count: usize| format!(r#"{{"m":"queue.pop","p":{{"t":[{}]}}}}"#, names(count));
+        let bare = |count: usize| format!(r#"{{"m":"queue.pop","p":[{}]}}"#, names(count));
+        let keys = |count: usize| {
+            let keys = vec![r#""k":0"#; count].join(",");
+            format!(r#"{{"m":"conn.call","p":{{"c":1,"f":"set_context","a":[{{{keys}}}]}}}}"#)
+        };
+        let channels = |count: usize| {
+            let names = names(count);
+            format!(r#"{{"m":"conn.call","p":{{"c":1,"f":"unsubscribe","a":[{names}]}}}}"#)
+        };
+        assert_bound(topics, TOPICS_PER_POP_MAX, "t: more than 256 topics");
+        assert_bound(bare, TOPICS_PER_POP_MAX, "t: more than 256 topics");
+        assert_bound(keys, CONTEXT_KEYS_MAX, "a: more than 256 keys");
+        assert_bound(channels, CHANNELS_PER_CALL_MAX, "a: more than 1024 channels");
+    }
+
+    /// So many names, of which a few are different.
+    fn names(count: usize) -> String {
+        (0..count).map(|at| format!(r#""{}""#, at % 7)).collect::<Vec<_>>().join(",")
+    }
+
+    fn assert_bound(text: impl Fn(usize) -> String, max: usize, fault: &str) {
+        assert!(request(&text(max)).1.is_ok());
+        for count in [max + 1, 100_000] {
+            assert_eq!(fault_of(&text(count)), fault, "of {count}");
+        }
     }
 }
