@@ -76,7 +76,8 @@
 //! `shard::access` keeps the request, with a place among the answers, and pauses its connection;
 //! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
 //! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
-//! those that proved right of late are judged at once.
+//! those that proved right of late are judged at once. `shard::verdicts` decides whose comparison is
+//! next, so that nobody who guesses keeps others out.
 //!
 //! # Who may do how much
 //!

@@ -320,3 +320,20 @@ fn a_call_over_http_names_its_user() {
     assert_in_order(&lines, &[&["call connection=0-0-0 user=\"app\" call=mesh.publish room"]]);
     assert!(!lines.join("\n").contains("s3cret"), "{lines:#?}");
 }
+
+#[test]
+fn an_address_without_tries_left_is_told_once_at_warn_without_what_it_presented() {
+    let lines = logged(Level::WARN, || {
+        let mut shard = shard(&settings_with_user());
+        for guess in 0..30 {
+            let key = accept(&mut shard, Listener::Api);
+            let credentials = format!("Authorization: Bearer s3cret-{guess}\r\n");
+            let request = format!("GET /version HTTP/1.1\r\nHost: a\r\n{credentials}\r\n");
+            send(&mut shard, key, &request);
+            settle(&mut shard);
+        }
+    });
+    let [line] = &lines[..] else { panic!("not one line: {lines:#?}") };
+    assert!(line.contains("WARN") && line.contains("192.0.2.7"), "{line}");
+    assert!(!line.contains("s3cret"), "{line}");
+}

@@ -6,7 +6,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::bus::Control;
 use crate::address::ShardId;
-use crate::shard::access::{VERIFICATIONS_MAX, Verification};
+use crate::shard::access::{RUNNING_MAX, Verification};
 
 /// One shard's way to ask for a [`Verification`].
 pub(super) struct Verifier {
@@ -20,7 +20,7 @@ pub(super) struct Verifier {
 /// A thread cannot be had.
 pub(super) fn start(control: Control, shards: usize) -> io::Result<Vec<Verifier>> {
     // Shards ask for no more at a time, so there is always room.
-    let (jobs, asked) = bounded::<(ShardId, Verification)>(VERIFICATIONS_MAX.max(shards));
+    let (jobs, asked) = bounded::<(ShardId, Verification)>(RUNNING_MAX * shards);
     let work = move || {
         for (shard, verification) in asked {
             control.tell(shard, verification.run());

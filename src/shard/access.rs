@@ -2,20 +2,34 @@
 //!
 //! Plain secrets are compared at once, by fingerprint. A hash takes tens of milliseconds, too long
 //! for a shard's turn: a [`Verification`] goes out, the connection waits, and a verdict comes back.
+//!
+//! # Guessing
+//!
+//! Right credentials are never refused because of somebody else's wrong ones, since a whole company
+//! may share one address. What is known to be right is let in first of all, whatever the address has
+//! done. Only then does it count that an address has presented ten wrong ones within a minute:
+//!
+//! - Each wrong guess at a plain secret is answered 429 and costs its connection. An address can
+//!   guess as often as it can connect, some ten thousand times a second: nothing against 16 random
+//!   characters (2^95), too often for a word.
+//! - Credentials that a hash would have to judge are turned away with 429 once, unjudged. Who comes
+//!   again with the same, as a client does that has but one secret, is judged; a guesser has to come
+//!   twice for each guess, and all such guesses together are at most five a second for each shard.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
 use subtle::ConstantTimeEq;
 
 use super::Shard;
 use super::connection::{Connection, Parked, Pause, Stage};
+use super::recent::Recent;
 use super::replies::{HttpShape, Shape};
 use super::settings::Settings;
-use super::tries::FailedTries;
+use super::trail::{self, Entry};
+use super::tries::{FailedTries, source_of};
+use super::verdicts::{Claim, Rank, Verdicts, Waiters};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::api::{Call, Code, Fault};
 use crate::protocol::credentials::{
@@ -23,12 +37,24 @@ use crate::protocol::credentials::{
 };
 use crate::protocol::http::Request;
 
-/// Verifications of a node that wait for their verdicts, at most: one thread makes them in about
-/// the time that a call may take. Beyond it credentials that are not known yet get 503.
-pub const VERIFICATIONS_MAX: usize = 32;
+pub use super::verdicts::RUNNING_MAX;
 
-/// How long credentials that proved right against a hash need not prove it again.
+/// Credentials of a node that wait for their verdicts, at most: one thread judges them in about
+/// the time that a call may take. Beyond it those that are likeliest to be right stay.
+const VERIFICATIONS_MAX: usize = 32;
+
+/// How long credentials that proved right against a hash are known after their last use.
 const PROVEN_MS: u64 = 300_000;
+
+/// How long credentials that proved wrong, or were turned away unjudged, are remembered, and how
+/// many of each: 64 bytes each.
+const REMEMBERED_MS: u64 = 60_000;
+const REMEMBERED_MAX: usize = 4096;
+
+/// How long an address that presented right credentials goes before others, and how many of them
+/// are remembered.
+const TRUSTED_MS: u64 = 3_600_000;
+const TRUSTED_MAX: usize = 1024;
 
 /// What comes of a request's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +81,13 @@ pub enum Refusal {
     Missing,
     /// Those of nobody.
     Wrong,
+    /// Those of nobody, presented again: no new guess.
+    WrongAgain,
     /// Its user may not come from this address.
     Address,
     /// Its user has not the role.
     Role,
-    /// Its address has presented wrong ones too often.
+    /// Wrong, or not judged yet, from an address that has presented wrong ones too often.
     TooManyTries,
     /// Too many others wait for verdicts.
     Busy,
@@ -69,10 +97,14 @@ impl Refusal {
     fn explained(self) -> (u16, &'static str) {
         match self {
             Self::Missing => (401, "this needs the credentials of a user: Basic or Bearer"),
-            Self::Wrong => (401, "these are no user's credentials"),
+            Self::Wrong | Self::WrongAgain => (401, "these are no user's credentials"),
             Self::Address => (403, "this user may not come from this address; see api.user.from"),
             Self::Role => (403, "this user's roles do not allow it; see api.user.roles"),
-            Self::TooManyTries => (429, "too many wrong credentials; try again in a minute"),
+            Self::TooManyTries => (
+                429,
+                "too many wrong credentials came from this address; right ones are let in at \
+                       once or when they come again",
+            ),
             Self::Busy => (503, "too many credentials wait to be verified; try again"),
         }
     }
@@ -87,6 +119,11 @@ pub struct Verification {
 }
 
 impl Verification {
+    #[cfg(test)]
+    pub(super) fn of_nobody(fingerprint: Fingerprint) -> Self {
+        Self { fingerprint, secret: String::new(), candidates: Vec::new() }
+    }
+
     /// Compares; takes tens of milliseconds for each candidate. The answer is for the shard that
     /// asked.
     pub fn run(self) -> Message {
@@ -102,12 +139,16 @@ pub struct Access {
     key: FingerprintKey,
     // The credentials of those with plain secrets.
     plain: Vec<(Fingerprint, usize)>,
-    // Those that were compared with hashes and when that is to be forgotten. At most one per user:
-    // wrong ones are not remembered.
+    // Those that proved right against a hash, and when that is to be forgotten: at most one per user.
     proven: HashMap<Fingerprint, (usize, u64)>,
-    waiting: HashMap<Fingerprint, Vec<ConnectionKey>>,
-    waiting_max: usize,
-    verifications: VecDeque<Verification>,
+    // Those that proved wrong, and those that were turned away unjudged.
+    refuted: Recent<Fingerprint>,
+    turned_away: Recent<Fingerprint>,
+    // Sources of those that proved right.
+    trusted: Recent<IpAddr>,
+    verdicts: Verdicts,
+    // Those that lost their places among the verdicts.
+    displaced: Vec<Waiters>,
     tries: FailedTries,
 }
 
@@ -115,7 +156,7 @@ impl Access {
     /// Nobody has come yet.
     pub fn new(settings: &Settings) -> Self {
         let (users, key) = (settings.api.users.clone(), settings.api.fingerprint_key.clone());
-        Self::of(users, key, (VERIFICATIONS_MAX / settings.shards).max(1))
+        Self::of(users, key, (VERIFICATIONS_MAX / settings.shards).max(2))
     }
 
     fn of(users: Arc<[User]>, key: FingerprintKey, waiting_max: usize) -> Self {
@@ -133,10 +174,12 @@ impl Access {
             users,
             key,
             proven: HashMap::new(),
-            waiting: HashMap::new(),
-            waiting_max,
-            verifications: VecDeque::new(),
-            tries: FailedTries::default(),
+            refuted: Recent::new(REMEMBERED_MS, REMEMBERED_MAX),
+            turned_away: Recent::new(REMEMBERED_MS, REMEMBERED_MAX),
+            trusted: Recent::new(TRUSTED_MS, TRUSTED_MAX),
+            verdicts: Verdicts::new(waiting_max),
+            displaced: Vec::new(),
+            tries: FailedTries::new(),
         }
     }
 
@@ -154,13 +197,10 @@ impl Access {
         let Some(credentials) = authorization().and_then(Credentials::parse) else {
             return Admission::Known(Err(Refusal::Missing));
         };
-        if self.tries.are_spent(now_ms, remote) {
-            return Admission::Known(Err(Refusal::TooManyTries));
-        }
         let fingerprint = credentials.fingerprint(&self.key);
         match self.known(now_ms, &fingerprint) {
             Some(user) => Admission::Known(self.admit(Some(user), remote)),
-            None => self.verify(fingerprint, credentials),
+            None => self.judge(now_ms, source_of(remote), fingerprint, credentials),
         }
     }
 
@@ -170,27 +210,59 @@ impl Access {
         let plain = self.plain.iter().fold(None, |found, (known, user)| {
             if known.ct_eq(fingerprint).into() { Some(*user) } else { found }
         });
-        let proven = self.proven.get(fingerprint).filter(|&&(_, until_ms)| now_ms < until_ms);
-        plain.or(proven.map(|&(user, _)| user))
+        let proven = self.proven.get_mut(fingerprint).filter(|(_, until_ms)| now_ms < *until_ms);
+        let proven = proven.map(|(user, until_ms)| {
+            *until_ms = now_ms + PROVEN_MS;
+            *user
+        });
+        plain.or(proven)
     }
 
-    /// Asks for a verdict, unless somebody waits for the same one already.
-    fn verify(&mut self, fingerprint: Fingerprint, credentials: Credentials) -> Admission {
-        let candidates = self.candidates(&credentials);
-        if candidates.is_empty() {
-            return Admission::Known(Err(Refusal::Wrong));
+    /// Refuses credentials that are not known to be right, or has them wait for a verdict.
+    fn judge(
+        &mut self,
+        now_ms: u64,
+        source: IpAddr,
+        fingerprint: Fingerprint,
+        credentials: Credentials,
+    ) -> Admission {
+        if self.verdicts.are_awaited(fingerprint) {
+            return Admission::Unknown(fingerprint);
         }
-        let is_full = self.waiting.len() == self.waiting_max;
-        match self.waiting.entry(fingerprint) {
-            Entry::Occupied(_) => {}
-            Entry::Vacant(_) if is_full => return Admission::Known(Err(Refusal::Busy)),
-            Entry::Vacant(place) => {
-                place.insert(Vec::new());
-                let secret = credentials.secret;
-                self.verifications.push_back(Verification { fingerprint, secret, candidates });
+        let awaited = self.verdicts.awaited_of(source);
+        let is_guessing = self.tries.are_spent(now_ms, source, awaited);
+        let is_repeat = self.refuted.count(now_ms, fingerprint) > 0;
+        let candidates = self.candidates(&credentials);
+        if is_repeat || candidates.is_empty() {
+            self.refuted.note(now_ms, fingerprint);
+            return Admission::Known(Err(match (is_guessing, is_repeat) {
+                (true, _) => Refusal::TooManyTries,
+                (false, true) => Refusal::WrongAgain,
+                (false, false) => Refusal::Wrong,
+            }));
+        }
+        let rank = Rank {
+            has_tries: !is_guessing,
+            is_trusted: self.trusted.count(now_ms, source) > 0,
+            returns: self.turned_away.count(now_ms, fingerprint),
+        };
+        let refusal = if is_guessing { Refusal::TooManyTries } else { Refusal::Busy };
+        if is_guessing && rank.returns == 0 {
+            self.turned_away.note(now_ms, fingerprint);
+            return Admission::Known(Err(refusal));
+        }
+        let Credentials { name, secret, .. } = credentials;
+        let claim = Claim { fingerprint, source, name, rank };
+        match self.verdicts.offer(claim, Verification { fingerprint, secret, candidates }) {
+            Ok(displaced) => {
+                self.displaced.extend(displaced);
+                Admission::Unknown(fingerprint)
+            }
+            Err(_) => {
+                self.turned_away.note(now_ms, fingerprint);
+                Admission::Known(Err(refusal))
             }
         }
-        Admission::Unknown(fingerprint)
     }
 
     /// The hashes that credentials are to be compared with. If passwords are hashed, any name gets
@@ -218,18 +290,30 @@ impl Access {
         }
     }
 
-    /// A verdict is here; gives who waits for it.
+    /// A verdict is here; gives who waits for it. What another shard asked for counts here too.
     fn settle(
         &mut self,
         now_ms: u64,
         fingerprint: Fingerprint,
         user: Option<usize>,
-    ) -> Vec<ConnectionKey> {
-        if let Some(user) = user {
-            self.proven.retain(|_, &mut (known, _)| known != user);
-            self.proven.insert(fingerprint, (user, now_ms + PROVEN_MS));
+    ) -> Option<Waiters> {
+        let waiters = self.verdicts.settle(fingerprint);
+        match user {
+            Some(user) => {
+                self.proven.retain(|_, &mut (known, _)| known != user);
+                self.proven.insert(fingerprint, (user, now_ms + PROVEN_MS));
+                if let Some(waiters) = &waiters {
+                    self.trusted.note(now_ms, waiters.source);
+                }
+            }
+            None => _ = self.refuted.note(now_ms, fingerprint),
         }
-        self.waiting.remove(&fingerprint).unwrap_or_default()
+        waiters
+    }
+
+    /// When [`Shard::poll_verification`] has one again, if time alone decides that.
+    pub fn next_verification(&self) -> Option<u64> {
+        self.verdicts.next_begin()
     }
 }
 
@@ -237,7 +321,7 @@ impl Shard {
     /// The next comparison with hashes that somebody is to make elsewhere, and whose
     /// [`Verification::run`] is to come back as a message.
     pub fn poll_verification(&mut self) -> Option<Verification> {
-        self.access.verifications.pop_front()
+        self.access.verdicts.begin(self.now.ms)
     }
 
     /// Answers a request of a back end if its user may; or keeps it until that is known.
@@ -252,9 +336,49 @@ impl Shard {
         let authorization = || request.only_header("authorization");
         match self.access.check(self.now.ms, remote, authorization) {
             Admission::Known(Ok(grant)) => self.handle_granted(key, shape, grant, request),
-            Admission::Known(Err(refusal)) => self.refuse_access(key, &shape, refusal),
-            Admission::Unknown(fingerprint) => self.park(key, shape, &request, fingerprint),
+            Admission::Known(Err(refusal)) => {
+                if refusal == Refusal::Wrong {
+                    self.note_wrong(remote);
+                }
+                self.refuse_access(key, &shape, refusal);
+            }
+            Admission::Unknown(fingerprint) => {
+                self.park(key, shape, &request, fingerprint);
+                self.turn_displaced_away();
+            }
         }
+    }
+
+    /// Counts a wrong guess, here and on the other shards.
+    fn note_wrong(&mut self, remote: IpAddr) {
+        let source = source_of(remote);
+        if self.access.tries.note(self.now.ms, source) {
+            tracing::warn!(
+                "ten wrong credentials came from {source} within a minute: further wrong ones are \
+                 answered 429, right ones are let in"
+            );
+        }
+        for shard in self.other_shards() {
+            self.outbox.push_back((self.beside(shard), Message::FailedTry(source)));
+        }
+    }
+
+    /// Answers those that others, likelier to be right, took the place of.
+    fn turn_displaced_away(&mut self) {
+        for Waiters { fingerprint, keys, .. } in std::mem::take(&mut self.access.displaced) {
+            self.access.turned_away.note(self.now.ms, fingerprint);
+            for key in keys {
+                if self.is_parked_with(key, fingerprint) {
+                    self.answer_parked(key, Err(Refusal::Busy));
+                }
+            }
+        }
+    }
+
+    fn is_parked_with(&mut self, key: ConnectionKey, fingerprint: Fingerprint) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let Stage::Http(http) = &connection.stage else { return false };
+        http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint)
     }
 
     /// Keeps a request until the verdict on its credentials is here. Its answer has its place
@@ -271,17 +395,30 @@ impl Shard {
         http.replies.wait(Shape::Response(shape.clone()));
         let parked = Parked { request: request.keep(), shape, credentials: fingerprint };
         http.parked = Some(Box::new(parked));
-        self.access.waiting.entry(fingerprint).or_default().push(key);
+        self.access.verdicts.wait(fingerprint, key);
+        trail::note(self.trail(key), Entry::Verifying);
         self.pause(key, Pause::Verdict);
         self.set_timer(key, self.now.ms + self.settings.limits.answer_ms);
     }
 
     /// Goes on with the requests that waited for this verdict.
     pub(super) fn handle_verdict(&mut self, fingerprint: Fingerprint, user: Option<usize>) {
-        for key in self.access.settle(self.now.ms, fingerprint, user) {
-            let Some(connection) = self.connections.get(key) else { continue };
-            let Stage::Http(http) = &connection.stage else { continue };
-            if http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint) {
+        let settled = self.access.settle(self.now.ms, fingerprint, user);
+        let Some(Waiters { source, keys, .. }) = settled else { return };
+        match user {
+            // They are as good on the other shards, whose word this is as well.
+            Some(_) => {
+                for shard in self.other_shards() {
+                    let verdict = Message::Verdict(fingerprint, user);
+                    self.outbox.push_back((self.beside(shard), verdict));
+                }
+            }
+            None => self.note_wrong(source),
+        }
+        for key in keys {
+            if self.is_parked_with(key, fingerprint)
+                && let Some(connection) = self.connections.get(key)
+            {
                 let admitted = self.access.admit(user, connection.remote.ip());
                 self.answer_parked(key, admitted);
             }
@@ -290,6 +427,11 @@ impl Shard {
 
     /// The verdict that a request waits for did not come in time.
     pub(super) fn give_up_verdict(&mut self, key: ConnectionKey) {
+        if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &c.stage)
+            && let Some(parked) = &http.parked
+        {
+            self.access.turned_away.note(self.now.ms, parked.credentials);
+        }
         self.answer_parked(key, Err(Refusal::Busy));
     }
 
@@ -316,31 +458,34 @@ impl Shard {
     ) {
         let (status, why) = refusal.explained();
         self.counters.unauthorised += 1;
+        let mut shape = shape.clone();
         match refusal {
             Refusal::TooManyTries => self.counters.limits.wrong_credentials += 1,
             Refusal::Busy => self.counters.limits.verifications += 1,
-            Refusal::Missing | Refusal::Wrong | Refusal::Address | Refusal::Role => {}
+            Refusal::Missing
+            | Refusal::Wrong
+            | Refusal::WrongAgain
+            | Refusal::Address
+            | Refusal::Role => {}
         }
-        if refusal == Refusal::Wrong
-            && let Some(address) = self.connections.get(key).map(|c| c.remote.ip())
-        {
-            self.note_failed_try(address);
-            for shard in self.other_shards() {
-                self.outbox.push_back((self.beside(shard), Message::FailedTry(address)));
+        if refusal == Refusal::TooManyTries {
+            // Each further guess costs a connection.
+            shape.exchange.keep_alive = false;
+            if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage) {
+                http.is_last = true;
             }
         }
         let headers: &[_] = match status {
             401 => &[("WWW-Authenticate", CHALLENGE)],
-            429 => &[("Retry-After", "60")],
-            503 => &[("Retry-After", "1")],
+            429 | 503 => &[("Retry-After", "1")],
             _ => &[],
         };
-        self.refuse(key, shape, status, headers, why);
+        self.refuse(key, &shape, status, headers, why);
     }
 
-    /// An address presented wrong credentials, here or on another shard.
-    pub(super) fn note_failed_try(&mut self, address: IpAddr) {
-        self.access.tries.note(self.now.ms, address);
+    /// A source presented wrong credentials to another shard, which has logged its last try.
+    pub(super) fn handle_failed_try(&mut self, source: IpAddr) {
+        self.access.tries.note(self.now.ms, source);
     }
 
     /// A call over WebSocket, if the user of this connection may make it. One that settles events
@@ -419,7 +564,7 @@ mod tests {
 
     /// Runs the next verification and settles it; whose credentials they were.
     fn verdict(access: &mut Access, now_ms: u64) -> Option<usize> {
-        let verification = access.verifications.pop_front().expect("one was asked for");
+        let verification = access.verdicts.begin(now_ms).expect("one was asked for");
         let Message::Verdict(fingerprint, user) = verification.run() else { panic!("a verdict") };
         access.settle(now_ms, fingerprint, user);
         user
@@ -448,7 +593,7 @@ mod tests {
             assert_eq!(check(&mut access, 0, wrong), Known(Err(Refusal::Wrong)), "{wrong}");
         }
         assert_eq!(access.check(0, remote(), || None), Known(Err(Refusal::Missing)));
-        assert!(access.verifications.is_empty());
+        assert!(access.verdicts.begin(0).is_none());
     }
 
     #[test]
@@ -458,19 +603,23 @@ mod tests {
         assert!(matches!(check(&mut access, 0, &right), Unknown(_)));
         assert!(matches!(check(&mut access, 0, &right), Unknown(_)), "the same verdict is awaited");
         assert_eq!(verdict(&mut access, 10), Some(0));
-        assert!(access.verifications.is_empty() && access.waiting.is_empty());
+        assert!(access.verdicts.begin(10).is_none());
         assert_eq!(check(&mut access, 10 + PROVEN_MS - 1, &right), Known(Ok(READER)));
-        assert!(matches!(check(&mut access, 10 + PROVEN_MS, &right), Unknown(_)));
+        // Each use counts.
+        assert_eq!(check(&mut access, 8 + 2 * PROVEN_MS, &right), Known(Ok(READER)));
+        assert!(matches!(check(&mut access, 8 + 3 * PROVEN_MS, &right), Unknown(_)));
     }
 
     #[test]
-    fn wrong_credentials_are_verified_again_and_never_remembered() {
+    fn wrong_credentials_are_refused_without_a_hash_when_they_come_again() {
         let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
-        for _ in 0..2 {
-            assert!(matches!(check(&mut access, 0, &basic("reader", "sesame")), Unknown(_)));
-            assert_eq!(verdict(&mut access, 0), None);
-        }
-        assert!(access.proven.is_empty());
+        let wrong = basic("reader", "sesame");
+        assert!(matches!(check(&mut access, 0, &wrong), Unknown(_)));
+        assert_eq!(verdict(&mut access, 0), None);
+        let again = Known(Err(Refusal::WrongAgain));
+        assert_eq!(check(&mut access, REMEMBERED_MS - 1, &wrong), again);
+        assert!(access.proven.is_empty() && access.verdicts.begin(0).is_none());
+        assert!(matches!(check(&mut access, REMEMBERED_MS, &wrong), Unknown(_)));
     }
 
     #[test]
@@ -496,27 +645,67 @@ mod tests {
             secret: "open sesame".into(),
         };
         let fingerprint = credentials.fingerprint(&access.key);
-        assert_eq!(access.verify(fingerprint, credentials), Unknown(fingerprint));
+        let judged = access.judge(0, remote(), fingerprint, credentials);
+        assert_eq!(judged, Unknown(fingerprint));
         assert_eq!(verdict(&mut access, 0), Some(1));
     }
 
     #[test]
-    fn more_verifications_than_there_may_be_are_refused() {
+    fn who_was_turned_away_and_comes_again_goes_before_those_who_come_first() {
         let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
-        assert!(matches!(check(&mut access, 0, &basic("reader", "1")), Unknown(_)));
-        assert!(matches!(check(&mut access, 0, &basic("reader", "2")), Unknown(_)));
-        assert_eq!(check(&mut access, 0, &basic("reader", "3")), Known(Err(Refusal::Busy)));
-        verdict(&mut access, 0);
-        assert!(matches!(check(&mut access, 0, &basic("reader", "3")), Unknown(_)));
+        for guess in ["1", "2"] {
+            assert!(matches!(check(&mut access, 0, &basic("reader", guess)), Unknown(_)));
+        }
+        let right = basic("reader", "open sesame");
+        assert_eq!(check(&mut access, 0, &right), Known(Err(Refusal::Busy)));
+        assert!(matches!(check(&mut access, 1000, &right), Unknown(_)));
+        assert_eq!(access.displaced.len(), 1, "the last guess lost its place");
+        assert_eq!(verdict(&mut access, 1000), Some(0));
+        assert_eq!(check(&mut access, 1000, &right), Known(Ok(READER)));
+    }
+
+    /// Presents wrong credentials until the source has no try left.
+    fn spend_tries(access: &mut Access) {
+        (0..10).for_each(|_| _ = access.tries.note(0, remote()));
     }
 
     #[test]
-    fn after_too_many_tries_right_credentials_are_not_looked_at() {
-        let mut access = access(vec![user("reader", Scheme::Basic, "plain")]);
-        (0..10).for_each(|_| access.tries.note(0, remote()));
-        let right = basic("reader", "plain");
-        assert_eq!(check(&mut access, 0, &right), Known(Err(Refusal::TooManyTries)));
-        assert_eq!(check(&mut access, 60_000, &right), Known(Ok(READER)));
+    fn after_too_many_tries_right_credentials_that_are_known_are_let_in() {
+        let plain = user("reader", Scheme::Basic, "plain");
+        let mut access = access(vec![plain, user("writer", Scheme::Basic, HASH)]);
+        let right = basic("writer", "open sesame");
+        assert!(matches!(check(&mut access, 0, &right), Unknown(_)));
+        verdict(&mut access, 0);
+        spend_tries(&mut access);
+        assert_eq!(check(&mut access, 0, &basic("reader", "plain")), Known(Ok(READER)));
+        assert_eq!(check(&mut access, 0, &right), Known(Ok(WRITER)));
+        let wrong = basic("nobody", "plain");
+        assert_eq!(check(&mut access, 0, &wrong), Known(Err(Refusal::TooManyTries)));
+    }
+
+    #[test]
+    fn after_too_many_tries_a_hash_is_taken_for_those_who_come_again_alone() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        spend_tries(&mut access);
+        let too_many = Known(Err(Refusal::TooManyTries));
+        for guess in 0..100 {
+            assert_eq!(check(&mut access, 0, &basic("reader", &guess.to_string())), too_many);
+        }
+        assert!(access.verdicts.begin(0).is_none(), "no guess has cost a hash");
+        let right = basic("reader", "open sesame");
+        assert_eq!(check(&mut access, 0, &right), too_many);
+        assert!(matches!(check(&mut access, 1000, &right), Unknown(_)));
+        assert_eq!(verdict(&mut access, 1000), Some(0));
+        assert_eq!(check(&mut access, 1000, &right), Known(Ok(READER)));
+    }
+
+    #[test]
+    fn tries_count_when_they_are_taken_not_when_they_are_judged() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        (0..9).for_each(|_| _ = access.tries.note(0, remote()));
+        assert!(matches!(check(&mut access, 0, &basic("reader", "1")), Unknown(_)));
+        let too_many = Known(Err(Refusal::TooManyTries));
+        assert_eq!(check(&mut access, 0, &basic("reader", "2")), too_many);
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //!   those that are lost.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
 //!   consumers that acknowledge.
-//! - `access.rs`, `tries.rs`: who may use the API, and who has guessed too often.
+//! - `access.rs`: who may use the API. `tries.rs`: who has guessed too often. `verdicts.rs`: whose
+//!   credentials are verified next. `recent.rs`: what was seen of late.
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `work.rs`: how much of a turn input may take. `subscriptions.rs`: how clients join and leave
 //!   channels.
@@ -36,6 +37,7 @@ mod nodes;
 mod outbound;
 mod pending;
 pub mod rate;
+mod recent;
 mod replies;
 mod requests;
 pub mod settings;
@@ -44,6 +46,7 @@ mod timers;
 mod topics;
 mod trail;
 mod tries;
+mod verdicts;
 mod wards;
 mod work;
 
@@ -336,7 +339,7 @@ impl Shard {
             Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
             Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
-            Message::FailedTry(address) => self.note_failed_try(address),
+            Message::FailedTry(address) => self.handle_failed_try(address),
             Message::Arrived(source, key) => self.handle_arrived(from, source, key),
             Message::Admitted(source, key, may) => self.handle_admitted(source, key, may),
             Message::Departed(source) => self.handle_departed(source),
@@ -374,6 +377,7 @@ impl Shard {
             self.topics.next_turn(),
             self.next_drain(),
             self.wards.next_turn(self.now.ms),
+            self.access.next_verification(),
             self.next_telling(),
         ];
         times.into_iter().flatten().min()

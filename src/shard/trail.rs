@@ -36,6 +36,8 @@ pub enum Entry<'a> {
     Refused(SocketAddr, u16, &'a str),
     /// The connection was closed without an answer.
     Dropped(SocketAddr, &'a str),
+    /// The credentials of a request are compared with hashes.
+    Verifying,
     /// A client came in on the route of this path, subscribed to these channels.
     Opened(ClientId, &'a str, &'a str),
     /// A back end opened a WebSocket, as this user.
@@ -122,6 +124,7 @@ fn write(connection: Trail, entry: &Entry<'_>) {
             debug!(connection, %remote, status, why = %Shown(why), "refused");
         }
         Entry::Dropped(remote, why) => debug!(connection, %remote, why, "closed without an answer"),
+        Entry::Verifying => debug!(connection, "credentials are verified"),
         Entry::Opened(client, path, channels) => {
             debug!(connection, %client, path = %Shown(path), channels = %channels, "client opened");
         }

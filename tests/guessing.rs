@@ -1,0 +1,288 @@
+//! Whoever guesses credentials, and whoever has the right ones meanwhile, perhaps behind the same
+//! address. A shard is a value here: no socket, and a clock that only steps.
+
+#![forbid(unsafe_code)]
+
+#[path = "support/shard.rs"]
+#[allow(dead_code, reason = "clients and calls are for other tests")]
+mod shard_value;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use gridcast::address::{NodeId, ShardAddress, ShardId};
+use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
+use gridcast::shard::rate::Quota;
+use gridcast::shard::settings::Settings;
+use gridcast::shard::{Action, Listener, Now, Shard};
+
+/// The hash of `open sesame`, at the least cost there is.
+const HASH: &str =
+    "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
+
+/// How long the verifier takes for a hash at the cost that the README recommends.
+const HASH_MS: u64 = 30;
+
+/// What a step of the clock is: 200 guesses a second.
+const STEP_MS: u64 = 5;
+
+fn user(name: &str, scheme: Scheme, secret: Secret) -> User {
+    let name = name.into();
+    User { name, scheme, secret, roles: Roles::ALL, from: Vec::new(), requests_per_s: 0 }
+}
+
+fn settings() -> Settings {
+    let hashed = || Secret::Hashed(SecretHash::parse(HASH).expect("a hash"));
+    let users = [
+        user("plain", Scheme::Bearer, Secret::Plain("plain-token".into())),
+        user("app", Scheme::Basic, hashed()),
+        user("ops", Scheme::Basic, hashed()),
+    ];
+    let mut settings = shard_value::settings();
+    settings.api.quotas = users.iter().map(Quota::new).collect();
+    settings.api.users = users.into();
+    settings
+}
+
+fn basic(name: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{name}:{password}")))
+}
+
+/// A shard, and the verifier beside it.
+struct Node {
+    shard: Shard,
+    now_ms: u64,
+    // What the verifier is at, and when it is done.
+    verdict: Option<(Message, u64)>,
+    verified: usize,
+}
+
+impl Node {
+    fn new() -> Self {
+        let shard = Shard::new(ShardId(0), &settings(), Self::at(0));
+        Self { shard, now_ms: 0, verdict: None, verified: 0 }
+    }
+
+    fn at(ms: u64) -> Now {
+        Now { ms, us: ms * 1000, unix_ms: 1_790_000_000_000 + ms }
+    }
+
+    fn now(&self) -> Now {
+        Self::at(self.now_ms)
+    }
+
+    fn step(&mut self) {
+        self.now_ms += STEP_MS;
+        let now = self.now();
+        if let Some((_, done_ms)) = self.verdict
+            && done_ms <= self.now_ms
+            && let Some((verdict, _)) = self.verdict.take()
+        {
+            let shard = ShardAddress { node: NodeId::new(1).expect("a node"), shard: ShardId(0) };
+            self.shard.handle_message(now, Party::Shard(shard), verdict);
+        }
+        self.shard.handle_turn(now);
+        if self.verdict.is_none()
+            && let Some(verification) = self.shard.poll_verification()
+        {
+            self.verified += 1;
+            self.verdict = Some((verification.run(), self.now_ms + HASH_MS));
+        }
+    }
+
+    fn connect(&mut self, host: [u8; 4]) -> ConnectionKey {
+        self.shard.handle_accepted(self.now(), Listener::Api, (host, 5000).into()).expect("up")
+    }
+
+    fn request(&mut self, key: ConnectionKey, authorization: &str, times: usize) {
+        let request = format!(
+            "GET /version HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n\r\n"
+        );
+        self.shard.handle_bytes(self.now(), key, &mut request.repeat(times).into_bytes());
+    }
+
+    /// Writes all that waits; what `of` got.
+    fn written(&mut self, of: ConnectionKey) -> String {
+        let mut all = Vec::new();
+        let now = self.now();
+        while let Some((key, batch)) = self.shard.poll_urgent_write() {
+            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+            self.shard.handle_written(now, key, bytes.len(), true);
+            if key == of {
+                all.extend(bytes);
+            }
+        }
+        while let Some(action) = self.shard.poll_action() {
+            match action {
+                Action::Shutdown(key) => self.shard.handle_end(now, key, false),
+                Action::Close(key) => self.shard.handle_closed(key),
+                _ => {}
+            }
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// The status of the answer to one request on a connection of its own; `each_step` is what others
+    /// do meanwhile.
+    fn ask(
+        &mut self,
+        host: [u8; 4],
+        authorization: &str,
+        each_step: &mut impl FnMut(&mut Self),
+    ) -> u16 {
+        let key = self.connect(host);
+        self.request(key, authorization, 1);
+        for _ in 0..1000 {
+            let answer = self.written(key);
+            if let Some(status) = answer.strip_prefix("HTTP/1.1 ") {
+                return status[..3].parse().expect("a status");
+            }
+            each_step(self);
+            self.step();
+        }
+        panic!("no answer in 5 s");
+    }
+
+    /// How often a client has to ask that asks again as soon as it is told to.
+    #[track_caller]
+    fn asks_until_let_in(
+        &mut self,
+        host: [u8; 4],
+        authorization: &str,
+        each_step: &mut impl FnMut(&mut Self),
+    ) -> usize {
+        for asks in 1..100 {
+            match self.ask(host, authorization, each_step) {
+                200 => return asks,
+                429 | 503 => {}
+                status => panic!("right credentials got {status}"),
+            }
+            // Retry-After: 1
+            for _ in 0..1000 / STEP_MS {
+                each_step(self);
+                self.step();
+            }
+        }
+        panic!("right credentials are never let in");
+    }
+}
+
+/// Someone who presents a new wrong password for `app` at each step, each so many times.
+fn guesser(host: impl Fn(u64) -> [u8; 4], times: u64) -> impl FnMut(&mut Node) {
+    let mut guesses = 0;
+    move |node| {
+        let key = node.connect(host(guesses));
+        node.request(key, &basic("app", &(guesses / times).to_string()), 1);
+        guesses += 1;
+    }
+}
+
+const COMPANY: [u8; 4] = [10, 0, 0, 1];
+const STRANGER: [u8; 4] = [192, 0, 2, 1];
+
+/// Five seconds in which others guess.
+fn settle_in(node: &mut Node, each_step: &mut impl FnMut(&mut Node)) {
+    for _ in 0..5000 / STEP_MS {
+        each_step(node);
+        node.step();
+    }
+    node.written(ConnectionKey { index: u32::MAX, generation: 0 });
+}
+
+#[test]
+fn right_credentials_are_let_in_while_others_guess() {
+    for name in ["app", "ops"] {
+        let right = basic(name, "open sesame");
+        let from_one = || guesser(|_| STRANGER, 1);
+        let mut node = Node::new();
+        let mut flood = from_one();
+        settle_in(&mut node, &mut flood);
+        let asks = node.asks_until_let_in(COMPANY, &right, &mut flood);
+        assert_eq!(asks, 1, "{name}: guesses come from another address");
+
+        let mut node = Node::new();
+        let mut flood = guesser(|_| COMPANY, 1);
+        settle_in(&mut node, &mut flood);
+        let asks = node.asks_until_let_in(COMPANY, &right, &mut flood);
+        assert!(asks <= 2, "{name}: {asks} asks where guesses come from the same address");
+        assert_eq!(node.ask(COMPANY, &right, &mut flood), 200, "it is known from now on");
+
+        let mut node = Node::new();
+        let mut flood = guesser(|guess| [172, 16, (guess >> 8) as u8, guess as u8], 1);
+        settle_in(&mut node, &mut flood);
+        let asks = node.asks_until_let_in(COMPANY, &right, &mut flood);
+        assert!(asks <= 2, "{name}: {asks} asks where guesses come from everywhere");
+    }
+}
+
+#[test]
+fn who_presents_each_guess_twice_does_not_keep_the_right_ones_out() {
+    for times in [2, 3] {
+        let mut node = Node::new();
+        let mut flood = guesser(|_| COMPANY, times);
+        settle_in(&mut node, &mut flood);
+        let asks = node.asks_until_let_in(COMPANY, &basic("app", "open sesame"), &mut flood);
+        assert!(asks <= 2 + times as usize, "{asks} asks");
+    }
+}
+
+#[test]
+fn guesses_of_an_address_without_tries_cost_few_hashes() {
+    let mut node = Node::new();
+    let mut flood = guesser(|_| STRANGER, 1);
+    settle_in(&mut node, &mut flood);
+    assert!(node.verified <= 10, "{} hashes for 1,000 guesses", node.verified);
+    // Each twice: no more than five a second.
+    let mut node = Node::new();
+    let mut flood = guesser(|_| STRANGER, 2);
+    settle_in(&mut node, &mut flood);
+    assert!(node.verified <= 10 + 25, "{} hashes for 500 guesses", node.verified);
+}
+
+#[test]
+fn pipelined_guesses_get_ten_tries_and_the_end_of_their_connection() {
+    let mut node = Node::new();
+    let key = node.connect(STRANGER);
+    for guess in 0..100 {
+        node.request(key, &format!("Bearer guess{guess}"), 1);
+    }
+    let answers = node.written(key);
+    assert_eq!(answers.matches("HTTP/1.1 401").count(), 10, "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 429").count(), 1, "{answers}");
+    assert!(answers.contains("Retry-After: 1\r\n") && answers.contains("Connection: close\r\n"));
+    assert_eq!(node.shard.connections(), 0);
+}
+
+#[test]
+fn pipelined_guesses_at_a_hash_get_ten_tries() {
+    let mut node = Node::new();
+    let keys: Vec<_> = (0..50).map(|_| node.connect(STRANGER)).collect();
+    for (guess, &key) in keys.iter().enumerate() {
+        node.request(key, &basic("app", &guess.to_string()), 1);
+    }
+    for _ in 0..2000 / STEP_MS {
+        node.step();
+    }
+    assert!(node.verified <= 10, "{} of 50 were judged", node.verified);
+}
+
+#[test]
+fn a_client_that_presents_one_wrong_secret_again_and_again_uses_up_one_try() {
+    let mut node = Node::new();
+    for _ in 0..100 {
+        assert_eq!(node.ask(COMPANY, "Bearer old-token", &mut |_| ()), 401);
+        assert_eq!(node.ask(COMPANY, &basic("app", "old"), &mut |_| ()), 401);
+    }
+    assert_eq!(node.verified, 1, "the hash is taken once");
+}
+
+#[test]
+fn plain_right_credentials_are_always_let_in() {
+    let mut node = Node::new();
+    for guess in 0..100 {
+        let key = node.connect(COMPANY);
+        node.request(key, &format!("Bearer guess{guess}"), 1);
+        assert_eq!(node.ask(COMPANY, "Bearer plain-token", &mut |_| ()), 200);
+    }
+    assert_eq!(node.shard.counters().limits.wrong_credentials, 90);
+}
