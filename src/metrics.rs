@@ -105,6 +105,7 @@ counters! {
         requests_per_s: "Calls answered with 103",
         handshake_ms: "Connections closed because no whole request came in time",
         idle_ms: "Connections closed because the peer was silent",
+        unfinished_message: "Connections closed because a message was begun and not finished in time",
         answer_ms: "Calls that other shards did not answer in time",
         topic: "Events that waited for room in their topic",
         topics: "Calls of queue.pop refused",

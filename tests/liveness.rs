@@ -131,6 +131,67 @@ fn bytes_that_only_the_kernel_took_do_not_prove_that_a_client_is_alive() {
     assert_eq!(close_code(&node.written(client)), Some(1001));
 }
 
+// Messages that are never finished.
+
+/// Feeds `piece` every `every_ms`, and a pong with it; how long the connection lives, in milliseconds.
+fn life_ms(node: &mut Node, key: ConnectionKey, every_ms: u64, piece: &[u8]) -> u64 {
+    let pong = [0x8A, 0x80, 0, 0, 0, 0];
+    let start_ms = node.now.ms;
+    while node.now.ms < start_ms + 100 * IDLE_MS {
+        node.pass_ms(every_ms);
+        if let Some(code) = close_code(&node.written(key)) {
+            assert_eq!(code, 1008);
+            return node.now.ms - start_ms;
+        }
+        // Control frames may stand between fragments, not within one.
+        node.receive(key, piece);
+        if piece.is_empty() || piece[0] == 0 {
+            node.receive(key, &pong);
+        }
+    }
+    panic!("it lives on")
+}
+
+#[test]
+fn a_message_that_is_never_finished_ends_though_pings_are_answered() {
+    let begun = [0x01, 0x81, 0, 0, 0, 0, b'a'];
+    for (listener, path) in [(Listener::Edge(0), "/ws"), (Listener::Api, "/ws/v1")] {
+        let mut node = Node::new(vec![shard_value::route()]);
+        let key = node.open(listener, path);
+        node.receive(key, &begun);
+        let lived_ms = life_ms(&mut node, key, 50, b"");
+        assert!((IDLE_MS..IDLE_MS + 100).contains(&lived_ms), "{lived_ms}");
+    }
+}
+
+#[test]
+fn bytes_that_trickle_in_and_empty_fragments_do_not_keep_a_message_for_ever() {
+    let begun = [0x01, 0xFE, 0xFF, 0xFF, 0, 0, 0, 0];
+    let empty_fragment = [0x00, 0x80, 0, 0, 0, 0];
+    let of_one_byte = [0x01, 0x81, 0, 0, 0, 0, b'a'];
+    let trickles: [(&[u8], &[u8]); 2] = [(&begun, b"a"), (&of_one_byte, &empty_fragment)];
+    for (first, piece) in trickles {
+        let mut node = Node::new(vec![shard_value::route()]);
+        let key = node.open(Listener::Edge(0), "/ws");
+        node.receive(key, first);
+        let lived_ms = life_ms(&mut node, key, 50, piece);
+        assert!((IDLE_MS..IDLE_MS + 200).contains(&lived_ms), "{lived_ms}");
+    }
+}
+
+#[test]
+fn a_large_message_may_take_longer_than_the_time_of_silence_if_it_keeps_coming() {
+    let mut node = Node::new(vec![shard_value::route()]);
+    let key = node.open(Listener::Edge(0), "/ws");
+    node.receive(key, &[0x82, 0xFE, 0xFD, 0xE8, 0, 0, 0, 0]);
+    for _ in 0..65_000 / 1000 {
+        node.pass_ms(IDLE_MS / 3);
+        assert_eq!(close_code(&node.written(key)), None);
+        node.receive(key, &[0; 1000]);
+    }
+    assert_eq!(node.shard.counters().client_messages, 1);
+}
+
 // Nodes that go down.
 
 #[test]

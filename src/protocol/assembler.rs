@@ -59,7 +59,31 @@ pub struct Assembler {
     partial: Option<Box<Partial>>,
 }
 
+/// A message or a frame that is begun and not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// When it was first noted, on the caller's clock.
+    pub since_ms: u64,
+    /// Bytes of it so far, heads of frames not counted.
+    pub bytes: usize,
+}
+
 impl Assembler {
+    /// Notes the time for a message or frame that is half read, if this is the first time. To be called
+    /// when [`Self::read`] gave nothing.
+    pub fn note_unfinished(&mut self, now_ms: u64) {
+        if let Some(partial) = &mut self.partial {
+            partial.since_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// The message or frame that is half read, if one was noted.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let partial = self.partial.as_ref()?;
+        let data = partial.message.as_ref().map_or(0, |message| message.data.len());
+        Some(Unfinished { since_ms: partial.since_ms?, bytes: data + partial.control.len() })
+    }
+
     /// Takes bytes from the front of `input` until something is whole; `None` when all of it was
     /// taken and nothing is. A message may have `message_bytes_max` bytes over all its fragments,
     /// however many they are; memory is taken as bytes arrive, not as lengths are announced. Messages
@@ -193,6 +217,8 @@ struct Partial {
     control: Vec<u8>,
     // A message that is all here and half inflated.
     inflating: Option<(Kind, Box<Inflating>)>,
+    // When what is half read was first noted.
+    since_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -323,6 +349,7 @@ impl Partial {
         inflater: Option<&mut Inflater>,
     ) -> Result<Option<Received<'a>>, Violation> {
         if head.opcode.is_control() {
+            self.since_ms = self.since_ms.filter(|_| self.message.is_some());
             let payload = Payload::Owned(std::mem::take(&mut self.control));
             return finish(head.opcode, payload).map(Some);
         }
@@ -330,6 +357,7 @@ impl Partial {
             return Ok(None);
         }
         let message = self.message.take().expect("a data frame opens or continues a message");
+        self.since_ms = None;
         if let Some(inflater) = inflater.filter(|_| message.is_deflated) {
             let inflated = inflater.inflate(&message.data, message_bytes_max)?;
             return self.finish_inflated(message.kind, inflated).map(Some);
@@ -555,6 +583,30 @@ mod tests {
         let expected = format!("Binary {}", "x".repeat(100));
         let whole = frame(0xC2, &incompressible);
         assert_with_at_every_split(Some(&mut inflater), &whole, &[&expected], 100);
+    }
+
+    #[test]
+    fn a_message_is_unfinished_since_its_first_byte_whatever_control_frames_come_between() {
+        let mut assembler = Assembler::default();
+        let mut feed = |now_ms, bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            let mut input = &mut bytes[..];
+            while assembler.read(&mut input, 100, None).unwrap().is_some() {}
+            assembler.note_unfinished(now_ms);
+            assembler.unfinished().map(|unfinished| (unfinished.since_ms, unfinished.bytes))
+        };
+        assert_eq!(feed(1, &frame(0x81, b"whole")), None);
+        assert_eq!(feed(2, &frame(0x01, b"abc")), Some((2, 3)));
+        assert_eq!(feed(3, &frame(0x89, b"?")), Some((2, 3)));
+        assert_eq!(feed(4, &frame(0x89, b"?")[..3]), Some((2, 3)));
+        assert_eq!(feed(5, &frame(0x89, b"?")[3..]), Some((2, 3)));
+        assert_eq!(feed(6, &frame(0x00, b"")), Some((2, 3)));
+        assert_eq!(feed(7, &frame(0x80, b"de")), None);
+        assert_eq!(feed(8, &frame(0x89, b"?")[..2]), Some((8, 0)));
+        assert_eq!(feed(9, &frame(0x89, b"?")[2..]), None);
+        // The next one begins in the bytes that end the one before.
+        assert_eq!(feed(10, &frame(0x01, b"a")), Some((10, 1)));
+        assert_eq!(feed(11, &[frame(0x80, b"b"), frame(0x01, b"c")].concat()), Some((11, 1)));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub const INVALID_DEFLATE: Reason = reason(1007, "compressed message is not vali
 pub const TOO_LARGE: Reason = reason(1009, "message too large");
 /// The peer did not answer a ping in time.
 pub const IDLE: Reason = reason(1001, "no answer to ping");
+/// A message was begun and not finished for too long.
+pub const UNFINISHED: Reason = reason(1008, "message not finished in time");
 /// The peer reads slower than it is sent to; reconnect.
 pub const SLOW_CLIENT: Reason = reason(1013, "reading too slowly");
 /// The topic that the client feeds is full; reconnect later.

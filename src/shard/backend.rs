@@ -19,7 +19,7 @@ impl Shard {
         let received = assembler.read(input, max, None);
         backend.assembler = assembler;
         match received {
-            Ok(None) => {}
+            Ok(None) => backend.assembler.note_unfinished(self.now.ms),
             Ok(Some(Received::Message(kind, payload))) => self.read_request(key, kind, payload),
             Ok(Some(Received::Ping(payload))) => {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));

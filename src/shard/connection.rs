@@ -81,6 +81,10 @@ pub struct Connection {
     pub listener: Listener,
 }
 
+/// The slowest pace of a message: it may take `limits.idle_ms`, and one second more for each so many of
+/// its bytes that came. So bytes that trickle in, or fragments without any, do not keep it for ever.
+const MESSAGE_BYTES_PER_S: u64 = 1024;
+
 /// How far a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -338,6 +342,19 @@ impl Connection {
             Stage::Client(client) => client.expires_unix_ms,
             _ => u64::MAX,
         }
+    }
+
+    /// When a message or frame that is half read has to be finished, on the shard's clock. Time in which
+    /// the connection is not read from is not judged.
+    pub fn message_due_ms(&self, idle_ms: u64) -> Option<u64> {
+        let assembler = match &self.stage {
+            Stage::Client(client) => &client.assembler,
+            Stage::Backend(backend) => &backend.assembler,
+            Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => return None,
+        };
+        let unfinished = assembler.unfinished().filter(|_| self.paused == 0)?;
+        let pace_ms = unfinished.bytes as u64 * 1000 / MESSAGE_BYTES_PER_S;
+        Some(unfinished.since_ms + idle_ms + pace_ms)
     }
 
     /// Its answers in order, if it asks questions.

@@ -256,7 +256,7 @@ impl Shard {
         let inflater = connection.compression.map(|_| &mut self.inflater);
         connection.is_inflating = false;
         match client.assembler.read(input, route.message_bytes, inflater) {
-            Ok(None) => {}
+            Ok(None) => client.assembler.note_unfinished(self.now.ms),
             Ok(Some(Received::Message(kind, payload))) => {
                 let route = route.clone();
                 self.handle_client_message(key, &route, kind, &payload);

@@ -280,6 +280,10 @@ impl Shard {
             self.counters.expired += 1;
             return self.close_with(key, close::TOKEN_EXPIRED);
         }
+        if connection.message_due_ms(limits.idle_ms).is_some_and(|due_ms| due_ms <= now_ms) {
+            self.counters.limits.unfinished_message += 1;
+            return self.close_with(key, close::UNFINISHED);
+        }
         // Silence while it waits for us does not count; silence while we wait for it does.
         let for_us = [Pause::Topic, Pause::Answers, Pause::Rate];
         let waits_for_us = connection.is_resuming

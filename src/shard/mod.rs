@@ -539,7 +539,10 @@ impl Shard {
     fn set_timer(&mut self, key: ConnectionKey, deadline_ms: u64) {
         if let Some(connection) = self.connections.get(key) {
             let left_ms = connection.expires_unix_ms().saturating_sub(self.now.unix_ms);
-            let deadline_ms = deadline_ms.min(self.now.ms.saturating_add(left_ms));
+            let message_due_ms = connection.message_due_ms(self.settings.limits.idle_ms);
+            let deadline_ms = deadline_ms
+                .min(self.now.ms.saturating_add(left_ms))
+                .min(message_due_ms.unwrap_or(u64::MAX));
             connection.set_timer_tick(self.timers.set(deadline_ms, Timer::Connection(key)));
         }
     }
