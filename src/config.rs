@@ -128,7 +128,7 @@ impl Config {
         let node = Node::read(&root, available)?;
         let api = Api::read(&root)?;
         let mesh = Mesh::read(&root)?;
-        let limits = Limits::read(&root, mesh.is_some())?;
+        let limits = Limits::read(&root, mesh.is_some(), node.cores.len())?;
         let edges = read_edges(&root, &api, &limits)?;
         let queue = Queue::read(&root, &edges)?;
         Ok(Self { node, api, edges, mesh, queue, limits, log: Log::read(&root)? })
@@ -377,7 +377,7 @@ const fn topic_bytes_min(message_bytes: usize) -> usize {
     2 * message_bytes + ENVELOPE_BYTES
 }
 
-const LIMITS_KEYS: [&str; 15] = [
+const LIMITS_KEYS: [&str; 17] = [
     "edge_message_bytes",
     "api_message_bytes",
     "head_bytes",
@@ -386,6 +386,8 @@ const LIMITS_KEYS: [&str; 15] = [
     "slow_client",
     "channels_per_client",
     "clients",
+    "api_connections",
+    "memory_bytes",
     "connections_per_address",
     "handshakes_per_address_s",
     "messages_per_s",
@@ -418,6 +420,14 @@ pub struct Limits {
     pub channels_per_client: usize,
     /// Clients of this node, up to 16,777,216. Default: 0, as many as descriptors and memory allow.
     pub clients: usize,
+    /// Connections of the API, up to 1,048,576; descriptors are set aside for so many. Default: 0, one
+    /// in 16 of the descriptors.
+    pub api_connections: usize,
+    /// Memory of the node in bytes: connections, what waits for them, what is half received, contexts,
+    /// channels, topics, and what the kernel takes for an idle connection. 64 MiB and 16 MiB more for
+    /// each core at least. Near it the node gives way in a documented order. Default: 0, three quarters
+    /// of what the control group or else the machine has.
+    pub memory_bytes: u64,
     /// Connections of one address, of IPv6 one /64 network, to all edges, up to 1,000,000. Default:
     /// 0, any number. Costs a message to another shard and back per connection, and about 50 bytes
     /// per address.
@@ -455,7 +465,7 @@ pub enum SlowClient {
 const MESH_ANSWER_MS_MIN: u64 = 1100;
 
 impl Limits {
-    fn read(root: &Section, has_mesh: bool) -> Result<Self, ConfigError> {
+    fn read(root: &Section, has_mesh: bool, cores: usize) -> Result<Self, ConfigError> {
         let section = root.table("limits")?.only(&LIMITS_KEYS)?;
         let bytes = |key, bounds, default| section.whole(key, BYTES, bounds, default);
         let count = |key, bounds, default| section.whole(key, "", bounds, default);
@@ -470,6 +480,8 @@ impl Limits {
             slow_client: section.choice("slow_client", &slow_client, SlowClient::Close)?,
             channels_per_client: count("channels_per_client", 1..=1 << 20, 1024)?,
             clients: count("clients", 0..=1 << 24, 0)?,
+            api_connections: count("api_connections", 0..=1 << 20, 0)?,
+            memory_bytes: memory_bytes(&section, cores)?,
             connections_per_address: limit(&section, "connections_per_address", 0)?,
             handshakes_per_address_s: limit(&section, "handshakes_per_address_s", 0)?,
             messages_per_s: limit(&section, "messages_per_s", 0)?,
@@ -494,6 +506,25 @@ impl Limits {
         }
         Ok(limits)
     }
+}
+
+/// The least budget of a node with so many cores: what its shards take without a client, and as much
+/// again.
+pub fn memory_bytes_min(cores: usize) -> u64 {
+    (64 << 20) + (cores as u64) * (16 << 20)
+}
+
+fn memory_bytes(section: &Section, cores: usize) -> Result<u64, ConfigError> {
+    let bytes = section.whole("memory_bytes", BYTES, 0..=1u64 << 50, 0)?;
+    let least = memory_bytes_min(cores);
+    if bytes > 0 && bytes < least {
+        let reason = format!(
+            "expected at least {least} with {cores} cores, or 0 for three quarters of what there is; \
+             found {bytes}"
+        );
+        return Err(section.fault(&["memory_bytes"], reason));
+    }
+    Ok(bytes)
 }
 
 const LOG_KEYS: [&str; 2] = ["level", "format"];

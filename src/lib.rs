@@ -98,6 +98,12 @@
 //! The shard names `tracing`, which is a facade: what becomes of an event is for `node` to say, and
 //! nothing of that is I/O in the shard. The layers below it log nothing.
 //!
+//! # How much a node holds
+//!
+//! `runtime::memory` counts what is allocated, so nothing that peers make a node hold is missing and no
+//! message pays for it. `runtime::budget` compares it with `limits.memory_bytes` and tells each shard
+//! once a turn; `shard::memory` says what gives way, in which order, and does its shard's part.
+//!
 //! # The thread of the mesh
 //!
 //! [`mesh::Mesh`] is a value as a shard is, and `mesh::quic` its driver, on one thread beside the

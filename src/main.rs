@@ -16,8 +16,13 @@ use gridcast::doctor::{self, Machine, Plan, State};
 use gridcast::node;
 use gridcast::runtime;
 use gridcast::runtime::log::{self, FLUSH_MAX, Format, Log};
+use gridcast::runtime::memory::CountingAllocator;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::Level;
+
+/// For `limits.memory_bytes`.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     // Without a thread for the log there is no way to say so that cannot end in a panic or a wait.

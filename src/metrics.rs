@@ -84,6 +84,10 @@ counters! {
         compressions: "Messages compressed: for one client, or once for all subscribers of a shard",
         compressed: "Messages put into outbound buffers compressed",
         compression_saved_bytes: "Bytes by which those were shorter",
+        shed_readers: "Connections closed for want of memory: what waited for them was the largest",
+        shed_holders: "Connections closed for want of memory: they held most, of whatever kind",
+        shed_frames: "Frames that failed for want of memory: their clients had not read those before",
+        shed_arrivals: "Clients and back ends refused with 503, or closed at once, for want of memory",
         slow_closed: "Clients closed because they read too slowly",
         violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
         panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
@@ -98,6 +102,8 @@ counters! {
         headers: "Requests refused with 431",
         outbound_bytes: "Frames without room, and peers not read from until they read",
         channels_per_client: "Subscriptions and handshakes refused",
+        memory_bytes: "Connections closed and refused, and frames that failed, for want of memory",
+        api_connections: "Connections of the API closed because there were as many as there may be",
         clients: "Clients refused because there were as many as there may be",
         connections_per_address: "Connections closed at once",
         handshakes_per_address_s: "Connections closed at once",
@@ -122,6 +128,18 @@ counters! {
 }
 
 impl Counters {
+    /// So many frames, which count as failed elsewhere, failed for want of memory.
+    pub fn note_shed_frames(&mut self, frames: u64) {
+        self.shed_frames += frames;
+        self.limits.memory_bytes += frames;
+    }
+
+    /// Somebody may not come in for want of memory.
+    pub fn note_shed_arrival(&mut self) {
+        self.shed_arrivals += 1;
+        self.limits.memory_bytes += 1;
+    }
+
     /// A message to one client is compressed, if that saved bytes.
     pub fn note_compression(&mut self, saved_bytes: usize) {
         let is_compressed = u64::from(saved_bytes > 0);
@@ -172,6 +190,10 @@ pub struct Report {
 pub struct ProcessReport {
     /// Lines of the log that were not written.
     pub log_lines_dropped: u64,
+    /// Memory in use, in bytes.
+    pub memory_bytes: u64,
+    /// The budget for it.
+    pub memory_limit_bytes: u64,
 }
 
 /// How things stand between a node and the others.
@@ -354,11 +376,20 @@ impl Collector for MeshReport {
 const PROCESS_COUNTERS: [Gauge<ProcessReport>; 1] =
     [("log_lines_dropped", "Lines of the log that were not written", |p| p.log_lines_dropped)];
 
+const PROCESS_GAUGES: [Gauge<ProcessReport>; 2] = [
+    ("memory_bytes", "Memory in use, as limits.memory_bytes counts it", |p| p.memory_bytes),
+    ("memory_limit_bytes", "The budget for it: limits.memory_bytes", |p| p.memory_limit_bytes),
+];
+
 impl ProcessReport {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for (name, help, value) in PROCESS_COUNTERS {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value(self)).encode(metric)?;
+        }
+        for (name, help, value) in PROCESS_GAUGES {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value(self) as i64).encode(metric)?;
         }
         Ok(())
     }
@@ -447,7 +478,8 @@ mod tests {
         reports[0].counters.delivered = 3;
         reports[1].counters.delivered = 4;
         reports[1].clients = 5;
-        reports[0].process = Some(ProcessReport { log_lines_dropped: 6 });
+        reports[0].process =
+            Some(ProcessReport { log_lines_dropped: 6, memory_bytes: 7, memory_limit_bytes: 8 });
         reports[1].turns.add(20);
         reports[1].turns.add(1_000_000);
         let topic =
@@ -473,6 +505,8 @@ mod tests {
             "gridcast_mesh_sessions_ended_total 2",
             "gridcast_mesh_sent_bytes_total{node=\"7\"} 8",
             "gridcast_mesh_node_linked{node=\"7\"} 1",
+            "gridcast_memory_bytes 7",
+            "gridcast_memory_limit_bytes 8",
             "# EOF",
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");

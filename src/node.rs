@@ -18,8 +18,9 @@ use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
+use crate::runtime::check::Places;
 use crate::runtime::log::{FLUSH_MAX, Log};
-use crate::runtime::{self, Listening, Port, Renewals, Summary, TlsContext};
+use crate::runtime::{self, Capacity, Listening, Port, Renewals, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::interest::Interest;
 use crate::shard::rate::{Quota, Rate};
@@ -52,8 +53,9 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
-    let clients_max = clients_max(config, runtime::check::check(cores.len()).map_err(NodeError)?);
-    runtime::check::grow_descriptor_table(clients_max, cores.len());
+    let places = runtime::check::check(cores.len(), config.limits.api_connections);
+    let capacity = capacity(config, places.map_err(NodeError)?);
+    runtime::check::grow_descriptor_table(capacity.clients, cores.len());
     let api = listen(config.api.bind, &config.api.tls, cores.len(), "api.bind")?;
     let edges = config
         .edges
@@ -78,7 +80,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     };
     let spin = Duration::from_micros(config.node.spin_us);
     let (shards, port) =
-        runtime::start(&settings, cores, listeners, clients_max, spin, failures.clone())
+        runtime::start(&settings, cores, listeners, capacity, spin, failures.clone())
             .map_err(failed)?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
@@ -156,6 +158,54 @@ fn level(level: Level) -> tracing::Level {
         Level::Warn => tracing::Level::WARN,
         Level::Info => tracing::Level::INFO,
         Level::Debug => tracing::Level::DEBUG,
+    }
+}
+
+/// What the node takes in: as the configuration says, or as descriptors and memory allow.
+fn capacity(config: &Config, places: Places) -> Capacity {
+    let wanted = config.limits.api_connections;
+    if wanted > places.callers {
+        let callers = places.callers;
+        tracing::warn!(
+            "limits.api_connections is {wanted}, but descriptors allow {callers}; see `ulimit -n`"
+        );
+    }
+    Capacity {
+        clients: clients_max(config, places.clients),
+        callers: places.callers,
+        memory_bytes: memory_bytes(config),
+    }
+}
+
+/// The memory budget: as the configuration says, or three quarters of what there is. The rest is for
+/// what the allocator wastes, for what the kernel keeps for peers that do not read, and for the program.
+fn memory_bytes(config: &Config) -> u64 {
+    let usable = runtime::check::usable_memory();
+    match (config.limits.memory_bytes, usable) {
+        (0, Some(usable)) => {
+            let share = usable / 4 * 3;
+            let least = config::memory_bytes_min(config.node.cores.len());
+            if share < least {
+                tracing::warn!(
+                    "memory: {} MiB are few for this number of cores; see `gridcast doctor`",
+                    usable >> 20
+                );
+            }
+            share.max(least)
+        }
+        (0, None) => {
+            tracing::warn!(
+                "limits.memory_bytes: not set, and neither a limit nor the machine's memory could be read: there is no budget"
+            );
+            0
+        }
+        (wanted, Some(usable)) if wanted > usable => {
+            tracing::warn!(
+                "limits.memory_bytes is {wanted}, but the control group or machine has {usable}"
+            );
+            wanted
+        }
+        (wanted, _) => wanted,
     }
 }
 

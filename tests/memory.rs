@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use gridcast::address::{IdLayout, IdSource, NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::shard::interest::Interest;
+use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::{Edge, Route, Settings};
-use gridcast::shard::{Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Shard, Shortage, Usage};
 use shard_value::{call, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
@@ -32,13 +34,21 @@ fn settings(shards: usize, outbound_bytes: usize) -> Settings {
 
 fn publish(data: &str) -> Vec<u8> {
     let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"a","d":"{data}"}},"i":1}}"#);
-    if json.len() < 126 { call(&json) } else { long_call(&json) }
+    if data.is_empty() { call(&json) } else { long_call(&json) }
 }
 
 /// The frame of a call of any length, with a mask of zeros.
 fn long_call(json: &str) -> Vec<u8> {
-    let length = (json.len() as u64).to_be_bytes();
-    [&[0x81, 0xFF], &length[..], &[0; 4], json.as_bytes()].concat()
+    [&head(0x81, json.len())[..], json.as_bytes()].concat()
+}
+
+/// The head of a frame with a mask of zeros.
+fn head(first: u8, length: usize) -> Vec<u8> {
+    match u16::try_from(length) {
+        Ok(short) if length < 126 => [&[first, 0x80 | short as u8][..], &[0; 4]].concat(),
+        Ok(short) => [&[first, 0xFE][..], &short.to_be_bytes(), &[0; 4]].concat(),
+        Err(_) => [&[first, 0xFF][..], &(length as u64).to_be_bytes(), &[0; 4]].concat(),
+    }
 }
 
 /// Writes all that waits for the back end; what waits for the client stays in flight for good.
@@ -142,4 +152,235 @@ fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_ba
     let places: Vec<_> = (10..40).map(|number| text.find(&id(number))).collect();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "each, in order");
     assert!(shard.is_receiving(back_end));
+}
+
+/// What a node with a budget of 1,000 bytes is told when so many of them are in use.
+fn usage(bytes: u64, before: Shortage) -> Usage {
+    let limit_bytes = 1000;
+    Usage { bytes, limit_bytes, shortage: before.after(bytes, limit_bytes) }
+}
+
+/// The code of the close frame that text ends with.
+fn close_code(written: &[u8]) -> Option<u16> {
+    let at = written.iter().rposition(|&byte| byte == 0x88)?;
+    Some(u16::from_be_bytes([*written.get(at + 2)?, *written.get(at + 3)?]))
+}
+
+/// A shard with clients of channels of their own, `0` and on, and a back end; all handshakes are
+/// written.
+fn node_of(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
+    let mut shard = Shard::new(ShardId(0), &settings(1, OUTBOUND_BYTES), NOW);
+    let open = |number| format!("/ws?channels={number}");
+    let clients: Vec<_> = (0..clients)
+        .map(|number| upgraded(&mut shard, NOW, Listener::Edge(0), &open(number)))
+        .collect();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    while let Some((key, batch)) = shard.poll_urgent_write() {
+        let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+        shard.handle_written(NOW, key, bytes, true);
+    }
+    (shard, clients, back_end)
+}
+
+/// Publishes to the channel of one client.
+fn publish_to(shard: &mut Shard, back_end: ConnectionKey, channel: usize, bytes: usize) {
+    let data = "x".repeat(bytes);
+    let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"{channel}","d":"{data}"}},"i":1}}"#);
+    shard.handle_bytes(NOW, back_end, &mut long_call(&json));
+}
+
+fn is_open(shard: &mut Shard, key: ConnectionKey) -> bool {
+    shard.is_receiving(key)
+}
+
+/// The connections that are to be closed at once.
+fn closed(shard: &mut Shard) -> Vec<ConnectionKey> {
+    let mut closed = Vec::new();
+    while let Some(action) = shard.poll_action() {
+        if let Action::Close(key) = action {
+            closed.push(key);
+            shard.handle_closed(key);
+        }
+    }
+    closed
+}
+
+#[test]
+fn near_the_budget_the_largest_outbound_queues_go_first_and_no_more_than_needed() {
+    let (mut shard, clients, back_end) = node_of(20);
+    for (number, _) in clients.iter().enumerate() {
+        // Four hold 400 KB, the others 20.
+        publish_to(&mut shard, back_end, number, if number % 5 == 0 { 400_000 } else { 20_000 });
+    }
+    let limit_bytes = 2_400_000;
+    let mut used = 4 * 400_000 + 16 * 20_000;
+    let mut shortage = Shortage::None;
+    let mut told = Vec::new();
+    for ms in 0..50 {
+        shortage = shortage.after(used, limit_bytes);
+        shard.handle_memory(Usage { bytes: used, limit_bytes, shortage });
+        shard.handle_turn(Now { ms, ..NOW });
+        while let Some((key, batch)) = shard.poll_urgent_write() {
+            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+            if clients.contains(&key) && close_code(&bytes) == Some(1013) {
+                told.push(key);
+                used -= 400_000;
+            }
+        }
+    }
+    assert_eq!(told, [clients[0]], "80 % are in use: one of the largest brings that below 75");
+    let counters = shard.counters();
+    assert_eq!((counters.shed_readers, counters.limits.memory_bytes), (1, 1));
+    assert_eq!(shard.poll_timeout().map(|ms| ms > 1000), Some(true), "nothing more to look for");
+}
+
+#[test]
+fn whoever_has_taken_nothing_of_what_is_on_its_way_is_cut_off_so_that_its_memory_is_free() {
+    let (mut shard, clients, back_end) = node_of(2);
+    publish_to(&mut shard, back_end, 0, 100_000);
+    write_to(&mut shard, back_end);
+    publish_to(&mut shard, back_end, 0, 100_000);
+    write_to(&mut shard, back_end);
+    shard.handle_memory(usage(850, Shortage::None));
+    shard.handle_turn(NOW);
+    assert_eq!(closed(&mut shard), [clients[0]]);
+    assert!(is_open(&mut shard, clients[1]));
+}
+
+#[test]
+fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_told() {
+    let (mut shard, _, back_end) = node_of(1);
+    shard.handle_memory(usage(849, Shortage::None));
+    assert!(!shard.closes_arrivals(true));
+    shard.handle_memory(usage(850, Shortage::None));
+    let mut answer = |listener, path: &str| {
+        let key = upgraded(&mut shard, NOW, listener, path);
+        let text = write_to(&mut shard, key);
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(answer(Listener::Edge(0), "/ws"), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(answer(Listener::Api, "/ws/v1"), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(answer(Listener::Api, "/readyz"), "HTTP/1.1 503 Service Unavailable");
+    assert_eq!(answer(Listener::Api, "/healthz"), "HTTP/1.1 200 OK");
+    assert_eq!(answer(Listener::Api, "/metrics"), "HTTP/1.1 200 OK");
+    assert!(shard.closes_arrivals(true), "a handshake of TLS is not begun");
+    assert!(!shard.closes_arrivals(false));
+    assert_eq!(shard.counters().shed_arrivals, 2);
+    // Those who are there go on.
+    publish_to(&mut shard, back_end, 0, 10);
+    assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
+    shard.handle_memory(usage(799, Shortage::Arrivals));
+    let key = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
+    assert!(write_to(&mut shard, key).starts_with("HTTP/1.1 101"));
+}
+
+#[test]
+fn when_memory_is_shorter_frames_fail_for_those_who_do_not_read_and_reach_those_who_do() {
+    let (mut shard, _, back_end) = node_of(2);
+    // This one is written, and stays in flight.
+    publish_to(&mut shard, back_end, 0, 10);
+    write_to(&mut shard, back_end);
+    shard.handle_memory(usage(900, Shortage::None));
+    for (channel, tally) in [(0, r#"{"s":0,"f":1}"#), (1, r#"{"s":1,"f":0}"#)] {
+        publish_to(&mut shard, back_end, channel, 10);
+        let answer = write_to(&mut shard, back_end);
+        assert!(answer.contains(tally), "{answer}");
+    }
+    assert_eq!((shard.counters().shed_frames, shard.counters().slow_closed), (1, 0));
+    shard.handle_memory(usage(849, Shortage::Frames));
+    publish_to(&mut shard, back_end, 0, 10);
+    assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
+}
+
+#[test]
+fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
+    let (mut shard, clients, back_end) = node_of(3);
+    // A message and a request that are never finished.
+    let mut half = [&head(0x82, 40_000)[..], &[0; 39_000]].concat();
+    shard.handle_bytes(NOW, clients[1], &mut half);
+    let remote = ([127, 0, 0, 1], 1).into();
+    let request = shard.handle_accepted(NOW, Listener::Api, remote).expect("the node is up");
+    let head = "POST /v1/mesh/send HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50000\r\n\r\n";
+    shard.handle_bytes(NOW, request, &mut [head.as_bytes(), &[b' '; 45_000]].concat());
+    shard.handle_memory(usage(940, Shortage::None));
+    shard.handle_turn(NOW);
+    assert_eq!(shard.counters().limits.memory_bytes, 0, "there is no outbound queue to give up");
+    shard.handle_memory(usage(950, Shortage::Frames));
+    let mut told = String::new();
+    for ms in [200, 400, 600] {
+        shard.handle_turn(Now { ms, ..NOW });
+        while let Some((key, batch)) = shard.poll_urgent_write() {
+            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+            told += &String::from_utf8_lossy(&bytes);
+            shard.handle_written(NOW, key, bytes.len(), true);
+        }
+    }
+    assert!(told.contains("HTTP/1.1 503"), "{told}");
+    assert!(told.contains("short of memory, try again later"), "{told}");
+    let counters = shard.counters();
+    assert_eq!(counters.shed_holders, 2);
+    assert!([clients[0], clients[2], back_end].into_iter().all(|key| is_open(&mut shard, key)));
+    assert!(shard.closes_arrivals(false));
+}
+
+/// A shard whose API has a user, and a connection of the API that has said nothing.
+fn node_with_user() -> Shard {
+    let mut settings = settings(1, OUTBOUND_BYTES);
+    let user = User {
+        name: "app".into(),
+        scheme: Scheme::Bearer,
+        secret: Secret::Plain("secret".into()),
+        roles: Roles::ALL,
+        from: Vec::new(),
+        requests_per_s: 0,
+    };
+    settings.api.quotas = [Quota::new(&user)].into();
+    settings.api.users = [user].into();
+    Shard::new(ShardId(0), &settings, NOW)
+}
+
+fn ask(shard: &mut Shard, key: ConnectionKey, now: Now, headers: &str) {
+    let request = format!("GET /version HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}\r\n");
+    shard.handle_bytes(now, key, &mut request.into_bytes());
+}
+
+const CREDENTIALS: &str = "Authorization: Bearer secret\r\n";
+
+#[test]
+fn of_the_api_the_stranger_that_came_first_goes_for_a_newcomer_and_nobody_else() {
+    let mut shard = node_with_user();
+    let remote = ([127, 0, 0, 1], 1).into();
+    let keys: Vec<_> = (0..4)
+        .map(|_| shard.handle_accepted(NOW, Listener::Api, remote).expect("the node is up"))
+        .collect();
+    ask(&mut shard, keys[0], NOW, CREDENTIALS);
+    ask(&mut shard, keys[1], NOW, "Authorization: Bearer wrong\r\n");
+    assert!(shard.evict_stranger());
+    assert_eq!(closed(&mut shard), [keys[1]]);
+    ask(&mut shard, keys[2], NOW, CREDENTIALS);
+    assert!(shard.evict_stranger());
+    assert_eq!(closed(&mut shard), [keys[3]]);
+    assert!(!shard.evict_stranger(), "those who have shown who they are keep their places");
+}
+
+#[test]
+fn a_stranger_of_the_api_has_its_place_for_the_time_of_a_handshake_whatever_it_asks() {
+    let mut shard = node_with_user();
+    let remote = ([127, 0, 0, 1], 1).into();
+    let accept = |shard: &mut Shard| shard.handle_accepted(NOW, Listener::Api, remote).expect("up");
+    let (stranger, known) = (accept(&mut shard), accept(&mut shard));
+    ask(&mut shard, known, NOW, CREDENTIALS);
+    for ms in (0..=10_000).step_by(1000) {
+        let now = Now { ms, us: ms * 1000, ..NOW };
+        ask(&mut shard, stranger, now, "Authorization: Bearer\r\n");
+        shard.handle_turn(now);
+        while let Some((key, batch)) = shard.poll_urgent_write() {
+            let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+            shard.handle_written(now, key, bytes, true);
+        }
+        let is_shut = std::iter::from_fn(|| shard.poll_action())
+            .any(|action| action == Action::Shutdown(stranger));
+        assert_eq!(is_shut, ms == 10_000, "after {ms} ms");
+    }
+    assert!(is_open(&mut shard, known));
 }

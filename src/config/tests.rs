@@ -141,6 +141,8 @@ fn every_key_is_read() {
         slow_client: SlowClient::Drop,
         channels_per_client: 60,
         clients: 70,
+        api_connections: 74,
+        memory_bytes: 1_000_000_000,
         connections_per_address: 71,
         handshakes_per_address_s: 72,
         messages_per_s: 73,

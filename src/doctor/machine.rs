@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, geteuid, getrlimit};
 
-use super::cgroup::{self, Limits};
+use crate::runtime::cgroup::{self, Limits};
 use crate::runtime::check;
 
 /// The settings below /proc/sys that are judged.
@@ -97,7 +97,10 @@ impl Machine {
             is_root: geteuid().is_root(),
             descriptors: getrlimit(Resource::Nofile).maximum,
             locked_bytes: getrlimit(Resource::Memlock).maximum,
-            memory_bytes: text("/proc/meminfo").as_deref().and_then(memory_total).unwrap_or(0),
+            memory_bytes: text("/proc/meminfo")
+                .as_deref()
+                .and_then(cgroup::memory_total)
+                .unwrap_or(0),
             group: cgroup::limits(&groups, |path| text(path)),
             swaps: text("/proc/swaps").as_deref().map(swaps).unwrap_or_default(),
             huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -224,12 +227,6 @@ fn numbers(text: &str) -> Vec<u64> {
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
-/// Bytes, from the text of /proc/meminfo, which tells KiB.
-fn memory_total(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(numbers(line).first()? * 1024)
-}
-
 /// The names in /proc/swaps, which begins with a line of titles.
 fn swaps(text: &str) -> Vec<String> {
     let lines = text.lines().skip(1);
@@ -252,10 +249,6 @@ mod tests {
         assert_eq!(cpu_list("3"), [3]);
         assert!(cpu_list("").is_empty() && cpu_list("a-b").is_empty());
         assert_eq!(numbers("4096\t131072\t6291456"), [4096, 131_072, 6_291_456]);
-        assert_eq!(
-            memory_total("MemFree: 1 kB\nMemTotal:       24684092 kB"),
-            Some(25_276_510_208)
-        );
         assert_eq!(selected("always [madvise] never").as_deref(), Some("madvise"));
         assert_eq!(swaps("Filename\tType\n/dev/sda2 partition 1 0 -2"), ["/dev/sda2"]);
         assert!(swaps("Filename\tType").is_empty());

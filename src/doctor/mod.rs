@@ -6,7 +6,6 @@
 //!   interfaces. `cpu.rs`: cores and clocks. `memory.rs`: memory. Each check is a function of the
 //!   machine and the plan.
 
-mod cgroup;
 mod cpu;
 mod finding;
 mod machine;
@@ -30,6 +29,10 @@ pub struct Plan {
     pub cores: Vec<usize>,
     /// Clients, as `limits.clients` says; 0: what descriptors and memory allow.
     pub clients: u64,
+    /// Connections of the API, as `limits.api_connections` says; 0: a share of the descriptors.
+    pub api_connections: u64,
+    /// The memory budget, as `limits.memory_bytes` says; 0: three quarters of what there is.
+    pub memory_bytes: u64,
     /// Whether there are other nodes.
     pub has_mesh: bool,
 }
@@ -40,6 +43,8 @@ impl Plan {
         Self {
             cores: config.node.cores.clone(),
             clients: config.limits.clients as u64,
+            api_connections: config.limits.api_connections as u64,
+            memory_bytes: config.limits.memory_bytes,
             has_mesh: config.mesh.is_some(),
         }
     }
@@ -47,7 +52,13 @@ impl Plan {
     /// Where nothing is known: all CPUs that the process may use, as many clients as it takes, and
     /// a mesh, since a machine that is fit for one is fit to be alone.
     pub fn unknown(available: &[usize]) -> Self {
-        Self { cores: available.to_vec(), clients: 0, has_mesh: true }
+        Self {
+            cores: available.to_vec(),
+            clients: 0,
+            api_connections: 0,
+            memory_bytes: 0,
+            has_mesh: true,
+        }
     }
 
     /// The clients to be ready for.
@@ -56,7 +67,9 @@ impl Plan {
             return self.clients;
         }
         let descriptors = machine.descriptors.unwrap_or(u64::MAX);
-        let by_descriptors = check::clients_allowed(descriptors, self.cores.len()).unwrap_or(0);
+        let by_descriptors =
+            check::clients_allowed(descriptors, self.cores.len(), self.api_connections)
+                .unwrap_or(0);
         by_descriptors.min(memory::clients_allowed(machine))
     }
 }
@@ -79,7 +92,7 @@ pub struct Report {
 /// A check; `None`: it does not apply here.
 type Check = fn(&Machine, &Plan) -> Option<Finding>;
 
-const CHECKS: [Check; 26] = [
+const CHECKS: [Check; 27] = [
     process::kernel,
     process::io_uring,
     process::io_uring_disabled,
@@ -87,6 +100,7 @@ const CHECKS: [Check; 26] = [
     process::open_files,
     process::locked_memory,
     memory::room,
+    memory::budget,
     memory::swap,
     memory::huge_pages,
     cpu::quota,

@@ -66,7 +66,7 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "descriptors (RLIMIT_NOFILE)";
     let cores = plan.cores.len();
     let Some(limit) = machine.descriptors else { return Some(Finding::ok(name, "unlimited")) };
-    let enough = check::descriptors_needed(plan.clients.max(1), cores);
+    let enough = check::descriptors_needed(plan.clients.max(1), cores, plan.api_connections);
     let mend = |descriptors: u64| {
         let first = match machine.setting("fs.nr_open") {
             Some(most) if most < descriptors => format!("sysctl -w fs.nr_open={descriptors}; "),
@@ -74,7 +74,7 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
         };
         format!("{first}LimitNOFILE={descriptors} in the systemd unit, or nofile in limits.conf")
     };
-    let Some(clients) = check::clients_allowed(limit, cores) else {
+    let Some(clients) = check::clients_allowed(limit, cores, plan.api_connections) else {
         let wanted = format!("{enough}, or it does not start");
         return Some(Finding::wrong(name, limit.to_string(), wanted, mend(enough)));
     };
@@ -94,7 +94,8 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
 pub(super) fn open_files(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "fs.file-max";
     let most = machine.setting(name)?;
-    let needed = check::descriptors_needed(plan.clients_on(machine), plan.cores.len());
+    let needed =
+        check::descriptors_needed(plan.clients_on(machine), plan.cores.len(), plan.api_connections);
     Some(if most >= needed {
         Finding::ok(name, most.to_string())
     } else {

@@ -47,7 +47,13 @@ fn machine() -> Machine {
 }
 
 fn plan() -> Plan {
-    Plan { cores: vec![0, 1], clients: 500_000, has_mesh: true }
+    Plan {
+        cores: vec![0, 1],
+        clients: 500_000,
+        api_connections: 0,
+        memory_bytes: 0,
+        has_mesh: true,
+    }
 }
 
 /// The only thing that is not right with a machine.
@@ -84,7 +90,7 @@ fn a_machine_that_is_right_is_told_so_by_every_check() {
     let report = examine(&machine(), &plan());
     assert_eq!(report.state, State::Ok, "{report}");
     assert_eq!(report.findings.len(), CHECKS.len());
-    assert!(report.to_string().ends_with("26 ok, 0 to look at, 0 wrong"), "{report}");
+    assert!(report.to_string().ends_with("27 ok, 0 to look at, 0 wrong"), "{report}");
 }
 
 #[test]
@@ -187,6 +193,23 @@ fn memory_is_that_of_the_group_where_it_has_less() {
     let plan = Plan { clients: 0, ..plan() };
     assert!(plan.clients_on(&machine) < 300_000);
     assert_eq!(examine(&machine, &plan).state, State::Ok);
+}
+
+#[test]
+fn a_memory_budget_is_compared_with_what_there_is_and_with_clients_at_rest() {
+    let judged = |memory_bytes, clients| {
+        let report = examine(&machine(), &Plan { memory_bytes, clients, ..plan() });
+        let budget = report.findings.iter().find(|finding| finding.name.starts_with("memory bud"));
+        let budget = budget.expect("it is judged");
+        (budget.state, budget.found.clone())
+    };
+    let (state, found) = judged(0, 500_000);
+    assert!(state == State::Ok && found.starts_with("12288 MiB"), "{found}");
+    assert_eq!(judged(8 << 30, 500_000).0, State::Ok);
+    assert_eq!(judged(13 << 30, 500_000).0, State::Warn);
+    assert_eq!(judged(17 << 30, 500_000).0, State::Wrong);
+    // Shedding would begin with clients that do nothing.
+    assert_eq!(judged(1 << 30, 500_000).0, State::Warn);
 }
 
 #[test]

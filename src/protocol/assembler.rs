@@ -69,6 +69,14 @@ pub struct Unfinished {
 }
 
 impl Assembler {
+    /// Memory that the half-read message takes.
+    pub fn held_bytes(&self) -> usize {
+        let message = |partial: &Partial| {
+            size_of::<Partial>() + partial.message.as_ref().map_or(0, |open| open.data.capacity())
+        };
+        self.partial.as_deref().map_or(0, message)
+    }
+
     /// Notes the time for a message or frame that is half read, if this is the first time. To be called
     /// when [`Self::read`] gave nothing.
     pub fn note_unfinished(&mut self, now_ms: u64) {

@@ -29,6 +29,8 @@ pub const IDLE: Reason = reason(1001, "no answer to ping");
 pub const UNFINISHED: Reason = reason(1008, "message not finished in time");
 /// The peer reads slower than it is sent to; reconnect.
 pub const SLOW_CLIENT: Reason = reason(1013, "reading too slowly");
+/// The node is short of memory, and the peer holds much of it; reconnect later.
+pub const MEMORY: Reason = reason(1013, "short of memory, try again later");
 /// The topic that the client feeds is full; reconnect later.
 pub const TOPIC_FULL: Reason = reason(1013, "topic is full, try again later");
 

@@ -4,6 +4,7 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::cgroup;
 use super::ring::{LOCKED_PAGES, PROBE_LOCKED_PAGES, Ring};
 
 const PAGE_BYTES: u64 = 4096;
@@ -24,16 +25,35 @@ const TABLE_MAX: u64 = 1 << 22;
 /// Those that have to be left for connections, at least.
 const DESCRIPTORS_LEFT: u64 = 64;
 
+/// Connections that there are descriptors for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// Of clients.
+    pub clients: usize,
+    /// Of the API.
+    pub callers: usize,
+}
+
 /// Checks io_uring, locked memory and descriptors, raising soft limits to the hard ones; gives the
-/// number of clients that descriptors allow.
+/// connections that descriptors allow, where the API is to have so many (0: its share).
 ///
 /// # Errors
 /// One line that says what is missing, how to see it and how to mend it.
-pub fn check(cores: usize) -> Result<usize, String> {
+pub fn check(cores: usize, api_connections: usize) -> Result<Places, String> {
     check_locked_memory(cores)?;
-    let clients = check_descriptors(cores)?;
+    let places = check_descriptors(cores, api_connections)?;
     check_ring()?;
-    Ok(clients)
+    Ok(places)
+}
+
+/// The memory that the process may use, in bytes: its control group's limit, or the machine's memory if
+/// that is less. `None`: neither is known.
+pub fn usable_memory() -> Option<u64> {
+    let text = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = text("/proc/meminfo").as_deref().and_then(cgroup::memory_total);
+    let groups = text("/proc/self/cgroup").unwrap_or_default();
+    let group = cgroup::limits(&groups, text).memory_bytes;
+    [machine, group].into_iter().flatten().min()
 }
 
 /// Makes a ring of the kind that each shard has, and drops it.
@@ -57,16 +77,27 @@ pub fn locked_bytes(cores: usize) -> u64 {
     (PROBE_LOCKED_PAGES + cores as u64 * per_core) * PAGE_BYTES
 }
 
-/// The clients that so many descriptors allow: what the node itself takes is not theirs, and one in
-/// 16 of the others is kept for back ends. `None`: it cannot start.
-pub fn clients_allowed(descriptors: u64, cores: usize) -> Option<u64> {
+/// The clients that so many descriptors allow: what the node itself takes is not theirs, nor what the
+/// API's connections may take: so many, or with 0 one in 16 of the others. `None`: it cannot start.
+pub fn clients_allowed(descriptors: u64, cores: usize, api_connections: u64) -> Option<u64> {
     let left = descriptors.checked_sub(own_descriptors(cores))?;
-    (left >= DESCRIPTORS_LEFT).then_some(left - left / 16)
+    (left >= DESCRIPTORS_LEFT).then(|| left - callers_of(left, api_connections))
+}
+
+/// Of so many descriptors, those of the API: half of them at most.
+fn callers_of(left: u64, api_connections: u64) -> u64 {
+    match api_connections {
+        0 => left / 16,
+        wanted => wanted.min(left / 2),
+    }
 }
 
 /// The descriptors that so many clients take: the other way round. Of clients at most 2^40.
-pub fn descriptors_needed(clients: u64, cores: usize) -> u64 {
-    let left = clients.saturating_sub(1) * 16 / 15 + 1;
+pub fn descriptors_needed(clients: u64, cores: usize, api_connections: u64) -> u64 {
+    let left = match api_connections {
+        0 => clients.saturating_sub(1) * 16 / 15 + 1,
+        callers => clients.max(callers) + callers,
+    };
     own_descriptors(cores) + left.max(DESCRIPTORS_LEFT)
 }
 
@@ -89,13 +120,21 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
     ))
 }
 
-fn check_descriptors(cores: usize) -> Result<usize, String> {
-    let Some(limit) = raise(Resource::Nofile) else { return Ok(usize::MAX) };
-    clients_allowed(limit, cores).map(|clients| clients as usize).ok_or_else(|| {
+fn check_descriptors(cores: usize, api_connections: usize) -> Result<Places, String> {
+    let wanted = api_connections as u64;
+    let Some(limit) = raise(Resource::Nofile) else {
+        let callers = if api_connections == 0 { usize::MAX } else { api_connections };
+        return Ok(Places { clients: usize::MAX, callers });
+    };
+    let places = |clients: u64| {
+        let callers = (limit - own_descriptors(cores) - clients) as usize;
+        Places { clients: clients as usize, callers }
+    };
+    clients_allowed(limit, cores, wanted).map(places).ok_or_else(|| {
         format!(
             "descriptors: {cores} cores need {} at least, the limit is {limit}; see it with \
              `ulimit -n`; raise it with LimitNOFILE= in the systemd unit or nofile in limits.conf",
-            descriptors_needed(0, cores)
+            descriptors_needed(0, cores, wanted)
         )
     })
 }
@@ -106,7 +145,7 @@ fn check_descriptors(cores: usize) -> Result<usize, String> {
 /// so a shard would stand still each time that the number of connections has doubled.
 pub fn grow_descriptor_table(clients: usize, cores: usize) {
     let clients = TABLE_MAX.min(clients as u64);
-    let needed = descriptors_needed(clients, cores).min(TABLE_MAX);
+    let needed = descriptors_needed(clients, cores, 0).min(TABLE_MAX);
     // One of the highest number there will be makes the table; it is closed at once. A table that
     // cannot be had now grows when it must.
     let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), needed as i32 - 1);
@@ -165,18 +204,19 @@ mod tests {
 
     #[test]
     fn clients_and_the_descriptors_that_they_take_belong_together() {
-        assert_eq!(clients_allowed(64 + 2 * 16 + 63, 2), None);
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2), Some(60));
-        for clients in [60, 61, 1000, 18_658, 1_000_000] {
-            let needed = descriptors_needed(clients, 2);
-            assert!(clients_allowed(needed, 2).unwrap() >= clients, "{clients}");
-            assert!(clients_allowed(needed - 1, 2).is_none_or(|allowed| allowed < clients));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 63, 2, 0), None);
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, 0), Some(60));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, 24), Some(40));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, 1000), Some(32));
+        for (clients, callers) in
+            [60, 61, 1000, 18_658, 1_000_000].into_iter().zip([0, 9, 5000].into_iter().cycle())
+        {
+            let needed = descriptors_needed(clients, 2, callers);
+            assert!(clients_allowed(needed, 2, callers).unwrap() >= clients, "{clients}");
+            if callers == 0 {
+                let allowed = clients_allowed(needed - 1, 2, callers);
+                assert!(allowed.is_none_or(|allowed| allowed < clients));
+            }
         }
-    }
-
-    #[test]
-    fn too_few_descriptors_for_the_cores_are_named() {
-        let words = check_descriptors(1 << 40).unwrap_err();
-        assert!(words.contains("ulimit -n"), "{words}");
     }
 }

@@ -214,6 +214,7 @@ impl Driver {
         let now = self.clock.now();
         let Self { port, shard, .. } = self;
         port.receive(|_, from, message| shard.handle_message(now, from, message));
+        self.shard.handle_memory(self.watch.usage());
         self.shard.handle_turn(now);
         self.post_messages();
         self.do_actions(now);
@@ -305,7 +306,7 @@ impl Driver {
     fn close_if_quiet(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.is_closing && socket.receiving == Receiving::Not && !socket.is_writing() {
-            self.watch.forget_client(socket.is_client);
+            self.watch.forget(socket.is_client);
             self.sockets[key.index as usize] = None;
             self.shard.handle_closed(key);
         }

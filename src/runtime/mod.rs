@@ -9,13 +9,16 @@
 //! latest every [`driver::SLEEP_MAX_MS`].
 
 mod awake;
+mod budget;
 mod bus;
+pub mod cgroup;
 pub mod check;
 mod clock;
 mod driver;
 mod identity;
 mod listener;
 pub mod log;
+pub mod memory;
 mod ring;
 mod start;
 mod tls;
@@ -32,4 +35,4 @@ pub use clock::unix_ms;
 pub use identity::TlsContext;
 pub use listener::{BACKLOG, Listening, bind, route_out};
 pub use start::{Renewals, Shards, start};
-pub use watch::Summary;
+pub use watch::{Capacity, Summary};

@@ -14,7 +14,7 @@ use super::driver::Driver;
 use super::identity::{Identity, TlsContext};
 use super::listener::Listening;
 use super::verifier;
-use super::watch::{Summary, Watch};
+use super::watch::{Capacity, Summary, Watch};
 use crate::address::ShardId;
 use crate::message::Message;
 use crate::shard::settings::Settings;
@@ -39,7 +39,7 @@ pub struct Renewals(
 );
 
 /// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
-/// listen. At most `clients_max` clients are taken at a time. A shard that fails later says why in
+/// listen. No more is taken in than `capacity` says. A shard that fails later says why in
 /// `failures`, and the node cannot go on without it. With a mesh its end of the bus is given too.
 ///
 /// # Errors
@@ -48,14 +48,14 @@ pub fn start(
     settings: &Arc<Settings>,
     cores: &[usize],
     listeners: Vec<(Listener, Listening)>,
-    clients_max: usize,
+    capacity: Capacity,
     spin: Duration,
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<(Shards, Option<Port>)> {
     let (mut ports, control) = bus(settings.node, cores.len(), settings.has_mesh)?;
     let mesh_port = ports.split_off(cores.len()).pop();
     let mut verifiers = verifier::start(control.clone(), cores.len())?.into_iter();
-    let watch = Arc::new(Watch::new(cores.len(), clients_max));
+    let watch = Arc::new(Watch::new(cores.len(), capacity));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
     let mut renewals = Vec::new();
     for (listener, Listening { sockets: of_listener, tls, .. }) in listeners {

@@ -3,7 +3,20 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use super::budget::Budget;
 use crate::metrics::Counters;
+use crate::shard::Usage;
+
+/// What a node takes in, at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Clients.
+    pub clients: usize,
+    /// Connections of the API.
+    pub callers: usize,
+    /// Memory, in bytes: the budget.
+    pub memory_bytes: u64,
+}
 
 /// Seen by every shard and by the node. Touched when a connection comes or goes, never per message.
 #[derive(Debug)]
@@ -16,10 +29,14 @@ pub(super) struct Watch {
     pub(super) is_stopped: AtomicBool,
     clients: AtomicUsize,
     clients_max: usize,
+    callers: AtomicUsize,
+    callers_max: usize,
+    budget: Budget,
 }
 
 impl Watch {
-    pub(super) fn new(shards: usize, clients_max: usize) -> Self {
+    pub(super) fn new(shards: usize, capacity: Capacity) -> Self {
+        let Capacity { clients: clients_max, callers: callers_max, memory_bytes } = capacity;
         Self {
             start: Instant::now(),
             quiet: (0..shards).map(|_| AtomicBool::new(false)).collect(),
@@ -27,7 +44,17 @@ impl Watch {
             is_stopped: AtomicBool::new(false),
             clients: AtomicUsize::new(0),
             clients_max,
+            callers: AtomicUsize::new(0),
+            callers_max,
+            budget: Budget::new(memory_bytes),
         }
+    }
+
+    /// What the node holds now.
+    pub(super) fn usage(&self) -> Usage {
+        let clients = self.clients.load(Ordering::Relaxed);
+        let connections = clients + self.callers.load(Ordering::Relaxed);
+        self.budget.usage(connections as u64, self.start.elapsed())
     }
 
     /// Whether all shards are quiet.
@@ -37,19 +64,32 @@ impl Watch {
 
     /// Takes a place for one more client; false if there is none.
     pub(super) fn admit_client(&self) -> bool {
-        let is_admitted = self.clients.fetch_add(1, Ordering::Relaxed) < self.clients_max;
-        if !is_admitted {
-            self.clients.fetch_sub(1, Ordering::Relaxed);
-        }
-        is_admitted
+        take_place(&self.clients, self.clients_max)
     }
 
-    /// Gives the place of a client back.
-    pub(super) fn forget_client(&self, is_client: bool) {
-        if is_client {
-            self.clients.fetch_sub(1, Ordering::Relaxed);
-        }
+    /// Takes a place for one more connection of the API; false if there is none.
+    pub(super) fn admit_caller(&self) -> bool {
+        take_place(&self.callers, self.callers_max)
     }
+
+    /// Takes one for a connection of the API in whose favour another is being closed.
+    pub(super) fn replace_caller(&self) {
+        self.callers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives the place of a connection back.
+    pub(super) fn forget(&self, is_client: bool) {
+        let places = if is_client { &self.clients } else { &self.callers };
+        places.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn take_place(places: &AtomicUsize, max: usize) -> bool {
+    let is_taken = places.fetch_add(1, Ordering::Relaxed) < max;
+    if !is_taken {
+        places.fetch_sub(1, Ordering::Relaxed);
+    }
+    is_taken
 }
 
 /// What a node did, and what was left when it ended.

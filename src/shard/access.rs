@@ -23,7 +23,7 @@ use hashbrown::HashMap;
 use subtle::ConstantTimeEq;
 
 use super::Shard;
-use super::connection::{Connection, Parked, Pause, Stage};
+use super::connection::{Connection, Parked, Pause, Phase, Stage};
 use super::recent::Recent;
 use super::replies::{HttpShape, Shape};
 use super::settings::Settings;
@@ -322,6 +322,33 @@ impl Shard {
     /// [`Verification::run`] is to come back as a message.
     pub fn poll_verification(&mut self) -> Option<Verification> {
         self.access.verdicts.begin(self.now.ms)
+    }
+
+    /// Closes the connection of the API that has been there longest without showing who it is; false if
+    /// there is none. So strangers keep nobody out who has credentials.
+    pub fn evict_stranger(&mut self) -> bool {
+        while let Some(key) = self.strangers.pop_front() {
+            let Some(connection) = self.connections.get(key) else { continue };
+            let is_waiting = connection.replies().is_some_and(|replies| !replies.is_empty());
+            if connection.is_stranger() && connection.phase == Phase::Open && !is_waiting {
+                let remote = connection.remote;
+                let why = "no place for a stranger";
+                trail::note(self.trail(key), Entry::Dropped(remote, why));
+                self.close(key);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes those out of the strangers, as far as they are first, that are none any more.
+    pub(super) fn forget_known_callers(&mut self) {
+        while let Some(&key) = self.strangers.front() {
+            if self.connections.get(key).is_some_and(|connection| connection.is_stranger()) {
+                return;
+            }
+            self.strangers.pop_front();
+        }
     }
 
     /// Answers a request of a back end if its user may; or keeps it until that is known.

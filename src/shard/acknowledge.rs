@@ -10,6 +10,7 @@ use super::replies::Shape;
 use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, TopicMessage};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
+use crate::protocol::frame::QUEUED_FRAME_BYTES;
 
 /// The events of one consumer that acknowledges.
 #[derive(Debug)]
@@ -37,6 +38,14 @@ impl Unsettled {
     /// None yet, and at most `window` at a time.
     pub fn new(window: usize) -> Self {
         Self { window, next_tag: 1, tagged: VecDeque::new(), waiting: VecDeque::new() }
+    }
+
+    /// Memory that they take: the frames of those that wait, and what is remembered of the others.
+    pub fn held_bytes(&self) -> usize {
+        let waiting = self.waiting.iter();
+        let frames: usize =
+            waiting.map(|(.., delivery)| delivery.frame.bytes().len() + QUEUED_FRAME_BYTES).sum();
+        frames + self.tagged.capacity() * size_of::<Tagged>()
     }
 
     /// How many may be with its consumer.

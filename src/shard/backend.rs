@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::connection::{Pause, Stage};
+use super::memory::Shortage;
 use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN};
 use super::trail::{self, By, Entry};
 use crate::message::ConnectionKey;
@@ -49,8 +50,9 @@ impl Shard {
     /// meanwhile.
     pub(super) fn pause_if_unread(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
-        let is_unread =
-            !connection.is_broken && connection.unread_charge() > connection.outbound_max();
+        let is_unread = !connection.is_broken
+            && (connection.unread_charge() > connection.outbound_max()
+                || connection.outbound.is_in_flight() && self.shedding.is_short(Shortage::Frames));
         let is_waiting = connection.waits_for_too_much(WAITING_MAX, 1);
         let is_new = |reason| !connection.is_paused_for(reason);
         let limits = &mut self.counters.limits;

@@ -7,6 +7,7 @@ use super::Shard;
 use super::acknowledge::Unsettled;
 use super::connection::{Connection, Pause, Phase};
 use super::fanout::Walk;
+use super::memory::Shortage;
 use super::pending::{Kind, Settled};
 use super::replies::{HttpShape, Shape};
 use super::settings::home_of;
@@ -332,7 +333,12 @@ impl Shard {
 
     fn process_report(&self) -> ProcessReport {
         let process = &self.settings.process;
-        ProcessReport { log_lines_dropped: process.log_lines_dropped.load(Ordering::Relaxed) }
+        let memory = self.shedding.usage();
+        ProcessReport {
+            log_lines_dropped: process.log_lines_dropped.load(Ordering::Relaxed),
+            memory_bytes: memory.bytes,
+            memory_limit_bytes: memory.limit_bytes,
+        }
     }
 
     /// Gives the answer to who asked.
@@ -434,6 +440,13 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return fault("no such client") };
         if connection.phase != Phase::Open {
             return fault("the client is closing");
+        }
+        if connection.outbound.is_in_flight() && self.shedding.is_short(Shortage::Frames) {
+            self.counters.failed += 1;
+            self.counters.note_shed_frames(1);
+            return fault(
+                "the node is short of memory, and the client has not read what it was sent",
+            );
         }
         let body = self.deflater.body(connection.compression, kind, payload);
         let bytes = body.frame_bytes();

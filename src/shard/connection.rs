@@ -154,6 +154,11 @@ impl Held {
         self.0.is_none()
     }
 
+    /// Memory that they take.
+    pub fn held_bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| held.bytes.capacity())
+    }
+
     /// Adds some. Beyond [`HELD_BYTES`] come only those that were on their way when the driver was
     /// told to stop.
     pub fn push(&mut self, input: &[u8]) {
@@ -206,6 +211,11 @@ pub struct Http {
     pub reader: RequestReader,
     /// When the first byte of the request under way came (or the connection), on the shard's clock.
     pub started_ms: u64,
+    /// When it was accepted, on the shard's clock.
+    pub accepted_ms: u64,
+    /// It has shown credentials that are right, or none are needed. A stranger of the API has its place
+    /// for the time of a handshake.
+    pub is_proven: bool,
     /// Whether a request is half read.
     pub is_mid_request: bool,
     /// A request was answered before.
@@ -291,7 +301,11 @@ impl Connection {
             heard_ms: now_ms,
             timer_tick: 0,
             outbound_max: 0,
-            stage: Stage::Http(Box::new(Http { started_ms: now_ms, ..Http::default() })),
+            stage: Stage::Http(Box::new(Http {
+                started_ms: now_ms,
+                accepted_ms: now_ms,
+                ..Http::default()
+            })),
             outbound: Outbound::default(),
             held: Held::default(),
             phase: Phase::Open,
@@ -333,6 +347,14 @@ impl Connection {
         match &mut self.stage {
             Stage::Backend(backend) => Some(backend),
             _ => None,
+        }
+    }
+
+    /// Whether it came to the API and has not shown who it is.
+    pub fn is_stranger(&self) -> bool {
+        match &self.stage {
+            Stage::Http(http) => self.listener == Listener::Api && !http.is_proven,
+            _ => false,
         }
     }
 

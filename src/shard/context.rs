@@ -26,6 +26,15 @@ impl Context {
         self.0.as_ref().map(|filled| &filled.json[..])
     }
 
+    /// Memory that it takes.
+    pub fn held_bytes(&self) -> usize {
+        // Two pointers with lengths, and what two allocations take beside their bytes.
+        let entry = |(key, value): &ContextEntry| key.len() + value.len() + 32 + 2 * 24;
+        self.0.as_ref().map_or(0, |filled| {
+            filled.json.capacity() + filled.entries.iter().map(entry).sum::<usize>()
+        })
+    }
+
     /// Whether it has this key.
     pub fn has(&self, key: &str) -> bool {
         self.0

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Shard;
 use super::connection::{Client, Connection, Listener, Pause, Stage};
 use super::context::Context;
+use super::memory::SHORT;
 use super::rate::Bucket;
 use super::replies::HttpShape;
 use super::settings::Route;
@@ -107,6 +108,10 @@ impl Shard {
         }
         if self.draining.is_some() {
             return Err((503, "the server is shutting down".into()));
+        }
+        if self.refuses_arrivals() {
+            self.counters.note_shed_arrival();
+            return Err((503, SHORT.into()));
         }
         if route.topic.as_ref().is_some_and(|topic| !self.topics.takes_clients(topic)) {
             self.counters.limits.topic_waiting += 1;

@@ -7,6 +7,7 @@ use super::channels::{ChannelIndex, IN_ONE_GO, WalkNumber};
 use super::commands::Asked;
 use super::connection::{Phase, Queued};
 use super::forms::{Forms, JOINED_FOR, Tails};
+use super::memory::Shortage;
 use super::replies::WAITING_MAX;
 use crate::message::{Answer, Command, ConnectionKey};
 use crate::protocol::api::Tally;
@@ -223,6 +224,7 @@ impl Shard {
         let most = most.min(self.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
+        let is_short = self.shedding.is_short(Shortage::Frames);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = self.connections.at(member.connection);
             let window = connection.compression;
@@ -232,7 +234,8 @@ impl Shard {
                 // Its client is gone and has not left this channel yet.
                 continue;
             }
-            if !connection.takes(bytes) {
+            let is_shed = is_short && connection.outbound.is_in_flight();
+            if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {
                     // What fills it waits for its turn, not for the peer.
                     connection.queued = Queued::Urgent;
@@ -242,7 +245,10 @@ impl Shard {
                     break;
                 }
                 walk.tally.failed += 1;
-                self.counters.limits.outbound_bytes += 1;
+                match is_shed {
+                    true => self.counters.note_shed_frames(1),
+                    false => self.counters.limits.outbound_bytes += 1,
+                }
                 if connection.is_too_slow_for(bytes) {
                     slow.push(key);
                 }

@@ -288,6 +288,7 @@ impl Shard {
         let for_us = [Pause::Topic, Pause::Answers, Pause::Rate];
         let waits_for_us = connection.is_resuming
             || for_us.into_iter().any(|reason| connection.is_paused_for(reason));
+        let is_stranger = connection.is_stranger();
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {
@@ -295,6 +296,7 @@ impl Shard {
             }
             (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,
             (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
+            (Stage::Http(http), _) if is_stranger => http.accepted_ms + limits.handshake_ms,
             (Stage::Http(http), _) if http.is_mid_request || !http.has_answered => {
                 http.started_ms + limits.handshake_ms
             }
@@ -309,7 +311,7 @@ impl Shard {
             Stage::Http(http) if http.parked.is_some() => self.give_up_verdict(key),
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
             Stage::Http(http) => {
-                match http.has_answered {
+                match http.has_answered && !is_stranger {
                     true => self.counters.limits.idle_ms += 1,
                     false => self.counters.limits.handshake_ms += 1,
                 }

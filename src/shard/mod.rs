@@ -15,7 +15,7 @@
 //!   credentials are verified next. `recent.rs`: what was seen of late.
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `work.rs`: how much of a turn input may take. `subscriptions.rs`: how clients join and leave
-//!   channels.
+//!   channels. `memory.rs`: what gives way when the node is short of memory.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
 //!   what happens later. `trail.rs`: debug lines about each of them.
 
@@ -33,6 +33,7 @@ mod fanout;
 mod forms;
 pub mod interest;
 mod lifecycle;
+mod memory;
 mod nodes;
 mod outbound;
 mod pending;
@@ -57,6 +58,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 pub use connection::Listener;
+pub use memory::{Shortage, Usage};
 pub use outbound::{Batch, Chunk};
 
 use crate::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
@@ -74,6 +76,7 @@ use drain::Drain;
 use fanout::{Budget, Lane};
 use forms::Tails;
 use interest::ShardInterest;
+use memory::Shedding;
 use nodes::Nodes;
 use outbound::Spare;
 use pending::Pending;
@@ -127,6 +130,9 @@ pub struct Shard {
     pending: Pending,
     nodes: Nodes,
     wards: Wards,
+    // Those that came to the API, in their order. Who has shown who it is, or is gone, is taken out when
+    // it is first.
+    strangers: VecDeque<ConnectionKey>,
     timers: Timers,
     lanes: HashMap<BackendId, Lane>,
     // The lanes in the order of their turns.
@@ -150,6 +156,7 @@ pub struct Shard {
     scratch: Vec<u8>,
     event: Vec<u8>,
     counters: Counters,
+    shedding: Shedding,
     turns_taken: Durations,
     calls_taken: Durations,
     // How far it is, while the node goes down.
@@ -179,6 +186,7 @@ impl Shard {
             pending: Pending::new(now.unix_ms),
             nodes: Nodes::default(),
             wards: Wards::default(),
+            strangers: VecDeque::new(),
             timers: Timers::new(now.ms),
             lanes: HashMap::new(),
             turns: VecDeque::new(),
@@ -198,6 +206,7 @@ impl Shard {
             scratch: Vec::new(),
             event: Vec::new(),
             counters: Counters::default(),
+            shedding: Shedding::default(),
             turns_taken: Durations::default(),
             calls_taken: Durations::default(),
             draining: None,
@@ -223,6 +232,10 @@ impl Shard {
         trail::note(self.trail(key), Entry::Accepted(remote, listener));
         self.set_timer(key, now.ms + self.settings.limits.handshake_ms);
         self.count_arrival(key);
+        if listener == Listener::Api {
+            self.forget_known_callers();
+            self.strangers.push_back(key);
+        }
         Some(key)
     }
 
@@ -356,6 +369,7 @@ impl Shard {
             self.tails = None;
         }
         self.budget.begin_turn(!self.turns.is_empty());
+        self.shed();
         self.resume_paused();
         self.leave_channels();
         self.walk_lanes();
@@ -379,6 +393,7 @@ impl Shard {
             self.wards.next_turn(self.now.ms),
             self.access.next_verification(),
             self.next_telling(),
+            self.shedding.next_turn(),
         ];
         times.into_iter().flatten().min()
     }

@@ -103,6 +103,11 @@ impl Outbound {
         self.buffered() + self.overhead as usize + self.overhead_in_flight as usize
     }
 
+    /// Whether the driver has some of it.
+    pub fn is_in_flight(&self) -> bool {
+        self.in_flight > 0
+    }
+
     /// Whether there is something to take and nothing in flight: at most one send at a time.
     pub fn is_ready(&self) -> bool {
         !self.chunks.is_empty() && self.in_flight == 0 && !self.is_withheld

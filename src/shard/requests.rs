@@ -3,6 +3,7 @@
 use super::Shard;
 use super::access::{Grant, Refusal};
 use super::connection::{Backend, Listener, Stage};
+use super::memory::SHORT;
 use super::pending::Kind;
 use super::replies::{HttpShape, Shape};
 use super::trail::{self, Entry};
@@ -30,8 +31,8 @@ impl Shard {
             Listener::Api => &settings.api.http,
             Listener::Edge(_) => &settings.limits.edge_http,
         };
-        let is_limited =
-            connection.listener != Listener::Api && settings.limits.addresses.handshakes.is_some();
+        let is_edge = connection.listener != Listener::Api;
+        let is_limited = is_edge && settings.limits.addresses.handshakes.is_some();
         let Stage::Http(http) = &mut connection.stage else { return };
         if http.is_last {
             *input = &mut [];
@@ -47,8 +48,10 @@ impl Shard {
             Ok(Step::Request(mut request)) => {
                 self.counters.http_requests += 1;
                 self.work.spend(work::REQUEST);
-                // Where handshakes are limited, each takes a connection.
-                request.keep_alive &= !is_limited && !http.is_draining;
+                // Where handshakes are limited, each takes a connection. Where nobody new comes in,
+                // whoever is refused goes.
+                let is_refused = is_edge && self.shedding.refuses_arrivals();
+                request.keep_alive &= !is_limited && !http.is_draining && !is_refused;
                 http.is_mid_request = false;
                 http.started_ms = now_ms;
                 http.has_answered = true;
@@ -125,9 +128,8 @@ impl Shard {
         grant: Grant,
         request: Request<'_>,
     ) {
-        if trail::is_read()
-            && let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage)
-        {
+        if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage) {
+            http.is_proven = true;
             http.user = grant.user;
         }
         let method = match request.path {
@@ -176,6 +178,7 @@ impl Shard {
             "/metrics" if is_get => return self.call_report(key, shape.clone()),
             "/metrics" => (200, "text/plain", String::new()),
             "/readyz" if self.draining.is_some() => (503, "text/plain", "going down\n".into()),
+            "/readyz" if self.refuses_arrivals() => (503, "text/plain", "short of memory\n".into()),
             "/readyz" => (200, "text/plain", "ready\n".into()),
             "/version" => (200, json, version()),
             "/v1/nodes" if is_get && self.settings.has_mesh => {
@@ -305,6 +308,10 @@ impl Shard {
         if self.draining.is_some() {
             return self.refuse(key, shape, 503, &[], "the server is shutting down");
         }
+        if self.refuses_arrivals() {
+            self.counters.note_shed_arrival();
+            return self.refuse(key, shape, 503, &[], SHORT);
+        }
         let date = self.date();
         self.reply_bytes(key, |out| {
             upgrade::write_switching(out, date, &upgrade.accept, None, None);
@@ -354,7 +361,7 @@ impl Shard {
     }
 
     /// Where the next request begins is not known: the connection ends with this answer.
-    fn refuse_for_good(&mut self, key: ConnectionKey, status: u16, why: &str) {
+    pub(super) fn refuse_for_good(&mut self, key: ConnectionKey, status: u16, why: &str) {
         self.refuse(key, &HttpShape::of_refusal(), status, &[], why);
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };

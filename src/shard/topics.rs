@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::Shard;
 use super::connection::{Client, Connection, Pause, Stage};
 use super::fanout::Lane;
+use super::memory::Shortage;
 use super::settings::{Settings, home_of};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
@@ -192,7 +193,8 @@ impl Shard {
         let event =
             Event { client, frame, is_watched: from.is_none() && self.wards.is_ended(client) };
         let feeder = self.topics.feeders.get_mut(topic).expect("what feeds a topic has a feeder");
-        if feeder.take(event.frame.bytes().len()) {
+        let is_short = self.shedding.is_short(Shortage::Holders);
+        if !is_short && feeder.take(event.frame.bytes().len()) {
             return self.push(topic, event);
         }
         self.counters.limits.topic += 1;
@@ -201,7 +203,17 @@ impl Shard {
             self.pause(key, Pause::Topic);
         }
         // Now, since the room may be there at once.
-        self.ask_for_room(topic);
+        if !is_short {
+            self.ask_for_room(topic);
+        }
+    }
+
+    /// Feeds topics again that took nothing for want of memory.
+    pub(super) fn feed_again(&mut self) {
+        let waited = self.topics.feeders.iter().filter(|(_, feeder)| feeder.waiting() > 0);
+        let mut waited: Vec<_> = waited.map(|(name, _)| name.clone()).collect();
+        waited.sort_unstable();
+        waited.iter().for_each(|topic| self.push_waiting(topic));
     }
 
     fn ask_for_room(&mut self, topic: &Arc<str>) {

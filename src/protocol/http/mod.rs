@@ -93,6 +93,11 @@ pub enum Step<'r> {
 }
 
 impl RequestReader {
+    /// Memory that the half-read request takes.
+    pub fn held_bytes(&self) -> usize {
+        self.kept.capacity()
+    }
+
     /// Reads on in `input`, which is moved past what was taken: what follows a whole request (the
     /// next one, or the frames of another protocol) stays in it. Read until [`Step::NeedMore`]; that
     /// also frees what the last request took.

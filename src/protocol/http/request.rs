@@ -40,6 +40,13 @@ pub struct KeptRequest {
 }
 
 impl KeptRequest {
+    /// Memory that it takes.
+    pub fn held_bytes(&self) -> usize {
+        let texts = [&self.method, &self.path, &self.query, &self.authority];
+        let texts: usize = texts.into_iter().map(String::capacity).sum();
+        texts + self.body.capacity() + self.fields.capacity()
+    }
+
     /// The request, to be answered.
     pub fn lend(&mut self) -> Request<'_> {
         Request {

@@ -55,13 +55,16 @@ impl Driver {
         let Ok(fd) = result else { return };
         let Some(remote) = peer_address(&fd) else { return };
         let identity = accepting.identity.as_ref();
-        let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
         let is_client = listener != Listener::Api;
-        if is_client && !self.watch.admit_client() {
-            return self.shard.counters_mut().limits.clients += 1;
+        if is_client && self.shard.closes_arrivals(identity.is_some()) {
+            return self.shard.counters_mut().note_shed_arrival();
+        }
+        let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
+        if !self.has_place(is_client) {
+            return;
         }
         let Some(key) = self.shard.handle_accepted(now, listener, remote) else {
-            return self.watch.forget_client(is_client);
+            return self.watch.forget(is_client);
         };
         let place = key.index as usize;
         if self.sockets.len() <= place {
@@ -81,6 +84,25 @@ impl Driver {
             tls,
         });
         self.receive(key);
+    }
+
+    /// Takes a place for one more connection. Of the API's, one that has not shown who it is goes for
+    /// it, if there is no other.
+    fn has_place(&mut self, is_client: bool) -> bool {
+        if is_client {
+            let has_place = self.watch.admit_client();
+            self.shard.counters_mut().limits.clients += u64::from(!has_place);
+            return has_place;
+        }
+        if self.watch.admit_caller() {
+            return true;
+        }
+        self.shard.counters_mut().limits.api_connections += 1;
+        let has_place = self.shard.evict_stranger();
+        if has_place {
+            self.watch.replace_caller();
+        }
+        has_place
     }
 
     pub(super) fn stop_accepting(&mut self) {

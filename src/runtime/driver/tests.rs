@@ -23,6 +23,7 @@ use crate::address::{NodeId, ShardId};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::{Bounds, WhenFull};
+use crate::runtime::Capacity;
 use crate::runtime::bus::bus;
 use crate::runtime::identity::TlsContext;
 use crate::runtime::listener::{Listening, bind};
@@ -148,7 +149,10 @@ impl World {
         let mut random = Random::new(seed);
         let (mut ports, control) = bus(NodeId::new(1).unwrap(), 1, false).unwrap();
         let verifier = verifier::start(control, 1).unwrap().remove(0);
-        let watch = Arc::new(Watch::new(1, PEERS_IN_ALL));
+        let watch = Arc::new(Watch::new(
+            1,
+            Capacity { clients: PEERS_IN_ALL, callers: PEERS_IN_ALL, memory_bytes: 0 },
+        ));
         let (mut listeners, mut doors) = (Vec::new(), Vec::new());
         for (listener, context) in [
             (Listener::Api, None),

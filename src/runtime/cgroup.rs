@@ -52,6 +52,12 @@ impl Limits {
     }
 }
 
+/// Memory of the machine in bytes, from the text of /proc/meminfo, which tells KiB.
+pub fn memory_total(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(number(line.split_whitespace().next()?)? * 1024)
+}
+
 /// `/a/b` as `/a/b`, `/a` and the root, which is the empty one.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let path = path.trim_end_matches('/');
@@ -108,6 +114,12 @@ mod tests {
         ];
         let limits = read(groups, &files);
         assert_eq!(limits, Limits { cpus: Some(0.5), memory_bytes: Some(4096) });
+    }
+
+    #[test]
+    fn the_machines_memory_is_read_in_kib() {
+        let text = "MemFree: 1 kB\nMemTotal:       24684092 kB";
+        assert_eq!(memory_total(text), Some(25_276_510_208));
     }
 
     #[test]
