@@ -14,9 +14,12 @@ const LOW_BITS: u32 = 12;
 /// them (16,000 new clients a second and shard) stay for the sequence.
 pub const SHARDS_MAX: usize = 256;
 
-/// How far the ids of a shard may run ahead of its clock, in milliseconds, while clients come
+/// How far the ids of a shard may run ahead of its time, in milliseconds, while clients come
 /// faster than the sequence has numbers. Beyond it new clients are refused.
-const AHEAD_MS_MAX: u64 = 1000;
+pub const AHEAD_MS_MAX: u64 = 1000;
+
+/// The last time that 41 bits of an id hold, in Unix milliseconds: in the year 2080.
+pub const UNIX_MS_MAX: u64 = EPOCH_MS + (1 << 41) - 1;
 
 /// A node of the grid, 0 to 1023.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,28 +123,31 @@ impl IdLayout {
     }
 }
 
-/// Gives out the ids of one shard: each once, a restart of the node included, since their time
-/// never goes back and starts at the clock's.
+/// Gives out the ids of one shard, each once. Their time goes with a clock that never steps back; over a
+/// restart they differ if the node begins later than its last life ended (see `runtime::ids`).
 #[derive(Debug)]
 pub struct IdSource {
     prefix: u64,
     sequence_bits: u32,
+    // Time of ids when the node's own time is 0.
+    first_ms: u64,
     last_ms: u64,
     sequence: u64,
 }
 
 impl IdSource {
-    /// A source for one shard of a node that started at `unix_ms`.
-    pub fn new(node: NodeId, shard: ShardId, layout: IdLayout, unix_ms: u64) -> Self {
+    /// A source for one shard of a node whose own time is 0 at `first_unix_ms`.
+    pub fn new(node: NodeId, shard: ShardId, layout: IdLayout, first_unix_ms: u64) -> Self {
         let prefix = u64::from(node.0) << LOW_BITS | u64::from(shard.0) << layout.sequence_bits;
-        let last_ms = unix_ms.saturating_sub(EPOCH_MS);
-        Self { prefix, sequence_bits: layout.sequence_bits, last_ms, sequence: 0 }
+        let first_ms = first_unix_ms.saturating_sub(EPOCH_MS);
+        let sequence_bits = layout.sequence_bits;
+        Self { prefix, sequence_bits, first_ms, last_ms: first_ms, sequence: 0 }
     }
 
-    /// The next id. `None` when ids were given out so fast that they run a second ahead of the
-    /// clock: the caller refuses the client.
-    pub fn next(&mut self, unix_ms: u64) -> Option<ClientId> {
-        let now = unix_ms.saturating_sub(EPOCH_MS);
+    /// The next id, at this time of the node's own. `None` when ids were given out so fast that they
+    /// run a second ahead of it: the caller refuses the client.
+    pub fn next(&mut self, now_ms: u64) -> Option<ClientId> {
+        let now = self.first_ms + now_ms;
         if now > self.last_ms {
             (self.last_ms, self.sequence) = (now, 0);
         } else if self.sequence == 1 << self.sequence_bits {
@@ -170,7 +176,7 @@ mod tests {
         for shards in [1, 2, 3, 128, 256] {
             let layout = IdLayout::new(shards);
             for shard in [0, (shards - 1) as u8] {
-                let id = source(shard, layout).next(EPOCH_MS + 5).unwrap();
+                let id = source(shard, layout).next(5).unwrap();
                 assert_eq!((id.node(), layout.shard_of(id)), (NodeId(7), Some(ShardId(shard))));
             }
         }
@@ -178,26 +184,25 @@ mod tests {
 
     #[test]
     fn an_id_of_a_shard_that_is_not_there_names_no_shard() {
-        let id = source(3, IdLayout::new(4)).next(EPOCH_MS).unwrap();
+        let id = source(3, IdLayout::new(4)).next(0).unwrap();
         assert_eq!(IdLayout::new(3).shard_of(id), None);
     }
 
     #[test]
-    fn ids_never_repeat_though_the_clock_stands_still_or_goes_back() {
+    fn ids_never_repeat_though_time_stands_still() {
         let mut source = source(1, IdLayout::new(2));
         let mut seen = HashSet::new();
         for step in 0..20_000u64 {
-            let clock = EPOCH_MS + 1000 - step % 3;
-            assert!(seen.insert(source.next(clock).unwrap()));
+            assert!(seen.insert(source.next(1000 + step / 10_000).unwrap()));
         }
     }
 
     #[test]
-    fn ids_a_second_ahead_of_the_clock_are_refused() {
+    fn ids_a_second_ahead_of_time_are_refused() {
         let mut source = source(0, IdLayout::new(256));
-        let given = (0..100_000).take_while(|_| source.next(EPOCH_MS).is_some()).count();
+        let given = (0..100_000).take_while(|_| source.next(0).is_some()).count();
         assert_eq!(given, 16 * 1001);
-        assert!(source.next(EPOCH_MS + 1000).is_some());
+        assert!(source.next(1000).is_some());
     }
 
     #[test]

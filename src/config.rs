@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeValue;
 
@@ -59,7 +59,7 @@ const MILLISECONDS: &str = " of milliseconds";
 const ADDRESS: &str = "an IP address and port such as \"127.0.0.1:6789\"";
 
 /// The sections that are there once. Their keys can be set by variables too.
-const SECTIONS: [Keys; 8] = [
+const SECTIONS: [Keys; 9] = [
     ("node", &NODE_KEYS),
     ("api", &API_KEYS),
     ("api.tls", &TLS_KEYS),
@@ -67,6 +67,7 @@ const SECTIONS: [Keys; 8] = [
     ("mesh.tls", &MUTUAL_TLS_KEYS),
     ("queue", &QUEUE_KEYS),
     ("limits", &LIMITS_KEYS),
+    ("data", &DATA_KEYS),
     ("log", &LOG_KEYS),
 ];
 
@@ -85,6 +86,8 @@ pub struct Config {
     pub queue: Queue,
     /// Bounds and times.
     pub limits: Limits,
+    /// What outlives the process.
+    pub data: Data,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -123,7 +126,7 @@ impl Config {
         let environment: Vec<_> = environment.collect();
         let document = Document::parse(text, name, &environment, &SECTIONS)?;
         let root = document.root();
-        let root = root.only(&["node", "api", "edge", "mesh", "queue", "limits", "log"])?;
+        let root = root.only(&["node", "api", "edge", "mesh", "queue", "limits", "data", "log"])?;
 
         let node = Node::read(&root, available)?;
         let api = Api::read(&root)?;
@@ -131,7 +134,16 @@ impl Config {
         let limits = Limits::read(&root, mesh.is_some(), node.cores.len())?;
         let edges = read_edges(&root, &api, &limits)?;
         let queue = Queue::read(&root, &edges)?;
-        Ok(Self { node, api, edges, mesh, queue, limits, log: Log::read(&root)? })
+        Ok(Self {
+            node,
+            api,
+            edges,
+            mesh,
+            queue,
+            limits,
+            data: Data::read(&root)?,
+            log: Log::read(&root)?,
+        })
     }
 }
 
@@ -525,6 +537,24 @@ fn memory_bytes(section: &Section, cores: usize) -> Result<u64, ConfigError> {
         return Err(section.fault(&["memory_bytes"], reason));
     }
     Ok(bytes)
+}
+
+const DATA_KEYS: [&str; 1] = ["dir"];
+
+/// What is kept on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// A directory, made if it is not there: a record of the client ids that may be in use. Default:
+    /// none; the record is in systemd's `$STATE_DIRECTORY`, or else in memory.
+    pub dir: Option<PathBuf>,
+}
+
+impl Data {
+    fn read(root: &Section) -> Result<Self, ConfigError> {
+        let section = root.table("data")?.only(&DATA_KEYS)?;
+        let dir = section.text("dir", "the path of a directory", |path| !path.is_empty())?;
+        Ok(Self { dir: dir.map(PathBuf::from) })
+    }
 }
 
 const LOG_KEYS: [&str; 2] = ["level", "format"];

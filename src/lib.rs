@@ -37,7 +37,7 @@
 //!    actions come out (`poll_*`). A node of shards is a `Vec` in a test, and a timeout of a minute
 //!    passes in no time.
 //! 2. **The id is the address.** It names node and shard, so no directory is asked; its time part
-//!    keeps it from ever being given out twice.
+//!    keeps it from being given out twice, over restarts by a record of the times used (`runtime::ids`).
 //! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber; compressed
 //!    ones too, since no message refers to those before it (`protocol::deflate`).
 //!

@@ -19,6 +19,7 @@ use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
 use crate::runtime::check::Places;
+use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::{FLUSH_MAX, Log};
 use crate::runtime::{self, Capacity, Listening, Port, Renewals, Summary, TlsContext};
 use crate::shard::Listener;
@@ -65,7 +66,10 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let mesh = config.mesh.as_ref().map(MeshStart::new).transpose()?;
     let ready = Ready::new(config, &api, &edges, mesh.as_ref());
     let settings = settings(config, FingerprintKey::new(random()?), &api, &edges);
-    let process = Process { log_lines_dropped: log.lines_dropped() };
+    let ids = reserve_ids(config)?;
+    let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
+    let process =
+        Process { log_lines_dropped: log.lines_dropped(), first_unix_ms: Some(first_unix_ms) };
     let settings = Arc::new(Settings { process, ..settings });
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
@@ -209,6 +213,37 @@ fn memory_bytes(config: &Config) -> u64 {
     }
 }
 
+/// Begins a life of the node whose client ids are none of an earlier one. `None`, with a word in the
+/// log, where no record of them can be kept and none was asked for.
+fn reserve_ids(config: &Config) -> Result<Option<Reservation>, NodeError> {
+    let node = NodeId::new(config.node.id).expect("the configuration was checked");
+    let unix_ms = runtime::unix_ms();
+    if let Some(directory) = &config.data.dir {
+        let reserved = ids::reserve(Place::Disk(directory.clone()), node, unix_ms);
+        return reserved.map(Some).map_err(|error| NodeError(format!("data.dir: {error}")));
+    }
+    match ids::reserve(place_of_state(), node, unix_ms) {
+        Ok(reservation) => Ok(Some(reservation)),
+        Err(error) => {
+            tracing::warn!(
+                "no record of client ids: {error}; set data.dir, or ids may repeat after a start \
+                 before which the clock was set back"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// The first directory that systemd has made for the service, or else one in memory.
+fn place_of_state() -> Place {
+    let listed = std::env::var_os("STATE_DIRECTORY");
+    let first = listed.as_ref().and_then(|listed| std::env::split_paths(listed).next());
+    match first.filter(|directory| directory.is_absolute()) {
+        Some(directory) => Place::Disk(directory),
+        None => Place::in_memory(),
+    }
+}
+
 /// The clients that the node takes: what the configuration says, or what descriptors allow.
 fn clients_max(config: &Config, possible: usize) -> usize {
     match config.limits.clients {
@@ -276,7 +311,8 @@ impl MeshStart {
     ) -> Result<quic::Running, NodeError> {
         let settings = mesh::Settings {
             node: shards.node,
-            incarnation: runtime::unix_ms(),
+            // As with ids: a life that looked older than the one before would not be let in.
+            incarnation: shards.process.first_unix_ms.unwrap_or_else(runtime::unix_ms),
             shards: shards.shards,
             advertise: self.advertise,
             api: shards.api.advertise,

@@ -392,3 +392,22 @@ fn without_limits_no_shard_is_asked_about_an_address() {
         assert!(node.shards[shard].poll_message().is_none());
     }
 }
+
+#[test]
+fn a_clock_that_is_set_back_refuses_nobody() {
+    let mut node = Node::new(&settings(1));
+    // More than the ids of one millisecond and of the second that they may be ahead.
+    for _ in 0..5000 {
+        let before = Now { unix_ms: node.now.unix_ms - 3_600_000, ..node.now };
+        node.now = Now { ms: before.ms + 1, us: before.us + 1000, ..before };
+        let key = node.open(Listener::Edge(0), "/echo", "");
+        node.shards[0].handle_end(node.now, key, true);
+        while let Some(action) = node.shards[0].poll_action() {
+            if let Action::Close(key) = action {
+                node.shards[0].handle_closed(key);
+            }
+        }
+        node.now.unix_ms += 3_600_000;
+    }
+    assert_eq!(node.shards[0].counters().limits.client_ids, 0);
+}

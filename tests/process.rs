@@ -178,6 +178,60 @@ fn a_node_starts_with_the_locked_memory_that_it_asks_for() {
     }
 }
 
+/// The time of a client's id, in Unix milliseconds.
+fn time_of(id: &str) -> u64 {
+    (id.parse::<u64>().expect("a number") >> 22) + 1_288_834_974_657
+}
+
+#[test]
+fn ids_of_a_new_life_are_above_the_record_of_the_one_before() {
+    let dir = config_file("");
+    std::fs::remove_file(&dir).expect("it was made");
+    let config = CONFIG.replace("[node]", "[node]\nid = 5") + &format!("[data]\ndir = {dir:?}\n");
+    let record = || std::fs::read_to_string(dir.join("ids-5")).expect("the record");
+    let recorded = || -> u64 { record()[19..39].parse().expect("a time") };
+    let mut server = Server::start(&config);
+    let (_client, first) = server.client();
+    assert!(time_of(&first) < recorded());
+    server.kill();
+    // As if the clock had been an hour ahead during that life, and was set back.
+    let hour_ahead = format!("{:020}", recorded() + 3_600_000);
+    let text = record().replace(&format!("{:020}", recorded()), &hour_ahead);
+    std::fs::write(dir.join("ids-5"), text).expect("it can be written");
+    let mut server = Server::start(&config);
+    let clients: Vec<_> = (0..100).map(|_| server.client()).collect();
+    for (_, id) in &clients {
+        assert!(time_of(id) > hour_ahead.parse().expect("a number"), "{id} {hour_ahead}");
+        assert!(time_of(id) < recorded());
+    }
+    drop(clients);
+    server.terminate();
+    assert_eq!(server.exit_code(), Some(0));
+    std::fs::remove_dir_all(dir).expect("it is there");
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_written_ends_the_start() {
+    // Root too can make no directory there.
+    let config = format!("{CONFIG}[data]\ndir = \"/proc/gridcast\"\n");
+    let (code, line) = failure(&config);
+    assert_eq!(code, Some(1));
+    assert!(line.starts_with("gridcast: data.dir: /proc/gridcast/ids-1: "), "{line}");
+}
+
+#[test]
+fn a_node_without_a_place_for_its_record_says_so_and_goes_on() {
+    let file = config_file(CONFIG);
+    let mut command = command(&["serve", "--config", file.to_str().expect("UTF-8")]);
+    let mut node = Process::spawn(command.env("STATE_DIRECTORY", "/proc/gridcast"));
+    let mut lines = std::iter::from_fn(|| node.line());
+    assert!(lines.any(|line| line.contains("no record of client ids: /proc/gridcast/ids-1: ")));
+    assert!(lines.any(|line| line.contains("ready, api ")));
+    node.signal(Signal::TERM);
+    assert_eq!(node.finish().0, Some(0));
+    std::fs::remove_file(file).expect("the file was there to be read");
+}
+
 #[test]
 fn a_port_in_use_ends_the_start_with_exit_code_1_and_its_address() {
     for section in ["[api]", "[[edge]]"] {

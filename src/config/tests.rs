@@ -1,5 +1,4 @@
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -152,6 +151,7 @@ fn every_key_is_read() {
         answer_ms: 1110,
     };
     assert_eq!(config.limits, limits);
+    assert_eq!(config.data, Data { dir: Some("data".into()) });
     assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json });
 }
 

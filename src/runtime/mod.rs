@@ -16,6 +16,7 @@ pub mod check;
 mod clock;
 mod driver;
 mod identity;
+pub mod ids;
 mod listener;
 pub mod log;
 pub mod memory;

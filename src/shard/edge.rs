@@ -175,7 +175,7 @@ impl Shard {
         upgrade: &Upgrade<'_>,
         Terms { channels, context, expires_unix_ms }: Terms,
     ) {
-        let Some(id) = self.ids.next(self.now.unix_ms) else {
+        let Some(id) = self.ids.next(self.now.ms) else {
             self.counters.limits.client_ids += 1;
             let shape = HttpShape::of(request);
             return self.refuse(key, &shape, 503, &[], "too many new clients at this moment");

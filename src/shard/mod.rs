@@ -169,10 +169,12 @@ impl Shard {
         let settings = Arc::new(settings.unshared());
         let layout = IdLayout::new(settings.shards);
         assert_eq!(settings.interest.count(), settings.shards, "it is made for the node");
+        let by_clock = now.unix_ms.saturating_sub(now.ms);
+        let first_unix_ms = settings.process.first_unix_ms.unwrap_or(by_clock);
         Self {
             address: ShardAddress { node: settings.node, shard: id },
             layout,
-            ids: IdSource::new(settings.node, id, layout, now.unix_ms),
+            ids: IdSource::new(settings.node, id, layout, first_unix_ms),
             now,
             connections: Connections::default(),
             clients: HashMap::new(),
@@ -183,7 +185,7 @@ impl Shard {
                 ShardInterest::new(id, settings.interest.clone()),
             ),
             topics: Topics::new(id, &settings),
-            pending: Pending::new(now.unix_ms),
+            pending: Pending::new(first_unix_ms),
             nodes: Nodes::default(),
             wards: Wards::default(),
             strangers: VecDeque::new(),

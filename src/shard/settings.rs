@@ -41,6 +41,9 @@ pub struct Settings {
 pub struct Process {
     /// Lines of the log that were dropped, counted where they are.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// Unix milliseconds that client ids have when the node's own time is 0, later than those of
+    /// earlier lives. `None`: what the clock says.
+    pub first_unix_ms: Option<u64>,
 }
 
 impl Settings {
