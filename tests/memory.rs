@@ -14,7 +14,7 @@ use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Shard, Shortage, Usage};
-use shard_value::{call, upgraded};
+use shard_value::{call, client_head, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
@@ -34,21 +34,7 @@ fn settings(shards: usize, outbound_bytes: usize) -> Settings {
 
 fn publish(data: &str) -> Vec<u8> {
     let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"a","d":"{data}"}},"i":1}}"#);
-    if data.is_empty() { call(&json) } else { long_call(&json) }
-}
-
-/// The frame of a call of any length, with a mask of zeros.
-fn long_call(json: &str) -> Vec<u8> {
-    [&head(0x81, json.len())[..], json.as_bytes()].concat()
-}
-
-/// The head of a frame with a mask of zeros.
-fn head(first: u8, length: usize) -> Vec<u8> {
-    match u16::try_from(length) {
-        Ok(short) if length < 126 => [&[first, 0x80 | short as u8][..], &[0; 4]].concat(),
-        Ok(short) => [&[first, 0xFE][..], &short.to_be_bytes(), &[0; 4]].concat(),
-        Err(_) => [&[first, 0xFF][..], &(length as u64).to_be_bytes(), &[0; 4]].concat(),
-    }
+    call(&json)
 }
 
 /// Writes all that waits for the back end; what waits for the client stays in flight for good.
@@ -124,7 +110,7 @@ fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_ba
             r#"{{"m":"conn.call","p":{{"c":"{client}","f":"info","a":[]}},"i":{}}}"#,
             id(number)
         );
-        shard.handle_bytes(NOW, back_end, &mut long_call(&json));
+        shard.handle_bytes(NOW, back_end, &mut call(&json));
     }
     // The other shard is frozen.
     let mut tickets = Vec::new();
@@ -186,7 +172,7 @@ fn node_of(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
 fn publish_to(shard: &mut Shard, back_end: ConnectionKey, channel: usize, bytes: usize) {
     let data = "x".repeat(bytes);
     let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"{channel}","d":"{data}"}},"i":1}}"#);
-    shard.handle_bytes(NOW, back_end, &mut long_call(&json));
+    shard.handle_bytes(NOW, back_end, &mut call(&json));
 }
 
 fn is_open(shard: &mut Shard, key: ConnectionKey) -> bool {
@@ -296,7 +282,7 @@ fn when_memory_is_shorter_frames_fail_for_those_who_do_not_read_and_reach_those_
 fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
     let (mut shard, clients, back_end) = node_of(3);
     // A message and a request that are never finished.
-    let mut half = [&head(0x82, 40_000)[..], &[0; 39_000]].concat();
+    let mut half = [&client_head(0x82, 40_000)[..], &[0; 39_000]].concat();
     shard.handle_bytes(NOW, clients[1], &mut half);
     let remote = ([127, 0, 0, 1], 1).into();
     let request = shard.handle_accepted(NOW, Listener::Api, remote).expect("the node is up");

@@ -271,8 +271,7 @@ fn publish(channel: &str, bytes: usize) -> Vec<u8> {
 
 fn call_publish(channel: &str, data: &str) -> Vec<u8> {
     let json = format!(r#"{{"m":"mesh.publish","p":{{"c":"{channel}","d":"{data}"}},"i":1}}"#);
-    let length = (json.len() as u64).to_be_bytes();
-    [&[0x81, 0xFF], &length[..], &[0; 4], json.as_bytes()].concat()
+    call(&json)
 }
 
 /// The frame in which a subscriber gets a text of at most 125 bytes.

@@ -73,7 +73,25 @@ pub fn upgraded(shard: &mut Shard, now: Now, listener: Listener, path: &str) -> 
     key
 }
 
-/// The frame of a call of less than 126 bytes, with a mask of zeros.
+/// The frame of a call, with a mask of zeros.
 pub fn call(json: &str) -> Vec<u8> {
-    [&[0x81, 0x80 | json.len() as u8, 0, 0, 0, 0], json.as_bytes()].concat()
+    [&client_head(0x81, json.len())[..], json.as_bytes()].concat()
+}
+
+/// The head of a client's frame with this first byte, with a mask of zeros.
+pub fn client_head(first: u8, length: usize) -> Vec<u8> {
+    let mut head = vec![first];
+    match (u8::try_from(length), u16::try_from(length)) {
+        (Ok(short), _) if short < 126 => head.push(0x80 | short),
+        (_, Ok(long)) => {
+            head.push(0xFE);
+            head.extend_from_slice(&long.to_be_bytes());
+        }
+        _ => {
+            head.push(0xFF);
+            head.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+    head.extend_from_slice(&[0; 4]);
+    head
 }
