@@ -77,7 +77,8 @@
 //! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
 //! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
 //! those that proved right of late are judged at once. `shard::verdicts` decides whose comparison is
-//! next, so that nobody who guesses keeps others out.
+//! next, so that nobody who guesses keeps others out. A request whose body is not all there is
+//! judged at its head (`shard::heads`): a body is kept only for who may send it.
 //!
 //! # Who may do how much
 //!

@@ -302,6 +302,25 @@ fn with_a_user_the_api_listens_on_every_address() {
 }
 
 #[test]
+fn a_refused_upload_reads_its_answer_and_is_not_reset() {
+    let server = server();
+    let body = "x".repeat(1_000_000);
+    for headers in [String::new(), bearer("wrong"), bearer("reads")] {
+        let mut connection = server.http();
+        connection.send(server.raw("POST", "/v1/mesh/publish", &headers, &body));
+        let response = connection.response();
+        assert!([401, 403].contains(&response.status), "{response:?}");
+        assert_eq!(response.header("connection"), Some("close"));
+        assert_eq!(connection.rest(), b"");
+    }
+    let large = format!(r#"{{"c":"channel1","d":"{}"}}"#, &body[..900_000]);
+    for headers in [bearer("plain-token"), basic("hashed", "s3cret")] {
+        let response = server.request("POST", "/v1/mesh/publish", &headers, &large);
+        assert_eq!((response.status, &response.body[..]), (200, PUBLISHED));
+    }
+}
+
+#[test]
 fn with_users_the_api_answers_under_any_name() {
     let server = server();
     let get =

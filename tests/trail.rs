@@ -73,7 +73,13 @@ fn settings() -> Settings {
     let places = Places { header: true, protocol: true, query: true };
     let rule = TokenRule::new("HS256", KEY, places).expect("the key is long enough");
     let token = Some(Arc::new(rule));
-    let member = Route { path: "/member".into(), token, ..shard_value::route() };
+    let member = Route {
+        path: "/member".into(),
+        token,
+        topic: Some("members".into()),
+        tells_open: true,
+        ..shard_value::route()
+    };
     let edge = Edge { port: 6790, routes: vec![Arc::new(open), Arc::new(member)] };
     Settings { edges: vec![edge], ..shard_value::settings() }
 }
@@ -130,19 +136,17 @@ fn settle(shard: &mut Shard) -> String {
 fn life_of_a_client() {
     let mut shard = shard(&settings());
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    shard.handle_bytes(
+        NOW,
+        back_end,
+        &mut call(r#"{"m":"queue.pop","p":{"t":["members"]},"i":1}"#),
+    );
+    settle(&mut shard);
     let client = accept(&mut shard, Listener::Edge(0));
     let target = format!("/member?channels=news,a%0Ab&token={}", right_token());
     let cookie = "Cookie: session=s3cret\r\n";
     send(&mut shard, client, &format!("GET {target} HTTP/1.1\r\nHost: a\r\n{UPGRADE}{cookie}\r\n"));
-    assert!(settle(&mut shard).contains("HTTP/1.1 101"));
-    let id = gridcast::address::IdSource::new(
-        NODE,
-        ShardId(0),
-        gridcast::address::IdLayout::new(1),
-        NOW.unix_ms,
-    )
-    .next(NOW.unix_ms)
-    .expect("a first id");
+    let id = opened(&settle(&mut shard));
     for json in [
         format!(r#"{{"m":"conn.call","p":{{"c":"{id}","f":"subscribe","a":["room"]}},"i":1}}"#),
         r#"{"m":"mesh.publish","p":{"c":"room","d":"s3cret"},"i":1}"#.to_owned(),
@@ -156,8 +160,11 @@ fn life_of_a_client() {
     settle(&mut shard);
 }
 
-const NODE: gridcast::address::NodeId =
-    gridcast::address::NodeId::new(1).expect("1 is at most 1023");
+/// The id of the client whose open event is in what was written.
+fn opened(written: &str) -> String {
+    let (_, rest) = written.split_once(r#""c":""#).expect("an event with a client's id");
+    rest.split('"').next().unwrap_or_default().to_owned()
+}
 
 /// Asserts that lines with these parts come in this order.
 #[track_caller]

@@ -35,7 +35,7 @@ use crate::protocol::api::{Call, Code, Fault};
 use crate::protocol::credentials::{
     CHALLENGE, Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
 };
-use crate::protocol::http::Request;
+use crate::protocol::http::{KeptRequest, Request};
 
 pub use super::verdicts::RUNNING_MAX;
 
@@ -358,22 +358,31 @@ impl Shard {
         shape: HttpShape,
         request: Request<'_>,
     ) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let remote = connection.remote.ip();
-        let authorization = || request.only_header("authorization");
-        match self.access.check(self.now.ms, remote, authorization) {
+        match self.check_credentials(key, &request) {
             Admission::Known(Ok(grant)) => self.handle_granted(key, shape, grant, request),
-            Admission::Known(Err(refusal)) => {
-                if refusal == Refusal::Wrong {
-                    self.note_wrong(remote);
-                }
-                self.refuse_access(key, &shape, refusal);
-            }
+            Admission::Known(Err(refusal)) => self.refuse_access(key, &shape, refusal),
             Admission::Unknown(fingerprint) => {
-                self.park(key, shape, &request, fingerprint);
-                self.turn_displaced_away();
+                self.park(key, shape, Some(request.keep()), fingerprint);
             }
         }
+    }
+
+    /// What may be done with the credentials of a request. A wrong guess is counted.
+    pub(super) fn check_credentials(
+        &mut self,
+        key: ConnectionKey,
+        request: &Request<'_>,
+    ) -> Admission {
+        let Some(connection) = self.connections.get(key) else {
+            return Admission::Known(Err(Refusal::Missing));
+        };
+        let remote = connection.remote.ip();
+        let authorization = || request.only_header("authorization");
+        let admission = self.access.check(self.now.ms, remote, authorization);
+        if admission == Admission::Known(Err(Refusal::Wrong)) {
+            self.note_wrong(remote);
+        }
+        admission
     }
 
     /// Counts a wrong guess, here and on the other shards.
@@ -408,24 +417,26 @@ impl Shard {
         http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint)
     }
 
-    /// Keeps a request until the verdict on its credentials is here. Its answer has its place
-    /// already; the connection is read on behind it.
-    fn park(
+    /// Keeps a request, or has its body wait, until the verdict on its credentials is here. Its
+    /// answer has its place already; the connection is paused behind it.
+    pub(super) fn park(
         &mut self,
         key: ConnectionKey,
         shape: HttpShape,
-        request: &Request<'_>,
+        request: Option<KeptRequest>,
         fingerprint: Fingerprint,
     ) {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         http.replies.wait(Shape::Response(shape.clone()));
-        let parked = Parked { request: request.keep(), shape, credentials: fingerprint };
+        http.started_ms = self.now.ms;
+        let parked = Parked { request, shape, credentials: fingerprint };
         http.parked = Some(Box::new(parked));
         self.access.verdicts.wait(fingerprint, key);
         trail::note(self.trail(key), Entry::Verifying);
         self.pause(key, Pause::Verdict);
         self.set_timer(key, self.now.ms + self.settings.limits.answer_ms);
+        self.turn_displaced_away();
     }
 
     /// Goes on with the requests that waited for this verdict.
@@ -465,12 +476,15 @@ impl Shard {
     fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
-        let Some(mut parked) = http.parked.take() else { return };
+        let Some(parked) = http.parked.take() else { return };
         http.replies.give_up_last();
-        let shape = parked.shape;
-        match admitted {
-            Ok(grant) => self.handle_granted(key, shape, grant, parked.request.lend()),
-            Err(refusal) => self.refuse_access(key, &shape, refusal),
+        let Parked { request, shape, .. } = *parked;
+        match (admitted, request) {
+            (Ok(grant), Some(mut request)) => {
+                self.handle_granted(key, shape, grant, request.lend());
+            }
+            (Err(refusal), Some(_)) => self.refuse_access(key, &shape, refusal),
+            (admitted, None) => self.settle_head(key, shape, admitted),
         }
         self.unpause(key, Pause::Verdict);
         self.write_replies(key);

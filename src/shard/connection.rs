@@ -218,6 +218,8 @@ pub struct Http {
     pub is_proven: bool,
     /// Whether a request is half read.
     pub is_mid_request: bool,
+    /// The head of that request was judged: it may come.
+    pub is_judged: bool,
     /// A request was answered before.
     pub has_answered: bool,
     /// Answers in the order of the requests.
@@ -235,8 +237,9 @@ pub struct Http {
 /// A request that waits.
 #[derive(Debug)]
 pub struct Parked {
-    /// All of it.
-    pub request: KeptRequest,
+    /// All of it; `None`: its body is not read before it is known whether it may come, and its head
+    /// is in the reader.
+    pub request: Option<KeptRequest>,
     /// How it is to be answered.
     pub shape: HttpShape,
     /// Which credentials it came with: a late verdict may be on those of a request before it.

@@ -310,7 +310,8 @@ impl Connection {
     pub fn held_bytes(&self) -> usize {
         let of_stage = match &self.stage {
             Stage::Http(http) => {
-                let parked = http.parked.as_ref().map_or(0, |parked| parked.request.held_bytes());
+                let kept = http.parked.as_ref().and_then(|parked| parked.request.as_ref());
+                let parked = kept.map_or(0, |request| request.held_bytes());
                 http.reader.held_bytes() + http.replies.held_bytes() + parked
             }
             Stage::Client(client) | Stage::Leaving(client) => {

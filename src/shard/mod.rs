@@ -2,7 +2,7 @@
 //! is to be written, sent and done comes out (`poll_*`).
 //!
 //! - `connection.rs`: one socket, and the table of them. `outbound.rs`: what waits to be written.
-//! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `backend.rs`: the API over WebSocket.
+//! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `heads.rs`: who may send it a body. `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
 //!   `forms.rs`: what its members get.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
@@ -31,6 +31,7 @@ mod drain;
 mod edge;
 mod fanout;
 mod forms;
+mod heads;
 pub mod interest;
 mod lifecycle;
 mod memory;

@@ -3,6 +3,7 @@
 use super::Shard;
 use super::access::{Grant, Refusal};
 use super::connection::{Backend, Listener, Stage};
+use super::heads::Judged;
 use super::memory::SHORT;
 use super::pending::Kind;
 use super::replies::{HttpShape, Shape};
@@ -10,7 +11,7 @@ use super::trail::{self, Entry};
 use super::work;
 use crate::message::{Command, ConnectionKey, Party};
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod, NodeRow};
-use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, Step};
+use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, RequestReader, Step};
 use crate::protocol::json::{put_number, put_string};
 use crate::protocol::{origin, upgrade};
 
@@ -25,41 +26,32 @@ impl Shard {
     /// Reads one request.
     pub(super) fn read_http(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
         let settings = self.settings.clone();
-        let now_ms = self.now.ms;
         let Some(connection) = self.connections.get(key) else { return };
         let limits = match connection.listener {
             Listener::Api => &settings.api.http,
             Listener::Edge(_) => &settings.limits.edge_http,
         };
-        let is_edge = connection.listener != Listener::Api;
-        let is_limited = is_edge && settings.limits.addresses.handshakes.is_some();
         let Stage::Http(http) = &mut connection.stage else { return };
         if http.is_last {
             *input = &mut [];
             return;
         }
         let mut reader = std::mem::take(&mut http.reader);
-        match reader.read(input, limits) {
-            Ok(Step::NeedMore) => self.wait_for_rest(key),
+        let mut step = reader.read(input, limits);
+        if let Ok(Step::Head(head)) = step {
+            match self.judge_head(key, head) {
+                Judged::Goes => step = reader.read(input, limits),
+                Judged::Waits => return self.keep_reader(key, reader),
+                Judged::Answered => return self.end_with_answer(key),
+            }
+        }
+        match step {
+            Ok(Step::NeedMore | Step::Head(_)) => self.wait_for_rest(key),
             Ok(Step::Continue) => {
                 self.wait_for_rest(key);
                 self.reply_bytes(key, |out| out.extend_from_slice(CONTINUE));
             }
-            Ok(Step::Request(mut request)) => {
-                self.counters.http_requests += 1;
-                self.work.spend(work::REQUEST);
-                // Where handshakes are limited, each takes a connection. Where nobody new comes in,
-                // whoever is refused goes.
-                let is_refused = is_edge && self.shedding.refuses_arrivals();
-                request.keep_alive &= !is_limited && !http.is_draining && !is_refused;
-                http.is_mid_request = false;
-                http.started_ms = now_ms;
-                http.has_answered = true;
-                http.is_last = !request.keep_alive;
-                let (method, path) = (request.method.name(), request.path);
-                trail::note(self.trail(key), Entry::Requested(method, path));
-                self.handle_request(key, request);
-            }
+            Ok(Step::Request(request)) => self.answer_request(key, request),
             Err(error) => {
                 self.count_refused(error);
                 return self.refuse_for_good(key, error.status(), &error.to_string());
@@ -78,6 +70,37 @@ impl Shard {
         }
     }
 
+    fn answer_request(&mut self, key: ConnectionKey, mut request: Request<'_>) {
+        let now_ms = self.now.ms;
+        self.counters.http_requests += 1;
+        self.work.spend(work::REQUEST);
+        let Some(connection) = self.connections.get(key) else { return };
+        let is_edge = connection.listener != Listener::Api;
+        let Stage::Http(http) = &mut connection.stage else { return };
+        // Where handshakes are limited, each takes a connection. Where nobody new comes in,
+        // whoever is refused goes.
+        let ends = is_edge
+            && (self.settings.limits.addresses.handshakes.is_some()
+                || self.shedding.refuses_arrivals());
+        request.keep_alive &= !ends && !http.is_draining;
+        http.is_mid_request = false;
+        http.started_ms = now_ms;
+        http.has_answered = true;
+        http.is_last = !request.keep_alive;
+        if !std::mem::take(&mut http.is_judged) {
+            let (method, path) = (request.method.name(), request.path);
+            trail::note(self.trail(key), Entry::Requested(method, path));
+        }
+        self.handle_request(key, request);
+    }
+
+    /// Keeps what is half read of a request.
+    pub(super) fn keep_reader(&mut self, key: ConnectionKey, reader: RequestReader) {
+        if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage) {
+            http.reader = reader;
+        }
+    }
+
     fn count_refused(&mut self, error: HttpError) {
         let limits = &mut self.counters.limits;
         match error {
@@ -89,7 +112,7 @@ impl Shard {
     }
 
     /// A request is half read: its time begins to count.
-    fn wait_for_rest(&mut self, key: ConnectionKey) {
+    pub(super) fn wait_for_rest(&mut self, key: ConnectionKey) {
         let now_ms = self.now.ms;
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
@@ -100,6 +123,7 @@ impl Shard {
         }
     }
 
+    /// Answers a whole request.
     fn handle_request(&mut self, key: ConnectionKey, request: Request<'_>) {
         let mut shape = HttpShape::of(&request);
         let Some(connection) = self.connections.get(key) else { return };
@@ -115,7 +139,7 @@ impl Shard {
         }
         match request.path {
             // A probe and a visitor's browser have no credentials.
-            "/" | "/healthz" | "/readyz" => self.handle_page_request(key, &shape, &request),
+            _ if is_open(request.path) => self.handle_page_request(key, &shape, &request),
             _ => self.handle_unproven(key, shape, request),
         }
     }
@@ -132,12 +156,11 @@ impl Shard {
             http.is_proven = true;
             http.user = grant.user;
         }
-        let method = match request.path {
-            "/v1/mesh/send" => ApiMethod::Send,
-            "/v1/mesh/publish" => ApiMethod::Publish,
-            "/v1/conn/call" => ApiMethod::Call,
-            "/ws/v1" => return self.open_backend(key, grant, &request, &shape),
-            _ => return self.handle_page_request(key, &shape, &request),
+        let Some(method) = api_method(request.path) else {
+            return match request.path {
+                SOCKET_PATH => self.open_backend(key, grant, &request, &shape),
+                _ => self.handle_page_request(key, &shape, &request),
+            };
         };
         match grant.roles.write {
             true => self.handle_api_request(key, shape, (grant, method), request),
@@ -164,7 +187,7 @@ impl Shard {
     }
 
     /// Pages for people, probes, and clients that look for the nodes.
-    fn handle_page_request(
+    pub(super) fn handle_page_request(
         &mut self,
         key: ConnectionKey,
         shape: &HttpShape,
@@ -234,7 +257,7 @@ impl Shard {
     ///
     /// A page of the same origin sends no `Origin` with a GET. Where there are no users, the host
     /// that it asks for is then all that tells a hostile page from a friend (DNS rebinding).
-    fn check_origin(
+    pub(super) fn check_origin(
         &self,
         key: ConnectionKey,
         request: &Request<'_>,
@@ -280,7 +303,7 @@ impl Shard {
     }
 
     /// Tells a browser that a page of this origin may call (Fetch, CORS preflight).
-    fn answer_preflight(&mut self, key: ConnectionKey, shape: &HttpShape) {
+    pub(super) fn answer_preflight(&mut self, key: ConnectionKey, shape: &HttpShape) {
         let headers = [
             ("Access-Control-Allow-Methods", "GET, POST"),
             ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Error-Mode"),
@@ -363,12 +386,36 @@ impl Shard {
     /// Where the next request begins is not known: the connection ends with this answer.
     pub(super) fn refuse_for_good(&mut self, key: ConnectionKey, status: u16, why: &str) {
         self.refuse(key, &HttpShape::of_refusal(), status, &[], why);
+        self.end_with_answer(key);
+    }
+
+    /// The connection ends with the answer to its last request. What the peer still sends is
+    /// received and dropped for a while, so that it reads the answer (RFC 9112, section 9.6).
+    pub(super) fn end_with_answer(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         http.is_last = true;
         if http.replies.is_empty() {
             self.finish(key);
         }
+    }
+}
+
+/// Where a back end opens a WebSocket.
+pub(super) const SOCKET_PATH: &str = "/ws/v1";
+
+/// Whether a path is open to who has no credentials: a probe and a visitor's browser.
+pub(super) fn is_open(path: &str) -> bool {
+    matches!(path, "/" | "/healthz" | "/readyz")
+}
+
+/// The method that a path stands for.
+pub(super) fn api_method(path: &str) -> Option<ApiMethod> {
+    match path {
+        "/v1/mesh/send" => Some(ApiMethod::Send),
+        "/v1/mesh/publish" => Some(ApiMethod::Publish),
+        "/v1/conn/call" => Some(ApiMethod::Call),
+        _ => None,
     }
 }
 

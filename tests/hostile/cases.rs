@@ -424,14 +424,14 @@ pub fn trickles() -> &'static [Trickle] {
         },
         Trickle {
             what: "a body, byte by byte",
-            start: "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
+            start: "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
             endless: "b",
             api: LATE,
             edge: None,
         },
         Trickle {
             what: "chunks of one byte without end",
-            start: "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+            start: "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
             endless: "1\r\na\r\n",
             api: LATE,
             edge: None,

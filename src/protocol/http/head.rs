@@ -34,7 +34,11 @@ impl Layout {
     /// `bytes` are the head from which this was parsed, then the body.
     pub(super) fn request<'a>(&self, bytes: &'a mut [u8]) -> Request<'a> {
         let (head, body) = bytes.split_at_mut(self.head_bytes());
-        let head: &'a [u8] = head;
+        Request { body, ..self.head(head) }
+    }
+
+    /// `bytes` begin with the head from which this was parsed. The request has an empty body.
+    pub(super) fn head<'a>(&self, head: &'a [u8]) -> Request<'a> {
         let text = |span: Span| {
             str::from_utf8(&head[span.range()]).expect("a request line was checked to be ASCII")
         };
@@ -45,7 +49,7 @@ impl Layout {
             query: text(self.query),
             version: self.version,
             keep_alive: self.keep_alive,
-            body,
+            body: &mut [],
             authority: text(self.authority),
             fields: &head[self.fields.range()],
         }

@@ -78,6 +78,8 @@ enum Stage {
 struct Unfinished {
     layout: Layout,
     body: Body,
+    // Its head was given out: Step::Head comes once.
+    is_announced: bool,
 }
 
 /// What a read came to.
@@ -85,6 +87,10 @@ struct Unfinished {
 pub enum Step<'r> {
     /// All of the input was taken and the request is not whole yet.
     NeedMore,
+    /// The head of a request whose body is not all here yet, with an empty body: whoever may not ask
+    /// for this is refused before more of it is kept than came with the head. Read again at once,
+    /// with what is left of the input, empty or not.
+    Head(Request<'r>),
     /// The peer sends the body once it has [`CONTINUE`] (RFC 9110 section 10.1.1), and the body that
     /// it announced is within its limit. Read again, with what comes after.
     Continue,
@@ -123,6 +129,14 @@ impl RequestReader {
         }
     }
 
+    /// The head of the request whose body is being read, with an empty body.
+    pub fn head(&self) -> Option<Request<'_>> {
+        match &self.stage {
+            Stage::Body(unfinished) => Some(unfinished.layout.head(&self.kept)),
+            Stage::Idle | Stage::Head(_) => None,
+        }
+    }
+
     fn read_head(
         &mut self,
         mut scan: LineScan,
@@ -142,7 +156,7 @@ impl RequestReader {
             &self.kept
         };
         let (layout, body) = head::parse(head, limits)?;
-        Ok(Some(Unfinished { layout, body }))
+        Ok(Some(Unfinished { layout, body, is_announced: false }))
     }
 
     fn read_body<'r, 'i: 'r>(
@@ -151,7 +165,7 @@ impl RequestReader {
         input: &mut &'i mut [u8],
         limits: &Limits,
     ) -> Result<Step<'r>, HttpError> {
-        let Unfinished { layout, body } = &mut unfinished;
+        let Unfinished { layout, body, is_announced } = &mut unfinished;
         let head_bytes = if self.kept.is_empty() { layout.head_bytes() } else { 0 };
         let decoded = body.decode(&mut input[head_bytes..], limits)?;
         let taken = take(input, head_bytes + decoded.taken);
@@ -162,6 +176,11 @@ impl RequestReader {
         self.kept.extend_from_slice(fresh);
         if decoded.whole {
             return Ok(Step::Request(layout.request(&mut self.kept)));
+        }
+        if !mem::replace(is_announced, true) {
+            layout.expects_continue &= decoded.taken == 0;
+            self.stage = Stage::Body(unfinished);
+            return Ok(self.head().map_or(Step::NeedMore, Step::Head));
         }
         // Asked for once, and not by a peer that has begun to send the body anyhow.
         let asked = mem::take(&mut layout.expects_continue) && decoded.taken == 0;

@@ -55,6 +55,7 @@ fn read_pieces<'a>(
         loop {
             match reader.read(&mut input, &LIMITS) {
                 Ok(Step::NeedMore) => break,
+                Ok(Step::Head(head)) => assert!(head.body.is_empty()),
                 Ok(Step::Continue) => {}
                 Ok(Step::Request(request)) => seen.push(Seen::of(&request)),
                 Err(error) => return (seen, Err(error)),
@@ -416,6 +417,7 @@ fn steps<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<&'static str> {
         let mut bytes = piece.as_bytes().to_vec();
         steps.push(match reader.read(&mut bytes.as_mut_slice(), &LIMITS).unwrap() {
             Step::NeedMore => "need more",
+            Step::Head(_) => "head",
             Step::Continue => "continue",
             Step::Request(_) => "request",
         });
@@ -431,22 +433,46 @@ fn a_peer_that_waits_to_send_its_body_is_asked_for_it_once() {
         let head =
             format!("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n{framing}\r\n\r\n");
         assert_eq!(
-            steps([&*head, "", &body[..1], &body[1..]]),
-            ["continue", "need more", "need more", "request"]
+            steps([&*head, "", "", &body[..1], &body[1..]]),
+            ["head", "continue", "need more", "need more", "request"]
         );
         let (first, second) = head.split_at(9);
-        assert_eq!(steps([first, second, body]), ["need more", "continue", "request"]);
+        let expected = ["need more", "head", "continue", "request"];
+        assert_eq!(steps([first, second, "", body]), expected);
+        assert_eq!(steps([first, second, body]), ["need more", "head", "request"]);
     }
 }
 
 #[test]
 fn a_peer_that_does_not_wait_is_not_asked() {
     let head = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: ";
-    assert_eq!(steps([&*format!("{head}2\r\n\r\na"), "b"]), ["need more", "request"]);
+    let begun = format!("{head}2\r\n\r\na");
+    assert_eq!(steps([&*begun, "", "b"]), ["head", "need more", "request"]);
     assert_eq!(steps([&*format!("{head}2\r\n\r\nab")]), ["request"]);
     assert_eq!(steps([&*format!("{head}0\r\n\r\n")]), ["request"]);
     let old = "POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n";
-    assert_eq!(steps([old, "a"]), ["need more", "request"]);
+    assert_eq!(steps([old, "", "a"]), ["head", "need more", "request"]);
+}
+
+#[test]
+fn a_head_is_given_once_and_before_more_of_the_body_is_kept_than_came_with_it() {
+    for (framing, first) in
+        [("Content-Length: 40", "abc"), ("Transfer-Encoding: chunked", "3\r\nabc")]
+    {
+        let head = format!("POST /a?b HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        let mut bytes = format!("{head}{first}").into_bytes();
+        let mut reader = RequestReader::default();
+        match reader.read(&mut bytes.as_mut_slice(), &LIMITS) {
+            Ok(Step::Head(given)) => {
+                let seen = Seen::of(&given);
+                assert_eq!((&*seen.path, &*seen.query, &*seen.body), ("/a", "b", ""));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(reader.kept.len(), head.len() + "abc".len());
+        assert_eq!(reader.head().map(|head| Seen::of(&head).path), Some("/a".into()));
+        assert!(matches!(reader.read(&mut &mut [][..], &LIMITS), Ok(Step::NeedMore)));
+    }
 }
 
 #[test]

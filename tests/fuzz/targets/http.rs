@@ -27,6 +27,8 @@ fn read(pieces: &[&[u8]]) -> (Vec<String>, Option<HttpError>) {
         loop {
             match reader.read(&mut input, &LIMITS) {
                 Ok(Step::NeedMore) => break,
+                // Given only if the body was cut off from it.
+                Ok(Step::Head(head)) => check(&head),
                 // Asked for only if the body has not begun: this does depend on the cuts.
                 Ok(Step::Continue) => {}
                 Ok(Step::Request(request)) => {
