@@ -703,7 +703,8 @@ fn a_held_client_s_messages_wait_for_the_key_in_its_context() {
 // Compression.
 
 /// The offer of a browser.
-const OFFER: &str = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+const OFFER: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
+    Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
 
 /// A frame, and its payload if it is compressed.
 fn compressed(socket: &mut Socket) -> Vec<u8> {

@@ -17,6 +17,7 @@ use gridcast::shard::{Listener, Now, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use shard_value::{call, upgraded};
+use zlib_rs::{Deflate, DeflateFlush};
 
 /// The first moment: Wed, 15 Nov 2023 06:13:20 GMT.
 const START: Now = Now { ms: 0, us: 0, unix_ms: 1_700_028_800_000 };
@@ -281,5 +282,36 @@ fn the_first_subprotocol_that_a_client_offers_and_the_route_accepts_is_answered(
     ] {
         let route = accepts(accepted, token_route());
         assert_eq!(answered(route, &offers).as_deref(), Some(expected), "{offers}");
+    }
+}
+
+/// A client's compressed message (RFC 7692, section 7.2.1) in one frame, with a mask of zeros.
+fn deflated(compressor: &mut Deflate, text: &str) -> Vec<u8> {
+    let (before, mut out) = (compressor.total_out(), vec![0; 1000]);
+    compressor.compress(text.as_bytes(), &mut out, DeflateFlush::SyncFlush).expect("there is room");
+    out.truncate((compressor.total_out() - before) as usize - 4);
+    [&[0xC1, 0x80 | out.len() as u8, 0, 0, 0, 0], &out[..]].concat()
+}
+
+#[test]
+fn a_client_whose_messages_refer_to_those_before_them_is_understood() {
+    let texts = ["the same words again and again", "the same words again, and others"];
+    for agent in ["", "User-Agent: Mozilla/5.0 (X11)\r\n"] {
+        let mut node = Node::new(Route { compression: true, ..reporting_route() });
+        consume(&mut node);
+        let client = node.accept(Listener::Edge(0));
+        let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
+        let answer = node.say(client, format!("GET /ws HTTP/1.1\r\n{UPGRADE}{agent}{offer}\r\n"));
+        assert_holds(&answer, "permessage-deflate; server_no_context_takeover");
+        let stands_alone = answer.contains("; client_no_context_takeover");
+        assert_eq!(stands_alone, !agent.is_empty(), "{answer}");
+        let mut compressor = Deflate::new(6, false, 15);
+        for text in texts.iter().cycle().take(6) {
+            if stands_alone {
+                compressor.reset();
+            }
+            let said = node.say(client, deflated(&mut compressor, text));
+            assert_holds(&said, &format!(r#"{{"frame":{{"type":"text","data":"{text}""#));
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::ops::{Deref, DerefMut};
 
 use super::close::{self, Closed};
-use super::deflate::{Inflated, Inflater, Inflating, deflated_bytes_max};
+use super::deflate::{History, Inflated, Inflater, Inflating, deflated_bytes_max};
 use super::frame::{CONTROL_BYTES_MAX, HEAD_BYTES_MAX, Head, Kind, Opcode, Violation};
 use super::mask::unmask;
 
@@ -53,10 +53,12 @@ impl DerefMut for Payload<'_> {
     }
 }
 
-/// The reading state of one WebSocket connection: one pointer while no frame is half read.
+/// The reading state of one WebSocket connection: two pointers while no frame is half read.
 #[derive(Debug, Default)]
 pub struct Assembler {
     partial: Option<Box<Partial>>,
+    // What compressed messages may refer back to; `None`: each stands alone.
+    history: Option<Box<History>>,
 }
 
 /// A message or a frame that is begun and not finished.
@@ -69,12 +71,21 @@ pub struct Unfinished {
 }
 
 impl Assembler {
-    /// Memory that the half-read message takes.
+    /// For a peer whose compressed messages may refer so far back to those before them.
+    pub fn with_history(bytes_max: usize) -> Self {
+        let history = (bytes_max > 0).then(|| Box::new(History::new(bytes_max)));
+        Self { partial: None, history }
+    }
+
+    /// Memory that the half-read message takes, and what the next one may refer back to.
     pub fn held_bytes(&self) -> usize {
         let message = |partial: &Partial| {
-            size_of::<Partial>() + partial.message.as_ref().map_or(0, |open| open.data.capacity())
+            let open = partial.message.as_ref().map_or(0, |open| open.data.capacity());
+            let inflating = partial.inflating.as_ref().map_or(0, |(_, state)| state.held_bytes());
+            size_of::<Partial>() + open + inflating
         };
-        self.partial.as_deref().map_or(0, message)
+        let history = self.history.as_deref().map_or(0, History::held_bytes);
+        self.partial.as_deref().map_or(0, message) + history
     }
 
     /// Notes the time for a message or frame that is half read, if this is the first time. To be called
@@ -104,10 +115,12 @@ impl Assembler {
         &mut self,
         input: &mut &'a mut [u8],
         message_bytes_max: usize,
-        mut inflater: Option<&mut Inflater>,
+        inflater: Option<&mut Inflater>,
     ) -> Result<Option<Received<'a>>, Violation> {
+        let history = self.history.as_deref_mut();
+        let mut inflation = inflater.map(|inflater| Inflation { inflater, history });
         if self.partial.is_none() {
-            let inflater = inflater.as_deref_mut();
+            let inflater = inflation.as_mut().map(Inflation::lend);
             match read_whole(input, message_bytes_max, inflater)? {
                 Some(Whole::Received(received)) => return Ok(Some(received)),
                 Some(Whole::Inflating(kind, inflating)) => {
@@ -119,17 +132,34 @@ impl Assembler {
             }
         }
         let partial = self.partial.get_or_insert_default();
-        let received = match (partial.inflating.take(), inflater) {
-            (Some((kind, inflating)), Some(inflater)) => {
-                let inflated = inflater.resume(inflating, message_bytes_max)?;
+        let received = match (partial.inflating.take(), inflation) {
+            (Some((kind, inflating)), Some(inflation)) => {
+                let Inflation { inflater, history } = inflation;
+                let inflated = inflater.resume(inflating, message_bytes_max, history)?;
                 Some(partial.finish_inflated(kind, inflated)?)
             }
-            (_, inflater) => partial.read(input, message_bytes_max, inflater)?,
+            (_, inflation) => partial.read(input, message_bytes_max, inflation)?,
         };
         if partial.is_idle() {
             self.partial = None;
         }
         Ok(received)
+    }
+}
+
+/// What inflates the messages of one connection.
+struct Inflation<'i> {
+    inflater: &'i mut Inflater,
+    history: Option<&'i mut History>,
+}
+
+impl Inflation<'_> {
+    fn lend(&mut self) -> Inflation<'_> {
+        Inflation { inflater: self.inflater, history: self.history.as_deref_mut() }
+    }
+
+    fn inflate(self, deflated: &[u8], bytes_max: usize) -> Result<Inflated, Violation> {
+        self.inflater.inflate(deflated, bytes_max, self.history)
     }
 }
 
@@ -143,7 +173,7 @@ enum Whole<'a> {
 fn read_whole<'a>(
     input: &mut &'a mut [u8],
     message_bytes_max: usize,
-    inflater: Option<&mut Inflater>,
+    inflater: Option<Inflation<'_>>,
 ) -> Result<Option<Whole<'a>>, Violation> {
     let Some(head) = Head::parse(input, inflater.is_some())? else { return Ok(None) };
     if head.opcode == Opcode::Continuation {
@@ -272,7 +302,7 @@ impl Partial {
         &mut self,
         input: &mut &'a mut [u8],
         message_bytes_max: usize,
-        mut inflater: Option<&mut Inflater>,
+        mut inflater: Option<Inflation<'_>>,
     ) -> Result<Option<Received<'a>>, Violation> {
         while self.frame.is_some() || !input.is_empty() {
             let Some(frame) = &mut self.frame else {
@@ -289,7 +319,7 @@ impl Partial {
                 return Ok(None);
             }
             self.frame = None;
-            let inflater = inflater.as_deref_mut();
+            let inflater = inflater.as_mut().map(Inflation::lend);
             if let Some(received) = self.end_frame(head, message_bytes_max, inflater)? {
                 return Ok(Some(received));
             }
@@ -354,7 +384,7 @@ impl Partial {
         &mut self,
         head: Head,
         message_bytes_max: usize,
-        inflater: Option<&mut Inflater>,
+        inflater: Option<Inflation<'_>>,
     ) -> Result<Option<Received<'a>>, Violation> {
         if head.opcode.is_control() {
             self.since_ms = self.since_ms.filter(|_| self.message.is_some());

@@ -1,13 +1,21 @@
 //! Messages compressed (permessage-deflate, RFC 7692): what is agreed on in the handshake, and each
-//! message deflated or inflated on its own, without those before it. So the connection owns no
-//! window, and the same compressed bytes serve every receiver.
+//! message deflated on its own, without those before it. So the same compressed bytes serve every
+//! receiver. Messages of clients are inflated on their own, too, where the client agrees to that;
+//! otherwise the connection keeps what they may refer back to ([`History`]).
+//!
+//! - `deflate.rs`: compressing and inflating. `agreement.rs`: the handshake. `history.rs`: what
+//!   messages of a client refer back to.
+
+mod agreement;
+mod history;
 
 use std::fmt;
 
 use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
-use super::extension::Extension;
 use super::frame::{Body, Kind, Violation};
+pub use agreement::Agreement;
+pub use history::History;
 
 /// How far back the bytes that we compress may refer. Two sizes, whatever clients ask for: so that
 /// none of them can make a shard keep seven compressors, or compress one message seven times.
@@ -29,77 +37,6 @@ impl Window {
         match self {
             Self::Small => 9,
             Self::Large => 15,
-        }
-    }
-}
-
-/// An offer that is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Agreement {
-    /// What the client gets is compressed within this.
-    pub window: Window,
-    // The client asked for a limit: the answer has to name one.
-    names_window: bool,
-}
-
-impl Agreement {
-    /// Takes the first offer that is one of permessage-deflate and can be kept (RFC 7692, section
-    /// 5.1).
-    pub fn of<'o>(mut offers: impl Iterator<Item = Extension<'o>>) -> Option<Self> {
-        offers.find_map(|offer| Self::of_one(&offer))
-    }
-
-    /// Declines what has an unknown parameter, a bad value or a parameter twice (section 7.1), and
-    /// a window of 256 bytes, which zlib cannot keep to.
-    fn of_one(offer: &Extension<'_>) -> Option<Self> {
-        if offer.name != "permessage-deflate" {
-            return None;
-        }
-        let mut agreement = Self { window: Window::Large, names_window: false };
-        let mut seen = Vec::new();
-        for (name, value) in &offer.parameters {
-            match (*name, value.as_deref()) {
-                // Either way each of our messages stands alone, and each of the client's has to.
-                ("server_no_context_takeover" | "client_no_context_takeover", None) => {}
-                // We inflate within the largest window: there is nothing to ask for.
-                ("client_max_window_bits", None) => {}
-                ("client_max_window_bits", Some(value)) => drop(window_bits(value)?),
-                ("server_max_window_bits", Some(value)) => {
-                    agreement.names_window = true;
-                    agreement.window = match window_bits(value)? {
-                        8 => return None,
-                        15 => Window::Large,
-                        _ => Window::Small,
-                    };
-                }
-                _ => return None,
-            }
-            if seen.contains(&name) {
-                return None;
-            }
-            seen.push(name);
-        }
-        Some(agreement)
-    }
-}
-
-/// 8 to 15, in decimal without a leading zero (RFC 7692, section 7.1.2).
-fn window_bits(value: &str) -> Option<u8> {
-    match value {
-        "8" | "9" | "10" | "11" | "12" | "13" | "14" | "15" => value.parse().ok(),
-        _ => None,
-    }
-}
-
-/// The value of `Sec-WebSocket-Extensions` in the answer.
-impl fmt::Display for Agreement {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(
-            "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
-        )?;
-        match self.names_window {
-            true => write!(formatter, "; server_max_window_bits={}", self.window.bits()),
-            false => Ok(()),
         }
     }
 }
@@ -198,12 +135,22 @@ pub enum Inflated {
     Unfinished(Box<Inflating>),
 }
 
+/// What the state of one message takes.
+const STATE_BYTES: usize = 46 * 1024;
+
 /// A long message that is half inflated: its own copy of the compressed bytes, what they became so
 /// far, and a state of 46 KiB.
 pub struct Inflating {
     inflate: Box<Inflate>,
     deflated: Vec<u8>,
     progress: Progress,
+}
+
+impl Inflating {
+    /// Memory that is held, the state included.
+    pub fn held_bytes(&self) -> usize {
+        STATE_BYTES + self.deflated.capacity() + self.progress.message.capacity()
+    }
 }
 
 impl fmt::Debug for Inflating {
@@ -223,20 +170,37 @@ struct Progress {
     message: Vec<u8>,
 }
 
+impl Progress {
+    fn end(self, history: Option<&mut History>) -> Inflated {
+        if let Some(history) = history {
+            history.note(&self.message);
+        }
+        Inflated::Whole(self.message)
+    }
+}
+
 impl Inflater {
     /// Inflates a message of these bytes, all its fragments together, up to
     /// [`INFLATED_PER_CALL`]. No more memory is taken than for `bytes_max` bytes, whatever they
-    /// would become.
+    /// would become. The message may refer back to `history`, and is added to it.
     ///
     /// # Errors
     /// The message is longer than `bytes_max`, or not whole blocks of DEFLATE.
-    pub fn inflate(&mut self, deflated: &[u8], bytes_max: usize) -> Result<Inflated, Violation> {
+    pub fn inflate(
+        &mut self,
+        deflated: &[u8],
+        bytes_max: usize,
+        history: Option<&mut History>,
+    ) -> Result<Inflated, Violation> {
         // RFC 7692, section 7.2.3.6, wants one zero byte; some send nothing.
         if deflated.is_empty() {
             return Ok(Inflated::Whole(Vec::new()));
         }
         let mut inflate = self.idle.take().unwrap_or_else(|| Box::new(Inflate::new(false, 15)));
         inflate.reset(false);
+        if let Some(history) = history.as_ref().filter(|history| !history.bytes().is_empty()) {
+            inflate.set_dictionary(history.bytes()).map_err(|_| Violation::BadDeflate)?;
+        }
         let mut progress = Progress::default();
         match self.advance(&mut inflate, deflated, &mut progress, bytes_max) {
             Ok(false) => {
@@ -245,7 +209,7 @@ impl Inflater {
             }
             ended => {
                 self.idle = Some(inflate);
-                ended.map(|_| Inflated::Whole(progress.message))
+                ended.map(|_| progress.end(history))
             }
         }
     }
@@ -258,6 +222,7 @@ impl Inflater {
         &mut self,
         mut inflating: Box<Inflating>,
         bytes_max: usize,
+        history: Option<&mut History>,
     ) -> Result<Inflated, Violation> {
         let Inflating { inflate, deflated, progress } = &mut *inflating;
         if !self.advance(inflate, deflated, progress, bytes_max)? {
@@ -265,7 +230,7 @@ impl Inflater {
         }
         let Inflating { inflate, progress, .. } = *inflating;
         self.idle = Some(inflate);
-        Ok(Inflated::Whole(progress.message))
+        Ok(progress.end(history))
     }
 
     /// Inflates up to [`INFLATED_PER_CALL`] more bytes; true when the message is whole.
@@ -324,52 +289,6 @@ pub fn deflated_bytes_max(message_bytes_max: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn answer(offers: &str) -> Option<String> {
-        let offers = Extension::list(offers.as_bytes()).flatten();
-        Agreement::of(offers).map(|agreement| agreement.to_string())
-    }
-
-    #[test]
-    fn the_first_offer_that_can_be_kept_is_taken() {
-        let plain = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
-        let small = format!("{plain}; server_max_window_bits=9");
-        let large = format!("{plain}; server_max_window_bits=15");
-        let table = [
-            ("permessage-deflate", Some(plain)),
-            (" permessage-deflate ;\tclient_max_window_bits ", Some(plain)),
-            ("permessage-deflate; client_max_window_bits=\"8\"", Some(plain)),
-            (
-                "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
-                Some(plain),
-            ),
-            ("permessage-deflate; server_max_window_bits=15", Some(&large)),
-            ("permessage-deflate; server_max_window_bits = \"14\"", Some(&small)),
-            ("permessage-deflate; server_max_window_bits=9", Some(&small)),
-            ("permessage-deflate; server_max_window_bits=8, permessage-deflate", Some(plain)),
-            (
-                "x-webkit-deflate-frame, permessage-deflate; unknown, permessage-deflate",
-                Some(plain),
-            ),
-            ("permessage-deflate; server_max_window_bits=8", None),
-            ("permessage-deflate; server_max_window_bits=16", None),
-            ("permessage-deflate; server_max_window_bits=010", None),
-            ("permessage-deflate; server_max_window_bits=\"10", None),
-            ("permessage-deflate; server_max_window_bits", None),
-            ("permessage-deflate; client_max_window_bits=7", None),
-            ("permessage-deflate; client_max_window_bits=", None),
-            ("permessage-deflate; client_max_window_bits; client_max_window_bits=10", None),
-            ("permessage-deflate; server_no_context_takeover=1", None),
-            ("permessage-deflate; server_no_context_takeover; server_no_context_takeover", None),
-            ("permessage-deflate; unknown", None),
-            ("permessage-deflate;", None),
-            ("Permessage", None),
-            ("", None),
-        ];
-        for (offers, expected) in table {
-            assert_eq!(answer(offers).as_deref(), expected, "{offers}");
-        }
-    }
-
     /// Bytes that do not repeat.
     fn noise(length: usize) -> Vec<u8> {
         let mut state = 1u64;
@@ -394,7 +313,7 @@ mod tests {
         deflated: &[u8],
         bytes_max: usize,
     ) -> Result<Vec<u8>, Violation> {
-        let mut inflated = inflater.inflate(deflated, bytes_max)?;
+        let mut inflated = inflater.inflate(deflated, bytes_max, None)?;
         let mut length = 0;
         loop {
             match inflated {
@@ -403,7 +322,7 @@ mod tests {
                     let now = inflating.progress.message.len();
                     assert!((1..=INFLATED_PER_CALL + PIECE_BYTES).contains(&(now - length)));
                     length = now;
-                    inflated = inflater.resume(inflating, bytes_max)?;
+                    inflated = inflater.resume(inflating, bytes_max, None)?;
                 }
             }
         }
@@ -510,7 +429,7 @@ mod tests {
         let deflate = |message: &Vec<u8>| miniz_oxide::deflate::compress_to_vec(message, 6);
         let mut open: Vec<_> = long
             .iter()
-            .map(|message| match inflater.inflate(&deflate(message), 1 << 20) {
+            .map(|message| match inflater.inflate(&deflate(message), 1 << 20, None) {
                 Ok(Inflated::Unfinished(inflating)) => inflating,
                 other => panic!("whole at once: {other:?}"),
             })
@@ -520,7 +439,7 @@ mod tests {
             assert_eq!(inflate(&mut inflater, &deflate(&vec![9; 100]), 100), Ok(vec![9; 100]));
             open = open
                 .drain(..)
-                .filter_map(|inflating| match inflater.resume(inflating, 1 << 20) {
+                .filter_map(|inflating| match inflater.resume(inflating, 1 << 20, None) {
                     Ok(Inflated::Unfinished(inflating)) => Some(inflating),
                     Ok(Inflated::Whole(message)) => {
                         whole.push(message);
@@ -538,7 +457,7 @@ mod tests {
         let mut inflater = Inflater::default();
         let block = miniz_oxide::deflate::compress_to_vec(b"a", 6);
         let deflated = [block.repeat(1000), vec![0]].concat();
-        assert!(matches!(inflater.inflate(&deflated, 1000), Ok(Inflated::Unfinished(_))));
+        assert!(matches!(inflater.inflate(&deflated, 1000, None), Ok(Inflated::Unfinished(_))));
         assert_eq!(inflate(&mut inflater, &deflated, 1000), Ok(vec![b'a'; 1000]));
     }
 
@@ -559,5 +478,53 @@ mod tests {
                 assert!(deflated.len() < deflated_bytes_max(length), "{length} {level}");
             }
         }
+    }
+
+    /// What clients make of messages who let each refer to those before it.
+    fn in_one_context(messages: &[Vec<u8>], window_bits: u8) -> Vec<Vec<u8>> {
+        let mut compressor = Deflate::new(6, false, window_bits);
+        let deflate = |message: &Vec<u8>| {
+            let before = compressor.total_out();
+            let mut out = vec![0; message.len() * 2 + 64];
+            compressor.compress(message, &mut out, DeflateFlush::SyncFlush).expect("there is room");
+            out.truncate((compressor.total_out() - before) as usize);
+            out.strip_suffix(&MARK).expect("a flush ends so").to_vec()
+        };
+        messages.iter().map(deflate).collect()
+    }
+
+    #[test]
+    fn messages_that_refer_to_those_before_them_are_inflated_with_their_history() {
+        let (mut inflater, mut referring) = (Inflater::default(), 0);
+        let mut messages = samples();
+        messages
+            .extend((0..50).map(|n| format!("{{\"id\":{n},\"name\":\"a name\"}}").into_bytes()));
+        messages.extend([
+            noise(20_000),
+            noise(20_000),
+            noise(500),
+            noise(500),
+            vec![b'x'; 300_000],
+        ]);
+        messages.extend(samples());
+        for window_bits in [9, 12, 15] {
+            let mut history = History::new(1 << window_bits);
+            let mut other = History::new(1 << window_bits);
+            for (deflated, message) in in_one_context(&messages, window_bits).iter().zip(&messages)
+            {
+                referring +=
+                    usize::from(inflate(&mut inflater, deflated, 1 << 20) != Ok(message.clone()));
+                let mut inflated = inflater.inflate(deflated, 1 << 20, Some(&mut history));
+                while let Ok(Inflated::Unfinished(inflating)) = inflated {
+                    // Somebody else's message comes between the parts of a long one.
+                    let hello = [0xF2, 0x48, 0xCD, 0xC9, 0xC9, 0x07, 0x00];
+                    let between = inflater.inflate(&hello, 5, Some(&mut other));
+                    assert!(matches!(between, Ok(Inflated::Whole(text)) if text == b"Hello"));
+                    inflated = inflater.resume(inflating, 1 << 20, Some(&mut history));
+                }
+                assert!(matches!(inflated, Ok(Inflated::Whole(whole)) if whole == *message));
+            }
+        }
+        assert!(referring > 50, "{referring} messages refer to others");
     }
 }

@@ -28,6 +28,11 @@ impl<'r> Upgrade<'r> {
         members.filter(|name| is_token(name)).filter_map(|name| str::from_utf8(name).ok())
     }
 
+    /// Whether the client says that it is a browser.
+    pub fn is_of_browser(&self) -> bool {
+        self.request.header("user-agent").is_some_and(|agent| agent.starts_with(b"Mozilla/"))
+    }
+
     /// The first of the client's subprotocols that is among those accepted.
     pub fn accepted_subprotocol(&self, accepted: &[String]) -> Option<&'r str> {
         self.subprotocols().find(|offered| accepted.iter().any(|known| known == offered))
@@ -265,7 +270,7 @@ mod tests {
             let upgrade = check(request).unwrap();
             let offers: Vec<_> = upgrade.extensions().map(|extension| extension.name).collect();
             assert_eq!(offers, ["x", "permessage-deflate", "z"]);
-            let agreement = Agreement::of(upgrade.extensions());
+            let agreement = Agreement::of(upgrade.extensions(), true);
             let mut answer = Vec::new();
             write_switching(
                 &mut answer,

@@ -182,7 +182,8 @@ impl Shard {
         };
         let Some(connection) = self.connections.get(key) else { return };
         let offers = upgrade.extensions().filter(|_| route.compression);
-        let compression = Agreement::of(offers);
+        let compression = Agreement::of(offers, upgrade.is_of_browser());
+        let history_bytes = compression.map_or(0, |agreement| agreement.history_bytes);
         connection.compression = compression.map(|agreement| agreement.window);
         connection.set_outbound_max(route.outbound_bytes);
         connection.stage = Stage::Client(Box::new(Client {
@@ -191,7 +192,7 @@ impl Shard {
             expires_unix_ms,
             has_spoken: false,
             messages: Bucket::default(),
-            assembler: Assembler::default(),
+            assembler: Assembler::with_history(history_bytes),
             subscriptions: Vec::new(),
             context,
         }));

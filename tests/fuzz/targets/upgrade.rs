@@ -43,7 +43,7 @@ fn check_request(request: &Request<'_>) {
 fn check_grant(upgrade: &Upgrade<'_>) {
     let subprotocol = upgrade.subprotocols().next();
     let mut out = Vec::new();
-    let agreement = Agreement::of(upgrade.extensions());
+    let agreement = Agreement::of(upgrade.extensions(), upgrade.is_of_browser());
     upgrade::write_switching(&mut out, Date::at(0), &upgrade.accept, subprotocol, agreement);
     let text = String::from_utf8(out).expect("an offered subprotocol is text");
     let lines: Vec<_> = text.split("\r\n").collect();
