@@ -205,6 +205,27 @@ pub struct MeshReport {
     pub sessions_ended: u64,
     /// Publishes of which a node did not count its subscribers in time.
     pub uncounted: u64,
+    /// Nodes that the configuration expects, this one included.
+    pub expected: u64,
+    /// Peers that were not let in.
+    pub refused: Refused,
+}
+
+/// How often this node and a peer did not come together, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// One of the two did not prove that it belongs to the other's grid.
+    pub key: u64,
+    /// They speak no version of the mesh protocol in common.
+    pub version: u64,
+    /// The id of one of them was in use.
+    pub id: u64,
+}
+
+impl Refused {
+    fn each(&self) -> [(&'static str, u64); 3] {
+        [("key", self.key), ("version", self.version), ("id", self.id)]
+    }
 }
 
 /// How things stand with one other node. What was said is counted since the session with it began.
@@ -344,6 +365,13 @@ const NODE_COUNTERS: [Gauge<NodeReport>; 4] = [
     ("mesh_received_bytes", "Bytes of messages from the node", |n| n.received_bytes),
 ];
 
+const MESH_GAUGES: [Gauge<MeshReport>; 2] = [
+    ("mesh_nodes", "Nodes of the grid within reach, this one included", |m| {
+        m.nodes.len() as u64 + 1
+    }),
+    ("mesh_expected", "Nodes that mesh.expect names", |m| m.expected),
+];
+
 const MESH_COUNTERS: [Gauge<MeshReport>; 2] = [
     ("mesh_sessions_ended", "Nodes lost, or begun anew", |m| m.sessions_ended),
     ("mesh_uncounted", "Publishes that a node did not count in time", |m| m.uncounted),
@@ -354,6 +382,16 @@ impl Collector for MeshReport {
         for (name, help, value) in MESH_COUNTERS {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value(self)).encode(metric)?;
+        }
+        for (name, help, value) in MESH_GAUGES {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value(self) as i64).encode(metric)?;
+        }
+        let help = "Peers that were not let in, or did not let this node in";
+        let mut family =
+            encoder.encode_descriptor("mesh_refused", help, None, MetricType::Counter)?;
+        for (reason, count) in self.refused.each() {
+            ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
         }
         for (name, help, value) in NODE_COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -487,7 +525,13 @@ mod tests {
         reports[0].topics.push(topic);
         let nodes =
             vec![NodeReport { node: 7, sent_bytes: 8, is_linked: true, ..Default::default() }];
-        let mesh = MeshReport { nodes, sessions_ended: 2, uncounted: 0 };
+        let mesh = MeshReport {
+            nodes,
+            sessions_ended: 2,
+            uncounted: 0,
+            expected: 3,
+            refused: Refused { key: 4, version: 0, id: 1 },
+        };
         let text = render(reports, Some(mesh));
         for line in [
             "gridcast_delivered_total 7",
@@ -505,6 +549,11 @@ mod tests {
             "gridcast_mesh_sessions_ended_total 2",
             "gridcast_mesh_sent_bytes_total{node=\"7\"} 8",
             "gridcast_mesh_node_linked{node=\"7\"} 1",
+            "gridcast_mesh_nodes 2",
+            "gridcast_mesh_expected 3",
+            "gridcast_mesh_refused_total{reason=\"key\"} 4",
+            "gridcast_mesh_refused_total{reason=\"version\"} 0",
+            "gridcast_mesh_refused_total{reason=\"id\"} 1",
             "gridcast_memory_bytes 7",
             "gridcast_memory_limit_bytes 8",
             "# EOF",

@@ -68,8 +68,11 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let settings = settings(config, FingerprintKey::new(random()?), &api, &edges);
     let ids = reserve_ids(config)?;
     let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
-    let process =
-        Process { log_lines_dropped: log.lines_dropped(), first_unix_ms: Some(first_unix_ms) };
+    let process = Process {
+        log_lines_dropped: log.lines_dropped(),
+        first_unix_ms: Some(first_unix_ms),
+        nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
+    };
     let settings = Arc::new(Settings { process, ..settings });
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
@@ -318,6 +321,7 @@ impl MeshStart {
             api: shards.api.advertise,
             seeds: self.seeds,
             answer_ms: shards.limits.answer_ms,
+            expected: shards.process.nodes_expected,
             channel_key: self.identity.channel_key(),
             random_seed: u64::from_ne_bytes(random()?),
         };

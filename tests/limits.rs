@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Party};
+use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::metrics::Counters;
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
 use gridcast::protocol::http;
@@ -410,4 +410,32 @@ fn a_clock_that_is_set_back_refuses_nobody() {
         node.now.unix_ms += 3_600_000;
     }
     assert_eq!(node.shards[0].counters().limits.client_ids, 0);
+}
+
+#[test]
+fn readiness_waits_for_as_many_nodes_as_are_expected_and_then_stays() {
+    let process = Process { nodes_expected: 3, ..Process::default() };
+    let mut node = Node::new(&Settings { has_mesh: true, process, ..settings(1) });
+    let hear = |node: &mut Node, message| {
+        node.shards[0].handle_message(node.now, Party::Mesh, message);
+    };
+    let other = |number| NodeId::new(number).expect("a node");
+    let up = |number| Message::NodeUp { node: other(number), shards: 1, incarnation: 1 };
+    let readiness = |node: &mut Node| {
+        let key = node.accept(0, Listener::Api, 1);
+        node.receive(0, key, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let response = node.written(0);
+        response[9..12].to_owned() + response.rsplit("\r\n").next().expect("a body")
+    };
+    assert_eq!(readiness(&mut node), "5031 of 3 nodes have been seen\n");
+    hear(&mut node, up(1));
+    // One that starts anew is no further one.
+    hear(&mut node, Message::NodeDown(other(1)));
+    hear(&mut node, up(1));
+    assert_eq!(readiness(&mut node), "5032 of 3 nodes have been seen\n");
+    hear(&mut node, Message::NodeDown(other(1)));
+    hear(&mut node, up(2));
+    assert_eq!(readiness(&mut node), "200ready\n");
+    hear(&mut node, Message::NodeDown(other(2)));
+    assert_eq!(readiness(&mut node), "200ready\n");
 }

@@ -7,7 +7,7 @@ use super::document::{ConfigError, Section};
 use super::tls::MutualTls;
 use super::{ADDRESS, address, read_reachable};
 
-pub(super) const MESH_KEYS: [&str; 4] = ["bind", "advertise", "seeds", "key"];
+pub(super) const MESH_KEYS: [&str; 5] = ["bind", "advertise", "seeds", "expect", "key"];
 
 const SEED: &str = "a host and port such as \"10.0.0.5:6788\" or \"node-2.example.org:6788\"";
 const KEY: &str = "expected a secret of 16 to 1024 bytes, such as `openssl rand -hex 32` makes";
@@ -30,6 +30,9 @@ pub struct Mesh {
     /// Nodes that it asks to be let in, `HOST:PORT`; a name may stand for several. Default: none, it
     /// waits for others.
     pub seeds: Vec<String>,
+    /// Nodes, this one included, that must have been seen once before `/readyz` answers 200. 1 to 1,024.
+    /// Default: 1.
+    pub expect: usize,
     /// How it knows the others. Has no default.
     pub trust: Trust,
 }
@@ -79,12 +82,13 @@ impl Mesh {
             }
         };
         let seeds = section.texts("seeds", SEED, is_target)?.unwrap_or_default();
+        let expect = section.whole("expect", " of nodes", 1..=1024, 1)?;
         let node = root.table("node")?;
         if !node.has("id") {
             let reason = "missing; with a mesh each node has an id of its own, 0 to 1023";
             return Err(node.fault(&["id"], reason));
         }
-        Ok(Some(Self { bind, advertise: advertise.unwrap_or(bind), seeds, trust }))
+        Ok(Some(Self { bind, advertise: advertise.unwrap_or(bind), seeds, expect, trust }))
     }
 }
 
@@ -93,6 +97,9 @@ impl fmt::Display for Mesh {
         write!(formatter, "mesh {}, advertised as {}", self.bind, self.advertise)?;
         if !self.seeds.is_empty() {
             write!(formatter, ", seeds {}", self.seeds.join(", "))?;
+        }
+        if self.expect > 1 {
+            write!(formatter, ", of {} nodes", self.expect)?;
         }
         Ok(())
     }

@@ -126,6 +126,7 @@ fn every_key_is_read() {
     let mesh = config.mesh.as_ref().expect("it is written");
     assert_eq!((mesh.bind, mesh.advertise), (bind("10.0.0.5:7002"), bind("192.0.2.5:6788")));
     assert_eq!(mesh.seeds, ["10.0.0.6:6788", "node-3.example.org:6788", "[fd00::7]:6788"]);
+    assert_eq!(mesh.expect, 3);
     let Trust::Key(key) = &mesh.trust else { panic!("it is a key: {mesh:?}") };
     assert_eq!(key.secret(), "correct-horse-battery");
     let queue =
@@ -1027,6 +1028,6 @@ fn a_right_configuration_is_summed_up() {
     assert!(summary.contains("\napi 10.0.0.5:7000, advertised as 10.0.0.5:6789, for app, ops\n"));
     assert!(summary.ends_with(
         "\nmesh 10.0.0.5:7002, advertised as 192.0.2.5:6788, seeds 10.0.0.6:6788, \
-         node-3.example.org:6788, [fd00::7]:6788"
+         node-3.example.org:6788, [fd00::7]:6788, of 3 nodes"
     ));
 }

@@ -70,6 +70,20 @@ pub enum Event {
     /// Dialling this target failed, and why in words that help; of a name, once for each of its
     /// addresses that failed.
     Unreachable(String, String),
+    /// A handshake showed that the peer and this node do not belong together. Comes beside
+    /// [`Event::Unreachable`] where this node dialled, and alone where the peer did.
+    Refused(Refusal),
+}
+
+/// Why a peer and this node do not come together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// One of the two does not prove that it belongs to the other's grid.
+    Key,
+    /// They have no version of the mesh protocol in common.
+    Version,
+    /// The id of one of them is in use.
+    Id,
 }
 
 /// What the transport is to do. For a link that is gone: nothing.

@@ -45,12 +45,12 @@ use std::sync::Arc;
 
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
-use crate::metrics::{MeshReport, NodeReport};
+use crate::metrics::{MeshReport, NodeReport, Refused};
 use crate::protocol::api::{self, Code, Fault, Function, MeshRow, NodeRow, Reply, Tally};
 use crate::protocol::frame::Frame;
 use dial::Dialler;
 use interest::{ChannelHash, NodesInterest, OwnInterest};
-use link::{Effect, Event, Lane, LinkId};
+use link::{Effect, Event, Lane, LinkId, Refusal};
 use membership::{Identity, Membership};
 use peers::{Link, Peer};
 use publish::{Asker, Counted, Counter, Publishes};
@@ -75,6 +75,8 @@ pub struct Settings {
     pub seeds: Vec<String>,
     /// How long a call waits for shards and nodes, in milliseconds.
     pub answer_ms: u64,
+    /// Nodes of the grid that are expected, this one included.
+    pub expected: usize,
     /// For the hashes of channels: the same on every node.
     pub channel_key: [u8; 16],
     /// For choices that should differ between nodes and starts.
@@ -115,6 +117,8 @@ pub struct Mesh {
     woken_ms: Option<u64>,
     // When peers are next to be looked after.
     care_ms: u64,
+    // Peers that were not let in.
+    refusals: Refused,
     // Since when nobody takes this node in, and why.
     refused: Option<(u64, String)>,
     effects: VecDeque<Effect>,
@@ -147,6 +151,7 @@ impl Mesh {
             all_trusted_until_ms: 0,
             woken_ms: None,
             care_ms: now_ms,
+            refusals: Refused::default(),
             refused: None,
             effects: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -172,6 +177,7 @@ impl Mesh {
                     tracing::warn!("mesh: {target} cannot be reached: {why}");
                 }
             }
+            Event::Refused(refusal) => self.count_refusal(refusal),
         }
     }
 
@@ -505,6 +511,16 @@ impl Mesh {
             nodes: nodes.collect(),
             sessions_ended: self.sessions_ended,
             uncounted: self.uncounted,
+            expected: self.settings.expected as u64,
+            refused: self.refusals,
+        }
+    }
+
+    pub(super) fn count_refusal(&mut self, refusal: Refusal) {
+        match refusal {
+            Refusal::Key => self.refusals.key += 1,
+            Refusal::Version => self.refusals.version += 1,
+            Refusal::Id => self.refusals.id += 1,
         }
     }
 

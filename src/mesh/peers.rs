@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use super::link::{Effect, Lane, LinkId};
+use super::link::{Effect, Lane, LinkId, Refusal};
 use super::membership::{Change, Identity};
 use super::session::Session;
 use super::wire::{self, Control, FrameReader, Hello, VERSIONS};
@@ -295,11 +295,13 @@ impl Mesh {
         }
         if hello.node == self.settings.node && hello.incarnation < self.settings.incarnation {
             // It was there before, and says the same.
+            self.count_refusal(Refusal::Id);
             let why = in_use(hello.node, hello.mesh);
             self.note_refused(now_ms, why.clone());
             return Err(why);
         }
-        if let Some(why) = self.refusal(&hello) {
+        if let Some((refusal, why)) = self.refusal(&hello) {
+            self.count_refusal(refusal);
             tracing::warn!("the node at {} is not taken in: {why}", hello.mesh);
             self.say(id, &Control::Refused(why.clone()));
             return Err(why);
@@ -333,25 +335,26 @@ impl Mesh {
     }
 
     /// Why this node cannot be part of the grid.
-    pub(super) fn refusal(&self, hello: &Hello) -> Option<String> {
+    pub(super) fn refusal(&self, hello: &Hello) -> Option<(Refusal, String)> {
         let Hello { node, versions, .. } = hello;
         if versions.0 > VERSIONS.1 || versions.1 < VERSIONS.0 {
-            return Some(format!(
+            let why = format!(
                 "it speaks versions {} to {} of the mesh protocol, the node at {} versions {} to {}",
                 versions.0, versions.1, self.settings.advertise, VERSIONS.0, VERSIONS.1
-            ));
+            );
+            return Some((Refusal::Version, why));
         }
         if *node == self.settings.node {
             // The one that came later has to go.
             let is_later = hello.incarnation > self.settings.incarnation;
-            return is_later.then(|| in_use(*node, self.settings.advertise));
+            return is_later.then(|| (Refusal::Id, in_use(*node, self.settings.advertise)));
         }
         let known = self.peers.get(node)?;
         // At the same address it is the one that was there, started anew.
         let is_other = known.hello.mesh != hello.mesh
             && known.hello.incarnation != hello.incarnation
             && known.link.is_some();
-        is_other.then(|| in_use(*node, known.hello.mesh))
+        is_other.then(|| (Refusal::Id, in_use(*node, known.hello.mesh)))
     }
 
     /// Of two links between the same two nodes, both keep the one that the lower id dialled; of two

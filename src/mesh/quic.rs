@@ -345,6 +345,7 @@ mod tests {
             api: LOOPBACK.parse().unwrap(),
             seeds: Vec::new(),
             answer_ms: 1500,
+            expected: 1,
             channel_key: [0; 16],
             random_seed: 1,
         };

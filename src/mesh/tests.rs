@@ -44,6 +44,7 @@ fn mesh(index: usize, incarnation: u64, now_ms: u64) -> Mesh {
         api: ([127, 0, 0, 1], 6000 + index as u16).into(),
         seeds: vec![mesh_address(0).to_string()],
         answer_ms: 1500,
+        expected: 1,
         channel_key: [7; 16],
         random_seed: index as u64,
     };
@@ -486,7 +487,8 @@ fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
     other.settings.advertise = mesh_address(7);
     let hello = net.meshes[1].peers[&node(0)].hello.clone();
     let intruder = wire::Hello { node: node(1), mesh: mesh_address(7), incarnation: 3, ..hello };
-    assert!(net.meshes[0].refusal(&intruder).unwrap().contains("node id 2 is in use"));
+    let (refusal, why) = net.meshes[0].refusal(&intruder).unwrap();
+    assert!(refusal == Refusal::Id && why.contains("node id 2 is in use"), "{why}");
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::protocol::api::Reply;
 pub struct Nodes {
     // Those within reach.
     up: BTreeMap<NodeId, Other>,
+    // Those that have ever been: at most one per id.
+    seen: BTreeSet<NodeId>,
     // Our back ends that consume, of which homes on every node are to know, and those that did.
     consumers: BTreeSet<ConnectionKey>,
     // Up to which of our changes of interest all nodes know.
@@ -85,9 +87,17 @@ impl Shard {
         let shards = usize::from(shards);
         let other = Other { layout: IdLayout::new(shards), shards, incarnation };
         self.nodes.up.insert(node, other);
+        self.nodes.seen.insert(node);
         for key in self.nodes.consumers.clone() {
             self.consume_on(node, key);
         }
+    }
+
+    /// Nodes that have been seen since the start, this one included, if the configuration expects more
+    /// before the node is ready. One that was ready stays so when others leave.
+    pub(super) fn nodes_seen_of_too_few(&self) -> Option<usize> {
+        let seen = self.nodes.seen.len() + 1;
+        (seen < self.settings.process.nodes_expected).then_some(seen)
     }
 
     /// What was on its way to and from a node is lost: its consumers are gone for our topics, and

@@ -202,7 +202,14 @@ impl Shard {
             "/metrics" => (200, "text/plain", String::new()),
             "/readyz" if self.draining.is_some() => (503, "text/plain", "going down\n".into()),
             "/readyz" if self.refuses_arrivals() => (503, "text/plain", "short of memory\n".into()),
-            "/readyz" => (200, "text/plain", "ready\n".into()),
+            "/readyz" => match self.nodes_seen_of_too_few() {
+                None => (200, "text/plain", "ready\n".into()),
+                Some(seen) => {
+                    let expected = self.settings.process.nodes_expected;
+                    let why = format!("{seen} of {expected} nodes have been seen\n");
+                    (503, "text/plain", why)
+                }
+            },
             "/version" => (200, json, version()),
             "/v1/nodes" if is_get && self.settings.has_mesh => {
                 let shape = Shape::Response(shape.clone());

@@ -36,7 +36,7 @@ pub struct Settings {
     pub process: Process,
 }
 
-/// What a shard is to know of its process.
+/// What a shard is to know of its process, and of the grid around it.
 #[derive(Clone, Debug, Default)]
 pub struct Process {
     /// Lines of the log that were dropped, counted where they are.
@@ -44,6 +44,8 @@ pub struct Process {
     /// Unix milliseconds that client ids have when the node's own time is 0, later than those of
     /// earlier lives. `None`: what the clock says.
     pub first_unix_ms: Option<u64>,
+    /// Nodes of the grid, this one included, without which it is not ready; 0 and 1: it needs no other.
+    pub nodes_expected: usize,
 }
 
 impl Settings {

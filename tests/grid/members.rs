@@ -25,6 +25,46 @@ fn a_node_that_joins_is_known_to_all_and_knows_the_channels() {
     }
 }
 
+/// The value of a metric of a node.
+fn metric(node: &Server, name: &str) -> u64 {
+    let metrics = node.get("/metrics").body;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("{name} is not in\n{metrics}")).parse().expect("a number")
+}
+
+#[test]
+fn a_node_is_ready_once_it_has_seen_the_nodes_that_it_expects_and_stays_so() {
+    let expecting = |id, seeds: &[_], key| {
+        node_config(id, None, seeds, key).replace("[mesh]", "[mesh]\nexpect = 2")
+    };
+    let first = Server::start(&expecting(1, &[], KEY));
+    let seeds = [first.mesh.expect("it has a mesh")];
+    let is_unready = |node: &Server| {
+        let response = node.get("/readyz");
+        (response.status, &response.body[..]) == (503, "1 of 2 nodes have been seen\n")
+    };
+    // A node with another key is alone: it does not look like a part of the grid.
+    let stranger = Server::start(&expecting(2, &seeds, "another key of the same length"));
+    let refused = "gridcast_mesh_refused_total{reason=\"key\"}";
+    until_within(DEADLINE, || metric(&stranger, refused) > 0 && metric(&first, refused) > 0);
+    for node in [&first, &stranger] {
+        assert!(is_unready(node));
+        assert_eq!(node.get("/healthz").status, 200);
+        assert_eq!(metric(node, "gridcast_mesh_nodes"), 1);
+        assert_eq!(metric(node, "gridcast_mesh_expected"), 2);
+    }
+    let mut second = Server::start(&expecting(3, &seeds, KEY));
+    for node in [&first, &second] {
+        // Each shard hears of it by itself.
+        until_within(DEADLINE, || (0..8).all(|_| node.get("/readyz").status == 200));
+        assert_eq!(metric(node, "gridcast_mesh_nodes"), 2);
+    }
+    second.kill();
+    until_within(DEADLINE, || metric(&first, "gridcast_mesh_nodes") == 1);
+    assert!((0..8).all(|_| first.get("/readyz").status == 200));
+    assert!(is_unready(&stranger));
+}
+
 #[test]
 fn a_node_that_is_told_to_end_leaves_the_grid_at_once() {
     let mut grid = Grid::new(3);

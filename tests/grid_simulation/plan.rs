@@ -112,6 +112,7 @@ impl Plan {
             api: ([10, 0, 0, index as u8 + 1], 6789).into(),
             seeds: self.seeds.clone(),
             answer_ms: 1500,
+            expected: 1,
             channel_key: [7; 16],
             random_seed: seed,
         }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use super::lanes::{Writer, listen, unwound};
 use super::{SILENCE_MAX_MS, words};
 use crate::mesh::identity::{self, Identity};
-use crate::mesh::link::{Effect, Event, LANES, Lane, LinkId};
+use crate::mesh::link::{Effect, Event, LANES, Lane, LinkId, Refusal};
 
 /// Links at a time: a grid has at most 1,024 nodes, and two may dial each other at once.
 const LINKS_MAX: usize = 2048;
@@ -290,8 +290,9 @@ impl Links {
         self.answering += 1;
         let control = self.ears.control.clone();
         self.tasks.spawn(async move {
-            let answered = Heard::Answered(remote, handshake(connecting).await);
-            let _ = control.send(answered).await;
+            let (connection, refusal) = handshake(connecting).await;
+            let _ = control.send(Heard::Answered(remote, connection)).await;
+            tell_refusal(&control, refusal).await;
         });
     }
 
@@ -329,11 +330,12 @@ impl Links {
             let (endpoint, control) = (self.endpoint.clone(), self.ears.control.clone());
             let target = target.clone();
             self.tasks.spawn(async move {
-                let connection = match endpoint.connect(address, identity::NAME) {
+                let (connection, refusal) = match endpoint.connect(address, identity::NAME) {
                     Ok(connecting) => handshake(connecting).await,
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => (Err(error.to_string()), None),
                 };
                 let _ = control.send(Heard::Dialled(target, address, connection)).await;
+                tell_refusal(&control, refusal).await;
             });
         }
         None
@@ -395,11 +397,18 @@ fn transport() -> TransportConfig {
     transport
 }
 
-async fn handshake(connecting: Connecting) -> Result<Connection, String> {
+/// The connection, or why there is none, and whether the two ends do not belong together.
+async fn handshake(connecting: Connecting) -> (Result<Connection, String>, Option<Refusal>) {
     match timeout(HANDSHAKE_MAX, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(ConnectionError::TimedOut)) | Err(_) => Err("no answer".into()),
-        Ok(Err(error)) => Err(words::why_lost(&error)),
+        Ok(Ok(connection)) => (Ok(connection), None),
+        Ok(Err(ConnectionError::TimedOut)) | Err(_) => (Err("no answer".into()), None),
+        Ok(Err(error)) => (Err(words::why_lost(&error)), words::refusal(&error)),
+    }
+}
+
+async fn tell_refusal(control: &mpsc::Sender<Heard>, refusal: Option<Refusal>) {
+    if let Some(refusal) = refusal {
+        let _ = control.send(Heard::Event(Event::Refused(refusal))).await;
     }
 }
 

@@ -3,11 +3,16 @@
 use quinn::{ConnectionError, TransportErrorCode};
 
 use super::SILENCE_MAX_MS;
+use crate::mesh::link::Refusal;
 
 /// TLS alerts (RFC 8446, section 6) that tell one thing each, in a grid.
 const UNKNOWN_CA: u8 = 48;
 const CERTIFICATE_REQUIRED: u8 = 116;
 const NO_APPLICATION_PROTOCOL: u8 = 120;
+
+/// Alerts about a peer's certificate: bad, unsupported, revoked, expired, unknown, of an unknown
+/// authority, with a wrong signature, missing.
+const CERTIFICATE_ALERTS: [u8; 8] = [42, 43, 44, 45, 46, UNKNOWN_CA, 51, CERTIFICATE_REQUIRED];
 
 /// Characters of what a peer gave as its reason.
 const REASON_CHARS_MAX: usize = 300;
@@ -30,6 +35,21 @@ pub(super) fn why_lost(error: &ConnectionError) -> String {
             error.to_string()
         }
     }
+}
+
+/// Whether a handshake that failed shows that the peer and this node do not belong together.
+pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
+    let code = match error {
+        ConnectionError::TransportError(error) => error.code,
+        ConnectionError::ConnectionClosed(close) => close.error_code,
+        _ => return None,
+    };
+    let is_any =
+        |alerts: &[u8]| alerts.iter().any(|&alert| code == TransportErrorCode::crypto(alert));
+    if is_any(&CERTIFICATE_ALERTS) {
+        return Some(Refusal::Key);
+    }
+    is_any(&[NO_APPLICATION_PROTOCOL]).then_some(Refusal::Version)
 }
 
 /// What a code means in a grid, whichever side found it.

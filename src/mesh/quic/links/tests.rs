@@ -106,6 +106,10 @@ fn a_node_with_another_key_is_refused_in_words() {
         let Event::Unreachable(to, at_a) = at_a else { panic!("unexpected {at_a:?}") };
         assert_eq!(at_b, "the peer has another grid key (mesh.key) or authority (mesh.tls.ca)");
         assert_eq!((to, at_a), (target.clone(), format!("{target}: {at_b}")));
+        for links in [&mut a, &mut b] {
+            let event = links.next(true).await;
+            assert!(matches!(event, Event::Refused(Refusal::Key)), "{event:?}");
+        }
     });
 }
 
