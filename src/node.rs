@@ -25,7 +25,9 @@ use crate::runtime::{self, Capacity, Listening, Port, Renewals, Summary, TlsCont
 use crate::shard::Listener;
 use crate::shard::interest::Interest;
 use crate::shard::rate::{Quota, Rate};
-use crate::shard::settings::{AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings};
+use crate::shard::settings::{
+    AddressLimits, Api, Edge, Endpoint, Endpoints, Limits, Process, Queue, Route, Settings,
+};
 
 /// Why a node did not start, or did not end well, in one line.
 #[derive(Debug)]
@@ -72,6 +74,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
         log_lines_dropped: log.lines_dropped(),
         first_unix_ms: Some(first_unix_ms),
         nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
+        endpoints: Some(Arc::new(endpoints(config, &api, &edges))),
     };
     let settings = Arc::new(Settings { process, ..settings });
     let mut listeners = vec![(Listener::Api, api)];
@@ -417,6 +420,18 @@ fn random<const N: usize>() -> Result<[u8; N], NodeError> {
     getrandom(&mut random, GetRandomFlags::empty())
         .map_err(|error| NodeError(format!("random bytes: {error}")))?;
     Ok(random)
+}
+
+fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints {
+    let of = |listening: &Listening, tls: &Option<Tls>| Endpoint {
+        address: listening.address,
+        has_tls: tls.is_some(),
+    };
+    let edges = config.edges.iter().zip(edges);
+    Endpoints {
+        api: of(api, &config.api.tls),
+        edges: edges.map(|(edge, listening)| of(listening, &edge.tls)).collect(),
+    }
 }
 
 fn settings(

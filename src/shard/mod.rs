@@ -37,6 +37,7 @@ mod lifecycle;
 mod memory;
 mod nodes;
 mod outbound;
+mod page;
 mod pending;
 pub mod rate;
 mod recent;

@@ -5,6 +5,7 @@ use super::access::{Grant, Refusal};
 use super::connection::{Backend, Listener, Stage};
 use super::heads::Judged;
 use super::memory::SHORT;
+use super::page;
 use super::pending::Kind;
 use super::replies::{HttpShape, Shape};
 use super::trail::{self, Entry};
@@ -12,15 +13,7 @@ use super::work;
 use crate::message::{Command, ConnectionKey, Party};
 use crate::protocol::api::{self, Code, Fault, Method as ApiMethod, NodeRow};
 use crate::protocol::http::{CONTINUE, Exchange, HttpError, Method, Request, RequestReader, Step};
-use crate::protocol::json::{put_number, put_string};
 use crate::protocol::{origin, upgrade};
-
-/// The page of the first minute. `{{edges}}` becomes the list of routes.
-const PAGE: &str = include_str!("page.html");
-
-/// What the page may do in its visitor's browser: connect, and nothing from elsewhere.
-const PAGE_POLICY: &str =
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src *";
 
 impl Shard {
     /// Reads one request.
@@ -196,7 +189,7 @@ impl Shard {
         let json = "application/json";
         let is_get = matches!(request.method, Method::Get | Method::Head);
         let (status, content_type, body) = match request.path {
-            "/" => (200, "text/html; charset=utf-8", self.page()),
+            "/" => (200, "text/html; charset=utf-8", page::page(&self.settings)),
             "/healthz" => (200, "text/plain", "ok\n".into()),
             "/metrics" if is_get => return self.call_report(key, shape.clone()),
             "/metrics" => (200, "text/plain", String::new()),
@@ -222,33 +215,18 @@ impl Shard {
             return self.refuse(key, shape, 405, &[("Allow", "GET, HEAD")], "expected GET");
         }
         let headers: &[_] = match request.path {
-            "/" => &[("Content-Security-Policy", PAGE_POLICY)],
+            "/" => &[
+                ("Content-Security-Policy", page::PAGE_POLICY),
+                ("Cache-Control", "no-store"),
+                ("Referrer-Policy", "no-referrer"),
+                ("X-Content-Type-Options", "nosniff"),
+            ],
             _ => &[("Cache-Control", "no-store")],
         };
         let date = self.date();
         self.reply_bytes(key, |out| {
             shape.put(out, date, (status, content_type), headers, body.as_bytes());
         });
-    }
-
-    fn page(&self) -> String {
-        let mut edges = Vec::from(b"[");
-        for edge in &self.settings.edges {
-            for route in &edge.routes {
-                if edges.len() > 1 {
-                    edges.push(b',');
-                }
-                edges.extend_from_slice(b"{\"port\":");
-                put_number(&mut edges, edge.port.into());
-                edges.extend_from_slice(b",\"path\":");
-                put_string(&mut edges, &route.path);
-                edges.push(b'}');
-            }
-        }
-        edges.push(b']');
-        // Inside a script element no text may look like its end.
-        let edges = String::from_utf8_lossy(&edges).replace('<', "\\u003c");
-        PAGE.replace("{{edges}}", &edges)
     }
 
     fn nodes(&self) -> String {

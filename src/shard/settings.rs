@@ -1,6 +1,6 @@
 //! What a shard is told when it is made.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -46,6 +46,26 @@ pub struct Process {
     pub first_unix_ms: Option<u64>,
     /// Nodes of the grid, this one included, without which it is not ready; 0 and 1: it needs no other.
     pub nodes_expected: usize,
+    /// Where it listens, for the page of the first minute; `None`: nowhere, as in a test.
+    pub endpoints: Option<Arc<Endpoints>>,
+}
+
+/// Where a node listens.
+#[derive(Clone, Debug)]
+pub struct Endpoints {
+    /// For back ends.
+    pub api: Endpoint,
+    /// For clients, in the order of [`Settings::edges`].
+    pub edges: Vec<Endpoint>,
+}
+
+/// The address of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint {
+    /// IP address and port, the one that the system picked where that was left to it.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS.
+    pub has_tls: bool,
 }
 
 impl Settings {
@@ -66,7 +86,7 @@ impl Settings {
 #[derive(Clone, Debug)]
 pub struct Api {
     /// `HOST:PORT` at which back ends reach this node.
-    pub advertise: std::net::SocketAddr,
+    pub advertise: SocketAddr,
     /// Web origins that may call the API from a browser, in lower case.
     pub origins: Vec<String>,
     /// Who may use it; nobody: all.

@@ -1,0 +1,125 @@
+//! The page of the first minute, filled in with what the node listens on.
+
+use super::settings::{Edge, Endpoint, Route, Settings};
+use crate::protocol::json::{put_number, put_string};
+
+/// The page: one file that asks nobody for anything. `{{node}}` becomes what [`describe`] writes.
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do in its visitor's browser: run its own script and style, call this API, and
+/// connect to any edge. The hashes are those of the two elements' text (CSP, section 2.3.1); a test
+/// tells the right ones.
+pub const PAGE_POLICY: &str = "default-src 'none'; \
+    script-src 'sha256-C/zCmXUnLnS82caOQbfXC2f8aPxr4bUee/3JCQEpjbM='; \
+    style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \
+    img-src data:; connect-src 'self' ws: wss:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// The page of this node.
+pub fn page(settings: &Settings) -> String {
+    // Inside a script element no text may look like its end.
+    PAGE.replace("{{node}}", &describe(settings).replace('<', "\\u003c"))
+}
+
+/// A JSON object: `port` and `tls` of the API, whether it has `users`, and `routes`.
+fn describe(settings: &Settings) -> String {
+    let has_users = !settings.api.users.is_empty();
+    let endpoints = settings.process.endpoints.as_ref();
+    let mut out = Vec::from(b"{");
+    put_endpoint(&mut out, endpoints.map(|all| &all.api), settings.api.advertise.port());
+    put_flag(&mut out, ",\"users\":", has_users);
+    out.extend_from_slice(b",\"routes\":[");
+    let edges = settings.edges.iter().enumerate();
+    let routes =
+        edges.flat_map(|(at, edge)| edge.routes.iter().map(move |route| (at, edge, route)));
+    for (number, (at, edge, route)) in routes.enumerate() {
+        out.extend_from_slice(if number > 0 { b",{" } else { b"{" });
+        put_route(&mut out, edge, endpoints.and_then(|all| all.edges.get(at)), route);
+        // Whoever has not logged in is told no more of the node than a device learns.
+        if !has_users {
+            put_traffic(&mut out, route);
+        }
+        out.push(b'}');
+    }
+    out.extend_from_slice(b"]}");
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn put_endpoint(out: &mut Vec<u8>, endpoint: Option<&Endpoint>, port: u16) {
+    out.extend_from_slice(b"\"port\":");
+    put_number(out, endpoint.map_or(port, |at| at.address.port()).into());
+    put_flag(out, ",\"tls\":", endpoint.is_some_and(|at| at.has_tls));
+}
+
+/// Where a device finds the route, and where the route looks for a token.
+fn put_route(out: &mut Vec<u8>, edge: &Edge, endpoint: Option<&Endpoint>, route: &Route) {
+    put_endpoint(out, endpoint, edge.port);
+    let host = endpoint.map(|at| at.address.ip()).filter(|ip| !ip.is_unspecified());
+    let host = host.map(|ip| match ip.is_ipv6() {
+        true => format!("[{ip}]"),
+        false => ip.to_string(),
+    });
+    put_text(out, ",\"host\":", &host.unwrap_or_default());
+    put_text(out, ",\"path\":", &route.path);
+    let token = route.token.as_ref().map_or("", |rule| match rule.places {
+        places if places.protocol => "protocol",
+        places if places.query => "query",
+        _ => "header",
+    });
+    put_text(out, ",\"token\":", token);
+}
+
+/// What becomes of a device's messages, and what it may subscribe to.
+fn put_traffic(out: &mut Vec<u8>, route: &Route) {
+    put_flag(out, ",\"echo\":", route.echo);
+    put_text(out, ",\"topic\":", route.topic.as_deref().unwrap_or_default());
+    out.extend_from_slice(b",\"channels\":[");
+    for (number, pattern) in route.subscribe.iter().enumerate() {
+        out.extend_from_slice(if number > 0 { b"," } else { b"" });
+        put_string(out, pattern);
+    }
+    out.push(b']');
+}
+
+fn put_flag(out: &mut Vec<u8>, name: &str, flag: bool) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(if flag { b"true" } else { b"false" });
+}
+
+fn put_text(out: &mut Vec<u8>, name: &str, text: &str) {
+    out.extend_from_slice(name.as_bytes());
+    put_string(out, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    #[test]
+    fn the_policy_has_the_hashes_of_the_script_and_the_style() {
+        for (directive, start, end) in
+            [("script-src", "<script>", "</script>"), ("style-src", "<style>", "</style>")]
+        {
+            let (_, text) = PAGE.split_once(start).expect("the page has one");
+            let (text, rest) = text.split_once(end).expect("it ends");
+            assert!(!rest.contains(start), "the page has one {start}");
+            let hash = STANDARD.encode(Sha256::digest(text));
+            let source = format!("{directive} 'sha256-{hash}';");
+            assert!(PAGE_POLICY.contains(&source), "the page was changed; now it is {source}");
+        }
+    }
+
+    #[test]
+    fn the_page_asks_nobody_for_anything() {
+        for outside in ["src=", "@import", " url(", ":url(", "http://", "https://"] {
+            let found = PAGE.match_indices(outside);
+            let found = found.filter(|(at, _)| !PAGE[*at..].starts_with("http://www.w3.org/"));
+            assert_eq!(found.count(), 0, "{outside}");
+        }
+        assert!(!PAGE.contains(" style=") && !PAGE.contains("onclick"), "the policy forbids them");
+    }
+}
