@@ -10,8 +10,6 @@ pub struct Document<'t, 'a> {
     pub raw: &'a [u8],
     // The address of the input's first byte: a key's address tells its place in `raw`.
     pub base: usize,
-    // Whether other numbers stand in for some that a 64-bit float cannot hold.
-    pub has_huge_numbers: bool,
 }
 
 impl<'t, 'a> Document<'t, 'a> {

@@ -30,6 +30,8 @@ struct Room {
     tape: Vec<Node<'static>>,
     // The request as it came: strings are unescaped in place, numbers lose their digits.
     raw: Vec<u8>,
+    // A copy of the request, for the parser to overwrite, if it has numbers that it does not take.
+    retry: Vec<u8>,
 }
 
 impl Parser {
@@ -79,37 +81,60 @@ impl Parser {
         input: &'a mut [u8],
         read: impl FnOnce(Result<&Document<'_, 'a>, Fault>) -> T,
     ) -> T {
-        let room = self.0.get_or_insert_default();
-        room.raw.clear();
-        room.raw.extend_from_slice(input);
-        let base = input.as_ptr() as usize;
-        let mut has_huge_numbers = false;
-        let checked = json::check_but_numbers(&room.raw, |place| {
-            has_huge_numbers = true;
-            hide_number(&mut input[place]);
-        });
-        if let Err(flaw) = checked {
-            return read(Err(invalid_json(flaw)));
+        let Room { buffers, tape: nodes, raw, retry } = &mut **self.0.get_or_insert_default();
+        raw.clear();
+        raw.extend_from_slice(input);
+        let mut base = input.as_ptr() as usize;
+        let mut tape = Tape(std::mem::take(nodes)).reset();
+        let mut parsed = simd_json::fill_tape(input, buffers, &mut tape).map_err(invalid_json);
+        if parsed.is_err() {
+            parsed = match hide_huge_numbers(raw, retry) {
+                Err(flaw) => Err(invalid_json(flaw)),
+                Ok(false) => parsed,
+                Ok(true) => {
+                    base = retry.as_ptr() as usize;
+                    tape = tape.reset();
+                    simd_json::fill_tape(retry, buffers, &mut tape).map_err(invalid_json)
+                }
+            };
         }
-        let mut tape = Tape(std::mem::take(&mut room.tape)).reset();
-        let parsed = simd_json::fill_tape(input, &mut room.buffers, &mut tape);
-        let document = Document { nodes: &tape.0, raw: &room.raw, base, has_huge_numbers };
-        let result = read(parsed.map(|()| &document).map_err(invalid_json));
-        room.tape = tape.reset().0;
+        let parsed = parsed.and_then(|()| check_depth(&tape.0, raw));
+        let document = Document { nodes: &tape.0, raw, base };
+        let result = read(parsed.map(|()| &document));
+        *nodes = tape.reset().0;
         result
     }
 }
 
-pub(super) fn invalid_json(error: impl fmt::Display) -> Fault {
-    Fault::invalid(format!("not valid JSON: {error}"))
+/// Copies a text that the parser refused, with other numbers in the place of those that no float
+/// holds. True if there are any: digits count in ids, which [`Document::raw_after`] gives as they were
+/// sent.
+fn hide_huge_numbers(raw: &[u8], copy: &mut Vec<u8>) -> Result<bool, json::Flaw> {
+    // No call takes a fraction.
+    const FRACTION: &[u8] = b"0.5";
+    copy.clear();
+    copy.extend_from_slice(raw);
+    let mut are_there = false;
+    json::check_but_numbers(raw, |place| {
+        are_there = true;
+        let hidden = &mut copy[place];
+        hidden.fill(b' ');
+        hidden[..FRACTION.len()].copy_from_slice(FRACTION);
+    })?;
+    Ok(are_there)
 }
 
-/// Puts a number into the place of one that the parser would refuse the whole text for. Where
-/// digits count, [`Document::raw_after`] gives those that were sent. No call takes a fraction.
-fn hide_number(place: &mut [u8]) {
-    const FRACTION: &[u8] = b"0.5";
-    place.fill(b' ');
-    place[..FRACTION.len()].copy_from_slice(FRACTION);
+/// The parser takes any nesting. Few texts have so many arrays and objects that they may be too deep.
+fn check_depth(nodes: &[Node<'_>], raw: &[u8]) -> Result<(), Fault> {
+    let is_container = |node: &&Node<'_>| matches!(node, Node::Object { .. } | Node::Array { .. });
+    if nodes.iter().filter(is_container).count() <= json::DEPTH_MAX as usize {
+        return Ok(());
+    }
+    json::check_but_numbers(raw, |_| {}).map(drop).map_err(invalid_json)
+}
+
+pub(super) fn invalid_json(error: impl fmt::Display) -> Fault {
+    Fault::invalid(format!("not valid JSON: {error}"))
 }
 
 /// A method of the API that takes parameters.
@@ -400,12 +425,9 @@ fn read_context(
 /// The text of the value after a key. Back ends get it as it was sent.
 fn read_context_value(key: &str, document: &Document<'_, '_>) -> Result<Box<str>, Fault> {
     let value = document.raw_after(key);
-    // Everything else was checked with the whole text.
     match json::check(value.as_bytes()) {
-        Err(flaw) if document.has_huge_numbers => {
-            Err(Fault::invalid(format!("a: the value of {}: {flaw}", quoted(key))))
-        }
-        _ => Ok(value.into()),
+        Err(flaw) => Err(Fault::invalid(format!("a: the value of {}: {flaw}", quoted(key)))),
+        Ok(value) => Ok(value.into()),
     }
 }
 

@@ -538,9 +538,9 @@ mod tests {
         fn others_read_what_is_taken_and_no_more(text in text()) {
             let elsewhere = serde_json::from_slice::<serde_json::Value>(&text);
             prop_assert_eq!(check(&text).is_ok(), elsewhere.is_ok(), "{:?}", elsewhere);
-            if check(&text).is_ok() {
-                prop_assert!(simd_json::to_owned_value(&mut text.clone()).is_ok());
-            }
+            // What the API's parser takes is looked at no more than for its nesting.
+            let parsed = simd_json::to_tape(&mut text.clone()).is_ok();
+            prop_assert_eq!(check(&text).is_ok(), parsed);
         }
     }
 }
