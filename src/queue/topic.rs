@@ -427,6 +427,7 @@ impl Topic {
         let mut held = Credit::default();
         for lane in self.lanes.values() {
             assert!(lane.unwritten > 0 || !lane.waiting.is_empty(), "no lane is empty");
+            assert!(!lane.is_parked || !lane.waiting.is_empty(), "what is parked waits");
             assert_eq!(lane.holder.is_some(), lane.unwritten > 0);
             assert!(lane.waiting.iter().is_sorted_by_key(|item| item.number));
             held.messages += lane.waiting.len() + lane.unwritten;
@@ -608,7 +609,8 @@ impl Topic {
         let item = lane.waiting.pop_front().expect("a lane that waits has a message");
         match (lane.waiting.front(), lane.is_parked) {
             (None, _) if lane.unwritten == 0 => drop(self.lanes.remove(&client)),
-            (None, _) => {}
+            // Nothing of it waits, so it waits nowhere.
+            (None, _) => lane.is_parked = false,
             (Some(next), true) => drop(self.parked.insert(next.number, client)),
             (Some(next), false) => self.slots.list(next.number, client),
         }
