@@ -71,6 +71,11 @@ pub struct Unfinished {
 }
 
 impl Assembler {
+    /// Whether no frame and no message is half read.
+    pub fn is_idle(&self) -> bool {
+        self.partial.is_none()
+    }
+
     /// For a peer whose compressed messages may refer so far back to those before them.
     pub fn with_history(bytes_max: usize) -> Self {
         let history = (bytes_max > 0).then(|| Box::new(History::new(bytes_max)));

@@ -188,7 +188,7 @@ impl Shard {
         let Some(backend) = self.connections.get(key).and_then(Connection::backend) else { return };
         let (pop, topics) = (backend.pops, backend.topics.clone());
         // What it may have on its way is for all of its topics together.
-        let window_bytes = self.settings.limits.outbound_bytes / 2 / topics.len();
+        let window_bytes = (self.settings.limits.outbound_bytes / 2 / topics.len()).max(1);
         let unsettled_max = match settling {
             Settling::Acknowledged(window) => Some(window),
             Settling::Written => None,
@@ -364,7 +364,7 @@ impl Shard {
     }
 
     fn settle(&mut self, settled: Settled) {
-        let Settled { asker, reply, answer, kind, asked_us } = settled;
+        let Settled { asker, reply, mut answer, kind, asked_us } = settled;
         if let Err(fault) = &answer {
             self.counters.faults += 1;
             trail::note(self.trail(asker), Entry::Failed(fault));
@@ -372,12 +372,15 @@ impl Shard {
         if kind != Kind::Report {
             self.calls_taken.add(self.now.us.saturating_sub(asked_us));
         }
-        let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
-            return;
-        };
         let pop = match kind {
             Kind::Pop(number) => Some(number),
             _ => None,
+        };
+        if let Some(pop) = pop.filter(|_| answer.is_ok()) {
+            answer = Ok(self.grant_of_pop(asker, pop));
+        }
+        let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
+            return;
         };
         let date = self.calendar.date(self.now.unix_ms);
         let then_start = pop.filter(|_| answer.is_ok());
@@ -422,7 +425,7 @@ impl Shard {
     }
 
     /// What a back end consumes, if that is still the doing of this `queue.pop`.
-    fn topics_of(&mut self, key: ConnectionKey, pop: u64) -> Vec<Arc<str>> {
+    pub(super) fn topics_of(&mut self, key: ConnectionKey, pop: u64) -> Vec<Arc<str>> {
         let backend = self.connections.get(key).and_then(Connection::backend);
         let backend = backend.filter(|backend| backend.pops == pop);
         backend.map(|backend| backend.topics.clone()).unwrap_or_default()

@@ -259,6 +259,12 @@ impl Shard {
         if self.now.ms < ready_ms {
             return self.pause_for_rate(key, ready_ms);
         }
+        if !connection.is_inflating
+            && let Some(topic) = self.topics.defers(key, client, route, input)
+        {
+            let topic = topic.clone();
+            return self.defer(key, &topic);
+        }
         let inflater = connection.compression.map(|_| &mut self.inflater);
         connection.is_inflating = false;
         match client.assembler.read(input, route.message_bytes, inflater) {

@@ -9,8 +9,9 @@
 //! - `channels.rs`: who is subscribed here. `interest.rs`: what the shards of a node know of it.
 //! - `nodes.rs`: what other nodes are to know, and who is within reach. `wards.rs`: the clients of
 //!   those that are lost.
-//! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `acknowledge.rs`:
-//!   consumers that acknowledge.
+//! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `deferred.rs`: clients
+//!   that wait until fewer events do. `acknowledge.rs`: consumers that acknowledge. `unfed.rs`: those
+//!   of topics that nothing feeds.
 //! - `access.rs`: who may use the API. `tries.rs`: who has guessed too often. `verdicts.rs`: whose
 //!   credentials are verified next. `recent.rs`: what was seen of late.
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
@@ -27,6 +28,7 @@ mod channels;
 mod commands;
 mod connection;
 mod context;
+mod deferred;
 mod drain;
 mod edge;
 mod fanout;
@@ -49,6 +51,7 @@ mod timers;
 mod topics;
 mod trail;
 mod tries;
+mod unfed;
 mod verdicts;
 mod wards;
 mod work;
@@ -375,6 +378,7 @@ impl Shard {
         self.budget.begin_turn(!self.turns.is_empty());
         self.shed();
         self.resume_paused();
+        self.admit_deferred();
         self.leave_channels();
         self.walk_lanes();
         self.move_messages();
@@ -490,6 +494,12 @@ impl Shard {
     /// For what the runtime counts.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.counters
+    }
+
+    /// Panics if what the topics note in several places does not agree. Costs a look at each client
+    /// of theirs: for tests.
+    pub fn check_invariants(&self) {
+        self.topics.check();
     }
 
     /// Messages that wait in the topics whose home this is, those not yet written included.

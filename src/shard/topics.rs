@@ -1,6 +1,6 @@
 //! A shard's part in the queue: it feeds topics, is home to some, and passes events to consumers.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::connection::{Client, Connection, Pause, Stage};
 use super::fanout::Lane;
 use super::memory::Shortage;
 use super::settings::{Settings, home_of};
+use super::unfed::Unfed;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, ConnectionKey, Credit, Delivery, Event, Message, Party, Terms, TopicMessage,
@@ -32,7 +33,12 @@ const WAITING_BYTES: usize = 16 << 20;
 /// The feeding ends and the homes of one shard.
 #[derive(Debug)]
 pub struct Topics {
-    feeders: HashMap<Arc<str>, Feeder>,
+    pub(super) feeders: HashMap<Arc<str>, Feeder>,
+    // Topics for which somebody may be deferred.
+    pub(super) crowded: BTreeSet<Arc<str>>,
+    // The connection that was deferred and has its turn, until it has sent a message.
+    pub(super) admitted: Option<ConnectionKey>,
+    pub(super) unfed: Unfed,
     homes: HashMap<Arc<str>, Topic>,
     // An event may take three quarters of a topic at most: the rest may be lent to other shards for
     // good.
@@ -54,6 +60,9 @@ impl Topics {
         let bounds = settings.queue.bounds;
         let mut topics = Self {
             feeders: HashMap::new(),
+            crowded: BTreeSet::new(),
+            admitted: None,
+            unfed: Unfed::default(),
             homes: HashMap::new(),
             event_bytes_max: bounds.bytes / 4 * 3,
             unfinished: VecDeque::new(),
@@ -94,10 +103,14 @@ impl Topics {
         self.homes.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
     }
 
-    /// When [`Shard::move_messages`] or [`Shard::check_topics`] has something to do; a time that is
-    /// past: at once.
+    /// Panics if what a topic that lives here notes in several places does not agree.
+    pub fn check(&self) {
+        self.homes.values().for_each(Topic::check);
+    }
+
+    /// When a turn has something to do for topics; a time that is past: at once.
     pub fn next_turn(&self) -> Option<u64> {
-        if self.unfinished.is_empty() { self.next_look_ms } else { Some(0) }
+        if self.unfinished.is_empty() && !self.has_turns() { self.next_look_ms } else { Some(0) }
     }
 
     /// The names of the topics that live here and for which this is so, in order.
@@ -136,6 +149,8 @@ impl Shard {
         client: ClientId,
         put_data: impl FnOnce(&mut Vec<u8>),
     ) {
+        // Its turn, if it had one, is used up.
+        self.topics.admitted = None;
         self.write_event(topic, client, put_data);
         if self.event.len() > self.topics.event_bytes_max {
             self.counters.oversized += 1;
@@ -145,7 +160,7 @@ impl Shard {
     }
 
     /// Puts the last event of a client, which is gone, into its topic. It waits for room alone.
-    fn feed_last(
+    pub(super) fn feed_last(
         &mut self,
         topic: &Arc<str>,
         client: ClientId,
@@ -199,6 +214,7 @@ impl Shard {
         }
         self.counters.limits.topic += 1;
         feeder.wait(Waiting { from, event });
+        self.topics.note_crowded(topic);
         if let Some(key) = from {
             self.pause(key, Pause::Topic);
         }
@@ -575,6 +591,9 @@ impl Shard {
         if self.topics.next_look_ms.is_none_or(|due| now_ms < due) {
             return;
         }
+        if cfg!(debug_assertions) {
+            self.topics.check();
+        }
         let consumed = self.topics.homes_that(Topic::has_consumers);
         self.topics.next_look_ms = (!consumed.is_empty()).then_some(now_ms + LOOK_MS);
         for topic in consumed {
@@ -597,9 +616,7 @@ impl Shard {
         let route = self.route(key, client.route);
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_close) {
             self.keep_ward(topic, client.id);
-            self.feed_last(topic, client.id, |out| {
-                api::put_close(out, code, reason, client.context.json());
-            });
+            self.feed_end(topic, &client, (code, reason));
         }
         self.begin_leaving(key, client);
     }

@@ -323,7 +323,7 @@ fn put_answer(out: &mut Vec<u8>, answer: &Answer) -> bool {
         }
         Answer::Report(_)
         | Answer::Mesh(_)
-        | Answer::Done(Ok(Reply::Published(_) | Reply::Page(..))) => {
+        | Answer::Done(Ok(Reply::Published(_) | Reply::Warned(_) | Reply::Page(..))) => {
             return false;
         }
     }

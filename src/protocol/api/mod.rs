@@ -236,6 +236,8 @@ pub type ContextEntry = (Box<str>, Box<str>);
 pub enum Reply {
     /// `{"s":true}`
     Done,
+    /// `{"s":true,"w":"…"}`: done, and something may not be as the caller thinks.
+    Warned(Box<str>),
     /// `{"s":successes,"f":failures}`
     Published(Tally),
     /// `get_context`: the JSON text of the object.

@@ -37,6 +37,11 @@ pub fn put_answer(out: &mut Vec<u8>, answer: &Result<Reply, Fault>, id: Option<&
 fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
     match reply {
         Reply::Done => out.extend_from_slice(b"{\"s\":true}"),
+        Reply::Warned(warning) => {
+            out.extend_from_slice(b"{\"s\":true,\"w\":");
+            put_string(out, warning);
+            out.push(b'}');
+        }
         Reply::Published(tally) => {
             out.extend_from_slice(b"{\"s\":");
             put_number(out, tally.delivered);
@@ -272,6 +277,7 @@ mod tests {
         let cases = [
             (Ok(Reply::Done), Some("12345"), r#"{"E":null,"r":{"s":true},"i":12345}"#),
             (Ok(Reply::Done), None, r#"{"E":null,"r":{"s":true}}"#),
+            (Ok(Reply::Warned("\"t\"".into())), None, r#"{"E":null,"r":{"s":true,"w":"\"t\""}}"#),
             (published, Some("null"), r#"{"E":null,"r":{"s":9,"f":0},"i":null}"#),
             (fault, Some("1"), r#"{"E":{"c":202,"m":"\"again\""},"i":1}"#),
             (

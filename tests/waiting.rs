@@ -1,0 +1,242 @@
+//! What waits for a full topic: how much of it, and that all of it comes. A shard is a value here.
+
+#![forbid(unsafe_code)]
+
+#[path = "support/shard.rs"]
+#[expect(dead_code, reason = "clients here compress")]
+mod shard_value;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gridcast::address::ShardId;
+use gridcast::message::ConnectionKey;
+use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::settings::{Edge, Queue, Route, Settings};
+use gridcast::shard::{Action, Listener, Now, Shard};
+use serde_json::Value;
+use shard_value::call;
+
+const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
+
+const CLIENTS: usize = 40;
+
+/// Bytes of a message when it is inflated, each of which JSON makes six of.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// What may wait encoded, the last event included.
+const WAITING_BYTES_MAX: usize = (1 << 20) + 6 * MESSAGE_BYTES + 1024;
+
+/// A node of one shard whose only route feeds a topic that holds little.
+struct Node {
+    shard: Shard,
+    // What was written to each connection.
+    written: BTreeMap<u32, Vec<u8>>,
+}
+
+impl Node {
+    fn new(when_full: WhenFull) -> Self {
+        let route = Route {
+            topic: Some("t".into()),
+            tells_message: true,
+            tells_close: true,
+            compression: true,
+            message_bytes: MESSAGE_BYTES,
+            ..shard_value::route()
+        };
+        let bounds = Bounds { messages: 1000, bytes: 4 << 20 };
+        let mut settings = Settings {
+            edges: vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
+            queue: Queue { bounds, when_full, topics: 8 },
+            ..shard_value::settings()
+        };
+        settings.limits.outbound_bytes = 4 << 20;
+        Self { shard: Shard::new(ShardId(0), &settings, NOW), written: BTreeMap::new() }
+    }
+
+    fn open(&mut self, listener: Listener, path: &str) -> ConnectionKey {
+        let remote = ([127, 0, 0, 1], 50_000).into();
+        let key = self.shard.handle_accepted(NOW, listener, remote).expect("the node is up");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:6789\r\nUpgrade: websocket\r\n\
+             Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover; \
+             server_no_context_takeover\r\n\r\n"
+        );
+        self.receive(key, request.as_bytes());
+        self.written.remove(&key.index).expect("the handshake is answered");
+        key
+    }
+
+    fn receive(&mut self, key: ConnectionKey, bytes: &[u8]) {
+        self.shard.handle_bytes(NOW, key, &mut bytes.to_vec());
+        self.settle();
+    }
+
+    /// Turns until there is nothing left to do; all that is to be written is.
+    fn settle(&mut self) {
+        for _ in 0..100_000 {
+            self.shard.handle_turn(NOW);
+            let shard = &mut self.shard;
+            while let Some((key, batch)) =
+                shard.poll_urgent_write().or_else(|| shard.poll_bulk_write())
+            {
+                let bytes: Vec<u8> =
+                    batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+                shard.recycle(batch);
+                shard.handle_written(NOW, key, bytes.len(), true);
+                self.written.entry(key.index).or_default().extend(bytes);
+            }
+            while let Some(action) = self.shard.poll_action() {
+                if let Action::Close(key) = action {
+                    self.shard.handle_closed(key);
+                }
+            }
+            if !self.shard.has_writes() && self.shard.poll_timeout() != Some(0) {
+                return;
+            }
+        }
+        panic!("the shard asks for turns without end");
+    }
+
+    /// A back end consumes the topic: gives the `p` of all events that it gets.
+    fn consume(&mut self) -> Vec<Value> {
+        let backend = self.open(Listener::Api, "/ws/v1");
+        self.receive(backend, &call(r#"{"m":"queue.pop","p":["t"],"i":1}"#));
+        let mut messages = texts(&self.written[&backend.index]).into_iter();
+        assert_eq!(messages.next().unwrap(), r#"{"E":null,"r":{"s":true},"i":1}"#);
+        let event = |text: String| -> Value { serde_json::from_str(&text).expect("JSON") };
+        messages.map(|text| event(text)["p"].take()).collect()
+    }
+}
+
+/// The texts of the frames that a server sent.
+fn texts(mut bytes: &[u8]) -> Vec<String> {
+    let mut texts = Vec::new();
+    while let [0x81, length, rest @ ..] = bytes {
+        let (size, length) = match length {
+            126 => (2, u16::from_be_bytes([rest[0], rest[1]]).into()),
+            127 => (8, u64::from_be_bytes(rest[..8].try_into().unwrap()) as usize),
+            &length => (0, length.into()),
+        };
+        texts.push(String::from_utf8(rest[size..size + length].to_vec()).unwrap());
+        bytes = &rest[size + length..];
+    }
+    assert!(bytes.is_empty(), "all are texts");
+    texts
+}
+
+/// A compressed message of control characters, in a frame with a mask of zeros: some 85 bytes.
+fn bomb(number: usize) -> Vec<u8> {
+    let text = format!("{number}{}", "\u{1}".repeat(MESSAGE_BYTES - 1));
+    let mut deflated = miniz_oxide::deflate::compress_to_vec(text.as_bytes(), 9);
+    // An empty stored block, of which a message leaves out the last four bytes.
+    deflated.push(0);
+    assert!(deflated.len() < 126);
+    [&[0xC1, 0x80 | deflated.len() as u8, 0, 0, 0, 0], &deflated[..]].concat()
+}
+
+/// All clients, and what they sent.
+fn crowd(node: &mut Node) -> Vec<ConnectionKey> {
+    let clients: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
+    let both = [bomb(1), bomb(2)].concat();
+    for &client in &clients {
+        node.receive(client, &both);
+        assert!(node.shard.waiting_bytes() <= WAITING_BYTES_MAX, "{}", node.shard.waiting_bytes());
+    }
+    clients
+}
+
+/// The first characters of what each client sent, in the order in which it came.
+fn heard(events: &[Value]) -> BTreeMap<String, String> {
+    let mut heard: BTreeMap<String, String> = BTreeMap::new();
+    for event in events {
+        let client = event["c"].as_str().expect("a client").to_owned();
+        let word = match event["d"]["frame"]["data"].as_str() {
+            Some(data) => &data[..1],
+            None => event["d"]["event"].as_str().expect("an end"),
+        };
+        heard.entry(client).or_default().push_str(word);
+    }
+    heard
+}
+
+#[test]
+fn messages_beyond_a_bound_wait_as_they_were_sent_and_all_come_in_order() {
+    for when_full in [WhenFull::Hold, WhenFull::DropOldest] {
+        let mut node = Node::new(when_full);
+        crowd(&mut node);
+        let is_full = node.shard.waiting_bytes() > 1 << 20;
+        assert_eq!(is_full, when_full == WhenFull::Hold);
+        let heard = heard(&node.consume());
+        assert_eq!(node.shard.waiting_bytes(), 0);
+        if when_full == WhenFull::Hold {
+            assert_eq!(heard.len(), CLIENTS);
+            assert!(heard.values().all(|words| words == "12"), "{heard:?}");
+        }
+        let report = node.shard.report();
+        assert_eq!(report.topics[0].messages, 0, "nothing stays behind");
+        let sum = heard.values().map(|words| words.len() as u64).sum::<u64>();
+        assert_eq!(sum + report.counters.dropped, 2 * CLIENTS as u64);
+    }
+}
+
+#[test]
+fn ends_of_clients_wait_as_what_they_held_and_all_come_last() {
+    let mut node = Node::new(WhenFull::Hold);
+    let silent: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
+    let clients = crowd(&mut node);
+    for &client in silent.iter().chain(&clients) {
+        node.shard.handle_end(NOW, client, false);
+        node.settle();
+    }
+    let bytes = node.shard.waiting_bytes();
+    assert!(bytes <= WAITING_BYTES_MAX + 2 * CLIENTS * 256, "{bytes}");
+    let heard = heard(&node.consume());
+    let count = |words: &str| heard.values().filter(|heard| *heard == words).count();
+    assert_eq!((count("close"), count("12close")), (CLIENTS, CLIENTS), "{heard:?}");
+    assert_eq!(node.shard.waiting_bytes(), 0);
+}
+
+#[test]
+fn a_client_that_others_wait_before_may_still_ping() {
+    let mut node = Node::new(WhenFull::Hold);
+    let client = node.open(Listener::Edge(0), "/ws");
+    crowd(&mut node);
+    node.receive(client, &[0x89, 0x80, 0, 0, 0, 0]);
+    assert_eq!(node.written[&client.index], [0x8A, 0]);
+}
+
+#[test]
+fn where_a_full_topic_closes_its_clients_each_that_sends_is_closed_and_counted() {
+    let mut node = Node::new(WhenFull::Close);
+    let clients: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
+    for &client in &clients {
+        node.receive(client, &[bomb(1), bomb(2)].concat());
+        assert!(node.shard.waiting_bytes() <= WAITING_BYTES_MAX);
+    }
+    let closed = |key: &&ConnectionKey| {
+        let written = node.written.get(&key.index).map_or(&[][..], |bytes| bytes);
+        written.starts_with(&[0x88]) && written[2..4] == 1013u16.to_be_bytes()
+    };
+    let closed = clients.iter().filter(closed).count();
+    assert!(closed > CLIENTS / 2, "{closed} were closed");
+    assert!(node.shard.counters().refused >= closed as u64);
+}
+
+#[test]
+fn a_back_end_is_told_when_no_route_feeds_what_it_consumes() {
+    let mut node = Node::new(WhenFull::Hold);
+    let pop = |node: &mut Node, topics: &str| {
+        let backend = node.open(Listener::Api, "/ws/v1");
+        node.receive(backend, &call(&format!(r#"{{"m":"queue.pop","p":{{"t":[{topics}]}}}}"#)));
+        texts(&node.written[&backend.index]).remove(0)
+    };
+    let answer = |r: &str| format!(r#"{{"E":null,"r":{r},"i":null}}"#);
+    assert_eq!(pop(&mut node, r#""t""#), answer(r#"{"s":true}"#));
+    let warned = answer(r#"{"s":true,"w":"no route feeds \"T\""}"#);
+    assert_eq!(pop(&mut node, r#""t","T""#), warned);
+    let warned = answer(r#"{"s":true,"w":"no route feeds \"1\", \"2\", \"3\", \"4\" and 1 more"}"#);
+    assert_eq!(pop(&mut node, r#""1","2","3","4","5""#), warned);
+}
