@@ -71,7 +71,7 @@ fn params_may_stand_in_an_array() {
 #[test]
 fn an_empty_array_stands_for_empty_params() {
     let server = Server::new();
-    let mut consumer = server.consumer("topic1");
+    let mut consumer = server.consumer("messages");
     let answer = consumer.call(r#"{"m":"queue.unpop","p":[],"i":12345}"#);
     assert_eq!(answer, support::SUCCESS);
 }
@@ -80,7 +80,7 @@ fn an_empty_array_stands_for_empty_params() {
 fn queue_pop_takes_a_bare_array_of_topics() {
     let server = Server::new();
     let mut consumer = server.backend();
-    let answer = consumer.call(r#"{"m":"queue.pop","p":["plain","topic1"],"i":12345}"#);
+    let answer = consumer.call(r#"{"m":"queue.pop","p":["plain","messages2"],"i":12345}"#);
     assert_eq!(answer, support::SUCCESS);
     server.device("/plain").send_text("data");
     assert_eq!(consumer.data(), "data");

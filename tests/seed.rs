@@ -161,7 +161,7 @@ fn ws_ping_frame_is_answered_with_pong_frame() {
 #[test]
 fn queue_pop_succeeds() {
     let server = Server::new();
-    let request = r#"{"m":"queue.pop","p":{"t":["topic1"]},"i":12345}"#;
+    let request = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":12345}"#;
     assert_eq!(server.backend().call(request), SUCCESS);
 }
 
@@ -256,7 +256,7 @@ fn queue_pop_of_a_topic_beyond_the_limit_fails() {
 #[test]
 fn queue_pop_twice_is_repeated_consumption() {
     let server = Server::new();
-    let mut consumer = server.consumer("topic1");
+    let mut consumer = server.consumer("messages");
     let again = consumer.call(r#"{"m":"queue.pop","p":{"t":["topic2"]},"i":12345}"#);
     assert_error(&again, 202, Some("12345"));
 }

@@ -39,6 +39,8 @@ enum Kind {
     Usual,
     /// Consumes until the end.
     Steady,
+    /// Consumes and stops, again and again.
+    Restless,
     /// Asks how things are, when all is quiet.
     Auditor,
 }
@@ -74,6 +76,10 @@ impl Backend {
         Self { kind: Kind::Steady, ..Self::usual() }
     }
 
+    pub fn restless() -> Self {
+        Self { kind: Kind::Restless, ..Self::usual() }
+    }
+
     pub fn auditor() -> Self {
         Self { kind: Kind::Auditor, ..Self::usual() }
     }
@@ -98,6 +104,14 @@ impl Backend {
             return self.pop(number, shared);
         }
         let mut out = self.acknowledge(shared);
+        if self.kind == Kind::Restless && shared.mood == Mood::Busy && shared.random.one_in(3) {
+            out.extend(if self.consumes {
+                self.unpop(number, shared)
+            } else {
+                self.pop(number, shared)
+            });
+            return out;
+        }
         if self.kind != Kind::Usual || shared.mood != Mood::Busy {
             return out;
         }
@@ -187,7 +201,8 @@ impl Backend {
             Kind::Usual if shared.random.one_in(2) => &["doors", "other"],
             _ => &["doors", "messages"],
         };
-        let acknowledges = self.kind == Kind::Usual && shared.random.one_in(3);
+        let may_acknowledge = matches!(self.kind, Kind::Usual | Kind::Restless);
+        let acknowledges = may_acknowledge && shared.random.one_in(3);
         if fault.is_none() {
             (self.consumes, self.acknowledges) = (true, acknowledges);
             self.tags.clear();

@@ -27,12 +27,17 @@ pub struct World {
     pub steps: u64,
     network: Network,
     joins_ms: u64,
+    // How many consumers of the fleet have come.
+    restless_joined: usize,
 }
+
+/// Consumers of the fleet that come to one node at the same moment, at most.
+const RESTLESS_AT_ONCE: usize = 8;
 
 impl World {
     pub fn new(seed: u64, is_verbose: bool) -> Self {
         let mut random = Random::new(seed);
-        let plan = Plan::new(&mut random);
+        let plan = Plan::new(seed, &mut random);
         let mut shared = Shared {
             random,
             now_ms: 0,
@@ -68,6 +73,7 @@ impl World {
             steps: 0,
             network,
             joins_ms: 0,
+            restless_joined: 0,
         }
     }
 
@@ -98,7 +104,15 @@ impl World {
         let random = &mut self.shared.random;
         self.joins_ms = self.shared.now_ms + random.between(1, 400) as u64;
         let index = random.below(self.nodes.len());
-        if self.peers.len() >= self.plan.peers || self.nodes[index].life != Life::Up {
+        if self.nodes[index].life != Life::Up {
+            return;
+        }
+        for _ in 0..RESTLESS_AT_ONCE.min(self.plan.fleet - self.restless_joined) {
+            self.restless_joined += 1;
+            self.join(index, Role::Backend(Backend::restless()));
+        }
+        let random = &mut self.shared.random;
+        if self.peers.len() - self.restless_joined >= self.plan.peers {
             return;
         }
         let role = match random.below(5) {

@@ -46,6 +46,8 @@ enum Kind {
     Usual,
     /// Consumes until the end.
     Steady,
+    /// Consumes, stops, and goes again soon.
+    Restless,
     /// Asks how things are, when all is quiet.
     Auditor,
 }
@@ -68,12 +70,20 @@ impl Backend {
         Self { kind: Kind::Steady, ..Self::new(false, false) }
     }
 
+    pub fn restless() -> Self {
+        Self { kind: Kind::Restless, ..Self::new(false, false) }
+    }
+
     pub fn auditor() -> Self {
         Self { kind: Kind::Auditor, ..Self::new(false, false) }
     }
 
     pub fn is_steady(&self) -> bool {
         self.kind == Kind::Steady
+    }
+
+    pub fn is_restless(&self) -> bool {
+        self.kind == Kind::Restless
     }
 
     pub fn is_answered(&self) -> bool {
@@ -90,6 +100,9 @@ impl Backend {
         }
         if self.kind == Kind::Steady && !self.consumes {
             return self.pop(shared);
+        }
+        if self.kind == Kind::Restless && shared.random.one_in(8) && shared.mood == Mood::Busy {
+            return if self.consumes { self.unpop(shared) } else { self.pop(shared) };
         }
         let is_usual = self.kind == Kind::Usual && shared.mood == Mood::Busy;
         let mut out = Vec::new();

@@ -146,6 +146,7 @@ impl Peer {
             return;
         }
         let wants_to_go = match shared.mood {
+            Mood::Busy if self.is_restless() => shared.random.one_in(30),
             Mood::Busy => !shared.is_calm && self.may_go() && shared.random.one_in(150),
             Mood::Quiet => false,
             Mood::Leaving => shared.random.one_in(4),
@@ -158,6 +159,10 @@ impl Peer {
             Role::Backend(backend) => backend.act(self.number, shared, self.is_open),
         };
         self.say(&bytes);
+    }
+
+    fn is_restless(&self) -> bool {
+        matches!(&self.role, Role::Backend(backend) if backend.is_restless())
     }
 
     fn may_go(&self) -> bool {

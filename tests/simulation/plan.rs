@@ -29,6 +29,8 @@ pub struct Plan {
     pub crowd: usize,
     /// How long a message between shards is on its way, at most.
     pub delay_ms_max: usize,
+    /// Consumers that are there at a time, come, pop, unpop and go all the while. None in most seeds.
+    pub fleet: usize,
     /// Whether every other client compresses. One seed in five, and nothing else of a run depends on
     /// it: seeds that found a bug stay what they were.
     pub compresses: bool,
@@ -41,13 +43,16 @@ pub struct Plan {
 impl Plan {
     /// `rare` decides on limits that are not always there: so a seed means what it meant without them.
     pub fn new(seed: u64, random: &mut Random, rare: &mut Random) -> Self {
+        // Seeds that found a bug have other remainders, and stay what they were.
+        let has_fleet = matches!(seed % 11, 1 | 5 | 8);
         let shards = random.between(1, 4);
         let crowd = if random.one_in(12) { random.between(1025, 2200) } else { 0 };
         Self {
             settings: Arc::new(settings(random, rare, shards, crowd > 0)),
             rounds: random.between(100, 600),
-            peers: random.between(6, 40),
+            peers: random.between(6, 40) + if has_fleet { 200 } else { 0 },
             crowd,
+            fleet: if has_fleet { 40 + (seed % 160) as usize } else { 0 },
             compresses: seed % 5 == 1,
             delay_ms_max: *random.pick(&[1, 10, 120]),
             is_calm: random.one_in(4),

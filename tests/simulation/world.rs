@@ -32,6 +32,12 @@ const SLACK_BYTES: usize = 2 * MESSAGE_BYTES;
 /// most 1024 of them, each of at most 160 bytes here.
 const ANSWERS_BYTES: usize = 1024 * 160;
 
+/// Consumers of the fleet that come in one run, at most.
+const RESTLESS_MAX: usize = 1500;
+
+/// Turns of shards between two in which the inner state of topics is looked at.
+const TURNS_PER_CHECK: u64 = 64;
+
 /// Turns in a row in which a shard asks for another at once, at most: that is a loop.
 const TURNS_MAX: usize = 2000;
 
@@ -53,6 +59,9 @@ pub struct World {
     // By shard: its lines by their place in its table.
     places: Vec<HashMap<gridcast::message::ConnectionKey, usize>>,
     restless: Vec<usize>,
+    // How many consumers of the fleet have come.
+    restless_joined: usize,
+    turns: u64,
 }
 
 impl World {
@@ -83,6 +92,8 @@ impl World {
             mail: (0..count).map(|_| (0..count).map(|_| VecDeque::new()).collect()).collect(),
             places: vec![HashMap::new(); count],
             restless: vec![0; count],
+            restless_joined: 0,
+            turns: 0,
             plan,
         };
         for _ in 0..world.plan.crowd {
@@ -141,7 +152,9 @@ impl World {
     fn join_some(&mut self) {
         let compresses = self.next_compresses();
         let random = &mut self.shared.random;
-        if self.peers.len() >= self.plan.peers + self.plan.crowd || !random.one_in(4) {
+        let others = self.peers.len() - self.restless_joined;
+        let is_hasty = self.plan.fleet > 0;
+        if others >= self.plan.peers + self.plan.crowd || !(is_hasty || random.one_in(4)) {
             return;
         }
         let shard = random.below(self.shards.len());
@@ -154,10 +167,26 @@ impl World {
         self.join(shard, role, is_slow);
     }
 
+    /// A consumer takes the place of each that went, a few at a time.
+    fn join_fleet(&mut self) {
+        let is_there = |peer: &&Peer| {
+            let Role::Backend(backend) = &peer.role else { return false };
+            backend.is_restless() && !peer.has_ended()
+        };
+        let there = self.peers.iter().filter(is_there).count();
+        for _ in there..self.plan.fleet.min(there + 8) {
+            if self.restless_joined < RESTLESS_MAX {
+                self.restless_joined += 1;
+                self.join_anywhere(Backend::restless());
+            }
+        }
+    }
+
     /// All peers and shards have a turn, and a little time passes.
     pub fn round(&mut self) {
         if self.shared.mood == Mood::Busy {
             self.join_some();
+            self.join_fleet();
         }
         for peer in &mut self.peers {
             peer.act(&mut self.shared);
@@ -179,6 +208,10 @@ impl World {
         let has_spoken = self.take_mail(index) | self.do_actions(index) | self.write(index);
         self.check_rest(index, was_busy || has_spoken);
         self.check_bounds(index);
+        self.turns += 1;
+        if self.turns.is_multiple_of(TURNS_PER_CHECK) {
+            self.shards[index].check_invariants();
+        }
     }
 
     fn step_lines(&mut self, index: usize) -> bool {
