@@ -74,7 +74,7 @@
 //!
 //! # The life of a request whose user has a hashed secret
 //!
-//! `shard::access` keeps the request, with a place among the answers, and pauses its connection;
+//! `shard::admission` keeps the request, with a place among the answers, and pauses its connection;
 //! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
 //! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
 //! those that proved right of late are judged at once. `shard::verdicts` decides whose comparison is

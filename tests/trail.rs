@@ -294,6 +294,19 @@ fn every_refusal_of_the_api_says_why_in_the_log() {
             "Host: localhost\r\nAuthorization: Bearer s3cret-guess\r\n",
             ["path=/metrics", "status=401 why=these are no user's credentials"],
         ),
+        // `app:s3cret`, and `s3cret:app`, whose halves were mixed up.
+        (
+            &with_user,
+            "/metrics",
+            "Host: localhost\r\nAuthorization: Basic YXBwOnMzY3JldA==\r\n",
+            ["what=\"user\" text=app", "status=401"],
+        ),
+        (
+            &with_user,
+            "/metrics",
+            "Host: localhost\r\nAuthorization: Basic czNjcmV0OmFwcA==\r\n",
+            ["what=\"user\" text=a name that no user has", "status=401"],
+        ),
         (
             &with_user,
             "/v1/mesh/publish",

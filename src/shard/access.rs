@@ -22,20 +22,14 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use subtle::ConstantTimeEq;
 
-use super::Shard;
-use super::connection::{Connection, Parked, Pause, Phase, Stage};
 use super::recent::Recent;
-use super::replies::{HttpShape, Shape};
 use super::settings::Settings;
-use super::trail::{self, Entry};
 use super::tries::{FailedTries, source_of};
 use super::verdicts::{Claim, Rank, Verdicts, Waiters};
 use crate::message::{ConnectionKey, Message};
-use crate::protocol::api::{Call, Code, Fault};
 use crate::protocol::credentials::{
-    CHALLENGE, Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
+    Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
 };
-use crate::protocol::http::{KeptRequest, Request};
 
 pub use super::verdicts::RUNNING_MAX;
 
@@ -94,7 +88,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn explained(self) -> (u16, &'static str) {
+    /// The status to answer with, and words.
+    pub fn explained(self) -> (u16, &'static str) {
         match self {
             Self::Missing => (401, "this needs the credentials of a user: Basic or Bearer"),
             Self::Wrong | Self::WrongAgain => (401, "these are no user's credentials"),
@@ -248,7 +243,7 @@ impl Access {
         };
         let refusal = if is_guessing { Refusal::TooManyTries } else { Refusal::Busy };
         if is_guessing && rank.returns == 0 {
-            self.turned_away.note(now_ms, fingerprint);
+            self.turn_away(now_ms, fingerprint);
             return Admission::Known(Err(refusal));
         }
         let Credentials { name, secret, .. } = credentials;
@@ -259,7 +254,7 @@ impl Access {
                 Admission::Unknown(fingerprint)
             }
             Err(_) => {
-                self.turned_away.note(now_ms, fingerprint);
+                self.turn_away(now_ms, fingerprint);
                 Admission::Known(Err(refusal))
             }
         }
@@ -282,7 +277,7 @@ impl Access {
     }
 
     /// What a request from `remote` may do with the credentials of this user.
-    fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Refusal> {
+    pub fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Refusal> {
         let known = &self.users[user.ok_or(Refusal::Wrong)?];
         match known.may_come_from(remote) {
             true => Ok(Grant { user, roles: known.roles }),
@@ -291,7 +286,7 @@ impl Access {
     }
 
     /// A verdict is here; gives who waits for it. What another shard asked for counts here too.
-    fn settle(
+    pub fn settle(
         &mut self,
         now_ms: u64,
         fingerprint: Fingerprint,
@@ -311,260 +306,39 @@ impl Access {
         waiters
     }
 
-    /// When [`Shard::poll_verification`] has one again, if time alone decides that.
+    /// The next comparison to be made elsewhere.
+    pub fn begin_verification(&mut self, now_ms: u64) -> Option<Verification> {
+        self.verdicts.begin(now_ms)
+    }
+
+    /// When [`Self::begin_verification`] has one again, if time alone decides that.
     pub fn next_verification(&self) -> Option<u64> {
         self.verdicts.next_begin()
     }
-}
 
-impl Shard {
-    /// The next comparison with hashes that somebody is to make elsewhere, and whose
-    /// [`Verification::run`] is to come back as a message.
-    pub fn poll_verification(&mut self) -> Option<Verification> {
-        self.access.verdicts.begin(self.now.ms)
+    /// A connection waits for the verdict on these credentials, which is awaited.
+    pub fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
+        self.verdicts.wait(fingerprint, key);
     }
 
-    /// Closes the connection of the API that has been there longest without showing who it is; false if
-    /// there is none. So strangers keep nobody out who has credentials.
-    pub fn evict_stranger(&mut self) -> bool {
-        while let Some(key) = self.strangers.pop_front() {
-            let Some(connection) = self.connections.get(key) else { continue };
-            let is_waiting = connection.replies().is_some_and(|replies| !replies.is_empty());
-            if connection.is_stranger() && connection.phase == Phase::Open && !is_waiting {
-                let remote = connection.remote;
-                let why = "no place for a stranger";
-                trail::note(self.trail(key), Entry::Dropped(remote, why));
-                self.close(key);
-                return true;
-            }
+    /// Those that lost their places among the verdicts to others, likelier to be right.
+    pub fn take_displaced(&mut self, now_ms: u64) -> Vec<Waiters> {
+        let displaced = std::mem::take(&mut self.displaced);
+        for waiters in &displaced {
+            self.turn_away(now_ms, waiters.fingerprint);
         }
-        false
+        displaced
     }
 
-    /// Takes those out of the strangers, as far as they are first, that are none any more.
-    pub(super) fn forget_known_callers(&mut self) {
-        while let Some(&key) = self.strangers.front() {
-            if self.connections.get(key).is_some_and(|connection| connection.is_stranger()) {
-                return;
-            }
-            self.strangers.pop_front();
-        }
+    /// These credentials were turned away unjudged: they go before others when they come again.
+    pub fn turn_away(&mut self, now_ms: u64, fingerprint: Fingerprint) {
+        self.turned_away.note(now_ms, fingerprint);
     }
 
-    /// Answers a request of a back end if its user may; or keeps it until that is known.
-    pub(super) fn handle_unproven(
-        &mut self,
-        key: ConnectionKey,
-        shape: HttpShape,
-        request: Request<'_>,
-    ) {
-        match self.check_credentials(key, &request) {
-            Admission::Known(Ok(grant)) => self.handle_granted(key, shape, grant, request),
-            Admission::Known(Err(refusal)) => self.refuse_access(key, &shape, refusal),
-            Admission::Unknown(fingerprint) => {
-                self.park(key, shape, Some(request.keep()), fingerprint);
-            }
-        }
+    /// Wrong credentials came from this source; true if they were its last try.
+    pub fn note_wrong(&mut self, now_ms: u64, source: IpAddr) -> bool {
+        self.tries.note(now_ms, source)
     }
-
-    /// What may be done with the credentials of a request. A wrong guess is counted.
-    pub(super) fn check_credentials(
-        &mut self,
-        key: ConnectionKey,
-        request: &Request<'_>,
-    ) -> Admission {
-        let Some(connection) = self.connections.get(key) else {
-            return Admission::Known(Err(Refusal::Missing));
-        };
-        let remote = connection.remote.ip();
-        let authorization = || request.only_header("authorization");
-        let admission = self.access.check(self.now.ms, remote, authorization);
-        if admission == Admission::Known(Err(Refusal::Wrong)) {
-            self.note_wrong(remote);
-        }
-        admission
-    }
-
-    /// Counts a wrong guess, here and on the other shards.
-    fn note_wrong(&mut self, remote: IpAddr) {
-        let source = source_of(remote);
-        if self.access.tries.note(self.now.ms, source) {
-            tracing::warn!(
-                "ten wrong credentials came from {source} within a minute: further wrong ones are \
-                 answered 429, right ones are let in"
-            );
-        }
-        for shard in self.other_shards() {
-            self.outbox.push_back((self.beside(shard), Message::FailedTry(source)));
-        }
-    }
-
-    /// Answers those that others, likelier to be right, took the place of.
-    fn turn_displaced_away(&mut self) {
-        for Waiters { fingerprint, keys, .. } in std::mem::take(&mut self.access.displaced) {
-            self.access.turned_away.note(self.now.ms, fingerprint);
-            for key in keys {
-                if self.is_parked_with(key, fingerprint) {
-                    self.answer_parked(key, Err(Refusal::Busy));
-                }
-            }
-        }
-    }
-
-    fn is_parked_with(&mut self, key: ConnectionKey, fingerprint: Fingerprint) -> bool {
-        let Some(connection) = self.connections.get(key) else { return false };
-        let Stage::Http(http) = &connection.stage else { return false };
-        http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint)
-    }
-
-    /// Keeps a request, or has its body wait, until the verdict on its credentials is here. Its
-    /// answer has its place already; the connection is paused behind it.
-    pub(super) fn park(
-        &mut self,
-        key: ConnectionKey,
-        shape: HttpShape,
-        request: Option<KeptRequest>,
-        fingerprint: Fingerprint,
-    ) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let Stage::Http(http) = &mut connection.stage else { return };
-        http.replies.wait(Shape::Response(shape.clone()));
-        http.started_ms = self.now.ms;
-        let parked = Parked { request, shape, credentials: fingerprint };
-        http.parked = Some(Box::new(parked));
-        self.access.verdicts.wait(fingerprint, key);
-        trail::note(self.trail(key), Entry::Verifying);
-        self.pause(key, Pause::Verdict);
-        self.set_timer(key, self.now.ms + self.settings.limits.answer_ms);
-        self.turn_displaced_away();
-    }
-
-    /// Goes on with the requests that waited for this verdict.
-    pub(super) fn handle_verdict(&mut self, fingerprint: Fingerprint, user: Option<usize>) {
-        let settled = self.access.settle(self.now.ms, fingerprint, user);
-        let Some(Waiters { source, keys, .. }) = settled else { return };
-        match user {
-            // They are as good on the other shards, whose word this is as well.
-            Some(_) => {
-                for shard in self.other_shards() {
-                    let verdict = Message::Verdict(fingerprint, user);
-                    self.outbox.push_back((self.beside(shard), verdict));
-                }
-            }
-            None => self.note_wrong(source),
-        }
-        for key in keys {
-            if self.is_parked_with(key, fingerprint)
-                && let Some(connection) = self.connections.get(key)
-            {
-                let admitted = self.access.admit(user, connection.remote.ip());
-                self.answer_parked(key, admitted);
-            }
-        }
-    }
-
-    /// The verdict that a request waits for did not come in time.
-    pub(super) fn give_up_verdict(&mut self, key: ConnectionKey) {
-        if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &c.stage)
-            && let Some(parked) = &http.parked
-        {
-            self.access.turned_away.note(self.now.ms, parked.credentials);
-        }
-        self.answer_parked(key, Err(Refusal::Busy));
-    }
-
-    fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let Stage::Http(http) = &mut connection.stage else { return };
-        let Some(parked) = http.parked.take() else { return };
-        http.replies.give_up_last();
-        let Parked { request, shape, .. } = *parked;
-        match (admitted, request) {
-            (Ok(grant), Some(mut request)) => {
-                self.handle_granted(key, shape, grant, request.lend());
-            }
-            (Err(refusal), Some(_)) => self.refuse_access(key, &shape, refusal),
-            (admitted, None) => self.settle_head(key, shape, admitted),
-        }
-        self.unpause(key, Pause::Verdict);
-        self.write_replies(key);
-        self.pause_if_unread(key);
-    }
-
-    pub(super) fn refuse_access(
-        &mut self,
-        key: ConnectionKey,
-        shape: &HttpShape,
-        refusal: Refusal,
-    ) {
-        let (status, why) = refusal.explained();
-        self.counters.unauthorised += 1;
-        let mut shape = shape.clone();
-        match refusal {
-            Refusal::TooManyTries => self.counters.limits.wrong_credentials += 1,
-            Refusal::Busy => self.counters.limits.verifications += 1,
-            Refusal::Missing
-            | Refusal::Wrong
-            | Refusal::WrongAgain
-            | Refusal::Address
-            | Refusal::Role => {}
-        }
-        if refusal == Refusal::TooManyTries {
-            // Each further guess costs a connection.
-            shape.exchange.keep_alive = false;
-            if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage) {
-                http.is_last = true;
-            }
-        }
-        let headers: &[_] = match status {
-            401 => &[("WWW-Authenticate", CHALLENGE)],
-            429 | 503 => &[("Retry-After", "1")],
-            _ => &[],
-        };
-        self.refuse(key, &shape, status, headers, why);
-    }
-
-    /// A source presented wrong credentials to another shard, which has logged its last try.
-    pub(super) fn handle_failed_try(&mut self, source: IpAddr) {
-        self.access.tries.note(self.now.ms, source);
-    }
-
-    /// A call over WebSocket, if the user of this connection may make it. One that settles events
-    /// asks for nothing, and is not counted.
-    pub(super) fn admit_call<'c>(
-        &mut self,
-        key: ConnectionKey,
-        call: Result<Call<'c>, Fault>,
-    ) -> Result<Call<'c>, Fault> {
-        let backend = self.connections.get(key).and_then(Connection::backend);
-        let grant = backend.map_or(Grant::default(), |backend| backend.grant);
-        if !matches!(call, Ok(Call::Ack(_))) {
-            self.take_call(grant)?;
-        }
-        let call = call?;
-        check_role(grant.roles, &call)?;
-        Ok(call)
-    }
-
-    /// Takes one call out of what a user may ask for.
-    pub(super) fn take_call(&mut self, grant: Grant) -> Result<(), Fault> {
-        let quota = grant.user.and_then(|user| self.settings.api.quotas.get(user));
-        if quota.is_none_or(|quota| quota.take(self.now.ms)) {
-            return Ok(());
-        }
-        self.counters.limits.requests_per_s += 1;
-        Err(Fault::new(Code::TooManyRequests, "too many requests a second for this user"))
-    }
-}
-
-/// Whether these roles allow a call.
-fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
-    let (may, code) = match call {
-        Call::Send(..) | Call::Publish(..) | Call::Call(..) => (roles.write, Code::NotAuthorised),
-        Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
-        Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
-    };
-    if may { Ok(()) } else { Err(Fault::new(code, Refusal::Role.explained().1)) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! is to be written, sent and done comes out (`poll_*`).
 //!
 //! - `connection.rs`: one socket, and the table of them. `outbound.rs`: what waits to be written.
-//! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `heads.rs`: who may send it a body. `backend.rs`: the API over WebSocket.
+//! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `heads.rs`: who may send it a body.
+//!   `backend.rs`: the API over WebSocket.
 //! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
 //!   `forms.rs`: what its members get.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
@@ -12,8 +13,9 @@
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `deferred.rs`: clients
 //!   that wait until fewer events do. `acknowledge.rs`: consumers that acknowledge. `unfed.rs`: those
 //!   of topics that nothing feeds.
-//! - `access.rs`: who may use the API. `tries.rs`: who has guessed too often. `verdicts.rs`: whose
-//!   credentials are verified next. `recent.rs`: what was seen of late.
+//! - `access.rs`: who may use the API. `admission.rs`: requests before it. `tries.rs`: who has
+//!   guessed too often. `verdicts.rs`: whose credentials are verified next. `recent.rs`: what was
+//!   seen of late.
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `work.rs`: how much of a turn input may take. `subscriptions.rs`: how clients join and leave
 //!   channels. `memory.rs`: what gives way when the node is short of memory.
@@ -23,6 +25,7 @@
 pub mod access;
 mod acknowledge;
 mod addresses;
+mod admission;
 mod backend;
 mod channels;
 mod commands;

@@ -30,7 +30,7 @@ pub enum Entry<'a> {
     Accepted(SocketAddr, Listener),
     /// A request with this method and path was read.
     Requested(&'a str, &'a str),
-    /// The cause of a refusal, for which the client gets other words: what was judged, and its text.
+    /// What is judged, before a refusal or a verdict: what it is, and its text.
     Cause(&'a str, &'a [u8]),
     /// A request was refused with this status and these words.
     Refused(SocketAddr, u16, &'a str),
@@ -118,7 +118,7 @@ fn write(connection: Trail, entry: &Entry<'_>) {
         }
         Entry::Cause(what, text) => {
             let text = String::from_utf8_lossy(text);
-            debug!(connection, what, text = %Shown(&text), "not accepted");
+            debug!(connection, what, text = %Shown(&text), "judged");
         }
         Entry::Refused(remote, status, why) => {
             debug!(connection, %remote, status, why = %Shown(why), "refused");
