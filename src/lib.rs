@@ -120,7 +120,8 @@
 //!
 //! # What is absent
 //!
-//! Locks; a task, channel or buffer per connection; a shared map of channels or clients (the bits of
+//! Locks; a task, channel or buffer per connection (but for what compressed messages of some clients
+//! refer back to, `protocol::deflate::History`); a shared map of channels or clients (the bits of
 //! `shard::interest` name neither); a registry of metrics; traits with one implementation; features
 //! that change behaviour.
 

@@ -117,7 +117,8 @@ pub struct Route {
     /// `handler = "echo"`: every message goes back to its sender. Default: no.
     pub echo: bool,
     /// Whether clients that offer permessage-deflate (RFC 7692) get it. Costs time for each message
-    /// to them, once per shard for a publish, and up to 750 KiB per shard. Default: no.
+    /// to them, once per shard for a publish, and up to 750 KiB per shard. A client that is no browser
+    /// and compresses its messages in one context costs up to 32 KiB. Default: no.
     pub compression: bool,
     /// Largest message of a client, in bytes of all its fragments, 1 to 16,777,216.
     /// Default: `limits.edge_message_bytes`.
