@@ -125,9 +125,13 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let environment: Vec<_> = environment.collect();
         let document = Document::parse(text, name, &environment, &SECTIONS)?;
-        let root = document.root();
-        let root = root.only(&["node", "api", "edge", "mesh", "queue", "limits", "data", "log"])?;
+        // Before all else, so that what is wrong there is said as the log is written.
+        let format = Log::read(&document.root()).map_or(Format::Text, |log| log.format);
+        Self::read_all(document.root(), available).map_err(|error| error.in_format(format))
+    }
 
+    fn read_all(root: Section, available: &[usize]) -> Result<Self, ConfigError> {
+        let root = root.only(&["node", "api", "edge", "mesh", "queue", "limits", "data", "log"])?;
         let node = Node::read(&root, available)?;
         let api = Api::read(&root)?;
         let mesh = Mesh::read(&root)?;

@@ -49,7 +49,10 @@ fn carry_out(log: &Log) -> ExitCode {
         },
         Command::Serve { config } => match configuration(config.as_deref(), &available) {
             Ok(config) => serve(log, &config),
-            Err(error) => fail(log, 2, error),
+            Err(error) => {
+                set_format(log, error.format());
+                fail(log, 2, error)
+            }
         },
         Command::Doctor { config, json } => {
             let plan = match config.map(|file| Config::read(&file, environment(), &available)) {
@@ -69,14 +72,18 @@ fn checked_text(file: &Path, checked: &Config) -> String {
 }
 
 fn serve(log: &Log, config: &Config) -> ExitCode {
-    log.set_format(match config.log.format {
-        config::Format::Text => Format::Text,
-        config::Format::Json => Format::Json,
-    });
+    set_format(log, config.log.format);
     match node::run(config, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(log, 1, error),
     }
+}
+
+fn set_format(log: &Log, format: config::Format) {
+    log.set_format(match format {
+        config::Format::Text => Format::Text,
+        config::Format::Json => Format::Json,
+    });
 }
 
 fn examine(log: &Log, plan: &Plan, json: bool) -> ExitCode {

@@ -208,15 +208,25 @@ fn in_json_the_reason_of_a_failed_start_is_an_object() {
     let taken = taken.local_addr().expect("bound");
     let config = format!("[api]\nbind = \"{taken}\"\n[log]\nformat = \"json\"\n");
     let (code, lines) = process(&config).finish();
-    let [error] = &objects(&lines)[..] else { panic!("{lines:#?}") };
+    let objects = objects(&lines);
+    let error = objects.last().expect("it says why");
     assert_eq!((code, error["level"].as_str()), (Some(1), Some("ERROR")));
     assert!(error["fields"]["message"].to_string().contains(&taken.to_string()), "{error}");
 }
 
 #[test]
+fn in_json_a_fault_of_the_configuration_is_an_object() {
+    let (code, lines) = process("[api]\nbnd = 1\n[log]\nformat = \"json\"\n").finish();
+    let [error] = &objects(&lines)[..] else { panic!("{lines:#?}") };
+    assert_eq!(code, Some(2));
+    assert!(error["fields"]["message"].to_string().contains("api.bnd: unknown key"), "{error}");
+}
+
+#[test]
 fn the_start_line_ends_with_the_address_to_open_in_a_browser() {
     let mut process = process("[api]\nbind = \"127.0.0.1:0\"\n");
-    let line = process.line().expect("it starts");
+    let mut lines = std::iter::from_fn(|| process.line());
+    let line = lines.find(|line| line.contains("ready, api ")).expect("it starts");
     let (start, url) = line.split_once(", open ").expect("it names an address");
     let api = start.strip_prefix("gridcast: ready, api ").expect("it names the API");
     assert_eq!(url, format!("http://{api}/"));

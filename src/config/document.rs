@@ -5,6 +5,8 @@ use std::ops::RangeInclusive;
 
 use toml::de::{DeTable, DeValue};
 
+use super::Format;
+
 /// Longest list, of values or of tables: far more than anyone writes, so a slip in a generated file.
 const LIST_MAX: usize = 1024;
 
@@ -15,17 +17,30 @@ const PREFIX: &str = "GRIDCAST_";
 
 /// Why a configuration was refused, in one line: the place, the key and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError(String);
+pub struct ConfigError {
+    text: String,
+    format: Format,
+}
 
 impl ConfigError {
     pub(super) fn new(place: impl Display, reason: impl Display) -> Self {
-        Self(format!("{place}: {reason}"))
+        Self { text: format!("{place}: {reason}"), format: Format::Text }
+    }
+
+    /// The same from a configuration whose log is written so.
+    pub(super) fn in_format(self, format: Format) -> Self {
+        Self { format, ..self }
+    }
+
+    /// How the refused configuration has its log written, as far as that was right.
+    pub fn format(&self) -> Format {
+        self.format
     }
 }
 
 impl Display for ConfigError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        formatter.write_str(&self.text)
     }
 }
 
