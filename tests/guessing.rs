@@ -227,6 +227,28 @@ fn who_presents_each_guess_twice_does_not_keep_the_right_ones_out() {
 }
 
 #[test]
+fn ten_thousand_guesses_a_second_do_not_make_it_forget_who_was_turned_away() {
+    let mut node = Node::new();
+    let mut guess = guesser(|_| COMPANY, 1);
+    let mut flood = |node: &mut Node| {
+        (0..50).for_each(|_| guess(node));
+        node.written(ConnectionKey { index: u32::MAX, generation: 0 });
+    };
+    for _ in 0..1000 / STEP_MS {
+        flood(&mut node);
+        node.step();
+    }
+    let key = node.connect(COMPANY);
+    node.request(key, &basic("app", "open sesame"), 1);
+    assert!(node.written(key).starts_with("HTTP/1.1 429"));
+    for _ in 0..1000 / STEP_MS {
+        flood(&mut node);
+        node.step();
+    }
+    assert_eq!(node.ask(COMPANY, &basic("app", "open sesame"), &mut |_| ()), 200);
+}
+
+#[test]
 fn guesses_of_an_address_without_tries_cost_few_hashes() {
     let mut node = Node::new();
     let mut flood = guesser(|_| STRANGER, 1);

@@ -41,9 +41,10 @@ const VERIFICATIONS_MAX: usize = 32;
 const PROVEN_MS: u64 = 300_000;
 
 /// How long credentials that proved wrong, or were turned away unjudged, are remembered, and how
-/// many of each: 64 bytes each.
+/// many of each, about 100 bytes each: ten thousand guesses a second make a shard forget them after
+/// three seconds, when who has the right ones has come again.
 const REMEMBERED_MS: u64 = 60_000;
-const REMEMBERED_MAX: usize = 4096;
+const REMEMBERED_MAX: usize = 32_768;
 
 /// How long an address that presented right credentials goes before others, and how many of them
 /// are remembered.
