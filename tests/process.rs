@@ -176,6 +176,9 @@ fn a_node_starts_with_the_locked_memory_that_it_asks_for() {
     for file in [binary, config] {
         std::fs::remove_file(file).expect("it was made");
     }
+    // The second user's record of ids.
+    let user = 1_000_000_000 + 4 * std::process::id() + 1;
+    std::fs::remove_dir_all(format!("/dev/shm/gridcast-{user}")).expect("it was made");
 }
 
 /// The time of a client's id, in Unix milliseconds.
