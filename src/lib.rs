@@ -67,8 +67,9 @@
 //! # The life of a client's message
 //!
 //! `shard::edge` encodes the event, once, and `shard::topics` pushes it to the topic's home shard
-//! against credit; without credit it waits and the client is not read from. Once 1 MiB waits, clients
-//! are stopped before their next message is decoded (`shard::deferred`). The home
+//! against credit; without credit it waits and the client is not read from, though its pings, pongs and
+//! close frame are heard (`shard::parting`). Once 1 MiB waits, clients are stopped before their next
+//! message is decoded (`shard::deferred`). The home
 //! (`queue::topic`) hands it to a consumer that has room, keeps it until the consumer's shard says
 //! that it was written, and gives it to another if the connection dies before that.
 //!

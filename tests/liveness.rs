@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
-use gridcast::shard::settings::{Edge, Limits, Route, Settings};
+use gridcast::queue::Bounds;
+use gridcast::shard::rate::Rate;
+use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Shard};
 use shard_value::upgraded;
 
@@ -32,7 +34,9 @@ impl Node {
         let edges = vec![Edge { port: 6790, routes: routes.into_iter().map(Arc::new).collect() }];
         let base = shard_value::settings();
         let limits = Limits { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() };
-        Self::with(&Settings { edges, limits, ..base })
+        let bounds = Bounds { messages: 4, bytes: 100_000 };
+        let queue = Queue { bounds, ..base.queue.clone() };
+        Self::with(&Settings { edges, limits, queue, ..base })
     }
 
     fn with(settings: &Settings) -> Self {
@@ -126,9 +130,196 @@ fn bytes_that_only_the_kernel_took_do_not_prove_that_a_client_is_alive() {
         node.pass_ms(0);
         let written = node.written(client);
         assert!(written.windows(3).any(|part| part == [0x81, 1, b'b']), "{written:?}");
-        node.pass_ms(PING_MS);
+        node.pass_ms(200);
     }
+    node.pass_ms(IDLE_MS);
     assert_eq!(close_code(&node.written(client)), Some(1001));
+}
+
+// Clients that are held back.
+
+/// Why a client is held back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Held {
+    ByFullTopic,
+    ForKey,
+    ByRate,
+}
+
+const HELD: [Held; 3] = [Held::ByFullTopic, Held::ForKey, Held::ByRate];
+
+/// Messages that a held client has sent. Each is `m` and its number.
+const SENT: usize = 9;
+
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+}
+
+/// A client that has sent [`SENT`] messages and is held back before the last of them.
+fn held_client(why: Held) -> (Node, ConnectionKey) {
+    let route = Route {
+        topic: Some("events".into()),
+        tells_message: true,
+        tells_close: true,
+        hold_until: (why == Held::ForKey).then(|| "user".into()),
+        messages: Rate::new(if why == Held::ByRate { 1 } else { 0 }),
+        ..shard_value::route()
+    };
+    let mut node = Node::new(vec![route]);
+    let client = node.open(Listener::Edge(0), "/ws");
+    let sent = (0..SENT).flat_map(|number| frame(0x81, format!("m{number}").as_bytes()));
+    node.receive(client, &sent.collect::<Vec<u8>>());
+    node.pass_ms(0);
+    assert!(node.shard.counters().client_messages < SENT as u64, "{why:?}");
+    (node, client)
+}
+
+/// All that a consumer gets within a minute, in which the peers that ping are answered.
+fn consumed(node: &mut Node) -> String {
+    let consumer = node.open(Listener::Api, "/ws/v1");
+    let pop = shard_value::call(r#"{"m":"queue.pop","p":{"t":["events"]},"i":1}"#);
+    node.receive(consumer, &pop);
+    let mut all = Vec::new();
+    for _ in 0..600 {
+        node.pass_ms(100);
+        all.extend(node.written(consumer));
+        node.receive(consumer, &frame(0x8A, b""));
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Where each message that a held client sent, and then its close event, stand in what was consumed.
+fn places(why: Held, consumed: &str) -> Vec<Option<usize>> {
+    // What follows the first message of a client that nobody let in is dropped with it.
+    let wanted = if why == Held::ForKey { 1 } else { SENT };
+    let messages = (0..wanted).map(|number| consumed.find(&format!("\"m{number}\"")));
+    messages.chain([consumed.find("\"event\":\"close\"")]).collect()
+}
+
+#[test]
+fn a_held_client_is_answered_and_its_answers_are_heard() {
+    for why in HELD {
+        let (mut node, client) = held_client(why);
+        node.receive(client, &frame(0x89, b"hi"));
+        assert_eq!(node.written(client), [0x8A, 2, b'h', b'i'], "{why:?}");
+        let mut pings = 0;
+        for _ in 0..100 {
+            node.pass_ms(PING_MS / 3);
+            let written = node.written(client);
+            assert_eq!(close_code(&written), None, "{why:?} {} {written:?}", node.now.ms);
+            if written == PING {
+                pings += 1;
+                node.receive(client, &frame(0x8A, b""));
+            }
+        }
+        assert!(pings > 10, "{why:?}: {pings}");
+    }
+}
+
+#[test]
+fn a_held_client_that_answers_no_ping_is_closed() {
+    for why in [Held::ByFullTopic, Held::ForKey] {
+        let (mut node, client) = held_client(why);
+        node.pass_ms(PING_MS + TICK_MS);
+        assert_eq!(node.written(client), PING, "{why:?}");
+        node.pass_ms(IDLE_MS - PING_MS + TICK_MS);
+        assert_eq!(close_code(&node.written(client)), Some(1001), "{why:?}");
+    }
+}
+
+#[test]
+fn a_held_client_s_close_frame_is_answered_at_once_and_reported_behind_its_messages() {
+    for why in HELD {
+        let (mut node, client) = held_client(why);
+        node.receive(client, &frame(0x88, &4321u16.to_be_bytes()));
+        assert_eq!(node.written(client), [0x88, 2, 0x10, 0xE1], "{why:?}");
+        assert_eq!(node.actions(client), [Action::Shutdown(client)], "{why:?}");
+        node.shard.handle_end(node.now, client, false);
+        assert_eq!(node.actions(client), [Action::Close(client)], "{why:?}");
+        node.shard.handle_closed(client);
+        let consumed = consumed(&mut node);
+        let places = places(why, &consumed);
+        assert!(places.iter().all(Option::is_some), "{why:?} {places:?} {consumed}");
+        assert!(places.is_sorted() && consumed.contains("4321"), "{why:?} {consumed}");
+        assert_eq!(node.shard.connections(), 1, "{why:?}: the consumer");
+    }
+}
+
+#[test]
+fn a_held_client_whose_connection_ends_is_closed_and_its_messages_come() {
+    for why in HELD {
+        for is_broken in [false, true] {
+            let (mut node, client) = held_client(why);
+            node.shard.handle_end(node.now, client, is_broken);
+            assert_eq!(node.actions(client), [Action::Close(client)], "{why:?} {is_broken}");
+            node.shard.handle_closed(client);
+            let consumed = consumed(&mut node);
+            // Of a connection that broke only a full topic's messages were received for sure.
+            let places = places(why, &consumed);
+            assert!(places.iter().all(Option::is_some), "{why:?} {places:?} {consumed}");
+            assert!(places.is_sorted() && consumed.contains("1006"), "{why:?} {consumed}");
+            assert_eq!(node.shard.connections(), 1, "{why:?}: the consumer");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_cannot_be_heard_any_more_is_pinged_and_not_judged() {
+    for why in [Held::ByFullTopic, Held::ForKey] {
+        let (mut node, client) = held_client(why);
+        node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(160));
+        assert_eq!(node.actions(client), [Action::Pause(client)], "{why:?}");
+        for _ in 0..20 {
+            node.pass_ms(PING_MS + TICK_MS);
+            assert_eq!(node.written(client), PING, "{why:?}");
+        }
+    }
+    let (mut node, client) = held_client(Held::ByFullTopic);
+    node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(160));
+    node.actions(client);
+    consumed(&mut node);
+    assert_eq!(node.shard.counters().client_messages, SENT as u64 + 160);
+    let actions = node.actions(client);
+    assert!(actions.contains(&Action::Resume(client)), "{actions:?}");
+}
+
+#[test]
+fn clients_that_end_over_a_full_topic_keep_no_more_than_may_wait() {
+    let (mut node, client) = held_client(Held::ByFullTopic);
+    let mut clients = vec![client];
+    let mut parted = 0;
+    while let Some(client) = clients.pop() {
+        node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(140));
+        node.shard.handle_end(node.now, client, true);
+        assert_eq!(node.actions(client), [Action::Close(client)]);
+        node.shard.handle_closed(client);
+        parted += 1;
+        let key = upgraded(&mut node.shard, node.now, Listener::Edge(0), "/ws");
+        if node.written(key).starts_with(b"HTTP/1.1 101") {
+            clients.push(key);
+        }
+        assert!(parted < 10_000, "clients come in and go without end");
+    }
+    assert!(parted > 100, "{parted}");
+    let consumed = consumed(&mut node);
+    assert_eq!(consumed.matches("\"event\":\"close\"").count(), parted);
+    assert_eq!(node.shard.connections(), 2, "the consumer, and the one that was refused");
+}
+
+#[test]
+fn a_back_end_whose_calls_wait_is_answered_its_pings() {
+    let settings = shard_value::settings();
+    let interest = Arc::new(gridcast::shard::interest::Interest::new(2));
+    let mut node = Node::with(&Settings { shards: 2, interest, ..settings });
+    let back_end = node.open(Listener::Api, "/ws/v1");
+    let pop = |number| format!(r#"{{"m":"queue.pop","p":{{"t":["t{number}"]}},"i":1}}"#);
+    for number in 0..2500 {
+        node.receive(back_end, &shard_value::call(&pop(number)));
+    }
+    assert!(node.shard.counters().limits.calls_waiting > 0, "it is held back");
+    node.written(back_end);
+    node.receive(back_end, &frame(0x89, b"hi"));
+    assert_eq!(node.written(back_end), [0x8A, 2, b'h', b'i']);
 }
 
 // Messages that are never finished.

@@ -108,6 +108,18 @@ impl Assembler {
         Some(Unfinished { since_ms: partial.since_ms?, bytes: data + partial.control.len() })
     }
 
+    /// Bytes of a data frame that is half read and still to come, 0 between frames; `None` within a head
+    /// or a control frame.
+    pub fn frame_left(&self) -> Option<u64> {
+        let Some(partial) = &self.partial else { return Some(0) };
+        match &partial.frame {
+            _ if partial.head_length > 0 => None,
+            None => Some(0),
+            Some(frame) if frame.head.opcode.is_control() => None,
+            Some(frame) => Some(frame.head.length - frame.taken),
+        }
+    }
+
     /// Takes bytes from the front of `input` until something is whole; `None` when all of it was
     /// taken and nothing is. A message may have `message_bytes_max` bytes over all its fragments,
     /// however many they are; memory is taken as bytes arrive, not as lengths are announced. Messages
@@ -236,7 +248,7 @@ fn finish(opcode: Opcode, payload: Payload<'_>) -> Result<Received<'_>, Violatio
     })
 }
 
-fn parse_close(payload: &[u8]) -> Result<Closed, Violation> {
+pub(super) fn parse_close(payload: &[u8]) -> Result<Closed, Violation> {
     if payload.is_empty() {
         return Ok(Closed::default());
     }

@@ -46,6 +46,13 @@ pub struct Closed {
     pub reason: String,
 }
 
+impl Closed {
+    /// The code by which it is reported: 1005 if it carried none (RFC 6455, section 7.1.5).
+    pub fn event_code(&self) -> u16 {
+        self.code.unwrap_or(1005)
+    }
+}
+
 /// Whether a peer may send this code (RFC 6455, section 7.4, and the IANA registry: 1004 to 1006
 /// and 1015 never travel, 1016 to 2999 are not assigned).
 pub fn may_be_received(code: u16) -> bool {

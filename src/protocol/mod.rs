@@ -11,5 +11,6 @@ pub mod http;
 pub mod json;
 mod mask;
 pub mod origin;
+pub mod scanner;
 pub mod token;
 pub mod upgrade;

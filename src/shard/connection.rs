@@ -21,6 +21,7 @@ use crate::protocol::credentials::Fingerprint;
 use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
+use crate::protocol::scanner::{Heard, Scanner};
 
 /// Which listener a connection came in on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Connection {
     pub is_inflating: bool,
     /// The driver is done with its socket. It stays in the table while its client leaves channels.
     pub is_socket_closed: bool,
+    /// Its client has ended, and what it sent before is still read: see `parting.rs`.
+    pub is_parting: bool,
     /// A ping was sent and nothing was heard since.
     pub is_pinged: bool,
     /// The peer will send nothing more.
@@ -142,6 +145,8 @@ struct Unread {
     bytes: Vec<u8>,
     // Bytes of it that are read: start < bytes.len().
     start: usize,
+    // How far control frames are taken out, once they are looked for.
+    scanner: Option<Scanner>,
 }
 
 /// Bytes held for one paused connection before the driver is told to receive no more for it: so a
@@ -163,15 +168,37 @@ impl Held {
     /// told to stop.
     pub fn push(&mut self, input: &[u8]) {
         if !input.is_empty() {
-            let Unread { bytes, start } = &mut **self.0.get_or_insert_default();
-            bytes.drain(..mem::take(start));
-            bytes.extend_from_slice(input);
+            let unread = &mut **self.0.get_or_insert_default();
+            unread.drop_read();
+            unread.bytes.extend_from_slice(input);
         }
+    }
+
+    /// Takes control frames out. The first `frame_left` bytes belong to a data frame that is half read;
+    /// `None`: what they belong to cannot be told, and nothing is taken out.
+    pub fn scan(&mut self, frame_left: Option<u64>, may_deflate: bool, takes_close: bool) -> Heard {
+        let Some(unread) = &mut self.0 else { return Heard::default() };
+        unread.drop_read();
+        let Unread { bytes, scanner, .. } = &mut **unread;
+        if scanner.is_none() {
+            *scanner = frame_left.map(Scanner::new);
+        }
+        let Some(scanner) = scanner else { return Heard::default() };
+        let heard = scanner.scan(bytes, may_deflate, takes_close);
+        if bytes.is_empty() {
+            self.0 = None;
+        }
+        heard
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| held.bytes.len() - held.start)
     }
 
     /// Whether so many wait that no more are to be received.
     pub fn is_full(&self) -> bool {
-        self.0.as_ref().is_some_and(|held| held.bytes.len() - held.start >= HELD_BYTES)
+        self.len() >= HELD_BYTES
     }
 
     /// What waits, to be overwritten.
@@ -186,6 +213,16 @@ impl Held {
             held.start = held.bytes.len() - left;
         }
         self
+    }
+}
+
+impl Unread {
+    fn drop_read(&mut self) {
+        let read = mem::take(&mut self.start);
+        self.bytes.drain(..read);
+        if let Some(scanner) = &mut self.scanner {
+            scanner.forget(read);
+        }
     }
 }
 
@@ -319,6 +356,7 @@ impl Connection {
             is_heavy: false,
             is_inflating: false,
             is_socket_closed: false,
+            is_parting: false,
             is_pinged: false,
             is_ended: false,
             is_broken: false,

@@ -1,7 +1,7 @@
 //! How a shard goes down: clients first and at a pace, then, when its topics are given out, back
 //! ends.
 
-use super::connection::{Listener, Pause, Stage};
+use super::connection::{Connection, Listener, Pause, Stage};
 use super::{Action, Shard};
 use crate::message::ConnectionKey;
 use crate::protocol::close;
@@ -67,6 +67,7 @@ impl Shard {
     pub fn is_quiet(&self) -> bool {
         matches!(self.draining, Some(Drain::Topics | Drain::Ended))
             && self.clients.is_empty()
+            && self.parting.is_empty()
             && !self.topics.has_work()
     }
 
@@ -100,8 +101,11 @@ impl Shard {
             None => Drain::Topics,
         });
         for key in keys {
-            let listener = self.connections.get(key).map(|connection| connection.listener);
-            if listener != Some(Listener::Api) {
+            // One that parts has ended: what it sent before still gets its time.
+            let is_told = |connection: &mut Connection| {
+                connection.listener != Listener::Api && !connection.is_parting
+            };
+            if self.connections.get(key).is_some_and(is_told) {
                 self.drain_connection(key);
             }
         }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Shard;
-use super::connection::{Client, Connection, Listener, Pause, Stage};
+use super::connection::{Client, Connection, Listener, Pause, Phase, Stage};
 use super::context::Context;
 use super::memory::SHORT;
 use super::rate::Bucket;
@@ -248,7 +248,8 @@ impl Shard {
 
     /// Reads one message or control frame of a client.
     pub(super) fn read_client(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
-        if self.is_held(key) {
+        // What holds a client takes effect between two frames: so that what follows can be scanned.
+        if self.is_held(key) && self.is_between_frames(key) {
             return self.pause(key, Pause::Hold);
         }
         let Some(connection) = self.connections.get(key) else { return };
@@ -256,7 +257,7 @@ impl Shard {
         let Stage::Client(client) = &mut connection.stage else { return };
         let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
         let ready_ms = route.messages.map_or(0, |rate| rate.ready_ms(client.messages));
-        if self.now.ms < ready_ms {
+        if self.now.ms < ready_ms && client.assembler.frame_left() == Some(0) {
             return self.pause_for_rate(key, ready_ms);
         }
         if !connection.is_inflating
@@ -286,6 +287,11 @@ impl Shard {
             Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
             Err(violation) => self.close_for_violation(key, violation),
         }
+    }
+
+    fn is_between_frames(&mut self, key: ConnectionKey) -> bool {
+        let client = self.connections.get(key).and_then(Connection::client);
+        client.is_some_and(|client| client.assembler.frame_left() == Some(0))
     }
 
     /// A client has sent as much as it may. Its wake-up is beside the timer of its silence: that one
@@ -331,7 +337,7 @@ impl Shard {
 
     fn echo(&mut self, key: ConnectionKey, kind: Kind, payload: &[u8]) {
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.is_broken {
+        if connection.is_broken || connection.phase != Phase::Open {
             return;
         }
         let body = self.deflater.body(connection.compression, kind, payload);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::connection::{Connection, Held, Listener, Pause, Phase, Queued, Stage};
+use super::connection::{Connection, HELD_BYTES, Held, Listener, Pause, Phase, Queued, Stage};
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
 use super::{Action, Shard};
@@ -17,10 +17,17 @@ const LINGER_MS: u64 = 5000;
 /// Timers that fire in one turn: some 2 ms if each closes a connection.
 const TIMERS_PER_TURN: usize = 1024;
 
-/// What a close event says when the peer sent no close frame, or one without a code (RFC 6455,
-/// section 7.1.5: these two never travel in a frame).
-const NO_CODE: u16 = 1005;
-const BROKEN_OFF: u16 = 1006;
+/// What a close event says when the peer sent no close frame (RFC 6455,
+/// section 7.1.5: neither 1005 nor this one travels in a frame).
+pub(super) const BROKEN_OFF: u16 = 1006;
+
+/// How a connection without a close frame ended.
+pub(super) fn end_reason(is_broken: bool) -> &'static str {
+    match is_broken {
+        true => "connection broke",
+        false => "connection ended without a close frame",
+    }
+}
 
 impl Shard {
     /// Notes that a connection has something to write.
@@ -89,15 +96,30 @@ impl Shard {
         if connection.is_resuming {
             return;
         }
-        // Who is held and has ended waits for nothing.
-        let is_over = connection.is_ended && connection.is_paused_for(Pause::Hold);
+        // Who is held for a key and has ended waits for nothing.
+        let has_ended = connection.is_ended || connection.is_parting;
+        let is_over = has_ended && connection.is_paused_for(Pause::Hold);
         if connection.paused != 0 && !is_over {
-            return;
+            return self.hear_again(key);
+        }
+        if connection.is_parting {
+            return self.depart(key, BROKEN_OFF, "", By::Peer);
         }
         connection.heard_ms = self.now.ms;
         match connection.is_ended {
             true => self.end(key),
             false => self.receive_again(key),
+        }
+    }
+
+    /// A connection was read on and is held back again: what is held may tell something, and there may be
+    /// room for more.
+    fn hear_again(&mut self, key: ConnectionKey) {
+        self.hear_held(key);
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_stopped && connection.held.len() <= HELD_BYTES / 2 {
+            connection.heard_ms = self.now.ms;
+            self.receive_again(key);
         }
     }
 
@@ -118,7 +140,7 @@ impl Shard {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
             (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}
             (_, Phase::Open) => {
-                self.depart(key, BROKEN_OFF, "connection ended without a close frame", By::Peer);
+                self.depart(key, BROKEN_OFF, end_reason(false), By::Peer);
                 self.finish(key);
             }
             (_, Phase::Flushing) => {}
@@ -128,7 +150,7 @@ impl Shard {
 
     /// The connection broke: nothing can be written to it any more.
     pub(super) fn break_off(&mut self, key: ConnectionKey) {
-        self.depart(key, BROKEN_OFF, "connection broke", By::Peer);
+        self.depart(key, BROKEN_OFF, end_reason(true), By::Peer);
         self.close(key);
     }
 
@@ -145,12 +167,30 @@ impl Shard {
             backend.close = Some((closed, by));
             return self.pause(key, Pause::Ending);
         }
-        self.depart(key, closed.code.unwrap_or(NO_CODE), &closed.reason, by);
-        self.write_with(key, |out| match closed.code {
-            Some(code) => put_close(out, code, &closed.reason),
-            None => put_frame(out, Opcode::Close, b""),
-        });
+        self.depart(key, closed.event_code(), &closed.reason, by);
+        self.answer_close(key, &closed);
         self.finish(key);
+    }
+
+    /// Writes the close frame that answers the peer's, unless one was written before.
+    pub(super) fn answer_close(&mut self, key: ConnectionKey, closed: &close::Closed) {
+        match closed.code {
+            Some(code) => self.write_close(key, code, &closed.reason),
+            None if self.is_open(key) => {
+                self.write_with(key, |out| put_frame(out, Opcode::Close, b""));
+            }
+            None => {}
+        }
+    }
+
+    fn write_close(&mut self, key: ConnectionKey, code: u16, text: &str) {
+        if self.is_open(key) {
+            self.write_with(key, |out| put_close(out, code, text));
+        }
+    }
+
+    fn is_open(&mut self, key: ConnectionKey) -> bool {
+        self.connections.get(key).is_some_and(|connection| connection.phase == Phase::Open)
     }
 
     /// Ends a WebSocket connection from our side.
@@ -181,7 +221,7 @@ impl Shard {
     /// Ends a WebSocket connection with this code and reason.
     pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str, by: By) {
         self.depart(key, code, text, by);
-        self.write_with(key, |out| put_close(out, code, text));
+        self.write_close(key, code, text);
         self.finish(key);
     }
 
@@ -197,7 +237,13 @@ impl Shard {
 
     /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
     /// What waits for it can still be written.
+    /// A client that parted is reported with the code by which it did.
     pub(super) fn depart(&mut self, key: ConnectionKey, code: u16, reason: &str, by: By) {
+        let parting = self.take_parting(key);
+        let (code, reason, by) = match &parting {
+            Some(parting) => (parting.code, &*parting.reason, parting.by),
+            None => (code, reason, by),
+        };
         let trail = self.trail(key);
         let Some(connection) = self.connections.get(key) else { return };
         match &connection.stage {
@@ -216,6 +262,9 @@ impl Shard {
             }
             Stage::Backend(_) | Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => {}
         }
+        if parting.is_some() {
+            self.forget_if_left(key);
+        }
     }
 
     /// Writes what waits, then shuts our end.
@@ -226,8 +275,10 @@ impl Shard {
             return;
         }
         connection.phase = Phase::Flushing;
-        connection.held = Held::default();
-        connection.paused = 0;
+        if !connection.is_parting {
+            connection.held = Held::default();
+            connection.paused = 0;
+        }
         // To see the peer's end it must be received from; what it says is not listened to.
         self.receive_again(key);
         let is_flushed = self.connections.get(key).is_some_and(|c| c.outbound.is_flushed());
@@ -284,10 +335,9 @@ impl Shard {
             self.counters.limits.unfinished_message += 1;
             return self.close_with(key, close::UNFINISHED);
         }
-        // Silence while it waits for us does not count; silence while we wait for it does.
-        let for_us = [Pause::Topic, Pause::Answers, Pause::Rate];
-        let waits_for_us = connection.is_resuming
-            || for_us.into_iter().any(|reason| connection.is_paused_for(reason));
+        // Silence while it cannot be heard does not count.
+        let is_unheard = connection.is_unheard();
+        let waits_for_us = connection.is_resuming || is_unheard;
         let is_stranger = connection.is_stranger();
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
@@ -304,6 +354,12 @@ impl Shard {
             (_, _) if connection.is_pinged => silent_since + limits.idle_ms,
             (_, _) => silent_since + limits.ping_ms,
         };
+        let is_websocket = matches!(connection.stage, Stage::Client(_) | Stage::Backend(_));
+        if is_unheard && is_websocket && connection.outbound.is_flushed() {
+            // Nobody may be there: then the kernel finds out.
+            self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));
+            return self.set_timer(key, now_ms + limits.ping_ms);
+        }
         if now_ms < deadline {
             return self.set_timer(key, deadline);
         }
@@ -323,8 +379,11 @@ impl Shard {
             }
             _ => {
                 connection.is_pinged = true;
+                // A ping that comes late leaves as much time for its answer as one that is on time.
+                connection.heard_ms = silent_since.max(now_ms.saturating_sub(limits.ping_ms));
+                let due_ms = connection.heard_ms + limits.idle_ms;
                 self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));
-                self.set_timer(key, silent_since + limits.idle_ms);
+                self.set_timer(key, due_ms);
             }
         }
     }

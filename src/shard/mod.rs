@@ -43,6 +43,7 @@ mod memory;
 mod nodes;
 mod outbound;
 mod page;
+mod parting;
 mod pending;
 pub mod rate;
 mod recent;
@@ -84,15 +85,17 @@ use drain::Drain;
 use fanout::{Budget, Lane};
 use forms::Tails;
 use interest::ShardInterest;
+use lifecycle::{BROKEN_OFF, end_reason};
 use memory::Shedding;
 use nodes::Nodes;
 use outbound::Spare;
+use parting::Parting;
 use pending::Pending;
 use settings::Settings;
 use subscriptions::Leaving;
 use timers::{Timer, Timers};
 use topics::Topics;
-use trail::Entry;
+use trail::{By, Entry};
 use wards::Wards;
 use work::Work;
 
@@ -167,6 +170,8 @@ pub struct Shard {
     shedding: Shedding,
     turns_taken: Durations,
     calls_taken: Durations,
+    // Clients that have ended while what they sent before is still read.
+    parting: HashMap<ConnectionKey, Parting>,
     // How far it is, while the node goes down.
     draining: Option<Drain>,
 }
@@ -219,6 +224,7 @@ impl Shard {
             shedding: Shedding::default(),
             turns_taken: Durations::default(),
             calls_taken: Durations::default(),
+            parting: HashMap::new(),
             draining: None,
             settings,
         }
@@ -254,11 +260,8 @@ impl Shard {
         self.now = now;
         let Some(connection) = self.connections.get(key) else { return };
         self.counters.received_bytes += input.len() as u64;
-        // One that is held for its route's key is not heard: it has until it counts as idle.
-        if !connection.is_paused_for(Pause::Hold) {
-            connection.heard_ms = now.ms;
-            connection.is_pinged = false;
-        }
+        connection.heard_ms = now.ms;
+        connection.is_pinged = false;
         if connection.paused != 0 || connection.is_resuming || !connection.held.is_empty() {
             return self.hold(key, input);
         }
@@ -280,6 +283,16 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         connection.is_ended = true;
         connection.is_broken |= is_broken;
+        if connection.is_parting {
+            return self.end_parting_socket(key);
+        }
+        if self.part(key, BROKEN_OFF, end_reason(is_broken), By::Peer) {
+            return match is_broken {
+                true => self.close(key),
+                false => self.finish(key),
+            };
+        }
+        let Some(connection) = self.connections.get(key) else { return };
         let waits_for_its_turn = connection.paused == 0 && connection.has_input();
         if is_broken && connection.paused != Pause::Topic as u8 && !waits_for_its_turn {
             self.break_off(key);
@@ -515,7 +528,7 @@ impl Shard {
     fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) -> usize {
         while !input.is_empty() {
             let Some(connection) = self.connections.get(key) else { return 0 };
-            if connection.phase != Phase::Open {
+            if connection.phase != Phase::Open && !connection.is_parting {
                 return 0;
             }
             if connection.paused != 0 || self.work.is_slice_spent() {
@@ -557,7 +570,10 @@ impl Shard {
             return;
         }
         connection.held.push(input);
-        if connection.held.is_full() && !connection.is_stopped && !connection.is_ended {
+        self.hear_held(key);
+        let Some(connection) = self.connections.get(key) else { return };
+        let may_stop = connection.phase == Phase::Open && !connection.is_ended;
+        if connection.held.is_full() && !connection.is_stopped && may_stop {
             connection.is_stopped = true;
             self.actions.push_back(Action::Pause(key));
         }

@@ -164,12 +164,21 @@ impl Shard {
         has_left
     }
 
-    /// Forgets a connection whose socket is closed, unless its client has channels to leave.
+    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
     pub(super) fn forget_connection(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         match connection.stage {
             Stage::Leaving(_) => connection.is_socket_closed = true,
+            _ if connection.is_parting => connection.is_socket_closed = true,
             _ => self.connections.remove(key),
+        }
+    }
+
+    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
+    pub(super) fn forget_if_left(&mut self, key: ConnectionKey) {
+        let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
+        if self.connections.get(key).is_some_and(is_left) {
+            self.forget_if_closed(key);
         }
     }
 

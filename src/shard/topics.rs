@@ -45,6 +45,8 @@ pub struct Topics {
     event_bytes_max: usize,
     // Topics that have something left to do because their consumers changed.
     unfinished: VecDeque<Arc<str>>,
+    // Bytes of clients that have ended, to be read when there is room, whatever their topic.
+    parted_bytes: usize,
     // When to look for consumers that take nothing; None while there are no consumers.
     next_look_ms: Option<u64>,
     // How long events waited in topics that are no more.
@@ -66,6 +68,7 @@ impl Topics {
             homes: HashMap::new(),
             event_bytes_max: bounds.bytes / 4 * 3,
             unfinished: VecDeque::new(),
+            parted_bytes: 0,
             next_look_ms: None,
             past: Durations::default(),
         };
@@ -131,8 +134,15 @@ impl Topics {
     pub fn takes_clients(&self, topic: &str) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| {
             let bytes_max = WAITING_BYTES.max(self.event_bytes_max);
-            feeder.waiting() < WAITING_MAX && feeder.waiting_bytes() <= bytes_max
+            let bytes = feeder.waiting_bytes() + self.parted_bytes;
+            feeder.waiting() < WAITING_MAX && bytes <= bytes_max
         })
+    }
+
+    /// Counts bytes that clients sent which have ended since, and that are not read yet; less than 0:
+    /// they are.
+    pub fn note_parted(&mut self, bytes: isize) {
+        self.parted_bytes = self.parted_bytes.saturating_add_signed(bytes);
     }
 }
 

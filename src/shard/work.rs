@@ -120,7 +120,8 @@ impl Shard {
     /// Lets a connection wait for a turn in which it is read again.
     pub(super) fn read_later(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.is_resuming || connection.phase != Phase::Open {
+        let is_read = connection.phase == Phase::Open || connection.is_parting;
+        if connection.is_resuming || !is_read {
             return;
         }
         connection.is_resuming = true;

@@ -1,0 +1,138 @@
+//! What is heard of connections that are not read from: their control frames, and their end.
+//!
+//! A connection is held back while its topic is full, its route's key is missing, its rate is used up, or
+//! too many of its calls wait. [`HELD_BYTES`](super::connection::HELD_BYTES) of it are read ahead. Pings
+//! and pongs are taken out of them, and a client's close frame, whatever data stands in front. Once the
+//! read-ahead is full of data, the connection cannot be heard, and its silence is not judged: it is
+//! pinged all the same, so that the kernel finds out (TCP_USER_TIMEOUT) when nobody is there. One that
+//! does not read what waits for it (`Pause::Outbound`) is not answered: its pongs would wait too.
+//!
+//! A client that ends while its topic is full or its rate is used up *parts*: its close frame is answered
+//! at once with its own code, its socket is closed, and nobody finds it any more. What it sent before
+//! is still read as there is room, and its close event comes behind that, with its own code: nothing is
+//! dropped in silence. Until then it keeps its read-ahead, which counts among what waits for the topic. A
+//! client that is held for its route's key waits for nothing: what it sent after its first message is
+//! dropped with it, as it would be if nobody ever set the key.
+
+use super::Shard;
+use super::connection::{Connection, Pause, Phase, Stage};
+use super::trail::By;
+use crate::message::ConnectionKey;
+use crate::protocol::close::Closed;
+use crate::protocol::frame::{Opcode, put_frame};
+use crate::protocol::scanner::Heard;
+
+/// A client that has ended, while what it sent before is still read.
+#[derive(Debug)]
+pub struct Parting {
+    pub code: u16,
+    pub reason: Box<str>,
+    pub by: By,
+    // Bytes that it had sent and that were not read when it ended.
+    bytes: usize,
+}
+
+/// Reasons to hold a client whose messages are still wanted once it has ended.
+const WANTED: u8 = Pause::Topic as u8 | Pause::Rate as u8;
+
+/// Reasons for which control frames are looked for among what is held.
+const HELD: u8 = WANTED | Pause::Hold as u8 | Pause::Answers as u8;
+
+impl Connection {
+    /// Whether control frames are to be looked for among what is held.
+    fn is_listened_to(&self) -> bool {
+        self.paused & HELD != 0
+            && !self.is_paused_for(Pause::Outbound)
+            && self.phase == Phase::Open
+            && !self.held.is_empty()
+    }
+
+    /// Whether it is held back for a reason that is not its own fault, with so much read ahead that no
+    /// more is received.
+    pub fn is_unheard(&self) -> bool {
+        self.is_stopped && self.paused & HELD != 0 && !self.is_paused_for(Pause::Outbound)
+    }
+
+    fn may_part(&self, is_echo: bool) -> bool {
+        let is_wanted = self.paused & WANTED != 0 && self.paused & !WANTED == 0;
+        is_wanted && !is_echo && self.phase == Phase::Open && self.has_input()
+    }
+}
+
+impl Shard {
+    /// Answers the control frames among what is held of a connection.
+    pub(super) fn hear_held(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if !connection.is_listened_to() {
+            return;
+        }
+        let may_deflate = connection.compression.is_some();
+        let (frame_left, takes_close) = match &connection.stage {
+            Stage::Client(client) => (client.assembler.frame_left(), true),
+            // Its answers come first.
+            Stage::Backend(backend) => (backend.assembler.frame_left(), false),
+            Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => return,
+        };
+        let Heard { ping, close } = connection.held.scan(frame_left, may_deflate, takes_close);
+        if let Some(payload) = ping {
+            self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
+        }
+        match close {
+            None => {}
+            Some(Ok(closed)) => self.close_held(key, closed, By::Peer),
+            Some(Err(violation)) => {
+                self.counters.violations += 1;
+                let reason = violation.reason();
+                let closed = Closed { code: Some(reason.code), reason: reason.text.into() };
+                self.close_held(key, closed, By::Node);
+            }
+        }
+    }
+
+    /// A client that is held back has sent a close frame.
+    fn close_held(&mut self, key: ConnectionKey, closed: Closed, by: By) {
+        if !self.part(key, closed.event_code(), &closed.reason, by) {
+            return self.close_after_answers(key, closed, by);
+        }
+        self.answer_close(key, &closed);
+        self.finish(key);
+    }
+
+    /// A client that is held back has ended: what it sent before is still read. False if there is no
+    /// need: it may depart at once.
+    pub(super) fn part(&mut self, key: ConnectionKey, code: u16, reason: &str, by: By) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let Stage::Client(client) = &connection.stage else { return false };
+        let (id, index) = (client.id, client.route);
+        let is_echo = self.route(key, index).echo;
+        let Some(connection) = self.connections.get(key) else { return false };
+        if !connection.may_part(is_echo) {
+            return false;
+        }
+        connection.is_parting = true;
+        let bytes = connection.held.len();
+        self.parting.insert(key, Parting { code, reason: reason.into(), by, bytes });
+        self.topics.note_parted(bytes as isize);
+        self.clients.remove(&id);
+        true
+    }
+
+    /// All that a client sent before it ended is read, or cannot be: what its end is to be told as.
+    pub(super) fn take_parting(&mut self, key: ConnectionKey) -> Option<Parting> {
+        let connection = self.connections.get(key)?;
+        if !std::mem::take(&mut connection.is_parting) {
+            return None;
+        }
+        let parting = self.parting.remove(&key)?;
+        self.topics.note_parted(-(parting.bytes as isize));
+        Some(parting)
+    }
+
+    /// The peer of a parting client has shut its end too, or its connection broke.
+    pub(super) fn end_parting_socket(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.is_broken || connection.phase != Phase::Flushing {
+            self.close(key);
+        }
+    }
+}
