@@ -35,10 +35,11 @@ impl Scanner {
         Self { at: 0, skip: frame_left, is_over: false, is_closed: false }
     }
 
-    /// Notes that so many bytes were taken from the front, none of them behind what is scanned.
-    pub fn forget(&mut self, count: usize) {
-        debug_assert!(count <= self.at);
-        self.at = self.at.saturating_sub(count);
+    /// Notes that so many bytes were taken from the front. `None` if some of them were not scanned: then
+    /// this scanner does not know any more where frames begin.
+    pub fn forget(mut self, count: usize) -> Option<Self> {
+        self.at = self.at.checked_sub(count)?;
+        Some(self)
     }
 
     /// Scans what was added since the last time: takes whole control frames out of `bytes`, and leaves
@@ -189,9 +190,10 @@ mod tests {
         let mut bytes = [&like_a_ping[..], b"x", &frame(0x81, b"data")].concat();
         assert_eq!(scanner.scan(&mut bytes, false, true), Heard::default());
         bytes.drain(..like_a_ping.len() + 1);
-        scanner.forget(like_a_ping.len() + 1);
+        let mut scanner = scanner.forget(like_a_ping.len() + 1).expect("all of it was scanned");
         bytes.extend(frame(0x89, b"yes"));
         assert_eq!(scanner.scan(&mut bytes, false, true).ping.as_deref(), Some(&b"yes"[..]));
         assert_eq!(bytes, frame(0x81, b"data"));
+        assert!(scanner.forget(bytes.len() + 1).is_none());
     }
 }

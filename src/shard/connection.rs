@@ -220,9 +220,7 @@ impl Unread {
     fn drop_read(&mut self) {
         let read = mem::take(&mut self.start);
         self.bytes.drain(..read);
-        if let Some(scanner) = &mut self.scanner {
-            scanner.forget(read);
-        }
+        self.scanner = self.scanner.take().and_then(|scanner| scanner.forget(read));
     }
 }
 

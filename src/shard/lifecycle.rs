@@ -206,6 +206,10 @@ impl Shard {
             self.count_too_large(key);
         }
         let Reason { code, text } = violation.reason();
+        if let Some(parting) = self.parting.get_mut(&key) {
+            // What it sent before its end was read until here: that is what the end is told as.
+            (parting.code, parting.reason, parting.by) = (code, text.into(), By::Node);
+        }
         let closed = close::Closed { code: Some(code), reason: text.into() };
         self.close_after_answers(key, closed, By::Node);
     }
@@ -327,7 +331,7 @@ impl Shard {
         if !connection.is_due_at(tick) || connection.phase == Phase::Closed {
             return;
         }
-        if connection.expires_unix_ms() <= self.now.unix_ms {
+        if connection.phase == Phase::Open && connection.expires_unix_ms() <= self.now.unix_ms {
             self.counters.expired += 1;
             return self.close_with(key, close::TOKEN_EXPIRED);
         }
@@ -373,10 +377,7 @@ impl Shard {
                 }
                 self.finish(key);
             }
-            _ if connection.is_pinged => {
-                self.counters.limits.idle_ms += 1;
-                self.close_with(key, close::IDLE);
-            }
+            _ if connection.is_pinged => self.close_silent(key),
             _ => {
                 connection.is_pinged = true;
                 // A ping that comes late leaves as much time for its answer as one that is on time.

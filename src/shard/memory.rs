@@ -266,6 +266,7 @@ impl Shard {
     fn sheddable(&mut self, key: ConnectionKey) -> usize {
         let is_all = self.shedding.is_short(Shortage::Holders);
         match self.connections.get(key) {
+            Some(connection) if connection.is_parting && is_all => connection.held_bytes(),
             Some(connection) if connection.phase == Phase::Closed => 0,
             Some(connection) if is_all => connection.held_bytes(),
             Some(connection) => connection.outbound.charge(),

@@ -85,7 +85,6 @@ use drain::Drain;
 use fanout::{Budget, Lane};
 use forms::Tails;
 use interest::ShardInterest;
-use lifecycle::{BROKEN_OFF, end_reason};
 use memory::Shedding;
 use nodes::Nodes;
 use outbound::Spare;
@@ -95,7 +94,7 @@ use settings::Settings;
 use subscriptions::Leaving;
 use timers::{Timer, Timers};
 use topics::Topics;
-use trail::{By, Entry};
+use trail::Entry;
 use wards::Wards;
 use work::Work;
 
@@ -286,11 +285,8 @@ impl Shard {
         if connection.is_parting {
             return self.end_parting_socket(key);
         }
-        if self.part(key, BROKEN_OFF, end_reason(is_broken), By::Peer) {
-            return match is_broken {
-                true => self.close(key),
-                false => self.finish(key),
-            };
+        if self.end_held(key) {
+            return;
         }
         let Some(connection) = self.connections.get(key) else { return };
         let waits_for_its_turn = connection.paused == 0 && connection.has_input();

@@ -15,10 +15,11 @@
 //! dropped with it, as it would be if nobody ever set the key.
 
 use super::Shard;
-use super::connection::{Connection, Pause, Phase, Stage};
+use super::connection::{Connection, Held, Pause, Phase, Stage};
+use super::lifecycle::{BROKEN_OFF, end_reason};
 use super::trail::By;
 use crate::message::ConnectionKey;
-use crate::protocol::close::Closed;
+use crate::protocol::close::{self, Closed, Reason};
 use crate::protocol::frame::{Opcode, put_frame};
 use crate::protocol::scanner::Heard;
 
@@ -36,12 +37,12 @@ pub struct Parting {
 const WANTED: u8 = Pause::Topic as u8 | Pause::Rate as u8;
 
 /// Reasons for which control frames are looked for among what is held.
-const HELD: u8 = WANTED | Pause::Hold as u8 | Pause::Answers as u8;
+const SCANNED: u8 = WANTED | Pause::Hold as u8 | Pause::Answers as u8;
 
 impl Connection {
     /// Whether control frames are to be looked for among what is held.
     fn is_listened_to(&self) -> bool {
-        self.paused & HELD != 0
+        self.paused & SCANNED != 0
             && !self.is_paused_for(Pause::Outbound)
             && self.phase == Phase::Open
             && !self.held.is_empty()
@@ -50,12 +51,13 @@ impl Connection {
     /// Whether it is held back for a reason that is not its own fault, with so much read ahead that no
     /// more is received.
     pub fn is_unheard(&self) -> bool {
-        self.is_stopped && self.paused & HELD != 0 && !self.is_paused_for(Pause::Outbound)
+        self.is_stopped && self.paused & SCANNED != 0 && !self.is_paused_for(Pause::Outbound)
     }
 
-    fn may_part(&self, is_echo: bool) -> bool {
+    /// Whether it is held back, and what it sent is wanted all the same.
+    fn is_wanted(&self) -> bool {
         let is_wanted = self.paused & WANTED != 0 && self.paused & !WANTED == 0;
-        is_wanted && !is_echo && self.phase == Phase::Open && self.has_input()
+        is_wanted && self.phase == Phase::Open
     }
 }
 
@@ -103,12 +105,12 @@ impl Shard {
     pub(super) fn part(&mut self, key: ConnectionKey, code: u16, reason: &str, by: By) -> bool {
         let Some(connection) = self.connections.get(key) else { return false };
         let Stage::Client(client) = &connection.stage else { return false };
-        let (id, index) = (client.id, client.route);
-        let is_echo = self.route(key, index).echo;
-        let Some(connection) = self.connections.get(key) else { return false };
-        if !connection.may_part(is_echo) {
+        let id = client.id;
+        // Nobody would read an echo.
+        if !connection.is_wanted() || !connection.has_input() || self.is_echo(key) {
             return false;
         }
+        let Some(connection) = self.connections.get(key) else { return false };
         connection.is_parting = true;
         let bytes = connection.held.len();
         self.parting.insert(key, Parting { code, reason: reason.into(), by, bytes });
@@ -117,12 +119,49 @@ impl Shard {
         true
     }
 
+    fn is_echo(&mut self, key: ConnectionKey) -> bool {
+        let client = self.connections.get(key).and_then(Connection::client);
+        let index = client.map(|client| client.route);
+        index.is_some_and(|index| self.route(key, index).echo)
+    }
+
+    /// The connection of a client that is held back has ended. False if it is no such client, or one that
+    /// may still read the echo of what it sent.
+    pub(super) fn end_held(&mut self, key: ConnectionKey) -> bool {
+        let Some(connection) = self.connections.get(key) else { return false };
+        let is_client = matches!(connection.stage, Stage::Client(_));
+        let is_broken = connection.is_broken;
+        if !is_client || !connection.is_wanted() || (!is_broken && self.is_echo(key)) {
+            return false;
+        }
+        let parts = self.part(key, BROKEN_OFF, end_reason(is_broken), By::Peer);
+        match (is_broken, parts) {
+            (true, true) => self.close(key),
+            (true, false) => self.break_off(key),
+            (false, true) => self.finish(key),
+            (false, false) => self.end(key),
+        }
+        true
+    }
+
+    /// Closes a connection whose peer is silent.
+    pub(super) fn close_silent(&mut self, key: ConnectionKey) {
+        self.counters.limits.idle_ms += 1;
+        let Reason { code, text } = close::IDLE;
+        if !self.part(key, code, text, By::Node) {
+            return self.close_with(key, close::IDLE);
+        }
+        self.answer_close(key, &Closed { code: Some(code), reason: text.into() });
+        self.finish(key);
+    }
+
     /// All that a client sent before it ended is read, or cannot be: what its end is to be told as.
     pub(super) fn take_parting(&mut self, key: ConnectionKey) -> Option<Parting> {
         let connection = self.connections.get(key)?;
         if !std::mem::take(&mut connection.is_parting) {
             return None;
         }
+        (connection.held, connection.paused) = (Held::default(), 0);
         let parting = self.parting.remove(&key)?;
         self.topics.note_parted(-(parting.bytes as isize));
         Some(parting)

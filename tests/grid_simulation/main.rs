@@ -23,6 +23,7 @@ mod world;
 #[expect(dead_code, reason = "the rules of the queue are others in a grid")]
 mod ledger;
 #[path = "../simulation/line.rs"]
+#[expect(dead_code, reason = "whether a held client is heard is asked of one node")]
 mod line;
 #[path = "../simulation/plan.rs"]
 #[expect(dead_code, reason = "only what one node is told is of use here")]

@@ -163,7 +163,7 @@ impl Peer {
                 let pong = wire::frame(&mut shared.random, 0x8A, &payload);
                 self.say(&pong);
             }
-            Incoming::Pong => {}
+            Incoming::Pong(_) => {}
             Incoming::Close(code) => {
                 assert!(
                     self.said_goodbye || matches!(self.role, Role::Client(_)),

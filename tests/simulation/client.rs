@@ -21,17 +21,58 @@ pub struct Client {
     has_asked: bool,
     sent: u64,
     echoed: u64,
+    pinged: u64,
+    ponged: u64,
+    has_sent_last_ping: bool,
+    /// It sent a message that is too large: what follows it is not read.
+    pub has_sent_giant: bool,
 }
 
 impl Client {
     pub fn new(random: &mut Random, is_in_crowd: bool, compresses: bool) -> Self {
         let route = if is_in_crowd { "/quiet" } else { *random.pick(&ROUTES) };
-        Self { route, is_in_crowd, compresses, has_asked: false, sent: 0, echoed: 0 }
+        Self {
+            route,
+            is_in_crowd,
+            compresses,
+            has_asked: false,
+            sent: 0,
+            echoed: 0,
+            pinged: 0,
+            ponged: 0,
+            has_sent_last_ping: false,
+            has_sent_giant: false,
+        }
     }
 
     /// Whether its route may hold it, and end it when it was held for too long.
     pub fn may_be_held(&self) -> bool {
         self.route == "/held" && self.sent > 1
+    }
+
+    /// Asks whether the node is there.
+    pub fn ping(&mut self, random: &mut Random) -> Vec<u8> {
+        self.pinged += 1;
+        wire::frame(random, 0x89, &self.pinged.to_be_bytes())
+    }
+
+    /// Asks that for the last time, if it has not done so.
+    pub fn last_ping(&mut self, random: &mut Random) -> Option<Vec<u8>> {
+        let is_last = !std::mem::replace(&mut self.has_sent_last_ping, true);
+        is_last.then(|| self.ping(random))
+    }
+
+    /// One pong may answer several pings, and comes in their order.
+    pub fn take_pong(&mut self, payload: &[u8]) {
+        let Some(number) = payload.first_chunk() else { return };
+        let number = u64::from_be_bytes(*number);
+        assert!(self.ponged < number && number <= self.pinged, "pong {number}");
+        self.ponged = number;
+    }
+
+    /// Whether its last ping was answered, whatever holds it back.
+    pub fn is_ponged(&self) -> bool {
+        !self.has_sent_last_ping || self.ponged == self.pinged
     }
 
     /// Whether all it sent came back, if it is on a route that does so.
@@ -96,6 +137,7 @@ impl Client {
     fn speak(&mut self, number: PeerNumber, shared: &mut Shared) -> Vec<u8> {
         let random = &mut shared.random;
         let is_giant = !shared.is_calm && random.one_in(300);
+        self.has_sent_giant |= is_giant;
         let padding = if is_giant { MESSAGE_BYTES } else { *random.pick(&[0, 20, 300]) };
         self.sent += 1;
         let text = format!("m{}.{}", self.sent, "~".repeat(padding));

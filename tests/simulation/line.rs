@@ -81,6 +81,11 @@ impl Line {
             && (self.is_closing || can_write || (has_input && self.reading != Reading::Not))
     }
 
+    /// Whether the shard takes more input from it.
+    pub fn is_read(&self) -> bool {
+        self.reading == Reading::Armed
+    }
+
     pub fn stop_reading(&mut self) {
         if self.reading == Reading::Armed {
             self.reading = Reading::Stopping;

@@ -34,6 +34,10 @@ pub struct Shared {
     pub moment: Moment,
     pub mood: Mood,
     pub is_calm: bool,
+    /// Decides on what only some runs have: a node that is stopped, wall clocks that step, clients that ping
+    /// and clients that die without a word.
+    pub trouble: Random,
+    pub is_troubled: bool,
     pub answers: u64,
     pub is_verbose: bool,
     /// Subscribers of each channel, as the clients' `info` tells.
@@ -57,6 +61,8 @@ pub struct Peer {
     is_slow: bool,
     reader: Reader,
     said_goodbye: bool,
+    /// It died without a word: it neither reads nor sends.
+    pub is_dead: bool,
 }
 
 impl Peer {
@@ -70,6 +76,7 @@ impl Peer {
             is_slow,
             reader: Reader::default(),
             said_goodbye: false,
+            is_dead: false,
         }
     }
 
@@ -106,7 +113,11 @@ impl Peer {
                 let pong = wire::frame(&mut shared.random, 0x8A, &payload);
                 self.say(&pong);
             }
-            Incoming::Pong => {}
+            Incoming::Pong(payload) => {
+                if let Role::Client(client) = &mut self.role {
+                    client.take_pong(&payload);
+                }
+            }
             Incoming::Close(code) => {
                 shared.ledger.note_end(self.number, self.line.reported);
                 self.was_told = Some(code);
@@ -131,6 +142,9 @@ impl Peer {
 
     /// Does something perhaps.
     pub fn act(&mut self, shared: &mut Shared) {
+        if self.is_dead {
+            return;
+        }
         self.read_or_stall(shared);
         if self.line.end.is_some() || self.line.is_gone {
             return;
@@ -154,6 +168,9 @@ impl Peer {
         if wants_to_go {
             return self.go(shared);
         }
+        if shared.is_troubled && self.is_open {
+            self.ping_or_die(shared);
+        }
         let bytes = match &mut self.role {
             Role::Client(client) => client.act(self.number, shared, self.is_open),
             Role::Backend(backend) => backend.act(self.number, shared, self.is_open),
@@ -163,6 +180,29 @@ impl Peer {
 
     fn is_restless(&self) -> bool {
         matches!(&self.role, Role::Backend(backend) if backend.is_restless())
+    }
+
+    fn ping_or_die(&mut self, shared: &mut Shared) {
+        let Role::Client(client) = &mut self.role else { return };
+        if client.is_in_crowd {
+            return;
+        }
+        if shared.mood != Mood::Busy {
+            // Nothing follows it that would be answered in its place.
+            if let Some(ping) = client.last_ping(&mut shared.trouble) {
+                self.say(&ping);
+            }
+            return;
+        }
+        if !shared.is_calm && shared.trouble.one_in(400) {
+            if shared.is_verbose {
+                println!("  peer {} dies", self.number);
+            }
+            (self.is_dead, self.said_goodbye, self.line.room) = (true, true, 0);
+        } else if shared.trouble.one_in(10) {
+            let ping = client.ping(&mut shared.trouble);
+            self.say(&ping);
+        }
     }
 
     fn may_go(&self) -> bool {

@@ -8,7 +8,7 @@ pub enum Incoming {
     Response { status: u16, body: String },
     Text(String),
     Ping(Vec<u8>),
-    Pong,
+    Pong(Vec<u8>),
     Close(u16),
 }
 
@@ -80,7 +80,7 @@ fn read_frame(bytes: &[u8]) -> Option<(Incoming, usize)> {
         0x81 | 0x82 => Incoming::Text(String::from_utf8(payload.to_vec()).expect("text is UTF-8")),
         0x88 => Incoming::Close(payload.first_chunk().map_or(1005, |&c| u16::from_be_bytes(c))),
         0x89 => Incoming::Ping(payload.to_vec()),
-        0x8A => Incoming::Pong,
+        0x8A => Incoming::Pong(payload.to_vec()),
         other => panic!("no frame that a server sends here: {other:#x}"),
     };
     Some((incoming, end))

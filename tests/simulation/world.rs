@@ -21,6 +21,9 @@ use crate::random::Random;
 /// bug have none.
 const RARE: u64 = 8_000_000;
 
+/// Likewise for the time that the node is stopped, its wall clock, and what its clients do about it.
+const TROUBLE: u64 = 9_000_000;
+
 const START_MS: u64 = 1_000_000;
 const START_UNIX_MS: u64 = 1_790_000_000_000;
 
@@ -41,8 +44,10 @@ const TURNS_PER_CHECK: u64 = 64;
 /// Turns in a row in which a shard asks for another at once, at most: that is a loop.
 const TURNS_MAX: usize = 2000;
 
-fn time(ms: u64) -> Now {
-    Now { ms, us: ms * 1000, unix_ms: START_UNIX_MS + (ms - START_MS) }
+/// The time, when the wall clock is so much ahead of the one that deadlines are kept by.
+fn time(ms: u64, unix_ahead_ms: i64) -> Now {
+    let unix_ms = (START_UNIX_MS + (ms - START_MS)).saturating_add_signed(unix_ahead_ms);
+    Now { ms, us: ms * 1000, unix_ms }
 }
 
 /// A message between shards, and when it comes.
@@ -53,7 +58,11 @@ pub struct World {
     pub shared: Shared,
     pub peers: Vec<Peer>,
     pub shards: Vec<Shard>,
+    // Time in which the node ran: so the runtime tells it.
     now_ms: u64,
+    unix_ahead_ms: i64,
+    // Rounds for which the node is stopped.
+    stopped_rounds: usize,
     // By sender and receiver.
     mail: Vec<Vec<VecDeque<Letter>>>,
     // By shard: its lines by their place in its table.
@@ -70,7 +79,9 @@ impl World {
         let plan = Plan::new(seed, &mut random, &mut Random::new(seed + RARE));
         let settings = plan.settings.clone();
         let count = settings.shards;
-        let now = time(START_MS);
+        let now = time(START_MS, 0);
+        let mut trouble = Random::new(seed + TROUBLE);
+        let is_troubled = trouble.one_in(2) && !crate::FOUND.contains(&seed);
         let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
         let mut world = Self {
             shared: Shared {
@@ -82,6 +93,8 @@ impl World {
                 moment: 0,
                 mood: Mood::Busy,
                 is_calm: plan.is_calm,
+                trouble,
+                is_troubled,
                 answers: 0,
                 is_verbose,
                 subscribers: HashMap::new(),
@@ -89,6 +102,8 @@ impl World {
             peers: Vec::new(),
             shards: (0..count).map(shard).collect(),
             now_ms: START_MS,
+            unix_ahead_ms: 0,
+            stopped_rounds: 0,
             mail: (0..count).map(|_| (0..count).map(|_| VecDeque::new()).collect()).collect(),
             places: vec![HashMap::new(); count],
             restless: vec![0; count],
@@ -105,7 +120,7 @@ impl World {
     }
 
     fn now(&self) -> Now {
-        time(self.now_ms)
+        time(self.now_ms, self.unix_ahead_ms)
     }
 
     fn party(&self, shard: usize) -> Party {
@@ -191,11 +206,32 @@ impl World {
         for peer in &mut self.peers {
             peer.act(&mut self.shared);
         }
+        if self.is_stopped() {
+            return;
+        }
         let first = self.shared.random.below(self.shards.len());
         for index in 0..self.shards.len() {
             self.turn((first + index) % self.shards.len());
         }
         self.now_ms += *self.shared.random.pick(&[0, 0, 1, 5, 16]);
+    }
+
+    /// Whether nothing on the node runs in this round. Its wall clock goes on, and steps at times.
+    fn is_stopped(&mut self) -> bool {
+        if !self.shared.is_troubled || self.shared.mood != Mood::Busy {
+            return false;
+        }
+        let trouble = &mut self.shared.trouble;
+        if trouble.one_in(100) {
+            self.unix_ahead_ms += trouble.between(0, 20_000) as i64 - 10_000;
+        }
+        if self.stopped_rounds == 0 && trouble.one_in(150) {
+            self.stopped_rounds = trouble.between(1, 50);
+        } else if self.stopped_rounds > 0 {
+            self.stopped_rounds -= 1;
+        }
+        self.unix_ahead_ms += if self.stopped_rounds > 0 { 200 } else { 0 };
+        self.stopped_rounds > 0
     }
 
     fn turn(&mut self, index: usize) {
