@@ -47,8 +47,13 @@ impl Plan {
         let has_fleet = matches!(seed % 11, 1 | 5 | 8);
         let shards = random.between(1, 4);
         let crowd = if random.one_in(12) { random.between(1025, 2200) } else { 0 };
+        let mut settings = settings(random, rare, shards, crowd > 0);
+        if has_fleet {
+            // Some twenty messages of another shard come in a turn here, thousands in a real one.
+            settings.limits.answer_ms = 60_000;
+        }
         Self {
-            settings: Arc::new(settings(random, rare, shards, crowd > 0)),
+            settings: Arc::new(settings),
             rounds: random.between(100, 600),
             peers: random.between(6, 40) + if has_fleet { 200 } else { 0 },
             crowd,
