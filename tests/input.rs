@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gridcast::address::ShardId;
-use gridcast::message::ConnectionKey;
+use gridcast::message::{Answer, ConnectionKey, Message};
+use gridcast::protocol::api::Reply;
+use gridcast::shard::interest::Interest;
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Action, Chunk, Listener, Now, Shard};
 use shard_value::{call, upgraded};
@@ -23,11 +25,14 @@ const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
 const PONG: [u8; 2] = [0x8A, 0];
 
 /// Frames in the slice of a turn that a connection has.
-const FRAMES_PER_SLICE: usize = 256;
+const FRAMES_PER_SLICE: usize = 128;
 
 /// Frames that all connections are answered in a turn: what light ones may spend and what heavy ones
 /// may, each with a slice beyond it.
-const FRAMES_PER_TURN: usize = 8192 + 2048 + 2 * FRAMES_PER_SLICE;
+const FRAMES_PER_TURN: usize = 8192 + 2048 + 4 * FRAMES_PER_SLICE;
+
+/// What short input may spend beside that.
+const SHORT_PER_TURN: usize = 2048;
 
 /// The bounds on what else a turn does.
 const LEAVES_PER_TURN: u64 = 2048;
@@ -184,6 +189,66 @@ fn refused_requests_count_for_more_than_frames() {
     let (rest, _) = finish(&mut shard);
     let rest: usize = rest.values().map(answers).sum();
     assert_eq!(first.iter().sum::<usize>() + rest, senders.len() * count);
+}
+
+#[test]
+fn a_crowd_that_sends_little_at_a_time_does_not_fill_a_turn() {
+    let mut shard = shard();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let remote = ([127, 0, 0, 1], 50_000).into();
+    let request = b"GET /nobody HTTP/1.1\r\nHost: a\r\n\r\n".repeat(28);
+    let input = [request, PING.repeat(1020 / PING.len())];
+    let http: Vec<ConnectionKey> = (0..500)
+        .map(|_| shard.handle_accepted(NOW, Listener::Edge(0), remote).expect("accepted"))
+        .collect();
+    let pinging = clients(&mut shard, 500, "/ws");
+    for round in 0..10 {
+        for (sender, input) in http
+            .iter()
+            .map(|sender| (sender, &input[0]))
+            .chain(pinging.iter().map(|sender| (sender, &input[1])))
+        {
+            assert!(input.len() <= 1024);
+            if shard.is_receiving(*sender) {
+                shard.handle_bytes(NOW, *sender, &mut input.clone());
+            }
+        }
+        let answers = |bytes: &Vec<u8>| match bytes.starts_with(b"HTTP") {
+            true => bytes.windows(12).filter(|part| part == b"HTTP/1.1 404").count() * 4,
+            false => bytes.len() / PONG.len(),
+        };
+        let units: usize = writes(&mut shard).values().map(answers).sum();
+        assert!(units <= FRAMES_PER_TURN + SHORT_PER_TURN, "{units} units in a turn");
+        let turns = turns_of_a_call(&mut shard, back_end);
+        // The crowd's first input, which none of it is known by yet, is ahead of the call.
+        assert!(turns <= 10 * TURNS_MAX, "round {round}: {turns} turns");
+    }
+}
+
+#[test]
+fn timers_of_calls_that_were_answered_keep_no_others_waiting() {
+    // Two shards, of which the test is the second: each call to it leaves a timer behind.
+    let settings = Settings { shards: 2, ..shard_value::settings() };
+    let settings = Settings { interest: Arc::new(Interest::new(2)), ..settings };
+    let mut shard = Shard::new(ShardId(0), &settings, NOW);
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    writes(&mut shard);
+    let far = 1u64 << 11;
+    let mut send = call(&format!(r#"{{"m":"mesh.send","p":{{"c":{},"d":""}}}}"#, 1u64 << 12 | far));
+    for _ in 0..5 * TIMERS_PER_TURN {
+        shard.handle_bytes(NOW, back_end, &mut send.clone());
+        shard.handle_turn(NOW);
+        while let Some((party, message)) = shard.poll_message() {
+            let Message::Ask { ticket, .. } = message else { panic!("not a question") };
+            let answer = Message::Answer(ticket, Answer::Done(Ok(Reply::Done)));
+            shard.handle_message(NOW, party, answer);
+        }
+        writes(&mut shard);
+    }
+    send.clear();
+    shard.handle_turn(Now { ms: 10_000, us: 10_000_000, ..NOW });
+    let due_ms = shard.poll_timeout().expect("the back end is pinged some time");
+    assert!(due_ms > 10_000, "timers were left over, due at {due_ms}");
 }
 
 #[test]

@@ -444,9 +444,10 @@ fn info_describes_the_connection() {
     let rest = answer.strip_prefix(&start).unwrap_or_else(|| panic!("not {start}…: {answer}"));
     let (since, rest) = rest.split_once(',').expect("more fields");
     assert_eq!(rest, r#""channels":["channel1"],"buffered":0},"i":12345}"#);
-    // The client id holds the same moment: 22 bits of node, shard and sequence under it.
+    // The client id holds the same moment, or a later one if another life of this node, and here that
+    // is any other test's, was ahead: 22 bits of node, shard and sequence are under it.
     let opened_ms = (id.parse::<u64>().expect("an id is a number") >> 22) + 1_288_834_974_657;
-    assert!(since.parse::<u64>().expect("a moment").abs_diff(opened_ms) < 1_000, "{answer}");
+    assert!(since.parse::<u64>().expect("a moment") < opened_ms + 1_000, "{answer}");
 }
 
 // gridcast's own function of `conn.call`: `close`.

@@ -226,6 +226,30 @@ fn where_a_full_topic_closes_its_clients_each_that_sends_is_closed_and_counted()
 }
 
 #[test]
+fn a_client_that_a_full_topic_closes_is_reported_with_its_context() {
+    let mut node = Node::new(WhenFull::Close);
+    let client = node.open(Listener::Edge(0), "/ws");
+    let backend = node.open(Listener::Api, "/ws/v1");
+    node.receive(backend, &call(r#"{"m":"queue.pop","p":["t"],"i":1}"#));
+    node.receive(client, &[0x81, 0x81, 0, 0, 0, 0, b'x']);
+    let heard = texts(&node.written[&backend.index]).remove(1);
+    let heard: Value = serde_json::from_str(&heard).expect("JSON");
+    let id = heard["p"]["c"].as_str().expect("a client");
+    let set = format!(
+        r#"{{"m":"conn.call","p":{{"c":"{id}","f":"set_context_value","a":["k",1]}},"i":2}}"#
+    );
+    node.receive(backend, &call(&set));
+    node.receive(backend, &call(r#"{"m":"queue.unpop","p":{},"i":3}"#));
+    crowd(&mut node);
+    node.receive(client, &bomb(1));
+    assert!(node.written[&client.index].starts_with(&[0x88]), "the client is closed");
+    let events = node.consume();
+    let of_client = |event: &&Value| event["c"] == id && event["d"]["event"] == "close";
+    let closed = events.iter().find(of_client).expect("its end is reported");
+    assert_eq!(closed["d"]["context"], serde_json::json!({"k": 1}), "{closed}");
+}
+
+#[test]
 fn a_back_end_is_told_when_no_route_feeds_what_it_consumes() {
     let mut node = Node::new(WhenFull::Hold);
     let pop = |node: &mut Node, topics: &str| {

@@ -355,12 +355,12 @@ impl Shard {
         }
     }
 
-    /// The time of a question is up.
-    pub(super) fn expire(&mut self, ticket: Ticket) {
-        if let Some(settled) = self.pending.expire(ticket) {
-            self.counters.limits.answer_ms += 1;
-            self.settle(settled);
-        }
+    /// The time of a question is up; false if it was answered before.
+    pub(super) fn expire(&mut self, ticket: Ticket) -> bool {
+        let Some(settled) = self.pending.expire(ticket) else { return false };
+        self.counters.limits.answer_ms += 1;
+        self.settle(settled);
+        true
     }
 
     fn settle(&mut self, settled: Settled) {

@@ -238,9 +238,16 @@ impl Shard {
             .headers()
             .filter(|(name, _)| !(has_token && is_secret(name)))
             .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
-        self.feed(topic, key, id, |out| {
+        self.write_event(topic, id, |out| {
             api::put_open(out, request.path, query, headers, remote, context.json());
         });
+        self.return_context(key, context);
+        self.feed(topic, key, id);
+    }
+
+    /// Gives a client its context back: before its event is fed to a topic, which may close the client
+    /// and report that with its context.
+    fn return_context(&mut self, key: ConnectionKey, context: Context) {
         if let Some(client) = self.connections.get(key).and_then(Connection::client) {
             client.context = context;
         }
@@ -329,10 +336,9 @@ impl Shard {
         let id = client.id;
         // The context is lent for the moment that it is written.
         let context = std::mem::take(&mut client.context);
-        self.feed(topic, key, id, |out| api::put_message(out, kind, payload, context.json()));
-        if let Some(client) = self.connections.get(key).and_then(Connection::client) {
-            client.context = context;
-        }
+        self.write_event(topic, id, |out| api::put_message(out, kind, payload, context.json()));
+        self.return_context(key, context);
+        self.feed(topic, key, id);
     }
 
     fn echo(&mut self, key: ConnectionKey, kind: Kind, payload: &[u8]) {

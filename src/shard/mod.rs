@@ -268,7 +268,7 @@ impl Shard {
             self.hold(key, input);
             return self.read_later(key);
         }
-        self.work.begin_slice();
+        self.work.begin_slice(false);
         let left = self.read(key, input);
         self.hold(key, &input[input.len() - left..]);
         if self.work.is_slice_spent() {
@@ -544,8 +544,9 @@ impl Shard {
 
     /// Reads on in a message that is half inflated, then in what came while the connection was paused.
     fn read_held(&mut self, key: ConnectionKey) {
-        self.work.begin_slice();
-        if self.connections.get(key).is_some_and(|connection| connection.is_inflating) {
+        let Some(connection) = self.connections.get(key) else { return };
+        self.work.begin_slice(connection.is_heavy);
+        if connection.is_inflating {
             self.read_client(key, &mut Default::default());
         }
         let Some(connection) = self.connections.get(key) else { return };

@@ -62,17 +62,22 @@ impl Bucket {
 pub struct Quota {
     rate: Option<Rate>,
     full_at_ns: AtomicU64,
+    // The latest time that a shard has told. Their clocks leave out the time in which each did not run,
+    // so they differ: the one that is ahead counts for all.
+    now_ms: AtomicU64,
 }
 
 impl Quota {
     /// The quota of a user that has made no call.
     pub fn new(user: &User) -> Self {
-        Self { rate: Rate::new(user.requests_per_s), full_at_ns: AtomicU64::new(0) }
+        let rate = Rate::new(user.requests_per_s);
+        Self { rate, full_at_ns: AtomicU64::new(0), now_ms: AtomicU64::new(0) }
     }
 
     /// Takes one call; false if there is none left now.
     pub fn take(&self, now_ms: u64) -> bool {
         let Some(rate) = self.rate else { return true };
+        let now_ms = self.now_ms.fetch_max(now_ms, Ordering::Relaxed).max(now_ms);
         let after = |full_at_ns| rate.after(Bucket { full_at_ns }, now_ms);
         let taken = self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full| {
             after(full).map(|bucket| bucket.full_at_ns)
@@ -143,6 +148,8 @@ mod tests {
         });
         assert_eq!(all, 100);
         assert!((0..1000).all(|_| free.take(7)));
+        // A shard whose clock is behind is not refused what the others would be given.
+        assert!(!limited.take(7) && limited.take(2000) && limited.take(900));
         assert_eq!(free.full_at_ns.into_inner(), 0, "nothing is shared for a user without a limit");
     }
 }

@@ -348,6 +348,7 @@ impl Shard {
             trail::note(self.trail(key), Entry::Refused(remote, status, why));
         }
         self.work.spend(work::REFUSAL);
+        self.work.end_slice();
         let code = match status {
             401 | 403 => Code::NotAuthorised,
             413 | 414 | 431 => Code::TooLarge,

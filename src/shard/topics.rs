@@ -151,17 +151,11 @@ fn new_topic(settings: &Settings) -> Topic {
 }
 
 impl Shard {
-    /// Puts an event of a client into its topic, or lets it and the client wait for room.
-    pub(super) fn feed(
-        &mut self,
-        topic: &Arc<str>,
-        key: ConnectionKey,
-        client: ClientId,
-        put_data: impl FnOnce(&mut Vec<u8>),
-    ) {
+    /// Puts the event of a client that was just written into its topic, or lets it and the client wait
+    /// for room. If neither may be, the client is closed here.
+    pub(super) fn feed(&mut self, topic: &Arc<str>, key: ConnectionKey, client: ClientId) {
         // Its turn, if it had one, is used up.
         self.topics.admitted = None;
-        self.write_event(topic, client, put_data);
         if self.event.len() > self.topics.event_bytes_max {
             self.counters.oversized += 1;
             return self.close_client(key, close::TOO_LARGE);
@@ -200,7 +194,8 @@ impl Shard {
         self.push_or_wait(topic, client, None);
     }
 
-    fn write_event(
+    /// Writes an event of a client, for [`Self::feed`] or what else puts it into the topic.
+    pub(super) fn write_event(
         &mut self,
         topic: &Arc<str>,
         client: ClientId,

@@ -3,12 +3,13 @@
 //! Work is counted in units of about a microsecond on one core, by what is known to cost: frames,
 //! requests, bytes, inflated bytes. Clocks are not asked, so a run repeats exactly.
 //!
-//! - A connection is read until its slice ([`SLICE`]) is spent. What is left of its input is held,
-//!   and the connection queues up behind the others that spent theirs.
+//! - A connection is read until its slice is spent. What is left of its input is held, and the
+//!   connection queues up behind the others that spent theirs. A refusal ends a slice: whoever
+//!   behaves is not refused again and again.
 //! - A connection that spent its slice is *heavy* until it is read to the end for less. Heavy
 //!   connections share [`HEAVY_PER_TURN`]; all others, the *light* ones, are read before them.
 //! - Light connections share [`LIGHT_PER_TURN`]. Beyond it they are read in the next turn, in the
-//!   order in which they came, but for short input ([`SHORT`]), which is read at once.
+//!   order in which they came, but for short input ([`SHORT`]), which has [`SHORT_PER_TURN`] more.
 //!
 //! So a crowd that sends without pause, or sends what is dear, delays itself and not those who send
 //! a little.
@@ -19,9 +20,12 @@ use super::Shard;
 use super::connection::Phase;
 use crate::message::ConnectionKey;
 
-/// Units that one connection may spend before others get their turn. A receive buffer of usual
+/// Units that a light connection may spend before it counts as heavy. A receive buffer of usual
 /// messages takes less.
-const SLICE: u32 = 256;
+const LIGHT_SLICE: u32 = 128;
+
+/// Units that a heavy connection spends before the next one has its turn.
+const HEAVY_SLICE: u32 = 256;
 
 /// Units that heavy connections spend in a turn, all together: about 2 ms. The last one may exceed
 /// it by its slice, or by one message.
@@ -31,9 +35,12 @@ const HEAVY_PER_TURN: u32 = 2048;
 /// it by its slice, or by one message.
 const LIGHT_PER_TURN: u32 = 8192;
 
-/// Bytes of input that a light connection may always have read: a call or a handshake. A turn has as
-/// many of them at most as the runtime has receive buffers.
+/// Bytes of input that may be read though the light connections have spent their share: a call or a
+/// handshake.
 const SHORT: usize = 1024;
+
+/// Units that such input spends in a turn, all together: about 2 ms.
+const SHORT_PER_TURN: u32 = 2048;
 
 /// Units of an HTTP request beside its bytes.
 pub const REQUEST: u32 = 3;
@@ -41,8 +48,8 @@ pub const REQUEST: u32 = 3;
 /// Units of a refusal beside its request: a body and headers are written.
 pub const REFUSAL: u32 = 2;
 
-/// Units of checking the signature of a token: the slowest algorithm takes more, the fastest less.
-pub const TOKEN: u32 = 64;
+/// Units of checking the signature of a token, with the slowest algorithm.
+pub const TOKEN: u32 = 200;
 
 /// Units of so many bytes of a message copied, masked or checked.
 pub fn of_bytes(bytes: usize) -> u32 {
@@ -64,6 +71,8 @@ pub fn of_channels(channels: usize) -> u32 {
 pub struct Work {
     // Units that the connection that is being read may still spend.
     slice_left: u32,
+    // Units that short input may still spend in this turn once `shared_left` is spent.
+    short_left: u32,
     // Units that the light connections of this turn may still spend together; while heavy ones are
     // read, what those may.
     shared_left: u32,
@@ -76,7 +85,8 @@ pub struct Work {
 impl Default for Work {
     fn default() -> Self {
         Self {
-            slice_left: SLICE,
+            slice_left: LIGHT_SLICE,
+            short_left: SHORT_PER_TURN,
             shared_left: LIGHT_PER_TURN,
             light: VecDeque::new(),
             heavy: VecDeque::new(),
@@ -88,7 +98,10 @@ impl Work {
     /// Counts work for the connection that is being read.
     pub fn spend(&mut self, units: u32) {
         self.slice_left = self.slice_left.saturating_sub(units);
-        self.shared_left = self.shared_left.saturating_sub(units);
+        match self.shared_left {
+            0 => self.short_left = self.short_left.saturating_sub(units),
+            left => self.shared_left = left.saturating_sub(units),
+        }
     }
 
     /// Ends the slice of the connection that is being read, whatever it has spent.
@@ -103,7 +116,7 @@ impl Work {
 
     /// Whether so many bytes of one more light connection may be read in this turn.
     pub fn takes(&self, bytes: usize) -> bool {
-        self.shared_left > 0 || bytes <= SHORT
+        self.shared_left > 0 || bytes <= SHORT && self.short_left > 0
     }
 
     /// Whether a connection waits to be read: the next turn is to begin at once.
@@ -111,8 +124,9 @@ impl Work {
         !self.light.is_empty() || !self.heavy.is_empty()
     }
 
-    pub(super) fn begin_slice(&mut self) {
-        self.slice_left = SLICE;
+    /// Begins the slice of a connection.
+    pub(super) fn begin_slice(&mut self, is_heavy: bool) {
+        self.slice_left = if is_heavy { HEAVY_SLICE } else { LIGHT_SLICE };
     }
 }
 
@@ -126,6 +140,8 @@ impl Shard {
         }
         connection.is_resuming = true;
         match connection.is_heavy {
+            // One long message after the other: half inflated ones are not to pile up.
+            true if connection.is_inflating => self.work.heavy.push_front(key),
             true => self.work.heavy.push_back(key),
             false => self.work.light.push_back(key),
         }
@@ -144,7 +160,7 @@ impl Shard {
 
     /// Reads on where pauses are over, then where slices were spent, within the budgets of a turn.
     pub(super) fn resume_paused(&mut self) {
-        self.work.shared_left = LIGHT_PER_TURN;
+        (self.work.shared_left, self.work.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
         // Each connection once: what wakes another here goes on in the next turn.
         for _ in 0..self.work.light.len() {
             if self.work.shared_left == 0 {
