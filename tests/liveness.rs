@@ -356,6 +356,20 @@ fn a_message_that_is_never_finished_ends_though_pings_are_answered() {
 }
 
 #[test]
+fn a_message_that_begins_right_before_a_ping_or_a_pong_ends_too() {
+    let begun = [0x01, 0x81, 0, 0, 0, 0, b'a'];
+    for control in [0x89, 0x8A] {
+        for (listener, path) in [(Listener::Edge(0), "/ws"), (Listener::Api, "/ws/v1")] {
+            let mut node = Node::new(vec![shard_value::route()]);
+            let key = node.open(listener, path);
+            node.receive(key, &[&begun[..], &[control, 0x80, 0, 0, 0, 0]].concat());
+            let lived_ms = life_ms(&mut node, key, 50, b"");
+            assert!((IDLE_MS..IDLE_MS + 100).contains(&lived_ms), "{lived_ms}");
+        }
+    }
+}
+
+#[test]
 fn bytes_that_trickle_in_and_empty_fragments_do_not_keep_a_message_for_ever() {
     let begun = [0x01, 0xFE, 0xFF, 0xFF, 0, 0, 0, 0];
     let empty_fragment = [0x00, 0x80, 0, 0, 0, 0];

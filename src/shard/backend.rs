@@ -24,12 +24,24 @@ impl Shard {
             Ok(Some(Received::Message(kind, payload))) => self.read_request(key, kind, payload),
             Ok(Some(Received::Ping(payload))) => {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
+                self.note_unfinished(key);
             }
-            Ok(Some(Received::Pong | Received::Inflating)) => {}
+            Ok(Some(Received::Pong)) => self.note_unfinished(key),
+            Ok(Some(Received::Inflating)) => {}
             Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
             Err(violation) => self.close_for_violation(key, violation),
         }
         self.pause_if_unread(key);
+    }
+
+    /// A control frame was read. A message may have begun before it in the same bytes.
+    pub(super) fn note_unfinished(&mut self, key: ConnectionKey) {
+        let now_ms = self.now.ms;
+        match self.connections.get(key).map(|connection| &mut connection.stage) {
+            Some(Stage::Client(client)) => client.assembler.note_unfinished(now_ms),
+            Some(Stage::Backend(backend)) => backend.assembler.note_unfinished(now_ms),
+            _ => {}
+        }
     }
 
     fn read_request(&mut self, key: ConnectionKey, kind: Kind, mut payload: Payload<'_>) {

@@ -283,9 +283,10 @@ impl Shard {
             }
             Ok(Some(Received::Ping(payload))) => {
                 self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
+                self.note_unfinished(key);
                 self.pause_if_unread(key);
             }
-            Ok(Some(Received::Pong)) => {}
+            Ok(Some(Received::Pong)) => self.note_unfinished(key),
             Ok(Some(Received::Inflating)) => {
                 connection.is_inflating = true;
                 self.work.spend(work::of_bytes(INFLATED_PER_CALL));
