@@ -321,6 +321,15 @@ fn hosts() -> Vec<Case> {
         refused(400, "with a space", with("Host: a b\r\n")),
         refused(400, "with a path", with("Host: a/b\r\n")),
         refused(400, "with a user", with("Host: user@a\r\n")),
+        refused(400, "two ports", with("Host: a:b:c\r\n")),
+        refused(400, "a bracket", with("Host: [\r\n")),
+        refused(400, "a broken escape", with("Host: %zz\r\n")),
+        refused(400, "a port of 17 bits", with("Host: localhost:99999\r\n")),
+        refused(400, "a port with a sign", with("Host: localhost:+80\r\n")),
+        refused(400, "two ports in a URL", target("http://a:b:c/version")),
+        refused(400, "a port of 17 bits in a URL", target("http://localhost:99999/version")),
+        case("a name that others may point here", with("Host: evil.example\r\n"), open(403))
+            .edge(open(404)),
         refused(400, "missing beside a URL", "GET http://a/version HTTP/1.1\r\n\r\n"),
         good("empty", with("Host:\r\n")),
         case("missing in HTTP/1.0", "GET /version HTTP/1.0\r\n\r\n", closed(200)).edge(closed(404)),
@@ -374,7 +383,13 @@ fn handshakes() -> Vec<Case> {
     let upgrade = |what, part, by| {
         case(what, handshake(part, by), open(426)).with("Sec-WebSocket-Version", "13")
     };
-    let bad = |what, part, by| case(what, handshake(part, by), open(400));
+    let bad = |what, part, by: &str| case(what, handshake(part, by), open(400));
+    let asks = |query: &str, what, edge| {
+        let path = format!("{WEBSOCKET_PATH}?{query} ");
+        let case = case(what, handshake(&format!("{WEBSOCKET_PATH} "), &path), edge);
+        Case { api: None, ..case }
+    };
+    let extension = |list: &str| format!("\r\nSec-WebSocket-Extensions: {list}\r\n\r\n");
     let body = format!("\r\nContent-Length: {}\r\n\r\n{HIDDEN}", HIDDEN.len());
     vec![
         case("a good one", handshake("", ""), outcome(101, End::Switched)),
@@ -392,6 +407,27 @@ fn handshakes() -> Vec<Case> {
         upgrade("another Connection", "Connection: Upgrade", "Connection: keep-alive"),
         case("in HTTP/1.0", handshake("HTTP/1.1", "HTTP/1.0"), closed(426))
             .with("Sec-WebSocket-Version", "13"),
+        asks("channels=a,b,a", "a channel twice", outcome(101, End::Switched)),
+        asks(
+            &format!("channels={}", "a,b,c,d,".repeat(400)),
+            "as many as may be, 400 times",
+            outcome(101, End::Switched),
+        ),
+        asks("channels=a,b,c,d,e", "more channels than may be", open(403)),
+        asks(&format!("channels={}", "a".repeat(256)), "a channel's name too long", open(400)),
+        asks("channels=%zz", "a broken escape in channels", open(400)),
+        asks("x=%zz", "a broken escape elsewhere", outcome(101, End::Switched)),
+        case(
+            "an extension in a quoted string",
+            handshake("\r\n\r\n", &extension("foo; x=\"bar\"")),
+            outcome(101, End::Switched),
+        ),
+        bad(
+            "a list in a quoted string",
+            "\r\n\r\n",
+            &extension("foo; x=\", permessage-deflate, \""),
+        ),
+        bad("a quoted string without end", "\r\n\r\n", &extension("foo; x=\"bar")),
         bad("no key", key, ""),
         bad("two keys", key, &key.repeat(2)),
         bad("key of 15 bytes", "dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j"),

@@ -1,8 +1,10 @@
-//! What a hostile or broken HTTP peer gets, case by case, on both listeners of a real server. The
-//! table in `tests/README.md` is made from the same cases.
+//! What a hostile or broken peer gets, case by case, on both listeners of a real server. The tables in
+//! `tests/README.md` are made from the same cases.
 
 mod cases;
+mod frames;
 mod page;
+mod strangers;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -13,13 +15,17 @@ use std::thread;
 use std::time::Duration;
 
 use cases::{Case, End, Outcome, Trickle};
-use support::{Http, Message, Response, Server, Socket};
+use support::{Http, Message, Response, Server, Socket, frame};
 
 /// So low that the cases are short; `page` tells of them.
-const LIMITS: &str = "[limits]\nhead_bytes = 4096\nheaders = 50\napi_message_bytes = 4096";
+const LIMITS: &str = "[limits]\nhead_bytes = 4096\nheaders = 50\napi_message_bytes = 4096\n\
+                      channels_per_client = 4";
 
 /// Long enough for a whole request even where the machine is busy.
 const IMPATIENT: &str = "[limits]\nhandshake_ms = 1000";
+
+/// Pings are answered in this time, and messages finished.
+const LIVELY: &str = "[limits]\nping_ms = 1000\nidle_ms = 2000";
 
 /// Between two bytes of a peer that sends them one by one.
 const TRICKLE: Duration = Duration::from_millis(10);
@@ -53,8 +59,71 @@ fn a_request_that_trickles_in_is_ended_in_time() {
 }
 
 #[test]
+fn a_broken_frame_closes_its_connection_with_the_code_for_it() {
+    let server = Server::with(LIMITS);
+    for frames::Broken { what, sent, code } in frames::broken() {
+        for listener in [Listener::Api, Listener::Edge] {
+            let mut socket = listener.open(&server);
+            socket.send(&sent);
+            let Message::Close(found, why) = socket.read() else {
+                panic!("{what} on {listener:?}: another message");
+            };
+            assert_eq!(found, code, "{what} on {listener:?}: {why}");
+            assert!(socket.try_read().is_err(), "{what} on {listener:?}: nothing follows");
+        }
+        answers_as_ever(&server);
+    }
+}
+
+#[test]
+fn who_may_not_call_is_answered_before_the_body_and_cut_off() {
+    let server = Server::with(strangers::USERS);
+    for strangers::Stranger { what, head, status } in strangers::strangers() {
+        let mut connection = Listener::Api.connect(&server);
+        connection.send(&head);
+        let response = connection.response();
+        assert_eq!(response.status, status, "{what}: {response:?}");
+        is_closed(connection, &response, what);
+    }
+    answers_as_ever(&server);
+}
+
+#[test]
+fn a_message_that_is_never_finished_ends_its_connection_though_pings_are_sent() {
+    let server = Server::with(LIVELY);
+    for listener in [Listener::Api, Listener::Edge] {
+        let with_ping = [frame(0x01, b"a fragment"), frame(0x89, b"alive")].concat();
+        for (begun, is_between_frames) in [
+            (frame(0x01, b"a fragment"), true),
+            (with_ping, true),
+            (vec![0x81, 0x80 | 126, 1], false),
+        ] {
+            let (mut socket, mut code) = (listener.open(&server), None);
+            socket.send(&begun);
+            while code.is_none() {
+                if is_between_frames {
+                    socket.send_ping(b"alive");
+                }
+                match socket.read() {
+                    Message::Close(found, _) => code = Some(found),
+                    Message::Pong(_) => thread::sleep(TRICKLE),
+                    Message::Ping(_) => {}
+                    other => panic!("{listener:?}: {other:?}"),
+                }
+            }
+            assert_eq!(code, Some(1008), "{listener:?}");
+        }
+    }
+}
+
+#[test]
 fn the_table_in_the_readme_is_that_of_the_cases() {
-    page::check(&cases::sections(), cases::trickles());
+    page::check(&page::render(
+        &cases::sections(),
+        cases::trickles(),
+        &frames::broken(),
+        &strangers::strangers(),
+    ));
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +145,11 @@ impl Listener {
             Listener::Api => server.api,
             Listener::Edge => server.edge,
         })
+    }
+
+    fn open(self, server: &Server) -> Socket {
+        let opened = Socket::upgrade(self.connect(server), self.websocket_path(), "");
+        opened.unwrap_or_else(|response| panic!("{self:?}: {response:?}"))
     }
 
     fn websocket_path(self) -> &'static str {

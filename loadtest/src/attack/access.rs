@@ -108,7 +108,7 @@ async fn guess_from(scene: &Scene, source: fn(u32) -> Ipv4Addr) -> Result<String
     scene.begin().await;
     let end = scene.end();
     let guessing = tokio::spawn(guess(api, end, source));
-    let unknown = tokio::spawn(first_let_in(api, end));
+    let unknown = tokio::spawn(first_let_in(api, end - scene.time / 2, end));
     let (mut asked, mut let_in) = (0, 0);
     while Instant::now() < end {
         sleep(PERIOD).await;
@@ -174,9 +174,10 @@ async fn ask(api: SocketAddr, source: Ipv4Addr, authorization: &str) -> Option<u
     answers(api, source, &request(authorization), 1).await.first().copied()
 }
 
-/// How often one with right credentials that are not known yet is refused before it is let in.
-async fn first_let_in(api: SocketAddr, end: Instant) -> Result<String> {
-    sleep(TICK * 4).await;
+/// How often one with right credentials that are not known yet is refused, once the guesses have
+/// gone on for a while, before it is let in.
+async fn first_let_in(api: SocketAddr, from: Instant, end: Instant) -> Result<String> {
+    sleep_until(from).await;
     let (start, mut refused) = (Instant::now(), 0);
     while Instant::now() < end {
         match ask(api, BALANCER, UNKNOWN).await {
