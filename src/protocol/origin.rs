@@ -22,7 +22,31 @@ pub fn is_own(origin: &[u8], host: &[u8]) -> bool {
 
 /// Whether a request to `host` asks for an IP address or `localhost`.
 pub fn is_address(host: &[u8]) -> bool {
-    Authority::parse(host).is_some_and(|authority| !matches!(authority.host, Host::Name(_)))
+    let is_address = |authority: Authority| !matches!(authority.host, Host::Name(_));
+    is_usual(host) || Authority::parse(host).is_some_and(is_address)
+}
+
+/// Whether a host is an IPv4 address, with a port of up to four digits or none: most requests ask for
+/// such a one, and it takes one look at each byte.
+fn is_usual(host: &[u8]) -> bool {
+    let (mut octets, mut octet, mut digits) = (0, 0, 0);
+    for (at, &byte) in host.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' if digits < 3 && (digits == 0 || octet > 0) => {
+                octet = octet * 10 + u32::from(byte - b'0');
+                digits += 1;
+            }
+            b'.' | b':' if digits > 0 && octet <= 255 => {
+                (octets, octet, digits) = (octets + 1, 0, 0);
+                if byte == b':' {
+                    let port = &host[at + 1..];
+                    return octets == 4 && port.len() <= 4 && port.iter().all(u8::is_ascii_digit);
+                }
+            }
+            _ => return false,
+        }
+    }
+    octets == 3 && digits > 0 && octet <= 255
 }
 
 /// Whether `host` is the host of `origin`, whatever the ports.
@@ -184,6 +208,32 @@ mod tests {
         }
         for host in ["evil.example:6789", "localhost.evil.example", "", ":80", "::1", "1.2.3.4:x"] {
             assert!(!is_address(host.as_bytes()), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_usual_way_of_writing_an_address_is_one() {
+        for host in ["127.0.0.1:6789", "255.255.255.255", "0.0.0.0:", "10.0.0.5:80"] {
+            assert!(is_usual(host.as_bytes()) && Authority::parse(host.as_bytes()).is_some());
+        }
+        for host in [
+            "127.0.0.256",
+            "127.0.0",
+            "127.0.0.1.1",
+            "127.0.0.1.",
+            ".0.0.1",
+            "127..0.1",
+            "01.0.0.1",
+            "127.0.0.1:x",
+            "127.0.0.1:80:",
+            "127.0.0:80",
+            "1.2.3.4a",
+            "a.b.c.d",
+            "",
+            ":",
+            "2130706433",
+        ] {
+            assert!(!is_usual(host.as_bytes()) && !is_address(host.as_bytes()), "{host}");
         }
     }
 
