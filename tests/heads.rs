@@ -7,7 +7,7 @@
 #[allow(dead_code, reason = "clients and calls are for other tests")]
 mod shard_value;
 
-use gridcast::address::ShardId;
+use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Party};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::rate::Quota;
@@ -92,7 +92,8 @@ impl Peer {
     /// Has the verdict made that is asked for.
     fn verify(&mut self) {
         let verdict = self.shard.poll_verification().expect("one is asked for").run();
-        self.shard.handle_message(NOW, Party::Mesh, verdict);
+        let shard = ShardAddress { node: NodeId::new(1).expect("a node"), shard: ShardId(0) };
+        self.shard.handle_message(NOW, Party::Shard(shard), verdict);
         self.shard.handle_turn(NOW);
     }
 }

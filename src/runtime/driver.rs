@@ -320,6 +320,7 @@ impl Driver {
         while let Some(verification) = self.shard.poll_verification() {
             self.verifier.ask(verification);
         }
+        self.is_stuck |= self.verifier.flush();
     }
 
     /// Submits what the turn asked for, and waits if there is nothing to do.

@@ -1,17 +1,23 @@
 //! One thread that compares secrets with hashes: tens of milliseconds each, which no shard has.
 
+use std::collections::VecDeque;
 use std::io;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use super::bus::Control;
 use crate::address::ShardId;
 use crate::shard::access::{RUNNING_MAX, Verification};
 
-/// One shard's way to ask for a [`Verification`].
+/// A verification, and the shard that waits for its verdict.
+type Job = (ShardId, Verification);
+
+/// One shard's way to ask for a [`Verification`]. Never blocks.
 pub(super) struct Verifier {
     shard: ShardId,
-    jobs: Sender<(ShardId, Verification)>,
+    jobs: Sender<Job>,
+    // Asked for, and not sent yet: at most RUNNING_MAX, which is all that a shard has in progress.
+    unsent: VecDeque<Verification>,
 }
 
 /// Starts the thread, which ends with the last of the verifiers given for so many shards.
@@ -19,22 +25,66 @@ pub(super) struct Verifier {
 /// # Errors
 /// A thread cannot be had.
 pub(super) fn start(control: Control, shards: usize) -> io::Result<Vec<Verifier>> {
-    // Shards ask for no more at a time, so there is always room.
-    let (jobs, asked) = bounded::<(ShardId, Verification)>(RUNNING_MAX * shards);
+    // Room for all that shards have in progress. Should it be full all the same, a shard keeps what
+    // it asks for and tries again.
+    let (jobs, asked) = bounded::<Job>(RUNNING_MAX * shards);
     let work = move || {
         for (shard, verification) in asked {
             control.tell(shard, verification.run());
         }
     };
     std::thread::Builder::new().name("verifier".into()).spawn(work)?;
-    let verifier = |index| Verifier { shard: ShardId(index as u8), jobs: jobs.clone() };
-    Ok((0..shards).map(verifier).collect())
+    Ok((0..shards).map(|index| Verifier::new(ShardId(index as u8), jobs.clone())).collect())
 }
 
 impl Verifier {
-    /// Asks; the answer comes as a message.
-    pub(super) fn ask(&self, verification: Verification) {
-        // Should the thread have died, requests are answered when their time is up.
-        let _ = self.jobs.send((self.shard, verification));
+    fn new(shard: ShardId, jobs: Sender<Job>) -> Self {
+        Self { shard, jobs, unsent: VecDeque::new() }
+    }
+
+    /// Asks, at the next [`Self::flush`]; the verdict comes as a message.
+    pub(super) fn ask(&mut self, verification: Verification) {
+        self.unsent.push_back(verification);
+    }
+
+    /// Sends what was asked for; true if some of it found no room and is to be sent later.
+    pub(super) fn flush(&mut self) -> bool {
+        while let Some(verification) = self.unsent.pop_front() {
+            match self.jobs.try_send((self.shard, verification)) {
+                Ok(()) => {}
+                Err(TrySendError::Full((_, verification))) => {
+                    self.unsent.push_front(verification);
+                    return true;
+                }
+                // The thread has died: requests are answered when their time is up.
+                Err(TrySendError::Disconnected(_)) => {}
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::credentials::{Credentials, FingerprintKey, Scheme};
+
+    #[test]
+    fn a_shard_that_finds_no_room_tries_again_instead_of_waiting() {
+        let (jobs, asked) = bounded(1);
+        let mut verifier = Verifier::new(ShardId(0), jobs);
+        assert!(!verifier.flush());
+        for secret in ["1", "2"] {
+            let secret = secret.to_owned();
+            let credentials = Credentials { scheme: Scheme::Bearer, name: String::new(), secret };
+            let fingerprint = credentials.fingerprint(&FingerprintKey::new([0; 32]));
+            verifier.ask(Verification::of_nobody(fingerprint));
+        }
+        assert!(verifier.flush());
+        assert!(verifier.flush() && asked.len() == 1);
+        asked.recv().expect("the first");
+        assert!(!verifier.flush() && asked.len() == 1);
+        drop(asked);
+        assert!(!verifier.flush());
     }
 }

@@ -116,7 +116,7 @@ pub struct Verification {
 
 impl Verification {
     #[cfg(test)]
-    pub(super) fn of_nobody(fingerprint: Fingerprint) -> Self {
+    pub(crate) fn of_nobody(fingerprint: Fingerprint) -> Self {
         Self { fingerprint, secret: String::new(), candidates: Vec::new() }
     }
 
@@ -286,14 +286,19 @@ impl Access {
         }
     }
 
-    /// A verdict is here; gives who waits for it. What another shard asked for counts here too.
+    /// Takes in a verdict; gives who waits for it. With `is_own`, this shard asked for it; what
+    /// another shard asked for counts here too.
     pub fn settle(
         &mut self,
         now_ms: u64,
         fingerprint: Fingerprint,
         user: Option<usize>,
+        is_own: bool,
     ) -> Option<Waiters> {
-        let waiters = self.verdicts.settle(fingerprint);
+        let waiters = match is_own {
+            true => self.verdicts.settle(fingerprint),
+            false => self.verdicts.settle_early(fingerprint),
+        };
         match user {
             Some(user) => {
                 self.proven.retain(|_, &mut (known, _)| known != user);
@@ -382,7 +387,7 @@ mod tests {
     fn verdict(access: &mut Access, now_ms: u64) -> Option<usize> {
         let verification = access.verdicts.begin(now_ms).expect("one was asked for");
         let Message::Verdict(fingerprint, user) = verification.run() else { panic!("a verdict") };
-        access.settle(now_ms, fingerprint, user);
+        access.settle(now_ms, fingerprint, user, true);
         user
     }
 

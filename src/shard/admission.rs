@@ -10,7 +10,7 @@ use super::replies::{HttpShape, Shape};
 use super::trail::{self, Entry};
 use super::tries::source_of;
 use super::verdicts::Waiters;
-use crate::message::{ConnectionKey, Message};
+use crate::message::{ConnectionKey, Message, Party};
 use crate::protocol::api::{Call, Code, Fault};
 use crate::protocol::credentials::{CHALLENGE, Credentials, Fingerprint, Roles, Scheme};
 use crate::protocol::http::{KeptRequest, Request};
@@ -149,18 +149,26 @@ impl Shard {
         self.turn_displaced_away();
     }
 
-    /// Goes on with the requests that waited for this verdict.
-    pub(super) fn handle_verdict(&mut self, fingerprint: Fingerprint, user: Option<usize>) {
-        let settled = self.access.settle(self.now.ms, fingerprint, user);
+    /// Goes on with the requests that waited for this verdict. A verdict from this shard's own
+    /// address is the verifier's answer; other shards pass on theirs.
+    pub(super) fn handle_verdict(
+        &mut self,
+        from: Party,
+        fingerprint: Fingerprint,
+        user: Option<usize>,
+    ) {
+        let is_own = from == Party::Shard(self.address);
+        let settled = self.access.settle(self.now.ms, fingerprint, user, is_own);
         let Some(Waiters { source, keys, .. }) = settled else { return };
         match user {
-            // They are as good on the other shards, whose word this is as well.
-            Some(_) => {
+            // The credentials are as good on the other shards.
+            Some(_) if is_own => {
                 for shard in self.other_shards() {
                     let verdict = Message::Verdict(fingerprint, user);
                     self.outbox.push_back((self.beside(shard), verdict));
                 }
             }
+            Some(_) => {}
             None => self.note_wrong(source),
         }
         for key in keys {

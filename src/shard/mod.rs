@@ -370,7 +370,9 @@ impl Shard {
             // For the mesh.
             Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
             Message::BackendGone(backend) => self.handle_backend_gone(backend),
-            Message::Verdict(fingerprint, user) => self.handle_verdict(fingerprint, user),
+            Message::Verdict(fingerprint, user) => {
+                self.handle_verdict(from, fingerprint, user);
+            }
             Message::FailedTry(address) => self.handle_failed_try(address),
             Message::Arrived(source, key) => self.handle_arrived(from, source, key),
             Message::Admitted(source, key, may) => self.handle_admitted(source, key, may),

@@ -79,7 +79,8 @@ pub struct Verdicts {
     places: usize,
     // In the order they came: waiting.len() <= places.
     waiting: Vec<Waiting>,
-    // running.len() <= RUNNING_MAX
+    // One entry per comparison that the verifier has not answered yet, so the verifier never holds
+    // more of this shard: running.len() <= RUNNING_MAX.
     running: Vec<Waiters>,
     begun: u64,
     // When the next comparison for a source without tries may begin.
@@ -179,13 +180,19 @@ impl Verdicts {
         is_held_back.then_some(self.suspects_from_ms)
     }
 
-    /// A verdict is here; who waited for it.
+    /// Ends a comparison that this shard asked for; gives who waited for its verdict.
     pub fn settle(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
-        let at = self.running.iter().position(|running| running.fingerprint == fingerprint);
-        if let Some(at) = at {
-            return Some(self.running.swap_remove(at));
+        let at = self.running.iter().position(|running| running.fingerprint == fingerprint)?;
+        Some(self.running.swap_remove(at))
+    }
+
+    /// Takes over the verdict that another shard asked for; gives who waited for it here. A
+    /// comparison of the same credentials that this shard asked for stays in progress.
+    pub fn settle_early(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
+        if let Some(running) = self.running.iter_mut().find(|r| r.fingerprint == fingerprint) {
+            let keys = std::mem::take(&mut running.keys);
+            return Some(Waiters { keys, ..*running });
         }
-        // Another shard asked for it first.
         let at = self.waiting.iter().position(|w| w.claim.fingerprint == fingerprint)?;
         Some(self.waiting.remove(at).waiters())
     }
@@ -309,7 +316,20 @@ mod tests {
         assert_eq!(verdicts.awaited_of([10, 0, 0, 0].into()), 1);
         assert_eq!(verdicts.settle(fingerprint(0)).expect("it runs").keys, [keys[0]]);
         assert!(verdicts.settle(fingerprint(0)).is_none() && verdicts.begin(0).is_some());
-        // A verdict that another shard asked for.
-        assert_eq!(verdicts.settle(fingerprint(3)).expect("it waits").keys, [keys[1]]);
+        assert_eq!(verdicts.settle_early(fingerprint(3)).expect("it waits").keys, [keys[1]]);
+    }
+
+    #[test]
+    fn a_verdict_of_another_shard_frees_no_place_at_the_verifier() {
+        let mut verdicts = Verdicts::new(20);
+        (0..9).for_each(|number| _ = offer(&mut verdicts, number, (number as u8, ""), CLEAN));
+        while verdicts.begin(0).is_some() {}
+        let key = ConnectionKey { index: 1, generation: 0 };
+        verdicts.wait(fingerprint(0), key);
+        let told = verdicts.settle_early(fingerprint(0)).expect("it is in progress");
+        assert_eq!(told.keys, [key]);
+        assert!(verdicts.begin(0).is_none(), "the verifier still has {RUNNING_MAX} of this shard");
+        assert_eq!(verdicts.settle(fingerprint(0)).expect("it is in progress").keys, []);
+        assert!(verdicts.begin(0).is_some());
     }
 }
