@@ -111,6 +111,7 @@ fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_ba
             id(number)
         );
         shard.handle_bytes(NOW, back_end, &mut call(&json));
+        shard.handle_turn(NOW);
     }
     // The other shard is frozen.
     let mut tickets = Vec::new();
@@ -140,9 +141,9 @@ fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_ba
     assert!(shard.is_receiving(back_end));
 }
 
-/// What a node with a budget of 1,000 bytes is told when so many of them are in use.
-fn usage(bytes: u64, before: Shortage) -> Usage {
-    let limit_bytes = 1000;
+/// What a node with a budget of 1,000 MB is told when so many of them are in use.
+fn usage(megabytes: u64, before: Shortage) -> Usage {
+    let (bytes, limit_bytes) = (megabytes * 1_000_000, 1_000_000_000);
     Usage { bytes, limit_bytes, shortage: before.after(bytes, limit_bytes) }
 }
 

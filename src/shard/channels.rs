@@ -7,6 +7,9 @@ use hashbrown::HashMap;
 
 use super::interest::ShardInterest;
 
+/// Channels for which room is kept when they are gone.
+const ROOM_KEPT: usize = 1024;
+
 /// A channel's place in the table, while it has subscribers or a walk goes through it.
 pub type ChannelIndex = u32;
 
@@ -190,6 +193,19 @@ impl Channels {
             }
             *slot = Channel::default();
             self.free.push(channel);
+            self.give_back_room();
+        }
+    }
+
+    /// Gives memory back that a crowd of channels took: that of names when few are left of so many, and
+    /// that of places when no channel is.
+    fn give_back_room(&mut self) {
+        let (channels, room) = (self.by_name.len(), self.by_name.capacity());
+        if room > ROOM_KEPT && channels < room / 8 {
+            self.by_name.shrink_to(2 * channels);
+        }
+        if channels == 0 && self.slots.len() > ROOM_KEPT {
+            (self.slots, self.free) = (Vec::new(), Vec::new());
         }
     }
 
@@ -263,6 +279,24 @@ mod tests {
 
     fn met(channels: &Channels, walk: WalkNumber, at: usize, end: usize) -> Vec<u32> {
         channels.members(0, walk, at, end).map(|(_, member)| member.connection).collect()
+    }
+
+    #[test]
+    fn a_crowd_of_channels_gives_its_room_back() {
+        let interest = ShardInterest::new(ShardId(0), Arc::new(Interest::new(1)));
+        let mut channels = Channels::new(false, interest);
+        for round in 0..2 {
+            let names = (0..20_000).map(|number| format!("{round}.{number}"));
+            let places: Vec<_> = names
+                .map(|name| channels.subscribe(&name, Member { connection: 0, place: 0 }))
+                .collect();
+            assert_eq!(channels.len(), 20_000);
+            for place in places {
+                channels.unsubscribe(place, |_, _| panic!("somebody moved"));
+            }
+            assert!(channels.by_name.capacity() <= 2 * ROOM_KEPT);
+            assert_eq!((channels.slots.capacity(), channels.free.capacity()), (0, 0));
+        }
     }
 
     #[test]

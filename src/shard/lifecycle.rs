@@ -348,7 +348,8 @@ impl Shard {
         // Silence while it cannot be heard does not count.
         let is_unheard = connection.is_unheard();
         let waits_for_us = connection.is_resuming || is_unheard;
-        let is_stranger = connection.is_stranger();
+        // Where there are no users, nobody has anything to show.
+        let is_stranger = connection.is_stranger() && !self.settings.api.users.is_empty();
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {

@@ -87,9 +87,9 @@ const LOOKS_PER_TURN: usize = 4096;
 /// Connections that one turn closes.
 const CLOSED_PER_TURN: usize = 256;
 
-/// What a connection holds at least to be worth closing: below it are those whose messages have only
-/// just come.
-const WORTH_BYTES: usize = 16 * 1024;
+/// What a connection holds at least to be worth closing, of a budget over 1 MiB: below it are those whose
+/// messages have only just come.
+const WORTH_BYTES: u64 = 16 * 1024;
 
 /// How long a shard waits before it looks again, in milliseconds: after it has closed somebody, so that
 /// the next measurement knows of it; and after it has found nobody.
@@ -143,6 +143,11 @@ impl Shedding {
         (excess / shards as u64).max(limit_bytes / 100).min(excess)
     }
 
+    /// What a connection holds at least to be worth closing.
+    fn worth_bytes(&self) -> usize {
+        WORTH_BYTES.min(self.usage.limit_bytes / 64) as usize
+    }
+
     /// When to go on.
     pub fn next_turn(&self) -> Option<u64> {
         let is_short = self.is_short(Shortage::Readers);
@@ -185,6 +190,13 @@ impl Shard {
         }
     }
 
+    /// Memory that its connections hold, as shedding weighs them. Costs a look at each.
+    pub fn held_bytes(&mut self) -> usize {
+        let (keys, _) = self.connections.keys(0, usize::MAX);
+        let held = keys.into_iter().filter_map(|key| Some(self.connections.get(key)?.held_bytes()));
+        held.sum()
+    }
+
     /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
     /// than an answer without one.
     pub fn closes_arrivals(&self, is_tls: bool) -> bool {
@@ -216,7 +228,7 @@ impl Shard {
         let (keys, next) = self.connections.keys(self.shedding.next, LOOKS_PER_TURN);
         for key in keys {
             let bytes = self.sheddable(key);
-            if bytes >= WORTH_BYTES {
+            if bytes >= self.shedding.worth_bytes() {
                 by_class[class_of(bytes)] += bytes as u64;
             }
         }
@@ -247,7 +259,7 @@ impl Shard {
                 break;
             }
             let bytes = self.sheddable(key);
-            if bytes >= WORTH_BYTES && class_of(bytes) >= class {
+            if bytes >= self.shedding.worth_bytes() && class_of(bytes) >= class {
                 self.give_up(key);
                 left_bytes = left_bytes.saturating_sub(bytes as u64);
                 closed += 1;
@@ -267,7 +279,12 @@ impl Shard {
         let is_all = self.shedding.is_short(Shortage::Holders);
         match self.connections.get(key) {
             Some(connection) if connection.is_parting && is_all => connection.held_bytes(),
-            Some(connection) if connection.phase == Phase::Closed => 0,
+            // One that ends frees what it holds, but for what its peer does not take.
+            Some(connection) if connection.phase != Phase::Open => {
+                let is_stuck =
+                    connection.phase != Phase::Closed && connection.outbound.is_in_flight();
+                if is_stuck { connection.outbound.charge() } else { 0 }
+            }
             Some(connection) if is_all => connection.held_bytes(),
             Some(connection) => connection.outbound.charge(),
             None => 0,

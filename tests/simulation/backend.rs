@@ -34,6 +34,8 @@ pub struct Backend {
     kind: Kind,
     is_crowd_known: bool,
     has_upgraded: bool,
+    // It was not let in for want of memory, or is to leave for it.
+    is_refused: bool,
     consumes: bool,
     has_popped: bool,
     next_place: u64,
@@ -59,6 +61,7 @@ impl Backend {
             kind: Kind::Usual,
             is_crowd_known,
             has_upgraded: is_http,
+            is_refused: false,
             consumes: false,
             has_popped: false,
             next_place: 1,
@@ -87,7 +90,7 @@ impl Backend {
     }
 
     pub fn is_answered(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() || self.is_refused
     }
 
     pub fn act(&mut self, number: PeerNumber, shared: &mut Shared, is_open: bool) -> Vec<u8> {
@@ -95,7 +98,7 @@ impl Backend {
             self.has_upgraded = true;
             return wire::upgrade("/ws/v1", false);
         }
-        if !self.is_http && !is_open {
+        if self.is_refused || !self.is_http && !is_open {
             return Vec::new();
         }
         if self.kind == Kind::Steady && !self.consumes {
@@ -234,6 +237,11 @@ impl Backend {
     pub fn take(&mut self, number: PeerNumber, shared: &mut Shared, incoming: Incoming, end: u64) {
         let text = match incoming {
             Incoming::Response { status: 101, .. } => return,
+            // Who does not read is not read from, and its request may be late for that.
+            Incoming::Response { status: 408 | 503, .. } if shared.has_budget => {
+                self.is_refused = true;
+                return;
+            }
             Incoming::Response { status, body } => {
                 assert_eq!(status, 200, "back end {number}: {body}");
                 body

@@ -19,6 +19,8 @@ pub struct Client {
     pub is_in_crowd: bool,
     compresses: bool,
     has_asked: bool,
+    /// It was not let in for want of memory.
+    pub is_refused: bool,
     sent: u64,
     echoed: u64,
     pinged: u64,
@@ -36,6 +38,7 @@ impl Client {
             is_in_crowd,
             compresses,
             has_asked: false,
+            is_refused: false,
             sent: 0,
             echoed: 0,
             pinged: 0,
@@ -88,6 +91,10 @@ impl Client {
         is_first: bool,
     ) {
         let text = match incoming {
+            Incoming::Response { status: 503, .. } if shared.has_budget => {
+                self.is_refused = true;
+                return;
+            }
             Incoming::Response { status, body } => {
                 assert!(is_first && status == 101, "client {number}: {status} {body}");
                 return shared.pushes.note_changed(number, 0, true, shared.moment);
@@ -111,7 +118,12 @@ impl Client {
             self.has_asked = true;
             return self.ask(number, shared);
         }
-        if !is_open || self.is_in_crowd || shared.mood != Mood::Busy || !shared.random.one_in(6) {
+        if !is_open
+            || self.is_refused
+            || self.is_in_crowd
+            || shared.mood != Mood::Busy
+            || !shared.random.one_in(6)
+        {
             return Vec::new();
         }
         let mut out = Vec::new();

@@ -56,6 +56,7 @@ fn every_promise_holds_in_whatever_order_things_happen() {
     assert!(all.answers > 0 && all.events > 0 && all.delivered > 0, "something happened");
     assert!(all.compressed > 0, "in either form");
     assert!(all.doubled > 0 && all.failed > 0 && all.slow_closed > 0, "and trouble, too");
+    assert!(all.shed_readers > 0 && all.shed_frames > 0, "and memory was short");
     assert!(all.held_back > 0 && all.turned_away > 0, "and limits were reached");
 }
 

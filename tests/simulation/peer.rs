@@ -38,6 +38,8 @@ pub struct Shared {
     /// and clients that die without a word.
     pub trouble: Random,
     pub is_troubled: bool,
+    /// Newcomers may be refused for want of memory.
+    pub has_budget: bool,
     pub answers: u64,
     pub is_verbose: bool,
     /// Subscribers of each channel, as the clients' `info` tells.

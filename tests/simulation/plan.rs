@@ -34,6 +34,8 @@ pub struct Plan {
     /// Whether every other client compresses. One seed in five, and nothing else of a run depends on
     /// it: seeds that found a bug stay what they were.
     pub compresses: bool,
+    /// The memory budget for what connections hold. Three seeds in thirteen, where queues are wide.
+    pub memory_bytes: Option<u64>,
     /// Whether peers may end other than at the end.
     pub is_calm: bool,
     /// Whether the node goes down at the end, before its peers do.
@@ -45,6 +47,7 @@ impl Plan {
     pub fn new(seed: u64, random: &mut Random, rare: &mut Random) -> Self {
         // Seeds that found a bug have other remainders, and stay what they were.
         let has_fleet = matches!(seed % 11, 1 | 5 | 8);
+        let has_budget = matches!(seed % 13, 0 | 1 | 4);
         let shards = random.between(1, 4);
         let crowd = if random.one_in(12) { random.between(1025, 2200) } else { 0 };
         let mut settings = settings(random, rare, shards, crowd > 0);
@@ -52,10 +55,19 @@ impl Plan {
             // Some twenty messages of another shard come in a turn here, thousands in a real one.
             settings.limits.answer_ms = 60_000;
         }
+        let rounds = random.between(100, 600);
+        let peers = random.between(6, 40) + if has_fleet { 200 } else { 0 };
+        let memory_bytes = has_budget.then(|| {
+            widen(&mut settings);
+            // At rest peers take half of it at most.
+            let at_rest = 2 * PEER_BYTES * (peers + SMALL_PEER_PART * crowd / 8);
+            at_rest as u64 + [20_000, 60_000, 200_000][(seed % 3) as usize]
+        });
         Self {
             settings: Arc::new(settings),
-            rounds: random.between(100, 600),
-            peers: random.between(6, 40) + if has_fleet { 200 } else { 0 },
+            rounds,
+            peers,
+            memory_bytes,
             crowd,
             fleet: if has_fleet { 40 + (seed % 160) as usize } else { 0 },
             compresses: seed % 5 == 1,
@@ -63,6 +75,18 @@ impl Plan {
             is_calm: random.one_in(4),
             drains: random.one_in(2),
         }
+    }
+}
+
+/// What a peer holds at rest, at most: its channels and its context. One of a crowd has one channel.
+const PEER_BYTES: usize = 3500;
+const SMALL_PEER_PART: usize = 3;
+
+/// Lets what waits for slow peers grow until the budget is short.
+fn widen(settings: &mut Settings) {
+    settings.limits.outbound_bytes = 100_000;
+    for route in &mut settings.edges[0].routes {
+        *route = Arc::new(Route { outbound_bytes: 100_000, ..Route::clone(route) });
     }
 }
 

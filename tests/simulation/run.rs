@@ -1,5 +1,7 @@
 //! The course of one run, and what must hold at its end.
 
+use gridcast::shard::{Shard, Shortage};
+
 use crate::backend::Backend;
 use crate::client::{CHANNELS, Client};
 use crate::peer::{Mood, Peer, Role};
@@ -22,6 +24,12 @@ pub struct Summary {
     pub compressed: u64,
     pub held_back: u64,
     pub turned_away: u64,
+    pub shed_readers: u64,
+    pub shed_holders: u64,
+    pub shed_frames: u64,
+    pub shed_arrivals: u64,
+    /// The largest share of a budget that was in use, in percent.
+    pub budget_percent: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -35,6 +43,11 @@ impl std::ops::AddAssign for Summary {
         self.compressed += other.compressed;
         self.held_back += other.held_back;
         self.turned_away += other.turned_away;
+        self.shed_readers += other.shed_readers;
+        self.shed_holders += other.shed_holders;
+        self.shed_frames += other.shed_frames;
+        self.shed_arrivals += other.shed_arrivals;
+        self.budget_percent = self.budget_percent.max(other.budget_percent);
     }
 }
 
@@ -49,6 +62,12 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
         world.round();
     }
     world.shared.mood = Mood::Quiet;
+    if world.plan.memory_bytes.is_some() {
+        // Who comes now is let in.
+        world.settle(ROUNDS_MAX);
+        world.wait(1000);
+        assert_eq!(world.shortage, Shortage::None, "with everything read there is enough");
+    }
     world.join_anywhere(Backend::steady());
     // Longer than a consumer that takes nothing is waited for.
     world.settle(ROUNDS_MAX);
@@ -71,7 +90,9 @@ fn check_peers(world: &World) {
                 "back end {} waits for answers",
                 peer.number
             ),
-            Role::Client(client) if peer.is_open => check_client(world, peer, client, has_ended),
+            Role::Client(client) if peer.is_open && !client.is_refused => {
+                check_client(world, peer, client, has_ended)
+            }
             Role::Client(_) => {}
         }
     }
@@ -175,6 +196,8 @@ fn leave(world: &mut World) {
     }
     world.settle(ROUNDS_MAX);
     world.wait(70_000);
+    let held: usize = world.shards.iter_mut().map(Shard::held_bytes).sum();
+    assert_eq!(held, 0, "bytes that nobody holds");
     for (index, (shard, report)) in world.shards.iter().zip(world.reports()).enumerate() {
         let left = (report.connections, report.clients, report.channels);
         assert_eq!(left, (0, 0, 0), "of shard {index}: connections, clients, channels");
@@ -191,6 +214,7 @@ fn summary(world: &World) -> Summary {
         answers: world.shared.answers,
         events: world.shared.ledger.events,
         doubled: world.shared.ledger.doubled,
+        budget_percent: world.budget_percent,
         ..Summary::default()
     };
     for counters in world.shards.iter().map(|shard| shard.counters()) {
@@ -200,6 +224,10 @@ fn summary(world: &World) -> Summary {
         summary.compressed += counters.compressed;
         summary.held_back += counters.limits.messages_per_s;
         summary.turned_away += counters.limits.connections_per_address;
+        summary.shed_readers += counters.shed_readers;
+        summary.shed_holders += counters.shed_holders;
+        summary.shed_frames += counters.shed_frames;
+        summary.shed_arrivals += counters.shed_arrivals;
     }
     summary
 }

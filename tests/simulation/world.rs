@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use gridcast::address::{ShardAddress, ShardId};
 use gridcast::message::{Message, Party};
 use gridcast::metrics::Report;
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Shard, Shortage, Usage};
 
 use crate::backend::Backend;
 use crate::client::Client;
@@ -71,6 +71,10 @@ pub struct World {
     // How many consumers of the fleet have come.
     restless_joined: usize,
     turns: u64,
+    /// How short the node is of memory, where it has a budget.
+    pub shortage: Shortage,
+    /// The largest share of it that was in use, in percent.
+    pub budget_percent: u64,
 }
 
 impl World {
@@ -95,6 +99,7 @@ impl World {
                 is_calm: plan.is_calm,
                 trouble,
                 is_troubled,
+                has_budget: plan.memory_bytes.is_some(),
                 answers: 0,
                 is_verbose,
                 subscribers: HashMap::new(),
@@ -109,6 +114,8 @@ impl World {
             restless: vec![0; count],
             restless_joined: 0,
             turns: 0,
+            shortage: Shortage::None,
+            budget_percent: 0,
             plan,
         };
         for _ in 0..world.plan.crowd {
@@ -209,6 +216,7 @@ impl World {
         if self.is_stopped() {
             return;
         }
+        self.measure();
         let first = self.shared.random.below(self.shards.len());
         for index in 0..self.shards.len() {
             self.turn((first + index) % self.shards.len());
@@ -232,6 +240,19 @@ impl World {
         }
         self.unix_ahead_ms += if self.stopped_rounds > 0 { 200 } else { 0 };
         self.stopped_rounds > 0
+    }
+
+    /// Tells the shards what all of them hold. The runtime measures more, and more often.
+    fn measure(&mut self) {
+        let Some(limit_bytes) = self.plan.memory_bytes else { return };
+        let held: usize = self.shards.iter_mut().map(Shard::held_bytes).sum();
+        let bytes = held as u64;
+        self.budget_percent = self.budget_percent.max(bytes * 100 / limit_bytes);
+        // What a round brings is much of a budget this small.
+        assert!(bytes <= 2 * limit_bytes, "{bytes} bytes of a budget of {limit_bytes}");
+        self.shortage = self.shortage.after(bytes, limit_bytes);
+        let usage = Usage { bytes, limit_bytes, shortage: self.shortage };
+        self.shards.iter_mut().for_each(|shard| shard.handle_memory(usage));
     }
 
     fn turn(&mut self, index: usize) {
