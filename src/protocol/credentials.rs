@@ -89,6 +89,13 @@ impl fmt::Debug for Credentials {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
+impl Fingerprint {
+    /// The fingerprint as bytes, to draw a [`FingerprintKey::lot`] for it.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl ConstantTimeEq for Fingerprint {
     fn ct_eq(&self, other: &Self) -> Choice {
         self.0.ct_eq(&other.0)
@@ -103,6 +110,20 @@ impl FingerprintKey {
     /// The key of these bytes.
     pub fn new(random: [u8; 32]) -> Self {
         Self(random)
+    }
+
+    /// A number that follows from these bytes and the key, and that nobody without the key can
+    /// foresee: a fair lot.
+    pub fn lot(&self, parts: &[&[u8]]) -> u64 {
+        let mut mac = Blake2sMac256::new(&self.0.into());
+        // Fingerprints begin with a scheme.
+        mac.update(&[u8::MAX]);
+        for part in parts {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        let bytes: [u8; 32] = mac.finalize_fixed().into();
+        u64::from_le_bytes(*bytes.first_chunk().expect("32 are more than 8"))
     }
 }
 

@@ -13,8 +13,8 @@
 //!   guess as often as it can connect, some ten thousand times a second: nothing against 16 random
 //!   characters (2^95), too often for a word.
 //! - Credentials that a hash would have to judge are turned away with 429 once, unjudged. Who comes
-//!   again with the same, as a client does that has but one secret, is judged; a guesser has to come
-//!   twice for each guess, and all such guesses together are at most five a second for each shard.
+//!   again with the same a second later competes for at most five comparisons a second of each shard,
+//!   with the same odds as every other: see `verdicts.rs` for the order and its bound.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use subtle::ConstantTimeEq;
 use super::recent::Recent;
 use super::settings::Settings;
 use super::tries::{FailedTries, source_of};
-use super::verdicts::{Claim, Rank, Verdicts, Waiters};
+use super::verdicts::{Claim, Lot, Rank, Verdicts, Waiters};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::credentials::{
     Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
@@ -46,8 +46,12 @@ const PROVEN_MS: u64 = 300_000;
 const REMEMBERED_MS: u64 = 60_000;
 const REMEMBERED_MAX: usize = 32_768;
 
-/// How long an address that presented right credentials goes before others, and how many of them
-/// are remembered.
+/// How long after credentials were turned away they count as presented again: the `Retry-After`,
+/// less what a timer may be early.
+const RETURN_MS: u64 = 900;
+
+/// How long a user name at an address from which right credentials of it came goes before others,
+/// and how many such pairs are remembered.
 const TRUSTED_MS: u64 = 3_600_000;
 const TRUSTED_MAX: usize = 1024;
 
@@ -140,8 +144,8 @@ pub struct Access {
     // Those that proved wrong, and those that were turned away unjudged.
     refuted: Recent<Fingerprint>,
     turned_away: Recent<Fingerprint>,
-    // Sources of those that proved right.
-    trusted: Recent<IpAddr>,
+    // Sources and user names of those that proved right, as `Claim::pair`.
+    trusted: Recent<u64>,
     verdicts: Verdicts,
     // Those that lost their places among the verdicts.
     displaced: Vec<Waiters>,
@@ -237,18 +241,13 @@ impl Access {
                 (false, false) => Refusal::Wrong,
             }));
         }
-        let rank = Rank {
-            has_tries: !is_guessing,
-            is_trusted: self.trusted.count(now_ms, source) > 0,
-            returns: self.turned_away.count(now_ms, fingerprint),
-        };
+        let Credentials { name, secret, .. } = credentials;
+        let claim = self.claim(now_ms, fingerprint, source, name, !is_guessing);
         let refusal = if is_guessing { Refusal::TooManyTries } else { Refusal::Busy };
-        if is_guessing && rank.returns == 0 {
+        if is_guessing && !claim.rank.has_returned {
             self.turn_away(now_ms, fingerprint);
             return Admission::Known(Err(refusal));
         }
-        let Credentials { name, secret, .. } = credentials;
-        let claim = Claim { fingerprint, source, name, rank };
         match self.verdicts.offer(claim, Verification { fingerprint, secret, candidates }) {
             Ok(displaced) => {
                 self.displaced.extend(displaced);
@@ -259,6 +258,34 @@ impl Access {
                 Admission::Known(Err(refusal))
             }
         }
+    }
+
+    /// What decides when these credentials are judged.
+    fn claim(
+        &mut self,
+        now_ms: u64,
+        fingerprint: Fingerprint,
+        source: IpAddr,
+        name: String,
+        has_tries: bool,
+    ) -> Claim {
+        let pair = self.key.lot(&[source.to_string().as_bytes(), name.as_bytes()]);
+        let own = self.key.lot(&[fingerprint.as_bytes()]);
+        // Each begins its seconds at a moment of its own. If all drew new lots at once, it would
+        // matter when in a second somebody comes.
+        let second = |whose: u64| ((now_ms + whose % 1000) / 1000).to_le_bytes();
+        let turned_away = self.turned_away.since(now_ms, fingerprint);
+        let rank = Rank {
+            has_tries,
+            // Without tries it proves nothing: whoever guesses there comes from the same source.
+            is_trusted: has_tries && self.trusted.count(now_ms, pair) > 0,
+            has_returned: turned_away.is_some_and(|first_ms| first_ms + RETURN_MS <= now_ms),
+        };
+        let lot = Lot {
+            of_pair: self.key.lot(&[&pair.to_le_bytes(), &second(pair)]),
+            of_claim: self.key.lot(&[&own.to_le_bytes(), &second(own)]),
+        };
+        Claim { fingerprint, source, name, pair, rank, lot }
     }
 
     /// The hashes that credentials are to be compared with. If passwords are hashed, any name gets
@@ -304,7 +331,7 @@ impl Access {
                 self.proven.retain(|_, &mut (known, _)| known != user);
                 self.proven.insert(fingerprint, (user, now_ms + PROVEN_MS));
                 if let Some(waiters) = &waiters {
-                    self.trusted.note(now_ms, waiters.source);
+                    self.trusted.note(now_ms, waiters.pair);
                 }
             }
             None => _ = self.refuted.note(now_ms, fingerprint),
@@ -478,9 +505,11 @@ mod tests {
             assert!(matches!(check(&mut access, 0, &basic("reader", guess)), Unknown(_)));
         }
         let right = basic("reader", "open sesame");
-        assert_eq!(check(&mut access, 0, &right), Known(Err(Refusal::Busy)));
+        let credentials = Credentials::parse(right.as_bytes()).expect("they are written so");
+        let fingerprint = credentials.fingerprint(&access.key);
+        access.turn_away(0, fingerprint);
         assert!(matches!(check(&mut access, 1000, &right), Unknown(_)));
-        assert_eq!(access.displaced.len(), 1, "the last guess lost its place");
+        assert_eq!(access.displaced.len(), 1, "a guess lost its place");
         assert_eq!(verdict(&mut access, 1000), Some(0));
         assert_eq!(check(&mut access, 1000, &right), Known(Ok(READER)));
     }
@@ -518,6 +547,88 @@ mod tests {
         assert!(matches!(check(&mut access, 1000, &right), Unknown(_)));
         assert_eq!(verdict(&mut access, 1000), Some(0));
         assert_eq!(check(&mut access, 1000, &right), Known(Ok(READER)));
+    }
+
+    /// Guesses that somebody has prepared, and the right credentials among them.
+    #[derive(Clone, Copy)]
+    struct Guessing {
+        stock: usize,
+        source: fn(usize) -> [u8; 4],
+        // The right ones come from an address without tries left.
+        is_suspect: bool,
+        // Made every 200 ms.
+        hashes: usize,
+    }
+
+    /// How often right credentials are presented, once a second, until they are judged. The guesser
+    /// keeps a stock of guesses that were turned away hundreds of times, presents each of them every
+    /// 200 ms, last before comparisons begin, and replaces each that is judged.
+    fn presentations(seed: u8, guessing: Guessing) -> usize {
+        let Guessing { stock, source, is_suspect, hashes } = guessing;
+        let users = vec![user("reader", Scheme::Basic, HASH)];
+        let key = FingerprintKey::new([seed; 32]);
+        let mut access = Access::of(users.into(), key.clone(), VERIFICATIONS_MAX);
+        if is_suspect {
+            spend_tries(&mut access);
+        }
+        let credentials = |secret: String| {
+            let credentials = Credentials { scheme: Scheme::Basic, name: "reader".into(), secret };
+            (credentials.fingerprint(&key), credentials)
+        };
+        let prepared: Vec<_> = (0..900).map(|n| credentials(format!("guess {n}"))).collect();
+        let guess = |number: usize| prepared[number].clone();
+        let (right, _) = credentials("open sesame".into());
+        for (fingerprint, _) in &prepared {
+            (0..255).for_each(|_| access.turn_away(1, *fingerprint));
+        }
+        let mut guesses: Vec<usize> = (0..stock).collect();
+        let mut fresh = stock..900;
+        for step in 0..290 {
+            let now_ms = 1000 + 200 * step as u64;
+            if step % 5 == 2 {
+                let (fingerprint, credentials) = credentials("open sesame".into());
+                access.judge(now_ms, remote(), fingerprint, credentials);
+            }
+            for &number in &guesses {
+                let (fingerprint, credentials) = guess(number);
+                access.judge(now_ms, source(number).into(), fingerprint, credentials);
+            }
+            access.take_displaced(now_ms);
+            for _ in 0..hashes {
+                let Some(verification) = access.begin_verification(now_ms) else { break };
+                let judged = verification.fingerprint;
+                if judged == right {
+                    return step / 5 + 1;
+                }
+                access.settle(now_ms, judged, None, true);
+                for number in &mut guesses {
+                    if prepared[*number].0 == judged {
+                        *number = fresh.next().expect("there are enough");
+                    }
+                }
+            }
+        }
+        panic!("right credentials are not judged in {} presentations", 290 / 5);
+    }
+
+    #[test]
+    fn whoever_presents_prepared_guesses_again_and_again_has_no_better_odds() {
+        let here: fn(usize) -> [u8; 4] = |_| [10, 0, 0, 1];
+        let everywhere: fn(usize) -> [u8; 4] = |n| [172, 16, (n >> 8) as u8, n as u8];
+        let few = Guessing { stock: 3, source: here, is_suspect: true, hashes: 1 };
+        let elsewhere = Guessing { stock: 20, source: everywhere, is_suspect: true, hashes: 4 };
+        // 2 + n / 5, where n counts the five a second that are replaced too; where there are tries left,
+        // 2 + n / 20, since 20 comparisons a second are made here.
+        for (guessing, average_max) in [
+            (few, 4),
+            (Guessing { stock: 20, ..few }, 8),
+            (elsewhere, 3),
+            (Guessing { stock: 100, is_suspect: false, ..elsewhere }, 9),
+        ] {
+            let all = (0..15).map(|seed| presentations(seed, guessing)).sum::<usize>();
+            let stock = guessing.stock;
+            assert!(all <= 15 * average_max, "{all} presentations of 15 with {stock} guesses");
+        }
     }
 
     #[test]

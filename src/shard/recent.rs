@@ -11,7 +11,8 @@ use hashbrown::HashMap;
 pub struct Recent<K> {
     window_ms: u64,
     keys_max: usize,
-    counts: HashMap<K, u8>,
+    // How often, and when the window began.
+    counts: HashMap<K, (u8, u64)>,
     // In the order in which their windows began, with that time: one entry per count.
     windows: VecDeque<(K, u64)>,
 }
@@ -25,20 +26,26 @@ impl<K: Copy + Eq + Hash> Recent<K> {
     /// How often a key was seen within its window.
     pub fn count(&mut self, now_ms: u64, key: K) -> u8 {
         self.forget_old(now_ms);
-        self.counts.get(&key).copied().unwrap_or(0)
+        self.counts.get(&key).map_or(0, |&(count, _)| count)
+    }
+
+    /// When the window of a key began.
+    pub fn since(&mut self, now_ms: u64, key: K) -> Option<u64> {
+        self.forget_old(now_ms);
+        self.counts.get(&key).map(|&(_, start_ms)| start_ms)
     }
 
     /// Counts a key; how often it was seen then.
     pub fn note(&mut self, now_ms: u64, key: K) -> u8 {
         self.forget_old(now_ms);
-        if let Some(count) = self.counts.get_mut(&key) {
+        if let Some((count, _)) = self.counts.get_mut(&key) {
             *count = count.saturating_add(1);
             return *count;
         }
         if self.windows.len() == self.keys_max {
             self.forget_first();
         }
-        self.counts.insert(key, 1);
+        self.counts.insert(key, (1, now_ms));
         self.windows.push_back((key, now_ms));
         1
     }
@@ -66,6 +73,7 @@ mod tests {
         let mut recent = Recent::new(1000, 10);
         assert_eq!((recent.count(0, 'a'), recent.note(0, 'a'), recent.note(999, 'a')), (0, 1, 2));
         assert_eq!((recent.count(999, 'a'), recent.count(999, 'b')), (2, 0));
+        assert_eq!((recent.since(999, 'a'), recent.since(999, 'b')), (Some(0), None));
         assert_eq!(recent.count(1000, 'a'), 0);
     }
 

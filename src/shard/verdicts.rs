@@ -1,10 +1,36 @@
-//! Credentials that wait to be compared with hashes, in a fair order.
+//! Credentials that wait to be compared with hashes, and whose comparison is next.
 //!
 //! A comparison takes tens of milliseconds on the one thread that makes them, and whoever can reach
-//! the API can ask for one. So no address and no user name has more than a few that wait, and who
-//! is likely to be right goes first: an address that presented right credentials of late, then
-//! credentials that were turned away and came again. A guesser gains nothing by presenting a guess
-//! again and again, except at the cost of others that it could have made.
+//! the API can ask for one. So few credentials wait, and places are given in this order:
+//!
+//! 1. Sources with tries left and sources without ("suspects") do not compete: each group has places
+//!    of its own. Suspects get at most five comparisons a second, and at least every fourth.
+//! 2. Credentials with a higher [`Rank`] displace those with a lower one.
+//! 3. Among equal ranks, whichever pair of source and user name holds the most places gives one up.
+//! 4. Among equal shares the [`Lot`] decides. Each pair and each fingerprint has a new lot every
+//!    second, from a secret key. Presenting a guess more often within a second, or at a chosen moment,
+//!    does not improve it.
+//!
+//! Those that hold a place are judged by rank. Among equal ranks the pairs take turns, and of a pair's
+//! credentials those with the best lot are judged.
+//!
+//! # The bound
+//!
+//! Before they are judged, right credentials cannot be told from a guess at the same user from the
+//! same source that comes as often. So no order can put them first. What this order promises is that
+//! no guess has better odds, however often and whenever it is presented:
+//!
+//! - From a source without tries, at which `n` distinct guesses at the same user are presented a
+//!   second, each for the second time at least: each presentation is judged with a probability of
+//!   about `5 / (n + 1)`, which makes `2 + n / 5` presentations on average. Guesses that are presented
+//!   once, or again before the `Retry-After`, do not count. Sources without tries from which guesses
+//!   come at the same time share the five comparisons a second equally.
+//! - From a source with tries: at once, however many guesses come from sources without. While more
+//!   than three others with tries left guess at the same user, about `n / 30` presentations on
+//!   average; nothing counts where right credentials of the user came from that source within the hour.
+//!
+//! Each shard counts for itself, and a second connection may reach another shard. The figures are for
+//! hashes that take 30 ms, and a verifier that no other shard keeps busy.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -27,8 +53,11 @@ const PER_NAME: usize = 4;
 /// How often a shard begins a comparison for a source without tries left, at most, in milliseconds.
 const SUSPECT_PAUSE_MS: u64 = 200;
 
-/// Every so many comparisons the one that has waited longest is next, whatever its rank.
-const OLDEST_EVERY: u64 = 4;
+/// Every so many comparisons one of a source without tries goes first, if one may.
+const SUSPECT_EVERY: u64 = 4;
+
+/// Credentials of sources without tries that may wait: as many as are judged in a second.
+const SUSPECTS_MAX: usize = 5;
 
 /// Whose credentials wait, and what is known of them.
 #[derive(Debug)]
@@ -39,8 +68,12 @@ pub struct Claim {
     pub source: IpAddr,
     /// The user name; empty for a token.
     pub name: String,
-    /// What decides on their order.
+    /// The source and the user name, as one number.
+    pub pair: u64,
+    /// What decides first on who keeps a place.
     pub rank: Rank,
+    /// What decides last.
+    pub lot: Lot,
 }
 
 /// The order of claims: the greatest goes first.
@@ -48,10 +81,19 @@ pub struct Claim {
 pub struct Rank {
     /// The source has tries left.
     pub has_tries: bool,
-    /// The source presented right credentials of late.
+    /// Right credentials with this user name came from this source of late.
     pub is_trusted: bool,
-    /// How often they were turned away before, unjudged.
-    pub returns: u8,
+    /// They were turned away before, unjudged, and have come again as they were told to.
+    pub has_returned: bool,
+}
+
+/// Chances within this second: the greatest keeps a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lot {
+    /// Of the source and the user name.
+    pub of_pair: u64,
+    /// Of the credentials.
+    pub of_claim: u64,
 }
 
 /// Those who wait for one verdict.
@@ -61,6 +103,8 @@ pub struct Waiters {
     pub fingerprint: Fingerprint,
     /// Where the credentials came from first.
     pub source: IpAddr,
+    /// See [`Claim::pair`].
+    pub pair: u64,
     /// The connections.
     pub keys: Vec<ConnectionKey>,
 }
@@ -77,7 +121,7 @@ struct Waiting {
 /// All of one shard.
 pub struct Verdicts {
     places: usize,
-    // In the order they came: waiting.len() <= places.
+    // In the order in which it is their turn: at most `places` with tries, and SUSPECTS_MAX without.
     waiting: Vec<Waiting>,
     // One entry per comparison that the verifier has not answered yet, so the verifier never holds
     // more of this shard: running.len() <= RUNNING_MAX.
@@ -108,28 +152,31 @@ impl Verdicts {
     /// Takes a claim in; gives those that lose their place to it.
     ///
     /// # Errors
-    /// There is no place for it, and no claim of a lower rank to take one from.
+    /// There is no place for it, and no claim that has to give one up.
     pub fn offer(
         &mut self,
         claim: Claim,
         verification: Verification,
     ) -> Result<Vec<Waiters>, Verification> {
+        let has_tries = claim.rank.has_tries;
+        let places = if has_tries { self.places } else { self.places.min(SUSPECTS_MAX) };
         let bounds: [(usize, IsAlike<'_>); 3] = [
             (PER_SOURCE, &|other| other.source == claim.source),
             (PER_NAME, &|other| !claim.name.is_empty() && other.name == claim.name),
-            (self.places, &|_| true),
+            (places, &|_| true),
         ];
         let mut losers: Vec<Fingerprint> = Vec::new();
         for (max, is_alike) in bounds {
-            let stays = |waiting: &&Waiting| !losers.contains(&waiting.claim.fingerprint);
-            let alike = || self.waiting.iter().filter(stays).filter(|w| is_alike(&w.claim));
-            if alike().count() < max {
+            let stays = |other: &&Claim| {
+                other.rank.has_tries == has_tries && !losers.contains(&other.fingerprint)
+            };
+            let claims = self.waiting.iter().map(|waiting| &waiting.claim);
+            let alike: Vec<&Claim> = claims.filter(stays).filter(|c| is_alike(c)).collect();
+            if alike.len() < max {
                 continue;
             }
-            // Of equals the last that came.
-            let lowest = alike().rev().min_by_key(|waiting| waiting.claim.rank);
-            match lowest.filter(|waiting| waiting.claim.rank < claim.rank) {
-                Some(loser) => losers.push(loser.claim.fingerprint),
+            match loser(&alike, &claim) {
+                Some(fingerprint) => losers.push(fingerprint),
                 None => return Err(verification),
             }
         }
@@ -156,21 +203,30 @@ impl Verdicts {
         if self.running.len() == RUNNING_MAX {
             return None;
         }
-        let takes_suspects = self.suspects_from_ms <= now_ms;
-        let mut ready = self.waiting.iter().enumerate();
-        let may = |(_, waiting): &(usize, &Waiting)| takes_suspects || waiting.has_tries();
-        let (at, _) = match (self.begun + 1).is_multiple_of(OLDEST_EVERY) {
-            true => ready.find(may),
-            // Of equals the first that came.
-            false => ready.filter(may).max_by_key(|&(at, w)| (w.claim.rank, Reverse(at))),
-        }?;
+        let suspects_may = self.suspects_from_ms <= now_ms;
+        let is_suspects_turn = (self.begun + 1).is_multiple_of(SUSPECT_EVERY);
+        let ready = self.waiting.iter().enumerate();
+        let ready = ready.filter(|(_, waiting)| suspects_may || waiting.has_tries());
+        let first = ready.max_by_key(|&(at, waiting)| {
+            let goes_first = is_suspects_turn && !waiting.has_tries();
+            (goes_first, waiting.claim.rank, Reverse(at))
+        })?;
+        let (first, claim) = (first.0, &first.1.claim);
+        let rivals =
+            self.waiting.iter().enumerate().filter(|(_, other)| {
+                (other.claim.pair, other.claim.rank) == (claim.pair, claim.rank)
+            });
+        let best = rivals.max_by_key(|(_, other)| other.claim.lot.of_claim);
+        let at = best.map_or(first, |(at, _)| at);
         let next = self.waiting.remove(at);
+        // The others of its pair go behind all other pairs.
+        self.waiting.sort_by_key(|waiting| waiting.claim.pair == next.claim.pair);
         self.begun += 1;
         if !next.has_tries() {
             self.suspects_from_ms = now_ms + SUSPECT_PAUSE_MS;
         }
-        let Waiting { claim: Claim { fingerprint, source, .. }, verification, keys } = next;
-        self.running.push(Waiters { fingerprint, source, keys });
+        let Waiting { claim: Claim { fingerprint, source, pair, .. }, verification, keys } = next;
+        self.running.push(Waiters { fingerprint, source, pair, keys });
         Some(verification)
     }
 
@@ -204,9 +260,17 @@ impl Waiting {
     }
 
     fn waiters(self) -> Waiters {
-        let Claim { fingerprint, source, .. } = self.claim;
-        Waiters { fingerprint, source, keys: self.keys }
+        let Claim { fingerprint, source, pair, .. } = self.claim;
+        Waiters { fingerprint, source, pair, keys: self.keys }
     }
+}
+
+/// Which of those that have all places loses its own to a newcomer; `None`: the newcomer stays out.
+fn loser(holders: &[&Claim], newcomer: &Claim) -> Option<Fingerprint> {
+    let all = || holders.iter().copied().chain([newcomer]);
+    let share = |claim: &Claim| all().filter(|other| other.pair == claim.pair).count();
+    let least = all().min_by_key(|claim| (claim.rank, Reverse(share(claim)), claim.lot))?;
+    (least.fingerprint != newcomer.fingerprint).then_some(least.fingerprint)
 }
 
 #[cfg(test)]
@@ -214,8 +278,8 @@ mod tests {
     use super::*;
     use crate::protocol::credentials::{Credentials, FingerprintKey, Scheme};
 
-    const CLEAN: Rank = Rank { has_tries: true, is_trusted: false, returns: 0 };
-    const SUSPECT: Rank = Rank { has_tries: false, is_trusted: false, returns: 1 };
+    const CLEAN: Rank = Rank { has_tries: true, is_trusted: false, has_returned: false };
+    const SUSPECT: Rank = Rank { has_tries: false, is_trusted: false, has_returned: true };
 
     fn fingerprint(number: usize) -> Fingerprint {
         let (name, secret) = (String::new(), number.to_string());
@@ -232,7 +296,9 @@ mod tests {
     ) -> Option<Vec<Fingerprint>> {
         let fingerprint = fingerprint(number);
         let source = [10, 0, 0, host].into();
-        let claim = Claim { fingerprint, source, name: name.into(), rank };
+        let pair = u64::from(host) << 32 | u64::from(name.as_bytes().first().copied().unwrap_or(0));
+        let lot = Lot { of_pair: 0, of_claim: 1000 - number as u64 };
+        let claim = Claim { fingerprint, source, name: name.into(), pair, rank, lot };
         let displaced = verdicts.offer(claim, Verification::of_nobody(fingerprint)).ok()?;
         Some(displaced.into_iter().map(|waiters| waiters.fingerprint).collect())
     }
@@ -270,7 +336,7 @@ mod tests {
     #[test]
     fn the_likelier_takes_the_place_of_the_least_likely() {
         let mut verdicts = Verdicts::new(3);
-        let came_again = Rank { returns: 1, ..CLEAN };
+        let came_again = Rank { has_returned: true, ..CLEAN };
         assert_eq!(offer(&mut verdicts, 0, (1, ""), came_again), Some(vec![]));
         assert_eq!(offer(&mut verdicts, 1, (2, ""), CLEAN), Some(vec![]));
         assert_eq!(offer(&mut verdicts, 2, (3, ""), CLEAN), Some(vec![]));
@@ -281,13 +347,38 @@ mod tests {
     }
 
     #[test]
-    fn every_fourth_is_the_one_that_waited_longest() {
+    fn a_source_without_tries_goes_before_a_crowd_that_has_some_every_fourth_time() {
         let mut verdicts = Verdicts::new(20);
         offer(&mut verdicts, 0, (1, ""), SUSPECT);
         for number in 1..8 {
             offer(&mut verdicts, number, (number as u8 + 1, ""), CLEAN);
         }
         assert_eq!(order(&mut verdicts, 0), [1, 2, 3, 0, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_crowd_that_has_tries_takes_no_place_of_a_source_without() {
+        let mut verdicts = Verdicts::new(4);
+        assert!(offer(&mut verdicts, 0, (1, "app"), SUSPECT).is_some());
+        for number in 1..20 {
+            let displaced = offer(&mut verdicts, number, (number as u8 + 1, "app"), CLEAN);
+            assert!(displaced.is_none_or(|displaced| !displaced.contains(&fingerprint(0))));
+        }
+        assert!(order(&mut verdicts, 0).contains(&0));
+    }
+
+    #[test]
+    fn who_holds_most_places_gives_one_up_to_another_source_or_name() {
+        for (host, name) in [(1, "ops"), (2, "app")] {
+            let mut verdicts = Verdicts::new(20);
+            for number in 0..4 {
+                assert_eq!(offer(&mut verdicts, number, (1, "app"), SUSPECT), Some(vec![]));
+            }
+            // The worst lot of all.
+            let displaced = offer(&mut verdicts, 999, (host, name), SUSPECT);
+            assert_eq!(displaced, Some(vec![fingerprint(3)]));
+            assert_eq!(offer(&mut verdicts, 998, (1, "app"), SUSPECT), None);
+        }
     }
 
     #[test]
