@@ -411,6 +411,7 @@ fn a_clock_that_is_set_back_refuses_nobody() {
     for _ in 0..5000 {
         let before = Now { unix_ms: node.now.unix_ms - 3_600_000, ..node.now };
         node.now = Now { ms: before.ms + 1, us: before.us + 1000, ..before };
+        node.shards[0].handle_turn(node.now);
         let key = node.open(Listener::Edge(0), "/echo", "");
         node.shards[0].handle_end(node.now, key, true);
         while let Some(action) = node.shards[0].poll_action() {

@@ -186,6 +186,7 @@ fn publishes_to_few_do_not_wait_for_one_to_many() {
     let others: Vec<ConnectionKey> = (0..500)
         .map(|number| {
             let path = format!("/ws?channels=few-{number}");
+            shard.handle_turn(NOW);
             upgraded(&mut shard, NOW, Listener::Edge(0), &path);
             upgraded(&mut shard, NOW, Listener::Api, "/ws/v1")
         })
@@ -217,6 +218,7 @@ fn crowd_of(route: Route, clients: u64) -> (Shard, ConnectionKey) {
     let mut shard = Shard::new(ShardId(0), &settings, NOW);
     for _ in 0..clients {
         upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
+        shard.handle_turn(NOW);
     }
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     shard.handle_turn(NOW);

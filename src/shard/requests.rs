@@ -313,12 +313,14 @@ impl Shard {
                 return self.refuse(key, shape, status, headers, &error.to_string());
             }
         };
+        // The connection ends with such a refusal: an impatient peer's first frames would be taken for
+        // the next request.
         if self.draining.is_some() {
-            return self.refuse(key, shape, 503, &[], "the server is shutting down");
+            return self.refuse_for_good(key, 503, "the server is shutting down");
         }
         if self.refuses_arrivals() {
             self.counters.note_shed_arrival();
-            return self.refuse(key, shape, 503, &[], SHORT);
+            return self.refuse_for_good(key, 503, SHORT);
         }
         let date = self.date();
         self.reply_bytes(key, |out| {
