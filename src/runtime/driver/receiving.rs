@@ -62,6 +62,10 @@ impl Driver {
                 _ => self.ended(now, key, true),
             },
         }
+        if is_closing && !is_over {
+            // A peer that goes on sending can keep a receive from ending by itself.
+            self.stop_receiving(key);
+        }
         self.close_if_quiet(key);
     }
 
