@@ -105,7 +105,8 @@
 //!
 //! `runtime::memory` counts what is allocated, so nothing that peers make a node hold is missing and no
 //! message pays for it. `runtime::budget` compares it with `limits.memory_bytes` and tells each shard
-//! once a turn; `shard::memory` says what gives way, in which order, and does its shard's part.
+//! once a turn; `shard::memory` says what gives way, in which order, and does its shard's part. The
+//! shards share one total, `shard::shed_round`, so that together they free about the excess.
 //!
 //! # The thread of the mesh
 //!

@@ -5,6 +5,7 @@
 #[path = "support/shard.rs"]
 mod shard_value;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use gridcast::address::{IdLayout, IdSource, NodeId, ShardAddress, ShardId};
@@ -13,7 +14,9 @@ use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::{Edge, Route, Settings};
-use gridcast::shard::{Action, Listener, Now, Shard, Shortage, Usage};
+use gridcast::shard::{
+    Action, Batch, Listener, Now, Shard, ShedRound, Shortage, Usage, freed_bytes,
+};
 use shard_value::{call, client_head, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
@@ -147,10 +150,9 @@ fn usage(megabytes: u64, before: Shortage) -> Usage {
     Usage { bytes, limit_bytes, shortage: before.after(bytes, limit_bytes) }
 }
 
-/// The code of the close frame that text ends with.
-fn close_code(written: &[u8]) -> Option<u16> {
-    let at = written.iter().rposition(|&byte| byte == 0x88)?;
-    Some(u16::from_be_bytes([*written.get(at + 2)?, *written.get(at + 3)?]))
+/// Tells a shard whose sockets all have room.
+fn tell(shard: &mut Shard, usage: Usage) {
+    shard.handle_memory(NOW, usage, &ShedRound::default(), |_| None);
 }
 
 /// A shard with clients of channels of their own, `0` and on, and a back end; all handshakes are
@@ -192,54 +194,207 @@ fn closed(shard: &mut Shard) -> Vec<ConnectionKey> {
     closed
 }
 
+/// What the driver has of each connection whose socket is full.
+#[derive(Default)]
+struct FullSockets(HashMap<ConnectionKey, Batch>);
+
+impl FullSockets {
+    /// Takes what the shard has to write. The sockets of these clients are full; the others take all.
+    fn take_writes(&mut self, shard: &mut Shard, now: Now, clients: &[ConnectionKey]) {
+        let next =
+            |shard: &mut Shard| shard.poll_urgent_write().or_else(|| shard.poll_bulk_write());
+        while let Some((key, batch)) = next(shard) {
+            if clients.contains(&key) {
+                self.0.insert(key, batch);
+                continue;
+            }
+            let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+            drop(batch);
+            shard.handle_written(now, key, bytes, true);
+        }
+    }
+
+    fn blocked_bytes(&self, key: ConnectionKey) -> Option<usize> {
+        self.0.get(&key).map(freed_bytes)
+    }
+
+    /// One turn of a shard that is told what is in use; the connections that it cuts off.
+    fn turn(
+        &mut self,
+        shard: &mut Shard,
+        ms: u64,
+        usage: Usage,
+        round: &ShedRound,
+    ) -> Vec<ConnectionKey> {
+        let now = Now { ms, ..NOW };
+        shard.handle_memory(now, usage, round, |key| self.blocked_bytes(key));
+        shard.handle_turn(now);
+        let closed = closed(shard);
+        closed.iter().for_each(|key| drop(self.0.remove(key)));
+        closed
+    }
+}
+
+/// When a connection whose socket is full since time 0 counts as a slow reader.
+const SLOW_MS: u64 = 300;
+
 #[test]
-fn near_the_budget_the_largest_outbound_queues_go_first_and_no_more_than_needed() {
+fn near_the_budget_the_largest_queues_of_slow_readers_go_first_and_no_more_than_needed() {
     let (mut shard, clients, back_end) = node_of(20);
     for (number, _) in clients.iter().enumerate() {
         // Four hold 400 KB, the others 20.
         publish_to(&mut shard, back_end, number, if number % 5 == 0 { 400_000 } else { 20_000 });
     }
+    let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
+    shard.handle_turn(NOW);
+    sockets.take_writes(&mut shard, NOW, &clients);
     let limit_bytes = 2_400_000;
     let mut used = 4 * 400_000 + 16 * 20_000;
     let mut shortage = Shortage::None;
-    let mut told = Vec::new();
-    for ms in 0..50 {
+    let mut gone = Vec::new();
+    for ms in (0..2000).step_by(5) {
         shortage = shortage.after(used, limit_bytes);
-        shard.handle_memory(Usage { bytes: used, limit_bytes, shortage });
-        shard.handle_turn(Now { ms, ..NOW });
-        while let Some((key, batch)) = shard.poll_urgent_write() {
-            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
-            if clients.contains(&key) && close_code(&bytes) == Some(1013) {
-                told.push(key);
-                used -= 400_000;
-            }
-        }
+        let usage = Usage { bytes: used, limit_bytes, shortage };
+        let closed = sockets.turn(&mut shard, ms, usage, &round);
+        used -= 400_000 * closed.len() as u64;
+        gone.extend(closed);
     }
-    assert_eq!(told, [clients[0]], "80 % are in use: one of the largest brings that below 75");
+    assert_eq!(gone, [clients[0]], "80 % are in use: one of the largest brings that below 75");
     let counters = shard.counters();
     assert_eq!((counters.shed_readers, counters.limits.memory_bytes), (1, 1));
-    assert_eq!(shard.poll_timeout().map(|ms| ms > 1000), Some(true), "nothing more to look for");
+    assert_eq!(shard.poll_timeout().map(|ms| ms > 3000), Some(true), "nothing more to look for");
 }
 
 #[test]
-fn whoever_has_taken_nothing_of_what_is_on_its_way_is_cut_off_so_that_its_memory_is_free() {
+fn a_slow_reader_is_cut_off_for_a_queue_of_its_own_and_whoever_reads_is_not() {
+    let (mut shard, clients, back_end) = node_of(3);
+    let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
+    let slow = &clients[..1];
+    for channel in 0..2 {
+        publish_to(&mut shard, back_end, channel, 100_000);
+    }
+    let short = usage(850, Shortage::None);
+    assert_eq!(sockets.turn(&mut shard, 0, short, &round), [], "nothing is written yet");
+    sockets.take_writes(&mut shard, NOW, slow);
+    publish_to(&mut shard, back_end, 0, 100_000);
+    let mut gone = Vec::new();
+    for ms in (0..=SLOW_MS + 200).step_by(10) {
+        // Just queued, and written in the same turn.
+        publish_to(&mut shard, back_end, 2, 50_000);
+        let closed = sockets.turn(&mut shard, ms, short, &round);
+        assert!(closed.is_empty() || ms >= 250, "after {ms} ms");
+        gone.extend(closed);
+        sockets.take_writes(&mut shard, Now { ms, ..NOW }, slow);
+    }
+    assert_eq!(gone, slow);
+    assert_eq!(shard.counters().shed_readers, 1);
+    assert!(clients[1..].iter().all(|&key| is_open(&mut shard, key)));
+}
+
+/// A shard with clients of one channel `a`, and a back end; all handshakes are written.
+fn crowd(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
+    let mut shard = Shard::new(ShardId(0), &settings(1, OUTBOUND_BYTES), NOW);
+    let clients: Vec<_> = (0..clients)
+        .map(|_| upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a"))
+        .collect();
+    let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    FullSockets::default().take_writes(&mut shard, NOW, &[]);
+    (shard, clients, back_end)
+}
+
+#[test]
+fn nobody_is_closed_for_a_frame_that_all_subscribers_share() {
+    let (mut shard, clients, back_end) = crowd(100);
+    let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
+    shard.handle_bytes(NOW, back_end, &mut publish(&"x".repeat(20_480)));
+    // Topics or contexts hold the rest.
+    let short = usage(810, Shortage::None);
+    for ms in (0..2000).step_by(5) {
+        assert_eq!(sockets.turn(&mut shard, ms, short, &round), [], "after {ms} ms");
+        sockets.take_writes(&mut shard, Now { ms, ..NOW }, &clients);
+    }
+    assert_eq!(shard.counters().limits.memory_bytes, 0);
+    // Those who have read it leave the whole frame to the one who has not.
+    let (slow, others) = clients.split_first().expect("there are clients");
+    for key in others {
+        let bytes = sockets.0.remove(key).expect("it is blocked");
+        let bytes = bytes.iter().map(|chunk| chunk.bytes().len()).sum();
+        shard.handle_written(NOW, *key, bytes, true);
+    }
+    let closed: Vec<_> = (2000..2300)
+        .step_by(5)
+        .flat_map(|ms| sockets.turn(&mut shard, ms, short, &round))
+        .collect();
+    assert_eq!(closed, [*slow]);
+}
+
+#[test]
+fn many_shards_together_free_about_the_excess() {
+    const SHARDS: usize = 32;
+    const CLIENTS: usize = 10;
+    const QUEUE_BYTES: u64 = 50_000;
+    let round = ShedRound::default();
+    let mut shards: Vec<_> = (0..SHARDS).map(|_| shard_of_slow_readers(CLIENTS, 50_000)).collect();
+    // 5 MB are too much. Slow readers hold 16 MB, half a megabyte in each shard.
+    let (limit_bytes, before) = (100_000_000, 80_000_000);
+    let (mut used, mut closed) = (before, 0);
+    let mut shortage = Shortage::None;
+    for ms in (SLOW_MS..1500).step_by(5) {
+        shortage = shortage.after(used, limit_bytes);
+        let told = Usage { bytes: used, limit_bytes, shortage };
+        for (shard, sockets) in &mut shards {
+            closed += sockets.turn(shard, ms, told, &round).len() as u64;
+        }
+        // What was closed takes some turns to be free.
+        if ms % 20 == 0 {
+            used = before - closed * QUEUE_BYTES;
+        }
+    }
+    let freed = closed * QUEUE_BYTES;
+    assert!((5_000_000..=5_000_000 + QUEUE_BYTES).contains(&freed), "{freed} bytes are free");
+}
+
+/// A shard with clients that each have so many bytes in flight, and full sockets.
+fn shard_of_slow_readers(clients: usize, bytes: usize) -> (Shard, FullSockets) {
+    let (mut shard, clients, back_end) = node_of(clients);
+    let mut sockets = FullSockets::default();
+    for channel in 0..clients.len() {
+        publish_to(&mut shard, back_end, channel, bytes);
+        shard.handle_turn(NOW);
+        sockets.take_writes(&mut shard, NOW, &clients);
+    }
+    assert_eq!(sockets.0.len(), clients.len());
+    (shard, sockets)
+}
+
+#[test]
+fn a_connection_that_is_ending_is_cut_off_once_and_only_if_its_socket_is_full() {
     let (mut shard, clients, back_end) = node_of(2);
-    publish_to(&mut shard, back_end, 0, 100_000);
-    write_to(&mut shard, back_end);
-    publish_to(&mut shard, back_end, 0, 100_000);
-    write_to(&mut shard, back_end);
-    shard.handle_memory(usage(850, Shortage::None));
+    let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
+    for channel in 0..2 {
+        publish_to(&mut shard, back_end, channel, 100_000);
+    }
     shard.handle_turn(NOW);
-    assert_eq!(closed(&mut shard), [clients[0]]);
-    assert!(is_open(&mut shard, clients[1]));
+    sockets.take_writes(&mut shard, NOW, &clients[..1]);
+    for &client in &clients {
+        // A close frame.
+        shard.handle_bytes(NOW, client, &mut client_head(0x88, 0));
+    }
+    sockets.take_writes(&mut shard, NOW, &clients[..1]);
+    let closed: Vec<_> = (SLOW_MS..1000)
+        .step_by(5)
+        .flat_map(|ms| sockets.turn(&mut shard, ms, usage(850, Shortage::None), &round))
+        .collect();
+    assert_eq!(closed, [clients[0]]);
+    assert_eq!(shard.counters().limits.memory_bytes, 1);
 }
 
 #[test]
 fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_told() {
     let (mut shard, _, back_end) = node_of(1);
-    shard.handle_memory(usage(849, Shortage::None));
+    tell(&mut shard, usage(849, Shortage::None));
     assert!(!shard.closes_arrivals(true));
-    shard.handle_memory(usage(850, Shortage::None));
+    tell(&mut shard, usage(850, Shortage::None));
     let mut answer = |listener, path: &str| {
         let key = upgraded(&mut shard, NOW, listener, path);
         let text = write_to(&mut shard, key);
@@ -256,7 +411,7 @@ fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_to
     // Those who are there go on.
     publish_to(&mut shard, back_end, 0, 10);
     assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
-    shard.handle_memory(usage(799, Shortage::Arrivals));
+    tell(&mut shard, usage(799, Shortage::Arrivals));
     let key = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
     assert!(write_to(&mut shard, key).starts_with("HTTP/1.1 101"));
 }
@@ -267,14 +422,14 @@ fn when_memory_is_shorter_frames_fail_for_those_who_do_not_read_and_reach_those_
     // This one is written, and stays in flight.
     publish_to(&mut shard, back_end, 0, 10);
     write_to(&mut shard, back_end);
-    shard.handle_memory(usage(900, Shortage::None));
+    tell(&mut shard, usage(900, Shortage::None));
     for (channel, tally) in [(0, r#"{"s":0,"f":1}"#), (1, r#"{"s":1,"f":0}"#)] {
         publish_to(&mut shard, back_end, channel, 10);
         let answer = write_to(&mut shard, back_end);
         assert!(answer.contains(tally), "{answer}");
     }
     assert_eq!((shard.counters().shed_frames, shard.counters().slow_closed), (1, 0));
-    shard.handle_memory(usage(849, Shortage::Frames));
+    tell(&mut shard, usage(849, Shortage::Frames));
     publish_to(&mut shard, back_end, 0, 10);
     assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
 }
@@ -289,13 +444,15 @@ fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
     let request = shard.handle_accepted(NOW, Listener::Api, remote).expect("the node is up");
     let head = "POST /v1/mesh/send HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50000\r\n\r\n";
     shard.handle_bytes(NOW, request, &mut [head.as_bytes(), &[b' '; 45_000]].concat());
-    shard.handle_memory(usage(940, Shortage::None));
+    tell(&mut shard, usage(940, Shortage::None));
     shard.handle_turn(NOW);
     assert_eq!(shard.counters().limits.memory_bytes, 0, "there is no outbound queue to give up");
-    shard.handle_memory(usage(950, Shortage::Frames));
+    tell(&mut shard, usage(950, Shortage::Frames));
     let mut told = String::new();
     for ms in [200, 400, 600] {
-        shard.handle_turn(Now { ms, ..NOW });
+        let (now, short) = (Now { ms, ..NOW }, usage(950, Shortage::Frames));
+        shard.handle_memory(now, short, &ShedRound::default(), |_| None);
+        shard.handle_turn(now);
         while let Some((key, batch)) = shard.poll_urgent_write() {
             let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
             told += &String::from_utf8_lossy(&bytes);

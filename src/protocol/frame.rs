@@ -298,6 +298,11 @@ impl Frame {
         &self.0
     }
 
+    /// How many references to the bytes there are, on all cores; this one included.
+    pub fn references(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// What its first frame, the only one of a message, carries.
     pub fn payload(&self) -> &[u8] {
         let head = match self.0.get(1) {

@@ -1,10 +1,10 @@
-//! The memory budget of a node: what is in use, how short that is, and the log's word of it.
+//! The memory budget of a node: what is in use, how short memory is, and the log lines about it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::memory::allocated_bytes;
-use crate::shard::{Shortage, Usage};
+use crate::shard::{ShedRound, Shortage, Usage};
 
 /// What the kernel takes for a connection that says nothing, in bytes: measured, see tuning/README.md.
 /// The control group counts it, and no allocator does.
@@ -19,6 +19,7 @@ pub(super) struct Budget {
     limit_bytes: u64,
     // A Shortage, as its place among the steps.
     shortage: AtomicU8,
+    shed_round: ShedRound,
     // The log was told that memory is short, and not yet that it is so no more.
     is_told: AtomicBool,
     told_ms: AtomicU64,
@@ -29,6 +30,7 @@ impl Budget {
         Self {
             limit_bytes,
             shortage: AtomicU8::new(Shortage::None as u8),
+            shed_round: ShedRound::default(),
             is_told: AtomicBool::new(false),
             told_ms: AtomicU64::new(0),
         }
@@ -53,6 +55,11 @@ impl Budget {
         usage
     }
 
+    /// What the shards shed in this round, together.
+    pub(super) fn shed_round(&self) -> &ShedRound {
+        &self.shed_round
+    }
+
     /// One line when it begins, one when it is over; metrics tell what was given up meanwhile.
     fn tell(&self, usage: Usage, now_ms: u64) {
         let Usage { bytes, limit_bytes, shortage } = usage;
@@ -69,8 +76,8 @@ impl Budget {
         if is_due && !self.is_told.swap(true, Ordering::Relaxed) {
             self.told_ms.store(now_ms.max(1), Ordering::Relaxed);
             tracing::warn!(
-                "memory: {used} of {limit} MiB (limits.memory_bytes) in use: the largest outbound \
-                 queues are given up, then newcomers refused; see gridcast_shed_* in /metrics"
+                "memory: {used} of {limit} MiB (limits.memory_bytes) in use: slow readers are \
+                 closed, then newcomers refused; see gridcast_shed_* in /metrics"
             );
         }
     }

@@ -115,6 +115,13 @@ impl Socket {
     fn is_writing(&self) -> bool {
         self.is_sending || self.unsent.is_some()
     }
+
+    /// Memory that closing the socket would free of what it has no room for. `None`: it has room.
+    fn blocked_bytes(&self) -> Option<usize> {
+        let unsent = self.unsent.as_ref()?;
+        let plaintext = self.tls.as_ref().map_or(0, |tls| tls.freed_bytes());
+        Some(unsent.freed_bytes() + plaintext)
+    }
 }
 
 struct Clock {
@@ -214,7 +221,7 @@ impl Driver {
         let now = self.clock.now();
         let Self { port, shard, .. } = self;
         port.receive(|_, from, message| shard.handle_message(now, from, message));
-        self.shard.handle_memory(self.watch.usage());
+        self.handle_memory(now);
         self.shard.handle_turn(now);
         self.post_messages();
         self.do_actions(now);
@@ -233,6 +240,16 @@ impl Driver {
             self.watch.quiet[self.number].store(self.shard.is_quiet(), Ordering::Release);
         }
         self.submit(now)
+    }
+
+    /// Tells the shard what the node holds, and what closing a connection whose socket is full would free.
+    fn handle_memory(&mut self, now: Now) {
+        let Self { shard, sockets, watch, .. } = self;
+        let blocked_bytes = |key: ConnectionKey| {
+            let socket = sockets.get(key.index as usize)?.as_ref()?;
+            (socket.generation == key.generation).then_some(socket)?.blocked_bytes()
+        };
+        shard.handle_memory(now, watch.usage(), watch.shed_round(), blocked_bytes);
     }
 
     /// Whether nothing that had arrived before this turn waits to be read.

@@ -21,7 +21,7 @@ use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use crate::message::ConnectionKey;
-use crate::shard::{Batch, Chunk};
+use crate::shard::{Batch, Chunk, freed_bytes};
 #[cfg(test)]
 pub use faults::{Faults, Random};
 
@@ -121,6 +121,11 @@ impl Sending {
             self.written_chunks += 1;
         }
         true
+    }
+
+    /// Memory that dropping the batch would free.
+    pub fn freed_bytes(&self) -> usize {
+        freed_bytes(&self.batch)
     }
 
     /// Gives back the batch, whether or not all of it is written.

@@ -13,7 +13,7 @@ use rustls::unbuffered::{
 };
 use rustls::{Error, ServerConfig};
 
-use crate::shard::{Batch, Chunk};
+use crate::shard::{Batch, Chunk, freed_bytes};
 
 /// Plaintext that is sealed for one send, in bytes: four full records. What a slow peer has not
 /// taken is held as plaintext, which a channel's members share; more per send gains little.
@@ -226,6 +226,11 @@ impl Tls {
     pub(super) fn written(&mut self) -> Option<(usize, bool)> {
         let bytes = mem::take(&mut self.in_flight);
         (bytes > 0).then_some((bytes, self.batch.is_empty()))
+    }
+
+    /// Memory that dropping what is not sealed yet would free.
+    pub(super) fn freed_bytes(&self) -> usize {
+        freed_bytes(&self.batch)
     }
 
     /// Moves the next bytes of the batch to `part`.

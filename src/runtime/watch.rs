@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::budget::Budget;
 use crate::metrics::Counters;
-use crate::shard::Usage;
+use crate::shard::{ShedRound, Usage};
 
 /// What a node takes in, at most.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,11 @@ impl Watch {
         let clients = self.clients.load(Ordering::Relaxed);
         let connections = clients + self.callers.load(Ordering::Relaxed);
         self.budget.usage(connections as u64, self.start.elapsed())
+    }
+
+    /// What the shards shed in this round, together.
+    pub(super) fn shed_round(&self) -> &ShedRound {
+        self.budget.shed_round()
     }
 
     /// Whether all shards are quiet.

@@ -1,22 +1,28 @@
 //! What a shard does when the node is short of memory.
 //!
-//! The runtime measures what the node holds and tells each shard once a turn. Near the budget
-//! (`limits.memory_bytes`) things give way in an order, each step beside those before it, by the share
-//! of the budget that is in use:
+//! The runtime measures what the node holds and tells each shard once a turn. As memory in use comes near
+//! the budget (`limits.memory_bytes`), the node takes these steps. Each adds to those before it:
 //!
 //! | from | until below | |
 //! |---|---|---|
-//! | 80 % | 75 % | the largest outbound queues are given up, their connections closed with 1013 |
-//! | 85 % | 80 % | clients and back ends that want to come in get 503; TLS at the edge is not begun |
-//! | 90 % | 85 % | frames for a client that has not read what it was sent before count as failed, and whoever does not read is not read from |
-//! | 95 % | 80 % | whoever holds most, of whatever kind, is closed; topics take no events, edges accept nobody |
+//! | 80 % | 75 % | slow readers are closed, those with the most unread data first |
+//! | 85 % | 80 % | new clients and back ends get 503; no TLS handshake begins at the edge |
+//! | 90 % | 85 % | frames for a client with unread data count as failed; peers that do not read are not read from |
+//! | 95 % | 80 % | the connections that hold the most memory of any kind are closed; topics take no events, edges accept nobody |
 //!
-//! Health checks, `/metrics` and calls over HTTP are answered at all times, and clients that read are
-//! sent to. The last fifth of the budget is the slack that a turn needs between two looks.
+//! A slow reader is a connection whose socket is full, and whose batch has been in flight for
+//! [`SLOW_MS`](super::outbound::SLOW_MS). A connection that keeps up is never closed before 95 %, however
+//! much was just queued for it. A connection counts for what closing it would free: a frame that others
+//! wait for too counts by its share.
+//!
+//! Shedding stops at 75 %. All shards of the node shed against one total, [`ShedRound`], so that together
+//! they free about the excess. Health checks, `/metrics` and calls over HTTP are answered at all times. The
+//! last fifth of the budget leaves room for what arrives between two measurements.
 
-use super::Shard;
 use super::connection::{Connection, Phase, Stage};
+use super::shed_round::{ROUND_MS, ShedRound};
 use super::trail::{self, By, Entry};
+use super::{Now, Shard};
 use crate::message::ConnectionKey;
 use crate::protocol::close;
 
@@ -26,13 +32,13 @@ pub enum Shortage {
     /// There is enough.
     #[default]
     None,
-    /// The largest outbound queues are given up.
+    /// Slow readers are closed.
     Readers,
-    /// Nobody new comes in.
+    /// New clients and back ends are refused.
     Arrivals,
-    /// Only those who read get frames.
+    /// Frames for clients with unread data fail.
     Frames,
-    /// Whoever holds most is closed.
+    /// The connections that hold the most memory are closed.
     Holders,
 }
 
@@ -78,29 +84,40 @@ pub struct Usage {
     pub shortage: Shortage,
 }
 
-/// Shedding goes on until so much of the budget is in use: then no step holds any more.
+impl Usage {
+    /// Bytes that are in use beyond [`TARGET_PERCENT`] of the budget.
+    fn excess_bytes(&self) -> u64 {
+        self.bytes.saturating_sub(self.limit_bytes / 100 * TARGET_PERCENT)
+    }
+}
+
+/// Shedding goes on until this share of the budget is in use. Then no step holds any more.
 const TARGET_PERCENT: u64 = 75;
 
 /// Connections that one turn looks at.
 const LOOKS_PER_TURN: usize = 4096;
 
+/// Connections whose batches one turn weighs.
+const WEIGHED_PER_TURN: usize = 1024;
+
 /// Connections that one turn closes.
 const CLOSED_PER_TURN: usize = 256;
 
-/// What a connection holds at least to be worth closing, of a budget over 1 MiB: below it are those whose
-/// messages have only just come.
+/// Closing a connection has to free so much, with a budget over 1 MiB. Smaller ones are not worth it.
 const WORTH_BYTES: u64 = 16 * 1024;
 
-/// How long a shard waits before it looks again, in milliseconds: after it has closed somebody, so that
-/// the next measurement knows of it; and after it has found nobody.
+/// How long a shard waits before it weighs its connections again, in milliseconds, when it has closed
+/// those of a size.
 const AFTER_CLOSING_MS: u64 = 5;
+
+/// How long a shard waits when it has found nobody to close, in milliseconds.
 const AFTER_NOTHING_MS: u64 = 100;
 
 /// Sizes of connections: powers of two.
 const CLASSES: usize = usize::BITS as usize;
 
-/// A shard's part in shedding: a walk through its connections that adds up what those of each size hold,
-/// then one that closes the largest, until its share of the excess is free.
+/// A shard's part in shedding. A first walk through the connections adds up what those of each size would
+/// free. A second one closes the largest, until the node's round has shed the excess.
 #[derive(Debug, Default)]
 pub struct Shedding {
     usage: Usage,
@@ -115,8 +132,14 @@ enum Step {
     #[default]
     Resting,
     Weighing(Box<[u64; CLASSES]>),
-    // Those of this class and above, until so many bytes are free.
-    Closing(usize, u64),
+    // Closes connections of this class and above.
+    Closing(usize),
+}
+
+/// What the shard cannot tell about the node by itself.
+struct Node<'a> {
+    round: &'a ShedRound,
+    blocked_bytes: &'a dyn Fn(ConnectionKey) -> Option<usize>,
 }
 
 impl Shedding {
@@ -135,15 +158,14 @@ impl Shedding {
         self.is_short(Shortage::Arrivals)
     }
 
-    /// What this shard is to free of it: its share of the excess, and one percent of the budget at
-    /// least, since the others may hold nothing.
-    fn share(&self, shards: usize) -> u64 {
-        let Usage { bytes, limit_bytes, .. } = self.usage;
-        let excess = bytes.saturating_sub(limit_bytes / 100 * TARGET_PERCENT);
-        (excess / shards as u64).max(limit_bytes / 100).min(excess)
+    /// What this shard looks for in its first walk: its share of what the round has left, and one percent
+    /// of the budget at least, since other shards may hold nothing. Sets the sizes to close, not how much:
+    /// the round does that.
+    fn wanted_bytes(&self, left_bytes: u64, shards: usize) -> u64 {
+        (left_bytes / shards as u64).max(self.usage.limit_bytes / 100).min(left_bytes)
     }
 
-    /// What a connection holds at least to be worth closing.
+    /// What closing a connection has to free to be worth it.
     fn worth_bytes(&self) -> usize {
         WORTH_BYTES.min(self.usage.limit_bytes / 64) as usize
     }
@@ -153,7 +175,7 @@ impl Shedding {
         let is_short = self.is_short(Shortage::Readers);
         is_short.then_some(match self.stage {
             Step::Resting => self.rests_until_ms,
-            Step::Weighing(_) | Step::Closing(..) => 0,
+            Step::Weighing(_) | Step::Closing(_) => 0,
         })
     }
 
@@ -166,7 +188,7 @@ fn class_of(bytes: usize) -> usize {
     bytes.max(1).ilog2() as usize
 }
 
-/// The class such that those of it and above hold so many bytes, or the lowest with anybody in it.
+/// The highest class that holds so many bytes together with those above it, or the lowest that holds any.
 fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
     let mut sum = 0;
     let mut least = None;
@@ -180,20 +202,43 @@ fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
 }
 
 impl Shard {
-    /// What the node holds now. To be told before [`Self::handle_turn`]; a shard that never is has no
-    /// budget.
-    pub fn handle_memory(&mut self, usage: Usage) {
+    /// What the node holds now. To be told once a turn, before [`Self::handle_turn`]; a shard that never
+    /// is has no budget. If the node is short, closes connections: a slice of the work per turn, until all
+    /// shards together have shed the excess in this round.
+    ///
+    /// `blocked_bytes` tells of a connection whose socket is full what closing it would free of the batch
+    /// that the driver has of it. `None`: the socket is not full.
+    pub fn handle_memory(
+        &mut self,
+        now: Now,
+        usage: Usage,
+        round: &ShedRound,
+        blocked_bytes: impl Fn(ConnectionKey) -> Option<usize>,
+    ) {
+        self.now = now;
         let was_holding = self.shedding.is_short(Shortage::Holders);
         self.shedding.usage = usage;
         if was_holding && !self.shedding.is_short(Shortage::Holders) {
             self.feed_again();
         }
+        if self.shedding.is_short(Shortage::Readers) {
+            round.renew(now.ms);
+            self.shed(&Node { round, blocked_bytes: &blocked_bytes });
+        } else if !matches!(self.shedding.stage, Step::Resting) {
+            self.shedding.rest(0);
+        }
     }
 
-    /// Memory that its connections hold, as shedding weighs them. Costs a look at each.
+    /// Memory that the shard's connections hold, as an estimate. A frame that waits for several of them
+    /// counts once, a batch in flight as if it were shared with nobody. Looks at all connections: for tests.
     pub fn held_bytes(&mut self) -> usize {
         let (keys, _) = self.connections.keys(0, usize::MAX);
-        let held = keys.into_iter().filter_map(|key| Some(self.connections.get(key)?.held_bytes()));
+        let held = keys.into_iter().filter_map(|key| {
+            let connection = self.connections.get(key)?;
+            let outbound = &connection.outbound;
+            let beside_outbound = connection.held_bytes() - outbound.charge();
+            Some(beside_outbound + outbound.freed_bytes() + outbound.charge_in_flight())
+        });
         held.sum()
     }
 
@@ -208,26 +253,33 @@ impl Shard {
         self.shedding.refuses_arrivals()
     }
 
-    /// Gives up what is too much, if the node is short: a slice of it per turn.
-    pub(super) fn shed(&mut self) {
-        if !self.shedding.is_short(Shortage::Readers) {
-            if !matches!(self.shedding.stage, Step::Resting) {
-                self.shedding.rest(0);
-            }
-            return;
-        }
+    fn shed(&mut self, node: &Node<'_>) {
         match std::mem::take(&mut self.shedding.stage) {
             Step::Resting if self.now.ms < self.shedding.rests_until_ms => {}
-            Step::Resting => self.weigh(Box::new([0; CLASSES])),
-            Step::Weighing(by_class) => self.weigh(by_class),
-            Step::Closing(class, left_bytes) => self.close_largest(class, left_bytes),
+            Step::Resting if self.left_bytes(node) == 0 => {
+                self.shedding.rest(self.now.ms + ROUND_MS);
+            }
+            Step::Resting => self.weigh(node, Box::new([0; CLASSES])),
+            Step::Weighing(by_class) => self.weigh(node, by_class),
+            Step::Closing(class) => self.close_largest(node, class),
         }
     }
 
-    fn weigh(&mut self, mut by_class: Box<[u64; CLASSES]>) {
-        let (keys, next) = self.connections.keys(self.shedding.next, LOOKS_PER_TURN);
+    /// Bytes that the node is still to shed in this round.
+    fn left_bytes(&self, node: &Node<'_>) -> u64 {
+        node.round.left(self.shedding.usage.excess_bytes())
+    }
+
+    fn weigh(&mut self, node: &Node<'_>, mut by_class: Box<[u64; CLASSES]>) {
+        let (keys, mut next) = self.connections.keys(self.shedding.next, LOOKS_PER_TURN);
+        let mut weighed = 0;
         for key in keys {
-            let bytes = self.sheddable(key);
+            if weighed == WEIGHED_PER_TURN {
+                next = Some(key.index);
+                break;
+            }
+            let Some(bytes) = self.freed_bytes(key, node) else { continue };
+            weighed += 1;
             if bytes >= self.shedding.worth_bytes() {
                 by_class[class_of(bytes)] += bytes as u64;
             }
@@ -236,63 +288,71 @@ impl Shard {
             (self.shedding.stage, self.shedding.next) = (Step::Weighing(by_class), next);
             return;
         }
-        let share = self.shedding.share(self.settings.shards);
-        match least_class(&by_class, share) {
+        let wanted = self.shedding.wanted_bytes(self.left_bytes(node), self.settings.shards);
+        match least_class(&by_class, wanted) {
             Some(class) => {
                 self.shedding.next = 0;
-                self.close_largest(class, share);
+                self.close_largest(node, class);
             }
             None => self.shedding.rest(self.now.ms + AFTER_NOTHING_MS),
         }
     }
 
-    fn close_largest(&mut self, class: usize, mut left_bytes: u64) {
+    fn close_largest(&mut self, node: &Node<'_>, class: usize) {
+        let excess = self.shedding.usage.excess_bytes();
         let (keys, mut next) = self.connections.keys(self.shedding.next, LOOKS_PER_TURN);
-        let mut closed = 0;
+        let (mut weighed, mut closed) = (0, 0);
         for key in keys {
-            if left_bytes == 0 {
-                next = None;
-                break;
-            }
-            if closed == CLOSED_PER_TURN {
+            if closed == CLOSED_PER_TURN || weighed == WEIGHED_PER_TURN {
                 next = Some(key.index);
                 break;
             }
-            let bytes = self.sheddable(key);
-            if bytes >= self.shedding.worth_bytes() && class_of(bytes) >= class {
-                self.give_up(key);
-                left_bytes = left_bytes.saturating_sub(bytes as u64);
-                closed += 1;
+            let Some(bytes) = self.freed_bytes(key, node) else { continue };
+            weighed += 1;
+            if bytes < self.shedding.worth_bytes() || class_of(bytes) < class {
+                continue;
             }
+            if !node.round.take(bytes as u64, excess) {
+                return self.shedding.rest(self.now.ms + ROUND_MS);
+            }
+            self.give_up(key);
+            closed += 1;
         }
         match next {
             Some(next) => {
-                (self.shedding.stage, self.shedding.next) =
-                    (Step::Closing(class, left_bytes), next);
+                (self.shedding.stage, self.shedding.next) = (Step::Closing(class), next);
             }
             None => self.shedding.rest(self.now.ms + AFTER_CLOSING_MS),
         }
     }
 
-    /// What closing a connection would free, of what is to be freed at this step.
-    fn sheddable(&mut self, key: ConnectionKey) -> usize {
-        let is_all = self.shedding.is_short(Shortage::Holders);
-        match self.connections.get(key) {
-            Some(connection) if connection.is_parting && is_all => connection.held_bytes(),
-            // One that ends frees what it holds, but for what its peer does not take.
-            Some(connection) if connection.phase != Phase::Open => {
-                let is_stuck =
-                    connection.phase != Phase::Closed && connection.outbound.is_in_flight();
-                if is_stuck { connection.outbound.charge() } else { 0 }
+    /// What closing a connection would free, if it is one that this step closes.
+    fn freed_bytes(&mut self, key: ConnectionKey, node: &Node<'_>) -> Option<usize> {
+        let (now_ms, worth_bytes) = (self.now.ms, self.shedding.worth_bytes());
+        let is_holders = self.shedding.is_short(Shortage::Holders);
+        let connection = self.connections.get(key)?;
+        let is_open = connection.phase == Phase::Open || connection.is_parting;
+        if is_holders && is_open {
+            let held_bytes = connection.held_bytes();
+            if held_bytes < worth_bytes {
+                return None;
             }
-            Some(connection) if is_all => connection.held_bytes(),
-            Some(connection) => connection.outbound.charge(),
-            None => 0,
+            let beside_outbound = held_bytes - connection.outbound.charge();
+            let blocked_bytes = (node.blocked_bytes)(key).unwrap_or(0);
+            return Some(beside_outbound + connection.outbound.freed_bytes() + blocked_bytes);
         }
+        // A connection that is ending frees what it holds, unless its peer does not take the last of it.
+        let is_closed = connection.phase == Phase::Closed;
+        let is_small = connection.outbound.charge() < worth_bytes;
+        if is_closed || is_small || !connection.outbound.is_slow(now_ms) {
+            return None;
+        }
+        Some(connection.outbound.freed_bytes() + (node.blocked_bytes)(key)?)
     }
 
-    /// Closes a connection for want of memory. What is on its way to a peer that does not read would be
-    /// kept for as long as it likes: then the close frame has no way to it either.
+    /// Closes a connection for want of memory. If a batch is in flight, at once and without a close frame:
+    /// the peer would decide how long the memory is kept. A back end's batch may hold events that go to
+    /// other consumers now.
     fn give_up(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         self.counters.limits.memory_bytes += 1;
@@ -304,11 +364,12 @@ impl Shard {
         match connection.stage {
             Stage::Http(_) => {
                 self.refuse_for_good(key, 503, SHORT);
-                // With it goes the request that is half read.
+                // Frees the unfinished request.
                 self.depart(key, close::MEMORY.code, close::MEMORY.text, By::Node);
                 self.finish(key);
             }
             Stage::Client(_) | Stage::Backend(_) => self.close_with(key, close::MEMORY),
+            // Has departed already: all that is left is what its socket does not take.
             Stage::Leaving(_) | Stage::Ending => {}
         }
         let Some(connection) = self.connections.get(key) else { return };
@@ -320,11 +381,11 @@ impl Shard {
     }
 }
 
-/// What whoever is refused for want of memory is told.
+/// The error message of a request that is refused for want of memory.
 pub const SHORT: &str = "the node is short of memory; try again later";
 
 impl Connection {
-    /// Memory that it holds beside itself and what it speaks: an estimate, and rather too much.
+    /// Memory that the connection holds in queues, buffers and subscriptions. An estimate, rather too high.
     pub fn held_bytes(&self) -> usize {
         let of_stage = match &self.stage {
             Stage::Http(http) => {
@@ -393,14 +454,18 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_frees_its_share_and_never_more_than_the_excess() {
+    fn a_shard_looks_for_its_share_and_never_for_more_than_is_left() {
         let shedding = |bytes| Shedding {
             usage: Usage { bytes, limit_bytes: 1000, shortage: Shortage::Readers },
             ..Shedding::default()
         };
-        assert_eq!(shedding(850).share(4), 25);
-        assert_eq!(shedding(780).share(4), 10);
-        assert_eq!(shedding(755).share(4), 5);
-        assert_eq!(shedding(740).share(4), 0);
+        let wanted = |bytes| {
+            let shedding = shedding(bytes);
+            shedding.wanted_bytes(shedding.usage.excess_bytes(), 4)
+        };
+        assert_eq!(wanted(850), 25);
+        assert_eq!(wanted(780), 10);
+        assert_eq!(wanted(755), 5);
+        assert_eq!(wanted(740), 0);
     }
 }

@@ -19,6 +19,7 @@
 //! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
 //! - `work.rs`: how much of a turn input may take. `subscriptions.rs`: how clients join and leave
 //!   channels. `memory.rs`: what gives way when the node is short of memory.
+//!   `shed_round.rs`: how much of it the shards of a node shed together.
 //! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
 //!   what happens later. `trail.rs`: debug lines about each of them.
 
@@ -50,6 +51,7 @@ mod recent;
 mod replies;
 mod requests;
 pub mod settings;
+mod shed_round;
 mod subscriptions;
 mod timers;
 mod topics;
@@ -68,7 +70,8 @@ use hashbrown::HashMap;
 
 pub use connection::Listener;
 pub use memory::{Shortage, Usage};
-pub use outbound::{Batch, Chunk};
+pub use outbound::{Batch, Chunk, freed_bytes};
+pub use shed_round::ShedRound;
 
 use crate::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
 use crate::message::{BackendId, ConnectionKey, Message, Party};
@@ -390,7 +393,6 @@ impl Shard {
             self.tails = None;
         }
         self.budget.begin_turn(!self.turns.is_empty());
-        self.shed();
         self.resume_paused();
         self.admit_deferred();
         self.leave_channels();
@@ -463,10 +465,11 @@ impl Shard {
 
     /// All that waits for a connection, and how many bytes that is.
     fn take_batch(&mut self, key: ConnectionKey) -> Option<(Batch, usize)> {
+        let now_ms = self.now.ms;
         let connection = self.connections.get(key)?;
         connection.queued = Queued::No;
         let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
-        is_ready.then(|| (connection.outbound.take(), connection.outbound.buffered()))
+        is_ready.then(|| (connection.outbound.take(now_ms), connection.outbound.buffered()))
     }
 
     /// Whether a connection waits to be written to: then the next turn is to begin at once.

@@ -40,6 +40,37 @@ impl Chunk {
 /// Chunks that go out together.
 pub type Batch = VecDeque<Chunk>;
 
+/// Memory that a chunk's place in a batch takes, which has at most twice the room that it needs.
+const PLACE_BYTES: usize = 2 * size_of::<Chunk>();
+
+/// Chunks that [`freed_bytes`] looks at. A batch may have thousands.
+const SAMPLED_CHUNKS: usize = 16;
+
+/// Memory that dropping a batch would free, estimated from some of its chunks. A frame that others
+/// keep too counts by its share: dropping all batches that hold it frees it once.
+pub fn freed_bytes(batch: &Batch) -> usize {
+    let step = batch.len().div_ceil(SAMPLED_CHUNKS).max(1);
+    let sample = batch.iter().step_by(step);
+    let (count, bytes) = sample.fold((0, 0), |(count, bytes), chunk| {
+        let of_chunk = match chunk {
+            Chunk::Own(bytes) => QUEUED_FRAME_BYTES + bytes.capacity(),
+            Chunk::Shared(frame) => {
+                let references = Rc::strong_count(frame) * frame.references();
+                let frame_bytes = frame.bytes().len() + QUEUED_FRAME_BYTES - PLACE_BYTES;
+                PLACE_BYTES + frame_bytes / references
+            }
+        };
+        (count + 1, bytes + of_chunk)
+    });
+    bytes * batch.len() / count.max(1)
+}
+
+/// How long a batch is in flight before its connection counts as a slow reader, in milliseconds.
+pub const SLOW_MS: u64 = 250;
+
+/// The unit in which the time since a batch was taken is counted, in milliseconds.
+const TICK_MS: u64 = 16;
+
 /// Empty batches and buffers that go around, so that nothing is allocated per send (but over TLS,
 /// which copies what it seals). An idle connection has none.
 #[derive(Debug, Default)]
@@ -87,6 +118,9 @@ pub struct Outbound {
     overhead_in_flight: u32,
     // Bytes at the front of chunks, all our own, that no clearing may drop.
     kept: u32,
+    // The tick in which the batch in flight was taken. Ticks come again after 17 minutes: then a slow
+    // reader passes for another one for 250 ms.
+    taken_tick: u16,
     // Nothing of it goes for now.
     is_withheld: bool,
 }
@@ -103,9 +137,25 @@ impl Outbound {
         self.buffered() + self.overhead as usize + self.overhead_in_flight as usize
     }
 
+    /// The part of [`Self::charge`] that is in flight.
+    pub fn charge_in_flight(&self) -> usize {
+        self.in_flight + self.overhead_in_flight as usize
+    }
+
     /// Whether the driver has some of it.
     pub fn is_in_flight(&self) -> bool {
         self.in_flight > 0
+    }
+
+    /// Whether a batch has been in flight for [`SLOW_MS`] or longer.
+    pub fn is_slow(&self, now_ms: u64) -> bool {
+        let ticks = tick(now_ms).wrapping_sub(self.taken_tick);
+        self.is_in_flight() && u64::from(ticks) * TICK_MS >= SLOW_MS
+    }
+
+    /// Memory that giving up what waits would free; see [`freed_bytes`]. What is in flight does not count.
+    pub fn freed_bytes(&self) -> usize {
+        freed_bytes(&self.chunks)
     }
 
     /// Whether there is something to take and nothing in flight: at most one send at a time.
@@ -172,8 +222,9 @@ impl Outbound {
     }
 
     /// Gives all that waits to the driver and takes an empty batch for it.
-    pub fn take(&mut self) -> Batch {
+    pub fn take(&mut self, now_ms: u64) -> Batch {
         debug_assert!(self.in_flight == 0);
+        self.taken_tick = tick(now_ms);
         self.in_flight = std::mem::take(&mut self.queued);
         self.overhead_in_flight = std::mem::take(&mut self.overhead);
         self.kept = 0;
@@ -226,6 +277,10 @@ impl Outbound {
     }
 }
 
+fn tick(now_ms: u64) -> u16 {
+    (now_ms / TICK_MS) as u16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,7 +294,7 @@ mod tests {
         outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"shared")));
         outbound.clear();
         assert_eq!(outbound.buffered(), 3);
-        let batch = outbound.take();
+        let batch = outbound.take(0);
         assert_eq!(batch.iter().map(Chunk::bytes).collect::<Vec<_>>(), [b"101"]);
         outbound.written(3);
         outbound.push_with(&mut spare, |out| out.extend_from_slice(b"frame"));
@@ -269,7 +324,7 @@ mod tests {
         assert!((held..held * 3 / 2).contains(&charge), "{charge} for {held}");
         assert_eq!(outbound.buffered(), 1000 * 2 + (0..1000).sum::<usize>());
         let bytes = outbound.buffered();
-        let batch = outbound.take();
+        let batch = outbound.take(0);
         assert_eq!((outbound.charge(), outbound.buffered()), (charge, bytes), "it is in flight");
         outbound.written(bytes - 1);
         assert!(outbound.charge() > outbound.buffered(), "a batch is kept until all is written");
@@ -282,5 +337,49 @@ mod tests {
         assert!((1..=1 + QUEUED_FRAME_BYTES + 16).contains(&outbound.charge()));
         outbound.clear();
         assert_eq!(outbound.charge(), 0);
+    }
+
+    #[test]
+    fn a_shared_frame_is_freed_once_by_all_that_hold_it() {
+        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        let frame = Rc::new(Frame::from_encoded(&[0; 20_000]));
+        let others: Vec<_> = (0..99).map(|_| frame.clone()).collect();
+        outbound.push_shared(&mut spare, frame);
+        assert!((200..400).contains(&outbound.freed_bytes()), "{}", outbound.freed_bytes());
+        drop(others);
+        assert!(outbound.freed_bytes() >= 20_000, "nobody else holds it");
+        let other_core = match outbound.chunks.front() {
+            Some(Chunk::Shared(frame)) => Frame::clone(frame),
+            _ => panic!("a frame was pushed"),
+        };
+        assert!((10_000..11_000).contains(&outbound.freed_bytes()));
+        drop(other_core);
+        let bytes = outbound.freed_bytes();
+        assert_eq!(freed_bytes(&outbound.take(0)), bytes, "the driver weighs it as the queue does");
+    }
+
+    #[test]
+    fn what_a_long_batch_would_free_is_estimated_from_a_part_of_it() {
+        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        for _ in 0..1001 {
+            outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(&[0; 100])));
+        }
+        let charge = outbound.charge();
+        assert_eq!(outbound.freed_bytes(), charge);
+        assert_eq!(Outbound::default().freed_bytes(), 0);
+    }
+
+    #[test]
+    fn a_connection_is_slow_once_a_batch_was_in_flight_for_some_time() {
+        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        outbound.push_with(&mut spare, |out| out.push(0));
+        assert!(!outbound.is_slow(1 << 20), "what waits for us is not slow");
+        let taken_ms = 16 * 65_530;
+        outbound.take(taken_ms);
+        outbound.push_with(&mut spare, |out| out.push(0));
+        assert!(!outbound.is_slow(taken_ms + SLOW_MS - 16));
+        assert!(outbound.is_slow(taken_ms + SLOW_MS + 16));
+        outbound.written(1);
+        assert!(!outbound.is_slow(taken_ms + SLOW_MS + 16), "all that was taken is written");
     }
 }

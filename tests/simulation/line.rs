@@ -112,6 +112,12 @@ impl Line {
         length
     }
 
+    /// Bytes that the driver has to write and the peer has no room for; `None`: it has room.
+    pub fn blocked_bytes(&self) -> Option<usize> {
+        let sending = self.sending.as_ref().filter(|_| self.room == 0 && !self.is_closing)?;
+        Some(sending.bytes.len() - sending.at)
+    }
+
     /// Receives or writes a little, or finishes to close. Gives what the peer's side took.
     pub fn step(&mut self, random: &mut Random, now: Now, shard: &mut Shard) -> Vec<u8> {
         if self.is_gone {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use gridcast::address::{ShardAddress, ShardId};
 use gridcast::message::{Message, Party};
 use gridcast::metrics::Report;
-use gridcast::shard::{Action, Listener, Now, Shard, Shortage, Usage};
+use gridcast::shard::{Action, Listener, Now, Shard, ShedRound, Shortage, Usage};
 
 use crate::backend::Backend;
 use crate::client::Client;
@@ -73,6 +73,8 @@ pub struct World {
     turns: u64,
     /// How short the node is of memory, where it has a budget.
     pub shortage: Shortage,
+    used_bytes: u64,
+    shed_round: ShedRound,
     /// The largest share of it that was in use, in percent.
     pub budget_percent: u64,
 }
@@ -115,6 +117,8 @@ impl World {
             restless_joined: 0,
             turns: 0,
             shortage: Shortage::None,
+            used_bytes: 0,
+            shed_round: ShedRound::default(),
             budget_percent: 0,
             plan,
         };
@@ -242,7 +246,7 @@ impl World {
         self.stopped_rounds > 0
     }
 
-    /// Tells the shards what all of them hold. The runtime measures more, and more often.
+    /// Measures what all shards hold. The runtime measures more, and more often.
     fn measure(&mut self) {
         let Some(limit_bytes) = self.plan.memory_bytes else { return };
         let held: usize = self.shards.iter_mut().map(Shard::held_bytes).sum();
@@ -251,8 +255,16 @@ impl World {
         // What a round brings is much of a budget this small.
         assert!(bytes <= 2 * limit_bytes, "{bytes} bytes of a budget of {limit_bytes}");
         self.shortage = self.shortage.after(bytes, limit_bytes);
-        let usage = Usage { bytes, limit_bytes, shortage: self.shortage };
-        self.shards.iter_mut().for_each(|shard| shard.handle_memory(usage));
+        self.used_bytes = bytes;
+    }
+
+    /// Tells a shard what was measured last.
+    fn tell_memory(&mut self, index: usize) {
+        let Some(limit_bytes) = self.plan.memory_bytes else { return };
+        let usage = Usage { bytes: self.used_bytes, limit_bytes, shortage: self.shortage };
+        let (now, Self { shards, peers, places, shed_round, .. }) = (self.now(), self);
+        let blocked_bytes = |key| peers[*places[index].get(&key)?].line.blocked_bytes();
+        shards[index].handle_memory(now, usage, shed_round, blocked_bytes);
     }
 
     fn turn(&mut self, index: usize) {
@@ -261,6 +273,7 @@ impl World {
         }
         let now = self.now();
         let was_busy = self.step_lines(index) | self.bring_mail(index);
+        self.tell_memory(index);
         self.shards[index].handle_turn(now);
         let has_spoken = self.take_mail(index) | self.do_actions(index) | self.write(index);
         self.check_rest(index, was_busy || has_spoken);
