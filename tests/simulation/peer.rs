@@ -111,6 +111,11 @@ impl Peer {
 
     fn take(&mut self, shared: &mut Shared, incoming: Incoming) {
         match incoming {
+            // It waited for the answer to its close frame for long enough: that lies behind more data
+            // than a node reads ahead of a client that it holds back.
+            Incoming::Ping(_) if self.said_goodbye && self.line.end.is_none() => {
+                self.line.end = Some(End::Reset);
+            }
             Incoming::Ping(payload) => {
                 let pong = wire::frame(&mut shared.random, 0x8A, &payload);
                 self.say(&pong);

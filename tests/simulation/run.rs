@@ -195,7 +195,7 @@ fn leave(world: &mut World) {
         world.drain();
     }
     world.settle(ROUNDS_MAX);
-    world.wait(70_000);
+    world.wait(140_000);
     let held: usize = world.shards.iter_mut().map(Shard::held_bytes).sum();
     assert_eq!(held, 0, "bytes that nobody holds");
     for (index, (shard, report)) in world.shards.iter().zip(world.reports()).enumerate() {
