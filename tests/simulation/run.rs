@@ -10,7 +10,7 @@ use crate::pushes::{Asked, Moment, Truth};
 use crate::world::World;
 
 /// Rounds within which a node comes to rest when all peers read.
-const ROUNDS_MAX: usize = 100_000;
+const ROUNDS_MAX: usize = 400_000;
 
 /// What a run was like, so that a test can tell that runs are not empty.
 #[derive(Default, Debug)]
