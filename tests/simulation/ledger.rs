@@ -103,7 +103,8 @@ impl Ledger {
     /// All that a client sent is with consumers. To be asked when all is quiet.
     pub fn check_complete(&self, client: PeerNumber, has_ended: bool) {
         let fed = &self.clients[&client];
-        if self.when_full == WhenFull::DropOldest {
+        // A full topic may drop what it has, or refuse what a client sent that has left meanwhile.
+        if self.when_full != WhenFull::Hold {
             return;
         }
         let is_all = fed.next == fed.sent + 1;

@@ -111,9 +111,9 @@ impl Peer {
 
     fn take(&mut self, shared: &mut Shared, incoming: Incoming) {
         match incoming {
-            // It waited for the answer to its close frame for long enough: that lies behind more data
-            // than a node reads ahead of a client that it holds back.
-            Incoming::Ping(_) if self.said_goodbye && self.line.end.is_none() => {
+            // It has gone, and its kernel says so to whoever still sends: its close frame, or its end,
+            // lies behind more data than a node reads ahead of a client that it holds back.
+            Incoming::Ping(_) if self.said_goodbye => {
                 self.line.end = Some(End::Reset);
             }
             Incoming::Ping(payload) => {
