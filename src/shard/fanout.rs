@@ -227,13 +227,13 @@ impl Shard {
         let is_short = self.shedding.is_short(Shortage::Frames);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = self.connections.at(member.connection);
-            let window = connection.compression;
-            let form = walk.forms.get(window, &mut self.deflater, &mut self.counters);
-            let bytes = form.frame().bytes().len();
             if connection.phase != Phase::Open {
                 // Its client is gone and has not left this channel yet.
                 continue;
             }
+            let window = connection.compression;
+            let form = walk.forms.get(window, &mut self.deflater, &mut self.counters);
+            let bytes = form.frame().bytes().len();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {

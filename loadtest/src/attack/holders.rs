@@ -23,14 +23,14 @@ pub const SMALL_ECHO: &str = "[[edge.route]]\npath = \"/mirror\"\nhandler = \"ec
 /// Sockets of each kind that never read.
 const UNREAD: u32 = 500;
 
-/// What is published to one that never reads, nearly `limits.outbound_bytes` in all.
+/// Messages published to a client that never reads: nearly `limits.outbound_bytes` in all.
 const UNREAD_MESSAGES: usize = 62;
 const UNREAD_MESSAGE: usize = 16 * 1024;
 
 const BEGUN_BY_CLIENTS: u32 = 1_000;
 const BEGUN_BY_BACK_ENDS: u32 = 500;
 
-/// What is sent of a message that is never finished: nearly as long as it may be.
+/// The part that is sent of a message that is never finished: nearly the longest allowed.
 const BEGUN_CLIENT_BYTES: usize = 60 * 1024;
 const BEGUN_BACK_END_BYTES: usize = 900 * 1024;
 

@@ -21,7 +21,7 @@ pub use scene::Scene;
 use crate::raw;
 use crate::server::Setup;
 
-/// What is done to a server.
+/// An attack on a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Attack {
     /// Nobody: the baseline
@@ -169,7 +169,7 @@ impl Attack {
     /// Does it, for the time of `scene` where it has no end of its own; tells what became of it.
     ///
     /// # Errors
-    /// It could not begin: the server refused those that were to attack it.
+    /// The attack could not begin: the server refused the attackers.
     pub async fn run(self, scene: &Scene) -> Result<String> {
         let (target, time) = (scene.target(), scene.time);
         let (api, edge) = (target.api, target.edge);

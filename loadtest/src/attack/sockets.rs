@@ -13,7 +13,7 @@ use crate::machine;
 use crate::raw::{self, HEAD_END};
 use crate::tasks::in_parallel;
 
-/// Handshakes under way at the same time where they are not the attack.
+/// Handshakes in progress at the same time, where handshakes are not the attack.
 const HANDSHAKES: u32 = 64;
 
 /// Receive buffer of a peer that means not to read, in bytes; the kernel doubles it.
@@ -46,7 +46,7 @@ pub async fn flood(to: &mut (impl AsyncWrite + Unpin), unit: &[u8], end: Instant
     flood_units(to, &units(unit), end).await
 }
 
-/// So many of `unit` as a flood hands to the kernel at once.
+/// Repeats `unit` to the length that a flood hands to the kernel at once.
 pub fn units(unit: &[u8]) -> Vec<u8> {
     unit.repeat(FLOOD_BYTES.div_ceil(unit.len()))
 }
