@@ -47,11 +47,7 @@ impl Topics {
 
     /// Whether somebody who was deferred can have its turn.
     pub(super) fn has_turns(&self) -> bool {
-        !self.crowded.is_empty()
-            && self
-                .crowded
-                .iter()
-                .any(|topic| self.feeders.get(topic).is_some_and(Feeder::has_turn))
+        self.crowded.iter().any(|topic| self.feeders.get(topic).is_some_and(Feeder::has_turn))
     }
 
     /// Bytes that wait here for room in topics: encoded events, and what is kept of clients that are
