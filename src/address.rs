@@ -1,4 +1,6 @@
-//! Who is meant: a node, a shard of it, a client. A client's id is its address.
+//! Addresses: a node, one of its shards, a client. A client's id is its address.
+
+pub mod placement;
 
 use std::fmt;
 use std::str::FromStr;

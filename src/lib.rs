@@ -86,9 +86,9 @@
 //!
 //! `shard::rate` is one number per client or address: when its bucket is full again. A client that
 //! has sent too much is not read from; an address is counted by its home, a shard found by its hash
-//! as a topic's is (`shard::addresses`); a user's calls are counted in one number that all shards
-//! share. Besides it they share what `shard::interest` holds: bits that say which of them may have
-//! subscribers of a channel.
+//! as a topic's is (`address::placement`, `shard::addresses`). What all shards of a node share is in
+//! `shard::node_state`: the calls that each user may still make, and the bits of `shard::interest`, which
+//! say which shards may have subscribers of a channel. Settings never change.
 //!
 //! Without a configured limit, too, nobody delays the others: `shard::work` counts what input costs,
 //! gives each connection a slice of a turn, and lets those that always spend it wait behind the

@@ -23,8 +23,8 @@ use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::{FLUSH_MAX, Log};
 use crate::runtime::{self, Capacity, Listening, Port, Renewals, Summary, TlsContext};
 use crate::shard::Listener;
-use crate::shard::interest::Interest;
-use crate::shard::rate::{Quota, Rate};
+use crate::shard::node_state::NodeState;
+use crate::shard::rate::Rate;
 use crate::shard::settings::{
     AddressLimits, Api, Edge, Endpoint, Endpoints, Limits, Process, Queue, Route, Settings,
 };
@@ -71,12 +71,12 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let ids = reserve_ids(config)?;
     let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
     let process = Process {
-        log_lines_dropped: log.lines_dropped(),
         first_unix_ms: Some(first_unix_ms),
         nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
         endpoints: Some(Arc::new(endpoints(config, &api, &edges))),
     };
     let settings = Arc::new(Settings { process, ..settings });
+    let state = Arc::new(NodeState::new(&settings, log.lines_dropped()));
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
@@ -90,7 +90,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     };
     let spin = Duration::from_micros(config.node.spin_us);
     let (shards, port) =
-        runtime::start(&settings, cores, listeners, capacity, spin, failures.clone())
+        runtime::start(&settings, &state, cores, listeners, capacity, spin, failures.clone())
             .map_err(failed)?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
@@ -444,13 +444,11 @@ fn settings(
     Settings {
         node: NodeId::new(config.node.id).expect("the configuration was checked"),
         shards: config.node.cores.len(),
-        interest: Arc::new(Interest::new(config.node.cores.len())),
         has_mesh: config.mesh.is_some(),
         api: Api {
             advertise: advertised(config.api.advertise, api.address, &[]),
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
-            quotas: config.api.users.iter().map(Quota::new).collect(),
             fingerprint_key,
             http: http::Limits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
         },

@@ -146,6 +146,15 @@ fn only_the_log_writes_to_standard_error_and_standard_output() {
 }
 
 #[test]
+fn settings_hold_no_live_state() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let code = code_of(&root.join("shard/settings.rs"));
+    for name in ["Atomic", "Cell", "Mutex", "Interest", "Quota", "NodeState"] {
+        assert!(!code.contains(name), "shard/settings.rs names {name}: see shard/node_state.rs");
+    }
+}
+
+#[test]
 fn the_map_names_every_layer() {
     let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"))
         .expect("src/lib.rs can be read");

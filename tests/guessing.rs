@@ -12,7 +12,6 @@ use base64::engine::general_purpose::STANDARD;
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, SecretHash, User};
-use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::Settings;
 use gridcast::shard::{Action, Listener, Now, Shard};
 
@@ -39,7 +38,6 @@ fn settings() -> Settings {
         user("ops", Scheme::Basic, hashed()),
     ];
     let mut settings = shard_value::settings();
-    settings.api.quotas = users.iter().map(Quota::new).collect();
     settings.api.users = users.into();
     settings
 }
@@ -66,7 +64,7 @@ impl Node {
     fn with_key(key: u8) -> Self {
         let mut settings = settings();
         settings.api.fingerprint_key = FingerprintKey::new([key; 32]);
-        let shard = Shard::new(ShardId(0), &settings, Self::at(0));
+        let shard = shard_value::shard(&settings, Self::at(0));
         Self { shard, now_ms: 0, verdict: None, verified: 0 }
     }
 

@@ -10,7 +10,6 @@ mod shard_value;
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Party};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
-use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::Settings;
 use gridcast::shard::{Action, Listener, Now, Shard};
 
@@ -51,7 +50,6 @@ fn settings_with_hash() -> Settings {
 
 fn with_users(users: Vec<User>) -> Settings {
     let mut settings = shard_value::settings();
-    settings.api.quotas = users.iter().map(Quota::new).collect();
     settings.api.users = users.into();
     settings
 }
@@ -63,7 +61,7 @@ struct Peer {
 
 impl Peer {
     fn new(settings: &Settings) -> Self {
-        let mut shard = Shard::new(ShardId(0), settings, NOW);
+        let mut shard = shard_value::shard(settings, NOW);
         let remote = ([10, 0, 0, 1], 5000).into();
         let key = shard.handle_accepted(NOW, Listener::Api, remote).expect("the node is up");
         Self { shard, key }

@@ -7,10 +7,8 @@ mod shard_value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gridcast::address::ShardId;
 use gridcast::message::{Answer, ConnectionKey, Message};
 use gridcast::protocol::api::Reply;
-use gridcast::shard::interest::Interest;
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Action, Chunk, Listener, Now, Shard};
 use shard_value::{call, upgraded};
@@ -59,7 +57,7 @@ fn shard() -> Shard {
     };
     let routes = vec![Arc::new(shard_value::route()), Arc::new(echo)];
     let edges = vec![Edge { port: 0, routes }];
-    Shard::new(ShardId(0), &Settings { edges, ..shard_value::settings() }, NOW)
+    shard_value::shard(&Settings { edges, ..shard_value::settings() }, NOW)
 }
 
 /// What each connection was written, as a turn of the runtime would.
@@ -229,8 +227,7 @@ fn a_crowd_that_sends_little_at_a_time_does_not_fill_a_turn() {
 fn timers_of_calls_that_were_answered_keep_no_others_waiting() {
     // Two shards, of which the test is the second: each call to it leaves a timer behind.
     let settings = Settings { shards: 2, ..shard_value::settings() };
-    let settings = Settings { interest: Arc::new(Interest::new(2)), ..settings };
-    let mut shard = Shard::new(ShardId(0), &settings, NOW);
+    let mut shard = shard_value::shard(&settings, NOW);
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     writes(&mut shard);
     let far = 1u64 << 11;

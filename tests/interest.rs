@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+#[allow(dead_code, reason = "a single shard is for other tests")]
 #[path = "support/shard.rs"]
 mod shard_value;
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use gridcast::address::{IdLayout, IdSource, ShardId};
 use gridcast::message::{ConnectionKey, Party};
-use gridcast::shard::interest::Interest;
+use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Edge, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 use shard_value::{call, upgraded};
@@ -19,10 +20,10 @@ const SHARDS: usize = 3;
 
 fn shards() -> Vec<Shard> {
     let edges = vec![Edge { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
-    let interest = Arc::new(Interest::new(SHARDS));
-    let base = shard_value::settings();
-    let settings = Settings { shards: SHARDS, interest, edges, ..base };
-    (0..SHARDS).map(|index| Shard::new(ShardId(index as u8), &settings, NOW)).collect()
+    let settings = Settings { shards: SHARDS, edges, ..shard_value::settings() };
+    let state = Arc::new(NodeState::new(&settings, Arc::default()));
+    let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), NOW);
+    (0..SHARDS).map(shard).collect()
 }
 
 /// Who is asked when a back end of the first shard calls so.

@@ -12,8 +12,8 @@ use gridcast::metrics::Counters;
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::interest::Interest;
-use gridcast::shard::rate::{Quota, Rate};
+use gridcast::shard::node_state::NodeState;
+use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
     AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
 };
@@ -32,13 +32,11 @@ fn settings(shards: usize) -> Settings {
     Settings {
         node: NODE,
         shards,
-        interest: Arc::new(Interest::new(shards)),
         has_mesh: false,
         api: Api {
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             users: Vec::new().into(),
-            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http: http.clone(),
         },
@@ -84,7 +82,8 @@ struct Node {
 impl Node {
     fn new(settings: &Settings) -> Self {
         let now = at(1_000_000);
-        let shard = |index| Shard::new(ShardId(index as u8), settings, now);
+        let state = Arc::new(NodeState::new(settings, Arc::default()));
+        let shard = |index| Shard::new(ShardId(index as u8), settings, state.clone(), now);
         Self { shards: (0..settings.shards).map(shard).collect(), now }
     }
 
@@ -251,7 +250,6 @@ fn node_with_user(shards: usize, requests_per_s: u32) -> Node {
         from: Vec::new(),
         requests_per_s,
     };
-    settings.api.quotas = [Quota::new(&user)].into();
     settings.api.users = [user].into();
     Node::new(&settings)
 }

@@ -41,7 +41,7 @@ impl Node {
 
     fn with(settings: &Settings) -> Self {
         let now = at(1_000_000);
-        Self { shard: Shard::new(ShardId(0), settings, now), now }
+        Self { shard: shard_value::shard(settings, now), now }
     }
 
     fn open(&mut self, listener: Listener, path: &str) -> ConnectionKey {
@@ -309,8 +309,7 @@ fn clients_that_end_over_a_full_topic_keep_no_more_than_may_wait() {
 #[test]
 fn a_back_end_whose_calls_wait_is_answered_its_pings() {
     let settings = shard_value::settings();
-    let interest = Arc::new(gridcast::shard::interest::Interest::new(2));
-    let mut node = Node::with(&Settings { shards: 2, interest, ..settings });
+    let mut node = Node::with(&Settings { shards: 2, ..settings });
     let back_end = node.open(Listener::Api, "/ws/v1");
     let pop = |number| format!(r#"{{"m":"queue.pop","p":{{"t":["t{number}"]}},"i":1}}"#);
     for number in 0..2500 {

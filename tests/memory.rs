@@ -11,8 +11,6 @@ use std::sync::Arc;
 use gridcast::address::{IdLayout, IdSource, NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
-use gridcast::shard::interest::Interest;
-use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{
     Action, Batch, Listener, Now, Shard, ShedRound, Shortage, Usage, freed_bytes,
@@ -31,8 +29,7 @@ const EMPTY_MESSAGE_BYTES: usize = 24 + 48 + 32;
 fn settings(shards: usize, outbound_bytes: usize) -> Settings {
     let route = Route { outbound_bytes, ..shard_value::route() };
     let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
-    let interest = Arc::new(Interest::new(shards));
-    Settings { shards, interest, edges, ..shard_value::settings() }
+    Settings { shards, edges, ..shard_value::settings() }
 }
 
 fn publish(data: &str) -> Vec<u8> {
@@ -56,7 +53,7 @@ fn write_to(shard: &mut Shard, back_end: ConnectionKey) -> String {
 
 /// Publishes of `data` that a client with so much room takes though it reads nothing.
 fn taken_unread(outbound_bytes: usize, data: &str) -> usize {
-    let mut shard = Shard::new(ShardId(0), &settings(1, outbound_bytes), NOW);
+    let mut shard = shard_value::shard(&settings(1, outbound_bytes), NOW);
     let client = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     // The answers to the handshakes.
@@ -103,7 +100,7 @@ fn client_of_the_other() -> String {
 
 #[test]
 fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_back_as_sent() {
-    let mut shard = Shard::new(ShardId(0), &settings(2, OUTBOUND_BYTES), NOW);
+    let mut shard = shard_value::shard(&settings(2, OUTBOUND_BYTES), NOW);
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     write_to(&mut shard, back_end);
     let client = client_of_the_other();
@@ -158,7 +155,7 @@ fn tell(shard: &mut Shard, usage: Usage) {
 /// A shard with clients of channels of their own, `0` and on, and a back end; all handshakes are
 /// written.
 fn node_of(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
-    let mut shard = Shard::new(ShardId(0), &settings(1, OUTBOUND_BYTES), NOW);
+    let mut shard = shard_value::shard(&settings(1, OUTBOUND_BYTES), NOW);
     let open = |number| format!("/ws?channels={number}");
     let clients: Vec<_> = (0..clients)
         .map(|number| upgraded(&mut shard, NOW, Listener::Edge(0), &open(number)))
@@ -293,7 +290,7 @@ fn a_slow_reader_is_cut_off_for_a_queue_of_its_own_and_whoever_reads_is_not() {
 
 /// A shard with clients of one channel `a`, and a back end; all handshakes are written.
 fn crowd(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
-    let mut shard = Shard::new(ShardId(0), &settings(1, OUTBOUND_BYTES), NOW);
+    let mut shard = shard_value::shard(&settings(1, OUTBOUND_BYTES), NOW);
     let clients: Vec<_> = (0..clients)
         .map(|_| upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a"))
         .collect();
@@ -478,9 +475,8 @@ fn node_with_user() -> Shard {
         from: Vec::new(),
         requests_per_s: 0,
     };
-    settings.api.quotas = [Quota::new(&user)].into();
     settings.api.users = [user].into();
-    Shard::new(ShardId(0), &settings, NOW)
+    shard_value::shard(&settings, NOW)
 }
 
 fn ask(shard: &mut Shard, key: ConnectionKey, now: Now, headers: &str) {

@@ -9,7 +9,6 @@ mod shard_value;
 
 use std::sync::Arc;
 
-use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::token::{Places, TokenRule};
 use gridcast::shard::settings::{Edge, Route, Settings};
@@ -36,7 +35,7 @@ impl Node {
     fn new(route: Route) -> Self {
         let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
         let settings = Settings { edges, ..shard_value::settings() };
-        Self { shard: Shard::new(ShardId(0), &settings, START), now: START }
+        Self { shard: shard_value::shard(&settings, START), now: START }
     }
 
     fn accept(&mut self, listener: Listener) -> ConnectionKey {

@@ -9,11 +9,9 @@ mod shard_value;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::protocol::token::{Places, TokenRule};
-use gridcast::shard::rate::Quota;
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -95,13 +93,12 @@ fn settings_with_user() -> Settings {
         requests_per_s: 0,
     };
     let mut settings = settings();
-    settings.api.quotas = [Quota::new(&user)].into();
     settings.api.users = [user].into();
     settings
 }
 
 fn shard(settings: &Settings) -> Shard {
-    Shard::new(ShardId(0), settings, NOW)
+    shard_value::shard(settings, NOW)
 }
 
 fn accept(shard: &mut Shard, listener: Listener) -> ConnectionKey {

@@ -6,7 +6,6 @@ mod shard_value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Batch, Listener, Now, Shard};
@@ -215,7 +214,7 @@ fn crowd(clients: u64) -> (Shard, ConnectionKey) {
 fn crowd_of(route: Route, clients: u64) -> (Shard, ConnectionKey) {
     let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
     let settings = Settings { edges, ..shard_value::settings() };
-    let mut shard = Shard::new(ShardId(0), &settings, NOW);
+    let mut shard = shard_value::shard(&settings, NOW);
     for _ in 0..clients {
         upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
         shard.handle_turn(NOW);

@@ -9,7 +9,6 @@ mod shard_value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
@@ -51,7 +50,7 @@ impl Node {
             ..shard_value::settings()
         };
         settings.limits.outbound_bytes = 4 << 20;
-        Self { shard: Shard::new(ShardId(0), &settings, NOW), written: BTreeMap::new() }
+        Self { shard: shard_value::shard(&settings, NOW), written: BTreeMap::new() }
     }
 
     fn open(&mut self, listener: Listener, path: &str) -> ConnectionKey {

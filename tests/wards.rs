@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party, WardsMessage};
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::interest::Interest;
+use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 use shard_value::upgraded;
@@ -57,7 +57,7 @@ impl Grid {
 
     fn start(&mut self, number: u16) {
         let settings = settings(node(number), self.when_full);
-        self.shards.insert(number, Shard::new(ShardId(0), &settings, self.now));
+        self.shards.insert(number, shard_value::shard(&settings, self.now));
     }
 
     /// Nodes within reach of each other; the second one was started then.
@@ -448,12 +448,9 @@ fn a_close_that_was_acknowledged_is_not_reported_again() {
 #[test]
 fn the_home_of_a_topic_tells_the_shard_of_a_client_that_its_close_has_left() {
     let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
-    let of_two = Settings {
-        shards: 2,
-        interest: Arc::new(Interest::new(2)),
-        ..settings(node(3), WhenFull::Hold)
-    };
-    let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, now));
+    let of_two = Settings { shards: 2, ..settings(node(3), WhenFull::Hold) };
+    let state = Arc::new(NodeState::new(&of_two, Arc::default()));
+    let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, state.clone(), now));
     // One of them is on the home of its topic.
     for shard in &mut shards {
         let up = Message::NodeUp { node: node(1), shards: 1, incarnation: 1 };

@@ -4,7 +4,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use gridcast::address::ShardId;
 use gridcast::message::ConnectionKey;
 use gridcast::shard::settings::{Edge, Settings};
 use gridcast::shard::{Batch, Listener, Now, Shard};
@@ -26,7 +25,7 @@ impl Crowd {
     /// So many clients on the channel `all`, each on so many channels of its own besides. The back
     /// end publishes 128 bytes to `channel`, over and over.
     pub fn new(clients: usize, own_channels: usize, channel: &str) -> Self {
-        let mut shard = Shard::new(ShardId(0), &settings(), NOW);
+        let mut shard = shard_value::shard(&settings(), NOW);
         for number in 0..clients {
             let mut path = String::from("/ws?channels=all");
             for own in 0..own_channels {
@@ -41,7 +40,7 @@ impl Crowd {
 
     /// No clients. The back end publishes 128 bytes over HTTP, on a connection that stays.
     pub fn over_http() -> Self {
-        let mut shard = Shard::new(ShardId(0), &settings(), NOW);
+        let mut shard = shard_value::shard(&settings(), NOW);
         let backend = accept(&mut shard, Listener::Api);
         let call = publish_post("nobody's", 128).into_bytes();
         Self { shard, backend, scratch: call.clone(), call }

@@ -17,6 +17,7 @@ use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
 use crate::address::ShardId;
 use crate::message::Message;
+use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
 use crate::shard::{Listener, Shard};
 
@@ -39,13 +40,15 @@ pub struct Renewals(
 );
 
 /// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
-/// listen. No more is taken in than `capacity` says. A shard that fails later says why in
-/// `failures`, and the node cannot go on without it. With a mesh its end of the bus is given too.
+/// listen. The shards share `state`. No more is taken in than `capacity` says. A shard that fails later
+/// says why in `failures`, and the node cannot go on without it. With a mesh its end of the bus is
+/// given too.
 ///
 /// # Errors
 /// A thread, a ring or a descriptor cannot be had.
 pub fn start(
     settings: &Arc<Settings>,
+    state: &Arc<NodeState>,
     cores: &[usize],
     listeners: Vec<(Listener, Listening)>,
     capacity: Capacity,
@@ -73,11 +76,11 @@ pub fn start(
     let mut handles = Vec::new();
     let (started, starts) = mpsc::channel();
     for (index, ((&core, port), sockets)) in cores.iter().zip(ports).zip(sockets).enumerate() {
-        let (settings, watch) = (settings.clone(), watch.clone());
+        let (settings, state, watch) = (settings.clone(), state.clone(), watch.clone());
         let verifier = verifiers.next().expect("there is one for each shard");
         let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
-            let make_shard = |now| Shard::new(ShardId(index as u8), &settings, now);
+            let make_shard = |now| Shard::new(ShardId(index as u8), &settings, state, now);
             let made = Driver::new(index, make_shard, port, verifier, sockets, watch, spin);
             // Nobody listens any more if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(check::explain));

@@ -12,9 +12,10 @@ use hashbrown::HashMap;
 use super::Shard;
 use super::connection::{Listener, Pause};
 use super::rate::{Bucket, Rate};
-use super::settings::{AddressLimits, home_of_address};
+use super::settings::AddressLimits;
 use super::trail::{self, Entry};
 use super::tries::source_of;
+use crate::address::placement::home_of_address;
 use crate::message::{ConnectionKey, Message, Party};
 
 /// Addresses that one home counts, at most: those with connections, and those that had some within

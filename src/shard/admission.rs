@@ -266,7 +266,7 @@ impl Shard {
 
     /// Takes one call out of what a user may ask for.
     pub(super) fn take_call(&mut self, grant: Grant) -> Result<(), Fault> {
-        let quota = grant.user.and_then(|user| self.settings.api.quotas.get(user));
+        let quota = grant.user.and_then(|user| self.state.quotas.get(user));
         if quota.is_none_or(|quota| quota.take(self.now.ms)) {
             return Ok(());
         }

@@ -10,9 +10,9 @@ use super::fanout::Walk;
 use super::memory::Shortage;
 use super::pending::{Kind, Settled};
 use super::replies::{HttpShape, Shape};
-use super::settings::home_of;
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
+use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, Command, ConnectionKey, Message, Party, Terms, Ticket, TopicMessage,
@@ -226,7 +226,7 @@ impl Shard {
     ) {
         let Some(ticket) = self.open_question(key, shape, kind, topics.len()) else { return };
         for topic in topics {
-            let home = self.beside(home_of(topic, self.settings.shards));
+            let home = self.beside(home_of_topic(topic, self.settings.shards));
             self.ask_party(home, key, ticket, command(topic.clone()));
         }
     }
@@ -332,10 +332,9 @@ impl Shard {
     }
 
     fn process_report(&self) -> ProcessReport {
-        let process = &self.settings.process;
         let memory = self.shedding.usage();
         ProcessReport {
-            log_lines_dropped: process.log_lines_dropped.load(Ordering::Relaxed),
+            log_lines_dropped: self.state.log_lines_dropped.load(Ordering::Relaxed),
             memory_bytes: memory.bytes,
             memory_limit_bytes: memory.limit_bytes,
         }
@@ -414,7 +413,7 @@ impl Shard {
         const NOBODY: Ticket = Ticket(u64::MAX);
         let topics = self.topics_of(key, pop);
         for topic in &topics {
-            let home = self.beside(home_of(topic, self.settings.shards));
+            let home = self.beside(home_of_topic(topic, self.settings.shards));
             self.ask_party(home, key, NOBODY, Command::Leave(topic.clone()));
         }
         if !topics.is_empty()

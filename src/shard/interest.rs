@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Shard;
-use super::settings::spread;
-use crate::address::ShardId;
+use crate::address::{ShardId, placement};
 use crate::message::{ConnectionKey, Party};
 
 /// Slots of a node: 2 MiB per 64 shards, 1 MiB more for each shard that uses all of them. With as many
@@ -55,7 +54,7 @@ impl Interest {
 
     /// Where a channel's bits are; `None` with one shard alone.
     fn slot(&self, channel: &str) -> Option<usize> {
-        (self.shards > 1).then(|| spread(channel.as_bytes()) as usize % SLOTS)
+        (self.shards > 1).then(|| placement::hash(channel.as_bytes()) as usize % SLOTS)
     }
 
     fn words_of(&self, slot: usize) -> &[AtomicU64] {
@@ -126,7 +125,7 @@ impl Shard {
         if replies.is_some_and(|replies| replies.has_function()) {
             return self.everywhere();
         }
-        let shards = self.settings.interest.shards(channel).map(|shard| self.beside(shard));
+        let shards = self.state.interest.shards(channel).map(|shard| self.beside(shard));
         shards.chain(self.mesh()).collect()
     }
 

@@ -8,6 +8,7 @@
 //!   `forms.rs`: what its members get.
 //! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
 //! - `channels.rs`: who is subscribed here. `interest.rs`: what the shards of a node know of it.
+//! - `settings.rs`: what a node is told when it starts. `node_state.rs`: live state that its shards share.
 //! - `nodes.rs`: what other nodes are to know, and who is within reach. `wards.rs`: the clients of
 //!   those that are lost.
 //! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `deferred.rs`: clients
@@ -41,6 +42,7 @@ mod heads;
 pub mod interest;
 mod lifecycle;
 mod memory;
+pub mod node_state;
 mod nodes;
 mod outbound;
 mod page;
@@ -89,6 +91,7 @@ use fanout::{Budget, Lane};
 use forms::Tails;
 use interest::ShardInterest;
 use memory::Shedding;
+use node_state::NodeState;
 use nodes::Nodes;
 use outbound::Spare;
 use parting::Parting;
@@ -131,6 +134,8 @@ pub enum Action {
 pub struct Shard {
     address: ShardAddress,
     settings: Arc<Settings>,
+    // What all shards of the node share.
+    state: Arc<NodeState>,
     layout: IdLayout,
     ids: IdSource,
     now: Now,
@@ -179,11 +184,15 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// A shard without connections.
-    pub fn new(id: ShardId, settings: &Settings, now: Now) -> Self {
+    /// Creates a shard without connections. `state` is the one of all shards of the node.
+    ///
+    /// # Panics
+    /// `state` was made for other settings.
+    pub fn new(id: ShardId, settings: &Settings, state: Arc<NodeState>, now: Now) -> Self {
         let settings = Arc::new(settings.unshared());
         let layout = IdLayout::new(settings.shards);
-        assert_eq!(settings.interest.count(), settings.shards, "it is made for the node");
+        assert_eq!(state.interest.count(), settings.shards, "the state is that of the node");
+        assert_eq!(state.quotas.len(), settings.api.users.len(), "the state is that of the node");
         let by_clock = now.unix_ms.saturating_sub(now.ms);
         let first_unix_ms = settings.process.first_unix_ms.unwrap_or(by_clock);
         Self {
@@ -197,7 +206,7 @@ impl Shard {
             addresses: Addresses::default(),
             channels: Channels::new(
                 settings.has_mesh,
-                ShardInterest::new(id, settings.interest.clone()),
+                ShardInterest::new(id, state.interest.clone()),
             ),
             topics: Topics::new(id, &settings),
             pending: Pending::new(first_unix_ms),
@@ -229,6 +238,7 @@ impl Shard {
             parting: HashMap::new(),
             draining: None,
             settings,
+            state,
         }
     }
 

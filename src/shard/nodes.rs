@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Shard;
 use super::commands::Asked;
 use super::connection::Connection;
-use super::settings::home_of;
+use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, IdLayout, NodeId, ShardAddress};
 use crate::message::{Answer, ConnectionKey, Message, Party, Terms, TopicMessage};
 use crate::protocol::api::Reply;
@@ -70,7 +70,7 @@ impl Shard {
             true => self.settings.shards,
             false => self.shards_of(node)?,
         };
-        Some(ShardAddress { node, shard: home_of(topic, shards) })
+        Some(ShardAddress { node, shard: home_of_topic(topic, shards) })
     }
 
     /// How many shards another node has, if it is within reach.

@@ -1,28 +1,25 @@
-//! What a shard is told when it is made.
+//! The settings of a node, as its shards are told them when they start. They do not change, and hold
+//! no live state: that is in [`super::node_state`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use super::interest::Interest;
-use super::rate::{Quota, Rate};
-use crate::address::{NodeId, ShardId};
+use super::rate::Rate;
+use crate::address::NodeId;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::protocol::token::TokenRule;
 use crate::queue::{Bounds, WhenFull};
 
-/// All of it; shared by the shards of a node.
+/// All settings of a node, the same for each of its shards.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The node.
+    /// The id of the node.
     pub node: NodeId,
-    /// How many shards it has.
+    /// How many shards the node has.
     pub shards: usize,
-    /// Which of them have subscribers of which channel. Made for this node, and for so many.
-    pub interest: Arc<Interest>,
-    /// Whether it has a mesh, through which it may reach other nodes.
+    /// Whether the node has a mesh, through which it may reach other nodes.
     pub has_mesh: bool,
     /// The back ends' listener.
     pub api: Api,
@@ -36,17 +33,16 @@ pub struct Settings {
     pub process: Process,
 }
 
-/// What a shard is to know of its process, and of the grid around it.
+/// Facts about the process, and about the grid around it.
 #[derive(Clone, Debug, Default)]
 pub struct Process {
-    /// Lines of the log that were dropped, counted where they are.
-    pub log_lines_dropped: Arc<AtomicU64>,
     /// Unix milliseconds that client ids have when the node's own time is 0, later than those of
     /// earlier lives. `None`: what the clock says.
     pub first_unix_ms: Option<u64>,
-    /// Nodes of the grid, this one included, without which it is not ready; 0 and 1: it needs no other.
+    /// Nodes, this one included, that must have been seen before the node is ready. With 0 and 1 it
+    /// waits for no other.
     pub nodes_expected: usize,
-    /// Where it listens, for the page of the first minute; `None`: nowhere, as in a test.
+    /// Where the node listens, for the page of the first minute. `None`: nowhere, as in a test.
     pub endpoints: Option<Arc<Endpoints>>,
 }
 
@@ -89,11 +85,9 @@ pub struct Api {
     pub advertise: SocketAddr,
     /// Web origins that may call the API from a browser, in lower case.
     pub origins: Vec<String>,
-    /// Who may use it; nobody: all.
+    /// Users of the API. Without any, there is no authentication.
     pub users: Arc<[User]>,
-    /// How much each of them may ask for, at their places.
-    pub quotas: Arc<[Quota]>,
-    /// For the fingerprints of their credentials: not the same in any two processes.
+    /// The key for fingerprints of credentials, which no two processes share.
     pub fingerprint_key: FingerprintKey,
     /// Limits of a request.
     pub http: http::Limits,
@@ -204,32 +198,6 @@ impl AddressLimits {
     pub fn are_there(&self) -> bool {
         self.connections.is_some() || self.handshakes.is_some()
     }
-}
-
-/// The shard that is the home of a topic.
-pub fn home_of(topic: &str, shards: usize) -> ShardId {
-    shard_by(topic.as_bytes(), shards)
-}
-
-/// The shard that is the home of an address.
-pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
-    match address {
-        IpAddr::V4(address) => shard_by(&address.octets(), shards),
-        IpAddr::V6(address) => shard_by(&address.octets(), shards),
-    }
-}
-
-fn shard_by(name: &[u8], shards: usize) -> ShardId {
-    ShardId(((spread(name) >> 32) % shards as u64) as u8)
-}
-
-/// Spreads names over numbers.
-pub(super) fn spread(name: &[u8]) -> u64 {
-    // FNV-1a: every shard must come to the same answer, so the hash has no seed. Who picks names to
-    // collide makes one shard busy, or publishes to them ask shards in vain.
-    name.iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    })
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use super::Shard;
 use super::connection::{Client, Connection, Pause, Stage};
 use super::fanout::Lane;
 use super::memory::Shortage;
-use super::settings::{Settings, home_of};
+use super::settings::Settings;
 use super::unfed::Unfed;
+use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, ConnectionKey, Credit, Delivery, Event, Message, Party, Terms, TopicMessage,
@@ -76,7 +77,7 @@ impl Topics {
             let Some(name) = &route.topic else { continue };
             let share = Room::share(bounds, settings.shards);
             topics.feeders.insert(name.clone(), Feeder::new(share));
-            if home_of(name, settings.shards) == shard {
+            if home_of_topic(name, settings.shards) == shard {
                 topics.homes.insert(name.clone(), new_topic(settings));
             }
         }

@@ -1,10 +1,12 @@
 //! One node: its shards, its mesh, and what is between them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use gridcast::address::{ShardAddress, ShardId};
 use gridcast::mesh::Mesh;
 use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Now, Shard};
 
 use crate::bus::Bus;
@@ -54,7 +56,8 @@ impl Node {
         let unix_ms = (START_UNIX_MS + shared.now_ms + random.between(0, 2000) as u64)
             .max(last.map_or(0, |last| last.unix_ms_max + 2000));
         let now = time(shared.now_ms.saturating_add_signed(ahead_ms), unix_ms);
-        let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
+        let state = Arc::new(NodeState::new(&settings, Arc::default()));
+        let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), now);
         let mesh = plan.mesh_settings(index, unix_ms, random.next());
         Self {
             index,

@@ -7,7 +7,6 @@ use gridcast::address::NodeId;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
     AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
@@ -107,13 +106,11 @@ pub fn settings(
     Settings {
         node: NodeId::new(7).expect("7 is a node"),
         shards,
-        interest: Arc::new(Interest::new(shards)),
         has_mesh: false,
         api: Api {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),
             users: Vec::new().into(),
-            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http: http.clone(),
         },

@@ -2,10 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use gridcast::address::{ShardAddress, ShardId};
 use gridcast::message::{Message, Party};
 use gridcast::metrics::Report;
+use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Listener, Now, Shard, ShedRound, Shortage, Usage};
 
 use crate::backend::Backend;
@@ -88,7 +90,8 @@ impl World {
         let now = time(START_MS, 0);
         let mut trouble = Random::new(seed + TROUBLE);
         let is_troubled = trouble.one_in(2) && !crate::FOUND.contains(&seed);
-        let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
+        let state = Arc::new(NodeState::new(&settings, Arc::default()));
+        let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), now);
         let mut world = Self {
             shared: Shared {
                 random,

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use gridcast::address::NodeId;
+use gridcast::address::{NodeId, ShardId};
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::interest::Interest;
+use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Api, Limits, Process, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 
@@ -17,11 +17,9 @@ pub fn settings() -> Settings {
     Settings {
         node: NodeId::new(1).expect("1 is at most 1023"),
         shards: 1,
-        interest: Arc::new(Interest::new(1)),
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),
-            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
@@ -47,6 +45,12 @@ pub fn settings() -> Settings {
             answer_ms: 1500,
         },
     }
+}
+
+/// The first shard of a node with these settings.
+pub fn shard(settings: &Settings, now: Now) -> Shard {
+    let state = NodeState::new(settings, Arc::default());
+    Shard::new(ShardId(0), settings, Arc::new(state), now)
 }
 
 /// The route `/ws`, which allows any channel.

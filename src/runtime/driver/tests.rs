@@ -29,7 +29,7 @@ use crate::runtime::identity::TlsContext;
 use crate::runtime::listener::{Listening, bind};
 use crate::runtime::ring::{Faults, Random};
 use crate::runtime::verifier;
-use crate::shard::interest::Interest;
+use crate::shard::node_state::NodeState;
 use crate::shard::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
 use peer::{Door, Peer};
 
@@ -171,7 +171,8 @@ impl World {
             doors.push(Door { address, is_api: listener == Listener::Api, tls: client });
         }
         let settings = settings();
-        let make_shard = |now| Shard::new(ShardId(0), &settings, now);
+        let state = Arc::new(NodeState::new(&settings, Arc::default()));
+        let make_shard = |now| Shard::new(ShardId(0), &settings, state, now);
         let port = ports.remove(0);
         let spin = Duration::from_micros(random.pick(&[0, 20]));
         let mut driver =
@@ -246,11 +247,9 @@ fn settings() -> Settings {
     Settings {
         node: NodeId::new(1).unwrap(),
         shards: 1,
-        interest: Arc::new(Interest::new(1)),
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),
-            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),

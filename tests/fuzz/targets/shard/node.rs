@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use gridcast::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Batch, Listener, Now, Shard};
 
 use super::settings::{TOPICS, node_id, settings};
@@ -56,7 +57,8 @@ impl Node {
     pub fn new(shape: u8) -> Self {
         let settings = Arc::new(settings(shape));
         let now = Now { ms: 0, us: 0, unix_ms: UNIX_MS };
-        let shard = |index| Shard::new(ShardId(index as u8), &settings, now);
+        let state = Arc::new(NodeState::new(&settings, Arc::default()));
+        let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), now);
         Self {
             shards: (0..settings.shards).map(shard).collect(),
             mail: VecDeque::new(),

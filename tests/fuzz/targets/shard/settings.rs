@@ -7,7 +7,6 @@ use gridcast::address::NodeId;
 use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::interest::Interest;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
     AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
@@ -29,11 +28,9 @@ pub fn settings(shape: u8) -> Settings {
     Settings {
         node: node_id(),
         shards,
-        interest: Arc::new(Interest::new(shards)),
         has_mesh: false,
         api: Api {
             users: Vec::new().into(),
-            quotas: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],
