@@ -73,7 +73,7 @@ struct Arguments {
 enum Command {
     #[command(flatten)]
     One(Scenario),
-    /// Every scenario with the figures that the README quotes
+    /// Every scenario with the figures that the performance page quotes
     All {
         /// Far fewer clients and messages: a look whether everything works
         #[arg(long)]
@@ -115,7 +115,7 @@ struct Options {
     /// File that the report is written to as a page with plots
     #[arg(long, global = true, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Print the tables of the README when all is done, instead of a row for each scenario
+    /// Print the tables of the performance page when all is done, instead of a row for each scenario
     #[arg(long, global = true)]
     markdown: bool,
 }

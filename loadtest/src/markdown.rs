@@ -1,4 +1,4 @@
-//! The report as tables of Markdown: those of the README.
+//! The report as tables of Markdown: those of the performance page.
 
 use std::fmt;
 
