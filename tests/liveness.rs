@@ -263,6 +263,47 @@ fn a_held_client_whose_connection_ends_is_closed_and_its_messages_come() {
     }
 }
 
+/// How a client ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Shut,
+    Broken,
+    CloseFrame,
+}
+
+#[test]
+fn a_client_that_ended_over_a_full_topic_and_is_then_held_for_a_key_is_reported() {
+    for end in [End::Shut, End::Broken, End::CloseFrame] {
+        let route = Route {
+            topic: Some("events".into()),
+            tells_open: true,
+            tells_message: true,
+            tells_close: true,
+            ..shard_value::route()
+        };
+        let held = Route { path: "/held".into(), hold_until: Some("user".into()), ..route.clone() };
+        let mut node = Node::new(vec![route, held]);
+        let other = node.open(Listener::Edge(0), "/ws");
+        // With its open event that is all the topic takes: the client's own open event waits.
+        node.receive(other, &frame(0x81, b"other").repeat(3));
+        let client = node.open(Listener::Edge(0), "/held");
+        let sent = (0..SENT).flat_map(|number| frame(0x81, format!("m{number}").as_bytes()));
+        node.receive(client, &sent.collect::<Vec<u8>>());
+        if end == End::CloseFrame {
+            node.receive(client, &frame(0x88, &4321u16.to_be_bytes()));
+            assert_eq!(close_code(&node.written(client)), Some(4321));
+        }
+        node.shard.handle_end(node.now, client, end == End::Broken);
+        assert!(node.actions(client).contains(&Action::Close(client)), "{end:?}");
+        node.shard.handle_closed(client);
+        // Room for the first message comes while it is read, and the second is not wanted.
+        let consumed = consumed(&mut node);
+        assert!(consumed.contains("\"m0\"") && !consumed.contains("\"m1\""), "{end:?} {consumed}");
+        let closed = consumed.matches("\"event\":\"close\"").count();
+        assert_eq!(closed, 2, "{end:?}: the other, which is silent, and this one: {consumed}");
+    }
+}
+
 #[test]
 fn a_client_that_cannot_be_heard_any_more_is_pinged_and_not_judged() {
     for why in [Held::ByFullTopic, Held::ForKey] {

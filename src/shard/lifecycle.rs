@@ -93,7 +93,9 @@ impl Shard {
         self.read_held(key);
         self.note_slice(key);
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.is_resuming {
+        // Room that came while it was read has queued it again. What pauses it since then is judged here:
+        // the queue passes over a connection that is paused.
+        if connection.is_resuming && connection.paused == 0 {
             return;
         }
         // Who is held for a key and has ended waits for nothing.
