@@ -114,13 +114,13 @@ impl Shard {
 
     fn write_tagged(&mut self, key: ConnectionKey) {
         while let Some((tag, delivery)) = self.unsettled(key).and_then(Unsettled::poll_next) {
-            let mut scratch = std::mem::take(&mut self.scratch);
+            let mut scratch = std::mem::take(&mut self.turn.scratch);
             let Delivery { is_redelivered, frame, .. } = delivery;
-            self.write_with(key, |out| {
+            self.connections.write_with(&mut self.turn, key, |out| {
                 api::put_tagged(out, &mut scratch, &frame, tag, is_redelivered);
             });
-            self.scratch = scratch;
-            self.counters.events += 1;
+            self.turn.scratch = scratch;
+            self.turn.counters.events += 1;
         }
     }
 
@@ -128,22 +128,32 @@ impl Shard {
     pub(super) fn call_ack(&mut self, key: ConnectionKey, shape: &Shape, tags: Tags) {
         let Some(unsettled) = self.unsettled(key) else {
             let why = "this connection does not consume with \"a\":true";
-            return self.reply(key, shape, &Err(Fault::new(Code::CancelFailed, why)));
+            return self.connections.reply(
+                &mut self.turn,
+                key,
+                shape,
+                &Err(Fault::new(Code::CancelFailed, why)),
+            );
         };
         let settled = unsettled.settle(tags);
         if settled.is_empty() {
             let why = "g: no event with this tag is unsettled";
-            return self.reply(key, shape, &Err(Fault::new(Code::InvalidArgument, why)));
+            return self.connections.reply(
+                &mut self.turn,
+                key,
+                shape,
+                &Err(Fault::new(Code::InvalidArgument, why)),
+            );
         }
         // The answer goes before the events that there is room for now.
-        self.reply(key, shape, &Ok(Reply::Done));
+        self.connections.reply(&mut self.turn, key, shape, &Ok(Reply::Done));
         self.tell_settled(key, settled);
         self.write_tagged(key);
     }
 
     /// Tells each topic what of its events was acknowledged.
     fn tell_settled(&mut self, key: ConnectionKey, settled: Vec<Tagged>) {
-        let backend = self.backend_id(key);
+        let backend = self.turn.backend_id(key);
         let mut of_homes: BTreeMap<(NodeId, Arc<str>), Vec<u64>> = BTreeMap::new();
         for Tagged { home, topic, number, .. } in settled {
             if let Some(node) = home {
@@ -151,7 +161,7 @@ impl Shard {
             }
         }
         for ((node, topic), numbers) in of_homes {
-            self.tell_home(node, &topic, TopicMessage::Settled(backend, numbers));
+            self.turn.tell_home(node, &topic, TopicMessage::Settled(backend, numbers));
         }
     }
 }

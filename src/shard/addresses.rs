@@ -108,14 +108,14 @@ impl Shard {
     /// A connection was accepted: if its address has limits, it is not read from until the home of
     /// the address has said that it may stay.
     pub(super) fn count_arrival(&mut self, key: ConnectionKey) {
-        let is_limited = self.settings.limits.addresses.are_there();
+        let is_limited = self.turn.settings.limits.addresses.are_there();
         let Some(connection) = self.connections.get(key) else { return };
         if !is_limited || connection.listener == Listener::Api {
             return;
         }
         connection.is_stopped = true;
         let source = source_of(connection.remote.ip());
-        self.pause(key, Pause::Address);
+        self.connections.pause(key, Pause::Address);
         self.tell_home_of(source, Message::Arrived(source, key));
     }
 
@@ -126,26 +126,21 @@ impl Shard {
     }
 
     fn tell_home_of(&mut self, source: IpAddr, message: Message) {
-        let home = home_of_address(source, self.settings.shards);
-        self.say(self.beside(home), message);
-    }
-
-    fn say(&mut self, to: Party, message: Message) {
-        match to == Party::Shard(self.address) {
-            true => self.handle_message(self.now, to, message),
-            false => self.outbox.push_back((to, message)),
-        }
+        let home = home_of_address(source, self.turn.settings.shards);
+        let home = self.turn.beside(home);
+        self.turn.tell(home, message);
     }
 
     /// A connection came to another shard, or this one, from an address whose home this is.
     pub(super) fn handle_arrived(&mut self, from: Party, source: IpAddr, key: ConnectionKey) {
-        let judged = self.addresses.arrive(self.now.ms, &self.settings.limits.addresses, source);
+        let judged =
+            self.addresses.arrive(self.turn.now.ms, &self.turn.settings.limits.addresses, source);
         match judged {
             Ok(()) => {}
-            Err(Refusal::Connections) => self.counters.limits.connections_per_address += 1,
-            Err(Refusal::Handshakes) => self.counters.limits.handshakes_per_address_s += 1,
+            Err(Refusal::Connections) => self.turn.counters.limits.connections_per_address += 1,
+            Err(Refusal::Handshakes) => self.turn.counters.limits.handshakes_per_address_s += 1,
         }
-        self.say(from, Message::Admitted(source, key, judged.is_ok()));
+        self.turn.tell(from, Message::Admitted(source, key, judged.is_ok()));
     }
 
     /// Whether a connection may stay. One that may not is closed before a byte of it is read: no
@@ -160,13 +155,13 @@ impl Shard {
         match self.connections.get(key) {
             Some(connection) if is_admitted => {
                 connection.is_counted = true;
-                self.unpause(key, Pause::Address);
+                self.connections.unpause(&mut self.turn, key, Pause::Address);
             }
             Some(connection) => {
                 let why = "its address has as many connections, or handshakes, as it may";
                 let entry = Entry::Dropped(connection.remote, why);
-                trail::note(self.trail(key), entry);
-                self.close(key);
+                trail::note(self.turn.trail(key), entry);
+                self.connections.close(&mut self.turn, key);
             }
             // It was closed meanwhile.
             None if is_admitted => self.tell_home_of(source, Message::Departed(source)),
@@ -184,7 +179,7 @@ impl Shard {
 
     /// One that was counted here is closed.
     pub(super) fn handle_departed(&mut self, source: IpAddr) {
-        self.addresses.depart(self.now.ms, source);
+        self.addresses.depart(self.turn.now.ms, source);
     }
 }
 

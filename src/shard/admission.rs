@@ -19,7 +19,7 @@ impl Shard {
     /// The next comparison with hashes that somebody is to make elsewhere, and whose
     /// [`Verification::run`] is to come back as a message.
     pub fn poll_verification(&mut self) -> Option<Verification> {
-        self.access.begin_verification(self.now.ms)
+        self.access.begin_verification(self.turn.now.ms)
     }
 
     /// Closes the connection of the API that has been there longest without showing who it is; false if
@@ -31,8 +31,8 @@ impl Shard {
             if connection.is_stranger() && connection.phase == Phase::Open && !is_waiting {
                 let remote = connection.remote;
                 let why = "no place for a stranger";
-                trail::note(self.trail(key), Entry::Dropped(remote, why));
-                self.close(key);
+                trail::note(self.turn.trail(key), Entry::Dropped(remote, why));
+                self.connections.close(&mut self.turn, key);
                 return true;
             }
         }
@@ -76,7 +76,7 @@ impl Shard {
         };
         let remote = connection.remote.ip();
         let authorization = || request.only_header("authorization");
-        let admission = self.access.check(self.now.ms, remote, authorization);
+        let admission = self.access.check(self.turn.now.ms, remote, authorization);
         if trail::is_read() && !matches!(admission, Admission::Known(Ok(_))) {
             self.trail_claim(key, request);
         }
@@ -91,28 +91,28 @@ impl Shard {
     fn trail_claim(&self, key: ConnectionKey, request: &Request<'_>) {
         let claimed = request.only_header("authorization").and_then(Credentials::parse);
         let Some(Credentials { scheme: Scheme::Basic, name, .. }) = claimed else { return };
-        let is_known = self.settings.api.users.iter().any(|user| user.name == name);
+        let is_known = self.turn.settings.api.users.iter().any(|user| user.name == name);
         let name = if is_known { &name[..] } else { "a name that no user has" };
-        trail::note(self.trail(key), Entry::Cause("user", name.as_bytes()));
+        trail::note(self.turn.trail(key), Entry::Cause("user", name.as_bytes()));
     }
 
     /// Counts a wrong guess, here and on the other shards.
     fn note_wrong(&mut self, remote: IpAddr) {
         let source = source_of(remote);
-        if self.access.note_wrong(self.now.ms, source) {
+        if self.access.note_wrong(self.turn.now.ms, source) {
             tracing::warn!(
                 "ten wrong credentials came from {source} within a minute: further wrong ones are \
                  answered 429, right ones are let in"
             );
         }
-        for shard in self.other_shards() {
-            self.outbox.push_back((self.beside(shard), Message::FailedTry(source)));
+        for shard in self.turn.other_shards() {
+            self.turn.tell(self.turn.beside(shard), Message::FailedTry(source));
         }
     }
 
     /// Answers those that others, likelier to be right, took the place of.
     fn turn_displaced_away(&mut self) {
-        for Waiters { fingerprint, keys, .. } in self.access.take_displaced(self.now.ms) {
+        for Waiters { fingerprint, keys, .. } in self.access.take_displaced(self.turn.now.ms) {
             for key in keys {
                 if self.is_parked_with(key, fingerprint) {
                     self.answer_parked(key, Err(Refusal::Busy));
@@ -139,13 +139,14 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         http.replies.wait(Shape::Response(shape.clone()));
-        http.started_ms = self.now.ms;
+        http.started_ms = self.turn.now.ms;
         let parked = Parked { request, shape, credentials: fingerprint };
         http.parked = Some(Box::new(parked));
         self.access.wait(fingerprint, key);
-        trail::note(self.trail(key), Entry::Verifying);
-        self.pause(key, Pause::Verdict);
-        self.set_timer(key, self.now.ms + self.settings.limits.answer_ms);
+        trail::note(self.turn.trail(key), Entry::Verifying);
+        self.connections.pause(key, Pause::Verdict);
+        let deadline_ms = self.turn.now.ms + self.turn.settings.limits.answer_ms;
+        self.connections.set_timer(&mut self.turn, key, deadline_ms);
         self.turn_displaced_away();
     }
 
@@ -157,15 +158,15 @@ impl Shard {
         fingerprint: Fingerprint,
         user: Option<usize>,
     ) {
-        let is_own = from == Party::Shard(self.address);
-        let settled = self.access.settle(self.now.ms, fingerprint, user, is_own);
+        let is_own = from == Party::Shard(self.turn.address);
+        let settled = self.access.settle(self.turn.now.ms, fingerprint, user, is_own);
         let Some(Waiters { source, keys, .. }) = settled else { return };
         match user {
             // The credentials are as good on the other shards.
             Some(_) if is_own => {
-                for shard in self.other_shards() {
-                    let verdict = Message::Verdict(fingerprint, user);
-                    self.outbox.push_back((self.beside(shard), verdict));
+                for shard in self.turn.other_shards() {
+                    let to = self.turn.beside(shard);
+                    self.turn.tell(to, Message::Verdict(fingerprint, user));
                 }
             }
             Some(_) => {}
@@ -186,7 +187,7 @@ impl Shard {
         if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &c.stage)
             && let Some(parked) = &http.parked
         {
-            self.access.turn_away(self.now.ms, parked.credentials);
+            self.access.turn_away(self.turn.now.ms, parked.credentials);
         }
         self.answer_parked(key, Err(Refusal::Busy));
     }
@@ -204,9 +205,9 @@ impl Shard {
             (Err(refusal), Some(_)) => self.refuse_access(key, &shape, refusal),
             (admitted, None) => self.settle_head(key, shape, admitted),
         }
-        self.unpause(key, Pause::Verdict);
-        self.write_replies(key);
-        self.pause_if_unread(key);
+        self.connections.unpause(&mut self.turn, key, Pause::Verdict);
+        self.connections.write_replies(&mut self.turn, key);
+        self.connections.pause_if_unread(&mut self.turn, key);
     }
 
     pub(super) fn refuse_access(
@@ -216,11 +217,11 @@ impl Shard {
         refusal: Refusal,
     ) {
         let (status, why) = refusal.explained();
-        self.counters.unauthorised += 1;
+        self.turn.counters.unauthorised += 1;
         let mut shape = shape.clone();
         match refusal {
-            Refusal::TooManyTries => self.counters.limits.wrong_credentials += 1,
-            Refusal::Busy => self.counters.limits.verifications += 1,
+            Refusal::TooManyTries => self.turn.counters.limits.wrong_credentials += 1,
+            Refusal::Busy => self.turn.counters.limits.verifications += 1,
             Refusal::Missing
             | Refusal::Wrong
             | Refusal::WrongAgain
@@ -239,12 +240,12 @@ impl Shard {
             429 | 503 => &[("Retry-After", "1")],
             _ => &[],
         };
-        self.refuse(key, &shape, status, headers, why);
+        self.connections.refuse(&mut self.turn, key, &shape, status, headers, why);
     }
 
     /// A source presented wrong credentials to another shard, which has logged its last try.
     pub(super) fn handle_failed_try(&mut self, source: IpAddr) {
-        self.access.note_wrong(self.now.ms, source);
+        self.access.note_wrong(self.turn.now.ms, source);
     }
 
     /// A call over WebSocket, if the user of this connection may make it. One that settles events
@@ -266,11 +267,11 @@ impl Shard {
 
     /// Takes one call out of what a user may ask for.
     pub(super) fn take_call(&mut self, grant: Grant) -> Result<(), Fault> {
-        let quota = grant.user.and_then(|user| self.state.quotas.get(user));
-        if quota.is_none_or(|quota| quota.take(self.now.ms)) {
+        let quota = grant.user.and_then(|user| self.turn.state.quotas.get(user));
+        if quota.is_none_or(|quota| quota.take(self.turn.now.ms)) {
             return Ok(());
         }
-        self.counters.limits.requests_per_s += 1;
+        self.turn.counters.limits.requests_per_s += 1;
         Err(Fault::new(Code::TooManyRequests, "too many requests a second for this user"))
     }
 }

@@ -12,8 +12,8 @@ use super::pending::{Kind, Settled};
 use super::replies::{HttpShape, Shape};
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
+use crate::address::ClientId;
 use crate::address::placement::home_of_topic;
-use crate::address::{ClientId, ShardAddress, ShardId};
 use crate::message::{
     Answer, BackendId, Command, ConnectionKey, Message, Party, Terms, Ticket, TopicMessage,
 };
@@ -44,12 +44,12 @@ impl Shard {
     /// Carries out a call of one of our back ends. Its answer is written when it is known, in the
     /// order of the calls.
     pub(super) fn call(&mut self, key: ConnectionKey, shape: Shape, call: Result<Call<'_>, Fault>) {
-        self.counters.calls += 1;
+        self.turn.counters.calls += 1;
         self.note_call(key, &call);
         let answered = match call {
             Err(fault) => Err(fault),
             Ok(_) if !self.pending.has_room() => {
-                self.counters.limits.calls_waiting += 1;
+                self.turn.counters.limits.calls_waiting += 1;
                 Err(Fault::new(Code::TooManyRequests, "too many calls wait for answers"))
             }
             Ok(Call::Send(client, content)) => return self.call_send(key, shape, client, &content),
@@ -65,7 +65,7 @@ impl Shard {
             Ok(Call::Ack(tags)) => return self.call_ack(key, &shape, tags),
             Ok(Call::Unpop) => return self.call_unpop(key, shape),
         };
-        self.reply(key, &shape, &answered);
+        self.connections.reply(&mut self.turn, key, &shape, &answered);
     }
 
     #[inline]
@@ -74,7 +74,7 @@ impl Shard {
             && let Ok(call) = call
         {
             let user = self.connections.get(key).and_then(|connection| connection.user());
-            trail::note(self.trail(key), Entry::Called(self.user_name(user), call));
+            trail::note(self.turn.trail(key), Entry::Called(self.turn.user_name(user), call));
         }
     }
 
@@ -85,14 +85,14 @@ impl Shard {
         client: ClientId,
         content: &Content<'_>,
     ) {
-        let Some(address) = self.address_of(client) else {
+        let Some(address) = self.turn.roster.address_of(client) else {
             let fault = Fault::new(Code::SendFailed, self.why_nobody(client));
-            return self.reply(key, &shape, &Err(fault));
+            return self.connections.reply(&mut self.turn, key, &shape, &Err(fault));
         };
-        let from = self.backend_id(key);
-        if address == self.address && !self.lanes.contains_key(&from) {
+        let from = self.turn.backend_id(key);
+        if address == self.turn.address && !self.lanes.contains_key(&from) {
             let answer = self.send(client, content.kind, &content.bytes);
-            return self.reply(key, &shape, &answer);
+            return self.connections.reply(&mut self.turn, key, &shape, &answer);
         }
         let frame = Frame::message(content.kind, &content.bytes);
         let to = [Party::Shard(address)];
@@ -106,12 +106,12 @@ impl Shard {
         channel: &str,
         content: &Content<'_>,
     ) {
-        let is_behind_lane = self.lanes.contains_key(&self.backend_id(key));
-        if self.is_alone() && !is_behind_lane {
+        let is_behind_lane = self.lanes.contains_key(&self.turn.backend_id(key));
+        if self.turn.is_alone() && !is_behind_lane {
             return self.publish_here(key, shape, channel, content);
         }
         let asked = self.asked_to_publish(key, channel);
-        let is_for_others = asked.iter().any(|party| *party != self.own_party());
+        let is_for_others = asked.iter().any(|party| *party != self.turn.own_party());
         if asked.is_empty() || !is_for_others && !is_behind_lane {
             return self.publish_here(key, shape, channel, content);
         }
@@ -130,13 +130,20 @@ impl Shard {
         content: &Content<'_>,
     ) {
         if self.channels.find(channel).is_none() {
-            return self.reply(key, &shape, &Ok(Reply::Published(Tally::default())));
+            return self.connections.reply(
+                &mut self.turn,
+                key,
+                &shape,
+                &Ok(Reply::Published(Tally::default())),
+            );
         }
         match self.publish(channel, Frame::message(content.kind, &content.bytes)) {
-            Ok(tally) => self.reply(key, &shape, &Ok(Reply::Published(tally))),
+            Ok(tally) => {
+                self.connections.reply(&mut self.turn, key, &shape, &Ok(Reply::Published(tally)))
+            }
             Err(walk) => {
                 if let Some(ticket) = self.open_question(key, shape, Kind::Publish, 1) {
-                    let (asker, backend) = (self.own_party(), self.backend_id(key));
+                    let (asker, backend) = (self.turn.own_party(), self.turn.backend_id(key));
                     self.open_lane(Asked { asker, ticket, backend }, walk);
                 }
             }
@@ -150,10 +157,10 @@ impl Shard {
         client: ClientId,
         function: Function,
     ) {
-        match self.address_of(client) {
+        match self.turn.roster.address_of(client) {
             None => {
                 let fault = Fault::new(Code::ExecutionFailed, self.why_nobody(client));
-                self.reply(key, &shape, &Err(fault));
+                self.connections.reply(&mut self.turn, key, &shape, &Err(fault));
             }
             Some(address) => {
                 let command = || Command::Call(client, function.clone());
@@ -180,7 +187,7 @@ impl Shard {
             }
         };
         if let Some(fault) = fault {
-            self.reply(key, &shape, &Err(fault));
+            self.connections.reply(&mut self.turn, key, &shape, &Err(fault));
         }
     }
 
@@ -188,7 +195,7 @@ impl Shard {
         let Some(backend) = self.connections.get(key).and_then(Connection::backend) else { return };
         let (pop, topics) = (backend.pops, backend.topics.clone());
         // What it may have on its way is for all of its topics together.
-        let window_bytes = (self.settings.limits.outbound_bytes / 2 / topics.len()).max(1);
+        let window_bytes = (self.turn.settings.limits.outbound_bytes / 2 / topics.len()).max(1);
         let unsettled_max = match settling {
             Settling::Acknowledged(window) => Some(window),
             Settling::Written => None,
@@ -209,7 +216,7 @@ impl Shard {
         };
         if topics.is_empty() {
             let fault = Fault::new(Code::CancelFailed, "this connection is not consuming");
-            return self.reply(key, &shape, &Err(fault));
+            return self.connections.reply(&mut self.turn, key, &shape, &Err(fault));
         }
         self.unconsume_everywhere(key, &topics);
         self.ask_homes(key, shape, Kind::Unpop, &topics, Command::Leave);
@@ -226,7 +233,7 @@ impl Shard {
     ) {
         let Some(ticket) = self.open_question(key, shape, kind, topics.len()) else { return };
         for topic in topics {
-            let home = self.beside(home_of_topic(topic, self.settings.shards));
+            let home = self.turn.beside(home_of_topic(topic, self.turn.settings.shards));
             self.ask_party(home, key, ticket, command(topic.clone()));
         }
     }
@@ -247,11 +254,8 @@ impl Shard {
     }
 
     fn ask_party(&mut self, party: Party, key: ConnectionKey, ticket: Ticket, command: Command) {
-        let from = self.backend_id(key);
-        if party == self.own_party() {
-            return self.carry_out(Asked { asker: party, ticket, backend: from }, command);
-        }
-        self.outbox.push_back((party, Message::Ask { ticket, from, command }));
+        let from = self.turn.backend_id(key);
+        self.turn.tell(party, Message::Ask { ticket, from, command });
     }
 
     fn open_question(
@@ -266,8 +270,10 @@ impl Shard {
         if kind == Kind::Call {
             replies.note_function();
         }
-        let ticket = self.pending.open(self.now.us, (key, reply), kind, awaited);
-        self.timers.set(self.now.ms + self.settings.limits.answer_ms, Timer::Ticket(ticket));
+        let ticket = self.pending.open(self.turn.now.us, (key, reply), kind, awaited);
+        self.turn
+            .timers
+            .set(self.turn.now.ms + self.turn.settings.limits.answer_ms, Timer::Ticket(ticket));
         Some(ticket)
     }
 
@@ -278,7 +284,7 @@ impl Shard {
             if lane.take(asked, &command) {
                 return;
             }
-            self.counters.limits.calls_waiting += 1;
+            self.turn.counters.limits.calls_waiting += 1;
             let fault = Fault::new(Code::TooManyRequests, "too much waits behind a large publish");
             return self.answer(asked, Answer::Done(Err(fault)));
         }
@@ -308,33 +314,33 @@ impl Shard {
 
     /// Asks all shards how things stand; the answer is the text of `/metrics`.
     pub(super) fn call_report(&mut self, key: ConnectionKey, shape: HttpShape) {
-        let everywhere = self.everywhere();
+        let everywhere = self.turn.everywhere();
         self.ask(key, Shape::Response(shape), Kind::Report, &everywhere, || Command::Report);
     }
 
     /// How things stand here. Costs a look at each topic.
     pub fn report(&self) -> Report {
         Report {
-            shard: self.address.shard.0,
-            counters: self.counters,
+            shard: self.turn.address.shard.0,
+            counters: self.turn.counters,
             connections: self.connections.len() as u64,
             clients: self.clients.len() as u64,
             channels: self.channels.len() as u64,
             pending_calls: self.pending.len() as u64,
             unfinished_fanouts: self.lanes.len() as u64,
             addresses: self.addresses.len() as u64,
-            topics: self.topics.reports(self.now.us),
+            topics: self.topics.reports(self.turn.now.us),
             turns: self.turns_taken,
             calls: self.calls_taken,
             events: self.topics.waits(),
-            process: (self.address.shard.0 == 0).then(|| self.process_report()),
+            process: (self.turn.address.shard.0 == 0).then(|| self.process_report()),
         }
     }
 
     fn process_report(&self) -> ProcessReport {
         let memory = self.shedding.usage();
         ProcessReport {
-            log_lines_dropped: self.state.log_lines_dropped.load(Ordering::Relaxed),
+            log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
             memory_bytes: memory.bytes,
             memory_limit_bytes: memory.limit_bytes,
         }
@@ -342,10 +348,7 @@ impl Shard {
 
     /// Gives the answer to who asked.
     pub(super) fn answer(&mut self, Asked { asker, ticket, .. }: Asked, answer: Answer) {
-        if asker == Party::Shard(self.address) {
-            return self.handle_answer(ticket, answer);
-        }
-        self.outbox.push_back((asker, Message::Answer(ticket, answer)));
+        self.turn.tell(asker, Message::Answer(ticket, answer));
     }
 
     pub(super) fn handle_answer(&mut self, ticket: Ticket, answer: Answer) {
@@ -357,7 +360,7 @@ impl Shard {
     /// The time of a question is up; false if it was answered before.
     pub(super) fn expire(&mut self, ticket: Ticket) -> bool {
         let Some(settled) = self.pending.expire(ticket) else { return false };
-        self.counters.limits.answer_ms += 1;
+        self.turn.counters.limits.answer_ms += 1;
         self.settle(settled);
         true
     }
@@ -365,11 +368,11 @@ impl Shard {
     fn settle(&mut self, settled: Settled) {
         let Settled { asker, reply, mut answer, kind, asked_us } = settled;
         if let Err(fault) = &answer {
-            self.counters.faults += 1;
-            trail::note(self.trail(asker), Entry::Failed(fault));
+            self.turn.counters.faults += 1;
+            trail::note(self.turn.trail(asker), Entry::Failed(fault));
         }
         if kind != Kind::Report {
-            self.calls_taken.add(self.now.us.saturating_sub(asked_us));
+            self.calls_taken.add(self.turn.now.us.saturating_sub(asked_us));
         }
         let pop = match kind {
             Kind::Pop(number) => Some(number),
@@ -381,10 +384,10 @@ impl Shard {
         let Some(replies) = self.connections.get(asker).and_then(Connection::replies) else {
             return;
         };
-        let date = self.calendar.date(self.now.unix_ms);
+        let date = self.turn.date();
         let then_start = pop.filter(|_| answer.is_ok());
-        replies.settle(reply, &answer, then_start, date, &mut self.scratch);
-        self.write_replies(asker);
+        replies.settle(reply, &answer, then_start, date, &mut self.turn.scratch);
+        self.connections.write_replies(&mut self.turn, asker);
         if let Some(pop) = pop.filter(|_| answer.is_err()) {
             self.give_up_consuming(asker, pop);
         }
@@ -393,7 +396,7 @@ impl Shard {
     /// The answer that grants a `queue.pop` is on its way: its topics begin to flow, unless the back
     /// end has given it up meanwhile.
     pub(super) fn start_consuming(&mut self, key: ConnectionKey, pop: u64) {
-        let from = self.backend_id(key);
+        let from = self.turn.backend_id(key);
         let topics = self.topics_of(key, pop);
         if topics.is_empty() {
             return;
@@ -402,7 +405,7 @@ impl Shard {
             backend.is_consuming = true;
         }
         for topic in topics {
-            self.tell_home(self.address.node, &topic, TopicMessage::Start(from));
+            self.turn.tell_home(self.turn.address.node, &topic, TopicMessage::Start(from));
         }
         self.consume_everywhere(key);
     }
@@ -413,7 +416,7 @@ impl Shard {
         const NOBODY: Ticket = Ticket(u64::MAX);
         let topics = self.topics_of(key, pop);
         for topic in &topics {
-            let home = self.beside(home_of_topic(topic, self.settings.shards));
+            let home = self.turn.beside(home_of_topic(topic, self.turn.settings.shards));
             self.ask_party(home, key, NOBODY, Command::Leave(topic.clone()));
         }
         if !topics.is_empty()
@@ -443,9 +446,9 @@ impl Shard {
         if connection.phase != Phase::Open {
             return fault("the client is closing");
         }
-        if connection.outbound.is_in_flight() && self.shedding.is_short(Shortage::Frames) {
-            self.counters.failed += 1;
-            self.counters.note_shed_frames(1);
+        if connection.outbound.is_in_flight() && self.turn.is_short(Shortage::Frames) {
+            self.turn.counters.failed += 1;
+            self.turn.counters.note_shed_frames(1);
             return fault(
                 "the node is short of memory, and the client has not read what it was sent",
             );
@@ -453,17 +456,17 @@ impl Shard {
         let body = self.deflater.body(connection.compression, kind, payload);
         let bytes = body.frame_bytes();
         if connection.takes(bytes) {
-            connection.outbound.push_with(&mut self.spare, |out| body.put(out));
-            self.counters.note_compression(payload.len() - body.bytes.len());
-            self.counters.delivered += 1;
-            self.queue_write(key);
+            connection.outbound.push_with(&mut self.turn.spare, |out| body.put(out));
+            self.turn.counters.note_compression(payload.len() - body.bytes.len());
+            self.turn.counters.delivered += 1;
+            self.connections.queue_write(key);
             return Ok(Reply::Done);
         }
         let is_too_slow = connection.is_too_slow_for(bytes);
-        self.counters.failed += 1;
-        self.counters.limits.outbound_bytes += 1;
-        if is_too_slow && self.settings.limits.close_slow_clients {
-            self.close_slow(key);
+        self.turn.counters.failed += 1;
+        self.turn.counters.limits.outbound_bytes += 1;
+        if is_too_slow && self.turn.settings.limits.close_slow_clients {
+            self.connections.close_slow(&mut self.turn, key);
         }
         fault("the client's outbound buffer is full")
     }
@@ -473,7 +476,7 @@ impl Shard {
         let Some(&key) = self.clients.get(&client) else {
             return Outcome::Done(Answer::Done(Err(no_such_client())));
         };
-        trail::note(self.trail(key), Entry::Function(client, &function));
+        trail::note(self.turn.trail(key), Entry::Function(client, &function));
         Outcome::Done(Answer::Done(match function {
             Function::SetContextValue(name, value) => {
                 self.change_context(key, |context| context.set(name, value))
@@ -490,7 +493,7 @@ impl Shard {
                 Ok(Reply::Done)
             }
             Function::Close(code, reason) => {
-                self.close_for(key, code, &reason, By::Backend);
+                self.connections.close_for(&mut self.turn, key, code, &reason, By::Backend);
                 Ok(Reply::Done)
             }
             Function::GetContext => {
@@ -510,18 +513,18 @@ impl Shard {
         let client = self.connections.get(key).and_then(Connection::client);
         let client = client.ok_or_else(no_such_client)?;
         if change(&mut client.context).is_err() {
-            self.counters.limits.context += 1;
+            self.turn.counters.limits.context += 1;
             let why = "the context would be over 256 keys or 64 KiB";
             return Err(Fault::new(Code::ExecutionFailed, why));
         }
-        if !self.is_held(key) {
-            self.unpause(key, Pause::Hold);
+        if !self.connections.is_held(&mut self.turn, key) {
+            self.connections.unpause(&mut self.turn, key, Pause::Hold);
         }
         Ok(Reply::Done)
     }
 
     fn info(&mut self, key: ConnectionKey) -> Option<Reply> {
-        let node = self.settings.node;
+        let node = self.turn.settings.node;
         let connection = self.connections.get(key)?;
         let (remote, since_ms) = (connection.remote, connection.since_ms);
         let buffered = connection.outbound.buffered() as u64;
@@ -534,28 +537,10 @@ impl Shard {
 
     /// Why nobody can be reached under a client's id.
     fn why_nobody(&self, client: ClientId) -> &'static str {
-        match self.is_within_reach(client.node()) {
+        match self.turn.roster.is_within_reach(client.node()) {
             true => "no such client",
             false => "no such client: its node is not there, or out of reach",
         }
-    }
-
-    pub(super) fn backend_id(&self, connection: ConnectionKey) -> BackendId {
-        BackendId { at: self.address, connection }
-    }
-
-    /// A shard of this node, as one speaks to it.
-    pub(super) fn beside(&self, shard: ShardId) -> Party {
-        Party::Shard(ShardAddress { node: self.address.node, shard })
-    }
-
-    fn own_party(&self) -> Party {
-        Party::Shard(self.address)
-    }
-
-    pub(super) fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        let own = self.address.shard;
-        (0..self.settings.shards).map(|index| ShardId(index as u8)).filter(move |&id| id != own)
     }
 }
 

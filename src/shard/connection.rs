@@ -10,9 +10,12 @@ use super::acknowledge::Unsettled;
 use super::channels::Subscription;
 use super::context::Context;
 use super::outbound::Outbound;
+use super::parting::Parting;
 use super::rate::Bucket;
 use super::replies::{HttpShape, Replies};
 use super::trail::By;
+use hashbrown::HashMap;
+
 use crate::address::{ClientId, NodeId};
 use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
@@ -514,6 +517,13 @@ pub struct Connections {
     blocks: Vec<Vec<Place>>,
     free: Vec<u32>,
     count: usize,
+    // Connections with something to write. Those that one command meant go before those that a
+    // fan-out reached: a huge channel does not delay a single message.
+    pub(super) urgent: VecDeque<ConnectionKey>,
+    pub(super) bulk: VecDeque<ConnectionKey>,
+    // Clients that have ended while what they sent before is still read, and the bytes of it.
+    pub(super) parting: HashMap<ConnectionKey, Parting>,
+    pub(super) parted_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -526,6 +536,21 @@ impl Connections {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.count
+    }
+
+    /// Bytes that clients sent which have ended since, and that are still to be read.
+    pub fn parted_bytes(&self) -> usize {
+        self.parted_bytes
+    }
+
+    /// Whether a client has ended while what it sent before is still read.
+    pub fn has_parting(&self) -> bool {
+        !self.parting.is_empty()
+    }
+
+    /// Whether a connection waits to be written to.
+    pub fn has_writes(&self) -> bool {
+        !self.urgent.is_empty() || !self.bulk.is_empty()
     }
 
     /// Adds one.

@@ -65,10 +65,10 @@ impl Shard {
 
     /// Lets a connection wait before what it sent next is decoded.
     pub(super) fn defer(&mut self, key: ConnectionKey, topic: &Arc<str>) {
-        self.counters.limits.topic += 1;
+        self.turn.counters.limits.topic += 1;
         if let Some(feeder) = self.topics.feeders.get_mut(topic) {
             feeder.defer(Deferred::Connection(key));
-            self.pause(key, Pause::Topic);
+            self.connections.pause(key, Pause::Topic);
         }
     }
 
@@ -98,7 +98,7 @@ impl Shard {
         let each = (ADMITTED_PER_TURN / crowded.len()).max(1);
         for topic in crowded {
             for count in 0..each {
-                if count > 0 && !self.work.takes(usize::MAX) {
+                if count > 0 && !self.turn.work.takes(usize::MAX) {
                     break;
                 }
                 let feeder = self.topics.feeders.get_mut(&topic);

@@ -1,7 +1,8 @@
 //! How a shard goes down: clients first and at a pace, then, when its topics are given out, back
 //! ends.
 
-use super::connection::{Connection, Listener, Pause, Stage};
+use super::connection::{Connection, Connections, Listener, Pause, Stage};
+use super::turn::Turn;
 use super::{Action, Shard};
 use crate::message::ConnectionKey;
 use crate::protocol::close;
@@ -49,10 +50,11 @@ impl Shard {
     /// The node goes down: clients are told within `over_ms`.
     pub(super) fn begin_drain(&mut self, over_ms: u64) {
         if self.draining.is_none() {
-            let (since_ms, total) = (self.now.ms, self.connections.len());
+            let (since_ms, total) = (self.turn.now.ms, self.connections.len());
             let walk = Walk { next: 0, told: 0, total, since_ms, over_ms };
             self.draining = Some(Drain::Clients(walk));
-            self.actions.push_back(Action::StopAccepting);
+            self.turn.is_draining = true;
+            self.turn.actions.push_back(Action::StopAccepting);
         }
     }
 
@@ -67,14 +69,14 @@ impl Shard {
     pub fn is_quiet(&self) -> bool {
         matches!(self.draining, Some(Drain::Topics | Drain::Ended))
             && self.clients.is_empty()
-            && self.parting.is_empty()
+            && !self.connections.has_parting()
             && !self.topics.has_work()
     }
 
     /// When the next connections are to be told.
     pub(super) fn next_drain(&self) -> Option<u64> {
         match self.draining? {
-            Drain::Clients(_) => Some(self.now.ms + PACE_MS),
+            Drain::Clients(_) => Some(self.turn.now.ms + PACE_MS),
             Drain::Backends(_) => Some(0),
             Drain::Topics | Drain::Ended => None,
         }
@@ -87,14 +89,15 @@ impl Shard {
             Some(Drain::Backends(from)) => {
                 let (keys, next) = self.connections.keys(from, SLICE);
                 self.draining = Some(next.map_or(Drain::Ended, Drain::Backends));
-                keys.into_iter().for_each(|key| self.drain_connection(key));
+                keys.into_iter()
+                    .for_each(|key| self.connections.drain_connection(&mut self.turn, key));
             }
             Some(Drain::Topics | Drain::Ended) | None => {}
         }
     }
 
     fn drain_clients(&mut self, walk: Walk) {
-        let (keys, next) = self.connections.keys(walk.next, walk.due(self.now.ms));
+        let (keys, next) = self.connections.keys(walk.next, walk.due(self.turn.now.ms));
         let told = walk.told + keys.len();
         self.draining = Some(match next {
             Some(next) => Drain::Clients(Walk { next, told, ..walk }),
@@ -106,16 +109,18 @@ impl Shard {
                 connection.listener != Listener::Api && !connection.is_parting
             };
             if self.connections.get(key).is_some_and(is_told) {
-                self.drain_connection(key);
+                self.connections.drain_connection(&mut self.turn, key);
             }
         }
     }
+}
 
+impl Connections {
     /// Tells one connection to end. A half-read API request is read to its end and answered, as long as
     /// `limits.handshake_ms` and the drain allow. A connection that waits for answers asks nothing more,
     /// and ends with the last one.
-    fn drain_connection(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    fn drain_connection(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if let Stage::Http(http) = &mut connection.stage
             && http.is_mid_request
             && connection.listener == Listener::Api
@@ -124,17 +129,17 @@ impl Shard {
             return;
         }
         match connection.replies().is_none_or(|replies| replies.is_empty()) {
-            true => self.close_for_drain(key),
+            true => self.close_for_drain(turn, key),
             false => self.pause(key, Pause::Ending),
         }
     }
 
     /// Ends one connection because the node goes down.
-    pub(super) fn close_for_drain(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn close_for_drain(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         match connection.stage {
-            Stage::Http(_) => self.finish(key),
-            Stage::Client(_) | Stage::Backend(_) => self.close_with(key, close::GOING_AWAY),
+            Stage::Http(_) => self.finish(turn, key),
+            Stage::Client(_) | Stage::Backend(_) => self.close_with(turn, key, close::GOING_AWAY),
             Stage::Leaving(_) | Stage::Ending => {}
         }
     }

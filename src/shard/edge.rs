@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::Shard;
-use super::connection::{Client, Connection, Listener, Pause, Phase, Stage};
+use super::connection::{Client, Connection, Connections, Listener, Pause, Phase, Stage};
 use super::context::Context;
 use super::memory::SHORT;
 use super::rate::Bucket;
@@ -13,6 +13,7 @@ use super::settings::Route;
 use super::subscriptions::{TooManyNames, distinct};
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
+use super::turn::Turn;
 use super::work;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
@@ -42,17 +43,24 @@ impl Shard {
         request: &Request<'_>,
         shape: &HttpShape,
     ) {
-        let routes = &self.settings.edges[usize::from(edge)].routes;
+        let routes = &self.turn.settings.edges[usize::from(edge)].routes;
         let found = routes.iter().position(|route| route.path == request.path);
         let Some(index) = found else {
-            return self.refuse(key, shape, 404, &[], "no such route");
+            return self.connections.refuse(&mut self.turn, key, shape, 404, &[], "no such route");
         };
         let route = routes[index].clone();
         let upgrade = match upgrade::check(request) {
             Ok(upgrade) => upgrade,
             Err(error) => {
                 let (status, headers) = (error.status(), error.headers());
-                return self.refuse(key, shape, status, headers, &error.to_string());
+                return self.connections.refuse(
+                    &mut self.turn,
+                    key,
+                    shape,
+                    status,
+                    headers,
+                    &error.to_string(),
+                );
             }
         };
         let admitted = self.admit(key, &route, request, &upgrade);
@@ -63,7 +71,7 @@ impl Shard {
                     401 => &[("WWW-Authenticate", "Bearer")],
                     _ => &[],
                 };
-                self.refuse(key, shape, status, headers, &why);
+                self.connections.refuse(&mut self.turn, key, shape, status, headers, &why);
             }
         }
     }
@@ -86,7 +94,7 @@ impl Shard {
             return Ok(Terms { channels, context, expires_unix_ms: u64::MAX });
         };
         if context.replace(pass.context).is_err() {
-            self.counters.limits.context += 1;
+            self.turn.counters.limits.context += 1;
             return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
         }
         Ok(Terms { channels, context, expires_unix_ms: pass.until_unix_ms })
@@ -102,19 +110,23 @@ impl Shard {
         if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
             let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
             if !allowed.iter().any(is_same) {
-                trail::note(self.trail(key), Entry::Cause("origin", origin));
+                trail::note(self.turn.trail(key), Entry::Cause("origin", origin));
                 return Err((403, "this route is not open to that origin".into()));
             }
         }
-        if self.draining.is_some() {
+        if self.turn.is_draining {
             return Err((503, "the server is shutting down".into()));
         }
-        if self.refuses_arrivals() {
-            self.counters.note_shed_arrival();
+        if self.turn.refuses_arrivals() {
+            self.turn.counters.note_shed_arrival();
             return Err((503, SHORT.into()));
         }
-        if route.topic.as_ref().is_some_and(|topic| !self.topics.takes_clients(topic)) {
-            self.counters.limits.topic_waiting += 1;
+        if route
+            .topic
+            .as_ref()
+            .is_some_and(|topic| !self.topics.takes_clients(topic, self.connections.parted_bytes()))
+        {
+            self.turn.counters.limits.topic_waiting += 1;
             return Err((503, "the topic of this route is full".into()));
         }
         Ok(())
@@ -128,8 +140,8 @@ impl Shard {
         upgrade: &Upgrade<'_>,
     ) -> Result<Option<Pass>, Refusal> {
         let Some(rule) = &route.token else { return Ok(None) };
-        self.work.spend(work::TOKEN);
-        let pass = rule.check(request, upgrade, self.now.unix_ms);
+        self.turn.work.spend(work::TOKEN);
+        let pass = rule.check(request, upgrade, self.turn.now.unix_ms);
         pass.map(Some).map_err(|error| (401, error.to_string().into()))
     }
 
@@ -157,11 +169,11 @@ impl Shard {
                 ));
             }
         }
-        let max = self.settings.limits.channels_per_client;
+        let max = self.turn.settings.limits.channels_per_client;
         match distinct(asked().chain(signed.iter().map(String::as_str)), max) {
             Ok(channels) => Ok(channels.into_iter().map(Box::from).collect()),
             Err(TooManyNames) => {
-                self.counters.limits.channels_per_client += 1;
+                self.turn.counters.limits.channels_per_client += 1;
                 Err((403, format!("more than {max} channels").into()))
             }
         }
@@ -175,10 +187,17 @@ impl Shard {
         upgrade: &Upgrade<'_>,
         Terms { channels, context, expires_unix_ms }: Terms,
     ) {
-        let Some(id) = self.ids.next(self.now.ms) else {
-            self.counters.limits.client_ids += 1;
+        let Some(id) = self.ids.next(self.turn.now.ms) else {
+            self.turn.counters.limits.client_ids += 1;
             let shape = HttpShape::of(request);
-            return self.refuse(key, &shape, 503, &[], "too many new clients at this moment");
+            return self.connections.refuse(
+                &mut self.turn,
+                key,
+                &shape,
+                503,
+                &[],
+                "too many new clients at this moment",
+            );
         };
         let Some(connection) = self.connections.get(key) else { return };
         let offers = upgrade.extensions().filter(|_| route.compression);
@@ -197,26 +216,27 @@ impl Shard {
             context,
         }));
         self.clients.insert(id, key);
-        self.counters.clients += 1;
+        self.turn.counters.clients += 1;
         let with_token = route.token.as_ref();
         let with_token =
             with_token.and_then(|_| answered_subprotocol(upgrade, &route.subprotocols));
         let subprotocol = upgrade.accepted_subprotocol(&route.subprotocols).or(with_token);
-        let date = self.date();
-        self.write_with(key, |out| {
+        let date = self.turn.date();
+        self.connections.write_with(&mut self.turn, key, |out| {
             upgrade::write_switching(out, date, &upgrade.accept, subprotocol, compression);
         });
         if let Some(connection) = self.connections.get(key) {
             connection.outbound.keep();
         }
-        self.set_timer(key, self.now.ms + self.settings.limits.ping_ms);
-        self.work.spend(work::of_channels(channels.len()));
+        let ping_at_ms = self.turn.now.ms + self.turn.settings.limits.ping_ms;
+        self.connections.set_timer(&mut self.turn, key, ping_at_ms);
+        self.turn.work.spend(work::of_channels(channels.len()));
         let subscribed = self.subscribe(key, &channels);
         debug_assert!(subscribed.is_ok(), "the number of channels was checked");
         self.withhold_until_known(key, &channels);
         if trail::is_read() {
             let channels = trail::listed(&channels);
-            trail::note(self.trail(key), Entry::Opened(id, &route.path, &channels));
+            trail::note(self.turn.trail(key), Entry::Opened(id, &route.path, &channels));
         }
         self.tell_open(key, route, request);
         self.name_ward(key);
@@ -256,15 +276,16 @@ impl Shard {
     /// Reads one message or control frame of a client.
     pub(super) fn read_client(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
         // What holds a client takes effect between two frames: so that what follows can be scanned.
-        if self.is_held(key) && self.is_between_frames(key) {
-            return self.pause(key, Pause::Hold);
+        if self.connections.is_held(&mut self.turn, key) && self.connections.is_between_frames(key)
+        {
+            return self.connections.pause(key, Pause::Hold);
         }
         let Some(connection) = self.connections.get(key) else { return };
         let Listener::Edge(edge) = connection.listener else { return };
         let Stage::Client(client) = &mut connection.stage else { return };
-        let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
+        let route = &self.turn.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
         let ready_ms = route.messages.map_or(0, |rate| rate.ready_ms(client.messages));
-        if self.now.ms < ready_ms && client.assembler.frame_left() == Some(0) {
+        if self.turn.now.ms < ready_ms && client.assembler.frame_left() == Some(0) {
             return self.pause_for_rate(key, ready_ms);
         }
         if !connection.is_inflating
@@ -276,38 +297,36 @@ impl Shard {
         let inflater = connection.compression.map(|_| &mut self.inflater);
         connection.is_inflating = false;
         match client.assembler.read(input, route.message_bytes, inflater) {
-            Ok(None) => client.assembler.note_unfinished(self.now.ms),
+            Ok(None) => client.assembler.note_unfinished(self.turn.now.ms),
             Ok(Some(Received::Message(kind, payload))) => {
                 let route = route.clone();
                 self.handle_client_message(key, &route, kind, &payload);
             }
             Ok(Some(Received::Ping(payload))) => {
-                self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
-                self.note_unfinished(key);
-                self.pause_if_unread(key);
+                self.connections
+                    .write_with(&mut self.turn, key, |out| put_frame(out, Opcode::Pong, &payload));
+                self.connections.note_unfinished(&mut self.turn, key);
+                self.connections.pause_if_unread(&mut self.turn, key);
             }
-            Ok(Some(Received::Pong)) => self.note_unfinished(key),
+            Ok(Some(Received::Pong)) => self.connections.note_unfinished(&mut self.turn, key),
             Ok(Some(Received::Inflating)) => {
                 connection.is_inflating = true;
-                self.work.spend(work::of_bytes(INFLATED_PER_CALL));
-                self.work.end_slice();
+                self.turn.work.spend(work::of_bytes(INFLATED_PER_CALL));
+                self.turn.work.end_slice();
             }
-            Ok(Some(Received::Close(closed))) => self.close_after_answers(key, closed, By::Peer),
-            Err(violation) => self.close_for_violation(key, violation),
+            Ok(Some(Received::Close(closed))) => {
+                self.connections.close_after_answers(&mut self.turn, key, closed, By::Peer)
+            }
+            Err(violation) => self.connections.close_for_violation(&mut self.turn, key, violation),
         }
-    }
-
-    fn is_between_frames(&mut self, key: ConnectionKey) -> bool {
-        let client = self.connections.get(key).and_then(Connection::client);
-        client.is_some_and(|client| client.assembler.frame_left() == Some(0))
     }
 
     /// A client has sent as much as it may. Its wake-up is beside the timer of its silence: that one
     /// stays where it is, and there is one of these at most.
     fn pause_for_rate(&mut self, key: ConnectionKey, ready_ms: u64) {
-        self.counters.limits.messages_per_s += 1;
-        self.pause(key, Pause::Rate);
-        self.timers.set(ready_ms, Timer::Rate(key));
+        self.turn.counters.limits.messages_per_s += 1;
+        self.connections.pause(key, Pause::Rate);
+        self.turn.timers.set(ready_ms, Timer::Rate(key));
     }
 
     fn handle_client_message(
@@ -317,21 +336,21 @@ impl Shard {
         kind: Kind,
         payload: &Payload<'_>,
     ) {
-        self.counters.client_messages += 1;
-        self.work.spend(work::of_bytes(payload.len()));
+        self.turn.counters.client_messages += 1;
+        self.turn.work.spend(work::of_bytes(payload.len()));
         if let Some(rate) = route.messages
             && let Some(client) = self.connections.get(key).and_then(Connection::client)
         {
-            rate.take(&mut client.messages, self.now.ms);
+            rate.take(&mut client.messages, self.turn.now.ms);
         }
         if route.echo {
             self.echo(key, kind, payload);
-            return self.pause_if_unread(key);
+            return self.connections.pause_if_unread(&mut self.turn, key);
         }
         let Some(client) = self.connections.get(key).and_then(Connection::client) else { return };
         client.has_spoken = true;
         let Some(topic) = route.topic.as_ref().filter(|_| route.tells_message) else {
-            self.counters.discarded += 1;
+            self.turn.counters.discarded += 1;
             return;
         };
         let id = client.id;
@@ -348,28 +367,13 @@ impl Shard {
             return;
         }
         let body = self.deflater.body(connection.compression, kind, payload);
-        connection.outbound.push_with(&mut self.spare, |out| body.put(out));
-        self.counters.note_compression(payload.len() - body.bytes.len());
-        self.work.spend(match connection.compression {
+        connection.outbound.push_with(&mut self.turn.spare, |out| body.put(out));
+        self.turn.counters.note_compression(payload.len() - body.bytes.len());
+        self.turn.work.spend(match connection.compression {
             Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),
             _ => work::of_bytes(payload.len()),
         });
-        self.queue_write(key);
-    }
-
-    /// Whether what a client sends is to wait until its context has the key of its route.
-    pub(super) fn is_held(&mut self, key: ConnectionKey) -> bool {
-        let Some(connection) = self.connections.get(key) else { return false };
-        let Listener::Edge(edge) = connection.listener else { return false };
-        let Some(client) = connection.client() else { return false };
-        let route = &self.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
-        client.has_spoken && route.hold_until.as_ref().is_some_and(|k| !client.context.has(k))
-    }
-
-    pub(super) fn route(&mut self, key: ConnectionKey, index: u16) -> Arc<Route> {
-        let listener = self.connections.get(key).map(|connection| connection.listener);
-        let Some(Listener::Edge(edge)) = listener else { return Arc::default() };
-        self.settings.edges[usize::from(edge)].routes[usize::from(index)].clone()
+        self.connections.queue_write(key);
     }
 }
 
@@ -392,4 +396,26 @@ fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
         lists.push(value);
     }
     Ok(lists)
+}
+
+impl Connections {
+    fn is_between_frames(&mut self, key: ConnectionKey) -> bool {
+        let client = self.get(key).and_then(Connection::client);
+        client.is_some_and(|client| client.assembler.frame_left() == Some(0))
+    }
+
+    /// Whether what a client sends is to wait until its context has the key of its route.
+    pub fn is_held(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
+        let Some(connection) = self.get(key) else { return false };
+        let Listener::Edge(edge) = connection.listener else { return false };
+        let Some(client) = connection.client() else { return false };
+        let route = &turn.settings.edges[usize::from(edge)].routes[usize::from(client.route)];
+        client.has_spoken && route.hold_until.as_ref().is_some_and(|k| !client.context.has(k))
+    }
+
+    pub fn route(&mut self, turn: &mut Turn, key: ConnectionKey, index: u16) -> Arc<Route> {
+        let listener = self.get(key).map(|connection| connection.listener);
+        let Some(Listener::Edge(edge)) = listener else { return Arc::default() };
+        turn.settings.edges[usize::from(edge)].routes[usize::from(index)].clone()
+    }
 }

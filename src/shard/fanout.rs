@@ -224,7 +224,7 @@ impl Shard {
         let most = most.min(self.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
-        let is_short = self.shedding.is_short(Shortage::Frames);
+        let is_short = self.turn.is_short(Shortage::Frames);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = self.connections.at(member.connection);
             if connection.phase != Phase::Open {
@@ -232,35 +232,35 @@ impl Shard {
                 continue;
             }
             let window = connection.compression;
-            let form = walk.forms.get(window, &mut self.deflater, &mut self.counters);
+            let form = walk.forms.get(window, &mut self.deflater, &mut self.turn.counters);
             let bytes = form.frame().bytes().len();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {
                     // What fills it waits for its turn, not for the peer.
                     connection.queued = Queued::Urgent;
-                    self.urgent.push_back(key);
+                    self.connections.urgent.push_back(key);
                     self.budget.end_gathering();
                     end = at;
                     break;
                 }
                 walk.tally.failed += 1;
                 match is_shed {
-                    true => self.counters.note_shed_frames(1),
-                    false => self.counters.limits.outbound_bytes += 1,
+                    true => self.turn.counters.note_shed_frames(1),
+                    false => self.turn.counters.limits.outbound_bytes += 1,
                 }
                 if connection.is_too_slow_for(bytes) {
                     slow.push(key);
                 }
                 continue;
             }
-            form.push(&mut connection.outbound, &mut self.spare);
-            self.counters.note_compressed(plain_bytes - bytes);
+            form.push(&mut connection.outbound, &mut self.turn.spare);
+            self.turn.counters.note_compressed(plain_bytes - bytes);
             walk.tally.delivered += 1;
             pushed_bytes += bytes;
             if connection.queued == Queued::No && connection.outbound.is_ready() {
                 connection.queued = Queued::Bulk;
-                self.bulk.push_back(key);
+                self.connections.bulk.push_back(key);
             }
         }
         self.budget.reach(end - walk.at, pushed_bytes);
@@ -271,8 +271,8 @@ impl Shard {
         }
         self.close_slow_ones(slow);
         if is_over {
-            self.counters.delivered += walk.tally.delivered;
-            self.counters.failed += walk.tally.failed;
+            self.turn.counters.delivered += walk.tally.delivered;
+            self.turn.counters.failed += walk.tally.failed;
         }
         if is_over && walk.number != IN_ONE_GO {
             let connections = &mut self.connections;
@@ -284,9 +284,9 @@ impl Shard {
     }
 
     fn close_slow_ones(&mut self, slow: Vec<ConnectionKey>) {
-        if self.settings.limits.close_slow_clients {
+        if self.turn.settings.limits.close_slow_clients {
             for key in slow {
-                self.close_slow(key);
+                self.connections.close_slow(&mut self.turn, key);
             }
         }
     }

@@ -30,19 +30,19 @@ pub enum Judged {
 impl Shard {
     /// Judges a request whose body is not all here.
     pub(super) fn judge_head(&mut self, key: ConnectionKey, head: Request<'_>) -> Judged {
-        self.wait_for_rest(key);
+        self.connections.wait_for_rest(&mut self.turn, key);
         let Some(connection) = self.connections.get(key) else { return Judged::Answered };
         // The limits of an edge allow no body.
         if connection.listener != Listener::Api {
             return Judged::Goes;
         }
-        trail::note(self.trail(key), Entry::Requested(head.method.name(), head.path));
+        trail::note(self.turn.trail(key), Entry::Requested(head.method.name(), head.path));
         let mut shape = HttpShape::of(&head);
         match self.check_origin(key, &head) {
             Ok(origin) => shape.allow_origin = origin,
             Err(why) => {
                 return self.answer_head(key, shape, |shard, shape| {
-                    shard.refuse(key, shape, 403, &[], why);
+                    shard.connections.refuse(&mut shard.turn, key, shape, 403, &[], why);
                 });
             }
         }
@@ -83,7 +83,14 @@ impl Shard {
             // Its first frames could be taken for the body.
             Ok(_) if head.path == SOCKET_PATH => self.answer_head(key, shape, |shard, shape| {
                 let error = UpgradeError::Body;
-                shard.refuse(key, shape, error.status(), error.headers(), &error.to_string());
+                shard.connections.refuse(
+                    &mut shard.turn,
+                    key,
+                    shape,
+                    error.status(),
+                    error.headers(),
+                    &error.to_string(),
+                );
             }),
             Ok(grant) => self.answer_head(key, shape, |shard, shape| {
                 shard.handle_granted(key, shape.clone(), grant, head);
@@ -101,12 +108,12 @@ impl Shard {
         mut shape: HttpShape,
         answer: impl FnOnce(&mut Self, &HttpShape),
     ) -> Judged {
-        self.counters.http_requests += 1;
-        self.work.spend(work::REQUEST);
+        self.turn.counters.http_requests += 1;
+        self.turn.work.spend(work::REQUEST);
         shape.exchange.keep_alive = false;
         if let Some(Stage::Http(http)) = self.connections.get(key).map(|c| &mut c.stage) {
             http.is_mid_request = false;
-            http.started_ms = self.now.ms;
+            http.started_ms = self.turn.now.ms;
             http.has_answered = true;
             http.is_last = true;
         }
@@ -128,13 +135,15 @@ impl Shard {
         let Some(head) = reader.head() else { return };
         match self.judge_admitted(key, shape, admitted, head) {
             Judged::Goes => {
-                self.keep_reader(key, reader);
+                self.connections.keep_reader(key, reader);
                 // A peer that waits to be asked for its body sends nothing that would be read.
                 if !is_held {
                     self.read_http(key, &mut &mut [][..]);
                 }
             }
-            Judged::Waits | Judged::Answered => self.end_with_answer(key),
+            Judged::Waits | Judged::Answered => {
+                self.connections.end_with_answer(&mut self.turn, key)
+            }
         }
     }
 }

@@ -113,30 +113,15 @@ impl ShardInterest {
 }
 
 impl Shard {
-    /// Whether there is no other shard, and no other node.
-    pub(super) fn is_alone(&self) -> bool {
-        self.settings.shards == 1 && !self.settings.has_mesh
-    }
-
     /// Those who are asked to publish what a connection brings: who may have subscribers. All, behind a
     /// call of it without an answer: that may be a subscribe which is still on its way.
     pub(super) fn asked_to_publish(&mut self, key: ConnectionKey, channel: &str) -> Vec<Party> {
         let replies = self.connections.get(key).and_then(|connection| connection.replies());
         if replies.is_some_and(|replies| replies.has_function()) {
-            return self.everywhere();
+            return self.turn.everywhere();
         }
-        let shards = self.state.interest.shards(channel).map(|shard| self.beside(shard));
-        shards.chain(self.mesh()).collect()
-    }
-
-    /// All shards of the node, and its mesh.
-    pub(super) fn everywhere(&self) -> Vec<Party> {
-        let shards = (0..self.settings.shards).map(|index| self.beside(ShardId(index as u8)));
-        shards.chain(self.mesh()).collect()
-    }
-
-    fn mesh(&self) -> Option<Party> {
-        self.settings.has_mesh.then_some(Party::Mesh)
+        let shards = self.turn.state.interest.shards(channel).map(|shard| self.turn.beside(shard));
+        shards.chain(self.turn.mesh()).collect()
     }
 }
 

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::connection::{Connection, HELD_BYTES, Held, Listener, Pause, Phase, Queued, Stage};
+use super::Shard;
+use super::connection::{
+    Connection, Connections, HELD_BYTES, Held, Listener, Pause, Phase, Queued, Stage,
+};
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
-use super::{Action, Shard};
+use super::turn::Action;
+use super::turn::{ClientGone, Step, Turn};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
@@ -30,68 +34,11 @@ pub(super) fn end_reason(is_broken: bool) -> &'static str {
 }
 
 impl Shard {
-    /// Notes that a connection has something to write.
-    pub(super) fn queue_write(&mut self, key: ConnectionKey) {
-        if let Some(connection) = self.connections.get(key)
-            && connection.queued != Queued::Urgent
-            && connection.outbound.is_ready()
-        {
-            connection.queued = Queued::Urgent;
-            self.urgent.push_back(key);
-        }
-    }
-
-    /// Puts bytes for this connection alone into its outbound queue.
-    pub(super) fn write_with(&mut self, key: ConnectionKey, put: impl FnOnce(&mut Vec<u8>)) {
-        if let Some(connection) = self.connections.get(key)
-            && matches!(connection.phase, Phase::Open | Phase::Flushing)
-        {
-            connection.outbound.push_with(&mut self.spare, put);
-            self.queue_write(key);
-        }
-    }
-
-    /// All of a batch is written: there may be more, or it was the last.
-    pub(super) fn after_batch(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let half_empty = connection.unread_charge() <= connection.outbound_max() / 2;
-        if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
-            return self.shut(key);
-        }
-        if connection.queued == Queued::No && connection.outbound.is_ready() {
-            // It has had its send: what came meanwhile goes behind the others.
-            connection.queued = Queued::Bulk;
-            self.bulk.push_back(key);
-        }
-        if half_empty {
-            self.unpause(key, Pause::Outbound);
-        }
-    }
-
-    /// Stops reading from a connection for this reason.
-    pub(super) fn pause(&mut self, key: ConnectionKey, reason: Pause) {
-        if let Some(connection) = self.connections.get(key) {
-            connection.paused |= reason as u8;
-        }
-    }
-
-    /// This reason is gone. What was received meanwhile is read in a later step: never in the
-    /// middle of another connection's work.
-    pub(super) fn unpause(&mut self, key: ConnectionKey, reason: Pause) {
-        let Some(connection) = self.connections.get(key) else { return };
-        if !connection.is_paused_for(reason) {
-            return;
-        }
-        connection.paused &= !(reason as u8);
-        if connection.paused == 0 {
-            self.read_later(key);
-        }
-    }
-
     /// Reads what is held of a connection, and ends it or receives from it again once all is read.
     pub(super) fn resume(&mut self, key: ConnectionKey) {
         self.read_held(key);
-        self.note_slice(key);
+        self.route();
+        self.connections.note_slice(&mut self.turn, key);
         let Some(connection) = self.connections.get(key) else { return };
         // Room that came while it was read has queued it again. What pauses it since then is judged here:
         // the queue passes over a connection that is paused.
@@ -105,107 +52,251 @@ impl Shard {
             return self.hear_again(key);
         }
         if connection.is_parting {
-            return self.depart(key, BROKEN_OFF, "", By::Peer);
+            return self.connections.depart(&mut self.turn, key, BROKEN_OFF, "", By::Peer);
         }
-        connection.heard_ms = self.now.ms;
+        connection.heard_ms = self.turn.now.ms;
         match connection.is_ended {
-            true => self.end(key),
-            false => self.receive_again(key),
+            true => self.connections.end(&mut self.turn, key),
+            false => self.connections.receive_again(&mut self.turn, key),
         }
     }
 
     /// A connection was read on and is held back again: what is held may tell something, and there may be
     /// room for more.
     fn hear_again(&mut self, key: ConnectionKey) {
-        self.hear_held(key);
+        self.connections.hear_held(&mut self.turn, key);
         let Some(connection) = self.connections.get(key) else { return };
         if connection.is_stopped && connection.held.len() <= HELD_BYTES / 2 {
-            connection.heard_ms = self.now.ms;
-            self.receive_again(key);
+            connection.heard_ms = self.turn.now.ms;
+            self.connections.receive_again(&mut self.turn, key);
         }
     }
 
-    fn receive_again(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    /// Fires what is due, as much as one turn may: the rest waits for the next.
+    pub(super) fn fire_timers(&mut self) {
+        let mut left = TIMERS_PER_TURN;
+        while left > 0
+            && let Some((tick, timer)) = self.turn.timers.pop_due(self.turn.now.ms)
+        {
+            match timer {
+                // There are as many as calls, and nearly all were answered in time: passing over
+                // those costs next to nothing.
+                Timer::Ticket(ticket) if !self.expire(ticket) => continue,
+                Timer::Ticket(_) => {}
+                Timer::Connection(key) => {
+                    self.connections.check_connection(&mut self.turn, key, tick)
+                }
+                Timer::Rate(key) => self.connections.unpause(&mut self.turn, key, Pause::Rate),
+            }
+            left -= 1;
+        }
+        self.check_topics();
+    }
+
+    /// Tells the homes of topics that a consumer is gone, which had to do with these topics.
+    pub(super) fn consumer_gone(&mut self, key: ConnectionKey, topics: &BTreeSet<Arc<str>>) {
+        self.gone_everywhere(key, topics);
+        let backend = self.turn.backend_id(key);
+        for shard in self.turn.other_shards() {
+            let to = self.turn.beside(shard);
+            self.turn.tell(to, Message::BackendGone(backend));
+        }
+        self.handle_backend_gone(backend);
+    }
+}
+
+impl Connections {
+    /// Bytes were received. True if they are to be read now; otherwise they are held.
+    pub fn handle_bytes(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) -> bool {
+        let Some(connection) = self.get(key) else { return false };
+        turn.counters.received_bytes += input.len() as u64;
+        connection.heard_ms = turn.now.ms;
+        connection.is_pinged = false;
+        if connection.paused != 0 || connection.is_resuming || !connection.held.is_empty() {
+            self.hold(turn, key, input);
+            return false;
+        }
+        if connection.is_heavy || !turn.work.takes(input.len()) {
+            self.hold(turn, key, input);
+            self.read_later(turn, key);
+            return false;
+        }
+        true
+    }
+
+    /// The peer sends nothing more.
+    pub fn handle_end(&mut self, turn: &mut Turn, key: ConnectionKey, is_broken: bool) {
+        let Some(connection) = self.get(key) else { return };
+        connection.is_ended = true;
+        connection.is_broken |= is_broken;
+        if connection.is_parting {
+            return self.end_parting_socket(turn, key);
+        }
+        if self.end_held(turn, key) {
+            return;
+        }
+        let Some(connection) = self.get(key) else { return };
+        let waits_for_its_turn = connection.paused == 0 && connection.has_input();
+        if is_broken && connection.paused != Pause::Topic as u8 && !waits_for_its_turn {
+            self.break_off(turn, key);
+        } else if connection.is_paused_for(Pause::Hold)
+            || (connection.paused == 0 && !connection.has_input())
+        {
+            self.end(turn, key);
+        }
+        // Otherwise what it sent before counts first: the end comes when that is read.
+    }
+
+    /// Notes that a connection has something to write.
+    pub fn queue_write(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.get(key)
+            && connection.queued != Queued::Urgent
+            && connection.outbound.is_ready()
+        {
+            connection.queued = Queued::Urgent;
+            self.urgent.push_back(key);
+        }
+    }
+
+    /// Puts bytes for this connection alone into its outbound queue.
+    pub fn write_with(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if let Some(connection) = self.get(key)
+            && matches!(connection.phase, Phase::Open | Phase::Flushing)
+        {
+            connection.outbound.push_with(&mut turn.spare, put);
+            self.queue_write(key);
+        }
+    }
+
+    /// All of a batch is written: there may be more, or it was the last.
+    pub fn after_batch(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        let half_empty = connection.unread_charge() <= connection.outbound_max() / 2;
+        if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
+            return self.shut(turn, key);
+        }
+        if connection.queued == Queued::No && connection.outbound.is_ready() {
+            // It has had its send: what came meanwhile goes behind the others.
+            connection.queued = Queued::Bulk;
+            self.bulk.push_back(key);
+        }
+        if half_empty {
+            self.unpause(turn, key, Pause::Outbound);
+        }
+    }
+
+    /// Stops reading from a connection for this reason.
+    pub fn pause(&mut self, key: ConnectionKey, reason: Pause) {
+        if let Some(connection) = self.get(key) {
+            connection.paused |= reason as u8;
+        }
+    }
+
+    /// This reason is gone. What was received meanwhile is read in a later step: never in the
+    /// middle of another connection's work.
+    pub fn unpause(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Pause) {
+        let Some(connection) = self.get(key) else { return };
+        if !connection.is_paused_for(reason) {
+            return;
+        }
+        connection.paused &= !(reason as u8);
+        if connection.paused == 0 {
+            self.read_later(turn, key);
+        }
+    }
+
+    fn receive_again(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if std::mem::take(&mut connection.is_stopped) {
-            self.actions.push_back(Action::Resume(key));
+            turn.actions.push_back(Action::Resume(key));
         }
     }
 
     /// The peer shut its end and all it sent is read. It may still wait for answers.
-    pub(super) fn end(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn end(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if connection.is_broken {
-            return self.break_off(key);
+            return self.break_off(turn, key);
         }
         match (&mut connection.stage, connection.phase) {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
             (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}
             (_, Phase::Open) => {
-                self.depart(key, BROKEN_OFF, end_reason(false), By::Peer);
-                self.finish(key);
+                self.depart(turn, key, BROKEN_OFF, end_reason(false), By::Peer);
+                self.finish(turn, key);
             }
             (_, Phase::Flushing) => {}
-            (_, Phase::Lingering | Phase::Closed) => self.close(key),
+            (_, Phase::Lingering | Phase::Closed) => self.close(turn, key),
         }
     }
 
     /// The connection broke: nothing can be written to it any more.
-    pub(super) fn break_off(&mut self, key: ConnectionKey) {
-        self.depart(key, BROKEN_OFF, end_reason(true), By::Peer);
-        self.close(key);
+    pub fn break_off(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        self.depart(turn, key, BROKEN_OFF, end_reason(true), By::Peer);
+        self.close(turn, key);
     }
 
     /// The peer sent a close frame, which is answered with its own words, or is to get one. A back
     /// end that still waits for answers gets them first.
-    pub(super) fn close_after_answers(
+    pub fn close_after_answers(
         &mut self,
+        turn: &mut Turn,
         key: ConnectionKey,
         closed: close::Closed,
         by: By,
     ) {
-        let backend = self.connections.get(key).and_then(Connection::backend);
+        let backend = self.get(key).and_then(Connection::backend);
         if let Some(backend) = backend.filter(|backend| !backend.replies.is_empty()) {
             backend.close = Some((closed, by));
             return self.pause(key, Pause::Ending);
         }
-        self.depart(key, closed.event_code(), &closed.reason, by);
-        self.answer_close(key, &closed);
-        self.finish(key);
+        self.depart(turn, key, closed.event_code(), &closed.reason, by);
+        self.answer_close(turn, key, &closed);
+        self.finish(turn, key);
     }
 
     /// Writes the close frame that answers the peer's, unless one was written before.
-    pub(super) fn answer_close(&mut self, key: ConnectionKey, closed: &close::Closed) {
+    pub fn answer_close(&mut self, turn: &mut Turn, key: ConnectionKey, closed: &close::Closed) {
         match closed.code {
-            Some(code) => self.write_close(key, code, &closed.reason),
+            Some(code) => self.write_close(turn, key, code, &closed.reason),
             None if self.is_open(key) => {
-                self.write_with(key, |out| put_frame(out, Opcode::Close, b""));
+                self.write_with(turn, key, |out| put_frame(out, Opcode::Close, b""));
             }
             None => {}
         }
     }
 
-    fn write_close(&mut self, key: ConnectionKey, code: u16, text: &str) {
+    fn write_close(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, text: &str) {
         if self.is_open(key) {
-            self.write_with(key, |out| put_close(out, code, text));
+            self.write_with(turn, key, |out| put_close(out, code, text));
         }
     }
 
     fn is_open(&mut self, key: ConnectionKey) -> bool {
-        self.connections.get(key).is_some_and(|connection| connection.phase == Phase::Open)
+        self.get(key).is_some_and(|connection| connection.phase == Phase::Open)
     }
 
     /// Ends a WebSocket connection from our side.
-    pub(super) fn close_with(&mut self, key: ConnectionKey, reason: Reason) {
-        self.close_for(key, reason.code, reason.text, By::Node);
+    pub fn close_with(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Reason) {
+        self.close_for(turn, key, reason.code, reason.text, By::Node);
     }
 
     /// Ends it because the peer broke the protocol, or a limit of it. What it asked before is still
     /// answered first: the handshake's own answer may be among that.
-    pub(super) fn close_for_violation(&mut self, key: ConnectionKey, violation: Violation) {
-        self.counters.violations += 1;
+    pub fn close_for_violation(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        violation: Violation,
+    ) {
+        turn.counters.violations += 1;
         if violation == Violation::TooLarge {
-            self.count_too_large(key);
+            self.count_too_large(turn, key);
         }
         let Reason { code, text } = violation.reason();
         if let Some(parting) = self.parting.get_mut(&key) {
@@ -213,45 +304,52 @@ impl Shard {
             (parting.code, parting.reason, parting.by) = (code, text.into(), By::Node);
         }
         let closed = close::Closed { code: Some(code), reason: text.into() };
-        self.close_after_answers(key, closed, By::Node);
+        self.close_after_answers(turn, key, closed, By::Node);
     }
 
-    fn count_too_large(&mut self, key: ConnectionKey) {
-        match self.connections.get(key).map(|connection| connection.listener) {
-            Some(Listener::Edge(_)) => self.counters.limits.edge_message_bytes += 1,
-            Some(Listener::Api) => self.counters.limits.api_message_bytes += 1,
+    fn count_too_large(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        match self.get(key).map(|connection| connection.listener) {
+            Some(Listener::Edge(_)) => turn.counters.limits.edge_message_bytes += 1,
+            Some(Listener::Api) => turn.counters.limits.api_message_bytes += 1,
             None => {}
         }
     }
 
     /// Ends a WebSocket connection with this code and reason.
-    pub(super) fn close_for(&mut self, key: ConnectionKey, code: u16, text: &str, by: By) {
-        self.depart(key, code, text, by);
-        self.write_close(key, code, text);
-        self.finish(key);
+    pub fn close_for(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        code: u16,
+        text: &str,
+        by: By,
+    ) {
+        self.depart(turn, key, code, text, by);
+        self.write_close(turn, key, code, text);
+        self.finish(turn, key);
     }
 
     /// Ends it with 1013 because it reads too slowly. What waits for it is given up: it would keep
     /// the memory for as long as the peer cares to read slowly.
-    pub(super) fn close_slow(&mut self, key: ConnectionKey) {
-        self.counters.slow_closed += 1;
-        if let Some(connection) = self.connections.get(key) {
+    pub fn close_slow(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        turn.counters.slow_closed += 1;
+        if let Some(connection) = self.get(key) {
             connection.outbound.clear();
         }
-        self.close_with(key, close::SLOW_CLIENT);
+        self.close_with(turn, key, close::SLOW_CLIENT);
     }
 
     /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
     /// What waits for it can still be written.
     /// A client that parted is reported with the code by which it did.
-    pub(super) fn depart(&mut self, key: ConnectionKey, code: u16, reason: &str, by: By) {
+    pub fn depart(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
         let parting = self.take_parting(key);
         let (code, reason, by) = match &parting {
             Some(parting) => (parting.code, &*parting.reason, parting.by),
             None => (code, reason, by),
         };
-        let trail = self.trail(key);
-        let Some(connection) = self.connections.get(key) else { return };
+        let trail = turn.trail(key);
+        let Some(connection) = self.get(key) else { return };
         match &connection.stage {
             Stage::Client(c) => trail::note(trail, Entry::Closed(Some(c.id), by, code, reason)),
             Stage::Backend(_) => trail::note(trail, Entry::Closed(None, by, code, reason)),
@@ -259,24 +357,25 @@ impl Shard {
             Stage::Leaving(_) => return,
         }
         match std::mem::replace(&mut connection.stage, Stage::Ending) {
-            Stage::Client(client) => self.client_gone(key, client, code, reason),
+            Stage::Client(client) => {
+                let reason = reason.into();
+                turn.leave(Step::ClientGone(ClientGone { key, client, code, reason }));
+            }
             Stage::Backend(backend) if backend.has_consumed => {
                 // They go to other consumers.
                 connection.outbound.drop_shared();
                 let unwritten = backend.deliveries.into_iter().map(|(_, _, topic)| topic);
-                self.consumer_gone(key, &backend.topics.into_iter().chain(unwritten).collect());
+                let topics = backend.topics.into_iter().chain(unwritten).collect();
+                turn.leave(Step::ConsumerGone(key, topics));
             }
             Stage::Backend(_) | Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => {}
-        }
-        if parting.is_some() {
-            self.forget_if_left(key);
         }
     }
 
     /// Writes what waits, then shuts our end.
-    pub(super) fn finish(&mut self, key: ConnectionKey) {
-        let deadline = self.now.ms + LINGER_MS;
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn finish(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let deadline = turn.now.ms + LINGER_MS;
+        let Some(connection) = self.get(key) else { return };
         if connection.phase != Phase::Open {
             return;
         }
@@ -286,76 +385,57 @@ impl Shard {
             connection.paused = 0;
         }
         // To see the peer's end it must be received from; what it says is not listened to.
-        self.receive_again(key);
-        let is_flushed = self.connections.get(key).is_some_and(|c| c.outbound.is_flushed());
-        self.set_timer(key, deadline);
+        self.receive_again(turn, key);
+        let is_flushed = self.get(key).is_some_and(|c| c.outbound.is_flushed());
+        self.set_timer(turn, key, deadline);
         if is_flushed {
-            self.shut(key);
+            self.shut(turn, key);
         }
     }
 
-    fn shut(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    fn shut(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if connection.is_ended {
-            return self.close(key);
+            return self.close(turn, key);
         }
         connection.phase = Phase::Lingering;
-        self.actions.push_back(Action::Shutdown(key));
+        turn.actions.push_back(Action::Shutdown(key));
     }
 
     /// Closes the socket at once.
-    pub(super) fn close(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn close(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if connection.phase != Phase::Closed {
             connection.phase = Phase::Closed;
             connection.outbound.clear();
-            self.actions.push_back(Action::Close(key));
+            turn.actions.push_back(Action::Close(key));
         }
     }
 
-    /// Fires what is due, as much as one turn may: the rest waits for the next.
-    pub(super) fn fire_timers(&mut self) {
-        let mut left = TIMERS_PER_TURN;
-        while left > 0
-            && let Some((tick, timer)) = self.timers.pop_due(self.now.ms)
-        {
-            match timer {
-                // There are as many as calls, and nearly all were answered in time: passing over
-                // those costs next to nothing.
-                Timer::Ticket(ticket) if !self.expire(ticket) => continue,
-                Timer::Ticket(_) => {}
-                Timer::Connection(key) => self.check_connection(key, tick),
-                Timer::Rate(key) => self.unpause(key, Pause::Rate),
-            }
-            left -= 1;
-        }
-        self.check_topics();
-    }
-
-    fn check_connection(&mut self, key: ConnectionKey, tick: u64) {
-        let now_ms = self.now.ms;
-        let limits = self.settings.limits.clone();
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn check_connection(&mut self, turn: &mut Turn, key: ConnectionKey, tick: u64) {
+        let now_ms = turn.now.ms;
+        let limits = turn.settings.limits.clone();
+        let Some(connection) = self.get(key) else { return };
         if !connection.is_due_at(tick) || connection.phase == Phase::Closed {
             return;
         }
-        if connection.phase == Phase::Open && connection.expires_unix_ms() <= self.now.unix_ms {
-            self.counters.expired += 1;
-            return self.close_with(key, close::TOKEN_EXPIRED);
+        if connection.phase == Phase::Open && connection.expires_unix_ms() <= turn.now.unix_ms {
+            turn.counters.expired += 1;
+            return self.close_with(turn, key, close::TOKEN_EXPIRED);
         }
         if connection.message_due_ms(limits.idle_ms).is_some_and(|due_ms| due_ms <= now_ms) {
-            self.counters.limits.unfinished_message += 1;
-            return self.close_with(key, close::UNFINISHED);
+            turn.counters.limits.unfinished_message += 1;
+            return self.close_with(turn, key, close::UNFINISHED);
         }
         // Silence while it cannot be heard does not count.
         let is_unheard = connection.is_unheard();
         let waits_for_us = connection.is_resuming || is_unheard;
         // Where there are no users, nobody has anything to show.
-        let is_stranger = connection.is_stranger() && !self.settings.api.users.is_empty();
+        let is_stranger = connection.is_stranger() && !turn.settings.api.users.is_empty();
         let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {
-                return self.close(key);
+                return self.close(turn, key);
             }
             (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,
             (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
@@ -370,41 +450,31 @@ impl Shard {
         let is_websocket = matches!(connection.stage, Stage::Client(_) | Stage::Backend(_));
         if is_unheard && is_websocket && connection.outbound.is_flushed() {
             // Nobody may be there: then the kernel finds out.
-            self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));
-            return self.set_timer(key, now_ms + limits.ping_ms);
+            self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
+            return self.set_timer(turn, key, now_ms + limits.ping_ms);
         }
         if now_ms < deadline {
-            return self.set_timer(key, deadline);
+            return self.set_timer(turn, key, deadline);
         }
         match &connection.stage {
-            Stage::Http(http) if http.parked.is_some() => self.give_up_verdict(key),
-            Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(key),
+            Stage::Http(http) if http.parked.is_some() => turn.leave(Step::VerdictLate(key)),
+            Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(turn, key),
             Stage::Http(http) => {
                 match http.has_answered && !is_stranger {
-                    true => self.counters.limits.idle_ms += 1,
-                    false => self.counters.limits.handshake_ms += 1,
+                    true => turn.counters.limits.idle_ms += 1,
+                    false => turn.counters.limits.handshake_ms += 1,
                 }
-                self.finish(key);
+                self.finish(turn, key);
             }
-            _ if connection.is_pinged => self.close_silent(key),
+            _ if connection.is_pinged => self.close_silent(turn, key),
             _ => {
                 connection.is_pinged = true;
                 // A ping that comes late leaves as much time for its answer as one that is on time.
                 connection.heard_ms = silent_since.max(now_ms.saturating_sub(limits.ping_ms));
                 let due_ms = connection.heard_ms + limits.idle_ms;
-                self.write_with(key, |out| put_frame(out, Opcode::Ping, b""));
-                self.set_timer(key, due_ms);
+                self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
+                self.set_timer(turn, key, due_ms);
             }
         }
-    }
-
-    /// Tells the homes of topics that a consumer is gone, which had to do with these topics.
-    fn consumer_gone(&mut self, key: ConnectionKey, topics: &BTreeSet<Arc<str>>) {
-        self.gone_everywhere(key, topics);
-        let backend = self.backend_id(key);
-        for shard in self.other_shards() {
-            self.outbox.push_back((self.beside(shard), Message::BackendGone(backend)));
-        }
-        self.handle_backend_gone(backend);
     }
 }

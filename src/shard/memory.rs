@@ -19,9 +19,10 @@
 //! they free about the excess. Health checks, `/metrics` and calls over HTTP are answered at all times. The
 //! last fifth of the budget leaves room for what arrives between two measurements.
 
-use super::connection::{Connection, Phase, Stage};
+use super::connection::{Connection, Connections, Phase, Stage};
 use super::shed_round::{ROUND_MS, ShedRound};
 use super::trail::{self, By, Entry};
+use super::turn::Turn;
 use super::{Now, Shard};
 use crate::message::ConnectionKey;
 use crate::protocol::close;
@@ -153,11 +154,6 @@ impl Shedding {
         self.usage.shortage >= of
     }
 
-    /// Whether nobody new is to come in.
-    pub fn refuses_arrivals(&self) -> bool {
-        self.is_short(Shortage::Arrivals)
-    }
-
     /// What this shard looks for in its first walk: its share of what the round has left, and one percent
     /// of the budget at least, since other shards may hold nothing. Sets the sizes to close, not how much:
     /// the round does that.
@@ -215,18 +211,15 @@ impl Shard {
         round: &ShedRound,
         blocked_bytes: impl Fn(ConnectionKey) -> Option<usize>,
     ) {
-        self.now = now;
-        let was_holding = self.shedding.is_short(Shortage::Holders);
-        self.shedding.usage = usage;
-        if was_holding && !self.shedding.is_short(Shortage::Holders) {
+        self.turn.now = now;
+        let was_holding = self.turn.is_short(Shortage::Holders);
+        self.turn.shortage = usage.shortage;
+        if was_holding && !self.turn.is_short(Shortage::Holders) {
             self.feed_again();
         }
-        if self.shedding.is_short(Shortage::Readers) {
-            round.renew(now.ms);
-            self.shed(&Node { round, blocked_bytes: &blocked_bytes });
-        } else if !matches!(self.shedding.stage, Step::Resting) {
-            self.shedding.rest(0);
-        }
+        let node = Node { round, blocked_bytes: &blocked_bytes };
+        self.shedding.handle_usage(&mut self.turn, &mut self.connections, usage, &node);
+        self.route();
     }
 
     /// Memory that the shard's connections hold, as an estimate. A frame that waits for several of them
@@ -245,92 +238,133 @@ impl Shard {
     /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
     /// than an answer without one.
     pub fn closes_arrivals(&self, is_tls: bool) -> bool {
-        self.shedding.is_short(if is_tls { Shortage::Arrivals } else { Shortage::Holders })
+        self.turn.is_short(if is_tls { Shortage::Arrivals } else { Shortage::Holders })
+    }
+}
+
+impl Shedding {
+    /// What the node holds now: begins to shed, goes on with it, or stops.
+    fn handle_usage(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        usage: Usage,
+        node: &Node<'_>,
+    ) {
+        self.usage = usage;
+        if turn.is_short(Shortage::Readers) {
+            node.round.renew(turn.now.ms);
+            self.shed(turn, connections, node);
+        } else if !matches!(self.stage, Step::Resting) {
+            self.rest(0);
+        }
     }
 
-    /// Whether nobody new is to come in.
-    pub(super) fn refuses_arrivals(&self) -> bool {
-        self.shedding.refuses_arrivals()
-    }
-
-    fn shed(&mut self, node: &Node<'_>) {
-        match std::mem::take(&mut self.shedding.stage) {
-            Step::Resting if self.now.ms < self.shedding.rests_until_ms => {}
+    fn shed(&mut self, turn: &mut Turn, connections: &mut Connections, node: &Node<'_>) {
+        match std::mem::take(&mut self.stage) {
+            Step::Resting if turn.now.ms < self.rests_until_ms => {}
             Step::Resting if self.left_bytes(node) == 0 => {
-                self.shedding.rest(self.now.ms + ROUND_MS);
+                self.rest(turn.now.ms + ROUND_MS);
             }
-            Step::Resting => self.weigh(node, Box::new([0; CLASSES])),
-            Step::Weighing(by_class) => self.weigh(node, by_class),
-            Step::Closing(class) => self.close_largest(node, class),
+            Step::Resting => self.weigh(turn, connections, node, Box::new([0; CLASSES])),
+            Step::Weighing(by_class) => self.weigh(turn, connections, node, by_class),
+            Step::Closing(class) => self.close_largest(turn, connections, node, class),
         }
     }
 
     /// Bytes that the node is still to shed in this round.
     fn left_bytes(&self, node: &Node<'_>) -> u64 {
-        node.round.left(self.shedding.usage.excess_bytes())
+        node.round.left(self.usage.excess_bytes())
     }
 
-    fn weigh(&mut self, node: &Node<'_>, mut by_class: Box<[u64; CLASSES]>) {
-        let (keys, mut next) = self.connections.keys(self.shedding.next, LOOKS_PER_TURN);
+    fn weigh(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        node: &Node<'_>,
+        mut by_class: Box<[u64; CLASSES]>,
+    ) {
+        let (keys, mut next) = connections.keys(self.next, LOOKS_PER_TURN);
         let mut weighed = 0;
         for key in keys {
             if weighed == WEIGHED_PER_TURN {
                 next = Some(key.index);
                 break;
             }
-            let Some(bytes) = self.freed_bytes(key, node) else { continue };
+            let Some(bytes) = connections
+                .get(key)
+                .and_then(|connection| self.freed_bytes(turn, connection, key, node))
+            else {
+                continue;
+            };
             weighed += 1;
-            if bytes >= self.shedding.worth_bytes() {
+            if bytes >= self.worth_bytes() {
                 by_class[class_of(bytes)] += bytes as u64;
             }
         }
         if let Some(next) = next {
-            (self.shedding.stage, self.shedding.next) = (Step::Weighing(by_class), next);
+            (self.stage, self.next) = (Step::Weighing(by_class), next);
             return;
         }
-        let wanted = self.shedding.wanted_bytes(self.left_bytes(node), self.settings.shards);
+        let wanted = self.wanted_bytes(self.left_bytes(node), turn.settings.shards);
         match least_class(&by_class, wanted) {
             Some(class) => {
-                self.shedding.next = 0;
-                self.close_largest(node, class);
+                self.next = 0;
+                self.close_largest(turn, connections, node, class);
             }
-            None => self.shedding.rest(self.now.ms + AFTER_NOTHING_MS),
+            None => self.rest(turn.now.ms + AFTER_NOTHING_MS),
         }
     }
 
-    fn close_largest(&mut self, node: &Node<'_>, class: usize) {
-        let excess = self.shedding.usage.excess_bytes();
-        let (keys, mut next) = self.connections.keys(self.shedding.next, LOOKS_PER_TURN);
+    fn close_largest(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        node: &Node<'_>,
+        class: usize,
+    ) {
+        let excess = self.usage.excess_bytes();
+        let (keys, mut next) = connections.keys(self.next, LOOKS_PER_TURN);
         let (mut weighed, mut closed) = (0, 0);
         for key in keys {
             if closed == CLOSED_PER_TURN || weighed == WEIGHED_PER_TURN {
                 next = Some(key.index);
                 break;
             }
-            let Some(bytes) = self.freed_bytes(key, node) else { continue };
+            let Some(bytes) = connections
+                .get(key)
+                .and_then(|connection| self.freed_bytes(turn, connection, key, node))
+            else {
+                continue;
+            };
             weighed += 1;
-            if bytes < self.shedding.worth_bytes() || class_of(bytes) < class {
+            if bytes < self.worth_bytes() || class_of(bytes) < class {
                 continue;
             }
             if !node.round.take(bytes as u64, excess) {
-                return self.shedding.rest(self.now.ms + ROUND_MS);
+                return self.rest(turn.now.ms + ROUND_MS);
             }
-            self.give_up(key);
+            give_up(turn, connections, key);
             closed += 1;
         }
         match next {
             Some(next) => {
-                (self.shedding.stage, self.shedding.next) = (Step::Closing(class), next);
+                (self.stage, self.next) = (Step::Closing(class), next);
             }
-            None => self.shedding.rest(self.now.ms + AFTER_CLOSING_MS),
+            None => self.rest(turn.now.ms + AFTER_CLOSING_MS),
         }
     }
 
     /// What closing a connection would free, if it is one that this step closes.
-    fn freed_bytes(&mut self, key: ConnectionKey, node: &Node<'_>) -> Option<usize> {
-        let (now_ms, worth_bytes) = (self.now.ms, self.shedding.worth_bytes());
-        let is_holders = self.shedding.is_short(Shortage::Holders);
-        let connection = self.connections.get(key)?;
+    fn freed_bytes(
+        &self,
+        turn: &Turn,
+        connection: &Connection,
+        key: ConnectionKey,
+        node: &Node<'_>,
+    ) -> Option<usize> {
+        let (now_ms, worth_bytes) = (turn.now.ms, self.worth_bytes());
+        let is_holders = turn.is_short(Shortage::Holders);
         let is_open = connection.phase == Phase::Open || connection.is_parting;
         if is_holders && is_open {
             let held_bytes = connection.held_bytes();
@@ -349,35 +383,35 @@ impl Shard {
         }
         Some(connection.outbound.freed_bytes() + (node.blocked_bytes)(key)?)
     }
+}
 
-    /// Closes a connection for want of memory. If a batch is in flight, at once and without a close frame:
-    /// the peer would decide how long the memory is kept. A back end's batch may hold events that go to
-    /// other consumers now.
-    fn give_up(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        self.counters.limits.memory_bytes += 1;
-        match connection.outbound.charge() >= connection.held_bytes() / 2 {
-            true => self.counters.shed_readers += 1,
-            false => self.counters.shed_holders += 1,
+/// Closes a connection for want of memory. If a batch is in flight, at once and without a close frame:
+/// the peer would decide how long the memory is kept. A back end's batch may hold events that go to
+/// other consumers now.
+fn give_up(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
+    let Some(connection) = connections.get(key) else { return };
+    turn.counters.limits.memory_bytes += 1;
+    match connection.outbound.charge() >= connection.held_bytes() / 2 {
+        true => turn.counters.shed_readers += 1,
+        false => turn.counters.shed_holders += 1,
+    }
+    connection.outbound.clear();
+    match connection.stage {
+        Stage::Http(_) => {
+            connections.refuse_for_good(turn, key, 503, SHORT);
+            // Frees the unfinished request.
+            connections.depart(turn, key, close::MEMORY.code, close::MEMORY.text, By::Node);
+            connections.finish(turn, key);
         }
-        connection.outbound.clear();
-        match connection.stage {
-            Stage::Http(_) => {
-                self.refuse_for_good(key, 503, SHORT);
-                // Frees the unfinished request.
-                self.depart(key, close::MEMORY.code, close::MEMORY.text, By::Node);
-                self.finish(key);
-            }
-            Stage::Client(_) | Stage::Backend(_) => self.close_with(key, close::MEMORY),
-            // Has departed already: all that is left is what its socket does not take.
-            Stage::Leaving(_) | Stage::Ending => {}
-        }
-        let Some(connection) = self.connections.get(key) else { return };
-        if connection.outbound.is_in_flight() {
-            let remote = connection.remote;
-            trail::note(self.trail(key), Entry::Dropped(remote, close::MEMORY.text));
-            self.close(key);
-        }
+        Stage::Client(_) | Stage::Backend(_) => connections.close_with(turn, key, close::MEMORY),
+        // Has departed already: all that is left is what its socket does not take.
+        Stage::Leaving(_) | Stage::Ending => {}
+    }
+    let Some(connection) = connections.get(key) else { return };
+    if connection.outbound.is_in_flight() {
+        let remote = connection.remote;
+        trail::note(turn.trail(key), Entry::Dropped(remote, close::MEMORY.text));
+        connections.close(turn, key);
     }
 }
 

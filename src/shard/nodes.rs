@@ -1,24 +1,18 @@
-//! Other nodes, as one shard knows them: who is within reach, which consumers they are to hear of,
-//! and what of its channels they do not know yet.
+//! What other nodes are to know of this shard: its consumers, its channels, and how many clients it has.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::Shard;
 use super::commands::Asked;
 use super::connection::Connection;
-use crate::address::placement::home_of_topic;
-use crate::address::{ClientId, IdLayout, NodeId, ShardAddress};
+use crate::address::NodeId;
 use crate::message::{Answer, ConnectionKey, Message, Party, Terms, TopicMessage};
 use crate::protocol::api::Reply;
 
 /// The grid as one shard sees it.
 #[derive(Debug, Default)]
 pub struct Nodes {
-    // Those within reach.
-    up: BTreeMap<NodeId, Other>,
-    // Those that have ever been: at most one per id.
-    seen: BTreeSet<NodeId>,
     // Our back ends that consume, of which homes on every node are to know, and those that did.
     consumers: BTreeSet<ConnectionKey>,
     // Up to which of our changes of interest all nodes know.
@@ -34,16 +28,6 @@ pub struct Nodes {
 /// Between two times that the mesh is told how many clients there are, in milliseconds.
 const CLIENTS_MS: u64 = 500;
 
-/// A node within reach.
-#[derive(Debug)]
-struct Other {
-    // How its ids name shards.
-    layout: IdLayout,
-    shards: usize,
-    // When it was started, in Unix milliseconds.
-    incarnation: u64,
-}
-
 /// What is done once a change of interest is known.
 #[derive(Debug)]
 enum Waiting {
@@ -54,56 +38,17 @@ enum Waiting {
 }
 
 impl Shard {
-    /// The shard that holds a client; `None` if there is none such within reach.
-    pub(super) fn address_of(&self, client: ClientId) -> Option<ShardAddress> {
-        let node = client.node();
-        let layout = match node == self.address.node {
-            true => self.layout,
-            false => self.nodes.up.get(&node)?.layout,
-        };
-        Some(ShardAddress { node, shard: layout.shard_of(client)? })
-    }
-
-    /// The home of a topic on a node.
-    pub(super) fn home_on(&self, node: NodeId, topic: &str) -> Option<ShardAddress> {
-        let shards = match node == self.address.node {
-            true => self.settings.shards,
-            false => self.shards_of(node)?,
-        };
-        Some(ShardAddress { node, shard: home_of_topic(topic, shards) })
-    }
-
-    /// How many shards another node has, if it is within reach.
-    pub(super) fn shards_of(&self, node: NodeId) -> Option<usize> {
-        Some(self.nodes.up.get(&node)?.shards)
-    }
-
-    /// When another node was started, in Unix milliseconds, if it is within reach.
-    pub(super) fn incarnation_of(&self, node: NodeId) -> Option<u64> {
-        Some(self.nodes.up.get(&node)?.incarnation)
-    }
-
     pub(super) fn handle_node_up(&mut self, node: NodeId, shards: u16, incarnation: u64) {
-        let shards = usize::from(shards);
-        let other = Other { layout: IdLayout::new(shards), shards, incarnation };
-        self.nodes.up.insert(node, other);
-        self.nodes.seen.insert(node);
+        self.turn.roster.add(node, shards, incarnation);
         for key in self.nodes.consumers.clone() {
             self.consume_on(node, key);
         }
     }
 
-    /// Nodes that have been seen since the start, this one included, if the configuration expects more
-    /// before the node is ready. One that was ready stays so when others leave.
-    pub(super) fn nodes_seen_of_too_few(&self) -> Option<usize> {
-        let seen = self.nodes.seen.len() + 1;
-        (seen < self.settings.process.nodes_expected).then_some(seen)
-    }
-
     /// What was on its way to and from a node is lost: its consumers are gone for our topics, and
     /// what its topics gave to our consumers they give to others.
     pub(super) fn handle_node_down(&mut self, node: NodeId) {
-        self.nodes.up.remove(&node);
+        self.turn.roster.remove(node);
         for key in self.nodes.consumers.clone() {
             self.forget_deliveries_of(node, key);
         }
@@ -113,17 +58,17 @@ impl Shard {
     /// One of our back ends consumes: homes on the other nodes are told, now and when a node comes.
     pub(super) fn consume_everywhere(&mut self, key: ConnectionKey) {
         self.nodes.consumers.insert(key);
-        for node in self.nodes_up() {
+        for node in self.turn.roster.others() {
             self.consume_on(node, key);
         }
     }
 
     /// It does not any more, but what it has it writes.
     pub(super) fn unconsume_everywhere(&mut self, key: ConnectionKey, topics: &[Arc<str>]) {
-        let backend = self.backend_id(key);
-        for node in self.nodes_up() {
+        let backend = self.turn.backend_id(key);
+        for node in self.turn.roster.others() {
             for topic in topics {
-                self.tell_home(node, topic, TopicMessage::Unconsume(backend));
+                self.turn.tell_home(node, topic, TopicMessage::Unconsume(backend));
             }
         }
     }
@@ -131,59 +76,52 @@ impl Shard {
     /// Its connection is gone; it had to do with these topics.
     pub(super) fn gone_everywhere(&mut self, key: ConnectionKey, topics: &BTreeSet<Arc<str>>) {
         self.nodes.consumers.remove(&key);
-        let backend = self.backend_id(key);
-        for node in self.nodes_up() {
+        let backend = self.turn.backend_id(key);
+        for node in self.turn.roster.others() {
             for topic in topics {
-                self.tell_home(node, topic, TopicMessage::Gone(backend));
+                self.turn.tell_home(node, topic, TopicMessage::Gone(backend));
             }
         }
     }
 
     fn consume_on(&mut self, node: NodeId, key: ConnectionKey) {
-        let nodes = self.nodes.up.len();
+        let nodes = self.turn.roster.others().len();
         let backend = self.connections.get(key).and_then(Connection::backend);
         let Some(backend) = backend.filter(|backend| backend.is_consuming) else { return };
         let (pop, topics) = (backend.pops, backend.topics.clone());
         let unsettled_max = backend.unsettled.as_ref().map(|unsettled| unsettled.window());
         // The other nodes that are there now get as large a window together as our own.
-        let window_bytes = self.settings.limits.outbound_bytes / 2 / topics.len().max(1) / nodes;
+        let window_bytes =
+            self.turn.settings.limits.outbound_bytes / 2 / topics.len().max(1) / nodes;
         let window_bytes = window_bytes.max(1);
         let unsettled_max = unsettled_max.map(|window| window.div_ceil(nodes));
-        let backend = self.backend_id(key);
+        let backend = self.turn.backend_id(key);
         let terms = Terms { pop, window_bytes, unsettled_max };
         for topic in topics {
-            self.tell_home(node, &topic, TopicMessage::Consume(backend, terms));
+            self.turn.tell_home(node, &topic, TopicMessage::Consume(backend, terms));
         }
-    }
-
-    pub(super) fn is_within_reach(&self, node: NodeId) -> bool {
-        node == self.address.node || self.nodes.up.contains_key(&node)
-    }
-
-    pub(super) fn nodes_up(&self) -> Vec<NodeId> {
-        self.nodes.up.keys().copied().collect()
     }
 
     /// Tells the mesh which channels have got their first subscriber here, or lost their last.
     pub(super) fn tell_interest(&mut self) {
         while let Some((number, channel, is_on)) = self.channels.poll_change() {
-            self.outbox.push_back((Party::Mesh, Message::Interest(number, channel, is_on)));
+            self.turn.tell(Party::Mesh, Message::Interest(number, channel, is_on));
         }
     }
 
     /// Tells the mesh how many clients there are, if it is time to.
     pub(super) fn tell_clients(&mut self) {
-        if self.next_telling().is_some_and(|due_ms| due_ms <= self.now.ms) {
+        if self.next_telling().is_some_and(|due_ms| due_ms <= self.turn.now.ms) {
             let clients = self.clients.len() as u64;
-            (self.nodes.clients, self.nodes.clients_ms) = (clients, self.now.ms);
-            self.outbox.push_back((Party::Mesh, Message::Clients(clients)));
+            (self.nodes.clients, self.nodes.clients_ms) = (clients, self.turn.now.ms);
+            self.turn.tell(Party::Mesh, Message::Clients(clients));
         }
     }
 
     /// When the mesh is to be told.
     pub(super) fn next_telling(&self) -> Option<u64> {
         let is_news = self.nodes.clients != self.clients.len() as u64;
-        (self.settings.has_mesh && is_news).then_some(self.nodes.clients_ms + CLIENTS_MS)
+        (self.turn.settings.has_mesh && is_news).then_some(self.nodes.clients_ms + CLIENTS_MS)
     }
 
     /// Answers a subscribe when every node knows of these channels: only then does a publish through
@@ -229,7 +167,7 @@ impl Shard {
                     if let Some(connection) = self.connections.get(key) {
                         connection.outbound.withhold(false);
                     }
-                    self.queue_write(key);
+                    self.connections.queue_write(key);
                 }
                 None => {}
             }

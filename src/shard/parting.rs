@@ -14,10 +14,10 @@
 //! client that is held for its route's key waits for nothing: what it sent after its first message is
 //! dropped with it, as it would be if nobody ever set the key.
 
-use super::Shard;
-use super::connection::{Connection, Held, Pause, Phase, Stage};
+use super::connection::{Connection, Connections, Held, Pause, Phase, Stage};
 use super::lifecycle::{BROKEN_OFF, end_reason};
 use super::trail::By;
+use super::turn::{Step, Turn};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Closed, Reason};
 use crate::protocol::frame::{Opcode, put_frame};
@@ -61,10 +61,10 @@ impl Connection {
     }
 }
 
-impl Shard {
+impl Connections {
     /// Answers the control frames among what is held of a connection.
-    pub(super) fn hear_held(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn hear_held(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if !connection.is_listened_to() {
             return;
         }
@@ -77,101 +77,108 @@ impl Shard {
         };
         let Heard { ping, close } = connection.held.scan(frame_left, may_deflate, takes_close);
         if let Some(payload) = ping {
-            self.write_with(key, |out| put_frame(out, Opcode::Pong, &payload));
+            self.write_with(turn, key, |out| put_frame(out, Opcode::Pong, &payload));
         }
         match close {
             None => {}
-            Some(Ok(closed)) => self.close_held(key, closed, By::Peer),
+            Some(Ok(closed)) => self.close_held(turn, key, closed, By::Peer),
             Some(Err(violation)) => {
-                self.counters.violations += 1;
+                turn.counters.violations += 1;
                 let reason = violation.reason();
                 let closed = Closed { code: Some(reason.code), reason: reason.text.into() };
-                self.close_held(key, closed, By::Node);
+                self.close_held(turn, key, closed, By::Node);
             }
         }
     }
 
     /// A client that is held back has sent a close frame.
-    fn close_held(&mut self, key: ConnectionKey, closed: Closed, by: By) {
-        if !self.part(key, closed.event_code(), &closed.reason, by) {
-            return self.close_after_answers(key, closed, by);
+    fn close_held(&mut self, turn: &mut Turn, key: ConnectionKey, closed: Closed, by: By) {
+        if !self.part(turn, key, closed.event_code(), &closed.reason, by) {
+            return self.close_after_answers(turn, key, closed, by);
         }
-        self.answer_close(key, &closed);
-        self.finish(key);
+        self.answer_close(turn, key, &closed);
+        self.finish(turn, key);
     }
 
     /// A client that is held back has ended: what it sent before is still read. False if there is no
     /// need: it may depart at once.
-    pub(super) fn part(&mut self, key: ConnectionKey, code: u16, reason: &str, by: By) -> bool {
-        let Some(connection) = self.connections.get(key) else { return false };
+    pub fn part(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        code: u16,
+        reason: &str,
+        by: By,
+    ) -> bool {
+        let Some(connection) = self.get(key) else { return false };
         let Stage::Client(client) = &connection.stage else { return false };
         let id = client.id;
         // Nobody would read an echo.
-        if !connection.is_wanted() || !connection.has_input() || self.is_echo(key) {
+        if !connection.is_wanted() || !connection.has_input() || self.is_echo(turn, key) {
             return false;
         }
-        let Some(connection) = self.connections.get(key) else { return false };
+        let Some(connection) = self.get(key) else { return false };
         connection.is_parting = true;
         let bytes = connection.held.len();
         self.parting.insert(key, Parting { code, reason: reason.into(), by, bytes });
-        self.topics.note_parted(bytes as isize);
-        self.clients.remove(&id);
+        self.parted_bytes += bytes;
+        turn.leave(Step::ClientParted(id));
         true
     }
 
-    fn is_echo(&mut self, key: ConnectionKey) -> bool {
-        let client = self.connections.get(key).and_then(Connection::client);
+    fn is_echo(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
+        let client = self.get(key).and_then(Connection::client);
         let index = client.map(|client| client.route);
-        index.is_some_and(|index| self.route(key, index).echo)
+        index.is_some_and(|index| self.route(turn, key, index).echo)
     }
 
     /// The connection of a client that is held back has ended. False if it is no such client, or one that
     /// may still read the echo of what it sent.
-    pub(super) fn end_held(&mut self, key: ConnectionKey) -> bool {
-        let Some(connection) = self.connections.get(key) else { return false };
+    pub fn end_held(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
+        let Some(connection) = self.get(key) else { return false };
         let is_client = matches!(connection.stage, Stage::Client(_));
         let is_broken = connection.is_broken;
-        if !is_client || !connection.is_wanted() || (!is_broken && self.is_echo(key)) {
+        if !is_client || !connection.is_wanted() || (!is_broken && self.is_echo(turn, key)) {
             return false;
         }
-        let parts = self.part(key, BROKEN_OFF, end_reason(is_broken), By::Peer);
+        let parts = self.part(turn, key, BROKEN_OFF, end_reason(is_broken), By::Peer);
         match (is_broken, parts) {
-            (true, true) => self.close(key),
-            (true, false) => self.break_off(key),
-            (false, true) => self.finish(key),
-            (false, false) => self.end(key),
+            (true, true) => self.close(turn, key),
+            (true, false) => self.break_off(turn, key),
+            (false, true) => self.finish(turn, key),
+            (false, false) => self.end(turn, key),
         }
         true
     }
 
     /// Closes a connection whose peer is silent.
-    pub(super) fn close_silent(&mut self, key: ConnectionKey) {
-        self.counters.limits.idle_ms += 1;
+    pub fn close_silent(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        turn.counters.limits.idle_ms += 1;
         let Reason { code, text } = close::IDLE;
-        if !self.part(key, code, text, By::Node) {
-            return self.close_with(key, close::IDLE);
+        if !self.part(turn, key, code, text, By::Node) {
+            return self.close_with(turn, key, close::IDLE);
         }
-        self.answer_close(key, &Closed { code: Some(code), reason: text.into() });
-        self.finish(key);
+        self.answer_close(turn, key, &Closed { code: Some(code), reason: text.into() });
+        self.finish(turn, key);
     }
 
     /// All that a client sent before it ended is read, or cannot be: what its end is to be told as.
-    pub(super) fn take_parting(&mut self, key: ConnectionKey) -> Option<Parting> {
-        let connection = self.connections.get(key)?;
+    pub fn take_parting(&mut self, key: ConnectionKey) -> Option<Parting> {
+        let connection = self.get(key)?;
         if !std::mem::take(&mut connection.is_parting) {
             return None;
         }
         (connection.held, connection.paused) = (Held::default(), 0);
         let parting = self.parting.remove(&key)?;
-        self.topics.note_parted(-(parting.bytes as isize));
+        self.parted_bytes -= parting.bytes;
         Some(parting)
     }
 
     /// The peer of a parting client has shut its end too, or its connection broke.
-    pub(super) fn end_parting_socket(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn end_parting_socket(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if connection.is_broken || connection.phase != Phase::Flushing {
-            self.close(key);
+            self.close(turn, key);
         }
     }
 }

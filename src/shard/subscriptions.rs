@@ -8,7 +8,7 @@ use hashbrown::HashSet;
 use super::Shard;
 use super::channels::{ChannelIndex, Member, Subscription};
 use super::commands::no_such_client;
-use super::connection::{Client, Connection, Stage};
+use super::connection::{Client, Connection, Connections, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Code, Fault, Reply};
 
@@ -82,13 +82,13 @@ impl Shard {
         key: ConnectionKey,
         channels: &[T],
     ) -> Result<Reply, Fault> {
-        let limit = self.settings.limits.channels_per_client;
+        let limit = self.turn.settings.limits.channels_per_client;
         let client = self.connections.get(key).and_then(Connection::client);
         let client = client.ok_or_else(no_such_client)?;
         let is_new = |name: &&str| !self.channels.find(name).is_some_and(|at| client.is_in(at));
         let names = channels.iter().map(AsRef::as_ref).filter(is_new);
         let Ok(new) = distinct(names, limit.saturating_sub(client.subscriptions.len())) else {
-            self.counters.limits.channels_per_client += 1;
+            self.turn.counters.limits.channels_per_client += 1;
             let message = format!("more than {limit} channels for one client");
             return Err(Fault::new(Code::ExecutionFailed, message));
         };
@@ -144,7 +144,7 @@ impl Shard {
             if !self.leave_some(key, client) {
                 return self.leaving.clients.push_front(key);
             }
-            self.forget_if_closed(key);
+            self.connections.forget_if_closed(key);
         }
     }
 
@@ -162,30 +162,6 @@ impl Shard {
             connection.stage = Stage::Leaving(client);
         }
         has_left
-    }
-
-    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
-    pub(super) fn forget_connection(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        match connection.stage {
-            Stage::Leaving(_) => connection.is_socket_closed = true,
-            _ if connection.is_parting => connection.is_socket_closed = true,
-            _ => self.connections.remove(key),
-        }
-    }
-
-    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
-    pub(super) fn forget_if_left(&mut self, key: ConnectionKey) {
-        let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
-        if self.connections.get(key).is_some_and(is_left) {
-            self.forget_if_closed(key);
-        }
-    }
-
-    fn forget_if_closed(&mut self, key: ConnectionKey) {
-        if self.connections.get(key).is_some_and(|connection| connection.is_socket_closed) {
-            self.connections.remove(key);
-        }
     }
 }
 
@@ -208,6 +184,32 @@ impl Connection {
         let known = known.expect("a member knows the place of its subscription");
         debug_assert_eq!(known.channel, to.channel);
         *known = to;
+    }
+}
+
+impl Connections {
+    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
+    pub fn forget_connection(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        match connection.stage {
+            Stage::Leaving(_) => connection.is_socket_closed = true,
+            _ if connection.is_parting => connection.is_socket_closed = true,
+            _ => self.remove(key),
+        }
+    }
+
+    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
+    pub fn forget_if_left(&mut self, key: ConnectionKey) {
+        let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
+        if self.get(key).is_some_and(is_left) {
+            self.forget_if_closed(key);
+        }
+    }
+
+    fn forget_if_closed(&mut self, key: ConnectionKey) {
+        if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
+            self.remove(key);
+        }
     }
 }
 

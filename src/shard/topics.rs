@@ -7,10 +7,11 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Shard;
-use super::connection::{Client, Connection, Pause, Stage};
+use super::connection::{Connection, Pause, Stage};
 use super::fanout::Lane;
 use super::memory::Shortage;
 use super::settings::Settings;
+use super::turn::ClientGone;
 use super::unfed::Unfed;
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
@@ -46,8 +47,6 @@ pub struct Topics {
     event_bytes_max: usize,
     // Topics that have something left to do because their consumers changed.
     unfinished: VecDeque<Arc<str>>,
-    // Bytes of clients that have ended, to be read when there is room, whatever their topic.
-    parted_bytes: usize,
     // When to look for consumers that take nothing; None while there are no consumers.
     next_look_ms: Option<u64>,
     // How long events waited in topics that are no more.
@@ -69,7 +68,6 @@ impl Topics {
             homes: HashMap::new(),
             event_bytes_max: bounds.bytes / 4 * 3,
             unfinished: VecDeque::new(),
-            parted_bytes: 0,
             next_look_ms: None,
             past: Durations::default(),
         };
@@ -131,19 +129,14 @@ impl Topics {
         self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() == 0)
     }
 
-    /// Whether a new client may feed this topic.
-    pub fn takes_clients(&self, topic: &str) -> bool {
+    /// Whether a new client may feed this topic, while clients that have ended left so many bytes to be
+    /// read, whatever their topic.
+    pub fn takes_clients(&self, topic: &str, parted_bytes: usize) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| {
             let bytes_max = WAITING_BYTES.max(self.event_bytes_max);
-            let bytes = feeder.waiting_bytes() + self.parted_bytes;
+            let bytes = feeder.waiting_bytes() + parted_bytes;
             feeder.waiting() < WAITING_MAX && bytes <= bytes_max
         })
-    }
-
-    /// Counts bytes that clients sent which have ended since, and that are not read yet; less than 0:
-    /// they are.
-    pub fn note_parted(&mut self, bytes: isize) {
-        self.parted_bytes = self.parted_bytes.saturating_add_signed(bytes);
     }
 }
 
@@ -158,7 +151,7 @@ impl Shard {
         // Its turn, if it had one, is used up.
         self.topics.admitted = None;
         if self.event.len() > self.topics.event_bytes_max {
-            self.counters.oversized += 1;
+            self.turn.counters.oversized += 1;
             return self.close_client(key, close::TOO_LARGE);
         }
         self.push_or_wait(topic, client, Some(key));
@@ -173,7 +166,7 @@ impl Shard {
     ) {
         self.write_event(topic, client, put_data);
         if self.event.len() > self.topics.event_bytes_max {
-            self.counters.oversized += 1;
+            self.turn.counters.oversized += 1;
             return self.unname_ward(topic, client);
         }
         self.push_or_wait(topic, client, None);
@@ -189,7 +182,7 @@ impl Shard {
     ) {
         self.write_event(topic, client, put_data);
         if !self.topics.feeders.contains_key(topic) {
-            let share = Room::share(self.settings.queue.bounds, self.settings.shards);
+            let share = Room::share(self.turn.settings.queue.bounds, self.turn.settings.shards);
             self.topics.feeders.insert(topic.clone(), Feeder::new(share));
         }
         self.push_or_wait(topic, client, None);
@@ -204,7 +197,7 @@ impl Shard {
     ) {
         self.event.clear();
         let event_of = (client.node(), client, &topic[..]);
-        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        api::put_event(&mut self.event, &mut self.turn.scratch, event_of, put_data);
     }
 
     /// Pushes the event that was just written if there is room for it. If not it waits, and with it
@@ -214,15 +207,15 @@ impl Shard {
         let event =
             Event { client, frame, is_watched: from.is_none() && self.wards.is_ended(client) };
         let feeder = self.topics.feeders.get_mut(topic).expect("what feeds a topic has a feeder");
-        let is_short = self.shedding.is_short(Shortage::Holders);
+        let is_short = self.turn.is_short(Shortage::Holders);
         if !is_short && feeder.take(event.frame.bytes().len()) {
             return self.push(topic, event);
         }
-        self.counters.limits.topic += 1;
+        self.turn.counters.limits.topic += 1;
         feeder.wait(Waiting { from, event });
         self.topics.note_crowded(topic);
         if let Some(key) = from {
-            self.pause(key, Pause::Topic);
+            self.connections.pause(key, Pause::Topic);
         }
         // Now, since the room may be there at once.
         if !is_short {
@@ -247,34 +240,24 @@ impl Shard {
 
     fn push(&mut self, topic: &Arc<str>, event: Event) {
         if let Some(home) = self.topics.homes.get_mut(topic) {
-            home.push(self.now.us, self.address.shard, event);
+            home.push(self.turn.now.us, self.turn.address.shard, event);
             return self.carry_out_effects(topic);
         }
         self.tell_own_home(topic, TopicMessage::Push(event));
     }
 
     fn tell_own_home(&mut self, topic: &Arc<str>, message: TopicMessage) {
-        self.tell_home(self.address.node, topic, message);
-    }
-
-    /// Tells the home of a topic on a node, if that is within reach.
-    pub(super) fn tell_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
-        if let Some(home) = self.home_on(node, topic) {
-            self.tell(home, topic, message);
-        }
+        let node = self.turn.address.node;
+        self.turn.tell_home(node, topic, message);
     }
 
     fn tell(&mut self, to: ShardAddress, topic: &Arc<str>, message: TopicMessage) {
-        if to == self.address {
-            self.handle_topic_message(self.address, topic.clone(), message);
-        } else {
-            self.outbox.push_back((Party::Shard(to), Message::Topic(topic.clone(), message)));
-        }
+        self.turn.tell(Party::Shard(to), Message::Topic(topic.clone(), message));
     }
 
     /// A shard of this node.
     fn neighbour(&self, shard: ShardId) -> ShardAddress {
-        ShardAddress { node: self.address.node, shard }
+        ShardAddress { node: self.turn.address.node, shard }
     }
 
     pub(super) fn handle_topic_message(
@@ -290,7 +273,7 @@ impl Shard {
             | TopicMessage::Left(_)
             | TopicMessage::Push(_)
             | TopicMessage::WantCredit(..)
-                if from.node != self.address.node => {}
+                if from.node != self.turn.address.node => {}
             TopicMessage::Credit(credit) => {
                 if let Some(feeder) = self.topics.feeders.get_mut(&topic) {
                     feeder.granted(credit);
@@ -302,7 +285,9 @@ impl Shard {
             TopicMessage::Deliver(to, delivery) => {
                 self.deliver(to.connection, from.node, topic, delivery);
             }
-            TopicMessage::Expel(backend) => self.close_slow(backend.connection),
+            TopicMessage::Expel(backend) => {
+                self.connections.close_slow(&mut self.turn, backend.connection)
+            }
             TopicMessage::Consume(backend, terms) => {
                 // One topic too many here is no reason to keep a back end from those elsewhere.
                 if self.join(&topic, backend, terms).is_ok() {
@@ -321,7 +306,7 @@ impl Shard {
     }
 
     fn handle_as_home(&mut self, from: ShardId, topic: &Arc<str>, message: TopicMessage) {
-        let now_us = self.now.us;
+        let now_us = self.turn.now.us;
         let feeds = matches!(message, TopicMessage::Push(_) | TopicMessage::WantCredit(_));
         if feeds && !self.ensure_home(topic) {
             return self.refuse_report(from, topic, &message);
@@ -339,7 +324,7 @@ impl Shard {
             TopicMessage::Gone(backend) => home.gone(backend),
             _ => {}
         }
-        self.counters.dropped += home.take_dropped();
+        self.turn.counters.dropped += home.take_dropped();
         self.carry_out_effects(topic);
         self.forget_if_idle(topic);
     }
@@ -349,13 +334,10 @@ impl Shard {
     fn carry_out_effects(&mut self, topic: &Arc<str>) {
         while let Some(effect) = self.topics.homes.get_mut(topic).and_then(Topic::poll_effect) {
             match effect {
-                Effect::Deliver(to, delivery) if to.at == self.address => {
-                    self.deliver(to.connection, self.address.node, topic.clone(), delivery);
-                }
                 Effect::Deliver(to, delivery) => {
                     self.tell(to.at, topic, TopicMessage::Deliver(to, delivery));
                 }
-                Effect::Grant(shard, credit) if shard == self.address.shard => {
+                Effect::Grant(shard, credit) if shard == self.turn.address.shard => {
                     let feeder = self.topics.feeders.get_mut(topic);
                     let feeder = feeder.expect("credit goes to those who feed");
                     feeder.granted(credit);
@@ -371,7 +353,11 @@ impl Shard {
                     self.tell(backend.at, topic, TopicMessage::Expel(backend));
                 }
                 Effect::Left(client) => {
-                    let shard = self.address_of(client).expect("clients of this node are watched");
+                    let shard = self
+                        .turn
+                        .roster
+                        .address_of(client)
+                        .expect("clients of this node are watched");
                     self.tell(shard, topic, TopicMessage::Left(client));
                 }
             }
@@ -385,7 +371,7 @@ impl Shard {
     pub(super) fn move_messages(&mut self) {
         let Some(topic) = self.topics.unfinished.pop_front() else { return };
         if let Some(home) = self.topics.homes.get_mut(&topic) {
-            home.handle_turn(self.now.us);
+            home.handle_turn(self.turn.now.us);
         }
         self.carry_out_effects(&topic);
         self.forget_if_idle(&topic);
@@ -402,19 +388,19 @@ impl Shard {
     fn push_waiting_at_home(&mut self, topic: &Arc<str>) {
         while let Some(Waiting { event, .. }) = self.poll_waiting(topic) {
             let home = self.topics.homes.get_mut(topic).expect("this is its home");
-            home.push(self.now.us, self.address.shard, event);
+            home.push(self.turn.now.us, self.turn.address.shard, event);
         }
         let feeder = self.topics.feeders.get_mut(topic).expect("it fed the topic before");
         if let Some(bytes) = feeder.poll_ask() {
             let home = self.topics.homes.get_mut(topic).expect("this is its home");
-            home.want_credit(self.address.shard, bytes);
+            home.want_credit(self.turn.address.shard, bytes);
         }
     }
 
     fn poll_waiting(&mut self, topic: &Arc<str>) -> Option<Waiting> {
         let waiting = self.topics.feeders.get_mut(topic)?.poll_ready()?;
         if let Some(from) = waiting.from {
-            self.unpause(from, Pause::Topic);
+            self.connections.unpause(&mut self.turn, from, Pause::Topic);
         }
         Some(waiting)
     }
@@ -423,9 +409,9 @@ impl Shard {
     fn close_waiting(&mut self, topic: &Arc<str>) {
         let Some(feeder) = self.topics.feeders.get_mut(topic) else { return };
         for waiting in feeder.refused() {
-            self.counters.refused += 1;
+            self.turn.counters.refused += 1;
             if let Some(from) = waiting.from {
-                self.unpause(from, Pause::Topic);
+                self.connections.unpause(&mut self.turn, from, Pause::Topic);
                 self.close_client(from, close::TOPIC_FULL);
             }
             if waiting.event.is_watched {
@@ -437,35 +423,35 @@ impl Shard {
     /// Closes a connection if it is a client that is not gone yet.
     fn close_client(&mut self, key: ConnectionKey, reason: Reason) {
         if self.connections.get(key).is_some_and(|connection| connection.client().is_some()) {
-            self.close_with(key, reason);
+            self.connections.close_with(&mut self.turn, key, reason);
         }
     }
 
     /// An event for one of our back ends, from a topic of this or another node. If its connection
     /// is gone, its home may have heard no more than that it does not consume any more.
     fn deliver(&mut self, key: ConnectionKey, home: NodeId, topic: Arc<str>, delivery: Delivery) {
-        let id = self.backend_id(key);
+        let id = self.turn.backend_id(key);
         let connection = self.connections.get(key);
         let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
-            return self.tell_home(home, &topic, TopicMessage::Gone(id));
+            return self.turn.tell_home(home, &topic, TopicMessage::Gone(id));
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
-            return self.tell_home(home, &topic, TopicMessage::Returned(id, number, pop));
+            return self.turn.tell_home(home, &topic, TopicMessage::Returned(id, number, pop));
         }
         if is_acknowledged {
             return self.deliver_tagged(key, home, topic, delivery);
         }
-        outbound.push_shared(&mut self.spare, Rc::new(delivery.frame));
-        self.counters.events += 1;
+        outbound.push_shared(&mut self.turn.spare, Rc::new(delivery.frame));
+        self.turn.counters.events += 1;
         let end = backend.written + outbound.buffered() as u64;
         backend.deliveries.push_back((end, home, topic));
-        self.queue_write(key);
+        self.connections.queue_write(key);
     }
 
     /// Bytes were written to a back end: tells the homes of the events that went out whole.
     pub(super) fn count_written_events(&mut self, key: ConnectionKey, bytes: u64) {
-        let backend_id = self.backend_id(key);
+        let backend_id = self.turn.backend_id(key);
         let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) else { return };
         backend.written += bytes;
         let written = backend.written;
@@ -480,7 +466,7 @@ impl Shard {
             };
             let count = backend.deliveries.iter().take_while(is_same).count();
             backend.deliveries.drain(..count);
-            self.tell_home(home, &topic, TopicMessage::Written(backend_id, count as u32));
+            self.turn.tell_home(home, &topic, TopicMessage::Written(backend_id, count as u32));
         }
     }
 
@@ -495,14 +481,14 @@ impl Shard {
             return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
         }
         let home = self.topics.homes.get_mut(topic).expect("it is there or was just made");
-        self.topics.next_look_ms.get_or_insert(self.now.ms + LOOK_MS);
-        match home.join(self.now.us, backend, terms) {
+        self.topics.next_look_ms.get_or_insert(self.turn.now.ms + LOOK_MS);
+        match home.join(self.turn.now.us, backend, terms) {
             Ok(()) => Ok(Reply::Done),
             Err(JoinError::Repeated) => {
                 Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))
             }
             Err(JoinError::TooMany) => {
-                self.counters.limits.consumers += 1;
+                self.turn.counters.limits.consumers += 1;
                 Err(Fault::new(Code::ConsumptionFailed, "too many consumers of this topic"))
             }
         }
@@ -514,11 +500,13 @@ impl Shard {
             return true;
         }
         // The bound is the node's; each shard is home to its part of it.
-        if self.topics.homes.len() >= self.settings.queue.topics.div_ceil(self.settings.shards) {
-            self.counters.limits.topics += 1;
+        if self.topics.homes.len()
+            >= self.turn.settings.queue.topics.div_ceil(self.turn.settings.shards)
+        {
+            self.turn.counters.limits.topics += 1;
             return false;
         }
-        self.topics.homes.insert(topic.clone(), new_topic(&self.settings));
+        self.topics.homes.insert(topic.clone(), new_topic(&self.turn.settings));
         true
     }
 
@@ -526,7 +514,7 @@ impl Shard {
     fn refuse_report(&mut self, from: ShardId, topic: &Arc<str>, message: &TopicMessage) {
         match message {
             TopicMessage::Push(event) => {
-                self.counters.dropped += 1;
+                self.turn.counters.dropped += 1;
                 let credit = Credit { messages: 1, bytes: event.frame.bytes().len() };
                 self.tell(self.neighbour(from), topic, TopicMessage::Credit(credit));
             }
@@ -593,7 +581,7 @@ impl Shard {
 
     /// Looks for consumers that take nothing, when it is time to.
     pub(super) fn check_topics(&mut self) {
-        let now_ms = self.now.ms;
+        let now_ms = self.turn.now.ms;
         if self.topics.next_look_ms.is_none_or(|due| now_ms < due) {
             return;
         }
@@ -604,26 +592,22 @@ impl Shard {
         self.topics.next_look_ms = (!consumed.is_empty()).then_some(now_ms + LOOK_MS);
         for topic in consumed {
             if let Some(home) = self.topics.homes.get_mut(&topic) {
-                home.handle_timeout(self.now.us);
+                home.handle_timeout(self.turn.now.us);
             }
             self.carry_out_effects(&topic);
         }
     }
 
     /// A client is gone: its channels forget it, and its route's topic is told if it asked.
-    pub(super) fn client_gone(
-        &mut self,
-        key: ConnectionKey,
-        client: Box<Client>,
-        code: u16,
-        reason: &str,
-    ) {
+    pub(super) fn client_gone(&mut self, gone: ClientGone) {
+        let ClientGone { key, client, code, reason } = gone;
         self.clients.remove(&client.id);
-        let route = self.route(key, client.route);
+        let route = self.connections.route(&mut self.turn, key, client.route);
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_close) {
             self.keep_ward(topic, client.id);
-            self.feed_end(topic, &client, (code, reason));
+            self.feed_end(topic, &client, (code, &reason));
         }
         self.begin_leaving(key, client);
+        self.connections.forget_if_left(key);
     }
 }

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use tracing::debug;
 use tracing::level_filters::LevelFilter;
 
-use super::Shard;
 use super::connection::Listener;
 use crate::address::{ClientId, ShardId};
 use crate::message::ConnectionKey;
@@ -68,8 +67,8 @@ pub enum By {
 /// A connection in the log: the shard, its place there, and how often that place was used before.
 #[derive(Clone, Copy, Debug)]
 pub struct Trail {
-    shard: ShardId,
-    key: ConnectionKey,
+    pub(super) shard: ShardId,
+    pub(super) key: ConnectionKey,
 }
 
 impl fmt::Display for Trail {
@@ -90,18 +89,6 @@ pub fn is_read() -> bool {
 pub fn note(trail: Trail, entry: Entry<'_>) {
     if is_read() {
         write(trail, &entry);
-    }
-}
-
-impl Shard {
-    /// The name of a connection in the log.
-    pub(super) fn trail(&self, key: ConnectionKey) -> Trail {
-        Trail { shard: self.address.shard, key }
-    }
-
-    /// The name of a user in the log; empty where there are no users.
-    pub(super) fn user_name(&self, user: Option<usize>) -> &str {
-        user.and_then(|user| self.settings.api.users.get(user)).map_or("", |user| &user.name)
     }
 }
 

@@ -54,7 +54,7 @@ impl Shard {
         if unfed.is_empty() {
             return Reply::Done;
         }
-        let has_mesh = self.settings.has_mesh;
+        let has_mesh = self.turn.settings.has_mesh;
         self.topics.unfed.log(&unfed, has_mesh);
         let whose = if has_mesh { "no route of this node" } else { "no route" };
         let named: Vec<String> =

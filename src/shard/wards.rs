@@ -151,11 +151,12 @@ impl Shard {
     fn choose_guardian(&mut self) {
         let rank = |node: &NodeId| {
             let mut hasher = DefaultHasher::new();
-            (node.number(), self.address.node.number(), self.address.shard.0).hash(&mut hasher);
+            (node.number(), self.turn.address.node.number(), self.turn.address.shard.0)
+                .hash(&mut hasher);
             hasher.finish()
         };
-        let best = self.nodes_up().into_iter().max_by_key(rank);
-        self.wards.guardian = best.and_then(|node| self.stand_in(self.address.shard, node));
+        let best = self.turn.roster.others().into_iter().max_by_key(rank);
+        self.wards.guardian = best.and_then(|node| self.stand_in(self.turn.address.shard, node));
         self.wards.unnamed = self.wards.guardian.map(|_| Unnamed::Connected(0));
         self.wards.epoch += 1;
         self.tell_guardian(WardsMessage::Begin(self.wards.epoch));
@@ -163,13 +164,14 @@ impl Shard {
 
     /// The shard of a node that a shard of that number elsewhere would choose.
     fn stand_in(&self, shard: ShardId, node: NodeId) -> Option<ShardAddress> {
-        let shards = self.shards_of(node)?;
+        let shards = self.turn.roster.shard_count(node)?;
         Some(ShardAddress { node, shard: ShardId((shard.index() % shards) as u8) })
     }
 
     fn tell_guardian(&mut self, message: WardsMessage) {
         if let Some(guardian) = self.wards.guardian {
-            self.outbox.push_back((Party::Shard(guardian), Message::Wards(self.address, message)));
+            let owner = self.turn.address;
+            self.turn.tell(Party::Shard(guardian), Message::Wards(owner, message));
         }
     }
 
@@ -182,7 +184,7 @@ impl Shard {
 
     /// A client is gone: the guardian stands in for its close event, until [`Self::unname_ward`].
     pub(super) fn keep_ward(&mut self, topic: &Arc<str>, client: ClientId) {
-        if self.settings.has_mesh {
+        if self.turn.settings.has_mesh {
             self.wards.ended.insert(client, topic.clone());
         }
     }
@@ -203,7 +205,7 @@ impl Shard {
     fn ward_at(&mut self, key: ConnectionKey) -> Option<(Arc<str>, ClientId)> {
         let client = self.connections.get(key).and_then(Connection::client)?;
         let (id, route) = (client.id, client.route);
-        let route = self.route(key, route);
+        let route = self.connections.route(&mut self.turn, key, route);
         let topic = route.topic.clone().filter(|_| route.tells_close)?;
         Some((topic, id))
     }
@@ -240,7 +242,7 @@ impl Shard {
     ) {
         match message {
             WardsMessage::Begin(epoch) => {
-                let Some(incarnation) = self.incarnation_of(from.node) else { return };
+                let Some(incarnation) = self.turn.roster.incarnation_of(from.node) else { return };
                 let list = List { epoch, clients: BTreeMap::new(), due_ms: None };
                 self.wards.guarded.insert((from, incarnation), list);
             }
@@ -262,7 +264,7 @@ impl Shard {
                     self.wards.guarded.remove(&(owner, incarnation));
                 } else {
                     let claim = WardsMessage::Claim(incarnation, ours);
-                    self.outbox.push_back((Party::Shard(from), Message::Wards(owner, claim)));
+                    self.turn.tell(Party::Shard(from), Message::Wards(owner, claim));
                 }
             }
         }
@@ -270,7 +272,7 @@ impl Shard {
 
     /// What a shard within reach has told us.
     fn list_of(&mut self, owner: ShardAddress) -> Option<&mut List> {
-        let incarnation = self.incarnation_of(owner.node)?;
+        let incarnation = self.turn.roster.incarnation_of(owner.node)?;
         self.wards.guarded.get_mut(&(owner, incarnation))
     }
 
@@ -281,7 +283,7 @@ impl Shard {
 
     /// Their clients are to be reported, unless another one claims to have guarded them later.
     fn find_dead(&mut self, is_dead: impl Fn(ShardAddress, u64) -> bool) {
-        let due_ms = self.now.ms + CLAIM_MS;
+        let due_ms = self.turn.now.ms + CLAIM_MS;
         let mut claims = Vec::new();
         for (&(owner, incarnation), list) in &mut self.wards.guarded {
             if is_dead(owner, incarnation) && list.due_ms.is_none() {
@@ -290,10 +292,10 @@ impl Shard {
             }
         }
         for (owner, incarnation, epoch) in claims {
-            for node in self.nodes_up() {
+            for node in self.turn.roster.others() {
                 if let Some(to) = self.stand_in(owner.shard, node) {
                     let claim = WardsMessage::Claim(incarnation, epoch);
-                    self.outbox.push_back((Party::Shard(to), Message::Wards(owner, claim)));
+                    self.turn.tell(Party::Shard(to), Message::Wards(owner, claim));
                 }
             }
         }
@@ -304,7 +306,7 @@ impl Shard {
         if self.wards.guarded.is_empty() {
             return;
         }
-        let now_ms = self.now.ms;
+        let now_ms = self.turn.now.ms;
         let mut left = REPORTED_PER_TURN;
         while left > 0 {
             let topics = &self.topics;
@@ -338,7 +340,7 @@ impl Shard {
         let remote = connection.remote;
         let Some(client) = connection.client() else { return };
         let (route, context) = (client.route, std::mem::take(&mut client.context));
-        if self.route(key, route).tells_open {
+        if self.connections.route(&mut self.turn, key, route).tells_open {
             self.feed_report(topic, id, |out| api::put_found(out, remote, context.json()));
         }
         if let Some(client) = self.connections.get(key).and_then(Connection::client) {

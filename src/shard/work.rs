@@ -17,7 +17,8 @@
 use std::collections::VecDeque;
 
 use super::Shard;
-use super::connection::Phase;
+use super::connection::{Connections, Phase};
+use super::turn::Turn;
 use crate::message::ConnectionKey;
 
 /// Units that a light connection may spend before it counts as heavy. A receive buffer of usual
@@ -131,54 +132,27 @@ impl Work {
 }
 
 impl Shard {
-    /// Lets a connection wait for a turn in which it is read again.
-    pub(super) fn read_later(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let is_read = connection.phase == Phase::Open || connection.is_parting;
-        if connection.is_resuming || !is_read {
-            return;
-        }
-        connection.is_resuming = true;
-        match connection.is_heavy {
-            // One long message after the other: half inflated ones are not to pile up.
-            true if connection.is_inflating => self.work.heavy.push_front(key),
-            true => self.work.heavy.push_back(key),
-            false => self.work.light.push_back(key),
-        }
-    }
-
-    /// Notes whether a connection that was just read spent its slice, and lets it wait if some of
-    /// its input is left.
-    pub(super) fn note_slice(&mut self, key: ConnectionKey) {
-        let is_spent = self.work.is_slice_spent();
-        let Some(connection) = self.connections.get(key) else { return };
-        connection.is_heavy = is_spent;
-        if is_spent && connection.paused == 0 && connection.has_input() {
-            self.read_later(key);
-        }
-    }
-
     /// Reads on where pauses are over, then where slices were spent, within the budgets of a turn.
     pub(super) fn resume_paused(&mut self) {
-        (self.work.shared_left, self.work.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
+        (self.turn.work.shared_left, self.turn.work.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
         // Each connection once: what wakes another here goes on in the next turn.
-        for _ in 0..self.work.light.len() {
-            if self.work.shared_left == 0 {
+        for _ in 0..self.turn.work.light.len() {
+            if self.turn.work.shared_left == 0 {
                 break;
             }
-            let Some(key) = self.work.light.pop_front() else { break };
+            let Some(key) = self.turn.work.light.pop_front() else { break };
             self.resume_queued(key);
         }
         // What is left is for the input that arrives until the next turn.
-        let light_left = std::mem::replace(&mut self.work.shared_left, HEAVY_PER_TURN);
+        let light_left = std::mem::replace(&mut self.turn.work.shared_left, HEAVY_PER_TURN);
         // Each slice is spent, or its connection leaves the queue.
-        while self.work.shared_left > 0
-            && let Some(key) = self.work.heavy.pop_front()
+        while self.turn.work.shared_left > 0
+            && let Some(key) = self.turn.work.heavy.pop_front()
         {
-            self.work.spend(1);
+            self.turn.work.spend(1);
             self.resume_queued(key);
         }
-        self.work.shared_left = light_left;
+        self.turn.work.shared_left = light_left;
     }
 
     fn resume_queued(&mut self, key: ConnectionKey) {
@@ -186,6 +160,35 @@ impl Shard {
         connection.is_resuming = false;
         if connection.paused == 0 {
             self.resume(key);
+        }
+    }
+}
+
+impl Connections {
+    /// Lets a connection wait for a turn in which it is read again.
+    pub fn read_later(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        let is_read = connection.phase == Phase::Open || connection.is_parting;
+        if connection.is_resuming || !is_read {
+            return;
+        }
+        connection.is_resuming = true;
+        match connection.is_heavy {
+            // One long message after the other: half inflated ones are not to pile up.
+            true if connection.is_inflating => turn.work.heavy.push_front(key),
+            true => turn.work.heavy.push_back(key),
+            false => turn.work.light.push_back(key),
+        }
+    }
+
+    /// Notes whether a connection that was just read spent its slice, and lets it wait if some of
+    /// its input is left.
+    pub fn note_slice(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let is_spent = turn.work.is_slice_spent();
+        let Some(connection) = self.get(key) else { return };
+        connection.is_heavy = is_spent;
+        if is_spent && connection.paused == 0 && connection.has_input() {
+            self.read_later(turn, key);
         }
     }
 }

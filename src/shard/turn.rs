@@ -1,0 +1,231 @@
+//! What every part of a shard borrows while it works: the time, the settings, what is counted, and
+//! what leaves the shard.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::connection::Client;
+use super::memory::Shortage;
+use super::node_state::NodeState;
+use super::outbound::Spare;
+use super::roster::Roster;
+use super::settings::Settings;
+use super::timers::Timers;
+use super::trail::Trail;
+use super::work::Work;
+use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
+use crate::message::{BackendId, ConnectionKey, Message, Party, TopicMessage};
+use crate::metrics::Counters;
+use crate::protocol::http::{Calendar, Date};
+
+/// The time, as the runtime tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds that never go back.
+    pub ms: u64,
+    /// The same in microseconds.
+    pub us: u64,
+    /// Unix milliseconds.
+    pub unix_ms: u64,
+}
+
+/// What the runtime is to do with a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Stop reading from it.
+    Pause(ConnectionKey),
+    /// Read from it again.
+    Resume(ConnectionKey),
+    /// Shut our end; all that was to be written is.
+    Shutdown(ConnectionKey),
+    /// Close it, then say so with [`Shard::handle_closed`](super::Shard::handle_closed).
+    Close(ConnectionKey),
+    /// Stop accepting.
+    StopAccepting,
+}
+
+/// What one part of a shard leaves to another. The shard hands it over once the part has returned, so no
+/// part calls another.
+#[derive(Debug)]
+pub enum Step {
+    /// A message of this shard to itself.
+    Message(Message),
+    /// A client has ended. What it sent before is still read, but no call reaches it any more.
+    ClientParted(ClientId),
+    /// A client has ended, and all that it sent is read.
+    ClientGone(ClientGone),
+    /// A back end that consumed has ended. These topics have to do with it.
+    ConsumerGone(ConnectionKey, BTreeSet<Arc<str>>),
+    /// The answer to a back end's `queue.pop` of this number is queued: events may follow.
+    PopAnswered(ConnectionKey, u64),
+    /// The verdict that a request waits for did not come in time.
+    VerdictLate(ConnectionKey),
+}
+
+/// A client that has ended.
+#[derive(Debug)]
+pub struct ClientGone {
+    /// Its connection.
+    pub key: ConnectionKey,
+    /// What the connection knew of it.
+    pub client: Box<Client>,
+    /// The close code to report (RFC 6455, section 7.4).
+    pub code: u16,
+    /// The reason to report.
+    pub reason: Box<str>,
+}
+
+/// The time, the settings and the counters of a shard, and what it has to say and to do.
+#[derive(Debug)]
+pub struct Turn {
+    /// The time at which the step under way began.
+    pub now: Now,
+    /// What the shard was told when it was made.
+    pub settings: Arc<Settings>,
+    /// What all shards of the node share.
+    pub state: Arc<NodeState>,
+    /// The shard's own address.
+    pub address: ShardAddress,
+    /// The nodes within reach.
+    pub roster: Roster,
+    /// How short the node is of memory.
+    pub shortage: Shortage,
+    /// What the shard has counted.
+    pub counters: Counters,
+    /// Whether the node goes down.
+    pub is_draining: bool,
+    // Messages for other shards and the mesh, in the order in which they were sent. Emptied after each
+    // step of the shard.
+    outbox: VecDeque<(Party, Message)>,
+    // What parts of this shard leave to others, in the same order. Emptied within each step.
+    steps: VecDeque<Step>,
+    /// What the driver is to do with sockets.
+    pub actions: VecDeque<Action>,
+    /// Deadlines.
+    pub timers: Timers,
+    /// How much the input of connections may still cost in this turn.
+    pub work: Work,
+    /// Buffers to reuse.
+    pub spare: Spare,
+    /// A buffer for a text that is put into a frame or response; empty between two uses.
+    pub scratch: Vec<u8>,
+    calendar: Calendar,
+}
+
+impl Turn {
+    /// The first turn of a shard.
+    pub fn new(shard: ShardId, settings: &Arc<Settings>, state: Arc<NodeState>, now: Now) -> Self {
+        Self {
+            now,
+            settings: settings.clone(),
+            state,
+            address: ShardAddress { node: settings.node, shard },
+            roster: Roster::new(settings),
+            shortage: Shortage::default(),
+            counters: Counters::default(),
+            is_draining: false,
+            outbox: VecDeque::new(),
+            steps: VecDeque::new(),
+            actions: VecDeque::new(),
+            timers: Timers::new(now.ms),
+            work: Work::default(),
+            spare: Spare::default(),
+            scratch: Vec::new(),
+            calendar: Calendar::default(),
+        }
+    }
+
+    /// Sends a message. One to this shard itself is delivered in the same way as any other, but within
+    /// the step under way.
+    pub fn tell(&mut self, to: Party, message: Message) {
+        match to == self.own_party() {
+            true => self.steps.push_back(Step::Message(message)),
+            false => self.outbox.push_back((to, message)),
+        }
+    }
+
+    /// Tells the home of a topic on a node, if that is within reach.
+    pub fn tell_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
+        if let Some(home) = self.roster.home_on(node, topic) {
+            self.tell(Party::Shard(home), Message::Topic(topic.clone(), message));
+        }
+    }
+
+    /// The next message for another shard, or the mesh.
+    pub fn poll_message(&mut self) -> Option<(Party, Message)> {
+        self.outbox.pop_front()
+    }
+
+    /// Leaves something to another part of the shard.
+    pub fn leave(&mut self, step: Step) {
+        self.steps.push_back(step);
+    }
+
+    /// The next thing that a part has left to another.
+    #[inline]
+    pub fn poll_step(&mut self) -> Option<Step> {
+        self.steps.pop_front()
+    }
+
+    /// The `Date` of a response that is written now.
+    pub fn date(&mut self) -> Date {
+        self.calendar.date(self.now.unix_ms)
+    }
+
+    /// Whether the node is as short of memory as this.
+    pub fn is_short(&self, of: Shortage) -> bool {
+        self.shortage >= of
+    }
+
+    /// Whether new clients and back ends are refused for want of memory.
+    pub fn refuses_arrivals(&self) -> bool {
+        self.is_short(Shortage::Arrivals)
+    }
+
+    /// The identity of one of this shard's back ends in the grid.
+    pub fn backend_id(&self, connection: ConnectionKey) -> BackendId {
+        BackendId { at: self.address, connection }
+    }
+
+    /// This shard, as the sender or receiver of a message.
+    pub fn own_party(&self) -> Party {
+        Party::Shard(self.address)
+    }
+
+    /// A shard of this node, as the receiver of a message.
+    pub fn beside(&self, shard: ShardId) -> Party {
+        Party::Shard(ShardAddress { node: self.address.node, shard })
+    }
+
+    /// The other shards of this node.
+    pub fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        let own = self.address.shard;
+        (0..self.settings.shards).map(|index| ShardId(index as u8)).filter(move |&id| id != own)
+    }
+
+    /// All shards of this node, and the mesh if there is one.
+    pub fn everywhere(&self) -> Vec<Party> {
+        let shards = (0..self.settings.shards).map(|index| self.beside(ShardId(index as u8)));
+        shards.chain(self.mesh()).collect()
+    }
+
+    /// The mesh, if the node has one.
+    pub fn mesh(&self) -> Option<Party> {
+        self.settings.has_mesh.then_some(Party::Mesh)
+    }
+
+    /// Whether no other shard can have clients or subscribers.
+    pub fn is_alone(&self) -> bool {
+        self.settings.shards == 1 && !self.settings.has_mesh
+    }
+
+    /// The name of a connection in the log.
+    pub fn trail(&self, key: ConnectionKey) -> Trail {
+        Trail { shard: self.address.shard, key }
+    }
+
+    /// The name of a user in the log; empty where there are no users.
+    pub fn user_name(&self, user: Option<usize>) -> &str {
+        user.and_then(|user| self.settings.api.users.get(user)).map_or("", |user| &user.name)
+    }
+}
