@@ -358,8 +358,10 @@ impl Connections {
         }
         match std::mem::replace(&mut connection.stage, Stage::Ending) {
             Stage::Client(client) => {
+                // It stays in its place: other members of its channels may still move it.
+                connection.stage = Stage::Leaving(client);
                 let reason = reason.into();
-                turn.leave(Step::ClientGone(ClientGone { key, client, code, reason }));
+                turn.leave(Step::ClientGone(ClientGone { key, code, reason }));
             }
             Stage::Backend(backend) if backend.has_consumed => {
                 // They go to other consumers.

@@ -600,7 +600,10 @@ impl Shard {
 
     /// A client is gone: its channels forget it, and its route's topic is told if it asked.
     pub(super) fn client_gone(&mut self, gone: ClientGone) {
-        let ClientGone { key, client, code, reason } = gone;
+        let ClientGone { key, code, reason } = gone;
+        let Some(connection) = self.connections.get(key) else { return };
+        let stage = std::mem::replace(&mut connection.stage, Stage::Ending);
+        let Stage::Leaving(client) = stage else { return };
         self.clients.remove(&client.id);
         let route = self.connections.route(&mut self.turn, key, client.route);
         if let Some(topic) = route.topic.as_ref().filter(|_| route.tells_close) {

@@ -4,7 +4,6 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::connection::Client;
 use super::memory::Shortage;
 use super::node_state::NodeState;
 use super::outbound::Spare;
@@ -65,10 +64,8 @@ pub enum Step {
 /// A client that has ended.
 #[derive(Debug)]
 pub struct ClientGone {
-    /// Its connection.
+    /// Its connection, which has [`Stage::Leaving`](super::connection::Stage::Leaving).
     pub key: ConnectionKey,
-    /// What the connection knew of it.
-    pub client: Box<Client>,
     /// The close code to report (RFC 6455, section 7.4).
     pub code: u16,
     /// The reason to report.
