@@ -27,6 +27,9 @@ const NODE: NodeId = NodeId::new(7).expect("7 is a node");
 const PING_MS: u64 = 300;
 const IDLE_MS: u64 = 600;
 
+/// How late a timer may fire.
+const TICK_MS: u64 = 16;
+
 fn settings(shards: usize) -> Settings {
     let http = http::Limits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
     Settings {
@@ -305,6 +308,40 @@ fn over_websocket_too_many_calls_leave_the_connection_open_and_pings_are_free() 
     node.pass_ms(500);
     node.receive(0, backend, &call);
     assert!(node.written(0).contains(r#"{"E":null"#));
+}
+
+#[test]
+fn a_call_behind_too_many_others_is_read_once_those_are_answered_and_then_has_its_own_time() {
+    const CALLS: usize = 300;
+    let mut settings = settings(2);
+    settings.limits.outbound_bytes = 6000;
+    (settings.limits.ping_ms, settings.limits.idle_ms) = (60_000, 120_000);
+    let answer_ms = settings.limits.answer_ms;
+    let mut node = Node::new(&settings);
+    let back_end = node.open(Listener::Api, "/ws/v1", "");
+    let client = u64::from(NODE.number()) << 12 | 1 << 11;
+    for number in 0..CALLS {
+        let params = format!(r#"{{"c":"{client}","f":"info","a":[]}}"#);
+        let call = format!(r#"{{"m":"conn.call","p":{params},"i":{number}}}"#);
+        node.receive(0, back_end, &message(&call));
+    }
+    // The other shard, which has the client, never answers.
+    let (mut read_ms, mut answered, mut answered_ms) = (Vec::new(), 0, node.now.ms);
+    while answered < CALLS {
+        while let Some((_, message)) = node.shards[0].poll_message() {
+            read_ms.extend(matches!(message, Message::Ask { .. }).then_some(node.now.ms));
+        }
+        let is_held_back = node.shards[0].reading_of(back_end).expect("it is there").is_held_back;
+        let waits = read_ms.len() > answered;
+        assert!(waits || !is_held_back && node.now.ms <= answered_ms + 1, "the rest is read");
+        for _ in node.written(0).matches("no answer in time") {
+            let took_ms = node.now.ms - read_ms[answered];
+            assert!((answer_ms..=answer_ms + TICK_MS).contains(&took_ms), "{took_ms} ms");
+            (answered, answered_ms) = (answered + 1, node.now.ms);
+        }
+        node.pass_ms(1);
+    }
+    assert!(node.counters().limits.calls_waiting > 1, "it was held back, again and again");
 }
 
 fn node_with_addresses(connections: u32, handshakes_per_s: u32) -> Node {

@@ -11,7 +11,31 @@ use crate::protocol::api::{Fault, Reply};
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 
+/// How far the requests of a back end are read. For tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Bytes received and not read yet. Control frames may have been taken out of them.
+    pub unread_bytes: usize,
+    /// Whether too many requests wait for answers, so that no more are read.
+    pub is_held_back: bool,
+}
+
 impl Shard {
+    /// Says how far the requests of a back end are read; `None` if it is none. For tests.
+    ///
+    /// # Panics
+    ///
+    /// If the back end is held back although so few requests wait that it is to be read again.
+    pub fn reading_of(&mut self, key: ConnectionKey) -> Option<Reading> {
+        let connection = self.connections.get(key)?;
+        connection.backend()?;
+        let unread_bytes = connection.held.len();
+        let is_held_back = connection.is_paused_for(Pause::Answers);
+        let waits_for_much = connection.waits_for_too_much(WAITING_MIN + 1, 2);
+        assert!(!is_held_back || waits_for_much, "{key:?} is held back for nothing");
+        Some(Reading { unread_bytes, is_held_back })
+    }
+
     /// Reads requests until the input is empty or the connection is paused or ended.
     pub(super) fn read_backend(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
         let max = self.turn.settings.limits.api_message_bytes;

@@ -74,6 +74,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+pub use backend::Reading;
 pub use connection::Listener;
 pub use memory::{Shortage, Usage};
 pub use outbound::{Batch, Chunk, freed_bytes};

@@ -14,6 +14,7 @@ mod node;
 mod peer;
 mod plan;
 mod queue;
+mod requests;
 mod run;
 mod weather;
 mod world;

@@ -143,6 +143,11 @@ impl Node {
         if was_busy || is_due {
             self.shards[index].handle_turn(now);
         }
+        for peer in peers.iter_mut().filter(|peer| peer.node == self.index) {
+            if peer.line.shard == index && !peer.line.is_gone {
+                peer.note_read(shared, &mut self.shards[index]);
+            }
+        }
         let has_spoken = self.take_messages(shared, index)
             | self.do_actions(peers, index)
             | self.write(peers, index);

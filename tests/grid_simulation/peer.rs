@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use gridcast::shard::Shard;
+
 use crate::backend::Backend;
 use crate::client::Client;
 use crate::ledger::PeerNumber;
@@ -185,9 +187,24 @@ impl Peer {
         }
     }
 
-    fn say(&mut self, bytes: &[u8]) {
-        if self.line.end.is_none() {
-            self.line.inbound.extend(bytes);
+    /// Sends bytes, if it still sends.
+    pub fn say(&mut self, bytes: &[u8]) {
+        if self.line.end.is_some() {
+            return;
+        }
+        self.line.inbound.extend(bytes);
+        if let Role::Backend(backend) = &mut self.role {
+            backend.requests.note_sent(bytes, !self.is_open);
+        }
+    }
+
+    /// Its shard has had a turn, and may have read some of what it sent.
+    pub fn note_read(&mut self, shared: &Shared, shard: &mut Shard) {
+        if let Role::Backend(backend) = &mut self.role
+            && let Some(reading) = shard.reading_of(self.line.key)
+        {
+            let on_their_way = self.line.inbound.len();
+            backend.requests.note_read(self.number, shared, on_their_way, reading);
         }
     }
 

@@ -186,7 +186,7 @@ fn audit(world: &mut World) {
     for (id, client) in world.shared.known.clone() {
         if !world.peers[client].has_ended() {
             let by = auditors[client % auditors.len()];
-            ask(world, by, |backend, shared| backend.info_of(shared, id));
+            ask(world, by, |backend, shared| backend.info_of(by, shared, id));
         }
     }
     world.run_until(world.shared.now_ms + 2000);
@@ -220,8 +220,9 @@ fn check_interest(world: &World, channel: &str) {
 
 fn ask(world: &mut World, by: usize, request: impl FnOnce(&mut Backend, &mut Shared) -> Vec<u8>) {
     let World { peers, shared, .. } = world;
-    let Peer { role: Role::Backend(backend), line, .. } = &mut peers[by] else { return };
-    line.inbound.extend(request(backend, shared));
+    let Role::Backend(backend) = &mut peers[by].role else { return };
+    let bytes = request(backend, shared);
+    peers[by].say(&bytes);
 }
 
 /// All end: nothing is left, and nothing happens but that the nodes greet each other.
