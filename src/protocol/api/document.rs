@@ -45,10 +45,12 @@ impl<'t, 'a> Value<'t, 'a> {
         }
     }
 
+    /// A whole number, also in the form `7.0` or `7e0`: some languages write every number so.
     pub fn unsigned(self) -> Option<u64> {
         match self.0[0] {
             Node::Static(StaticNode::U64(number)) => Some(number),
             Node::Static(StaticNode::I64(number)) => number.try_into().ok(),
+            Node::Static(StaticNode::F64(number)) => whole(number),
             _ => None,
         }
     }
@@ -103,4 +105,11 @@ impl<'t, 'a> Value<'t, 'a> {
     pub fn field(self, name: &str) -> Option<Value<'t, 'a>> {
         self.fields().filter(|(key, _)| *key == name).last().map(|(_, value)| value)
     }
+}
+
+/// Larger floats do not hold every whole number: a client id would become another.
+const FLOAT_MAX: f64 = 9_007_199_254_740_991.0;
+
+fn whole(number: f64) -> Option<u64> {
+    (number.fract() == 0.0 && (0.0..=FLOAT_MAX).contains(&number)).then_some(number as u64)
 }
