@@ -1,11 +1,14 @@
-//! The example back ends of the README answer a client, each in its language.
+//! The examples do what they say, each in its language. One whose interpreter is missing is skipped
+//! with a word: `.ci/tools` installs them.
 
 mod support;
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use support::Server;
+use serde_json::{Value, json};
+use support::{Server, Socket};
 
 /// Ends the example with the test.
 struct Example(Child);
@@ -60,6 +63,137 @@ fn each_example_stays_under_thirty_lines() {
     for text in [include_str!("../examples/backend.py"), include_str!("../examples/backend.mjs")] {
         assert!(text.lines().count() < 30);
     }
+}
+
+/// The path of a file of the examples.
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
+}
+
+/// A server with the configuration of an example, on ports that the system picks, and the example.
+fn run(config: &str, program: &mut Command) -> (Server, Example) {
+    let config = std::fs::read_to_string(file(config)).expect("the configuration is there");
+    let config = config.replace("127.0.0.1:6790", "127.0.0.1:0");
+    let head = "[node]\ncores = 1\n[api]\nbind = \"127.0.0.1:0\"\n";
+    let server = Server::start(&format!("{head}{config}"));
+    let child = program.arg(server.api.to_string()).stdout(Stdio::piped()).spawn();
+    let mut example = Example(child.expect("the program starts"));
+    let output = example.0.stdout.take().expect("it is piped");
+    let mut lines = BufReader::new(output).lines();
+    let first = lines.next().expect("it prints its first line").expect("it prints text");
+    assert_eq!(first, format!("connected to {}", server.api));
+    // What it prints later are errors, of which there are none.
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("{line}")));
+    (server, example)
+}
+
+fn interpreter(name: &str, version: &str) -> Option<Command> {
+    if Command::new(name).arg(version).stdout(Stdio::null()).status().is_ok() {
+        return Some(Command::new(name));
+    }
+    eprintln!("skipped: {name} is not installed");
+    None
+}
+
+/// The next message of a device, as JSON.
+#[track_caller]
+fn said(device: &mut Socket) -> Value {
+    serde_json::from_str(&device.text()).expect("it is JSON")
+}
+
+fn say(device: &mut Socket, message: Value) {
+    device.send_text(&message.to_string());
+}
+
+fn people_talk(program: &mut Command) {
+    let (server, _example) = run("chat/gridcast.toml", program);
+    let mut ada = server.device("/chat");
+    say(&mut ada, json!({ "login": "ada", "password": "lovelace" }));
+    say(&mut ada, json!({ "say": "early" }));
+    assert_eq!(said(&mut ada), json!({ "welcome": "ada", "room": "lobby" }));
+    assert_eq!(said(&mut ada), json!({ "from": "ada", "say": "early" }));
+    for login in [json!({ "login": "ada", "password": "" }), json!({ "say": "x" }), json!([1])] {
+        let mut stranger = server.device("/chat");
+        say(&mut stranger, login);
+        assert_eq!(said(&mut stranger), json!({ "error": "wrong name or password" }));
+        assert_eq!(stranger.closed().0, 4001);
+    }
+    let mut alan = server.device("/chat");
+    say(&mut alan, json!({ "login": "alan", "password": "turing" }));
+    assert_eq!(said(&mut alan), json!({ "welcome": "alan", "room": "lobby" }));
+    assert_eq!(said(&mut ada), json!({ "joined": "alan" }));
+    say(&mut alan, json!({ "say": "grüße" }));
+    for device in [&mut ada, &mut alan] {
+        assert_eq!(said(device), json!({ "from": "alan", "say": "grüße" }));
+    }
+    ada.send_binary(b"not a message");
+    assert_eq!(said(&mut ada), json!({ "error": "say, or room" }));
+    say(&mut ada, json!({ "room": "tea" }));
+    assert_eq!(said(&mut ada), json!({ "welcome": "ada", "room": "tea" }));
+    assert_eq!(said(&mut alan), json!({ "left": "ada" }));
+    say(&mut alan, json!({ "room": "tea" }));
+    assert_eq!(said(&mut alan), json!({ "welcome": "alan", "room": "tea" }));
+    assert_eq!(said(&mut ada), json!({ "joined": "alan" }));
+    drop(ada);
+    assert_eq!(said(&mut alan), json!({ "left": "ada" }));
+}
+
+#[test]
+fn people_talk_in_the_python_chat() {
+    let Some(mut python) = interpreter("python3", "--version") else { return };
+    people_talk(python.arg("-B").arg(file("chat/chat.py")));
+}
+
+#[test]
+fn people_talk_in_the_php_chat() {
+    let Some(mut php) = interpreter("php", "--version") else { return };
+    people_talk(php.arg(file("chat/chat.php")));
+}
+
+fn sensors_are_shown(program: &mut Command) {
+    let (server, _example) = run("feed/gridcast.toml", program);
+    let mut dashboard = server.device("/dashboard?channels=measurements");
+    assert_eq!(said(&mut dashboard), json!({ "state": {} }));
+    let mut sensor = server.device("/sensor?id=kitchen");
+    assert_eq!(said(&mut dashboard), json!({ "sensor": "kitchen", "online": true }));
+    let mut alarms = Vec::new();
+    for (celsius, alarm) in [(21.5, None), (70.5, Some(true)), (80.5, None), (20.5, Some(false))] {
+        say(&mut sensor, json!({ "celsius": celsius }));
+        let expected = json!({ "sensor": "kitchen", "celsius": celsius, "online": true });
+        assert_eq!(said(&mut dashboard), expected);
+        alarms.extend(alarm);
+    }
+    for alarm in alarms {
+        assert_eq!(said(&mut sensor), json!({ "alarm": alarm }));
+    }
+    let mut other = server.device("/dashboard?channels=sensor:kitchen");
+    let state = json!({ "state": { "kitchen": { "celsius": 20.5, "online": true } } });
+    assert_eq!(said(&mut other), state);
+    drop(sensor);
+    for dashboard in [&mut dashboard, &mut other] {
+        let gone = json!({ "sensor": "kitchen", "celsius": 20.5, "online": false });
+        assert_eq!(said(dashboard), gone);
+    }
+    let mut nameless = server.device("/sensor");
+    assert_eq!(nameless.closed().0, 4000);
+}
+
+#[test]
+fn the_node_feed_shows_sensors() {
+    let Some(mut node) = interpreter("node", "--version") else { return };
+    sensors_are_shown(node.arg(file("feed/feed.mjs")));
+}
+
+#[test]
+fn the_go_feed_shows_sensors() {
+    let Some(mut go) = interpreter("go", "version") else { return };
+    let program =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("feed-{}", std::process::id()));
+    // `go run` would leave the program behind when it is killed.
+    let built = go.args(["build", "-o"]).arg(&program).current_dir(file("feed")).status();
+    assert!(built.expect("go runs").success());
+    sensors_are_shown(&mut Command::new(&program));
+    std::fs::remove_file(program).expect("it was built");
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! What a node answers and tells is of the form that the documents give it.
+
+use serde_json::{Value, json};
+
+use super::support::{Server, Socket};
+use super::{async_api, open_api};
+
+/// A back end whose answers and events are checked as they come.
+struct Checked(Socket);
+
+impl Checked {
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        let document = async_api();
+        let title: String = method.split('.').map(capital).collect();
+        let request = json!({ "m": method, "p": params, "i": 12345 });
+        let form = document.schema(&format!("{title}Request"));
+        assert_eq!(document.check(form, &request), Ok(()), "{request}");
+        let answer = self.0.ask(method, &params);
+        let form = document.schema(&format!("{title}Answer"));
+        assert_eq!(document.check(form, &answer), Ok(()), "{method}: {answer}");
+        answer
+    }
+
+    fn event(&mut self) -> Value {
+        let document = async_api();
+        let event: Value = serde_json::from_str(&self.0.text()).expect("an event is JSON");
+        assert_eq!(document.check(document.schema("Event"), &event), Ok(()), "{event}");
+        event["p"].clone()
+    }
+}
+
+fn capital(word: &str) -> String {
+    word[..1].to_uppercase() + &word[1..]
+}
+
+#[test]
+fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
+    let server = Server::new();
+    let mut back_end = Checked(server.backend());
+    back_end.call("queue.pop", json!({ "t": ["nobody feeds this"] }));
+    back_end.call("queue.unpop", json!({}));
+    let answer = back_end.call("queue.unpop", json!({}));
+    assert_eq!(answer["E"]["c"], 203);
+    back_end.call("queue.pop", json!({ "t": ["messages"], "a": true, "w": 8 }));
+    let mut device = server.device("/ws?channels=news");
+    let opened = back_end.event();
+    let client = opened["c"].clone();
+    back_end.call("queue.ack", json!({ "g": opened["g"] }));
+    device.send_text("text");
+    device.send_binary(&[0, 1, 2]);
+    assert_eq!(back_end.event()["d"]["frame"]["type"], "text");
+    assert_eq!(back_end.event()["d"]["frame"]["type"], "binary");
+    let calls = [
+        json!({ "c": client, "f": "set_context", "a": [{ "user_id": 1 }] }),
+        json!({ "c": client, "f": "set_context_value", "a": ["room", [1, "x"]] }),
+        json!({ "c": client, "f": "get_context" }),
+        json!({ "c": client, "f": "subscribe", "a": ["sport"] }),
+        json!({ "c": client, "f": "unsubscribe", "a": ["sport"] }),
+        json!({ "c": client, "f": "info" }),
+    ];
+    for call in calls {
+        assert!(back_end.call("conn.call", call.clone())["E"].is_null(), "{call}");
+    }
+    assert_eq!(back_end.call("mesh.send", json!({ "c": "1", "d": "x" }))["E"]["c"], 401);
+    back_end.call("mesh.send", json!({ "c": client, "d": "AAEC", "t": "binary" }));
+    back_end.call("mesh.publish", json!({ "c": "news", "d": "x", "t": null }));
+    // Another consumer gets again what this one does not settle, and then the end of the client.
+    back_end.call("queue.unpop", json!({}));
+    back_end.call("queue.pop", json!({ "t": ["messages"], "a": true }));
+    assert_eq!(back_end.event()["redelivered"], true);
+    assert_eq!(back_end.event()["redelivered"], true);
+    // On a connection of its own: the event may come before the answer.
+    let mut other = Checked(server.backend());
+    other.call("conn.call", json!({ "c": client, "f": "close", "a": [4001, "bye"] }));
+    let closed = back_end.event();
+    assert_eq!(closed["d"]["code"], 4001);
+    assert_eq!(closed["d"]["context"], json!({ "user_id": 1, "room": [1, "x"] }));
+}
+
+#[test]
+fn answers_over_http_are_of_the_described_form() {
+    let server = Server::new();
+    let (_device, client) = server.client();
+    let document = open_api();
+    let bodies = [
+        ("/v1/mesh/send", json!({ "c": client, "d": "x" })),
+        ("/v1/mesh/send", json!({ "c": "1", "d": "x" })),
+        ("/v1/mesh/publish", json!({ "c": "x", "d": "x" })),
+        ("/v1/conn/call", json!({ "c": client, "f": "info" })),
+        ("/v1/conn/call", json!({ "c": client, "f": "get_context" })),
+        ("/v1/conn/call", json!({ "c": client, "f": "close" })),
+        ("/v1/conn/call", json!({})),
+    ];
+    for (path, body) in bodies {
+        let response = &document.at("/paths")[path]["post"]["responses"]["200"];
+        let form = &response["content"]["application/json"]["schema"];
+        let answer = serde_json::from_str(&server.post(path, &body.to_string())).expect("JSON");
+        assert_eq!(document.check(form, &answer), Ok(()), "{path} {body}: {answer}");
+    }
+    for path in ["/v1/nodes", "/version"] {
+        let response = &document.at("/paths")[path]["get"]["responses"]["200"];
+        let form = &response["content"]["application/json"]["schema"];
+        assert_eq!(document.check(form, &server.get(path).json()), Ok(()), "{path}");
+    }
+    for (path, content) in [("/healthz", "text/plain"), ("/metrics", ""), ("/", "")] {
+        let described = &document.at("/paths")[path]["get"]["responses"]["200"]["content"];
+        let described = described.as_object().expect("an object").keys().next().expect("a type");
+        let response = server.get(path);
+        assert_eq!(response.header("content-type"), Some(&described[..]), "{path} {content}");
+    }
+}

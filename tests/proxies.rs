@@ -1,0 +1,209 @@
+//! The proxy configurations of `docs/operating/proxies`, each with its proxy and a node behind.
+//!
+//! A proxy that is not installed is skipped with a word: `.ci/tools` installs all of them.
+
+mod support;
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use serde_json::json;
+use support::{DEADLINE, Message, Server, Socket, http};
+
+/// A node whose pings come soon enough for a test to wait for some.
+const CONFIG: &str = r#"
+[node]
+cores = 1
+[api]
+bind = "127.0.0.1:0"
+[[edge]]
+bind = "127.0.0.1:0"
+[[edge.route]]
+path = "/ws"
+topic = "messages"
+events = ["open", "message", "close"]
+subscribe = ["*"]
+[limits]
+ping_ms = 1000
+idle_ms = 2500
+"#;
+
+/// A proxy in front of a node; both end with the value.
+struct Proxy {
+    child: Child,
+    folder: PathBuf,
+    /// Where devices connect.
+    edge: SocketAddr,
+    /// Where back ends connect.
+    api: SocketAddr,
+    server: Server,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Proxy {
+    /// Starts the proxy with its file of the documentation, whose ports and paths are replaced by
+    /// those of the test.
+    fn start(name: &str, file: &str, arguments: &[&str]) -> Option<Proxy> {
+        let Some(program) = find(name) else {
+            eprintln!("skipped: {name} is not installed; .ci/tools installs it");
+            return None;
+        };
+        let server = Server::start(CONFIG);
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("proxy-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("the folder can be made");
+        let (edge, api) = (free_address(), free_address());
+        let documented = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating/proxies");
+        let text = fs::read_to_string(documented.join(file)).expect("the file is there");
+        let text = replaced(&text, &server, (edge, api), &folder);
+        let config = folder.join(file);
+        fs::write(&config, text).expect("it can be written");
+        let config = config.to_str().expect("UTF-8");
+        let child = Command::new(program)
+            .args(
+                arguments
+                    .iter()
+                    .map(|&argument| if argument == "FILE" { config } else { argument }),
+            )
+            .env("HOME", &folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the proxy starts");
+        let mut proxy = Proxy { child, folder, edge, api, server };
+        proxy.wait_until_it_listens();
+        Some(proxy)
+    }
+
+    fn wait_until_it_listens(&mut self) {
+        let start = Instant::now();
+        while [self.edge, self.api].iter().any(|address| TcpStream::connect(address).is_err()) {
+            if let Some(status) = self.child.try_wait().expect("the process is ours") {
+                let mut said = String::new();
+                let mut stderr = self.child.stderr.take().expect("it is piped");
+                let _ = std::io::Read::read_to_string(&mut stderr, &mut said);
+                panic!("the proxy ended with {status}: {said}");
+            }
+            assert!(start.elapsed() < DEADLINE, "the proxy does not listen");
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// An address that nobody listens on at this moment. The system hands out others first.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("it is bound")
+}
+
+fn replaced(
+    text: &str,
+    server: &Server,
+    (edge, api): (SocketAddr, SocketAddr),
+    folder: &Path,
+) -> String {
+    let folder = folder.to_str().expect("UTF-8");
+    let pairs = [
+        ("127.0.0.1:6790", server.edge.to_string()),
+        ("127.0.0.1:6789", server.api.to_string()),
+        ("8080", edge.port().to_string()),
+        ("8081", api.port().to_string()),
+        ("/run/nginx.pid", format!("{folder}/nginx.pid")),
+        ("/var/log/nginx/error.log", "stderr".to_owned()),
+        // Of a test one worker and few descriptors are enough.
+        ("worker_processes auto", "worker_processes 1".to_owned()),
+        ("worker_connections 65536", "worker_connections 256".to_owned()),
+        ("maxconn 65536", "maxconn 256".to_owned()),
+    ];
+    pairs.into_iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, &to))
+}
+
+/// What the documentation promises of a device behind the proxy.
+fn devices_get_through(proxy: &Proxy) {
+    let mut device = Socket::connect(proxy.edge, "/ws?channels=news", "").expect("the upgrade");
+    // Nothing is said but pings, which have to come through both ways.
+    for _ in 0..2 {
+        let Message::Ping(data) = device.read() else { panic!("not a ping") };
+        device.send_pong(&data);
+    }
+    let mut consumer = proxy.server.consumer("messages");
+    let opened = consumer.event();
+    let client = opened["c"].as_str().expect("an id").to_owned();
+    assert_eq!(opened["d"]["path"], "/ws");
+    assert_eq!(opened["d"]["query"], json!({ "channels": "news" }));
+    let forwarded = &opened["d"]["headers"]["x-forwarded-for"];
+    assert_eq!(forwarded, "127.0.0.1", "the device's address is not in {opened}");
+    device.send_text("hello from a device");
+    assert_eq!(consumer.data(), "hello from a device");
+    let large = "x".repeat(60_000);
+    device.send_text(&large);
+    assert_eq!(consumer.data(), large);
+    assert_eq!(proxy.server.publish("news", "hello"), (1, 0));
+    assert_eq!(device.text(), "hello");
+    device.send_close(4002, "bye");
+    let closed = consumer.event();
+    assert_eq!((&closed["c"], &closed["d"]["code"]), (&json!(client), &json!(4002)));
+    let refused = Socket::connect(proxy.edge, "/nowhere", "").err().expect("no such route");
+    assert_eq!(refused.status, 404);
+}
+
+/// What it promises of back ends.
+fn back_ends_get_through(proxy: &Proxy) {
+    let body = r#"{"c":"nobody","d":"hello"}"#;
+    let length = body.len();
+    let host = proxy.api;
+    let request = format!(
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    let answer = http(proxy.api, request);
+    assert_eq!((answer.status, &answer.body[..]), (200, r#"{"E":null,"r":{"s":0,"f":0}}"#));
+    let mut back_end = Socket::connect(proxy.api, "/ws/v1", "").expect("the upgrade");
+    let counts = back_end.done("mesh.publish", &json!({ "c": "nobody", "d": "hello" }));
+    assert_eq!(counts, json!({ "s": 0, "f": 0 }));
+}
+
+#[test]
+fn nginx_lets_devices_and_back_ends_through() {
+    let Some(proxy) = Proxy::start("nginx", "nginx.conf", &["-g", "daemon off;", "-c", "FILE"])
+    else {
+        return;
+    };
+    devices_get_through(&proxy);
+    back_ends_get_through(&proxy);
+}
+
+#[test]
+fn haproxy_lets_devices_and_back_ends_through() {
+    let Some(proxy) = Proxy::start("haproxy", "haproxy.cfg", &["-db", "-f", "FILE"]) else {
+        return;
+    };
+    devices_get_through(&proxy);
+    back_ends_get_through(&proxy);
+}
+
+#[test]
+fn caddy_lets_devices_and_back_ends_through() {
+    let arguments = ["run", "--adapter", "caddyfile", "--config", "FILE"];
+    let Some(proxy) = Proxy::start("caddy", "Caddyfile", &arguments) else {
+        return;
+    };
+    devices_get_through(&proxy);
+    back_ends_get_through(&proxy);
+}
