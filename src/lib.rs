@@ -47,7 +47,9 @@
 //!    to `Shard::handle_bytes`, over TLS what `runtime::tls` makes of them. An idle connection owns
 //!    no buffer.
 //! 2. `shard::backend` (or `shard::requests`, over HTTP) gets a whole message from
-//!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place.
+//!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place. Over
+//!    HTTP, a connection that sends the head of its last call again has only the length and the
+//!    credentials read anew (`protocol::http`).
 //! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks those
 //!    who may have subscribers (`shard::interest`): itself directly, others through the outbox. If
 //!    only its own clients are subscribed, nobody is asked.

@@ -1,5 +1,5 @@
-//! Requests of the API whose body comes later than their head: who may not send one is answered at
-//! once. A shard is a value here: no socket, no clock.
+//! Requests of the API by their heads. Who may not send a body that comes later is answered at once.
+//! A head that comes again is judged again. A shard is a value here: no socket, no clock.
 
 #![forbid(unsafe_code)]
 
@@ -239,4 +239,74 @@ fn a_head_whose_verdict_does_not_come_is_answered_503_in_time() {
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("Retry-After: 1\r\n"));
     assert!(answer.contains("Connection: close\r\n"), "{answer}");
     assert_eq!(peer.actions(), [Action::Shutdown(peer.key)]);
+}
+
+fn publish(host: &str, authorization: &str) -> String {
+    let length = BODY.len();
+    format!(
+        "POST /v1/mesh/publish HTTP/1.1\r\nHost: {host}\r\n{authorization}\
+         Content-Length: {length}\r\n\r\n{BODY}"
+    )
+}
+
+#[test]
+fn the_next_request_of_a_connection_is_judged_by_its_own_credentials() {
+    let mut peer = Peer::new(&with_users(vec![
+        user("writes", Roles::ALL, &[]),
+        user("reader", Roles { read: true, write: false }, &[]),
+        user("remote", Roles::ALL, &["192.0.2.0/24"]),
+    ]));
+    for (token, status) in [
+        ("writes", 200),
+        ("writes", 200),
+        ("writeS", 401),
+        ("writes", 200),
+        ("reader", 403),
+        ("remote", 403),
+        ("writes", 200),
+        ("\r\nX: x", 401),
+        ("writes", 200),
+    ] {
+        peer.send(&publish("a", &format!("Authorization: Bearer {token}\r\n")));
+        let answer = peer.received();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{token}: {answer}");
+    }
+    peer.send(&publish("a", ""));
+    assert!(peer.received().starts_with("HTTP/1.1 401 "), "nobody's");
+}
+
+#[test]
+fn a_verdict_that_is_forgotten_is_asked_for_again_though_the_head_is_the_same() {
+    let mut peer = Peer::new(&settings_with_hash());
+    let request = publish("a", "Authorization: Bearer open-sesame\r\n");
+    peer.send(&request);
+    peer.verify();
+    assert!(peer.received().starts_with("HTTP/1.1 200 "));
+    peer.send(&request);
+    assert!(peer.received().starts_with("HTTP/1.1 200 "), "known by now");
+    assert!(peer.shard.poll_verification().is_none());
+    // Longer than what proved right is known.
+    let later = Now { ms: NOW.ms + 400_000, ..NOW };
+    peer.shard.handle_bytes(later, peer.key, &mut request.into_bytes());
+    assert!(peer.received().is_empty());
+    assert!(peer.shard.poll_verification().is_some());
+}
+
+#[test]
+fn without_users_the_next_request_of_a_connection_is_judged_by_its_own_host_and_origin() {
+    let mut peer = Peer::new(&shard_value::settings());
+    for (host, origin, status) in [
+        ("127.0.0.1", "", 200),
+        ("127.0.0.1", "", 200),
+        ("evil.test", "", 403),
+        ("127.0.0.1", "", 200),
+        ("127.0.0.x", "", 403),
+        ("127.0.0.1", "Origin: http://127.0.0.1\r\n", 200),
+        ("127.0.0.1", "Origin: http://evil.test\r\n", 403),
+        ("127.0.0.1", "Origin: http://127.0.0.1\r\n", 200),
+    ] {
+        peer.send(&publish(host, origin));
+        let answer = peer.received();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host} {origin}: {answer}");
+    }
 }

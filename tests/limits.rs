@@ -41,7 +41,7 @@ fn settings(shards: usize) -> Settings {
             origins: Vec::new(),
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
-            http: http.clone(),
+            http,
         },
         edges: vec![Edge { port: 6790, routes: vec![Arc::new(route(None))] }],
         queue: Queue {

@@ -125,7 +125,7 @@ pub fn write_switching(
     compression: Option<Agreement>,
 ) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
-    write_header(out, "Date", date.as_str());
+    date.put(out);
     write_header(out, "Upgrade", "websocket");
     write_header(out, "Connection", "Upgrade");
     write_header(out, "Sec-WebSocket-Accept", accept.as_str());

@@ -19,11 +19,10 @@ use crate::protocol::{origin, upgrade};
 impl Shard {
     /// Reads one request.
     pub(super) fn read_http(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
-        let settings = self.turn.settings.clone();
         let Some(connection) = self.connections.get(key) else { return };
         let limits = match connection.listener {
-            Listener::Api => &settings.api.http,
-            Listener::Edge(_) => &settings.limits.edge_http,
+            Listener::Api => self.turn.settings.api.http,
+            Listener::Edge(_) => self.turn.settings.limits.edge_http,
         };
         let Stage::Http(http) = &mut connection.stage else { return };
         if http.is_last {
@@ -31,10 +30,10 @@ impl Shard {
             return;
         }
         let mut reader = std::mem::take(&mut http.reader);
-        let mut step = reader.read(input, limits);
+        let mut step = reader.read(input, &limits);
         if let Ok(Step::Head(head)) = step {
             match self.judge_head(key, head) {
-                Judged::Goes => step = reader.read(input, limits),
+                Judged::Goes => step = reader.read(input, &limits),
                 Judged::Waits => return self.connections.keep_reader(key, reader),
                 Judged::Answered => return self.connections.end_with_answer(&mut self.turn, key),
             }
@@ -61,7 +60,7 @@ impl Shard {
         }
         if input.is_empty() {
             // Frees what the last request took; there is nothing to read.
-            let _ = reader.read(input, limits);
+            let _ = reader.read(input, &limits);
         }
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };

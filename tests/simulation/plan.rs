@@ -112,7 +112,7 @@ pub fn settings(
             origins: Vec::new(),
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
-            http: http.clone(),
+            http,
         },
         edges: vec![Edge { port: 6790, routes: routes(outbound_bytes, messages) }],
         queue: Queue {

@@ -23,7 +23,7 @@ pub fn settings() -> Settings {
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
-            http: http.clone(),
+            http,
         },
         edges: Vec::new(),
         queue: Queue {

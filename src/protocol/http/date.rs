@@ -22,9 +22,11 @@ impl Date {
         Self(text)
     }
 
-    /// The header's value.
-    pub fn as_str(&self) -> &str {
-        str::from_utf8(&self.0).expect("a date is ASCII")
+    /// Appends the header.
+    pub(in super::super) fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"Date: ");
+        out.extend_from_slice(&self.0);
+        out.extend_from_slice(b"\r\n");
     }
 }
 
@@ -57,7 +59,9 @@ mod tests {
             (951_782_400_000, "Tue, 29 Feb 2000 00:00:00 GMT"),
             (u64::MAX, "Fri, 31 Dec 9999 23:59:59 GMT"),
         ] {
-            assert_eq!(Date::at(unix_ms).as_str(), expected);
+            let mut out = Vec::new();
+            Date::at(unix_ms).put(&mut out);
+            assert_eq!(String::from_utf8_lossy(&out), format!("Date: {expected}\r\n"));
         }
     }
 

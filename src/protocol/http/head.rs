@@ -9,11 +9,11 @@ use super::{
     body::Body,
     host::is_host,
     list::list_members,
-    request::{Method, Request, Version},
+    request::{Method, NameSet, Request, Version},
 };
 
 /// Where the parts of a request are in its bytes.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     // method < authority <= path <= query < fields <= end of the head
     method: Span,
@@ -21,14 +21,20 @@ pub(super) struct Layout {
     path: Span,
     query: Span,
     fields: Span,
+    names: NameSet,
     version: Version,
-    keep_alive: bool,
+    pub(super) keep_alive: bool,
     pub(super) expects_continue: bool,
 }
 
 impl Layout {
     pub(super) fn head_bytes(&self) -> usize {
         self.fields.range().end
+    }
+
+    /// The layout of the same head with a `Content-Length` of more digits, or fewer.
+    pub(super) fn with_head_bytes(self, head_bytes: usize) -> Self {
+        Self { fields: Span { end: narrow(head_bytes), ..self.fields }, ..self }
     }
 
     /// `bytes` are the head from which this was parsed, then the body.
@@ -39,8 +45,9 @@ impl Layout {
 
     /// `bytes` begin with the head from which this was parsed. The request has an empty body.
     pub(super) fn head<'a>(&self, head: &'a [u8]) -> Request<'a> {
-        let text = |span: Span| {
-            str::from_utf8(&head[span.range()]).expect("a request line was checked to be ASCII")
+        let text = |span: Span| match span.range() {
+            range if range.is_empty() => "",
+            range => str::from_utf8(&head[range]).expect("a request line was checked to be ASCII"),
         };
         Request {
             method: Method::named(text(self.method)),
@@ -52,28 +59,32 @@ impl Layout {
             body: &mut [],
             authority: text(self.authority),
             fields: &head[self.fields.range()],
+            names: self.names,
         }
     }
 }
 
 /// A range of a head in half the bytes.
 #[derive(Debug, Clone, Copy)]
-struct Span {
+pub(super) struct Span {
     start: u32,
     end: u32,
 }
 
 impl Span {
     /// `part` is a piece of `head`.
-    fn of(part: &[u8], head: &[u8]) -> Self {
+    pub(super) fn of(part: &[u8], head: &[u8]) -> Self {
         let start = part.as_ptr().addr() - head.as_ptr().addr();
-        let narrow = |offset| u32::try_from(offset).expect("Limits::head_bytes is below 4 GiB");
         Self { start: narrow(start), end: narrow(start + part.len()) }
     }
 
-    fn range(self) -> Range<usize> {
+    pub(super) fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
+}
+
+fn narrow(offset: usize) -> u32 {
+    u32::try_from(offset).expect("Limits::head_bytes is below 4 GiB")
 }
 
 /// Parses `head`, in which [`LineScan`](super::lines::LineScan) found the end in the last bytes.
@@ -103,6 +114,7 @@ pub(super) fn parse(head: &[u8], limits: &Limits) -> Result<(Layout, Body), Http
         path: Span::of(parts.path.as_bytes(), head),
         query: Span::of(parts.query.as_bytes(), head),
         fields: Span::of(fields, head),
+        names: facts.names,
         version,
         keep_alive: facts.keeps_alive(version),
         expects_continue: facts.expects_continue && version == Version::Http11,
@@ -171,6 +183,7 @@ fn http_url(target: &str) -> Option<&str> {
 /// What the headers say of the message itself.
 #[derive(Default)]
 struct Facts {
+    names: NameSet,
     host: bool,
     length: Option<u64>,
     coded: bool,
@@ -181,19 +194,19 @@ struct Facts {
 
 impl Facts {
     fn note(&mut self, name: &str, value: &[u8]) -> Result<(), HttpError> {
-        if name.eq_ignore_ascii_case("host") {
-            self.note_host(value)
-        } else if name.eq_ignore_ascii_case("content-length") {
-            self.note_length(value)
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            self.note_coding(value)
-        } else if name.eq_ignore_ascii_case("expect") {
-            self.note_expectation(value)
-        } else {
-            if name.eq_ignore_ascii_case("connection") {
+        self.names.insert(name);
+        // Most names are told apart by their lengths.
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            4 if is("host") => self.note_host(value),
+            6 if is("expect") => self.note_expectation(value),
+            10 if is("connection") => {
                 self.note_connection(value);
+                Ok(())
             }
-            Ok(())
+            14 if is("content-length") => self.note_length(value),
+            17 if is("transfer-encoding") => self.note_coding(value),
+            _ => Ok(()),
         }
     }
 
@@ -209,13 +222,7 @@ impl Facts {
         if self.length.is_some() {
             return Err(HttpError::RepeatedLength);
         }
-        if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-            return Err(HttpError::Length);
-        }
-        // More than 64 bits is no other thing than too large.
-        self.length = Some(value.iter().fold(0, |length: u64, digit| {
-            length.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
-        }));
+        self.length = Some(number(value).ok_or(HttpError::Length)?);
         Ok(())
     }
 
@@ -277,4 +284,13 @@ impl Facts {
             _ => Err(HttpError::BodyTooLarge),
         }
     }
+}
+
+/// The value of a plain decimal number. More than 64 bits is no other thing than too large.
+pub(super) fn number(digits: &[u8]) -> Option<u64> {
+    let append = |number: u64, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;
+        Some(number.saturating_mul(10).saturating_add(digit))
+    };
+    digits.iter().try_fold(0, append).filter(|_| !digits.is_empty())
 }

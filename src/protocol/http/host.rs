@@ -20,17 +20,33 @@ pub(super) fn is_host(text: &[u8]) -> bool {
 /// `reg-name`; an IPv4 address is one, too.
 fn is_name(mut text: &[u8]) -> bool {
     loop {
-        text = match text {
+        let plain = text.iter().take_while(|&&byte| IN_NAME[usize::from(byte)]).count();
+        text = match &text[plain..] {
             [] => return true,
             [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 rest
             }
-            [byte, rest @ ..] if byte.is_ascii_alphanumeric() => rest,
-            [byte, rest @ ..] if b"-._~!$&'()*+,;=".contains(byte) => rest,
             _ => return false,
         }
     }
 }
+
+/// The bytes that stand for themselves in a `reg-name` (`unreserved` and `sub-delims`).
+const IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let marks = b"-._~!$&'()*+,;=";
+    let mut at = 0;
+    while at < marks.len() {
+        table[marks[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
 
 /// Nothing, or a colon and perhaps a number.
 fn is_port(text: &[u8]) -> bool {

@@ -5,7 +5,7 @@
 //!
 //! - `mod.rs`: [`RequestReader`], what one connection keeps between reads; [`HttpError`].
 //! - `lines.rs`: finds the end of a head or of trailers. `head.rs`: what a head says.
-//!   `host.rs`: the host in it. `list.rs`: lists in its values.
+//!   `host.rs`: the host in it. `list.rs`: lists in its values. `known.rs`: the same head again.
 //! - `body.rs`: bodies with a length and chunked ones.
 //! - `request.rs`: the [`Request`] given out. `query.rs`: percent-encoding.
 //! - `response.rs`: the [`Response`] written. `date.rs`: when it was.
@@ -14,6 +14,7 @@ mod body;
 mod date;
 mod head;
 mod host;
+mod known;
 mod lines;
 mod list;
 mod query;
@@ -32,10 +33,11 @@ use std::{fmt, mem};
 
 use body::Body;
 use head::Layout;
+use known::LastHead;
 use lines::LineScan;
 
 /// How much of one request is taken before it is refused.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes of the request line and header lines, with their line ends; of the trailers, too.
     /// Below 4 GiB.
@@ -55,11 +57,13 @@ impl Limits {
 ///
 /// A request that lies whole in one input is lent from there. Any other is put together in a buffer
 /// that never holds more than one head and one body within their limits, and that is freed by the
-/// read after the one that gave the request out.
+/// read after the one that gave the request out. The reader also remembers the last head that came
+/// with a body, up to 1 KiB of it, and does not parse the same head again.
 #[derive(Debug, Default)]
 pub struct RequestReader {
     // The bytes of an unfinished request: its head, then its decoded body.
     kept: Vec<u8>,
+    last: LastHead,
     stage: Stage,
 }
 
@@ -99,9 +103,9 @@ pub enum Step<'r> {
 }
 
 impl RequestReader {
-    /// Memory that the half-read request takes.
+    /// Memory that the half-read request and the last head take.
     pub fn held_bytes(&self) -> usize {
-        self.kept.capacity()
+        self.kept.capacity() + self.last.held_bytes()
     }
 
     /// Reads on in `input`, which is moved past what was taken: what follows a whole request (the
@@ -118,6 +122,12 @@ impl RequestReader {
         let unfinished = match mem::take(&mut self.stage) {
             Stage::Idle => {
                 self.kept = Vec::new();
+                if input.is_empty() {
+                    return Ok(Step::NeedMore);
+                }
+                if let Some(request) = self.read_known(input, limits) {
+                    return Ok(Step::Request(request));
+                }
                 self.read_head(LineScan::head(), input, limits)?
             }
             Stage::Head(scan) => self.read_head(scan, input, limits)?,
@@ -135,6 +145,15 @@ impl RequestReader {
             Stage::Body(unfinished) => Some(unfinished.layout.head(&self.kept)),
             Stage::Idle | Stage::Head(_) => None,
         }
+    }
+
+    /// Takes a request that is whole in `input`, if its head is the last one again.
+    fn read_known<'i>(&mut self, input: &mut &'i mut [u8], limits: &Limits) -> Option<Request<'i>> {
+        let (layout, body_bytes) = self.last.find(input)?;
+        let body_bytes = usize::try_from(body_bytes).ok()?;
+        let bytes = layout.head_bytes().checked_add(body_bytes)?;
+        let is_within = layout.head_bytes() <= limits.head_bytes && body_bytes <= limits.body_bytes;
+        (is_within && bytes <= input.len()).then(|| layout.request(take(input, bytes)))
     }
 
     fn read_head(
@@ -171,6 +190,9 @@ impl RequestReader {
         let taken = take(input, head_bytes + decoded.taken);
         let fresh = &mut taken[..head_bytes + decoded.data];
         if decoded.whole && self.kept.is_empty() {
+            if layout.keep_alive && decoded.data > 0 && matches!(body, Body::Length { .. }) {
+                self.last.keep(&fresh[..head_bytes], *layout);
+            }
             return Ok(Step::Request(layout.request(fresh)));
         }
         self.kept.extend_from_slice(fresh);

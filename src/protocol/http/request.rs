@@ -24,6 +24,30 @@ pub struct Request<'a> {
     pub(super) authority: &'a str,
     // The header lines and the empty line behind them, each with CR LF.
     pub(super) fields: &'a [u8],
+    // The names in them.
+    pub(super) names: NameSet,
+}
+
+/// A filter of the header names in a request. Most headers that are looked up are absent; the filter
+/// says so without a look at the lines.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct NameSet(u64);
+
+impl NameSet {
+    pub(super) fn insert(&mut self, name: &str) {
+        self.0 |= Self::bit(name);
+    }
+
+    /// False if no header has this name, in any case. True proves nothing.
+    fn may_have(self, name: &str) -> bool {
+        self.0 & Self::bit(name) != 0
+    }
+
+    /// Picks one of 64 bits by the first letter, in either case, and by an odd or even length.
+    fn bit(name: &str) -> u64 {
+        let first = name.bytes().next().unwrap_or_default();
+        1 << (u64::from(first & 0x1F) * 2 + (name.len() as u64 & 1))
+    }
 }
 
 /// A request that outlives the bytes it was read from.
@@ -37,6 +61,7 @@ pub struct KeptRequest {
     body: Vec<u8>,
     authority: String,
     fields: Vec<u8>,
+    names: NameSet,
 }
 
 impl KeptRequest {
@@ -58,6 +83,7 @@ impl KeptRequest {
             body: &mut self.body,
             authority: &self.authority,
             fields: &self.fields,
+            names: self.names,
         }
     }
 }
@@ -117,32 +143,25 @@ impl<'a> Request<'a> {
             body: self.body.to_vec(),
             authority: self.authority.to_owned(),
             fields: self.fields.to_vec(),
+            names: self.names,
         }
     }
 
     /// The headers in the order they came, their values without white space at the ends.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
         // Only the empty line that ends the head has no colon.
-        self.lines().map_while(|line| {
+        lines(self.fields).map_while(|line| {
             let (name, value) = line.split_at(memchr(b':', line)?);
             let name = str::from_utf8(name).expect("header names were checked to be ASCII");
             Some((name, value[1..].trim_ascii()))
         })
     }
 
-    /// The lines that `fields` are.
-    fn lines(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let mut rest = self.fields;
-        std::iter::from_fn(move || {
-            let (line, after) = rest.split_at(memchr(b'\r', rest)?);
-            rest = &after[b"\r\n".len()..];
-            Some(line)
-        })
-    }
-
     /// The values of each header of that name, in any case.
+    #[inline]
     pub fn header_values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        self.lines().filter_map(move |line| {
+        let fields = if self.names.may_have(name) { self.fields } else { b"" };
+        lines(fields).filter_map(move |line| {
             let (other, rest) = line.split_at_checked(name.len())?;
             let value = rest.strip_prefix(b":")?;
             other.eq_ignore_ascii_case(name.as_bytes()).then(|| value.trim_ascii())
@@ -185,4 +204,13 @@ impl<'a> Request<'a> {
             head_only: self.method == Method::Head,
         }
     }
+}
+
+/// The lines of a header section, without their ends.
+fn lines(mut fields: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (line, after) = fields.split_at(memchr(b'\r', fields)?);
+        fields = &after[b"\r\n".len()..];
+        Some(line)
+    })
 }

@@ -40,12 +40,16 @@ impl Response<'_> {
     /// Appends the answer to `out`. The status line names HTTP/1.1 to 1.0 peers too, as RFC 9110
     /// section 6.2 asks.
     pub fn write(&self, out: &mut Vec<u8>, exchange: Exchange, date: Date) {
-        out.extend_from_slice(b"HTTP/1.1 ");
-        write_number(out, usize::from(self.status));
-        out.push(b' ');
-        out.extend_from_slice(reason(self.status).as_bytes());
+        if self.status == 200 {
+            out.extend_from_slice(b"HTTP/1.1 200 OK");
+        } else {
+            out.extend_from_slice(b"HTTP/1.1 ");
+            write_number(out, usize::from(self.status));
+            out.push(b' ');
+            out.extend_from_slice(reason(self.status).as_bytes());
+        }
         out.extend_from_slice(b"\r\n");
-        write_header(out, "Date", date.as_str());
+        date.put(out);
         if !self.content_type.is_empty() {
             write_header(out, "Content-Type", self.content_type);
         }
@@ -81,16 +85,8 @@ pub(in super::super) fn write_header(out: &mut Vec<u8>, name: &str, value: &str)
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_number(out: &mut Vec<u8>, mut number: usize) {
-    let start = out.len();
-    loop {
-        out.push(b'0' + (number % 10) as u8);
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out[start..].reverse();
+fn write_number(out: &mut Vec<u8>, number: usize) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// The reason phrases of RFC 9110 section 15 and RFC 6585, for the statuses in use here. A phrase may

@@ -253,7 +253,7 @@ fn settings() -> Settings {
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
-            http: http.clone(),
+            http,
         },
         edges: vec![Edge { port: 6790, routes: [echo, feeding].map(Arc::new).into() }],
         queue: Queue {

@@ -34,7 +34,7 @@ pub fn settings(shape: u8) -> Settings {
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],
-            http: http.clone(),
+            http,
         },
         edges: vec![Edge { port: 6790, routes: routes(Rate::new(if bit(7) { 2 } else { 0 })) }],
         queue: Queue {
