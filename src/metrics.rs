@@ -144,12 +144,13 @@ impl Counters {
     pub fn note_compression(&mut self, saved_bytes: usize) {
         let is_compressed = u64::from(saved_bytes > 0);
         self.compressions += is_compressed;
-        self.note_compressed(saved_bytes);
+        self.note_compressed(is_compressed, saved_bytes);
     }
 
-    /// A message is put into an outbound buffer; so many bytes shorter than it was.
-    pub fn note_compressed(&mut self, saved_bytes: usize) {
-        self.compressed += u64::from(saved_bytes > 0);
+    /// So many compressed messages are put into outbound buffers, together so many bytes shorter than
+    /// they were.
+    pub fn note_compressed(&mut self, messages: u64, saved_bytes: usize) {
+        self.compressed += messages;
         self.compression_saved_bytes += saved_bytes as u64;
     }
 }

@@ -3,7 +3,7 @@
 use super::Shard;
 use super::connection::{Connections, Pause, Stage};
 use super::memory::Shortage;
-use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN};
+use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN, put_message};
 use super::trail::{self, By, Entry};
 use super::turn::{Step, Turn};
 use crate::message::ConnectionKey;
@@ -121,8 +121,16 @@ impl Connections {
             trail::note(turn.trail(key), Entry::Failed(fault));
         }
         let mut scratch = std::mem::take(&mut turn.scratch);
-        let date = turn.date();
-        self.reply_bytes(turn, key, |out| shape.put(out, &mut scratch, date, answer));
+        match shape {
+            Shape::Message(id) => {
+                self.reply_bytes(turn, key, |out| put_message(out, &mut scratch, answer, id));
+            }
+            Shape::Response(shape) => {
+                let date = turn.date();
+                let put = |out: &mut Vec<u8>| shape.put_answer(out, &mut scratch, date, answer);
+                self.reply_bytes(turn, key, put);
+            }
+        }
         turn.scratch = scratch;
     }
 

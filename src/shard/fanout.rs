@@ -224,6 +224,7 @@ impl Shard {
         let most = most.min(self.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
+        let (mut delivered, mut compressed, mut saved_bytes) = (0, 0, 0);
         let is_short = self.turn.is_short(Shortage::Frames);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = self.connections.at(member.connection);
@@ -233,7 +234,7 @@ impl Shard {
             }
             let window = connection.compression;
             let form = walk.forms.get(window, &mut self.deflater, &mut self.turn.counters);
-            let bytes = form.frame().bytes().len();
+            let bytes = form.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {
@@ -255,14 +256,17 @@ impl Shard {
                 continue;
             }
             form.push(&mut connection.outbound, &mut self.turn.spare);
-            self.turn.counters.note_compressed(plain_bytes - bytes);
-            walk.tally.delivered += 1;
+            compressed += u64::from(bytes < plain_bytes);
+            saved_bytes += plain_bytes - bytes;
+            delivered += 1;
             pushed_bytes += bytes;
             if connection.queued == Queued::No && connection.outbound.is_ready() {
                 connection.queued = Queued::Bulk;
                 self.connections.bulk.push_back(key);
             }
         }
+        walk.tally.delivered += delivered;
+        self.turn.counters.note_compressed(compressed, saved_bytes);
         self.budget.reach(end - walk.at, pushed_bytes);
         walk.at = end;
         let is_over = end == walk.end;

@@ -35,6 +35,8 @@ pub struct Form {
     joined: Option<(Rc<Frame>, Rc<Frame>)>,
     // Whether it was, for somebody.
     is_joined: bool,
+    // Of the frame alone.
+    bytes: usize,
 }
 
 impl Forms {
@@ -49,22 +51,18 @@ impl Forms {
     }
 
     /// The one for a subscriber who agreed on this window, or on none.
+    #[inline]
     pub fn get(
         &mut self,
         window: Option<Window>,
         deflater: &mut Deflater,
         counters: &mut Counters,
     ) -> &mut Form {
-        let Self { plain, made, tails } = self;
         let place = window.map_or(0, |window| 1 + window as usize);
+        let Self { plain, made, tails } = self;
+        // Made for the first subscriber, found by all others.
         made[place].get_or_insert_with(|| {
-            let body = deflater.body(window, plain.kind(), plain.payload());
-            counters.compressions += u64::from(body.is_deflated);
-            let frame = match body.is_deflated {
-                true => Rc::new(Frame::of(&body)),
-                false => plain.clone(),
-            };
-            Form::of(frame, tails[place].take())
+            Form::made(plain, window, tails[place].take(), deflater, counters)
         })
     }
 
@@ -75,24 +73,46 @@ impl Forms {
 }
 
 impl Form {
+    #[cold]
+    #[inline(never)]
+    fn made(
+        plain: &Rc<Frame>,
+        window: Option<Window>,
+        tail: Option<Rc<Frame>>,
+        deflater: &mut Deflater,
+        counters: &mut Counters,
+    ) -> Self {
+        let body = deflater.body(window, plain.kind(), plain.payload());
+        counters.compressions += u64::from(body.is_deflated);
+        let frame = match body.is_deflated {
+            true => Rc::new(Frame::of(&body)),
+            false => plain.clone(),
+        };
+        Self::of(frame, tail)
+    }
+
     fn of(frame: Rc<Frame>, tail: Option<Rc<Frame>>) -> Self {
         let is_short = |tail: &Rc<Frame>| tail.bytes().len() + frame.bytes().len() <= JOINED_BYTES;
         let joined = tail.filter(is_short).map(|tail| {
             let joined = Rc::new(tail.followed_by(&frame));
             (tail, joined)
         });
-        Self { frame, joined, is_joined: false }
+        let bytes = frame.bytes().len();
+        Self { frame, joined, is_joined: false, bytes }
     }
 
-    /// The frame alone.
-    pub fn frame(&self) -> &Frame {
-        &self.frame
+    /// The length of the frame alone.
+    pub fn frame_bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Adds the frame to what waits for a subscriber.
+    #[inline]
     pub fn push(&mut self, outbound: &mut Outbound, spare: &mut Spare) {
         match &self.joined {
-            Some((tail, joined)) if outbound.join(tail, joined) => self.is_joined = true,
+            Some((tail, joined)) if outbound.join(tail, joined, self.bytes) => {
+                self.is_joined = true;
+            }
             _ => outbound.push_shared(spare, self.frame.clone()),
         }
     }

@@ -247,8 +247,16 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         self.turn.counters.sent_bytes += bytes as u64;
         connection.outbound.written(bytes);
-        if connection.backend().is_some() {
-            self.count_written_events(key, bytes as u64);
+        let has_events = connection.backend().is_some_and(|backend| {
+            backend.written += bytes as u64;
+            !backend.deliveries.is_empty()
+        });
+        let is_open = connection.phase == Phase::Open && connection.paused == 0;
+        if has_events {
+            self.count_written_events(key);
+        } else if is_open && connection.outbound.is_flushed() {
+            // The usual case: nothing waits for this write.
+            return;
         }
         if is_done {
             self.connections.after_batch(&mut self.turn, key);
@@ -531,8 +539,11 @@ impl Connections {
 
     /// Keeps what cannot be read yet.
     fn hold(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) {
+        if input.is_empty() {
+            return;
+        }
         let Some(connection) = self.get(key) else { return };
-        if input.is_empty() || connection.phase != Phase::Open {
+        if connection.phase != Phase::Open {
             return;
         }
         connection.held.push(input);

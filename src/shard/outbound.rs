@@ -176,15 +176,18 @@ impl Outbound {
     /// Adds a frame that others get too.
     pub fn push_shared(&mut self, spare: &mut Spare, frame: Rc<Frame>) {
         self.queued += frame.bytes().len();
+        self.overhead += QUEUED_FRAME_BYTES as u32;
         self.push(spare, Chunk::Shared(frame));
     }
 
-    /// Puts `joined` in the place of `tail`, which it begins with, if that is what waits last; false if
-    /// it is not. So frames that follow each other for many are one run of bytes.
-    pub fn join(&mut self, tail: &Rc<Frame>, joined: &Rc<Frame>) -> bool {
+    /// Puts `joined`, which is `tail` and so many bytes more, in the place of `tail`, if that is what
+    /// waits last; false if it is not. So frames that follow each other for many are one run of bytes.
+    #[inline]
+    pub fn join(&mut self, tail: &Rc<Frame>, joined: &Rc<Frame>, more_bytes: usize) -> bool {
         match self.chunks.back_mut() {
             Some(Chunk::Shared(last)) if Rc::ptr_eq(last, tail) => {
-                self.queued += joined.bytes().len() - tail.bytes().len();
+                debug_assert_eq!(joined.bytes().len(), tail.bytes().len() + more_bytes);
+                self.queued += more_bytes;
                 *last = joined.clone();
                 true
             }
@@ -206,18 +209,20 @@ impl Outbound {
                 let mut bytes = spare.buffers.pop().unwrap_or_default();
                 put(&mut bytes);
                 self.queued += bytes.len();
-                self.push(spare, Chunk::Own(bytes));
+                let chunk = Chunk::Own(bytes);
+                self.overhead += chunk.overhead() as u32;
+                self.push(spare, chunk);
             }
         }
     }
 
+    /// Adds what is counted already.
     fn push(&mut self, spare: &mut Spare, chunk: Chunk) {
         if self.chunks.capacity() == 0
             && let Some(batch) = spare.batches.pop()
         {
             self.chunks = batch;
         }
-        self.overhead += chunk.overhead() as u32;
         self.chunks.push_back(chunk);
     }
 

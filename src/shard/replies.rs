@@ -53,7 +53,6 @@ impl Shape {
         date: Date,
         answer: &Result<Reply, Fault>,
     ) {
-        scratch.clear();
         match self {
             Self::Message(id) => put_message(out, scratch, answer, id),
             Self::Response(shape) => shape.put_answer(out, scratch, date, answer),
@@ -74,7 +73,8 @@ pub fn put_message(
 }
 
 impl HttpShape {
-    fn put_answer(
+    /// Appends an answer as a response.
+    pub fn put_answer(
         &self,
         out: &mut Vec<u8>,
         body: &mut Vec<u8>,
@@ -84,6 +84,7 @@ impl HttpShape {
         if let Ok(Reply::Page(content_type, text)) = answer {
             return self.put(out, date, (200, content_type), &[], text.as_bytes());
         }
+        body.clear();
         api::put_answer(body, answer, None);
         let status = match answer {
             Err(fault) if self.fault_status => fault.code.http_status(),

@@ -450,10 +450,9 @@ impl Shard {
     }
 
     /// Bytes were written to a back end: tells the homes of the events that went out whole.
-    pub(super) fn count_written_events(&mut self, key: ConnectionKey, bytes: u64) {
+    pub(super) fn count_written_events(&mut self, key: ConnectionKey) {
         let backend_id = self.turn.backend_id(key);
         let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) else { return };
-        backend.written += bytes;
         let written = backend.written;
         loop {
             let Some(backend) = self.connections.get(key).and_then(|c| c.backend()) else { return };
