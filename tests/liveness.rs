@@ -12,7 +12,7 @@ use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::queue::Bounds;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Shard, ShedRound, Shortage, Usage};
 use shard_value::upgraded;
 
 const PING_MS: u64 = 300;
@@ -302,6 +302,29 @@ fn a_client_that_ended_over_a_full_topic_and_is_then_held_for_a_key_is_reported(
         let closed = consumed.matches("\"event\":\"close\"").count();
         assert_eq!(closed, 2, "{end:?}: the other, which is silent, and this one: {consumed}");
     }
+}
+
+#[test]
+fn a_client_whose_messages_are_dropped_after_its_end_is_reported_with_the_reason() {
+    let (mut node, client) = held_client(Held::ByFullTopic);
+    node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(50));
+    node.receive(client, &frame(0x88, &4321u16.to_be_bytes()));
+    assert_eq!(close_code(&node.written(client)), Some(4321), "its end is in order");
+    node.shard.handle_end(node.now, client, false);
+    node.shard.handle_closed(client);
+    let (bytes, limit_bytes) = (64_000, 64_000);
+    for shortage in [Shortage::Holders, Shortage::None] {
+        let usage = Usage { bytes, limit_bytes, shortage };
+        node.shard.handle_memory(node.now, usage, &ShedRound::default(), |_| None);
+        node.pass_ms(200);
+    }
+    assert_eq!(node.shard.counters().shed_holders, 1);
+    let consumed = consumed(&mut node);
+    assert!(
+        consumed.contains(r#""event":"close","code":1013,"reason":"short of memory"#),
+        "{consumed}"
+    );
+    assert_eq!(node.shard.connections(), 1, "the consumer");
 }
 
 #[test]

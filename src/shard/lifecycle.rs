@@ -52,7 +52,7 @@ impl Shard {
             return self.hear_again(key);
         }
         if connection.is_parting {
-            return self.connections.depart(&mut self.turn, key, BROKEN_OFF, "", By::Peer);
+            return self.connections.depart_as_parted(&mut self.turn, key);
         }
         connection.heard_ms = self.turn.now.ms;
         match connection.is_ended {
@@ -299,10 +299,6 @@ impl Connections {
             self.count_too_large(turn, key);
         }
         let Reason { code, text } = violation.reason();
-        if let Some(parting) = self.parting.get_mut(&key) {
-            // What it sent before its end was read until here: that is what the end is told as.
-            (parting.code, parting.reason, parting.by) = (code, text.into(), By::Node);
-        }
         let closed = close::Closed { code: Some(code), reason: text.into() };
         self.close_after_answers(turn, key, closed, By::Node);
     }
@@ -341,13 +337,11 @@ impl Connections {
 
     /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
     /// What waits for it can still be written.
-    /// A client that parted is reported with the code by which it did.
+    ///
+    /// The close event of a client that parted says why it departs now: if not all that it sent was read,
+    /// the code by which it parted would hide that.
     pub fn depart(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
-        let parting = self.take_parting(key);
-        let (code, reason, by) = match &parting {
-            Some(parting) => (parting.code, &*parting.reason, parting.by),
-            None => (code, reason, by),
-        };
+        self.forget_parting(key);
         let trail = turn.trail(key);
         let Some(connection) = self.get(key) else { return };
         match &connection.stage {

@@ -10,7 +10,8 @@
 //! A client that ends while its topic is full or its rate is used up *parts*: its close frame is answered
 //! at once with its own code, its socket is closed, and nobody finds it any more. What it sent before
 //! is still read as there is room, and its close event comes behind that, with its own code: nothing is
-//! dropped in silence. Until then it keeps its read-ahead, which counts among what waits for the topic. A
+//! dropped in silence. If the node has to drop what is left, for want of memory, say, the close event
+//! says so instead. Until then it keeps its read-ahead, which counts among what waits for the topic. A
 //! client that is held for its route's key waits for nothing: what it sent after its first message is
 //! dropped with it, as it would be if nobody ever set the key.
 
@@ -162,16 +163,23 @@ impl Connections {
         self.finish(turn, key);
     }
 
-    /// All that a client sent before it ended is read, or cannot be: what its end is to be told as.
-    pub fn take_parting(&mut self, key: ConnectionKey) -> Option<Parting> {
-        let connection = self.get(key)?;
+    /// All that a client sent before it ended is read, or is not wanted: it departs as it ended.
+    pub fn depart_as_parted(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(Parting { code, reason, by, .. }) = self.parting.get_mut(&key) else { return };
+        let (code, reason, by) = (*code, std::mem::take(reason), *by);
+        self.depart(turn, key, code, &reason, by);
+    }
+
+    /// What a parting client sent is not read any more.
+    pub fn forget_parting(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
         if !std::mem::take(&mut connection.is_parting) {
-            return None;
+            return;
         }
         (connection.held, connection.paused) = (Held::default(), 0);
-        let parting = self.parting.remove(&key)?;
-        self.parted_bytes -= parting.bytes;
-        Some(parting)
+        if let Some(parting) = self.parting.remove(&key) {
+            self.parted_bytes -= parting.bytes;
+        }
     }
 
     /// The peer of a parting client has shut its end too, or its connection broke.

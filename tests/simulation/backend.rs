@@ -318,8 +318,6 @@ impl Backend {
         {
             shared.known.push((id, client));
         }
-        // Of a client whose open event was dropped nothing is known.
-        let Some(&(_, client)) = shared.known.iter().find(|known| known.0 == id) else { return };
         let place = match data["event"].as_str() {
             Some("open") => 0,
             Some(_) => CLOSED,
@@ -329,6 +327,13 @@ impl Backend {
                 digits.parse().expect("a number")
             }
         };
+        let known = shared.known.iter().find(|known| known.0 == id);
+        let Some(&(_, client)) = known else { return shared.ledger.note_nameless(id, place) };
+        if place == CLOSED {
+            let code = data["code"].as_u64().expect("a close event has a code");
+            let reason = data["reason"].as_str().expect("a close event has a reason");
+            shared.ledger.note_close(client, code, reason);
+        }
         shared.ledger.note_event(number, client, place, end);
     }
 }

@@ -1,6 +1,6 @@
 //! What clients sent and what became of it: the rules of the queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use gridcast::queue::WhenFull;
 
@@ -22,7 +22,30 @@ pub struct Fed {
     pub is_held: bool,
     // The next number that has not come to any consumer.
     next: u64,
-    is_closed: bool,
+    // What its close event said.
+    closed: Option<Closed>,
+}
+
+/// What a close event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The client ended, and all that it sent before was received.
+    InOrder,
+    /// The node has dropped what was left of it: a topic was full, or memory short.
+    ForShortage,
+    /// Anything else.
+    Otherwise,
+}
+
+/// How much of what a client sent has to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// All of it: the client is there.
+    Open,
+    /// All of it, and the close event, unless that says otherwise: the client ended in order.
+    EndedInOrder,
+    /// Whatever stands before what came, and the close event.
+    Ended,
 }
 
 impl Fed {
@@ -40,6 +63,8 @@ pub struct Ledger {
     last_at_consumer: HashMap<(PeerNumber, PeerNumber), u64>,
     // Consumers that have ended: how much the shard knew at that time to be written to them.
     ended: HashMap<PeerNumber, u64>,
+    // Events of clients whose open event was dropped: nobody can tell whose they are.
+    nameless: HashSet<(u64, u64)>,
     pub events: u64,
     pub doubled: u64,
 }
@@ -52,6 +77,7 @@ impl Ledger {
             receipts: HashMap::new(),
             last_at_consumer: HashMap::new(),
             ended: HashMap::new(),
+            nameless: HashSet::new(),
             events: 0,
             doubled: 0,
         }
@@ -80,10 +106,24 @@ impl Ledger {
         self.check_order(client, number);
     }
 
+    /// A client ended, and its close event says so.
+    pub fn note_close(&mut self, client: PeerNumber, code: u64, reason: &str) {
+        let fed = self.clients.get_mut(&client).expect("events are about clients");
+        fed.closed = Some(match (code, reason) {
+            (1000, _) | (1006, "connection ended without a close frame") => Closed::InOrder,
+            (1013, _) => Closed::ForShortage,
+            _ => Closed::Otherwise,
+        });
+    }
+
+    /// A consumer got an event of a client whose open event did not come.
+    pub fn note_nameless(&mut self, id: u64, number: u64) {
+        self.nameless.insert((id, number));
+    }
+
     fn check_order(&mut self, client: PeerNumber, number: u64) {
         let fed = self.clients.get_mut(&client).expect("events are about clients");
         if number == CLOSED {
-            fed.is_closed = true;
             return;
         }
         assert!(number <= fed.sent, "client {client} has not sent {number}");
@@ -96,38 +136,49 @@ impl Ledger {
         // A close event has overtaken it only if it is a copy of what came before: of one that was
         // dropped since, too, when its consumer was gone and still read it.
         let is_copy = number < fed.next || self.when_full == WhenFull::DropOldest;
-        assert!(is_copy || !fed.is_closed, "client {client} spoke after its end");
+        assert!(is_copy || fed.closed.is_none(), "client {client} spoke after its end");
         fed.next = fed.next.max(number + 1);
     }
 
-    /// All that a client sent is with consumers. To be asked when all is quiet.
-    pub fn check_complete(&self, client: PeerNumber, has_ended: bool) {
-        let fed = &self.clients[&client];
-        // A full topic may drop what it has, or refuse what a client sent that has left meanwhile.
-        if self.when_full != WhenFull::Hold {
-            return;
+    /// All events that have to come did, but for those that the node counted as dropped or refused. To be
+    /// asked when all is quiet.
+    pub fn check_lost(&self, clients: &[(PeerNumber, Standing)], counted: u64) {
+        let (mut lost, mut unnamed) = (0, 0);
+        for &(client, standing) in clients {
+            let missing = self.missing(client, standing);
+            let is_counted = match self.when_full {
+                WhenFull::Hold => false,
+                // Whose message is refused is closed.
+                WhenFull::Close => standing != Standing::Open,
+                WhenFull::DropOldest => true,
+            };
+            assert!(missing == 0 || is_counted, "{missing} events of client {client} are missing");
+            match self.clients[&client].next {
+                // What came of the others is among the nameless.
+                0 => (lost, unnamed) = (lost + 1, unnamed + missing - 1),
+                _ => lost += missing,
+            }
         }
-        let is_all = fed.next == fed.sent + 1;
-        let is_first_only = fed.next == fed.sent.min(1) + 1;
-        let is_right = match (fed.is_held, fed.is_key_asked, fed.is_key_set) {
-            (true, false, _) => is_first_only,
-            // Whoever asked for the key may have gone before that was read.
-            (true, true, false) => is_all || is_first_only,
-            (true, true, true) | (false, _, _) => is_all,
-        };
-        assert!(is_right, "{} events of client {client}, of {} sent", fed.next, fed.sent);
-        if has_ended {
-            self.check_ended(client);
-        }
+        lost += unnamed.saturating_sub(self.nameless.len() as u64);
+        assert!(lost <= counted, "{lost} events are missing, and {counted} were counted");
     }
 
-    /// Of a client that broke off or was closed nothing counts but that it ended.
-    pub fn check_ended(&self, client: PeerNumber) {
+    /// Events of a client that have to come and did not.
+    fn missing(&self, client: PeerNumber, standing: Standing) -> u64 {
         let fed = &self.clients[&client];
-        let was_open = fed.next > 0;
-        assert!(
-            self.when_full != WhenFull::Hold || !was_open || fed.is_closed,
-            "no close event of client {client}"
-        );
+        let is_open = standing == Standing::Open;
+        let is_whole = is_open
+            || fed.closed == Some(Closed::InOrder)
+            || standing == Standing::EndedInOrder && fed.closed == Some(Closed::Otherwise);
+        let wanted = match (fed.is_held, fed.is_key_set) {
+            // Its open event comes first.
+            _ if !is_whole => fed.next.max(1),
+            (true, false) => fed.sent.min(1) + 1,
+            (true, true) | (false, _) => fed.sent + 1,
+        };
+        let has_come = |number: &u64| self.receipts.contains_key(&(client, *number));
+        let missing = (0..wanted).filter(|number| !has_come(number)).count() as u64;
+        let no_end = !is_open && fed.closed.is_none();
+        missing + u64::from(no_end)
     }
 }

@@ -4,6 +4,7 @@ use gridcast::shard::{Shard, Shortage};
 
 use crate::backend::Backend;
 use crate::client::{CHANNELS, Client};
+use crate::ledger::Standing;
 use crate::peer::{Mood, Peer, Role};
 use crate::plan::Plan;
 use crate::pushes::{Asked, Moment, Truth};
@@ -82,6 +83,7 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
 }
 
 fn check_peers(world: &World) {
+    let mut clients = Vec::new();
     for peer in &world.peers {
         let has_ended = peer.has_ended();
         match &peer.role {
@@ -91,14 +93,19 @@ fn check_peers(world: &World) {
                 peer.number
             ),
             Role::Client(client) if peer.is_open && !client.is_refused => {
-                check_client(world, peer, client, has_ended)
+                let standing = check_client(world, peer, client, has_ended);
+                clients.extend(standing.map(|standing| (peer.number, standing)));
             }
             Role::Client(_) => {}
         }
     }
+    let counters = world.shards.iter().map(|shard| shard.counters());
+    let counted = counters.map(|counters| counters.dropped + counters.refused).sum();
+    world.shared.ledger.check_lost(&clients, counted);
 }
 
-fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) {
+/// What has to come of a client; `None`: its end is not seen yet.
+fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) -> Option<Standing> {
     let ledger = &world.shared.ledger;
     let is_held = ledger.clients[&peer.number].is_held;
     // One that is held may have sent so much that it cannot be heard: then a ping finds out. Of one that
@@ -109,12 +116,12 @@ fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) {
     assert!(has_ended || !is_heard || client.is_ponged(), "client {} misses a pong", peer.number);
     if !has_ended {
         assert!(client.is_answered(), "client {} misses its echo", peer.number);
-        ledger.check_complete(peer.number, false);
-    } else if peer.has_ended_in_order() && !is_held && !client.has_sent_giant {
-        ledger.check_complete(peer.number, true);
-    } else if peer.line.is_gone {
-        ledger.check_ended(peer.number);
+        return Some(Standing::Open);
     }
+    if peer.has_ended_in_order() && !is_held && !client.has_sent_giant {
+        return Some(Standing::EndedInOrder);
+    }
+    peer.line.is_gone.then_some(Standing::Ended)
 }
 
 fn check_tallies(world: &World) {
