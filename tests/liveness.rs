@@ -102,6 +102,29 @@ fn close_code(written: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(*written.get(at + 2..)?.first_chunk()?))
 }
 
+// Pings.
+
+#[test]
+fn a_silent_client_is_pinged_as_often_as_configured_however_long_it_may_be_silent() {
+    let base = shard_value::settings();
+    let limits = Limits { ping_ms: PING_MS, idle_ms: 100 * PING_MS, ..base.limits.clone() };
+    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
+    let mut node = Node::with(&Settings { edges, limits, ..base });
+    let client = node.open(Listener::Edge(0), "/ws");
+    for _ in 0..5 {
+        node.pass_ms(PING_MS + TICK_MS);
+        assert_eq!(node.written(client), PING);
+        node.receive(client, &frame(0x8a, b""));
+    }
+    // One that does not answer is pinged once, and has all the time that it may be silent.
+    node.pass_ms(PING_MS + TICK_MS);
+    assert_eq!(node.written(client), PING);
+    node.pass_ms(98 * PING_MS);
+    assert_eq!(node.written(client), b"");
+    node.pass_ms(PING_MS + TICK_MS);
+    assert_eq!(close_code(&node.written(client)), Some(1001));
+}
+
 // Peers that read.
 
 #[test]

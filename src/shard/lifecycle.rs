@@ -469,7 +469,8 @@ impl Connections {
                 connection.heard_ms = silent_since.max(now_ms.saturating_sub(limits.ping_ms));
                 let due_ms = connection.heard_ms + limits.idle_ms;
                 self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
-                self.set_timer(turn, key, due_ms);
+                // Looks again when a peer that answers at once would be due for the next ping.
+                self.set_timer(turn, key, due_ms.min(now_ms + limits.ping_ms));
             }
         }
     }
