@@ -6,13 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::access::Grant;
-use super::acknowledge::Unsettled;
-use super::channels::Subscription;
-use super::context::Context;
+use super::backend::Unsettled;
+use super::client::{Context, Subscription};
 use super::outbound::Outbound;
 use super::parting::Parting;
 use super::rate::Bucket;
 use super::replies::{HttpShape, Replies};
+use super::settings::{Route, Settings};
 use super::trail::By;
 use hashbrown::HashMap;
 
@@ -333,7 +333,21 @@ pub struct Backend {
     pub deliveries: VecDeque<(u64, NodeId, Arc<str>)>,
 }
 
+impl Client {
+    /// Whether what it sends is to wait until its context has the key of its route.
+    pub fn is_held(&self, route: &Route) -> bool {
+        self.has_spoken && route.hold_until.as_ref().is_some_and(|key| !self.context.has(key))
+    }
+}
+
 impl Connection {
+    /// The route of a client, one that is leaving included.
+    pub fn route<'s>(&self, settings: &'s Settings) -> Option<&'s Arc<Route>> {
+        let Listener::Edge(edge) = self.listener else { return None };
+        let (Stage::Client(client) | Stage::Leaving(client)) = &self.stage else { return None };
+        settings.edges[usize::from(edge)].routes.get(usize::from(client.route))
+    }
+
     /// A new one. Edge clients and back ends begin alike, with HTTP.
     pub fn new(remote: SocketAddr, listener: Listener, (now_ms, unix_ms): (u64, u64)) -> Self {
         Self {

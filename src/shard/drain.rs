@@ -2,8 +2,7 @@
 //! ends.
 
 use super::connection::{Connection, Connections, Listener, Pause, Stage};
-use super::turn::Turn;
-use super::{Action, Shard};
+use super::turn::{Action, Turn};
 use crate::message::ConnectionKey;
 use crate::protocol::close;
 
@@ -12,7 +11,7 @@ const SLICE: usize = 256;
 
 /// How far a shard is.
 #[derive(Clone, Copy, Debug)]
-pub enum Drain {
+enum Drain {
     /// Clients are told, each in its time: from this place on.
     Clients(Walk),
     /// Back ends still get what is in the topics.
@@ -25,7 +24,7 @@ pub enum Drain {
 
 /// A walk through the connections that takes its time.
 #[derive(Clone, Copy, Debug)]
-pub struct Walk {
+struct Walk {
     next: u32,
     told: usize,
     // Connections there were at the start.
@@ -46,60 +45,68 @@ impl Walk {
 /// How often clients are told while a shard keeps the pace, in milliseconds.
 const PACE_MS: u64 = 20;
 
-impl Shard {
-    /// The node goes down: clients are told within `over_ms`.
-    pub(super) fn begin_drain(&mut self, over_ms: u64) {
-        if self.draining.is_none() {
-            let (since_ms, total) = (self.turn.now.ms, self.connections.len());
+/// The end of a shard, while its node goes down.
+#[derive(Debug, Default)]
+pub struct Draining {
+    // None: the node does not go down.
+    stage: Option<Drain>,
+}
+
+impl Draining {
+    /// The node goes down: clients are told within `over_ms`, beginning with the next turn.
+    pub fn begin(&mut self, turn: &mut Turn, connections: &Connections, over_ms: u64) {
+        if self.stage.is_none() {
+            let (since_ms, total) = (turn.now.ms, connections.len());
             let walk = Walk { next: 0, told: 0, total, since_ms, over_ms };
-            self.draining = Some(Drain::Clients(walk));
-            self.turn.is_draining = true;
-            self.turn.actions.push_back(Action::StopAccepting);
+            self.stage = Some(Drain::Clients(walk));
+            turn.is_draining = true;
+            turn.actions.push_back(Action::StopAccepting);
         }
     }
 
     /// The topics are given out, or their time is up: back ends are told too.
-    pub(super) fn begin_drain_of_backends(&mut self) {
-        if matches!(self.draining, Some(Drain::Clients(_) | Drain::Topics)) {
-            self.draining = Some(Drain::Backends(0));
+    pub fn begin_with_backends(&mut self) {
+        if matches!(self.stage, Some(Drain::Clients(_) | Drain::Topics)) {
+            self.stage = Some(Drain::Backends(0));
         }
     }
 
-    /// Whether the node goes down, no client is left here, and nothing that a consumer could take.
-    pub fn is_quiet(&self) -> bool {
-        matches!(self.draining, Some(Drain::Topics | Drain::Ended))
-            && self.clients.is_empty()
-            && !self.connections.has_parting()
-            && !self.topics.has_work()
+    /// Whether all clients were told to end.
+    pub fn has_told_clients(&self) -> bool {
+        matches!(self.stage, Some(Drain::Topics | Drain::Ended))
     }
 
-    /// When the next connections are to be told.
-    pub(super) fn next_drain(&self) -> Option<u64> {
-        match self.draining? {
-            Drain::Clients(_) => Some(self.turn.now.ms + PACE_MS),
+    /// Whether all connections were told to end.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.stage, Some(Drain::Ended))
+    }
+
+    /// When the next connections are to be told, in milliseconds of the shard's clock.
+    pub fn next_turn(&self, now_ms: u64) -> Option<u64> {
+        match self.stage? {
+            Drain::Clients(_) => Some(now_ms + PACE_MS),
             Drain::Backends(_) => Some(0),
             Drain::Topics | Drain::Ended => None,
         }
     }
 
     /// Tells some more connections.
-    pub(super) fn drain_slice(&mut self) {
-        match self.draining {
-            Some(Drain::Clients(walk)) => self.drain_clients(walk),
+    pub fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
+        match self.stage {
+            Some(Drain::Clients(walk)) => self.tell_clients(turn, connections, walk),
             Some(Drain::Backends(from)) => {
-                let (keys, next) = self.connections.keys(from, SLICE);
-                self.draining = Some(next.map_or(Drain::Ended, Drain::Backends));
-                keys.into_iter()
-                    .for_each(|key| self.connections.drain_connection(&mut self.turn, key));
+                let (keys, next) = connections.keys(from, SLICE);
+                self.stage = Some(next.map_or(Drain::Ended, Drain::Backends));
+                keys.into_iter().for_each(|key| connections.drain_connection(turn, key));
             }
             Some(Drain::Topics | Drain::Ended) | None => {}
         }
     }
 
-    fn drain_clients(&mut self, walk: Walk) {
-        let (keys, next) = self.connections.keys(walk.next, walk.due(self.turn.now.ms));
+    fn tell_clients(&mut self, turn: &mut Turn, connections: &mut Connections, walk: Walk) {
+        let (keys, next) = connections.keys(walk.next, walk.due(turn.now.ms));
         let told = walk.told + keys.len();
-        self.draining = Some(match next {
+        self.stage = Some(match next {
             Some(next) => Drain::Clients(Walk { next, told, ..walk }),
             None => Drain::Topics,
         });
@@ -108,8 +115,8 @@ impl Shard {
             let is_told = |connection: &mut Connection| {
                 connection.listener != Listener::Api && !connection.is_parting
             };
-            if self.connections.get(key).is_some_and(is_told) {
-                self.connections.drain_connection(&mut self.turn, key);
+            if connections.get(key).is_some_and(is_told) {
+                connections.drain_connection(turn, key);
             }
         }
     }

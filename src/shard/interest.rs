@@ -9,9 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Shard;
 use crate::address::{ShardId, placement};
-use crate::message::{ConnectionKey, Party};
 
 /// Slots of a node: 2 MiB per 64 shards, 1 MiB more for each shard that uses all of them. With as many
 /// channels as slots a publish asks about one shard in vain.
@@ -109,19 +107,6 @@ impl ShardInterest {
         if self.channels[slot] == 0 {
             self.interest.set(slot, self.shard, false);
         }
-    }
-}
-
-impl Shard {
-    /// Those who are asked to publish what a connection brings: who may have subscribers. All, behind a
-    /// call of it without an answer: that may be a subscribe which is still on its way.
-    pub(super) fn asked_to_publish(&mut self, key: ConnectionKey, channel: &str) -> Vec<Party> {
-        let replies = self.connections.get(key).and_then(|connection| connection.replies());
-        if replies.is_some_and(|replies| replies.has_function()) {
-            return self.turn.everywhere();
-        }
-        let shards = self.turn.state.interest.shards(channel).map(|shard| self.turn.beside(shard));
-        shards.chain(self.turn.mesh()).collect()
     }
 }
 

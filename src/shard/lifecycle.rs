@@ -1,25 +1,20 @@
-//! How connections begin to write, pause, go silent and end.
+//! How connections begin, are read from, pause, go silent and end.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::net::SocketAddr;
 
-use super::Shard;
 use super::connection::{
     Connection, Connections, HELD_BYTES, Held, Listener, Pause, Phase, Queued, Stage,
 };
+use super::outbound::Batch;
 use super::timers::Timer;
 use super::trail::{self, By, Entry};
-use super::turn::Action;
-use super::turn::{ClientGone, Step, Turn};
-use crate::message::{ConnectionKey, Message};
+use super::turn::{Action, ClientGone, Step, Turn};
+use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
 
 /// How long a connection that ends may take to read our last words and shut its end.
 const LINGER_MS: u64 = 5000;
-
-/// Timers that fire in one turn: some 2 ms if each closes a connection.
-const TIMERS_PER_TURN: usize = 1024;
 
 /// What a close event says when the peer sent no close frame (RFC 6455,
 /// section 7.1.5: neither 1005 nor this one travels in a frame).
@@ -33,13 +28,129 @@ pub(super) fn end_reason(is_broken: bool) -> &'static str {
     }
 }
 
-impl Shard {
-    /// Reads what is held of a connection, and ends it or receives from it again once all is read.
-    pub(super) fn resume(&mut self, key: ConnectionKey) {
-        self.read_held(key);
-        self.route();
-        self.connections.note_slice(&mut self.turn, key);
-        let Some(connection) = self.connections.get(key) else { return };
+/// What a write leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// Nothing waits for it.
+    Usual,
+    /// Events for a back end were in the queue: their topics may be told.
+    Events,
+    /// More is to be written, or the connection waits for room in its queue or for its end.
+    Awaited,
+}
+
+impl Connections {
+    /// Adds the connection of a socket that was accepted.
+    pub fn accept(
+        &mut self,
+        turn: &mut Turn,
+        listener: Listener,
+        remote: SocketAddr,
+    ) -> ConnectionKey {
+        turn.counters.connections += 1;
+        let now = turn.now;
+        let mut connection = Connection::new(remote, listener, (now.ms, now.unix_ms));
+        connection.set_outbound_max(turn.settings.limits.outbound_bytes);
+        let key = self.insert(connection);
+        trail::note(turn.trail(key), Entry::Accepted(remote, listener));
+        let deadline_ms = now.ms + turn.settings.limits.handshake_ms;
+        self.set_timer(turn, key, deadline_ms);
+        key
+    }
+
+    /// So many bytes of the batch in flight are written.
+    pub fn handle_written(&mut self, turn: &mut Turn, key: ConnectionKey, bytes: usize) -> Written {
+        let Some(connection) = self.get(key) else { return Written::Usual };
+        turn.counters.sent_bytes += bytes as u64;
+        connection.outbound.written(bytes);
+        let has_events = connection.backend().is_some_and(|backend| {
+            backend.written += bytes as u64;
+            !backend.deliveries.is_empty()
+        });
+        let is_open = connection.phase == Phase::Open && connection.paused == 0;
+        match has_events {
+            true => Written::Events,
+            false if is_open && connection.outbound.is_flushed() => Written::Usual,
+            false => Written::Awaited,
+        }
+    }
+
+    /// The next connection that a single command wrote to, and all that waits for it.
+    pub fn poll_urgent(&mut self, turn: &Turn) -> Option<(ConnectionKey, Batch)> {
+        loop {
+            let key = self.urgent.pop_front()?;
+            if let Some((batch, _)) = self.take_batch(turn, key) {
+                return Some((key, batch));
+            }
+        }
+    }
+
+    /// The next connection that only a fan-out wrote to, all that waits for it, and how many bytes that
+    /// is.
+    pub fn poll_bulk(&mut self, turn: &Turn) -> Option<(ConnectionKey, Batch, usize)> {
+        loop {
+            let key = self.bulk.pop_front()?;
+            if let Some((batch, bytes)) = self.take_batch(turn, key) {
+                return Some((key, batch, bytes));
+            }
+        }
+    }
+
+    /// All that waits for a connection, and how many bytes that is.
+    fn take_batch(&mut self, turn: &Turn, key: ConnectionKey) -> Option<(Batch, usize)> {
+        let connection = self.get(key)?;
+        connection.queued = Queued::No;
+        let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
+        is_ready.then(|| (connection.outbound.take(turn.now.ms), connection.outbound.buffered()))
+    }
+
+    /// A connection that waited to be read is next: true if nothing pauses it.
+    pub fn is_to_resume(&mut self, key: ConnectionKey) -> bool {
+        self.get(key).is_some_and(|connection| {
+            connection.is_resuming = false;
+            connection.paused == 0
+        })
+    }
+
+    /// Takes out what was received of a connection and not read, unless it is paused or half inflated;
+    /// to be given back with [`Self::keep_held`].
+    pub fn take_held(&mut self, key: ConnectionKey) -> Option<Held> {
+        let connection = self.get(key)?;
+        let may = connection.paused == 0 && !connection.is_inflating;
+        may.then(|| std::mem::take(&mut connection.held))
+    }
+
+    /// Gives back what is left of it.
+    pub fn keep_held(&mut self, key: ConnectionKey, held: Held) {
+        if let Some(connection) = self.get(key) {
+            connection.held = held;
+        }
+    }
+
+    /// Keeps what cannot be read yet.
+    pub fn hold(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) {
+        if input.is_empty() {
+            return;
+        }
+        let Some(connection) = self.get(key) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        connection.held.push(input);
+        self.hear_held(turn, key);
+        let Some(connection) = self.get(key) else { return };
+        let may_stop = connection.phase == Phase::Open && !connection.is_ended;
+        if connection.held.is_full() && !connection.is_stopped && may_stop {
+            connection.is_stopped = true;
+            turn.actions.push_back(Action::Pause(key));
+        }
+    }
+
+    /// A connection that had waited was read: lets it wait again, ends it, or receives from it again once
+    /// all is read.
+    pub fn after_reading(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        self.note_slice(turn, key);
+        let Some(connection) = self.get(key) else { return };
         // Room that came while it was read has queued it again. What pauses it since then is judged here:
         // the queue passes over a connection that is paused.
         if connection.is_resuming && connection.paused == 0 {
@@ -49,63 +160,61 @@ impl Shard {
         let has_ended = connection.is_ended || connection.is_parting;
         let is_over = has_ended && connection.is_paused_for(Pause::Hold);
         if connection.paused != 0 && !is_over {
-            return self.hear_again(key);
+            return self.hear_again(turn, key);
         }
         if connection.is_parting {
-            return self.connections.depart_as_parted(&mut self.turn, key);
+            return self.depart_as_parted(turn, key);
         }
-        connection.heard_ms = self.turn.now.ms;
+        connection.heard_ms = turn.now.ms;
         match connection.is_ended {
-            true => self.connections.end(&mut self.turn, key),
-            false => self.connections.receive_again(&mut self.turn, key),
+            true => self.end(turn, key),
+            false => self.receive_again(turn, key),
         }
     }
 
     /// A connection was read on and is held back again: what is held may tell something, and there may be
     /// room for more.
-    fn hear_again(&mut self, key: ConnectionKey) {
-        self.connections.hear_held(&mut self.turn, key);
-        let Some(connection) = self.connections.get(key) else { return };
+    fn hear_again(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        self.hear_held(turn, key);
+        let Some(connection) = self.get(key) else { return };
         if connection.is_stopped && connection.held.len() <= HELD_BYTES / 2 {
-            connection.heard_ms = self.turn.now.ms;
-            self.connections.receive_again(&mut self.turn, key);
+            connection.heard_ms = turn.now.ms;
+            self.receive_again(turn, key);
         }
     }
 
-    /// Fires what is due, as much as one turn may: the rest waits for the next.
-    pub(super) fn fire_timers(&mut self) {
-        let mut left = TIMERS_PER_TURN;
-        while left > 0
-            && let Some((tick, timer)) = self.turn.timers.pop_due(self.turn.now.ms)
-        {
-            match timer {
-                // There are as many as calls, and nearly all were answered in time: passing over
-                // those costs next to nothing.
-                Timer::Ticket(ticket) if !self.expire(ticket) => continue,
-                Timer::Ticket(_) => {}
-                Timer::Connection(key) => {
-                    self.connections.check_connection(&mut self.turn, key, tick)
-                }
-                Timer::Rate(key) => self.connections.unpause(&mut self.turn, key, Pause::Rate),
-            }
-            left -= 1;
+    /// Sets the time at which a connection is looked at next, on the shard's clock: the earliest of this
+    /// one, the end of its token and the end of the time for its half-read message.
+    pub fn set_timer(&mut self, turn: &mut Turn, key: ConnectionKey, deadline_ms: u64) {
+        if let Some(connection) = self.get(key) {
+            let left_ms = connection.expires_unix_ms().saturating_sub(turn.now.unix_ms);
+            let message_due_ms = connection.message_due_ms(turn.settings.limits.idle_ms);
+            let deadline_ms = deadline_ms
+                .min(turn.now.ms.saturating_add(left_ms))
+                .min(message_due_ms.unwrap_or(u64::MAX));
+            connection.set_timer_tick(turn.timers.set(deadline_ms, Timer::Connection(key)));
         }
-        self.check_topics();
     }
 
-    /// Tells the homes of topics that a consumer is gone, which had to do with these topics.
-    pub(super) fn consumer_gone(&mut self, key: ConnectionKey, topics: &BTreeSet<Arc<str>>) {
-        self.gone_everywhere(key, topics);
-        let backend = self.turn.backend_id(key);
-        for shard in self.turn.other_shards() {
-            let to = self.turn.beside(shard);
-            self.turn.tell(to, Message::BackendGone(backend));
+    /// Closes a connection if it is a client that is not gone yet.
+    pub fn close_client(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Reason) {
+        if self.get(key).is_some_and(|connection| connection.client().is_some()) {
+            self.close_with(turn, key, reason);
         }
-        self.handle_backend_gone(backend);
     }
-}
 
-impl Connections {
+    /// Memory that connections hold, as an estimate; see [`super::Shard::held_bytes`].
+    pub fn held_bytes(&mut self) -> usize {
+        let (keys, _) = self.keys(0, usize::MAX);
+        let held = keys.into_iter().filter_map(|key| {
+            let connection = self.get(key)?;
+            let outbound = &connection.outbound;
+            let beside_outbound = connection.held_bytes() - outbound.charge();
+            Some(beside_outbound + outbound.freed_bytes() + outbound.charge_in_flight())
+        });
+        held.sum()
+    }
+
     /// Bytes were received. True if they are to be read now; otherwise they are held.
     pub fn handle_bytes(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) -> bool {
         let Some(connection) = self.get(key) else { return false };
@@ -472,6 +581,33 @@ impl Connections {
                 // Looks again when a peer that answers at once would be due for the next ping.
                 self.set_timer(turn, key, due_ms.min(now_ms + limits.ping_ms));
             }
+        }
+    }
+}
+
+impl Connections {
+    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
+    pub fn forget_connection(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        match connection.stage {
+            Stage::Leaving(_) => connection.is_socket_closed = true,
+            _ if connection.is_parting => connection.is_socket_closed = true,
+            _ => self.remove(key),
+        }
+    }
+
+    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
+    pub fn forget_if_left(&mut self, key: ConnectionKey) {
+        let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
+        if self.get(key).is_some_and(is_left) {
+            self.forget_if_closed(key);
+        }
+    }
+
+    /// Forgets a connection whose socket is closed.
+    pub fn forget_if_closed(&mut self, key: ConnectionKey) {
+        if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
+            self.remove(key);
         }
     }
 }

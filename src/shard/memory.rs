@@ -23,7 +23,6 @@ use super::connection::{Connection, Connections, Phase, Stage};
 use super::shed_round::{ROUND_MS, ShedRound};
 use super::trail::{self, By, Entry};
 use super::turn::Turn;
-use super::{Now, Shard};
 use crate::message::ConnectionKey;
 use crate::protocol::close;
 
@@ -138,9 +137,12 @@ enum Step {
 }
 
 /// What the shard cannot tell about the node by itself.
-struct Node<'a> {
-    round: &'a ShedRound,
-    blocked_bytes: &'a dyn Fn(ConnectionKey) -> Option<usize>,
+pub struct Node<'a> {
+    /// What all shards of the node shed together.
+    pub round: &'a ShedRound,
+    /// What closing a connection would free of the batch that the driver has of it; `None`: its socket is
+    /// not full.
+    pub blocked_bytes: &'a dyn Fn(ConnectionKey) -> Option<usize>,
 }
 
 impl Shedding {
@@ -197,54 +199,9 @@ fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
     least
 }
 
-impl Shard {
-    /// What the node holds now. To be told once a turn, before [`Self::handle_turn`]; a shard that never
-    /// is has no budget. If the node is short, closes connections: a slice of the work per turn, until all
-    /// shards together have shed the excess in this round.
-    ///
-    /// `blocked_bytes` tells of a connection whose socket is full what closing it would free of the batch
-    /// that the driver has of it. `None`: the socket is not full.
-    pub fn handle_memory(
-        &mut self,
-        now: Now,
-        usage: Usage,
-        round: &ShedRound,
-        blocked_bytes: impl Fn(ConnectionKey) -> Option<usize>,
-    ) {
-        self.turn.now = now;
-        let was_holding = self.turn.is_short(Shortage::Holders);
-        self.turn.shortage = usage.shortage;
-        if was_holding && !self.turn.is_short(Shortage::Holders) {
-            self.feed_again();
-        }
-        let node = Node { round, blocked_bytes: &blocked_bytes };
-        self.shedding.handle_usage(&mut self.turn, &mut self.connections, usage, &node);
-        self.route();
-    }
-
-    /// Memory that the shard's connections hold, as an estimate. A frame that waits for several of them
-    /// counts once, a batch in flight as if it were shared with nobody. Looks at all connections: for tests.
-    pub fn held_bytes(&mut self) -> usize {
-        let (keys, _) = self.connections.keys(0, usize::MAX);
-        let held = keys.into_iter().filter_map(|key| {
-            let connection = self.connections.get(key)?;
-            let outbound = &connection.outbound;
-            let beside_outbound = connection.held_bytes() - outbound.charge();
-            Some(beside_outbound + outbound.freed_bytes() + outbound.charge_in_flight())
-        });
-        held.sum()
-    }
-
-    /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
-    /// than an answer without one.
-    pub fn closes_arrivals(&self, is_tls: bool) -> bool {
-        self.turn.is_short(if is_tls { Shortage::Arrivals } else { Shortage::Holders })
-    }
-}
-
 impl Shedding {
     /// What the node holds now: begins to shed, goes on with it, or stops.
-    fn handle_usage(
+    pub fn handle_usage(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,

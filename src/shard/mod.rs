@@ -1,107 +1,81 @@
 //! All state of one core. Pure: bytes, messages and the time go in ([`Shard`]`::handle_*`), and what
 //! is to be written, sent and done comes out (`poll_*`).
 //!
-//! - `connection.rs`: one socket, and the table of them. `outbound.rs`: what waits to be written.
-//! - `edge.rs`: clients. `requests.rs`: the API over HTTP. `heads.rs`: who may send it a body.
-//!   `backend.rs`: the API over WebSocket.
-//! - `commands.rs`: carries out what back ends ask for. `fanout.rs`: walks through a channel.
-//!   `forms.rs`: what its members get.
-//! - `pending.rs`, `replies.rs`: answers of other shards, and the order of answers.
-//! - `channels.rs`: who is subscribed here. `interest.rs`: what the shards of a node know of it.
-//! - `settings.rs`: what a node is told when it starts. `node_state.rs`: live state that its shards share.
-//! - `roster.rs`: the nodes within reach. `nodes.rs`: what they are to know. `wards.rs`: the clients of
-//!   those that are lost.
-//! - `topics.rs`: feeds topics, is home to some, passes on what consumers get. `deferred.rs`: clients
-//!   that wait until fewer events do. `acknowledge.rs`: consumers that acknowledge. `unfed.rs`: those
-//!   of topics that nothing feeds.
-//! - `access.rs`: who may use the API. `admission.rs`: requests before it. `tries.rs`: who has
-//!   guessed too often. `verdicts.rs`: whose credentials are verified next. `recent.rs`: what was
-//!   seen of late.
-//! - `rate.rs`: so many a second. `addresses.rs`: what one address may do at the edge.
-//! - `turn.rs`: the time, the settings, what is counted, what leaves the shard, and what its parts leave
-//!   to each other.
-//! - `work.rs`: how much of a turn input may take. `subscriptions.rs`: how clients join and leave
-//!   channels. `memory.rs`: what gives way when the node is short of memory.
-//!   `shed_round.rs`: how much of it the shards of a node shed together.
-//! - `lifecycle.rs`: how connections begin and end. `drain.rs`: how all of them do. `timers.rs`:
-//!   what happens later. `trail.rs`: debug lines about each of them.
+//! # Parts
+//!
+//! [`Shard`] owns parts and routes between them. A part has private state and borrows the [`Turn`](turn):
+//! the time, the settings, what is counted, what leaves the shard, and the steps that parts leave to each
+//! other. No part names another: what one causes for another is a step, or goes through `Shard`.
+//!
+//! | part | what it knows |
+//! |---|---|
+//! | `connection` | sockets: what they speak, what they sent and what waits for them. All other parts borrow it |
+//! | `access` | who may use the API, and how many connections an address may have |
+//! | `client` | clients: handshakes, messages, channels, fan-out |
+//! | `backend` | back ends: requests, calls that wait for answers, events on their way |
+//! | `topics` | topics that this shard feeds, and those that live here |
+//! | `wards` | the clients of other nodes, whose end this shard reports if their node is lost |
+//! | `memory` | what gives way when the node is short of memory |
+//! | `drain` | how the shard goes down |
+//!
+//! `requests.rs` and `calls.rs` are the routing of `Shard` itself, for HTTP and for calls. Beside the parts
+//! stand what they share: `settings.rs` and `node_state.rs`, `roster.rs` (the nodes within reach),
+//! `timers.rs`, `work.rs` (how much of a turn input may take), `rate.rs`, `interest.rs` (which shards have
+//! subscribers), `trail.rs` (debug lines).
 
 pub mod access;
-mod acknowledge;
-mod addresses;
-mod admission;
+mod answers;
 mod backend;
-mod channels;
-mod commands;
+mod calls;
+mod client;
 mod connection;
-mod context;
-mod deferred;
 mod drain;
-mod edge;
-mod fanout;
-mod forms;
-mod heads;
+mod http;
 pub mod interest;
 mod lifecycle;
 mod memory;
 pub mod node_state;
-mod nodes;
 mod outbound;
-mod page;
 mod parting;
-mod pending;
 pub mod rate;
-mod recent;
 mod replies;
 mod requests;
 mod roster;
 pub mod settings;
 mod shed_round;
-mod subscriptions;
 mod timers;
 mod topics;
 mod trail;
-mod tries;
 mod turn;
-mod unfed;
-mod verdicts;
 mod wards;
 mod work;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use hashbrown::HashMap;
-
-pub use backend::Reading;
+pub use answers::Reading;
 pub use connection::Listener;
 pub use memory::{Shortage, Usage};
 pub use outbound::{Batch, Chunk, freed_bytes};
 pub use shed_round::ShedRound;
 pub use turn::{Action, Now};
 
-use crate::address::{ClientId, IdLayout, IdSource, ShardId};
-use crate::message::{BackendId, ConnectionKey, Message, Party};
-use crate::metrics::{Counters, Durations};
+use crate::address::{IdLayout, IdSource, ShardId};
+use crate::message::{ConnectionKey, Message, Party, TopicMessage};
+use crate::metrics::{Counters, Durations, ProcessReport, Report};
 use crate::protocol::api;
-use crate::protocol::deflate::{Deflater, Inflater};
-use access::Access;
-use addresses::Addresses;
-use channels::{ChannelIndex, Channels};
-use commands::Asked;
-use connection::{Connection, Connections, Phase, Queued, Stage};
-use drain::Drain;
-use fanout::{Budget, Lane};
-use forms::Tails;
-use interest::ShardInterest;
-use memory::Shedding;
+use access::{Addresses, Doors, Verification};
+use backend::{Backends, Caller};
+use client::Clients;
+use connection::{Connections, Pause, Phase, Stage};
+use drain::Draining;
+use lifecycle::Written;
+use memory::{Node, Shedding};
 use node_state::NodeState;
-use nodes::Nodes;
-use pending::Pending;
+use replies::Shape;
 use settings::Settings;
-use subscriptions::Leaving;
-use timers::Timer;
+use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
 use trail::Entry;
 use turn::{Step, Turn};
@@ -110,35 +84,16 @@ use wards::Wards;
 /// One core's connections, channels and topics.
 pub struct Shard {
     turn: Turn,
-    ids: IdSource,
     connections: Connections,
-    clients: HashMap<ClientId, ConnectionKey>,
-    access: Access,
+    doors: Doors,
     addresses: Addresses,
-    channels: Channels,
+    clients: Clients,
+    backends: Backends,
     topics: Topics,
-    pending: Pending,
-    nodes: Nodes,
     wards: Wards,
-    // Those that came to the API, in their order. Who has shown who it is, or is gone, is taken out when
-    // it is first.
-    strangers: VecDeque<ConnectionKey>,
-    lanes: HashMap<BackendId, Lane>,
-    // The lanes in the order of their turns.
-    turns: VecDeque<BackendId>,
-    budget: Budget,
-    // Of the publish that ended last, until a turn begins without walks under way.
-    tails: Option<(ChannelIndex, Tails)>,
-    leaving: Leaving,
-    parser: api::Parser,
-    deflater: Deflater,
-    inflater: Inflater,
-    event: Vec<u8>,
     shedding: Shedding,
+    draining: Draining,
     turns_taken: Durations,
-    calls_taken: Durations,
-    // How far it is, while the node goes down.
-    draining: Option<Drain>,
 }
 
 impl Shard {
@@ -148,40 +103,25 @@ impl Shard {
     /// `state` was made for other settings.
     pub fn new(id: ShardId, settings: &Settings, state: Arc<NodeState>, now: Now) -> Self {
         let settings = Arc::new(settings.unshared());
-        let layout = IdLayout::new(settings.shards);
         assert_eq!(state.interest.count(), settings.shards, "the state is that of the node");
         assert_eq!(state.quotas.len(), settings.api.users.len(), "the state is that of the node");
         let by_clock = now.unix_ms.saturating_sub(now.ms);
         let first_unix_ms = settings.process.first_unix_ms.unwrap_or(by_clock);
+        let layout = IdLayout::new(settings.shards);
+        let ids = IdSource::new(settings.node, id, layout, first_unix_ms);
+        let turn = Turn::new(id, &settings, state, now);
         Self {
-            turn: Turn::new(id, &settings, state.clone(), now),
-            ids: IdSource::new(settings.node, id, layout, first_unix_ms),
             connections: Connections::default(),
-            clients: HashMap::new(),
-            access: Access::new(&settings),
+            doors: Doors::new(&settings),
             addresses: Addresses::default(),
-            channels: Channels::new(
-                settings.has_mesh,
-                ShardInterest::new(id, state.interest.clone()),
-            ),
+            clients: Clients::new(&turn, ids),
+            backends: Backends::new(first_unix_ms),
             topics: Topics::new(id, &settings),
-            pending: Pending::new(first_unix_ms),
-            nodes: Nodes::default(),
             wards: Wards::default(),
-            strangers: VecDeque::new(),
-            lanes: HashMap::new(),
-            turns: VecDeque::new(),
-            budget: Budget::default(),
-            tails: None,
-            leaving: Leaving::default(),
-            parser: api::Parser::default(),
-            deflater: Deflater::default(),
-            inflater: Inflater::default(),
-            event: Vec::new(),
             shedding: Shedding::default(),
+            draining: Draining::default(),
             turns_taken: Durations::default(),
-            calls_taken: Durations::default(),
-            draining: None,
+            turn,
         }
     }
 
@@ -196,17 +136,11 @@ impl Shard {
         if self.turn.is_draining {
             return None;
         }
-        self.turn.counters.connections += 1;
-        let mut connection = Connection::new(remote, listener, (now.ms, now.unix_ms));
-        connection.set_outbound_max(self.turn.settings.limits.outbound_bytes);
-        let key = self.connections.insert(connection);
-        trail::note(self.turn.trail(key), Entry::Accepted(remote, listener));
-        let deadline_ms = now.ms + self.turn.settings.limits.handshake_ms;
-        self.connections.set_timer(&mut self.turn, key, deadline_ms);
-        self.count_arrival(key);
-        if listener == Listener::Api {
-            self.forget_known_callers();
-            self.strangers.push_back(key);
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let key = connections.accept(turn, listener, remote);
+        match listener {
+            Listener::Api => self.doors.handle_arrival(connections, key),
+            Listener::Edge(_) => self.addresses.count_arrival(turn, connections, key),
         }
         self.route();
         Some(key)
@@ -244,22 +178,14 @@ impl Shard {
     /// So many bytes of the batch in flight are written; `is_done` when that was all of it.
     pub fn handle_written(&mut self, now: Now, key: ConnectionKey, bytes: usize, is_done: bool) {
         self.turn.now = now;
-        let Some(connection) = self.connections.get(key) else { return };
-        self.turn.counters.sent_bytes += bytes as u64;
-        connection.outbound.written(bytes);
-        let has_events = connection.backend().is_some_and(|backend| {
-            backend.written += bytes as u64;
-            !backend.deliveries.is_empty()
-        });
-        let is_open = connection.phase == Phase::Open && connection.paused == 0;
-        if has_events {
-            self.count_written_events(key);
-        } else if is_open && connection.outbound.is_flushed() {
-            // The usual case: nothing waits for this write.
-            return;
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        match connections.handle_written(turn, key, bytes) {
+            Written::Usual => return,
+            Written::Events => self.backends.handle_written(turn, connections, key),
+            Written::Awaited => {}
         }
         if is_done {
-            self.connections.after_batch(&mut self.turn, key);
+            connections.after_batch(turn, key);
         }
         self.route();
     }
@@ -276,7 +202,7 @@ impl Shard {
     /// The driver is done with a socket it was told to close, or that broke.
     pub fn handle_closed(&mut self, key: ConnectionKey) {
         trail::note(self.turn.trail(key), Entry::Gone);
-        self.count_departure(key);
+        self.addresses.count_departure(&mut self.turn, &mut self.connections, key);
         self.connections.forget_connection(key);
         self.route();
     }
@@ -288,101 +214,67 @@ impl Shard {
         self.route();
     }
 
-    /// Hands over what the parts have left to each other, in order, until nothing is left. Each part
-    /// leaves a bounded number of steps for one that it takes.
-    pub(super) fn route(&mut self) {
-        while let Some(step) = self.turn.poll_step() {
-            match step {
-                Step::Message(message) => self.hand_over(self.turn.own_party(), message),
-                Step::ClientParted(client) => _ = self.clients.remove(&client),
-                Step::ClientGone(gone) => self.client_gone(gone),
-                Step::ConsumerGone(key, topics) => self.consumer_gone(key, &topics),
-                Step::PopAnswered(key, pop) => self.start_consuming(key, pop),
-                Step::VerdictLate(key) => self.give_up_verdict(key),
-            }
+    /// What the node holds now. To be told once a turn, before [`Self::handle_turn`]; a shard that never
+    /// is has no budget. If the node is short, closes connections: a slice of the work per turn, until all
+    /// shards together have shed the excess in this round.
+    ///
+    /// `blocked_bytes` tells of a connection whose socket is full what closing it would free of the batch
+    /// that the driver has of it. `None`: the socket is not full.
+    pub fn handle_memory(
+        &mut self,
+        now: Now,
+        usage: Usage,
+        round: &ShedRound,
+        blocked_bytes: impl Fn(ConnectionKey) -> Option<usize>,
+    ) {
+        self.turn.now = now;
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let was_holding = turn.is_short(Shortage::Holders);
+        turn.shortage = usage.shortage;
+        if was_holding && !turn.is_short(Shortage::Holders) {
+            self.topics.feed_again(turn, connections);
         }
-    }
-
-    /// Hands a message to the part that it is for.
-    fn hand_over(&mut self, from: Party, message: Message) {
-        match message {
-            Message::Ask { ticket, from: backend, command } => {
-                self.carry_out(Asked { asker: from, ticket, backend }, command);
-            }
-            Message::Answer(ticket, answer) => self.handle_answer(ticket, answer),
-            Message::Topic(topic, message) => {
-                if let Party::Shard(from) = from {
-                    self.handle_topic_message(from, topic, message);
-                }
-            }
-            Message::InterestKnown(change) => self.handle_interest_known(change),
-            Message::NodeUp { node, shards, incarnation } => {
-                self.turn.tell(Party::Mesh, Message::NodeSeen(node));
-                self.handle_node_up(node, shards, incarnation);
-                self.guard_node(node, incarnation);
-            }
-            Message::NodeDown(node) => {
-                self.handle_node_down(node);
-                self.miss_guardian(node);
-            }
-            Message::NodeDead(node, incarnation) => self.handle_node_dead(node, incarnation),
-            Message::GivenUp => self.wards.handle_given_up(),
-            Message::Wards(owner, message) => {
-                if let Party::Shard(from) = from {
-                    self.handle_wards(from, owner, message);
-                }
-            }
-            // For the mesh.
-            Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
-            Message::BackendGone(backend) => self.handle_backend_gone(backend),
-            Message::Verdict(fingerprint, user) => {
-                self.handle_verdict(from, fingerprint, user);
-            }
-            Message::FailedTry(address) => self.handle_failed_try(address),
-            Message::Arrived(source, key) => self.handle_arrived(from, source, key),
-            Message::Admitted(source, key, may) => self.handle_admitted(source, key, may),
-            Message::Departed(source) => self.handle_departed(source),
-            Message::Drain { over_ms } => self.begin_drain(over_ms),
-            Message::DrainBackends => self.begin_drain_of_backends(),
-        }
+        let node = Node { round, blocked_bytes: &blocked_bytes };
+        self.shedding.handle_usage(turn, connections, usage, &node);
+        self.route();
     }
 
     /// Goes on with what takes more than one turn, within a budget. To be called once a turn.
     pub fn handle_turn(&mut self, now: Now) {
         self.turn.now = now;
         self.fire_timers();
+        self.clients.begin_turn();
+        self.read_waiting();
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        self.clients.leave_channels(connections);
+        self.clients.walk_lanes(turn, connections);
         self.route();
-        if self.turns.is_empty() {
-            self.tails = None;
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        self.topics.handle_turn(turn);
+        self.draining.handle_turn(turn, connections);
+        self.wards.handle_turn(turn, connections);
+        while let Some(report) =
+            self.wards.poll_report(turn, connections, |topic| self.topics.takes_reports(topic))
+        {
+            self.topics.ensure_feeder(&turn.settings, &report.topic);
+            self.topics.feed(turn, connections, report);
         }
-        self.budget.begin_turn(!self.turns.is_empty());
-        self.resume_paused();
-        self.admit_deferred();
-        self.leave_channels();
-        self.walk_lanes();
-        self.route();
-        self.move_messages();
-        self.drain_slice();
-        self.route();
-        self.name_wards();
-        self.report_lost();
-        self.report_found();
         self.route();
     }
 
     /// When [`Self::handle_turn`] is to be called at the latest, in milliseconds of [`Now::ms`];
     /// `None`: when something happens. A time that is past: at once.
     pub fn poll_timeout(&self) -> Option<u64> {
-        if !self.turns.is_empty() || self.turn.work.is_waiting() || self.leaving.is_waiting() {
+        if self.turn.work.is_waiting() || self.clients.is_waiting() {
             return Some(0);
         }
         let times = [
             self.turn.timers.next_deadline(),
             self.topics.next_turn(),
-            self.next_drain(),
+            self.draining.next_turn(self.turn.now.ms),
             self.wards.next_turn(self.turn.now.ms),
-            self.access.next_verification(),
-            self.next_telling(),
+            self.doors.next_verification(),
+            self.clients.next_announcement(&self.turn),
             self.shedding.next_turn(),
         ];
         // Every turn asks: with a number for never, this is a few instructions instead of hundreds.
@@ -393,8 +285,7 @@ impl Shard {
 
     /// The next message for another shard, or the mesh.
     pub fn poll_message(&mut self) -> Option<(Party, Message)> {
-        self.tell_interest();
-        self.tell_clients();
+        self.clients.announce(&mut self.turn);
         self.turn.poll_message()
     }
 
@@ -411,25 +302,18 @@ impl Shard {
     /// The next connection to write to because a single command meant it, and all that waits for
     /// it.
     pub fn poll_urgent_write(&mut self) -> Option<(ConnectionKey, Batch)> {
-        loop {
-            let key = self.connections.urgent.pop_front()?;
-            if let Some((batch, _)) = self.connections.take_batch(&mut self.turn, key) {
-                return Some((key, batch));
-            }
-        }
+        self.connections.poll_urgent(&self.turn)
     }
 
     /// The next connection to write to because a fan-out reached it, and all that waits for it. None
     /// too when this turn has had enough of them: see [`Self::has_writes`].
     pub fn poll_bulk_write(&mut self) -> Option<(ConnectionKey, Batch)> {
-        while self.budget.may_send(!self.turns.is_empty()) {
-            let key = self.connections.bulk.pop_front()?;
-            if let Some((batch, bytes)) = self.connections.take_batch(&mut self.turn, key) {
-                self.budget.send(bytes);
-                return Some((key, batch));
-            }
+        if !self.clients.may_send() {
+            return None;
         }
-        None
+        let (key, batch, bytes) = self.connections.poll_bulk(&self.turn)?;
+        self.clients.note_sent(bytes);
+        Some((key, batch))
     }
 
     /// Whether a connection waits to be written to: then the next turn is to begin at once.
@@ -442,6 +326,30 @@ impl Shard {
         self.turn.spare.keep(batch);
     }
 
+    /// The next comparison with hashes that somebody is to make elsewhere, and whose
+    /// [`Verification::run`] is to come back as a message.
+    pub fn poll_verification(&mut self) -> Option<Verification> {
+        self.doors.poll_verification(&self.turn)
+    }
+
+    /// Closes the connection of the API that has been there longest without showing who it is; false if
+    /// there is none. So strangers keep nobody out who has credentials.
+    pub fn evict_stranger(&mut self) -> bool {
+        self.doors.evict_stranger(&mut self.turn, &mut self.connections)
+    }
+
+    /// Whether a connection that was just accepted is to be received from; if not, an action says
+    /// when.
+    pub fn is_receiving(&mut self, key: ConnectionKey) -> bool {
+        self.connections.get(key).is_some_and(|connection| !connection.is_stopped)
+    }
+
+    /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
+    /// than an answer without one.
+    pub fn closes_arrivals(&self, is_tls: bool) -> bool {
+        self.turn.is_short(if is_tls { Shortage::Arrivals } else { Shortage::Holders })
+    }
+
     /// Connections there are.
     pub fn connections(&self) -> usize {
         self.connections.len()
@@ -452,10 +360,18 @@ impl Shard {
         self.turn.is_draining
     }
 
+    /// Whether the node goes down, no client is left here, and nothing that a consumer could take.
+    pub fn is_quiet(&self) -> bool {
+        self.draining.has_told_clients()
+            && self.clients.len() == 0
+            && !self.connections.has_parting()
+            && !self.topics.has_work()
+    }
+
     /// Whether the node goes down and nothing is left to do here. What is in the topics may go to
     /// consumers on other nodes, though there is no connection here.
     pub fn is_drained(&self) -> bool {
-        matches!(self.draining, Some(Drain::Ended)) && self.connections.len() == 0
+        self.draining.has_ended() && self.connections.len() == 0
     }
 
     /// A turn is over; it took so long, sleep not counted.
@@ -473,10 +389,43 @@ impl Shard {
         &mut self.turn.counters
     }
 
+    /// The state of the shard, for `/metrics`. Costs a look at each topic.
+    pub fn report(&self) -> Report {
+        let usage = self.shedding.usage();
+        let is_first = self.turn.address.shard.0 == 0;
+        Report {
+            shard: self.turn.address.shard.0,
+            counters: self.turn.counters,
+            connections: self.connections.len() as u64,
+            clients: self.clients.len() as u64,
+            channels: self.clients.channels() as u64,
+            pending_calls: self.backends.pending_calls() as u64,
+            unfinished_fanouts: self.clients.lanes() as u64,
+            addresses: self.addresses.len() as u64,
+            topics: self.topics.reports(self.turn.now.us),
+            turns: self.turns_taken,
+            calls: self.backends.calls_taken(),
+            events: self.topics.waits(),
+            process: is_first.then(|| ProcessReport {
+                log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
+                memory_bytes: usage.bytes,
+                memory_limit_bytes: usage.limit_bytes,
+            }),
+        }
+    }
+
     /// Panics if what the topics note in several places does not agree. Costs a look at each client
     /// of theirs: for tests.
     pub fn check_invariants(&self) {
         self.topics.check();
+    }
+
+    /// Says how far the requests of a back end are read; `None` if it is none. For tests.
+    ///
+    /// # Panics
+    /// The back end is held back although so few requests wait that it is to be read again.
+    pub fn reading_of(&mut self, key: ConnectionKey) -> Option<Reading> {
+        self.connections.reading_of(key)
     }
 
     /// Messages that wait in the topics whose home this is, those not yet written included.
@@ -484,21 +433,198 @@ impl Shard {
         self.topics.messages()
     }
 
+    /// Bytes that wait here for room in topics: encoded events, and what is kept of clients that are
+    /// gone. Costs a look at each topic.
+    pub fn waiting_bytes(&self) -> usize {
+        self.topics.waiting_bytes()
+    }
+
+    /// Memory that the shard's connections hold, as an estimate. A frame that waits for several of them
+    /// counts once, a batch in flight as if it were shared with nobody. Looks at all connections: for tests.
+    pub fn held_bytes(&mut self) -> usize {
+        self.connections.held_bytes()
+    }
+
+    /// Hands over what the parts have left to each other, in order, until nothing is left. A part leaves a
+    /// bounded number of steps for one that it takes.
+    fn route(&mut self) {
+        while let Some(step) = self.turn.poll_step() {
+            let (turn, connections) = (&mut self.turn, &mut self.connections);
+            match step {
+                Step::Message(message) => {
+                    let own = turn.own_party();
+                    self.hand_over(own, message);
+                }
+                Step::Event(fed) => self.topics.feed(turn, connections, fed),
+                Step::ClientOpened(key) => self.wards.name_ward(turn, connections, key),
+                Step::ClientParted(client) => self.clients.handle_parted(client),
+                Step::ClientGone(gone) => {
+                    if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)
+                    {
+                        self.wards.keep_ward(turn, &topic, ended.client);
+                        self.topics.feed_last(turn, connections, &topic, ended);
+                    }
+                }
+                Step::ConsumerGone(key, topics) => self.backends.handle_gone(turn, key, &topics),
+                Step::PopAnswered(key, pop) => {
+                    self.backends.start_consuming(turn, connections, key, pop);
+                }
+                Step::CarryOut(asked, command) => self.carry_out(asked, command),
+                Step::VerdictLate(key) => self.doors.give_up_verdict(turn, connections, key),
+                Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
+            }
+        }
+    }
+
+    /// Hands a message to the part that it is for.
+    fn hand_over(&mut self, from: Party, message: Message) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        match message {
+            Message::Ask { ticket, from: backend, command } => {
+                self.carry_out(turn::Asked { asker: from, ticket, backend }, command);
+            }
+            Message::Answer(ticket, answer) => {
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            Message::Topic(topic, message) => {
+                let Party::Shard(from) = from else { return };
+                match message {
+                    TopicMessage::Deliver(to, delivery) => {
+                        let (key, source) = (to.connection, (from.node, topic));
+                        self.backends.deliver(turn, connections, key, source, delivery);
+                    }
+                    TopicMessage::Expel(backend) => {
+                        connections.close_slow(turn, backend.connection);
+                    }
+                    // Only topics of this node watch clients of it.
+                    TopicMessage::Left(client) if from.node == turn.address.node => {
+                        self.wards.unname_ward(turn, &topic, client);
+                    }
+                    message => self.topics.handle(turn, connections, from, &topic, message),
+                }
+            }
+            Message::InterestKnown(change) => {
+                self.clients.handle_interest_known(turn, connections, change);
+            }
+            Message::NodeUp { node, shards, incarnation } => {
+                turn.tell(Party::Mesh, Message::NodeSeen(node));
+                turn.roster.add(node, shards, incarnation);
+                self.backends.handle_node_up(turn, connections, node);
+                self.wards.guard_node(turn, node, incarnation);
+            }
+            Message::NodeDown(node) => {
+                turn.roster.remove(node);
+                self.backends.handle_node_down(connections, node);
+                self.topics.handle_node_down(turn, node);
+                self.wards.miss_guardian(turn, node);
+            }
+            Message::NodeDead(node, incarnation) => {
+                self.wards.handle_node_dead(turn, node, incarnation);
+            }
+            Message::GivenUp => self.wards.handle_given_up(),
+            Message::Wards(owner, message) => {
+                if let Party::Shard(from) = from {
+                    self.wards.handle_wards(turn, from, owner, message);
+                }
+            }
+            // For the mesh.
+            Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
+            Message::BackendGone(backend) => {
+                self.clients.handle_backend_gone(turn, backend);
+                self.topics.handle_backend_gone(turn, backend);
+            }
+            Message::Verdict(fingerprint, user) => {
+                self.doors.handle_verdict(turn, connections, from, fingerprint, user);
+            }
+            Message::FailedTry(address) => self.doors.handle_failed_try(turn, address),
+            Message::Arrived(source, key) => self.addresses.handle_arrived(turn, from, source, key),
+            Message::Admitted(source, key, may) => {
+                self.addresses.handle_admitted(turn, connections, source, key, may);
+            }
+            Message::Departed(source) => self.addresses.handle_departed(turn, source),
+            Message::Drain { over_ms } => self.draining.begin(turn, connections, over_ms),
+            Message::DrainBackends => self.draining.begin_with_backends(),
+        }
+    }
+
+    /// Fires what is due, as much as one turn may: the rest waits for the next.
+    fn fire_timers(&mut self) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let mut left = TIMERS_PER_TURN;
+        while left > 0
+            && let Some((tick, timer)) = turn.timers.pop_due(turn.now.ms)
+        {
+            match timer {
+                // There are as many as calls, and nearly all were answered in time: passing over
+                // those costs next to nothing.
+                Timer::Ticket(ticket) if !self.backends.expire(turn, connections, ticket) => {
+                    continue;
+                }
+                Timer::Ticket(_) => {}
+                Timer::Connection(key) => connections.check_connection(turn, key, tick),
+                Timer::Rate(key) => connections.unpause(turn, key, Pause::Rate),
+            }
+            left -= 1;
+        }
+        self.topics.handle_timeout(turn);
+        self.route();
+    }
+
+    /// Reads on where pauses are over, where slices were spent, and where a topic has room again, within
+    /// the budgets of a turn.
+    fn read_waiting(&mut self) {
+        self.turn.work.begin_round();
+        while let Some(key) = self.turn.work.poll_waiting() {
+            if self.connections.is_to_resume(key) {
+                self.resume(key);
+            }
+        }
+        self.topics.begin_round();
+        while let Some(key) = self.topics.poll_admitted(&mut self.turn, &mut self.connections) {
+            self.resume(key);
+        }
+        self.route();
+    }
+
+    /// Reads on in a message that is half inflated, then in what came while the connection was paused.
+    fn resume(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.connections.get(key) else { return };
+        self.turn.work.begin_slice(connection.is_heavy);
+        if connection.is_inflating {
+            let (turn, connections) = (&mut self.turn, &mut self.connections);
+            self.clients.read(turn, connections, key, &mut Default::default());
+            self.route();
+        }
+        if let Some(mut held) = self.connections.take_held(key) {
+            let left = self.read(key, held.unread());
+            self.connections.keep_held(key, held.keep_last(left));
+        }
+        self.connections.after_reading(&mut self.turn, key);
+        self.route();
+    }
+
     /// Reads what a connection sent, until it is all read, its slice of the turn is spent, or the
     /// connection is paused; gives how many bytes are left.
     fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) -> usize {
         while !input.is_empty() {
-            let Some(connection) = self.connections.get(key) else { return 0 };
+            let (turn, connections) = (&mut self.turn, &mut self.connections);
+            let Some(connection) = connections.get(key) else { return 0 };
             if connection.phase != Phase::Open && !connection.is_parting {
                 return 0;
             }
-            if connection.paused != 0 || self.turn.work.is_slice_spent() {
+            if connection.paused != 0 || turn.work.is_slice_spent() {
                 return input.len();
             }
             let before = input.len();
-            match &mut connection.stage {
+            match &connection.stage {
                 Stage::Http(_) => self.read_http(key, &mut input),
-                Stage::Client(_) => self.read_client(key, &mut input),
+                Stage::Client(_) => {
+                    let topic = self.topics.defers(connection, &turn.settings, key, input);
+                    match topic {
+                        Some(topic) => self.topics.defer(turn, connections, key, &topic),
+                        None => self.clients.read(turn, connections, key, &mut input),
+                    }
+                }
                 Stage::Backend(_) => self.read_backend(key, &mut input),
                 Stage::Leaving(_) | Stage::Ending => return 0,
             }
@@ -508,62 +634,17 @@ impl Shard {
         0
     }
 
-    /// Reads on in a message that is half inflated, then in what came while the connection was paused.
-    fn read_held(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        self.turn.work.begin_slice(connection.is_heavy);
-        if connection.is_inflating {
-            self.read_client(key, &mut Default::default());
+    /// Reads one frame of a back end, and carries out the call that it ends.
+    fn read_backend(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        if let Some(mut payload) = self.backends.read(turn, connections, key, input) {
+            // The parser is lent while what it read is carried out: the call borrows from it.
+            let mut parser = self.backends.lend_parser();
+            let api::Request { id, call } = parser.request(&mut payload);
+            let call = self.backends.admit_call(turn, connections, key, call);
+            self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
+            self.backends.return_parser(parser);
         }
-        let Some(connection) = self.connections.get(key) else { return };
-        if connection.paused != 0 || connection.is_inflating {
-            return;
-        }
-        let mut held = std::mem::take(&mut connection.held);
-        let left = self.read(key, held.unread());
-        if let Some(connection) = self.connections.get(key) {
-            connection.held = held.keep_last(left);
-        }
-    }
-}
-
-impl Connections {
-    /// All that waits for a connection, and how many bytes that is.
-    fn take_batch(&mut self, turn: &mut Turn, key: ConnectionKey) -> Option<(Batch, usize)> {
-        let now_ms = turn.now.ms;
-        let connection = self.get(key)?;
-        connection.queued = Queued::No;
-        let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
-        is_ready.then(|| (connection.outbound.take(now_ms), connection.outbound.buffered()))
-    }
-
-    /// Keeps what cannot be read yet.
-    fn hold(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) {
-        if input.is_empty() {
-            return;
-        }
-        let Some(connection) = self.get(key) else { return };
-        if connection.phase != Phase::Open {
-            return;
-        }
-        connection.held.push(input);
-        self.hear_held(turn, key);
-        let Some(connection) = self.get(key) else { return };
-        let may_stop = connection.phase == Phase::Open && !connection.is_ended;
-        if connection.held.is_full() && !connection.is_stopped && may_stop {
-            connection.is_stopped = true;
-            turn.actions.push_back(Action::Pause(key));
-        }
-    }
-
-    fn set_timer(&mut self, turn: &mut Turn, key: ConnectionKey, deadline_ms: u64) {
-        if let Some(connection) = self.get(key) {
-            let left_ms = connection.expires_unix_ms().saturating_sub(turn.now.unix_ms);
-            let message_due_ms = connection.message_due_ms(turn.settings.limits.idle_ms);
-            let deadline_ms = deadline_ms
-                .min(turn.now.ms.saturating_add(left_ms))
-                .min(message_due_ms.unwrap_or(u64::MAX));
-            connection.set_timer_tick(turn.timers.set(deadline_ms, Timer::Connection(key)));
-        }
+        self.connections.pause_if_unread(&mut self.turn, key);
     }
 }

@@ -127,10 +127,10 @@ impl Connections {
         true
     }
 
-    fn is_echo(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
-        let client = self.get(key).and_then(Connection::client);
-        let index = client.map(|client| client.route);
-        index.is_some_and(|index| self.route(turn, key, index).echo)
+    fn is_echo(&mut self, turn: &Turn, key: ConnectionKey) -> bool {
+        let connection = self.get(key);
+        let route = connection.and_then(|connection| connection.route(&turn.settings));
+        route.is_some_and(|route| route.echo)
     }
 
     /// The connection of a client that is held back has ended. False if it is no such client, or one that

@@ -65,6 +65,12 @@ pub struct Endpoint {
 }
 
 impl Settings {
+    /// Whether a route puts events into this topic.
+    pub fn feeds(&self, topic: &str) -> bool {
+        let mut routes = self.edges.iter().flat_map(|edge| &edge.routes);
+        routes.any(|route| route.topic.as_deref() == Some(topic))
+    }
+
     /// A copy whose routes and names no other shard counts references to: they are counted per
     /// message, and a count that cores share costs more the more of them there are.
     pub fn unshared(&self) -> Self {
@@ -157,6 +163,14 @@ pub struct Queue {
     pub when_full: WhenFull,
     /// How many there are on the node, at most.
     pub topics: usize,
+}
+
+impl Queue {
+    /// The longest encoded event that a topic takes, in bytes: three quarters of what it holds. The rest
+    /// may be lent to other shards for good.
+    pub fn event_bytes_max(&self) -> usize {
+        self.bounds.bytes / 4 * 3
+    }
 }
 
 /// Bounds and times of connections.

@@ -6,6 +6,9 @@ const TICK_MS: u64 = 16;
 /// Slots of the wheel: about 65 s. What is due later waits in the last slot and is asked again.
 const SLOTS: usize = 4096;
 
+/// Timers that fire in one turn: some 2 ms if each closes a connection.
+pub const TIMERS_PER_TURN: usize = 1024;
+
 /// What an entry is about. Whoever is told looks whether it is still true: entries are never
 /// removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

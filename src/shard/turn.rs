@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::access::{Grant, Refusal};
 use super::memory::Shortage;
 use super::node_state::NodeState;
 use super::outbound::Spare;
@@ -13,8 +14,12 @@ use super::timers::Timers;
 use super::trail::Trail;
 use super::work::Work;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
-use crate::message::{BackendId, ConnectionKey, Message, Party, TopicMessage};
+use crate::message::{
+    Answer, BackendId, Command, ConnectionKey, Event, Message, Party, Ticket, TopicMessage,
+};
 use crate::metrics::Counters;
+use crate::protocol::api;
+use crate::protocol::frame::Frame;
 use crate::protocol::http::{Calendar, Date};
 
 /// The time, as the runtime tells it.
@@ -49,6 +54,8 @@ pub enum Action {
 pub enum Step {
     /// A message of this shard to itself.
     Message(Message),
+    /// A client has come in.
+    ClientOpened(ConnectionKey),
     /// A client has ended. What it sent before is still read, but no call reaches it any more.
     ClientParted(ClientId),
     /// A client has ended, and all that it sent is read.
@@ -57,8 +64,36 @@ pub enum Step {
     ConsumerGone(ConnectionKey, BTreeSet<Arc<str>>),
     /// The answer to a back end's `queue.pop` of this number is queued: events may follow.
     PopAnswered(ConnectionKey, u64),
+    /// An event for a topic.
+    Event(Fed),
+    /// A command that waited behind a publish of the same back end has its turn.
+    CarryOut(Asked, Command),
     /// The verdict that a request waits for did not come in time.
     VerdictLate(ConnectionKey),
+    /// The request of a connection that waited for a verdict goes on.
+    Admitted(ConnectionKey, Result<Grant, Refusal>),
+}
+
+/// A command that this shard was asked to carry out.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Who is told what came of it.
+    pub asker: Party,
+    /// Comes back in the answer.
+    pub ticket: Ticket,
+    /// On whose behalf.
+    pub backend: BackendId,
+}
+
+/// An event on its way from a client into a topic.
+#[derive(Debug)]
+pub struct Fed {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The event.
+    pub event: Event,
+    /// The connection that is not read from while the event waits for room; `None`: it waits alone.
+    pub from: Option<ConnectionKey>,
 }
 
 /// A client that has ended.
@@ -104,8 +139,10 @@ pub struct Turn {
     pub work: Work,
     /// Buffers to reuse.
     pub spare: Spare,
-    /// A buffer for a text that is put into a frame or response; empty between two uses.
+    /// A buffer for a text that is put into a frame or response.
     pub scratch: Vec<u8>,
+    // A buffer for an event.
+    event: Vec<u8>,
     calendar: Calendar,
 }
 
@@ -128,6 +165,7 @@ impl Turn {
             work: Work::default(),
             spare: Spare::default(),
             scratch: Vec::new(),
+            event: Vec::new(),
             calendar: Calendar::default(),
         }
     }
@@ -141,11 +179,38 @@ impl Turn {
         }
     }
 
+    /// Gives the answer to a command to who asked.
+    pub fn answer(&mut self, Asked { asker, ticket, .. }: Asked, answer: Answer) {
+        self.tell(asker, Message::Answer(ticket, answer));
+    }
+
     /// Tells the home of a topic on a node, if that is within reach.
     pub fn tell_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
         if let Some(home) = self.roster.home_on(node, topic) {
             self.tell(Party::Shard(home), Message::Topic(topic.clone(), message));
         }
+    }
+
+    /// Sends a message about a topic to this shard itself.
+    pub fn tell_self(&mut self, topic: &Arc<str>, message: TopicMessage) {
+        self.leave(Step::Message(Message::Topic(topic.clone(), message)));
+    }
+
+    /// Encodes an event of a client; `None`, and counted, if it is longer than a topic takes.
+    pub fn event(
+        &mut self,
+        topic: &Arc<str>,
+        client: ClientId,
+        put_data: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<Frame> {
+        self.event.clear();
+        let event_of = (client.node(), client, &topic[..]);
+        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        if self.event.len() > self.settings.queue.event_bytes_max() {
+            self.counters.oversized += 1;
+            return None;
+        }
+        Some(Frame::from_encoded(&self.event))
     }
 
     /// The next message for another shard, or the mesh.

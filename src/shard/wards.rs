@@ -23,11 +23,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use super::Shard;
-use super::connection::Connection;
+use super::connection::Connections;
+use super::turn::{Fed, Turn};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
-use crate::message::{ConnectionKey, Message, Party, WARDS_AT_ONCE, WardsMessage};
+use crate::message::{ConnectionKey, Event, Message, Party, WARDS_AT_ONCE, WardsMessage};
 use crate::protocol::api;
+use crate::protocol::frame::Frame;
 
 /// How long those who hold a list of a dead node wait for one who was its guardian later.
 const CLAIM_MS: u64 = 1000;
@@ -56,6 +57,9 @@ pub struct Wards {
     // Reports wait for credit, which comes with a message: of lost clients, of found ones.
     lost_wait: bool,
     found_wait: bool,
+    // How many may still be reported in this turn, of each.
+    lost_left: usize,
+    found_left: usize,
 }
 
 /// From which on clients are still to be named to a new guardian.
@@ -90,11 +94,6 @@ impl Wards {
         due.filter(|due_ms| !self.lost_wait || *due_ms > now_ms).min()
     }
 
-    /// Whether this client is gone, and its close event has not left its topic.
-    pub fn is_ended(&self, client: ClientId) -> bool {
-        self.ended.contains_key(&client)
-    }
-
     /// Some of those that ended, and who is to be named next.
     fn some_ended(&self, from: ClientId) -> (Vec<(Arc<str>, ClientId)>, Option<Unnamed>) {
         let mut ended = self.ended.range(from..);
@@ -107,7 +106,7 @@ impl Wards {
     fn poll_lost(
         &mut self,
         now_ms: u64,
-        has_room: impl Fn(&Arc<str>) -> bool,
+        has_room: impl Fn(&str) -> bool,
     ) -> Option<(Arc<str>, ClientId)> {
         let due = |list: &&mut List| list.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
         for list in self.guarded.values_mut().filter(due) {
@@ -130,221 +129,281 @@ impl Wards {
     }
 }
 
-impl Shard {
+impl Wards {
+    /// Names some more clients to a new guardian. To be called once a turn, before
+    /// [`Self::poll_report`].
+    pub fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
+        (self.lost_left, self.found_left) = (REPORTED_PER_TURN, REPORTED_PER_TURN);
+        self.found_wait = false;
+        self.name_wards(turn, connections);
+    }
+
+    /// The next event about a client that was lost, or that others may have reported as lost, for a topic
+    /// that has room as far as `has_room` knows.
+    pub fn poll_report(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        has_room: impl Fn(&str) -> bool,
+    ) -> Option<Fed> {
+        let lost = self.poll_lost_report(turn, &has_room);
+        lost.or_else(|| self.poll_found_report(turn, connections, &has_room))
+    }
+
+    fn poll_lost_report(
+        &mut self,
+        turn: &mut Turn,
+        has_room: impl Fn(&str) -> bool,
+    ) -> Option<Fed> {
+        if self.guarded.is_empty() {
+            return None;
+        }
+        while self.lost_left > 0
+            && let Some((topic, client)) = self.poll_lost(turn.now.ms, &has_room)
+        {
+            self.lost_left -= 1;
+            let (code, reason) = LOST;
+            let put = |out: &mut Vec<u8>| api::put_close(out, code, reason, None);
+            if let Some(frame) = turn.event(&topic, client, put) {
+                return Some(Fed { topic, event: unwatched(client, frame), from: None });
+            }
+        }
+        self.lost_wait = self.lost_left > 0;
+        self.forget_reported(turn.now.ms);
+        None
+    }
+
+    fn poll_found_report(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        has_room: impl Fn(&str) -> bool,
+    ) -> Option<Fed> {
+        while self.found_left > 0
+            && let Some(from) = self.unfound
+        {
+            self.found_left -= 1;
+            let (keys, next) = connections.keys(from, 1);
+            let key = keys.first().copied();
+            let ward = key.and_then(|key| Some((key, ward_at(turn, connections, key)?)));
+            let Some((key, (topic, client))) = ward else {
+                self.unfound = next;
+                continue;
+            };
+            if !has_room(&topic) {
+                (self.unfound, self.found_wait) = (Some(key.index), true);
+                return None;
+            }
+            self.unfound = next;
+            if let Some(event) = found_event(turn, connections, key, &topic, client) {
+                return Some(Fed { topic, event, from: None });
+            }
+        }
+        None
+    }
+
     /// A node is within reach, and so not lost; if it began anew, what it was is.
-    pub(super) fn guard_node(&mut self, node: NodeId, incarnation: u64) {
+    pub fn guard_node(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
         // It has told us nothing since: what we know is old.
-        self.wards.guarded.retain(|(owner, of), _| owner.node != node || *of != incarnation);
-        self.find_dead(|owner, _| owner.node == node);
-        if self.wards.guardian.is_none() {
-            self.choose_guardian();
+        self.guarded.retain(|(owner, of), _| owner.node != node || *of != incarnation);
+        self.find_dead(turn, |owner, _| owner.node == node);
+        if self.guardian.is_none() {
+            self.choose_guardian(turn);
         }
     }
 
     /// A node is out of reach: another one is to guard our clients.
-    pub(super) fn miss_guardian(&mut self, node: NodeId) {
-        if self.wards.guardian.is_some_and(|guardian| guardian.node == node) {
-            self.choose_guardian();
+    pub fn miss_guardian(&mut self, turn: &mut Turn, node: NodeId) {
+        if self.guardian.is_some_and(|guardian| guardian.node == node) {
+            self.choose_guardian(turn);
         }
     }
 
-    fn choose_guardian(&mut self) {
+    fn choose_guardian(&mut self, turn: &mut Turn) {
         let rank = |node: &NodeId| {
             let mut hasher = DefaultHasher::new();
-            (node.number(), self.turn.address.node.number(), self.turn.address.shard.0)
-                .hash(&mut hasher);
+            (node.number(), turn.address.node.number(), turn.address.shard.0).hash(&mut hasher);
             hasher.finish()
         };
-        let best = self.turn.roster.others().into_iter().max_by_key(rank);
-        self.wards.guardian = best.and_then(|node| self.stand_in(self.turn.address.shard, node));
-        self.wards.unnamed = self.wards.guardian.map(|_| Unnamed::Connected(0));
-        self.wards.epoch += 1;
-        self.tell_guardian(WardsMessage::Begin(self.wards.epoch));
+        let best = turn.roster.others().into_iter().max_by_key(rank);
+        self.guardian = best.and_then(|node| stand_in(turn, turn.address.shard, node));
+        self.unnamed = self.guardian.map(|_| Unnamed::Connected(0));
+        self.epoch += 1;
+        self.tell_guardian(turn, WardsMessage::Begin(self.epoch));
     }
 
-    /// The shard of a node that a shard of that number elsewhere would choose.
-    fn stand_in(&self, shard: ShardId, node: NodeId) -> Option<ShardAddress> {
-        let shards = self.turn.roster.shard_count(node)?;
-        Some(ShardAddress { node, shard: ShardId((shard.index() % shards) as u8) })
-    }
-
-    fn tell_guardian(&mut self, message: WardsMessage) {
-        if let Some(guardian) = self.wards.guardian {
-            let owner = self.turn.address;
-            self.turn.tell(Party::Shard(guardian), Message::Wards(owner, message));
+    fn tell_guardian(&mut self, turn: &mut Turn, message: WardsMessage) {
+        if let Some(guardian) = self.guardian {
+            let owner = turn.address;
+            turn.tell(Party::Shard(guardian), Message::Wards(owner, message));
         }
     }
 
     /// A client is there.
-    pub(super) fn name_ward(&mut self, key: ConnectionKey) {
-        if let Some((topic, client)) = self.ward_at(key).filter(|_| self.is_named(key)) {
-            self.tell_guardian(WardsMessage::Add(topic, vec![client]));
+    pub fn name_ward(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+    ) {
+        if let Some((topic, client)) =
+            ward_at(turn, connections, key).filter(|_| self.is_named(key))
+        {
+            self.tell_guardian(turn, WardsMessage::Add(topic, vec![client]));
         }
     }
 
     /// A client is gone: the guardian stands in for its close event, until [`Self::unname_ward`].
-    pub(super) fn keep_ward(&mut self, topic: &Arc<str>, client: ClientId) {
-        if self.turn.settings.has_mesh {
-            self.wards.ended.insert(client, topic.clone());
+    pub fn keep_ward(&mut self, turn: &Turn, topic: &Arc<str>, client: ClientId) {
+        if turn.settings.has_mesh {
+            self.ended.insert(client, topic.clone());
         }
     }
 
     /// The close event of a client has left its topic for good, or cannot get there.
-    pub(super) fn unname_ward(&mut self, topic: &Arc<str>, client: ClientId) {
-        if self.wards.ended.remove(&client).is_some() {
-            self.tell_guardian(WardsMessage::Remove(topic.clone(), client));
+    pub fn unname_ward(&mut self, turn: &mut Turn, topic: &Arc<str>, client: ClientId) {
+        if self.ended.remove(&client).is_some() {
+            self.tell_guardian(turn, WardsMessage::Remove(topic.clone(), client));
         }
     }
 
     fn is_named(&self, key: ConnectionKey) -> bool {
-        self.wards.guardian.is_some()
-            && !matches!(self.wards.unnamed, Some(Unnamed::Connected(from)) if from <= key.index)
-    }
-
-    /// A client that is there and whose end is to be reported, and the topic that is to hear of it.
-    fn ward_at(&mut self, key: ConnectionKey) -> Option<(Arc<str>, ClientId)> {
-        let client = self.connections.get(key).and_then(Connection::client)?;
-        let (id, route) = (client.id, client.route);
-        let route = self.connections.route(&mut self.turn, key, route);
-        let topic = route.topic.clone().filter(|_| route.tells_close)?;
-        Some((topic, id))
+        self.guardian.is_some()
+            && !matches!(self.unnamed, Some(Unnamed::Connected(from)) if from <= key.index)
     }
 
     /// Names some more clients to a new guardian.
-    pub(super) fn name_wards(&mut self) {
-        let Some(unnamed) = self.wards.unnamed else { return };
+    pub fn name_wards(&mut self, turn: &mut Turn, connections: &mut Connections) {
+        let Some(unnamed) = self.unnamed else { return };
         let (some, next) = match unnamed {
-            Unnamed::Connected(from) => self.some_connected(from),
-            Unnamed::Ended(from) => self.wards.some_ended(from),
+            Unnamed::Connected(from) => self.some_connected(turn, connections, from),
+            Unnamed::Ended(from) => self.some_ended(from),
         };
-        self.wards.unnamed = next;
+        self.unnamed = next;
         let mut clients: BTreeMap<Arc<str>, Vec<ClientId>> = BTreeMap::new();
         for (topic, client) in some {
             clients.entry(topic).or_default().push(client);
         }
         for (topic, clients) in clients {
-            self.tell_guardian(WardsMessage::Add(topic, clients));
+            self.tell_guardian(turn, WardsMessage::Add(topic, clients));
         }
     }
 
     /// Some of those that are connected, and who is to be named next.
-    fn some_connected(&mut self, from: u32) -> (Vec<(Arc<str>, ClientId)>, Option<Unnamed>) {
-        let (keys, next) = self.connections.keys(from, WARDS_AT_ONCE);
-        let some = keys.into_iter().filter_map(|key| self.ward_at(key)).collect();
+    fn some_connected(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        from: u32,
+    ) -> (Vec<(Arc<str>, ClientId)>, Option<Unnamed>) {
+        let (keys, next) = connections.keys(from, WARDS_AT_ONCE);
+        let some = keys.into_iter().filter_map(|key| ward_at(turn, connections, key)).collect();
         (some, Some(next.map_or(Unnamed::Ended(ClientId::from_value(0)), Unnamed::Connected)))
     }
 
-    pub(super) fn handle_wards(
+    pub fn handle_wards(
         &mut self,
+        turn: &mut Turn,
         from: ShardAddress,
         owner: ShardAddress,
         message: WardsMessage,
     ) {
         match message {
             WardsMessage::Begin(epoch) => {
-                let Some(incarnation) = self.turn.roster.incarnation_of(from.node) else { return };
+                let Some(incarnation) = turn.roster.incarnation_of(from.node) else { return };
                 let list = List { epoch, clients: BTreeMap::new(), due_ms: None };
-                self.wards.guarded.insert((from, incarnation), list);
+                self.guarded.insert((from, incarnation), list);
             }
             WardsMessage::Add(topic, clients) => {
-                if let Some(list) = self.list_of(from) {
+                if let Some(list) = self.list_of(turn, from) {
                     list.clients.entry(topic).or_default().extend(clients);
                 }
             }
             WardsMessage::Remove(topic, client) => {
-                let list = self.list_of(from);
+                let list = self.list_of(turn, from);
                 if let Some(clients) = list.and_then(|list| list.clients.get_mut(&topic)) {
                     clients.remove(&client);
                 }
             }
             WardsMessage::Claim(incarnation, epoch) => {
-                let Some(list) = self.wards.guarded.get(&(owner, incarnation)) else { return };
+                let Some(list) = self.guarded.get(&(owner, incarnation)) else { return };
                 let ours = list.epoch;
                 if ours < epoch {
-                    self.wards.guarded.remove(&(owner, incarnation));
+                    self.guarded.remove(&(owner, incarnation));
                 } else {
                     let claim = WardsMessage::Claim(incarnation, ours);
-                    self.turn.tell(Party::Shard(from), Message::Wards(owner, claim));
+                    turn.tell(Party::Shard(from), Message::Wards(owner, claim));
                 }
             }
         }
     }
 
     /// What a shard within reach has told us.
-    fn list_of(&mut self, owner: ShardAddress) -> Option<&mut List> {
-        let incarnation = self.turn.roster.incarnation_of(owner.node)?;
-        self.wards.guarded.get_mut(&(owner, incarnation))
+    fn list_of(&mut self, turn: &Turn, owner: ShardAddress) -> Option<&mut List> {
+        let incarnation = turn.roster.incarnation_of(owner.node)?;
+        self.guarded.get_mut(&(owner, incarnation))
     }
 
     /// A node is given up, as it was started then.
-    pub(super) fn handle_node_dead(&mut self, node: NodeId, incarnation: u64) {
-        self.find_dead(|owner, of| owner.node == node && of == incarnation);
+    pub fn handle_node_dead(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
+        self.find_dead(turn, |owner, of| owner.node == node && of == incarnation);
     }
 
     /// Their clients are to be reported, unless another one claims to have guarded them later.
-    fn find_dead(&mut self, is_dead: impl Fn(ShardAddress, u64) -> bool) {
-        let due_ms = self.turn.now.ms + CLAIM_MS;
+    fn find_dead(&mut self, turn: &mut Turn, is_dead: impl Fn(ShardAddress, u64) -> bool) {
+        let due_ms = turn.now.ms + CLAIM_MS;
         let mut claims = Vec::new();
-        for (&(owner, incarnation), list) in &mut self.wards.guarded {
+        for (&(owner, incarnation), list) in &mut self.guarded {
             if is_dead(owner, incarnation) && list.due_ms.is_none() {
                 list.due_ms = Some(due_ms);
                 claims.push((owner, incarnation, list.epoch));
             }
         }
         for (owner, incarnation, epoch) in claims {
-            for node in self.turn.roster.others() {
-                if let Some(to) = self.stand_in(owner.shard, node) {
+            for node in turn.roster.others() {
+                if let Some(to) = stand_in(turn, owner.shard, node) {
                     let claim = WardsMessage::Claim(incarnation, epoch);
-                    self.turn.tell(Party::Shard(to), Message::Wards(owner, claim));
+                    turn.tell(Party::Shard(to), Message::Wards(owner, claim));
                 }
             }
         }
     }
+}
 
-    /// Reports the end of some clients of lost nodes, as far as their topics take it.
-    pub(super) fn report_lost(&mut self) {
-        if self.wards.guarded.is_empty() {
-            return;
-        }
-        let now_ms = self.turn.now.ms;
-        let mut left = REPORTED_PER_TURN;
-        while left > 0 {
-            let topics = &self.topics;
-            let lost = self.wards.poll_lost(now_ms, |topic| topics.takes_reports(topic));
-            let Some((topic, client)) = lost else { break };
-            let (code, reason) = LOST;
-            self.feed_report(&topic, client, |out| api::put_close(out, code, reason, None));
-            left -= 1;
-        }
-        self.wards.lost_wait = left > 0;
-        self.wards.forget_reported(now_ms);
-    }
+/// The shard of a node that a shard of that number elsewhere would choose.
+fn stand_in(turn: &Turn, shard: ShardId, node: NodeId) -> Option<ShardAddress> {
+    let shards = turn.roster.shard_count(node)?;
+    Some(ShardAddress { node, shard: ShardId((shard.index() % shards) as u8) })
+}
 
-    /// Reports some clients as open that others may have reported as lost.
-    pub(super) fn report_found(&mut self) {
-        let Some(from) = self.wards.unfound else { return };
-        let (keys, next) = self.connections.keys(from, REPORTED_PER_TURN);
-        (self.wards.unfound, self.wards.found_wait) = (next, false);
-        for key in keys {
-            let Some((topic, client)) = self.ward_at(key) else { continue };
-            if !self.topics.takes_reports(&topic) {
-                (self.wards.unfound, self.wards.found_wait) = (Some(key.index), true);
-                return;
-            }
-            self.report_as_found(key, &topic, client);
-        }
-    }
+/// A client that is there and whose end is to be reported, and the topic that is to hear of it.
+fn ward_at(
+    turn: &Turn,
+    connections: &mut Connections,
+    key: ConnectionKey,
+) -> Option<(Arc<str>, ClientId)> {
+    let connection = connections.get(key)?;
+    let route = connection.route(&turn.settings)?;
+    let topic = route.topic.as_ref().filter(|_| route.tells_close)?;
+    Some((topic.clone(), connection.client()?.id))
+}
 
-    fn report_as_found(&mut self, key: ConnectionKey, topic: &Arc<str>, id: ClientId) {
-        let Some(connection) = self.connections.get(key) else { return };
-        let remote = connection.remote;
-        let Some(client) = connection.client() else { return };
-        let (route, context) = (client.route, std::mem::take(&mut client.context));
-        if self.connections.route(&mut self.turn, key, route).tells_open {
-            self.feed_report(topic, id, |out| api::put_found(out, remote, context.json()));
-        }
-        if let Some(client) = self.connections.get(key).and_then(Connection::client) {
-            client.context = context;
-        }
-    }
+/// The event that tells a topic that a client is there, if its route tells who opens.
+fn found_event(
+    turn: &mut Turn,
+    connections: &mut Connections,
+    key: ConnectionKey,
+    topic: &Arc<str>,
+    id: ClientId,
+) -> Option<Event> {
+    let connection = connections.get(key)?;
+    let tells_open = connection.route(&turn.settings)?.tells_open;
+    let remote = connection.remote;
+    let client = connection.client().filter(|_| tells_open)?;
+    let frame = turn.event(topic, id, |out| api::put_found(out, remote, client.context.json()))?;
+    Some(unwatched(id, frame))
+}
+
+fn unwatched(client: ClientId, frame: Frame) -> Event {
+    Event { client, frame, is_watched: false }
 }

@@ -16,7 +16,6 @@
 
 use std::collections::VecDeque;
 
-use super::Shard;
 use super::connection::{Connections, Phase};
 use super::turn::Turn;
 use crate::message::ConnectionKey;
@@ -81,6 +80,10 @@ pub struct Work {
     // `Connection::is_resuming`.
     light: VecDeque<ConnectionKey>,
     heavy: VecDeque<ConnectionKey>,
+    // Light ones that have still to have their turns in this turn, and, while heavy ones have theirs,
+    // what the light ones left of their share.
+    light_round: usize,
+    light_left: Option<u32>,
 }
 
 impl Default for Work {
@@ -91,6 +94,8 @@ impl Default for Work {
             shared_left: LIGHT_PER_TURN,
             light: VecDeque::new(),
             heavy: VecDeque::new(),
+            light_round: 0,
+            light_left: None,
         }
     }
 }
@@ -125,42 +130,39 @@ impl Work {
         !self.light.is_empty() || !self.heavy.is_empty()
     }
 
-    /// Begins the slice of a connection.
-    pub(super) fn begin_slice(&mut self, is_heavy: bool) {
-        self.slice_left = if is_heavy { HEAVY_SLICE } else { LIGHT_SLICE };
+    /// A turn begins: budgets are new, and those that wait have their turns, by [`Self::poll_waiting`].
+    pub fn begin_round(&mut self) {
+        (self.shared_left, self.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
+        // Each connection once: what wakes another one goes on in the next turn.
+        self.light_round = self.light.len();
     }
-}
 
-impl Shard {
-    /// Reads on where pauses are over, then where slices were spent, within the budgets of a turn.
-    pub(super) fn resume_paused(&mut self) {
-        (self.turn.work.shared_left, self.turn.work.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
-        // Each connection once: what wakes another here goes on in the next turn.
-        for _ in 0..self.turn.work.light.len() {
-            if self.turn.work.shared_left == 0 {
-                break;
-            }
-            let Some(key) = self.turn.work.light.pop_front() else { break };
-            self.resume_queued(key);
+    /// The next connection that waits to be read: light ones, then heavy ones, as far as the budgets of
+    /// the turn allow.
+    pub fn poll_waiting(&mut self) -> Option<ConnectionKey> {
+        if self.light_round > 0 && self.shared_left > 0 {
+            self.light_round -= 1;
+            return self.light.pop_front();
         }
-        // What is left is for the input that arrives until the next turn.
-        let light_left = std::mem::replace(&mut self.turn.work.shared_left, HEAVY_PER_TURN);
+        self.light_round = 0;
+        // What is left of the light ones' share is for the input that arrives until the next turn.
+        if self.light_left.is_none() {
+            self.light_left = Some(std::mem::replace(&mut self.shared_left, HEAVY_PER_TURN));
+        }
         // Each slice is spent, or its connection leaves the queue.
-        while self.turn.work.shared_left > 0
-            && let Some(key) = self.turn.work.heavy.pop_front()
+        if self.shared_left > 0
+            && let Some(key) = self.heavy.pop_front()
         {
-            self.turn.work.spend(1);
-            self.resume_queued(key);
+            self.spend(1);
+            return Some(key);
         }
-        self.turn.work.shared_left = light_left;
+        self.shared_left = self.light_left.take().unwrap_or_default();
+        None
     }
 
-    fn resume_queued(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        connection.is_resuming = false;
-        if connection.paused == 0 {
-            self.resume(key);
-        }
+    /// Begins the slice of a connection.
+    pub fn begin_slice(&mut self, is_heavy: bool) {
+        self.slice_left = if is_heavy { HEAVY_SLICE } else { LIGHT_SLICE };
     }
 }
 

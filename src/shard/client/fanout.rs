@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 
-use super::Shard;
+use hashbrown::HashMap;
+
+use super::Clients;
 use super::channels::{ChannelIndex, IN_ONE_GO, WalkNumber};
-use super::commands::Asked;
-use super::connection::{Phase, Queued};
 use super::forms::{Forms, JOINED_FOR, Tails};
-use super::memory::Shortage;
-use super::replies::WAITING_MAX;
-use crate::message::{Answer, Command, ConnectionKey};
-use crate::protocol::api::Tally;
+use crate::message::{Answer, BackendId, Command};
+use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
+use crate::shard::connection::{Connections, Phase, Queued};
+use crate::shard::memory::Shortage;
+use crate::shard::replies::WAITING_MAX;
+use crate::shard::turn::{Asked, Step, Turn};
 
 /// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one
 /// go.
@@ -65,7 +67,7 @@ impl Default for Budget {
 
 impl Budget {
     /// A turn begins, with or without walks under way.
-    pub(super) fn begin_turn(&mut self, is_walking: bool) {
+    fn begin_turn(&mut self, is_walking: bool) {
         let is_behind = self.bytes == 0;
         *self = Self {
             addable_bytes: if is_behind { BYTES_BEHIND } else { usize::MAX },
@@ -96,13 +98,13 @@ impl Budget {
     }
 
     /// Whether one more of those that a fan-out reached may be written to.
-    pub(super) fn may_send(&self, is_walking: bool) -> bool {
+    fn may_send(&self, is_walking: bool) -> bool {
         let is_gathering = is_walking && !self.is_behind && self.gathered_bytes < GATHERED_BYTES;
         self.sends > 0 && self.bytes > 0 && !is_gathering
     }
 
     /// So many bytes are written to one.
-    pub(super) fn send(&mut self, bytes: usize) {
+    fn send(&mut self, bytes: usize) {
         self.sends -= 1;
         self.bytes = self.bytes.saturating_sub(bytes);
     }
@@ -144,33 +146,25 @@ const BEHIND_BYTES: usize = 16 * 1024 * 1024;
 
 impl Lane {
     /// Lets a command wait; false if too much does.
-    pub(super) fn take(&mut self, asked: Asked, command: &Command) -> bool {
-        let (behind, bytes) = (&mut self.behind, held_bytes(command));
+    fn take(&mut self, asked: Asked, command: Command) -> bool {
+        let (behind, bytes) = (&mut self.behind, held_bytes(&command));
         if behind.commands.len() >= BEHIND_MAX || behind.bytes + bytes > BEHIND_BYTES {
             return false;
         }
         behind.bytes += bytes;
-        behind.commands.push_back((asked, command.clone()));
+        behind.commands.push_back((asked, command));
         true
     }
 
     /// Its back end is gone: it consumes nothing when its turn comes. Gives what is not to be
     /// carried out any more.
-    pub(super) fn forget_joins(&mut self) -> Vec<Asked> {
+    fn forget_joins(&mut self) -> Vec<Asked> {
         let is_join = |(_, command): &(Asked, Command)| matches!(command, Command::Join(..));
         let commands = &mut self.behind.commands;
         let joins = commands.iter().filter(|behind| is_join(behind));
         let forgotten = joins.map(|(asked, _)| *asked).collect();
         commands.retain(|behind| !is_join(behind));
         forgotten
-    }
-}
-
-impl Behind {
-    fn next(&mut self) -> Option<(Asked, Command)> {
-        let next = self.commands.pop_front()?;
-        self.bytes -= held_bytes(&next.1);
-        Some(next)
     }
 }
 
@@ -189,18 +183,21 @@ fn held_bytes(command: &Command) -> usize {
         }
 }
 
-impl Shard {
-    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk: all
-    /// of it where this turn has reached enough.
-    pub(super) fn publish(&mut self, channel: &str, frame: Frame) -> Result<Tally, Box<Walk>> {
-        let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
-        let (end, number) = (self.channels.end(channel), IN_ONE_GO);
-        let forms = Forms::of(frame, self.take_tails(channel));
-        let mut walk = Walk { channel, number, at: 0, end, forms, tally: Tally::default() };
-        match self.walk(&mut walk, SLICE) {
-            true => Ok(self.keep_tails(walk)),
-            false => Err(Box::new(walk)),
-        }
+/// The publishes of a shard that are under way.
+#[derive(Debug, Default)]
+pub struct Fanout {
+    lanes: HashMap<BackendId, Lane>,
+    // The lanes in the order of their turns.
+    turns: VecDeque<BackendId>,
+    budget: Budget,
+    // Of the publish that ended last, until a turn begins without walks under way.
+    tails: Option<(ChannelIndex, Tails)>,
+}
+
+impl Fanout {
+    /// Whether a walk goes on.
+    pub fn is_walking(&self) -> bool {
+        !self.turns.is_empty()
     }
 
     /// What a frame for this channel may be joined to.
@@ -216,70 +213,98 @@ impl Shard {
         }
         walk.tally
     }
+}
+
+impl Clients {
+    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk: all
+    /// of it where this turn has reached enough.
+    pub fn publish(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        channel: &str,
+        frame: Frame,
+    ) -> Result<Tally, Box<Walk>> {
+        let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
+        let (end, number) = (self.channels.end(channel), IN_ONE_GO);
+        let forms = Forms::of(frame, self.fanout.take_tails(channel));
+        let mut walk = Walk { channel, number, at: 0, end, forms, tally: Tally::default() };
+        match self.walk(turn, connections, &mut walk, SLICE) {
+            true => Ok(self.fanout.keep_tails(walk)),
+            false => Err(Box::new(walk)),
+        }
+    }
 
     /// Up to so many members, as the turn's budget allows, or up to one who has to be written to
     /// first; true when the walk is over.
-    fn walk(&mut self, walk: &mut Walk, most: usize) -> bool {
+    fn walk(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        walk: &mut Walk,
+        most: usize,
+    ) -> bool {
         let plain_bytes = walk.forms.plain().bytes().len();
-        let most = most.min(self.budget.may_reach(plain_bytes));
+        let most = most.min(self.fanout.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
         let (mut delivered, mut compressed, mut saved_bytes) = (0, 0, 0);
-        let is_short = self.turn.is_short(Shortage::Frames);
+        let is_short = turn.is_short(Shortage::Frames);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
-            let (key, connection) = self.connections.at(member.connection);
+            let (key, connection) = connections.at(member.connection);
             if connection.phase != Phase::Open {
                 // Its client is gone and has not left this channel yet.
                 continue;
             }
             let window = connection.compression;
-            let form = walk.forms.get(window, &mut self.deflater, &mut self.turn.counters);
+            let form = walk.forms.get(window, &mut self.deflater, &mut turn.counters);
             let bytes = form.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {
                     // What fills it waits for its turn, not for the peer.
                     connection.queued = Queued::Urgent;
-                    self.connections.urgent.push_back(key);
-                    self.budget.end_gathering();
+                    connections.urgent.push_back(key);
+                    self.fanout.budget.end_gathering();
                     end = at;
                     break;
                 }
                 walk.tally.failed += 1;
                 match is_shed {
-                    true => self.turn.counters.note_shed_frames(1),
-                    false => self.turn.counters.limits.outbound_bytes += 1,
+                    true => turn.counters.note_shed_frames(1),
+                    false => turn.counters.limits.outbound_bytes += 1,
                 }
                 if connection.is_too_slow_for(bytes) {
                     slow.push(key);
                 }
                 continue;
             }
-            form.push(&mut connection.outbound, &mut self.turn.spare);
+            form.push(&mut connection.outbound, &mut turn.spare);
             compressed += u64::from(bytes < plain_bytes);
             saved_bytes += plain_bytes - bytes;
             delivered += 1;
             pushed_bytes += bytes;
             if connection.queued == Queued::No && connection.outbound.is_ready() {
                 connection.queued = Queued::Bulk;
-                self.connections.bulk.push_back(key);
+                connections.bulk.push_back(key);
             }
         }
         walk.tally.delivered += delivered;
-        self.turn.counters.note_compressed(compressed, saved_bytes);
-        self.budget.reach(end - walk.at, pushed_bytes);
+        turn.counters.note_compressed(compressed, saved_bytes);
+        self.fanout.budget.reach(end - walk.at, pushed_bytes);
         walk.at = end;
         let is_over = end == walk.end;
         if !is_over && walk.number == IN_ONE_GO {
             walk.number = self.channels.begin_walk(walk.channel);
         }
-        self.close_slow_ones(slow);
+        if turn.settings.limits.close_slow_clients {
+            slow.into_iter().for_each(|key| connections.close_slow(turn, key));
+        }
         if is_over {
-            self.turn.counters.delivered += walk.tally.delivered;
-            self.turn.counters.failed += walk.tally.failed;
+            turn.counters.delivered += walk.tally.delivered;
+            turn.counters.failed += walk.tally.failed;
         }
         if is_over && walk.number != IN_ONE_GO {
-            let connections = &mut self.connections;
             self.channels.end_walk(walk.channel, walk.number, |member, subscription| {
                 connections.at(member.connection).1.move_subscription(member, subscription);
             });
@@ -287,52 +312,95 @@ impl Shard {
         is_over
     }
 
-    fn close_slow_ones(&mut self, slow: Vec<ConnectionKey>) {
-        if self.turn.settings.limits.close_slow_clients {
-            for key in slow {
-                self.connections.close_slow(&mut self.turn, key);
+    /// Lets a command wait if a publish of its back end is under way; gives it back if none is.
+    ///
+    /// # Errors
+    /// Too much waits behind that publish.
+    pub fn wait_behind_lane(
+        &mut self,
+        asked: Asked,
+        command: Command,
+    ) -> Result<Option<Command>, Fault> {
+        let Some(lane) = self.fanout.lanes.get_mut(&asked.backend) else {
+            return Ok(Some(command));
+        };
+        match lane.take(asked, command) {
+            true => Ok(None),
+            false => {
+                let why = "too much waits behind a large publish";
+                Err(Fault::new(Code::TooManyRequests, why))
             }
         }
+    }
+
+    /// Whether a publish of this back end is under way.
+    pub fn has_lane(&self, backend: BackendId) -> bool {
+        self.fanout.lanes.contains_key(&backend)
+    }
+
+    /// How many publishes are under way.
+    pub fn lanes(&self) -> usize {
+        self.fanout.lanes.len()
+    }
+
+    /// A back end that consumed is gone: what waits behind a publish of it makes it no consumer any more.
+    pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
+        let lane = self.fanout.lanes.get_mut(&backend);
+        for asked in lane.map(Lane::forget_joins).unwrap_or_default() {
+            let fault = Fault::new(Code::ConsumptionFailed, "the connection is gone");
+            turn.answer(asked, Answer::Done(Err(fault)));
+        }
+    }
+
+    /// A turn begins: fan-outs have a new budget.
+    pub fn begin_turn(&mut self) {
+        let is_walking = self.fanout.is_walking();
+        if !is_walking {
+            self.fanout.tails = None;
+        }
+        self.fanout.budget.begin_turn(is_walking);
+    }
+
+    /// Whether one more of the connections that only a fan-out reached may be written to in this turn.
+    pub fn may_send(&self) -> bool {
+        self.fanout.budget.may_send(self.fanout.is_walking())
+    }
+
+    /// Notes that so many bytes are written to one of them.
+    pub fn note_sent(&mut self, bytes: usize) {
+        self.fanout.budget.send(bytes);
     }
 
     /// Goes on with the walks, each in its turn.
-    pub(super) fn walk_lanes(&mut self) {
+    pub fn walk_lanes(&mut self, turn: &mut Turn, connections: &mut Connections) {
         let mut left = SLICE;
-        for _ in 0..self.turns.len() {
-            if left == 0 || self.budget.may_reach(1) == 0 {
+        for _ in 0..self.fanout.turns.len() {
+            if left == 0 || self.fanout.budget.may_reach(1) == 0 {
                 return;
             }
-            let Some(from) = self.turns.pop_front() else { return };
-            let Some(mut lane) = self.lanes.remove(&from) else { continue };
+            let Some(from) = self.fanout.turns.pop_front() else { return };
+            let Some(mut lane) = self.fanout.lanes.remove(&from) else { continue };
             let at = lane.walk.at;
-            let is_over = self.walk(&mut lane.walk, left);
+            let is_over = self.walk(turn, connections, &mut lane.walk, left);
             left = left.saturating_sub(lane.walk.at - at);
             if !is_over {
-                self.lanes.insert(from, lane);
-                self.turns.push_back(from);
+                self.fanout.lanes.insert(from, lane);
+                self.fanout.turns.push_back(from);
                 continue;
             }
-            let tally = self.keep_tails(*lane.walk);
-            self.answer(lane.asked, Answer::Published(tally));
-            self.catch_up(lane.behind);
-        }
-    }
-
-    /// Carries out what waited behind a walk, up to the next one that takes longer.
-    fn catch_up(&mut self, mut behind: Behind) {
-        while let Some((asked, command)) = behind.next() {
-            self.carry_out(asked, command);
-            if let Some(opened) = self.lanes.get_mut(&asked.backend) {
-                opened.behind = behind;
-                return;
+            let tally = self.fanout.keep_tails(*lane.walk);
+            turn.answer(lane.asked, Answer::Published(tally));
+            // In their order: if one of them walks again, the others wait behind that.
+            for (asked, command) in lane.behind.commands {
+                turn.leave(Step::CarryOut(asked, command));
             }
         }
     }
 
-    /// Lets a walk go on in later turns.
-    pub(super) fn open_lane(&mut self, asked: Asked, walk: Box<Walk>) {
+    /// Lets a walk go on in later self.fanout.turns.
+    pub fn open_lane(&mut self, asked: Asked, walk: Box<Walk>) {
         let lane = Lane { asked, walk, behind: Behind::default() };
-        self.lanes.insert(asked.backend, lane);
-        self.turns.push_back(asked.backend);
+        self.fanout.lanes.insert(asked.backend, lane);
+        self.fanout.turns.push_back(asked.backend);
     }
 }

@@ -23,15 +23,13 @@ use hashbrown::HashMap;
 use subtle::ConstantTimeEq;
 
 use super::recent::Recent;
-use super::settings::Settings;
 use super::tries::{FailedTries, source_of};
 use super::verdicts::{Claim, Lot, Rank, Verdicts, Waiters};
 use crate::message::{ConnectionKey, Message};
 use crate::protocol::credentials::{
     Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
 };
-
-pub use super::verdicts::RUNNING_MAX;
+use crate::shard::settings::Settings;
 
 /// Credentials of a node that wait for their verdicts, at most: one thread judges them in about
 /// the time that a call may take. Beyond it those that are likeliest to be right stay.

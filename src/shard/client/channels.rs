@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::interest::ShardInterest;
+use crate::shard::interest::ShardInterest;
 
 /// Channels for which room is kept when they are gone.
 const ROOM_KEPT: usize = 1024;
@@ -95,8 +95,8 @@ pub type WalkNumber = u64;
 pub const IN_ONE_GO: WalkNumber = WalkNumber::MAX;
 
 impl Channels {
-    /// No channels yet; with `has_listener`, changes come out of [`Self::poll_change`]. The other
-    /// shards are told.
+    /// No channels yet. With `has_listener`, changes come out of [`Self::poll_change`]. The other shards
+    /// are told of them in any case.
     pub fn new(has_listener: bool, interest: ShardInterest) -> Self {
         let changes = has_listener.then(Changes::default);
         Self { by_name: HashMap::new(), slots: Vec::new(), free: Vec::new(), changes, interest }
@@ -273,9 +273,9 @@ impl Channels {
 
 #[cfg(test)]
 mod tests {
-    use super::super::interest::Interest;
     use super::*;
     use crate::address::ShardId;
+    use crate::shard::interest::Interest;
 
     fn met(channels: &Channels, walk: WalkNumber, at: usize, end: usize) -> Vec<u32> {
         channels.members(0, walk, at, end).map(|(_, member)| member.connection).collect()

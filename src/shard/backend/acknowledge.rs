@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::Shard;
-use super::connection::Connection;
-use super::replies::Shape;
+use super::Backends;
+use super::calls::Caller;
 use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, TopicMessage};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
+use crate::shard::connection::{Connection, Connections};
+use crate::shard::turn::Turn;
 
 /// The events of one consumer that acknowledges.
 #[derive(Debug)]
@@ -93,76 +94,76 @@ impl Unsettled {
     }
 }
 
-impl Shard {
+impl Backends {
     /// An event for a back end that acknowledges: it goes when there is room in its window.
     pub(super) fn deliver_tagged(
         &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
         key: ConnectionKey,
-        home: NodeId,
-        topic: Arc<str>,
+        (home, topic): (NodeId, Arc<str>),
         delivery: Delivery,
     ) {
-        if let Some(unsettled) = self.unsettled(key) {
+        if let Some(unsettled) = unsettled(connections, key) {
             unsettled.wait(home, topic, delivery);
-            self.write_tagged(key);
-        }
-    }
-
-    fn unsettled(&mut self, key: ConnectionKey) -> Option<&mut Unsettled> {
-        self.connections.get(key).and_then(Connection::backend)?.unsettled.as_mut()
-    }
-
-    fn write_tagged(&mut self, key: ConnectionKey) {
-        while let Some((tag, delivery)) = self.unsettled(key).and_then(Unsettled::poll_next) {
-            let mut scratch = std::mem::take(&mut self.turn.scratch);
-            let Delivery { is_redelivered, frame, .. } = delivery;
-            self.connections.write_with(&mut self.turn, key, |out| {
-                api::put_tagged(out, &mut scratch, &frame, tag, is_redelivered);
-            });
-            self.turn.scratch = scratch;
-            self.turn.counters.events += 1;
+            write_tagged(turn, connections, key);
         }
     }
 
     /// `queue.ack`.
-    pub(super) fn call_ack(&mut self, key: ConnectionKey, shape: &Shape, tags: Tags) {
-        let Some(unsettled) = self.unsettled(key) else {
+    pub fn call_ack(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        Caller { key, shape }: Caller,
+        tags: Tags,
+    ) {
+        let Some(unsettled) = unsettled(connections, key) else {
             let why = "this connection does not consume with \"a\":true";
-            return self.connections.reply(
-                &mut self.turn,
-                key,
-                shape,
-                &Err(Fault::new(Code::CancelFailed, why)),
-            );
+            let fault = Fault::new(Code::CancelFailed, why);
+            return connections.reply(turn, key, &shape, &Err(fault));
         };
         let settled = unsettled.settle(tags);
         if settled.is_empty() {
             let why = "g: no event with this tag is unsettled";
-            return self.connections.reply(
-                &mut self.turn,
-                key,
-                shape,
-                &Err(Fault::new(Code::InvalidArgument, why)),
-            );
+            let fault = Fault::new(Code::InvalidArgument, why);
+            return connections.reply(turn, key, &shape, &Err(fault));
         }
         // The answer goes before the events that there is room for now.
-        self.connections.reply(&mut self.turn, key, shape, &Ok(Reply::Done));
-        self.tell_settled(key, settled);
-        self.write_tagged(key);
+        connections.reply(turn, key, &shape, &Ok(Reply::Done));
+        tell_settled(turn, key, settled);
+        write_tagged(turn, connections, key);
     }
+}
 
-    /// Tells each topic what of its events was acknowledged.
-    fn tell_settled(&mut self, key: ConnectionKey, settled: Vec<Tagged>) {
-        let backend = self.turn.backend_id(key);
-        let mut of_homes: BTreeMap<(NodeId, Arc<str>), Vec<u64>> = BTreeMap::new();
-        for Tagged { home, topic, number, .. } in settled {
-            if let Some(node) = home {
-                of_homes.entry((node, topic)).or_default().push(number);
-            }
+fn unsettled(connections: &mut Connections, key: ConnectionKey) -> Option<&mut Unsettled> {
+    connections.get(key).and_then(Connection::backend)?.unsettled.as_mut()
+}
+
+/// Writes the events that there is room for in a back end's window.
+fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
+    while let Some((tag, delivery)) = unsettled(connections, key).and_then(Unsettled::poll_next) {
+        let mut scratch = std::mem::take(&mut turn.scratch);
+        let Delivery { is_redelivered, frame, .. } = delivery;
+        connections.write_with(turn, key, |out| {
+            api::put_tagged(out, &mut scratch, &frame, tag, is_redelivered);
+        });
+        turn.scratch = scratch;
+        turn.counters.events += 1;
+    }
+}
+
+/// Tells each topic which of its events were acknowledged.
+fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
+    let backend = turn.backend_id(key);
+    let mut of_homes: BTreeMap<(NodeId, Arc<str>), Vec<u64>> = BTreeMap::new();
+    for Tagged { home, topic, number, .. } in settled {
+        if let Some(node) = home {
+            of_homes.entry((node, topic)).or_default().push(number);
         }
-        for ((node, topic), numbers) in of_homes {
-            self.turn.tell_home(node, &topic, TopicMessage::Settled(backend, numbers));
-        }
+    }
+    for ((node, topic), numbers) in of_homes {
+        turn.tell_home(node, &topic, TopicMessage::Settled(backend, numbers));
     }
 }
 

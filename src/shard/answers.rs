@@ -1,15 +1,12 @@
-//! Back ends on the WebSocket API: requests in, answers out in their order.
+//! Answers that leave a connection, in the order of its requests.
 
-use super::Shard;
 use super::connection::{Connections, Pause, Stage};
 use super::memory::Shortage;
 use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN, put_message};
-use super::trail::{self, By, Entry};
+use super::trail::{self, Entry};
 use super::turn::{Step, Turn};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
-use crate::protocol::assembler::{Payload, Received};
-use crate::protocol::frame::{Kind, Opcode, put_frame};
 
 /// How far the requests of a back end are read. For tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,72 +17,16 @@ pub struct Reading {
     pub is_held_back: bool,
 }
 
-impl Shard {
-    /// Says how far the requests of a back end are read; `None` if it is none. For tests.
-    ///
-    /// # Panics
-    ///
-    /// If the back end is held back although so few requests wait that it is to be read again.
+impl Connections {
+    /// Says how far the requests of a back end are read; see [`super::Shard::reading_of`].
     pub fn reading_of(&mut self, key: ConnectionKey) -> Option<Reading> {
-        let connection = self.connections.get(key)?;
+        let connection = self.get(key)?;
         connection.backend()?;
         let unread_bytes = connection.held.len();
         let is_held_back = connection.is_paused_for(Pause::Answers);
         let waits_for_much = connection.waits_for_too_much(WAITING_MIN + 1, 2);
         assert!(!is_held_back || waits_for_much, "{key:?} is held back for nothing");
         Some(Reading { unread_bytes, is_held_back })
-    }
-
-    /// Reads requests until the input is empty or the connection is paused or ended.
-    pub(super) fn read_backend(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
-        let max = self.turn.settings.limits.api_message_bytes;
-        let Some(connection) = self.connections.get(key) else { return };
-        let Some(backend) = connection.backend() else { return };
-        let mut assembler = std::mem::take(&mut backend.assembler);
-        let received = assembler.read(input, max, None);
-        backend.assembler = assembler;
-        match received {
-            Ok(None) => backend.assembler.note_unfinished(self.turn.now.ms),
-            Ok(Some(Received::Message(kind, payload))) => self.read_request(key, kind, payload),
-            Ok(Some(Received::Ping(payload))) => {
-                self.connections
-                    .write_with(&mut self.turn, key, |out| put_frame(out, Opcode::Pong, &payload));
-                self.connections.note_unfinished(&mut self.turn, key);
-            }
-            Ok(Some(Received::Pong)) => self.connections.note_unfinished(&mut self.turn, key),
-            Ok(Some(Received::Inflating)) => {}
-            Ok(Some(Received::Close(closed))) => {
-                self.connections.close_after_answers(&mut self.turn, key, closed, By::Peer)
-            }
-            Err(violation) => self.connections.close_for_violation(&mut self.turn, key, violation),
-        }
-        self.connections.pause_if_unread(&mut self.turn, key);
-    }
-
-    fn read_request(&mut self, key: ConnectionKey, kind: Kind, mut payload: Payload<'_>) {
-        if kind == Kind::Text && *payload == *b"ping" {
-            return self.connections.reply_bytes(&mut self.turn, key, |out| {
-                put_frame(out, Opcode::Data(Kind::Text), b"pong");
-            });
-        }
-        // The parser is taken out while what it read is carried out: the call borrows from it.
-        let mut parser = std::mem::take(&mut self.parser);
-        let request = parser.request(&mut payload);
-        let call = self.admit_call(key, request.call);
-        self.call(key, Shape::Message(request.id.into()), call);
-        self.parser = parser;
-    }
-}
-
-impl Connections {
-    /// A control frame was read. A message may have begun before it in the same bytes.
-    pub fn note_unfinished(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let now_ms = turn.now.ms;
-        match self.get(key).map(|connection| &mut connection.stage) {
-            Some(Stage::Client(client)) => client.assembler.note_unfinished(now_ms),
-            Some(Stage::Backend(backend)) => backend.assembler.note_unfinished(now_ms),
-            _ => {}
-        }
     }
 
     /// A back end that does not read its answers, or waits for too many, asks nothing more
@@ -134,7 +75,7 @@ impl Connections {
         turn.scratch = scratch;
     }
 
-    /// Likewise, with bytes as `put` appends them.
+    /// Answers at once with bytes as `put` appends them, behind the answers that are still waited for.
     pub fn reply_bytes(
         &mut self,
         turn: &mut Turn,

@@ -9,14 +9,14 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
-use super::Shard;
-use super::connection::{Listener, Pause};
-use super::rate::{Bucket, Rate};
-use super::settings::AddressLimits;
-use super::trail::{self, Entry};
 use super::tries::source_of;
 use crate::address::placement::home_of_address;
 use crate::message::{ConnectionKey, Message, Party};
+use crate::shard::connection::{Connections, Listener, Pause};
+use crate::shard::rate::{Bucket, Rate};
+use crate::shard::settings::AddressLimits;
+use crate::shard::trail::{self, Entry};
+use crate::shard::turn::Turn;
 
 /// Addresses that one home counts, at most: those with connections, and those that had some within
 /// the last second. That takes about 50 MB. Beyond it connections from further ones are refused.
@@ -104,82 +104,93 @@ impl Addresses {
     }
 }
 
-impl Shard {
+impl Addresses {
     /// A connection was accepted: if its address has limits, it is not read from until the home of
     /// the address has said that it may stay.
-    pub(super) fn count_arrival(&mut self, key: ConnectionKey) {
-        let is_limited = self.turn.settings.limits.addresses.are_there();
-        let Some(connection) = self.connections.get(key) else { return };
+    pub fn count_arrival(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+    ) {
+        let is_limited = turn.settings.limits.addresses.are_there();
+        let Some(connection) = connections.get(key) else { return };
         if !is_limited || connection.listener == Listener::Api {
             return;
         }
         connection.is_stopped = true;
         let source = source_of(connection.remote.ip());
-        self.connections.pause(key, Pause::Address);
-        self.tell_home_of(source, Message::Arrived(source, key));
+        connections.pause(key, Pause::Address);
+        self.tell_home_of(turn, source, Message::Arrived(source, key));
     }
 
-    /// Whether a connection that was just accepted is to be received from; if not, an action says
-    /// when.
-    pub fn is_receiving(&mut self, key: ConnectionKey) -> bool {
-        self.connections.get(key).is_some_and(|connection| !connection.is_stopped)
-    }
-
-    fn tell_home_of(&mut self, source: IpAddr, message: Message) {
-        let home = home_of_address(source, self.turn.settings.shards);
-        let home = self.turn.beside(home);
-        self.turn.tell(home, message);
+    fn tell_home_of(&self, turn: &mut Turn, source: IpAddr, message: Message) {
+        let home = home_of_address(source, turn.settings.shards);
+        let home = turn.beside(home);
+        turn.tell(home, message);
     }
 
     /// A connection came to another shard, or this one, from an address whose home this is.
-    pub(super) fn handle_arrived(&mut self, from: Party, source: IpAddr, key: ConnectionKey) {
-        let judged =
-            self.addresses.arrive(self.turn.now.ms, &self.turn.settings.limits.addresses, source);
+    pub fn handle_arrived(
+        &mut self,
+        turn: &mut Turn,
+        from: Party,
+        source: IpAddr,
+        key: ConnectionKey,
+    ) {
+        let judged = self.arrive(turn.now.ms, &turn.settings.limits.addresses, source);
         match judged {
             Ok(()) => {}
-            Err(Refusal::Connections) => self.turn.counters.limits.connections_per_address += 1,
-            Err(Refusal::Handshakes) => self.turn.counters.limits.handshakes_per_address_s += 1,
+            Err(Refusal::Connections) => turn.counters.limits.connections_per_address += 1,
+            Err(Refusal::Handshakes) => turn.counters.limits.handshakes_per_address_s += 1,
         }
-        self.turn.tell(from, Message::Admitted(source, key, judged.is_ok()));
+        turn.tell(from, Message::Admitted(source, key, judged.is_ok()));
     }
 
     /// Whether a connection may stay. One that may not is closed before a byte of it is read: no
     /// words, which would take a TLS handshake, and no waiting for its end, which would take its
     /// place for as long as it likes.
-    pub(super) fn handle_admitted(
+    pub fn handle_admitted(
         &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
         source: IpAddr,
         key: ConnectionKey,
         is_admitted: bool,
     ) {
-        match self.connections.get(key) {
+        match connections.get(key) {
             Some(connection) if is_admitted => {
                 connection.is_counted = true;
-                self.connections.unpause(&mut self.turn, key, Pause::Address);
+                connections.unpause(turn, key, Pause::Address);
             }
             Some(connection) => {
                 let why = "its address has as many connections, or handshakes, as it may";
                 let entry = Entry::Dropped(connection.remote, why);
-                trail::note(self.turn.trail(key), entry);
-                self.connections.close(&mut self.turn, key);
+                trail::note(turn.trail(key), entry);
+                connections.close(turn, key);
             }
             // It was closed meanwhile.
-            None if is_admitted => self.tell_home_of(source, Message::Departed(source)),
+            None if is_admitted => self.tell_home_of(turn, source, Message::Departed(source)),
             None => {}
         }
     }
 
     /// A connection is closed and about to be forgotten.
-    pub(super) fn count_departure(&mut self, key: ConnectionKey) {
-        let counted = self.connections.get(key).filter(|connection| connection.is_counted);
+    pub fn count_departure(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+    ) {
+        let counted = connections.get(key).filter(|connection| connection.is_counted);
         if let Some(source) = counted.map(|connection| source_of(connection.remote.ip())) {
-            self.tell_home_of(source, Message::Departed(source));
+            self.tell_home_of(turn, source, Message::Departed(source));
         }
     }
 
     /// One that was counted here is closed.
-    pub(super) fn handle_departed(&mut self, source: IpAddr) {
-        self.addresses.depart(self.turn.now.ms, source);
+    pub fn handle_departed(&mut self, turn: &Turn, source: IpAddr) {
+        self.depart(turn.now.ms, source);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The page of the first minute, filled in with what the node listens on.
 
-use super::settings::{Edge, Endpoint, Route, Settings};
 use crate::protocol::json::{put_number, put_string};
+use crate::shard::settings::{Edge, Endpoint, Route, Settings};
 
 /// The page: one file that asks nobody for anything. `{{node}}` becomes what [`describe`] writes.
 const PAGE: &str = include_str!("page.html");

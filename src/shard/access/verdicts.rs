@@ -38,7 +38,7 @@ use std::net::IpAddr;
 use crate::message::ConnectionKey;
 use crate::protocol::credentials::Fingerprint;
 
-use super::access::Verification;
+use super::credentials::Verification;
 
 /// Comparisons that a shard has under way at a time: one is made while the verdict on the other
 /// travels.

@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 
 use hashbrown::HashSet;
 
-use super::Shard;
+use super::Clients;
 use super::channels::{ChannelIndex, Member, Subscription};
-use super::commands::no_such_client;
-use super::connection::{Client, Connection, Connections, Stage};
+use super::functions::no_such_client;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Code, Fault, Reply};
+use crate::shard::connection::{Client, Connection, Connections, Stage};
+use crate::shard::turn::Turn;
 
 /// Subscriptions of clients that are gone which end in one turn: some 0.2 ms.
 const LEAVES_PER_TURN: usize = 2048;
@@ -75,96 +76,6 @@ pub fn distinct<'n>(
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooManyNames;
 
-impl Shard {
-    /// Subscribes a client: to all of the channels, or to none if that is too many.
-    pub(super) fn subscribe<T: AsRef<str>>(
-        &mut self,
-        key: ConnectionKey,
-        channels: &[T],
-    ) -> Result<Reply, Fault> {
-        let limit = self.turn.settings.limits.channels_per_client;
-        let client = self.connections.get(key).and_then(Connection::client);
-        let client = client.ok_or_else(no_such_client)?;
-        let is_new = |name: &&str| !self.channels.find(name).is_some_and(|at| client.is_in(at));
-        let names = channels.iter().map(AsRef::as_ref).filter(is_new);
-        let Ok(new) = distinct(names, limit.saturating_sub(client.subscriptions.len())) else {
-            self.turn.counters.limits.channels_per_client += 1;
-            let message = format!("more than {limit} channels for one client");
-            return Err(Fault::new(Code::ExecutionFailed, message));
-        };
-        client.subscriptions.reserve_exact(new.len());
-        for channel in new {
-            let place = client.subscriptions.len() as u32;
-            let member = Member { connection: key.index, place };
-            client.subscriptions.push(self.channels.subscribe(channel, member));
-        }
-        Ok(Reply::Done)
-    }
-
-    /// Ends a client's subscriptions to these channels, where it has one.
-    pub(super) fn unsubscribe(&mut self, key: ConnectionKey, channels: &[Box<str>]) {
-        for channel in channels {
-            let Some(index) = self.channels.find(channel) else { continue };
-            let Some(client) = self.connections.get(key).and_then(Connection::client) else {
-                return;
-            };
-            let Some(place) = client.place_of(index) else { continue };
-            let left = client.subscriptions.swap_remove(place);
-            if let Some(&moved) = client.subscriptions.get(place) {
-                self.channels.set_place(moved, place as u32);
-            }
-            self.unsubscribe_at(left);
-        }
-    }
-
-    fn unsubscribe_at(&mut self, subscription: Subscription) {
-        let connections = &mut self.connections;
-        self.channels.unsubscribe(subscription, |member, subscription| {
-            connections.at(member.connection).1.move_subscription(member, subscription);
-        });
-    }
-
-    /// Takes a client that is gone out of its channels: at once if the turn allows, else in later
-    /// turns. Its connection keeps what is left.
-    pub(super) fn begin_leaving(&mut self, key: ConnectionKey, client: Box<Client>) {
-        if !self.leave_some(key, client) {
-            self.leaving.clients.push_back(key);
-        }
-    }
-
-    /// Goes on with the clients that are gone, in the order in which they went.
-    pub(super) fn leave_channels(&mut self) {
-        self.leaving.left = LEAVES_PER_TURN;
-        while self.leaving.left > 0
-            && let Some(key) = self.leaving.clients.pop_front()
-        {
-            let Some(connection) = self.connections.get(key) else { continue };
-            let stage = std::mem::replace(&mut connection.stage, Stage::Ending);
-            let Stage::Leaving(client) = stage else { continue };
-            if !self.leave_some(key, client) {
-                return self.leaving.clients.push_front(key);
-            }
-            self.connections.forget_if_closed(key);
-        }
-    }
-
-    /// Ends as many subscriptions as the turn allows; true when none is left.
-    fn leave_some(&mut self, key: ConnectionKey, mut client: Box<Client>) -> bool {
-        // From the end of the list on, so that no subscription of this client moves.
-        while self.leaving.left > 0
-            && let Some(subscription) = client.subscriptions.pop()
-        {
-            self.leaving.left -= 1;
-            self.unsubscribe_at(subscription);
-        }
-        let has_left = client.subscriptions.is_empty();
-        if !has_left && let Some(connection) = self.connections.get(key) {
-            connection.stage = Stage::Leaving(client);
-        }
-        has_left
-    }
-}
-
 impl Client {
     /// Whether it is subscribed to this channel.
     fn is_in(&self, channel: ChannelIndex) -> bool {
@@ -187,29 +98,109 @@ impl Connection {
     }
 }
 
-impl Connections {
-    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
-    pub fn forget_connection(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.get(key) else { return };
-        match connection.stage {
-            Stage::Leaving(_) => connection.is_socket_closed = true,
-            _ if connection.is_parting => connection.is_socket_closed = true,
-            _ => self.remove(key),
+impl Clients {
+    /// Subscribes a client: to all of the channels, or to none if that is too many.
+    pub(super) fn subscribe<T: AsRef<str>>(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        channels: &[T],
+    ) -> Result<Reply, Fault> {
+        let limit = turn.settings.limits.channels_per_client;
+        let client = connections.get(key).and_then(Connection::client);
+        let client = client.ok_or_else(no_such_client)?;
+        let is_new = |name: &&str| !self.channels.find(name).is_some_and(|at| client.is_in(at));
+        let names = channels.iter().map(AsRef::as_ref).filter(is_new);
+        let Ok(new) = distinct(names, limit.saturating_sub(client.subscriptions.len())) else {
+            turn.counters.limits.channels_per_client += 1;
+            let message = format!("more than {limit} channels for one client");
+            return Err(Fault::new(Code::ExecutionFailed, message));
+        };
+        client.subscriptions.reserve_exact(new.len());
+        for channel in new {
+            let place = client.subscriptions.len() as u32;
+            let member = Member { connection: key.index, place };
+            client.subscriptions.push(self.channels.subscribe(channel, member));
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Ends a client's subscriptions to these channels, where it has one.
+    pub fn unsubscribe(
+        &mut self,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        channels: &[Box<str>],
+    ) {
+        for channel in channels {
+            let Some(index) = self.channels.find(channel) else { continue };
+            let Some(client) = connections.get(key).and_then(Connection::client) else {
+                return;
+            };
+            let Some(place) = client.place_of(index) else { continue };
+            let left = client.subscriptions.swap_remove(place);
+            if let Some(&moved) = client.subscriptions.get(place) {
+                self.channels.set_place(moved, place as u32);
+            }
+            self.unsubscribe_at(connections, left);
         }
     }
 
-    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
-    pub fn forget_if_left(&mut self, key: ConnectionKey) {
-        let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
-        if self.get(key).is_some_and(is_left) {
-            self.forget_if_closed(key);
+    fn unsubscribe_at(&mut self, connections: &mut Connections, subscription: Subscription) {
+        self.channels.unsubscribe(subscription, |member, subscription| {
+            connections.at(member.connection).1.move_subscription(member, subscription);
+        });
+    }
+
+    /// Takes a client that is gone out of its channels: at once if the turn allows, else in later
+    /// turns. Its connection keeps what is left.
+    pub fn begin_leaving(
+        &mut self,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        client: Box<Client>,
+    ) {
+        if !self.leave_some(connections, key, client) {
+            self.leaving.clients.push_back(key);
         }
     }
 
-    fn forget_if_closed(&mut self, key: ConnectionKey) {
-        if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
-            self.remove(key);
+    /// Goes on with the clients that are gone, in the order in which they went.
+    pub fn leave_channels(&mut self, connections: &mut Connections) {
+        self.leaving.left = LEAVES_PER_TURN;
+        while self.leaving.left > 0
+            && let Some(key) = self.leaving.clients.pop_front()
+        {
+            let Some(connection) = connections.get(key) else { continue };
+            let stage = std::mem::replace(&mut connection.stage, Stage::Ending);
+            let Stage::Leaving(client) = stage else { continue };
+            if !self.leave_some(connections, key, client) {
+                return self.leaving.clients.push_front(key);
+            }
+            connections.forget_if_closed(key);
         }
+    }
+
+    /// Ends as many subscriptions as the turn allows; true when none is left.
+    fn leave_some(
+        &mut self,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        mut client: Box<Client>,
+    ) -> bool {
+        // From the end of the list on, so that no subscription of this client moves.
+        while self.leaving.left > 0
+            && let Some(subscription) = client.subscriptions.pop()
+        {
+            self.leaving.left -= 1;
+            self.unsubscribe_at(connections, subscription);
+        }
+        let has_left = client.subscriptions.is_empty();
+        if !has_left && let Some(connection) = connections.get(key) {
+            connection.stage = Stage::Leaving(client);
+        }
+        has_left
     }
 }
 

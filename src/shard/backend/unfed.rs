@@ -5,10 +5,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Shard;
-use super::topics::Topics;
+use super::Backends;
+use super::calls::topics_of;
 use crate::message::ConnectionKey;
 use crate::protocol::api::Reply;
+use crate::shard::connection::Connections;
+use crate::shard::turn::Turn;
 
 /// Topics that the log names, at most: back ends may make up names without end.
 const LOGGED_MAX: usize = 64;
@@ -39,23 +41,23 @@ impl Unfed {
     }
 }
 
-impl Topics {
-    fn is_fed(&self, topic: &Arc<str>) -> bool {
-        self.feeders.contains_key(topic)
-    }
-}
-
-impl Shard {
+impl Backends {
     /// The answer that grants a `queue.pop`. It says so if no route feeds a topic. Another node may: what
     /// its routes are is not known here, so in a grid the answer speaks of this node alone.
-    pub(super) fn grant_of_pop(&mut self, key: ConnectionKey, pop: u64) -> Reply {
-        let mut unfed = self.topics_of(key, pop);
-        unfed.retain(|topic| !self.topics.is_fed(topic));
+    pub(super) fn grant_of_pop(
+        &mut self,
+        turn: &Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        pop: u64,
+    ) -> Reply {
+        let mut unfed = topics_of(connections, key, pop);
+        unfed.retain(|topic| !turn.settings.feeds(topic));
         if unfed.is_empty() {
             return Reply::Done;
         }
-        let has_mesh = self.turn.settings.has_mesh;
-        self.topics.unfed.log(&unfed, has_mesh);
+        let has_mesh = turn.settings.has_mesh;
+        self.unfed.log(&unfed, has_mesh);
         let whose = if has_mesh { "no route of this node" } else { "no route" };
         let named: Vec<String> =
             unfed.iter().take(NAMED_MAX).map(|topic| format!("{topic:?}")).collect();

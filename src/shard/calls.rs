@@ -1,0 +1,125 @@
+//! How the shard routes a call of one of its back ends, and a command of any back end: to its own clients
+//! and topics, or to the shards that have to do with it.
+
+use super::Shard;
+use super::backend::{self, Caller};
+use super::turn::Asked;
+use crate::message::{Answer, Command, Party};
+use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
+use crate::protocol::frame::Frame;
+
+impl Shard {
+    /// Carries out a call of one of this shard's back ends. Its answer is written when it is known, in the
+    /// order of the calls.
+    pub(super) fn call(&mut self, caller: Caller, call: Result<Call<'_>, Fault>) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        turn.counters.calls += 1;
+        self.backends.note_call(turn, connections, caller.key, &call);
+        let answer = match call {
+            Err(fault) => Err(fault),
+            Ok(_) if !self.backends.has_room() => {
+                turn.counters.limits.calls_waiting += 1;
+                Err(Fault::new(Code::TooManyRequests, "too many calls wait for answers"))
+            }
+            Ok(Call::Publish(channel, content)) => return self.publish(caller, channel, &content),
+            Ok(Call::Send(client, content)) => {
+                let is_behind = self.clients.has_lane(turn.backend_id(caller.key));
+                match turn.roster.address_of(client) {
+                    None => Err(Fault::new(Code::SendFailed, backend::why_nobody(turn, client))),
+                    Some(address) if address == turn.address && !is_behind => {
+                        let (kind, bytes) = (content.kind, &content.bytes);
+                        self.clients.send(turn, connections, client, kind, bytes)
+                    }
+                    Some(address) => {
+                        let (to, sent) = (Party::Shard(address), (client, &content));
+                        return self.backends.call_send(turn, connections, caller, to, sent);
+                    }
+                }
+            }
+            Ok(Call::Call(client, function)) => {
+                return self.backends.call_function(turn, connections, caller, client, function);
+            }
+            Ok(Call::Pop(topics, settling)) => {
+                return self.backends.call_pop(turn, connections, caller, &topics, settling);
+            }
+            Ok(Call::Ack(tags)) => return self.backends.call_ack(turn, connections, caller, tags),
+            Ok(Call::Unpop) => return self.backends.call_unpop(turn, connections, caller),
+        };
+        connections.reply(turn, caller.key, &caller.shape, &answer);
+    }
+
+    /// Publishes to the subscribers here at once where no other shard may have any and nothing of this back
+    /// end is under way. Asks those that may have subscribers otherwise.
+    fn publish(&mut self, caller: Caller, channel: &str, content: &Content<'_>) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let backend = turn.backend_id(caller.key);
+        let is_behind = self.clients.has_lane(backend);
+        if is_behind || !turn.is_alone() {
+            let asked = self.backends.asked_to_publish(turn, connections, caller.key, channel);
+            let is_for_others = asked.iter().any(|party| *party != turn.own_party());
+            if is_for_others || is_behind && !asked.is_empty() {
+                let published = (channel, content);
+                return self.backends.call_publish(turn, connections, caller, &asked, published);
+            }
+        }
+        let published = match self.clients.has_channel(channel) {
+            true => {
+                let frame = Frame::message(content.kind, &content.bytes);
+                self.clients.publish(turn, connections, channel, frame)
+            }
+            false => Ok(Tally::default()),
+        };
+        match published {
+            Ok(tally) => {
+                let answer = Ok(Reply::Published(tally));
+                connections.reply(turn, caller.key, &caller.shape, &answer);
+            }
+            Err(walk) => {
+                let ticket = self.backends.wait_for_publish(turn, connections, caller);
+                if let Some(ticket) = ticket {
+                    let asker = turn.own_party();
+                    self.clients.open_lane(Asked { asker, ticket, backend }, walk);
+                }
+            }
+        }
+    }
+
+    /// Carries out a command for a back end of this or another shard, behind what it asked for before.
+    pub(super) fn carry_out(&mut self, asked: Asked, command: Command) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let command = match self.clients.wait_behind_lane(asked, command) {
+            Ok(Some(command)) => command,
+            Ok(None) => return,
+            Err(fault) => {
+                turn.counters.limits.calls_waiting += 1;
+                return turn.answer(asked, Answer::Done(Err(fault)));
+            }
+        };
+        let done = match command {
+            Command::Publish(channel, frame) => {
+                return match self.clients.publish(turn, connections, &channel, frame) {
+                    Ok(tally) => turn.answer(asked, Answer::Published(tally)),
+                    Err(walk) => self.clients.open_lane(asked, walk),
+                };
+            }
+            Command::Send(client, frame) => {
+                self.clients.send(turn, connections, client, frame.kind(), frame.payload())
+            }
+            Command::Call(client, function) => {
+                match self.clients.execute(turn, connections, asked, client, function) {
+                    Some(done) => done,
+                    None => return,
+                }
+            }
+            Command::Join(topic, terms) => self.topics.join(turn, &topic, asked.backend, terms),
+            Command::Leave(topic) => self.topics.leave(turn, &topic, asked.backend),
+            // Only the mesh knows.
+            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not asked of a shard")),
+            Command::Report => {
+                let report = Box::new(self.report());
+                return self.turn.answer(asked, Answer::Report(report));
+            }
+        };
+        turn.answer(asked, Answer::Done(done));
+    }
+}

@@ -1,0 +1,143 @@
+//! What back ends do with one client: single messages, and functions of its connection.
+
+use super::Clients;
+use super::context::{Context, TooLarge};
+use crate::address::ClientId;
+use crate::message::ConnectionKey;
+use crate::protocol::api::{Code, Fault, Function, Info, Reply};
+use crate::protocol::frame;
+use crate::shard::connection::{Connection, Connections, Pause, Phase};
+use crate::shard::memory::Shortage;
+use crate::shard::trail::{self, By, Entry};
+use crate::shard::turn::{Asked, Turn};
+
+impl Clients {
+    /// Puts a message into a client's outbound queue.
+    ///
+    /// # Errors
+    /// No such client is here, or it is closing, or its queue is full.
+    pub fn send(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        client: ClientId,
+        kind: frame::Kind,
+        payload: &[u8],
+    ) -> Result<Reply, Fault> {
+        let fault = |message| Err(Fault::new(Code::SendFailed, message));
+        let Some(&key) = self.by_id.get(&client) else { return fault("no such client") };
+        let Some(connection) = connections.get(key) else { return fault("no such client") };
+        if connection.phase != Phase::Open {
+            return fault("the client is closing");
+        }
+        if connection.outbound.is_in_flight() && turn.is_short(Shortage::Frames) {
+            turn.counters.failed += 1;
+            turn.counters.note_shed_frames(1);
+            return fault(
+                "the node is short of memory, and the client has not read what it was sent",
+            );
+        }
+        let body = self.deflater.body(connection.compression, kind, payload);
+        let bytes = body.frame_bytes();
+        if connection.takes(bytes) {
+            connection.outbound.push_with(&mut turn.spare, |out| body.put(out));
+            turn.counters.note_compression(payload.len() - body.bytes.len());
+            turn.counters.delivered += 1;
+            connections.queue_write(key);
+            return Ok(Reply::Done);
+        }
+        let is_too_slow = connection.is_too_slow_for(bytes);
+        turn.counters.failed += 1;
+        turn.counters.limits.outbound_bytes += 1;
+        if is_too_slow && turn.settings.limits.close_slow_clients {
+            connections.close_slow(turn, key);
+        }
+        fault("the client's outbound buffer is full")
+    }
+
+    /// Calls a function of a client's connection. `None`: its answer comes when every node knows of a
+    /// channel that it was subscribed to.
+    pub fn execute(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        asked: Asked,
+        client: ClientId,
+        function: Function,
+    ) -> Option<Result<Reply, Fault>> {
+        let Some(&key) = self.by_id.get(&client) else { return Some(Err(no_such_client())) };
+        trail::note(turn.trail(key), Entry::Function(client, &function));
+        Some(match function {
+            Function::SetContextValue(name, value) => {
+                change_context(turn, connections, key, |context| context.set(name, value))
+            }
+            Function::SetContext(entries) => {
+                change_context(turn, connections, key, |context| context.replace(entries))
+            }
+            Function::Subscribe(channels) => {
+                match self.subscribe(turn, connections, key, &channels) {
+                    Ok(_) if self.answer_when_known(asked, &channels) => return None,
+                    subscribed => subscribed,
+                }
+            }
+            Function::Unsubscribe(channels) => {
+                self.unsubscribe(connections, key, &channels);
+                Ok(Reply::Done)
+            }
+            Function::Close(code, reason) => {
+                connections.close_for(turn, key, code, &reason, By::Backend);
+                Ok(Reply::Done)
+            }
+            Function::GetContext => {
+                let client = connections.get(key).and_then(Connection::client);
+                let json = client.and_then(|client| client.context.json().map(str::to_owned));
+                Ok(Reply::Context(json.unwrap_or_else(|| "{}".into())))
+            }
+            Function::Info => self.info(turn, connections, key).ok_or_else(no_such_client),
+        })
+    }
+
+    fn info(
+        &self,
+        turn: &Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+    ) -> Option<Reply> {
+        let node = turn.settings.node;
+        let connection = connections.get(key)?;
+        let (remote, since_ms) = (connection.remote, connection.since_ms);
+        let buffered = connection.outbound.buffered() as u64;
+        let subscriptions = &connection.client()?.subscriptions;
+        let mut channels: Vec<Box<str>> =
+            subscriptions.iter().map(|s| self.channels.name(s.channel).into()).collect();
+        channels.sort_unstable();
+        Some(Reply::Info(Box::new(Info { node, remote, since_ms, channels, buffered })))
+    }
+}
+
+/// Changes a client's context. If its route holds it until a key is set, and that is set now, its
+/// messages are read again.
+fn change_context(
+    turn: &mut Turn,
+    connections: &mut Connections,
+    key: ConnectionKey,
+    change: impl FnOnce(&mut Context) -> Result<(), TooLarge>,
+) -> Result<Reply, Fault> {
+    let connection = connections.get(key).ok_or_else(no_such_client)?;
+    let route = connection.route(&turn.settings).cloned().unwrap_or_default();
+    let client = connection.client().ok_or_else(no_such_client)?;
+    if change(&mut client.context).is_err() {
+        turn.counters.limits.context += 1;
+        let why = "the context would be over 256 keys or 64 KiB";
+        return Err(Fault::new(Code::ExecutionFailed, why));
+    }
+    if !client.is_held(&route) {
+        connections.unpause(turn, key, Pause::Hold);
+    }
+    Ok(Reply::Done)
+}
+
+/// The answer to a call of a function of a client that is not here.
+pub fn no_such_client() -> Fault {
+    Fault::new(Code::ExecutionFailed, "no such client")
+}

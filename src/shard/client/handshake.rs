@@ -1,0 +1,289 @@
+//! How a client comes in: its request on an edge listener, judged and answered.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::subscriptions::{TooManyNames, distinct};
+use super::{Clients, Context};
+use crate::message::{ConnectionKey, Event};
+use crate::protocol::api::{self, NAME_BYTES_MAX};
+use crate::protocol::assembler::Assembler;
+use crate::protocol::close;
+use crate::protocol::deflate::Agreement;
+use crate::protocol::http::{QueryPair, Request, query_pairs};
+use crate::protocol::token::{Pass, QUERY_NAME, answered_subprotocol};
+use crate::protocol::upgrade::{self, Upgrade};
+use crate::shard::connection::{Client, Connections, Listener, Stage};
+use crate::shard::memory::SHORT;
+use crate::shard::rate::Bucket;
+use crate::shard::replies::HttpShape;
+use crate::shard::settings::Route;
+use crate::shard::trail::{self, Entry};
+use crate::shard::turn::{Fed, Step, Turn};
+use crate::shard::work;
+
+/// On what terms a client comes in.
+struct Terms {
+    channels: Vec<Box<str>>,
+    context: Context,
+    expires_unix_ms: u64,
+}
+
+/// Why a handshake is refused: a status, and words.
+type Refusal = (u16, Cow<'static, str>);
+
+/// A client's request on a route.
+#[derive(Clone, Copy)]
+struct Handshake<'r> {
+    key: ConnectionKey,
+    // The route's place among those of its edge.
+    index: u16,
+    route: &'r Arc<Route>,
+    request: &'r Request<'r>,
+    upgrade: &'r Upgrade<'r>,
+}
+
+impl Clients {
+    /// Answers a request on an edge listener: a handshake on a route, or a refusal. `topic_takes_clients`
+    /// tells whether new clients may feed a topic.
+    pub fn handle_request(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        request: &Request<'_>,
+        shape: &HttpShape,
+        topic_takes_clients: impl Fn(&str) -> bool,
+    ) {
+        let listener = connections.get(key).map(|connection| connection.listener);
+        let Some(Listener::Edge(edge)) = listener else { return };
+        let routes = &turn.settings.edges[usize::from(edge)].routes;
+        let Some(index) = routes.iter().position(|route| route.path == request.path) else {
+            return connections.refuse(turn, key, shape, 404, &[], "no such route");
+        };
+        let route = routes[index].clone();
+        let upgrade = match upgrade::check(request) {
+            Ok(upgrade) => upgrade,
+            Err(error) => return connections.refuse_upgrade(turn, key, shape, &error),
+        };
+        let index = index as u16;
+        let handshake = Handshake { key, index, route: &route, request, upgrade: &upgrade };
+        match admit(turn, handshake, topic_takes_clients) {
+            Ok(terms) => self.open_client(turn, connections, handshake, shape, terms),
+            Err((status, why)) => {
+                let headers: &[_] = match status {
+                    401 => &[("WWW-Authenticate", "Bearer")],
+                    _ => &[],
+                };
+                connections.refuse(turn, key, shape, status, headers, &why);
+            }
+        }
+    }
+
+    fn open_client(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        handshake: Handshake<'_>,
+        shape: &HttpShape,
+        Terms { channels, context, expires_unix_ms }: Terms,
+    ) {
+        let Some(id) = self.ids.next(turn.now.ms) else {
+            turn.counters.limits.client_ids += 1;
+            let why = "too many new clients at this moment";
+            return connections.refuse(turn, handshake.key, shape, 503, &[], why);
+        };
+        let Handshake { key, index, route, request, upgrade } = handshake;
+        let Some(connection) = connections.get(key) else { return };
+        let offers = upgrade.extensions().filter(|_| route.compression);
+        let compression = Agreement::of(offers, upgrade.is_of_browser());
+        let history_bytes = compression.map_or(0, |agreement| agreement.history_bytes);
+        connection.compression = compression.map(|agreement| agreement.window);
+        connection.set_outbound_max(route.outbound_bytes);
+        connection.stage = Stage::Client(Box::new(Client {
+            id,
+            route: index,
+            expires_unix_ms,
+            has_spoken: false,
+            messages: Bucket::default(),
+            assembler: Assembler::with_history(history_bytes),
+            subscriptions: Vec::new(),
+            context,
+        }));
+        self.by_id.insert(id, key);
+        turn.counters.clients += 1;
+        let with_token = route.token.as_ref();
+        let with_token =
+            with_token.and_then(|_| answered_subprotocol(upgrade, &route.subprotocols));
+        let subprotocol = upgrade.accepted_subprotocol(&route.subprotocols).or(with_token);
+        let date = turn.date();
+        connections.write_with(turn, key, |out| {
+            upgrade::write_switching(out, date, &upgrade.accept, subprotocol, compression);
+        });
+        if let Some(connection) = connections.get(key) {
+            connection.outbound.keep();
+        }
+        let ping_at_ms = turn.now.ms + turn.settings.limits.ping_ms;
+        connections.set_timer(turn, key, ping_at_ms);
+        turn.work.spend(work::of_channels(channels.len()));
+        let subscribed = self.subscribe(turn, connections, key, &channels);
+        debug_assert!(subscribed.is_ok(), "the number of channels was checked");
+        self.withhold_until_known(connections, key, &channels);
+        if trail::is_read() {
+            let channels = trail::listed(&channels);
+            trail::note(turn.trail(key), Entry::Opened(id, &route.path, &channels));
+        }
+        tell_open(turn, connections, key, route, request);
+        turn.leave(Step::ClientOpened(key));
+    }
+}
+
+/// Whether the value of a header may prove who a client is.
+fn is_secret(name: &str) -> bool {
+    let secret = ["authorization", "cookie", "sec-websocket-protocol"];
+    secret.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// The values of `?channels=`, decoded: each a list of names with commas between them.
+fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
+    let mut lists = Vec::new();
+    for QueryPair { name, value, flaw } in query_pairs(query) {
+        if name != "channels" {
+            continue;
+        }
+        if let Some(flaw) = flaw {
+            return Err((400, format!("the query's channels: {flaw}").into()));
+        }
+        lists.push(value);
+    }
+    Ok(lists)
+}
+
+/// Judges a handshake, what is cheap first: whether the route is open, who the client is, which
+/// channels it asks for.
+fn admit(
+    turn: &mut Turn,
+    handshake: Handshake<'_>,
+    topic_takes_clients: impl Fn(&str) -> bool,
+) -> Result<Terms, Refusal> {
+    let Handshake { key, route, request, upgrade, .. } = handshake;
+    check_open(turn, key, route, request, topic_takes_clients)?;
+    let pass = check_token(turn, route, request, upgrade)?;
+    let signed = pass.as_ref().map_or(&[][..], |pass| &pass.channels);
+    let channels = allowed_channels(turn, route, request, signed)?;
+    let mut context = Context::default();
+    let Some(pass) = pass else {
+        return Ok(Terms { channels, context, expires_unix_ms: u64::MAX });
+    };
+    if context.replace(pass.context).is_err() {
+        turn.counters.limits.context += 1;
+        return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
+    }
+    Ok(Terms { channels, context, expires_unix_ms: pass.until_unix_ms })
+}
+
+/// Whether a route takes a client at all now.
+fn check_open(
+    turn: &mut Turn,
+    key: ConnectionKey,
+    route: &Route,
+    request: &Request<'_>,
+    topic_takes_clients: impl Fn(&str) -> bool,
+) -> Result<(), Refusal> {
+    if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
+        let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
+        if !allowed.iter().any(is_same) {
+            trail::note(turn.trail(key), Entry::Cause("origin", origin));
+            return Err((403, "this route is not open to that origin".into()));
+        }
+    }
+    if turn.is_draining {
+        return Err((503, "the server is shutting down".into()));
+    }
+    if turn.refuses_arrivals() {
+        turn.counters.note_shed_arrival();
+        return Err((503, SHORT.into()));
+    }
+    if route.topic.as_ref().is_some_and(|topic| !topic_takes_clients(topic)) {
+        turn.counters.limits.topic_waiting += 1;
+        return Err((503, "the topic of this route is full".into()));
+    }
+    Ok(())
+}
+
+/// What the client's token says, if the route needs one.
+fn check_token(
+    turn: &mut Turn,
+    route: &Route,
+    request: &Request<'_>,
+    upgrade: &Upgrade<'_>,
+) -> Result<Option<Pass>, Refusal> {
+    let Some(rule) = &route.token else { return Ok(None) };
+    turn.work.spend(work::TOKEN);
+    let pass = rule.check(request, upgrade, turn.now.unix_ms);
+    pass.map(Some).map_err(|error| (401, error.to_string().into()))
+}
+
+/// The channels that a client asks for, which the route must allow, and those of its token,
+/// which whoever signed it may choose: each once.
+fn allowed_channels(
+    turn: &mut Turn,
+    route: &Route,
+    request: &Request<'_>,
+    signed: &[String],
+) -> Result<Vec<Box<str>>, Refusal> {
+    let asked = asked_channels(request.query)?;
+    let asked = || {
+        let names = asked.iter().flat_map(|list| list.split(','));
+        names.filter(|name| !name.is_empty())
+    };
+    for name in asked() {
+        if name.len() > NAME_BYTES_MAX {
+            return Err((400, "a channel's name has at most 255 bytes".into()));
+        }
+        if !route.allows(name) {
+            return Err((403, format!("this route does not allow the channel {name:?}").into()));
+        }
+    }
+    let max = turn.settings.limits.channels_per_client;
+    match distinct(asked().chain(signed.iter().map(String::as_str)), max) {
+        Ok(channels) => Ok(channels.into_iter().map(Box::from).collect()),
+        Err(TooManyNames) => {
+            turn.counters.limits.channels_per_client += 1;
+            Err((403, format!("more than {max} channels").into()))
+        }
+    }
+}
+
+/// Reports a client that came to its route's topic.
+fn tell_open(
+    turn: &mut Turn,
+    connections: &mut Connections,
+    key: ConnectionKey,
+    route: &Route,
+    request: &Request<'_>,
+) {
+    let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) else { return };
+    let Some(connection) = connections.get(key) else { return };
+    let remote = connection.remote;
+    let Some(client) = connection.client() else { return };
+    let Client { id, context, .. } = client;
+    // Who checks tokens keeps them: a back end has no need of what proves its clients.
+    let has_token = route.token.is_some();
+    let query = query_pairs(request.query).map(|pair| (pair.name, pair.value));
+    let query = query.filter(|(name, _)| !(has_token && name == QUERY_NAME));
+    let headers = request
+        .headers()
+        .filter(|(name, _)| !(has_token && is_secret(name)))
+        .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
+    let frame = turn.event(topic, *id, |out| {
+        api::put_open(out, request.path, query, headers, remote, context.json());
+    });
+    match frame {
+        Some(frame) => {
+            let event = Event { client: *id, frame, is_watched: false };
+            turn.leave(Step::Event(Fed { topic: topic.clone(), event, from: Some(key) }));
+        }
+        None => connections.close_with(turn, key, close::TOO_LARGE),
+    }
+}

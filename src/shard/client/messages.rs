@@ -1,0 +1,126 @@
+//! What clients send: decoded, echoed, or made an event for their route's topic.
+
+use super::Clients;
+use crate::message::{ConnectionKey, Event};
+use crate::protocol::api;
+use crate::protocol::assembler::{Payload, Received};
+use crate::protocol::close;
+use crate::protocol::deflate::{DEFLATED_MAX, INFLATED_PER_CALL};
+use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::shard::connection::{Client, Connection, Connections, Pause, Phase, Stage};
+use crate::shard::settings::Route;
+use crate::shard::timers::Timer;
+use crate::shard::trail::By;
+use crate::shard::turn::{Fed, Step, Turn};
+use crate::shard::work;
+
+impl Clients {
+    /// Reads one message or control frame of a client.
+    pub fn read(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        input: &mut &mut [u8],
+    ) {
+        let Some(connection) = connections.get(key) else { return };
+        let Some(route) = connection.route(&turn.settings).cloned() else { return };
+        let Stage::Client(client) = &mut connection.stage else { return };
+        // What holds a client takes effect between two frames, so that what follows can be scanned.
+        let is_between_frames = client.assembler.frame_left() == Some(0);
+        if is_between_frames && client.is_held(&route) {
+            return connections.pause(key, Pause::Hold);
+        }
+        let ready_ms = route.messages.map_or(0, |rate| rate.ready_ms(client.messages));
+        if is_between_frames && turn.now.ms < ready_ms {
+            return pause_for_rate(turn, connections, key, ready_ms);
+        }
+        let inflater = connection.compression.map(|_| &mut self.inflater);
+        connection.is_inflating = false;
+        match client.assembler.read(input, route.message_bytes, inflater) {
+            Ok(None) => client.assembler.note_unfinished(turn.now.ms),
+            Ok(Some(Received::Message(kind, payload))) => {
+                self.take_message(turn, connections, key, &route, kind, &payload);
+            }
+            Ok(Some(Received::Ping(payload))) => {
+                client.assembler.note_unfinished(turn.now.ms);
+                connections.write_with(turn, key, |out| put_frame(out, Opcode::Pong, &payload));
+                connections.pause_if_unread(turn, key);
+            }
+            Ok(Some(Received::Pong)) => client.assembler.note_unfinished(turn.now.ms),
+            Ok(Some(Received::Inflating)) => {
+                connection.is_inflating = true;
+                turn.work.spend(work::of_bytes(INFLATED_PER_CALL));
+                turn.work.end_slice();
+            }
+            Ok(Some(Received::Close(closed))) => {
+                connections.close_after_answers(turn, key, closed, By::Peer);
+            }
+            Err(violation) => connections.close_for_violation(turn, key, violation),
+        }
+    }
+
+    fn take_message(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        route: &Route,
+        kind: Kind,
+        payload: &Payload<'_>,
+    ) {
+        turn.counters.client_messages += 1;
+        turn.work.spend(work::of_bytes(payload.len()));
+        let Some(connection) = connections.get(key) else { return };
+        let Stage::Client(client) = &mut connection.stage else { return };
+        if let Some(rate) = route.messages {
+            rate.take(&mut client.messages, turn.now.ms);
+        }
+        if route.echo {
+            self.echo(turn, connection, kind, payload);
+            connections.queue_write(key);
+            return connections.pause_if_unread(turn, key);
+        }
+        client.has_spoken = true;
+        let Some(topic) = route.topic.as_ref().filter(|_| route.tells_message) else {
+            turn.counters.discarded += 1;
+            return;
+        };
+        let Client { id, context, .. } = &**client;
+        let frame =
+            turn.event(topic, *id, |out| api::put_message(out, kind, payload, context.json()));
+        match frame {
+            Some(frame) => {
+                let event = Event { client: *id, frame, is_watched: false };
+                turn.leave(Step::Event(Fed { topic: topic.clone(), event, from: Some(key) }));
+            }
+            None => connections.close_with(turn, key, close::TOO_LARGE),
+        }
+    }
+
+    fn echo(&mut self, turn: &mut Turn, connection: &mut Connection, kind: Kind, payload: &[u8]) {
+        if connection.is_broken || connection.phase != Phase::Open {
+            return;
+        }
+        let body = self.deflater.body(connection.compression, kind, payload);
+        connection.outbound.push_with(&mut turn.spare, |out| body.put(out));
+        turn.counters.note_compression(payload.len() - body.bytes.len());
+        turn.work.spend(match connection.compression {
+            Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),
+            _ => work::of_bytes(payload.len()),
+        });
+    }
+}
+
+/// A client has sent as much as it may. Its wake-up is beside the timer of its silence: that one stays
+/// where it is, and there is one of these at most.
+fn pause_for_rate(
+    turn: &mut Turn,
+    connections: &mut Connections,
+    key: ConnectionKey,
+    ready_ms: u64,
+) {
+    turn.counters.limits.messages_per_s += 1;
+    connections.pause(key, Pause::Rate);
+    turn.timers.set(ready_ms, Timer::Rate(key));
+}

@@ -1,0 +1,169 @@
+//! Requests over HTTP, as a connection knows them: half read, begun, refused.
+
+use super::connection::{Connections, Listener, Stage};
+use super::replies::HttpShape;
+use super::trail::{self, Entry};
+use super::turn::Turn;
+use super::work;
+use crate::message::ConnectionKey;
+use crate::protocol::api::{self, Code, Fault};
+use crate::protocol::http::{Exchange, HttpError, Request, RequestReader};
+use crate::protocol::upgrade::UpgradeError;
+
+impl Connections {
+    /// Keeps what is half read of a request.
+    pub fn keep_reader(&mut self, key: ConnectionKey, reader: RequestReader) {
+        if let Some(Stage::Http(http)) = self.get(key).map(|c| &mut c.stage) {
+            http.reader = reader;
+        }
+    }
+
+    /// A request is half read: its time begins to count.
+    pub fn wait_for_rest(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let now_ms = turn.now.ms;
+        let Some(connection) = self.get(key) else { return };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        if !http.is_mid_request {
+            http.is_mid_request = true;
+            http.started_ms = now_ms;
+            let deadline_ms = now_ms + turn.settings.limits.handshake_ms;
+            self.set_timer(turn, key, deadline_ms);
+        }
+    }
+
+    /// Answers with a status other than 200, in the API's envelope.
+    pub fn refuse(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        shape: &HttpShape,
+        status: u16,
+        headers: &[(&str, &str)],
+        why: &str,
+    ) {
+        turn.counters.http_refused += 1;
+        if let Some(remote) = self.get(key).map(|connection| connection.remote) {
+            trail::note(turn.trail(key), Entry::Refused(remote, status, why));
+        }
+        turn.work.spend(work::REFUSAL);
+        turn.work.end_slice();
+        let code = match status {
+            401 | 403 => Code::NotAuthorised,
+            413 | 414 | 431 => Code::TooLarge,
+            429 | 503 => Code::TooManyRequests,
+            _ => Code::InvalidArgument,
+        };
+        let mut body = Vec::new();
+        api::put_answer(&mut body, &Err(Fault::new(code, why.to_owned())), None);
+        let date = turn.date();
+        self.reply_bytes(turn, key, |out| {
+            shape.put(out, date, (status, "application/json"), headers, &body);
+        });
+    }
+
+    /// A request did not come in time.
+    pub fn refuse_slow_request(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        turn.counters.limits.handshake_ms += 1;
+        self.refuse_for_good(turn, key, 408, "the request did not come in time");
+    }
+
+    /// Where the next request begins is not known: the connection ends with this answer.
+    pub fn refuse_for_good(&mut self, turn: &mut Turn, key: ConnectionKey, status: u16, why: &str) {
+        self.refuse(turn, key, &HttpShape::of_refusal(), status, &[], why);
+        self.end_with_answer(turn, key);
+    }
+
+    /// The connection ends with the answer to its last request. What the peer still sends is
+    /// received and dropped for a while, so that it reads the answer (RFC 9112, section 9.6).
+    pub fn end_with_answer(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        http.is_last = true;
+        if http.replies.is_empty() {
+            self.finish(turn, key);
+        }
+    }
+
+    /// Notes that a whole request is here and is answered next. A connection that is to end with the
+    /// answer says so in it.
+    pub fn begin_request(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        request: &mut Request<'_>,
+    ) {
+        turn.counters.http_requests += 1;
+        turn.work.spend(work::REQUEST);
+        let Some(connection) = self.get(key) else { return };
+        let is_edge = connection.listener != Listener::Api;
+        let Stage::Http(http) = &mut connection.stage else { return };
+        // Where handshakes are limited, each takes a connection. Where nobody new comes in, whoever is
+        // refused goes.
+        let ends = is_edge
+            && (turn.settings.limits.addresses.handshakes.is_some() || turn.refuses_arrivals());
+        request.keep_alive &= !ends && !http.is_draining;
+        http.is_mid_request = false;
+        http.started_ms = turn.now.ms;
+        http.has_answered = true;
+        http.is_last = !request.keep_alive;
+        if !std::mem::take(&mut http.is_judged) {
+            let (method, path) = (request.method.name(), request.path);
+            trail::note(turn.trail(key), Entry::Requested(method, path));
+        }
+    }
+
+    /// Notes that a request is answered next without its body. Where the next one begins is not known:
+    /// the connection ends with the answer.
+    pub fn end_at_head(&mut self, turn: &mut Turn, key: ConnectionKey, shape: &mut HttpShape) {
+        turn.counters.http_requests += 1;
+        turn.work.spend(work::REQUEST);
+        shape.exchange.keep_alive = false;
+        if let Some(Stage::Http(http)) = self.get(key).map(|c| &mut c.stage) {
+            http.is_mid_request = false;
+            http.started_ms = turn.now.ms;
+            http.has_answered = true;
+            http.is_last = true;
+        }
+    }
+
+    /// Refuses a request that is no WebSocket handshake.
+    pub fn refuse_upgrade(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        shape: &HttpShape,
+        error: &UpgradeError,
+    ) {
+        let (status, headers) = (error.status(), error.headers());
+        self.refuse(turn, key, shape, status, headers, &error.to_string());
+    }
+
+    /// What is read is no request: refuses it, and ends the connection.
+    pub fn refuse_malformed(&mut self, turn: &mut Turn, key: ConnectionKey, error: HttpError) {
+        count_refused(turn, error);
+        self.refuse_for_good(turn, key, error.status(), &error.to_string());
+    }
+}
+
+fn count_refused(turn: &mut Turn, error: HttpError) {
+    let limits = &mut turn.counters.limits;
+    match error {
+        HttpError::BodyTooLarge => limits.api_message_bytes += 1,
+        HttpError::HeadTooLarge => limits.head_bytes += 1,
+        HttpError::TooManyHeaders => limits.headers += 1,
+        _ => {}
+    }
+}
+
+impl HttpShape {
+    /// The shape of the response to this request.
+    pub fn of(request: &Request<'_>) -> Self {
+        let fault_status = request.header("x-error-mode").is_some_and(|mode| mode == b"status");
+        Self { exchange: request.exchange(), fault_status, allow_origin: None }
+    }
+
+    /// The shape of a response to what is no request.
+    fn of_refusal() -> Self {
+        Self { exchange: Exchange::REFUSED, fault_status: false, allow_origin: None }
+    }
+}
