@@ -37,6 +37,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print a sample configuration file: every key, with its default and what it is for.
+    Config,
 }
 
 /// Reads the process's arguments.
@@ -88,6 +90,12 @@ mod tests {
         let config = Some(PathBuf::from("a.toml"));
         let expected = Command::Doctor { config, json: true };
         assert_eq!(command(&["doctor", "--json", "--config", "a.toml"]), Ok(expected));
+    }
+
+    #[test]
+    fn config_takes_nothing() {
+        assert_eq!(command(&["config"]), Ok(Command::Config));
+        assert!(command(&["config", "a.toml"]).is_err());
     }
 
     #[test]

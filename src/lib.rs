@@ -13,7 +13,7 @@
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
 //! | [`mesh`] | other nodes: who is there, what they want to hear, how messages reach them |
-//! | [`config`] | the file and the variables → checked values |
+//! | [`config`] | one definition per key; the file and the variables → checked values, the reference page, the sample file |
 //! | [`doctor`] | reads the machine → what is right and wrong with it |
 //! | [`node`] | puts a node together, runs it, takes it down |
 //!

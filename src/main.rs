@@ -62,6 +62,7 @@ fn carry_out(log: &Log) -> ExitCode {
             };
             examine(log, &plan, json)
         }
+        Command::Config => print(log, config::sample_file().trim_end(), ExitCode::SUCCESS),
     }
 }
 

@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::NodeId;
-use crate::config::{self, Config, Level, SlowClient, Tls};
+use crate::config::{self, Config, Handler, Level, SlowClient, Tls};
 use crate::mesh::identity::Identity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
@@ -485,7 +485,7 @@ fn route_of(route: &config::Route) -> Route {
         hold_until: route.hold_until.as_deref().map(Box::from),
         origins: route.origins.clone(),
         token: route.token.clone(),
-        echo: route.echo,
+        echo: route.handler == Some(Handler::Echo),
         subprotocols: route.subprotocols.clone(),
         compression: route.compression,
         message_bytes: route.message_bytes,

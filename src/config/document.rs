@@ -1,16 +1,16 @@
 //! The configuration as written: TOML text and variables, each value with the place it came from.
 
 use std::fmt::{self, Display};
-use std::ops::RangeInclusive;
 
 use toml::de::{DeTable, DeValue};
 
 use super::Format;
+use super::definition::joined;
 
-/// Longest list, of values or of tables: far more than anyone writes, so a slip in a generated file.
-const LIST_MAX: usize = 1024;
+/// Longest list, of values or of tables. No one writes more by hand; a generator that does has a fault.
+pub(super) const LIST_MAX: usize = 1024;
 
-/// Longest rendering of a refused value or name, in characters: the message stays one line to read.
+/// Longest rendering of a refused value or name, in characters, so that a message stays short.
 const SHOWN_CHARS_MAX: usize = 64;
 
 const PREFIX: &str = "GRIDCAST_";
@@ -27,12 +27,12 @@ impl ConfigError {
         Self { text: format!("{place}: {reason}"), format: Format::Text }
     }
 
-    /// The same from a configuration whose log is written so.
+    /// The same error, of a configuration whose log has this format.
     pub(super) fn in_format(self, format: Format) -> Self {
         Self { format, ..self }
     }
 
-    /// How the refused configuration has its log written, as far as that was right.
+    /// The format of the log in the refused configuration; text if that could not be read.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -46,20 +46,21 @@ impl Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// A section's name and its keys.
-pub(super) type Keys = (&'static str, &'static [&'static str]);
-
 /// One file's text, parsed, and the variables that override it.
 pub(super) struct Document<'a> {
     name: &'a str,
     text: &'a str,
     root: DeTable<'a>,
     variables: Vec<Variable<'a>>,
+    available: &'a [usize],
 }
 
 /// A variable that sets a key. Which of its two readings counts depends on the type of the key.
 struct Variable<'a> {
     name: &'a str,
+    /// The path of the key's table.
+    path: String,
+    key: &'static str,
     /// For keys whose type is string.
     text: &'a str,
     /// For the others.
@@ -68,24 +69,23 @@ struct Variable<'a> {
 
 impl<'a> Document<'a> {
     /// Parses `text`, which messages call `name`, and those variables that begin with `GRIDCAST_`.
-    /// A variable can set the keys of `sections`; one that sets none of them is refused.
+    /// A variable can set one of `keys`, each of which comes with the path of its table; one that sets
+    /// none of them is refused. They are asked for only if there is a variable. `available` are the CPUs
+    /// that the process may use.
     pub(super) fn parse(
         text: &'a str,
         name: &'a str,
         environment: &'a [(String, String)],
-        sections: &[Keys],
+        keys: impl FnOnce() -> Vec<(String, &'static str)>,
+        available: &'a [usize],
     ) -> Result<Self, ConfigError> {
         let root = DeTable::parse(text).map_err(|error| {
             let line = line_of(text, error.span().map_or(0, |span| span.start));
             let reason = error.message().replace('\n', " ");
             ConfigError::new(format!("{name}:{line}"), format!("not TOML: {reason}"))
         })?;
-        Ok(Self {
-            name,
-            text,
-            root: root.into_inner(),
-            variables: variables(environment, sections)?,
-        })
+        let variables = variables(environment, keys)?;
+        Ok(Self { name, text, root: root.into_inner(), variables, available })
     }
 
     /// The whole file as a section without a name.
@@ -100,26 +100,31 @@ fn line_of(text: &str, offset: usize) -> usize {
 
 fn variables<'a>(
     environment: &'a [(String, String)],
-    sections: &[Keys],
+    keys: impl FnOnce() -> Vec<(String, &'static str)>,
 ) -> Result<Vec<Variable<'a>>, ConfigError> {
-    let known: Vec<String> = sections
-        .iter()
-        .flat_map(|(section, keys)| keys.iter().map(|key| variable_name(section, key)))
-        .collect();
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let mut ours = environment.iter().filter(|(name, _)| name.starts_with(PREFIX)).peekable();
+    if ours.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    let keys = keys();
+    let name_of = |(path, key): &(String, &str)| variable_name(path, key);
+    let known: Vec<String> = keys.iter().map(name_of).collect();
     let mut variables = Vec::new();
-    for (name, text) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
-        if !known.contains(&name.as_str()) {
+    for (name, text) in ours {
+        let Some(at) = known.iter().position(|known| known == name) else {
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
             let reason = format!("unknown variable; {}", suggestion(name, &known));
             return Err(ConfigError::new(cut(name.escape_debug().to_string()), reason));
-        }
-        variables.push(Variable { name, text, value: variable_value(text) });
+        };
+        let (path, key) = keys[at].clone();
+        variables.push(Variable { name, path, key, text, value: variable_value(text) });
     }
     Ok(variables)
 }
 
-fn variable_name(section: &str, key: &str) -> String {
-    format!("{PREFIX}{section}_{key}").replace('.', "_").to_uppercase()
+/// The variable that sets a key of the table at `path`.
+pub(super) fn variable_name(path: &str, key: &str) -> String {
+    format!("{PREFIX}{path}_{key}").replace('.', "_").to_uppercase()
 }
 
 /// `2` and `["a"]` are TOML; what is not TOML stands for the string that it would be in quotes.
@@ -127,8 +132,8 @@ fn variable_value(text: &str) -> DeValue<'_> {
     DeValue::parse(text).map_or_else(|_| DeValue::String(text.into()), |value| value.into_inner())
 }
 
-/// One table of a [`Document`], whose keys are known. Every method that takes a key gives back what
-/// is written for it, by a variable or else by the file, or says where that is and why it is wrong.
+/// One table of a [`Document`]. Every method that takes a key gives back what is written for it, by a
+/// variable or else by the file, or says where that is and why it is wrong.
 pub(super) struct Section<'a> {
     document: &'a Document<'a>,
     /// Keys from the root, with dots between them.
@@ -139,12 +144,17 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
+    /// The CPUs that the process may use.
+    pub(super) fn available_cpus(&self) -> &'a [usize] {
+        self.document.available
+    }
+
     /// Refuses the keys that are not `known`, the first as the file goes.
-    pub(super) fn only(self, known: &[&str]) -> Result<Self, ConfigError> {
+    pub(super) fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
         let keys = self.table.into_iter().flat_map(|table| table.keys());
         let unknown = keys.filter(|key| !known.contains(&key.get_ref().as_ref()));
         match unknown.min_by_key(|key| key.span().start) {
-            None => Ok(self),
+            None => Ok(()),
             Some(key) => {
                 let reason = format!("unknown key; {}", suggestion(key.get_ref(), known));
                 Err(self.fault(&[key.get_ref()], reason))
@@ -152,9 +162,10 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Whether it is in the file, be it empty.
+    /// Whether the file has the table, be it empty, or a variable sets one of its keys.
     pub(super) fn is_written(&self) -> bool {
-        self.table.is_some()
+        let mut variables = self.document.variables.iter();
+        self.table.is_some() || variables.any(|variable| variable.path == self.path)
     }
 
     /// Refuses `key`, for a reason better than that it is unknown.
@@ -230,84 +241,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A whole number within `bounds`. `unit` follows the word "number": `" of bytes"`, or nothing.
-    pub(super) fn whole<T: TryFrom<i64> + PartialOrd + Display>(
-        &self,
-        key: &str,
-        unit: &str,
-        bounds: RangeInclusive<T>,
-        default: T,
-    ) -> Result<T, ConfigError> {
-        let expected = format!("a whole number{unit} from {} to {}", bounds.start(), bounds.end());
-        let number = self.read(key, &expected, |value| {
-            whole_number(value).filter(|number| bounds.contains(number))
-        })?;
-        Ok(number.unwrap_or(default))
-    }
-
-    /// One of a few words, as what it stands for.
-    pub(super) fn choice<T: Copy>(
-        &self,
-        key: &str,
-        choices: &[(&str, T)],
-        default: T,
-    ) -> Result<T, ConfigError> {
-        let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
-        let expected = words.join(" or ");
-        let choice = self.read_text(key, &expected, |written| {
-            choices.iter().find(|(word, _)| *word == written).map(|(_, choice)| *choice)
-        })?;
-        Ok(choice.unwrap_or(default))
-    }
-
-    /// Yes or no.
-    pub(super) fn switch(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
-        let value = self.read(key, "true or false", |value| value.as_bool())?;
-        Ok(value.unwrap_or(default))
-    }
-
-    /// A string that is `valid`.
-    pub(super) fn text(
-        &self,
-        key: &str,
-        expected: &str,
-        valid: fn(&str) -> bool,
-    ) -> Result<Option<String>, ConfigError> {
-        self.read_text(key, expected, |text| valid(text).then(|| text.to_owned()))
-    }
-
-    /// A list of strings, each `valid`; the message shows the one that is not.
-    pub(super) fn texts(
-        &self,
-        key: &str,
-        expected: &str,
-        valid: fn(&str) -> bool,
-    ) -> Result<Option<Vec<String>>, ConfigError> {
-        self.texts_as(key, expected, |text| match valid(text) {
-            true => Ok(text.to_owned()),
-            false => Err(expected.to_owned()),
-        })
-    }
-
-    /// A list of strings, each as what `convert` makes of it, or tells to have expected.
-    pub(super) fn texts_as<T>(
-        &self,
-        key: &str,
-        expected: &str,
-        convert: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<Option<Vec<T>>, ConfigError> {
-        let list = format!("a list of at most {LIST_MAX} strings");
-        let items = self
-            .read(key, &list, |value| value.as_array().filter(|items| items.len() <= LIST_MAX))?;
-        let Some(items) = items else { return Ok(None) };
-        let convert = |item: &DeValue| {
-            let text = item.as_str().ok_or_else(|| expected.to_owned());
-            let converted = text.and_then(&convert);
-            converted.map_err(|expected| self.mismatch(key, &expected, item))
-        };
-        items.iter().map(|item| convert(item.get_ref())).collect::<Result<_, _>>().map(Some)
-    }
-
     /// Whether anything is written at `key`.
     pub(super) fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
@@ -332,7 +265,8 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn mismatch(&self, key: &str, expected: &str, value: &DeValue) -> ConfigError {
+    /// An error about `value`, which is written at `key` and is not what was `expected`.
+    pub(super) fn mismatch(&self, key: &str, expected: &str, value: &DeValue) -> ConfigError {
         self.fault(&[key], format!("expected {expected}, found {}", shown(value)))
     }
 
@@ -342,8 +276,8 @@ impl<'a> Section<'a> {
     }
 
     fn variable(&self, key: &str) -> Option<&'a Variable<'a>> {
-        let wanted = variable_name(&self.path, key);
-        self.document.variables.iter().find(|variable| variable.name == wanted)
+        let mut variables = self.document.variables.iter();
+        variables.find(|variable| variable.key == key && variable.path == self.path)
     }
 
     fn line_of(&self, key: &str) -> Option<usize> {
@@ -352,8 +286,7 @@ impl<'a> Section<'a> {
     }
 
     fn path_of(&self, key: &str) -> String {
-        let key = cut(key.escape_debug().to_string());
-        if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) }
+        joined(&self.path, &cut(key.escape_debug().to_string()))
     }
 }
 

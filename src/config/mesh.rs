@@ -3,14 +3,10 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use super::definition::section;
 use super::document::{ConfigError, Section};
+use super::shape::{ADDRESS, List, REACHABLE, Secret, whole_of};
 use super::tls::MutualTls;
-use super::{ADDRESS, address, read_reachable};
-
-pub(super) const MESH_KEYS: [&str; 5] = ["bind", "advertise", "seeds", "expect", "key"];
-
-const SEED: &str = "a host and port such as \"10.0.0.5:6788\" or \"node-2.example.org:6788\"";
-const KEY: &str = "expected a secret of 16 to 1024 bytes, such as `openssl rand -hex 32` makes";
 
 const KEY_BYTES_MIN: usize = 16;
 const KEY_BYTES_MAX: usize = 1024;
@@ -18,29 +14,57 @@ const KEY_BYTES_MAX: usize = 1024;
 /// RFC 1035, section 2.3.4.
 const HOST_BYTES_MAX: usize = 255;
 
+section! {
+    pub(super) struct MeshKeys(section) {
+        /// Where other nodes connect, over UDP. Port 0 lets the system pick one.
+        bind: SocketAddr = ADDRESS, required("a mesh needs one", "\"10.0.0.5:6788\""), restart;
+
+        /// Where other nodes reach this one.
+        advertise: SocketAddr = REACHABLE, derived(
+            bind,
+            "`bind`; where that is `0.0.0.0` or `[::]`, the address of the route to the first seed, or out",
+            "\"10.0.0.5:6788\""
+        ), restart;
+
+        /// Nodes to join at the start. A name may stand for several addresses. One node of a grid may have
+        /// none; it waits for others.
+        seeds: Vec<String> = SEEDS, value(Vec::new()), restart;
+
+        /// Nodes, this one included, that have to have been seen before `/readyz` answers 200.
+        expect: usize = whole_of(" of nodes", 1..=1024), value(1);
+
+        /// The secret of the grid, the same for all of its nodes. Make one with `openssl rand -hex 32`.
+        key: Option<GridKey> = KEY, none(
+            "none: `[mesh.tls]` has to be there", "\"change-me: openssl rand -hex 32\""
+        ), restart;
+    }
+    tables {
+        /// Certificates that nodes show each other, instead of `mesh.key`. They are issued by an authority
+        /// of yours for the name `node.gridcast`, and read when the node starts.
+        tls as "tls": Option<MutualTls> = MutualTls::read(section)?, Optional(MutualTls::definition);
+    }
+}
+
 /// This node's part of a grid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mesh {
-    /// A UDP address. Has no default. With port 0 the system picks one.
+    /// The UDP address of this node. With port 0 the system picks one.
     pub bind: SocketAddr,
-    /// Where other nodes reach this one. Default: `bind`; its port may be 0, then the one that was
-    /// picked is meant, and its IP may be unspecified, then that of the route out is. A written one is
-    /// neither.
+    /// Where other nodes reach this one. If it is `bind`, its port may be 0, which stands for the port
+    /// that was picked, and its IP may be unspecified, which stands for that of the route out.
     pub advertise: SocketAddr,
-    /// Nodes that it asks to be let in, `HOST:PORT`; a name may stand for several. Default: none, it
-    /// waits for others.
+    /// Nodes to join at the start, `HOST:PORT`.
     pub seeds: Vec<String>,
-    /// Nodes, this one included, that must have been seen once before `/readyz` answers 200. 1 to 1,024.
-    /// Default: 1.
+    /// Nodes that have to have been seen before this one is ready.
     pub expect: usize,
-    /// How it knows the others. Has no default.
+    /// What proves that a node belongs to the grid.
     pub trust: Trust,
 }
 
-/// How nodes of a grid know each other.
+/// What proves that a node belongs to a grid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// `key`: what all of them have in common, and nobody else has.
+    /// `key`: a secret of all nodes of the grid.
     Key(GridKey),
     /// `[mesh.tls]`: certificates for the name `node.gridcast`.
     Files(MutualTls),
@@ -51,7 +75,7 @@ pub enum Trust {
 pub struct GridKey(Box<str>);
 
 impl GridKey {
-    /// The secret itself: not for eyes.
+    /// The secret itself, which is shown nowhere.
     pub fn secret(&self) -> &str {
         &self.0
     }
@@ -64,31 +88,27 @@ impl fmt::Debug for GridKey {
 }
 
 impl Mesh {
-    /// `None`: there is no table `mesh`, and no variable for one.
+    /// Reads `[mesh]`. `None`: there is no such table, and no variable for one of its keys.
     pub(super) fn read(root: &Section) -> Result<Option<Self>, ConfigError> {
-        let section = root.table("mesh")?.only(&[&MESH_KEYS[..], &["tls"]].concat())?;
-        if !section.is_written() && !MESH_KEYS.iter().any(|key| section.has(key)) {
+        let section = root.table("mesh")?;
+        if !section.is_written() {
             return Ok(None);
         }
-        let missing = |key| section.fault(&[key], "missing; a mesh needs one");
-        let bind = section.read_text("bind", ADDRESS, address)?.ok_or_else(|| missing("bind"))?;
-        let advertise = read_reachable(&section, "advertise")?;
-        let trust = match (read_key(&section)?, MutualTls::read(&section)?) {
+        let MeshKeys { bind, advertise, seeds, expect, key, tls } = MeshKeys::read_keys(&section)?;
+        let trust = match (key, tls) {
             (Some(key), None) => Trust::Key(key),
             (None, Some(files)) => Trust::Files(files),
-            (None, None) => return Err(missing("key")),
+            (None, None) => return Err(section.fault(&["key"], "missing; a mesh needs one")),
             (Some(_), Some(_)) => {
                 return Err(section.fault(&["key"], "a mesh has a key or a table tls, not both"));
             }
         };
-        let seeds = section.texts("seeds", SEED, is_target)?.unwrap_or_default();
-        let expect = section.whole("expect", " of nodes", 1..=1024, 1)?;
         let node = root.table("node")?;
         if !node.has("id") {
             let reason = "missing; with a mesh each node has an id of its own, 0 to 1023";
             return Err(node.fault(&["id"], reason));
         }
-        Ok(Some(Self { bind, advertise: advertise.unwrap_or(bind), seeds, expect, trust }))
+        Ok(Some(Self { bind, advertise, seeds, expect, trust }))
     }
 }
 
@@ -105,16 +125,25 @@ impl fmt::Display for Mesh {
     }
 }
 
-/// The message does not say what was found.
-fn read_key(section: &Section) -> Result<Option<GridKey>, ConfigError> {
-    let Some(key) = section.secret("key") else { return Ok(None) };
-    match (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len()) {
-        true => Ok(Some(GridKey(key.into()))),
-        false => Err(section.fault(&["key"], KEY)),
-    }
-}
+const SECRET: &str = "a secret of 16 to 1024 bytes, such as `openssl rand -hex 32` makes";
 
-fn is_target(text: &str) -> bool {
+const KEY: Secret<GridKey> = Secret {
+    expected: SECRET,
+    parse: |key| match (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len()) {
+        true => Ok(GridKey(key.into())),
+        false => Err(SECRET),
+    },
+};
+
+const SEED: &str = "a host and port such as \"10.0.0.5:6788\" or \"node-2.example.org:6788\"";
+
+const SEEDS: List<String> = List {
+    expected: SEED,
+    parse: |text| if is_seed(text) { Ok(text.to_owned()) } else { Err(SEED.to_owned()) },
+    empty: None,
+};
+
+fn is_seed(text: &str) -> bool {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return address.port() != 0 && !address.ip().is_unspecified();
     }

@@ -2,22 +2,22 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::document::{ConfigError, Section};
+use super::shape::List;
 
 const ORIGIN: &str = "an origin such as \"https://example.org\", without a path";
 const WHOLE: &str = "an origin such as \"https://example.org\", written out: there are no patterns";
 
-/// Reads the list `origins`, in lower case.
-pub(super) fn read_origins(section: &Section) -> Result<Option<Vec<String>>, ConfigError> {
-    section.texts_as("origins", ORIGIN, |text| {
-        let written = text.to_ascii_lowercase();
-        match as_sent(&written) {
-            Some(sent) if sent == written => Ok(sent),
-            Some(sent) => Err(format!("{sent:?}, as browsers send it")),
-            None if text.contains('*') => Err(WHOLE.to_owned()),
-            None => Err(ORIGIN.to_owned()),
-        }
-    })
+/// A list of origins, in lower case.
+pub(super) const ORIGINS: List<String> = List { expected: ORIGIN, parse: origin, empty: None };
+
+fn origin(text: &str) -> Result<String, String> {
+    let written = text.to_ascii_lowercase();
+    match as_sent(&written) {
+        Some(sent) if sent == written => Ok(sent),
+        Some(sent) => Err(format!("{sent:?}, as browsers send it")),
+        None if text.contains('*') => Err(WHOLE.to_owned()),
+        None => Err(ORIGIN.to_owned()),
+    }
 }
 
 /// The origin that a browser sends for pages at this address (RFC 6454, section 6.2; WHATWG URL,

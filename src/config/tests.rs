@@ -1,10 +1,15 @@
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use toml::de::DeTable;
+
+use super::definition::joined;
 use super::*;
-use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash};
+use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use crate::protocol::token::{Places, TokenRule};
+use crate::queue::WhenFull;
 
 const CPUS: [usize; 4] = [0, 1, 2, 5];
 
@@ -63,7 +68,10 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
     assert_eq!(ws.subscribe, ["*"]);
     assert_eq!((ws.message_bytes, ws.outbound_bytes), (65_536, 1_048_576));
     assert!(!ws.compression && !echo.compression);
-    assert_eq!((echo.path.as_str(), echo.echo, &echo.topic), ("/echo", true, &None));
+    assert_eq!(
+        (echo.path.as_str(), echo.handler, &echo.topic),
+        ("/echo", Some(Handler::Echo), &None)
+    );
     assert_eq!((echo.message_bytes, echo.outbound_bytes), (16_777_216, 67_108_864));
     let Limits { connections_per_address, handshakes_per_address_s, messages_per_s, .. } =
         config.limits;
@@ -116,7 +124,7 @@ fn every_key_is_read() {
             rule.issuer = Some("login".to_owned());
             Arc::new(rule)
         }),
-        echo: false,
+        handler: None,
         compression: true,
         message_bytes: 2048,
         outbound_bytes: 4096,
@@ -154,6 +162,76 @@ fn every_key_is_read() {
     assert_eq!(config.limits, limits);
     assert_eq!(config.data, Data { dir: Some("data".into()) });
     assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json });
+}
+
+/// The whole names of the keys of a definition.
+fn names(path: &str, definition: &Definition, is_asked: fn(&Key) -> bool) -> Vec<String> {
+    let keys = definition.keys.iter().filter(|key| is_asked(key));
+    let own = keys.map(|key| joined(path, key.name));
+    let tables = definition.tables.iter();
+    let inner =
+        tables.flat_map(|table| names(&joined(path, table.name), &table.definition, is_asked));
+    own.chain(inner).collect()
+}
+
+/// Whether `table`, or one of a list of tables in it, has something at `name`.
+fn has(table: &DeTable, name: &str) -> bool {
+    let (first, rest) = name.split_once('.').unwrap_or((name, ""));
+    let Some(value) = table.get(first).map(|value| value.get_ref()) else { return false };
+    let tables =
+        value.as_array().into_iter().flatten().filter_map(|item| item.get_ref().as_table());
+    rest.is_empty() || value.as_table().into_iter().chain(tables).any(|table| has(table, rest))
+}
+
+#[test]
+fn the_test_of_every_key_leaves_none_out() {
+    let root = DeTable::parse(include_str!("every_key.toml")).expect("it is TOML");
+    let names = names("", &Config::definition(), |_| true);
+    let left_out: Vec<&String> = names.iter().filter(|name| !has(root.get_ref(), name)).collect();
+    // Files that would have to be there, and what excludes another key.
+    assert_eq!(
+        left_out,
+        [
+            "api.tls.cert",
+            "api.tls.key",
+            "mesh.tls.cert",
+            "mesh.tls.key",
+            "mesh.tls.ca",
+            "edge.tls.cert",
+            "edge.tls.key",
+            "edge.route.handler",
+            "edge.route.token.key_file",
+        ]
+    );
+}
+
+#[test]
+fn what_a_node_is_and_where_it_listens_needs_a_restart() {
+    assert_eq!(
+        names("", &Config::definition(), |key| key.needs_restart),
+        [
+            "node.id",
+            "node.cores",
+            "node.spin_us",
+            "api.bind",
+            "mesh.bind",
+            "mesh.advertise",
+            "mesh.seeds",
+            "mesh.key",
+            "mesh.tls.cert",
+            "mesh.tls.key",
+            "mesh.tls.ca",
+            "edge.bind",
+            "data.dir",
+            "log.format",
+        ]
+    );
+}
+
+#[test]
+fn a_table_is_no_variable() {
+    let error = development(&[("GRIDCAST_API_TLS", "x")]).unwrap_err().to_string();
+    assert!(error.starts_with("GRIDCAST_API_TLS: unknown variable; known are: "), "{error}");
 }
 
 #[test]
@@ -544,7 +622,7 @@ fn a_route_has_a_handler_or_a_topic_or_neither() {
     );
     let config = parse(&route(""));
     let route = &config.edges[0].routes[0];
-    assert_eq!((route.echo, &route.topic, route.events), (false, &None, Events::default()));
+    assert_eq!((route.handler, &route.topic, route.events), (None, &None, Events::default()));
 }
 
 #[test]
@@ -778,7 +856,12 @@ fn a_grid_has_a_key_or_certificates() {
     let with = |lines: &str| format!("node.id = 1\n[mesh]\nbind = \"127.0.0.1:0\"\n{lines}");
     let tls = "[mesh.tls]\ncert = 'no/such.pem'";
     refused(&with(tls), "gridcast.toml:4: mesh.tls.key: missing; TLS needs one");
-    let error = parse_with(&with(&format!("{tls}\nkey = 'x'")), &[]).unwrap_err().to_string();
+    refused(
+        &with(&format!("{tls}\nkey = 'x'")),
+        "gridcast.toml:4: mesh.tls.ca: missing; nodes are known by one",
+    );
+    let error =
+        parse_with(&with(&format!("{tls}\nkey = 'x'\nca = 'x'")), &[]).unwrap_err().to_string();
     assert!(error.starts_with("gridcast.toml:5: mesh.tls.cert: no/such.pem: cannot"), "{error}");
 }
 
@@ -966,7 +1049,8 @@ fn a_variable_for_a_string_is_taken_as_it_is() {
             ("GRIDCAST_API_TLS_CERT", "GRIDCAST_API_TLS_KEY"),
             ("GRIDCAST_MESH_TLS_CERT", "GRIDCAST_MESH_TLS_KEY"),
         ] {
-            let variables = [variables[0], variables[1], (name, text), (other, "x")];
+            let ca = ("GRIDCAST_MESH_TLS_CA", "x");
+            let variables = [variables[0], variables[1], (name, text), (other, "x"), ca];
             let error = development(&variables).unwrap_err().to_string();
             assert!(error.contains(&format!(": {text}: cannot be read: ")), "{error}");
         }

@@ -8,22 +8,48 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use super::definition::{Definition, section};
 use super::document::{ConfigError, Section};
 use super::read_bounded;
+use super::shape::Text;
 
-pub(super) const TLS_KEYS: [&str; 2] = ["cert", "key"];
-pub(super) const MUTUAL_TLS_KEYS: [&str; 3] = ["cert", "key", "ca"];
+const FILE: Text<PathBuf> = Text {
+    expected: "the path of a PEM file",
+    parse: |path| (!path.is_empty()).then(|| path.into()),
+};
 
-const FILE: &str = "the path of a PEM file";
+section! {
+    struct TlsKeys(section) {
+        /// A PEM file: the certificate of the listener, then those between it and the root.
+        cert: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/cert.pem\"");
 
-/// What a listener shows to those who connect. A handshake costs its core much less with an ECDSA
-/// key than with an RSA key.
+        /// A PEM file: the private key of that certificate (PKCS #8, PKCS #1 or SEC 1), not encrypted. A
+        /// handshake costs much less with an ECDSA key than with an RSA key.
+        key: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/key.pem\"");
+    }
+}
+
+section! {
+    struct MutualTlsKeys(section) {
+        /// A PEM file: a certificate of this node for the name `node.gridcast`, then those between it and
+        /// the root.
+        cert: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/node.pem\""), restart;
+
+        /// A PEM file: the private key of that certificate.
+        key: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/node.key\""), restart;
+
+        /// A PEM file: the certificates of those who issue certificates to nodes of this grid, and to
+        /// nobody else.
+        ca: PathBuf = FILE, required("nodes are known by one", "\"/etc/gridcast/grid.pem\""), restart;
+    }
+}
+
+/// The certificate that a listener shows, and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// A PEM file: the certificate, then those between it and the root. Has no default.
+    /// A PEM file: the certificate, then those between it and the root.
     pub cert: PathBuf,
-    /// A PEM file: the private key of that certificate (PKCS #8, PKCS #1 or SEC 1), not encrypted.
-    /// Has no default.
+    /// A PEM file: the private key of that certificate.
     pub key: PathBuf,
     // Where the two are written, for messages.
     cert_place: String,
@@ -33,24 +59,23 @@ pub struct Tls {
 impl Tls {
     /// Reads the table `tls` of a listener's section, and the files to see that they are right.
     pub(super) fn read(listener: &Section) -> Result<Option<Self>, ConfigError> {
-        Self::read_pair(&listener.table("tls")?.only(&TLS_KEYS)?)
+        let section = listener.table("tls")?;
+        if !section.is_written() {
+            return Ok(None);
+        }
+        let TlsKeys { cert, key } = TlsKeys::read_keys(&section)?;
+        Self::loaded(&section, cert, key).map(Some)
     }
 
-    fn read_pair(section: &Section) -> Result<Option<Self>, ConfigError> {
-        let (cert, key) = match (file(section, "cert")?, file(section, "key")?) {
-            (None, None) if !section.is_written() => return Ok(None),
-            (Some(cert), Some(key)) => (cert, key),
-            (None, _) => return Err(section.fault(&["cert"], "missing; TLS needs one")),
-            (_, None) => return Err(section.fault(&["key"], "missing; TLS needs one")),
-        };
-        let tls = Self {
-            cert: cert.into(),
-            key: key.into(),
-            cert_place: section.place("cert"),
-            key_place: section.place("key"),
-        };
+    pub(super) fn definition() -> Definition {
+        TlsKeys::definition()
+    }
+
+    fn loaded(section: &Section, cert: PathBuf, key: PathBuf) -> Result<Self, ConfigError> {
+        let (cert_place, key_place) = (section.place("cert"), section.place("key"));
+        let tls = Self { cert, key, cert_place, key_place };
         tls.load()?;
-        Ok(Some(tls))
+        Ok(tls)
     }
 
     /// Reads the two files as they are now.
@@ -81,12 +106,12 @@ impl Tls {
     }
 }
 
-/// What a node shows to other nodes, and what it takes from them.
+/// The certificates by which nodes of a grid know each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MutualTls {
-    /// What it shows.
+    /// The certificate of this node, and its key.
     pub own: Tls,
-    /// A PEM file: who issues certificates of nodes, one or more. Has no default.
+    /// A PEM file: one or more certificates of those who issue certificates of nodes.
     pub ca: PathBuf,
     ca_place: String,
 }
@@ -94,13 +119,19 @@ pub struct MutualTls {
 impl MutualTls {
     /// Reads the table `tls` of the mesh's section, and the files to see that they are right.
     pub(super) fn read(mesh: &Section) -> Result<Option<Self>, ConfigError> {
-        let section = mesh.table("tls")?.only(&MUTUAL_TLS_KEYS)?;
-        let Some(own) = Tls::read_pair(&section)? else { return Ok(None) };
-        let ca = file(&section, "ca")?;
-        let ca = ca.ok_or_else(|| section.fault(&["ca"], "missing; nodes are known by one"))?;
-        let tls = Self { own, ca: ca.into(), ca_place: section.place("ca") };
+        let section = mesh.table("tls")?;
+        if !section.is_written() {
+            return Ok(None);
+        }
+        let MutualTlsKeys { cert, key, ca } = MutualTlsKeys::read_keys(&section)?;
+        let own = Tls::loaded(&section, cert, key)?;
+        let tls = Self { own, ca, ca_place: section.place("ca") };
         tls.load_authorities()?;
         Ok(Some(tls))
+    }
+
+    pub(super) fn definition() -> Definition {
+        MutualTlsKeys::definition()
     }
 
     /// The node's certificates and those of authorities that are not valid at this time: a line each.
@@ -116,10 +147,6 @@ impl MutualTls {
     pub fn load_authorities(&self) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
         certificates(&self.ca_place, &self.ca)
     }
-}
-
-fn file(section: &Section, key: &str) -> Result<Option<String>, ConfigError> {
-    section.text(key, FILE, |path| !path.is_empty())
 }
 
 fn certificates(place: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {

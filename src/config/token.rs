@@ -3,53 +3,76 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::read_bounded;
+use super::shape::{Choice, List, Secret, Text, Words};
 use crate::protocol::token::{Places, TokenRule};
 
-const TOKEN_KEYS: [&str; 6] = ["algorithm", "key", "key_file", "from", "audience", "issuer"];
+section! {
+    pub(super) struct TokenKeys(section) {
+        /// The algorithm that tokens are signed with.
+        algorithm: &'static str = ALGORITHMS,
+            required("a token is of one algorithm", "\"HS256\"");
 
-const PARTY: &str = "a string of 1 to 1024 bytes, as it stands in the token";
+        /// The secret of at least 32 bytes for HS256, or the public key in PEM for the others.
+        key: Option<String> = KEY,
+            none("none: `key_file` has to be there", "\"change-me: a secret of at least 32 bytes\"");
 
-const ALGORITHMS: [(&str, &str); 4] =
-    [("HS256", "HS256"), ("RS256", "RS256"), ("ES256", "ES256"), ("EdDSA", "EdDSA")];
+        /// A file that holds the key, instead of `key`.
+        key_file: Option<String> = FILE,
+            none("none: `key` has to be there", "\"/etc/gridcast/token.pem\"");
+
+        /// Where a client may put the token; the first that is there counts. `header`:
+        /// `Authorization: Bearer TOKEN`. `protocol`: the subprotocol `bearer.TOKEN`, which browsers can
+        /// set. `query`: `?token=TOKEN`, which ends up in logs.
+        from: Places = PLACES, derived(
+            Places { header: true, protocol: true, query: false },
+            "`[\"header\", \"protocol\"]`", "[\"header\", \"protocol\"]"
+        );
+
+        /// Names of this service: a token has to have one of them in `aud`.
+        audience: Vec<String> = AUDIENCES, derived(
+            Vec::new(), "none: a token with an `aud` is refused, since it is for another service",
+            "[\"chat\"]"
+        );
+
+        /// The issuer that a token has to name in `iss`.
+        issuer: Option<String> = ISSUER,
+            none("any", "\"https://login.example.org\"");
+    }
+}
 
 /// Reads the table `token` of a route.
 pub(super) fn read_token(route: &Section) -> Result<Option<Arc<TokenRule>>, ConfigError> {
-    if !route.has("token") {
+    let section = route.table("token")?;
+    if !section.is_written() {
         return Ok(None);
     }
-    let section = route.table("token")?.only(&TOKEN_KEYS)?;
-    let algorithm = section.choice("algorithm", &ALGORITHMS, "")?;
-    if algorithm.is_empty() {
-        return Err(section.fault(&["algorithm"], "missing; a token is of one algorithm"));
-    }
-    let key = read_key(&section)?;
-    let mut rule = TokenRule::new(algorithm, &key, read_places(&section)?).ok_or_else(|| {
+    let keys = TokenKeys::read_keys(&section)?;
+    let algorithm = keys.algorithm;
+    let key = read_key(&section, keys.key, keys.key_file)?;
+    let mut rule = TokenRule::new(algorithm, &key, keys.from).ok_or_else(|| {
         let reason = match algorithm {
             "HS256" => "expected a secret of at least 32 bytes (RFC 7518, section 3.2)".to_owned(),
             _ => format!("expected a public key for {algorithm} in PEM"),
         };
         section.fault(&["key", "key_file"], reason)
     })?;
-    rule.audience = section.texts("audience", PARTY, is_party)?.unwrap_or_default();
-    if rule.audience.is_empty() && section.has("audience") {
-        let reason = "an empty list names nobody: leave it out to take tokens without an aud";
-        return Err(section.fault(&["audience"], reason));
-    }
-    rule.issuer = section.text("issuer", PARTY, is_party)?;
+    rule.audience = keys.audience;
+    rule.issuer = keys.issuer;
     Ok(Some(Arc::new(rule)))
 }
 
-fn is_party(text: &str) -> bool {
-    (1..=1024).contains(&text.len())
-}
-
-fn read_key(section: &Section) -> Result<String, ConfigError> {
-    match (section.secret("key"), section.secret("key_file")) {
-        (Some(key), None) => Ok(key.to_owned()),
+fn read_key(
+    section: &Section,
+    key: Option<String>,
+    file: Option<String>,
+) -> Result<String, ConfigError> {
+    match (key, file) {
+        (Some(key), None) => Ok(key),
         (None, Some(file)) => {
-            let read = read_bounded(Path::new(file));
+            let read = read_bounded(Path::new(&file));
             let unreadable =
                 |error| section.fault(&["key_file"], format!("cannot be read: {error}"));
             // The line end that editors put behind a secret is not part of it.
@@ -62,15 +85,35 @@ fn read_key(section: &Section) -> Result<String, ConfigError> {
     }
 }
 
-fn read_places(section: &Section) -> Result<Places, ConfigError> {
-    let is_place = |word: &str| matches!(word, "header" | "protocol" | "query");
-    let words = section.texts("from", r#""header", "protocol" or "query""#, is_place)?;
-    let Some(words) = words else {
-        return Ok(Places { header: true, protocol: true, query: false });
-    };
-    if words.is_empty() {
-        return Err(section.fault(&["from"], "an empty list lets nobody in"));
-    }
-    let has = |place: &str| words.iter().any(|word| word == place);
-    Ok(Places { header: has("header"), protocol: has("protocol"), query: has("query") })
+const ALGORITHMS: Choice<&str> =
+    Choice(&[("HS256", "HS256"), ("RS256", "RS256"), ("ES256", "ES256"), ("EdDSA", "EdDSA")]);
+
+/// What is right depends on the algorithm.
+const KEY: Secret<String> = Secret { expected: "a string", parse: |text| Ok(text.to_owned()) };
+
+const FILE: Secret<String> =
+    Secret { expected: "the path of a file", parse: |text| Ok(text.to_owned()) };
+
+const PLACES: Words<Places> = Words {
+    words: &["header", "protocol", "query"],
+    collect: |has| {
+        let places =
+            Places { header: has("header"), protocol: has("protocol"), query: has("query") };
+        let is_empty = !places.header && !places.protocol && !places.query;
+        if is_empty { Err("an empty list lets nobody in") } else { Ok(places) }
+    },
+};
+
+const PARTY: &str = "a string of 1 to 1024 bytes, as it stands in the token";
+
+const AUDIENCES: List<String> = List {
+    expected: PARTY,
+    parse: |text| party(text).ok_or_else(|| PARTY.to_owned()),
+    empty: Some("an empty list names nobody: leave it out to take tokens without an aud"),
+};
+
+const ISSUER: Text<String> = Text { expected: PARTY, parse: party };
+
+fn party(text: &str) -> Option<String> {
+    (1..=1024).contains(&text.len()).then(|| text.to_owned())
 }

@@ -4,30 +4,47 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use super::definition::section;
 use super::document::{ConfigError, Section};
-use super::limit;
+use super::shape::{List, Secret as SecretShape, Text, Words, limit};
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User, is_token};
-
-const USER_KEYS: [&str; 6] = ["name", "password", "token", "roles", "from", "requests_per_s"];
-
-const NAME: &str = "a name of 1 to 255 bytes without control characters and colons";
-const RANGE: &str = "an IP address or a range that begins with its first, such as \"10.0.0.0/8\"";
-const PASSWORD: &str = "expected a string of 1 to 1024 bytes without control characters";
-const TOKEN: &str =
-    "expected a string of 1 to 1024 letters, digits and -._~+/ (RFC 6750, section 2.1)";
-const HASH: &str = "expected an argon2id hash, $argon2id$v=19$m=…,t=…,p=…$…$…, with m up to 262144 \
-                    (KiB) and t up to 16";
-
-const SECRET_BYTES_MAX: usize = 1024;
 
 /// A token names no user, so each that is presented is compared with all hashes of tokens.
 const HASHED_TOKENS_MAX: usize = 8;
 
-/// Reads the tables in `api.user`.
+section! {
+    pub(super) struct UserKeys(section) {
+        /// The name of the user, which no other user has.
+        name: String = NAME, required("a user needs one", "\"app\"");
+
+        /// The password, shown as `Authorization: Basic`, as it is or as an argon2id hash. All hashes
+        /// need the same parameters.
+        password: Option<Secret> = PASSWORD, none(
+            "none: `token` has to be there",
+            "\"change-me\""
+        );
+
+        /// The token, shown as `Authorization: Bearer`, instead of a password. As it is or as an argon2id
+        /// hash. At most 8 tokens can be hashed.
+        token: Option<Secret> = TOKEN,
+            none("none: `password` has to be there", "\"change-me\"");
+
+        /// What the user may do. `read`: consume topics. `write`: send, publish and call.
+        roles: Roles = ROLES, derived(Roles::ALL, "both", "[\"read\", \"write\"]");
+
+        /// Addresses, and ranges of them, that the user may come from.
+        from: Vec<IpNet> = RANGES, derived(Vec::new(), "any", "[\"10.0.0.0/8\", \"::1\"]");
+
+        /// Calls a second, over all connections of the user; as many may come at once. 0: any number.
+        /// Calls beyond it are answered with 103.
+        requests_per_s: u32 = limit(), value(0);
+    }
+}
+
+/// Reads the tables `api.user`.
 pub(super) fn read_users(api: &Section) -> Result<Vec<User>, ConfigError> {
     let mut users: Vec<User> = Vec::new();
     for section in api.tables("user")? {
-        let section = section.only(&USER_KEYS)?;
         let user = read_user(&section)?;
         check_beside(&section, &user, &users)?;
         users.push(user);
@@ -36,11 +53,8 @@ pub(super) fn read_users(api: &Section) -> Result<Vec<User>, ConfigError> {
 }
 
 fn read_user(section: &Section) -> Result<User, ConfigError> {
-    let name = section.text("name", NAME, is_name)?;
-    let name = name.ok_or_else(|| section.fault(&["name"], "missing; a user needs one"))?;
-    let password = read_secret(section, "password", PASSWORD, is_password)?;
-    let token = read_secret(section, "token", TOKEN, is_token)?;
-    let (scheme, secret) = match (password, token) {
+    let keys = UserKeys::read_keys(section)?;
+    let (scheme, secret) = match (keys.password, keys.token) {
         (Some(password), None) => (Scheme::Basic, password),
         (None, Some(token)) => (Scheme::Bearer, token),
         (None, None) => {
@@ -50,50 +64,61 @@ fn read_user(section: &Section) -> Result<User, ConfigError> {
             return Err(section.fault(&["token"], "a user has a password or a token, not both"));
         }
     };
-    Ok(User {
-        name,
-        scheme,
-        secret,
-        roles: read_roles(section)?,
-        from: read_ranges(section)?,
-        requests_per_s: limit(section, "requests_per_s", 0)?,
-    })
+    let UserKeys { name, roles, from, requests_per_s, .. } = keys;
+    Ok(User { name, scheme, secret, roles, from, requests_per_s })
 }
 
-/// A secret, plain or hashed. The message does not say what was found.
-fn read_secret(
-    section: &Section,
-    key: &str,
-    expected: &str,
-    is_valid: fn(&str) -> bool,
-) -> Result<Option<Secret>, ConfigError> {
-    let Some(text) = section.secret(key) else { return Ok(None) };
+const NAME: Text<String> = Text {
+    expected: "a name of 1 to 255 bytes without control characters and colons",
+    parse: |text| is_name(text).then(|| text.to_owned()),
+};
+
+fn is_name(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && !text.contains(|c: char| c.is_control() || c == ':')
+}
+
+const PASSWORD_TEXT: &str = "a string of 1 to 1024 bytes without control characters";
+
+const PASSWORD: SecretShape<Secret> = SecretShape {
+    expected: PASSWORD_TEXT,
+    parse: |text| {
+        secret(text, |text| !text.contains(char::is_control)).unwrap_or(Err(PASSWORD_TEXT))
+    },
+};
+
+const TOKEN_TEXT: &str = "a string of 1 to 1024 letters, digits and -._~+/ (RFC 6750, section 2.1)";
+
+const TOKEN: SecretShape<Secret> = SecretShape {
+    expected: TOKEN_TEXT,
+    parse: |text| secret(text, is_token).unwrap_or(Err(TOKEN_TEXT)),
+};
+
+const HASH: &str = "an argon2id hash, $argon2id$v=19$m=…,t=…,p=…$…$…, with m up to 262144 (KiB) and t up \
+                    to 16";
+
+const SECRET_BYTES_MAX: usize = 1024;
+
+/// A secret, plain or hashed, or why the hash is refused. `None` if a plain one is not valid.
+fn secret(text: &str, is_valid: fn(&str) -> bool) -> Option<Result<Secret, &'static str>> {
     if text.starts_with("$argon2") {
-        let hash = SecretHash::parse(text).ok_or_else(|| section.fault(&[key], HASH))?;
-        return Ok(Some(Secret::Hashed(hash)));
+        return Some(SecretHash::parse(text).map(Secret::Hashed).ok_or(HASH));
     }
-    if !(1..=SECRET_BYTES_MAX).contains(&text.len()) || !is_valid(text) {
-        return Err(section.fault(&[key], expected));
-    }
-    Ok(Some(Secret::Plain(text.into())))
+    let is_plain = (1..=SECRET_BYTES_MAX).contains(&text.len()) && is_valid(text);
+    is_plain.then(|| Ok(Secret::Plain(text.into())))
 }
 
-fn read_roles(section: &Section) -> Result<Roles, ConfigError> {
-    let is_role = |word: &str| matches!(word, "read" | "write");
-    let Some(words) = section.texts("roles", "\"read\" or \"write\"", is_role)? else {
-        return Ok(Roles::ALL);
-    };
-    let has = |role: &str| words.iter().any(|word| word == role);
-    Ok(Roles { read: has("read"), write: has("write") })
-}
+const ROLES: Words<Roles> = Words {
+    words: &["read", "write"],
+    collect: |has| Ok(Roles { read: has("read"), write: has("write") }),
+};
 
-fn read_ranges(section: &Section) -> Result<Vec<IpNet>, ConfigError> {
-    let ranges = section.texts_as("from", RANGE, range)?.unwrap_or_default();
-    if ranges.is_empty() && section.has("from") {
-        return Err(section.fault(&["from"], "an empty list lets nobody in: leave it out for any"));
-    }
-    Ok(ranges)
-}
+const RANGE: &str = "an IP address or a range that begins with its first, such as \"10.0.0.0/8\"";
+
+const RANGES: List<IpNet> = List {
+    expected: RANGE,
+    parse: range,
+    empty: Some("an empty list lets nobody in: leave it out for any"),
+};
 
 fn range(text: &str) -> Result<IpNet, String> {
     let alone = text.parse::<IpAddr>().ok().map(IpNet::from);
@@ -145,12 +170,4 @@ fn check_beside(section: &Section, user: &User, earlier: &[User]) -> Result<(), 
         }
         _ => Ok(()),
     }
-}
-
-fn is_name(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && !text.contains(|c: char| c.is_control() || c == ':')
-}
-
-fn is_password(text: &str) -> bool {
-    !text.contains(char::is_control)
 }

@@ -1,0 +1,52 @@
+//! The listener for back ends.
+
+use std::net::SocketAddr;
+
+use super::Tls;
+use super::definition::section;
+use super::document::{ConfigError, Section};
+use super::origin::ORIGINS;
+use super::shape::{ADDRESS, REACHABLE};
+use super::user::{UserKeys, read_users};
+use crate::protocol::credentials::User;
+
+section! {
+    /// The listener for back ends.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Api(section) {
+        /// Where back ends connect, over TCP. Port 0 lets the system pick one. Without users this has to
+        /// be a loopback address, since whoever can connect may do everything.
+        bind: SocketAddr = ADDRESS, value(([127, 0, 0, 1], 6789).into()), restart;
+
+        /// The address that `GET /v1/nodes` tells back ends to use for this node.
+        advertise: SocketAddr = REACHABLE, derived(
+            bind, "`bind`; where that is `0.0.0.0` or `[::]`, the address of the route out",
+            "\"10.0.0.5:6789\""
+        );
+
+        /// Web origins, besides the API's own, whose pages may call the API from a browser, in the form
+        /// that browsers send.
+        origins: Vec<String> = ORIGINS, value(Vec::new());
+    }
+    tables {
+        /// TLS for the API. Without it, the API speaks plain HTTP. SIGHUP reads both files again.
+        tls as "tls": Option<Tls> = Tls::read(section)?, Optional(Tls::definition);
+
+        /// Users of the API. Without any there is no authentication.
+        users as "user": Vec<User> = read_users(section)?, Many(UserKeys::definition);
+    }
+}
+
+impl Api {
+    /// Reads `[api]`.
+    pub(super) fn read(root: &Section) -> Result<Self, ConfigError> {
+        let section = root.table("api")?;
+        let api = Self::read_keys(&section)?;
+        let bind = api.bind;
+        if api.users.is_empty() && !bind.ip().to_canonical().is_loopback() {
+            let reason = "without users the API listens on loopback only, such as 127.0.0.1:6789";
+            return Err(section.fault(&["bind"], format!("{reason}; found {bind}")));
+        }
+        Ok(api)
+    }
+}

@@ -1,0 +1,247 @@
+//! Definitions of keys. [`section!`] takes one definition per key and makes of it
+//!
+//! - a field of a struct, with the key's documentation,
+//! - the code that reads the key, checks it and falls back to its default,
+//! - a [`Key`], from which the reference page and the sample file are written.
+
+/// What one table of the configuration may hold.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    /// The keys with values.
+    pub keys: Vec<Key>,
+    /// The tables inside the table.
+    pub tables: Vec<Table>,
+}
+
+/// A key with a value.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// The name, as it is written.
+    pub name: &'static str,
+    /// The values that are allowed, in words.
+    pub expected: String,
+    /// What holds when the key is not written.
+    pub fallback: Fallback,
+    /// What the key is for, in Markdown on one line.
+    pub doc: String,
+    /// Whether a change can take effect only when the node starts again.
+    pub needs_restart: bool,
+}
+
+/// What holds when a key is not written. An example is TOML.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// This value, as TOML.
+    Value(String),
+    /// What `words` say.
+    Derived {
+        /// In words, in Markdown.
+        words: &'static str,
+        /// A value that one may write.
+        example: &'static str,
+    },
+    /// Nothing: the key has to be written.
+    Required {
+        /// A value that one may write.
+        example: &'static str,
+    },
+}
+
+/// A table inside a table.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The name, as it is written.
+    pub name: &'static str,
+    /// How often the table may be written.
+    pub form: Form,
+    /// What the table is for, in Markdown on one line.
+    pub doc: String,
+    /// What the table may hold.
+    pub definition: Definition,
+}
+
+/// How often a table may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Once. A table that is not written has the defaults of its keys.
+    One,
+    /// Once. Without the table, what it describes does not exist.
+    Optional,
+    /// Any number of times: `[[name]]`.
+    Many,
+}
+
+impl Form {
+    /// How the table at `path` begins.
+    pub(super) fn header(self, path: &str) -> String {
+        match self {
+            Self::One | Self::Optional => format!("[{path}]"),
+            Self::Many => format!("[[{path}]]"),
+        }
+    }
+}
+
+impl Definition {
+    /// The keys that a variable can set, each with the path of its table: those of tables that are not
+    /// in lists.
+    pub(super) fn single_keys(&self) -> Vec<(String, &'static str)> {
+        let mut keys = Vec::new();
+        self.collect_single_keys("", &mut keys);
+        keys
+    }
+
+    fn collect_single_keys(&self, path: &str, keys: &mut Vec<(String, &'static str)>) {
+        keys.extend(self.keys.iter().map(|key| (path.to_owned(), key.name)));
+        for table in self.tables.iter().filter(|table| table.form != Form::Many) {
+            table.definition.collect_single_keys(&joined(path, table.name), keys);
+        }
+    }
+}
+
+/// The whole name of what is called `name` in the table at `path`.
+pub(super) fn joined(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// The lines of a doc comment as one.
+pub(super) fn one_line(lines: &[&str]) -> String {
+    let lines: Vec<&str> = lines.iter().map(|line| line.trim()).collect();
+    lines.join(" ").trim().to_owned()
+}
+
+/// Defines a struct, one field per key or table, with `Struct::read_keys` and `Struct::definition`.
+///
+/// ```text
+/// section! {
+///     /// What the section is.
+///     pub struct Name(section, context: &Context) {
+///         /// What the key is for.
+///         key: Type = shape, fallback;
+///         /// What the key is for.
+///         other_key: Type = shape, fallback, restart;
+///     }
+///     tables {
+///         /// What the table is for.
+///         field as "table": Type = expression that reads it, Form(Inner::definition);
+///     }
+/// }
+/// ```
+///
+/// A shape is a [`Shape`](super::shape::Shape). What holds when the key is not written is one of
+///
+/// - `value(EXPRESSION)`: a constant;
+/// - `derived(EXPRESSION, "in words", "example")`: what depends on other keys, which were read before;
+/// - `none("in words", "example")`: `None`, for a key whose type is an `Option`;
+/// - `required("who needs it", "example")`: an error.
+///
+/// `restart` marks keys that cannot change while the node runs. Expressions may name the section, the
+/// context and the fields before theirs.
+macro_rules! section {
+    (
+        $(#[$meta:meta])*
+        $vis:vis struct $name:ident ($section:ident $(, $context:ident: $context_type:ty)*) {
+            $(
+                $(#[doc = $doc:literal])*
+                $key:ident: $type:ty = $shape:expr, $fallback:ident($($argument:tt)*)
+                $(, $restart:ident)?;
+            )*
+        }
+        $(tables {
+            $(
+                $(#[doc = $table_doc:literal])*
+                $table:ident as $table_name:literal: $table_type:ty = $read:expr,
+                $form:ident($definition:path);
+            )*
+        })?
+    ) => {
+        $(#[$meta])*
+        $vis struct $name {
+            $($(#[doc = $doc])* pub $key: $type,)*
+            $($($(#[doc = $table_doc])* pub $table: $table_type,)*)?
+        }
+
+        impl $name {
+            /// Reads the section, and refuses keys that it does not have.
+            fn read_keys(
+                $section: &$crate::config::document::Section
+                $(, $context: $context_type)*
+            ) -> Result<Self, $crate::config::ConfigError> {
+                $section.refuse_unknown(&[$(stringify!($key),)* $($($table_name,)*)?])?;
+                $(
+                    let found = $crate::config::shape::Shape::read(
+                        &$shape, $section, stringify!($key),
+                    )?;
+                    let $key: $type = $crate::config::definition::section!(
+                        @read found, $section, $key, $fallback($($argument)*)
+                    );
+                )*
+                $($(let $table: $table_type = $read;)*)?
+                Ok(Self { $($key,)* $($($table,)*)? })
+            }
+
+            /// What the section may hold.
+            pub(in $crate::config) fn definition() -> $crate::config::definition::Definition {
+                $crate::config::definition::Definition {
+                    keys: vec![$({
+                        let (expected, fallback) = $crate::config::definition::section!(
+                            @describe $type, $shape, $fallback($($argument)*)
+                        );
+                        $crate::config::definition::Key {
+                            name: stringify!($key),
+                            expected,
+                            fallback,
+                            doc: $crate::config::definition::one_line(&[$($doc),*]),
+                            needs_restart: [$(stringify!($restart))?].contains(&"restart"),
+                        }
+                    },)*],
+                    tables: vec![$($($crate::config::definition::Table {
+                        name: $table_name,
+                        form: $crate::config::definition::Form::$form,
+                        doc: $crate::config::definition::one_line(&[$($table_doc),*]),
+                        definition: $definition(),
+                    },)*)?],
+                }
+            }
+        }
+    };
+
+    (@read $found:ident, $section:ident, $key:ident, value($default:expr)) => {
+        $found.unwrap_or_else(|| $default)
+    };
+    (@read $found:ident, $section:ident, $key:ident,
+        derived($default:expr, $words:literal, $example:literal)) => {
+        $found.unwrap_or_else(|| $default)
+    };
+    (@read $found:ident, $section:ident, $key:ident, none($words:literal, $example:literal)) => {
+        $found
+    };
+    (@read $found:ident, $section:ident, $key:ident, required($who:literal, $example:literal)) => {
+        $found.ok_or_else(|| {
+            $section.fault(&[stringify!($key)], concat!("missing; ", $who))
+        })?
+    };
+
+    (@describe $type:ty, $shape:expr, value($default:expr)) => {{
+        let (shape, default): (_, $type) = ($shape, $default);
+        let fallback = $crate::config::shape::Literal::literal(&shape, &default);
+        (
+            $crate::config::shape::Shape::expected(&shape),
+            $crate::config::definition::Fallback::Value(fallback),
+        )
+    }};
+    (@describe $type:ty, $shape:expr,
+        derived($default:expr, $words:literal, $example:literal)) => {(
+        $crate::config::shape::expected_of::<$type, _>(&$shape),
+        $crate::config::definition::Fallback::Derived { words: $words, example: $example },
+    )};
+    (@describe $type:ty, $shape:expr, none($words:literal, $example:literal)) => {(
+        $crate::config::shape::Shape::expected(&$shape),
+        $crate::config::definition::Fallback::Derived { words: $words, example: $example },
+    )};
+    (@describe $type:ty, $shape:expr, required($who:literal, $example:literal)) => {(
+        $crate::config::shape::expected_of::<$type, _>(&$shape),
+        $crate::config::definition::Fallback::Required { example: $example },
+    )};
+}
+
+pub(super) use section;

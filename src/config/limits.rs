@@ -1,0 +1,145 @@
+//! Bounds on what peers may cost, and on how long things may take.
+
+use std::ops::RangeInclusive;
+
+use super::definition::section;
+use super::document::{ConfigError, Section};
+use super::shape::{Choice, bytes, limit, milliseconds, whole};
+
+/// Largest message from a client: what the largest conformance tests send.
+pub(super) const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// The largest message of a client, of a route or of all.
+pub(super) const MESSAGE_BYTES: RangeInclusive<usize> = 1..=MESSAGE_BYTES_MAX;
+
+/// The memory of what waits for one connection, of a route or of all.
+pub(super) const OUTBOUND_BYTES: RangeInclusive<usize> = 1024..=1 << 30;
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// The lease of what a node knows of another's interest, and some.
+const MESH_ANSWER_MS_MIN: u64 = 1100;
+
+section! {
+    /// Bounds on what one connection may cost, and on how long things may take.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Limits(section) {
+        /// Largest message of a client: the bytes of all its fragments together. A route may have its
+        /// own.
+        edge_message_bytes: usize = bytes(MESSAGE_BYTES), value(65_536);
+
+        /// Largest message or request body of a back end.
+        api_message_bytes: usize = bytes(1024..=64 << 20), value(1 << 20);
+
+        /// Largest head of an HTTP request.
+        head_bytes: usize = bytes(1024..=1 << 20), value(16_384);
+
+        /// Header fields in that head.
+        headers: usize = whole(1..=256), value(100);
+
+        /// Memory that messages may take that wait for one client or back end. A queued message counts
+        /// with its bytes and 128 more. A route may have its own. Allocated as it is used: a client that
+        /// keeps up costs none of it.
+        outbound_bytes: usize = bytes(OUTBOUND_BYTES), value(1 << 20);
+
+        /// What happens to a client for which more than `outbound_bytes` would wait. `close`: the
+        /// message counts as failed, and the client is closed with 1013. `drop`: the message counts as
+        /// failed, and the client stays.
+        slow_client: SlowClient = SLOW_CLIENT, value(SlowClient::Close);
+
+        /// Channels that one client is subscribed to.
+        channels_per_client: usize = whole(1..=1 << 20), value(1024);
+
+        /// Clients of this node. 0: as many as file descriptors allow.
+        clients: usize = whole(0..=1 << 24), value(0);
+
+        /// Connections of the API, for which descriptors are set aside. 0: one in 16 of the descriptors.
+        api_connections: usize = whole(0..=1 << 20), value(0);
+
+        /// Memory budget of the node: connections, what waits for them, what is half received, contexts,
+        /// channels, topics, and what the kernel takes for an idle connection. At least 64 MiB, and
+        /// 16 MiB for each core. As memory in use comes near it, the node gives way in a documented
+        /// order. 0: three quarters of what the control group, or else the machine, has.
+        memory_bytes: u64 = bytes(0..=1 << 50), value(0);
+
+        /// Connections of one address (of IPv6: one /64 network) to all edges. 0: any number. A
+        /// connection then costs a message to another shard and back, and an address about 50 bytes.
+        connections_per_address: u32 = limit(), value(0);
+
+        /// Handshakes a second of one address, to all edges; as many may come at once. 0: any number.
+        /// Costs what `connections_per_address` costs. A refused handshake then ends its connection.
+        handshakes_per_address_s: u32 = limit(), value(0);
+
+        /// Messages a second of one client; as many may come at once. 0: any number. A client that sends
+        /// more is not read from until it may send again. A route may have its own.
+        messages_per_s: u32 = limit(), value(0);
+
+        /// Time from accepting a connection to the end of its handshake, and for a request to arrive
+        /// whole.
+        handshake_ms: u64 = milliseconds(1..=HOUR_MS), value(10_000);
+
+        /// Silence after which a connection is pinged. Less than `idle_ms`. Each ping wakes the device
+        /// at the other end.
+        ping_ms: u64 = milliseconds(1..=HOUR_MS), value(30_000);
+
+        /// Silence after which a connection is closed.
+        idle_ms: u64 = milliseconds(2..=HOUR_MS), value(60_000);
+
+        /// Time that a call waits for other shards and nodes. With a mesh at least 1100, because a
+        /// subscribe waits a second for a node that is silent.
+        answer_ms: u64 = milliseconds(1..=2000), value(1500);
+    }
+}
+
+/// The answer to a client that does not read what is sent to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowClient {
+    /// Close it with 1013; the message counts as failed.
+    Close,
+    /// Drop the message, which counts as failed; the client stays.
+    Drop,
+}
+
+const SLOW_CLIENT: Choice<SlowClient> =
+    Choice(&[("close", SlowClient::Close), ("drop", SlowClient::Drop)]);
+
+impl Limits {
+    /// Reads `[limits]`, for a node with so many cores.
+    pub(super) fn read(root: &Section, has_mesh: bool, cores: usize) -> Result<Self, ConfigError> {
+        let section = root.table("limits")?;
+        let limits = Self::read_keys(&section)?;
+        limits.check_memory(&section, cores)?;
+        let Self { answer_ms, ping_ms, idle_ms, .. } = limits;
+        if has_mesh && answer_ms < MESH_ANSWER_MS_MIN {
+            let reason = format!(
+                "expected at least {MESH_ANSWER_MS_MIN} with a mesh, found {answer_ms}: a subscribe \
+                 waits a second for a node that is silent"
+            );
+            return Err(section.fault(&["answer_ms"], reason));
+        }
+        if ping_ms >= idle_ms {
+            let reason =
+                format!("expected ping_ms ({ping_ms}) to be less than idle_ms ({idle_ms})");
+            return Err(section.fault(&["idle_ms", "ping_ms"], reason));
+        }
+        Ok(limits)
+    }
+
+    fn check_memory(&self, section: &Section, cores: usize) -> Result<(), ConfigError> {
+        let (bytes, least) = (self.memory_bytes, memory_bytes_min(cores));
+        if bytes == 0 || bytes >= least {
+            return Ok(());
+        }
+        let reason = format!(
+            "expected at least {least} with {cores} cores, or 0 for three quarters of what there is; \
+             found {bytes}"
+        );
+        Err(section.fault(&["memory_bytes"], reason))
+    }
+}
+
+/// The least budget of a node with so many cores: what its shards take without a client, and as much
+/// again.
+pub fn memory_bytes_min(cores: usize) -> u64 {
+    (64 << 20) + (cores as u64) * (16 << 20)
+}

@@ -1,0 +1,95 @@
+//! This node and what it runs on.
+
+use std::collections::BTreeSet;
+
+use toml::de::DeValue;
+
+use super::definition::section;
+use super::document::{ConfigError, Section, whole_number};
+use super::shape::{Shape, whole, whole_of};
+
+/// A client id has 12 bits for shard number and sequence. More shards would leave too short a
+/// sequence.
+const CORES_MAX: usize = 256;
+
+section! {
+    /// Who this node is and what it runs on.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Node(section) {
+        /// The number of the node in its grid, which no other node has. Client ids contain it. With a
+        /// mesh it has to be written.
+        id: u16 = whole(0..=1023), value(1), restart;
+
+        /// The CPUs that the node uses: how many, or their numbers, as in `[0, 2]`. One shard is pinned
+        /// to each. A shard costs two threads and an io_uring ring.
+        cores: Vec<usize> = Cores, derived(
+            usable(section).to_vec(), "all that the process may use, 256 at most", "2"
+        ), restart;
+
+        /// Seconds that going down may take: closing clients, handing out what is in topics, answering
+        /// calls in flight.
+        drain_s: u64 = whole_of(" of seconds", 1..=3600), value(10);
+
+        /// Microseconds that a shard looks for work before it sleeps, if its last wait was short. Lowers
+        /// latency at the cost of CPU time.
+        spin_us: u64 = whole_of(" of microseconds", 0..=1000), value(0), restart;
+    }
+}
+
+impl Node {
+    /// Reads `[node]`.
+    pub(super) fn read(root: &Section) -> Result<Self, ConfigError> {
+        Self::read_keys(&root.table("node")?)
+    }
+}
+
+/// A count of CPUs, or a list of their numbers.
+struct Cores;
+
+impl Shape for Cores {
+    type Value = Vec<usize>;
+
+    fn expected(&self) -> String {
+        "a count of CPUs, or a list of different CPU numbers".to_owned()
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+        let available = section.available_cpus();
+        let expected = format!(
+            "a count from 1 to {}, or a list of different CPU numbers out of {}",
+            usable(section).len(),
+            numbers(available)
+        );
+        section.read(key, &expected, |value| chosen(value, available))
+    }
+}
+
+fn usable<'a>(section: &Section<'a>) -> &'a [usize] {
+    let available = section.available_cpus();
+    &available[..available.len().min(CORES_MAX)]
+}
+
+fn chosen(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
+    let cores = match whole_number(value) {
+        Some(count) => available.get(..count)?.to_vec(),
+        None => listed(value, available)?,
+    };
+    (1..=CORES_MAX).contains(&cores.len()).then_some(cores)
+}
+
+fn listed(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
+    let mut seen = BTreeSet::new();
+    let mut is_new = |core: &usize| available.contains(core) && seen.insert(*core);
+    let items = value.as_array()?.iter();
+    items.map(|item| whole_number(item.get_ref()).filter(&mut is_new)).collect()
+}
+
+/// `[0, 1, 2, 3, 8]` as `0-3, 8`.
+pub(super) fn numbers(cpus: &[usize]) -> String {
+    let run = |run: &[usize]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => format!("{}", run[0]),
+    };
+    let runs: Vec<String> = cpus.chunk_by(|a, b| a + 1 == *b).map(run).collect();
+    runs.join(", ")
+}

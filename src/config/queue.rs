@@ -1,0 +1,72 @@
+//! The bounds of topics.
+
+use super::Edge;
+use super::definition::section;
+use super::document::{ConfigError, Section};
+use super::limits::MESSAGE_BYTES_MAX;
+use super::shape::{Choice, bytes, whole};
+use crate::queue::WhenFull;
+
+/// What a topic keeps of a message besides its data: ids, the topic's name, the frame around it.
+const ENVELOPE_BYTES: usize = 4096;
+
+const TOPIC_BYTES: usize = 64 << 20;
+
+// So a topic that is too small for its messages is always one whose size was written.
+const _: () = assert!(TOPIC_BYTES >= topic_bytes_min(MESSAGE_BYTES_MAX));
+
+const WHEN_FULL: Choice<WhenFull> = Choice(&[
+    ("hold", WhenFull::Hold),
+    ("drop_oldest", WhenFull::DropOldest),
+    ("close", WhenFull::Close),
+]);
+
+section! {
+    /// The bounds of topics, on this node.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Queue(section) {
+        /// Messages that wait in one topic.
+        topic_messages: usize = whole(1..=1 << 24), value(65_536);
+
+        /// Bytes that wait in one topic. A topic needs room for the largest message of the routes that
+        /// feed it: twice its `message_bytes`, and 4096 more. A topic without consumers fills up.
+        topic_bytes: usize = bytes(4096..=64 << 30), value(TOPIC_BYTES);
+
+        /// What happens when a topic is full. `hold`: clients that feed it are not read from until there
+        /// is room. `drop_oldest`: the oldest messages are dropped. `close`: the client is closed with
+        /// 1013. Each is counted.
+        when_full: WhenFull = WHEN_FULL, value(WhenFull::Hold);
+
+        /// Topics of the node.
+        topics: usize = whole(1..=1 << 20), value(1024);
+    }
+}
+
+impl Queue {
+    /// Reads `[queue]`, for a node with these listeners.
+    pub(super) fn read(root: &Section, edges: &[Edge]) -> Result<Self, ConfigError> {
+        let section = root.table("queue")?;
+        let queue = Self::read_keys(&section)?;
+        let routes = edges.iter().flat_map(|edge| &edge.routes);
+        let feeding = routes.filter(|route| route.topic.is_some());
+        let Some(message_bytes) = feeding.map(|route| route.message_bytes).max() else {
+            return Ok(queue);
+        };
+        let needed = topic_bytes_min(message_bytes);
+        if queue.topic_bytes < needed {
+            let reason = format!(
+                "expected at least {needed} bytes, room for a route's message of {message_bytes} \
+                 bytes; found {}",
+                queue.topic_bytes
+            );
+            return Err(section.fault(&["topic_bytes"], reason));
+        }
+        Ok(queue)
+    }
+}
+
+/// Room for one message: base64 makes four bytes of three, JSON escapes seldom make more than two
+/// of one.
+const fn topic_bytes_min(message_bytes: usize) -> usize {
+    2 * message_bytes + ENVELOPE_BYTES
+}

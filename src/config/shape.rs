@@ -1,0 +1,283 @@
+//! Shapes of values: what a key may be set to, how it is read, and what to call that.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+use toml::de::DeValue;
+
+use super::document::{ConfigError, LIST_MAX, Section, whole_number};
+
+/// The values that a key may have.
+pub(super) trait Shape {
+    /// What a value is read as.
+    type Value;
+
+    /// The values in words, as they follow "expected".
+    fn expected(&self) -> String;
+
+    /// Reads the value at `key`; `None` if nothing is written there.
+    ///
+    /// # Errors
+    /// The value has another shape. The error names the place and what was expected.
+    fn read(&self, section: &Section, key: &str) -> Result<Option<Self::Value>, ConfigError>;
+}
+
+/// A shape whose values can be written as TOML, for defaults.
+pub(super) trait Literal: Shape {
+    /// The value as TOML.
+    fn literal(&self, value: &Self::Value) -> String;
+}
+
+/// The values of a shape in words, where the type of the values is known and that of the shape is not.
+pub(super) fn expected_of<T, S: Shape<Value = T>>(shape: &S) -> String {
+    shape.expected()
+}
+
+/// A whole number within bounds.
+pub(super) struct Whole<T> {
+    /// What follows the word "number": `" of bytes"`, or nothing.
+    unit: &'static str,
+    bounds: RangeInclusive<T>,
+}
+
+/// A whole number without a unit.
+pub(super) fn whole<T>(bounds: RangeInclusive<T>) -> Whole<T> {
+    Whole { unit: "", bounds }
+}
+
+/// A number of bytes.
+pub(super) fn bytes<T>(bounds: RangeInclusive<T>) -> Whole<T> {
+    Whole { unit: " of bytes", bounds }
+}
+
+/// A number of milliseconds.
+pub(super) fn milliseconds(bounds: RangeInclusive<u64>) -> Whole<u64> {
+    Whole { unit: " of milliseconds", bounds }
+}
+
+/// A number of `unit`, which begins with `" of "`.
+pub(super) fn whole_of<T>(unit: &'static str, bounds: RangeInclusive<T>) -> Whole<T> {
+    Whole { unit, bounds }
+}
+
+/// A limit that is not set with 0.
+pub(super) fn limit() -> Whole<u32> {
+    whole(0..=1_000_000)
+}
+
+impl<T: TryFrom<i64> + PartialOrd + Display> Shape for Whole<T> {
+    type Value = T;
+
+    fn expected(&self) -> String {
+        let Self { unit, bounds } = self;
+        format!("a whole number{unit} from {} to {}", bounds.start(), bounds.end())
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+        section.read(key, &self.expected(), |value| {
+            whole_number(value).filter(|number| self.bounds.contains(number))
+        })
+    }
+}
+
+impl<T: TryFrom<i64> + PartialOrd + Display> Literal for Whole<T> {
+    fn literal(&self, value: &T) -> String {
+        value.to_string()
+    }
+}
+
+/// Yes or no.
+pub(super) struct Switch;
+
+impl Shape for Switch {
+    type Value = bool;
+
+    fn expected(&self) -> String {
+        "true or false".to_owned()
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<bool>, ConfigError> {
+        section.read(key, &self.expected(), |value| value.as_bool())
+    }
+}
+
+impl Literal for Switch {
+    fn literal(&self, value: &bool) -> String {
+        value.to_string()
+    }
+}
+
+/// One of a few words, each with what it stands for.
+pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
+
+impl<T: Copy> Shape for Choice<T> {
+    type Value = T;
+
+    fn expected(&self) -> String {
+        let words: Vec<String> = self.0.iter().map(|(word, _)| format!("{word:?}")).collect();
+        words.join(" or ")
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+        section.read_text(key, &self.expected(), |written| {
+            self.0.iter().find(|(word, _)| *word == written).map(|(_, choice)| *choice)
+        })
+    }
+}
+
+impl<T: Copy + PartialEq> Literal for Choice<T> {
+    fn literal(&self, value: &T) -> String {
+        let word = self.0.iter().find(|(_, choice)| choice == value);
+        format!("{:?}", word.expect("a default is one of the choices").0)
+    }
+}
+
+/// A string that stands for a value.
+pub(super) struct Text<T> {
+    /// The strings in words.
+    pub(super) expected: &'static str,
+    /// The value that a string stands for; `None` for one that is not allowed.
+    pub(super) parse: fn(&str) -> Option<T>,
+}
+
+impl<T> Shape for Text<T> {
+    type Value = T;
+
+    fn expected(&self) -> String {
+        self.expected.to_owned()
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+        section.read_text(key, self.expected, self.parse)
+    }
+}
+
+impl<T: Display> Literal for Text<T> {
+    fn literal(&self, value: &T) -> String {
+        format!("{:?}", value.to_string())
+    }
+}
+
+/// An IP address and a port.
+pub(super) const ADDRESS: Text<SocketAddr> = Text {
+    expected: "an IP address and port such as \"127.0.0.1:6789\"",
+    parse: |text| text.parse().ok(),
+};
+
+/// An address that others can connect to.
+pub(super) const REACHABLE: Text<SocketAddr> = Text {
+    parse: |text| {
+        (ADDRESS.parse)(text)
+            .filter(|address| !address.ip().is_unspecified() && address.port() != 0)
+    },
+    ..ADDRESS
+};
+
+/// A string that no message shows.
+pub(super) struct Secret<T> {
+    /// The strings in words.
+    pub(super) expected: &'static str,
+    /// The value that a string stands for, or what was expected instead.
+    pub(super) parse: fn(&str) -> Result<T, &'static str>,
+}
+
+impl<T> Shape for Secret<T> {
+    type Value = T;
+
+    fn expected(&self) -> String {
+        self.expected.to_owned()
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+        let Some(text) = section.secret(key) else { return Ok(None) };
+        let refused = |expected| section.fault(&[key], format!("expected {expected}"));
+        (self.parse)(text).map(Some).map_err(refused)
+    }
+}
+
+/// A list of strings, each of which stands for a value.
+pub(super) struct List<T> {
+    /// The strings in words.
+    pub(super) expected: &'static str,
+    /// The value that a string stands for, or what was expected instead.
+    pub(super) parse: fn(&str) -> Result<T, String>,
+    /// Why an empty list is refused, if it is.
+    pub(super) empty: Option<&'static str>,
+}
+
+impl<T> Shape for List<T> {
+    type Value = Vec<T>;
+
+    fn expected(&self) -> String {
+        format!("a list of strings, each {}", self.expected)
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<Vec<T>>, ConfigError> {
+        let Some(items) = read_list(section, key)? else { return Ok(None) };
+        if let Some(reason) = self.empty.filter(|_| items.is_empty()) {
+            return Err(section.fault(&[key], reason));
+        }
+        let parse = |item: &DeValue| {
+            let text = item.as_str().ok_or_else(|| self.expected.to_owned());
+            let parsed = text.and_then(self.parse);
+            parsed.map_err(|expected| section.mismatch(key, &expected, item))
+        };
+        items.into_iter().map(parse).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+impl<T> Literal for List<T> {
+    fn literal(&self, value: &Vec<T>) -> String {
+        assert!(value.is_empty(), "a list that is a default is empty");
+        "[]".to_owned()
+    }
+}
+
+/// A list out of a few words, and what those that are in it stand for together.
+pub(super) struct Words<T> {
+    /// The words.
+    pub(super) words: &'static [&'static str],
+    /// The value of a list, told which words are in it, or why it is refused.
+    pub(super) collect: fn(&Has) -> Result<T, &'static str>,
+}
+
+/// Whether a word is in a list.
+pub(super) type Has<'a> = dyn Fn(&str) -> bool + 'a;
+
+impl<T> Words<T> {
+    fn any_of(&self) -> String {
+        let words: Vec<String> = self.words.iter().map(|word| format!("{word:?}")).collect();
+        let (last, others) = words.split_last().expect("there are a few words");
+        format!("{} or {last}", others.join(", "))
+    }
+}
+
+impl<T> Shape for Words<T> {
+    type Value = T;
+
+    fn expected(&self) -> String {
+        format!("a list of {}", self.any_of())
+    }
+
+    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+        let Some(items) = read_list(section, key)? else { return Ok(None) };
+        let is_word = |item: &DeValue| item.as_str().is_some_and(|text| self.words.contains(&text));
+        if let Some(other) = items.iter().find(|item| !is_word(item)) {
+            return Err(section.mismatch(key, &self.any_of(), other));
+        }
+        let has = |word: &str| items.iter().any(|item| item.as_str() == Some(word));
+        (self.collect)(&has).map(Some).map_err(|reason| section.fault(&[key], reason))
+    }
+}
+
+fn read_list<'a>(
+    section: &Section<'a>,
+    key: &str,
+) -> Result<Option<Vec<&'a DeValue<'a>>>, ConfigError> {
+    let expected = format!("a list of at most {LIST_MAX} strings");
+    section.read(key, &expected, |value| {
+        let items = value.as_array().filter(|items| items.len() <= LIST_MAX)?;
+        Some(items.iter().map(|item| item.get_ref()).collect())
+    })
+}
