@@ -36,6 +36,7 @@
 //! 1. **A shard is a value.** Bytes, messages and the time go in (`handle_*`); messages, writes and
 //!    actions come out (`poll_*`). A node of shards is a `Vec` in a test, and a timeout of a minute
 //!    passes in no time.
+//!    Inside it, parts with private state borrow a turn and leave steps to each other; see [`shard`].
 //! 2. **The id is the address.** It names node and shard, so no directory is asked; its time part
 //!    keeps it from being given out twice, over restarts by a record of the times used (`runtime::ids`).
 //! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber; compressed
@@ -50,52 +51,57 @@
 //!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place. Over
 //!    HTTP, a connection that sends the head of its last call again has only the length and the
 //!    credentials read anew (`protocol::http`).
-//! 3. `shard::commands` encodes one frame, opens a question in `shard::pending`, and asks those
-//!    who may have subscribers (`shard::interest`): itself directly, others through the outbox. If
-//!    only its own clients are subscribed, nobody is asked.
+//! 3. `Shard::call` (`shard::calls`) routes it. If only clients of this shard can be subscribed, it goes to
+//!    them at once. Otherwise `shard::backend` encodes one frame, opens a question in `backend::pending`,
+//!    and asks those who may have subscribers (`shard::interest`), itself and others alike, through the turn.
 //! 4. `runtime::bus` hands it to each: a reference, through one mailbox per pair of shards. That a
 //!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
 //!    end's messages rest on.
-//! 5. There `shard::fanout` walks through the channel's members, in slices, and pushes the frame to
+//! 5. There `client::fanout` walks through the channel's members, in slices, and pushes the frame to
 //!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
-//!    first needs it (`shard::forms`). The frames of a burst to one channel are joined, once for
+//!    first needs it (`client::forms`). The frames of a burst to one channel are joined, once for
 //!    all of them. A connection is noted once as having something to write.
 //! 6. At the end of the turn noted connections get one gathered send each, however many frames they
 //!    got; all sends of a turn are one submission. Of those that only a fan-out reached a turn has
 //!    few, so that others do not wait for them. A socket that would block waits alone.
-//! 7. The tallies come back and add up; complete, or after `limits.answer_ms`, the back end gets
-//!    `{s, f}`, in the order of its calls.
+//! 7. The tallies come back and add up in `backend::pending`; complete, or after `limits.answer_ms`, the
+//!    back end gets `{s, f}`, in the order of its calls (`connection::replies`).
 //!
 //! # The life of a client's message
 //!
-//! `shard::edge` encodes the event, once, and `shard::topics` pushes it to the topic's home shard
-//! against credit; without credit it waits and the client is not read from, though its pings, pongs and
-//! close frame are heard (`shard::parting`). Once 1 MiB waits, clients are stopped before their next
-//! message is decoded (`shard::deferred`). The home
-//! (`queue::topic`) hands it to a consumer that has room, keeps it until the consumer's shard says
-//! that it was written, and gives it to another if the connection dies before that.
+//! `client::messages` encodes the event, once, and leaves it to `shard::topics`, which pushes it to the
+//! topic's home shard against credit (`topics::feeders`). Without credit it waits and the client is not read
+//! from, though its pings, pongs and close frame are heard (`connection::parting`). Once 1 MiB waits, clients
+//! are stopped before their next message is decoded. The home (`topics::homes`, `queue::topic`) hands it to a
+//! consumer that has room, keeps it until the consumer's shard says that it was written
+//! (`backend::consumers`), and gives it to another if the connection dies before that.
+//!
+//! # The life of a client whose node is lost
+//!
+//! Each shard names its clients to a guardian, a shard of another node (`shard::wards`). When the grid gives
+//! the node up, the guardian puts their close events into the topics of its own node.
 //!
 //! # The life of a request whose user has a hashed secret
 //!
-//! `shard::admission` keeps the request, with a place among the answers, and pauses its connection;
+//! `shard::access` keeps the request, with a place among the answers, and pauses its connection;
 //! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
-//! many times over; its verdict comes through the bus, and the request goes on. Plain secrets and
-//! those that proved right of late are judged at once. `shard::verdicts` decides whose comparison is
-//! next, so that nobody who guesses keeps others out. A request whose body is not all there is
-//! judged at its head (`shard::heads`): a body is kept only for who may send it.
+//! many times over; its verdict comes through the bus, and the request goes on (`shard::requests`). Plain
+//! secrets and those that proved right of late are judged at once. `access::verdicts` decides whose
+//! comparison is next, so that nobody who guesses keeps others out. A request whose body is not all there is
+//! judged at its head: a body is kept only for who may send it.
 //!
 //! # Who may do how much
 //!
 //! `shard::rate` is one number per client or address: when its bucket is full again. A client that
 //! has sent too much is not read from; an address is counted by its home, a shard found by its hash
-//! as a topic's is (`address::placement`, `shard::addresses`). What all shards of a node share is in
+//! as a topic's is (`address::placement`, `access::addresses`). What all shards of a node share is in
 //! `shard::node_state`: the calls that each user may still make, and the bits of `shard::interest`, which
 //! say which shards may have subscribers of a channel. Settings never change.
 //!
 //! Without a configured limit, too, nobody delays the others: `shard::work` counts what input costs,
 //! gives each connection a slice of a turn, and lets those that always spend it wait behind the
 //! others. What else may come in a crowd is done in slices of its own: timers, closing, and the
-//! channels of clients that are gone (`shard::subscriptions`).
+//! channels of clients that are gone (`client::subscriptions`).
 //!
 //! # What the log says of a connection
 //!

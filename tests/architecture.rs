@@ -111,6 +111,114 @@ fn each_layer_imports_only_layers_to_its_left() {
     }
 }
 
+/// The parts of a shard: the files of each, the structs that hold its state, and what it may name of
+/// other parts. Those are plain values, which cross between parts in steps.
+const PARTS: [(&str, &[&str], &[&str]); 7] = [
+    ("access", &["Doors", "Addresses"], &[]),
+    ("backend", &["Backends"], &["access::{Grant, Refusal}", "access::Grant", "memory::SHORT"]),
+    ("client", &["Clients"], &["memory::SHORT", "memory::Shortage"]),
+    ("topics", &["Topics"], &["memory::Shortage"]),
+    ("wards", &["Wards"], &[]),
+    ("memory", &["Shedding"], &[]),
+    ("drain", &["Draining"], &[]),
+];
+
+/// What the parts stand on may name these values of theirs, and none of their structs.
+const BELOW: [(&str, &[&str]); 2] = [
+    (
+        "connection",
+        &[
+            "access::Grant",
+            "backend::Unsettled",
+            "client::{Context, Subscription}",
+            "memory::Shortage",
+        ],
+    ),
+    ("turn", &["access::{Grant, Refusal}", "memory::Shortage"]),
+];
+
+/// Which part of a shard, or which of its other files, a source belongs to.
+fn part_of(source: &Source) -> Option<&str> {
+    let rest = source.place.strip_prefix("shard/")?;
+    Some(rest.split('/').next().unwrap_or(rest).trim_end_matches(".rs"))
+}
+
+/// Imports of other parts in the code of a part, as `part::name`.
+fn imported_parts(code: &str) -> Vec<String> {
+    let uses = code.split("\nuse ").skip(1).filter_map(|rest| rest.split(';').next());
+    let paths = uses.filter_map(|path| {
+        path.strip_prefix("super::").or_else(|| path.strip_prefix("crate::shard::"))
+    });
+    let is_part =
+        |path: &str| PARTS.iter().any(|(part, ..)| path.starts_with(&format!("{part}::")));
+    paths
+        .filter(|path| is_part(path))
+        .map(|path| path.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect()
+}
+
+fn names(code: &str, word: &str) -> bool {
+    code.match_indices(word).any(|(at, _)| {
+        let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+        let before = code[..at].chars().next_back().is_some_and(is_letter);
+        let after = code[at + word.len()..].chars().next().is_some_and(is_letter);
+        !before && !after
+    })
+}
+
+#[test]
+fn no_part_of_a_shard_reaches_another() {
+    for source in sources().iter().filter(|source| source.layer == "shard") {
+        let Some(own) = part_of(source).filter(|own| *own != "mod" && *own != "inspection") else {
+            continue;
+        };
+        // The routing of the shard itself.
+        if ["calls", "requests"].contains(&own) {
+            continue;
+        }
+        let of_part = PARTS.iter().find(|(part, ..)| *part == own).map(|(.., may)| *may);
+        let below = BELOW.iter().find(|(part, _)| *part == own).map(|(_, may)| *may);
+        let allowed = of_part.or(below).unwrap_or_default();
+        for path in imported_parts(&source.code) {
+            let is_own = path.starts_with(&format!("{own}::"));
+            let path = path.replace(" }", "}").replace("{ ", "{");
+            assert!(
+                is_own || allowed.contains(&&path[..]),
+                "{} names {path} of another part",
+                source.path.display()
+            );
+        }
+        for (part, structs, _) in PARTS.iter().filter(|(part, ..)| *part != own) {
+            for name in *structs {
+                assert!(
+                    !names(&source.code, name),
+                    "{} names {name}, the state of {part}",
+                    source.path.display()
+                );
+            }
+        }
+        let code = source.code.replace("Party::Shard", "");
+        assert!(!names(&code, "Shard"), "{} names the whole shard", source.path.display());
+    }
+}
+
+#[test]
+fn a_shard_owns_few_parts_and_has_few_methods() {
+    let all = sources();
+    let of_shard = || all.iter().filter(|source| source.layer == "shard");
+    let methods: usize = of_shard()
+        .flat_map(|source| source.code.split("\nimpl Shard {").skip(1))
+        .map(|block| block.split("\n}").next().unwrap_or_default())
+        .map(|block| block.matches("\n    fn ").count() + block.matches("\n    pub").count())
+        .sum();
+    let fields = of_shard()
+        .filter_map(|source| source.code.split("\npub struct Shard {").nth(1))
+        .map(|rest| rest.split("\n}").next().unwrap_or_default().lines().count() - 1)
+        .sum::<usize>();
+    assert!((1..=15).contains(&fields), "{fields} fields");
+    assert!((1..=40).contains(&methods), "{methods} methods");
+}
+
 #[test]
 fn only_their_layers_name_the_runtime_the_clock_and_unsafe_code() {
     for source in sources() {

@@ -13,7 +13,7 @@ use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
 /// The hash of `open sesame`, at the least cost there is.
 const HASH: &str =
@@ -110,7 +110,7 @@ impl Node {
     fn written(&mut self, of: ConnectionKey) -> String {
         let mut all = Vec::new();
         let now = self.now();
-        while let Some((key, batch)) = self.shard.poll_urgent_write() {
+        while let Some((key, batch)) = self.shard.poll_write(Priority::Urgent) {
             let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
             self.shard.handle_written(now, key, bytes.len(), true);
             if key == of {
@@ -316,7 +316,7 @@ fn pipelined_guesses_get_ten_tries_and_the_end_of_their_connection() {
     assert_eq!(answers.matches("HTTP/1.1 401").count(), 10, "{answers}");
     assert_eq!(answers.matches("HTTP/1.1 429").count(), 1, "{answers}");
     assert!(answers.contains("Retry-After: 1\r\n") && answers.contains("Connection: close\r\n"));
-    assert_eq!(node.shard.connections(), 0);
+    assert_eq!(node.shard.inspect().connections(), 0);
 }
 
 #[test]

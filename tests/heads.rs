@@ -11,7 +11,7 @@ use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Party};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
 /// The hash of `open-sesame`, at the least cost there is.
 const HASH: &str =
@@ -75,7 +75,7 @@ impl Peer {
     /// What it is sent.
     fn received(&mut self) -> String {
         let mut all = Vec::new();
-        while let Some((key, batch)) = self.shard.poll_urgent_write() {
+        while let Some((key, batch)) = self.shard.poll_write(Priority::Urgent) {
             let before = all.len();
             batch.iter().for_each(|chunk| all.extend_from_slice(chunk.bytes()));
             self.shard.handle_written(NOW, key, all.len() - before, true);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use gridcast::message::{Answer, ConnectionKey, Message};
 use gridcast::protocol::api::Reply;
 use gridcast::shard::settings::{Edge, Route, Settings};
-use gridcast::shard::{Action, Chunk, Listener, Now, Shard};
+use gridcast::shard::{Action, Chunk, Listener, Now, Priority, Shard};
 use shard_value::{call, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
@@ -68,7 +68,9 @@ fn turn(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
 
 fn writes(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
     let mut written: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
-    while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write()) {
+    while let Some((key, batch)) =
+        shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+    {
         let bytes: Vec<u8> = batch.iter().flat_map(Chunk::bytes).copied().collect();
         shard.handle_written(NOW, key, bytes.len(), true);
         shard.recycle(batch);
@@ -298,7 +300,7 @@ fn clients_that_go_at_once_leave_their_channels_in_slices() {
         before = now;
         turn(&mut shard);
     }
-    assert_eq!((shard.report().channels, shard.connections()), (0, 1));
+    assert_eq!((shard.report().channels, shard.inspect().connections()), (0, 1));
 }
 
 #[test]

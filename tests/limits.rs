@@ -17,7 +17,7 @@ use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
     AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
 };
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
 const UPGRADE: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -129,7 +129,8 @@ impl Node {
     fn written(&mut self, shard: usize) -> String {
         let shard = &mut self.shards[shard];
         let mut all = Vec::new();
-        while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write())
+        while let Some((key, batch)) =
+            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
         {
             let before = all.len();
             batch.iter().for_each(|chunk| all.extend_from_slice(chunk.bytes()));
@@ -237,7 +238,7 @@ fn the_end_of_a_client_comes_behind_what_it_sent() {
     node.pass_ms(1020);
     assert!(node.written(0).contains("<2>"));
     node.pass_ms(0);
-    assert_eq!((node.closed(0), node.shards[0].connections()), (1, 0));
+    assert_eq!((node.closed(0), node.shards[0].inspect().connections()), (1, 0));
     node.pass_ms(100_000);
     assert_eq!(node.shards[0].poll_timeout(), None, "nothing wakes for it any more");
 }
@@ -331,7 +332,8 @@ fn a_call_behind_too_many_others_is_read_once_those_are_answered_and_then_has_it
         while let Some((_, message)) = node.shards[0].poll_message() {
             read_ms.extend(matches!(message, Message::Ask { .. }).then_some(node.now.ms));
         }
-        let is_held_back = node.shards[0].reading_of(back_end).expect("it is there").is_held_back;
+        let is_held_back =
+            node.shards[0].inspect().reading_of(back_end).expect("it is there").is_held_back;
         let waits = read_ms.len() > answered;
         assert!(waits || !is_held_back && node.now.ms <= answered_ms + 1, "the rest is read");
         for _ in node.written(0).matches("no answer in time") {

@@ -12,7 +12,7 @@ use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::queue::Bounds;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
-use gridcast::shard::{Action, Listener, Now, Shard, ShedRound, Shortage, Usage};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard, ShedRound, Shortage, Usage};
 use shard_value::upgraded;
 
 const PING_MS: u64 = 300;
@@ -69,7 +69,10 @@ impl Node {
     fn written(&mut self, key: ConnectionKey) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
-            let next = self.shard.poll_urgent_write().or_else(|| self.shard.poll_bulk_write());
+            let next = self
+                .shard
+                .poll_write(Priority::Urgent)
+                .or_else(|| self.shard.poll_write(Priority::Bulk));
             let Some((to, batch)) = next else { return all };
             let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
             self.shard.recycle(batch);
@@ -264,7 +267,7 @@ fn a_held_client_s_close_frame_is_answered_at_once_and_reported_behind_its_messa
         let places = places(why, &consumed);
         assert!(places.iter().all(Option::is_some), "{why:?} {places:?} {consumed}");
         assert!(places.is_sorted() && consumed.contains("4321"), "{why:?} {consumed}");
-        assert_eq!(node.shard.connections(), 1, "{why:?}: the consumer");
+        assert_eq!(node.shard.inspect().connections(), 1, "{why:?}: the consumer");
     }
 }
 
@@ -281,7 +284,7 @@ fn a_held_client_whose_connection_ends_is_closed_and_its_messages_come() {
             let places = places(why, &consumed);
             assert!(places.iter().all(Option::is_some), "{why:?} {places:?} {consumed}");
             assert!(places.is_sorted() && consumed.contains("1006"), "{why:?} {consumed}");
-            assert_eq!(node.shard.connections(), 1, "{why:?}: the consumer");
+            assert_eq!(node.shard.inspect().connections(), 1, "{why:?}: the consumer");
         }
     }
 }
@@ -347,7 +350,7 @@ fn a_client_whose_messages_are_dropped_after_its_end_is_reported_with_the_reason
         consumed.contains(r#""event":"close","code":1013,"reason":"short of memory"#),
         "{consumed}"
     );
-    assert_eq!(node.shard.connections(), 1, "the consumer");
+    assert_eq!(node.shard.inspect().connections(), 1, "the consumer");
 }
 
 #[test]
@@ -390,7 +393,7 @@ fn clients_that_end_over_a_full_topic_keep_no_more_than_may_wait() {
     assert!(parted > 100, "{parted}");
     let consumed = consumed(&mut node);
     assert_eq!(consumed.matches("\"event\":\"close\"").count(), parted);
-    assert_eq!(node.shard.connections(), 2, "the consumer, and the one that was refused");
+    assert_eq!(node.shard.inspect().connections(), 2, "the consumer, and the one that was refused");
 }
 
 #[test]

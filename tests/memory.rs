@@ -13,7 +13,7 @@ use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{
-    Action, Batch, Listener, Now, Shard, ShedRound, Shortage, Usage, freed_bytes,
+    Action, Batch, Listener, Now, Priority, Shard, ShedRound, Shortage, Usage, freed_bytes,
 };
 use shard_value::{call, client_head, upgraded};
 
@@ -40,7 +40,9 @@ fn publish(data: &str) -> Vec<u8> {
 /// Writes all that waits for the back end; what waits for the client stays in flight for good.
 fn write_to(shard: &mut Shard, back_end: ConnectionKey) -> String {
     let mut text = Vec::new();
-    while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write()) {
+    while let Some((key, batch)) =
+        shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+    {
         if key != back_end {
             continue;
         }
@@ -57,7 +59,7 @@ fn taken_unread(outbound_bytes: usize, data: &str) -> usize {
     let client = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     // The answers to the handshakes.
-    while let Some((key, batch)) = shard.poll_urgent_write() {
+    while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
         let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
         shard.handle_written(NOW, key, bytes, true);
     }
@@ -161,7 +163,7 @@ fn node_of(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
         .map(|number| upgraded(&mut shard, NOW, Listener::Edge(0), &open(number)))
         .collect();
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
-    while let Some((key, batch)) = shard.poll_urgent_write() {
+    while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
         let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
         shard.handle_written(NOW, key, bytes, true);
     }
@@ -198,8 +200,9 @@ struct FullSockets(HashMap<ConnectionKey, Batch>);
 impl FullSockets {
     /// Takes what the shard has to write. The sockets of these clients are full; the others take all.
     fn take_writes(&mut self, shard: &mut Shard, now: Now, clients: &[ConnectionKey]) {
-        let next =
-            |shard: &mut Shard| shard.poll_urgent_write().or_else(|| shard.poll_bulk_write());
+        let next = |shard: &mut Shard| {
+            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+        };
         while let Some((key, batch)) = next(shard) {
             if clients.contains(&key) {
                 self.0.insert(key, batch);
@@ -390,7 +393,7 @@ fn a_connection_that_is_ending_is_cut_off_once_and_only_if_its_socket_is_full() 
 fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_told() {
     let (mut shard, _, back_end) = node_of(1);
     tell(&mut shard, usage(849, Shortage::None));
-    assert!(!shard.closes_arrivals(true));
+    assert!(!shard.inspect().shortage().closes_arrivals(true));
     tell(&mut shard, usage(850, Shortage::None));
     let mut answer = |listener, path: &str| {
         let key = upgraded(&mut shard, NOW, listener, path);
@@ -402,8 +405,8 @@ fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_to
     assert_eq!(answer(Listener::Api, "/readyz"), "HTTP/1.1 503 Service Unavailable");
     assert_eq!(answer(Listener::Api, "/healthz"), "HTTP/1.1 200 OK");
     assert_eq!(answer(Listener::Api, "/metrics"), "HTTP/1.1 200 OK");
-    assert!(shard.closes_arrivals(true), "a handshake of TLS is not begun");
-    assert!(!shard.closes_arrivals(false));
+    assert!(shard.inspect().shortage().closes_arrivals(true), "a handshake of TLS is not begun");
+    assert!(!shard.inspect().shortage().closes_arrivals(false));
     assert_eq!(shard.counters().shed_arrivals, 2);
     // Those who are there go on.
     publish_to(&mut shard, back_end, 0, 10);
@@ -450,7 +453,7 @@ fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
         let (now, short) = (Now { ms, ..NOW }, usage(950, Shortage::Frames));
         shard.handle_memory(now, short, &ShedRound::default(), |_| None);
         shard.handle_turn(now);
-        while let Some((key, batch)) = shard.poll_urgent_write() {
+        while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
             let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
             told += &String::from_utf8_lossy(&bytes);
             shard.handle_written(NOW, key, bytes.len(), true);
@@ -461,7 +464,7 @@ fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
     let counters = shard.counters();
     assert_eq!(counters.shed_holders, 2);
     assert!([clients[0], clients[2], back_end].into_iter().all(|key| is_open(&mut shard, key)));
-    assert!(shard.closes_arrivals(false));
+    assert!(shard.inspect().shortage().closes_arrivals(false));
 }
 
 /// A shard whose API has a user, and a connection of the API that has said nothing.
@@ -514,7 +517,7 @@ fn a_stranger_of_the_api_has_its_place_for_the_time_of_a_handshake_whatever_it_a
         let now = Now { ms, us: ms * 1000, ..NOW };
         ask(&mut shard, stranger, now, "Authorization: Bearer\r\n");
         shard.handle_turn(now);
-        while let Some((key, batch)) = shard.poll_urgent_write() {
+        while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
             let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
             shard.handle_written(now, key, bytes, true);
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::token::{Places, TokenRule};
 use gridcast::shard::settings::{Edge, Route, Settings};
-use gridcast::shard::{Listener, Now, Shard};
+use gridcast::shard::{Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use shard_value::{call, upgraded};
@@ -65,8 +65,9 @@ impl Node {
     /// Writes all that waits to be written; what that was.
     fn written(&mut self) -> String {
         let mut all = Vec::new();
-        let next =
-            |shard: &mut Shard| shard.poll_urgent_write().or_else(|| shard.poll_bulk_write());
+        let next = |shard: &mut Shard| {
+            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+        };
         while let Some((key, batch)) = next(&mut self.shard) {
             let before = all.len();
             batch.iter().for_each(|chunk| all.extend_from_slice(chunk.bytes()));

@@ -13,7 +13,7 @@ use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::protocol::token::{Places, TokenRule};
 use gridcast::shard::settings::{Edge, Route, Settings};
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 use shard_value::{call, upgraded};
@@ -114,7 +114,9 @@ fn send(shard: &mut Shard, key: ConnectionKey, text: &str) {
 fn settle(shard: &mut Shard) -> String {
     let mut written = Vec::new();
     shard.handle_turn(NOW);
-    while let Some((key, batch)) = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write()) {
+    while let Some((key, batch)) =
+        shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+    {
         let before = written.len();
         batch.iter().for_each(|chunk| written.extend_from_slice(chunk.bytes()));
         shard.handle_written(NOW, key, written.len() - before, true);

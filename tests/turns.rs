@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
 use gridcast::shard::settings::{Edge, Route, Settings};
-use gridcast::shard::{Batch, Listener, Now, Shard};
+use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
 use shard_value::{call, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
@@ -240,7 +240,7 @@ fn bulk_writes(shard: &mut Shard) -> Vec<(ConnectionKey, usize)> {
 fn bulk_batches(shard: &mut Shard) -> Vec<(ConnectionKey, Vec<Vec<u8>>)> {
     urgent_writes(shard);
     let mut writes = Vec::new();
-    while let Some((key, batch)) = shard.poll_bulk_write() {
+    while let Some((key, batch)) = shard.poll_write(Priority::Bulk) {
         writes.push((key, batch.iter().map(|chunk| chunk.bytes().to_vec()).collect()));
         done(shard, key, batch);
     }
@@ -250,7 +250,7 @@ fn bulk_batches(shard: &mut Shard) -> Vec<(ConnectionKey, Vec<Vec<u8>>)> {
 /// To whom one turn writes because of single commands.
 fn urgent_writes(shard: &mut Shard) -> Vec<ConnectionKey> {
     let mut keys = Vec::new();
-    while let Some((key, batch)) = shard.poll_urgent_write() {
+    while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
         done(shard, key, batch);
         keys.push(key);
     }

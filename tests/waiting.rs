@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gridcast::message::ConnectionKey;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use serde_json::Value;
 use shard_value::call;
 
@@ -79,7 +79,7 @@ impl Node {
             self.shard.handle_turn(NOW);
             let shard = &mut self.shard;
             while let Some((key, batch)) =
-                shard.poll_urgent_write().or_else(|| shard.poll_bulk_write())
+                shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
             {
                 let bytes: Vec<u8> =
                     batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
@@ -142,7 +142,11 @@ fn crowd(node: &mut Node) -> Vec<ConnectionKey> {
     let both = [bomb(1), bomb(2)].concat();
     for &client in &clients {
         node.receive(client, &both);
-        assert!(node.shard.waiting_bytes() <= WAITING_BYTES_MAX, "{}", node.shard.waiting_bytes());
+        assert!(
+            node.shard.inspect().waiting_bytes() <= WAITING_BYTES_MAX,
+            "{}",
+            node.shard.inspect().waiting_bytes()
+        );
     }
     clients
 }
@@ -166,10 +170,10 @@ fn messages_beyond_a_bound_wait_as_they_were_sent_and_all_come_in_order() {
     for when_full in [WhenFull::Hold, WhenFull::DropOldest] {
         let mut node = Node::new(when_full);
         crowd(&mut node);
-        let is_full = node.shard.waiting_bytes() > 1 << 20;
+        let is_full = node.shard.inspect().waiting_bytes() > 1 << 20;
         assert_eq!(is_full, when_full == WhenFull::Hold);
         let heard = heard(&node.consume());
-        assert_eq!(node.shard.waiting_bytes(), 0);
+        assert_eq!(node.shard.inspect().waiting_bytes(), 0);
         if when_full == WhenFull::Hold {
             assert_eq!(heard.len(), CLIENTS);
             assert!(heard.values().all(|words| words == "12"), "{heard:?}");
@@ -190,12 +194,12 @@ fn ends_of_clients_wait_as_what_they_held_and_all_come_last() {
         node.shard.handle_end(NOW, client, false);
         node.settle();
     }
-    let bytes = node.shard.waiting_bytes();
+    let bytes = node.shard.inspect().waiting_bytes();
     assert!(bytes <= WAITING_BYTES_MAX + 2 * CLIENTS * 256, "{bytes}");
     let heard = heard(&node.consume());
     let count = |words: &str| heard.values().filter(|heard| *heard == words).count();
     assert_eq!((count("close"), count("12close")), (CLIENTS, CLIENTS), "{heard:?}");
-    assert_eq!(node.shard.waiting_bytes(), 0);
+    assert_eq!(node.shard.inspect().waiting_bytes(), 0);
 }
 
 #[test]
@@ -213,7 +217,7 @@ fn where_a_full_topic_closes_its_clients_each_that_sends_is_closed_and_counted()
     let clients: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
     for &client in &clients {
         node.receive(client, &[bomb(1), bomb(2)].concat());
-        assert!(node.shard.waiting_bytes() <= WAITING_BYTES_MAX);
+        assert!(node.shard.inspect().waiting_bytes() <= WAITING_BYTES_MAX);
     }
     let closed = |key: &&ConnectionKey| {
         let written = node.written.get(&key.index).map_or(&[][..], |bytes| bytes);

@@ -14,7 +14,7 @@ use gridcast::message::{ConnectionKey, Message, Party, WardsMessage};
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
-use gridcast::shard::{Listener, Now, Shard};
+use gridcast::shard::{Listener, Now, Priority, Shard};
 use shard_value::upgraded;
 
 const POP: &str = r#"{"m":"queue.pop","p":{"t":["doors"]},"i":1}"#;
@@ -112,7 +112,7 @@ impl Grid {
     fn turn(&mut self, number: u16) {
         let shard = self.shards.get_mut(&number).unwrap();
         shard.handle_turn(self.now);
-        while let Some((key, batch)) = shard.poll_urgent_write() {
+        while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
             let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
             shard.recycle(batch);
             shard.handle_written(self.now, key, bytes.len(), true);
@@ -303,7 +303,7 @@ fn reports_wait_for_room_in_their_topic() {
     grid.wait(1000);
     for shard in grid.shards.values() {
         assert_ne!(shard.poll_timeout(), Some(0), "nobody is restless meanwhile");
-        assert!(shard.queued_messages() <= TOPIC_MESSAGES);
+        assert!(shard.inspect().queued_messages() <= TOPIC_MESSAGES);
     }
     grid.consume(2);
     assert_eq!(grid.count_lost(), CLIENTS);
@@ -393,7 +393,7 @@ fn a_close_that_was_dropped_as_the_oldest_is_lost_and_not_reported() {
     let mut grid = Grid::whose_full_topics(WhenFull::DropOldest);
     grid.pass_clients(CLIENTS);
     // The last events are those of the clients that ended last.
-    let kept = grid.shards[&3].queued_messages();
+    let kept = grid.shards[&3].inspect().queued_messages();
     assert!(0 < kept && kept <= TOPIC_MESSAGES);
     grid.kill(3);
     grid.consume(1);
@@ -471,7 +471,7 @@ fn removed(shards: &mut [Shard; 2], now: Now) -> usize {
     for turn in 0..100 {
         let (at, other) = (turn % 2, 1 - turn % 2);
         shards[at].handle_turn(now);
-        while let Some((key, batch)) = shards[at].poll_urgent_write() {
+        while let Some((key, batch)) = shards[at].poll_write(Priority::Urgent) {
             let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
             shards[at].recycle(batch);
             shards[at].handle_written(now, key, bytes, true);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
 use gridcast::shard::settings::{Edge, Settings};
-use gridcast::shard::{Batch, Listener, Now, Shard};
+use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
 
 use super::shard_value;
 use super::{client_frame, handshake, publish_call, publish_post};
@@ -70,7 +70,7 @@ fn connect(shard: &mut Shard, listener: Listener, path: &str) -> ConnectionKey {
         .replace("Host: edge.example.org", "Host: 127.0.0.1:6789");
     shard.handle_bytes(NOW, key, request.into_bytes().as_mut_slice());
     shard.handle_turn(NOW);
-    let (of, batch) = shard.poll_urgent_write().expect("the handshake is answered");
+    let (of, batch) = shard.poll_write(Priority::Urgent).expect("the handshake is answered");
     assert!(batch[0].bytes().starts_with(b"HTTP/1.1 101 "), "and granted");
     write(shard, of, batch);
     key
@@ -86,11 +86,11 @@ fn settle(shard: &mut Shard) -> usize {
     let mut writes = 0;
     loop {
         shard.handle_turn(NOW);
-        while let Some((key, batch)) = shard.poll_urgent_write() {
+        while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
             write(shard, key, batch);
             writes += 1;
         }
-        while let Some((key, batch)) = shard.poll_bulk_write() {
+        while let Some((key, batch)) = shard.poll_write(Priority::Bulk) {
             write(shard, key, batch);
             writes += 1;
         }

@@ -187,10 +187,12 @@ impl Driver {
             self.turn_or_fail()?;
             glommio::yield_if_needed().await;
         }
+        let counters = self.shard.counters();
+        let inspection = self.shard.inspect();
         Ok(Summary {
-            counters: self.shard.counters(),
-            connections: self.shard.connections(),
-            queued_messages: self.shard.queued_messages(),
+            counters,
+            connections: inspection.connections(),
+            queued_messages: inspection.queued_messages(),
         })
     }
 
@@ -203,10 +205,11 @@ impl Driver {
 
     /// A shard that has drained goes on: the others may need its answers.
     fn is_over(&mut self) -> bool {
-        if !self.shard.is_draining() {
+        let state = self.shard.drain_state();
+        if !state.is_draining {
             return self.watch.is_stopped.load(Ordering::Acquire);
         }
-        if self.shard.is_drained() && !self.is_counted_out {
+        if state.is_drained && !self.is_counted_out {
             self.is_counted_out = true;
             self.watch.undrained.fetch_sub(1, Ordering::AcqRel);
         }
@@ -236,8 +239,9 @@ impl Driver {
         self.wake_listeners(now);
         let end_us = self.clock.elapsed_us();
         self.shard.handle_turn_taken(end_us - start_us);
-        if self.shard.is_draining() {
-            self.watch.quiet[self.number].store(self.shard.is_quiet(), Ordering::Release);
+        let state = self.shard.drain_state();
+        if state.is_draining {
+            self.watch.quiet[self.number].store(state.is_quiet, Ordering::Release);
         }
         self.submit(now)
     }

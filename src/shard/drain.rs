@@ -1,10 +1,8 @@
 //! How a shard goes down: clients first and at a pace, then, when its topics are given out, back
 //! ends.
 
-use super::connection::{Connection, Connections, Listener, Pause, Stage};
+use super::connection::{Connection, Connections, Listener};
 use super::turn::{Action, Turn};
-use crate::message::ConnectionKey;
-use crate::protocol::close;
 
 /// Connections told per turn.
 const SLICE: usize = 256;
@@ -13,11 +11,11 @@ const SLICE: usize = 256;
 #[derive(Clone, Copy, Debug)]
 enum Drain {
     /// Clients are told, each in its time: from this place on.
-    Clients(Walk),
+    TellClients(Walk),
     /// Back ends still get what is in the topics.
-    Topics,
+    AwaitTopics,
     /// Back ends are told: from this place on.
-    Backends(u32),
+    TellBackends(u32),
     /// All were told.
     Ended,
 }
@@ -58,7 +56,7 @@ impl Draining {
         if self.stage.is_none() {
             let (since_ms, total) = (turn.now.ms, connections.len());
             let walk = Walk { next: 0, told: 0, total, since_ms, over_ms };
-            self.stage = Some(Drain::Clients(walk));
+            self.stage = Some(Drain::TellClients(walk));
             turn.is_draining = true;
             turn.actions.push_back(Action::StopAccepting);
         }
@@ -66,14 +64,14 @@ impl Draining {
 
     /// The topics are given out, or their time is up: back ends are told too.
     pub fn begin_with_backends(&mut self) {
-        if matches!(self.stage, Some(Drain::Clients(_) | Drain::Topics)) {
-            self.stage = Some(Drain::Backends(0));
+        if matches!(self.stage, Some(Drain::TellClients(_) | Drain::AwaitTopics)) {
+            self.stage = Some(Drain::TellBackends(0));
         }
     }
 
     /// Whether all clients were told to end.
     pub fn has_told_clients(&self) -> bool {
-        matches!(self.stage, Some(Drain::Topics | Drain::Ended))
+        matches!(self.stage, Some(Drain::AwaitTopics | Drain::Ended))
     }
 
     /// Whether all connections were told to end.
@@ -84,22 +82,22 @@ impl Draining {
     /// When the next connections are to be told, in milliseconds of the shard's clock.
     pub fn next_turn(&self, now_ms: u64) -> Option<u64> {
         match self.stage? {
-            Drain::Clients(_) => Some(now_ms + PACE_MS),
-            Drain::Backends(_) => Some(0),
-            Drain::Topics | Drain::Ended => None,
+            Drain::TellClients(_) => Some(now_ms + PACE_MS),
+            Drain::TellBackends(_) => Some(0),
+            Drain::AwaitTopics | Drain::Ended => None,
         }
     }
 
     /// Tells some more connections.
     pub fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
         match self.stage {
-            Some(Drain::Clients(walk)) => self.tell_clients(turn, connections, walk),
-            Some(Drain::Backends(from)) => {
+            Some(Drain::TellClients(walk)) => self.tell_clients(turn, connections, walk),
+            Some(Drain::TellBackends(from)) => {
                 let (keys, next) = connections.keys(from, SLICE);
-                self.stage = Some(next.map_or(Drain::Ended, Drain::Backends));
+                self.stage = Some(next.map_or(Drain::Ended, Drain::TellBackends));
                 keys.into_iter().for_each(|key| connections.drain_connection(turn, key));
             }
-            Some(Drain::Topics | Drain::Ended) | None => {}
+            Some(Drain::AwaitTopics | Drain::Ended) | None => {}
         }
     }
 
@@ -107,8 +105,8 @@ impl Draining {
         let (keys, next) = connections.keys(walk.next, walk.due(turn.now.ms));
         let told = walk.told + keys.len();
         self.stage = Some(match next {
-            Some(next) => Drain::Clients(Walk { next, told, ..walk }),
-            None => Drain::Topics,
+            Some(next) => Drain::TellClients(Walk { next, told, ..walk }),
+            None => Drain::AwaitTopics,
         });
         for key in keys {
             // One that parts has ended: what it sent before still gets its time.
@@ -118,36 +116,6 @@ impl Draining {
             if connections.get(key).is_some_and(is_told) {
                 connections.drain_connection(turn, key);
             }
-        }
-    }
-}
-
-impl Connections {
-    /// Tells one connection to end. A half-read API request is read to its end and answered, as long as
-    /// `limits.handshake_ms` and the drain allow. A connection that waits for answers asks nothing more,
-    /// and ends with the last one.
-    fn drain_connection(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let Some(connection) = self.get(key) else { return };
-        if let Stage::Http(http) = &mut connection.stage
-            && http.is_mid_request
-            && connection.listener == Listener::Api
-        {
-            http.is_draining = true;
-            return;
-        }
-        match connection.replies().is_none_or(|replies| replies.is_empty()) {
-            true => self.close_for_drain(turn, key),
-            false => self.pause(key, Pause::Ending),
-        }
-    }
-
-    /// Ends one connection because the node goes down.
-    pub fn close_for_drain(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let Some(connection) = self.get(key) else { return };
-        match connection.stage {
-            Stage::Http(_) => self.finish(turn, key),
-            Stage::Client(_) | Stage::Backend(_) => self.close_with(turn, key, close::GOING_AWAY),
-            Stage::Leaving(_) | Stage::Ending => {}
         }
     }
 }

@@ -11,7 +11,7 @@
 //! | 95 % | 80 % | the connections that hold the most memory of any kind are closed; topics take no events, edges accept nobody |
 //!
 //! A slow reader is a connection whose socket is full, and whose batch has been in flight for
-//! [`SLOW_MS`](super::outbound::SLOW_MS). A connection that keeps up is never closed before 95 %, however
+//! `connection::outbound::SLOW_MS`. A connection that keeps up is never closed before 95 %, however
 //! much was just queued for it. A connection counts for what closing it would free: a frame that others
 //! wait for too counts by its share.
 //!
@@ -46,6 +46,12 @@ impl Shortage {
     /// All steps, each at its place as a number.
     pub const ALL: [Self; 5] =
         [Self::None, Self::Readers, Self::Arrivals, Self::Frames, Self::Holders];
+
+    /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
+    /// than an answer without one.
+    pub fn closes_arrivals(self, is_tls: bool) -> bool {
+        self >= if is_tls { Self::Arrivals } else { Self::Holders }
+    }
 
     /// From which percent of the budget it is so, and below which it is not so any more.
     fn percents(self) -> (u64, u64) {

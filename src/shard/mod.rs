@@ -24,21 +24,16 @@
 //! subscribers), `trail.rs` (debug lines).
 
 pub mod access;
-mod answers;
 mod backend;
 mod calls;
 mod client;
 mod connection;
 mod drain;
-mod http;
+mod inspection;
 pub mod interest;
-mod lifecycle;
 mod memory;
 pub mod node_state;
-mod outbound;
-mod parting;
 pub mod rate;
-mod replies;
 mod requests;
 mod roster;
 pub mod settings;
@@ -54,10 +49,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub use answers::Reading;
-pub use connection::Listener;
+pub use connection::{Batch, Chunk, Listener, Priority, Reading, freed_bytes};
+pub use inspection::{DrainState, Inspection};
 pub use memory::{Shortage, Usage};
-pub use outbound::{Batch, Chunk, freed_bytes};
 pub use shed_round::ShedRound;
 pub use turn::{Action, Now};
 
@@ -68,12 +62,10 @@ use crate::protocol::api;
 use access::{Addresses, Doors, Verification};
 use backend::{Backends, Caller};
 use client::Clients;
-use connection::{Connections, Pause, Phase, Stage};
+use connection::{Connections, Pause, Phase, Shape, Stage, Written};
 use drain::Draining;
-use lifecycle::Written;
 use memory::{Node, Shedding};
 use node_state::NodeState;
-use replies::Shape;
 use settings::Settings;
 use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
@@ -242,7 +234,25 @@ impl Shard {
     /// Goes on with what takes more than one turn, within a budget. To be called once a turn.
     pub fn handle_turn(&mut self, now: Now) {
         self.turn.now = now;
-        self.fire_timers();
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let mut left = TIMERS_PER_TURN;
+        while left > 0
+            && let Some((tick, timer)) = turn.timers.pop_due(turn.now.ms)
+        {
+            match timer {
+                // There are as many as calls, and nearly all were answered in time: passing over
+                // those costs next to nothing.
+                Timer::Ticket(ticket) if !self.backends.expire(turn, connections, ticket) => {
+                    continue;
+                }
+                Timer::Ticket(_) => {}
+                Timer::Connection(key) => connections.check_connection(turn, key, tick),
+                Timer::Rate(key) => connections.unpause(turn, key, Pause::Rate),
+            }
+            left -= 1;
+        }
+        self.topics.handle_timeout(turn);
+        self.route();
         self.clients.begin_turn();
         self.read_waiting();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
@@ -299,21 +309,18 @@ impl Shard {
         !self.turn.actions.is_empty()
     }
 
-    /// The next connection to write to because a single command meant it, and all that waits for
-    /// it.
-    pub fn poll_urgent_write(&mut self) -> Option<(ConnectionKey, Batch)> {
-        self.connections.poll_urgent(&self.turn)
-    }
-
-    /// The next connection to write to because a fan-out reached it, and all that waits for it. None
-    /// too when this turn has had enough of them: see [`Self::has_writes`].
-    pub fn poll_bulk_write(&mut self) -> Option<(ConnectionKey, Batch)> {
-        if !self.clients.may_send() {
-            return None;
+    /// The next connection of this priority to write to, and all that waits for it. None too when this turn has
+    /// had enough of those that a fan-out reached: see [`Self::has_writes`].
+    pub fn poll_write(&mut self, priority: Priority) -> Option<(ConnectionKey, Batch)> {
+        match priority {
+            Priority::Urgent => self.connections.poll_urgent(&self.turn),
+            Priority::Bulk if !self.clients.may_send() => None,
+            Priority::Bulk => {
+                let (key, batch, bytes) = self.connections.poll_bulk(&self.turn)?;
+                self.clients.note_sent(bytes);
+                Some((key, batch))
+            }
         }
-        let (key, batch, bytes) = self.connections.poll_bulk(&self.turn)?;
-        self.clients.note_sent(bytes);
-        Some((key, batch))
     }
 
     /// Whether a connection waits to be written to: then the next turn is to begin at once.
@@ -344,34 +351,16 @@ impl Shard {
         self.connections.get(key).is_some_and(|connection| !connection.is_stopped)
     }
 
-    /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
-    /// than an answer without one.
-    pub fn closes_arrivals(&self, is_tls: bool) -> bool {
-        self.turn.is_short(if is_tls { Shortage::Arrivals } else { Shortage::Holders })
-    }
-
-    /// Connections there are.
-    pub fn connections(&self) -> usize {
-        self.connections.len()
-    }
-
-    /// Whether the node goes down.
-    pub fn is_draining(&self) -> bool {
-        self.turn.is_draining
-    }
-
-    /// Whether the node goes down, no client is left here, and nothing that a consumer could take.
-    pub fn is_quiet(&self) -> bool {
-        self.draining.has_told_clients()
-            && self.clients.len() == 0
-            && !self.connections.has_parting()
-            && !self.topics.has_work()
-    }
-
-    /// Whether the node goes down and nothing is left to do here. What is in the topics may go to
-    /// consumers on other nodes, though there is no connection here.
-    pub fn is_drained(&self) -> bool {
-        self.draining.has_ended() && self.connections.len() == 0
+    /// How far the shard is in going down.
+    pub fn drain_state(&self) -> DrainState {
+        let has_told_clients = self.draining.has_told_clients() && self.clients.len() == 0;
+        DrainState {
+            is_draining: self.turn.is_draining,
+            is_quiet: has_told_clients
+                && !self.connections.has_parting()
+                && !self.topics.has_work(),
+            is_drained: self.draining.has_ended() && self.connections.len() == 0,
+        }
     }
 
     /// A turn is over; it took so long, sleep not counted.
@@ -387,6 +376,12 @@ impl Shard {
     /// For what the runtime counts.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.turn.counters
+    }
+
+    /// What tests, and the summary of a node's life, look at.
+    pub fn inspect(&self) -> Inspection<'_> {
+        let shortage = self.turn.shortage;
+        Inspection { connections: &self.connections, topics: &self.topics, shortage }
     }
 
     /// The state of the shard, for `/metrics`. Costs a look at each topic.
@@ -412,37 +407,6 @@ impl Shard {
                 memory_limit_bytes: usage.limit_bytes,
             }),
         }
-    }
-
-    /// Panics if what the topics note in several places does not agree. Costs a look at each client
-    /// of theirs: for tests.
-    pub fn check_invariants(&self) {
-        self.topics.check();
-    }
-
-    /// Says how far the requests of a back end are read; `None` if it is none. For tests.
-    ///
-    /// # Panics
-    /// The back end is held back although so few requests wait that it is to be read again.
-    pub fn reading_of(&mut self, key: ConnectionKey) -> Option<Reading> {
-        self.connections.reading_of(key)
-    }
-
-    /// Messages that wait in the topics whose home this is, those not yet written included.
-    pub fn queued_messages(&self) -> usize {
-        self.topics.messages()
-    }
-
-    /// Bytes that wait here for room in topics: encoded events, and what is kept of clients that are
-    /// gone. Costs a look at each topic.
-    pub fn waiting_bytes(&self) -> usize {
-        self.topics.waiting_bytes()
-    }
-
-    /// Memory that the shard's connections hold, as an estimate. A frame that waits for several of them
-    /// counts once, a batch in flight as if it were shared with nobody. Looks at all connections: for tests.
-    pub fn held_bytes(&mut self) -> usize {
-        self.connections.held_bytes()
     }
 
     /// Hands over what the parts have left to each other, in order, until nothing is left. A part leaves a
@@ -547,29 +511,6 @@ impl Shard {
         }
     }
 
-    /// Fires what is due, as much as one turn may: the rest waits for the next.
-    fn fire_timers(&mut self) {
-        let (turn, connections) = (&mut self.turn, &mut self.connections);
-        let mut left = TIMERS_PER_TURN;
-        while left > 0
-            && let Some((tick, timer)) = turn.timers.pop_due(turn.now.ms)
-        {
-            match timer {
-                // There are as many as calls, and nearly all were answered in time: passing over
-                // those costs next to nothing.
-                Timer::Ticket(ticket) if !self.backends.expire(turn, connections, ticket) => {
-                    continue;
-                }
-                Timer::Ticket(_) => {}
-                Timer::Connection(key) => connections.check_connection(turn, key, tick),
-                Timer::Rate(key) => connections.unpause(turn, key, Pause::Rate),
-            }
-            left -= 1;
-        }
-        self.topics.handle_timeout(turn);
-        self.route();
-    }
-
     /// Reads on where pauses are over, where slices were spent, and where a topic has room again, within
     /// the budgets of a turn.
     fn read_waiting(&mut self) {
@@ -625,26 +566,24 @@ impl Shard {
                         None => self.clients.read(turn, connections, key, &mut input),
                     }
                 }
-                Stage::Backend(_) => self.read_backend(key, &mut input),
+                Stage::Backend(_) => {
+                    if let Some(mut payload) =
+                        self.backends.read(turn, connections, key, &mut input)
+                    {
+                        // The parser is lent while what it read is carried out: the call borrows from it.
+                        let mut parser = self.backends.lend_parser();
+                        let api::Request { id, call } = parser.request(&mut payload);
+                        let call = self.backends.admit_call(turn, connections, key, call);
+                        self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
+                        self.backends.return_parser(parser);
+                    }
+                    self.connections.pause_if_unread(&mut self.turn, key);
+                }
                 Stage::Leaving(_) | Stage::Ending => return 0,
             }
             self.turn.work.spend(1 + work::of_bytes(before - input.len()));
             self.route();
         }
         0
-    }
-
-    /// Reads one frame of a back end, and carries out the call that it ends.
-    fn read_backend(&mut self, key: ConnectionKey, input: &mut &mut [u8]) {
-        let (turn, connections) = (&mut self.turn, &mut self.connections);
-        if let Some(mut payload) = self.backends.read(turn, connections, key, input) {
-            // The parser is lent while what it read is carried out: the call borrows from it.
-            let mut parser = self.backends.lend_parser();
-            let api::Request { id, call } = parser.request(&mut payload);
-            let call = self.backends.admit_call(turn, connections, key, call);
-            self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
-            self.backends.return_parser(parser);
-        }
-        self.connections.pause_if_unread(&mut self.turn, key);
     }
 }

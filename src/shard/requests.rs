@@ -8,8 +8,8 @@
 use super::Shard;
 use super::access::{Admission, Grant, Refusal};
 use super::backend::{self, Caller, SOCKET_PATH};
+use super::connection::{HttpShape, Shape};
 use super::connection::{Listener, Parked, Pause, Stage};
-use super::replies::{HttpShape, Shape};
 use super::trail::{self, Entry};
 use crate::message::ConnectionKey;
 use crate::protocol::http::{CONTINUE, Method, Request, Step};
@@ -111,7 +111,14 @@ impl Shard {
         let is_preflight =
             request.method == Method::Other("OPTIONS") && shape.allow_origin.is_some();
         if !(origin.is_err() || is_preflight || is_open) {
-            return self.judge_credentials(key, shape, request, part);
+            return match self.doors.check_credentials(turn, connections, key, &request) {
+                Admission::Known(admitted) => self.admit(key, shape, admitted, request, part),
+                Admission::Unknown(fingerprint) => {
+                    let kept = (part == Part::Whole).then(|| request.keep());
+                    self.doors.park(turn, connections, key, shape, kept, fingerprint);
+                    Judged::Waits
+                }
+            };
         }
         if part == Part::Head {
             connections.end_at_head(turn, key, &mut shape);
@@ -124,63 +131,26 @@ impl Shard {
         Judged::Answered
     }
 
-    fn judge_credentials(
-        &mut self,
-        key: ConnectionKey,
-        shape: HttpShape,
-        request: Request<'_>,
-        part: Part,
-    ) -> Judged {
-        let (turn, connections) = (&mut self.turn, &mut self.connections);
-        match self.doors.check_credentials(turn, connections, key, &request) {
-            Admission::Known(admitted) => self.judge_admitted(key, shape, admitted, request, part),
-            Admission::Unknown(fingerprint) => {
-                let kept = (part == Part::Whole).then(|| request.keep());
-                self.doors.park(turn, connections, key, shape, kept, fingerprint);
-                Judged::Waits
-            }
-        }
-    }
-
-    fn judge_admitted(
-        &mut self,
-        key: ConnectionKey,
-        shape: HttpShape,
-        admitted: Result<Grant, Refusal>,
-        request: Request<'_>,
-        part: Part,
-    ) -> Judged {
-        match admitted {
-            Ok(grant) => self.admit(key, shape, grant, request, part),
-            Err(refusal) => self.turn_away(key, shape, refusal, part),
-        }
-    }
-
-    fn turn_away(
-        &mut self,
-        key: ConnectionKey,
-        mut shape: HttpShape,
-        refusal: Refusal,
-        part: Part,
-    ) -> Judged {
-        let (turn, connections) = (&mut self.turn, &mut self.connections);
-        if part == Part::Head {
-            connections.end_at_head(turn, key, &mut shape);
-        }
-        self.doors.refuse_access(turn, connections, key, &shape, refusal);
-        Judged::Answered
-    }
-
-    /// Carries out a request of a user who may come in, or lets its body come.
+    /// Carries out a request of a user who may come in, or lets its body come; refuses any other.
     fn admit(
         &mut self,
         key: ConnectionKey,
         mut shape: HttpShape,
-        grant: Grant,
+        admitted: Result<Grant, Refusal>,
         request: Request<'_>,
         part: Part,
     ) -> Judged {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let grant = match admitted {
+            Ok(grant) => grant,
+            Err(refusal) => {
+                if part == Part::Head {
+                    connections.end_at_head(turn, key, &mut shape);
+                }
+                self.doors.refuse_access(turn, connections, key, &shape, refusal);
+                return Judged::Answered;
+            }
+        };
         let method = backend::api_method(request.path);
         let Some(Stage::Http(http)) = connections.get(key).map(|c| &mut c.stage) else {
             return Judged::Answered;
@@ -235,13 +205,11 @@ impl Shard {
         http.replies.give_up_last();
         let Parked { request, shape, .. } = *parked;
         match request {
-            Some(mut request) => {
-                _ = self.judge_admitted(key, shape, admitted, request.lend(), Part::Whole)
-            }
+            Some(mut request) => _ = self.admit(key, shape, admitted, request.lend(), Part::Whole),
             None => {
                 let reader = std::mem::take(&mut http.reader);
                 let Some(head) = reader.head() else { return };
-                match self.judge_admitted(key, shape, admitted, head, Part::Head) {
+                match self.admit(key, shape, admitted, head, Part::Head) {
                     Judged::Goes => {
                         self.connections.keep_reader(key, reader);
                         // A peer that waits to be asked for its body sends nothing that would be read.

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::access::{Grant, Refusal};
+use super::connection::Spare;
 use super::memory::Shortage;
 use super::node_state::NodeState;
-use super::outbound::Spare;
 use super::roster::Roster;
 use super::settings::Settings;
 use super::timers::Timers;

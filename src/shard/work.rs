@@ -16,8 +16,6 @@
 
 use std::collections::VecDeque;
 
-use super::connection::{Connections, Phase};
-use super::turn::Turn;
 use crate::message::ConnectionKey;
 
 /// Units that a light connection may spend before it counts as heavy. A receive buffer of usual
@@ -130,6 +128,16 @@ impl Work {
         !self.light.is_empty() || !self.heavy.is_empty()
     }
 
+    /// Lets a connection wait for a turn in which it is read. One whose message is half inflated goes
+    /// first: half inflated messages are not to pile up.
+    pub fn wait(&mut self, key: ConnectionKey, is_heavy: bool, is_inflating: bool) {
+        match is_heavy {
+            true if is_inflating => self.heavy.push_front(key),
+            true => self.heavy.push_back(key),
+            false => self.light.push_back(key),
+        }
+    }
+
     /// A turn begins: budgets are new, and those that wait have their turns, by [`Self::poll_waiting`].
     pub fn begin_round(&mut self) {
         (self.shared_left, self.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
@@ -163,34 +171,5 @@ impl Work {
     /// Begins the slice of a connection.
     pub fn begin_slice(&mut self, is_heavy: bool) {
         self.slice_left = if is_heavy { HEAVY_SLICE } else { LIGHT_SLICE };
-    }
-}
-
-impl Connections {
-    /// Lets a connection wait for a turn in which it is read again.
-    pub fn read_later(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let Some(connection) = self.get(key) else { return };
-        let is_read = connection.phase == Phase::Open || connection.is_parting;
-        if connection.is_resuming || !is_read {
-            return;
-        }
-        connection.is_resuming = true;
-        match connection.is_heavy {
-            // One long message after the other: half inflated ones are not to pile up.
-            true if connection.is_inflating => turn.work.heavy.push_front(key),
-            true => turn.work.heavy.push_back(key),
-            false => turn.work.light.push_back(key),
-        }
-    }
-
-    /// Notes whether a connection that was just read spent its slice, and lets it wait if some of
-    /// its input is left.
-    pub fn note_slice(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let is_spent = turn.work.is_slice_spent();
-        let Some(connection) = self.get(key) else { return };
-        connection.is_heavy = is_spent;
-        if is_spent && connection.paused == 0 && connection.has_input() {
-            self.read_later(turn, key);
-        }
     }
 }

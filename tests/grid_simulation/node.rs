@@ -7,7 +7,7 @@ use gridcast::address::{ShardAddress, ShardId};
 use gridcast::mesh::Mesh;
 use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::{Action, Now, Shard};
+use gridcast::shard::{Action, Now, Priority, Shard};
 
 use crate::bus::Bus;
 use crate::line::Line;
@@ -191,7 +191,8 @@ impl Node {
         let mut has_some = false;
         loop {
             let shard = &mut self.shards[index];
-            let next = shard.poll_urgent_write().or_else(|| shard.poll_bulk_write());
+            let next =
+                shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk));
             let Some((key, batch)) = next else { return has_some };
             has_some = true;
             let line: &mut Line = &mut peers[self.places[index][&key]].line;

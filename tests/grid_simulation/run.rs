@@ -71,7 +71,7 @@ pub fn run(seed: u64, is_verbose: bool) -> Summary {
     }
     assert!(is_at_rest(&world), "calls or messages wait, and nothing comes, or comes without end");
     let shards = world.nodes.iter().flat_map(|node| &node.shards);
-    shards.for_each(gridcast::shard::Shard::check_invariants);
+    shards.for_each(|shard| shard.inspect().check_invariants());
     check_members(&world);
     check_peers(&world);
     check_pushes(&world);
@@ -238,7 +238,7 @@ fn leave(world: &mut World) {
 
 fn check_empty(node: &Node) {
     for shard in &node.shards {
-        shard.check_invariants();
+        shard.inspect().check_invariants();
         let report = shard.report();
         let at = (node.index, report.shard);
         let left = (report.connections, report.clients, report.channels);

@@ -1,6 +1,6 @@
 //! The course of one run, and what must hold at its end.
 
-use gridcast::shard::{Shard, Shortage};
+use gridcast::shard::Shortage;
 
 use crate::backend::Backend;
 use crate::client::{CHANNELS, Client};
@@ -203,7 +203,7 @@ fn leave(world: &mut World) {
     }
     world.settle(ROUNDS_MAX);
     world.wait(140_000);
-    let held: usize = world.shards.iter_mut().map(Shard::held_bytes).sum();
+    let held: usize = world.shards.iter().map(|shard| shard.inspect().held_bytes()).sum();
     assert_eq!(held, 0, "bytes that nobody holds");
     for (index, (shard, report)) in world.shards.iter().zip(world.reports()).enumerate() {
         let left = (report.connections, report.clients, report.channels);

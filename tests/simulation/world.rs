@@ -8,7 +8,7 @@ use gridcast::address::{ShardAddress, ShardId};
 use gridcast::message::{Message, Party};
 use gridcast::metrics::Report;
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::{Action, Listener, Now, Shard, ShedRound, Shortage, Usage};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard, ShedRound, Shortage, Usage};
 
 use crate::backend::Backend;
 use crate::client::Client;
@@ -252,7 +252,7 @@ impl World {
     /// Measures what all shards hold. The runtime measures more, and more often.
     fn measure(&mut self) {
         let Some(limit_bytes) = self.plan.memory_bytes else { return };
-        let held: usize = self.shards.iter_mut().map(Shard::held_bytes).sum();
+        let held: usize = self.shards.iter().map(|shard| shard.inspect().held_bytes()).sum();
         let bytes = held as u64;
         self.budget_percent = self.budget_percent.max(bytes * 100 / limit_bytes);
         // What a round brings is much of a budget this small.
@@ -283,7 +283,7 @@ impl World {
         self.check_bounds(index);
         self.turns += 1;
         if self.turns.is_multiple_of(TURNS_PER_CHECK) {
-            self.shards[index].check_invariants();
+            self.shards[index].inspect().check_invariants();
         }
     }
 
@@ -364,8 +364,10 @@ impl World {
         let mut has_some = false;
         for count in 0..self.shared.random.between(1, 200) {
             let shard = &mut self.shards[index];
-            let bulk = |shard: &mut Shard| (count <= 40).then(|| shard.poll_bulk_write())?;
-            let Some((key, batch)) = shard.poll_urgent_write().or_else(|| bulk(shard)) else {
+            let bulk =
+                |shard: &mut Shard| (count <= 40).then(|| shard.poll_write(Priority::Bulk))?;
+            let Some((key, batch)) = shard.poll_write(Priority::Urgent).or_else(|| bulk(shard))
+            else {
                 break;
             };
             has_some = true;

@@ -56,7 +56,7 @@ impl Driver {
         let Some(remote) = peer_address(&fd) else { return };
         let identity = accepting.identity.as_ref();
         let is_client = listener != Listener::Api;
-        if is_client && self.shard.closes_arrivals(identity.is_some()) {
+        if is_client && self.watch.usage().shortage.closes_arrivals(identity.is_some()) {
             return self.shard.counters_mut().note_shed_arrival();
         }
         let Ok(tls) = identity.map(Identity::accept).transpose() else { return };

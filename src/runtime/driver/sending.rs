@@ -9,7 +9,7 @@ use rustix::net::{SendFlags, Shutdown};
 use super::{Driver, Socket, find};
 use crate::message::ConnectionKey;
 use crate::runtime::ring::Sending;
-use crate::shard::{Batch, Now};
+use crate::shard::{Batch, Now, Priority};
 
 /// Sends per turn to connections that a single command meant. To those that only a fan-out reached
 /// there are as many as the shard allows.
@@ -22,10 +22,10 @@ impl Driver {
     /// Writes what connections have to say: each one gathered send with all of it.
     pub(super) fn write(&mut self, now: Now) {
         for _ in 0..URGENT_SENDS {
-            let Some((key, batch)) = self.shard.poll_urgent_write() else { break };
+            let Some((key, batch)) = self.shard.poll_write(Priority::Urgent) else { break };
             self.send_batch(now, key, batch);
         }
-        while let Some((key, batch)) = self.shard.poll_bulk_write() {
+        while let Some((key, batch)) = self.shard.poll_write(Priority::Bulk) {
             self.send_batch(now, key, batch);
         }
     }

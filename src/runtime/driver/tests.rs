@@ -102,7 +102,7 @@ fn a_shard_that_looks_for_work_finds_a_connection() {
         socket.write_all(b"GET ").unwrap();
         socket
     });
-    while world.driver.shard.connections() == 0 {
+    while world.driver.shard.inspect().connections() == 0 {
         world.driver.turn().unwrap();
     }
     assert!(start.elapsed() < DEADLINE);
@@ -195,7 +195,11 @@ impl World {
         self.driver.ring.faults.stop();
         while !self.is_settled() {
             self.driver.turn().unwrap();
-            assert!(start.elapsed() < DEADLINE, "{} are left", self.driver.shard.connections());
+            assert!(
+                start.elapsed() < DEADLINE,
+                "{} are left",
+                self.driver.shard.inspect().connections()
+            );
         }
         let all_places = (0..PEERS_IN_ALL).all(|_| self.watch.admit_client());
         assert!(all_places, "a client is gone and its place is not");
@@ -227,7 +231,7 @@ impl World {
 
     fn is_settled(&self) -> bool {
         self.driver.sockets.iter().all(Option::is_none)
-            && self.driver.shard.connections() == 0
+            && self.driver.shard.inspect().connections() == 0
             && self.driver.ring.faults.are_settled()
     }
 }

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use super::connection::{Connections, Parked, Pause, Phase, Stage};
-use super::replies::{HttpShape, Shape};
+use super::connection::{HttpShape, Shape};
 use super::settings::Settings;
 use super::trail::{self, Entry};
 use super::turn::{Step, Turn};

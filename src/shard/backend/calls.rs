@@ -10,7 +10,7 @@ use crate::message::{Answer, Command, ConnectionKey, Message, Party, Terms, Tick
 use crate::protocol::api::{Code, Content, Fault, Function, Settling};
 use crate::protocol::frame::Frame;
 use crate::shard::connection::{Connection, Connections};
-use crate::shard::replies::{HttpShape, Shape};
+use crate::shard::connection::{HttpShape, Shape};
 use crate::shard::timers::Timer;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;

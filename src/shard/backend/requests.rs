@@ -6,9 +6,9 @@ use crate::protocol::api::{self, Method as ApiMethod, NodeRow};
 use crate::protocol::http::{Method, Request};
 use crate::protocol::{origin, upgrade};
 use crate::shard::access::Grant;
+use crate::shard::connection::HttpShape;
 use crate::shard::connection::{Backend, Connections, Stage};
 use crate::shard::memory::SHORT;
-use crate::shard::replies::HttpShape;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 

@@ -10,9 +10,9 @@ use super::forms::{Forms, JOINED_FOR, Tails};
 use crate::message::{Answer, BackendId, Command};
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
+use crate::shard::connection::WAITING_MAX;
 use crate::shard::connection::{Connections, Phase, Queued};
 use crate::shard::memory::Shortage;
-use crate::shard::replies::WAITING_MAX;
 use crate::shard::turn::{Asked, Step, Turn};
 
 /// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::metrics::Counters;
 use crate::protocol::deflate::{Deflater, Window};
 use crate::protocol::frame::Frame;
-use crate::shard::outbound::{Outbound, Spare};
+use crate::shard::connection::{Outbound, Spare};
 
 /// What the publish to a channel that ended last put behind what waited for its subscribers, in each
 /// form: plain, and for each window. A subscriber whose last waiting run is a tail itself, not only

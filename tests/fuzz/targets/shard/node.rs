@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gridcast::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
 use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::{Action, Batch, Listener, Now, Shard};
+use gridcast::shard::{Action, Batch, Listener, Now, Priority, Shard};
 
 use super::settings::{TOPICS, node_id, settings};
 use super::{CALLS, frame, output, request};
@@ -131,8 +131,9 @@ impl Node {
 
     /// Puts all that waits to be written in flight.
     fn take_batches(&mut self, shard: usize) {
-        let poll =
-            |shard: &mut Shard| shard.poll_urgent_write().or_else(|| shard.poll_bulk_write());
+        let poll = |shard: &mut Shard| {
+            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+        };
         while let Some((key, batch)) = poll(&mut self.shards[shard]) {
             let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
             let socket = self.find(shard, key).expect("what is written to is open");
@@ -234,8 +235,8 @@ impl Node {
         self.pass_ms(LONG_MS);
         self.settle();
         for shard in &self.shards {
-            assert_eq!(shard.connections(), 0, "connections that are gone are forgotten");
-            assert_eq!(shard.is_drained(), self.is_draining);
+            assert_eq!(shard.inspect().connections(), 0, "connections that are gone are forgotten");
+            assert_eq!(shard.drain_state().is_drained, self.is_draining);
         }
         for socket in &self.sockets {
             output::check(&socket.written, socket.listener == Listener::Api);
@@ -257,7 +258,8 @@ impl Node {
         let pop = CALLS[0].replace("\"t\"]", &format!("{topics}]"));
         self.receive(socket, &frame(0x81, pop.as_bytes()));
         self.settle();
-        let waiting: usize = self.shards.iter().map(Shard::queued_messages).sum();
+        let waiting: usize =
+            self.shards.iter().map(|shard| shard.inspect().queued_messages()).sum();
         assert_eq!(waiting, 0, "what waits is given to a consumer that reads");
     }
 

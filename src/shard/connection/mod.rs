@@ -1,20 +1,36 @@
-//! One socket as its shard sees it, and the table of all of them.
+//! The connections of a shard: what they speak, what they sent, and what waits for them. All other parts
+//! borrow them.
+//!
+//! - `mod.rs`: one connection, and the table of all of them.
+//! - `lifecycle.rs`: how connections begin and end. `parting.rs`: those that end while what they sent is
+//!   still read. `timeouts.rs`: how long they may take, and be silent.
+//! - `reading.rs`, `writing.rs`: how they are read from and written to.
+//! - `outbound.rs`: what waits to be written. `replies.rs`: the order of answers. `answers.rs`: how they
+//!   are written. `http.rs`: requests half read, begun and refused.
+
+mod answers;
+mod http;
+mod lifecycle;
+mod outbound;
+mod parting;
+mod reading;
+mod replies;
+mod timeouts;
+mod writing;
 
 use std::collections::VecDeque;
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::access::Grant;
-use super::backend::Unsettled;
-use super::client::{Context, Subscription};
-use super::outbound::Outbound;
-use super::parting::Parting;
-use super::rate::Bucket;
-use super::replies::{HttpShape, Replies};
-use super::settings::{Route, Settings};
-use super::trail::By;
+use crate::shard::access::Grant;
+use crate::shard::backend::Unsettled;
+use crate::shard::client::{Context, Subscription};
+use crate::shard::rate::Bucket;
+use crate::shard::settings::{Route, Settings};
+use crate::shard::trail::By;
 use hashbrown::HashMap;
+use parting::Parting;
 
 use crate::address::{ClientId, NodeId};
 use crate::message::ConnectionKey;
@@ -25,6 +41,11 @@ use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
 use crate::protocol::scanner::{Heard, Scanner};
+
+pub use answers::Reading;
+pub use outbound::{Batch, Chunk, Outbound, Spare, freed_bytes};
+pub use replies::{HttpShape, Replies, Shape, WAITING_MAX};
+pub use writing::{Priority, Written};
 
 /// Which listener a connection came in on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -490,10 +511,14 @@ impl Connection {
 
     /// Whether `requests` of it wait for answers, or they take more than a part of its outbound limit:
     /// their ids, and the answers behind them, whatever their size.
-    pub fn waits_for_too_much(&mut self, requests: usize, part: usize) -> bool {
+    pub fn waits_for_too_much(&self, requests: usize, part: usize) -> bool {
         let bytes_max = self.outbound_max() / part;
-        self.replies()
-            .is_some_and(|replies| replies.len() >= requests || replies.held_bytes() > bytes_max)
+        let replies = match &self.stage {
+            Stage::Http(http) => &http.replies,
+            Stage::Backend(backend) => &backend.replies,
+            Stage::Client(_) | Stage::Leaving(_) | Stage::Ending => return false,
+        };
+        replies.len() >= requests || replies.held_bytes() > bytes_max
     }
 
     /// Memory that what it asked for and has not read takes. Events are bounded by the window of their
@@ -601,6 +626,12 @@ impl Connections {
         let place =
             self.blocks.get_mut(key.index as usize / BLOCK)?.get_mut(key.index as usize % BLOCK)?;
         place.connection.as_mut().filter(|_| place.generation == key.generation)
+    }
+
+    /// The connection with this key, to be looked at.
+    pub fn peek(&self, key: ConnectionKey) -> Option<&Connection> {
+        let place = self.blocks.get(key.index as usize / BLOCK)?.get(key.index as usize % BLOCK)?;
+        place.connection.as_ref().filter(|_| place.generation == key.generation)
     }
 
     /// The connection at a place that is known to be taken, with its key.

@@ -1,7 +1,7 @@
 //! What is heard of connections that are not read from: their control frames, and their end.
 //!
 //! A connection is held back while its topic is full, its route's key is missing, its rate is used up, or
-//! too many of its calls wait. [`HELD_BYTES`](super::connection::HELD_BYTES) of it are read ahead. Pings
+//! too many of its calls wait. [`HELD_BYTES`](super::HELD_BYTES) of it are read ahead. Pings
 //! and pongs are taken out of them, and a client's close frame, whatever data stands in front. Once the
 //! read-ahead is full of data, the connection cannot be heard, and its silence is not judged: it is
 //! pinged all the same, so that the kernel finds out (TCP_USER_TIMEOUT) when nobody is there. One that
@@ -15,14 +15,14 @@
 //! client that is held for its route's key waits for nothing: what it sent after its first message is
 //! dropped with it, as it would be if nobody ever set the key.
 
-use super::connection::{Connection, Connections, Held, Pause, Phase, Stage};
 use super::lifecycle::{BROKEN_OFF, end_reason};
-use super::trail::By;
-use super::turn::{Step, Turn};
+use super::{Connection, Connections, Held, Pause, Phase, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Closed, Reason};
 use crate::protocol::frame::{Opcode, put_frame};
 use crate::protocol::scanner::Heard;
+use crate::shard::trail::By;
+use crate::shard::turn::{Step, Turn};
 
 /// A client that has ended, while what it sent before is still read.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! Requests over HTTP, as a connection knows them: half read, begun, refused.
 
-use super::connection::{Connections, Listener, Stage};
 use super::replies::HttpShape;
-use super::trail::{self, Entry};
-use super::turn::Turn;
-use super::work;
+use super::{Connections, Listener, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, Code, Fault};
 use crate::protocol::http::{Exchange, HttpError, Request, RequestReader};
 use crate::protocol::upgrade::UpgradeError;
+use crate::shard::trail::{self, Entry};
+use crate::shard::turn::Turn;
+use crate::shard::work;
 
 impl Connections {
     /// Keeps what is half read of a request.

@@ -1,12 +1,12 @@
 //! Answers that leave a connection, in the order of its requests.
 
-use super::connection::{Connections, Pause, Stage};
-use super::memory::Shortage;
 use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN, put_message};
-use super::trail::{self, Entry};
-use super::turn::{Step, Turn};
+use super::{Connections, Pause, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
+use crate::shard::memory::Shortage;
+use crate::shard::trail::{self, Entry};
+use crate::shard::turn::{Step, Turn};
 
 /// How far the requests of a back end are read. For tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +18,12 @@ pub struct Reading {
 }
 
 impl Connections {
-    /// Says how far the requests of a back end are read; see [`super::Shard::reading_of`].
-    pub fn reading_of(&mut self, key: ConnectionKey) -> Option<Reading> {
-        let connection = self.get(key)?;
-        connection.backend()?;
+    /// Says how far the requests of a back end are read; see [`crate::shard::Inspection::reading_of`].
+    pub fn reading_of(&self, key: ConnectionKey) -> Option<Reading> {
+        let connection = self.peek(key)?;
+        if !matches!(connection.stage, Stage::Backend(_)) {
+            return None;
+        }
         let unread_bytes = connection.held.len();
         let is_held_back = connection.is_paused_for(Pause::Answers);
         let waits_for_much = connection.waits_for_too_much(WAITING_MIN + 1, 2);

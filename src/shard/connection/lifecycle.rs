@@ -1,0 +1,331 @@
+//! How connections begin and end.
+
+use std::net::SocketAddr;
+
+use super::{Connection, Connections, Held, Listener, Pause, Phase, Stage};
+use crate::message::ConnectionKey;
+use crate::protocol::close::{self, Reason};
+use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
+use crate::shard::trail::{self, By, Entry};
+use crate::shard::turn::{Action, ClientGone, Step, Turn};
+
+/// How long a connection that ends may take to read our last words and shut its end.
+const LINGER_MS: u64 = 5000;
+
+/// What a close event says when the peer sent no close frame (RFC 6455,
+/// section 7.1.5: neither 1005 nor this one travels in a frame).
+pub(super) const BROKEN_OFF: u16 = 1006;
+
+/// How a connection without a close frame ended.
+pub(super) fn end_reason(is_broken: bool) -> &'static str {
+    match is_broken {
+        true => "connection broke",
+        false => "connection ended without a close frame",
+    }
+}
+
+impl Connections {
+    /// Adds the connection of a socket that was accepted.
+    pub fn accept(
+        &mut self,
+        turn: &mut Turn,
+        listener: Listener,
+        remote: SocketAddr,
+    ) -> ConnectionKey {
+        turn.counters.connections += 1;
+        let now = turn.now;
+        let mut connection = Connection::new(remote, listener, (now.ms, now.unix_ms));
+        connection.set_outbound_max(turn.settings.limits.outbound_bytes);
+        let key = self.insert(connection);
+        trail::note(turn.trail(key), Entry::Accepted(remote, listener));
+        let deadline_ms = now.ms + turn.settings.limits.handshake_ms;
+        self.set_timer(turn, key, deadline_ms);
+        key
+    }
+
+    /// Closes a connection if it is a client that is not gone yet.
+    pub fn close_client(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Reason) {
+        if self.get(key).is_some_and(|connection| connection.client().is_some()) {
+            self.close_with(turn, key, reason);
+        }
+    }
+
+    /// Memory that connections hold, as an estimate; see [`crate::shard::Inspection::held_bytes`].
+    pub fn held_bytes(&self) -> usize {
+        let (keys, _) = self.keys(0, usize::MAX);
+        let held = keys.into_iter().filter_map(|key| {
+            let connection = self.peek(key)?;
+            let outbound = &connection.outbound;
+            let beside_outbound = connection.held_bytes() - outbound.charge();
+            Some(beside_outbound + outbound.freed_bytes() + outbound.charge_in_flight())
+        });
+        held.sum()
+    }
+
+    /// The peer sends nothing more.
+    pub fn handle_end(&mut self, turn: &mut Turn, key: ConnectionKey, is_broken: bool) {
+        let Some(connection) = self.get(key) else { return };
+        connection.is_ended = true;
+        connection.is_broken |= is_broken;
+        if connection.is_parting {
+            return self.end_parting_socket(turn, key);
+        }
+        if self.end_held(turn, key) {
+            return;
+        }
+        let Some(connection) = self.get(key) else { return };
+        let waits_for_its_turn = connection.paused == 0 && connection.has_input();
+        if is_broken && connection.paused != Pause::Topic as u8 && !waits_for_its_turn {
+            self.break_off(turn, key);
+        } else if connection.is_paused_for(Pause::Hold)
+            || (connection.paused == 0 && !connection.has_input())
+        {
+            self.end(turn, key);
+        }
+        // Otherwise what it sent before counts first: the end comes when that is read.
+    }
+
+    /// The peer shut its end and all it sent is read. It may still wait for answers.
+    pub fn end(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        if connection.is_broken {
+            return self.break_off(turn, key);
+        }
+        match (&mut connection.stage, connection.phase) {
+            (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
+            (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}
+            (_, Phase::Open) => {
+                self.depart(turn, key, BROKEN_OFF, end_reason(false), By::Peer);
+                self.finish(turn, key);
+            }
+            (_, Phase::Flushing) => {}
+            (_, Phase::Lingering | Phase::Closed) => self.close(turn, key),
+        }
+    }
+
+    /// The connection broke: nothing can be written to it any more.
+    pub fn break_off(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        self.depart(turn, key, BROKEN_OFF, end_reason(true), By::Peer);
+        self.close(turn, key);
+    }
+
+    /// The peer sent a close frame, which is answered with its own words, or is to get one. A back
+    /// end that still waits for answers gets them first.
+    pub fn close_after_answers(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        closed: close::Closed,
+        by: By,
+    ) {
+        let backend = self.get(key).and_then(Connection::backend);
+        if let Some(backend) = backend.filter(|backend| !backend.replies.is_empty()) {
+            backend.close = Some((closed, by));
+            return self.pause(key, Pause::Ending);
+        }
+        self.depart(turn, key, closed.event_code(), &closed.reason, by);
+        self.answer_close(turn, key, &closed);
+        self.finish(turn, key);
+    }
+
+    /// Writes the close frame that answers the peer's, unless one was written before.
+    pub fn answer_close(&mut self, turn: &mut Turn, key: ConnectionKey, closed: &close::Closed) {
+        match closed.code {
+            Some(code) => self.write_close(turn, key, code, &closed.reason),
+            None if self.is_open(key) => {
+                self.write_with(turn, key, |out| put_frame(out, Opcode::Close, b""));
+            }
+            None => {}
+        }
+    }
+
+    fn write_close(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, text: &str) {
+        if self.is_open(key) {
+            self.write_with(turn, key, |out| put_close(out, code, text));
+        }
+    }
+
+    fn is_open(&mut self, key: ConnectionKey) -> bool {
+        self.get(key).is_some_and(|connection| connection.phase == Phase::Open)
+    }
+
+    /// Ends a WebSocket connection from our side.
+    pub fn close_with(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Reason) {
+        self.close_for(turn, key, reason.code, reason.text, By::Node);
+    }
+
+    /// Ends it because the peer broke the protocol, or a limit of it. What it asked before is still
+    /// answered first: the handshake's own answer may be among that.
+    pub fn close_for_violation(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        violation: Violation,
+    ) {
+        turn.counters.violations += 1;
+        if violation == Violation::TooLarge {
+            self.count_too_large(turn, key);
+        }
+        let Reason { code, text } = violation.reason();
+        let closed = close::Closed { code: Some(code), reason: text.into() };
+        self.close_after_answers(turn, key, closed, By::Node);
+    }
+
+    fn count_too_large(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        match self.get(key).map(|connection| connection.listener) {
+            Some(Listener::Edge(_)) => turn.counters.limits.edge_message_bytes += 1,
+            Some(Listener::Api) => turn.counters.limits.api_message_bytes += 1,
+            None => {}
+        }
+    }
+
+    /// Ends a WebSocket connection with this code and reason.
+    pub fn close_for(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        code: u16,
+        text: &str,
+        by: By,
+    ) {
+        self.depart(turn, key, code, text, by);
+        self.write_close(turn, key, code, text);
+        self.finish(turn, key);
+    }
+
+    /// Ends it with 1013 because it reads too slowly. What waits for it is given up: it would keep
+    /// the memory for as long as the peer cares to read slowly.
+    pub fn close_slow(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        turn.counters.slow_closed += 1;
+        if let Some(connection) = self.get(key) {
+            connection.outbound.clear();
+        }
+        self.close_with(turn, key, close::SLOW_CLIENT);
+    }
+
+    /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
+    /// What waits for it can still be written.
+    ///
+    /// The close event of a client that parted says why it departs now: if not all that it sent was read,
+    /// the code by which it parted would hide that.
+    pub fn depart(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
+        self.forget_parting(key);
+        let trail = turn.trail(key);
+        let Some(connection) = self.get(key) else { return };
+        match &connection.stage {
+            Stage::Client(c) => trail::note(trail, Entry::Closed(Some(c.id), by, code, reason)),
+            Stage::Backend(_) => trail::note(trail, Entry::Closed(None, by, code, reason)),
+            Stage::Http(_) | Stage::Ending => {}
+            Stage::Leaving(_) => return,
+        }
+        match std::mem::replace(&mut connection.stage, Stage::Ending) {
+            Stage::Client(client) => {
+                // It stays in its place: other members of its channels may still move it.
+                connection.stage = Stage::Leaving(client);
+                let reason = reason.into();
+                turn.leave(Step::ClientGone(ClientGone { key, code, reason }));
+            }
+            Stage::Backend(backend) if backend.has_consumed => {
+                // They go to other consumers.
+                connection.outbound.drop_shared();
+                let unwritten = backend.deliveries.into_iter().map(|(_, _, topic)| topic);
+                let topics = backend.topics.into_iter().chain(unwritten).collect();
+                turn.leave(Step::ConsumerGone(key, topics));
+            }
+            Stage::Backend(_) | Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => {}
+        }
+    }
+
+    /// Writes what waits, then shuts our end.
+    pub fn finish(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let deadline = turn.now.ms + LINGER_MS;
+        let Some(connection) = self.get(key) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        connection.phase = Phase::Flushing;
+        if !connection.is_parting {
+            connection.held = Held::default();
+            connection.paused = 0;
+        }
+        // To see the peer's end it must be received from; what it says is not listened to.
+        self.receive_again(turn, key);
+        let is_flushed = self.get(key).is_some_and(|c| c.outbound.is_flushed());
+        self.set_timer(turn, key, deadline);
+        if is_flushed {
+            self.shut(turn, key);
+        }
+    }
+
+    pub(super) fn shut(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        if connection.is_ended {
+            return self.close(turn, key);
+        }
+        connection.phase = Phase::Lingering;
+        turn.actions.push_back(Action::Shutdown(key));
+    }
+
+    /// Closes the socket at once.
+    pub fn close(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        if connection.phase != Phase::Closed {
+            connection.phase = Phase::Closed;
+            connection.outbound.clear();
+            turn.actions.push_back(Action::Close(key));
+        }
+    }
+
+    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
+    pub fn forget_connection(&mut self, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        match connection.stage {
+            Stage::Leaving(_) => connection.is_socket_closed = true,
+            _ if connection.is_parting => connection.is_socket_closed = true,
+            _ => self.remove(key),
+        }
+    }
+
+    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
+    pub fn forget_if_left(&mut self, key: ConnectionKey) {
+        let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
+        if self.get(key).is_some_and(is_left) {
+            self.forget_if_closed(key);
+        }
+    }
+
+    /// Forgets a connection whose socket is closed.
+    pub fn forget_if_closed(&mut self, key: ConnectionKey) {
+        if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
+            self.remove(key);
+        }
+    }
+
+    /// Tells one connection to end. A half-read API request is read to its end and answered, as long as
+    /// `limits.handshake_ms` and the drain allow. A connection that waits for answers asks nothing more,
+    /// and ends with the last one.
+    pub fn drain_connection(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        if let Stage::Http(http) = &mut connection.stage
+            && http.is_mid_request
+            && connection.listener == Listener::Api
+        {
+            http.is_draining = true;
+            return;
+        }
+        match connection.replies().is_none_or(|replies| replies.is_empty()) {
+            true => self.close_for_drain(turn, key),
+            false => self.pause(key, Pause::Ending),
+        }
+    }
+
+    /// Ends one connection because the node goes down.
+    pub fn close_for_drain(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        match connection.stage {
+            Stage::Http(_) => self.finish(turn, key),
+            Stage::Client(_) | Stage::Backend(_) => self.close_with(turn, key, close::GOING_AWAY),
+            Stage::Leaving(_) | Stage::Ending => {}
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! How long connections may take, and be silent.
+
+use super::{Connections, Phase, Stage};
+use crate::message::ConnectionKey;
+use crate::protocol::close::{self};
+use crate::protocol::frame::{Opcode, put_frame};
+use crate::shard::timers::Timer;
+use crate::shard::turn::{Step, Turn};
+
+impl Connections {
+    /// Sets the time at which a connection is looked at next, on the shard's clock: the earliest of this
+    /// one, the end of its token and the end of the time for its half-read message.
+    pub fn set_timer(&mut self, turn: &mut Turn, key: ConnectionKey, deadline_ms: u64) {
+        if let Some(connection) = self.get(key) {
+            let left_ms = connection.expires_unix_ms().saturating_sub(turn.now.unix_ms);
+            let message_due_ms = connection.message_due_ms(turn.settings.limits.idle_ms);
+            let deadline_ms = deadline_ms
+                .min(turn.now.ms.saturating_add(left_ms))
+                .min(message_due_ms.unwrap_or(u64::MAX));
+            connection.set_timer_tick(turn.timers.set(deadline_ms, Timer::Connection(key)));
+        }
+    }
+
+    pub fn check_connection(&mut self, turn: &mut Turn, key: ConnectionKey, tick: u64) {
+        let now_ms = turn.now.ms;
+        let limits = turn.settings.limits.clone();
+        let Some(connection) = self.get(key) else { return };
+        if !connection.is_due_at(tick) || connection.phase == Phase::Closed {
+            return;
+        }
+        if connection.phase == Phase::Open && connection.expires_unix_ms() <= turn.now.unix_ms {
+            turn.counters.expired += 1;
+            return self.close_with(turn, key, close::TOKEN_EXPIRED);
+        }
+        if connection.message_due_ms(limits.idle_ms).is_some_and(|due_ms| due_ms <= now_ms) {
+            turn.counters.limits.unfinished_message += 1;
+            return self.close_with(turn, key, close::UNFINISHED);
+        }
+        // Silence while it cannot be heard does not count.
+        let is_unheard = connection.is_unheard();
+        let waits_for_us = connection.is_resuming || is_unheard;
+        // Where there are no users, nobody has anything to show.
+        let is_stranger = connection.is_stranger() && !turn.settings.api.users.is_empty();
+        let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
+        let deadline = match (&connection.stage, connection.phase) {
+            (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {
+                return self.close(turn, key);
+            }
+            (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,
+            (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
+            (Stage::Http(http), _) if is_stranger => http.accepted_ms + limits.handshake_ms,
+            (Stage::Http(http), _) if http.is_mid_request || !http.has_answered => {
+                http.started_ms + limits.handshake_ms
+            }
+            (Stage::Http(_), _) => silent_since + limits.idle_ms,
+            (_, _) if connection.is_pinged => silent_since + limits.idle_ms,
+            (_, _) => silent_since + limits.ping_ms,
+        };
+        let is_websocket = matches!(connection.stage, Stage::Client(_) | Stage::Backend(_));
+        if is_unheard && is_websocket && connection.outbound.is_flushed() {
+            // Nobody may be there: then the kernel finds out.
+            self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
+            return self.set_timer(turn, key, now_ms + limits.ping_ms);
+        }
+        if now_ms < deadline {
+            return self.set_timer(turn, key, deadline);
+        }
+        match &connection.stage {
+            Stage::Http(http) if http.parked.is_some() => turn.leave(Step::VerdictLate(key)),
+            Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(turn, key),
+            Stage::Http(http) => {
+                match http.has_answered && !is_stranger {
+                    true => turn.counters.limits.idle_ms += 1,
+                    false => turn.counters.limits.handshake_ms += 1,
+                }
+                self.finish(turn, key);
+            }
+            _ if connection.is_pinged => self.close_silent(turn, key),
+            _ => {
+                connection.is_pinged = true;
+                // A ping that comes late leaves as much time for its answer as one that is on time.
+                connection.heard_ms = silent_since.max(now_ms.saturating_sub(limits.ping_ms));
+                let due_ms = connection.heard_ms + limits.idle_ms;
+                self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
+                // Looks again when a peer that answers at once would be due for the next ping.
+                self.set_timer(turn, key, due_ms.min(now_ms + limits.ping_ms));
+            }
+        }
+    }
+}
