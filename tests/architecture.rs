@@ -1,5 +1,6 @@
 //! Holds the arrows of the map in `src/lib.rs`: who imports whom, and who may name what.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -270,4 +271,43 @@ fn the_map_names_every_layer() {
         assert!(map.contains(&format!("//! | [`{layer}`] |")), "{layer} is not on the map");
         assert!(map.contains(&format!("pub mod {layer};")), "{layer} is not declared");
     }
+}
+
+/// The modules that a file of the load test imports: each name behind `crate::`, alone or in braces.
+fn modules_imported(code: &str) -> Vec<String> {
+    let name = |rest: &str| {
+        rest.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    let mut modules: Vec<String> = imports(code);
+    for group in code.split("use crate::{").skip(1) {
+        let group = group.split("};").next().unwrap_or_default();
+        modules.extend(group.split(',').map(name));
+    }
+    modules.retain(|module| !module.is_empty());
+    modules
+}
+
+#[test]
+fn no_modules_of_the_load_test_import_each_other_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("loadtest/src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    let mut imported: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in files {
+        let place = path.strip_prefix(&root).expect("it is in loadtest/src").to_string_lossy();
+        let module = place.split('/').next().expect("a file has a name").trim_end_matches(".rs");
+        let modules = imported.entry(module.to_owned()).or_default();
+        modules.extend(modules_imported(&code_of(&path)));
+        modules.remove(module);
+    }
+    assert!(imported.len() > 20, "{imported:?}");
+    // Takes away modules that import nothing that is left, until none is left or each has a circle below.
+    loop {
+        let known: BTreeSet<String> = imported.keys().cloned().collect();
+        imported.retain(|_, modules| modules.iter().any(|module| known.contains(module)));
+        if imported.len() == known.len() {
+            break;
+        }
+    }
+    assert!(imported.is_empty(), "these import each other in a circle: {imported:?}");
 }

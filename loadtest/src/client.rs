@@ -15,7 +15,6 @@ use crate::connection::Connection;
 use crate::latency::Latencies;
 use crate::machine;
 use crate::raw;
-use crate::server::Target;
 use crate::tasks::in_parallel;
 use crate::web_socket::WebSocket;
 
@@ -71,40 +70,14 @@ pub async fn open_many(edge: SocketAddr, path: &str, count: u32) -> Result<Vec<W
         let path = Arc::clone(&path);
         async move { open(edge, &path, raw::TEXT).await }
     };
-    many(count, &Arc::default(), open).await
+    open_with(count, &Arc::default(), open).await
 }
 
-/// Connects `count` clients to `target`, subscribed to `channel` if one is named.
+/// Opens `count` clients, [`HANDSHAKES`] at a time, and records the duration of each handshake.
 ///
 /// # Errors
-/// Those of [`open_many`].
-pub async fn connect_many(
-    target: Target,
-    channel: Option<&str>,
-    count: u32,
-) -> Result<Vec<WebSocket>> {
-    connect_timed(target, channel, count, &Arc::default()).await
-}
-
-/// Like [`connect_many`]; takes down how long each took from connecting to the end of its handshake.
-///
-/// # Errors
-/// Those of [`open_many`].
-pub async fn connect_timed(
-    target: Target,
-    channel: Option<&str>,
-    count: u32,
-    latencies: &Arc<Latencies>,
-) -> Result<Vec<WebSocket>> {
-    let channel: Option<Arc<str>> = channel.map(Into::into);
-    let connect = move || {
-        let channel = channel.clone();
-        async move { target.connect(channel.as_deref()).await }
-    };
-    many(count, latencies, connect).await
-}
-
-async fn many<F>(
+/// A client could not be opened, or there are too few descriptors.
+pub async fn open_with<F>(
     count: u32,
     latencies: &Arc<Latencies>,
     open: impl Fn() -> F + Clone + Send + 'static,

@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 
 use crate::answer::{Answer, take_number};
 use crate::dialect::{Dialect, Messages, TOPIC};
-use crate::server::Target;
+use crate::target::Target;
 use crate::tasks::in_parallel;
 use crate::web_socket::WebSocket;
 use crate::{client, raw};
@@ -67,7 +67,7 @@ impl Consumer {
             Dialect::Channels => bail!("a server with channels alone has no topics"),
             Dialect::Nats => target.connect(Some(TOPIC)).await?,
         };
-        Ok(Self { messages: Messages::of(socket, target), dialect })
+        Ok(Self { messages: Messages::of(socket, target.dialect), dialect })
     }
 
     /// Waits until something comes and shows `take` what a client sent, its id where there is one,

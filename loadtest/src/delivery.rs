@@ -12,9 +12,9 @@ use crate::latency::Latencies;
 use crate::ledger::Damage;
 use crate::meter::{Cost, Meter};
 use crate::publisher::{Destination, Publisher};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
 use crate::subscribers::Subscribers;
+use crate::target::Target;
 use crate::web_socket::WebSocket;
 
 /// Back ends, each with as many destinations, which get as many messages each.

@@ -35,9 +35,11 @@ mod publisher;
 mod raw;
 mod report;
 mod rival;
+mod run;
 mod scenario;
 mod server;
 mod subscribers;
+mod target;
 mod tasks;
 mod web_socket;
 
@@ -55,10 +57,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use dialect::Dialect;
-use report::{Report, Run};
+use report::Report;
 use rival::Rival;
+use run::Run;
 use scenario::Scenario;
-use server::{Server, Setup, Target};
+use server::{Server, Setup};
+use target::Target;
 
 #[derive(Parser)]
 #[command(version, about, long_about = None)]

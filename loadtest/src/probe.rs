@@ -25,7 +25,7 @@ use crate::latency::Latencies;
 use crate::ledger::{Damage, Ledger};
 use crate::payload::{BYTES_MIN, Payload};
 use crate::raw::{self, HEAD_END};
-use crate::server::Target;
+use crate::target::Target;
 
 const PERIOD: Duration = Duration::from_millis(5);
 

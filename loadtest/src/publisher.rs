@@ -11,7 +11,7 @@ use crate::dialect::Dialect;
 use crate::http::HttpConnection;
 use crate::nats::{self, Nats, Said};
 use crate::raw;
-use crate::server::Target;
+use crate::target::Target;
 use crate::web_socket::WebSocket;
 
 /// Requests that may be under way on one connection. Their answers, some 60 to 200 bytes each,

@@ -1,4 +1,4 @@
-//! What the runs of a scenario came to: a row of the table, and JSON.
+//! The figures of a scenario over several runs: a row of the table, and JSON.
 
 use std::fmt;
 use std::fs;
@@ -7,92 +7,13 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::latency::{Latencies, Percentiles};
+use crate::latency::Percentiles;
 use crate::ledger::Damage;
-use crate::meter::Cost;
+use crate::run::{Beside, Run};
 use crate::scenario::Scenario;
 
 /// The name of our own server.
 pub const GRIDCAST: &str = "gridcast";
-
-/// One run of a scenario.
-pub struct Run {
-    /// Units of work that were done, each with its latency.
-    units: u64,
-    cost: Cost,
-    latency_us: Percentiles<f64>,
-    curve: Vec<(f64, f64)>,
-    damage: Damage,
-    memory_bytes: Option<u64>,
-    figures: Vec<(String, f64)>,
-    beside: Option<Beside>,
-}
-
-/// What was seen of the server and of a peer that took more than its share.
-#[derive(Clone, Serialize)]
-pub struct Beside {
-    /// Bytes of the server's memory before the peer came.
-    pub memory_before: u64,
-    /// Most of it while it was there.
-    pub memory_peak: u64,
-    /// What was left of it after.
-    pub memory_after: u64,
-    /// CPU time of the server by wall-clock time.
-    pub server_cpu_share: f64,
-    /// How late the probe was with its messages by its own fault, at most.
-    pub probe_own_delay_us: f64,
-    /// What an echo without a server took beside it: all but one in a hundred, and the longest.
-    pub control_p99_us: f64,
-    pub control_max_us: f64,
-    /// The probe's calls that were answered with an error, and its connections that ended.
-    pub errors: u64,
-    /// Whether the server was still there at the end.
-    pub has_lived: bool,
-    /// What became of the peer.
-    pub fate: String,
-}
-
-impl Run {
-    /// A run that did at `cost` as many units of work as there are latencies.
-    pub fn new(cost: Cost, latencies: &Latencies, damage: Damage) -> Self {
-        let (units, latency_us) = (latencies.count(), latencies.percentiles_us());
-        let curve = latencies.curve_us();
-        let (memory_bytes, figures, beside) = (None, Vec::new(), None);
-        Self { units, cost, latency_us, curve, damage, memory_bytes, figures, beside }
-    }
-
-    /// Adds by how much the server's memory has grown for all units.
-    pub fn with_memory(self, bytes: u64) -> Self {
-        Self { memory_bytes: Some(bytes), ..self }
-    }
-
-    /// Adds a figure that only some scenarios have; `name` tells its unit.
-    pub fn with_figure(mut self, name: impl Into<String>, value: f64) -> Self {
-        self.figures.push((name.into(), value));
-        self
-    }
-
-    /// Adds what was seen beside the units of work.
-    pub fn with_beside(self, beside: Beside) -> Self {
-        Self { beside: Some(beside), ..self }
-    }
-
-    fn rate(&self) -> f64 {
-        self.units as f64 / self.cost.elapsed.as_secs_f64()
-    }
-
-    fn cpu_us_per_unit(&self) -> f64 {
-        self.cost.cpu().as_secs_f64() * 1e6 / self.units as f64
-    }
-
-    fn client_cpu_us_per_unit(&self) -> f64 {
-        self.cost.client_cpu.as_secs_f64() * 1e6 / self.units as f64
-    }
-
-    fn memory_bytes_per_unit(&self) -> Option<f64> {
-        self.memory_bytes.map(|bytes| bytes as f64 / self.units as f64)
-    }
-}
 
 /// A figure over several runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -244,20 +165,6 @@ impl fmt::Display for Report {
             write!(f, "\n    {name}: {}", range(*figure, 1))?;
         }
         self.beside.iter().try_for_each(|beside| write!(f, "\n    {beside}"))
-    }
-}
-
-/// A line below the row.
-impl fmt::Display for Beside {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [before, peak, after] = [self.memory_before, self.memory_peak, self.memory_after]
-            .map(|bytes| bytes as f64 / 1e6);
-        let (cpu, own_delay) = (self.server_cpu_share * 100.0, self.probe_own_delay_us);
-        write!(f, "memory {before:.1} MB, at most {peak:.1}, then {after:.1}; CPU {cpu:.0} %; ")?;
-        let (p99, max) = (self.control_p99_us, self.control_max_us);
-        write!(f, "the probe's own delay {own_delay:.0} µs, an echo without a server 99 % ")?;
-        write!(f, "{p99:.0} µs, at most {max:.0}; errors {}; {}", self.errors, self.fate)?;
-        if self.has_lived { Ok(()) } else { write!(f, "; THE SERVER ENDED") }
     }
 }
 

@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 use crate::dialect::Dialect;
 use crate::process::{PATIENCE, Process};
-use crate::server::{Server, Target};
+use crate::server::Server;
+use crate::target::Target;
 
 const NGINX: &str = "/usr/sbin/nginx";
 const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";

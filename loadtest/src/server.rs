@@ -6,23 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use nix::unistd::Pid;
 
 use crate::dialect::Dialect;
 use crate::process::Process;
-
-/// Where a server listens, and its process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its API.
-    pub api: SocketAddr,
-    /// Its first edge, with the routes `/ws` and `/echo`.
-    pub edge: SocketAddr,
-    /// Its process, whose CPU time and memory are measured.
-    pub pid: Pid,
-    /// How it is spoken to.
-    pub dialect: Dialect,
-}
+use crate::target::Target;
 
 /// What servers are started with beside the configuration that all have.
 #[derive(Clone, Copy, Debug)]

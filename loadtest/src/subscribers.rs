@@ -6,12 +6,11 @@ use anyhow::Result;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::client;
 use crate::connection::until_ended;
 use crate::dialect::Messages;
 use crate::inbox::Inbox;
 use crate::ledger::Damage;
-use crate::server::Target;
+use crate::target::Target;
 use crate::tasks::until;
 use crate::web_socket::WebSocket;
 
@@ -42,7 +41,7 @@ impl Subscribers {
         inbox: &Inbox,
         deadline: Instant,
     ) -> Result<Self> {
-        let sockets = client::connect_many(target, Some(channel), count).await?;
+        let sockets = target.connect_many(Some(channel), count).await?;
         let clients = sockets.into_iter().map(|socket| (socket, inbox.clone()));
         Ok(Self::new(target, clients, deadline))
     }
@@ -56,7 +55,7 @@ impl Subscribers {
     ) -> Self {
         let damage = Arc::<Mutex<Damage>>::default();
         let read = |(socket, inbox)| {
-            let (messages, damage) = (Messages::of(socket, target), Arc::clone(&damage));
+            let (messages, damage) = (Messages::of(socket, target.dialect), Arc::clone(&damage));
             Subscriber { messages, inbox, damage }.read()
         };
         Self { reading: clients.into_iter().map(read).collect(), damage, deadline }

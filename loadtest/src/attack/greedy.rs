@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::sockets::{connect, drain, flood, open, open_many};
 use crate::machine;
 use crate::raw;
-use crate::server::Target;
+use crate::target::Target;
 use crate::tasks::in_parallel;
 
 /// Messages for a peer that does not read, in bytes.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::client;
 use crate::latency::Latencies;
 use crate::raw;
-use crate::server::Target;
+use crate::target::Target;
 use crate::web_socket::WebSocket;
 
 /// Before an attack begins: what a probe still felt of its preparation is over.

@@ -10,8 +10,8 @@ use crate::delivery::Delivery;
 use crate::machine;
 use crate::payload::BYTES_MIN;
 use crate::publisher::{Destination, IN_FLIGHT_MAX};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 use crate::tasks::in_parallel;
 
 /// Several back ends publish to their channels in turn, some messages at once, and the next when
@@ -42,7 +42,7 @@ pub struct Channels {
     pub bytes: u32,
     /// Messages a second instead, of all back ends together, whether or not earlier ones are
     /// answered; a latency then counts from when a message was due
-    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate())]
+    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
 

@@ -8,14 +8,14 @@ use clap::{Args, value_parser};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::{self, HANDSHAKES};
+use crate::client::HANDSHAKES;
 use crate::latency::Latencies;
 use crate::ledger::Damage;
 use crate::machine;
 use crate::meter::{Meter, kernel_bytes, memory_bytes};
 use crate::pace::Pace;
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 use crate::tasks::{in_parallel, until};
 use crate::web_socket::WebSocket;
 
@@ -30,7 +30,7 @@ pub struct Connect {
     pub hold: u64,
     /// Handshakes a second instead of 64 at a time, whether or not earlier ones are through; a
     /// latency then counts from when a handshake was due
-    #[arg(long, value_parser = super::rate())]
+    #[arg(long, value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
 
@@ -45,14 +45,14 @@ impl Connect {
     /// its slabs, so nothing else should run.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         // The first few bring in what the server allocates once, whatever the number of clients.
-        let _first = client::connect_many(target, None, HANDSHAKES).await?;
+        let _first = target.connect_many(None, HANDSHAKES).await?;
         let (pid, latencies) = (target.pid, Arc::<Latencies>::default());
         let (memory_before, kernel_before) = (memory_bytes(pid)?, kernel_bytes()?);
         let meter = Meter::start(pid)?;
         let opening = async {
             match self.rate {
                 Some(rate) => storm(target, self.clients, rate, &latencies).await,
-                None => client::connect_timed(target, None, self.clients, &latencies).await,
+                None => target.connect_timed(None, self.clients, &latencies).await,
             }
         };
         let Some(clients) = until(deadline, opening).await? else {

@@ -13,8 +13,8 @@ use crate::inbox::{Arrivals, Inbox, stages};
 use crate::ledger::Damage;
 use crate::meter::Meter;
 use crate::payload::{BYTES_MIN, Payload};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 use crate::tasks::{in_parallel, until};
 use crate::web_socket::WebSocket;
 

@@ -14,9 +14,9 @@ use crate::meter::Meter;
 use crate::pace::Pace;
 use crate::payload::BYTES_MIN;
 use crate::publisher::{Destination, IN_FLIGHT_MAX, Publisher};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
 use crate::subscribers::Subscribers;
+use crate::target::Target;
 use crate::tasks::until;
 
 /// The channel that all are subscribed to.
@@ -41,7 +41,7 @@ pub struct Fanout {
     pub burst: u32,
     /// Messages a second instead, whether or not earlier ones have arrived; a latency then counts
     /// from when a message was due
-    #[arg(long, conflicts_with = "burst", value_parser = super::rate())]
+    #[arg(long, conflicts_with = "burst", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
 

@@ -8,14 +8,13 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::back_end::Load;
-use crate::client;
 use crate::consumer::learn_ids;
 use crate::delivery::{Delivered, Delivery};
 use crate::http::HttpConnection;
 use crate::payload::BYTES_MIN;
 use crate::publisher::{Destination, IN_FLIGHT_MAX};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 use crate::tasks::until;
 
 /// Between two questions whether all nodes are there.
@@ -51,7 +50,7 @@ pub struct Grid {
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     pub messages: u32,
     /// Messages a second
-    #[arg(long, default_value_t = 200, value_parser = super::rate())]
+    #[arg(long, default_value_t = 200, value_parser = super::rate::parser())]
     pub rate: u32,
     /// Requests at once instead, the next when all those are answered: for the CPU of a busy node
     #[arg(long, conflicts_with = "rate", value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
@@ -123,7 +122,7 @@ impl Grid {
         let (mut clients, mut ids) = (Vec::new(), Vec::new());
         for node in to {
             let count = self.clients.div_ceil(to.len() as u32);
-            let opened = client::connect_many(*node, Some(channel), count).await?;
+            let opened = node.connect_many(Some(channel), count).await?;
             for (client, id) in learn_ids(*node, opened).await? {
                 clients.push(client);
                 ids.push(Destination::Client(id));

@@ -13,8 +13,9 @@ use tokio::time::{Instant, sleep};
 use crate::attack::{Attack, Scene};
 use crate::meter::{Meter, is_alive, memory_bytes};
 use crate::probe::Probe;
-use crate::report::{Beside, Run};
-use crate::server::{Setup, Target};
+use crate::run::{Beside, Run};
+use crate::server::Setup;
+use crate::target::Target;
 use crate::tasks::until;
 
 /// Between two looks at the server's memory.

@@ -8,14 +8,13 @@ use clap::{Args, value_parser};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::client;
 use crate::connection::until_ended;
 use crate::consumer::Consumer;
 use crate::inbox::{Arrivals, Inbox, stages};
 use crate::meter::Meter;
 use crate::payload::{BYTES_MIN, Payload};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 use crate::tasks::{in_parallel, until};
 use crate::web_socket::WebSocket;
 
@@ -74,7 +73,7 @@ impl Ingest {
     }
 
     async fn open_senders(&self, target: Target) -> Result<(Vec<Sender>, Vec<Arc<Semaphore>>)> {
-        let sockets = client::connect_many(target, None, self.clients).await?;
+        let sockets = target.connect_many(None, self.clients).await?;
         let senders: Vec<_> = (0..)
             .zip(sockets)
             .map(|(source, socket)| {

@@ -9,7 +9,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::back_end::Load;
-use crate::client;
 use crate::connection::until_ended;
 use crate::consumer::Consumer;
 use crate::delivery::Delivery;
@@ -19,8 +18,8 @@ use crate::ledger::{Damage, Ledger};
 use crate::pace::Pace;
 use crate::payload::Payload;
 use crate::publisher::Destination;
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 use crate::tasks::{in_parallel, until};
 use crate::web_socket::WebSocket;
 
@@ -47,13 +46,13 @@ pub struct Mix {
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=3600))]
     pub time: u32,
     /// Messages published a second
-    #[arg(long, default_value_t = 20, value_parser = super::rate())]
+    #[arg(long, default_value_t = 20, value_parser = super::rate::parser())]
     pub publish: u32,
     /// Messages sent by clients a second, of all together
-    #[arg(long, default_value_t = 2_000, value_parser = super::rate())]
+    #[arg(long, default_value_t = 2_000, value_parser = super::rate::parser())]
     pub ingest: u32,
     /// Clients that come a second, and that leave
-    #[arg(long, default_value_t = 100, value_parser = super::rate())]
+    #[arg(long, default_value_t = 100, value_parser = super::rate::parser())]
     pub churn: u32,
 }
 
@@ -74,7 +73,7 @@ impl Mix {
     /// stays. One that came and went is to have got what was published between its first message and
     /// its last, once and in order.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
-        let sockets = client::connect_many(target, Some(CHANNEL), self.clients).await?;
+        let sockets = target.connect_many(Some(CHANNEL), self.clients).await?;
         let delivery = Delivery {
             servers: &[target],
             connections: 1,
@@ -117,7 +116,7 @@ impl Mix {
         let [_, _, closing] = stages(each);
         let mut inbox = Inbox::new(0..SENDERS, each, BYTES, &arrivals);
         let mut consumer = Consumer::open(target).await?;
-        let sockets = client::connect_many(target, None, SENDERS).await?;
+        let sockets = target.connect_many(None, SENDERS).await?;
         let paces = Pace::start(self.ingest, SENDERS, closing.end);
         let sending = in_parallel(
             (0..).zip(sockets).zip(paces),

@@ -9,19 +9,20 @@ mod hostile;
 mod ingest;
 mod mix;
 mod publish;
+mod rate;
 mod send;
 mod sweep;
 mod unrelated;
 
 use anyhow::{Context, Result, bail};
-use clap::builder::RangedI64ValueParser;
-use clap::{Subcommand, value_parser};
+use clap::Subcommand;
 use tokio::time::Instant;
 
 use crate::attack::Attack;
 use crate::dialect::Dialect;
-use crate::report::Run;
-use crate::server::{Setup, Target};
+use crate::run::Run;
+use crate::server::Setup;
+use crate::target::Target;
 
 /// One kind of work with its figures.
 #[derive(Clone, Subcommand)]
@@ -242,9 +243,4 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     scenarios.push(Scenario::Unrelated(unrelated::Unrelated { clients, time: time.into() }));
     scenarios.extend(Scenario::Hostile(hostile).each());
     scenarios
-}
-
-/// Of an option for how many a second.
-fn rate() -> RangedI64ValueParser<u32> {
-    value_parser!(u32).range(1..=1_000_000)
 }

@@ -12,9 +12,9 @@ use crate::latency::Latencies;
 use crate::ledger::Damage;
 use crate::meter::Meter;
 use crate::publisher::{Destination, IN_FLIGHT_MAX, Publisher};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
 use crate::subscribers::Subscribers;
+use crate::target::Target;
 
 /// The channel that is published to.
 const CHANNEL: &str = "load";
@@ -42,7 +42,7 @@ pub struct Publish {
     pub http: bool,
     /// Requests a second instead, of all back ends together, whether or not earlier ones are
     /// answered; a latency then counts from when a request was due
-    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate())]
+    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
 

@@ -5,13 +5,12 @@ use clap::{Args, value_parser};
 use tokio::time::Instant;
 
 use crate::back_end::Load;
-use crate::client;
 use crate::consumer::learn_ids;
 use crate::delivery::Delivery;
 use crate::payload::BYTES_MIN;
 use crate::publisher::{Destination, IN_FLIGHT_MAX};
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 
 /// Several back ends send to their clients in turn, some messages at once, and the next when all
 /// those are answered.
@@ -35,7 +34,7 @@ pub struct Send {
     pub bytes: u32,
     /// Messages a second instead, of all back ends together, whether or not earlier ones are
     /// answered; a latency then counts from when a message was due
-    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate())]
+    #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
 
@@ -50,7 +49,7 @@ impl Send {
     /// A latency is the time from the request's writing to the message's arrival at its client.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let clients = self.clients.next_multiple_of(self.connections);
-        let sockets = client::connect_many(target, None, clients).await?;
+        let sockets = target.connect_many(None, clients).await?;
         let (sockets, ids): (Vec<_>, Vec<_>) =
             learn_ids(target, sockets).await?.into_iter().unzip();
         let delivery = Delivery {

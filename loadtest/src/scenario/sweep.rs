@@ -11,7 +11,7 @@ const CONNECTIONS: u32 = 16;
 #[derive(Args, Clone)]
 pub struct Sweep {
     /// Requests a second, of all back ends together, each against a fresh server
-    #[arg(long, value_name = "RATE,…", value_delimiter = ',', value_parser = super::rate(),
+    #[arg(long, value_name = "RATE,…", value_delimiter = ',', value_parser = super::rate::parser(),
           default_values_t = [2_000, 10_000, 50_000, 150_000, 300_000])]
     pub rates: Vec<u32>,
     /// Seconds at each rate

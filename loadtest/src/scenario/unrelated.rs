@@ -10,8 +10,8 @@ use tokio::time::sleep;
 use crate::attack::FanOut;
 use crate::meter::Meter;
 use crate::probe::Probe;
-use crate::report::Run;
-use crate::server::Target;
+use crate::run::Run;
+use crate::target::Target;
 
 /// Before the probe begins, for the fan-out to come up to speed, and after it has ended.
 const LEAD: Duration = Duration::from_millis(500);
