@@ -6,6 +6,7 @@
 //! | layer | what it knows |
 //! |---|---|
 //! | [`address`] | who is meant: node, shard, client. A client's id is its address |
+//! | [`slot_map`] | a table whose keys never name a later value |
 //! | [`protocol`] | bytes ⇄ meaning: HTTP, WebSocket, the API's JSON. Pure |
 //! | [`message`] | what shards say to each other |
 //! | [`queue`] | messages of clients that wait for back ends: topics, and the credit that feeds them. Pure |
@@ -24,7 +25,7 @@
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
-//!            metrics ←────┘                                config ←──┘
+//!            metrics ←────┘      ↑ slot_map (also of mesh)    config ←──┘
 //!                                              runtime, mesh, config ← doctor ← main
 //! ```
 //!
@@ -149,3 +150,4 @@ pub mod protocol;
 pub mod queue;
 pub mod runtime;
 pub mod shard;
+pub mod slot_map;

@@ -5,15 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, and the layers that it may import.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("address", &[]),
     ("protocol", &["address"]),
     ("message", &["address", "protocol", "metrics"]),
     ("metrics", &[]),
-    ("queue", &["address", "protocol", "message", "metrics"]),
-    ("shard", &["address", "protocol", "message", "metrics", "queue"]),
+    ("slot_map", &[]),
+    ("queue", &["address", "protocol", "message", "metrics", "slot_map"]),
+    ("shard", &["address", "protocol", "message", "metrics", "queue", "slot_map"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
-    ("mesh", &["address", "protocol", "message", "metrics", "runtime"]),
+    ("mesh", &["address", "protocol", "message", "metrics", "runtime", "slot_map"]),
     ("config", &["protocol", "queue"]),
     ("doctor", &["runtime", "mesh", "config"]),
     (
