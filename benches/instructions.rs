@@ -8,7 +8,7 @@ use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::{env, fs, process};
 
-use cases::{Crowd, Decoding, EncodingEvent, Handshake, Hop, Letters, Parsing, Passing};
+use cases::{Crowd, Decoding, EncodingEvent, Handshake, Hop, Parsing, Passing, RemotePublishes};
 use gridcast::protocol::frame::{Frame, Kind};
 
 /// Its name, how much it does in a run, and a way to run it so many times.
@@ -26,8 +26,12 @@ const CASES: [Case; 21] = [
     ("publish of 128 B read", 1, |n| repeat(n, Parsing::new(128), Parsing::read)),
     ("answer written", 1, |n| repeat(n, Parsing::new(128), Parsing::answer)),
     ("event of 128 B written", 1, |n| repeat(n, EncodingEvent::new(128), EncodingEvent::run)),
-    ("publish encoded for another node", 64, |n| repeat(n, Letters::new(128), Letters::encode)),
-    ("publish decoded from another node", 64, |n| repeat(n, Letters::new(128), Letters::decode)),
+    ("publish encoded for another node", 64, |n| {
+        repeat(n, RemotePublishes::new(128), RemotePublishes::encode)
+    }),
+    ("publish decoded from another node", 64, |n| {
+        repeat(n, RemotePublishes::new(128), RemotePublishes::decode)
+    }),
     ("publish to nobody", 1, |n| repeat(n, Crowd::new(1, 0, "nobody's"), Crowd::publish)),
     ("publish over HTTP to nobody", 1, |n| repeat(n, Crowd::over_http(), Crowd::publish)),
     ("publish to 1", 1, |n| repeat(n, Crowd::new(1, 0, "all"), Crowd::publish)),

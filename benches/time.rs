@@ -6,7 +6,9 @@ mod cases;
 use std::hint::black_box;
 use std::time::Duration;
 
-use cases::{Crowd, Decoding, EncodingEvent, Fleet, Handshake, Hop, Letters, Parsing, Passing};
+use cases::{
+    Crowd, Decoding, EncodingEvent, Fleet, Handshake, Hop, Parsing, Passing, RemotePublishes,
+};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gridcast::protocol::frame::{Frame, Kind};
 
@@ -34,8 +36,8 @@ fn codec(criterion: &mut Criterion) {
 
 fn mesh(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("mesh");
-    group.throughput(Throughput::Elements(Letters::COUNT as u64));
-    let mut case = Letters::new(128);
+    group.throughput(Throughput::Elements(RemotePublishes::COUNT as u64));
+    let mut case = RemotePublishes::new(128);
     group.bench_function("batch of 64 publishes of 128 B encoded", |b| b.iter(|| case.encode()));
     group.bench_function("batch of 64 publishes of 128 B decoded", |b| b.iter(|| case.decode()));
 }

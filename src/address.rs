@@ -1,26 +1,26 @@
-//! Addresses: a node, one of its shards, a client. A client's id is its address.
+//! Addresses of nodes, shards and clients. A client's id is its address.
 
 pub mod placement;
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The moment that client ids count from: 2010-11-04 01:42:54.657 UTC in Unix milliseconds, the
-/// epoch of Twitter's snowflake ids, as the protocol's ids use it.
+/// The start of the time in client ids: 2010-11-04 01:42:54.657 UTC, in Unix milliseconds. It is the epoch
+/// of Twitter's snowflake ids, which the protocol uses.
 pub const EPOCH_MS: u64 = 1_288_834_974_657;
 
 const NODE_BITS: u32 = 10;
 const LOW_BITS: u32 = 12;
 
-/// Shards of one node, at most: an id leaves 12 bits for shard and sequence, and at least 4 of
-/// them (16,000 new clients a second and shard) stay for the sequence.
+/// The largest number of shards of a node. An id has 12 bits for shard and sequence, and at least 4 of them
+/// (16,000 new clients per second and shard) are for the sequence.
 pub const SHARDS_MAX: usize = 256;
 
-/// How far the ids of a shard may run ahead of its time, in milliseconds, while clients come
-/// faster than the sequence has numbers. Beyond it new clients are refused.
+/// How far the ids of a shard may run ahead of the clock, in milliseconds, while clients arrive faster than
+/// the sequence has numbers. Beyond it new clients are refused.
 pub const AHEAD_MS_MAX: u64 = 1000;
 
-/// The last time that 41 bits of an id hold, in Unix milliseconds: in the year 2080.
+/// The last time that the 41 bits of an id can hold, in Unix milliseconds: in the year 2080.
 pub const UNIX_MS_MAX: u64 = EPOCH_MS + (1 << 41) - 1;
 
 /// A node of the grid, 0 to 1023.
@@ -33,18 +33,22 @@ impl NodeId {
         if number < 1 << NODE_BITS { Some(Self(number)) } else { None }
     }
 
-    /// Its number, 0 to 1023.
+    /// The number of the node, 0 to 1023.
     pub fn number(self) -> u16 {
         self.0
     }
 }
+
+/// When a node was started, in Unix milliseconds. Distinguishes the runs of nodes with the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Incarnation(pub u64);
 
 /// A shard of one node, 0 to 255.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u8);
 
 impl ShardId {
-    /// Its place among the node's shards.
+    /// The index of the shard on its node.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -53,29 +57,29 @@ impl ShardId {
 /// A shard of the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardAddress {
-    /// Its node.
+    /// The node.
     pub node: NodeId,
-    /// Which shard there.
+    /// The shard of the node.
     pub shard: ShardId,
 }
 
-/// One client connection of the grid: 41 bits of milliseconds since [`EPOCH_MS`], 10 bits of node,
-/// 12 bits shared by shard and sequence as the node's [`IdLayout`] says.
+/// The id of a client: 41 bits of milliseconds since [`EPOCH_MS`], 10 bits of node, and 12 bits that shard
+/// and sequence share as defined by the node's [`IdLayout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(u64);
 
 impl ClientId {
-    /// The id with this value, as it came from outside: it may name nobody.
+    /// The id with this value. A value from outside may name no client.
     pub fn from_value(value: u64) -> Self {
         Self(value)
     }
 
-    /// The 64-bit value.
+    /// The id as a number.
     pub fn value(self) -> u64 {
         self.0
     }
 
-    /// The node that gave out the id and holds the client.
+    /// The node of the client.
     pub fn node(self) -> NodeId {
         NodeId((self.0 >> LOW_BITS) as u16 & ((1 << NODE_BITS) - 1))
     }
@@ -103,7 +107,7 @@ impl FromStr for ClientId {
     }
 }
 
-/// How a node splits the 12 low bits of its ids between shard and sequence.
+/// The split of the 12 low bits of a node's ids between shard and sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdLayout {
     shards: u16,
@@ -118,27 +122,28 @@ impl IdLayout {
         Self { shards: shards as u16, sequence_bits: LOW_BITS - shard_bits }
     }
 
-    /// The shard that holds a client of this node; `None` if no shard has that number.
+    /// The shard of a client of this node; `None` if the id names none.
     pub fn shard_of(self, client: ClientId) -> Option<ShardId> {
         let shard = client.low() >> self.sequence_bits;
         (shard < u64::from(self.shards)).then_some(ShardId(shard as u8))
     }
 }
 
-/// Gives out the ids of one shard, each once. Their time goes with a clock that never steps back; over a
-/// restart they differ if the node begins later than its last life ended (see `runtime::ids`).
+/// Generates the ids of one shard, each once. The time in them follows a clock that never steps back. After
+/// a restart ids differ from earlier ones if the node starts after the end of its last run (see
+/// `runtime::ids`).
 #[derive(Debug)]
 pub struct IdSource {
     prefix: u64,
     sequence_bits: u32,
-    // Time of ids when the node's own time is 0.
+    // The time in ids when the node's clock is at 0.
     first_ms: u64,
     last_ms: u64,
     sequence: u64,
 }
 
 impl IdSource {
-    /// A source for one shard of a node whose own time is 0 at `first_unix_ms`.
+    /// The source of a shard. The node's clock is at 0 at `first_unix_ms`.
     pub fn new(node: NodeId, shard: ShardId, layout: IdLayout, first_unix_ms: u64) -> Self {
         let prefix = u64::from(node.0) << LOW_BITS | u64::from(shard.0) << layout.sequence_bits;
         let first_ms = first_unix_ms.saturating_sub(EPOCH_MS);
@@ -146,8 +151,8 @@ impl IdSource {
         Self { prefix, sequence_bits, first_ms, last_ms: first_ms, sequence: 0 }
     }
 
-    /// The next id, at this time of the node's own. `None` when ids were given out so fast that they
-    /// run a second ahead of it: the caller refuses the client.
+    /// The next id, at this time of the node's clock. `None`: ids are [`AHEAD_MS_MAX`] ahead of the clock, and
+    /// the client is to be refused.
     pub fn next(&mut self, now_ms: u64) -> Option<ClientId> {
         let now = self.first_ms + now_ms;
         if now > self.last_ms {

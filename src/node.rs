@@ -11,9 +11,9 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::address::NodeId;
+use crate::address::{Incarnation, NodeId};
 use crate::config::{self, Config, Handler, Level, SlowClient, Tls};
-use crate::mesh::identity::Identity;
+use crate::mesh::identity::NodeIdentity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
@@ -290,7 +290,7 @@ fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) ->
 /// What a node with a mesh has of it before its shards run: all that may be wrong with it is known.
 struct MeshStart {
     socket: quic::Socket,
-    identity: Identity,
+    identity: NodeIdentity,
     advertise: SocketAddr,
     seeds: Vec<String>,
 }
@@ -315,10 +315,10 @@ impl MeshStart {
         port: Port,
         failures: impl Fn(String) + Send + 'static,
     ) -> Result<quic::Running, NodeError> {
-        let settings = mesh::Settings {
+        let settings = mesh::MeshSettings {
             node: shards.node,
             // As with ids: a life that looked older than the one before would not be let in.
-            incarnation: shards.process.first_unix_ms.unwrap_or_else(runtime::unix_ms),
+            incarnation: Incarnation(shards.process.first_unix_ms.unwrap_or_else(runtime::unix_ms)),
             shards: shards.shards,
             advertise: self.advertise,
             api: shards.api.advertise,
@@ -333,15 +333,15 @@ impl MeshStart {
     }
 }
 
-fn identity(trust: &config::Trust) -> Result<Identity, NodeError> {
+fn identity(trust: &config::Trust) -> Result<NodeIdentity, NodeError> {
     let read = |error: config::ConfigError| NodeError(error.to_string());
     match trust {
-        config::Trust::Key(key) => Identity::from_key(key.secret())
+        config::Trust::Key(key) => NodeIdentity::from_key(key.secret())
             .map_err(|error| NodeError(format!("mesh.key: {error}"))),
         config::Trust::Files(files) => {
             let own = files.own.load().map_err(read)?;
             let authorities = files.load_authorities().map_err(read)?;
-            Identity::from_certificates(own, authorities)
+            NodeIdentity::from_certificates(own, authorities)
                 .map_err(|error| NodeError(format!("mesh.tls.cert: {error}")))
         }
     }

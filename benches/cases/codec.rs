@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::mesh::wire::{FrameReader, To, begin_batch, end_batch, letters, put_letter};
+use gridcast::mesh::numbers::BatchNumber;
+use gridcast::mesh::wire::{self, FrameReader, To, begin_batch, end_batch, put_message};
 use gridcast::message::{BackendId, Command, ConnectionKey, Message, Ticket};
 use gridcast::protocol::api::{self, Parser, Reply, Tally};
 use gridcast::protocol::assembler::{Assembler, Received};
@@ -112,14 +113,14 @@ impl EncodingEvent {
     }
 }
 
-/// Publishes to another node, in a batch as a lane of the mesh carries them.
-pub struct Letters {
+/// Publishes to another node, in one batch of a lane of the mesh.
+pub struct RemotePublishes {
     message: Message,
     batch: Vec<u8>,
     encoded: Bytes,
 }
 
-impl Letters {
+impl RemotePublishes {
     pub const COUNT: usize = 64;
 
     pub fn new(bytes: usize) -> Self {
@@ -128,19 +129,19 @@ impl Letters {
         let frame = Frame::message(Kind::Text, &vec![b'x'; bytes]);
         let command = Command::Publish("channel1".into(), frame);
         let message = Message::Ask { ticket: Ticket(1), from, command };
-        let mut letters = Self { message, batch: Vec::new(), encoded: Bytes::new() };
-        letters.encode();
-        letters.encoded = Bytes::copy_from_slice(&letters.batch);
-        letters
+        let mut case = Self { message, batch: Vec::new(), encoded: Bytes::new() };
+        case.encode();
+        case.encoded = Bytes::copy_from_slice(&case.batch);
+        case
     }
 
     pub fn encode(&mut self) -> usize {
         self.batch.clear();
         begin_batch(&mut self.batch);
         for _ in 0..Self::COUNT {
-            assert!(put_letter(&mut self.batch, To::Shard(ShardId(0)), &self.message));
+            assert!(put_message(&mut self.batch, To::Shard(ShardId(0)), &self.message));
         }
-        end_batch(&mut self.batch, 1);
+        end_batch(&mut self.batch, BatchNumber(1));
         self.batch.len()
     }
 
@@ -148,7 +149,7 @@ impl Letters {
         let mut reader = FrameReader::default();
         reader.push(self.encoded.clone());
         let frame = reader.next_frame().expect("our own bytes").expect("a whole frame");
-        assert_eq!(letters(&frame).filter(Result::is_ok).count(), Self::COUNT);
+        assert_eq!(wire::messages(&frame).filter(Result::is_ok).count(), Self::COUNT);
     }
 }
 

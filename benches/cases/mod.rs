@@ -15,7 +15,7 @@ mod passing;
 #[path = "../../tests/support/shard.rs"]
 mod shard_value;
 
-pub use codec::{Decoding, EncodingEvent, Handshake, Letters, Parsing};
+pub use codec::{Decoding, EncodingEvent, Handshake, Parsing, RemotePublishes};
 pub use crowd::Crowd;
 pub use fleet::Fleet;
 pub use passing::{Hop, Passing};

@@ -1,9 +1,11 @@
-//! Who belongs to the grid. All nodes derive the same authority from the grid's key; each issues
-//! itself a certificate with it, and takes a peer that shows one, in both directions (TLS 1.3). Or the
-//! authority is somebody else's, who issues certificates to nodes.
+//! Which nodes belong to the grid.
 //!
-//! Whoever reaches a node's port can take its certificate and try keys against it elsewhere: that is
-//! what the slow derivation is against, and why the key is to be a random one.
+//! All nodes derive the same certificate authority from the grid's key. Each node issues itself a
+//! certificate, and accepts a peer that presents one, in both directions (TLS 1.3). Alternatively an
+//! external authority issues certificates to nodes.
+//!
+//! Anybody who reaches a node's port can obtain its certificate and try keys against it offline. Against
+//! that the derivation is slow, and the key should be random.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,38 +27,38 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// What each node's certificate calls it: which one it is, its first words on a link say.
+/// The name in the certificate of every node. The node's id is in its hello.
 pub(super) const NAME: &str = "node.gridcast";
 
-/// The protocol on the links (RFC 7301), so that another QUIC server is told from a node.
+/// The ALPN protocol of links (RFC 7301), which distinguishes a node from other QUIC servers.
 const PROTOCOL: &[u8] = b"gridcast-mesh";
 
-// All nodes of a grid need the same, in all versions.
+// The same on all nodes of a grid, in all versions.
 const SALT: &[u8] = b"gridcast mesh authority 1";
 
-// As OWASP has it for passwords: about 20 ms, once at the start.
+// OWASP's recommendation for passwords: about 20 ms, once at the start.
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 
-/// An Ed25519 key in PKCS #8 (RFC 8410, section 7), up to the 32 bytes of its seed.
+/// An Ed25519 key in PKCS #8 (RFC 8410, section 7), without the 32 bytes of its seed at the end.
 const PKCS8_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
-/// A node's proof that it belongs to the grid, and what it takes as proof.
+/// A node's certificate, and the authorities whose certificates it accepts.
 #[derive(Clone)]
-pub struct Identity {
+pub struct NodeIdentity {
     roots: Arc<RootCertStore>,
     own: Arc<SingleCertAndKey>,
     provider: Arc<CryptoProvider>,
     channel_key: [u8; 16],
 }
 
-impl Identity {
-    /// Of a grid whose nodes have this key in common.
+impl NodeIdentity {
+    /// The identity in a grid whose nodes share this key.
     ///
     /// # Errors
-    /// There is no memory for the derivation, or no randomness for a certificate's key.
+    /// The derivation lacks memory, or the certificate's key lacks randomness.
     pub fn from_key(grid_key: &str) -> Result<Self, IdentityError> {
         let (authority_seed, channel_key) = secrets(grid_key)?;
         let (params, authority_key) = authority(&authority_seed)?;
@@ -70,10 +72,11 @@ impl Identity {
         Ok(Self { channel_key, ..identity })
     }
 
-    /// Of a grid whose nodes have certificates by these authorities, for the name `node.gridcast`.
+    /// The identity in a grid whose nodes have certificates of these authorities, for the name
+    /// `node.gridcast`.
     ///
     /// # Errors
-    /// Other nodes would not take the certificate, or an authority's is not one.
+    /// Other nodes would reject the certificate, or an authority's certificate is invalid.
     pub fn from_certificates(
         own: CertifiedKey,
         authorities: Vec<CertificateDer<'static>>,
@@ -90,16 +93,16 @@ impl Identity {
         let name = NAME.try_into().map_err(in_words)?;
         let peer = peer.build().map_err(in_words)?;
         peer.verify_server_cert(leaf, between, &name, &[], UnixTime::now())
-            .map_err(|error| in_words(format!("other nodes would not take it: {error}")))?;
+            .map_err(|error| in_words(format!("other nodes would reject it: {error}")))?;
         Ok(Self { roots, own: Arc::new(own.into()), provider, channel_key })
     }
 
-    /// What the hashes of channels are keyed with: the same on all nodes.
+    /// The key of channel hashes, the same on all nodes.
     pub fn channel_key(&self) -> [u8; 16] {
         self.channel_key
     }
 
-    /// For links that this node dials.
+    /// The TLS configuration of links that this node dials.
     pub(super) fn client(&self) -> Result<ClientConfig, IdentityError> {
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])
@@ -107,12 +110,12 @@ impl Identity {
             .with_root_certificates(self.roots.clone())
             .with_client_cert_resolver(self.own.clone());
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
-        // Links are few and long: each proves itself anew.
+        // Links are few and last long, so each has a full handshake.
         config.resumption = Resumption::disabled();
         Ok(config)
     }
 
-    /// For links that others dial: they too have to prove that they belong to the grid.
+    /// The TLS configuration of links that peers dial. They have to present a certificate, too.
     pub(super) fn server(&self) -> Result<ServerConfig, IdentityError> {
         let roots = self.roots.clone();
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, self.provider.clone())
@@ -129,13 +132,13 @@ impl Identity {
     }
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for NodeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Identity(…)")
+        f.write_str("NodeIdentity(…)")
     }
 }
 
-/// Why there is no identity, in words that do not contain the key.
+/// Why an identity cannot be made. Never contains the key.
 #[derive(Debug)]
 pub struct IdentityError(String);
 
@@ -151,7 +154,7 @@ fn in_words(error: impl fmt::Display) -> IdentityError {
     IdentityError(error.to_string())
 }
 
-/// What follows from the grid's key: the seed of the authority's key, and the key of channel hashes.
+/// Derives the seed of the authority's key, and the key of channel hashes, from the grid's key.
 fn secrets(grid_key: &str) -> Result<([u8; 32], [u8; 16]), IdentityError> {
     let (mut seed, mut channel_key) = ([0; 32], [0; 16]);
     let mut both = [0; 48];
@@ -163,8 +166,8 @@ fn secrets(grid_key: &str) -> Result<([u8; 32], [u8; 16]), IdentityError> {
     Ok((seed, channel_key))
 }
 
-/// A key that nodes with the same authorities have in common, in whichever order they name them. Who
-/// knows the authorities' certificates knows it: they are shown to nodes alone.
+/// A key that nodes with the same authorities share, whatever their order. It is known to whoever knows
+/// the authorities' certificates, which only nodes do.
 fn common_key(authorities: &[CertificateDer<'static>]) -> [u8; 16] {
     let mut key = [0; 16];
     for authority in authorities {
@@ -174,16 +177,16 @@ fn common_key(authorities: &[CertificateDer<'static>]) -> [u8; 16] {
     key
 }
 
-/// The grid's authority: what its certificate says, and its key.
+/// The parameters of the certificate of the grid's authority, and its key.
 fn authority(seed: &[u8; 32]) -> Result<(CertificateParams, KeyPair), IdentityError> {
     let pkcs8 = [&PKCS8_PREFIX[..], seed].concat();
     let pkcs8 = PrivatePkcs8KeyDer::from(pkcs8);
     let key = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &PKCS_ED25519).map_err(in_words)?;
-    let mut params = lasting(CertificateParams::default());
+    let mut params = always_valid(CertificateParams::default());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    // A name of its own for each key: a certificate of another grid is then one by an unknown
-    // authority, with an alert that says so, and not one with a bad signature.
+    // Each key has its own name. So the alert for another grid's certificate is that its authority is
+    // unknown, not that its signature is bad.
     let name = format!("gridcast grid {}", hex(key.public_key_raw()));
     params.distinguished_name.push(DnType::CommonName, name);
     Ok((params, key))
@@ -194,16 +197,16 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn leaf() -> Result<CertificateParams, IdentityError> {
-    let mut params = lasting(CertificateParams::new([NAME.to_owned()]).map_err(in_words)?);
+    let mut params = always_valid(CertificateParams::new([NAME.to_owned()]).map_err(in_words)?);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     Ok(params)
 }
 
-/// Valid always, as the grid's key is: the clocks of machines differ, some start in 1970, and a node
-/// may run for years with the certificate that it made at its start.
-fn lasting(mut params: CertificateParams) -> CertificateParams {
+/// Makes a certificate valid at all times, as the grid's key is. Clocks of machines differ, some start in
+/// 1970, and a node may run for years with the certificate that it made at its start.
+fn always_valid(mut params: CertificateParams) -> CertificateParams {
     params.not_before = date_time_ymd(1970, 1, 1);
     params.not_after = date_time_ymd(4096, 1, 1);
     params
@@ -215,10 +218,10 @@ mod tests {
 
     use super::*;
 
-    /// A handshake in memory: what ended it, on the side that saw it first.
+    /// A handshake in memory. Returns the first error of either side.
     fn handshake(dialling: &str, dialled: &str) -> Result<(), rustls::Error> {
-        let client = Identity::from_key(dialling).unwrap().client().unwrap();
-        let server = Identity::from_key(dialled).unwrap().server().unwrap();
+        let client = NodeIdentity::from_key(dialling).unwrap().client().unwrap();
+        let server = NodeIdentity::from_key(dialled).unwrap().server().unwrap();
         let name = NAME.try_into().unwrap();
         let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
         let mut server = ServerConnection::new(Arc::new(server)).unwrap();
@@ -260,7 +263,9 @@ mod tests {
             let chain =
                 vec![leaf.signed_by(&own, &Issuer::from_params(params, key)).unwrap().into()];
             let own = CertifiedKey::from_der(chain, own.into(), &default_provider()).unwrap();
-            Identity::from_certificates(own, roots()).map(drop).map_err(|error| error.to_string())
+            NodeIdentity::from_certificates(own, roots())
+                .map(drop)
+                .map_err(|error| error.to_string())
         };
         assert_eq!(of_node(&params, &authority_key, NAME), Ok(()));
         let name = of_node(&params, &authority_key, "example.org").unwrap_err();
@@ -271,7 +276,7 @@ mod tests {
 
     #[test]
     fn an_identity_does_not_show_its_key() {
-        let identity = Identity::from_key("0123456789abcdef").unwrap();
-        assert_eq!(format!("{identity:?}"), "Identity(…)");
+        let identity = NodeIdentity::from_key("0123456789abcdef").unwrap();
+        assert_eq!(format!("{identity:?}"), "NodeIdentity(…)");
     }
 }

@@ -1,42 +1,45 @@
-//! Who wants to hear of which channel: shards of this node, and other nodes. Channels are known by a
-//! keyed hash of their names: 8 bytes whatever the name, and nobody without the grid's key can make
-//! two names meet. Two that meet by chance cost a message that finds no subscriber.
+//! Which channels are wanted where: by shards of this node, and by other nodes.
+//!
+//! Channels are known by a keyed hash of their names, which takes 8 bytes whatever the length of the
+//! name. Nobody without the grid's key can construct two names with the same hash. If two names collide
+//! by chance, a publish to one is also sent where only the other has subscribers, and reaches nobody there.
 
 use std::hash::Hasher;
 
 use hashbrown::HashMap;
 use siphasher::sip::SipHasher24;
 
+use super::numbers::ChannelHash;
 use crate::address::{NodeId, ShardId};
 
-/// Channels of one node, at most: 1.5 to 2 GB at each of the others. A node with more is not
-/// understood, and its link is closed.
+/// Channels that one node may announce: they take 1.5 to 2 GB at each other node. The link to a node with
+/// more is closed.
 pub const CHANNELS_MAX: usize = 1 << 24;
 
-/// Hashes of channel names, in the same way on every node of the grid.
+/// Hashes channel names in the same way on every node of the grid.
 #[derive(Clone, Copy, Debug)]
-pub struct ChannelHash(SipHasher24);
+pub struct ChannelHasher(SipHasher24);
 
-impl ChannelHash {
-    /// With the grid's key for this purpose.
+impl ChannelHasher {
+    /// A hasher with the grid's key for this purpose.
     pub fn new(key: &[u8; 16]) -> Self {
         Self(SipHasher24::new_with_key(key))
     }
 
     /// The hash of a channel's name.
-    pub fn of(&self, channel: &str) -> u64 {
+    pub fn hash(&self, channel: &str) -> ChannelHash {
         let mut hasher = self.0;
         hasher.write(channel.as_bytes());
-        hasher.finish()
+        ChannelHash(hasher.finish())
     }
 }
 
-/// A set of shards: one bit each.
+/// A set of shards, as one bit per shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardSet([u64; 4]);
 
 impl ShardSet {
-    /// Puts a shard in or takes it out.
+    /// Inserts or removes a shard.
     pub fn set(&mut self, shard: ShardId, is_in: bool) {
         let (word, bit) = (shard.index() / 64, 1 << (shard.index() % 64));
         match is_in {
@@ -45,12 +48,12 @@ impl ShardSet {
         }
     }
 
-    /// Whether no shard is in it.
+    /// Whether the set has no shard.
     pub fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
 
-    /// The shards that are in it.
+    /// The shards in the set.
     pub fn iter(self) -> impl Iterator<Item = ShardId> {
         (0..=255)
             .map(ShardId)
@@ -58,17 +61,17 @@ impl ShardSet {
     }
 }
 
-/// The channels of this node's shards.
+/// The channels that shards of this node want.
 #[derive(Debug, Default)]
-pub struct OwnInterest {
-    shards: HashMap<u64, ShardSet>,
-    // Since the last change was told: channels, and whether anybody here wanted them then.
-    changed: HashMap<u64, bool>,
+pub struct LocalInterest {
+    shards: HashMap<ChannelHash, ShardSet>,
+    // Channels whose shards have changed since the last announcement, and whether they were wanted then.
+    changed: HashMap<ChannelHash, bool>,
 }
 
-impl OwnInterest {
-    /// A shard has its first subscriber of a channel, or lost its last.
-    pub fn set(&mut self, channel: u64, shard: ShardId, is_on: bool) {
+impl LocalInterest {
+    /// Notes that a shard has its first subscriber of a channel, or has lost its last.
+    pub fn set(&mut self, channel: ChannelHash, shard: ShardId, is_on: bool) {
         let set = self.shards.entry(channel).or_default();
         let was_on = !set.is_empty();
         set.set(shard, is_on);
@@ -82,23 +85,22 @@ impl OwnInterest {
     }
 
     /// The shards that have subscribers of a channel.
-    pub fn shards(&self, channel: u64) -> ShardSet {
+    pub fn shards(&self, channel: ChannelHash) -> ShardSet {
         self.shards.get(&channel).copied().unwrap_or_default()
     }
 
-    /// All channels that somebody here wants.
-    pub fn channels(&self) -> impl Iterator<Item = u64> {
+    /// All channels that are wanted.
+    pub fn channels(&self) -> impl Iterator<Item = ChannelHash> {
         self.shards.keys().copied()
     }
 
-    /// Whether there is a change to be told.
+    /// Whether there is a change to announce.
     pub fn has_changes(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// What has changed since it was last asked: channels that are wanted now, and those that are
-    /// not any more.
-    pub fn take_changes(&mut self) -> (Vec<u64>, Vec<u64>) {
+    /// The channels that have become wanted since the last call, and those that are not wanted any more.
+    pub fn take_changes(&mut self) -> (Vec<ChannelHash>, Vec<ChannelHash>) {
         let (mut on, mut off) = (Vec::new(), Vec::new());
         for (channel, was_on) in self.changed.drain() {
             match (was_on, self.shards.contains_key(&channel)) {
@@ -113,75 +115,92 @@ impl OwnInterest {
     }
 }
 
-/// The channels of other nodes.
+/// The channels that other nodes want.
 #[derive(Debug, Default)]
-pub struct NodesInterest {
-    nodes: HashMap<u64, Vec<Wanting>>,
+pub struct RemoteInterest {
+    nodes: HashMap<ChannelHash, Vec<InterestedNode>>,
+    // Channels per node.
     counts: HashMap<NodeId, usize>,
 }
 
 /// A node that wants a channel.
 #[derive(Clone, Copy, Debug)]
-struct Wanting {
+struct InterestedNode {
     node: NodeId,
-    // Its subscribers when it last said.
+    // The node's subscribers, as of its last tally.
     last_known: u32,
 }
 
-impl NodesInterest {
-    /// A node wants a channel from now on, or does not any more. False if it wants too many.
-    pub fn set(&mut self, channel: u64, node: NodeId, is_on: bool) -> bool {
-        let wanting = self.nodes.entry(channel).or_default();
-        let place = wanting.iter().position(|wanting| wanting.node == node);
+impl RemoteInterest {
+    /// Notes that a node wants a channel, or does not want it any more. False if it wants too many.
+    pub fn set(&mut self, channel: ChannelHash, node: NodeId, is_on: bool) -> bool {
+        let interested = self.nodes.entry(channel).or_default();
+        let place = interested.iter().position(|interested| interested.node == node);
         let count = self.counts.entry(node).or_default();
         match (place, is_on) {
             (None, true) => {
-                wanting.push(Wanting { node, last_known: 0 });
+                interested.push(InterestedNode { node, last_known: 0 });
                 *count += 1;
             }
             (Some(place), false) => {
-                wanting.swap_remove(place);
+                interested.swap_remove(place);
                 *count -= 1;
             }
             _ => {}
         }
         let is_within = *count <= CHANNELS_MAX;
-        if wanting.is_empty() {
+        if interested.is_empty() {
             self.nodes.remove(&channel);
         }
         is_within
     }
 
-    /// Nothing is known of a node any more. Costs a look at every channel.
+    /// Forgets the interest of a node. Costs a look at every channel.
     pub fn forget(&mut self, node: NodeId) {
         if self.counts.remove(&node).is_none_or(|count| count == 0) {
             return;
         }
-        self.nodes.retain(|_, wanting| {
-            wanting.retain(|wanting| wanting.node != node);
-            !wanting.is_empty()
+        self.nodes.retain(|_, interested| {
+            interested.retain(|interested| interested.node != node);
+            !interested.is_empty()
         });
     }
 
     /// The nodes that want a channel.
-    pub fn nodes(&self, channel: u64) -> impl Iterator<Item = NodeId> {
-        self.nodes.get(&channel).into_iter().flatten().map(|wanting| wanting.node)
+    pub fn nodes(&self, channel: ChannelHash) -> impl Iterator<Item = NodeId> {
+        self.nodes.get(&channel).into_iter().flatten().map(|interested| interested.node)
     }
 
-    /// A node said how many subscribers it has.
-    pub fn note(&mut self, channel: u64, node: NodeId, subscribers: u64) {
-        if let Some(wanting) = self.find(channel, node) {
-            wanting.last_known = u32::try_from(subscribers).unwrap_or(u32::MAX);
+    /// Notes how many subscribers of a channel a node has counted.
+    pub fn note_subscribers(&mut self, channel: ChannelHash, node: NodeId, subscribers: u64) {
+        if let Some(interested) = self.find(channel, node) {
+            interested.last_known = u32::try_from(subscribers).unwrap_or(u32::MAX);
         }
     }
 
-    /// What it last said; 0 if it wants none of it.
-    pub fn last_known(&mut self, channel: u64, node: NodeId) -> u64 {
-        self.find(channel, node).map_or(0, |wanting| u64::from(wanting.last_known))
+    /// The number of subscribers that a node counted last; 0 if it does not want the channel.
+    pub fn last_known(&mut self, channel: ChannelHash, node: NodeId) -> u64 {
+        self.find(channel, node).map_or(0, |interested| u64::from(interested.last_known))
     }
 
-    fn find(&mut self, channel: u64, node: NodeId) -> Option<&mut Wanting> {
-        self.nodes.get_mut(&channel)?.iter_mut().find(|wanting| wanting.node == node)
+    fn find(&mut self, channel: ChannelHash, node: NodeId) -> Option<&mut InterestedNode> {
+        self.nodes.get_mut(&channel)?.iter_mut().find(|interested| interested.node == node)
+    }
+
+    /// The nodes with interest that is not forgotten.
+    pub fn known_nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.counts.keys().copied()
+    }
+
+    /// Asserts the invariants. Costs a look at every channel.
+    pub fn check(&self) {
+        let mut counts: HashMap<NodeId, usize> = HashMap::new();
+        for interested in self.nodes.values() {
+            assert!(!interested.is_empty(), "a channel that nobody wants");
+            interested.iter().for_each(|known| *counts.entry(known.node).or_default() += 1);
+        }
+        let counted = self.counts.iter().filter(|(_, count)| **count > 0);
+        assert_eq!(counts, counted.map(|(&node, &count)| (node, count)).collect());
     }
 }
 
@@ -189,31 +208,37 @@ impl NodesInterest {
 mod tests {
     use super::*;
 
+    const SEVEN: ChannelHash = ChannelHash(7);
+    const EIGHT: ChannelHash = ChannelHash(8);
+
     #[test]
-    fn a_change_that_was_taken_back_is_not_told() {
-        let mut own = OwnInterest::default();
-        own.set(7, ShardId(0), true);
-        own.set(7, ShardId(200), true);
-        own.set(8, ShardId(1), true);
-        own.set(8, ShardId(1), false);
-        assert_eq!(own.take_changes(), (vec![7], vec![]));
-        assert_eq!(own.shards(7).iter().collect::<Vec<_>>(), [ShardId(0), ShardId(200)]);
-        own.set(7, ShardId(0), false);
-        assert!(!own.has_changes());
-        own.set(7, ShardId(200), false);
-        assert_eq!((own.take_changes(), own.channels().count()), ((vec![], vec![7]), 0));
+    fn a_change_that_was_reverted_is_not_announced() {
+        let mut local = LocalInterest::default();
+        local.set(SEVEN, ShardId(0), true);
+        local.set(SEVEN, ShardId(200), true);
+        local.set(EIGHT, ShardId(1), true);
+        local.set(EIGHT, ShardId(1), false);
+        assert_eq!(local.take_changes(), (vec![SEVEN], vec![]));
+        assert_eq!(local.shards(SEVEN).iter().collect::<Vec<_>>(), [ShardId(0), ShardId(200)]);
+        local.set(SEVEN, ShardId(0), false);
+        assert!(!local.has_changes());
+        local.set(SEVEN, ShardId(200), false);
+        assert_eq!((local.take_changes(), local.channels().count()), ((vec![], vec![SEVEN]), 0));
     }
 
     #[test]
     fn a_node_that_is_forgotten_wants_nothing() {
         let (one, two) = (NodeId::new(1).unwrap(), NodeId::new(2).unwrap());
-        let mut nodes = NodesInterest::default();
-        assert!(nodes.set(7, one, true) && nodes.set(7, two, true) && nodes.set(8, two, true));
-        nodes.note(7, two, 3);
-        nodes.note(9, two, 3);
-        assert_eq!((nodes.last_known(7, two), nodes.last_known(9, two)), (3, 0));
-        nodes.forget(two);
-        assert_eq!(nodes.nodes(7).collect::<Vec<_>>(), [one]);
-        assert_eq!(nodes.nodes(8).count(), 0);
+        let mut remote = RemoteInterest::default();
+        assert!(remote.set(SEVEN, one, true) && remote.set(SEVEN, two, true));
+        assert!(remote.set(EIGHT, two, true));
+        remote.note_subscribers(SEVEN, two, 3);
+        remote.note_subscribers(ChannelHash(9), two, 3);
+        assert_eq!((remote.last_known(SEVEN, two), remote.last_known(ChannelHash(9), two)), (3, 0));
+        remote.check();
+        remote.forget(two);
+        remote.check();
+        assert_eq!(remote.nodes(SEVEN).collect::<Vec<_>>(), [one]);
+        assert_eq!(remote.nodes(EIGHT).count(), 0);
     }
 }

@@ -1,5 +1,7 @@
-//! What the mesh has the transport do, and what it hears from it. A link is one QUIC connection to
-//! another node that proved to know the grid's key; which node that is, its first words say.
+//! What the mesh asks of the transport, and what the transport reports.
+//!
+//! A link is one QUIC connection to another node that has proved to belong to the grid. Its
+//! [`Hello`](super::wire::Hello) says which node it is.
 
 use std::net::SocketAddr;
 
@@ -7,27 +9,26 @@ use bytes::Bytes;
 
 use crate::address::ShardId;
 
-/// One connection to a peer, for as long as it lives; never used again.
+/// One connection to a peer. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
 
-/// How many lanes there may be in each direction.
+/// Lanes of a link in each direction: one per possible shard, one of the mesh, one for control.
 pub const LANES: usize = 258;
 
-/// A stream of a link, one in each direction. What is sent on a lane arrives in order; a lane does
-/// not wait for another.
+/// A stream of a link in one direction. Bytes of a lane arrive in order. Lanes do not wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// Between the meshes: who they are, interest, acknowledgements, signs of life.
+    /// Between the meshes: hello, interest, acknowledgements, pings.
     Control,
-    /// Messages from that shard of the sender.
+    /// Messages from a shard of the sender.
     Shard(ShardId),
     /// Messages from the sender's mesh.
     Mesh,
 }
 
 impl Lane {
-    /// Its number on the wire: shards from 0, then the mesh's and the control lane.
+    /// The lane's number on the wire: shards from 0, then the mesh, then control.
     pub fn number(self) -> u16 {
         match self {
             Self::Shard(shard) => u16::from(shard.0),
@@ -47,38 +48,37 @@ impl Lane {
     }
 }
 
-/// What the transport tells.
+/// What the transport reports.
 #[derive(Debug)]
-pub enum Event {
-    /// There is a link: we dialled, or were dialled.
+pub enum LinkEvent {
+    /// A link was established.
     Opened {
-        /// Its name from now on.
+        /// The new link.
         link: LinkId,
         /// The peer's address on this connection.
         remote: SocketAddr,
-        /// We dialled.
+        /// Whether this node dialled.
         is_dialled: bool,
     },
-    /// Bytes of a lane, cut anywhere.
+    /// Bytes of a lane, split anywhere.
     Received(LinkId, Lane, Bytes),
-    /// A datagram, whole.
+    /// A whole datagram.
     Datagram(LinkId, Bytes),
-    /// A link is gone, and why. Nothing more is heard of it. Comes once for each that was opened,
-    /// also after [`Effect::Close`]; what had come on its control lane comes before it, what had come
-    /// on others may not.
+    /// A link was closed, and why. Comes once for each opened link, also after [`LinkEffect::Close`], and is
+    /// the last event of the link. What had arrived on the control lane comes before it; what had
+    /// arrived on other lanes may be lost.
     Closed(LinkId, String),
-    /// Dialling this target failed, and why in words that help; of a name, once for each of its
-    /// addresses that failed.
+    /// Dialling this target failed, and why. For a name, one event for each address that failed.
     Unreachable(String, String),
-    /// A handshake showed that the peer and this node do not belong together. Comes beside
-    /// [`Event::Unreachable`] where this node dialled, and alone where the peer did.
+    /// A handshake showed that the peer and this node do not belong together. Comes in addition to
+    /// [`LinkEvent::Unreachable`] if this node dialled, and alone if the peer did.
     Refused(Refusal),
 }
 
-/// Why a peer and this node do not come together.
+/// Why a peer and this node do not belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// One of the two does not prove that it belongs to the other's grid.
+    /// One of them does not prove that it belongs to the other's grid.
     Key,
     /// They have no version of the mesh protocol in common.
     Version,
@@ -86,19 +86,19 @@ pub enum Refusal {
     Id,
 }
 
-/// What the transport is to do. For a link that is gone: nothing.
+/// What the transport is to do. An effect on a closed link does nothing.
 #[derive(Debug)]
-pub enum Effect {
-    /// Dial a target, `HOST:PORT`; a name may stand for several addresses, of which the first 16 are
-    /// dialled, but not those to which a dial is under way already.
+pub enum LinkEffect {
+    /// Dial a target, `HOST:PORT`. Of a name's addresses the first 16 are dialled, except those with a
+    /// dial in progress.
     Dial(String),
-    /// Send bytes on a lane, behind what was sent on it before.
+    /// Send bytes on a lane, behind those sent before.
     Send(LinkId, Lane, Bytes),
-    /// Send a datagram: it may be lost, and is if it has more than 1,100 bytes.
+    /// Send a datagram. It may be lost, and always is if it has more than 1,100 bytes.
     Datagram(LinkId, Bytes),
-    /// Close a link, and tell the peer why, after what was sent on the control lane. Until it is
-    /// [`Event::Closed`] nothing more is heard of it.
+    /// Close a link and tell the peer why, after what was sent on the control lane. No further event of
+    /// the link is reported but [`LinkEvent::Closed`].
     Close(LinkId, String),
-    /// End the node: it cannot be part of the grid, and this is why.
+    /// End the node, which cannot be part of the grid, and say why.
     Fail(String),
 }

@@ -1,5 +1,7 @@
-//! Which nodes there are: SWIM, by the library foca. Its packets travel as datagrams of links; it
-//! tells of nodes that no link leads to yet, and when the nodes agree that one is dead.
+//! Which nodes are in the grid: SWIM, by the library foca.
+//!
+//! Its packets travel as datagrams of links. It finds nodes to which there is no link yet, and has all
+//! nodes agree on which one is dead.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -15,36 +17,43 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
 
-use crate::address::NodeId;
+use super::Mesh;
+use super::link::LinkEffect;
+use crate::address::{Incarnation, NodeId};
+use crate::message::Message;
 
-/// Largest packet: fits a datagram of any path that QUIC works on (RFC 9000 asks for 1,200 bytes).
+/// Largest packet. Fits a datagram on any path that QUIC works on (RFC 9000 requires 1,200 bytes).
 const PACKET_BYTES: NonZeroUsize = NonZeroUsize::new(1000).expect("it is not 0");
 
-/// A member: its id, and which of those that had it.
+/// A node of the grid, as gossip describes it. The fields are those of the packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct Member {
     node: u16,
-    /// When it started, in Unix milliseconds.
-    pub incarnation: u64,
-    // How often it was declared dead and came back.
+    incarnation: u64,
+    // How often the member was declared dead and returned.
     returns: u32,
-    /// Where it is dialled.
+    /// The address at which the member is dialled.
     pub mesh: SocketAddr,
 }
 
-impl Identity {
-    /// A member that has just started.
-    pub fn new(node: NodeId, incarnation: u64, mesh: SocketAddr) -> Self {
-        Self { node: node.number(), incarnation, returns: 0, mesh }
+impl Member {
+    /// A member that has never been declared dead.
+    pub fn new(node: NodeId, incarnation: Incarnation, mesh: SocketAddr) -> Self {
+        Self { node: node.number(), incarnation: incarnation.0, returns: 0, mesh }
     }
 
-    /// Its id; `None` if it has none that can be: its packet is not to be listened to.
+    /// The member's id; `None` if its number is out of range, which makes the packet invalid.
     pub fn node(&self) -> Option<NodeId> {
         NodeId::new(self.node)
     }
+
+    /// When the member was started.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation)
+    }
 }
 
-impl foca::Identity for Identity {
+impl foca::Identity for Member {
     type Addr = u16;
 
     fn renew(&self) -> Option<Self> {
@@ -60,28 +69,34 @@ impl foca::Identity for Identity {
     }
 }
 
-/// What membership has learned.
+/// A change of the membership.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// There is a member.
-    Up(Identity),
+    /// A member was found.
+    Up(Member),
     /// A member is dead, or has left.
-    Down(Identity),
-    /// The others had declared this node dead: it is back.
+    Down(Member),
+    /// The others had declared this node dead, and it has returned.
     Returned,
 }
 
 /// One node's view of the members.
 pub struct Membership {
-    foca: Foca<Identity, PostcardCodec, SmallRng, NoCustomBroadcast>,
-    runtime: AccumulatingRuntime<Identity>,
-    // By when they are due, in milliseconds, and the order they came in.
-    timers: BTreeMap<(u64, u64), Timer<Identity>>,
+    foca: Foca<Member, PostcardCodec, SmallRng, NoCustomBroadcast>,
+    runtime: AccumulatingRuntime<Member>,
+    timers: BTreeMap<TimerKey, Timer<Member>>,
     timers_set: u64,
-    // By id: those that are members now.
+    // Numbers of the current members.
     up: BTreeSet<u16>,
     changes: VecDeque<Change>,
     datagrams: VecDeque<(NodeId, Bytes)>,
+}
+
+/// Orders timers by when they are due, then by when they were set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct TimerKey {
+    due_ms: u64,
+    number: u64,
 }
 
 fn every(ms: u64, members: usize) -> Option<PeriodicParams> {
@@ -89,8 +104,8 @@ fn every(ms: u64, members: usize) -> Option<PeriodicParams> {
     Some(PeriodicParams { frequency: Duration::from_millis(ms), num_members })
 }
 
-/// A dead node is found within 0.6 s (each member probes another in that time) and 2 s of suspicion:
-/// SPEC wants it out of the counts within 5.
+/// The parameters of SWIM. A dead node is suspected within about 0.6 s, the interval of probes, and
+/// declared dead 2 s later. SPEC wants it out of the counts within 5 s.
 fn config() -> Config {
     Config {
         probe_period: Duration::from_millis(600),
@@ -108,8 +123,8 @@ fn config() -> Config {
 }
 
 impl Membership {
-    /// A view that knows of this node alone.
-    pub fn new(own: Identity, random_seed: u64) -> Self {
+    /// A view that includes only this node.
+    pub fn new(own: Member, random_seed: u64) -> Self {
         let random = SmallRng::seed_from_u64(random_seed);
         Self {
             foca: Foca::new(own, config(), random, PostcardCodec),
@@ -122,67 +137,78 @@ impl Membership {
         }
     }
 
-    /// Whether such a node is a member.
+    /// Whether a node is a member.
     pub fn has(&self, node: NodeId) -> bool {
         self.up.contains(&node.number())
     }
 
-    /// There is a link to this member: asks it to take us in, and whom it knows. To be called again
-    /// until it is a member: what is asked and what is answered may get lost.
-    pub fn meet(&mut self, now_ms: u64, member: Identity) {
-        // It fails only if what is announced does not fit a packet, and it does.
+    /// Whether a node is a member in this incarnation.
+    pub fn has_incarnation(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.members()
+            .any(|(member, _)| member.node() == Some(node) && member.incarnation() == incarnation)
+    }
+
+    /// Announces this node to a node that a link leads to, and asks for the members that it knows. To be
+    /// repeated until the node is a member, since packets may be lost.
+    pub fn meet(&mut self, now_ms: u64, member: Member) {
+        // Fails only if an announcement does not fit a packet.
         let _ = self.foca.announce(member, &mut self.runtime);
         self.take_in(now_ms);
     }
 
-    /// A packet of another member. What cannot be read is passed over: a later one says the same.
+    /// Handles a packet of another member. An invalid packet is ignored: a later one has the same content.
     pub fn handle_datagram(&mut self, now_ms: u64, packet: &[u8]) {
         let _ = self.foca.handle_data(packet, &mut self.runtime);
         self.take_in(now_ms);
     }
 
-    /// Does what is due.
+    /// Handles the timers that are due.
     pub fn handle_timeout(&mut self, now_ms: u64) {
         while let Some(entry) = self.timers.first_entry()
-            && entry.key().0 <= now_ms
+            && entry.key().due_ms <= now_ms
         {
-            // It complains of a probe that was late, which a core that was busy makes: the next one
-            // will do.
+            // A probe that was late because the core was busy is an error here. The next one will do.
             let _ = self.foca.handle_timer(entry.remove(), &mut self.runtime);
             self.take_in(now_ms);
         }
     }
 
-    /// This node leaves: the others hear of it.
+    /// Tells the other members that this node leaves.
     pub fn leave(&mut self, now_ms: u64) {
         let _ = self.foca.leave_cluster(&mut self.runtime);
         self.take_in(now_ms);
     }
 
-    /// When [`Self::handle_timeout`] is to be called.
+    /// When [`Self::handle_timeout`] is due, in milliseconds.
     pub fn poll_timeout(&self) -> Option<u64> {
-        self.timers.first_key_value().map(|((due_ms, _), _)| *due_ms)
+        self.timers.first_key_value().map(|(key, _)| key.due_ms)
     }
 
-    /// What was learned.
+    /// The next change of the membership.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
 
-    /// A packet for another member. Without a link to it, it may be dropped.
+    /// The next packet to send. A packet to a member without a link may be dropped.
     pub fn poll_datagram(&mut self) -> Option<(NodeId, Bytes)> {
         self.datagrams.pop_front()
     }
 
-    /// All members but this one, and whether they are suspected.
-    pub fn members(&self) -> impl Iterator<Item = (&Identity, bool)> {
+    /// All other members, and whether they are suspected to be dead.
+    pub fn members(&self) -> impl Iterator<Item = (&Member, bool)> {
         self.foca.iter_members().map(|member| (member.id(), member.state() == State::Suspect))
+    }
+
+    /// Whether a node is suspected to be dead.
+    pub fn is_suspected(&self, node: NodeId) -> bool {
+        self.members().any(|(member, is_suspected)| is_suspected && member.node() == Some(node))
     }
 
     fn take_in(&mut self, now_ms: u64) {
         while let Some((after, timer)) = self.runtime.to_schedule() {
             self.timers_set += 1;
-            self.timers.insert((now_ms + after.as_millis() as u64, self.timers_set), timer);
+            let due_ms = now_ms + after.as_millis() as u64;
+            self.timers.insert(TimerKey { due_ms, number: self.timers_set }, timer);
         }
         while let Some((to, packet)) = self.runtime.to_send() {
             self.datagrams.extend(to.node().map(|node| (node, packet)));
@@ -203,6 +229,48 @@ impl Membership {
                 | OwnedNotification::Idle
                 | OwnedNotification::Defunct => {}
             }
+        }
+    }
+}
+
+impl Mesh {
+    /// Acts on changes of the membership, and sends packets of the gossip.
+    pub(super) fn follow_membership(&mut self, now_ms: u64) {
+        while let Some(change) = self.membership.poll_change() {
+            match change {
+                Change::Up(member) => self.handle_member_up(now_ms, &member),
+                Change::Down(member) => self.handle_member_down(&member),
+                Change::Returned => {
+                    tracing::warn!("mesh: the other nodes had declared this one dead; it is back");
+                    self.tell_shards(|| Message::GivenUp);
+                }
+            }
+        }
+        while let Some((node, packet)) = self.membership.poll_datagram() {
+            if let Some(link) = self.peers.get(&node).and_then(|peer| peer.link) {
+                self.effects.push_back(LinkEffect::Datagram(link, packet));
+            }
+        }
+    }
+
+    fn handle_member_up(&mut self, now_ms: u64, member: &Member) {
+        let Some(node) = member.node().filter(|node| *node != self.settings.node) else { return };
+        match self.peers.get_mut(&node) {
+            Some(peer) if peer.link.is_some() => peer.is_declared_dead = false,
+            _ => self.dialler.want(now_ms, node, member.mesh, self.settings.node > node),
+        }
+    }
+
+    /// Ends the session with a member that is dead or has left: at once without a link, otherwise when the
+    /// link is lost.
+    fn handle_member_down(&mut self, member: &Member) {
+        let Some(node) = member.node() else { return };
+        let incarnation = member.incarnation();
+        let peer = self.peers.get_mut(&node).filter(|peer| peer.hello.incarnation == incarnation);
+        match peer {
+            Some(peer) if peer.link.is_some() => peer.is_declared_dead = true,
+            Some(_) => self.end_session(node, "all nodes agree that it is dead or has left"),
+            None => self.tell_shards(|| Message::NodeDead(node, incarnation.0)),
         }
     }
 }

@@ -1,10 +1,12 @@
-//! The transport: QUIC by quinn, on a thread of its own with tokio, which no other place names. One
-//! task there holds the mesh and its end of the bus, as a driver holds a shard: messages of shards and
-//! events of links → [`Mesh`] → messages for shards and effects on links.
+//! The transport and the thread of the mesh: QUIC by quinn, on tokio, which no other module names.
+//!
+//! One task of the thread holds the mesh and its end of the bus, as a driver holds a shard: messages of
+//! shards and events of links → [`Mesh`] → messages for shards and effects on links.
 
 mod lanes;
-mod links;
-mod words;
+mod reasons;
+mod reports;
+mod transport;
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,59 +24,59 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-use super::identity::Identity;
-use super::link::{Effect, Event};
-use super::{Mesh, Settings};
+use super::identity::NodeIdentity;
+use super::link::{LinkEffect, LinkEvent};
+use super::{Mesh, MeshSettings};
 use crate::runtime::{AwakeClock, Port};
-use links::Links;
+use transport::Transport;
 
-/// How long a link may be silent before it is lost, in milliseconds.
+/// Idle timeout of a link, in milliseconds.
 const SILENCE_MAX_MS: u64 = 2500;
 
-/// What the kernel may hold for the socket, each way, if net.core.rmem_max and wmem_max let it: with
-/// its defaults packets were lost on loopback.
+/// The socket's buffer in each direction, in bytes, if net.core.rmem_max and wmem_max allow it. With the
+/// kernel's defaults packets were lost on loopback.
 pub const SOCKET_BYTES: usize = 8 << 20;
 
-/// Events taken in a turn: what is left waits for the next.
+/// Events handled per turn. The others wait for the next turn.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// How long the clock of the mesh stands still after a gap, in microseconds: so long the transport may
-/// take to hand over what arrived meanwhile.
+/// How long the mesh's clock stands still after a gap, in microseconds, while the transport passes on what
+/// arrived meanwhile.
 const CATCH_UP_US: u64 = 200_000;
 
-/// Gaps of so many microseconds are worth a line in the log.
+/// The shortest gap that is logged, in microseconds.
 const LONG_GAP_US: u64 = 1_000_000;
 
-/// How soon a message that found a full mailbox is tried again, in milliseconds.
+/// Interval at which a message for a full mailbox is retried, in milliseconds.
 const STUCK_MS: u64 = 1;
 
-/// Names that are looked up at a time: each takes a thread while it lasts.
+/// Names that are looked up at a time. Each takes a thread meanwhile.
 const LOOKUPS_MAX: usize = 8;
 
-/// A bound socket.
+/// A bound UDP socket.
 #[derive(Debug)]
 pub struct Socket {
     socket: socket2::Socket,
-    /// Its address; its port is real even where 0 was asked for.
+    /// The bound address. The port is the actual one even if 0 was requested.
     pub address: SocketAddr,
 }
 
 /// Binds the socket of the mesh.
 ///
 /// # Errors
-/// The address is not ours or is in use.
+/// The address is not this machine's, or is in use.
 pub fn bind(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
-        // [::] is for both families.
+        // [::] listens on both families.
         socket.set_only_v6(false)?;
     }
     socket.set_recv_buffer_size(SOCKET_BYTES)?;
     socket.set_send_buffer_size(SOCKET_BYTES)?;
     socket.bind(&address.into())?;
     let address = socket.local_addr()?.as_socket().expect("it was bound to an IP address");
-    // The kernel tells double: with what it needs itself.
+    // The kernel reports double the size, which includes its own overhead.
     let bytes = socket.recv_buffer_size()? / 2;
     if bytes < SOCKET_BYTES {
         tracing::info!(
@@ -85,22 +87,22 @@ pub fn bind(address: SocketAddr) -> io::Result<Socket> {
     Ok(Socket { socket, address })
 }
 
-/// The mesh at work on its thread.
+/// A running mesh, on its thread.
 #[derive(Debug)]
 pub struct Running {
     thread: JoinHandle<()>,
     leave: oneshot::Sender<()>,
 }
 
-/// Starts the thread of the mesh, which works for the shards at the other ends of `port`. If it fails
-/// later it says why in `failures`, and the node cannot go on without it.
+/// Starts the thread of the mesh, for the shards at the other ends of `port`. If the mesh fails later,
+/// `failures` is called with the reason, and the node has to end.
 ///
 /// # Errors
-/// The socket or the identity is of no use, or there is no thread to be had.
+/// The socket or the identity is unusable, or no thread can be started.
 pub fn start(
     socket: Socket,
-    identity: Identity,
-    settings: Settings,
+    identity: NodeIdentity,
+    settings: MeshSettings,
     port: Port,
     failures: impl Fn(String) + Send + 'static,
 ) -> io::Result<Running> {
@@ -126,7 +128,7 @@ pub fn start(
             Ok(Err(why)) => failures(why),
             Err(_) => failures("mesh: panicked; see the message above".into()),
         }
-        // A name may still be looked up: nobody waits for it.
+        // Does not wait for a name that is still being looked up.
         runtime.shutdown_background();
     };
     let thread = std::thread::Builder::new().name("mesh".into()).spawn(work)?;
@@ -135,10 +137,10 @@ pub fn start(
 }
 
 impl Running {
-    /// Tells the other nodes that this one leaves, closes the links, and ends the thread: in a quarter
-    /// of a second.
+    /// Tells the other nodes that this one leaves, closes the links, and ends the thread, within a quarter of
+    /// a second.
     pub fn leave(self) {
-        // If it has failed, it has said so.
+        // A mesh that has failed has reported it.
         let _ = self.leave.send(());
         let _ = self.thread.join();
     }
@@ -146,20 +148,20 @@ impl Running {
 
 #[expect(
     deprecated,
-    reason = "unsound for types that do not keep their descriptor, which an OwnedFd does; what is \
-              to be used instead asks for an unsafe block"
+    reason = "unsound for types that may close their descriptor early, which an OwnedFd does not; the \
+              replacement needs an unsafe block"
 )]
 fn readable(eventfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(eventfd, Interest::READABLE)
 }
 
-/// The mesh and what it works with, turn by turn: under load many messages and events make one turn,
-/// and so one batch per lane; one that comes alone leaves at once.
+/// The mesh with its port and links, turn by turn. Under load many messages and events share a turn, and
+/// so a batch per lane. A message that comes alone leaves at once.
 struct Turns {
     mesh: Mesh,
     port: Port,
-    links: Links,
-    // Becomes readable when there is mail and the port was armed.
+    transport: Transport,
+    // Becomes readable when a message arrives while the port may sleep.
     mail: AsyncFd<OwnedFd>,
     start: Instant,
     clock: AwakeClock,
@@ -168,9 +170,9 @@ struct Turns {
     is_stuck: bool,
 }
 
-/// Why there is a turn.
+/// Why a turn begins.
 enum Woken {
-    Event(Event),
+    Event(LinkEvent),
     MailOrTime,
     Leave,
 }
@@ -179,15 +181,15 @@ impl Turns {
     fn new(
         runtime: &Runtime,
         socket: Socket,
-        identity: &Identity,
-        settings: Settings,
+        identity: &NodeIdentity,
+        settings: MeshSettings,
         port: Port,
     ) -> io::Result<Self> {
         let _inside = runtime.enter();
         let start = Instant::now();
         Ok(Self {
             mesh: Mesh::new(settings, 0),
-            links: Links::new(socket.socket, identity).map_err(io::Error::other)?,
+            transport: Transport::new(socket.socket, identity).map_err(io::Error::other)?,
             mail: readable(port.wake_fd().try_clone_to_owned()?)?,
             port,
             start,
@@ -198,10 +200,10 @@ impl Turns {
         })
     }
 
-    /// Turns until the node leaves.
+    /// Runs turns until the node leaves.
     ///
     /// # Errors
-    /// The mesh cannot go on: why.
+    /// The mesh has failed: why.
     async fn run(mut self, mut left: oneshot::Receiver<()>) -> Result<(), String> {
         let mut failure = self.turn(None);
         while failure.is_none() {
@@ -214,14 +216,14 @@ impl Turns {
         if failure.is_none() {
             let now_ms = self.now_ms();
             self.mesh.handle_leave(now_ms);
-            // What it has to say last.
+            // Sends the last messages.
             failure = self.turn(None);
         }
-        self.links.leave(failure.as_deref().unwrap_or("the node goes down")).await;
+        self.transport.leave(failure.as_deref().unwrap_or("the node shuts down")).await;
         failure.map_or(Ok(()), Err)
     }
 
-    /// The time without gaps in which this thread did not run. The mesh is told of those.
+    /// The time without gaps in which this thread did not run. Tells the mesh of a new gap.
     fn now_ms(&mut self) -> u64 {
         let now_ms = self.clock.read(self.start.elapsed().as_micros() as u64) / 1000;
         if let Some(us) = self.clock.take_gap() {
@@ -240,14 +242,14 @@ impl Turns {
     async fn wait(&mut self, left: &mut oneshot::Receiver<()>) -> Woken {
         let takes_data = self.takes_data();
         let has_time = self.set_alarm();
-        // From here on who puts something into a mailbox writes the eventfd.
+        // From here on a sender to the mailbox writes the eventfd.
         let has_mail = !self.port.may_sleep();
         let woken = tokio::select! {
-            event = self.links.next(takes_data) => Woken::Event(event),
-            // Others had their turn, and what they have is looked for above.
+            event = self.transport.next(takes_data) => Woken::Event(event),
+            // Other tasks had their turn, and their reports are received above.
             () = tokio::task::yield_now(), if has_mail => Woken::MailOrTime,
             mail = self.mail.readable(), if !has_mail => {
-                // Each write is told of anew (it is edge-triggered), so its counter is never read.
+                // Edge-triggered: each write is reported, so the counter need not be read.
                 mail.expect("the runtime is there").clear_ready();
                 Woken::MailOrTime
             }
@@ -258,13 +260,13 @@ impl Turns {
         woken
     }
 
-    /// Data is taken while there is room for it in the mailboxes, behind which what does not fit
-    /// would pile up.
+    /// Whether data is taken: while there is room for it in the mailboxes. Otherwise it would accumulate
+    /// without bound.
     fn takes_data(&self) -> bool {
         !self.is_stuck
     }
 
-    /// Whether there is a time to wake at; the alarm is set to it.
+    /// Sets the alarm to the next deadline; false if there is none.
     fn set_alarm(&mut self) -> bool {
         let now_ms = self.now_ms();
         let soon = (self.is_stuck || self.clock.is_behind()).then(|| now_ms + STUCK_MS);
@@ -281,8 +283,8 @@ impl Turns {
         true
     }
 
-    /// Gives why the node cannot go on, if it cannot.
-    fn turn(&mut self, first: Option<Event>) -> Option<String> {
+    /// Runs one turn. Returns why the node has to end, if it does.
+    fn turn(&mut self, first: Option<LinkEvent>) -> Option<String> {
         let now_ms = self.now_ms();
         let Self { mesh, port, .. } = self;
         let mut taken = 0;
@@ -294,7 +296,7 @@ impl Turns {
         if taken == 0 && self.clock.has_waited_to_catch_up() {
             self.clock.caught_up();
         }
-        let Self { mesh, port, links, .. } = self;
+        let Self { mesh, port, transport, .. } = self;
         mesh.handle_turn(now_ms);
         while let Some((to, from, message)) = mesh.poll_message() {
             port.post_from(from, to, message);
@@ -303,18 +305,18 @@ impl Turns {
         let mut failure = None;
         while let Some(effect) = mesh.poll_effect() {
             match effect {
-                Effect::Fail(why) => failure = Some(why),
-                effect => links.perform(effect),
+                LinkEffect::Fail(why) => failure = Some(why),
+                effect => transport.perform(effect),
             }
         }
         failure
     }
 
-    /// Takes in what links tell; how much that was.
-    fn take_events(&mut self, now_ms: u64, mut first: Option<Event>) -> usize {
+    /// Handles the events of links. Returns their number.
+    fn take_events(&mut self, now_ms: u64, mut first: Option<LinkEvent>) -> usize {
         for taken in 0..EVENTS_PER_TURN {
             let takes_data = self.takes_data();
-            let next = first.take().or_else(|| self.links.ready(takes_data));
+            let next = first.take().or_else(|| self.transport.ready(takes_data));
             let Some(event) = next else { return taken };
             self.mesh.handle_event(now_ms, event);
         }
@@ -325,21 +327,21 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::NodeId;
+    use crate::address::{Incarnation, NodeId};
     use crate::message::{Message, Party};
     use crate::runtime::{bus, unix_ms};
 
     const LOOPBACK: &str = "127.0.0.1:0";
 
     #[test]
-    fn the_mesh_wakes_for_mail_as_often_as_it_sleeps_and_ends_when_it_is_told() {
+    fn the_mesh_wakes_for_each_message_and_ends_when_told_to() {
         let node = NodeId::new(1).unwrap();
         let (mut ports, _control) = bus(node, 1, true).unwrap();
         let (port, mut shard) = (ports.pop().unwrap(), ports.pop().unwrap());
         let socket = bind(LOOPBACK.parse().unwrap()).unwrap();
-        let settings = Settings {
+        let settings = MeshSettings {
             node,
-            incarnation: unix_ms(),
+            incarnation: Incarnation(unix_ms()),
             shards: 1,
             advertise: socket.address,
             api: LOOPBACK.parse().unwrap(),
@@ -349,17 +351,20 @@ mod tests {
             channel_key: [0; 16],
             random_seed: 1,
         };
-        let identity = Identity::from_key("0123456789abcdef").unwrap();
+        let identity = NodeIdentity::from_key("0123456789abcdef").unwrap();
         let running = start(socket, identity, settings, port, |why| panic!("{why}")).unwrap();
         let end = std::time::Instant::now() + Duration::from_secs(60);
         for round in 0..50 {
-            // More than the mailbox holds, so that the mesh has to take some of them.
+            // More than the mailbox holds, so that the mesh has to take some.
             for number in 1..=10_000 {
                 let number = round * 10_000 + number;
                 shard.post(Party::Mesh, Message::Interest(number, "news".into(), number % 2 == 1));
             }
             while shard.flush() {
-                assert!(std::time::Instant::now() < end, "nobody takes the mail of round {round}");
+                assert!(
+                    std::time::Instant::now() < end,
+                    "nobody takes the messages of round {round}"
+                );
                 std::thread::yield_now();
             }
             // Time to fall asleep.

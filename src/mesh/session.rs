@@ -1,124 +1,130 @@
-//! What two nodes have said to each other, whatever becomes of the links between them: batches are
-//! numbered per lane, kept until the other has them, and sent again on the next link. So messages
-//! arrive once and in order, or the session ends and both sides know.
+//! A session between two nodes, which outlives the links between them.
+//!
+//! Batches are numbered per lane, kept until the other node has acknowledged them, and sent again on the
+//! next link. So messages arrive once and in order, or the session ends and both nodes know.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 use super::link::Lane;
-use super::wire;
+use super::numbers::BatchNumber;
+use super::wire::{self, Receipt};
 use crate::message::Message;
 
-/// Bytes kept for one node at which no more calls for it are taken: they fail at once.
+/// Kept bytes at which a session takes no more calls: they fail at once.
 const KEPT_BYTES: usize = 16 << 20;
 
-/// Bytes kept for one node, all that nothing can refuse included (answers, events of topics; their
-/// own bounds hold them far below this): beyond it the session ends.
+/// Kept bytes beyond which a session ends. They include what cannot be refused (answers and events of
+/// topics), whose own bounds are far below this.
 const KEPT_BYTES_MAX: usize = 256 << 20;
 
-/// Bytes of letters gathered in one turn before they make a batch.
+/// Bytes of messages gathered in a turn that make a batch before the turn ends.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// One node's end of a session.
+/// This node's end of a session.
 #[derive(Debug, Default)]
 pub struct Session {
     outgoing: BTreeMap<Lane, Outgoing>,
     incoming: BTreeMap<Lane, Incoming>,
+    // Bytes of all batches in `outgoing`.
     kept_bytes: usize,
-    // Lanes with letters that are not in a batch yet.
-    touched: Vec<Lane>,
-    // Lanes with batches that were not acknowledged yet.
+    // Lanes with gathered messages.
+    gathering: Vec<Lane>,
+    // Lanes with batches to acknowledge.
     unacknowledged: Vec<Lane>,
+    // Batches to send on the link.
     ready: VecDeque<(Lane, Bytes)>,
     traffic: Traffic,
 }
 
-/// What was said in a session, in both directions, what was said again left out.
+/// What was sent and received in a session. Repeated batches are not counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Traffic {
     /// Batches made for the other node.
     pub sent_batches: u64,
-    /// Their bytes.
+    /// Bytes of batches made for the other node.
     pub sent_bytes: u64,
-    /// Batches that came.
+    /// Batches received.
     pub received_batches: u64,
-    /// Their bytes.
+    /// Bytes of batches received.
     pub received_bytes: u64,
 }
 
 #[derive(Debug, Default)]
 struct Outgoing {
-    last: u64,
+    last: BatchNumber,
+    // The batch that is being put together.
     gathered: Vec<u8>,
-    kept: VecDeque<(u64, Bytes)>,
+    // Batches that were not acknowledged, oldest first.
+    kept: VecDeque<(BatchNumber, Bytes)>,
 }
 
 #[derive(Debug, Default)]
 struct Incoming {
-    last: u64,
+    last: BatchNumber,
     is_unacknowledged: bool,
 }
 
-/// What a batch that came is.
+/// How a batch fits behind those received before.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// The next one.
+    /// The next batch of its lane.
     Next,
-    /// One that came before, on another link.
+    /// A batch that was received before, on another link.
     Repeated,
-    /// Others are missing before it: the peer is at fault.
+    /// A batch behind a missing one: the peer is at fault.
     Gap,
 }
 
 impl Session {
-    /// Whether a call may be sent: not while too much waits for the other node.
+    /// Whether calls may be sent. They may not while the other node has too much to acknowledge.
     pub fn takes_calls(&self) -> bool {
         self.kept_bytes < KEPT_BYTES
     }
 
-    /// Whether so much waits that the session has to end.
+    /// Whether the other node has so much to acknowledge that the session has to end.
     pub fn is_over_full(&self) -> bool {
         self.kept_bytes > KEPT_BYTES_MAX
     }
 
-    /// Bytes that the other node is not known to have.
+    /// Bytes of batches that were not acknowledged.
     pub fn kept_bytes(&self) -> usize {
         self.kept_bytes
     }
 
-    /// What was said so far.
+    /// What was sent and received so far.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
 
-    /// Adds a message; it goes with the next [`Self::flush`].
+    /// Adds a message to the lane's next batch, which [`Self::flush`] completes.
     pub fn push(&mut self, lane: Lane, to: wire::To, message: &Message) {
         let outgoing = self.outgoing.entry(lane).or_default();
         if outgoing.gathered.is_empty() {
             wire::begin_batch(&mut outgoing.gathered);
-            self.touched.push(lane);
+            self.gathering.push(lane);
         }
-        let is_for_others = wire::put_letter(&mut outgoing.gathered, to, message);
-        debug_assert!(is_for_others, "what a node says to itself stays with it");
+        let crosses = wire::put_message(&mut outgoing.gathered, to, message);
+        debug_assert!(crosses, "a message between the parts of one node does not leave it");
         if outgoing.gathered.len() >= BATCH_BYTES {
-            self.close_batch(lane);
+            self.complete_batch(lane);
         }
     }
 
-    /// Makes batches of what has gathered.
+    /// Completes the batches of all lanes.
     pub fn flush(&mut self) {
-        for lane in std::mem::take(&mut self.touched) {
-            self.close_batch(lane);
+        for lane in std::mem::take(&mut self.gathering) {
+            self.complete_batch(lane);
         }
     }
 
-    fn close_batch(&mut self, lane: Lane) {
+    fn complete_batch(&mut self, lane: Lane) {
         let Some(outgoing) = self.outgoing.get_mut(&lane) else { return };
         if outgoing.gathered.is_empty() {
             return;
         }
-        outgoing.last += 1;
+        outgoing.last = outgoing.last.next();
         let mut batch = std::mem::take(&mut outgoing.gathered);
         wire::end_batch(&mut batch, outgoing.last);
         let batch = Bytes::from(batch);
@@ -129,15 +135,15 @@ impl Session {
         self.ready.push_back((lane, batch));
     }
 
-    /// The next batch to be sent on the link; without one, it is kept all the same.
+    /// The next batch to send on the link. Without a link a batch is kept all the same.
     pub fn poll_batch(&mut self) -> Option<(Lane, Bytes)> {
         self.ready.pop_front()
     }
 
-    /// There is a new link, and the other node has got so much of each lane: sends the rest again.
-    pub fn resume(&mut self, received: &[(Lane, u64)]) {
-        for &(lane, number) in received {
-            self.acknowledged(lane, number);
+    /// Continues on a new link, by which the other node says what it has received: sends the rest again.
+    pub fn resume(&mut self, received: &[Receipt]) {
+        for &receipt in received {
+            self.handle_acknowledgement(receipt);
         }
         self.ready.clear();
         for (&lane, outgoing) in &self.outgoing {
@@ -146,20 +152,20 @@ impl Session {
         }
     }
 
-    /// The other node has all batches of a lane up to this number.
-    pub fn acknowledged(&mut self, lane: Lane, number: u64) {
-        let Some(outgoing) = self.outgoing.get_mut(&lane) else { return };
-        while outgoing.kept.front().is_some_and(|(kept, _)| *kept <= number)
+    /// Drops batches that the other node has.
+    pub fn handle_acknowledgement(&mut self, receipt: Receipt) {
+        let Some(outgoing) = self.outgoing.get_mut(&receipt.lane) else { return };
+        while outgoing.kept.front().is_some_and(|(kept, _)| *kept <= receipt.last)
             && let Some((_, batch)) = outgoing.kept.pop_front()
         {
             self.kept_bytes -= batch.len();
         }
     }
 
-    /// A batch of so many bytes has come.
-    pub fn arrived(&mut self, lane: Lane, number: u64, bytes: usize) -> Arrival {
+    /// Notes a received batch of this many bytes.
+    pub fn handle_batch(&mut self, lane: Lane, number: BatchNumber, bytes: usize) -> Arrival {
         let incoming = self.incoming.entry(lane).or_default();
-        if number > incoming.last + 1 {
+        if number > incoming.last.next() {
             return Arrival::Gap;
         }
         if !incoming.is_unacknowledged {
@@ -175,17 +181,42 @@ impl Session {
         Arrival::Next
     }
 
-    /// The next acknowledgement to be sent.
-    pub fn poll_acknowledgement(&mut self) -> Option<(Lane, u64)> {
+    /// The next acknowledgement to send.
+    pub fn poll_acknowledgement(&mut self) -> Option<Receipt> {
         let lane = self.unacknowledged.pop()?;
         let incoming = self.incoming.get_mut(&lane)?;
         incoming.is_unacknowledged = false;
-        Some((lane, incoming.last))
+        Some(Receipt { lane, last: incoming.last })
     }
 
-    /// What has come of each lane.
-    pub fn received(&self) -> Vec<(Lane, u64)> {
-        self.incoming.iter().map(|(&lane, incoming)| (lane, incoming.last)).collect()
+    /// What was received on each lane.
+    pub fn received(&self) -> Vec<Receipt> {
+        self.incoming
+            .iter()
+            .map(|(&lane, incoming)| Receipt { lane, last: incoming.last })
+            .collect()
+    }
+
+    /// Asserts the invariants. Costs a look at every batch that is kept.
+    pub fn check(&self) {
+        let kept = self.outgoing.values().flat_map(|outgoing| &outgoing.kept);
+        let bytes: usize = kept.map(|(_, batch)| batch.len()).sum();
+        assert_eq!(bytes, self.kept_bytes, "bytes that are kept");
+        for (lane, Outgoing { last, gathered, kept }) in &self.outgoing {
+            // Kept batches are the last of their lane, without a gap: what is sent again continues
+            // where the other node stopped.
+            let numbers = kept.iter().map(|(number, _)| number.0);
+            let first = last.0 + 1 - kept.len() as u64;
+            assert!(numbers.eq(first..=last.0), "kept batches of {lane:?}");
+            assert!(gathered.is_empty() || self.gathering.contains(lane), "{lane:?} is flushed");
+        }
+        for (lane, _) in &self.ready {
+            assert!(self.outgoing.contains_key(lane), "a batch of {lane:?} that was never made");
+        }
+        for (lane, incoming) in &self.incoming {
+            let listed = self.unacknowledged.iter().filter(|listed| *listed == lane).count();
+            assert_eq!(listed, usize::from(incoming.is_unacknowledged), "{lane:?} is acknowledged");
+        }
     }
 }
 
@@ -198,37 +229,47 @@ mod tests {
 
     const LANE: Lane = Lane::Shard(ShardId(3));
 
-    fn say(session: &mut Session, number: u64) {
+    fn receipt(last: u64) -> Receipt {
+        Receipt { lane: LANE, last: BatchNumber(last) }
+    }
+
+    fn send(session: &mut Session, number: u64) {
         let message = Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
         session.push(LANE, wire::To::Mesh, &message);
+        session.check();
         session.flush();
+        session.check();
     }
 
     fn batches(session: &mut Session) -> Vec<Bytes> {
+        session.check();
         std::iter::from_fn(|| session.poll_batch()).map(|(_, batch)| batch).collect()
     }
 
     #[test]
     fn what_was_not_acknowledged_is_sent_again_on_the_next_link() {
         let mut session = Session::default();
-        (1..=3).for_each(|number| say(&mut session, number));
+        (1..=3).for_each(|number| send(&mut session, number));
         let sent = batches(&mut session);
-        session.acknowledged(LANE, 1);
-        session.resume(&[(LANE, 2)]);
+        session.handle_acknowledgement(receipt(1));
+        session.resume(&[receipt(2)]);
         assert_eq!(batches(&mut session), sent[2..]);
-        session.acknowledged(LANE, 3);
+        session.handle_acknowledgement(receipt(3));
         assert_eq!(session.kept_bytes, 0);
         session.resume(&[]);
         assert_eq!(batches(&mut session).len(), 0);
     }
 
     #[test]
-    fn a_batch_counts_once_and_a_missing_one_is_seen() {
+    fn a_batch_counts_once_and_a_missing_one_is_noticed() {
         let mut session = Session::default();
-        let arrivals = [1, 2, 2, 1, 3, 5].map(|number| session.arrived(LANE, number, 10));
+        let arrivals =
+            [1, 2, 2, 1, 3, 5].map(|number| session.handle_batch(LANE, BatchNumber(number), 10));
         use Arrival::{Gap, Next, Repeated};
         assert_eq!(arrivals, [Next, Next, Repeated, Repeated, Next, Gap]);
-        assert_eq!(session.poll_acknowledgement(), Some((LANE, 3)));
+        session.check();
+        assert_eq!(session.poll_acknowledgement(), Some(receipt(3)));
         assert_eq!(session.poll_acknowledgement(), None);
+        session.check();
     }
 }

@@ -1,9 +1,12 @@
-//! Meshes that talk to each other through links that are held in the hand.
+//! Several meshes, connected by links that the tests control.
 
+use super::link::{Lane, Refusal};
+use super::numbers::SessionId;
 use super::*;
-use crate::address::ClientId;
+use crate::address::{ClientId, ShardAddress};
 use crate::message::ConnectionKey;
-use crate::protocol::api::Reply;
+use crate::protocol::api::{Reply, Tally};
+use crate::protocol::frame::Frame;
 use std::collections::BTreeSet;
 
 const SHARDS: usize = 2;
@@ -36,9 +39,9 @@ fn other_address(index: usize) -> SocketAddr {
 }
 
 fn mesh(index: usize, incarnation: u64, now_ms: u64) -> Mesh {
-    let settings = Settings {
+    let settings = MeshSettings {
         node: node(index),
-        incarnation,
+        incarnation: Incarnation(incarnation),
         shards: SHARDS,
         advertise: mesh_address(index),
         api: ([127, 0, 0, 1], 6000 + index as u16).into(),
@@ -80,7 +83,7 @@ impl Net {
         let dialled = target.parse().unwrap();
         for (index, remote, is_dialled) in [(from, dialled, true), (to, mesh_address(from), false)]
         {
-            let event = Event::Opened { link, remote, is_dialled };
+            let event = LinkEvent::Opened { link, remote, is_dialled };
             self.meshes[index].handle_event(self.now_ms, event);
         }
     }
@@ -89,6 +92,7 @@ impl Net {
         let mut was_busy = false;
         for index in 0..self.meshes.len() {
             self.meshes[index].handle_turn(self.now_ms);
+            self.meshes[index].check();
             while let Some(effect) = self.meshes[index].poll_effect() {
                 was_busy = true;
                 self.carry_out(index, effect);
@@ -103,16 +107,16 @@ impl Net {
         was_busy
     }
 
-    fn carry_out(&mut self, index: usize, effect: Effect) {
+    fn carry_out(&mut self, index: usize, effect: LinkEffect) {
         let (link, event) = match effect {
-            Effect::Dial(target) => return self.dial(index, &target),
-            Effect::Send(link, lane, bytes) => (link, Event::Received(link, lane, bytes)),
-            Effect::Datagram(link, bytes) => (link, Event::Datagram(link, bytes)),
-            Effect::Close(link, why) => (link, Event::Closed(link, why)),
-            Effect::Fail(why) => return self.ended.push((index, why)),
+            LinkEffect::Dial(target) => return self.dial(index, &target),
+            LinkEffect::Send(link, lane, bytes) => (link, LinkEvent::Received(link, lane, bytes)),
+            LinkEffect::Datagram(link, bytes) => (link, LinkEvent::Datagram(link, bytes)),
+            LinkEffect::Close(link, why) => (link, LinkEvent::Closed(link, why)),
+            LinkEffect::Fail(why) => return self.ended.push((index, why)),
         };
         let Some(&[one, two]) = self.links.get(&link) else { return };
-        if matches!(event, Event::Closed(..)) {
+        if matches!(event, LinkEvent::Closed(..)) {
             self.links.remove(&link);
         }
         let to = one + two - index;
@@ -146,7 +150,7 @@ impl Net {
         for link in broken {
             self.links.remove(&link);
             for index in [one, two] {
-                let event = Event::Closed(link, "timed out".into());
+                let event = LinkEvent::Closed(link, "timed out".into());
                 self.meshes[index].handle_event(self.now_ms, event);
             }
         }
@@ -213,7 +217,9 @@ fn nodes_that_know_one_seed_find_each_other() {
     for (index, mesh) in net.meshes.iter().enumerate() {
         let peers: Vec<NodeId> = mesh.peers.keys().copied().collect();
         assert_eq!(peers.len(), 3, "node {index} knows {peers:?}");
-        assert!(mesh.peers.values().all(|peer| peer.link.is_some() && peer.is_trusted(3000)));
+        assert!(
+            mesh.peers.values().all(|peer| peer.link.is_some() && peer.liveness.is_trusted(3000))
+        );
         assert_eq!(mesh.membership.members().count(), 3);
         assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeUp { .. })), 3 * SHARDS);
     }
@@ -331,9 +337,13 @@ fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_n
     assert!(!net.is_known(1, 1));
     net.pass(600);
     assert!(net.is_known(1, 1));
-    assert!(!net.meshes[0].peers[&node(1)].is_trusted(net.now_ms));
-    let channel = net.meshes[0].hash.of("news");
-    assert_eq!(net.meshes[0].who_may_want(net.now_ms, channel), [node(1)], "it may want anything");
+    assert!(!net.meshes[0].peers[&node(1)].liveness.is_trusted(net.now_ms));
+    let channel = net.meshes[0].hasher.hash("news");
+    assert_eq!(
+        net.meshes[0].interested_nodes(net.now_ms, channel),
+        [node(1)],
+        "it may want anything"
+    );
 }
 
 #[test]
@@ -346,13 +356,17 @@ fn a_node_that_did_not_run_trusts_nobodys_interest_and_gives_nobody_up() {
     // Its clock leaves the gap out; the others' does not.
     net.meshes[0].handle_gap(net.now_ms);
     net.settle();
-    let channel = net.meshes[0].hash.of("other");
-    assert_eq!(net.meshes[0].who_may_want(net.now_ms, channel), [node(1)], "it may want anything");
+    let channel = net.meshes[0].hasher.hash("other");
+    assert_eq!(
+        net.meshes[0].interested_nodes(net.now_ms, channel),
+        [node(1)],
+        "it may want anything"
+    );
     assert_eq!(net.tally(1), None, "the call in flight is not failed");
     assert_eq!(net.published(5), [(1, ShardId(0))]);
     assert_eq!(net.tally(1), tally(5, 0));
     net.pass(50);
-    assert!(net.meshes[0].peers[&node(1)].is_trusted(net.now_ms), "it has answered since");
+    assert!(net.meshes[0].peers[&node(1)].liveness.is_trusted(net.now_ms), "it has answered since");
     assert_eq!(net.meshes[0].sessions_ended, 0);
 }
 
@@ -363,11 +377,11 @@ fn an_answer_to_a_question_from_before_a_gap_does_not_renew_trust() {
     net.meshes[0].handle_gap(net.now_ms);
     let link = net.meshes[0].peers[&node(1)].link.unwrap();
     let mut pong = Vec::new();
-    wire::put_control(&mut pong, &wire::Control::Pong(asked_ms, 0));
-    let event = Event::Received(link, Lane::Control, pong.into());
+    wire::put_control(&mut pong, &wire::Control::Pong { sent_ms: asked_ms, clients: 0 });
+    let event = LinkEvent::Received(link, Lane::Control, pong.into());
     net.meshes[0].handle_event(net.now_ms, event);
     let peer = &net.meshes[0].peers[&node(1)];
-    assert!(!peer.is_trusted(net.now_ms) && !peer.is_silent);
+    assert!(!peer.liveness.is_trusted(net.now_ms) && !peer.liveness.is_silent());
 }
 
 #[test]
@@ -404,15 +418,20 @@ fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
 fn a_node_that_speaks_other_versions_alone_is_refused_and_told_why() {
     let mut net = Net::new(2);
     let hello = net.meshes[0].peers[&node(1)].hello.clone();
-    let (first, last) = wire::VERSIONS;
-    let stranger = |versions| wire::Hello { node: node(5), versions, ..hello.clone() };
-    assert_eq!(net.meshes[0].refusal(&stranger((first, last + 7))), None);
+    let wire::Versions { first, last } = wire::VERSIONS;
+    let stranger = |first, last| {
+        let versions = wire::Versions { first, last };
+        wire::Hello { node: node(5), versions, ..hello.clone() }
+    };
+    assert_eq!(net.meshes[0].refusal(&stranger(first, last + 7)), None);
     let (link, remote) = (LinkId(1000), mesh_address(5));
-    net.meshes[0].handle_event(net.now_ms, Event::Opened { link, remote, is_dialled: false });
-    let newer = stranger((last + 1, last + 7));
+    net.meshes[0].handle_event(net.now_ms, LinkEvent::Opened { link, remote, is_dialled: false });
+    let newer = stranger(last + 1, last + 7);
     let why = net.meshes[0].handle_hello(net.now_ms, link, newer).unwrap_err();
     assert!(why.contains(&format!("speaks versions {} to {}", last + 1, last + 7)), "{why}");
-    let Some(Effect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else { panic!() };
+    let Some(LinkEffect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else {
+        panic!()
+    };
     let mut reader = wire::FrameReader::default();
     reader.push(said);
     let said = reader.next_frame().unwrap().unwrap();
@@ -426,9 +445,9 @@ fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
     let held = net.meshes[0].peers[&node(1)].session_id;
     net.cut(0, 1);
     let (link, remote) = (LinkId(1000), mesh_address(1));
-    net.meshes[0].handle_event(net.now_ms, Event::Opened { link, remote, is_dialled: true });
+    net.meshes[0].handle_event(net.now_ms, LinkEvent::Opened { link, remote, is_dialled: true });
     net.meshes[0].end_session(node(1), "it takes too long");
-    let answer = wire::Hello { held, ..hello };
+    let answer = wire::Hello { held: Some(held), ..hello };
     assert!(net.meshes[0].handle_hello(net.now_ms, link, answer).is_err());
     assert!(net.meshes[0].peers.is_empty());
 }
@@ -437,18 +456,21 @@ fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
 fn words_that_were_overtaken_by_others_begin_no_session_even_when_those_have_ended() {
     let mut net = Net::new(2);
     let Peer { hello, session_id, .. } = &net.meshes[1].peers[&node(0)];
-    let (hello, session_id) = (hello.clone(), *session_id);
+    let (hello, session_id) = (hello.clone(), session_id.0);
     // Whoever says so holds no session.
-    let said = |offered| wire::Hello { held: 0, offered, ..hello.clone() };
+    let said = |offered| {
+        let offered = SessionId(offered);
+        wire::Hello { held: None, offered, ..hello.clone() }
+    };
     let hear = |mesh: &mut Mesh, number, offered| {
         let (link, remote) = (LinkId(number), mesh_address(0));
-        mesh.handle_event(0, Event::Opened { link, remote, is_dialled: false });
+        mesh.handle_event(0, LinkEvent::Opened { link, remote, is_dialled: false });
         let is_taken = mesh.handle_hello(0, link, said(offered)).is_ok();
-        (is_taken, mesh.peers.get(&node(0)).map(|peer| peer.session_id))
+        (is_taken, mesh.peers.get(&node(0)).map(|peer| peer.session_id.0))
     };
     let mesh = &mut net.meshes[1];
-    assert_eq!(hear(mesh, 1000, hello.offered - 1), (false, Some(session_id)));
-    let next = hello.offered + 2;
+    assert_eq!(hear(mesh, 1000, hello.offered.0 - 1), (false, Some(session_id)));
+    let next = hello.offered.0 + 2;
     assert_eq!(hear(mesh, 1001, next), (true, Some(next)), "it has lost the session since");
     mesh.end_session(node(0), "it is no more");
     assert_eq!(hear(mesh, 1002, next - 1), (false, None));
@@ -461,7 +483,7 @@ fn what_a_shard_said_before_it_heard_of_a_new_session_is_not_said_in_it() {
     let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
     net.heard.clear();
     // It hears of it a second time, and has not said so.
-    net.meshes[0].unseen.insert((node(1), ShardId(1)), 1);
+    net.meshes[0].unseen_node_ups.insert((node(1), ShardId(1)), 1);
     net.say(0, 1, to, message(1));
     net.say(0, 1, Party::Mesh, Message::NodeSeen(node(1)));
     net.say(0, 1, to, message(2));
@@ -478,7 +500,7 @@ fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
     net.links.clear();
     net.meshes[1] = mesh(1, 2, net.now_ms);
     for link in links {
-        net.meshes[0].handle_event(net.now_ms, Event::Closed(link, "gone".into()));
+        net.meshes[0].handle_event(net.now_ms, LinkEvent::Closed(link, "gone".into()));
     }
     net.pass(2000);
     assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
@@ -486,7 +508,8 @@ fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
     let mut other = mesh(1, 3, net.now_ms);
     other.settings.advertise = mesh_address(7);
     let hello = net.meshes[1].peers[&node(0)].hello.clone();
-    let intruder = wire::Hello { node: node(1), mesh: mesh_address(7), incarnation: 3, ..hello };
+    let intruder =
+        wire::Hello { node: node(1), mesh: mesh_address(7), incarnation: Incarnation(3), ..hello };
     let (refusal, why) = net.meshes[0].refusal(&intruder).unwrap();
     assert!(refusal == Refusal::Id && why.contains("node id 2 is in use"), "{why}");
 }
@@ -511,7 +534,7 @@ fn a_node_that_is_dialled_at_another_of_its_addresses_stays_in_session() {
 fn of_two_nodes_with_one_id_the_later_one_ends_whoever_dials() {
     let mut net = Net::new(2);
     let settings = mesh(2, 2, net.now_ms).settings;
-    net.meshes.push(Mesh::new(Settings { node: node(0), ..settings }, net.now_ms));
+    net.meshes.push(Mesh::new(MeshSettings { node: node(0), ..settings }, net.now_ms));
     for _ in 0..12 {
         net.dial(0, &mesh_address(2).to_string());
         net.dial(1, &mesh_address(2).to_string());

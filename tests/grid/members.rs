@@ -157,7 +157,7 @@ fn a_node_whose_id_is_in_use_ends_and_both_logs_say_so() {
         fs::remove_file(file).expect("the file was there to be read");
         assert_eq!(code, Some(1), "{lines:#?}");
         assert!(lines.last().is_some_and(|line| line.contains(&why)), "{lines:#?}");
-        grid.nodes[0].logs(&format!("is not taken in: {why}"));
+        grid.nodes[0].logs(&format!("is refused: {why}"));
     }
     grid.wait_until_whole();
 }

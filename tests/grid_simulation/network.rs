@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use gridcast::mesh::link::{Effect, Event, Lane, LinkId};
+use gridcast::mesh::link::{Lane, LinkEffect, LinkEvent, LinkId};
 
 use crate::plan::{EVERYBODY, Plan, mesh_address};
 use crate::random::Random;
@@ -18,7 +18,7 @@ const DIAL_MS: u64 = 4000;
 pub struct Network {
     wires: Vec<Wire>,
     dials: Vec<Dial>,
-    events: Vec<VecDeque<Event>>,
+    events: Vec<VecDeque<LinkEvent>>,
     nodes: Vec<NodeState>,
     // By sender and receiver.
     blocked: Vec<Vec<bool>>,
@@ -154,13 +154,13 @@ impl Network {
     }
 
     /// Does what a node's mesh wants done.
-    pub fn carry_out(&mut self, random: &mut Random, now_ms: u64, node: usize, effect: Effect) {
+    pub fn carry_out(&mut self, random: &mut Random, now_ms: u64, node: usize, effect: LinkEffect) {
         match effect {
-            Effect::Dial(target) => self.dial(random, now_ms, node, &target),
-            Effect::Send(link, lane, bytes) => self.send(random, now_ms, link, lane, bytes),
-            Effect::Datagram(link, packet) => self.send_datagram(random, now_ms, link, &packet),
-            Effect::Close(link, _) => self.close(random, now_ms, link),
-            Effect::Fail(why) => panic!("node {node} ends: {why}"),
+            LinkEffect::Dial(target) => self.dial(random, now_ms, node, &target),
+            LinkEffect::Send(link, lane, bytes) => self.send(random, now_ms, link, lane, bytes),
+            LinkEffect::Datagram(link, packet) => self.send_datagram(random, now_ms, link, &packet),
+            LinkEffect::Close(link, _) => self.close(random, now_ms, link),
+            LinkEffect::Fail(why) => panic!("node {node} ends: {why}"),
         }
     }
 
@@ -267,7 +267,7 @@ impl Network {
         let is_up = self.nodes[from] == NodeState::Up && self.nodes[to] == NodeState::Up;
         if deadline_ms <= now_ms || random.one_in(40) {
             let why = "no answer".to_owned();
-            return self.events[from].push_back(Event::Unreachable(dial.target, why));
+            return self.events[from].push_back(LinkEvent::Unreachable(dial.target, why));
         }
         if is_cut || !is_up {
             dial.due_ms = now_ms + 100;
@@ -291,7 +291,7 @@ impl Network {
     }
 
     /// The next thing that a node hears.
-    pub fn poll(&mut self, random: &mut Random, now_ms: u64, node: usize) -> Option<Event> {
+    pub fn poll(&mut self, random: &mut Random, now_ms: u64, node: usize) -> Option<LinkEvent> {
         if let Some(event) = self.events[node].pop_front() {
             return Some(event);
         }
@@ -354,11 +354,11 @@ impl End {
         other: usize,
         is_dialled: bool,
         is_blocked: bool,
-    ) -> Option<Event> {
+    ) -> Option<LinkEvent> {
         if !self.is_open {
             self.is_open = self.opens_ms <= now_ms;
             let remote = mesh_address(other);
-            let opened = Event::Opened { link: self.id, remote, is_dialled };
+            let opened = LinkEvent::Opened { link: self.id, remote, is_dialled };
             return self.is_open.then_some(opened);
         }
         let until_ms = self.closes.as_ref().map_or(now_ms, |closes| closes.0.min(now_ms));
@@ -367,12 +367,12 @@ impl End {
         }
         let (due_ms, why) = self.closes?;
         self.is_gone = due_ms <= now_ms;
-        self.is_gone.then(|| Event::Closed(self.id, why.into()))
+        self.is_gone.then(|| LinkEvent::Closed(self.id, why.into()))
     }
 
-    fn receive(&mut self, random: &mut Random, until_ms: u64) -> Option<Event> {
+    fn receive(&mut self, random: &mut Random, until_ms: u64) -> Option<LinkEvent> {
         if let Some(place) = self.datagrams.iter().position(|packet| packet.0 <= until_ms) {
-            return Some(Event::Datagram(self.id, self.datagrams.swap_remove(place).1));
+            return Some(LinkEvent::Datagram(self.id, self.datagrams.swap_remove(place).1));
         }
         let is_ready = |way: &Way| way.parcels.front().is_some_and(|front| front.0 <= until_ms);
         let ready = self.lanes.iter().filter(|(_, way)| is_ready(way)).map(|(&lane, _)| lane);
@@ -386,9 +386,9 @@ impl End {
         if bytes.len() > 1 && random.one_in(6) {
             let head = bytes.split_to(random.between(1, bytes.len() - 1));
             *due_ms = until_ms + random.between(0, 5) as u64;
-            return Some(Event::Received(self.id, lane, head));
+            return Some(LinkEvent::Received(self.id, lane, head));
         }
         let (_, bytes) = parcels.pop_front()?;
-        Some(Event::Received(self.id, lane, bytes))
+        Some(LinkEvent::Received(self.id, lane, bytes))
     }
 }

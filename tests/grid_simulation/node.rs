@@ -15,6 +15,9 @@ use crate::network::Network;
 use crate::peer::{Peer, Shared};
 use crate::plan::{Plan, index_of, node_id};
 
+/// Every so many turns of a mesh its invariants are checked.
+const CHECK_EVERY: u64 = 4;
+
 /// Turns in a row in which a shard asks for another at once, at most: that is a loop.
 const TURNS_MAX: usize = 2000;
 
@@ -37,6 +40,7 @@ pub struct Node {
     // By shard: the peers by their connection's place in its table.
     places: Vec<HashMap<ConnectionKey, usize>>,
     restless: Vec<usize>,
+    mesh_turns: u64,
     // What its clock of deadlines, which leaves out the time that it is frozen, and its wall clock are
     // ahead of the run's.
     ahead_ms: i64,
@@ -67,6 +71,7 @@ impl Node {
             bus: Bus::new(settings.shards, plan.bus_ms_max),
             places: vec![HashMap::new(); settings.shards],
             restless: vec![0; settings.shards],
+            mesh_turns: 0,
             ahead_ms,
             frozen_ms: 0,
             unix_ahead_ms: unix_ms as i64 - shared.now_ms as i64,
@@ -220,6 +225,10 @@ impl Node {
         }
         if was_busy || self.mesh.poll_timeout().is_some_and(|due| due <= now.ms) {
             self.mesh.handle_turn(now.ms);
+            self.mesh_turns += 1;
+            if self.mesh_turns.is_multiple_of(CHECK_EVERY) {
+                self.mesh.check();
+            }
             let due = self.mesh.poll_timeout();
             assert!(
                 due.is_none_or(|due| now.ms < due),

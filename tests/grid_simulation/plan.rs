@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use gridcast::address::NodeId;
+use gridcast::address::{Incarnation, NodeId};
 use gridcast::mesh;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Queue, Route, Settings};
@@ -107,10 +107,10 @@ impl Plan {
     }
 
     /// What its mesh is told.
-    pub fn mesh_settings(&self, index: usize, incarnation: u64, seed: u64) -> mesh::Settings {
-        mesh::Settings {
+    pub fn mesh_settings(&self, index: usize, incarnation: u64, seed: u64) -> mesh::MeshSettings {
+        mesh::MeshSettings {
             node: node_id(index),
-            incarnation,
+            incarnation: Incarnation(incarnation),
             shards: self.shards[index],
             advertise: mesh_address(index),
             api: ([10, 0, 0, index as u8 + 1], 6789).into(),

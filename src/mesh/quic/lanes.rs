@@ -1,4 +1,4 @@
-//! What comes and goes on one link: a task that listens, and one for each lane in each direction.
+//! The tasks of a link: one that listens, and one for each lane in each direction.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -10,52 +10,52 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 
-use super::links::{Ears, Heard};
-use super::words;
-use crate::mesh::link::{Event, LANES, Lane, LinkId};
+use super::reasons;
+use super::reports::{Reporter, TaskReport};
+use crate::mesh::link::{LANES, Lane, LinkEvent, LinkId};
 
-/// Bytes taken from a stream at a time. What one packet brought is seldom more.
+/// Bytes taken from a stream at a time. One packet rarely has more.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// Pieces given to a stream at a time.
+/// Pieces passed to a stream at a time.
 const PIECES: usize = 64;
 
-/// Hears all that comes on a link until it is lost, and then says why it was.
-pub(super) async fn listen(link: LinkId, connection: Connection, ears: Ears) {
+/// Reports all that arrives on a link until it is lost, and then why it was lost.
+pub(super) async fn listen(link: LinkId, connection: Connection, reporter: Reporter) {
     let mut readers = JoinSet::new();
-    let why = match receive(link, &connection, &ears, &mut readers).await {
-        Ok(lost) => words::why_lost(&lost),
+    let why = match receive(link, &connection, &reporter, &mut readers).await {
+        Ok(lost) => reasons::why_lost(&lost),
         Err(violation) => {
             connection.close(0u8.into(), violation.as_bytes());
             violation
         }
     };
-    // What came before the end is heard before it: the peer's last words may tell more.
+    // Data that arrived before the end is reported before it: the last control message may say more.
     while let Some(ended) = readers.join_next().await {
-        // Which of them was first to see that the link is lost or was broken does not matter.
+        // Each reader fails when the link is lost. The first reason was kept above.
         let _ = unwound(ended);
     }
-    // Without anybody to hear it the node has ended.
-    let _ = ears.control.send(Heard::Ended(link, why)).await;
+    // Without a receiver the node has ended.
+    let _ = reporter.control.send(TaskReport::Ended(link, why)).await;
 }
 
-/// Until the connection is lost.
+/// Accepts lanes and datagrams until the connection is lost.
 ///
 /// # Errors
-/// The peer does not keep to the lanes: how.
+/// The peer misuses a lane: how.
 async fn receive(
     link: LinkId,
     connection: &Connection,
-    ears: &Ears,
+    reporter: &Reporter,
     readers: &mut JoinSet<Result<(), String>>,
 ) -> Result<ConnectionError, String> {
-    let taken = Arc::new(Taken::default());
+    let opened = Arc::new(OpenedLanes::default());
     loop {
         tokio::select! {
             biased;
             stream = connection.accept_uni() => match stream {
                 Ok(stream) => {
-                    let reading = read(link, connection.clone(), stream, taken.clone(), ears.clone());
+                    let reading = read(link, connection.clone(), stream, opened.clone(), reporter.clone());
                     readers.spawn(reading);
                 }
                 Err(lost) => return Ok(lost),
@@ -63,8 +63,8 @@ async fn receive(
             Some(ended) = readers.join_next() => unwound(ended)?,
             datagram = connection.read_datagram() => match datagram {
                 Ok(bytes) => {
-                    let event = Event::Datagram(link, bytes);
-                    let _ = ears.control.send(Heard::Event(event)).await;
+                    let event = LinkEvent::Datagram(link, bytes);
+                    let _ = reporter.control.send(TaskReport::Event(event)).await;
                 }
                 Err(lost) => return Ok(lost),
             },
@@ -72,7 +72,7 @@ async fn receive(
     }
 }
 
-/// What a task gave; a panic in it goes on here.
+/// The result of a task. A panic of the task continues here.
 pub(super) fn unwound<T>(ended: Result<T, JoinError>) -> T {
     match ended {
         Ok(result) => result,
@@ -80,18 +80,18 @@ pub(super) fn unwound<T>(ended: Result<T, JoinError>) -> T {
     }
 }
 
-/// Which lanes of a link the peer has opened, by number: each may be once.
-struct Taken([AtomicBool; LANES]);
+/// Which lanes of a link the peer has opened, by number. Each may be opened once.
+struct OpenedLanes([AtomicBool; LANES]);
 
-impl Default for Taken {
+impl Default for OpenedLanes {
     fn default() -> Self {
         Self(std::array::from_fn(|_| AtomicBool::new(false)))
     }
 }
 
-impl Taken {
-    /// The lane with this number.
-    fn take(&self, number: u16) -> Result<Lane, String> {
+impl OpenedLanes {
+    /// Notes that the lane with this number is opened.
+    fn open(&self, number: u16) -> Result<Lane, String> {
         let lane = Lane::from_number(number).ok_or_else(|| format!("there is no lane {number}"))?;
         match self.0[usize::from(number)].swap(true, Ordering::Relaxed) {
             true => Err(format!("lane {number} was opened twice")),
@@ -104,22 +104,22 @@ async fn read(
     link: LinkId,
     connection: Connection,
     mut stream: RecvStream,
-    taken: Arc<Taken>,
-    ears: Ears,
+    opened: Arc<OpenedLanes>,
+    reporter: Reporter,
 ) -> Result<(), String> {
     let mut number = [0; 2];
     if stream.read_exact(&mut number).await.is_err() {
-        // It was ended, or lost, before it began.
+        // The stream ended, or the link was lost, before the number arrived.
         return Ok(());
     }
-    let lane = taken.take(u16::from_le_bytes(number))?;
+    let lane = opened.open(u16::from_le_bytes(number))?;
     loop {
         match stream.read_chunk(CHUNK_BYTES, true).await {
             Ok(Some(chunk)) => {
-                let heard = Heard::Event(Event::Received(link, lane, chunk.bytes));
+                let report = TaskReport::Event(LinkEvent::Received(link, lane, chunk.bytes));
                 match lane {
-                    Lane::Control => drop(ears.control.send(heard).await),
-                    _ => hand_on(&connection, &ears.data, heard).await,
+                    Lane::Control => drop(reporter.control.send(report).await),
+                    _ => report_data(&connection, &reporter.data, report).await,
                 }
             }
             Ok(None) | Err(ReadError::ConnectionLost(_)) => return Ok(()),
@@ -128,31 +128,31 @@ async fn read(
     }
 }
 
-/// Waits for room, but not beyond the end of the link: what is lost then was not acknowledged.
-async fn hand_on(connection: &Connection, data: &mpsc::Sender<Heard>, heard: Heard) {
-    if let Err(TrySendError::Full(heard)) = data.try_send(heard) {
+/// Waits for room, at most until the link is lost. Data that is dropped then was not acknowledged.
+async fn report_data(connection: &Connection, data: &mpsc::Sender<TaskReport>, report: TaskReport) {
+    if let Err(TrySendError::Full(report)) = data.try_send(report) {
         tokio::select! {
-            _ = data.send(heard) => {}
+            _ = data.send(report) => {}
             _ = connection.closed() => {}
         }
     }
 }
 
-/// The way to a lane of the peer's.
+/// Sends on one lane.
 pub(super) struct Writer {
-    // Its bound is the mesh's: it keeps what a peer has not acknowledged, and takes no more for it
-    // than it may keep, so no more than that waits here. (QUIC's own buffer is its send window.)
+    // Bounded by the session, which keeps what the peer has not acknowledged and ends beyond its limit. No
+    // more than that waits here. (QUIC's own buffer is its send window.)
     queue: mpsc::UnboundedSender<Bytes>,
     finished: oneshot::Receiver<Infallible>,
 }
 
 impl Writer {
-    /// A writer, and the work that is to be done for it.
+    /// A writer, and the work of its task.
     pub(super) fn new(connection: Connection, lane: Lane) -> (Self, impl Future<Output = ()>) {
         let (queue, pieces) = mpsc::unbounded_channel();
         let (finishing, finished) = oneshot::channel::<Infallible>();
         let work = async move {
-            // If the connection is lost, who listens says so.
+            // A lost connection is reported by the task that listens.
             let _ = write(&connection, lane, pieces).await;
             drop(finishing);
         };
@@ -160,11 +160,11 @@ impl Writer {
     }
 
     pub(super) fn send(&self, bytes: Bytes) {
-        // Nobody takes it if the connection is lost.
+        // Without a receiver the connection is lost.
         let _ = self.queue.send(bytes);
     }
 
-    /// Ends the lane; done when the peer has got all that was sent on it, or is gone.
+    /// Ends the lane. Returns when the peer has received all data, or is gone.
     pub(super) async fn finish(self) {
         drop(self.queue);
         let _ = self.finished.await;
@@ -177,7 +177,7 @@ async fn write(
     mut pieces: mpsc::UnboundedReceiver<Bytes>,
 ) -> Result<(), WriteError> {
     let mut stream = connection.open_uni().await?;
-    // Acknowledgements and signs of life go before a backlog of messages.
+    // Acknowledgements and pings go before a backlog of messages.
     let _ = stream.set_priority(i32::from(lane == Lane::Control));
     stream.write_all(&lane.number().to_le_bytes()).await?;
     let mut some = Vec::with_capacity(PIECES);
@@ -186,7 +186,7 @@ async fn write(
         some.clear();
     }
     let _ = stream.finish();
-    // Until the peer has all of it.
+    // Returns when the peer has received everything.
     let _ = stream.stopped().await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is said between nodes is made of these: numbers, names, texts, ids, addresses.
+//! The fields of the wire format: numbers, names, texts, ids, addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -8,7 +8,7 @@ use crate::mesh::link::Lane;
 use crate::message::{BackendId, ConnectionKey};
 use crate::protocol::api::NAME_BYTES_MAX;
 
-// A name's length is one byte.
+// The length of a name is one byte.
 const _: () = assert!(NAME_BYTES_MAX == u8::MAX as usize);
 
 const GENERATION_BITS: u32 = 24;
@@ -16,7 +16,7 @@ const GENERATION_BITS: u32 = 24;
 const IP_V4: u8 = 4;
 const IP_V6: u8 = 6;
 
-/// Bytes of a peer, taken field by field from the front.
+/// The rest of a frame, read field by field.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fields<'a>(&'a [u8]);
 
@@ -29,7 +29,7 @@ impl<'a> Fields<'a> {
         self.0.is_empty()
     }
 
-    /// There must be nothing left.
+    /// Checks that no data is left.
     pub(super) fn end(&self) -> Result<(), WireError> {
         if self.0.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
     }
@@ -64,18 +64,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Bytes behind their length.
+    /// Bytes, preceded by their length.
     pub(super) fn bytes(&mut self) -> Result<&'a [u8], WireError> {
         let length = self.u32()? as usize;
         self.take(length)
     }
 
-    /// Text of any length, JSON for one.
+    /// Text of any length, such as JSON.
     pub(super) fn long_text(&mut self) -> Result<&'a str, WireError> {
         text(self.bytes()?)
     }
 
-    /// A text for people.
+    /// A text for people, of at most [`TEXT_BYTES_MAX`](super::TEXT_BYTES_MAX) bytes.
     pub(super) fn text(&mut self) -> Result<&'a str, WireError> {
         match self.long_text()? {
             text if text.len() <= super::TEXT_BYTES_MAX => Ok(text),
@@ -83,13 +83,13 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// 0 to 255 bytes of text.
+    /// Text of 0 to 255 bytes.
     pub(super) fn short_text(&mut self) -> Result<&'a str, WireError> {
         let length = self.u8()?;
         text(self.take(length.into())?)
     }
 
-    /// The name of a channel or topic, which is not empty.
+    /// The name of a channel or topic: text of 1 to 255 bytes.
     pub(super) fn name(&mut self) -> Result<&'a str, WireError> {
         match self.short_text()? {
             "" => Err(WireError::OutOfBounds),
@@ -97,8 +97,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// As many items as are announced, at most `max`. The list grows as they are read: what is
-    /// announced and does not come takes no memory.
+    /// A list of at most `max` items, preceded by their number. The list grows as items are read, so that
+    /// a number alone takes no memory.
     pub(super) fn list<T>(
         &mut self,
         max: usize,
@@ -188,8 +188,8 @@ pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 pub(super) fn put_short_text(out: &mut Vec<u8>, text: &str) {
-    // Names, keys and reasons for a close: each is checked where it comes into the node.
-    out.push(u8::try_from(text.len()).expect("it has at most 255 bytes"));
+    // Names, keys and reasons of closes are checked where they enter the node.
+    out.push(u8::try_from(text.len()).expect("a short text has at most 255 bytes"));
     out.extend_from_slice(text.as_bytes());
 }
 

@@ -1,4 +1,4 @@
-//! Bytes of a lane, cut anywhere → its frames.
+//! Received pieces of a lane → frames.
 
 use std::collections::VecDeque;
 
@@ -6,32 +6,32 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::{FRAME_BYTES_MAX, WireError};
 
-/// The length in front of a frame.
+/// Bytes of the length before a frame.
 const LENGTH_BYTES: usize = 4;
 
-/// Puts the frames of one lane together.
+/// Assembles the frames of one lane.
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    // What came and was not looked at. As much as is pushed before frames are asked for.
+    // Pieces that were not read. Their bound is what is pushed before frames are read.
     chunks: VecDeque<Bytes>,
-    // The beginning of a frame that was cut, length included: up to FRAME_BYTES_MAX. It grows with
-    // what comes, since a length may announce what never does.
+    // The start of an incomplete frame, including its length: up to FRAME_BYTES_MAX. Grows with received
+    // data, since the rest may never come.
     partial: BytesMut,
 }
 
 impl FrameReader {
-    /// What came next.
+    /// Adds the next piece.
     pub fn push(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.chunks.push_back(bytes);
         }
     }
 
-    /// The next frame without its length, if it is all there: a part of what was pushed, or put
-    /// together if it came in parts.
+    /// The next whole frame, without its length. Shares memory with a pushed piece, or is a copy if the
+    /// frame came in several.
     ///
     /// # Errors
-    /// It is over [`FRAME_BYTES_MAX`]. There is no way on.
+    /// The frame is over [`FRAME_BYTES_MAX`]. Nothing can be read after that.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, WireError> {
         while let Some(chunk) = self.chunks.front_mut() {
             let begun: &[u8] = if self.partial.is_empty() { chunk } else { &self.partial };
@@ -48,7 +48,7 @@ impl FrameReader {
         Ok(None)
     }
 
-    /// Adds what comes next of a frame, at most all that is missing. The frame, if that was it.
+    /// Adds the next part of a frame, at most what is missing of it. Returns the frame if it is complete.
     fn add(&mut self, piece: Bytes) -> Result<Option<Bytes>, WireError> {
         if self.partial.is_empty() && piece.len() == size(&piece)? {
             return Ok(Some(piece));
@@ -59,7 +59,8 @@ impl FrameReader {
     }
 }
 
-/// The bytes of a frame that begins so, length included; of the length alone while it is cut.
+/// The bytes of the frame that starts like this, including its length; of the length alone while that is
+/// incomplete.
 fn size(begun: &[u8]) -> Result<usize, WireError> {
     let length = begun.first_chunk().map_or(0, |&length| u32::from_le_bytes(length) as usize);
     if length > FRAME_BYTES_MAX { Err(WireError::TooLarge) } else { Ok(LENGTH_BYTES + length) }
@@ -67,7 +68,7 @@ fn size(begun: &[u8]) -> Result<usize, WireError> {
 
 #[cfg(test)]
 impl FrameReader {
-    /// What it holds memory for.
+    /// Bytes that the reader holds memory for.
     pub(super) fn memory_bytes(&self) -> usize {
         self.partial.capacity() + self.chunks.iter().map(Bytes::len).sum::<usize>()
     }

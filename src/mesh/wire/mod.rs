@@ -1,141 +1,172 @@
-//! Messages ⇄ bytes between nodes, versioned. A lane carries frames, each behind its length in 4
-//! bytes; all numbers are little-endian and of fixed size, which is what takes the least time.
+//! The versioned wire format between nodes.
 //!
-//! - `frames.rs`: what comes in pieces → frames. `control.rs`: a frame of the control lane, which is
-//!   one [`Control`]. `letter.rs`: a frame of any other lane, a batch of [`Letter`]s.
-//! - `fields.rs`: what they are made of.
+//! A lane carries frames, each behind its length in 4 bytes. Numbers are little-endian and of fixed size,
+//! which is the fastest form to read and write.
 //!
-//! Who gets this far has proved to know the grid's key, so the meaning of what a peer says is
-//! trusted: that a [`Frame`](crate::protocol::frame::Frame) holds whole server frames, that JSON is
-//! JSON. Its form is not, since a peer may be of another version or
-//! broken: every length, number, name and text is checked, nothing panics, and no more memory is
-//! taken than a small multiple of what has come.
+//! - `frames.rs`: received pieces → frames. `control.rs`: a frame of the control lane, which is one
+//!   [`Control`]. `batch.rs`: a frame of any other lane, which is a batch of messages.
+//! - `fields.rs`: numbers, names, texts, ids and addresses.
+//!
+//! A peer has proved to know the grid's key, so the meaning of its messages is trusted: that a
+//! [`Frame`](crate::protocol::frame::Frame) holds whole server frames, that JSON is JSON. Their form is not
+//! trusted, since a peer may have another version or a bug. Every length, number, name and text is checked,
+//! nothing panics, and no more memory is taken than a small multiple of what has arrived.
 
+mod batch;
 mod control;
 mod fields;
 mod frames;
-mod letter;
 
 use std::fmt;
 use std::net::SocketAddr;
 
-use crate::address::{NodeId, ShardId};
+use crate::address::{Incarnation, NodeId, ShardId};
 use crate::message::Message;
 
 use super::link::Lane;
+use super::numbers::{AnnouncementNumber, BatchNumber, ChannelHash, SessionId};
 
+pub use batch::{batch_number, begin_batch, end_batch, messages, put_message};
 pub use control::{put_control, read_control};
 pub use frames::FrameReader;
-pub use letter::{batch_number, begin_batch, end_batch, letters, put_letter};
 
-/// The versions of this format that this node speaks: its own, and the one before where it still
-/// does.
-pub const VERSIONS: (u16, u16) = (1, 1);
+/// The versions of the format that this node speaks: its own, and the previous one where it still does.
+pub const VERSIONS: Versions = Versions { first: 1, last: 1 };
 
-/// The longest frame, in bytes without its length. The largest message is the event of 16 MiB of
-/// text from a client, and JSON may write six bytes for one: 96 MiB, and the same again does not
-/// fit. Who puts letters into a batch ends it long before: it may be as full as 16 MiB when the
-/// largest is added.
+/// The longest frame, in bytes without its length. The largest message is an event of 16 MiB of text, for
+/// which JSON may need six bytes each: 96 MiB. A batch is completed long before it is full: the largest
+/// message is added to 16 MiB at most.
 pub const FRAME_BYTES_MAX: usize = 128 << 20;
 
-/// The longest text for people: a fault, a refusal, a version. Longer ones are cut.
+/// The longest text for people (an error, a refusal, a software version), in bytes. Longer ones are cut.
 pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// A range of versions of the wire format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// The oldest version.
+    pub first: u16,
+    /// The newest version.
+    pub last: u16,
+}
 
 /// What the meshes of two nodes say to each other on the control lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// The first words on a link, from each side.
+    /// The first message on a link, from each side.
     Hello(Hello),
-    /// Instead of going on: why, in words for the log. The link is closed after it.
+    /// Refuses the peer, and says why in a text for the log. The link is closed after it.
     Refused(String),
-    /// Hashes of channels that the sender has subscribers of from now on, or has not any more.
+    /// Announces of which channels the sender has subscribers from now on, or has none any more.
     Interest {
-        /// Counts these; 0 says that more of the whole is to come.
-        number: u64,
-        /// What was said before holds no more: this begins the whole.
+        /// Confirmed by [`Control::InterestKnown`]; `None`: more parts of the whole interest follow.
+        number: Option<AnnouncementNumber>,
+        /// The first part of the whole interest, which replaces all earlier announcements.
         is_whole: bool,
         /// Channels that have subscribers.
-        on: Vec<u64>,
-        /// Channels that have none any more.
-        off: Vec<u64>,
+        on: Vec<ChannelHash>,
+        /// Channels that have no subscribers any more.
+        off: Vec<ChannelHash>,
     },
-    /// All [`Control::Interest`] up to this number is known.
-    InterestKnown(u64),
-    /// Asks for [`Control::Pong`] with this number, at once.
-    Ping(u64),
-    /// The answer, and how many clients the node has.
-    Pong(u64, u64),
-    /// Of this lane all batches up to this number have come.
-    Received(Lane, u64),
+    /// Confirms all [`Control::Interest`] up to this number.
+    InterestKnown(AnnouncementNumber),
+    /// Asks for an immediate [`Control::Pong`].
+    Ping {
+        /// The time on the sender's clock, in milliseconds.
+        sent_ms: u64,
+    },
+    /// Answers [`Control::Ping`].
+    Pong {
+        /// The time in the ping.
+        sent_ms: u64,
+        /// The sender's number of clients.
+        clients: u64,
+    },
+    /// Acknowledges batches.
+    Received(Receipt),
 }
 
-/// Who a node is.
+/// The batches received on one lane of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The lane.
+    pub lane: Lane,
+    /// The last batch. All batches before it were received, too.
+    pub last: BatchNumber,
+}
+
+/// Who a node is, and which session it wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The versions that it speaks, from and to.
-    pub versions: (u16, u16),
-    /// Its id.
+    /// The versions that the node speaks.
+    pub versions: Versions,
+    /// The node's id.
     pub node: NodeId,
-    /// When it started, in Unix milliseconds: which of those that had this id it is.
-    pub incarnation: u64,
-    /// How many shards it has.
+    /// When the node was started.
+    pub incarnation: Incarnation,
+    /// The number of the node's shards.
     pub shards: u16,
-    /// Where it is dialled.
+    /// The address at which the node is dialled.
     pub mesh: SocketAddr,
-    /// Where back ends reach it.
+    /// The address at which back ends reach the node.
     pub api: SocketAddr,
-    /// Its software's version, for people.
+    /// The version of the node's software, for people.
     pub software: String,
-    /// The session that it goes on with, 0: none.
-    pub held: u64,
-    /// The session that begins if the two do not hold the same and this side dialled.
-    pub offered: u64,
-    /// Of the held session: the last batch of each lane that it has got.
-    pub received: Vec<(Lane, u64)>,
+    /// The session to continue, if the peer names the same one.
+    pub held: Option<SessionId>,
+    /// The session to begin otherwise. The offer of the node that dialled counts.
+    pub offered: SessionId,
+    /// The batches received in the held session.
+    pub received: Vec<Receipt>,
 }
 
-/// Whom a message between nodes is for.
+/// The receiver of a message within a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
-    /// A shard of the receiving node.
+    /// A shard.
     Shard(ShardId),
-    /// Its mesh.
+    /// The mesh.
     Mesh,
 }
 
 /// A message with its receiver.
-pub type Letter = (To, Message);
+#[derive(Debug)]
+pub struct AddressedMessage {
+    /// The receiver.
+    pub to: To,
+    /// The message.
+    pub message: Message,
+}
 
-/// What is wrong with bytes of a peer. It speaks another language, or there is a bug: the link is
-/// closed.
+/// Why bytes of a peer are invalid. The peer has another version or a bug, and the link is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireError {
-    /// It ends in the middle of something.
+    /// The data ends within a field.
     Truncated,
-    /// It goes on behind its end.
+    /// Data follows the last field.
     Trailing,
     /// A frame is over [`FRAME_BYTES_MAX`].
     TooLarge,
-    /// A kind of thing, by its number, that this version does not know.
+    /// A kind that this version does not know, by its number.
     Unknown(u8),
-    /// A number, length or count is outside its bounds.
+    /// A number, length or count is out of bounds.
     OutOfBounds,
     /// A text is not UTF-8.
     NotUtf8,
-    /// A hello does not begin as one.
+    /// A hello does not start as one.
     NotAHello,
 }
 
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Truncated => "it ends in the middle of something",
-            Self::Trailing => "it goes on behind its end",
+            Self::Truncated => "the data ends within a field",
+            Self::Trailing => "data follows the last field",
             Self::TooLarge => "a frame is over 128 MiB",
-            Self::Unknown(kind) => return write!(f, "this version knows no kind {kind} of this"),
+            Self::Unknown(kind) => return write!(f, "this version does not know kind {kind}"),
             Self::OutOfBounds => "a number, length or count is out of bounds",
             Self::NotUtf8 => "a text is not UTF-8",
-            Self::NotAHello => "the first words are not those of a gridcast node",
+            Self::NotAHello => "the peer is not a gridcast node: its hello is malformed",
         })
     }
 }

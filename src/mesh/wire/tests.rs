@@ -13,29 +13,41 @@ use crate::protocol::frame::{Frame, Kind};
 
 fn hello() -> Hello {
     Hello {
-        versions: (1, 3),
+        versions: Versions { first: 1, last: 3 },
         node: NodeId::new(1023).unwrap(),
-        incarnation: 1_700_000_000_123,
+        incarnation: Incarnation(1_700_000_000_123),
         shards: 256,
         mesh: "10.0.0.5:6788".parse().unwrap(),
         api: "[fe80::1%7]:6789".parse().unwrap(),
         software: "0.1.0".into(),
-        held: u64::MAX,
-        offered: 5,
-        received: vec![(Lane::Control, 1), (Lane::Mesh, 2), (Lane::Shard(ShardId(255)), 3)],
+        held: Some(SessionId(u64::MAX)),
+        offered: SessionId(5),
+        received: vec![
+            receipt(Lane::Control, 1),
+            receipt(Lane::Mesh, 2),
+            receipt(Lane::Shard(ShardId(255)), 3),
+        ],
     }
 }
 
+fn receipt(lane: Lane, last: u64) -> Receipt {
+    Receipt { lane, last: BatchNumber(last) }
+}
+
 fn controls() -> Vec<Control> {
+    let (one, two) = (AnnouncementNumber(1), AnnouncementNumber(2));
+    let (on, off) = (vec![ChannelHash(7), ChannelHash(u64::MAX)], vec![ChannelHash(7)]);
     vec![
         Control::Hello(hello()),
         Control::Refused("wrong version".into()),
-        Control::Interest { number: 1, is_whole: true, on: vec![7, u64::MAX], off: vec![] },
-        Control::Interest { number: 2, is_whole: false, on: vec![], off: vec![7] },
-        Control::InterestKnown(2),
-        Control::Ping(3),
-        Control::Pong(3, 4),
-        Control::Received(Lane::Mesh, 4),
+        Control::Hello(Hello { held: None, received: vec![], ..hello() }),
+        Control::Interest { number: Some(one), is_whole: true, on, off: vec![] },
+        Control::Interest { number: Some(two), is_whole: false, on: vec![], off: off.clone() },
+        Control::Interest { number: None, is_whole: true, on: off, off: vec![] },
+        Control::InterestKnown(two),
+        Control::Ping { sent_ms: 3 },
+        Control::Pong { sent_ms: 3, clients: 4 },
+        Control::Received(receipt(Lane::Mesh, 4)),
     ]
 }
 
@@ -50,7 +62,7 @@ fn frame() -> Frame {
     Frame::message(Kind::Text, "grüße".as_bytes())
 }
 
-fn messages() -> Vec<Message> {
+fn all_messages() -> Vec<Message> {
     let client = ClientId::from_value(1_463_786_910_324_359_168);
     let functions = [
         Function::SetContextValue("key".into(), r#"{"a":[1,"ü"]}"#.into()),
@@ -125,23 +137,23 @@ fn batch_frame<'m>(messages: impl IntoIterator<Item = &'m Message>) -> Vec<u8> {
     let mut out = Vec::new();
     begin_batch(&mut out);
     for message in messages {
-        assert!(put_letter(&mut out, To::Shard(ShardId(3)), message), "{message:?}");
+        assert!(put_message(&mut out, To::Shard(ShardId(3)), message), "{message:?}");
     }
-    end_batch(&mut out, 77);
+    end_batch(&mut out, BatchNumber(77));
     out.split_off(4)
 }
 
-fn read_letters(frame: &[u8]) -> Result<Vec<Letter>, WireError> {
-    letters(frame).collect()
+fn read_messages(frame: &[u8]) -> Result<Vec<AddressedMessage>, WireError> {
+    super::messages(frame).collect()
 }
 
-/// The only letter of a batch, from its message on, changed by `change`.
+/// The error of reading a batch of one message that `change` has changed.
 fn changed(message: &Message, change: impl FnOnce(&mut Vec<u8>)) -> Option<WireError> {
     let mut frame = batch_frame([message]);
     let mut body = frame.split_off(10);
     change(&mut body);
     frame.extend(body);
-    read_letters(&frame).err()
+    read_messages(&frame).err()
 }
 
 #[test]
@@ -152,29 +164,29 @@ fn every_control_comes_back_as_it_was() {
 }
 
 #[test]
-fn every_letter_comes_back_as_it_was_and_in_its_place() {
-    let messages = messages();
+fn every_message_comes_back_as_it_was_and_in_its_place() {
+    let messages = all_messages();
     let frame = batch_frame(&messages);
-    assert_eq!(batch_number(&frame), Ok(77));
-    let read = read_letters(&frame).unwrap();
+    assert_eq!(batch_number(&frame), Ok(BatchNumber(77)));
+    let read = read_messages(&frame).unwrap();
     assert_eq!(read.len(), messages.len());
-    for ((to, message), sent) in read.iter().zip(&messages) {
+    for (AddressedMessage { to, message }, sent) in read.iter().zip(&messages) {
         assert_eq!(*to, To::Shard(ShardId(3)));
         assert_eq!(format!("{message:?}"), format!("{sent:?}"));
     }
 }
 
 #[test]
-fn a_letter_may_be_for_the_mesh() {
+fn a_message_may_be_for_the_mesh() {
     let mut out = Vec::new();
     begin_batch(&mut out);
-    assert!(put_letter(&mut out, To::Mesh, &Message::Wards(backend().at, WardsMessage::Begin(1))));
-    end_batch(&mut out, 1);
-    assert_eq!(read_letters(&out[4..]).unwrap()[0].0, To::Mesh);
+    assert!(put_message(&mut out, To::Mesh, &Message::Wards(backend().at, WardsMessage::Begin(1))));
+    end_batch(&mut out, BatchNumber(1));
+    assert_eq!(read_messages(&out[4..]).unwrap()[0].to, To::Mesh);
 }
 
 #[test]
-fn what_concerns_one_node_alone_is_not_put() {
+fn messages_within_a_node_are_not_put() {
     let ask = |command| Message::Ask { ticket: Ticket(1), from: backend(), command };
     let terms = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
     let topic = |message| Message::Topic("topic".into(), message);
@@ -209,31 +221,31 @@ fn what_concerns_one_node_alone_is_not_put() {
     ];
     let mut out = batch_frame([]);
     for message in staying {
-        assert!(!put_letter(&mut out, To::Mesh, &message), "{message:?}");
+        assert!(!put_message(&mut out, To::Mesh, &message), "{message:?}");
         assert_eq!(out, batch_frame([]));
     }
 }
 
 #[test]
-fn whatever_is_cut_off_is_missed() {
+fn a_cut_frame_is_truncated() {
     for control in controls() {
         let frame = control_frame(&control);
         for end in 0..frame.len() {
             assert_eq!(read_control(&frame[..end]), Err(WireError::Truncated), "{control:?}");
         }
     }
-    for message in messages() {
+    for message in all_messages() {
         let frame = batch_frame([&message]);
-        assert_eq!(read_letters(&frame[..7]).err(), Some(WireError::Truncated));
+        assert_eq!(read_messages(&frame[..7]).err(), Some(WireError::Truncated));
         for end in 9..frame.len() {
-            let error = read_letters(&frame[..end]).err();
+            let error = read_messages(&frame[..end]).err();
             assert_eq!(error, Some(WireError::Truncated), "{message:?}, {end}");
         }
     }
 }
 
 #[test]
-fn nothing_may_follow_but_after_a_hello_where_a_newer_version_says_more() {
+fn trailing_data_is_an_error_except_after_a_hello() {
     for control in controls() {
         let mut frame = control_frame(&control);
         frame.push(0);
@@ -243,16 +255,16 @@ fn nothing_may_follow_but_after_a_hello_where_a_newer_version_says_more() {
         };
         assert_eq!(read_control(&frame), read);
     }
-    for message in messages() {
+    for message in all_messages() {
         let mut frame = batch_frame([&message]);
         frame.push(0);
-        let read: Vec<_> = letters(&frame).map(|letter| letter.err()).collect();
+        let read: Vec<_> = super::messages(&frame).map(|message| message.err()).collect();
         assert_eq!(read, [None, Some(WireError::Truncated)], "{message:?}");
     }
 }
 
 #[test]
-fn the_first_words_never_change_their_form() {
+fn hello_and_refused_never_change_their_form() {
     let form = [
         &b"\x01gridcast\x01\0\x03\0\xff\x03\x7b\x68\xe5\xcf\x8b\x01\0\0\0\x01"[..],
         b"\x04\x0a\0\0\x05\x84\x1a",
@@ -282,11 +294,12 @@ fn a_single_wrong_bit_is_an_error_or_another_message_but_never_a_panic() {
             }
         }
     }
-    for message in messages() {
+    for message in all_messages() {
         for frame in flips(&batch_frame([&message])) {
-            if let Ok(read) = read_letters(&frame) {
+            if let Ok(read) = read_messages(&frame) {
                 let mut again = frame[..8].to_vec();
-                assert!(read.iter().all(|(to, message)| put_letter(&mut again, *to, message)));
+                let put = |read: &AddressedMessage| put_message(&mut again, read.to, &read.message);
+                assert!(read.iter().all(put));
                 assert_eq!(again, frame, "{read:?} has two forms");
             }
         }
@@ -359,10 +372,10 @@ fn what_is_out_of_bounds_is_refused() {
 }
 
 #[test]
-fn no_letter_is_for_the_control_lane() {
+fn no_message_is_for_the_control_lane() {
     let mut frame = batch_frame([&Message::Wards(backend().at, WardsMessage::Begin(1))]);
     frame[8..10].copy_from_slice(&Lane::Control.number().to_le_bytes());
-    assert_eq!(read_letters(&frame).err(), Some(WireError::OutOfBounds));
+    assert_eq!(read_messages(&frame).err(), Some(WireError::OutOfBounds));
 }
 
 #[test]
@@ -373,7 +386,7 @@ fn a_long_text_for_people_is_cut_between_characters() {
     assert!(long.starts_with(&text) && text.len() == TEXT_BYTES_MAX - 1);
     let fault = Fault::new(Code::TooLarge, long.to_string());
     let frame = batch_frame([&Message::Answer(Ticket(1), Answer::Done(Err(fault)))]);
-    assert_eq!(read_letters(&frame).unwrap().len(), 1);
+    assert_eq!(read_messages(&frame).unwrap().len(), 1);
     let mut longer = refused;
     longer.push(b'x');
     longer[1..5].copy_from_slice(&(TEXT_BYTES_MAX as u32 + 1).to_le_bytes());
@@ -385,7 +398,7 @@ fn a_long_text_for_people_is_cut_between_characters() {
 fn stream() -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut frames: Vec<_> = controls().iter().map(control_frame).collect();
     frames.insert(1, Vec::new());
-    frames.push(batch_frame(&messages()));
+    frames.push(batch_frame(&all_messages()));
     frames.push(Vec::new());
     let framed = |frame: &Vec<u8>| [&(frame.len() as u32).to_le_bytes()[..], frame].concat();
     (frames.iter().flat_map(framed).collect(), frames)

@@ -1,10 +1,10 @@
-//! What nodes say to each other: the frames are the same however the bytes are cut, and what is
-//! read from one is written again as it was, so that there is one form of everything.
+//! The wire format between nodes: frames do not depend on how the bytes are cut, and what is read from a
+//! frame is written again as it was, so that everything has one form.
 
 use bytes::Bytes;
 use gridcast::mesh::wire::{
-    Control, FrameReader, WireError, batch_number, begin_batch, end_batch, letters, put_control,
-    put_letter, read_control,
+    AddressedMessage, Control, FrameReader, WireError, batch_number, begin_batch, end_batch,
+    messages, put_control, put_message, read_control,
 };
 
 use super::input::{Input, pieces};
@@ -55,16 +55,18 @@ fn check_control(frame: &[u8]) {
 
 fn check_batch(frame: &[u8]) {
     let Ok(number) = batch_number(frame) else {
-        let read: Vec<_> = letters(frame).map(|letter| letter.err()).collect();
+        let read: Vec<_> = messages(frame).map(|message| message.err()).collect();
         return assert_eq!(read, [Some(WireError::Truncated)]);
     };
     let mut out = Vec::new();
     begin_batch(&mut out);
     let mut failed = false;
-    for letter in letters(frame) {
+    for message in messages(frame) {
         assert!(!failed, "an error is the last item");
-        match letter {
-            Ok((to, message)) => assert!(put_letter(&mut out, to, &message), "{message:?}"),
+        match message {
+            Ok(AddressedMessage { to, message }) => {
+                assert!(put_message(&mut out, to, &message), "{message:?}");
+            }
             Err(error) => failed = !error.to_string().is_empty(),
         }
     }

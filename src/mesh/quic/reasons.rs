@@ -1,11 +1,11 @@
-//! Why a link ended or did not come about, in words for those who run the node.
+//! Why a link was lost or a handshake failed, in words for operators.
 
 use quinn::{ConnectionError, TransportErrorCode};
 
 use super::SILENCE_MAX_MS;
 use crate::mesh::link::Refusal;
 
-/// TLS alerts (RFC 8446, section 6) that tell one thing each, in a grid.
+// TLS alerts (RFC 8446, section 6) that have one meaning each within a grid.
 const UNKNOWN_CA: u8 = 48;
 const CERTIFICATE_REQUIRED: u8 = 116;
 const NO_APPLICATION_PROTOCOL: u8 = 120;
@@ -14,10 +14,10 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 /// authority, with a wrong signature, missing.
 const CERTIFICATE_ALERTS: [u8; 8] = [42, 43, 44, 45, 46, UNKNOWN_CA, 51, CERTIFICATE_REQUIRED];
 
-/// Characters of what a peer gave as its reason.
+/// Characters of a reason that a peer gives.
 const REASON_CHARS_MAX: usize = 300;
 
-/// Why a connection is lost.
+/// Why a connection was lost.
 pub(super) fn why_lost(error: &ConnectionError) -> String {
     match error {
         ConnectionError::TransportError(error) => {
@@ -28,8 +28,8 @@ pub(super) fn why_lost(error: &ConnectionError) -> String {
         ConnectionError::ApplicationClosed(close) => {
             readable(&format!("the peer closed it: {}", String::from_utf8_lossy(&close.reason)))
         }
-        ConnectionError::TimedOut => format!("no sign of life for {SILENCE_MAX_MS} ms"),
-        ConnectionError::Reset => "the peer has started anew".into(),
+        ConnectionError::TimedOut => format!("no packet for {SILENCE_MAX_MS} ms"),
+        ConnectionError::Reset => "the peer has restarted".into(),
         ConnectionError::LocallyClosed => "closed here".into(),
         error @ (ConnectionError::VersionMismatch | ConnectionError::CidsExhausted) => {
             error.to_string()
@@ -52,16 +52,16 @@ pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
     is_any(&[NO_APPLICATION_PROTOCOL]).then_some(Refusal::Version)
 }
 
-/// What a code means in a grid, whichever side found it.
+/// The meaning of a code within a grid, whichever side sent it.
 fn why_broken(code: TransportErrorCode) -> Option<String> {
     let alert = |alert| code == TransportErrorCode::crypto(alert);
     let why = match code {
-        TransportErrorCode::CONNECTION_REFUSED => "the peer takes no more links for now",
+        TransportErrorCode::CONNECTION_REFUSED => "the peer accepts no more links at present",
         _ if alert(UNKNOWN_CA) => {
             "the peer has another grid key (mesh.key) or authority (mesh.tls.ca)"
         }
         _ if alert(CERTIFICATE_REQUIRED) => {
-            "the peer shows no certificate: it is no node of a grid"
+            "the peer presents no certificate: it is not a node of a grid"
         }
         _ if alert(NO_APPLICATION_PROTOCOL) => "the peer is not a node of gridcast",
         _ => return None,
@@ -69,7 +69,7 @@ fn why_broken(code: TransportErrorCode) -> Option<String> {
     Some(why.into())
 }
 
-/// A peer's text as part of one line.
+/// A peer's text, safe to print within one line.
 fn readable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
 }

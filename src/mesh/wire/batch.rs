@@ -1,11 +1,12 @@
-//! Batches of messages ⇄ bytes: the lanes of shards, and of the mesh.
+//! Batches of messages ⇄ bytes, on the lanes of shards and of the mesh.
 
 use super::fields::{
     Fields, put_address, put_backend, put_bytes, put_list, put_long_text, put_shard,
     put_short_text, put_text, put_u16, put_u32, put_u64,
 };
-use super::{FRAME_BYTES_MAX, Letter, To, WireError};
+use super::{AddressedMessage, FRAME_BYTES_MAX, To, WireError};
 use crate::mesh::link::Lane;
+use crate::mesh::numbers::BatchNumber;
 use crate::message::{
     Answer, BackendId, Command, Delivery, Message, Terms, Ticket, TopicMessage, WARDS_AT_ONCE,
     WardsMessage,
@@ -17,21 +18,21 @@ use crate::protocol::api::{
 use crate::protocol::close;
 use crate::protocol::frame::Frame;
 
-/// A batch's length and number.
+/// Bytes of a batch's length and number.
 const HEAD_BYTES: usize = 12;
 
-// What a message is, in its first byte.
+// Kinds of messages.
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 const TOPIC: u8 = 3;
 const WARDS: u8 = 4;
 
-// What is asked.
+// Kinds of commands.
 const SEND: u8 = 1;
 const PUBLISH: u8 = 2;
 const CALL: u8 = 3;
 
-// Which function is called.
+// Functions of a call.
 const SET_CONTEXT_VALUE: u8 = 1;
 const SET_CONTEXT: u8 = 2;
 const SUBSCRIBE: u8 = 3;
@@ -40,14 +41,14 @@ const CLOSE: u8 = 5;
 const GET_CONTEXT: u8 = 6;
 const INFO: u8 = 7;
 
-// What is answered.
+// Kinds of answers.
 const PUBLISHED: u8 = 1;
 const DONE: u8 = 2;
 const CONTEXT: u8 = 3;
 const OF_CLIENT: u8 = 4;
 const FAULT: u8 = 5;
 
-// What is said about a topic.
+// Kinds of messages about a topic.
 const DELIVER: u8 = 1;
 const EXPEL: u8 = 2;
 const WRITTEN: u8 = 3;
@@ -57,13 +58,13 @@ const CONSUME: u8 = 6;
 const UNCONSUME: u8 = 7;
 const GONE: u8 = 8;
 
-// What is said about the clients of a shard.
+// Kinds of messages about the clients of a shard.
 const BEGIN: u8 = 1;
 const ADD: u8 = 2;
 const REMOVE: u8 = 3;
 const CLAIM: u8 = 4;
 
-// Of a delivery.
+// Flags of a delivery.
 const IS_ACKNOWLEDGED: u8 = 1;
 const IS_REDELIVERED: u8 = 2;
 
@@ -73,69 +74,69 @@ pub fn begin_batch(out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; HEAD_BYTES]);
 }
 
-/// Ends the batch that the buffer holds: it can be sent, as the one of this number on its lane.
+/// Completes the batch in a buffer, with its number on its lane.
 ///
 /// # Panics
-/// It is over [`FRAME_BYTES_MAX`].
-pub fn end_batch(out: &mut [u8], number: u64) {
+/// The batch is over [`FRAME_BYTES_MAX`].
+pub fn end_batch(out: &mut [u8], number: BatchNumber) {
     let length = out.len() - 4;
     assert!(length <= FRAME_BYTES_MAX, "a batch fits a frame");
     out[..4].copy_from_slice(&(length as u32).to_le_bytes());
-    out[4..HEAD_BYTES].copy_from_slice(&number.to_le_bytes());
+    out[4..HEAD_BYTES].copy_from_slice(&number.0.to_le_bytes());
 }
 
-/// Appends a letter to a batch. False, and nothing is appended, if the message is one of those that
-/// never leave a node.
-pub fn put_letter(out: &mut Vec<u8>, to: To, message: &Message) -> bool {
+/// Appends a message to a batch. False, and nothing is appended, if messages of this kind never leave a
+/// node.
+pub fn put_message(out: &mut Vec<u8>, to: To, message: &Message) -> bool {
     let start = out.len();
     let lane = match to {
         To::Shard(shard) => Lane::Shard(shard),
         To::Mesh => Lane::Mesh,
     };
     put_u16(out, lane.number());
-    let crosses = put_message(out, message);
+    let crosses = put_content(out, message);
     if !crosses {
         out.truncate(start);
     }
     crosses
 }
 
-/// The number of the batch that a frame holds, its length already taken off.
+/// The number of the batch in a frame, which is without its length.
 ///
 /// # Errors
 /// The frame is too short.
-pub fn batch_number(frame: &[u8]) -> Result<u64, WireError> {
-    Fields::new(frame).u64()
+pub fn batch_number(frame: &[u8]) -> Result<BatchNumber, WireError> {
+    Fields::new(frame).u64().map(BatchNumber)
 }
 
-/// The letters of the batch that a frame holds. An error is the last item: what follows cannot be
-/// told apart.
-pub fn letters(frame: &[u8]) -> impl Iterator<Item = Result<Letter, WireError>> {
+/// The messages of the batch in a frame. An error is the last item, since the boundary of the next message
+/// is unknown.
+pub fn messages(frame: &[u8]) -> impl Iterator<Item = Result<AddressedMessage, WireError>> {
     let mut fields = Fields::new(frame);
     let mut rest = fields.u64().map(|_| fields);
     std::iter::from_fn(move || {
-        let letter = match &mut rest {
+        let message = match &mut rest {
             Ok(fields) if fields.is_empty() => return None,
-            Ok(fields) => read_letter(fields),
+            Ok(fields) => read_addressed(fields),
             Err(error) => Err(*error),
         };
-        if letter.is_err() {
+        if message.is_err() {
             rest = Ok(Fields::default());
         }
-        Some(letter)
+        Some(message)
     })
 }
 
-fn read_letter(fields: &mut Fields<'_>) -> Result<Letter, WireError> {
+fn read_addressed(fields: &mut Fields<'_>) -> Result<AddressedMessage, WireError> {
     let to = match fields.lane()? {
         Lane::Shard(shard) => To::Shard(shard),
         Lane::Mesh => To::Mesh,
         Lane::Control => return Err(WireError::OutOfBounds),
     };
-    Ok((to, read_message(fields)?))
+    Ok(AddressedMessage { to, message: read_message(fields)? })
 }
 
-fn put_message(out: &mut Vec<u8>, message: &Message) -> bool {
+fn put_content(out: &mut Vec<u8>, message: &Message) -> bool {
     match message {
         Message::Ask { ticket, from, command } => {
             out.push(ASK);
@@ -274,7 +275,7 @@ fn read_function(fields: &mut Fields<'_>) -> Result<Function, WireError> {
     })
 }
 
-/// As the API takes it, a key may be empty here.
+/// Reads a key, which may be empty as in the API, and its value.
 fn read_entry(fields: &mut Fields<'_>) -> Result<ContextEntry, WireError> {
     Ok((fields.short_text()?.into(), read_json(fields)?))
 }
@@ -291,7 +292,7 @@ fn read_name(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
     fields.name().map(Box::from)
 }
 
-/// Checked, since it ends up in a close frame, where not every code may stand.
+/// Reads the arguments of a close. Not every code and length is allowed in a close frame.
 fn read_close(fields: &mut Fields<'_>) -> Result<Function, WireError> {
     let (code, reason) = (fields.u16()?, fields.short_text()?);
     if !close::may_be_asked(code) || reason.len() > CLOSE_REASON_BYTES_MAX {
@@ -359,7 +360,7 @@ fn read_info(fields: &mut Fields<'_>) -> Result<Info, WireError> {
         node: fields.node()?,
         remote: fields.address()?,
         since_ms: fields.u64()?,
-        // As many as that node's configuration allows: the frame is the bound.
+        // The other node's configuration limits the channels, so only the frame's length does here.
         channels: fields.list(FRAME_BYTES_MAX, read_name)?,
         buffered: fields.u64()?,
     })
@@ -483,7 +484,7 @@ fn read_delivery(fields: &mut Fields<'_>) -> Result<Delivery, WireError> {
 fn put_terms(out: &mut Vec<u8>, terms: &Terms) {
     put_u64(out, terms.pop);
     put_u64(out, terms.window_bytes as u64);
-    // At least 1 if it acknowledges.
+    // 0: the consumer does not acknowledge. Otherwise the number is at least 1.
     put_u32(out, terms.unsettled_max.unwrap_or(0) as u32);
 }
 

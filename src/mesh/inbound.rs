@@ -1,18 +1,24 @@
-//! What shards of other nodes say: passed on, once it is sure that it is theirs to say.
+//! Messages of other nodes, which are checked and passed to this node's shards.
 
+use super::Mesh;
 use super::link::Lane;
-use super::publish::Counter;
+use super::outbound::channels_to_subscribe;
+use super::pending::Counter;
+use super::publish::Publish;
 use super::session::Arrival;
-use super::wire::{self, Letter, To};
-use super::{Mesh, Publish, subscribed_by};
+use super::wire::{self, AddressedMessage, To};
 use crate::address::{NodeId, ShardAddress};
 use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
-/// How long what has come may be without an acknowledgement: so one does for many batches.
+/// How long a received batch may be without an acknowledgement, in milliseconds, so that one
+/// acknowledgement covers many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
 
 impl Mesh {
-    /// Passes on what came on a lane of a node.
+    /// Handles a batch that arrived on a lane of a node.
+    ///
+    /// # Errors
+    /// The node breaks the protocol: how.
     pub(super) fn handle_batch(
         &mut self,
         now_ms: u64,
@@ -22,37 +28,38 @@ impl Mesh {
     ) -> Result<(), String> {
         let number = wire::batch_number(batch).map_err(|error| error.to_string())?;
         let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
-        let arrival = peer.session.arrived(lane, number, batch.len());
+        let arrival = peer.session.handle_batch(lane, number, batch.len());
         if peer.acknowledge_ms.is_none() {
             peer.acknowledge_ms = Some(now_ms + ACKNOWLEDGE_MS);
-            self.care_ms = self.care_ms.min(now_ms + ACKNOWLEDGE_MS);
+            self.check_at(now_ms + ACKNOWLEDGE_MS);
         }
         match arrival {
             Arrival::Repeated => return Ok(()),
             Arrival::Gap => return Err("a batch is missing".into()),
             Arrival::Next => {}
         }
-        for letter in wire::letters(batch) {
-            self.handle_letter(now_ms, node, lane, letter.map_err(|error| error.to_string())?)?;
+        for message in wire::messages(batch) {
+            let message = message.map_err(|error| error.to_string())?;
+            self.handle_remote_message(now_ms, node, lane, message)?;
         }
         Ok(())
     }
 
-    fn handle_letter(
+    fn handle_remote_message(
         &mut self,
         now_ms: u64,
         node: NodeId,
         lane: Lane,
-        (to, message): Letter,
+        AddressedMessage { to, message }: AddressedMessage,
     ) -> Result<(), String> {
         if !self.is_plausible(node, &message) {
             return Err("a message in the name of another node".into());
         }
         match (to, lane, message) {
             (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
-                for channel in subscribed_by(&message) {
+                for channel in channels_to_subscribe(&message) {
                     let until_ms = now_ms + self.settings.answer_ms;
-                    self.subscribed_here.note(until_ms, self.hash.of(channel), to);
+                    self.subscribing_here.note(until_ms, self.hasher.hash(channel), to);
                 }
                 let from = Party::Shard(ShardAddress { node, shard: from });
                 self.outbox.push_back((to, from, message));
@@ -70,11 +77,12 @@ impl Mesh {
                 self.count(ticket, Counter::Node(node), tally);
                 Ok(())
             }
-            _ => Err("a message for nobody".into()),
+            _ => Err("a message that has no receiver here".into()),
         }
     }
 
-    /// Whether those that a message names are where it comes from, or here.
+    /// Whether the back ends and shards that a message names are on the sending node, or on this one if
+    /// the message is about those.
     fn is_plausible(&self, node: NodeId, message: &Message) -> bool {
         let is_theirs = |backend: &BackendId| backend.at.node == node;
         let is_ours = |backend: &BackendId| {

@@ -1,6 +1,6 @@
-//! The links of a node: dials and answers, keeps who is connected, does what the mesh wants of them.
+//! The QUIC connections of a node: dials, answers handshakes, and carries out the effects of the mesh.
 //!
-//! A task for each lane, each link and each handshake; they speak to [`Links`] through two channels.
+//! Each lane, link and handshake has a task, which reports to [`Transport`] through two channels.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,115 +19,96 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::lanes::{Writer, listen, unwound};
-use super::{SILENCE_MAX_MS, words};
-use crate::mesh::identity::{self, Identity};
-use crate::mesh::link::{Effect, Event, LANES, Lane, LinkId, Refusal};
+use super::reports::{Reporter, Reports, TaskReport, channel};
+use super::{SILENCE_MAX_MS, reasons};
+use crate::mesh::identity::{self, NodeIdentity};
+use crate::mesh::link::{LANES, Lane, LinkEffect, LinkEvent, LinkId, Refusal};
 
-/// Links at a time: a grid has at most 1,024 nodes, and two may dial each other at once.
+/// Links, including handshakes, at a time: a grid has at most 1,024 nodes, and two may dial each other.
 const LINKS_MAX: usize = 2048;
 
-/// Handshakes under way that others began, and dials of ours: beyond it the former are refused, and
-/// the latter are for the mesh to try again.
+/// Handshakes in progress that peers began, and dials in progress. Beyond it handshakes are refused, and
+/// dials fail, which the mesh repeats.
 const HANDSHAKES_MAX: usize = 64;
 
 /// Addresses of one name that are dialled.
 const ADDRESSES_MAX: usize = 16;
 
-/// How long looking up a name may take, and a handshake.
+/// Time limit of looking up a name, and of a handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 
-/// How long a link that is closed may take to bring over what was sent on its control lane.
+/// Time limit for delivering the control lane of a link that is being closed.
 const CLOSING_MAX: Duration = Duration::from_millis(500);
 
-/// The same for all links when the node leaves; and then for the closing itself.
+/// Time limit for closing all links when the node shuts down.
 const LEAVING_MAX: Duration = Duration::from_millis(200);
+
+/// Time limit for delivering the closes after that.
 const GOODBYE_MAX: Duration = Duration::from_millis(50);
 
-/// So a dead node is out of the grid within SPEC's 5 seconds, with a few signs of life that may be
-/// lost on the way.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
+/// Interval of QUIC's keep-alives. Several fit into the idle timeout, so that a few may be lost and a dead
+/// node is still out of the grid within SPEC's 5 seconds.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
-/// Nodes are near each other: what is lost of a handshake is sent again after three times this, and
-/// not after QUIC's second.
+/// Assumed round trip of a new link. Nodes are near each other: a lost packet of a handshake is repeated
+/// after three times this, instead of QUIC's default of about a second.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// What may have come on one lane, and on all of a link, and not been read: so much memory a peer
-/// can take while the mesh takes no data. A lane carries its window once per round trip: 8 MiB in
-/// 1 ms is far more than a shard makes.
+/// Unread bytes of one lane. A lane carries its window once per round trip: 8 MiB in 1 ms is far more than
+/// a shard produces.
 const LANE_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Unread bytes of all lanes of a link: the memory that a peer can take while the mesh takes no data.
 const LINK_WINDOW_BYTES: u32 = 32 << 20;
 
-/// What a link keeps for sending it again, and beyond which writers wait.
+/// Sent bytes of a link without an acknowledgement of QUIC. Beyond it writers wait.
 const SEND_WINDOW_BYTES: u64 = 32 << 20;
 
-/// Datagrams that wait, in bytes, each way: older ones are dropped beyond it.
+/// Bytes of waiting datagrams in each direction. Beyond it the oldest are dropped.
 const DATAGRAM_BYTES: usize = 1 << 20;
 
-/// Pieces heard that wait for the mesh. Who hears more waits: of QUIC's pieces, so of a packet's size.
-const CONTROL_PIECES: usize = 1024;
-const DATA_PIECES: usize = 1024;
+/// Interval between two lines of the log about failed handshakes, which anybody can cause.
+const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// One line of the log per so long about peers that were not let in: they come from outside.
-const COMPLAINT_EVERY: Duration = Duration::from_secs(1);
-
-/// All connections of a node, and those that are to become some.
-pub(super) struct Links {
+/// All connections of a node, established and in progress.
+pub(super) struct Transport {
     endpoint: Endpoint,
-    links: HashMap<LinkId, Link>,
+    links: HashMap<LinkId, OpenLink>,
+    // Links opened so far.
     opened: u64,
-    // Targets whose addresses are looked up, and addresses with a handshake that we began.
+    // Targets whose addresses are being looked up.
     resolving: HashSet<String>,
+    // Addresses that are being dialled.
     dialling: HashSet<SocketAddr>,
-    // Handshakes that others began.
+    // Handshakes in progress that peers began.
     answering: usize,
     tasks: JoinSet<()>,
-    ears: Ears,
-    control: mpsc::Receiver<Heard>,
-    data: mpsc::Receiver<Heard>,
-    complained: Option<Instant>,
+    reporter: Reporter,
+    reports: Reports,
+    // When a failed handshake was logged last.
+    refusal_logged: Option<Instant>,
 }
 
-struct Link {
+struct OpenLink {
     connection: Connection,
     writers: HashMap<Lane, Writer>,
-    // Why the mesh wants it closed.
+    // Why the mesh closes the link, once it does.
     closing: Option<String>,
 }
 
-/// Where tasks say what they hear.
-#[derive(Clone)]
-pub(super) struct Ears {
-    /// Control lanes, datagrams, and what becomes of links. Always taken from, so that signs of life
-    /// and acknowledgements are heard however full the node is.
-    pub(super) control: mpsc::Sender<Heard>,
-    /// The other lanes. Not taken from while the mesh takes no data: readers wait, so windows fill,
-    /// and peers cannot send more.
-    pub(super) data: mpsc::Sender<Heard>,
-}
-
-/// What a task says.
-pub(super) enum Heard {
-    Event(Event),
-    Resolved(String, Result<Vec<SocketAddr>, String>),
-    Dialled(String, SocketAddr, Result<Connection, String>),
-    Answered(SocketAddr, Result<Connection, String>),
-    Ended(LinkId, String),
-}
-
-impl Links {
+impl Transport {
     /// Listens on a socket. To be called on tokio's thread.
     ///
     /// # Errors
-    /// The identity is of no use, or the socket.
-    pub(super) fn new(socket: Socket, identity: &Identity) -> Result<Self, String> {
+    /// The identity or the socket is unusable.
+    pub(super) fn new(socket: Socket, identity: &NodeIdentity) -> Result<Self, String> {
         let (server, client) = configs(identity)?;
         let runtime = Arc::new(TokioRuntime);
         let config = EndpointConfig::default();
         let mut endpoint = Endpoint::new(config, Some(server), socket.into(), runtime)
             .map_err(|error| error.to_string())?;
         endpoint.set_default_client_config(client);
-        let (control_ear, control) = mpsc::channel(CONTROL_PIECES);
-        let (data_ear, data) = mpsc::channel(DATA_PIECES);
+        let (reporter, reports) = channel();
         Ok(Self {
             endpoint,
             links: HashMap::new(),
@@ -136,21 +117,19 @@ impl Links {
             dialling: HashSet::new(),
             answering: 0,
             tasks: JoinSet::new(),
-            ears: Ears { control: control_ear, data: data_ear },
-            control,
-            data,
-            complained: None,
+            reporter,
+            reports,
+            refusal_logged: None,
         })
     }
 
-    /// Waits for the next event; data is heard only if it is wanted. What is not waited for to the end
-    /// is not lost.
-    pub(super) async fn next(&mut self, takes_data: bool) -> Event {
+    /// Waits for the next event. Data is received only if `takes_data`. Safe to cancel.
+    pub(super) async fn next(&mut self, takes_data: bool) -> LinkEvent {
         loop {
-            // In no fixed order: under load all of them may always have something.
-            let heard = tokio::select! {
-                Some(heard) = self.control.recv() => heard,
-                Some(heard) = self.data.recv(), if takes_data => heard,
+            // In random order, since under load each branch may always be ready.
+            let report = tokio::select! {
+                Some(report) = self.reports.control.recv() => report,
+                Some(report) = self.reports.data.recv(), if takes_data => report,
                 Some(incoming) = self.endpoint.accept() => {
                     self.answer(incoming);
                     continue;
@@ -160,37 +139,38 @@ impl Links {
                     continue;
                 }
             };
-            if let Some(event) = self.handle(heard) {
+            if let Some(event) = self.handle(report) {
                 return event;
             }
         }
     }
 
-    /// The next event that is there already.
-    pub(super) fn ready(&mut self, takes_data: bool) -> Option<Event> {
+    /// The next event that has arrived already.
+    pub(super) fn ready(&mut self, takes_data: bool) -> Option<LinkEvent> {
         loop {
-            let heard = self.control.try_recv();
-            let heard =
-                heard.or_else(|none| if takes_data { self.data.try_recv() } else { Err(none) });
-            if let Some(event) = self.handle(heard.ok()?) {
+            let Reports { control, data } = &mut self.reports;
+            let report = control.try_recv();
+            let report =
+                report.or_else(|none| if takes_data { data.try_recv() } else { Err(none) });
+            if let Some(event) = self.handle(report.ok()?) {
                 return Some(event);
             }
         }
     }
 
-    /// Does what the mesh wants of links.
-    pub(super) fn perform(&mut self, effect: Effect) {
+    /// Carries out an effect of the mesh.
+    pub(super) fn perform(&mut self, effect: LinkEffect) {
         match effect {
-            Effect::Dial(target) => self.dial(target),
-            Effect::Send(link, lane, bytes) => self.send(link, lane, bytes),
-            Effect::Datagram(link, bytes) => {
+            LinkEffect::Dial(target) => self.dial(target),
+            LinkEffect::Send(link, lane, bytes) => self.send(link, lane, bytes),
+            LinkEffect::Datagram(link, bytes) => {
                 if let Some(link) = self.open_link(link) {
-                    // It may be lost, be it here already.
+                    // A datagram may be lost, here already.
                     let _ = link.connection.send_datagram(bytes);
                 }
             }
-            Effect::Close(link, why) => self.close(link, why),
-            Effect::Fail(_) => unreachable!("who holds the links ends the node"),
+            LinkEffect::Close(link, why) => self.close(link, why),
+            LinkEffect::Fail(_) => unreachable!("the owner of the transport ends the node"),
         }
     }
 
@@ -210,74 +190,76 @@ impl Links {
         let _ = timeout(GOODBYE_MAX, self.endpoint.wait_idle()).await;
     }
 
-    fn handle(&mut self, heard: Heard) -> Option<Event> {
-        match heard {
-            Heard::Event(event) => self.is_wanted(&event).then_some(event),
-            Heard::Resolved(target, addresses) => {
+    fn handle(&mut self, report: TaskReport) -> Option<LinkEvent> {
+        match report {
+            TaskReport::Event(event) => self.is_wanted(&event).then_some(event),
+            TaskReport::Resolved(target, addresses) => {
                 self.resolving.remove(&target);
                 match addresses {
                     Ok(addresses) => self.dial_all(target, addresses),
-                    Err(why) => Some(Event::Unreachable(target, why)),
+                    Err(why) => Some(LinkEvent::Unreachable(target, why)),
                 }
             }
-            Heard::Dialled(target, address, connection) => {
+            TaskReport::Dialled { target, address, connection } => {
                 self.dialling.remove(&address);
                 Some(match connection {
                     Ok(connection) => self.open(connection, true),
-                    Err(why) => Event::Unreachable(target, format!("{address}: {why}")),
+                    Err(why) => LinkEvent::Unreachable(target, format!("{address}: {why}")),
                 })
             }
-            Heard::Answered(remote, connection) => {
+            TaskReport::Answered(remote, connection) => {
                 self.answering -= 1;
                 match connection {
                     Ok(connection) => Some(self.open(connection, false)),
                     Err(why) => {
-                        self.complain(remote, &why);
+                        self.log_refusal(remote, &why);
                         None
                     }
                 }
             }
-            Heard::Ended(link, why) => {
+            TaskReport::Ended(link, why) => {
                 let closing = self.links.remove(&link)?.closing;
                 let why = closing.map_or(why, |why| format!("closed here: {why}"));
-                Some(Event::Closed(link, why))
+                Some(LinkEvent::Closed(link, why))
             }
         }
     }
 
-    /// Of a link that the mesh has closed nothing more is heard than its end.
-    fn is_wanted(&mut self, event: &Event) -> bool {
+    /// Whether the mesh is to receive an event. A link that it has closed reports only its end.
+    fn is_wanted(&mut self, event: &LinkEvent) -> bool {
         match event {
-            Event::Received(link, ..) | Event::Datagram(link, _) => self.open_link(*link).is_some(),
+            LinkEvent::Received(link, ..) | LinkEvent::Datagram(link, _) => {
+                self.open_link(*link).is_some()
+            }
             _ => true,
         }
     }
 
-    fn open_link(&mut self, link: LinkId) -> Option<&mut Link> {
+    fn open_link(&mut self, link: LinkId) -> Option<&mut OpenLink> {
         self.links.get_mut(&link).filter(|link| link.closing.is_none())
     }
 
-    fn complain(&mut self, remote: SocketAddr, why: &str) {
-        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_EVERY) {
-            self.complained = Some(Instant::now());
-            tracing::warn!("mesh: {remote} was not let in: {why}");
+    fn log_refusal(&mut self, remote: SocketAddr, why: &str) {
+        if self.refusal_logged.is_none_or(|at| at.elapsed() >= REFUSAL_LOG_EVERY) {
+            self.refusal_logged = Some(Instant::now());
+            tracing::warn!("mesh: the handshake with {remote} failed: {why}");
         }
     }
 
-    fn open(&mut self, connection: Connection, is_dialled: bool) -> Event {
+    fn open(&mut self, connection: Connection, is_dialled: bool) -> LinkEvent {
         let link = LinkId(self.opened);
         self.opened += 1;
         let remote = canonical(connection.remote_address());
-        self.tasks.spawn(listen(link, connection.clone(), self.ears.clone()));
-        self.links.insert(link, Link { connection, writers: HashMap::new(), closing: None });
-        Event::Opened { link, remote, is_dialled }
+        self.tasks.spawn(listen(link, connection.clone(), self.reporter.clone()));
+        self.links.insert(link, OpenLink { connection, writers: HashMap::new(), closing: None });
+        LinkEvent::Opened { link, remote, is_dialled }
     }
 
-    /// Somebody begins a handshake.
+    /// Answers a handshake that a peer begins.
     fn answer(&mut self, incoming: Incoming) {
         if !incoming.remote_address_validated() && incoming.may_retry() {
-            // One round trip more, in which it shows that the address is its own: nobody takes the
-            // place of another with a sender's address that is made up.
+            // The peer proves its address, at the cost of one round trip. So handshakes with forged
+            // addresses do not exhaust the limit.
             let _ = incoming.retry();
             return;
         }
@@ -288,11 +270,11 @@ impl Links {
         let remote = canonical(incoming.remote_address());
         let Ok(connecting) = incoming.accept() else { return };
         self.answering += 1;
-        let control = self.ears.control.clone();
+        let control = self.reporter.control.clone();
         self.tasks.spawn(async move {
             let (connection, refusal) = handshake(connecting).await;
-            let _ = control.send(Heard::Answered(remote, connection)).await;
-            tell_refusal(&control, refusal).await;
+            let _ = control.send(TaskReport::Answered(remote, connection)).await;
+            report_refusal(&control, refusal).await;
         });
     }
 
@@ -306,36 +288,36 @@ impl Links {
         }
         self.resolving.insert(target.clone());
         let is_too_much = self.resolving.len() + self.dialling.len() > HANDSHAKES_MAX;
-        let control = self.ears.control.clone();
+        let control = self.reporter.control.clone();
         self.tasks.spawn(async move {
             let addresses = match is_too_much {
-                true => Err("too many dials are under way".into()),
+                true => Err("too many dials are in progress".into()),
                 false => resolve(&target).await,
             };
-            let _ = control.send(Heard::Resolved(target, addresses)).await;
+            let _ = control.send(TaskReport::Resolved(target, addresses)).await;
         });
     }
 
-    fn dial_all(&mut self, target: String, addresses: Vec<SocketAddr>) -> Option<Event> {
+    fn dial_all(&mut self, target: String, addresses: Vec<SocketAddr>) -> Option<LinkEvent> {
         let is_v6 = self.endpoint.local_addr().is_ok_and(|address| address.is_ipv6());
         let is_fit = |address: &SocketAddr| is_v6 || address.is_ipv4();
         if !addresses.iter().any(is_fit) {
             let why = "has an IPv6 address only, and mesh.bind is an IPv4 address";
-            return Some(Event::Unreachable(target, why.into()));
+            return Some(LinkEvent::Unreachable(target, why.into()));
         }
         for address in addresses.into_iter().filter(is_fit).take(ADDRESSES_MAX) {
             if self.is_full() || !self.dialling.insert(address) {
                 continue;
             }
-            let (endpoint, control) = (self.endpoint.clone(), self.ears.control.clone());
+            let (endpoint, control) = (self.endpoint.clone(), self.reporter.control.clone());
             let target = target.clone();
             self.tasks.spawn(async move {
                 let (connection, refusal) = match endpoint.connect(address, identity::NAME) {
                     Ok(connecting) => handshake(connecting).await,
                     Err(error) => (Err(error.to_string()), None),
                 };
-                let _ = control.send(Heard::Dialled(target, address, connection)).await;
-                tell_refusal(&control, refusal).await;
+                let _ = control.send(TaskReport::Dialled { target, address, connection }).await;
+                report_refusal(&control, refusal).await;
             });
         }
         None
@@ -367,7 +349,7 @@ impl Links {
     }
 }
 
-fn configs(identity: &Identity) -> Result<(ServerConfig, ClientConfig), String> {
+fn configs(identity: &NodeIdentity) -> Result<(ServerConfig, ClientConfig), String> {
     let transport = Arc::new(transport());
     let server = identity.server().map_err(|error| error.to_string())?;
     let server = QuicServerConfig::try_from(server).map_err(|error| error.to_string())?;
@@ -385,7 +367,7 @@ fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(silence.try_into().expect("it is short")))
-        .keep_alive_interval(Some(SIGN_OF_LIFE))
+        .keep_alive_interval(Some(KEEP_ALIVE))
         .initial_rtt(INITIAL_RTT)
         .max_concurrent_bidi_streams(0u8.into())
         .max_concurrent_uni_streams((LANES as u32).into())
@@ -397,18 +379,19 @@ fn transport() -> TransportConfig {
     transport
 }
 
-/// The connection, or why there is none, and whether the two ends do not belong together.
+/// A finished handshake: the connection, or why there is none, and whether the two ends do not belong
+/// together.
 async fn handshake(connecting: Connecting) -> (Result<Connection, String>, Option<Refusal>) {
     match timeout(HANDSHAKE_MAX, connecting).await {
         Ok(Ok(connection)) => (Ok(connection), None),
         Ok(Err(ConnectionError::TimedOut)) | Err(_) => (Err("no answer".into()), None),
-        Ok(Err(error)) => (Err(words::why_lost(&error)), words::refusal(&error)),
+        Ok(Err(error)) => (Err(reasons::why_lost(&error)), reasons::refusal(&error)),
     }
 }
 
-async fn tell_refusal(control: &mpsc::Sender<Heard>, refusal: Option<Refusal>) {
+async fn report_refusal(control: &mpsc::Sender<TaskReport>, refusal: Option<Refusal>) {
     if let Some(refusal) = refusal {
-        let _ = control.send(Heard::Event(Event::Refused(refusal))).await;
+        let _ = control.send(TaskReport::Event(LinkEvent::Refused(refusal))).await;
     }
 }
 
@@ -420,7 +403,7 @@ async fn resolve(target: &str) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-/// As people write it: an IPv4 address that came through an IPv6 socket as one.
+/// An IPv4 address that came through an IPv6 socket, as people write it.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

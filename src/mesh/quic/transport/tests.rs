@@ -1,4 +1,4 @@
-//! Links between two [`Links`] in one process, over loopback. The mesh is left out: its part is played
+//! Transport between two [`Transport`] in one process, over loopback. The mesh is left out: its part is played
 //! by hand.
 
 use std::collections::BTreeMap;
@@ -25,34 +25,34 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-fn node(key: &str) -> (Links, String) {
+fn node(key: &str) -> (Transport, String) {
     let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let target = socket.address.to_string();
-    (Links::new(socket.socket, &Identity::from_key(key).unwrap()).unwrap(), target)
+    (Transport::new(socket.socket, &NodeIdentity::from_key(key).unwrap()).unwrap(), target)
 }
 
 /// The next event of each.
-async fn both(a: &mut Links, b: &mut Links) -> (Event, Event) {
+async fn both(a: &mut Transport, b: &mut Transport) -> (LinkEvent, LinkEvent) {
     tokio::join!(a.next(true), b.next(true))
 }
 
-fn opened(event: Event, dialled: bool) -> LinkId {
+fn opened(event: LinkEvent, dialled: bool) -> LinkId {
     match event {
-        Event::Opened { link, is_dialled, .. } if is_dialled == dialled => link,
+        LinkEvent::Opened { link, is_dialled, .. } if is_dialled == dialled => link,
         other => panic!("unexpected {other:?}"),
     }
 }
 
 /// Two nodes with a link, and its name at each.
-async fn linked() -> ((Links, LinkId), (Links, LinkId)) {
+async fn linked() -> ((Transport, LinkId), (Transport, LinkId)) {
     let ((mut a, _), (mut b, target)) = (node(KEY), node(KEY));
-    a.perform(Effect::Dial(target));
+    a.perform(LinkEffect::Dial(target));
     let (at_a, at_b) = both(&mut a, &mut b).await;
     ((a, opened(at_a, true)), (b, opened(at_b, false)))
 }
 
 /// The next event of `a`, while `b` works too.
-async fn of(a: &mut Links, b: &mut Links) -> Event {
+async fn of(a: &mut Transport, b: &mut Transport) -> LinkEvent {
     tokio::select! {
         event = a.next(true) => event,
         event = b.next(true) => panic!("unexpected at the other: {event:?}"),
@@ -60,19 +60,19 @@ async fn of(a: &mut Links, b: &mut Links) -> Event {
 }
 
 /// What comes on the lanes of a link, until so many bytes are there.
-async fn received(a: &mut Links, b: &mut Links, bytes: usize) -> BTreeMap<Lane, Vec<u8>> {
+async fn received(a: &mut Transport, b: &mut Transport, bytes: usize) -> BTreeMap<Lane, Vec<u8>> {
     let mut lanes = BTreeMap::<Lane, Vec<u8>>::new();
     while lanes.values().map(Vec::len).sum::<usize>() < bytes {
         match of(a, b).await {
-            Event::Received(_, lane, piece) => lanes.entry(lane).or_default().extend(piece),
+            LinkEvent::Received(_, lane, piece) => lanes.entry(lane).or_default().extend(piece),
             other => panic!("unexpected {other:?}"),
         }
     }
     lanes
 }
 
-fn send(links: &mut Links, link: LinkId, lane: Lane, bytes: &'static [u8]) {
-    links.perform(Effect::Send(link, lane, Bytes::from_static(bytes)));
+fn send(links: &mut Transport, link: LinkId, lane: Lane, bytes: &'static [u8]) {
+    links.perform(LinkEffect::Send(link, lane, Bytes::from_static(bytes)));
 }
 
 #[test]
@@ -88,12 +88,16 @@ fn lanes_and_datagrams_go_both_ways() {
             let lanes = received(&mut a, &mut b, 7).await;
             assert_eq!(lanes, BTreeMap::from([(lane, b"and you".to_vec())]));
         }
-        a.perform(Effect::Datagram(at_a, Bytes::from_static(b"ping")));
+        a.perform(LinkEffect::Datagram(at_a, Bytes::from_static(b"ping")));
         let event = of(&mut b, &mut a).await;
-        assert!(matches!(&event, Event::Datagram(link, bytes) if *link == at_b && bytes == "ping"));
-        b.perform(Effect::Datagram(at_b, Bytes::from_static(b"pong")));
+        assert!(
+            matches!(&event, LinkEvent::Datagram(link, bytes) if *link == at_b && bytes == "ping")
+        );
+        b.perform(LinkEffect::Datagram(at_b, Bytes::from_static(b"pong")));
         let event = of(&mut a, &mut b).await;
-        assert!(matches!(&event, Event::Datagram(link, bytes) if *link == at_a && bytes == "pong"));
+        assert!(
+            matches!(&event, LinkEvent::Datagram(link, bytes) if *link == at_a && bytes == "pong")
+        );
     });
 }
 
@@ -101,25 +105,25 @@ fn lanes_and_datagrams_go_both_ways() {
 fn a_node_with_another_key_is_refused_in_words() {
     run(async {
         let ((mut a, _), (mut b, target)) = (node(KEY), node("0123456789abcdeg"));
-        a.perform(Effect::Dial(target.clone()));
+        a.perform(LinkEffect::Dial(target.clone()));
         let (at_a, at_b) = tokio::join!(a.next(true), refusal(&mut b));
-        let Event::Unreachable(to, at_a) = at_a else { panic!("unexpected {at_a:?}") };
+        let LinkEvent::Unreachable(to, at_a) = at_a else { panic!("unexpected {at_a:?}") };
         assert_eq!(at_b, "the peer has another grid key (mesh.key) or authority (mesh.tls.ca)");
         assert_eq!((to, at_a), (target.clone(), format!("{target}: {at_b}")));
         for links in [&mut a, &mut b] {
             let event = links.next(true).await;
-            assert!(matches!(event, Event::Refused(Refusal::Key)), "{event:?}");
+            assert!(matches!(event, LinkEvent::Refused(Refusal::Key)), "{event:?}");
         }
     });
 }
 
-/// Why a peer was not let in.
-async fn refusal(links: &mut Links) -> String {
+/// Why the handshake of a peer failed.
+async fn refusal(links: &mut Transport) -> String {
     loop {
         tokio::select! {
             Some(incoming) = links.endpoint.accept() => links.answer(incoming),
-            Some(heard) = links.control.recv() => match heard {
-                Heard::Answered(_, Err(why)) => return why,
+            Some(report) = links.reports.control.recv() => match report {
+                TaskReport::Answered(_, Err(why)) => return why,
                 _ => panic!("it was let in"),
             },
         }
@@ -131,14 +135,14 @@ fn the_reason_of_a_close_arrives_after_the_last_words() {
     run(async {
         let ((mut a, at_a), (mut b, _)) = linked().await;
         send(&mut a, at_a, Lane::Control, &[7; 100_000]);
-        a.perform(Effect::Close(at_a, "node 3 is there already".into()));
+        a.perform(LinkEffect::Close(at_a, "node 3 is there already".into()));
         send(&mut a, at_a, Lane::Control, b"too late");
         let both = async {
             let mut bytes = 0;
             let at_b = loop {
                 match b.next(true).await {
-                    Event::Received(_, Lane::Control, piece) => bytes += piece.len(),
-                    Event::Closed(_, why) => break why,
+                    LinkEvent::Received(_, Lane::Control, piece) => bytes += piece.len(),
+                    LinkEvent::Closed(_, why) => break why,
                     other => panic!("unexpected {other:?}"),
                 }
             };
@@ -146,7 +150,7 @@ fn the_reason_of_a_close_arrives_after_the_last_words() {
             at_b
         };
         let (at_a, at_b) = tokio::join!(a.next(true), both);
-        let Event::Closed(_, at_a) = at_a else { panic!("unexpected {at_a:?}") };
+        let LinkEvent::Closed(_, at_a) = at_a else { panic!("unexpected {at_a:?}") };
         assert_eq!(at_a, "closed here: node 3 is there already");
         assert_eq!(at_b, "the peer closed it: node 3 is there already");
     });
@@ -164,7 +168,7 @@ fn a_big_transfer_arrives_whole_in_order_and_waits_while_it_is_not_taken() {
         let pattern: Bytes = (0..PIECE).map(|place| (place % PATTERN) as u8).collect();
         for _ in 0..LANE_PIECES {
             for lane in lanes {
-                a.perform(Effect::Send(at_a, lane, pattern.clone()));
+                a.perform(LinkEffect::Send(at_a, lane, pattern.clone()));
             }
         }
         // Not taken, it stays with the sender, but for windows; the control lane is heard.
@@ -173,13 +177,15 @@ fn a_big_transfer_arrives_whole_in_order_and_waits_while_it_is_not_taken() {
             event = b.next(false) => event,
             event = a.next(true) => panic!("unexpected {event:?}"),
         };
-        assert!(matches!(event, Event::Received(_, Lane::Control, _)), "{event:?}");
+        assert!(matches!(event, LinkEvent::Received(_, Lane::Control, _)), "{event:?}");
         let sent = quiet(&mut a, &mut b, at_a).await;
         assert!(sent <= u64::from(LINK_WINDOW_BYTES) * 5 / 4, "{sent}");
         let mut places = BTreeMap::<Lane, usize>::new();
         while places.values().sum::<usize>() < lanes.len() * LANE_PIECES * PIECE {
             let event = of(&mut b, &mut a).await;
-            let Event::Received(link, lane, piece) = event else { panic!("unexpected {event:?}") };
+            let LinkEvent::Received(link, lane, piece) = event else {
+                panic!("unexpected {event:?}")
+            };
             let place = places.entry(lane).or_default();
             assert!(link == at_b && piece == pattern[*place % PATTERN..][..piece.len()]);
             *place += piece.len();
@@ -189,7 +195,7 @@ fn a_big_transfer_arrives_whole_in_order_and_waits_while_it_is_not_taken() {
 }
 
 /// Bytes that went out on a link until it was still.
-async fn quiet(a: &mut Links, b: &mut Links, link: LinkId) -> u64 {
+async fn quiet(a: &mut Transport, b: &mut Transport, link: LinkId) -> u64 {
     let mut before = 0;
     loop {
         tokio::select! {
@@ -222,11 +228,11 @@ fn a_peer_that_vanishes_is_missed() {
     });
     run(async {
         let (mut a, _) = node(KEY);
-        a.perform(Effect::Dial(said.recv().unwrap()));
+        a.perform(LinkEffect::Dial(said.recv().unwrap()));
         let at_a = opened(a.next(true).await, true);
         let event = a.next(true).await;
-        let Event::Closed(link, why) = event else { panic!("unexpected {event:?}") };
-        assert_eq!((link, &why[..]), (at_a, "no sign of life for 2500 ms"));
+        let LinkEvent::Closed(link, why) = event else { panic!("unexpected {event:?}") };
+        assert_eq!((link, &why[..]), (at_a, "no packet for 2500 ms"));
     });
     drop(peer.join().unwrap());
 }
@@ -242,8 +248,8 @@ async fn violate(numbers: &[&[u8]], expected: &str) {
         streams.push(stream);
     }
     let (at_a, at_b) = both(&mut a, &mut b).await;
-    let Event::Closed(_, at_a) = at_a else { panic!("unexpected {at_a:?}") };
-    let Event::Closed(_, at_b) = at_b else { panic!("unexpected {at_b:?}") };
+    let LinkEvent::Closed(_, at_a) = at_a else { panic!("unexpected {at_a:?}") };
+    let LinkEvent::Closed(_, at_b) = at_b else { panic!("unexpected {at_b:?}") };
     assert_eq!((at_a, &at_b[..]), (format!("the peer closed it: {expected}"), expected));
 }
 
@@ -264,10 +270,10 @@ fn a_target_that_leads_nowhere_is_said_so() {
             ("127.0.0.1:9", "127.0.0.1:9: no answer"),
             ("[::1]:9", "has an IPv6 address only, and mesh.bind is an IPv4 address"),
         ] {
-            a.perform(Effect::Dial(target.into()));
-            a.perform(Effect::Dial(target.into()));
+            a.perform(LinkEffect::Dial(target.into()));
+            a.perform(LinkEffect::Dial(target.into()));
             let event = a.next(true).await;
-            let Event::Unreachable(of, why) = event else { panic!("unexpected {event:?}") };
+            let LinkEvent::Unreachable(of, why) = event else { panic!("unexpected {event:?}") };
             assert_eq!((&of[..], &why[..]), (target, words));
         }
         assert!(a.ready(true).is_none(), "each was dialled once");

@@ -1,0 +1,199 @@
+//! Announces this node's interest to the others, and tells shards when all nodes know of it.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::Mesh;
+use super::link::{Lane, LinkEffect, LinkId};
+use super::liveness::LEASE_MS;
+use super::numbers::{AnnouncementNumber, ChannelHash};
+use super::wire::{self, Control};
+use crate::address::ShardId;
+use crate::message::{Message, Party};
+
+/// Allowance for clocks of two machines that run at different rates, in milliseconds.
+const LEASE_SLACK_MS: u64 = 50;
+
+/// Channels per message of a whole interest.
+const CHANNELS_PER_MESSAGE: usize = 1 << 16;
+
+/// This node's announcements, and who waits for them to be known.
+#[derive(Debug)]
+pub struct Announcements {
+    last: AnnouncementNumber,
+    // Announcements within the last lease, oldest first: at most one per turn. A node that has not
+    // confirmed one may still rely on the interest before it.
+    recent: VecDeque<Announced>,
+    // No node can still be unaware of announcements up to this one.
+    expired: AnnouncementNumber,
+    // Changes that shards wait for, by announcement.
+    waiting: VecDeque<WaitingChange>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Announced {
+    number: AnnouncementNumber,
+    at_ms: u64,
+}
+
+/// A change of a shard's interest.
+#[derive(Clone, Copy, Debug)]
+struct WaitingChange {
+    // The announcement that includes it.
+    announcement: AnnouncementNumber,
+    shard: ShardId,
+    // The shard's own number of the change.
+    change: u64,
+}
+
+impl Default for Announcements {
+    fn default() -> Self {
+        // The interest of a node that has just started, which is empty, is the first announcement.
+        let first = AnnouncementNumber(1);
+        Self { last: first, recent: VecDeque::new(), expired: first, waiting: VecDeque::new() }
+    }
+}
+
+impl Announcements {
+    /// Lets a shard wait until its change is known. With `is_pending`, the next announcement will
+    /// include the change; otherwise the last one has.
+    pub fn wait(&mut self, is_pending: bool, shard: ShardId, change: u64) {
+        let announcement = AnnouncementNumber(self.last.0 + u64::from(is_pending));
+        self.waiting.push_back(WaitingChange { announcement, shard, change });
+    }
+
+    /// How many changes are waited for.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// When the oldest unconfirmed announcement expires, if a change waits for any.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        self.recent.front().map(|announced| announced.at_ms + LEASE_MS + LEASE_SLACK_MS)
+    }
+
+    /// The number of a new announcement.
+    fn begin(&mut self, now_ms: u64) -> AnnouncementNumber {
+        self.last.0 += 1;
+        self.recent.push_back(Announced { number: self.last, at_ms: now_ms });
+        self.last
+    }
+
+    fn expire(&mut self, now_ms: u64) {
+        while let Some(&Announced { number, at_ms }) = self.recent.front()
+            && at_ms + LEASE_MS + LEASE_SLACK_MS <= now_ms
+        {
+            self.expired = number;
+            self.recent.pop_front();
+        }
+    }
+
+    /// The next change that all nodes know of, if they have all confirmed up to `confirmed`; `None`: there
+    /// are no other nodes.
+    fn poll_known(&mut self, confirmed: Option<AnnouncementNumber>) -> Option<(ShardId, u64)> {
+        let known = confirmed.map(|confirmed| confirmed.max(self.expired));
+        let first = self.waiting.front()?;
+        if known.is_some_and(|known| first.announcement > known) {
+            return None;
+        }
+        self.waiting.pop_front().map(|change| (change.shard, change.change))
+    }
+
+    /// Asserts the invariants.
+    pub fn check(&self) {
+        assert!(self.expired <= self.last, "an announcement expires after it is made");
+        let numbers = self.recent.iter().map(|announced| announced.number);
+        let expected = self.expired.0 + 1..=self.last.0;
+        assert!(numbers.eq(expected.map(AnnouncementNumber)), "recent ones are those in between");
+        assert!(self.recent.iter().is_sorted_by_key(|announced| announced.at_ms));
+        assert!(self.waiting.iter().is_sorted_by_key(|waiting| waiting.announcement));
+        let next = self.last.0 + 1;
+        assert!(self.waiting.back().is_none_or(|waiting| waiting.announcement.0 <= next));
+    }
+}
+
+impl Mesh {
+    /// Announces to every node which channels have become wanted here, and which are not any more.
+    pub(super) fn announce_changes(&mut self, now_ms: u64) {
+        if !self.local_interest.has_changes() {
+            return;
+        }
+        let (on, off) = self.local_interest.take_changes();
+        let number = Some(self.announcements.begin(now_ms));
+        let mut bytes = Vec::new();
+        wire::put_control(&mut bytes, &Control::Interest { number, is_whole: false, on, off });
+        let bytes = Bytes::from(bytes);
+        for link in self.peers.values().filter_map(|peer| peer.link) {
+            self.effects.push_back(LinkEffect::Send(link, Lane::Control, bytes.clone()));
+        }
+    }
+
+    /// Announces the whole interest on a new link. Only the last part has a number.
+    pub(super) fn announce_whole_interest(&mut self, link: LinkId) {
+        let channels: Vec<ChannelHash> = self.local_interest.channels().collect();
+        let mut parts: Vec<Vec<ChannelHash>> =
+            channels.chunks(CHANNELS_PER_MESSAGE).map(<[_]>::to_vec).collect();
+        let last = parts.pop().unwrap_or_default();
+        let is_only_part = parts.is_empty();
+        for (place, on) in parts.into_iter().enumerate() {
+            let part = Control::Interest { number: None, is_whole: place == 0, on, off: vec![] };
+            self.send_control(link, &part);
+        }
+        let number = Some(self.announcements.last);
+        let part = Control::Interest { number, is_whole: is_only_part, on: last, off: vec![] };
+        self.send_control(link, &part);
+    }
+
+    /// Tells shards which of their changes are known to every node that could publish without asking.
+    pub(super) fn tell_what_is_known(&mut self, now_ms: u64) {
+        self.announcements.expire(now_ms);
+        if self.announcements.waiting.is_empty() {
+            return;
+        }
+        let never = AnnouncementNumber(0);
+        let confirmed = self.peers.values().map(|peer| peer.confirmed.unwrap_or(never)).min();
+        while let Some((shard, change)) = self.announcements.poll_known(confirmed) {
+            self.outbox.push_back((shard, Party::Mesh, Message::InterestKnown(change)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARD: ShardId = ShardId(1);
+
+    #[test]
+    fn a_change_is_known_once_all_have_confirmed_it_or_its_lease_has_ended() {
+        let mut announcements = Announcements::default();
+        let confirmed = |number| Some(AnnouncementNumber(number));
+        announcements.wait(false, SHARD, 7);
+        assert_eq!(announcements.poll_known(confirmed(0)), Some((SHARD, 7)), "it was announced");
+        announcements.wait(true, SHARD, 8);
+        assert_eq!(announcements.begin(100), AnnouncementNumber(2));
+        announcements.wait(true, SHARD, 9);
+        announcements.check();
+        assert_eq!(announcements.begin(200), AnnouncementNumber(3));
+        assert_eq!(announcements.poll_known(confirmed(1)), None);
+        assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, 8)));
+        assert_eq!(announcements.poll_known(confirmed(2)), None);
+        assert_eq!(announcements.poll_timeout(), Some(100 + LEASE_MS + LEASE_SLACK_MS));
+        announcements.expire(199 + LEASE_MS + LEASE_SLACK_MS);
+        assert_eq!(announcements.poll_known(confirmed(2)), None);
+        announcements.expire(200 + LEASE_MS + LEASE_SLACK_MS);
+        announcements.check();
+        assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, 9)));
+    }
+
+    #[test]
+    fn without_other_nodes_every_change_is_known() {
+        let mut announcements = Announcements::default();
+        announcements.wait(true, SHARD, 7);
+        assert_eq!(announcements.poll_known(None), Some((SHARD, 7)));
+    }
+}

@@ -1,0 +1,182 @@
+//! The hello with which a link begins: who the nodes are, and which session the link carries.
+
+use std::net::SocketAddr;
+
+use super::Mesh;
+use super::link::{LinkEffect, LinkId, Refusal};
+use super::links::SaidHello;
+use super::numbers::SessionId;
+use super::wire::{Control, Hello, VERSIONS};
+use crate::address::{Incarnation, NodeId};
+
+/// A node that all others refuse for this long ends and says why, in milliseconds.
+const REJECTED_MS: u64 = 10_000;
+
+/// The last hello of a node with which a link began.
+#[derive(Clone, Copy, Debug)]
+pub struct AcceptedHello {
+    incarnation: Incarnation,
+    offered: SessionId,
+}
+
+/// The refusal of this node by others. An answered ping ends it.
+#[derive(Debug)]
+pub struct Rejection {
+    since_ms: u64,
+    why: String,
+}
+
+impl Mesh {
+    /// Sends this node's hello to the node that is probably at the other end.
+    pub(super) fn send_hello(&mut self, id: LinkId, to: Option<NodeId>) {
+        self.sessions_offered += 1;
+        let offered = SessionId::offered(self.settings.incarnation, self.sessions_offered);
+        let peer = to.and_then(|node| self.peers.get(&node));
+        let held = peer.map(|peer| peer.session_id);
+        let hello = Hello {
+            versions: VERSIONS,
+            node: self.settings.node,
+            incarnation: self.settings.incarnation,
+            shards: self.settings.shards as u16,
+            mesh: self.settings.advertise,
+            api: self.settings.api,
+            software: env!("CARGO_PKG_VERSION").into(),
+            held,
+            offered,
+            received: peer.map(|peer| peer.session.received()).unwrap_or_default(),
+        };
+        if let Some(link) = self.links.get_mut(&id) {
+            link.said = Some(SaidHello { held, offered });
+        }
+        self.send_control(id, &Control::Hello(hello));
+    }
+
+    /// Takes the hello of a peer: refuses it, or begins or continues a session.
+    pub(super) fn handle_hello(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        hello: Hello,
+    ) -> Result<(), String> {
+        let Some(link) = self.links.get(&id) else { return Ok(()) };
+        let (is_dialled, remote) = (link.is_dialled, link.remote);
+        if hello.node == self.settings.node && hello.incarnation == self.settings.incarnation {
+            self.dialler.is_own(remote);
+            return Err("it is this node itself".into());
+        }
+        if hello.node == self.settings.node && hello.incarnation < self.settings.incarnation {
+            // The other node was here before, and refuses this one for the same reason.
+            self.count_refusal(Refusal::Id);
+            let why = in_use(hello.node, hello.mesh);
+            self.note_rejection(now_ms, why.clone());
+            return Err(why);
+        }
+        if let Some((refusal, why)) = self.refusal(&hello) {
+            self.count_refusal(refusal);
+            tracing::warn!("mesh: the node at {} is refused: {why}", hello.mesh);
+            self.send_control(id, &Control::Refused(why.clone()));
+            return Err(why);
+        }
+        if self.is_overtaken(&hello) {
+            return Err("another link between these nodes was faster".into());
+        }
+        if !self.is_preferred(&hello, is_dialled) {
+            return Err("there is another link between these nodes".into());
+        }
+        if !is_dialled {
+            self.send_hello(id, Some(hello.node));
+        }
+        let Some(said) = self.links.get(&id).and_then(|link| link.said) else { return Ok(()) };
+        let current = self.peers.get(&hello.node).map(|peer| peer.session_id);
+        if said.held.is_some() && said.held != current {
+            // The peer may continue a session that has ended here, whose numbers mean nothing now.
+            return Err("the session that the link was to continue has ended meanwhile".into());
+        }
+        let offered = if is_dialled { said.offered } else { hello.offered };
+        let session = said.held.filter(|held| hello.held == Some(*held)).unwrap_or(offered);
+        self.begin(now_ms, id, hello, session);
+        Ok(())
+    }
+
+    /// Why this node is not part of the grid, if it keeps others out by its hello.
+    pub(super) fn refusal(&self, hello: &Hello) -> Option<(Refusal, String)> {
+        let Hello { node, versions, .. } = hello;
+        if versions.first > VERSIONS.last || versions.last < VERSIONS.first {
+            let why = format!(
+                "it speaks versions {} to {} of the mesh protocol, the node at {} versions {} to {}",
+                versions.first,
+                versions.last,
+                self.settings.advertise,
+                VERSIONS.first,
+                VERSIONS.last
+            );
+            return Some((Refusal::Version, why));
+        }
+        if *node == self.settings.node {
+            // The node that started later has to go.
+            let is_later = hello.incarnation > self.settings.incarnation;
+            return is_later.then(|| (Refusal::Id, in_use(*node, self.settings.advertise)));
+        }
+        let known = self.peers.get(node)?;
+        // At the same address it is the known node after a restart.
+        let is_other = known.hello.mesh != hello.mesh
+            && known.hello.incarnation != hello.incarnation
+            && known.link.is_some();
+        is_other.then(|| (Refusal::Id, in_use(*node, known.hello.mesh)))
+    }
+
+    /// Whether this link is to replace the current one. Of two links between two nodes, both keep the
+    /// one that the lower id dialled; of two that the same node dialled, the later one.
+    fn is_preferred(&self, hello: &Hello, is_dialled: bool) -> bool {
+        let Some(peer) = self.peers.get(&hello.node) else { return true };
+        let Some(old) = peer.link.and_then(|link| self.links.get(&link)) else { return true };
+        let is_lower = self.settings.node < hello.node;
+        peer.hello.incarnation != hello.incarnation
+            || old.is_dialled == is_dialled
+            || is_dialled == is_lower
+    }
+
+    /// Whether the node sent this hello before another one that was accepted, on a slower link. The
+    /// node has, or had, a newer session: one more would end that, and messages in flight on the old
+    /// link would arrive behind later ones.
+    fn is_overtaken(&self, hello: &Hello) -> bool {
+        self.accepted_hellos.get(&hello.node).is_some_and(|accepted| {
+            hello.incarnation == accepted.incarnation && hello.offered < accepted.offered
+        })
+    }
+
+    /// Remembers a hello with which a link begins.
+    pub(super) fn note_accepted(&mut self, hello: &Hello) {
+        let accepted = AcceptedHello { incarnation: hello.incarnation, offered: hello.offered };
+        self.accepted_hellos.insert(hello.node, accepted);
+    }
+
+    /// Notes that a node refuses this one.
+    pub(super) fn note_rejection(&mut self, now_ms: u64, why: String) {
+        let since_ms = self.rejection.take().map_or(now_ms, |rejection| rejection.since_ms);
+        self.rejection = Some(Rejection { since_ms, why });
+    }
+
+    /// Ends the node if all others have refused it for too long.
+    pub(super) fn fail_if_rejected(&mut self, now_ms: u64) {
+        if let Some(Rejection { since_ms, why }) = &self.rejection
+            && self.peers.is_empty()
+            && since_ms + REJECTED_MS <= now_ms
+        {
+            self.effects.push_back(LinkEffect::Fail(why.clone()));
+        }
+    }
+
+    pub(super) fn count_refusal(&mut self, refusal: Refusal) {
+        match refusal {
+            Refusal::Key => self.refusals.key += 1,
+            Refusal::Version => self.refusals.version += 1,
+            Refusal::Id => self.refusals.id += 1,
+        }
+    }
+}
+
+/// Why a node is refused whose id another node has.
+fn in_use(node: NodeId, at: SocketAddr) -> String {
+    format!("node id {} is in use by the node at {at}", node.number())
+}

@@ -1,0 +1,233 @@
+//! The links of this node, and what arrives on them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+use super::Mesh;
+use super::link::{Lane, LinkEffect, LinkId};
+use super::numbers::SessionId;
+use super::sessions::LOST_MS;
+use super::wire::{self, Control, FrameReader};
+use crate::address::NodeId;
+
+/// A link is closed if its peer sends no hello for this long, in milliseconds.
+const HELLO_MS: u64 = 3000;
+
+/// Bytes of messages that may arrive on a link before the hello.
+const EARLY_BYTES: usize = 64 << 20;
+
+/// One link.
+#[derive(Debug)]
+pub struct Link {
+    /// The peer's address on this connection.
+    pub remote: SocketAddr,
+    /// Whether this node dialled.
+    pub is_dialled: bool,
+    /// What this node's hello said, once it was sent.
+    pub said: Option<SaidHello>,
+    /// The node at the other end, once its hello was accepted.
+    pub peer: Option<NodeId>,
+    opened_ms: u64,
+    readers: BTreeMap<Lane, FrameReader>,
+    early_bytes: usize,
+}
+
+/// The sessions that this node's hello named.
+#[derive(Clone, Copy, Debug)]
+pub struct SaidHello {
+    /// The session to continue.
+    pub held: Option<SessionId>,
+    /// The session to begin otherwise.
+    pub offered: SessionId,
+}
+
+impl Link {
+    /// Whether the peer has sent no hello in time.
+    fn is_late(&self, now_ms: u64) -> bool {
+        self.peer.is_none() && self.opened_ms + HELLO_MS <= now_ms
+    }
+
+    /// Lanes with messages of the peer's shards and mesh.
+    pub fn message_lanes(&self) -> Vec<Lane> {
+        self.readers.keys().copied().filter(|lane| *lane != Lane::Control).collect()
+    }
+}
+
+impl Mesh {
+    pub(super) fn handle_opened(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        remote: SocketAddr,
+        is_dialled: bool,
+    ) {
+        let link = Link {
+            remote,
+            is_dialled,
+            said: None,
+            peer: None,
+            opened_ms: now_ms,
+            readers: BTreeMap::new(),
+            early_bytes: 0,
+        };
+        self.links.insert(id, link);
+        self.check_at(now_ms + HELLO_MS);
+        if !is_dialled {
+            // Whoever dials speaks first.
+            return;
+        }
+        // A node that was dialled before is known by its own address, or by one at which it answered.
+        let answered = self.dialler.answered_at(remote).and_then(|node| self.peers.get(&node));
+        let known = self.peers.values().find(|peer| peer.hello.mesh == remote).or(answered);
+        if known.is_some_and(|peer| peer.link.is_some()) {
+            // A seed that is a name is dialled even while there is a link to the node.
+            return self.close_link(now_ms, id, "there is another link between these nodes");
+        }
+        let known = known.map(|peer| peer.hello.node);
+        self.send_hello(id, known);
+    }
+
+    pub(super) fn handle_received(&mut self, now_ms: u64, id: LinkId, lane: Lane, bytes: Bytes) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if lane != Lane::Control && link.peer.is_none() {
+            // Lanes do not wait for each other, so messages may arrive before the hello.
+            link.early_bytes += bytes.len();
+            if link.early_bytes > EARLY_BYTES {
+                return self.close_link(now_ms, id, "too many messages before the hello");
+            }
+        }
+        link.readers.entry(lane).or_default().push(bytes);
+        self.read_lane(now_ms, id, lane);
+    }
+
+    /// Handles the whole frames of a lane. Messages wait until the peer's hello was accepted.
+    pub(super) fn read_lane(&mut self, now_ms: u64, id: LinkId, lane: Lane) {
+        loop {
+            let Some(link) = self.links.get_mut(&id) else { return };
+            let peer = link.peer;
+            if lane != Lane::Control && peer.is_none() {
+                return;
+            }
+            let Some(reader) = link.readers.get_mut(&lane) else { return };
+            let read = match reader.next_frame() {
+                Ok(None) => return,
+                Ok(Some(frame)) => match (lane, peer) {
+                    (Lane::Control, _) => self.handle_control(now_ms, id, &frame),
+                    (_, Some(node)) => self.handle_batch(now_ms, node, lane, &frame),
+                    (_, None) => Ok(()),
+                },
+                Err(error) => Err(error.to_string()),
+            };
+            match (read, peer) {
+                (Ok(()), _) => {}
+                // Part of a batch that counts as received is lost, so the session cannot continue.
+                (Err(why), Some(node)) if lane != Lane::Control => {
+                    return self.lose(now_ms, node, &why);
+                }
+                (Err(why), _) => return self.close_link(now_ms, id, &why),
+            }
+        }
+    }
+
+    fn handle_control(&mut self, now_ms: u64, id: LinkId, frame: &[u8]) -> Result<(), String> {
+        let control = wire::read_control(frame).map_err(|error| error.to_string())?;
+        let peer = self.links.get(&id).and_then(|link| link.peer);
+        match (control, peer) {
+            (Control::Hello(hello), None) => self.handle_hello(now_ms, id, hello),
+            (Control::Refused(why), peer) => {
+                tracing::warn!("mesh: a node refuses this one: {why}");
+                if let Some(node) = peer {
+                    self.end_session(node, &why);
+                }
+                self.note_rejection(now_ms, why);
+                Ok(())
+            }
+            (_, None) => Err("the first message is not a hello".into()),
+            (control, Some(node)) => self.handle_peer_control(now_ms, id, node, control),
+        }
+    }
+
+    fn handle_peer_control(
+        &mut self,
+        now_ms: u64,
+        id: LinkId,
+        node: NodeId,
+        control: Control,
+    ) -> Result<(), String> {
+        let Some(peer) = self.peers.get_mut(&node) else { return Ok(()) };
+        match control {
+            Control::Hello(_) | Control::Refused(_) => return Err("a second hello".into()),
+            Control::Interest { number, is_whole, on, off } => {
+                if is_whole {
+                    self.all_trusted_until_ms = None;
+                    peer.liveness.handle_incomplete_interest();
+                    self.remote_interest.forget(node);
+                }
+                let on = on.into_iter().map(|channel| (channel, true));
+                let off = off.into_iter().map(|channel| (channel, false));
+                for (channel, is_on) in on.chain(off) {
+                    if !self.remote_interest.set(channel, node, is_on) {
+                        return Err("the node has too many channels".into());
+                    }
+                }
+                if let Some(number) = number {
+                    peer.liveness.handle_whole_interest();
+                    self.send_control(id, &Control::InterestKnown(number));
+                }
+            }
+            Control::InterestKnown(number) => peer.confirmed = peer.confirmed.max(Some(number)),
+            Control::Ping { sent_ms } => {
+                let clients = self.clients.iter().sum();
+                self.send_control(id, &Control::Pong { sent_ms, clients });
+            }
+            Control::Pong { sent_ms, clients } => {
+                peer.liveness.handle_pong(now_ms, sent_ms, self.resumed_ms);
+                peer.round_trip_ms = now_ms.saturating_sub(sent_ms);
+                peer.clients = clients;
+                self.rejection = None;
+            }
+            Control::Received(receipt) => peer.session.handle_acknowledgement(receipt),
+        }
+        Ok(())
+    }
+
+    pub(super) fn send_control(&mut self, link: LinkId, control: &Control) {
+        let mut bytes = Vec::new();
+        wire::put_control(&mut bytes, control);
+        self.effects.push_back(LinkEffect::Send(link, Lane::Control, bytes.into()));
+    }
+
+    pub(super) fn close_link(&mut self, now_ms: u64, id: LinkId, why: &str) {
+        self.effects.push_back(LinkEffect::Close(id, why.into()));
+        self.handle_closed(now_ms, id, why);
+    }
+
+    /// Closes links whose peers have sent no hello in time.
+    pub(super) fn close_late_links(&mut self, now_ms: u64) {
+        let late = self.links.iter().filter(|(_, link)| link.is_late(now_ms));
+        for id in late.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.close_link(now_ms, id, "the peer sends no hello");
+        }
+    }
+
+    /// Forgets a link that is closed. Its session lives on for a while.
+    pub(super) fn handle_closed(&mut self, now_ms: u64, id: LinkId, why: &str) {
+        let Some(link) = self.links.remove(&id) else { return };
+        tracing::debug!("mesh: link to {} closed: {why}", link.remote);
+        let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) else { return };
+        if peer.link == Some(id) {
+            (peer.link, peer.lost_ms) = (None, now_ms);
+            peer.liveness.handle_incomplete_interest();
+            self.all_trusted_until_ms = None;
+            let (node, mesh, is_declared_dead) =
+                (peer.hello.node, peer.hello.mesh, peer.is_declared_dead);
+            self.check_at(now_ms + LOST_MS);
+            self.dialler.want(now_ms, node, mesh, self.settings.node > node);
+            if is_declared_dead {
+                self.end_session(node, why);
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Whether a node answers pings, and for how long its announced interest can be relied on.
+
+/// How long a node's interest is trusted to be complete, in milliseconds after the ping that it answered
+/// last was sent. A subscribe waits for a silent node at most this long, so it must be less than
+/// `limits.answer_ms`.
+pub const LEASE_MS: u64 = 1000;
+
+/// Interval between two pings of a node, in milliseconds.
+pub const PING_MS: u64 = 300;
+
+/// A link is closed if no ping was answered for this long after the lease ended, in milliseconds. The
+/// transport notices when nothing arrives here; this notices when nothing arrives there.
+const UNANSWERED_MS: u64 = 1500;
+
+/// The state of one peer's pings and lease. All times are on the clock of the mesh, in milliseconds.
+#[derive(Debug)]
+pub struct Liveness {
+    ping_due_ms: u64,
+    // The end of the lease. Time in which this node did not run extends it. `None`: no ping was
+    // answered on this link.
+    answers_until_ms: Option<u64>,
+    // The lease has ended, and calls for the node have been given up.
+    is_silent: bool,
+    // The node has announced its whole interest on this link.
+    has_whole_interest: bool,
+    // Until when the announced interest is trusted. Time in which this node did not run ends it.
+    trusted_until_ms: Option<u64>,
+}
+
+impl Liveness {
+    /// The state at the start of a link.
+    pub fn new(now_ms: u64) -> Self {
+        Self {
+            ping_due_ms: now_ms,
+            answers_until_ms: None,
+            is_silent: false,
+            has_whole_interest: false,
+            trusted_until_ms: None,
+        }
+    }
+
+    /// Whether the lease has ended. Calls for a silent node's clients fail at once, and publishes do
+    /// not wait for it, so that a sequence of calls does not wait for one deadline after the other.
+    pub fn is_silent(&self) -> bool {
+        self.is_silent
+    }
+
+    /// Whether the known interest of the node includes all that it has announced to anybody.
+    pub fn is_trusted(&self, now_ms: u64) -> bool {
+        self.trusted_until_ms().is_some_and(|until_ms| now_ms <= until_ms)
+    }
+
+    /// Until when the node's interest is trusted; `None`: not now.
+    pub fn trusted_until_ms(&self) -> Option<u64> {
+        self.trusted_until_ms.filter(|_| self.has_whole_interest)
+    }
+
+    /// Notes that the known interest is incomplete: the link is lost, or the node announces its whole
+    /// interest anew.
+    pub fn handle_incomplete_interest(&mut self) {
+        self.has_whole_interest = false;
+    }
+
+    /// Notes that the node has announced its whole interest.
+    pub fn handle_whole_interest(&mut self) {
+        self.has_whole_interest = true;
+    }
+
+    /// Takes the answer to the ping that was sent at `sent_ms`. `resumed_ms` is when this node last
+    /// resumed after it did not run.
+    pub fn handle_pong(&mut self, now_ms: u64, sent_ms: u64, resumed_ms: Option<u64>) {
+        // The peer repeats our time. A time in the future would be its fault.
+        let until_ms = sent_ms.min(now_ms) + LEASE_MS;
+        self.answers_until_ms = Some(until_ms);
+        if resumed_ms.is_none_or(|resumed_ms| resumed_ms < sent_ms) {
+            self.trusted_until_ms = Some(until_ms);
+        }
+        self.is_silent = false;
+    }
+
+    /// Ends trust after a gap in which this node did not run. `now_ms` does not include the gap.
+    pub fn handle_gap(&mut self, now_ms: u64) {
+        self.trusted_until_ms = None;
+        // A ping of this very millisecond would count as sent before the gap.
+        self.ping_due_ms = self.ping_due_ms.min(now_ms + 1);
+    }
+
+    /// Whether the node has just become silent. True once per silence.
+    pub fn poll_silence(&mut self, now_ms: u64) -> bool {
+        let has_ended = self.answers_until_ms.is_some_and(|until_ms| until_ms <= now_ms);
+        has_ended && !std::mem::replace(&mut self.is_silent, true)
+    }
+
+    /// Whether the node has been silent for so long that the link is to be closed.
+    pub fn is_unanswering(&self, now_ms: u64) -> bool {
+        self.answers_until_ms.is_some_and(|until_ms| until_ms + UNANSWERED_MS <= now_ms)
+    }
+
+    /// Whether a ping is to be sent now.
+    pub fn poll_ping(&mut self, now_ms: u64) -> bool {
+        let is_due = self.ping_due_ms <= now_ms;
+        if is_due {
+            self.ping_due_ms = now_ms + PING_MS;
+        }
+        is_due
+    }
+
+    /// When the next ping is due.
+    pub fn ping_due_ms(&self) -> u64 {
+        self.ping_due_ms
+    }
+
+    /// When the lease ends, if it has not.
+    pub fn lease_end_ms(&self, now_ms: u64) -> Option<u64> {
+        self.answers_until_ms.filter(|&until_ms| until_ms > now_ms)
+    }
+
+    /// Asserts the invariants.
+    pub fn check(&self) {
+        // Each answer sets both, and a gap ends trust alone.
+        assert!(self.trusted_until_ms <= self.answers_until_ms, "trusted beyond the lease");
+        assert!(!self.is_silent || self.answers_until_ms.is_some(), "silent before an answer");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_counts_from_the_ping_and_needs_the_whole_interest() {
+        let mut liveness = Liveness::new(5000);
+        assert!(liveness.poll_ping(5000) && !liveness.poll_ping(5299) && liveness.poll_ping(5300));
+        liveness.handle_pong(5400, 5000, None);
+        assert!(!liveness.is_trusted(5400), "its interest is not known");
+        liveness.handle_whole_interest();
+        assert!(liveness.is_trusted(6000) && !liveness.is_trusted(6001));
+        assert_eq!(liveness.trusted_until_ms(), Some(6000));
+        liveness.handle_incomplete_interest();
+        assert_eq!(liveness.trusted_until_ms(), None);
+        liveness.check();
+    }
+
+    #[test]
+    fn silence_is_told_once_and_ends_with_an_answer() {
+        let mut liveness = Liveness::new(0);
+        assert!(!liveness.poll_silence(9999), "a node that has not answered yet is not silent");
+        liveness.handle_pong(100, 100, None);
+        assert_eq!((liveness.lease_end_ms(1099), liveness.lease_end_ms(1100)), (Some(1100), None));
+        assert!(!liveness.poll_silence(1099) && liveness.poll_silence(1100));
+        assert!(!liveness.poll_silence(1101) && liveness.is_silent());
+        assert!(!liveness.is_unanswering(2599) && liveness.is_unanswering(2600));
+        liveness.handle_pong(2600, 2600, None);
+        assert!(!liveness.is_silent() && !liveness.is_unanswering(2600));
+        liveness.check();
+    }
+
+    #[test]
+    fn a_gap_ends_trust_until_a_later_ping_is_answered_and_keeps_the_lease() {
+        let mut liveness = Liveness::new(0);
+        liveness.handle_whole_interest();
+        liveness.handle_pong(1000, 1000, None);
+        liveness.handle_gap(1500);
+        assert!(!liveness.is_trusted(1500) && !liveness.poll_silence(1999));
+        liveness.handle_pong(1501, 1400, Some(1500));
+        assert!(!liveness.is_trusted(1501), "the ping was sent before the gap");
+        liveness.handle_pong(1502, 1501, Some(1500));
+        assert!(liveness.is_trusted(1502));
+        liveness.check();
+    }
+}

@@ -1,0 +1,89 @@
+//! Messages of this node's shards to other nodes.
+
+use super::Mesh;
+use super::link::{Lane, LinkEffect};
+use super::wire::To;
+use crate::address::{NodeId, ShardAddress, ShardId};
+use crate::message::{Answer, Command, Message, Party};
+use crate::protocol::api::{Code, Fault, Function};
+
+impl Mesh {
+    /// Forwards a shard's message to a shard of another node. A call that cannot be forwarded is answered
+    /// with an error at once.
+    pub(super) fn forward(
+        &mut self,
+        now_ms: u64,
+        from: ShardId,
+        to: ShardAddress,
+        message: Message,
+    ) {
+        let Some(peer) = self.peers.get(&to.node) else {
+            return self.refuse(from, to, &message, "the client's node is unreachable");
+        };
+        if self.unseen_node_ups.contains_key(&(to.node, from)) {
+            // The shard has sent this in the previous session. In the current one it would be taken for
+            // something else.
+            return self.refuse(from, to, &message, "the client's node was unreachable");
+        }
+        if matches!(message, Message::Ask { .. }) && peer.liveness.is_silent() {
+            return self.refuse(from, to, &message, "the client's node does not answer");
+        }
+        if matches!(message, Message::Ask { .. }) && !peer.session.takes_calls() {
+            return self.refuse(from, to, &message, "the client's node does not keep up");
+        }
+        for channel in channels_to_subscribe(&message) {
+            let until_ms = now_ms + self.settings.answer_ms;
+            self.subscribing_there.note(until_ms, self.hasher.hash(channel), to.node);
+        }
+        self.send(to.node, Lane::Shard(from), To::Shard(to.shard), &message);
+    }
+
+    /// Answers a call with an error. Other messages are dropped.
+    fn refuse(&mut self, asker: ShardId, to: ShardAddress, message: &Message, why: &'static str) {
+        let Message::Ask { ticket, command, .. } = message else { return };
+        let code = match command {
+            Command::Send(..) => Code::SendFailed,
+            _ => Code::ExecutionFailed,
+        };
+        let answer = Answer::Done(Err(Fault::new(code, why)));
+        self.outbox.push_back((asker, Party::Shard(to), Message::Answer(*ticket, answer)));
+    }
+
+    /// Adds a message to the session with a node, if there is one.
+    pub(super) fn send(&mut self, node: NodeId, lane: Lane, to: To, message: &Message) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.session.push(lane, to, message);
+        }
+        self.queue_for_flush(node);
+    }
+
+    /// Has [`Self::flush`] send what is ready for a node.
+    pub(super) fn queue_for_flush(&mut self, node: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| !peer.is_queued) {
+            peer.is_queued = true;
+            self.to_flush.push(node);
+        }
+    }
+
+    /// Sends what was gathered in this turn, as one batch per lane.
+    pub(super) fn flush(&mut self) {
+        for node in std::mem::take(&mut self.to_flush) {
+            let Some(peer) = self.peers.get_mut(&node) else { continue };
+            peer.is_queued = false;
+            peer.session.flush();
+            if let Some(link) = peer.link {
+                while let Some((lane, batch)) = peer.session.poll_batch() {
+                    self.effects.push_back(LinkEffect::Send(link, lane, batch));
+                }
+            }
+        }
+    }
+}
+
+/// The channels to which a message asks to subscribe a client.
+pub fn channels_to_subscribe(message: &Message) -> &[Box<str>] {
+    match message {
+        Message::Ask { command: Command::Call(_, Function::Subscribe(channels)), .. } => channels,
+        _ => &[],
+    }
+}

@@ -1,0 +1,267 @@
+//! Publishes whose tallies are incomplete: this node's at other nodes, and other nodes' at its shards.
+
+use std::collections::VecDeque;
+
+use super::numbers::ChannelHash;
+use crate::address::{Incarnation, NodeId, ShardId};
+use crate::message::Ticket;
+use crate::protocol::api::Tally;
+use crate::slot_map::{SlotKey, SlotMap};
+
+/// Receives the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// A shard of this node, under its own ticket.
+    Shard(ShardId, Ticket),
+    /// The mesh of another node, under its own ticket.
+    Node(NodeId, Ticket),
+}
+
+/// Counts part of the subscribers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// A shard of this node.
+    Shard(ShardId),
+    /// Another node.
+    Node(NodeId),
+}
+
+/// A publish that begins to wait for tallies.
+#[derive(Debug)]
+pub struct NewPublish {
+    /// Receives the sum.
+    pub asker: Asker,
+    /// The channel.
+    pub channel: ChannelHash,
+    /// Whose tallies complete the sum.
+    pub awaited: Vec<Counter>,
+    /// Who counts subscribers, but is not waited for.
+    pub silent: Vec<Counter>,
+    /// When waiting ends, in milliseconds: never before the deadline of an earlier publish.
+    pub deadline_ms: u64,
+}
+
+/// A publish whose tallies are complete, or whose deadline has passed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Receives the sum.
+    pub asker: Asker,
+    /// The channel.
+    pub channel: ChannelHash,
+    /// The sum of the tallies.
+    pub tally: Tally,
+    /// Who gave no tally.
+    pub silent: Vec<Counter>,
+}
+
+/// Pending publishes at a time. A publish beyond it is not sent to other nodes, and they count as not
+/// answering.
+const PENDING_MAX: usize = 1 << 16;
+
+/// All publishes that wait for tallies.
+#[derive(Debug, Default)]
+pub struct PendingPublishes {
+    waiting: SlotMap<Waiting>,
+    // In the order in which they were opened, which is that of the deadlines. Those of publishes that
+    // are complete are dropped once they reach the front.
+    deadlines: VecDeque<(u64, Ticket)>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    asker: Asker,
+    channel: ChannelHash,
+    tally: Tally,
+    awaited: Vec<Counter>,
+    silent: Vec<Counter>,
+}
+
+impl Waiting {
+    /// Takes a counter off those that are awaited; false if it is not.
+    fn take_awaited(&mut self, counter: Counter) -> bool {
+        let place = self.awaited.iter().position(|awaited| *awaited == counter);
+        place.map(|place| self.awaited.swap_remove(place)).is_some()
+    }
+}
+
+impl PendingPublishes {
+    /// No publishes. Tickets differ from those of earlier runs of the node, so that late answers to those
+    /// match none.
+    pub fn new(incarnation: Incarnation) -> Self {
+        Self { waiting: SlotMap::new(incarnation.0 as u32), deadlines: VecDeque::new() }
+    }
+
+    /// Whether there is room for another publish.
+    pub fn has_room(&self) -> bool {
+        self.len() < PENDING_MAX
+    }
+
+    /// The number of pending publishes.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Opens a publish.
+    pub fn open(&mut self, new: NewPublish) -> Ticket {
+        let NewPublish { asker, channel, awaited, silent, deadline_ms } = new;
+        let tally = Tally::default();
+        let key = self.waiting.insert(Waiting { asker, channel, tally, awaited, silent });
+        let ticket = ticket_of(key);
+        self.drop_past_deadlines();
+        self.deadlines.push_back((deadline_ms, ticket));
+        ticket
+    }
+
+    /// Adds a tally and returns the channel. `None`: the tally comes too late, or from a counter that is
+    /// not awaited.
+    pub fn count(&mut self, ticket: Ticket, from: Counter, tally: Tally) -> Option<ChannelHash> {
+        let waiting = self.waiting.get_mut(key_of(ticket))?;
+        if !waiting.take_awaited(from) {
+            return None;
+        }
+        waiting.tally += tally;
+        Some(waiting.channel)
+    }
+
+    /// Counts a counter as silent. Returns the sum if that completes it.
+    pub fn pass_over(&mut self, ticket: Ticket, counter: Counter) -> Option<Counted> {
+        let waiting = self.waiting.get_mut(key_of(ticket))?;
+        if !waiting.take_awaited(counter) {
+            return None;
+        }
+        waiting.silent.push(counter);
+        self.poll_counted(ticket)
+    }
+
+    /// The sum of a publish, if it is complete.
+    pub fn poll_counted(&mut self, ticket: Ticket) -> Option<Counted> {
+        let is_complete = self.waiting.get(key_of(ticket))?.awaited.is_empty();
+        if is_complete { self.close(ticket) } else { None }
+    }
+
+    /// Counts a counter as silent in all publishes. Returns those that are complete now. Costs a look at
+    /// every pending publish.
+    pub fn stop_waiting_for(&mut self, counter: Counter) -> Vec<Counted> {
+        let mut complete = Vec::new();
+        for (key, waiting) in self.waiting.iter_mut() {
+            if waiting.take_awaited(counter) {
+                waiting.silent.push(counter);
+                complete.extend(waiting.awaited.is_empty().then_some(ticket_of(key)));
+            }
+        }
+        complete.into_iter().filter_map(|ticket| self.close(ticket)).collect()
+    }
+
+    /// The next publish whose deadline has passed.
+    pub fn poll_expired(&mut self, now_ms: u64) -> Option<Counted> {
+        while self.deadlines.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms)
+            && let Some((_, ticket)) = self.deadlines.pop_front()
+        {
+            if let Some(counted) = self.close(ticket) {
+                return Some(counted);
+            }
+        }
+        None
+    }
+
+    /// When [`Self::poll_expired`] may return something, in milliseconds.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        self.deadlines.front().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Drops deadlines of complete publishes from the front. So no more are kept than publishes were
+    /// opened since the oldest pending one.
+    fn drop_past_deadlines(&mut self) {
+        while let Some(&(_, ticket)) = self.deadlines.front()
+            && self.waiting.get(key_of(ticket)).is_none()
+        {
+            self.deadlines.pop_front();
+        }
+    }
+
+    fn close(&mut self, ticket: Ticket) -> Option<Counted> {
+        let Waiting { asker, channel, tally, awaited, mut silent } =
+            self.waiting.remove(key_of(ticket))?;
+        silent.extend(awaited);
+        Some(Counted { asker, channel, tally, silent })
+    }
+
+    /// Asserts the invariants. Costs a look at every pending publish.
+    pub fn check(&self) {
+        assert!(self.deadlines.iter().is_sorted_by_key(|(due_ms, _)| *due_ms));
+        let with_deadline =
+            self.deadlines.iter().filter(|(_, ticket)| self.waiting.get(key_of(*ticket)).is_some());
+        assert_eq!(with_deadline.count(), self.len(), "each pending publish has a deadline");
+        let is_awaited = |(_, waiting): (_, &Waiting)| !waiting.awaited.is_empty();
+        assert!(self.waiting.iter().all(is_awaited), "what is complete is closed");
+    }
+}
+
+fn ticket_of(key: SlotKey) -> Ticket {
+    Ticket(key.to_bits())
+}
+
+fn key_of(ticket: Ticket) -> SlotKey {
+    SlotKey::from_bits(ticket.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKER: Asker = Asker::Shard(ShardId(1), Ticket(9));
+
+    fn tally(delivered: u64) -> Tally {
+        Tally { delivered, failed: 0 }
+    }
+
+    fn publish(channel: u64, awaited: Vec<Counter>, silent: Vec<Counter>) -> NewPublish {
+        let channel = ChannelHash(channel);
+        NewPublish { asker: ASKER, channel, awaited, silent, deadline_ms: 100 }
+    }
+
+    #[test]
+    fn tallies_add_up_and_nobody_counts_twice() {
+        let mut pending = PendingPublishes::default();
+        let [one, two] = [1, 2].map(|shard| Counter::Shard(ShardId(shard)));
+        let ticket = pending.open(publish(7, vec![one, two], vec![]));
+        pending.check();
+        assert_eq!(pending.count(ticket, one, tally(3)), Some(ChannelHash(7)));
+        assert_eq!(pending.count(ticket, one, tally(3)), None);
+        assert_eq!(pending.poll_counted(ticket), None);
+        pending.count(ticket, two, tally(4));
+        let counted = pending.poll_counted(ticket).unwrap();
+        assert_eq!((counted.asker, counted.tally, counted.silent), (ASKER, tally(7), vec![]));
+        assert_eq!(pending.poll_expired(1000), None);
+    }
+
+    #[test]
+    fn silent_counters_are_named_when_the_deadline_passes() {
+        let mut pending = PendingPublishes::default();
+        let [one, two] = [1, 2].map(|shard| Counter::Shard(ShardId(shard)));
+        let ticket = pending.open(publish(7, vec![one, two], vec![]));
+        pending.count(ticket, two, tally(4));
+        assert_eq!(pending.poll_expired(99), None);
+        let counted = pending.poll_expired(100).unwrap();
+        assert_eq!((counted.tally, counted.silent), (tally(4), vec![one]));
+        assert_eq!(pending.count(ticket, one, tally(1)), None);
+        pending.check();
+    }
+
+    #[test]
+    fn a_counter_that_is_no_longer_awaited_completes_what_waits_for_it_alone() {
+        let mut pending = PendingPublishes::default();
+        let [one, two, three] = [1, 2, 3].map(|shard| Counter::Shard(ShardId(shard)));
+        pending.open(publish(7, vec![one], vec![three]));
+        let both = pending.open(publish(8, vec![one, two], vec![]));
+        let complete = pending.stop_waiting_for(one);
+        let complete: Vec<_> =
+            complete.iter().map(|counted| (counted.channel, &counted.silent[..])).collect();
+        assert_eq!(complete, [(ChannelHash(7), &[three, one][..])]);
+        assert_eq!(pending.count(both, one, tally(1)), None);
+        pending.count(both, two, tally(2));
+        let counted = pending.poll_counted(both).unwrap();
+        assert_eq!((counted.tally, counted.silent), (tally(2), vec![one]));
+        assert_eq!(pending.poll_expired(100), None);
+    }
+}

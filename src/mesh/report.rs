@@ -1,0 +1,109 @@
+//! The state of the mesh, for `/metrics`, for `GET /v1/nodes` and for tests.
+
+use super::Mesh;
+use super::sessions::Peer;
+use crate::address::NodeId;
+use crate::metrics::{MeshReport, NodeReport};
+use crate::protocol::api::{self, MeshRow, NodeRow, Reply};
+
+impl Mesh {
+    /// The figures of the mesh for `/metrics`.
+    pub fn report(&self) -> MeshReport {
+        let nodes = self.peers.iter().map(|(node, peer)| {
+            let traffic = peer.session.traffic();
+            NodeReport {
+                node: node.number(),
+                is_linked: peer.link.is_some(),
+                round_trip_ms: peer.round_trip_ms,
+                waiting_bytes: peer.session.kept_bytes() as u64,
+                sent_batches: traffic.sent_batches,
+                sent_bytes: traffic.sent_bytes,
+                received_batches: traffic.received_batches,
+                received_bytes: traffic.received_bytes,
+            }
+        });
+        MeshReport {
+            nodes: nodes.collect(),
+            sessions_ended: self.sessions_ended,
+            uncounted: self.uncounted,
+            expected: self.settings.expected as u64,
+            refused: self.refusals,
+        }
+    }
+
+    /// This node and the reachable ones, as the answer to `GET /v1/nodes`.
+    pub(super) fn nodes_page(&self) -> Reply {
+        let settings = &self.settings;
+        let own = MeshRow {
+            address: settings.advertise,
+            state: "up",
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            clients: self.clients.iter().sum(),
+        };
+        let mut nodes = vec![NodeRow { node: settings.node, api: settings.api, mesh: Some(own) }];
+        nodes.extend(self.peers.values().map(|peer| self.node_row(peer)));
+        nodes.sort_by_key(|row| row.node);
+        let mut page = Vec::new();
+        api::put_nodes(&mut page, nodes.into_iter());
+        Reply::Page("application/json", String::from_utf8_lossy(&page).into_owned())
+    }
+
+    fn node_row(&self, peer: &Peer) -> NodeRow {
+        let node = peer.hello.node;
+        let state = match peer.link {
+            None => "lost",
+            Some(_) if self.membership.is_suspected(node) => "suspected",
+            Some(_) => "up",
+        };
+        let mesh = MeshRow {
+            address: peer.hello.mesh,
+            state,
+            version: peer.hello.software.clone(),
+            clients: peer.clients,
+        };
+        NodeRow { node, api: peer.hello.api, mesh: Some(mesh) }
+    }
+
+    /// Whether a node is known to have subscribers of a channel.
+    pub fn is_wanted_by(&self, node: NodeId, channel: &str) -> bool {
+        self.remote_interest.nodes(self.hasher.hash(channel)).any(|interested| interested == node)
+    }
+
+    /// The number of pending publishes, and of changes of interest that shards wait for.
+    pub fn waiting(&self) -> usize {
+        self.pending.len() + self.announcements.waiting()
+    }
+
+    /// Asserts the invariants of the mesh between two turns. Costs a look at everything in it.
+    pub fn check(&self) {
+        for (id, link) in &self.links {
+            let peer = link.peer.map(|node| self.peers.get(&node).and_then(|peer| peer.link));
+            assert!(peer.is_none_or(|link| link == Some(*id)), "a link whose node has another");
+        }
+        for (node, peer) in &self.peers {
+            let link = peer.link.map(|link| self.links.get(&link).and_then(|link| link.peer));
+            assert!(link.is_none_or(|peer| peer == Some(*node)), "a peer without its link");
+            assert!(!peer.is_queued || self.to_flush.contains(node), "messages that nobody sends");
+            assert_eq!(*node, peer.hello.node);
+            peer.session.check();
+            peer.liveness.check();
+            // Nobody is asked less often than is safe: see "Subscribe, then publish" in this module.
+            assert!(
+                self.all_trusted_until_ms.is_none()
+                    || peer.liveness.trusted_until_ms() >= self.all_trusted_until_ms,
+                "all are trusted longer than node {}",
+                node.number()
+            );
+        }
+        assert!(!self.peers.contains_key(&self.settings.node), "a node is no peer of itself");
+        assert!(self.unseen_node_ups.values().all(|count| *count > 0));
+        for node in self.remote_interest.known_nodes() {
+            assert!(self.peers.contains_key(&node), "interest of a node without a session");
+        }
+        self.remote_interest.check();
+        self.announcements.check();
+        self.subscribing_here.check();
+        self.subscribing_there.check();
+        self.pending.check();
+    }
+}
