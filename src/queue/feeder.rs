@@ -1,47 +1,46 @@
-//! What one shard's clients push into one topic: against credit, else they wait.
+//! One shard's end of a topic: pushes events of the shard's clients against credit, and keeps those without.
 //!
-//! Up to [`EVENTS_BYTES`] of encoded events wait. Beyond that nothing more is encoded: a client that has
-//! more to say is *deferred*. What it sent stays as it came, compressed if it was, and is bounded by
-//! what is read ahead of a connection.
+//! Up to [`EVENTS_BYTES`] of encoded events wait. Beyond that no more are encoded, and clients with more
+//! messages are *deferred*. A deferred client's messages stay as they were received, compressed or not,
+//! bounded by what is read ahead of a connection.
 
 use std::collections::VecDeque;
 
 use crate::address::ClientId;
 use crate::message::{ConnectionKey, Credit, Event};
 
-/// Bytes of encoded events that wait in one feeder, before the last.
+/// Bytes of waiting events at which a feeder defers clients. The last event may exceed them.
 const EVENTS_BYTES: usize = 1 << 20;
 
-/// An event that waits for room, and the connection that waits with it: at most one event for each
-/// connection.
+/// An event that waits for credit. Each connection has at most one.
 #[derive(Debug)]
 pub struct Waiting {
-    /// The connection that is not read from meanwhile, if there is one.
+    /// The connection that is not read from meanwhile, if it still exists.
     pub from: Option<ConnectionKey>,
     /// The event.
     pub event: Event,
 }
 
-/// Who feeds the topic once fewer events wait.
+/// A client that continues to feed the topic once fewer events wait.
 #[derive(Debug)]
 pub enum Deferred {
-    /// A connection, which is not read from meanwhile.
+    /// A connection that is not read from meanwhile.
     Connection(ConnectionKey),
-    /// A client that is gone.
+    /// A client that is gone, and whose last event is still to be encoded.
     Ended(Box<Ended>),
 }
 
-/// How a client ended: what its last event is made of. No larger than what the client held while it
-/// was connected.
+/// How a client ended: the content of its last event. No larger than what the client held while it was
+/// connected.
 #[derive(Debug)]
 pub struct Ended {
     /// The client.
     pub client: ClientId,
-    /// The code of its close.
+    /// The close code.
     pub code: u16,
-    /// The reason of its close.
+    /// The close reason.
     pub reason: Box<str>,
-    /// Its context as JSON text, if it had one.
+    /// The context as JSON text, if there was one.
     pub context: Option<Box<str>>,
 }
 
@@ -51,20 +50,21 @@ impl Ended {
     }
 }
 
-/// One shard's end of a topic that is fed by its clients.
+/// One shard's end of a topic that its clients feed.
 #[derive(Debug)]
 pub struct Feeder {
     credit: Credit,
     events: VecDeque<Waiting>,
     event_bytes: usize,
-    // In the order in which they are to feed the topic.
+    // In the order in which they continue.
     deferred: VecDeque<Deferred>,
     ended_bytes: usize,
+    // Whether the topic was asked for credit that has not come.
     asked: bool,
 }
 
 impl Feeder {
-    /// A feeder that starts with this much credit.
+    /// A feeder with this much credit.
     pub fn new(credit: Credit) -> Self {
         Self {
             credit,
@@ -76,8 +76,8 @@ impl Feeder {
         }
     }
 
-    /// Whether a message of so many bytes may be pushed now; if so its credit is used up. Behind
-    /// messages that wait nothing may.
+    /// Spends credit for an event of this many bytes, if it may be pushed now. It may not while earlier events
+    /// wait.
     pub fn take(&mut self, bytes: usize) -> bool {
         let may = self.events.is_empty() && self.covers(bytes);
         if may {
@@ -86,18 +86,18 @@ impl Feeder {
         may
     }
 
-    /// Lets a message wait.
+    /// Lets an event wait for credit.
     pub fn wait(&mut self, waiting: Waiting) {
         self.event_bytes += waiting.event.frame.bytes().len();
         self.events.push_back(waiting);
     }
 
-    /// Whether nothing more is to be encoded for the topic, but deferred.
+    /// Whether clients with more messages are to be deferred.
     pub fn is_crowded(&self) -> bool {
         !self.deferred.is_empty() || self.event_bytes >= EVENTS_BYTES
     }
 
-    /// Lets somebody feed the topic later, behind those who were deferred before.
+    /// Defers a client, behind those that were deferred before.
     pub fn defer(&mut self, deferred: Deferred) {
         if let Deferred::Ended(ended) = &deferred {
             self.ended_bytes += ended.bytes();
@@ -105,12 +105,12 @@ impl Feeder {
         self.deferred.push_back(deferred);
     }
 
-    /// Whether [`Self::poll_deferred`] gives somebody.
+    /// Whether a deferred client may continue.
     pub fn has_turn(&self) -> bool {
         !self.deferred.is_empty() && self.event_bytes < EVENTS_BYTES
     }
 
-    /// The next of those who were deferred, if few enough events wait.
+    /// The next deferred client, if few enough events wait.
     pub fn poll_deferred(&mut self) -> Option<Deferred> {
         let next = if self.has_turn() { self.deferred.pop_front() } else { None };
         if let Some(Deferred::Ended(ended)) = &next {
@@ -119,27 +119,27 @@ impl Feeder {
         next
     }
 
-    /// How many events wait, and how many clients are deferred.
+    /// The number of waiting events and deferred clients.
     pub fn waiting(&self) -> usize {
         self.events.len() + self.deferred.len()
     }
 
-    /// Bytes of the events that wait, and of what is kept of clients that are gone.
+    /// Bytes of waiting events, and of what is kept of clients that are gone.
     pub fn waiting_bytes(&self) -> usize {
         self.event_bytes + self.ended_bytes
     }
 
-    /// What to ask the topic for: the bytes of the first message that waits, once until there is
-    /// credit for it or [`Self::refused`].
+    /// The bytes of the first waiting event, if the topic is to be asked for credit. Once per event, until
+    /// there is credit for it or [`Self::refused`].
     pub fn poll_ask(&mut self) -> Option<usize> {
         let first = self.events.front().filter(|_| !self.asked)?;
         self.asked = true;
         Some(first.event.frame.bytes().len())
     }
 
-    /// More credit. Messages that may go now come out of [`Self::poll_ready`]. Credit that is not
-    /// enough was lent before the topic heard the question, which it still answers: asked twice, it
-    /// would lend what nobody uses.
+    /// Adds credit. Events that may be pushed now come out of [`Self::poll_ready`]. Insufficient credit was
+    /// granted before the topic received the request, which it will still answer: a second request would
+    /// be granted credit that nobody uses.
     pub fn granted(&mut self, credit: Credit) {
         self.credit.messages += credit.messages;
         self.credit.bytes += credit.bytes;
@@ -147,7 +147,7 @@ impl Feeder {
         self.asked &= first.is_some_and(|bytes| !self.covers(bytes));
     }
 
-    /// A message that waited and may be pushed now.
+    /// The next waiting event that may be pushed now. Its credit is spent.
     pub fn poll_ready(&mut self) -> Option<Waiting> {
         let bytes = self.events.front()?.event.frame.bytes().len();
         if !self.covers(bytes) {
@@ -158,8 +158,7 @@ impl Feeder {
         self.events.pop_front()
     }
 
-    /// There is no room and nobody is to wait for it: takes out all events. Who is deferred has its
-    /// turn.
+    /// Takes all waiting events, since the topic has refused room for them. Deferred clients may continue.
     pub fn refused(&mut self) -> VecDeque<Waiting> {
         self.asked = false;
         self.event_bytes = 0;
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn credit_that_is_not_enough_does_not_make_it_ask_again() {
+    fn insufficient_credit_is_not_asked_for_again() {
         let mut feeder = Feeder::new(Credit::default());
         feeder.wait(waiting(b"message"));
         assert_eq!(feeder.poll_ask(), Some(7));
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_deferred_has_its_turn_in_order_while_few_events_wait() {
+    fn deferred_clients_continue_in_order_while_few_events_wait() {
         let mut feeder = Feeder::new(Credit::default());
         let large = vec![0; EVENTS_BYTES];
         feeder.wait(waiting(&large));
@@ -210,7 +209,7 @@ mod tests {
         assert!(feeder.waiting_bytes() > EVENTS_BYTES + 5 && feeder.waiting() == 3);
         assert!(feeder.is_crowded() && feeder.poll_deferred().is_none());
         feeder.granted(Credit { messages: 9, bytes: 2 * EVENTS_BYTES });
-        assert!(feeder.poll_ready().is_some() && feeder.is_crowded(), "others are before");
+        assert!(feeder.poll_ready().is_some() && feeder.is_crowded(), "other clients are deferred");
         assert!(matches!(feeder.poll_deferred(), Some(Deferred::Ended(_))));
         assert!(matches!(feeder.poll_deferred(), Some(Deferred::Connection(_))));
         assert_eq!((feeder.is_crowded(), feeder.waiting_bytes(), feeder.waiting()), (false, 0, 0));

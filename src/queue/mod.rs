@@ -1,33 +1,45 @@
-//! Client messages that wait for back ends. Pure.
+//! Messages of clients that wait for back ends. Pure.
 //!
-//! Each topic has a home: one shard of the node, by the hash of its name, which holds its messages
-//! and decides who gets them ([`topic::Topic`]; `slots.rs`: which clients are whose; `consumers.rs`:
-//! what each consumer has). A shard whose clients feed the topic pushes against credit that the home
-//! gave it ([`feeder::Feeder`]): so a topic is never over its bounds, whatever the number of shards,
-//! and a full one is felt as clients that are not read from.
+//! Each topic has a home: one shard of the node, found by the hash of the topic's name, which holds the
+//! messages and decides which consumer gets them ([`topic::Topic`]). A shard whose clients feed the topic
+//! pushes against credit that the home has granted ([`feeder::Feeder`]). So a topic never exceeds its
+//! bounds, whatever the number of shards, and clients of a full topic are not read from.
+//!
+//! - `lanes.rs`: the waiting messages of each client. `hash_slots.rs`: which consumer they are for.
+//! - `consumers.rs`: the messages in flight to each consumer.
+//! - `room.rs`: what the topic holds, and the credit of each shard.
 
 mod consumers;
 pub mod feeder;
+mod hash_slots;
+mod lanes;
 pub mod room;
-mod slots;
 pub mod topic;
 
-/// What happens when a topic has no room for a message.
+/// The behaviour of a topic without room for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The clients that feed it are not read from until there is room.
+    /// Clients that feed the topic are not read from until there is room.
     Hold,
-    /// Its oldest message goes.
+    /// The oldest message is dropped.
     DropOldest,
     /// The client that sent the message is closed with 1013.
     Close,
 }
 
-/// How much a topic holds, messages on their way to consumers included.
+/// The bounds of a topic, including messages in flight to consumers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Messages, at least 1.
     pub messages: usize,
-    /// Bytes of encoded event.
+    /// Bytes of encoded events.
     pub bytes: usize,
 }
+
+/// A message of a topic, in the order of arrival.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MessageNumber(pub u64);
+
+/// A `queue.pop` of one back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PopId(pub u64);

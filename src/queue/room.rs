@@ -1,4 +1,4 @@
-//! The room of a topic: what it holds, and what of the rest is lent to the shards that feed it.
+//! The room of a topic: what it holds, and how much of the rest is lent to feeding shards.
 
 use std::collections::VecDeque;
 
@@ -6,16 +6,17 @@ use super::Bounds;
 use crate::address::ShardId;
 use crate::message::Credit;
 
-/// Messages that are dropped at once to make room, at most.
+/// Messages dropped at a time to make room.
 const DROPPED_AT_ONCE: usize = 64;
 
-/// What a topic has room for, and who may use it.
+/// The room of a topic, and the credit of each feeding shard.
 #[derive(Debug)]
 pub struct Room {
     bounds: Bounds,
     feeders: Vec<FeedingShard>,
-    // In the order they asked.
+    // Shards that wait for room, in the order in which they asked.
     asking: VecDeque<ShardId>,
+    // The credit to which each shard is filled up.
     share: Credit,
     // held + lent <= bounds
     held: Credit,
@@ -25,12 +26,12 @@ pub struct Room {
 #[derive(Debug, Default, Clone)]
 struct FeedingShard {
     credit: Credit,
-    // Bytes of the message that it has no credit for.
+    // Bytes of the message for which the shard has asked for credit.
     wants: Option<usize>,
 }
 
 impl Room {
-    /// That of an empty topic on a node of `shards` shards, each of which has its [`Self::share`].
+    /// The room of an empty topic on a node of `shards` shards, each of which has its [`Self::share`].
     pub fn new(bounds: Bounds, shards: usize) -> Self {
         let share = Self::share(bounds, shards);
         Self {
@@ -43,19 +44,19 @@ impl Room {
         }
     }
 
-    /// The credit that a feeding shard has at first, and is filled up to: all shards together a
-    /// quarter of the topic, so that credit which lies idle never makes a topic look full early.
+    /// The credit with which a feeding shard starts, and to which it is filled up. All shards together have a
+    /// quarter of the topic, so that unused credit does not make a topic full early.
     pub fn share(bounds: Bounds, shards: usize) -> Credit {
         let part = 4 * shards;
         Credit { messages: bounds.messages / part, bytes: bounds.bytes / part }
     }
 
-    /// Messages that are held, and their bytes.
+    /// Messages held, and their bytes.
     pub fn held(&self) -> Credit {
         self.held
     }
 
-    /// A message of so many bytes came from a shard, which had credit for it.
+    /// Holds a message of this many bytes, for which the shard had credit.
     pub fn take(&mut self, from: ShardId, bytes: usize) {
         let credit = &mut self.feeders[from.index()].credit;
         for account in [credit, &mut self.lent] {
@@ -66,13 +67,13 @@ impl Room {
         self.held.bytes += bytes;
     }
 
-    /// A message of so many bytes is gone.
+    /// Releases a message of this many bytes.
     pub fn release(&mut self, bytes: usize) {
         self.held.messages -= 1;
         self.held.bytes -= bytes;
     }
 
-    /// Gives a shard that pushes what it lacks to its share, before it has to ask.
+    /// Fills up the credit of a shard that pushes, before it has to ask.
     pub fn top_up(&mut self, shard: ShardId) -> Option<Credit> {
         let FeedingShard { credit, wants } = &self.feeders[shard.index()];
         let low = credit.messages < self.share.messages / 2 || credit.bytes < self.share.bytes / 2;
@@ -81,22 +82,22 @@ impl Room {
         may.then(|| self.lend(shard, missing))
     }
 
-    /// A shard has a message of so many bytes and no credit for it.
+    /// Notes that a shard lacks credit for a message of this many bytes.
     pub fn ask(&mut self, from: ShardId, bytes: usize) {
         if self.feeders[from.index()].wants.replace(bytes).is_none() {
             self.asking.push_back(from);
         }
     }
 
-    /// A shard is to ask no more; false if it does not.
+    /// Drops the request of a shard; false if there is none.
     pub fn refuse(&mut self, from: ShardId) -> bool {
         let asked = self.feeders[from.index()].wants.take().is_some();
         self.asking.retain(|&shard| shard != from);
         asked
     }
 
-    /// Gives room to those who asked for it, in the order they did. Who has enough is not given
-    /// more: its question has crossed what it was lent.
+    /// The next credit to grant, in the order in which shards asked. A shard with enough credit is granted no
+    /// more: its request has crossed an earlier grant.
     pub fn poll_grant(&mut self) -> Option<(ShardId, Credit)> {
         while let Some(&shard) = self.asking.front() {
             let needed = self.needed(shard);
@@ -116,8 +117,8 @@ impl Room {
         None
     }
 
-    /// What room is to be made for a shard that asks: some for a few messages more, since it would ask
-    /// again for each.
+    /// The room to make for a shard that asks. Includes room for a few messages more, since the shard would
+    /// ask again for each.
     pub fn wanted_by(&self, shard: ShardId) -> Credit {
         let mut needed = self.needed(shard);
         if needed != Credit::default() {
@@ -126,18 +127,18 @@ impl Room {
         needed
     }
 
-    /// Whether so much could be lent.
+    /// Whether this much can be lent.
     pub fn has(&self, needed: Credit) -> bool {
         let left = self.left();
         left.messages >= needed.messages && left.bytes >= needed.bytes
     }
 
-    /// Panics if what is lent does not add up.
+    /// Asserts the invariants.
     pub fn check(&self) {
         let of = |part: fn(&Credit) -> usize| self.feeders.iter().map(|f| part(&f.credit)).sum();
         let lent =
             Credit { messages: of(|credit| credit.messages), bytes: of(|credit| credit.bytes) };
-        assert_eq!(self.lent, lent, "what is lent, to all shards together");
+        assert_eq!(self.lent, lent, "credit of all shards together");
         assert!(self.held.messages + lent.messages <= self.bounds.messages, "messages");
         assert!(self.held.bytes + lent.bytes <= self.bounds.bytes, "bytes");
     }
@@ -149,7 +150,7 @@ impl Room {
         }
     }
 
-    /// What a shard's credit lacks for the message that it wants to push.
+    /// The credit that a shard lacks for the message that it wants to push.
     fn needed(&self, shard: ShardId) -> Credit {
         let FeedingShard { credit, wants } = &self.feeders[shard.index()];
         Credit {
@@ -158,7 +159,7 @@ impl Room {
         }
     }
 
-    /// What a shard's credit lacks to its share.
+    /// The credit that a shard lacks to its share.
     fn missing(&self, shard: ShardId) -> Credit {
         let credit = self.feeders[shard.index()].credit;
         Credit {

@@ -1,55 +1,56 @@
 //! Which consumer the waiting messages of a client are for.
 //!
-//! Clients are spread over a fixed number of slots, and consumers own slots. When the set of consumers
-//! changes, as few slots change hands as keep the shares even. A slot takes the lanes that wait in it
-//! along, however many they are: so what a change costs depends on the number of slots alone.
+//! Clients are spread over a fixed number of hash slots, and consumers own slots. When the set of consumers
+//! changes, as few slots change their owner as keep the shares even. A slot moves with all lanes that wait
+//! in it. So the cost of a change depends on the number of slots, not on that of lanes.
 
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 
-use super::consumers::Place;
+use super::MessageNumber;
+use super::consumers::ConsumerKey;
 use crate::address::ClientId;
 
-/// Slots of a topic. Four times as many as it may have consumers, so that their shares are even.
+/// Hash slots of a topic: four times as many as it may have consumers, so that their shares are even.
 const SLOTS: usize = 4096;
 
 /// The number of a slot, below [`SLOTS`].
 type Slot = u16;
 
-/// The slots of one topic, and the lanes that wait in them.
+/// The hash slots of one topic, and the lanes that wait in them.
 #[derive(Debug, Default)]
-pub struct Slots {
+pub struct HashSlots {
     // The owner of each slot; empty while there are no members.
-    owners: Vec<Place>,
+    owners: Vec<ConsumerKey>,
     // The consumers among which the slots are shared.
-    members: BTreeMap<Place, Share>,
+    members: BTreeMap<ConsumerKey, Share>,
     // Slots with waiting lanes while there are no members, by the number of their first message.
-    unowned: BTreeMap<u64, Slot>,
-    // The lanes that wait in each slot, by the number of their first message. No slot is empty.
-    lanes: HashMap<Slot, BTreeMap<u64, ClientId>>,
+    unowned: BTreeMap<MessageNumber, Slot>,
+    // The waiting lanes of each slot, by the number of their first message. No slot is empty.
+    lanes: HashMap<Slot, BTreeMap<MessageNumber, ClientId>>,
 }
 
-/// What one member owns.
+/// The slots of one member.
 #[derive(Debug, Default)]
 struct Share {
     slots: Vec<Slot>,
-    // Those with waiting lanes, by the number of their first message.
-    waiting: BTreeMap<u64, Slot>,
+    // Slots with waiting lanes, by the number of their first message.
+    waiting: BTreeMap<MessageNumber, Slot>,
 }
 
-impl Slots {
+impl HashSlots {
     /// The consumer that a client's messages are for; `None` while there are no members.
-    pub fn owner(&self, client: ClientId) -> Option<Place> {
+    pub fn owner(&self, client: ClientId) -> Option<ConsumerKey> {
         self.owner_of(slot_of(client))
     }
 
-    fn owner_of(&self, slot: Slot) -> Option<Place> {
+    fn owner_of(&self, slot: Slot) -> Option<ConsumerKey> {
         self.owners.get(usize::from(slot)).copied()
     }
 
     /// Adds the lane of a client, whose first waiting message has this number.
-    pub fn list(&mut self, number: u64, client: ClientId) {
+    pub fn list(&mut self, number: MessageNumber, client: ClientId) {
         let slot = slot_of(client);
         let lanes = self.lanes.entry(slot).or_default();
         let first = first_of(lanes);
@@ -63,8 +64,8 @@ impl Slots {
         }
     }
 
-    /// Removes a lane.
-    pub fn unlist(&mut self, number: u64, client: ClientId) {
+    /// Removes the lane that was added under this number.
+    pub fn unlist(&mut self, number: MessageNumber, client: ClientId) {
         let slot = slot_of(client);
         let lanes = self.lanes.get_mut(&slot).expect("a lane is listed in its slot");
         let first = first_of(lanes);
@@ -81,9 +82,9 @@ impl Slots {
         }
     }
 
-    /// Removes the lane that has waited longest for a member: gives its client.
-    pub fn pop(&mut self, place: Place) -> Option<ClientId> {
-        let waiting = &mut self.members.get_mut(&place)?.waiting;
+    /// Removes the lane that has waited longest for a member, and returns the lane's client.
+    pub fn pop(&mut self, key: ConsumerKey) -> Option<ClientId> {
+        let waiting = &mut self.members.get_mut(&key)?.waiting;
         let (_, slot) = waiting.pop_first()?;
         let lanes = self.lanes.get_mut(&slot).expect("only slots with lanes wait");
         let (_, client) = lanes.pop_first().expect("no slot is empty");
@@ -94,22 +95,22 @@ impl Slots {
         Some(client)
     }
 
-    /// Whether something waits for a member.
-    pub fn has_waiting(&self, place: Place) -> bool {
-        self.members.get(&place).is_some_and(|share| !share.waiting.is_empty())
+    /// Whether a lane waits for a member.
+    pub fn has_waiting(&self, key: ConsumerKey) -> bool {
+        self.members.get(&key).is_some_and(|share| !share.waiting.is_empty())
     }
 
-    /// The lane that has waited longest of all, and the number of its first message. Costs a look at
-    /// each member.
-    pub fn oldest(&self) -> Option<(u64, ClientId)> {
+    /// The client whose lane has waited longest, and the number of its first message. Costs a look at each
+    /// member.
+    pub fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
         let places = self.members.values().map(|share| &share.waiting).chain([&self.unowned]);
         let (&number, slot) = places.filter_map(BTreeMap::first_key_value).min()?;
         Some((number, self.lanes[slot][&number]))
     }
 
-    /// Shares the slots among these consumers, which are in order: gives those for whom something
-    /// waits that did not before. Costs a look at each member and at each slot that moves.
-    pub fn share_among(&mut self, members: &[Place]) -> Vec<Place> {
+    /// Shares the slots among these consumers, which are sorted. Returns those that have gained waiting
+    /// lanes. Costs a look at each member and at each slot that moves.
+    pub fn share_among(&mut self, members: &[ConsumerKey]) -> Vec<ConsumerKey> {
         if self.members.keys().eq(members) {
             return Vec::new();
         }
@@ -126,20 +127,20 @@ impl Slots {
             self.owners = vec![members[0]; SLOTS];
             free = (0..SLOTS as Slot).collect();
         }
-        for &place in members {
-            self.members.entry(place).or_default();
+        for &key in members {
+            self.members.entry(key).or_default();
         }
         let each = SLOTS / members.len();
-        // So many members have one more.
+        // Members that have one slot more than `each`.
         let mut more = SLOTS % members.len();
         self.take_surplus(each, &mut more, &mut free);
         self.hand_out(each, more, free)
     }
 
-    fn slots_of_leavers(&mut self, members: &[Place]) -> Vec<Slot> {
+    fn slots_of_leavers(&mut self, members: &[ConsumerKey]) -> Vec<Slot> {
         let mut free = Vec::new();
-        self.members.retain(|place, share| {
-            let stays = members.binary_search(place).is_ok();
+        self.members.retain(|key, share| {
+            let stays = members.binary_search(key).is_ok();
             if !stays {
                 free.append(&mut share.slots);
             }
@@ -162,40 +163,40 @@ impl Slots {
         }
     }
 
-    fn hand_out(&mut self, each: usize, mut more: usize, mut free: Vec<Slot>) -> Vec<Place> {
+    fn hand_out(&mut self, each: usize, mut more: usize, mut free: Vec<Slot>) -> Vec<ConsumerKey> {
         let mut gained = Vec::new();
-        for (&place, share) in &mut self.members {
+        for (&key, share) in &mut self.members {
             let has_one_more = more > 0 && share.slots.len() <= each;
             more -= usize::from(has_one_more);
             let lacks = (each + usize::from(has_one_more)).saturating_sub(share.slots.len());
             let before = share.waiting.len();
             for slot in free.drain(free.len() - lacks..) {
-                self.owners[usize::from(slot)] = place;
+                self.owners[usize::from(slot)] = key;
                 let first = self.lanes.get(&slot).and_then(first_of);
                 share.waiting.extend(first.map(|first| (first, slot)));
                 share.slots.push(slot);
             }
             if share.waiting.len() > before {
-                gained.push(place);
+                gained.push(key);
             }
         }
         debug_assert!(free.is_empty(), "every slot has an owner");
         gained
     }
 
-    /// Where a slot is noted while lanes wait in it.
-    fn waiting_of(&mut self, slot: Slot) -> &mut BTreeMap<u64, Slot> {
+    /// Where a slot with waiting lanes is listed.
+    fn waiting_of(&mut self, slot: Slot) -> &mut BTreeMap<MessageNumber, Slot> {
         match self.owners.get(usize::from(slot)) {
             Some(owner) => &mut self.members.get_mut(owner).expect("members own the slots").waiting,
             None => &mut self.unowned,
         }
     }
 
-    /// Panics if what is noted in several places does not agree. Gives how many lanes are listed.
+    /// Asserts the invariants and returns the number of waiting lanes. Costs a look at every lane.
     pub fn check(&self) -> usize {
         let mut noted = 0;
         let nobody = self.owners.is_empty().then_some((None, &self.unowned));
-        let shares = self.members.iter().map(|(&place, share)| (Some(place), &share.waiting));
+        let shares = self.members.iter().map(|(&key, share)| (Some(key), &share.waiting));
         for (owner, waiting) in shares.chain(nobody) {
             for (&number, slot) in waiting {
                 assert_eq!(self.owner_of(*slot), owner, "the owner of slot {slot}");
@@ -216,17 +217,17 @@ impl Slots {
         let (least, most) = (sizes.iter().min(), sizes.iter().max());
         assert!(most.zip(least).is_none_or(|(most, least)| most - least <= 1), "{sizes:?}");
         assert_eq!(sizes.iter().sum::<usize>(), self.owners.len(), "every slot has one owner");
-        for (place, share) in &self.members {
-            assert!(share.slots.iter().all(|&slot| self.owner_of(slot) == Some(*place)));
+        for (key, share) in &self.members {
+            assert!(share.slots.iter().all(|&slot| self.owner_of(slot) == Some(*key)));
         }
     }
 }
 
-fn first_of(lanes: &BTreeMap<u64, ClientId>) -> Option<u64> {
+fn first_of(lanes: &BTreeMap<MessageNumber, ClientId>) -> Option<MessageNumber> {
     lanes.first_key_value().map(|(&number, _)| number)
 }
 
-/// The slot of a client. Mixed as in splitmix64: ids of one shard differ in few bits.
+/// The slot of a client. The id is mixed as in splitmix64, since ids of one shard differ in few bits.
 fn slot_of(client: ClientId) -> Slot {
     let mixed = client.value().wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
