@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use cli::Command;
 use gridcast::config::{self, Config, ConfigError};
-use gridcast::doctor::{self, Machine, Plan, State};
+use gridcast::doctor::{self, FindingState, Machine, Plan};
 use gridcast::node;
 use gridcast::runtime;
 use gridcast::runtime::log::{self, FLUSH_MAX, Format, Log};
@@ -90,7 +90,7 @@ fn set_format(log: &Log, format: config::Format) {
 fn examine(log: &Log, plan: &Plan, json: bool) -> ExitCode {
     let report = doctor::examine(&Machine::read(), plan);
     let text = if json { report.to_json() } else { report.to_string() };
-    print(log, &text, ExitCode::from(u8::from(report.state == State::Wrong)))
+    print(log, &text, ExitCode::from(u8::from(report.state == FindingState::Wrong)))
 }
 
 fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, ConfigError> {

@@ -1,10 +1,10 @@
-//! CPUs and clocks.
+//! Checks of CPUs and clocks.
 
 use super::finding::Finding;
 use super::{Machine, Plan, list};
 
-/// Clocks that a process reads without a system call. The others cost one, or a slow device's
-/// answer, in each turn of a shard.
+/// Clocks that a process reads without a system call. Others cost a system call, or an access to a slow
+/// device, in each turn of a shard.
 const FAST_CLOCKS: [&str; 5] =
     ["tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "riscv_clocksource"];
 
@@ -16,11 +16,12 @@ pub(super) fn quota(machine: &Machine, plan: &Plan) -> Option<Finding> {
         Some(cpus) if cpus >= shards as f64 => Finding::ok(name, format!("{cpus:.1} CPUs")),
         Some(cpus) => {
             let wanted = format!(
-                "{shards}, one for each shard: one that has used up its part stands still, with \
-                 all its clients, until the next period"
+                "{shards}, one for each shard: a shard that has used up its share stops, with all \
+                 its clients, until the next period"
             );
             let whole = (cpus as usize).max(1);
-            let mend = format!("node.cores = {whole}, or a larger quota, or none and a cpuset");
+            let mend =
+                format!("node.cores = {whole}, or a larger quota, or a cpuset instead of a quota");
             Finding::warn(name, format!("{cpus:.1} CPUs"), wanted, mend)
         }
     })
@@ -30,7 +31,7 @@ pub(super) fn isolation(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "isolated CPUs";
     let isolated = &machine.isolated;
     if isolated.is_empty() {
-        return Some(Finding::ok(name, "none: others may run beside the shards"));
+        return Some(Finding::ok(name, "none: other processes may run on the CPUs of the shards"));
     }
     let outside: Vec<usize> =
         plan.cores.iter().copied().filter(|core| !isolated.contains(core)).collect();
@@ -38,7 +39,7 @@ pub(super) fn isolation(machine: &Machine, plan: &Plan) -> Option<Finding> {
     Some(if outside.is_empty() {
         Finding::ok(name, format!("{found}, and the shards are on them"))
     } else {
-        let wanted = format!("no shard outside of them; those on {} are", list(&outside));
+        let wanted = format!("all shards on them; those on {} are not", list(&outside));
         let mend = format!(
             "CPUAffinity={found} in the systemd unit and node.cores = [{found}], or a kernel \
              without isolcpus="
@@ -57,10 +58,10 @@ pub(super) fn siblings(machine: &Machine, plan: &Plan) -> Option<Finding> {
     Some(Finding::ok(
         name,
         match shared {
-            0 => "each shard has a core to itself".into(),
+            0 => "each shard has its own core".into(),
             _ => format!(
-                "{shared} shards share a core with another: more throughput, later answers; \
-                 node.cores can list one of each"
+                "{shared} shards share a core with another: more throughput, higher latency; \
+                 node.cores can list one CPU per core"
             ),
         },
     ))
@@ -75,8 +76,8 @@ pub(super) fn numa(machine: &Machine, plan: &Plan) -> Option<Finding> {
     }
     let found = format!("the shards are on {nodes}");
     Some(if machine.setting("kernel.numa_balancing").is_some_and(|mode| mode != 0) {
-        let wanted = "kernel.numa_balancing 0: shards are pinned and their memory is beside them, so \
-                      looking for better places costs page faults for nothing";
+        let wanted = "kernel.numa_balancing 0: shards are pinned and their memory is local, so searching \
+                      for better places only costs page faults";
         Finding::warn(name, found, wanted, "sysctl -w kernel.numa_balancing=0")
     } else {
         Finding::ok(name, found)
@@ -90,10 +91,10 @@ pub(super) fn governor(machine: &Machine, plan: &Plan) -> Option<Finding> {
     governors.sort_unstable();
     governors.dedup();
     Some(match governors[..] {
-        [] => Finding::ok(name, "not in this kernel's hands"),
+        [] => Finding::ok(name, "not controlled by this kernel"),
         ["performance"] => Finding::ok(name, "performance"),
         _ => {
-            let wanted = "performance: a shard that has slept begins its turn at full speed";
+            let wanted = "performance: a shard runs at full speed at once after sleeping";
             let mend = "cpupower frequency-set -g performance";
             Finding::warn(name, governors.join(", "), wanted, mend)
         }
@@ -108,7 +109,7 @@ pub(super) fn clock_source(machine: &Machine, _: &Plan) -> Option<Finding> {
     } else {
         let wanted = "one that is read without a system call, such as tsc";
         let mend = "see /sys/devices/system/clocksource/clocksource0/available_clocksource, and the \
-                    kernel's log for why tsc was given up";
+                    kernel log for why tsc was rejected";
         Finding::warn(name, clock, wanted, mend)
     })
 }

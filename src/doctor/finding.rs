@@ -1,24 +1,24 @@
-//! What a check came to, for people and for programs.
+//! The result of a check, for people and for programs.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// How something is.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
-    /// As it should be.
+pub enum FindingState {
+    /// Nothing needs to change.
     Ok,
-    /// gridcast runs, but takes or does less than it could.
+    /// The node runs, but with less capacity or performance than possible.
     Warn,
-    /// gridcast does not start, or cannot hold what it is configured to.
+    /// The node does not start, or cannot hold what is configured.
     Wrong,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for FindingState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `pad` heeds the width that the caller asks for.
+        // `pad` applies the caller's width.
         formatter.pad(match self {
             Self::Ok => "ok",
             Self::Warn => "warn",
@@ -27,25 +27,25 @@ impl fmt::Display for State {
     }
 }
 
-/// What one check came to.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// The subject of the check.
     pub name: String,
-    /// How it is.
-    pub state: State,
-    /// What is there.
+    /// How serious the finding is.
+    pub state: FindingState,
+    /// The current value.
     pub found: String,
-    /// What should be, and why; `None`: it is.
+    /// The recommended value, and why; `None`: the current value is right.
     pub wanted: Option<String>,
-    /// The command or setting that makes it so; `None`: nothing is to be done.
+    /// The command or setting that establishes it; `None`: nothing is to be done.
     pub mend: Option<String>,
 }
 
 impl Finding {
     pub(super) fn ok(name: impl Into<String>, found: impl Into<String>) -> Self {
         let (name, found) = (name.into(), found.into());
-        Self { name, state: State::Ok, found, wanted: None, mend: None }
+        Self { name, state: FindingState::Ok, found, wanted: None, mend: None }
     }
 
     pub(super) fn warn(
@@ -55,7 +55,7 @@ impl Finding {
         mend: impl Into<String>,
     ) -> Self {
         let (wanted, mend) = (Some(wanted.into()), Some(mend.into()));
-        Self { state: State::Warn, wanted, mend, ..Self::ok(name, found) }
+        Self { state: FindingState::Warn, wanted, mend, ..Self::ok(name, found) }
     }
 
     pub(super) fn wrong(
@@ -64,11 +64,11 @@ impl Finding {
         wanted: impl Into<String>,
         mend: impl Into<String>,
     ) -> Self {
-        Self { state: State::Wrong, ..Self::warn(name, found, wanted, mend) }
+        Self { state: FindingState::Wrong, ..Self::warn(name, found, wanted, mend) }
     }
 }
 
-/// One line, and below it what is wanted and how to get it.
+/// One line, with the recommended value and how to establish it below.
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, state, found, wanted, mend } = self;

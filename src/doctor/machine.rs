@@ -1,5 +1,5 @@
-//! Reads the machine: /proc, /sys, the limits of the process, and a try of io_uring. What cannot be
-//! read is `None` or empty, and is not judged.
+//! Reads the machine: /proc, /sys, the limits of the process, and whether io_uring works. Values that cannot
+//! be read are `None` or empty, and are not judged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use rustix::process::{Resource, geteuid, getrlimit};
 use crate::runtime::cgroup::{self, Limits};
 use crate::runtime::check;
 
-/// The settings below /proc/sys that are judged.
+/// The settings below /proc/sys that checks use.
 const SETTINGS: [&str; 16] = [
     "fs.file-max",
     "fs.nr_open",
@@ -30,65 +30,66 @@ const SETTINGS: [&str; 16] = [
     "vm.swappiness",
 ];
 
-/// What is known of a machine.
+/// The properties of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
-    /// As `uname -r` tells it.
+    /// The kernel release, as `uname -r` prints it.
     pub kernel_release: String,
-    /// Whether a ring can be made; if not, why and what to do.
+    /// Whether a ring can be created; if not, why and what to do.
     pub ring: Option<Result<(), String>>,
-    /// Whether the process is root's.
+    /// Whether the process runs as root.
     pub is_root: bool,
-    /// The most descriptors that the process may have; `None`: any number.
+    /// The limit of descriptors of the process; `None`: unlimited.
     pub descriptors: Option<u64>,
-    /// The most memory that it may lock, in bytes; `None`: any amount.
+    /// The limit of locked memory of the process, in bytes; `None`: unlimited.
     pub locked_bytes: Option<u64>,
-    /// Memory of the machine, in bytes; 0: not known.
-    pub memory_bytes: u64,
-    /// The limits of its control group.
+    /// Memory of the machine, in bytes; `None`: not known.
+    pub memory_bytes: Option<u64>,
+    /// The limits of the process's control group.
     pub group: Limits,
-    /// Devices and files to which memory is swapped.
+    /// Swap devices and files.
     pub swaps: Vec<String>,
-    /// When memory comes in huge pages: always, madvise or never.
+    /// When the kernel uses transparent huge pages: always, madvise or never.
     pub huge_pages: Option<String>,
-    /// The clock that the kernel reads the time from.
+    /// The kernel's clock source.
     pub clock_source: Option<String>,
-    /// CPUs kept free of other processes (isolcpus=).
+    /// Isolated CPUs (isolcpus=).
     pub isolated: Vec<usize>,
     /// The CPUs of each memory node.
     pub memory_nodes: BTreeMap<usize, Vec<usize>>,
-    /// By CPU.
+    /// CPUs by number.
     pub cpus: BTreeMap<usize, Cpu>,
-    /// Network interfaces with hardware behind them that are up.
+    /// Physical and virtio network interfaces that are up.
     pub interfaces: Vec<Interface>,
-    /// The numbers of a setting below /proc/sys.
+    /// The numbers of each setting below /proc/sys, by name.
     pub settings: BTreeMap<&'static str, Vec<u64>>,
 }
 
 /// One CPU.
 #[derive(Clone, Debug, Default)]
 pub struct Cpu {
-    /// Who chooses its clock; `None`: not this kernel, as on most virtual machines.
+    /// The frequency governor; `None`: the kernel does not control the frequency, as on most virtual
+    /// machines.
     pub governor: Option<String>,
-    /// The CPUs of the same core, itself included.
+    /// The CPUs of the same core, including this one.
     pub siblings: Vec<usize>,
 }
 
 /// One network interface.
 #[derive(Clone, Debug, Default)]
 pub struct Interface {
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// Queues that it receives into.
+    /// The number of receive queues.
     pub receive_queues: usize,
-    /// Whether the kernel spreads what one of them receives over CPUs (RPS).
+    /// Whether the kernel spreads received packets over CPUs (RPS).
     pub spreads: bool,
-    /// CPUs that its interrupts come to.
+    /// The CPUs that handle the interrupts.
     pub interrupt_cpus: Vec<usize>,
 }
 
 impl Machine {
-    /// Reads this machine, and makes a ring to see whether it can be had.
+    /// Reads this machine, and creates a ring to find out whether it can.
     pub fn read() -> Self {
         let groups = text("/proc/self/cgroup").unwrap_or_default();
         Self {
@@ -97,10 +98,7 @@ impl Machine {
             is_root: geteuid().is_root(),
             descriptors: getrlimit(Resource::Nofile).maximum,
             locked_bytes: getrlimit(Resource::Memlock).maximum,
-            memory_bytes: text("/proc/meminfo")
-                .as_deref()
-                .and_then(cgroup::memory_total)
-                .unwrap_or(0),
+            memory_bytes: text("/proc/meminfo").as_deref().and_then(cgroup::memory_total),
             group: cgroup::limits(&groups, |path| text(path)),
             swaps: text("/proc/swaps").as_deref().map(swaps).unwrap_or_default(),
             huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -127,15 +125,14 @@ impl Machine {
         }
     }
 
-    /// A setting that is one number; `None`: this kernel has no such setting.
+    /// A setting with one number; `None`: the kernel does not have it.
     pub(super) fn setting(&self, name: &str) -> Option<u64> {
         self.settings.get(name)?.first().copied()
     }
 
     /// The memory that the process may use, in bytes; `None`: not known.
     pub(super) fn usable_memory(&self) -> Option<u64> {
-        let machine = (self.memory_bytes > 0).then_some(self.memory_bytes);
-        [machine, self.group.memory_bytes].into_iter().flatten().min()
+        [self.memory_bytes, self.group.memory_bytes].into_iter().flatten().min()
     }
 }
 
@@ -150,10 +147,10 @@ impl Cpu {
 }
 
 impl Interface {
-    /// `None`: it is down, or there is no hardware behind it.
+    /// Reads an interface; `None`: it is down, or neither physical nor virtio.
     fn read(name: String) -> Option<Self> {
         let folder = format!("/sys/class/net/{name}");
-        // A real device, or one of a virtual machine; not a bridge, a tunnel or a container's.
+        // Only interfaces of devices have this link: not bridges, tunnels and those of containers.
         let device = fs::canonicalize(format!("{folder}/device")).ok()?;
         if text(format!("{folder}/operstate")).as_deref() == Some("down") {
             return None;
@@ -173,8 +170,8 @@ impl Interface {
     }
 }
 
-/// The CPUs that the interrupts of a device come to. Those of a virtio device are the ones of the
-/// PCI device that it sits on.
+/// The CPUs that handle the interrupts of a device. The interrupts of a virtio device are those of its PCI
+/// device.
 fn interrupt_cpus(device: &Path) -> Vec<usize> {
     let folders = [Some(device), device.parent()];
     let interrupts = folders.into_iter().flatten().find_map(|folder| {
@@ -195,7 +192,7 @@ fn text(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// The names in a folder, in order.
+/// The names in a folder, sorted.
 fn names(folder: impl AsRef<Path>) -> impl Iterator<Item = String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> =
@@ -204,7 +201,7 @@ fn names(folder: impl AsRef<Path>) -> impl Iterator<Item = String> {
     names.into_iter()
 }
 
-/// The numbers of those that are called so and a number.
+/// The numbers of the names in a folder that consist of `start` and a number.
 fn numbered(folder: &str, start: &str) -> impl Iterator<Item = usize> {
     names(folder).filter_map(move |name| name.strip_prefix(start)?.parse().ok())
 }
@@ -213,7 +210,7 @@ fn cpus(path: impl AsRef<Path>) -> Vec<usize> {
     text(path).as_deref().map(cpu_list).unwrap_or_default()
 }
 
-/// `0-2,8` as 0, 1, 2, 8 (Documentation/admin-guide/cputopology.rst).
+/// Parses `0-2,8` as 0, 1, 2, 8 (Documentation/admin-guide/cputopology.rst).
 fn cpu_list(text: &str) -> Vec<usize> {
     let run = |run: &str| {
         let (first, last) = run.split_once('-').unwrap_or((run, run));
@@ -227,13 +224,13 @@ fn numbers(text: &str) -> Vec<u64> {
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
-/// The names in /proc/swaps, which begins with a line of titles.
+/// The names in /proc/swaps, whose first line has titles.
 fn swaps(text: &str) -> Vec<String> {
     let lines = text.lines().skip(1);
     lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect()
 }
 
-/// The word in brackets: `always [madvise] never`.
+/// The word in brackets, as in `always [madvise] never`.
 fn selected(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     Some(rest.split_once(']')?.0.to_owned())
@@ -244,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_s_ways_to_write_things_are_read() {
+    fn the_formats_of_the_kernel_are_parsed() {
         assert_eq!(cpu_list("0-2,8"), [0, 1, 2, 8]);
         assert_eq!(cpu_list("3"), [3]);
         assert!(cpu_list("").is_empty() && cpu_list("a-b").is_empty());
@@ -258,7 +255,7 @@ mod tests {
     fn this_machine_can_be_read() {
         let machine = Machine::read();
         assert!(!machine.kernel_release.is_empty());
-        assert!(machine.memory_bytes > 0 && !machine.cpus.is_empty());
+        assert!(machine.memory_bytes.is_some() && !machine.cpus.is_empty());
         assert!(machine.setting("net.core.somaxconn").is_some());
     }
 }

@@ -1,10 +1,10 @@
-//! `gridcast doctor`: what is right and wrong with this machine for the node that is to run on it,
-//! and what to do. `tuning/README.md` says why each value is wanted.
+//! `gridcast doctor`: checks whether this machine suits the node that is to run on it, and says what to
+//! change. `tuning/README.md` gives the reason for each recommended value.
 //!
-//! - `machine.rs`: reads the machine into plain values. `cgroup.rs`: the limits of its group.
-//! - `process.rs`: kernel, io_uring, limits of the process. `network.rs`: TCP, the mesh's socket,
-//!   interfaces. `cpu.rs`: cores and clocks. `memory.rs`: memory. Each check is a function of the
-//!   machine and the plan.
+//! - `machine.rs`: reads the machine into plain values.
+//! - `process.rs`: kernel, io_uring, limits of the process. `network.rs`: TCP, the mesh's socket, interfaces.
+//!   `cpu.rs`: cores and clocks. `memory.rs`: memory. Each check is a function of the machine and the plan.
+//! - `finding.rs`: the result of a check.
 
 mod cpu;
 mod finding;
@@ -19,52 +19,52 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::runtime::check;
-pub use finding::{Finding, State};
+pub use finding::{Finding, FindingState};
 pub use machine::Machine;
 
-/// What is to run on the machine.
+/// The node that is to run on the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The CPUs of the shards: at least one.
+    /// The CPUs of the shards, at least one.
     pub cores: Vec<usize>,
-    /// Clients, as `limits.clients` says; 0: what descriptors and memory allow.
-    pub clients: u64,
-    /// Connections of the API, as `limits.api_connections` says; 0: a share of the descriptors.
+    /// The value of `limits.clients`; `None`: as many as descriptors and memory allow.
+    pub clients: Option<u64>,
+    /// The value of `limits.api_connections`; 0: a share of the descriptors.
     pub api_connections: u64,
-    /// The memory budget, as `limits.memory_bytes` says; 0: three quarters of what there is.
-    pub memory_bytes: u64,
-    /// Whether there are other nodes.
+    /// The value of `limits.memory_bytes`; `None`: three quarters of the usable memory.
+    pub memory_bytes: Option<u64>,
+    /// Whether the node is to be part of a grid.
     pub has_mesh: bool,
 }
 
 impl Plan {
-    /// What a configuration asks for.
+    /// The plan of a configuration.
     pub fn of(config: &Config) -> Self {
         Self {
             cores: config.node.cores.clone(),
-            clients: config.limits.clients as u64,
+            clients: Some(config.limits.clients as u64).filter(|clients| *clients > 0),
             api_connections: config.limits.api_connections as u64,
-            memory_bytes: config.limits.memory_bytes,
+            memory_bytes: Some(config.limits.memory_bytes).filter(|bytes| *bytes > 0),
             has_mesh: config.mesh.is_some(),
         }
     }
 
-    /// Where nothing is known: all CPUs that the process may use, as many clients as it takes, and
-    /// a mesh, since a machine that is fit for one is fit to be alone.
+    /// The plan without a configuration: all CPUs that the process may use, as many clients as possible, and
+    /// a mesh, since a machine that suits a mesh also suits a single node.
     pub fn unknown(available: &[usize]) -> Self {
         Self {
             cores: available.to_vec(),
-            clients: 0,
+            clients: None,
             api_connections: 0,
-            memory_bytes: 0,
+            memory_bytes: None,
             has_mesh: true,
         }
     }
 
-    /// The clients to be ready for.
+    /// The number of clients for which the machine is judged.
     fn clients_on(&self, machine: &Machine) -> u64 {
-        if self.clients > 0 {
-            return self.clients;
+        if let Some(clients) = self.clients {
+            return clients;
         }
         let descriptors = machine.descriptors.unwrap_or(u64::MAX);
         let by_descriptors =
@@ -74,22 +74,22 @@ impl Plan {
     }
 }
 
-/// All that was found.
+/// The findings of all checks.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// CPUs that shards are judged on.
+pub struct DoctorReport {
+    /// The CPUs of the shards.
     pub cores: Vec<usize>,
-    /// Clients that the machine is judged for.
+    /// The number of clients for which the machine is judged.
     pub clients: u64,
-    /// Whether it is judged for a mesh.
+    /// Whether the machine is judged for a mesh.
     pub mesh: bool,
-    /// The worst that was found.
-    pub state: State,
-    /// In the order of the checks.
+    /// The worst state of a finding.
+    pub state: FindingState,
+    /// The findings, in the order of the checks.
     pub findings: Vec<Finding>,
 }
 
-/// A check; `None`: it does not apply here.
+/// A check. `None`: the check does not apply to the machine, or its value is unknown.
 type Check = fn(&Machine, &Plan) -> Option<Finding>;
 
 const CHECKS: [Check; 27] = [
@@ -122,26 +122,26 @@ const CHECKS: [Check; 27] = [
     network::interrupts,
 ];
 
-/// Judges the machine for what is to run on it.
-pub fn examine(machine: &Machine, plan: &Plan) -> Report {
+/// Runs all checks.
+pub fn examine(machine: &Machine, plan: &Plan) -> DoctorReport {
     let findings: Vec<Finding> = CHECKS.iter().filter_map(|check| check(machine, plan)).collect();
-    Report {
+    DoctorReport {
         cores: plan.cores.clone(),
         clients: plan.clients_on(machine),
         mesh: plan.has_mesh,
-        state: findings.iter().map(|finding| finding.state).max().unwrap_or(State::Ok),
+        state: findings.iter().map(|finding| finding.state).max().unwrap_or(FindingState::Ok),
         findings,
     }
 }
 
-impl Report {
+impl DoctorReport {
     /// The report as one JSON object, on one line.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("numbers, words and lists are JSON")
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for DoctorReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cores, clients, mesh, findings, .. } = self;
         let mesh = if *mesh { "with" } else { "without" };
@@ -152,12 +152,13 @@ impl fmt::Display for Report {
         )?;
         findings.iter().try_for_each(|finding| writeln!(formatter, "{finding}"))?;
         let count = |state| findings.iter().filter(|finding| finding.state == state).count();
-        let (fine, warned, wrong) = (count(State::Ok), count(State::Warn), count(State::Wrong));
+        let (fine, warned, wrong) =
+            (count(FindingState::Ok), count(FindingState::Warn), count(FindingState::Wrong));
         write!(formatter, "{fine} ok, {warned} to look at, {wrong} wrong")
     }
 }
 
-/// CPU numbers as words.
+/// CPU numbers as a list in text.
 fn list(cpus: &[usize]) -> String {
     cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -1,14 +1,13 @@
-//! Kernel, io_uring, and the limits of the process.
+//! Checks of the kernel, of io_uring, and of the limits of the process.
 
 use super::finding::Finding;
 use super::{Machine, Plan};
 use crate::runtime::check;
 
-/// The first Linux with all that the ring asks for: IORING_SETUP_DEFER_TASKRUN came last.
+/// The first Linux with all features that the ring needs. The last was IORING_SETUP_DEFER_TASKRUN.
 const KERNEL_MIN: (u32, u32) = (6, 1);
 
-/// The hard limit that systemd gives to services since its version 240: with fewer, somebody has
-/// taken some away.
+/// The hard limit of services since systemd 240. A lower one was set on purpose.
 const DESCRIPTORS_USUAL: u64 = 524_288;
 
 pub(super) fn kernel(machine: &Machine, _: &Plan) -> Option<Finding> {
@@ -18,18 +17,18 @@ pub(super) fn kernel(machine: &Machine, _: &Plan) -> Option<Finding> {
     if version >= KERNEL_MIN {
         return Some(Finding::ok(name, release));
     }
-    // Some distributions bring a newer io_uring to an older kernel.
+    // Some distributions backport io_uring to older kernels.
     let works = matches!(machine.ring, Some(Ok(())));
     let wanted = "Linux 6.1 or later";
     let mend = "a newer kernel";
     Some(if works {
-        Finding::warn(name, format!("{release}, whose io_uring was made newer"), wanted, mend)
+        Finding::warn(name, format!("{release}, with a backported io_uring"), wanted, mend)
     } else {
         Finding::wrong(name, release, wanted, mend)
     })
 }
 
-/// `6.18.44-fc` as 6 and 18.
+/// Parses `6.18.44-fc` as 6 and 18.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -38,11 +37,11 @@ fn version(release: &str) -> Option<(u32, u32)> {
 pub(super) fn io_uring(machine: &Machine, _: &Plan) -> Option<Finding> {
     let name = "io_uring";
     Some(match machine.ring.as_ref()? {
-        Ok(()) => Finding::ok(name, "a ring such as a shard's can be made"),
+        Ok(()) => Finding::ok(name, "a ring like that of a shard can be created"),
         Err(why) => {
-            // The words begin with the name.
+            // The message begins with the name.
             let why = why.strip_prefix("io_uring: ").unwrap_or(why);
-            let (found, mend) = why.split_once("; ").unwrap_or((why, "see the kernel's log"));
+            let (found, mend) = why.split_once("; ").unwrap_or((why, "see the kernel log"));
             Finding::wrong(name, found, "a ring for each shard", mend)
         }
     })
@@ -54,7 +53,7 @@ pub(super) fn io_uring_disabled(machine: &Machine, _: &Plan) -> Option<Finding> 
     Some(match machine.setting(name)? {
         0 => Finding::ok(name, "0"),
         1 => {
-            let found = "1: for privileged processes and kernel.io_uring_group";
+            let found = "1: only for privileged processes and kernel.io_uring_group";
             let wanted = "0, or gridcast's group in kernel.io_uring_group";
             Finding::warn(name, found, wanted, mend)
         }
@@ -66,7 +65,7 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "descriptors (RLIMIT_NOFILE)";
     let cores = plan.cores.len();
     let Some(limit) = machine.descriptors else { return Some(Finding::ok(name, "unlimited")) };
-    let enough = check::descriptors_needed(plan.clients.max(1), cores, plan.api_connections);
+    let enough = check::descriptors_needed(plan.clients.unwrap_or(1), cores, plan.api_connections);
     let mend = |descriptors: u64| {
         let first = match machine.setting("fs.nr_open") {
             Some(most) if most < descriptors => format!("sysctl -w fs.nr_open={descriptors}; "),
@@ -75,16 +74,15 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
         format!("{first}LimitNOFILE={descriptors} in the systemd unit, or nofile in limits.conf")
     };
     let Some(clients) = check::clients_allowed(limit, cores, plan.api_connections) else {
-        let wanted = format!("{enough}, or it does not start");
+        let wanted = format!("{enough}: with fewer, gridcast does not start");
         return Some(Finding::wrong(name, limit.to_string(), wanted, mend(enough)));
     };
     let found = format!("{limit}, enough for {clients} clients");
     Some(if limit < enough {
-        let wanted = format!("{enough} for limits.clients = {}", plan.clients);
+        let wanted = format!("{enough} for limits.clients = {}", plan.clients.unwrap_or(1));
         Finding::wrong(name, found, wanted, mend(enough))
-    } else if plan.clients == 0 && limit < DESCRIPTORS_USUAL {
-        let wanted =
-            format!("{DESCRIPTORS_USUAL}, what services have by default, or limits.clients");
+    } else if plan.clients.is_none() && limit < DESCRIPTORS_USUAL {
+        let wanted = format!("{DESCRIPTORS_USUAL}, the default of services, or a limits.clients");
         Finding::warn(name, found, wanted, mend(DESCRIPTORS_USUAL))
     } else {
         Finding::ok(name, found)
@@ -99,7 +97,7 @@ pub(super) fn open_files(machine: &Machine, plan: &Plan) -> Option<Finding> {
     Some(if most >= needed {
         Finding::ok(name, most.to_string())
     } else {
-        let wanted = format!("{needed} at least, for all processes together");
+        let wanted = format!("at least {needed}, for all processes together");
         let mend = format!("sysctl -w fs.file-max={}", needed * 2);
         Finding::wrong(name, most.to_string(), wanted, mend)
     })
@@ -112,14 +110,16 @@ pub(super) fn locked_memory(machine: &Machine, plan: &Plan) -> Option<Finding> {
         None => Finding::ok(name, "unlimited"),
         Some(limit) if limit >= needed => Finding::ok(name, format!("{} KiB", limit / 1024)),
         Some(limit) if machine.is_root => {
-            Finding::ok(name, format!("{} KiB, which does not bind root", limit / 1024))
+            Finding::ok(name, format!("{} KiB, which does not apply to root", limit / 1024))
         }
         Some(limit) => {
             let (limit, needed) = (limit / 1024, needed / 1024);
             let mend =
                 format!("LimitMEMLOCK={needed}K in the systemd unit, or memlock in limits.conf");
-            let wanted =
-                format!("{needed} KiB for {} shards, or it does not start", plan.cores.len());
+            let wanted = format!(
+                "{needed} KiB for {} shards: with less, gridcast does not start",
+                plan.cores.len()
+            );
             Finding::wrong(name, format!("{limit} KiB"), wanted, mend)
         }
     })

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::machine::{Cpu, Interface};
 use super::*;
 
-/// A machine with which nothing is wrong, and which everything is known of.
+/// A machine of which everything is known and right.
 fn machine() -> Machine {
     let settings: [(&str, &[u64]); 16] = [
         ("fs.file-max", &[2_000_000]),
@@ -30,7 +30,7 @@ fn machine() -> Machine {
         is_root: false,
         descriptors: Some(1 << 20),
         locked_bytes: Some(8 << 20),
-        memory_bytes: 16 << 30,
+        memory_bytes: Some(16 << 30),
         huge_pages: Some("madvise".into()),
         clock_source: Some("tsc".into()),
         memory_nodes: BTreeMap::from([(0, vec![0, 1])]),
@@ -49,18 +49,18 @@ fn machine() -> Machine {
 fn plan() -> Plan {
     Plan {
         cores: vec![0, 1],
-        clients: 500_000,
+        clients: Some(500_000),
         api_connections: 0,
-        memory_bytes: 0,
+        memory_bytes: None,
         has_mesh: true,
     }
 }
 
-/// The only thing that is not right with a machine.
+/// The only finding about a machine that is not ok.
 #[track_caller]
 fn only(machine: &Machine, plan: &Plan) -> Finding {
     let report = examine(machine, plan);
-    let others = report.findings.into_iter().filter(|finding| finding.state != State::Ok);
+    let others = report.findings.into_iter().filter(|finding| finding.state != FindingState::Ok);
     let others: Vec<Finding> = others.collect();
     let [finding] = &others[..] else { panic!("not one finding: {others:#?}") };
     assert_eq!(finding.state, report.state);
@@ -68,9 +68,9 @@ fn only(machine: &Machine, plan: &Plan) -> Finding {
     finding.clone()
 }
 
-/// What a machine with another setting is told of it: how bad it is, and what to do.
+/// The finding about a machine with another setting: its state, and what to do.
 #[track_caller]
-fn with(name: &'static str, value: &[u64]) -> (State, String) {
+fn with(name: &'static str, value: &[u64]) -> (FindingState, String) {
     let mut machine = machine();
     machine.settings.insert(name, value.to_vec());
     let finding = only(&machine, &plan());
@@ -78,7 +78,7 @@ fn with(name: &'static str, value: &[u64]) -> (State, String) {
     (finding.state, finding.mend.unwrap())
 }
 
-fn with_machine(change: impl FnOnce(&mut Machine)) -> (State, String) {
+fn with_machine(change: impl FnOnce(&mut Machine)) -> (FindingState, String) {
     let mut machine = machine();
     change(&mut machine);
     let finding = only(&machine, &plan());
@@ -88,7 +88,7 @@ fn with_machine(change: impl FnOnce(&mut Machine)) -> (State, String) {
 #[test]
 fn a_machine_that_is_right_is_told_so_by_every_check() {
     let report = examine(&machine(), &plan());
-    assert_eq!(report.state, State::Ok, "{report}");
+    assert_eq!(report.state, FindingState::Ok, "{report}");
     assert_eq!(report.findings.len(), CHECKS.len());
     assert!(report.to_string().ends_with("27 ok, 0 to look at, 0 wrong"), "{report}");
 }
@@ -96,7 +96,7 @@ fn a_machine_that_is_right_is_told_so_by_every_check() {
 #[test]
 fn what_is_not_known_is_not_judged() {
     let report = examine(&Machine::default(), &Plan::unknown(&[0]));
-    let bad = report.findings.iter().filter(|finding| finding.state != State::Ok);
+    let bad = report.findings.iter().filter(|finding| finding.state != FindingState::Ok);
     assert_eq!(bad.count(), 0, "{report}");
 }
 
@@ -105,14 +105,14 @@ fn an_old_kernel_is_wrong_unless_its_io_uring_is_newer() {
     for release in ["5.15.0-91-generic", "6.0.19", "4.19"] {
         let mut machine = machine();
         machine.kernel_release = release.into();
-        assert_eq!(only(&machine, &plan()).state, State::Warn);
+        assert_eq!(only(&machine, &plan()).state, FindingState::Warn);
         machine.ring = Some(Err("io_uring: this kernel's is too old; see `uname -r`".into()));
         let report = examine(&machine, &plan());
-        assert_eq!(report.state, State::Wrong);
-        assert_eq!(report.findings[0].state, State::Wrong);
+        assert_eq!(report.state, FindingState::Wrong);
+        assert_eq!(report.findings[0].state, FindingState::Wrong);
     }
     for release in ["6.1.0", "6.10.3-arch1", "10.0"] {
-        assert!(with_kernel(release).state == State::Ok);
+        assert!(with_kernel(release).state == FindingState::Ok);
     }
 }
 
@@ -126,42 +126,42 @@ fn with_kernel(release: &str) -> Finding {
 fn a_ring_that_cannot_be_had_is_wrong_and_says_what_to_look_at() {
     let why = "io_uring: it is forbidden here; see `sysctl kernel.io_uring_disabled`";
     let (state, words) = with_machine(|machine| machine.ring = Some(Err(why.into())));
-    assert_eq!(state, State::Wrong);
+    assert_eq!(state, FindingState::Wrong);
     assert!(words.contains("io_uring: it is forbidden here\n"), "{words}");
     assert!(words.contains("to do:  see `sysctl"), "{words}");
 }
 
 #[test]
 fn io_uring_for_some_is_a_warning_and_for_nobody_is_wrong() {
-    assert_eq!(with("kernel.io_uring_disabled", &[1]).0, State::Warn);
-    assert_eq!(with("kernel.io_uring_disabled", &[2]).0, State::Wrong);
+    assert_eq!(with("kernel.io_uring_disabled", &[1]).0, FindingState::Warn);
+    assert_eq!(with("kernel.io_uring_disabled", &[2]).0, FindingState::Wrong);
 }
 
 #[test]
 fn descriptors_are_judged_for_the_clients_that_are_configured() {
     let (state, words) = with_machine(|machine| machine.descriptors = Some(20_000));
-    assert_eq!(state, State::Wrong);
+    assert_eq!(state, FindingState::Wrong);
     // 500,000 clients, one in 15 more for back ends, 96 for the node itself.
     assert!(words.contains("18660 clients") && words.contains("LimitNOFILE=533429"), "{words}");
 
     let mut machine = machine();
     let mut plan = plan();
-    (machine.descriptors, plan.clients) = (Some(20_000), 18_000);
-    assert_eq!(examine(&machine, &plan).state, State::Ok);
-    plan.clients = 0;
-    assert_eq!(only(&machine, &plan).state, State::Warn);
+    (machine.descriptors, plan.clients) = (Some(20_000), Some(18_000));
+    assert_eq!(examine(&machine, &plan).state, FindingState::Ok);
+    plan.clients = None;
+    assert_eq!(only(&machine, &plan).state, FindingState::Warn);
     machine.descriptors = Some(100);
     let finding = only(&machine, &plan);
-    assert_eq!(finding.state, State::Wrong);
+    assert_eq!(finding.state, FindingState::Wrong);
     assert!(finding.wanted.unwrap().contains("does not start"));
     machine.descriptors = None;
-    assert_eq!(process::descriptors(&machine, &plan).unwrap().state, State::Ok);
+    assert_eq!(process::descriptors(&machine, &plan).unwrap().state, FindingState::Ok);
 }
 
 #[test]
 fn more_descriptors_than_nr_open_allows_ask_for_that_first() {
     let mut machine = machine();
-    let plan = Plan { clients: 2_000_000, ..plan() };
+    let plan = Plan { clients: Some(2_000_000), ..plan() };
     machine.descriptors = Some(1 << 20);
     let mend = process::descriptors(&machine, &plan).unwrap().mend.unwrap();
     assert!(mend.starts_with("sysctl -w fs.nr_open=2133429; LimitNOFILE=2133429"), "{mend}");
@@ -170,70 +170,72 @@ fn more_descriptors_than_nr_open_allows_ask_for_that_first() {
 #[test]
 fn files_of_the_machine_have_to_be_enough_for_the_clients() {
     let (state, mend) = with("fs.file-max", &[500_000]);
-    assert_eq!((state, &mend[..]), (State::Wrong, "sysctl -w fs.file-max=1066858"));
+    assert_eq!((state, &mend[..]), (FindingState::Wrong, "sysctl -w fs.file-max=1066858"));
 }
 
 #[test]
 fn locked_memory_binds_all_but_root() {
     let (state, words) = with_machine(|machine| machine.locked_bytes = Some(64 << 10));
-    assert_eq!(state, State::Wrong);
+    assert_eq!(state, FindingState::Wrong);
     assert!(words.contains("LimitMEMLOCK=1184K"), "{words}");
     let machine = Machine { locked_bytes: Some(64 << 10), is_root: true, ..machine() };
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
 fn memory_is_that_of_the_group_where_it_has_less() {
     let (state, words) = with_machine(|machine| machine.group.memory_bytes = Some(1 << 30));
-    assert_eq!(state, State::Wrong);
+    assert_eq!(state, FindingState::Wrong);
     assert!(words.contains("1024 MiB of the control group"), "{words}");
     // As many as there is room for always fit.
     let mut machine = machine();
     machine.group.memory_bytes = Some(1 << 30);
-    let plan = Plan { clients: 0, ..plan() };
+    let plan = Plan { clients: None, ..plan() };
     assert!(plan.clients_on(&machine) < 300_000);
-    assert_eq!(examine(&machine, &plan).state, State::Ok);
+    assert_eq!(examine(&machine, &plan).state, FindingState::Ok);
 }
 
 #[test]
 fn a_memory_budget_is_compared_with_what_there_is_and_with_clients_at_rest() {
-    let judged = |memory_bytes, clients| {
-        let report = examine(&machine(), &Plan { memory_bytes, clients, ..plan() });
+    let judged = |memory_bytes: u64, clients| {
+        let memory_bytes = Some(memory_bytes).filter(|bytes| *bytes > 0);
+        let plan = Plan { memory_bytes, clients: Some(clients), ..plan() };
+        let report = examine(&machine(), &plan);
         let budget = report.findings.iter().find(|finding| finding.name.starts_with("memory bud"));
         let budget = budget.expect("it is judged");
         (budget.state, budget.found.clone())
     };
     let (state, found) = judged(0, 500_000);
-    assert!(state == State::Ok && found.starts_with("12288 MiB"), "{found}");
-    assert_eq!(judged(8 << 30, 500_000).0, State::Ok);
-    assert_eq!(judged(13 << 30, 500_000).0, State::Warn);
-    assert_eq!(judged(17 << 30, 500_000).0, State::Wrong);
+    assert!(state == FindingState::Ok && found.starts_with("12288 MiB"), "{found}");
+    assert_eq!(judged(8 << 30, 500_000).0, FindingState::Ok);
+    assert_eq!(judged(13 << 30, 500_000).0, FindingState::Warn);
+    assert_eq!(judged(17 << 30, 500_000).0, FindingState::Wrong);
     // Shedding would begin with clients that do nothing.
-    assert_eq!(judged(1 << 30, 500_000).0, State::Warn);
+    assert_eq!(judged(1 << 30, 500_000).0, FindingState::Warn);
 }
 
 #[test]
 fn swap_is_warned_of() {
     let (state, words) = with_machine(|machine| machine.swaps = vec!["/dev/sda2".into()]);
-    assert!(state == State::Warn && words.contains("/dev/sda2"), "{words}");
+    assert!(state == FindingState::Warn && words.contains("/dev/sda2"), "{words}");
 }
 
 #[test]
 fn a_quota_below_the_number_of_shards_is_warned_of() {
     let (state, words) = with_machine(|machine| machine.group.cpus = Some(1.5));
-    assert!(state == State::Warn && words.contains("node.cores = 1,"), "{words}");
+    assert!(state == FindingState::Warn && words.contains("node.cores = 1,"), "{words}");
     let mut machine = machine();
     machine.group.cpus = Some(2.0);
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
 fn shards_beside_isolated_cpus_are_warned_of() {
     let (state, words) = with_machine(|machine| machine.isolated = vec![1, 2]);
-    assert!(state == State::Warn && words.contains("those on 0 are"), "{words}");
+    assert!(state == FindingState::Warn && words.contains("those on 0 are not"), "{words}");
     let mut machine = machine();
     machine.isolated = vec![0, 1, 2];
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
@@ -243,7 +245,10 @@ fn shards_that_share_a_core_are_counted() {
         cpu.siblings = vec![0, 1];
     }
     let finding = cpu::siblings(&machine, &plan()).unwrap();
-    assert!(finding.state == State::Ok && finding.found.starts_with("1 shards"), "{finding}");
+    assert!(
+        finding.state == FindingState::Ok && finding.found.starts_with("1 shards"),
+        "{finding}"
+    );
 }
 
 #[test]
@@ -252,10 +257,10 @@ fn balancing_between_memory_nodes_is_warned_of_where_shards_are_on_several() {
         machine.memory_nodes = BTreeMap::from([(0, vec![0]), (1, vec![1])]);
         machine.settings.insert("kernel.numa_balancing", vec![1]);
     };
-    assert_eq!(with_machine(two).0, State::Warn);
+    assert_eq!(with_machine(two).0, FindingState::Warn);
     let mut machine = machine();
     machine.settings.insert("kernel.numa_balancing", vec![1]);
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
@@ -264,38 +269,38 @@ fn a_governor_that_saves_power_and_a_slow_clock_are_warned_of() {
         machine.cpus.get_mut(&1).unwrap().governor = Some("powersave".into());
     };
     let (state, words) = with_machine(save);
-    assert!(state == State::Warn && words.contains("performance, powersave"), "{words}");
+    assert!(state == FindingState::Warn && words.contains("performance, powersave"), "{words}");
     let (state, words) = with_machine(|machine| machine.clock_source = Some("hpet".into()));
-    assert!(state == State::Warn && words.contains("hpet"), "{words}");
+    assert!(state == FindingState::Warn && words.contains("hpet"), "{words}");
 }
 
 #[test]
 fn queues_of_handshakes_shorter_than_the_listeners_ask_for_are_warned_of() {
     let (state, mend) = with("net.core.somaxconn", &[128]);
-    assert_eq!((state, &mend[..]), (State::Warn, "sysctl -w net.core.somaxconn=4096"));
+    assert_eq!((state, &mend[..]), (FindingState::Warn, "sysctl -w net.core.somaxconn=4096"));
     let mut machine = machine();
     machine.settings.insert("net.ipv4.tcp_syncookies", vec![0]);
     assert_eq!(only(&machine, &plan()).name, "net.ipv4.tcp_max_syn_backlog");
     machine.settings.insert("net.ipv4.tcp_max_syn_backlog", vec![4096]);
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
 fn memory_of_tcp_is_a_page_for_each_client_at_least() {
     let (state, mend) = with("net.ipv4.tcp_mem", &[190_000, 250_000, 380_000]);
     let expected = "sysctl -w net.ipv4.tcp_mem='375000 500000 750000'";
-    assert_eq!((state, &mend[..]), (State::Warn, expected));
+    assert_eq!((state, &mend[..]), (FindingState::Warn, expected));
 }
 
 #[test]
 fn buffers_of_tcp_are_neither_too_small_nor_too_large() {
     let (state, mend) = with("net.ipv4.tcp_rmem", &[4096, 16_384, 65_536]);
     let expected = "sysctl -w net.ipv4.tcp_rmem='4096 131072 131072'";
-    assert_eq!((state, &mend[..]), (State::Warn, expected));
+    assert_eq!((state, &mend[..]), (FindingState::Warn, expected));
     for (most, wanted) in [(65_536, 262_144), (64 << 20, 4_194_304)] {
         let (state, mend) = with("net.ipv4.tcp_wmem", &[4096, 16_384, most]);
         let expected = format!("sysctl -w net.ipv4.tcp_wmem='4096 16384 {wanted}'");
-        assert_eq!((state, mend), (State::Warn, expected));
+        assert_eq!((state, mend), (FindingState::Warn, expected));
     }
 }
 
@@ -303,36 +308,39 @@ fn buffers_of_tcp_are_neither_too_small_nor_too_large() {
 fn the_mesh_needs_larger_buffers_than_the_kernel_s_default() {
     for name in ["net.core.rmem_max", "net.core.wmem_max"] {
         let (state, mend) = with(name, &[212_992]);
-        assert_eq!((state, mend), (State::Warn, format!("sysctl -w {name}=8388608")));
+        assert_eq!((state, mend), (FindingState::Warn, format!("sysctl -w {name}=8388608")));
         let mut machine = machine();
         machine.settings.insert(name, vec![4 << 20]);
-        assert_eq!(examine(&machine, &plan()).state, State::Ok);
+        assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
         machine.settings.insert(name, vec![212_992]);
         let alone = Plan { has_mesh: false, ..plan() };
-        assert_eq!(examine(&machine, &alone).state, State::Ok);
+        assert_eq!(examine(&machine, &alone).state, FindingState::Ok);
     }
 }
 
 #[test]
 fn tracked_connections_need_room_where_any_are_tracked() {
     let (state, mend) = with("net.netfilter.nf_conntrack_max", &[262_144]);
-    assert!(state == State::Warn && mend.contains("nf_conntrack_max=625000"), "{mend}");
+    assert!(state == FindingState::Warn && mend.contains("nf_conntrack_max=625000"), "{mend}");
     let mut machine = machine();
     machine.settings.insert("net.netfilter.nf_conntrack_max", vec![262_144]);
     machine.settings.insert("net.netfilter.nf_conntrack_count", vec![0]);
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
 fn one_queue_or_one_cpu_for_all_that_is_received_is_warned_of() {
     let (state, words) = with_machine(|machine| machine.interfaces[0].receive_queues = 1);
-    assert!(state == State::Warn && words.contains("tuning/nic.sh eth0"), "{words}");
+    assert!(state == FindingState::Warn && words.contains("tuning/nic.sh eth0"), "{words}");
     let (state, words) = with_machine(|machine| machine.interfaces[0].interrupt_cpus = vec![1]);
-    assert!(state == State::Warn && words.contains("all of eth0 come to CPU 1"), "{words}");
+    assert!(
+        state == FindingState::Warn && words.contains("all queues of eth0 interrupt CPU 1"),
+        "{words}"
+    );
     let mut machine = machine();
     let interface = &mut machine.interfaces[0];
     (interface.receive_queues, interface.spreads, interface.interrupt_cpus) = (1, true, vec![0]);
-    assert_eq!(examine(&machine, &plan()).state, State::Ok);
+    assert_eq!(examine(&machine, &plan()).state, FindingState::Ok);
 }
 
 #[test]
@@ -346,7 +354,7 @@ fn the_settings_that_are_handed_out_are_those_that_are_wanted() {
         let numbers = value.split(' ').map(|number| number.parse().unwrap()).collect();
         let setting = machine.settings.iter_mut().find(|(known, _)| **known == name);
         *setting.unwrap_or_else(|| panic!("nobody judges {name}")).1 = numbers;
-        assert_eq!(examine(&machine, &plan()).state, State::Ok, "{name}");
+        assert_eq!(examine(&machine, &plan()).state, FindingState::Ok, "{name}");
         count += 1;
     }
     assert!(count >= 7);
