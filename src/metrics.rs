@@ -1,4 +1,4 @@
-//! What a shard counts, in its own memory, and the text that operators read.
+//! Counters and figures of shards and of the mesh, and their text for `/metrics`.
 
 use std::fmt;
 
@@ -11,28 +11,29 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// The content type of [`render`]'s text.
+/// The content type of the text that [`render`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Upper bounds of the buckets of [`Durations`], in microseconds; one more bucket has the rest.
+/// Upper bounds of the buckets of [`Durations`], in microseconds. One more bucket has the rest.
 pub const BOUNDS_US: [u64; 14] = [
     10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000,
     10_000_000, 30_000_000,
 ];
 
-/// Declares counters once: their field, and the help that `/metrics` gives. Those of limits are one
-/// family there, told apart by the name of the limit.
+/// Declares each counter once: its field, and its help in `/metrics`. Counters of limits are one family there,
+/// with the limit as a label.
 macro_rules! counters {
     (all { $($name:ident: $help:literal,)* } limits { $($limit:ident: $what:literal,)* }) => {
-        /// Counters of one shard since its start.
+        /// Counters of one shard since the start of the node.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Counters {
             $(#[doc = $help] pub $name: u64,)*
-            /// How often limits were reached.
+            /// How often each limit was reached.
             pub limits: LimitsHit,
         }
 
-        /// How often each limit was reached: by the configuration's key, or by a name if it is fixed.
+        /// How often each limit was reached. Limits are named by their configuration key, or by a name of their
+        /// own if they are fixed.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct LimitsHit {
             $(#[doc = $what] pub $limit: u64,)*
@@ -46,14 +47,14 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// Each counter's name, help and value, those of limits not among them.
+            /// Name, help and value of each counter, except those of limits.
             pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
                 [$((stringify!($name), $help, self.$name),)*].into_iter()
             }
         }
 
         impl LimitsHit {
-            /// Each limit's name, and how often it was reached.
+            /// The name of each limit, and how often it was reached.
             pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($limit), self.$limit),)*].into_iter()
             }
@@ -64,162 +65,161 @@ macro_rules! counters {
 counters! {
     all {
         connections: "Connections accepted",
-        clients: "Clients that came in on a route",
-        backends: "Back ends that opened the WebSocket API",
+        clients: "Clients connected to a route",
+        backends: "Back ends connected to the WebSocket API",
         received_bytes: "Bytes received",
         sent_bytes: "Bytes written",
-        http_requests: "HTTP requests read whole",
+        http_requests: "HTTP requests received completely",
         http_refused: "HTTP requests and handshakes answered with an error status",
-        handshakes_refused: "TLS handshakes refused: something else came, or no version or cipher in common",
+        handshakes_refused: "TLS handshakes refused: not TLS, or no common version or cipher suite",
         client_messages: "Messages received from clients",
-        discarded: "Messages of clients on routes without a topic for them",
-        oversized: "Events lost because they are too large for their topic",
-        refused: "Events lost because their topic was full: their clients were closed",
+        discarded: "Client messages discarded on routes without a topic",
+        oversized: "Events lost because they were too large for their topic",
+        refused: "Events lost because their topic was full, with when_full = close: their clients were closed",
         dropped: "Events dropped from full topics to make room",
         events: "Events handed to consumers",
         calls: "Calls of back ends",
         faults: "Calls answered with an error",
-        delivered: "Frames of send and publish put into outbound buffers",
-        failed: "Frames of send and publish that an outbound buffer had no room for",
-        compressions: "Messages compressed: for one client, or once for all subscribers of a shard",
-        compressed: "Messages put into outbound buffers compressed",
-        compression_saved_bytes: "Bytes by which those were shorter",
-        shed_readers: "Connections closed for want of memory: slow readers with the most unread data",
-        shed_holders: "Connections closed for want of memory: they held the most, of any kind",
-        shed_frames: "Frames that failed for want of memory: their clients had unread data",
-        shed_arrivals: "Clients and back ends refused with 503, or closed at once, for want of memory",
+        delivered: "Frames of send and publish queued for connections",
+        failed: "Frames of send and publish that did not fit an outbound buffer",
+        compressions: "Compressions: of a message for one client, or once for all subscribers of a shard",
+        compressed: "Compressed messages queued for connections",
+        compression_saved_bytes: "Bytes saved by compression",
+        shed_readers: "Slow readers closed for lack of memory, those with the most unread data first",
+        shed_holders: "Connections closed for lack of memory because they held the most",
+        shed_frames: "Frames failed for lack of memory because their clients had unread data",
+        shed_arrivals: "Clients and back ends refused with 503, or closed at once, for lack of memory",
         slow_closed: "Clients closed because they read too slowly",
-        violations: "Connections closed because the peer broke the WebSocket protocol or a size limit",
-        panics: "Connections ended because the work on what they sent panicked: a fault of gridcast's",
-        stalls: "Times that a shard did not run for a quarter of a second: stopped, suspended or starved of CPU",
+        violations: "Connections closed because the peer violated the WebSocket protocol or a size limit",
+        panics: "Connections closed because handling their input panicked: a bug of gridcast",
+        stalls: "Times a shard did not run for at least 250 ms: stopped, suspended or starved of CPU",
         expired: "Clients closed because their token expired",
-        unauthorised: "Requests refused for their credentials, or for want of them",
+        unauthorised: "Requests refused for wrong or missing credentials",
     }
     limits {
-        edge_message_bytes: "Clients closed with 1009; with the limit of their route, too",
+        edge_message_bytes: "Clients closed with 1009, including by the limit of their route",
         api_message_bytes: "Requests of back ends refused with 413 or 1009",
         head_bytes: "Requests refused with 431",
         headers: "Requests refused with 431",
-        outbound_bytes: "Frames without room, and peers not read from until they read",
+        outbound_bytes: "Frames that did not fit, and times a peer was not read from until it read",
         channels_per_client: "Subscriptions and handshakes refused",
-        memory_bytes: "Connections closed and refused, and frames that failed, for want of memory",
-        api_connections: "Connections of the API closed because there were as many as there may be",
-        clients: "Clients refused because there were as many as there may be",
+        memory_bytes: "Connections closed or refused, and frames failed, for lack of memory",
+        api_connections: "API connections closed because the limit was reached",
+        clients: "Clients refused because the limit was reached",
         connections_per_address: "Connections closed at once",
         handshakes_per_address_s: "Connections closed at once",
-        messages_per_s: "Times that a client was not read from until it might send again",
+        messages_per_s: "Times a client was not read from until it was within its rate again",
         requests_per_s: "Calls answered with 103",
-        handshake_ms: "Connections closed because no whole request came in time",
-        idle_ms: "Connections closed because the peer was silent",
-        unfinished_message: "Connections closed because a message was begun and not finished in time",
+        handshake_ms: "Connections closed because no complete request arrived in time",
+        idle_ms: "Connections closed because the peer sent nothing",
+        unfinished_message: "Connections closed because a message was not completed in time",
         answer_ms: "Calls that other shards did not answer in time",
         topic: "Events that waited for room in their topic",
         topics: "Calls of queue.pop refused",
-        topic_waiting: "Handshakes refused with 503: too many events wait for room already",
-        consumers: "Calls of queue.pop refused: their topic has too many consumers",
-        context: "Changes of a context refused, and handshakes with such a token",
-        calls_waiting: "Back ends not read from, or calls answered with 103, for want of answers",
-        wrong_credentials: "Requests refused with 429: their address has guessed too often",
-        verifications: "Requests refused with 503: too many credentials wait to be verified",
-        client_ids: "Handshakes refused with 503: more clients at a time than there are ids",
-        tls_handshakes: "Steps of TLS handshakes that waited for a later turn",
-        descriptors: "Times that accepting rested because no descriptor was left",
+        topic_waiting: "Handshakes refused with 503: too many events already waited for room",
+        consumers: "Calls of queue.pop refused: the topic had too many consumers",
+        context: "Changes of a context, and handshakes with a token, refused because the context was too large",
+        calls_waiting: "Times a back end was not read from, or a call was answered with 103, because too many calls were unanswered",
+        wrong_credentials: "Requests refused with 429: too many wrong credentials from their address",
+        verifications: "Requests refused with 503: too many credentials waited to be verified",
+        client_ids: "Handshakes refused with 503: clients arrived faster than ids are available",
+        tls_handshakes: "Steps of TLS handshakes postponed to a later turn",
+        descriptors: "Times accepting paused for lack of file descriptors",
     }
 }
 
 impl Counters {
-    /// So many frames, which count as failed elsewhere, failed for want of memory.
+    /// Counts frames that failed for lack of memory. They also count as failed.
     pub fn note_shed_frames(&mut self, frames: u64) {
         self.shed_frames += frames;
         self.limits.memory_bytes += frames;
     }
 
-    /// Somebody may not come in for want of memory.
+    /// Counts a client or back end that was refused for lack of memory.
     pub fn note_shed_arrival(&mut self) {
         self.shed_arrivals += 1;
         self.limits.memory_bytes += 1;
     }
 
-    /// A message to one client is compressed, if that saved bytes.
+    /// Counts the compression of a message for one client. If it saved no bytes, it does not count.
     pub fn note_compression(&mut self, saved_bytes: usize) {
         let is_compressed = u64::from(saved_bytes > 0);
         self.compressions += is_compressed;
         self.note_compressed(is_compressed, saved_bytes);
     }
 
-    /// So many compressed messages are put into outbound buffers, together so many bytes shorter than
-    /// they were.
+    /// Counts messages that were queued compressed, and the bytes that compression saved for all of them.
     pub fn note_compressed(&mut self, messages: u64, saved_bytes: usize) {
         self.compressed += messages;
         self.compression_saved_bytes += saved_bytes as u64;
     }
 }
 
-/// How things stand on one shard.
+/// The figures of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Which shard.
+    /// The shard's index.
     pub shard: u8,
-    /// What it counted.
+    /// The counters.
     pub counters: Counters,
-    /// Its connections of every kind.
+    /// Open connections of every kind.
     pub connections: u64,
-    /// Its clients.
+    /// Connected clients.
     pub clients: u64,
-    /// Channels with subscribers on it.
+    /// Channels with subscribers on the shard.
     pub channels: u64,
-    /// Addresses whose connections it counts for the node.
+    /// Addresses whose connections the shard counts for the node.
     pub addresses: u64,
-    /// Calls that wait for other shards.
+    /// Calls in progress on other shards.
     pub pending_calls: u64,
-    /// Back ends of which a fan-out is not finished.
+    /// Back ends with a fan-out in progress.
     pub unfinished_fanouts: u64,
-    /// The topics whose home it is.
+    /// The topics whose home the shard is.
     pub topics: Vec<TopicReport>,
-    /// Its turns, sleep not counted.
+    /// Durations of turns, without sleep.
     pub turns: Durations,
-    /// From calls that asked shards to their answers.
+    /// Durations of calls that involved other shards.
     pub calls: Durations,
-    /// From events' coming to their topics to their being written, or acknowledged.
+    /// Durations from the arrival of events at topics until they were written, or acknowledged.
     pub events: Durations,
-    /// How the process stands. The first shard tells it, for all of them.
+    /// The figures of the process, in the report of the first shard only.
     pub process: Option<ProcessReport>,
 }
 
-/// How the process of a node stands.
+/// The figures of a node's process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProcessReport {
-    /// Lines of the log that were not written.
+    /// Log lines that were not written.
     pub log_lines_dropped: u64,
     /// Memory in use, in bytes.
     pub memory_bytes: u64,
-    /// The budget for it.
+    /// The memory budget, in bytes.
     pub memory_limit_bytes: u64,
 }
 
-/// How things stand between a node and the others.
+/// The figures of a node's mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MeshReport {
-    /// The nodes that there is a session with.
+    /// The nodes with a session.
     pub nodes: Vec<NodeReport>,
-    /// Sessions that ended: a node was lost, or began anew.
+    /// Sessions that ended because a node was lost or restarted.
     pub sessions_ended: u64,
-    /// Publishes of which a node did not count its subscribers in time.
+    /// Tallies of publishes that nodes did not give in time.
     pub uncounted: u64,
-    /// Nodes that the configuration expects, this one included.
+    /// Nodes that the configuration expects, including this one.
     pub expected: u64,
-    /// Peers that were not let in.
+    /// Peers that were refused, or refused this node.
     pub refused: Refused,
 }
 
-/// How often this node and a peer did not come together, and why.
+/// How often a peer was refused, or refused this node, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refused {
     /// One of the two did not prove that it belongs to the other's grid.
     pub key: u64,
-    /// They speak no version of the mesh protocol in common.
+    /// The two have no version of the mesh protocol in common.
     pub version: u64,
-    /// The id of one of them was in use.
+    /// The id of one of the two was in use.
     pub id: u64,
 }
 
@@ -229,53 +229,53 @@ impl Refused {
     }
 }
 
-/// How things stand with one other node. What was said is counted since the session with it began.
+/// The figures of the session with one other node, since the session began.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeReport {
-    /// Its id.
+    /// The number of the node.
     pub node: u16,
-    /// Whether there is a link to it.
+    /// Whether there is a link to the node.
     pub is_linked: bool,
-    /// Milliseconds that its last sign of life took.
+    /// The round trip of the last answered ping, in milliseconds.
     pub round_trip_ms: u64,
-    /// Bytes that it is not known to have received.
+    /// Bytes that the node has not acknowledged.
     pub waiting_bytes: u64,
-    /// Batches of messages for it.
+    /// Batches of messages for the node.
     pub sent_batches: u64,
-    /// Their bytes.
+    /// Bytes of messages for the node.
     pub sent_bytes: u64,
-    /// Batches of messages from it.
+    /// Batches of messages from the node.
     pub received_batches: u64,
-    /// Their bytes.
+    /// Bytes of messages from the node.
     pub received_bytes: u64,
 }
 
-/// How things stand in one topic.
+/// The figures of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicReport {
-    /// Its name.
+    /// The topic's name.
     pub name: String,
-    /// Messages held, those with consumers and not yet written included.
+    /// Messages held, including those in flight to consumers.
     pub messages: u64,
-    /// Their bytes.
+    /// Bytes of messages held.
     pub bytes: u64,
-    /// Consumers.
+    /// The number of consumers.
     pub consumers: u64,
-    /// Milliseconds since the oldest message that waits came; 0 if none does.
+    /// The age of the oldest waiting message, in milliseconds; 0 if none waits.
     pub oldest_ms: u64,
 }
 
-/// How long things took.
+/// A histogram of durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Durations {
-    // One count per bound, and one for the rest.
+    // One count per bound of `BOUNDS_US`, and one for the rest.
     buckets: [u64; BOUNDS_US.len() + 1],
     sum_us: u64,
     longest_us: u64,
 }
 
 impl Durations {
-    /// Counts one, in microseconds.
+    /// Counts a duration in microseconds.
     pub fn add(&mut self, us: u64) {
         let bucket = BOUNDS_US.iter().take_while(|&&bound| us > bound).count();
         self.buckets[bucket] += 1;
@@ -283,12 +283,12 @@ impl Durations {
         self.longest_us = self.longest_us.max(us);
     }
 
-    /// How many were counted.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// All of them together, in microseconds.
+    /// The sum of all durations, in microseconds.
     pub fn sum_us(&self) -> u64 {
         self.sum_us
     }
@@ -309,7 +309,7 @@ impl std::ops::AddAssign for Durations {
     }
 }
 
-/// The reports of all shards, and of the mesh if there is one, as OpenMetrics text.
+/// Renders the reports of all shards, and of the mesh if there is one, as OpenMetrics text.
 pub fn render(mut reports: Vec<Report>, mesh: Option<MeshReport>) -> String {
     reports.sort_by_key(|report| report.shard);
     let mut registry = Registry::with_prefix("gridcast");
@@ -333,75 +333,98 @@ impl Collector for Reports {
     }
 }
 
-/// A gauge: its name, its help, and where its value is.
-type Gauge<T> = (&'static str, &'static str, fn(&T) -> u64);
+/// A metric whose value is a field of a report.
+struct Metric<T> {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&T) -> u64,
+}
 
-const SHARD_GAUGES: [Gauge<Report>; 7] = [
-    ("connections_open", "Connections of every kind", |r| r.connections),
-    ("clients_open", "Clients", |r| r.clients),
-    ("channels", "Channels with subscribers", |r| r.channels),
-    ("addresses", "Addresses whose connections are counted there", |r| r.addresses),
-    ("pending_calls", "Calls that wait for other shards", |r| r.pending_calls),
-    ("unfinished_fanouts", "Back ends with a fan-out under way", |r| r.unfinished_fanouts),
-    ("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
+/// A constructor that keeps the tables below in columns.
+const fn metric<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64) -> Metric<T> {
+    Metric { name, help, value }
+}
+
+const SHARD_GAUGES: [Metric<Report>; 7] = [
+    metric("connections_open", "Open connections of every kind", |r| r.connections),
+    metric("clients_open", "Connected clients", |r| r.clients),
+    metric("channels", "Channels with subscribers", |r| r.channels),
+    metric("addresses", "Addresses whose connections the shard counts", |r| r.addresses),
+    metric("pending_calls", "Calls in progress on other shards", |r| r.pending_calls),
+    metric("unfinished_fanouts", "Back ends with a fan-out in progress", |r| r.unfinished_fanouts),
+    metric("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
 ];
 
-const TOPIC_GAUGES: [Gauge<TopicReport>; 4] = [
-    ("topic_messages", "Messages held, those not yet written included", |t| t.messages),
-    ("topic_bytes", "Bytes of messages held", |t| t.bytes),
-    ("topic_consumers", "Consumers", |t| t.consumers),
-    ("topic_oldest_milliseconds", "Age of the oldest message that waits", |t| t.oldest_ms),
+const TOPIC_GAUGES: [Metric<TopicReport>; 4] = [
+    metric("topic_messages", "Messages held, including those in flight", |t| t.messages),
+    metric("topic_bytes", "Bytes of messages held", |t| t.bytes),
+    metric("topic_consumers", "Consumers", |t| t.consumers),
+    metric("topic_oldest_milliseconds", "Age of the oldest waiting message", |t| t.oldest_ms),
 ];
 
-const NODE_GAUGES: [Gauge<NodeReport>; 3] = [
-    ("mesh_node_linked", "1 while there is a link to the node", |n| n.is_linked.into()),
-    ("mesh_round_trip_milliseconds", "What the last sign of life took", |n| n.round_trip_ms),
-    ("mesh_waiting_bytes", "Bytes that the node is not known to have", |n| n.waiting_bytes),
+const NODE_GAUGES: [Metric<NodeReport>; 3] = [
+    metric("mesh_node_linked", "1 while there is a link to the node", |n| n.is_linked.into()),
+    metric("mesh_round_trip_milliseconds", "Round trip of the last ping", |n| n.round_trip_ms),
+    metric("mesh_waiting_bytes", "Bytes that the node has not acknowledged", |n| n.waiting_bytes),
 ];
 
-const NODE_COUNTERS: [Gauge<NodeReport>; 4] = [
-    ("mesh_sent_batches", "Batches of messages for the node", |n| n.sent_batches),
-    ("mesh_sent_bytes", "Bytes of messages for the node", |n| n.sent_bytes),
-    ("mesh_received_batches", "Batches of messages from the node", |n| n.received_batches),
-    ("mesh_received_bytes", "Bytes of messages from the node", |n| n.received_bytes),
+const NODE_COUNTERS: [Metric<NodeReport>; 4] = [
+    metric("mesh_sent_batches", "Batches of messages for the node", |n| n.sent_batches),
+    metric("mesh_sent_bytes", "Bytes of messages for the node", |n| n.sent_bytes),
+    metric("mesh_received_batches", "Batches of messages from the node", |n| n.received_batches),
+    metric("mesh_received_bytes", "Bytes of messages from the node", |n| n.received_bytes),
 ];
 
-const MESH_GAUGES: [Gauge<MeshReport>; 2] = [
-    ("mesh_nodes", "Nodes of the grid within reach, this one included", |m| {
+const MESH_GAUGES: [Metric<MeshReport>; 2] = [
+    metric("mesh_nodes", "Reachable nodes of the grid, including this one", |m| {
         m.nodes.len() as u64 + 1
     }),
-    ("mesh_expected", "Nodes that mesh.expect names", |m| m.expected),
+    metric("mesh_expected", "Expected nodes, as configured by mesh.expect", |m| m.expected),
 ];
 
-const MESH_COUNTERS: [Gauge<MeshReport>; 2] = [
-    ("mesh_sessions_ended", "Nodes lost, or begun anew", |m| m.sessions_ended),
-    ("mesh_uncounted", "Publishes that a node did not count in time", |m| m.uncounted),
+const MESH_COUNTERS: [Metric<MeshReport>; 2] = [
+    metric("mesh_sessions_ended", "Sessions ended by loss or restart of a node", |m| {
+        m.sessions_ended
+    }),
+    metric("mesh_uncounted", "Tallies of publishes that nodes did not give in time", |m| {
+        m.uncounted
+    }),
+];
+
+const PROCESS_COUNTERS: [Metric<ProcessReport>; 1] =
+    [metric("log_lines_dropped", "Log lines that were not written", |p| p.log_lines_dropped)];
+
+const PROCESS_GAUGES: [Metric<ProcessReport>; 2] = [
+    metric("memory_bytes", "Memory in use, as limits.memory_bytes counts it", |p| p.memory_bytes),
+    metric("memory_limit_bytes", "The memory budget, limits.memory_bytes", |p| {
+        p.memory_limit_bytes
+    }),
 ];
 
 impl Collector for MeshReport {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, help, value) in MESH_COUNTERS {
+        for Metric { name, help, value } in MESH_COUNTERS {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value(self)).encode(metric)?;
         }
-        for (name, help, value) in MESH_GAUGES {
+        for Metric { name, help, value } in MESH_GAUGES {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(value(self) as i64).encode(metric)?;
         }
-        let help = "Peers that were not let in, or did not let this node in";
+        let help = "Peers that were refused, or refused this node";
         let mut family =
             encoder.encode_descriptor("mesh_refused", help, None, MetricType::Counter)?;
         for (reason, count) in self.refused.each() {
             ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
         }
-        for (name, help, value) in NODE_COUNTERS {
+        for Metric { name, help, value } in NODE_COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for node in &self.nodes {
                 let label = [("node", u32::from(node.node))];
                 ConstCounter::new(value(node)).encode(family.encode_family(&label)?)?;
             }
         }
-        for (name, help, value) in NODE_GAUGES {
+        for Metric { name, help, value } in NODE_GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for node in &self.nodes {
                 let label = [("node", u32::from(node.node))];
@@ -412,21 +435,13 @@ impl Collector for MeshReport {
     }
 }
 
-const PROCESS_COUNTERS: [Gauge<ProcessReport>; 1] =
-    [("log_lines_dropped", "Lines of the log that were not written", |p| p.log_lines_dropped)];
-
-const PROCESS_GAUGES: [Gauge<ProcessReport>; 2] = [
-    ("memory_bytes", "Memory in use, as limits.memory_bytes counts it", |p| p.memory_bytes),
-    ("memory_limit_bytes", "The budget for it: limits.memory_bytes", |p| p.memory_limit_bytes),
-];
-
 impl ProcessReport {
     fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, help, value) in PROCESS_COUNTERS {
+        for Metric { name, help, value } in PROCESS_COUNTERS {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             ConstCounter::new(value(self)).encode(metric)?;
         }
-        for (name, help, value) in PROCESS_GAUGES {
+        for Metric { name, help, value } in PROCESS_GAUGES {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(value(self) as i64).encode(metric)?;
         }
@@ -435,7 +450,7 @@ impl ProcessReport {
 }
 
 impl Reports {
-    /// What is summed over the shards.
+    /// Encodes the sums over all shards.
     fn encode_node(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (mut total, mut calls, mut events) = <(Counters, Durations, Durations)>::default();
         for report in &self.0 {
@@ -450,20 +465,20 @@ impl Reports {
         for process in self.0.iter().filter_map(|report| report.process.as_ref()) {
             process.encode(encoder)?;
         }
-        let help = "How often a limit was reached";
+        let help = "How often each limit was reached";
         let mut family =
             encoder.encode_descriptor("limits_hit", help, None, MetricType::Counter)?;
         for (limit, value) in total.limits.each() {
             ConstCounter::new(value).encode(family.encode_family(&[("limit", limit)])?)?;
         }
-        let help = "Time from a call that asked shards to its answer";
+        let help = "Durations of calls that involved other shards";
         calls.encode(encode_histogram(encoder, "call", help)?)?;
-        let help = "Time from an event's coming to its topic to its being written or acknowledged";
+        let help = "Durations from the arrival of events at topics until they were written, or acknowledged";
         events.encode(encode_histogram(encoder, "event", help)?)
     }
 
     fn encode_shards(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, help, value) in SHARD_GAUGES {
+        for Metric { name, help, value } in SHARD_GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for report in &self.0 {
                 let label = [("shard", u32::from(report.shard))];
@@ -471,8 +486,7 @@ impl Reports {
                 ConstGauge::new(value(report) as i64).encode(metric)?;
             }
         }
-        let help =
-            "Duration of a shard's turns, sleep not counted; its sum is the time it was busy";
+        let help = "Durations of a shard's turns, without sleep; their sum is the time it was busy";
         let mut family = encode_histogram(encoder, "turn", help)?;
         for report in &self.0 {
             let label = [("shard", u32::from(report.shard))];
@@ -482,7 +496,7 @@ impl Reports {
     }
 
     fn encode_topics(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, help, value) in TOPIC_GAUGES {
+        for Metric { name, help, value } in TOPIC_GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for topic in self.0.iter().flat_map(|report| &report.topics) {
                 let label = [("topic", &topic.name[..])];
