@@ -119,10 +119,17 @@
 //!
 //! # The thread of the mesh
 //!
-//! [`mesh::Mesh`] is a value as a shard is, and `mesh::quic` its driver, on one thread beside the
-//! shards': it holds an end of the bus, behind the last shard's, and the links to other nodes, one QUIC
-//! connection each with a stream for each sender of messages. `mesh::identity` says who may be at the
-//! other end.
+//! [`mesh::Mesh`] is a value as a shard is. `mesh::quic` drives it on one thread beside the shards: it holds an
+//! end of the bus, behind the last shard's, and one QUIC connection to each other node, with a stream for
+//! each sender of messages. `mesh::identity` decides which nodes belong to the grid. The module's page says
+//! which file has which subject.
+//!
+//! # When a node is lost
+//!
+//! `mesh::upkeep` pings each node (`mesh::liveness`), and ends the session with one that has lost its link
+//! (`mesh::sessions`). `mesh::membership` has all nodes agree on which one is dead. The mesh tells every shard
+//! of both. Calls for the node's clients fail, and the shards that stand in for its clients report their ends
+//! (`shard::wards`).
 //!
 //! # What the process says
 //!
