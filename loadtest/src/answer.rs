@@ -1,4 +1,4 @@
-//! What the API answers.
+//! Answers of the API.
 
 use std::fmt;
 
@@ -6,30 +6,29 @@ use anyhow::{Context, Result, bail};
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// How many connections took a message, and how many did not.
+/// The number of connections that took a message, and of those that did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Tally {
-    /// Connections that took it; of a message to one client, 1.
+    /// Connections that took the message; 1 for a message to one client.
     #[serde(deserialize_with = "number_or_true")]
     pub s: u64,
-    /// Connections that did not.
+    /// Connections that did not take the message.
     #[serde(default)]
     pub f: u64,
 }
 
 impl Tally {
-    /// Reads the answer to a publish or a send as [`Answer::parse`] does, at little cost if it is
-    /// written as usual.
+    /// Reads the answer to a publish or a send, like [`Answer::parse`], but faster if it has the usual form.
     ///
     /// # Errors
-    /// Those of [`Answer::parse`].
+    /// [`Answer::parse`] fails.
     pub fn parse(json: &[u8]) -> Result<(Option<u32>, Self)> {
         parse_usual(json).map_or_else(|| Answer::parse(json), Ok)
     }
 }
 
-/// Reads what a publish that did not fail is answered: `{"E":null,"r":{"s":9,"f":1},"i":7}`, over
-/// HTTP without `i`; `None` if it is written in any other way.
+/// Reads the answer to a successful publish in its usual form, `{"E":null,"r":{"s":9,"f":1},"i":7}`, over HTTP
+/// without `i`. `None`: it has another form.
 fn parse_usual(json: &[u8]) -> Option<(Option<u32>, Tally)> {
     let (s, rest) = take_number(json.strip_prefix(br#"{"E":null,"r":{"s":"#)?)?;
     let (f, rest) = take_number(rest.strip_prefix(br#","f":"#)?)?;
@@ -41,8 +40,8 @@ fn parse_usual(json: &[u8]) -> Option<(Option<u32>, Tally)> {
     (rest == b"}").then_some((Some(i.try_into().ok()?), tally))
 }
 
-/// The whole number that `json` begins with, and what follows it; as in JSON, none but 0 begins with
-/// a 0 (RFC 8259, section 6).
+/// The whole number at the start of `json`, and the rest. As in JSON, only 0 starts with a 0 (RFC 8259,
+/// section 6).
 pub fn take_number(json: &[u8]) -> Option<(u64, &[u8])> {
     let length = json.iter().position(|byte| !byte.is_ascii_digit())?;
     let (digits @ ([b'0'] | [b'1'..=b'9', ..]), rest) = json.split_at(length) else { return None };
@@ -50,7 +49,7 @@ pub fn take_number(json: &[u8]) -> Option<(u64, &[u8])> {
     Some((digits.iter().try_fold(0, add)?, rest))
 }
 
-/// A publish is answered with a number, a send with `true`.
+/// The result of a publish is a number, that of a send is `true`.
 fn number_or_true<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
     struct Reached;
 
@@ -73,7 +72,7 @@ fn number_or_true<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Er
     deserializer.deserialize_any(Reached)
 }
 
-/// An answer of the API, as the protocol has it.
+/// An answer of the API, as defined by the protocol.
 #[derive(Deserialize)]
 pub struct Answer<R> {
     #[serde(rename = "E")]
@@ -90,10 +89,10 @@ struct Failure {
 }
 
 impl<R: DeserializeOwned> Answer<R> {
-    /// Reads an answer; gives the id of the request and the result.
+    /// Reads an answer. Returns the id of the request and the result.
     ///
     /// # Errors
-    /// It is none, or one that reports a failure.
+    /// The data is not an answer, or the answer reports a failure.
     pub fn parse(json: &[u8]) -> Result<(Option<u32>, R)> {
         let answer: Self = serde_json::from_slice(json)
             .with_context(|| format!("not an answer: {}", String::from_utf8_lossy(json)))?;
@@ -167,7 +166,7 @@ mod tests {
         ]
         .map(str::to_owned)
         .into();
-        // The usual one in every state of damage: cut off, and with a byte more or another.
+        // The usual form with every kind of damage: truncated, with a byte added, with a byte changed.
         for at in 0..=usual.len() {
             texts.push(usual[..at].into());
             for byte in ["0", "9", " ", "}", ",", "x"] {

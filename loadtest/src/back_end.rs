@@ -1,4 +1,4 @@
-//! A back end at work: it publishes or sends numbered messages and takes the answers.
+//! A back end that publishes or sends numbered messages, and reads the answers.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,30 +17,30 @@ use crate::tasks::{in_parallel, until};
 /// How requests follow each other.
 #[derive(Clone, Copy)]
 pub enum Load {
-    /// So many at once, the next when all those are answered.
+    /// This many at once, and the next ones when all are answered.
     AtOnce(u32),
-    /// So many a second, of all back ends together.
+    /// This many per second, of all back ends together.
     PerSecond(u32),
 }
 
-/// One connection and what it publishes: to each of its destinations in turn, each of which is a
-/// source of its own, with numbers from 0.
+/// One connection that publishes to each of its destinations in turn. The messages to each destination have
+/// their own source, and numbers from 0.
 pub struct BackEnd {
     publisher: Publisher,
     destinations: Vec<Destination>,
     first_source: u32,
     bytes: usize,
-    /// Of the message that was written last.
+    /// The last message written.
     text: Vec<u8>,
-    /// What each answer is to tell, where answers tell anything.
+    /// The expected tally of each answer, for protocols whose answers have one.
     pub reached: Tally,
-    /// The requests that were answered so.
+    /// The requests that were answered as expected.
     pub answers: Ledger,
 }
 
 impl BackEnd {
-    /// One whose messages have `bytes` bytes; those to the first of `destinations`, of which there
-    /// is one at least, are those of `first_source`.
+    /// A back end whose messages have `bytes` bytes. The messages to the first of `destinations`, which are not
+    /// empty, have the source `first_source`.
     pub fn new(
         publisher: Publisher,
         destinations: Vec<Destination>,
@@ -51,8 +51,8 @@ impl BackEnd {
         Self { publisher, destinations, first_source, bytes, text: Vec::new(), reached, answers }
     }
 
-    /// Sends the requests `numbers`, `at_once` at a time: the next when all those are answered. A
-    /// latency is the time from when their writing began to when an answer came.
+    /// Sends the requests `numbers`, `at_once` at a time, the next ones when all are answered. A latency is the
+    /// time from the start of writing a batch to the arrival of an answer.
     ///
     /// # Errors
     /// The connection ended, or an answer reports a failure.
@@ -77,8 +77,8 @@ impl BackEnd {
         Ok(())
     }
 
-    /// Sends the requests `numbers`, each when it is due by `pace`, and takes the answers beside it.
-    /// A latency is the time from when a request was due to when its answer came.
+    /// Sends the requests `numbers`, each when it is due by `pace`, and reads the answers concurrently. A
+    /// latency is the time from when a request was due to the arrival of its answer.
     ///
     /// # Errors
     /// The connection ended, or an answer reports a failure.
@@ -117,7 +117,7 @@ impl BackEnd {
         self.publisher.feed(number, &self.destinations[of as usize], &self.text)
     }
 
-    /// An answer with another tally than it should have is missing in the ledger.
+    /// Notes an answer in the ledger, unless its tally is not the expected one.
     fn check_answer(&mut self, i: u32, sent: &Range<u32>, tally: Option<Tally>) -> Result<()> {
         ensure!(sent.contains(&i), "an answer to request {i}, which was not sent");
         if tally.is_none_or(|tally| tally == self.reached) {
@@ -127,10 +127,10 @@ impl BackEnd {
     }
 }
 
-/// Has every back end do the requests `numbers`, or as many as it can before the deadline.
+/// Has every back end send the requests `numbers`, or as many as possible before the deadline.
 ///
 /// # Errors
-/// Those of [`BackEnd::work`].
+/// A connection ended, or an answer reports a failure.
 pub async fn work(
     back_ends: Vec<BackEnd>,
     numbers: Range<u32>,
@@ -159,7 +159,7 @@ pub async fn work(
     working.await
 }
 
-/// Cuts `numbers` into bursts of `burst` numbers, the last one perhaps shorter.
+/// Splits `numbers` into bursts of `burst` numbers. The last one may be shorter.
 pub fn bursts(numbers: Range<u32>, burst: u32) -> impl Iterator<Item = Range<u32>> {
     let end = numbers.end;
     numbers.step_by(burst as usize).map(move |first| first..end.min(first.saturating_add(burst)))

@@ -18,21 +18,23 @@ use crate::raw;
 use crate::tasks::in_parallel;
 use crate::web_socket::WebSocket;
 
-/// Handshakes that are under way at the same time.
+/// Handshakes in progress at the same time.
 pub const HANDSHAKES: u32 = 64;
 
-/// Addresses of loopback that clients connect from, and the first of them.
+/// The number of loopback addresses that clients connect from.
 const SOURCES: u32 = 256;
+
+/// The first address that clients connect from.
 const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 0);
 
-/// Time that a handshake may take, from connecting to its end.
+/// Time limit of a handshake, including the connection.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Opens one WebSocket on `path`, whose frames begin with `kind`; after that, the server has
-/// subscribed it to its channels.
+/// Opens one WebSocket on `path`, whose frames begin with `kind`. On return the server has subscribed the
+/// client to its channels.
 ///
 /// # Errors
-/// It could not connect, or the server refused the upgrade or did not answer within 10 s.
+/// The connection failed, or the server refused the upgrade or did not answer within 10 s.
 pub async fn open(address: SocketAddr, path: &str, kind: u8) -> Result<WebSocket> {
     let opening = async {
         let stream = connect(address).await?;
@@ -43,9 +45,9 @@ pub async fn open(address: SocketAddr, path: &str, kind: u8) -> Result<WebSocket
     opened.map_err(Into::into).flatten().with_context(|| format!("ws://{address}{path}"))
 }
 
-/// Connects; over loopback from each of [`SOURCES`] addresses in turn. One has some 28,000 ports, and
-/// those of a run before are kept for a minute: to look for a free one among them would take the
-/// kernel longer than all else that a connection takes.
+/// Connects, over loopback from each of [`SOURCES`] addresses in turn. One address has about 28,000 ports, and
+/// used ones stay occupied for a minute: searching for a free one would take the kernel longer than the
+/// rest of the connection.
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     if !address.ip().is_loopback() || address.is_ipv6() {
@@ -54,16 +56,16 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let number = NEXT.fetch_add(1, Ordering::Relaxed) % SOURCES;
     let source = Ipv4Addr::from_bits(FIRST_SOURCE.to_bits() + number);
     let socket = TcpSocket::new_v4()?;
-    // The port is looked for when it is known where to.
+    // The kernel chooses the port once it knows the destination.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     socket.bind((source, 0).into())?;
     socket.connect(address).await
 }
 
-/// Opens `count` clients that say texts on `path` of an edge, [`HANDSHAKES`] at a time.
+/// Opens `count` clients that send texts on `path` of an edge, [`HANDSHAKES`] at a time.
 ///
 /// # Errors
-/// One could not be opened, or there are too few descriptors.
+/// A client could not be opened, or there are too few descriptors.
 pub async fn open_many(edge: SocketAddr, path: &str, count: u32) -> Result<Vec<WebSocket>> {
     let path: Arc<str> = path.into();
     let open = move || {

@@ -1,9 +1,8 @@
-//! A connection at as little cost as can be: all that is to be sent together is written into one
-//! buffer, what has come is read where it lies, and the clock is looked at once for all that came
-//! together.
+//! A connection at minimal cost: data that is sent together is written into one buffer, received data is
+//! read in place, and the clock is read once for all data that arrived together.
 //!
-//! There may be thousands: one that has nothing unread owns no buffer, but takes its thread's when
-//! something comes. So it is mostly the same few bytes that all of them are read into.
+//! There may be thousands of connections. One without unread data owns no buffer, but borrows its thread's
+//! when data arrives, so that most reads use the same few cache lines.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -15,18 +14,18 @@ use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Room for what is read at once: a burst of messages, or the answers to many requests.
+/// Bytes read at once: a burst of messages, or the answers to many requests.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Longest message that is waited for, with its head: an echo of 16 MiB.
+/// The longest message, including its head: an echo of 16 MiB.
 const MESSAGE_BYTES_MAX: usize = 17 * 1024 * 1024;
 
 thread_local! {
-    /// The input buffer that no connection has.
+    /// The input buffer while no connection has it.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// The server has ended a connection, and how if it tells.
+/// The end of a connection by the server, and its reason if the server gave one.
 #[derive(Debug)]
 pub struct Ended(pub String);
 
@@ -38,40 +37,40 @@ impl fmt::Display for Ended {
 
 impl std::error::Error for Ended {}
 
-/// Does `work` until it is done or a connection has ended.
+/// Runs `work` until it is done or a connection has ended.
 ///
 /// # Errors
-/// All others of `work`.
+/// `work` fails for another reason.
 pub async fn until_ended(work: impl Future<Output = Result<()>>) -> Result<()> {
     work.await.or_else(|error| if error.is::<Ended>() { Ok(()) } else { Err(error) })
 }
 
-/// One connection, with what it has still to send and what it has read ahead.
+/// One connection, with its unsent and unread data.
 pub struct Connection {
     stream: TcpStream,
     outbound: Vec<u8>,
-    /// 0 <= sent <= outbound.len(): of a flush that was given up.
+    /// Bytes of `outbound` that a cancelled flush has sent: 0 <= sent <= outbound.len().
     sent: usize,
-    /// Without room of its own while all is taken.
+    /// Received data. Owns no memory while all of it is taken.
     received: Vec<u8>,
-    /// 0 <= taken <= received.len(): the messages before have been read.
+    /// Bytes of `received` that were read: 0 <= taken <= received.len().
     taken: usize,
     received_at: Instant,
 }
 
 impl Connection {
-    /// One on which nothing that came is unread.
+    /// A connection without unread data.
     pub fn of(stream: TcpStream) -> Self {
         let (outbound, received) = (Vec::new(), Vec::new());
         Self { stream, outbound, sent: 0, received, taken: 0, received_at: Instant::now() }
     }
 
-    /// What the next flush sends, to be added to: as much as is to be under way at once.
+    /// The data that the next flush sends, to be appended to.
     pub fn outbound(&mut self) -> &mut Vec<u8> {
         &mut self.outbound
     }
 
-    /// Sends what was added. May be given up at any time: the next one goes on.
+    /// Sends the appended data. Safe to cancel: the next flush continues.
     ///
     /// # Errors
     /// The connection has ended.
@@ -84,12 +83,12 @@ impl Connection {
         Ok(())
     }
 
-    /// What has come and was not taken.
+    /// The unread data.
     pub fn unread(&self) -> &[u8] {
         &self.received[self.taken..]
     }
 
-    /// Takes the first `count` bytes that are unread; there are as many.
+    /// Takes the first `count` unread bytes, of which there must be as many.
     pub fn take(&mut self, count: usize) {
         self.taken += count;
         if self.taken == self.received.len() {
@@ -99,12 +98,12 @@ impl Connection {
         }
     }
 
-    /// When the last of what is unread or taken was read from the socket.
+    /// When data was last read from the socket.
     pub fn received_at(&self) -> Instant {
         self.received_at
     }
 
-    /// Waits until there is more to read. May be given up at any time: nothing is lost.
+    /// Waits for more data. Safe to cancel.
     ///
     /// # Errors
     /// The connection has ended, or 17 MiB are unread already.
@@ -154,7 +153,7 @@ mod tests {
     #[tokio::test]
     async fn a_flush_that_was_given_up_is_gone_on_with() -> Result<()> {
         let (mut connection, mut other_end) = connected().await?;
-        // More than the system takes while nobody reads.
+        // More than the system buffers while nobody reads.
         let bytes: Vec<u8> = (0..=250).collect::<Vec<_>>().repeat(128 * 1024);
         connection.outbound().extend_from_slice(&bytes);
         assert!(connection.flush().now_or_never().is_none());

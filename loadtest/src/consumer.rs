@@ -22,7 +22,7 @@ pub struct Consumer {
     dialect: Dialect,
 }
 
-/// The event that brings a client's message (`queue.pop` of the protocol).
+/// The event with a client's message (`queue.pop` in the protocol).
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(borrow)]
@@ -50,10 +50,10 @@ struct Frame<'a> {
 }
 
 impl Consumer {
-    /// Connects to the API of `target` and begins to consume.
+    /// Connects to the API of `target` and starts to consume.
     ///
     /// # Errors
-    /// It could not connect, or may not consume.
+    /// The consumer could not connect, or may not consume.
     pub async fn open(target: Target) -> Result<Self> {
         let dialect = target.dialect;
         let socket = match dialect {
@@ -70,12 +70,12 @@ impl Consumer {
         Ok(Self { messages: Messages::of(socket, target.dialect), dialect })
     }
 
-    /// Waits until something comes and shows `take` what a client sent, its id where there is one,
-    /// and when it had come.
+    /// Waits for events and passes each message to `take`, with the client's id if there is one and the time of
+    /// arrival.
     ///
     /// # Errors
-    /// The connection has [ended](crate::connection::Ended), something came that is not a client's
-    /// message, or those of `take`.
+    /// The connection has [ended](crate::connection::Ended), an event is not a client's message, or `take`
+    /// fails.
     pub async fn read(
         &mut self,
         mut take: impl FnMut(&[u8], &[u8], Instant) -> Result<()>,
@@ -96,8 +96,8 @@ impl Consumer {
     }
 }
 
-/// The id of a client and what it sent, which nothing is escaped in; `None` if the event is written
-/// in any other way than is usual.
+/// The id of a client and its message, from an event in its usual form and without escapes. `None`: it has
+/// another form.
 fn parse_usual(json: &[u8]) -> Option<(&[u8], &[u8])> {
     let (_, rest) = take_number(json.strip_prefix(br#"{"e":"queue.pop","p":{"n":"#)?)?;
     let rest = rest.strip_prefix(br#","c":""#)?;
@@ -107,8 +107,8 @@ fn parse_usual(json: &[u8]) -> Option<(&[u8], &[u8])> {
     (is_plain(client) && is_plain(data)).then_some((client, data))
 }
 
-/// Whether the text of a JSON string, which is all of `bytes`, is `bytes` (RFC 8259, section 7). To
-/// look at all of them is faster than to stop at the first.
+/// Whether a JSON string with these `bytes` has no escapes (RFC 8259, section 7). Checking all bytes is faster
+/// than stopping at the first escape.
 fn is_plain(bytes: &[u8]) -> bool {
     let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
     bytes.iter().fold(true, |all, &byte| all & is_plain(byte))
@@ -118,29 +118,28 @@ impl<'a> Event<'a> {
     /// Reads an event.
     ///
     /// # Errors
-    /// It is none of a client's message.
+    /// The data is not an event with a client's message.
     fn parse(json: &'a [u8]) -> Result<Self> {
         serde_json::from_slice(json).with_context(|| {
             format!("not an event of queue.pop: {:.200}", String::from_utf8_lossy(json))
         })
     }
 
-    /// Id of the client.
+    /// The client's id.
     fn client(&self) -> &str {
         &self.p.c
     }
 
-    /// What it sent.
+    /// The message.
     fn data(&self) -> &str {
         &self.p.d.frame.data
     }
 }
 
-/// Has each client say its number, which `target` tells with its id: gives
-/// the clients with their ids.
+/// Finds the id of each client: each sends its number, which arrives at a consumer together with the id.
 ///
 /// # Errors
-/// A connection ended, or the server told of a client that is not one of these.
+/// A connection ended, or an event is of a client that is not one of these.
 pub async fn learn_ids(
     target: Target,
     clients: Vec<WebSocket>,
@@ -192,7 +191,7 @@ mod tests {
 
     #[test]
     fn what_is_usual_reads_the_same_as_json() {
-        // In every state of damage: cut off, and with a byte more or another.
+        // With every kind of damage: truncated, with a byte added, with a byte changed.
         for at in 0..=USUAL.len() {
             let mut texts = vec![USUAL[..at].to_owned()];
             for byte in ["0", "9", " ", "}", ",", "x", "\"", "\\", "\n", "\u{7f}", "é"] {

@@ -1,4 +1,4 @@
-//! Messages of back ends to clients: sent, awaited and accounted for.
+//! Sends messages of back ends to clients, waits for them, and accounts for each.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,42 +17,42 @@ use crate::subscribers::Subscribers;
 use crate::target::Target;
 use crate::web_socket::WebSocket;
 
-/// Back ends, each with as many destinations, which get as many messages each.
+/// A number of back ends with the same number of destinations each. Each destination gets the same number of
+/// messages.
 pub struct Delivery<'a> {
-    /// Servers that are at work; the back ends connect to the first.
+    /// The servers. The back ends connect to the first.
     pub servers: &'a [Target],
-    /// Back ends, one connection each.
+    /// The number of back ends, with one connection each.
     pub connections: u32,
-    /// How their requests follow each other.
+    /// How requests follow each other.
     pub load: Load,
-    /// As many for each of the back ends. The messages to the first are those of source 0, and so on.
+    /// All destinations, the same number for each back end. The messages to the first have source 0, and so on.
     pub destinations: Vec<Destination>,
-    /// The clients that read, each with the sources of its messages; all destinations have as many.
+    /// The receiving clients, each with the sources of its messages. All destinations have the same number.
     pub clients: Vec<(WebSocket, Range<u32>)>,
-    /// Messages to each destination.
+    /// The number of messages to each destination.
     pub each: u32,
-    /// Length of a message.
+    /// The length of a message in bytes.
     pub bytes: u32,
-    /// Whether an answer is to tell of exactly these clients.
+    /// Whether answers have to count exactly these clients.
     pub counts_receivers: bool,
 }
 
-/// What it came to.
+/// The outcome of a [`Delivery`].
 pub struct Delivered {
-    /// Of the servers.
+    /// CPU time and elapsed time.
     pub cost: Cost,
-    /// From when a message was due, or the writing of those sent at once began, to its arrival at a
-    /// client.
+    /// Latencies from when a message was due, or the writing of its batch began, to the arrival at a client.
     pub arrivals: Arc<Arrivals>,
-    /// What did not arrive as it was sent, and what was not answered as it should be.
+    /// Messages that did not arrive as sent, and requests that were not answered as expected.
     pub damage: Damage,
 }
 
 impl Delivery<'_> {
-    /// Does it, until `deadline` at the longest.
+    /// Sends and receives all messages, until `deadline` at the latest.
     ///
     /// # Errors
-    /// It could not be measured.
+    /// The delivery could not be measured.
     pub async fn run(self, deadline: Instant) -> Result<Delivered> {
         let arrivals = Arc::<Arrivals>::default();
         let first = self.servers.first().context("no server")?;
@@ -101,7 +101,7 @@ impl Delivery<'_> {
 }
 
 impl Delivered {
-    /// As the run of a scenario.
+    /// The outcome as the run of a scenario.
     pub fn into_run(self) -> Run {
         Run::new(self.cost, &self.arrivals.latencies, self.damage)
     }

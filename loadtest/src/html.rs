@@ -1,4 +1,4 @@
-//! The report as one page of HTML that needs nothing else: the table and the plots.
+//! The report as one self-contained page of HTML, with the table and the plots.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ td,th{border:1px solid #ccc;padding:.25em .6em;text-align:right}\
 td:first-child,th:first-child{text-align:left}svg{margin:.5em}";
 
 const LATENCY: Axis = Axis { title: "latency, µs", label: plain };
-/// Plotted against 1 / (1 - quantile), so that the tail has room.
+/// The axis of quantiles, plotted as 1 / (1 - quantile), so that the tail has room.
 const PERCENTILE: Axis = Axis { title: "percentile", label: percentile };
 const RATE: Axis = Axis { title: "per second", label: plain };
 const CONNECTIONS: Axis = Axis { title: "connections", label: plain };
@@ -35,7 +35,7 @@ fn percentile(odds: f64) -> String {
     format!("{percent:.digits$}")
 }
 
-/// All `reports`, with `machine` told above them.
+/// The page of all `reports`, with the description of the `machine` above them.
 ///
 /// # Errors
 /// A plot could not be drawn.
@@ -78,7 +78,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// One for each scenario, with a line for each server.
+/// One plot per scenario, with a line per server.
 fn latency_plots(reports: &[Report]) -> Result<Vec<String>> {
     let scenarios = reports.chunk_by(|a, b| a.scenario == b.scenario);
     let plot = |reports: &[Report]| {
@@ -92,7 +92,7 @@ fn latency_plots(reports: &[Report]) -> Result<Vec<String>> {
     Ok(scenarios.map(plot).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// One for each kind of work that was done at several rates.
+/// One plot per scenario that was run at several rates.
 fn throughput_plots(reports: &[Report]) -> Result<Vec<String>> {
     let mut kinds = BTreeMap::<&str, BTreeMap<String, Vec<(f64, f64)>>>::new();
     for report in reports {

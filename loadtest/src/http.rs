@@ -1,4 +1,4 @@
-//! HTTP/1.1 requests over one connection that is kept alive, pipelined (RFC 9112, section 9.3.2).
+//! Pipelined HTTP/1.1 requests over one persistent connection (RFC 9112, section 9.3.2).
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -13,14 +13,14 @@ use crate::connection::Connection;
 
 const HEADERS_MAX: usize = 32;
 
-/// One connection.
+/// A persistent HTTP connection.
 pub struct HttpConnection {
     connection: Connection,
     host: String,
     last: Head,
 }
 
-/// The head of the response that was read last; the next one is mostly the same.
+/// The head of the last response. The next one is usually identical.
 #[derive(Default)]
 struct Head {
     bytes: Vec<u8>,
@@ -31,7 +31,7 @@ impl HttpConnection {
     /// Connects to `address`.
     ///
     /// # Errors
-    /// Nothing listens there.
+    /// The connection is refused.
     pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await.with_context(|| address.to_string())?;
         stream.set_nodelay(true)?;
@@ -39,8 +39,7 @@ impl HttpConnection {
         Ok(Self { connection: Connection::of(stream), host, last })
     }
 
-    /// Adds a request with a body to those that the next flush sends; path and body are made of
-    /// parts.
+    /// Queues a request with a body for the next flush. Path and body are given in parts.
     pub fn feed(&mut self, path: &[&[u8]], body: &[&[u8]]) {
         let mut length = Buffer::new();
         let length = length.format(body.iter().map(|part| part.len()).sum::<usize>());
@@ -58,13 +57,13 @@ impl HttpConnection {
         }
     }
 
-    /// Adds a request for what is at `path`.
+    /// Queues a GET request for `path`.
     pub fn feed_get(&mut self, path: &str) {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.host);
         self.connection.outbound().extend_from_slice(request.as_bytes());
     }
 
-    /// Sends what was fed.
+    /// Sends the queued requests.
     ///
     /// # Errors
     /// The connection has ended.
@@ -72,13 +71,12 @@ impl HttpConnection {
         self.connection.flush().await
     }
 
-    /// When the response that was read last had come.
+    /// When the last response arrived.
     pub fn received_at(&self) -> Instant {
         self.connection.received_at()
     }
 
-    /// Waits for the next response and reads its body by `parse`. The wait may be given up at any
-    /// time: nothing is lost.
+    /// Waits for the next response and reads its body with `parse`. Safe to cancel.
     ///
     /// # Errors
     /// The connection has ended, the status is not 200 to 202, or `parse` refuses the body.
@@ -96,8 +94,8 @@ impl HttpConnection {
     }
 }
 
-/// Where the body of the first response lies; `None` if it is not all here yet. A head is only read
-/// if it is not the same as `last`.
+/// The position of the first response's body; `None` while the response is incomplete. The head is parsed only
+/// if it differs from `last`.
 fn find_body(bytes: &[u8], last: &mut Head) -> Result<Option<Range<usize>>> {
     if last.bytes.is_empty() || !bytes.starts_with(&last.bytes) {
         let Some((head_bytes, body_bytes)) = read_head(bytes)? else { return Ok(None) };
@@ -108,13 +106,12 @@ fn find_body(bytes: &[u8], last: &mut Head) -> Result<Option<Range<usize>>> {
     Ok((end <= bytes.len()).then_some(head_bytes..end))
 }
 
-/// Lengths of the head of the first response and of its body; `None` if the head is not all here
-/// yet.
+/// The lengths of the first response's head and body; `None` while the head is incomplete.
 fn read_head(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut response = Response::new(&mut headers);
     let Status::Complete(head_bytes) = response.parse(bytes)? else { return Ok(None) };
-    // What nchan answers: 201, somebody got it; 202, nobody did.
+    // nchan answers 201 if there are subscribers, and 202 if there are none.
     if !matches!(response.code, Some(200..=202)) {
         bail!("the server answered with HTTP status {}", response.code.unwrap_or_default());
     }

@@ -1,7 +1,7 @@
-//! What one receiver has got, checked message by message.
+//! The messages of one receiver, checked one by one.
 //!
-//! Each source frames the messages that are measured with an opening one, which warms up the
-//! server, and a closing one, before which a doubled message would have to show.
+//! Each source sends an opening message, which warms up the server, before the measured ones, and a closing
+//! message after them, before which a duplicate would have to arrive.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub fn stages(measured: u32) -> [Range<u32>; 3] {
     [0..1, 1..measured + 1, measured + 1..measured + 2]
 }
 
-/// What has arrived at all receivers of a run.
+/// The arrivals at all receivers of a run.
 #[derive(Default)]
 pub struct Arrivals {
     /// Latencies of the measured messages.
@@ -31,19 +31,19 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// Begins to wait for `count` arrivals; to be called before they are sent.
+    /// Sets the number of arrivals to wait for. To be called before the messages are sent.
     pub fn expect(&self, count: u64) {
         self.awaited.store(count.cast_signed(), Ordering::Release);
     }
 
-    /// Waits until as many have arrived as were expected.
+    /// Waits until all expected messages have arrived.
     pub async fn all(&self) {
         self.all_here.notified().await;
     }
 
-    /// The same, until `deadline` at the longest.
+    /// Waits until all expected messages have arrived, or until `deadline`.
     pub async fn all_before(&self, deadline: time::Instant) {
-        // What is not there by then is missing in its inbox.
+        // Messages that have not arrived by then are missing in their inboxes.
         let _ = time::timeout_at(deadline, self.all()).await;
     }
 
@@ -54,7 +54,7 @@ impl Arrivals {
     }
 }
 
-/// The messages that one receiver is to get: as many of each of its sources.
+/// The messages that one receiver expects: the same number from each of its sources.
 #[derive(Clone)]
 pub struct Inbox {
     sources: Range<u32>,
@@ -67,7 +67,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// Of each source, `measured` messages of `bytes` bytes and the two that frame them.
+    /// An inbox for `measured` messages of `bytes` bytes from each source, and the opening and closing ones.
     pub fn new(sources: Range<u32>, measured: u32, bytes: usize, arrivals: &Arc<Arrivals>) -> Self {
         let [_, measured, closing] = stages(measured);
         Self {
@@ -81,10 +81,10 @@ impl Inbox {
         }
     }
 
-    /// Takes a message that was read at `received`.
+    /// Takes a message that arrived at `received`.
     ///
     /// # Errors
-    /// It is not one of those that were to come: altered, or meant for somebody else.
+    /// The message is not an expected one: it was altered, or is for another receiver.
     pub fn take(&mut self, text: &[u8], received: Instant) -> Result<Payload> {
         let payload = Payload::parse(text, self.bytes)
             .filter(|payload| {
@@ -105,12 +105,12 @@ impl Inbox {
         Ok(payload)
     }
 
-    /// Every message has arrived.
+    /// Whether every message has arrived.
     pub fn is_complete(&self) -> bool {
         self.remaining == 0
     }
 
-    /// What is wrong if nothing more is to come.
+    /// The messages lost, doubled or misordered, if no more arrive.
     pub fn damage(&self) -> Damage {
         self.ledgers.iter().map(|ledger| ledger.damage(self.sent)).sum()
     }

@@ -1,4 +1,4 @@
-//! Latencies of one run, as the clients see them.
+//! Latencies of a run, as clients observe them.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,30 +6,30 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// Longest latency that is told apart; longer ones count as this. As long as the longest run.
+/// The longest latency that is recorded, which is that of the longest run. Longer ones count as this.
 const LATENCY_MAX: Duration = Duration::from_secs(3600);
 const SIGNIFICANT_DIGITS: u8 = 3;
 
-/// Points of a curve.
+/// Points per curve.
 const QUANTILES: [f64; 13] =
     [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999];
 
-/// Latencies from all tasks of a run, in a fixed quarter of a megabyte.
+/// The latencies of all tasks of a run, in a fixed 250 KB.
 pub struct Latencies(Mutex<Histogram<u64>>);
 
-/// Points of a distribution: of one run in microseconds, or of several as their spread.
+/// Percentiles of a distribution: in microseconds for one run, as spreads for several.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Percentiles<T> {
     /// The median.
     pub p50: T,
-    /// Nine in ten are not longer.
+    /// The 90th percentile.
     pub p90: T,
-    /// All but one in a hundred are not longer.
+    /// The 99th percentile.
     pub p99: T,
-    /// All but one in a thousand are not longer.
+    /// The 99.9th percentile.
     #[serde(rename = "p99.9")]
     pub p99_9: T,
-    /// The longest.
+    /// The maximum.
     pub max: T,
 }
 
@@ -42,18 +42,18 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Adds one latency.
+    /// Records a latency.
     pub fn record(&self, latency: Duration) {
         let latency_ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.histogram().saturating_record(latency_ns);
     }
 
-    /// Forgets all of them.
+    /// Discards all latencies.
     pub fn forget(&self) {
         self.histogram().reset();
     }
 
-    /// The percentiles so far, in microseconds; zeros if there were none.
+    /// The percentiles so far, in microseconds; zeros without latencies.
     pub fn percentiles_us(&self) -> Percentiles<f64> {
         let histogram = self.histogram();
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
@@ -73,19 +73,19 @@ impl Latencies {
         QUANTILES.map(at).to_vec()
     }
 
-    /// How many there are so far.
+    /// The number of latencies so far.
     pub fn count(&self) -> u64 {
         self.histogram().len()
     }
 
     fn histogram(&self) -> MutexGuard<'_, Histogram<u64>> {
-        // A panic elsewhere cannot leave a histogram half written.
+        // A panic elsewhere cannot leave the histogram inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<T> Percentiles<T> {
-    /// Percentiles made by the same rule each, which is given the way to read that one of a run.
+    /// Computes each percentile with the same function, which is told how to read it from a run.
     pub fn each(rule: impl Fn(fn(&Percentiles<f64>) -> f64) -> T) -> Self {
         Self {
             p50: rule(|run| run.p50),

@@ -1,14 +1,14 @@
-//! Exactly once and in order: what one receiver got of one source's numbered messages.
+//! Accounts for one source's numbered messages at one receiver: exactly once, and in order.
 
 use std::collections::HashSet;
 use std::ops::AddAssign;
 
 use serde::Serialize;
 
-/// What has arrived of the messages 0, 1, 2, … of one source.
+/// The arrivals of messages 0, 1, 2, … of one source.
 #[derive(Clone, Default)]
 pub struct Ledger {
-    /// One more than the highest number that arrived.
+    /// One more than the highest number that has arrived.
     next: u32,
     /// Numbers below `next` that have not arrived.
     missing: HashSet<u32>,
@@ -16,26 +16,26 @@ pub struct Ledger {
     misordered: u64,
 }
 
-/// Messages that did not arrive as they were sent.
+/// The number of messages that did not arrive as they were sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Damage {
-    /// Never arrived.
+    /// Messages that never arrived.
     pub lost: u64,
-    /// Arrived again.
+    /// Messages that arrived again.
     pub doubled: u64,
-    /// Arrived after one that was sent later.
+    /// Messages that arrived after a later one.
     pub misordered: u64,
 }
 
 impl From<u32> for Ledger {
-    /// One for which nothing before `next` was sent.
+    /// A ledger for messages that start at `next`.
     fn from(next: u32) -> Self {
         Self { next, ..Self::default() }
     }
 }
 
 impl Ledger {
-    /// Takes note of an arrival; true if it is the first of that number.
+    /// Notes an arrival; true if it is the first with this number.
     pub fn observe(&mut self, sequence: u32) -> bool {
         if sequence >= self.next {
             self.missing.extend(self.next..sequence);
@@ -48,7 +48,7 @@ impl Ledger {
         is_late
     }
 
-    /// What is wrong when the numbers below `sent` were sent and nothing more is to come.
+    /// The damage if the numbers below `sent` were sent and no more arrive.
     pub fn damage(&self, sent: u32) -> Damage {
         let lost = self.missing.len() as u64 + u64::from(sent.saturating_sub(self.next));
         Damage { lost, doubled: self.doubled, misordered: self.misordered }
@@ -56,12 +56,12 @@ impl Ledger {
 }
 
 impl Damage {
-    /// How many messages did not arrive as they were sent.
+    /// The sum of all kinds of damage.
     pub fn total(&self) -> u64 {
         self.lost + self.doubled + self.misordered
     }
 
-    /// Nothing is wrong.
+    /// Whether there is no damage.
     pub fn is_none(&self) -> bool {
         *self == Self::default()
     }

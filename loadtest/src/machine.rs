@@ -1,4 +1,4 @@
-//! What this process takes of the machine: CPUs and descriptors.
+//! The CPUs and descriptors of this process.
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -6,16 +6,16 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
 
-/// Descriptors beyond those of the clients: the runtime's, the API connections', the server's
-/// listeners and rings.
+/// Descriptors beyond those of the clients: for the runtime, API connections, and the server's listeners and
+/// rings.
 const DESCRIPTORS_BESIDE_CLIENTS: u64 = 128;
 
-/// The calling thread, to the system calls of affinity.
+/// The id of the calling thread in system calls of CPU affinity.
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// A runtime whose threads keep off the server's CPUs: one on each of the others.
+/// A runtime with one thread on each CPU that the server does not use.
 ///
-/// Where the server has every CPU, the threads share them with it.
+/// If the server uses all CPUs, the threads share them with it.
 pub fn runtime_beside(server_cpus: &[usize]) -> Result<Runtime> {
     let cpus = cpus_beside(server_cpus)?;
     let threads = (0..CpuSet::count()).filter(|&cpu| cpus.is_set(cpu) == Ok(true)).count();
@@ -41,14 +41,14 @@ fn cpus_beside(server_cpus: &[usize]) -> Result<CpuSet> {
     Ok(if others == CpuSet::new() { all } else { others })
 }
 
-/// Keeps the calling thread, and what it starts from now on, to `cpus`.
+/// Restricts the calling thread, and threads that it starts from now on, to `cpus`.
 pub fn keep_to(cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
     cpus.iter().try_for_each(|&cpu| set.set(cpu))?;
     sched_setaffinity(THIS_THREAD, &set).with_context(|| format!("cannot keep to CPUs {cpus:?}"))
 }
 
-/// The machine in a sentence: its processor, its kernel, and who has which CPUs.
+/// Describes the machine in a sentence: processor, kernel, and the use of CPUs.
 pub fn describe(server_cpus: &[usize]) -> String {
     let information = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -64,13 +64,13 @@ pub fn describe(server_cpus: &[usize]) -> String {
     )
 }
 
-/// Raises the soft limit of open descriptors to the hard one; a server started later inherits it.
+/// Raises the soft limit of open descriptors to the hard one. Servers started later inherit it.
 pub fn raise_descriptor_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the descriptor limit")
 }
 
-/// Says before the first connection whether there are descriptors for `clients` of them.
+/// Checks in advance whether there are enough descriptors for `clients`.
 pub fn check_descriptors_for(clients: u32) -> Result<()> {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let needed = u64::from(clients) + DESCRIPTORS_BESIDE_CLIENTS;

@@ -1,12 +1,11 @@
 //! Drives a gridcast server over real sockets and reports what each kind of work costs it.
 //!
-//! Each scenario is run several times, by default each time against a fresh server that the load
-//! test starts on CPUs of its own; the load test keeps to the others. The report gives rates,
-//! latencies as the clients see them, server CPU per unit of work, and whatever was lost, doubled
-//! or misordered.
+//! Each scenario is run several times, by default each time against a fresh server that the load test starts
+//! on CPUs of its own. The load test uses the other CPUs. The report has rates, latencies as clients observe
+//! them, server CPU per unit of work, and the number of messages lost, doubled or misordered.
 //!
-//! Exit codes: 0 when all is well, 1 when gridcast lost, doubled or misordered anything, 2 when a
-//! scenario could not be run.
+//! Exit codes: 0 for success, 1 if gridcast lost, doubled or misordered messages, 2 if a scenario could not be
+//! run.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -77,9 +76,9 @@ struct Arguments {
 enum Command {
     #[command(flatten)]
     One(Scenario),
-    /// Every scenario with the figures that the performance page quotes
+    /// Every scenario, with the options of the performance page
     All {
-        /// Far fewer clients and messages: a look whether everything works
+        /// Far fewer clients and messages, to check that everything works
         #[arg(long)]
         quick: bool,
     },
@@ -91,35 +90,35 @@ struct Options {
     /// Server binary to start [default: gridcast beside this program]
     #[arg(long, global = true, conflicts_with = "pid")]
     server: Option<PathBuf>,
-    /// CPUs of the server, one shard each; the load test keeps to the others
+    /// CPUs of the server, one shard each; the load test uses the others
     #[arg(long, global = true, value_name = "CPU,…", value_delimiter = ',', default_value = "0")]
     server_cpus: Vec<usize>,
-    /// API address of a server that runs already (with --edge and --pid)
+    /// API address of a running server (with --edge and --pid)
     #[arg(long, global = true)]
     api: Option<SocketAddr>,
-    /// Edge address of a server that runs already
+    /// Edge address of a running server
     #[arg(long, global = true)]
     edge: Option<SocketAddr>,
-    /// Process id of a server that runs already, for its CPU time and memory
+    /// Process id of a running server, to measure its CPU time and memory
     #[arg(long, global = true, value_parser = value_parser!(i32).range(1..))]
     pid: Option<i32>,
-    /// Servers of others to measure at the same work, each where it can do it: nchan, nats, or
-    /// ADDRESS@PID of one that runs already and speaks WebSocket at /sub/CHANNEL and /pub/CHANNEL
+    /// Other servers to measure in the scenarios that they support: nchan, nats, or ADDRESS@PID of a
+    /// running one that speaks WebSocket at /sub/CHANNEL and /pub/CHANNEL
     #[arg(long = "peer", global = true, value_name = "PEER,…", value_delimiter = ',')]
     rivals: Vec<Rival>,
-    /// Times that each scenario is run
+    /// Runs of each scenario
     #[arg(long, global = true, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// Seconds after which the work of a run ends; what has not arrived by then counts as lost
+    /// Time limit of a run in seconds; messages that have not arrived by then count as lost
     #[arg(long, global = true, default_value_t = 60, value_parser = value_parser!(u64).range(1..=3600))]
     timeout: u64,
-    /// File that the report is written to as JSON
+    /// File to write the report to as JSON
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// File that the report is written to as a page with plots
+    /// File to write the report to as a page with plots
     #[arg(long, global = true, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Print the tables of the performance page when all is done, instead of a row for each scenario
+    /// Print the tables of the performance page at the end, instead of a row for each scenario
     #[arg(long, global = true)]
     markdown: bool,
 }
@@ -135,7 +134,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Somebody wants the load test to end.
+/// The load test was interrupted by a signal.
 #[derive(Debug)]
 struct Interrupted(&'static str);
 
@@ -148,7 +147,7 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Runs what was asked for, printing each scenario's row when it is done.
+/// Runs the requested scenarios, and prints the row of each when it is done.
 fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
     machine::raise_descriptor_limit()?;
     let runtime = machine::runtime_beside(&options.server_cpus)?;
@@ -164,14 +163,14 @@ fn run(Arguments { options, command }: Arguments) -> Result<Vec<Report>> {
         let peers = options.rivals.iter().filter(|peer| scenario.suits(peer.dialect()));
         let subjects: Vec<_> = [None].into_iter().chain(peers.map(Some)).collect();
         let mut runs: Vec<Vec<Run>> = subjects.iter().map(|_| Vec::new()).collect();
-        // In turn, so that what else the machine does falls on all alike.
+        // In turn, so that other load on the machine affects all servers alike.
         for _ in 0..options.runs {
             for (subject, runs) in subjects.iter().zip(&mut runs) {
                 let run = run_once(scenario, *subject, &options, &runtime)
                     .with_context(|| format!("{}, {}", name(*subject), scenario.title()));
                 match run {
                     Ok(run) => runs.push(run),
-                    // What others cannot do is theirs: the rest is worth having.
+                    // A failure of another server does not invalidate the rest.
                     Err(error) if subject.is_some() && !error.is::<Interrupted>() => {
                         eprintln!("loadtest: a run is left out: {error:#}");
                     }
@@ -204,8 +203,8 @@ fn name(subject: Option<&Rival>) -> String {
     subject.map_or(report::GRIDCAST.into(), ToString::to_string)
 }
 
-/// Runs a scenario once against `subject`, or gridcast where there is none, and ends the servers it
-/// started whatever the outcome.
+/// Runs a scenario once against `subject`, or against gridcast without one, and ends the started servers
+/// whatever the outcome.
 fn run_once(
     scenario: &Scenario,
     subject: Option<&Rival>,
@@ -220,7 +219,7 @@ fn run_once(
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
     let run = scenario.clone().run(targets, deadline);
     runtime.block_on(async {
-        // Spawned, because this thread is the one that is not kept off the server's CPUs.
+        // Spawned, because this thread is not restricted to the CPUs beside the server's.
         let run = tokio::spawn(run);
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -240,7 +239,7 @@ fn run_once(
 }
 
 impl Options {
-    /// The servers that `setup` asks for.
+    /// Starts the servers of a setup, or takes the running one.
     fn servers(&self, setup: &Setup) -> Result<Vec<Server>> {
         match (self.api, self.edge, self.pid) {
             (Some(_), ..) if setup.nodes > 1 => bail!("the nodes of a grid are started here"),

@@ -1,14 +1,14 @@
-//! The report as tables of Markdown: those of the performance page.
+//! The report as tables in Markdown, as in the performance page.
 
 use std::fmt;
 
 use crate::report::{GRIDCAST, Report, Spread};
 
-/// A table; its first row is the heading.
+/// A table, whose first row is the heading.
 pub struct Table(Vec<Vec<String>>);
 
 impl Table {
-    /// Its rows, with the heading.
+    /// The rows, including the heading.
     pub fn rows(&self) -> impl Iterator<Item = &[String]> {
         self.0.iter().map(Vec::as_slice)
     }
@@ -26,15 +26,15 @@ impl fmt::Display for Table {
     }
 }
 
-/// The work and its CPU beside that of others, memory beside that of others, and the figures that
-/// only some scenarios have; those of them that are not empty.
+/// The tables that are not empty, of: work and CPU compared with other servers, memory compared with other
+/// servers, and figures of single scenarios.
 pub fn tables(reports: &[Report]) -> Vec<Table> {
     let tables = [work(reports), memory(reports), figures(reports)];
     tables.into_iter().filter(|table| table.0.len() > 1).collect()
 }
 
-/// A row for each scenario: gridcast's figures, and the CPU of each of the others, with how many
-/// times ours that is.
+/// One row per scenario: gridcast's figures, and the CPU of each other server, also as a multiple of
+/// gridcast's.
 fn work(reports: &[Report]) -> Table {
     let others = others(reports);
     let heading =
@@ -58,7 +58,7 @@ fn work(reports: &[Report]) -> Table {
     Table(rows)
 }
 
-/// A row for each scenario of connections.
+/// One row per scenario that opens connections.
 fn memory(reports: &[Report]) -> Table {
     let others = others(reports);
     let mut rows =
@@ -72,7 +72,7 @@ fn memory(reports: &[Report]) -> Table {
     Table(rows)
 }
 
-/// A row for each scenario and figure.
+/// One row per scenario and figure.
 fn figures(reports: &[Report]) -> Table {
     let others = others(reports);
     let heading = ["scenario", "figure", GRIDCAST].map(String::from).to_vec();
@@ -90,7 +90,7 @@ fn figures(reports: &[Report]) -> Table {
     Table(rows)
 }
 
-/// The servers beside gridcast, in the order in which they come.
+/// The other servers, in the order of their first report.
 fn others(reports: &[Report]) -> Vec<String> {
     let mut others = Vec::new();
     for report in reports {
@@ -101,13 +101,13 @@ fn others(reports: &[Report]) -> Vec<String> {
     others
 }
 
-/// Each scenario's report of gridcast, and all of its reports.
+/// The report of gridcast for each scenario, and all reports of the scenario.
 fn scenarios(reports: &[Report]) -> impl Iterator<Item = (&Report, &[Report])> {
     let scenarios = reports.chunk_by(|a, b| a.scenario == b.scenario);
     scenarios.filter_map(|same| Some((same.iter().find(|it| it.server == GRIDCAST)?, same)))
 }
 
-/// A cell for each of `others`.
+/// One cell for each of `others`.
 fn compare(
     own: &Report,
     same: &[Report],
@@ -130,7 +130,7 @@ fn spread(Spread { median, min, max }: &Spread) -> String {
     format!("{} ({}–{})", number(*median), number(*min), number(*max))
 }
 
-/// Three digits or so, and thousands apart.
+/// Formats a number with about three digits, and with separators of thousands.
 fn number(value: f64) -> String {
     match value.abs() {
         ..1.0 => format!("{value:.2}"),

@@ -1,8 +1,8 @@
-//! What servers' processes use: CPU time and memory; and the CPU time of this one.
+//! CPU time and memory of the servers' processes, and the CPU time of this one.
 //!
-//! CPU time is that of all its threads, user and system together, in nanoseconds, from the
-//! process's own CPU clock (`clock_getcpuclockid(3)`). The work of the kernel's network stack
-//! counts where it runs: what a client's own system call carries through loopback is the client's.
+//! CPU time is that of all threads of a process, user and system, in nanoseconds, from the process's CPU clock
+//! (`clock_getcpuclockid(3)`). Work of the kernel's network stack counts where it runs: if a client's system
+//! call delivers data over loopback, the delivery counts as the client's.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use anyhow::{Context, Result};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-/// Measures one stretch of work.
+/// Measures the cost of some work.
 pub struct Meter {
-    /// The servers and, as the last one, this process.
+    /// The clocks of the servers and, as the last one, of this process.
     processes: Vec<(Pid, Duration)>,
     started: Instant,
 }
 
-/// What a stretch of work took.
+/// The cost of some work.
 #[derive(Clone)]
 pub struct Cost {
-    /// Wall-clock time.
+    /// Elapsed time.
     pub elapsed: Duration,
     /// CPU time of each server, user and system.
     pub server_cpu: Vec<Duration>,
@@ -30,25 +30,25 @@ pub struct Cost {
 }
 
 impl Meter {
-    /// Begins to measure the process `pid`.
+    /// Starts to measure the process `pid`.
     ///
     /// # Errors
-    /// There is no such process.
+    /// The process does not exist.
     pub fn start(pid: Pid) -> Result<Self> {
         Self::start_all([pid])
     }
 
-    /// Begins to measure all of `pids`.
+    /// Starts to measure all of `pids`.
     ///
     /// # Errors
-    /// There is no such process.
+    /// A process does not exist.
     pub fn start_all(pids: impl IntoIterator<Item = Pid>) -> Result<Self> {
         let pids = pids.into_iter().chain([Pid::this()]);
         let processes = pids.map(|pid| Ok((pid, cpu_time(pid)?))).collect::<Result<_>>()?;
         Ok(Self { processes, started: Instant::now() })
     }
 
-    /// What was used since the start.
+    /// The cost since the start.
     ///
     /// # Errors
     /// The process has ended.
@@ -73,8 +73,8 @@ fn cpu_time(pid: Pid) -> Result<Duration> {
     clock.map(Duration::from).with_context(|| format!("no CPU clock of process {pid}"))
 }
 
-/// Bytes of anonymous memory that the process holds resident: `RssAnon` of `proc_pid_status(5)`,
-/// without the kernel's socket buffers and without the binary.
+/// The resident anonymous memory of a process in bytes: `RssAnon` of `proc_pid_status(5)`, without the
+/// kernel's socket buffers and without the binary.
 ///
 /// # Errors
 /// The process has ended.
@@ -84,17 +84,17 @@ pub fn memory_bytes(pid: Pid) -> Result<u64> {
     amount_bytes(&status, "RssAnon:").with_context(|| format!("{path} has no RssAnon"))
 }
 
-/// Whether the process has not ended; one that was not waited for yet, a zombie, has.
+/// Whether a process is alive. A zombie is not.
 pub fn is_alive(pid: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));
     state.is_some_and(|state| !state.trim().starts_with(['Z', 'X']))
 }
 
-/// Bytes that the kernel holds in its slabs, where sockets live: `Slab` of `proc_meminfo(5)`.
+/// Memory of the kernel's slabs in bytes, which include sockets: `Slab` of `proc_meminfo(5)`.
 ///
 /// # Errors
-/// The system does not tell.
+/// The system does not provide it.
 pub fn kernel_bytes() -> Result<u64> {
     let path = "/proc/meminfo";
     let amounts = fs::read_to_string(path).context(path)?;

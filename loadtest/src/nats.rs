@@ -1,5 +1,5 @@
-//! The protocol of NATS, as much as it takes to be measured: inside WebSocket frames, whose limits
-//! mean nothing to it (docs.nats.io, "Client Protocol").
+//! The part of the NATS protocol that a measurement needs, inside WebSocket frames, whose boundaries do not
+//! matter to it (docs.nats.io, "Client Protocol").
 
 use std::time::Instant;
 
@@ -8,44 +8,44 @@ use itoa::Buffer;
 
 use crate::web_socket::WebSocket;
 
-/// Longest line that a server sends; INFO is some 500 bytes.
+/// The longest line of a server. INFO has about 500 bytes.
 const LINE_BYTES_MAX: usize = 4096;
 
-/// What a server says.
+/// A message of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Said<'a> {
-    /// To a subscriber.
+    /// `MSG`: a message to a subscriber.
     Message(&'a [u8]),
-    /// `+OK`: to a client that asked to be told of each of its commands.
+    /// `+OK`: a confirmation, if the client has asked for them.
     Ok,
-    /// Asks whether we are there.
+    /// `PING`.
     Ping,
-    /// It is there.
+    /// `PONG`.
     Pong,
 }
 
-/// One connection.
+/// A connection.
 pub struct Nats {
-    /// What carries it.
+    /// The WebSocket that carries the connection.
     pub socket: WebSocket,
     received: Received,
 }
 
-/// The beginning of what has not come whole.
+/// The start of an incomplete message.
 #[derive(Default)]
 struct Received(Vec<u8>);
 
 impl Nats {
-    /// Goes on where `socket` stands, all of whose lines are read.
+    /// Continues on a socket whose messages have all been read.
     pub fn of(socket: WebSocket) -> Self {
         Self { socket, received: Received::default() }
     }
 
-    /// Introduces us on `socket`, with every command answered if `verbose`, and waits until we are
-    /// subscribed to `channel` if one is named.
+    /// Connects on `socket`, with every command confirmed if `verbose`. Waits until the subscription to
+    /// `channel`, if there is one, is effective.
     ///
     /// # Errors
-    /// It was refused.
+    /// The server refused.
     pub async fn greet(socket: WebSocket, verbose: bool, channel: Option<&str>) -> Result<Self> {
         let mut nats = Self::of(socket);
         let subscribe = channel.map_or(String::new(), |channel| format!("SUB {channel} 1\r\n"));
@@ -67,12 +67,11 @@ impl Nats {
         Ok(nats)
     }
 
-    /// Waits until something comes and tells `hear` all of it that is whole, and when it had come;
-    /// pings are answered. May be given up at any time: nothing is lost.
+    /// Waits for input and passes each complete message to `hear`, with its time of arrival. Answers pings. Safe
+    /// to cancel.
     ///
     /// # Errors
-    /// The connection has ended, the server reports an error or does not speak the protocol, or
-    /// those of `hear`.
+    /// The connection has ended, the server reports an error or violates the protocol, or `hear` fails.
     pub async fn hear(&mut self, mut hear: impl FnMut(Said, Instant) -> Result<()>) -> Result<()> {
         let (socket, received, mut pings) = (&mut self.socket, &mut self.received, 0);
         let reading = socket.next(|more, at| {
@@ -92,19 +91,19 @@ impl Nats {
     }
 }
 
-/// The first thing to say; with `verbose`, every command is answered.
+/// The CONNECT command. With `verbose`, the server confirms every command.
 fn connect(verbose: bool) -> String {
     format!("CONNECT {{\"verbose\":{verbose},\"pedantic\":false}}\r\n")
 }
 
-/// Publishes `data` to `subject`; in parts, among them its length, for which there is room.
+/// The parts of a PUB command, whose length is written into `buffer`.
 pub fn publish<'a>(subject: &'a str, data: &'a [u8], room: &'a mut Buffer) -> [&'a [u8]; 7] {
     let length = room.format(data.len()).as_bytes();
     [b"PUB ", subject.as_bytes(), b" ", length, b"\r\n", data, b"\r\n"]
 }
 
 impl Received {
-    /// Tells `hear` all that is whole once `more` has come, and keeps the rest.
+    /// Appends `more`, passes each complete message to `hear`, and keeps the rest.
     fn read(&mut self, more: &[u8], hear: impl FnMut(Said) -> Result<()>) -> Result<()> {
         if self.0.is_empty() {
             let rest = take_all(more, hear)?;
@@ -118,7 +117,7 @@ impl Received {
     }
 }
 
-/// Tells `hear` all that is whole; gives the rest.
+/// Passes each complete message to `hear`, and returns the rest.
 fn take_all(mut received: &[u8], mut hear: impl FnMut(Said) -> Result<()>) -> Result<&[u8]> {
     while let Some((said, rest)) = take(received)? {
         said.map_or(Ok(()), &mut hear)?;
@@ -127,8 +126,7 @@ fn take_all(mut received: &[u8], mut hear: impl FnMut(Said) -> Result<()>) -> Re
     Ok(received)
 }
 
-/// What `received` begins with, if it means anything to us, and what follows it; `None` if it is not
-/// all here yet.
+/// The first message of `received`, if it is a relevant one, and the rest. `None`: the message is incomplete.
 fn take(received: &[u8]) -> Result<Option<(Option<Said<'_>>, &[u8])>> {
     let Some(end) = received.iter().position(|&byte| byte == b'\n') else {
         ensure!(received.len() <= LINE_BYTES_MAX, "a line of more than 4 KiB");
@@ -153,12 +151,12 @@ fn take(received: &[u8]) -> Result<Option<(Option<Said<'_>>, &[u8])>> {
     Ok(Some((said, rest)))
 }
 
-/// The number that all of `digits` make.
+/// The number that `digits` represent.
 fn number(digits: &[u8]) -> Option<usize> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A line as it is told of.
+/// A line as text for an error.
 fn shown(line: &[u8]) -> String {
     format!("{:.200}", String::from_utf8_lossy(line))
 }

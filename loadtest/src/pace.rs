@@ -1,7 +1,7 @@
-//! Open loop: messages are due at even distances, whether or not earlier ones have come through.
+//! Open-loop timing: messages are due at a constant rate, whether or not earlier ones have arrived.
 //!
-//! What is late because the server (or this process) is slow stays late: its latency counts from
-//! when it was due, so that nothing of a stall is left out.
+//! The latency of a message counts from when it was due, also if it was sent late because the server or this
+//! process was slow. So no stall is left out.
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
@@ -11,22 +11,23 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio::sync::Semaphore;
 
-/// From the start to the first message, so that its sender is ready.
+/// Time before the first message is due, so that senders are ready.
 const LEAD: Duration = Duration::from_millis(5);
 
-/// When the messages of one sender are due.
+/// The times at which the messages of one sender are due.
 pub struct Pace {
     first: Instant,
     period: Duration,
-    /// Messages that are due, and not yet taken.
+    /// The number of due messages that were not taken.
     due: Arc<Semaphore>,
     taken: u32,
 }
 
 impl Pace {
-    /// `rate` messages a second for `senders` senders, which take turns, `each` for each of them.
+    /// The paces of `senders` senders, which take turns, at `rate` messages per second for all of them and with
+    /// `each` messages per sender.
     ///
-    /// A thread of its own keeps the time: the runtime's timers are only as fine as a millisecond.
+    /// A separate thread keeps the time, since the runtime's timers have a resolution of a millisecond.
     pub fn start(rate: u32, senders: u32, each: u32) -> Vec<Self> {
         let distance = Duration::from_secs(1) / rate;
         let start = Instant::now() + LEAD;
@@ -42,10 +43,10 @@ impl Pace {
         paces
     }
 
-    /// Waits until there are messages that are due, and takes them all: their numbers, from 0.
+    /// Waits until messages are due, and takes all due ones. Returns their numbers, which count from 0.
     ///
     /// # Errors
-    /// None: nobody closes a pace.
+    /// None in practice: a pace is never closed.
     pub async fn next(&mut self) -> Result<Range<u32>> {
         self.due.acquire().await?.forget();
         let more = self.due.forget_permits(Semaphore::MAX_PERMITS);
@@ -54,13 +55,13 @@ impl Pace {
         Ok(first..self.taken)
     }
 
-    /// When the message `number` was or is due.
+    /// When the message `number` is due.
     pub fn instant(&self, number: u32) -> Instant {
         self.first + self.period * number
     }
 }
 
-/// Until all messages are due, or nobody waits for any.
+/// Makes messages due, until all are or no sender waits any more.
 fn keep_time(start: Instant, distance: Duration, senders: Vec<Weak<Semaphore>>, each: u32) {
     let mut due = start;
     for _ in 0..each {

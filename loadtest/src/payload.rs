@@ -1,23 +1,23 @@
-//! What the messages carry: whose they are, their number, when they were sent, and filling.
+//! The payload of messages: source, sequence number, time of sending, and padding.
 //!
-//! 8 hexadecimal digits of source, 8 of sequence number, 16 of nanoseconds, then `x` up to the
-//! length wished for: nothing that JSON would have to escape.
+//! 8 hexadecimal digits of source, 8 of sequence number, 16 of nanoseconds, then `x` up to the requested
+//! length. JSON need not escape any of it.
 
 use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// Length of a payload without filling, in bytes.
+/// The length of a payload without padding, in bytes.
 pub const BYTES_MIN: usize = 32;
 
-/// The head of a payload.
+/// A payload without its padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload {
-    /// Number of the sender.
+    /// The number of the sender.
     pub source: u32,
-    /// Number of the message among those of its sender, from 0.
+    /// The number of the message at its sender, from 0.
     pub sequence: u32,
-    /// When it was due or the writing of its burst began, since an instant that this process chose.
+    /// When the message was due, or the writing of its burst began, since a fixed instant of this process.
     pub sent: Duration,
 }
 
@@ -27,19 +27,19 @@ impl Payload {
         Self::at(source, sequence, Instant::now())
     }
 
-    /// The message `sequence` of `source`, which was to be sent at `due`.
+    /// The message `sequence` of `source`, due at `due`.
     pub fn at(source: u32, sequence: u32, due: Instant) -> Self {
         Self { source, sequence, sent: due.saturating_duration_since(epoch()) }
     }
 
-    /// The payload as `bytes` bytes of text; at least [`BYTES_MIN`].
+    /// The payload as text of `bytes` bytes, at least [`BYTES_MIN`].
     pub fn text(&self, bytes: usize) -> String {
         let mut text = Vec::with_capacity(bytes.max(BYTES_MIN));
         self.write(&mut text, bytes);
         String::from_utf8(text).expect("digits and x are text")
     }
 
-    /// Makes that text the content of `text`.
+    /// Replaces the content of `text` by the payload.
     pub fn write(&self, text: &mut Vec<u8>, bytes: usize) {
         text.clear();
         text.extend_from_slice(&digits(u64::from(self.source) << 32 | u64::from(self.sequence)));
@@ -48,7 +48,7 @@ impl Payload {
         text.resize(bytes.max(BYTES_MIN), b'x');
     }
 
-    /// Reads a payload of `bytes` bytes; `None` if it is not one that [`Payload::write`] wrote.
+    /// Reads a payload of `bytes` bytes. `None`: [`Payload::write`] has not written it.
     pub fn parse(text: &[u8], bytes: usize) -> Option<Self> {
         let (head, filling) = text.split_first_chunk()?;
         if text.len() != bytes || !is_filling(filling) {
@@ -63,19 +63,19 @@ impl Payload {
         Some(Self { source: number(0..8), sequence: number(8..16), sent })
     }
 
-    /// Time from when it was sent to `received`.
+    /// The time from sending to `received`.
     pub fn age_at(&self, received: Instant) -> Duration {
         received.saturating_duration_since(epoch()).saturating_sub(self.sent)
     }
 }
 
-/// A number in hexadecimal; what `write!` does, in a fraction of its time.
+/// Writes a number in hexadecimal, like `write!` in a fraction of its time.
 fn digits(number: u64) -> [u8; 16] {
     std::array::from_fn(|at| b"0123456789abcdef"[(number >> (60 - 4 * at)) as usize % 16])
 }
 
-/// What each of `digits` is worth, if all are hexadecimal digits. To look at all of them at once is
-/// faster than to stop at the first that is none.
+/// The number that `digits` represent, if all are hexadecimal digits. Checking all of them is faster than
+/// stopping at the first that is not.
 fn values(mut digits: [u8; BYTES_MIN]) -> Option<[u8; BYTES_MIN]> {
     for digit in &mut digits {
         *digit = match *digit {
@@ -87,13 +87,13 @@ fn values(mut digits: [u8; BYTES_MIN]) -> Option<[u8; BYTES_MIN]> {
     (digits.iter().fold(0, |all, value| all | value) < 16).then_some(digits)
 }
 
-/// By words of 16 bytes, since each byte on its own takes long.
+/// Checks the padding in words of 16 bytes, which is faster than byte by byte.
 fn is_filling(bytes: &[u8]) -> bool {
     let (words, tail) = bytes.as_chunks::<16>();
     words.iter().all(|word| *word == [b'x'; 16]) && tail.iter().all(|&byte| byte == b'x')
 }
 
-/// Before the first message.
+/// The instant from which payloads count: before the first message.
 fn epoch() -> Instant {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
     *EPOCH
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_payload_that_was_altered_is_none() {
-        // Filling by the word and beyond it; and a byte altered, wherever it stands.
+        // Padding of whole words and of parts of them, with every byte altered in turn.
         let text = Payload::now(1, 2).text(70).into_bytes();
         for at in 0..70 {
             for byte in *b"/:`gGF+ \x80\xff" {

@@ -13,23 +13,23 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(0x55, 0x55, 0x55),
 ];
 
-/// Points with a name.
+/// A line of a plot.
 pub struct Line {
     pub name: String,
     pub points: Vec<(f64, f64)>,
 }
 
-/// An axis, logarithmic: what is plotted spans orders of magnitude.
+/// A logarithmic axis, for values that span orders of magnitude.
 pub struct Axis {
     pub title: &'static str,
-    /// What is written beside a value.
+    /// Formats the label of a value.
     pub label: fn(f64) -> String,
 }
 
-/// Draws `lines`, of which values that are not above zero are left out. `None`: nothing is left.
+/// Draws the positive values of `lines`. `None`: there are none.
 ///
 /// # Errors
-/// The library refuses.
+/// The plotting library fails.
 pub fn draw(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> Result<Option<String>> {
     let drawn = |&&(x, y): &&(f64, f64)| x > 0.0 && y > 0.0;
     let all = || lines.iter().flat_map(|line| &line.points).filter(drawn);
@@ -41,7 +41,7 @@ pub fn draw(title: &str, x: &Axis, y: &Axis, lines: &[Line]) -> Result<Option<St
     Ok(Some(svg))
 }
 
-/// The powers of ten around the values, which are above zero.
+/// The powers of ten around the values, which are positive.
 fn range(values: impl Iterator<Item = f64> + Clone) -> Option<std::ops::Range<f64>> {
     let least = values.clone().min_by(f64::total_cmp)?;
     let most = values.max_by(f64::total_cmp)?;

@@ -1,11 +1,11 @@
-//! What others feel while a server is at work: every 5 ms a `mesh.send` to one client, a
-//! `mesh.publish` to a channel of another, and an echo.
+//! Measures what well-behaved peers experience while a server is under load: every 5 ms a `mesh.send` to one
+//! client, a `mesh.publish` to a channel of another, and an echo.
 //!
-//! Open loop: the next one goes out whether or not the last one has come, and a delay counts from
-//! the instant at which it was to go out, unless the probe itself was woken late: then from there. It
-//! has threads of its own, so that it does not wait behind the tasks that make the load; how late it
-//! was is told too, and how long the same messages take to and from a thread that does nothing but
-//! send them back: what is left without a server.
+//! The probe is open-loop: messages are sent whether or not earlier ones have arrived, and a delay counts from
+//! when the message was due, or from when the probe woke up if that was later. The probe has its own threads,
+//! so that it does not wait behind the tasks that generate the load. It also reports the delay that it caused
+//! itself, and how long the same messages take to a thread that only sends them back: the part without a
+//! server.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -29,20 +29,20 @@ use crate::target::Target;
 
 const PERIOD: Duration = Duration::from_millis(5);
 
-/// A message that has not come after this long is lost.
+/// A message that has not arrived after this long is lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Longest frame that a server sends to a probe, far longer than any that it should.
+/// The longest frame that a probe accepts, far longer than any that it expects.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
 
 /// The channel of the probe's subscriber.
 const CHANNEL: &str = "probe";
 
-/// Source of the messages that count, and of the one that ends them.
+/// The source of the measured messages.
 const COUNTED: u32 = 0;
 const LAST: u32 = 1;
 
-/// A probe at work.
+/// A running probe.
 pub struct Probe {
     stop: Arc<AtomicBool>,
     writer: JoinHandle<Result<(u32, Duration)>>,
@@ -52,21 +52,21 @@ pub struct Probe {
     errors: Arc<AtomicU64>,
 }
 
-/// What a probe felt.
+/// The measurements of a probe.
 pub struct Felt {
-    /// From the instant at which a message was to be sent, or could be, to its arrival.
+    /// Delays from when a message was due, or could be sent, to its arrival.
     pub delays: Arc<Latencies>,
-    /// What did not arrive as it was sent.
+    /// Messages lost, doubled or misordered.
     pub damage: Damage,
-    /// How late the probe itself was, at most.
+    /// The longest delay that the probe itself caused.
     pub own_delay: Duration,
-    /// What an echo took without a server.
+    /// Durations of an echo without a server.
     pub control: Latencies,
-    /// Calls that were answered with an error, and connections that ended before the probe did.
+    /// Error answers, and connections that ended before the probe.
     pub errors: u64,
 }
 
-/// The event that brings a client's message; only the id matters here.
+/// The event with a client's message, of which only the id matters here.
 #[derive(Deserialize)]
 struct Event {
     p: Delivery,
@@ -78,8 +78,8 @@ struct Delivery {
 }
 
 impl Probe {
-    /// Connects, to the API with `authorization` where there are users, and begins. Blocks for as
-    /// long as the server takes to answer.
+    /// Connects (to the API with `authorization`, if there are users) and starts. Blocks until the server has
+    /// answered.
     ///
     /// # Errors
     /// The server refuses, or does not answer within 30 s.
@@ -104,15 +104,15 @@ impl Probe {
         Ok(Self { stop, writer, readers: readers.into(), delays, control, errors })
     }
 
-    /// What it feels as it goes on.
+    /// The delays measured so far.
     pub fn delays(&self) -> Arc<Latencies> {
         Arc::clone(&self.delays)
     }
 
-    /// Ends it and waits for what is under way.
+    /// Stops the probe and waits for messages in flight.
     ///
     /// # Errors
-    /// A connection brought what nobody sent.
+    /// A message arrived that was never sent.
     pub fn stop(self) -> Result<Felt> {
         self.stop.store(true, Ordering::Relaxed);
         let (sent, own_delay) = joined(self.writer)?;
@@ -125,9 +125,9 @@ impl Probe {
     }
 }
 
-/// Does `work` in a thread that runs before those that make the load, where the system permits it:
-/// what it waits for a CPU would count as the server's delay. A real-time thread does so at once; one
-/// that is only less nice waits until the other has used its slice, some 3 ms.
+/// Runs `work` in a thread with priority over those that generate the load, if the system permits it. Its waits
+/// for a CPU would count as the server's delay. A real-time thread runs at once; one with a better nice
+/// value waits until another has used its slice, about 3 ms.
 fn go_first_and<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     thread::spawn(move || {
         let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Fifo);
@@ -140,7 +140,7 @@ fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread of the probe panicked"))?
 }
 
-/// Has the client say something that the back end consumes: the event carries its id.
+/// Finds the id of a client, from the event of a message that it sends.
 fn learn_id(client: &mut Socket, back_end: &mut Socket) -> Result<String> {
     back_end.send(r#"{"m":"queue.pop","p":{"t":["messages"]},"i":1}"#)?;
     back_end.read()?;
@@ -151,14 +151,14 @@ fn learn_id(client: &mut Socket, back_end: &mut Socket) -> Result<String> {
     Ok(event.p.c)
 }
 
-/// Messages to a thread that sends them back, as long as the probe does its own.
+/// Echoes through a thread without a server, while the probe runs.
 fn control(start: Instant, stop: &Arc<AtomicBool>) -> Result<JoinHandle<Result<Latencies>>> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut near = TcpStream::connect(listener.local_addr()?)?;
     let (mut far, _) = listener.accept()?;
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
-    // Ends when the other end is dropped.
+    // The thread ends when the other end is dropped.
     go_first_and(move || -> Result<()> {
         let mut message = [0; BYTES_MIN];
         loop {
@@ -181,7 +181,7 @@ fn control(start: Instant, stop: &Arc<AtomicBool>) -> Result<JoinHandle<Result<L
     }))
 }
 
-/// Takes the answers to the probe's calls, of which those with an error count.
+/// Reads the answers to the probe's calls, and counts errors.
 fn take_answers(mut back_end: Socket, errors: &AtomicU64) {
     while let Ok(answer) = back_end.read() {
         let is_error = !answer.starts_with(br#"{"E":null"#);
@@ -189,8 +189,8 @@ fn take_answers(mut back_end: Socket, errors: &AtomicU64) {
     }
 }
 
-/// Sends until it is told to stop, or a connection ends; how many messages to each, and its greatest
-/// lateness.
+/// Sends until told to stop, or until a connection ends. Returns the number of messages to each receiver, and
+/// the longest delay of the probe itself.
 fn write(
     mut to_api: TcpStream,
     mut to_echo: TcpStream,
@@ -217,7 +217,7 @@ fn write(
             own_delay = own_delay.max(due.elapsed());
         }
         sequence += 1;
-        // What does not go out will be missing.
+        // Messages that are not sent will be missing.
         if send(COUNTED, sequence - 1, due.max(woken)).is_err() {
             break;
         }
@@ -226,7 +226,7 @@ fn write(
     Ok((sequence, own_delay))
 }
 
-/// Takes messages until the last one, or until none comes for a long time.
+/// Receives messages until the last one, or until none arrives for a long time.
 fn read(mut socket: Socket, delays: &Latencies, errors: &AtomicU64) -> Result<Ledger> {
     let mut ledger = Ledger::default();
     loop {
@@ -274,7 +274,7 @@ impl Socket {
         Ok(self.0.get_mut().write_all(&raw::frame(raw::TEXT, text.as_bytes()))?)
     }
 
-    /// The next text.
+    /// Receives the next text message.
     fn read(&mut self) -> Result<Vec<u8>> {
         let [first, second] = self.take()?;
         let length = match second {

@@ -1,4 +1,4 @@
-//! A program that is started here, kept to its CPUs, and ended.
+//! A child process that is started on given CPUs, and ended.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::machine;
 
-/// Time that a program has to get ready, and again to end after SIGTERM.
+/// Time limit for a program to become ready, and for it to end after SIGTERM.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running program; ended on drop.
+/// A running program, which is ended on drop.
 pub struct Process {
     name: String,
     child: Child,
@@ -25,10 +25,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`, whose threads keep to `cpus`; `files`, which it needs, go when it ends.
+    /// Starts `command` with its threads restricted to `cpus`. Its `files` are removed when it ends.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The program cannot be started.
     pub fn start(mut command: Command, cpus: &[usize], files: TempDir) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -36,11 +36,11 @@ impl Process {
         Ok(Self { name, child, _files: files })
     }
 
-    /// The same, and waits until it writes a line to its stderr that `ready` knows; gives what
-    /// `ready` made of it.
+    /// Starts `command` as [`Self::start`] does, and waits until it writes a line to stderr that `ready`
+    /// recognises. Returns the result of `ready`.
     ///
     /// # Errors
-    /// It cannot be started, or does not write such a line within 10 s.
+    /// The program cannot be started, or does not write such a line within 10 s.
     pub fn start_until<T: Send + 'static>(
         mut command: Command,
         cpus: &[usize],
@@ -60,16 +60,16 @@ impl Process {
         }
     }
 
-    /// Its id.
+    /// The process id.
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Asks it to end, insists after a while, and tells how it ended.
+    /// Ends the process with SIGTERM, or with SIGKILL after a while, and returns its exit status.
     fn end(&mut self) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut status = self.child.try_wait();
-        // The process is ours and not waited for yet, so its id cannot be somebody else's.
+        // The child was not waited for, so its id cannot have been reused.
         if matches!(status, Ok(None)) && kill(self.pid(), Signal::SIGTERM).is_ok() {
             while matches!(status, Ok(None)) && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(5));
@@ -95,8 +95,8 @@ impl Drop for Process {
     }
 }
 
-/// A child inherits the affinity of the thread that starts it; so this one is started by a thread
-/// that is there for nothing else.
+/// Starts a child from a thread of its own, since a child inherits the affinity of the thread that starts
+/// it.
 fn spawn_on(cpus: &[usize], mut command: Command) -> Result<Child> {
     let cpus = cpus.to_vec();
     let starting = thread::spawn(move || {
@@ -106,8 +106,8 @@ fn spawn_on(cpus: &[usize], mut command: Command) -> Result<Child> {
     starting.join().map_err(|_| anyhow!("the thread that starts programs panicked"))?
 }
 
-/// Reads stderr to its end, so that the program never waits for us: what `ready` makes of a line
-/// goes to the receiver, and other lines to our stderr.
+/// Reads stderr to its end, so that the program never blocks on it. Sends the result of `ready` to the receiver,
+/// and copies all other lines to the own stderr.
 fn follow<T: Send + 'static>(
     stderr: ChildStderr,
     mut ready: impl FnMut(&str) -> Option<T> + Send + 'static,
@@ -116,7 +116,7 @@ fn follow<T: Send + 'static>(
     thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             match ready(&line) {
-                // Once nobody waits for it any more, it is of no use.
+                // The receiver may have given up.
                 Some(is_ready) => drop(sender.send(is_ready)),
                 None => eprintln!("{line}"),
             }

@@ -1,4 +1,4 @@
-//! A back end that publishes: requests fed one by one, sent together, answered in order.
+//! A back end that publishes: requests are queued one by one, sent together, and answered in order.
 
 use std::time::Instant;
 
@@ -14,39 +14,38 @@ use crate::raw;
 use crate::target::Target;
 use crate::web_socket::WebSocket;
 
-/// Requests that may be under way on one connection. Their answers, some 60 to 200 bytes each,
-/// have to fit the server's outbound buffer of 1 MiB while we still write.
+/// Requests in progress on one connection. Their answers, about 60 to 200 bytes each, have to fit the server's
+/// outbound buffer of 1 MiB while requests are still being written.
 pub const IN_FLIGHT_MAX: i64 = 1024;
 
-/// One connection to the API.
+/// A connection to the API.
 pub enum Publisher {
-    /// On `/ws/v1`.
+    /// A WebSocket at `/ws/v1`.
     WebSocket(WebSocket),
-    /// `POST /v1/mesh/publish`, pipelined.
+    /// Pipelined `POST /v1/mesh/publish`.
     Http(HttpConnection),
-    /// On `/pub/CHANNEL` of a server that speaks [`Dialect::Channels`].
+    /// A WebSocket at `/pub/CHANNEL` of a server that speaks [`Dialect::Channels`].
     Channel(WebSocket),
-    /// `POST /pub/CHANNEL`, pipelined.
+    /// Pipelined `POST /pub/CHANNEL`.
     HttpChannel(HttpConnection),
-    /// Of NATS, with the confirmations that came and were not asked for yet.
+    /// A NATS connection, with the number of confirmations that were not counted.
     Nats(Nats, u32),
 }
 
-/// Whom a message is for.
+/// The receivers of a message.
 #[derive(Clone)]
 pub enum Destination {
-    /// All who are subscribed to the channel of this name.
+    /// All subscribers of the channel with this name.
     Channel(String),
     /// The client with this id.
     Client(String),
 }
 
 impl Publisher {
-    /// Connects to the API of `target`. Over WebSocket, a server with channels is told at once for
-    /// which one: the one of `to`.
+    /// Connects to the API of `target`. A WebSocket of [`Dialect::Channels`] publishes to the channel of `to` only.
     ///
     /// # Errors
-    /// It could not connect, or the server refused the upgrade.
+    /// The connection failed, or the server refused the upgrade.
     pub async fn open(target: Target, to: &Destination, over_http: bool) -> Result<Self> {
         let api = target.api;
         Ok(match (target.dialect, over_http) {
@@ -67,10 +66,10 @@ impl Publisher {
         })
     }
 
-    /// Adds a request to publish or send `data`, which JSON need not escape.
+    /// Queues a request to publish or send `data`, which JSON need not escape.
     ///
     /// # Errors
-    /// There is no such destination.
+    /// The protocol has no such destination.
     pub fn feed(&mut self, i: u32, to: &Destination, data: &[u8]) -> Result<()> {
         let (method, name) = match to {
             Destination::Channel(channel) => ("publish", channel),
@@ -103,7 +102,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Sends what was fed.
+    /// Sends the queued requests.
     ///
     /// # Errors
     /// The connection has ended.
@@ -116,9 +115,8 @@ impl Publisher {
         }
     }
 
-    /// The next answer: the id of its request, and its result if it has one that counts. Where
-    /// answers bring back no id, it is the one that is `due`. The wait may be given up at any time:
-    /// nothing is lost.
+    /// Waits for the next answer. Returns the id of its request, and its tally if it has one. If answers of the
+    /// protocol have no id, that is `due`. Safe to cancel.
     ///
     /// # Errors
     /// The connection has ended, the answer reports a failure, or it has no id.
@@ -144,7 +142,7 @@ impl Publisher {
         }
     }
 
-    /// When the answer that was read last had come.
+    /// When the last answer arrived.
     pub fn received_at(&self) -> Instant {
         match self {
             Self::WebSocket(socket)
@@ -155,7 +153,7 @@ impl Publisher {
     }
 }
 
-/// Waits until NATS has confirmed a command more than were counted.
+/// Waits until NATS has confirmed one more command than were counted.
 async fn take_ok(nats: &mut Nats, confirmed: &mut u32) -> Result<()> {
     while *confirmed == 0 {
         let hear = |said: Said, _| {

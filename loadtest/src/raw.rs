@@ -1,11 +1,11 @@
-//! Handshakes and frames by hand (RFC 6455): for peers without manners, and for those in a hurry.
+//! Handshakes and frames as plain bytes (RFC 6455), for misbehaving and for fast peers.
 
-/// The request for a WebSocket on `path`.
+/// The handshake request for a WebSocket on `path`.
 pub fn upgrade_request(path: &str) -> String {
     upgrade_request_with(path, "")
 }
 
-/// The same with more header lines.
+/// The handshake request for a WebSocket on `path`, with additional header lines.
 pub fn upgrade_request_with(path: &str, lines: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -13,31 +13,31 @@ pub fn upgrade_request_with(path: &str, lines: &str) -> String {
     )
 }
 
-/// What grants it: the answer to the key above (RFC 6455, section 1.3).
+/// The header that accepts the key in [`request`] (RFC 6455, section 1.3).
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The end of the head that grants it.
+/// The end of a response's head.
 pub const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// What the first byte of a message's last frame has.
+/// The FIN bit in the first byte of a message's last frame.
 pub const FIN: u8 = 0x80;
 
-/// What the first byte of a compressed message has (RFC 7692, section 6).
+/// The RSV1 bit in the first byte of a compressed message (RFC 7692, section 6).
 pub const COMPRESSED: u8 = 0x40;
 
-/// A text frame, whole.
+/// The first byte of an unfragmented text message.
 pub const TEXT: u8 = 0x81;
 
-/// A binary frame, whole.
+/// The first byte of an unfragmented binary message.
 pub const BINARY: u8 = 0x82;
 
-/// A ping.
+/// The first byte of a ping.
 pub const PING: u8 = 0x89;
 
-/// A pong.
+/// The first byte of a pong.
 pub const PONG: u8 = 0x8a;
 
-/// A close.
+/// The first byte of a close.
 pub const CLOSE: u8 = 0x88;
 
 /// A frame of a server.
@@ -45,12 +45,11 @@ pub const CLOSE: u8 = 0x88;
 pub struct Frame<'a> {
     /// FIN and opcode.
     pub first: u8,
-    /// What it carries.
+    /// The payload.
     pub payload: &'a [u8],
 }
 
-/// The frame that `bytes`, which a server sent, begin with, and what follows it; `None` if it is not
-/// all here yet.
+/// The first frame in the bytes of a server, and the rest. `None`: the frame is incomplete.
 pub fn take_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     let (&[first, second], rest) = bytes.split_first_chunk()?;
     let (length, rest) = match second {
@@ -68,15 +67,15 @@ pub fn take_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     Some((Frame { first, payload }, rest))
 }
 
-/// A client's frame whose first byte (FIN and opcode) is `first`. Its mask is zero, which changes
-/// nothing.
+/// A client's frame with the first byte (FIN and opcode) `first`. The mask is zero, which leaves the payload
+/// unchanged.
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     put_frame(&mut frame, first, [0; 4], &[payload]);
     frame
 }
 
-/// Appends a client's frame whose payload is made of `parts`, masked with `mask`.
+/// Appends a client's frame with the payload in `parts`, masked with `mask`.
 pub fn put_frame(out: &mut Vec<u8>, first: u8, mask: [u8; 4], parts: &[&[u8]]) {
     out.push(first);
     match parts.iter().map(|part| part.len()).sum() {
@@ -96,7 +95,7 @@ pub fn put_frame(out: &mut Vec<u8>, first: u8, mask: [u8; 4], parts: &[&[u8]]) {
     apply_mask(&mut out[start..], mask);
 }
 
-/// By words of 16 bytes, since each byte on its own takes long.
+/// Masks in words of 16 bytes, which is faster than byte by byte.
 fn apply_mask(payload: &mut [u8], mask: [u8; 4]) {
     let wide = u128::from_ne_bytes(std::array::from_fn(|at| mask[at % 4]));
     let (words, tail) = payload.as_chunks_mut();

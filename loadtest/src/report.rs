@@ -12,7 +12,7 @@ use crate::ledger::Damage;
 use crate::run::{Beside, Run};
 use crate::scenario::Scenario;
 
-/// The name of our own server.
+/// The name of gridcast in reports.
 pub const GRIDCAST: &str = "gridcast";
 
 /// A figure over several runs.
@@ -24,19 +24,19 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` if there are no figures.
+    /// The spread of some figures; `None` without figures.
     fn of(figures: impl Iterator<Item = f64>) -> Option<Self> {
         let mut figures: Vec<f64> = figures.collect();
         figures.sort_by(f64::total_cmp);
         let (&min, &max) = (figures.first()?, figures.last()?);
         let middle = figures.len() / 2;
-        // Of an even number, the mean of the two in the middle.
+        // For an even number of figures, the mean of the two in the middle.
         let median = (figures[middle] + figures[(figures.len() - 1) / 2]) / 2.0;
         Some(Self { median, min, max })
     }
 }
 
-/// All runs of a scenario.
+/// The summary of all runs of a scenario.
 #[derive(Serialize)]
 pub struct Report {
     pub scenario: String,
@@ -46,28 +46,27 @@ pub struct Report {
     pub units: u64,
     pub units_per_second: Spread,
     pub server_cpu_us_per_unit: Spread,
-    /// What the load test itself took: to be less than what the server did, or it is the load test
-    /// that is measured.
+    /// CPU time of the load test. If it exceeds the server's, the load test may be the bottleneck.
     pub client_cpu_us_per_unit: Spread,
     pub latency_us: Percentiles<Spread>,
     pub server_memory_bytes_per_unit: Option<Spread>,
-    /// What only some scenarios have, by name.
+    /// Figures of this scenario alone, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub figures: Vec<(String, Spread)>,
     #[serde(flatten)]
     pub damage: Damage,
     /// Quantiles and their latencies in µs, the medians of the runs.
     pub curve: Vec<(f64, f64)>,
-    /// What was done at a given rate, and perhaps at others too.
+    /// The title without the rate, for scenarios that run at a given rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sweep: Option<String>,
-    /// Of each run.
+    /// Observations of each run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     beside: Vec<Beside>,
 }
 
 impl Report {
-    /// Sums up the runs of `scenario` against `server`, of which there is at least one.
+    /// Summarises the runs of `scenario` against `server`, which are not empty.
     pub fn new(scenario: &Scenario, server: String, runs: &[Run]) -> Self {
         let spread = |figure: &dyn Fn(&Run) -> f64| {
             Spread::of(runs.iter().map(figure)).expect("there is at least one run")
@@ -93,7 +92,7 @@ impl Report {
         }
     }
 
-    /// It is of somebody else's server, or nothing was lost, doubled or misordered in any run, and it lived.
+    /// Whether the server is another one, or gridcast had no damage and no errors in any run and stayed alive.
     pub fn is_sound(&self) -> bool {
         let is_fine = |beside: &Beside| beside.has_lived && beside.errors == 0;
         self.server != GRIDCAST || self.damage.is_none() && self.beside.iter().all(is_fine)
@@ -110,7 +109,7 @@ fn curve(runs: &[Run]) -> Vec<(f64, f64)> {
     quantiles.filter_map(median).collect()
 }
 
-/// The spread of each figure that the first run has, and so have the others.
+/// The spread of each figure. All runs have the same figures.
 fn figures(runs: &[Run]) -> Vec<(String, Spread)> {
     let names = runs.iter().take(1).flat_map(|run| &run.figures).map(|(name, _)| name);
     let of_all = |name: &String| {
@@ -120,7 +119,7 @@ fn figures(runs: &[Run]) -> Vec<(String, Spread)> {
     names.filter_map(|name| Some((name.clone(), of_all(name)?))).collect()
 }
 
-/// The heading of the table whose rows are the displayed reports.
+/// The heading of the table of reports.
 pub fn heading() -> String {
     let latencies = format!(
         "{:>10} {:>10} {:>10} {:>10} {:>10}",
@@ -143,7 +142,7 @@ pub fn heading() -> String {
     )
 }
 
-/// A row of the table.
+/// A report as a row of the table.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let range = |Spread { median, min, max }: Spread, digits: usize| {

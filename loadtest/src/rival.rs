@@ -1,5 +1,5 @@
-//! Servers of others, measured at the same work in the same run: started here on CPUs of the
-//! server's with what they need to do it and no more, or running already.
+//! Other servers, measured at the same work in the same run. They are started on the server's CPUs with a
+//! minimal configuration, or are running already.
 
 use std::fmt;
 use std::fs;
@@ -22,17 +22,17 @@ use crate::target::Target;
 const NGINX: &str = "/usr/sbin/nginx";
 const NCHAN: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 
-/// Between two looks whether a server is there.
+/// Interval between two attempts to connect to a server that starts.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// A server of others.
+/// Another server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rival {
     /// nginx with the module nchan, as Debian packages them.
     Nchan,
     /// nats-server, over WebSocket.
     Nats,
-    /// One that runs already and speaks [`Dialect::Channels`].
+    /// A running server that speaks [`Dialect::Channels`].
     Running(SocketAddr, Pid),
 }
 
@@ -66,7 +66,7 @@ impl fmt::Display for Rival {
 }
 
 impl Rival {
-    /// How it is spoken to.
+    /// The protocol of the server.
     pub fn dialect(&self) -> Dialect {
         match self {
             Self::Nchan | Self::Running(..) => Dialect::Channels,
@@ -74,10 +74,10 @@ impl Rival {
         }
     }
 
-    /// Starts it on `cpus` with a thread or process for each, and waits until it listens.
+    /// Starts the server with a thread or process for each of `cpus`, and waits until it listens.
     ///
     /// # Errors
-    /// It is not installed, or does not start.
+    /// The server is not installed, or does not start.
     pub fn start(&self, cpus: &[usize]) -> Result<Server> {
         match self {
             Self::Nchan => start_nchan(cpus),
@@ -97,7 +97,7 @@ fn files() -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("gridcast-loadtest-").tempdir()?)
 }
 
-/// With one worker, which is what is measured: its master only waits for signals.
+/// Starts nginx with one worker, which is measured. The master process only waits for signals.
 fn start_nchan(cpus: &[usize]) -> Result<Server> {
     let is_there = [NGINX, NCHAN].map(Path::new).iter().all(|path| path.exists());
     ensure!(is_there, "nchan is not here: apt-get install nginx libnginx-mod-nchan");
@@ -113,7 +113,7 @@ fn start_nchan(cpus: &[usize]) -> Result<Server> {
     Ok(Server::started(target(address, worker, Dialect::Channels), process))
 }
 
-/// Channels keep no messages: a subscriber gets what is published while it is there.
+/// The configuration of nginx. Channels keep no messages: only present subscribers get a message.
 fn nchan_config(address: SocketAddr) -> String {
     format!(
         "load_module {NCHAN};
@@ -159,7 +159,7 @@ fn start_nats(cpus: &[usize]) -> Result<Server> {
     fs::write(&config, nats_config(address))?;
     let mut command = Command::new(binary);
     command.arg("-c").arg(config).arg("-l").arg(log);
-    // Go would have a thread at work for each CPU of the machine.
+    // Go would otherwise use a thread for each CPU of the machine.
     command.env("GOMAXPROCS", cpus.len().to_string());
     let process = Process::start(command, cpus, files)?;
     wait_for(address)?;
@@ -175,7 +175,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file())
 }
 
-/// For a server that cannot take one of the system's choice and tell which: nobody else has it now.
+/// An unused port, for a server that cannot choose one itself and report it.
 fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
@@ -189,7 +189,7 @@ fn wait_for(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Its child, once it has one; see `proc_pid_task(5)`.
+/// The child of a process, once there is one; see `proc_pid_task(5)`.
 fn only_child(pid: Pid) -> Result<Pid> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let deadline = Instant::now() + PATIENCE;

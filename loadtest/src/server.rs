@@ -1,4 +1,4 @@
-//! The server under load: started here on ports of the system's choice, or running already.
+//! The server under load: started on ports that the system chooses, or running already.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,18 +11,18 @@ use crate::dialect::Dialect;
 use crate::process::Process;
 use crate::target::Target;
 
-/// What servers are started with beside the configuration that all have.
+/// How servers are started, in addition to the common configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// Nodes of one grid; 1: a node without a grid.
+    /// The number of nodes of the grid; 1: a node without a grid.
     pub nodes: u32,
-    /// TOML behind the common configuration: more routes, and tables that it does not have.
+    /// TOML appended to the common configuration: more routes and other tables.
     pub config: &'static str,
     /// Environment variables that override keys.
     pub variables: &'static [(&'static str, &'static str)],
-    /// Descriptors that each may have; `None`: as many as the load test.
+    /// The descriptor limit of each server; `None`: that of the load test.
     pub descriptors: Option<u32>,
-    /// `Authorization` of whoever behaves; `None`: there are no users.
+    /// The `Authorization` header of well-behaved peers; `None`: there are no users.
     pub authorization: Option<&'static str>,
 }
 
@@ -32,13 +32,13 @@ impl Default for Setup {
     }
 }
 
-/// A server to measure; if it was started here, it is ended on drop.
+/// A server to measure. If it was started here, it is ended on drop.
 pub struct Server {
     target: Target,
     _process: Option<Process>,
 }
 
-/// Where a server says that it listens.
+/// The addresses that a server reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Listening {
     api: SocketAddr,
@@ -47,7 +47,7 @@ struct Listening {
 }
 
 impl Server {
-    /// A server that somebody else started and will end.
+    /// A server that was started elsewhere.
     pub fn running(target: Target) -> Self {
         Self { target, _process: None }
     }
@@ -57,11 +57,11 @@ impl Server {
         Self { target, _process: Some(process) }
     }
 
-    /// Starts `binary` once with one shard on each of `cpus`, or as often as `setup` asks for nodes,
-    /// each with one shard on the next of them; waits until they listen.
+    /// Starts one node with a shard on each of `cpus`, or the number of nodes in `setup` with one shard on one of
+    /// `cpus` each. Waits until they listen.
     ///
     /// # Errors
-    /// One cannot be started, or does not say within 10 s where it listens.
+    /// A node cannot be started, or does not report its addresses within 10 s.
     pub fn start(binary: &Path, cpus: &[usize], setup: &Setup) -> Result<Vec<Self>> {
         if setup.nodes == 1 {
             return Ok(vec![Self::start_with(binary, cpus, "[node]\n", setup)?.0]);
@@ -76,7 +76,7 @@ impl Server {
         Ok(servers)
     }
 
-    /// With `node`, which is to end inside the table of that name, before all else.
+    /// Starts a node whose configuration begins with `node`, which ends within the table `[node]`.
     fn start_with(
         binary: &Path,
         cpus: &[usize],
@@ -85,7 +85,7 @@ impl Server {
     ) -> Result<(Self, Listening)> {
         let files = tempfile::Builder::new().prefix("gridcast-loadtest-").tempdir()?;
         let path = files.path().join("gridcast.toml");
-        // The routes of `setup` belong to the edge, so they come before other tables would end it.
+        // Routes of `setup` belong to the edge, so they must precede other tables.
         let config = setup.config;
         fs::write(&path, format!("{node}cores = {cpus:?}\n{CONFIG_OF_LISTENERS}{config}{LIMITS}"))?;
         let mut command = command(binary, setup);
@@ -96,13 +96,13 @@ impl Server {
         Ok((Self::started(target, process), listening))
     }
 
-    /// Where it listens.
+    /// The addresses and the process of the server.
     pub fn target(&self) -> Target {
         self.target
     }
 }
 
-/// Runs `binary`; by a shell where it is to have fewer descriptors, whose place it takes.
+/// The command that runs `binary`. A shell sets a lower descriptor limit first, and is replaced by the binary.
 fn command(binary: &Path, setup: &Setup) -> Command {
     let mut command = match setup.descriptors {
         None => Command::new(binary),
@@ -120,7 +120,7 @@ fn command(binary: &Path, setup: &Setup) -> Command {
 /// The server binary of the same build.
 ///
 /// # Errors
-/// The system does not tell where this program lies.
+/// The path of this program is unknown.
 pub fn binary_beside_this_one() -> Result<PathBuf> {
     let this = std::env::current_exe().context("where this program lies is not known")?;
     Ok(this.with_file_name("gridcast"))
@@ -158,7 +158,7 @@ handshake_ms = 1000
 level = "warn"
 "#;
 
-/// The addresses in `gridcast: ready, api A, edge B,C, mesh D, open URL`.
+/// Parses the addresses in `gridcast: ready, api A, edge B,C, mesh D, open URL`.
 fn parse_ready(line: &str) -> Option<Listening> {
     let mut parts = line.strip_prefix("gridcast: ready, api ")?.split(", ");
     let api = parts.next()?.parse().ok()?;

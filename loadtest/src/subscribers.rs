@@ -1,4 +1,4 @@
-//! Clients that only read what is published to their channel, or sent to them.
+//! Clients that only receive messages.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,14 +14,14 @@ use crate::target::Target;
 use crate::tasks::until;
 use crate::web_socket::WebSocket;
 
-/// Reading clients, each reading in a task of its own.
+/// Receiving clients, each in its own task.
 pub struct Subscribers {
     reading: JoinSet<Result<()>>,
     damage: Arc<Mutex<Damage>>,
     deadline: Instant,
 }
 
-/// One of them. When it is dropped, done or not, what it has not got as it was sent counts.
+/// One receiving client. On drop, complete or not, its damage is added to the total.
 struct Subscriber {
     messages: Messages,
     inbox: Inbox,
@@ -29,11 +29,10 @@ struct Subscriber {
 }
 
 impl Subscribers {
-    /// Subscribes `count` clients to `channel`; each is to get what `inbox` expects before
-    /// `deadline`.
+    /// Subscribes `count` clients to `channel`. Each receives what its `inbox` expects, until `deadline`.
     ///
     /// # Errors
-    /// One could not be opened.
+    /// A client could not be opened.
     pub async fn open(
         target: Target,
         channel: &str,
@@ -46,8 +45,7 @@ impl Subscribers {
         Ok(Self::new(target, clients, deadline))
     }
 
-    /// Has each of `clients`, which `target` has connected, read until it has got all that its inbox
-    /// expects, or `deadline`.
+    /// Has each connected client receive until its inbox is complete, or until `deadline`.
     pub fn new(
         target: Target,
         clients: impl IntoIterator<Item = (WebSocket, Inbox)>,
@@ -61,10 +59,10 @@ impl Subscribers {
         Self { reading: clients.into_iter().map(read).collect(), damage, deadline }
     }
 
-    /// Waits until each has got everything, has lost its connection, or the deadline is there.
+    /// Waits until each client is complete or has lost its connection, or for the deadline.
     ///
     /// # Errors
-    /// One got a message that nobody sent.
+    /// A client received a message that was never sent.
     pub async fn damage(mut self) -> Result<Damage> {
         let reading = async {
             while let Some(read) = self.reading.join_next().await {
@@ -72,7 +70,7 @@ impl Subscribers {
             }
             Ok(())
         };
-        // One timer for all: one in each task would be looked at whenever that reads.
+        // One timer for all, since a timer per task would be polled at each read.
         until(self.deadline, reading).await?;
         self.reading.shutdown().await;
         Ok(*locked(&self.damage))
@@ -97,7 +95,7 @@ impl Drop for Subscriber {
     }
 }
 
-/// A panic elsewhere cannot leave numbers half written.
+/// Locks the damage. A panic elsewhere cannot leave it inconsistent.
 fn locked(damage: &Mutex<Damage>) -> MutexGuard<'_, Damage> {
     damage.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -114,7 +112,7 @@ mod tests {
     use crate::payload::Payload;
     use crate::web_socket::tests::connected;
 
-    /// One that reads on `socket` and is to get three messages.
+    /// A client on `socket` that expects three messages.
     fn one_on(socket: WebSocket, deadline: Instant) -> Subscribers {
         let nowhere = ([127, 0, 0, 1], 0).into();
         let (api, edge, pid, dialect) = (nowhere, nowhere, Pid::this(), Dialect::Gridcast);

@@ -1,13 +1,13 @@
-//! Work in many tasks, and work that ends in time.
+//! Work in many tasks, and work with a deadline.
 
 use anyhow::{Context, Result};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-/// Does the same work with each of `inputs` in a task of its own; outputs come in any order.
+/// Runs the same work for each of `inputs` in a task of its own. Outputs are in any order.
 ///
 /// # Errors
-/// The first error of any of them; the others are given up.
+/// The first error of a task. The other tasks are aborted.
 pub async fn in_parallel<I, O, F>(
     inputs: impl IntoIterator<Item = I>,
     work: impl FnMut(I) -> F,
@@ -24,10 +24,10 @@ where
     Ok(outputs)
 }
 
-/// What `work` comes to, or `None` if the deadline is there first.
+/// The result of `work`, or `None` at the deadline.
 ///
 /// # Errors
-/// Those of `work`.
+/// `work` fails.
 pub async fn until<T>(
     deadline: Instant,
     work: impl Future<Output = Result<T>>,

@@ -1,4 +1,4 @@
-//! A WebSocket: frames are written into the buffer that is sent, and read where they came (RFC 6455).
+//! A WebSocket without copies: frames are written into the send buffer, and read in place (RFC 6455).
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use crate::connection::{Connection, Ended};
 use crate::raw::{self, Frame, HEAD_END};
 
-/// A WebSocket whose messages are all of one kind and of one frame each.
+/// A WebSocket whose messages all have one kind and one frame each.
 pub struct WebSocket {
     connection: Connection,
     kind: u8,
@@ -16,8 +16,7 @@ pub struct WebSocket {
 }
 
 impl WebSocket {
-    /// Asks the server at the other end for one on `path`. `kind` is how its frames begin:
-    /// [`raw::TEXT`] or [`raw::BINARY`].
+    /// Opens a WebSocket on `path`. `kind` is the first byte of its frames: [`raw::TEXT`] or [`raw::BINARY`].
     ///
     /// # Errors
     /// The server refuses, or ends the connection.
@@ -42,12 +41,12 @@ impl WebSocket {
         Ok(Self { connection, kind, masks: Masks(RandomState::new().hash_one(kind)) })
     }
 
-    /// Adds the message that `parts` make to those that the next flush sends.
+    /// Queues the message in `parts` for the next flush.
     pub fn feed(&mut self, parts: &[&[u8]]) {
         raw::put_frame(self.connection.outbound(), self.kind, self.masks.next(), parts);
     }
 
-    /// Sends what was fed.
+    /// Sends the queued messages.
     ///
     /// # Errors
     /// The connection has ended.
@@ -55,16 +54,15 @@ impl WebSocket {
         self.connection.flush().await
     }
 
-    /// When the message that was read last had come.
+    /// When the last message arrived.
     pub fn received_at(&self) -> Instant {
         self.connection.received_at()
     }
 
-    /// Waits for the next message and reads it by `read`, which is told when it had come; pings are
-    /// answered. The wait may be given up at any time: nothing is lost.
+    /// Waits for messages and passes each to `read`, with its time of arrival. Answers pings. Safe to cancel.
     ///
     /// # Errors
-    /// The connection has [`Ended`], something else came, or `read` refuses the message.
+    /// The connection has [`Ended`], a frame is not a message of this kind, or `read` refuses the message.
     pub async fn next<T>(&mut self, read: impl FnOnce(&[u8], Instant) -> Result<T>) -> Result<T> {
         loop {
             let unread = self.connection.unread();
@@ -94,16 +92,16 @@ impl WebSocket {
     }
 }
 
-/// What a close tells, if it tells anything: its code and its reason.
+/// The code and reason of a close, if it has any.
 fn why(payload: &[u8]) -> String {
     payload.split_first_chunk().map_or(String::new(), |(code, reason)| {
         format!(": {} {}", u16::from_be_bytes(*code), String::from_utf8_lossy(reason))
     })
 }
 
-/// Masks, another for each frame and never zero. Nobody is between us and the server whom they would
-/// have to surprise (RFC 6455, section 10.3), so the steps of a linear congruential generator will
-/// do, whose upper bits are the better ones.
+/// Masks, one per frame and never zero. There is no intermediary, against which masks should be unpredictable
+/// (RFC 6455, section 10.3). So a linear congruential generator is sufficient, of which the upper bits are the
+/// better ones.
 struct Masks(u64);
 
 impl Masks {

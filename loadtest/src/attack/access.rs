@@ -1,4 +1,4 @@
-//! Attacks of those who may not come in, or who leave no room for others.
+//! Attacks with wrong or missing credentials, and attacks that exhaust connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use super::sockets::{connect_from, connect_many, open, statuses, write_until};
 use crate::server::Setup;
 use crate::tasks::in_parallel;
 
-/// Descriptors of the server that back ends try to use up, and more than that of connections.
+/// The descriptor limit of the server, and a larger number of connections that try to exhaust it.
 pub const DESCRIPTORS: u32 = 2_000;
 const GREEDY_CONNECTIONS: u32 = 3_000;
 const DEVICES: usize = 50;
 
-/// Time that a device waits to be let in.
+/// Time limit for a device to connect.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Users: of the probe; one whose hashed password is known from its last use, and one who is not
-/// known yet. The passwords of both are `right`.
+/// The users: that of the probe; one whose hashed password was verified before, and one whose password was
+/// not. The password of both is `right`.
 const USERS: &str = r#"
 [[api.user]]
 name = "probe"
@@ -35,32 +35,32 @@ name = "unknown"
 password = "$argon2id$v=19$m=19456,t=2,p=1$MDEyMzQ1Njc4OWFiY2RlZg$RKwT9rklJ1yKFZFNf0jxNj8+SSsdfjEdytN0DayQzTo"
 "#;
 
-/// `probe:probe`, `known:right`, `unknown:right` and `known:wrong`, as Basic presents them.
+/// `probe:probe`, `known:right`, `unknown:right` and `known:wrong`, in the form of Basic credentials.
 const PROBE: &str = "Basic cHJvYmU6cHJvYmU=";
 const KNOWN: &str = "Basic a25vd246cmlnaHQ=";
 const UNKNOWN: &str = "Basic dW5rbm93bjpyaWdodA==";
 
-/// Where those with the right credentials come from: a balancer, perhaps.
+/// The address of peers with the right credentials, such as a load balancer.
 const BALANCER: Ipv4Addr = Ipv4Addr::new(127, 3, 0, 1);
 
-/// Others who guess.
+/// The first address of guessing peers.
 const FIRST_GUESSER: Ipv4Addr = Ipv4Addr::new(127, 4, 0, 0);
 
 const STRANGERS: u32 = 1_000;
 const BODY_BYTES: usize = 1_000_000;
 
-/// Ten guesses, half of them pipelined on one connection, at each tick.
+/// Guesses per tick, half of them pipelined on one connection.
 const TICK: Duration = Duration::from_millis(50);
 const GUESSES_PER_TICK: u32 = 10;
 const PIPELINED: u32 = 5;
 
-/// Between two requests with right credentials.
+/// Interval between two requests with right credentials.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// The longest that anybody waits for an answer.
+/// Time limit for an answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// A server with users. It gives requests the time that they have by default, so that bodies come.
+/// A server with users and the default time limit of requests, so that bodies can arrive.
 pub fn setup() -> Setup {
     Setup {
         config: USERS,
@@ -70,7 +70,7 @@ pub fn setup() -> Setup {
     }
 }
 
-/// Bodies of those who show no credentials, all but their last byte.
+/// Sends bodies without credentials, except for their last byte.
 pub async fn strangers(scene: &Scene) -> Result<String> {
     let sockets = connect_many(scene.target().api, STRANGERS).await?;
     let mut request = format!(
@@ -92,12 +92,12 @@ pub async fn strangers(scene: &Scene) -> Result<String> {
     Ok(format!("{refused} of {STRANGERS} got 401"))
 }
 
-/// Wrong passwords from the very address from which the right ones come.
+/// Sends wrong passwords from the address of the right ones.
 pub async fn guesses(scene: &Scene) -> Result<String> {
     guess_from(scene, |_| BALANCER).await
 }
 
-/// Wrong passwords from as many addresses as there are guesses.
+/// Sends wrong passwords, each from another address.
 pub async fn verifications(scene: &Scene) -> Result<String> {
     guess_from(scene, |number| Ipv4Addr::from_bits(FIRST_GUESSER.to_bits() + number)).await
 }
@@ -124,7 +124,7 @@ async fn guess_from(scene: &Scene, source: fn(u32) -> Ipv4Addr) -> Result<String
     ))
 }
 
-/// Guesses until `end`; how many were judged (401), of how many.
+/// Guesses until `end`. Returns how many guesses were judged (401), and how many were sent.
 async fn guess(api: SocketAddr, end: Instant, source: fn(u32) -> Ipv4Addr) -> Result<(usize, u32)> {
     let (mut ticks, mut guesses, mut guessing) = (interval(TICK), 0, JoinSet::new());
     while Instant::now() < end {
@@ -143,7 +143,7 @@ async fn guess(api: SocketAddr, end: Instant, source: fn(u32) -> Ipv4Addr) -> Re
     Ok((statuses.filter(|&status| status == 401).count(), guesses))
 }
 
-/// Each guess is another one: `known:` and nine digits.
+/// A new guess: `known:` and nine digits.
 fn wrong_request(number: u32) -> String {
     request(&format!("Basic {}", base64_of_fifteen(format!("known:{number:09}").as_bytes())))
 }
@@ -152,7 +152,7 @@ fn request(authorization: &str) -> String {
     format!("GET /version HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n\r\n")
 }
 
-/// Base64 (RFC 4648) of fifteen bytes, which need no padding.
+/// Encodes fifteen bytes in base64 (RFC 4648), which needs no padding.
 fn base64_of_fifteen(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let letters = |three: &[u8]| {
@@ -162,7 +162,7 @@ fn base64_of_fifteen(bytes: &[u8]) -> String {
     bytes.chunks_exact(3).flat_map(letters).collect()
 }
 
-/// The statuses of the answers to `requests`, `count` of them, on a connection of their own.
+/// Sends `requests` on a new connection. Returns the statuses of `count` answers.
 async fn answers(api: SocketAddr, source: Ipv4Addr, requests: &str, count: usize) -> Vec<u16> {
     let end = Instant::now() + ANSWER;
     let Ok(mut socket) = connect_from(source, api, true).await else { return vec![] };
@@ -174,8 +174,8 @@ async fn ask(api: SocketAddr, source: Ipv4Addr, authorization: &str) -> Option<u
     answers(api, source, &request(authorization), 1).await.first().copied()
 }
 
-/// How often one with right credentials that are not known yet is refused, once the guesses have
-/// gone on for a while, before it is let in.
+/// Tries right credentials that were not verified before, after some time of guesses. Returns how often they were
+/// refused before they were accepted.
 async fn first_let_in(api: SocketAddr, from: Instant, end: Instant) -> Result<String> {
     sleep_until(from).await;
     let (start, mut refused) = (Instant::now(), 0);
@@ -192,7 +192,7 @@ async fn first_let_in(api: SocketAddr, from: Instant, end: Instant) -> Result<St
     Ok(format!("never let in, {refused} refusals"))
 }
 
-/// Connections that do nothing but be there; then devices come.
+/// Opens idle connections, and then connects devices.
 pub async fn descriptors(scene: &Scene) -> Result<String> {
     let target = scene.target();
     scene.begin().await;

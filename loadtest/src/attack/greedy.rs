@@ -1,4 +1,4 @@
-//! Peers that take more than their share without meaning to break anything.
+//! Greedy peers, which take more than their share without malice.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,16 +14,16 @@ use crate::raw;
 use crate::target::Target;
 use crate::tasks::in_parallel;
 
-/// Messages for a peer that does not read, in bytes.
+/// The length of messages for a peer that does not read, in bytes.
 const SLOW_MESSAGE: usize = 16 * 1024;
 
-/// Time for a peer that was cut off to read what is left for it, as long as servers linger.
+/// Time for a closed peer to read the remaining data, as long as servers linger.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Time in which the clients of a fan-out leave when it is over.
+/// Time in which the clients of a fan-out leave after it.
 const LEAVING: Duration = Duration::from_secs(1);
 
-/// Time between the bytes of a half-open request.
+/// Interval between two bytes of an incomplete request.
 const DRIP: Duration = Duration::from_millis(50);
 
 pub async fn pipeline(api: SocketAddr, time: Duration, reads: bool) -> Result<String> {
@@ -36,7 +36,7 @@ pub async fn pipeline(api: SocketAddr, time: Duration, reads: bool) -> Result<St
     flood_with(stream, request.as_bytes(), time, reads).await
 }
 
-/// One connection on which `unit` is sent without end.
+/// Sends `unit` on one connection without pause.
 pub async fn flood_with(
     stream: TcpStream,
     unit: &[u8],
@@ -61,22 +61,22 @@ pub async fn flood_with(
     })
 }
 
-/// Clients of one channel, and a back end that publishes to them without pause.
+/// The clients of one channel, and a back end that publishes to them without pause.
 pub struct FanOut {
     clients: Vec<TcpStream>,
     back_end: TcpStream,
 }
 
-/// What came of it.
+/// The outcome of a [`FanOut`].
 pub struct FannedOut {
-    /// Messages that clients got.
+    /// Messages that clients received.
     pub deliveries_per_s: f64,
     /// Clients that the server closed.
     pub closed: usize,
 }
 
 impl FanOut {
-    /// Connects them.
+    /// Connects the clients and the back end.
     ///
     /// # Errors
     /// The server refuses.
@@ -85,8 +85,7 @@ impl FanOut {
         Ok(Self { clients, back_end: open(api, "/ws/v1", true).await? })
     }
 
-    /// Publishes for `time`; then the clients leave, a few at a time: a crowd that leaves at once is
-    /// a case of its own.
+    /// Publishes for `time`. Then the clients leave, a few at a time, since leaving at once is another attack.
     ///
     /// # Errors
     /// A task panicked.
@@ -117,7 +116,7 @@ pub async fn fan_out(target: Target, clients: u32, time: Duration) -> Result<Str
     Ok(format!("{deliveries_per_s:.0} deliveries/s, {closed} of {clients} clients closed"))
 }
 
-/// Clients that never read, each on a channel of its own: so that no memory is shared.
+/// Publishes to clients that never read, each on its own channel, so that no memory is shared.
 pub async fn slow_readers(
     api: SocketAddr,
     edge: SocketAddr,
@@ -142,7 +141,7 @@ pub async fn slow_readers(
     Ok(format!("{slow} of {clients} closed with 1013"))
 }
 
-/// Reads to the end; the code of the close frame that is there, if one is.
+/// Reads to the end. Returns the code of the close frame, if there is one.
 pub async fn close_code(mut socket: TcpStream, end: Instant) -> Option<u16> {
     let (mut scratch, mut tail) = (vec![0; 64 * 1024], Vec::new());
     while let Ok(Ok(count @ 1..)) = timeout_at(end, socket.read(&mut scratch)).await {
@@ -150,7 +149,7 @@ pub async fn close_code(mut socket: TcpStream, end: Instant) -> Option<u16> {
         // A control frame has at most 127 bytes.
         tail.drain(..tail.len().saturating_sub(127));
     }
-    // All else that was sent is the letter x.
+    // All other data is the letter x.
     let at = tail.iter().rposition(|&byte| byte == 0x88)?;
     Some(u16::from_be_bytes([*tail.get(at + 2)?, *tail.get(at + 3)?]))
 }
@@ -173,7 +172,7 @@ pub async fn leaves(edge: SocketAddr, clients: u32, time: Duration) -> Result<St
     Ok("–".into())
 }
 
-/// Requests whose heads have no end.
+/// Sends requests whose heads never end.
 pub async fn half_open(
     address: SocketAddr,
     method_and_path: &'static str,
@@ -192,12 +191,12 @@ pub async fn half_open(
     Ok(format!("{late} of {count} got 408 and were closed"))
 }
 
-/// Sends a byte now and then until an answer comes, which it gives.
+/// Sends a byte at intervals until an answer arrives, and returns the answer.
 async fn drip(mut stream: TcpStream, end: Instant) -> Vec<u8> {
     let mut answer = Vec::new();
     while answer.is_empty() && Instant::now() < end && stream.write_all(b"b").await.is_ok() {
         let next = end.min(Instant::now() + DRIP);
-        // A timeout is the time for the next byte.
+        // At the timeout the next byte is due.
         let _ = timeout_at(next, stream.read_buf(&mut answer)).await;
     }
     answer

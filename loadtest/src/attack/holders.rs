@@ -1,4 +1,4 @@
-//! Attacks on the memory of a server: what peers can make it hold.
+//! Attacks on the memory of a server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::client;
 use crate::raw;
 use crate::tasks::in_parallel;
 
-/// An echo with the limits that other routes have.
+/// An echo route with the default limits.
 pub const SMALL_ECHO: &str = "[[edge.route]]\npath = \"/mirror\"\nhandler = \"echo\"\n";
 
-/// Sockets of each kind that never read.
+/// The number of sockets of each kind that never read.
 const UNREAD: u32 = 500;
 
 /// Messages published to a client that never reads: nearly `limits.outbound_bytes` in all.
@@ -30,11 +30,11 @@ const UNREAD_MESSAGE: usize = 16 * 1024;
 const BEGUN_BY_CLIENTS: u32 = 1_000;
 const BEGUN_BY_BACK_ENDS: u32 = 500;
 
-/// The part that is sent of a message that is never finished: nearly the longest allowed.
+/// The sent part of a message that is never completed: nearly the longest allowed.
 const BEGUN_CLIENT_BYTES: usize = 60 * 1024;
 const BEGUN_BACK_END_BYTES: usize = 900 * 1024;
 
-/// Between two pings beside a message that is never finished.
+/// Interval between two pings during a message that is never completed.
 const PING_PERIOD: Duration = Duration::from_millis(500);
 
 const CONTEXTS: u32 = 1_000;
@@ -43,19 +43,19 @@ const CONTEXT_BYTES: usize = 60 * 1024;
 const SUBSCRIBERS: u32 = 400;
 const CHANNELS_EACH: u32 = 1_024;
 
-/// Clients that never read empty messages, and how many each is sent.
+/// Clients that never read, and the number of empty messages for each.
 const SLOW_READERS: u32 = 4;
 const EMPTY_MESSAGES: usize = 600_000;
 const ROUNDS_AT_ONCE: usize = 250;
 
-/// Time for a peer that was cut off to read why.
+/// Time for a closed peer to read the reason.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 const CALLERS: u32 = 40;
 const CALLS_EACH: usize = 10;
 const ID_BYTES: usize = 1_000_000;
 
-/// Pongs, echoes and publishes that nobody reads.
+/// Causes pongs, echoes and publishes that nobody reads.
 pub async fn unread(scene: &Scene) -> Result<String> {
     let (api, edge) = (scene.target().api, scene.target().edge);
     let pinging = open_many(edge, UNREAD, false, |_| "/ws".into()).await?;
@@ -94,7 +94,7 @@ pub async fn unread(scene: &Scene) -> Result<String> {
     Ok(format!("{:.0} MB sent, {closed} of {} closed", bytes as f64 / 1e6, 3 * UNREAD))
 }
 
-/// How many of `sockets` the server has closed.
+/// The number of `sockets` that the server has closed.
 async fn closed(sockets: impl IntoIterator<Item = TcpStream>) -> Result<usize> {
     let end = Instant::now() + LAST_WORDS;
     let ended =
@@ -102,7 +102,7 @@ async fn closed(sockets: impl IntoIterator<Item = TcpStream>) -> Result<usize> {
     Ok(ended.await?.into_iter().filter(|&ended| ended).count())
 }
 
-/// Messages without an end, of clients and back ends that are alive.
+/// Sends messages that never end, from clients and back ends that answer pings.
 pub async fn unfinished(scene: &Scene) -> Result<String> {
     let (api, edge) = (scene.target().api, scene.target().edge);
     let clients = open_many(edge, BEGUN_BY_CLIENTS, true, |_| "/ws".into()).await?;
@@ -120,7 +120,7 @@ pub async fn unfinished(scene: &Scene) -> Result<String> {
     Ok(format!("{closed} of {} closed", BEGUN_BY_CLIENTS + BEGUN_BY_BACK_ENDS))
 }
 
-/// Pings now and then and reads pongs; whether the connection ended before.
+/// Sends pings at intervals and reads pongs. Returns whether the connection ended early.
 async fn ping_until(socket: &mut TcpStream, end: Instant) -> bool {
     let ping = raw::frame(raw::PING, &[]);
     while Instant::now() < end {
@@ -132,7 +132,7 @@ async fn ping_until(socket: &mut TcpStream, end: Instant) -> bool {
     false
 }
 
-/// Contexts that a back end gave to clients.
+/// Sets large contexts of clients.
 pub async fn contexts(scene: &Scene) -> Result<String> {
     let target = scene.target();
     let mut clients = client::open_many(target.edge, "/ws", CONTEXTS).await?;
@@ -155,7 +155,7 @@ pub async fn contexts(scene: &Scene) -> Result<String> {
     Ok(format!("{set} of {CONTEXTS} set"))
 }
 
-/// Channels that exist for one client each.
+/// Subscribes clients to channels of their own.
 pub async fn subscriptions(scene: &Scene) -> Result<String> {
     scene.begin().await;
     let start = Instant::now();
@@ -177,8 +177,7 @@ pub async fn subscriptions(scene: &Scene) -> Result<String> {
     Ok(came)
 }
 
-/// Messages of which the bytes that count are next to none, each to a channel with one client: so
-/// that no two are joined and none is shared.
+/// Publishes empty messages, each to a channel with one client, so that none are joined or shared.
 pub async fn empty_frames(scene: &Scene) -> Result<String> {
     let (api, edge) = (scene.target().api, scene.target().edge);
     let path = |number| format!("/ws?channels=empty-{number}");
@@ -208,7 +207,7 @@ pub async fn empty_frames(scene: &Scene) -> Result<String> {
     Ok(format!("{sent} to each, {slow} of {SLOW_READERS} closed with 1013"))
 }
 
-/// A process that stands still until this is dropped.
+/// A process that is stopped until this is dropped.
 struct Frozen(Pid);
 
 impl Frozen {
@@ -224,7 +223,7 @@ impl Drop for Frozen {
     }
 }
 
-/// Calls that wait for a node that does not answer, and are to be answered with what they brought.
+/// Sends calls with long ids, which are repeated in the answers, for a node that does not answer.
 pub async fn ids(scene: &Scene) -> Result<String> {
     let (near, far) = (scene.target(), *scene.nodes.get(1).context("a grid of two nodes")?);
     let mut client = client::open_many(far.edge, "/ws", 1).await?;

@@ -1,7 +1,7 @@
 //! Attacks: peers that take more than their share, each in its own way.
 //!
-//! An attack is bounded in connections, bytes and time. What it does is done to the servers that its
-//! [`Setup`] asks for; a probe beside it tells what others feel.
+//! An attack is bounded in connections, bytes and time. It runs against the servers that its [`Setup`] describes,
+//! while a probe measures the delays of well-behaved peers.
 
 mod access;
 mod greedy;
@@ -24,25 +24,25 @@ use crate::server::Setup;
 /// An attack on a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Attack {
-    /// Nobody: the baseline
+    /// No attack: the baseline
     Nobody,
-    /// A back end that publishes over HTTP without waiting for answers, which it reads
+    /// A back end that publishes over HTTP without waiting for answers, and reads them
     Pipeline,
-    /// The same, and it never reads the answers
+    /// A back end that publishes over HTTP and never reads the answers
     PipelineUnread,
     /// A back end that publishes without pause to a channel of 5,000 clients
     Fanout,
-    /// One client that never reads what is published to it, 16 KiB at a time
+    /// One client that never reads its messages of 16 KiB
     SlowReader,
-    /// A hundred of them, each with a channel of its own
+    /// 100 clients that never read, each with its own channel
     SlowReaders,
     /// 2,000 handshakes at once
     Connects,
     /// 5,000 clients that leave at once
     CrowdLeaves,
-    /// 300 requests of back ends of which a byte comes every 50 ms
+    /// 300 requests of back ends that send a byte every 50 ms
     HalfRequests,
-    /// 300 handshakes of clients of which a byte comes every 50 ms
+    /// 300 handshakes of clients that send a byte every 50 ms
     HalfHandshakes,
     /// A client that sends messages of 1 KiB to a topic without a consumer
     Flood,
@@ -50,17 +50,17 @@ pub enum Attack {
     Fragments,
     /// A client that sends pings without pause and reads the pongs
     OnePings,
-    /// The same, and it never reads the pongs
+    /// A client that sends pings without pause and never reads the pongs
     OnePingsUnread,
     /// 100 sockets with six pipelined handshakes each, of 1,023 channels, one of them twice
     Channels,
     /// Eight back ends that subscribe clients to 1,023 long names and set contexts of 1 MiB of repeats
     Calls,
-    /// Eight back ends that pop six times, 1 MiB of names, most of them repeats
+    /// Eight back ends that pop six times, with 1 MiB of names each, most of them repeats
     PopTopics,
     /// 1,000 sockets that send empty pings without pause
     Pings,
-    /// 1,000 sockets of pipelined requests for what is not there
+    /// 1,000 sockets that send pipelined requests for unknown paths
     NotFound,
     /// 20 sockets that have deflate bombs of 16 MiB echoed, compressed
     Bombs,
@@ -68,32 +68,32 @@ pub enum Attack {
     Leave,
     /// 1,500 sockets that never read: pongs, echoes, and publishes to a channel of their own
     Unread,
-    /// 1,500 messages that are begun and never finished, while pings are answered
+    /// 1,500 messages that are never completed, while pings are answered
     Unfinished,
     /// 1,000 clients with a context of 60 KiB
     Contexts,
-    /// 400 clients with 1,024 channels each that nobody else has
+    /// 400 clients with 1,024 channels of their own each
     Subscriptions,
     /// Four clients that never read, each with 600,000 empty messages
     EmptyFrames,
     /// 1,000 requests with a body of 1 MB and without credentials
     Strangers,
-    /// 200 wrong passwords a second, pipelined too, from the address of those with right ones
+    /// 200 wrong passwords per second, some pipelined, from the address of the right ones
     Guesses,
-    /// The same from many addresses, one each
+    /// 200 wrong passwords per second, each from another address
     Verifications,
-    /// API connections that take every descriptor
+    /// API connections that exhaust the descriptors
     Descriptors,
-    /// 400 calls with an id of 1 MB each, for a client of a node that is frozen
+    /// 400 calls with an id of 1 MB each, for a client of a frozen node
     Ids,
-    /// 1,500 clients of a full topic with a message each that grows to 4,600 times its size
+    /// 1,500 clients of a full topic, each with a message that grows to 4,600 times its size
     FullTopic,
     /// 500 consumers that join and leave a topic with 7,500 waiting clients
     Churn,
 }
 
 impl Attack {
-    /// Those that need no server of their own and are over within seconds.
+    /// The attacks that need no special server and take a few seconds.
     pub const GREEDY: [Self; 14] = [
         Self::Nobody,
         Self::Pipeline,
@@ -111,7 +111,7 @@ impl Attack {
         Self::OnePingsUnread,
     ];
 
-    /// The attack in words.
+    /// A description of the attack.
     pub fn title(self) -> &'static str {
         match self {
             Self::Nobody => "nobody",
@@ -150,7 +150,7 @@ impl Attack {
         }
     }
 
-    /// The servers that it is let loose on.
+    /// The servers that the attack needs.
     pub fn setup(self) -> Setup {
         match self {
             Self::Channels => Setup { config: turns::CLOSED_ROUTE, ..Setup::default() },
@@ -166,10 +166,10 @@ impl Attack {
         }
     }
 
-    /// Does it, for the time of `scene` where it has no end of its own; tells what became of it.
+    /// Runs the attack, for the time of `scene` if it does not end by itself. Returns the outcome.
     ///
     /// # Errors
-    /// The attack could not begin: the server refused the attackers.
+    /// The attack could not start, because the server refused the attackers.
     pub async fn run(self, scene: &Scene) -> Result<String> {
         let (target, time) = (scene.target(), scene.time);
         let (api, edge) = (target.api, target.edge);

@@ -1,4 +1,4 @@
-//! Attacks on a topic: more than it takes, and consumers that come and go.
+//! Attacks on a topic: more messages than it can hold, and consumers that join and leave.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use super::turns::{deflated, open_compressed};
 use crate::raw;
 use crate::tasks::in_parallel;
 
-/// A route with a topic that takes compressed messages.
+/// A route with a topic that accepts compressed messages.
 pub const COMPRESSED_TOPIC: &str =
     "[[edge.route]]\npath = \"/upload\"\ntopic = \"uploads\"\ncompression = true\n";
 
 const FEEDERS: u32 = 1_500;
 
-/// A message as long as it may be, of a character that six stand for in JSON.
+/// A message of the maximum length, of a character that JSON writes with six.
 const GROWING_BYTES: usize = 64 * 1024;
 const GROWING: u8 = 1;
 
@@ -29,17 +29,17 @@ const MESSAGE_BYTES: usize = 100;
 
 const CONSUMERS: u32 = 500;
 
-/// Time that consumers stay once all have joined.
+/// How long consumers stay once all have joined.
 const STAY: Duration = Duration::from_millis(100);
 
-/// How a consumer asks for one event at a time, of which it acknowledges none: the clients go on
+/// The request of a consumer for one event at a time, which it never acknowledges, so that the clients keep
 /// waiting.
 const POP: &[u8] = br#"{"m":"queue.pop","p":{"t":["messages"],"a":true,"w":1},"i":1}"#;
 
-/// The start of an answer, which is all that a consumer reads.
+/// The start of an answer, which is the only part that a consumer reads.
 const ANSWER_BYTES: usize = 16;
 
-/// Each client sends one small frame; most of them find the topic full.
+/// Has each client send one small frame, most of them to a full topic.
 pub async fn full_topic(scene: &Scene) -> Result<String> {
     let mut clients = Vec::new();
     for _ in 0..FEEDERS {
@@ -56,7 +56,7 @@ pub async fn full_topic(scene: &Scene) -> Result<String> {
     Ok(format!("{sent} of {FEEDERS} sent {} bytes", frame.len()))
 }
 
-/// Consumers join a topic in which many clients' messages wait, and leave, all at once.
+/// Has consumers join a topic with waiting messages of many clients, and leave, all at once.
 pub async fn churn(scene: &Scene) -> Result<String> {
     let mut clients =
         open_many(scene.target().edge, WAITING_CLIENTS, true, |_| "/ws".into()).await?;
@@ -77,7 +77,7 @@ pub async fn churn(scene: &Scene) -> Result<String> {
     Ok(format!("{joined} of {} joined; each time in {ms} ms", rounds * u128::from(CONSUMERS)))
 }
 
-/// Whose pop was answered before `end`.
+/// The consumers whose pop was answered before `end`.
 async fn come_and_go(scene: &Scene, end: Instant) -> Result<usize> {
     let api = scene.target().api;
     let joining = in_parallel(0..CONSUMERS, move |_| async move {

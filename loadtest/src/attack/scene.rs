@@ -1,4 +1,4 @@
-//! Where an attack takes place, and when it begins.
+//! The servers and the timing of an attack.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,19 +13,19 @@ use crate::raw;
 use crate::target::Target;
 use crate::web_socket::WebSocket;
 
-/// Before an attack begins: what a probe still felt of its preparation is over.
+/// Time before an attack starts, until its preparation no longer affects the probe.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// The longest that an attack with an end of its own waits for it.
+/// Time limit of an attack that ends by itself.
 const PATIENCE: Duration = Duration::from_secs(25);
 
-/// The servers, the time, and what others feel.
+/// The servers, the duration, and the delays of the probe.
 pub struct Scene {
-    /// The nodes of the grid; at least one.
+    /// The nodes of the grid, at least one.
     pub nodes: Vec<Target>,
-    /// How long an attack without an end of its own goes on.
+    /// The duration of an attack that does not end by itself.
     pub time: Duration,
-    /// What the probe felt so far.
+    /// The delays of the probe so far.
     pub felt: Arc<Latencies>,
 }
 
@@ -45,25 +45,25 @@ impl Scene {
         self.nodes[0]
     }
 
-    /// The preparation is over: what was felt of it does not count. Gives the time.
+    /// Ends the preparation, whose delays do not count, and returns the time.
     pub async fn begin(&self) -> Instant {
         sleep(QUIET).await;
         self.felt.forget();
         Instant::now()
     }
 
-    /// When an attack without an end of its own ends that begins now.
+    /// The end of an attack that starts now and does not end by itself.
     pub fn end(&self) -> Instant {
         Instant::now() + self.time
     }
 
-    /// When an attack that begins now and has an end of its own is not waited for any longer.
+    /// The time limit of an attack that starts now and ends by itself.
     pub fn patience(&self) -> Instant {
         Instant::now() + PATIENCE.max(self.time)
     }
 }
 
-/// The ids of `clients`, in their order: each says something, which a back end at `target` consumes.
+/// Finds the ids of `clients`, in their order. Each sends a message that a back end at `target` consumes.
 ///
 /// # Errors
 /// A connection ended.

@@ -1,4 +1,4 @@
-//! Sockets of attackers: opened in crowds, flooded, drained, or never read.
+//! Sockets of attackers: opened in large numbers, flooded, drained, or never read.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,31 +13,31 @@ use crate::machine;
 use crate::raw::{self, HEAD_END};
 use crate::tasks::in_parallel;
 
-/// Handshakes in progress at the same time, where handshakes are not the attack.
+/// Handshakes in progress at the same time, for attacks that are not about handshakes.
 const HANDSHAKES: u32 = 64;
 
-/// Receive buffer of a peer that means not to read, in bytes; the kernel doubles it.
+/// The receive buffer of a peer that will not read, in bytes. The kernel doubles it.
 const SMALL_BUFFER: u32 = 4096;
 
-/// Its segments, in bytes, as on an Ethernet: for those of loopback, 64 KiB, the server's kernel
-/// would take 2.6 MB off the server's hands.
+/// The segment size of a peer that will not read, in bytes, as on Ethernet. With that of loopback, 64 KiB, the
+/// server's kernel would accept 2.6 MB from the server.
 const SEGMENT_BYTES: u32 = 1448;
 
-/// Bytes that a flood hands to the kernel at once.
+/// Bytes that a flood writes at once.
 const FLOOD_BYTES: usize = 64 * 1024;
 
-/// Addresses of loopback that attackers connect from in turn, and the first of them: one address has
-/// some 28,000 ports, and those that were closed are kept for a minute.
+/// Loopback addresses from which attackers connect in turn, and the first of them. One address has about 28,000
+/// ports, and closed ones stay occupied for a minute.
 const SOURCES: u32 = 256;
 const FIRST_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 0);
 
-/// How far a flood came.
+/// The outcome of a flood.
 pub struct Flood {
-    /// Bytes that the kernel took.
+    /// Bytes that the kernel accepted.
     pub bytes: u64,
-    /// When the kernel last took some of them.
+    /// When the kernel last accepted bytes.
     pub last: Instant,
-    /// The connection ended.
+    /// Whether the connection ended.
     pub is_ended: bool,
 }
 
@@ -46,12 +46,12 @@ pub async fn flood(to: &mut (impl AsyncWrite + Unpin), unit: &[u8], end: Instant
     flood_units(to, &units(unit), end).await
 }
 
-/// Repeats `unit` to the length that a flood hands to the kernel at once.
+/// Repeats `unit` to the length that a flood writes at once.
 pub fn units(unit: &[u8]) -> Vec<u8> {
     unit.repeat(FLOOD_BYTES.div_ceil(unit.len()))
 }
 
-/// The flood of `units`, which many connections may share.
+/// Floods a connection with `units`, which many connections may share.
 pub async fn flood_units(to: &mut (impl AsyncWrite + Unpin), units: &[u8], end: Instant) -> Flood {
     let mut flood = Flood { bytes: 0, last: Instant::now(), is_ended: false };
     while Instant::now() < end {
@@ -71,12 +71,12 @@ pub async fn flood_units(to: &mut (impl AsyncWrite + Unpin), units: &[u8], end: 
     flood
 }
 
-/// Reads and forgets until `end`; the number of bytes, and whether the connection ended before.
+/// Reads and discards data until `end`. Returns the number of bytes, and whether the connection ended early.
 pub async fn drain(from: &mut (impl AsyncRead + Unpin), end: Instant) -> (u64, bool) {
     drain_some(from, u64::MAX, end).await
 }
 
-/// The same, until `most` bytes have come.
+/// Reads and discards data until `end`, or until `most` bytes have arrived.
 pub async fn drain_some(
     from: &mut (impl AsyncRead + Unpin),
     most: u64,
@@ -93,13 +93,13 @@ pub async fn drain_some(
     (bytes, false)
 }
 
-/// Writes `bytes` as far as the kernel takes them before `end`; whether it took all.
+/// Writes `bytes` until `end`. Returns whether the kernel accepted all.
 pub async fn write_until(to: &mut TcpStream, bytes: &[u8], end: Instant) -> bool {
     matches!(timeout_at(end, to.write_all(bytes)).await, Ok(Ok(())))
 }
 
-/// Reads the answers of an HTTP server until there are `count`, the connection ends, or `end`; the
-/// status of each.
+/// Reads the answers of an HTTP server until there are `count`, the connection ends, or `end`. Returns their
+/// statuses.
 pub async fn statuses(from: &mut TcpStream, count: usize, end: Instant) -> Vec<u16> {
     const START: &[u8] = b"HTTP/1.1 ";
     let (mut read, mut scratch, mut statuses) = (Vec::new(), [0; 16 * 1024], Vec::new());
@@ -113,17 +113,17 @@ pub async fn statuses(from: &mut TcpStream, count: usize, end: Instant) -> Vec<u
             statuses.extend(status.parse::<u16>());
             kept += at + START.len();
         }
-        // What may be the start of the next one stays.
+        // The start of the next answer stays.
         let tail = read.len().saturating_sub(START.len() + 2);
         read.drain(..kept.max(tail));
     }
     statuses
 }
 
-/// Opens `count` WebSockets, number by number on `path`, 64 at a time.
+/// Opens `count` WebSockets, 64 at a time, each on the `path` for its number.
 ///
 /// # Errors
-/// The server refuses one, or there are too few descriptors.
+/// The server refuses a WebSocket, or there are too few descriptors.
 pub async fn open_many(
     address: SocketAddr,
     count: u32,
@@ -140,7 +140,7 @@ pub async fn open_many(
 /// Opens `count` connections, 64 at a time.
 ///
 /// # Errors
-/// One cannot be opened, or there are too few descriptors.
+/// A connection cannot be opened, or there are too few descriptors.
 pub async fn connect_many(address: SocketAddr, count: u32) -> Result<Vec<TcpStream>> {
     many(count, move |_| connect(address, true)).await
 }
@@ -166,48 +166,48 @@ where
     Ok(openers.await?.into_iter().flatten().collect())
 }
 
-/// A WebSocket; what follows on it are frames.
+/// Opens a WebSocket. Only frames follow on the stream.
 ///
 /// # Errors
-/// The server refuses it.
+/// The server refuses the handshake.
 pub async fn open(address: SocketAddr, path: &str, reads: bool) -> Result<TcpStream> {
     open_with(address, &raw::upgrade_request(path), reads).await
 }
 
-/// A WebSocket that is asked for by `request`.
+/// Opens a WebSocket with this `request`.
 ///
 /// # Errors
-/// The server refuses it.
+/// The server refuses the handshake.
 pub async fn open_with(address: SocketAddr, request: &str, reads: bool) -> Result<TcpStream> {
     let mut stream = connect(address, reads).await?;
     stream.write_all(request.as_bytes()).await?;
     let mut head = Vec::new();
     while !head.ends_with(HEAD_END) {
-        // Byte by byte: what comes behind the head is not ours to take.
+        // Byte by byte, since the data behind the head is not to be read here.
         head.push(stream.read_u8().await.context("the server ended a handshake")?);
     }
     ensure!(head.starts_with(b"HTTP/1.1 101"), "the server refused a handshake");
     Ok(stream)
 }
 
-/// A connection from the next of many addresses; one that does not `read` has a small buffer.
+/// Connects from the next of many addresses, with a small receive buffer unless it is to be `read`.
 ///
 /// # Errors
-/// Nothing listens there.
+/// The connection is refused.
 pub async fn connect(address: SocketAddr, reads: bool) -> Result<TcpStream> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed) % SOURCES;
     connect_from(Ipv4Addr::from_bits(FIRST_SOURCE.to_bits() + number), address, reads).await
 }
 
-/// A connection from `source`, where `address` is of loopback.
+/// Connects from `source`, if `address` is a loopback address.
 ///
 /// # Errors
-/// Nothing listens there.
+/// The connection is refused.
 pub async fn connect_from(source: Ipv4Addr, address: SocketAddr, reads: bool) -> Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if address.is_ipv4() && address.ip().is_loopback() {
-        // The port is looked for when it is known where to.
+        // The kernel chooses the port once it knows the destination.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind((source, 0).into())?;
     }

@@ -1,4 +1,4 @@
-//! Attacks on the time of a shard: much work for few bytes, or very many bytes.
+//! Attacks on the CPU time of a shard: much work for few bytes, or very many bytes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,28 +19,28 @@ use crate::client;
 use crate::raw;
 use crate::tasks::in_parallel;
 
-/// A route that lets nobody subscribe, so that handshakes that ask for it can be pipelined.
+/// A route without subscriptions, so that handshakes that request them are refused and can be pipelined.
 pub const CLOSED_ROUTE: &str = "[[edge.route]]\npath = \"/closed\"\n";
 
-/// A route that echoes large messages and takes compressed ones.
+/// A route that echoes large messages and accepts compressed ones.
 pub const COMPRESSED_ECHO: &str = "[[edge.route]]\npath = \"/bombs\"\nhandler = \"echo\"\n\
      compression = true\nmessage_bytes = 16777216\noutbound_bytes = 67108864\n";
 
 const PIPELINED: usize = 6;
 
-/// Names of a handshake, one of which comes twice: so many as its head may hold.
+/// Names in a handshake, one of them twice: as many as a head can hold.
 const NAMES: u32 = 1_023;
 
 const BACK_ENDS: usize = 8;
 
-/// Different names in one message: as many as there may be.
+/// Different names in one message: the maximum.
 const CONTEXT_KEYS: usize = 256;
 const TOPICS: usize = 256;
 
-/// The longest name.
+/// The maximum length of a name.
 const NAME_BYTES: usize = 255;
 
-/// Bytes of names in one message, with two more for each than they take as topics.
+/// Bytes of names in one message, including two more for each than they take as topics.
 const REPEATS_BYTES: usize = 1024 * 1024 - 4096;
 
 const CROWD: u32 = 1_000;
@@ -48,11 +48,11 @@ const CROWD: u32 = 1_000;
 const LEAVING_CLIENTS: u32 = 3_000;
 const LEAVING_CHANNELS: u32 = 1_024;
 
-/// What bytes of a bomb unpack to.
+/// The decompressed length of a bomb.
 const BOMB_BYTES: usize = 16 * 1024 * 1024;
 const BOMBERS: u32 = 20;
 
-/// Handshakes whose channels take long to compare.
+/// Sends handshakes whose channels take long to compare.
 pub async fn channels(scene: &Scene) -> Result<String> {
     let names: Vec<_> = (0..NAMES).chain([0]).map(|name| format!("channel-{name:06}")).collect();
     let request = raw::upgrade_request(&format!("/closed?channels={}", names.join(",")));
@@ -70,12 +70,12 @@ pub async fn channels(scene: &Scene) -> Result<String> {
     Ok(format!("{answered} of {count} answered in {} ms", start.elapsed().as_millis()))
 }
 
-/// Calls whose arguments take long to compare, each for another client.
+/// Sends calls whose arguments take long to compare, each for another client.
 pub async fn calls(scene: &Scene) -> Result<String> {
     let count = (BACK_ENDS * PIPELINED) as u32;
     let mut clients = client::open_many(scene.target().edge, "/ws", count).await?;
     let ids = learn_ids(scene.target(), &mut clients).await?;
-    // As many as a call may name, alike up to their ends.
+    // As many names as a call may have, which differ only at their ends.
     let stem = "x".repeat(NAME_BYTES - 4);
     let names = (0..NAMES).chain([0]).map(|name| format!("\"{stem}{name:04}\""));
     let names = names.collect::<Vec<_>>().join(",");
@@ -93,21 +93,21 @@ pub async fn calls(scene: &Scene) -> Result<String> {
     Ok(answered)
 }
 
-/// Pops whose topics take long to compare.
+/// Sends pops whose topics take long to compare.
 pub async fn pop_topics(scene: &Scene) -> Result<String> {
     let pop = format!(r#"{{"m":"queue.pop","p":{{"t":[{}]}},"i":1}}"#, repeats(TOPICS));
     let unpop = r#"{"m":"queue.unpop","p":{},"i":2}"#.to_owned();
     send_all(scene, vec![vec![[pop, unpop]; PIPELINED].concat(); BACK_ENDS]).await
 }
 
-/// So many names, and then the last of them again until the message is full.
+/// This many names, and then the last of them again until the message is full.
 fn repeats(different: usize) -> String {
     let mut names: Vec<_> = (0..different).map(|name| format!("\"{name:04}\"")).collect();
     names.resize(REPEATS_BYTES / 9, format!("\"{:04}\"", different - 1));
     names.join(",")
 }
 
-/// Has each back end send its texts all at once, and waits for the answers.
+/// Has each back end send all its texts at once, and waits for the answers.
 async fn send_all(scene: &Scene, texts: Vec<Vec<String>>) -> Result<String> {
     let count: usize = texts.iter().map(Vec::len).sum();
     let mut back_ends = Vec::new();
@@ -126,7 +126,7 @@ async fn send_all(scene: &Scene, texts: Vec<Vec<String>>) -> Result<String> {
             }
             anyhow::Ok(())
         };
-        // Those that were answered in time count.
+        // Only answers before the deadline count.
         let _ = timeout_at(end, calling).await;
         Ok(answered)
     });
@@ -134,19 +134,19 @@ async fn send_all(scene: &Scene, texts: Vec<Vec<String>>) -> Result<String> {
     Ok(format!("{answered} of {count} answered in {} ms", start.elapsed().as_millis()))
 }
 
-/// Many sockets, each with pings as fast as they are taken.
+/// Sends pings on many sockets as fast as the server accepts them.
 pub async fn pings(scene: &Scene) -> Result<String> {
     let sockets = open_many(scene.target().edge, CROWD, true, |_| "/ws".into()).await?;
     crowd(scene, sockets, &raw::frame(raw::PING, &[]), "pings").await
 }
 
-/// Many sockets, each with requests as fast as they are taken.
+/// Sends requests on many sockets as fast as the server accepts them.
 pub async fn not_found(scene: &Scene) -> Result<String> {
     let sockets = connect_many(scene.target().edge, CROWD).await?;
     crowd(scene, sockets, b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n", "requests").await
 }
 
-/// Sockets that have much unpacked, sent back, and packed again.
+/// Has large messages decompressed, echoed, and compressed again.
 pub async fn bombs(scene: &Scene) -> Result<String> {
     let bomb = raw::frame(raw::TEXT | raw::COMPRESSED, &deflated(&vec![b'a'; BOMB_BYTES]));
     let mut sockets = Vec::new();
@@ -156,7 +156,7 @@ pub async fn bombs(scene: &Scene) -> Result<String> {
     crowd(scene, sockets, &bomb, "bombs").await
 }
 
-/// `unit` on each of `sockets` as fast as it is taken; what comes back is read.
+/// Sends `unit` on each of `sockets` as fast as the server accepts it, and reads the answers.
 async fn crowd(scene: &Scene, sockets: Vec<TcpStream>, unit: &[u8], what: &str) -> Result<String> {
     let units: Arc<[u8]> = units(unit).into();
     scene.begin().await;
@@ -177,7 +177,7 @@ async fn crowd(scene: &Scene, sockets: Vec<TcpStream>, unit: &[u8], what: &str) 
     Ok(format!("sent {rate:.0} {what}/s, {ended} of {count} sockets closed"))
 }
 
-/// Clients with as many channels as they may have, which leave at the same moment.
+/// Has clients with the maximum number of channels leave at the same moment.
 pub async fn leave(scene: &Scene) -> Result<String> {
     let names: Vec<_> = (0..LEAVING_CHANNELS).map(|name| format!("c{name}")).collect();
     let path = format!("/ws?channels={}", names.join(","));
@@ -191,14 +191,14 @@ pub async fn leave(scene: &Scene) -> Result<String> {
     Ok(format!("they came in {} ms", came.as_millis()))
 }
 
-/// A WebSocket that takes compressed messages.
+/// Opens a WebSocket with compression.
 pub async fn open_compressed(edge: SocketAddr, path: &str) -> Result<TcpStream> {
     let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover; \
                  server_no_context_takeover\r\n";
     open_with(edge, &raw::upgrade_request_with(path, offer), true).await
 }
 
-/// The payload of a compressed message (RFC 7692, section 7.2.1).
+/// Compresses the payload of a message (RFC 7692, section 7.2.1).
 pub fn deflated(bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![0; bytes.len() / 8 + 1024];
     let flags = create_comp_flags_from_zip_params(9, 0, 0);

@@ -14,17 +14,17 @@ use crate::run::Run;
 use crate::target::Target;
 use crate::tasks::in_parallel;
 
-/// Several back ends publish to their channels in turn, some messages at once, and the next when
-/// all those are answered.
+/// Several back ends publish to their channels in turn, a batch at a time. The next batch follows when all
+/// messages are answered.
 #[derive(Args, Clone)]
 pub struct Channels {
-    /// Channels, rounded up to as many for each client and each back end
+    /// Channels, rounded up to the same number for each client and each back end
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub channels: u32,
-    /// Subscribers of each
+    /// Subscribers of each channel
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=10_000))]
     pub subscribers: u32,
-    /// Channels of each client, which is more than one only where a server takes them in its path
+    /// Channels of each client; more than one only for servers that accept them in the path
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=1_000))]
     pub per_client: u32,
     /// Back ends, one connection each
@@ -33,15 +33,15 @@ pub struct Channels {
     /// Requests that a back end sends at once
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     pub pipeline: u32,
-    /// Messages in all, rounded up to as many to each channel
+    /// Messages in total, rounded up to the same number for each channel
     #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
     pub messages: u32,
-    /// Length of a message
+    /// Length of a message in bytes
     #[arg(long, default_value_t = 128,
           value_parser = value_parser!(u32).range(BYTES_MIN as i64..=1_000_000))]
     pub bytes: u32,
-    /// Messages a second instead, of all back ends together, whether or not earlier ones are
-    /// answered; a latency then counts from when a message was due
+    /// Messages per second instead, of all back ends together, whether or not earlier ones are
+    /// answered; latencies then count from when a message was due
     #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
@@ -55,7 +55,7 @@ impl Channels {
         format!("channels: {channels} × {subscribers} clients{shared}, {manner}")
     }
 
-    /// A latency is the time from the request's writing to the message's arrival at a subscriber.
+    /// Runs the scenario. A latency is the time from writing the request to the arrival at a subscriber.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let per_client = self.per_client;
         let groups = self.channels.div_ceil(per_client).next_multiple_of(self.connections);

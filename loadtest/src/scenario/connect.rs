@@ -25,11 +25,11 @@ pub struct Connect {
     /// Clients to open
     #[arg(long, default_value_t = 15_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub clients: u32,
-    /// Seconds to hold them open once all are connected; one that ends meanwhile counts as lost
+    /// Seconds to hold them open once all are connected; a client that ends meanwhile counts as lost
     #[arg(long, default_value_t = 0, value_parser = value_parser!(u64).range(..=3600))]
     pub hold: u64,
-    /// Handshakes a second instead of 64 at a time, whether or not earlier ones are through; a
-    /// latency then counts from when a handshake was due
+    /// Handshakes per second instead of 64 at a time, whether or not earlier ones are complete;
+    /// latencies then count from when a handshake was due
     #[arg(long, value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
@@ -40,11 +40,11 @@ impl Connect {
         format!("connect: {} clients{manner}", self.clients)
     }
 
-    /// A latency is the time from connecting to the end of the handshake. Memory is the growth of
-    /// the server's anonymous resident memory while the clients connect; the kernel's, that of all
-    /// its slabs, so nothing else should run.
+    /// Runs the scenario. A latency is the time from connecting to the end of the handshake. Memory is the
+    /// growth of the server's resident anonymous memory while the clients connect. Memory of the kernel is
+    /// the growth of all its slabs, so nothing else should run.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
-        // The first few bring in what the server allocates once, whatever the number of clients.
+        // The first clients cause allocations that do not depend on the number of clients.
         let _first = target.connect_many(None, HANDSHAKES).await?;
         let (pid, latencies) = (target.pid, Arc::<Latencies>::default());
         let (memory_before, kernel_before) = (memory_bytes(pid)?, kernel_bytes()?);
@@ -93,7 +93,7 @@ async fn storm(
     handshakes.join_all().await.into_iter().collect()
 }
 
-/// Holds the clients, which answer pings, and tells how many did not stay connected.
+/// Holds the clients, which answer pings. Returns how many did not stay connected.
 async fn hold(clients: Vec<WebSocket>, duration: Duration) -> Result<u64> {
     let end = Instant::now() + duration;
     let ended = in_parallel(clients, |mut client| async move {

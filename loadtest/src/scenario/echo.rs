@@ -21,14 +21,14 @@ use crate::web_socket::WebSocket;
 /// Each client sends a message, waits for its echo, and sends the next.
 #[derive(Args, Clone)]
 pub struct Echo {
-    /// Clients, each with one message under way
+    /// Clients, each with one message in flight
     #[arg(long, default_value_t = 64, value_parser = value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Length of a message
+    /// Length of a message in bytes
     #[arg(long, default_value_t = 130,
           value_parser = value_parser!(u32).range(BYTES_MIN as i64..=16_777_216))]
     pub bytes: u32,
-    /// Messages in all, rounded up to as many from each client
+    /// Messages in total, rounded up to the same number from each client
     #[arg(long, default_value_t = 200_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
     pub messages: u32,
 }
@@ -37,7 +37,7 @@ struct Client {
     socket: WebSocket,
     source: u32,
     inbox: Inbox,
-    /// Of the message that was written last.
+    /// The last message written.
     text: Vec<u8>,
 }
 
@@ -84,7 +84,8 @@ async fn round_trips(
 }
 
 impl Client {
-    /// A connection that ends, ends this too: what it has not echoed is then missing in the inbox.
+    /// Sends the messages `numbers` and waits for each echo. Stops if the connection ends: the missing echoes are
+    /// then missing in the inbox.
     async fn round_trips(&mut self, numbers: Range<u32>, bytes: usize) -> Result<()> {
         for sequence in numbers {
             Payload::now(self.source, sequence).write(&mut self.text, bytes);

@@ -19,17 +19,17 @@ use crate::subscribers::Subscribers;
 use crate::target::Target;
 use crate::tasks::until;
 
-/// The channel that all are subscribed to.
+/// The channel of all subscribers.
 const CHANNEL: &str = "load";
 
-/// One back end publishes to one channel, a burst at a time: the next burst follows when every
-/// subscriber has got the one before.
+/// One back end publishes to one channel, a burst at a time. The next burst follows when every subscriber has
+/// received the previous one.
 #[derive(Args, Clone)]
 pub struct Fanout {
     /// Subscribers
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub clients: u32,
-    /// Length of a message; a burst of them has to fit a subscriber's outbound buffer of 1 MiB
+    /// Length of a message in bytes; a burst has to fit a subscriber's outbound buffer of 1 MiB
     #[arg(long, default_value_t = 128,
           value_parser = value_parser!(u32).range(BYTES_MIN as i64..=1_000_000))]
     pub bytes: u32,
@@ -39,7 +39,7 @@ pub struct Fanout {
     /// Messages published at once
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     pub burst: u32,
-    /// Messages a second instead, whether or not earlier ones have arrived; a latency then counts
+    /// Messages per second instead, whether or not earlier ones have arrived; latencies then count
     /// from when a message was due
     #[arg(long, conflicts_with = "burst", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
@@ -52,8 +52,8 @@ impl Fanout {
         format!("fan-out: {clients} clients, {bytes} B, {manner}")
     }
 
-    /// A latency is the time from when the writing of a burst began to a message's arrival at a
-    /// subscriber.
+    /// Runs the scenario. A latency is the time from the start of writing a burst to the arrival of a message at
+    /// a subscriber.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let [opening, measured, closing] = stages(self.messages);
         let arrivals = Arc::<Arrivals>::default();

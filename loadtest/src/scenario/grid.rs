@@ -1,4 +1,4 @@
-//! Messages that cross nodes of a grid, beside messages that do not.
+//! Messages between nodes of a grid, compared with messages within a node.
 
 use std::time::Duration;
 
@@ -17,42 +17,42 @@ use crate::run::Run;
 use crate::target::Target;
 use crate::tasks::until;
 
-/// Between two questions whether all nodes are there.
+/// Interval between two checks whether all nodes are connected.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a back end does with its messages.
+/// How a back end addresses its messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
-    /// It publishes them to a channel of all clients
+    /// Publishes to a channel of all clients
     Publish,
-    /// It sends them to the clients in turn
+    /// Sends to each client in turn
     Send,
 }
 
-/// A back end at the first node reaches clients of that node, and then as many of the other nodes:
-/// so many messages a second, whether or not earlier ones have arrived.
+/// A back end at the first node reaches clients of that node, and then the same number of clients of the other
+/// nodes, at a constant rate, whether or not earlier messages have arrived.
 #[derive(Args, Clone)]
 pub struct Grid {
-    /// What it does, each against a fresh grid [default: all]
+    /// Ways to address clients, each against a fresh grid [default: all]
     #[arg(long, value_enum, value_name = "KIND,…", value_delimiter = ',')]
     pub kinds: Vec<Kind>,
     /// Nodes, all started here, each with one shard
     #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(2..=16))]
     pub nodes: u32,
-    /// Clients of the first node; and those of all others together, spread evenly
+    /// Clients of the first node, and of all other nodes together, spread evenly
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Length of a message
+    /// Length of a message in bytes
     #[arg(long, default_value_t = 128,
           value_parser = value_parser!(u32).range(BYTES_MIN as i64..=1_000_000))]
     pub bytes: u32,
-    /// Messages to publish, or to send in all, rounded up to as many to each client
+    /// Messages to publish, or to send in total, rounded up to the same number for each client
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     pub messages: u32,
-    /// Messages a second
+    /// Messages per second
     #[arg(long, default_value_t = 200, value_parser = super::rate::parser())]
     pub rate: u32,
-    /// Requests at once instead, the next when all those are answered: for the CPU of a busy node
+    /// Requests at once instead, the next ones when all are answered: for the CPU of a busy node
     #[arg(long, conflicts_with = "rate", value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     pub pipeline: Option<u32>,
 }
@@ -64,7 +64,7 @@ struct Nodes {
 }
 
 impl Grid {
-    /// A scenario for each kind.
+    /// One scenario for each way to address clients.
     pub fn each(self) -> Vec<Self> {
         let all = || Kind::value_variants().to_vec();
         let kinds = if self.kinds.is_empty() { all() } else { self.kinds.clone() };
@@ -85,8 +85,8 @@ impl Grid {
         format!("grid of {nodes}: {what}, {clients} clients, {bytes} B, {manner}")
     }
 
-    /// A latency is the time from when a message was due (or was written) to its arrival at a client of another
-    /// node. The figures tell by how much that is more than for clients of the back end's own node.
+    /// Runs the scenario. A latency is the time from when a message was due (or was written) to its arrival at a
+    /// client of another node. The figures are the difference to clients of the back end's own node.
     pub async fn run(self, nodes: &[Target], deadline: Instant) -> Result<Run> {
         let meeting = until(deadline, wait_for_all(nodes)).await?;
         meeting.context("the nodes did not find each other in time")?;
@@ -111,7 +111,7 @@ impl Grid {
         Ok(run)
     }
 
-    /// Reaches the clients of `to` from the first of `nodes`.
+    /// Sends messages from the first of `nodes` to clients of `to`.
     async fn leg(
         &self,
         nodes: &[Target],
@@ -152,7 +152,7 @@ impl Grid {
     }
 }
 
-/// Waits until each node knows of all.
+/// Waits until each node knows all nodes.
 async fn wait_for_all(nodes: &[Target]) -> Result<()> {
     for node in nodes {
         let mut connection = HttpConnection::open(node.api).await?;

@@ -1,4 +1,4 @@
-//! What others feel, and what memory does, beside peers that take more than their share.
+//! Delays of well-behaved peers, and memory of the server, under attacks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,25 +18,25 @@ use crate::server::Setup;
 use crate::target::Target;
 use crate::tasks::until;
 
-/// Between two looks at the server's memory.
+/// Sampling interval of the server's memory.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Before and after the attack: what the probe feels, and what memory is, without it.
+/// Time before and after the attack, to measure without it.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// A probe (every 5 ms a mesh.send, a mesh.publish and an echo) beside attacks, one after the other.
+/// A probe (every 5 ms a mesh.send, a mesh.publish and an echo) during attacks, one after the other.
 #[derive(Args, Clone)]
 pub struct Hostile {
     /// Attacks, each against a fresh server [default: all]
     #[arg(long = "attack", value_enum, value_name = "NAME,…", value_delimiter = ',')]
     pub attacks: Vec<Attack>,
-    /// Milliseconds of each attack that has no end of its own
+    /// Milliseconds of each attack that does not end by itself
     #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u64).range(100..=60_000))]
     pub time: u64,
 }
 
 impl Hostile {
-    /// A scenario for each attack.
+    /// One scenario for each attack.
     pub fn each(self) -> Vec<Self> {
         let all = || Attack::value_variants().to_vec();
         let attacks = if self.attacks.is_empty() { all() } else { self.attacks };
@@ -51,13 +51,13 @@ impl Hostile {
         format!("beside: {}", self.attack().title())
     }
 
-    /// The servers that the attack asks for.
+    /// The servers that the attack needs.
     pub fn setup(&self) -> Setup {
         self.attack().setup()
     }
 
-    /// A latency is the time from the instant at which a probe's message was to be sent to its
-    /// arrival. Memory is that of the first node's process, and its peak what looks every 5 ms saw.
+    /// Runs the scenario. A latency is the time from when a message of the probe was due to its arrival. Memory is
+    /// that of the first node's process, sampled every 5 ms.
     pub async fn run(self, nodes: Vec<Target>, deadline: Instant) -> Result<Run> {
         let target = *nodes.first().context("no server")?;
         let authorization = self.setup().authorization;
@@ -88,7 +88,7 @@ impl Hostile {
     }
 }
 
-/// Looks at the memory of a process again and again.
+/// Samples the memory of a process.
 struct MemoryWatch {
     pid: Pid,
     before: u64,
@@ -101,11 +101,11 @@ impl MemoryWatch {
         let before = memory_bytes(pid)?;
         let stop = Arc::<AtomicBool>::default();
         let is_over = Arc::clone(&stop);
-        // A thread of its own: it must not wait behind the tasks of the attack.
+        // A separate thread, which does not wait behind the tasks of the attack.
         let peak = spawn_blocking(move || {
             let mut peak = before;
             while !is_over.load(Ordering::Relaxed) {
-                // A process that has ended holds nothing.
+                // A process that has ended has no memory.
                 peak = peak.max(memory_bytes(pid).unwrap_or(0));
                 std::thread::sleep(LOOK);
             }
@@ -114,7 +114,7 @@ impl MemoryWatch {
         Ok(Self { pid, before, stop, peak })
     }
 
-    /// The memory at first, at most and at last.
+    /// The memory at the start, its peak, and the memory at the end.
     async fn stop(self) -> Result<(u64, u64, u64)> {
         self.stop.store(true, Ordering::Relaxed);
         Ok((self.before, self.peak.await??, memory_bytes(self.pid).unwrap_or(0)))

@@ -18,20 +18,20 @@ use crate::target::Target;
 use crate::tasks::{in_parallel, until};
 use crate::web_socket::WebSocket;
 
-/// Clients send, one back end consumes; a client goes on when what it sent has been consumed.
+/// Clients send and one back end consumes. A client continues when its messages have been consumed.
 #[derive(Args, Clone)]
 pub struct Ingest {
     /// Clients that send
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Length of a message
+    /// Length of a message in bytes
     #[arg(long, default_value_t = 128,
           value_parser = value_parser!(u32).range(BYTES_MIN as i64..=65_536))]
     pub bytes: u32,
-    /// Messages in all, rounded up to as many from each client
+    /// Messages in total, rounded up to the same number from each client
     #[arg(long, default_value_t = 200_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
     pub messages: u32,
-    /// Messages of each client that are under way at the same time
+    /// Messages of each client in flight at the same time
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..=65_536))]
     pub window: u32,
 }
@@ -40,9 +40,9 @@ struct Sender {
     target: Target,
     socket: WebSocket,
     source: u32,
-    /// Of the message that was written last.
+    /// The last message written.
     text: Vec<u8>,
-    /// Messages that it may send now.
+    /// Messages that the client may send now.
     window: Arc<Semaphore>,
 }
 
@@ -52,7 +52,8 @@ impl Ingest {
         format!("ingest: {clients} clients × {window}, {bytes} B")
     }
 
-    /// A latency is the time from a client's sending to the event's arrival at the consumer.
+    /// Runs the scenario. A latency is the time from sending a message to the arrival of its event at the
+    /// consumer.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let per_client = self.messages.div_ceil(self.clients);
         let bytes = self.bytes as usize;
@@ -67,7 +68,7 @@ impl Ingest {
         let meter = Meter::start(target.pid)?;
         let senders = send(senders, measured, bytes, &arrivals, deadline).await?;
         let cost = meter.stop()?;
-        // Kept open until all is consumed.
+        // Kept open until all messages are consumed.
         let _senders = send(senders, closing, bytes, &arrivals, deadline).await?;
         Ok(Run::new(cost, &arrivals.latencies, consumer.await??.damage()))
     }
@@ -86,7 +87,7 @@ impl Ingest {
     }
 }
 
-/// Takes events until all have come, and lets each one's sender send another message.
+/// Receives all events, and lets the sender of each send another message.
 async fn consume(
     mut consumer: Consumer,
     mut inbox: Inbox,
@@ -130,7 +131,8 @@ async fn send(
 }
 
 impl Sender {
-    /// A connection that ends, ends this too: what was not sent is then missing at the consumer.
+    /// Sends the messages `numbers`, as allowed. Stops if the connection ends: unsent messages are then missing at
+    /// the consumer.
     async fn send(&mut self, numbers: Range<u32>, bytes: usize) -> Result<()> {
         for sequence in numbers {
             self.window.acquire().await?.forget();

@@ -1,4 +1,4 @@
-//! Everything at once, while clients come and go.
+//! All kinds of work at once, while clients connect and disconnect.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,38 +25,38 @@ use crate::web_socket::WebSocket;
 
 const CHANNEL: &str = "load";
 
-/// Length of every message in bytes.
+/// The length of every message in bytes.
 const BYTES: usize = 128;
 
 /// Clients that send to the consumer.
 const SENDERS: u32 = 100;
 
-/// Time that a client stays that comes and goes.
+/// How long a visiting client stays.
 const STAY: Duration = Duration::from_secs(1);
 
-/// One back end publishes to clients that stay, others come to the same channel and leave after a
-/// second, and yet others send to a back end that consumes: each at its rate, whether or not earlier
-/// work is done.
+/// One back end publishes to clients that stay, other clients join the same channel and leave after a second,
+/// and further clients send to a back end that consumes: each at its own rate, whether or not earlier work is
+/// done.
 #[derive(Args, Clone)]
 pub struct Mix {
     /// Clients that stay
     #[arg(long, default_value_t = 500, value_parser = value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
-    /// Seconds
+    /// Duration in seconds
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=3600))]
     pub time: u32,
-    /// Messages published a second
+    /// Messages published per second
     #[arg(long, default_value_t = 20, value_parser = super::rate::parser())]
     pub publish: u32,
-    /// Messages sent by clients a second, of all together
+    /// Messages of all clients per second
     #[arg(long, default_value_t = 2_000, value_parser = super::rate::parser())]
     pub ingest: u32,
-    /// Clients that come a second, and that leave
+    /// Clients that join, and that leave, per second
     #[arg(long, default_value_t = 100, value_parser = super::rate::parser())]
     pub churn: u32,
 }
 
-/// What became of the clients that came and went.
+/// The outcome of the clients that joined and left.
 #[derive(Default)]
 struct Churn {
     handshakes: Latencies,
@@ -69,9 +69,9 @@ impl Mix {
         format!("mix: {clients} × {publish}/s, {ingest}/s in, {churn}/s come and go")
     }
 
-    /// A latency is the time from when a published message was due to its arrival at a client that
-    /// stays. One that came and went is to have got what was published between its first message and
-    /// its last, once and in order.
+    /// Runs the scenario. A latency is the time from when a publish was due to its arrival at a client that stays. A
+    /// client that has left must have received every message between its first and its last, once and in
+    /// order.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let sockets = target.connect_many(Some(CHANNEL), self.clients).await?;
         let delivery = Delivery {
@@ -82,7 +82,7 @@ impl Mix {
             clients: sockets.into_iter().map(|socket| (socket, 0..1)).collect(),
             each: self.publish * self.time,
             bytes: BYTES as u32,
-            // Those that come and go make it more.
+            // Clients that join and leave add to the number of subscribers.
             counts_receivers: false,
         };
         let churn = Arc::<Churn>::default();
@@ -109,7 +109,7 @@ impl Mix {
         Ok(run)
     }
 
-    /// Clients send to a consumer.
+    /// Has clients send to a consumer.
     async fn ingest(&self, target: Target, deadline: Instant) -> Result<(Arc<Arrivals>, Damage)> {
         let each = (self.ingest * self.time).div_ceil(SENDERS);
         let arrivals = Arc::<Arrivals>::default();
@@ -157,7 +157,7 @@ async fn send(
     Ok(())
 }
 
-/// Clients come, each when it is due, stay a while, and leave.
+/// Has clients join, each when it is due, stay for a while, and leave.
 async fn come_and_go(mix: Mix, target: Target, churn: Arc<Churn>) -> Result<()> {
     let count = mix.churn * mix.time;
     let mut pace = Pace::start(mix.churn, 1, count).remove(0);
@@ -190,7 +190,7 @@ async fn visit(target: Target, due: std::time::Instant, churn: Arc<Churn>) -> Re
         return ended;
     }
     if let Some(ledger) = ledger {
-        // What came after its last message it did not stay for.
+        // The client had left when later messages were published.
         *churn.damage.lock().unwrap_or_else(PoisonError::into_inner) += ledger.damage(0);
     }
     Ok(())

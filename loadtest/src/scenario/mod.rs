@@ -1,4 +1,4 @@
-//! The kinds of work that a server is measured at.
+//! The kinds of work for which a server is measured.
 
 mod channels;
 mod connect;
@@ -24,14 +24,14 @@ use crate::run::Run;
 use crate::server::Setup;
 use crate::target::Target;
 
-/// One kind of work with its figures.
+/// One kind of work with its options.
 #[derive(Clone, Subcommand)]
 pub enum Scenario {
     /// Opens clients: handshakes per second, CPU and user memory of each connection
     Connect(connect::Connect),
     /// Round trips on the echo route, one at a time on each client
     Echo(echo::Echo),
-    /// Publishes to many subscribers, each of which is to get all once and in order
+    /// Publishes to many subscribers, each of which must receive all once and in order
     Fanout(fanout::Fanout),
     /// Pipelined mesh.publish of several back ends
     Publish(publish::Publish),
@@ -43,19 +43,18 @@ pub enum Scenario {
     Channels(channels::Channels),
     /// Messages of clients to a back end that consumes their topic
     Ingest(ingest::Ingest),
-    /// Publishes, messages of clients, and clients that come and go, all at once
+    /// Publishes, messages of clients, and clients that join and leave, all at once
     Mix(mix::Mix),
-    /// What it adds that a message crosses nodes: publish and send within one and to others
+    /// The additional cost of other nodes: publish and send within a node and to others
     Grid(grid::Grid),
-    /// What sends to others feel of a fan-out without pause
+    /// Delays of other messages during a continuous fan-out
     Unrelated(unrelated::Unrelated),
-    /// What others feel, and what memory does, beside peers that take more than their share, and
-    /// under attacks
+    /// Delays of other messages, and memory, beside greedy peers and under attacks
     Hostile(hostile::Hostile),
 }
 
 impl Scenario {
-    /// The scenarios that it stands for: one, or one for each peer.
+    /// The scenarios to run: this one, or one for each of its attacks, kinds or rates.
     pub fn each(self) -> Vec<Self> {
         match self {
             Self::Hostile(hostile) => hostile.each().into_iter().map(Self::Hostile).collect(),
@@ -65,7 +64,7 @@ impl Scenario {
         }
     }
 
-    /// What it does, with its figures.
+    /// The title, with the options.
     pub fn title(&self) -> String {
         match self {
             Self::Connect(connect) => connect.title(),
@@ -83,7 +82,7 @@ impl Scenario {
         }
     }
 
-    /// What it does without the rate, where it has one: what runs at several rates have in common.
+    /// The title without the rate, if there is one. Runs at several rates have it in common.
     pub fn sweep(&self) -> Option<String> {
         match self {
             Self::Publish(publish) => publish.sweep(),
@@ -91,7 +90,7 @@ impl Scenario {
         }
     }
 
-    /// What rates, CPU and memory are quoted per.
+    /// The unit of work, for rates, CPU and memory.
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connection",
@@ -106,12 +105,12 @@ impl Scenario {
         }
     }
 
-    /// Whether a server that speaks `dialect` can do it.
+    /// Whether a server that speaks `dialect` can run the scenario.
     pub fn suits(&self, dialect: Dialect) -> bool {
         match self {
             Self::Connect(_) | Self::Fanout(_) => true,
             Self::Publish(publish) => dialect != Dialect::Nats || !publish.http,
-            // Of a WebSocket that publishes to one channel it takes one for each.
+            // A WebSocket of this dialect publishes to one channel only.
             Self::Ingest(_) => dialect != Dialect::Channels,
             Self::Channels(channels) => match dialect {
                 Dialect::Gridcast => true,
@@ -122,7 +121,7 @@ impl Scenario {
         }
     }
 
-    /// The servers that it needs.
+    /// The servers that the scenario needs.
     pub fn setup(&self) -> Setup {
         match self {
             Self::Grid(grid) => Setup { nodes: grid.nodes, ..Setup::default() },
@@ -131,11 +130,10 @@ impl Scenario {
         }
     }
 
-    /// Runs it once against the servers of [`Scenario::setup`], until `deadline` at the longest.
+    /// Runs the scenario once against the servers of [`Scenario::setup`], until `deadline` at the latest.
     ///
     /// # Errors
-    /// It could not be measured: the server cannot be reached, refuses, has ended, or sends what
-    /// nobody asked for.
+    /// The server cannot be reached, refuses, has ended, or sends unexpected data.
     pub async fn run(self, nodes: Vec<Target>, deadline: Instant) -> Result<Run> {
         let target = *nodes.first().context("no server")?;
         match self {
@@ -155,7 +153,7 @@ impl Scenario {
     }
 }
 
-/// The scenarios whose figures are quoted; with `quick`, the same kinds with little work each.
+/// The scenarios of the performance page; with `quick`, the same kinds with little work each.
 pub fn all(quick: bool) -> Vec<Scenario> {
     let least = |many: u32, few: u32| if quick { few } else { many };
     let connect = |clients, hold, rate| Scenario::Connect(connect::Connect { clients, hold, rate });
@@ -172,8 +170,8 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             rate: None,
         })
     };
-    // A quick look leaves out those that take seconds to show anything; attacks that need servers of
-    // their own are run by `loadtest hostile` alone.
+    // A quick run leaves out attacks that take seconds to have an effect. Attacks that need special servers are
+    // run by `loadtest hostile` only.
     let attacks = if quick {
         vec![Attack::Nobody, Attack::Pipeline, Attack::Connects, Attack::OnePings]
     } else {

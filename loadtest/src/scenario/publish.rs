@@ -16,13 +16,13 @@ use crate::run::Run;
 use crate::subscribers::Subscribers;
 use crate::target::Target;
 
-/// The channel that is published to.
+/// The channel of the publishes.
 const CHANNEL: &str = "load";
 
-/// Length of a published message in bytes.
+/// The length of a published message in bytes.
 const BYTES: usize = 128;
 
-/// Each back end sends some requests at once, waits for all their answers, and sends the next.
+/// Each back end sends a batch of requests, waits for all answers, and sends the next batch.
 #[derive(Args, Clone)]
 pub struct Publish {
     /// Back ends, one connection each
@@ -31,17 +31,17 @@ pub struct Publish {
     /// Requests that a back end sends at once
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     pub pipeline: u32,
-    /// Requests in all, rounded up to as many from each back end
+    /// Requests in total, rounded up to the same number from each back end
     #[arg(long, default_value_t = 400_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
     pub requests: u32,
     /// Subscribers of the channel
     #[arg(long, default_value_t = 0, value_parser = value_parser!(u32).range(..=100_000))]
     pub subscribers: u32,
-    /// POST /v1/mesh/publish on connections kept alive instead of WebSocket
+    /// POST /v1/mesh/publish on persistent connections instead of WebSocket
     #[arg(long)]
     pub http: bool,
-    /// Requests a second instead, of all back ends together, whether or not earlier ones are
-    /// answered; a latency then counts from when a request was due
+    /// Requests per second instead, of all back ends together, whether or not earlier ones are
+    /// answered; latencies then count from when a request was due
     #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
@@ -57,14 +57,14 @@ impl Publish {
         if *subscribers == 0 { title } else { format!("{title}, {subscribers} clients") }
     }
 
-    /// Its title without the rate, if it has one.
+    /// The title without the rate, if there is one.
     pub fn sweep(&self) -> Option<String> {
         let rate = format!(", {}/s", self.rate?);
         Some(self.title().replace(&rate, ""))
     }
 
-    /// A latency is the time from the writing of a batch to each of its answers. A request that is
-    /// not answered with all subscribers reached counts as lost, like a message that did not come.
+    /// Runs the scenario. A latency is the time from writing a batch to each of its answers. A request whose answer
+    /// does not count all subscribers is lost, like a message that does not arrive.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let per_connection = self.requests.div_ceil(self.connections);
         let [opening, measured, closing] = stages(per_connection);

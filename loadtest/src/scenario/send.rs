@@ -12,11 +12,11 @@ use crate::publisher::{Destination, IN_FLIGHT_MAX};
 use crate::run::Run;
 use crate::target::Target;
 
-/// Several back ends send to their clients in turn, some messages at once, and the next when all
-/// those are answered.
+/// Several back ends send to their clients in turn, a batch at a time. The next batch follows when all messages
+/// are answered.
 #[derive(Args, Clone)]
 pub struct Send {
-    /// Clients, rounded up to as many for each back end
+    /// Clients, rounded up to the same number for each back end
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub clients: u32,
     /// Back ends, one connection each
@@ -25,15 +25,15 @@ pub struct Send {
     /// Requests that a back end sends at once
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u32).range(1..=IN_FLIGHT_MAX))]
     pub pipeline: u32,
-    /// Messages in all, rounded up to as many to each client
+    /// Messages in total, rounded up to the same number for each client
     #[arg(long, default_value_t = 200_000, value_parser = value_parser!(u32).range(1..=100_000_000))]
     pub messages: u32,
-    /// Length of a message
+    /// Length of a message in bytes
     #[arg(long, default_value_t = 128,
           value_parser = value_parser!(u32).range(BYTES_MIN as i64..=1_000_000))]
     pub bytes: u32,
-    /// Messages a second instead, of all back ends together, whether or not earlier ones are
-    /// answered; a latency then counts from when a message was due
+    /// Messages per second instead, of all back ends together, whether or not earlier ones are
+    /// answered; latencies then count from when a message was due
     #[arg(long, conflicts_with = "pipeline", value_parser = super::rate::parser())]
     pub rate: Option<u32>,
 }
@@ -46,7 +46,7 @@ impl Send {
         format!("send: {clients} clients, {bytes} B, {manner}")
     }
 
-    /// A latency is the time from the request's writing to the message's arrival at its client.
+    /// Runs the scenario. A latency is the time from writing the request to the arrival at the client.
     pub async fn run(self, target: Target, deadline: Instant) -> Result<Run> {
         let clients = self.clients.next_multiple_of(self.connections);
         let sockets = target.connect_many(None, clients).await?;

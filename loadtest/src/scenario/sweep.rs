@@ -10,20 +10,20 @@ const CONNECTIONS: u32 = 16;
 /// 16 back ends publish to a channel without subscribers, at one rate after another.
 #[derive(Args, Clone)]
 pub struct Sweep {
-    /// Requests a second, of all back ends together, each against a fresh server
+    /// Requests per second, of all back ends together, each against a fresh server
     #[arg(long, value_name = "RATE,…", value_delimiter = ',', value_parser = super::rate::parser(),
           default_values_t = [2_000, 10_000, 50_000, 150_000, 300_000])]
     pub rates: Vec<u32>,
     /// Seconds at each rate
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
     pub time: u32,
-    /// POST /v1/mesh/publish on connections kept alive instead of WebSocket
+    /// POST /v1/mesh/publish on persistent connections instead of WebSocket
     #[arg(long)]
     pub http: bool,
 }
 
 impl Sweep {
-    /// A scenario for each rate.
+    /// One scenario for each rate.
     pub fn each(self) -> Vec<Publish> {
         let at = |&rate: &u32| Publish {
             connections: CONNECTIONS,

@@ -1,4 +1,4 @@
-//! What others feel of a fan-out that does not pause.
+//! Delays of other messages during a continuous fan-out.
 
 use std::time::Duration;
 
@@ -13,17 +13,17 @@ use crate::probe::Probe;
 use crate::run::Run;
 use crate::target::Target;
 
-/// Before the probe begins, for the fan-out to come up to speed, and after it has ended.
+/// Time before the probe starts, in which the fan-out reaches full speed, and after the probe has ended.
 const LEAD: Duration = Duration::from_millis(500);
 
-/// A back end publishes without pause to many clients; beside it a probe does a mesh.send to another
+/// A back end publishes to many clients without pause. At the same time a probe sends a mesh.send to another
 /// client, a mesh.publish to a channel of one, and an echo every 5 ms.
 #[derive(Args, Clone)]
 pub struct Unrelated {
-    /// Clients that get what is published
+    /// Clients that receive the publishes
     #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     pub clients: u32,
-    /// Seconds
+    /// Duration in seconds
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u64).range(1..=600))]
     pub time: u64,
 }
@@ -33,9 +33,8 @@ impl Unrelated {
         format!("unrelated sends, fan-out to {} without pause", self.clients)
     }
 
-    /// A latency is the time from the instant at which a probe's message was to be sent (see
-    /// [`crate::probe`]) to its arrival, all while the fan-out goes on: neither the coming nor the
-    /// leaving of its clients is in it.
+    /// Runs the scenario. A latency is the time from when a message of the probe was due (see [`crate::probe`]) to
+    /// its arrival, while the fan-out is in progress. Its clients connect before and leave after that.
     pub async fn run(self, target: Target) -> Result<Run> {
         let time = Duration::from_secs(self.time);
         let fan_out = FanOut::open(target, self.clients).await?;
