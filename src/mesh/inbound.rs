@@ -1,12 +1,12 @@
 //! Messages of other nodes, which are checked and passed to this node's shards.
 
-use super::Mesh;
 use super::link::Lane;
 use super::outbound::channels_to_subscribe;
 use super::pending::Counter;
 use super::publish::Publish;
 use super::session::Arrival;
 use super::wire::{self, AddressedMessage, To};
+use super::{Mesh, ShardMessage};
 use crate::address::{NodeId, ShardAddress};
 use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
@@ -62,7 +62,7 @@ impl Mesh {
                     self.subscribing_here.note(until_ms, self.hasher.hash(channel), to);
                 }
                 let from = Party::Shard(ShardAddress { node, shard: from });
-                self.outbox.push_back((to, from, message));
+                self.outbox.push_back(ShardMessage { to, from, message });
                 Ok(())
             }
             (

@@ -78,11 +78,11 @@ pub enum LinkEvent {
 /// Why a peer and this node do not belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// One of them does not prove that it belongs to the other's grid.
+    /// One of the two does not prove that it belongs to the other's grid.
     Key,
-    /// They have no version of the mesh protocol in common.
+    /// The two have no version of the mesh protocol in common.
     Version,
-    /// The id of one of them is in use.
+    /// The id of one of the two is in use.
     Id,
 }
 

@@ -1,7 +1,7 @@
 //! Which nodes are in the grid: SWIM, by the library foca.
 //!
-//! Its packets travel as datagrams of links. It finds nodes to which there is no link yet, and has all
-//! nodes agree on which one is dead.
+//! Packets of the gossip travel as datagrams of links. The gossip finds nodes to which there is no link yet, and
+//! has all nodes agree on which one is dead.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;

@@ -97,6 +97,17 @@ pub struct MeshSettings {
     pub random_seed: u64,
 }
 
+/// A message for a shard of this node.
+#[derive(Debug)]
+pub struct ShardMessage {
+    /// The receiver.
+    pub to: ShardId,
+    /// The sender: a shard of another node, or the mesh.
+    pub from: Party,
+    /// The message.
+    pub message: Message,
+}
+
 /// One node's end of the mesh.
 pub struct Mesh {
     settings: MeshSettings,
@@ -146,7 +157,7 @@ pub struct Mesh {
 
     // Output
     effects: VecDeque<LinkEffect>,
-    outbox: VecDeque<(ShardId, Party, Message)>,
+    outbox: VecDeque<ShardMessage>,
 }
 
 impl Mesh {
@@ -249,7 +260,7 @@ impl Mesh {
             Command::Report => Answer::Mesh(Box::new(self.report())),
             _ => return debug_assert!(false, "a shard asks the mesh for nothing else"),
         };
-        self.outbox.push_back((from, Party::Mesh, Message::Answer(ticket, answer)));
+        self.tell_shard(from, Message::Answer(ticket, answer));
     }
 
     /// Does what is due, and sends what was gathered. To be called once per turn, after the turn's events
@@ -297,14 +308,20 @@ impl Mesh {
         self.effects.pop_front()
     }
 
-    /// The next message for a shard of this node, with its sender.
-    pub fn poll_message(&mut self) -> Option<(ShardId, Party, Message)> {
+    /// The next message for a shard of this node.
+    pub fn poll_message(&mut self) -> Option<ShardMessage> {
         self.outbox.pop_front()
     }
 
+    /// Sends a message of the mesh to a shard.
+    fn tell_shard(&mut self, to: ShardId, message: Message) {
+        self.outbox.push_back(ShardMessage { to, from: Party::Mesh, message });
+    }
+
+    /// Sends a message of the mesh to every shard.
     fn tell_shards(&mut self, message: impl Fn() -> Message) {
         for shard in 0..self.settings.shards {
-            self.outbox.push_back((ShardId(shard as u8), Party::Mesh, message()));
+            self.tell_shard(ShardId(shard as u8), message());
         }
     }
 }

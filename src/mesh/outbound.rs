@@ -1,8 +1,8 @@
 //! Messages of this node's shards to other nodes.
 
-use super::Mesh;
 use super::link::{Lane, LinkEffect};
 use super::wire::To;
+use super::{Mesh, ShardMessage};
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Answer, Command, Message, Party};
 use crate::protocol::api::{Code, Fault, Function};
@@ -46,7 +46,8 @@ impl Mesh {
             _ => Code::ExecutionFailed,
         };
         let answer = Answer::Done(Err(Fault::new(code, why)));
-        self.outbox.push_back((asker, Party::Shard(to), Message::Answer(*ticket, answer)));
+        let (from, message) = (Party::Shard(to), Message::Answer(*ticket, answer));
+        self.outbox.push_back(ShardMessage { to: asker, from, message });
     }
 
     /// Adds a message to the session with a node, if there is one.

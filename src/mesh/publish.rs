@@ -9,7 +9,7 @@ use super::pending::{Asker, Counted, Counter, NewPublish};
 use super::sessions::Peer;
 use super::wire::To;
 use crate::address::{NodeId, ShardId};
-use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
+use crate::message::{Answer, BackendId, Command, Message, Ticket};
 use crate::protocol::api::Tally;
 use crate::protocol::frame::Frame;
 
@@ -108,7 +108,7 @@ impl Mesh {
         for shard in shards.iter() {
             let command = Command::Publish(channel.clone(), frame.clone());
             let message = Message::Ask { ticket, from: backend, command };
-            self.outbox.push_back((shard, Party::Mesh, message));
+            self.tell_shard(shard, message);
         }
     }
 
@@ -141,7 +141,7 @@ impl Mesh {
         let answer = |ticket| Message::Answer(ticket, Answer::Published(tally));
         match asker {
             Asker::Shard(shard, ticket) => {
-                self.outbox.push_back((shard, Party::Mesh, answer(ticket)));
+                self.tell_shard(shard, answer(ticket));
             }
             // The other node takes this one for one that does not answer, and what it last knew is nearer
             // to the truth than a part of the sum.

@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::identity::NodeIdentity;
 use super::link::{LinkEffect, LinkEvent};
-use super::{Mesh, MeshSettings};
+use super::{Mesh, MeshSettings, ShardMessage};
 use crate::runtime::{AwakeClock, Port};
 use transport::Transport;
 
@@ -298,7 +298,7 @@ impl Turns {
         }
         let Self { mesh, port, transport, .. } = self;
         mesh.handle_turn(now_ms);
-        while let Some((to, from, message)) = mesh.poll_message() {
+        while let Some(ShardMessage { to, from, message }) = mesh.poll_message() {
             port.post_from(from, to, message);
         }
         self.is_stuck = port.flush();

@@ -11,17 +11,17 @@ use std::collections::BTreeSet;
 
 const SHARDS: usize = 2;
 
-/// Some nodes and the network between them.
+/// Nodes, and the network between them.
 struct Net {
     meshes: Vec<Mesh>,
     now_ms: u64,
-    // By link: the nodes at its ends.
+    // The nodes at the ends of each link.
     links: BTreeMap<LinkId, [usize; 2]>,
     cut: BTreeSet<[usize; 2]>,
-    // A node that nothing arrives at.
+    // A node that receives nothing.
     deaf: Option<usize>,
     heard: Vec<(usize, ShardId, Party, Message)>,
-    // Nodes that gave up, and why.
+    // Nodes that failed, and why.
     ended: Vec<(usize, String)>,
 }
 
@@ -33,7 +33,7 @@ fn mesh_address(index: usize) -> SocketAddr {
     ([127, 0, 0, 1], 7000 + index as u16).into()
 }
 
-/// Where a node listens, too, and does not say so.
+/// A second address of a node, which it does not advertise.
 fn other_address(index: usize) -> SocketAddr {
     ([127, 0, 0, 2], 7000 + index as u16).into()
 }
@@ -97,9 +97,11 @@ impl Net {
                 was_busy = true;
                 self.carry_out(index, effect);
             }
-            while let Some((shard, from, message)) = self.meshes[index].poll_message() {
+            while let Some(ShardMessage { to: shard, from, message }) =
+                self.meshes[index].poll_message()
+            {
                 if let Message::NodeUp { node, .. } = message {
-                    self.say(index, shard.0, Party::Mesh, Message::NodeSeen(node));
+                    self.send(index, shard.0, Party::Mesh, Message::NodeSeen(node));
                 }
                 self.heard.push((index, shard, from, message));
             }
@@ -141,7 +143,7 @@ impl Net {
         }
     }
 
-    /// The way between two nodes is cut; their links break, which each sees.
+    /// Cuts the network between two nodes. Both notice that their links are lost.
     fn cut(&mut self, one: usize, two: usize) {
         self.cut.insert([one.min(two), one.max(two)]);
         let ends = [[one, two], [two, one]];
@@ -156,23 +158,23 @@ impl Net {
         }
     }
 
-    fn say(&mut self, index: usize, shard: u8, to: Party, message: Message) {
+    fn send(&mut self, index: usize, shard: u8, to: Party, message: Message) {
         self.meshes[index].handle_message(self.now_ms, ShardId(shard), to, message);
     }
 
     fn want(&mut self, index: usize, shard: u8, number: u64, is_on: bool) {
-        self.say(index, shard, Party::Mesh, Message::Interest(number, "news".into(), is_on));
+        self.send(index, shard, Party::Mesh, Message::Interest(number, "news".into(), is_on));
     }
 
     fn publish(&mut self, index: usize, ticket: u64) {
         let at = ShardAddress { node: node(index), shard: ShardId(0) };
         let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
         let command = Command::Publish("news".into(), Frame::from_encoded(b"frame"));
-        self.say(index, 0, Party::Mesh, Message::Ask { ticket: Ticket(ticket), from, command });
+        self.send(index, 0, Party::Mesh, Message::Ask { ticket: Ticket(ticket), from, command });
         self.settle();
     }
 
-    /// The shards that were asked to publish since this was last called; they answer.
+    /// Lets the shards answer that were asked to publish since the last call, and returns them.
     fn published(&mut self, delivered: u64) -> Vec<(usize, ShardId)> {
         let heard = std::mem::take(&mut self.heard);
         let mut asked = Vec::new();
@@ -181,14 +183,14 @@ impl Net {
                 asked.push((index, shard));
                 let tally = Tally { delivered, failed: 0 };
                 let answer = Message::Answer(ticket, Answer::Published(tally));
-                self.say(index, shard.0, Party::Mesh, answer);
+                self.send(index, shard.0, Party::Mesh, answer);
             }
         }
         self.settle();
         asked
     }
 
-    /// What the mesh has told about this publish.
+    /// The tally of a publish, if the mesh has sent it.
     fn tally(&mut self, ticket: u64) -> Option<Tally> {
         self.heard.iter().find_map(|(_, _, _, message)| match message {
             Message::Answer(of, Answer::Published(tally)) if of.0 == ticket => Some(*tally),
@@ -243,7 +245,7 @@ fn a_publish_reaches_the_shards_that_want_it_and_no_others() {
 }
 
 #[test]
-fn a_node_that_is_silent_counts_as_it_did_and_then_not_at_all() {
+fn a_silent_node_counts_as_last_known_until_its_session_ends() {
     let mut net = Net::new(3);
     net.want(1, 0, 1, true);
     net.settle();
@@ -268,14 +270,14 @@ fn a_node_that_is_silent_counts_as_it_did_and_then_not_at_all() {
 }
 
 #[test]
-fn calls_wait_for_a_node_until_it_counts_as_silent_and_then_no_more() {
+fn calls_wait_for_a_node_only_until_it_is_silent() {
     let mut net = Net::new(2);
     net.want(1, 0, 1, true);
     net.settle();
     net.heard.clear();
     net.publish(0, 1);
     net.published(5);
-    // What is said between them gets lost from here on, though the link seems to stand.
+    // From here on all packets between them are lost, though the link seems to exist.
     net.cut.insert([0, 1]);
     net.publish(0, 2);
     net.pass(600);
@@ -289,14 +291,14 @@ fn calls_wait_for_a_node_until_it_counts_as_silent_and_then_no_more() {
     let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
     let command =
         Command::Send(ClientId::from_value(1463786910324359168), Frame::from_encoded(b"frame"));
-    net.say(0, 1, to, Message::Ask { ticket: Ticket(4), from, command });
+    net.send(0, 1, to, Message::Ask { ticket: Ticket(4), from, command });
     net.settle();
     let is_refused = |m: &Message| matches!(m, Message::Answer(Ticket(4), Answer::Done(Err(_))));
     assert_eq!(net.count_of(0, is_refused), 1);
 }
 
 #[test]
-fn a_node_that_is_heard_and_does_not_hear_is_lost_as_one_that_is_dead() {
+fn a_node_that_sends_and_does_not_receive_is_lost_like_a_dead_one() {
     let mut net = Net::new(2);
     net.deaf = Some(1);
     net.heard.clear();
@@ -308,13 +310,13 @@ fn a_node_that_is_heard_and_does_not_hear_is_lost_as_one_that_is_dead() {
 }
 
 #[test]
-fn a_node_that_leaves_is_gone_at_once() {
+fn the_session_with_a_leaving_node_ends_at_once() {
     let mut net = Net::new(3);
     net.heard.clear();
     net.meshes[2].handle_leave(net.now_ms);
     while let Some(effect) = net.meshes[2].poll_effect() {
         net.carry_out(2, effect);
-        // Its last words are taken in before its links end.
+        // Its last packets are handled before its links close.
         (0..2).for_each(|index| net.meshes[index].handle_turn(net.now_ms));
     }
     net.cut.extend([[0, 2], [1, 2]]);
@@ -324,13 +326,13 @@ fn a_node_that_leaves_is_gone_at_once() {
     }
 }
 
-/// Longer than a session lives without a link, and than a lost node takes to be dialled.
+/// Longer than a session lives without a link, and than it takes to dial a lost node again.
 const LOST_AND_FOUND_MS: u64 = 5000;
 
 #[test]
-fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_no_longer() {
+fn a_subscribe_waits_for_a_silent_node_no_longer_than_the_lease() {
     let mut net = Net::new(2);
-    // The words of node 1 get lost from here on, though its link seems to stand.
+    // From here on all packets of node 1 are lost, though its link seems to exist.
     net.cut.insert([0, 1]);
     net.want(1, 0, 1, true);
     net.pass(500);
@@ -342,25 +344,25 @@ fn a_subscribe_waits_for_a_silent_node_as_long_as_that_may_publish_unasked_and_n
     assert_eq!(
         net.meshes[0].interested_nodes(net.now_ms, channel),
         [node(1)],
-        "it may want anything"
+        "its interest is not trusted"
     );
 }
 
 #[test]
-fn a_node_that_did_not_run_trusts_nobodys_interest_and_gives_nobody_up() {
+fn a_node_that_resumes_trusts_no_interest_and_gives_up_no_peer() {
     let mut net = Net::new(2);
     net.want(1, 0, 1, true);
     net.settle();
     net.heard.clear();
     net.publish(0, 1);
-    // Its clock leaves the gap out; the others' does not.
+    // The clock of node 0 leaves the gap out; the others' do not.
     net.meshes[0].handle_gap(net.now_ms);
     net.settle();
     let channel = net.meshes[0].hasher.hash("other");
     assert_eq!(
         net.meshes[0].interested_nodes(net.now_ms, channel),
         [node(1)],
-        "it may want anything"
+        "its interest is not trusted"
     );
     assert_eq!(net.tally(1), None, "the call in flight is not failed");
     assert_eq!(net.published(5), [(1, ShardId(0))]);
@@ -371,7 +373,7 @@ fn a_node_that_did_not_run_trusts_nobodys_interest_and_gives_nobody_up() {
 }
 
 #[test]
-fn an_answer_to_a_question_from_before_a_gap_does_not_renew_trust() {
+fn the_answer_to_a_ping_from_before_a_gap_does_not_renew_trust() {
     let mut net = Net::new(2);
     let asked_ms = net.now_ms;
     net.meshes[0].handle_gap(net.now_ms);
@@ -385,17 +387,17 @@ fn an_answer_to_a_question_from_before_a_gap_does_not_renew_trust() {
 }
 
 #[test]
-fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
+fn messages_in_flight_on_a_lost_link_arrive_once_on_the_next() {
     let mut net = Net::new(2);
     net.heard.clear();
     let from = ShardAddress { node: node(0), shard: ShardId(1) };
     let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
     let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
-    net.say(0, 1, to, message(1));
+    net.send(0, 1, to, message(1));
     net.settle();
     net.cut(0, 1);
-    net.say(0, 1, to, message(2));
-    net.say(0, 1, to, message(3));
+    net.send(0, 1, to, message(2));
+    net.send(0, 1, to, message(3));
     net.settle();
     net.cut.clear();
     net.pass(2000);
@@ -415,7 +417,7 @@ fn what_was_on_its_way_when_a_link_broke_comes_once_on_the_next() {
 }
 
 #[test]
-fn a_node_that_speaks_other_versions_alone_is_refused_and_told_why() {
+fn a_node_without_a_common_version_is_refused_and_told_why() {
     let mut net = Net::new(2);
     let hello = net.meshes[0].peers[&node(1)].hello.clone();
     let wire::Versions { first, last } = wire::VERSIONS;
@@ -439,7 +441,7 @@ fn a_node_that_speaks_other_versions_alone_is_refused_and_told_why() {
 }
 
 #[test]
-fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
+fn a_session_that_ended_during_the_handshake_is_not_continued() {
     let mut net = Net::new(2);
     let hello = net.meshes[0].peers[&node(1)].hello.clone();
     let held = net.meshes[0].peers[&node(1)].session_id;
@@ -453,11 +455,11 @@ fn a_session_that_ended_after_it_was_offered_to_go_on_is_not_gone_on_with() {
 }
 
 #[test]
-fn words_that_were_overtaken_by_others_begin_no_session_even_when_those_have_ended() {
+fn an_overtaken_hello_begins_no_session_even_after_the_later_one_has_ended() {
     let mut net = Net::new(2);
     let Peer { hello, session_id, .. } = &net.meshes[1].peers[&node(0)];
     let (hello, session_id) = (hello.clone(), session_id.0);
-    // Whoever says so holds no session.
+    // The sender of such a hello holds no session.
     let said = |offered| {
         let offered = SessionId(offered);
         wire::Hello { held: None, offered, ..hello.clone() }
@@ -471,29 +473,29 @@ fn words_that_were_overtaken_by_others_begin_no_session_even_when_those_have_end
     let mesh = &mut net.meshes[1];
     assert_eq!(hear(mesh, 1000, hello.offered.0 - 1), (false, Some(session_id)));
     let next = hello.offered.0 + 2;
-    assert_eq!(hear(mesh, 1001, next), (true, Some(next)), "it has lost the session since");
+    assert_eq!(hear(mesh, 1001, next), (true, Some(next)), "node 0 has lost the session since");
     mesh.end_session(node(0), "it is no more");
     assert_eq!(hear(mesh, 1002, next - 1), (false, None));
 }
 
 #[test]
-fn what_a_shard_said_before_it_heard_of_a_new_session_is_not_said_in_it() {
+fn a_message_that_a_shard_sent_before_it_knew_of_a_new_session_is_not_sent_in_it() {
     let mut net = Net::new(2);
     let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
     let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
     net.heard.clear();
-    // It hears of it a second time, and has not said so.
+    // The shard was told of a second session, and has not confirmed it.
     net.meshes[0].unseen_node_ups.insert((node(1), ShardId(1)), 1);
-    net.say(0, 1, to, message(1));
-    net.say(0, 1, Party::Mesh, Message::NodeSeen(node(1)));
-    net.say(0, 1, to, message(2));
+    net.send(0, 1, to, message(1));
+    net.send(0, 1, Party::Mesh, Message::NodeSeen(node(1)));
+    net.send(0, 1, to, message(2));
     net.settle();
     let is = |number| move |m: &Message| matches!(m, Message::Answer(Ticket(n), _) if *n == number);
     assert_eq!((net.count_of(1, is(1)), net.count_of(1, is(2))), (0, 1));
 }
 
 #[test]
-fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
+fn a_restarted_node_is_accepted_and_an_id_in_use_is_refused() {
     let mut net = Net::new(2);
     net.heard.clear();
     let links: Vec<LinkId> = net.links.keys().copied().collect();
@@ -515,7 +517,7 @@ fn a_node_that_begins_anew_is_told_apart_and_an_id_in_use_is_refused() {
 }
 
 #[test]
-fn a_node_that_is_dialled_at_another_of_its_addresses_stays_in_session() {
+fn dialling_a_second_address_of_a_node_keeps_the_session() {
     let mut net = Net::new(2);
     net.dial(0, &other_address(1).to_string());
     net.pass(1000);
@@ -531,7 +533,7 @@ fn a_node_that_is_dialled_at_another_of_its_addresses_stays_in_session() {
 }
 
 #[test]
-fn of_two_nodes_with_one_id_the_later_one_ends_whoever_dials() {
+fn of_two_nodes_with_one_id_the_later_one_fails_whichever_dials() {
     let mut net = Net::new(2);
     let settings = mesh(2, 2, net.now_ms).settings;
     net.meshes.push(Mesh::new(MeshSettings { node: node(0), ..settings }, net.now_ms));

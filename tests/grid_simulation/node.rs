@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use gridcast::address::{ShardAddress, ShardId};
-use gridcast::mesh::Mesh;
+use gridcast::mesh::{Mesh, ShardMessage};
 use gridcast::message::{ConnectionKey, Message, Party};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Now, Priority, Shard};
@@ -237,9 +237,9 @@ impl Node {
             );
         }
         self.take_effects(shared, network);
-        while let Some((shard, from, message)) = self.mesh.poll_message() {
-            self.note_reach(shared, shard, &message);
-            let way = (self.shards.len(), shard.index());
+        while let Some(ShardMessage { to, from, message }) = self.mesh.poll_message() {
+            self.note_reach(shared, to, &message);
+            let way = (self.shards.len(), to.index());
             self.bus.send(&mut shared.random, shared.now_ms, way, from, message);
         }
     }

@@ -69,13 +69,13 @@ impl Hostile {
         let fate = until(deadline, self.attack().run(&Scene { nodes, time, felt })).await?;
         let cost = meter.stop()?;
         sleep(QUIET).await;
-        let (memory_before, memory_peak, memory_after) = memory.stop().await?;
+        let MemoryUse { before, peak, after } = memory.stop().await?;
         let felt = spawn_blocking(move || probe.stop()).await??;
         let alone = felt.control.percentiles_us();
         let beside = Beside {
-            memory_before,
-            memory_peak,
-            memory_after,
+            memory_before: before,
+            memory_peak: peak,
+            memory_after: after,
             server_cpu_share: cost.cpu().as_secs_f64() / cost.elapsed.as_secs_f64(),
             probe_own_delay_us: felt.own_delay.as_secs_f64() * 1e6,
             control_p99_us: alone.p99,
@@ -86,6 +86,13 @@ impl Hostile {
         };
         Ok(Run::new(cost, &felt.delays, felt.damage).with_beside(beside))
     }
+}
+
+/// Memory of a process in bytes.
+struct MemoryUse {
+    before: u64,
+    peak: u64,
+    after: u64,
 }
 
 /// Samples the memory of a process.
@@ -114,9 +121,10 @@ impl MemoryWatch {
         Ok(Self { pid, before, stop, peak })
     }
 
-    /// The memory at the start, its peak, and the memory at the end.
-    async fn stop(self) -> Result<(u64, u64, u64)> {
+    /// Stops sampling.
+    async fn stop(self) -> Result<MemoryUse> {
         self.stop.store(true, Ordering::Relaxed);
-        Ok((self.before, self.peak.await??, memory_bytes(self.pid).unwrap_or(0)))
+        let (peak, after) = (self.peak.await??, memory_bytes(self.pid).unwrap_or(0));
+        Ok(MemoryUse { before: self.before, peak, after })
     }
 }

@@ -1,4 +1,4 @@
-//! What a topic promises, one consumer, client and message at a time.
+//! The promises of a topic, with few consumers, clients and messages.
 
 use super::*;
 use crate::address::ShardAddress;
@@ -27,7 +27,7 @@ fn number(frame: &Frame) -> u64 {
     u64::from_be_bytes(frame.bytes().try_into().unwrap())
 }
 
-/// Goes on until nothing is left to do: gives the effects.
+/// Runs turns until nothing is left to do, and returns the effects.
 fn effects(topic: &mut Topic) -> Vec<Effect> {
     while topic.poll_unfinished() {
         topic.handle_turn(0);
@@ -60,7 +60,7 @@ fn event(client: u64, message: u64) -> Event {
 }
 
 #[test]
-fn a_question_that_crossed_what_was_lent_lends_no_more() {
+fn a_request_that_crossed_a_grant_is_granted_no_more() {
     let bounds = Bounds { messages: 8, bytes: 1 << 20 };
     let mut topic = Topic::new(NODE, bounds, WhenFull::Hold, 2);
     topic.want_credit(FEEDER, 8);
@@ -90,13 +90,13 @@ fn joined(topic: &mut Topic, index: u32, terms: Terms) {
 }
 
 #[test]
-fn it_tells_how_long_messages_were_in_it() {
+fn waits_count_from_the_arrival_of_messages() {
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     (0..3).for_each(|message| push(&mut topic, message, message));
     topic.written(70, consumer(1), 2);
     assert_eq!((topic.waits().count(), topic.waits().sum_us()), (2, 140));
-    // What goes to another has waited since it came.
+    // A requeued message has waited since its arrival.
     topic.gone(consumer(1));
     joined(&mut topic, 2, ACKNOWLEDGED);
     delivered(&mut topic);
@@ -105,7 +105,7 @@ fn it_tells_how_long_messages_were_in_it() {
 }
 
 #[test]
-fn no_more_than_the_window_is_without_an_acknowledgement() {
+fn no_more_messages_than_the_window_are_unacknowledged() {
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, ACKNOWLEDGED);
     (0..5).for_each(|message| push(&mut topic, message, message));
@@ -121,7 +121,7 @@ fn no_more_than_the_window_is_without_an_acknowledgement() {
 }
 
 #[test]
-fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
+fn unsettled_messages_go_to_another_consumer_and_are_marked() {
     let leaves = |topic: &mut Topic, id| assert!(topic.leave(id));
     for goes in [Topic::gone, leaves] {
         let mut topic = topic(100, WhenFull::Hold);
@@ -142,7 +142,7 @@ fn what_a_consumer_leaves_unsettled_goes_to_another_and_is_marked() {
 }
 
 #[test]
-fn what_a_consumer_has_to_write_from_before_stays_with_it_when_it_gives_back_the_rest() {
+fn unwritten_messages_stay_with_a_consumer_that_returns_the_others() {
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     (0..2).for_each(|message| push(&mut topic, message, message));
@@ -172,7 +172,7 @@ fn a_clients_messages_stay_in_order_when_their_consumer_dies() {
 }
 
 #[test]
-fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
+fn a_stalled_consumer_is_replaced_and_finally_expelled() {
     let mut topic = topic(4000, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     joined(&mut topic, 2, PLAIN);
@@ -192,7 +192,7 @@ fn a_consumer_that_takes_nothing_makes_way_and_is_expelled_in_the_end() {
 }
 
 #[test]
-fn a_consumer_that_gave_back_what_it_had_from_before_is_not_expelled_for_it() {
+fn returning_earlier_messages_does_not_get_a_consumer_expelled() {
     let mut topic = topic(10, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     push(&mut topic, 1, 0);
@@ -209,7 +209,7 @@ fn a_consumer_that_gave_back_what_it_had_from_before_is_not_expelled_for_it() {
 }
 
 #[test]
-fn of_consumers_that_all_take_nothing_none_is_expelled() {
+fn no_consumer_is_expelled_while_all_are_stalled() {
     let mut topic = topic(64, WhenFull::Hold);
     let full = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
     (1..=2).for_each(|index| joined(&mut topic, index, full));
@@ -220,7 +220,7 @@ fn of_consumers_that_all_take_nothing_none_is_expelled() {
 }
 
 #[test]
-fn a_consumer_that_gives_back_what_it_was_just_handed_gets_nothing_before_it_consumes_anew() {
+fn a_consumer_that_returns_a_current_message_is_handed_nothing_before_its_next_pop() {
     let mut topic = topic(10, WhenFull::Hold);
     joined(&mut topic, 1, Terms { pop: 1, ..PLAIN });
     (0..2).for_each(|message| push(&mut topic, 1, message));
@@ -234,7 +234,7 @@ fn a_consumer_that_gives_back_what_it_was_just_handed_gets_nothing_before_it_con
 }
 
 #[test]
-fn a_lane_goes_to_another_consumer_only_when_the_first_has_nothing_of_it() {
+fn a_lane_moves_to_another_consumer_only_when_none_of_it_is_in_flight() {
     let mut topic = topic(100, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     (0..20).for_each(|message| push(&mut topic, message, message));
@@ -250,7 +250,7 @@ fn a_lane_goes_to_another_consumer_only_when_the_first_has_nothing_of_it() {
 }
 
 #[test]
-fn one_consumer_more_takes_its_part_of_the_clients_and_leaves_the_others_where_they_were() {
+fn a_new_consumer_takes_its_share_of_the_clients_and_the_others_stay() {
     let mut topic = topic(1 << 16, WhenFull::Hold);
     let owners = |topic: &mut Topic| -> Vec<u32> {
         (0..4000).for_each(|client| push(topic, client, client));
@@ -279,7 +279,7 @@ fn one_consumer_more_takes_its_part_of_the_clients_and_leaves_the_others_where_t
 }
 
 #[test]
-fn what_a_change_of_the_consumers_moves_takes_several_turns_if_it_is_much() {
+fn moving_many_messages_takes_several_turns() {
     let mut topic = topic(1 << 16, WhenFull::Hold);
     (0..10_000).for_each(|message| push(&mut topic, message % 5000, message));
     let wide = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };

@@ -1,5 +1,4 @@
-//! Transport between two [`Transport`] in one process, over loopback. The mesh is left out: its part is played
-//! by hand.
+//! Links between two [`Transport`]s in one process, over loopback. The tests play the part of the mesh.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,7 +10,7 @@ use super::*;
 use crate::address::ShardId;
 use crate::mesh::quic::bind;
 
-/// For what takes milliseconds, or the times above.
+/// A generous time limit for work that takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 const KEY: &str = "0123456789abcdef";
@@ -31,7 +30,7 @@ fn node(key: &str) -> (Transport, String) {
     (Transport::new(socket.socket, &NodeIdentity::from_key(key).unwrap()).unwrap(), target)
 }
 
-/// The next event of each.
+/// The next event of each transport.
 async fn both(a: &mut Transport, b: &mut Transport) -> (LinkEvent, LinkEvent) {
     tokio::join!(a.next(true), b.next(true))
 }
@@ -43,7 +42,7 @@ fn opened(event: LinkEvent, dialled: bool) -> LinkId {
     }
 }
 
-/// Two nodes with a link, and its name at each.
+/// Two transports with a link, and the id of the link at each.
 async fn linked() -> ((Transport, LinkId), (Transport, LinkId)) {
     let ((mut a, _), (mut b, target)) = (node(KEY), node(KEY));
     a.perform(LinkEffect::Dial(target));
@@ -51,7 +50,7 @@ async fn linked() -> ((Transport, LinkId), (Transport, LinkId)) {
     ((a, opened(at_a, true)), (b, opened(at_b, false)))
 }
 
-/// The next event of `a`, while `b` works too.
+/// The next event of `a`, while `b` runs, too.
 async fn of(a: &mut Transport, b: &mut Transport) -> LinkEvent {
     tokio::select! {
         event = a.next(true) => event,
@@ -59,7 +58,7 @@ async fn of(a: &mut Transport, b: &mut Transport) -> LinkEvent {
     }
 }
 
-/// What comes on the lanes of a link, until so many bytes are there.
+/// The data received on each lane, until there are this many bytes.
 async fn received(a: &mut Transport, b: &mut Transport, bytes: usize) -> BTreeMap<Lane, Vec<u8>> {
     let mut lanes = BTreeMap::<Lane, Vec<u8>>::new();
     while lanes.values().map(Vec::len).sum::<usize>() < bytes {
@@ -71,8 +70,8 @@ async fn received(a: &mut Transport, b: &mut Transport, bytes: usize) -> BTreeMa
     lanes
 }
 
-fn send(links: &mut Transport, link: LinkId, lane: Lane, bytes: &'static [u8]) {
-    links.perform(LinkEffect::Send(link, lane, Bytes::from_static(bytes)));
+fn send(transport: &mut Transport, link: LinkId, lane: Lane, bytes: &'static [u8]) {
+    transport.perform(LinkEffect::Send(link, lane, Bytes::from_static(bytes)));
 }
 
 #[test]
@@ -102,7 +101,7 @@ fn lanes_and_datagrams_go_both_ways() {
 }
 
 #[test]
-fn a_node_with_another_key_is_refused_in_words() {
+fn a_node_with_another_key_is_refused_with_a_reason() {
     run(async {
         let ((mut a, _), (mut b, target)) = (node(KEY), node("0123456789abcdeg"));
         a.perform(LinkEffect::Dial(target.clone()));
@@ -118,20 +117,20 @@ fn a_node_with_another_key_is_refused_in_words() {
 }
 
 /// Why the handshake of a peer failed.
-async fn refusal(links: &mut Transport) -> String {
+async fn refusal(transport: &mut Transport) -> String {
     loop {
         tokio::select! {
-            Some(incoming) = links.endpoint.accept() => links.answer(incoming),
-            Some(report) = links.reports.control.recv() => match report {
+            Some(incoming) = transport.endpoint.accept() => transport.answer(incoming),
+            Some(report) = transport.reports.control.recv() => match report {
                 TaskReport::Answered(_, Err(why)) => return why,
-                _ => panic!("it was let in"),
+                _ => panic!("the handshake succeeded"),
             },
         }
     }
 }
 
 #[test]
-fn the_reason_of_a_close_arrives_after_the_last_words() {
+fn the_reason_of_a_close_arrives_after_the_last_control_data() {
     run(async {
         let ((mut a, at_a), (mut b, _)) = linked().await;
         send(&mut a, at_a, Lane::Control, &[7; 100_000]);
@@ -157,8 +156,8 @@ fn the_reason_of_a_close_arrives_after_the_last_words() {
 }
 
 #[test]
-fn a_big_transfer_arrives_whole_in_order_and_waits_while_it_is_not_taken() {
-    // So that all pieces are the same: what they repeat has a length of its own.
+fn a_large_transfer_arrives_in_order_and_waits_while_data_is_not_taken() {
+    // All pieces are the same, and the length of their pattern does not divide theirs.
     const PATTERN: usize = 251;
     const PIECE: usize = PATTERN * 4096;
     const LANE_PIECES: usize = 22;
@@ -171,7 +170,7 @@ fn a_big_transfer_arrives_whole_in_order_and_waits_while_it_is_not_taken() {
                 a.perform(LinkEffect::Send(at_a, lane, pattern.clone()));
             }
         }
-        // Not taken, it stays with the sender, but for windows; the control lane is heard.
+        // Data that is not taken stays at the sender, except for windows. The control lane is received.
         send(&mut a, at_a, Lane::Control, b"!");
         let event = tokio::select! {
             event = b.next(false) => event,
@@ -194,7 +193,7 @@ fn a_big_transfer_arrives_whole_in_order_and_waits_while_it_is_not_taken() {
     });
 }
 
-/// Bytes that went out on a link until it was still.
+/// The bytes sent on a link until it is idle.
 async fn quiet(a: &mut Transport, b: &mut Transport, link: LinkId) -> u64 {
     let mut before = 0;
     loop {
@@ -204,7 +203,7 @@ async fn quiet(a: &mut Transport, b: &mut Transport, link: LinkId) -> u64 {
             () = tokio::time::sleep(Duration::from_millis(200)) => {}
         }
         let sent = a.links[&link].connection.stats().udp_tx.bytes;
-        // Signs of life go on.
+        // Keep-alives continue.
         if sent < before + 10_000 {
             return sent;
         }
@@ -213,7 +212,7 @@ async fn quiet(a: &mut Transport, b: &mut Transport, link: LinkId) -> u64 {
 }
 
 #[test]
-fn a_peer_that_vanishes_is_missed() {
+fn the_link_to_a_vanished_peer_is_lost() {
     let (say, said) = std::sync::mpsc::channel();
     let peer = std::thread::spawn(move || {
         let runtime = runtime();
@@ -223,7 +222,7 @@ fn a_peer_that_vanishes_is_missed() {
             opened(links.next(true).await, false);
             links
         });
-        // Nobody runs it any more, so nobody says goodbye.
+        // The peer no longer runs, so it does not close the link.
         (links, runtime)
     });
     run(async {
@@ -237,7 +236,7 @@ fn a_peer_that_vanishes_is_missed() {
     drop(peer.join().unwrap());
 }
 
-/// Opens lanes by hand: what a node never does.
+/// Opens lanes with these numbers, as a node never does.
 async fn violate(numbers: &[&[u8]], expected: &str) {
     let ((mut a, at_a), (mut b, _)) = linked().await;
     let connection: Connection = a.links[&at_a].connection.clone();
@@ -254,7 +253,7 @@ async fn violate(numbers: &[&[u8]], expected: &str) {
 }
 
 #[test]
-fn a_lane_that_is_not_there_or_comes_twice_ends_the_link() {
+fn an_unknown_lane_or_a_second_one_ends_the_link() {
     run(async {
         violate(&[&258u16.to_le_bytes()], "there is no lane 258").await;
         violate(&[&[1, 0], &[1, 0]], "lane 1 was opened twice").await;
@@ -262,10 +261,10 @@ fn a_lane_that_is_not_there_or_comes_twice_ends_the_link() {
 }
 
 #[test]
-fn a_target_that_leads_nowhere_is_said_so() {
+fn an_unreachable_target_is_reported() {
     run(async {
         let (mut a, _) = node(KEY);
-        // Discard: nobody answers there with QUIC.
+        // The discard port: nothing answers there with QUIC.
         for (target, words) in [
             ("127.0.0.1:9", "127.0.0.1:9: no answer"),
             ("[::1]:9", "has an IPv6 address only, and mesh.bind is an IPv4 address"),
