@@ -21,3 +21,25 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
     }
     assert!(broken.is_empty(), "{broken:#?}");
 }
+
+/// Folders of the repository by which a path in the text is told from other code.
+const FOLDERS: [&str; 8] =
+    [".ci/", "benches/", "docs/", "examples/", "loadtest/", "src/", "tests/", "tuning/"];
+
+/// Where fuzzing puts what it finds.
+const MADE: &str = "tests/fuzz/artifacts/";
+
+#[test]
+fn every_path_that_a_page_names_exists() {
+    let mut missing = Vec::new();
+    for page in Page::all() {
+        for path in page.code() {
+            let is_path = path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c))
+                && FOLDERS.iter().any(|folder| path.starts_with(folder));
+            if is_path && path != MADE && !root().join(&path).exists() {
+                missing.push(format!("{}: {path}", page.name));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}

@@ -61,6 +61,11 @@ impl Page {
         })
     }
 
+    /// What stands between backticks.
+    pub fn code(&self) -> impl Iterator<Item = String> {
+        self.prose().flat_map(|line| line.split('`').skip(1).step_by(2)).map(str::to_owned)
+    }
+
     pub fn links(&self) -> impl Iterator<Item = Link> {
         self.prose().flat_map(|line| {
             let mut links = Vec::new();
