@@ -88,7 +88,7 @@ counters! {
         shed_readers: "Slow readers closed for lack of memory, those with the most unread data first",
         shed_holders: "Connections closed for lack of memory because they held the most",
         shed_frames: "Frames failed for lack of memory because their clients had unread data",
-        shed_arrivals: "Clients and back ends refused with 503, or closed at once, for lack of memory",
+        shed_arrivals: "Clients refused with 503, or closed at once, for lack of memory",
         slow_closed: "Clients closed because they read too slowly",
         violations: "Connections closed because the peer violated the WebSocket protocol or a size limit",
         panics: "Connections closed because handling their input panicked: a bug of gridcast",

@@ -390,7 +390,7 @@ fn a_connection_that_is_ending_is_cut_off_once_and_only_if_its_socket_is_full() 
 }
 
 #[test]
-fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_told() {
+fn when_memory_is_short_no_client_comes_in_and_those_who_ask_how_the_node_is_are_told() {
     let (mut shard, _, back_end) = node_of(1);
     tell(&mut shard, usage(849, Shortage::None));
     assert!(!shard.inspect().shortage().closes_arrivals(true));
@@ -401,19 +401,41 @@ fn when_memory_is_short_nobody_comes_in_and_those_who_ask_how_the_node_is_are_to
         text.lines().next().unwrap_or_default().to_owned()
     };
     assert_eq!(answer(Listener::Edge(0), "/ws"), "HTTP/1.1 503 Service Unavailable");
-    assert_eq!(answer(Listener::Api, "/ws/v1"), "HTTP/1.1 503 Service Unavailable");
     assert_eq!(answer(Listener::Api, "/readyz"), "HTTP/1.1 503 Service Unavailable");
     assert_eq!(answer(Listener::Api, "/healthz"), "HTTP/1.1 200 OK");
     assert_eq!(answer(Listener::Api, "/metrics"), "HTTP/1.1 200 OK");
     assert!(shard.inspect().shortage().closes_arrivals(true), "a handshake of TLS is not begun");
     assert!(!shard.inspect().shortage().closes_arrivals(false));
-    assert_eq!(shard.counters().shed_arrivals, 2);
+    assert_eq!(shard.counters().shed_arrivals, 1);
     // Those who are there go on.
     publish_to(&mut shard, back_end, 0, 10);
     assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
     tell(&mut shard, usage(799, Shortage::Arrivals));
     let key = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
     assert!(write_to(&mut shard, key).starts_with("HTTP/1.1 101"));
+}
+
+#[test]
+fn a_consumer_comes_in_and_empties_the_topics_that_fill_the_memory() {
+    let route = Route {
+        topic: Some("events".into()),
+        tells_message: true,
+        ..Route::clone(&settings(1, OUTBOUND_BYTES).edges[0].routes[0])
+    };
+    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
+    let mut shard = shard_value::shard(&Settings { edges, ..settings(1, 1000) }, NOW);
+    let client = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
+    shard.handle_bytes(NOW, client, &mut [&client_head(0x81, 5)[..], b"hello"].concat());
+    assert_eq!(shard.inspect().queued_messages(), 1);
+    tell(&mut shard, usage(960, Shortage::Holders));
+    let consumer = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+    let pop = r#"{"m":"queue.pop","p":{"t":["events"]},"i":1}"#;
+    shard.handle_bytes(NOW, consumer, &mut call(pop));
+    let mut heard = write_to(&mut shard, consumer);
+    shard.handle_turn(NOW);
+    heard += &write_to(&mut shard, consumer);
+    assert!(heard.starts_with("HTTP/1.1 101") && heard.contains("hello"), "{heard}");
+    assert_eq!(shard.inspect().queued_messages(), 0);
 }
 
 #[test]

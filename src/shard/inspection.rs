@@ -45,10 +45,15 @@ impl Inspection<'_> {
         self.topics.waiting_bytes()
     }
 
-    /// Memory that the connections hold, as an estimate. A frame that waits for several of them counts
-    /// once, a batch in flight as if it were shared with nobody.
+    /// Memory that the connections hold, as an estimate, without the batches in flight, which the driver
+    /// has. A frame that waits for several of them counts once.
     pub fn held_bytes(&self) -> usize {
         self.connections.held_bytes()
+    }
+
+    /// The part of [`Self::held_bytes`] that connections have sent and that is not read yet.
+    pub fn read_ahead_bytes(&self) -> usize {
+        self.connections.read_ahead_bytes()
     }
 
     /// Says how far the requests of a back end are read; `None` if it is none.

@@ -6,7 +6,7 @@
 //! | from | until below | |
 //! |---|---|---|
 //! | 80 % | 75 % | slow readers are closed, those with the most unread data first |
-//! | 85 % | 80 % | new clients and back ends get 503; no TLS handshake begins at the edge |
+//! | 85 % | 80 % | new clients get 503; no TLS handshake begins at the edge |
 //! | 90 % | 85 % | frames for a client with unread data count as failed; peers that do not read are not read from |
 //! | 95 % | 80 % | the connections that hold the most memory of any kind are closed; topics take no events, edges accept nobody |
 //!
@@ -18,6 +18,10 @@
 //! Shedding stops at 75 %. All shards of the node shed against one total, [`ShedRound`], so that together
 //! they free about the excess. Health checks, `/metrics` and calls over HTTP are answered at all times. The
 //! last fifth of the budget leaves room for what arrives between two measurements.
+//!
+//! Back ends are let in at all times. Topics, and clients that wait for room in them, may be what fills the
+//! budget: only consumers free that memory, so a node that refused them would stay full for good. How many
+//! back ends there are is bounded (`limits.api_connections`), and so is what each holds.
 
 use super::connection::{Connection, Connections, Phase, Stage};
 use super::shed_round::{ROUND_MS, ShedRound};

@@ -239,7 +239,7 @@ impl Turn {
         self.shortage >= of
     }
 
-    /// Whether new clients and back ends are refused for want of memory.
+    /// Whether new clients are refused for want of memory.
     pub fn refuses_arrivals(&self) -> bool {
         self.is_short(Shortage::Arrivals)
     }

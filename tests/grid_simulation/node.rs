@@ -201,8 +201,7 @@ impl Node {
             let Some((key, batch)) = next else { return has_some };
             has_some = true;
             let line: &mut Line = &mut peers[self.places[index][&key]].line;
-            line.send(&batch);
-            self.shards[index].recycle(batch);
+            line.send(batch, &mut self.shards[index]);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use gridcast::message::ConnectionKey;
-use gridcast::shard::{Batch, Now, Shard};
+use gridcast::shard::{Batch, Now, Shard, freed_bytes};
 
 use crate::random::Random;
 
@@ -26,6 +26,8 @@ enum Reading {
 
 /// What the driver has to write.
 struct Sending {
+    // What `bytes` are copied from. The driver keeps it until all is written.
+    batch: Batch,
     bytes: Vec<u8>,
     at: usize,
     // Taken by the peer's kernel; the shard is not told yet.
@@ -101,21 +103,35 @@ impl Line {
     }
 
     /// The driver takes a batch; gives its length.
-    pub fn send(&mut self, batch: &Batch) -> usize {
+    pub fn send(&mut self, batch: Batch, shard: &mut Shard) -> usize {
         assert!(self.sending.is_none(), "a connection has one send in flight");
         let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
         assert!(!bytes.is_empty(), "nobody writes nothing");
         let length = bytes.len();
-        if !self.is_closing && !self.is_gone {
-            self.sending = Some(Sending { bytes, at: 0, unreported: 0, was_full: false });
+        if self.is_closing || self.is_gone {
+            shard.recycle(batch);
+        } else {
+            self.sending = Some(Sending { batch, bytes, at: 0, unreported: 0, was_full: false });
         }
         length
     }
 
-    /// Bytes that the driver has to write and the peer has no room for; `None`: it has room.
+    /// Memory that the batch in flight takes. A frame that others wait for too counts by its share.
+    pub fn sending_bytes(&self) -> usize {
+        self.sending.as_ref().map_or(0, |sending| freed_bytes(&sending.batch))
+    }
+
+    /// The same if the peer has no room for it; `None`: it has room.
     pub fn blocked_bytes(&self) -> Option<usize> {
-        let sending = self.sending.as_ref().filter(|_| self.room == 0 && !self.is_closing)?;
-        Some(sending.bytes.len() - sending.at)
+        let is_blocked = self.sending.is_some() && self.room == 0 && !self.is_closing;
+        is_blocked.then(|| self.sending_bytes())
+    }
+
+    /// The driver is done with the batch in flight.
+    fn drop_batch(&mut self, shard: &mut Shard) {
+        if let Some(sending) = self.sending.take() {
+            shard.recycle(sending.batch);
+        }
     }
 
     /// Receives or writes a little, or finishes to close. Gives what the peer's side took.
@@ -125,7 +141,8 @@ impl Line {
         }
         if self.is_closing {
             if random.one_in(2) {
-                (self.is_gone, self.sending) = (true, None);
+                self.is_gone = true;
+                self.drop_batch(shard);
                 shard.handle_closed(self.key);
             }
             return Vec::new();
@@ -168,7 +185,7 @@ impl Line {
         let Some(sending) = &mut self.sending else { return taken };
         if sending.unreported == 0 {
             if self.end == Some(End::Reset) {
-                self.sending = None;
+                self.drop_batch(shard);
                 shard.handle_end(now, self.key, true);
                 return taken;
             }
@@ -191,7 +208,7 @@ impl Line {
                 shard.handle_drained(now, self.key);
             }
             if is_done {
-                self.sending = None;
+                self.drop_batch(shard);
             }
             shard.handle_written(now, self.key, count, is_done);
         }

@@ -253,7 +253,8 @@ impl World {
     fn measure(&mut self) {
         let Some(limit_bytes) = self.plan.memory_bytes else { return };
         let held: usize = self.shards.iter().map(|shard| shard.inspect().held_bytes()).sum();
-        let bytes = held as u64;
+        let sending: usize = self.peers.iter().map(|peer| peer.line.sending_bytes()).sum();
+        let bytes = (held + sending) as u64;
         self.budget_percent = self.budget_percent.max(bytes * 100 / limit_bytes);
         // What a round brings is much of a budget this small.
         assert!(bytes <= 2 * limit_bytes, "{bytes} bytes of a budget of {limit_bytes}");
@@ -372,8 +373,7 @@ impl World {
             };
             has_some = true;
             let peer = &mut self.peers[self.places[index][&key]];
-            let length = peer.line.send(&batch);
-            self.shards[index].recycle(batch);
+            let length = peer.line.send(batch, &mut self.shards[index]);
             let settings = &self.plan.settings;
             let bound = match &peer.role {
                 Role::Client(_) => settings.edges[0].routes[0].outbound_bytes + SLACK_BYTES,

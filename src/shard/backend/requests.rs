@@ -8,7 +8,6 @@ use crate::protocol::{origin, upgrade};
 use crate::shard::access::Grant;
 use crate::shard::connection::HttpShape;
 use crate::shard::connection::{Backend, Connections, Stage};
-use crate::shard::memory::SHORT;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 
@@ -176,10 +175,7 @@ pub fn open(
     if turn.is_draining {
         return connections.refuse_for_good(turn, key, 503, "the server is shutting down");
     }
-    if turn.refuses_arrivals() {
-        turn.counters.note_shed_arrival();
-        return connections.refuse_for_good(turn, key, 503, SHORT);
-    }
+    // Lets back ends in also when memory is short: consumers free what topics hold.
     let date = turn.date();
     connections.reply_bytes(turn, key, |out| {
         upgrade::write_switching(out, date, &upgrade.accept, None, None);

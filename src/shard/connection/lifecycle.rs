@@ -50,16 +50,23 @@ impl Connections {
         }
     }
 
-    /// Memory that connections hold, as an estimate; see [`crate::shard::Inspection::held_bytes`].
+    /// Memory that connections hold, as an estimate, without the batches in flight; see
+    /// [`Inspection`](crate::shard::Inspection).
     pub fn held_bytes(&self) -> usize {
         let (keys, _) = self.keys(0, usize::MAX);
         let held = keys.into_iter().filter_map(|key| {
             let connection = self.peek(key)?;
             let outbound = &connection.outbound;
             let beside_outbound = connection.held_bytes() - outbound.charge();
-            Some(beside_outbound + outbound.freed_bytes() + outbound.charge_in_flight())
+            Some(beside_outbound + outbound.freed_bytes())
         });
         held.sum()
+    }
+
+    /// The part of [`Self::held_bytes`] that connections have sent and that is not read yet.
+    pub fn read_ahead_bytes(&self) -> usize {
+        let (keys, _) = self.keys(0, usize::MAX);
+        keys.into_iter().filter_map(|key| Some(self.peek(key)?.held.held_bytes())).sum()
     }
 
     /// The peer sends nothing more.

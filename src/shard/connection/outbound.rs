@@ -137,20 +137,21 @@ impl Outbound {
         self.buffered() + self.overhead as usize + self.overhead_in_flight as usize
     }
 
-    /// The part of [`Self::charge`] that is in flight.
-    pub fn charge_in_flight(&self) -> usize {
-        self.in_flight + self.overhead_in_flight as usize
-    }
-
     /// Whether the driver has some of it.
     pub fn is_in_flight(&self) -> bool {
         self.in_flight > 0
     }
 
+    /// How long the batch in flight has been so, in milliseconds; `None`: nothing is in flight. Starts at
+    /// 0 again after 17 minutes.
+    pub fn in_flight_ms(&self, now_ms: u64) -> Option<u64> {
+        let ticks = tick(now_ms).wrapping_sub(self.taken_tick);
+        self.is_in_flight().then_some(u64::from(ticks) * TICK_MS)
+    }
+
     /// Whether a batch has been in flight for [`SLOW_MS`] or longer.
     pub fn is_slow(&self, now_ms: u64) -> bool {
-        let ticks = tick(now_ms).wrapping_sub(self.taken_tick);
-        self.is_in_flight() && u64::from(ticks) * TICK_MS >= SLOW_MS
+        self.in_flight_ms(now_ms).is_some_and(|ms| ms >= SLOW_MS)
     }
 
     /// Memory that giving up what waits would free; see [`freed_bytes`]. What is in flight does not count.
