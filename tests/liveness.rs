@@ -21,6 +21,9 @@ const IDLE_MS: u64 = 600;
 /// How late a timer may fire.
 const TICK_MS: u64 = 16;
 
+/// How long a connection that ends has to take its last bytes.
+const LINGER_MS: u64 = 5000;
+
 const PING: &[u8] = &[0x89, 0];
 
 /// One shard with the routes of a test.
@@ -354,6 +357,31 @@ fn a_client_whose_messages_are_dropped_after_its_end_is_reported_with_the_reason
 }
 
 #[test]
+fn a_client_that_is_held_when_it_is_read_again_is_heard() {
+    let route = Route {
+        topic: Some("events".into()),
+        tells_message: true,
+        hold_until: Some("user".into()),
+        outbound_bytes: 300,
+        ..shard_value::route()
+    };
+    let mut node = Node::new(vec![route]);
+    let client = node.open(Listener::Edge(0), "/ws");
+    let pings = frame(0x89, &[b'x'; 125]).repeat(4);
+    // The first message waits for room, which comes at once; the second one is held for the key.
+    let messages = [frame(0x81, b"m0"), frame(0x81, b"m1")].concat();
+    node.receive(client, &[pings, messages, frame(0x89, b"hi")].concat());
+    assert_eq!(node.shard.counters().client_messages, 0, "its pongs are not read");
+    let mut written = Vec::new();
+    for _ in 0..10 {
+        written.extend(node.written(client));
+        node.pass_ms(0);
+    }
+    assert_eq!(node.shard.counters().client_messages, 1);
+    assert!(written.ends_with(&[0x8A, 2, b'h', b'i']), "{written:?}");
+}
+
+#[test]
 fn a_client_that_cannot_be_heard_any_more_is_pinged_and_not_judged() {
     for why in [Held::ByFullTopic, Held::ForKey] {
         let (mut node, client) = held_client(why);
@@ -371,6 +399,31 @@ fn a_client_that_cannot_be_heard_any_more_is_pinged_and_not_judged() {
     assert_eq!(node.shard.counters().client_messages, SENT as u64 + 160);
     let actions = node.actions(client);
     assert!(actions.contains(&Action::Resume(client)), "{actions:?}");
+}
+
+#[test]
+fn a_client_that_cannot_be_heard_and_takes_no_bytes_is_closed() {
+    for why in [Held::ByFullTopic, Held::ForKey] {
+        let (mut node, client) = held_client(why);
+        node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(160));
+        assert_eq!(node.actions(client), [Action::Pause(client)], "{why:?}");
+        node.pass_ms(PING_MS + TICK_MS);
+        // The driver has the ping, and the socket takes none of it.
+        assert!(node.shard.poll_write(Priority::Urgent).is_some(), "{why:?}");
+        node.pass_ms(IDLE_MS - TICK_MS);
+        assert_eq!(node.shard.counters().limits.idle_ms, 0, "{why:?}");
+        // The socket has room once more, and then for good no more.
+        node.shard.handle_drained(node.now, client);
+        node.pass_ms(IDLE_MS - TICK_MS);
+        assert_eq!(node.shard.counters().limits.idle_ms, 0, "{why:?}");
+        node.pass_ms(2 * TICK_MS);
+        assert_eq!(node.shard.counters().limits.idle_ms, 1, "{why:?}");
+        node.pass_ms(LINGER_MS + TICK_MS);
+        assert_eq!(node.actions(client).last(), Some(&Action::Close(client)), "{why:?}");
+        node.shard.handle_closed(client);
+        consumed(&mut node);
+        assert_eq!(node.shard.inspect().connections(), 1, "{why:?}: the consumer");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 //! A connection is held back while its topic is full, its route's key is missing, its rate is used up, or
 //! too many of its calls wait. [`HELD_BYTES`](super::HELD_BYTES) of it are read ahead. Pings
 //! and pongs are taken out of them, and a client's close frame, whatever data stands in front. Once the
-//! read-ahead is full of data, the connection cannot be heard, and its silence is not judged: it is
-//! pinged all the same, so that the kernel finds out (TCP_USER_TIMEOUT) when nobody is there. One that
-//! does not read what waits for it (`Pause::Outbound`) is not answered: its pongs would wait too.
+//! read-ahead is full of data, the connection cannot be heard, and what it does not say is not held against
+//! it. It is pinged all the same. If its peer has gone, the kernel finds out (a reset, or TCP_USER_TIMEOUT),
+//! and the next ping fails. If it takes no bytes for `limits.idle_ms`, it is closed as silent; where that
+//! is over 17 minutes, the kernel alone decides. One that does not read what waits for it
+//! (`Pause::Outbound`) is not answered: its pongs would wait too.
 //!
 //! A client that ends while its topic is full or its rate is used up *parts*: its close frame is answered
 //! at once with its own code, its socket is closed, and nobody finds it any more. What it sent before
@@ -53,6 +55,16 @@ impl Connection {
     /// more is received.
     pub fn is_unheard(&self) -> bool {
         self.is_stopped && self.paused & SCANNED != 0 && !self.is_paused_for(Pause::Outbound)
+    }
+
+    /// Since when the peer has been silent, on the shard's clock. A peer that is not read from is judged
+    /// by one thing alone: whether it takes the batch in flight.
+    pub fn silent_since_ms(&self, now_ms: u64) -> u64 {
+        if !self.is_unheard() {
+            return if self.is_resuming { now_ms } else { self.heard_ms };
+        }
+        let in_flight_ms = self.outbound.in_flight_ms(now_ms).unwrap_or(0);
+        self.heard_ms.max(now_ms.saturating_sub(in_flight_ms))
     }
 
     /// Whether it is held back, and what it sent is wanted all the same.

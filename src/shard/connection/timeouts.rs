@@ -36,12 +36,10 @@ impl Connections {
             turn.counters.limits.unfinished_message += 1;
             return self.close_with(turn, key, close::UNFINISHED);
         }
-        // Silence while it cannot be heard does not count.
         let is_unheard = connection.is_unheard();
-        let waits_for_us = connection.is_resuming || is_unheard;
         // Where there are no users, nobody has anything to show.
         let is_stranger = connection.is_stranger() && !turn.settings.api.users.is_empty();
-        let silent_since = if waits_for_us { now_ms } else { connection.heard_ms };
+        let silent_since = connection.silent_since_ms(now_ms);
         let deadline = match (&connection.stage, connection.phase) {
             (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {
                 return self.close(turn, key);
