@@ -346,6 +346,29 @@ fn a_call_behind_too_many_others_is_read_once_those_are_answered_and_then_has_it
     assert!(node.counters().limits.calls_waiting > 1, "it was held back, again and again");
 }
 
+#[test]
+fn a_call_has_all_its_time_though_that_is_beyond_the_wheel_of_timers() {
+    for answer_ms in [1000, 65_000, 66_000, 200_000] {
+        let mut settings = settings(2);
+        settings.limits =
+            Limits { ping_ms: 1 << 20, idle_ms: 1 << 21, answer_ms, ..settings.limits };
+        let mut node = Node::new(&settings);
+        let back_end = node.open(Listener::Api, "/ws/v1", "");
+        // The other shard, which has the client, never answers.
+        let client = u64::from(NODE.number()) << 12 | 1 << 11;
+        let params = format!(r#"{{"c":"{client}","f":"info","a":[]}}"#);
+        node.receive(0, back_end, &message(&format!(r#"{{"m":"conn.call","p":{params},"i":1}}"#)));
+        let (called_ms, mut answer) = (node.now.ms, String::new());
+        while answer.is_empty() && node.now.ms < called_ms + 2 * answer_ms {
+            node.pass_ms(TICK_MS);
+            answer = node.written(0);
+        }
+        assert!(answer.contains("no answer in time"), "{answer}");
+        let took_ms = node.now.ms - called_ms;
+        assert!((answer_ms..=answer_ms + 2 * TICK_MS).contains(&took_ms), "{took_ms} ms");
+    }
+}
+
 fn node_with_addresses(connections: u32, handshakes_per_s: u32) -> Node {
     let mut settings = settings(3);
     settings.limits.addresses = AddressLimits {

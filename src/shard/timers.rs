@@ -3,7 +3,8 @@
 /// How fine time is cut, in milliseconds: nothing here needs to be more exact.
 const TICK_MS: u64 = 16;
 
-/// Slots of the wheel: about 65 s. What is due later waits in the last slot and is asked again.
+/// Slots of the wheel: about 65 s. What is due later waits in the last slot and comes out early: whoever
+/// is told sets it again.
 const SLOTS: usize = 4096;
 
 /// Timers that fire in one turn: some 2 ms if each closes a connection.

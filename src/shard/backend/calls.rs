@@ -253,13 +253,20 @@ impl Backends {
         }
     }
 
-    /// The time of a question is up; false if it was answered before.
+    /// Ends a question whose time is up. False if it was answered before.
     pub fn expire(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         ticket: Ticket,
     ) -> bool {
+        let Some(asked_us) = self.pending.asked_us(ticket) else { return false };
+        let deadline_ms = asked_us / 1000 + turn.settings.limits.answer_ms;
+        if turn.now.ms < deadline_ms {
+            // The deadline was beyond the wheel.
+            turn.timers.set(deadline_ms, Timer::Ticket(ticket));
+            return true;
+        }
         let Some(settled) = self.pending.expire(ticket) else { return false };
         turn.counters.limits.answer_ms += 1;
         self.settle(turn, connections, settled);

@@ -126,6 +126,11 @@ impl Pending {
         Ticket(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
+    /// When a question was asked, on the shard's clock; `None` if it was answered.
+    pub fn asked_us(&mut self, ticket: Ticket) -> Option<u64> {
+        Some(self.find(ticket)?.question.as_ref()?.asked_us)
+    }
+
     /// One answer; gives the whole if it was the last. An answer that comes too late is dropped.
     pub fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
         let question = self.find(ticket)?.question.as_mut()?;
