@@ -262,12 +262,14 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         self.topics.handle_turn(turn);
         self.draining.handle_turn(turn, connections);
-        self.wards.handle_turn(turn, connections);
-        while let Some(report) =
-            self.wards.poll_report(turn, connections, |topic| self.topics.takes_reports(topic))
-        {
-            self.topics.ensure_feeder(&turn.settings, &report.topic);
-            self.topics.feed(turn, connections, report);
+        if self.wards.has_work() {
+            self.wards.handle_turn(turn, connections);
+            while let Some(report) =
+                self.wards.poll_report(turn, connections, |topic| self.topics.takes_reports(topic))
+            {
+                self.topics.ensure_feeder(&turn.settings, &report.topic);
+                self.topics.feed(turn, connections, report);
+            }
         }
         self.route();
     }
@@ -411,7 +413,16 @@ impl Shard {
 
     /// Hands over what the parts have left to each other, in order, until nothing is left. A part leaves a
     /// bounded number of steps for one that it takes.
+    #[inline]
     fn route(&mut self) {
+        // Most frames leave nothing.
+        if self.turn.has_steps() {
+            self.hand_over_steps();
+        }
+    }
+
+    #[inline(never)]
+    fn hand_over_steps(&mut self) {
         while let Some(step) = self.turn.poll_step() {
             let (turn, connections) = (&mut self.turn, &mut self.connections);
             match step {
@@ -520,9 +531,10 @@ impl Shard {
                 self.resume(key);
             }
         }
-        self.topics.begin_round();
-        while let Some(key) = self.topics.poll_admitted(&mut self.turn, &mut self.connections) {
-            self.resume(key);
+        if self.topics.begin_round() {
+            while let Some(key) = self.topics.poll_admitted(&mut self.turn, &mut self.connections) {
+                self.resume(key);
+            }
         }
         self.route();
     }

@@ -223,6 +223,12 @@ impl Turn {
         self.steps.push_back(step);
     }
 
+    /// Whether a part has left something to another.
+    #[inline]
+    pub fn has_steps(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
     /// The next thing that a part has left to another.
     #[inline]
     pub fn poll_step(&mut self) -> Option<Step> {

@@ -130,6 +130,12 @@ impl Wards {
 }
 
 impl Wards {
+    /// Whether a turn has clients to name or to report.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        self.unnamed.is_some() || self.unfound.is_some() || !self.guarded.is_empty()
+    }
+
     /// Names some more clients to a new guardian. To be called once a turn, before
     /// [`Self::poll_report`].
     pub fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {

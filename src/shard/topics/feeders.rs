@@ -215,6 +215,12 @@ impl Feeders {
         }
     }
 
+    /// Whether somebody may be deferred.
+    #[inline]
+    pub fn has_crowded(&self) -> bool {
+        !self.crowded.is_empty()
+    }
+
     /// A turn of the shard begins: each crowded topic has its share of turns in it.
     pub fn begin_round(&mut self) {
         let each = (ADMITTED_PER_TURN / self.crowded.len().max(1)).max(1);

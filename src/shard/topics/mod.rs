@@ -141,9 +141,15 @@ impl Topics {
         self.feeders.defers(connection, settings, key, input)
     }
 
-    /// A turn of the shard begins: those who were deferred have turns in it, by [`Self::poll_admitted`].
-    pub fn begin_round(&mut self) {
-        self.feeders.begin_round();
+    /// A turn of the shard begins. True if some were deferred: they have turns in it, by
+    /// [`Self::poll_admitted`].
+    #[inline]
+    pub fn begin_round(&mut self) -> bool {
+        let has_crowded = self.feeders.has_crowded();
+        if has_crowded {
+            self.feeders.begin_round();
+        }
+        has_crowded
     }
 
     /// Lets a connection wait before its next message is decoded.
