@@ -60,7 +60,7 @@
 //!    end's messages rest on.
 //! 5. There `client::fanout` walks through the channel's members, in slices, and pushes the frame to
 //!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
-//!    first needs it (`client::forms`). The frames of a burst to one channel are joined, once for
+//!    first needs it (`client::variants`). The frames of a burst to one channel are joined, once for
 //!    all of them. A connection is noted once as having something to write.
 //! 6. At the end of the turn noted connections get one gathered send each, however many frames they
 //!    got; all sends of a turn are one submission. Of those that only a fan-out reached a turn has
@@ -72,7 +72,7 @@
 //!
 //! `client::messages` encodes the event, once, and leaves it to `shard::topics`, which pushes it to the
 //! topic's home shard against credit (`topics::feeders`). Without credit it waits and the client is not read
-//! from, though its pings, pongs and close frame are heard (`connection::parting`). Once 1 MiB waits, clients
+//! from, though its pings, pongs and close frame are heard (`connection::pending_close`). Once 1 MiB waits, clients
 //! are stopped before their next message is decoded. The home (`topics::homes`, `queue::topic`) hands it to a
 //! consumer that has room, keeps it until the consumer's shard says that it was written
 //! (`backend::consumers`), and gives it to another if the connection dies before that.

@@ -520,12 +520,12 @@ fn of_the_api_the_stranger_that_came_first_goes_for_a_newcomer_and_nobody_else()
         .collect();
     ask(&mut shard, keys[0], NOW, CREDENTIALS);
     ask(&mut shard, keys[1], NOW, "Authorization: Bearer wrong\r\n");
-    assert!(shard.evict_stranger());
+    assert!(shard.evict_unauthenticated());
     assert_eq!(closed(&mut shard), [keys[1]]);
     ask(&mut shard, keys[2], NOW, CREDENTIALS);
-    assert!(shard.evict_stranger());
+    assert!(shard.evict_unauthenticated());
     assert_eq!(closed(&mut shard), [keys[3]]);
-    assert!(!shard.evict_stranger(), "those who have shown who they are keep their places");
+    assert!(!shard.evict_unauthenticated(), "those who have shown who they are keep their places");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::Shard;
 use super::backend::{self, Caller};
-use super::turn::Asked;
+use super::turn::Requester;
 use crate::message::{Answer, Command, Party};
 use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
 use crate::protocol::frame::Frame;
@@ -23,7 +23,7 @@ impl Shard {
             }
             Ok(Call::Publish(channel, content)) => return self.publish(caller, channel, &content),
             Ok(Call::Send(client, content)) => {
-                let is_behind = self.clients.has_lane(turn.backend_id(caller.key));
+                let is_behind = self.clients.has_pending_publish(turn.backend_id(caller.key));
                 match turn.roster.address_of(client) {
                     None => Err(Fault::new(Code::SendFailed, backend::why_nobody(turn, client))),
                     Some(address) if address == turn.address && !is_behind => {
@@ -53,13 +53,19 @@ impl Shard {
     fn publish(&mut self, caller: Caller, channel: &str, content: &Content<'_>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let backend = turn.backend_id(caller.key);
-        let is_behind = self.clients.has_lane(backend);
+        let is_behind = self.clients.has_pending_publish(backend);
         if is_behind || !turn.is_alone() {
-            let asked = self.backends.asked_to_publish(turn, connections, caller.key, channel);
-            let is_for_others = asked.iter().any(|party| *party != turn.own_party());
-            if is_for_others || is_behind && !asked.is_empty() {
+            let requester = self.backends.asked_to_publish(turn, connections, caller.key, channel);
+            let is_for_others = requester.iter().any(|party| *party != turn.own_party());
+            if is_for_others || is_behind && !requester.is_empty() {
                 let published = (channel, content);
-                return self.backends.call_publish(turn, connections, caller, &asked, published);
+                return self.backends.call_publish(
+                    turn,
+                    connections,
+                    caller,
+                    &requester,
+                    published,
+                );
             }
         }
         let published = match self.clients.has_channel(channel) {
@@ -77,49 +83,49 @@ impl Shard {
             Err(walk) => {
                 let ticket = self.backends.wait_for_publish(turn, connections, caller);
                 if let Some(ticket) = ticket {
-                    let asker = turn.own_party();
-                    self.clients.open_lane(Asked { asker, ticket, backend }, walk);
+                    let party = turn.own_party();
+                    self.clients.defer_publish(Requester { party, ticket, backend }, walk);
                 }
             }
         }
     }
 
-    /// Carries out a command for a back end of this or another shard, behind what it asked for before.
-    pub(super) fn carry_out(&mut self, asked: Asked, command: Command) {
+    /// Carries out a command for a back end of this or another shard, behind what it requester for before.
+    pub(super) fn execute_command(&mut self, requester: Requester, command: Command) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        let command = match self.clients.wait_behind_lane(asked, command) {
+        let command = match self.clients.queue_behind_publish(requester, command) {
             Ok(Some(command)) => command,
             Ok(None) => return,
             Err(fault) => {
                 turn.counters.limits.calls_waiting += 1;
-                return turn.answer(asked, Answer::Done(Err(fault)));
+                return turn.answer(requester, Answer::Done(Err(fault)));
             }
         };
         let done = match command {
             Command::Publish(channel, frame) => {
                 return match self.clients.publish(turn, connections, &channel, frame) {
-                    Ok(tally) => turn.answer(asked, Answer::Published(tally)),
-                    Err(walk) => self.clients.open_lane(asked, walk),
+                    Ok(tally) => turn.answer(requester, Answer::Published(tally)),
+                    Err(walk) => self.clients.defer_publish(requester, walk),
                 };
             }
             Command::Send(client, frame) => {
                 self.clients.send(turn, connections, client, frame.kind(), frame.payload())
             }
             Command::Call(client, function) => {
-                match self.clients.execute(turn, connections, asked, client, function) {
+                match self.clients.execute(turn, connections, requester, client, function) {
                     Some(done) => done,
                     None => return,
                 }
             }
-            Command::Join(topic, terms) => self.topics.join(turn, &topic, asked.backend, terms),
-            Command::Leave(topic) => self.topics.leave(turn, &topic, asked.backend),
+            Command::Join(topic, terms) => self.topics.join(turn, &topic, requester.backend, terms),
+            Command::Leave(topic) => self.topics.leave(turn, &topic, requester.backend),
             // Only the mesh knows.
-            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not asked of a shard")),
+            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not requester of a shard")),
             Command::Report => {
                 let report = Box::new(self.report());
-                return self.turn.answer(asked, Answer::Report(report));
+                return self.turn.answer(requester, Answer::Report(report));
             }
         };
-        turn.answer(asked, Answer::Done(done));
+        turn.answer(requester, Answer::Done(done));
     }
 }

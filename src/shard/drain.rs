@@ -111,7 +111,7 @@ impl Draining {
         for key in keys {
             // One that parts has ended: what it sent before still gets its time.
             let is_told = |connection: &mut Connection| {
-                connection.listener != Listener::Api && !connection.is_parting
+                connection.listener != Listener::Api && !connection.has_pending_close
             };
             if connections.get(key).is_some_and(is_told) {
                 connections.drain_connection(turn, key);

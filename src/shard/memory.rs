@@ -332,7 +332,7 @@ impl Shedding {
     ) -> Option<usize> {
         let (now_ms, worth_bytes) = (turn.now.ms, self.worth_bytes());
         let is_holders = turn.is_short(Shortage::Holders);
-        let is_open = connection.phase == Phase::Open || connection.is_parting;
+        let is_open = connection.phase == Phase::Open || connection.has_pending_close;
         if is_holders && is_open {
             let held_bytes = connection.held_bytes();
             if held_bytes < worth_bytes {
@@ -367,12 +367,12 @@ fn give_up(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
         Stage::Http(_) => {
             connections.refuse_for_good(turn, key, 503, SHORT);
             // Frees the unfinished request.
-            connections.depart(turn, key, close::MEMORY.code, close::MEMORY.text, By::Node);
+            connections.detach(turn, key, close::MEMORY.code, close::MEMORY.text, By::Node);
             connections.finish(turn, key);
         }
         Stage::Client(_) | Stage::Backend(_) => connections.close_with(turn, key, close::MEMORY),
         // Has departed already: all that is left is what its socket does not take.
-        Stage::Leaving(_) | Stage::Ending => {}
+        Stage::Unsubscribing(_) | Stage::Ending => {}
     }
     let Some(connection) = connections.get(key) else { return };
     if connection.outbound.is_in_flight() {
@@ -394,7 +394,7 @@ impl Connection {
                 let parked = kept.map_or(0, |request| request.held_bytes());
                 http.reader.held_bytes() + http.replies.held_bytes() + parked
             }
-            Stage::Client(client) | Stage::Leaving(client) => {
+            Stage::Client(client) | Stage::Unsubscribing(client) => {
                 let subscriptions = client.subscriptions.capacity() * SUBSCRIPTION_BYTES;
                 client.assembler.held_bytes() + client.context.held_bytes() + subscriptions
             }
@@ -408,7 +408,7 @@ impl Connection {
             }
             Stage::Ending => 0,
         };
-        self.outbound.charge() + self.held.held_bytes() + of_stage
+        self.outbound.charge() + self.read_ahead.held_bytes() + of_stage
     }
 }
 

@@ -144,7 +144,7 @@ impl Shard {
         if self.connections.handle_bytes(&mut self.turn, key, input) {
             self.turn.work.begin_slice(false);
             let left = self.read(key, input);
-            self.connections.hold(&mut self.turn, key, &input[input.len() - left..]);
+            self.connections.push_read_ahead(&mut self.turn, key, &input[input.len() - left..]);
             if self.turn.work.is_slice_spent() {
                 self.connections.note_slice(&mut self.turn, key);
             }
@@ -187,7 +187,7 @@ impl Shard {
     pub fn handle_drained(&mut self, now: Now, key: ConnectionKey) {
         self.turn.now = now;
         if let Some(connection) = self.connections.get(key) {
-            connection.heard_ms = now.ms;
+            connection.last_received_ms = now.ms;
         }
     }
 
@@ -202,7 +202,7 @@ impl Shard {
     /// Another shard, the mesh or the node itself says something.
     pub fn handle_message(&mut self, now: Now, from: Party, message: Message) {
         self.turn.now = now;
-        self.hand_over(from, message);
+        self.dispatch(from, message);
         self.route();
     }
 
@@ -256,8 +256,8 @@ impl Shard {
         self.clients.begin_turn();
         self.read_waiting();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        self.clients.leave_channels(connections);
-        self.clients.walk_lanes(turn, connections);
+        self.clients.continue_unsubscribing(connections);
+        self.clients.continue_publishes(turn, connections);
         self.route();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         self.topics.handle_turn(turn);
@@ -332,7 +332,7 @@ impl Shard {
 
     /// Gives back a batch that was written or is of no use any more.
     pub fn recycle(&mut self, batch: Batch) {
-        self.turn.spare.keep(batch);
+        self.turn.buffer_pool.keep(batch);
     }
 
     /// The next comparison with hashes that somebody is to make elsewhere, and whose
@@ -343,14 +343,14 @@ impl Shard {
 
     /// Closes the connection of the API that has been there longest without showing who it is; false if
     /// there is none. So strangers keep nobody out who has credentials.
-    pub fn evict_stranger(&mut self) -> bool {
-        self.doors.evict_stranger(&mut self.turn, &mut self.connections)
+    pub fn evict_unauthenticated(&mut self) -> bool {
+        self.doors.evict_unauthenticated(&mut self.turn, &mut self.connections)
     }
 
     /// Whether a connection that was just accepted is to be received from; if not, an action says
     /// when.
     pub fn is_receiving(&mut self, key: ConnectionKey) -> bool {
-        self.connections.get(key).is_some_and(|connection| !connection.is_stopped)
+        self.connections.get(key).is_some_and(|connection| !connection.is_receive_stopped)
     }
 
     /// How far the shard is in going down.
@@ -359,7 +359,7 @@ impl Shard {
         DrainState {
             is_draining: self.turn.is_draining,
             is_quiet: has_told_clients
-                && !self.connections.has_parting()
+                && !self.connections.has_pending_closes()
                 && !self.topics.has_work(),
             is_drained: self.draining.has_ended() && self.connections.len() == 0,
         }
@@ -397,7 +397,7 @@ impl Shard {
             clients: self.clients.len() as u64,
             channels: self.clients.channels() as u64,
             pending_calls: self.backends.pending_calls() as u64,
-            unfinished_fanouts: self.clients.lanes() as u64,
+            unfinished_fanouts: self.clients.pending_publishes() as u64,
             addresses: self.addresses.len() as u64,
             topics: self.topics.reports(self.turn.now.us),
             turns: self.turns_taken,
@@ -428,11 +428,11 @@ impl Shard {
             match step {
                 Step::Message(message) => {
                     let own = turn.own_party();
-                    self.hand_over(own, message);
+                    self.dispatch(own, message);
                 }
                 Step::Event(fed) => self.topics.feed(turn, connections, fed),
                 Step::ClientOpened(key) => self.wards.name_ward(turn, connections, key),
-                Step::ClientParted(client) => self.clients.handle_parted(client),
+                Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),
                 Step::ClientGone(gone) => {
                     if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)
                     {
@@ -444,19 +444,19 @@ impl Shard {
                 Step::PopAnswered(key, pop) => {
                     self.backends.start_consuming(turn, connections, key, pop);
                 }
-                Step::CarryOut(asked, command) => self.carry_out(asked, command),
-                Step::VerdictLate(key) => self.doors.give_up_verdict(turn, connections, key),
+                Step::Execute(requester, command) => self.execute_command(requester, command),
+                Step::VerdictTimedOut(key) => self.doors.give_up_verdict(turn, connections, key),
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
             }
         }
     }
 
     /// Hands a message to the part that it is for.
-    fn hand_over(&mut self, from: Party, message: Message) {
+    fn dispatch(&mut self, from: Party, message: Message) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         match message {
             Message::Ask { ticket, from: backend, command } => {
-                self.carry_out(turn::Asked { asker: from, ticket, backend }, command);
+                self.execute_command(turn::Requester { party: from, ticket, backend }, command);
             }
             Message::Answer(ticket, answer) => {
                 self.backends.handle_answer(turn, connections, ticket, answer);
@@ -482,7 +482,7 @@ impl Shard {
                 self.clients.handle_interest_known(turn, connections, change);
             }
             Message::NodeUp { node, shards, incarnation } => {
-                turn.tell(Party::Mesh, Message::NodeSeen(node));
+                turn.send(Party::Mesh, Message::NodeSeen(node));
                 turn.roster.add(node, shards, incarnation);
                 self.backends.handle_node_up(turn, connections, node);
                 self.wards.guard_node(turn, node, incarnation);
@@ -548,9 +548,9 @@ impl Shard {
             self.clients.read(turn, connections, key, &mut Default::default());
             self.route();
         }
-        if let Some(mut held) = self.connections.take_held(key) {
+        if let Some(mut held) = self.connections.take_read_ahead(key) {
             let left = self.read(key, held.unread());
-            self.connections.keep_held(key, held.keep_last(left));
+            self.connections.put_back_read_ahead(key, held.keep_last(left));
         }
         self.connections.after_reading(&mut self.turn, key);
         self.route();
@@ -562,7 +562,7 @@ impl Shard {
         while !input.is_empty() {
             let (turn, connections) = (&mut self.turn, &mut self.connections);
             let Some(connection) = connections.get(key) else { return 0 };
-            if connection.phase != Phase::Open && !connection.is_parting {
+            if connection.phase != Phase::Open && !connection.has_pending_close {
                 return 0;
             }
             if connection.paused != 0 || turn.work.is_slice_spent() {
@@ -591,7 +591,7 @@ impl Shard {
                     }
                     self.connections.pause_if_unread(&mut self.turn, key);
                 }
-                Stage::Leaving(_) | Stage::Ending => return 0,
+                Stage::Unsubscribing(_) | Stage::Ending => return 0,
             }
             self.turn.work.spend(1 + work::of_bytes(before - input.len()));
             self.route();

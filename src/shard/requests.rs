@@ -17,11 +17,11 @@ use crate::protocol::upgrade::UpgradeError;
 
 /// What comes of a request whose body is not all here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Judged {
+pub enum Judgement {
     /// Its body may come.
-    Goes,
+    Proceed,
     /// A verdict on its credentials is awaited.
-    Waits,
+    AwaitVerdict,
     /// It is answered.
     Answered,
 }
@@ -50,11 +50,14 @@ impl Shard {
         if let Ok(Step::Head(head)) = step {
             self.connections.wait_for_rest(&mut self.turn, key);
             // The limits of an edge allow no body.
-            let judged = if is_api { self.judge(key, head, Part::Head) } else { Judged::Goes };
+            let judged =
+                if is_api { self.judge(key, head, Part::Head) } else { Judgement::Proceed };
             match judged {
-                Judged::Goes => step = reader.read(input, &limits),
-                Judged::Waits => return self.connections.keep_reader(key, reader),
-                Judged::Answered => return self.connections.end_with_answer(&mut self.turn, key),
+                Judgement::Proceed => step = reader.read(input, &limits),
+                Judgement::AwaitVerdict => return self.connections.keep_reader(key, reader),
+                Judgement::Answered => {
+                    return self.connections.end_with_answer(&mut self.turn, key);
+                }
             }
         }
         match step {
@@ -88,16 +91,16 @@ impl Shard {
     }
 
     /// Judges a request, and answers it unless more is needed.
-    fn judge(&mut self, key: ConnectionKey, request: Request<'_>, part: Part) -> Judged {
+    fn judge(&mut self, key: ConnectionKey, request: Request<'_>, part: Part) -> Judgement {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let mut shape = HttpShape::of(&request);
-        let Some(connection) = connections.get(key) else { return Judged::Answered };
+        let Some(connection) = connections.get(key) else { return Judgement::Answered };
         if connection.listener != Listener::Api {
-            let (topics, parted_bytes) = (&self.topics, connections.parted_bytes());
+            let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
             let settings = turn.settings.clone();
-            let takes = |topic: &str| topics.takes_clients(&settings, topic, parted_bytes);
+            let takes = |topic: &str| topics.takes_clients(&settings, topic, pending_close_bytes);
             self.clients.handle_request(turn, connections, key, &request, &shape, takes);
-            return Judged::Answered;
+            return Judgement::Answered;
         }
         if part == Part::Head {
             trail::note(turn.trail(key), Entry::Requested(request.method.name(), request.path));
@@ -116,7 +119,7 @@ impl Shard {
                 Admission::Unknown(fingerprint) => {
                     let kept = (part == Part::Whole).then(|| request.keep());
                     self.doors.park(turn, connections, key, shape, kept, fingerprint);
-                    Judged::Waits
+                    Judgement::AwaitVerdict
                 }
             };
         }
@@ -128,7 +131,7 @@ impl Shard {
             Ok(_) if is_preflight => backend::answer_preflight(turn, connections, key, &shape),
             Ok(_) => self.backends.handle_page_request(turn, connections, key, &shape, &request),
         }
-        Judged::Answered
+        Judgement::Answered
     }
 
     /// Carries out a request of a user who may come in, or lets its body come; refuses any other.
@@ -139,7 +142,7 @@ impl Shard {
         admitted: Result<Grant, Refusal>,
         request: Request<'_>,
         part: Part,
-    ) -> Judged {
+    ) -> Judgement {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let grant = match admitted {
             Ok(grant) => grant,
@@ -148,24 +151,24 @@ impl Shard {
                     connections.end_at_head(turn, key, &mut shape);
                 }
                 self.doors.refuse_access(turn, connections, key, &shape, refusal);
-                return Judged::Answered;
+                return Judgement::Answered;
             }
         };
         let method = backend::api_method(request.path);
         let Some(Stage::Http(http)) = connections.get(key).map(|c| &mut c.stage) else {
-            return Judged::Answered;
+            return Judgement::Answered;
         };
         if part == Part::Head
             && method.is_some()
             && request.method == Method::Post
             && grant.roles.write
         {
-            (http.is_judged, http.is_proven) = (true, true);
-            return Judged::Goes;
+            (http.is_judged, http.is_authenticated) = (true, true);
+            return Judgement::Proceed;
         }
         let is_socket = request.path == SOCKET_PATH;
         if !(part == Part::Head && is_socket) {
-            (http.is_proven, http.user) = (true, grant.user);
+            (http.is_authenticated, http.user) = (true, grant.user);
         }
         if part == Part::Head {
             connections.end_at_head(turn, key, &mut shape);
@@ -193,13 +196,13 @@ impl Shard {
                 self.backends.return_parser(parser);
             }
         }
-        Judged::Answered
+        Judgement::Answered
     }
 
     /// The verdict on the credentials of a request is here, or does not come: goes on with it.
     pub(super) fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
         let Some(connection) = self.connections.get(key) else { return };
-        let is_held = !connection.held.is_empty();
+        let is_held = !connection.read_ahead.is_empty();
         let Stage::Http(http) = &mut connection.stage else { return };
         let Some(parked) = http.parked.take() else { return };
         http.replies.give_up_last();
@@ -210,14 +213,14 @@ impl Shard {
                 let reader = std::mem::take(&mut http.reader);
                 let Some(head) = reader.head() else { return };
                 match self.admit(key, shape, admitted, head, Part::Head) {
-                    Judged::Goes => {
+                    Judgement::Proceed => {
                         self.connections.keep_reader(key, reader);
                         // A peer that waits to be asked for its body sends nothing that would be read.
                         if !is_held {
                             self.read_http(key, &mut &mut [][..]);
                         }
                     }
-                    Judged::Waits | Judged::Answered => {
+                    Judgement::AwaitVerdict | Judgement::Answered => {
                         self.connections.end_with_answer(&mut self.turn, key);
                     }
                 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::access::{Grant, Refusal};
-use super::connection::Spare;
+use super::connection::BufferPool;
 use super::memory::Shortage;
 use super::node_state::NodeState;
 use super::roster::Roster;
@@ -57,7 +57,7 @@ pub enum Step {
     /// A client has come in.
     ClientOpened(ConnectionKey),
     /// A client has ended. What it sent before is still read, but no call reaches it any more.
-    ClientParted(ClientId),
+    ClientDisconnected(ClientId),
     /// A client has ended, and all that it sent is read.
     ClientGone(ClientGone),
     /// A back end that consumed has ended. These topics have to do with it.
@@ -65,20 +65,20 @@ pub enum Step {
     /// The answer to a back end's `queue.pop` of this number is queued: events may follow.
     PopAnswered(ConnectionKey, u64),
     /// An event for a topic.
-    Event(Fed),
+    Event(ClientEvent),
     /// A command that waited behind a publish of the same back end has its turn.
-    CarryOut(Asked, Command),
+    Execute(Requester, Command),
     /// The verdict that a request waits for did not come in time.
-    VerdictLate(ConnectionKey),
+    VerdictTimedOut(ConnectionKey),
     /// The request of a connection that waited for a verdict goes on.
     Admitted(ConnectionKey, Result<Grant, Refusal>),
 }
 
-/// A command that this shard was asked to carry out.
+/// A command that this shard was requester to carry out.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct Requester {
     /// Who is told what came of it.
-    pub asker: Party,
+    pub party: Party,
     /// Comes back in the answer.
     pub ticket: Ticket,
     /// On whose behalf.
@@ -87,7 +87,7 @@ pub struct Asked {
 
 /// An event on its way from a client into a topic.
 #[derive(Debug)]
-pub struct Fed {
+pub struct ClientEvent {
     /// The topic.
     pub topic: Arc<str>,
     /// The event.
@@ -99,7 +99,7 @@ pub struct Fed {
 /// A client that has ended.
 #[derive(Debug)]
 pub struct ClientGone {
-    /// Its connection, which has [`Stage::Leaving`](super::connection::Stage::Leaving).
+    /// Its connection, which has [`Stage::Unsubscribing`](super::connection::Stage::Unsubscribing).
     pub key: ConnectionKey,
     /// The close code to report (RFC 6455, section 7.4).
     pub code: u16,
@@ -138,7 +138,7 @@ pub struct Turn {
     /// How much the input of connections may still cost in this turn.
     pub work: Work,
     /// Buffers to reuse.
-    pub spare: Spare,
+    pub buffer_pool: BufferPool,
     /// A buffer for a text that is put into a frame or response.
     pub scratch: Vec<u8>,
     // A buffer for an event.
@@ -163,7 +163,7 @@ impl Turn {
             actions: VecDeque::new(),
             timers: Timers::new(now.ms),
             work: Work::default(),
-            spare: Spare::default(),
+            buffer_pool: BufferPool::default(),
             scratch: Vec::new(),
             event: Vec::new(),
             calendar: Calendar::default(),
@@ -172,32 +172,32 @@ impl Turn {
 
     /// Sends a message. One to this shard itself is delivered in the same way as any other, but within
     /// the step under way.
-    pub fn tell(&mut self, to: Party, message: Message) {
+    pub fn send(&mut self, to: Party, message: Message) {
         match to == self.own_party() {
             true => self.steps.push_back(Step::Message(message)),
             false => self.outbox.push_back((to, message)),
         }
     }
 
-    /// Gives the answer to a command to who asked.
-    pub fn answer(&mut self, Asked { asker, ticket, .. }: Asked, answer: Answer) {
-        self.tell(asker, Message::Answer(ticket, answer));
+    /// Gives the answer to a command to who requester.
+    pub fn answer(&mut self, Requester { party, ticket, .. }: Requester, answer: Answer) {
+        self.send(party, Message::Answer(ticket, answer));
     }
 
     /// Tells the home of a topic on a node, if that is within reach.
-    pub fn tell_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
+    pub fn send_to_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
         if let Some(home) = self.roster.home_on(node, topic) {
-            self.tell(Party::Shard(home), Message::Topic(topic.clone(), message));
+            self.send(Party::Shard(home), Message::Topic(topic.clone(), message));
         }
     }
 
     /// Sends a message about a topic to this shard itself.
-    pub fn tell_self(&mut self, topic: &Arc<str>, message: TopicMessage) {
-        self.leave(Step::Message(Message::Topic(topic.clone(), message)));
+    pub fn send_to_self(&mut self, topic: &Arc<str>, message: TopicMessage) {
+        self.push_step(Step::Message(Message::Topic(topic.clone(), message)));
     }
 
     /// Encodes an event of a client; `None`, and counted, if it is longer than a topic takes.
-    pub fn event(
+    pub fn encode_event(
         &mut self,
         topic: &Arc<str>,
         client: ClientId,
@@ -219,7 +219,7 @@ impl Turn {
     }
 
     /// Leaves something to another part of the shard.
-    pub fn leave(&mut self, step: Step) {
+    pub fn push_step(&mut self, step: Step) {
         self.steps.push_back(step);
     }
 
@@ -261,7 +261,7 @@ impl Turn {
     }
 
     /// A shard of this node, as the receiver of a message.
-    pub fn beside(&self, shard: ShardId) -> Party {
+    pub fn local_party(&self, shard: ShardId) -> Party {
         Party::Shard(ShardAddress { node: self.address.node, shard })
     }
 
@@ -272,8 +272,8 @@ impl Turn {
     }
 
     /// All shards of this node, and the mesh if there is one.
-    pub fn everywhere(&self) -> Vec<Party> {
-        let shards = (0..self.settings.shards).map(|index| self.beside(ShardId(index as u8)));
+    pub fn all_parties(&self) -> Vec<Party> {
+        let shards = (0..self.settings.shards).map(|index| self.local_party(ShardId(index as u8)));
         shards.chain(self.mesh()).collect()
     }
 

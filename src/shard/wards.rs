@@ -24,7 +24,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::connection::Connections;
-use super::turn::{Fed, Turn};
+use super::turn::{ClientEvent, Turn};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{ConnectionKey, Event, Message, Party, WARDS_AT_ONCE, WardsMessage};
 use crate::protocol::api;
@@ -151,7 +151,7 @@ impl Wards {
         turn: &mut Turn,
         connections: &mut Connections,
         has_room: impl Fn(&str) -> bool,
-    ) -> Option<Fed> {
+    ) -> Option<ClientEvent> {
         let lost = self.poll_lost_report(turn, &has_room);
         lost.or_else(|| self.poll_found_report(turn, connections, &has_room))
     }
@@ -160,7 +160,7 @@ impl Wards {
         &mut self,
         turn: &mut Turn,
         has_room: impl Fn(&str) -> bool,
-    ) -> Option<Fed> {
+    ) -> Option<ClientEvent> {
         if self.guarded.is_empty() {
             return None;
         }
@@ -170,8 +170,8 @@ impl Wards {
             self.lost_left -= 1;
             let (code, reason) = LOST;
             let put = |out: &mut Vec<u8>| api::put_close(out, code, reason, None);
-            if let Some(frame) = turn.event(&topic, client, put) {
-                return Some(Fed { topic, event: unwatched(client, frame), from: None });
+            if let Some(frame) = turn.encode_event(&topic, client, put) {
+                return Some(ClientEvent { topic, event: unwatched(client, frame), from: None });
             }
         }
         self.lost_wait = self.lost_left > 0;
@@ -184,7 +184,7 @@ impl Wards {
         turn: &mut Turn,
         connections: &mut Connections,
         has_room: impl Fn(&str) -> bool,
-    ) -> Option<Fed> {
+    ) -> Option<ClientEvent> {
         while self.found_left > 0
             && let Some(from) = self.unfound
         {
@@ -202,7 +202,7 @@ impl Wards {
             }
             self.unfound = next;
             if let Some(event) = found_event(turn, connections, key, &topic, client) {
-                return Some(Fed { topic, event, from: None });
+                return Some(ClientEvent { topic, event, from: None });
             }
         }
         None
@@ -241,7 +241,7 @@ impl Wards {
     fn tell_guardian(&mut self, turn: &mut Turn, message: WardsMessage) {
         if let Some(guardian) = self.guardian {
             let owner = turn.address;
-            turn.tell(Party::Shard(guardian), Message::Wards(owner, message));
+            turn.send(Party::Shard(guardian), Message::Wards(owner, message));
         }
     }
 
@@ -338,7 +338,7 @@ impl Wards {
                     self.guarded.remove(&(owner, incarnation));
                 } else {
                     let claim = WardsMessage::Claim(incarnation, ours);
-                    turn.tell(Party::Shard(from), Message::Wards(owner, claim));
+                    turn.send(Party::Shard(from), Message::Wards(owner, claim));
                 }
             }
         }
@@ -369,7 +369,7 @@ impl Wards {
             for node in turn.roster.others() {
                 if let Some(to) = stand_in(turn, owner.shard, node) {
                     let claim = WardsMessage::Claim(incarnation, epoch);
-                    turn.tell(Party::Shard(to), Message::Wards(owner, claim));
+                    turn.send(Party::Shard(to), Message::Wards(owner, claim));
                 }
             }
         }
@@ -406,7 +406,8 @@ fn found_event(
     let tells_open = connection.route(&turn.settings)?.tells_open;
     let remote = connection.remote;
     let client = connection.client().filter(|_| tells_open)?;
-    let frame = turn.event(topic, id, |out| api::put_found(out, remote, client.context.json()))?;
+    let frame =
+        turn.encode_event(topic, id, |out| api::put_found(out, remote, client.context.json()))?;
     Some(unwatched(id, frame))
 }
 

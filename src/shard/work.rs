@@ -75,7 +75,7 @@ pub struct Work {
     // read, what those may.
     shared_left: u32,
     // Light connections to be read in the next turn, and heavy ones: each at most once, with
-    // `Connection::is_resuming`.
+    // `Connection::is_queued_to_read`.
     light: VecDeque<ConnectionKey>,
     heavy: VecDeque<ConnectionKey>,
     // Light ones that have still to have their turns in this turn, and, while heavy ones have theirs,

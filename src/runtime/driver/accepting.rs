@@ -98,7 +98,7 @@ impl Driver {
             return true;
         }
         self.shard.counters_mut().limits.api_connections += 1;
-        let has_place = self.shard.evict_stranger();
+        let has_place = self.shard.evict_unauthenticated();
         if has_place {
             self.watch.replace_caller();
         }

@@ -118,7 +118,7 @@ impl Addresses {
         if !is_limited || connection.listener == Listener::Api {
             return;
         }
-        connection.is_stopped = true;
+        connection.is_receive_stopped = true;
         let source = source_of(connection.remote.ip());
         connections.pause(key, Pause::Address);
         self.tell_home_of(turn, source, Message::Arrived(source, key));
@@ -126,8 +126,8 @@ impl Addresses {
 
     fn tell_home_of(&self, turn: &mut Turn, source: IpAddr, message: Message) {
         let home = home_of_address(source, turn.settings.shards);
-        let home = turn.beside(home);
-        turn.tell(home, message);
+        let home = turn.local_party(home);
+        turn.send(home, message);
     }
 
     /// A connection came to another shard, or this one, from an address whose home this is.
@@ -144,7 +144,7 @@ impl Addresses {
             Err(Refusal::Connections) => turn.counters.limits.connections_per_address += 1,
             Err(Refusal::Handshakes) => turn.counters.limits.handshakes_per_address_s += 1,
         }
-        turn.tell(from, Message::Admitted(source, key, judged.is_ok()));
+        turn.send(from, Message::Admitted(source, key, judged.is_ok()));
     }
 
     /// Whether a connection may stay. One that may not is closed before a byte of it is read: no

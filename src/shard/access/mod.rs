@@ -63,11 +63,15 @@ impl Doors {
 
     /// Closes the connection of the API that has been there longest without showing who it is; false if
     /// there is none. So strangers keep nobody out who has credentials.
-    pub fn evict_stranger(&mut self, turn: &mut Turn, connections: &mut Connections) -> bool {
+    pub fn evict_unauthenticated(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+    ) -> bool {
         while let Some(key) = self.strangers.pop_front() {
             let Some(connection) = connections.get(key) else { continue };
             let is_waiting = connection.replies().is_some_and(|replies| !replies.is_empty());
-            if connection.is_stranger() && connection.phase == Phase::Open && !is_waiting {
+            if connection.is_unauthenticated() && connection.phase == Phase::Open && !is_waiting {
                 let remote = connection.remote;
                 let why = "no place for a stranger";
                 trail::note(turn.trail(key), Entry::Dropped(remote, why));
@@ -81,7 +85,7 @@ impl Doors {
     /// Takes those out of the strangers, as far as they are first, that are none any more.
     fn forget_known_callers(&mut self, connections: &mut Connections) {
         while let Some(&key) = self.strangers.front() {
-            if connections.get(key).is_some_and(|connection| connection.is_stranger()) {
+            if connections.get(key).is_some_and(|connection| connection.is_unauthenticated()) {
                 return;
             }
             self.strangers.pop_front();
@@ -121,7 +125,7 @@ impl Doors {
             );
         }
         for shard in turn.other_shards() {
-            turn.tell(turn.beside(shard), Message::FailedTry(source));
+            turn.send(turn.local_party(shard), Message::FailedTry(source));
         }
     }
 
@@ -130,7 +134,7 @@ impl Doors {
         for Waiters { fingerprint, keys, .. } in self.access.take_displaced(turn.now.ms) {
             for key in keys {
                 if is_parked_with(connections, key, fingerprint) {
-                    turn.leave(Step::Admitted(key, Err(Refusal::Busy)));
+                    turn.push_step(Step::Admitted(key, Err(Refusal::Busy)));
                 }
             }
         }
@@ -178,8 +182,8 @@ impl Doors {
             // The credentials are as good on the other shards.
             Some(_) if is_own => {
                 for shard in turn.other_shards() {
-                    let to = turn.beside(shard);
-                    turn.tell(to, Message::Verdict(fingerprint, user));
+                    let to = turn.local_party(shard);
+                    turn.send(to, Message::Verdict(fingerprint, user));
                 }
             }
             Some(_) => {}
@@ -190,7 +194,7 @@ impl Doors {
                 && let Some(connection) = connections.get(key)
             {
                 let admitted = self.access.admit(user, connection.remote.ip());
-                turn.leave(Step::Admitted(key, admitted));
+                turn.push_step(Step::Admitted(key, admitted));
             }
         }
     }
@@ -207,7 +211,7 @@ impl Doors {
         {
             self.access.turn_away(turn.now.ms, parked.credentials);
         }
-        turn.leave(Step::Admitted(key, Err(Refusal::Busy)));
+        turn.push_step(Step::Admitted(key, Err(Refusal::Busy)));
     }
 
     /// Answers a request that may not come in, and counts why.

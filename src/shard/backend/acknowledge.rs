@@ -163,7 +163,7 @@ fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
         }
     }
     for ((node, topic), numbers) in of_homes {
-        turn.tell_home(node, &topic, TopicMessage::Settled(backend, numbers));
+        turn.send_to_home(node, &topic, TopicMessage::Settled(backend, numbers));
     }
 }
 

@@ -58,9 +58,9 @@ impl Backends {
     ) -> Vec<Party> {
         let replies = connections.get(key).and_then(|connection| connection.replies());
         if replies.is_some_and(|replies| replies.has_function()) {
-            return turn.everywhere();
+            return turn.all_parties();
         }
-        let shards = turn.state.interest.shards(channel).map(|shard| turn.beside(shard));
+        let shards = turn.state.interest.shards(channel).map(|shard| turn.local_party(shard));
         shards.chain(turn.mesh()).collect()
     }
 
@@ -169,7 +169,7 @@ impl Backends {
         key: ConnectionKey,
         shape: HttpShape,
     ) {
-        let (caller, all) = (Caller { key, shape: Shape::Response(shape) }, turn.everywhere());
+        let (caller, all) = (Caller { key, shape: Shape::Response(shape) }, turn.all_parties());
         self.ask(turn, connections, caller, Kind::Report, &all, || Command::Report);
     }
 
@@ -217,7 +217,7 @@ impl Backends {
         let ticket = self.open_question(turn, connections, caller, kind, parties.len());
         let Some(ticket) = ticket else { return };
         for &party in parties {
-            turn.tell(party, Message::Ask { ticket, from, command: command() });
+            turn.send(party, Message::Ask { ticket, from, command: command() });
         }
     }
 
@@ -291,8 +291,8 @@ impl Backends {
         }
         let Some(replies) = connections.get(asker).and_then(Connection::replies) else { return };
         let date = turn.date();
-        let then_start = pop.filter(|_| answer.is_ok());
-        replies.settle(reply, &answer, then_start, date, &mut turn.scratch);
+        let granted_pop = pop.filter(|_| answer.is_ok());
+        replies.settle(reply, &answer, granted_pop, date, &mut turn.scratch);
         connections.write_replies(turn, asker);
         if let Some(pop) = pop.filter(|_| answer.is_err()) {
             self.give_up_consuming(turn, connections, asker, pop);
@@ -318,7 +318,7 @@ impl Backends {
         }
         let node = turn.address.node;
         for topic in topics {
-            turn.tell_home(node, &topic, TopicMessage::Start(from));
+            turn.send_to_home(node, &topic, TopicMessage::Start(from));
         }
         self.consume_elsewhere(turn, connections, key);
     }
@@ -351,9 +351,9 @@ fn ask_home(
     topic: &Arc<str>,
     command: Command,
 ) {
-    let home = turn.beside(home_of_topic(topic, turn.settings.shards));
+    let home = turn.local_party(home_of_topic(topic, turn.settings.shards));
     let from = turn.backend_id(key);
-    turn.tell(home, Message::Ask { ticket, from, command });
+    turn.send(home, Message::Ask { ticket, from, command });
 }
 
 /// The terms on which a back end consumes so many topics of this node: what may be on its way to it is for

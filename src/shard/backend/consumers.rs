@@ -25,16 +25,16 @@ impl Backends {
         let id = turn.backend_id(key);
         let connection = connections.get(key);
         let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
-            return turn.tell_home(home, &topic, TopicMessage::Gone(id));
+            return turn.send_to_home(home, &topic, TopicMessage::Gone(id));
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
-            return turn.tell_home(home, &topic, TopicMessage::Returned(id, number, pop));
+            return turn.send_to_home(home, &topic, TopicMessage::Returned(id, number, pop));
         }
         if is_acknowledged {
             return self.deliver_tagged(turn, connections, key, (home, topic), delivery);
         }
-        outbound.push_shared(&mut turn.spare, Rc::new(delivery.frame));
+        outbound.push_shared(&mut turn.buffer_pool, Rc::new(delivery.frame));
         turn.counters.events += 1;
         let end = backend.written + outbound.buffered() as u64;
         backend.deliveries.push_back((end, home, topic));
@@ -59,7 +59,7 @@ impl Backends {
             };
             let count = backend.deliveries.iter().take_while(is_same).count();
             backend.deliveries.drain(..count);
-            turn.tell_home(home, &topic, TopicMessage::Written(id, count as u32));
+            turn.send_to_home(home, &topic, TopicMessage::Written(id, count as u32));
         }
     }
 
@@ -74,14 +74,14 @@ impl Backends {
         let backend = turn.backend_id(key);
         for node in turn.roster.others() {
             for topic in topics {
-                turn.tell_home(node, topic, TopicMessage::Gone(backend));
+                turn.send_to_home(node, topic, TopicMessage::Gone(backend));
             }
         }
         for shard in turn.other_shards() {
-            let to = turn.beside(shard);
-            turn.tell(to, Message::BackendGone(backend));
+            let to = turn.local_party(shard);
+            turn.send(to, Message::BackendGone(backend));
         }
-        turn.tell(turn.own_party(), Message::BackendGone(backend));
+        turn.send(turn.own_party(), Message::BackendGone(backend));
     }
 
     /// One of this shard's back ends consumes: homes on the other nodes are told, now and when a node
@@ -108,7 +108,7 @@ impl Backends {
         let backend = turn.backend_id(key);
         for node in turn.roster.others() {
             for topic in topics {
-                turn.tell_home(node, topic, TopicMessage::Unconsume(backend));
+                turn.send_to_home(node, topic, TopicMessage::Unconsume(backend));
             }
         }
     }
@@ -145,6 +145,6 @@ fn consume_on(turn: &mut Turn, connections: &mut Connections, node: NodeId, key:
     let unsettled_max = backend.unsettled.as_ref().map(|all| all.window().div_ceil(nodes));
     let terms = Terms { pop: backend.pops, window_bytes: window_bytes.max(1), unsettled_max };
     for topic in topics {
-        turn.tell_home(node, topic, TopicMessage::Consume(id, terms));
+        turn.send_to_home(node, topic, TopicMessage::Consume(id, terms));
     }
 }

@@ -6,14 +6,14 @@ use super::Clients;
 use crate::message::{Answer, ConnectionKey, Message, Party};
 use crate::protocol::api::Reply;
 use crate::shard::connection::Connections;
-use crate::shard::turn::{Asked, Turn};
+use crate::shard::turn::{Requester, Turn};
 
 /// Between two times that the mesh is told how many clients there are, in milliseconds.
 const CLIENTS_MS: u64 = 500;
 
 /// What the mesh was told, and what waits until all nodes know it.
 #[derive(Debug, Default)]
-pub struct Announced {
+pub struct Announcements {
     // The last change of interest that all nodes know of.
     known: u64,
     // How many clients there were when the mesh was last told, and when that was.
@@ -28,7 +28,7 @@ pub struct Announced {
 #[derive(Debug)]
 enum Waiting {
     /// A subscribe is answered.
-    Answer(Asked),
+    Answer(Requester),
     /// A client's handshake is answered.
     Handshake(ConnectionKey),
 }
@@ -38,26 +38,30 @@ impl Clients {
     /// and then, how many clients there are.
     pub fn announce(&mut self, turn: &mut Turn) {
         while let Some((number, channel, is_on)) = self.channels.poll_change() {
-            turn.tell(Party::Mesh, Message::Interest(number, channel, is_on));
+            turn.send(Party::Mesh, Message::Interest(number, channel, is_on));
         }
         if self.next_announcement(turn).is_some_and(|due_ms| due_ms <= turn.now.ms) {
             let clients = self.by_id.len() as u64;
-            (self.announced.clients, self.announced.clients_ms) = (clients, turn.now.ms);
-            turn.tell(Party::Mesh, Message::Clients(clients));
+            (self.announcements.clients, self.announcements.clients_ms) = (clients, turn.now.ms);
+            turn.send(Party::Mesh, Message::Clients(clients));
         }
     }
 
     /// When the mesh is to be told how many clients there are, in milliseconds of the shard's clock.
     #[inline]
     pub fn next_announcement(&self, turn: &Turn) -> Option<u64> {
-        let is_news = self.announced.clients != self.by_id.len() as u64;
-        (turn.settings.has_mesh && is_news).then_some(self.announced.clients_ms + CLIENTS_MS)
+        let is_news = self.announcements.clients != self.by_id.len() as u64;
+        (turn.settings.has_mesh && is_news).then_some(self.announcements.clients_ms + CLIENTS_MS)
     }
 
     /// Answers a subscribe when every node knows of these channels: only then does a publish through
     /// any of them reach the client. False if all know already.
-    pub(super) fn answer_when_known<T: AsRef<str>>(&mut self, asked: Asked, of: &[T]) -> bool {
-        self.wait_for(of, Waiting::Answer(asked))
+    pub(super) fn answer_when_known<T: AsRef<str>>(
+        &mut self,
+        requester: Requester,
+        of: &[T],
+    ) -> bool {
+        self.wait_for(of, Waiting::Answer(requester))
     }
 
     /// Withholds the answer to a handshake until every node knows of these channels.
@@ -79,11 +83,11 @@ impl Clients {
     fn wait_for<T: AsRef<str>>(&mut self, channels: &[T], waiting: Waiting) -> bool {
         let of = |channel: &T| self.channels.change_of(channel.as_ref());
         let change = channels.iter().map(of).max().unwrap_or(0);
-        if change <= self.announced.known {
+        if change <= self.announcements.known {
             return false;
         }
-        let last = self.announced.waiting.back().map_or(0, |(last, _)| *last);
-        self.announced.waiting.push_back((change.max(last), waiting));
+        let last = self.announcements.waiting.back().map_or(0, |(last, _)| *last);
+        self.announcements.waiting.push_back((change.max(last), waiting));
         true
     }
 
@@ -94,11 +98,11 @@ impl Clients {
         connections: &mut Connections,
         change: u64,
     ) {
-        self.announced.known = change;
-        while self.announced.waiting.front().is_some_and(|(number, _)| *number <= change) {
-            let Some((_, waiting)) = self.announced.waiting.pop_front() else { return };
+        self.announcements.known = change;
+        while self.announcements.waiting.front().is_some_and(|(number, _)| *number <= change) {
+            let Some((_, waiting)) = self.announcements.waiting.pop_front() else { return };
             match waiting {
-                Waiting::Answer(asked) => turn.answer(asked, Answer::Done(Ok(Reply::Done))),
+                Waiting::Answer(requester) => turn.answer(requester, Answer::Done(Ok(Reply::Done))),
                 Waiting::Handshake(key) => {
                     if let Some(connection) = connections.get(key) {
                         connection.outbound.withhold(false);

@@ -6,14 +6,14 @@ use hashbrown::HashMap;
 
 use super::Clients;
 use super::channels::{ChannelIndex, IN_ONE_GO, WalkNumber};
-use super::forms::{Forms, JOINED_FOR, Tails};
+use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
 use crate::message::{Answer, BackendId, Command};
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::shard::connection::WAITING_MAX;
-use crate::shard::connection::{Connections, Phase, Queued};
+use crate::shard::connection::{Connections, Phase, WriteQueue};
 use crate::shard::memory::Shortage;
-use crate::shard::turn::{Asked, Step, Turn};
+use crate::shard::turn::{Requester, Step, Turn};
 
 /// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one
 /// go.
@@ -34,7 +34,7 @@ const GATHERED_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bytes that publishes of a turn may add after a turn that had more to write than it might: less than
 /// is written in one, so that what waits gets less, and so much that small publishes go on.
-const BYTES_BEHIND: usize = BYTES_PER_TURN / 4;
+const BYTES_AFTER_OVERRUN: usize = BYTES_PER_TURN / 4;
 
 /// What is left for fan-outs to do in a turn, which is from one [`Shard::handle_turn`] to the next:
 /// so whoever has nothing to do with them waits for some 0.5 ms at a time.
@@ -49,7 +49,7 @@ pub struct Budget {
     // Added since there was no walk under way.
     gathered_bytes: usize,
     // The turn before had more to write.
-    is_behind: bool,
+    has_overrun: bool,
 }
 
 impl Default for Budget {
@@ -60,7 +60,7 @@ impl Default for Budget {
             sends: SENDS_PER_TURN,
             bytes: BYTES_PER_TURN,
             gathered_bytes: 0,
-            is_behind: false,
+            has_overrun: false,
         }
     }
 }
@@ -68,11 +68,11 @@ impl Default for Budget {
 impl Budget {
     /// A turn begins, with or without walks under way.
     fn begin_turn(&mut self, is_walking: bool) {
-        let is_behind = self.bytes == 0;
+        let has_overrun = self.bytes == 0;
         *self = Self {
-            addable_bytes: if is_behind { BYTES_BEHIND } else { usize::MAX },
+            addable_bytes: if has_overrun { BYTES_AFTER_OVERRUN } else { usize::MAX },
             gathered_bytes: if is_walking { self.gathered_bytes } else { 0 },
-            is_behind,
+            has_overrun,
             ..Self::default()
         };
     }
@@ -99,7 +99,7 @@ impl Budget {
 
     /// Whether one more of those that a fan-out reached may be written to.
     fn may_send(&self, is_walking: bool) -> bool {
-        let is_gathering = is_walking && !self.is_behind && self.gathered_bytes < GATHERED_BYTES;
+        let is_gathering = is_walking && !self.has_overrun && self.gathered_bytes < GATHERED_BYTES;
         self.sends > 0 && self.bytes > 0 && !is_gathering
     }
 
@@ -117,7 +117,7 @@ pub struct Walk {
     number: WalkNumber,
     at: usize,
     end: usize,
-    forms: Forms,
+    variants: Variants,
     tally: Tally,
 }
 
@@ -125,15 +125,15 @@ pub struct Walk {
 /// behind it. They wait, so that all that a back end asks for takes effect in its order; those of
 /// other back ends do not.
 #[derive(Debug)]
-pub struct Lane {
-    asked: Asked,
+pub struct PendingPublish {
+    requester: Requester,
     walk: Box<Walk>,
-    behind: Behind,
+    queued: QueuedCommands,
 }
 
 #[derive(Debug, Default)]
-struct Behind {
-    commands: VecDeque<(Asked, Command)>,
+struct QueuedCommands {
+    commands: VecDeque<(Requester, Command)>,
     // Memory that they take.
     bytes: usize,
 }
@@ -141,28 +141,30 @@ struct Behind {
 /// Commands of one back end, and the memory that they take, that wait behind a walk: what is beyond
 /// fails with 103. The back end is held back by its unanswered calls before that, unless they have
 /// run out of time.
-const BEHIND_MAX: usize = WAITING_MAX;
-const BEHIND_BYTES: usize = 16 * 1024 * 1024;
+const QUEUED_COMMANDS_MAX: usize = WAITING_MAX;
+const QUEUED_COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-impl Lane {
+impl PendingPublish {
     /// Lets a command wait; false if too much does.
-    fn take(&mut self, asked: Asked, command: Command) -> bool {
-        let (behind, bytes) = (&mut self.behind, held_bytes(&command));
-        if behind.commands.len() >= BEHIND_MAX || behind.bytes + bytes > BEHIND_BYTES {
+    fn take(&mut self, requester: Requester, command: Command) -> bool {
+        let (queued, bytes) = (&mut self.queued, held_bytes(&command));
+        if queued.commands.len() >= QUEUED_COMMANDS_MAX
+            || queued.bytes + bytes > QUEUED_COMMAND_BYTES_MAX
+        {
             return false;
         }
-        behind.bytes += bytes;
-        behind.commands.push_back((asked, command));
+        queued.bytes += bytes;
+        queued.commands.push_back((requester, command));
         true
     }
 
     /// Its back end is gone: it consumes nothing when its turn comes. Gives what is not to be
     /// carried out any more.
-    fn forget_joins(&mut self) -> Vec<Asked> {
-        let is_join = |(_, command): &(Asked, Command)| matches!(command, Command::Join(..));
-        let commands = &mut self.behind.commands;
+    fn forget_joins(&mut self) -> Vec<Requester> {
+        let is_join = |(_, command): &(Requester, Command)| matches!(command, Command::Join(..));
+        let commands = &mut self.queued.commands;
         let joins = commands.iter().filter(|behind| is_join(behind));
-        let forgotten = joins.map(|(asked, _)| *asked).collect();
+        let forgotten = joins.map(|(requester, _)| *requester).collect();
         commands.retain(|behind| !is_join(behind));
         forgotten
     }
@@ -171,7 +173,7 @@ impl Lane {
 /// Memory that a command takes while it waits.
 fn held_bytes(command: &Command) -> usize {
     // A queue that grows by doubling has room for twice as many.
-    2 * size_of::<(Asked, Command)>()
+    2 * size_of::<(Requester, Command)>()
         + match command {
             Command::Send(_, frame) => frame.bytes().len() + QUEUED_FRAME_BYTES,
             Command::Publish(channel, frame) => {
@@ -186,30 +188,30 @@ fn held_bytes(command: &Command) -> usize {
 /// The publishes of a shard that are under way.
 #[derive(Debug, Default)]
 pub struct Fanout {
-    lanes: HashMap<BackendId, Lane>,
+    publishes: HashMap<BackendId, PendingPublish>,
     // The lanes in the order of their turns.
-    turns: VecDeque<BackendId>,
+    round_robin: VecDeque<BackendId>,
     budget: Budget,
     // Of the publish that ended last, until a turn begins without walks under way.
-    tails: Option<(ChannelIndex, Tails)>,
+    last_frames: Option<(ChannelIndex, LastFrames)>,
 }
 
 impl Fanout {
     /// Whether a walk goes on.
     pub fn is_walking(&self) -> bool {
-        !self.turns.is_empty()
+        !self.round_robin.is_empty()
     }
 
-    /// What a frame for this channel may be joined to.
-    fn take_tails(&mut self, channel: ChannelIndex) -> Tails {
-        let tails = self.tails.take().filter(|(of, _)| *of == channel);
-        tails.map(|(_, tails)| tails).unwrap_or_default()
+    /// What a frame for this channel may be coalesced to.
+    fn take_last_frames(&mut self, channel: ChannelIndex) -> LastFrames {
+        let last_frames = self.last_frames.take().filter(|(of, _)| *of == channel);
+        last_frames.map(|(_, last_frames)| last_frames).unwrap_or_default()
     }
 
     /// Of a walk that is over, for the next frame; gives its tally.
-    fn keep_tails(&mut self, walk: Walk) -> Tally {
-        if walk.end >= JOINED_FOR {
-            self.tails = Some((walk.channel, walk.forms.into_tails()));
+    fn keep_last_frames(&mut self, walk: Walk) -> Tally {
+        if walk.end >= COALESCE_MIN_SUBSCRIBERS {
+            self.last_frames = Some((walk.channel, walk.variants.into_last_frames()));
         }
         walk.tally
     }
@@ -227,10 +229,10 @@ impl Clients {
     ) -> Result<Tally, Box<Walk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let (end, number) = (self.channels.end(channel), IN_ONE_GO);
-        let forms = Forms::of(frame, self.fanout.take_tails(channel));
-        let mut walk = Walk { channel, number, at: 0, end, forms, tally: Tally::default() };
+        let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
+        let mut walk = Walk { channel, number, at: 0, end, variants, tally: Tally::default() };
         match self.walk(turn, connections, &mut walk, SLICE) {
-            true => Ok(self.fanout.keep_tails(walk)),
+            true => Ok(self.fanout.keep_last_frames(walk)),
             false => Err(Box::new(walk)),
         }
     }
@@ -244,7 +246,7 @@ impl Clients {
         walk: &mut Walk,
         most: usize,
     ) -> bool {
-        let plain_bytes = walk.forms.plain().bytes().len();
+        let plain_bytes = walk.variants.plain().bytes().len();
         let most = most.min(self.fanout.budget.may_reach(plain_bytes));
         let mut end = walk.end.min(walk.at + most);
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
@@ -257,13 +259,13 @@ impl Clients {
                 continue;
             }
             let window = connection.compression;
-            let form = walk.forms.get(window, &mut self.deflater, &mut turn.counters);
-            let bytes = form.frame_bytes();
+            let variant = walk.variants.get(window, &mut self.deflater, &mut turn.counters);
+            let bytes = variant.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {
                     // What fills it waits for its turn, not for the peer.
-                    connection.queued = Queued::Urgent;
+                    connection.queued = WriteQueue::Urgent;
                     connections.urgent.push_back(key);
                     self.fanout.budget.end_gathering();
                     end = at;
@@ -279,13 +281,13 @@ impl Clients {
                 }
                 continue;
             }
-            form.push(&mut connection.outbound, &mut turn.spare);
+            variant.push(&mut connection.outbound, &mut turn.buffer_pool);
             compressed += u64::from(bytes < plain_bytes);
             saved_bytes += plain_bytes - bytes;
             delivered += 1;
             pushed_bytes += bytes;
-            if connection.queued == Queued::No && connection.outbound.is_ready() {
-                connection.queued = Queued::Bulk;
+            if connection.queued == WriteQueue::No && connection.outbound.is_ready() {
+                connection.queued = WriteQueue::Bulk;
                 connections.bulk.push_back(key);
             }
         }
@@ -316,15 +318,15 @@ impl Clients {
     ///
     /// # Errors
     /// Too much waits behind that publish.
-    pub fn wait_behind_lane(
+    pub fn queue_behind_publish(
         &mut self,
-        asked: Asked,
+        requester: Requester,
         command: Command,
     ) -> Result<Option<Command>, Fault> {
-        let Some(lane) = self.fanout.lanes.get_mut(&asked.backend) else {
+        let Some(publish) = self.fanout.publishes.get_mut(&requester.backend) else {
             return Ok(Some(command));
         };
-        match lane.take(asked, command) {
+        match publish.take(requester, command) {
             true => Ok(None),
             false => {
                 let why = "too much waits behind a large publish";
@@ -334,21 +336,21 @@ impl Clients {
     }
 
     /// Whether a publish of this back end is under way.
-    pub fn has_lane(&self, backend: BackendId) -> bool {
-        self.fanout.lanes.contains_key(&backend)
+    pub fn has_pending_publish(&self, backend: BackendId) -> bool {
+        self.fanout.publishes.contains_key(&backend)
     }
 
     /// How many publishes are under way.
-    pub fn lanes(&self) -> usize {
-        self.fanout.lanes.len()
+    pub fn pending_publishes(&self) -> usize {
+        self.fanout.publishes.len()
     }
 
     /// A back end that consumed is gone: what waits behind a publish of it makes it no consumer any more.
     pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
-        let lane = self.fanout.lanes.get_mut(&backend);
-        for asked in lane.map(Lane::forget_joins).unwrap_or_default() {
+        let publish = self.fanout.publishes.get_mut(&backend);
+        for requester in publish.map(PendingPublish::forget_joins).unwrap_or_default() {
             let fault = Fault::new(Code::ConsumptionFailed, "the connection is gone");
-            turn.answer(asked, Answer::Done(Err(fault)));
+            turn.answer(requester, Answer::Done(Err(fault)));
         }
     }
 
@@ -356,7 +358,7 @@ impl Clients {
     pub fn begin_turn(&mut self) {
         let is_walking = self.fanout.is_walking();
         if !is_walking {
-            self.fanout.tails = None;
+            self.fanout.last_frames = None;
         }
         self.fanout.budget.begin_turn(is_walking);
     }
@@ -372,35 +374,35 @@ impl Clients {
     }
 
     /// Goes on with the walks, each in its turn.
-    pub fn walk_lanes(&mut self, turn: &mut Turn, connections: &mut Connections) {
+    pub fn continue_publishes(&mut self, turn: &mut Turn, connections: &mut Connections) {
         let mut left = SLICE;
-        for _ in 0..self.fanout.turns.len() {
+        for _ in 0..self.fanout.round_robin.len() {
             if left == 0 || self.fanout.budget.may_reach(1) == 0 {
                 return;
             }
-            let Some(from) = self.fanout.turns.pop_front() else { return };
-            let Some(mut lane) = self.fanout.lanes.remove(&from) else { continue };
-            let at = lane.walk.at;
-            let is_over = self.walk(turn, connections, &mut lane.walk, left);
-            left = left.saturating_sub(lane.walk.at - at);
+            let Some(from) = self.fanout.round_robin.pop_front() else { return };
+            let Some(mut publish) = self.fanout.publishes.remove(&from) else { continue };
+            let at = publish.walk.at;
+            let is_over = self.walk(turn, connections, &mut publish.walk, left);
+            left = left.saturating_sub(publish.walk.at - at);
             if !is_over {
-                self.fanout.lanes.insert(from, lane);
-                self.fanout.turns.push_back(from);
+                self.fanout.publishes.insert(from, publish);
+                self.fanout.round_robin.push_back(from);
                 continue;
             }
-            let tally = self.fanout.keep_tails(*lane.walk);
-            turn.answer(lane.asked, Answer::Published(tally));
+            let tally = self.fanout.keep_last_frames(*publish.walk);
+            turn.answer(publish.requester, Answer::Published(tally));
             // In their order: if one of them walks again, the others wait behind that.
-            for (asked, command) in lane.behind.commands {
-                turn.leave(Step::CarryOut(asked, command));
+            for (requester, command) in publish.queued.commands {
+                turn.push_step(Step::Execute(requester, command));
             }
         }
     }
 
-    /// Lets a walk go on in later self.fanout.turns.
-    pub fn open_lane(&mut self, asked: Asked, walk: Box<Walk>) {
-        let lane = Lane { asked, walk, behind: Behind::default() };
-        self.fanout.lanes.insert(asked.backend, lane);
-        self.fanout.turns.push_back(asked.backend);
+    /// Lets a walk go on in later turns.
+    pub fn defer_publish(&mut self, requester: Requester, walk: Box<Walk>) {
+        let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
+        self.fanout.publishes.insert(requester.backend, publish);
+        self.fanout.round_robin.push_back(requester.backend);
     }
 }

@@ -9,7 +9,7 @@ use crate::protocol::frame;
 use crate::shard::connection::{Connection, Connections, Pause, Phase};
 use crate::shard::memory::Shortage;
 use crate::shard::trail::{self, By, Entry};
-use crate::shard::turn::{Asked, Turn};
+use crate::shard::turn::{Requester, Turn};
 
 impl Clients {
     /// Puts a message into a client's outbound queue.
@@ -40,7 +40,7 @@ impl Clients {
         let body = self.deflater.body(connection.compression, kind, payload);
         let bytes = body.frame_bytes();
         if connection.takes(bytes) {
-            connection.outbound.push_with(&mut turn.spare, |out| body.put(out));
+            connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
             turn.counters.note_compression(payload.len() - body.bytes.len());
             turn.counters.delivered += 1;
             connections.queue_write(key);
@@ -61,7 +61,7 @@ impl Clients {
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        asked: Asked,
+        requester: Requester,
         client: ClientId,
         function: Function,
     ) -> Option<Result<Reply, Fault>> {
@@ -76,7 +76,7 @@ impl Clients {
             }
             Function::Subscribe(channels) => {
                 match self.subscribe(turn, connections, key, &channels) {
-                    Ok(_) if self.answer_when_known(asked, &channels) => return None,
+                    Ok(_) if self.answer_when_known(requester, &channels) => return None,
                     subscribed => subscribed,
                 }
             }

@@ -19,7 +19,7 @@ use crate::shard::memory::SHORT;
 use crate::shard::rate::Bucket;
 use crate::shard::settings::Route;
 use crate::shard::trail::{self, Entry};
-use crate::shard::turn::{Fed, Step, Turn};
+use crate::shard::turn::{ClientEvent, Step, Turn};
 use crate::shard::work;
 
 /// On what terms a client comes in.
@@ -133,8 +133,8 @@ impl Clients {
             let channels = trail::listed(&channels);
             trail::note(turn.trail(key), Entry::Opened(id, &route.path, &channels));
         }
-        tell_open(turn, connections, key, route, request);
-        turn.leave(Step::ClientOpened(key));
+        report_open(turn, connections, key, route, request);
+        turn.push_step(Step::ClientOpened(key));
     }
 }
 
@@ -232,12 +232,12 @@ fn allowed_channels(
     request: &Request<'_>,
     signed: &[String],
 ) -> Result<Vec<Box<str>>, Refusal> {
-    let asked = asked_channels(request.query)?;
-    let asked = || {
-        let names = asked.iter().flat_map(|list| list.split(','));
+    let requester = asked_channels(request.query)?;
+    let requester = || {
+        let names = requester.iter().flat_map(|list| list.split(','));
         names.filter(|name| !name.is_empty())
     };
-    for name in asked() {
+    for name in requester() {
         if name.len() > NAME_BYTES_MAX {
             return Err((400, "a channel's name has at most 255 bytes".into()));
         }
@@ -246,7 +246,7 @@ fn allowed_channels(
         }
     }
     let max = turn.settings.limits.channels_per_client;
-    match distinct(asked().chain(signed.iter().map(String::as_str)), max) {
+    match distinct(requester().chain(signed.iter().map(String::as_str)), max) {
         Ok(channels) => Ok(channels.into_iter().map(Box::from).collect()),
         Err(TooManyNames) => {
             turn.counters.limits.channels_per_client += 1;
@@ -256,7 +256,7 @@ fn allowed_channels(
 }
 
 /// Reports a client that came to its route's topic.
-fn tell_open(
+fn report_open(
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,
@@ -276,13 +276,17 @@ fn tell_open(
         .headers()
         .filter(|(name, _)| !(has_token && is_secret(name)))
         .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
-    let frame = turn.event(topic, *id, |out| {
+    let frame = turn.encode_event(topic, *id, |out| {
         api::put_open(out, request.path, query, headers, remote, context.json());
     });
     match frame {
         Some(frame) => {
             let event = Event { client: *id, frame, is_watched: false };
-            turn.leave(Step::Event(Fed { topic: topic.clone(), event, from: Some(key) }));
+            turn.push_step(Step::Event(ClientEvent {
+                topic: topic.clone(),
+                event,
+                from: Some(key),
+            }));
         }
         None => connections.close_with(turn, key, close::TOO_LARGE),
     }

@@ -11,7 +11,7 @@ use crate::shard::connection::{Client, Connection, Connections, Pause, Phase, St
 use crate::shard::settings::Route;
 use crate::shard::timers::Timer;
 use crate::shard::trail::By;
-use crate::shard::turn::{Fed, Step, Turn};
+use crate::shard::turn::{ClientEvent, Step, Turn};
 use crate::shard::work;
 
 impl Clients {
@@ -87,12 +87,16 @@ impl Clients {
             return;
         };
         let Client { id, context, .. } = &**client;
-        let frame =
-            turn.event(topic, *id, |out| api::put_message(out, kind, payload, context.json()));
+        let frame = turn
+            .encode_event(topic, *id, |out| api::put_message(out, kind, payload, context.json()));
         match frame {
             Some(frame) => {
                 let event = Event { client: *id, frame, is_watched: false };
-                turn.leave(Step::Event(Fed { topic: topic.clone(), event, from: Some(key) }));
+                turn.push_step(Step::Event(ClientEvent {
+                    topic: topic.clone(),
+                    event,
+                    from: Some(key),
+                }));
             }
             None => connections.close_with(turn, key, close::TOO_LARGE),
         }
@@ -103,7 +107,7 @@ impl Clients {
             return;
         }
         let body = self.deflater.body(connection.compression, kind, payload);
-        connection.outbound.push_with(&mut turn.spare, |out| body.put(out));
+        connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
         turn.counters.note_compression(payload.len() - body.bytes.len());
         turn.work.spend(match connection.compression {
             Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),

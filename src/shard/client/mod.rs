@@ -3,7 +3,7 @@
 //!
 //! - `handshake.rs`: how a client comes in. `messages.rs`: what it sends.
 //! - `subscriptions.rs`: how it joins channels and leaves them. `channels.rs`: the channels.
-//! - `fanout.rs`: publishes to the subscribers of a channel. `forms.rs`: what each of them gets.
+//! - `fanout.rs`: publishes to the subscribers of a channel. `variants.rs`: what each of them gets.
 //! - `functions.rs`: single messages to a client, and functions that back ends call on it.
 //! - `announce.rs`: what other nodes are told of channels and clients. `context.rs`: a client's context.
 
@@ -11,11 +11,11 @@ mod announce;
 mod channels;
 mod context;
 mod fanout;
-mod forms;
 mod functions;
 mod handshake;
 mod messages;
 mod subscriptions;
+mod variants;
 
 use std::sync::Arc;
 
@@ -28,10 +28,10 @@ use crate::queue::feeder::Ended;
 use crate::shard::connection::{Connections, Stage};
 use crate::shard::interest::ShardInterest;
 use crate::shard::turn::{ClientGone, Turn};
-use announce::Announced;
+use announce::Announcements;
 use channels::Channels;
 use fanout::Fanout;
-use subscriptions::Leaving;
+use subscriptions::UnsubscribeQueue;
 
 pub use channels::Subscription;
 pub use context::Context;
@@ -41,9 +41,9 @@ pub struct Clients {
     ids: IdSource,
     by_id: HashMap<ClientId, ConnectionKey>,
     channels: Channels,
-    leaving: Leaving,
+    unsubscribing: UnsubscribeQueue,
     fanout: Fanout,
-    announced: Announced,
+    announcements: Announcements,
     deflater: Deflater,
     inflater: Inflater,
 }
@@ -58,9 +58,9 @@ impl Clients {
                 turn.settings.has_mesh,
                 ShardInterest::new(turn.address.shard, turn.state.interest.clone()),
             ),
-            leaving: Leaving::default(),
+            unsubscribing: UnsubscribeQueue::default(),
             fanout: Fanout::default(),
-            announced: Announced::default(),
+            announcements: Announcements::default(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
         }
@@ -82,7 +82,7 @@ impl Clients {
     }
 
     /// A client has ended, though what it sent before is still read: no call reaches it any more.
-    pub fn handle_parted(&mut self, client: ClientId) {
+    pub fn handle_disconnected(&mut self, client: ClientId) {
         self.by_id.remove(&client);
     }
 
@@ -97,7 +97,8 @@ impl Clients {
         let ClientGone { key, code, reason } = gone;
         let connection = connections.get(key)?;
         let route = connection.route(&turn.settings);
-        let Stage::Leaving(client) = std::mem::replace(&mut connection.stage, Stage::Ending) else {
+        let Stage::Unsubscribing(client) = std::mem::replace(&mut connection.stage, Stage::Ending)
+        else {
             return None;
         };
         self.by_id.remove(&client.id);
@@ -106,13 +107,13 @@ impl Clients {
             let context = client.context.json().map(Box::from);
             (topic, Ended { client: client.id, code, reason, context })
         });
-        self.begin_leaving(connections, key, client);
-        connections.forget_if_left(key);
+        self.begin_unsubscribing(connections, key, client);
+        connections.forget_if_unsubscribed(key);
         told
     }
 
     /// Whether a turn has something to do at once: a publish that goes on, or channels to be left.
     pub fn is_waiting(&self) -> bool {
-        self.fanout.is_walking() || self.leaving.is_waiting()
+        self.fanout.is_walking() || self.unsubscribing.is_waiting()
     }
 }

@@ -14,14 +14,14 @@ use crate::shard::connection::{Client, Connection, Connections, Stage};
 use crate::shard::turn::Turn;
 
 /// Subscriptions of clients that are gone which end in one turn: some 0.2 ms.
-const LEAVES_PER_TURN: usize = 2048;
+const UNSUBSCRIBES_PER_TURN: usize = 2048;
 
 /// Names among which a repeated one is found by comparing, without a set.
 const COMPARED: usize = 16;
 
 /// The clients that are gone and have channels left to leave.
 #[derive(Debug)]
-pub struct Leaving {
+pub struct UnsubscribeQueue {
     // Their connections, which stay in the table until they have left. As many at most as there are
     // connections; a client keeps its place there meanwhile.
     clients: VecDeque<ConnectionKey>,
@@ -29,13 +29,13 @@ pub struct Leaving {
     left: usize,
 }
 
-impl Default for Leaving {
+impl Default for UnsubscribeQueue {
     fn default() -> Self {
-        Self { clients: VecDeque::new(), left: LEAVES_PER_TURN }
+        Self { clients: VecDeque::new(), left: UNSUBSCRIBES_PER_TURN }
     }
 }
 
-impl Leaving {
+impl UnsubscribeQueue {
     /// Whether a client has channels left to leave: the next turn is to begin at once.
     pub fn is_waiting(&self) -> bool {
         !self.clients.is_empty()
@@ -155,50 +155,50 @@ impl Clients {
 
     /// Takes a client that is gone out of its channels: at once if the turn allows, else in later
     /// turns. Its connection keeps what is left.
-    pub fn begin_leaving(
+    pub fn begin_unsubscribing(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
         client: Box<Client>,
     ) {
-        if !self.leave_some(connections, key, client) {
-            self.leaving.clients.push_back(key);
+        if !self.unsubscribe_some(connections, key, client) {
+            self.unsubscribing.clients.push_back(key);
         }
     }
 
     /// Goes on with the clients that are gone, in the order in which they went.
-    pub fn leave_channels(&mut self, connections: &mut Connections) {
-        self.leaving.left = LEAVES_PER_TURN;
-        while self.leaving.left > 0
-            && let Some(key) = self.leaving.clients.pop_front()
+    pub fn continue_unsubscribing(&mut self, connections: &mut Connections) {
+        self.unsubscribing.left = UNSUBSCRIBES_PER_TURN;
+        while self.unsubscribing.left > 0
+            && let Some(key) = self.unsubscribing.clients.pop_front()
         {
             let Some(connection) = connections.get(key) else { continue };
             let stage = std::mem::replace(&mut connection.stage, Stage::Ending);
-            let Stage::Leaving(client) = stage else { continue };
-            if !self.leave_some(connections, key, client) {
-                return self.leaving.clients.push_front(key);
+            let Stage::Unsubscribing(client) = stage else { continue };
+            if !self.unsubscribe_some(connections, key, client) {
+                return self.unsubscribing.clients.push_front(key);
             }
             connections.forget_if_closed(key);
         }
     }
 
     /// Ends as many subscriptions as the turn allows; true when none is left.
-    fn leave_some(
+    fn unsubscribe_some(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
         mut client: Box<Client>,
     ) -> bool {
         // From the end of the list on, so that no subscription of this client moves.
-        while self.leaving.left > 0
+        while self.unsubscribing.left > 0
             && let Some(subscription) = client.subscriptions.pop()
         {
-            self.leaving.left -= 1;
+            self.unsubscribing.left -= 1;
             self.unsubscribe_at(connections, subscription);
         }
         let has_left = client.subscriptions.is_empty();
         if !has_left && let Some(connection) = connections.get(key) {
-            connection.stage = Stage::Leaving(client);
+            connection.stage = Stage::Unsubscribing(client);
         }
         has_left
     }

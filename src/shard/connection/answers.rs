@@ -24,7 +24,7 @@ impl Connections {
         if !matches!(connection.stage, Stage::Backend(_)) {
             return None;
         }
-        let unread_bytes = connection.held.len();
+        let unread_bytes = connection.read_ahead.len();
         let is_held_back = connection.is_paused_for(Pause::Answers);
         let waits_for_much = connection.waits_for_too_much(WAITING_MIN + 1, 2);
         assert!(!is_held_back || waits_for_much, "{key:?} is held back for nothing");
@@ -97,12 +97,12 @@ impl Connections {
     /// Writes the answers whose turn it is.
     pub fn write_replies(&mut self, turn: &mut Turn, key: ConnectionKey) {
         while let Some(connection) = self.get(key)
-            && let Some(Ready { bytes, then_start }) =
+            && let Some(Ready { bytes, granted_pop }) =
                 connection.replies().and_then(|replies| replies.poll_ready())
         {
             self.write_with(turn, key, |out| out.extend_from_slice(&bytes));
-            if let Some(pop) = then_start {
-                turn.leave(Step::PopAnswered(key, pop));
+            if let Some(pop) = granted_pop {
+                turn.push_step(Step::PopAnswered(key, pop));
             }
         }
         let Some(connection) = self.get(key) else { return };
@@ -119,17 +119,18 @@ impl Connections {
     fn after_last_reply(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let is_draining = connection.is_paused_for(Pause::Ending);
-        let is_ended = connection.is_ended && connection.paused == 0 && connection.held.is_empty();
+        let is_read_closed =
+            connection.is_read_closed && connection.paused == 0 && connection.read_ahead.is_empty();
         match &mut connection.stage {
             Stage::Http(http) if http.is_last => self.finish(turn, key),
             Stage::Backend(backend) => match backend.close.take() {
                 Some((closed, by)) => self.close_after_answers(turn, key, closed, by),
                 None if is_draining => self.close_for_drain(turn, key),
-                None if is_ended => self.end(turn, key),
+                None if is_read_closed => self.end(turn, key),
                 None => {}
             },
             _ if is_draining => self.close_for_drain(turn, key),
-            _ if is_ended => self.end(turn, key),
+            _ if is_read_closed => self.end(turn, key),
             _ => {}
         }
     }

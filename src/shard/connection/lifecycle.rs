@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Connection, Connections, Held, Listener, Pause, Phase, Stage};
+use super::{Connection, Connections, Listener, Pause, Phase, ReadAhead, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
@@ -14,7 +14,7 @@ const LINGER_MS: u64 = 5000;
 
 /// What a close event says when the peer sent no close frame (RFC 6455,
 /// section 7.1.5: neither 1005 nor this one travels in a frame).
-pub(super) const BROKEN_OFF: u16 = 1006;
+pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 
 /// How a connection without a close frame ended.
 pub(super) fn end_reason(is_broken: bool) -> &'static str {
@@ -72,12 +72,12 @@ impl Connections {
     /// The peer sends nothing more.
     pub fn handle_end(&mut self, turn: &mut Turn, key: ConnectionKey, is_broken: bool) {
         let Some(connection) = self.get(key) else { return };
-        connection.is_ended = true;
+        connection.is_read_closed = true;
         connection.is_broken |= is_broken;
-        if connection.is_parting {
-            return self.end_parting_socket(turn, key);
+        if connection.has_pending_close {
+            return self.close_pending_socket(turn, key);
         }
-        if self.end_held(turn, key) {
+        if self.end_paused(turn, key) {
             return;
         }
         let Some(connection) = self.get(key) else { return };
@@ -102,7 +102,7 @@ impl Connections {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
             (Stage::Backend(backend), Phase::Open) if !backend.replies.is_empty() => {}
             (_, Phase::Open) => {
-                self.depart(turn, key, BROKEN_OFF, end_reason(false), By::Peer);
+                self.detach(turn, key, ABNORMAL_CLOSURE, end_reason(false), By::Peer);
                 self.finish(turn, key);
             }
             (_, Phase::Flushing) => {}
@@ -112,7 +112,7 @@ impl Connections {
 
     /// The connection broke: nothing can be written to it any more.
     pub fn break_off(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        self.depart(turn, key, BROKEN_OFF, end_reason(true), By::Peer);
+        self.detach(turn, key, ABNORMAL_CLOSURE, end_reason(true), By::Peer);
         self.close(turn, key);
     }
 
@@ -130,7 +130,7 @@ impl Connections {
             backend.close = Some((closed, by));
             return self.pause(key, Pause::Ending);
         }
-        self.depart(turn, key, closed.event_code(), &closed.reason, by);
+        self.detach(turn, key, closed.event_code(), &closed.reason, by);
         self.answer_close(turn, key, &closed);
         self.finish(turn, key);
     }
@@ -195,7 +195,7 @@ impl Connections {
         text: &str,
         by: By,
     ) {
-        self.depart(turn, key, code, text, by);
+        self.detach(turn, key, code, text, by);
         self.write_close(turn, key, code, text);
         self.finish(turn, key);
     }
@@ -215,31 +215,31 @@ impl Connections {
     ///
     /// The close event of a client that parted says why it departs now: if not all that it sent was read,
     /// the code by which it parted would hide that.
-    pub fn depart(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
-        self.forget_parting(key);
+    pub fn detach(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
+        self.discard_pending_close(key);
         let trail = turn.trail(key);
         let Some(connection) = self.get(key) else { return };
         match &connection.stage {
             Stage::Client(c) => trail::note(trail, Entry::Closed(Some(c.id), by, code, reason)),
             Stage::Backend(_) => trail::note(trail, Entry::Closed(None, by, code, reason)),
             Stage::Http(_) | Stage::Ending => {}
-            Stage::Leaving(_) => return,
+            Stage::Unsubscribing(_) => return,
         }
         match std::mem::replace(&mut connection.stage, Stage::Ending) {
             Stage::Client(client) => {
                 // It stays in its place: other members of its channels may still move it.
-                connection.stage = Stage::Leaving(client);
+                connection.stage = Stage::Unsubscribing(client);
                 let reason = reason.into();
-                turn.leave(Step::ClientGone(ClientGone { key, code, reason }));
+                turn.push_step(Step::ClientGone(ClientGone { key, code, reason }));
             }
             Stage::Backend(backend) if backend.has_consumed => {
                 // They go to other consumers.
                 connection.outbound.drop_shared();
                 let unwritten = backend.deliveries.into_iter().map(|(_, _, topic)| topic);
                 let topics = backend.topics.into_iter().chain(unwritten).collect();
-                turn.leave(Step::ConsumerGone(key, topics));
+                turn.push_step(Step::ConsumerGone(key, topics));
             }
-            Stage::Backend(_) | Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => {}
+            Stage::Backend(_) | Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => {}
         }
     }
 
@@ -251,8 +251,8 @@ impl Connections {
             return;
         }
         connection.phase = Phase::Flushing;
-        if !connection.is_parting {
-            connection.held = Held::default();
+        if !connection.has_pending_close {
+            connection.read_ahead = ReadAhead::default();
             connection.paused = 0;
         }
         // To see the peer's end it must be received from; what it says is not listened to.
@@ -266,7 +266,7 @@ impl Connections {
 
     pub(super) fn shut(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
-        if connection.is_ended {
+        if connection.is_read_closed {
             return self.close(turn, key);
         }
         connection.phase = Phase::Lingering;
@@ -287,14 +287,14 @@ impl Connections {
     pub fn forget_connection(&mut self, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         match connection.stage {
-            Stage::Leaving(_) => connection.is_socket_closed = true,
-            _ if connection.is_parting => connection.is_socket_closed = true,
+            Stage::Unsubscribing(_) => connection.is_socket_closed = true,
+            _ if connection.has_pending_close => connection.is_socket_closed = true,
             _ => self.remove(key),
         }
     }
 
     /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
-    pub fn forget_if_left(&mut self, key: ConnectionKey) {
+    pub fn forget_if_unsubscribed(&mut self, key: ConnectionKey) {
         let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
         if self.get(key).is_some_and(is_left) {
             self.forget_if_closed(key);
@@ -332,7 +332,7 @@ impl Connections {
         match connection.stage {
             Stage::Http(_) => self.finish(turn, key),
             Stage::Client(_) | Stage::Backend(_) => self.close_with(turn, key, close::GOING_AWAY),
-            Stage::Leaving(_) | Stage::Ending => {}
+            Stage::Unsubscribing(_) | Stage::Ending => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 //! borrow them.
 //!
 //! - `mod.rs`: one connection, and the table of all of them.
-//! - `lifecycle.rs`: how connections begin and end. `parting.rs`: those that end while what they sent is
+//! - `lifecycle.rs`: how connections begin and end. `pending_close.rs`: those that end while what they sent is
 //!   still read. `timeouts.rs`: how long they may take, and be silent.
 //! - `reading.rs`, `writing.rs`: how they are read from and written to.
 //! - `outbound.rs`: what waits to be written. `replies.rs`: the order of answers. `answers.rs`: how they
@@ -12,7 +12,7 @@ mod answers;
 mod http;
 mod lifecycle;
 mod outbound;
-mod parting;
+mod pending_close;
 mod reading;
 mod replies;
 mod timeouts;
@@ -30,7 +30,7 @@ use crate::shard::rate::Bucket;
 use crate::shard::settings::{Route, Settings};
 use crate::shard::trail::By;
 use hashbrown::HashMap;
-use parting::Parting;
+use pending_close::PendingClose;
 
 use crate::address::{ClientId, NodeId};
 use crate::message::ConnectionKey;
@@ -43,7 +43,7 @@ use crate::protocol::http::{KeptRequest, RequestReader};
 use crate::protocol::scanner::{Heard, Scanner};
 
 pub use answers::Reading;
-pub use outbound::{Batch, Chunk, Outbound, Spare, freed_bytes};
+pub use outbound::{Batch, BufferPool, Chunk, Outbound, freed_bytes};
 pub use replies::{HttpShape, Replies, Shape, WAITING_MAX};
 pub use writing::{Priority, Written};
 
@@ -64,7 +64,7 @@ pub struct Connection {
     /// Since when, in Unix milliseconds.
     pub since_ms: u64,
     /// When something was last received, on the shard's clock.
-    pub heard_ms: u64,
+    pub last_received_ms: u64,
     // The tick of the wheel at which its one valid timer entry lies: the last 32 bits of it, which
     // come again after two years.
     timer_tick: u32,
@@ -75,29 +75,29 @@ pub struct Connection {
     /// What waits to be written.
     pub outbound: Outbound,
     /// What was received while it is paused.
-    pub held: Held,
+    pub read_ahead: ReadAhead,
     /// How far it is in its life.
     pub phase: Phase,
     /// Why it is not read from; see [`Pause`].
     pub paused: u8,
     /// The queue of connections with something to write that it is in.
-    pub queued: Queued,
+    pub queued: WriteQueue,
     /// The driver was told not to receive for it.
-    pub is_stopped: bool,
+    pub is_receive_stopped: bool,
     /// It is in a queue of connections to be read from again.
-    pub is_resuming: bool,
+    pub is_queued_to_read: bool,
     /// The last time that it was read, it spent its slice of the turn.
     pub is_heavy: bool,
     /// A message of it is half inflated: it is read on without more input.
     pub is_inflating: bool,
     /// The driver is done with its socket. It stays in the table while its client leaves channels.
     pub is_socket_closed: bool,
-    /// Its client has ended, and what it sent before is still read: see `parting.rs`.
-    pub is_parting: bool,
+    /// Its client has ended, and what it sent before is still read: see `pending_close.rs`.
+    pub has_pending_close: bool,
     /// A ping was sent and nothing was heard since.
     pub is_pinged: bool,
     /// The peer will send nothing more.
-    pub is_ended: bool,
+    pub is_read_closed: bool,
     /// Nor can anything be written to it.
     pub is_broken: bool,
     /// Messages may be compressed, and those to it are within this window.
@@ -150,7 +150,7 @@ pub enum Pause {
 
 /// A queue of connections with something to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queued {
+pub enum WriteQueue {
     /// None.
     No,
     /// Those that only a fan-out reached.
@@ -162,7 +162,7 @@ pub enum Queued {
 /// Bytes received and not read yet, for as long as the connection is paused: one pointer while there
 /// are none.
 #[derive(Debug, Default)]
-pub struct Held(Option<Box<Unread>>);
+pub struct ReadAhead(Option<Box<Unread>>);
 
 #[derive(Debug, Default)]
 struct Unread {
@@ -175,9 +175,9 @@ struct Unread {
 
 /// Bytes held for one paused connection before the driver is told to receive no more for it: so a
 /// short pause costs nothing, and the end of a peer that is done is still seen.
-pub const HELD_BYTES: usize = 16 * 1024;
+pub const READ_AHEAD_BYTES_MAX: usize = 16 * 1024;
 
-impl Held {
+impl ReadAhead {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
@@ -188,7 +188,7 @@ impl Held {
         self.0.as_ref().map_or(0, |held| held.bytes.capacity())
     }
 
-    /// Adds some. Beyond [`HELD_BYTES`] come only those that were on their way when the driver was
+    /// Adds some. Beyond [`READ_AHEAD_BYTES_MAX`] come only those that were on their way when the driver was
     /// told to stop.
     pub fn push(&mut self, input: &[u8]) {
         if !input.is_empty() {
@@ -222,7 +222,7 @@ impl Held {
 
     /// Whether so many wait that no more are to be received.
     pub fn is_full(&self) -> bool {
-        self.len() >= HELD_BYTES
+        self.len() >= READ_AHEAD_BYTES_MAX
     }
 
     /// What waits, to be overwritten.
@@ -258,7 +258,7 @@ pub enum Stage {
     /// A back end on the WebSocket API.
     Backend(Box<Backend>),
     /// A client that is gone, while its channels are left in slices.
-    Leaving(Box<Client>),
+    Unsubscribing(Box<Client>),
     /// Nothing any more.
     Ending,
 }
@@ -274,7 +274,7 @@ pub struct Http {
     pub accepted_ms: u64,
     /// It has shown credentials that are right, or none are needed. A stranger of the API has its place
     /// for the time of a handshake.
-    pub is_proven: bool,
+    pub is_authenticated: bool,
     /// Whether a request is half read.
     pub is_mid_request: bool,
     /// The head of that request was judged: it may come.
@@ -365,7 +365,9 @@ impl Connection {
     /// The route of a client, one that is leaving included.
     pub fn route<'s>(&self, settings: &'s Settings) -> Option<&'s Arc<Route>> {
         let Listener::Edge(edge) = self.listener else { return None };
-        let (Stage::Client(client) | Stage::Leaving(client)) = &self.stage else { return None };
+        let (Stage::Client(client) | Stage::Unsubscribing(client)) = &self.stage else {
+            return None;
+        };
         settings.edges[usize::from(edge)].routes.get(usize::from(client.route))
     }
 
@@ -374,7 +376,7 @@ impl Connection {
         Self {
             remote,
             since_ms: unix_ms,
-            heard_ms: now_ms,
+            last_received_ms: now_ms,
             timer_tick: 0,
             outbound_max: 0,
             stage: Stage::Http(Box::new(Http {
@@ -383,18 +385,18 @@ impl Connection {
                 ..Http::default()
             })),
             outbound: Outbound::default(),
-            held: Held::default(),
+            read_ahead: ReadAhead::default(),
             phase: Phase::Open,
             paused: 0,
-            queued: Queued::No,
-            is_stopped: false,
-            is_resuming: false,
+            queued: WriteQueue::No,
+            is_receive_stopped: false,
+            is_queued_to_read: false,
             is_heavy: false,
             is_inflating: false,
             is_socket_closed: false,
-            is_parting: false,
+            has_pending_close: false,
             is_pinged: false,
-            is_ended: false,
+            is_read_closed: false,
             is_broken: false,
             compression: None,
             is_counted: false,
@@ -415,7 +417,7 @@ impl Connection {
         match &self.stage {
             Stage::Backend(backend) => backend.grant.user,
             Stage::Http(http) => http.user,
-            Stage::Client(_) | Stage::Leaving(_) | Stage::Ending => None,
+            Stage::Client(_) | Stage::Unsubscribing(_) | Stage::Ending => None,
         }
     }
 
@@ -428,9 +430,9 @@ impl Connection {
     }
 
     /// Whether it came to the API and has not shown who it is.
-    pub fn is_stranger(&self) -> bool {
+    pub fn is_unauthenticated(&self) -> bool {
         match &self.stage {
-            Stage::Http(http) => self.listener == Listener::Api && !http.is_proven,
+            Stage::Http(http) => self.listener == Listener::Api && !http.is_authenticated,
             _ => false,
         }
     }
@@ -449,7 +451,7 @@ impl Connection {
         let assembler = match &self.stage {
             Stage::Client(client) => &client.assembler,
             Stage::Backend(backend) => &backend.assembler,
-            Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => return None,
+            Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => return None,
         };
         let unfinished = assembler.unfinished().filter(|_| self.paused == 0)?;
         let pace_ms = unfinished.bytes as u64 * 1000 / MESSAGE_BYTES_PER_S;
@@ -461,19 +463,19 @@ impl Connection {
         match &mut self.stage {
             Stage::Http(http) => Some(&mut http.replies),
             Stage::Backend(backend) => Some(&mut backend.replies),
-            Stage::Client(_) | Stage::Leaving(_) | Stage::Ending => None,
+            Stage::Client(_) | Stage::Unsubscribing(_) | Stage::Ending => None,
         }
     }
 
     /// Whether something that it sent is not read yet.
     pub fn has_input(&self) -> bool {
-        !self.held.is_empty() || self.is_inflating
+        !self.read_ahead.is_empty() || self.is_inflating
     }
 
     /// The subscriptions that it has, or has still to end.
     pub fn subscriptions(&mut self) -> Option<&mut Vec<Subscription>> {
         match &mut self.stage {
-            Stage::Client(client) | Stage::Leaving(client) => Some(&mut client.subscriptions),
+            Stage::Client(client) | Stage::Unsubscribing(client) => Some(&mut client.subscriptions),
             Stage::Http(_) | Stage::Backend(_) | Stage::Ending => None,
         }
     }
@@ -516,7 +518,7 @@ impl Connection {
         let replies = match &self.stage {
             Stage::Http(http) => &http.replies,
             Stage::Backend(backend) => &backend.replies,
-            Stage::Client(_) | Stage::Leaving(_) | Stage::Ending => return false,
+            Stage::Client(_) | Stage::Unsubscribing(_) | Stage::Ending => return false,
         };
         replies.len() >= requests || replies.held_bytes() > bytes_max
     }
@@ -533,7 +535,7 @@ impl Connection {
 
     /// Whether what waits for it waits for no one but us, who have not come to write it yet.
     pub fn waits_for_us(&self) -> bool {
-        self.phase == Phase::Open && self.queued != Queued::No && self.outbound.is_ready()
+        self.phase == Phase::Open && self.queued != WriteQueue::No && self.outbound.is_ready()
     }
 
     /// Whether a frame of so many bytes would be taken if it read faster.
@@ -561,8 +563,8 @@ pub struct Connections {
     pub(super) urgent: VecDeque<ConnectionKey>,
     pub(super) bulk: VecDeque<ConnectionKey>,
     // Clients that have ended while what they sent before is still read, and the bytes of it.
-    pub(super) parting: HashMap<ConnectionKey, Parting>,
-    pub(super) parted_bytes: usize,
+    pub(super) pending_closes: HashMap<ConnectionKey, PendingClose>,
+    pub(super) pending_close_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -578,13 +580,13 @@ impl Connections {
     }
 
     /// Bytes that clients sent which have ended since, and that are still to be read.
-    pub fn parted_bytes(&self) -> usize {
-        self.parted_bytes
+    pub fn pending_close_bytes(&self) -> usize {
+        self.pending_close_bytes
     }
 
     /// Whether a client has ended while what it sent before is still read.
-    pub fn has_parting(&self) -> bool {
-        !self.parting.is_empty()
+    pub fn has_pending_closes(&self) -> bool {
+        !self.pending_closes.is_empty()
     }
 
     /// Whether a connection waits to be written to.

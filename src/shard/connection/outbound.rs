@@ -74,7 +74,7 @@ const TICK_MS: u64 = 16;
 /// Empty batches and buffers that go around, so that nothing is allocated per send (but over TLS,
 /// which copies what it seals). An idle connection has none.
 #[derive(Debug, Default)]
-pub struct Spare {
+pub struct BufferPool {
     batches: Vec<Batch>,
     buffers: Vec<Vec<u8>>,
 }
@@ -86,7 +86,7 @@ const BATCH_CHUNKS_MAX: usize = 64;
 const BUFFERS_MAX: usize = 256;
 const BUFFER_BYTES_MAX: usize = 4096;
 
-impl Spare {
+impl BufferPool {
     /// Takes what a batch is made of.
     pub fn keep(&mut self, mut batch: Batch) {
         while let Some(chunk) = batch.pop_front() {
@@ -175,21 +175,26 @@ impl Outbound {
     }
 
     /// Adds a frame that others get too.
-    pub fn push_shared(&mut self, spare: &mut Spare, frame: Rc<Frame>) {
+    pub fn push_shared(&mut self, buffer_pool: &mut BufferPool, frame: Rc<Frame>) {
         self.queued += frame.bytes().len();
         self.overhead += QUEUED_FRAME_BYTES as u32;
-        self.push(spare, Chunk::Shared(frame));
+        self.push(buffer_pool, Chunk::Shared(frame));
     }
 
-    /// Puts `joined`, which is `tail` and so many bytes more, in the place of `tail`, if that is what
+    /// Puts `coalesced`, which is `last_frame` and so many bytes more, in the place of `last_frame`, if that is what
     /// waits last; false if it is not. So frames that follow each other for many are one run of bytes.
     #[inline]
-    pub fn join(&mut self, tail: &Rc<Frame>, joined: &Rc<Frame>, more_bytes: usize) -> bool {
+    pub fn coalesce(
+        &mut self,
+        last_frame: &Rc<Frame>,
+        coalesced: &Rc<Frame>,
+        more_bytes: usize,
+    ) -> bool {
         match self.chunks.back_mut() {
-            Some(Chunk::Shared(last)) if Rc::ptr_eq(last, tail) => {
-                debug_assert_eq!(joined.bytes().len(), tail.bytes().len() + more_bytes);
+            Some(Chunk::Shared(last)) if Rc::ptr_eq(last, last_frame) => {
+                debug_assert_eq!(coalesced.bytes().len(), last_frame.bytes().len() + more_bytes);
                 self.queued += more_bytes;
-                *last = joined.clone();
+                *last = coalesced.clone();
                 true
             }
             _ => false,
@@ -197,7 +202,7 @@ impl Outbound {
     }
 
     /// Adds bytes for this connection alone, as `put` appends them.
-    pub fn push_with(&mut self, spare: &mut Spare, put: impl FnOnce(&mut Vec<u8>)) {
+    pub fn push_with(&mut self, buffer_pool: &mut BufferPool, put: impl FnOnce(&mut Vec<u8>)) {
         match self.chunks.back_mut() {
             Some(Chunk::Own(bytes)) if bytes.len() < CHUNK_BYTES => {
                 let (length, unused) = (bytes.len(), bytes.capacity() - bytes.len());
@@ -207,20 +212,20 @@ impl Outbound {
                 self.overhead += (bytes.capacity() - bytes.len()) as u32;
             }
             _ => {
-                let mut bytes = spare.buffers.pop().unwrap_or_default();
+                let mut bytes = buffer_pool.buffers.pop().unwrap_or_default();
                 put(&mut bytes);
                 self.queued += bytes.len();
                 let chunk = Chunk::Own(bytes);
                 self.overhead += chunk.overhead() as u32;
-                self.push(spare, chunk);
+                self.push(buffer_pool, chunk);
             }
         }
     }
 
     /// Adds what is counted already.
-    fn push(&mut self, spare: &mut Spare, chunk: Chunk) {
+    fn push(&mut self, buffer_pool: &mut BufferPool, chunk: Chunk) {
         if self.chunks.capacity() == 0
-            && let Some(batch) = spare.batches.pop()
+            && let Some(batch) = buffer_pool.batches.pop()
         {
             self.chunks = batch;
         }
@@ -293,27 +298,27 @@ mod tests {
 
     #[test]
     fn a_clearing_leaves_what_is_kept_and_no_more() {
-        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
-        outbound.push_with(&mut spare, |out| out.extend_from_slice(b"101"));
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"101"));
         outbound.keep();
-        outbound.push_with(&mut spare, |out| out.extend_from_slice(b"frame"));
-        outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"shared")));
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"frame"));
+        outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"shared")));
         outbound.clear();
         assert_eq!(outbound.buffered(), 3);
         let batch = outbound.take(0);
         assert_eq!(batch.iter().map(Chunk::bytes).collect::<Vec<_>>(), [b"101"]);
         outbound.written(3);
-        outbound.push_with(&mut spare, |out| out.extend_from_slice(b"frame"));
+        outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"frame"));
         outbound.clear();
         assert!(outbound.is_flushed());
     }
 
     #[test]
     fn what_a_queue_is_charged_covers_what_it_holds_and_ends_with_it() {
-        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         for number in 0..1000 {
-            outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"12")));
-            outbound.push_with(&mut spare, |out| out.resize(out.len() + number, 0));
+            outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"12")));
+            outbound.push_with(&mut buffer_pool, |out| out.resize(out.len() + number, 0));
         }
         // An Rc and an Arc have two counts each, an allocation begins with a word and is a multiple of
         // 16 bytes, and a deque has at most twice the room that it needs.
@@ -337,8 +342,8 @@ mod tests {
         outbound.written(1);
         assert_eq!(outbound.charge(), 0);
         drop(batch);
-        outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(b"12")));
-        outbound.push_with(&mut spare, |out| out.push(0));
+        outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"12")));
+        outbound.push_with(&mut buffer_pool, |out| out.push(0));
         outbound.drop_shared();
         assert!((1..=1 + QUEUED_FRAME_BYTES + 16).contains(&outbound.charge()));
         outbound.clear();
@@ -347,10 +352,10 @@ mod tests {
 
     #[test]
     fn a_shared_frame_is_freed_once_by_all_that_hold_it() {
-        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         let frame = Rc::new(Frame::from_encoded(&[0; 20_000]));
         let others: Vec<_> = (0..99).map(|_| frame.clone()).collect();
-        outbound.push_shared(&mut spare, frame);
+        outbound.push_shared(&mut buffer_pool, frame);
         assert!((200..400).contains(&outbound.freed_bytes()), "{}", outbound.freed_bytes());
         drop(others);
         assert!(outbound.freed_bytes() >= 20_000, "nobody else holds it");
@@ -366,9 +371,9 @@ mod tests {
 
     #[test]
     fn what_a_long_batch_would_free_is_estimated_from_a_part_of_it() {
-        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         for _ in 0..1001 {
-            outbound.push_shared(&mut spare, Rc::new(Frame::from_encoded(&[0; 100])));
+            outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(&[0; 100])));
         }
         let charge = outbound.charge();
         assert_eq!(outbound.freed_bytes(), charge);
@@ -377,12 +382,12 @@ mod tests {
 
     #[test]
     fn a_connection_is_slow_once_a_batch_was_in_flight_for_some_time() {
-        let (mut outbound, mut spare) = (Outbound::default(), Spare::default());
-        outbound.push_with(&mut spare, |out| out.push(0));
+        let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
+        outbound.push_with(&mut buffer_pool, |out| out.push(0));
         assert!(!outbound.is_slow(1 << 20), "what waits for us is not slow");
         let taken_ms = 16 * 65_530;
         outbound.take(taken_ms);
-        outbound.push_with(&mut spare, |out| out.push(0));
+        outbound.push_with(&mut buffer_pool, |out| out.push(0));
         assert!(!outbound.is_slow(taken_ms + SLOW_MS - 16));
         assert!(outbound.is_slow(taken_ms + SLOW_MS + 16));
         outbound.written(1);

@@ -1,6 +1,6 @@
 //! How connections are read from: at once, later, or not for as long as something pauses them.
 
-use super::{Connections, HELD_BYTES, Held, Pause, Phase};
+use super::{Connections, Pause, Phase, READ_AHEAD_BYTES_MAX, ReadAhead};
 use crate::message::ConnectionKey;
 use crate::shard::turn::{Action, Turn};
 
@@ -8,28 +8,28 @@ impl Connections {
     /// A connection that waited to be read is next: true if nothing pauses it.
     pub fn is_to_resume(&mut self, key: ConnectionKey) -> bool {
         self.get(key).is_some_and(|connection| {
-            connection.is_resuming = false;
+            connection.is_queued_to_read = false;
             connection.paused == 0
         })
     }
 
     /// Takes out what was received of a connection and not read, unless it is paused or half inflated;
-    /// to be given back with [`Self::keep_held`].
-    pub fn take_held(&mut self, key: ConnectionKey) -> Option<Held> {
+    /// to be given back with [`Self::put_back_read_ahead`].
+    pub fn take_read_ahead(&mut self, key: ConnectionKey) -> Option<ReadAhead> {
         let connection = self.get(key)?;
         let may = connection.paused == 0 && !connection.is_inflating;
-        may.then(|| std::mem::take(&mut connection.held))
+        may.then(|| std::mem::take(&mut connection.read_ahead))
     }
 
     /// Gives back what is left of it.
-    pub fn keep_held(&mut self, key: ConnectionKey, held: Held) {
+    pub fn put_back_read_ahead(&mut self, key: ConnectionKey, held: ReadAhead) {
         if let Some(connection) = self.get(key) {
-            connection.held = held;
+            connection.read_ahead = held;
         }
     }
 
     /// Keeps what cannot be read yet.
-    pub fn hold(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) {
+    pub fn push_read_ahead(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) {
         if input.is_empty() {
             return;
         }
@@ -37,12 +37,12 @@ impl Connections {
         if connection.phase != Phase::Open {
             return;
         }
-        connection.held.push(input);
-        self.hear_held(turn, key);
+        connection.read_ahead.push(input);
+        self.scan_read_ahead(turn, key);
         let Some(connection) = self.get(key) else { return };
-        let may_stop = connection.phase == Phase::Open && !connection.is_ended;
-        if connection.held.is_full() && !connection.is_stopped && may_stop {
-            connection.is_stopped = true;
+        let may_stop = connection.phase == Phase::Open && !connection.is_read_closed;
+        if connection.read_ahead.is_full() && !connection.is_receive_stopped && may_stop {
+            connection.is_receive_stopped = true;
             turn.actions.push_back(Action::Pause(key));
         }
     }
@@ -54,20 +54,20 @@ impl Connections {
         let Some(connection) = self.get(key) else { return };
         // Room that came while it was read has queued it again. What pauses it since then is judged here:
         // the queue passes over a connection that is paused.
-        if connection.is_resuming && connection.paused == 0 {
+        if connection.is_queued_to_read && connection.paused == 0 {
             return;
         }
         // Who is held for a key and has ended waits for nothing.
-        let has_ended = connection.is_ended || connection.is_parting;
+        let has_ended = connection.is_read_closed || connection.has_pending_close;
         let is_over = has_ended && connection.is_paused_for(Pause::Hold);
         if connection.paused != 0 && !is_over {
-            return self.hear_again(turn, key);
+            return self.scan_and_receive(turn, key);
         }
-        if connection.is_parting {
-            return self.depart_as_parted(turn, key);
+        if connection.has_pending_close {
+            return self.report_pending_close(turn, key);
         }
-        connection.heard_ms = turn.now.ms;
-        match connection.is_ended {
+        connection.last_received_ms = turn.now.ms;
+        match connection.is_read_closed {
             true => self.end(turn, key),
             false => self.receive_again(turn, key),
         }
@@ -75,11 +75,12 @@ impl Connections {
 
     /// A connection was read on and is held back again: what is held may tell something, and there may be
     /// room for more.
-    fn hear_again(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        self.hear_held(turn, key);
+    fn scan_and_receive(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        self.scan_read_ahead(turn, key);
         let Some(connection) = self.get(key) else { return };
-        if connection.is_stopped && connection.held.len() <= HELD_BYTES / 2 {
-            connection.heard_ms = turn.now.ms;
+        if connection.is_receive_stopped && connection.read_ahead.len() <= READ_AHEAD_BYTES_MAX / 2
+        {
+            connection.last_received_ms = turn.now.ms;
             self.receive_again(turn, key);
         }
     }
@@ -88,14 +89,17 @@ impl Connections {
     pub fn handle_bytes(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) -> bool {
         let Some(connection) = self.get(key) else { return false };
         turn.counters.received_bytes += input.len() as u64;
-        connection.heard_ms = turn.now.ms;
+        connection.last_received_ms = turn.now.ms;
         connection.is_pinged = false;
-        if connection.paused != 0 || connection.is_resuming || !connection.held.is_empty() {
-            self.hold(turn, key, input);
+        if connection.paused != 0
+            || connection.is_queued_to_read
+            || !connection.read_ahead.is_empty()
+        {
+            self.push_read_ahead(turn, key, input);
             return false;
         }
         if connection.is_heavy || !turn.work.takes(input.len()) {
-            self.hold(turn, key, input);
+            self.push_read_ahead(turn, key, input);
             self.read_later(turn, key);
             return false;
         }
@@ -124,7 +128,7 @@ impl Connections {
 
     pub(super) fn receive_again(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
-        if std::mem::take(&mut connection.is_stopped) {
+        if std::mem::take(&mut connection.is_receive_stopped) {
             turn.actions.push_back(Action::Resume(key));
         }
     }
@@ -132,11 +136,11 @@ impl Connections {
     /// Lets a connection wait for a turn in which it is read again.
     pub fn read_later(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
-        let is_read = connection.phase == Phase::Open || connection.is_parting;
-        if connection.is_resuming || !is_read {
+        let is_read = connection.phase == Phase::Open || connection.has_pending_close;
+        if connection.is_queued_to_read || !is_read {
             return;
         }
-        connection.is_resuming = true;
+        connection.is_queued_to_read = true;
         turn.work.wait(key, connection.is_heavy, connection.is_inflating);
     }
 

@@ -152,7 +152,7 @@ pub struct Ready {
     /// Its bytes.
     pub bytes: Vec<u8>,
     /// The number of the `queue.pop` that it grants: events follow it, never before.
-    pub then_start: Option<u64>,
+    pub granted_pop: Option<u64>,
 }
 
 impl Replies {
@@ -202,7 +202,7 @@ impl Replies {
 
     /// Keeps an answer that is known, behind those that are not.
     pub fn ready(&mut self, bytes: Vec<u8>) {
-        self.push(Slot::Ready(Ready { bytes, then_start: None }));
+        self.push(Slot::Ready(Ready { bytes, granted_pop: None }));
     }
 
     /// An answer that was waited for.
@@ -210,7 +210,7 @@ impl Replies {
         &mut self,
         number: u64,
         answer: &Result<Reply, Fault>,
-        then_start: Option<u64>,
+        granted_pop: Option<u64>,
         date: Date,
         scratch: &mut Vec<u8>,
     ) {
@@ -219,7 +219,7 @@ impl Replies {
             let mut bytes = Vec::new();
             shape.put(&mut bytes, scratch, date, answer);
             self.held_bytes -= slot.held_bytes();
-            *slot = Slot::Ready(Ready { bytes, then_start });
+            *slot = Slot::Ready(Ready { bytes, granted_pop });
             self.held_bytes += slot.held_bytes();
         }
     }

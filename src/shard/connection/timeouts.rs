@@ -36,17 +36,19 @@ impl Connections {
             turn.counters.limits.unfinished_message += 1;
             return self.close_with(turn, key, close::UNFINISHED);
         }
-        let is_unheard = connection.is_unheard();
+        let is_backpressured = connection.is_backpressured();
         // Where there are no users, nobody has anything to show.
-        let is_stranger = connection.is_stranger() && !turn.settings.api.users.is_empty();
+        let is_unauthenticated =
+            connection.is_unauthenticated() && !turn.settings.api.users.is_empty();
         let silent_since = connection.silent_since_ms(now_ms);
         let deadline = match (&connection.stage, connection.phase) {
-            (_, Phase::Flushing | Phase::Lingering) | (Stage::Leaving(_) | Stage::Ending, _) => {
+            (_, Phase::Flushing | Phase::Lingering)
+            | (Stage::Unsubscribing(_) | Stage::Ending, _) => {
                 return self.close(turn, key);
             }
             (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,
             (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
-            (Stage::Http(http), _) if is_stranger => http.accepted_ms + limits.handshake_ms,
+            (Stage::Http(http), _) if is_unauthenticated => http.accepted_ms + limits.handshake_ms,
             (Stage::Http(http), _) if http.is_mid_request || !http.has_answered => {
                 http.started_ms + limits.handshake_ms
             }
@@ -55,7 +57,7 @@ impl Connections {
             (_, _) => silent_since + limits.ping_ms,
         };
         let is_websocket = matches!(connection.stage, Stage::Client(_) | Stage::Backend(_));
-        if is_unheard && is_websocket && connection.outbound.is_flushed() {
+        if is_backpressured && is_websocket && connection.outbound.is_flushed() {
             // Nobody may be there: then the kernel finds out.
             self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
             return self.set_timer(turn, key, now_ms + limits.ping_ms);
@@ -64,10 +66,12 @@ impl Connections {
             return self.set_timer(turn, key, deadline);
         }
         match &connection.stage {
-            Stage::Http(http) if http.parked.is_some() => turn.leave(Step::VerdictLate(key)),
+            Stage::Http(http) if http.parked.is_some() => {
+                turn.push_step(Step::VerdictTimedOut(key))
+            }
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(turn, key),
             Stage::Http(http) => {
-                match http.has_answered && !is_stranger {
+                match http.has_answered && !is_unauthenticated {
                     true => turn.counters.limits.idle_ms += 1,
                     false => turn.counters.limits.handshake_ms += 1,
                 }
@@ -77,8 +81,9 @@ impl Connections {
             _ => {
                 connection.is_pinged = true;
                 // A ping that comes late leaves as much time for its answer as one that is on time.
-                connection.heard_ms = silent_since.max(now_ms.saturating_sub(limits.ping_ms));
-                let due_ms = connection.heard_ms + limits.idle_ms;
+                connection.last_received_ms =
+                    silent_since.max(now_ms.saturating_sub(limits.ping_ms));
+                let due_ms = connection.last_received_ms + limits.idle_ms;
                 self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
                 // Looks again when a peer that answers at once would be due for the next ping.
                 self.set_timer(turn, key, due_ms.min(now_ms + limits.ping_ms));

@@ -1,6 +1,6 @@
 //! How connections are written to.
 
-use super::{Batch, Connections, Pause, Phase, Queued};
+use super::{Batch, Connections, Pause, Phase, WriteQueue};
 use crate::message::ConnectionKey;
 use crate::shard::turn::Turn;
 
@@ -66,7 +66,7 @@ impl Connections {
     /// All that waits for a connection, and how many bytes that is.
     fn take_batch(&mut self, turn: &Turn, key: ConnectionKey) -> Option<(Batch, usize)> {
         let connection = self.get(key)?;
-        connection.queued = Queued::No;
+        connection.queued = WriteQueue::No;
         let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
         is_ready.then(|| (connection.outbound.take(turn.now.ms), connection.outbound.buffered()))
     }
@@ -74,10 +74,10 @@ impl Connections {
     /// Notes that a connection has something to write.
     pub fn queue_write(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.get(key)
-            && connection.queued != Queued::Urgent
+            && connection.queued != WriteQueue::Urgent
             && connection.outbound.is_ready()
         {
-            connection.queued = Queued::Urgent;
+            connection.queued = WriteQueue::Urgent;
             self.urgent.push_back(key);
         }
     }
@@ -92,7 +92,7 @@ impl Connections {
         if let Some(connection) = self.get(key)
             && matches!(connection.phase, Phase::Open | Phase::Flushing)
         {
-            connection.outbound.push_with(&mut turn.spare, put);
+            connection.outbound.push_with(&mut turn.buffer_pool, put);
             self.queue_write(key);
         }
     }
@@ -104,9 +104,9 @@ impl Connections {
         if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
             return self.shut(turn, key);
         }
-        if connection.queued == Queued::No && connection.outbound.is_ready() {
+        if connection.queued == WriteQueue::No && connection.outbound.is_ready() {
             // It has had its send: what came meanwhile goes behind the others.
-            connection.queued = Queued::Bulk;
+            connection.queued = WriteQueue::Bulk;
             self.bulk.push_back(key);
         }
         if half_empty {

@@ -113,7 +113,7 @@ impl Feeders {
     pub fn ask_for_room(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         if let Some(bytes) = self.feeders.get_mut(topic).and_then(Feeder::poll_ask) {
             let node = turn.address.node;
-            turn.tell_home(node, topic, TopicMessage::WantCredit(bytes));
+            turn.send_to_home(node, topic, TopicMessage::WantCredit(bytes));
         }
     }
 
@@ -148,7 +148,7 @@ impl Feeders {
                 connections.close_client(turn, from, close::TOPIC_FULL);
             }
             if event.is_watched {
-                turn.tell_self(topic, TopicMessage::Left(event.client));
+                turn.send_to_self(topic, TopicMessage::Left(event.client));
             }
         }
     }
@@ -273,10 +273,15 @@ impl Feeders {
 
     /// Whether a new client may feed a topic, while clients that have ended left so many bytes to be
     /// read, whatever their topic.
-    pub fn takes_clients(&self, settings: &Settings, topic: &str, parted_bytes: usize) -> bool {
+    pub fn takes_clients(
+        &self,
+        settings: &Settings,
+        topic: &str,
+        pending_close_bytes: usize,
+    ) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| {
             let bytes_max = WAITING_BYTES.max(settings.queue.event_bytes_max());
-            let bytes = feeder.waiting_bytes() + parted_bytes;
+            let bytes = feeder.waiting_bytes() + pending_close_bytes;
             feeder.waiting() < WAITING_MAX && bytes <= bytes_max
         })
     }

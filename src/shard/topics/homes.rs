@@ -123,7 +123,7 @@ impl Homes {
                     (shard, TopicMessage::Left(client))
                 }
             };
-            turn.tell(Party::Shard(to), Message::Topic(topic.clone(), message));
+            turn.send(Party::Shard(to), Message::Topic(topic.clone(), message));
         }
         turn.counters.dropped += home.take_dropped();
         if home.poll_unfinished() {
@@ -284,7 +284,7 @@ fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &Top
         _ => TopicMessage::Refused,
     };
     let to = Party::Shard(neighbour(turn, from));
-    turn.tell(to, Message::Topic(topic.clone(), answer));
+    turn.send(to, Message::Topic(topic.clone(), answer));
 }
 
 fn neighbour(turn: &Turn, shard: ShardId) -> ShardAddress {

@@ -18,7 +18,7 @@ use crate::protocol::api::{self, Fault, Reply};
 use crate::queue::feeder::{Deferred, Ended};
 use crate::shard::connection::{Connection, Connections};
 use crate::shard::settings::Settings;
-use crate::shard::turn::{Fed, Turn};
+use crate::shard::turn::{ClientEvent, Turn};
 use feeders::Feeders;
 use homes::Homes;
 
@@ -37,8 +37,8 @@ impl Topics {
 
     /// Puts an event into its topic. Without room it waits, and the client that it is from is not read
     /// from meanwhile.
-    pub fn feed(&mut self, turn: &mut Turn, connections: &mut Connections, fed: Fed) {
-        let Fed { topic, event, from } = fed;
+    pub fn feed(&mut self, turn: &mut Turn, connections: &mut Connections, fed: ClientEvent) {
+        let ClientEvent { topic, event, from } = fed;
         if let Some(event) = self.feeders.feed(turn, connections, &topic, event, from) {
             self.push(turn, &topic, event);
         }
@@ -66,7 +66,7 @@ impl Topics {
         ended: &Ended,
     ) {
         let Ended { client, code, reason, context } = ended;
-        let frame = turn.event(topic, *client, |out| {
+        let frame = turn.encode_event(topic, *client, |out| {
             api::put_close(out, *code, reason, context.as_deref());
         });
         match frame {
@@ -74,9 +74,13 @@ impl Topics {
                 // Where there is a mesh, a guardian stands in until the event has left the topic.
                 let is_watched = turn.settings.has_mesh;
                 let event = Event { client: *client, frame, is_watched };
-                self.feed(turn, connections, Fed { topic: topic.clone(), event, from: None });
+                self.feed(
+                    turn,
+                    connections,
+                    ClientEvent { topic: topic.clone(), event, from: None },
+                );
             }
-            None => turn.tell_self(topic, TopicMessage::Left(*client)),
+            None => turn.send_to_self(topic, TopicMessage::Left(*client)),
         }
     }
 
@@ -109,7 +113,7 @@ impl Topics {
     fn push(&mut self, turn: &mut Turn, topic: &Arc<str>, event: Event) {
         if let Some(event) = self.homes.push(turn, topic, event) {
             let node = turn.address.node;
-            turn.tell_home(node, topic, TopicMessage::Push(event));
+            turn.send_to_home(node, topic, TopicMessage::Push(event));
         }
     }
 
@@ -245,8 +249,13 @@ impl Topics {
 
     /// Whether a new client may feed a topic, while clients that have ended left so many bytes to be
     /// read, whatever their topic.
-    pub fn takes_clients(&self, settings: &Settings, topic: &str, parted_bytes: usize) -> bool {
-        self.feeders.takes_clients(settings, topic, parted_bytes)
+    pub fn takes_clients(
+        &self,
+        settings: &Settings,
+        topic: &str,
+        pending_close_bytes: usize,
+    ) -> bool {
+        self.feeders.takes_clients(settings, topic, pending_close_bytes)
     }
 
     /// Bytes that wait here for room in topics: encoded events, and what is kept of clients that are

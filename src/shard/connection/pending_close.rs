@@ -1,7 +1,7 @@
 //! What is heard of connections that are not read from: their control frames, and their end.
 //!
 //! A connection is held back while its topic is full, its route's key is missing, its rate is used up, or
-//! too many of its calls wait. [`HELD_BYTES`](super::HELD_BYTES) of it are read ahead. Pings
+//! too many of its calls wait. [`READ_AHEAD_BYTES_MAX`](super::READ_AHEAD_BYTES_MAX) of it are read ahead. Pings
 //! and pongs are taken out of them, and a client's close frame, whatever data stands in front. Once the
 //! read-ahead is full of data, the connection cannot be heard, and what it does not say is not held against
 //! it. It is pinged all the same. If its peer has gone, the kernel finds out (a reset, or TCP_USER_TIMEOUT),
@@ -17,8 +17,8 @@
 //! client that is held for its route's key waits for nothing: what it sent after its first message is
 //! dropped with it, as it would be if nobody ever set the key.
 
-use super::lifecycle::{BROKEN_OFF, end_reason};
-use super::{Connection, Connections, Held, Pause, Phase, Stage};
+use super::lifecycle::{ABNORMAL_CLOSURE, end_reason};
+use super::{Connection, Connections, Pause, Phase, ReadAhead, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Closed, Reason};
 use crate::protocol::frame::{Opcode, put_frame};
@@ -28,7 +28,7 @@ use crate::shard::turn::{Step, Turn};
 
 /// A client that has ended, while what it sent before is still read.
 #[derive(Debug)]
-pub struct Parting {
+pub struct PendingClose {
     pub code: u16,
     pub reason: Box<str>,
     pub by: By,
@@ -37,24 +37,26 @@ pub struct Parting {
 }
 
 /// Reasons to hold a client whose messages are still wanted once it has ended.
-const WANTED: u8 = Pause::Topic as u8 | Pause::Rate as u8;
+const KEEPS_BACKLOG: u8 = Pause::Topic as u8 | Pause::Rate as u8;
 
 /// Reasons for which control frames are looked for among what is held.
-const SCANNED: u8 = WANTED | Pause::Hold as u8 | Pause::Answers as u8;
+const SCANS_CONTROL_FRAMES: u8 = KEEPS_BACKLOG | Pause::Hold as u8 | Pause::Answers as u8;
 
 impl Connection {
     /// Whether control frames are to be looked for among what is held.
-    fn is_listened_to(&self) -> bool {
-        self.paused & SCANNED != 0
+    fn may_scan_read_ahead(&self) -> bool {
+        self.paused & SCANS_CONTROL_FRAMES != 0
             && !self.is_paused_for(Pause::Outbound)
             && self.phase == Phase::Open
-            && !self.held.is_empty()
+            && !self.read_ahead.is_empty()
     }
 
     /// Whether it is held back for a reason that is not its own fault, with so much read ahead that no
     /// more is received.
-    pub fn is_unheard(&self) -> bool {
-        self.is_stopped && self.paused & SCANNED != 0 && !self.is_paused_for(Pause::Outbound)
+    pub fn is_backpressured(&self) -> bool {
+        self.is_receive_stopped
+            && self.paused & SCANS_CONTROL_FRAMES != 0
+            && !self.is_paused_for(Pause::Outbound)
     }
 
     /// Since when the peer has been silent, on the shard's clock. A peer that is not read from is judged
@@ -68,17 +70,17 @@ impl Connection {
     }
 
     /// Whether it is held back, and what it sent is wanted all the same.
-    fn is_wanted(&self) -> bool {
-        let is_wanted = self.paused & WANTED != 0 && self.paused & !WANTED == 0;
-        is_wanted && self.phase == Phase::Open
+    fn keeps_backlog(&self) -> bool {
+        let keeps_backlog = self.paused & KEEPS_BACKLOG != 0 && self.paused & !KEEPS_BACKLOG == 0;
+        keeps_backlog && self.phase == Phase::Open
     }
 }
 
 impl Connections {
     /// Answers the control frames among what is held of a connection.
-    pub fn hear_held(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn scan_read_ahead(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
-        if !connection.is_listened_to() {
+        if !connection.may_scan_read_ahead() {
             return;
         }
         let may_deflate = connection.compression.is_some();
@@ -86,27 +88,28 @@ impl Connections {
             Stage::Client(client) => (client.assembler.frame_left(), true),
             // Its answers come first.
             Stage::Backend(backend) => (backend.assembler.frame_left(), false),
-            Stage::Http(_) | Stage::Leaving(_) | Stage::Ending => return,
+            Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => return,
         };
-        let Heard { ping, close } = connection.held.scan(frame_left, may_deflate, takes_close);
+        let Heard { ping, close } =
+            connection.read_ahead.scan(frame_left, may_deflate, takes_close);
         if let Some(payload) = ping {
             self.write_with(turn, key, |out| put_frame(out, Opcode::Pong, &payload));
         }
         match close {
             None => {}
-            Some(Ok(closed)) => self.close_held(turn, key, closed, By::Peer),
+            Some(Ok(closed)) => self.close_paused(turn, key, closed, By::Peer),
             Some(Err(violation)) => {
                 turn.counters.violations += 1;
                 let reason = violation.reason();
                 let closed = Closed { code: Some(reason.code), reason: reason.text.into() };
-                self.close_held(turn, key, closed, By::Node);
+                self.close_paused(turn, key, closed, By::Node);
             }
         }
     }
 
     /// A client that is held back has sent a close frame.
-    fn close_held(&mut self, turn: &mut Turn, key: ConnectionKey, closed: Closed, by: By) {
-        if !self.part(turn, key, closed.event_code(), &closed.reason, by) {
+    fn close_paused(&mut self, turn: &mut Turn, key: ConnectionKey, closed: Closed, by: By) {
+        if !self.defer_close(turn, key, closed.event_code(), &closed.reason, by) {
             return self.close_after_answers(turn, key, closed, by);
         }
         self.answer_close(turn, key, &closed);
@@ -115,7 +118,7 @@ impl Connections {
 
     /// A client that is held back has ended: what it sent before is still read. False if there is no
     /// need: it may depart at once.
-    pub fn part(
+    pub fn defer_close(
         &mut self,
         turn: &mut Turn,
         key: ConnectionKey,
@@ -127,15 +130,15 @@ impl Connections {
         let Stage::Client(client) = &connection.stage else { return false };
         let id = client.id;
         // Nobody would read an echo.
-        if !connection.is_wanted() || !connection.has_input() || self.is_echo(turn, key) {
+        if !connection.keeps_backlog() || !connection.has_input() || self.is_echo(turn, key) {
             return false;
         }
         let Some(connection) = self.get(key) else { return false };
-        connection.is_parting = true;
-        let bytes = connection.held.len();
-        self.parting.insert(key, Parting { code, reason: reason.into(), by, bytes });
-        self.parted_bytes += bytes;
-        turn.leave(Step::ClientParted(id));
+        connection.has_pending_close = true;
+        let bytes = connection.read_ahead.len();
+        self.pending_closes.insert(key, PendingClose { code, reason: reason.into(), by, bytes });
+        self.pending_close_bytes += bytes;
+        turn.push_step(Step::ClientDisconnected(id));
         true
     }
 
@@ -147,14 +150,14 @@ impl Connections {
 
     /// The connection of a client that is held back has ended. False if it is no such client, or one that
     /// may still read the echo of what it sent.
-    pub fn end_held(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
+    pub fn end_paused(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
         let Some(connection) = self.get(key) else { return false };
         let is_client = matches!(connection.stage, Stage::Client(_));
         let is_broken = connection.is_broken;
-        if !is_client || !connection.is_wanted() || (!is_broken && self.is_echo(turn, key)) {
+        if !is_client || !connection.keeps_backlog() || (!is_broken && self.is_echo(turn, key)) {
             return false;
         }
-        let parts = self.part(turn, key, BROKEN_OFF, end_reason(is_broken), By::Peer);
+        let parts = self.defer_close(turn, key, ABNORMAL_CLOSURE, end_reason(is_broken), By::Peer);
         match (is_broken, parts) {
             (true, true) => self.close(turn, key),
             (true, false) => self.break_off(turn, key),
@@ -168,7 +171,7 @@ impl Connections {
     pub fn close_silent(&mut self, turn: &mut Turn, key: ConnectionKey) {
         turn.counters.limits.idle_ms += 1;
         let Reason { code, text } = close::IDLE;
-        if !self.part(turn, key, code, text, By::Node) {
+        if !self.defer_close(turn, key, code, text, By::Node) {
             return self.close_with(turn, key, close::IDLE);
         }
         self.answer_close(turn, key, &Closed { code: Some(code), reason: text.into() });
@@ -176,26 +179,28 @@ impl Connections {
     }
 
     /// All that a client sent before it ended is read, or is not wanted: it departs as it ended.
-    pub fn depart_as_parted(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let Some(Parting { code, reason, by, .. }) = self.parting.get_mut(&key) else { return };
+    pub fn report_pending_close(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(PendingClose { code, reason, by, .. }) = self.pending_closes.get_mut(&key) else {
+            return;
+        };
         let (code, reason, by) = (*code, std::mem::take(reason), *by);
-        self.depart(turn, key, code, &reason, by);
+        self.detach(turn, key, code, &reason, by);
     }
 
     /// What a parting client sent is not read any more.
-    pub fn forget_parting(&mut self, key: ConnectionKey) {
+    pub fn discard_pending_close(&mut self, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
-        if !std::mem::take(&mut connection.is_parting) {
+        if !std::mem::take(&mut connection.has_pending_close) {
             return;
         }
-        (connection.held, connection.paused) = (Held::default(), 0);
-        if let Some(parting) = self.parting.remove(&key) {
-            self.parted_bytes -= parting.bytes;
+        (connection.read_ahead, connection.paused) = (ReadAhead::default(), 0);
+        if let Some(pending) = self.pending_closes.remove(&key) {
+            self.pending_close_bytes -= pending.bytes;
         }
     }
 
     /// The peer of a parting client has shut its end too, or its connection broke.
-    pub fn end_parting_socket(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn close_pending_socket(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.is_broken || connection.phase != Phase::Flushing {
             self.close(turn, key);
