@@ -1,5 +1,5 @@
-//! How the shard routes a call of one of its back ends, and a command of any back end: to its own clients
-//! and topics, or to the shards that have to do with it.
+//! Routing of calls and commands. A *call* comes from a back end connected to this shard. A
+//! *command* is what a call asks of a shard, which may be another one.
 
 use super::Shard;
 use super::backend::{self, Caller};
@@ -9,7 +9,8 @@ use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
 use crate::protocol::frame::Frame;
 
 impl Shard {
-    /// Carries out a call of one of this shard's back ends. Its answer is written when it is known, in the
+    /// Carries out a call of a back end connected to this shard. The answer is written when it is
+    /// known, in the order of the calls.
     /// order of the calls.
     pub(super) fn call(&mut self, caller: Caller, call: Result<Call<'_>, Fault>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
@@ -48,8 +49,8 @@ impl Shard {
         connections.reply(turn, caller.key, &caller.shape, &answer);
     }
 
-    /// Publishes to the subscribers here at once where no other shard may have any and nothing of this back
-    /// end is under way. Asks those that may have subscribers otherwise.
+    /// Publishes at once if only this shard can have subscribers and no earlier publish of the back
+    /// end is pending. Otherwise sends the publish to all shards that may have subscribers.
     fn publish(&mut self, caller: Caller, channel: &str, content: &Content<'_>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let backend = turn.backend_id(caller.key);
@@ -90,7 +91,8 @@ impl Shard {
         }
     }
 
-    /// Carries out a command for a back end of this or another shard, behind what it requester for before.
+    /// Executes a command for a back end of this or another shard, after the earlier commands of
+    /// the same back end.
     pub(super) fn execute_command(&mut self, requester: Requester, command: Command) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let command = match self.clients.queue_behind_publish(requester, command) {
@@ -119,7 +121,7 @@ impl Shard {
             }
             Command::Join(topic, terms) => self.topics.join(turn, &topic, requester.backend, terms),
             Command::Leave(topic) => self.topics.leave(turn, &topic, requester.backend),
-            // Only the mesh knows.
+            // Answered by the mesh, never by a shard.
             Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not requester of a shard")),
             Command::Report => {
                 let report = Box::new(self.report());

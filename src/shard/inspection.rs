@@ -1,23 +1,23 @@
-//! What a shard shows of itself to tests, and at the end of its life.
+//! A view of a shard's state for tests, and for the summary at shutdown.
 
 use super::connection::{Connections, Reading};
 use super::memory::Shortage;
 use super::topics::Topics;
 use crate::message::ConnectionKey;
 
-/// How far a shard is in going down with its node.
+/// How far the shutdown of a shard has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DrainState {
-    /// The node goes down.
+    /// Whether the node is shutting down.
     pub is_draining: bool,
-    /// No client is left here, and nothing that a consumer could take.
+    /// Whether no client is left on this shard, and no message that a consumer could take.
     pub is_quiet: bool,
-    /// All connections were told, and none is left. What is in the topics may go to consumers on other
-    /// nodes all the same.
+    /// Whether all connections were told to close, and none is left. Queued messages may still go
+    /// to consumers on other nodes.
     pub is_drained: bool,
 }
 
-/// A look into a shard. Most of it costs a look at each connection or topic.
+/// A view of a shard's state. Most methods visit every connection or topic.
 pub struct Inspection<'s> {
     pub(super) connections: &'s Connections,
     pub(super) topics: &'s Topics,
@@ -25,49 +25,52 @@ pub struct Inspection<'s> {
 }
 
 impl Inspection<'_> {
-    /// How short the node is of memory, as the shard was told last.
+    /// Returns how short of memory the node is, as last given to the shard.
     pub fn shortage(&self) -> Shortage {
         self.shortage
     }
 
-    /// Connections there are.
+    /// Returns the number of connections.
     pub fn connections(&self) -> usize {
         self.connections.len()
     }
 
-    /// Messages that wait in the topics whose home this is, those not yet written included.
+    /// Returns the number of messages in the topics whose home this shard is, including those
+    /// delivered but not written yet.
     pub fn queued_messages(&self) -> usize {
         self.topics.messages()
     }
 
-    /// Bytes that wait here for room in topics: encoded events, and what is kept of clients that are gone.
+    /// Returns the bytes that wait on this shard for room in topics: encoded events, and the
+    /// read-ahead of disconnected clients.
     pub fn waiting_bytes(&self) -> usize {
         self.topics.waiting_bytes()
     }
 
-    /// Memory that the connections hold, as an estimate, without the batches in flight, which the driver
-    /// has. A frame that waits for several of them counts once.
+    /// Estimates the memory held by the connections in bytes, without the batches in flight, which the
+    /// driver has. A frame shared by several outbound queues counts once.
     pub fn held_bytes(&self) -> usize {
         self.connections.held_bytes()
     }
 
-    /// The part of [`Self::held_bytes`] that connections have sent and that is not read yet.
+    /// Returns the part of [`Self::held_bytes`] in the read-ahead of connections.
     pub fn read_ahead_bytes(&self) -> usize {
         self.connections.read_ahead_bytes()
     }
 
-    /// Says how far the requests of a back end are read; `None` if it is none.
+    /// Returns how far the requests of a back end were read. `None` if the connection is no back
+    /// end.
     ///
     /// # Panics
-    /// The back end is held back although so few requests wait that it is to be read again.
+    /// Reading is paused although few enough requests are pending to resume.
     pub fn reading_of(&self, key: ConnectionKey) -> Option<Reading> {
         self.connections.reading_of(key)
     }
 
-    /// Checks that what the topics note in several places agrees.
+    /// Checks the invariants of the topics.
     ///
     /// # Panics
-    /// It does not.
+    /// An invariant is violated.
     pub fn check_invariants(&self) {
         self.topics.check();
     }

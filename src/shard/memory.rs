@@ -400,10 +400,10 @@ impl Connection {
             }
             Stage::Backend(backend) => {
                 let unsettled = backend.unsettled.as_ref().map_or(0, |all| all.held_bytes());
-                let deliveries = backend.deliveries.capacity() * DELIVERY_BYTES;
+                let unwritten = backend.unwritten_events.capacity() * DELIVERY_BYTES;
                 backend.assembler.held_bytes()
                     + backend.replies.held_bytes()
-                    + deliveries
+                    + unwritten
                     + unsettled
             }
             Stage::Ending => 0,

@@ -1,27 +1,28 @@
-//! All state of one core. Pure: bytes, messages and the time go in ([`Shard`]`::handle_*`), and what
-//! is to be written, sent and done comes out (`poll_*`).
+//! All state of one core, without I/O. Bytes, messages and the time go in ([`Shard`]`::handle_*`).
+//! Writes, messages and socket actions come out (`poll_*`).
 //!
 //! # Parts
 //!
-//! [`Shard`] owns parts and routes between them. A part has private state and borrows the [`Turn`](turn):
-//! the time, the settings, what is counted, what leaves the shard, and the steps that parts leave to each
-//! other. No part names another: what one causes for another is a step, or goes through `Shard`.
+//! [`Shard`] owns the parts and routes between them. A part has private state and borrows the
+//! [`Turn`](turn): the time, the settings, the counters, the outgoing messages, and a queue of
+//! steps. A part never calls another part. It pushes a step, and `Shard` passes that to the part
+//! concerned.
 //!
-//! | part | what it knows |
+//! | part | responsibility |
 //! |---|---|
-//! | `connection` | sockets: what they speak, what they sent and what waits for them. All other parts borrow it |
-//! | `access` | who may use the API, and how many connections an address may have |
+//! | `connection` | sockets: protocol state, read-ahead, outbound queue. All other parts borrow it |
+//! | `access` | users of the API, and the number of connections per address |
 //! | `client` | clients: handshakes, messages, channels, fan-out |
-//! | `backend` | back ends: requests, calls that wait for answers, events on their way |
-//! | `topics` | topics that this shard feeds, and those that live here |
-//! | `wards` | the clients of other nodes, whose end this shard reports if their node is lost |
-//! | `memory` | what gives way when the node is short of memory |
-//! | `drain` | how the shard goes down |
+//! | `backend` | back ends: requests, calls that wait for answers, events being delivered |
+//! | `topics` | topics that this shard feeds, and those whose home it is |
+//! | `wards` | clients of other nodes, whose close events this shard reports if their node is lost |
+//! | `memory` | which connections are closed when the node is short of memory |
+//! | `drain` | the shutdown of the shard |
 //!
-//! `requests.rs` and `calls.rs` are the routing of `Shard` itself, for HTTP and for calls. Beside the parts
-//! stand what they share: `settings.rs` and `node_state.rs`, `roster.rs` (the nodes within reach),
-//! `timers.rs`, `work.rs` (how much of a turn input may take), `rate.rs`, `interest.rs` (which shards have
-//! subscribers), `trail.rs` (debug lines).
+//! `requests.rs` and `calls.rs` contain the routing of HTTP requests and of calls. The remaining
+//! files are shared by the parts: `settings.rs`, `node_state.rs`, `roster.rs` (reachable nodes),
+//! `timers.rs`, `work.rs` (how much of a turn input may take), `rate.rs`, `interest.rs` (which
+//! shards have subscribers), `trail.rs` (debug log of connections).
 
 pub mod access;
 mod backend;
@@ -73,7 +74,7 @@ use trail::Entry;
 use turn::{Step, Turn};
 use wards::Wards;
 
-/// One core's connections, channels and topics.
+/// The connections, channels and topics of one core.
 pub struct Shard {
     turn: Turn,
     connections: Connections,
@@ -89,7 +90,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Creates a shard without connections. `state` is the one of all shards of the node.
+    /// Creates a shard without connections. All shards of a node share one `state`.
     ///
     /// # Panics
     /// `state` was made for other settings.
@@ -117,7 +118,8 @@ impl Shard {
         }
     }
 
-    /// A socket was accepted. `None` when the node goes down: the caller closes the socket.
+    /// Adds the connection of an accepted socket. Returns `None` while the node shuts down: the
+    /// caller then closes the socket.
     pub fn handle_accepted(
         &mut self,
         now: Now,
@@ -138,7 +140,8 @@ impl Shard {
         Some(key)
     }
 
-    /// Bytes were received. They are overwritten: masks are undone and JSON is parsed in place.
+    /// Handles received bytes. They are overwritten, because frames are unmasked and JSON is parsed
+    /// in place.
     pub fn handle_bytes(&mut self, now: Now, key: ConnectionKey, input: &mut [u8]) {
         self.turn.now = now;
         if self.connections.handle_bytes(&mut self.turn, key, input) {
@@ -152,14 +155,14 @@ impl Shard {
         self.route();
     }
 
-    /// The peer sends nothing more: it shut its end, or the connection broke.
+    /// Handles the end of the stream, or an error of the socket if `is_broken`.
     pub fn handle_end(&mut self, now: Now, key: ConnectionKey, is_broken: bool) {
         self.turn.now = now;
         self.connections.handle_end(&mut self.turn, key, is_broken);
         self.route();
     }
 
-    /// The work on what a connection sent panicked: it ends, and the shard lives on.
+    /// Closes a connection whose input made the shard panic. The shard continues.
     pub fn handle_panic(&mut self, now: Now, key: ConnectionKey) {
         self.turn.counters.panics += 1;
         self.handle_end(now, key, true);
@@ -167,7 +170,8 @@ impl Shard {
         self.route();
     }
 
-    /// So many bytes of the batch in flight are written; `is_done` when that was all of it.
+    /// Notes that bytes of the batch in flight were written. `is_done` says that the batch is
+    /// complete.
     pub fn handle_written(&mut self, now: Now, key: ConnectionKey, bytes: usize, is_done: bool) {
         self.turn.now = now;
         let (turn, connections) = (&mut self.turn, &mut self.connections);
@@ -182,8 +186,8 @@ impl Shard {
         self.route();
     }
 
-    /// The socket of a connection was full and took bytes again: its peer reads, so it is alive. Bytes
-    /// that fit the kernel's buffer at once prove nothing.
+    /// Notes that a full socket accepts bytes again, which proves that the peer is alive. A write
+    /// that fits in the kernel's buffer proves nothing.
     pub fn handle_drained(&mut self, now: Now, key: ConnectionKey) {
         self.turn.now = now;
         if let Some(connection) = self.connections.get(key) {
@@ -191,7 +195,7 @@ impl Shard {
         }
     }
 
-    /// The driver is done with a socket it was told to close, or that broke.
+    /// Removes a connection whose socket was closed by the driver.
     pub fn handle_closed(&mut self, key: ConnectionKey) {
         trail::note(self.turn.trail(key), Entry::Gone);
         self.addresses.count_departure(&mut self.turn, &mut self.connections, key);
@@ -199,19 +203,19 @@ impl Shard {
         self.route();
     }
 
-    /// Another shard, the mesh or the node itself says something.
+    /// Handles a message from another shard, the mesh, or the node itself.
     pub fn handle_message(&mut self, now: Now, from: Party, message: Message) {
         self.turn.now = now;
         self.dispatch(from, message);
         self.route();
     }
 
-    /// What the node holds now. To be told once a turn, before [`Self::handle_turn`]; a shard that never
-    /// is has no budget. If the node is short, closes connections: a slice of the work per turn, until all
-    /// shards together have shed the excess in this round.
+    /// Handles the memory usage of the node. Called once per turn, before [`Self::handle_turn`];
+    /// without that, memory is unlimited. When the node is short of memory, closes connections: a
+    /// slice of them per turn, until all shards together have freed the excess of this round.
     ///
-    /// `blocked_bytes` tells of a connection whose socket is full what closing it would free of the batch
-    /// that the driver has of it. `None`: the socket is not full.
+    /// `blocked_bytes` returns, for a connection whose socket is full, the memory of the batch in
+    /// flight that closing would free. `None`: the socket is not full.
     pub fn handle_memory(
         &mut self,
         now: Now,
@@ -231,7 +235,8 @@ impl Shard {
         self.route();
     }
 
-    /// Goes on with what takes more than one turn, within a budget. To be called once a turn.
+    /// Runs the timers and continues all work that is spread over turns, within its budgets. Called
+    /// once per turn.
     pub fn handle_turn(&mut self, now: Now) {
         self.turn.now = now;
         let (turn, connections) = (&mut self.turn, &mut self.connections);
@@ -240,8 +245,8 @@ impl Shard {
             && let Some((tick, timer)) = turn.timers.pop_due(turn.now.ms)
         {
             match timer {
-                // There are as many as calls, and nearly all were answered in time: passing over
-                // those costs next to nothing.
+                // There is a timer for every call, and nearly all calls are answered in time.
+                // Skipping their timers costs next to nothing.
                 Timer::Ticket(ticket) if !self.backends.expire(turn, connections, ticket) => {
                     continue;
                 }
@@ -274,8 +279,8 @@ impl Shard {
         self.route();
     }
 
-    /// When [`Self::handle_turn`] is to be called at the latest, in milliseconds of [`Now::ms`];
-    /// `None`: when something happens. A time that is past: at once.
+    /// Returns the latest time for the next call of [`Self::handle_turn`], on the clock of
+    /// [`Now::ms`]. A time in the past means at once. `None`: not before the next input.
     pub fn poll_timeout(&self) -> Option<u64> {
         if self.turn.work.is_waiting() || self.clients.is_waiting() {
             return Some(0);
@@ -289,30 +294,31 @@ impl Shard {
             self.clients.next_announcement(&self.turn),
             self.shedding.next_turn(),
         ];
-        // Every turn asks: with a number for never, this is a few instructions instead of hundreds.
+        // Called every turn: a number for "never" takes a few instructions where an `Option` takes
+        // hundreds.
         const NEVER: u64 = u64::MAX;
         let first = times.into_iter().fold(NEVER, |first, time| first.min(time.unwrap_or(NEVER)));
         (first != NEVER).then_some(first)
     }
 
-    /// The next message for another shard, or the mesh.
+    /// Returns the next message for another shard or for the mesh.
     pub fn poll_message(&mut self) -> Option<(Party, Message)> {
         self.clients.announce(&mut self.turn);
         self.turn.poll_message()
     }
 
-    /// The next thing to do with a socket.
+    /// Returns the next action on a socket.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.turn.actions.pop_front()
     }
 
-    /// Whether there is something to do with a socket: then the next turn is to begin at once.
+    /// Whether there are actions on sockets, so that the next turn begins at once.
     pub fn has_actions(&self) -> bool {
         !self.turn.actions.is_empty()
     }
 
-    /// The next connection of this priority to write to, and all that waits for it. None too when this turn has
-    /// had enough of those that a fan-out reached: see [`Self::has_writes`].
+    /// Returns the next connection of this priority to write to, with its batch. `None` also when
+    /// the turn's budget for fan-out writes is spent: see [`Self::has_writes`].
     pub fn poll_write(&mut self, priority: Priority) -> Option<(ConnectionKey, Batch)> {
         match priority {
             Priority::Urgent => self.connections.poll_urgent(&self.turn),
@@ -325,35 +331,34 @@ impl Shard {
         }
     }
 
-    /// Whether a connection waits to be written to: then the next turn is to begin at once.
+    /// Whether a connection waits to be written to, so that the next turn begins at once.
     pub fn has_writes(&self) -> bool {
         self.connections.has_writes()
     }
 
-    /// Gives back a batch that was written or is of no use any more.
+    /// Returns a batch that was written or dropped to the buffer pool.
     pub fn recycle(&mut self, batch: Batch) {
         self.turn.buffer_pool.keep(batch);
     }
 
-    /// The next comparison with hashes that somebody is to make elsewhere, and whose
-    /// [`Verification::run`] is to come back as a message.
+    /// Returns the next comparison with password hashes, to be made on another thread. The result
+    /// of [`Verification::run`] comes back as a message.
     pub fn poll_verification(&mut self) -> Option<Verification> {
         self.doors.poll_verification(&self.turn)
     }
 
-    /// Closes the connection of the API that has been there longest without showing who it is; false if
-    /// there is none. So strangers keep nobody out who has credentials.
+    /// Closes the oldest API connection without valid credentials, to make room for others. Returns
+    /// false if there is none.
     pub fn evict_unauthenticated(&mut self) -> bool {
         self.doors.evict_unauthenticated(&mut self.turn, &mut self.connections)
     }
 
-    /// Whether a connection that was just accepted is to be received from; if not, an action says
-    /// when.
+    /// Whether to receive from a newly accepted connection. If not, [`Action::Resume`] follows.
     pub fn is_receiving(&mut self, key: ConnectionKey) -> bool {
         self.connections.get(key).is_some_and(|connection| !connection.is_receive_stopped)
     }
 
-    /// How far the shard is in going down.
+    /// Returns how far the shutdown of the shard has got.
     pub fn drain_state(&self) -> DrainState {
         let has_told_clients = self.draining.has_told_clients() && self.clients.len() == 0;
         DrainState {
@@ -365,28 +370,28 @@ impl Shard {
         }
     }
 
-    /// A turn is over; it took so long, sleep not counted.
+    /// Records the duration of a turn in microseconds, without sleep.
     pub fn handle_turn_taken(&mut self, us: u64) {
         self.turns_taken.add(us);
     }
 
-    /// What was counted so far.
+    /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.turn.counters
     }
 
-    /// For what the runtime counts.
+    /// Returns the counters, for what the runtime counts.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.turn.counters
     }
 
-    /// What tests, and the summary of a node's life, look at.
+    /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
         let shortage = self.turn.shortage;
         Inspection { connections: &self.connections, topics: &self.topics, shortage }
     }
 
-    /// The state of the shard, for `/metrics`. Costs a look at each topic.
+    /// Returns the shard's state for `/metrics`. Visits every topic.
     pub fn report(&self) -> Report {
         let usage = self.shedding.usage();
         let is_first = self.turn.address.shard.0 == 0;
@@ -411,18 +416,18 @@ impl Shard {
         }
     }
 
-    /// Hands over what the parts have left to each other, in order, until nothing is left. A part leaves a
-    /// bounded number of steps for one that it takes.
+    /// Passes the steps that the parts have pushed to their receivers, in order, until none is
+    /// left. A part pushes a bounded number of steps for each that it handles.
     #[inline]
     fn route(&mut self) {
-        // Most frames leave nothing.
+        // Most input causes no step.
         if self.turn.has_steps() {
-            self.hand_over_steps();
+            self.pass_on_steps();
         }
     }
 
     #[inline(never)]
-    fn hand_over_steps(&mut self) {
+    fn pass_on_steps(&mut self) {
         while let Some(step) = self.turn.poll_step() {
             let (turn, connections) = (&mut self.turn, &mut self.connections);
             match step {
@@ -451,7 +456,7 @@ impl Shard {
         }
     }
 
-    /// Hands a message to the part that it is for.
+    /// Passes a message to the part that handles it.
     fn dispatch(&mut self, from: Party, message: Message) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         match message {
@@ -471,7 +476,7 @@ impl Shard {
                     TopicMessage::Expel(backend) => {
                         connections.close_slow(turn, backend.connection);
                     }
-                    // Only topics of this node watch clients of it.
+                    // A topic watches only clients of its own node.
                     TopicMessage::Left(client) if from.node == turn.address.node => {
                         self.wards.unname_ward(turn, &topic, client);
                     }
@@ -502,7 +507,7 @@ impl Shard {
                     self.wards.handle_wards(turn, from, owner, message);
                 }
             }
-            // For the mesh.
+            // Handled by the mesh, never by a shard.
             Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
             Message::BackendGone(backend) => {
                 self.clients.handle_backend_gone(turn, backend);
@@ -522,8 +527,8 @@ impl Shard {
         }
     }
 
-    /// Reads on where pauses are over, where slices were spent, and where a topic has room again, within
-    /// the budgets of a turn.
+    /// Reads from connections that were paused or used up their slice, and from those whose topic
+    /// has room again, within the budgets of a turn.
     fn read_waiting(&mut self) {
         self.turn.work.begin_round();
         while let Some(key) = self.turn.work.poll_waiting() {
@@ -539,7 +544,7 @@ impl Shard {
         self.route();
     }
 
-    /// Reads on in a message that is half inflated, then in what came while the connection was paused.
+    /// Continues a partly inflated message, then the read-ahead of a connection.
     fn resume(&mut self, key: ConnectionKey) {
         let Some(connection) = self.connections.get(key) else { return };
         self.turn.work.begin_slice(connection.is_heavy);
@@ -556,8 +561,8 @@ impl Shard {
         self.route();
     }
 
-    /// Reads what a connection sent, until it is all read, its slice of the turn is spent, or the
-    /// connection is paused; gives how many bytes are left.
+    /// Reads input until all is processed, the connection's slice of the turn is spent, or the
+    /// connection is paused. Returns the number of unprocessed bytes.
     fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) -> usize {
         while !input.is_empty() {
             let (turn, connections) = (&mut self.turn, &mut self.connections);
@@ -582,7 +587,7 @@ impl Shard {
                     if let Some(mut payload) =
                         self.backends.read(turn, connections, key, &mut input)
                     {
-                        // The parser is lent while what it read is carried out: the call borrows from it.
+                        // The parser is borrowed during the call, which refers to its buffers.
                         let mut parser = self.backends.lend_parser();
                         let api::Request { id, call } = parser.request(&mut payload);
                         let call = self.backends.admit_call(turn, connections, key, call);

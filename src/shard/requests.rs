@@ -1,9 +1,10 @@
-//! How the shard routes a request over HTTP: to an edge's handshake, a page, a call or a refusal.
+//! Routing of HTTP requests: to a handshake, a page, a call, or a refusal.
 //!
-//! A body may take a megabyte, so it is kept only for those whose origin, credentials, address and role
-//! allow the call that it is for. Others are answered at the head, and their connection ends with that; so
-//! do pages, which need no body. While credentials are verified, nothing is read but what a paused
-//! connection may hold. A request that comes whole in one piece is judged whole.
+//! A body may take a megabyte. It is received only if the origin, credentials, address and role of
+//! the request allow the call. Any other request is answered at its head, and the connection
+//! closes; pages need no body either. While credentials are verified, nothing is read beyond the
+//! read-ahead of a paused connection. A request that arrives in one piece is checked once, as a
+//! whole.
 
 use super::Shard;
 use super::access::{Admission, Grant, Refusal};
@@ -15,18 +16,18 @@ use crate::message::ConnectionKey;
 use crate::protocol::http::{CONTINUE, Method, Request, Step};
 use crate::protocol::upgrade::UpgradeError;
 
-/// What comes of a request whose body is not all here.
+/// The result of checking a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// Its body may come.
+    /// The body may be received.
     Proceed,
-    /// A verdict on its credentials is awaited.
+    /// The credentials are being verified: the request is parked.
     AwaitVerdict,
-    /// It is answered.
+    /// The request is answered.
     Answered,
 }
 
-/// How much of a request is here.
+/// How much of a request has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Head,
@@ -49,7 +50,7 @@ impl Shard {
         let mut step = reader.read(input, &limits);
         if let Ok(Step::Head(head)) = step {
             self.connections.wait_for_rest(&mut self.turn, key);
-            // The limits of an edge allow no body.
+            // Edge listeners accept no body.
             let judged =
                 if is_api { self.judge(key, head, Part::Head) } else { Judgement::Proceed };
             match judged {
@@ -78,7 +79,7 @@ impl Shard {
             }
         }
         if input.is_empty() {
-            // Frees what the last request took; there is nothing to read.
+            // Releases the buffers of the last request. There is no input to read.
             let _ = reader.read(input, &limits);
         }
         let Some(connection) = self.connections.get(key) else { return };
@@ -90,7 +91,7 @@ impl Shard {
         }
     }
 
-    /// Judges a request, and answers it unless more is needed.
+    /// Checks a request, and answers it unless its body or a verification is needed first.
     fn judge(&mut self, key: ConnectionKey, request: Request<'_>, part: Part) -> Judgement {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let mut shape = HttpShape::of(&request);
@@ -109,7 +110,7 @@ impl Shard {
         if let Ok(origin) = &origin {
             shape.allow_origin.clone_from(origin);
         }
-        // A probe and a visitor's browser have no credentials.
+        // Health checks and browsers that open the page have no credentials.
         let is_open = backend::is_open(request.path);
         let is_preflight =
             request.method == Method::Other("OPTIONS") && shape.allow_origin.is_some();
@@ -134,7 +135,7 @@ impl Shard {
         Judgement::Answered
     }
 
-    /// Carries out a request of a user who may come in, or lets its body come; refuses any other.
+    /// Carries out an authorised request, or lets its body follow. Refuses any other.
     fn admit(
         &mut self,
         key: ConnectionKey,
@@ -174,7 +175,7 @@ impl Shard {
             connections.end_at_head(turn, key, &mut shape);
         }
         match method {
-            // Its first frames could be taken for the body.
+            // The first frames could be mistaken for the body.
             None if is_socket && part == Part::Head => {
                 connections.refuse_upgrade(turn, key, &shape, &UpgradeError::Body);
             }
@@ -188,7 +189,7 @@ impl Shard {
                 connections.refuse(turn, key, &shape, 405, &allow, "expected POST");
             }
             Some(method) => {
-                // The parser is lent while what it read is carried out: the call borrows from it.
+                // The parser is borrowed during the call, which refers to its buffers.
                 let mut parser = self.backends.lend_parser();
                 let call = backend::take_call(turn, grant);
                 let call = call.and_then(|()| parser.params(method, request.body));
@@ -199,7 +200,8 @@ impl Shard {
         Judgement::Answered
     }
 
-    /// The verdict on the credentials of a request is here, or does not come: goes on with it.
+    /// Continues a parked request after its credentials were verified, or the verification timed
+    /// out.
     pub(super) fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
         let Some(connection) = self.connections.get(key) else { return };
         let is_held = !connection.read_ahead.is_empty();
@@ -215,7 +217,8 @@ impl Shard {
                 match self.admit(key, shape, admitted, head, Part::Head) {
                     Judgement::Proceed => {
                         self.connections.keep_reader(key, reader);
-                        // A peer that waits to be asked for its body sends nothing that would be read.
+                        // A peer that waits for `100 Continue` sends nothing that would trigger the
+                        // next read.
                         if !is_held {
                             self.read_http(key, &mut &mut [][..]);
                         }

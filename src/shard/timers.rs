@@ -1,44 +1,46 @@
-//! One wheel for all that a shard does later: each entry a connection or a pending answer.
+//! The timer wheel of a shard, with an entry per connection or pending answer.
 
-/// How fine time is cut, in milliseconds: nothing here needs to be more exact.
+/// Resolution of the timers, in milliseconds.
 const TICK_MS: u64 = 16;
 
-/// Slots of the wheel: about 65 s. What is due later waits in the last slot and comes out early: whoever
-/// is told sets it again.
+/// Slots of the wheel, which covers about 65 s. A timer with a later deadline fires early, from the last
+/// slot, and its receiver sets it again.
 const SLOTS: usize = 4096;
 
-/// Timers that fire in one turn: some 2 ms if each closes a connection.
+/// Timers that fire in one turn: about 2 ms if each closes a connection.
 pub const TIMERS_PER_TURN: usize = 1024;
 
-/// What an entry is about. Whoever is told looks whether it is still true: entries are never
-/// removed.
+/// What a timer is for. Entries are never removed, so the receiver checks whether the timer still
+/// applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
-    /// A connection's deadline.
+    /// The deadline of a connection.
     Connection(crate::message::ConnectionKey),
-    /// When a client that sent too much may be read from again.
+    /// The time at which a client that used up its message rate may be read again.
     Rate(crate::message::ConnectionKey),
-    /// A pending answer's.
+    /// The deadline of a pending answer.
     Ticket(crate::message::Ticket),
 }
 
-/// A hashed wheel. Setting costs a push; time passing costs the slots passed.
+/// A hashed timer wheel. Setting a timer is a push; advancing costs one look per word of occupied
+/// slots. One entry per connection and pending answer at a time, except for stale entries, which
+/// the wheel drops as they fire.
 #[derive(Debug)]
 pub struct Timers {
     slots: Vec<Vec<Timer>>,
-    // One bit a slot that is not empty.
+    // One bit per slot, set if the slot is not empty.
     occupied: Vec<u64>,
-    // Ticks below it are done.
+    // All ticks below this one have fired.
     next_tick: u64,
-    // The first of those whose slot is not empty: every turn asks for it twice.
+    // The first tick whose slot is not empty. Cached, because every turn asks twice.
     first_due: Option<u64>,
-    // What is left of a slot whose time has come, the last first, and its tick.
+    // The entries left of the slot that is firing, last first, and its tick.
     due: Vec<Timer>,
     due_tick: u64,
 }
 
 impl Timers {
-    /// An empty wheel that starts at `now_ms`.
+    /// Creates an empty wheel that starts at `now_ms`.
     pub fn new(now_ms: u64) -> Self {
         Self {
             slots: vec![Vec::new(); SLOTS],
@@ -50,8 +52,8 @@ impl Timers {
         }
     }
 
-    /// Adds an entry; gives the tick at which it comes out, which may be before `deadline_ms` if
-    /// that is beyond the wheel.
+    /// Adds a timer. Returns the tick at which it fires, which is before `deadline_ms` if that is
+    /// beyond the end of the wheel.
     pub fn set(&mut self, deadline_ms: u64, timer: Timer) -> u64 {
         let tick =
             deadline_ms.div_ceil(TICK_MS).clamp(self.next_tick, self.next_tick + SLOTS as u64 - 1);
@@ -62,7 +64,7 @@ impl Timers {
         tick
     }
 
-    /// Takes out the next entry that is due, with the tick at which it lay.
+    /// Returns the next timer that is due, with its tick.
     pub fn pop_due(&mut self, now_ms: u64) -> Option<(u64, Timer)> {
         if self.due.is_empty() && !self.take_slot(now_ms) {
             return None;
@@ -70,11 +72,12 @@ impl Timers {
         self.due.pop().map(|timer| (self.due_tick, timer))
     }
 
-    /// Takes the entries of the next slot that is due; false when there is none.
+    /// Takes the entries of the next due slot. Returns false if there is none.
     fn take_slot(&mut self, now_ms: u64) -> bool {
         let tick = self.first_due.unwrap_or(u64::MAX / TICK_MS);
         if tick * TICK_MS > now_ms {
-            // Nothing lies before it, so the wheel may turn: new entries then land where time is.
+            // Nothing is due before, so the wheel can advance: new timers then land near the
+            // present.
             self.next_tick = self.next_tick.max(now_ms / TICK_MS).min(tick);
             return false;
         }
@@ -88,7 +91,7 @@ impl Timers {
         true
     }
 
-    /// When the next entry comes out, in milliseconds.
+    /// Returns when the next timer fires, in milliseconds.
     pub fn next_deadline(&self) -> Option<u64> {
         match self.due.is_empty() {
             true => self.first_due.map(|tick| tick * TICK_MS),
@@ -96,7 +99,7 @@ impl Timers {
         }
     }
 
-    /// The first tick from next_tick on whose slot is not empty.
+    /// Returns the first tick from next_tick on whose slot is not empty.
     fn find_first_due(&self) -> Option<u64> {
         let start = self.next_tick as usize % SLOTS;
         let words = self.occupied.len();

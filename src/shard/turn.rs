@@ -1,5 +1,5 @@
-//! What every part of a shard borrows while it works: the time, the settings, what is counted, and
-//! what leaves the shard.
+//! What every part of a shard borrows while it works: the time, the settings, the counters, the
+//! outgoing messages, and the steps for other parts.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -22,84 +22,86 @@ use crate::protocol::api;
 use crate::protocol::frame::Frame;
 use crate::protocol::http::{Calendar, Date};
 
-/// The time, as the runtime tells it.
+/// The time as given by the runtime.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Milliseconds that never go back.
+    /// Milliseconds of a monotonic clock.
     pub ms: u64,
-    /// The same in microseconds.
+    /// Microseconds of the same clock.
     pub us: u64,
-    /// Unix milliseconds.
+    /// Unix time in milliseconds.
     pub unix_ms: u64,
 }
 
-/// What the runtime is to do with a socket.
+/// What the driver has to do with a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Stop reading from it.
+    /// Stop receiving from the socket.
     Pause(ConnectionKey),
-    /// Read from it again.
+    /// Receive from the socket again.
     Resume(ConnectionKey),
-    /// Shut our end; all that was to be written is.
+    /// Shut down our end of the socket: everything was written.
     Shutdown(ConnectionKey),
-    /// Close it, then say so with [`Shard::handle_closed`](super::Shard::handle_closed).
+    /// Close the socket, then call [`Shard::handle_closed`](super::Shard::handle_closed).
     Close(ConnectionKey),
-    /// Stop accepting.
+    /// Stop accepting connections.
     StopAccepting,
 }
 
-/// What one part of a shard leaves to another. The shard hands it over once the part has returned, so no
-/// part calls another.
+/// What one part of a shard asks of another. The shard passes a step on when the part has returned,
+/// so that no part calls another.
 #[derive(Debug)]
 pub enum Step {
-    /// A message of this shard to itself.
+    /// A message from this shard to itself.
     Message(Message),
-    /// A client has come in.
+    /// A client's handshake was accepted.
     ClientOpened(ConnectionKey),
-    /// A client has ended. What it sent before is still read, but no call reaches it any more.
+    /// A client has disconnected before all its messages were processed. No call reaches it any
+    /// more.
     ClientDisconnected(ClientId),
-    /// A client has ended, and all that it sent is read.
+    /// A client has ended, and all its messages are processed or dropped.
     ClientGone(ClientGone),
-    /// A back end that consumed has ended. These topics have to do with it.
+    /// A consumer has disconnected. Holds the topics that it consumed or has unwritten events of.
     ConsumerGone(ConnectionKey, BTreeSet<Arc<str>>),
-    /// The answer to a back end's `queue.pop` of this number is queued: events may follow.
+    /// The answer to the `queue.pop` with this number is queued, so that events may follow.
     PopAnswered(ConnectionKey, u64),
-    /// An event for a topic.
+    /// An event of a client, for a topic.
     Event(ClientEvent),
-    /// A command that waited behind a publish of the same back end has its turn.
+    /// A command that was queued behind a publish of the same back end is to be executed.
     Execute(Requester, Command),
-    /// The verdict that a request waits for did not come in time.
+    /// The verification of a request's credentials has timed out.
     VerdictTimedOut(ConnectionKey),
-    /// The request of a connection that waited for a verdict goes on.
+    /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Refusal>),
 }
 
-/// A command that this shard was requester to carry out.
+/// The requester of a command, as needed for the answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Requester {
-    /// Who is told what came of it.
+    /// The shard or the mesh that gets the answer.
     pub party: Party,
-    /// Comes back in the answer.
+    /// The number that identifies the answer for the requester.
     pub ticket: Ticket,
-    /// On whose behalf.
+    /// The back end that made the call.
     pub backend: BackendId,
 }
 
-/// An event on its way from a client into a topic.
+/// An event of a client on its way to a topic.
 #[derive(Debug)]
 pub struct ClientEvent {
-    /// The topic.
+    /// The name of the topic.
     pub topic: Arc<str>,
-    /// The event.
+    /// The encoded event.
     pub event: Event,
-    /// The connection that is not read from while the event waits for room; `None`: it waits alone.
+    /// The connection whose reading pauses until the topic has room. `None`: nothing is paused.
     pub from: Option<ConnectionKey>,
 }
 
-/// A client that has ended.
+/// The end of a client, with its close event.
 #[derive(Debug)]
 pub struct ClientGone {
-    /// Its connection, which has [`Stage::Unsubscribing`](super::connection::Stage::Unsubscribing).
+    /// The client's connection, in
+    /// [`Stage::Unsubscribing`](super::connection::Stage::Unsubscribing).
     pub key: ConnectionKey,
     /// The close code to report (RFC 6455, section 7.4).
     pub code: u16,
@@ -107,47 +109,47 @@ pub struct ClientGone {
     pub reason: Box<str>,
 }
 
-/// The time, the settings and the counters of a shard, and what it has to say and to do.
+/// The context of a step: time, settings, counters, and everything that leaves a part.
 #[derive(Debug)]
 pub struct Turn {
-    /// The time at which the step under way began.
+    /// The time of the current input.
     pub now: Now,
-    /// What the shard was told when it was made.
+    /// The configuration of the shard.
     pub settings: Arc<Settings>,
-    /// What all shards of the node share.
+    /// State shared by all shards of the node.
     pub state: Arc<NodeState>,
-    /// The shard's own address.
+    /// The address of this shard.
     pub address: ShardAddress,
-    /// The nodes within reach.
+    /// The reachable nodes.
     pub roster: Roster,
-    /// How short the node is of memory.
+    /// How short of memory the node is.
     pub shortage: Shortage,
-    /// What the shard has counted.
+    /// The counters of the shard.
     pub counters: Counters,
-    /// Whether the node goes down.
+    /// Whether the node is shutting down.
     pub is_draining: bool,
-    // Messages for other shards and the mesh, in the order in which they were sent. Emptied after each
-    // step of the shard.
+    // Messages for other shards and the mesh, in order. Emptied after each input; one input adds a
+    // bounded number.
     outbox: VecDeque<(Party, Message)>,
-    // What parts of this shard leave to others, in the same order. Emptied within each step.
+    // Steps for other parts of this shard, in order. Emptied while the input is handled.
     steps: VecDeque<Step>,
-    /// What the driver is to do with sockets.
+    /// Actions on sockets. Emptied by the driver after each input.
     pub actions: VecDeque<Action>,
-    /// Deadlines.
+    /// The timers of connections and calls.
     pub timers: Timers,
-    /// How much the input of connections may still cost in this turn.
+    /// The budget for input in this turn, and the connections that wait to be read.
     pub work: Work,
-    /// Buffers to reuse.
+    /// Buffers for reuse.
     pub buffer_pool: BufferPool,
-    /// A buffer for a text that is put into a frame or response.
+    /// A reusable buffer for text that goes into a frame or response.
     pub scratch: Vec<u8>,
-    // A buffer for an event.
+    // A reusable buffer for an event.
     event: Vec<u8>,
     calendar: Calendar,
 }
 
 impl Turn {
-    /// The first turn of a shard.
+    /// Creates the context of a new shard.
     pub fn new(shard: ShardId, settings: &Arc<Settings>, state: Arc<NodeState>, now: Now) -> Self {
         Self {
             now,
@@ -170,8 +172,8 @@ impl Turn {
         }
     }
 
-    /// Sends a message. One to this shard itself is delivered in the same way as any other, but within
-    /// the step under way.
+    /// Sends a message. A message to this shard itself becomes a step, and is handled with the
+    /// current input.
     pub fn send(&mut self, to: Party, message: Message) {
         match to == self.own_party() {
             true => self.steps.push_back(Step::Message(message)),
@@ -179,12 +181,12 @@ impl Turn {
         }
     }
 
-    /// Gives the answer to a command to who requester.
+    /// Sends the answer to a command to its requester.
     pub fn answer(&mut self, Requester { party, ticket, .. }: Requester, answer: Answer) {
         self.send(party, Message::Answer(ticket, answer));
     }
 
-    /// Tells the home of a topic on a node, if that is within reach.
+    /// Sends a message to the home of a topic on another node, if that node is reachable.
     pub fn send_to_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
         if let Some(home) = self.roster.home_on(node, topic) {
             self.send(Party::Shard(home), Message::Topic(topic.clone(), message));
@@ -196,7 +198,8 @@ impl Turn {
         self.push_step(Step::Message(Message::Topic(topic.clone(), message)));
     }
 
-    /// Encodes an event of a client; `None`, and counted, if it is longer than a topic takes.
+    /// Encodes an event of a client. Returns `None`, and counts the event, if it is too long for a
+    /// topic.
     pub fn encode_event(
         &mut self,
         topic: &Arc<str>,
@@ -213,86 +216,87 @@ impl Turn {
         Some(Frame::from_encoded(&self.event))
     }
 
-    /// The next message for another shard, or the mesh.
+    /// Returns the next message for another shard or for the mesh.
     pub fn poll_message(&mut self) -> Option<(Party, Message)> {
         self.outbox.pop_front()
     }
 
-    /// Leaves something to another part of the shard.
+    /// Adds a step for another part of the shard.
     pub fn push_step(&mut self, step: Step) {
         self.steps.push_back(step);
     }
 
-    /// Whether a part has left something to another.
+    /// Whether a part has pushed a step.
     #[inline]
     pub fn has_steps(&self) -> bool {
         !self.steps.is_empty()
     }
 
-    /// The next thing that a part has left to another.
+    /// Returns the next step.
     #[inline]
     pub fn poll_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
 
-    /// The `Date` of a response that is written now.
+    /// Returns the `Date` header for a response written now.
     pub fn date(&mut self) -> Date {
         self.calendar.date(self.now.unix_ms)
     }
 
-    /// Whether the node is as short of memory as this.
+    /// Whether the shortage of memory has reached this level.
     pub fn is_short(&self, of: Shortage) -> bool {
         self.shortage >= of
     }
 
-    /// Whether new clients are refused for want of memory.
+    /// Whether new clients are refused for lack of memory.
     pub fn refuses_arrivals(&self) -> bool {
         self.is_short(Shortage::Arrivals)
     }
 
-    /// The identity of one of this shard's back ends in the grid.
+    /// Returns the grid-wide identity of a back end of this shard.
     pub fn backend_id(&self, connection: ConnectionKey) -> BackendId {
         BackendId { at: self.address, connection }
     }
 
-    /// This shard, as the sender or receiver of a message.
+    /// Returns this shard as a sender or receiver of messages.
     pub fn own_party(&self) -> Party {
         Party::Shard(self.address)
     }
 
-    /// A shard of this node, as the receiver of a message.
+    /// Returns a shard of this node as a receiver of messages.
     pub fn local_party(&self, shard: ShardId) -> Party {
         Party::Shard(ShardAddress { node: self.address.node, shard })
     }
 
-    /// The other shards of this node.
+    /// Iterates over the other shards of this node.
     pub fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
         let own = self.address.shard;
         (0..self.settings.shards).map(|index| ShardId(index as u8)).filter(move |&id| id != own)
     }
 
-    /// All shards of this node, and the mesh if there is one.
+    /// Returns all shards of this node, and the mesh if there is one.
     pub fn all_parties(&self) -> Vec<Party> {
         let shards = (0..self.settings.shards).map(|index| self.local_party(ShardId(index as u8)));
         shards.chain(self.mesh()).collect()
     }
 
-    /// The mesh, if the node has one.
+    /// Returns the mesh as a receiver of messages, if the node has one.
     pub fn mesh(&self) -> Option<Party> {
         self.settings.has_mesh.then_some(Party::Mesh)
     }
 
-    /// Whether no other shard can have clients or subscribers.
+    /// Whether this is the only shard of a node without a mesh, so that nobody else has
+    /// subscribers.
     pub fn is_alone(&self) -> bool {
         self.settings.shards == 1 && !self.settings.has_mesh
     }
 
-    /// The name of a connection in the log.
+    /// Returns the name of a connection in the log.
     pub fn trail(&self, key: ConnectionKey) -> Trail {
         Trail { shard: self.address.shard, key }
     }
 
-    /// The name of a user in the log; empty where there are no users.
+    /// Returns the name of a user in the log. Empty if no users are configured.
     pub fn user_name(&self, user: Option<usize>) -> &str {
         user.and_then(|user| self.settings.api.users.get(user)).map_or("", |user| &user.name)
     }

@@ -1,85 +1,84 @@
-//! How much of a turn the input of one connection, and of all of them, may take.
+//! The budget for input: how much of a turn one connection, and all connections together, may take.
 //!
-//! Work is counted in units of about a microsecond on one core, by what is known to cost: frames,
-//! requests, bytes, inflated bytes. Clocks are not asked, so a run repeats exactly.
+//! Work is counted in units of about one microsecond, estimated from frames, requests, bytes and
+//! inflated bytes. No clock is read, so that runs are reproducible.
 //!
-//! - A connection is read until its slice is spent. What is left of its input is held, and the
-//!   connection queues up behind the others that spent theirs. A refusal ends a slice: whoever
-//!   behaves is not refused again and again.
-//! - A connection that spent its slice is *heavy* until it is read to the end for less. Heavy
-//!   connections share [`HEAVY_PER_TURN`]; all others, the *light* ones, are read before them.
-//! - Light connections share [`LIGHT_PER_TURN`]. Beyond it they are read in the next turn, in the
-//!   order in which they came, but for short input ([`SHORT`]), which has [`SHORT_PER_TURN`] more.
+//! - A connection is read until its slice is spent. The rest of its input stays in the read-ahead,
+//!   and the connection queues behind others. A refusal ends the slice: a peer that is refused
+//!   repeatedly must not delay the others.
+//! - A connection that spent its slice is *heavy* until a read processes all its input within one
+//!   slice. Heavy connections share [`HEAVY_PER_TURN`]. All others are *light*, and are read first.
+//! - Light connections share [`LIGHT_PER_TURN`]. Beyond that they wait for the next turn, in order
+//!   of arrival. Short input ([`SHORT`]) has an extra [`SHORT_PER_TURN`].
 //!
-//! So a crowd that sends without pause, or sends what is dear, delays itself and not those who send
-//! a little.
+//! A crowd that sends without pause, or sends expensive input, therefore delays only itself.
 
 use std::collections::VecDeque;
 
 use crate::message::ConnectionKey;
 
-/// Units that a light connection may spend before it counts as heavy. A receive buffer of usual
-/// messages takes less.
+/// The slice of a light connection, in units. A receive buffer full of ordinary messages takes
+/// less.
 const LIGHT_SLICE: u32 = 128;
 
-/// Units that a heavy connection spends before the next one has its turn.
+/// The slice of a heavy connection, in units.
 const HEAVY_SLICE: u32 = 256;
 
-/// Units that heavy connections spend in a turn, all together: about 2 ms. The last one may exceed
-/// it by its slice, or by one message.
+/// Units for all heavy connections in a turn: about 2 ms. The last one may exceed the budget by its
+/// slice, or by one message.
 const HEAVY_PER_TURN: u32 = 2048;
 
-/// Units that light connections spend in a turn, all together: about 8 ms. The last one may exceed
-/// it by its slice, or by one message.
+/// Units for all light connections in a turn: about 8 ms. The last one may exceed the budget by its
+/// slice, or by one message.
 const LIGHT_PER_TURN: u32 = 8192;
 
-/// Bytes of input that may be read though the light connections have spent their share: a call or a
-/// handshake.
+/// Bytes of input, enough for a call or a handshake, that may be read after the budget of the light
+/// connections is spent.
 const SHORT: usize = 1024;
 
-/// Units that such input spends in a turn, all together: about 2 ms.
+/// Units for such short input in a turn: about 2 ms.
 const SHORT_PER_TURN: u32 = 2048;
 
-/// Units of an HTTP request beside its bytes.
+/// Units for an HTTP request, in addition to its bytes.
 pub const REQUEST: u32 = 3;
 
-/// Units of a refusal beside its request: a body and headers are written.
+/// Units for a refusal, in addition to its request: headers and a body are written.
 pub const REFUSAL: u32 = 2;
 
-/// Units of checking the signature of a token, with the slowest algorithm.
+/// Units for checking the signature of a token with the slowest algorithm.
 pub const TOKEN: u32 = 200;
 
-/// Units of so many bytes of a message copied, masked or checked.
+/// Returns the units for copying, unmasking or checking this many bytes of a message.
 pub fn of_bytes(bytes: usize) -> u32 {
     (bytes / 1024) as u32
 }
 
-/// Units of compressing so many bytes (9 µs for each KiB, see `protocol::deflate`).
+/// Returns the units for compressing this many bytes: 9 µs per KiB, see `protocol::deflate`.
 pub fn of_deflating(bytes: usize) -> u32 {
     of_bytes(bytes).saturating_mul(9)
 }
 
-/// Units of subscribing to so many channels, or leaving them.
+/// Returns the units for subscribing to this many channels, or unsubscribing.
 pub fn of_channels(channels: usize) -> u32 {
     (channels / 8) as u32
 }
 
-/// The work that the input of connections may still cause, and those that wait to be read.
+/// The budget for input in a turn, and the connections that wait to be read.
 #[derive(Debug)]
 pub struct Work {
-    // Units that the connection that is being read may still spend.
+    // Units left of the slice of the connection being read.
     slice_left: u32,
-    // Units that short input may still spend in this turn once `shared_left` is spent.
+    // Units left in this turn for short input, after `shared_left` is spent.
     short_left: u32,
-    // Units that the light connections of this turn may still spend together; while heavy ones are
-    // read, what those may.
+    // Units left in this turn for the light connections; while heavy ones are read, for those.
     shared_left: u32,
-    // Light connections to be read in the next turn, and heavy ones: each at most once, with
-    // `Connection::is_queued_to_read`.
+    // Light and heavy connections to be read in the next turn. Each connection is in at most one
+    // queue, once, and is marked `Connection::is_queued_to_read`; the number of connections bounds
+    // both.
     light: VecDeque<ConnectionKey>,
     heavy: VecDeque<ConnectionKey>,
-    // Light ones that have still to have their turns in this turn, and, while heavy ones have theirs,
-    // what the light ones left of their share.
+    // Light connections still to be read in this turn, and, while heavy ones are read, the units
+    // that the light ones left.
     light_round: usize,
     light_left: Option<u32>,
 }
@@ -99,7 +98,7 @@ impl Default for Work {
 }
 
 impl Work {
-    /// Counts work for the connection that is being read.
+    /// Counts work for the connection being read.
     pub fn spend(&mut self, units: u32) {
         self.slice_left = self.slice_left.saturating_sub(units);
         match self.shared_left {
@@ -108,28 +107,28 @@ impl Work {
         }
     }
 
-    /// Ends the slice of the connection that is being read, whatever it has spent.
+    /// Ends the slice of the connection being read.
     pub fn end_slice(&mut self) {
         self.slice_left = 0;
     }
 
-    /// Whether the connection that is being read has to let others go first.
+    /// Whether the slice of the connection being read is spent.
     pub fn is_slice_spent(&self) -> bool {
         self.slice_left == 0
     }
 
-    /// Whether so many bytes of one more light connection may be read in this turn.
+    /// Whether this many bytes of another light connection may be read in this turn.
     pub fn takes(&self, bytes: usize) -> bool {
         self.shared_left > 0 || bytes <= SHORT && self.short_left > 0
     }
 
-    /// Whether a connection waits to be read: the next turn is to begin at once.
+    /// Whether a connection waits to be read, so that the next turn begins at once.
     pub fn is_waiting(&self) -> bool {
         !self.light.is_empty() || !self.heavy.is_empty()
     }
 
-    /// Lets a connection wait for a turn in which it is read. One whose message is half inflated goes
-    /// first: half inflated messages are not to pile up.
+    /// Queues a connection to be read in a later turn. Heavy ones with a partly inflated message go
+    /// first, so that such messages do not accumulate.
     pub fn wait(&mut self, key: ConnectionKey, is_heavy: bool, is_inflating: bool) {
         match is_heavy {
             true if is_inflating => self.heavy.push_front(key),
@@ -138,26 +137,27 @@ impl Work {
         }
     }
 
-    /// A turn begins: budgets are new, and those that wait have their turns, by [`Self::poll_waiting`].
+    /// Renews the budgets for a turn, in which [`Self::poll_waiting`] returns the waiting
+    /// connections.
     pub fn begin_round(&mut self) {
         (self.shared_left, self.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
-        // Each connection once: what wakes another one goes on in the next turn.
+        // Each connection once per turn: those queued meanwhile wait for the next turn.
         self.light_round = self.light.len();
     }
 
-    /// The next connection that waits to be read: light ones, then heavy ones, as far as the budgets of
-    /// the turn allow.
+    /// Returns the next connection to read within the turn's budgets: light ones first, then heavy
+    /// ones.
     pub fn poll_waiting(&mut self) -> Option<ConnectionKey> {
         if self.light_round > 0 && self.shared_left > 0 {
             self.light_round -= 1;
             return self.light.pop_front();
         }
         self.light_round = 0;
-        // What is left of the light ones' share is for the input that arrives until the next turn.
+        // What the light connections left is for input that arrives until the next turn.
         if self.light_left.is_none() {
             self.light_left = Some(std::mem::replace(&mut self.shared_left, HEAVY_PER_TURN));
         }
-        // Each slice is spent, or its connection leaves the queue.
+        // Each read spends units or removes its connection from the queue, so the loop ends.
         if self.shared_left > 0
             && let Some(key) = self.heavy.pop_front()
         {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Backends;
 use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, Message, Terms, TopicMessage};
-use crate::shard::connection::{Connection, Connections, Stage};
+use crate::shard::connection::{Connection, Connections, Stage, UnwrittenEvent};
 use crate::shard::turn::Turn;
 
 impl Backends {
@@ -37,7 +37,7 @@ impl Backends {
         outbound.push_shared(&mut turn.buffer_pool, Rc::new(delivery.frame));
         turn.counters.events += 1;
         let end = backend.written + outbound.buffered() as u64;
-        backend.deliveries.push_back((end, home, topic));
+        backend.unwritten_events.push_back(UnwrittenEvent { end, home, topic });
         connections.queue_write(key);
     }
 
@@ -50,15 +50,16 @@ impl Backends {
     ) {
         let id = turn.backend_id(key);
         let Some(backend) = connections.get(key).and_then(Connection::backend) else { return };
-        while let Some((end, home, topic)) = backend.deliveries.front().cloned()
+        while let Some(UnwrittenEvent { end, home, topic }) =
+            backend.unwritten_events.front().cloned()
             && end <= backend.written
         {
             let written = backend.written;
-            let is_same = |delivery: &&(u64, NodeId, Arc<str>)| {
-                delivery.0 <= written && delivery.1 == home && delivery.2 == topic
+            let is_same = |event: &&UnwrittenEvent| {
+                event.end <= written && event.home == home && event.topic == topic
             };
-            let count = backend.deliveries.iter().take_while(is_same).count();
-            backend.deliveries.drain(..count);
+            let count = backend.unwritten_events.iter().take_while(is_same).count();
+            backend.unwritten_events.drain(..count);
             turn.send_to_home(home, &topic, TopicMessage::Written(id, count as u32));
         }
     }
@@ -125,7 +126,7 @@ impl Backends {
         for &key in &self.consumers {
             let backend = connections.get(key).and_then(Connection::backend);
             let Some(backend) = backend else { continue };
-            backend.deliveries.retain(|(_, home, _)| *home != node);
+            backend.unwritten_events.retain(|event| event.home != node);
             if let Some(unsettled) = &mut backend.unsettled {
                 unsettled.forget_node(node);
             }

@@ -1,4 +1,4 @@
-//! What the mesh, and through it every node, is told of this shard's channels and clients.
+//! Tells the mesh, and through it every node, about this shard's channels and clients.
 
 use std::collections::VecDeque;
 
@@ -8,34 +8,34 @@ use crate::protocol::api::Reply;
 use crate::shard::connection::Connections;
 use crate::shard::turn::{Requester, Turn};
 
-/// Between two times that the mesh is told how many clients there are, in milliseconds.
+/// Minimum interval between two announcements of the number of clients, in milliseconds.
 const CLIENTS_MS: u64 = 500;
 
-/// What the mesh was told, and what waits until all nodes know it.
+/// What was announced to the mesh, and the answers that wait until all nodes know it.
 #[derive(Debug, Default)]
 pub struct Announcements {
-    // The last change of interest that all nodes know of.
+    // The number of the last change of interest known to all nodes.
     known: u64,
-    // How many clients there were when the mesh was last told, and when that was.
+    // The number of clients last announced, and when, in milliseconds on the shard's clock.
     clients: u64,
     clients_ms: u64,
-    // By the change of interest that each waits for, in order. One entry per question or handshake at
-    // most, which have bounds of their own.
+    // Answers by the change of interest that they wait for, in order. At most one per question or
+    // handshake, each of which has a bound of its own.
     waiting: VecDeque<(u64, Waiting)>,
 }
 
-/// What is done once a change of interest is known everywhere.
+/// What follows once every node knows of a change of interest.
 #[derive(Debug)]
 enum Waiting {
-    /// A subscribe is answered.
+    /// Answer the subscribe of a back end.
     Answer(Requester),
-    /// A client's handshake is answered.
+    /// Release the answer to a client's handshake.
     Handshake(ConnectionKey),
 }
 
 impl Clients {
-    /// Tells the mesh which channels have got their first subscriber here, or lost their last, and, now
-    /// and then, how many clients there are.
+    /// Tells the mesh which channels gained their first subscriber on this shard or lost their
+    /// last. Announces the number of clients from time to time.
     pub fn announce(&mut self, turn: &mut Turn) {
         while let Some((number, channel, is_on)) = self.channels.poll_change() {
             turn.send(Party::Mesh, Message::Interest(number, channel, is_on));
@@ -47,15 +47,16 @@ impl Clients {
         }
     }
 
-    /// When the mesh is to be told how many clients there are, in milliseconds of the shard's clock.
+    /// Returns when the number of clients is announced next, in milliseconds on the shard's clock.
+    /// `None` if that is up to date.
     #[inline]
     pub fn next_announcement(&self, turn: &Turn) -> Option<u64> {
         let is_news = self.announcements.clients != self.by_id.len() as u64;
         (turn.settings.has_mesh && is_news).then_some(self.announcements.clients_ms + CLIENTS_MS)
     }
 
-    /// Answers a subscribe when every node knows of these channels: only then does a publish through
-    /// any of them reach the client. False if all know already.
+    /// Answers a subscribe once every node knows of these channels, because only then does a
+    /// publish through any node reach the client. Returns false if all nodes know already.
     pub(super) fn answer_when_known<T: AsRef<str>>(
         &mut self,
         requester: Requester,
@@ -78,20 +79,20 @@ impl Clients {
         }
     }
 
-    /// Waits for the last change of interest that one of these channels came with, or one after it, so
-    /// that what waits is in order. False if it is known already.
+    /// Queues an answer until the latest change of interest of these channels is known. Queued
+    /// answers stay in order. Returns false if the change is known already.
     fn wait_for<T: AsRef<str>>(&mut self, channels: &[T], waiting: Waiting) -> bool {
         let of = |channel: &T| self.channels.change_of(channel.as_ref());
-        let change = channels.iter().map(of).max().unwrap_or(0);
-        if change <= self.announcements.known {
+        let change = channels.iter().filter_map(of).max();
+        let Some(change) = change.filter(|change| *change > self.announcements.known) else {
             return false;
-        }
+        };
         let last = self.announcements.waiting.back().map_or(0, |(last, _)| *last);
         self.announcements.waiting.push_back((change.max(last), waiting));
         true
     }
 
-    /// All changes of interest up to this one are known to every node.
+    /// Handles the news that every node knows all changes of interest up to this one.
     pub fn handle_interest_known(
         &mut self,
         turn: &mut Turn,

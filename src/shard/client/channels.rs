@@ -1,4 +1,4 @@
-//! Channel → the clients of this shard that are subscribed to it, laid out for a linear walk.
+//! The channels of a shard and their subscribers, stored for a linear walk.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use hashbrown::HashMap;
 
 use crate::shard::interest::ShardInterest;
 
-/// Channels for which room is kept when they are gone.
+/// Number of channels for which the tables keep their capacity.
 const ROOM_KEPT: usize = 1024;
 
-/// A channel's place in the table, while it has subscribers or a walk goes through it.
+/// The index of a channel in the table, valid while it has subscribers or a walk is in progress.
 pub type ChannelIndex = u32;
 
-/// A client's place among the members of a channel. The client keeps one for each of its channels,
-/// so that leaving a channel takes no search.
+/// A client's position among the members of a channel. The client keeps one per channel, so that
+/// unsubscribing takes no search.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
     /// The channel.
@@ -22,18 +22,19 @@ pub struct Subscription {
     position: u32,
 }
 
-/// A member of a channel, with the way back to its [`Subscription`]: both ends know where the other
-/// is, so that either can move in constant time.
+/// A member of a channel, with the way back to its [`Subscription`]. Each side knows the position
+/// of the other, so that either can move in constant time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     /// The index of the connection in the shard's table.
     pub connection: u32,
-    /// The index of the subscription in the list that the connection keeps.
+    /// The index of the subscription in the client's list.
     pub place: u32,
 }
 
 impl Member {
-    // A member that left while walks were in progress: removed when the last of them ends.
+    // Marks a member that unsubscribed while a walk was in progress. Removed when the last walk
+    // ends.
     const LEFT: Self = Self { connection: u32::MAX, place: u32::MAX };
 }
 
@@ -43,13 +44,13 @@ pub struct Channels {
     by_name: HashMap<Box<str>, ChannelIndex>,
     slots: Vec<Channel>,
     free: Vec<ChannelIndex>,
-    // None: no other node is told of changes.
+    // Changes for the mesh. `None`: the node has no mesh.
     changes: Option<Changes>,
-    // The other shards are told of them too.
+    // Tells the other shards of the node which channels have subscribers here.
     interest: ShardInterest,
 }
 
-/// Channels that came into being or went, for who is to be told: taken out after each step.
+/// Channels that appeared or disappeared, to be announced. Emptied after each step.
 #[derive(Debug, Default)]
 struct Changes {
     count: u64,
@@ -67,67 +68,64 @@ impl Changes {
 #[derive(Debug, Default)]
 struct Channel {
     name: Box<str>,
-    // The number of the change that it came with.
-    change: u64,
-    // In no order; some may be Member::LEFT while walks are in progress.
+    // The number of the change with which the channel appeared. `None` without a mesh.
+    change: Option<u64>,
+    // In no order. Some may be Member::LEFT while walks are in progress.
     members: Vec<Member>,
     walked: Option<Box<Walked>>,
 }
 
-/// What there is of a channel while walks go through it over several turns: nobody moves meanwhile.
+/// What a channel keeps while walks over several turns are in progress. No member moves meanwhile.
 #[derive(Debug, Default)]
 struct Walked {
-    // The numbers of the walks, in the order in which they began, and the last number given.
+    // The numbers of the walks in progress, oldest first, and the last number given out.
     walks: Vec<WalkNumber>,
     last: WalkNumber,
-    // Positions of those that left. They are filled, so that walks that never cease do not let the
-    // members grow.
+    // Positions of members that unsubscribed. New subscribers reuse them, so that endless walks do
+    // not make the list grow.
     holes: Vec<u32>,
-    // Positions that were filled, and the last walk that had begun by then. Walks up to that one
-    // pass by: they may have met the same client where it stood before.
+    // Reused positions, each with the number of the newest walk at that time. Walks up to that
+    // number skip the position, because they may have met the same client at its former one.
     newcomers: HashMap<u32, WalkNumber>,
 }
 
-/// Numbers a walk among those through its channel.
+/// The number of a walk among those through the same channel.
 pub type WalkNumber = u64;
 
-/// Of a walk that is not under way over several turns, or not yet: it meets all members.
-pub const IN_ONE_GO: WalkNumber = WalkNumber::MAX;
-
 impl Channels {
-    /// No channels yet. With `has_listener`, changes come out of [`Self::poll_change`]. The other shards
-    /// are told of them in any case.
-    pub fn new(has_listener: bool, interest: ShardInterest) -> Self {
-        let changes = has_listener.then(Changes::default);
+    /// Creates the table. With `has_mesh`, [`Self::poll_change`] returns the changes.
+    pub fn new(has_mesh: bool, interest: ShardInterest) -> Self {
+        let changes = has_mesh.then(Changes::default);
         Self { by_name: HashMap::new(), slots: Vec::new(), free: Vec::new(), changes, interest }
     }
 
-    /// The next channel that came into being (true) or went, with the number of the change.
+    /// Returns the next channel that appeared or disappeared.
     pub fn poll_change(&mut self) -> Option<(u64, Arc<str>, bool)> {
         self.changes.as_mut()?.untold.pop_front()
     }
 
-    /// The number of the change that this channel came with; 0 if nobody is told of changes.
-    pub fn change_of(&self, name: &str) -> u64 {
-        self.find(name).map_or(0, |channel| self.slots[channel as usize].change)
+    /// Returns the number of the change with which this channel appeared. `None` without a mesh or
+    /// for a channel without subscribers.
+    pub fn change_of(&self, name: &str) -> Option<u64> {
+        self.find(name).and_then(|channel| self.slots[channel as usize].change)
     }
 
-    /// The channel of this name, if it has subscribers here.
+    /// Returns the channel of this name, if it has subscribers on this shard.
     pub fn find(&self, name: &str) -> Option<ChannelIndex> {
         self.by_name.get(name).copied()
     }
 
-    /// A channel's name.
+    /// Returns the name of a channel.
     pub fn name(&self, channel: ChannelIndex) -> &str {
         &self.slots[channel as usize].name
     }
 
-    /// Channels with subscribers here.
+    /// Returns the number of channels with subscribers on this shard.
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
 
-    /// Subscribes a connection, which is not subscribed yet.
+    /// Subscribes a connection that is not subscribed to this channel yet.
     pub fn subscribe(&mut self, name: &str, member: Member) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));
         let slot = &mut self.slots[channel as usize];
@@ -147,7 +145,7 @@ impl Channels {
             self.slots.push(Channel::default());
             self.slots.len() as ChannelIndex - 1
         });
-        let change = self.changes.as_mut().map_or(0, |changes| changes.note(name, true));
+        let change = self.changes.as_mut().map(|changes| changes.note(name, true));
         let slot = &mut self.slots[channel as usize];
         (slot.name, slot.change) = (name.into(), change);
         self.by_name.insert(name.into(), channel);
@@ -155,14 +153,14 @@ impl Channels {
         channel
     }
 
-    /// Notes that a subscription has moved to another place in the list of its connection.
+    /// Notes that a subscription has moved to another index in its client's list.
     pub fn set_place(&mut self, subscription: Subscription, place: u32) {
         let Subscription { channel, position } = subscription;
         self.slots[channel as usize].members[position as usize].place = place;
     }
 
-    /// Ends a subscription. If another member took its position, `moved` is told which member, and
-    /// the subscription that it is to keep from now on.
+    /// Ends a subscription. If another member took its position, `moved` receives that member and
+    /// its new subscription.
     pub fn unsubscribe(
         &mut self,
         subscription: Subscription,
@@ -197,8 +195,8 @@ impl Channels {
         }
     }
 
-    /// Gives memory back that a crowd of channels took: that of names when few are left of so many, and
-    /// that of places when no channel is.
+    /// Releases the memory of many former channels: of the names when few are left, and of the
+    /// slots when none is.
     fn give_back_room(&mut self) {
         let (channels, room) = (self.by_name.len(), self.by_name.capacity());
         if room > ROOM_KEPT && channels < room / 8 {
@@ -209,12 +207,12 @@ impl Channels {
         }
     }
 
-    /// Where a walk that begins now ends.
+    /// Returns the end of the member list, for a walk that begins now.
     pub fn end(&self, channel: ChannelIndex) -> usize {
         self.slots[channel as usize].members.len()
     }
 
-    /// A walk is to go on in later turns; gives its number.
+    /// Registers a walk that continues in later turns, and returns its number.
     pub fn begin_walk(&mut self, channel: ChannelIndex) -> WalkNumber {
         let walked = self.slots[channel as usize].walked.get_or_insert_default();
         walked.last += 1;
@@ -222,12 +220,13 @@ impl Channels {
         walked.last
     }
 
-    /// The members from `at` to `end` with their positions, but for those that left, and those that
-    /// came after the walk had begun.
+    /// Iterates over the members from `at` to `end`, with their positions. Skips members that
+    /// unsubscribed, and those that this walk may have met before. `walk` is `None` for a walk
+    /// within one turn, which meets all members.
     pub fn members(
         &self,
         channel: ChannelIndex,
-        walk: WalkNumber,
+        walk: Option<WalkNumber>,
         at: usize,
         end: usize,
     ) -> impl Iterator<Item = (usize, Member)> {
@@ -236,15 +235,14 @@ impl Channels {
         let newcomers = newcomers.filter(|newcomers| !newcomers.is_empty());
         let is_met = move |position: usize| {
             let began = newcomers.and_then(|newcomers| newcomers.get(&(position as u32)));
-            began.is_none_or(|&began| walk > began)
+            began.is_none_or(|&began| walk.is_none_or(|walk| walk > began))
         };
         let members = (at..).zip(slot.members[at..end].iter().copied());
         members.filter(move |&(position, member)| member != Member::LEFT && is_met(position))
     }
 
-    /// Ends a walk that went over several turns. With the last one, those who left meanwhile are
-    /// taken out; `moved` is told of each member whose position changed, with the subscription as it
-    /// is now.
+    /// Ends a registered walk. After the last one, removes the members that unsubscribed meanwhile.
+    /// `moved` receives each member whose position changed, with its new subscription.
     pub fn end_walk(
         &mut self,
         channel: ChannelIndex,
@@ -259,7 +257,7 @@ impl Channels {
             return;
         }
         let mut holes = slot.walked.take().map(|walked| walked.holes).unwrap_or_default();
-        // From the last hole on: what is behind it is then never a hole.
+        // Starting from the last hole, the member that fills it is never a hole itself.
         holes.sort_unstable();
         while let Some(position) = holes.pop() {
             slot.members.swap_remove(position as usize);
@@ -277,7 +275,7 @@ mod tests {
     use crate::address::ShardId;
     use crate::shard::interest::Interest;
 
-    fn met(channels: &Channels, walk: WalkNumber, at: usize, end: usize) -> Vec<u32> {
+    fn met(channels: &Channels, walk: Option<WalkNumber>, at: usize, end: usize) -> Vec<u32> {
         channels.members(0, walk, at, end).map(|(_, member)| member.connection).collect()
     }
 
@@ -307,19 +305,20 @@ mod tests {
         let subscriptions: Vec<_> =
             (0..6).map(|connection| channels.subscribe("a", member(connection))).collect();
         let (end, first) = (channels.end(0), channels.begin_walk(0));
-        assert_eq!(met(&channels, first, 0, 3), [0, 1, 2]);
+        assert_eq!(met(&channels, Some(first), 0, 3), [0, 1, 2]);
         for left in [0, 5] {
             channels.unsubscribe(subscriptions[left], |_, _| panic!("somebody moved"));
         }
         channels.subscribe("a", member(0));
-        assert_eq!(met(&channels, first, 3, end), [3, 4]);
-        // Later ones meet it where it stands now, and so do walks in one go.
+        assert_eq!(met(&channels, Some(first), 3, end), [3, 4]);
+        // Walks that began later meet the member at its new position, and so do walks within one
+        // turn.
         let second = channels.begin_walk(0);
-        for walk in [second, IN_ONE_GO] {
+        for walk in [Some(second), None] {
             assert_eq!(met(&channels, walk, 0, end), [1, 2, 3, 4, 0]);
         }
         channels.end_walk(0, first, |_, _| panic!("somebody moved"));
-        assert_eq!(met(&channels, second, 3, end), [3, 4, 0]);
+        assert_eq!(met(&channels, Some(second), 3, end), [3, 4, 0]);
         let mut moved = Vec::new();
         channels.end_walk(0, second, |member, _| moved.push(member.connection));
         assert_eq!((moved, channels.end(0)), (vec![0], 5));

@@ -3,10 +3,10 @@
 use crate::protocol::api::{CONTEXT_KEYS_MAX, ContextEntry};
 use crate::protocol::json::put_string;
 
-/// The longest context of one client, in bytes of JSON: it travels with each of its messages.
+/// Maximum size of a client's context, in bytes of JSON. Each message of the client carries it.
 const CONTEXT_BYTES_MAX: usize = 64 * 1024;
 
-/// A client's context: one pointer while it is empty.
+/// A client's context. One pointer in size while it is empty.
 #[derive(Debug, Default)]
 pub struct Context(Option<Box<Filled>>);
 
@@ -16,36 +16,36 @@ struct Filled {
     json: String,
 }
 
-/// The context would have more than [`CONTEXT_KEYS_MAX`] keys or 64 KiB.
+/// The context would exceed [`CONTEXT_KEYS_MAX`] keys or 64 KiB.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooLarge;
 
 impl Context {
-    /// The JSON text of the object; `None` if it is empty.
+    /// Returns the context as JSON. `None` if it is empty.
     pub fn json(&self) -> Option<&str> {
         self.0.as_ref().map(|filled| &filled.json[..])
     }
 
-    /// Memory that it takes.
+    /// Returns the memory taken, in bytes.
     pub fn held_bytes(&self) -> usize {
-        // Two pointers with lengths, and what two allocations take beside their bytes.
+        // Two pointers with lengths, and the overhead of two allocations.
         let entry = |(key, value): &ContextEntry| key.len() + value.len() + 32 + 2 * 24;
         self.0.as_ref().map_or(0, |filled| {
             filled.json.capacity() + filled.entries.iter().map(entry).sum::<usize>()
         })
     }
 
-    /// Whether it has this key.
+    /// Whether the context has this key.
     pub fn has(&self, key: &str) -> bool {
         self.0
             .as_ref()
             .is_some_and(|filled| filled.entries.iter().any(|(known, _)| **known == *key))
     }
 
-    /// Sets one key to a value given as JSON text.
+    /// Sets one key to a value given as JSON.
     ///
     /// # Errors
-    /// It would be too large; it stays as it was.
+    /// The context would be too large. It is unchanged.
     pub fn set(&mut self, key: Box<str>, value: Box<str>) -> Result<(), TooLarge> {
         let mut entries = self.0.as_ref().map_or(Vec::new(), |filled| filled.entries.clone());
         match entries.iter_mut().find(|(known, _)| *known == key) {
@@ -55,10 +55,10 @@ impl Context {
         self.replace(entries)
     }
 
-    /// Replaces all of it.
+    /// Replaces the whole context.
     ///
     /// # Errors
-    /// It would be too large; it stays as it was.
+    /// The context would be too large. It is unchanged.
     pub fn replace(&mut self, entries: Vec<ContextEntry>) -> Result<(), TooLarge> {
         let json = to_json(&entries);
         if entries.len() > CONTEXT_KEYS_MAX || json.len() > CONTEXT_BYTES_MAX {

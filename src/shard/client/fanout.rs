@@ -1,11 +1,15 @@
-//! Delivers one frame to all subscribers of a channel, in slices within a work budget.
+//! Delivers a frame to all subscribers of a channel, in slices within a budget per turn.
+//!
+//! A *walk* visits the members of a channel in order. A walk within one slice ends at once. A
+//! longer one becomes a [`PendingPublish`] and continues in later turns, in turn with those of
+//! other back ends.
 
 use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
 use super::Clients;
-use super::channels::{ChannelIndex, IN_ONE_GO, WalkNumber};
+use super::channels::{ChannelIndex, WalkNumber};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
 use crate::message::{Answer, BackendId, Command};
 use crate::protocol::api::{Code, Fault, Tally};
@@ -15,40 +19,39 @@ use crate::shard::connection::{Connections, Phase, WriteQueue};
 use crate::shard::memory::Shortage;
 use crate::shard::turn::{Requester, Step, Turn};
 
-/// Subscribers that one slice of a walk reaches: some 50 µs. A channel with no more is done in one
-/// go.
+/// Subscribers visited by one slice of a walk, which takes about 50 µs. A channel with no more is
+/// done in one slice.
 const SLICE: usize = 1024;
 
-/// Subscribers that all publishes of a turn reach together: those that are done in one go, and of
-/// walks that are under way one slice. The rest wait for later turns.
+/// Subscribers visited in one turn by all publishes together: those done in one slice, and one
+/// slice of pending ones. The rest waits for later turns.
 const REACHED_PER_TURN: usize = 4 * SLICE;
 
-/// Connections of those that are written to in a turn, and bytes, but for what had gathered for the
-/// last.
+/// Fan-out writes per turn: connections and bytes. The last batch may exceed the bytes.
 const SENDS_PER_TURN: usize = 32;
 const BYTES_PER_TURN: usize = 256 * 1024;
 
-/// Bytes that gather for subscribers, while walks are under way, before any of them is written to: so
-/// that of a burst of publishes each gets one write.
+/// Bytes collected in outbound queues while publishes are pending, before fan-out writes begin. A
+/// burst of publishes then costs each subscriber one write.
 const GATHERED_BYTES: usize = 4 * 1024 * 1024;
 
-/// Bytes that publishes of a turn may add after a turn that had more to write than it might: less than
-/// is written in one, so that what waits gets less, and so much that small publishes go on.
+/// Bytes that publishes may add in a turn after one that ran out of its byte budget. Less than a
+/// turn writes, so that the backlog shrinks, but enough for small publishes to go on.
 const BYTES_AFTER_OVERRUN: usize = BYTES_PER_TURN / 4;
 
-/// What is left for fan-outs to do in a turn, which is from one [`Shard::handle_turn`] to the next:
-/// so whoever has nothing to do with them waits for some 0.5 ms at a time.
+/// The rest of the fan-out budget of a turn, which lasts from one `Shard::handle_turn` to the next.
+/// Fan-outs delay other work by about 0.5 ms at a time.
 #[derive(Debug)]
 pub struct Budget {
-    // Subscribers to reach, and bytes to add for them.
+    // Subscribers that may still be visited, and bytes that may still be queued for them.
     reachable: usize,
     addable_bytes: usize,
-    // Of those who were reached to write to.
+    // Fan-out writes still allowed: connections and bytes.
     sends: usize,
     bytes: usize,
-    // Added since there was no walk under way.
+    // Bytes queued since no publish was pending.
     gathered_bytes: usize,
-    // The turn before had more to write.
+    // Whether the previous turn ran out of its byte budget.
     has_overrun: bool,
 }
 
@@ -66,7 +69,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// A turn begins, with or without walks under way.
+    /// Renews the budget for a turn.
     fn begin_turn(&mut self, is_walking: bool) {
         let has_overrun = self.bytes == 0;
         *self = Self {
@@ -77,11 +80,11 @@ impl Budget {
         };
     }
 
-    /// Subscribers that a frame of so many bytes may still reach.
+    /// Returns how many subscribers may still get a frame of this size.
     fn may_reach(&self, bytes: usize) -> usize {
         match self.addable_bytes {
             0 => 0,
-            // One at least, however large.
+            // At least one subscriber, however large the frame.
             addable => self.reachable.min((addable / bytes).max(1)),
         }
     }
@@ -92,38 +95,39 @@ impl Budget {
         self.gathered_bytes += bytes;
     }
 
-    /// Somebody has to be written to before more is added.
+    /// Lets fan-out writes begin, because an outbound queue needs room.
     fn end_gathering(&mut self) {
         self.gathered_bytes = GATHERED_BYTES;
     }
 
-    /// Whether one more of those that a fan-out reached may be written to.
+    /// Whether one more fan-out write is allowed in this turn.
     fn may_send(&self, is_walking: bool) -> bool {
         let is_gathering = is_walking && !self.has_overrun && self.gathered_bytes < GATHERED_BYTES;
         self.sends > 0 && self.bytes > 0 && !is_gathering
     }
 
-    /// So many bytes are written to one.
+    /// Counts a fan-out write of this many bytes.
     fn send(&mut self, bytes: usize) {
         self.sends -= 1;
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 
-/// A walk through a channel's members that is under way.
+/// The progress of one publish through a channel's members.
 #[derive(Debug)]
 pub struct Walk {
     channel: ChannelIndex,
-    number: WalkNumber,
+    // `None` for a walk within one turn.
+    number: Option<WalkNumber>,
     at: usize,
     end: usize,
     variants: Variants,
     tally: Tally,
 }
 
-/// What one back end asked for and this shard has not done yet: a walk, and the commands that came
-/// behind it. They wait, so that all that a back end asks for takes effect in its order; those of
-/// other back ends do not.
+/// A publish that continues in later turns, and the later commands of the same back end. The
+/// commands wait so that the commands of one back end take effect in order. Those of other back
+/// ends do not wait.
 #[derive(Debug)]
 pub struct PendingPublish {
     requester: Requester,
@@ -134,18 +138,18 @@ pub struct PendingPublish {
 #[derive(Debug, Default)]
 struct QueuedCommands {
     commands: VecDeque<(Requester, Command)>,
-    // Memory that they take.
+    // Memory taken by the commands, in bytes.
     bytes: usize,
 }
 
-/// Commands of one back end, and the memory that they take, that wait behind a walk: what is beyond
-/// fails with 103. The back end is held back by its unanswered calls before that, unless they have
-/// run out of time.
+/// Bounds of the commands queued behind one publish: their number, and their memory in bytes.
+/// Further commands fail with 103. The limit of unanswered calls usually stops the back end
+/// earlier, unless those calls have timed out.
 const QUEUED_COMMANDS_MAX: usize = WAITING_MAX;
 const QUEUED_COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 impl PendingPublish {
-    /// Lets a command wait; false if too much does.
+    /// Queues a command. Returns false if the queue is full.
     fn take(&mut self, requester: Requester, command: Command) -> bool {
         let (queued, bytes) = (&mut self.queued, held_bytes(&command));
         if queued.commands.len() >= QUEUED_COMMANDS_MAX
@@ -158,8 +162,8 @@ impl PendingPublish {
         true
     }
 
-    /// Its back end is gone: it consumes nothing when its turn comes. Gives what is not to be
-    /// carried out any more.
+    /// Drops the queued `Join` commands of a back end that has disconnected, and returns their
+    /// requesters.
     fn forget_joins(&mut self) -> Vec<Requester> {
         let is_join = |(_, command): &(Requester, Command)| matches!(command, Command::Join(..));
         let commands = &mut self.queued.commands;
@@ -170,9 +174,9 @@ impl PendingPublish {
     }
 }
 
-/// Memory that a command takes while it waits.
+/// Returns the memory that a queued command takes, in bytes.
 fn held_bytes(command: &Command) -> usize {
-    // A queue that grows by doubling has room for twice as many.
+    // A queue that grows by doubling has up to twice the capacity that it needs.
     2 * size_of::<(Requester, Command)>()
         + match command {
             Command::Send(_, frame) => frame.bytes().len() + QUEUED_FRAME_BYTES,
@@ -185,30 +189,31 @@ fn held_bytes(command: &Command) -> usize {
         }
 }
 
-/// The publishes of a shard that are under way.
+/// The publishes in progress on a shard.
 #[derive(Debug, Default)]
 pub struct Fanout {
     publishes: HashMap<BackendId, PendingPublish>,
-    // The lanes in the order of their turns.
+    // The back ends with a pending publish, in the order of their next slices.
     round_robin: VecDeque<BackendId>,
     budget: Budget,
-    // Of the publish that ended last, until a turn begins without walks under way.
+    // The frames queued last by the publish that ended last. Cleared when a turn begins without a
+    // pending publish.
     last_frames: Option<(ChannelIndex, LastFrames)>,
 }
 
 impl Fanout {
-    /// Whether a walk goes on.
+    /// Whether a publish is pending.
     pub fn is_walking(&self) -> bool {
         !self.round_robin.is_empty()
     }
 
-    /// What a frame for this channel may be coalesced to.
+    /// Takes the frames that a frame for this channel may be coalesced with.
     fn take_last_frames(&mut self, channel: ChannelIndex) -> LastFrames {
         let last_frames = self.last_frames.take().filter(|(of, _)| *of == channel);
         last_frames.map(|(_, last_frames)| last_frames).unwrap_or_default()
     }
 
-    /// Of a walk that is over, for the next frame; gives its tally.
+    /// Keeps the last frames of a finished publish for coalescing, and returns its tally.
     fn keep_last_frames(&mut self, walk: Walk) -> Tally {
         if walk.end >= COALESCE_MIN_SUBSCRIBERS {
             self.last_frames = Some((walk.channel, walk.variants.into_last_frames()));
@@ -218,8 +223,11 @@ impl Fanout {
 }
 
 impl Clients {
-    /// Begins to deliver a frame; gives the tally if that was all, else the rest of the walk: all
-    /// of it where this turn has reached enough.
+    /// Publishes a frame to the subscribers on this shard. This is where deliveries are counted.
+    ///
+    /// # Errors
+    /// The publish needs more than one slice, or the turn's budget is spent. Returns the rest of
+    /// the walk, for [`Self::defer_publish`].
     pub fn publish(
         &mut self,
         turn: &mut Turn,
@@ -228,17 +236,18 @@ impl Clients {
         frame: Frame,
     ) -> Result<Tally, Box<Walk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
-        let (end, number) = (self.channels.end(channel), IN_ONE_GO);
+        let end = self.channels.end(channel);
         let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
-        let mut walk = Walk { channel, number, at: 0, end, variants, tally: Tally::default() };
+        let mut walk =
+            Walk { channel, number: None, at: 0, end, variants, tally: Tally::default() };
         match self.walk(turn, connections, &mut walk, SLICE) {
             true => Ok(self.fanout.keep_last_frames(walk)),
             false => Err(Box::new(walk)),
         }
     }
 
-    /// Up to so many members, as the turn's budget allows, or up to one who has to be written to
-    /// first; true when the walk is over.
+    /// Visits up to `most` members, within the turn's budget. Stops early at a member whose
+    /// outbound queue this shard has to write first. Returns true at the end of the walk.
     fn walk(
         &mut self,
         turn: &mut Turn,
@@ -255,7 +264,7 @@ impl Clients {
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection) = connections.at(member.connection);
             if connection.phase != Phase::Open {
-                // Its client is gone and has not left this channel yet.
+                // The client is gone and not unsubscribed from this channel yet.
                 continue;
             }
             let window = connection.compression;
@@ -264,8 +273,8 @@ impl Clients {
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.takes(bytes) || is_shed {
                 if connection.waits_for_us() {
-                    // What fills it waits for its turn, not for the peer.
-                    connection.queued = WriteQueue::Urgent;
+                    // The queue is full because this shard has not written it yet.
+                    connection.write_queue = WriteQueue::Urgent;
                     connections.urgent.push_back(key);
                     self.fanout.budget.end_gathering();
                     end = at;
@@ -286,8 +295,8 @@ impl Clients {
             saved_bytes += plain_bytes - bytes;
             delivered += 1;
             pushed_bytes += bytes;
-            if connection.queued == WriteQueue::No && connection.outbound.is_ready() {
-                connection.queued = WriteQueue::Bulk;
+            if connection.write_queue == WriteQueue::Neither && connection.outbound.is_ready() {
+                connection.write_queue = WriteQueue::Bulk;
                 connections.bulk.push_back(key);
             }
         }
@@ -296,8 +305,8 @@ impl Clients {
         self.fanout.budget.reach(end - walk.at, pushed_bytes);
         walk.at = end;
         let is_over = end == walk.end;
-        if !is_over && walk.number == IN_ONE_GO {
-            walk.number = self.channels.begin_walk(walk.channel);
+        if !is_over && walk.number.is_none() {
+            walk.number = Some(self.channels.begin_walk(walk.channel));
         }
         if turn.settings.limits.close_slow_clients {
             slow.into_iter().for_each(|key| connections.close_slow(turn, key));
@@ -306,18 +315,19 @@ impl Clients {
             turn.counters.delivered += walk.tally.delivered;
             turn.counters.failed += walk.tally.failed;
         }
-        if is_over && walk.number != IN_ONE_GO {
-            self.channels.end_walk(walk.channel, walk.number, |member, subscription| {
+        if is_over && let Some(number) = walk.number {
+            self.channels.end_walk(walk.channel, number, |member, subscription| {
                 connections.at(member.connection).1.move_subscription(member, subscription);
             });
         }
         is_over
     }
 
-    /// Lets a command wait if a publish of its back end is under way; gives it back if none is.
+    /// Queues a command behind the pending publish of its back end. Returns the command if there is
+    /// no such publish.
     ///
     /// # Errors
-    /// Too much waits behind that publish.
+    /// Too many commands are queued behind the publish.
     pub fn queue_behind_publish(
         &mut self,
         requester: Requester,
@@ -335,17 +345,17 @@ impl Clients {
         }
     }
 
-    /// Whether a publish of this back end is under way.
+    /// Whether a publish of this back end is pending.
     pub fn has_pending_publish(&self, backend: BackendId) -> bool {
         self.fanout.publishes.contains_key(&backend)
     }
 
-    /// How many publishes are under way.
+    /// Returns the number of pending publishes.
     pub fn pending_publishes(&self) -> usize {
         self.fanout.publishes.len()
     }
 
-    /// A back end that consumed is gone: what waits behind a publish of it makes it no consumer any more.
+    /// Handles the disconnect of a consumer: its queued `Join` commands fail.
     pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         let publish = self.fanout.publishes.get_mut(&backend);
         for requester in publish.map(PendingPublish::forget_joins).unwrap_or_default() {
@@ -354,7 +364,7 @@ impl Clients {
         }
     }
 
-    /// A turn begins: fan-outs have a new budget.
+    /// Renews the fan-out budget for a new turn.
     pub fn begin_turn(&mut self) {
         let is_walking = self.fanout.is_walking();
         if !is_walking {
@@ -363,17 +373,17 @@ impl Clients {
         self.fanout.budget.begin_turn(is_walking);
     }
 
-    /// Whether one more of the connections that only a fan-out reached may be written to in this turn.
+    /// Whether one more fan-out write is allowed in this turn.
     pub fn may_send(&self) -> bool {
         self.fanout.budget.may_send(self.fanout.is_walking())
     }
 
-    /// Notes that so many bytes are written to one of them.
+    /// Counts a fan-out write of this many bytes.
     pub fn note_sent(&mut self, bytes: usize) {
         self.fanout.budget.send(bytes);
     }
 
-    /// Goes on with the walks, each in its turn.
+    /// Continues the pending publishes, in turn.
     pub fn continue_publishes(&mut self, turn: &mut Turn, connections: &mut Connections) {
         let mut left = SLICE;
         for _ in 0..self.fanout.round_robin.len() {
@@ -392,14 +402,15 @@ impl Clients {
             }
             let tally = self.fanout.keep_last_frames(*publish.walk);
             turn.answer(publish.requester, Answer::Published(tally));
-            // In their order: if one of them walks again, the others wait behind that.
+            // The commands are executed in order. If one is a long publish, the others queue behind
+            // that.
             for (requester, command) in publish.queued.commands {
                 turn.push_step(Step::Execute(requester, command));
             }
         }
     }
 
-    /// Lets a walk go on in later turns.
+    /// Keeps the rest of a publish for later turns.
     pub fn defer_publish(&mut self, requester: Requester, walk: Box<Walk>) {
         let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
         self.fanout.publishes.insert(requester.backend, publish);

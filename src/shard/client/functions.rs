@@ -1,4 +1,4 @@
-//! What back ends do with one client: single messages, and functions of its connection.
+//! Commands of back ends for one client: messages, and functions called on it.
 
 use super::Clients;
 use super::context::{Context, TooLarge};
@@ -12,10 +12,10 @@ use crate::shard::trail::{self, By, Entry};
 use crate::shard::turn::{Requester, Turn};
 
 impl Clients {
-    /// Puts a message into a client's outbound queue.
+    /// Appends a message to a client's outbound queue.
     ///
     /// # Errors
-    /// No such client is here, or it is closing, or its queue is full.
+    /// The client is not on this shard, it is closing, or its queue is full.
     pub fn send(
         &mut self,
         turn: &mut Turn,
@@ -55,8 +55,8 @@ impl Clients {
         fault("the client's outbound buffer is full")
     }
 
-    /// Calls a function of a client's connection. `None`: its answer comes when every node knows of a
-    /// channel that it was subscribed to.
+    /// Calls a function on a client. Returns `None` if the answer follows later, once every node
+    /// knows of a newly subscribed channel.
     pub fn execute(
         &mut self,
         turn: &mut Turn,
@@ -115,8 +115,7 @@ impl Clients {
     }
 }
 
-/// Changes a client's context. If its route holds it until a key is set, and that is set now, its
-/// messages are read again.
+/// Changes a client's context. Resumes reading if the client was held for a key that is set now.
 fn change_context(
     turn: &mut Turn,
     connections: &mut Connections,
@@ -137,7 +136,7 @@ fn change_context(
     Ok(Reply::Done)
 }
 
-/// The answer to a call of a function of a client that is not here.
+/// Returns the fault for a call to a client that is not on this shard.
 pub fn no_such_client() -> Fault {
     Fault::new(Code::ExecutionFailed, "no such client")
 }

@@ -1,4 +1,4 @@
-//! How a client comes in: its request on an edge listener, judged and answered.
+//! The handshake of a new client: its request on an edge listener is checked and answered.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -22,21 +22,21 @@ use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{ClientEvent, Step, Turn};
 use crate::shard::work;
 
-/// On what terms a client comes in.
+/// What an accepted client is granted.
 struct Terms {
     channels: Vec<Box<str>>,
     context: Context,
     expires_unix_ms: u64,
 }
 
-/// Why a handshake is refused: a status, and words.
+/// Why a handshake is refused: the status code and the explanation.
 type Refusal = (u16, Cow<'static, str>);
 
 /// A client's request on a route.
 #[derive(Clone, Copy)]
 struct Handshake<'r> {
     key: ConnectionKey,
-    // The route's place among those of its edge.
+    // The index of the route in its edge.
     index: u16,
     route: &'r Arc<Route>,
     request: &'r Request<'r>,
@@ -44,8 +44,8 @@ struct Handshake<'r> {
 }
 
 impl Clients {
-    /// Answers a request on an edge listener: a handshake on a route, or a refusal. `topic_takes_clients`
-    /// tells whether new clients may feed a topic.
+    /// Answers a request on an edge listener: accepts the handshake, or refuses it.
+    /// `topic_takes_clients` tells whether a topic accepts new clients.
     pub fn handle_request(
         &mut self,
         turn: &mut Turn,
@@ -121,7 +121,7 @@ impl Clients {
             upgrade::write_switching(out, date, &upgrade.accept, subprotocol, compression);
         });
         if let Some(connection) = connections.get(key) {
-            connection.outbound.keep();
+            connection.outbound.protect_queued();
         }
         let ping_at_ms = turn.now.ms + turn.settings.limits.ping_ms;
         connections.set_timer(turn, key, ping_at_ms);
@@ -138,13 +138,13 @@ impl Clients {
     }
 }
 
-/// Whether the value of a header may prove who a client is.
+/// Whether the value of this header may be a credential.
 fn is_secret(name: &str) -> bool {
     let secret = ["authorization", "cookie", "sec-websocket-protocol"];
     secret.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-/// The values of `?channels=`, decoded: each a list of names with commas between them.
+/// Returns the decoded values of `?channels=`, each a comma-separated list of names.
 fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
     let mut lists = Vec::new();
     for QueryPair { name, value, flaw } in query_pairs(query) {
@@ -159,8 +159,7 @@ fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
     Ok(lists)
 }
 
-/// Judges a handshake, what is cheap first: whether the route is open, who the client is, which
-/// channels it asks for.
+/// Checks a handshake, cheapest test first: the route, the token, the channels.
 fn admit(
     turn: &mut Turn,
     handshake: Handshake<'_>,
@@ -182,7 +181,7 @@ fn admit(
     Ok(Terms { channels, context, expires_unix_ms: pass.until_unix_ms })
 }
 
-/// Whether a route takes a client at all now.
+/// Checks whether the route accepts clients at present.
 fn check_open(
     turn: &mut Turn,
     key: ConnectionKey,
@@ -211,7 +210,7 @@ fn check_open(
     Ok(())
 }
 
-/// What the client's token says, if the route needs one.
+/// Checks the client's token, if the route requires one.
 fn check_token(
     turn: &mut Turn,
     route: &Route,
@@ -224,8 +223,8 @@ fn check_token(
     pass.map(Some).map_err(|error| (401, error.to_string().into()))
 }
 
-/// The channels that a client asks for, which the route must allow, and those of its token,
-/// which whoever signed it may choose: each once.
+/// Returns the distinct channels to subscribe to: those requested, which the route must allow, and
+/// those in the token.
 fn allowed_channels(
     turn: &mut Turn,
     route: &Route,
@@ -255,7 +254,7 @@ fn allowed_channels(
     }
 }
 
-/// Reports a client that came to its route's topic.
+/// Sends an open event to the topic of the client's route.
 fn report_open(
     turn: &mut Turn,
     connections: &mut Connections,
@@ -268,7 +267,8 @@ fn report_open(
     let remote = connection.remote;
     let Some(client) = connection.client() else { return };
     let Client { id, context, .. } = client;
-    // Who checks tokens keeps them: a back end has no need of what proves its clients.
+    // Leaves out the client's credentials: back ends do not need them where gridcast checks the
+    // token.
     let has_token = route.token.is_some();
     let query = query_pairs(request.query).map(|pair| (pair.name, pair.value));
     let query = query.filter(|(name, _)| !(has_token && name == QUERY_NAME));

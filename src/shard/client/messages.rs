@@ -1,4 +1,4 @@
-//! What clients send: decoded, echoed, or made an event for their route's topic.
+//! Messages from clients: decoded, then echoed, sent to the topic of the route, or discarded.
 
 use super::Clients;
 use crate::message::{ConnectionKey, Event};
@@ -26,7 +26,8 @@ impl Clients {
         let Some(connection) = connections.get(key) else { return };
         let Some(route) = connection.route(&turn.settings).cloned() else { return };
         let Stage::Client(client) = &mut connection.stage else { return };
-        // What holds a client takes effect between two frames, so that what follows can be scanned.
+        // Pauses begin between two frames, so that the read-ahead can be scanned for control
+        // frames.
         let is_between_frames = client.assembler.frame_left() == Some(0);
         if is_between_frames && client.is_held(&route) {
             return connections.pause(key, Pause::Hold);
@@ -116,8 +117,8 @@ impl Clients {
     }
 }
 
-/// A client has sent as much as it may. Its wake-up is beside the timer of its silence: that one stays
-/// where it is, and there is one of these at most.
+/// Pauses a client that has used up its message rate. The resume timer is separate from the idle
+/// timer, which stays set. There is at most one resume timer per client.
 fn pause_for_rate(
     turn: &mut Turn,
     connections: &mut Connections,

@@ -1,11 +1,12 @@
-//! The clients of a shard: who is there, what they send, which channels they are subscribed to, and what
-//! back ends do with them.
+//! The clients of a shard: handshakes, messages, channel subscriptions, and commands of back ends.
 //!
-//! - `handshake.rs`: how a client comes in. `messages.rs`: what it sends.
-//! - `subscriptions.rs`: how it joins channels and leaves them. `channels.rs`: the channels.
-//! - `fanout.rs`: publishes to the subscribers of a channel. `variants.rs`: what each of them gets.
-//! - `functions.rs`: single messages to a client, and functions that back ends call on it.
-//! - `announce.rs`: what other nodes are told of channels and clients. `context.rs`: a client's context.
+//! - `handshake.rs`: checks and answers the request of a new client. `messages.rs`: reads a
+//!   client's messages.
+//! - `subscriptions.rs`: subscribes and unsubscribes clients. `channels.rs`: the table of channels.
+//! - `fanout.rs`: delivers publishes to the subscribers of a channel. `variants.rs`: the plain and
+//!   compressed variants of a frame.
+//! - `functions.rs`: messages to one client, and functions that back ends call on it.
+//! - `announce.rs`: tells other nodes about channels and clients. `context.rs`: a client's context.
 
 mod announce;
 mod channels;
@@ -49,7 +50,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// No clients yet. Their ids come from `ids`.
+    /// Creates the part without clients. Their ids come from `ids`.
     pub fn new(turn: &Turn, ids: IdSource) -> Self {
         Self {
             ids,
@@ -66,28 +67,29 @@ impl Clients {
         }
     }
 
-    /// How many clients there are.
+    /// Returns the number of clients.
     pub fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Whether a channel has subscribers here.
+    /// Whether a channel has subscribers on this shard.
     pub fn has_channel(&self, name: &str) -> bool {
         self.channels.find(name).is_some()
     }
 
-    /// How many channels have subscribers here.
+    /// Returns the number of channels with subscribers on this shard.
     pub fn channels(&self) -> usize {
         self.channels.len()
     }
 
-    /// A client has ended, though what it sent before is still read: no call reaches it any more.
+    /// Handles the disconnect of a client whose messages are still being processed: no call reaches
+    /// it any more.
     pub fn handle_disconnected(&mut self, client: ClientId) {
         self.by_id.remove(&client);
     }
 
-    /// A client has ended: takes it out of its channels. Gives the topic that is to hear of it, and how
-    /// the client ended, if its route says so.
+    /// Handles the end of a client, and unsubscribes it from its channels. Returns the topic and
+    /// the close event, if the client's route reports closes.
     pub fn handle_gone(
         &mut self,
         turn: &mut Turn,
@@ -112,7 +114,7 @@ impl Clients {
         told
     }
 
-    /// Whether a turn has something to do at once: a publish that goes on, or channels to be left.
+    /// Whether the next turn has work at once: a pending publish, or clients to unsubscribe.
     pub fn is_waiting(&self) -> bool {
         self.fanout.is_walking() || self.unsubscribing.is_waiting()
     }

@@ -1,5 +1,5 @@
-//! How clients join channels and leave them. A client that is gone leaves in slices: many that go at
-//! once, each with all the channels it may have, would take seconds.
+//! Subscribing and unsubscribing clients. Clients that have ended are unsubscribed in slices,
+//! because a crowd of them with all their channels could take seconds.
 
 use std::collections::VecDeque;
 
@@ -13,19 +13,19 @@ use crate::protocol::api::{Code, Fault, Reply};
 use crate::shard::connection::{Client, Connection, Connections, Stage};
 use crate::shard::turn::Turn;
 
-/// Subscriptions of clients that are gone which end in one turn: some 0.2 ms.
+/// Subscriptions of ended clients removed in one turn, which takes about 0.2 ms.
 const UNSUBSCRIBES_PER_TURN: usize = 2048;
 
-/// Names among which a repeated one is found by comparing, without a set.
+/// Number of names up to which duplicates are found by comparison, without a set.
 const COMPARED: usize = 16;
 
-/// The clients that are gone and have channels left to leave.
+/// The ended clients that still have subscriptions.
 #[derive(Debug)]
 pub struct UnsubscribeQueue {
-    // Their connections, which stay in the table until they have left. As many at most as there are
-    // connections; a client keeps its place there meanwhile.
+    // Their connections, which stay in the table until they are unsubscribed. Bounded by the number
+    // of connections.
     clients: VecDeque<ConnectionKey>,
-    // Subscriptions that may still end in this turn.
+    // Subscriptions that may still be removed in this turn.
     left: usize,
 }
 
@@ -36,17 +36,16 @@ impl Default for UnsubscribeQueue {
 }
 
 impl UnsubscribeQueue {
-    /// Whether a client has channels left to leave: the next turn is to begin at once.
+    /// Whether an ended client still has subscriptions, so that the next turn begins at once.
     pub fn is_waiting(&self) -> bool {
         !self.clients.is_empty()
     }
 }
 
-/// Takes each name once, in time that grows with their number. The rest is not looked at once there
-/// are more than `max`.
+/// Removes duplicate names, in linear time. Stops as soon as there are more than `max`.
 ///
 /// # Errors
-/// More than `max` different names.
+/// There are more than `max` distinct names.
 pub fn distinct<'n>(
     names: impl IntoIterator<Item = &'n str>,
     max: usize,
@@ -72,24 +71,24 @@ pub fn distinct<'n>(
     Ok(found)
 }
 
-/// More different names than there may be.
+/// More distinct names than allowed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooManyNames;
 
 impl Client {
-    /// Whether it is subscribed to this channel.
+    /// Whether the client is subscribed to this channel.
     fn is_in(&self, channel: ChannelIndex) -> bool {
         self.place_of(channel).is_some()
     }
 
-    /// The index of its subscription to this channel.
+    /// Returns the index of the client's subscription to this channel.
     fn place_of(&self, channel: ChannelIndex) -> Option<usize> {
         self.subscriptions.iter().position(|known| known.channel == channel)
     }
 }
 
 impl Connection {
-    /// Notes that the client's position in a channel changed.
+    /// Updates a subscription whose member moved to another position in the channel.
     pub(super) fn move_subscription(&mut self, member: Member, to: Subscription) {
         let known = self.subscriptions().and_then(|known| known.get_mut(member.place as usize));
         let known = known.expect("a member knows the place of its subscription");
@@ -99,7 +98,7 @@ impl Connection {
 }
 
 impl Clients {
-    /// Subscribes a client: to all of the channels, or to none if that is too many.
+    /// Subscribes a client to all of these channels, or to none if that exceeds the limit.
     pub(super) fn subscribe<T: AsRef<str>>(
         &mut self,
         turn: &mut Turn,
@@ -126,7 +125,7 @@ impl Clients {
         Ok(Reply::Done)
     }
 
-    /// Ends a client's subscriptions to these channels, where it has one.
+    /// Ends a client's subscriptions to these channels.
     pub fn unsubscribe(
         &mut self,
         connections: &mut Connections,
@@ -153,8 +152,8 @@ impl Clients {
         });
     }
 
-    /// Takes a client that is gone out of its channels: at once if the turn allows, else in later
-    /// turns. Its connection keeps what is left.
+    /// Unsubscribes an ended client from its channels. What exceeds the turn's budget is queued for
+    /// later turns.
     pub fn begin_unsubscribing(
         &mut self,
         connections: &mut Connections,
@@ -166,7 +165,7 @@ impl Clients {
         }
     }
 
-    /// Goes on with the clients that are gone, in the order in which they went.
+    /// Continues to unsubscribe ended clients, in order, within the budget of a turn.
     pub fn continue_unsubscribing(&mut self, connections: &mut Connections) {
         self.unsubscribing.left = UNSUBSCRIBES_PER_TURN;
         while self.unsubscribing.left > 0
@@ -182,14 +181,14 @@ impl Clients {
         }
     }
 
-    /// Ends as many subscriptions as the turn allows; true when none is left.
+    /// Ends as many subscriptions as the turn's budget allows. Returns true when none is left.
     fn unsubscribe_some(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
         mut client: Box<Client>,
     ) -> bool {
-        // From the end of the list on, so that no subscription of this client moves.
+        // Taken from the end of the list, so that no other subscription of the client moves.
         while self.unsubscribing.left > 0
             && let Some(subscription) = client.subscriptions.pop()
         {

@@ -1,4 +1,4 @@
-//! A frame in the forms in which subscribers get it, coalesced to what a burst put before it.
+//! The plain and compressed variants of a frame, coalesced with the frame before it.
 
 use std::rc::Rc;
 
@@ -7,19 +7,18 @@ use crate::protocol::deflate::{Deflater, Window};
 use crate::protocol::frame::Frame;
 use crate::shard::connection::{BufferPool, Outbound};
 
-/// What the publish to a channel that ended last put behind what waited for its subscribers, in each
-/// variant: plain, and for each window. A subscriber whose last waiting run is a last itself, not only
-/// its like, has got nothing since. While a last is held here its address is no other's.
+/// The frames that the previous publish appended to outbound queues, by variant: plain, then one
+/// per compression window. If the last chunk of a queue is this very `Rc`, nothing was queued
+/// since. The `Rc` kept here stays allocated, so its address cannot be reused.
 pub type LastFrames = [Option<Rc<Frame>>; 1 + Window::COUNT];
 
-/// A frame is coalesced to the last before it where it is for so many subscribers at least, up to so
-/// many bytes: then a burst costs one run of bytes for each, where otherwise each frame would cost the
-/// kernel a look of its own. Joining copies, which pays for itself where several get it.
+/// Bounds of coalescing: the minimum number of subscribers, and the maximum size in bytes. A
+/// coalesced run costs the kernel less than separate frames in a burst. The copy pays off only when
+/// several subscribers share it.
 pub const COALESCE_MIN_SUBSCRIBERS: usize = 4;
 const COALESCED_BYTES_MAX: usize = 4096;
 
-/// A frame in the forms in which subscribers get it. Each is made when the first of them needs it,
-/// once.
+/// The variants of a frame, each made when the first subscriber needs it.
 #[derive(Debug)]
 pub struct Variants {
     plain: Rc<Frame>,
@@ -27,30 +26,30 @@ pub struct Variants {
     last_frames: LastFrames,
 }
 
-/// One of them.
+/// One variant of a frame.
 #[derive(Debug)]
 pub struct Variant {
     frame: Rc<Frame>,
-    // The last that it may be coalesced to, and what comes of that.
+    // The previous frame, and the two frames as one run of bytes.
     coalesced: Option<(Rc<Frame>, Rc<Frame>)>,
-    // Whether it was, for somebody.
+    // Whether any subscriber got the coalesced run.
     is_coalesced: bool,
-    // Of the frame alone.
+    // The size in bytes of the frame alone.
     bytes: usize,
 }
 
 impl Variants {
-    /// None is made yet.
+    /// Creates the set without any variant made.
     pub fn of(frame: Frame, last_frames: LastFrames) -> Self {
         Self { plain: Rc::new(frame), made: Default::default(), last_frames }
     }
 
-    /// The frame as it came.
+    /// Returns the frame as it was published.
     pub fn plain(&self) -> &Frame {
         &self.plain
     }
 
-    /// The one for a subscriber who agreed on this window, or on none.
+    /// Returns the variant for a subscriber's compression window, or the plain one.
     #[inline]
     pub fn get(
         &mut self,
@@ -66,7 +65,7 @@ impl Variants {
         })
     }
 
-    /// What the next publish finds behind all that waits.
+    /// Returns the frames that the next publish may be coalesced with.
     pub fn into_last_frames(self) -> LastFrames {
         self.made.map(|variant| variant.map(Variant::into_last_frame))
     }
@@ -102,12 +101,12 @@ impl Variant {
         Self { frame, coalesced, is_coalesced: false, bytes }
     }
 
-    /// The length of the frame alone.
+    /// Returns the size in bytes of the frame alone.
     pub fn frame_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds the frame to what waits for a subscriber.
+    /// Appends the frame to a subscriber's outbound queue.
     #[inline]
     pub fn push(&mut self, outbound: &mut Outbound, buffer_pool: &mut BufferPool) {
         match &self.coalesced {

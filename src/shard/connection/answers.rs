@@ -1,4 +1,4 @@
-//! Answers that leave a connection, in the order of its requests.
+//! Writing the answers of a connection, in the order of its requests.
 
 use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN, put_message};
 use super::{Connections, Pause, Stage};
@@ -8,17 +8,18 @@ use crate::shard::memory::Shortage;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Step, Turn};
 
-/// How far the requests of a back end are read. For tests.
+/// How far the requests of a back end were read. Used by tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// Bytes received and not read yet. Control frames may have been taken out of them.
+    /// Received bytes that are not processed yet. Control frames may have been removed.
     pub unread_bytes: usize,
-    /// Whether too many requests wait for answers, so that no more are read.
+    /// Whether reading is paused because too many answers are pending.
     pub is_held_back: bool,
 }
 
 impl Connections {
-    /// Says how far the requests of a back end are read; see [`crate::shard::Inspection::reading_of`].
+    /// Returns how far the requests of a back end were read; see
+    /// [`crate::shard::Inspection::reading_of`].
     pub fn reading_of(&self, key: ConnectionKey) -> Option<Reading> {
         let connection = self.peek(key)?;
         if !matches!(connection.stage, Stage::Backend(_)) {
@@ -31,8 +32,7 @@ impl Connections {
         Some(Reading { unread_bytes, is_held_back })
     }
 
-    /// A back end that does not read its answers, or waits for too many, asks nothing more
-    /// meanwhile.
+    /// Pauses reading from a connection that does not read its answers, or has too many pending.
     pub fn pause_if_unread(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let is_unread = !connection.is_broken
@@ -51,7 +51,7 @@ impl Connections {
         }
     }
 
-    /// Answers a call at once, behind the answers that are still waited for.
+    /// Writes the answer to a call, behind the pending answers of earlier calls.
     pub fn reply(
         &mut self,
         turn: &mut Turn,
@@ -77,7 +77,7 @@ impl Connections {
         turn.scratch = scratch;
     }
 
-    /// Answers at once with bytes as `put` appends them, behind the answers that are still waited for.
+    /// Writes an answer encoded by `put`, behind the pending answers of earlier requests.
     pub fn reply_bytes(
         &mut self,
         turn: &mut Turn,
@@ -94,7 +94,7 @@ impl Connections {
         replies.ready(bytes);
     }
 
-    /// Writes the answers whose turn it is.
+    /// Writes the answers that no earlier answer holds up.
     pub fn write_replies(&mut self, turn: &mut Turn, key: ConnectionKey) {
         while let Some(connection) = self.get(key)
             && let Some(Ready { bytes, granted_pop }) =
@@ -115,7 +115,7 @@ impl Connections {
         }
     }
 
-    /// No answer is waited for any more: a connection that ends with them ends.
+    /// Closes a connection that was waiting only for its last pending answer.
     fn after_last_reply(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let is_draining = connection.is_paused_for(Pause::Ending);

@@ -1,4 +1,4 @@
-//! Requests over HTTP, as a connection knows them: half read, begun, refused.
+//! The state of HTTP requests on a connection: partly received, begun, refused.
 
 use super::replies::HttpShape;
 use super::{Connections, Listener, Stage};
@@ -11,14 +11,14 @@ use crate::shard::turn::Turn;
 use crate::shard::work;
 
 impl Connections {
-    /// Keeps what is half read of a request.
+    /// Puts back the parser with a partly received request.
     pub fn keep_reader(&mut self, key: ConnectionKey, reader: RequestReader) {
         if let Some(Stage::Http(http)) = self.get(key).map(|c| &mut c.stage) {
             http.reader = reader;
         }
     }
 
-    /// A request is half read: its time begins to count.
+    /// Notes that a request is partly received, and starts its timeout.
     pub fn wait_for_rest(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let now_ms = turn.now.ms;
         let Some(connection) = self.get(key) else { return };
@@ -31,7 +31,7 @@ impl Connections {
         }
     }
 
-    /// Answers with a status other than 200, in the API's envelope.
+    /// Answers with an error status and the API's JSON envelope.
     pub fn refuse(
         &mut self,
         turn: &mut Turn,
@@ -61,20 +61,21 @@ impl Connections {
         });
     }
 
-    /// A request did not come in time.
+    /// Refuses a request that was not received in time.
     pub fn refuse_slow_request(&mut self, turn: &mut Turn, key: ConnectionKey) {
         turn.counters.limits.handshake_ms += 1;
         self.refuse_for_good(turn, key, 408, "the request did not come in time");
     }
 
-    /// Where the next request begins is not known: the connection ends with this answer.
+    /// Refuses a request and closes the connection, because the start of the next request is
+    /// unknown.
     pub fn refuse_for_good(&mut self, turn: &mut Turn, key: ConnectionKey, status: u16, why: &str) {
         self.refuse(turn, key, &HttpShape::of_refusal(), status, &[], why);
         self.end_with_answer(turn, key);
     }
 
-    /// The connection ends with the answer to its last request. What the peer still sends is
-    /// received and dropped for a while, so that it reads the answer (RFC 9112, section 9.6).
+    /// Closes the connection after the answer to its last request. Further input is received and
+    /// discarded for a while, so that a reset does not destroy the answer (RFC 9112, section 9.6).
     pub fn end_with_answer(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
@@ -84,8 +85,8 @@ impl Connections {
         }
     }
 
-    /// Notes that a whole request is here and is answered next. A connection that is to end with the
-    /// answer says so in it.
+    /// Notes that a whole request has arrived and is answered next. Turns keep-alive off where the
+    /// connection is to close after the answer.
     pub fn begin_request(
         &mut self,
         turn: &mut Turn,
@@ -97,8 +98,8 @@ impl Connections {
         let Some(connection) = self.get(key) else { return };
         let is_edge = connection.listener != Listener::Api;
         let Stage::Http(http) = &mut connection.stage else { return };
-        // Where handshakes are limited, each takes a connection. Where nobody new comes in, whoever is
-        // refused goes.
+        // With a limit on handshakes, each needs a connection of its own. When new clients are
+        // refused, those refused must not keep their connections.
         let ends = is_edge
             && (turn.settings.limits.addresses.handshakes.is_some() || turn.refuses_arrivals());
         request.keep_alive &= !ends && !http.is_draining;
@@ -112,8 +113,8 @@ impl Connections {
         }
     }
 
-    /// Notes that a request is answered next without its body. Where the next one begins is not known:
-    /// the connection ends with the answer.
+    /// Notes that a request is answered before its body has arrived. The connection closes after
+    /// the answer, because the start of the next request is unknown.
     pub fn end_at_head(&mut self, turn: &mut Turn, key: ConnectionKey, shape: &mut HttpShape) {
         turn.counters.http_requests += 1;
         turn.work.spend(work::REQUEST);
@@ -126,7 +127,7 @@ impl Connections {
         }
     }
 
-    /// Refuses a request that is no WebSocket handshake.
+    /// Refuses a request that is no valid WebSocket handshake.
     pub fn refuse_upgrade(
         &mut self,
         turn: &mut Turn,
@@ -138,7 +139,7 @@ impl Connections {
         self.refuse(turn, key, shape, status, headers, &error.to_string());
     }
 
-    /// What is read is no request: refuses it, and ends the connection.
+    /// Refuses input that is no valid request, and closes the connection.
     pub fn refuse_malformed(&mut self, turn: &mut Turn, key: ConnectionKey, error: HttpError) {
         count_refused(turn, error);
         self.refuse_for_good(turn, key, error.status(), &error.to_string());
@@ -156,13 +157,13 @@ fn count_refused(turn: &mut Turn, error: HttpError) {
 }
 
 impl HttpShape {
-    /// The shape of the response to this request.
+    /// Returns the response format that a request asks for.
     pub fn of(request: &Request<'_>) -> Self {
         let fault_status = request.header("x-error-mode").is_some_and(|mode| mode == b"status");
         Self { exchange: request.exchange(), fault_status, allow_origin: None }
     }
 
-    /// The shape of a response to what is no request.
+    /// Returns the response format for input that is no valid request.
     fn of_refusal() -> Self {
         Self { exchange: Exchange::REFUSED, fault_status: false, allow_origin: None }
     }

@@ -9,14 +9,14 @@ use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
 use crate::shard::trail::{self, By, Entry};
 use crate::shard::turn::{Action, ClientGone, Step, Turn};
 
-/// How long a connection that ends may take to read our last words and shut its end.
+/// How long a closing connection may take to read what is queued and to close its end.
 const LINGER_MS: u64 = 5000;
 
-/// What a close event says when the peer sent no close frame (RFC 6455,
-/// section 7.1.5: neither 1005 nor this one travels in a frame).
+/// The code in a close event when the peer sent no close frame (1006, RFC 6455, section 7.1.5).
+/// Never sent in a frame.
 pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 
-/// How a connection without a close frame ended.
+/// Returns the reason reported for a connection that ended without a close frame.
 pub(super) fn end_reason(is_broken: bool) -> &'static str {
     match is_broken {
         true => "connection broke",
@@ -25,7 +25,7 @@ pub(super) fn end_reason(is_broken: bool) -> &'static str {
 }
 
 impl Connections {
-    /// Adds the connection of a socket that was accepted.
+    /// Adds the connection of an accepted socket.
     pub fn accept(
         &mut self,
         turn: &mut Turn,
@@ -43,14 +43,14 @@ impl Connections {
         key
     }
 
-    /// Closes a connection if it is a client that is not gone yet.
+    /// Closes a connection with a close frame if it belongs to a client.
     pub fn close_client(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Reason) {
         if self.get(key).is_some_and(|connection| connection.client().is_some()) {
             self.close_with(turn, key, reason);
         }
     }
 
-    /// Memory that connections hold, as an estimate, without the batches in flight; see
+    /// Estimates the memory held by all connections in bytes, without the batches in flight; see
     /// [`Inspection`](crate::shard::Inspection).
     pub fn held_bytes(&self) -> usize {
         let (keys, _) = self.keys(0, usize::MAX);
@@ -63,13 +63,13 @@ impl Connections {
         held.sum()
     }
 
-    /// The part of [`Self::held_bytes`] that connections have sent and that is not read yet.
+    /// Returns the part of [`Self::held_bytes`] in the read-ahead of connections.
     pub fn read_ahead_bytes(&self) -> usize {
         let (keys, _) = self.keys(0, usize::MAX);
-        keys.into_iter().filter_map(|key| Some(self.peek(key)?.held.held_bytes())).sum()
+        keys.into_iter().filter_map(|key| Some(self.peek(key)?.read_ahead.held_bytes())).sum()
     }
 
-    /// The peer sends nothing more.
+    /// Handles the end of the stream, or an error of the socket if `is_broken`.
     pub fn handle_end(&mut self, turn: &mut Turn, key: ConnectionKey, is_broken: bool) {
         let Some(connection) = self.get(key) else { return };
         connection.is_read_closed = true;
@@ -89,10 +89,11 @@ impl Connections {
         {
             self.end(turn, key);
         }
-        // Otherwise what it sent before counts first: the end comes when that is read.
+        // Otherwise the read-ahead is processed first, and the connection ends after that.
     }
 
-    /// The peer shut its end and all it sent is read. It may still wait for answers.
+    /// Ends a connection whose peer closed its end, after all input was processed. Pending answers
+    /// are still written.
     pub fn end(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.is_broken {
@@ -110,14 +111,14 @@ impl Connections {
         }
     }
 
-    /// The connection broke: nothing can be written to it any more.
+    /// Ends a broken connection, to which nothing can be written any more.
     pub fn break_off(&mut self, turn: &mut Turn, key: ConnectionKey) {
         self.detach(turn, key, ABNORMAL_CLOSURE, end_reason(true), By::Peer);
         self.close(turn, key);
     }
 
-    /// The peer sent a close frame, which is answered with its own words, or is to get one. A back
-    /// end that still waits for answers gets them first.
+    /// Closes a WebSocket connection with a close frame, which answers the peer's if it sent one. A
+    /// back end with pending answers gets those first.
     pub fn close_after_answers(
         &mut self,
         turn: &mut Turn,
@@ -156,13 +157,13 @@ impl Connections {
         self.get(key).is_some_and(|connection| connection.phase == Phase::Open)
     }
 
-    /// Ends a WebSocket connection from our side.
+    /// Closes a WebSocket connection for a reason of the node's own.
     pub fn close_with(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Reason) {
         self.close_for(turn, key, reason.code, reason.text, By::Node);
     }
 
-    /// Ends it because the peer broke the protocol, or a limit of it. What it asked before is still
-    /// answered first: the handshake's own answer may be among that.
+    /// Closes a connection because the peer violated the protocol or the message size limit.
+    /// Pending answers are written first, the handshake's among them.
     pub fn close_for_violation(
         &mut self,
         turn: &mut Turn,
@@ -186,7 +187,7 @@ impl Connections {
         }
     }
 
-    /// Ends a WebSocket connection with this code and reason.
+    /// Closes a WebSocket connection with this code and reason.
     pub fn close_for(
         &mut self,
         turn: &mut Turn,
@@ -200,8 +201,8 @@ impl Connections {
         self.finish(turn, key);
     }
 
-    /// Ends it with 1013 because it reads too slowly. What waits for it is given up: it would keep
-    /// the memory for as long as the peer cares to read slowly.
+    /// Closes a slow consumer with 1013. Its outbound queue is dropped, because a peer that reads
+    /// slowly would keep the memory occupied.
     pub fn close_slow(&mut self, turn: &mut Turn, key: ConnectionKey) {
         turn.counters.slow_closed += 1;
         if let Some(connection) = self.get(key) {
@@ -210,11 +211,11 @@ impl Connections {
         self.close_with(turn, key, close::SLOW_CLIENT);
     }
 
-    /// Takes a connection out of all that it takes part in, and tells those who asked to be told.
-    /// What waits for it can still be written.
+    /// Detaches a connection from its role as client or back end, and leaves the steps that report
+    /// its end. The outbound queue can still be written.
     ///
-    /// The close event of a client that parted says why it departs now: if not all that it sent was read,
-    /// the code by which it parted would hide that.
+    /// A pending close is discarded: the code given here is reported instead. If some messages of
+    /// the client were not processed, its own code would hide that.
     pub fn detach(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
         self.discard_pending_close(key);
         let trail = turn.trail(key);
@@ -227,15 +228,15 @@ impl Connections {
         }
         match std::mem::replace(&mut connection.stage, Stage::Ending) {
             Stage::Client(client) => {
-                // It stays in its place: other members of its channels may still move it.
+                // The client keeps its index: unsubscribing other members may still move it.
                 connection.stage = Stage::Unsubscribing(client);
                 let reason = reason.into();
                 turn.push_step(Step::ClientGone(ClientGone { key, code, reason }));
             }
             Stage::Backend(backend) if backend.has_consumed => {
-                // They go to other consumers.
+                // The unwritten events go to other consumers.
                 connection.outbound.drop_shared();
-                let unwritten = backend.deliveries.into_iter().map(|(_, _, topic)| topic);
+                let unwritten = backend.unwritten_events.into_iter().map(|event| event.topic);
                 let topics = backend.topics.into_iter().chain(unwritten).collect();
                 turn.push_step(Step::ConsumerGone(key, topics));
             }
@@ -243,7 +244,7 @@ impl Connections {
         }
     }
 
-    /// Writes what waits, then shuts our end.
+    /// Stops reading, writes the outbound queue, then shuts down our end.
     pub fn finish(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let deadline = turn.now.ms + LINGER_MS;
         let Some(connection) = self.get(key) else { return };
@@ -255,7 +256,7 @@ impl Connections {
             connection.read_ahead = ReadAhead::default();
             connection.paused = 0;
         }
-        // To see the peer's end it must be received from; what it says is not listened to.
+        // Receiving goes on, to notice that the peer closes. Its input is discarded.
         self.receive_again(turn, key);
         let is_flushed = self.get(key).is_some_and(|c| c.outbound.is_flushed());
         self.set_timer(turn, key, deadline);
@@ -273,7 +274,7 @@ impl Connections {
         turn.actions.push_back(Action::Shutdown(key));
     }
 
-    /// Closes the socket at once.
+    /// Closes the socket without waiting for the outbound queue.
     pub fn close(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.phase != Phase::Closed {
@@ -283,7 +284,8 @@ impl Connections {
         }
     }
 
-    /// Forgets a connection whose socket is closed, unless its client has channels to leave, or parts.
+    /// Removes a connection whose socket is closed. A client that is being unsubscribed, or has a
+    /// pending close, is only marked.
     pub fn forget_connection(&mut self, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         match connection.stage {
@@ -293,7 +295,8 @@ impl Connections {
         }
     }
 
-    /// Forgets a connection whose socket is closed and whose client has no channel to leave any more.
+    /// Removes a connection whose socket is closed, if its client is unsubscribed from all
+    /// channels.
     pub fn forget_if_unsubscribed(&mut self, key: ConnectionKey) {
         let is_left = |connection: &mut Connection| matches!(connection.stage, Stage::Ending);
         if self.get(key).is_some_and(is_left) {
@@ -301,16 +304,16 @@ impl Connections {
         }
     }
 
-    /// Forgets a connection whose socket is closed.
+    /// Removes a connection if its socket is closed.
     pub fn forget_if_closed(&mut self, key: ConnectionKey) {
         if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
             self.remove(key);
         }
     }
 
-    /// Tells one connection to end. A half-read API request is read to its end and answered, as long as
-    /// `limits.handshake_ms` and the drain allow. A connection that waits for answers asks nothing more,
-    /// and ends with the last one.
+    /// Closes one connection because the node shuts down. A partly received API request is still
+    /// received and answered, within `limits.handshake_ms` and the time for draining. A connection
+    /// with pending answers is not read from, and closes after the last answer.
     pub fn drain_connection(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if let Stage::Http(http) = &mut connection.stage
@@ -326,7 +329,7 @@ impl Connections {
         }
     }
 
-    /// Ends one connection because the node goes down.
+    /// Closes a connection without pending answers because the node shuts down.
     pub fn close_for_drain(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         match connection.stage {

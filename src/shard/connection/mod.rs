@@ -1,25 +1,28 @@
-//! The connections of a shard: what they speak, what they sent, and what waits for them. All other parts
-//! borrow them.
+//! The connections of a shard: the protocol state of each socket, its read-ahead and its outbound
+//! queue. All other parts borrow them.
 //!
-//! - `mod.rs`: one connection, and the table of all of them.
-//! - `lifecycle.rs`: how connections begin and end. `pending_close.rs`: those that end while what they sent is
-//!   still read. `timeouts.rs`: how long they may take, and be silent.
-//! - `reading.rs`, `writing.rs`: how they are read from and written to.
-//! - `outbound.rs`: what waits to be written. `replies.rs`: the order of answers. `answers.rs`: how they
-//!   are written. `http.rs`: requests half read, begun and refused.
+//! - `mod.rs`: one connection. `table.rs`: the table of all connections.
+//! - `lifecycle.rs`: accept, close, and removal from the table. `pending_close.rs`: clients that
+//!   disconnected before all their messages were processed. `timeouts.rs`: handshake, ping and idle
+//!   timeouts.
+//! - `reading.rs`: reading, pausing and resuming. `read_ahead.rs`: the bytes kept for a paused
+//!   connection. `writing.rs`: the order in which connections are written to.
+//! - `outbound.rs`: the outbound queue. `replies.rs`: answers in the order of their requests.
+//!   `answers.rs`: writing those answers. `http.rs`: the state of HTTP requests.
 
 mod answers;
 mod http;
 mod lifecycle;
 mod outbound;
 mod pending_close;
+mod read_ahead;
 mod reading;
 mod replies;
+mod table;
 mod timeouts;
 mod writing;
 
 use std::collections::VecDeque;
-use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -29,340 +32,265 @@ use crate::shard::client::{Context, Subscription};
 use crate::shard::rate::Bucket;
 use crate::shard::settings::{Route, Settings};
 use crate::shard::trail::By;
-use hashbrown::HashMap;
-use pending_close::PendingClose;
 
 use crate::address::{ClientId, NodeId};
-use crate::message::ConnectionKey;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
-use crate::protocol::scanner::{Heard, Scanner};
 
 pub use answers::Reading;
 pub use outbound::{Batch, BufferPool, Chunk, Outbound, freed_bytes};
+pub use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
 pub use replies::{HttpShape, Replies, Shape, WAITING_MAX};
+pub use table::Connections;
 pub use writing::{Priority, Written};
 
-/// Which listener a connection came in on.
+/// The listener that accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
-    /// The back ends'.
+    /// The API listener, for back ends.
     Api,
-    /// The clients', by its place in the settings.
+    /// An edge listener, for clients. The number is an index into `Settings::edges`.
     Edge(u16),
 }
 
-/// One socket. An idle client owns this, its [`Client`] and no buffer.
+/// One socket and its state. An idle client owns this, its [`Client`] and no buffer.
 #[derive(Debug)]
 pub struct Connection {
-    /// The peer's address.
+    /// The address of the peer.
     pub remote: SocketAddr,
-    /// Since when, in Unix milliseconds.
+    /// When the connection was accepted, in Unix milliseconds.
     pub since_ms: u64,
-    /// When something was last received, on the shard's clock.
+    /// When bytes last arrived, in milliseconds on the shard's clock.
     pub last_received_ms: u64,
-    // The tick of the wheel at which its one valid timer entry lies: the last 32 bits of it, which
-    // come again after two years.
+    // The tick of the only valid timer entry, cut to its low 32 bits. They repeat after two years.
     timer_tick: u32,
-    // The most memory that what waits for it may take, in bytes: configured, 1 GiB at most.
+    // The limit of the outbound queue in bytes of memory, from the configuration: at most 1 GiB.
     outbound_max: u32,
-    /// What it speaks.
+    /// The protocol that the connection speaks, with its state.
     pub stage: Stage,
-    /// What waits to be written.
+    /// Frames and bytes to be written.
     pub outbound: Outbound,
-    /// What was received while it is paused.
+    /// Bytes received while reading is paused.
     pub read_ahead: ReadAhead,
-    /// How far it is in its life.
+    /// The stage of the connection's life, from open to closed.
     pub phase: Phase,
-    /// Why it is not read from; see [`Pause`].
+    /// The reasons why reading is paused, as bits of [`Pause`]. Zero: reading is not paused.
     pub paused: u8,
-    /// The queue of connections with something to write that it is in.
-    pub queued: WriteQueue,
-    /// The driver was told not to receive for it.
+    /// The write queue that contains the connection.
+    pub write_queue: WriteQueue,
+    /// Whether the driver was told to stop receiving from the socket.
     pub is_receive_stopped: bool,
-    /// It is in a queue of connections to be read from again.
+    /// Whether the connection is in a queue to be read in a later turn.
     pub is_queued_to_read: bool,
-    /// The last time that it was read, it spent its slice of the turn.
+    /// Whether the last read used up the connection's slice of the turn.
     pub is_heavy: bool,
-    /// A message of it is half inflated: it is read on without more input.
+    /// Whether a message is partly inflated. Inflating it needs no further input.
     pub is_inflating: bool,
-    /// The driver is done with its socket. It stays in the table while its client leaves channels.
+    /// Whether the driver has closed the socket. The connection stays in the table until its client
+    /// is unsubscribed from all channels.
     pub is_socket_closed: bool,
-    /// Its client has ended, and what it sent before is still read: see `pending_close.rs`.
+    /// Whether the client has disconnected before all its messages were processed: see
+    /// `pending_close.rs`.
     pub has_pending_close: bool,
-    /// A ping was sent and nothing was heard since.
+    /// Whether a ping was sent and nothing has arrived since.
     pub is_pinged: bool,
-    /// The peer will send nothing more.
+    /// Whether the peer will send nothing more (half-closed).
     pub is_read_closed: bool,
-    /// Nor can anything be written to it.
+    /// Whether the connection is broken in both directions: nothing can be written either.
     pub is_broken: bool,
-    /// Messages may be compressed, and those to it are within this window.
+    /// The compression window for messages to the client. `None`: compression was not agreed on.
     pub compression: Option<Window>,
-    /// The home of its address counts it.
+    /// Whether the shard that counts connections per address has counted this one.
     pub is_counted: bool,
-    /// Which listener it came in on.
+    /// The listener that accepted the connection.
     pub listener: Listener,
 }
 
-/// The slowest pace of a message: it may take `limits.idle_ms`, and one second more for each so many of
-/// its bytes that came. So bytes that trickle in, or fragments without any, do not keep it for ever.
+/// The minimum rate of a message in bytes per second. A message may take `limits.idle_ms`, and one
+/// more second for each of these portions received. A peer that trickles bytes or sends endless
+/// empty fragments is closed.
 const MESSAGE_BYTES_PER_S: u64 = 1024;
 
-/// How far a connection is in its life.
+/// The stage of a connection's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Read from and written to.
+    /// The connection is read from and written to.
     Open,
-    /// What waits is still written, nothing is read.
+    /// The outbound queue is still written. Nothing is read.
     Flushing,
-    /// All is written and our end shut; waits for the peer's end, so that it reads our last words
-    /// before a reset could reach it.
+    /// Our end is shut down after everything was written. Waits for the peer to close its end: a
+    /// reset sent earlier could destroy the close frame before the peer reads it.
     Lingering,
-    /// The driver was told to close it.
+    /// The driver was told to close the socket.
     Closed,
 }
 
-/// Reasons not to read from a connection, as bits: they overlap.
+/// Reasons to pause reading from a connection. Each is a bit, because several can hold at once.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub enum Pause {
-    /// A message of it waits for room in a topic.
+    /// A message waits for room in a topic.
     Topic = 1,
-    /// A back end is to set a key of its context first.
+    /// The client's context lacks the key that its route's `hold_until` names.
     Hold = 2,
-    /// It does not read what it asked for.
+    /// The peer does not read what was sent to it.
     Outbound = 4,
-    /// Too many of its requests wait for answers.
+    /// Too many requests are unanswered.
     Answers = 8,
-    /// It is to end once the answers that it waits for are written.
+    /// The connection closes once all pending answers are written.
     Ending = 16,
-    /// Its credentials are being verified.
+    /// The credentials of a request are being verified.
     Verdict = 32,
-    /// It has sent as many messages of late as it may.
+    /// The client has used up its message rate.
     Rate = 64,
-    /// Another shard is to say whether its address may have one more.
+    /// The shard that counts connections per address has not admitted this one yet.
     Address = 128,
 }
 
-/// A queue of connections with something to write.
+/// Which queue of connections with something to write contains a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteQueue {
-    /// None.
-    No,
-    /// Those that only a fan-out reached.
+    /// Neither queue.
+    Neither,
+    /// Connections written to by fan-outs only.
     Bulk,
-    /// Those that a single command meant.
+    /// Connections written to by a command for one client, or by an answer.
     Urgent,
 }
 
-/// Bytes received and not read yet, for as long as the connection is paused: one pointer while there
-/// are none.
-#[derive(Debug, Default)]
-pub struct ReadAhead(Option<Box<Unread>>);
-
-#[derive(Debug, Default)]
-struct Unread {
-    bytes: Vec<u8>,
-    // Bytes of it that are read: start < bytes.len().
-    start: usize,
-    // How far control frames are taken out, once they are looked for.
-    scanner: Option<Scanner>,
-}
-
-/// Bytes held for one paused connection before the driver is told to receive no more for it: so a
-/// short pause costs nothing, and the end of a peer that is done is still seen.
-pub const READ_AHEAD_BYTES_MAX: usize = 16 * 1024;
-
-impl ReadAhead {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// Memory that they take.
-    pub fn held_bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |held| held.bytes.capacity())
-    }
-
-    /// Adds some. Beyond [`READ_AHEAD_BYTES_MAX`] come only those that were on their way when the driver was
-    /// told to stop.
-    pub fn push(&mut self, input: &[u8]) {
-        if !input.is_empty() {
-            let unread = &mut **self.0.get_or_insert_default();
-            unread.drop_read();
-            unread.bytes.extend_from_slice(input);
-        }
-    }
-
-    /// Takes control frames out. The first `frame_left` bytes belong to a data frame that is half read;
-    /// `None`: what they belong to cannot be told, and nothing is taken out.
-    pub fn scan(&mut self, frame_left: Option<u64>, may_deflate: bool, takes_close: bool) -> Heard {
-        let Some(unread) = &mut self.0 else { return Heard::default() };
-        unread.drop_read();
-        let Unread { bytes, scanner, .. } = &mut **unread;
-        if scanner.is_none() {
-            *scanner = frame_left.map(Scanner::new);
-        }
-        let Some(scanner) = scanner else { return Heard::default() };
-        let heard = scanner.scan(bytes, may_deflate, takes_close);
-        if bytes.is_empty() {
-            self.0 = None;
-        }
-        heard
-    }
-
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |held| held.bytes.len() - held.start)
-    }
-
-    /// Whether so many wait that no more are to be received.
-    pub fn is_full(&self) -> bool {
-        self.len() >= READ_AHEAD_BYTES_MAX
-    }
-
-    /// What waits, to be overwritten.
-    pub fn unread(&mut self) -> &mut [u8] {
-        self.0.as_mut().map_or(&mut [], |held| &mut held.bytes[held.start..])
-    }
-
-    /// The last `left` bytes of it are still unread.
-    pub fn keep_last(mut self, left: usize) -> Self {
-        self.0 = self.0.filter(|_| left > 0);
-        if let Some(held) = &mut self.0 {
-            held.start = held.bytes.len() - left;
-        }
-        self
-    }
-}
-
-impl Unread {
-    fn drop_read(&mut self) {
-        let read = mem::take(&mut self.start);
-        self.bytes.drain(..read);
-        self.scanner = self.scanner.take().and_then(|scanner| scanner.forget(read));
-    }
-}
-
-/// What a connection speaks.
+/// The protocol that a connection speaks.
 #[derive(Debug)]
 pub enum Stage {
-    /// HTTP: not upgraded, or not yet.
+    /// HTTP, before or without an upgrade to WebSocket.
     Http(Box<Http>),
-    /// A client on a route of an edge.
+    /// A client on a route of an edge listener.
     Client(Box<Client>),
     /// A back end on the WebSocket API.
     Backend(Box<Backend>),
-    /// A client that is gone, while its channels are left in slices.
+    /// A client that has ended and is being unsubscribed from its channels, in slices.
     Unsubscribing(Box<Client>),
-    /// Nothing any more.
+    /// None any more: the connection is closing.
     Ending,
 }
 
-/// A connection that speaks HTTP.
+/// The state of a connection that speaks HTTP.
 #[derive(Debug, Default)]
 pub struct Http {
-    /// Its half-read request.
+    /// The parser, with the partly received request.
     pub reader: RequestReader,
-    /// When the first byte of the request under way came (or the connection), on the shard's clock.
+    /// When the first byte of the current request arrived, or the connection itself, in
+    /// milliseconds on the shard's clock.
     pub started_ms: u64,
-    /// When it was accepted, on the shard's clock.
+    /// When the connection was accepted, in milliseconds on the shard's clock.
     pub accepted_ms: u64,
-    /// It has shown credentials that are right, or none are needed. A stranger of the API has its place
-    /// for the time of a handshake.
+    /// Whether the peer has shown valid credentials, or none are needed. An unauthenticated API
+    /// connection is closed after `limits.handshake_ms`.
     pub is_authenticated: bool,
-    /// Whether a request is half read.
+    /// Whether a request is partly received.
     pub is_mid_request: bool,
-    /// The head of that request was judged: it may come.
+    /// Whether the head of the current request was accepted, so that its body may follow.
     pub is_judged: bool,
-    /// A request was answered before.
+    /// Whether an earlier request was answered.
     pub has_answered: bool,
-    /// Answers in the order of the requests.
+    /// Pending answers, in the order of their requests.
     pub replies: Replies,
-    /// No request follows: it is closed when all answers are written.
+    /// Whether the current request is the last: the connection closes after its answer.
     pub is_last: bool,
-    /// The user of its last request, by its place in the settings, while the log shows it.
+    /// The authenticated user of the last request, as an index into the configured users. Used by
+    /// the log.
     pub user: Option<usize>,
-    /// The node goes down: the request that is half read is the last.
+    /// Whether the node is shutting down. The partly received request is then the last.
     pub is_draining: bool,
-    /// The request that waits for a verdict on its credentials.
+    /// The request that waits for the verification of its credentials.
     pub parked: Option<Box<Parked>>,
 }
 
-/// A request that waits.
+/// A request that waits for the verification of its credentials.
 #[derive(Debug)]
 pub struct Parked {
-    /// All of it; `None`: its body is not read before it is known whether it may come, and its head
-    /// is in the reader.
+    /// The whole request. `None`: only the head has arrived, and it is still in the reader. The
+    /// body is not read before the credentials are verified.
     pub request: Option<KeptRequest>,
-    /// How it is to be answered.
+    /// The format of the answer.
     pub shape: HttpShape,
-    /// Which credentials it came with: a late verdict may be on those of a request before it.
+    /// The credentials being verified. A late verdict on those of an earlier request is recognised
+    /// by this.
     pub credentials: Fingerprint,
 }
 
-/// A client on a route.
+/// A client on a route of an edge listener.
 #[derive(Debug)]
 pub struct Client {
-    /// Its id.
+    /// The id of the client.
     pub id: ClientId,
-    /// Its route, by its place in the settings.
+    /// The route, as an index into the routes of its edge.
     pub route: u16,
-    /// When its token expires, in Unix milliseconds, whatever the shard slept; never: `u64::MAX`.
+    /// When the client's token expires, in Unix milliseconds. `u64::MAX`: never.
     pub expires_unix_ms: u64,
-    /// It has sent a message (routes that hold a client let the first one through).
+    /// Whether the client has sent a message. Routes with `hold_until` accept the first one at
+    /// once.
     pub has_spoken: bool,
-    /// The messages that it may send now, on a route that limits them.
+    /// The rate limit bucket, for routes that limit messages.
     pub messages: Bucket,
-    /// Its half-read message.
+    /// The decoder, with the partly received message.
     pub assembler: Assembler,
-    /// Where it stands in each of its channels.
+    /// The client's position in each of its channels.
     pub subscriptions: Vec<Subscription>,
-    /// What back ends attached to it.
+    /// The JSON object that back ends attached to the client.
     pub context: Context,
 }
 
-/// A back end on the WebSocket API.
+/// The state of a back end on the WebSocket API.
 #[derive(Debug, Default)]
 pub struct Backend {
-    /// Its half-read request.
+    /// The decoder, with the partly received request.
     pub assembler: Assembler,
-    /// Answers in the order of the requests.
+    /// Pending answers, in the order of their requests.
     pub replies: Replies,
-    /// Whose it is.
+    /// The user and the roles of the back end.
     pub grant: Grant,
-    /// The topics it consumes; none: it does not.
+    /// The topics that the back end consumes. Empty: it is no consumer.
     pub topics: Vec<Arc<str>>,
-    /// How often it asked to consume: an answer to an earlier one starts nothing.
+    /// The number of `queue.pop` calls so far. Answers to earlier ones are ignored.
     pub pops: u64,
-    /// The answer to its `queue.pop` is on its way: events may follow.
+    /// Whether the answer to the current `queue.pop` is queued, so that events may follow.
     pub is_consuming: bool,
-    /// How it is to end once it has the answers that it waits for.
+    /// The close frame to answer, and who closed, once all pending answers are written.
     pub close: Option<(Closed, By)>,
-    /// The events that it is to acknowledge, if it consumes so.
+    /// The events to be acknowledged, if the back end consumes with acknowledgements.
     pub unsettled: Option<Unsettled>,
-    /// It consumed at some time: topics may wait to hear what it wrote.
+    /// Whether the back end has ever consumed. Topics may then have events in its outbound queue.
     pub has_consumed: bool,
-    /// Bytes written to it so far.
+    /// The number of bytes written to the back end so far.
     pub written: u64,
-    /// Events on their way: where each ends in the stream of bytes, and the node and topic that
-    /// are to hear that it was written.
-    pub deliveries: VecDeque<(u64, NodeId, Arc<str>)>,
+    /// Events in the outbound queue, in order.
+    pub unwritten_events: VecDeque<UnwrittenEvent>,
+}
+
+/// An event in the outbound queue of a consumer.
+#[derive(Clone, Debug)]
+pub struct UnwrittenEvent {
+    /// The number of bytes written to the consumer once the event is written.
+    pub end: u64,
+    /// The node with the topic's home, which waits for the write.
+    pub home: NodeId,
+    /// The topic of the event.
+    pub topic: Arc<str>,
 }
 
 impl Client {
-    /// Whether what it sends is to wait until its context has the key of its route.
+    /// Whether the client's messages wait until its context has the key that the route requires.
     pub fn is_held(&self, route: &Route) -> bool {
         self.has_spoken && route.hold_until.as_ref().is_some_and(|key| !self.context.has(key))
     }
 }
 
 impl Connection {
-    /// The route of a client, one that is leaving included.
+    /// Returns the route of a client, including one that is being unsubscribed.
     pub fn route<'s>(&self, settings: &'s Settings) -> Option<&'s Arc<Route>> {
         let Listener::Edge(edge) = self.listener else { return None };
         let (Stage::Client(client) | Stage::Unsubscribing(client)) = &self.stage else {
@@ -371,7 +299,7 @@ impl Connection {
         settings.edges[usize::from(edge)].routes.get(usize::from(client.route))
     }
 
-    /// A new one. Edge clients and back ends begin alike, with HTTP.
+    /// Creates a connection that speaks HTTP, on either kind of listener.
     pub fn new(remote: SocketAddr, listener: Listener, (now_ms, unix_ms): (u64, u64)) -> Self {
         Self {
             remote,
@@ -388,7 +316,7 @@ impl Connection {
             read_ahead: ReadAhead::default(),
             phase: Phase::Open,
             paused: 0,
-            queued: WriteQueue::No,
+            write_queue: WriteQueue::Neither,
             is_receive_stopped: false,
             is_queued_to_read: false,
             is_heavy: false,
@@ -404,7 +332,7 @@ impl Connection {
         }
     }
 
-    /// The client, if it is one.
+    /// Returns the client, if the connection belongs to one.
     pub fn client(&mut self) -> Option<&mut Client> {
         match &mut self.stage {
             Stage::Client(client) => Some(client),
@@ -412,7 +340,7 @@ impl Connection {
         }
     }
 
-    /// The user of a back end, by its place in the settings.
+    /// Returns the authenticated user, as an index into the configured users.
     pub fn user(&self) -> Option<usize> {
         match &self.stage {
             Stage::Backend(backend) => backend.grant.user,
@@ -421,7 +349,7 @@ impl Connection {
         }
     }
 
-    /// The back end, if it is one.
+    /// Returns the back end, if the connection belongs to one on the WebSocket API.
     pub fn backend(&mut self) -> Option<&mut Backend> {
         match &mut self.stage {
             Stage::Backend(backend) => Some(backend),
@@ -429,7 +357,7 @@ impl Connection {
         }
     }
 
-    /// Whether it came to the API and has not shown who it is.
+    /// Whether this is an API connection without valid credentials so far.
     pub fn is_unauthenticated(&self) -> bool {
         match &self.stage {
             Stage::Http(http) => self.listener == Listener::Api && !http.is_authenticated,
@@ -437,7 +365,7 @@ impl Connection {
         }
     }
 
-    /// When it is to end whatever it does, in Unix milliseconds.
+    /// Returns when the client's token expires, in Unix milliseconds. `u64::MAX`: never.
     pub fn expires_unix_ms(&self) -> u64 {
         match &self.stage {
             Stage::Client(client) => client.expires_unix_ms,
@@ -445,8 +373,8 @@ impl Connection {
         }
     }
 
-    /// When a message or frame that is half read has to be finished, on the shard's clock. Time in which
-    /// the connection is not read from is not judged.
+    /// Returns when a partly received message or frame is due, in milliseconds on the shard's
+    /// clock. `None` while reading is paused, or when no message is partly received.
     pub fn message_due_ms(&self, idle_ms: u64) -> Option<u64> {
         let assembler = match &self.stage {
             Stage::Client(client) => &client.assembler,
@@ -458,7 +386,7 @@ impl Connection {
         Some(unfinished.since_ms + idle_ms + pace_ms)
     }
 
-    /// Its answers in order, if it asks questions.
+    /// Returns the pending answers of a connection that makes requests.
     pub fn replies(&mut self) -> Option<&mut Replies> {
         match &mut self.stage {
             Stage::Http(http) => Some(&mut http.replies),
@@ -467,12 +395,12 @@ impl Connection {
         }
     }
 
-    /// Whether something that it sent is not read yet.
+    /// Whether received bytes or a partly inflated message are still unprocessed.
     pub fn has_input(&self) -> bool {
         !self.read_ahead.is_empty() || self.is_inflating
     }
 
-    /// The subscriptions that it has, or has still to end.
+    /// Returns the client's subscriptions, including those of a client that is being unsubscribed.
     pub fn subscriptions(&mut self) -> Option<&mut Vec<Subscription>> {
         match &mut self.stage {
             Stage::Client(client) | Stage::Unsubscribing(client) => Some(&mut client.subscriptions),
@@ -480,39 +408,39 @@ impl Connection {
         }
     }
 
-    /// Whether a reason to pause it holds.
+    /// Whether reading is paused for this reason, among others.
     pub fn is_paused_for(&self, reason: Pause) -> bool {
         self.paused & reason as u8 != 0
     }
 
-    /// The most memory that what waits for it may take, in bytes; 0 until it is set.
+    /// Returns the limit of the outbound queue in bytes of memory.
     pub fn outbound_max(&self) -> usize {
         self.outbound_max as usize
     }
 
-    /// Sets the most memory that what waits for it may take, in bytes.
+    /// Sets the limit of the outbound queue in bytes of memory.
     pub fn set_outbound_max(&mut self, bytes: usize) {
         self.outbound_max = bytes.try_into().unwrap_or(u32::MAX);
     }
 
-    /// Its timer's one valid entry lies at this tick of the wheel.
+    /// Sets the tick of the only valid timer entry.
     pub fn set_timer_tick(&mut self, tick: u64) {
         self.timer_tick = tick as u32;
     }
 
-    /// Whether its timer's valid entry lies at this tick.
+    /// Whether the timer entry at this tick is the valid one.
     pub fn is_due_at(&self, tick: u64) -> bool {
         self.timer_tick == tick as u32
     }
 
-    /// Whether a frame of so many bytes may still wait for it. An empty queue takes a frame as long as
-    /// the limit: what that frame takes beside its bytes counts for those that follow.
+    /// Whether a frame of this many bytes fits in the outbound queue. An empty queue accepts a
+    /// frame as long as the limit; its overhead counts against the frames that follow.
     pub fn takes(&self, bytes: usize) -> bool {
         self.outbound.charge() + bytes <= self.outbound_max()
     }
 
-    /// Whether `requests` of it wait for answers, or they take more than a part of its outbound limit:
-    /// their ids, and the answers behind them, whatever their size.
+    /// Whether at least `requests` answers are pending, or their ids and queued answers take more
+    /// than `1 / part` of the outbound limit.
     pub fn waits_for_too_much(&self, requests: usize, part: usize) -> bool {
         let bytes_max = self.outbound_max() / part;
         let replies = match &self.stage {
@@ -523,174 +451,26 @@ impl Connection {
         replies.len() >= requests || replies.held_bytes() > bytes_max
     }
 
-    /// Memory that what it asked for and has not read takes. Events are bounded by the window of their
-    /// consumer in bytes, so what each takes beside its bytes is not held against its requests.
+    /// Returns the memory taken by unread output, compared with the outbound limit. The overhead of
+    /// queued events is left out: the consumer's window in bytes bounds them.
     pub fn unread_charge(&self) -> usize {
         let of_events = match &self.stage {
-            Stage::Backend(backend) => backend.deliveries.len() * QUEUED_FRAME_BYTES,
+            Stage::Backend(backend) => backend.unwritten_events.len() * QUEUED_FRAME_BYTES,
             _ => 0,
         };
         self.outbound.charge().saturating_sub(of_events)
     }
 
-    /// Whether what waits for it waits for no one but us, who have not come to write it yet.
+    /// Whether the outbound queue waits for this shard to write it, not for the peer to read.
     pub fn waits_for_us(&self) -> bool {
-        self.phase == Phase::Open && self.queued != WriteQueue::No && self.outbound.is_ready()
+        self.phase == Phase::Open
+            && self.write_queue != WriteQueue::Neither
+            && self.outbound.is_ready()
     }
 
-    /// Whether a frame of so many bytes would be taken if it read faster.
+    /// Whether a frame of this many bytes does not fit, but would if the peer read faster.
     pub fn is_too_slow_for(&self, bytes: usize) -> bool {
         let would_fit = self.phase == Phase::Open && bytes <= self.outbound_max();
         would_fit && !self.takes(bytes) && !self.waits_for_us()
-    }
-}
-
-/// Connections per block of the table.
-const BLOCK: usize = 1024;
-
-/// The generation is part of the ring's user data, where it has 24 bits.
-const GENERATION_MASK: u32 = 0xFF_FFFF;
-
-/// All connections of a shard. Grows in blocks: what is there never moves, and a million
-/// connections are not copied to take one more.
-#[derive(Debug, Default)]
-pub struct Connections {
-    blocks: Vec<Vec<Place>>,
-    free: Vec<u32>,
-    count: usize,
-    // Connections with something to write. Those that one command meant go before those that a
-    // fan-out reached: a huge channel does not delay a single message.
-    pub(super) urgent: VecDeque<ConnectionKey>,
-    pub(super) bulk: VecDeque<ConnectionKey>,
-    // Clients that have ended while what they sent before is still read, and the bytes of it.
-    pub(super) pending_closes: HashMap<ConnectionKey, PendingClose>,
-    pub(super) pending_close_bytes: usize,
-}
-
-#[derive(Debug)]
-struct Place {
-    generation: u32,
-    connection: Option<Connection>,
-}
-
-impl Connections {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Bytes that clients sent which have ended since, and that are still to be read.
-    pub fn pending_close_bytes(&self) -> usize {
-        self.pending_close_bytes
-    }
-
-    /// Whether a client has ended while what it sent before is still read.
-    pub fn has_pending_closes(&self) -> bool {
-        !self.pending_closes.is_empty()
-    }
-
-    /// Whether a connection waits to be written to.
-    pub fn has_writes(&self) -> bool {
-        !self.urgent.is_empty() || !self.bulk.is_empty()
-    }
-
-    /// Adds one.
-    pub fn insert(&mut self, connection: Connection) -> ConnectionKey {
-        self.count += 1;
-        if let Some(index) = self.free.pop() {
-            let place = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
-            place.connection = Some(connection);
-            return ConnectionKey { index, generation: place.generation };
-        }
-        if self.blocks.last().is_none_or(|block| block.len() == BLOCK) {
-            self.blocks.push(Vec::with_capacity(BLOCK));
-        }
-        let index = (self.blocks.len() - 1) * BLOCK;
-        let block = self.blocks.last_mut().expect("one was just made");
-        block.push(Place { generation: 0, connection: Some(connection) });
-        ConnectionKey { index: (index + block.len() - 1) as u32, generation: 0 }
-    }
-
-    /// Takes one out; its key names nobody from now on.
-    pub fn remove(&mut self, key: ConnectionKey) {
-        if self.get(key).is_none() {
-            return;
-        }
-        let place = &mut self.blocks[key.index as usize / BLOCK][key.index as usize % BLOCK];
-        place.connection = None;
-        place.generation = (place.generation + 1) & GENERATION_MASK;
-        self.free.push(key.index);
-        self.count -= 1;
-    }
-
-    /// The connection with this key, if it is still there.
-    pub fn get(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
-        let place =
-            self.blocks.get_mut(key.index as usize / BLOCK)?.get_mut(key.index as usize % BLOCK)?;
-        place.connection.as_mut().filter(|_| place.generation == key.generation)
-    }
-
-    /// The connection with this key, to be looked at.
-    pub fn peek(&self, key: ConnectionKey) -> Option<&Connection> {
-        let place = self.blocks.get(key.index as usize / BLOCK)?.get(key.index as usize % BLOCK)?;
-        place.connection.as_ref().filter(|_| place.generation == key.generation)
-    }
-
-    /// The connection at a place that is known to be taken, with its key.
-    pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection) {
-        let place = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
-        let key = ConnectionKey { index, generation: place.generation };
-        (key, place.connection.as_mut().expect("members of channels are connections"))
-    }
-
-    /// The keys of up to `count` connections from place `from` on, and the place to go on from.
-    pub fn keys(&self, from: u32, count: usize) -> (Vec<ConnectionKey>, Option<u32>) {
-        let places = self.blocks.len() * BLOCK;
-        let mut keys = Vec::new();
-        for index in from as usize..places {
-            if keys.len() == count {
-                return (keys, Some(index as u32));
-            }
-            let place = self.blocks[index / BLOCK].get(index % BLOCK);
-            if let Some(Place { generation, connection: Some(_) }) = place {
-                keys.push(ConnectionKey { index: index as u32, generation: *generation });
-            }
-        }
-        (keys, None)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn connection() -> Connection {
-        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, (0, 0))
-    }
-
-    #[test]
-    fn a_key_names_nobody_once_its_connection_is_gone() {
-        let mut connections = Connections::default();
-        let first = connections.insert(connection());
-        connections.remove(first);
-        connections.remove(first);
-        let second = connections.insert(connection());
-        assert_eq!(second.index, first.index);
-        assert!(connections.get(first).is_none() && connections.get(second).is_some());
-        assert_eq!(connections.len(), 1);
-    }
-
-    #[test]
-    fn every_connection_is_met_once_by_a_walk_in_slices() {
-        let mut connections = Connections::default();
-        let mut keys: Vec<_> = (0..2500).map(|_| connections.insert(connection())).collect();
-        connections.remove(keys.remove(1500));
-        let (mut met, mut from) = (Vec::new(), Some(0));
-        while let Some(at) = from {
-            let (slice, next) = connections.keys(at, 700);
-            met.extend(slice);
-            from = next;
-        }
-        assert_eq!(met, keys);
     }
 }

@@ -1,25 +1,26 @@
-//! What waits to be written to one connection: a bounded queue of whole frames.
+//! The outbound queue of one connection: bounded, and made of whole frames.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 
-/// Bytes of small answers that are put together in one chunk before another is begun.
+/// The size in bytes from which a chunk of small answers takes no more, and a new one is begun.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// A run of bytes on its way to a socket.
+/// A run of bytes to be written to a socket.
 #[derive(Clone, Debug)]
 pub enum Chunk {
-    /// A frame that other connections of the shard get too, or several in a row. The inner count is
-    /// the core's own; the one that cores share was touched once for all of them.
+    /// One or more frames shared with other connections of the shard. The reference count of the
+    /// `Rc` belongs to this core. The inner one, shared between cores, was changed once for all
+    /// connections of this shard.
     Shared(Rc<Frame>),
-    /// Bytes for this connection alone.
+    /// Bytes for this connection only.
     Own(Vec<u8>),
 }
 
 impl Chunk {
-    /// The bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
             Self::Shared(frame) => frame.bytes(),
@@ -27,8 +28,8 @@ impl Chunk {
         }
     }
 
-    /// Memory that the chunk takes in a queue beside its bytes. A shared frame is charged to each of
-    /// its receivers: any of them may be the last one that keeps it.
+    /// Returns the memory that the chunk takes in a queue in addition to its bytes. Every receiver
+    /// is charged in full for a shared frame, because any of them may be the last to keep it.
     fn overhead(&self) -> usize {
         match self {
             Self::Shared(_) => QUEUED_FRAME_BYTES,
@@ -37,17 +38,17 @@ impl Chunk {
     }
 }
 
-/// Chunks that go out together.
+/// Chunks written together.
 pub type Batch = VecDeque<Chunk>;
 
-/// Memory that a chunk's place in a batch takes, which has at most twice the room that it needs.
+/// Memory of a chunk's slot in a batch. A batch has at most twice the capacity that it needs.
 const PLACE_BYTES: usize = 2 * size_of::<Chunk>();
 
-/// Chunks that [`freed_bytes`] looks at. A batch may have thousands.
+/// Number of chunks sampled by [`freed_bytes`]. A batch may have thousands.
 const SAMPLED_CHUNKS: usize = 16;
 
-/// Memory that dropping a batch would free, estimated from some of its chunks. A frame that others
-/// keep too counts by its share: dropping all batches that hold it frees it once.
+/// Estimates the memory in bytes that dropping a batch would free, from a sample of its chunks. A
+/// shared frame counts in proportion: dropping all batches with the frame frees it once.
 pub fn freed_bytes(batch: &Batch) -> usize {
     let step = batch.len().div_ceil(SAMPLED_CHUNKS).max(1);
     let sample = batch.iter().step_by(step);
@@ -65,29 +66,29 @@ pub fn freed_bytes(batch: &Batch) -> usize {
     bytes * batch.len() / count.max(1)
 }
 
-/// How long a batch is in flight before its connection counts as a slow reader, in milliseconds.
+/// Time in flight after which a batch marks its connection as slow, in milliseconds.
 pub const SLOW_MS: u64 = 250;
 
-/// The unit in which the time since a batch was taken is counted, in milliseconds.
+/// Resolution of the time in flight, in milliseconds.
 const TICK_MS: u64 = 16;
 
-/// Empty batches and buffers that go around, so that nothing is allocated per send (but over TLS,
-/// which copies what it seals). An idle connection has none.
+/// Empty batches and buffers for reuse, so that sending allocates nothing. TLS is the exception: it
+/// copies what it encrypts. Idle connections hold no buffer.
 #[derive(Debug, Default)]
 pub struct BufferPool {
     batches: Vec<Batch>,
     buffers: Vec<Vec<u8>>,
 }
 
-/// What is kept: so many batches of so many chunks, 6 MiB in all, and buffers of so many bytes, 1 MiB
-/// in all. What is more or larger goes back to the allocator.
+/// Bounds of the pool: 6 MiB of batches and 1 MiB of buffers. What is larger or does not fit goes
+/// back to the allocator.
 const BATCHES_MAX: usize = 4096;
 const BATCH_CHUNKS_MAX: usize = 64;
 const BUFFERS_MAX: usize = 256;
 const BUFFER_BYTES_MAX: usize = 4096;
 
 impl BufferPool {
-    /// Takes what a batch is made of.
+    /// Returns the buffers of a batch, and the batch itself, to the pool.
     pub fn keep(&mut self, mut batch: Batch) {
         while let Some(chunk) = batch.pop_front() {
             if let Chunk::Own(mut bytes) = chunk
@@ -105,45 +106,46 @@ impl BufferPool {
     }
 }
 
-/// The outbound queue of one connection.
+/// The outbound queue of one connection. Bounded by `Connection::outbound_max`; a frame that does
+/// not fit counts as failed.
 #[derive(Debug, Default)]
 pub struct Outbound {
     chunks: Batch,
-    // Bytes in chunks.
-    queued: usize,
-    // Bytes taken by the driver and not yet written.
-    in_flight: usize,
-    // What the chunks that wait take beside their bytes, and what those in flight do.
-    overhead: u32,
-    overhead_in_flight: u32,
-    // Bytes at the front of chunks, all our own, that no clearing may drop.
-    kept: u32,
-    // The tick in which the batch in flight was taken. Ticks come again after 17 minutes: then a slow
-    // reader passes for another one for 250 ms.
+    // Bytes in `chunks`.
+    queued_bytes: usize,
+    // Bytes handed to the driver and not yet written.
+    in_flight_bytes: usize,
+    // Overhead of the queued chunks and of those in flight, in bytes.
+    overhead_bytes: u32,
+    in_flight_overhead_bytes: u32,
+    // Bytes at the front of `chunks`, in `Chunk::Own`, that [`Self::clear`] keeps.
+    protected_bytes: u32,
+    // The tick at which the batch in flight was handed out. Ticks repeat after 17 minutes; a slow
+    // connection then counts as a fast one for 250 ms.
     taken_tick: u16,
-    // Nothing of it goes for now.
+    // Whether nothing may be handed out for now.
     is_withheld: bool,
 }
 
 impl Outbound {
-    /// Bytes that wait, those in flight included.
+    /// Returns the bytes queued and in flight.
     pub fn buffered(&self) -> usize {
-        self.queued + self.in_flight
+        self.queued_bytes + self.in_flight_bytes
     }
 
-    /// Memory that all of it takes: the bytes of [`Self::buffered`], and what each chunk takes beside
-    /// them. Limits are compared with this.
+    /// Returns the memory charged to the connection: the bytes queued and in flight, and the
+    /// overhead of their chunks. Limits are compared with this.
     pub fn charge(&self) -> usize {
-        self.buffered() + self.overhead as usize + self.overhead_in_flight as usize
+        self.buffered() + self.overhead_bytes as usize + self.in_flight_overhead_bytes as usize
     }
 
-    /// Whether the driver has some of it.
+    /// Whether the driver has bytes that it has not written yet.
     pub fn is_in_flight(&self) -> bool {
-        self.in_flight > 0
+        self.in_flight_bytes > 0
     }
 
-    /// How long the batch in flight has been so, in milliseconds; `None`: nothing is in flight. Starts at
-    /// 0 again after 17 minutes.
+    /// Returns for how long the current batch has been in flight, in milliseconds. `None`: nothing is
+    /// in flight. Wraps around to 0 after 17 minutes.
     pub fn in_flight_ms(&self, now_ms: u64) -> Option<u64> {
         let ticks = tick(now_ms).wrapping_sub(self.taken_tick);
         self.is_in_flight().then_some(u64::from(ticks) * TICK_MS)
@@ -154,35 +156,37 @@ impl Outbound {
         self.in_flight_ms(now_ms).is_some_and(|ms| ms >= SLOW_MS)
     }
 
-    /// Memory that giving up what waits would free; see [`freed_bytes`]. What is in flight does not count.
+    /// Estimates the memory in bytes that dropping the queue would free; see [`freed_bytes`]. Bytes
+    /// in flight do not count.
     pub fn freed_bytes(&self) -> usize {
         freed_bytes(&self.chunks)
     }
 
-    /// Whether there is something to take and nothing in flight: at most one send at a time.
+    /// Whether a batch can be handed out. There is at most one batch in flight.
     pub fn is_ready(&self) -> bool {
-        !self.chunks.is_empty() && self.in_flight == 0 && !self.is_withheld
+        !self.chunks.is_empty() && self.in_flight_bytes == 0 && !self.is_withheld
     }
 
-    /// Whether what waits is not to go for now.
+    /// Withholds the queue, or releases it again.
     pub fn withhold(&mut self, is_withheld: bool) {
         self.is_withheld = is_withheld;
     }
 
-    /// Whether all was written.
+    /// Whether everything was written.
     pub fn is_flushed(&self) -> bool {
-        self.chunks.is_empty() && self.in_flight == 0
+        self.chunks.is_empty() && self.in_flight_bytes == 0
     }
 
-    /// Adds a frame that others get too.
+    /// Appends a frame shared with other connections.
     pub fn push_shared(&mut self, buffer_pool: &mut BufferPool, frame: Rc<Frame>) {
-        self.queued += frame.bytes().len();
-        self.overhead += QUEUED_FRAME_BYTES as u32;
+        self.queued_bytes += frame.bytes().len();
+        self.overhead_bytes += QUEUED_FRAME_BYTES as u32;
         self.push(buffer_pool, Chunk::Shared(frame));
     }
 
-    /// Puts `coalesced`, which is `last_frame` and so many bytes more, in the place of `last_frame`, if that is what
-    /// waits last; false if it is not. So frames that follow each other for many are one run of bytes.
+    /// Replaces `last_frame` at the end of the queue with `coalesced`, which has `more_bytes` more.
+    /// Returns false if another chunk is last. Successive frames to many subscribers then share one
+    /// run of bytes.
     #[inline]
     pub fn coalesce(
         &mut self,
@@ -193,7 +197,7 @@ impl Outbound {
         match self.chunks.back_mut() {
             Some(Chunk::Shared(last)) if Rc::ptr_eq(last, last_frame) => {
                 debug_assert_eq!(coalesced.bytes().len(), last_frame.bytes().len() + more_bytes);
-                self.queued += more_bytes;
+                self.queued_bytes += more_bytes;
                 *last = coalesced.clone();
                 true
             }
@@ -201,28 +205,28 @@ impl Outbound {
         }
     }
 
-    /// Adds bytes for this connection alone, as `put` appends them.
+    /// Appends bytes for this connection only, written by `put`.
     pub fn push_with(&mut self, buffer_pool: &mut BufferPool, put: impl FnOnce(&mut Vec<u8>)) {
         match self.chunks.back_mut() {
             Some(Chunk::Own(bytes)) if bytes.len() < CHUNK_BYTES => {
                 let (length, unused) = (bytes.len(), bytes.capacity() - bytes.len());
                 put(bytes);
-                self.queued += bytes.len() - length;
-                self.overhead -= unused as u32;
-                self.overhead += (bytes.capacity() - bytes.len()) as u32;
+                self.queued_bytes += bytes.len() - length;
+                self.overhead_bytes -= unused as u32;
+                self.overhead_bytes += (bytes.capacity() - bytes.len()) as u32;
             }
             _ => {
                 let mut bytes = buffer_pool.buffers.pop().unwrap_or_default();
                 put(&mut bytes);
-                self.queued += bytes.len();
+                self.queued_bytes += bytes.len();
                 let chunk = Chunk::Own(bytes);
-                self.overhead += chunk.overhead() as u32;
+                self.overhead_bytes += chunk.overhead() as u32;
                 self.push(buffer_pool, chunk);
             }
         }
     }
 
-    /// Adds what is counted already.
+    /// Appends a chunk whose bytes and overhead are counted already.
     fn push(&mut self, buffer_pool: &mut BufferPool, chunk: Chunk) {
         if self.chunks.capacity() == 0
             && let Some(batch) = buffer_pool.batches.pop()
@@ -232,41 +236,40 @@ impl Outbound {
         self.chunks.push_back(chunk);
     }
 
-    /// Gives all that waits to the driver and takes an empty batch for it.
+    /// Hands out everything queued as a batch.
     pub fn take(&mut self, now_ms: u64) -> Batch {
-        debug_assert!(self.in_flight == 0);
+        debug_assert!(self.in_flight_bytes == 0);
         self.taken_tick = tick(now_ms);
-        self.in_flight = std::mem::take(&mut self.queued);
-        self.overhead_in_flight = std::mem::take(&mut self.overhead);
-        self.kept = 0;
+        self.in_flight_bytes = std::mem::take(&mut self.queued_bytes);
+        self.in_flight_overhead_bytes = std::mem::take(&mut self.overhead_bytes);
+        self.protected_bytes = 0;
         std::mem::take(&mut self.chunks)
     }
 
-    /// So many bytes of what was taken are written.
+    /// Notes that bytes of the batch in flight were written.
     pub fn written(&mut self, bytes: usize) {
-        debug_assert!(bytes <= self.in_flight);
-        self.in_flight = self.in_flight.saturating_sub(bytes);
-        if self.in_flight == 0 {
-            self.overhead_in_flight = 0;
+        debug_assert!(bytes <= self.in_flight_bytes);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+        if self.in_flight_bytes == 0 {
+            self.in_flight_overhead_bytes = 0;
         }
     }
 
-    /// Forgets the shared frames that wait: of a back end, the events.
+    /// Drops queued shared frames. For a back end, those are the events.
     pub fn drop_shared(&mut self) {
         self.chunks.retain(|chunk| matches!(chunk, Chunk::Own(_)));
         self.count_again();
     }
 
-    /// Keeps what waits now, of which nothing is shared, whatever is cleared: answers to requests,
-    /// without which no frame that follows could be understood.
-    pub fn keep(&mut self) {
-        self.kept = self.queued.try_into().unwrap_or(u32::MAX);
+    /// Protects the bytes queued so far from [`Self::clear`]. They must not be shared frames. Used
+    /// for the answer to a handshake, which frames may not precede.
+    pub fn protect_queued(&mut self) {
+        self.protected_bytes = self.queued_bytes.try_into().unwrap_or(u32::MAX);
     }
 
-    /// Forgets what waits, to make room for the words that end the connection. What is in flight
-    /// goes out whole, and what is to be kept.
+    /// Drops the queue to make room for a close frame. Protected bytes and those in flight stay.
     pub fn clear(&mut self) {
-        let mut left = self.kept as usize;
+        let mut left = self.protected_bytes as usize;
         self.chunks.retain_mut(|chunk| match chunk {
             Chunk::Own(bytes) if left > 0 => {
                 bytes.truncate(left);
@@ -277,14 +280,14 @@ impl Outbound {
         });
         self.count_again();
         if self.chunks.is_empty() {
-            // A long batch is memory of its own.
+            // Releases the memory of a long batch.
             self.chunks = Batch::new();
         }
     }
 
     fn count_again(&mut self) {
-        self.queued = self.chunks.iter().map(|chunk| chunk.bytes().len()).sum();
-        self.overhead = self.chunks.iter().map(Chunk::overhead).sum::<usize>() as u32;
+        self.queued_bytes = self.chunks.iter().map(|chunk| chunk.bytes().len()).sum();
+        self.overhead_bytes = self.chunks.iter().map(Chunk::overhead).sum::<usize>() as u32;
     }
 }
 
@@ -300,7 +303,7 @@ mod tests {
     fn a_clearing_leaves_what_is_kept_and_no_more() {
         let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"101"));
-        outbound.keep();
+        outbound.protect_queued();
         outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"frame"));
         outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"shared")));
         outbound.clear();
@@ -320,8 +323,8 @@ mod tests {
             outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"12")));
             outbound.push_with(&mut buffer_pool, |out| out.resize(out.len() + number, 0));
         }
-        // An Rc and an Arc have two counts each, an allocation begins with a word and is a multiple of
-        // 16 bytes, and a deque has at most twice the room that it needs.
+        // An Rc and an Arc have two counts each. An allocation begins with a word and is a multiple
+        // of 16 bytes. A deque has at most twice the capacity that it needs.
         let own: usize = outbound
             .chunks
             .iter()

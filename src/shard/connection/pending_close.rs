@@ -1,21 +1,30 @@
-//! What is heard of connections that are not read from: their control frames, and their end.
+//! Connections whose reading is paused: control frames in the read-ahead, and clients that
+//! disconnect before it is processed.
 //!
-//! A connection is held back while its topic is full, its route's key is missing, its rate is used up, or
-//! too many of its calls wait. [`READ_AHEAD_BYTES_MAX`](super::READ_AHEAD_BYTES_MAX) of it are read ahead. Pings
-//! and pongs are taken out of them, and a client's close frame, whatever data stands in front. Once the
-//! read-ahead is full of data, the connection cannot be heard, and what it does not say is not held against
-//! it. It is pinged all the same. If its peer has gone, the kernel finds out (a reset, or TCP_USER_TIMEOUT),
-//! and the next ping fails. If it takes no bytes for `limits.idle_ms`, it is closed as silent; where that
-//! is over 17 minutes, the kernel alone decides. One that does not read what waits for it
-//! (`Pause::Outbound`) is not answered: its pongs would wait too.
+//! # Control frames
 //!
-//! A client that ends while its topic is full or its rate is used up *parts*: its close frame is answered
-//! at once with its own code, its socket is closed, and nobody finds it any more. What it sent before
-//! is still read as there is room, and its close event comes behind that, with its own code: nothing is
-//! dropped in silence. If the node has to drop what is left, for want of memory, say, the close event
-//! says so instead. Until then it keeps its read-ahead, which counts among what waits for the topic. A
-//! client that is held for its route's key waits for nothing: what it sent after its first message is
-//! dropped with it, as it would be if nobody ever set the key.
+//! Reading pauses while the topic is full, the context lacks a key, the message rate is used up, or
+//! too many calls are unanswered. Up to [`READ_AHEAD_BYTES_MAX`](super::READ_AHEAD_BYTES_MAX) are
+//! still received. Pings, pongs and a client's close frame are taken out of these bytes, even from
+//! behind data frames. A peer that does not read (`Pause::Outbound`) gets no pongs, because they would
+//! only queue up.
+//!
+//! Once the read-ahead is full, pongs can no longer arrive, and their absence does not count as silence.
+//! Pings are still sent. If the peer is gone, the kernel notices (a reset, or TCP_USER_TIMEOUT), and the
+//! next ping fails. A peer that accepts no bytes for `limits.idle_ms` is closed as idle. If that timeout
+//! exceeds 17 minutes, the kernel alone decides.
+//!
+//! # Pending closes
+//!
+//! A client that disconnects while its topic is full or its rate is used up gets a pending close.
+//! Its close frame is answered at once with the same code, its socket is closed, and no call
+//! reaches it any more. Its read-ahead is still processed as room appears, and counts towards the
+//! backlog of the topic. The close event follows the last message, with the client's own code. If
+//! the node discards the rest, for instance because it is short of memory, the close event carries
+//! the reason for that instead.
+//!
+//! A client that is held for a missing context key gets no pending close. Its unprocessed messages
+//! are dropped, as they would be if no back end ever set the key.
 
 use super::lifecycle::{ABNORMAL_CLOSURE, end_reason};
 use super::{Connection, Connections, Pause, Phase, ReadAhead, Stage};
@@ -26,24 +35,24 @@ use crate::protocol::scanner::Heard;
 use crate::shard::trail::By;
 use crate::shard::turn::{Step, Turn};
 
-/// A client that has ended, while what it sent before is still read.
+/// The close event of a client that disconnected, reported once its messages are processed.
 #[derive(Debug)]
 pub struct PendingClose {
     pub code: u16,
     pub reason: Box<str>,
     pub by: By,
-    // Bytes that it had sent and that were not read when it ended.
+    // Unprocessed bytes at the time of the disconnect.
     bytes: usize,
 }
 
-/// Reasons to hold a client whose messages are still wanted once it has ended.
+/// Reasons for a pause after which the messages of a disconnected client are still processed.
 const KEEPS_BACKLOG: u8 = Pause::Topic as u8 | Pause::Rate as u8;
 
-/// Reasons for which control frames are looked for among what is held.
+/// Reasons for a pause during which the read-ahead is scanned for control frames.
 const SCANS_CONTROL_FRAMES: u8 = KEEPS_BACKLOG | Pause::Hold as u8 | Pause::Answers as u8;
 
 impl Connection {
-    /// Whether control frames are to be looked for among what is held.
+    /// Whether the read-ahead is to be scanned for control frames.
     fn may_scan_read_ahead(&self) -> bool {
         self.paused & SCANS_CONTROL_FRAMES != 0
             && !self.is_paused_for(Pause::Outbound)
@@ -51,25 +60,24 @@ impl Connection {
             && !self.read_ahead.is_empty()
     }
 
-    /// Whether it is held back for a reason that is not its own fault, with so much read ahead that no
-    /// more is received.
+    /// Whether backpressure, and not the peer, has stopped the receiving: the read-ahead is full.
     pub fn is_backpressured(&self) -> bool {
         self.is_receive_stopped
             && self.paused & SCANS_CONTROL_FRAMES != 0
             && !self.is_paused_for(Pause::Outbound)
     }
 
-    /// Since when the peer has been silent, on the shard's clock. A peer that is not read from is judged
-    /// by one thing alone: whether it takes the batch in flight.
+    /// Returns since when the peer has been silent, in milliseconds on the shard's clock. A peer that is
+    /// not read from counts as silent only for as long as it accepts no bytes of the batch in flight.
     pub fn silent_since_ms(&self, now_ms: u64) -> u64 {
-        if !self.is_unheard() {
-            return if self.is_resuming { now_ms } else { self.heard_ms };
+        if !self.is_backpressured() {
+            return if self.is_queued_to_read { now_ms } else { self.last_received_ms };
         }
         let in_flight_ms = self.outbound.in_flight_ms(now_ms).unwrap_or(0);
-        self.heard_ms.max(now_ms.saturating_sub(in_flight_ms))
+        self.last_received_ms.max(now_ms.saturating_sub(in_flight_ms))
     }
 
-    /// Whether it is held back, and what it sent is wanted all the same.
+    /// Whether the read-ahead would still be processed if the client disconnected now.
     fn keeps_backlog(&self) -> bool {
         let keeps_backlog = self.paused & KEEPS_BACKLOG != 0 && self.paused & !KEEPS_BACKLOG == 0;
         keeps_backlog && self.phase == Phase::Open
@@ -77,7 +85,7 @@ impl Connection {
 }
 
 impl Connections {
-    /// Answers the control frames among what is held of a connection.
+    /// Answers the control frames in the read-ahead of a connection.
     pub fn scan_read_ahead(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if !connection.may_scan_read_ahead() {
@@ -86,7 +94,7 @@ impl Connections {
         let may_deflate = connection.compression.is_some();
         let (frame_left, takes_close) = match &connection.stage {
             Stage::Client(client) => (client.assembler.frame_left(), true),
-            // Its answers come first.
+            // The back end's answers come before its close.
             Stage::Backend(backend) => (backend.assembler.frame_left(), false),
             Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => return,
         };
@@ -107,7 +115,7 @@ impl Connections {
         }
     }
 
-    /// A client that is held back has sent a close frame.
+    /// Handles the close frame of a paused connection.
     fn close_paused(&mut self, turn: &mut Turn, key: ConnectionKey, closed: Closed, by: By) {
         if !self.defer_close(turn, key, closed.event_code(), &closed.reason, by) {
             return self.close_after_answers(turn, key, closed, by);
@@ -116,8 +124,8 @@ impl Connections {
         self.finish(turn, key);
     }
 
-    /// A client that is held back has ended: what it sent before is still read. False if there is no
-    /// need: it may depart at once.
+    /// Keeps the close event of a paused client until its read-ahead is processed. Returns false if
+    /// there is nothing to wait for, so that the client can be detached at once.
     pub fn defer_close(
         &mut self,
         turn: &mut Turn,
@@ -148,8 +156,8 @@ impl Connections {
         route.is_some_and(|route| route.echo)
     }
 
-    /// The connection of a client that is held back has ended. False if it is no such client, or one that
-    /// may still read the echo of what it sent.
+    /// Handles the end of the stream of a paused client. Returns false if the connection is no such
+    /// client, or is one that may still read its echoes.
     pub fn end_paused(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
         let Some(connection) = self.get(key) else { return false };
         let is_client = matches!(connection.stage, Stage::Client(_));
@@ -167,7 +175,7 @@ impl Connections {
         true
     }
 
-    /// Closes a connection whose peer is silent.
+    /// Closes a connection whose idle timeout has expired.
     pub fn close_silent(&mut self, turn: &mut Turn, key: ConnectionKey) {
         turn.counters.limits.idle_ms += 1;
         let Reason { code, text } = close::IDLE;
@@ -178,7 +186,8 @@ impl Connections {
         self.finish(turn, key);
     }
 
-    /// All that a client sent before it ended is read, or is not wanted: it departs as it ended.
+    /// Detaches a disconnected client whose read-ahead is processed, and reports its pending close
+    /// event.
     pub fn report_pending_close(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(PendingClose { code, reason, by, .. }) = self.pending_closes.get_mut(&key) else {
             return;
@@ -187,7 +196,7 @@ impl Connections {
         self.detach(turn, key, code, &reason, by);
     }
 
-    /// What a parting client sent is not read any more.
+    /// Discards the read-ahead and the pending close of a client.
     pub fn discard_pending_close(&mut self, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if !std::mem::take(&mut connection.has_pending_close) {
@@ -199,7 +208,8 @@ impl Connections {
         }
     }
 
-    /// The peer of a parting client has shut its end too, or its connection broke.
+    /// Closes the socket of a client with a pending close, after its peer closed too or the
+    /// connection broke.
     pub fn close_pending_socket(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.is_broken || connection.phase != Phase::Flushing {

@@ -1,11 +1,11 @@
-//! How connections are read from: at once, later, or not for as long as something pauses them.
+//! Reading from connections: at once, in a later turn, or after a pause.
 
 use super::{Connections, Pause, Phase, READ_AHEAD_BYTES_MAX, ReadAhead};
 use crate::message::ConnectionKey;
 use crate::shard::turn::{Action, Turn};
 
 impl Connections {
-    /// A connection that waited to be read is next: true if nothing pauses it.
+    /// Takes note that a queued connection is about to be read. Returns whether nothing pauses it.
     pub fn is_to_resume(&mut self, key: ConnectionKey) -> bool {
         self.get(key).is_some_and(|connection| {
             connection.is_queued_to_read = false;
@@ -13,22 +13,23 @@ impl Connections {
         })
     }
 
-    /// Takes out what was received of a connection and not read, unless it is paused or half inflated;
-    /// to be given back with [`Self::put_back_read_ahead`].
+    /// Takes the read-ahead, unless reading is paused or a message is partly inflated. The rest is
+    /// to be returned with [`Self::put_back_read_ahead`].
     pub fn take_read_ahead(&mut self, key: ConnectionKey) -> Option<ReadAhead> {
         let connection = self.get(key)?;
         let may = connection.paused == 0 && !connection.is_inflating;
         may.then(|| std::mem::take(&mut connection.read_ahead))
     }
 
-    /// Gives back what is left of it.
+    /// Puts back the unprocessed rest of the read-ahead.
     pub fn put_back_read_ahead(&mut self, key: ConnectionKey, held: ReadAhead) {
         if let Some(connection) = self.get(key) {
             connection.read_ahead = held;
         }
     }
 
-    /// Keeps what cannot be read yet.
+    /// Appends unprocessed input to the read-ahead. Tells the driver to stop receiving if that is
+    /// full.
     pub fn push_read_ahead(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) {
         if input.is_empty() {
             return;
@@ -47,17 +48,16 @@ impl Connections {
         }
     }
 
-    /// A connection that had waited was read: lets it wait again, ends it, or receives from it again once
-    /// all is read.
+    /// Decides how a connection goes on after it was read: queued again, ended, or receiving again.
     pub fn after_reading(&mut self, turn: &mut Turn, key: ConnectionKey) {
         self.note_slice(turn, key);
         let Some(connection) = self.get(key) else { return };
-        // Room that came while it was read has queued it again. What pauses it since then is judged here:
-        // the queue passes over a connection that is paused.
+        // A connection that was queued again while it was read stays in the queue, unless it was
+        // paused too: the queue skips paused connections.
         if connection.is_queued_to_read && connection.paused == 0 {
             return;
         }
-        // Who is held for a key and has ended waits for nothing.
+        // A disconnected client that is held for a context key has nothing to wait for.
         let has_ended = connection.is_read_closed || connection.has_pending_close;
         let is_over = has_ended && connection.is_paused_for(Pause::Hold);
         if connection.paused != 0 && !is_over {
@@ -73,8 +73,8 @@ impl Connections {
         }
     }
 
-    /// A connection was read on and is held back again: what is held may tell something, and there may be
-    /// room for more.
+    /// Scans the read-ahead of a connection that is still paused, and receives again if half of it
+    /// is free.
     fn scan_and_receive(&mut self, turn: &mut Turn, key: ConnectionKey) {
         self.scan_read_ahead(turn, key);
         let Some(connection) = self.get(key) else { return };
@@ -85,7 +85,8 @@ impl Connections {
         }
     }
 
-    /// Bytes were received. True if they are to be read now; otherwise they are held.
+    /// Handles received bytes. Returns true if they are to be read now; otherwise they were added
+    /// to the read-ahead.
     pub fn handle_bytes(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) -> bool {
         let Some(connection) = self.get(key) else { return false };
         turn.counters.received_bytes += input.len() as u64;
@@ -106,15 +107,15 @@ impl Connections {
         true
     }
 
-    /// Stops reading from a connection for this reason.
+    /// Pauses reading from a connection for this reason.
     pub fn pause(&mut self, key: ConnectionKey, reason: Pause) {
         if let Some(connection) = self.get(key) {
             connection.paused |= reason as u8;
         }
     }
 
-    /// This reason is gone. What was received meanwhile is read in a later step: never in the
-    /// middle of another connection's work.
+    /// Removes a reason for a pause. If it was the last, the connection is read in a later step,
+    /// never in the middle of another connection's work.
     pub fn unpause(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Pause) {
         let Some(connection) = self.get(key) else { return };
         if !connection.is_paused_for(reason) {
@@ -133,7 +134,7 @@ impl Connections {
         }
     }
 
-    /// Lets a connection wait for a turn in which it is read again.
+    /// Queues a connection to be read in a later turn, unless it is queued already.
     pub fn read_later(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let is_read = connection.phase == Phase::Open || connection.has_pending_close;
@@ -144,8 +145,8 @@ impl Connections {
         turn.work.wait(key, connection.is_heavy, connection.is_inflating);
     }
 
-    /// Notes whether a connection that was just read spent its slice, and lets it wait if some of
-    /// its input is left.
+    /// Records whether a connection that was just read used up its slice, and queues it if input is
+    /// left.
     pub fn note_slice(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let is_spent = turn.work.is_slice_spent();
         let Some(connection) = self.get(key) else { return };

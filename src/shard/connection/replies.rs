@@ -1,4 +1,4 @@
-//! Answers leave a connection in the order its requests came, whatever order they are known in.
+//! Puts answers in the order of their requests, whatever the order in which they become known.
 
 use std::collections::VecDeque;
 
@@ -8,44 +8,44 @@ use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Date, Exchange, Response};
 
-/// Requests of one connection that wait for answers, at most; it is not read from until there are
-/// [`WAITING_MIN`] again.
+/// Maximum number of pending answers of one connection. Reading pauses there, and resumes at
+/// [`WAITING_MIN`].
 pub const WAITING_MAX: usize = 1024;
 
-/// See [`WAITING_MAX`].
+/// Number of pending answers at which reading resumes after [`WAITING_MAX`] was reached.
 pub const WAITING_MIN: usize = 512;
 
-/// How an answer is to be written.
+/// The format of an answer.
 #[derive(Debug)]
 pub enum Shape {
-    /// As a message, with the JSON text of the request's id.
+    /// A WebSocket message. Holds the JSON text of the request's id.
     Message(SmolStr),
-    /// As a response.
+    /// An HTTP response.
     Response(HttpShape),
 }
 
 /// What the response to an HTTP request depends on besides the answer.
 #[derive(Clone, Debug)]
 pub struct HttpShape {
-    /// What the request says of its response.
+    /// What the request determines about its response: version, method and keep-alive.
     pub exchange: Exchange,
-    /// Whether faults are told by the status too (`X-Error-Mode: status`).
+    /// Whether a fault sets the status code too (`X-Error-Mode: status`).
     pub fault_status: bool,
-    /// The origin that may read the response in a browser, if it is not our own.
+    /// The origin, other than our own, whose pages may read the response in a browser.
     pub allow_origin: Option<Box<str>>,
 }
 
 impl Shape {
-    /// Memory that it takes beside itself.
+    /// Returns the memory taken beyond the size of the type, in bytes.
     fn held_bytes(&self) -> usize {
         match self {
-            // Short ids are in place; the room for that is not worth a look.
+            // A short id is stored inline; counting it too does no harm.
             Self::Message(id) => id.len(),
             Self::Response(shape) => shape.allow_origin.as_ref().map_or(0, |origin| origin.len()),
         }
     }
 
-    /// Appends the answer.
+    /// Appends the answer in this format.
     pub fn put(
         &self,
         out: &mut Vec<u8>,
@@ -60,7 +60,7 @@ impl Shape {
     }
 }
 
-/// Appends an answer as a message.
+/// Appends an answer as a WebSocket message.
 pub fn put_message(
     out: &mut Vec<u8>,
     scratch: &mut Vec<u8>,
@@ -73,7 +73,7 @@ pub fn put_message(
 }
 
 impl HttpShape {
-    /// Appends an answer as a response.
+    /// Appends an answer as an HTTP response.
     pub fn put_answer(
         &self,
         out: &mut Vec<u8>,
@@ -93,7 +93,7 @@ impl HttpShape {
         self.put(out, date, (status, "application/json"), &[], body);
     }
 
-    /// Appends a response.
+    /// Appends an HTTP response with this status and body.
     pub fn put(
         &self,
         out: &mut Vec<u8>,
@@ -116,15 +116,17 @@ impl HttpShape {
     }
 }
 
-/// The answers that a connection waits for. Costs nothing while each is known at once.
+/// The pending answers of a connection, as a queue of slots. Nothing is allocated while every
+/// answer is known at once. Reading pauses at [`WAITING_MAX`] slots, or when they take too much
+/// memory.
 #[derive(Debug, Default)]
 pub struct Replies {
     slots: VecDeque<Slot>,
-    // The number of the first of them.
+    // The number of the slot at the front.
     first: u64,
-    // The one after the last call of a client's function.
+    // The number that follows the last call of a client's function.
     after_function: u64,
-    // Memory that the slots take.
+    // Memory taken by the slots, in bytes.
     held_bytes: usize,
 }
 
@@ -135,9 +137,9 @@ enum Slot {
 }
 
 impl Slot {
-    /// Memory that it takes.
+    /// Returns the memory taken by the slot, in bytes.
     fn held_bytes(&self) -> usize {
-        // A queue that grows by doubling has room for twice as many.
+        // A queue that grows by doubling has up to twice the capacity that it needs.
         2 * size_of::<Self>()
             + match self {
                 Self::Waiting(shape) => shape.held_bytes(),
@@ -146,27 +148,27 @@ impl Slot {
     }
 }
 
-/// An answer that may be written.
+/// An answer that can be written.
 #[derive(Debug)]
 pub struct Ready {
-    /// Its bytes.
+    /// The encoded answer.
     pub bytes: Vec<u8>,
-    /// The number of the `queue.pop` that it grants: events follow it, never before.
+    /// The number of the `queue.pop` granted by this answer. Events may only follow the answer.
     pub granted_pop: Option<u64>,
 }
 
 impl Replies {
-    /// Whether the next answer may be written at once.
+    /// Whether no answer is pending, so that the next one may be written at once.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// Requests that wait for an answer or for one before them.
+    /// Returns the number of requests that wait for an answer, or for an earlier one.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Memory that they take: ids of requests, and answers behind one that is not known.
+    /// Returns the memory taken by request ids and by answers that wait for earlier ones, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
     }
@@ -176,36 +178,36 @@ impl Replies {
         self.slots.push_back(slot);
     }
 
-    /// Keeps a place for an answer; gives its number.
+    /// Reserves a slot for an answer, and returns its number.
     pub fn wait(&mut self, shape: Shape) -> u64 {
         self.push(Slot::Waiting(shape));
         self.first + self.slots.len() as u64 - 1
     }
 
-    /// Notes that the last place is that of a call of a client's function.
+    /// Marks the last slot as that of a call of a client's function.
     pub fn note_function(&mut self) {
         self.after_function = self.first + self.slots.len() as u64;
     }
 
-    /// Whether a call of a client's function waits, which may have changed channels somewhere by the
-    /// time that what is asked next comes there.
+    /// Whether a call of a client's function is pending. Such a call may change subscriptions
+    /// before a later command arrives at the same shard.
     pub fn has_function(&self) -> bool {
         self.first < self.after_function
     }
 
-    /// Gives the last place back that was kept, and not settled: its answer gets another.
+    /// Removes the slot reserved last, which must still be waiting.
     pub fn give_up_last(&mut self) {
         if let Some(slot) = self.slots.pop_back() {
             self.held_bytes -= slot.held_bytes();
         }
     }
 
-    /// Keeps an answer that is known, behind those that are not.
+    /// Appends a known answer behind the pending ones.
     pub fn ready(&mut self, bytes: Vec<u8>) {
         self.push(Slot::Ready(Ready { bytes, granted_pop: None }));
     }
 
-    /// An answer that was waited for.
+    /// Fills a reserved slot with its answer.
     pub fn settle(
         &mut self,
         number: u64,
@@ -224,7 +226,7 @@ impl Replies {
         }
     }
 
-    /// The next answer that may be written.
+    /// Returns the next answer that can be written.
     pub fn poll_ready(&mut self) -> Option<Ready> {
         if !matches!(self.slots.front()?, Slot::Ready(_)) {
             return None;

@@ -1,4 +1,4 @@
-//! How long connections may take, and be silent.
+//! Timeouts of connections: handshake, ping, idle, token expiry, slow messages.
 
 use super::{Connections, Phase, Stage};
 use crate::message::ConnectionKey;
@@ -8,8 +8,8 @@ use crate::shard::timers::Timer;
 use crate::shard::turn::{Step, Turn};
 
 impl Connections {
-    /// Sets the time at which a connection is looked at next, on the shard's clock: the earliest of this
-    /// one, the end of its token and the end of the time for its half-read message.
+    /// Sets the timer of a connection, in milliseconds on the shard's clock. The timer fires
+    /// earlier if the token or the partly received message is due earlier.
     pub fn set_timer(&mut self, turn: &mut Turn, key: ConnectionKey, deadline_ms: u64) {
         if let Some(connection) = self.get(key) {
             let left_ms = connection.expires_unix_ms().saturating_sub(turn.now.unix_ms);
@@ -37,7 +37,7 @@ impl Connections {
             return self.close_with(turn, key, close::UNFINISHED);
         }
         let is_backpressured = connection.is_backpressured();
-        // Where there are no users, nobody has anything to show.
+        // Without configured users, nobody needs credentials.
         let is_unauthenticated =
             connection.is_unauthenticated() && !turn.settings.api.users.is_empty();
         let silent_since = connection.silent_since_ms(now_ms);
@@ -58,7 +58,7 @@ impl Connections {
         };
         let is_websocket = matches!(connection.stage, Stage::Client(_) | Stage::Backend(_));
         if is_backpressured && is_websocket && connection.outbound.is_flushed() {
-            // Nobody may be there: then the kernel finds out.
+            // The peer may be gone: the kernel finds out by an unanswered ping.
             self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
             return self.set_timer(turn, key, now_ms + limits.ping_ms);
         }
@@ -80,12 +80,12 @@ impl Connections {
             _ if connection.is_pinged => self.close_silent(turn, key),
             _ => {
                 connection.is_pinged = true;
-                // A ping that comes late leaves as much time for its answer as one that is on time.
+                // A late ping leaves the peer as much time to answer as one sent on time.
                 connection.last_received_ms =
                     silent_since.max(now_ms.saturating_sub(limits.ping_ms));
                 let due_ms = connection.last_received_ms + limits.idle_ms;
                 self.write_with(turn, key, |out| put_frame(out, Opcode::Ping, b""));
-                // Looks again when a peer that answers at once would be due for the next ping.
+                // Check again when the next ping is due for a peer that answered at once.
                 self.set_timer(turn, key, due_ms.min(now_ms + limits.ping_ms));
             }
         }

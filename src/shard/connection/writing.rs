@@ -1,38 +1,38 @@
-//! How connections are written to.
+//! The order in which connections are written to, and what follows a write.
 
 use super::{Batch, Connections, Pause, Phase, WriteQueue};
 use crate::message::ConnectionKey;
 use crate::shard::turn::Turn;
 
-/// Which of the connections with something to write go first.
+/// The priority of a connection with something to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Those that a single command meant.
+    /// Written to by a command for one client, or by an answer: first.
     Urgent,
-    /// Those that only a fan-out reached.
+    /// Written to by fan-outs only: last, within a budget per turn.
     Bulk,
 }
 
-/// What a write leads to.
+/// What the shard has to do after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// Nothing waits for it.
+    /// Nothing.
     Usual,
-    /// Events for a back end were in the queue: their topics may be told.
+    /// Look for written events of a consumer, which their topics wait for.
     Events,
-    /// More is to be written, or the connection waits for room in its queue or for its end.
+    /// Look for more to write, for room in the outbound queue, or for the end of the connection.
     Awaited,
 }
 
 impl Connections {
-    /// So many bytes of the batch in flight are written.
+    /// Notes that bytes of the batch in flight were written.
     pub fn handle_written(&mut self, turn: &mut Turn, key: ConnectionKey, bytes: usize) -> Written {
         let Some(connection) = self.get(key) else { return Written::Usual };
         turn.counters.sent_bytes += bytes as u64;
         connection.outbound.written(bytes);
         let has_events = connection.backend().is_some_and(|backend| {
             backend.written += bytes as u64;
-            !backend.deliveries.is_empty()
+            !backend.unwritten_events.is_empty()
         });
         let is_open = connection.phase == Phase::Open && connection.paused == 0;
         match has_events {
@@ -42,7 +42,7 @@ impl Connections {
         }
     }
 
-    /// The next connection that a single command wrote to, and all that waits for it.
+    /// Returns the next urgent connection with its batch.
     pub fn poll_urgent(&mut self, turn: &Turn) -> Option<(ConnectionKey, Batch)> {
         loop {
             let key = self.urgent.pop_front()?;
@@ -52,8 +52,7 @@ impl Connections {
         }
     }
 
-    /// The next connection that only a fan-out wrote to, all that waits for it, and how many bytes that
-    /// is.
+    /// Returns the next connection written to by fan-outs only, its batch, and the number of bytes.
     pub fn poll_bulk(&mut self, turn: &Turn) -> Option<(ConnectionKey, Batch, usize)> {
         loop {
             let key = self.bulk.pop_front()?;
@@ -63,26 +62,26 @@ impl Connections {
         }
     }
 
-    /// All that waits for a connection, and how many bytes that is.
+    /// Takes the outbound queue of a connection as a batch, with the number of bytes.
     fn take_batch(&mut self, turn: &Turn, key: ConnectionKey) -> Option<(Batch, usize)> {
         let connection = self.get(key)?;
-        connection.queued = WriteQueue::No;
+        connection.write_queue = WriteQueue::Neither;
         let is_ready = connection.phase != Phase::Closed && connection.outbound.is_ready();
         is_ready.then(|| (connection.outbound.take(turn.now.ms), connection.outbound.buffered()))
     }
 
-    /// Notes that a connection has something to write.
+    /// Queues a connection to be written to, as urgent.
     pub fn queue_write(&mut self, key: ConnectionKey) {
         if let Some(connection) = self.get(key)
-            && connection.queued != WriteQueue::Urgent
+            && connection.write_queue != WriteQueue::Urgent
             && connection.outbound.is_ready()
         {
-            connection.queued = WriteQueue::Urgent;
+            connection.write_queue = WriteQueue::Urgent;
             self.urgent.push_back(key);
         }
     }
 
-    /// Puts bytes for this connection alone into its outbound queue.
+    /// Appends bytes for this connection only to its outbound queue.
     pub fn write_with(
         &mut self,
         turn: &mut Turn,
@@ -97,16 +96,17 @@ impl Connections {
         }
     }
 
-    /// All of a batch is written: there may be more, or it was the last.
+    /// Goes on after a whole batch was written: with the next one, or with the shutdown of a
+    /// closing connection.
     pub fn after_batch(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let half_empty = connection.unread_charge() <= connection.outbound_max() / 2;
         if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
             return self.shut(turn, key);
         }
-        if connection.queued == WriteQueue::No && connection.outbound.is_ready() {
-            // It has had its send: what came meanwhile goes behind the others.
-            connection.queued = WriteQueue::Bulk;
+        if connection.write_queue == WriteQueue::Neither && connection.outbound.is_ready() {
+            // The connection has had its share: newer output queues behind that of the others.
+            connection.write_queue = WriteQueue::Bulk;
             self.bulk.push_back(key);
         }
         if half_empty {
