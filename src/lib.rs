@@ -1,27 +1,42 @@
-//! gridcast: a long-connection gateway. Devices hold WebSocket connections to its *edge*; back ends
-//! push to them and read what they send through its *API*.
+//! gridcast is a long-connection gateway. Devices keep WebSocket connections to its *edge*. Back ends
+//! push messages to the devices, and read what they send, through its *API*.
 //!
 //! # The map
 //!
-//! | layer | what it knows |
+//! | layer | responsibility |
 //! |---|---|
-//! | [`address`] | who is meant: node, shard, client. A client's id is its address |
+//! | [`address`] | addresses of nodes, shards and clients. A client's id is its address |
 //! | [`slot_map`] | a table whose keys never name a later value |
-//! | [`protocol`] | bytes ⇄ meaning: HTTP, WebSocket, the API's JSON. Pure |
-//! | [`message`] | what shards say to each other |
-//! | [`queue`] | messages of clients that wait for back ends: topics, and the credit that feeds them. Pure |
-//! | [`metrics`] | what a shard counts |
+//! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
+//! | [`message`] | the messages between shards, and between nodes |
+//! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
+//! | [`metrics`] | the counters of a shard |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
-//! | [`mesh`] | other nodes: who is there, what they want to hear, how messages reach them |
-//! | [`config`] | one definition per key; the file and the variables → checked values, the reference page, the sample file |
-//! | [`doctor`] | reads the machine → what is right and wrong with it |
-//! | [`node`] | puts a node together, runs it, takes it down |
+//! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
+//! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
+//! | [`doctor`] | checks the machine, and reports problems |
+//! | [`node`] | assembles a node, runs it, shuts it down |
+//!
+//! # Where to find it
+//!
+//! | question | place |
+//! |---|---|
+//! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard; the sum for `{s, f}` in `shard::backend::pending` |
+//! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |
+//! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in [`shard`] |
+//! | Where are the clients of a lost node reported? | `shard::wards`, told by `mesh::membership` |
+//! | Where is a handshake accepted or refused? | `shard::client::handshake` |
+//! | Where is a message of a client turned into an event? | `shard::client::messages` |
+//! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
+//! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
+//! | Where do idle connections time out? | `shard::connection::timeouts` |
 //!
 //! # The arrows
 //!
-//! A layer imports only what stands to its left; `tests/architecture.rs` holds this table, and who
-//! may name glommio, io_uring, quinn and tokio, rustls' sessions and `std::net`'s sockets.
+//! A layer imports only layers to its left. `tests/architecture.rs` enforces this table. The same test
+//! restricts who may name glommio, io_uring, quinn, tokio, the sessions of rustls, and the sockets of
+//! `std::net`.
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
@@ -29,121 +44,128 @@
 //!                                              runtime, mesh, config ← doctor ← main
 //! ```
 //!
-//! Only `node`, `doctor` and `main` see `config` (which takes one enum from `queue`, and the API's
-//! users from `protocol`): each layer is told what it needs in a struct of its own.
+//! Only `node`, `doctor` and `main` import `config`, which takes one enum from `queue` and the API's
+//! users from `protocol`. Every other layer receives its settings in a struct of its own.
 //!
 //! # Three ideas
 //!
-//! 1. **A shard is a value.** Bytes, messages and the time go in (`handle_*`); messages, writes and
-//!    actions come out (`poll_*`). A node of shards is a `Vec` in a test, and a timeout of a minute
-//!    passes in no time.
-//!    Inside it, parts with private state borrow a turn and leave steps to each other; see [`shard`].
-//! 2. **The id is the address.** It names node and shard, so no directory is asked; its time part
-//!    keeps it from being given out twice, over restarts by a record of the times used (`runtime::ids`).
-//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber; compressed
-//!    ones too, since no message refers to those before it (`protocol::deflate`).
+//! 1. **A shard is a value.** Bytes, messages and the time go in (`handle_*`). Messages, writes and
+//!    actions come out (`poll_*`). In a test a node is a `Vec` of shards, and a timeout of a minute
+//!    takes no time. Inside a shard, parts with private state borrow a turn and push steps for each
+//!    other; see [`shard`].
+//! 2. **The id is the address.** A client's id names its node and shard, so that no directory is
+//!    needed. Its time part keeps ids unique, also across restarts: `runtime::ids` records the times
+//!    in use.
+//! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber. This
+//!    holds for compressed frames too, because no message refers to an earlier one
+//!    (`protocol::deflate`).
 //!
 //! # The life of a publish
 //!
-//! 1. The kernel puts bytes into a buffer that `runtime::ring` provided; `runtime::driver` shows them
-//!    to `Shard::handle_bytes`, over TLS what `runtime::tls` makes of them. An idle connection owns
+//! 1. The kernel receives bytes into a buffer provided by `runtime::ring`. `runtime::driver` passes
+//!    them to `Shard::handle_bytes`, decrypted by `runtime::tls` if need be. An idle connection owns
 //!    no buffer.
-//! 2. `shard::backend` (or `shard::requests`, over HTTP) gets a whole message from
-//!    `protocol::assembler`, in place, and `protocol::api` reads the call from it, in place. Over
-//!    HTTP, a connection that sends the head of its last call again has only the length and the
-//!    credentials read anew (`protocol::http`).
-//! 3. `Shard::call` (`shard::calls`) routes it. If only clients of this shard can be subscribed, it goes to
-//!    them at once. Otherwise `shard::backend` encodes one frame, opens a question in `backend::pending`,
-//!    and asks those who may have subscribers (`shard::interest`), itself and others alike, through the turn.
-//! 4. `runtime::bus` hands it to each: a reference, through one mailbox per pair of shards. That a
-//!    pair's messages keep their order is what "subscribe, then publish" and the order of a back
-//!    end's messages rest on.
-//! 5. There `client::fanout` walks through the channel's members, in slices, and pushes the frame to
-//!    each outbound queue, in the form that its client agreed on: the compressed one is made when the
-//!    first needs it (`client::variants`). The frames of a burst to one channel are joined, once for
-//!    all of them. A connection is noted once as having something to write.
-//! 6. At the end of the turn noted connections get one gathered send each, however many frames they
-//!    got; all sends of a turn are one submission. Of those that only a fan-out reached a turn has
-//!    few, so that others do not wait for them. A socket that would block waits alone.
-//! 7. The tallies come back and add up in `backend::pending`; complete, or after `limits.answer_ms`, the
-//!    back end gets `{s, f}`, in the order of its calls (`connection::replies`).
+//! 2. `shard::backend` (over HTTP, `shard::requests`) gets a whole message from
+//!    `protocol::assembler`, and `protocol::api` parses the call in place. If a request over HTTP has
+//!    the same head as the last one, only the length and the credentials are parsed again
+//!    (`protocol::http`).
+//! 3. `Shard::call` (`shard::calls`) routes the call. If only clients of this shard can be
+//!    subscribed, it publishes at once. Otherwise `shard::backend` encodes one frame, opens a
+//!    question in `backend::pending`, and sends it to every shard that may have subscribers
+//!    (`shard::interest`), itself included.
+//! 4. `runtime::bus` delivers the message as a reference, through one mailbox per pair of shards. Each
+//!    mailbox keeps its order. Two promises depend on that: subscribe before publish, and the order of
+//!    a back end's messages.
+//! 5. On each of these shards `client::fanout` walks through the channel's members in slices, pushes
+//!    the frame to their outbound queues, and counts it as delivered or failed. Each subscriber gets
+//!    the plain or compressed variant it agreed on, made once (`client::variants`). The frames of a
+//!    burst are coalesced once for all subscribers.
+//! 6. At the end of the turn each connection with queued output gets one gathered send, and all sends
+//!    are submitted together. Fan-out writes have a budget per turn, so that they do not delay other
+//!    output. A socket that would block delays only itself.
+//! 7. The tallies of the shards are summed in `backend::pending`. The back end gets `{s, f}` when all
+//!    have arrived or `limits.answer_ms` has passed, in the order of its calls
+//!    (`connection::replies`).
 //!
 //! # The life of a client's message
 //!
-//! `client::messages` encodes the event, once, and leaves it to `shard::topics`, which pushes it to the
-//! topic's home shard against credit (`topics::feeders`). Without credit it waits and the client is not read
-//! from, though its pings, pongs and close frame are heard (`connection::pending_close`). Once 1 MiB waits, clients
-//! are stopped before their next message is decoded. The home (`topics::homes`, `queue::topic`) hands it to a
-//! consumer that has room, keeps it until the consumer's shard says that it was written
-//! (`backend::consumers`), and gives it to another if the connection dies before that.
+//! 1. `client::messages` decodes the message and encodes the event, once.
+//! 2. `shard::topics` sends the event to the topic's home shard, as far as its credit goes
+//!    (`topics::feeders`). Without credit the event waits, and reading from the client pauses. Its
+//!    pings, pongs and close frame are still handled (`connection::pending_close`). Once 1 MiB of
+//!    events waits, reading pauses before the next message is decoded.
+//! 3. The home (`topics::homes`, `queue::topic`) delivers the event to a consumer with room in its
+//!    window. The event is kept until the consumer's shard reports that it was written
+//!    (`backend::consumers`). If the connection breaks before that, another consumer gets it.
+//! 4. When the topic has room again, the client's read-ahead is processed (`Shard::resume`).
 //!
 //! # The life of a client whose node is lost
 //!
-//! Each shard names its clients to a guardian, a shard of another node (`shard::wards`). When the grid gives
-//! the node up, the guardian puts their close events into the topics of its own node.
+//! 1. Each shard reports its clients to a guardian, which is a shard of another node (`shard::wards`).
+//! 2. `mesh::upkeep` pings each node (`mesh::liveness`), and ends the session with an unreachable one
+//!    (`mesh::sessions`). Calls for its clients fail from then on.
+//! 3. All nodes agree in `mesh::membership` that the node is dead, and the mesh tells every shard.
+//! 4. The guardian puts the close events of the lost clients into the topics of its own node
+//!    (`shard::wards`).
 //!
 //! # The life of a request whose user has a hashed secret
 //!
-//! `shard::access` keeps the request, with a place among the answers, and pauses its connection;
-//! `runtime::verifier`, one thread of the node, makes the comparison that would take a shard's turn
-//! many times over; its verdict comes through the bus, and the request goes on (`shard::requests`). Plain
-//! secrets and those that proved right of late are judged at once. `access::verdicts` decides whose
-//! comparison is next, so that nobody who guesses keeps others out. A request whose body is not all there is
-//! judged at its head: a body is kept only for who may send it.
+//! 1. A request is checked at its head, before its body is received. Plain secrets, and those verified
+//!    recently, are compared at once.
+//! 2. For any other secret `shard::access` parks the request, reserves its answer's place, and pauses
+//!    the connection.
+//! 3. `access::verdicts` chooses the next comparison fairly, so that guessing does not lock out others.
+//!    One thread of the node, `runtime::verifier`, makes it, because it takes longer than many turns.
+//! 4. The verdict arrives through the bus, and the request continues (`shard::requests`).
 //!
-//! # Who may do how much
+//! # Rate limits and fairness
 //!
-//! `shard::rate` is one number per client or address: when its bucket is full again. A client that
-//! has sent too much is not read from; an address is counted by its home, a shard found by its hash
-//! as a topic's is (`address::placement`, `access::addresses`). What all shards of a node share is in
-//! `shard::node_state`: the calls that each user may still make, and the bits of `shard::interest`, which
-//! say which shards may have subscribers of a channel. Settings never change.
+//! `shard::rate` stores one number per client or address: the time when its bucket is full again. A
+//! client over its message rate is paused. Connections per address are counted by the home of the
+//! address, a shard chosen by hash like that of a topic (`address::placement`, `access::addresses`).
+//! `shard::node_state` is shared by all shards of a node: the call quota of each user, and the bits of
+//! `shard::interest`, which say which shards may have subscribers of a channel. Settings never change.
 //!
-//! Without a configured limit, too, nobody delays the others: `shard::work` counts what input costs,
-//! gives each connection a slice of a turn, and lets those that always spend it wait behind the
-//! others. What else may come in a crowd is done in slices of its own: timers, closing, and the
-//! channels of clients that are gone (`client::subscriptions`).
+//! Connections cannot starve each other even without configured limits. `shard::work` estimates the cost of
+//! input, gives each connection a slice of a turn, and reads those that always use it up last. Other work
+//! that can arrive in bulk has a budget per turn too: timers, closing, and unsubscribing clients that are
+//! gone (`client::subscriptions`).
 //!
-//! # What the log says of a connection
+//! # Logging of connections
 //!
-//! `shard::trail` has a line at level `debug` for each step of a connection, from accept to close.
-//! The shard names `tracing`, which is a facade: what becomes of an event is for `node` to say, and
-//! nothing of that is I/O in the shard. The layers below it log nothing.
+//! `shard::trail` logs each step of a connection from accept to close, at level `debug`. The shard uses
+//! `tracing`, which is a facade without I/O; `node` decides where the lines go. The layers below the shard
+//! log nothing.
 //!
-//! # How much a node holds
+//! # Memory
 //!
-//! `runtime::memory` counts what is allocated, so nothing that peers make a node hold is missing and no
-//! message pays for it. `runtime::budget` compares it with `limits.memory_bytes` and tells each shard
-//! once a turn; `shard::memory` says what gives way, in which order, and does its shard's part. The
-//! shards share one total, `shard::shed_round`, so that together they free about the excess.
+//! `runtime::memory` counts all allocations, so that memory held on behalf of peers needs no accounting of
+//! its own. `runtime::budget` compares the total with `limits.memory_bytes` and informs each shard once a
+//! turn. `shard::memory` decides what is refused or closed first, and does its shard's part. All shards
+//! share one total, `shard::shed_round`, so that together they free about the excess.
 //!
 //! # The thread of the mesh
 //!
-//! [`mesh::Mesh`] is a value as a shard is. `mesh::quic` drives it on one thread beside the shards: it holds an
-//! end of the bus, behind the last shard's, and one QUIC connection to each other node, with a stream for
-//! each sender of messages. `mesh::identity` decides which nodes belong to the grid. The module's page says
-//! which file has which subject.
+//! [`mesh::Mesh`] is a value like a shard. `mesh::quic` drives it on a thread of its own. The thread has an
+//! end of the bus, after the last shard, and one QUIC connection to each other node, with a stream per
+//! sender. `mesh::identity` decides which nodes belong to the grid. See [`mesh`] for its files.
 //!
-//! # When a node is lost
+//! # Standard error
 //!
-//! `mesh::upkeep` pings each node (`mesh::liveness`), and ends the session with one that has lost its link
-//! (`mesh::sessions`). `mesh::membership` has all nodes agree on which one is dead. The mesh tells every shard
-//! of both. Calls for the node's clients fail, and the shards that stand in for its clients report their ends
-//! (`shard::wards`).
-//!
-//! # What the process says
-//!
-//! `runtime::log` is a bounded queue and one thread that writes it to standard error: a reader that is
-//! gone, full or stands still costs lines, which are counted, and nothing else.
+//! `runtime::log` is a bounded queue, and one thread that writes it to standard error. If the reader is
+//! gone or stalled and the queue is full, lines are dropped and counted. Nothing else is affected.
 //!
 //! # What is absent
 //!
-//! Locks; a task, channel or buffer per connection (but for what compressed messages of some clients
-//! refer back to, `protocol::deflate::History`); a shared map of channels or clients (the bits of
-//! `shard::interest` name neither); a registry of metrics; traits with one implementation; features
-//! that change behaviour.
+//! - locks
+//! - a task, channel or buffer per connection. The exception is `protocol::deflate::History`, for clients
+//!   whose compressed messages refer to earlier ones
+//! - a shared map of channels or clients. The bits of `shard::interest` name neither
+//! - a registry of metrics
+//! - traits with one implementation
+//! - cargo features that change behaviour
 
-// They panic when nobody reads: see `runtime::log`.
+// These macros panic when standard output or error cannot be written: see `runtime::log`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod address;
