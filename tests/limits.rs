@@ -332,10 +332,10 @@ fn a_call_behind_too_many_others_is_read_once_those_are_answered_and_then_has_it
         while let Some((_, message)) = node.shards[0].poll_message() {
             read_ms.extend(matches!(message, Message::Ask { .. }).then_some(node.now.ms));
         }
-        let is_held_back =
-            node.shards[0].inspect().reading_of(back_end).expect("it is there").is_held_back;
+        let is_paused =
+            node.shards[0].inspect().read_progress_of(back_end).expect("it is there").is_paused;
         let waits = read_ms.len() > answered;
-        assert!(waits || !is_held_back && node.now.ms <= answered_ms + 1, "the rest is read");
+        assert!(waits || !is_paused && node.now.ms <= answered_ms + 1, "the rest is read");
         for _ in node.written(0).matches("no answer in time") {
             let took_ms = node.now.ms - read_ms[answered];
             assert!((answer_ms..=answer_ms + TICK_MS).contains(&took_ms), "{took_ms} ms");

@@ -1,6 +1,6 @@
 //! A view of a shard's state for tests, and for the summary at shutdown.
 
-use super::connection::{Connections, Reading};
+use super::connection::{Connections, ReadProgress};
 use super::memory::Shortage;
 use super::topics::Topics;
 use crate::message::ConnectionKey;
@@ -63,8 +63,8 @@ impl Inspection<'_> {
     ///
     /// # Panics
     /// Reading is paused although few enough requests are pending to resume.
-    pub fn reading_of(&self, key: ConnectionKey) -> Option<Reading> {
-        self.connections.reading_of(key)
+    pub fn read_progress_of(&self, key: ConnectionKey) -> Option<ReadProgress> {
+        self.connections.read_progress_of(key)
     }
 
     /// Checks the invariants of the topics.

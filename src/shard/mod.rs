@@ -50,7 +50,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub use connection::{Batch, Chunk, Listener, Priority, Reading, freed_bytes};
+pub use connection::{Batch, Chunk, Listener, Priority, ReadProgress, freed_bytes};
 pub use inspection::{DrainState, Inspection};
 pub use memory::{Shortage, Usage};
 pub use shed_round::ShedRound;
@@ -63,7 +63,7 @@ use crate::protocol::api;
 use access::{Addresses, Doors, Verification};
 use backend::{Backends, Caller};
 use client::Clients;
-use connection::{Connections, Pause, Phase, Shape, Stage, Written};
+use connection::{BulkWrite, Connections, Pause, Phase, Shape, Stage, Written};
 use drain::Draining;
 use memory::{Node, Shedding};
 use node_state::NodeState;
@@ -324,7 +324,7 @@ impl Shard {
             Priority::Urgent => self.connections.poll_urgent(&self.turn),
             Priority::Bulk if !self.clients.may_send() => None,
             Priority::Bulk => {
-                let (key, batch, bytes) = self.connections.poll_bulk(&self.turn)?;
+                let BulkWrite { key, batch, bytes } = self.connections.poll_bulk(&self.turn)?;
                 self.clients.note_sent(bytes);
                 Some((key, batch))
             }

@@ -201,7 +201,7 @@ impl Peer {
     /// Its shard has had a turn, and may have read some of what it sent.
     pub fn note_read(&mut self, shared: &Shared, shard: &mut Shard) {
         if let Role::Backend(backend) = &mut self.role
-            && let Some(reading) = shard.inspect().reading_of(self.line.key)
+            && let Some(reading) = shard.inspect().read_progress_of(self.line.key)
         {
             let on_their_way = self.line.inbound.len();
             backend.requests.note_read(self.number, shared, on_their_way, reading);

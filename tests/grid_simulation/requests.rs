@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use gridcast::shard::Reading;
+use gridcast::shard::ReadProgress;
 
 use crate::ledger::PeerNumber;
 use crate::peer::{Shared, time_of};
@@ -104,9 +104,9 @@ impl<W> Requests<W> {
         number: PeerNumber,
         shared: &Shared,
         on_their_way: usize,
-        reading: Reading,
+        reading: ReadProgress,
     ) {
-        self.note_held_back(number, shared, reading.is_held_back);
+        self.note_held_back(number, shared, reading.is_paused);
         let read = (shared.now_ms, self.held_back_ms(number, shared));
         let received = self.sent - on_their_way as u64;
         // Control frames among what is unread may be taken out, so data alone is counted.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Clients;
+use super::channels::Change;
 use crate::message::{Answer, ConnectionKey, Message, Party};
 use crate::protocol::api::Reply;
 use crate::shard::connection::Connections;
@@ -37,8 +38,8 @@ impl Clients {
     /// Tells the mesh which channels gained their first subscriber on this shard or lost their
     /// last. Announces the number of clients from time to time.
     pub fn announce(&mut self, turn: &mut Turn) {
-        while let Some((number, channel, is_on)) = self.channels.poll_change() {
-            turn.send(Party::Mesh, Message::Interest(number, channel, is_on));
+        while let Some(Change { number, channel, has_subscribers }) = self.channels.poll_change() {
+            turn.send(Party::Mesh, Message::Interest(number, channel, has_subscribers));
         }
         if self.next_announcement(turn).is_some_and(|due_ms| due_ms <= turn.now.ms) {
             let clients = self.by_id.len() as u64;

@@ -53,15 +53,27 @@ pub struct Channels {
 /// Channels that appeared or disappeared, to be announced. Emptied after each step.
 #[derive(Debug, Default)]
 struct Changes {
-    count: u64,
-    untold: VecDeque<(u64, Arc<str>, bool)>,
+    last_number: u64,
+    unannounced: VecDeque<Change>,
+}
+
+/// A channel that gained its first subscriber on this shard, or lost its last.
+#[derive(Debug)]
+pub struct Change {
+    /// The number of the change, which grows by one with each.
+    pub number: u64,
+    /// The name of the channel.
+    pub channel: Arc<str>,
+    /// Whether the channel has subscribers now.
+    pub has_subscribers: bool,
 }
 
 impl Changes {
-    fn note(&mut self, name: &str, is_on: bool) -> u64 {
-        self.count += 1;
-        self.untold.push_back((self.count, name.into(), is_on));
-        self.count
+    fn note(&mut self, name: &str, has_subscribers: bool) -> u64 {
+        self.last_number += 1;
+        let (number, channel) = (self.last_number, name.into());
+        self.unannounced.push_back(Change { number, channel, has_subscribers });
+        number
     }
 }
 
@@ -100,8 +112,8 @@ impl Channels {
     }
 
     /// Returns the next channel that appeared or disappeared.
-    pub fn poll_change(&mut self) -> Option<(u64, Arc<str>, bool)> {
-        self.changes.as_mut()?.untold.pop_front()
+    pub fn poll_change(&mut self) -> Option<Change> {
+        self.changes.as_mut()?.unannounced.pop_front()
     }
 
     /// Returns the number of the change with which this channel appeared. `None` without a mesh or

@@ -1,6 +1,7 @@
 //! The handshake of a new client: its request on an edge listener is checked and answered.
 
 use std::borrow::Cow;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::subscriptions::{TooManyNames, distinct};
@@ -23,14 +24,14 @@ use crate::shard::turn::{ClientEvent, Step, Turn};
 use crate::shard::work;
 
 /// What an accepted client is granted.
-struct Terms {
+struct Granted {
     channels: Vec<Box<str>>,
     context: Context,
-    expires_unix_ms: u64,
+    expires_unix_ms: Option<NonZeroU64>,
 }
 
 /// Why a handshake is refused: the status code and the explanation.
-type Refusal = (u16, Cow<'static, str>);
+type HandshakeRefusal = (u16, Cow<'static, str>);
 
 /// A client's request on a route.
 #[derive(Clone, Copy)]
@@ -69,7 +70,7 @@ impl Clients {
         let index = index as u16;
         let handshake = Handshake { key, index, route: &route, request, upgrade: &upgrade };
         match admit(turn, handshake, topic_takes_clients) {
-            Ok(terms) => self.open_client(turn, connections, handshake, shape, terms),
+            Ok(granted) => self.open_client(turn, connections, handshake, shape, granted),
             Err((status, why)) => {
                 let headers: &[_] = match status {
                     401 => &[("WWW-Authenticate", "Bearer")],
@@ -86,7 +87,7 @@ impl Clients {
         connections: &mut Connections,
         handshake: Handshake<'_>,
         shape: &HttpShape,
-        Terms { channels, context, expires_unix_ms }: Terms,
+        Granted { channels, context, expires_unix_ms }: Granted,
     ) {
         let Some(id) = self.ids.next(turn.now.ms) else {
             turn.counters.limits.client_ids += 1;
@@ -145,7 +146,7 @@ fn is_secret(name: &str) -> bool {
 }
 
 /// Returns the decoded values of `?channels=`, each a comma-separated list of names.
-fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, Refusal> {
+fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, HandshakeRefusal> {
     let mut lists = Vec::new();
     for QueryPair { name, value, flaw } in query_pairs(query) {
         if name != "channels" {
@@ -164,7 +165,7 @@ fn admit(
     turn: &mut Turn,
     handshake: Handshake<'_>,
     topic_takes_clients: impl Fn(&str) -> bool,
-) -> Result<Terms, Refusal> {
+) -> Result<Granted, HandshakeRefusal> {
     let Handshake { key, route, request, upgrade, .. } = handshake;
     check_open(turn, key, route, request, topic_takes_clients)?;
     let pass = check_token(turn, route, request, upgrade)?;
@@ -172,13 +173,14 @@ fn admit(
     let channels = allowed_channels(turn, route, request, signed)?;
     let mut context = Context::default();
     let Some(pass) = pass else {
-        return Ok(Terms { channels, context, expires_unix_ms: u64::MAX });
+        return Ok(Granted { channels, context, expires_unix_ms: None });
     };
     if context.replace(pass.context).is_err() {
         turn.counters.limits.context += 1;
         return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
     }
-    Ok(Terms { channels, context, expires_unix_ms: pass.until_unix_ms })
+    let expires_unix_ms = NonZeroU64::new(pass.until_unix_ms);
+    Ok(Granted { channels, context, expires_unix_ms })
 }
 
 /// Checks whether the route accepts clients at present.
@@ -188,7 +190,7 @@ fn check_open(
     route: &Route,
     request: &Request<'_>,
     topic_takes_clients: impl Fn(&str) -> bool,
-) -> Result<(), Refusal> {
+) -> Result<(), HandshakeRefusal> {
     if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
         let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
         if !allowed.iter().any(is_same) {
@@ -216,7 +218,7 @@ fn check_token(
     route: &Route,
     request: &Request<'_>,
     upgrade: &Upgrade<'_>,
-) -> Result<Option<Pass>, Refusal> {
+) -> Result<Option<Pass>, HandshakeRefusal> {
     let Some(rule) = &route.token else { return Ok(None) };
     turn.work.spend(work::TOKEN);
     let pass = rule.check(request, upgrade, turn.now.unix_ms);
@@ -230,7 +232,7 @@ fn allowed_channels(
     route: &Route,
     request: &Request<'_>,
     signed: &[String],
-) -> Result<Vec<Box<str>>, Refusal> {
+) -> Result<Vec<Box<str>>, HandshakeRefusal> {
     let requester = asked_channels(request.query)?;
     let requester = || {
         let names = requester.iter().flat_map(|list| list.split(','));

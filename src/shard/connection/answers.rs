@@ -10,26 +10,26 @@ use crate::shard::turn::{Step, Turn};
 
 /// How far the requests of a back end were read. Used by tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct ReadProgress {
     /// Received bytes that are not processed yet. Control frames may have been removed.
     pub unread_bytes: usize,
     /// Whether reading is paused because too many answers are pending.
-    pub is_held_back: bool,
+    pub is_paused: bool,
 }
 
 impl Connections {
     /// Returns how far the requests of a back end were read; see
-    /// [`crate::shard::Inspection::reading_of`].
-    pub fn reading_of(&self, key: ConnectionKey) -> Option<Reading> {
+    /// [`crate::shard::Inspection::read_progress_of`].
+    pub fn read_progress_of(&self, key: ConnectionKey) -> Option<ReadProgress> {
         let connection = self.peek(key)?;
         if !matches!(connection.stage, Stage::Backend(_)) {
             return None;
         }
         let unread_bytes = connection.read_ahead.len();
-        let is_held_back = connection.is_paused_for(Pause::Answers);
+        let is_paused = connection.is_paused_for(Pause::Answers);
         let waits_for_much = connection.waits_for_too_much(WAITING_MIN + 1, 2);
-        assert!(!is_held_back || waits_for_much, "{key:?} is held back for nothing");
-        Some(Reading { unread_bytes, is_held_back })
+        assert!(!is_paused || waits_for_much, "{key:?} is paused for nothing");
+        Some(ReadProgress { unread_bytes, is_paused })
     }
 
     /// Pauses reading from a connection that does not read its answers, or has too many pending.

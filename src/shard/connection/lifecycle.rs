@@ -34,7 +34,7 @@ impl Connections {
     ) -> ConnectionKey {
         turn.counters.connections += 1;
         let now = turn.now;
-        let mut connection = Connection::new(remote, listener, (now.ms, now.unix_ms));
+        let mut connection = Connection::new(remote, listener, now);
         connection.set_outbound_max(turn.settings.limits.outbound_bytes);
         let key = self.insert(connection);
         trail::note(turn.trail(key), Entry::Accepted(remote, listener));

@@ -24,6 +24,7 @@ mod writing;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::shard::access::Grant;
@@ -32,6 +33,7 @@ use crate::shard::client::{Context, Subscription};
 use crate::shard::rate::Bucket;
 use crate::shard::settings::{Route, Settings};
 use crate::shard::trail::By;
+use crate::shard::turn::Now;
 
 use crate::address::{ClientId, NodeId};
 use crate::protocol::assembler::Assembler;
@@ -41,12 +43,12 @@ use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
 
-pub use answers::Reading;
+pub use answers::ReadProgress;
 pub use outbound::{Batch, BufferPool, Chunk, Outbound, freed_bytes};
 pub use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
 pub use replies::{HttpShape, Replies, Shape, WAITING_MAX};
 pub use table::Connections;
-pub use writing::{Priority, Written};
+pub use writing::{BulkWrite, Priority, Written};
 
 /// The listener that accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +175,7 @@ pub enum Stage {
     Backend(Box<Backend>),
     /// A client that has ended and is being unsubscribed from its channels, in slices.
     Unsubscribing(Box<Client>),
-    /// None any more: the connection is closing.
+    /// No protocol any more: the connection is closing.
     Ending,
 }
 
@@ -229,8 +231,8 @@ pub struct Client {
     pub id: ClientId,
     /// The route, as an index into the routes of its edge.
     pub route: u16,
-    /// When the client's token expires, in Unix milliseconds. `u64::MAX`: never.
-    pub expires_unix_ms: u64,
+    /// When the client's token expires, in Unix milliseconds. `None`: never.
+    pub expires_unix_ms: Option<NonZeroU64>,
     /// Whether the client has sent a message. Routes with `hold_until` accept the first one at
     /// once.
     pub has_spoken: bool,
@@ -300,16 +302,16 @@ impl Connection {
     }
 
     /// Creates a connection that speaks HTTP, on either kind of listener.
-    pub fn new(remote: SocketAddr, listener: Listener, (now_ms, unix_ms): (u64, u64)) -> Self {
+    pub fn new(remote: SocketAddr, listener: Listener, now: Now) -> Self {
         Self {
             remote,
-            since_ms: unix_ms,
-            last_received_ms: now_ms,
+            since_ms: now.unix_ms,
+            last_received_ms: now.ms,
             timer_tick: 0,
             outbound_max: 0,
             stage: Stage::Http(Box::new(Http {
-                started_ms: now_ms,
-                accepted_ms: now_ms,
+                started_ms: now.ms,
+                accepted_ms: now.ms,
                 ..Http::default()
             })),
             outbound: Outbound::default(),
@@ -365,11 +367,11 @@ impl Connection {
         }
     }
 
-    /// Returns when the client's token expires, in Unix milliseconds. `u64::MAX`: never.
-    pub fn expires_unix_ms(&self) -> u64 {
+    /// Returns when the client's token expires, in Unix milliseconds. `None`: never.
+    pub fn expires_unix_ms(&self) -> Option<u64> {
         match &self.stage {
-            Stage::Client(client) => client.expires_unix_ms,
-            _ => u64::MAX,
+            Stage::Client(client) => client.expires_unix_ms.map(NonZeroU64::get),
+            _ => None,
         }
     }
 

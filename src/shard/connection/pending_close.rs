@@ -38,8 +38,11 @@ use crate::shard::turn::{Step, Turn};
 /// The close event of a client that disconnected, reported once its messages are processed.
 #[derive(Debug)]
 pub struct PendingClose {
+    /// The close code to report.
     pub code: u16,
+    /// The reason to report.
     pub reason: Box<str>,
+    /// Who closed the connection, for the log.
     pub by: By,
     // Unprocessed bytes at the time of the disconnect.
     bytes: usize,

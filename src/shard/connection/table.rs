@@ -131,9 +131,10 @@ impl Connections {
 mod tests {
     use super::super::Listener;
     use super::*;
+    use crate::shard::turn::Now;
 
     fn connection() -> Connection {
-        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, (0, 0))
+        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, Now::default())
     }
 
     #[test]

@@ -12,15 +12,17 @@ impl Connections {
     /// earlier if the token or the partly received message is due earlier.
     pub fn set_timer(&mut self, turn: &mut Turn, key: ConnectionKey, deadline_ms: u64) {
         if let Some(connection) = self.get(key) {
-            let left_ms = connection.expires_unix_ms().saturating_sub(turn.now.unix_ms);
+            let now = turn.now;
+            let until = |unix_ms: u64| now.ms.saturating_add(unix_ms.saturating_sub(now.unix_ms));
+            let token_due_ms = connection.expires_unix_ms().map(until);
             let message_due_ms = connection.message_due_ms(turn.settings.limits.idle_ms);
-            let deadline_ms = deadline_ms
-                .min(turn.now.ms.saturating_add(left_ms))
-                .min(message_due_ms.unwrap_or(u64::MAX));
+            let due_earlier = token_due_ms.into_iter().chain(message_due_ms);
+            let deadline_ms = due_earlier.fold(deadline_ms, u64::min);
             connection.set_timer_tick(turn.timers.set(deadline_ms, Timer::Connection(key)));
         }
     }
 
+    /// Handles the timer of a connection: closes it if a timeout has expired, or sends a ping.
     pub fn check_connection(&mut self, turn: &mut Turn, key: ConnectionKey, tick: u64) {
         let now_ms = turn.now.ms;
         let limits = turn.settings.limits.clone();
@@ -28,7 +30,9 @@ impl Connections {
         if !connection.is_due_at(tick) || connection.phase == Phase::Closed {
             return;
         }
-        if connection.phase == Phase::Open && connection.expires_unix_ms() <= turn.now.unix_ms {
+        if connection.phase == Phase::Open
+            && connection.expires_unix_ms().is_some_and(|at_ms| at_ms <= turn.now.unix_ms)
+        {
             turn.counters.expired += 1;
             return self.close_with(turn, key, close::TOKEN_EXPIRED);
         }

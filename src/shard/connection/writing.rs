@@ -13,6 +13,17 @@ pub enum Priority {
     Bulk,
 }
 
+/// A fan-out write: the next connection, its batch, and the number of bytes.
+#[derive(Debug)]
+pub struct BulkWrite {
+    /// The connection to write to.
+    pub key: ConnectionKey,
+    /// Everything that was queued for it.
+    pub batch: Batch,
+    /// The size of the batch in bytes.
+    pub bytes: usize,
+}
+
 /// What the shard has to do after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
@@ -52,12 +63,12 @@ impl Connections {
         }
     }
 
-    /// Returns the next connection written to by fan-outs only, its batch, and the number of bytes.
-    pub fn poll_bulk(&mut self, turn: &Turn) -> Option<(ConnectionKey, Batch, usize)> {
+    /// Returns the next connection written to by fan-outs only, with its batch.
+    pub fn poll_bulk(&mut self, turn: &Turn) -> Option<BulkWrite> {
         loop {
             let key = self.bulk.pop_front()?;
             if let Some((batch, bytes)) = self.take_batch(turn, key) {
-                return Some((key, batch, bytes));
+                return Some(BulkWrite { key, batch, bytes });
             }
         }
     }
