@@ -1,5 +1,5 @@
-//! gridcast is a long-connection gateway. Devices keep WebSocket connections to its *edge*. Back ends
-//! push messages to the devices, and read what they send, through its *API*.
+//! gridcast is a long-connection gateway. Devices keep WebSocket connections to its *edge*. Back
+//! ends push messages to the devices, and read what they send, through its *API*.
 //!
 //! # The map
 //!
@@ -34,9 +34,9 @@
 //!
 //! # The arrows
 //!
-//! A layer imports only layers to its left. `tests/architecture.rs` enforces this table. The same test
-//! restricts who may name glommio, io_uring, quinn, tokio, the sessions of rustls, and the sockets of
-//! `std::net`.
+//! A layer imports only layers to its left. `tests/architecture.rs` enforces this table. The same
+//! test restricts who may name glommio, io_uring, quinn, tokio, the sessions of rustls, and the
+//! sockets of `std::net`.
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
@@ -44,8 +44,8 @@
 //!                                              runtime, mesh, config ← doctor ← main
 //! ```
 //!
-//! Only `node`, `doctor` and `main` import `config`, which takes one enum from `queue` and the API's
-//! users from `protocol`. Every other layer receives its settings in a struct of its own.
+//! Only `node`, `doctor` and `main` import `config`, which takes one enum from `queue` and the
+//! API's users from `protocol`. Every other layer receives its settings in a struct of its own.
 //!
 //! # Three ideas
 //!
@@ -54,8 +54,8 @@
 //!    takes no time. Inside a shard, parts with private state borrow a turn and push steps for each
 //!    other; see [`shard`].
 //! 2. **The id is the address.** A client's id names its node and shard, so that no directory is
-//!    needed. Its time part keeps ids unique, also across restarts: `runtime::ids` records the times
-//!    in use.
+//!    needed. Its time part keeps ids unique, also across restarts: `runtime::ids` records the
+//!    times in use.
 //! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber. This
 //!    holds for compressed frames too, because no message refers to an earlier one
 //!    (`protocol::deflate`).
@@ -63,28 +63,28 @@
 //! # The life of a publish
 //!
 //! 1. The kernel receives bytes into a buffer provided by `runtime::ring`. `runtime::driver` passes
-//!    them to `Shard::handle_bytes`, decrypted by `runtime::tls` if need be. An idle connection owns
-//!    no buffer.
+//!    them to `Shard::handle_bytes`, decrypted by `runtime::tls` if need be. An idle connection
+//!    owns no buffer.
 //! 2. `shard::backend` (over HTTP, `shard::requests`) gets a whole message from
-//!    `protocol::assembler`, and `protocol::api` parses the call in place. If a request over HTTP has
-//!    the same head as the last one, only the length and the credentials are parsed again
+//!    `protocol::assembler`, and `protocol::api` parses the call in place. If a request over HTTP
+//!    has the same head as the last one, only the length and the credentials are parsed again
 //!    (`protocol::http`).
 //! 3. `Shard::call` (`shard::calls`) routes the call. If only clients of this shard can be
 //!    subscribed, it publishes at once. Otherwise `shard::backend` encodes one frame, opens a
 //!    question in `backend::pending`, and sends it to every shard that may have subscribers
 //!    (`shard::interest`), itself included.
-//! 4. `runtime::bus` delivers the message as a reference, through one mailbox per pair of shards. Each
-//!    mailbox keeps its order. Two promises depend on that: subscribe before publish, and the order of
-//!    a back end's messages.
-//! 5. On each of these shards `client::fanout` walks through the channel's members in slices, pushes
-//!    the frame to their outbound queues, and counts it as delivered or failed. Each subscriber gets
-//!    the plain or compressed variant it agreed on, made once (`client::variants`). The frames of a
-//!    burst are coalesced once for all subscribers.
-//! 6. At the end of the turn each connection with queued output gets one gathered send, and all sends
-//!    are submitted together. Fan-out writes have a budget per turn, so that they do not delay other
-//!    output. A socket that would block delays only itself.
-//! 7. The tallies of the shards are summed in `backend::pending`. The back end gets `{s, f}` when all
-//!    have arrived or `limits.answer_ms` has passed, in the order of its calls
+//! 4. `runtime::bus` delivers the message as a reference, through one mailbox per pair of shards.
+//!    Each mailbox keeps its order. Two promises depend on that: subscribe before publish, and the
+//!    order of a back end's messages.
+//! 5. On each of these shards `client::fanout` walks through the channel's members in slices,
+//!    pushes the frame to their outbound queues, and counts it as delivered or failed. Each
+//!    subscriber gets the plain or compressed variant it agreed on, made once (`client::variants`).
+//!    The frames of a burst are coalesced once for all subscribers.
+//! 6. At the end of the turn each connection with queued output gets one gathered send, and all
+//!    sends are submitted together. Fan-out writes have a budget per turn, so that they do not
+//!    delay other output. A socket that would block delays only itself.
+//! 7. The tallies of the shards are summed in `backend::pending`. The back end gets `{s, f}` when
+//!    all have arrived or `limits.answer_ms` has passed, in the order of its calls
 //!    (`connection::replies`).
 //!
 //! # The life of a client's message
@@ -101,65 +101,71 @@
 //!
 //! # The life of a client whose node is lost
 //!
-//! 1. Each shard reports its clients to a guardian, which is a shard of another node (`shard::wards`).
-//! 2. `mesh::upkeep` pings each node (`mesh::liveness`), and ends the session with an unreachable one
-//!    (`mesh::sessions`). Calls for its clients fail from then on.
+//! 1. Each shard reports its clients to a guardian, which is a shard of another node
+//!    (`shard::wards`).
+//! 2. `mesh::upkeep` pings each node (`mesh::liveness`), and ends the session with an unreachable
+//!    one (`mesh::sessions`). Calls for its clients fail from then on.
 //! 3. All nodes agree in `mesh::membership` that the node is dead, and the mesh tells every shard.
 //! 4. The guardian puts the close events of the lost clients into the topics of its own node
 //!    (`shard::wards`).
 //!
 //! # The life of a request whose user has a hashed secret
 //!
-//! 1. A request is checked at its head, before its body is received. Plain secrets, and those verified
-//!    recently, are compared at once.
-//! 2. For any other secret `shard::access` parks the request, reserves its answer's place, and pauses
-//!    the connection.
-//! 3. `access::verdicts` chooses the next comparison fairly, so that guessing does not lock out others.
-//!    One thread of the node, `runtime::verifier`, makes it, because it takes longer than many turns.
+//! 1. A request is checked at its head, before its body is received. Plain secrets, and those
+//!    verified recently, are compared at once.
+//! 2. For any other secret `shard::access` parks the request, reserves its answer's place, and
+//!    pauses the connection.
+//! 3. `access::verdicts` chooses the next comparison fairly, so that guessing does not lock out
+//!    others. A comparison takes longer than many turns, so one thread of the node makes them all
+//!    (`runtime::verifier`).
 //! 4. The verdict arrives through the bus, and the request continues (`shard::requests`).
 //!
 //! # Rate limits and fairness
 //!
 //! `shard::rate` stores one number per client or address: the time when its bucket is full again. A
 //! client over its message rate is paused. Connections per address are counted by the home of the
-//! address, a shard chosen by hash like that of a topic (`address::placement`, `access::addresses`).
-//! `shard::node_state` is shared by all shards of a node: the call quota of each user, and the bits of
-//! `shard::interest`, which say which shards may have subscribers of a channel. Settings never change.
+//! address, a shard chosen by hash like that of a topic (`address::placement`,
+//! `access::addresses`). `shard::node_state` is shared by all shards of a node: the call quota of
+//! each user, and the bits of `shard::interest`, which say which shards may have subscribers of a
+//! channel. Settings never change.
 //!
-//! Connections cannot starve each other even without configured limits. `shard::work` estimates the cost of
-//! input, gives each connection a slice of a turn, and reads those that always use it up last. Other work
-//! that can arrive in bulk has a budget per turn too: timers, closing, and unsubscribing clients that are
-//! gone (`client::subscriptions`).
+//! Connections cannot starve each other even without configured limits. `shard::work` estimates the
+//! cost of input, gives each connection a slice of a turn, and reads those that always use it up
+//! last. Other work that can arrive in bulk has a budget per turn too: timers, closing, and
+//! unsubscribing clients that are gone (`client::subscriptions`).
 //!
 //! # Logging of connections
 //!
-//! `shard::trail` logs each step of a connection from accept to close, at level `debug`. The shard uses
-//! `tracing`, which is a facade without I/O; `node` decides where the lines go. The layers below the shard
-//! log nothing.
+//! `shard::trail` logs each step of a connection from accept to close, at level `debug`. The shard
+//! uses `tracing`, which is a facade without I/O; `node` decides where the lines go. The layers
+//! below the shard log nothing.
 //!
 //! # Memory
 //!
-//! `runtime::memory` counts all allocations, so that memory held on behalf of peers needs no accounting of
-//! its own. `runtime::budget` compares the total with `limits.memory_bytes` and informs each shard once a
-//! turn. `shard::memory` decides what is refused or closed first, and does its shard's part. All shards
-//! share one total, `shard::shed_round`, so that together they free about the excess.
+//! `runtime::memory` counts all allocations, so that memory held on behalf of peers needs no
+//! accounting of its own. `runtime::budget` compares the total with `limits.memory_bytes` and
+//! informs each shard once a turn. `shard::memory` decides what is refused or closed first, and
+//! does its shard's part. All shards share one total, `shard::shed_round`, so that together they
+//! free about the excess.
 //!
 //! # The thread of the mesh
 //!
-//! [`mesh::Mesh`] is a value like a shard. `mesh::quic` drives it on a thread of its own. The thread has an
-//! end of the bus, after the last shard, and one QUIC connection to each other node, with a stream per
-//! sender. `mesh::identity` decides which nodes belong to the grid. See [`mesh`] for its files.
+//! [`mesh::Mesh`] is a value like a shard. `mesh::quic` drives it on a thread of its own. The bus
+//! has a mailbox for this thread as for each shard. The thread keeps one QUIC connection to each
+//! other node, with a stream per sender. `mesh::identity` decides which nodes belong to the grid.
+//! See [`mesh`] for its files.
 //!
 //! # Standard error
 //!
-//! `runtime::log` is a bounded queue, and one thread that writes it to standard error. If the reader is
-//! gone or stalled and the queue is full, lines are dropped and counted. Nothing else is affected.
+//! `runtime::log` is a bounded queue, and one thread that writes it to standard error. If the
+//! reader is gone or stalled and the queue is full, lines are dropped and counted. Nothing else is
+//! affected.
 //!
 //! # What is absent
 //!
 //! - locks
-//! - a task, channel or buffer per connection. The exception is `protocol::deflate::History`, for clients
-//!   whose compressed messages refer to earlier ones
+//! - a task, channel or buffer per connection. The exception is `protocol::deflate::History`, for
+//!   clients whose compressed messages refer to earlier ones
 //! - a shared map of channels or clients. The bits of `shard::interest` name neither
 //! - a registry of metrics
 //! - traits with one implementation

@@ -11,7 +11,6 @@ use crate::protocol::frame::Frame;
 impl Shard {
     /// Carries out a call of a back end connected to this shard. The answer is written when it is
     /// known, in the order of the calls.
-    /// order of the calls.
     pub(super) fn call(&mut self, caller: Caller, call: Result<Call<'_>, Fault>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         turn.counters.calls += 1;

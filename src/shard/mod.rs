@@ -162,7 +162,7 @@ impl Shard {
         self.route();
     }
 
-    /// Closes a connection whose input made the shard panic. The shard continues.
+    /// Closes a connection whose input made the shard panic. The shard keeps running.
     pub fn handle_panic(&mut self, now: Now, key: ConnectionKey) {
         self.turn.counters.panics += 1;
         self.handle_end(now, key, true);
@@ -280,7 +280,8 @@ impl Shard {
     }
 
     /// Returns the latest time for the next call of [`Self::handle_turn`], on the clock of
-    /// [`Now::ms`]. A time in the past means at once. `None`: not before the next input.
+    /// [`Now::ms`]. A time in the past means at once. `None`: no call is needed before the next
+    /// input.
     pub fn poll_timeout(&self) -> Option<u64> {
         if self.turn.work.is_waiting() || self.clients.is_waiting() {
             return Some(0);
@@ -391,7 +392,7 @@ impl Shard {
         Inspection { connections: &self.connections, topics: &self.topics, shortage }
     }
 
-    /// Returns the shard's state for `/metrics`. Visits every topic.
+    /// Returns the shard's state for `/metrics`. Reading the state visits every topic.
     pub fn report(&self) -> Report {
         let usage = self.shedding.usage();
         let is_first = self.turn.address.shard.0 == 0;
@@ -417,7 +418,7 @@ impl Shard {
     }
 
     /// Passes the steps that the parts have pushed to their receivers, in order, until none is
-    /// left. A part pushes a bounded number of steps for each that it handles.
+    /// left. Handling one step pushes a bounded number of further steps.
     #[inline]
     fn route(&mut self) {
         // Most input causes no step.
@@ -527,7 +528,7 @@ impl Shard {
         }
     }
 
-    /// Reads from connections that were paused or used up their slice, and from those whose topic
+    /// Reads from connections that were paused or used up their slice, and from clients whose topic
     /// has room again, within the budgets of a turn.
     fn read_waiting(&mut self) {
         self.turn.work.begin_round();
@@ -587,7 +588,8 @@ impl Shard {
                     if let Some(mut payload) =
                         self.backends.read(turn, connections, key, &mut input)
                     {
-                        // The parser is borrowed during the call, which refers to its buffers.
+                        // The parser stays borrowed during the call, because the call refers to its
+                        // buffers.
                         let mut parser = self.backends.lend_parser();
                         let api::Request { id, call } = parser.request(&mut payload);
                         let call = self.backends.admit_call(turn, connections, key, call);

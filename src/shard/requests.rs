@@ -79,7 +79,7 @@ impl Shard {
             }
         }
         if input.is_empty() {
-            // Releases the buffers of the last request. There is no input to read.
+            // Called without input, to release the buffers of the last request.
             let _ = reader.read(input, &limits);
         }
         let Some(connection) = self.connections.get(key) else { return };
@@ -135,7 +135,7 @@ impl Shard {
         Judgement::Answered
     }
 
-    /// Carries out an authorised request, or lets its body follow. Refuses any other.
+    /// Carries out an authorised request, or lets its body follow. Refuses an unauthorised one.
     fn admit(
         &mut self,
         key: ConnectionKey,
@@ -189,7 +189,8 @@ impl Shard {
                 connections.refuse(turn, key, &shape, 405, &allow, "expected POST");
             }
             Some(method) => {
-                // The parser is borrowed during the call, which refers to its buffers.
+                // The parser stays borrowed during the call, because the call refers to its
+                // buffers.
                 let mut parser = self.backends.lend_parser();
                 let call = backend::take_call(turn, grant);
                 let call = call.and_then(|()| parser.params(method, request.body));

@@ -22,9 +22,9 @@ pub enum Timer {
     Ticket(crate::message::Ticket),
 }
 
-/// A hashed timer wheel. Setting a timer is a push; advancing costs one look per word of occupied
-/// slots. One entry per connection and pending answer at a time, except for stale entries, which
-/// the wheel drops as they fire.
+/// A hashed timer wheel. Setting a timer pushes an entry. Advancing to the next occupied slot scans
+/// a bitmap. Each connection and pending answer has one valid entry; stale ones stay until they
+/// fire.
 #[derive(Debug)]
 pub struct Timers {
     slots: Vec<Vec<Timer>>,
@@ -32,7 +32,7 @@ pub struct Timers {
     occupied: Vec<u64>,
     // All ticks below this one have fired.
     next_tick: u64,
-    // The first tick whose slot is not empty. Cached, because every turn asks twice.
+    // The first tick whose slot is not empty. Cached, because every turn needs it twice.
     first_due: Option<u64>,
     // The entries left of the slot that is firing, last first, and its tick.
     due: Vec<Timer>,

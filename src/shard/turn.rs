@@ -48,20 +48,21 @@ pub enum Action {
     StopAccepting,
 }
 
-/// What one part of a shard asks of another. The shard passes a step on when the part has returned,
-/// so that no part calls another.
+/// An instruction from one part of a shard to another. The shard passes a step on when the part has
+/// returned, so that no part calls another.
 #[derive(Debug)]
 pub enum Step {
     /// A message from this shard to itself.
     Message(Message),
     /// A client's handshake was accepted.
     ClientOpened(ConnectionKey),
-    /// A client has disconnected before all its messages were processed. No call reaches it any
-    /// more.
+    /// A client has disconnected before all its messages were processed. Calls no longer reach the
+    /// client.
     ClientDisconnected(ClientId),
     /// A client has ended, and all its messages are processed or dropped.
     ClientGone(ClientGone),
-    /// A consumer has disconnected. Holds the topics that it consumed or has unwritten events of.
+    /// A consumer has disconnected. Holds the topics that it consumed, and those of its unwritten
+    /// events.
     ConsumerGone(ConnectionKey, BTreeSet<Arc<str>>),
     /// The answer to the `queue.pop` with this number is queued, so that events may follow.
     PopAnswered(ConnectionKey, u64),
@@ -128,8 +129,7 @@ pub struct Turn {
     pub counters: Counters,
     /// Whether the node is shutting down.
     pub is_draining: bool,
-    // Messages for other shards and the mesh, in order. Emptied after each input; one input adds a
-    // bounded number.
+    // Messages for other shards and the mesh, in order. Emptied after each input.
     outbox: VecDeque<(Party, Message)>,
     // Steps for other parts of this shard, in order. Emptied while the input is handled.
     steps: VecDeque<Step>,
@@ -285,8 +285,7 @@ impl Turn {
         self.settings.has_mesh.then_some(Party::Mesh)
     }
 
-    /// Whether this is the only shard of a node without a mesh, so that nobody else has
-    /// subscribers.
+    /// Whether the node has one shard and no mesh, so that no other shard can have subscribers.
     pub fn is_alone(&self) -> bool {
         self.settings.shards == 1 && !self.settings.has_mesh
     }

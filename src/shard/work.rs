@@ -8,8 +8,8 @@
 //!   repeatedly must not delay the others.
 //! - A connection that spent its slice is *heavy* until a read processes all its input within one
 //!   slice. Heavy connections share [`HEAVY_PER_TURN`]. All others are *light*, and are read first.
-//! - Light connections share [`LIGHT_PER_TURN`]. Beyond that they wait for the next turn, in order
-//!   of arrival. Short input ([`SHORT`]) has an extra [`SHORT_PER_TURN`].
+//! - Light connections share [`LIGHT_PER_TURN`]. When that budget is spent, they wait for the next
+//!   turn, in order of arrival. Short input ([`SHORT`]) has an extra [`SHORT_PER_TURN`].
 //!
 //! A crowd that sends without pause, or sends expensive input, therefore delays only itself.
 
@@ -70,7 +70,8 @@ pub struct Work {
     slice_left: u32,
     // Units left in this turn for short input, after `shared_left` is spent.
     short_left: u32,
-    // Units left in this turn for the light connections; while heavy ones are read, for those.
+    // Units left in this turn for the light connections. Holds the heavy ones' units while heavy
+    // connections are read.
     shared_left: u32,
     // Light and heavy connections to be read in the next turn. Each connection is in at most one
     // queue, once, and is marked `Connection::is_queued_to_read`; the number of connections bounds
@@ -141,7 +142,8 @@ impl Work {
     /// connections.
     pub fn begin_round(&mut self) {
         (self.shared_left, self.short_left) = (LIGHT_PER_TURN, SHORT_PER_TURN);
-        // Each connection once per turn: those queued meanwhile wait for the next turn.
+        // Each connection is read once per turn. Connections queued meanwhile wait for the next
+        // turn.
         self.light_round = self.light.len();
     }
 
@@ -153,7 +155,8 @@ impl Work {
             return self.light.pop_front();
         }
         self.light_round = 0;
-        // What the light connections left is for input that arrives until the next turn.
+        // The units that light connections did not use are for input that arrives before the next
+        // turn.
         if self.light_left.is_none() {
             self.light_left = Some(std::mem::replace(&mut self.shared_left, HEAVY_PER_TURN));
         }

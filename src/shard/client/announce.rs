@@ -20,8 +20,8 @@ pub struct Announcements {
     // The number of clients last announced, and when, in milliseconds on the shard's clock.
     clients: u64,
     clients_ms: u64,
-    // Answers by the change of interest that they wait for, in order. At most one per question or
-    // handshake, each of which has a bound of its own.
+    // Answers by the change of interest that they wait for, in order. Bounded by the number of
+    // pending questions and handshakes: each waits once.
     waiting: VecDeque<(u64, Waiting)>,
 }
 
@@ -49,7 +49,7 @@ impl Clients {
     }
 
     /// Returns when the number of clients is announced next, in milliseconds on the shard's clock.
-    /// `None` if that is up to date.
+    /// `None` if the announced number is up to date.
     #[inline]
     pub fn next_announcement(&self, turn: &Turn) -> Option<u64> {
         let is_news = self.announcements.clients != self.by_id.len() as u64;

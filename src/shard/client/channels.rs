@@ -50,7 +50,7 @@ pub struct Channels {
     interest: ShardInterest,
 }
 
-/// Channels that appeared or disappeared, to be announced. Emptied after each step.
+/// Channels that appeared or disappeared, to be announced. Emptied after each input.
 #[derive(Debug, Default)]
 struct Changes {
     last_number: u64,
@@ -93,11 +93,11 @@ struct Walked {
     // The numbers of the walks in progress, oldest first, and the last number given out.
     walks: Vec<WalkNumber>,
     last: WalkNumber,
-    // Positions of members that unsubscribed. New subscribers reuse them, so that endless walks do
-    // not make the list grow.
+    // Positions of members that unsubscribed. New subscribers reuse these positions, so that the
+    // list does not grow while walks follow each other.
     holes: Vec<u32>,
-    // Reused positions, each with the number of the newest walk at that time. Walks up to that
-    // number skip the position, because they may have met the same client at its former one.
+    // Reused positions, each with the number of the newest walk at that time. A walk with that
+    // number or a lower one skips the position, because it may have met the same client at another.
     newcomers: HashMap<u32, WalkNumber>,
 }
 
@@ -253,8 +253,8 @@ impl Channels {
         members.filter(move |&(position, member)| member != Member::LEFT && is_met(position))
     }
 
-    /// Ends a registered walk. After the last one, removes the members that unsubscribed meanwhile.
-    /// `moved` receives each member whose position changed, with its new subscription.
+    /// Ends a registered walk. When no walk is left, removes the members that unsubscribed
+    /// meanwhile. `moved` receives each member whose position changed, with its new subscription.
     pub fn end_walk(
         &mut self,
         channel: ChannelIndex,

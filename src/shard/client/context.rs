@@ -3,7 +3,8 @@
 use crate::protocol::api::{CONTEXT_KEYS_MAX, ContextEntry};
 use crate::protocol::json::put_string;
 
-/// Maximum size of a client's context, in bytes of JSON. Each message of the client carries it.
+/// Maximum size of a client's context, in bytes of JSON. Each event of the client carries the
+/// context.
 const CONTEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// A client's context. One pointer in size while it is empty.

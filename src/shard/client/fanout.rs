@@ -1,8 +1,8 @@
 //! Delivers a frame to all subscribers of a channel, in slices within a budget per turn.
 //!
-//! A *walk* visits the members of a channel in order. A walk within one slice ends at once. A
-//! longer one becomes a [`PendingPublish`] and continues in later turns, in turn with those of
-//! other back ends.
+//! A *walk* visits the members of a channel in order. A channel that fits in one slice is done at
+//! once. A longer walk becomes a [`PendingPublish`] and continues in later turns, alternating with
+//! the pending publishes of other back ends.
 
 use std::collections::VecDeque;
 
@@ -23,8 +23,8 @@ use crate::shard::turn::{Requester, Step, Turn};
 /// done in one slice.
 const SLICE: usize = 1024;
 
-/// Subscribers visited in one turn by all publishes together: those done in one slice, and one
-/// slice of pending ones. The rest waits for later turns.
+/// Subscribers visited in one turn by all publishes together. One slice of these is for pending
+/// publishes. What exceeds the limit waits for later turns.
 const REACHED_PER_TURN: usize = 4 * SLICE;
 
 /// Fan-out writes per turn: connections and bytes. The last batch may exceed the bytes.
@@ -39,8 +39,8 @@ const GATHERED_BYTES: usize = 4 * 1024 * 1024;
 /// turn writes, so that the backlog shrinks, but enough for small publishes to go on.
 const BYTES_AFTER_OVERRUN: usize = BYTES_PER_TURN / 4;
 
-/// The rest of the fan-out budget of a turn, which lasts from one `Shard::handle_turn` to the next.
-/// Fan-outs delay other work by about 0.5 ms at a time.
+/// The remaining budget for fan-outs in a turn, which lasts from one `Shard::handle_turn` to the
+/// next. The budget limits the delay of other work to about 0.5 ms per turn.
 #[derive(Debug)]
 pub struct Budget {
     // Subscribers that may still be visited, and bytes that may still be queued for them.
@@ -117,7 +117,7 @@ impl Budget {
 #[derive(Debug)]
 pub struct Walk {
     channel: ChannelIndex,
-    // `None` for a walk within one turn.
+    // The number among the channel's walks. `None` for a walk within one turn.
     number: Option<WalkNumber>,
     at: usize,
     end: usize,
@@ -126,7 +126,7 @@ pub struct Walk {
 }
 
 /// A publish that continues in later turns, and the later commands of the same back end. The
-/// commands wait so that the commands of one back end take effect in order. Those of other back
+/// commands wait so that the commands of one back end take effect in order. Commands of other back
 /// ends do not wait.
 #[derive(Debug)]
 pub struct PendingPublish {

@@ -37,7 +37,7 @@ type HandshakeRefusal = (u16, Cow<'static, str>);
 #[derive(Clone, Copy)]
 struct Handshake<'r> {
     key: ConnectionKey,
-    // The index of the route in its edge.
+    // The index of the route among those of the edge.
     index: u16,
     route: &'r Arc<Route>,
     request: &'r Request<'r>,

@@ -50,7 +50,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Creates the part without clients. Their ids come from `ids`.
+    /// Creates the part without clients. `ids` provides the ids of new clients.
     pub fn new(turn: &Turn, ids: IdSource) -> Self {
         Self {
             ids,

@@ -22,8 +22,8 @@ const COMPARED: usize = 16;
 /// The ended clients that still have subscriptions.
 #[derive(Debug)]
 pub struct UnsubscribeQueue {
-    // Their connections, which stay in the table until they are unsubscribed. Bounded by the number
-    // of connections.
+    // The connections of these clients, which stay in the table until all subscriptions are
+    // removed. Bounded by the number of connections.
     clients: VecDeque<ConnectionKey>,
     // Subscriptions that may still be removed in this turn.
     left: usize,
@@ -188,7 +188,8 @@ impl Clients {
         key: ConnectionKey,
         mut client: Box<Client>,
     ) -> bool {
-        // Taken from the end of the list, so that no other subscription of the client moves.
+        // Subscriptions are taken from the end of the list, so that the client's others do not
+        // move.
         while self.unsubscribing.left > 0
             && let Some(subscription) = client.subscriptions.pop()
         {

@@ -59,7 +59,7 @@ impl Variants {
     ) -> &mut Variant {
         let place = window.map_or(0, |window| 1 + window as usize);
         let Self { plain, made, last_frames } = self;
-        // Made for the first subscriber, found by all others.
+        // The variant is made for the first subscriber and reused for the others.
         made[place].get_or_insert_with(|| {
             Variant::made(plain, window, last_frames[place].take(), deflater, counters)
         })

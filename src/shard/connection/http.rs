@@ -98,8 +98,8 @@ impl Connections {
         let Some(connection) = self.get(key) else { return };
         let is_edge = connection.listener != Listener::Api;
         let Stage::Http(http) = &mut connection.stage else { return };
-        // With a limit on handshakes, each needs a connection of its own. When new clients are
-        // refused, those refused must not keep their connections.
+        // With a limit on handshakes, each handshake needs a connection of its own. When the node
+        // is short of memory, refused clients must not keep their connections.
         let ends = is_edge
             && (turn.settings.limits.addresses.handshakes.is_some() || turn.refuses_arrivals());
         request.keep_alive &= !ends && !http.is_draining;

@@ -13,7 +13,7 @@ use crate::shard::turn::{Action, ClientGone, Step, Turn};
 const LINGER_MS: u64 = 5000;
 
 /// The code in a close event when the peer sent no close frame (1006, RFC 6455, section 7.1.5).
-/// Never sent in a frame.
+/// This code never appears in a frame.
 pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 
 /// Returns the reason reported for a connection that ended without a close frame.
@@ -118,7 +118,7 @@ impl Connections {
     }
 
     /// Closes a WebSocket connection with a close frame, which answers the peer's if it sent one. A
-    /// back end with pending answers gets those first.
+    /// back end's pending answers are written before the close frame.
     pub fn close_after_answers(
         &mut self,
         turn: &mut Turn,
@@ -163,7 +163,7 @@ impl Connections {
     }
 
     /// Closes a connection because the peer violated the protocol or the message size limit.
-    /// Pending answers are written first, the handshake's among them.
+    /// Pending answers are written first, including the answer to the handshake.
     pub fn close_for_violation(
         &mut self,
         turn: &mut Turn,
@@ -211,11 +211,11 @@ impl Connections {
         self.close_with(turn, key, close::SLOW_CLIENT);
     }
 
-    /// Detaches a connection from its role as client or back end, and leaves the steps that report
-    /// its end. The outbound queue can still be written.
+    /// Detaches a connection from its role as client or back end, and pushes the steps that report
+    /// the end. The outbound queue can still be written.
     ///
-    /// A pending close is discarded: the code given here is reported instead. If some messages of
-    /// the client were not processed, its own code would hide that.
+    /// A pending close is discarded: the code given here is reported instead. The client's own code
+    /// would hide that some of its messages were not processed.
     pub fn detach(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
         self.discard_pending_close(key);
         let trail = turn.trail(key);
@@ -256,7 +256,7 @@ impl Connections {
             connection.read_ahead = ReadAhead::default();
             connection.paused = 0;
         }
-        // Receiving goes on, to notice that the peer closes. Its input is discarded.
+        // Receiving goes on, to notice that the peer closes. All input is discarded.
         self.receive_again(turn, key);
         let is_flushed = self.get(key).is_some_and(|c| c.outbound.is_flushed());
         self.set_timer(turn, key, deadline);

@@ -8,7 +8,7 @@
 //! - `reading.rs`: reading, pausing and resuming. `read_ahead.rs`: the bytes kept for a paused
 //!   connection. `writing.rs`: the order in which connections are written to.
 //! - `outbound.rs`: the outbound queue. `replies.rs`: answers in the order of their requests.
-//!   `answers.rs`: writing those answers. `http.rs`: the state of HTTP requests.
+//!   `answers.rs`: writes the answers. `http.rs`: the state of HTTP requests.
 
 mod answers;
 mod http;
@@ -68,7 +68,8 @@ pub struct Connection {
     pub since_ms: u64,
     /// When bytes last arrived, in milliseconds on the shard's clock.
     pub last_received_ms: u64,
-    // The tick of the only valid timer entry, cut to its low 32 bits. They repeat after two years.
+    // The tick of the only valid timer entry, cut to its low 32 bits. The low bits repeat after two
+    // years.
     timer_tick: u32,
     // The limit of the outbound queue in bytes of memory, from the configuration: at most 1 GiB.
     outbound_max: u32,
@@ -90,7 +91,7 @@ pub struct Connection {
     pub is_queued_to_read: bool,
     /// Whether the last read used up the connection's slice of the turn.
     pub is_heavy: bool,
-    /// Whether a message is partly inflated. Inflating it needs no further input.
+    /// Whether a message is partly inflated. Reading continues without further input then.
     pub is_inflating: bool,
     /// Whether the driver has closed the socket. The connection stays in the table until its client
     /// is unsubscribed from all channels.
@@ -106,15 +107,16 @@ pub struct Connection {
     pub is_broken: bool,
     /// The compression window for messages to the client. `None`: compression was not agreed on.
     pub compression: Option<Window>,
-    /// Whether the shard that counts connections per address has counted this one.
+    /// Whether the connection is included in the count of its address, on the shard that keeps that
+    /// count.
     pub is_counted: bool,
     /// The listener that accepted the connection.
     pub listener: Listener,
 }
 
 /// The minimum rate of a message in bytes per second. A message may take `limits.idle_ms`, and one
-/// more second for each of these portions received. A peer that trickles bytes or sends endless
-/// empty fragments is closed.
+/// more second for every 1024 bytes received. A peer that trickles bytes or sends endless empty
+/// fragments is closed.
 const MESSAGE_BYTES_PER_S: u64 = 1024;
 
 /// The stage of a connection's life.
@@ -122,7 +124,7 @@ const MESSAGE_BYTES_PER_S: u64 = 1024;
 pub enum Phase {
     /// The connection is read from and written to.
     Open,
-    /// The outbound queue is still written. Nothing is read.
+    /// The outbound queue is still written. Reading has ended.
     Flushing,
     /// Our end is shut down after everything was written. Waits for the peer to close its end: a
     /// reset sent earlier could destroy the close frame before the peer reads it.
@@ -149,7 +151,7 @@ pub enum Pause {
     Verdict = 32,
     /// The client has used up its message rate.
     Rate = 64,
-    /// The shard that counts connections per address has not admitted this one yet.
+    /// The shard that counts the connections of the address has not admitted the connection yet.
     Address = 128,
 }
 
@@ -202,8 +204,8 @@ pub struct Http {
     pub replies: Replies,
     /// Whether the current request is the last: the connection closes after its answer.
     pub is_last: bool,
-    /// The authenticated user of the last request, as an index into the configured users. Used by
-    /// the log.
+    /// The authenticated user of the last request, as an index into the configured users. The log
+    /// shows it.
     pub user: Option<usize>,
     /// Whether the node is shutting down. The partly received request is then the last.
     pub is_draining: bool,
@@ -219,8 +221,8 @@ pub struct Parked {
     pub request: Option<KeptRequest>,
     /// The format of the answer.
     pub shape: HttpShape,
-    /// The credentials being verified. A late verdict on those of an earlier request is recognised
-    /// by this.
+    /// The credentials being verified. Compared with each verdict, because a late one may concern
+    /// an earlier request.
     pub credentials: Fingerprint,
 }
 
@@ -233,7 +235,7 @@ pub struct Client {
     pub route: u16,
     /// When the client's token expires, in Unix milliseconds. `None`: never.
     pub expires_unix_ms: Option<NonZeroU64>,
-    /// Whether the client has sent a message. Routes with `hold_until` accept the first one at
+    /// Whether the client has sent a message. Routes with `hold_until` accept the first message at
     /// once.
     pub has_spoken: bool,
     /// The rate limit bucket, for routes that limit messages.
@@ -255,9 +257,9 @@ pub struct Backend {
     pub replies: Replies,
     /// The user and the roles of the back end.
     pub grant: Grant,
-    /// The topics that the back end consumes. Empty: it is no consumer.
+    /// The topics that the back end consumes. Empty: the back end is no consumer.
     pub topics: Vec<Arc<str>>,
-    /// The number of `queue.pop` calls so far. Answers to earlier ones are ignored.
+    /// The number of `queue.pop` calls so far. Answers to earlier calls are ignored.
     pub pops: u64,
     /// Whether the answer to the current `queue.pop` is queued, so that events may follow.
     pub is_consuming: bool,

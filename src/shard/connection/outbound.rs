@@ -12,8 +12,8 @@ const CHUNK_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 pub enum Chunk {
     /// One or more frames shared with other connections of the shard. The reference count of the
-    /// `Rc` belongs to this core. The inner one, shared between cores, was changed once for all
-    /// connections of this shard.
+    /// `Rc` belongs to this core. The reference count of the frame's bytes is shared between cores,
+    /// and was raised once for all connections of this shard.
     Shared(Rc<Frame>),
     /// Bytes for this connection only.
     Own(Vec<u8>),
@@ -44,7 +44,7 @@ pub type Batch = VecDeque<Chunk>;
 /// Memory of a chunk's slot in a batch. A batch has at most twice the capacity that it needs.
 const PLACE_BYTES: usize = 2 * size_of::<Chunk>();
 
-/// Number of chunks sampled by [`freed_bytes`]. A batch may have thousands.
+/// Number of chunks sampled by [`freed_bytes`]. A batch may have thousands of chunks.
 const SAMPLED_CHUNKS: usize = 16;
 
 /// Estimates the memory in bytes that dropping a batch would free, from a sample of its chunks. A
@@ -80,8 +80,8 @@ pub struct BufferPool {
     buffers: Vec<Vec<u8>>,
 }
 
-/// Bounds of the pool: 6 MiB of batches and 1 MiB of buffers. What is larger or does not fit goes
-/// back to the allocator.
+/// Bounds of the pool: 6 MiB of batches and 1 MiB of buffers. Larger buffers, and those beyond the
+/// bounds, go back to the allocator.
 const BATCHES_MAX: usize = 4096;
 const BATCH_CHUNKS_MAX: usize = 64;
 const BUFFERS_MAX: usize = 256;
@@ -115,7 +115,7 @@ pub struct Outbound {
     queued_bytes: usize,
     // Bytes handed to the driver and not yet written.
     in_flight_bytes: usize,
-    // Overhead of the queued chunks and of those in flight, in bytes.
+    // Overhead of the queued chunks, and of the chunks in flight, in bytes.
     overhead_bytes: u32,
     in_flight_overhead_bytes: u32,
     // Bytes at the front of `chunks`, in `Chunk::Own`, that [`Self::clear`] keeps.
@@ -134,7 +134,7 @@ impl Outbound {
     }
 
     /// Returns the memory charged to the connection: the bytes queued and in flight, and the
-    /// overhead of their chunks. Limits are compared with this.
+    /// overhead of their chunks. The outbound limit applies to this sum.
     pub fn charge(&self) -> usize {
         self.buffered() + self.overhead_bytes as usize + self.in_flight_overhead_bytes as usize
     }
@@ -157,7 +157,7 @@ impl Outbound {
     }
 
     /// Estimates the memory in bytes that dropping the queue would free; see [`freed_bytes`]. Bytes
-    /// in flight do not count.
+    /// in flight are left out.
     pub fn freed_bytes(&self) -> usize {
         freed_bytes(&self.chunks)
     }
@@ -167,7 +167,7 @@ impl Outbound {
         !self.chunks.is_empty() && self.in_flight_bytes == 0 && !self.is_withheld
     }
 
-    /// Withholds the queue, or releases it again.
+    /// Withholds the queued bytes from the driver, or releases them again.
     pub fn withhold(&mut self, is_withheld: bool) {
         self.is_withheld = is_withheld;
     }
@@ -255,19 +255,20 @@ impl Outbound {
         }
     }
 
-    /// Drops queued shared frames. For a back end, those are the events.
+    /// Drops queued shared frames. In a back end's queue the shared frames are events.
     pub fn drop_shared(&mut self) {
         self.chunks.retain(|chunk| matches!(chunk, Chunk::Own(_)));
         self.count_again();
     }
 
-    /// Protects the bytes queued so far from [`Self::clear`]. They must not be shared frames. Used
-    /// for the answer to a handshake, which frames may not precede.
+    /// Protects the bytes queued so far from [`Self::clear`]. The protected bytes must not be
+    /// shared frames. Used for the answer to a handshake, without which the client could not
+    /// understand a close frame.
     pub fn protect_queued(&mut self) {
         self.protected_bytes = self.queued_bytes.try_into().unwrap_or(u32::MAX);
     }
 
-    /// Drops the queue to make room for a close frame. Protected bytes and those in flight stay.
+    /// Drops the queue to make room for a close frame. Protected bytes and bytes in flight stay.
     pub fn clear(&mut self) {
         let mut left = self.protected_bytes as usize;
         self.chunks.retain_mut(|chunk| match chunk {

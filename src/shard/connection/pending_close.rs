@@ -6,25 +6,25 @@
 //! Reading pauses while the topic is full, the context lacks a key, the message rate is used up, or
 //! too many calls are unanswered. Up to [`READ_AHEAD_BYTES_MAX`](super::READ_AHEAD_BYTES_MAX) are
 //! still received. Pings, pongs and a client's close frame are taken out of these bytes, even from
-//! behind data frames. A peer that does not read (`Pause::Outbound`) gets no pongs, because they would
-//! only queue up.
+//! behind data frames. A peer that does not read (`Pause::Outbound`) gets no pongs, because they
+//! would only queue up.
 //!
-//! Once the read-ahead is full, pongs can no longer arrive, and their absence does not count as silence.
-//! Pings are still sent. If the peer is gone, the kernel notices (a reset, or TCP_USER_TIMEOUT), and the
-//! next ping fails. A peer that accepts no bytes for `limits.idle_ms` is closed as idle. If that timeout
-//! exceeds 17 minutes, the kernel alone decides.
+//! Once the read-ahead is full, pongs can no longer arrive, and their absence does not count as
+//! silence. The node still sends pings. If the peer is gone, the kernel notices (a reset, or
+//! TCP_USER_TIMEOUT), and the next ping fails. A peer that accepts no bytes for `limits.idle_ms` is
+//! closed as idle. If that timeout exceeds 17 minutes, the kernel alone decides.
 //!
 //! # Pending closes
 //!
 //! A client that disconnects while its topic is full or its rate is used up gets a pending close.
-//! Its close frame is answered at once with the same code, its socket is closed, and no call
-//! reaches it any more. Its read-ahead is still processed as room appears, and counts towards the
-//! backlog of the topic. The close event follows the last message, with the client's own code. If
-//! the node discards the rest, for instance because it is short of memory, the close event carries
-//! the reason for that instead.
+//! The node answers the client's close frame at once with the same code, closes the socket, and
+//! delivers no more calls. The read-ahead is still processed as room appears, and counts towards
+//! the backlog of the topic. The close event follows the last message, with the client's own code.
+//! If the node discards the rest, for instance because it is short of memory, the close event
+//! carries the reason for that instead.
 //!
-//! A client that is held for a missing context key gets no pending close. Its unprocessed messages
-//! are dropped, as they would be if no back end ever set the key.
+//! A client that is held for a missing context key gets no pending close. The client's unprocessed
+//! messages are dropped, as they would be if no back end ever set the key.
 
 use super::lifecycle::{ABNORMAL_CLOSURE, end_reason};
 use super::{Connection, Connections, Pause, Phase, ReadAhead, Stage};
@@ -70,8 +70,9 @@ impl Connection {
             && !self.is_paused_for(Pause::Outbound)
     }
 
-    /// Returns since when the peer has been silent, in milliseconds on the shard's clock. A peer that is
-    /// not read from counts as silent only for as long as it accepts no bytes of the batch in flight.
+    /// Returns since when the peer has been silent, in milliseconds on the shard's clock. While
+    /// receiving is stopped, only the batch in flight counts: the peer is silent for as long as it
+    /// accepts none of its bytes.
     pub fn silent_since_ms(&self, now_ms: u64) -> u64 {
         if !self.is_backpressured() {
             return if self.is_queued_to_read { now_ms } else { self.last_received_ms };
@@ -97,7 +98,7 @@ impl Connections {
         let may_deflate = connection.compression.is_some();
         let (frame_left, takes_close) = match &connection.stage {
             Stage::Client(client) => (client.assembler.frame_left(), true),
-            // The back end's answers come before its close.
+            // A back end gets its pending answers before the close frame.
             Stage::Backend(backend) => (backend.assembler.frame_left(), false),
             Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => return,
         };
@@ -140,7 +141,7 @@ impl Connections {
         let Some(connection) = self.get(key) else { return false };
         let Stage::Client(client) = &connection.stage else { return false };
         let id = client.id;
-        // Nobody would read an echo.
+        // A disconnected client reads no echoes.
         if !connection.keeps_backlog() || !connection.has_input() || self.is_echo(turn, key) {
             return false;
         }
@@ -159,8 +160,8 @@ impl Connections {
         route.is_some_and(|route| route.echo)
     }
 
-    /// Handles the end of the stream of a paused client. Returns false if the connection is no such
-    /// client, or is one that may still read its echoes.
+    /// Handles the end of the stream of a paused client. Returns false if the connection is not a
+    /// paused client, or if the client may still read its echoes.
     pub fn end_paused(&mut self, turn: &mut Turn, key: ConnectionKey) -> bool {
         let Some(connection) = self.get(key) else { return false };
         let is_client = matches!(connection.stage, Stage::Client(_));

@@ -11,9 +11,9 @@ pub struct ReadAhead(Option<Box<Unread>>);
 #[derive(Debug, Default)]
 struct Unread {
     bytes: Vec<u8>,
-    // Bytes at the front that are processed: start < bytes.len().
+    // Number of processed bytes at the front: start < bytes.len().
     start: usize,
-    // The scanner for control frames, once it was needed.
+    // The scanner for control frames, created by the first scan.
     scanner: Option<Scanner>,
 }
 
@@ -22,7 +22,7 @@ struct Unread {
 pub const READ_AHEAD_BYTES_MAX: usize = 16 * 1024;
 
 impl ReadAhead {
-    /// Whether no bytes are kept.
+    /// Whether the read-ahead is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }

@@ -5,7 +5,7 @@ use crate::message::ConnectionKey;
 use crate::shard::turn::{Action, Turn};
 
 impl Connections {
-    /// Takes note that a queued connection is about to be read. Returns whether nothing pauses it.
+    /// Takes note that a queued connection is about to be read. Returns false if reading is paused.
     pub fn is_to_resume(&mut self, key: ConnectionKey) -> bool {
         self.get(key).is_some_and(|connection| {
             connection.is_queued_to_read = false;
@@ -13,8 +13,8 @@ impl Connections {
         })
     }
 
-    /// Takes the read-ahead, unless reading is paused or a message is partly inflated. The rest is
-    /// to be returned with [`Self::put_back_read_ahead`].
+    /// Takes the read-ahead, unless reading is paused or a message is partly inflated. The caller
+    /// returns what it has not processed with [`Self::put_back_read_ahead`].
     pub fn take_read_ahead(&mut self, key: ConnectionKey) -> Option<ReadAhead> {
         let connection = self.get(key)?;
         let may = connection.paused == 0 && !connection.is_inflating;
@@ -48,7 +48,8 @@ impl Connections {
         }
     }
 
-    /// Decides how a connection goes on after it was read: queued again, ended, or receiving again.
+    /// Decides what follows after a queued connection was read: it is queued again, closed, or
+    /// received from again.
     pub fn after_reading(&mut self, turn: &mut Turn, key: ConnectionKey) {
         self.note_slice(turn, key);
         let Some(connection) = self.get(key) else { return };
@@ -85,8 +86,8 @@ impl Connections {
         }
     }
 
-    /// Handles received bytes. Returns true if they are to be read now; otherwise they were added
-    /// to the read-ahead.
+    /// Handles received bytes. Returns true if the caller has to read the bytes now. Otherwise they
+    /// were added to the read-ahead.
     pub fn handle_bytes(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) -> bool {
         let Some(connection) = self.get(key) else { return false };
         turn.counters.received_bytes += input.len() as u64;
@@ -114,8 +115,8 @@ impl Connections {
         }
     }
 
-    /// Removes a reason for a pause. If it was the last, the connection is read in a later step,
-    /// never in the middle of another connection's work.
+    /// Removes a reason for a pause. When no reason is left, the connection is read in a later
+    /// step, never in the middle of another connection's work.
     pub fn unpause(&mut self, turn: &mut Turn, key: ConnectionKey, reason: Pause) {
         let Some(connection) = self.get(key) else { return };
         if !connection.is_paused_for(reason) {

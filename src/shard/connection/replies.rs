@@ -39,7 +39,7 @@ impl Shape {
     /// Returns the memory taken beyond the size of the type, in bytes.
     fn held_bytes(&self) -> usize {
         match self {
-            // A short id is stored inline; counting it too does no harm.
+            // A short id is stored inline, so counting its length is slightly too much.
             Self::Message(id) => id.len(),
             Self::Response(shape) => shape.allow_origin.as_ref().map_or(0, |origin| origin.len()),
         }
@@ -148,7 +148,7 @@ impl Slot {
     }
 }
 
-/// An answer that can be written.
+/// An encoded answer, to be written when all earlier ones are.
 #[derive(Debug)]
 pub struct Ready {
     /// The encoded answer.

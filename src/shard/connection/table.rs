@@ -77,7 +77,7 @@ impl Connections {
         ConnectionKey { index: (index + block.len() - 1) as u32, generation: 0 }
     }
 
-    /// Removes a connection. Its key is invalid from now on.
+    /// Removes a connection. The key is invalid from then on.
     pub fn remove(&mut self, key: ConnectionKey) {
         if self.get(key).is_none() {
             return;

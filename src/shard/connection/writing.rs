@@ -7,9 +7,9 @@ use crate::shard::turn::Turn;
 /// The priority of a connection with something to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Written to by a command for one client, or by an answer: first.
+    /// Connections written to by a command for one client, or by an answer. They come first.
     Urgent,
-    /// Written to by fan-outs only: last, within a budget per turn.
+    /// Connections written to by fan-outs only. They come last, within a budget per turn.
     Bulk,
 }
 
@@ -107,7 +107,7 @@ impl Connections {
         }
     }
 
-    /// Goes on after a whole batch was written: with the next one, or with the shutdown of a
+    /// Decides what follows after a whole batch was written: the next batch, or the shutdown of a
     /// closing connection.
     pub fn after_batch(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
@@ -116,7 +116,7 @@ impl Connections {
             return self.shut(turn, key);
         }
         if connection.write_queue == WriteQueue::Neither && connection.outbound.is_ready() {
-            // The connection has had its share: newer output queues behind that of the others.
+            // The connection was just written to, so its newer output queues behind the others.
             connection.write_queue = WriteQueue::Bulk;
             self.bulk.push_back(key);
         }
