@@ -59,11 +59,11 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let places = runtime::check::check(cores.len(), config.limits.api_connections);
     let capacity = capacity(config, places.map_err(NodeError)?);
     runtime::check::grow_descriptor_table(capacity.clients, cores.len());
-    let api = listen(config.api.bind, &config.api.tls, cores.len(), "api.bind")?;
+    let api = listen(config, config.api.bind, &config.api.tls, "api.bind")?;
     let edges = config
         .edges
         .iter()
-        .map(|edge| listen(edge.bind, &edge.tls, cores.len(), "edge.bind"))
+        .map(|edge| listen(config, edge.bind, &edge.tls, "edge.bind"))
         .collect::<Result<Vec<_>, _>>()?;
     let mesh = config.mesh.as_ref().map(MeshStart::new).transpose()?;
     let ready = Ready::new(config, &api, &edges, mesh.as_ref());
@@ -267,14 +267,16 @@ fn clients_max(config: &Config, possible: usize) -> usize {
 }
 
 fn listen(
+    config: &Config,
     address: SocketAddr,
     tls: &Option<Tls>,
-    shards: usize,
     key: &str,
 ) -> Result<Listening, NodeError> {
     let tls = tls.as_ref().map(context).transpose()?;
+    let peer_timeout = Duration::from_millis(config.limits.idle_ms);
     let in_use = "another process listens there; see `ss -ltnp`";
-    runtime::bind(address, shards, tls).map_err(|error| not_bound(key, address, in_use, &error))
+    runtime::bind(address, config.node.cores.len(), tls, peer_timeout)
+        .map_err(|error| not_bound(key, address, in_use, &error))
 }
 
 fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) -> NodeError {

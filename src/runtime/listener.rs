@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -29,21 +30,27 @@ pub struct Listening {
     pub tls: Option<TlsContext>,
 }
 
-/// Listens on an address for each shard, over TLS if there is something to show.
+/// Listens on an address for each shard, over TLS if there is something to show. A connection whose
+/// peer's kernel acknowledges nothing for `peer_timeout` is gone, also if it is not read from at present.
 ///
 /// # Errors
 /// The address is not ours or is in use, be it by another gridcast.
-pub fn bind(address: SocketAddr, shards: usize, tls: Option<TlsContext>) -> io::Result<Listening> {
+pub fn bind(
+    address: SocketAddr,
+    shards: usize,
+    tls: Option<TlsContext>,
+    peer_timeout: Duration,
+) -> io::Result<Listening> {
     if address.port() != 0 {
         // Sockets with SO_REUSEPORT would share the port with another process of the same user, and
         // each would get a part of the connections: so first see whether it is free.
         socket(address)?.bind(&address.into())?;
     }
-    let first = listen(address)?;
+    let first = listen(address, peer_timeout)?;
     let address = first.local_addr()?.as_socket().expect("it was bound to an IP address");
     let mut sockets = vec![first];
     for _ in 1..shards {
-        sockets.push(listen(address)?);
+        sockets.push(listen(address, peer_timeout)?);
     }
     Ok(Listening { address, sockets, tls })
 }
@@ -55,11 +62,12 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn listen(address: SocketAddr) -> io::Result<Socket> {
+fn listen(address: SocketAddr, peer_timeout: Duration) -> io::Result<Socket> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit it: frames leave when they are written.
+    // Accepted sockets inherit both. Frames leave when they are written.
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(peer_timeout))?;
     socket.bind(&address.into())?;
     defer_accept(&socket)?;
     socket.listen(BACKLOG)?;
@@ -96,9 +104,11 @@ pub fn route_out(beyond: SocketAddr) -> io::Result<IpAddr> {
 mod tests {
     use super::*;
 
+    const PEER_TIMEOUT: Duration = Duration::from_secs(60);
+
     #[test]
     fn every_shard_listens_on_the_port_that_the_first_was_given() {
-        let listening = bind("127.0.0.1:0".parse().unwrap(), 3, None).unwrap();
+        let listening = bind("127.0.0.1:0".parse().unwrap(), 3, None, PEER_TIMEOUT).unwrap();
         assert_ne!(listening.address.port(), 0);
         assert_eq!(listening.sockets.len(), 3);
         for socket in &listening.sockets {
@@ -114,8 +124,8 @@ mod tests {
 
     #[test]
     fn a_port_that_another_shares_willingly_is_still_in_use() {
-        let listening = bind("127.0.0.1:0".parse().unwrap(), 1, None).unwrap();
-        let error = bind(listening.address, 1, None).unwrap_err();
+        let listening = bind("127.0.0.1:0".parse().unwrap(), 1, None, PEER_TIMEOUT).unwrap();
+        let error = bind(listening.address, 1, None, PEER_TIMEOUT).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -63,9 +63,6 @@ pub fn start(
     let mut renewals = Vec::new();
     for (listener, Listening { sockets: of_listener, tls, .. }) in listeners {
         for (of_shard, socket) in sockets.iter_mut().zip(of_listener) {
-            // Accepted sockets inherit it. A peer whose kernel acknowledges nothing for so long is gone,
-            // also if it is not read from at present.
-            socket.set_tcp_user_timeout(Some(Duration::from_millis(settings.limits.idle_ms)))?;
             let identity = tls.clone().map(Identity::new).map(|(identity, renewal)| {
                 renewals.push((listener, renewal));
                 identity

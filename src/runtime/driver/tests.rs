@@ -5,6 +5,9 @@
 //! `GRIDCAST_RING_SEEDS=N` runs so many seeds, `GRIDCAST_RING_SEED=S` one of them.
 
 mod peer;
+mod places;
+mod plain;
+mod silence;
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -147,38 +150,69 @@ struct World {
 impl World {
     fn new(seed: u64, certificate: &Certificate) -> Self {
         let mut random = Random::new(seed);
+        // A small one makes the kernel itself take less.
+        let send_buffer = (random.below(2) == 0).then_some(4096);
+        let spin = Duration::from_micros(random.pick(&[0, 20]));
+        let (settings, places) = (settings(), PEERS_IN_ALL);
+        let mut world = Self::with(random, &settings, places, Some(certificate), send_buffer, spin);
+        let odds = world.random.pick(&[3, 5, 10, 30, 100]);
+        world.driver.ring.faults = Faults::new(seed, odds);
+        world
+    }
+
+    /// One whose kernel does no more and no less than it is asked for, with small send buffers.
+    fn without_faults(settings: &Settings, places: usize) -> Self {
+        Self::with(Random::default(), settings, places, None, Some(4096), Duration::ZERO)
+    }
+
+    fn with(
+        random: Random,
+        settings: &Settings,
+        places: usize,
+        certificate: Option<&Certificate>,
+        send_buffer: Option<usize>,
+        spin: Duration,
+    ) -> Self {
         let (mut ports, control) = bus(NodeId::new(1).unwrap(), 1, false).unwrap();
         let verifier = verifier::start(control, 1).unwrap().remove(0);
-        let watch = Arc::new(Watch::new(
-            1,
-            Capacity { clients: PEERS_IN_ALL, callers: PEERS_IN_ALL, memory_bytes: 0 },
-        ));
+        let capacity = Capacity { clients: places, callers: places, memory_bytes: 0 };
+        let watch = Arc::new(Watch::new(1, capacity));
         let (mut listeners, mut doors) = (Vec::new(), Vec::new());
-        for (listener, context) in [
-            (Listener::Api, None),
-            (Listener::Edge(0), None),
-            (Listener::Edge(0), Some(certificate.context.clone())),
-        ] {
-            let client = context.is_some().then(|| certificate.client.clone());
+        let mut kinds = vec![(Listener::Api, None), (Listener::Edge(0), None)];
+        kinds.extend(certificate.map(|certificate| (Listener::Edge(0), Some(certificate))));
+        for (listener, certificate) in kinds {
+            let client = certificate.map(|certificate| certificate.client.clone());
+            let context = certificate.map(|certificate| certificate.context.clone());
             let any = "127.0.0.1:0".parse().unwrap();
-            let Listening { address, mut sockets, tls } = bind(any, 1, context).unwrap();
+            let peer_timeout = Duration::from_millis(settings.limits.idle_ms);
+            let Listening { address, mut sockets, tls } =
+                bind(any, 1, context, peer_timeout).unwrap();
             let socket = sockets.remove(0);
-            // Accepted sockets inherit it. A small one makes the kernel itself take less.
-            if random.below(2) == 0 {
-                socket.set_send_buffer_size(4096).unwrap();
-            }
+            // Accepted sockets inherit it.
+            send_buffer.into_iter().for_each(|bytes| socket.set_send_buffer_size(bytes).unwrap());
             listeners.push((socket, listener, tls.map(|context| Identity::new(context).0)));
             doors.push(Door { address, is_api: listener == Listener::Api, tls: client });
         }
-        let settings = settings();
-        let state = Arc::new(NodeState::new(&settings, Arc::default()));
-        let make_shard = |now| Shard::new(ShardId(0), &settings, state, now);
+        let state = Arc::new(NodeState::new(settings, Arc::default()));
+        let make_shard = |now| Shard::new(ShardId(0), settings, state, now);
         let port = ports.remove(0);
-        let spin = Duration::from_micros(random.pick(&[0, 20]));
         let mut driver =
             Driver::new(0, make_shard, port, verifier, listeners, watch.clone(), spin).unwrap();
-        driver.ring.faults = Faults::new(seed, random.pick(&[3, 5, 10, 30, 100]));
+        driver.ring.faults = Faults::none();
         Self { random, driver, watch, doors, peers: Vec::new(), came: 0 }
+    }
+
+    fn turn(&mut self) {
+        self.driver.turn().unwrap();
+    }
+
+    /// Turns until `is_done`, with what happens meanwhile.
+    fn turn_until(&mut self, mut is_done: impl FnMut(&mut Self) -> bool) {
+        let start = Instant::now();
+        while !is_done(self) {
+            self.turn();
+            assert!(start.elapsed() < DEADLINE, "stuck");
+        }
     }
 
     fn run(mut self) {

@@ -64,9 +64,14 @@ impl Faults {
         Self { random: Random::new(seed), odds, never_waits: true, ..Self::default() }
     }
 
+    /// No faults.
+    pub fn none() -> Self {
+        Self { never_waits: true, ..Self::default() }
+    }
+
     /// No faults but that the next cancellation misses.
     pub fn miss_one_cancel() -> Self {
-        Self { cancels_to_miss: 1, never_waits: true, ..Self::default() }
+        Self { cancels_to_miss: 1, ..Self::none() }
     }
 
     /// No new ones; what is under way goes on.

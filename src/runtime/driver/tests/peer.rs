@@ -159,7 +159,8 @@ impl Peer {
     }
 }
 
-fn upgrade(path: &str) -> String {
+/// A client's handshake.
+pub fn upgrade(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -261,7 +262,7 @@ fn none_for_later(result: io::Result<usize>) -> io::Result<usize> {
 }
 
 /// A frame with this first byte; masked, as clients send them, if there is a source of masks.
-fn put_frame(out: &mut Vec<u8>, first: u8, payload: &[u8], random: Option<&mut Random>) {
+pub fn put_frame(out: &mut Vec<u8>, first: u8, payload: &[u8], random: Option<&mut Random>) {
     let masked = if random.is_some() { 0x80 } else { 0 };
     out.push(first);
     match payload.len() {

@@ -1,0 +1,94 @@
+//! Places for connections of the API (`limits.api_connections`).
+
+use super::plain::Plain;
+use super::*;
+
+const REQUEST: &[u8] = b"GET /v1/nodes HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+const PLACES: usize = 2;
+
+fn counted(world: &World) -> u64 {
+    world.driver.shard.counters().limits.api_connections
+}
+
+fn connect(world: &World, says: &[u8]) -> Plain {
+    let mut peer = Plain::connect(world.doors[0].address);
+    peer.say(says);
+    peer
+}
+
+/// Those that have shown who they are, which here is everybody who asks.
+fn callers(world: &mut World) -> Vec<Plain> {
+    let mut callers: Vec<_> = (0..PLACES).map(|_| connect(world, REQUEST)).collect();
+    callers.iter_mut().for_each(|caller| expect_answer(world, caller));
+    callers
+}
+
+fn expect_answer(world: &mut World, caller: &mut Plain) {
+    caller.got.clear();
+    world.turn_until(|_| {
+        caller.read(1000);
+        assert!(!caller.is_ended, "it was closed");
+        caller.got.starts_with(b"HTTP/1.1 200 ")
+    });
+}
+
+fn expect_end(world: &mut World, caller: &mut Plain) {
+    world.turn_until(|_| {
+        caller.read(1000);
+        caller.is_ended
+    });
+    assert_eq!(caller.got, b"");
+}
+
+#[test]
+fn one_caller_too_many_is_closed_and_gets_the_next_place_that_is_free() {
+    let mut world = World::without_faults(&settings(), PLACES);
+    let mut callers = callers(&mut world);
+    assert_eq!(counted(&world), 0);
+    let mut late = connect(&world, REQUEST);
+    expect_end(&mut world, &mut late);
+    assert_eq!(counted(&world), 1);
+    for caller in &mut callers {
+        caller.say(REQUEST);
+        expect_answer(&mut world, caller);
+    }
+    callers.pop();
+    world.turn_until(|world| world.driver.shard.connections() < PLACES);
+    let mut next = connect(&world, REQUEST);
+    expect_answer(&mut world, &mut next);
+    assert_eq!(counted(&world), 1);
+}
+
+#[test]
+fn a_caller_that_asks_for_something_gets_the_place_of_the_oldest_that_does_not() {
+    let mut world = World::without_faults(&settings(), PLACES);
+    let mut strangers = Vec::new();
+    for count in 1..=PLACES {
+        strangers.push(connect(&world, &REQUEST[..5]));
+        world.turn_until(|world| world.driver.shard.connections() == count);
+    }
+    let mut caller = connect(&world, REQUEST);
+    expect_answer(&mut world, &mut caller);
+    expect_end(&mut world, &mut strangers[0]);
+    assert_eq!(counted(&world), 1);
+    strangers[1].say(&REQUEST[5..]);
+    expect_answer(&mut world, &mut strangers[1]);
+    assert_eq!(world.driver.shard.connections(), PLACES);
+}
+
+#[test]
+fn clients_do_not_count_as_callers_nor_callers_as_clients() {
+    let mut world = World::without_faults(&settings(), PLACES);
+    let _callers = callers(&mut world);
+    let mut clients: Vec<_> = (0..PLACES).map(|_| Plain::connect(world.doors[1].address)).collect();
+    for client in &mut clients {
+        client.say(super::peer::upgrade("/echo").as_bytes());
+        world.turn_until(|_| {
+            client.read(1000);
+            assert!(!client.is_ended, "it was closed");
+            client.got.ends_with(b"\r\n\r\n")
+        });
+    }
+    assert_eq!(counted(&world), 0);
+}
