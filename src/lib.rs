@@ -132,7 +132,9 @@
 //! Connections cannot starve each other even without configured limits. `shard::work` estimates the
 //! cost of input, gives each connection a slice of a turn, and reads those that always use it up
 //! last. Other work that can arrive in bulk has a budget per turn too: timers, closing, and
-//! unsubscribing clients that are gone (`client::subscriptions`).
+//! unsubscribing clients that are gone (`client::subscriptions`). Sockets that send without
+//! pause are received from in turns, one buffer each, so that the others find buffers
+//! (`runtime::driver::heavy`).
 //!
 //! # Logging of connections
 //!

@@ -1,12 +1,14 @@
 //! One shard's task: completions of its ring → the shard → submissions.
 //!
-//! Requests that a socket has under way: one multishot receive, and either one send or one wait for
-//! room. It is closed when none is left: so no completion ever meets a socket that is not its own.
+//! Requests that a socket has under way: one receive, and either one send or one wait for room. The
+//! receive is multishot, or of one buffer if the socket is heavy. A socket is closed when none is left:
+//! so no completion ever meets a socket that is not its own.
 //!
 //! Here are the turn and the sockets' end; `accepting.rs`, `receiving.rs` and `sending.rs` are what a
-//! turn does for each kind of completion.
+//! turn does for each kind of completion, and `heavy.rs` is how sockets that send much take turns.
 
 mod accepting;
+mod heavy;
 mod receiving;
 mod sending;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use super::watch::{Summary, Watch};
 use crate::message::ConnectionKey;
 use crate::shard::{Action, Listener, Now, Shard};
 use accepting::{AcceptState, Accepting};
+use heavy::{HeavySockets, Pace};
 use sending::say_last_words;
 
 /// The longest sleep in milliseconds: what glommio's own ring has to say waits for so long, and a
@@ -70,8 +73,9 @@ pub(super) struct Driver {
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Sending>>,
     completions: Vec<Completion>,
-    // Receives that ended for want of buffers: begun again at the end of the turn.
-    starved: Vec<ConnectionKey>,
+    // Receives that ended, though more is wanted: begun again at the end of the turn.
+    ended_receives: Vec<ConnectionKey>,
+    heavy: HeavySockets,
     // Handshakes that wait for a turn with steps left, each once: they have Socket::is_deferred.
     deferred: VecDeque<ConnectionKey>,
     handshake_steps_left: usize,
@@ -91,6 +95,9 @@ struct Socket {
     generation: u32,
     receiving: Receiving,
     wants_bytes: bool,
+    pace: Pace,
+    // It waits for its turn to be received from, as those do that are not light.
+    is_queued: bool,
     is_client: bool,
     is_closing: bool,
     // Its handshake waits, and nothing is received for it meanwhile.
@@ -107,13 +114,21 @@ struct Socket {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Receiving {
     Not,
+    // Until it is cancelled.
     Armed,
+    // Once, what is there now.
+    Once,
     Cancelled,
 }
 
 impl Socket {
     fn is_writing(&self) -> bool {
         self.is_sending || self.unsent.is_some()
+    }
+
+    /// Whether more is to be received.
+    fn is_wanted(&self) -> bool {
+        self.wants_bytes && !self.is_closing && !self.is_deferred
     }
 
     /// Memory that closing the socket would free of what it has no room for. `None`: it has room.
@@ -162,7 +177,8 @@ impl Driver {
             sockets: Vec::new(),
             spare: Vec::new(),
             completions: Vec::new(),
-            starved: Vec::new(),
+            ended_receives: Vec::new(),
+            heavy: HeavySockets::default(),
             deferred: VecDeque::new(),
             handshake_steps_left: 0,
             plaintext: Vec::new(),
@@ -233,9 +249,10 @@ impl Driver {
             self.clock.awake.caught_up();
         }
         self.note_gap();
-        for key in mem::take(&mut self.starved) {
+        for key in mem::take(&mut self.ended_receives) {
             self.receive(key);
         }
+        self.receive_in_turns();
         self.wake_listeners(now);
         let end_us = self.clock.elapsed_us();
         self.shard.handle_turn_taken(end_us - start_us);
@@ -258,8 +275,9 @@ impl Driver {
 
     /// Whether nothing that had arrived before this turn waits to be read.
     fn has_taken_in_all(&self) -> bool {
-        let is_idle = self.starved.is_empty() && self.deferred.is_empty() && self.port.is_empty();
-        is_idle && self.shard.poll_timeout() != Some(0)
+        let is_idle = self.deferred.is_empty() && self.port.is_empty();
+        let is_received = self.ended_receives.is_empty() && self.heavy.is_empty();
+        is_idle && is_received && self.shard.poll_timeout() != Some(0)
     }
 
     /// Counts a gap in which this thread did not run, and logs a long one.
@@ -280,6 +298,7 @@ impl Driver {
         let mut completions = mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
         let taken = completions.len();
+        self.heavy.begin_turn();
         let now = self.clock.now();
         self.resume_handshakes(now);
         for completion in completions.drain(..) {
@@ -397,7 +416,8 @@ impl Driver {
 
     fn sleep_ms(&self, now: Now) -> u64 {
         let is_busy = self.shard.has_writes() || self.shard.has_actions();
-        if is_busy || !self.deferred.is_empty() || self.clock.awake.is_behind() {
+        let is_waiting = !self.deferred.is_empty() || !self.heavy.is_empty();
+        if is_busy || is_waiting || self.clock.awake.is_behind() {
             return 0;
         }
         let until_due =

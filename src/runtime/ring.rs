@@ -39,7 +39,7 @@ const PROBE_COMPLETIONS: u32 = 2;
 /// they are all in use, receiving waits for one to come back. Under test all of this is so small
 /// that it runs out.
 const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
-const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
+pub const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
 
 /// Memory of a shard's ring that the kernel counts as locked, in pages: the submissions, 64 bytes each;
 /// the completions, 16 bytes each, with the submissions' indices and the heads; the ring of buffers,
@@ -90,6 +90,18 @@ pub struct Sending {
     written: usize,
     runs: Vec<libc::iovec>,
     header: libc::msghdr,
+}
+
+impl Buffer {
+    /// Whether the peer's bytes take all of it: more may wait in the socket.
+    pub fn is_full(&self) -> bool {
+        self.length == BUFFER_BYTES
+    }
+
+    /// The peer's bytes in it.
+    pub fn length(&self) -> usize {
+        self.length
+    }
 }
 
 impl Sending {
@@ -215,6 +227,18 @@ impl Ring {
     /// Receives from a socket, each time with a completion, until it is over.
     pub fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP).build();
+        self.push(Request::Receive, key, entry);
+    }
+
+    /// Receives from a socket once, up to so many bytes and one buffer, and waits for nothing: the
+    /// completion follows at once, with EAGAIN if nothing has come.
+    pub fn receive_once(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, bytes: usize) {
+        let fd = Fd(socket.as_raw_fd());
+        let entry = opcode::Recv::new(fd, std::ptr::null_mut(), bytes as u32)
+            .buf_group(BUFFER_GROUP)
+            .flags(libc::MSG_DONTWAIT)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
         self.push(Request::Receive, key, entry);
     }
 
@@ -346,7 +370,7 @@ impl Ring {
 
     /// Takes out what is complete.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
-        let Self { uring, sends, .. } = self;
+        let Self { uring, sends, buffers, .. } = self;
         let completed = uring.completion().map(|entry| Completed {
             user_data: entry.user_data(),
             result: entry.result(),
@@ -354,7 +378,17 @@ impl Ring {
         });
         #[cfg(test)]
         let completed = self.faults.delayed(completed);
-        out.extend(completed.filter_map(|completed| completion(completed, sends)));
+        out.extend(completed.filter_map(|completed| {
+            if completed.result < 0
+                && let Some(id) = cqueue::buffer_select(completed.flags)
+            {
+                // Some kernels give a buffer with an error: a receive that waits for nothing failed.
+                #[cfg(test)]
+                self.faults.given_back(id);
+                buffers.provide(id);
+            }
+            completion(completed, sends)
+        }));
     }
 
     /// The bytes of a buffer.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::Socket as ListeningSocket;
 
+use super::heavy::Pace;
 use super::{Driver, Receiving, Socket};
 use crate::runtime::identity::Identity;
 use crate::shard::{Listener, Now};
@@ -75,6 +76,8 @@ impl Driver {
             generation: key.generation,
             receiving: Receiving::Not,
             wants_bytes: self.shard.is_receiving(key),
+            pace: Pace::Light,
+            is_queued: false,
             is_client,
             is_closing: false,
             is_deferred: false,

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{Driver, Receiving, find};
+use super::heavy::Pace;
+use super::{Driver, Receiving, Socket, find};
 use crate::message::ConnectionKey;
 use crate::runtime::ring::Buffer;
 use crate::runtime::tls::Opened;
@@ -20,8 +21,12 @@ impl Driver {
     /// Begins to receive, unless it is under way or not wanted.
     pub(super) fn receive(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        let is_wanted = socket.wants_bytes && !socket.is_closing && !socket.is_deferred;
-        if socket.receiving == Receiving::Not && is_wanted {
+        if socket.receiving != Receiving::Not || !socket.is_wanted() {
+            return;
+        }
+        if socket.pace != Pace::Light {
+            self.heavy.queue(key, socket);
+        } else {
             socket.receiving = Receiving::Armed;
             self.ring.receive(key, socket.fd.as_fd());
         }
@@ -38,9 +43,12 @@ impl Driver {
         if is_over {
             socket.receiving = Receiving::Not;
         }
-        let (is_closing, is_deferred) = (socket.is_closing, socket.is_deferred);
+        let Socket { is_closing, is_deferred, pace, .. } = *socket;
         match result {
             Ok(Some(buffer)) => {
+                if pace != Pace::Light || buffer.is_full() {
+                    self.weigh(key, buffer.length());
+                }
                 let is_end = self.ring.buffer(&buffer).is_empty();
                 if !is_closing && !is_end {
                     self.guarded(now, key, |driver| driver.read(now, key, &buffer));
@@ -50,14 +58,15 @@ impl Driver {
                     // What came before counts first: it is received again after that.
                     true if is_deferred => {}
                     true => self.ended(now, key, false),
-                    false => self.starved_if(is_over, key),
+                    false => self.receive_again_if(is_over, key),
                 }
             }
             Ok(None) if is_deferred => {}
             Ok(None) => self.ended(now, key, false),
             Err(error) => match error.raw_os_error() {
-                Some(libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN) => {
-                    self.starved_if(true, key);
+                Some(code @ (libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => {
+                    self.weigh_failed(key, code);
+                    self.receive_again_if(true, key);
                 }
                 _ => self.ended(now, key, true),
             },
@@ -152,9 +161,9 @@ impl Driver {
         self.send_sealed(now, key);
     }
 
-    fn starved_if(&mut self, is_over: bool, key: ConnectionKey) {
+    fn receive_again_if(&mut self, is_over: bool, key: ConnectionKey) {
         if is_over {
-            self.starved.push(key);
+            self.ended_receives.push(key);
         }
     }
 
@@ -171,11 +180,15 @@ impl Driver {
         socket.wants_bytes = wants_bytes;
         match wants_bytes {
             true => self.receive(key),
-            false => self.stop_receiving(key),
+            false => {
+                // More than it may have in the node came at once.
+                socket.pace = Pace::Heavy;
+                self.stop_receiving(key);
+            }
         }
     }
 
-    fn stop_receiving(&mut self, key: ConnectionKey) {
+    pub(super) fn stop_receiving(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.receiving == Receiving::Armed {
             socket.receiving = Receiving::Cancelled;

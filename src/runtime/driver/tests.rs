@@ -4,6 +4,7 @@
 //!
 //! `GRIDCAST_RING_SEEDS=N` runs so many seeds, `GRIDCAST_RING_SEED=S` one of them.
 
+mod heavy;
 mod peer;
 mod places;
 mod plain;

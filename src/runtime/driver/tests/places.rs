@@ -54,7 +54,7 @@ fn one_caller_too_many_is_closed_and_gets_the_next_place_that_is_free() {
         expect_answer(&mut world, caller);
     }
     callers.pop();
-    world.turn_until(|world| world.driver.shard.connections() < PLACES);
+    world.turn_until(|world| world.driver.shard.inspect().connections() < PLACES);
     let mut next = connect(&world, REQUEST);
     expect_answer(&mut world, &mut next);
     assert_eq!(counted(&world), 1);
@@ -66,7 +66,7 @@ fn a_caller_that_asks_for_something_gets_the_place_of_the_oldest_that_does_not()
     let mut strangers = Vec::new();
     for count in 1..=PLACES {
         strangers.push(connect(&world, &REQUEST[..5]));
-        world.turn_until(|world| world.driver.shard.connections() == count);
+        world.turn_until(|world| world.driver.shard.inspect().connections() == count);
     }
     let mut caller = connect(&world, REQUEST);
     expect_answer(&mut world, &mut caller);
@@ -74,7 +74,7 @@ fn a_caller_that_asks_for_something_gets_the_place_of_the_oldest_that_does_not()
     assert_eq!(counted(&world), 1);
     strangers[1].say(&REQUEST[5..]);
     expect_answer(&mut world, &mut strangers[1]);
-    assert_eq!(world.driver.shard.connections(), PLACES);
+    assert_eq!(world.driver.shard.inspect().connections(), PLACES);
 }
 
 #[test]

@@ -68,6 +68,6 @@ fn a_peer_that_reads_nothing_of_it_is_closed() {
     let _peer = flooded(&mut world);
     // A connection that ends has some time to read the last words.
     pass_time(&mut world, 2 * IDLE_MS + 6000, |_| {});
-    assert_eq!(world.driver.shard.connections(), 0);
+    assert_eq!(world.driver.shard.inspect().connections(), 0);
     assert_eq!(world.driver.shard.counters().limits.idle_ms, 1);
 }
