@@ -95,6 +95,11 @@ impl HashSlots {
         Some(client)
     }
 
+    /// Whether no lane waits.
+    pub fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
     /// Whether a lane waits for a member.
     pub fn has_waiting(&self, key: ConsumerKey) -> bool {
         self.members.get(&key).is_some_and(|share| !share.waiting.is_empty())

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::MessageNumber;
 use super::consumers::{ConsumerKey, Item};
@@ -108,13 +109,16 @@ impl Lanes {
     /// Notes that a message in flight is finished. Returns the consumer for which the lane waits from now on,
     /// if it was parked until now.
     pub fn finish(&mut self, client: ClientId) -> Option<ConsumerKey> {
-        let lane = self.lanes.get_mut(&client).expect("a message in flight has a lane");
+        let Entry::Occupied(mut entry) = self.lanes.entry(client) else {
+            panic!("a message in flight has a lane");
+        };
+        let lane = entry.get_mut();
         lane.take_from_holder();
         if lane.in_flight > 0 {
             return None;
         }
         if lane.waiting.is_empty() {
-            self.lanes.remove(&client);
+            entry.remove();
             return None;
         }
         if !lane.is_parked {
@@ -145,6 +149,11 @@ impl Lanes {
     pub fn oldest_since_us(&self) -> Option<u64> {
         let (_, client) = self.oldest()?;
         self.lanes.get(&client)?.waiting.front().map(|item| item.since_us)
+    }
+
+    /// Whether a message waits in a lane that is not parked.
+    pub fn has_listed(&self) -> bool {
+        !self.slots.is_empty()
     }
 
     /// Whether a message waits for a consumer.

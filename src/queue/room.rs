@@ -96,6 +96,11 @@ impl Room {
         asked
     }
 
+    /// Whether a shard waits for room.
+    pub fn has_asking(&self) -> bool {
+        !self.asking.is_empty()
+    }
+
     /// The next credit to grant, in the order in which shards asked. A shard with enough credit is granted no
     /// more: its request has crossed an earlier grant.
     pub fn poll_grant(&mut self) -> Option<(ShardId, Credit)> {

@@ -175,8 +175,9 @@ impl Topic {
         let Event { client, frame, is_watched } = event;
         self.is_fed = true;
         self.room.take(from, frame.bytes().len());
-        let credit = self.room.top_up(from);
-        self.effects.extend(credit.map(|credit| Effect::Grant(from, credit)));
+        if let Some(credit) = self.room.top_up(from) {
+            self.effects.push_back(Effect::Grant(from, credit));
+        }
         let number = self.next_number;
         self.next_number.0 += 1;
         let item = Item { number, since_us: now_us, is_redelivered: false, is_watched, frame };
@@ -447,7 +448,10 @@ impl Topic {
             consumer.state = ConsumerState::Active;
             self.share_again();
         }
-        self.fill(now_us, key, usize::MAX);
+        // Most often, nothing waits: consumers keep up.
+        if self.lanes.has_listed() {
+            self.fill(now_us, key, usize::MAX);
+        }
         self.remove_if_left(key);
         self.grant_to_asking();
     }
@@ -501,7 +505,9 @@ impl Topic {
     }
 
     fn grant_to_asking(&mut self) {
-        while let Some((shard, credit)) = self.room.poll_grant() {
+        while self.room.has_asking()
+            && let Some((shard, credit)) = self.room.poll_grant()
+        {
             self.effects.push_back(Effect::Grant(shard, credit));
         }
     }
