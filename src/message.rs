@@ -15,8 +15,16 @@ use crate::protocol::frame::Frame;
 pub struct ConnectionKey {
     /// Its place in the shard's table.
     pub index: u32,
-    /// How often that place was used before; 24 bits.
+    /// Distinguishes the connections that have used the place: at most [`Self::GENERATION_MAX`].
     pub generation: u32,
+}
+
+impl ConnectionKey {
+    /// The number of bits of a generation. With the index and 8 bits more, it fills one word of the ring.
+    pub const GENERATION_BITS: u32 = 24;
+
+    /// The largest generation. The next one is 0.
+    pub const GENERATION_MAX: u32 = u32::MAX >> (u32::BITS - Self::GENERATION_BITS);
 }
 
 /// A back end's connection, seen from anywhere in the grid.

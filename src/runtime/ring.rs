@@ -409,8 +409,14 @@ fn is_passing(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
+/// The place of the [`Request`] in an entry's user data, above a [`ConnectionKey`].
+const REQUEST_SHIFT: u32 = 32 + ConnectionKey::GENERATION_BITS;
+
+// A request has 8 bits.
+const _: () = assert!(REQUEST_SHIFT + u8::BITS == u64::BITS);
+
 fn user_data(request: Request, key: ConnectionKey) -> u64 {
-    (request as u64) << 56 | u64::from(key.generation) << 32 | u64::from(key.index)
+    (request as u64) << REQUEST_SHIFT | u64::from(key.generation) << 32 | u64::from(key.index)
 }
 
 /// An entry of the completion queue.
@@ -430,13 +436,14 @@ fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Co
     const CANCEL: u8 = Request::Cancel as u8;
     const WAKE: u8 = Request::Wake as u8;
     let data = entry.user_data;
-    let key = ConnectionKey { index: data as u32, generation: (data >> 32) as u32 & 0xFF_FFFF };
+    let generation = (data >> 32) as u32 & ConnectionKey::GENERATION_MAX;
+    let key = ConnectionKey { index: data as u32, generation };
     let result = match entry.result {
         code @ ..0 => Err(io::Error::from_raw_os_error(-code)),
         count => Ok(count),
     };
     let is_over = !cqueue::more(entry.flags);
-    Some(match (data >> 56) as u8 {
+    Some(match (data >> REQUEST_SHIFT) as u8 {
         ACCEPT => {
             // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
             let result = result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });

@@ -11,8 +11,6 @@ use crate::protocol::api::NAME_BYTES_MAX;
 // The length of a name is one byte.
 const _: () = assert!(NAME_BYTES_MAX == u8::MAX as usize);
 
-const GENERATION_BITS: u32 = 24;
-
 const IP_V4: u8 = 4;
 const IP_V6: u8 = 6;
 
@@ -130,8 +128,8 @@ impl<'a> Fields<'a> {
     pub(super) fn backend(&mut self) -> Result<BackendId, WireError> {
         let at = self.shard()?;
         let connection = ConnectionKey { index: self.u32()?, generation: self.u32()? };
-        match connection.generation >> GENERATION_BITS {
-            0 => Ok(BackendId { at, connection }),
+        match connection.generation {
+            ..=ConnectionKey::GENERATION_MAX => Ok(BackendId { at, connection }),
             _ => Err(WireError::OutOfBounds),
         }
     }

@@ -54,7 +54,7 @@ fn controls() -> Vec<Control> {
 fn backend() -> BackendId {
     BackendId {
         at: ShardAddress { node: NodeId::new(1000).unwrap(), shard: ShardId(200) },
-        connection: ConnectionKey { index: u32::MAX, generation: (1 << 24) - 1 },
+        connection: ConnectionKey { index: u32::MAX, generation: ConnectionKey::GENERATION_MAX },
     }
 }
 

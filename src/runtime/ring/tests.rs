@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use super::*;
 
-const KEY: ConnectionKey = ConnectionKey { index: 7, generation: 0xFF_FFFF };
+const KEY: ConnectionKey = ConnectionKey { index: 7, generation: ConnectionKey::GENERATION_MAX };
 const WAIT: Duration = Duration::from_secs(10);
 
 /// The next completions, of which there is at least one.
@@ -42,7 +42,7 @@ fn batch(chunks: &[&[u8]]) -> Batch {
 
 #[test]
 fn a_key_comes_back_from_its_user_data_whatever_the_request() {
-    let edges = [0, 1, 0xFF_FFFF];
+    let edges = [0, 1, ConnectionKey::GENERATION_MAX];
     for (index, generation) in [0, 1, u32::MAX].into_iter().zip(edges) {
         let expected = ConnectionKey { index, generation };
         let user_data = user_data(Request::Writable, expected);

@@ -11,9 +11,6 @@ use crate::message::ConnectionKey;
 /// Connections per block of the table.
 const BLOCK: usize = 1024;
 
-/// Mask of the generation, which has 24 bits in the ring's user data.
-const GENERATION_MASK: u32 = 0xFF_FFFF;
-
 /// All connections of a shard. The table grows by blocks, so that a connection never moves and
 /// growth copies nothing.
 #[derive(Debug, Default)]
@@ -84,7 +81,7 @@ impl Connections {
         }
         let place = &mut self.blocks[key.index as usize / BLOCK][key.index as usize % BLOCK];
         place.connection = None;
-        place.generation = (place.generation + 1) & GENERATION_MASK;
+        place.generation = (place.generation + 1) & ConnectionKey::GENERATION_MAX;
         self.free.push(key.index);
         self.count -= 1;
     }
