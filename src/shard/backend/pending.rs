@@ -3,6 +3,7 @@
 use crate::message::{Answer, ConnectionKey, Ticket};
 use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
+use crate::slot_map::{SlotKey, SlotMap};
 
 /// Questions of one shard that may wait at the same time. Beyond it calls fail with 103.
 const QUESTIONS_MAX: usize = 1 << 16;
@@ -54,19 +55,10 @@ impl Kind {
     }
 }
 
-/// The questions of one shard.
+/// The questions of one shard. A ticket is the key of its question.
 #[derive(Debug, Default)]
 pub struct Pending {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    // Of new slots: another in each life of the node, so that no answer of an earlier one fits.
-    generation: u32,
-}
-
-#[derive(Debug)]
-struct Slot {
-    generation: u32,
-    question: Option<Question>,
+    questions: SlotMap<Question>,
 }
 
 #[derive(Debug)]
@@ -83,14 +75,15 @@ struct Question {
 }
 
 impl Pending {
-    /// None yet, of a node that was started then.
+    /// An empty table of a node that was started at this time. Answers to questions of an earlier run of the
+    /// node are dropped, since their tickets have other generations.
     pub fn new(started_ms: u64) -> Self {
-        Self { generation: started_ms as u32, ..Self::default() }
+        Self { questions: SlotMap::new(started_ms as u32) }
     }
 
     /// Questions that wait.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.questions.len()
     }
 
     /// Whether there is room for one more question.
@@ -117,23 +110,18 @@ impl Pending {
             mesh: None,
             outcome: Ok(Reply::Done),
         };
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { generation: self.generation, question: None });
-            self.slots.len() as u32 - 1
-        });
-        let slot = &mut self.slots[index as usize];
-        slot.question = Some(question);
-        Ticket(u64::from(slot.generation) << 32 | u64::from(index))
+        Ticket(self.questions.insert(question).to_bits())
     }
 
     /// When a question was asked, on the shard's clock; `None` if it was answered.
-    pub fn asked_us(&mut self, ticket: Ticket) -> Option<u64> {
-        Some(self.find(ticket)?.question.as_ref()?.asked_us)
+    pub fn asked_us(&self, ticket: Ticket) -> Option<u64> {
+        Some(self.questions.get(SlotKey::from_bits(ticket.0))?.asked_us)
     }
 
     /// One answer; gives the whole if it was the last. An answer that comes too late is dropped.
     pub fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
-        let question = self.find(ticket)?.question.as_mut()?;
+        let key = SlotKey::from_bits(ticket.0);
+        let question = self.questions.get_mut(key)?;
         match answer {
             Answer::Published(tally) => question.tally += tally,
             Answer::Report(report) => question.reports.push(*report),
@@ -146,42 +134,29 @@ impl Pending {
         if question.awaited > 0 {
             return None;
         }
-        self.close(ticket, |question| match (question.kind, &question.outcome) {
+        let question = self.questions.remove(key)?;
+        Some(question.settle(|question| match (question.kind, &question.outcome) {
             (Kind::Publish | Kind::Report, Ok(_)) => Ok(question.sum()),
             _ => question.outcome,
-        })
+        }))
     }
 
     /// The time of a question is up; `None` if it was answered.
     pub fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
-        self.find(ticket)?;
-        self.close(ticket, |question| match question.kind {
+        let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
+        Some(question.settle(|question| match question.kind {
             Kind::Publish | Kind::Report => Ok(question.sum()),
             kind => Err(kind.silence()),
-        })
-    }
-
-    fn find(&mut self, ticket: Ticket) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut(ticket.0 as u32 as usize)?;
-        let is_current = u64::from(slot.generation) == ticket.0 >> 32 && slot.question.is_some();
-        is_current.then_some(slot)
-    }
-
-    fn close(
-        &mut self,
-        ticket: Ticket,
-        outcome: impl FnOnce(Question) -> Result<Reply, Fault>,
-    ) -> Option<Settled> {
-        let slot = self.find(ticket)?;
-        slot.generation = slot.generation.wrapping_add(1);
-        let question = slot.question.take()?;
-        self.free.push(ticket.0 as u32);
-        let Question { asker, reply, kind, asked_us, .. } = question;
-        Some(Settled { asker, reply, answer: outcome(question), kind, asked_us })
+        }))
     }
 }
 
 impl Question {
+    fn settle(self, outcome: impl FnOnce(Self) -> Result<Reply, Fault>) -> Settled {
+        let Self { asker, reply, kind, asked_us, .. } = self;
+        Settled { asker, reply, answer: outcome(self), kind, asked_us }
+    }
+
     /// What its answers add up to.
     fn sum(self) -> Reply {
         match self.kind {
