@@ -23,10 +23,11 @@ impl Shard {
             }
             Ok(Call::Publish(channel, content)) => return self.publish(caller, channel, &content),
             Ok(Call::Send(client, content)) => {
-                let is_behind = self.clients.has_pending_publish(turn.backend_id(caller.key));
+                let has_pending_publish =
+                    self.clients.has_pending_publish(turn.backend_id(caller.key));
                 match turn.roster.address_of(client) {
                     None => Err(Fault::new(Code::SendFailed, backend::why_nobody(turn, client))),
-                    Some(address) if address == turn.address && !is_behind => {
+                    Some(address) if address == turn.address && !has_pending_publish => {
                         let (kind, bytes) = (content.kind, &content.bytes);
                         self.clients.send(turn, connections, client, kind, bytes)
                     }
@@ -53,17 +54,17 @@ impl Shard {
     fn publish(&mut self, caller: Caller, channel: &str, content: &Content<'_>) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let backend = turn.backend_id(caller.key);
-        let is_behind = self.clients.has_pending_publish(backend);
-        if is_behind || !turn.is_alone() {
-            let requester = self.backends.asked_to_publish(turn, connections, caller.key, channel);
-            let is_for_others = requester.iter().any(|party| *party != turn.own_party());
-            if is_for_others || is_behind && !requester.is_empty() {
+        let has_pending_publish = self.clients.has_pending_publish(backend);
+        if has_pending_publish || !turn.is_alone() {
+            let receivers = self.backends.asked_to_publish(turn, connections, caller.key, channel);
+            let is_for_others = receivers.iter().any(|party| *party != turn.own_party());
+            if is_for_others || has_pending_publish && !receivers.is_empty() {
                 let published = (channel, content);
                 return self.backends.call_publish(
                     turn,
                     connections,
                     caller,
-                    &requester,
+                    &receivers,
                     published,
                 );
             }
@@ -121,7 +122,7 @@ impl Shard {
             Command::Join(topic, terms) => self.topics.join(turn, &topic, requester.backend, terms),
             Command::Leave(topic) => self.topics.leave(turn, &topic, requester.backend),
             // Answered by the mesh, never by a shard.
-            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not requester of a shard")),
+            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not asked of a shard")),
             Command::Report => {
                 let report = Box::new(self.report());
                 return self.turn.answer(requester, Answer::Report(report));

@@ -365,7 +365,7 @@ fn give_up(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
     connection.outbound.clear();
     match connection.stage {
         Stage::Http(_) => {
-            connections.refuse_for_good(turn, key, 503, SHORT);
+            connections.refuse_and_close(turn, key, 503, SHORT);
             // Frees the unfinished request.
             connections.detach(turn, key, close::MEMORY.code, close::MEMORY.text, By::Node);
             connections.finish(turn, key);

@@ -149,7 +149,7 @@ impl Shard {
             let left = self.read(key, input);
             self.connections.push_read_ahead(&mut self.turn, key, &input[input.len() - left..]);
             if self.turn.work.is_slice_spent() {
-                self.connections.note_slice(&mut self.turn, key);
+                self.connections.record_slice(&mut self.turn, key);
             }
         }
         self.route();
@@ -166,7 +166,7 @@ impl Shard {
     pub fn handle_panic(&mut self, now: Now, key: ConnectionKey) {
         self.turn.counters.panics += 1;
         self.handle_end(now, key, true);
-        self.connections.break_off(&mut self.turn, key);
+        self.connections.close_broken(&mut self.turn, key);
         self.route();
     }
 
@@ -571,7 +571,7 @@ impl Shard {
             if connection.phase != Phase::Open && !connection.has_pending_close {
                 return 0;
             }
-            if connection.paused != 0 || turn.work.is_slice_spent() {
+            if connection.is_paused() || turn.work.is_slice_spent() {
                 return input.len();
             }
             let before = input.len();
@@ -596,7 +596,7 @@ impl Shard {
                         self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
                         self.backends.return_parser(parser);
                     }
-                    self.connections.pause_if_unread(&mut self.turn, key);
+                    self.connections.pause_if_congested(&mut self.turn, key);
                 }
                 Stage::Unsubscribing(_) | Stage::Ending => return 0,
             }

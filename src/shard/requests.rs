@@ -18,7 +18,7 @@ use crate::protocol::upgrade::UpgradeError;
 
 /// The result of checking a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Judgement {
+pub enum RequestCheck {
     /// The body may be received.
     Proceed,
     /// The credentials are being verified: the request is parked.
@@ -49,30 +49,33 @@ impl Shard {
         let mut reader = std::mem::take(&mut http.reader);
         let mut step = reader.read(input, &limits);
         if let Ok(Step::Head(head)) = step {
-            self.connections.wait_for_rest(&mut self.turn, key);
+            self.connections.note_partial_request(&mut self.turn, key);
             // Edge listeners accept no body.
-            let judged =
-                if is_api { self.judge(key, head, Part::Head) } else { Judgement::Proceed };
+            let judged = if is_api {
+                self.check_request(key, head, Part::Head)
+            } else {
+                RequestCheck::Proceed
+            };
             match judged {
-                Judgement::Proceed => step = reader.read(input, &limits),
-                Judgement::AwaitVerdict => return self.connections.keep_reader(key, reader),
-                Judgement::Answered => {
-                    return self.connections.end_with_answer(&mut self.turn, key);
+                RequestCheck::Proceed => step = reader.read(input, &limits),
+                RequestCheck::AwaitVerdict => return self.connections.keep_reader(key, reader),
+                RequestCheck::Answered => {
+                    return self.connections.close_after_answer(&mut self.turn, key);
                 }
             }
         }
         match step {
             Ok(Step::NeedMore | Step::Head(_)) => {
-                self.connections.wait_for_rest(&mut self.turn, key);
+                self.connections.note_partial_request(&mut self.turn, key);
             }
             Ok(Step::Continue) => {
-                self.connections.wait_for_rest(&mut self.turn, key);
+                self.connections.note_partial_request(&mut self.turn, key);
                 let put = |out: &mut Vec<u8>| out.extend_from_slice(CONTINUE);
                 self.connections.reply_bytes(&mut self.turn, key, put);
             }
             Ok(Step::Request(mut request)) => {
                 self.connections.begin_request(&mut self.turn, key, &mut request);
-                self.judge(key, request, Part::Whole);
+                self.check_request(key, request, Part::Whole);
             }
             Err(error) => {
                 return self.connections.refuse_malformed(&mut self.turn, key, error);
@@ -87,21 +90,26 @@ impl Shard {
         http.reader = reader;
         match http.is_last && http.replies.is_empty() {
             true => self.connections.finish(&mut self.turn, key),
-            false => self.connections.pause_if_unread(&mut self.turn, key),
+            false => self.connections.pause_if_congested(&mut self.turn, key),
         }
     }
 
     /// Checks a request, and answers it unless its body or a verification is needed first.
-    fn judge(&mut self, key: ConnectionKey, request: Request<'_>, part: Part) -> Judgement {
+    fn check_request(
+        &mut self,
+        key: ConnectionKey,
+        request: Request<'_>,
+        part: Part,
+    ) -> RequestCheck {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let mut shape = HttpShape::of(&request);
-        let Some(connection) = connections.get(key) else { return Judgement::Answered };
+        let Some(connection) = connections.get(key) else { return RequestCheck::Answered };
         if connection.listener != Listener::Api {
             let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
             let settings = turn.settings.clone();
             let takes = |topic: &str| topics.takes_clients(&settings, topic, pending_close_bytes);
             self.clients.handle_request(turn, connections, key, &request, &shape, takes);
-            return Judgement::Answered;
+            return RequestCheck::Answered;
         }
         if part == Part::Head {
             trail::note(turn.trail(key), Entry::Requested(request.method.name(), request.path));
@@ -120,19 +128,19 @@ impl Shard {
                 Admission::Unknown(fingerprint) => {
                     let kept = (part == Part::Whole).then(|| request.keep());
                     self.doors.park(turn, connections, key, shape, kept, fingerprint);
-                    Judgement::AwaitVerdict
+                    RequestCheck::AwaitVerdict
                 }
             };
         }
         if part == Part::Head {
-            connections.end_at_head(turn, key, &mut shape);
+            connections.answer_at_head(turn, key, &mut shape);
         }
         match origin {
             Err(why) => connections.refuse(turn, key, &shape, 403, &[], why),
             Ok(_) if is_preflight => backend::answer_preflight(turn, connections, key, &shape),
             Ok(_) => self.backends.handle_page_request(turn, connections, key, &shape, &request),
         }
-        Judgement::Answered
+        RequestCheck::Answered
     }
 
     /// Carries out an authorised request, or lets its body follow. Refuses an unauthorised one.
@@ -143,36 +151,36 @@ impl Shard {
         admitted: Result<Grant, Refusal>,
         request: Request<'_>,
         part: Part,
-    ) -> Judgement {
+    ) -> RequestCheck {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let grant = match admitted {
             Ok(grant) => grant,
             Err(refusal) => {
                 if part == Part::Head {
-                    connections.end_at_head(turn, key, &mut shape);
+                    connections.answer_at_head(turn, key, &mut shape);
                 }
                 self.doors.refuse_access(turn, connections, key, &shape, refusal);
-                return Judgement::Answered;
+                return RequestCheck::Answered;
             }
         };
         let method = backend::api_method(request.path);
         let Some(Stage::Http(http)) = connections.get(key).map(|c| &mut c.stage) else {
-            return Judgement::Answered;
+            return RequestCheck::Answered;
         };
         if part == Part::Head
             && method.is_some()
             && request.method == Method::Post
             && grant.roles.write
         {
-            (http.is_judged, http.is_authenticated) = (true, true);
-            return Judgement::Proceed;
+            (http.is_head_accepted, http.is_authenticated) = (true, true);
+            return RequestCheck::Proceed;
         }
         let is_socket = request.path == SOCKET_PATH;
         if !(part == Part::Head && is_socket) {
             (http.is_authenticated, http.user) = (true, grant.user);
         }
         if part == Part::Head {
-            connections.end_at_head(turn, key, &mut shape);
+            connections.answer_at_head(turn, key, &mut shape);
         }
         match method {
             // The first frames could be mistaken for the body.
@@ -198,17 +206,17 @@ impl Shard {
                 self.backends.return_parser(parser);
             }
         }
-        Judgement::Answered
+        RequestCheck::Answered
     }
 
     /// Continues a parked request after its credentials were verified, or the verification timed
     /// out.
     pub(super) fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
         let Some(connection) = self.connections.get(key) else { return };
-        let is_held = !connection.read_ahead.is_empty();
+        let has_read_ahead = !connection.read_ahead.is_empty();
         let Stage::Http(http) = &mut connection.stage else { return };
         let Some(parked) = http.parked.take() else { return };
-        http.replies.give_up_last();
+        http.replies.cancel_last();
         let Parked { request, shape, .. } = *parked;
         match request {
             Some(mut request) => _ = self.admit(key, shape, admitted, request.lend(), Part::Whole),
@@ -216,16 +224,16 @@ impl Shard {
                 let reader = std::mem::take(&mut http.reader);
                 let Some(head) = reader.head() else { return };
                 match self.admit(key, shape, admitted, head, Part::Head) {
-                    Judgement::Proceed => {
+                    RequestCheck::Proceed => {
                         self.connections.keep_reader(key, reader);
                         // A peer that waits for `100 Continue` sends nothing that would trigger the
                         // next read.
-                        if !is_held {
+                        if !has_read_ahead {
                             self.read_http(key, &mut &mut [][..]);
                         }
                     }
-                    Judgement::AwaitVerdict | Judgement::Answered => {
-                        self.connections.end_with_answer(&mut self.turn, key);
+                    RequestCheck::AwaitVerdict | RequestCheck::Answered => {
+                        self.connections.close_after_answer(&mut self.turn, key);
                     }
                 }
             }
@@ -233,6 +241,6 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         connections.unpause(turn, key, Pause::Verdict);
         connections.write_replies(turn, key);
-        connections.pause_if_unread(turn, key);
+        connections.pause_if_congested(turn, key);
     }
 }

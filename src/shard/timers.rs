@@ -76,8 +76,7 @@ impl Timers {
     fn take_slot(&mut self, now_ms: u64) -> bool {
         let tick = self.first_due.unwrap_or(u64::MAX / TICK_MS);
         if tick * TICK_MS > now_ms {
-            // Nothing is due before, so the wheel can advance: new timers then land near the
-            // present.
+            // No timer is due yet, so the wheel advances to the present time.
             self.next_tick = self.next_tick.max(now_ms / TICK_MS).min(tick);
             return false;
         }
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_out_in_order_not_early_and_at_most_a_tick_late() {
+    fn timers_fire_in_order_never_early_and_at_most_a_tick_late() {
         let mut timers = Timers::new(1_000_000);
         let mut delays: Vec<u64> = (0..400).map(|n| n * 157 % 60_000).collect();
         for &delay in &delays {
@@ -154,14 +153,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_the_wheel_comes_out_at_its_end() {
+    fn a_deadline_beyond_the_wheel_fires_at_its_end() {
         let mut timers = Timers::new(0);
         timers.set(10_000_000, Timer::Ticket(Ticket(1)));
         assert_eq!(timers.next_deadline(), Some((SLOTS as u64 - 1) * TICK_MS));
     }
 
     #[test]
-    fn a_wheel_that_was_long_empty_fires_new_entries_on_time() {
+    fn a_wheel_that_was_empty_for_long_fires_new_timers_on_time() {
         let mut timers = Timers::new(0);
         assert!(fired(&mut timers, 500_000).is_empty());
         timers.set(500_100, Timer::Ticket(Ticket(1)));

@@ -153,7 +153,7 @@ impl Doors {
     ) {
         let Some(connection) = connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
-        http.replies.wait(Shape::Response(shape.clone()));
+        http.replies.reserve(Shape::Response(shape.clone()));
         http.started_ms = turn.now.ms;
         let parked = Parked { request, shape, credentials: fingerprint };
         http.parked = Some(Box::new(parked));

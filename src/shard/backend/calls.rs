@@ -230,7 +230,7 @@ impl Backends {
         awaited: usize,
     ) -> Option<Ticket> {
         let replies = connections.get(key)?.replies()?;
-        let reply = replies.wait(shape);
+        let reply = replies.reserve(shape);
         if kind == Kind::Call {
             replies.note_function();
         }
@@ -292,7 +292,7 @@ impl Backends {
         let Some(replies) = connections.get(asker).and_then(Connection::replies) else { return };
         let date = turn.date();
         let granted_pop = pop.filter(|_| answer.is_ok());
-        replies.settle(reply, &answer, granted_pop, date, &mut turn.scratch);
+        replies.fill(reply, &answer, granted_pop, date, &mut turn.scratch);
         connections.write_replies(turn, asker);
         if let Some(pop) = pop.filter(|_| answer.is_err()) {
             self.give_up_consuming(turn, connections, asker, pop);

@@ -173,7 +173,7 @@ pub fn open(
     // The connection ends with such a refusal: an impatient peer's first frames would be taken for
     // the next request.
     if turn.is_draining {
-        return connections.refuse_for_good(turn, key, 503, "the server is shutting down");
+        return connections.refuse_and_close(turn, key, 503, "the server is shutting down");
     }
     // Lets back ends in also when memory is short: consumers free what topics hold.
     let date = turn.date();

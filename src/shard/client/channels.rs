@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_of_channels_gives_its_room_back() {
+    fn the_memory_of_many_former_channels_is_released() {
         let interest = ShardInterest::new(ShardId(0), Arc::new(Interest::new(1)));
         let mut channels = Channels::new(false, interest);
         for round in 0..2 {
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_and_comes_back_is_not_met_twice_by_a_walk_under_way() {
+    fn a_walk_visits_a_client_that_resubscribes_only_once() {
         let interest = ShardInterest::new(ShardId(0), Arc::new(Interest::new(1)));
         let mut channels = Channels::new(false, interest);
         let member = |connection| Member { connection, place: 0 };

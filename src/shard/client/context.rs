@@ -7,7 +7,7 @@ use crate::protocol::json::put_string;
 /// context.
 const CONTEXT_BYTES_MAX: usize = 64 * 1024;
 
-/// A client's context. One pointer in size while it is empty.
+/// A client's context. An empty context has the size of one pointer.
 #[derive(Debug, Default)]
 pub struct Context(Option<Box<Filled>>);
 
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_set_once_and_an_empty_context_is_none() {
+    fn setting_a_key_again_replaces_it_and_an_empty_context_is_none() {
         let mut context = Context::default();
         context.set("a".into(), "1".into()).unwrap();
         context.set("b\"".into(), "[2]".into()).unwrap();
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_that_would_be_too_large_stays_as_it_was() {
+    fn a_context_that_would_be_too_large_is_unchanged() {
         let mut context = Context::default();
         context.set("a".into(), "1".into()).unwrap();
         let long = format!("\"{}\"", "x".repeat(CONTEXT_BYTES_MAX)).into();

@@ -271,8 +271,8 @@ impl Clients {
             let variant = walk.variants.get(window, &mut self.deflater, &mut turn.counters);
             let bytes = variant.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
-            if !connection.takes(bytes) || is_shed {
-                if connection.waits_for_us() {
+            if !connection.has_room_for(bytes) || is_shed {
+                if connection.is_awaiting_write() {
                     // The queue is full because this shard has not written it yet.
                     connection.write_queue = WriteQueue::Urgent;
                     connections.urgent.push_back(key);

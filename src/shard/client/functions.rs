@@ -39,7 +39,7 @@ impl Clients {
         }
         let body = self.deflater.body(connection.compression, kind, payload);
         let bytes = body.frame_bytes();
-        if connection.takes(bytes) {
+        if connection.has_room_for(bytes) {
             connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
             turn.counters.note_compression(payload.len() - body.bytes.len());
             turn.counters.delivered += 1;

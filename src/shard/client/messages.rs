@@ -46,7 +46,7 @@ impl Clients {
             Ok(Some(Received::Ping(payload))) => {
                 client.assembler.note_unfinished(turn.now.ms);
                 connections.write_with(turn, key, |out| put_frame(out, Opcode::Pong, &payload));
-                connections.pause_if_unread(turn, key);
+                connections.pause_if_congested(turn, key);
             }
             Ok(Some(Received::Pong)) => client.assembler.note_unfinished(turn.now.ms),
             Ok(Some(Received::Inflating)) => {
@@ -80,7 +80,7 @@ impl Clients {
         if route.echo {
             self.echo(turn, connection, kind, payload);
             connections.queue_write(key);
-            return connections.pause_if_unread(turn, key);
+            return connections.pause_if_congested(turn, key);
         }
         client.has_spoken = true;
         let Some(topic) = route.topic.as_ref().filter(|_| route.tells_message) else {

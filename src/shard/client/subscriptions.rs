@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_is_taken_once_in_the_order_of_its_first_place() {
+    fn duplicate_names_are_removed_in_order_of_first_appearance() {
         for count in [1, COMPARED, COMPARED + 1, 1000] {
             let names: Vec<String> = (0..count).map(|n| n.to_string()).collect();
             let twice = || names.iter().chain(&names).map(String::as_str);

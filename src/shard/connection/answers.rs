@@ -27,18 +27,18 @@ impl Connections {
         }
         let unread_bytes = connection.read_ahead.len();
         let is_paused = connection.is_paused_for(Pause::Answers);
-        let waits_for_much = connection.waits_for_too_much(WAITING_MIN + 1, 2);
+        let waits_for_much = connection.has_too_many_pending(WAITING_MIN + 1, 2);
         assert!(!is_paused || waits_for_much, "{key:?} is paused for nothing");
         Some(ReadProgress { unread_bytes, is_paused })
     }
 
     /// Pauses reading from a connection that does not read its answers, or has too many pending.
-    pub fn pause_if_unread(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn pause_if_congested(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let is_unread = !connection.is_broken
             && (connection.unread_charge() > connection.outbound_max()
                 || connection.outbound.is_in_flight() && turn.is_short(Shortage::Frames));
-        let is_waiting = connection.waits_for_too_much(WAITING_MAX, 1);
+        let is_waiting = connection.has_too_many_pending(WAITING_MAX, 1);
         let is_new = |reason| !connection.is_paused_for(reason);
         let limits = &mut turn.counters.limits;
         limits.outbound_bytes += u64::from(is_unread && is_new(Pause::Outbound));
@@ -91,7 +91,7 @@ impl Connections {
         }
         let mut bytes = Vec::new();
         put(&mut bytes);
-        replies.ready(bytes);
+        replies.push_ready(bytes);
     }
 
     /// Writes the answers that no earlier answer holds up.
@@ -107,7 +107,7 @@ impl Connections {
         }
         let Some(connection) = self.get(key) else { return };
         let Some(is_last) = connection.replies().map(|replies| replies.is_empty()) else { return };
-        if !connection.waits_for_too_much(WAITING_MIN + 1, 2) {
+        if !connection.has_too_many_pending(WAITING_MIN + 1, 2) {
             self.unpause(turn, key, Pause::Answers);
         }
         if is_last {
@@ -119,18 +119,19 @@ impl Connections {
     fn after_last_reply(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let is_draining = connection.is_paused_for(Pause::Ending);
-        let is_read_closed =
-            connection.is_read_closed && connection.paused == 0 && connection.read_ahead.is_empty();
+        let is_read_closed = connection.is_read_closed
+            && !connection.is_paused()
+            && connection.read_ahead.is_empty();
         match &mut connection.stage {
             Stage::Http(http) if http.is_last => self.finish(turn, key),
             Stage::Backend(backend) => match backend.close.take() {
                 Some((closed, by)) => self.close_after_answers(turn, key, closed, by),
                 None if is_draining => self.close_for_drain(turn, key),
-                None if is_read_closed => self.end(turn, key),
+                None if is_read_closed => self.end_after_input(turn, key),
                 None => {}
             },
             _ if is_draining => self.close_for_drain(turn, key),
-            _ if is_read_closed => self.end(turn, key),
+            _ if is_read_closed => self.end_after_input(turn, key),
             _ => {}
         }
     }

@@ -19,7 +19,7 @@ impl Connections {
     }
 
     /// Notes that a request is partly received, and starts its timeout.
-    pub fn wait_for_rest(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn note_partial_request(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let now_ms = turn.now.ms;
         let Some(connection) = self.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
@@ -64,19 +64,25 @@ impl Connections {
     /// Refuses a request that was not received in time.
     pub fn refuse_slow_request(&mut self, turn: &mut Turn, key: ConnectionKey) {
         turn.counters.limits.handshake_ms += 1;
-        self.refuse_for_good(turn, key, 408, "the request did not come in time");
+        self.refuse_and_close(turn, key, 408, "the request did not come in time");
     }
 
     /// Refuses a request and closes the connection, because the start of the next request is
     /// unknown.
-    pub fn refuse_for_good(&mut self, turn: &mut Turn, key: ConnectionKey, status: u16, why: &str) {
+    pub fn refuse_and_close(
+        &mut self,
+        turn: &mut Turn,
+        key: ConnectionKey,
+        status: u16,
+        why: &str,
+    ) {
         self.refuse(turn, key, &HttpShape::of_refusal(), status, &[], why);
-        self.end_with_answer(turn, key);
+        self.close_after_answer(turn, key);
     }
 
     /// Closes the connection after the answer to its last request. Further input is received and
     /// discarded for a while, so that a reset does not destroy the answer (RFC 9112, section 9.6).
-    pub fn end_with_answer(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn close_after_answer(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         http.is_last = true;
@@ -107,7 +113,7 @@ impl Connections {
         http.started_ms = turn.now.ms;
         http.has_answered = true;
         http.is_last = !request.keep_alive;
-        if !std::mem::take(&mut http.is_judged) {
+        if !std::mem::take(&mut http.is_head_accepted) {
             let (method, path) = (request.method.name(), request.path);
             trail::note(turn.trail(key), Entry::Requested(method, path));
         }
@@ -115,7 +121,7 @@ impl Connections {
 
     /// Notes that a request is answered before its body has arrived. The connection closes after
     /// the answer, because the start of the next request is unknown.
-    pub fn end_at_head(&mut self, turn: &mut Turn, key: ConnectionKey, shape: &mut HttpShape) {
+    pub fn answer_at_head(&mut self, turn: &mut Turn, key: ConnectionKey, shape: &mut HttpShape) {
         turn.counters.http_requests += 1;
         turn.work.spend(work::REQUEST);
         shape.exchange.keep_alive = false;
@@ -142,7 +148,7 @@ impl Connections {
     /// Refuses input that is no valid request, and closes the connection.
     pub fn refuse_malformed(&mut self, turn: &mut Turn, key: ConnectionKey, error: HttpError) {
         count_refused(turn, error);
-        self.refuse_for_good(turn, key, error.status(), &error.to_string());
+        self.refuse_and_close(turn, key, error.status(), &error.to_string());
     }
 }
 

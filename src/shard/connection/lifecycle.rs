@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Connection, Connections, Listener, Pause, Phase, ReadAhead, Stage};
+use super::{Connection, Connections, Listener, Pause, Pauses, Phase, ReadAhead, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
@@ -81,23 +81,23 @@ impl Connections {
             return;
         }
         let Some(connection) = self.get(key) else { return };
-        let waits_for_its_turn = connection.paused == 0 && connection.has_input();
-        if is_broken && connection.paused != Pause::Topic as u8 && !waits_for_its_turn {
-            self.break_off(turn, key);
+        let waits_for_its_turn = !connection.is_paused() && connection.has_input();
+        if is_broken && connection.pauses != Pauses::of(&[Pause::Topic]) && !waits_for_its_turn {
+            self.close_broken(turn, key);
         } else if connection.is_paused_for(Pause::Hold)
-            || (connection.paused == 0 && !connection.has_input())
+            || (!connection.is_paused() && !connection.has_input())
         {
-            self.end(turn, key);
+            self.end_after_input(turn, key);
         }
         // Otherwise the read-ahead is processed first, and the connection ends after that.
     }
 
     /// Ends a connection whose peer closed its end, after all input was processed. Pending answers
     /// are still written.
-    pub fn end(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn end_after_input(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.is_broken {
-            return self.break_off(turn, key);
+            return self.close_broken(turn, key);
         }
         match (&mut connection.stage, connection.phase) {
             (Stage::Http(http), Phase::Open) if !http.replies.is_empty() => http.is_last = true,
@@ -112,7 +112,7 @@ impl Connections {
     }
 
     /// Ends a broken connection, to which nothing can be written any more.
-    pub fn break_off(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn close_broken(&mut self, turn: &mut Turn, key: ConnectionKey) {
         self.detach(turn, key, ABNORMAL_CLOSURE, end_reason(true), By::Peer);
         self.close(turn, key);
     }
@@ -254,18 +254,18 @@ impl Connections {
         connection.phase = Phase::Flushing;
         if !connection.has_pending_close {
             connection.read_ahead = ReadAhead::default();
-            connection.paused = 0;
+            connection.pauses = Pauses::default();
         }
         // Receiving goes on, to notice that the peer closes. All input is discarded.
         self.receive_again(turn, key);
         let is_flushed = self.get(key).is_some_and(|c| c.outbound.is_flushed());
         self.set_timer(turn, key, deadline);
         if is_flushed {
-            self.shut(turn, key);
+            self.shut_down(turn, key);
         }
     }
 
-    pub(super) fn shut(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub(super) fn shut_down(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.is_read_closed {
             return self.close(turn, key);

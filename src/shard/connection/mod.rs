@@ -81,8 +81,8 @@ pub struct Connection {
     pub read_ahead: ReadAhead,
     /// The stage of the connection's life, from open to closed.
     pub phase: Phase,
-    /// The reasons why reading is paused, as bits of [`Pause`]. Zero: reading is not paused.
-    pub paused: u8,
+    /// The reasons why reading is paused. Empty: reading is not paused.
+    pub pauses: Pauses,
     /// The write queue that contains the connection.
     pub write_queue: WriteQueue,
     /// Whether the driver was told to stop receiving from the socket.
@@ -155,6 +155,53 @@ pub enum Pause {
     Address = 128,
 }
 
+/// A set of reasons to pause reading.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pauses(u8);
+
+impl Pauses {
+    /// Returns the set of these reasons.
+    pub const fn of(reasons: &[Pause]) -> Self {
+        let (mut bits, mut at) = (0, 0);
+        // Constant functions have no iterators.
+        while at < reasons.len() {
+            bits |= reasons[at] as u8;
+            at += 1;
+        }
+        Self(bits)
+    }
+
+    /// Whether no reason is in the set.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether this reason is in the set.
+    pub fn contains(self, reason: Pause) -> bool {
+        self.0 & reason as u8 != 0
+    }
+
+    /// Whether the sets have a reason in common.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether all reasons of this set are in the other.
+    pub fn is_within(self, other: Self) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    /// Adds a reason.
+    pub fn insert(&mut self, reason: Pause) {
+        self.0 |= reason as u8;
+    }
+
+    /// Removes a reason.
+    pub fn remove(&mut self, reason: Pause) {
+        self.0 &= !(reason as u8);
+    }
+}
+
 /// Which queue of connections with something to write contains a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteQueue {
@@ -197,7 +244,7 @@ pub struct Http {
     /// Whether a request is partly received.
     pub is_mid_request: bool,
     /// Whether the head of the current request was accepted, so that its body may follow.
-    pub is_judged: bool,
+    pub is_head_accepted: bool,
     /// Whether an earlier request was answered.
     pub has_answered: bool,
     /// Pending answers, in the order of their requests.
@@ -216,8 +263,8 @@ pub struct Http {
 /// A request that waits for the verification of its credentials.
 #[derive(Debug)]
 pub struct Parked {
-    /// The whole request. `None`: only the head has arrived, and it is still in the reader. The
-    /// body is not read before the credentials are verified.
+    /// The whole request. `None`: only the head of the request has arrived, and it is still in the
+    /// reader. The body is not read before the credentials are verified.
     pub request: Option<KeptRequest>,
     /// The format of the answer.
     pub shape: HttpShape,
@@ -319,7 +366,7 @@ impl Connection {
             outbound: Outbound::default(),
             read_ahead: ReadAhead::default(),
             phase: Phase::Open,
-            paused: 0,
+            pauses: Pauses::default(),
             write_queue: WriteQueue::Neither,
             is_receive_stopped: false,
             is_queued_to_read: false,
@@ -385,7 +432,7 @@ impl Connection {
             Stage::Backend(backend) => &backend.assembler,
             Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => return None,
         };
-        let unfinished = assembler.unfinished().filter(|_| self.paused == 0)?;
+        let unfinished = assembler.unfinished().filter(|_| !self.is_paused())?;
         let pace_ms = unfinished.bytes as u64 * 1000 / MESSAGE_BYTES_PER_S;
         Some(unfinished.since_ms + idle_ms + pace_ms)
     }
@@ -412,9 +459,15 @@ impl Connection {
         }
     }
 
+    /// Whether reading is paused, for any reason.
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        !self.pauses.is_empty()
+    }
+
     /// Whether reading is paused for this reason, among others.
     pub fn is_paused_for(&self, reason: Pause) -> bool {
-        self.paused & reason as u8 != 0
+        self.pauses.contains(reason)
     }
 
     /// Returns the limit of the outbound queue in bytes of memory.
@@ -439,13 +492,13 @@ impl Connection {
 
     /// Whether a frame of this many bytes fits in the outbound queue. An empty queue accepts a
     /// frame as long as the limit; its overhead counts against the frames that follow.
-    pub fn takes(&self, bytes: usize) -> bool {
+    pub fn has_room_for(&self, bytes: usize) -> bool {
         self.outbound.charge() + bytes <= self.outbound_max()
     }
 
     /// Whether at least `requests` answers are pending, or their ids and queued answers take more
     /// than `1 / part` of the outbound limit.
-    pub fn waits_for_too_much(&self, requests: usize, part: usize) -> bool {
+    pub fn has_too_many_pending(&self, requests: usize, part: usize) -> bool {
         let bytes_max = self.outbound_max() / part;
         let replies = match &self.stage {
             Stage::Http(http) => &http.replies,
@@ -466,7 +519,7 @@ impl Connection {
     }
 
     /// Whether the outbound queue waits for this shard to write it, not for the peer to read.
-    pub fn waits_for_us(&self) -> bool {
+    pub fn is_awaiting_write(&self) -> bool {
         self.phase == Phase::Open
             && self.write_queue != WriteQueue::Neither
             && self.outbound.is_ready()
@@ -475,6 +528,27 @@ impl Connection {
     /// Whether a frame of this many bytes does not fit, but would if the peer read faster.
     pub fn is_too_slow_for(&self, bytes: usize) -> bool {
         let would_fit = self.phase == Phase::Open && bytes <= self.outbound_max();
-        would_fit && !self.takes(bytes) && !self.waits_for_us()
+        would_fit && !self.has_room_for(bytes) && !self.is_awaiting_write()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_ends_when_its_last_reason_is_removed() {
+        let mut pauses = Pauses::default();
+        pauses.insert(Pause::Topic);
+        pauses.insert(Pause::Address);
+        pauses.insert(Pause::Topic);
+        assert_eq!(pauses, Pauses::of(&[Pause::Address, Pause::Topic]));
+        assert!(pauses.intersects(Pauses::of(&[Pause::Topic, Pause::Rate])));
+        assert!(!pauses.is_within(Pauses::of(&[Pause::Topic, Pause::Rate])));
+        pauses.remove(Pause::Address);
+        assert!(pauses.contains(Pause::Topic) && !pauses.contains(Pause::Address));
+        assert!(pauses.is_within(Pauses::of(&[Pause::Topic, Pause::Rate])));
+        pauses.remove(Pause::Topic);
+        assert!(pauses.is_empty());
     }
 }

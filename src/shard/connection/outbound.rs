@@ -48,7 +48,7 @@ const PLACE_BYTES: usize = 2 * size_of::<Chunk>();
 const SAMPLED_CHUNKS: usize = 16;
 
 /// Estimates the memory in bytes that dropping a batch would free, from a sample of its chunks. A
-/// shared frame counts in proportion: dropping all batches with the frame frees it once.
+/// shared frame is divided among the batches with it, because dropping all of them frees it once.
 pub fn freed_bytes(batch: &Batch) -> usize {
     let step = batch.len().div_ceil(SAMPLED_CHUNKS).max(1);
     let sample = batch.iter().step_by(step);
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clearing_leaves_what_is_kept_and_no_more() {
+    fn clear_keeps_only_protected_bytes() {
         let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         outbound.push_with(&mut buffer_pool, |out| out.extend_from_slice(b"101"));
         outbound.protect_queued();
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_queue_is_charged_covers_what_it_holds_and_ends_with_it() {
+    fn the_charge_covers_the_memory_of_a_queue_and_ends_with_it() {
         let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         for number in 0..1000 {
             outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(b"12")));
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_frame_is_freed_once_by_all_that_hold_it() {
+    fn a_shared_frame_is_freed_once_by_all_its_receivers() {
         let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         let frame = Rc::new(Frame::from_encoded(&[0; 20_000]));
         let others: Vec<_> = (0..99).map(|_| frame.clone()).collect();
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_long_batch_would_free_is_estimated_from_a_part_of_it() {
+    fn the_memory_of_a_long_batch_is_estimated_from_a_sample() {
         let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         for _ in 0..1001 {
             outbound.push_shared(&mut buffer_pool, Rc::new(Frame::from_encoded(&[0; 100])));
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_slow_once_a_batch_was_in_flight_for_some_time() {
+    fn a_connection_is_slow_when_a_batch_is_in_flight_for_too_long() {
         let (mut outbound, mut buffer_pool) = (Outbound::default(), BufferPool::default());
         outbound.push_with(&mut buffer_pool, |out| out.push(0));
         assert!(!outbound.is_slow(1 << 20), "what waits for us is not slow");

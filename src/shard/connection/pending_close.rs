@@ -27,7 +27,7 @@
 //! messages are dropped, as they would be if no back end ever set the key.
 
 use super::lifecycle::{ABNORMAL_CLOSURE, end_reason};
-use super::{Connection, Connections, Pause, Phase, ReadAhead, Stage};
+use super::{Connection, Connections, Pause, Pauses, Phase, ReadAhead, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Closed, Reason};
 use crate::protocol::frame::{Opcode, put_frame};
@@ -49,15 +49,16 @@ pub struct PendingClose {
 }
 
 /// Reasons for a pause after which the messages of a disconnected client are still processed.
-const KEEPS_BACKLOG: u8 = Pause::Topic as u8 | Pause::Rate as u8;
+const KEEPS_BACKLOG: Pauses = Pauses::of(&[Pause::Topic, Pause::Rate]);
 
 /// Reasons for a pause during which the read-ahead is scanned for control frames.
-const SCANS_CONTROL_FRAMES: u8 = KEEPS_BACKLOG | Pause::Hold as u8 | Pause::Answers as u8;
+const SCANS_CONTROL_FRAMES: Pauses =
+    Pauses::of(&[Pause::Topic, Pause::Rate, Pause::Hold, Pause::Answers]);
 
 impl Connection {
     /// Whether the read-ahead is to be scanned for control frames.
     fn may_scan_read_ahead(&self) -> bool {
-        self.paused & SCANS_CONTROL_FRAMES != 0
+        self.pauses.intersects(SCANS_CONTROL_FRAMES)
             && !self.is_paused_for(Pause::Outbound)
             && self.phase == Phase::Open
             && !self.read_ahead.is_empty()
@@ -66,7 +67,7 @@ impl Connection {
     /// Whether backpressure, and not the peer, has stopped the receiving: the read-ahead is full.
     pub fn is_backpressured(&self) -> bool {
         self.is_receive_stopped
-            && self.paused & SCANS_CONTROL_FRAMES != 0
+            && self.pauses.intersects(SCANS_CONTROL_FRAMES)
             && !self.is_paused_for(Pause::Outbound)
     }
 
@@ -83,7 +84,7 @@ impl Connection {
 
     /// Whether the read-ahead would still be processed if the client disconnected now.
     fn keeps_backlog(&self) -> bool {
-        let keeps_backlog = self.paused & KEEPS_BACKLOG != 0 && self.paused & !KEEPS_BACKLOG == 0;
+        let keeps_backlog = self.is_paused() && self.pauses.is_within(KEEPS_BACKLOG);
         keeps_backlog && self.phase == Phase::Open
     }
 }
@@ -172,9 +173,9 @@ impl Connections {
         let parts = self.defer_close(turn, key, ABNORMAL_CLOSURE, end_reason(is_broken), By::Peer);
         match (is_broken, parts) {
             (true, true) => self.close(turn, key),
-            (true, false) => self.break_off(turn, key),
+            (true, false) => self.close_broken(turn, key),
             (false, true) => self.finish(turn, key),
-            (false, false) => self.end(turn, key),
+            (false, false) => self.end_after_input(turn, key),
         }
         true
     }
@@ -206,7 +207,7 @@ impl Connections {
         if !std::mem::take(&mut connection.has_pending_close) {
             return;
         }
-        (connection.read_ahead, connection.paused) = (ReadAhead::default(), 0);
+        (connection.read_ahead, connection.pauses) = (ReadAhead::default(), Pauses::default());
         if let Some(pending) = self.pending_closes.remove(&key) {
             self.pending_close_bytes -= pending.bytes;
         }

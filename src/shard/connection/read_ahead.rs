@@ -4,7 +4,7 @@ use std::mem;
 
 use crate::protocol::scanner::{Heard, Scanner};
 
-/// Bytes received while reading is paused. One pointer in size while empty.
+/// Bytes received while reading is paused. An empty read-ahead has the size of one pointer.
 #[derive(Debug, Default)]
 pub struct ReadAhead(Option<Box<Unread>>);
 

@@ -9,7 +9,7 @@ impl Connections {
     pub fn is_to_resume(&mut self, key: ConnectionKey) -> bool {
         self.get(key).is_some_and(|connection| {
             connection.is_queued_to_read = false;
-            connection.paused == 0
+            !connection.is_paused()
         })
     }
 
@@ -17,7 +17,7 @@ impl Connections {
     /// returns what it has not processed with [`Self::put_back_read_ahead`].
     pub fn take_read_ahead(&mut self, key: ConnectionKey) -> Option<ReadAhead> {
         let connection = self.get(key)?;
-        let may = connection.paused == 0 && !connection.is_inflating;
+        let may = !connection.is_paused() && !connection.is_inflating;
         may.then(|| std::mem::take(&mut connection.read_ahead))
     }
 
@@ -51,17 +51,17 @@ impl Connections {
     /// Decides what follows after a queued connection was read: it is queued again, closed, or
     /// received from again.
     pub fn after_reading(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        self.note_slice(turn, key);
+        self.record_slice(turn, key);
         let Some(connection) = self.get(key) else { return };
         // A connection that was queued again while it was read stays in the queue, unless it was
         // paused too: the queue skips paused connections.
-        if connection.is_queued_to_read && connection.paused == 0 {
+        if connection.is_queued_to_read && !connection.is_paused() {
             return;
         }
         // A disconnected client that is held for a context key has nothing to wait for.
         let has_ended = connection.is_read_closed || connection.has_pending_close;
         let is_over = has_ended && connection.is_paused_for(Pause::Hold);
-        if connection.paused != 0 && !is_over {
+        if connection.is_paused() && !is_over {
             return self.scan_and_receive(turn, key);
         }
         if connection.has_pending_close {
@@ -69,7 +69,7 @@ impl Connections {
         }
         connection.last_received_ms = turn.now.ms;
         match connection.is_read_closed {
-            true => self.end(turn, key),
+            true => self.end_after_input(turn, key),
             false => self.receive_again(turn, key),
         }
     }
@@ -93,7 +93,7 @@ impl Connections {
         turn.counters.received_bytes += input.len() as u64;
         connection.last_received_ms = turn.now.ms;
         connection.is_pinged = false;
-        if connection.paused != 0
+        if connection.is_paused()
             || connection.is_queued_to_read
             || !connection.read_ahead.is_empty()
         {
@@ -111,7 +111,7 @@ impl Connections {
     /// Pauses reading from a connection for this reason.
     pub fn pause(&mut self, key: ConnectionKey, reason: Pause) {
         if let Some(connection) = self.get(key) {
-            connection.paused |= reason as u8;
+            connection.pauses.insert(reason);
         }
     }
 
@@ -122,8 +122,8 @@ impl Connections {
         if !connection.is_paused_for(reason) {
             return;
         }
-        connection.paused &= !(reason as u8);
-        if connection.paused == 0 {
+        connection.pauses.remove(reason);
+        if !connection.is_paused() {
             self.read_later(turn, key);
         }
     }
@@ -148,11 +148,11 @@ impl Connections {
 
     /// Records whether a connection that was just read used up its slice, and queues it if input is
     /// left.
-    pub fn note_slice(&mut self, turn: &mut Turn, key: ConnectionKey) {
+    pub fn record_slice(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let is_spent = turn.work.is_slice_spent();
         let Some(connection) = self.get(key) else { return };
         connection.is_heavy = is_spent;
-        if is_spent && connection.paused == 0 && connection.has_input() {
+        if is_spent && !connection.is_paused() && connection.has_input() {
             self.read_later(turn, key);
         }
     }

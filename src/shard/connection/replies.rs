@@ -179,7 +179,7 @@ impl Replies {
     }
 
     /// Reserves a slot for an answer, and returns its number.
-    pub fn wait(&mut self, shape: Shape) -> u64 {
+    pub fn reserve(&mut self, shape: Shape) -> u64 {
         self.push(Slot::Waiting(shape));
         self.first + self.slots.len() as u64 - 1
     }
@@ -196,19 +196,19 @@ impl Replies {
     }
 
     /// Removes the slot reserved last, which must still be waiting.
-    pub fn give_up_last(&mut self) {
+    pub fn cancel_last(&mut self) {
         if let Some(slot) = self.slots.pop_back() {
             self.held_bytes -= slot.held_bytes();
         }
     }
 
     /// Appends a known answer behind the pending ones.
-    pub fn ready(&mut self, bytes: Vec<u8>) {
+    pub fn push_ready(&mut self, bytes: Vec<u8>) {
         self.push(Slot::Ready(Ready { bytes, granted_pop: None }));
     }
 
     /// Fills a reserved slot with its answer.
-    pub fn settle(
+    pub fn fill(
         &mut self,
         number: u64,
         answer: &Result<Reply, Fault>,
@@ -246,18 +246,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_and_answers_count_for_as_long_as_they_are_kept() {
+    fn ids_and_answers_are_counted_while_they_are_kept() {
         let mut replies = Replies::default();
         let mut scratch = Vec::new();
         let id = "1".repeat(1000);
-        let number = replies.wait(Shape::Message(id.clone().into()));
+        let number = replies.reserve(Shape::Message(id.clone().into()));
         assert!((1000..1200).contains(&replies.held_bytes()), "{}", replies.held_bytes());
-        replies.ready(vec![0; 5000]);
-        replies.wait(Shape::Message("2".into()));
-        replies.give_up_last();
+        replies.push_ready(vec![0; 5000]);
+        replies.reserve(Shape::Message("2".into()));
+        replies.cancel_last();
         assert!((6000..6400).contains(&replies.held_bytes()), "{}", replies.held_bytes());
         assert!(replies.poll_ready().is_none());
-        replies.settle(number, &Ok(Reply::Done), None, Date::at(0), &mut scratch);
+        replies.fill(number, &Ok(Reply::Done), None, Date::at(0), &mut scratch);
         assert!(replies.held_bytes() > 6000);
         assert!(replies.poll_ready().is_some() && replies.poll_ready().is_some());
         assert_eq!((replies.held_bytes(), replies.len()), (0, 0));

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_names_nobody_once_its_connection_is_gone() {
+    fn a_key_is_invalid_after_its_connection_was_removed() {
         let mut connections = Connections::default();
         let first = connections.insert(connection());
         connections.remove(first);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_connection_is_met_once_by_a_walk_in_slices() {
+    fn keys_in_slices_return_every_connection_once() {
         let mut connections = Connections::default();
         let mut keys: Vec<_> = (0..2500).map(|_| connections.insert(connection())).collect();
         connections.remove(keys.remove(1500));

@@ -45,7 +45,7 @@ impl Connections {
             backend.written += bytes as u64;
             !backend.unwritten_events.is_empty()
         });
-        let is_open = connection.phase == Phase::Open && connection.paused == 0;
+        let is_open = connection.phase == Phase::Open && !connection.is_paused();
         match has_events {
             true => Written::Events,
             false if is_open && connection.outbound.is_flushed() => Written::Usual,
@@ -113,7 +113,7 @@ impl Connections {
         let Some(connection) = self.get(key) else { return };
         let half_empty = connection.unread_charge() <= connection.outbound_max() / 2;
         if connection.phase == Phase::Flushing && connection.outbound.is_flushed() {
-            return self.shut(turn, key);
+            return self.shut_down(turn, key);
         }
         if connection.write_queue == WriteQueue::Neither && connection.outbound.is_ready() {
             // The connection was just written to, so its newer output queues behind the others.

@@ -255,8 +255,8 @@ impl Feeders {
         if !connection.is_paused_for(Pause::Topic) {
             return false;
         }
-        connection.paused &= !(Pause::Topic as u8);
-        let is_read = connection.paused == 0;
+        connection.pauses.remove(Pause::Topic);
+        let is_read = !connection.is_paused();
         self.admitted = is_read.then_some(key);
         is_read
     }
