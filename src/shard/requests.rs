@@ -29,7 +29,7 @@ pub enum RequestCheck {
 
 /// How much of a request has arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum RequestPart {
     Head,
     Whole,
 }
@@ -52,7 +52,7 @@ impl Shard {
             self.connections.note_partial_request(&mut self.turn, key);
             // Edge listeners accept no body.
             let judged = if is_api {
-                self.check_request(key, head, Part::Head)
+                self.check_request(key, head, RequestPart::Head)
             } else {
                 RequestCheck::Proceed
             };
@@ -75,7 +75,7 @@ impl Shard {
             }
             Ok(Step::Request(mut request)) => {
                 self.connections.begin_request(&mut self.turn, key, &mut request);
-                self.check_request(key, request, Part::Whole);
+                self.check_request(key, request, RequestPart::Whole);
             }
             Err(error) => {
                 return self.connections.refuse_malformed(&mut self.turn, key, error);
@@ -99,7 +99,7 @@ impl Shard {
         &mut self,
         key: ConnectionKey,
         request: Request<'_>,
-        part: Part,
+        part: RequestPart,
     ) -> RequestCheck {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let mut shape = HttpShape::of(&request);
@@ -111,7 +111,7 @@ impl Shard {
             self.clients.handle_request(turn, connections, key, &request, &shape, takes);
             return RequestCheck::Answered;
         }
-        if part == Part::Head {
+        if part == RequestPart::Head {
             trail::note(turn.trail(key), Entry::Requested(request.method.name(), request.path));
         }
         let origin = backend::check_origin(turn, key, &request);
@@ -126,13 +126,13 @@ impl Shard {
             return match self.doors.check_credentials(turn, connections, key, &request) {
                 Admission::Known(admitted) => self.admit(key, shape, admitted, request, part),
                 Admission::Unknown(fingerprint) => {
-                    let kept = (part == Part::Whole).then(|| request.keep());
+                    let kept = (part == RequestPart::Whole).then(|| request.keep());
                     self.doors.park(turn, connections, key, shape, kept, fingerprint);
                     RequestCheck::AwaitVerdict
                 }
             };
         }
-        if part == Part::Head {
+        if part == RequestPart::Head {
             connections.answer_at_head(turn, key, &mut shape);
         }
         match origin {
@@ -150,13 +150,13 @@ impl Shard {
         mut shape: HttpShape,
         admitted: Result<Grant, Refusal>,
         request: Request<'_>,
-        part: Part,
+        part: RequestPart,
     ) -> RequestCheck {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let grant = match admitted {
             Ok(grant) => grant,
             Err(refusal) => {
-                if part == Part::Head {
+                if part == RequestPart::Head {
                     connections.answer_at_head(turn, key, &mut shape);
                 }
                 self.doors.refuse_access(turn, connections, key, &shape, refusal);
@@ -167,7 +167,7 @@ impl Shard {
         let Some(Stage::Http(http)) = connections.get(key).map(|c| &mut c.stage) else {
             return RequestCheck::Answered;
         };
-        if part == Part::Head
+        if part == RequestPart::Head
             && method.is_some()
             && request.method == Method::Post
             && grant.roles.write
@@ -176,15 +176,15 @@ impl Shard {
             return RequestCheck::Proceed;
         }
         let is_socket = request.path == SOCKET_PATH;
-        if !(part == Part::Head && is_socket) {
+        if !(part == RequestPart::Head && is_socket) {
             (http.is_authenticated, http.user) = (true, grant.user);
         }
-        if part == Part::Head {
+        if part == RequestPart::Head {
             connections.answer_at_head(turn, key, &mut shape);
         }
         match method {
             // The first frames could be mistaken for the body.
-            None if is_socket && part == Part::Head => {
+            None if is_socket && part == RequestPart::Head => {
                 connections.refuse_upgrade(turn, key, &shape, &UpgradeError::Body);
             }
             None if is_socket => backend::open(turn, connections, key, grant, &request, &shape),
@@ -219,11 +219,13 @@ impl Shard {
         http.replies.cancel_last();
         let Parked { request, shape, .. } = *parked;
         match request {
-            Some(mut request) => _ = self.admit(key, shape, admitted, request.lend(), Part::Whole),
+            Some(mut request) => {
+                _ = self.admit(key, shape, admitted, request.lend(), RequestPart::Whole)
+            }
             None => {
                 let reader = std::mem::take(&mut http.reader);
                 let Some(head) = reader.head() else { return };
-                match self.admit(key, shape, admitted, head, Part::Head) {
+                match self.admit(key, shape, admitted, head, RequestPart::Head) {
                     RequestCheck::Proceed => {
                         self.connections.keep_reader(key, reader);
                         // A peer that waits for `100 Continue` sends nothing that would trigger the

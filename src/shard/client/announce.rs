@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Clients;
-use super::channels::Change;
+use super::channels::ChannelChange;
 use crate::message::{Answer, ConnectionKey, Message, Party};
 use crate::protocol::api::Reply;
 use crate::shard::connection::Connections;
@@ -14,7 +14,7 @@ const CLIENTS_MS: u64 = 500;
 
 /// What was announced to the mesh, and the answers that wait until all nodes know it.
 #[derive(Debug, Default)]
-pub struct Announcements {
+pub struct InterestAnnouncements {
     // The number of the last change of interest known to all nodes.
     known: u64,
     // The number of clients last announced, and when, in milliseconds on the shard's clock.
@@ -22,12 +22,12 @@ pub struct Announcements {
     clients_ms: u64,
     // Answers by the change of interest that they wait for, in order. Bounded by the number of
     // pending questions and handshakes: each waits once.
-    waiting: VecDeque<(u64, Waiting)>,
+    waiting: VecDeque<(u64, WaitingForInterest)>,
 }
 
 /// What follows once every node knows of a change of interest.
 #[derive(Debug)]
-enum Waiting {
+enum WaitingForInterest {
     /// Answer the subscribe of a back end.
     Answer(Requester),
     /// Release the answer to a client's handshake.
@@ -38,7 +38,9 @@ impl Clients {
     /// Tells the mesh which channels gained their first subscriber on this shard or lost their
     /// last. Announces the number of clients from time to time.
     pub fn announce(&mut self, turn: &mut Turn) {
-        while let Some(Change { number, channel, has_subscribers }) = self.channels.poll_change() {
+        while let Some(ChannelChange { number, channel, has_subscribers }) =
+            self.channels.poll_change()
+        {
             turn.send(Party::Mesh, Message::Interest(number, channel, has_subscribers));
         }
         if self.next_announcement(turn).is_some_and(|due_ms| due_ms <= turn.now.ms) {
@@ -63,7 +65,7 @@ impl Clients {
         requester: Requester,
         of: &[T],
     ) -> bool {
-        self.wait_for(of, Waiting::Answer(requester))
+        self.wait_for(of, WaitingForInterest::Answer(requester))
     }
 
     /// Withholds the answer to a handshake until every node knows of these channels.
@@ -73,7 +75,7 @@ impl Clients {
         key: ConnectionKey,
         of: &[T],
     ) {
-        if self.wait_for(of, Waiting::Handshake(key))
+        if self.wait_for(of, WaitingForInterest::Handshake(key))
             && let Some(connection) = connections.get(key)
         {
             connection.outbound.withhold(true);
@@ -82,7 +84,7 @@ impl Clients {
 
     /// Queues an answer until the latest change of interest of these channels is known. Queued
     /// answers stay in order. Returns false if the change is known already.
-    fn wait_for<T: AsRef<str>>(&mut self, channels: &[T], waiting: Waiting) -> bool {
+    fn wait_for<T: AsRef<str>>(&mut self, channels: &[T], waiting: WaitingForInterest) -> bool {
         let of = |channel: &T| self.channels.change_of(channel.as_ref());
         let change = channels.iter().filter_map(of).max();
         let Some(change) = change.filter(|change| *change > self.announcements.known) else {
@@ -104,8 +106,10 @@ impl Clients {
         while self.announcements.waiting.front().is_some_and(|(number, _)| *number <= change) {
             let Some((_, waiting)) = self.announcements.waiting.pop_front() else { return };
             match waiting {
-                Waiting::Answer(requester) => turn.answer(requester, Answer::Done(Ok(Reply::Done))),
-                Waiting::Handshake(key) => {
+                WaitingForInterest::Answer(requester) => {
+                    turn.answer(requester, Answer::Done(Ok(Reply::Done)))
+                }
+                WaitingForInterest::Handshake(key) => {
                     if let Some(connection) = connections.get(key) {
                         connection.outbound.withhold(false);
                     }

@@ -25,14 +25,14 @@ pub struct Subscription {
 /// A member of a channel, with the way back to its [`Subscription`]. Each side knows the position
 /// of the other, so that either can move in constant time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct ChannelMember {
     /// The index of the connection in the shard's table.
     pub connection: u32,
     /// The index of the subscription in the client's list.
     pub place: u32,
 }
 
-impl Member {
+impl ChannelMember {
     // Marks a member that unsubscribed while a walk was in progress. Removed when the last walk
     // ends.
     const LEFT: Self = Self { connection: u32::MAX, place: u32::MAX };
@@ -54,12 +54,12 @@ pub struct Channels {
 #[derive(Debug, Default)]
 struct Changes {
     last_number: u64,
-    unannounced: VecDeque<Change>,
+    unannounced: VecDeque<ChannelChange>,
 }
 
 /// A channel that gained its first subscriber on this shard, or lost its last.
 #[derive(Debug)]
-pub struct Change {
+pub struct ChannelChange {
     /// The number of the change, which grows by one with each.
     pub number: u64,
     /// The name of the channel.
@@ -72,7 +72,7 @@ impl Changes {
     fn note(&mut self, name: &str, has_subscribers: bool) -> u64 {
         self.last_number += 1;
         let (number, channel) = (self.last_number, name.into());
-        self.unannounced.push_back(Change { number, channel, has_subscribers });
+        self.unannounced.push_back(ChannelChange { number, channel, has_subscribers });
         number
     }
 }
@@ -82,8 +82,8 @@ struct Channel {
     name: Box<str>,
     // The number of the change with which the channel appeared. `None` without a mesh.
     change: Option<u64>,
-    // In no order. Some may be Member::LEFT while walks are in progress.
-    members: Vec<Member>,
+    // In no order. Some may be ChannelMember::LEFT while walks are in progress.
+    members: Vec<ChannelMember>,
     walked: Option<Box<Walked>>,
 }
 
@@ -112,7 +112,7 @@ impl Channels {
     }
 
     /// Returns the next channel that appeared or disappeared.
-    pub fn poll_change(&mut self) -> Option<Change> {
+    pub fn poll_change(&mut self) -> Option<ChannelChange> {
         self.changes.as_mut()?.unannounced.pop_front()
     }
 
@@ -138,7 +138,7 @@ impl Channels {
     }
 
     /// Subscribes a connection that is not subscribed to this channel yet.
-    pub fn subscribe(&mut self, name: &str, member: Member) -> Subscription {
+    pub fn subscribe(&mut self, name: &str, member: ChannelMember) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));
         let slot = &mut self.slots[channel as usize];
         if let Some(walked) = &mut slot.walked
@@ -176,12 +176,12 @@ impl Channels {
     pub fn unsubscribe(
         &mut self,
         subscription: Subscription,
-        moved: impl FnOnce(Member, Subscription),
+        moved: impl FnOnce(ChannelMember, Subscription),
     ) {
         let Subscription { channel, position } = subscription;
         let slot = &mut self.slots[channel as usize];
         if let Some(walked) = &mut slot.walked {
-            slot.members[position as usize] = Member::LEFT;
+            slot.members[position as usize] = ChannelMember::LEFT;
             walked.newcomers.remove(&position);
             walked.holes.push(position);
             return;
@@ -241,7 +241,7 @@ impl Channels {
         walk: Option<WalkNumber>,
         at: usize,
         end: usize,
-    ) -> impl Iterator<Item = (usize, Member)> {
+    ) -> impl Iterator<Item = (usize, ChannelMember)> {
         let slot = &self.slots[channel as usize];
         let newcomers = slot.walked.as_ref().map(|walked| &walked.newcomers);
         let newcomers = newcomers.filter(|newcomers| !newcomers.is_empty());
@@ -250,7 +250,7 @@ impl Channels {
             began.is_none_or(|&began| walk.is_none_or(|walk| walk > began))
         };
         let members = (at..).zip(slot.members[at..end].iter().copied());
-        members.filter(move |&(position, member)| member != Member::LEFT && is_met(position))
+        members.filter(move |&(position, member)| member != ChannelMember::LEFT && is_met(position))
     }
 
     /// Ends a registered walk. When no walk is left, removes the members that unsubscribed
@@ -259,7 +259,7 @@ impl Channels {
         &mut self,
         channel: ChannelIndex,
         walk: WalkNumber,
-        mut moved: impl FnMut(Member, Subscription),
+        mut moved: impl FnMut(ChannelMember, Subscription),
     ) {
         let slot = &mut self.slots[channel as usize];
         let Some(walked) = &mut slot.walked else { return };
@@ -298,7 +298,7 @@ mod tests {
         for round in 0..2 {
             let names = (0..20_000).map(|number| format!("{round}.{number}"));
             let places: Vec<_> = names
-                .map(|name| channels.subscribe(&name, Member { connection: 0, place: 0 }))
+                .map(|name| channels.subscribe(&name, ChannelMember { connection: 0, place: 0 }))
                 .collect();
             assert_eq!(channels.len(), 20_000);
             for place in places {
@@ -313,7 +313,7 @@ mod tests {
     fn a_walk_visits_a_client_that_resubscribes_only_once() {
         let interest = ShardInterest::new(ShardId(0), Arc::new(Interest::new(1)));
         let mut channels = Channels::new(false, interest);
-        let member = |connection| Member { connection, place: 0 };
+        let member = |connection| ChannelMember { connection, place: 0 };
         let subscriptions: Vec<_> =
             (0..6).map(|connection| channels.subscribe("a", member(connection))).collect();
         let (end, first) = (channels.end(0), channels.begin_walk(0));

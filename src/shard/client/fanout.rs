@@ -42,7 +42,7 @@ const BYTES_AFTER_OVERRUN: usize = BYTES_PER_TURN / 4;
 /// The remaining budget for fan-outs in a turn, which lasts from one `Shard::handle_turn` to the
 /// next. The budget limits the delay of other work to about 0.5 ms per turn.
 #[derive(Debug)]
-pub struct Budget {
+pub struct FanoutBudget {
     // Subscribers that may still be visited, and bytes that may still be queued for them.
     reachable: usize,
     addable_bytes: usize,
@@ -55,7 +55,7 @@ pub struct Budget {
     has_overrun: bool,
 }
 
-impl Default for Budget {
+impl Default for FanoutBudget {
     fn default() -> Self {
         Self {
             reachable: REACHED_PER_TURN,
@@ -68,7 +68,7 @@ impl Default for Budget {
     }
 }
 
-impl Budget {
+impl FanoutBudget {
     /// Renews the budget for a turn.
     fn begin_turn(&mut self, is_walking: bool) {
         let has_overrun = self.bytes == 0;
@@ -115,7 +115,7 @@ impl Budget {
 
 /// The progress of one publish through a channel's members.
 #[derive(Debug)]
-pub struct Walk {
+pub struct ChannelWalk {
     channel: ChannelIndex,
     // The number among the channel's walks. `None` for a walk within one turn.
     number: Option<WalkNumber>,
@@ -131,7 +131,7 @@ pub struct Walk {
 #[derive(Debug)]
 pub struct PendingPublish {
     requester: Requester,
-    walk: Box<Walk>,
+    walk: Box<ChannelWalk>,
     queued: QueuedCommands,
 }
 
@@ -195,7 +195,7 @@ pub struct Fanout {
     publishes: HashMap<BackendId, PendingPublish>,
     // The back ends with a pending publish, in the order of their next slices.
     round_robin: VecDeque<BackendId>,
-    budget: Budget,
+    budget: FanoutBudget,
     // The frames queued last by the publish that ended last. Cleared when a turn begins without a
     // pending publish.
     last_frames: Option<(ChannelIndex, LastFrames)>,
@@ -214,7 +214,7 @@ impl Fanout {
     }
 
     /// Keeps the last frames of a finished publish for coalescing, and returns its tally.
-    fn keep_last_frames(&mut self, walk: Walk) -> Tally {
+    fn keep_last_frames(&mut self, walk: ChannelWalk) -> Tally {
         if walk.end >= COALESCE_MIN_SUBSCRIBERS {
             self.last_frames = Some((walk.channel, walk.variants.into_last_frames()));
         }
@@ -234,12 +234,12 @@ impl Clients {
         connections: &mut Connections,
         channel: &str,
         frame: Frame,
-    ) -> Result<Tally, Box<Walk>> {
+    ) -> Result<Tally, Box<ChannelWalk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.end(channel);
         let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
         let mut walk =
-            Walk { channel, number: None, at: 0, end, variants, tally: Tally::default() };
+            ChannelWalk { channel, number: None, at: 0, end, variants, tally: Tally::default() };
         match self.walk(turn, connections, &mut walk, SLICE) {
             true => Ok(self.fanout.keep_last_frames(walk)),
             false => Err(Box::new(walk)),
@@ -252,7 +252,7 @@ impl Clients {
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        walk: &mut Walk,
+        walk: &mut ChannelWalk,
         most: usize,
     ) -> bool {
         let plain_bytes = walk.variants.plain().bytes().len();
@@ -411,7 +411,7 @@ impl Clients {
     }
 
     /// Keeps the rest of a publish for later turns.
-    pub fn defer_publish(&mut self, requester: Requester, walk: Box<Walk>) {
+    pub fn defer_publish(&mut self, requester: Requester, walk: Box<ChannelWalk>) {
         let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
         self.fanout.publishes.insert(requester.backend, publish);
         self.fanout.round_robin.push_back(requester.backend);

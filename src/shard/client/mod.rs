@@ -29,7 +29,7 @@ use crate::queue::feeder::Ended;
 use crate::shard::connection::{Connections, Stage};
 use crate::shard::interest::ShardInterest;
 use crate::shard::turn::{ClientGone, Turn};
-use announce::Announcements;
+use announce::InterestAnnouncements;
 use channels::Channels;
 use fanout::Fanout;
 use subscriptions::UnsubscribeQueue;
@@ -44,7 +44,7 @@ pub struct Clients {
     channels: Channels,
     unsubscribing: UnsubscribeQueue,
     fanout: Fanout,
-    announcements: Announcements,
+    announcements: InterestAnnouncements,
     deflater: Deflater,
     inflater: Inflater,
 }
@@ -61,7 +61,7 @@ impl Clients {
             ),
             unsubscribing: UnsubscribeQueue::default(),
             fanout: Fanout::default(),
-            announcements: Announcements::default(),
+            announcements: InterestAnnouncements::default(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
         }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use hashbrown::HashSet;
 
 use super::Clients;
-use super::channels::{ChannelIndex, Member, Subscription};
+use super::channels::{ChannelIndex, ChannelMember, Subscription};
 use super::functions::no_such_client;
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Code, Fault, Reply};
@@ -89,7 +89,7 @@ impl Client {
 
 impl Connection {
     /// Updates a subscription whose member moved to another position in the channel.
-    pub(super) fn move_subscription(&mut self, member: Member, to: Subscription) {
+    pub(super) fn move_subscription(&mut self, member: ChannelMember, to: Subscription) {
         let known = self.subscriptions().and_then(|known| known.get_mut(member.place as usize));
         let known = known.expect("a member knows the place of its subscription");
         debug_assert_eq!(known.channel, to.channel);
@@ -119,7 +119,7 @@ impl Clients {
         client.subscriptions.reserve_exact(new.len());
         for channel in new {
             let place = client.subscriptions.len() as u32;
-            let member = Member { connection: key.index, place };
+            let member = ChannelMember { connection: key.index, place };
             client.subscriptions.push(self.channels.subscribe(channel, member));
         }
         Ok(Reply::Done)

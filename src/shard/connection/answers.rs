@@ -1,6 +1,6 @@
 //! Writing the answers of a connection, in the order of its requests.
 
-use super::replies::{Ready, Shape, WAITING_MAX, WAITING_MIN, put_message};
+use super::replies::{ReadyAnswer, Shape, WAITING_MAX, WAITING_MIN, put_message};
 use super::{Connections, Pause, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
@@ -97,7 +97,7 @@ impl Connections {
     /// Writes the answers that no earlier answer holds up.
     pub fn write_replies(&mut self, turn: &mut Turn, key: ConnectionKey) {
         while let Some(connection) = self.get(key)
-            && let Some(Ready { bytes, granted_pop }) =
+            && let Some(ReadyAnswer { bytes, granted_pop }) =
                 connection.replies().and_then(|replies| replies.poll_ready())
         {
             self.write_with(turn, key, |out| out.extend_from_slice(&bytes));

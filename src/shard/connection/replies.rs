@@ -121,7 +121,7 @@ impl HttpShape {
 /// memory.
 #[derive(Debug, Default)]
 pub struct Replies {
-    slots: VecDeque<Slot>,
+    slots: VecDeque<AnswerSlot>,
     // The number of the slot at the front.
     first: u64,
     // The number that follows the last call of a client's function.
@@ -131,12 +131,12 @@ pub struct Replies {
 }
 
 #[derive(Debug)]
-enum Slot {
+enum AnswerSlot {
     Waiting(Shape),
-    Ready(Ready),
+    Ready(ReadyAnswer),
 }
 
-impl Slot {
+impl AnswerSlot {
     /// Returns the memory taken by the slot, in bytes.
     fn held_bytes(&self) -> usize {
         // A queue that grows by doubling has up to twice the capacity that it needs.
@@ -150,7 +150,7 @@ impl Slot {
 
 /// An encoded answer, to be written when all earlier ones are.
 #[derive(Debug)]
-pub struct Ready {
+pub struct ReadyAnswer {
     /// The encoded answer.
     pub bytes: Vec<u8>,
     /// The number of the `queue.pop` granted by this answer. Events may only follow the answer.
@@ -173,14 +173,14 @@ impl Replies {
         self.held_bytes
     }
 
-    fn push(&mut self, slot: Slot) {
+    fn push(&mut self, slot: AnswerSlot) {
         self.held_bytes += slot.held_bytes();
         self.slots.push_back(slot);
     }
 
     /// Reserves a slot for an answer, and returns its number.
     pub fn reserve(&mut self, shape: Shape) -> u64 {
-        self.push(Slot::Waiting(shape));
+        self.push(AnswerSlot::Waiting(shape));
         self.first + self.slots.len() as u64 - 1
     }
 
@@ -204,7 +204,7 @@ impl Replies {
 
     /// Appends a known answer behind the pending ones.
     pub fn push_ready(&mut self, bytes: Vec<u8>) {
-        self.push(Slot::Ready(Ready { bytes, granted_pop: None }));
+        self.push(AnswerSlot::Ready(ReadyAnswer { bytes, granted_pop: None }));
     }
 
     /// Fills a reserved slot with its answer.
@@ -217,26 +217,26 @@ impl Replies {
         scratch: &mut Vec<u8>,
     ) {
         let Some(slot) = self.slots.get_mut((number - self.first) as usize) else { return };
-        if let Slot::Waiting(shape) = slot {
+        if let AnswerSlot::Waiting(shape) = slot {
             let mut bytes = Vec::new();
             shape.put(&mut bytes, scratch, date, answer);
             self.held_bytes -= slot.held_bytes();
-            *slot = Slot::Ready(Ready { bytes, granted_pop });
+            *slot = AnswerSlot::Ready(ReadyAnswer { bytes, granted_pop });
             self.held_bytes += slot.held_bytes();
         }
     }
 
     /// Returns the next answer that can be written.
-    pub fn poll_ready(&mut self) -> Option<Ready> {
-        if !matches!(self.slots.front()?, Slot::Ready(_)) {
+    pub fn poll_ready(&mut self) -> Option<ReadyAnswer> {
+        if !matches!(self.slots.front()?, AnswerSlot::Ready(_)) {
             return None;
         }
         let slot = self.slots.pop_front()?;
         self.first += 1;
         self.held_bytes -= slot.held_bytes();
         match slot {
-            Slot::Ready(ready) => Some(ready),
-            Slot::Waiting(_) => None,
+            AnswerSlot::Ready(ready) => Some(ready),
+            AnswerSlot::Waiting(_) => None,
         }
     }
 }

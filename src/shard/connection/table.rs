@@ -15,7 +15,7 @@ const BLOCK: usize = 1024;
 /// growth copies nothing.
 #[derive(Debug, Default)]
 pub struct Connections {
-    blocks: Vec<Vec<Place>>,
+    blocks: Vec<Vec<TableSlot>>,
     free: Vec<u32>,
     count: usize,
     // Connections with something to write. Commands for one client and answers come before
@@ -31,7 +31,7 @@ pub struct Connections {
 }
 
 #[derive(Debug)]
-struct Place {
+struct TableSlot {
     generation: u32,
     connection: Option<Connection>,
 }
@@ -70,7 +70,7 @@ impl Connections {
         }
         let index = (self.blocks.len() - 1) * BLOCK;
         let block = self.blocks.last_mut().expect("one was just made");
-        block.push(Place { generation: 0, connection: Some(connection) });
+        block.push(TableSlot { generation: 0, connection: Some(connection) });
         ConnectionKey { index: (index + block.len() - 1) as u32, generation: 0 }
     }
 
@@ -116,7 +116,7 @@ impl Connections {
                 return (keys, Some(index as u32));
             }
             let place = self.blocks[index / BLOCK].get(index % BLOCK);
-            if let Some(Place { generation, connection: Some(_) }) = place {
+            if let Some(TableSlot { generation, connection: Some(_) }) = place {
                 keys.push(ConnectionKey { index: index as u32, generation: *generation });
             }
         }
