@@ -132,8 +132,8 @@
 //! Connections cannot starve each other even without configured limits. `shard::work` estimates the
 //! cost of input, gives each connection a slice of a turn, and reads those that always use it up
 //! last. Other work that can arrive in bulk has a budget per turn too: timers, closing, and
-//! unsubscribing clients that are gone (`client::subscriptions`). Sockets that send without
-//! pause are received from in turns, one buffer each, so that the others find buffers
+//! unsubscribing clients that are gone (`client::subscriptions`). Sockets that send without pause
+//! are received from in turns, one buffer each, so that the others find buffers
 //! (`runtime::driver::heavy`).
 //!
 //! # Logging of connections
@@ -152,10 +152,10 @@
 //!
 //! # The thread of the mesh
 //!
-//! [`mesh::Mesh`] is a value like a shard. `mesh::quic` drives it on a thread of its own. The bus
-//! has a mailbox for this thread as for each shard. The thread keeps one QUIC connection to each
-//! other node, with a stream per sender. `mesh::identity` decides which nodes belong to the grid.
-//! See [`mesh`] for its files.
+//! [`mesh::Mesh`] is a value like a shard. `mesh::quic` drives it on a thread of its own. On the
+//! bus the thread has a mailbox of its own, like each shard. The thread keeps one QUIC connection
+//! to each other node, with a stream per sender. `mesh::identity` decides which nodes belong to the
+//! grid. See [`mesh`] for its files.
 //!
 //! # Standard error
 //!

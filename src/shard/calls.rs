@@ -1,5 +1,5 @@
 //! Routing of calls and commands. A *call* comes from a back end connected to this shard. A
-//! *command* is what a call asks of a shard, which may be another one.
+//! *command* is the part of a call that one shard executes: this shard or another.
 
 use super::Shard;
 use super::backend::{self, Caller};

@@ -5,8 +5,8 @@
 //!
 //! [`Shard`] owns the parts and routes between them. A part has private state and borrows the
 //! [`Turn`](turn): the time, the settings, the counters, the outgoing messages, and a queue of
-//! steps. A part never calls another part. It pushes a step, and `Shard` passes that to the part
-//! concerned.
+//! steps. A part never calls another part. Instead a part pushes a step, which `Shard` passes to
+//! the part concerned.
 //!
 //! | part | responsibility |
 //! |---|---|
@@ -140,8 +140,8 @@ impl Shard {
         Some(key)
     }
 
-    /// Handles received bytes. They are overwritten, because frames are unmasked and JSON is parsed
-    /// in place.
+    /// Handles received bytes. The bytes are overwritten, because frames are unmasked and JSON is
+    /// parsed in place.
     pub fn handle_bytes(&mut self, now: Now, key: ConnectionKey, input: &mut [u8]) {
         self.turn.now = now;
         if self.connections.handle_bytes(&mut self.turn, key, input) {
@@ -210,9 +210,10 @@ impl Shard {
         self.route();
     }
 
-    /// Handles the memory usage of the node. Called once per turn, before [`Self::handle_turn`];
-    /// without that, memory is unlimited. When the node is short of memory, closes connections: a
-    /// slice of them per turn, until all shards together have freed the excess of this round.
+    /// Handles the memory usage of the node. To be called once per turn, before
+    /// [`Self::handle_turn`]. Memory is unlimited for a shard that is never told the usage. When
+    /// the node is short of memory, closes connections: a slice of them per turn, until all shards
+    /// together have freed the excess of this round.
     ///
     /// `blocked_bytes` returns, for a connection whose socket is full, the memory of the batch in
     /// flight that closing would free. `None`: the socket is not full.
@@ -295,8 +296,8 @@ impl Shard {
             self.clients.next_announcement(&self.turn),
             self.shedding.next_turn(),
         ];
-        // Called every turn: a number for "never" takes a few instructions where an `Option` takes
-        // hundreds.
+        // This runs every turn. A number for "never" takes a few instructions, comparing `Option`s
+        // takes hundreds.
         const NEVER: u64 = u64::MAX;
         let first = times.into_iter().fold(NEVER, |first, time| first.min(time.unwrap_or(NEVER)));
         (first != NEVER).then_some(first)
@@ -337,7 +338,7 @@ impl Shard {
         self.connections.has_writes()
     }
 
-    /// Returns a batch that was written or dropped to the buffer pool.
+    /// Takes back a batch that was written or dropped, for reuse.
     pub fn recycle(&mut self, batch: Batch) {
         self.turn.buffer_pool.keep(batch);
     }

@@ -1,10 +1,10 @@
 //! Routing of HTTP requests: to a handshake, a page, a call, or a refusal.
 //!
-//! A body may take a megabyte. It is received only if the origin, credentials, address and role of
-//! the request allow the call. Any other request is answered at its head, and the connection
-//! closes; pages need no body either. While credentials are verified, nothing is read beyond the
-//! read-ahead of a paused connection. A request that arrives in one piece is checked once, as a
-//! whole.
+//! A body may take a megabyte. The body is received only if the origin, credentials, address and
+//! role of the request allow the call. Any other request is answered at its head, and the
+//! connection closes; pages need no body either. While credentials are verified, nothing is read
+//! beyond the read-ahead of a paused connection. A request that arrives in one piece is checked
+//! once, as a whole.
 
 use super::Shard;
 use super::access::{Admission, Grant, Refusal};
@@ -143,7 +143,7 @@ impl Shard {
         RequestCheck::Answered
     }
 
-    /// Carries out an authorised request, or lets its body follow. Refuses an unauthorised one.
+    /// Refuses an unauthorised request. Carries out an authorised one, or lets its body follow.
     fn admit(
         &mut self,
         key: ConnectionKey,

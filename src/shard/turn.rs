@@ -61,8 +61,8 @@ pub enum Step {
     ClientDisconnected(ClientId),
     /// A client has ended, and all its messages are processed or dropped.
     ClientGone(ClientGone),
-    /// A consumer has disconnected. Holds the topics that it consumed, and those of its unwritten
-    /// events.
+    /// A consumer has disconnected. The topics are those that the consumer consumed, and those of
+    /// its unwritten events.
     ConsumerGone(ConnectionKey, BTreeSet<Arc<str>>),
     /// The answer to the `queue.pop` with this number is queued, so that events may follow.
     PopAnswered(ConnectionKey, u64),

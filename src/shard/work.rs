@@ -70,8 +70,8 @@ pub struct Work {
     slice_left: u32,
     // Units left in this turn for short input, after `shared_left` is spent.
     short_left: u32,
-    // Units left in this turn for the light connections. Holds the heavy ones' units while heavy
-    // connections are read.
+    // Units left in this turn for the light connections. While heavy connections are read, the
+    // units left for those.
     shared_left: u32,
     // Light and heavy connections to be read in the next turn. Each connection is in at most one
     // queue, once, and is marked `Connection::is_queued_to_read`; the number of connections bounds

@@ -20,8 +20,8 @@ pub struct InterestAnnouncements {
     // The number of clients last announced, and when, in milliseconds on the shard's clock.
     clients: u64,
     clients_ms: u64,
-    // Answers by the change of interest that they wait for, in order. Bounded by the number of
-    // pending questions and handshakes: each waits once.
+    // Answers by the change of interest that they wait for, in order. Each pending question or
+    // handshake has at most one entry.
     waiting: VecDeque<(u64, WaitingForInterest)>,
 }
 

@@ -33,8 +33,8 @@ pub struct ChannelMember {
 }
 
 impl ChannelMember {
-    // Marks a member that unsubscribed while a walk was in progress. Removed when the last walk
-    // ends.
+    // Marks a member that unsubscribed while a walk was in progress. The entry is removed when the
+    // last walk ends.
     const LEFT: Self = Self { connection: u32::MAX, place: u32::MAX };
 }
 
@@ -87,7 +87,8 @@ struct Channel {
     walked: Option<Box<Walked>>,
 }
 
-/// What a channel keeps while walks over several turns are in progress. No member moves meanwhile.
+/// What a channel keeps while walks over several turns are in progress. The members keep their
+/// positions while a walk is in progress.
 #[derive(Debug, Default)]
 struct Walked {
     // The numbers of the walks in progress, oldest first, and the last number given out.
@@ -269,7 +270,7 @@ impl Channels {
             return;
         }
         let mut holes = slot.walked.take().map(|walked| walked.holes).unwrap_or_default();
-        // Starting from the last hole, the member that fills it is never a hole itself.
+        // The last hole is filled first, so that the member that fills it is never a hole itself.
         holes.sort_unstable();
         while let Some(position) = holes.pop() {
             slot.members.swap_remove(position as usize);

@@ -46,7 +46,7 @@ impl Context {
     /// Sets one key to a value given as JSON.
     ///
     /// # Errors
-    /// The context would be too large. It is unchanged.
+    /// The context would be too large. The old context is kept.
     pub fn set(&mut self, key: Box<str>, value: Box<str>) -> Result<(), TooLarge> {
         let mut entries = self.0.as_ref().map_or(Vec::new(), |filled| filled.entries.clone());
         match entries.iter_mut().find(|(known, _)| *known == key) {
@@ -59,7 +59,7 @@ impl Context {
     /// Replaces the whole context.
     ///
     /// # Errors
-    /// The context would be too large. It is unchanged.
+    /// The context would be too large. The old context is kept.
     pub fn replace(&mut self, entries: Vec<ContextEntry>) -> Result<(), TooLarge> {
         let json = to_json(&entries);
         if entries.len() > CONTEXT_KEYS_MAX || json.len() > CONTEXT_BYTES_MAX {

@@ -246,8 +246,9 @@ impl Clients {
         }
     }
 
-    /// Visits up to `most` members, within the turn's budget. Stops early at a member whose
-    /// outbound queue this shard has to write first. Returns true at the end of the walk.
+    /// Visits up to `most` members, within the turn's budget. The walk stops early at a member
+    /// whose full outbound queue this shard has not written yet. Returns true at the end of the
+    /// walk.
     fn walk(
         &mut self,
         turn: &mut Turn,
@@ -402,8 +403,8 @@ impl Clients {
             }
             let tally = self.fanout.keep_last_frames(*publish.walk);
             turn.answer(publish.requester, Answer::Published(tally));
-            // The commands are executed in order. If one is a long publish, the others queue behind
-            // that.
+            // The commands are executed in order. If a command is a long publish, the later
+            // commands queue behind it.
             for (requester, command) in publish.queued.commands {
                 turn.push_step(Step::Execute(requester, command));
             }

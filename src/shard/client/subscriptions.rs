@@ -23,7 +23,7 @@ const COMPARED: usize = 16;
 #[derive(Debug)]
 pub struct UnsubscribeQueue {
     // The connections of these clients, which stay in the table until all subscriptions are
-    // removed. Bounded by the number of connections.
+    // removed. The number of connections bounds the queue.
     clients: VecDeque<ConnectionKey>,
     // Subscriptions that may still be removed in this turn.
     left: usize,
@@ -42,7 +42,8 @@ impl UnsubscribeQueue {
     }
 }
 
-/// Removes duplicate names, in linear time. Stops as soon as there are more than `max`.
+/// Removes duplicate names, in linear time. The search stops as soon as there are more than `max`
+/// names.
 ///
 /// # Errors
 /// There are more than `max` distinct names.

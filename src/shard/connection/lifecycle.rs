@@ -89,7 +89,7 @@ impl Connections {
         {
             self.end_after_input(turn, key);
         }
-        // Otherwise the read-ahead is processed first, and the connection ends after that.
+        // In all other cases the connection ends after its read-ahead is processed.
     }
 
     /// Ends a connection whose peer closed its end, after all input was processed. Pending answers

@@ -91,7 +91,7 @@ pub struct Connection {
     pub is_queued_to_read: bool,
     /// Whether the last read used up the connection's slice of the turn.
     pub is_heavy: bool,
-    /// Whether a message is partly inflated. Reading continues without further input then.
+    /// Whether a message is partly inflated, so that reading continues without further input.
     pub is_inflating: bool,
     /// Whether the driver has closed the socket. The connection stays in the table until its client
     /// is unsubscribed from all channels.
@@ -252,7 +252,7 @@ pub struct Http {
     /// Whether the current request is the last: the connection closes after its answer.
     pub is_last: bool,
     /// The authenticated user of the last request, as an index into the configured users. The log
-    /// shows it.
+    /// shows the user's name.
     pub user: Option<usize>,
     /// Whether the node is shutting down. The partly received request is then the last.
     pub is_draining: bool,
@@ -268,8 +268,8 @@ pub struct Parked {
     pub request: Option<KeptRequest>,
     /// The format of the answer.
     pub shape: HttpShape,
-    /// The credentials being verified. Compared with each verdict, because a late one may concern
-    /// an earlier request.
+    /// The credentials being verified. A verdict must match these credentials, because a late
+    /// verdict may concern an earlier request.
     pub credentials: Fingerprint,
 }
 
@@ -310,7 +310,7 @@ pub struct Backend {
     pub pops: u64,
     /// Whether the answer to the current `queue.pop` is queued, so that events may follow.
     pub is_consuming: bool,
-    /// The close frame to answer, and who closed, once all pending answers are written.
+    /// The close frame to send after all pending answers, and the side that closed.
     pub close: Option<(Closed, By)>,
     /// The events to be acknowledged, if the back end consumes with acknowledgements.
     pub unsettled: Option<Unsettled>,

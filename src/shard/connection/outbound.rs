@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 
-/// The size in bytes from which a chunk of small answers takes no more, and a new one is begun.
+/// Size in bytes at which a chunk of small answers is full, so that the next answer begins a new
+/// chunk.
 const CHUNK_BYTES: usize = 16 * 1024;
 
 /// A run of bytes to be written to a socket.
@@ -80,8 +81,8 @@ pub struct BufferPool {
     buffers: Vec<Vec<u8>>,
 }
 
-/// Bounds of the pool: 6 MiB of batches and 1 MiB of buffers. Larger buffers, and those beyond the
-/// bounds, go back to the allocator.
+/// Bounds of the pool: 6 MiB of batches and 1 MiB of buffers. The allocator gets back larger
+/// buffers, and all buffers beyond these bounds.
 const BATCHES_MAX: usize = 4096;
 const BATCH_CHUNKS_MAX: usize = 64;
 const BUFFERS_MAX: usize = 256;
@@ -106,8 +107,8 @@ impl BufferPool {
     }
 }
 
-/// The outbound queue of one connection. Bounded by `Connection::outbound_max`; a frame that does
-/// not fit counts as failed.
+/// The outbound queue of one connection. `Connection::outbound_max` bounds the queue, and a frame
+/// that does not fit counts as failed.
 #[derive(Debug, Default)]
 pub struct Outbound {
     chunks: Batch,
@@ -262,8 +263,8 @@ impl Outbound {
     }
 
     /// Protects the bytes queued so far from [`Self::clear`]. The protected bytes must not be
-    /// shared frames. Used for the answer to a handshake, without which the client could not
-    /// understand a close frame.
+    /// shared frames. The answer to a handshake is protected, because the client could not
+    /// understand a close frame without it.
     pub fn protect_queued(&mut self) {
         self.protected_bytes = self.queued_bytes.try_into().unwrap_or(u32::MAX);
     }

@@ -189,7 +189,7 @@ impl Replies {
         self.after_function = self.first + self.slots.len() as u64;
     }
 
-    /// Whether a call of a client's function is pending. Such a call may change subscriptions
+    /// Whether a call of a client's function is pending. The function may change subscriptions
     /// before a later command arrives at the same shard.
     pub fn has_function(&self) -> bool {
         self.first < self.after_function

@@ -7,9 +7,11 @@ use crate::shard::turn::Turn;
 /// The priority of a connection with something to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
-    /// Connections written to by a command for one client, or by an answer. They come first.
+    /// Connections written to by a command for one client, or by an answer. Urgent connections are
+    /// written to first.
     Urgent,
-    /// Connections written to by fan-outs only. They come last, within a budget per turn.
+    /// Connections written to by fan-outs only. Bulk connections are written to last, within a
+    /// budget per turn.
     Bulk,
 }
 
