@@ -27,8 +27,10 @@ impl SlotKey {
 /// Values by [`SlotKey`]. Inserting, removing and finding one take constant time.
 ///
 /// The table grows in blocks, so that a million values are not copied to take one more: only values of
-/// the first block move, while that block fills. A generation has `GENERATION_BITS` bits and wraps
-/// around.
+/// the first block move, while that block fills, and none do in a table [`in_whole_blocks`]. A generation
+/// has `GENERATION_BITS` bits and wraps around.
+///
+/// [`in_whole_blocks`]: Self::in_whole_blocks
 #[derive(Debug)]
 pub struct SlotMap<T, const GENERATION_BITS: u32 = 32> {
     blocks: Vec<Vec<Slot<T>>>,
@@ -60,9 +62,14 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
         Self { blocks: Vec::new(), free: Vec::new(), first_generation }
     }
 
+    /// An empty table that has the memory of its first block from the start, so that no value ever moves.
+    pub fn in_whole_blocks() -> Self {
+        Self { blocks: vec![Vec::with_capacity(BLOCK)], ..Self::new(0) }
+    }
+
     /// The number of values.
     pub fn len(&self) -> usize {
-        self.slots() - self.free.len()
+        self.index_end() as usize - self.free.len()
     }
 
     /// Whether the table has no value.
@@ -70,11 +77,11 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
         self.len() == 0
     }
 
-    /// Slots in the table, empty ones included.
-    fn slots(&self) -> usize {
+    /// All indices are below this one: the number of slots, empty ones included.
+    pub fn index_end(&self) -> u32 {
         match &self.blocks[..] {
             [] => 0,
-            [full @ .., last] => full.len() * BLOCK + last.len(),
+            [full @ .., last] => (full.len() * BLOCK + last.len()) as u32,
         }
     }
 
@@ -85,7 +92,7 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
             slot.value = Some(value);
             return SlotKey { index, generation: slot.generation };
         }
-        let index = self.slots() as u32;
+        let index = self.index_end();
         let generation = self.first_generation;
         let slot = Slot { generation, value: Some(value) };
         match self.blocks.last_mut() {

@@ -7,17 +7,12 @@ use hashbrown::HashMap;
 use super::Connection;
 use super::pending_close::PendingClose;
 use crate::message::ConnectionKey;
+use crate::slot_map::{SlotKey, SlotMap};
 
-/// Connections per block of the table.
-const BLOCK: usize = 1024;
-
-/// All connections of a shard. The table grows by blocks, so that a connection never moves and
-/// growth copies nothing.
-#[derive(Debug, Default)]
+/// All connections of a shard. A connection never moves, and growth copies nothing.
+#[derive(Debug)]
 pub struct Connections {
-    blocks: Vec<Vec<TableSlot>>,
-    free: Vec<u32>,
-    count: usize,
+    slots: SlotMap<Connection, { ConnectionKey::GENERATION_BITS }>,
     // Connections with something to write. Commands for one client and answers come before
     // fan-outs, so that a large channel does not delay a single message. An entry may be stale: a
     // connection that becomes urgent stays in `bulk` as well.
@@ -30,16 +25,22 @@ pub struct Connections {
     pub(super) pending_close_bytes: usize,
 }
 
-#[derive(Debug)]
-struct TableSlot {
-    generation: u32,
-    connection: Option<Connection>,
+impl Default for Connections {
+    fn default() -> Self {
+        Self {
+            slots: SlotMap::in_whole_blocks(),
+            urgent: VecDeque::new(),
+            bulk: VecDeque::new(),
+            pending_closes: HashMap::new(),
+            pending_close_bytes: 0,
+        }
+    }
 }
 
 impl Connections {
     /// Returns the number of connections.
     pub fn len(&self) -> usize {
-        self.count
+        self.slots.len()
     }
 
     /// Returns the number of unprocessed bytes from clients that have disconnected.
@@ -59,69 +60,48 @@ impl Connections {
 
     /// Adds a connection and returns its key.
     pub fn insert(&mut self, connection: Connection) -> ConnectionKey {
-        self.count += 1;
-        if let Some(index) = self.free.pop() {
-            let place = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
-            place.connection = Some(connection);
-            return ConnectionKey { index, generation: place.generation };
-        }
-        if self.blocks.last().is_none_or(|block| block.len() == BLOCK) {
-            self.blocks.push(Vec::with_capacity(BLOCK));
-        }
-        let index = (self.blocks.len() - 1) * BLOCK;
-        let block = self.blocks.last_mut().expect("one was just made");
-        block.push(TableSlot { generation: 0, connection: Some(connection) });
-        ConnectionKey { index: (index + block.len() - 1) as u32, generation: 0 }
+        key_of(self.slots.insert(connection))
     }
 
     /// Removes a connection. The key is invalid from then on.
     pub fn remove(&mut self, key: ConnectionKey) {
-        if self.get(key).is_none() {
-            return;
-        }
-        let place = &mut self.blocks[key.index as usize / BLOCK][key.index as usize % BLOCK];
-        place.connection = None;
-        place.generation = (place.generation + 1) & ConnectionKey::GENERATION_MAX;
-        self.free.push(key.index);
-        self.count -= 1;
+        self.slots.remove(slot_of(key));
     }
 
     /// Returns the connection with this key, unless it was removed.
     pub fn get(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
-        let place =
-            self.blocks.get_mut(key.index as usize / BLOCK)?.get_mut(key.index as usize % BLOCK)?;
-        place.connection.as_mut().filter(|_| place.generation == key.generation)
+        self.slots.get_mut(slot_of(key))
     }
 
     /// Returns the connection with this key for reading, unless it was removed.
     pub fn peek(&self, key: ConnectionKey) -> Option<&Connection> {
-        let place = self.blocks.get(key.index as usize / BLOCK)?.get(key.index as usize % BLOCK)?;
-        place.connection.as_ref().filter(|_| place.generation == key.generation)
+        self.slots.get(slot_of(key))
     }
 
     /// Returns the connection at an index known to be in use, with its key.
     pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection) {
-        let place = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
-        let key = ConnectionKey { index, generation: place.generation };
-        (key, place.connection.as_mut().expect("members of channels are connections"))
+        let (key, connection) =
+            self.slots.at_mut(index).expect("members of channels are connections");
+        (key_of(key), connection)
     }
 
     /// Returns the keys of up to `count` connections from index `from` on, and the index to
     /// continue at.
     pub fn keys(&self, from: u32, count: usize) -> (Vec<ConnectionKey>, Option<u32>) {
-        let places = self.blocks.len() * BLOCK;
-        let mut keys = Vec::new();
-        for index in from as usize..places {
-            if keys.len() == count {
-                return (keys, Some(index as u32));
-            }
-            let place = self.blocks[index / BLOCK].get(index % BLOCK);
-            if let Some(TableSlot { generation, connection: Some(_) }) = place {
-                keys.push(ConnectionKey { index: index as u32, generation: *generation });
-            }
-        }
-        (keys, None)
+        let found = self.slots.iter_from(from).take(count);
+        let keys: Vec<ConnectionKey> = found.map(|(key, _)| key_of(key)).collect();
+        let next = keys.last().map_or(from, |last| last.index + 1);
+        let has_more = keys.len() == count && next < self.slots.index_end();
+        (keys, has_more.then_some(next))
     }
+}
+
+fn key_of(SlotKey { index, generation }: SlotKey) -> ConnectionKey {
+    ConnectionKey { index, generation }
+}
+
+fn slot_of(ConnectionKey { index, generation }: ConnectionKey) -> SlotKey {
+    SlotKey { index, generation }
 }
 
 #[cfg(test)]
@@ -147,6 +127,16 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_stays_where_it_is_however_many_there_are() {
+        let mut connections = Connections::default();
+        let first = connections.insert(connection());
+        let place: *const Connection = connections.peek(first).unwrap();
+        let last = (0..2500).map(|_| connections.insert(connection())).last();
+        assert_eq!(last.map(|last| last.index), Some(2500));
+        assert!(std::ptr::eq(place, connections.peek(first).unwrap()));
+    }
+
+    #[test]
     fn keys_in_slices_return_every_connection_once() {
         let mut connections = Connections::default();
         let mut keys: Vec<_> = (0..2500).map(|_| connections.insert(connection())).collect();
@@ -158,5 +148,8 @@ mod tests {
             from = next;
         }
         assert_eq!(met, keys);
+        assert_eq!(connections.keys(0, 0), (vec![], Some(0)));
+        assert_eq!(connections.keys(2400, 100), (keys[2399..].to_vec(), None));
+        assert_eq!(Connections::default().keys(0, 0), (vec![], None));
     }
 }
