@@ -25,7 +25,7 @@
 //! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard; the sum for `{s, f}` in `shard::backend::pending` |
 //! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |
 //! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in [`shard`] |
-//! | Where are the clients of a lost node reported? | `shard::wards`, told by `mesh::membership` |
+//! | Where are the clients of a lost node reported? | `shard::last_wills`, told by `mesh::membership` |
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
@@ -101,13 +101,13 @@
 //!
 //! # The life of a client whose node is lost
 //!
-//! 1. Each shard reports its clients to a guardian, which is a shard of another node
-//!    (`shard::wards`).
+//! 1. Each shard registers its clients with a watcher, which is a shard of another node
+//!    (`shard::last_wills`).
 //! 2. `mesh::upkeep` pings each node (`mesh::liveness`), and ends the session with an unreachable
 //!    one (`mesh::sessions`). Calls for its clients fail from then on.
 //! 3. All nodes agree in `mesh::membership` that the node is dead, and the mesh tells every shard.
-//! 4. The guardian puts the close events of the lost clients into the topics of its own node
-//!    (`shard::wards`).
+//! 4. The watcher puts the close events of the lost clients into the topics of its own node
+//!    (`shard::last_wills`).
 //!
 //! # The life of a request whose user has a hashed secret
 //!
@@ -115,10 +115,10 @@
 //!    verified recently, are compared at once.
 //! 2. For any other secret `shard::access` parks the request, reserves its answer's place, and
 //!    pauses the connection.
-//! 3. `access::verdicts` chooses the next comparison fairly, so that guessing does not lock out
-//!    others. A comparison takes longer than many turns, so one thread of the node makes them all
+//! 3. `access::verification_queue` chooses the next verification fairly, so that guessing does not lock out
+//!    others. A verification takes longer than many turns, so one thread of the node runs them all
 //!    (`runtime::verifier`).
-//! 4. The verdict arrives through the bus, and the request continues (`shard::requests`).
+//! 4. The result arrives through the bus, and the request continues (`shard::requests`).
 //!
 //! # Rate limits and fairness
 //!

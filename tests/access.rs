@@ -1,4 +1,4 @@
-//! Who may do what, on the API and at the edge, over real sockets.
+//! Authentication and authorisation on the API and at the edge, over real sockets.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use support::{CONFIG, Http, Response, SUCCESS, Server, Socket, assert_error, http};
 
-/// A user of each kind: the hashes are of `s3cret` and `tok-en`, at a low cost.
+/// One user of each kind. The hashes are of `s3cret` and `tok-en`, at a low cost.
 const USERS: &str = r#"
 [[api.user]]
 name = "plain"
@@ -82,7 +82,7 @@ fn every_kind_of_user_may_call_over_http_and_over_websocket() {
         bearer("plain-token"),
         bearer("tok-en"),
     ];
-    // Twice: what needed a hash the first time is known the second.
+    // Twice: the first request verifies the hash, the second one finds it verified.
     for headers in all.iter().chain(&all) {
         let response = publish(&server, headers);
         assert_eq!((response.status, &response.body[..]), (200, PUBLISHED), "{headers}");
@@ -93,7 +93,7 @@ fn every_kind_of_user_may_call_over_http_and_over_websocket() {
 }
 
 #[test]
-fn missing_credentials_are_asked_for_everywhere_but_on_probes_and_the_page() {
+fn credentials_are_required_except_for_probes_and_the_start_page() {
     let server = server();
     for path in ["/v1/nodes", "/version", "/metrics", "/ws/v1", "/elsewhere"] {
         assert_refused(&server.get(path), 401, 102);
@@ -109,7 +109,7 @@ fn missing_credentials_are_asked_for_everywhere_but_on_probes_and_the_page() {
 }
 
 #[test]
-fn wrong_credentials_are_refused() {
+fn wrong_credentials_are_denied() {
     let server = server();
     for headers in [
         basic("plain", "pass"),
@@ -126,11 +126,11 @@ fn wrong_credentials_are_refused() {
 }
 
 #[test]
-fn what_is_no_credentials_or_two_of_them_counts_as_none() {
+fn invalid_and_repeated_authorization_headers_count_as_missing() {
     let server = server();
     let two = bearer("plain-token") + &bearer("plain-token");
     let digest = "Authorization: Digest username=\"plain\"\r\n".to_owned();
-    // More often than credentials may be wrong.
+    // More often than an address may present wrong credentials.
     for headers in [two, digest, "Authorization: Basic ???\r\n".into()].iter().cycle().take(15) {
         assert_refused(&publish(&server, headers), 401, 102);
     }
@@ -138,7 +138,7 @@ fn what_is_no_credentials_or_two_of_them_counts_as_none() {
 }
 
 #[test]
-fn a_refused_request_leaves_the_connection_open() {
+fn a_denied_request_leaves_the_connection_open() {
     let server = server();
     let mut connection = server.http();
     connection.send(server.raw("POST", "/v1/mesh/publish", "", BODY));
@@ -148,7 +148,7 @@ fn a_refused_request_leaves_the_connection_open() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_in_order_though_some_wait_for_a_verdict() {
+fn pipelined_requests_are_answered_in_order_even_if_some_wait_for_verification() {
     let server = server();
     let mut connection = server.http();
     let requests = [
@@ -168,7 +168,7 @@ fn pipelined_requests_are_answered_in_order_though_some_wait_for_a_verdict() {
 }
 
 #[test]
-fn a_user_that_asks_for_too_much_is_told_so_and_stays_connected() {
+fn a_user_over_its_quota_gets_an_error_and_stays_connected() {
     let user = "[[api.user]]\nname = \"app\"\ntoken = \"app\"\nrequests_per_s = 5\n";
     let server = Server::with(user);
     let mut connection = server.http();
@@ -188,7 +188,7 @@ fn a_user_that_asks_for_too_much_is_told_so_and_stays_connected() {
 }
 
 #[test]
-fn the_last_request_of_a_connection_waits_for_its_verdict() {
+fn the_last_request_of_a_connection_waits_for_its_verification() {
     let server = server();
     let headers = basic("hashed", "s3cret") + "Connection: close\r\n";
     let mut connection = server.http();
@@ -198,7 +198,7 @@ fn the_last_request_of_a_connection_waits_for_its_verdict() {
 }
 
 #[test]
-fn a_websocket_s_first_frames_may_come_with_a_handshake_that_waits() {
+fn frames_sent_together_with_a_handshake_wait_until_it_is_verified() {
     let server = server();
     let mut connection = server.http();
     let handshake = Socket::upgrade_request(server.api, "/ws/v1", &basic("hashed", "s3cret"));
@@ -208,7 +208,7 @@ fn a_websocket_s_first_frames_may_come_with_a_handshake_that_waits() {
 }
 
 #[test]
-fn a_connection_that_breaks_while_it_waits_harms_nobody() {
+fn a_connection_that_breaks_during_verification_does_not_affect_others() {
     let server = server();
     for _ in 0..20 {
         let mut connection = server.http();
@@ -219,7 +219,7 @@ fn a_connection_that_breaks_while_it_waits_harms_nobody() {
 }
 
 #[test]
-fn a_role_that_is_missing_is_told_over_http() {
+fn a_missing_role_is_reported_over_http() {
     let server = server();
     assert_refused(&publish(&server, &bearer("reads")), 403, 102);
     for path in ["/v1/mesh/send", "/v1/conn/call"] {
@@ -234,7 +234,7 @@ fn a_role_that_is_missing_is_told_over_http() {
 }
 
 #[test]
-fn a_role_that_is_missing_is_told_over_websocket_and_the_connection_stays_open() {
+fn a_missing_role_is_reported_over_websocket_and_the_connection_stays_open() {
     let server = server();
     let mut reader = backend(&server, &bearer("reads"));
     for method in ["mesh.publish", "mesh.send"] {
@@ -254,7 +254,7 @@ fn a_role_that_is_missing_is_told_over_websocket_and_the_connection_stays_open()
 }
 
 #[test]
-fn a_user_from_another_address_is_refused() {
+fn a_user_from_another_address_is_denied() {
     let server = server();
     assert_refused(&publish(&server, &bearer("elsewhere")), 403, 102);
     let refused = Socket::connect(server.api, "/ws/v1", &bearer("elsewhere"));
@@ -262,11 +262,11 @@ fn a_user_from_another_address_is_refused() {
 }
 
 #[test]
-fn an_address_that_guesses_is_refused_on_every_shard_and_right_credentials_are_not() {
+fn an_address_that_guesses_is_denied_on_every_shard_and_right_credentials_are_not() {
     let server = server();
     let mut standing = backend(&server, &bearer("plain-token"));
     let mut guesses = (0..).map(|n| publish(&server, &bearer(&format!("guess{n}"))));
-    // Another shard may not have heard of the last tries when it is asked.
+    // Another shard may not have been told of the last attempts when it gets a request.
     let last = guesses.by_ref().take(40).find(|response| response.status != 401);
     let last = last.expect("a limit");
     assert_refused(&last, 429, 103);
@@ -275,7 +275,7 @@ fn an_address_that_guesses_is_refused_on_every_shard_and_right_credentials_are_n
     for headers in [bearer("plain-token"), basic("plain", "pass:word")] {
         assert!((0..8).all(|_| publish(&server, &headers).status == 200), "{headers}");
     }
-    // What needs a hash is let in when it comes again.
+    // Right credentials with a hashed secret are accepted when retried.
     let headers = basic("hashed", "s3cret");
     support::until(|| publish(&server, &headers).status == 200);
     assert_eq!(standing.call(POP), SUCCESS, "who is in stays in");
@@ -283,7 +283,7 @@ fn an_address_that_guesses_is_refused_on_every_shard_and_right_credentials_are_n
 }
 
 #[test]
-fn a_page_of_a_foreign_origin_is_refused_before_its_credentials_are_looked_at() {
+fn a_foreign_origin_is_refused_before_its_credentials_are_checked() {
     let server = server();
     let headers = bearer("plain-token") + "Origin: https://evil.example\r\n";
     assert_refused(&publish(&server, &headers), 403, 102);
@@ -302,7 +302,7 @@ fn with_a_user_the_api_listens_on_every_address() {
 }
 
 #[test]
-fn a_refused_upload_reads_its_answer_and_is_not_reset() {
+fn the_response_to_a_refused_upload_arrives_without_a_reset() {
     let server = server();
     let body = "x".repeat(1_000_000);
     for headers in [String::new(), bearer("wrong"), bearer("reads")] {
@@ -321,7 +321,7 @@ fn a_refused_upload_reads_its_answer_and_is_not_reset() {
 }
 
 #[test]
-fn with_users_the_api_answers_under_any_name() {
+fn with_users_the_api_answers_under_any_host_name() {
     let server = server();
     let get =
         |headers: &str| format!("GET /version HTTP/1.1\r\nHost: api.example\r\n{headers}\r\n");
@@ -331,7 +331,7 @@ fn with_users_the_api_answers_under_any_name() {
 
 const TOKEN_KEY: &str = "0123456789abcdef0123456789abcdef";
 
-/// Follows an edge: the route `/member` takes tokens from each place.
+/// Lines to add to an edge: the route `/member`, which accepts tokens in each place.
 const MEMBERS: &str = r#"
 [[edge.route]]
 path = "/member"
@@ -345,7 +345,7 @@ path = "/header"
 token = { algorithm = "HS256", key = "0123456789abcdef0123456789abcdef", from = ["header"] }
 "#;
 
-/// A token that expires so many seconds from now, the minute to spare not counted.
+/// A token that expires after this number of seconds and the minute of tolerance.
 fn token(seconds: i64, mut claims: Value) -> String {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now = now.expect("after 1970").as_secs() as i64;
@@ -355,7 +355,7 @@ fn token(seconds: i64, mut claims: Value) -> String {
 }
 
 #[test]
-fn a_client_s_token_is_taken_from_each_place() {
+fn a_client_s_token_is_accepted_in_each_place() {
     let server = Server::with(MEMBERS);
     let token = token(100, json!({}));
     let protocols = |list: &str| format!("Sec-WebSocket-Protocol: {list}\r\n");
@@ -376,7 +376,7 @@ fn a_client_s_token_is_taken_from_each_place() {
 }
 
 #[test]
-fn a_client_without_a_right_token_is_refused() {
+fn a_client_without_a_valid_token_is_refused() {
     let server = Server::with(MEMBERS);
     let expired = token(-1, json!({}));
     let right = token(100, json!({}));

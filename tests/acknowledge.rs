@@ -21,7 +21,7 @@ fn ack(consumer: &mut Socket, tag: u64, up_to: bool) -> String {
 fn tagged(consumer: &mut Socket) -> (String, u64, bool) {
     let event = loop {
         let mut message: Value = serde_json::from_str(&consumer.text()).expect("JSON");
-        // Answers to acknowledgements come between events.
+        // Skips the answers to acknowledgements between events.
         if message["e"] == "queue.pop" {
             break message["p"].take();
         }
@@ -31,14 +31,14 @@ fn tagged(consumer: &mut Socket) -> (String, u64, bool) {
 }
 
 #[test]
-fn no_more_events_than_the_window_come_without_an_acknowledgement() {
+fn unacknowledged_events_are_bounded_by_the_window() {
     let server = Server::new();
     let mut consumer = acknowledging(&server, 2);
     let mut client = server.device("/plain");
     ["a", "b", "c", "d"].iter().for_each(|text| client.send_text(text));
     assert_eq!(tagged(&mut consumer), ("a".into(), 1, false));
     assert_eq!(tagged(&mut consumer), ("b".into(), 2, false));
-    // The answer comes before the event that its room lets come.
+    // The answer is written before the next event.
     assert_eq!(ack(&mut consumer, 2, false), SUCCESS);
     assert_eq!(tagged(&mut consumer), ("c".into(), 3, false));
     assert_eq!(ack(&mut consumer, 3, true), SUCCESS);
@@ -46,7 +46,7 @@ fn no_more_events_than_the_window_come_without_an_acknowledgement() {
 }
 
 #[test]
-fn what_is_left_unsettled_goes_to_another_and_is_marked() {
+fn unacknowledged_events_are_redelivered_to_another_consumer_and_marked() {
     let server = Server::new();
     let mut first = acknowledging(&server, 10);
     let mut client = server.device("/plain");
@@ -75,7 +75,7 @@ fn a_tag_that_is_not_outstanding_is_an_invalid_argument() {
 }
 
 #[test]
-fn who_does_not_acknowledge_cannot() {
+fn queue_ack_fails_for_a_consumer_that_does_not_acknowledge() {
     let server = Server::new();
     let mut consumer = server.consumer("plain");
     assert_error(&ack(&mut consumer, 1, false), 203, Some("12345"));

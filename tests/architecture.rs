@@ -116,11 +116,11 @@ fn each_layer_imports_only_layers_to_its_left() {
 /// The parts of a shard: the files of each, the structs that hold its state, and what it may name of
 /// other parts. Those are plain values, which cross between parts in steps.
 const PARTS: [(&str, &[&str], &[&str]); 7] = [
-    ("access", &["Doors", "Addresses"], &[]),
-    ("backend", &["Backends"], &["access::{Grant, Refusal}", "access::Grant", "memory::SHORT"]),
-    ("client", &["Clients"], &["memory::SHORT", "memory::Shortage"]),
+    ("access", &["ApiAccess", "Addresses"], &[]),
+    ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant"]),
+    ("client", &["Clients"], &["memory::SHORT_OF_MEMORY", "memory::Shortage"]),
     ("topics", &["Topics"], &["memory::Shortage"]),
-    ("wards", &["Wards"], &[]),
+    ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),
     ("drain", &["Draining"], &[]),
 ];
@@ -136,7 +136,7 @@ const BELOW: [(&str, &[&str]); 2] = [
             "memory::Shortage",
         ],
     ),
-    ("turn", &["access::{Grant, Refusal}", "memory::Shortage"]),
+    ("turn", &["access::{Denial, Grant}", "memory::Shortage"]),
 ];
 
 /// Which part of a shard, or which of its other files, a source belongs to.

@@ -1,5 +1,5 @@
-//! Whoever guesses credentials, and whoever has the right ones meanwhile, perhaps behind the same
-//! address. A shard is a value here: no socket, and a clock that only steps.
+//! Clients with right credentials while others guess, perhaps from the same address. A shard is a value here: no
+//! socket, and the test sets the clock.
 
 #![forbid(unsafe_code)]
 
@@ -15,14 +15,14 @@ use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, Sec
 use gridcast::shard::settings::Settings;
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
-/// The hash of `open sesame`, at the least cost there is.
+/// The hash of `open sesame`, at the lowest cost.
 const HASH: &str =
     "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
 
-/// How long the verifier takes for a hash at the cost that the README recommends.
+/// The time that the verifier takes for a hash at the recommended cost.
 const HASH_MS: u64 = 30;
 
-/// What a step of the clock is: 200 guesses a second.
+/// The length of a step of the clock: 200 guesses a second.
 const STEP_MS: u64 = 5;
 
 fn user(name: &str, scheme: Scheme, secret: Secret) -> User {
@@ -50,7 +50,7 @@ fn basic(name: &str, password: &str) -> String {
 struct Node {
     shard: Shard,
     now_ms: u64,
-    // What the verifier is at, and when it is done.
+    // The verification in progress, and when it is done.
     verdict: Option<(Message, u64)>,
     verified: usize,
 }
@@ -60,7 +60,7 @@ impl Node {
         Self::with_key(0)
     }
 
-    /// A node that draws other lots for each key.
+    /// Creates a node with this fingerprint key, which decides the tie-breaks.
     fn with_key(key: u8) -> Self {
         let mut settings = settings();
         settings.api.fingerprint_key = FingerprintKey::new([key; 32]);
@@ -106,7 +106,7 @@ impl Node {
         self.shard.handle_bytes(self.now(), key, &mut request.repeat(times).into_bytes());
     }
 
-    /// Writes all that waits; what `of` got.
+    /// Writes all output; returns what was written to `of`.
     fn written(&mut self, of: ConnectionKey) -> String {
         let mut all = Vec::new();
         let now = self.now();
@@ -127,8 +127,7 @@ impl Node {
         String::from_utf8_lossy(&all).into_owned()
     }
 
-    /// The status of the answer to one request on a connection of its own; `each_step` is what others
-    /// do meanwhile.
+    /// Sends one request on a new connection; returns the status. `each_step` is what others do in each step.
     fn ask(
         &mut self,
         host: [u8; 4],
@@ -148,7 +147,7 @@ impl Node {
         panic!("no answer in 5 s");
     }
 
-    /// How often a client has to ask that asks again as soon as it is told to.
+    /// Returns how many requests a client needs that retries after each `Retry-After`.
     #[track_caller]
     fn asks_until_let_in(
         &mut self,
@@ -172,7 +171,7 @@ impl Node {
     }
 }
 
-/// Someone who presents a new wrong password for `app` at each step, each so many times.
+/// An attacker that presents a new wrong password for `app` in each step, `times` times each.
 fn guesser(host: impl Fn(u64) -> [u8; 4], times: u64) -> impl FnMut(&mut Node) {
     let mut guesses = 0;
     move |node| {
@@ -185,7 +184,7 @@ fn guesser(host: impl Fn(u64) -> [u8; 4], times: u64) -> impl FnMut(&mut Node) {
 const COMPANY: [u8; 4] = [10, 0, 0, 1];
 const STRANGER: [u8; 4] = [192, 0, 2, 1];
 
-/// Five seconds in which others guess.
+/// Lets others guess for five seconds.
 fn settle_in(node: &mut Node, each_step: &mut impl FnMut(&mut Node)) {
     for _ in 0..5000 / STEP_MS {
         each_step(node);
@@ -195,7 +194,7 @@ fn settle_in(node: &mut Node, each_step: &mut impl FnMut(&mut Node)) {
 }
 
 #[test]
-fn right_credentials_are_let_in_while_others_guess() {
+fn right_credentials_are_accepted_while_others_guess() {
     for name in ["app", "ops"] {
         let right = basic(name, "open sesame");
         let from_one = || guesser(|_| STRANGER, 1);
@@ -221,7 +220,7 @@ fn right_credentials_are_let_in_while_others_guess() {
 }
 
 #[test]
-fn who_presents_each_guess_twice_does_not_keep_the_right_ones_out() {
+fn guesses_that_are_presented_twice_do_not_lock_out_right_credentials() {
     for times in [2, 3] {
         let mut node = Node::new();
         let mut flood = guesser(|_| COMPANY, times);
@@ -231,8 +230,8 @@ fn who_presents_each_guess_twice_does_not_keep_the_right_ones_out() {
     }
 }
 
-/// Someone who keeps 40 wrong passwords for `app` in circulation, with 600 presentations a second,
-/// and replaces eight of them a second: more than are judged.
+/// An attacker with 40 wrong passwords for `app`, which makes 600 requests a second and replaces eight passwords a
+/// second: more than are verified.
 fn adaptive_guesser(host: [u8; 4]) -> impl FnMut(&mut Node) {
     let mut steps = 0;
     move |node| {
@@ -246,7 +245,7 @@ fn adaptive_guesser(host: [u8; 4]) -> impl FnMut(&mut Node) {
 }
 
 #[test]
-fn who_presents_prepared_guesses_again_and_again_does_not_keep_the_right_ones_out() {
+fn repeated_prepared_guesses_do_not_lock_out_right_credentials() {
     let asks = |name: &str, key: u8| {
         let mut node = Node::with_key(key);
         let mut flood = adaptive_guesser(COMPANY);
@@ -254,7 +253,7 @@ fn who_presents_prepared_guesses_again_and_again_does_not_keep_the_right_ones_ou
         node.asks_until_let_in(COMPANY, &basic(name, "open sesame"), &mut flood)
     };
     let same_user: Vec<_> = (0..8).map(|key| asks("app", key)).collect();
-    // About 28 at a time are not judged yet: 2 + 28 / 5.
+    // About 28 guesses at a time are not verified yet: 2 + 28 / 5.
     assert!(same_user.iter().sum::<usize>() <= 10 * same_user.len(), "{same_user:?}");
     assert_eq!(asks("ops", 0), 2, "guesses are at another user");
 
@@ -266,7 +265,7 @@ fn who_presents_prepared_guesses_again_and_again_does_not_keep_the_right_ones_ou
 }
 
 #[test]
-fn ten_thousand_guesses_a_second_do_not_make_it_forget_who_was_turned_away() {
+fn deferred_credentials_are_remembered_through_ten_thousand_guesses_a_second() {
     let mut node = Node::new();
     let mut guess = guesser(|_| COMPANY, 1);
     let mut flood = |node: &mut Node| {
@@ -288,12 +287,12 @@ fn ten_thousand_guesses_a_second_do_not_make_it_forget_who_was_turned_away() {
 }
 
 #[test]
-fn guesses_of_an_address_without_tries_cost_few_hashes() {
+fn guesses_from_an_address_without_attempts_left_cost_few_verifications() {
     let mut node = Node::new();
     let mut flood = guesser(|_| STRANGER, 1);
     settle_in(&mut node, &mut flood);
     assert!(node.verified <= 10, "{} hashes for 1,000 guesses", node.verified);
-    // Each twice: no more than five a second.
+    // Each guess is presented twice. At most five guesses a second are verified.
     let mut node = Node::new();
     let mut flood = guesser(|_| STRANGER, 2);
     settle_in(&mut node, &mut flood);
@@ -301,13 +300,13 @@ fn guesses_of_an_address_without_tries_cost_few_hashes() {
 }
 
 #[test]
-fn pipelined_guesses_get_ten_tries_and_the_end_of_their_connection() {
+fn pipelined_guesses_get_ten_attempts_and_their_connection_is_closed() {
     let mut node = Node::new();
     let key = node.connect(STRANGER);
     for guess in 0..100 {
         node.request(key, &format!("Bearer guess{guess}"), 1);
     }
-    // A refusal ends a slice.
+    // Each denied request ends the connection's slice of the turn.
     let mut answers = String::new();
     for _ in 0..50 {
         answers += &node.written(key);
@@ -320,7 +319,7 @@ fn pipelined_guesses_get_ten_tries_and_the_end_of_their_connection() {
 }
 
 #[test]
-fn pipelined_guesses_at_a_hash_get_ten_tries() {
+fn pipelined_guesses_at_a_hashed_secret_get_ten_attempts() {
     let mut node = Node::new();
     let keys: Vec<_> = (0..50).map(|_| node.connect(STRANGER)).collect();
     for (guess, &key) in keys.iter().enumerate() {
@@ -333,7 +332,7 @@ fn pipelined_guesses_at_a_hash_get_ten_tries() {
 }
 
 #[test]
-fn a_client_that_presents_one_wrong_secret_again_and_again_uses_up_one_try() {
+fn one_wrong_secret_that_is_repeated_uses_up_one_attempt() {
     let mut node = Node::new();
     for _ in 0..100 {
         assert_eq!(node.ask(COMPANY, "Bearer old-token", &mut |_| ()), 401);
@@ -343,7 +342,7 @@ fn a_client_that_presents_one_wrong_secret_again_and_again_uses_up_one_try() {
 }
 
 #[test]
-fn plain_right_credentials_are_always_let_in() {
+fn right_plain_credentials_are_always_accepted() {
     let mut node = Node::new();
     for guess in 0..100 {
         let key = node.connect(COMPANY);

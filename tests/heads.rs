@@ -1,5 +1,5 @@
-//! Requests of the API by their heads. Who may not send a body that comes later is answered at once.
-//! A head that comes again is judged again. A shard is a value here: no socket, no clock.
+//! Request heads of the API. A request that is denied is answered before its body arrives. Each request is checked,
+//! even if its head equals the last one. A shard is a value here: no socket, no clock.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
-/// The hash of `open-sesame`, at the least cost there is.
+/// The hash of `open-sesame`, at the lowest cost.
 const HASH: &str =
     "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$C9dSOluYdkmtLT0p/yKRF52y2gY/RLdIWShtB/Aq6K8";
 
@@ -21,7 +21,7 @@ const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
 const BODY: &str = r#"{"c":"room","d":"x"}"#;
 
-/// Much more than a paused connection may hold.
+/// Many more bytes than a paused connection keeps.
 const LONG: usize = 200_000;
 
 fn user(token: &str, roles: Roles, from: &[&str]) -> User {
@@ -43,7 +43,7 @@ fn settings() -> Settings {
     ])
 }
 
-/// One user with a hash.
+/// One user with a hashed secret.
 fn settings_with_hash() -> Settings {
     with_users(vec![user(HASH, Roles::ALL, &[])])
 }
@@ -72,7 +72,7 @@ impl Peer {
         self.shard.handle_turn(NOW);
     }
 
-    /// What it is sent.
+    /// Returns the output for a connection.
     fn received(&mut self) -> String {
         let mut all = Vec::new();
         while let Some((key, batch)) = self.shard.poll_write(Priority::Urgent) {
@@ -87,7 +87,7 @@ impl Peer {
         std::iter::from_fn(|| self.shard.poll_action()).collect()
     }
 
-    /// Has the verdict made that is asked for.
+    /// Runs the verification that the shard asks for.
     fn verify(&mut self) {
         let verdict = self.shard.poll_verification().expect("one is asked for").run();
         let shard = ShardAddress { node: NodeId::new(1).expect("a node"), shard: ShardId(0) };
@@ -96,7 +96,7 @@ impl Peer {
     }
 }
 
-/// A head that announces a body of so many bytes.
+/// A head that announces a body of this number of bytes.
 fn head(request_line: &str, headers: &str, length: usize) -> String {
     format!(
         "{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n{headers}\r\n"
@@ -110,7 +110,7 @@ fn bearer(token: &str) -> String {
 const PUBLISH: &str = "POST /v1/mesh/publish";
 
 #[test]
-fn who_may_not_send_a_body_is_answered_at_the_head() {
+fn a_denied_request_is_answered_at_its_head() {
     let foreign = bearer("writes") + "Origin: https://evil.example\r\n";
     for (request_line, headers, status) in [
         (PUBLISH, String::new(), 401),
@@ -137,7 +137,7 @@ fn who_may_not_send_a_body_is_answered_at_the_head() {
             assert!(answer.starts_with(&expected), "{request_line} {headers}: {answer}");
             assert!(answer.contains("Connection: close\r\n"), "{request_line}: {answer}");
             assert_eq!(peer.actions(), [Action::Shutdown(peer.key)], "{request_line}");
-            // The peer may go on to send before it reads: that neither resets it nor is kept.
+            // The peer may continue to send before it reads. Its bytes are dropped, and there is no reset.
             (0..10).for_each(|_| peer.send(&"x".repeat(20_000)));
             assert_eq!((peer.received(), peer.actions()), (String::new(), vec![]));
         }
@@ -145,7 +145,7 @@ fn who_may_not_send_a_body_is_answered_at_the_head() {
 }
 
 #[test]
-fn without_users_a_foreign_page_is_answered_at_the_head() {
+fn without_users_a_foreign_page_is_refused_at_its_head() {
     let mut peer = Peer::new(&shard_value::settings());
     peer.send(&head(PUBLISH, "Origin: https://evil.example\r\n", LONG));
     assert!(peer.received().starts_with("HTTP/1.1 403 "));
@@ -153,7 +153,7 @@ fn without_users_a_foreign_page_is_answered_at_the_head() {
 }
 
 #[test]
-fn who_may_call_is_heard_out_and_stays_connected() {
+fn a_granted_request_is_read_completely_and_stays_connected() {
     let mut peer = Peer::new(&settings());
     for token in ["writes", "writes"] {
         peer.send(&head(PUBLISH, &bearer(token), BODY.len()));
@@ -163,7 +163,7 @@ fn who_may_call_is_heard_out_and_stays_connected() {
         peer.send(&BODY[5..]);
         assert!(peer.received().ends_with(r#"{"E":null,"r":{"s":0,"f":0}}"#));
     }
-    // What comes in one piece is answered whatever it is, and the connection stays open.
+    // A complete request is answered in any case, and the connection stays open.
     peer.send(&(head(PUBLISH, "", BODY.len()) + BODY));
     assert!(peer.received().starts_with("HTTP/1.1 401 "));
     peer.send(&(head(PUBLISH, &bearer("writes"), BODY.len()) + BODY));
@@ -172,7 +172,7 @@ fn who_may_call_is_heard_out_and_stays_connected() {
 }
 
 #[test]
-fn an_answer_that_is_awaited_comes_before_that_to_a_refused_head() {
+fn a_pending_answer_is_written_before_the_one_to_a_refused_head() {
     let mut peer = Peer::new(&settings());
     let first = head(PUBLISH, &bearer("writes"), BODY.len()) + BODY;
     peer.send(&(first.repeat(2) + &head(PUBLISH, &bearer("wrong"), LONG)));
@@ -183,7 +183,7 @@ fn an_answer_that_is_awaited_comes_before_that_to_a_refused_head() {
 }
 
 #[test]
-fn a_peer_that_waits_for_100_gets_its_last_status_instead_if_it_may_not() {
+fn a_denied_peer_that_waits_for_100_gets_the_final_status() {
     let expect = "Expect: 100-continue\r\n";
     let mut peer = Peer::new(&settings());
     peer.send(&head(PUBLISH, &(bearer("wrong") + expect), LONG));
@@ -197,7 +197,7 @@ fn a_peer_that_waits_for_100_gets_its_last_status_instead_if_it_may_not() {
 }
 
 #[test]
-fn while_credentials_are_verified_little_of_a_body_is_held() {
+fn during_verification_only_a_little_of_a_body_is_kept() {
     for (token, status) in [("open-sesame", 200), ("open-sesam", 401)] {
         let mut peer = Peer::new(&settings_with_hash());
         let padding = " ".repeat(LONG);
@@ -218,7 +218,7 @@ fn while_credentials_are_verified_little_of_a_body_is_held() {
 }
 
 #[test]
-fn a_peer_that_waits_for_100_gets_it_with_the_verdict() {
+fn a_peer_that_waits_for_100_gets_it_after_the_verification() {
     let headers = bearer("open-sesame") + "Expect: 100-continue\r\n";
     let mut peer = Peer::new(&settings_with_hash());
     peer.send(&head(PUBLISH, &headers, BODY.len()));
@@ -230,7 +230,7 @@ fn a_peer_that_waits_for_100_gets_it_with_the_verdict() {
 }
 
 #[test]
-fn a_head_whose_verdict_does_not_come_is_answered_503_in_time() {
+fn a_head_whose_verification_takes_too_long_is_answered_503() {
     let mut peer = Peer::new(&settings_with_hash());
     peer.send(&head(PUBLISH, &bearer("open-sesame"), LONG));
     let late = Now { ms: 1600, us: 1_600_000, ..NOW };
@@ -250,7 +250,7 @@ fn publish(host: &str, authorization: &str) -> String {
 }
 
 #[test]
-fn the_next_request_of_a_connection_is_judged_by_its_own_credentials() {
+fn each_request_of_a_connection_is_checked_by_its_own_credentials() {
     let mut peer = Peer::new(&with_users(vec![
         user("writes", Roles::ALL, &[]),
         user("reader", Roles { read: true, write: false }, &[]),
@@ -276,7 +276,7 @@ fn the_next_request_of_a_connection_is_judged_by_its_own_credentials() {
 }
 
 #[test]
-fn a_verdict_that_is_forgotten_is_asked_for_again_though_the_head_is_the_same() {
+fn an_expired_verification_is_repeated_even_if_the_head_is_the_same() {
     let mut peer = Peer::new(&settings_with_hash());
     let request = publish("a", "Authorization: Bearer open-sesame\r\n");
     peer.send(&request);
@@ -285,7 +285,7 @@ fn a_verdict_that_is_forgotten_is_asked_for_again_though_the_head_is_the_same() 
     peer.send(&request);
     assert!(peer.received().starts_with("HTTP/1.1 200 "), "known by now");
     assert!(peer.shard.poll_verification().is_none());
-    // Longer than what proved right is known.
+    // Longer than verified credentials are remembered.
     let later = Now { ms: NOW.ms + 400_000, ..NOW };
     peer.shard.handle_bytes(later, peer.key, &mut request.into_bytes());
     assert!(peer.received().is_empty());
@@ -293,7 +293,7 @@ fn a_verdict_that_is_forgotten_is_asked_for_again_though_the_head_is_the_same() 
 }
 
 #[test]
-fn without_users_the_next_request_of_a_connection_is_judged_by_its_own_host_and_origin() {
+fn without_users_each_request_of_a_connection_is_checked_by_its_own_host_and_origin() {
     let mut peer = Peer::new(&shard_value::settings());
     for (host, origin, status) in [
         ("127.0.0.1", "", 200),

@@ -1,5 +1,5 @@
-//! How the work that input causes is shared among connections. A shard is a value here: no socket,
-//! no clock, and what a turn does is counted.
+//! Fairness: how the work of reading input is divided among connections. A shard is a value here: no socket, no
+//! clock. The tests count the work of a turn.
 
 #[path = "support/shard.rs"]
 mod shard_value;
@@ -15,33 +15,33 @@ use shard_value::{call, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
-/// As many bytes as one receive of the runtime brings.
+/// The number of bytes that the runtime receives at a time.
 const RECEIVED: usize = 8 * 1024;
 
 /// An empty masked ping, and the empty pong that answers it.
 const PING: [u8; 6] = [0x89, 0x80, 0, 0, 0, 0];
 const PONG: [u8; 2] = [0x8A, 0];
 
-/// Frames in the slice of a turn that a connection has.
+/// The number of frames in a connection's slice of a turn.
 const FRAMES_PER_SLICE: usize = 128;
 
-/// Frames that all connections are answered in a turn: what light ones may spend and what heavy ones
-/// may, each with a slice beyond it.
+/// The number of frames that are answered in a turn: the budgets of light and of heavy connections, each exceeded by
+/// at most one slice.
 const FRAMES_PER_TURN: usize = 8192 + 2048 + 4 * FRAMES_PER_SLICE;
 
-/// What short input may spend beside that.
+/// The additional budget of short input in a turn.
 const SHORT_PER_TURN: usize = 2048;
 
-/// The bounds on what else a turn does.
+/// The bounds on other work of a turn.
 const LEAVES_PER_TURN: u64 = 2048;
 const TIMERS_PER_TURN: usize = 1024;
 
-/// Turns that a call waits for its answer, at most, whatever others send.
+/// The number of turns within which a call is answered, whatever others send.
 const TURNS_MAX: usize = 1;
 
 const PUBLISH_TO_ALL: &str = r#"{"m":"mesh.publish","p":{"c":"all","d":"b"},"i":1}"#;
 
-/// A message of zeros: longer than what one call inflates, and than what is compressed.
+/// The length of a message of zeros. Longer than what one call inflates, and than what is compressed.
 const MESSAGE_BYTES: usize = 1 << 20;
 
 fn shard() -> Shard {
@@ -60,7 +60,7 @@ fn shard() -> Shard {
     shard_value::shard(&Settings { edges, ..shard_value::settings() }, NOW)
 }
 
-/// What each connection was written, as a turn of the runtime would.
+/// Runs one turn as the runtime does; returns what was written to each connection.
 fn turn(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
     shard.handle_turn(NOW);
     writes(shard)
@@ -79,7 +79,7 @@ fn writes(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
     written
 }
 
-/// Runs turns until nothing is left to do; what each connection was written, and how many turns.
+/// Runs turns until nothing is left to do; returns what was written to each connection, and the number of turns.
 fn finish(shard: &mut Shard) -> (BTreeMap<u32, Vec<u8>>, usize) {
     let (mut all, mut turns) = (writes(shard), 0);
     while shard.poll_timeout() == Some(0) || shard.has_writes() {
@@ -98,7 +98,7 @@ fn clients(shard: &mut Shard, count: usize, path: &str) -> Vec<ConnectionKey> {
     keys
 }
 
-/// Clients on the echo route that agreed on compression.
+/// Connects clients on the echo route that have negotiated compression.
 fn compressing_clients(shard: &mut Shard, count: usize) -> Vec<ConnectionKey> {
     let remote = ([127, 0, 0, 1], 50_000).into();
     let mut keys = Vec::new();
@@ -124,7 +124,7 @@ fn bomb() -> Vec<u8> {
     [&[0xC2, 0x80 | 126, high, low, 0, 0, 0, 0], &payload[..]].concat()
 }
 
-/// Turns until a call of a back end is answered.
+/// Returns the number of turns until a call of a back end is answered.
 fn turns_of_a_call(shard: &mut Shard, back_end: ConnectionKey) -> usize {
     let mut publish = call(r#"{"m":"mesh.publish","p":{"c":"a","d":"b"},"i":1}"#);
     shard.handle_bytes(NOW, back_end, &mut publish);
@@ -139,7 +139,7 @@ fn turns_of_a_call(shard: &mut Shard, back_end: ConnectionKey) -> usize {
 }
 
 #[test]
-fn a_connection_has_a_slice_of_a_turn_and_the_rest_of_its_input_later() {
+fn a_connection_is_read_for_one_slice_of_a_turn_and_continues_later() {
     let mut shard = shard();
     let sender = clients(&mut shard, 1, "/ws")[0];
     let count = RECEIVED / PING.len();
@@ -152,7 +152,7 @@ fn a_connection_has_a_slice_of_a_turn_and_the_rest_of_its_input_later() {
 }
 
 #[test]
-fn a_publish_is_answered_beside_a_thousand_that_ping_without_pause() {
+fn a_publish_is_answered_while_a_thousand_clients_ping_without_pause() {
     let mut shard = shard();
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     let senders = clients(&mut shard, 1000, "/ws");
@@ -170,7 +170,7 @@ fn a_publish_is_answered_beside_a_thousand_that_ping_without_pause() {
 }
 
 #[test]
-fn refused_requests_count_for_more_than_frames() {
+fn a_refused_request_costs_more_than_a_frame() {
     let mut shard = shard();
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     let remote = ([127, 0, 0, 1], 50_000).into();
@@ -192,7 +192,7 @@ fn refused_requests_count_for_more_than_frames() {
 }
 
 #[test]
-fn a_crowd_that_sends_little_at_a_time_does_not_fill_a_turn() {
+fn many_connections_with_short_input_do_not_use_up_a_turn() {
     let mut shard = shard();
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     let remote = ([127, 0, 0, 1], 50_000).into();
@@ -220,14 +220,14 @@ fn a_crowd_that_sends_little_at_a_time_does_not_fill_a_turn() {
         let units: usize = writes(&mut shard).values().map(answers).sum();
         assert!(units <= FRAMES_PER_TURN + SHORT_PER_TURN, "{units} units in a turn");
         let turns = turns_of_a_call(&mut shard, back_end);
-        // The crowd's first input, which none of it is known by yet, is ahead of the call.
+        // The first input of the crowd goes before the call, since nothing is known of those connections yet.
         assert!(turns <= 10 * TURNS_MAX, "round {round}: {turns} turns");
     }
 }
 
 #[test]
-fn timers_of_calls_that_were_answered_keep_no_others_waiting() {
-    // Two shards, of which the test is the second: each call to it leaves a timer behind.
+fn timers_of_answered_calls_do_not_delay_others() {
+    // The test itself is the second shard. Each call to it leaves a timer behind.
     let settings = Settings { shards: 2, ..shard_value::settings() };
     let mut shard = shard_value::shard(&settings, NOW);
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
@@ -251,7 +251,7 @@ fn timers_of_calls_that_were_answered_keep_no_others_waiting() {
 }
 
 #[test]
-fn a_long_compressed_message_is_inflated_in_slices_and_comes_back_whole() {
+fn a_long_compressed_message_is_inflated_in_slices_and_echoed_completely() {
     let mut shard = shard();
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     let senders = compressing_clients(&mut shard, 20);
@@ -264,13 +264,13 @@ fn a_long_compressed_message_is_inflated_in_slices_and_comes_back_whole() {
     let (written, turns) = finish(&mut shard);
     assert!(turns >= 10, "all were inflated in {turns} turns");
     for sender in senders {
-        // Longer than what is compressed: it comes as it is, behind a head of ten bytes.
+        // A message of this length is not compressed. It is echoed after a head of ten bytes.
         assert!(written[&sender.index][10..] == message, "not what was sent");
     }
 }
 
 #[test]
-fn clients_that_go_at_once_leave_their_channels_in_slices() {
+fn clients_that_close_together_are_unsubscribed_in_slices() {
     let mut shard = shard();
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     let channels_of = |client: u32| (0..500).map(move |n| format!("{client}-{n}"));
@@ -288,7 +288,7 @@ fn clients_that_go_at_once_leave_their_channels_in_slices() {
         shard.handle_closed(key);
     }
     assert_eq!(shard.report().clients, 0);
-    // Whoever is gone is neither reached nor counted, whether it has left the channel or not.
+    // A closed client is neither reached nor counted, even if it is not unsubscribed yet.
     shard.handle_bytes(NOW, back_end, &mut call(PUBLISH_TO_ALL));
     let answer = writes(&mut shard).remove(&back_end.index).expect("it is answered");
     let answer = String::from_utf8_lossy(&answer).into_owned();
@@ -304,7 +304,7 @@ fn clients_that_go_at_once_leave_their_channels_in_slices() {
 }
 
 #[test]
-fn what_came_before_a_connection_broke_counts_though_its_slice_was_spent() {
+fn input_received_before_a_connection_broke_is_processed_after_its_slice() {
     let mut shard = shard();
     let sender = clients(&mut shard, 1, "/ws")[0];
     let count = 1000;
@@ -317,7 +317,7 @@ fn what_came_before_a_connection_broke_counts_though_its_slice_was_spent() {
 }
 
 #[test]
-fn connections_that_time_out_at_once_are_told_in_slices() {
+fn connections_that_time_out_together_are_closed_in_slices() {
     let mut shard = shard();
     let count = 3000;
     let keys = clients(&mut shard, count, "/ws");

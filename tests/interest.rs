@@ -1,4 +1,4 @@
-//! A publish asks the shards of its node that have subscribers, and those alone.
+//! A publish asks only the shards of its node that may have subscribers.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +26,7 @@ fn shards() -> Vec<Shard> {
     (0..SHARDS).map(shard).collect()
 }
 
-/// Who is asked when a back end of the first shard calls so.
+/// Returns the shards that are asked when a back end of the first shard makes these calls.
 fn asked(shards: &mut [Shard], backend: ConnectionKey, json: &str) -> Vec<u8> {
     shards[0].handle_bytes(NOW, backend, &mut call(json));
     let messages = std::iter::from_fn(|| shards[0].poll_message());
@@ -53,7 +53,7 @@ fn shards_without_subscribers_are_not_asked() {
 }
 
 #[test]
-fn behind_a_subscribe_without_an_answer_all_are_asked() {
+fn a_publish_after_an_unanswered_subscribe_asks_all_shards() {
     let mut shards = shards();
     let backend = upgraded(&mut shards[0], NOW, Listener::Api, "/ws/v1");
     let layout = IdLayout::new(SHARDS);

@@ -1,5 +1,4 @@
-//! What a node does when a client, a user or an address wants more than it may: shards as values,
-//! and a clock that only steps.
+//! Limits of clients, users and addresses. Shards are values here, and the test sets the clock.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +26,7 @@ const NODE: NodeId = NodeId::new(7).expect("7 is a node");
 const PING_MS: u64 = 300;
 const IDLE_MS: u64 = 600;
 
-/// How late a timer may fire.
+/// The time by which a timer may be late, in milliseconds.
 const TICK_MS: u64 = 16;
 
 fn settings(shards: usize) -> Settings {
@@ -76,7 +75,7 @@ fn route(messages: Option<Rate>) -> Route {
     }
 }
 
-/// The shards of a node, whose messages arrive when [`Node::deliver`] is called.
+/// The shards of a node. Messages between them are delivered by [`Node::deliver`].
 struct Node {
     shards: Vec<Shard>,
     now: Now,
@@ -100,7 +99,7 @@ impl Node {
         self.shards[shard].handle_bytes(self.now, key, &mut bytes.to_vec());
     }
 
-    /// A connection that has asked for `target` as a WebSocket, with these header lines.
+    /// Opens a connection that asks for a WebSocket at `target`, with these header lines.
     fn open(&mut self, listener: Listener, target: &str, headers: &str) -> ConnectionKey {
         let key = self.accept(0, listener, 1);
         self.receive(0, key, format!("GET {target} HTTP/1.1\r\n{UPGRADE}{headers}\r\n").as_bytes());
@@ -113,7 +112,7 @@ impl Node {
         self.shards.iter_mut().for_each(|shard| shard.handle_turn(self.now));
     }
 
-    /// Brings what shards say to each other.
+    /// Delivers the messages between the shards.
     fn deliver(&mut self) {
         for from in 0..self.shards.len() {
             let sender = Party::Shard(ShardAddress { node: NODE, shard: ShardId(from as u8) });
@@ -125,7 +124,7 @@ impl Node {
         self.pass_ms(0);
     }
 
-    /// Writes all that waits to be written; what that was.
+    /// Writes all output of a shard; returns it.
     fn written(&mut self, shard: usize) -> String {
         let shard = &mut self.shards[shard];
         let mut all = Vec::new();
@@ -139,7 +138,7 @@ impl Node {
         String::from_utf8_lossy(&all).into_owned()
     }
 
-    /// Closes the sockets that a shard wants closed; how many those are.
+    /// Closes the sockets that a shard wants closed; returns their number.
     fn closed(&mut self, shard: usize) -> usize {
         let shard = &mut self.shards[shard];
         let mut closed = 0;
@@ -179,7 +178,7 @@ fn limited_client(per_s: u32) -> (Node, ConnectionKey) {
 }
 
 #[test]
-fn a_client_that_sends_too_much_is_heard_at_its_rate_and_nothing_is_lost() {
+fn a_client_over_its_message_rate_is_read_at_that_rate_and_loses_nothing() {
     let (mut node, client) = limited_client(10);
     let all: Vec<u8> = (0..40).flat_map(|number| message(&format!("<{number}>"))).collect();
     node.receive(0, client, &all);
@@ -195,7 +194,7 @@ fn a_client_that_sends_too_much_is_heard_at_its_rate_and_nothing_is_lost() {
         }
         heard.push(text.matches('<').count() - before);
     }
-    // What wakes it is not finer than a tick.
+    // A timer is not more precise than a tick.
     assert!(heard[..3].iter().all(|count| (9..=11).contains(count)), "{heard:?}");
     let places: Vec<_> = (10..40).map(|number| text.find(&format!("<{number}>"))).collect();
     assert!(places.is_sorted() && places[0].is_some(), "all of it, in order: {text:?}");
@@ -208,11 +207,11 @@ fn pong() -> [u8; 6] {
 }
 
 #[test]
-fn a_client_that_waits_for_its_rate_is_heard() {
+fn a_client_that_is_paused_for_its_rate_counts_as_alive() {
     let (mut node, client) = limited_client(1);
     node.receive(0, client, &[message("<1>"), message("<2>")].concat());
     assert!(node.written(0).contains("<1>"));
-    // Longer than the time before a ping, and than that before the end.
+    // Longer than the silence before a ping, and before the connection is closed.
     let mut pings = 0;
     for _ in 0..9 {
         node.pass_ms(100);
@@ -229,7 +228,7 @@ fn a_client_that_waits_for_its_rate_is_heard() {
 }
 
 #[test]
-fn the_end_of_a_client_comes_behind_what_it_sent() {
+fn the_end_of_a_client_is_reported_after_its_messages() {
     let (mut node, client) = limited_client(1);
     node.receive(0, client, &[message("<1>"), message("<2>")].concat());
     node.shards[0].handle_end(node.now, client, false);
@@ -243,7 +242,7 @@ fn the_end_of_a_client_comes_behind_what_it_sent() {
     assert_eq!(node.shards[0].poll_timeout(), None, "nothing wakes for it any more");
 }
 
-/// A node whose one user may make so many calls a second.
+/// A node with one user that has this quota of calls per second.
 fn node_with_user(shards: usize, requests_per_s: u32) -> Node {
     let mut settings = settings(shards);
     let user = User {
@@ -271,7 +270,7 @@ fn publish(headers: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_user_has_its_calls_a_second_on_all_shards_together() {
+fn the_quota_of_a_user_holds_for_all_shards_together() {
     let mut node = node_with_user(2, 5);
     let keys = [0, 1].map(|shard| node.accept(shard, Listener::Api, 1));
     for _ in 0..4 {
@@ -296,7 +295,7 @@ fn a_user_has_its_calls_a_second_on_all_shards_together() {
 }
 
 #[test]
-fn over_websocket_too_many_calls_leave_the_connection_open_and_pings_are_free() {
+fn calls_over_quota_leave_a_websocket_open_and_pings_do_not_count() {
     let mut node = node_with_user(1, 2);
     let backend = node.open(Listener::Api, "/ws/v1", CREDENTIALS);
     let call = message(r#"{"m":"mesh.publish","p":{"c":"a","d":"x"},"i":1}"#);
@@ -312,7 +311,7 @@ fn over_websocket_too_many_calls_leave_the_connection_open_and_pings_are_free() 
 }
 
 #[test]
-fn a_call_behind_too_many_others_is_read_once_those_are_answered_and_then_has_its_own_time() {
+fn a_call_behind_too_many_unanswered_ones_is_read_later_and_then_has_its_full_time() {
     const CALLS: usize = 300;
     let mut settings = settings(2);
     settings.limits.outbound_bytes = 6000;
@@ -347,7 +346,7 @@ fn a_call_behind_too_many_others_is_read_once_those_are_answered_and_then_has_it
 }
 
 #[test]
-fn a_call_has_all_its_time_though_that_is_beyond_the_wheel_of_timers() {
+fn a_call_has_its_full_time_even_beyond_the_reach_of_the_timer_wheel() {
     for answer_ms in [1000, 65_000, 66_000, 200_000] {
         let mut settings = settings(2);
         settings.limits =
@@ -379,7 +378,7 @@ fn node_with_addresses(connections: u32, handshakes_per_s: u32) -> Node {
 }
 
 #[test]
-fn an_address_has_its_connections_on_all_shards_together() {
+fn the_connection_limit_of_an_address_holds_for_all_shards_together() {
     let mut node = node_with_addresses(2, 0);
     let mut keys = Vec::new();
     for shard in [0, 1, 2, 0, 1, 2] {
@@ -395,7 +394,7 @@ fn an_address_has_its_connections_on_all_shards_together() {
     assert_eq!(stayed.len(), 2);
     assert_eq!((0..3).map(|shard| node.closed(shard)).sum::<usize>(), 4);
     assert_eq!(node.counters().limits.connections_per_address, 4);
-    // One goes: there is room for one.
+    // One connection closes, so another one fits.
     let (shard, key) = stayed[0];
     node.shards[shard].handle_end(node.now, key, true);
     node.closed(shard);
@@ -407,7 +406,7 @@ fn an_address_has_its_connections_on_all_shards_together() {
 }
 
 #[test]
-fn a_connection_is_not_read_from_before_its_address_is_known_to_have_room() {
+fn a_connection_is_not_read_before_its_address_is_admitted() {
     let mut node = node_with_addresses(0, 1);
     let mut answers = String::new();
     for shard in [0, 1, 2] {
@@ -426,7 +425,7 @@ fn a_connection_is_not_read_from_before_its_address_is_known_to_have_room() {
 }
 
 #[test]
-fn a_connection_that_is_gone_before_its_address_is_counted_takes_no_place() {
+fn a_connection_that_is_closed_before_it_is_counted_does_not_stay_counted() {
     let mut node = node_with_addresses(1, 0);
     for shard in [0, 1, 2, 0, 1, 2] {
         let key = node.accept(shard, Listener::Edge(0), 1);
@@ -442,7 +441,7 @@ fn a_connection_that_is_gone_before_its_address_is_counted_takes_no_place() {
 }
 
 #[test]
-fn where_handshakes_are_limited_each_takes_a_connection() {
+fn each_connection_counts_as_one_handshake() {
     let mut node = node_with_addresses(0, 10);
     let key = node.accept(0, Listener::Edge(0), 1);
     node.deliver();
@@ -465,9 +464,9 @@ fn without_limits_no_shard_is_asked_about_an_address() {
 }
 
 #[test]
-fn a_clock_that_is_set_back_refuses_nobody() {
+fn no_client_is_refused_when_the_system_clock_is_set_back() {
     let mut node = Node::new(&settings(1));
-    // More than the ids of one millisecond and of the second that they may be ahead.
+    // More clients than there are ids in one millisecond and in the second that ids may be ahead.
     for _ in 0..5000 {
         let before = Now { unix_ms: node.now.unix_ms - 3_600_000, ..node.now };
         node.now = Now { ms: before.ms + 1, us: before.us + 1000, ..before };
@@ -485,7 +484,7 @@ fn a_clock_that_is_set_back_refuses_nobody() {
 }
 
 #[test]
-fn readiness_waits_for_as_many_nodes_as_are_expected_and_then_stays() {
+fn a_node_is_ready_once_the_expected_number_of_nodes_was_reachable() {
     let process = Process { nodes_expected: 3, ..Process::default() };
     let mut node = Node::new(&Settings { has_mesh: true, process, ..settings(1) });
     let hear = |node: &mut Node, message| {
@@ -501,7 +500,7 @@ fn readiness_waits_for_as_many_nodes_as_are_expected_and_then_stays() {
     };
     assert_eq!(readiness(&mut node), "5031 of 3 nodes have been seen\n");
     hear(&mut node, up(1));
-    // One that starts anew is no further one.
+    // A restarted node does not count twice.
     hear(&mut node, Message::NodeDown(other(1)));
     hear(&mut node, up(1));
     assert_eq!(readiness(&mut node), "5032 of 3 nodes have been seen\n");

@@ -1,4 +1,4 @@
-//! Which connections count as alive: a shard as a value, and a clock that only steps.
+//! Heartbeats and idle timeouts: which connections count as alive. A shard is a value here, and the test sets the clock.
 
 #![forbid(unsafe_code)]
 
@@ -18,10 +18,10 @@ use shard_value::upgraded;
 const PING_MS: u64 = 300;
 const IDLE_MS: u64 = 600;
 
-/// How late a timer may fire.
+/// The time by which a timer may be late, in milliseconds.
 const TICK_MS: u64 = 16;
 
-/// How long a connection that ends has to take its last bytes.
+/// The time that an ending connection has to take its last bytes, in milliseconds.
 const LINGER_MS: u64 = 5000;
 
 const PING: &[u8] = &[0x89, 0];
@@ -68,7 +68,7 @@ impl Node {
         self.shard.handle_message(self.now, control, message);
     }
 
-    /// Takes what is to be written to a connection; its socket takes all of it.
+    /// Writes all output of a connection; returns it.
     fn written(&mut self, key: ConnectionKey) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
@@ -86,7 +86,7 @@ impl Node {
         }
     }
 
-    /// What is to be done with a connection's socket.
+    /// Returns the actions for the socket of a connection.
     fn actions(&mut self, key: ConnectionKey) -> Vec<Action> {
         let is_about = |action: &Action| match action {
             Action::Pause(to) | Action::Resume(to) | Action::Shutdown(to) | Action::Close(to) => {
@@ -102,7 +102,7 @@ fn at(ms: u64) -> Now {
     Now { ms, us: ms * 1000, unix_ms: 1_790_000_000_000 + ms }
 }
 
-/// The code of a close frame that stands at the end of what was written.
+/// Returns the code of the close frame at the end of some output.
 fn close_code(written: &[u8]) -> Option<u16> {
     let at = written.iter().rposition(|&byte| byte == 0x88)?;
     Some(u16::from_be_bytes(*written.get(at + 2..)?.first_chunk()?))
@@ -122,7 +122,7 @@ fn a_silent_client_is_pinged_as_often_as_configured_however_long_it_may_be_silen
         assert_eq!(node.written(client), PING);
         node.receive(client, &frame(0x8a, b""));
     }
-    // One that does not answer is pinged once, and has all the time that it may be silent.
+    // A client that does not answer is pinged once, and closed after the idle timeout.
     node.pass_ms(PING_MS + TICK_MS);
     assert_eq!(node.written(client), PING);
     node.pass_ms(98 * PING_MS);
@@ -165,7 +165,7 @@ fn bytes_that_only_the_kernel_took_do_not_prove_that_a_client_is_alive() {
     assert_eq!(close_code(&node.written(client)), Some(1001));
 }
 
-// Clients that are held back.
+// Clients that are paused.
 
 /// Why a client is held back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -177,14 +177,14 @@ enum Held {
 
 const HELD: [Held; 3] = [Held::ByFullTopic, Held::ForKey, Held::ByRate];
 
-/// Messages that a held client has sent. Each is `m` and its number.
+/// The number of messages that a held client has sent. Each is `m` and its number.
 const SENT: usize = 9;
 
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
 }
 
-/// A client that has sent [`SENT`] messages and is held back before the last of them.
+/// A client that has sent [`SENT`] messages and is paused before the last of them.
 fn held_client(why: Held) -> (Node, ConnectionKey) {
     let route = Route {
         topic: Some("events".into()),
@@ -203,7 +203,7 @@ fn held_client(why: Held) -> (Node, ConnectionKey) {
     (node, client)
 }
 
-/// All that a consumer gets within a minute, in which the peers that ping are answered.
+/// Returns all events that a consumer gets within a minute. Clients answer pings meanwhile.
 fn consumed(node: &mut Node) -> String {
     let consumer = node.open(Listener::Api, "/ws/v1");
     let pop = shard_value::call(r#"{"m":"queue.pop","p":{"t":["events"]},"i":1}"#);
@@ -217,16 +217,16 @@ fn consumed(node: &mut Node) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
-/// Where each message that a held client sent, and then its close event, stand in what was consumed.
+/// Returns the position in the consumed events of each message of a held client, and then of its close event.
 fn places(why: Held, consumed: &str) -> Vec<Option<usize>> {
-    // What follows the first message of a client that nobody let in is dropped with it.
+    // If the context key is never set, the messages after the first one are dropped.
     let wanted = if why == Held::ForKey { 1 } else { SENT };
     let messages = (0..wanted).map(|number| consumed.find(&format!("\"m{number}\"")));
     messages.chain([consumed.find("\"event\":\"close\"")]).collect()
 }
 
 #[test]
-fn a_held_client_is_answered_and_its_answers_are_heard() {
+fn a_paused_client_is_answered_its_pings_and_its_pongs_count() {
     for why in HELD {
         let (mut node, client) = held_client(why);
         node.receive(client, &frame(0x89, b"hi"));
@@ -246,7 +246,7 @@ fn a_held_client_is_answered_and_its_answers_are_heard() {
 }
 
 #[test]
-fn a_held_client_that_answers_no_ping_is_closed() {
+fn a_paused_client_that_answers_no_ping_is_closed() {
     for why in [Held::ByFullTopic, Held::ForKey] {
         let (mut node, client) = held_client(why);
         node.pass_ms(PING_MS + TICK_MS);
@@ -257,7 +257,7 @@ fn a_held_client_that_answers_no_ping_is_closed() {
 }
 
 #[test]
-fn a_held_client_s_close_frame_is_answered_at_once_and_reported_behind_its_messages() {
+fn a_paused_client_s_close_frame_is_answered_at_once_and_reported_after_its_messages() {
     for why in HELD {
         let (mut node, client) = held_client(why);
         node.receive(client, &frame(0x88, &4321u16.to_be_bytes()));
@@ -275,7 +275,7 @@ fn a_held_client_s_close_frame_is_answered_at_once_and_reported_behind_its_messa
 }
 
 #[test]
-fn a_held_client_whose_connection_ends_is_closed_and_its_messages_come() {
+fn a_paused_client_whose_connection_ends_is_closed_and_its_messages_arrive() {
     for why in HELD {
         for is_broken in [false, true] {
             let (mut node, client) = held_client(why);
@@ -283,7 +283,7 @@ fn a_held_client_whose_connection_ends_is_closed_and_its_messages_come() {
             assert_eq!(node.actions(client), [Action::Close(client)], "{why:?} {is_broken}");
             node.shard.handle_closed(client);
             let consumed = consumed(&mut node);
-            // Of a connection that broke only a full topic's messages were received for sure.
+            // If a connection breaks, only messages that waited for a full topic are sure to be delivered.
             let places = places(why, &consumed);
             assert!(places.iter().all(Option::is_some), "{why:?} {places:?} {consumed}");
             assert!(places.is_sorted() && consumed.contains("1006"), "{why:?} {consumed}");
@@ -301,7 +301,7 @@ enum End {
 }
 
 #[test]
-fn a_client_that_ended_over_a_full_topic_and_is_then_held_for_a_key_is_reported() {
+fn a_client_that_ended_at_a_full_topic_and_is_then_held_for_a_key_is_reported() {
     for end in [End::Shut, End::Broken, End::CloseFrame] {
         let route = Route {
             topic: Some("events".into()),
@@ -313,7 +313,7 @@ fn a_client_that_ended_over_a_full_topic_and_is_then_held_for_a_key_is_reported(
         let held = Route { path: "/held".into(), hold_until: Some("user".into()), ..route.clone() };
         let mut node = Node::new(vec![route, held]);
         let other = node.open(Listener::Edge(0), "/ws");
-        // With its open event that is all the topic takes: the client's own open event waits.
+        // That and its open event fill the topic, so the open event of the client under test waits.
         node.receive(other, &frame(0x81, b"other").repeat(3));
         let client = node.open(Listener::Edge(0), "/held");
         let sent = (0..SENT).flat_map(|number| frame(0x81, format!("m{number}").as_bytes()));
@@ -325,7 +325,7 @@ fn a_client_that_ended_over_a_full_topic_and_is_then_held_for_a_key_is_reported(
         node.shard.handle_end(node.now, client, end == End::Broken);
         assert!(node.actions(client).contains(&Action::Close(client)), "{end:?}");
         node.shard.handle_closed(client);
-        // Room for the first message comes while it is read, and the second is not wanted.
+        // The first message gets room while it is read. The second one is dropped.
         let consumed = consumed(&mut node);
         assert!(consumed.contains("\"m0\"") && !consumed.contains("\"m1\""), "{end:?} {consumed}");
         let closed = consumed.matches("\"event\":\"close\"").count();
@@ -357,7 +357,7 @@ fn a_client_whose_messages_are_dropped_after_its_end_is_reported_with_the_reason
 }
 
 #[test]
-fn a_client_that_is_held_when_it_is_read_again_is_heard() {
+fn a_client_that_is_paused_again_when_it_is_resumed_counts_as_alive() {
     let route = Route {
         topic: Some("events".into()),
         tells_message: true,
@@ -368,7 +368,7 @@ fn a_client_that_is_held_when_it_is_read_again_is_heard() {
     let mut node = Node::new(vec![route]);
     let client = node.open(Listener::Edge(0), "/ws");
     let pings = frame(0x89, &[b'x'; 125]).repeat(4);
-    // The first message waits for room, which comes at once; the second one is held for the key.
+    // The first message gets room at once. The second one is held until the context has the key.
     let messages = [frame(0x81, b"m0"), frame(0x81, b"m1")].concat();
     node.receive(client, &[pings, messages, frame(0x89, b"hi")].concat());
     assert_eq!(node.shard.counters().client_messages, 0, "its pongs are not read");
@@ -382,7 +382,7 @@ fn a_client_that_is_held_when_it_is_read_again_is_heard() {
 }
 
 #[test]
-fn a_client_that_cannot_be_heard_any_more_is_pinged_and_not_judged() {
+fn a_client_whose_read_ahead_is_full_is_pinged_but_not_closed_as_idle() {
     for why in [Held::ByFullTopic, Held::ForKey] {
         let (mut node, client) = held_client(why);
         node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(160));
@@ -402,17 +402,17 @@ fn a_client_that_cannot_be_heard_any_more_is_pinged_and_not_judged() {
 }
 
 #[test]
-fn a_client_that_cannot_be_heard_and_takes_no_bytes_is_closed() {
+fn a_client_whose_read_ahead_is_full_and_that_takes_no_bytes_is_closed() {
     for why in [Held::ByFullTopic, Held::ForKey] {
         let (mut node, client) = held_client(why);
         node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(160));
         assert_eq!(node.actions(client), [Action::Pause(client)], "{why:?}");
         node.pass_ms(PING_MS + TICK_MS);
-        // The driver has the ping, and the socket takes none of it.
+        // The ping is in flight, and the socket takes none of it.
         assert!(node.shard.poll_write(Priority::Urgent).is_some(), "{why:?}");
         node.pass_ms(IDLE_MS - TICK_MS);
         assert_eq!(node.shard.counters().limits.idle_ms, 0, "{why:?}");
-        // The socket has room once more, and then for good no more.
+        // The socket takes bytes once more, and then never again.
         node.shard.handle_drained(node.now, client);
         node.pass_ms(IDLE_MS - TICK_MS);
         assert_eq!(node.shard.counters().limits.idle_ms, 0, "{why:?}");
@@ -427,7 +427,7 @@ fn a_client_that_cannot_be_heard_and_takes_no_bytes_is_closed() {
 }
 
 #[test]
-fn clients_that_end_over_a_full_topic_keep_no_more_than_may_wait() {
+fn clients_that_end_at_a_full_topic_keep_a_bounded_number_of_bytes() {
     let (mut node, client) = held_client(Held::ByFullTopic);
     let mut clients = vec![client];
     let mut parted = 0;
@@ -450,11 +450,11 @@ fn clients_that_end_over_a_full_topic_keep_no_more_than_may_wait() {
 }
 
 #[test]
-fn a_back_end_whose_calls_wait_is_answered_its_pings() {
+fn a_back_end_with_unanswered_calls_is_answered_its_pings() {
     let settings = shard_value::settings();
     let mut node = Node::with(&Settings { shards: 2, ..settings });
     let back_end = node.open(Listener::Api, "/ws/v1");
-    // The other shard, which has this client, never answers.
+    // The client is on the other shard, which never answers.
     let client = 1 << 12 | 1 << 11;
     let call = format!(r#"{{"m":"conn.call","p":{{"c":"{client}","f":"info","a":[]}},"i":1}}"#);
     for _ in 0..2500 {
@@ -466,9 +466,9 @@ fn a_back_end_whose_calls_wait_is_answered_its_pings() {
     assert_eq!(node.written(back_end), [0x8A, 2, b'h', b'i']);
 }
 
-// Messages that are never finished.
+// Messages that are never completed.
 
-/// Feeds `piece` every `every_ms`, and a pong with it; how long the connection lives, in milliseconds.
+/// Feeds `piece` and a pong every `every_ms`; returns how long the connection lives, in milliseconds.
 fn life_ms(node: &mut Node, key: ConnectionKey, every_ms: u64, piece: &[u8]) -> u64 {
     let pong = [0x8A, 0x80, 0, 0, 0, 0];
     let start_ms = node.now.ms;
@@ -488,7 +488,7 @@ fn life_ms(node: &mut Node, key: ConnectionKey, every_ms: u64, piece: &[u8]) -> 
 }
 
 #[test]
-fn a_message_that_is_never_finished_ends_though_pings_are_answered() {
+fn a_message_that_is_never_completed_times_out_even_if_pings_are_answered() {
     let begun = [0x01, 0x81, 0, 0, 0, 0, b'a'];
     for (listener, path) in [(Listener::Edge(0), "/ws"), (Listener::Api, "/ws/v1")] {
         let mut node = Node::new(vec![shard_value::route()]);
@@ -500,7 +500,7 @@ fn a_message_that_is_never_finished_ends_though_pings_are_answered() {
 }
 
 #[test]
-fn a_message_that_begins_right_before_a_ping_or_a_pong_ends_too() {
+fn a_message_that_begins_right_before_a_ping_or_a_pong_times_out_too() {
     let begun = [0x01, 0x81, 0, 0, 0, 0, b'a'];
     for control in [0x89, 0x8A] {
         for (listener, path) in [(Listener::Edge(0), "/ws"), (Listener::Api, "/ws/v1")] {
@@ -514,7 +514,7 @@ fn a_message_that_begins_right_before_a_ping_or_a_pong_ends_too() {
 }
 
 #[test]
-fn bytes_that_trickle_in_and_empty_fragments_do_not_keep_a_message_for_ever() {
+fn slow_bytes_and_empty_fragments_do_not_extend_a_message_without_limit() {
     let begun = [0x01, 0xFE, 0xFF, 0xFF, 0, 0, 0, 0];
     let empty_fragment = [0x00, 0x80, 0, 0, 0, 0];
     let of_one_byte = [0x01, 0x81, 0, 0, 0, 0, b'a'];
@@ -529,7 +529,7 @@ fn bytes_that_trickle_in_and_empty_fragments_do_not_keep_a_message_for_ever() {
 }
 
 #[test]
-fn a_large_message_may_take_longer_than_the_time_of_silence_if_it_keeps_coming() {
+fn a_large_message_may_take_longer_than_the_idle_timeout_if_it_keeps_arriving() {
     let mut node = Node::new(vec![shard_value::route()]);
     let key = node.open(Listener::Edge(0), "/ws");
     node.receive(key, &[0x82, 0xFE, 0xFD, 0xE8, 0, 0, 0, 0]);
@@ -541,10 +541,10 @@ fn a_large_message_may_take_longer_than_the_time_of_silence_if_it_keeps_coming()
     assert_eq!(node.shard.counters().client_messages, 1);
 }
 
-// Nodes that go down.
+// Nodes that shut down.
 
 #[test]
-fn a_request_whose_body_is_still_arriving_when_the_node_goes_down_is_answered() {
+fn a_request_whose_body_is_still_arriving_at_shutdown_is_answered() {
     let mut node = Node::new(vec![shard_value::route()]);
     let key = node.shard.handle_accepted(node.now, Listener::Api, ([127, 0, 0, 1], 5000).into());
     let key = key.expect("the node is up");
@@ -565,7 +565,7 @@ fn a_request_whose_body_is_still_arriving_when_the_node_goes_down_is_answered() 
 }
 
 #[test]
-fn a_connection_between_two_requests_ends_when_the_node_goes_down() {
+fn a_connection_between_two_requests_is_closed_at_shutdown() {
     let mut node = Node::new(vec![shard_value::route()]);
     let key = node.shard.handle_accepted(node.now, Listener::Api, ([127, 0, 0, 1], 5000).into());
     let key = key.expect("the node is up");

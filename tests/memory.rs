@@ -1,4 +1,4 @@
-//! What peers can make a shard hold. A shard is a value here: no socket, no clock.
+//! The memory that peers can make a shard use. A shard is a value here: no socket, no clock.
 
 #![forbid(unsafe_code)]
 
@@ -19,11 +19,11 @@ use shard_value::{call, client_head, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
-/// What may wait for a client or a back end.
+/// The limit of the outbound queue of a client or back end, in bytes.
 const OUTBOUND_BYTES: usize = 1 << 20;
 
-/// What an empty message takes in a queue at least: its place there, an allocation for the frame, and
-/// one for its counts.
+/// The least memory that an empty message takes in a queue: its entry, an allocation for the frame, and one for the
+/// reference counts.
 const EMPTY_MESSAGE_BYTES: usize = 24 + 48 + 32;
 
 fn settings(shards: usize, outbound_bytes: usize) -> Settings {
@@ -37,7 +37,7 @@ fn publish(data: &str) -> Vec<u8> {
     call(&json)
 }
 
-/// Writes all that waits for the back end; what waits for the client stays in flight for good.
+/// Writes all output of the back end; returns it. The output of the client stays in flight.
 fn write_to(shard: &mut Shard, back_end: ConnectionKey) -> String {
     let mut text = Vec::new();
     while let Some((key, batch)) =
@@ -53,12 +53,12 @@ fn write_to(shard: &mut Shard, back_end: ConnectionKey) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Publishes of `data` that a client with so much room takes though it reads nothing.
+/// Returns how many publishes of `data` fit the outbound queue of a client that reads nothing.
 fn taken_unread(outbound_bytes: usize, data: &str) -> usize {
     let mut shard = shard_value::shard(&settings(1, outbound_bytes), NOW);
     let client = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a");
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
-    // The answers to the handshakes.
+    // Writes the responses to the handshakes.
     while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
         let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
         shard.handle_written(NOW, key, bytes, true);
@@ -77,7 +77,7 @@ fn taken_unread(outbound_bytes: usize, data: &str) -> usize {
 }
 
 #[test]
-fn small_messages_are_charged_what_they_hold_and_not_their_bytes() {
+fn small_messages_are_charged_their_memory_and_not_only_their_bytes() {
     for data in ["", "12345678901234567890"] {
         let taken = taken_unread(OUTBOUND_BYTES, data);
         let held = taken * (EMPTY_MESSAGE_BYTES + data.len());
@@ -87,13 +87,13 @@ fn small_messages_are_charged_what_they_hold_and_not_their_bytes() {
 }
 
 #[test]
-fn a_message_as_long_as_the_limit_is_taken_by_an_empty_queue() {
-    // With its head of four bytes.
+fn a_message_as_long_as_the_limit_fits_an_empty_queue() {
+    // Leaves room for the frame's head of four bytes.
     let longest = "x".repeat(2000 - 4);
     assert_eq!(taken_unread(2000, &longest), 1);
 }
 
-/// The client id of a client that shard 1 would have.
+/// A client id that belongs to shard 1.
 fn client_of_the_other() -> String {
     let node = NodeId::new(1).expect("1 is a node");
     let mut ids = IdSource::new(node, ShardId(1), IdLayout::new(2), NOW.unix_ms);
@@ -101,7 +101,7 @@ fn client_of_the_other() -> String {
 }
 
 #[test]
-fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_back_as_sent() {
+fn request_ids_of_unanswered_calls_are_bounded_in_bytes_and_returned_unchanged() {
     let mut shard = shard_value::shard(&settings(2, OUTBOUND_BYTES), NOW);
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     write_to(&mut shard, back_end);
@@ -115,7 +115,7 @@ fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_ba
         shard.handle_bytes(NOW, back_end, &mut call(&json));
         shard.handle_turn(NOW);
     }
-    // The other shard is frozen.
+    // The other shard does not answer.
     let mut tickets = Vec::new();
     let mut text = String::new();
     for round in 0..30 {
@@ -143,19 +143,19 @@ fn ids_of_requests_are_bounded_in_bytes_while_answers_are_waited_for_and_come_ba
     assert!(shard.is_receiving(back_end));
 }
 
-/// What a node with a budget of 1,000 MB is told when so many of them are in use.
+/// The usage of a node with a budget of 1,000 MB.
 fn usage(megabytes: u64, before: Shortage) -> Usage {
     let (bytes, limit_bytes) = (megabytes * 1_000_000, 1_000_000_000);
     Usage { bytes, limit_bytes, shortage: before.after(bytes, limit_bytes) }
 }
 
-/// Tells a shard whose sockets all have room.
+/// Tells the usage to a shard whose sockets all have room.
 fn tell(shard: &mut Shard, usage: Usage) {
     shard.handle_memory(NOW, usage, &ShedRound::default(), |_| None);
 }
 
-/// A shard with clients of channels of their own, `0` and on, and a back end; all handshakes are
-/// written.
+/// A shard with a back end and with clients, each of which is subscribed to a channel of its own: `0`, `1`, and so on.
+/// All handshakes are written.
 fn node_of(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
     let mut shard = shard_value::shard(&settings(1, OUTBOUND_BYTES), NOW);
     let open = |number| format!("/ws?channels={number}");
@@ -181,7 +181,7 @@ fn is_open(shard: &mut Shard, key: ConnectionKey) -> bool {
     shard.is_receiving(key)
 }
 
-/// The connections that are to be closed at once.
+/// Returns the connections that the shard closes at once.
 fn closed(shard: &mut Shard) -> Vec<ConnectionKey> {
     let mut closed = Vec::new();
     while let Some(action) = shard.poll_action() {
@@ -193,12 +193,12 @@ fn closed(shard: &mut Shard) -> Vec<ConnectionKey> {
     closed
 }
 
-/// What the driver has of each connection whose socket is full.
+/// The batches in flight of connections whose sockets are full.
 #[derive(Default)]
 struct FullSockets(HashMap<ConnectionKey, Batch>);
 
 impl FullSockets {
-    /// Takes what the shard has to write. The sockets of these clients are full; the others take all.
+    /// Takes all output of the shard. The sockets of these clients are full; the others take everything.
     fn take_writes(&mut self, shard: &mut Shard, now: Now, clients: &[ConnectionKey]) {
         let next = |shard: &mut Shard| {
             shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
@@ -218,7 +218,7 @@ impl FullSockets {
         self.0.get(&key).map(freed_bytes)
     }
 
-    /// One turn of a shard that is told what is in use; the connections that it cuts off.
+    /// Runs one turn with this usage; returns the connections that the shard closes at once.
     fn turn(
         &mut self,
         shard: &mut Shard,
@@ -235,11 +235,11 @@ impl FullSockets {
     }
 }
 
-/// When a connection whose socket is full since time 0 counts as a slow reader.
+/// The time at which a connection counts as a slow reader if its socket is full since time 0.
 const SLOW_MS: u64 = 300;
 
 #[test]
-fn near_the_budget_the_largest_queues_of_slow_readers_go_first_and_no_more_than_needed() {
+fn near_the_budget_slow_readers_with_the_largest_queues_are_closed_and_no_more_than_needed() {
     let (mut shard, clients, back_end) = node_of(20);
     for (number, _) in clients.iter().enumerate() {
         // Four hold 400 KB, the others 20.
@@ -266,7 +266,7 @@ fn near_the_budget_the_largest_queues_of_slow_readers_go_first_and_no_more_than_
 }
 
 #[test]
-fn a_slow_reader_is_cut_off_for_a_queue_of_its_own_and_whoever_reads_is_not() {
+fn a_slow_reader_is_closed_for_its_own_queue_and_a_fast_one_is_not() {
     let (mut shard, clients, back_end) = node_of(3);
     let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
     let slow = &clients[..1];
@@ -291,7 +291,7 @@ fn a_slow_reader_is_cut_off_for_a_queue_of_its_own_and_whoever_reads_is_not() {
     assert!(clients[1..].iter().all(|&key| is_open(&mut shard, key)));
 }
 
-/// A shard with clients of one channel `a`, and a back end; all handshakes are written.
+/// A shard with a back end and with clients that are subscribed to the channel `a`. All handshakes are written.
 fn crowd(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
     let mut shard = shard_value::shard(&settings(1, OUTBOUND_BYTES), NOW);
     let clients: Vec<_> = (0..clients)
@@ -303,18 +303,18 @@ fn crowd(clients: usize) -> (Shard, Vec<ConnectionKey>, ConnectionKey) {
 }
 
 #[test]
-fn nobody_is_closed_for_a_frame_that_all_subscribers_share() {
+fn no_client_is_closed_for_a_frame_that_all_subscribers_share() {
     let (mut shard, clients, back_end) = crowd(100);
     let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
     shard.handle_bytes(NOW, back_end, &mut publish(&"x".repeat(20_480)));
-    // Topics or contexts hold the rest.
+    // Topics or contexts use the rest of the memory.
     let short = usage(810, Shortage::None);
     for ms in (0..2000).step_by(5) {
         assert_eq!(sockets.turn(&mut shard, ms, short, &round), [], "after {ms} ms");
         sockets.take_writes(&mut shard, Now { ms, ..NOW }, &clients);
     }
     assert_eq!(shard.counters().limits.memory_bytes, 0);
-    // Those who have read it leave the whole frame to the one who has not.
+    // The others have read the frame, so all of it is charged to the client that has not.
     let (slow, others) = clients.split_first().expect("there are clients");
     for key in others {
         let bytes = sockets.0.remove(key).expect("it is blocked");
@@ -335,7 +335,7 @@ fn many_shards_together_free_about_the_excess() {
     const QUEUE_BYTES: u64 = 50_000;
     let round = ShedRound::default();
     let mut shards: Vec<_> = (0..SHARDS).map(|_| shard_of_slow_readers(CLIENTS, 50_000)).collect();
-    // 5 MB are too much. Slow readers hold 16 MB, half a megabyte in each shard.
+    // The excess is 5 MB. Slow readers hold 16 MB, half a megabyte in each shard.
     let (limit_bytes, before) = (100_000_000, 80_000_000);
     let (mut used, mut closed) = (before, 0);
     let mut shortage = Shortage::None;
@@ -354,7 +354,7 @@ fn many_shards_together_free_about_the_excess() {
     assert!((5_000_000..=5_000_000 + QUEUE_BYTES).contains(&freed), "{freed} bytes are free");
 }
 
-/// A shard with clients that each have so many bytes in flight, and full sockets.
+/// A shard with clients that have full sockets and this number of bytes in flight each.
 fn shard_of_slow_readers(clients: usize, bytes: usize) -> (Shard, FullSockets) {
     let (mut shard, clients, back_end) = node_of(clients);
     let mut sockets = FullSockets::default();
@@ -368,7 +368,7 @@ fn shard_of_slow_readers(clients: usize, bytes: usize) -> (Shard, FullSockets) {
 }
 
 #[test]
-fn a_connection_that_is_ending_is_cut_off_once_and_only_if_its_socket_is_full() {
+fn an_ending_connection_is_closed_once_and_only_if_its_socket_is_full() {
     let (mut shard, clients, back_end) = node_of(2);
     let (round, mut sockets) = (ShedRound::default(), FullSockets::default());
     for channel in 0..2 {
@@ -390,7 +390,7 @@ fn a_connection_that_is_ending_is_cut_off_once_and_only_if_its_socket_is_full() 
 }
 
 #[test]
-fn when_memory_is_short_no_client_comes_in_and_those_who_ask_how_the_node_is_are_told() {
+fn when_memory_is_short_clients_are_refused_and_health_checks_are_answered() {
     let (mut shard, _, back_end) = node_of(1);
     tell(&mut shard, usage(849, Shortage::None));
     assert!(!shard.inspect().shortage().closes_arrivals(true));
@@ -407,7 +407,7 @@ fn when_memory_is_short_no_client_comes_in_and_those_who_ask_how_the_node_is_are
     assert!(shard.inspect().shortage().closes_arrivals(true), "a handshake of TLS is not begun");
     assert!(!shard.inspect().shortage().closes_arrivals(false));
     assert_eq!(shard.counters().shed_arrivals, 1);
-    // Those who are there go on.
+    // Existing connections continue.
     publish_to(&mut shard, back_end, 0, 10);
     assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
     tell(&mut shard, usage(799, Shortage::Arrivals));
@@ -416,7 +416,7 @@ fn when_memory_is_short_no_client_comes_in_and_those_who_ask_how_the_node_is_are
 }
 
 #[test]
-fn a_consumer_comes_in_and_empties_the_topics_that_fill_the_memory() {
+fn a_consumer_can_connect_and_empty_the_topics_that_fill_the_memory() {
     let route = Route {
         topic: Some("events".into()),
         tells_message: true,
@@ -439,9 +439,9 @@ fn a_consumer_comes_in_and_empties_the_topics_that_fill_the_memory() {
 }
 
 #[test]
-fn when_memory_is_shorter_frames_fail_for_those_who_do_not_read_and_reach_those_who_do() {
+fn when_memory_is_shorter_frames_fail_for_clients_with_unread_data_and_reach_the_others() {
     let (mut shard, _, back_end) = node_of(2);
-    // This one is written, and stays in flight.
+    // The first frame stays in flight.
     publish_to(&mut shard, back_end, 0, 10);
     write_to(&mut shard, back_end);
     tell(&mut shard, usage(900, Shortage::None));
@@ -457,9 +457,9 @@ fn when_memory_is_shorter_frames_fail_for_those_who_do_not_read_and_reach_those_
 }
 
 #[test]
-fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
+fn when_memory_is_shortest_the_largest_connections_are_closed_whatever_they_hold() {
     let (mut shard, clients, back_end) = node_of(3);
-    // A message and a request that are never finished.
+    // A message and a request that are never completed.
     let mut half = [&client_head(0x82, 40_000)[..], &[0; 39_000]].concat();
     shard.handle_bytes(NOW, clients[1], &mut half);
     let remote = ([127, 0, 0, 1], 1).into();
@@ -489,7 +489,7 @@ fn at_last_whoever_holds_most_goes_whatever_it_is_that_is_held() {
     assert!(shard.inspect().shortage().closes_arrivals(false));
 }
 
-/// A shard whose API has a user, and a connection of the API that has said nothing.
+/// A shard whose API has a user.
 fn node_with_user() -> Shard {
     let mut settings = settings(1, OUTBOUND_BYTES);
     let user = User {
@@ -512,7 +512,7 @@ fn ask(shard: &mut Shard, key: ConnectionKey, now: Now, headers: &str) {
 const CREDENTIALS: &str = "Authorization: Bearer secret\r\n";
 
 #[test]
-fn of_the_api_the_stranger_that_came_first_goes_for_a_newcomer_and_nobody_else() {
+fn the_oldest_unauthenticated_api_connection_is_evicted_and_no_other() {
     let mut shard = node_with_user();
     let remote = ([127, 0, 0, 1], 1).into();
     let keys: Vec<_> = (0..4)
@@ -529,22 +529,22 @@ fn of_the_api_the_stranger_that_came_first_goes_for_a_newcomer_and_nobody_else()
 }
 
 #[test]
-fn a_stranger_of_the_api_has_its_place_for_the_time_of_a_handshake_whatever_it_asks() {
+fn an_unauthenticated_api_connection_is_closed_after_the_time_for_a_handshake() {
     let mut shard = node_with_user();
     let remote = ([127, 0, 0, 1], 1).into();
     let accept = |shard: &mut Shard| shard.handle_accepted(NOW, Listener::Api, remote).expect("up");
-    let (stranger, known) = (accept(&mut shard), accept(&mut shard));
+    let (unknown, known) = (accept(&mut shard), accept(&mut shard));
     ask(&mut shard, known, NOW, CREDENTIALS);
     for ms in (0..=10_000).step_by(1000) {
         let now = Now { ms, us: ms * 1000, ..NOW };
-        ask(&mut shard, stranger, now, "Authorization: Bearer\r\n");
+        ask(&mut shard, unknown, now, "Authorization: Bearer\r\n");
         shard.handle_turn(now);
         while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
             let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
             shard.handle_written(now, key, bytes, true);
         }
         let is_shut = std::iter::from_fn(|| shard.poll_action())
-            .any(|action| action == Action::Shutdown(stranger));
+            .any(|action| action == Action::Shutdown(unknown));
         assert_eq!(is_shut, ms == 10_000, "after {ms} ms");
     }
     assert!(is_open(&mut shard, known));

@@ -1,5 +1,5 @@
-//! What a node says to those who talk HTTP and WebSocket with it, and what its back ends hear of
-//! them. A shard is a value here: no socket, and a clock that only steps.
+//! Responses, close codes and events for HTTP and WebSocket input. A shard is a value here: no socket, and the test
+//! sets the clock.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use shard_value::{call, upgraded};
 use zlib_rs::{Deflate, DeflateFlush};
 
-/// The first moment: Wed, 15 Nov 2023 06:13:20 GMT.
+/// The start time: Wed, 15 Nov 2023 06:13:20 GMT.
 const START: Now = Now { ms: 0, us: 0, unix_ms: 1_700_028_800_000 };
 
 const UPGRADE: &str = "Host: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -31,7 +31,7 @@ struct Node {
 }
 
 impl Node {
-    /// With an edge of this route.
+    /// Creates a node whose edge has this route.
     fn new(route: Route) -> Self {
         let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
         let settings = Settings { edges, ..shard_value::settings() };
@@ -43,14 +43,14 @@ impl Node {
         self.shard.handle_accepted(self.now, listener, remote).expect("the node is up")
     }
 
-    /// What is written when a connection has sent these bytes.
+    /// Feeds bytes to a connection; returns the output.
     fn say(&mut self, key: ConnectionKey, bytes: impl AsRef<[u8]>) -> String {
         self.shard.handle_bytes(self.now, key, &mut bytes.as_ref().to_vec());
         self.shard.handle_turn(self.now);
         self.written()
     }
 
-    /// The answer to a request on a connection of its own.
+    /// Sends a request on a new connection; returns the response.
     fn ask(&mut self, listener: Listener, request: &str) -> String {
         let key = self.accept(listener);
         self.say(key, request)
@@ -62,7 +62,7 @@ impl Node {
         self.shard.handle_turn(self.now);
     }
 
-    /// Writes all that waits to be written; what that was.
+    /// Writes all output; returns it.
     fn written(&mut self) -> String {
         let mut all = Vec::new();
         let next = |shard: &mut Shard| {
@@ -80,20 +80,20 @@ impl Node {
 /// The secret of [`token_route`].
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 
-/// A token of [`token_route`] with these claims, and an hour to live.
+/// A token for [`token_route`] with these claims, which expires in an hour.
 fn token(mut claims: Value) -> String {
     claims["exp"] = json!(START.unix_ms / 1000 + 3600);
     let key = EncodingKey::from_secret(KEY.as_bytes());
     encode(&Header::default(), &claims, &key).expect("claims are JSON")
 }
 
-/// The route `/ws`, which needs a token and reports all that happens to the topic `messages`.
+/// The route `/ws`, which needs a token and sends all events to the topic `messages`.
 fn token_route() -> Route {
     let places = Places { header: true, protocol: true, query: true };
     Route { token: TokenRule::new("HS256", KEY, places).map(Arc::new), ..reporting_route() }
 }
 
-/// The route `/ws`, which reports all that happens to the topic `messages`.
+/// The route `/ws`, which sends all events to the topic `messages`.
 fn reporting_route() -> Route {
     Route {
         topic: Some("messages".into()),
@@ -104,7 +104,7 @@ fn reporting_route() -> Route {
     }
 }
 
-/// A back end that consumes the topic `messages`.
+/// Connects a back end that consumes the topic `messages`.
 fn consume(node: &mut Node) -> ConnectionKey {
     let back_end = upgraded(&mut node.shard, node.now, Listener::Api, "/ws/v1");
     let granted = node.say(back_end, call(r#"{"m":"queue.pop","p":{"t":["messages"]},"i":1}"#));
@@ -118,7 +118,7 @@ fn assert_holds(text: &str, part: &str) {
 }
 
 #[test]
-fn every_response_has_the_date_of_its_second() {
+fn every_response_has_the_current_date() {
     let mut node = Node::new(shard_value::route());
     let publish = "POST /v1/mesh/publish HTTP/1.1\r\nHost: a\r\nContent-Length: 17\r\n\r\n\
                    {\"c\":\"a\",\"d\":\"b\"}";
@@ -155,7 +155,7 @@ fn every_response_has_the_date_of_its_second() {
 }
 
 #[test]
-fn an_open_event_says_who_came() {
+fn an_open_event_describes_the_client() {
     let mut node = Node::new(token_route());
     consume(&mut node);
     let token = token(json!({"sub": "u7", "context": {"plan": "gold"}}));
@@ -167,7 +167,7 @@ fn an_open_event_says_who_came() {
 }
 
 #[test]
-fn a_parameter_of_strangers_that_cannot_be_decoded_is_reported_as_it_was_sent() {
+fn a_query_parameter_that_cannot_be_decoded_is_reported_unchanged() {
     let mut node = Node::new(reporting_route());
     consume(&mut node);
     let request = format!("GET /ws?x=%zz&channels=a&%ff HTTP/1.1\r\n{UPGRADE}\r\n");
@@ -183,7 +183,7 @@ fn a_parameter_of_strangers_that_cannot_be_decoded_is_reported_as_it_was_sent() 
 }
 
 #[test]
-fn cookies_of_several_lines_are_reported_as_one_list_of_cookies() {
+fn several_cookie_headers_are_reported_as_one() {
     let mut node = Node::new(reporting_route());
     consume(&mut node);
     let cookies = "Cookie: a=1\r\nAccept: x\r\ncookie: b=2; c=3\r\nAccept: y\r\n";
@@ -193,7 +193,7 @@ fn cookies_of_several_lines_are_reported_as_one_list_of_cookies() {
 }
 
 #[test]
-fn a_token_that_is_refused_is_told_why() {
+fn the_response_to_a_refused_token_has_the_reason() {
     let mut node = Node::new(token_route());
     let key = EncodingKey::from_secret(KEY.as_bytes());
     let encoded = |claims| encode(&Header::default(), &claims, &key).expect("claims are JSON");
@@ -216,7 +216,7 @@ fn a_token_that_is_refused_is_told_why() {
 }
 
 #[test]
-fn a_frame_length_in_a_longer_form_than_it_needs_is_closed_with_1002() {
+fn a_frame_length_that_is_not_encoded_minimally_is_closed_with_1002() {
     let mut node = Node::new(shard_value::route());
     for (listener, path) in [(Listener::Edge(0), "/ws"), (Listener::Api, "/ws/v1")] {
         for head in [&[0x81, 0xFE, 0, 1][..], &[0x81, 0xFF, 0, 0, 0, 0, 0, 0, 0, 200]] {
@@ -230,7 +230,7 @@ fn a_frame_length_in_a_longer_form_than_it_needs_is_closed_with_1002() {
 }
 
 #[test]
-fn what_is_no_host_gets_400_on_both_listeners() {
+fn an_invalid_host_gets_400_on_both_listeners() {
     let mut node = Node::new(shard_value::route());
     for listener in [Listener::Api, Listener::Edge(0)] {
         for host in ["a:b:c", "[", "%zz", "a:99999"] {
@@ -246,7 +246,7 @@ fn what_is_no_host_gets_400_on_both_listeners() {
 }
 
 #[test]
-fn the_first_subprotocol_that_a_client_offers_and_the_route_accepts_is_answered() {
+fn the_first_offered_subprotocol_that_the_route_accepts_is_selected() {
     let accepts = |subprotocols: &[&str], route| Route {
         subprotocols: subprotocols.iter().map(|&name| name.to_owned()).collect(),
         ..route
@@ -294,7 +294,7 @@ fn deflated(compressor: &mut Deflate, text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_client_whose_messages_refer_to_those_before_them_is_understood() {
+fn compressed_messages_with_context_takeover_are_decoded() {
     let texts = ["the same words again and again", "the same words again, and others"];
     for agent in ["", "User-Agent: Mozilla/5.0 (X11)\r\n"] {
         let mut node = Node::new(Route { compression: true, ..reporting_route() });

@@ -1,5 +1,5 @@
-//! What the log says of connections at `debug`: enough to follow each from accept to close, and
-//! nothing that is secret. Shards are values here: no socket, no clock.
+//! The log at level `debug`: enough lines to follow a connection from accept to close, and no secrets. Shards are
+//! values here: no socket, no clock.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +26,7 @@ const KEY: &str = "0123456789abcdef0123456789abcdef";
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-/// What is logged while `run` runs, down to `level`.
+/// Returns the lines that are logged while `run` runs, down to `level`.
 fn logged(level: Level, run: impl FnOnce()) -> Vec<String> {
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -61,7 +61,7 @@ fn right_token() -> String {
     token(NOW.unix_ms / 1000 + 100, KEY)
 }
 
-/// A shard with the routes `/ws`, for one origin, and `/member`, for tokens.
+/// A shard with the route `/ws`, which allows one origin, and the route `/member`, which needs a token.
 fn settings() -> Settings {
     let open = Route {
         subscribe: vec!["news".into()],
@@ -110,7 +110,7 @@ fn send(shard: &mut Shard, key: ConnectionKey, text: &str) {
     shard.handle_bytes(NOW, key, &mut text.as_bytes().to_vec());
 }
 
-/// Writes all that waits, and closes what is to be closed; what was written.
+/// Writes all output, and closes the sockets that are to be closed; returns the output.
 fn settle(shard: &mut Shard) -> String {
     let mut written = Vec::new();
     shard.handle_turn(NOW);
@@ -131,7 +131,7 @@ fn settle(shard: &mut Shard) -> String {
     String::from_utf8_lossy(&written).into_owned()
 }
 
-/// The life of a client, from its handshake until a back end closes it.
+/// Runs the life of a client, from its handshake until a back end closes it.
 fn life_of_a_client() {
     let mut shard = shard(&settings());
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
@@ -159,13 +159,13 @@ fn life_of_a_client() {
     settle(&mut shard);
 }
 
-/// The id of the client whose open event is in what was written.
+/// Returns the id of the client whose open event is in some output.
 fn opened(written: &str) -> String {
     let (_, rest) = written.split_once(r#""c":""#).expect("an event with a client's id");
     rest.split('"').next().unwrap_or_default().to_owned()
 }
 
-/// Asserts that lines with these parts come in this order.
+/// Asserts that lines with these parts are there in this order.
 #[track_caller]
 fn assert_in_order(lines: &[String], expected: &[&[&str]]) {
     let mut rest = lines.iter();
@@ -211,7 +211,7 @@ fn a_back_end_can_be_followed_with_its_calls_and_their_failures() {
 }
 
 #[test]
-fn no_line_shows_a_token_a_query_a_header_or_what_is_sent() {
+fn no_line_shows_a_token_a_query_a_header_or_a_payload() {
     let lines = logged(Level::DEBUG, life_of_a_client).join("\n");
     for secret in ["s3cret", "session", &right_token(), "token=", "?"] {
         assert!(!lines.contains(secret), "{secret} in {lines}");
@@ -219,11 +219,11 @@ fn no_line_shows_a_token_a_query_a_header_or_what_is_sent() {
 }
 
 #[test]
-fn above_debug_no_connection_leaves_a_line() {
+fn above_debug_nothing_is_logged_of_connections() {
     assert_eq!(logged(Level::INFO, life_of_a_client), [""; 0]);
 }
 
-/// The response to one request on a connection of its own, and the lines about it.
+/// Sends one request on a new connection; returns the response and the lines about it.
 fn refusal(settings: &Settings, listener: Listener, request: &str) -> (String, Vec<String>) {
     let mut response = String::new();
     let lines = logged(Level::DEBUG, || {
@@ -236,7 +236,7 @@ fn refusal(settings: &Settings, listener: Listener, request: &str) -> (String, V
 }
 
 #[test]
-fn every_refusal_at_the_edge_says_why_to_the_client_and_with_its_address_to_the_log() {
+fn every_refusal_at_the_edge_has_its_reason_in_the_response_and_in_the_log() {
     let now = NOW.unix_ms / 1000;
     let (old, early) = (token(now - 100, KEY), right_token());
     let foreign = token(now + 100, "another key of enough bytes to pass");
@@ -268,7 +268,7 @@ fn every_refusal_at_the_edge_says_why_to_the_client_and_with_its_address_to_the_
 }
 
 #[test]
-fn every_refusal_of_the_api_says_why_in_the_log() {
+fn every_refusal_of_the_api_has_its_reason_in_the_log() {
     let credentials = "Authorization: Bearer s3cret-token\r\n";
     let alone = settings();
     let with_user = settings_with_user();
@@ -293,7 +293,7 @@ fn every_refusal_of_the_api_says_why_in_the_log() {
             "Host: localhost\r\nAuthorization: Bearer s3cret-guess\r\n",
             ["path=/metrics", "status=401 why=these are no user's credentials"],
         ),
-        // `app:s3cret`, and `s3cret:app`, whose halves were mixed up.
+        // `app:s3cret`, and `s3cret:app` with name and password swapped.
         (
             &with_user,
             "/metrics",
@@ -341,7 +341,7 @@ fn a_call_over_http_names_its_user() {
 }
 
 #[test]
-fn an_address_without_tries_left_is_told_once_at_warn_without_what_it_presented() {
+fn an_address_without_attempts_left_is_logged_once_at_warn_without_its_credentials() {
     let lines = logged(Level::WARN, || {
         let mut shard = shard(&settings_with_user());
         for guess in 0..30 {

@@ -1,4 +1,4 @@
-//! What fan-outs can make of one turn of a shard. A shard is a value here: no socket, no clock.
+//! Fan-outs are bounded within one turn of a shard. A shard is a value here: no socket, no clock.
 
 #[path = "support/shard.rs"]
 mod shard_value;
@@ -13,22 +13,22 @@ use shard_value::{call, upgraded};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
-/// Subscribers of the channel: one slice of a walk reaches them all.
+/// The number of subscribers of the channel. One slice of a fan-out reaches them all.
 const CLIENTS: u64 = 1000;
 
 const PUBLISHES: u64 = 200;
 
 const PUBLISH: &str = r#"{"m":"mesh.publish","p":{"c":"a","d":"b"},"i":1}"#;
 
-/// The bound on what a turn reaches, and the publish that meets it.
+/// The number of deliveries that a turn makes, not counting the rest of the publish that reaches the bound.
 const REACHED_MAX: u64 = 5 * 1024;
 
-/// The bounds on what a turn writes because of fan-outs: connections, and bytes before the last.
+/// The bounds on fan-out writes in one turn: connections and bytes. The last write may exceed the bytes.
 const SENDS_MAX: usize = 32;
 const BYTES_MAX: usize = 256 * 1024;
 
 #[test]
-fn publishes_that_came_at_once_are_done_over_several_turns_and_all_done() {
+fn publishes_that_arrive_together_are_carried_out_over_several_turns() {
     let (mut shard, back_end) = crowd(CLIENTS);
     shard.handle_bytes(NOW, back_end, &mut call(PUBLISH).repeat(PUBLISHES as usize));
 
@@ -48,7 +48,7 @@ fn publishes_that_came_at_once_are_done_over_several_turns_and_all_done() {
 }
 
 #[test]
-fn of_a_burst_each_subscriber_gets_one_write_of_one_run_with_all_of_it() {
+fn each_subscriber_gets_a_burst_of_publishes_in_one_write() {
     let (mut shard, back_end) = crowd(CLIENTS);
     let burst: Vec<String> = (10..26).map(|number| number.to_string()).collect();
     let published = burst.iter().flat_map(|text| call_publish("a", text));
@@ -66,7 +66,7 @@ fn of_a_burst_each_subscriber_gets_one_write_of_one_run_with_all_of_it() {
 }
 
 #[test]
-fn what_is_copied_to_join_a_burst_is_bounded() {
+fn the_bytes_copied_to_join_a_burst_are_bounded() {
     let (mut shard, back_end) = crowd(CLIENTS);
     shard.handle_bytes(NOW, back_end, &mut publish("a", 1000).repeat(32));
     let mut written = 0;
@@ -81,7 +81,7 @@ fn what_is_copied_to_join_a_burst_is_bounded() {
 }
 
 #[test]
-fn frames_of_bursts_come_in_their_order_whatever_comes_between_them() {
+fn frames_of_bursts_keep_their_order_with_other_frames_between_them() {
     let (mut shard, back_end) = crowd(100);
     let both = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=a,b");
     for _ in 0..50 {
@@ -92,7 +92,7 @@ fn frames_of_bursts_come_in_their_order_whatever_comes_between_them() {
     let mut input: Vec<u8> =
         published.iter().flat_map(|(channel, text)| call_publish(channel, text)).collect();
     shard.handle_bytes(NOW, back_end, &mut input);
-    // One who comes in the middle of a burst gets what follows, and nothing before.
+    // A client that subscribes in the middle of a burst gets only the frames that follow.
     let late = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws?channels=b");
     urgent_writes(&mut shard);
     shard.handle_bytes(NOW, back_end, &mut call_publish("b", "7"));
@@ -114,7 +114,7 @@ fn frames_of_bursts_come_in_their_order_whatever_comes_between_them() {
 }
 
 #[test]
-fn a_turn_writes_no_more_for_fan_outs_than_others_can_wait_for() {
+fn fan_out_writes_of_one_turn_are_bounded() {
     for bytes in [1, 20_000, 200_000] {
         let (mut shard, back_end) = crowd(100);
         shard.handle_bytes(NOW, back_end, &mut publish("a", bytes).repeat(2));
@@ -134,7 +134,7 @@ fn a_turn_writes_no_more_for_fan_outs_than_others_can_wait_for() {
 }
 
 #[test]
-fn a_client_that_reads_is_not_taken_for_slow_when_publishes_outrun_writes() {
+fn a_client_that_reads_is_not_counted_as_slow_if_publishes_are_faster_than_writes() {
     for publishers in [1, 8] {
         let (mut shard, first) = crowd(CLIENTS);
         let mut back_ends = vec![first];
@@ -143,7 +143,7 @@ fn a_client_that_reads_is_not_taken_for_slow_when_publishes_outrun_writes() {
         }
         urgent_writes(&mut shard);
         let publish = publish("a", 64 * 1024);
-        // Each publishes again as soon as it is answered.
+        // Each back end publishes again as soon as it gets its answer.
         let mut left = 48;
         let mut answered = back_ends.clone();
         while is_busy(&shard) || !answered.is_empty() {
@@ -164,7 +164,7 @@ fn a_client_that_reads_is_not_taken_for_slow_when_publishes_outrun_writes() {
 }
 
 #[test]
-fn what_fills_narrow_queues_is_written_before_more_is_added() {
+fn full_small_queues_are_written_before_more_is_added() {
     let (mut shard, back_end) = crowd_of(narrow(), CLIENTS);
     shard.handle_bytes(NOW, back_end, &mut publish("a", 300).repeat(20));
     let mut turns = 0;
@@ -175,7 +175,7 @@ fn what_fills_narrow_queues_is_written_before_more_is_added() {
     }
     let counters = shard.counters();
     assert_eq!((counters.delivered, counters.failed), (20 * CLIENTS, 0));
-    // Three fit a queue, so each client is written to seven times at least.
+    // Three frames fit a queue, so each client gets at least seven writes.
     assert!(turns < 10 * CLIENTS / SENDS_MAX as u64, "{turns} turns");
 }
 
@@ -206,7 +206,7 @@ fn publishes_to_few_do_not_wait_for_one_to_many() {
     assert!(shard.counters().delivered < 20 * CLIENTS, "while the other goes on");
 }
 
-/// Subscribers of the channel `a`, and a back end.
+/// A shard with subscribers of the channel `a` and a back end.
 fn crowd(clients: u64) -> (Shard, ConnectionKey) {
     crowd_of(shard_value::route(), clients)
 }
@@ -221,7 +221,7 @@ fn crowd_of(route: Route, clients: u64) -> (Shard, ConnectionKey) {
     }
     let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
     shard.handle_turn(NOW);
-    // The answers to the handshakes.
+    // Writes the responses to the handshakes.
     urgent_writes(&mut shard);
     (shard, back_end)
 }
@@ -230,13 +230,13 @@ fn is_busy(shard: &Shard) -> bool {
     shard.has_writes() || shard.poll_timeout() == Some(0)
 }
 
-/// What one turn writes because of fan-outs: to whom, and how many bytes.
+/// Returns the fan-out writes of one turn: the connection and the number of bytes of each.
 fn bulk_writes(shard: &mut Shard) -> Vec<(ConnectionKey, usize)> {
     let bytes = |runs: &[Vec<u8>]| runs.iter().map(Vec::len).sum();
     bulk_batches(shard).into_iter().map(|(key, runs)| (key, bytes(&runs))).collect()
 }
 
-/// What one turn writes because of fan-outs: to whom, and each run of bytes.
+/// Returns the fan-out writes of one turn: the connection and the chunks of each.
 fn bulk_batches(shard: &mut Shard) -> Vec<(ConnectionKey, Vec<Vec<u8>>)> {
     urgent_writes(shard);
     let mut writes = Vec::new();
@@ -247,7 +247,7 @@ fn bulk_batches(shard: &mut Shard) -> Vec<(ConnectionKey, Vec<Vec<u8>>)> {
     writes
 }
 
-/// To whom one turn writes because of single commands.
+/// Returns the connections that one turn writes to because of single commands.
 fn urgent_writes(shard: &mut Shard) -> Vec<ConnectionKey> {
     let mut keys = Vec::new();
     while let Some((key, batch)) = shard.poll_write(Priority::Urgent) {
@@ -257,7 +257,7 @@ fn urgent_writes(shard: &mut Shard) -> Vec<ConnectionKey> {
     keys
 }
 
-/// A batch is written; how many bytes it had.
+/// Reports a batch as written; returns its length in bytes.
 fn done(shard: &mut Shard, key: ConnectionKey, batch: Batch) -> usize {
     let bytes = batch.iter().map(|chunk| chunk.bytes().len()).sum();
     shard.recycle(batch);
@@ -265,7 +265,7 @@ fn done(shard: &mut Shard, key: ConnectionKey, batch: Batch) -> usize {
     bytes
 }
 
-/// The frame of a publish of so many bytes, with a mask of zeros.
+/// The frame of a publish of this number of bytes, with a mask of zeros.
 fn publish(channel: &str, bytes: usize) -> Vec<u8> {
     call_publish(channel, &"x".repeat(bytes))
 }
@@ -275,12 +275,12 @@ fn call_publish(channel: &str, data: &str) -> Vec<u8> {
     call(&json)
 }
 
-/// The frame in which a subscriber gets a text of at most 125 bytes.
+/// The frame that a subscriber gets for a text of at most 125 bytes.
 fn server_frame(text: &str) -> Vec<u8> {
     [&[0x81, text.len() as u8], text.as_bytes()].concat()
 }
 
-/// A route whose clients have room for a kilobyte.
+/// A route whose clients have an outbound queue of one kilobyte.
 fn narrow() -> Route {
     Route { outbound_bytes: 1024, ..shard_value::route() }
 }

@@ -1,4 +1,4 @@
-//! What waits for a full topic: how much of it, and that all of it comes. A shard is a value here.
+//! Events that wait for a full topic are bounded, and none is lost. A shard is a value here.
 
 #![forbid(unsafe_code)]
 
@@ -20,16 +20,16 @@ const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
 const CLIENTS: usize = 40;
 
-/// Bytes of a message when it is inflated, each of which JSON makes six of.
+/// The length of an inflated message. JSON needs six bytes for each byte of it.
 const MESSAGE_BYTES: usize = 64 * 1024;
 
-/// What may wait encoded, the last event included.
+/// The bytes of encoded events that may wait, the last event included.
 const WAITING_BYTES_MAX: usize = (1 << 20) + 6 * MESSAGE_BYTES + 1024;
 
-/// A node of one shard whose only route feeds a topic that holds little.
+/// A node of one shard. Its only route feeds a small topic.
 struct Node {
     shard: Shard,
-    // What was written to each connection.
+    // The output that was written to each connection.
     written: BTreeMap<u32, Vec<u8>>,
 }
 
@@ -73,7 +73,7 @@ impl Node {
         self.settle();
     }
 
-    /// Turns until there is nothing left to do; all that is to be written is.
+    /// Runs turns until nothing is left to do, and writes all output.
     fn settle(&mut self) {
         for _ in 0..100_000 {
             self.shard.handle_turn(NOW);
@@ -99,7 +99,7 @@ impl Node {
         panic!("the shard asks for turns without end");
     }
 
-    /// A back end consumes the topic: gives the `p` of all events that it gets.
+    /// Connects a back end that consumes the topic; returns the `p` of all events that it gets.
     fn consume(&mut self) -> Vec<Value> {
         let backend = self.open(Listener::Api, "/ws/v1");
         self.receive(backend, &call(r#"{"m":"queue.pop","p":["t"],"i":1}"#));
@@ -110,7 +110,7 @@ impl Node {
     }
 }
 
-/// The texts of the frames that a server sent.
+/// Returns the texts of the frames that a server sent.
 fn texts(mut bytes: &[u8]) -> Vec<String> {
     let mut texts = Vec::new();
     while let [0x81, length, rest @ ..] = bytes {
@@ -126,17 +126,17 @@ fn texts(mut bytes: &[u8]) -> Vec<String> {
     texts
 }
 
-/// A compressed message of control characters, in a frame with a mask of zeros: some 85 bytes.
+/// A compressed message of control characters, in a frame with a mask of zeros: about 85 bytes.
 fn bomb(number: usize) -> Vec<u8> {
     let text = format!("{number}{}", "\u{1}".repeat(MESSAGE_BYTES - 1));
     let mut deflated = miniz_oxide::deflate::compress_to_vec(text.as_bytes(), 9);
-    // An empty stored block, of which a message leaves out the last four bytes.
+    // The message ends with an empty stored block, without its last four bytes (RFC 7692, section 7.2.1).
     deflated.push(0);
     assert!(deflated.len() < 126);
     [&[0xC1, 0x80 | deflated.len() as u8, 0, 0, 0, 0], &deflated[..]].concat()
 }
 
-/// All clients, and what they sent.
+/// Connects clients that each send messages; returns their connections.
 fn crowd(node: &mut Node) -> Vec<ConnectionKey> {
     let clients: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
     let both = [bomb(1), bomb(2)].concat();
@@ -151,7 +151,8 @@ fn crowd(node: &mut Node) -> Vec<ConnectionKey> {
     clients
 }
 
-/// The first characters of what each client sent, in the order in which it came.
+/// Returns, for each client, the first character of each message and then the kind of its last event, in the order
+/// of arrival.
 fn heard(events: &[Value]) -> BTreeMap<String, String> {
     let mut heard: BTreeMap<String, String> = BTreeMap::new();
     for event in events {
@@ -166,7 +167,7 @@ fn heard(events: &[Value]) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn messages_beyond_a_bound_wait_as_they_were_sent_and_all_come_in_order() {
+fn messages_beyond_a_bound_wait_compressed_and_all_arrive_in_order() {
     for when_full in [WhenFull::Hold, WhenFull::DropOldest] {
         let mut node = Node::new(when_full);
         crowd(&mut node);
@@ -186,7 +187,7 @@ fn messages_beyond_a_bound_wait_as_they_were_sent_and_all_come_in_order() {
 }
 
 #[test]
-fn ends_of_clients_wait_as_what_they_held_and_all_come_last() {
+fn last_events_of_clients_wait_unencoded_and_all_arrive_last() {
     let mut node = Node::new(WhenFull::Hold);
     let silent: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
     let clients = crowd(&mut node);
@@ -203,7 +204,7 @@ fn ends_of_clients_wait_as_what_they_held_and_all_come_last() {
 }
 
 #[test]
-fn a_client_that_others_wait_before_may_still_ping() {
+fn a_deferred_client_is_still_answered_its_pings() {
     let mut node = Node::new(WhenFull::Hold);
     let client = node.open(Listener::Edge(0), "/ws");
     crowd(&mut node);
@@ -212,7 +213,7 @@ fn a_client_that_others_wait_before_may_still_ping() {
 }
 
 #[test]
-fn where_a_full_topic_closes_its_clients_each_that_sends_is_closed_and_counted() {
+fn each_client_that_sends_to_a_full_topic_is_closed_and_counted() {
     let mut node = Node::new(WhenFull::Close);
     let clients: Vec<_> = (0..CLIENTS).map(|_| node.open(Listener::Edge(0), "/ws")).collect();
     for &client in &clients {
@@ -253,7 +254,7 @@ fn a_client_that_a_full_topic_closes_is_reported_with_its_context() {
 }
 
 #[test]
-fn a_back_end_is_told_when_no_route_feeds_what_it_consumes() {
+fn a_back_end_is_warned_when_no_route_feeds_its_topic() {
     let mut node = Node::new(WhenFull::Hold);
     let pop = |node: &mut Node, topics: &str| {
         let backend = node.open(Listener::Api, "/ws/v1");

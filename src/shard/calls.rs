@@ -26,14 +26,16 @@ impl Shard {
                 let has_pending_publish =
                     self.clients.has_pending_publish(turn.backend_id(caller.key));
                 match turn.roster.address_of(client) {
-                    None => Err(Fault::new(Code::SendFailed, backend::why_nobody(turn, client))),
+                    None => {
+                        Err(Fault::new(Code::SendFailed, backend::unreachable_reason(turn, client)))
+                    }
                     Some(address) if address == turn.address && !has_pending_publish => {
                         let (kind, bytes) = (content.kind, &content.bytes);
                         self.clients.send(turn, connections, client, kind, bytes)
                     }
                     Some(address) => {
-                        let (to, sent) = (Party::Shard(address), (client, &content));
-                        return self.backends.call_send(turn, connections, caller, to, sent);
+                        let (to, backends) = (Party::Shard(address), &mut self.backends);
+                        return backends.call_send(turn, connections, caller, to, client, &content);
                     }
                 }
             }
@@ -56,16 +58,18 @@ impl Shard {
         let backend = turn.backend_id(caller.key);
         let has_pending_publish = self.clients.has_pending_publish(backend);
         if has_pending_publish || !turn.is_alone() {
-            let receivers = self.backends.asked_to_publish(turn, connections, caller.key, channel);
+            let receivers =
+                self.backends.receivers_of_publish(turn, connections, caller.key, channel);
             let is_for_others = receivers.iter().any(|party| *party != turn.own_party());
             if is_for_others || has_pending_publish && !receivers.is_empty() {
-                let published = (channel, content);
-                return self.backends.call_publish(
+                let backends = &mut self.backends;
+                return backends.call_publish(
                     turn,
                     connections,
                     caller,
                     &receivers,
-                    published,
+                    channel,
+                    content,
                 );
             }
         }

@@ -1,9 +1,9 @@
-//! Which shards of a node may have subscribers of a channel: told by memory that they share, so that
-//! a publish asks those alone.
+//! Which shards of a node may have subscribers of a channel. A publish asks only those.
 //!
-//! Each channel's name falls into one of a fixed number of slots, where each shard has a bit. It is set
-//! before a subscribe is answered and cleared when the last channel of the slot has gone from the shard.
-//! So whoever publishes after the answer sees it; names that share a slot cost a question in vain.
+//! A table in shared memory has a fixed number of slots, and in each slot one bit per shard. The hash of a
+//! channel's name selects its slot. A shard sets its bit before it answers a subscribe, and clears it when
+//! it has no channel of that slot any more. So a publish after the answer sees the bit. Channels that share a
+//! slot may make a publish ask a shard without subscribers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,30 +11,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::address::{ShardId, placement};
 
-/// Slots of a node: 2 MiB per 64 shards, 1 MiB more for each shard that uses all of them. With as many
-/// channels as slots a publish asks about one shard in vain.
+/// The number of slots of a node. The table takes 2 MiB per 64 shards, and each shard needs 1 MiB to count its channels. With
+/// as many channels as slots, a publish asks about one shard that has no subscribers.
 const SLOTS: usize = 1 << 18;
 
-/// What the shards of a node tell each other. One shard alone needs none.
+/// The table that the shards of a node share. Empty if the node has one shard, which is always asked.
 pub struct Interest {
     shards: usize,
-    // By slot: so many words as there are 64 shards.
+    // The bits, slot by slot. Each slot has one word per 64 shards.
     words: Box<[AtomicU64]>,
 }
 
 impl Interest {
-    /// Of a node with so many shards.
+    /// Creates the table of a node with this number of shards, in which no shard has subscribers.
     pub fn new(shards: usize) -> Self {
         let words = if shards > 1 { SLOTS * shards.div_ceil(64) } else { 0 };
         Self { shards, words: (0..words).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// How many shards it was made for.
-    pub fn count(&self) -> usize {
+    /// Returns the number of shards that the table was made for.
+    pub fn shard_count(&self) -> usize {
         self.shards
     }
 
-    /// The shards that may have subscribers of this channel.
+    /// Returns the shards that may have subscribers of a channel.
     pub fn shards(&self, channel: &str) -> impl Iterator<Item = ShardId> {
         let slot = self.slot(channel);
         let words = (0..).zip(slot.map_or(&[][..], |slot| self.words_of(slot)));
@@ -50,7 +50,7 @@ impl Interest {
         alone.into_iter().chain(told)
     }
 
-    /// Where a channel's bits are; `None` with one shard alone.
+    /// Returns the slot of a channel; `None` if the node has one shard.
     fn slot(&self, channel: &str) -> Option<usize> {
         (self.shards > 1).then(|| placement::hash(channel.as_bytes()) as usize % SLOTS)
     }
@@ -75,23 +75,23 @@ impl fmt::Debug for Interest {
     }
 }
 
-/// What one shard tells the others.
+/// One shard's part of the table.
 #[derive(Debug)]
 pub struct ShardInterest {
     shard: ShardId,
     interest: Arc<Interest>,
-    // Channels of this shard by slot.
+    // The number of this shard's channels in each slot.
     channels: Vec<u32>,
 }
 
 impl ShardInterest {
-    /// Nothing yet.
+    /// Creates the part of a shard that has no channels.
     pub fn new(shard: ShardId, interest: Arc<Interest>) -> Self {
         let slots = if interest.shards > 1 { SLOTS } else { 0 };
         Self { shard, interest, channels: vec![0; slots] }
     }
 
-    /// The shard has its first subscriber of a channel.
+    /// Notes that the shard has its first subscriber of a channel.
     pub fn open(&mut self, channel: &str) {
         let Some(slot) = self.interest.slot(channel) else { return };
         self.channels[slot] += 1;
@@ -100,7 +100,7 @@ impl ShardInterest {
         }
     }
 
-    /// It lost its last.
+    /// Notes that the shard has lost its last subscriber of a channel.
     pub fn close(&mut self, channel: &str) {
         let Some(slot) = self.interest.slot(channel) else { return };
         self.channels[slot] -= 1;
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_have_a_channel_are_asked_and_no_others() {
+    fn only_shards_that_have_a_channel_are_asked() {
         let interest = Arc::new(Interest::new(200));
         let mut told =
             [0, 63, 64, 199].map(|shard| ShardInterest::new(ShardId(shard), interest.clone()));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_on_for_as_long_as_one_of_its_channels_is_there() {
+    fn a_bit_stays_set_until_the_last_channel_of_its_slot_is_closed() {
         let interest = Arc::new(Interest::new(2));
         let names: Vec<String> = (0..SLOTS * 2).map(|number| number.to_string()).collect();
         let mut told = ShardInterest::new(ShardId(1), interest.clone());
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn one_shard_alone_is_always_asked() {
+    fn the_only_shard_of_a_node_is_always_asked() {
         assert_eq!(asked(&Interest::new(1), "a"), [0]);
     }
 }

@@ -1,9 +1,9 @@
-//! What a shard does when the node is short of memory.
+//! Sheds load when the node is short of memory.
 //!
-//! The runtime measures what the node holds and tells each shard once a turn. As memory in use comes near
-//! the budget (`limits.memory_bytes`), the node takes these steps. Each adds to those before it:
+//! The runtime measures the memory in use and tells each shard once a turn. As memory in use approaches the budget
+//! (`limits.memory_bytes`), the node takes these steps, each in addition to the ones above it:
 //!
-//! | from | until below | |
+//! | begins at | ends below | effect |
 //! |---|---|---|
 //! | 80 % | 75 % | slow readers are closed, those with the most unread data first |
 //! | 85 % | 80 % | new clients get 503; no TLS handshake begins at the edge |
@@ -11,17 +11,17 @@
 //! | 95 % | 80 % | the connections that hold the most memory of any kind are closed; topics take no events, edges accept nobody |
 //!
 //! A slow reader is a connection whose socket is full, and whose batch has been in flight for
-//! `connection::outbound::SLOW_MS`. A connection that keeps up is never closed before 95 %, however
-//! much was just queued for it. A connection counts for what closing it would free: a frame that others
-//! wait for too counts by its share.
+//! `connection::outbound::SLOW_MS`. A connection that keeps up is not closed below 95 %, however much was
+//! just queued for it. The size of a connection is the memory that closing it would free. A frame that is
+//! queued for several connections counts for each of them by its share.
 //!
-//! Shedding stops at 75 %. All shards of the node shed against one total, [`ShedRound`], so that together
-//! they free about the excess. Health checks, `/metrics` and calls over HTTP are answered at all times. The
-//! last fifth of the budget leaves room for what arrives between two measurements.
+//! Shedding stops at 75 %. All shards of the node add what they shed to one total, [`ShedRound`], so that
+//! together they free about the excess. Health checks, `/metrics` and calls over HTTP are always answered.
+//! The last fifth of the budget is for what arrives between two measurements.
 //!
-//! Back ends are let in at all times. Topics, and clients that wait for room in them, may be what fills the
-//! budget: only consumers free that memory, so a node that refused them would stay full for good. How many
-//! back ends there are is bounded (`limits.api_connections`), and so is what each holds.
+//! Back ends are never refused for lack of memory. The budget may be filled by topics, and by clients that
+//! wait for room in them. Only consumers free that memory, so a node that refused back ends would stay
+//! full. `limits.api_connections` limits the number of back ends, and what each of them holds is bounded.
 
 use super::connection::{Connection, Connections, Phase, Stage};
 use super::shed_round::{ROUND_MS, ShedRound};
@@ -30,165 +30,176 @@ use super::turn::Turn;
 use crate::message::ConnectionKey;
 use crate::protocol::close;
 
-/// How short the node is of memory: a step, and those before it.
+/// How short the node is of memory. Each step includes the ones before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Shortage {
-    /// There is enough.
+    /// There is enough memory.
     #[default]
     None,
     /// Slow readers are closed.
     Readers,
-    /// New clients and back ends are refused.
+    /// New clients are refused.
     Arrivals,
-    /// Frames for clients with unread data fail.
+    /// Frames for clients with unread data count as failed.
     Frames,
     /// The connections that hold the most memory are closed.
     Holders,
 }
 
 impl Shortage {
-    /// All steps, each at its place as a number.
+    /// All steps, in ascending order.
     pub const ALL: [Self; 5] =
         [Self::None, Self::Readers, Self::Arrivals, Self::Frames, Self::Holders];
 
-    /// Whether a socket that an edge accepted is to be closed at once: over TLS, a handshake costs more
-    /// than an answer without one.
+    /// Whether a socket that an edge has accepted is closed without a response. With TLS earlier than
+    /// without, since a handshake costs more memory than a response.
     pub fn closes_arrivals(self, is_tls: bool) -> bool {
         self >= if is_tls { Self::Arrivals } else { Self::Holders }
     }
 
-    /// From which percent of the budget it is so, and below which it is not so any more.
-    fn percents(self) -> (u64, u64) {
-        match self {
+    /// Returns where the step begins and ends.
+    fn thresholds(self) -> Thresholds {
+        let (begin, end) = match self {
             Self::None => (0, 0),
             Self::Readers => (80, 75),
             Self::Arrivals => (85, 80),
             Self::Frames => (90, 85),
             Self::Holders => (95, 80),
-        }
+        };
+        Thresholds { begin_percent: begin, end_percent: end }
     }
 
-    /// How short it is with so many bytes in use of a budget (0: there is none), after it was as short as this.
+    /// Returns the step that follows on this one when `used_bytes` of the budget are in use. A budget of
+    /// 0 bytes means that there is no limit.
     pub fn after(self, used_bytes: u64, limit_bytes: u64) -> Self {
         if limit_bytes == 0 {
             return Self::None;
         }
         let percent = (u128::from(used_bytes) * 100 / u128::from(limit_bytes)) as u64;
         let reached = |step: Self| {
-            let (from, until) = step.percents();
-            percent >= from || step <= self && percent >= until
+            let Thresholds { begin_percent, end_percent } = step.thresholds();
+            percent >= begin_percent || step <= self && percent >= end_percent
         };
-        // Of the steps that lie below the present one some may be over while it is not.
+        // A step may last longer than one below it, so the highest one that holds is looked for.
         Self::ALL.into_iter().rev().find(|&step| reached(step)).unwrap_or_default()
     }
 }
 
-/// What the node holds, as the runtime measured it.
+/// The shares of the budget at which a step begins and ends.
+struct Thresholds {
+    begin_percent: u64,
+    // Lower than `begin_percent`, so that the step does not begin again at once.
+    end_percent: u64,
+}
+
+/// The node's memory in use, as the runtime has measured it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes in use.
+    /// Memory in use, in bytes.
     pub bytes: u64,
-    /// The budget; 0: there is none.
+    /// The budget, in bytes; 0 if there is none.
     pub limit_bytes: u64,
-    /// How short that is.
+    /// How short of memory that makes the node.
     pub shortage: Shortage,
 }
 
 impl Usage {
-    /// Bytes that are in use beyond [`TARGET_PERCENT`] of the budget.
+    /// Returns the bytes in use beyond [`TARGET_PERCENT`] of the budget.
     fn excess_bytes(&self) -> u64 {
         self.bytes.saturating_sub(self.limit_bytes / 100 * TARGET_PERCENT)
     }
 }
 
-/// Shedding goes on until this share of the budget is in use. Then no step holds any more.
+/// The share of the budget down to which connections are shed. All steps end there.
 const TARGET_PERCENT: u64 = 75;
 
-/// Connections that one turn looks at.
+/// The number of connections that one turn visits.
 const LOOKS_PER_TURN: usize = 4096;
 
-/// Connections whose batches one turn weighs.
+/// The number of connections whose size one turn computes.
 const WEIGHED_PER_TURN: usize = 1024;
 
-/// Connections that one turn closes.
+/// The number of connections that one turn closes.
 const CLOSED_PER_TURN: usize = 256;
 
-/// Closing a connection has to free so much, with a budget over 1 MiB. Smaller ones are not worth it.
+/// The size from which on a connection is worth closing, if the budget is at least 1 MiB.
 const WORTH_BYTES: u64 = 16 * 1024;
 
-/// How long a shard waits before it weighs its connections again, in milliseconds, when it has closed
-/// those of a size.
+/// The pause after all connections of a size were closed, before the next walk, in milliseconds.
 const AFTER_CLOSING_MS: u64 = 5;
 
-/// How long a shard waits when it has found nobody to close, in milliseconds.
+/// The pause after a walk that found no connection to close, in milliseconds.
 const AFTER_NOTHING_MS: u64 = 100;
 
-/// Sizes of connections: powers of two.
+/// The number of size classes. Class `n` holds the connections of 2^n to 2^(n+1) - 1 bytes.
 const CLASSES: usize = usize::BITS as usize;
 
-/// A shard's part in shedding. A first walk through the connections adds up what those of each size would
-/// free. A second one closes the largest, until the node's round has shed the excess.
+/// A shard's part in shedding. A first walk through the connections adds up their sizes by size class. A
+/// second walk closes the largest ones, until the node's round has shed the excess.
 #[derive(Debug, Default)]
 pub struct Shedding {
     usage: Usage,
-    stage: Step,
-    // The place of the connection to look at next.
+    stage: ShedStage,
+    // The place in the table of connections to go on from.
     next: u32,
-    rests_until_ms: u64,
+    // No walk begins before this time.
+    idle_until_ms: u64,
 }
 
 #[derive(Debug, Default)]
-enum Step {
+enum ShedStage {
     #[default]
-    Resting,
+    Idle,
+    // The first walk. Holds the total of sizes of each class so far, in bytes.
     Weighing(Box<[u64; CLASSES]>),
-    // Closes connections of this class and above.
+    // The second walk. Closes connections of this class and above.
     Closing(usize),
 }
 
-/// What the shard cannot tell about the node by itself.
-pub struct Node<'a> {
-    /// What all shards of the node shed together.
+/// What shedding depends on outside of the shard.
+pub struct ShedContext<'a> {
+    /// The total that all shards of the node shed.
     pub round: &'a ShedRound,
-    /// What closing a connection would free of the batch that the driver has of it; `None`: its socket is
-    /// not full.
+    /// Returns the bytes that closing a connection would free of its batch in flight; `None` if the socket
+    /// of the connection is not full.
     pub blocked_bytes: &'a dyn Fn(ConnectionKey) -> Option<usize>,
 }
 
 impl Shedding {
-    /// What the node holds, when it was last told.
+    /// Returns the node's memory in use, as the shard was told last.
     pub fn usage(&self) -> Usage {
         self.usage
     }
 
-    /// Whether it is as short as this.
-    pub fn is_short(&self, of: Shortage) -> bool {
+    /// Whether the node is at this step of shortage or a higher one.
+    fn is_short(&self, of: Shortage) -> bool {
         self.usage.shortage >= of
     }
 
-    /// What this shard looks for in its first walk: its share of what the round has left, and one percent
-    /// of the budget at least, since other shards may hold nothing. Sets the sizes to close, not how much:
-    /// the round does that.
+    /// Returns how many bytes the classes to close must hold together: this shard's share of what the round
+    /// has left, but at least one percent of the budget, since other shards may hold nothing. Selects only
+    /// the classes; the round decides how many connections are closed.
     fn wanted_bytes(&self, left_bytes: u64, shards: usize) -> u64 {
         (left_bytes / shards as u64).max(self.usage.limit_bytes / 100).min(left_bytes)
     }
 
-    /// What closing a connection has to free to be worth it.
+    /// Returns the size from which on a connection is worth closing.
     fn worth_bytes(&self) -> usize {
         WORTH_BYTES.min(self.usage.limit_bytes / 64) as usize
     }
 
-    /// When to go on.
+    /// Returns when the next turn has something to do, in milliseconds of the shard's clock.
     pub fn next_turn(&self) -> Option<u64> {
         let is_short = self.is_short(Shortage::Readers);
         is_short.then_some(match self.stage {
-            Step::Resting => self.rests_until_ms,
-            Step::Weighing(_) | Step::Closing(_) => 0,
+            ShedStage::Idle => self.idle_until_ms,
+            ShedStage::Weighing(_) | ShedStage::Closing(_) => 0,
         })
     }
 
-    fn rest(&mut self, until_ms: u64) {
-        (self.stage, self.next, self.rests_until_ms) = (Step::Resting, 0, until_ms);
+    /// Ends a walk; the next one begins at `until_ms` at the earliest.
+    fn pause(&mut self, until_ms: u64) {
+        (self.stage, self.next, self.idle_until_ms) = (ShedStage::Idle, 0, until_ms);
     }
 }
 
@@ -196,7 +207,8 @@ fn class_of(bytes: usize) -> usize {
     bytes.max(1).ilog2() as usize
 }
 
-/// The highest class that holds so many bytes together with those above it, or the lowest that holds any.
+/// Returns the highest class that holds `wanted_bytes` together with the classes above it. If all classes hold
+/// less, returns the lowest one that is not empty.
 fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
     let mut sum = 0;
     let mut least = None;
@@ -210,45 +222,46 @@ fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
 }
 
 impl Shedding {
-    /// What the node holds now: begins to shed, goes on with it, or stops.
+    /// Handles the memory now in use: begins to shed, goes on with it, or stops.
     pub fn handle_usage(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         usage: Usage,
-        node: &Node<'_>,
+        context: &ShedContext<'_>,
     ) {
         self.usage = usage;
         if turn.is_short(Shortage::Readers) {
-            node.round.renew(turn.now.ms);
-            self.shed(turn, connections, node);
-        } else if !matches!(self.stage, Step::Resting) {
-            self.rest(0);
+            context.round.renew(turn.now.ms);
+            self.shed(turn, connections, context);
+        } else if !matches!(self.stage, ShedStage::Idle) {
+            self.pause(0);
         }
     }
 
-    fn shed(&mut self, turn: &mut Turn, connections: &mut Connections, node: &Node<'_>) {
+    fn shed(&mut self, turn: &mut Turn, connections: &mut Connections, context: &ShedContext<'_>) {
         match std::mem::take(&mut self.stage) {
-            Step::Resting if turn.now.ms < self.rests_until_ms => {}
-            Step::Resting if self.left_bytes(node) == 0 => {
-                self.rest(turn.now.ms + ROUND_MS);
+            ShedStage::Idle if turn.now.ms < self.idle_until_ms => {}
+            ShedStage::Idle if self.left_bytes(context) == 0 => {
+                self.pause(turn.now.ms + ROUND_MS);
             }
-            Step::Resting => self.weigh(turn, connections, node, Box::new([0; CLASSES])),
-            Step::Weighing(by_class) => self.weigh(turn, connections, node, by_class),
-            Step::Closing(class) => self.close_largest(turn, connections, node, class),
+            ShedStage::Idle => self.weigh(turn, connections, context, Box::new([0; CLASSES])),
+            ShedStage::Weighing(by_class) => self.weigh(turn, connections, context, by_class),
+            ShedStage::Closing(class) => self.close_largest(turn, connections, context, class),
         }
     }
 
-    /// Bytes that the node is still to shed in this round.
-    fn left_bytes(&self, node: &Node<'_>) -> u64 {
-        node.round.left(self.usage.excess_bytes())
+    /// Returns the bytes that the node has still to shed in this round.
+    fn left_bytes(&self, context: &ShedContext<'_>) -> u64 {
+        context.round.left_bytes(self.usage.excess_bytes())
     }
 
+    /// Visits a slice of the connections and adds up their sizes; after the last slice begins to close.
     fn weigh(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        node: &Node<'_>,
+        context: &ShedContext<'_>,
         mut by_class: Box<[u64; CLASSES]>,
     ) {
         let (keys, mut next) = connections.keys(self.next, LOOKS_PER_TURN);
@@ -260,7 +273,7 @@ impl Shedding {
             }
             let Some(bytes) = connections
                 .get(key)
-                .and_then(|connection| self.freed_bytes(turn, connection, key, node))
+                .and_then(|connection| self.freed_bytes(turn, connection, key, context))
             else {
                 continue;
             };
@@ -270,24 +283,25 @@ impl Shedding {
             }
         }
         if let Some(next) = next {
-            (self.stage, self.next) = (Step::Weighing(by_class), next);
+            (self.stage, self.next) = (ShedStage::Weighing(by_class), next);
             return;
         }
-        let wanted = self.wanted_bytes(self.left_bytes(node), turn.settings.shards);
+        let wanted = self.wanted_bytes(self.left_bytes(context), turn.settings.shards);
         match least_class(&by_class, wanted) {
             Some(class) => {
                 self.next = 0;
-                self.close_largest(turn, connections, node, class);
+                self.close_largest(turn, connections, context, class);
             }
-            None => self.rest(turn.now.ms + AFTER_NOTHING_MS),
+            None => self.pause(turn.now.ms + AFTER_NOTHING_MS),
         }
     }
 
+    /// Visits a slice of the connections and closes those of a class and above, until the round is complete.
     fn close_largest(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        node: &Node<'_>,
+        context: &ShedContext<'_>,
         class: usize,
     ) {
         let excess = self.usage.excess_bytes();
@@ -300,7 +314,7 @@ impl Shedding {
             }
             let Some(bytes) = connections
                 .get(key)
-                .and_then(|connection| self.freed_bytes(turn, connection, key, node))
+                .and_then(|connection| self.freed_bytes(turn, connection, key, context))
             else {
                 continue;
             };
@@ -308,27 +322,27 @@ impl Shedding {
             if bytes < self.worth_bytes() || class_of(bytes) < class {
                 continue;
             }
-            if !node.round.take(bytes as u64, excess) {
-                return self.rest(turn.now.ms + ROUND_MS);
+            if !context.round.take(bytes as u64, excess) {
+                return self.pause(turn.now.ms + ROUND_MS);
             }
-            give_up(turn, connections, key);
+            close_for_memory(turn, connections, key);
             closed += 1;
         }
         match next {
             Some(next) => {
-                (self.stage, self.next) = (Step::Closing(class), next);
+                (self.stage, self.next) = (ShedStage::Closing(class), next);
             }
-            None => self.rest(turn.now.ms + AFTER_CLOSING_MS),
+            None => self.pause(turn.now.ms + AFTER_CLOSING_MS),
         }
     }
 
-    /// What closing a connection would free, if it is one that this step closes.
+    /// Returns the size of a connection; `None` if the current step of shortage does not close it.
     fn freed_bytes(
         &self,
         turn: &Turn,
         connection: &Connection,
         key: ConnectionKey,
-        node: &Node<'_>,
+        context: &ShedContext<'_>,
     ) -> Option<usize> {
         let (now_ms, worth_bytes) = (turn.now.ms, self.worth_bytes());
         let is_holders = turn.is_short(Shortage::Holders);
@@ -339,23 +353,23 @@ impl Shedding {
                 return None;
             }
             let beside_outbound = held_bytes - connection.outbound.charge();
-            let blocked_bytes = (node.blocked_bytes)(key).unwrap_or(0);
+            let blocked_bytes = (context.blocked_bytes)(key).unwrap_or(0);
             return Some(beside_outbound + connection.outbound.freed_bytes() + blocked_bytes);
         }
-        // A connection that is ending frees what it holds, unless its peer does not take the last of it.
+        // An ending connection frees its memory by itself, unless its peer does not read the rest.
         let is_closed = connection.phase == Phase::Closed;
         let is_small = connection.outbound.charge() < worth_bytes;
         if is_closed || is_small || !connection.outbound.is_slow(now_ms) {
             return None;
         }
-        Some(connection.outbound.freed_bytes() + (node.blocked_bytes)(key)?)
+        Some(connection.outbound.freed_bytes() + (context.blocked_bytes)(key)?)
     }
 }
 
-/// Closes a connection for want of memory. If a batch is in flight, at once and without a close frame:
-/// the peer would decide how long the memory is kept. A back end's batch may hold events that go to
-/// other consumers now.
-fn give_up(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
+/// Closes a connection to free its memory. If a batch is in flight, the socket is closed at once and without
+/// a close frame, since the peer could otherwise keep the memory in use. Events in a back end's batch go to
+/// other consumers.
+fn close_for_memory(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
     let Some(connection) = connections.get(key) else { return };
     turn.counters.limits.memory_bytes += 1;
     match connection.outbound.charge() >= connection.held_bytes() / 2 {
@@ -365,13 +379,13 @@ fn give_up(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
     connection.outbound.clear();
     match connection.stage {
         Stage::Http(_) => {
-            connections.refuse_and_close(turn, key, 503, SHORT);
+            connections.refuse_and_close(turn, key, 503, SHORT_OF_MEMORY);
             // Frees the unfinished request.
             connections.detach(turn, key, close::MEMORY.code, close::MEMORY.text, By::Node);
             connections.finish(turn, key);
         }
         Stage::Client(_) | Stage::Backend(_) => connections.close_with(turn, key, close::MEMORY),
-        // Has departed already: all that is left is what its socket does not take.
+        // The end was reported already. Only the unwritten rest is left.
         Stage::Unsubscribing(_) | Stage::Ending => {}
     }
     let Some(connection) = connections.get(key) else { return };
@@ -382,11 +396,12 @@ fn give_up(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
     }
 }
 
-/// The error message of a request that is refused for want of memory.
-pub const SHORT: &str = "the node is short of memory; try again later";
+/// The error message of a request that is refused because the node is short of memory.
+pub const SHORT_OF_MEMORY: &str = "the node is short of memory; try again later";
 
 impl Connection {
-    /// Memory that the connection holds in queues, buffers and subscriptions. An estimate, rather too high.
+    /// Estimates the memory that the connection holds in queues, buffers and subscriptions. Errs on the high
+    /// side.
     pub fn held_bytes(&self) -> usize {
         let of_stage = match &self.stage {
             Stage::Http(http) => {
@@ -412,19 +427,21 @@ impl Connection {
     }
 }
 
-/// What a subscription takes: its place with the client and in its channel, and the channel if it is the
-/// only one in it.
+/// The memory of a subscription: its entries in the client and in the channel, and the channel itself if it has
+/// no other subscriber.
 const SUBSCRIPTION_BYTES: usize = 256;
 
-/// What is remembered of an event on its way.
+/// The memory of a delivery in flight, without its frame.
 const DELIVERY_BYTES: usize = 32;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::connection::Listener;
+    use crate::shard::fixture;
 
     #[test]
-    fn steps_begin_and_end_where_they_are_said_to() {
+    fn steps_begin_and_end_at_their_thresholds() {
         let mut shortage = Shortage::None;
         let mut seen = Vec::new();
         for percent in (0..=100).chain((0..100).rev()) {
@@ -443,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_are_chosen_first_and_no_more_than_needed() {
+    fn the_largest_classes_are_chosen_first_and_no_more_than_needed() {
         let mut by_class = [0; CLASSES];
         by_class[20] = 5 << 20;
         by_class[16] = 100 << 16;
@@ -455,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_looks_for_its_share_and_never_for_more_than_is_left() {
+    fn a_shard_looks_for_its_share_and_never_for_more_than_the_excess() {
         let shedding = |bytes| Shedding {
             usage: Usage { bytes, limit_bytes: 1000, shortage: Shortage::Readers },
             ..Shedding::default()
@@ -468,5 +485,28 @@ mod tests {
         assert_eq!(wanted(780), 10);
         assert_eq!(wanted(755), 5);
         assert_eq!(wanted(740), 0);
+    }
+
+    #[test]
+    fn when_memory_is_very_short_the_largest_connection_is_closed_and_no_small_one() {
+        let mut turn = fixture::turn(fixture::settings());
+        let mut connections = Connections::default();
+        let keys = [0; 3].map(|_| fixture::accepted(&mut turn, &mut connections, Listener::Api));
+        for (key, bytes) in keys.into_iter().zip([100, 200_000, 40_000]) {
+            connections.reply_bytes(&mut turn, key, |out| out.resize(bytes, b'x'));
+        }
+        let (round, mut shedding) = (ShedRound::default(), Shedding::default());
+        let context = ShedContext { round: &round, blocked_bytes: &|_| None };
+        let usage = Usage { bytes: 97 << 20, limit_bytes: 100 << 20, shortage: Shortage::Holders };
+        turn.shortage = usage.shortage;
+        // The round of the node has 100 kB left, the rest was shed by other shards.
+        round.renew(turn.now.ms);
+        assert!(round.take(usage.excess_bytes() - 100_000, usage.excess_bytes()));
+        shedding.handle_usage(&mut turn, &mut connections, usage, &context);
+        let is_open = keys.map(|key| connections.get(key).is_some_and(|c| c.phase == Phase::Open));
+        assert_eq!(is_open, [true, false, true]);
+        assert_eq!(turn.counters.limits.memory_bytes, 1);
+        assert_eq!(context.round.left_bytes(usage.excess_bytes()), 0);
+        assert_eq!(shedding.next_turn(), Some(turn.now.ms + AFTER_CLOSING_MS));
     }
 }

@@ -15,7 +15,7 @@
 //! | `client` | clients: handshakes, messages, channels, fan-out |
 //! | `backend` | back ends: requests, calls that wait for answers, events being delivered |
 //! | `topics` | topics that this shard feeds, and those whose home it is |
-//! | `wards` | clients of other nodes, whose close events this shard reports if their node is lost |
+//! | `last_wills` | clients of other nodes, whose close events this shard reports if their node is lost |
 //! | `memory` | which connections are closed when the node is short of memory |
 //! | `drain` | the shutdown of the shard |
 //!
@@ -30,8 +30,11 @@ mod calls;
 mod client;
 mod connection;
 mod drain;
+#[cfg(test)]
+mod fixture;
 mod inspection;
 pub mod interest;
+mod last_wills;
 mod memory;
 pub mod node_state;
 pub mod rate;
@@ -43,7 +46,6 @@ mod timers;
 mod topics;
 mod trail;
 mod turn;
-mod wards;
 mod work;
 
 use std::net::SocketAddr;
@@ -60,30 +62,30 @@ use crate::address::{IdLayout, IdSource, ShardId};
 use crate::message::{ConnectionKey, Message, Party, TopicMessage};
 use crate::metrics::{Counters, Durations, ProcessReport, Report};
 use crate::protocol::api;
-use access::{Addresses, Doors, Verification};
-use backend::{Backends, Caller};
+use access::{Addresses, ApiAccess, Verification};
+use backend::{Backends, Caller, TopicHome};
 use client::Clients;
 use connection::{BulkWrite, Connections, Pause, Phase, Shape, Stage, Written};
 use drain::Draining;
-use memory::{Node, Shedding};
+use last_wills::LastWills;
+use memory::{ShedContext, Shedding};
 use node_state::NodeState;
 use settings::Settings;
 use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
 use trail::Entry;
 use turn::{Step, Turn};
-use wards::Wards;
 
 /// The connections, channels and topics of one core.
 pub struct Shard {
     turn: Turn,
     connections: Connections,
-    doors: Doors,
+    api_access: ApiAccess,
     addresses: Addresses,
     clients: Clients,
     backends: Backends,
     topics: Topics,
-    wards: Wards,
+    last_wills: LastWills,
     shedding: Shedding,
     draining: Draining,
     turns_taken: Durations,
@@ -96,7 +98,7 @@ impl Shard {
     /// `state` was made for other settings.
     pub fn new(id: ShardId, settings: &Settings, state: Arc<NodeState>, now: Now) -> Self {
         let settings = Arc::new(settings.unshared());
-        assert_eq!(state.interest.count(), settings.shards, "the state is that of the node");
+        assert_eq!(state.interest.shard_count(), settings.shards, "the state is that of the node");
         assert_eq!(state.quotas.len(), settings.api.users.len(), "the state is that of the node");
         let by_clock = now.unix_ms.saturating_sub(now.ms);
         let first_unix_ms = settings.process.first_unix_ms.unwrap_or(by_clock);
@@ -105,12 +107,12 @@ impl Shard {
         let turn = Turn::new(id, &settings, state, now);
         Self {
             connections: Connections::default(),
-            doors: Doors::new(&settings),
+            api_access: ApiAccess::new(&settings),
             addresses: Addresses::default(),
             clients: Clients::new(&turn, ids),
             backends: Backends::new(first_unix_ms),
             topics: Topics::new(id, &settings),
-            wards: Wards::default(),
+            last_wills: LastWills::default(),
             shedding: Shedding::default(),
             draining: Draining::default(),
             turns_taken: Durations::default(),
@@ -133,7 +135,7 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let key = connections.accept(turn, listener, remote);
         match listener {
-            Listener::Api => self.doors.handle_arrival(connections, key),
+            Listener::Api => self.api_access.handle_arrival(connections, key),
             Listener::Edge(_) => self.addresses.count_arrival(turn, connections, key),
         }
         self.route();
@@ -233,8 +235,8 @@ impl Shard {
         if was_holding && !turn.is_short(Shortage::Holders) {
             self.topics.feed_again(turn, connections);
         }
-        let node = Node { round, blocked_bytes: &blocked_bytes };
-        self.shedding.handle_usage(turn, connections, usage, &node);
+        let context = ShedContext { round, blocked_bytes: &blocked_bytes };
+        self.shedding.handle_usage(turn, connections, usage, &context);
         self.route();
     }
 
@@ -270,10 +272,11 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         self.topics.handle_turn(turn);
         self.draining.handle_turn(turn, connections);
-        if self.wards.has_work() {
-            self.wards.handle_turn(turn, connections);
-            while let Some(report) =
-                self.wards.poll_report(turn, connections, |topic| self.topics.takes_reports(topic))
+        if self.last_wills.has_work() {
+            self.last_wills.handle_turn(turn, connections);
+            while let Some(report) = self
+                .last_wills
+                .poll_report(turn, connections, |topic| self.topics.takes_reports(topic))
             {
                 self.topics.ensure_feeder(&turn.settings, &report.topic);
                 self.topics.feed(turn, connections, report);
@@ -293,8 +296,8 @@ impl Shard {
             self.turn.timers.next_deadline(),
             self.topics.next_turn(),
             self.draining.next_turn(self.turn.now.ms),
-            self.wards.next_turn(self.turn.now.ms),
-            self.doors.next_verification(),
+            self.last_wills.next_turn(self.turn.now.ms),
+            self.api_access.next_verification(),
             self.clients.next_announcement(&self.turn),
             self.shedding.next_turn(),
         ];
@@ -348,13 +351,13 @@ impl Shard {
     /// Returns the next comparison with password hashes, to be made on another thread. The result
     /// of [`Verification::run`] comes back as a message.
     pub fn poll_verification(&mut self) -> Option<Verification> {
-        self.doors.poll_verification(&self.turn)
+        self.api_access.poll_verification(&self.turn)
     }
 
     /// Closes the oldest API connection without valid credentials, to make room for others. Returns
     /// false if there is none.
     pub fn evict_unauthenticated(&mut self) -> bool {
-        self.doors.evict_unauthenticated(&mut self.turn, &mut self.connections)
+        self.api_access.evict_unauthenticated(&mut self.turn, &mut self.connections)
     }
 
     /// Whether to receive from a newly accepted connection. If not, [`Action::Resume`] follows.
@@ -364,10 +367,10 @@ impl Shard {
 
     /// Returns how far the shutdown of the shard has got.
     pub fn drain_state(&self) -> DrainState {
-        let has_told_clients = self.draining.has_told_clients() && self.clients.len() == 0;
+        let has_closed_clients = self.draining.has_closed_clients() && self.clients.len() == 0;
         DrainState {
             is_draining: self.turn.is_draining,
-            is_quiet: has_told_clients
+            is_quiet: has_closed_clients
                 && !self.connections.has_pending_closes()
                 && !self.topics.has_work(),
             is_drained: self.draining.has_ended() && self.connections.len() == 0,
@@ -440,12 +443,12 @@ impl Shard {
                     self.dispatch(own, message);
                 }
                 Step::Event(fed) => self.topics.feed(turn, connections, fed),
-                Step::ClientOpened(key) => self.wards.name_ward(turn, connections, key),
+                Step::ClientOpened(key) => self.last_wills.register(turn, connections, key),
                 Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),
                 Step::ClientGone(gone) => {
                     if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)
                     {
-                        self.wards.keep_ward(turn, &topic, ended.client);
+                        self.last_wills.keep(turn, &topic, ended.client);
                         self.topics.feed_last(turn, connections, &topic, ended);
                     }
                 }
@@ -454,7 +457,9 @@ impl Shard {
                     self.backends.start_consuming(turn, connections, key, pop);
                 }
                 Step::Execute(requester, command) => self.execute_command(requester, command),
-                Step::VerdictTimedOut(key) => self.doors.give_up_verdict(turn, connections, key),
+                Step::VerdictTimedOut(key) => {
+                    self.api_access.handle_verification_timeout(turn, connections, key)
+                }
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
             }
         }
@@ -474,15 +479,15 @@ impl Shard {
                 let Party::Shard(from) = from else { return };
                 match message {
                     TopicMessage::Deliver(to, delivery) => {
-                        let (key, source) = (to.connection, (from.node, topic));
-                        self.backends.deliver(turn, connections, key, source, delivery);
+                        let (key, home) = (to.connection, TopicHome { node: from.node, topic });
+                        self.backends.deliver(turn, connections, key, home, delivery);
                     }
                     TopicMessage::Expel(backend) => {
                         connections.close_slow(turn, backend.connection);
                     }
                     // A topic watches only clients of its own node.
                     TopicMessage::Left(client) if from.node == turn.address.node => {
-                        self.wards.unname_ward(turn, &topic, client);
+                        self.last_wills.unregister(turn, &topic, client);
                     }
                     message => self.topics.handle(turn, connections, from, &topic, message),
                 }
@@ -494,21 +499,21 @@ impl Shard {
                 turn.send(Party::Mesh, Message::NodeSeen(node));
                 turn.roster.add(node, shards, incarnation);
                 self.backends.handle_node_up(turn, connections, node);
-                self.wards.guard_node(turn, node, incarnation);
+                self.last_wills.handle_node_up(turn, node, incarnation);
             }
             Message::NodeDown(node) => {
                 turn.roster.remove(node);
                 self.backends.handle_node_down(connections, node);
                 self.topics.handle_node_down(turn, node);
-                self.wards.miss_guardian(turn, node);
+                self.last_wills.handle_node_down(turn, node);
             }
             Message::NodeDead(node, incarnation) => {
-                self.wards.handle_node_dead(turn, node, incarnation);
+                self.last_wills.handle_node_dead(turn, node, incarnation);
             }
-            Message::GivenUp => self.wards.handle_given_up(),
+            Message::GivenUp => self.last_wills.handle_given_up(),
             Message::Wards(owner, message) => {
                 if let Party::Shard(from) = from {
-                    self.wards.handle_wards(turn, from, owner, message);
+                    self.last_wills.handle_message(turn, from, owner, message);
                 }
             }
             // Handled by the mesh, never by a shard.
@@ -518,9 +523,9 @@ impl Shard {
                 self.topics.handle_backend_gone(turn, backend);
             }
             Message::Verdict(fingerprint, user) => {
-                self.doors.handle_verdict(turn, connections, from, fingerprint, user);
+                self.api_access.handle_verified(turn, connections, from, fingerprint, user);
             }
-            Message::FailedTry(address) => self.doors.handle_failed_try(turn, address),
+            Message::FailedTry(address) => self.api_access.handle_failed_attempt(turn, address),
             Message::Arrived(source, key) => self.addresses.handle_arrived(turn, from, source, key),
             Message::Admitted(source, key, may) => {
                 self.addresses.handle_admitted(turn, connections, source, key, may);

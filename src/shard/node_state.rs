@@ -1,4 +1,4 @@
-//! Live state that all shards of a node share. The runtime makes one and hands it to each shard,
+//! Mutable state that all shards of a node share. The runtime creates it and passes it to each shard,
 //! beside the settings, which never change.
 
 use std::sync::Arc;
@@ -8,19 +8,19 @@ use super::interest::Interest;
 use super::rate::Quota;
 use super::settings::Settings;
 
-/// What the shards of one node read and change together, without locks.
+/// State that the shards of one node read and change, without locks.
 #[derive(Debug)]
 pub struct NodeState {
-    /// Which shards have subscribers of which channel.
+    /// Which shards may have subscribers of which channel.
     pub interest: Arc<Interest>,
-    /// Calls that each user of the API may still make, in the order of [`super::settings::Api::users`].
+    /// The quota of each user of the API, in the order of [`super::settings::Api::users`].
     pub quotas: Box<[Quota]>,
-    /// Lines of the log that were dropped. The log counts them.
+    /// Log lines that were dropped. The log counts them; `/metrics` shows the number.
     pub log_lines_dropped: Arc<AtomicU64>,
 }
 
 impl NodeState {
-    /// The state of a node that has just started: no subscribers, and no calls made.
+    /// Creates the state of a node without subscribers, whose users have made no calls.
     pub fn new(settings: &Settings, log_lines_dropped: Arc<AtomicU64>) -> Self {
         Self {
             interest: Arc::new(Interest::new(settings.shards)),

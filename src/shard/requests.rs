@@ -7,8 +7,8 @@
 //! once, as a whole.
 
 use super::Shard;
-use super::access::{Admission, Grant, Refusal};
-use super::backend::{self, Caller, SOCKET_PATH};
+use super::access::{CredentialCheck, Denial, Grant};
+use super::backend::{self, Caller, WEBSOCKET_PATH};
 use super::connection::{HttpShape, Shape};
 use super::connection::{Listener, Parked, Pause, Stage};
 use super::trail::{self, Entry};
@@ -119,15 +119,17 @@ impl Shard {
             shape.allow_origin.clone_from(origin);
         }
         // Health checks and browsers that open the page have no credentials.
-        let is_open = backend::is_open(request.path);
+        let is_public = backend::is_public(request.path);
         let is_preflight =
             request.method == Method::Other("OPTIONS") && shape.allow_origin.is_some();
-        if !(origin.is_err() || is_preflight || is_open) {
-            return match self.doors.check_credentials(turn, connections, key, &request) {
-                Admission::Known(admitted) => self.admit(key, shape, admitted, request, part),
-                Admission::Unknown(fingerprint) => {
+        if !(origin.is_err() || is_preflight || is_public) {
+            return match self.api_access.check_credentials(turn, connections, key, &request) {
+                CredentialCheck::Decided(admitted) => {
+                    self.admit(key, shape, admitted, request, part)
+                }
+                CredentialCheck::Pending(fingerprint) => {
                     let kept = (part == RequestPart::Whole).then(|| request.keep());
-                    self.doors.park(turn, connections, key, shape, kept, fingerprint);
+                    self.api_access.park(turn, connections, key, shape, kept, fingerprint);
                     RequestCheck::AwaitVerdict
                 }
             };
@@ -148,18 +150,18 @@ impl Shard {
         &mut self,
         key: ConnectionKey,
         mut shape: HttpShape,
-        admitted: Result<Grant, Refusal>,
+        admitted: Result<Grant, Denial>,
         request: Request<'_>,
         part: RequestPart,
     ) -> RequestCheck {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let grant = match admitted {
             Ok(grant) => grant,
-            Err(refusal) => {
+            Err(denial) => {
                 if part == RequestPart::Head {
                     connections.answer_at_head(turn, key, &mut shape);
                 }
-                self.doors.refuse_access(turn, connections, key, &shape, refusal);
+                self.api_access.deny(turn, connections, key, &shape, denial);
                 return RequestCheck::Answered;
             }
         };
@@ -175,7 +177,7 @@ impl Shard {
             (http.is_head_accepted, http.is_authenticated) = (true, true);
             return RequestCheck::Proceed;
         }
-        let is_socket = request.path == SOCKET_PATH;
+        let is_socket = request.path == WEBSOCKET_PATH;
         if !(part == RequestPart::Head && is_socket) {
             (http.is_authenticated, http.user) = (true, grant.user);
         }
@@ -187,10 +189,12 @@ impl Shard {
             None if is_socket && part == RequestPart::Head => {
                 connections.refuse_upgrade(turn, key, &shape, &UpgradeError::Body);
             }
-            None if is_socket => backend::open(turn, connections, key, grant, &request, &shape),
+            None if is_socket => {
+                backend::open_websocket(turn, connections, key, grant, &request, &shape)
+            }
             None => self.backends.handle_page_request(turn, connections, key, &shape, &request),
             Some(_) if !grant.roles.write => {
-                self.doors.refuse_access(turn, connections, key, &shape, Refusal::Role);
+                self.api_access.deny(turn, connections, key, &shape, Denial::Role);
             }
             Some(_) if request.method != Method::Post => {
                 let allow = [("Allow", "POST")];
@@ -211,7 +215,7 @@ impl Shard {
 
     /// Continues a parked request after its credentials were verified, or the verification timed
     /// out.
-    pub(super) fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Refusal>) {
+    pub(super) fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Denial>) {
         let Some(connection) = self.connections.get(key) else { return };
         let has_read_ahead = !connection.read_ahead.is_empty();
         let Stage::Http(http) = &mut connection.stage else { return };
@@ -241,7 +245,7 @@ impl Shard {
             }
         }
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        connections.unpause(turn, key, Pause::Verdict);
+        connections.unpause(turn, key, Pause::Verification);
         connections.write_replies(turn, key);
         connections.pause_if_congested(turn, key);
     }

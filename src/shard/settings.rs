@@ -1,5 +1,5 @@
-//! The settings of a node, as its shards are told them when they start. They do not change, and hold
-//! no live state: that is in [`super::node_state`].
+//! The settings that the shards of a node receive when they start. They never change. Mutable state that the
+//! shards share is in [`super::node_state`].
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -17,7 +17,7 @@ use crate::queue::{Bounds, WhenFull};
 pub struct Settings {
     /// The id of the node.
     pub node: NodeId,
-    /// How many shards the node has.
+    /// The number of shards of the node.
     pub shards: usize,
     /// Whether the node has a mesh, through which it may reach other nodes.
     pub has_mesh: bool,
@@ -25,54 +25,54 @@ pub struct Settings {
     pub api: Api,
     /// The clients' listeners.
     pub edges: Vec<Edge>,
-    /// Topics.
+    /// Limits of topics.
     pub queue: Queue,
-    /// Bounds and times.
+    /// Limits and timeouts of connections.
     pub limits: Limits,
-    /// The process that the node runs in.
+    /// Facts about the process that the node runs in.
     pub process: Process,
 }
 
 /// Facts about the process, and about the grid around it.
 #[derive(Clone, Debug, Default)]
 pub struct Process {
-    /// Unix milliseconds that client ids have when the node's own time is 0, later than those of
-    /// earlier lives. `None`: what the clock says.
+    /// The Unix time in milliseconds that a client id contains when the shard's clock shows 0. Later than
+    /// in all earlier runs of the node. `None`: taken from the system clock.
     pub first_unix_ms: Option<u64>,
-    /// Nodes, this one included, that must have been seen before the node is ready. With 0 and 1 it
-    /// waits for no other.
+    /// The number of nodes, this one included, that must have been reachable before `/readyz` reports ready.
+    /// With 0 or 1 the node waits for no other.
     pub nodes_expected: usize,
-    /// Where the node listens, for the page of the first minute. `None`: nowhere, as in a test.
+    /// The addresses that the node listens on, for the start page. `None` in tests without sockets.
     pub endpoints: Option<Arc<Endpoints>>,
 }
 
-/// Where a node listens.
+/// The addresses that a node listens on.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
-    /// For back ends.
+    /// The API, for back ends.
     pub api: Endpoint,
-    /// For clients, in the order of [`Settings::edges`].
+    /// The edges, for clients, in the order of [`Settings::edges`].
     pub edges: Vec<Endpoint>,
 }
 
 /// The address of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Endpoint {
-    /// IP address and port, the one that the system picked where that was left to it.
+    /// The IP address and port. With a configured port of 0, the port that the system has chosen.
     pub address: SocketAddr,
-    /// Whether it speaks TLS.
+    /// Whether the listener uses TLS.
     pub has_tls: bool,
 }
 
 impl Settings {
-    /// Whether a route puts events into this topic.
+    /// Whether a route of this node puts events into a topic.
     pub fn feeds(&self, topic: &str) -> bool {
         let mut routes = self.edges.iter().flat_map(|edge| &edge.routes);
         routes.any(|route| route.topic.as_deref() == Some(topic))
     }
 
-    /// A copy whose routes and names no other shard counts references to: they are counted per
-    /// message, and a count that cores share costs more the more of them there are.
+    /// Returns a copy that shares no routes and topic names with other shards. Their reference counts change
+    /// with every message, and a count that several cores change is slow.
     pub fn unshared(&self) -> Self {
         let route = |route: &Arc<Route>| {
             let topic = route.topic.as_deref().map(Arc::from);
@@ -87,65 +87,65 @@ impl Settings {
 /// The back ends' listener.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// `HOST:PORT` at which back ends reach this node.
+    /// The address at which back ends reach this node.
     pub advertise: SocketAddr,
     /// Web origins that may call the API from a browser, in lower case.
     pub origins: Vec<String>,
-    /// Users of the API. Without any, there is no authentication.
+    /// The users of the API. If there are none, requests need no authentication.
     pub users: Arc<[User]>,
-    /// The key for fingerprints of credentials, which no two processes share.
+    /// The key for fingerprints of credentials; each process has a random one.
     pub fingerprint_key: FingerprintKey,
-    /// Limits of a request.
+    /// Limits of a request to the API.
     pub http: http::Limits,
 }
 
-/// One clients' listener.
+/// One listener for clients.
 #[derive(Clone, Debug)]
 pub struct Edge {
-    /// The port that it listens on, for the page of the first minute.
+    /// The configured port, for the start page.
     pub port: u16,
-    /// Its routes.
+    /// The routes of the edge.
     pub routes: Vec<Arc<Route>>,
 }
 
 /// One route of an edge.
 #[derive(Clone, Debug, Default)]
 pub struct Route {
-    /// Its path, exactly.
+    /// The path, which a request must match exactly.
     pub path: String,
-    /// Where what happens on it is told; `None`: nowhere.
+    /// The topic that receives the events of the route's clients; `None`: there are no events.
     pub topic: Option<Arc<str>>,
-    /// Whether a client that came is told.
+    /// Whether there is an event when a client connects.
     pub tells_open: bool,
-    /// Whether what a client sends is told.
+    /// Whether there is an event for each message of a client.
     pub tells_message: bool,
-    /// Whether a client that went is told.
+    /// Whether there is an event when a client has disconnected.
     pub tells_close: bool,
-    /// Patterns of channels that a client may subscribe to when it connects: a name, or a beginning
-    /// with `*` behind it.
+    /// Patterns of channels that a client may subscribe to when it connects: a name, or a prefix followed by
+    /// `*`.
     pub subscribe: Vec<String>,
-    /// What a client sends after its first message waits until its context has this key.
+    /// The key that a client's context must have before messages after the first one are processed.
     pub hold_until: Option<Box<str>>,
-    /// Web origins that it is open to, in lower case; `None`: all.
+    /// Web origins from which clients may connect, in lower case; `None`: all.
     pub origins: Option<Vec<String>>,
-    /// Subprotocols that a client may ask for.
+    /// WebSocket subprotocols that a client may ask for.
     pub subprotocols: Vec<String>,
-    /// The tokens that a client needs one of; `None`: it needs none.
+    /// The rule for tokens of clients; `None`: clients need no token.
     pub token: Option<Arc<TokenRule>>,
-    /// Whether it sends each message back.
+    /// Whether each message is sent back to its client.
     pub echo: bool,
-    /// Whether clients may agree on compressed messages.
+    /// Whether clients may negotiate compressed messages (RFC 7692).
     pub compression: bool,
     /// The longest message from a client, in bytes.
     pub message_bytes: usize,
-    /// The most that waits for one client, in bytes.
+    /// The outbound queue of one client, in bytes. See [`Limits::close_slow_clients`] for when it is full.
     pub outbound_bytes: usize,
-    /// Messages that one client may send; `None`: any number.
+    /// The rate at which one client may send messages; `None`: any rate.
     pub messages: Option<Rate>,
 }
 
 impl Route {
-    /// Whether a client may subscribe itself to this channel.
+    /// Whether a client may subscribe to a channel when it connects.
     pub fn allows(&self, channel: &str) -> bool {
         self.subscribe.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(start) => channel.starts_with(start),
@@ -154,62 +154,63 @@ impl Route {
     }
 }
 
-/// Topics.
+/// The limits of topics.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    /// How much each holds.
+    /// The number of messages and bytes that one topic holds.
     pub bounds: Bounds,
-    /// What happens beyond it.
+    /// What happens when a topic is full.
     pub when_full: WhenFull,
-    /// How many there are on the node, at most.
+    /// The number of topics on the node. Further ones are refused.
     pub topics: usize,
 }
 
 impl Queue {
-    /// The longest encoded event that a topic takes, in bytes: three quarters of what it holds. The rest
-    /// may be lent to other shards for good.
+    /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters of the
+    /// topic's bytes. The rest may be in use permanently, as credit of other shards.
     pub fn event_bytes_max(&self) -> usize {
         self.bounds.bytes / 4 * 3
     }
 }
 
-/// Bounds and times of connections.
+/// Limits and timeouts of connections.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Limits of a client's handshake.
     pub edge_http: http::Limits,
     /// The longest message of a back end, in bytes.
     pub api_message_bytes: usize,
-    /// The most that waits for one back end, in bytes.
+    /// The outbound queue of one back end, in bytes. A back end whose queue is full is not read from.
     pub outbound_bytes: usize,
-    /// Whether a client that reads too slowly is closed, or only misses messages.
+    /// Whether a client is closed when a message does not fit its outbound queue. The message counts as failed
+    /// in any case.
     pub close_slow_clients: bool,
-    /// Channels that one client is subscribed to, at most.
+    /// The number of channels that one client may be subscribed to. Further subscribes fail.
     pub channels_per_client: usize,
-    /// Of each address, at the edge.
+    /// Limits of each address at the edges.
     pub addresses: AddressLimits,
-    /// Time for a request head, a body, a handshake.
+    /// The time within which a request head, a body or a handshake must be complete, in milliseconds.
     pub handshake_ms: u64,
-    /// Silence after which a ping is sent.
+    /// The silence after which a ping is sent, in milliseconds.
     pub ping_ms: u64,
-    /// Silence after which a connection is closed.
+    /// The silence after which a connection is closed, in milliseconds.
     pub idle_ms: u64,
-    /// How long a call waits for other shards.
+    /// The time that a call waits for other shards and nodes, in milliseconds.
     pub answer_ms: u64,
 }
 
-/// What one address (of IPv6: one /64 network) may do at the edge.
+/// Limits of one address at the edges. A /64 network of IPv6 counts as one address.
 #[derive(Clone, Debug, Default)]
 pub struct AddressLimits {
-    /// Connections at a time; `None`: any number.
+    /// The number of connections at a time; `None`: any number.
     pub connections: Option<NonZeroU32>,
-    /// Handshakes, each of which takes a connection then; `None`: any number.
+    /// The rate of handshakes. Accepting a connection counts as one. `None`: any rate.
     pub handshakes: Option<Rate>,
 }
 
 impl AddressLimits {
-    /// Whether there is one.
-    pub fn are_there(&self) -> bool {
+    /// Whether any of the limits is set.
+    pub fn is_any_set(&self) -> bool {
         self.connections.is_some() || self.handshakes.is_some()
     }
 }
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_is_a_name_or_a_beginning() {
+    fn a_pattern_is_a_name_or_a_prefix() {
         let subscribe = vec!["user-*".into(), "news".into()];
         let route = Route { subscribe, ..Route::default() };
         let allowed = ["user-", "user-7", "news"].map(|channel| route.allows(channel));

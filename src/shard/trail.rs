@@ -1,10 +1,10 @@
-//! Lines at level `debug` by which an operator follows a connection from accept to close.
+//! Log lines at level `debug`, by which an operator follows a connection from accept to close.
 //!
-//! `tracing` is a facade: an event is a call of whoever has set up a subscriber, and what becomes of
-//! it is no I/O of a shard. While nobody reads these lines, an entry costs one relaxed load.
+//! `tracing` is a facade: it passes each line to a subscriber that the runtime installs, so a shard does no
+//! I/O. While the level is off, a line costs one relaxed load.
 //!
-//! A line never shows a secret, a token, a query, a header, or what clients and back ends say to
-//! each other. Text of a peer is escaped, and cut at [`SHOWN_BYTES`].
+//! A line never shows a secret, a token, a query, a header, or the payload of a message. Text from a peer is
+//! escaped and cut after [`SHOWN_BYTES`].
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,38 +17,38 @@ use crate::address::{ClientId, ShardId};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Call, Fault, Function};
 
-/// Bytes of a peer's text that a line shows, about.
+/// The number of bytes of a peer's text that a line shows. Cut at the character boundary before it.
 const SHOWN_BYTES: usize = 256;
 
-/// Channels or topics that a line names.
+/// The number of channels or topics that a line names.
 const SHOWN_NAMES: usize = 16;
 
-/// What happened to a connection.
+/// An event in the life of a connection.
 pub enum Entry<'a> {
     /// A socket was accepted on this listener.
     Accepted(SocketAddr, Listener),
     /// A request with this method and path was read.
     Requested(&'a str, &'a str),
-    /// What is judged, before a refusal or a verdict: what it is, and its text.
+    /// The value that a refusal, or a verification, is about: its kind and its text.
     Cause(&'a str, &'a [u8]),
-    /// A request was refused with this status and these words.
-    Refused(SocketAddr, u16, &'a str),
-    /// The connection was closed without an answer.
+    /// A request was refused with this status and error message.
+    Refused { remote: SocketAddr, status: u16, reason: &'a str },
+    /// The connection was closed without a response, for this reason.
     Dropped(SocketAddr, &'a str),
-    /// The credentials of a request are compared with hashes.
+    /// The request waits until its credentials are verified.
     Verifying,
-    /// A client came in on the route of this path, subscribed to these channels.
-    Opened(ClientId, &'a str, &'a str),
+    /// A client connected to the route with this path, subscribed to these channels.
+    Opened { client: ClientId, path: &'a str, channels: &'a str },
     /// A back end opened a WebSocket, as this user.
     BackendOpened(&'a str),
-    /// A back end calls, as this user.
+    /// A back end made a call, as this user.
     Called(&'a str, &'a Call<'a>),
     /// A call was refused or failed.
     Failed(&'a Fault),
     /// A back end called this function of the connection's client.
     Function(ClientId, &'a Function),
-    /// The client or back end is gone, with this code and reason.
-    Closed(Option<ClientId>, By, u16, &'a str),
+    /// The client (or back end, if `None`) has ended, with this close code and reason.
+    Closed { client: Option<ClientId>, by: By, code: u16, reason: &'a str },
     /// The socket is closed.
     Gone,
 }
@@ -58,13 +58,14 @@ pub enum Entry<'a> {
 pub enum By {
     /// The peer, or the network.
     Peer,
-    /// This node.
+    /// The node itself.
     Node,
-    /// A back end that called `close`.
+    /// A back end, by a call of `close`.
     Backend,
 }
 
-/// A connection in the log: the shard, its place there, and how often that place was used before.
+/// The name of a connection in the log: its shard, its place in the shard's table, and the generation of that
+/// place.
 #[derive(Clone, Copy, Debug)]
 pub struct Trail {
     pub(super) shard: ShardId,
@@ -78,13 +79,13 @@ impl fmt::Display for Trail {
     }
 }
 
-/// Whether anybody reads these lines. What has to be looked up for one waits for it.
+/// Whether the level `debug` is on. Check this before looking up values that only a log line needs.
 #[inline]
 pub fn is_read() -> bool {
     LevelFilter::current() >= LevelFilter::DEBUG
 }
 
-/// Adds an entry to a trail, if anybody reads it.
+/// Writes an entry to the log if the level `debug` is on.
 #[inline]
 pub fn note(trail: Trail, entry: Entry<'_>) {
     if is_read() {
@@ -107,12 +108,12 @@ fn write(connection: Trail, entry: &Entry<'_>) {
             let text = String::from_utf8_lossy(text);
             debug!(connection, what, text = %Shown(&text), "judged");
         }
-        Entry::Refused(remote, status, why) => {
-            debug!(connection, %remote, status, why = %Shown(why), "refused");
+        Entry::Refused { remote, status, reason } => {
+            debug!(connection, %remote, status, why = %Shown(reason), "refused");
         }
         Entry::Dropped(remote, why) => debug!(connection, %remote, why, "closed without an answer"),
         Entry::Verifying => debug!(connection, "credentials are verified"),
-        Entry::Opened(client, path, channels) => {
+        Entry::Opened { client, path, channels } => {
             debug!(connection, %client, path = %Shown(path), channels = %channels, "client opened");
         }
         Entry::BackendOpened(user) => debug!(connection, user, "back end opened"),
@@ -126,17 +127,17 @@ fn write(connection: Trail, entry: &Entry<'_>) {
         Entry::Function(client, function) => {
             debug!(connection, %client, function = %ShownFunction(function), "called by a back end");
         }
-        Entry::Closed(Some(client), by, code, reason) => {
+        Entry::Closed { client: Some(client), by, code, reason } => {
             debug!(connection, %client, code, reason = %Shown(reason), ?by, "client closed");
         }
-        Entry::Closed(None, by, code, reason) => {
+        Entry::Closed { client: None, by, code, reason } => {
             debug!(connection, code, reason = %Shown(reason), ?by, "back end closed");
         }
         Entry::Gone => debug!(connection, "socket closed"),
     }
 }
 
-/// Names in one text: the first few, and how many there are besides.
+/// Joins names into one text: the first [`SHOWN_NAMES`], and the number of the others.
 pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<String> =
         names.iter().take(SHOWN_NAMES).map(|name| Shown(name.as_ref()).to_string()).collect();
@@ -147,7 +148,7 @@ pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
     text
 }
 
-/// Text of a peer, which can neither begin a new line nor fill the log.
+/// Text from a peer, displayed so that it can neither begin a new line nor fill the log.
 struct Shown<'a>(&'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -155,7 +156,7 @@ impl fmt::Display for Shown<'_> {
         let end = self.0.floor_char_boundary(SHOWN_BYTES);
         for character in self.0[..end].chars() {
             match character {
-                // They end no line, and no words need them escaped.
+                // Quotation marks do no harm, and escaping makes them hard to read.
                 '\'' | '"' => write!(formatter, "{character}")?,
                 _ => write!(formatter, "{}", character.escape_debug())?,
             }
@@ -164,7 +165,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// A call without what it carries.
+/// A call, displayed without its payload.
 struct ShownCall<'a>(&'a Call<'a>);
 
 impl fmt::Display for ShownCall<'_> {
@@ -182,7 +183,7 @@ impl fmt::Display for ShownCall<'_> {
     }
 }
 
-/// A function and what it is about, without the values of a context.
+/// A function and its arguments, displayed without the values of a context.
 struct ShownFunction<'a>(&'a Function);
 
 impl fmt::Display for ShownFunction<'_> {
@@ -211,21 +212,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_of_a_peer_stays_in_its_line_and_is_cut() {
+    fn text_of_a_peer_is_escaped_and_cut() {
         assert_eq!(Shown("a\nb\u{1b}[1m\"é").to_string(), "a\\nb\\u{1b}[1m\"é");
         let long = Shown(&"é".repeat(1000)).to_string();
         assert_eq!(long, "é".repeat(SHOWN_BYTES / 2) + "…");
     }
 
     #[test]
-    fn of_many_names_the_first_are_shown_and_the_others_counted() {
+    fn the_first_names_of_a_list_are_shown_and_the_others_counted() {
         assert_eq!(listed(&["a", "b\n"]), "a,b\\n");
         let many = vec!["x"; SHOWN_NAMES + 3];
         assert!(listed(&many).ends_with("x,x and 3 more"));
     }
 
     #[test]
-    fn what_a_call_carries_is_not_shown() {
+    fn the_payload_of_a_call_is_not_shown() {
         let context = Function::SetContext(vec![("key".into(), "\"secret\"".into())]);
         let value = Function::SetContextValue("key".into(), "\"secret\"".into());
         for function in [context, value] {

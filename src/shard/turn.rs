@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::access::{Grant, Refusal};
+use super::access::{Denial, Grant};
 use super::connection::BufferPool;
 use super::memory::Shortage;
 use super::node_state::NodeState;
@@ -73,7 +73,7 @@ pub enum Step {
     /// The verification of a request's credentials has timed out.
     VerdictTimedOut(ConnectionKey),
     /// The verification of a request's credentials is complete: the request goes on.
-    Admitted(ConnectionKey, Result<Grant, Refusal>),
+    Admitted(ConnectionKey, Result<Grant, Denial>),
 }
 
 /// The requester of a command, as needed for the answer.

@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::{CONFIG, DEADLINE, Server};
 
-/// What the nodes of a test's grid have in common.
+/// The part of the configuration that all nodes of a grid share.
 pub const KEY: &str = "correct horse battery staple";
 
-/// Between two looks at something that other nodes need time for.
+/// The pause between two checks of a condition that needs time on other nodes.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Running nodes with the ids 1, 2, …: the node at index 0 has id 1, and is the others' seed.
@@ -21,13 +21,13 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Starts so many nodes and waits until each knows all.
+    /// Starts this number of nodes and waits until each knows all others.
     #[track_caller]
     pub fn new(count: usize) -> Grid {
         Grid::with(count, "")
     }
 
-    /// The same with further sections in the configuration.
+    /// Starts nodes with further sections in the configuration.
     #[track_caller]
     pub fn with(count: usize, sections: &'static str) -> Grid {
         let mut grid = Grid { nodes: Vec::new(), sections };
@@ -43,7 +43,7 @@ impl Grid {
         self.nodes.push(Server::start(&config));
     }
 
-    /// Starts a node that ended again, with its id and the port of its mesh.
+    /// Restarts a node that has ended, with its id and the port of its mesh.
     #[track_caller]
     pub fn restart(&mut self, index: usize) {
         let config = self.config(index, self.nodes[index].mesh);
@@ -55,7 +55,7 @@ impl Grid {
         node_config(index + 1, bind, seeds.as_slice(), KEY) + self.sections
     }
 
-    /// Waits until each node has all others within reach.
+    /// Waits until each node reaches all others.
     #[track_caller]
     pub fn wait_until_whole(&self) -> Duration {
         let ids = 1..=self.nodes.len() as u64;
@@ -81,7 +81,7 @@ pub fn node_config(id: usize, bind: Option<SocketAddr>, seeds: &[SocketAddr], ke
     CONFIG.replacen("[node]", &format!("[node]\nid = {id}"), 1) + &mesh
 }
 
-/// The nodes that a node knows of: their ids, and what it says of them.
+/// Returns the nodes that a node knows of: their ids and their states.
 #[track_caller]
 pub fn states(node: &Server) -> Vec<(u64, String)> {
     let page = node.get("/v1/nodes").json();
@@ -90,7 +90,7 @@ pub fn states(node: &Server) -> Vec<(u64, String)> {
     rows.map(|row| (row["id"].as_u64().expect("an id"), text(&row["state"]))).collect()
 }
 
-/// Looks again and again, with a rest between, until it is so; how long that took.
+/// Checks a condition repeatedly until it holds; returns how long that took.
 #[track_caller]
 pub fn until_within(limit: Duration, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! A blocking HTTP/1.1 client that sends raw bytes, so that a test decides on each of them.
+//! A blocking HTTP/1.1 client that sends raw bytes, so that a test controls each of them.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -44,7 +44,7 @@ impl Http {
         Http { stream: BufReader::new(Stream::Plain(stream)) }
     }
 
-    /// The same over TLS, which nothing may have been sent or received before.
+    /// Opens a connection over TLS. Nothing may have been sent or received before.
     pub fn over_tls(self, config: &Arc<ClientConfig>) -> Http {
         let Stream::Plain(tcp) = self.stream.into_inner() else { panic!("it is over TLS already") };
         Http { stream: BufReader::new(Stream::tls(tcp, config.clone())) }
@@ -55,17 +55,17 @@ impl Http {
         self.stream.get_mut().write_all(bytes.as_ref()).expect("the server reads");
     }
 
-    /// Shuts our end of the connection, without a word over TLS.
+    /// Shuts down the sending end of the TCP connection, without a TLS close notification.
     pub fn shut(&mut self) {
         self.stream.get_ref().tcp().shutdown(Shutdown::Write).expect("connected");
     }
 
-    /// Begins to agree on a TLS session.
+    /// Begins a TLS handshake.
     pub fn greet(&mut self) {
         self.stream.get_mut().greet();
     }
 
-    /// Sends and waits for a first byte; false if the connection does not come to be.
+    /// Sends bytes and waits for a first byte; returns false if the connection is not established.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.stream.get_mut().write_all(bytes.as_ref()).is_ok()
             && self.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
@@ -90,7 +90,7 @@ impl Http {
         response
     }
 
-    /// A response that has a head only, as those to HEAD have.
+    /// Reads a response without a body, as to a HEAD request.
     #[track_caller]
     pub fn head(&mut self) -> Response {
         let status_line = self.line();
@@ -103,7 +103,7 @@ impl Http {
         Response { status, headers, body: String::new() }
     }
 
-    /// Waits for the server's end of the connection; what came before it.
+    /// Waits until the server closes the connection; returns what came before.
     #[track_caller]
     pub fn rest(mut self) -> Vec<u8> {
         let mut rest = Vec::new();

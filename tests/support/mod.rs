@@ -1,7 +1,6 @@
-//! What the tests over real sockets share: a server process, a WebSocket client, an HTTP client.
+//! Helpers of the tests over real sockets: a server process, a WebSocket client, an HTTP client.
 //!
-//! No test waits for time to pass: each waits for an event, and [`DEADLINE`] only bounds how long
-//! that event may stay away.
+//! No test waits for time to pass. Each test waits for an event, at most for [`DEADLINE`].
 
 #![allow(
     dead_code,
@@ -27,11 +26,11 @@ pub use stream::Stream;
 /// The longest that any awaited event may take, far beyond what a healthy server needs.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// The answer to a request that succeeded and had the id 12345, as the protocol's examples have.
+/// The answer to a successful request with the id 12345, as in the examples of the protocol.
 pub const SUCCESS: &str = r#"{"E":null,"r":{"s":true},"i":12345}"#;
 
-/// Asserts that `answer` is an error's envelope, keys in order and with a message; gives the
-/// message. `id` is the request's id as JSON, none over HTTP.
+/// Asserts that `answer` is an error envelope with its keys in order; returns the error message. `id` is the request's
+/// id as JSON; `None` over HTTP.
 #[track_caller]
 pub fn assert_error<'a>(answer: &'a str, code: u16, id: Option<&str>) -> &'a str {
     let start = format!(r#"{{"E":{{"c":{code},"m":""#);
@@ -42,7 +41,7 @@ pub fn assert_error<'a>(answer: &'a str, code: u16, id: Option<&str>) -> &'a str
         .unwrap_or_else(|| panic!("not {start}…{end}: {answer}"))
 }
 
-/// Asks again until the answer is yes, each time by a round trip to the server.
+/// Checks a condition by round trips to the server until it holds.
 #[track_caller]
 pub fn until(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The server as a process of its own, started on ports that the system picks.
+//! The server as a separate process, on ports that the system selects.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -45,15 +45,15 @@ message_bytes = 16777216
 outbound_bytes = 67108864
 "#;
 
-/// A running server; its end comes with the value's.
+/// A running server, which is stopped when the value is dropped.
 pub struct Server {
     process: Process,
     pub api: SocketAddr,
-    /// The first edge; without one, the API.
+    /// The address of the first edge, or of the API if there is no edge.
     pub edge: SocketAddr,
-    /// Every edge, as in the configuration.
+    /// The addresses of the edges, in the order of the configuration.
     pub edges: Vec<SocketAddr>,
-    /// Where other nodes reach it, if it has a mesh.
+    /// The address of the mesh, if there is one.
     pub mesh: Option<SocketAddr>,
 }
 
@@ -79,7 +79,7 @@ impl Server {
         Server { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
     }
 
-    /// Starts a server whose log nobody reads any more once it listens.
+    /// Starts a server whose log is not read any more once the server listens.
     #[track_caller]
     pub fn start_unread(config: &str, reader: LogReader) -> Server {
         let file = config_file(config);
@@ -89,13 +89,13 @@ impl Server {
         Server { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
     }
 
-    /// A connection to the edge whose client id nobody needs.
+    /// Connects a client to the edge.
     #[track_caller]
     pub fn device(&self, path: &str) -> Socket {
         Socket::connect(self.edge, path, "").expect("the edge grants the upgrade")
     }
 
-    /// A connection to the edge and its client id, learnt from the open event of route `/ws`.
+    /// Connects a client to the edge; returns its id too, from the open event of the route `/ws`.
     #[track_caller]
     pub fn client(&self) -> (Socket, String) {
         let mut consumer = self.consumer("messages");
@@ -118,7 +118,7 @@ impl Server {
         consumer
     }
 
-    /// Calls the API over HTTP; the body of its answer.
+    /// Calls the API over HTTP; returns the body of the response.
     #[track_caller]
     pub fn post(&self, path: &str, body: &str) -> String {
         let response = self.request("POST", path, "", body);
@@ -127,7 +127,7 @@ impl Server {
         response.body
     }
 
-    /// Publishes text over HTTP; the counts of those who took it and those who did not.
+    /// Publishes text over HTTP; returns the numbers of subscribers that it reached and did not reach.
     #[track_caller]
     pub fn publish(&self, channel: &str, data: &str) -> (u64, u64) {
         let body = format!(r#"{{"c":"{channel}","d":"{data}"}}"#);
@@ -142,13 +142,13 @@ impl Server {
         self.request("GET", path, "", "")
     }
 
-    /// One request to the API; `headers` are whole lines, each with its CRLF.
+    /// Sends one request to the API. `headers` are complete lines, each with its CRLF.
     #[track_caller]
     pub fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> Response {
         http(self.api, self.raw(method, path, headers, body))
     }
 
-    /// The bytes of a request to the API.
+    /// Returns the bytes of a request to the API.
     pub fn raw(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
         let (host, length) = (self.api, body.len());
         format!(
@@ -165,54 +165,54 @@ impl Server {
         self.process.signal(Signal::TERM);
     }
 
-    /// Ends the server without a word, as a crash would.
+    /// Kills the server, as a crash would.
     pub fn kill(&mut self) {
         self.process.signal(Signal::KILL);
         self.process.finish();
     }
 
-    /// Stops its threads where they are.
+    /// Suspends the process.
     pub fn freeze(&self) {
         self.process.signal(Signal::STOP);
     }
 
-    /// Lets them go on.
+    /// Resumes the suspended process.
     pub fn thaw(&self) {
         self.process.signal(Signal::CONT);
     }
 
-    /// Tells the server that its certificates are new.
+    /// Tells the server to reload its certificates.
     pub fn hang_up(&mut self) {
         self.process.signal(Signal::HUP);
     }
 
-    /// Waits for a line with this in it on stderr.
+    /// Waits for a line on stderr that contains a text.
     #[track_caller]
     pub fn logs(&mut self, part: &str) {
         while !self.process.line().expect("the server runs").contains(part) {}
     }
 
-    /// Waits for the end of the process: its exit code.
+    /// Waits for the end of the process; returns the exit code.
     #[track_caller]
     pub fn exit_code(&mut self) -> Option<i32> {
         self.process.finish().0
     }
 }
 
-/// What becomes of the reader of a server's log once the server listens.
+/// What the reader of a server's log does once the server listens.
 #[derive(Clone, Copy, Debug)]
 pub enum LogReader {
-    /// It ends: writing to it fails.
+    /// The reader ends, so writing to the pipe fails.
     Leaves,
-    /// It stands still, with a pipe that is full: writing to it waits for ever.
+    /// The reader stops with a full pipe, so writing to the pipe blocks.
     StandsStill,
 }
 
-/// A process of the binary, whose lines on stderr are read as they come.
+/// A process of the binary, whose stderr is read line by line.
 pub struct Process {
     child: Child,
     lines: Receiver<String>,
-    // The pipe of a reader that stands still.
+    // The full pipe of a reader that has stopped.
     unread: Option<ChildStderr>,
 }
 
@@ -268,7 +268,7 @@ impl Process {
         panic!("the server did not start: {lines:#?}")
     }
 
-    /// Waits for the end: the exit code, and the lines that came until then.
+    /// Waits for the end of the process; returns the exit code and the remaining lines.
     #[track_caller]
     pub fn finish(&mut self) -> (Option<i32>, Vec<String>) {
         let lines = std::iter::from_fn(|| self.line()).collect();
@@ -292,7 +292,7 @@ impl Process {
         kill_process(pid, signal).expect("the process has not been waited for");
     }
 
-    /// The next line; none after the end of the process.
+    /// Returns the next line; `None` after the end of the process.
     #[track_caller]
     pub fn line(&mut self) -> Option<String> {
         match self.lines.recv_timeout(DEADLINE) {
@@ -304,7 +304,7 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Ends the process, gently first; shows what it wrote if the test failed.
+    /// Stops the process, and kills it if it does not end. Shows its output if the test has failed.
     fn drop(&mut self) {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
@@ -315,15 +315,15 @@ impl Drop for Process {
                 eprintln!("server: {line}");
             }
         }
-        // A process that ended is not waited for yet, so its id is still its own.
+        // The process has not been waited for, so its id cannot be in use by another one.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Fills a pipe by its end for reading.
+/// Fills a pipe, given its reading end.
 fn fill(pipe: &ChildStderr) {
-    // Opened anew, so that the server's own end stays one that waits.
+    // Opened again, so that the server's own end stays blocking.
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     let mut end = OpenOptions::new()
         .write(true)
@@ -337,7 +337,7 @@ fn fill(pipe: &ChildStderr) {
     assert_eq!(full.kind(), ErrorKind::WouldBlock);
 }
 
-/// Writes a configuration file that no other test uses.
+/// Writes a configuration file with a unique name.
 pub fn config_file(text: &str) -> PathBuf {
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let number = FILES.fetch_add(1, Ordering::Relaxed);
@@ -347,7 +347,7 @@ pub fn config_file(text: &str) -> PathBuf {
     file
 }
 
-/// The addresses in the line that tells that the server listens.
+/// The addresses in the line that the server logs when it listens.
 pub struct Ready {
     pub api: SocketAddr,
     pub edges: Vec<SocketAddr>,

@@ -1,4 +1,4 @@
-//! A shard as a value: what it is told when it is made, and connections of it without sockets.
+//! A shard as a value: its settings, and connections without sockets.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Api, Limits, Process, Queue, Route, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 
-/// A node of one shard that is alone, has no edge, and lets everybody call.
+/// The settings of a node of one shard, without a mesh, edges and users.
 pub fn settings() -> Settings {
     let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
     Settings {
@@ -64,7 +64,7 @@ pub fn route() -> Route {
     }
 }
 
-/// A connection that has asked for an upgrade on a path, of a client or a back end.
+/// Opens a connection that asks for a WebSocket at a path, of a client or a back end.
 pub fn upgraded(shard: &mut Shard, now: Now, listener: Listener, path: &str) -> ConnectionKey {
     let remote = ([127, 0, 0, 1], 50_000).into();
     let key = shard.handle_accepted(now, listener, remote).expect("the node is not going down");

@@ -1,4 +1,4 @@
-//! A blocking WebSocket client (RFC 6455) that sends raw frames too, so that a test can break rules.
+//! A blocking WebSocket client (RFC 6455) that can send raw frames too, for tests that violate the protocol.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,12 +13,12 @@ use super::{DEADLINE, Http, Response, Stream};
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// A whole message or a control frame.
+/// A complete message or a control frame.
 #[derive(Debug, PartialEq)]
 pub enum Message {
     Text(String),
     Binary(Vec<u8>),
-    /// A compressed text message, as it came.
+    /// A compressed text message, not inflated.
     Deflated(Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
@@ -31,17 +31,17 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens a connection; the server's response if it refuses the upgrade.
+    /// Opens a connection; returns the server's response if the upgrade is refused.
     pub fn connect(address: SocketAddr, path: &str, headers: &str) -> Result<Socket, Response> {
         Socket::upgrade(Http::connect(address), path, headers)
     }
 
-    /// A client whose kernel takes little for it: once it does not read, the server soon notices.
+    /// Connects a client with a small receive buffer, so that the server soon notices if the client does not read.
     pub fn connect_with_small_buffer(address: SocketAddr, path: &str) -> Socket {
         Socket::upgrade(Socket::small(address), path, "").expect("the upgrade is granted")
     }
 
-    /// The connection of such a client, before it says anything.
+    /// Opens the TCP connection of a client with a small receive buffer.
     pub fn small(address: SocketAddr) -> Http {
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
@@ -49,7 +49,7 @@ impl Socket {
         Http::over(socket.into())
     }
 
-    /// Opens a WebSocket on a connection; the server's response if it refuses the upgrade.
+    /// Opens a WebSocket on a connection; returns the server's response if the upgrade is refused.
     pub fn upgrade(mut http: Http, path: &str, headers: &str) -> Result<Socket, Response> {
         let address = http.stream.get_ref().tcp().peer_addr().expect("connected");
         http.send(Socket::upgrade_request(address, path, headers));
@@ -61,7 +61,7 @@ impl Socket {
         Ok(Socket { stream: http.stream })
     }
 
-    /// The upgrade request; `headers` are whole lines, each with its CRLF.
+    /// Returns the upgrade request. `headers` are complete lines, each with its CRLF.
     pub fn upgrade_request(host: SocketAddr, path: &str, headers: &str) -> String {
         format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -109,19 +109,19 @@ impl Socket {
         self.send(&frame(0x88, &[&code.to_be_bytes(), reason.as_bytes()].concat()));
     }
 
-    /// How long a read waits from now on, instead of [`DEADLINE`]. One that is cut short loses what it
-    /// had of a message: for those that come whole or not at all.
+    /// Sets how long a read waits, instead of [`DEADLINE`]. A read that times out loses the part of a message that it
+    /// has, so use this only for messages that arrive completely or not at all.
     pub fn set_patience(&mut self, patience: Duration) {
         let tcp = self.stream.get_ref().tcp();
         tcp.set_read_timeout(Some(patience)).expect("a deadline can be set");
     }
 
-    /// Another hand on the connection, to write from a second thread. Not over TLS.
+    /// Clones the connection, to write from a second thread. Not over TLS.
     pub fn writer(&self) -> TcpStream {
         self.stream.get_ref().tcp().try_clone().expect("a second descriptor")
     }
 
-    /// Ends the connection with a reset: the server hears no FIN and no close frame.
+    /// Resets the connection: the server gets no FIN and no close frame.
     pub fn reset(self) {
         let linger = SockRef::from(self.stream.get_ref().tcp()).set_linger(Some(Duration::ZERO));
         linger.expect("lingering can be turned off");
@@ -132,7 +132,7 @@ impl Socket {
         self.try_read().expect("a message comes")
     }
 
-    /// The next message, or the error that ends the connection.
+    /// Reads the next message, or the error that ends the connection.
     pub fn try_read(&mut self) -> io::Result<Message> {
         let [first, second] = self.take()?;
         assert_eq!(second & 0x80, 0, "a server does not mask (RFC 6455, section 5.1)");
@@ -158,7 +158,7 @@ impl Socket {
         })
     }
 
-    /// The next message, which has to be text. Pings before it are answered: a test may take long.
+    /// Reads the next message, which must be text. Answers pings that come before it.
     #[track_caller]
     pub fn text(&mut self) -> String {
         loop {
@@ -170,7 +170,7 @@ impl Socket {
         }
     }
 
-    /// Reads up to the close frame; its code and reason.
+    /// Reads up to the close frame; returns its code and reason.
     #[track_caller]
     pub fn closed(&mut self) -> (u16, String) {
         loop {
@@ -193,8 +193,8 @@ impl Socket {
         assert!(!timed_out, "the connection stayed open for {DEADLINE:?}");
     }
 
-    /// Waits for the server's end of the connection, with nothing before it; over TLS it has to be
-    /// announced.
+    /// Waits until the server closes the connection without further data. Over TLS the server must send a close
+    /// notification.
     #[track_caller]
     pub fn ended_in_order(mut self) {
         let mut rest = Vec::new();
@@ -202,14 +202,14 @@ impl Socket {
         assert!(rest.is_empty(), "{rest:?}");
     }
 
-    /// Sends a request of the API and gives the next message, which is its answer.
+    /// Sends a request of the API; returns the next message, which is its answer.
     #[track_caller]
     pub fn call(&mut self, request: &str) -> String {
         self.send_text(request);
         self.text()
     }
 
-    /// Calls a method of the API and gives the answer, which comes before any event.
+    /// Calls a method of the API; returns the answer, which must come before any event.
     #[track_caller]
     pub fn ask(&mut self, method: &str, params: &Value) -> Value {
         let request = serde_json::json!({ "m": method, "p": params, "i": 12345 });
@@ -219,7 +219,7 @@ impl Socket {
         answer
     }
 
-    /// The same for a call that has to succeed: what it gives.
+    /// Makes a call that must succeed; returns its result.
     #[track_caller]
     pub fn done(&mut self, method: &str, params: &Value) -> Value {
         let mut answer = self.ask(method, params);
@@ -227,14 +227,14 @@ impl Socket {
         answer["r"].take()
     }
 
-    /// Calls a function of a client's connection, which has to succeed: what it gives.
+    /// Calls a function of a client's connection, which must succeed; returns its result.
     #[track_caller]
     pub fn conn_call(&mut self, client: &str, function: &str, arguments: Value) -> Value {
         let params = serde_json::json!({ "c": client, "f": function, "a": arguments });
         self.done("conn.call", &params)
     }
 
-    /// Publishes text: the counts of those who took it and those who did not.
+    /// Publishes text; returns the numbers of subscribers that it reached and did not reach.
     #[track_caller]
     pub fn publish(&mut self, channel: &str, data: &str) -> (u64, u64) {
         let params = serde_json::json!({ "c": channel, "d": data });
@@ -243,7 +243,7 @@ impl Socket {
         (count("s"), count("f"))
     }
 
-    /// The next event of a consumer: its `p`.
+    /// Returns the `p` of the next event of a consumer.
     #[track_caller]
     pub fn event(&mut self) -> Value {
         let text = self.text();
@@ -252,7 +252,7 @@ impl Socket {
         event["p"].take()
     }
 
-    /// The client id in the next event, which has to be that a client came.
+    /// Returns the client id in the next event, which must be an open event.
     #[track_caller]
     pub fn opened(&mut self) -> String {
         let event = self.event();
@@ -260,7 +260,7 @@ impl Socket {
         event["c"].as_str().expect("a client id is a string").to_string()
     }
 
-    /// The data in the next event, which has to be a client's message.
+    /// Returns the data in the next event, which must be a message of a client.
     #[track_caller]
     pub fn data(&mut self) -> String {
         let event = self.event();

@@ -1,4 +1,4 @@
-//! What a test's connection runs over: TCP, or TLS on it.
+//! The transport of a test's connection: TCP or TLS.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,14 +12,14 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// A TLS session with `localhost`, which is agreed on with the first bytes that are sent.
+    /// A TLS session with `localhost`. The handshake takes place when the first bytes are sent.
     pub fn tls(tcp: TcpStream, config: Arc<ClientConfig>) -> Stream {
         let name = "localhost".try_into().expect("a name");
         let session = ClientConnection::new(config, name).expect("the configuration is right");
         Stream::Tls(Box::new(StreamOwned::new(session, tcp)))
     }
 
-    /// Sends the first bytes of a TLS session and does not wait for the answer.
+    /// Sends the first bytes of a TLS handshake without waiting for the answer.
     pub fn greet(&mut self) {
         let Stream::Tls(tls) = self else { panic!("there is no session") };
         while tls.conn.wants_write() {

@@ -1,15 +1,15 @@
-//! How many connections an address has at the edge, and how many it may have.
+//! Limits the connections and handshakes of an address at the edges of the node.
 //!
-//! Each address has a home, the one shard of the node that counts it, as each topic has: so the
-//! count is exact and nothing is shared. A shard that accepts a connection asks the home and reads
-//! nothing until it knows; it tells the home when the connection is closed.
+//! Each address has a home shard, which counts it; a topic has one in the same way. So the count is exact,
+//! and no memory is shared. The shard that accepts a connection asks the home shard and reads nothing until
+//! it has the answer. It tells the home shard when the connection is closed.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
-use super::tries::source_of;
+use super::failed_attempts::source_of;
 use crate::address::placement::home_of_address;
 use crate::message::{ConnectionKey, Message, Party};
 use crate::shard::connection::{Connections, Listener, Pause};
@@ -18,27 +18,37 @@ use crate::shard::settings::AddressLimits;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 
-/// Addresses that one home counts, at most: those with connections, and those that had some within
-/// the last second. That takes about 50 MB. Beyond it connections from further ones are refused.
+/// The number of addresses that one shard counts: those that have connections, or had some within the last
+/// second. They take about 50 MB. Beyond it connections from other addresses are refused.
 const ADDRESSES_MAX: usize = 1 << 20;
 
-/// Which limit refuses a connection.
+/// The limit for which a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The address has as many connections as it may.
+pub enum LimitReached {
+    /// The connections of an address at a time.
     Connections,
-    /// It has made as many handshakes of late as it may.
+    /// The handshakes of an address per second.
     Handshakes,
 }
 
-/// The addresses whose home a shard is.
+/// The addresses that have this home shard, and what each has used of its limits.
 #[derive(Debug, Default)]
 pub struct Addresses {
+    // At most ADDRESSES_MAX.
     counts: HashMap<IpAddr, Count>,
-    // Those whose last connection was closed before their bucket was full, and when it is.
-    leaving: VecDeque<(IpAddr, u64)>,
+    // Addresses whose last connection was closed before their bucket was full, in the order of closing. An
+    // address is here at most once per handshake of its last second.
+    leaving: VecDeque<Leaving>,
 }
 
+/// An address without connections, which is remembered until its bucket of handshakes is full again.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    source: IpAddr,
+    full_at_ms: u64,
+}
+
+/// What one address has used of its limits.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     connections: u32,
@@ -46,37 +56,40 @@ struct Count {
 }
 
 impl Addresses {
-    /// How many are counted.
+    /// Returns the number of addresses that are counted.
     pub fn len(&self) -> usize {
         self.counts.len()
     }
 
-    /// A connection comes from an address; it is counted unless it is refused.
-    pub fn arrive(
+    /// Counts a connection from an address, if its limits allow it.
+    ///
+    /// # Errors
+    /// The address has reached a limit, or too many other addresses are counted.
+    fn arrive(
         &mut self,
         now_ms: u64,
         limits: &AddressLimits,
         source: IpAddr,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), LimitReached> {
         self.forget_old(now_ms);
         if self.counts.len() == ADDRESSES_MAX && !self.counts.contains_key(&source) {
-            return Err(Refusal::Connections);
+            return Err(LimitReached::Connections);
         }
         let count = self.counts.entry(source).or_default();
-        // An address that is refused has connections, or has used up its bucket: it stays.
+        // A refused address has connections or an empty bucket. So its entry is in use, not left over.
         if limits.connections.is_some_and(|max| count.connections >= max.get()) {
-            return Err(Refusal::Connections);
+            return Err(LimitReached::Connections);
         }
         let take = |rate: Rate| rate.take(&mut count.handshakes, now_ms);
         if !limits.handshakes.is_none_or(take) {
-            return Err(Refusal::Handshakes);
+            return Err(LimitReached::Handshakes);
         }
         count.connections += 1;
         Ok(())
     }
 
-    /// One that was counted is closed.
-    pub fn depart(&mut self, now_ms: u64, source: IpAddr) {
+    /// Ends the count of a connection that was counted.
+    fn depart(&mut self, now_ms: u64, source: IpAddr) {
         self.forget_old(now_ms);
         let Some(count) = self.counts.get_mut(&source) else { return };
         count.connections -= 1;
@@ -85,16 +98,17 @@ impl Addresses {
         }
         match count.handshakes.full_at_ms() {
             full_at_ms if full_at_ms <= now_ms => _ = self.counts.remove(&source),
-            full_at_ms => self.leaving.push_back((source, full_at_ms)),
+            full_at_ms => self.leaving.push_back(Leaving { source, full_at_ms }),
         }
     }
 
-    /// Each waits for at most a second, and what waits behind it for hardly more.
+    /// Forgets addresses without connections whose bucket is full. An address is remembered for little more than a
+    /// second after its last connection.
     fn forget_old(&mut self, now_ms: u64) {
         let is_as_new =
             |count: &Count| count.connections == 0 && count.handshakes.full_at_ms() <= now_ms;
-        while let Some(&(source, due_ms)) = self.leaving.front()
-            && due_ms <= now_ms
+        while let Some(&Leaving { source, full_at_ms }) = self.leaving.front()
+            && full_at_ms <= now_ms
         {
             self.leaving.pop_front();
             if self.counts.get(&source).is_some_and(is_as_new) {
@@ -105,15 +119,15 @@ impl Addresses {
 }
 
 impl Addresses {
-    /// A connection was accepted: if its address has limits, it is not read from until the home of
-    /// the address has said that it may stay.
+    /// Handles a connection that this shard accepted at an edge. If addresses have limits, pauses the
+    /// connection and asks the home shard of its address.
     pub fn count_arrival(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
     ) {
-        let is_limited = turn.settings.limits.addresses.are_there();
+        let is_limited = turn.settings.limits.addresses.is_any_set();
         let Some(connection) = connections.get(key) else { return };
         if !is_limited || connection.listener == Listener::Api {
             return;
@@ -130,7 +144,7 @@ impl Addresses {
         turn.send(home, message);
     }
 
-    /// A connection came to another shard, or this one, from an address whose home this is.
+    /// Answers a shard that accepted a connection from an address with this home shard.
     pub fn handle_arrived(
         &mut self,
         turn: &mut Turn,
@@ -138,18 +152,18 @@ impl Addresses {
         source: IpAddr,
         key: ConnectionKey,
     ) {
-        let judged = self.arrive(turn.now.ms, &turn.settings.limits.addresses, source);
-        match judged {
+        let counted = self.arrive(turn.now.ms, &turn.settings.limits.addresses, source);
+        match counted {
             Ok(()) => {}
-            Err(Refusal::Connections) => turn.counters.limits.connections_per_address += 1,
-            Err(Refusal::Handshakes) => turn.counters.limits.handshakes_per_address_s += 1,
+            Err(LimitReached::Connections) => turn.counters.limits.connections_per_address += 1,
+            Err(LimitReached::Handshakes) => turn.counters.limits.handshakes_per_address_s += 1,
         }
-        turn.send(from, Message::Admitted(source, key, judged.is_ok()));
+        turn.send(from, Message::Admitted(source, key, counted.is_ok()));
     }
 
-    /// Whether a connection may stay. One that may not is closed before a byte of it is read: no
-    /// words, which would take a TLS handshake, and no waiting for its end, which would take its
-    /// place for as long as it likes.
+    /// Handles the answer of an address's home shard. A refused connection is closed before a byte of it is
+    /// read. It gets no response, which would cost a TLS handshake. Nor is its end awaited, since the peer
+    /// could then keep its place.
     pub fn handle_admitted(
         &mut self,
         turn: &mut Turn,
@@ -164,18 +178,18 @@ impl Addresses {
                 connections.unpause(turn, key, Pause::Address);
             }
             Some(connection) => {
-                let why = "its address has as many connections, or handshakes, as it may";
+                let why = "its address has reached its limit of connections or handshakes";
                 let entry = Entry::Dropped(connection.remote, why);
                 trail::note(turn.trail(key), entry);
                 connections.close(turn, key);
             }
-            // It was closed meanwhile.
+            // The connection was closed in the meantime.
             None if is_admitted => self.tell_home_of(turn, source, Message::Departed(source)),
             None => {}
         }
     }
 
-    /// A connection is closed and about to be forgotten.
+    /// Tells the home shard that a counted connection of this shard is closed.
     pub fn count_departure(
         &mut self,
         turn: &mut Turn,
@@ -188,7 +202,7 @@ impl Addresses {
         }
     }
 
-    /// One that was counted here is closed.
+    /// Handles the end of a connection that was counted here.
     pub fn handle_departed(&mut self, turn: &Turn, source: IpAddr) {
         self.depart(turn.now.ms, source);
     }
@@ -199,6 +213,8 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::shard::fixture;
+    use crate::shard::turn::{Action, Step};
 
     fn limits(connections: u32, handshakes_per_s: u32) -> AddressLimits {
         AddressLimits {
@@ -212,47 +228,86 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_no_more_connections_than_it_may_and_others_have_their_own() {
+    fn each_address_has_a_limit_of_connections_of_its_own() {
         let (mut addresses, limits) = (Addresses::default(), limits(2, 0));
         for address in [source(1), source(2)] {
             assert_eq!(addresses.arrive(0, &limits, address), Ok(()));
             assert_eq!(addresses.arrive(0, &limits, address), Ok(()));
-            assert_eq!(addresses.arrive(9000, &limits, address), Err(Refusal::Connections));
+            assert_eq!(addresses.arrive(9000, &limits, address), Err(LimitReached::Connections));
         }
         addresses.depart(9000, source(1));
         assert_eq!(addresses.arrive(9000, &limits, source(1)), Ok(()));
-        assert_eq!(addresses.arrive(9000, &limits, source(1)), Err(Refusal::Connections));
+        assert_eq!(addresses.arrive(9000, &limits, source(1)), Err(LimitReached::Connections));
     }
 
     #[test]
-    fn handshakes_of_connections_that_are_gone_count_for_a_second() {
+    fn handshakes_of_closed_connections_count_for_a_second() {
         let (mut addresses, limits) = (Addresses::default(), limits(0, 4));
         for _ in 0..4 {
             assert_eq!(addresses.arrive(5000, &limits, source(1)), Ok(()));
             addresses.depart(5000, source(1));
         }
-        assert_eq!(addresses.arrive(5249, &limits, source(1)), Err(Refusal::Handshakes));
+        assert_eq!(addresses.arrive(5249, &limits, source(1)), Err(LimitReached::Handshakes));
         assert_eq!(addresses.arrive(5250, &limits, source(1)), Ok(()));
-        assert_eq!(addresses.arrive(5250, &limits, source(1)), Err(Refusal::Handshakes));
+        assert_eq!(addresses.arrive(5250, &limits, source(1)), Err(LimitReached::Handshakes));
     }
 
     #[test]
-    fn an_address_is_forgotten_with_its_last_connection_and_its_last_second() {
+    fn an_address_is_forgotten_a_second_after_its_last_connection() {
         let mut addresses = Addresses::default();
         assert_eq!(addresses.arrive(0, &limits(2, 0), source(1)), Ok(()));
         addresses.depart(0, source(1));
-        assert_eq!(addresses.len(), 0, "without a limit of handshakes at once");
+        assert_eq!(addresses.len(), 0, "at once, if handshakes have no limit");
         let limits = limits(2, 4);
         for _ in 0..2 {
             assert_eq!(addresses.arrive(0, &limits, source(1)), Ok(()));
             addresses.depart(0, source(1));
         }
         assert_eq!(addresses.arrive(400, &limits, source(2)), Ok(()));
-        assert_eq!(addresses.len(), 2, "its bucket is not full yet");
+        assert_eq!(addresses.len(), 2, "the bucket is not full yet");
         assert_eq!(addresses.arrive(500, &limits, source(1)), Ok(()));
         addresses.depart(1000, source(2));
-        assert_eq!(addresses.len(), 1, "who came back meanwhile stays");
+        assert_eq!(addresses.len(), 1, "an address that came back in the meantime stays");
         addresses.depart(1000, source(1));
         assert_eq!((addresses.len(), addresses.leaving.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_connection_is_paused_until_its_home_shard_admits_it_and_closed_if_it_does_not() {
+        let mut settings = fixture::settings();
+        settings.limits.addresses = limits(1, 0);
+        let mut turn = fixture::turn(settings);
+        let (mut addresses, mut connections) = (Addresses::default(), Connections::default());
+        let keys =
+            [0; 2].map(|_| fixture::accepted(&mut turn, &mut connections, Listener::Edge(0)));
+        let own = turn.own_party();
+        for key in keys {
+            addresses.count_arrival(&mut turn, &mut connections, key);
+            assert!(connections.get(key).unwrap().is_paused_for(Pause::Address));
+        }
+        for (step, expected) in fixture::steps(&mut turn).into_iter().zip(keys) {
+            let Step::Message(Message::Arrived(source, key)) = step else { panic!("{step:?}") };
+            assert_eq!(key, expected);
+            addresses.handle_arrived(&mut turn, own, source, key);
+        }
+        let steps = fixture::steps(&mut turn);
+        let answers = steps.iter().filter_map(|step| match step {
+            Step::Message(Message::Admitted(_, key, is_admitted)) => Some((*key, *is_admitted)),
+            _ => None,
+        });
+        let answers = answers.collect::<Vec<_>>();
+        assert_eq!(answers, [(keys[0], true), (keys[1], false)]);
+        let source = source_of(fixture::REMOTE.ip());
+        for (key, is_admitted) in answers {
+            addresses.handle_admitted(&mut turn, &mut connections, source, key, is_admitted);
+        }
+        assert!(!connections.get(keys[0]).unwrap().is_paused_for(Pause::Address));
+        assert!(turn.actions.contains(&Action::Close(keys[1])));
+        assert_eq!(turn.counters.limits.connections_per_address, 1);
+        addresses.count_departure(&mut turn, &mut connections, keys[1]);
+        assert!(fixture::steps(&mut turn).is_empty(), "a refused connection was not counted");
+        addresses.count_departure(&mut turn, &mut connections, keys[0]);
+        let steps = fixture::steps(&mut turn);
+        assert!(matches!(steps[..], [Step::Message(Message::Departed(_))]));
     }
 }

@@ -1,15 +1,15 @@
-//! Who may use the API, and how many connections an address may have at an edge.
+//! Access control: authentication of requests to the API, and limits of addresses at the edges.
 //!
-//! - `credentials.rs`: what is known of users, and of who claimed to be one. `verdicts.rs`: whose
-//!   credentials are verified next. `tries.rs`: who has guessed too often. `recent.rs`: what was seen of
-//!   late.
-//! - `addresses.rs`: what one address may do at an edge.
+//! - `authenticator.rs`: checks credentials, and remembers the results.
+//! - `verification_queue.rs`: decides which credentials are compared with a slow hash next.
+//! - `failed_attempts.rs`: finds addresses that guess. `recent.rs`: counts events within a time window.
+//! - `addresses.rs`: limits the connections and handshakes of one address at an edge.
 
 mod addresses;
-mod credentials;
+mod authenticator;
+mod failed_attempts;
 mod recent;
-mod tries;
-mod verdicts;
+mod verification_queue;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -22,58 +22,60 @@ use super::turn::{Step, Turn};
 use crate::message::{ConnectionKey, Message, Party};
 use crate::protocol::credentials::{CHALLENGE, Credentials, Fingerprint, Scheme};
 use crate::protocol::http::{KeptRequest, Request};
-use credentials::Access;
-use tries::source_of;
-use verdicts::Waiters;
+use authenticator::Authenticator;
+use failed_attempts::source_of;
+use verification_queue::Waiters;
 
 pub(super) use addresses::Addresses;
-pub use credentials::{Admission, Grant, Refusal, Verification};
-pub use verdicts::RUNNING_MAX;
+pub use authenticator::{CredentialCheck, Denial, Grant, Verification};
+pub use verification_queue::RUNNING_MAX;
 
-/// The way into the API: who may come in, who waits for a verdict, and who has not shown who it is.
-pub struct Doors {
-    access: Access,
-    // Connections of the API, in the order in which they came. Those that have shown who they are, or are
-    // gone, are taken out when they are first.
-    strangers: VecDeque<ConnectionKey>,
+/// Access to the API: checks credentials, keeps requests until their credentials are verified, and
+/// knows the connections that have not authenticated.
+pub struct ApiAccess {
+    authenticator: Authenticator,
+    // API connections in the order of their arrival, at most one entry per connection of this shard.
+    // One that has authenticated or is closed is removed only when it reaches the front.
+    unauthenticated: VecDeque<ConnectionKey>,
 }
 
-impl Doors {
-    /// Nobody has come yet.
+impl ApiAccess {
+    /// Creates the part with no connections, for the users in `settings`.
     pub fn new(settings: &Settings) -> Self {
-        Self { access: Access::new(settings), strangers: VecDeque::new() }
+        Self { authenticator: Authenticator::new(settings), unauthenticated: VecDeque::new() }
     }
 
-    /// A connection came to the API.
+    /// Handles a new connection to the API.
     pub fn handle_arrival(&mut self, connections: &mut Connections, key: ConnectionKey) {
-        self.forget_known_callers(connections);
-        self.strangers.push_back(key);
+        self.forget_authenticated(connections);
+        self.unauthenticated.push_back(key);
     }
 
-    /// When [`Self::poll_verification`] gives another comparison, in milliseconds of the shard's clock.
+    /// Returns when [`Self::poll_verification`] may have another verification, in milliseconds of the
+    /// shard's clock. `None` if only a message can cause one.
     pub fn next_verification(&self) -> Option<u64> {
-        self.access.next_verification()
+        self.authenticator.next_verification()
     }
 
-    /// The next comparison with hashes that somebody is to make elsewhere, and whose
-    /// [`Verification::run`] is to come back as a message.
+    /// Returns the next verification to run on another thread. The message that [`Verification::run`]
+    /// returns must be sent to this shard.
     pub fn poll_verification(&mut self, turn: &Turn) -> Option<Verification> {
-        self.access.begin_verification(turn.now.ms)
+        self.authenticator.begin_verification(turn.now.ms)
     }
 
-    /// Closes the connection of the API that has been there longest without showing who it is; false if
-    /// there is none. So strangers keep nobody out who has credentials.
+    /// Closes the API connection that has been unauthenticated the longest, to make room for a new one.
+    /// Returns false if there is none. A connection with an unanswered request is not closed.
     pub fn evict_unauthenticated(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
     ) -> bool {
-        while let Some(key) = self.strangers.pop_front() {
+        while let Some(key) = self.unauthenticated.pop_front() {
             let Some(connection) = connections.get(key) else { continue };
             let is_waiting = connection.replies().is_some_and(|replies| !replies.is_empty());
             if connection.is_unauthenticated() && connection.phase == Phase::Open && !is_waiting {
                 let remote = connection.remote;
-                let why = "no place for a stranger";
+                let why = "unauthenticated, and limits.api_connections is reached";
                 trail::note(turn.trail(key), Entry::Dropped(remote, why));
                 connections.close(turn, key);
                 return true;
@@ -82,43 +84,43 @@ impl Doors {
         false
     }
 
-    /// Takes those out of the strangers, as far as they are first, that are none any more.
-    fn forget_known_callers(&mut self, connections: &mut Connections) {
-        while let Some(&key) = self.strangers.front() {
+    /// Removes connections that have authenticated or are closed from the front of the list.
+    fn forget_authenticated(&mut self, connections: &mut Connections) {
+        while let Some(&key) = self.unauthenticated.front() {
             if connections.get(key).is_some_and(|connection| connection.is_unauthenticated()) {
                 return;
             }
-            self.strangers.pop_front();
+            self.unauthenticated.pop_front();
         }
     }
 
-    /// What may be done with the credentials of a request. A wrong guess is counted.
+    /// Checks the credentials of a request. Wrong credentials are counted for the peer's address.
     pub fn check_credentials(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
         request: &Request<'_>,
-    ) -> Admission {
+    ) -> CredentialCheck {
         let Some(connection) = connections.get(key) else {
-            return Admission::Known(Err(Refusal::Missing));
+            return CredentialCheck::Decided(Err(Denial::Missing));
         };
         let remote = connection.remote.ip();
         let authorization = || request.only_header("authorization");
-        let admission = self.access.check(turn.now.ms, remote, authorization);
-        if trail::is_read() && !matches!(admission, Admission::Known(Ok(_))) {
+        let check = self.authenticator.check(turn.now.ms, remote, authorization);
+        if trail::is_read() && !matches!(check, CredentialCheck::Decided(Ok(_))) {
             trail_claim(turn, key, request);
         }
-        if admission == Admission::Known(Err(Refusal::Wrong)) {
+        if check == CredentialCheck::Decided(Err(Denial::Wrong)) {
             self.note_wrong(turn, remote);
         }
-        admission
+        check
     }
 
-    /// Counts a wrong guess, here and on the other shards.
+    /// Counts wrong credentials from an address, here and on the other shards.
     fn note_wrong(&mut self, turn: &mut Turn, remote: IpAddr) {
         let source = source_of(remote);
-        if self.access.note_wrong(turn.now.ms, source) {
+        if self.authenticator.note_wrong(turn.now.ms, source) {
             tracing::warn!(
                 "ten wrong credentials came from {source} within a minute: further wrong ones are \
                  answered 429, right ones are let in"
@@ -129,19 +131,19 @@ impl Doors {
         }
     }
 
-    /// Answers those that others, likelier to be right, took the place of.
-    fn turn_displaced_away(&mut self, turn: &mut Turn, connections: &mut Connections) {
-        for Waiters { fingerprint, keys, .. } in self.access.take_displaced(turn.now.ms) {
+    /// Denies the requests whose places in the queue went to credentials of a higher rank.
+    fn deny_displaced(&mut self, turn: &mut Turn, connections: &mut Connections) {
+        for Waiters { fingerprint, keys, .. } in self.authenticator.take_displaced(turn.now.ms) {
             for key in keys {
                 if is_parked_with(connections, key, fingerprint) {
-                    turn.push_step(Step::Admitted(key, Err(Refusal::Busy)));
+                    turn.push_step(Step::Admitted(key, Err(Denial::Busy)));
                 }
             }
         }
     }
 
-    /// Keeps a request, or has its body wait, until the verdict on its credentials is here. Its
-    /// answer has its place already; the connection is paused behind it.
+    /// Parks a request until its credentials are verified. Without `request`, the body stays unread. The
+    /// answer keeps its place among the connection's answers, and the connection is paused.
     pub fn park(
         &mut self,
         turn: &mut Turn,
@@ -157,17 +159,18 @@ impl Doors {
         http.started_ms = turn.now.ms;
         let parked = Parked { request, shape, credentials: fingerprint };
         http.parked = Some(Box::new(parked));
-        self.access.wait(fingerprint, key);
+        self.authenticator.wait(fingerprint, key);
         trail::note(turn.trail(key), Entry::Verifying);
-        connections.pause(key, Pause::Verdict);
+        connections.pause(key, Pause::Verification);
         let deadline_ms = turn.now.ms + turn.settings.limits.answer_ms;
         connections.set_timer(turn, key, deadline_ms);
-        self.turn_displaced_away(turn, connections);
+        self.deny_displaced(turn, connections);
     }
 
-    /// Goes on with the requests that waited for this verdict. A verdict from this shard's own
-    /// address is the verifier's answer; other shards pass on theirs.
-    pub fn handle_verdict(
+    /// Handles the result of a verification: leaves [`Step::Admitted`] for each request that waits for
+    /// it. A result from this shard itself is the verifier's; it is passed on to the other shards if the
+    /// credentials are right.
+    pub fn handle_verified(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -176,10 +179,9 @@ impl Doors {
         user: Option<usize>,
     ) {
         let is_own = from == turn.own_party();
-        let settled = self.access.settle(turn.now.ms, fingerprint, user, is_own);
+        let settled = self.authenticator.settle(turn.now.ms, fingerprint, user, is_own);
         let Some(Waiters { source, keys, .. }) = settled else { return };
         match user {
-            // The credentials are as good on the other shards.
             Some(_) if is_own => {
                 for shard in turn.other_shards() {
                     let to = turn.local_party(shard);
@@ -193,14 +195,14 @@ impl Doors {
             if is_parked_with(connections, key, fingerprint)
                 && let Some(connection) = connections.get(key)
             {
-                let admitted = self.access.admit(user, connection.remote.ip());
+                let admitted = self.authenticator.admit(user, connection.remote.ip());
                 turn.push_step(Step::Admitted(key, admitted));
             }
         }
     }
 
-    /// The verdict that a request waits for did not come in time.
-    pub fn give_up_verdict(
+    /// Denies a parked request whose verification was not finished in time.
+    pub fn handle_verification_timeout(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -209,34 +211,34 @@ impl Doors {
         if let Some(Stage::Http(http)) = connections.get(key).map(|c| &c.stage)
             && let Some(parked) = &http.parked
         {
-            self.access.turn_away(turn.now.ms, parked.credentials);
+            self.authenticator.defer(turn.now.ms, parked.credentials);
         }
-        turn.push_step(Step::Admitted(key, Err(Refusal::Busy)));
+        turn.push_step(Step::Admitted(key, Err(Denial::Busy)));
     }
 
-    /// Answers a request that may not come in, and counts why.
-    pub fn refuse_access(
+    /// Answers a request that is denied, and counts the reason.
+    pub fn deny(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
         shape: &HttpShape,
-        refusal: Refusal,
+        denial: Denial,
     ) {
-        let (status, why) = refusal.explained();
+        let (status, reason) = (denial.status(), denial.reason());
         turn.counters.unauthorised += 1;
         let mut shape = shape.clone();
-        match refusal {
-            Refusal::TooManyTries => turn.counters.limits.wrong_credentials += 1,
-            Refusal::Busy => turn.counters.limits.verifications += 1,
-            Refusal::Missing
-            | Refusal::Wrong
-            | Refusal::WrongAgain
-            | Refusal::Address
-            | Refusal::Role => {}
+        match denial {
+            Denial::TooManyAttempts => turn.counters.limits.wrong_credentials += 1,
+            Denial::Busy => turn.counters.limits.verifications += 1,
+            Denial::Missing
+            | Denial::Wrong
+            | Denial::WrongAgain
+            | Denial::Address
+            | Denial::Role => {}
         }
-        if refusal == Refusal::TooManyTries {
-            // Each further guess costs a connection.
+        if denial == Denial::TooManyAttempts {
+            // Closing the connection makes each further guess cost a new one.
             shape.exchange.keep_alive = false;
             if let Some(Stage::Http(http)) = connections.get(key).map(|c| &mut c.stage) {
                 http.is_last = true;
@@ -247,17 +249,17 @@ impl Doors {
             429 | 503 => &[("Retry-After", "1")],
             _ => &[],
         };
-        connections.refuse(turn, key, &shape, status, headers, why);
+        connections.refuse(turn, key, &shape, status, headers, reason);
     }
 
-    /// A source presented wrong credentials to another shard, which has logged its last try.
-    pub fn handle_failed_try(&mut self, turn: &Turn, source: IpAddr) {
-        self.access.note_wrong(turn.now.ms, source);
+    /// Counts wrong credentials that an address presented to another shard of this node.
+    pub fn handle_failed_attempt(&mut self, turn: &Turn, source: IpAddr) {
+        self.authenticator.note_wrong(turn.now.ms, source);
     }
 }
 
-/// Notes whose credentials are refused or verified: the name of a user, and no other, which could be a
-/// password in the wrong field.
+/// Writes to the log which user's credentials are denied or verified. A name that no user has is not
+/// shown: it may be a password in the wrong field.
 fn trail_claim(turn: &Turn, key: ConnectionKey, request: &Request<'_>) {
     let claimed = request.only_header("authorization").and_then(Credentials::parse);
     let Some(Credentials { scheme: Scheme::Basic, name, .. }) = claimed else { return };
@@ -266,7 +268,7 @@ fn trail_claim(turn: &Turn, key: ConnectionKey, request: &Request<'_>) {
     trail::note(turn.trail(key), Entry::Cause("user", name.as_bytes()));
 }
 
-/// Whether a request waits there for the verdict on these credentials.
+/// Whether the connection has a request that waits for the verification of these credentials.
 fn is_parked_with(
     connections: &mut Connections,
     key: ConnectionKey,
@@ -275,4 +277,108 @@ fn is_parked_with(
     let Some(connection) = connections.get(key) else { return false };
     let Stage::Http(http) = &connection.stage else { return false };
     http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+
+    use super::*;
+    use crate::protocol::credentials::{Roles, Secret, SecretHash, User};
+    use crate::protocol::http::Exchange;
+    use crate::shard::connection::Listener;
+    use crate::shard::fixture;
+    use crate::shard::turn::Action;
+
+    /// The hash of `open sesame`, at the lowest cost.
+    const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ\
+                        $hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
+
+    /// A node of two shards with one user.
+    fn settings() -> Settings {
+        let user = User {
+            name: "reader".into(),
+            scheme: Scheme::Basic,
+            secret: Secret::Hashed(SecretHash::parse(HASH).expect("a hash")),
+            roles: Roles::ALL,
+            from: Vec::new(),
+            requests_per_s: 0,
+        };
+        let mut settings = fixture::settings();
+        settings.shards = 2;
+        settings.api.users = vec![user].into();
+        settings
+    }
+
+    /// Parks a request of a new connection, with this password.
+    fn park(
+        access: &mut ApiAccess,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        password: &str,
+    ) -> ConnectionKey {
+        let key = fixture::accepted(turn, connections, Listener::Api);
+        let header = format!("Basic {}", STANDARD.encode(format!("reader:{password}")));
+        let header = || Some(header.as_bytes());
+        let check = access.authenticator.check(turn.now.ms, fixture::REMOTE.ip(), header);
+        let CredentialCheck::Pending(fingerprint) = check else { panic!("{check:?}") };
+        let exchange = Exchange::REFUSED;
+        let shape = HttpShape { exchange, fault_status: false, allow_origin: None };
+        access.park(turn, connections, key, shape, None, fingerprint);
+        key
+    }
+
+    #[test]
+    fn a_parked_request_goes_on_when_its_credentials_are_verified() {
+        let settings = settings();
+        let mut access = ApiAccess::new(&settings);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let granted = Ok(Grant { user: Some(0), roles: Roles::ALL });
+        for (password, expected) in [("open sesame", granted), ("sesame", Err(Denial::Wrong))] {
+            let key = park(&mut access, &mut turn, &mut connections, password);
+            assert!(connections.get(key).unwrap().is_paused_for(Pause::Verification));
+            let verification = access.poll_verification(&turn).expect("one is queued");
+            let Message::Verdict(fingerprint, user) = verification.run() else { panic!() };
+            let own = turn.own_party();
+            access.handle_verified(&mut turn, &mut connections, own, fingerprint, user);
+            let steps = fixture::steps(&mut turn);
+            let [Step::Admitted(admitted, result)] = steps[..] else { panic!("{steps:?}") };
+            assert_eq!((admitted, result), (key, expected));
+            // The other shard accepts right credentials too, and counts wrong ones.
+            let told = fixture::messages(&mut turn);
+            match expected {
+                Ok(_) => assert!(matches!(told[..], [(_, Message::Verdict(_, Some(0)))])),
+                Err(_) => assert!(matches!(told[..], [(_, Message::FailedTry(_))])),
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_whose_verification_takes_too_long_is_denied_as_busy() {
+        let settings = settings();
+        let mut access = ApiAccess::new(&settings);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let key = park(&mut access, &mut turn, &mut connections, "open sesame");
+        access.handle_verification_timeout(&mut turn, &mut connections, key);
+        let steps = fixture::steps(&mut turn);
+        let [Step::Admitted(denied, Err(Denial::Busy))] = steps[..] else { panic!("{steps:?}") };
+        assert_eq!(denied, key);
+    }
+
+    #[test]
+    fn the_oldest_unauthenticated_connection_is_evicted_and_no_authenticated_one() {
+        let settings = settings();
+        let mut access = ApiAccess::new(&settings);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let keys = [0; 3].map(|_| fixture::accepted(&mut turn, &mut connections, Listener::Api));
+        keys.iter().for_each(|&key| access.handle_arrival(&mut connections, key));
+        let Stage::Http(http) = &mut connections.get(keys[0]).unwrap().stage else { panic!() };
+        http.is_authenticated = true;
+        assert!(access.evict_unauthenticated(&mut turn, &mut connections));
+        assert_eq!(turn.actions, [Action::Close(keys[1])]);
+        assert!(access.evict_unauthenticated(&mut turn, &mut connections));
+        assert!(!access.evict_unauthenticated(&mut turn, &mut connections));
+        assert_eq!(turn.actions, [Action::Close(keys[1]), Action::Close(keys[2])]);
+    }
 }

@@ -1,51 +1,59 @@
-//! What was seen of late and how often: bounded in number and in time.
+//! Counts how often a key was seen within a time window. The number of keys is bounded.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
 
 use hashbrown::HashMap;
 
-/// Counts keys, each for a window that begins when it is first seen. When there are too many keys,
-/// the one whose window began first is forgotten.
+/// Counts per key, each within a window that begins when the key is first seen. With more than
+/// `keys_max` keys, the key whose window began first is forgotten.
 #[derive(Debug)]
 pub struct Recent<K> {
     window_ms: u64,
     keys_max: usize,
-    // How often, and when the window began.
-    counts: HashMap<K, (u8, u64)>,
-    // In the order in which their windows began, with that time: one entry per count.
+    // At most `keys_max`.
+    counts: HashMap<K, Window>,
+    // Keys in the order in which their windows began, with that time: one entry for each in `counts`.
     windows: VecDeque<(K, u64)>,
 }
 
+/// The window of one key.
+#[derive(Debug)]
+struct Window {
+    // Stays at 255 when reached.
+    count: u8,
+    start_ms: u64,
+}
+
 impl<K: Copy + Eq + Hash> Recent<K> {
-    /// Nothing was seen yet.
+    /// Creates a record in which no key was seen.
     pub fn new(window_ms: u64, keys_max: usize) -> Self {
         Self { window_ms, keys_max, counts: HashMap::new(), windows: VecDeque::new() }
     }
 
-    /// How often a key was seen within its window.
+    /// Returns how often a key was seen within its window, at most 255.
     pub fn count(&mut self, now_ms: u64, key: K) -> u8 {
         self.forget_old(now_ms);
-        self.counts.get(&key).map_or(0, |&(count, _)| count)
+        self.counts.get(&key).map_or(0, |window| window.count)
     }
 
-    /// When the window of a key began.
+    /// Returns when the window of a key began, in milliseconds of the shard's clock.
     pub fn since(&mut self, now_ms: u64, key: K) -> Option<u64> {
         self.forget_old(now_ms);
-        self.counts.get(&key).map(|&(_, start_ms)| start_ms)
+        self.counts.get(&key).map(|window| window.start_ms)
     }
 
-    /// Counts a key; how often it was seen then.
+    /// Counts a key; returns how often it was seen within its window, this time included.
     pub fn note(&mut self, now_ms: u64, key: K) -> u8 {
         self.forget_old(now_ms);
-        if let Some((count, _)) = self.counts.get_mut(&key) {
-            *count = count.saturating_add(1);
-            return *count;
+        if let Some(window) = self.counts.get_mut(&key) {
+            window.count = window.count.saturating_add(1);
+            return window.count;
         }
         if self.windows.len() == self.keys_max {
             self.forget_first();
         }
-        self.counts.insert(key, (1, now_ms));
+        self.counts.insert(key, Window { count: 1, start_ms: now_ms });
         self.windows.push_back((key, now_ms));
         1
     }

@@ -1,11 +1,11 @@
-//! Consumers that acknowledge: each event carries a tag, a bounded number is without an
-//! acknowledgement, and what is left unsettled goes to others.
+//! Consumers that acknowledge events. Each event carries a tag. A consumer has at most a window of
+//! unacknowledged events; when it ends, they are redelivered to other consumers.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use super::Backends;
 use super::calls::Caller;
+use super::consumers::TopicHome;
 use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, TopicMessage};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
@@ -13,73 +13,80 @@ use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::shard::connection::{Connection, Connections};
 use crate::shard::turn::Turn;
 
-/// The events of one consumer that acknowledges.
+/// The unacknowledged events of one consumer.
 #[derive(Debug)]
 pub struct Unsettled {
-    // How many may be with it.
+    // The number of events that the consumer may have unacknowledged.
     window: usize,
     next_tag: u64,
-    // With it, in the order of their tags: at most `window`.
+    // Events that were sent to the consumer, in the order of their tags: at most `window`.
     tagged: VecDeque<Tagged>,
-    // Given to this shard beyond the window: each topic gives up to a window of its own.
-    waiting: VecDeque<(NodeId, Arc<str>, Delivery)>,
+    // Events beyond the window. Bounded, since each topic delivers at most a window of its own.
+    waiting: VecDeque<Waiting>,
 }
 
+/// An event that was sent to the consumer.
 #[derive(Debug)]
 struct Tagged {
     tag: u64,
-    // Where it is from; None: that node is out of reach, and gives it to others.
-    home: Option<NodeId>,
-    topic: Arc<str>,
-    // Its number in the topic.
+    // None: the home's node has become unreachable, and redelivers the event itself.
+    home: Option<TopicHome>,
+    // The number of the event in the topic.
     number: u64,
 }
 
+/// An event that waits for room in the window.
+#[derive(Debug)]
+struct Waiting {
+    home: TopicHome,
+    delivery: Delivery,
+}
+
 impl Unsettled {
-    /// None yet, and at most `window` at a time.
+    /// Creates an empty record for a consumer with this window.
     pub fn new(window: usize) -> Self {
         Self { window, next_tag: 1, tagged: VecDeque::new(), waiting: VecDeque::new() }
     }
 
-    /// Memory that they take: the frames of those that wait, and what is remembered of the others.
+    /// Returns the memory that the events take: the frames of waiting events, and the records of sent ones.
     pub fn held_bytes(&self) -> usize {
         let waiting = self.waiting.iter();
         let frames: usize =
-            waiting.map(|(.., delivery)| delivery.frame.bytes().len() + QUEUED_FRAME_BYTES).sum();
+            waiting.map(|waiting| waiting.delivery.frame.bytes().len() + QUEUED_FRAME_BYTES).sum();
         frames + self.tagged.capacity() * size_of::<Tagged>()
     }
 
-    /// How many may be with its consumer.
+    /// Returns the number of events that the consumer may have unacknowledged.
     pub fn window(&self) -> usize {
         self.window
     }
 
-    /// That node is out of reach: what it gave it gives to others.
+    /// Forgets where events of an unreachable node came from: that node redelivers them itself.
     pub fn forget_node(&mut self, node: NodeId) {
-        self.waiting.retain(|(home, ..)| *home != node);
-        for tagged in self.tagged.iter_mut().filter(|tagged| tagged.home == Some(node)) {
-            tagged.home = None;
+        self.waiting.retain(|waiting| waiting.home.node != node);
+        for tagged in &mut self.tagged {
+            tagged.home.take_if(|home| home.node == node);
         }
     }
 
-    /// Takes an event that may not go yet.
-    fn wait(&mut self, home: NodeId, topic: Arc<str>, delivery: Delivery) {
-        self.waiting.push_back((home, topic, delivery));
+    /// Adds an event, which waits for room in the window.
+    fn wait(&mut self, home: TopicHome, delivery: Delivery) {
+        self.waiting.push_back(Waiting { home, delivery });
     }
 
-    /// The next event that may go, with its tag.
+    /// Tags the next waiting event and returns it with its tag; `None` if the window is full.
     fn poll_next(&mut self) -> Option<(u64, Delivery)> {
         if self.tagged.len() >= self.window {
             return None;
         }
-        let (home, topic, delivery) = self.waiting.pop_front()?;
+        let Waiting { home, delivery } = self.waiting.pop_front()?;
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.tagged.push_back(Tagged { tag, home: Some(home), topic, number: delivery.number });
+        self.tagged.push_back(Tagged { tag, home: Some(home), number: delivery.number });
         Some((tag, delivery))
     }
 
-    /// Takes out what is acknowledged.
+    /// Removes and returns the events that an acknowledgement covers.
     fn settle(&mut self, tags: Tags) -> Vec<Tagged> {
         match tags {
             Tags::One(tag) => {
@@ -95,22 +102,22 @@ impl Unsettled {
 }
 
 impl Backends {
-    /// An event for a back end that acknowledges: it goes when there is room in its window.
+    /// Delivers an event to a back end that acknowledges. It waits here while the window is full.
     pub(super) fn deliver_tagged(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-        (home, topic): (NodeId, Arc<str>),
+        home: TopicHome,
         delivery: Delivery,
     ) {
         if let Some(unsettled) = unsettled(connections, key) {
-            unsettled.wait(home, topic, delivery);
+            unsettled.wait(home, delivery);
             write_tagged(turn, connections, key);
         }
     }
 
-    /// `queue.ack`.
+    /// Carries out `queue.ack`.
     pub fn call_ack(
         &mut self,
         turn: &mut Turn,
@@ -129,7 +136,7 @@ impl Backends {
             let fault = Fault::new(Code::InvalidArgument, why);
             return connections.reply(turn, key, &shape, &Err(fault));
         }
-        // The answer goes before the events that there is room for now.
+        // The answer is written before the events that now fit the window.
         connections.reply(turn, key, &shape, &Ok(Reply::Done));
         tell_settled(turn, key, settled);
         write_tagged(turn, connections, key);
@@ -140,7 +147,7 @@ fn unsettled(connections: &mut Connections, key: ConnectionKey) -> Option<&mut U
     connections.get(key).and_then(Connection::backend)?.unsettled.as_mut()
 }
 
-/// Writes the events that there is room for in a back end's window.
+/// Writes waiting events to a back end until its window is full.
 fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
     while let Some((tag, delivery)) = unsettled(connections, key).and_then(Unsettled::poll_next) {
         let mut scratch = std::mem::take(&mut turn.scratch);
@@ -153,16 +160,16 @@ fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionK
     }
 }
 
-/// Tells each topic which of its events were acknowledged.
+/// Tells the home of each topic which of its events were acknowledged.
 fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
     let backend = turn.backend_id(key);
-    let mut of_homes: BTreeMap<(NodeId, Arc<str>), Vec<u64>> = BTreeMap::new();
-    for Tagged { home, topic, number, .. } in settled {
-        if let Some(node) = home {
-            of_homes.entry((node, topic)).or_default().push(number);
+    let mut by_home: BTreeMap<TopicHome, Vec<u64>> = BTreeMap::new();
+    for Tagged { home, number, .. } in settled {
+        if let Some(home) = home {
+            by_home.entry(home).or_default().push(number);
         }
     }
-    for ((node, topic), numbers) in of_homes {
+    for (TopicHome { node, topic }, numbers) in by_home {
         turn.send_to_home(node, &topic, TopicMessage::Settled(backend, numbers));
     }
 }
@@ -178,7 +185,8 @@ mod tests {
             let frame = Frame::from_encoded(b"");
             let delivery =
                 Delivery { number, pop: 1, is_acknowledged: true, is_redelivered: false, frame };
-            unsettled.wait(NodeId::new(1).unwrap(), "t".into(), delivery);
+            let home = TopicHome { node: NodeId::new(1).unwrap(), topic: "t".into() };
+            unsettled.wait(home, delivery);
         }
         unsettled
     }

@@ -1,8 +1,9 @@
-//! Calls that other shards, the mesh or this shard itself carry out, and their answers.
+//! Calls that other shards, the mesh or this shard itself carry out, and their answers. A call opens a question
+//! with a ticket; the answers to it carry the ticket.
 
 use std::sync::Arc;
 
-use super::pending::{Kind, Settled};
+use super::pending::{Asker, Kind, Settled};
 use super::{Backends, Unsettled};
 use crate::address::ClientId;
 use crate::address::placement::home_of_topic;
@@ -15,17 +16,17 @@ use crate::shard::timers::Timer;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 
-/// A connection that called, and how the answer is to be written.
+/// The connection that made a call, and the form of the answer.
 #[derive(Debug)]
 pub struct Caller {
     /// The connection.
     pub key: ConnectionKey,
-    /// The form of the answer.
+    /// The form of the answer: a WebSocket message or an HTTP response.
     pub shape: Shape,
 }
 
-/// A ticket that names no question: nobody waits for the answer.
-const NOBODY: Ticket = Ticket(u64::MAX);
+/// A ticket that no question has, for commands whose answers are ignored.
+const UNAWAITED: Ticket = Ticket(u64::MAX);
 
 impl Backends {
     /// Whether one more call may wait for an answer.
@@ -33,23 +34,24 @@ impl Backends {
         self.pending.has_room()
     }
 
-    /// `mesh.send` to a client of another shard, or behind a publish that is under way.
+    /// Carries out `mesh.send` to a client of another shard, or of this one behind a publish in progress.
     pub fn call_send(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
         to: Party,
-        (client, content): (ClientId, &Content<'_>),
+        client: ClientId,
+        content: &Content<'_>,
     ) {
         let frame = Frame::message(content.kind, &content.bytes);
         let command = || Command::Send(client, frame.clone());
         self.ask(turn, connections, caller, Kind::Send, &[to], command);
     }
 
-    /// Who is asked to publish to a channel: the shards that may have subscribers, and the mesh. All of
-    /// them, if a function of a client was called before and may have changed its channels meanwhile.
-    pub fn asked_to_publish(
+    /// Returns who must publish to a channel: the mesh, and the shards that may have subscribers. Returns all
+    /// shards if a `conn.call` of the same back end is unanswered, since that call may change the subscribers.
+    pub fn receivers_of_publish(
         &self,
         turn: &Turn,
         connections: &mut Connections,
@@ -64,22 +66,24 @@ impl Backends {
         shards.chain(turn.mesh()).collect()
     }
 
-    /// `mesh.publish` to a channel that others have subscribers of.
+    /// Carries out `mesh.publish` to a channel that may have subscribers on other shards or nodes.
     pub fn call_publish(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
-        asked: &[Party],
-        (channel, content): (&str, &Content<'_>),
+        receivers: &[Party],
+        channel: &str,
+        content: &Content<'_>,
     ) {
         let frame = Frame::message(content.kind, &content.bytes);
         let channel: Arc<str> = channel.into();
         let command = || Command::Publish(channel.clone(), frame.clone());
-        self.ask(turn, connections, caller, Kind::Publish, asked, command);
+        self.ask(turn, connections, caller, Kind::Publish, receivers, command);
     }
 
-    /// A publish of this shard alone goes on in later turns: gives the question that its tally answers.
+    /// Opens the question of a publish that only this shard carries out, over several turns. Its tally is the
+    /// answer. `None`: the connection is gone.
     pub fn wait_for_publish(
         &mut self,
         turn: &mut Turn,
@@ -89,7 +93,7 @@ impl Backends {
         self.open_question(turn, connections, caller, Kind::Publish, 1)
     }
 
-    /// `conn.call`.
+    /// Carries out `conn.call`.
     pub fn call_function(
         &mut self,
         turn: &mut Turn,
@@ -100,7 +104,7 @@ impl Backends {
     ) {
         match turn.roster.address_of(client) {
             None => {
-                let fault = Fault::new(Code::ExecutionFailed, why_nobody(turn, client));
+                let fault = Fault::new(Code::ExecutionFailed, unreachable_reason(turn, client));
                 connections.reply(turn, caller.key, &caller.shape, &Err(fault));
             }
             Some(address) => {
@@ -111,7 +115,7 @@ impl Backends {
         }
     }
 
-    /// `queue.pop`.
+    /// Carries out `queue.pop`.
     pub fn call_pop(
         &mut self,
         turn: &mut Turn,
@@ -142,11 +146,11 @@ impl Backends {
         connections.reply(turn, caller.key, &caller.shape, &Err(fault));
     }
 
-    /// `queue.unpop`.
+    /// Carries out `queue.unpop`.
     pub fn call_unpop(&mut self, turn: &mut Turn, connections: &mut Connections, caller: Caller) {
         let topics = match connections.get(caller.key).and_then(Connection::backend) {
             Some(backend) => {
-                // What it has not acknowledged goes to others.
+                // The homes redeliver unacknowledged events to other consumers.
                 backend.unsettled = None;
                 backend.is_consuming = false;
                 std::mem::take(&mut backend.topics)
@@ -157,11 +161,11 @@ impl Backends {
             let fault = Fault::new(Code::CancelFailed, "this connection is not consuming");
             return connections.reply(turn, caller.key, &caller.shape, &Err(fault));
         }
-        self.unconsume_elsewhere(turn, caller.key, &topics);
+        self.unconsume_on_other_nodes(turn, caller.key, &topics);
         self.ask_homes(turn, connections, caller, Kind::Unpop, &topics, Command::Leave);
     }
 
-    /// Asks all shards and the mesh how things stand. The answer is the text of `/metrics`.
+    /// Asks all shards and the mesh for their metrics. The answer is the text of `/metrics`.
     pub fn call_report(
         &mut self,
         turn: &mut Turn,
@@ -173,7 +177,7 @@ impl Backends {
         self.ask(turn, connections, caller, Kind::Report, &all, || Command::Report);
     }
 
-    /// Asks the mesh which nodes there are.
+    /// Asks the mesh for the nodes of the grid. The answer is the text of `/v1/nodes`.
     pub fn call_nodes(
         &mut self,
         turn: &mut Turn,
@@ -185,7 +189,7 @@ impl Backends {
         self.ask(turn, connections, caller, Kind::Nodes, &[Party::Mesh], || Command::Nodes);
     }
 
-    /// Asks the home of each topic on this node.
+    /// Opens a question and asks the home of each topic on this node.
     fn ask_homes(
         &mut self,
         turn: &mut Turn,
@@ -203,7 +207,7 @@ impl Backends {
         }
     }
 
-    /// Asks shards, this one among them perhaps, or the mesh to carry out a command.
+    /// Opens a question and asks shards (perhaps this one too) or the mesh to carry out a command.
     fn ask(
         &mut self,
         turn: &mut Turn,
@@ -221,6 +225,7 @@ impl Backends {
         }
     }
 
+    /// Opens a question that `awaited` answers settle. Its reply takes the next place among the caller's replies.
     fn open_question(
         &mut self,
         turn: &mut Turn,
@@ -234,13 +239,13 @@ impl Backends {
         if kind == Kind::Call {
             replies.note_function();
         }
-        let ticket = self.pending.open(turn.now.us, (key, reply), kind, awaited);
+        let ticket = self.pending.open(turn.now.us, Asker { key, reply }, kind, awaited);
         let deadline_ms = turn.now.ms + turn.settings.limits.answer_ms;
         turn.timers.set(deadline_ms, Timer::Ticket(ticket));
         Some(ticket)
     }
 
-    /// One answer to a question. With the last one, the caller is answered.
+    /// Handles one answer to a question. With the last one the caller gets its reply.
     pub fn handle_answer(
         &mut self,
         turn: &mut Turn,
@@ -253,7 +258,7 @@ impl Backends {
         }
     }
 
-    /// Ends a question whose time is up. False if it was answered before.
+    /// Settles a question that has timed out. Returns false if it was settled before.
     pub fn expire(
         &mut self,
         turn: &mut Turn,
@@ -263,7 +268,7 @@ impl Backends {
         let Some(asked_us) = self.pending.asked_us(ticket) else { return false };
         let deadline_ms = asked_us / 1000 + turn.settings.limits.answer_ms;
         if turn.now.ms < deadline_ms {
-            // The deadline was beyond the wheel.
+            // The timer wheel does not reach as far as the deadline.
             turn.timers.set(deadline_ms, Timer::Ticket(ticket));
             return true;
         }
@@ -273,11 +278,12 @@ impl Backends {
         true
     }
 
+    /// Replies to the caller of a settled question.
     fn settle(&mut self, turn: &mut Turn, connections: &mut Connections, settled: Settled) {
-        let Settled { asker, reply, mut answer, kind, asked_us } = settled;
+        let Settled { asker: Asker { key, reply }, mut answer, kind, asked_us } = settled;
         if let Err(fault) = &answer {
             turn.counters.faults += 1;
-            trail::note(turn.trail(asker), Entry::Failed(fault));
+            trail::note(turn.trail(key), Entry::Failed(fault));
         }
         if kind != Kind::Report {
             self.calls_taken.add(turn.now.us.saturating_sub(asked_us));
@@ -287,20 +293,20 @@ impl Backends {
             _ => None,
         };
         if let Some(pop) = pop.filter(|_| answer.is_ok()) {
-            answer = Ok(self.grant_of_pop(turn, connections, asker, pop));
+            answer = Ok(self.answer_to_pop(turn, connections, key, pop));
         }
-        let Some(replies) = connections.get(asker).and_then(Connection::replies) else { return };
+        let Some(replies) = connections.get(key).and_then(Connection::replies) else { return };
         let date = turn.date();
         let granted_pop = pop.filter(|_| answer.is_ok());
         replies.fill(reply, &answer, granted_pop, date, &mut turn.scratch);
-        connections.write_replies(turn, asker);
+        connections.write_replies(turn, key);
         if let Some(pop) = pop.filter(|_| answer.is_err()) {
-            self.give_up_consuming(turn, connections, asker, pop);
+            self.give_up_consuming(turn, connections, key, pop);
         }
     }
 
-    /// The answer that grants a `queue.pop` is queued: its topics begin to deliver, unless the back end
-    /// has given it up meanwhile.
+    /// Makes the topics of a `queue.pop` deliver, once its answer is queued. Does nothing if the back end has
+    /// stopped consuming in the meantime.
     pub fn start_consuming(
         &mut self,
         turn: &mut Turn,
@@ -320,10 +326,10 @@ impl Backends {
         for topic in topics {
             turn.send_to_home(node, &topic, TopicMessage::Start(from));
         }
-        self.consume_elsewhere(turn, connections, key);
+        self.consume_on_other_nodes(turn, connections, key);
     }
 
-    /// A `queue.pop` failed at one topic at least: takes back what was begun at others.
+    /// Leaves all topics of a `queue.pop` that has failed for at least one of them.
     fn give_up_consuming(
         &mut self,
         turn: &mut Turn,
@@ -333,7 +339,7 @@ impl Backends {
     ) {
         let topics = topics_of(connections, key, pop);
         for topic in &topics {
-            ask_home(turn, key, NOBODY, topic, Command::Leave(topic.clone()));
+            ask_home(turn, key, UNAWAITED, topic, Command::Leave(topic.clone()));
         }
         if !topics.is_empty()
             && let Some(backend) = connections.get(key).and_then(Connection::backend)
@@ -343,7 +349,7 @@ impl Backends {
     }
 }
 
-/// Asks the home of a topic on this node.
+/// Asks the home of a topic on this node to carry out a command.
 fn ask_home(
     turn: &mut Turn,
     key: ConnectionKey,
@@ -356,8 +362,8 @@ fn ask_home(
     turn.send(home, Message::Ask { ticket, from, command });
 }
 
-/// The terms on which a back end consumes so many topics of this node: what may be on its way to it is for
-/// all of them together.
+/// Returns the terms on which a back end consumes this number of topics. The bytes in flight to the back end
+/// are divided among them.
 fn terms(turn: &Turn, pop: u64, topics: usize, settling: Settling) -> Terms {
     let window_bytes = (turn.settings.limits.outbound_bytes / 2 / topics).max(1);
     let unsettled_max = match settling {
@@ -367,16 +373,16 @@ fn terms(turn: &Turn, pop: u64, topics: usize, settling: Settling) -> Terms {
     Terms { pop, window_bytes, unsettled_max }
 }
 
-/// What a back end consumes, if that is still the doing of this `queue.pop`.
+/// Returns the topics that a back end consumes, if this `queue.pop` is its latest one.
 pub fn topics_of(connections: &mut Connections, key: ConnectionKey, pop: u64) -> Vec<Arc<str>> {
     let backend = connections.get(key).and_then(Connection::backend);
     let backend = backend.filter(|backend| backend.pops == pop);
     backend.map(|backend| backend.topics.clone()).unwrap_or_default()
 }
 
-/// Why nobody can be reached under a client's id.
-pub fn why_nobody(turn: &Turn, client: ClientId) -> &'static str {
-    match turn.roster.is_within_reach(client.node()) {
+/// Returns why a client cannot be reached, for an error message.
+pub fn unreachable_reason(turn: &Turn, client: ClientId) -> &'static str {
+    match turn.roster.is_reachable(client.node()) {
         true => "no such client",
         false => "no such client: its node is not there, or out of reach",
     }

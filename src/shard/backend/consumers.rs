@@ -1,5 +1,5 @@
-//! Events on their way to back ends that consume, and what their topics hear of it. A back end consumes
-//! the topics of all nodes.
+//! Delivery of events to back ends that consume. A back end consumes a topic on all nodes, and the home shard
+//! of the topic on each node is told which events were written.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -11,37 +11,48 @@ use crate::message::{ConnectionKey, Delivery, Message, Terms, TopicMessage};
 use crate::shard::connection::{Connection, Connections, Stage, UnwrittenEvent};
 use crate::shard::turn::Turn;
 
+/// A topic on one node: the events of that topic that were put in there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TopicHome {
+    /// The node.
+    pub node: NodeId,
+    /// The name of the topic.
+    pub topic: Arc<str>,
+}
+
 impl Backends {
-    /// An event for one of this shard's back ends, from a topic of this or another node. If its
-    /// connection is gone, the topic may have heard no more than that it does not consume any more.
+    /// Delivers an event to one of this shard's back ends. Reports to the topic's home if the back end is
+    /// gone or does not consume any more.
     pub fn deliver(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-        (home, topic): (NodeId, Arc<str>),
+        home: TopicHome,
         delivery: Delivery,
     ) {
         let id = turn.backend_id(key);
         let connection = connections.get(key);
         let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
-            return turn.send_to_home(home, &topic, TopicMessage::Gone(id));
+            return turn.send_to_home(home.node, &home.topic, TopicMessage::Gone(id));
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
-            return turn.send_to_home(home, &topic, TopicMessage::Returned(id, number, pop));
+            let message = TopicMessage::Returned(id, number, pop);
+            return turn.send_to_home(home.node, &home.topic, message);
         }
         if is_acknowledged {
-            return self.deliver_tagged(turn, connections, key, (home, topic), delivery);
+            return self.deliver_tagged(turn, connections, key, home, delivery);
         }
         outbound.push_shared(&mut turn.buffer_pool, Rc::new(delivery.frame));
         turn.counters.events += 1;
         let end = backend.written + outbound.buffered() as u64;
+        let TopicHome { node: home, topic } = home;
         backend.unwritten_events.push_back(UnwrittenEvent { end, home, topic });
         connections.queue_write(key);
     }
 
-    /// Something was written to a back end: tells the homes of the events that went out whole.
+    /// Reports events that were written completely to the homes of their topics.
     pub fn handle_written(
         &mut self,
         turn: &mut Turn,
@@ -64,7 +75,7 @@ impl Backends {
         }
     }
 
-    /// A back end that consumed is gone: tells the homes of topics, which had to do with these.
+    /// Handles the end of a back end that consumed these topics: tells their homes on all nodes.
     pub fn handle_gone(
         &mut self,
         turn: &mut Turn,
@@ -85,9 +96,9 @@ impl Backends {
         turn.send(turn.own_party(), Message::BackendGone(backend));
     }
 
-    /// One of this shard's back ends consumes: homes on the other nodes are told, now and when a node
-    /// comes.
-    pub(super) fn consume_elsewhere(
+    /// Makes a back end a consumer on the other nodes: on those reachable now, and on each that becomes
+    /// reachable later.
+    pub(super) fn consume_on_other_nodes(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -99,8 +110,9 @@ impl Backends {
         }
     }
 
-    /// A back end does not consume any more, but what it has it writes.
-    pub(super) fn unconsume_elsewhere(
+    /// Ends the consumption of topics on the other nodes. Events that are queued for the back end are still
+    /// written.
+    pub(super) fn unconsume_on_other_nodes(
         &self,
         turn: &mut Turn,
         key: ConnectionKey,
@@ -114,14 +126,14 @@ impl Backends {
         }
     }
 
-    /// A node has come within reach: the homes of topics there are told who consumes.
+    /// Makes all consumers of this shard known to a node that has become reachable.
     pub fn handle_node_up(&self, turn: &mut Turn, connections: &mut Connections, node: NodeId) {
         for &key in &self.consumers {
             consume_on(turn, connections, node, key);
         }
     }
 
-    /// A node is out of reach: its topics hear no more of what was written, and give it to others.
+    /// Forgets the events in flight from a node that has become unreachable: that node redelivers them.
     pub fn handle_node_down(&self, connections: &mut Connections, node: NodeId) {
         for &key in &self.consumers {
             let backend = connections.get(key).and_then(Connection::backend);
@@ -134,8 +146,8 @@ impl Backends {
     }
 }
 
-/// Makes a back end a consumer on another node. The other nodes that are there now get as large a window
-/// together as this one.
+/// Makes a back end a consumer on another node. The other nodes share a window that is as large as the one of
+/// this node.
 fn consume_on(turn: &mut Turn, connections: &mut Connections, node: NodeId, key: ConnectionKey) {
     let nodes = turn.roster.others().len();
     let id = turn.backend_id(key);

@@ -1,10 +1,9 @@
-//! The back ends of a shard: what they ask for over HTTP and WebSocket, the answers that they wait for, and
-//! the events that they consume.
+//! The back ends of a shard: their calls over HTTP and WebSocket, and the events that they consume.
 //!
-//! - `requests.rs`: the API over HTTP, and pages. `page.rs`: the page of the first minute.
-//! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: those without an answer.
-//! - `consumers.rs`: events on their way to back ends. `acknowledge.rs`: back ends that acknowledge them.
-//!   `unfed.rs`: topics that back ends consume and nothing feeds.
+//! - `requests.rs`: the API over HTTP, and pages. `page.rs`: the start page.
+//! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: calls that wait for answers.
+//! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge events.
+//!   `unrouted.rs`: warnings of topics that no route feeds.
 
 mod acknowledge;
 mod calls;
@@ -12,7 +11,7 @@ mod consumers;
 mod page;
 mod pending;
 mod requests;
-mod unfed;
+mod unrouted;
 
 use std::collections::BTreeSet;
 
@@ -26,57 +25,62 @@ use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::credentials::Roles;
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use pending::Pending;
-use unfed::Unfed;
+use unrouted::UnroutedTopics;
 
 pub use acknowledge::Unsettled;
-pub use calls::{Caller, why_nobody};
-pub use requests::{SOCKET_PATH, answer_preflight, api_method, check_origin, is_open, open};
+pub use calls::{Caller, unreachable_reason};
+pub use consumers::TopicHome;
+pub use requests::{
+    WEBSOCKET_PATH, answer_preflight, api_method, check_origin, is_public, open_websocket,
+};
 
-use super::access::{Grant, Refusal};
+use super::access::{Denial, Grant};
 
 /// The back ends of one shard.
 pub struct Backends {
     parser: api::Parser,
     pending: Pending,
-    // Those that consume, of which the topics of every node are to know, and those that did.
+    // Back ends that consume, or did so on their present connection. Homes on other nodes know of them.
     consumers: BTreeSet<ConnectionKey>,
-    unfed: Unfed,
+    unrouted: UnroutedTopics,
     calls_taken: Durations,
 }
 
 impl Backends {
-    /// No back ends yet, of a node that was started then, in Unix milliseconds.
+    /// Creates the part without back ends, for a node that was started at this Unix time in milliseconds.
     pub fn new(started_unix_ms: u64) -> Self {
         Self {
             parser: api::Parser::default(),
             pending: Pending::new(started_unix_ms),
             consumers: BTreeSet::new(),
-            unfed: Unfed::default(),
+            unrouted: UnroutedTopics::default(),
             calls_taken: Durations::default(),
         }
     }
 
-    /// Calls that wait for answers.
+    /// Returns the number of calls that wait for answers.
     pub fn pending_calls(&self) -> usize {
         self.pending.len()
     }
 
-    /// How long calls took to be answered.
+    /// Returns how long calls waited for their answers.
     pub fn calls_taken(&self) -> Durations {
         self.calls_taken
     }
 
-    /// Lends the parser of calls, for as long as what it read is carried out; to be given back.
+    /// Lends the parser of calls, since a parsed call borrows from it. Give it back with
+    /// [`Self::return_parser`].
     pub fn lend_parser(&mut self) -> api::Parser {
         std::mem::take(&mut self.parser)
     }
 
-    /// Takes the parser back.
+    /// Takes the parser back, with its buffers.
     pub fn return_parser(&mut self, parser: api::Parser) {
         self.parser = parser;
     }
 
-    /// Reads one frame of a back end; gives a whole message that it ended. A `ping` is answered here.
+    /// Reads one frame of a back end; returns the message if the frame completes one. Answers the text message
+    /// `ping` itself.
     pub fn read<'i>(
         &mut self,
         turn: &mut Turn,
@@ -107,11 +111,11 @@ impl Backends {
         None
     }
 
-    /// A call over WebSocket, if the user of this connection may make it. One that settles events
-    /// asks for nothing, and is not counted.
+    /// Returns a call over WebSocket if the connection's user may make it. `queue.ack` does not count towards
+    /// the user's quota.
     ///
     /// # Errors
-    /// The user's role does not allow it, or it calls too often.
+    /// The user's roles do not allow the call, the quota is used up, or the call was invalid already.
     pub fn admit_call<'c>(
         &mut self,
         turn: &mut Turn,
@@ -129,7 +133,7 @@ impl Backends {
         Ok(call)
     }
 
-    /// Writes a call to the log, if anybody reads it.
+    /// Writes a call to the log if the level `debug` is on.
     #[inline]
     pub fn note_call(
         &self,
@@ -147,10 +151,10 @@ impl Backends {
     }
 }
 
-/// Takes one call out of what a user may ask for.
+/// Takes one call out of a user's quota.
 ///
 /// # Errors
-/// The user has called too often.
+/// The quota is used up for now.
 pub fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
     let quota = grant.user.and_then(|user| turn.state.quotas.get(user));
     if quota.is_none_or(|quota| quota.take(turn.now.ms)) {
@@ -160,12 +164,12 @@ pub fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
     Err(Fault::new(Code::TooManyRequests, "too many requests a second for this user"))
 }
 
-/// Whether these roles allow a call.
+/// Checks that roles allow a call.
 fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
     let (may, code) = match call {
         Call::Send(..) | Call::Publish(..) | Call::Call(..) => (roles.write, Code::NotAuthorised),
         Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
         Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
     };
-    if may { Ok(()) } else { Err(Fault::new(code, Refusal::Role.explained().1)) }
+    if may { Ok(()) } else { Err(Fault::new(code, Denial::Role.reason())) }
 }

@@ -1,27 +1,27 @@
-//! The page of the first minute, filled in with what the node listens on.
+//! The start page, at `/` of the API: a page to try the node in a browser, with the node's addresses filled in.
 
 use crate::protocol::json::{put_number, put_string};
 use crate::shard::settings::{Edge, Endpoint, Route, Settings};
 
-/// The page: one file that asks nobody for anything. `{{node}}` becomes what [`describe`] writes.
+/// The page: one file without external resources. `{{node}}` is replaced by the output of [`describe`].
 const PAGE: &str = include_str!("page.html");
 
-/// What the page may do in its visitor's browser: run its own script and style, call this API, and
-/// connect to any edge. The hashes are those of the two elements' text (CSP, section 2.3.1); a test
-/// tells the right ones.
+/// The content security policy of the page. It may run its own script and style, call this API, and connect to
+/// any edge. The hashes are those of the script and style elements (CSP, section 2.3.1); a test prints the right
+/// ones when the page has changed.
 pub const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'sha256-C/zCmXUnLnS82caOQbfXC2f8aPxr4bUee/3JCQEpjbM='; \
     style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \
     img-src data:; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page of this node.
+/// Returns the page of this node.
 pub fn page(settings: &Settings) -> String {
-    // Inside a script element no text may look like its end.
+    // The JSON is inside a script element, which must not contain `</script>`.
     PAGE.replace("{{node}}", &describe(settings).replace('<', "\\u003c"))
 }
 
-/// A JSON object: `port` and `tls` of the API, whether it has `users`, and `routes`.
+/// Returns a JSON object: `port` and `tls` of the API, whether it has `users`, and the `routes`.
 fn describe(settings: &Settings) -> String {
     let has_users = !settings.api.users.is_empty();
     let endpoints = settings.process.endpoints.as_ref();
@@ -35,7 +35,7 @@ fn describe(settings: &Settings) -> String {
     for (number, (at, edge, route)) in routes.enumerate() {
         out.extend_from_slice(if number > 0 { b",{" } else { b"{" });
         put_route(&mut out, edge, endpoints.and_then(|all| all.edges.get(at)), route);
-        // Whoever has not logged in is told no more of the node than a device learns.
+        // The page needs no credentials. With users, it shows only what a device may know anyway.
         if !has_users {
             put_traffic(&mut out, route);
         }
@@ -51,7 +51,7 @@ fn put_endpoint(out: &mut Vec<u8>, endpoint: Option<&Endpoint>, port: u16) {
     put_flag(out, ",\"tls\":", endpoint.is_some_and(|at| at.has_tls));
 }
 
-/// Where a device finds the route, and where the route looks for a token.
+/// Writes the address of a route, and where the route expects a token.
 fn put_route(out: &mut Vec<u8>, edge: &Edge, endpoint: Option<&Endpoint>, route: &Route) {
     put_endpoint(out, endpoint, edge.port);
     let host = endpoint.map(|at| at.address.ip()).filter(|ip| !ip.is_unspecified());
@@ -69,7 +69,7 @@ fn put_route(out: &mut Vec<u8>, edge: &Edge, endpoint: Option<&Endpoint>, route:
     put_text(out, ",\"token\":", token);
 }
 
-/// What becomes of a device's messages, and what it may subscribe to.
+/// Writes what the route does with messages, and which channels its clients may subscribe to.
 fn put_traffic(out: &mut Vec<u8>, route: &Route) {
     put_flag(out, ",\"echo\":", route.echo);
     put_text(out, ",\"topic\":", route.topic.as_deref().unwrap_or_default());
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_has_the_hashes_of_the_script_and_the_style() {
+    fn the_policy_contains_the_hashes_of_the_script_and_the_style() {
         for (directive, start, end) in
             [("script-src", "<script>", "</script>"), ("style-src", "<style>", "</style>")]
         {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_asks_nobody_for_anything() {
+    fn the_page_loads_no_external_resources() {
         for outside in ["src=", "@import", " url(", ":url(", "http://", "https://"] {
             let found = PAGE.match_indices(outside);
             let found = found.filter(|(at, _)| !PAGE[*at..].starts_with("http://www.w3.org/"));

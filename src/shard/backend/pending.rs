@@ -1,49 +1,58 @@
-//! Questions that were asked of other shards and are not answered yet.
+//! Questions to shards and to the mesh that wait for answers.
 
 use crate::message::{Answer, ConnectionKey, Ticket};
 use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
 use crate::slot_map::{SlotKey, SlotMap};
 
-/// Questions of one shard that may wait at the same time. Beyond it calls fail with 103.
+/// The number of questions of one shard that may wait at a time. Beyond it calls fail with 103.
 const QUESTIONS_MAX: usize = 1 << 16;
 
-/// A question whose answers are all here, or whose time is up.
+/// The reply that a question is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The connection that made the call.
+    pub key: ConnectionKey,
+    /// The number of the reply among the connection's replies.
+    pub reply: u64,
+}
+
+/// A question that all answers have come for, or that has timed out.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Settled {
-    /// The connection that asked.
-    pub asker: ConnectionKey,
-    /// The number of its reply.
-    pub reply: u64,
-    /// What it is told.
+    /// Who asked.
+    pub asker: Asker,
+    /// The sum of the answers, or the fault.
     pub answer: Result<Reply, Fault>,
-    /// What it asked.
+    /// The kind of the question.
     pub kind: Kind,
-    /// When, on the shard's clock.
+    /// When the question was asked, on the shard's clock.
     pub asked_us: u64,
 }
 
-/// What a question asks, which decides how its answers add up and what silence means.
+/// The kind of a question, which decides who is asked, how the answers add up, and what a timeout means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of those who may have subscribers; the tallies add up, and silence adds nothing.
+    /// `mesh.publish`: asks everybody who may have subscribers. The tallies add up; a missing one adds nothing.
     Publish,
-    /// Of the client's shard.
+    /// `mesh.send`: asks the client's shard.
     Send,
-    /// Of the client's shard.
+    /// `conn.call`: asks the client's shard.
     Call,
-    /// Of the homes of the topics: all must agree. The number of the asker's `queue.pop`.
+    /// `queue.pop`: asks the homes of the topics, which must all agree. Holds the number of the `queue.pop` among
+    /// those of its connection.
     Pop(u64),
-    /// Likewise.
+    /// `queue.unpop`: asks the homes of the topics, which must all agree.
     Unpop,
-    /// Of all shards and the mesh: how things stand there. Those that are silent are left out.
+    /// `/metrics`: asks all shards and the mesh. A missing answer is left out.
     Report,
-    /// Of the mesh: which nodes there are.
+    /// `/v1/nodes`: asks the mesh.
     Nodes,
 }
 
 impl Kind {
-    fn silence(self) -> Fault {
+    /// Returns the fault for a question that has timed out.
+    fn timeout_fault(self) -> Fault {
         let (code, message) = match self {
             Self::Publish | Self::Send => (Code::SendFailed, "no answer in time"),
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
@@ -55,7 +64,7 @@ impl Kind {
     }
 }
 
-/// The questions of one shard. A ticket is the key of its question.
+/// The questions of one shard: at most [`QUESTIONS_MAX`]. A ticket is the key of its question.
 #[derive(Debug, Default)]
 pub struct Pending {
     questions: SlotMap<Question>,
@@ -63,10 +72,10 @@ pub struct Pending {
 
 #[derive(Debug)]
 struct Question {
-    asker: ConnectionKey,
-    reply: u64,
+    asker: Asker,
     kind: Kind,
     asked_us: u64,
+    // Answers that are still missing.
     awaited: usize,
     tally: Tally,
     reports: Vec<Report>,
@@ -75,13 +84,13 @@ struct Question {
 }
 
 impl Pending {
-    /// An empty table of a node that was started at this time. Answers to questions of an earlier run of the
+    /// Creates an empty table for a node that was started at this Unix time in milliseconds. Answers to questions of an earlier run of the
     /// node are dropped, since their tickets have other generations.
-    pub fn new(started_ms: u64) -> Self {
-        Self { questions: SlotMap::new(started_ms as u32) }
+    pub fn new(started_unix_ms: u64) -> Self {
+        Self { questions: SlotMap::new(started_unix_ms as u32) }
     }
 
-    /// Questions that wait.
+    /// Returns the number of questions that wait.
     pub fn len(&self) -> usize {
         self.questions.len()
     }
@@ -91,17 +100,10 @@ impl Pending {
         self.len() < QUESTIONS_MAX
     }
 
-    /// A question that `awaited` answers settle.
-    pub fn open(
-        &mut self,
-        now_us: u64,
-        (asker, reply): (ConnectionKey, u64),
-        kind: Kind,
-        awaited: usize,
-    ) -> Ticket {
+    /// Opens a question that `awaited` answers settle; returns its ticket.
+    pub fn open(&mut self, now_us: u64, asker: Asker, kind: Kind, awaited: usize) -> Ticket {
         let question = Question {
             asker,
-            reply,
             kind,
             asked_us: now_us,
             awaited,
@@ -113,12 +115,13 @@ impl Pending {
         Ticket(self.questions.insert(question).to_bits())
     }
 
-    /// When a question was asked, on the shard's clock; `None` if it was answered.
+    /// Returns when a question was asked, on the shard's clock; `None` if it was settled.
     pub fn asked_us(&self, ticket: Ticket) -> Option<u64> {
         Some(self.questions.get(SlotKey::from_bits(ticket.0))?.asked_us)
     }
 
-    /// One answer; gives the whole if it was the last. An answer that comes too late is dropped.
+    /// Adds an answer; returns the settled question if it was the last one. An answer to a question that is
+    /// settled already is ignored.
     pub fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
         let key = SlotKey::from_bits(ticket.0);
         let question = self.questions.get_mut(key)?;
@@ -141,23 +144,24 @@ impl Pending {
         }))
     }
 
-    /// The time of a question is up; `None` if it was answered.
+    /// Settles a question that has timed out; `None` if it was settled before.
     pub fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
         let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
         Some(question.settle(|question| match question.kind {
             Kind::Publish | Kind::Report => Ok(question.sum()),
-            kind => Err(kind.silence()),
+            kind => Err(kind.timeout_fault()),
         }))
     }
 }
 
 impl Question {
+    /// Settles the question with the outcome that its answers lead to.
     fn settle(self, outcome: impl FnOnce(Self) -> Result<Reply, Fault>) -> Settled {
-        let Self { asker, reply, kind, asked_us, .. } = self;
-        Settled { asker, reply, answer: outcome(self), kind, asked_us }
+        let Self { asker, kind, asked_us, .. } = self;
+        Settled { asker, answer: outcome(self), kind, asked_us }
     }
 
-    /// What its answers add up to.
+    /// Returns the sum of the answers.
     fn sum(self) -> Reply {
         match self.kind {
             Kind::Report => {
@@ -173,37 +177,39 @@ impl Question {
 mod tests {
     use super::*;
 
-    const ASKER: ConnectionKey = ConnectionKey { index: 1, generation: 2 };
+    fn asker(reply: u64) -> Asker {
+        Asker { key: ConnectionKey { index: 1, generation: 2 }, reply }
+    }
 
     #[test]
-    fn tallies_add_up_and_silence_adds_nothing() {
+    fn tallies_add_up_and_a_missing_one_adds_nothing() {
         let mut pending = Pending::default();
         let tally = |delivered, failed| Answer::Published(Tally { delivered, failed });
-        let all = pending.open(5, (ASKER, 7), Kind::Publish, 2);
+        let all = pending.open(5, asker(7), Kind::Publish, 2);
         assert_eq!(pending.answer(all, tally(3, 1)), None);
         let settled = pending.answer(all, tally(2, 0)).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 5, failed: 1 })));
-        let some = pending.open(5, (ASKER, 8), Kind::Publish, 2);
+        let some = pending.open(5, asker(8), Kind::Publish, 2);
         assert_eq!(pending.answer(some, tally(3, 0)), None);
         let settled = pending.expire(some).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 3, failed: 0 })));
     }
 
     #[test]
-    fn an_answer_that_comes_too_late_reaches_nobody_else() {
+    fn a_late_answer_is_not_taken_for_one_to_a_newer_question() {
         let mut pending = Pending::default();
-        let old = pending.open(5, (ASKER, 1), Kind::Send, 1);
-        assert_eq!(pending.expire(old).unwrap().answer, Err(Kind::Send.silence()));
-        let new = pending.open(5, (ASKER, 2), Kind::Send, 1);
+        let old = pending.open(5, asker(1), Kind::Send, 1);
+        assert_eq!(pending.expire(old).unwrap().answer, Err(Kind::Send.timeout_fault()));
+        let new = pending.open(5, asker(2), Kind::Send, 1);
         assert_eq!(pending.answer(old, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.expire(old), None);
-        assert_eq!(pending.answer(new, Answer::Done(Ok(Reply::Done))).unwrap().reply, 2);
+        assert_eq!(pending.answer(new, Answer::Done(Ok(Reply::Done))).unwrap().asker.reply, 2);
     }
 
     #[test]
-    fn one_fault_among_many_answers_is_the_answer() {
+    fn one_fault_fails_the_whole_question() {
         let mut pending = Pending::default();
-        let ticket = pending.open(5, (ASKER, 1), Kind::Pop(1), 3);
+        let ticket = pending.open(5, asker(1), Kind::Pop(1), 3);
         let fault = Fault::new(Code::ConsumptionFailed, "full");
         assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.answer(ticket, Answer::Done(Err(fault.clone()))), None);

@@ -1,4 +1,4 @@
-//! The API over HTTP: pages, probes, and the way to a WebSocket.
+//! The API over HTTP: pages, probes, and the upgrade to WebSocket.
 
 use super::{Backends, page};
 use crate::message::ConnectionKey;
@@ -11,15 +11,15 @@ use crate::shard::connection::{Backend, Connections, Stage};
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 
-/// Where a back end opens a WebSocket.
-pub const SOCKET_PATH: &str = "/ws/v1";
+/// The path at which a back end opens a WebSocket.
+pub const WEBSOCKET_PATH: &str = "/ws/v1";
 
-/// Whether a path is open to who has no credentials: a probe and a visitor's browser.
-pub fn is_open(path: &str) -> bool {
+/// Whether a path needs no credentials: the probes and the start page.
+pub fn is_public(path: &str) -> bool {
     matches!(path, "/" | "/healthz" | "/readyz")
 }
 
-/// The method that a path stands for.
+/// Returns the API method at a path.
 pub fn api_method(path: &str) -> Option<ApiMethod> {
     match path {
         "/v1/mesh/send" => Some(ApiMethod::Send),
@@ -30,7 +30,7 @@ pub fn api_method(path: &str) -> Option<ApiMethod> {
 }
 
 impl Backends {
-    /// Pages for people, probes, and clients that look for the nodes.
+    /// Answers a request for a page or a probe.
     pub fn handle_page_request(
         &mut self,
         turn: &mut Turn,
@@ -48,7 +48,7 @@ impl Backends {
             "/metrics" => (200, "text/plain", String::new()),
             "/readyz" if turn.is_draining => (503, "text/plain", "going down\n".into()),
             "/readyz" if turn.refuses_arrivals() => (503, "text/plain", "short of memory\n".into()),
-            "/readyz" => match (turn.roster.seen(), turn.settings.process.nodes_expected) {
+            "/readyz" => match (turn.roster.seen_count(), turn.settings.process.nodes_expected) {
                 (seen, expected) if seen >= expected => (200, "text/plain", "ready\n".into()),
                 (seen, expected) => {
                     let why = format!("{seen} of {expected} nodes have been seen\n");
@@ -90,11 +90,11 @@ impl Backends {
     }
 }
 
-/// A web page must not reach the API through its visitor's browser. Gives the origin that is to
-/// be named in the response, if it is a foreign one that may.
+/// Refuses requests that a web page sends to the API through its visitor's browser, unless `api.origins` allows
+/// the page's origin. Returns the origin to name in the response (CORS), if it is an allowed foreign one.
 ///
-/// A page of the same origin sends no `Origin` with a GET. Where there are no users, the host
-/// that it asks for is then all that tells a hostile page from a friend (DNS rebinding).
+/// A GET of a page of the same origin has no `Origin` header. If the settings have no users, such a request is
+/// checked by its `Host`, against DNS rebinding.
 pub fn check_origin(
     turn: &Turn,
     key: ConnectionKey,
@@ -117,8 +117,8 @@ pub fn check_origin(
     }
 }
 
-/// Whether the API may answer to this host. Users' credentials protect it under any name, and a
-/// probe learns nothing that others must not know.
+/// Checks the `Host` of a request without an `Origin`. Any host is allowed if requests need credentials, and for
+/// probes, which reveal nothing.
 fn check_host(
     turn: &Turn,
     key: ConnectionKey,
@@ -128,7 +128,7 @@ fn check_host(
     let api = &turn.settings.api;
     let may = !api.users.is_empty()
         || origin::is_address(host)
-        // No browser leaves the host out.
+        // Every browser sends a host.
         || host.is_empty()
         || matches!(request.path, "/healthz" | "/readyz")
         || api.origins.iter().any(|known| origin::is_host_of(known.as_bytes(), host));
@@ -140,7 +140,7 @@ fn check_host(
                       to the hosts in api.origins; another page may have pointed this name here")
 }
 
-/// Tells a browser that a page of this origin may call (Fetch, CORS preflight).
+/// Answers a CORS preflight request of an allowed origin (Fetch, section 3.2).
 pub fn answer_preflight(
     turn: &mut Turn,
     connections: &mut Connections,
@@ -157,8 +157,8 @@ pub fn answer_preflight(
         .reply_bytes(turn, key, |out| shape.put(out, date, (204, "text/plain"), &headers, b""));
 }
 
-/// A back end changes over to the WebSocket API.
-pub fn open(
+/// Upgrades a connection to the WebSocket API, or refuses that.
+pub fn open_websocket(
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,
@@ -170,12 +170,11 @@ pub fn open(
         Ok(upgrade) => upgrade,
         Err(error) => return connections.refuse_upgrade(turn, key, shape, &error),
     };
-    // The connection ends with such a refusal: an impatient peer's first frames would be taken for
-    // the next request.
+    // A refusal ends the connection. Otherwise frames that the peer sent early would be parsed as a request.
     if turn.is_draining {
         return connections.refuse_and_close(turn, key, 503, "the server is shutting down");
     }
-    // Lets back ends in also when memory is short: consumers free what topics hold.
+    // Back ends are accepted even if memory is short, since consumers free the memory of topics.
     let date = turn.date();
     connections.reply_bytes(turn, key, |out| {
         upgrade::write_switching(out, date, &upgrade.accept, None, None);
@@ -189,7 +188,7 @@ pub fn open(
     connections.set_timer(turn, key, ping_at_ms);
 }
 
-/// The one row of `/v1/nodes` on a node without a mesh.
+/// Returns the body of `/v1/nodes` on a node without a mesh: one row.
 fn nodes(turn: &Turn) -> String {
     let (node, api) = (turn.settings.node, turn.settings.api.advertise);
     let row = NodeRow { node, api, mesh: None };

@@ -16,7 +16,7 @@ use crate::protocol::token::{Pass, QUERY_NAME, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
 use crate::shard::connection::HttpShape;
 use crate::shard::connection::{Client, Connections, Listener, Stage};
-use crate::shard::memory::SHORT;
+use crate::shard::memory::SHORT_OF_MEMORY;
 use crate::shard::rate::Bucket;
 use crate::shard::settings::Route;
 use crate::shard::trail::{self, Entry};
@@ -132,7 +132,10 @@ impl Clients {
         self.withhold_until_known(connections, key, &channels);
         if trail::is_read() {
             let channels = trail::listed(&channels);
-            trail::note(turn.trail(key), Entry::Opened(id, &route.path, &channels));
+            trail::note(
+                turn.trail(key),
+                Entry::Opened { client: id, path: &route.path, channels: &channels },
+            );
         }
         report_open(turn, connections, key, route, request);
         turn.push_step(Step::ClientOpened(key));
@@ -203,7 +206,7 @@ fn check_open(
     }
     if turn.refuses_arrivals() {
         turn.counters.note_shed_arrival();
-        return Err((503, SHORT.into()));
+        return Err((503, SHORT_OF_MEMORY.into()));
     }
     if route.topic.as_ref().is_some_and(|topic| !topic_takes_clients(topic)) {
         turn.counters.limits.topic_waiting += 1;

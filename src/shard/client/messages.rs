@@ -32,7 +32,7 @@ impl Clients {
         if is_between_frames && client.is_held(&route) {
             return connections.pause(key, Pause::Hold);
         }
-        let ready_ms = route.messages.map_or(0, |rate| rate.ready_ms(client.messages));
+        let ready_ms = route.messages.map_or(0, |rate| rate.ready_at_ms(client.messages));
         if is_between_frames && turn.now.ms < ready_ms {
             return pause_for_rate(turn, connections, key, ready_ms);
         }

@@ -43,7 +43,7 @@ impl Connections {
     ) {
         turn.counters.http_refused += 1;
         if let Some(remote) = self.get(key).map(|connection| connection.remote) {
-            trail::note(turn.trail(key), Entry::Refused(remote, status, why));
+            trail::note(turn.trail(key), Entry::Refused { remote, status, reason: why });
         }
         turn.work.spend(work::REFUSAL);
         turn.work.end_slice();

@@ -221,8 +221,13 @@ impl Connections {
         let trail = turn.trail(key);
         let Some(connection) = self.get(key) else { return };
         match &connection.stage {
-            Stage::Client(c) => trail::note(trail, Entry::Closed(Some(c.id), by, code, reason)),
-            Stage::Backend(_) => trail::note(trail, Entry::Closed(None, by, code, reason)),
+            Stage::Client(c) => {
+                let client = Some(c.id);
+                trail::note(trail, Entry::Closed { client, by, code, reason });
+            }
+            Stage::Backend(_) => {
+                trail::note(trail, Entry::Closed { client: None, by, code, reason });
+            }
             Stage::Http(_) | Stage::Ending => {}
             Stage::Unsubscribing(_) => return,
         }

@@ -148,7 +148,7 @@ pub enum Pause {
     /// The connection closes once all pending answers are written.
     Ending = 16,
     /// The credentials of a request are being verified.
-    Verdict = 32,
+    Verification = 32,
     /// The client has used up its message rate.
     Rate = 64,
     /// The shard that counts the connections of the address has not admitted the connection yet.

@@ -1,9 +1,9 @@
-//! The feeding ends of topics: one for each topic that clients of this shard feed.
+//! The feeders of topics: one for each topic that clients of this shard feed.
 //!
-//! An event is pushed against credit from the topic's home. Without credit it waits here, and so does the
-//! client that it is from: the connection is not read from. Once [`Feeder::is_crowded`], clients are
-//! *deferred*: stopped before their next message is decoded, or, of one that has ended, before its last
-//! event is encoded.
+//! An event is pushed if the topic's home shard has granted credit for it. Otherwise the event waits here, and
+//! its client is not read from. When a feeder becomes crowded ([`Feeder::is_crowded`]), clients are *deferred*:
+//! a client is paused before its next message is decoded, and the last event of a client that has ended is
+//! not encoded yet.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,40 +19,42 @@ use crate::shard::memory::Shortage;
 use crate::shard::settings::Settings;
 use crate::shard::turn::Turn;
 
-/// Events that wait for room in one topic, those of clients that are gone included. Beyond it new clients
-/// of its routes are refused with 503, so that a full topic and clients that come and go use no more.
+/// The number of events that may wait for room in one topic, including those of clients that have ended. Beyond
+/// it new clients of the topic's routes are refused with 503. So clients that reconnect while a topic is full
+/// cannot use more memory.
 const WAITING_MAX: usize = 1 << 16;
 
-/// Bytes of events that wait for room in one topic (or three quarters of the topic's bytes, if that is
-/// more), with the same consequence.
+/// The bytes of events that may wait for room in one topic (or three quarters of the topic's bytes, if that is
+/// more). Beyond it new clients of the topic's routes are refused with 503.
 const WAITING_BYTES: usize = 16 << 20;
 
-/// Deferred clients that have their turn in one turn of the shard, of all topics together. Each
-/// crowded topic has one at least.
+/// The number of deferred clients that are admitted in one turn of the shard, over all topics. Each crowded topic
+/// admits at least one.
 const ADMITTED_PER_TURN: usize = 256;
 
-/// The feeding ends of topics.
+/// The feeders of one shard.
 #[derive(Debug)]
 pub struct Feeders {
     feeders: HashMap<Arc<str>, Feeder>,
-    // Topics for which somebody may be deferred.
+    // Topics that may have deferred clients.
     crowded: BTreeSet<Arc<str>>,
-    // The connection that was deferred and has its turn, until it has sent a message.
+    // The deferred connection that may send one message now.
     admitted: Option<ConnectionKey>,
-    // Crowded topics that have still to have their turns in this turn of the shard.
-    round: Vec<Round>,
+    // Crowded topics that still admit clients in this turn of the shard.
+    round: Vec<AdmissionRound>,
 }
 
-/// The turns of one crowded topic within a turn of the shard.
+/// The clients that one crowded topic may still admit in a turn of the shard.
 #[derive(Debug)]
-struct Round {
+struct AdmissionRound {
     topic: Arc<str>,
     left: usize,
+    // No client was admitted yet. The first one does not need to fit the turn's budget of work.
     is_first: bool,
 }
 
 impl Feeders {
-    /// Feeders of the topics that routes name.
+    /// Creates the feeders of the topics of all routes.
     pub fn new(settings: &Settings) -> Self {
         let mut feeders = Self {
             feeders: HashMap::new(),
@@ -67,7 +69,7 @@ impl Feeders {
         feeders
     }
 
-    /// Makes a feeder for a topic, if there is none.
+    /// Creates the feeder of a topic if there is none.
     pub fn ensure(&mut self, settings: &Settings, topic: &Arc<str>) {
         if !self.feeders.contains_key(topic) {
             let share = Room::share(settings.queue.bounds, settings.shards);
@@ -75,8 +77,7 @@ impl Feeders {
         }
     }
 
-    /// Gives an event back if it may be pushed now. If not it waits, and with it the connection that it
-    /// is from.
+    /// Returns an event if it may be pushed now. Otherwise the event waits, and its connection is paused.
     pub fn feed(
         &mut self,
         turn: &mut Turn,
@@ -86,10 +87,10 @@ impl Feeders {
         from: Option<ConnectionKey>,
     ) -> Option<Event> {
         if from.is_some() {
-            // Its turn, if it had one, is used up.
+            // An admitted connection may send one message only.
             self.admitted = None;
         }
-        let feeder = self.feeders.get_mut(topic).expect("what feeds a topic has a feeder");
+        let feeder = self.feeders.get_mut(topic).expect("each topic with clients has a feeder");
         let is_short = turn.is_short(Shortage::Holders);
         if !is_short && feeder.take(event.frame.bytes().len()) {
             return Some(event);
@@ -102,14 +103,14 @@ impl Feeders {
         if let Some(key) = from {
             connections.pause(key, Pause::Topic);
         }
-        // Now, since the room may be there at once.
+        // Asks at once, since the home shard may have room.
         if !is_short {
             self.ask_for_room(turn, topic);
         }
         None
     }
 
-    /// Asks the topic's home for the credit that the first event that waits needs, unless it was asked.
+    /// Asks the topic's home shard for the credit that the first waiting event needs, unless that was done.
     pub fn ask_for_room(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         if let Some(bytes) = self.feeders.get_mut(topic).and_then(Feeder::poll_ask) {
             let node = turn.address.node;
@@ -117,14 +118,14 @@ impl Feeders {
         }
     }
 
-    /// Adds credit from the topic's home.
+    /// Adds credit that the topic's home shard has granted.
     pub fn grant(&mut self, topic: &Arc<str>, credit: Credit) {
         if let Some(feeder) = self.feeders.get_mut(topic) {
             feeder.granted(credit);
         }
     }
 
-    /// The next event that waited and has credit now. Its client is read from again.
+    /// Returns the next waiting event that there is credit for, and resumes its connection.
     pub fn poll_ready(
         &mut self,
         turn: &mut Turn,
@@ -138,7 +139,7 @@ impl Feeders {
         Some(event)
     }
 
-    /// There is no room and nobody is to wait for it: closes the clients whose events waited.
+    /// Drops the waiting events and closes their clients: the topic is full, and `when_full` says not to wait.
     pub fn refuse(&mut self, turn: &mut Turn, connections: &mut Connections, topic: &Arc<str>) {
         let Some(feeder) = self.feeders.get_mut(topic) else { return };
         for Waiting { from, event } in feeder.refused() {
@@ -153,7 +154,7 @@ impl Feeders {
         }
     }
 
-    /// The topics for whose room events wait, in the order of their names.
+    /// Returns the topics that events wait for, in the order of their names.
     pub fn waited_for(&self) -> Vec<Arc<str>> {
         let waited = self.feeders.iter().filter(|(_, feeder)| feeder.waiting() > 0);
         let mut waited: Vec<_> = waited.map(|(name, _)| name.clone()).collect();
@@ -161,8 +162,8 @@ impl Feeders {
         waited
     }
 
-    /// The topic that a connection waits for before its next message is decoded, if it is to wait.
-    /// Control frames need not, if they do not come within a message.
+    /// Returns the topic that a connection must wait for before its next message is decoded; `None` if it need not
+    /// wait. Control frames between messages do not wait.
     #[inline]
     pub fn defers(
         &self,
@@ -186,7 +187,7 @@ impl Feeders {
         self.feeders.get(topic).is_some_and(Feeder::is_crowded)
     }
 
-    /// Lets a connection wait before its next message is decoded.
+    /// Pauses a connection before its next message is decoded.
     pub fn defer(
         &mut self,
         turn: &mut Turn,
@@ -201,7 +202,7 @@ impl Feeders {
         }
     }
 
-    /// Keeps what the last event of a client is made of, if its topic is crowded; gives it back if not.
+    /// Keeps what the last event of a client is made of, if its topic is crowded. Otherwise returns it.
     pub fn defer_last(&mut self, topic: &Arc<str>, ended: Ended) -> Option<Ended> {
         if self.crowded.is_empty() {
             return Some(ended);
@@ -215,20 +216,21 @@ impl Feeders {
         }
     }
 
-    /// Whether somebody may be deferred.
+    /// Whether a topic may have deferred clients.
     #[inline]
     pub fn has_crowded(&self) -> bool {
         !self.crowded.is_empty()
     }
 
-    /// A turn of the shard begins: each crowded topic has its share of turns in it.
+    /// Begins a turn of the shard: divides the clients to admit among the crowded topics.
     pub fn begin_round(&mut self) {
         let each = (ADMITTED_PER_TURN / self.crowded.len().max(1)).max(1);
-        let round = |topic: &Arc<str>| Round { topic: topic.clone(), left: each, is_first: true };
+        let round =
+            |topic: &Arc<str>| AdmissionRound { topic: topic.clone(), left: each, is_first: true };
         self.round = self.crowded.iter().rev().map(round).collect();
     }
 
-    /// The next of those who were deferred and have their turn now, with the topic.
+    /// Returns the next deferred client to admit in this turn, with its topic.
     pub fn poll_deferred(&mut self, turn: &Turn) -> Option<(Arc<str>, Deferred)> {
         self.admitted = None;
         while let Some(round) = self.round.last_mut() {
@@ -238,7 +240,7 @@ impl Feeders {
                 (round.left, round.is_first) = (round.left - 1, false);
                 return Some((round.topic.clone(), deferred));
             }
-            if let Some(Round { topic, .. }) = self.round.pop()
+            if let Some(AdmissionRound { topic, .. }) = self.round.pop()
                 && !self.is_crowded(&topic)
             {
                 self.crowded.remove(&topic);
@@ -247,11 +249,11 @@ impl Feeders {
         None
     }
 
-    /// Ends the wait of a connection that was deferred; true if it may be read from: one message, if
-    /// others wait for their turn.
+    /// Resumes a deferred connection. Returns true if it may be read from. While the topic is crowded, it may send
+    /// one message.
     pub fn admit(&mut self, connections: &mut Connections, key: ConnectionKey) -> bool {
         let Some(connection) = connections.get(key) else { return false };
-        // It may have been closed meanwhile.
+        // The connection may have been closed in the meantime.
         if !connection.is_paused_for(Pause::Topic) {
             return false;
         }
@@ -261,18 +263,18 @@ impl Feeders {
         is_read
     }
 
-    /// Whether somebody who was deferred can have its turn.
-    pub fn has_turns(&self) -> bool {
+    /// Whether a deferred client can be admitted now.
+    pub fn can_admit(&self) -> bool {
         self.crowded.iter().any(|topic| self.feeders.get(topic).is_some_and(Feeder::has_turn))
     }
 
-    /// Whether nothing waits for room in a topic.
+    /// Whether no event waits for room in a topic.
     pub fn takes_reports(&self, topic: &str) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() == 0)
     }
 
-    /// Whether a new client may feed a topic, while clients that have ended left so many bytes to be
-    /// read, whatever their topic.
+    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients that have ended; they
+    /// count against every topic.
     pub fn takes_clients(
         &self,
         settings: &Settings,
@@ -286,7 +288,7 @@ impl Feeders {
         })
     }
 
-    /// Bytes of encoded events that wait, and of what is kept of clients that are gone.
+    /// Returns the bytes of waiting events, and of what is kept of clients that have ended.
     pub fn waiting_bytes(&self) -> usize {
         self.feeders.values().map(Feeder::waiting_bytes).sum()
     }

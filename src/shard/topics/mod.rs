@@ -1,13 +1,13 @@
-//! A shard's part in the queue: clients of this shard feed topics, and some topics live here.
+//! A shard's part in the queue: its clients feed topics, and it is the home shard of some topics.
 //!
-//! - `feeders.rs`: the events of this shard's clients, on their way to the homes of their topics.
-//! - `homes.rs`: the topics that live on this shard.
+//! - `feeders.rs`: events of this shard's clients on their way to the home shards of their topics.
+//! - `home_topics.rs`: the topics whose home is this shard.
 //!
-//! A home may be on the same shard as a feeder. An event goes to it directly, all other messages go
-//! through the turn, as they do between shards.
+//! If this shard is the home of a topic that its clients feed, an event goes there directly. All other messages
+//! go through the turn, as between two shards.
 
 mod feeders;
-mod homes;
+mod home_topics;
 
 use std::sync::Arc;
 
@@ -20,23 +20,22 @@ use crate::shard::connection::{Connection, Connections};
 use crate::shard::settings::Settings;
 use crate::shard::turn::{ClientEvent, Turn};
 use feeders::Feeders;
-use homes::Homes;
+use home_topics::HomeTopics;
 
-/// The feeding ends of topics, and the topics that live on this shard.
+/// The feeders of topics, and the topics whose home is this shard.
 #[derive(Debug)]
 pub struct Topics {
     feeders: Feeders,
-    homes: Homes,
+    home: HomeTopics,
 }
 
 impl Topics {
-    /// Feeders of the topics that routes name, and homes of those that live on this shard.
+    /// Creates the topics of all routes: their feeders, and those whose home is this shard.
     pub fn new(shard: ShardId, settings: &Settings) -> Self {
-        Self { feeders: Feeders::new(settings), homes: Homes::new(shard, settings) }
+        Self { feeders: Feeders::new(settings), home: HomeTopics::new(shard, settings) }
     }
 
-    /// Puts an event into its topic. Without room it waits, and the client that it is from is not read
-    /// from meanwhile.
+    /// Puts an event into its topic. If there is no room, the event waits and its client is not read from.
     pub fn feed(&mut self, turn: &mut Turn, connections: &mut Connections, fed: ClientEvent) {
         let ClientEvent { topic, event, from } = fed;
         if let Some(event) = self.feeders.feed(turn, connections, &topic, event, from) {
@@ -44,8 +43,8 @@ impl Topics {
         }
     }
 
-    /// Puts the last event of a client into its topic. While too many events wait there, only what the
-    /// event is made of is kept.
+    /// Puts the last event of a client into its topic. While the topic is crowded, the event is not encoded yet:
+    /// only what it is made of is kept.
     pub fn feed_last(
         &mut self,
         turn: &mut Turn,
@@ -58,6 +57,7 @@ impl Topics {
         }
     }
 
+    /// Encodes the last event of a client and puts it into its topic.
     fn encode_last(
         &mut self,
         turn: &mut Turn,
@@ -71,7 +71,7 @@ impl Topics {
         });
         match frame {
             Some(frame) => {
-                // Where there is a mesh, a guardian stands in until the event has left the topic.
+                // In a grid, another node watches the client until the event has left the topic.
                 let is_watched = turn.settings.has_mesh;
                 let event = Event { client: *client, frame, is_watched };
                 self.feed(
@@ -84,7 +84,7 @@ impl Topics {
         }
     }
 
-    /// Handles a message about a topic, to its feeder or to its home on this shard.
+    /// Handles a message to the feeder of a topic, or to the topic whose home is this shard.
     pub fn handle(
         &mut self,
         turn: &mut Turn,
@@ -95,7 +95,7 @@ impl Topics {
     ) {
         let is_near = from.node == turn.address.node;
         match message {
-            // Only clients of this node feed its topics.
+            // The topics of a node are fed by its own shards only.
             TopicMessage::Credit(_)
             | TopicMessage::Refused
             | TopicMessage::Push(_)
@@ -106,18 +106,18 @@ impl Topics {
                 self.push_waiting(turn, connections, topic);
             }
             TopicMessage::Refused => self.feeders.refuse(turn, connections, topic),
-            message => self.homes.handle(turn, from.shard, topic, message),
+            message => self.home.handle(turn, from.shard, topic, message),
         }
     }
 
     fn push(&mut self, turn: &mut Turn, topic: &Arc<str>, event: Event) {
-        if let Some(event) = self.homes.push(turn, topic, event) {
+        if let Some(event) = self.home.push(turn, topic, event) {
             let node = turn.address.node;
             turn.send_to_home(node, topic, TopicMessage::Push(event));
         }
     }
 
-    /// There is room: pushes events that waited for it, and lets their clients be read from.
+    /// Pushes the waiting events that there is credit for, and reads from their clients again.
     fn push_waiting(&mut self, turn: &mut Turn, connections: &mut Connections, topic: &Arc<str>) {
         while let Some(event) = self.feeders.poll_ready(turn, connections, topic) {
             self.push(turn, topic, event);
@@ -125,14 +125,14 @@ impl Topics {
         self.feeders.ask_for_room(turn, topic);
     }
 
-    /// The shortage of memory in which topics take no events is over: pushes those that waited for that.
+    /// Pushes the events that waited for the end of a memory shortage.
     pub fn feed_again(&mut self, turn: &mut Turn, connections: &mut Connections) {
         for topic in self.feeders.waited_for() {
             self.push_waiting(turn, connections, &topic);
         }
     }
 
-    /// The topic that a connection waits for before its next message is decoded; see
+    /// Returns the topic that a connection must wait for before its next message is decoded; see
     /// [`Feeders::defers`].
     #[inline]
     pub fn defers(
@@ -145,8 +145,7 @@ impl Topics {
         self.feeders.defers(connection, settings, key, input)
     }
 
-    /// A turn of the shard begins. True if some were deferred: they have turns in it, by
-    /// [`Self::poll_admitted`].
+    /// Begins a turn of the shard. Returns true if [`Self::poll_admitted`] may have something to admit.
     #[inline]
     pub fn begin_round(&mut self) -> bool {
         let has_crowded = self.feeders.has_crowded();
@@ -156,7 +155,7 @@ impl Topics {
         has_crowded
     }
 
-    /// Lets a connection wait before its next message is decoded.
+    /// Pauses a connection before its next message is decoded.
     pub fn defer(
         &mut self,
         turn: &mut Turn,
@@ -167,9 +166,8 @@ impl Topics {
         self.feeders.defer(turn, connections, key, topic);
     }
 
-    /// Gives those who were deferred their turn, as many as a turn of the shard allows: feeds the last
-    /// events of clients that ended. Gives the next connection that is to be read from, which has its
-    /// turn until the next call.
+    /// Admits what was deferred, within the budget of a turn: feeds the last events of clients that have ended,
+    /// and returns the next connection to read from. That connection is admitted until the next call.
     pub fn poll_admitted(
         &mut self,
         turn: &mut Turn,
@@ -188,10 +186,10 @@ impl Topics {
         None
     }
 
-    /// Makes a back end a consumer of a topic that lives here.
+    /// Makes a back end a consumer of a topic whose home is this shard.
     ///
     /// # Errors
-    /// It consumes the topic already, or there are too many consumers or topics.
+    /// The back end consumes the topic already, or there are too many consumers or topics.
     pub fn join(
         &mut self,
         turn: &mut Turn,
@@ -199,56 +197,55 @@ impl Topics {
         backend: BackendId,
         terms: Terms,
     ) -> Result<Reply, Fault> {
-        self.homes.join(turn, topic, backend, terms)
+        self.home.join(turn, topic, backend, terms)
     }
 
-    /// Ends the consumption of a topic that lives here.
+    /// Ends a back end's consumption of a topic whose home is this shard.
     ///
     /// # Errors
-    /// The back end does not consume it.
+    /// The back end does not consume the topic.
     pub fn leave(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
         backend: BackendId,
     ) -> Result<Reply, Fault> {
-        self.homes.leave(turn, topic, backend)
+        self.home.leave(turn, topic, backend)
     }
 
-    /// A back end that consumed is gone: what it did not write goes to others.
+    /// Removes a back end that has ended from all topics. Events that were not written to it are redelivered.
     pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
-        self.homes.handle_backend_gone(turn, backend);
+        self.home.handle_backend_gone(turn, backend);
     }
 
-    /// A node is out of reach, and its consumers with it.
+    /// Removes the consumers of a node that has become unreachable.
     pub fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
-        self.homes.handle_node_down(turn, node);
+        self.home.handle_node_down(turn, node);
     }
 
-    /// Does some of what is left to do because consumers changed, in one topic.
+    /// Continues the work that a change of consumers has left to do, for one topic.
     pub fn handle_turn(&mut self, turn: &mut Turn) {
-        self.homes.handle_turn(turn);
+        self.home.handle_turn(turn);
     }
 
-    /// Looks for consumers that take nothing, when it is time to.
+    /// Removes consumers that take no events, when a check is due.
     pub fn handle_timeout(&mut self, turn: &mut Turn) {
-        self.homes.handle_timeout(turn);
+        self.home.handle_timeout(turn);
     }
 
-    /// When a turn has something to do for topics, in milliseconds of the shard's clock. A time that is
-    /// past: at once.
+    /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
+    /// means at once.
     pub fn next_turn(&self) -> Option<u64> {
-        if self.feeders.has_turns() { Some(0) } else { self.homes.next_turn() }
+        if self.feeders.can_admit() { Some(0) } else { self.home.next_turn() }
     }
 
-    /// Whether a report about a client of another node may be put into a topic: not while anything waits
-    /// for room there.
+    /// Whether a report about a client of a lost node may be put into a topic: if no event waits for room there.
     pub fn takes_reports(&self, topic: &str) -> bool {
         self.feeders.takes_reports(topic)
     }
 
-    /// Whether a new client may feed a topic, while clients that have ended left so many bytes to be
-    /// read, whatever their topic.
+    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients that have ended; they
+    /// count against every topic.
     pub fn takes_clients(
         &self,
         settings: &Settings,
@@ -258,42 +255,116 @@ impl Topics {
         self.feeders.takes_clients(settings, topic, pending_close_bytes)
     }
 
-    /// Bytes that wait here for room in topics: encoded events, and what is kept of clients that are
-    /// gone. Costs a look at each topic.
+    /// Returns the bytes that wait here for room in topics: encoded events, and what is kept of clients that have
+    /// ended. Visits all topics.
     pub fn waiting_bytes(&self) -> usize {
         self.feeders.waiting_bytes()
     }
 
-    /// The state of each topic that lives here.
+    /// Returns the state of each topic whose home is this shard.
     pub fn reports(&self, now_us: u64) -> Vec<TopicReport> {
-        self.homes.reports(now_us)
+        self.home.reports(now_us)
     }
 
-    /// How long events stayed in the topics that live here, or did.
+    /// Returns how long events stayed in topics whose home is, or was, this shard.
     pub fn waits(&self) -> Durations {
-        self.homes.waits()
+        self.home.waits()
     }
 
-    /// Messages in the topics that live here, those not yet written included.
+    /// Returns the number of messages in topics whose home is this shard. Messages count until they are written.
     pub fn messages(&self) -> usize {
-        self.homes.messages()
+        self.home.messages()
     }
 
-    /// Whether a topic that lives here has messages for a consumer.
+    /// Whether a topic whose home is this shard has both messages and consumers.
     pub fn has_work(&self) -> bool {
-        self.homes.has_work()
+        self.home.has_work()
     }
 
-    /// Checks that what the topics note in several places agrees.
+    /// Checks the invariants of the topics.
     ///
     /// # Panics
-    /// It does not.
+    /// An invariant does not hold.
     pub fn check(&self) {
-        self.homes.check();
+        self.home.check();
     }
 
-    /// Makes a feeder for a topic that no route of this node may name.
+    /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic without a route.
     pub fn ensure_feeder(&mut self, settings: &Settings, topic: &Arc<str>) {
         self.feeders.ensure(settings, topic);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::Frame;
+    use crate::shard::connection::{Listener, Pause};
+    use crate::shard::fixture::{self, TOPIC};
+    use crate::shard::turn::Step;
+
+    fn fed(number: usize, from: ConnectionKey) -> ClientEvent {
+        let client = crate::address::ClientId::from_value(number as u64);
+        let frame = Frame::from_encoded(format!("event {number}").as_bytes());
+        let event = Event { client, frame, is_watched: false };
+        ClientEvent { topic: TOPIC.into(), event, from: Some(from) }
+    }
+
+    /// Hands the messages that topics of this shard left for it back to them, until there are none.
+    fn deliver(topics: &mut Topics, turn: &mut Turn, connections: &mut Connections) -> usize {
+        let mut delivered = 0;
+        loop {
+            topics.handle_turn(turn);
+            let steps = fixture::steps(turn);
+            if steps.is_empty() {
+                return delivered;
+            }
+            for step in steps {
+                let Step::Message(crate::message::Message::Topic(topic, message)) = step else {
+                    panic!("{step:?}")
+                };
+                match message {
+                    TopicMessage::Deliver(..) => delivered += 1,
+                    message => {
+                        let own = turn.address;
+                        topics.handle(turn, connections, own, &topic, message);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_that_do_not_fit_a_topic_wait_and_pause_their_client_until_a_consumer_takes_some() {
+        let settings = fixture::settings();
+        let events_max = settings.queue.bounds.messages;
+        let mut topics = Topics::new(ShardId(0), &settings);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let client = fixture::accepted(&mut turn, &mut connections, Listener::Edge(0));
+        let is_paused = |connections: &mut Connections| {
+            connections.get(client).unwrap().is_paused_for(Pause::Topic)
+        };
+        for number in 0..events_max {
+            topics.feed(&mut turn, &mut connections, fed(number, client));
+            deliver(&mut topics, &mut turn, &mut connections);
+            assert!(!is_paused(&mut connections), "event {number} fits");
+        }
+        topics.feed(&mut turn, &mut connections, fed(events_max, client));
+        deliver(&mut topics, &mut turn, &mut connections);
+        assert!(is_paused(&mut connections) && topics.waiting_bytes() > 0);
+        assert_eq!(topics.messages(), events_max);
+
+        let key = fixture::accepted(&mut turn, &mut connections, Listener::Api);
+        let backend = turn.backend_id(key);
+        let terms = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+        let topic: Arc<str> = TOPIC.into();
+        assert_eq!(topics.join(&mut turn, &topic, backend, terms), Ok(Reply::Done));
+        turn.send_to_self(&topic, TopicMessage::Start(backend));
+        assert_eq!(deliver(&mut topics, &mut turn, &mut connections), events_max);
+        turn.send_to_self(&topic, TopicMessage::Written(backend, events_max as u32));
+        let delivered = deliver(&mut topics, &mut turn, &mut connections);
+        assert_eq!(delivered, 1, "the event that waited");
+        assert!(!is_paused(&mut connections) && topics.waiting_bytes() == 0);
+        topics.check();
     }
 }

@@ -1,4 +1,4 @@
-//! The topics that live on this shard, which its own clients and those of other shards feed.
+//! The topics whose home is this shard. All shards of the node feed them; back ends of all nodes consume them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,49 +14,50 @@ use crate::queue::topic::{Effect, JoinError, Topic};
 use crate::shard::settings::Settings;
 use crate::shard::turn::Turn;
 
-/// How often a shard looks for consumers that take nothing, in milliseconds.
-const LOOK_MS: u64 = 250;
+/// How often a shard checks for consumers that take no events, in milliseconds.
+const CHECK_MS: u64 = 250;
 
-/// The topics that live on a shard.
+/// The topics whose home is one shard.
 #[derive(Debug)]
-pub struct Homes {
-    homes: HashMap<Arc<str>, Topic>,
-    // Topics of routes: they stay when nobody consumes them.
+pub struct HomeTopics {
+    // At most this shard's part of `Queue::topics`, besides those of routes. See `ensure`.
+    topics: HashMap<Arc<str>, Topic>,
+    // Topics of routes. They are kept even if they are empty and have no consumers.
     routed: Vec<Arc<str>>,
-    // Topics that have something left to do because their consumers changed.
+    // Topics for which a change of consumers has left work to do.
     unfinished: VecDeque<Arc<str>>,
-    // When to look for consumers that take nothing; None while there are no consumers.
-    next_look_ms: Option<u64>,
-    // How long events waited in topics that are no more.
-    past: Durations,
+    // When to check for consumers that take no events; None while there are no consumers.
+    next_check_ms: Option<u64>,
+    // How long events stayed in topics that have been removed.
+    past_waits: Durations,
 }
 
-impl Homes {
-    /// Homes of the topics of routes that live on this shard.
+impl HomeTopics {
+    /// Creates the topics of routes whose home is this shard.
     pub fn new(shard: ShardId, settings: &Settings) -> Self {
         let routes = settings.edges.iter().flat_map(|edge| &edge.routes);
         let topics = routes.filter_map(|route| route.topic.as_ref());
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
         let routed: Vec<_> = topics.filter(here).cloned().collect();
         Self {
-            homes: routed.iter().map(|topic| (topic.clone(), new_topic(settings))).collect(),
+            topics: routed.iter().map(|topic| (topic.clone(), new_topic(settings))).collect(),
             routed,
             unfinished: VecDeque::new(),
-            next_look_ms: None,
-            past: Durations::default(),
+            next_check_ms: None,
+            past_waits: Durations::default(),
         }
     }
 
-    /// Takes an event from a feeder on this shard, which had credit for it; gives it back if its topic
-    /// lives elsewhere.
+    /// Takes an event from a feeder on this shard, which had credit for it. Returns the event if the topic's home
+    /// is another shard.
     pub fn push(&mut self, turn: &mut Turn, topic: &Arc<str>, event: Event) -> Option<Event> {
-        let Some(home) = self.homes.get_mut(topic) else { return Some(event) };
+        let Some(home) = self.topics.get_mut(topic) else { return Some(event) };
         home.push(turn.now.us, turn.address.shard, event);
         self.carry_out_effects(turn, topic);
         None
     }
 
-    /// Handles what a feeder or a consumer says to a topic that lives here.
+    /// Handles a message from a feeder or a consumer to a topic whose home is this shard.
     pub fn handle(
         &mut self,
         turn: &mut Turn,
@@ -66,7 +67,7 @@ impl Homes {
     ) {
         match message {
             TopicMessage::Consume(backend, terms) => {
-                // One topic too many here is no reason to keep a back end from those elsewhere.
+                // A failure is not reported: the back end still consumes the topic on other nodes.
                 if self.join(turn, topic, backend, terms).is_ok() {
                     self.handle(turn, from, topic, TopicMessage::Start(backend));
                 }
@@ -80,7 +81,7 @@ impl Homes {
             return refuse_report(turn, from, topic, &message);
         }
         let now_us = turn.now.us;
-        let Some(home) = self.homes.get_mut(topic) else { return };
+        let Some(home) = self.topics.get_mut(topic) else { return };
         match message {
             TopicMessage::Push(event) => home.push(now_us, from, event),
             TopicMessage::WantCredit(bytes) => home.want_credit(from, bytes),
@@ -96,26 +97,26 @@ impl Homes {
         self.settle(turn, topic);
     }
 
-    /// A topic has changed: does what it wants done, and forgets it if nobody needs it any more.
+    /// Carries out the effects of a change in a topic, and removes the topic if it is idle and has no route.
     fn settle(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         self.carry_out_effects(turn, topic);
-        let is_idle = self.homes.get(topic).is_some_and(Topic::is_idle);
+        let is_idle = self.topics.get(topic).is_some_and(Topic::is_idle);
         if is_idle && !self.routed.contains(topic) {
-            let gone = self.homes.remove(topic);
-            self.past += gone.map(|topic| topic.waits()).unwrap_or_default();
+            let gone = self.topics.remove(topic);
+            self.past_waits += gone.map(|topic| topic.waits()).unwrap_or_default();
         }
     }
 
-    /// Does what a topic wants done.
+    /// Carries out the effects that a topic has asked for.
     fn carry_out_effects(&mut self, turn: &mut Turn, topic: &Arc<str>) {
-        let Some(home) = self.homes.get_mut(topic) else { return };
+        let Some(home) = self.topics.get_mut(topic) else { return };
         while let Some(effect) = home.poll_effect() {
             let (to, message) = match effect {
                 Effect::Deliver(to, delivery) => (to.at, TopicMessage::Deliver(to, delivery)),
                 Effect::Grant(shard, credit) => {
-                    (neighbour(turn, shard), TopicMessage::Credit(credit))
+                    (own_node_shard(turn, shard), TopicMessage::Credit(credit))
                 }
-                Effect::Refuse(shard) => (neighbour(turn, shard), TopicMessage::Refused),
+                Effect::Refuse(shard) => (own_node_shard(turn, shard), TopicMessage::Refused),
                 Effect::Expel(backend) => (backend.at, TopicMessage::Expel(backend)),
                 Effect::Left(client) => {
                     let shard = turn.roster.address_of(client);
@@ -142,8 +143,8 @@ impl Homes {
         if !self.ensure(turn, topic) {
             return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
         }
-        let home = self.homes.get_mut(topic).expect("it is there or was just made");
-        self.next_look_ms.get_or_insert(turn.now.ms + LOOK_MS);
+        let home = self.topics.get_mut(topic).expect("the topic exists or was just created");
+        self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
         match home.join(turn.now.us, backend, terms) {
             Ok(()) => Ok(Reply::Done),
             Err(JoinError::Repeated) => {
@@ -163,7 +164,7 @@ impl Homes {
         topic: &Arc<str>,
         backend: BackendId,
     ) -> Result<Reply, Fault> {
-        let left = self.homes.get_mut(topic).is_some_and(|home| home.leave(backend));
+        let left = self.topics.get_mut(topic).is_some_and(|home| home.leave(backend));
         self.settle(turn, topic);
         match left {
             true => Ok(Reply::Done),
@@ -171,43 +172,44 @@ impl Homes {
         }
     }
 
-    /// Makes a topic live here; false if there are too many. The bound is the node's, and each shard is
-    /// home to its part of it.
+    /// Creates a topic if there is none; returns false if there are too many. Each shard may have its share of the
+    /// node's limit.
     fn ensure(&mut self, turn: &mut Turn, topic: &Arc<str>) -> bool {
-        if self.homes.contains_key(topic) {
+        if self.topics.contains_key(topic) {
             return true;
         }
         let settings = &turn.settings;
-        if self.homes.len() >= settings.queue.topics.div_ceil(settings.shards) {
+        if self.topics.len() >= settings.queue.topics.div_ceil(settings.shards) {
             turn.counters.limits.topics += 1;
             return false;
         }
-        self.homes.insert(topic.clone(), new_topic(settings));
+        self.topics.insert(topic.clone(), new_topic(settings));
         true
     }
 
-    /// Takes what a back end did not write back, and gives it to others.
+    /// Removes a back end that has ended from its topics. Events that were not written to it are redelivered.
     pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
-        let known = self.homes_that(|home| home.knows(backend));
+        let known = self.names_of(|home| home.knows(backend));
         self.change(turn, known, |home| home.gone(backend));
     }
 
-    /// Takes what the consumers of a node did not write back, and gives it to others.
+    /// Removes the consumers of an unreachable node. Events that were not written to them are redelivered.
     pub fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
-        let consumed = self.homes_that(Topic::has_consumers);
+        let consumed = self.names_of(Topic::has_consumers);
         self.change(turn, consumed, |home| home.node_gone(node));
     }
 
+    /// Changes topics and carries out the effects.
     fn change(&mut self, turn: &mut Turn, topics: Vec<Arc<str>>, change: impl Fn(&mut Topic)) {
         for topic in topics {
-            if let Some(home) = self.homes.get_mut(&topic) {
+            if let Some(home) = self.topics.get_mut(&topic) {
                 change(home);
             }
             self.settle(turn, &topic);
         }
     }
 
-    /// Goes on in one topic whose consumers have changed: one after the other has its turn.
+    /// Continues the work of one unfinished topic. The unfinished topics take turns.
     pub fn handle_turn(&mut self, turn: &mut Turn) {
         let now_us = turn.now.us;
         if let Some(topic) = self.unfinished.pop_front() {
@@ -215,66 +217,68 @@ impl Homes {
         }
     }
 
-    /// Looks for consumers that take nothing, when it is time to.
+    /// Removes consumers that take no events, when a check is due.
     pub fn handle_timeout(&mut self, turn: &mut Turn) {
         let now = turn.now;
-        if self.next_look_ms.is_none_or(|due_ms| now.ms < due_ms) {
+        if self.next_check_ms.is_none_or(|due_ms| now.ms < due_ms) {
             return;
         }
         if cfg!(debug_assertions) {
             self.check();
         }
-        let consumed = self.homes_that(Topic::has_consumers);
-        self.next_look_ms = (!consumed.is_empty()).then_some(now.ms + LOOK_MS);
+        let consumed = self.names_of(Topic::has_consumers);
+        self.next_check_ms = (!consumed.is_empty()).then_some(now.ms + CHECK_MS);
         self.change(turn, consumed, |home| home.handle_timeout(now.us));
     }
 
-    /// When a turn has something to do, in milliseconds of the shard's clock. A time that is past: at once.
+    /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
+    /// means at once.
     pub fn next_turn(&self) -> Option<u64> {
-        if self.unfinished.is_empty() { self.next_look_ms } else { Some(0) }
+        if self.unfinished.is_empty() { self.next_check_ms } else { Some(0) }
     }
 
-    /// The names of the topics for which this is so, in order.
-    fn homes_that(&self, is_so: impl Fn(&Topic) -> bool) -> Vec<Arc<str>> {
-        let homes = self.homes.iter().filter(|(_, topic)| is_so(topic));
-        let mut names: Vec<_> = homes.map(|(name, _)| name.clone()).collect();
+    /// Returns the names of the topics that match, in ascending order.
+    fn names_of(&self, matches: impl Fn(&Topic) -> bool) -> Vec<Arc<str>> {
+        let topics = self.topics.iter().filter(|(_, topic)| matches(topic));
+        let mut names: Vec<_> = topics.map(|(name, _)| name.clone()).collect();
         names.sort_unstable();
         names
     }
 
-    /// The state of each topic.
+    /// Returns the state of each topic.
     pub fn reports(&self, now_us: u64) -> Vec<TopicReport> {
-        self.homes.iter().map(|(name, topic)| topic.report(name, now_us)).collect()
+        self.topics.iter().map(|(name, topic)| topic.report(name, now_us)).collect()
     }
 
-    /// How long events stayed in topics that live here, or did, until they were done with.
+    /// Returns how long events stayed in topics whose home is, or was, this shard.
     pub fn waits(&self) -> Durations {
-        self.homes.values().fold(self.past, |mut all, topic| {
+        self.topics.values().fold(self.past_waits, |mut all, topic| {
             all += topic.waits();
             all
         })
     }
 
-    /// Messages in the topics.
+    /// Returns the number of messages in the topics.
     pub fn messages(&self) -> usize {
-        self.homes.values().map(Topic::messages).sum()
+        self.topics.values().map(Topic::messages).sum()
     }
 
-    /// Whether a topic has messages for a consumer.
+    /// Whether a topic has both messages and consumers.
     pub fn has_work(&self) -> bool {
-        self.homes.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
+        self.topics.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
     }
 
-    /// Checks that what a topic notes in several places agrees.
+    /// Checks the invariants of the topics.
     ///
     /// # Panics
-    /// It does not.
+    /// An invariant does not hold.
     pub fn check(&self) {
-        self.homes.values().for_each(Topic::check);
+        self.topics.values().for_each(Topic::check);
     }
 }
 
-/// There are too many topics for one that only reports of lost clients feed.
+/// Refuses an event for a topic that cannot be created because there are too many topics. Affects only reports
+/// about clients of lost nodes, since the topics of routes always exist.
 fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &TopicMessage) {
     let answer = match message {
         TopicMessage::Push(event) => {
@@ -283,11 +287,12 @@ fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &Top
         }
         _ => TopicMessage::Refused,
     };
-    let to = Party::Shard(neighbour(turn, from));
+    let to = Party::Shard(own_node_shard(turn, from));
     turn.send(to, Message::Topic(topic.clone(), answer));
 }
 
-fn neighbour(turn: &Turn, shard: ShardId) -> ShardAddress {
+/// Returns the address of a shard of this node.
+fn own_node_shard(turn: &Turn, shard: ShardId) -> ShardAddress {
     ShardAddress { node: turn.address.node, shard }
 }
 

@@ -1,5 +1,5 @@
-//! Whose clients are reported as lost with their node, and by whom, and what becomes of events on their
-//! way to another node: shards of several nodes as values, with a mesh that does what the test says.
+//! Last wills: the clients of a lost node are reported as closed, by one of the other nodes. Also redelivery of events
+//! whose consumer is on another node. The shards of several nodes are values, and the test itself is the mesh.
 
 #![forbid(unsafe_code)]
 
@@ -19,10 +19,10 @@ use shard_value::upgraded;
 
 const POP: &str = r#"{"m":"queue.pop","p":{"t":["doors"]},"i":1}"#;
 
-/// Likewise, but events are to be acknowledged.
+/// A `queue.pop` whose events must be acknowledged.
 const POP_TAGGED: &str = r#"{"m":"queue.pop","p":{"t":["doors"],"a":true,"w":100},"i":1}"#;
 
-/// Clients of the node that is lost: more than one turn names or reports.
+/// The number of clients of the lost node: more than one turn registers or reports.
 const CLIENTS: usize = 1500;
 
 /// Three nodes of one shard each.
@@ -30,10 +30,10 @@ struct Grid {
     now: Now,
     when_full: WhenFull,
     shards: BTreeMap<u16, Shard>,
-    // All that back ends and clients of a node were written.
+    // All text that was written to the back ends and clients of each node.
     written: BTreeMap<u16, String>,
-    // Which node guards the clients of which.
-    guardians: BTreeMap<u16, u16>,
+    // The node of the watcher of each node.
+    watchers: BTreeMap<u16, u16>,
 }
 
 impl Grid {
@@ -43,8 +43,8 @@ impl Grid {
 
     fn whose_full_topics(when_full: WhenFull) -> Self {
         let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
-        let (written, guardians) = Default::default();
-        let mut grid = Self { now, when_full, shards: BTreeMap::new(), written, guardians };
+        let (written, watchers) = Default::default();
+        let mut grid = Self { now, when_full, shards: BTreeMap::new(), written, watchers };
         for number in 1..=3 {
             grid.start(number);
         }
@@ -60,7 +60,7 @@ impl Grid {
         self.shards.insert(number, shard_value::shard(&settings, self.now));
     }
 
-    /// Nodes within reach of each other; the second one was started then.
+    /// Makes two nodes reachable for each other. `incarnation` is when the second one was started.
     fn link(&mut self, here: u16, there: u16, incarnation: u64) {
         let up =
             |number, incarnation| Message::NodeUp { node: node(number), shards: 1, incarnation };
@@ -68,23 +68,24 @@ impl Grid {
         self.tell(there, up(here, 1));
     }
 
-    /// Nodes that miss each other.
+    /// Makes two nodes unreachable for each other.
     fn cut(&mut self, here: u16, there: u16) {
         self.tell(here, Message::NodeDown(node(there)));
         self.tell(there, Message::NodeDown(node(here)));
     }
 
-    /// A node is no more, and the others agree on that.
+    /// Removes a node, and has the others declare it dead.
     fn kill(&mut self, number: u16) {
         self.shards.remove(&number);
         for other in self.others(number) {
             self.tell(other, Message::NodeDown(node(number)));
         }
-        self.give_up(number);
+        self.declare_dead(number);
         self.run();
     }
 
-    fn give_up(&mut self, number: u16) {
+    /// Has the other nodes declare a node dead.
+    fn declare_dead(&mut self, number: u16) {
         for other in self.others(number) {
             self.tell(other, Message::NodeDead(node(number), 1));
         }
@@ -100,7 +101,7 @@ impl Grid {
         }
     }
 
-    /// Lets everybody do what there is to do.
+    /// Runs all shards until none has anything to do.
     fn run(&mut self) {
         for _ in 0..200 {
             for number in self.shards.keys().copied().collect::<Vec<_>>() {
@@ -121,7 +122,7 @@ impl Grid {
         while let Some((to, message)) = self.shards.get_mut(&number).unwrap().poll_message() {
             let Party::Shard(to) = to else { continue };
             if let Message::Wards(_, WardsMessage::Begin(_)) = message {
-                self.guardians.insert(number, to.node.number());
+                self.watchers.insert(number, to.node.number());
             }
             if let Some(shard) = self.shards.get_mut(&to.node.number()) {
                 let from = ShardAddress { node: node(number), shard: ShardId(0) };
@@ -144,7 +145,7 @@ impl Grid {
         (0..count).map(|_| self.connect(number, Listener::Edge(0), "/ws")).collect()
     }
 
-    /// Clients of node 3 come and go.
+    /// Opens and closes clients of node 3.
     fn pass_clients(&mut self, count: usize) {
         for key in self.connect_clients(3, count) {
             self.end(3, key);
@@ -152,12 +153,12 @@ impl Grid {
         self.run();
     }
 
-    /// A connection breaks.
+    /// Breaks a connection.
     fn end(&mut self, number: u16, key: ConnectionKey) {
         self.shards.get_mut(&number).unwrap().handle_end(self.now, key, true);
     }
 
-    /// A back end of a node takes all that there is.
+    /// Connects a back end to a node, which consumes the topic.
     fn consume(&mut self, number: u16) -> ConnectionKey {
         self.consume_with(number, POP)
     }
@@ -174,12 +175,12 @@ impl Grid {
         self.shards.get_mut(&number).unwrap().handle_bytes(self.now, key, &mut frame);
     }
 
-    /// How often this was written to back ends, on all nodes.
+    /// Returns how often a text was written to back ends, on all nodes.
     fn count(&self, text: &str) -> usize {
         self.written.values().map(|written| written.matches(text).count()).sum()
     }
 
-    /// How often an end was reported, by whomever.
+    /// Returns how many close events were written, by any node.
     fn count_closed(&self) -> usize {
         self.count(r#""d":{"event":"close","#)
     }
@@ -203,20 +204,20 @@ fn the_clients_of_a_dead_node_are_reported_once() {
     assert_eq!(grid.count_lost(), CLIENTS);
     let of_node_3 = r#"{"e":"queue.pop","p":{"n":3,"#;
     assert!(grid.count(of_node_3) >= CLIENTS, "they are reported as that node's");
-    grid.give_up(3);
+    grid.declare_dead(3);
     grid.wait(60_000);
     assert_eq!(grid.count_lost(), CLIENTS);
 }
 
 #[test]
-fn of_two_that_were_guardians_the_later_one_reports() {
+fn of_two_watchers_the_later_one_reports() {
     let mut grid = Grid::new();
     grid.connect_clients(3, 10);
     grid.run();
-    let first = grid.guardians[&3];
+    let first = grid.watchers[&3];
     grid.cut(3, first);
     grid.run();
-    assert_ne!(grid.guardians[&3], first, "another is told");
+    assert_ne!(grid.watchers[&3], first, "another node is the watcher");
     grid.connect_clients(3, 10);
     grid.run();
     grid.consume(1);
@@ -226,14 +227,14 @@ fn of_two_that_were_guardians_the_later_one_reports() {
 }
 
 #[test]
-fn a_node_that_was_given_up_and_is_back_reports_its_clients_as_open() {
+fn a_node_that_was_declared_dead_and_is_back_reports_its_clients_as_open() {
     let mut grid = Grid::new();
     grid.connect_clients(3, CLIENTS);
     grid.run();
     for other in [1, 2] {
         grid.cut(3, other);
     }
-    grid.give_up(3);
+    grid.declare_dead(3);
     grid.wait(500);
     for other in [1, 2] {
         grid.link(other, 3, 1);
@@ -248,7 +249,7 @@ fn a_node_that_was_given_up_and_is_back_reports_its_clients_as_open() {
 
     grid.kill(3);
     grid.wait(1000);
-    assert_eq!(grid.count_lost(), CLIENTS, "and it has a guardian again");
+    assert_eq!(grid.count_lost(), CLIENTS, "and the node has a watcher again");
 }
 
 #[test]
@@ -267,7 +268,7 @@ fn a_client_that_is_reported_as_found_is_reported_with_its_context() {
     for other in [1, 2] {
         grid.cut(3, other);
     }
-    grid.give_up(3);
+    grid.declare_dead(3);
     for other in [1, 2] {
         grid.link(other, 3, 1);
     }
@@ -278,7 +279,7 @@ fn a_client_that_is_reported_as_found_is_reported_with_its_context() {
 }
 
 #[test]
-fn a_node_that_starts_anew_has_lost_its_clients() {
+fn the_clients_of_a_restarted_node_are_reported_as_lost() {
     let mut grid = Grid::new();
     grid.connect_clients(3, 10);
     grid.run();
@@ -310,12 +311,12 @@ fn reports_wait_for_room_in_their_topic() {
 }
 
 #[test]
-fn an_event_that_crosses_the_end_of_its_consumer_goes_to_another() {
+fn an_event_in_flight_to_a_consumer_that_has_ended_goes_to_another() {
     let mut grid = Grid::new();
     let leaving = grid.consume(2);
     grid.call(2, leaving, r#"{"m":"queue.unpop","p":{},"i":2}"#);
     grid.end(2, leaving);
-    // Its topic has not heard of that yet.
+    // The topic's home does not know of the end yet.
     grid.connect_clients(3, 10);
     grid.run();
     grid.consume(1);
@@ -323,7 +324,7 @@ fn an_event_that_crosses_the_end_of_its_consumer_goes_to_another() {
 }
 
 #[test]
-fn clients_whose_close_went_with_their_node_are_reported_once() {
+fn clients_whose_close_event_was_lost_with_their_node_are_reported_once() {
     let mut grid = Grid::new();
     // More than their topic has room for.
     grid.pass_clients(CLIENTS);
@@ -331,13 +332,13 @@ fn clients_whose_close_went_with_their_node_are_reported_once() {
     grid.consume(1);
     grid.wait(1000);
     assert_eq!((grid.count_lost(), grid.count_closed()), (CLIENTS, CLIENTS));
-    grid.give_up(3);
+    grid.declare_dead(3);
     grid.wait(60_000);
     assert_eq!(grid.count_closed(), CLIENTS);
 }
 
 #[test]
-fn clients_whose_close_was_taken_are_not_reported_again() {
+fn clients_whose_close_event_was_consumed_are_not_reported_again() {
     for consumer in [1, 3] {
         let mut grid = Grid::new();
         grid.pass_clients(CLIENTS);
@@ -350,16 +351,16 @@ fn clients_whose_close_was_taken_are_not_reported_again() {
 }
 
 #[test]
-fn another_guardian_is_told_of_those_whose_close_waits() {
+fn a_new_watcher_is_told_of_clients_whose_close_event_is_still_in_the_topic() {
     for is_taken in [false, true] {
         let mut grid = Grid::new();
         grid.connect_clients(3, 10);
         grid.pass_clients(CLIENTS);
-        let first = grid.guardians[&3];
+        let first = grid.watchers[&3];
         grid.cut(3, first);
         grid.run();
-        let second = grid.guardians[&3];
-        assert_ne!(second, first, "another is told");
+        let second = grid.watchers[&3];
+        assert_ne!(second, first, "another node is the watcher");
         if is_taken {
             grid.consume(second);
         }
@@ -372,7 +373,7 @@ fn another_guardian_is_told_of_those_whose_close_waits() {
 }
 
 #[test]
-fn a_shard_that_finds_its_first_guardian_names_those_whose_close_waits() {
+fn a_first_watcher_is_told_of_clients_whose_close_event_is_still_in_the_topic() {
     let mut grid = Grid::new();
     for other in [1, 2] {
         grid.cut(3, other);
@@ -389,10 +390,10 @@ fn a_shard_that_finds_its_first_guardian_names_those_whose_close_waits() {
 }
 
 #[test]
-fn a_close_that_was_dropped_as_the_oldest_is_lost_and_not_reported() {
+fn a_close_event_that_was_dropped_as_the_oldest_is_not_reported() {
     let mut grid = Grid::whose_full_topics(WhenFull::DropOldest);
     grid.pass_clients(CLIENTS);
-    // The last events are those of the clients that ended last.
+    // The topic holds the events of the clients that ended last.
     let kept = grid.shards[&3].inspect().queued_messages();
     assert!(0 < kept && kept <= TOPIC_MESSAGES);
     grid.kill(3);
@@ -402,7 +403,7 @@ fn a_close_that_was_dropped_as_the_oldest_is_lost_and_not_reported() {
 }
 
 #[test]
-fn a_close_that_found_no_room_where_nobody_waits_is_lost_and_not_reported() {
+fn a_close_event_that_a_full_topic_refused_is_not_reported() {
     let mut grid = Grid::whose_full_topics(WhenFull::Close);
     grid.connect_clients(3, CLIENTS);
     grid.run();
@@ -418,7 +419,7 @@ fn a_close_that_found_no_room_where_nobody_waits_is_lost_and_not_reported() {
 }
 
 #[test]
-fn a_close_that_was_not_acknowledged_may_be_told_twice_and_never_not_at_all() {
+fn a_close_event_that_was_not_acknowledged_may_be_reported_twice_but_is_never_missing() {
     let mut grid = Grid::new();
     let consumer = grid.consume_with(1, POP_TAGGED);
     grid.pass_clients(10);
@@ -432,7 +433,7 @@ fn a_close_that_was_not_acknowledged_may_be_told_twice_and_never_not_at_all() {
 }
 
 #[test]
-fn a_close_that_was_acknowledged_is_not_reported_again() {
+fn an_acknowledged_close_event_is_not_reported_again() {
     let mut grid = Grid::new();
     let consumer = grid.consume_with(1, POP_TAGGED);
     grid.pass_clients(10);
@@ -446,12 +447,12 @@ fn a_close_that_was_acknowledged_is_not_reported_again() {
 }
 
 #[test]
-fn the_home_of_a_topic_tells_the_shard_of_a_client_that_its_close_has_left() {
+fn a_home_shard_tells_the_shard_of_a_client_that_its_close_event_has_left() {
     let now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
     let of_two = Settings { shards: 2, ..settings(node(3), WhenFull::Hold) };
     let state = Arc::new(NodeState::new(&of_two, Arc::default()));
     let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, state.clone(), now));
-    // One of them is on the home of its topic.
+    // One of the two shards is the home of the topic.
     for shard in &mut shards {
         let up = Message::NodeUp { node: node(1), shards: 1, incarnation: 1 };
         shard.handle_message(now, Party::Mesh, up);
@@ -464,8 +465,7 @@ fn the_home_of_a_topic_tells_the_shard_of_a_client_that_its_close_has_left() {
     assert_eq!(removed(&mut shards, now), 2);
 }
 
-/// Lets two shards of node 3 do what there is to do; gives how many clients their guardian need not
-/// report any more.
+/// Runs the two shards of node 3; returns how many clients they unregistered with their watcher.
 fn removed(shards: &mut [Shard; 2], now: Now) -> usize {
     let mut count = 0;
     for turn in 0..100 {
@@ -509,7 +509,7 @@ fn settings(node: NodeId, when_full: WhenFull) -> Settings {
     Settings {
         node,
         has_mesh: true,
-        // The clients are node 3's: the others know their topic from what it says alone.
+        // Only node 3 has the route. The other nodes know the topic from the messages of node 3.
         edges: match node.number() {
             3 => vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
             _ => Vec::new(),

@@ -1,0 +1,685 @@
+//! Authenticates requests to the API.
+//!
+//! A plain secret is compared at once, by its fingerprint. A hashed secret takes tens of milliseconds,
+//! too long for a shard's turn: the shard hands out a [`Verification`], the request waits, and the result
+//! comes back as a message.
+//!
+//! # Guessing
+//!
+//! One address may be shared by a whole company, so wrong credentials never lock out right ones.
+//! Credentials that are known to be right are accepted first, whatever their address has done. Other
+//! credentials are limited once their address has presented ten wrong ones within a minute:
+//!
+//! - Plain secrets: each wrong guess is answered 429 and closes its connection. An address can still guess
+//!   as often as it can connect, about ten thousand times a second. That is harmless for 16 random
+//!   characters (2^95 values), but not for a word of a dictionary.
+//! - Hashed secrets: the first request with these credentials is answered 429 without a verification. A
+//!   client that repeats it a second later competes for at most five verifications a second of each shard,
+//!   with the same odds as everybody else; see `verification_queue.rs`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use subtle::ConstantTimeEq;
+
+use super::failed_attempts::{FailedAttempts, source_of};
+use super::recent::Recent;
+use super::verification_queue::{Claim, Rank, TieBreak, VerificationQueue, Waiters};
+use crate::message::{ConnectionKey, Message};
+use crate::protocol::credentials::{
+    Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
+};
+use crate::shard::settings::Settings;
+
+/// The number of credentials of a node that may wait for verification. The node's one verifier thread gets
+/// through them in about the time that a call may take. Beyond it those with the highest rank stay.
+const VERIFICATIONS_MAX: usize = 32;
+
+/// How long verified credentials are accepted without another verification, after their last use.
+const PROVEN_MS: u64 = 300_000;
+
+/// How long wrong credentials, and credentials that were deferred, are remembered.
+const REMEMBERED_MS: u64 = 60_000;
+
+/// How many wrong and how many deferred credentials are remembered, at about 100 bytes each. Beyond it the
+/// oldest are forgotten: after three seconds of ten thousand guesses a second. By then a client with
+/// the right credentials has retried.
+const REMEMBERED_MAX: usize = 32_768;
+
+/// How long after their deferral credentials count as retried: the `Retry-After`, less the time by which
+/// a client's timer may be early.
+const RETURN_MS: u64 = 900;
+
+/// How long a pair of address and user name is trusted after right credentials.
+const TRUSTED_MS: u64 = 3_600_000;
+
+/// How many trusted pairs are remembered. Beyond it the oldest is forgotten.
+const TRUSTED_MAX: usize = 1024;
+
+/// The result of checking a request's credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialCheck {
+    /// The request is granted or denied.
+    Decided(Result<Grant, Denial>),
+    /// The credentials with this fingerprint have to be verified first.
+    Pending(Fingerprint),
+}
+
+/// The permission of an authenticated request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// The user's index in the settings; `None` if the settings have no users.
+    pub user: Option<usize>,
+    /// The roles that the user has.
+    pub roles: Roles,
+}
+
+/// Why a request is denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// There are no credentials, or they cannot be parsed.
+    Missing,
+    /// No user has these credentials.
+    Wrong,
+    /// No user has these credentials, and they were presented before. Not counted as another guess.
+    WrongAgain,
+    /// The user may not connect from this address.
+    Address,
+    /// The user lacks the role.
+    Role,
+    /// The credentials are wrong or not verified, and their address has presented wrong ones too often.
+    TooManyAttempts,
+    /// Too many other requests wait for verification.
+    Busy,
+}
+
+impl Denial {
+    /// Returns the status of the response.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Missing | Self::Wrong | Self::WrongAgain => 401,
+            Self::Address | Self::Role => 403,
+            Self::TooManyAttempts => 429,
+            Self::Busy => 503,
+        }
+    }
+
+    /// Returns the error message of the response.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Missing => "this needs the credentials of a user: Basic or Bearer",
+            Self::Wrong | Self::WrongAgain => "these are no user's credentials",
+            Self::Address => "this user may not come from this address; see api.user.from",
+            Self::Role => "this user's roles do not allow it; see api.user.roles",
+            Self::TooManyAttempts => {
+                "too many wrong credentials came from this address; right ones are let in at \
+                       once or when they come again"
+            }
+            Self::Busy => "too many credentials wait to be verified; try again",
+        }
+    }
+}
+
+/// A secret and the hashes to compare it with. Run by the node's verifier thread.
+pub struct Verification {
+    fingerprint: Fingerprint,
+    secret: String,
+    candidates: Vec<Candidate>,
+}
+
+/// A hash that a secret is compared with.
+struct Candidate {
+    // The index of the hash's user in the settings. `None`: a decoy, compared so that an unknown user name
+    // takes as long as a known one.
+    user: Option<usize>,
+    hash: SecretHash,
+}
+
+impl Candidate {
+    fn new(user: Option<usize>, hash: &SecretHash) -> Self {
+        Self { user, hash: hash.clone() }
+    }
+}
+
+impl Verification {
+    /// Creates a verification without hashes, whose credentials are wrong.
+    #[cfg(test)]
+    pub(crate) fn of_nobody(fingerprint: Fingerprint) -> Self {
+        Self { fingerprint, secret: String::new(), candidates: Vec::new() }
+    }
+
+    /// Compares the secret with each hash. Takes tens of milliseconds per hash. The returned message is
+    /// for the shard that handed the verification out.
+    pub fn run(self) -> Message {
+        let is_right = |candidate: &&Candidate| candidate.hash.matches(&self.secret);
+        let user = self.candidates.iter().find(is_right).and_then(|candidate| candidate.user);
+        Message::Verdict(self.fingerprint, user)
+    }
+}
+
+/// The API's users, and the credentials that were presented to a shard.
+pub struct Authenticator {
+    users: Arc<[User]>,
+    key: FingerprintKey,
+    // Users with a plain secret: the fingerprint of their credentials, and their index in `users`.
+    plain: Vec<(Fingerprint, usize)>,
+    // Credentials that were verified: at most one entry per user.
+    proven: HashMap<Fingerprint, Proven>,
+    // Credentials that were wrong: at most REMEMBERED_MAX.
+    refuted: Recent<Fingerprint>,
+    // Credentials that were denied without a verification: at most REMEMBERED_MAX.
+    deferred: Recent<Fingerprint>,
+    // Pairs of source and user name (`Claim::pair`) with right credentials: at most TRUSTED_MAX.
+    trusted: Recent<u64>,
+    queue: VerificationQueue,
+    // Requests that lost their places in `queue`. Taken out after each check that may add some.
+    displaced: Vec<Waiters>,
+    failed_attempts: FailedAttempts,
+}
+
+/// The user of verified credentials.
+#[derive(Debug)]
+struct Proven {
+    user: usize,
+    until_ms: u64,
+}
+
+impl Authenticator {
+    /// Creates an authenticator for the users in `settings`.
+    pub fn new(settings: &Settings) -> Self {
+        let (users, key) = (settings.api.users.clone(), settings.api.fingerprint_key.clone());
+        Self::of(users, key, (VERIFICATIONS_MAX / settings.shards).max(2))
+    }
+
+    fn of(users: Arc<[User]>, key: FingerprintKey, waiting_max: usize) -> Self {
+        let plain = |(at, user): (usize, &User)| {
+            let Secret::Plain(secret) = &user.secret else { return None };
+            let name = match user.scheme {
+                Scheme::Basic => user.name.clone(),
+                Scheme::Bearer => String::new(),
+            };
+            let credentials = Credentials { scheme: user.scheme, name, secret: secret.to_string() };
+            Some((credentials.fingerprint(&key), at))
+        };
+        Self {
+            plain: users.iter().enumerate().filter_map(plain).collect(),
+            users,
+            key,
+            proven: HashMap::new(),
+            refuted: Recent::new(REMEMBERED_MS, REMEMBERED_MAX),
+            deferred: Recent::new(REMEMBERED_MS, REMEMBERED_MAX),
+            trusted: Recent::new(TRUSTED_MS, TRUSTED_MAX),
+            queue: VerificationQueue::new(waiting_max),
+            displaced: Vec::new(),
+            failed_attempts: FailedAttempts::new(),
+        }
+    }
+
+    /// Checks the credentials of a request from `remote`. `authorization` looks up the header's value; it
+    /// is not called if the settings have no users.
+    pub fn check<'r>(
+        &mut self,
+        now_ms: u64,
+        remote: IpAddr,
+        authorization: impl FnOnce() -> Option<&'r [u8]>,
+    ) -> CredentialCheck {
+        if self.users.is_empty() {
+            return CredentialCheck::Decided(Ok(Grant { user: None, roles: Roles::ALL }));
+        }
+        let Some(credentials) = authorization().and_then(Credentials::parse) else {
+            return CredentialCheck::Decided(Err(Denial::Missing));
+        };
+        let fingerprint = credentials.fingerprint(&self.key);
+        match self.known(now_ms, &fingerprint) {
+            Some(user) => CredentialCheck::Decided(self.admit(Some(user), remote)),
+            None => self.check_unknown(now_ms, source_of(remote), fingerprint, credentials),
+        }
+    }
+
+    /// Returns the user with these credentials if no hash has to be computed. Compares all plain secrets
+    /// in constant time, so that the duration reveals nothing.
+    fn known(&mut self, now_ms: u64, fingerprint: &Fingerprint) -> Option<usize> {
+        let plain = self.plain.iter().fold(None, |found, (known, user)| {
+            if known.ct_eq(fingerprint).into() { Some(*user) } else { found }
+        });
+        let proven = self.proven.get_mut(fingerprint).filter(|proven| now_ms < proven.until_ms);
+        let proven = proven.map(|proven| {
+            proven.until_ms = now_ms + PROVEN_MS;
+            proven.user
+        });
+        plain.or(proven)
+    }
+
+    /// Checks credentials that are not known to be right: denies them, or queues their verification.
+    fn check_unknown(
+        &mut self,
+        now_ms: u64,
+        source: IpAddr,
+        fingerprint: Fingerprint,
+        credentials: Credentials,
+    ) -> CredentialCheck {
+        if self.queue.contains(fingerprint) {
+            return CredentialCheck::Pending(fingerprint);
+        }
+        let awaited = self.queue.count_of_source(source);
+        let is_guessing = self.failed_attempts.are_exhausted(now_ms, source, awaited);
+        let is_repeat = self.refuted.count(now_ms, fingerprint) > 0;
+        let candidates = self.candidates(&credentials);
+        if is_repeat || candidates.is_empty() {
+            self.refuted.note(now_ms, fingerprint);
+            return CredentialCheck::Decided(Err(match (is_guessing, is_repeat) {
+                (true, _) => Denial::TooManyAttempts,
+                (false, true) => Denial::WrongAgain,
+                (false, false) => Denial::Wrong,
+            }));
+        }
+        let Credentials { name, secret, .. } = credentials;
+        let claim = self.claim(now_ms, fingerprint, source, name, !is_guessing);
+        let denial = if is_guessing { Denial::TooManyAttempts } else { Denial::Busy };
+        if is_guessing && !claim.rank.has_returned {
+            self.defer(now_ms, fingerprint);
+            return CredentialCheck::Decided(Err(denial));
+        }
+        match self.queue.offer(claim, Verification { fingerprint, secret, candidates }) {
+            Ok(displaced) => {
+                self.displaced.extend(displaced);
+                CredentialCheck::Pending(fingerprint)
+            }
+            Err(_) => {
+                self.defer(now_ms, fingerprint);
+                CredentialCheck::Decided(Err(denial))
+            }
+        }
+    }
+
+    /// Builds the claim that decides when these credentials are verified.
+    fn claim(
+        &mut self,
+        now_ms: u64,
+        fingerprint: Fingerprint,
+        source: IpAddr,
+        name: String,
+        has_attempts_left: bool,
+    ) -> Claim {
+        let pair = self.key.lot(&[source.to_string().as_bytes(), name.as_bytes()]);
+        let own = self.key.lot(&[fingerprint.as_bytes()]);
+        // Each pair and each fingerprint begins its seconds at a moment of its own. If all tie-breaks
+        // changed at once, a client could improve its odds by the moment of its request.
+        let second = |whose: u64| ((now_ms + whose % 1000) / 1000).to_le_bytes();
+        let deferred = self.deferred.since(now_ms, fingerprint);
+        let rank = Rank {
+            has_attempts_left,
+            // Without attempts left the pair proves nothing: the guesses come from this source too.
+            is_trusted: has_attempts_left && self.trusted.count(now_ms, pair) > 0,
+            has_returned: deferred.is_some_and(|first_ms| first_ms + RETURN_MS <= now_ms),
+        };
+        let tie_break = TieBreak {
+            of_pair: self.key.lot(&[&pair.to_le_bytes(), &second(pair)]),
+            of_claim: self.key.lot(&[&own.to_le_bytes(), &second(own)]),
+        };
+        Claim { fingerprint, source, name, pair, rank, tie_break }
+    }
+
+    /// Returns the hashes to compare credentials with. If any user has a hashed password, an unknown name
+    /// gets a decoy: the duration does not reveal which users exist.
+    fn candidates(&self, credentials: &Credentials) -> Vec<Candidate> {
+        let hashed = self.users.iter().enumerate().filter_map(|(at, user)| match &user.secret {
+            Secret::Hashed(hash) if user.scheme == credentials.scheme => Some((at, user, hash)),
+            _ => None,
+        });
+        let mut hashed = hashed.peekable();
+        if credentials.scheme == Scheme::Bearer {
+            return hashed.map(|(at, _, hash)| Candidate::new(Some(at), hash)).collect();
+        }
+        let decoy = hashed.peek().map(|(_, _, hash)| Candidate::new(None, hash));
+        let named = hashed.find(|(_, user, _)| user.name == credentials.name);
+        named.map(|(at, _, hash)| Candidate::new(Some(at), hash)).or(decoy).into_iter().collect()
+    }
+
+    /// Grants or denies a request from `remote` with the credentials of a user. `None`: of no user.
+    pub fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Denial> {
+        let known = &self.users[user.ok_or(Denial::Wrong)?];
+        match known.may_come_from(remote) {
+            true => Ok(Grant { user, roles: known.roles }),
+            false => Err(Denial::Address),
+        }
+    }
+
+    /// Records the result of a verification; returns the requests that wait for it. `is_own`: this shard
+    /// asked for the verification, not another one of the node.
+    pub fn settle(
+        &mut self,
+        now_ms: u64,
+        fingerprint: Fingerprint,
+        user: Option<usize>,
+        is_own: bool,
+    ) -> Option<Waiters> {
+        let waiters = match is_own {
+            true => self.queue.settle(fingerprint),
+            false => self.queue.settle_early(fingerprint),
+        };
+        match user {
+            Some(user) => {
+                self.proven.retain(|_, known| known.user != user);
+                self.proven.insert(fingerprint, Proven { user, until_ms: now_ms + PROVEN_MS });
+                if let Some(waiters) = &waiters {
+                    self.trusted.note(now_ms, waiters.pair);
+                }
+            }
+            None => _ = self.refuted.note(now_ms, fingerprint),
+        }
+        waiters
+    }
+
+    /// Returns the next verification to run, if one may begin now.
+    pub fn begin_verification(&mut self, now_ms: u64) -> Option<Verification> {
+        self.queue.begin(now_ms)
+    }
+
+    /// Returns when [`Self::begin_verification`] has another one, if only the time decides that.
+    pub fn next_verification(&self) -> Option<u64> {
+        self.queue.next_begin()
+    }
+
+    /// Adds a connection to those that wait for the verification of these credentials.
+    pub fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
+        self.queue.wait(fingerprint, key);
+    }
+
+    /// Takes out the requests that lost their places in the queue, and remembers them as deferred.
+    pub fn take_displaced(&mut self, now_ms: u64) -> Vec<Waiters> {
+        let displaced = std::mem::take(&mut self.displaced);
+        for waiters in &displaced {
+            self.defer(now_ms, waiters.fingerprint);
+        }
+        displaced
+    }
+
+    /// Remembers that credentials were denied without a verification. Their rank is higher when retried.
+    pub fn defer(&mut self, now_ms: u64, fingerprint: Fingerprint) {
+        self.deferred.note(now_ms, fingerprint);
+    }
+
+    /// Counts wrong credentials from a source; returns true if it has no attempt left now.
+    pub fn note_wrong(&mut self, now_ms: u64, source: IpAddr) -> bool {
+        self.failed_attempts.note(now_ms, source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CredentialCheck::{Decided, Pending};
+    use super::*;
+
+    /// The hash of `open sesame`, at the least cost there is.
+    const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ\
+                        $hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
+
+    fn user(name: &str, scheme: Scheme, secret: &str) -> User {
+        let secret = match SecretHash::parse(secret) {
+            Some(hash) => Secret::Hashed(hash),
+            None => Secret::Plain(secret.into()),
+        };
+        let roles = Roles { read: name == "reader", write: name == "writer" };
+        User { name: name.into(), scheme, secret, roles, from: Vec::new(), requests_per_s: 0 }
+    }
+
+    fn access(users: Vec<User>) -> Authenticator {
+        Authenticator::of(users.into(), FingerprintKey::new([7; 32]), 2)
+    }
+
+    fn remote() -> IpAddr {
+        [10, 0, 0, 1].into()
+    }
+
+    fn basic(name: &str, password: &str) -> String {
+        use base64::Engine as _;
+        let pair = format!("{name}:{password}");
+        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+    }
+
+    fn check(access: &mut Authenticator, now_ms: u64, authorization: &str) -> CredentialCheck {
+        access.check(now_ms, remote(), || Some(authorization.as_bytes()))
+    }
+
+    /// Runs the next verification and records its result; returns the user.
+    fn verify_next(access: &mut Authenticator, now_ms: u64) -> Option<usize> {
+        let verification = access.queue.begin(now_ms).expect("one was asked for");
+        let Message::Verdict(fingerprint, user) = verification.run() else { panic!("a result") };
+        access.settle(now_ms, fingerprint, user, true);
+        user
+    }
+
+    const READER: Grant = Grant { user: Some(0), roles: Roles { read: true, write: false } };
+    const WRITER: Grant = Grant { user: Some(1), roles: Roles { read: false, write: true } };
+
+    #[test]
+    fn without_users_every_request_is_granted() {
+        let mut access = access(Vec::new());
+        let all = Grant { user: None, roles: Roles::ALL };
+        assert_eq!(access.check(0, remote(), || None), Decided(Ok(all)));
+        assert_eq!(check(&mut access, 0, "Bearer x"), Decided(Ok(all)));
+    }
+
+    #[test]
+    fn plain_secrets_are_checked_at_once() {
+        let mut access = access(vec![
+            user("reader", Scheme::Basic, "open sesame"),
+            user("writer", Scheme::Bearer, "open-sesame"),
+        ]);
+        assert_eq!(check(&mut access, 0, &basic("reader", "open sesame")), Decided(Ok(READER)));
+        assert_eq!(check(&mut access, 0, "Bearer open-sesame"), Decided(Ok(WRITER)));
+        for wrong in ["Bearer open-sesam", &basic("writer", "open-sesame"), &basic("reader", "")] {
+            assert_eq!(check(&mut access, 0, wrong), Decided(Err(Denial::Wrong)), "{wrong}");
+        }
+        assert_eq!(access.check(0, remote(), || None), Decided(Err(Denial::Missing)));
+        assert!(access.queue.begin(0).is_none());
+    }
+
+    #[test]
+    fn a_verified_hash_is_not_verified_again_for_a_while() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        let right = basic("reader", "open sesame");
+        assert!(matches!(check(&mut access, 0, &right), Pending(_)));
+        assert!(matches!(check(&mut access, 0, &right), Pending(_)), "it is in the queue already");
+        assert_eq!(verify_next(&mut access, 10), Some(0));
+        assert!(access.queue.begin(10).is_none());
+        assert_eq!(check(&mut access, 10 + PROVEN_MS - 1, &right), Decided(Ok(READER)));
+        // Each use extends the time.
+        assert_eq!(check(&mut access, 8 + 2 * PROVEN_MS, &right), Decided(Ok(READER)));
+        assert!(matches!(check(&mut access, 8 + 3 * PROVEN_MS, &right), Pending(_)));
+    }
+
+    #[test]
+    fn wrong_credentials_are_denied_without_a_hash_when_repeated() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        let wrong = basic("reader", "sesame");
+        assert!(matches!(check(&mut access, 0, &wrong), Pending(_)));
+        assert_eq!(verify_next(&mut access, 0), None);
+        let again = Decided(Err(Denial::WrongAgain));
+        assert_eq!(check(&mut access, REMEMBERED_MS - 1, &wrong), again);
+        assert!(access.proven.is_empty() && access.queue.begin(0).is_none());
+        assert!(matches!(check(&mut access, REMEMBERED_MS, &wrong), Pending(_)));
+    }
+
+    #[test]
+    fn an_unknown_user_name_costs_a_hash_and_is_denied() {
+        let plain = user("writer", Scheme::Basic, "plain");
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH), plain]);
+        for name in ["nobody", "writer"] {
+            assert!(matches!(check(&mut access, 0, &basic(name, "open sesame")), Pending(_)));
+            assert_eq!(verify_next(&mut access, 0), None, "the right password of another");
+        }
+        assert_eq!(check(&mut access, 0, &basic("writer", "plain")), Decided(Ok(WRITER)));
+    }
+
+    #[test]
+    fn a_token_is_compared_with_every_hash_of_a_token() {
+        let mut access = access(vec![
+            user("a", Scheme::Bearer, &HASH.replace("c29tZXNhbHQ", "c29tZXNhbHU")),
+            user("writer", Scheme::Bearer, HASH),
+        ]);
+        let credentials = Credentials {
+            scheme: Scheme::Bearer,
+            name: String::new(),
+            secret: "open sesame".into(),
+        };
+        let fingerprint = credentials.fingerprint(&access.key);
+        let check = access.check_unknown(0, remote(), fingerprint, credentials);
+        assert_eq!(check, Pending(fingerprint));
+        assert_eq!(verify_next(&mut access, 0), Some(1));
+    }
+
+    #[test]
+    fn retried_credentials_go_before_new_ones() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        for guess in ["1", "2"] {
+            assert!(matches!(check(&mut access, 0, &basic("reader", guess)), Pending(_)));
+        }
+        let right = basic("reader", "open sesame");
+        let credentials = Credentials::parse(right.as_bytes()).expect("they are written so");
+        let fingerprint = credentials.fingerprint(&access.key);
+        access.defer(0, fingerprint);
+        assert!(matches!(check(&mut access, 1000, &right), Pending(_)));
+        assert_eq!(access.displaced.len(), 1, "a guess lost its place");
+        assert_eq!(verify_next(&mut access, 1000), Some(0));
+        assert_eq!(check(&mut access, 1000, &right), Decided(Ok(READER)));
+    }
+
+    /// Presents wrong credentials until the source has no attempt left.
+    fn use_up_attempts(access: &mut Authenticator) {
+        (0..10).for_each(|_| _ = access.failed_attempts.note(0, remote()));
+    }
+
+    #[test]
+    fn after_too_many_attempts_known_right_credentials_are_accepted() {
+        let plain = user("reader", Scheme::Basic, "plain");
+        let mut access = access(vec![plain, user("writer", Scheme::Basic, HASH)]);
+        let right = basic("writer", "open sesame");
+        assert!(matches!(check(&mut access, 0, &right), Pending(_)));
+        verify_next(&mut access, 0);
+        use_up_attempts(&mut access);
+        assert_eq!(check(&mut access, 0, &basic("reader", "plain")), Decided(Ok(READER)));
+        assert_eq!(check(&mut access, 0, &right), Decided(Ok(WRITER)));
+        let wrong = basic("nobody", "plain");
+        assert_eq!(check(&mut access, 0, &wrong), Decided(Err(Denial::TooManyAttempts)));
+    }
+
+    #[test]
+    fn after_too_many_attempts_only_retried_credentials_are_verified() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        use_up_attempts(&mut access);
+        let too_many = Decided(Err(Denial::TooManyAttempts));
+        for guess in 0..100 {
+            assert_eq!(check(&mut access, 0, &basic("reader", &guess.to_string())), too_many);
+        }
+        assert!(access.queue.begin(0).is_none(), "no guess has cost a hash");
+        let right = basic("reader", "open sesame");
+        assert_eq!(check(&mut access, 0, &right), too_many);
+        assert!(matches!(check(&mut access, 1000, &right), Pending(_)));
+        assert_eq!(verify_next(&mut access, 1000), Some(0));
+        assert_eq!(check(&mut access, 1000, &right), Decided(Ok(READER)));
+    }
+
+    /// An attack with prepared guesses, among which right credentials are presented.
+    #[derive(Clone, Copy)]
+    struct Guessing {
+        stock: usize,
+        source: fn(usize) -> [u8; 4],
+        // Whether the right credentials come from an address without attempts left.
+        is_suspect: bool,
+        // Verifications per 200 ms.
+        hashes: usize,
+    }
+
+    /// Returns how often right credentials are presented, once a second, until they are verified. The
+    /// attacker keeps a stock of guesses that were deferred hundreds of times. It presents each of them
+    /// every 200 ms, just before the next verification begins, and replaces each that is verified.
+    fn presentations(seed: u8, guessing: Guessing) -> usize {
+        let Guessing { stock, source, is_suspect, hashes } = guessing;
+        let users = vec![user("reader", Scheme::Basic, HASH)];
+        let key = FingerprintKey::new([seed; 32]);
+        let mut access = Authenticator::of(users.into(), key.clone(), VERIFICATIONS_MAX);
+        if is_suspect {
+            use_up_attempts(&mut access);
+        }
+        let credentials = |secret: String| {
+            let credentials = Credentials { scheme: Scheme::Basic, name: "reader".into(), secret };
+            (credentials.fingerprint(&key), credentials)
+        };
+        let prepared: Vec<_> = (0..900).map(|n| credentials(format!("guess {n}"))).collect();
+        let guess = |number: usize| prepared[number].clone();
+        let (right, _) = credentials("open sesame".into());
+        for (fingerprint, _) in &prepared {
+            (0..255).for_each(|_| access.defer(1, *fingerprint));
+        }
+        let mut guesses: Vec<usize> = (0..stock).collect();
+        let mut fresh = stock..900;
+        for step in 0..290 {
+            let now_ms = 1000 + 200 * step as u64;
+            if step % 5 == 2 {
+                let (fingerprint, credentials) = credentials("open sesame".into());
+                access.check_unknown(now_ms, remote(), fingerprint, credentials);
+            }
+            for &number in &guesses {
+                let (fingerprint, credentials) = guess(number);
+                access.check_unknown(now_ms, source(number).into(), fingerprint, credentials);
+            }
+            access.take_displaced(now_ms);
+            for _ in 0..hashes {
+                let Some(verification) = access.begin_verification(now_ms) else { break };
+                let verified = verification.fingerprint;
+                if verified == right {
+                    return step / 5 + 1;
+                }
+                access.settle(now_ms, verified, None, true);
+                for number in &mut guesses {
+                    if prepared[*number].0 == verified {
+                        *number = fresh.next().expect("there are enough");
+                    }
+                }
+            }
+        }
+        panic!("right credentials are not verified in {} presentations", 290 / 5);
+    }
+
+    #[test]
+    fn repeated_prepared_guesses_have_no_better_odds_than_right_credentials() {
+        let here: fn(usize) -> [u8; 4] = |_| [10, 0, 0, 1];
+        let everywhere: fn(usize) -> [u8; 4] = |n| [172, 16, (n >> 8) as u8, n as u8];
+        let few = Guessing { stock: 3, source: here, is_suspect: true, hashes: 1 };
+        let elsewhere = Guessing { stock: 20, source: everywhere, is_suspect: true, hashes: 4 };
+        // 2 + n / 5, where n includes the five a second that are replaced. With attempts left 2 + n / 20,
+        // since this test makes 20 verifications a second.
+        for (guessing, average_max) in [
+            (few, 4),
+            (Guessing { stock: 20, ..few }, 8),
+            (elsewhere, 3),
+            (Guessing { stock: 100, is_suspect: false, ..elsewhere }, 9),
+        ] {
+            let all = (0..15).map(|seed| presentations(seed, guessing)).sum::<usize>();
+            let stock = guessing.stock;
+            assert!(all <= 15 * average_max, "{all} presentations of 15 with {stock} guesses");
+        }
+    }
+
+    #[test]
+    fn attempts_count_when_they_are_made_not_when_they_are_verified() {
+        let mut access = access(vec![user("reader", Scheme::Basic, HASH)]);
+        (0..9).for_each(|_| _ = access.failed_attempts.note(0, remote()));
+        assert!(matches!(check(&mut access, 0, &basic("reader", "1")), Pending(_)));
+        let too_many = Decided(Err(Denial::TooManyAttempts));
+        assert_eq!(check(&mut access, 0, &basic("reader", "2")), too_many);
+    }
+
+    #[test]
+    fn a_wrong_address_is_reported_only_with_the_right_secret() {
+        let mut elsewhere = user("reader", Scheme::Basic, "plain");
+        elsewhere.from = vec!["192.168.0.0/16".parse().expect("a range")];
+        let mut access = access(vec![elsewhere]);
+        let (right, wrong) = (basic("reader", "plain"), basic("reader", "plan"));
+        assert_eq!(check(&mut access, 0, &right), Decided(Err(Denial::Address)));
+        assert_eq!(check(&mut access, 0, &wrong), Decided(Err(Denial::Wrong)));
+    }
+}

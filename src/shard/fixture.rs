@@ -1,0 +1,93 @@
+//! What the unit tests of the parts need: settings, a turn, and connections without sockets.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::connection::{Connections, Listener};
+use super::node_state::NodeState;
+use super::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
+use super::turn::{Now, Step, Turn};
+use crate::address::{NodeId, ShardId};
+use crate::message::{ConnectionKey, Message, Party};
+use crate::protocol::credentials::FingerprintKey;
+use crate::protocol::http;
+use crate::queue::{Bounds, WhenFull};
+
+/// The address of the peer of each connection.
+pub const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 50_000);
+
+/// The topic of the route `/ws`.
+pub const TOPIC: &str = "topic";
+
+/// The settings of a node of one shard, without a mesh and without users. Its one edge has the route `/ws`,
+/// which feeds [`TOPIC`].
+pub fn settings() -> Settings {
+    let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
+    let route = Route {
+        path: "/ws".into(),
+        topic: Some(TOPIC.into()),
+        tells_open: true,
+        tells_message: true,
+        tells_close: true,
+        message_bytes: 65_536,
+        outbound_bytes: 1 << 20,
+        ..Route::default()
+    };
+    Settings {
+        node: NodeId::new(1).expect("1 is a node id"),
+        shards: 1,
+        has_mesh: false,
+        api: Api {
+            users: Vec::new().into(),
+            fingerprint_key: FingerprintKey::new([0; 32]),
+            advertise: ([127, 0, 0, 1], 6789).into(),
+            origins: Vec::new(),
+            http,
+        },
+        edges: vec![Edge { port: 8080, routes: vec![Arc::new(route)] }],
+        queue: Queue {
+            bounds: Bounds { messages: 16, bytes: 1 << 20 },
+            when_full: WhenFull::Hold,
+            topics: 16,
+        },
+        limits: Limits {
+            edge_http: http,
+            api_message_bytes: 1 << 20,
+            outbound_bytes: 1 << 20,
+            close_slow_clients: true,
+            channels_per_client: 16,
+            addresses: Default::default(),
+            handshake_ms: 10_000,
+            ping_ms: 120_000,
+            idle_ms: 240_000,
+            answer_ms: 1500,
+        },
+        process: Process::default(),
+    }
+}
+
+/// The first turn of the node's first shard, at 1000 ms of the shard's clock.
+pub fn turn(settings: Settings) -> Turn {
+    let state = NodeState::new(&settings, Arc::default());
+    let now = Now { ms: 1000, us: 1_000_000, unix_ms: 1_700_000_000_000 };
+    Turn::new(ShardId(0), &Arc::new(settings), Arc::new(state), now)
+}
+
+/// A connection that was accepted from [`REMOTE`].
+pub fn accepted(
+    turn: &mut Turn,
+    connections: &mut Connections,
+    listener: Listener,
+) -> ConnectionKey {
+    connections.accept(turn, listener, REMOTE)
+}
+
+/// Takes out the steps that parts left to each other.
+pub fn steps(turn: &mut Turn) -> Vec<Step> {
+    std::iter::from_fn(|| turn.poll_step()).collect()
+}
+
+/// Takes out the messages to other shards and to the mesh.
+pub fn messages(turn: &mut Turn) -> Vec<(Party, Message)> {
+    std::iter::from_fn(|| turn.poll_message()).collect()
+}
