@@ -452,7 +452,7 @@ fn settings(
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
             fingerprint_key,
-            http: http::Limits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
+            http: http::RequestLimits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
         },
         edges: config
             .edges
@@ -500,7 +500,7 @@ fn limits(limits: &config::Limits) -> Limits {
     let config::Limits { head_bytes, headers, .. } = *limits;
     Limits {
         // A handshake has no body.
-        edge_http: http::Limits { head_bytes, headers, body_bytes: 0 },
+        edge_http: http::RequestLimits { head_bytes, headers, body_bytes: 0 },
         api_message_bytes: limits.api_message_bytes,
         outbound_bytes: limits.outbound_bytes,
         close_slow_clients: limits.slow_client == SlowClient::Close,

@@ -30,7 +30,7 @@ const IDLE_MS: u64 = 600;
 const TICK_MS: u64 = 16;
 
 fn settings(shards: usize) -> Settings {
-    let http = http::Limits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
+    let http = http::RequestLimits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
     Settings {
         node: NODE,
         shards,
@@ -50,7 +50,7 @@ fn settings(shards: usize) -> Settings {
         },
         process: Process::default(),
         limits: Limits {
-            edge_http: http::Limits { body_bytes: 0, ..http },
+            edge_http: http::RequestLimits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
             outbound_bytes: 100_000,
             close_slow_clients: true,

@@ -10,7 +10,7 @@ mod shard_value;
 use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
-use gridcast::protocol::token::{Places, TokenRule};
+use gridcast::protocol::token::{TokenRule, TokenSources};
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -89,7 +89,7 @@ fn token(mut claims: Value) -> String {
 
 /// The route `/ws`, which needs a token and sends all events to the topic `messages`.
 fn token_route() -> Route {
-    let places = Places { header: true, protocol: true, query: true };
+    let places = TokenSources { header: true, protocol: true, query: true };
     Route { token: TokenRule::new("HS256", KEY, places).map(Arc::new), ..reporting_route() }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
-use gridcast::protocol::token::{Places, TokenRule};
+use gridcast::protocol::token::{TokenRule, TokenSources};
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -68,7 +68,7 @@ fn settings() -> Settings {
         origins: Some(vec!["https://app.example".into()]),
         ..shard_value::route()
     };
-    let places = Places { header: true, protocol: true, query: true };
+    let places = TokenSources { header: true, protocol: true, query: true };
     let rule = TokenRule::new("HS256", KEY, places).expect("the key is long enough");
     let token = Some(Arc::new(rule));
     let member = Route {
@@ -245,7 +245,7 @@ fn every_refusal_at_the_edge_has_its_reason_in_the_response_and_in_the_log() {
         ("/nowhere", "", 404, "no such route"),
         ("/ws", "Origin: https://evil.example\r\n", 403, "not open to that origin"),
         ("/ws?channels=other", "", 403, "does not allow the channel"),
-        ("/member", "", 401, "needs a token"),
+        ("/member", "", 401, "requires a token"),
         (&format!("/member?token={old}"), "", 401, "has expired"),
         (&format!("/member?token={foreign}"), "", 401, "signature is wrong"),
         (&format!("/member?token={early}x"), "", 401, "is wrong"),

@@ -8,7 +8,7 @@ use gridcast::message::{BackendId, Command, ConnectionKey, Message, Ticket};
 use gridcast::protocol::api::{self, Parser, Reply, Tally};
 use gridcast::protocol::assembler::{Assembler, Received};
 use gridcast::protocol::frame::{Frame, Kind};
-use gridcast::protocol::http::{Limits, RequestReader, Step};
+use gridcast::protocol::http::{RequestLimits, RequestReader, RequestStep};
 use gridcast::protocol::upgrade;
 
 use super::{client_frame, handshake, publish_call};
@@ -16,7 +16,7 @@ use super::{client_frame, handshake, publish_call};
 /// The head of a handshake is read and checked.
 pub struct Handshake {
     bytes: Vec<u8>,
-    limits: Limits,
+    limits: RequestLimits,
     reader: RequestReader,
 }
 
@@ -24,7 +24,7 @@ impl Handshake {
     pub fn new() -> Self {
         Self {
             bytes: handshake("/ws?channels=news").into_bytes(),
-            limits: Limits { head_bytes: 16_384, headers: 100, body_bytes: 0 },
+            limits: RequestLimits { head_bytes: 16_384, headers: 100, body_bytes: 0 },
             reader: RequestReader::default(),
         }
     }
@@ -32,7 +32,7 @@ impl Handshake {
     pub fn run(&mut self) {
         let mut input = &mut self.bytes[..];
         match self.reader.read(&mut input, &self.limits) {
-            Ok(Step::Request(request)) => assert!(upgrade::check(&request).is_ok()),
+            Ok(RequestStep::Request(request)) => assert!(upgrade::check(&request).is_ok()),
             _ => panic!("a handshake is a request"),
         }
     }
@@ -106,7 +106,8 @@ impl EncodingEvent {
         let Self { data, out, scratch } = self;
         out.clear();
         let client = ClientId::from_value(1_463_819_408_261_513_216);
-        api::put_event(out, scratch, (node(), client, "messages"), |out| {
+        let head = api::EventHead { node: node(), client, topic: "messages" };
+        api::put_event(out, scratch, head, |out| {
             api::put_message(out, Kind::Text, data, None);
         });
         out.len()

@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use super::definition::joined;
 use super::*;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
-use crate::protocol::token::{Places, TokenRule};
+use crate::protocol::token::{TokenRule, TokenSources};
 use crate::queue::WhenFull;
 
 const CPUS: [usize; 4] = [0, 1, 2, 5];
@@ -117,7 +117,7 @@ fn every_key_is_read() {
         token: TokenRule::new(
             "HS256",
             "0123456789abcdef0123456789abcdef",
-            Places { header: false, protocol: true, query: true },
+            TokenSources { header: false, protocol: true, query: true },
         )
         .map(|mut rule| {
             rule.audience = vec!["chat".to_owned()];

@@ -7,7 +7,7 @@ use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::read_bounded;
 use super::shape::{Choice, List, Secret, Text, Words};
-use crate::protocol::token::{Places, TokenRule};
+use crate::protocol::token::{TokenRule, TokenSources};
 
 section! {
     pub(super) struct TokenKeys(section) {
@@ -26,8 +26,8 @@ section! {
         /// Where a client may put the token; the first that is there counts. `header`:
         /// `Authorization: Bearer TOKEN`. `protocol`: the subprotocol `bearer.TOKEN`, which browsers can
         /// set. `query`: `?token=TOKEN`, which ends up in logs.
-        from: Places = PLACES, derived(
-            Places { header: true, protocol: true, query: false },
+        from: TokenSources = PLACES, derived(
+            TokenSources { header: true, protocol: true, query: false },
             "`[\"header\", \"protocol\"]`", "[\"header\", \"protocol\"]"
         );
 
@@ -94,11 +94,11 @@ const KEY: Secret<String> = Secret { expected: "a string", parse: |text| Ok(text
 const FILE: Secret<String> =
     Secret { expected: "the path of a file", parse: |text| Ok(text.to_owned()) };
 
-const PLACES: Words<Places> = Words {
+const PLACES: Words<TokenSources> = Words {
     words: &["header", "protocol", "query"],
     collect: |has| {
         let places =
-            Places { header: has("header"), protocol: has("protocol"), query: has("query") };
+            TokenSources { header: has("header"), protocol: has("protocol"), query: has("query") };
         let is_empty = !places.header && !places.protocol && !places.query;
         if is_empty { Err("an empty list lets nobody in") } else { Ok(places) }
     },

@@ -1,11 +1,11 @@
-//! The table of WebSocket close codes: what gridcast sends, and what it takes from a peer.
+//! WebSocket close codes: those that gridcast sends, and those that it accepts from a peer.
 
-/// Why gridcast closes a connection, as the peer is told (RFC 6455, section 7.4).
+/// The code and text with which gridcast closes a connection (RFC 6455, section 7.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reason {
     /// The close code.
     pub code: u16,
-    /// Words for a human, at most 123 bytes.
+    /// An explanation for people, at most 123 bytes.
     pub text: &'static str,
 }
 
@@ -13,54 +13,54 @@ const fn reason(code: u16, text: &'static str) -> Reason {
     Reason { code, text }
 }
 
-/// The node is going down; reconnect, to another node if there is one.
+/// The node is shutting down. The peer should reconnect, to another node if there is one.
 pub const GOING_AWAY: Reason = reason(1001, "server is shutting down");
-/// The peer broke the framing rules.
+/// The peer violated the WebSocket framing rules.
 pub const PROTOCOL_ERROR: Reason = reason(1002, "protocol error");
-/// A text message was not UTF-8.
+/// A text message was not valid UTF-8.
 pub const INVALID_UTF8: Reason = reason(1007, "text is not valid UTF-8");
-/// A compressed message was not.
+/// A compressed message was not valid DEFLATE.
 pub const INVALID_DEFLATE: Reason = reason(1007, "compressed message is not valid DEFLATE");
-/// A message was over the limit.
+/// A message exceeded the size limit of its route.
 pub const TOO_LARGE: Reason = reason(1009, "message too large");
 /// The peer did not answer a ping in time.
 pub const IDLE: Reason = reason(1001, "no answer to ping");
-/// A message was begun and not finished for too long.
+/// The peer began a message and did not finish it in time.
 pub const UNFINISHED: Reason = reason(1008, "message not finished in time");
-/// The peer reads slower than it is sent to; reconnect.
+/// The peer reads more slowly than messages arrive for it. The peer should reconnect.
 pub const SLOW_CLIENT: Reason = reason(1013, "reading too slowly");
-/// The node is short of memory, and the peer holds much of it; reconnect later.
+/// The node is short of memory, and this connection holds much of it. The peer should reconnect later.
 pub const MEMORY: Reason = reason(1013, "short of memory, try again later");
-/// The topic that the client feeds is full; reconnect later.
+/// The topic that the client sends to is full. The peer should reconnect later.
 pub const TOPIC_FULL: Reason = reason(1013, "topic is full, try again later");
-
-/// The token by which the client came in has expired; reconnect with a new one.
+/// The client's token has expired. The peer should reconnect with a new one.
 pub const TOKEN_EXPIRED: Reason = reason(1008, "token expired");
 
-/// What the peer's close frame said; the code is `None` if it carried none.
+/// The content of a peer's close frame.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Closed {
-    /// The close code.
+    /// The close code, if the frame carried one.
     pub code: Option<u16>,
-    /// The peer's words, at most 123 bytes.
+    /// The peer's explanation, at most 123 bytes.
     pub reason: String,
 }
 
 impl Closed {
-    /// The code by which it is reported: 1005 if it carried none (RFC 6455, section 7.1.5).
+    /// Returns the code that the close event reports: 1005 if the frame carried none (RFC 6455, section
+    /// 7.1.5).
     pub fn event_code(&self) -> u16 {
         self.code.unwrap_or(1005)
     }
 }
 
-/// Whether a peer may send this code (RFC 6455, section 7.4, and the IANA registry: 1004 to 1006
-/// and 1015 never travel, 1016 to 2999 are not assigned).
+/// Whether a peer may send this code (RFC 6455, section 7.4, and the IANA registry). Codes 1004 to
+/// 1006 and 1015 must not appear in a frame; 1016 to 2999 are not assigned.
 pub fn may_be_received(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
 
-/// Whether a back end may ask for this code: a normal end, going away, policy, try again later, or
-/// one of the application's own.
+/// Whether a back end may close a client with this code: normal closure, going away, policy violation,
+/// a server-side error or restart (1011 to 1013), or a private code.
 pub fn may_be_asked(code: u16) -> bool {
     matches!(code, 1000 | 1001 | 1008 | 1011..=1013 | 3000..=4999)
 }

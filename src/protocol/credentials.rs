@@ -1,6 +1,7 @@
-//! Who a request of a back end says that it is (RFC 7617, RFC 6750), and who may come in.
+//! Credentials of back ends: parses those that a request presents (RFC 7617, RFC 6750), and describes
+//! the configured users.
 //!
-//! Secrets are never shown: nothing here that holds one prints it.
+//! Secrets are never printed: `Debug` of every type here omits them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,38 +16,38 @@ use blake2::digest::{FixedOutput, KeyInit, Update};
 use ipnet::IpNet;
 use subtle::{Choice, ConstantTimeEq};
 
-/// What an answer of status 401 asks for (RFC 9110, section 11.6.1).
+/// The value of `WWW-Authenticate` in a 401 response (RFC 9110, section 11.6.1).
 pub const CHALLENGE: &str = "Basic realm=\"gridcast\", Bearer";
 
-/// The most memory that one check of a hash may take, in KiB.
+/// The most memory that the verification of one hash may take, in KiB.
 pub const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
 
-/// The most passes over that memory.
+/// The most passes over its memory that the verification of one hash may take.
 pub const HASH_PASSES_MAX: u32 = 16;
 
-/// How a secret is presented.
+/// An HTTP authentication scheme.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// With the user's name.
+    /// A user name and a password (RFC 7617).
     Basic,
-    /// Alone.
+    /// A token without a user name (RFC 6750).
     Bearer,
 }
 
-/// What a request presents.
+/// The credentials that a request presents.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// How.
+    /// The authentication scheme.
     pub scheme: Scheme,
     /// The user's name; empty for [`Scheme::Bearer`].
     pub name: String,
-    /// A password or a token.
+    /// The password or token.
     pub secret: String,
 }
 
 impl Credentials {
-    /// Reads the value of an `Authorization` header; `None` if it is of no scheme known here, or
-    /// not as that scheme writes it.
+    /// Parses the value of an `Authorization` header. Returns `None` if the scheme is unknown or the
+    /// value is malformed.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let (scheme, rest) = str::from_utf8(value).ok()?.split_once(' ')?;
         let rest = rest.trim_matches(' ');
@@ -66,10 +67,10 @@ impl Credentials {
         Some(Self { scheme: Scheme::Basic, name: name.to_owned(), secret: secret.to_owned() })
     }
 
-    /// See [`Fingerprint`].
+    /// Returns the keyed hash of these credentials.
     pub fn fingerprint(&self, key: &FingerprintKey) -> Fingerprint {
         let mut mac = Blake2sMac256::new(&key.0.into());
-        // The length keeps name and secret apart.
+        // The length makes the boundary between name and secret unambiguous.
         mac.update(&[self.scheme as u8]);
         mac.update(&(self.name.len() as u64).to_le_bytes());
         mac.update(self.name.as_bytes());
@@ -84,13 +85,13 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// A keyed hash of credentials: as good as they are to compare and to look up, and it tells nothing
-/// about them to who does not know the key.
+/// A keyed hash of credentials, used to compare them and look them up. Reveals nothing about them
+/// without the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint as bytes, to draw a [`FingerprintKey::lot`] for it.
+    /// Returns the fingerprint as bytes, for use with [`FingerprintKey::lot`].
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -102,28 +103,28 @@ impl ConstantTimeEq for Fingerprint {
     }
 }
 
-/// The key of fingerprints: random bytes that no other process has.
+/// The key of fingerprints: random bytes of this process.
 #[derive(Clone)]
 pub struct FingerprintKey([u8; 32]);
 
 impl FingerprintKey {
-    /// The key of these bytes.
+    /// Creates a key from random bytes.
     pub fn new(random: [u8; 32]) -> Self {
         Self(random)
     }
 
-    /// A number that follows from these bytes and the key, and that nobody without the key can
-    /// foresee: a fair lot.
+    /// Derives a pseudo-random number from `parts`. Nobody can predict it without the key, so it serves
+    /// to draw lots fairly.
     pub fn lot(&self, parts: &[&[u8]]) -> u64 {
         let mut mac = Blake2sMac256::new(&self.0.into());
-        // Fingerprints begin with a scheme.
+        // The first byte separates lots from fingerprints, which begin with a scheme.
         mac.update(&[u8::MAX]);
         for part in parts {
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);
         }
         let bytes: [u8; 32] = mac.finalize_fixed().into();
-        u64::from_le_bytes(*bytes.first_chunk().expect("32 are more than 8"))
+        u64::from_le_bytes(*bytes.first_chunk().expect("32 bytes contain 8"))
     }
 }
 
@@ -133,51 +134,51 @@ impl fmt::Debug for FingerprintKey {
     }
 }
 
-/// Someone who may use the API.
+/// A configured user of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// Its name: what logs and `Basic` call it.
+    /// The user's name, as in logs and in Basic authentication.
     pub name: String,
-    /// How it presents its secret.
+    /// The scheme that the user must use.
     pub scheme: Scheme,
-    /// Its secret.
+    /// The configured password or token.
     pub secret: Secret,
-    /// What it may do.
+    /// The user's rights.
     pub roles: Roles,
-    /// The addresses that it may come from; none: any.
+    /// The networks that the user may connect from. Empty: any.
     pub from: Vec<IpNet>,
-    /// Calls that it may make a second, over the whole node; 0: any number.
+    /// The most calls per second on the whole node. 0: unlimited.
     pub requests_per_s: u32,
 }
 
 impl User {
-    /// Whether it may come from this address.
+    /// Whether the user may connect from this address.
     pub fn may_come_from(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.from.is_empty() || self.from.iter().any(|range| range.contains(&address))
     }
 }
 
-/// What a user may do, beside looking at the node, which every user may.
+/// The rights of a user. Every user may also read the state of the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
-    /// Consume what clients send.
+    /// May consume the messages of clients.
     pub read: bool,
-    /// Send, publish, call.
+    /// May send, publish and call functions.
     pub write: bool,
 }
 
 impl Roles {
-    /// All of them.
+    /// All rights.
     pub const ALL: Self = Self { read: true, write: true };
 }
 
-/// A password or token as it is configured.
+/// A configured password or token.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Secret {
-    /// Itself.
+    /// The secret in plain text.
     Plain(Box<str>),
-    /// Only a hash of it.
+    /// A hash of the secret.
     Hashed(SecretHash),
 }
 
@@ -190,13 +191,13 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// An argon2id hash (RFC 9106), from the text form that tools print: `$argon2id$v=19$m=…,t=…,p=…$…$…`.
+/// An argon2id hash (RFC 9106), parsed from the PHC string format: `$argon2id$v=19$m=…,t=…,p=…$…$…`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretHash(Arc<PasswordHash>);
 
 impl SecretHash {
-    /// Reads the text form; `None` if it is not one, of another kind, or over
-    /// [`HASH_MEMORY_KIB_MAX`] or [`HASH_PASSES_MAX`].
+    /// Parses a PHC string. Returns `None` if it is malformed, if it is not argon2id version 19 with
+    /// salt and hash, or if it exceeds [`HASH_MEMORY_KIB_MAX`] or [`HASH_PASSES_MAX`].
     pub fn parse(text: &str) -> Option<Self> {
         let hash = PasswordHash::new(text).ok()?;
         let params = Params::try_from(&hash).ok()?;
@@ -209,18 +210,19 @@ impl SecretHash {
         is_right.then(|| Self(Arc::new(hash)))
     }
 
-    /// What decides how long a check takes.
+    /// Returns the cost parameters, such as `m=65536,t=3,p=4`. They decide how long a verification
+    /// takes.
     pub fn cost(&self) -> &str {
         self.0.params.as_str()
     }
 
-    /// Whether it is the hash of this secret. Takes tens of milliseconds, whatever the answer.
+    /// Whether this is the hash of `secret`. Takes tens of milliseconds, whatever the result.
     pub fn matches(&self, secret: &str) -> bool {
         Argon2::default().verify_password(secret.as_bytes(), &*self.0).is_ok()
     }
 }
 
-/// Whether this can follow `Bearer` (RFC 6750, section 2.1: `b64token`).
+/// Whether the text is a `b64token`, which may follow `Bearer` in a header (RFC 6750, section 2.1).
 pub fn is_token(text: &str) -> bool {
     let body = text.trim_end_matches('=');
     !body.is_empty() && body.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b))
@@ -230,7 +232,7 @@ pub fn is_token(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// The hash of `open sesame`, at the least cost there is.
+    /// The hash of `open sesame`, with the lowest possible cost.
     const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ\
                         $hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
 

@@ -1,10 +1,12 @@
-//! Messages compressed (permessage-deflate, RFC 7692): what is agreed on in the handshake, and each
-//! message deflated on its own, without those before it. So the same compressed bytes serve every
-//! receiver. Messages of clients are inflated on their own, too, where the client agrees to that;
-//! otherwise the connection keeps what they may refer back to ([`History`]).
+//! Message compression: permessage-deflate (RFC 7692).
 //!
-//! - `deflate.rs`: compressing and inflating. `agreement.rs`: the handshake. `history.rs`: what
-//!   messages of a client refer back to.
+//! The server compresses each message independently of earlier ones ("no context takeover"), so the
+//! same compressed bytes serve every receiver. A client is asked to do the same where possible;
+//! otherwise its connection keeps the sliding window of its earlier messages ([`History`]).
+//!
+//! - `deflate.rs`: compresses and inflates messages.
+//! - `agreement.rs`: negotiates the extension in the handshake.
+//! - `history.rs`: the sliding window of a client.
 
 mod agreement;
 mod history;
@@ -17,22 +19,23 @@ use super::frame::{Body, Kind, Violation};
 pub use agreement::Agreement;
 pub use history::History;
 
-/// How far back the bytes that we compress may refer. Two sizes, whatever clients ask for: so that
-/// none of them can make a shard keep seven compressors, or compress one message seven times.
+/// The size of the window that the server compresses with. There are two sizes, whatever clients ask
+/// for: otherwise clients could make a shard keep seven compressors and compress each message seven
+/// times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// 512 bytes: for a client that asked for less than the whole (RFC 7692, section 7.1.2.1: the
-    /// same or a smaller value grants that).
+    /// 512 bytes, for a client that asked for less than 32 KiB. A smaller window than requested
+    /// satisfies the request (RFC 7692, section 7.1.2.1).
     Small,
     /// 32 KiB.
     Large,
 }
 
 impl Window {
-    /// How many there are.
+    /// The number of window sizes.
     pub const COUNT: usize = 2;
 
-    /// The base-2 logarithm of its size.
+    /// Returns the base-2 logarithm of the window's size.
     fn bits(self) -> u8 {
         match self {
             Self::Small => 9,
@@ -41,27 +44,30 @@ impl Window {
     }
 }
 
-/// What a flush ends with; it is not sent (RFC 7692, section 7.2.1).
-const MARK: [u8; 4] = [0, 0, 0xFF, 0xFF];
+/// The bytes that end a sync flush. The sender strips them (RFC 7692, section 7.2.1).
+const SYNC_FLUSH_END: [u8; 4] = [0, 0, 0xFF, 0xFF];
 
-/// What follows a received message: the mark that was not sent, then an empty final block. Only
-/// who has read whole blocks up to there takes it for one.
+/// The bytes appended to a received message before it is inflated: the stripped end of the sync
+/// flush, then an empty final block. The inflater reports the end of the stream only if the message
+/// consisted of whole blocks.
 const END: [u8; 9] = [0, 0, 0xFF, 0xFF, 1, 0, 0, 0xFF, 0xFF];
 
-/// Messages shorter than this are not compressed: little would be saved.
+/// The shortest message that is compressed, in bytes. Compressing a shorter one would save little.
 const MESSAGE_BYTES_MIN: usize = 64;
 
-/// The longest message that is compressed, in bytes: a longer one would take over 2 ms of a turn.
+/// The longest message that is compressed, in bytes. A longer one would take over 2 ms of a turn.
 pub const DEFLATED_MAX: usize = 256 * 1024;
 
-/// 1 KiB of JSON becomes 306 bytes in 9 µs; with level 1 it is 418 in 4 µs, with 6 293 in 12 µs.
+/// The compression level. Measured with 1 KiB of JSON: level 1 gives 418 bytes in 4 µs, level 2 gives
+/// 306 bytes in 9 µs, level 6 gives 293 bytes in 12 µs.
 const LEVEL: i32 = 2;
 
-/// Room for compressed bytes that is kept; what a longer message took is given back with the next.
+/// The largest output buffer that is kept between messages, in bytes. A larger one is freed by the
+/// next message that fits in this size.
 const KEPT_BYTES: usize = 64 * 1024;
 
-/// The compressors of one shard, made when the first client needs one: 372 KiB for the large
-/// window, 246 KiB for the small one.
+/// The compressors of one shard, created when the first client needs one. The large window takes
+/// 372 KiB, the small one 246 KiB.
 #[derive(Default)]
 pub struct Deflater {
     compressors: [Option<Deflate>; Window::COUNT],
@@ -69,7 +75,8 @@ pub struct Deflater {
 }
 
 impl Deflater {
-    /// The message as one may get it who agreed on this window, or on none.
+    /// Returns the message in the form for a client that negotiated `window`: compressed if that
+    /// saves bytes. `None`: the client did not negotiate compression.
     pub fn body<'a>(
         &'a mut self,
         window: Option<Window>,
@@ -82,7 +89,8 @@ impl Deflater {
         }
     }
 
-    /// The message compressed; `None` if it would hardly be shorter, or is longer than 256 KiB.
+    /// Compresses a message. Returns `None` if that would not save bytes, or if the message is shorter
+    /// than 64 bytes or longer than [`DEFLATED_MAX`].
     pub fn deflate(&mut self, window: Window, message: &[u8]) -> Option<&[u8]> {
         if !(MESSAGE_BYTES_MIN..=DEFLATED_MAX).contains(&message.len()) {
             return None;
@@ -90,8 +98,8 @@ impl Deflater {
         let compressor = self.compressors[window as usize]
             .get_or_insert_with(|| Deflate::new(LEVEL, false, window.bits()));
         compressor.reset();
-        // What does not fit is not shorter: the compressor stops there.
-        let room = message.len() + MARK.len();
+        // The compressor stops when the output is as long as the input: nothing would be saved.
+        let room = message.len() + SYNC_FLUSH_END.len();
         if room <= KEPT_BYTES && self.out.len() > KEPT_BYTES {
             self.out = Vec::new();
         }
@@ -100,46 +108,47 @@ impl Deflater {
         }
         compressor.compress(message, &mut self.out[..room], DeflateFlush::SyncFlush).ok()?;
         let length = compressor.total_out() as usize;
-        // A flush is over only if it left room.
+        // The flush is complete only if it left room in the output.
         if length == room {
             return None;
         }
-        self.out[..length].strip_suffix(&MARK)
+        self.out[..length].strip_suffix(&SYNC_FLUSH_END)
     }
 }
 
-/// Bytes that come out of the inflater at a time.
+/// The size of the inflater's output buffer, in bytes.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// Bytes that one call inflates before it asks to be called again, and up to 32 KiB more: some 50 µs.
-/// A message of the default limit is whole after one call.
+/// The bytes that one call inflates before it returns [`Inflated::Unfinished`]; up to 32 KiB more are
+/// possible. Takes about 50 µs. A message within the default size limit needs one call.
 pub const INFLATED_PER_CALL: usize = 64 * 1024;
 
-/// Pieces, and final blocks in the middle of a message, that one call takes: as dear at most.
+/// The most inflate steps of one call. A step fills the output buffer or ends a final block, so this
+/// bounds the time that a message of many tiny blocks can take.
 const STEPS_PER_CALL: usize = 256;
 
-/// Inflates the compressed messages of one shard. Made when the first comes: 62 KiB.
+/// Inflates the compressed messages of one shard. Takes 62 KiB once the first message arrives.
 #[derive(Default)]
 pub struct Inflater {
-    // None while a message that takes several calls has it.
+    // The reusable inflate state; `None` while an unfinished message owns it.
     idle: Option<Box<Inflate>>,
     piece: Vec<u8>,
 }
 
-/// A message as far as it is inflated.
+/// The outcome of one inflate call.
 #[derive(Debug)]
 pub enum Inflated {
-    /// All of it.
+    /// The whole message.
     Whole(Vec<u8>),
-    /// The first part; [`Inflater::resume`] goes on.
+    /// A message that needs more calls; pass it to [`Inflater::resume`].
     Unfinished(Box<Inflating>),
 }
 
-/// What the state of one message takes.
+/// Memory that one inflate state takes, in bytes.
 const STATE_BYTES: usize = 46 * 1024;
 
-/// A long message that is half inflated: its own copy of the compressed bytes, what they became so
-/// far, and a state of 46 KiB.
+/// A long message that is partly inflated: a copy of its compressed bytes, its inflated bytes so far,
+/// and an inflate state of 46 KiB.
 pub struct Inflating {
     inflate: Box<Inflate>,
     deflated: Vec<u8>,
@@ -147,7 +156,7 @@ pub struct Inflating {
 }
 
 impl Inflating {
-    /// Memory that is held, the state included.
+    /// Returns the memory held, in bytes, including the inflate state.
     pub fn held_bytes(&self) -> usize {
         STATE_BYTES + self.deflated.capacity() + self.progress.message.capacity()
     }
@@ -162,10 +171,10 @@ impl fmt::Debug for Inflating {
     }
 }
 
-/// How far a message is inflated.
+/// The inflated part of a message, and the position in its compressed bytes.
 #[derive(Default)]
 struct Progress {
-    // Bytes of the message, then of END, that were taken.
+    // Compressed bytes consumed: first those of the message, then those of `END`.
     taken: usize,
     message: Vec<u8>,
 }
@@ -173,26 +182,27 @@ struct Progress {
 impl Progress {
     fn end(self, history: Option<&mut History>) -> Inflated {
         if let Some(history) = history {
-            history.note(&self.message);
+            history.append(&self.message);
         }
         Inflated::Whole(self.message)
     }
 }
 
 impl Inflater {
-    /// Inflates a message of these bytes, all its fragments together, up to
-    /// [`INFLATED_PER_CALL`]. No more memory is taken than for `bytes_max` bytes, whatever they
-    /// would become. The message may refer back to `history`, and is added to it.
+    /// Inflates a message, at most [`INFLATED_PER_CALL`] bytes of it in this call. `deflated` holds the
+    /// payload of all its fragments. Memory is bounded by `bytes_max`, however far the message would
+    /// expand. The message may refer back to `history`, and is appended to it.
     ///
     /// # Errors
-    /// The message is longer than `bytes_max`, or not whole blocks of DEFLATE.
+    /// [`Violation::TooLarge`] if the message is longer than `bytes_max`; [`Violation::BadDeflate`] if
+    /// it does not consist of whole DEFLATE blocks.
     pub fn inflate(
         &mut self,
         deflated: &[u8],
         bytes_max: usize,
         history: Option<&mut History>,
     ) -> Result<Inflated, Violation> {
-        // RFC 7692, section 7.2.3.6, wants one zero byte; some send nothing.
+        // RFC 7692, section 7.2.3.6, asks for one zero byte; some clients send none.
         if deflated.is_empty() {
             return Ok(Inflated::Whole(Vec::new()));
         }
@@ -214,10 +224,10 @@ impl Inflater {
         }
     }
 
-    /// Goes on with a message that one call was not enough for.
+    /// Continues an unfinished message.
     ///
     /// # Errors
-    /// As for [`Self::inflate`].
+    /// The errors of [`Self::inflate`].
     pub fn resume(
         &mut self,
         mut inflating: Box<Inflating>,
@@ -233,7 +243,7 @@ impl Inflater {
         Ok(progress.end(history))
     }
 
-    /// Inflates up to [`INFLATED_PER_CALL`] more bytes; true when the message is whole.
+    /// Inflates up to [`INFLATED_PER_CALL`] more bytes. Returns true when the message is complete.
     fn advance(
         &mut self,
         inflate: &mut Inflate,
@@ -242,7 +252,7 @@ impl Inflater {
         bytes_max: usize,
     ) -> Result<bool, Violation> {
         self.piece.resize(PIECE_BYTES, 0);
-        // What is as long as that may be whole with the next piece, which is short then.
+        // One more piece than the limit: a message that ends within it is completed in this call.
         let until = progress.message.len() + INFLATED_PER_CALL + PIECE_BYTES;
         for _ in 0..STEPS_PER_CALL {
             let input = match deflated.get(progress.taken..) {
@@ -262,8 +272,8 @@ impl Inflater {
             progress.message.extend_from_slice(piece);
             let is_at_end = consumed == input.len();
             if status == Status::StreamEnd {
-                // Ours, or one of the sender's, which may use final blocks too (section 7.2.3.4),
-                // with a byte behind the last for the mark to go on from, or without.
+                // The final block of `END`, or one of the sender's: a sender may use final blocks,
+                // with or without a byte after the last one (section 7.2.3.4).
                 if is_at_end {
                     return Ok(true);
                 }
@@ -279,8 +289,8 @@ impl Inflater {
     }
 }
 
-/// The most bytes of a compressed message that are collected: what does not repeat becomes longer,
-/// by up to an eighth in fixed codes, and each block has a head.
+/// Returns the most compressed bytes that a message of `message_bytes_max` bytes may take.
+/// Incompressible data grows by up to an eighth with fixed Huffman codes, and each block has a header.
 pub fn deflated_bytes_max(message_bytes_max: usize) -> usize {
     message_bytes_max + message_bytes_max / 7 + 64
 }
@@ -493,7 +503,7 @@ mod tests {
             let mut out = vec![0; message.len() * 2 + 64];
             compressor.compress(message, &mut out, DeflateFlush::SyncFlush).expect("there is room");
             out.truncate((compressor.total_out() - before) as usize);
-            out.strip_suffix(&MARK).expect("a flush ends so").to_vec()
+            out.strip_suffix(&SYNC_FLUSH_END).expect("a sync flush ends with these bytes").to_vec()
         };
         messages.iter().map(deflate).collect()
     }

@@ -1,21 +1,21 @@
-//! The extensions that a client offers in its handshake (RFC 6455, section 9.1).
+//! WebSocket extensions that a client offers in its handshake (RFC 6455, section 9.1).
 
 use std::borrow::Cow;
 
 use super::http::{is_token, list_members, split_unquoted};
 
-/// One extension with its parameters.
+/// One offered extension.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extension<'r> {
-    /// Its name.
+    /// The extension's name.
     pub name: &'r str,
-    /// Its parameters in their order, each with its value, if it has one.
+    /// The parameters in order: each name with its value, if there is one.
     pub parameters: Vec<(&'r str, Option<Cow<'r, str>>)>,
 }
 
 impl<'r> Extension<'r> {
-    /// The extensions that the value of a header line lists; `None` in place of one that is
-    /// malformed.
+    /// Parses the value of one `Sec-WebSocket-Extensions` line. Yields `None` in place of a malformed
+    /// extension.
     pub fn list(line: &'r [u8]) -> impl Iterator<Item = Option<Self>> {
         list_members(line).filter(|member| !member.is_empty()).map(Self::parse)
     }
@@ -36,7 +36,7 @@ fn parameter(text: &[u8]) -> Option<(&str, Option<Cow<'_, str>>)> {
     Some((token(name)?, Some(unquoted(value)?)))
 }
 
-/// A token as it stands, or the one in a quoted string: nothing else may be in there.
+/// Returns a parameter's value, which is a token or a quoted string that contains a token.
 fn unquoted(value: &[u8]) -> Option<Cow<'_, str>> {
     let Some(quoted) = value.strip_prefix(b"\"") else { return token(value).map(Cow::from) };
     let mut content = Vec::new();

@@ -1,40 +1,40 @@
-//! WebSocket frames: the head of a client's frame decoded, a server's frame encoded
-//! (RFC 6455, section 5.2).
+//! WebSocket frames: decodes the header of client frames and encodes server frames (RFC 6455, section
+//! 5.2).
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::close::{self, Reason};
 
-/// The longest head of a frame: 2 bytes, 8 of length, 4 of mask.
+/// The longest frame header, in bytes: 2, then 8 of length and 4 of mask.
 pub const HEAD_BYTES_MAX: usize = 14;
 
-/// The longest payload of a control frame (RFC 6455, section 5.5).
+/// The longest payload of a control frame, in bytes (RFC 6455, section 5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
-/// Memory that a frame in a queue takes beside its bytes, at most: its place in a queue that has
-/// grown by doubling, two pairs of counts of references, and the heads of two allocations.
+/// The most memory that a queued frame takes in addition to its bytes: its slot in a queue that grows
+/// by doubling, two pairs of reference counts, and the headers of two allocations.
 pub const QUEUED_FRAME_BYTES: usize = 128;
 
-/// What a message is made of.
+/// The type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// UTF-8 text.
     Text,
-    /// Any bytes.
+    /// Arbitrary bytes.
     Binary,
 }
 
-/// What a frame is for.
+/// The opcode of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
-    /// Goes on with a message.
+    /// Continues a fragmented message.
     Continuation,
-    /// Begins a message.
+    /// Begins a message; the whole message if the frame is final.
     Data(Kind),
-    /// Ends the connection.
+    /// Starts or confirms the closing handshake.
     Close,
-    /// Asks for a pong.
+    /// Requests a pong.
     Ping,
     /// Answers a ping.
     Pong,
@@ -64,41 +64,43 @@ impl Opcode {
         }
     }
 
-    /// Whether it is a control frame: short, whole, allowed between fragments.
+    /// Whether this is a control frame: at most 125 bytes, never fragmented, allowed between the
+    /// fragments of a message.
     pub fn is_control(self) -> bool {
         matches!(self, Self::Close | Self::Ping | Self::Pong)
     }
 }
 
-/// How a peer broke the protocol, or a limit of it. The connection is closed with [`Self::reason`].
+/// A violation of the protocol or of a limit by the peer. The connection is closed with
+/// [`Self::reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// A reserved bit is set that no negotiated extension gives a meaning there.
+    /// A reserved bit is set to which no negotiated extension gives a meaning.
     ReservedBits,
-    /// The opcode is not one of RFC 6455.
+    /// The opcode is not defined in RFC 6455.
     UnknownOpcode,
     /// A client's frame is not masked.
     NotMasked,
-    /// A control frame is in fragments or over 125 bytes.
+    /// A control frame is fragmented or longer than 125 bytes.
     BadControlFrame,
-    /// A length in more bytes than it needs, or one of 64 bits with the highest one set.
+    /// A length is not in its shortest form, or has the highest of its 64 bits set.
     BadLength,
-    /// A fragment that continues nothing.
+    /// A continuation frame arrived, but no message is in progress.
     NothingToContinue,
-    /// A new message in the middle of a fragmented one.
+    /// A new message began before a fragmented one had ended.
     MessageInsideMessage,
-    /// A close frame with one byte, a code that may not be sent, or a reason that is not UTF-8.
+    /// A close frame has a payload of one byte or a code that may not be sent.
     BadClose,
-    /// A text message that is not UTF-8.
+    /// A text message or a close reason is not valid UTF-8.
     NotUtf8,
-    /// A compressed message that is not DEFLATE (RFC 7692, section 7.2.2).
+    /// A compressed message is not valid DEFLATE (RFC 7692, section 7.2.2).
     BadDeflate,
-    /// A message over the limit of its listener.
+    /// A message exceeds the size limit of its listener.
     TooLarge,
 }
 
 impl Violation {
-    /// What the peer is told.
+    /// Returns the close code and text to send to the peer.
     pub fn reason(self) -> Reason {
         let text = match self {
             Self::NotUtf8 => return close::INVALID_UTF8,
@@ -109,8 +111,8 @@ impl Violation {
             Self::NotMasked => "frame not masked",
             Self::BadControlFrame => "control frame fragmented or over 125 bytes",
             Self::BadLength => "frame length too large or not in its shortest form",
-            Self::NothingToContinue => "nothing to continue",
-            Self::MessageInsideMessage => "new message inside a fragmented one",
+            Self::NothingToContinue => "continuation frame without a message in progress",
+            Self::MessageInsideMessage => "new message before the fragmented one ended",
             Self::BadClose => "bad close frame",
         };
         Reason { text, ..close::PROTOCOL_ERROR }
@@ -126,29 +128,29 @@ impl fmt::Display for Violation {
 /// The reserved bit that marks a compressed message.
 const RSV1: u8 = 0x40;
 
-/// The decoded head of a client's frame.
+/// The decoded header of a client frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// Whether the message ends with this frame.
+    /// Whether this frame is the last of its message.
     pub fin: bool,
-    /// Whether the message that begins with it is compressed (RSV1: RFC 7692, section 6).
+    /// Whether the message that begins with this frame is compressed (RSV1: RFC 7692, section 6).
     pub is_deflated: bool,
-    /// What the frame is for.
+    /// The frame's opcode.
     pub opcode: Opcode,
-    /// The key that its payload is masked with.
+    /// The masking key of the payload.
     pub mask: [u8; 4],
-    /// Bytes of payload.
+    /// The length of the payload, in bytes.
     pub length: u64,
-    /// Bytes of this head, at most [`HEAD_BYTES_MAX`].
+    /// The length of this header, in bytes: at most [`HEAD_BYTES_MAX`].
     pub size: usize,
 }
 
 impl Head {
-    /// Decodes the head at the start of `bytes`; `None` while it is not all there. Messages may be
-    /// compressed if that `may_deflate` was agreed on.
+    /// Decodes the header at the start of `bytes`. Returns `None` if more bytes are needed.
+    /// `may_deflate`: compression was negotiated, so a message may be compressed.
     ///
     /// # Errors
-    /// What can be told to be wrong from the bytes so far is refused at once.
+    /// A violation is reported as soon as the bytes so far show it, before the header is complete.
     pub fn parse(bytes: &[u8], may_deflate: bool) -> Result<Option<Self>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         let is_deflated = may_deflate && first & RSV1 != 0;
@@ -174,8 +176,8 @@ impl Head {
     }
 }
 
-/// The payload's length and where the mask begins. The shortest form is the only one (RFC 6455,
-/// section 5.2): two readers that differ there would see different frames.
+/// Returns the payload's length and the offset of the mask. Only the shortest form of a length is valid
+/// (RFC 6455, section 5.2): two parsers that disagree on it would see different frames.
 fn read_length(bytes: &[u8], short: u8) -> Result<Option<(u64, usize)>, Violation> {
     let rest = &bytes[2..];
     let (read, allowed) = match short {
@@ -195,7 +197,7 @@ fn read_length(bytes: &[u8], short: u8) -> Result<Option<(u64, usize)>, Violatio
     }
 }
 
-/// Appends the head of an unmasked, unfragmented server frame.
+/// Appends the header of a server frame: unmasked and not fragmented.
 pub fn put_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
     let first = 0x80 | opcode.bits();
     match length {
@@ -211,13 +213,13 @@ pub fn put_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
     }
 }
 
-/// Appends a whole server frame.
+/// Appends a complete server frame.
 pub fn put_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     put_head(out, opcode, payload.len());
     out.extend_from_slice(payload);
 }
 
-/// Appends a close frame; the reason is cut to what fits a control frame.
+/// Appends a close frame. The reason is truncated to fit in a control frame.
 pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     let reason = &reason[..reason.floor_char_boundary(CONTROL_BYTES_MAX - 2)];
     put_head(out, Opcode::Close, 2 + reason.len());
@@ -225,19 +227,19 @@ pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str) {
     out.extend_from_slice(reason.as_bytes());
 }
 
-/// What a frame of one whole message is made of.
+/// The payload of a frame that holds one whole message.
 #[derive(Clone, Copy, Debug)]
 pub struct Body<'a> {
-    /// What the message is.
+    /// The type of the message.
     pub kind: Kind,
-    /// Its payload.
+    /// The payload.
     pub bytes: &'a [u8],
     /// Whether the payload is compressed.
     pub is_deflated: bool,
 }
 
 impl Body<'_> {
-    /// Bytes of its frame.
+    /// Returns the length of the encoded frame, in bytes.
     pub fn frame_bytes(&self) -> usize {
         let head = match self.bytes.len() {
             0..=125 => 2,
@@ -247,7 +249,7 @@ impl Body<'_> {
         head + self.bytes.len()
     }
 
-    /// Appends its frame.
+    /// Appends the encoded frame.
     pub fn put(&self, out: &mut Vec<u8>) {
         let start = out.len();
         put_frame(out, Opcode::Data(self.kind), self.bytes);
@@ -257,35 +259,35 @@ impl Body<'_> {
     }
 }
 
-/// An encoded server frame: the same bytes for every receiver, on every core and node, since
-/// server frames are not masked. A clone is a reference.
+/// An encoded server frame. Server frames are not masked, so the same bytes serve every receiver on
+/// every core and node. Cloning only adds a reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame(Arc<[u8]>);
 
 impl Frame {
-    /// Takes bytes that are one or more whole server frames.
+    /// Creates a frame from bytes that already are one or more complete server frames.
     pub fn from_encoded(bytes: &[u8]) -> Self {
         Self(Arc::from(bytes))
     }
 
-    /// The frame of one whole message.
+    /// Encodes an uncompressed message.
     pub fn message(kind: Kind, payload: &[u8]) -> Self {
         Self::of(&Body { kind, bytes: payload, is_deflated: false })
     }
 
-    /// The frame of a message that may be compressed.
+    /// Encodes a message that may be compressed.
     pub fn of(body: &Body<'_>) -> Self {
         let mut bytes = Vec::with_capacity(body.frame_bytes());
         body.put(&mut bytes);
         Self::from_encoded(&bytes)
     }
 
-    /// These and then the others.
+    /// Concatenates this frame and `others`.
     pub fn followed_by(&self, others: &Self) -> Self {
         Self::from_encoded(&[self.bytes(), others.bytes()].concat())
     }
 
-    /// What the message that its first frame, the only one, carries is.
+    /// Returns the type of the message in the first frame.
     pub fn kind(&self) -> Kind {
         match self.0.first().map(|first| first & 0x0F) {
             Some(0x2) => Kind::Binary,
@@ -293,17 +295,17 @@ impl Frame {
         }
     }
 
-    /// The bytes that go on the wire.
+    /// Returns the bytes to put on the wire.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// How many references to the bytes there are, on all cores; this one included.
+    /// Returns the number of references to the bytes on all cores, including this one.
     pub fn references(&self) -> usize {
         Arc::strong_count(&self.0)
     }
 
-    /// What its first frame, the only one of a message, carries.
+    /// Returns the payload of a frame that holds one message.
     pub fn payload(&self) -> &[u8] {
         let head = match self.0.get(1) {
             Some(126) => 4,

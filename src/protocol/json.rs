@@ -1,10 +1,11 @@
-//! JSON text: strings written, raw values found again, what is passed on checked (`check.rs`).
+//! JSON text: writes strings and numbers, finds the raw text of values, and validates text that is
+//! forwarded to others (`check.rs`).
 
 mod check;
 
 pub use check::{DEPTH_MAX, Flaw, FlawKind, check, check_but_numbers, check_utf8};
 
-/// Appends `text` as a JSON string, quotes included.
+/// Appends `text` as a JSON string, including the quotes.
 pub fn put_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let mut rest = text.as_bytes();
@@ -35,13 +36,13 @@ fn put_escape(out: &mut Vec<u8>, byte: u8) {
     }
 }
 
-/// Appends a whole number.
+/// Appends an unsigned integer.
 pub fn put_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// The text of the value that starts at or after `from` in `json`, which must be valid JSON: white
-/// space, colons and commas before it are skipped. Numbers keep their digits this way.
+/// Returns the text of the first value at or after `from`. White space, colons and commas before it are
+/// skipped. `json` must be valid JSON. Numbers keep the digits with which they were sent.
 pub fn raw_value(json: &[u8], from: usize) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b':' | b',');
     let start = from + json[from..].iter().take_while(|byte| blank(byte)).count();
@@ -81,7 +82,7 @@ fn scalar_length(json: &[u8]) -> usize {
     json.iter().take_while(within).count()
 }
 
-/// The place after the closing quote of the string that opens at `start`.
+/// Returns the offset after the closing quote of the string that opens at `start`.
 pub fn end_of_string(json: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while let Some(found) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {

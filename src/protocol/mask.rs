@@ -1,7 +1,7 @@
-//! Undoes the masking of client frames, in place (RFC 6455, section 5.3).
+//! Unmasks the payload of client frames in place (RFC 6455, section 5.3).
 
-/// XORs `data` with `mask`, starting `phase` bytes into the payload: a payload that comes in
-/// pieces is unmasked piece by piece.
+/// XORs `data` with `mask`. `phase` is the offset of `data` within the frame's payload, so a payload
+/// that arrives in pieces can be unmasked piece by piece.
 pub(super) fn unmask(data: &mut [u8], mask: [u8; 4], phase: usize) {
     let mut key = mask;
     key.rotate_left(phase % 4);

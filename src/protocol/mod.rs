@@ -1,4 +1,4 @@
-//! Bytes ⇄ meaning: HTTP, WebSocket and the back ends' JSON. Pure: no socket, no clock.
+//! Codecs for HTTP, WebSocket and the back-end API's JSON. Pure: no socket, no clock.
 
 pub mod api;
 pub mod assembler;

@@ -1,14 +1,14 @@
-//! Which web pages may reach the API: their origin (RFC 6454), and the host that they ask for.
+//! Decides which web pages may call the API, by their `Origin` (RFC 6454) and `Host` headers.
 //!
-//! A hostile page can have its own host name point to this machine (DNS rebinding). Its requests
-//! then name that host, so a host name proves nothing. An IP address or `localhost` does: nobody
-//! else controls them.
+//! A hostile page can make its own host name resolve to this machine (DNS rebinding). Its requests
+//! then carry that name in `Host`, so a matching host name proves nothing. An IP address or
+//! `localhost` is safe: an attacker cannot control what they resolve to.
 
 use std::net::IpAddr;
 
-/// Whether `origin` is the API's own, for a request to `host`: the same IP address or `localhost`,
-/// with the same port or with none. Some clients leave the port out of the origin that they claim,
-/// or put a slash behind it.
+/// Whether `origin` is the API's own origin, for a request to `host`: the same IP address or
+/// `localhost`, and the same port. An origin without a port and one with a trailing slash are accepted
+/// too, because some clients send these.
 pub fn is_own(origin: &[u8], host: &[u8]) -> bool {
     let (Some((scheme, origin)), Some(host)) = (split_origin(origin), Authority::parse(host))
     else {
@@ -20,15 +20,15 @@ pub fn is_own(origin: &[u8], host: &[u8]) -> bool {
     is_same_host && origin.port.is_none_or(|own| own == port)
 }
 
-/// Whether a request to `host` asks for an IP address or `localhost`.
+/// Whether `host` is an IP address or `localhost`, with or without a port.
 pub fn is_address(host: &[u8]) -> bool {
     let is_address = |authority: Authority| !matches!(authority.host, Host::Name(_));
-    is_usual(host) || Authority::parse(host).is_some_and(is_address)
+    is_ipv4(host) || Authority::parse(host).is_some_and(is_address)
 }
 
-/// Whether a host is an IPv4 address, with a port of up to four digits or none: most requests ask for
-/// such a one, and it takes one look at each byte.
-fn is_usual(host: &[u8]) -> bool {
+/// The fast path of [`is_address`]: whether `host` is an IPv4 address with a port of at most four
+/// digits or without one. Most requests have such a host.
+fn is_ipv4(host: &[u8]) -> bool {
     let (mut octets, mut octet, mut digits) = (0, 0, 0);
     for (at, &byte) in host.iter().enumerate() {
         match byte {
@@ -49,13 +49,13 @@ fn is_usual(host: &[u8]) -> bool {
     octets == 3 && digits > 0 && octet <= 255
 }
 
-/// Whether `host` is the host of `origin`, whatever the ports.
+/// Whether `origin` and `host` name the same host. Ports are ignored.
 pub fn is_host_of(origin: &[u8], host: &[u8]) -> bool {
     let origin = split_origin(origin).and_then(|(_, origin)| Authority::parse(origin));
     origin.zip(Authority::parse(host)).is_some_and(|(origin, host)| origin.host == host.host)
 }
 
-/// The schemes of pages that can call the API.
+/// The scheme of an origin.
 #[derive(Clone, Copy)]
 enum Scheme {
     Http,
@@ -71,7 +71,7 @@ impl Scheme {
     }
 }
 
-/// The scheme of an origin and what stands behind it, without a slash at the end.
+/// Splits an origin into its scheme and its host with port, without a trailing slash.
 fn split_origin(origin: &[u8]) -> Option<(Scheme, &[u8])> {
     let schemes = [(&b"http://"[..], Scheme::Http), (b"https://", Scheme::Https)];
     let (scheme, rest) = schemes.into_iter().find_map(|(prefix, scheme)| {
@@ -84,7 +84,7 @@ fn split_origin(origin: &[u8]) -> Option<(Scheme, &[u8])> {
 /// A host and a port (RFC 3986, sections 3.2.2 and 3.2.3).
 struct Authority {
     host: Host,
-    // `None`: left out or empty, so the scheme's default.
+    // `None`: absent or empty, so the default port of the scheme applies.
     port: Option<u16>,
 }
 
@@ -117,7 +117,7 @@ impl Authority {
 }
 
 impl Host {
-    /// The host of this name, or of this IPv4 address.
+    /// Parses a host name or an IPv4 address.
     fn parse(name: &str) -> Option<Self> {
         if let Ok(address) = name.parse() {
             return Some(Self::Address(IpAddr::V4(address)));
@@ -129,7 +129,7 @@ impl Host {
     }
 }
 
-/// What `parse` takes for a number begins with a plus, too.
+/// Whether the text consists of digits only. `u16::from_str` would also accept a leading plus sign.
 fn is_number(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn the_usual_way_of_writing_an_address_is_one() {
         for host in ["127.0.0.1:6789", "255.255.255.255", "0.0.0.0:", "10.0.0.5:80"] {
-            assert!(is_usual(host.as_bytes()) && Authority::parse(host.as_bytes()).is_some());
+            assert!(is_ipv4(host.as_bytes()) && Authority::parse(host.as_bytes()).is_some());
         }
         for host in [
             "127.0.0.256",
@@ -233,7 +233,7 @@ mod tests {
             ":",
             "2130706433",
         ] {
-            assert!(!is_usual(host.as_bytes()) && !is_address(host.as_bytes()), "{host}");
+            assert!(!is_ipv4(host.as_bytes()) && !is_address(host.as_bytes()), "{host}");
         }
     }
 

@@ -1,52 +1,58 @@
-//! Finds control frames among the bytes of a WebSocket connection that is not read from at present,
-//! without handling the data frames in front of them. Heads of frames are not masked, so they can be
-//! told from payload by their lengths alone.
+//! Finds pings and close frames of a paused WebSocket connection, behind data frames that are not
+//! processed yet. Frame headers are not masked, so their lengths are enough to skip from one to the
+//! next.
 
 use super::assembler::parse_close;
 use super::close::Closed;
 use super::frame::{Head, Opcode, Violation};
 use super::mask::unmask;
 
-/// How far the bytes that wait are scanned.
+/// The scan position in the unread bytes of a paused connection.
 #[derive(Debug)]
-pub struct Scanner {
-    // Bytes from the start that are scanned: heads and payloads of data frames.
+pub struct ControlScanner {
+    // Bytes scanned so far: headers and payloads of data frames.
     at: usize,
-    // Bytes of the data frame there that are still to come.
+    // Payload bytes of the current data frame that have not arrived yet.
     skip: u64,
-    // A close frame was left, or something that is no frame: nothing behind it is scanned.
+    // Scanning ended at a close frame that was left in place, or at an invalid frame.
     is_over: bool,
-    // A close frame was taken out: what follows it is dropped.
+    // A close frame was taken out. Bytes after it are dropped.
     is_closed: bool,
 }
 
-/// What a scan found. The frames are taken out of the bytes that wait.
+/// The control frames that a scan found and removed from the unread bytes.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct ControlFrames {
     /// The payload of the last ping. One pong answers all pings before it (RFC 6455, section 5.5.3).
     pub ping: Option<Vec<u8>>,
-    /// The peer's close frame. What came behind it is dropped.
+    /// The peer's close frame. Bytes after it were dropped.
     pub close: Option<Result<Closed, Violation>>,
 }
 
-impl Scanner {
-    /// A scanner of bytes of which the first `frame_left` belong to a data frame that is half read.
+impl ControlScanner {
+    /// Creates a scanner for unread bytes whose first `frame_left` bytes belong to a data frame that
+    /// was partly read before.
     pub fn new(frame_left: u64) -> Self {
         Self { at: 0, skip: frame_left, is_over: false, is_closed: false }
     }
 
-    /// Notes that so many bytes were taken from the front. `None` if some of them were not scanned: then
-    /// this scanner does not know any more where frames begin.
+    /// Notes that `count` bytes were removed from the front. Returns `None` if some of them had not been
+    /// scanned: the scanner then no longer knows where frames begin.
     pub fn forget(mut self, count: usize) -> Option<Self> {
         self.at = self.at.checked_sub(count)?;
         Some(self)
     }
 
-    /// Scans what was added since the last time: takes whole control frames out of `bytes`, and leaves
-    /// data frames as they are. A close frame is left as well unless `takes_close`.
-    pub fn scan(&mut self, bytes: &mut Vec<u8>, may_deflate: bool, takes_close: bool) -> Heard {
-        let mut heard = Heard::default();
-        // at <= read: what lies between them was taken out.
+    /// Scans the bytes that were appended since the last call. Removes complete control frames from
+    /// `bytes` and leaves data frames in place. A close frame is removed only if `takes_close`.
+    pub fn scan(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        may_deflate: bool,
+        takes_close: bool,
+    ) -> ControlFrames {
+        let mut found = ControlFrames::default();
+        // at <= read: the bytes between them were removed.
         let mut read = self.at;
         if self.is_closed {
             bytes.truncate(self.at);
@@ -65,7 +71,7 @@ impl Scanner {
                 Ok(Some(head)) => head,
                 Ok(None) => break,
                 Err(_) => {
-                    // The connection ends when this is read, after what came before it.
+                    // The assembler reports the violation when it gets here, after the frames before.
                     self.is_over = true;
                     break;
                 }
@@ -79,21 +85,21 @@ impl Scanner {
             match head.opcode {
                 Opcode::Close if takes_close => {
                     unmask(payload, head.mask, 0);
-                    heard.close = Some(parse_close(payload));
+                    found.close = Some(parse_close(payload));
                     self.is_closed = true;
                     read = bytes.len();
                 }
                 Opcode::Close => self.is_over = true,
                 Opcode::Ping => {
                     unmask(payload, head.mask, 0);
-                    heard.ping = Some(payload.to_vec());
+                    found.ping = Some(payload.to_vec());
                     read = end;
                 }
                 _ => read = end,
             }
         }
         bytes.drain(self.at..read);
-        heard
+        found
     }
 }
 
@@ -101,7 +107,7 @@ impl Scanner {
 mod tests {
     use super::*;
 
-    /// One masked frame; `first` is its first byte. The payload looks like frames.
+    /// Encodes a masked frame whose first byte is `first`. The payload looks like frames.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let mut out = vec![first];
         match u8::try_from(payload.len()) {
@@ -123,12 +129,12 @@ mod tests {
     }
 
     /// Scans pieces as they come: what was heard, and what is left.
-    fn scan(pieces: &[&[u8]], takes_close: bool) -> (Vec<Heard>, Vec<u8>) {
-        let (mut scanner, mut bytes, mut all) = (Scanner::new(0), Vec::new(), Vec::new());
+    fn scan(pieces: &[&[u8]], takes_close: bool) -> (Vec<ControlFrames>, Vec<u8>) {
+        let (mut scanner, mut bytes, mut all) = (ControlScanner::new(0), Vec::new(), Vec::new());
         for piece in pieces {
             bytes.extend_from_slice(piece);
             let heard = scanner.scan(&mut bytes, false, takes_close);
-            if heard != Heard::default() {
+            if heard != ControlFrames::default() {
                 all.push(heard);
             }
         }
@@ -161,7 +167,7 @@ mod tests {
     fn the_last_ping_of_many_is_answered() {
         let pings: Vec<u8> = (0..9).flat_map(|number| frame(0x89, &[number])).collect();
         let (heard, bytes) = scan(&[&pings], true);
-        assert_eq!(heard, [Heard { ping: Some(vec![8]), close: None }]);
+        assert_eq!(heard, [ControlFrames { ping: Some(vec![8]), close: None }]);
         assert_eq!(bytes, b"");
     }
 
@@ -186,9 +192,9 @@ mod tests {
     #[test]
     fn scanning_begins_within_a_frame_and_goes_on_while_the_front_is_read() {
         let like_a_ping = frame(0x89, b"no");
-        let mut scanner = Scanner::new(like_a_ping.len() as u64 + 1);
+        let mut scanner = ControlScanner::new(like_a_ping.len() as u64 + 1);
         let mut bytes = [&like_a_ping[..], b"x", &frame(0x81, b"data")].concat();
-        assert_eq!(scanner.scan(&mut bytes, false, true), Heard::default());
+        assert_eq!(scanner.scan(&mut bytes, false, true), ControlFrames::default());
         bytes.drain(..like_a_ping.len() + 1);
         let mut scanner = scanner.forget(like_a_ping.len() + 1).expect("all of it was scanned");
         bytes.extend(frame(0x89, b"yes"));

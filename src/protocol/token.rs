@@ -1,5 +1,5 @@
-//! Tokens by which clients prove who they are: JSON Web Tokens (RFC 7519), signed by a back end.
-//! `claims.rs` reads what they say.
+//! Authenticates clients by JSON Web Tokens (RFC 7519) that a back end has signed. `claims.rs` reads
+//! the claims.
 
 mod claims;
 
@@ -14,97 +14,97 @@ use super::api::ContextEntry;
 use super::http::{Request, query_pairs};
 use super::json;
 use super::upgrade::Upgrade;
-use claims::{Claims, Head};
+use claims::{Claims, JoseHeader};
 
-/// How far the clocks of whoever signs and of this node may be apart, in milliseconds.
+/// The tolerated difference between the clocks of the token's issuer and of this node, in milliseconds.
 pub const LEEWAY_MS: u64 = 60_000;
 
-/// Before a token in the list of subprotocols.
-const SUBPROTOCOL: &str = "bearer.";
+/// The prefix of a token in the list of subprotocols.
+const TOKEN_PREFIX: &str = "bearer.";
 
-/// What a client offers beside its token, so that not the token is answered.
+/// A subprotocol that a client can offer next to its token, so that the response does not repeat the
+/// token.
 const COMPANION: &str = "bearer";
 
-/// The name of a token in the query.
+/// The name of the query parameter that carries a token.
 pub const QUERY_NAME: &str = "token";
 
-/// Which tokens a route takes, and from where.
+/// The tokens that a route accepts, and where it looks for them.
 #[derive(Clone)]
 pub struct TokenRule {
-    /// Where it looks for one; the first that is there counts.
-    pub places: Places,
-    /// The names under which a token may mean this service in `aud`. None: a token with an `aud`
-    /// means somebody else.
+    /// Where clients may put their token. The first token found is checked.
+    pub sources: TokenSources,
+    /// The accepted values of `aud`. Empty: a token must not have an `aud`.
     pub audience: Vec<String>,
-    /// What `iss` has to be; `None`: anything.
+    /// The accepted value of `iss`. `None`: any value is accepted.
     pub issuer: Option<String>,
-    // `HS256`, say.
+    // The algorithm as tokens write it, such as `HS256`.
     algorithm_name: &'static str,
     algorithm: Algorithm,
-    // As it was configured: DecodingKey cannot be compared.
+    // The configured key, kept because `DecodingKey` cannot be compared.
     key_text: Arc<str>,
     key: DecodingKey,
 }
 
 /// Where a client may put its token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Places {
-    /// `Authorization: Bearer TOKEN`
+pub struct TokenSources {
+    /// In the header: `Authorization: Bearer TOKEN`.
     pub header: bool,
-    /// `bearer.TOKEN` among the subprotocols.
+    /// Among the subprotocols: `bearer.TOKEN`.
     pub protocol: bool,
-    /// `?token=TOKEN`
+    /// In the query: `?token=TOKEN`.
     pub query: bool,
 }
 
-/// What a token grants.
+/// The rights that a valid token grants.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pass {
-    /// Until when, in Unix milliseconds.
+    /// When the token expires, in Unix milliseconds, including [`LEEWAY_MS`].
     pub until_unix_ms: u64,
-    /// Channels that the client is subscribed to.
+    /// The channels to subscribe the client to.
     pub channels: Vec<String>,
-    /// Its context: `sub` is `user_id`.
+    /// The client's context. `sub` becomes `user_id`.
     pub context: Vec<ContextEntry>,
 }
 
-/// Why a token is not taken; `Display` says it in words.
+/// Why a token is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// There is none where the route looks for it.
+    /// The request has no token where the route looks for one.
     Missing,
-    /// Not a JSON Web Token.
+    /// The text is not a JSON Web Token.
     Malformed,
-    /// Signed with another algorithm than the route's.
+    /// The token was signed with a different algorithm than the route's.
     Algorithm,
-    /// Not signed with the route's key.
+    /// The signature does not match the route's key.
     Signature,
-    /// `crit` asks for an extension that is not known here (RFC 7515, section 4.1.11).
+    /// `crit` requires an extension; none is supported (RFC 7515, section 4.1.11).
     Extension,
     /// `aud` does not name this service.
     Audience,
-    /// `iss` is not who the route expects.
+    /// `iss` is not the issuer that the route accepts.
     Issuer,
-    /// The claims are not JSON that every back end reads. Told only to who has the key.
+    /// The claims are not strictly valid JSON. Reported only if the signature is valid.
     NotJson(json::Flaw),
-    /// A claim is missing, or not as it should be. Told only to who has the key.
+    /// A claim is missing or invalid. Reported only if the signature is valid.
     Claims(&'static str),
-    /// `exp` has passed.
+    /// The time in `exp` has passed.
     Expired,
-    /// `nbf` has not come.
+    /// The time in `nbf` is in the future.
     Early,
 }
 
 impl fmt::Display for TokenError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Missing => "this route needs a token",
+            Self::Missing => "this route requires a token",
             Self::Malformed => "the token is not a JSON Web Token",
-            Self::Algorithm => "the token was signed with another algorithm than this route takes",
+            Self::Algorithm => "the token's alg is not the algorithm that this route accepts",
             Self::Signature => "the token's signature is wrong",
-            Self::Extension => "the token's crit header asks for an extension",
+            Self::Extension => "the token's crit header requires an unsupported extension",
             Self::Audience => "the token's aud does not name this service",
-            Self::Issuer => "the token's iss is not the issuer that this route takes",
+            Self::Issuer => "the token's iss is not the issuer that this route accepts",
             Self::NotJson(flaw) => return write!(formatter, "the token's claims: {flaw}"),
             Self::Claims(wrong) => return write!(formatter, "the token's claims: {wrong}"),
             Self::Expired => "the token has expired",
@@ -116,10 +116,10 @@ impl fmt::Display for TokenError {
 impl std::error::Error for TokenError {}
 
 impl TokenRule {
-    /// Takes tokens of `algorithm`, one of HS256, RS256, ES256 and EdDSA. `key` is the secret
-    /// itself, of at least 32 bytes (RFC 7518, section 3.2), or else a public key in PEM. `None` if
-    /// it is not.
-    pub fn new(algorithm: &str, key: &str, places: Places) -> Option<Self> {
+    /// Creates a rule for `algorithm`, one of HS256, RS256, ES256 and EdDSA. For HS256 `key` is the
+    /// secret, of at least 32 bytes (RFC 7518, section 3.2); for the others it is a public key in PEM
+    /// format. Returns `None` if the algorithm is unknown or the key is not valid for it.
+    pub fn new(algorithm: &str, key: &str, sources: TokenSources) -> Option<Self> {
         let pem = key.as_bytes();
         let (algorithm_name, algorithm, decoding_key) = match algorithm {
             "HS256" if pem.len() >= 32 => {
@@ -131,7 +131,7 @@ impl TokenRule {
             _ => return None,
         };
         Some(Self {
-            places,
+            sources,
             audience: Vec::new(),
             issuer: None,
             algorithm_name,
@@ -141,17 +141,17 @@ impl TokenRule {
         })
     }
 
-    /// Reads the token of a handshake; `subprotocols` are those that the client offers.
+    /// Finds and checks the token of a handshake at the time `unix_ms`.
     ///
     /// # Errors
-    /// The client may not come in.
+    /// The token is missing or refused.
     pub fn check(
         &self,
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
         unix_ms: u64,
     ) -> Result<Pass, TokenError> {
-        let Places { header, protocol, query } = self.places;
+        let TokenSources { header, protocol, query } = self.sources;
         let in_header = || {
             let (scheme, token) =
                 str::from_utf8(request.only_header("authorization")?).ok()?.split_once(' ')?;
@@ -160,7 +160,7 @@ impl TokenRule {
         let in_protocol = || {
             upgrade
                 .subprotocols()
-                .find_map(|name| name.strip_prefix(SUBPROTOCOL))
+                .find_map(|name| name.strip_prefix(TOKEN_PREFIX))
                 .map(str::to_owned)
         };
         let in_query = || {
@@ -187,17 +187,17 @@ impl TokenRule {
         Ok(Pass { until_unix_ms, channels: claims.channels, context: claims.context })
     }
 
-    /// The text of the claims, once the signature is known to be right (RFC 7515, section 5.2).
+    /// Verifies the signature and returns the text of the claims (RFC 7515, section 5.2).
     fn signed_claims(&self, token: &str) -> Result<Vec<u8>, TokenError> {
         let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed);
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (head, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
-        let (head, claims) = (Head::read(&decode(head)?)?, decode(claims)?);
-        if head.algorithm != self.algorithm_name {
+        let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
+        let (header, claims) = (JoseHeader::read(&decode(header)?)?, decode(claims)?);
+        if header.algorithm != self.algorithm_name {
             return Err(TokenError::Algorithm);
         }
-        // RFC 7515, section 4.1.11: no extension is understood here.
-        if head.has_extensions {
+        // RFC 7515, section 4.1.11: a token with an unsupported extension must be refused.
+        if header.has_extensions {
             return Err(TokenError::Extension);
         }
         match crypto::verify(signature, signed.as_bytes(), &self.key, self.algorithm) {
@@ -207,7 +207,7 @@ impl TokenRule {
         }
     }
 
-    /// Whether a token was made by whom, and for whom, the route expects.
+    /// Checks that the issuer and the audience are those that the route accepts.
     fn check_parties(&self, claims: &Claims) -> Result<(), TokenError> {
         let is_ours = |name: &String| self.audience.contains(name);
         let is_for_us = match &claims.audience {
@@ -224,18 +224,21 @@ impl TokenRule {
     }
 }
 
-/// A time of RFC 7519, section 2 (`NumericDate`), in Unix milliseconds.
+/// Converts a `NumericDate` (RFC 7519, section 2) to Unix milliseconds.
 fn milliseconds(seconds: f64) -> u64 {
-    // Saturates: a time before 1970 is 0.
+    // The conversion saturates: a time before 1970 becomes 0.
     (seconds * 1000.0) as u64
 }
 
-/// The subprotocol that is answered to a client which may have put its token among them, and has none
-/// that its route `accepts`: the first that is no token, or where the route names what it accepts
-/// `bearer` alone; or else the token, since a browser takes only what it offered (RFC 6455, section
-/// 4.1).
+/// Chooses the subprotocol of the response for a client that put its token among the subprotocols and
+/// offers none that its route `accepts`.
+///
+/// The response must name a subprotocol that the client offered, or a browser fails the connection (RFC
+/// 6455, section 4.1). The first offered name that is not a token is chosen. If the route lists the
+/// subprotocols that it accepts, only `bearer` qualifies. If no name qualifies, the token itself is
+/// chosen. Returns `None` if the client offered no token.
 pub fn answered_subprotocol<'r>(upgrade: &Upgrade<'r>, accepts: &[String]) -> Option<&'r str> {
-    let is_token = |name: &&str| name.starts_with(SUBPROTOCOL);
+    let is_token = |name: &&str| name.starts_with(TOKEN_PREFIX);
     let token = upgrade.subprotocols().find(is_token)?;
     let may_answer = |name: &&str| accepts.is_empty() || *name == COMPANION;
     let mut others = upgrade.subprotocols().filter(|name| !is_token(name));
@@ -244,8 +247,8 @@ pub fn answered_subprotocol<'r>(upgrade: &Upgrade<'r>, accepts: &[String]) -> Op
 
 impl PartialEq for TokenRule {
     fn eq(&self, other: &Self) -> bool {
-        (self.places, &self.audience, &self.issuer, self.algorithm, &self.key_text)
-            == (other.places, &other.audience, &other.issuer, other.algorithm, &other.key_text)
+        (self.sources, &self.audience, &self.issuer, self.algorithm, &self.key_text)
+            == (other.sources, &other.audience, &other.issuer, other.algorithm, &other.key_text)
     }
 }
 
@@ -253,7 +256,7 @@ impl Eq for TokenRule {}
 
 impl fmt::Debug for TokenRule {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "TokenRule({:?}, {:?}, …)", self.algorithm, self.places)
+        write!(formatter, "TokenRule({:?}, {:?}, …)", self.algorithm, self.sources)
     }
 }
 

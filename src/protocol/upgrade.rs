@@ -1,4 +1,4 @@
-//! The opening handshake of a WebSocket, the server's side (RFC 6455 section 4.2).
+//! The server's side of the WebSocket opening handshake (RFC 6455, section 4.2).
 
 use std::fmt;
 
@@ -12,33 +12,33 @@ use super::deflate::Agreement;
 use super::extension::Extension;
 use super::http::{Date, Method, Request, Version, is_token, list_members, write_header};
 
-/// A request for a WebSocket that may be granted.
+/// A valid request for a WebSocket.
 #[derive(Debug)]
 pub struct Upgrade<'r> {
-    /// Goes into the answer.
+    /// The value of `Sec-WebSocket-Accept` for the response.
     pub accept: Accept,
     request: &'r Request<'r>,
 }
 
 impl<'r> Upgrade<'r> {
-    /// The subprotocols that the client speaks, its favourite first. What is no token is left out
-    /// (RFC 6455 section 4.1): each may stand in the answer.
+    /// Yields the subprotocols that the client offers, in order of preference. Names that are not
+    /// tokens are skipped (RFC 6455, section 4.1), so each name is safe to put into the response.
     pub fn subprotocols(&self) -> impl Iterator<Item = &'r str> {
         let members = self.request.header_values("sec-websocket-protocol").flat_map(list_members);
         members.filter(|name| is_token(name)).filter_map(|name| str::from_utf8(name).ok())
     }
 
-    /// Whether the client says that it is a browser.
+    /// Whether the `User-Agent` header claims to be a browser.
     pub fn is_of_browser(&self) -> bool {
         self.request.header("user-agent").is_some_and(|agent| agent.starts_with(b"Mozilla/"))
     }
 
-    /// The first of the client's subprotocols that is among those accepted.
+    /// Returns the first offered subprotocol that is in `accepted`.
     pub fn accepted_subprotocol(&self, accepted: &[String]) -> Option<&'r str> {
         self.subprotocols().find(|offered| accepted.iter().any(|known| known == offered))
     }
 
-    /// The extensions that the client offers, its favourite first.
+    /// Yields the extensions that the client offers, in order of preference.
     pub fn extensions(&self) -> impl Iterator<Item = Extension<'r>> {
         offers(self.request).flatten()
     }
@@ -48,18 +48,21 @@ fn offers<'r>(request: &Request<'r>) -> impl Iterator<Item = Option<Extension<'r
     request.header_values("sec-websocket-extensions").flat_map(Extension::list)
 }
 
-/// Whether the client wants to speak another protocol; [`check`] tells whether it may.
+/// Whether the request has an `Upgrade` header. [`check`] says whether it is a valid WebSocket request.
 pub fn is_upgrade(request: &Request<'_>) -> bool {
     request.header("upgrade").is_some()
 }
 
-/// Checks what RFC 6455 section 4.2.1 asks of a client. Host is checked with every request; origin
-/// and path are for the caller.
+/// Checks the requirements of RFC 6455, section 4.2.1. The HTTP parser has already checked `Host`; the
+/// caller checks origin and path.
+///
+/// # Errors
+/// The first requirement that is not met.
 pub fn check<'r>(request: &'r Request<'_>) -> Result<Upgrade<'r>, UpgradeError> {
     if request.method != Method::Get {
         return Err(UpgradeError::Method);
     }
-    // RFC 9110 section 7.8: an Upgrade in HTTP/1.0 is to be ignored.
+    // RFC 9110, section 7.8: a server ignores `Upgrade` in HTTP/1.0.
     if request.version != Version::Http11
         || !request.header_has_token("connection", "upgrade")
         || !request.header_has_token("upgrade", "websocket")
@@ -72,7 +75,7 @@ pub fn check<'r>(request: &'r Request<'_>) -> Result<Upgrade<'r>, UpgradeError> 
     if !request.body.is_empty() {
         return Err(UpgradeError::Body);
     }
-    // RFC 6455 section 9.1: what is malformed there fails the handshake.
+    // RFC 6455, section 9.1: a malformed list of extensions fails the handshake.
     if offers(request).any(|offer| offer.is_none()) {
         return Err(UpgradeError::Extensions);
     }
@@ -81,24 +84,24 @@ pub fn check<'r>(request: &'r Request<'_>) -> Result<Upgrade<'r>, UpgradeError> 
     Ok(Upgrade { accept, request })
 }
 
-/// Base64 of 16 bytes. The last character carries bits that mean nothing; clients that made the text
-/// up rather than encode it leave some set.
+/// Whether this is the base64 of 16 bytes. The unused bits of the last character may be set: some
+/// clients make the text up instead of encoding random bytes.
 fn is_key(key: &[u8]) -> bool {
     const BASE64: GeneralPurpose = GeneralPurpose::new(
         &alphabet::STANDARD,
         GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
     );
-    // The length comes first: a buffer of 16 bytes cannot take more.
+    // The length is checked first, so that the decoded bytes fit into the buffer.
     key.len() == 24 && BASE64.decode_slice(key, &mut [0; 18]) == Ok(16)
 }
 
-/// The proof to the client that its key was understood as that of a WebSocket handshake: the value
-/// of `Sec-WebSocket-Accept`.
+/// The value of `Sec-WebSocket-Accept`, which proves to the client that the server understood the
+/// handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accept([u8; 28]);
 
 impl Accept {
-    /// RFC 6455 section 4.2.2, step 5.4.
+    /// Computes the value for a key (RFC 6455, section 4.2.2, step 5.4).
     fn of(key: &[u8]) -> Self {
         const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
         let digest = Sha1::new().chain_update(key).chain_update(GUID).finalize();
@@ -109,14 +112,14 @@ impl Accept {
         Self(text)
     }
 
-    /// The header's value.
+    /// Returns the value as text.
     pub fn as_str(&self) -> &str {
         str::from_utf8(&self.0).expect("base64 is ASCII")
     }
 }
 
-/// Appends the answer that grants the upgrade: what follows on the connection are frames.
-/// `subprotocol` is one of those offered, or none; `compression` what came of the extensions.
+/// Appends the 101 response. WebSocket frames follow it on the connection. `subprotocol` must be one of
+/// those offered.
 pub fn write_switching(
     out: &mut Vec<u8>,
     date: Date,
@@ -138,25 +141,25 @@ pub fn write_switching(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Why a request gets no WebSocket.
+/// Why a WebSocket handshake is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UpgradeError {
-    /// Not a GET.
+    /// The method is not GET.
     Method,
-    /// No upgrade, or one to something else.
+    /// The request does not ask for an upgrade to WebSocket.
     NotAsked,
-    /// A version of the WebSocket protocol that is not spoken here (RFC 6455 section 4.4).
+    /// The WebSocket version is not 13 (RFC 6455, section 4.4).
     Version,
-    /// No key, more than one, or not one of 16 bytes.
+    /// `Sec-WebSocket-Key` is missing, repeated, or not the base64 of 16 bytes.
     Key,
-    /// A list of extensions that is malformed.
+    /// The list of extensions is malformed.
     Extensions,
-    /// A body, which the first frames could be taken for.
+    /// The request has a body, which could be confused with the first frames.
     Body,
 }
 
 impl UpgradeError {
-    /// The status to answer with.
+    /// Returns the HTTP status of the response.
     pub fn status(self) -> u16 {
         match self {
             Self::Method => 405,
@@ -165,11 +168,11 @@ impl UpgradeError {
         }
     }
 
-    /// The headers that the answer needs besides: what would be granted.
+    /// Returns the headers that the response must carry, which say what the server supports.
     pub fn headers(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Method => &[("Allow", "GET")],
-            // RFC 9110 section 15.5.22 and RFC 6455 section 4.2.2.
+            // RFC 9110, section 15.5.22, and RFC 6455, section 4.2.2.
             Self::NotAsked | Self::Version => &[
                 ("Upgrade", "websocket"),
                 ("Connection", "Upgrade"),
@@ -183,12 +186,14 @@ impl UpgradeError {
 impl fmt::Display for UpgradeError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Method => "a WebSocket is asked for with GET",
-            Self::NotAsked => "this needs HTTP/1.1 with Connection: Upgrade and Upgrade: websocket",
-            Self::Version => "Sec-WebSocket-Version is not 13",
-            Self::Key => "Sec-WebSocket-Key is not the base64 of 16 bytes, given once",
-            Self::Extensions => "Sec-WebSocket-Extensions is not a list of extensions",
-            Self::Body => "a request for a WebSocket has no body",
+            Self::Method => "a WebSocket handshake must use GET",
+            Self::NotAsked => {
+                "this path needs HTTP/1.1 with Connection: Upgrade and Upgrade: websocket"
+            }
+            Self::Version => "Sec-WebSocket-Version must be 13",
+            Self::Key => "Sec-WebSocket-Key must be given once, as the base64 of 16 bytes",
+            Self::Extensions => "Sec-WebSocket-Extensions is malformed",
+            Self::Body => "a WebSocket handshake must not have a body",
         })
     }
 }
@@ -197,12 +202,12 @@ impl std::error::Error for UpgradeError {}
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::{Limits, RequestReader, Step};
+    use super::super::http::{RequestLimits, RequestReader, RequestStep};
     use super::*;
 
-    const LIMITS: Limits = Limits { head_bytes: 1024, headers: 20, body_bytes: 20 };
+    const LIMITS: RequestLimits = RequestLimits { head_bytes: 1024, headers: 20, body_bytes: 20 };
 
-    /// The example of RFC 6455 section 1.2.
+    /// The example of RFC 6455, section 1.2.
     const EXAMPLE: &str = "GET /chat HTTP/1.1\r\nHost: server.example.com\r\nUpgrade: websocket\r\n\
         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
         Sec-WebSocket-Protocol: chat, superchat\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -212,7 +217,7 @@ mod tests {
         let mut input = bytes.as_mut_slice();
         let mut reader = RequestReader::default();
         match reader.read(&mut input, &LIMITS) {
-            Ok(Step::Request(request)) => examine(&request),
+            Ok(RequestStep::Request(request)) => examine(&request),
             other => panic!("{text:?} was read as {other:?}"),
         }
     }

@@ -22,7 +22,7 @@ pub const TOPIC: &str = "topic";
 /// The settings of a node of one shard, without a mesh and without users. Its one edge has the route `/ws`,
 /// which feeds [`TOPIC`].
 pub fn settings() -> Settings {
-    let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
+    let http = http::RequestLimits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
     let route = Route {
         path: "/ws".into(),
         topic: Some(TOPIC.into()),

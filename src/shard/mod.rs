@@ -599,7 +599,7 @@ impl Shard {
                         // The parser stays borrowed during the call, because the call refers to its
                         // buffers.
                         let mut parser = self.backends.lend_parser();
-                        let api::Request { id, call } = parser.request(&mut payload);
+                        let api::ApiRequest { id, call } = parser.request(&mut payload);
                         let call = self.backends.admit_call(turn, connections, key, call);
                         self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
                         self.backends.return_parser(parser);

@@ -13,7 +13,7 @@ use super::connection::{HttpShape, Shape};
 use super::connection::{Listener, Parked, Pause, Stage};
 use super::trail::{self, Entry};
 use crate::message::ConnectionKey;
-use crate::protocol::http::{CONTINUE, Method, Request, Step};
+use crate::protocol::http::{CONTINUE, Method, Request, RequestStep};
 use crate::protocol::upgrade::UpgradeError;
 
 /// The result of checking a request.
@@ -48,7 +48,7 @@ impl Shard {
         }
         let mut reader = std::mem::take(&mut http.reader);
         let mut step = reader.read(input, &limits);
-        if let Ok(Step::Head(head)) = step {
+        if let Ok(RequestStep::Head(head)) = step {
             self.connections.note_partial_request(&mut self.turn, key);
             // Edge listeners accept no body.
             let judged = if is_api {
@@ -65,15 +65,15 @@ impl Shard {
             }
         }
         match step {
-            Ok(Step::NeedMore | Step::Head(_)) => {
+            Ok(RequestStep::NeedMore | RequestStep::Head(_)) => {
                 self.connections.note_partial_request(&mut self.turn, key);
             }
-            Ok(Step::Continue) => {
+            Ok(RequestStep::Continue) => {
                 self.connections.note_partial_request(&mut self.turn, key);
                 let put = |out: &mut Vec<u8>| out.extend_from_slice(CONTINUE);
                 self.connections.reply_bytes(&mut self.turn, key, put);
             }
-            Ok(Step::Request(mut request)) => {
+            Ok(RequestStep::Request(mut request)) => {
                 self.connections.begin_request(&mut self.turn, key, &mut request);
                 self.check_request(key, request, RequestPart::Whole);
             }

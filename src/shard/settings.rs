@@ -96,7 +96,7 @@ pub struct Api {
     /// The key for fingerprints of credentials; each process has a random one.
     pub fingerprint_key: FingerprintKey,
     /// Limits of a request to the API.
-    pub http: http::Limits,
+    pub http: http::RequestLimits,
 }
 
 /// One listener for clients.
@@ -177,7 +177,7 @@ impl Queue {
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Limits of a client's handshake.
-    pub edge_http: http::Limits,
+    pub edge_http: http::RequestLimits,
     /// The longest message of a back end, in bytes.
     pub api_message_bytes: usize,
     /// The outbound queue of one back end, in bytes. A back end whose queue is full is not read from.

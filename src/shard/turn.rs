@@ -207,8 +207,8 @@ impl Turn {
         put_data: impl FnOnce(&mut Vec<u8>),
     ) -> Option<Frame> {
         self.event.clear();
-        let event_of = (client.node(), client, &topic[..]);
-        api::put_event(&mut self.event, &mut self.scratch, event_of, put_data);
+        let head = api::EventHead { node: client.node(), client, topic };
+        api::put_event(&mut self.event, &mut self.scratch, head, put_data);
         if self.event.len() > self.settings.queue.event_bytes_max() {
             self.counters.oversized += 1;
             return None;

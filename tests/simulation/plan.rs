@@ -99,7 +99,7 @@ pub fn settings(
     shards: usize,
     is_crowded: bool,
 ) -> Settings {
-    let http = http::Limits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
+    let http = http::RequestLimits { head_bytes: 4096, headers: 50, body_bytes: 4096 };
     // The open events of a crowd would take ages through a narrow topic.
     let topic_messages = *random.pick(if is_crowded { &[64, 1000] } else { &[1, 3, 16, 64, 1000] });
     let bytes = if is_crowded { 200_000 } else { *random.pick(&[4000, 9000, 60_000]) };
@@ -131,7 +131,7 @@ pub fn settings(
         },
         process: Process::default(),
         limits: Limits {
-            edge_http: http::Limits { body_bytes: 0, ..http },
+            edge_http: http::RequestLimits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
             outbound_bytes: match *random.pick(&[1500, 6000, 100_000]) {
                 // The window of its consumers would be as narrow.

@@ -13,7 +13,7 @@ use gridcast::shard::{Listener, Now, Shard};
 
 /// The settings of a node of one shard, without a mesh, edges and users.
 pub fn settings() -> Settings {
-    let http = http::Limits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
+    let http = http::RequestLimits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
     Settings {
         node: NodeId::new(1).expect("1 is at most 1023"),
         shards: 1,

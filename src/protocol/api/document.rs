@@ -1,23 +1,26 @@
-//! A parsed JSON text, and the text of its values as it was sent.
+//! Access to a parsed JSON text, and to the raw text of its values.
 
 use simd_json::{Node, StaticNode};
 
 use crate::protocol::json::{end_of_string, raw_value};
 
-/// A parsed request: nodes in the order of the text, each container before what it holds.
-pub struct Document<'t, 'a> {
+/// A parsed request.
+pub struct JsonDocument<'t, 'a> {
+    /// The nodes in the order of the text, each container before its content.
     pub nodes: &'t [Node<'a>],
+    /// The text as it was sent.
     pub raw: &'a [u8],
-    // The address of the input's first byte: a key's address tells its place in `raw`.
+    /// The address of the first byte of the parsed buffer. A key's address minus this is the key's
+    /// offset in `raw`.
     pub base: usize,
 }
 
-impl<'t, 'a> Document<'t, 'a> {
+impl<'t, 'a> JsonDocument<'t, 'a> {
     pub fn root(&self) -> Value<'t, 'a> {
         Value(self.nodes)
     }
 
-    /// The text of the value after a key or an item that is a string.
+    /// Returns the raw text of the value that follows `key`, which must be a string of this document.
     pub fn raw_after(&self, key: &str) -> &'a str {
         let opening_quote = key.as_ptr() as usize - self.base - 1;
         let value = raw_value(self.raw, end_of_string(self.raw, opening_quote));
@@ -26,11 +29,12 @@ impl<'t, 'a> Document<'t, 'a> {
     }
 }
 
-/// A value, with what it holds and all that follows it.
+/// A value: the nodes from its own to the end of the document.
 #[derive(Clone, Copy)]
 pub struct Value<'t, 'a>(pub &'t [Node<'a>]);
 
 impl<'t, 'a> Value<'t, 'a> {
+    /// Returns the number of nodes of this value, including its content.
     pub fn nodes(self) -> usize {
         match self.0[0] {
             Node::Object { count, .. } | Node::Array { count, .. } => 1 + count,
@@ -38,6 +42,7 @@ impl<'t, 'a> Value<'t, 'a> {
         }
     }
 
+    /// Returns the text of a string.
     pub fn text(self) -> Option<&'a str> {
         match self.0[0] {
             Node::String(text) => Some(text),
@@ -45,7 +50,8 @@ impl<'t, 'a> Value<'t, 'a> {
         }
     }
 
-    /// A whole number, also in the form `7.0` or `7e0`: some languages write every number so.
+    /// Returns an unsigned integer. The forms `7.0` and `7e0` are accepted, because some languages write
+    /// all numbers as floats.
     pub fn unsigned(self) -> Option<u64> {
         match self.0[0] {
             Node::Static(StaticNode::U64(number)) => Some(number),
@@ -55,6 +61,7 @@ impl<'t, 'a> Value<'t, 'a> {
         }
     }
 
+    /// Returns a boolean.
     pub fn flag(self) -> Option<bool> {
         match self.0[0] {
             Node::Static(StaticNode::Bool(flag)) => Some(flag),
@@ -70,7 +77,7 @@ impl<'t, 'a> Value<'t, 'a> {
         matches!(self.0[0], Node::Object { .. })
     }
 
-    /// How many items an array has, or fields an object, repeated ones included.
+    /// Returns the number of items of an array, or of fields of an object, including repeated fields.
     pub fn len(self) -> usize {
         match self.0[0] {
             Node::Object { len, .. } | Node::Array { len, .. } => len,
@@ -78,7 +85,7 @@ impl<'t, 'a> Value<'t, 'a> {
         }
     }
 
-    /// The items of an array; `None` if it is something else.
+    /// Yields the items of an array. Returns `None` for any other value.
     pub fn items(self) -> Option<impl Iterator<Item = Value<'t, 'a>>> {
         let Node::Array { len, .. } = self.0[0] else { return None };
         let mut rest = &self.0[1..];
@@ -89,7 +96,7 @@ impl<'t, 'a> Value<'t, 'a> {
         }))
     }
 
-    /// The fields of an object; none if it is something else.
+    /// Yields the fields of an object. Yields nothing for any other value.
     pub fn fields(self) -> impl Iterator<Item = (&'a str, Value<'t, 'a>)> {
         let length = if let Node::Object { len, .. } = self.0[0] { len } else { 0 };
         let mut rest = &self.0[1..];
@@ -101,13 +108,14 @@ impl<'t, 'a> Value<'t, 'a> {
         })
     }
 
-    /// The last field of this name: duplicates are resolved so.
+    /// Returns the value of the last field with this name: the last of repeated fields counts.
     pub fn field(self, name: &str) -> Option<Value<'t, 'a>> {
         self.fields().filter(|(key, _)| *key == name).last().map(|(_, value)| value)
     }
 }
 
-/// Larger floats do not hold every whole number: a client id would become another.
+/// The largest float below which every integer is exact: 2^53 - 1. A larger client id could be rounded
+/// to that of another client.
 const FLOAT_MAX: f64 = 9_007_199_254_740_991.0;
 
 fn whole(number: f64) -> Option<u64> {

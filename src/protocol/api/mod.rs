@@ -1,12 +1,15 @@
-//! The back ends' JSON ⇄ calls, replies and events; the table of API codes.
+//! The back-end API's JSON: parses requests into calls, and encodes replies and events.
 //!
-//! - `mod.rs`: what is said, and the codes. `read.rs`: requests. `document.rs`: the JSON under them.
-//!   `usual.rs`: the requests that come by the million, in one pass.
-//! - `write.rs`: answers and events.
+//! - `mod.rs`: calls, replies and the table of error codes.
+//! - `read.rs`: parses requests of any form. `params.rs`: the parameters of each method.
+//!   `document.rs`: access to the parsed JSON.
+//! - `fast.rs`: parses the most frequent requests in one pass.
+//! - `write.rs`: encodes answers and events.
 
 mod document;
+mod fast;
+mod params;
 mod read;
-mod usual;
 mod write;
 
 use std::borrow::Cow;
@@ -15,9 +18,10 @@ use std::net::SocketAddr;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
-pub use read::{Method, Parser};
+pub use read::{ApiMethod, Parser};
 pub use write::{
-    put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open, put_tagged,
+    EventHead, put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open,
+    put_tagged,
 };
 
 use super::frame::{self, Kind};
@@ -35,35 +39,35 @@ pub const TOPICS_PER_POP_MAX: usize = 256;
 /// The most channels that one `conn.call` may name.
 pub const CHANNELS_PER_CALL_MAX: usize = 1024;
 
-/// What fits a close frame beside its code, in bytes.
+/// The longest reason in a close frame, in bytes.
 pub const CLOSE_REASON_BYTES_MAX: usize = frame::CONTROL_BYTES_MAX - 2;
 
-/// Base64 as the API takes it: the standard alphabet, padded or not.
+/// The base64 variant of the API: the standard alphabet, with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Why a call failed, as a number that a program can test.
+/// An error code of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// 101
+    /// 101: an argument is missing or invalid.
     InvalidArgument,
-    /// 102
+    /// 102: the credentials are wrong, or do not allow this call.
     NotAuthorised,
-    /// 103
+    /// 103: a rate limit was reached.
     TooManyRequests,
-    /// 104
+    /// 104: the request is too large.
     TooLarge,
-    /// 201
+    /// 201: the topic cannot be consumed.
     ConsumptionFailed,
-    /// 202
+    /// 202: this connection consumes the topic already.
     RepeatedConsumption,
-    /// 203
+    /// 203: consuming could not be stopped.
     CancelFailed,
-    /// 301
+    /// 301: the call could not be executed.
     ExecutionFailed,
-    /// 401
+    /// 401: the message could not be sent.
     SendFailed,
 }
 
@@ -80,7 +84,8 @@ impl Code {
         Self::SendFailed,
     ];
 
-    /// The number on the wire, and the HTTP status for those who ask for one (`X-Error-Mode`).
+    /// Returns the number on the wire, and the HTTP status for callers that ask for one with
+    /// `X-Error-Mode`.
     fn row(self) -> (u64, u16) {
         match self {
             Self::InvalidArgument => (101, 400),
@@ -95,33 +100,33 @@ impl Code {
         }
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     pub fn number(self) -> u64 {
         self.row().0
     }
 
-    /// The code with this number, if there is one.
+    /// Returns the code with this number, if there is one.
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.number() == number)
     }
 
-    /// The HTTP status for those who ask for one.
+    /// Returns the HTTP status for callers that ask for one with `X-Error-Mode`.
     pub fn http_status(self) -> u16 {
         self.row().1
     }
 }
 
-/// A call that failed: its code, and why in words that help.
+/// The error of a failed call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What a program tests.
+    /// The code, for programs.
     pub code: Code,
-    /// What a human reads.
+    /// The message, for people.
     pub message: Cow<'static, str>,
 }
 
 impl Fault {
-    /// A fault of this code with these words.
+    /// Creates a fault.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into() }
     }
@@ -131,66 +136,66 @@ impl Fault {
     }
 }
 
-/// A request over WebSocket: what it asks, and the id that its answer carries.
+/// A request over WebSocket.
 #[derive(Debug, PartialEq)]
-pub struct Request<'a> {
-    /// `i` as it was sent: the JSON text of a number, a string or null.
+pub struct ApiRequest<'a> {
+    /// The request's `i`, which the answer repeats: the JSON text of a number, a string or null.
     pub id: &'a str,
-    /// What is asked, or why it cannot be.
+    /// The requested call, or the reason why the request is invalid.
     pub call: Result<Call<'a>, Fault>,
 }
 
-/// What a back end asks for.
+/// A call of the API with its parameters.
 #[derive(Debug, PartialEq)]
 pub enum Call<'a> {
-    /// `mesh.send`
+    /// `mesh.send`: sends a message to one client.
     Send(ClientId, Content<'a>),
-    /// `mesh.publish`
+    /// `mesh.publish`: sends a message to the subscribers of a channel.
     Publish(&'a str, Content<'a>),
-    /// `conn.call`
+    /// `conn.call`: calls a function of a client's connection.
     Call(ClientId, Function),
-    /// `queue.pop`
+    /// `queue.pop`: starts to consume topics.
     Pop(Vec<&'a str>, Settling),
-    /// `queue.unpop`
+    /// `queue.unpop`: stops consuming.
     Unpop,
-    /// `queue.ack`
+    /// `queue.ack`: acknowledges events.
     Ack(Tags),
 }
 
-/// When an event is done with.
+/// When an event that was delivered to a consumer is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settling {
-    /// When it was written to the consumer's socket.
+    /// Once it is written to the consumer's socket.
     Written,
-    /// When the consumer acknowledged it; so many may be without that.
+    /// Once the consumer has acknowledged it. The number bounds its unacknowledged events.
     Acknowledged(usize),
 }
 
-/// Which events `queue.ack` settles.
+/// The events that `queue.ack` acknowledges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tags {
-    /// The one with this tag.
+    /// The event with this tag.
     One(u64),
-    /// All up to this tag.
+    /// All events up to and including this tag.
     UpTo(u64),
 }
 
-/// The most events that a consumer may have without an acknowledgement.
+/// The highest bound of unacknowledged events that a consumer may choose.
 pub const UNSETTLED_MAX: usize = 1024;
 
-/// How many it may have unless it says.
+/// The bound of unacknowledged events for a consumer that chooses none.
 const UNSETTLED_DEFAULT: usize = 64;
 
-/// The message that a client is to get.
+/// The content of a message for clients.
 #[derive(Debug, PartialEq)]
 pub struct Content<'a> {
     /// Text or binary.
     pub kind: Kind,
-    /// Its bytes, base64 already undone.
+    /// The payload, decoded from base64 if it is binary.
     pub bytes: Cow<'a, [u8]>,
 }
 
-/// A function of `conn.call` with its arguments. JSON values are kept as the text that was sent.
+/// A function of `conn.call` with its arguments. JSON values keep the text with which they were sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Function {
     /// `set_context_value(key, value)`
@@ -210,9 +215,9 @@ pub enum Function {
 }
 
 impl Function {
-    /// Memory that its arguments take, at most.
+    /// Returns the most memory that the arguments take, in bytes.
     pub fn held_bytes(&self) -> usize {
-        // A pointer with a length, and what an allocation takes beside its bytes.
+        // A pointer with a length, and the overhead of an allocation.
         let held = |text: &str| size_of::<Box<str>>() + 24 + text.len();
         match self {
             Self::SetContextValue(key, value) => held(key) + held(value),
@@ -228,57 +233,56 @@ impl Function {
     }
 }
 
-/// A key of a context, and its value as JSON text.
+/// A key of a client's context, and its value as JSON text.
 pub type ContextEntry = (Box<str>, Box<str>);
 
-/// What a call that succeeded gives back.
+/// The result of a successful call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// `{"s":true}`
+    /// `{"s":true}`: done.
     Done,
-    /// `{"s":true,"w":"…"}`: done, and something may not be as the caller thinks.
+    /// `{"s":true,"w":"…"}`: done, with a warning about a likely mistake of the caller.
     Warned(Box<str>),
-    /// `{"s":successes,"f":failures}`
+    /// `{"s":successes,"f":failures}`: the result of a publish.
     Published(Tally),
-    /// `get_context`: the JSON text of the object.
+    /// The result of `get_context`: the JSON text of the context.
     Context(String),
-    /// `info`
+    /// The result of `info`.
     Info(Box<Info>),
-    /// A text for people and probes, without an envelope: its content type, and itself. Over HTTP
-    /// only.
+    /// A document without the envelope of an answer: its content type and its text. Over HTTP only.
     Page(&'static str, String),
 }
 
-/// One node of the grid, for who looks for them.
+/// One node of the grid, as listed by `GET /v1/nodes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRow {
-    /// Its id.
+    /// The node's id.
     pub node: NodeId,
-    /// Where back ends reach it.
+    /// The address at which back ends reach the node's API.
     pub api: SocketAddr,
-    /// What its mesh says; `None`: it has none.
+    /// The mesh's view of the node. `None`: the answering node has no mesh.
     pub mesh: Option<MeshRow>,
 }
 
-/// One node of the grid, as seen from another.
+/// One node of the grid, as seen by the mesh of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeshRow {
-    /// Where other nodes reach it.
+    /// The address at which other nodes reach the node.
     pub address: SocketAddr,
-    /// `up`, `suspected`, or `lost`: for now there is no link to it.
+    /// `up`, `suspected`, or `lost` if there is no link to the node at present.
     pub state: &'static str,
-    /// The version of its software.
+    /// The version of gridcast that the node runs.
     pub version: String,
-    /// Its clients, as of a second ago.
+    /// The number of the node's clients, up to a second old.
     pub clients: u64,
 }
 
-/// How many connections took a message, and how many did not.
+/// The outcome of a publish, counted in connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Took it into their outbound buffer.
+    /// Connections whose outbound queue accepted the message.
     pub delivered: u64,
-    /// Did not.
+    /// Connections that did not get the message.
     pub failed: u64,
 }
 
@@ -289,17 +293,17 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// What is known of one client.
+/// The state of one client, as returned by `info`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
-    /// The node that holds it.
+    /// The node that the client is connected to.
     pub node: NodeId,
-    /// Where it connected from.
+    /// The address that the client connected from.
     pub remote: SocketAddr,
-    /// When it connected, in Unix milliseconds.
+    /// When the client connected, in Unix milliseconds.
     pub since_ms: u64,
-    /// The channels it is subscribed to.
+    /// The channels that the client is subscribed to.
     pub channels: Vec<Box<str>>,
-    /// Bytes that wait for it.
+    /// Bytes in the client's outbound queue.
     pub buffered: u64,
 }

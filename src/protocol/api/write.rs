@@ -1,4 +1,4 @@
-//! Answers and events to back ends: JSON text, appended to a buffer.
+//! Encodes answers and events for back ends as JSON.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -12,7 +12,8 @@ use crate::address::{ClientId, NodeId};
 use crate::protocol::frame::{self, Frame, Kind, Opcode};
 use crate::protocol::json::{put_number, put_string};
 
-/// Appends the answer to a call. `id` is the JSON text of the request's `i`; HTTP has none.
+/// Appends the answer to a call. `id` is the JSON text of the request's `i`; requests over HTTP have
+/// none.
 pub fn put_answer(out: &mut Vec<u8>, answer: &Result<Reply, Fault>, id: Option<&str>) {
     match answer {
         Ok(reply) => {
@@ -78,7 +79,7 @@ fn put_info(out: &mut Vec<u8>, info: &Info) {
     out.push(b'}');
 }
 
-/// Appends what `GET /v1/nodes` answers.
+/// Appends the response to `GET /v1/nodes`.
 pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
     out.extend_from_slice(b"{\"nodes\":[");
     for (index, NodeRow { node, api, mesh }) in nodes.enumerate() {
@@ -101,13 +102,26 @@ pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
     out.extend_from_slice(b"]}");
 }
 
-/// Appends the frame of a `queue.pop` event; `put_data` appends the JSON value of its `d`.
+/// The fields that every `queue.pop` event has.
+#[derive(Clone, Copy, Debug)]
+pub struct EventHead<'t> {
+    /// The client's node: `n`.
+    pub node: NodeId,
+    /// The client: `c`.
+    pub client: ClientId,
+    /// The topic: `t`.
+    pub topic: &'t str,
+}
+
+/// Appends the frame of a `queue.pop` event. `put_data` appends the JSON value of the field `d`.
+/// `scratch` is overwritten.
 pub fn put_event(
     out: &mut Vec<u8>,
     scratch: &mut Vec<u8>,
-    (node, client, topic): (NodeId, ClientId, &str),
+    head: EventHead<'_>,
     put_data: impl FnOnce(&mut Vec<u8>),
 ) {
+    let EventHead { node, client, topic } = head;
     scratch.clear();
     scratch.extend_from_slice(b"{\"e\":\"queue.pop\",\"p\":{\"n\":");
     put_number(scratch, node.number().into());
@@ -121,10 +135,11 @@ pub fn put_event(
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
 
-/// Every event ends so; what a consumer that acknowledges is told goes before it.
+/// The end of every event. [`put_tagged`] inserts its fields before it.
 const EVENT_END: &[u8] = b"},\"id\":null}";
 
-/// Appends the frame of an event once more, with the tag by which a consumer acknowledges it.
+/// Appends a copy of an event's frame with the tag by which its consumer acknowledges it. `scratch` is
+/// overwritten.
 pub fn put_tagged(
     out: &mut Vec<u8>,
     scratch: &mut Vec<u8>,
@@ -144,8 +159,8 @@ pub fn put_tagged(
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
 
-/// Appends `d` of a message from a client: `{"frame":{…}}`, with its context beside it unless that
-/// is empty. Text must be valid UTF-8.
+/// Appends the field `d` of a client's message: `{"frame":{…},"context":{…}}`. `context` is the JSON
+/// text of the client's context, if it has one. `data` must be valid UTF-8 if `kind` is text.
 pub fn put_message(out: &mut Vec<u8>, kind: Kind, data: &[u8], context: Option<&str>) {
     let kind_name: &[u8] = match kind {
         Kind::Text => b"{\"frame\":{\"type\":\"text\",\"data\":",
@@ -164,9 +179,9 @@ pub fn put_message(out: &mut Vec<u8>, kind: Kind, data: &[u8], context: Option<&
 fn put_base64(out: &mut Vec<u8>, data: &[u8]) {
     out.push(b'"');
     let start = out.len();
-    // Four characters for every three bytes that were begun.
+    // Four characters for every three bytes, rounded up.
     out.resize(start + data.len().div_ceil(3) * 4, 0);
-    let length = BASE64.encode_slice(data, &mut out[start..]).expect("the room was just made");
+    let length = BASE64.encode_slice(data, &mut out[start..]).expect("the buffer was sized for it");
     out.truncate(start + length);
     out.push(b'"');
 }
@@ -178,7 +193,7 @@ fn put_context(out: &mut Vec<u8>, context: Option<&str>) {
     }
 }
 
-/// Appends `d` of an `open` event; `context` is what the client's token says of it.
+/// Appends the field `d` of an `open` event. `context` is the context from the client's token.
 pub fn put_open<'a>(
     out: &mut Vec<u8>,
     path: &str,
@@ -199,14 +214,13 @@ pub fn put_open<'a>(
     out.push(b'}');
 }
 
-/// What stands between the values of a header that came in several lines: a comma (RFC 9110,
-/// section 5.3), which a cookie may hold itself (RFC 9113, section 8.2.3).
+/// Returns the separator that joins the values of a repeated header: a comma (RFC 9110, section 5.3), or
+/// a semicolon for cookies, which may contain commas (RFC 9113, section 8.2.3).
 fn header_separator(name: &str) -> &'static str {
     if name == "cookie" { "; " } else { "," }
 }
 
-/// Appends an object of strings. The values of a name that repeats are joined, with `separator`
-/// between them.
+/// Appends an object of strings. The values of a repeated name are joined with `separator`.
 fn put_object<'a>(
     out: &mut Vec<u8>,
     fields: impl Iterator<Item = (String, Cow<'a, str>)>,
@@ -239,8 +253,8 @@ fn put_object<'a>(
     out.push(b'}');
 }
 
-/// Appends `d` of an `open` event for a client that may have been reported as lost with its node, and
-/// was not.
+/// Appends the field `d` of an `open` event for a client that is still connected, but may have been
+/// reported as lost with its node.
 pub fn put_found(out: &mut Vec<u8>, remote: SocketAddr, context: Option<&str>) {
     out.extend_from_slice(b"{\"event\":\"open\",\"reason\":\"node_found\",\"remote\":");
     put_string(out, &remote.to_string());
@@ -248,7 +262,7 @@ pub fn put_found(out: &mut Vec<u8>, remote: SocketAddr, context: Option<&str>) {
     out.push(b'}');
 }
 
-/// Appends `d` of a `close` event.
+/// Appends the field `d` of a `close` event.
 pub fn put_close(out: &mut Vec<u8>, code: u16, reason: &str, context: Option<&str>) {
     out.extend_from_slice(b"{\"event\":\"close\",\"code\":");
     put_number(out, code.into());
@@ -294,8 +308,9 @@ mod tests {
     #[test]
     fn an_event_has_the_shape_of_the_protocol() {
         let mut out = Vec::new();
-        let ids = (NodeId::new(1).unwrap(), ClientId::from_value(1463819408261513216), "topic1");
-        put_event(&mut out, &mut Vec::new(), ids, |out| {
+        let client = ClientId::from_value(1463819408261513216);
+        let head = EventHead { node: NodeId::new(1).unwrap(), client, topic: "topic1" };
+        put_event(&mut out, &mut Vec::new(), head, |out| {
             put_message(out, Kind::Text, b"json \"str\"", None);
         });
         let json = std::str::from_utf8(&out[4..]).unwrap();
@@ -308,11 +323,12 @@ mod tests {
     #[test]
     fn an_event_that_is_to_be_acknowledged_carries_its_tag() {
         let mut event = Vec::new();
-        let ids = (NodeId::new(1).unwrap(), ClientId::from_value(5), "t");
+        let client = ClientId::from_value(5);
+        let head = EventHead { node: NodeId::new(1).unwrap(), client, topic: "t" };
         let long = "x".repeat(200);
         for data in ["x", &long] {
             event.clear();
-            put_event(&mut event, &mut Vec::new(), ids, |out| {
+            put_event(&mut event, &mut Vec::new(), head, |out| {
                 put_message(out, Kind::Text, data.as_bytes(), None);
             });
             let event = Frame::from_encoded(&event);

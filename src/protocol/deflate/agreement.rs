@@ -1,60 +1,61 @@
-//! What a client's offer of compression comes to in the handshake (RFC 7692, section 7.1).
+//! Negotiation of permessage-deflate in the handshake (RFC 7692, section 7.1).
 
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use super::Window;
 use super::history::HISTORY_BYTES_MAX;
 use crate::protocol::extension::Extension;
 
-/// An offer that is taken.
+/// The compression parameters that both sides agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agreement {
-    /// What the client gets is compressed within this.
+    /// The window that the server compresses with.
     pub window: Window,
-    /// Bytes to which a message of the client may refer back. 0: each stands alone.
-    pub history_bytes: usize,
-    // The client asked for a limit: the answer has to name one.
+    /// How far back a message of the client may refer, in bytes. `None`: the client compresses each
+    /// message independently.
+    pub history_bytes: Option<NonZeroUsize>,
+    // The client asked for a limit of the server's window, so the response must state one.
     names_window: bool,
 }
 
 impl Agreement {
-    /// Takes the first offer that is one of permessage-deflate and can be kept (RFC 7692, section
-    /// 5.1).
+    /// Accepts the first permessage-deflate offer that the server can satisfy (RFC 7692, section 5.1).
     ///
-    /// A server may ask for messages that stand alone of a client that did not offer them (section
-    /// 7.1.1.2). All browsers comply, and are asked. Netty's client, whose offer is the same to the
-    /// letter, ends the connection instead, so nobody else is.
+    /// A server may request `client_no_context_takeover` from a client that did not offer it (section
+    /// 7.1.1.2). All browsers comply, so they are asked. Netty's client sends the same offer but fails
+    /// the handshake when asked, so other clients are not asked.
     pub fn of<'o>(
         mut offers: impl Iterator<Item = Extension<'o>>,
         is_browser: bool,
     ) -> Option<Self> {
         let mut agreement = offers.find_map(|offer| Self::of_one(&offer))?;
         if is_browser {
-            agreement.history_bytes = 0;
+            agreement.history_bytes = None;
         }
         Some(agreement)
     }
 
-    /// Declines what has an unknown parameter, a bad value or a parameter twice (section 7.1), and
-    /// a window of 256 bytes, which zlib cannot keep to.
+    /// Declines an offer with an unknown parameter, a bad value or a repeated parameter (section 7.1),
+    /// or with a server window of 256 bytes, which zlib does not support.
     fn of_one(offer: &Extension<'_>) -> Option<Self> {
         if offer.name != "permessage-deflate" {
             return None;
         }
         let mut agreement =
-            Self { window: Window::Large, history_bytes: HISTORY_BYTES_MAX, names_window: false };
+            Self { window: Window::Large, history_bytes: None, names_window: false };
+        let (mut takes_over, mut history_bytes) = (true, HISTORY_BYTES_MAX);
         let mut seen = Vec::new();
         for (name, value) in &offer.parameters {
             match (*name, value.as_deref()) {
-                // Either way each of our messages stands alone.
+                // The server never takes its context over, whether asked or not.
                 ("server_no_context_takeover", None) => {}
-                ("client_no_context_takeover", None) => agreement.history_bytes = 0,
-                // Not answered: some versions of Netty offer it and cannot compress so.
+                ("client_no_context_takeover", None) => takes_over = false,
+                // Not answered: some versions of Netty offer it but cannot use a smaller window.
                 ("client_max_window_bits", None) => {}
                 ("client_max_window_bits", Some(value)) => {
-                    // zlib makes 9 of 8.
-                    let bytes = 1 << window_bits(value)?.max(9);
-                    agreement.history_bytes = agreement.history_bytes.min(bytes);
+                    // zlib uses 9 bits when asked for 8.
+                    history_bytes = 1 << window_bits(value)?.max(9);
                 }
                 ("server_max_window_bits", Some(value)) => {
                     agreement.names_window = true;
@@ -71,11 +72,13 @@ impl Agreement {
             }
             seen.push(name);
         }
+        agreement.history_bytes = NonZeroUsize::new(history_bytes).filter(|_| takes_over);
         Some(agreement)
     }
 }
 
-/// 8 to 15, in decimal without a leading zero (RFC 7692, section 7.1.2).
+/// Parses a number of window bits: 8 to 15, in decimal without a leading zero (RFC 7692, section
+/// 7.1.2).
 fn window_bits(value: &str) -> Option<u8> {
     match value {
         "8" | "9" | "10" | "11" | "12" | "13" | "14" | "15" => value.parse().ok(),
@@ -83,11 +86,11 @@ fn window_bits(value: &str) -> Option<u8> {
     }
 }
 
-/// The value of `Sec-WebSocket-Extensions` in the answer.
+/// Writes the value of `Sec-WebSocket-Extensions` for the response.
 impl fmt::Display for Agreement {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("permessage-deflate; server_no_context_takeover")?;
-        if self.history_bytes == 0 {
+        if self.history_bytes.is_none() {
             formatter.write_str("; client_no_context_takeover")?;
         }
         match self.names_window {
@@ -120,16 +123,16 @@ mod tests {
         for (offers, history_bytes) in table {
             let asked = "; client_no_context_takeover";
             let agreed = agreement(offers, false).expect("it is taken");
-            assert_eq!(agreed.history_bytes, history_bytes, "{offers}");
+            assert_eq!(agreed.history_bytes, NonZeroUsize::new(history_bytes), "{offers}");
             assert_eq!(agreed.to_string().contains(asked), history_bytes == 0, "{offers}");
             let agreed = agreement(offers, true).expect("it is taken");
-            assert_eq!(agreed.history_bytes, 0, "{offers}");
+            assert_eq!(agreed.history_bytes, None, "{offers}");
             assert!(agreed.to_string().contains(asked), "{offers}");
         }
     }
 
-    /// What Netty's client makes of an answer (PerMessageDeflateClientExtensionHandshaker, 4.1), as it
-    /// is configured by default: it offered neither that its messages stand alone nor a window.
+    /// Whether Netty's client accepts a response (PerMessageDeflateClientExtensionHandshaker, 4.1) in
+    /// its default configuration, which offers neither `client_no_context_takeover` nor a window.
     fn is_taken_by_netty(answer: &str) -> bool {
         let mut parts = answer.split("; ");
         parts.next() == Some("permessage-deflate")
@@ -141,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_default_offers_of_netty_are_answered_so_that_it_goes_on() {
-        // Where it has a zlib with windows, and where it has none.
+        // With a zlib that supports window sizes, and without one.
         for offer in ["permessage-deflate;client_max_window_bits", "permessage-deflate"] {
             let others = ",deflate-frame,x-webkit-deflate-frame";
             let agreed = agreement(&format!("{offer}{others}"), false).expect("it is taken");

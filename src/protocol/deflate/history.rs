@@ -1,10 +1,10 @@
-//! What compressed messages of a client refer back to (RFC 7692, section 7.1.1.2).
+//! The sliding window of a client that compresses with context takeover (RFC 7692, section 7.1.1.2).
 
-/// The largest window of DEFLATE.
+/// The largest DEFLATE window, in bytes (RFC 1951, section 2).
 pub(super) const HISTORY_BYTES_MAX: usize = 32 * 1024;
 
-/// What a client's compressed messages became last: the next one may refer back to it. Grows with what
-/// the client sends, up to the window that was agreed on.
+/// The last inflated bytes of a client's messages, which its next message may refer back to. Grows
+/// with what the client sends, up to the negotiated window.
 #[derive(Debug)]
 pub struct History {
     bytes: Vec<u8>,
@@ -12,29 +12,29 @@ pub struct History {
 }
 
 impl History {
-    /// Nothing was sent yet.
+    /// Creates an empty history that keeps the last `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Self {
         Self { bytes: Vec::new(), bytes_max }
     }
 
-    /// Memory that is held.
+    /// Returns the memory held, in bytes.
     pub fn held_bytes(&self) -> usize {
         size_of::<Self>() + self.bytes.capacity()
     }
 
-    /// The bytes that the next message may refer back to.
+    /// Returns the bytes that the next message may refer back to.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Adds a message.
-    pub(super) fn note(&mut self, message: &[u8]) {
+    /// Appends an inflated message and drops the bytes that leave the window.
+    pub(super) fn append(&mut self, message: &[u8]) {
         let message = &message[message.len().saturating_sub(self.bytes_max)..];
         let length = self.bytes.len() + message.len();
         self.bytes.drain(..length.saturating_sub(self.bytes_max));
         let needed = self.bytes.len() + message.len();
         if needed > self.bytes.capacity() {
-            // Doubled as a vector would be, but no further than the window.
+            // Doubles like `Vec`, but never beyond the window.
             let capacity = needed.max(2 * self.bytes.capacity()).min(self.bytes_max);
             self.bytes.reserve_exact(capacity - self.bytes.len());
         }
@@ -53,7 +53,7 @@ mod tests {
             let own = history.held_bytes();
             for length in [0, 1, 100, 255, 256, 257, 999, 5, 40_000, 3, 32_768, 1, 70_000] {
                 let message: Vec<u8> = (0..length).map(|at| (at * 7 + length) as u8).collect();
-                history.note(&message);
+                history.append(&message);
                 sent.extend_from_slice(&message);
                 let end = &sent[sent.len().saturating_sub(bytes_max)..];
                 assert_eq!(history.bytes(), end, "{bytes_max} {length}");

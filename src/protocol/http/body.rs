@@ -1,26 +1,29 @@
-//! Decodes a body, with a length or chunked (RFC 9112 sections 6 and 7.1), in the buffer it came in.
+//! Decodes a request body in place, with a length or chunked (RFC 9112, sections 6 and 7.1).
 
 use super::{
-    HttpError, Limits,
+    HttpError, RequestLimits,
     lines::{LineScan, is_control},
 };
 
-/// What is still to come of a body.
+/// The decoder of one body.
 #[derive(Debug)]
-pub(super) enum Body {
+pub(super) enum BodyDecoder {
     Length { left: usize },
     Chunked(Chunks),
 }
 
-/// What became of some bytes. `data <= taken`, and the data is at their front.
+/// The outcome of decoding some bytes: `data <= taken`, and the decoded data is at their front.
 #[derive(Debug)]
 pub(super) struct Decoded {
+    /// Bytes consumed.
     pub(super) taken: usize,
+    /// Bytes of decoded data.
     pub(super) data: usize,
+    /// Whether the body is complete.
     pub(super) whole: bool,
 }
 
-impl Body {
+impl BodyDecoder {
     pub(super) const fn with_length(left: usize) -> Self {
         Self::Length { left }
     }
@@ -29,11 +32,11 @@ impl Body {
         Self::Chunked(Chunks { stage: ChunkStage::Size, left: 0, line_bytes: 0, body_bytes: 0 })
     }
 
-    /// Takes what belongs to the body from the front of `bytes`: all of them unless it ends there.
+    /// Consumes bytes of the body from the front of `bytes`: all of them, unless the body ends there.
     pub(super) fn decode(
         &mut self,
         bytes: &mut [u8],
-        limits: &Limits,
+        limits: &RequestLimits,
     ) -> Result<Decoded, HttpError> {
         match self {
             Self::Length { left } => {
@@ -46,21 +49,23 @@ impl Body {
     }
 }
 
+/// The decoder of the chunked transfer coding.
 #[derive(Debug)]
 pub(super) struct Chunks {
     stage: ChunkStage,
-    /// Bytes of the present chunk that are still to come; in its first line, as far as that is read.
+    /// Bytes of the current chunk that have not arrived yet. While its size line is read: the size so
+    /// far.
     left: usize,
-    /// Bytes of the present chunk's first line.
+    /// Bytes read of the current chunk's size line.
     line_bytes: usize,
-    /// Bytes of all chunks announced so far: at most [`Limits::body_bytes`].
+    /// Bytes of all chunks announced so far: at most [`RequestLimits::body_bytes`].
     body_bytes: usize,
 }
 
 #[derive(Debug)]
 enum ChunkStage {
     Size,
-    /// White space between the size and an extension, which RFC 9112 section 7.1.1 has us bear.
+    /// White space between the size and an extension, which RFC 9112, section 7.1.1, permits.
     Padding,
     Extension,
     SizeEnd,
@@ -71,12 +76,12 @@ enum ChunkStage {
 }
 
 impl Chunks {
-    /// As many digits as 64 bits take, zeros in front counted.
+    /// The most hexadecimal digits of a chunk size, including leading zeros: those of 64 bits.
     const SIZE_DIGITS_MAX: usize = 16;
-    /// With the extensions, which nobody here understands, and CR LF.
+    /// The longest size line, in bytes, including CR LF and extensions. Extensions are ignored.
     const LINE_BYTES_MAX: usize = 256;
 
-    fn decode(&mut self, bytes: &mut [u8], limits: &Limits) -> Result<Decoded, HttpError> {
+    fn decode(&mut self, bytes: &mut [u8], limits: &RequestLimits) -> Result<Decoded, HttpError> {
         let (mut taken, mut data) = (0, 0);
         while taken < bytes.len() {
             match &mut self.stage {
@@ -90,7 +95,8 @@ impl Chunks {
                         self.stage = ChunkStage::DataCarriageReturn;
                     }
                 }
-                // They are checked and dropped: nothing here may rely on them (RFC 9110 section 6.5.1).
+                // Trailers are checked and dropped: a server must not merge them into the headers
+                // (RFC 9110, section 6.5.1).
                 ChunkStage::Trailers(scan) => {
                     let end = scan.feed(&bytes[taken..], limits)?;
                     let taken = end.map_or(bytes.len(), |end| taken + end);
@@ -105,7 +111,7 @@ impl Chunks {
         Ok(Decoded { taken, data, whole: false })
     }
 
-    fn frame_byte(&mut self, byte: u8, limits: &Limits) -> Result<(), HttpError> {
+    fn frame_byte(&mut self, byte: u8, limits: &RequestLimits) -> Result<(), HttpError> {
         use ChunkStage::*;
         if self.line_bytes == Self::LINE_BYTES_MAX {
             return Err(HttpError::Chunk);
@@ -132,8 +138,9 @@ impl Chunks {
         Ok(())
     }
 
-    /// The first line of a chunk is read; its size is refused before a byte of it is kept.
-    fn begin_chunk(&mut self, limits: &Limits) -> Result<ChunkStage, HttpError> {
+    /// Begins the chunk whose size line was read. A body over the limit is refused before any of the
+    /// chunk is stored.
+    fn begin_chunk(&mut self, limits: &RequestLimits) -> Result<ChunkStage, HttpError> {
         self.line_bytes = 0;
         if self.left == 0 {
             return Ok(ChunkStage::Trailers(LineScan::trailers()));
@@ -147,5 +154,5 @@ impl Chunks {
 }
 
 fn hex_value(digit: u8) -> usize {
-    char::from(digit).to_digit(16).expect("only a hex digit is asked for") as usize
+    char::from(digit).to_digit(16).expect("the caller checked that it is a hex digit") as usize
 }

@@ -1,19 +1,19 @@
-//! The `Date` of a response (RFC 9110, section 6.6.1).
+//! The `Date` header of responses (RFC 9110, section 6.6.1).
 
 use std::io::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
 use httpdate::HttpDate;
 
-/// A time as HTTP writes it, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// A time in the format of HTTP, such as `Sun, 06 Nov 1994 08:49:37 GMT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Date([u8; 29]);
 
-/// 9999-12-31T23:59:59Z: a year has four digits.
+/// The last second with a four-digit year: 9999-12-31T23:59:59Z.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 impl Date {
-    /// The second in which this moment lies.
+    /// Formats a time, given in Unix milliseconds, rounded down to a second.
     pub fn at(unix_ms: u64) -> Self {
         let since_epoch = Duration::from_secs((unix_ms / 1000).min(LAST_SECOND));
         let mut text = [0; 29];
@@ -22,7 +22,7 @@ impl Date {
         Self(text)
     }
 
-    /// Appends the header.
+    /// Appends the `Date` header.
     pub(in super::super) fn put(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"Date: ");
         out.extend_from_slice(&self.0);
@@ -30,14 +30,14 @@ impl Date {
     }
 }
 
-/// The date of responses, formatted once a second.
+/// A cache of the current date, which is formatted once a second.
 #[derive(Debug, Default)]
 pub struct Calendar {
     formatted: Option<(u64, Date)>,
 }
 
 impl Calendar {
-    /// The date of a response that is written now.
+    /// Returns the date for a response written at this time.
     pub fn date(&mut self, unix_ms: u64) -> Date {
         let second = unix_ms / 1000;
         match self.formatted {

@@ -1,21 +1,22 @@
-//! What a whole head says: the request line, how long the body is, what becomes of the connection.
+//! Parses a complete request head: the request line, and the headers that decide how the body is framed
+//! and whether the connection stays open.
 
 use std::{mem::MaybeUninit, ops::Range};
 
 use memchr::memchr;
 
 use super::{
-    HttpError, Limits,
-    body::Body,
+    HttpError, RequestLimits,
+    body::BodyDecoder,
     host::is_host,
     list::list_members,
     request::{Method, NameSet, Request, Version},
 };
 
-/// Where the parts of a request are in its bytes.
+/// The positions of a request's parts in its bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
-    // method < authority <= path <= query < fields <= end of the head
+    // In order: method < authority <= path <= query < fields <= end of the head.
     method: Span,
     authority: Span,
     path: Span,
@@ -32,18 +33,20 @@ impl Layout {
         self.fields.range().end
     }
 
-    /// The layout of the same head with a `Content-Length` of more digits, or fewer.
+    /// Returns the layout of the same head when its `Content-Length` has more or fewer digits.
     pub(super) fn with_head_bytes(self, head_bytes: usize) -> Self {
         Self { fields: Span { end: narrow(head_bytes), ..self.fields }, ..self }
     }
 
-    /// `bytes` are the head from which this was parsed, then the body.
+    /// Returns the request. `bytes` must be the head that this layout was parsed from, followed by the
+    /// body.
     pub(super) fn request<'a>(&self, bytes: &'a mut [u8]) -> Request<'a> {
         let (head, body) = bytes.split_at_mut(self.head_bytes());
         Request { body, ..self.head(head) }
     }
 
-    /// `bytes` begin with the head from which this was parsed. The request has an empty body.
+    /// Returns the request with an empty body. `head` must begin with the head that this layout was
+    /// parsed from.
     pub(super) fn head<'a>(&self, head: &'a [u8]) -> Request<'a> {
         let text = |span: Span| match span.range() {
             range if range.is_empty() => "",
@@ -51,7 +54,7 @@ impl Layout {
         };
         Request {
             method: Method::named(text(self.method)),
-            // RFC 9110 section 4.2.3: an http URL may leave the path out.
+            // RFC 9110, section 4.2.3: the path of an http URL may be empty.
             path: if self.path.range().is_empty() { "/" } else { text(self.path) },
             query: text(self.query),
             version: self.version,
@@ -64,7 +67,7 @@ impl Layout {
     }
 }
 
-/// A range of a head in half the bytes.
+/// A byte range within a head. Takes half the memory of `Range<usize>`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Span {
     start: u32,
@@ -72,7 +75,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// `part` is a piece of `head`.
+    /// Returns the range of `part`, which must be a subslice of `head`.
     pub(super) fn of(part: &[u8], head: &[u8]) -> Self {
         let start = part.as_ptr().addr() - head.as_ptr().addr();
         Self { start: narrow(start), end: narrow(start + part.len()) }
@@ -84,13 +87,16 @@ impl Span {
 }
 
 fn narrow(offset: usize) -> u32 {
-    u32::try_from(offset).expect("Limits::head_bytes is below 4 GiB")
+    u32::try_from(offset).expect("RequestLimits::head_bytes is below 4 GiB")
 }
 
-/// Parses `head`, in which [`LineScan`](super::lines::LineScan) found the end in the last bytes.
-pub(super) fn parse(head: &[u8], limits: &Limits) -> Result<(Layout, Body), HttpError> {
+/// Parses a complete head: [`LineScan`](super::lines::LineScan) has found its end.
+pub(super) fn parse(
+    head: &[u8],
+    limits: &RequestLimits,
+) -> Result<(Layout, BodyDecoder), HttpError> {
     let lines = head.strip_prefix(b"\r\n").unwrap_or(head);
-    let mut headers = [const { MaybeUninit::uninit() }; Limits::HEADERS_MAX];
+    let mut headers = [const { MaybeUninit::uninit() }; RequestLimits::HEADERS_MAX];
     let mut request = httparse::Request::new(&mut []);
     let status = request.parse_with_uninit_headers(lines, &mut headers);
     let (Ok(httparse::Status::Complete(_)), Some(method), Some(target)) =
@@ -101,11 +107,11 @@ pub(super) fn parse(head: &[u8], limits: &Limits) -> Result<(Layout, Body), Http
 
     let version = if request.version == Some(0) { Version::Http10 } else { Version::Http11 };
     let parts = Target::split(target, method)?;
-    let mut facts = Facts::default();
+    let mut framing = Framing::default();
     for header in request.headers.iter() {
-        facts.note(header.name, header.value)?;
+        framing.note(header.name, header.value)?;
     }
-    facts.check(version)?;
+    framing.check(version)?;
 
     let fields = memchr(b'\n', lines).map_or(lines, |line_end| &lines[line_end + 1..]);
     let layout = Layout {
@@ -114,12 +120,12 @@ pub(super) fn parse(head: &[u8], limits: &Limits) -> Result<(Layout, Body), Http
         path: Span::of(parts.path.as_bytes(), head),
         query: Span::of(parts.query.as_bytes(), head),
         fields: Span::of(fields, head),
-        names: facts.names,
+        names: framing.names,
         version,
-        keep_alive: facts.keeps_alive(version),
-        expects_continue: facts.expects_continue && version == Version::Http11,
+        keep_alive: framing.keeps_alive(version),
+        expects_continue: framing.expects_continue && version == Version::Http11,
     };
-    Ok((layout, facts.body(limits)?))
+    Ok((layout, framing.body(limits)?))
 }
 
 fn refusal(error: Option<httparse::Error>, lines: &[u8]) -> HttpError {
@@ -130,8 +136,8 @@ fn refusal(error: Option<httparse::Error>, lines: &[u8]) -> HttpError {
     }
 }
 
-/// Whether the request line is one but for its version: three words, the last of them `HTTP/`, a
-/// digit, a point, a digit (RFC 9112 sections 2.3 and 3).
+/// Whether the request line is well-formed, so that only its version is unknown: three words, the last
+/// of the form `HTTP/1.1` (RFC 9112, sections 2.3 and 3).
 fn names_a_version(lines: &[u8]) -> bool {
     let line = lines.split(|&byte| byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|&byte| byte == b' ').skip(2);
@@ -140,7 +146,8 @@ fn names_a_version(lines: &[u8]) -> bool {
         if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
-/// The parts of a request target (RFC 9112 section 3.2), each a piece of it even if empty.
+/// The parts of a request target (RFC 9112, section 3.2). Each is a subslice of the target, even if
+/// empty.
 struct Target<'a> {
     authority: &'a str,
     path: &'a str,
@@ -149,7 +156,8 @@ struct Target<'a> {
 
 impl<'a> Target<'a> {
     fn split(target: &'a str, method: &str) -> Result<Self, HttpError> {
-        // A fragment is not sent. Browsers do send `|`, `{` and their like, though RFC 3986 bars them.
+        // Clients do not send fragments. Browsers do send `|`, `{` and similar characters, although
+        // RFC 3986 forbids them.
         if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
             return Err(HttpError::Target);
         }
@@ -170,7 +178,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// What follows the scheme, if `target` has one that is served here.
+/// Returns the part after the scheme if `target` is an http or https URL.
 fn http_url(target: &str) -> Option<&str> {
     if target.starts_with('/') {
         return None;
@@ -180,9 +188,9 @@ fn http_url(target: &str) -> Option<&str> {
     known.then_some(rest)
 }
 
-/// What the headers say of the message itself.
+/// The headers that decide about framing and about the connection.
 #[derive(Default)]
-struct Facts {
+struct Framing {
     names: NameSet,
     host: bool,
     length: Option<u64>,
@@ -192,10 +200,10 @@ struct Facts {
     expects_continue: bool,
 }
 
-impl Facts {
+impl Framing {
     fn note(&mut self, name: &str, value: &[u8]) -> Result<(), HttpError> {
         self.names.insert(name);
-        // Most names are told apart by their lengths.
+        // The length of a name rules out most headers before any text is compared.
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         match name.len() {
             4 if is("host") => self.note_host(value),
@@ -226,7 +234,7 @@ impl Facts {
         Ok(())
     }
 
-    /// `chunked`, once, is all that can pass; the rest is about telling the peer why not.
+    /// Accepts `chunked`, once; anything else gets the error that fits best.
     fn note_coding(&mut self, value: &[u8]) -> Result<(), HttpError> {
         for coding in list_members(value) {
             if self.coded {
@@ -255,7 +263,7 @@ impl Facts {
         }
     }
 
-    /// What no single header shows.
+    /// Checks the headers against each other and against the version.
     fn check(&self, version: Version) -> Result<(), HttpError> {
         if self.coded && version == Version::Http10 {
             return Err(HttpError::CodingInOldVersion);
@@ -269,24 +277,26 @@ impl Facts {
         Ok(())
     }
 
-    /// RFC 9112 section 9.3.
+    /// Whether the connection stays open after the response (RFC 9112, section 9.3).
     fn keeps_alive(&self, version: Version) -> bool {
         !self.close && (version == Version::Http11 || self.keep_alive)
     }
 
-    /// RFC 9112 section 6.3: a request without either header has no body.
-    fn body(&self, limits: &Limits) -> Result<Body, HttpError> {
+    /// Returns the decoder for the body. A request with neither `Content-Length` nor
+    /// `Transfer-Encoding` has no body (RFC 9112, section 6.3).
+    fn body(&self, limits: &RequestLimits) -> Result<BodyDecoder, HttpError> {
         if self.coded {
-            return Ok(Body::chunked());
+            return Ok(BodyDecoder::chunked());
         }
         match usize::try_from(self.length.unwrap_or(0)) {
-            Ok(length) if length <= limits.body_bytes => Ok(Body::with_length(length)),
+            Ok(length) if length <= limits.body_bytes => Ok(BodyDecoder::with_length(length)),
             _ => Err(HttpError::BodyTooLarge),
         }
     }
 }
 
-/// The value of a plain decimal number. More than 64 bits is no other thing than too large.
+/// Parses a decimal number. A number that does not fit into 64 bits becomes `u64::MAX`, which exceeds
+/// every limit.
 pub(super) fn number(digits: &[u8]) -> Option<u64> {
     let append = |number: u64, digit: &u8| {
         let digit = digit.is_ascii_digit().then(|| u64::from(digit - b'0'))?;

@@ -1,10 +1,10 @@
-//! The host of a request: of `Host` and of absolute targets (RFC 9110, section 7.2).
+//! Validates the host of a request, from `Host` or an absolute target (RFC 9110, section 7.2).
 
 use std::net::Ipv6Addr;
 
-/// Whether this is `host[:port]` as RFC 3986, section 3.2.2, writes it: a name, an IPv4 address or
-/// an IPv6 address in brackets, and a port up to 65535, which may be left out behind its colon.
-/// User names are none: RFC 9110, section 4.2.4, warns of them. Without a host there is no port.
+/// Whether the text is `host[:port]` (RFC 3986, section 3.2.2). The host is a name, an IPv4 address or
+/// an IPv6 address in brackets. The port is at most 65535 and may be empty after its colon. A user name
+/// is refused, as RFC 9110, section 4.2.4, advises; so is a port without a host.
 pub(super) fn is_host(text: &[u8]) -> bool {
     let Some(bracketed) = text.strip_prefix(b"[") else {
         let end = text.iter().position(|&byte| byte == b':').unwrap_or(text.len());
@@ -17,7 +17,7 @@ pub(super) fn is_host(text: &[u8]) -> bool {
     is_address && is_port(&bracketed[end + 1..])
 }
 
-/// `reg-name`; an IPv4 address is one, too.
+/// Whether the text is a `reg-name` of RFC 3986. Every IPv4 address is one, too.
 fn is_name(mut text: &[u8]) -> bool {
     loop {
         let plain = text.iter().take_while(|&&byte| IN_NAME[usize::from(byte)]).count();
@@ -31,7 +31,7 @@ fn is_name(mut text: &[u8]) -> bool {
     }
 }
 
-/// The bytes that stand for themselves in a `reg-name` (`unreserved` and `sub-delims`).
+/// The bytes that may appear unescaped in a `reg-name` (`unreserved` and `sub-delims`).
 const IN_NAME: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -48,7 +48,7 @@ const IN_NAME: [bool; 256] = {
     table
 };
 
-/// Nothing, or a colon and perhaps a number.
+/// Whether the text is empty, or a colon followed by an optional port number.
 fn is_port(text: &[u8]) -> bool {
     let Some(digits) = text.strip_prefix(b":") else { return text.is_empty() };
     let value = digits.iter().try_fold(0_u16, |value, digit| {

@@ -1,8 +1,8 @@
 //! Remembers the head of a connection's last request, so that an identical head is not parsed again.
 //!
 //! Back ends send the same head with each call. Two values may differ: the number in
-//! `Content-Length`, and the credentials in `Authorization`. They are not compared and not stored, and
-//! each request is judged by its own. All other bytes must be identical.
+//! `Content-Length` and the credentials in `Authorization`. They are neither compared nor stored; each
+//! request is judged by its own values. All other bytes must be identical.
 
 use std::mem;
 use std::ops::Range;
@@ -15,20 +15,20 @@ use super::{
 /// The longest head that is remembered, in bytes. Longer ones are parsed each time.
 const BYTES_MAX: usize = 1024;
 
-/// Misses in a row after which nothing is remembered any more. Peers that mark each request, as
-/// tracing does, then cost no more than a parse.
+/// The number of consecutive misses after which no head is remembered. Requests that each carry a
+/// unique header, such as a trace id, then cost no more than a parse.
 const MISSES_MAX: u8 = 4;
 
-/// The most digits of a length. A longer number is left to the parser to refuse.
+/// The most digits of a `Content-Length` that is compared here. The parser handles longer numbers.
 const DIGITS_MAX: usize = 20;
 
-/// The last head of a connection, if it is likely to come again.
+/// The last head of a connection, if it is likely to be repeated.
 #[derive(Debug, Default)]
 pub(super) struct LastHead {
     known: Option<Box<KnownHead>>,
     // Misses since the last hit: at most MISSES_MAX.
     misses: u8,
-    // A head was parsed. A connection with one request pays for no copy of its head.
+    // A head was parsed before. A connection with a single request does not pay for a copy.
     has_begun: bool,
 }
 
@@ -40,23 +40,24 @@ struct KnownHead {
     behind: Part,
 }
 
-/// Bytes of a head, with the credentials overwritten.
+/// A part of a head, in which the credentials are overwritten.
 #[derive(Debug)]
 struct Part {
     bytes: Box<[u8]>,
-    // The value of `Authorization`; empty if it is not in this part.
-    blotted: Range<usize>,
+    // The range of the value of `Authorization`; empty if it is not in this part.
+    redacted: Range<usize>,
 }
 
 impl LastHead {
-    /// Memory that the remembered head takes.
+    /// Returns the memory held by the remembered head, in bytes.
     pub(super) fn held_bytes(&self) -> usize {
         self.known.as_ref().map_or(0, |known| {
             size_of::<KnownHead>() + known.before.bytes.len() + known.behind.bytes.len()
         })
     }
 
-    /// The layout and body length of the head at the front of `input`, if that is the last head again.
+    /// Returns the layout and body length of the head at the front of `input`, if it repeats the last
+    /// head.
     pub(super) fn find(&mut self, input: &[u8]) -> Option<(Layout, u64)> {
         let found = self.known.as_deref()?.read(input);
         self.misses = if found.is_some() { 0 } else { MISSES_MAX.min(self.misses + 1) };
@@ -76,7 +77,7 @@ impl LastHead {
 }
 
 impl KnownHead {
-    /// Splits a head; `None` if a copy of it could not be recognized.
+    /// Remembers a head. Returns `None` if a repetition could not be recognised.
     fn of(head: &[u8], layout: Layout) -> Option<Self> {
         let request = layout.head(head);
         let length = Span::of(request.only_header("content-length")?, head).range();
@@ -88,17 +89,17 @@ impl KnownHead {
         let part = |range: Range<usize>| {
             let bytes = &head[range.clone()];
             let is_here = range.start <= credentials.start && credentials.end <= range.end;
-            let blotted = match is_here {
+            let redacted = match is_here {
                 true => credentials.start - range.start..credentials.end - range.start,
                 false => bytes.len()..bytes.len(),
             };
-            Part::of(bytes, blotted)
+            Part::of(bytes, redacted)
         };
         let (before, behind) = (part(0..length.start), part(length.end..head.len()));
         Some(Self { layout, before, behind })
     }
 
-    /// The layout and body length of the head at the front of `input`, if it is the same as this one.
+    /// Returns the layout and body length of the head at the front of `input`, if it repeats this one.
     fn read(&self, input: &[u8]) -> Option<(Layout, u64)> {
         let (before, rest) = input.split_at_checked(self.before.bytes.len())?;
         let digits = rest.iter().take(DIGITS_MAX).take_while(|byte| byte.is_ascii_digit()).count();
@@ -113,34 +114,34 @@ impl KnownHead {
 }
 
 impl Part {
-    fn of(bytes: &[u8], blotted: Range<usize>) -> Self {
+    fn of(bytes: &[u8], redacted: Range<usize>) -> Self {
         let mut bytes: Box<[u8]> = bytes.into();
-        bytes[blotted.clone()].fill(b'*');
-        Self { bytes, blotted }
+        bytes[redacted.clone()].fill(b'*');
+        Self { bytes, redacted }
     }
 
-    /// Whether other bytes of the same length differ in the credentials alone.
+    /// Whether `other`, which has the same length, differs in the credentials at most.
     fn is_same(&self, other: &[u8]) -> bool {
-        let Range { start, end } = self.blotted;
+        let Range { start, end } = self.redacted;
         other[..start] == self.bytes[..start]
             && other[end..] == self.bytes[end..]
             && may_be_value(&other[start..end])
     }
 }
 
-/// Whether a header may have this value. White space at the ends is left to the parser.
+/// Whether a header may have this value. The parser handles values with white space at the ends.
 fn may_be_value(text: &[u8]) -> bool {
-    // Without an early exit the compiler looks at many bytes at a time.
+    // No early exit, so the compiler can vectorise the loop.
     let has_control = text.iter().fold(false, |found, &byte| found | is_control(byte));
     !has_control && text.trim_ascii().len() == text.len()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HttpError, Limits, RequestReader};
+    use super::super::{HttpError, RequestLimits, RequestReader};
     use super::*;
 
-    const LIMITS: Limits = Limits { head_bytes: 4096, headers: 8, body_bytes: 200 };
+    const LIMITS: RequestLimits = RequestLimits { head_bytes: 4096, headers: 8, body_bytes: 200 };
 
     const HEAD: &str = "POST /v1/mesh/publish?a HTTP/1.1\r\nHost: 127.0.0.1:6789\r\n\
                         Authorization: Basic YTpi\r\nX-Error-Mode: status\r\n\

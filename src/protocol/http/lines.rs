@@ -1,16 +1,16 @@
-//! Finds the empty line that ends a head or the trailers, and refuses bytes that no line may hold.
+//! Finds the empty line that ends a head or the trailers, and refuses bytes that no line may contain.
 
 use std::mem;
 
 use memchr::memchr;
 
-use super::{HttpError, Limits};
+use super::{HttpError, RequestLimits};
 
-/// How far a section has been scanned. Each byte is looked at once, however the section is cut, and
-/// a bad byte is refused when it comes, not when the section is whole.
+/// The scan position in a head or trailer section. Each byte is scanned once, however the section is
+/// split into reads. An invalid byte is refused when it arrives, before the section is complete.
 #[derive(Debug)]
 pub(super) struct LineScan {
-    // bytes <= Limits::head_bytes
+    // bytes <= RequestLimits::head_bytes
     bytes: usize,
     headers: usize,
     expects: Expects,
@@ -18,10 +18,11 @@ pub(super) struct LineScan {
     after_carriage_return: bool,
 }
 
-/// What the line being scanned is.
+/// The kind of the current line.
 #[derive(Debug)]
 enum Expects {
-    /// RFC 9112 section 2.2 asks to ignore an empty line there: old clients send one after a body.
+    /// The request line, or one empty line before it: old clients send one after a body, and RFC 9112,
+    /// section 2.2, asks servers to ignore it.
     RequestLineOrEmpty,
     RequestLine,
     HeaderOrEnd,
@@ -40,15 +41,15 @@ impl LineScan {
         Self { bytes: 0, headers: 0, expects, line_is_empty: true, after_carriage_return: false }
     }
 
-    /// The number of `fresh` bytes that the section takes, once its end is among them.
+    /// Scans more bytes. Returns how many of them belong to the section, once its end is among them.
     pub(super) fn feed(
         &mut self,
         fresh: &[u8],
-        limits: &Limits,
+        limits: &RequestLimits,
     ) -> Result<Option<usize>, HttpError> {
         let room = limits.head_bytes.saturating_sub(self.bytes);
         let fresh = &fresh[..fresh.len().min(room)];
-        let end = self.scan(fresh, limits.headers.min(Limits::HEADERS_MAX))?;
+        let end = self.scan(fresh, limits.headers.min(RequestLimits::HEADERS_MAX))?;
         if end.is_none() && fresh.len() == room {
             return Err(self.too_large());
         }
@@ -80,7 +81,7 @@ impl LineScan {
         Ok(None)
     }
 
-    /// What does not end within the limit.
+    /// Returns the error for a section that does not end within the limit.
     fn too_large(&self) -> HttpError {
         match self.expects {
             Expects::RequestLineOrEmpty | Expects::RequestLine => HttpError::RequestLineTooLong,
@@ -88,7 +89,7 @@ impl LineScan {
         }
     }
 
-    /// True if the line that just ended was the end of the section.
+    /// Handles the end of a line. Returns whether it ended the section.
     fn end_line(&mut self, headers_max: usize) -> Result<bool, HttpError> {
         let empty = mem::replace(&mut self.line_is_empty, true);
         match (&self.expects, empty) {
@@ -109,9 +110,9 @@ pub(super) fn is_control(byte: u8) -> bool {
     byte.is_ascii_control() && byte != b'\t'
 }
 
-/// `text` holds no CR.
+/// Refuses control bytes in a part of a line. `text` must not contain CR.
 fn refuse_control_bytes(text: &[u8]) -> Result<(), HttpError> {
-    // Without an early exit the compiler looks at many bytes at a time.
+    // No early exit, so the compiler can vectorise the loop.
     if !text.iter().fold(false, |found, &byte| found | is_control(byte)) {
         return Ok(());
     }

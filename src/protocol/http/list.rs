@@ -1,13 +1,13 @@
-//! Lists in header values (RFC 9110, section 5.6.1) and what their members are made of.
+//! Lists, quoted strings and tokens in header values (RFC 9110, section 5.6).
 
-/// The members of a comma-separated list, empty ones among them. A comma within a quoted string
-/// separates nothing.
+/// Yields the members of a comma-separated list, including empty ones. A comma in a quoted string does
+/// not separate.
 pub(in super::super) fn list_members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     split_unquoted(list, b',')
 }
 
-/// The parts between separators that are in no quoted string (RFC 9110, section 5.6.4), without
-/// white space at their ends. A string that is not closed takes in all that follows.
+/// Splits a value at separators outside quoted strings (RFC 9110, section 5.6.4) and trims each part. A
+/// quoted string without an end extends to the end of the value.
 pub(in super::super) fn split_unquoted(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -18,7 +18,7 @@ pub(in super::super) fn split_unquoted(text: &[u8], separator: u8) -> impl Itera
     })
 }
 
-/// The place of the first such byte that is in no quoted string, or else the end.
+/// Returns the offset of the first `wanted` byte outside quoted strings, or the length of the text.
 fn unquoted(text: &[u8], wanted: u8) -> usize {
     let (mut is_quoted, mut at) = (false, 0);
     while let Some(&byte) = text.get(at) {
@@ -33,7 +33,7 @@ fn unquoted(text: &[u8], wanted: u8) -> usize {
     at.min(text.len())
 }
 
-/// Whether this is a token (RFC 9110, section 5.6.2).
+/// Whether the text is a token (RFC 9110, section 5.6.2).
 pub fn is_token(text: &[u8]) -> bool {
     let is_token_byte =
         |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);

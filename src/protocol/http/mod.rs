@@ -1,14 +1,16 @@
-//! HTTP/1.0 and 1.1 for a server: requests from bytes as they come, responses to bytes.
+//! HTTP/1.0 and HTTP/1.1 for a server: decodes requests incrementally and encodes responses.
 //!
-//! Others may stand in front of this server, so whatever two readers could understand differently
-//! is refused, never repaired (RFC 9112 sections 2.2, 3, 5.1, 5.2, 6.3, 7.1 and 11.2).
+//! A proxy may stand in front of this server. Input that two parsers could interpret differently is
+//! refused, never repaired, to prevent request smuggling (RFC 9112, sections 2.2, 3, 5.1, 5.2, 6.3, 7.1
+//! and 11.2).
 //!
-//! - `mod.rs`: [`RequestReader`], what one connection keeps between reads; [`HttpError`].
-//! - `lines.rs`: finds the end of a head or of trailers. `head.rs`: what a head says.
-//!   `host.rs`: the host in it. `list.rs`: lists in its values. `known.rs`: the same head again.
-//! - `body.rs`: bodies with a length and chunked ones.
-//! - `request.rs`: the [`Request`] given out. `query.rs`: percent-encoding.
-//! - `response.rs`: the [`Response`] written. `date.rs`: when it was.
+//! - `mod.rs`: [`RequestReader`], the receive state of one connection; [`HttpError`].
+//! - `lines.rs`: finds the end of a head or of trailers.
+//! - `head.rs`: parses a head. `host.rs`: validates the host. `list.rs`: lists in header values.
+//! - `known.rs`: recognises a head that repeats the last one.
+//! - `body.rs`: decodes bodies, with a length or chunked.
+//! - `request.rs`: [`Request`]. `query.rs`: percent-encoding.
+//! - `response.rs`: [`Response`]. `date.rs`: the `Date` header.
 
 mod body;
 mod date;
@@ -31,37 +33,38 @@ pub use response::{CONTINUE, Exchange, Response};
 
 use std::{fmt, mem};
 
-use body::Body;
+use body::BodyDecoder;
 use head::Layout;
 use known::LastHead;
 use lines::LineScan;
 
-/// How much of one request is taken before it is refused.
+/// The limits of one request. A request over a limit is refused.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Bytes of the request line and header lines, with their line ends; of the trailers, too.
-    /// Below 4 GiB.
+pub struct RequestLimits {
+    /// Bytes of the request line and header lines, including line ends. Also the limit of the trailers.
+    /// Must be below 4 GiB.
     pub head_bytes: usize,
-    /// Header lines of one request: at most [`Limits::HEADERS_MAX`], whatever is asked for here.
+    /// Header lines. Values above [`RequestLimits::HEADERS_MAX`] are reduced to it.
     pub headers: usize,
-    /// Bytes of a body, without the framing of its chunks.
+    /// Bytes of the decoded body.
     pub body_bytes: usize,
 }
 
-impl Limits {
-    /// Parsing takes 32 bytes of stack for each header that might come: 8 KiB for this many.
+impl RequestLimits {
+    /// The most header lines that can be configured. Parsing takes 32 bytes of stack for each possible
+    /// header, so 8 KiB.
     pub const HEADERS_MAX: usize = 256;
 }
 
 /// Reads the requests of one connection, one after the other.
 ///
-/// A request that lies whole in one input is lent from there. Any other is put together in a buffer
-/// that never holds more than one head and one body within their limits, and that is freed by the
-/// read after the one that gave the request out. The reader also remembers the last head that came
-/// with a body, up to 1 KiB of it, and does not parse the same head again.
+/// A request that is whole in one input is borrowed from there. Any other is assembled in a buffer,
+/// which never holds more than one head and one body within their limits. The buffer is freed by the
+/// first read after the request was returned. The reader also remembers the last head of a request with
+/// a body, if it is at most 1 KiB long, and does not parse an identical head again.
 #[derive(Debug, Default)]
 pub struct RequestReader {
-    // The bytes of an unfinished request: its head, then its decoded body.
+    // The bytes of an incomplete request: its head, then its decoded body.
     kept: Vec<u8>,
     last: LastHead,
     stage: Stage,
@@ -69,86 +72,91 @@ pub struct RequestReader {
 
 #[derive(Debug, Default)]
 enum Stage {
-    /// Between requests; `kept` may still hold the one given out last.
+    /// Between requests. `kept` may still hold the request that was returned last.
     #[default]
     Idle,
     Head(LineScan),
-    Body(Unfinished),
+    Body(PendingBody),
 }
 
-/// A request whose head is known. The head is in `kept` unless `kept` is empty; then it is still at
-/// the front of the input.
+/// A request whose head was parsed and whose body is incomplete. The head is in `kept`, or at the front
+/// of the input if `kept` is empty.
 #[derive(Debug)]
-struct Unfinished {
+struct PendingBody {
     layout: Layout,
-    body: Body,
-    // Its head was given out: Step::Head comes once.
+    body: BodyDecoder,
+    // RequestStep::Head was returned for this request.
     is_announced: bool,
 }
 
-/// What a read came to.
+/// The outcome of one [`RequestReader::read`].
 #[derive(Debug)]
-pub enum Step<'r> {
-    /// All of the input was taken and the request is not whole yet.
+pub enum RequestStep<'r> {
+    /// All input was consumed and the request is not complete.
     NeedMore,
-    /// The head of a request whose body is not all here yet, with an empty body: whoever may not ask
-    /// for this is refused before more of it is kept than came with the head. Read again at once,
-    /// with what is left of the input, empty or not.
+    /// The head of a request whose body has not arrived completely. The request's body is empty here.
+    /// A request that is not allowed can be refused now, before more of its body is stored. Read again
+    /// at once with the rest of the input, even if that is empty.
     Head(Request<'r>),
-    /// The peer sends the body once it has [`CONTINUE`] (RFC 9110 section 10.1.1), and the body that
-    /// it announced is within its limit. Read again, with what comes after.
+    /// The peer waits for [`CONTINUE`] before it sends the body (RFC 9110, section 10.1.1). The
+    /// announced body is within its limit. Send it and read again when more input arrives.
     Continue,
-    /// A whole request.
+    /// A complete request.
     Request(Request<'r>),
 }
 
 impl RequestReader {
-    /// Memory that the half-read request and the last head take.
+    /// Returns the memory held by an incomplete request and by the remembered head, in bytes.
     pub fn held_bytes(&self) -> usize {
         self.kept.capacity() + self.last.held_bytes()
     }
 
-    /// Reads on in `input`, which is moved past what was taken: what follows a whole request (the
-    /// next one, or the frames of another protocol) stays in it. Read until [`Step::NeedMore`]; that
-    /// also frees what the last request took.
+    /// Consumes bytes from the front of `input`. Bytes after a complete request stay in it: the next
+    /// request, or the frames of another protocol. Call this until it returns
+    /// [`RequestStep::NeedMore`], which also frees the buffer of the last request.
     ///
-    /// The fault of a peer is the same [`HttpError`] however its bytes were cut.
-    /// After an error the connection is to be closed: where the next request starts is not known.
+    /// # Errors
+    /// The same [`HttpError`] for the same bytes, however they were split into reads. Close the
+    /// connection after an error: the start of the next request is unknown.
     pub fn read<'r, 'i: 'r>(
         &'r mut self,
         input: &mut &'i mut [u8],
-        limits: &Limits,
-    ) -> Result<Step<'r>, HttpError> {
-        let unfinished = match mem::take(&mut self.stage) {
+        limits: &RequestLimits,
+    ) -> Result<RequestStep<'r>, HttpError> {
+        let pending = match mem::take(&mut self.stage) {
             Stage::Idle => {
                 self.kept = Vec::new();
                 if input.is_empty() {
-                    return Ok(Step::NeedMore);
+                    return Ok(RequestStep::NeedMore);
                 }
                 if let Some(request) = self.read_known(input, limits) {
-                    return Ok(Step::Request(request));
+                    return Ok(RequestStep::Request(request));
                 }
                 self.read_head(LineScan::head(), input, limits)?
             }
             Stage::Head(scan) => self.read_head(scan, input, limits)?,
-            Stage::Body(unfinished) => Some(unfinished),
+            Stage::Body(pending) => Some(pending),
         };
-        match unfinished {
-            Some(unfinished) => self.read_body(unfinished, input, limits),
-            None => Ok(Step::NeedMore),
+        match pending {
+            Some(pending) => self.read_body(pending, input, limits),
+            None => Ok(RequestStep::NeedMore),
         }
     }
 
-    /// The head of the request whose body is being read, with an empty body.
+    /// Returns the request whose body is incomplete, with an empty body.
     pub fn head(&self) -> Option<Request<'_>> {
         match &self.stage {
-            Stage::Body(unfinished) => Some(unfinished.layout.head(&self.kept)),
+            Stage::Body(pending) => Some(pending.layout.head(&self.kept)),
             Stage::Idle | Stage::Head(_) => None,
         }
     }
 
-    /// Takes a request that is whole in `input`, if its head is the last one again.
-    fn read_known<'i>(&mut self, input: &mut &'i mut [u8], limits: &Limits) -> Option<Request<'i>> {
+    /// Returns a request that is whole in `input` if its head repeats the last one.
+    fn read_known<'i>(
+        &mut self,
+        input: &mut &'i mut [u8],
+        limits: &RequestLimits,
+    ) -> Option<Request<'i>> {
         let (layout, body_bytes) = self.last.find(input)?;
         let body_bytes = usize::try_from(body_bytes).ok()?;
         let bytes = layout.head_bytes().checked_add(body_bytes)?;
@@ -160,8 +168,8 @@ impl RequestReader {
         &mut self,
         mut scan: LineScan,
         input: &mut &mut [u8],
-        limits: &Limits,
-    ) -> Result<Option<Unfinished>, HttpError> {
+        limits: &RequestLimits,
+    ) -> Result<Option<PendingBody>, HttpError> {
         let Some(end) = scan.feed(input, limits)? else {
             let fresh: &mut [u8] = mem::take(input);
             self.kept.extend_from_slice(fresh);
@@ -175,39 +183,40 @@ impl RequestReader {
             &self.kept
         };
         let (layout, body) = head::parse(head, limits)?;
-        Ok(Some(Unfinished { layout, body, is_announced: false }))
+        Ok(Some(PendingBody { layout, body, is_announced: false }))
     }
 
     fn read_body<'r, 'i: 'r>(
         &'r mut self,
-        mut unfinished: Unfinished,
+        mut pending: PendingBody,
         input: &mut &'i mut [u8],
-        limits: &Limits,
-    ) -> Result<Step<'r>, HttpError> {
-        let Unfinished { layout, body, is_announced } = &mut unfinished;
+        limits: &RequestLimits,
+    ) -> Result<RequestStep<'r>, HttpError> {
+        let PendingBody { layout, body, is_announced } = &mut pending;
         let head_bytes = if self.kept.is_empty() { layout.head_bytes() } else { 0 };
         let decoded = body.decode(&mut input[head_bytes..], limits)?;
         let taken = take(input, head_bytes + decoded.taken);
         let fresh = &mut taken[..head_bytes + decoded.data];
         if decoded.whole && self.kept.is_empty() {
-            if layout.keep_alive && decoded.data > 0 && matches!(body, Body::Length { .. }) {
+            let has_length = matches!(body, BodyDecoder::Length { .. });
+            if layout.keep_alive && decoded.data > 0 && has_length {
                 self.last.keep(&fresh[..head_bytes], *layout);
             }
-            return Ok(Step::Request(layout.request(fresh)));
+            return Ok(RequestStep::Request(layout.request(fresh)));
         }
         self.kept.extend_from_slice(fresh);
         if decoded.whole {
-            return Ok(Step::Request(layout.request(&mut self.kept)));
+            return Ok(RequestStep::Request(layout.request(&mut self.kept)));
         }
         if !mem::replace(is_announced, true) {
             layout.expects_continue &= decoded.taken == 0;
-            self.stage = Stage::Body(unfinished);
-            return Ok(self.head().map_or(Step::NeedMore, Step::Head));
+            self.stage = Stage::Body(pending);
+            return Ok(self.head().map_or(RequestStep::NeedMore, RequestStep::Head));
         }
-        // Asked for once, and not by a peer that has begun to send the body anyhow.
+        // Returned once, and never if the peer has begun to send the body anyway.
         let asked = mem::take(&mut layout.expects_continue) && decoded.taken == 0;
-        self.stage = Stage::Body(unfinished);
-        Ok(if asked { Step::Continue } else { Step::NeedMore })
+        self.stage = Stage::Body(pending);
+        Ok(if asked { RequestStep::Continue } else { RequestStep::NeedMore })
     }
 }
 
@@ -217,56 +226,57 @@ fn take<'i>(input: &mut &'i mut [u8], count: usize) -> &'i mut [u8] {
     taken
 }
 
-/// Why a request is refused; `Display` says it in words. All are the peer's doing; the connection is
-/// answered and closed.
+/// Why a request is refused. Every variant is the peer's fault: the request gets an error response, and
+/// the connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HttpError {
-    /// RFC 9112 section 2.2 lets a server take it for a line end; two servers then see two requests.
+    /// A line ends with LF alone. RFC 9112, section 2.2, lets a server accept that, but then two servers
+    /// can see different requests.
     BareLineFeed,
-    /// RFC 9112 section 2.2.
+    /// A CR is not followed by LF (RFC 9112, section 2.2).
     BareCarriageReturn,
-    /// RFC 9110 section 5.5.
+    /// A line contains a control byte (RFC 9110, section 5.5).
     ControlByte,
-    /// RFC 9112 section 2.2 asks to skip one such line.
+    /// More than one empty line precedes the request (RFC 9112, section 2.2, asks to skip one).
     EmptyLines,
-    /// RFC 9112 section 3.
+    /// The request line is malformed (RFC 9112, section 3).
     RequestLine,
-    /// RFC 9112 section 3.2.
+    /// The request target is neither a path nor an http URL (RFC 9112, section 3.2).
     Target,
-    /// RFC 9112 sections 5.1 and 5.2.
+    /// A header line is malformed or folded (RFC 9112, sections 5.1 and 5.2).
     HeaderLine,
-    /// RFC 9112 section 3.2.
+    /// `Host` is missing, repeated or invalid (RFC 9112, section 3.2).
     Host,
-    /// RFC 9110 section 8.6.
+    /// `Content-Length` is not a decimal number (RFC 9110, section 8.6).
     Length,
-    /// RFC 9112 section 6.3.
+    /// `Content-Length` appears more than once (RFC 9112, section 6.3).
     RepeatedLength,
-    /// RFC 9112 section 6.3.
+    /// Both `Content-Length` and `Transfer-Encoding` are present (RFC 9112, section 6.3).
     LengthAndCoding,
-    /// RFC 9112 section 6.1.
+    /// `Transfer-Encoding` appears in an HTTP/1.0 request (RFC 9112, section 6.1).
     CodingInOldVersion,
-    /// RFC 9112 section 6.3.
+    /// `chunked` is not the last transfer coding (RFC 9112, section 6.3).
     ChunkedNotLast,
-    /// RFC 9112 section 7.1.
+    /// A chunk of the body is malformed (RFC 9112, section 7.1).
     Chunk,
-    /// RFC 9110 section 15.5.14.
+    /// The body exceeds its limit (RFC 9110, section 15.5.14).
     BodyTooLarge,
-    /// RFC 9110 section 10.1.1.
+    /// `Expect` asks for something other than `100-continue` (RFC 9110, section 10.1.1).
     Expectation,
-    /// RFC 9112 section 3.
+    /// The request line exceeds the limit of the head (RFC 9112, section 3).
     RequestLineTooLong,
-    /// RFC 6585 section 5.
+    /// The head exceeds its limit (RFC 6585, section 5).
     HeadTooLarge,
-    /// RFC 6585 section 5.
+    /// The request has too many header lines (RFC 6585, section 5).
     TooManyHeaders,
-    /// RFC 9112 section 6.1.
+    /// The transfer coding is not `chunked` (RFC 9112, section 6.1).
     UnknownCoding,
-    /// RFC 9110 section 15.6.6.
+    /// The HTTP version is not supported (RFC 9110, section 15.6.6).
     Version,
 }
 
 impl HttpError {
-    /// The status to answer with.
+    /// Returns the HTTP status of the error response.
     pub fn status(self) -> u16 {
         self.explained().0
     }
@@ -275,7 +285,7 @@ impl HttpError {
         match self {
             Self::BareLineFeed => (400, "a line ends with LF alone instead of CR LF"),
             Self::BareCarriageReturn => (400, "a CR is not followed by LF"),
-            Self::ControlByte => (400, "a line holds a control byte"),
+            Self::ControlByte => (400, "a line contains a control byte"),
             Self::EmptyLines => (400, "there is more than one empty line before the request"),
             Self::RequestLine => (400, "the request line is not METHOD TARGET VERSION"),
             Self::Target => (400, "the request target is neither a path nor an http URL"),
@@ -284,18 +294,20 @@ impl HttpError {
             }
             Self::Host => (400, "the Host header is missing, repeated or not a host"),
             Self::Length => (400, "Content-Length is not a plain decimal number"),
-            Self::RepeatedLength => (400, "Content-Length is there more than once"),
-            Self::LengthAndCoding => (400, "there are both Content-Length and Transfer-Encoding"),
+            Self::RepeatedLength => (400, "Content-Length is repeated"),
+            Self::LengthAndCoding => {
+                (400, "Content-Length and Transfer-Encoding must not be combined")
+            }
             Self::CodingInOldVersion => (400, "Transfer-Encoding needs HTTP/1.1"),
             Self::ChunkedNotLast => (400, "chunked is not the last transfer coding"),
             Self::Chunk => (400, "a chunk of the body is malformed"),
             Self::BodyTooLarge => (413, "the body is too large"),
             Self::RequestLineTooLong => (414, "the request line is too long"),
-            Self::Expectation => (417, "the only expectation that can be met is 100-continue"),
+            Self::Expectation => (417, "the only supported expectation is 100-continue"),
             Self::HeadTooLarge => (431, "the header section is too large"),
             Self::TooManyHeaders => (431, "there are too many header lines"),
-            Self::UnknownCoding => (501, "the only transfer coding known here is chunked"),
-            Self::Version => (505, "the only versions spoken here are HTTP/1.0 and HTTP/1.1"),
+            Self::UnknownCoding => (501, "the only supported transfer coding is chunked"),
+            Self::Version => (505, "the only supported versions are HTTP/1.0 and HTTP/1.1"),
         }
     }
 }

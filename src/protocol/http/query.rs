@@ -2,19 +2,19 @@
 
 use std::{borrow::Cow, fmt};
 
-/// Why text is not percent-encoded text.
+/// Why percent-encoded text cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EscapeError {
-    /// A `%` without two hex digits behind it (RFC 3986 section 2.1).
+    /// A `%` is not followed by two hexadecimal digits (RFC 3986, section 2.1).
     Digits,
-    /// What the escapes stand for is not UTF-8.
+    /// The decoded bytes are not UTF-8.
     Utf8,
 }
 
 impl fmt::Display for EscapeError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            Self::Digits => "a % is not followed by two hex digits",
+            Self::Digits => "a % is not followed by two hexadecimal digits",
             Self::Utf8 => "the percent-encoded text is not UTF-8",
         })
     }
@@ -22,12 +22,15 @@ impl fmt::Display for EscapeError {
 
 impl std::error::Error for EscapeError {}
 
-/// Decodes `%XX` (RFC 3986 section 2.1). What is decoded may hold any character, `/` and NUL too.
+/// Decodes `%XX` (RFC 3986, section 2.1). The result may contain any character, including `/` and NUL.
+///
+/// # Errors
+/// An escape is malformed, or the decoded bytes are not UTF-8.
 pub fn percent_decode(text: &str) -> Result<Cow<'_, str>, EscapeError> {
     decode(text, false)
 }
 
-/// One `name=value` of a query.
+/// One `name=value` pair of a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryPair<'q> {
     /// The decoded name, or the name as sent if it cannot be decoded.
@@ -38,8 +41,9 @@ pub struct QueryPair<'q> {
     pub flaw: Option<EscapeError>,
 }
 
-/// The pairs `name=value` of a query, decoded as a form: `+` is a space. A name without `=` has an
-/// empty value. A pair that cannot be decoded spoils no other: links carry parameters of strangers.
+/// Yields the `name=value` pairs of a query, decoded as a form: `+` is a space. A name without `=` has
+/// an empty value. A pair that cannot be decoded does not affect the others, because links often carry
+/// unrelated parameters.
 pub fn query_pairs(query: &str) -> impl Iterator<Item = QueryPair<'_>> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -1,35 +1,36 @@
-//! A whole request, as lent to whoever answers it.
+//! A complete HTTP request.
 
 use memchr::memchr;
 
 use super::list::list_members;
 use super::response::Exchange;
 
-/// A request that was checked: it has one meaning, and its body is whole.
+/// A validated request with its complete body. Borrows from the bytes that it was read from.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// The method, in the case it was sent in: methods are case-sensitive.
+    /// The method. Methods are case-sensitive.
     pub method: Method<'a>,
-    /// The path as sent, percent-encoded, without the query: starts with `/`, or is `*` for OPTIONS.
+    /// The path as sent, percent-encoded, without the query. Starts with `/`, or is `*` for OPTIONS.
     pub path: &'a str,
-    /// The query as sent, without its `?`; empty if there is none. See [`query_pairs`](super::query_pairs).
+    /// The query as sent, without its `?`; empty if there is none. [`query_pairs`](super::query_pairs)
+    /// decodes it.
     pub query: &'a str,
-    /// The version of the peer.
+    /// The peer's HTTP version.
     pub version: Version,
-    /// Whether the connection stays open after the answer (RFC 9112 section 9.3).
+    /// Whether the connection stays open after the response (RFC 9112, section 9.3).
     pub keep_alive: bool,
-    /// The body without its framing; the reader of it may overwrite it.
+    /// The body, decoded. The receiver may overwrite it.
     pub body: &'a mut [u8],
-    // From an absolute target; empty for any other.
+    // The authority of an absolute target; empty for other targets.
     pub(super) authority: &'a str,
-    // The header lines and the empty line behind them, each with CR LF.
+    // The header lines and the empty line after them, each with CR LF.
     pub(super) fields: &'a [u8],
-    // The names in them.
+    // A filter of the header names.
     pub(super) names: NameSet,
 }
 
-/// A filter of the header names in a request. Most headers that are looked up are absent; the filter
-/// says so without a look at the lines.
+/// A filter of the header names in a request, like a Bloom filter with one hash. Most headers that are
+/// looked up are absent, and the filter says so without a scan of the header lines.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct NameSet(u64);
 
@@ -38,19 +39,19 @@ impl NameSet {
         self.0 |= Self::bit(name);
     }
 
-    /// False if no header has this name, in any case. True proves nothing.
+    /// Returns false if no header has this name, ignoring case. True means that one may have it.
     fn may_have(self, name: &str) -> bool {
         self.0 & Self::bit(name) != 0
     }
 
-    /// Picks one of 64 bits by the first letter, in either case, and by an odd or even length.
+    /// Selects one of 64 bits by the first letter, ignoring case, and the parity of the length.
     fn bit(name: &str) -> u64 {
         let first = name.bytes().next().unwrap_or_default();
         1 << (u64::from(first & 0x1F) * 2 + (name.len() as u64 & 1))
     }
 }
 
-/// A request that outlives the bytes it was read from.
+/// An owned copy of a request, for a response that has to wait.
 #[derive(Debug)]
 pub struct KeptRequest {
     method: String,
@@ -65,14 +66,14 @@ pub struct KeptRequest {
 }
 
 impl KeptRequest {
-    /// Memory that it takes.
+    /// Returns the memory held, in bytes.
     pub fn held_bytes(&self) -> usize {
         let texts = [&self.method, &self.path, &self.query, &self.authority];
         let texts: usize = texts.into_iter().map(String::capacity).sum();
         texts + self.body.capacity() + self.fields.capacity()
     }
 
-    /// The request, to be answered.
+    /// Borrows the request.
     pub fn lend(&mut self) -> Request<'_> {
         Request {
             method: Method::named(&self.method),
@@ -88,16 +89,16 @@ impl KeptRequest {
     }
 }
 
-/// A request method (RFC 9110 section 9).
+/// A request method (RFC 9110, section 9).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method<'a> {
     /// GET
     Get,
-    /// HEAD: answered as GET, without the body.
+    /// HEAD: like GET, but the response has no body.
     Head,
     /// POST
     Post,
-    /// Any other.
+    /// Any other method.
     Other(&'a str),
 }
 
@@ -111,7 +112,7 @@ impl<'a> Method<'a> {
         }
     }
 
-    /// The method as it was sent.
+    /// Returns the method's name.
     pub fn name(self) -> &'a str {
         match self {
             Self::Get => "GET",
@@ -122,7 +123,7 @@ impl<'a> Method<'a> {
     }
 }
 
-/// An HTTP version that is spoken here.
+/// A supported HTTP version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
     /// HTTP/1.0
@@ -132,7 +133,7 @@ pub enum Version {
 }
 
 impl<'a> Request<'a> {
-    /// A copy of all of it, for as long as it cannot be answered.
+    /// Copies the request, to answer it later.
     pub fn keep(&self) -> KeptRequest {
         KeptRequest {
             method: self.method.name().to_owned(),
@@ -147,7 +148,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The headers in the order they came, their values without white space at the ends.
+    /// Yields the headers in order, each name with its trimmed value.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
         // Only the empty line that ends the head has no colon.
         lines(self.fields).map_while(|line| {
@@ -157,7 +158,7 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// The values of each header of that name, in any case.
+    /// Yields the values of all headers with this name, ignoring case.
     #[inline]
     pub fn header_values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         let fields = if self.names.may_have(name) { self.fields } else { b"" };
@@ -168,27 +169,27 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// The value of the first header of that name, in any case.
+    /// Returns the value of the first header with this name, ignoring case.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.header_values(name).next()
     }
 
-    /// The value of the header of that name, in any case, if there is one and no second.
+    /// Returns the value of the header with this name, ignoring case, if there is exactly one.
     pub fn only_header(&self, name: &str) -> Option<&'a [u8]> {
         let mut values = self.header_values(name);
         values.next().filter(|_| values.next().is_none())
     }
 
-    /// Whether `token`, in any case, is a member of the comma-separated list that all headers of that
-    /// name make together (RFC 9110 section 5.3).
+    /// Whether `token`, ignoring case, is a member of the comma-separated list formed by all headers
+    /// with this name (RFC 9110, section 5.3).
     pub fn header_has_token(&self, name: &str, token: &str) -> bool {
         self.header_values(name)
             .flat_map(list_members)
             .any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// The host, and port if any, that the request is meant for. RFC 9112 section 3.2.2: that of an
-    /// absolute target goes before the header.
+    /// Returns the requested host, with its port if there is one. An absolute target takes precedence
+    /// over the `Host` header (RFC 9112, section 3.2.2).
     pub fn host(&self) -> Option<&'a [u8]> {
         if self.authority.is_empty() {
             return self.header("host");
@@ -196,7 +197,7 @@ impl<'a> Request<'a> {
         Some(self.authority.as_bytes())
     }
 
-    /// What the answer needs to know of this request, which may be gone by then.
+    /// Returns the properties of the request that the response depends on. They outlive the request.
     pub fn exchange(&self) -> Exchange {
         Exchange {
             version: self.version,
@@ -206,7 +207,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The lines of a header section, without their ends.
+/// Yields the lines of a header section, without their line ends.
 fn lines(mut fields: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (line, after) = fields.split_at(memchr(b'\r', fields)?);

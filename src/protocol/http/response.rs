@@ -1,44 +1,47 @@
-//! Responses to bytes.
+//! Encodes responses.
 
 use super::date::Date;
 use super::request::Version;
 
-/// The interim answer to [`Step::Continue`](super::Step::Continue).
+/// The interim response to send at [`RequestStep::Continue`](super::RequestStep::Continue).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What of a request shapes the form of its answer, small enough to be kept until there is one.
+/// The properties of a request that decide the form of its response. Small enough to keep until the
+/// response is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exchange {
-    /// An HTTP/1.0 peer has to be told that the connection stays open.
+    /// The peer's version. An HTTP/1.0 peer must be told that the connection stays open.
     pub version: Version,
-    /// Whether another request may follow. False: close once the answer is written.
+    /// Whether another request may follow. False: close the connection after the response.
     pub keep_alive: bool,
-    /// Whether the body is left out, though its length is told: an answer to HEAD.
+    /// Whether to omit the body but still state its length: the response to HEAD.
     pub head_only: bool,
 }
 
 impl Exchange {
-    /// For a request that could not be read: the connection ends with the answer.
+    /// The properties for a request that could not be parsed. The connection is closed after the
+    /// response.
     pub const REFUSED: Self =
         Self { version: Version::Http11, keep_alive: false, head_only: false };
 }
 
-/// A final answer whose body is whole.
+/// A final response with its complete body.
 #[derive(Debug, Clone, Copy)]
 pub struct Response<'a> {
-    /// 200 to 599. With 204 and 304 goes an empty body.
+    /// The status, 200 to 599. The body must be empty for 204 and 304.
     pub status: u16,
-    /// The `Content-Type`; empty for none.
+    /// The `Content-Type`. Empty: the header is omitted.
     pub content_type: &'a str,
-    /// Other headers than date, type, length and connection. Free of CR and LF.
+    /// Further headers besides `Date`, `Content-Type`, `Content-Length` and `Connection`. They must not
+    /// contain CR or LF.
     pub headers: &'a [(&'a str, &'a str)],
-    /// The content.
+    /// The body.
     pub body: &'a [u8],
 }
 
 impl Response<'_> {
-    /// Appends the answer to `out`. The status line names HTTP/1.1 to 1.0 peers too, as RFC 9110
-    /// section 6.2 asks.
+    /// Appends the encoded response to `out`. The status line says HTTP/1.1 to HTTP/1.0 peers too, as
+    /// RFC 9110, section 6.2, requires.
     pub fn write(&self, out: &mut Vec<u8>, exchange: Exchange, date: Date) {
         if self.status == 200 {
             out.extend_from_slice(b"HTTP/1.1 200 OK");
@@ -53,7 +56,8 @@ impl Response<'_> {
         if !self.content_type.is_empty() {
             write_header(out, "Content-Type", self.content_type);
         }
-        // RFC 9110 section 8.6 forbids a length with 204; with 304 it would be that of another answer.
+        // RFC 9110, section 8.6, forbids a length with 204. With 304 it would be the length of the body
+        // that a 200 would have had.
         if !matches!(self.status, 204 | 304) {
             out.extend_from_slice(b"Content-Length: ");
             write_number(out, self.body.len());
@@ -77,7 +81,7 @@ impl Response<'_> {
 pub(in super::super) fn write_header(out: &mut Vec<u8>, name: &str, value: &str) {
     debug_assert!(
         !value.bytes().any(|byte| byte.is_ascii_control()),
-        "{name} would split the answer"
+        "{name} contains a control character and could split the response"
     );
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
@@ -89,8 +93,8 @@ fn write_number(out: &mut Vec<u8>, number: usize) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// The reason phrases of RFC 9110 section 15 and RFC 6585, for the statuses in use here. A phrase may
-/// be empty (RFC 9112 section 4).
+/// Returns the reason phrase of a status (RFC 9110, section 15, and RFC 6585). A phrase may be empty
+/// (RFC 9112, section 4).
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",

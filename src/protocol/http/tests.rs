@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits { head_bytes: 400, headers: 6, body_bytes: 40 };
+const LIMITS: RequestLimits = RequestLimits { head_bytes: 400, headers: 6, body_bytes: 40 };
 
 /// What a test keeps of a request, which is lent for a moment only.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,10 +54,10 @@ fn read_pieces<'a>(
         let mut input = bytes.as_mut_slice();
         loop {
             match reader.read(&mut input, &LIMITS) {
-                Ok(Step::NeedMore) => break,
-                Ok(Step::Head(head)) => assert!(head.body.is_empty()),
-                Ok(Step::Continue) => {}
-                Ok(Step::Request(request)) => seen.push(Seen::of(&request)),
+                Ok(RequestStep::NeedMore) => break,
+                Ok(RequestStep::Head(head)) => assert!(head.body.is_empty()),
+                Ok(RequestStep::Continue) => {}
+                Ok(RequestStep::Request(request)) => seen.push(Seen::of(&request)),
                 Err(error) => return (seen, Err(error)),
             }
         }
@@ -193,7 +193,9 @@ fn list_members_are_found_over_several_lines_and_not_within_words() {
             .to_vec();
     let mut input = bytes.as_mut_slice();
     let mut reader = RequestReader::default();
-    let Ok(Step::Request(request)) = reader.read(&mut input, &LIMITS) else { panic!("not whole") };
+    let Ok(RequestStep::Request(request)) = reader.read(&mut input, &LIMITS) else {
+        panic!("not whole")
+    };
     assert!(request.header_has_token("CONNECTION", "upgrade"));
     assert!(request.header_has_token("connection", "TE"));
     assert!(!request.header_has_token("connection", "keep"));
@@ -380,12 +382,14 @@ fn a_head_at_its_limits_is_taken_and_one_beyond_refused() {
 
 #[test]
 fn no_more_headers_are_taken_than_there_is_stack_for() {
-    let limits = Limits { head_bytes: 1 << 16, headers: usize::MAX, body_bytes: 0 };
-    for (count, taken) in [(Limits::HEADERS_MAX, true), (Limits::HEADERS_MAX + 1, false)] {
+    let limits = RequestLimits { head_bytes: 1 << 16, headers: usize::MAX, body_bytes: 0 };
+    for (count, taken) in
+        [(RequestLimits::HEADERS_MAX, true), (RequestLimits::HEADERS_MAX + 1, false)]
+    {
         let mut bytes = format!("GET / HTTP/1.0\r\n{}\r\n", "X: y\r\n".repeat(count)).into_bytes();
         let mut reader = RequestReader::default();
         let read = reader.read(&mut bytes.as_mut_slice(), &limits);
-        assert_eq!(matches!(read, Ok(Step::Request(_))), taken);
+        assert_eq!(matches!(read, Ok(RequestStep::Request(_))), taken);
         assert_eq!(matches!(read, Err(HttpError::TooManyHeaders)), !taken);
     }
 }
@@ -416,10 +420,10 @@ fn steps<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<&'static str> {
     for piece in pieces {
         let mut bytes = piece.as_bytes().to_vec();
         steps.push(match reader.read(&mut bytes.as_mut_slice(), &LIMITS).unwrap() {
-            Step::NeedMore => "need more",
-            Step::Head(_) => "head",
-            Step::Continue => "continue",
-            Step::Request(_) => "request",
+            RequestStep::NeedMore => "need more",
+            RequestStep::Head(_) => "head",
+            RequestStep::Continue => "continue",
+            RequestStep::Request(_) => "request",
         });
     }
     steps
@@ -463,7 +467,7 @@ fn a_head_is_given_once_and_before_more_of_the_body_is_kept_than_came_with_it() 
         let mut bytes = format!("{head}{first}").into_bytes();
         let mut reader = RequestReader::default();
         match reader.read(&mut bytes.as_mut_slice(), &LIMITS) {
-            Ok(Step::Head(given)) => {
+            Ok(RequestStep::Head(given)) => {
                 let seen = Seen::of(&given);
                 assert_eq!((&*seen.path, &*seen.query, &*seen.body), ("/a", "b", ""));
             }
@@ -471,7 +475,7 @@ fn a_head_is_given_once_and_before_more_of_the_body_is_kept_than_came_with_it() 
         }
         assert_eq!(reader.kept.len(), head.len() + "abc".len());
         assert_eq!(reader.head().map(|head| Seen::of(&head).path), Some("/a".into()));
-        assert!(matches!(reader.read(&mut &mut [][..], &LIMITS), Ok(Step::NeedMore)));
+        assert!(matches!(reader.read(&mut &mut [][..], &LIMITS), Ok(RequestStep::NeedMore)));
     }
 }
 
@@ -484,11 +488,14 @@ fn what_follows_a_request_stays_in_the_input() {
         let (last, before) = pieces.split_last().unwrap();
         for piece in before {
             let mut bytes = piece.as_bytes().to_vec();
-            assert!(matches!(reader.read(&mut bytes.as_mut_slice(), &LIMITS), Ok(Step::NeedMore)));
+            assert!(matches!(
+                reader.read(&mut bytes.as_mut_slice(), &LIMITS),
+                Ok(RequestStep::NeedMore)
+            ));
         }
         let mut bytes = last.as_bytes().to_vec();
         let mut input = bytes.as_mut_slice();
-        assert!(matches!(reader.read(&mut input, &LIMITS), Ok(Step::Request(_))));
+        assert!(matches!(reader.read(&mut input, &LIMITS), Ok(RequestStep::Request(_))));
         assert_eq!(input, b"\x01frame");
     }
 }
@@ -503,7 +510,7 @@ fn a_request_that_is_whole_in_its_input_is_lent_from_there() {
         let addresses = bytes.as_ptr_range();
         let mut reader = RequestReader::default();
         match reader.read(&mut bytes.as_mut_slice(), &LIMITS) {
-            Ok(Step::Request(request)) => {
+            Ok(RequestStep::Request(request)) => {
                 assert_eq!(request.body, b"ab");
                 assert!(addresses.contains(&request.body.as_ptr()));
                 assert!(addresses.contains(&request.path.as_ptr()));
@@ -522,7 +529,7 @@ fn a_reader_between_requests_holds_no_memory() {
         reader.read(&mut bytes.as_mut_slice(), &LIMITS).unwrap();
     }
     assert!(reader.kept.capacity() > 0, "the request is lent from here");
-    assert!(matches!(reader.read(&mut [].as_mut_slice(), &LIMITS), Ok(Step::NeedMore)));
+    assert!(matches!(reader.read(&mut [].as_mut_slice(), &LIMITS), Ok(RequestStep::NeedMore)));
     assert_eq!(reader.kept.capacity(), 0);
     assert!(size_of::<RequestReader>() <= 160, "it is part of every connection");
 }

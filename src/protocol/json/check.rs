@@ -1,54 +1,55 @@
-//! Checks that a text is JSON which every parser reads (RFC 8259), and says where it is not.
+//! Validates JSON strictly (RFC 8259) and locates the first error.
 //!
-//! Parts of what back ends and tokens say are passed on to others as they were written. Parsers
-//! differ in what they let pass: what one of ours takes could break one of theirs.
+//! Parts of requests and tokens are forwarded to back ends verbatim. Parsers differ in what they
+//! tolerate, so text that gridcast's parser accepts could break a back end's. Only text that every
+//! parser accepts is forwarded.
 
 use std::fmt;
 use std::ops::Range;
 
 use memchr::memchr2;
 
-/// Levels of arrays and objects within each other, at most. Some parsers of back ends stop at 100.
+/// The most levels of nested arrays and objects. Some parsers of back ends stop at 100.
 pub const DEPTH_MAX: u32 = 64;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// Digits that a number may have without its size being looked at: the largest 64-bit float has 309.
+/// The most digits of an integer that certainly fits into a 64-bit float, whose largest value has 309.
 const DIGITS_SAFE: usize = 300;
 
-/// What is wrong with a text, and where.
+/// An error in a JSON text, and where it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flaw {
-    /// What is wrong.
+    /// The kind of error.
     pub kind: FlawKind,
-    /// The byte at which it is, counted from 0.
+    /// The offset of the error in bytes, counted from 0.
     pub offset: usize,
 }
 
-/// A way in which a text is not JSON that every parser reads.
+/// A kind of error in a JSON text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlawKind {
-    /// RFC 8259, section 8.1, forbids to send one.
+    /// A byte order mark at the start, which RFC 8259, section 8.1, forbids.
     ByteOrderMark,
-    /// Bytes that are no text.
+    /// The text is not valid UTF-8.
     NotUtf8,
-    /// More is expected.
+    /// The text ends before the value is complete.
     Ends,
-    /// A character that cannot stand there.
+    /// A character that is not allowed at this place.
     Unexpected,
-    /// A backslash with something else behind it than JSON knows.
+    /// An unknown escape sequence.
     Escape,
-    /// An escaped surrogate without the other one of its pair (RFC 8259, section 8.2).
+    /// An escaped surrogate without its partner (RFC 8259, section 8.2).
     HalfSurrogate,
-    /// A character below U+0020 in a string.
+    /// A character below U+0020 in a string that is not escaped.
     Control,
-    /// Something that begins as a number and is none.
+    /// A malformed number.
     BadNumber,
-    /// A number that a 64-bit float cannot hold (RFC 8259, section 6).
+    /// A number that does not fit into a 64-bit float (RFC 8259, section 6).
     HugeNumber,
-    /// Deeper than [`DEPTH_MAX`].
+    /// More levels of nesting than [`DEPTH_MAX`].
     Deep,
-    /// Something behind the value.
+    /// More text after the value.
     Trailing,
 }
 
@@ -65,7 +66,7 @@ impl fmt::Display for Flaw {
             FlawKind::BadNumber => "a malformed number",
             FlawKind::HugeNumber => "a number too large for a 64-bit float",
             FlawKind::Deep => "more than 64 levels of nesting",
-            FlawKind::Trailing => "more text behind the value",
+            FlawKind::Trailing => "more text after the value",
         };
         write!(formatter, "{words}, at offset {}", self.offset)
     }
@@ -73,10 +74,10 @@ impl fmt::Display for Flaw {
 
 impl std::error::Error for Flaw {}
 
-/// Checks a text that is to be passed on.
+/// Checks that every JSON parser accepts `text`.
 ///
 /// # Errors
-/// The first thing that some parser could trip over.
+/// The first error.
 pub fn check(text: &[u8]) -> Result<&str, Flaw> {
     let mut huge = None;
     let checked = check_but_numbers(text, |place| huge = huge.or(Some(place.start)))?;
@@ -86,23 +87,24 @@ pub fn check(text: &[u8]) -> Result<&str, Flaw> {
     }
 }
 
-/// Checks a text, and shows `note_huge` the places of numbers that a 64-bit float cannot hold.
+/// Checks a text but accepts numbers that do not fit into a 64-bit float; passes the range of each to
+/// `note_huge`.
 ///
 /// # Errors
-/// The first thing, other than these, that some parser could trip over.
+/// The first error of any other kind.
 pub fn check_but_numbers(text: &[u8], note_huge: impl FnMut(Range<usize>)) -> Result<&str, Flaw> {
     if text.starts_with(BYTE_ORDER_MARK) {
         return Err(Flaw { kind: FlawKind::ByteOrderMark, offset: 0 });
     }
     let checked = check_utf8(text)?;
-    Scanner { text, at: 0, levels: Levels::default(), note_huge }.document()?;
+    Checker { text, at: 0, levels: Levels::default(), note_huge }.document()?;
     Ok(checked)
 }
 
-/// Checks that bytes are text.
+/// Checks that bytes are valid UTF-8.
 ///
 /// # Errors
-/// The first byte that is not.
+/// The offset of the first invalid byte.
 pub fn check_utf8(text: &[u8]) -> Result<&str, Flaw> {
     simdutf8::basic::from_utf8(text).map_err(|_| {
         let valid = str::from_utf8(text).err().map_or(0, |error| error.valid_up_to());
@@ -110,24 +112,24 @@ pub fn check_utf8(text: &[u8]) -> Result<&str, Flaw> {
     })
 }
 
-/// The arrays and objects that are open.
+/// The arrays and objects that contain the current position.
 #[derive(Default)]
 struct Levels {
     depth: u32,
-    // A bit for each, the innermost lowest; set for an object.
+    // One bit per level, the innermost lowest: 1 for an object, 0 for an array.
     are_objects: u64,
 }
 
 const _: () = assert!(DEPTH_MAX <= u64::BITS);
 
-struct Scanner<'t, F> {
+struct Checker<'t, F> {
     text: &'t [u8],
     at: usize,
     levels: Levels,
     note_huge: F,
 }
 
-impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
+impl<F: FnMut(Range<usize>)> Checker<'_, F> {
     fn document(mut self) -> Result<(), Flaw> {
         loop {
             if self.begin_value()? {
@@ -141,7 +143,7 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         if self.at < self.text.len() { Err(self.flaw(FlawKind::Trailing)) } else { Ok(()) }
     }
 
-    /// Reads a value, or the beginning of one that holds others; whether it is whole.
+    /// Reads a scalar, or the start of an array or object. Returns whether the value is complete.
     fn begin_value(&mut self) -> Result<bool, Flaw> {
         match self.next()? {
             b'"' => self.string()?,
@@ -156,7 +158,7 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         Ok(true)
     }
 
-    /// Enters an array or object, up to its first value; whether it is empty and left again.
+    /// Enters an array or object, up to its first value. Returns whether it is empty and so complete.
     fn open(&mut self, is_object: bool) -> Result<bool, Flaw> {
         if self.levels.depth == DEPTH_MAX {
             return Err(self.flaw(FlawKind::Deep));
@@ -174,7 +176,8 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         Ok(false)
     }
 
-    /// Behind a value: leaves what ends with it, and goes on to the next value, if there is one.
+    /// Continues after a value: leaves the arrays and objects that end here, and moves to the next value
+    /// if there is one.
     fn end_values(&mut self) -> Result<(), Flaw> {
         while self.levels.depth > 0 {
             let is_object = self.levels.are_objects & 1 != 0;
@@ -212,7 +215,7 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         loop {
             let rest = &self.text[self.at..];
             let plain = memchr2(b'"', b'\\', rest).unwrap_or(rest.len());
-            // All are looked at, so that many are at once.
+            // No early exit, so the compiler can vectorise the loop.
             if rest[..plain].iter().copied().fold(u8::MAX, u8::min) < b' ' {
                 self.at += rest.iter().take_while(|&&byte| byte >= b' ').count();
                 return Err(self.flaw(FlawKind::Control));
@@ -246,7 +249,7 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         Ok(())
     }
 
-    /// The UTF-16 unit of the escape `\uXXXX` that begins there.
+    /// Returns the UTF-16 unit of the escape `\uXXXX` at `at`.
     fn escaped_unit(&self, at: usize) -> Result<u32, Flaw> {
         let digits = self.text.get(at + 2..at + 6).ok_or(self.ends())?;
         let unit = digits
@@ -255,7 +258,7 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         unit.ok_or(Flaw { kind: FlawKind::Escape, offset: at })
     }
 
-    /// RFC 8259, section 6.
+    /// Reads a number (RFC 8259, section 6).
     fn number(&mut self) -> Result<(), Flaw> {
         let start = self.at;
         let bad = Flaw { kind: FlawKind::BadNumber, offset: start };
@@ -285,14 +288,14 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         Ok(())
     }
 
-    /// Takes all digits; how many they are.
+    /// Skips digits and returns how many there were.
     fn digits(&mut self) -> usize {
         let count = self.text[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         self.at += count;
         count
     }
 
-    /// Takes one of these bytes, if it is next.
+    /// Skips the next byte if it is one of `bytes`.
     fn take(&mut self, bytes: &[u8]) -> bool {
         let is_next = self.text.get(self.at).is_some_and(|byte| bytes.contains(byte));
         self.at += usize::from(is_next);
@@ -311,7 +314,7 @@ impl<F: FnMut(Range<usize>)> Scanner<'_, F> {
         while self.take(b" \t\n\r") {}
     }
 
-    /// The next byte that is no white space.
+    /// Skips white space and returns the byte after it, without consuming that byte.
     fn next(&mut self) -> Result<u8, Flaw> {
         self.skip_white_space();
         self.byte()

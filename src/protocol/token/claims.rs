@@ -1,5 +1,5 @@
-//! The two JSON objects of a token, read strictly: a field of the wrong type is never as good as
-//! absent, and one that is there twice has no meaning (RFC 7515, section 4; RFC 7519, section 4).
+//! Parses the header and the claims of a token strictly. A field of the wrong type is an error, never
+//! treated as absent; so is a repeated field (RFC 7515, section 4; RFC 7519, section 4).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,16 +12,16 @@ use super::TokenError;
 use crate::protocol::api::{ContextEntry, NAME_BYTES_MAX};
 use crate::protocol::json;
 
-/// What a token says of the way it was signed.
-pub(super) struct Head {
-    /// `alg`
+/// The header of a token, which says how it was signed (RFC 7515, section 4).
+pub(super) struct JoseHeader {
+    /// The value of `alg`.
     pub algorithm: String,
-    /// Whether there is a `crit`, whatever it asks for.
+    /// Whether the header has a `crit` field.
     pub has_extensions: bool,
 }
 
-impl Head {
-    /// Reads a header, which anybody may have written.
+impl JoseHeader {
+    /// Parses a header. The header is not trusted: the signature is not verified yet.
     pub fn read(text: &[u8]) -> Result<Self, TokenError> {
         let fields = Fields::read(text).map_err(|_| TokenError::Malformed)?;
         let algorithm = fields.text("alg", "").ok().flatten().ok_or(TokenError::Malformed)?;
@@ -29,28 +29,28 @@ impl Head {
     }
 }
 
-/// What a token says of its bearer.
+/// The claims of a token.
 pub(super) struct Claims {
-    /// `exp`, in seconds.
+    /// The value of `exp`, in Unix seconds.
     pub expires: f64,
-    /// `nbf`, in seconds.
+    /// The value of `nbf`, in Unix seconds.
     pub not_before: Option<f64>,
-    /// `aud`
+    /// The value of `aud`.
     pub audience: Option<Vec<String>>,
-    /// `iss`
+    /// The value of `iss`.
     pub issuer: Option<String>,
-    /// `channels`
+    /// The value of `channels`.
     pub channels: Vec<String>,
-    /// `context`, with `sub` as `user_id` in it.
+    /// The value of `context`, with `sub` added as `user_id`.
     pub context: Vec<ContextEntry>,
 }
 
 impl Claims {
-    /// Reads claims whose signature is known to be right.
+    /// Parses claims whose signature was verified.
     pub fn read(text: &[u8]) -> Result<Self, TokenError> {
         json::check(text).map_err(TokenError::NotJson)?;
         let fields = Fields::read(text).map_err(|_| {
-            TokenError::Claims("they are not an object in which every name is there once")
+            TokenError::Claims("they are not an object in which each name appears once")
         })?;
         fields.number("iat", "iat is not a number")?;
         let expires = fields.number("exp", "exp is not a number")?;
@@ -65,7 +65,7 @@ impl Claims {
     }
 }
 
-/// An object whose names are there once, each with the text of its value.
+/// An object without repeated names: each name with the JSON text of its value.
 struct Fields<'t>(HashMap<String, &'t RawValue>);
 
 impl<'t> Fields<'t> {
@@ -73,7 +73,7 @@ impl<'t> Fields<'t> {
         serde_json::from_slice(text)
     }
 
-    /// The value of a field as a `T`; what is none is told as `wrong`.
+    /// Parses the value of a field as a `T`. Fails with the message `wrong` if it has another type.
     fn value<T: Deserialize<'t>>(
         &self,
         name: &str,
@@ -91,7 +91,7 @@ impl<'t> Fields<'t> {
         self.value(name, wrong)
     }
 
-    /// One name, or a list of names (RFC 7519, section 4.1.3).
+    /// Parses `aud`: one name, or a list of names (RFC 7519, section 4.1.3).
     fn audience(&self) -> Result<Option<Vec<String>>, TokenError> {
         if let Ok(name) = self.text("aud", "") {
             return Ok(name.map(|name| vec![name]));
@@ -108,9 +108,9 @@ impl<'t> Fields<'t> {
         }
     }
 
-    /// `sub` is `user_id`, whatever the claim `context` says.
+    /// Parses `context` and adds `sub` as `user_id`, which replaces a `user_id` in `context`.
     fn context(&self) -> Result<Vec<ContextEntry>, TokenError> {
-        let wrong = "context is not an object with keys of 1 to 255 bytes, each there once";
+        let wrong = "context is not an object with unique keys of 1 to 255 bytes";
         let claim: Option<Fields<'t>> = self.value("context", wrong)?;
         let mut claim = claim.map_or_else(HashMap::new, |fields| fields.0);
         if !claim.keys().all(|key| is_name(key)) {
@@ -133,13 +133,13 @@ fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&text.len())
 }
 
-/// Whether the text of a value is that of a string or of an integer.
+/// Whether this is the JSON text of a string or of a 64-bit integer.
 fn is_subject(json: &str) -> bool {
     json.starts_with('"') || json.parse::<i64>().is_ok() || json.parse::<u64>().is_ok()
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
-    // Derived code would take an array for the fields in their order.
+    // Derived code would also accept an array of the fields in order.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(FieldsVisitor)
     }
@@ -158,7 +158,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
         let mut fields = HashMap::new();
         while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
             if fields.insert(name, value).is_some() {
-                return Err(Error::custom("a name is there twice"));
+                return Err(Error::custom("a name is repeated"));
             }
         }
         Ok(Fields(fields))

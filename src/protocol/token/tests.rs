@@ -46,7 +46,7 @@ const SIGNED: [(&str, &str, &str); 3] = [
 ];
 
 fn rule() -> TokenRule {
-    TokenRule::new("HS256", KEY, Places::default()).expect("the key is long enough")
+    TokenRule::new("HS256", KEY, TokenSources::default()).expect("the key is long enough")
 }
 
 fn signed(header: &Header, key: &str, claims: &Value) -> String {
@@ -106,16 +106,16 @@ fn a_claim_of_the_wrong_type_is_not_taken_for_absent() {
         (json!({"exp": (NOW + 10).to_string()}), "exp is not a number"),
         (json!({"exp": null}), "exp is not a number"),
         (json!({"exp": [NOW + 10]}), "exp is not a number"),
-        (json!([NOW + 10, null, "7"]), "they are not an object in which every name is there once"),
-        (json!("7"), "they are not an object in which every name is there once"),
-        (json!(null), "they are not an object in which every name is there once"),
+        (json!([NOW + 10, null, "7"]), "they are not an object in which each name appears once"),
+        (json!("7"), "they are not an object in which each name appears once"),
+        (json!(null), "they are not an object in which each name appears once"),
     ] {
         assert_eq!(read(&claims).map(drop), Err(TokenError::Claims(wrong)), "{claims}");
     }
     let audience = "aud is neither a string nor a list of strings";
     let subject = "sub is neither a string nor a 64-bit integer";
     let channels = "channels is not a list of names of 1 to 255 bytes";
-    let context = "context is not an object with keys of 1 to 255 bytes, each there once";
+    let context = "context is not an object with unique keys of 1 to 255 bytes";
     for (claims, wrong) in [
         (r#""aud":1"#, audience),
         (r#""aud":null"#, audience),
@@ -148,9 +148,9 @@ fn a_claim_of_the_wrong_type_is_not_taken_for_absent() {
         (r#""context":[["a",1]]"#, context),
         (r#""context":{"":1}"#, context),
         (r#""context":{"a":1,"\u0061":1}"#, context),
-        (r#""sub":"1","sub":"2""#, "they are not an object in which every name is there once"),
-        (r#""aud":"x","\u0061ud":"x""#, "they are not an object in which every name is there once"),
-        (r#""x":1,"x":1"#, "they are not an object in which every name is there once"),
+        (r#""sub":"1","sub":"2""#, "they are not an object in which each name appears once"),
+        (r#""aud":"x","\u0061ud":"x""#, "they are not an object in which each name appears once"),
+        (r#""x":1,"x":1"#, "they are not an object in which each name appears once"),
     ] {
         assert_eq!(read_text(claims).map(drop), Err(TokenError::Claims(wrong)), "{claims}");
     }
@@ -322,13 +322,13 @@ fn a_token_that_was_signed_otherwise_is_invalid() {
 #[test]
 fn a_token_of_each_algorithm_is_read_with_its_own_key_alone() {
     for (at, (algorithm, key, token)) in SIGNED.into_iter().enumerate() {
-        let rule = TokenRule::new(algorithm, key, Places::default()).expect("its key");
+        let rule = TokenRule::new(algorithm, key, TokenSources::default()).expect("its key");
         let pass = rule.read(token, NOW_MS).expect("its token");
         assert_eq!(pass.until_unix_ms, 4_102_444_860_000, "{algorithm}");
         for (other, (_, other_key, other_token)) in SIGNED.into_iter().enumerate() {
             let read = rule.read(other_token, NOW_MS);
             assert_eq!(read.is_ok(), at == other, "{algorithm}");
-            let made = TokenRule::new(algorithm, other_key, Places::default());
+            let made = TokenRule::new(algorithm, other_key, TokenSources::default());
             // What this key cannot read was refused as a key, or reads nothing.
             let read = made.map(|rule| rule.read(token, NOW_MS).is_ok());
             assert_eq!(read == Some(true), at == other, "{algorithm}");
@@ -341,10 +341,10 @@ fn a_token_of_each_algorithm_is_read_with_its_own_key_alone() {
 
 #[test]
 fn a_key_is_long_enough_or_of_its_algorithm() {
-    let places = Places::default();
-    assert!(TokenRule::new("HS256", &KEY[1..], places).is_none());
+    let sources = TokenSources::default();
+    assert!(TokenRule::new("HS256", &KEY[1..], sources).is_none());
     for algorithm in ["RS256", "ES256", "EdDSA", "none", "HS384"] {
-        assert!(TokenRule::new(algorithm, KEY, places).is_none(), "{algorithm}");
+        assert!(TokenRule::new(algorithm, KEY, sources).is_none(), "{algorithm}");
     }
 }
 

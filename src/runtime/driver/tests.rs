@@ -272,7 +272,7 @@ impl World {
 }
 
 fn settings() -> Settings {
-    let http = http::Limits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
+    let http = http::RequestLimits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
     let echo = Route {
         path: "/echo".into(),
         echo: true,

@@ -61,9 +61,9 @@ fn put_route(out: &mut Vec<u8>, edge: &Edge, endpoint: Option<&Endpoint>, route:
     });
     put_text(out, ",\"host\":", &host.unwrap_or_default());
     put_text(out, ",\"path\":", &route.path);
-    let token = route.token.as_ref().map_or("", |rule| match rule.places {
-        places if places.protocol => "protocol",
-        places if places.query => "query",
+    let token = route.token.as_ref().map_or("", |rule| match rule.sources {
+        sources if sources.protocol => "protocol",
+        sources if sources.query => "query",
         _ => "header",
     });
     put_text(out, ",\"token\":", token);

@@ -2,7 +2,7 @@
 
 use super::{Backends, page};
 use crate::message::ConnectionKey;
-use crate::protocol::api::{self, Method as ApiMethod, NodeRow};
+use crate::protocol::api::{self, ApiMethod, NodeRow};
 use crate::protocol::http::{Method, Request};
 use crate::protocol::{origin, upgrade};
 use crate::shard::access::Grant;

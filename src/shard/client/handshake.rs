@@ -98,7 +98,7 @@ impl Clients {
         let Some(connection) = connections.get(key) else { return };
         let offers = upgrade.extensions().filter(|_| route.compression);
         let compression = Agreement::of(offers, upgrade.is_of_browser());
-        let history_bytes = compression.map_or(0, |agreement| agreement.history_bytes);
+        let history_bytes = compression.and_then(|agreement| agreement.history_bytes);
         connection.compression = compression.map(|agreement| agreement.window);
         connection.set_outbound_max(route.outbound_bytes);
         connection.stage = Stage::Client(Box::new(Client {

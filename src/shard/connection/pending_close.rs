@@ -31,7 +31,7 @@ use super::{Connection, Connections, Pause, Pauses, Phase, ReadAhead, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Closed, Reason};
 use crate::protocol::frame::{Opcode, put_frame};
-use crate::protocol::scanner::Heard;
+use crate::protocol::scanner::ControlFrames;
 use crate::shard::trail::By;
 use crate::shard::turn::{Step, Turn};
 
@@ -103,7 +103,7 @@ impl Connections {
             Stage::Backend(backend) => (backend.assembler.frame_left(), false),
             Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => return,
         };
-        let Heard { ping, close } =
+        let ControlFrames { ping, close } =
             connection.read_ahead.scan(frame_left, may_deflate, takes_close);
         if let Some(payload) = ping {
             self.write_with(turn, key, |out| put_frame(out, Opcode::Pong, &payload));

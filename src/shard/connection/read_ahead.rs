@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use crate::protocol::scanner::{Heard, Scanner};
+use crate::protocol::scanner::{ControlFrames, ControlScanner};
 
 /// Bytes received while reading is paused. An empty read-ahead has the size of one pointer.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ struct Unread {
     // Number of processed bytes at the front: start < bytes.len().
     start: usize,
     // The scanner for control frames, created by the first scan.
-    scanner: Option<Scanner>,
+    scanner: Option<ControlScanner>,
 }
 
 /// Bytes kept for a paused connection before the driver is told to stop receiving. A short pause
@@ -44,14 +44,19 @@ impl ReadAhead {
 
     /// Removes control frames and returns what they said. The first `frame_left` bytes belong to a
     /// partly read data frame. `None`: the frame boundary is unknown, so nothing is removed.
-    pub fn scan(&mut self, frame_left: Option<u64>, may_deflate: bool, takes_close: bool) -> Heard {
-        let Some(unread) = &mut self.0 else { return Heard::default() };
+    pub fn scan(
+        &mut self,
+        frame_left: Option<u64>,
+        may_deflate: bool,
+        takes_close: bool,
+    ) -> ControlFrames {
+        let Some(unread) = &mut self.0 else { return ControlFrames::default() };
         unread.drop_read();
         let Unread { bytes, scanner, .. } = &mut **unread;
         if scanner.is_none() {
-            *scanner = frame_left.map(Scanner::new);
+            *scanner = frame_left.map(ControlScanner::new);
         }
-        let Some(scanner) = scanner else { return Heard::default() };
+        let Some(scanner) = scanner else { return ControlFrames::default() };
         let heard = scanner.scan(bytes, may_deflate, takes_close);
         if bytes.is_empty() {
             self.0 = None;

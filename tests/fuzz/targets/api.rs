@@ -1,11 +1,17 @@
 //! Whatever a back end sends is answered with one JSON object, and what is passed on is JSON.
 
-use gridcast::protocol::api::{self, Call, Fault, Function, Method, Parser, Reply, Request};
+use gridcast::protocol::api::{self, ApiMethod, ApiRequest, Call, Fault, Function, Parser, Reply};
 use gridcast::protocol::frame::Kind;
 use serde::de::IgnoredAny;
 
-const METHODS: [Method; 6] =
-    [Method::Send, Method::Publish, Method::Call, Method::Pop, Method::Unpop, Method::Ack];
+const METHODS: [ApiMethod; 6] = [
+    ApiMethod::Send,
+    ApiMethod::Publish,
+    ApiMethod::Call,
+    ApiMethod::Pop,
+    ApiMethod::Unpop,
+    ApiMethod::Ack,
+];
 
 /// One request, in the buffers that another one used before.
 pub fn run(data: &[u8]) {
@@ -32,7 +38,7 @@ pub fn run(data: &[u8]) {
     }
 }
 
-fn read<T>(parser: &mut Parser, data: &[u8], see: impl FnOnce(&Request<'_>) -> T) -> T {
+fn read<T>(parser: &mut Parser, data: &[u8], see: impl FnOnce(&ApiRequest<'_>) -> T) -> T {
     see(&parser.request(&mut data.to_vec()))
 }
 
@@ -79,7 +85,7 @@ fn check_call(call: &Result<Call<'_>, Fault>) {
     }
 }
 
-fn check_answers(request: &Request<'_>) {
+fn check_answers(request: &ApiRequest<'_>) {
     let fault = match &request.call {
         Ok(_) => Fault::new(api::Code::SendFailed, "no such client"),
         Err(fault) => fault.clone(),

@@ -1,12 +1,13 @@
 //! Requests and the error that ends them are the same however the bytes are cut.
 
 use gridcast::protocol::http::{
-    Date, HttpError, Limits, Request, RequestReader, Response, Step, percent_decode, query_pairs,
+    Date, HttpError, Request, RequestLimits, RequestReader, RequestStep, Response, percent_decode,
+    query_pairs,
 };
 
 use super::input::{Input, pieces};
 
-const LIMITS: Limits = Limits { head_bytes: 512, headers: 8, body_bytes: 64 };
+const LIMITS: RequestLimits = RequestLimits { head_bytes: 512, headers: 8, body_bytes: 64 };
 
 /// Lengths of pieces, then what a peer sends.
 pub fn run(data: &[u8]) {
@@ -26,12 +27,12 @@ fn read(pieces: &[&[u8]]) -> (Vec<String>, Option<HttpError>) {
         let mut input = &mut bytes[..];
         loop {
             match reader.read(&mut input, &LIMITS) {
-                Ok(Step::NeedMore) => break,
+                Ok(RequestStep::NeedMore) => break,
                 // Given only if the body was cut off from it.
-                Ok(Step::Head(head)) => check(&head),
+                Ok(RequestStep::Head(head)) => check(&head),
                 // Asked for only if the body has not begun: this does depend on the cuts.
-                Ok(Step::Continue) => {}
-                Ok(Step::Request(request)) => {
+                Ok(RequestStep::Continue) => {}
+                Ok(RequestStep::Request(request)) => {
                     check(&request);
                     seen.push(format!("{request:?}"));
                 }

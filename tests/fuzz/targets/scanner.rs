@@ -4,7 +4,7 @@
 use gridcast::protocol::assembler::{Assembler, Received};
 use gridcast::protocol::close::Closed;
 use gridcast::protocol::frame::{Kind, Violation};
-use gridcast::protocol::scanner::Scanner;
+use gridcast::protocol::scanner::ControlScanner;
 
 use super::input::{Input, pieces};
 
@@ -31,7 +31,7 @@ struct Scanned {
 }
 
 fn scan(pieces: &[&[u8]], takes_close: bool) -> Scanned {
-    let (mut scanner, mut left) = (Scanner::new(0), Vec::new());
+    let (mut scanner, mut left) = (ControlScanner::new(0), Vec::new());
     let (mut last_ping, mut close) = (None, None);
     for piece in pieces {
         left.extend_from_slice(piece);

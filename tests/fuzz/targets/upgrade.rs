@@ -2,17 +2,19 @@
 //! meant.
 
 use gridcast::protocol::deflate::Agreement;
-use gridcast::protocol::http::{Date, Limits, Method, Request, RequestReader, Step, Version};
+use gridcast::protocol::http::{
+    Date, Method, Request, RequestLimits, RequestReader, RequestStep, Version,
+};
 use gridcast::protocol::upgrade::{self, Upgrade};
 
-const LIMITS: Limits = Limits { head_bytes: 1024, headers: 16, body_bytes: 64 };
+const LIMITS: RequestLimits = RequestLimits { head_bytes: 1024, headers: 16, body_bytes: 64 };
 
 /// One request.
 pub fn run(data: &[u8]) {
     let mut bytes = data.to_vec();
     let mut input = &mut bytes[..];
     let mut reader = RequestReader::default();
-    let Ok(Step::Request(request)) = reader.read(&mut input, &LIMITS) else { return };
+    let Ok(RequestStep::Request(request)) = reader.read(&mut input, &LIMITS) else { return };
     match upgrade::check(&request) {
         Ok(upgrade) => {
             check_request(&request);

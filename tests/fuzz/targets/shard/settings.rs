@@ -18,7 +18,7 @@ pub const TOPICS: [&str; 2] = ["t", "h"];
 /// The settings that the bits of `shape` mean.
 pub fn settings(shape: u8) -> Settings {
     let bit = |number: u8| shape >> number & 1 == 1;
-    let http = http::Limits { head_bytes: 512, headers: 8, body_bytes: 128 };
+    let http = http::RequestLimits { head_bytes: 512, headers: 8, body_bytes: 128 };
     let when_full = match shape >> 2 & 3 {
         0 | 1 => WhenFull::Hold,
         2 => WhenFull::DropOldest,

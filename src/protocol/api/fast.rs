@@ -1,42 +1,42 @@
-//! Requests in the form that nearly all have, found in one pass: `mesh.send`, `mesh.publish` and
-//! `queue.ack` with nothing that needs a closer look. What is not of that form, be it wrong or only
-//! rare, is for [`super::read`], which says what is wrong with it.
+//! The fast path of the parser: reads the most frequent requests in one pass. These are `mesh.send`,
+//! `mesh.publish` and `queue.ack` in their common form. Everything else, rare or invalid, is left to
+//! [`super::read`], which reports errors.
 
 use std::ops::Range;
 
-use super::read::{Method, invalid_json};
-use super::{Call, Content, NAME_BYTES_MAX, Request, Tags};
+use super::read::{ApiMethod, invalid_json};
+use super::{ApiRequest, Call, Content, NAME_BYTES_MAX, Tags};
 use crate::address::ClientId;
 use crate::protocol::frame::Kind;
 use crate::protocol::json;
 
-/// A request of the usual form: places in its text.
-pub struct Usual {
-    // As it was sent; `None`: the request has none.
+/// A request in its common form, as byte ranges of its text.
+pub struct FastRequest {
+    // The range of the id; `None`: the request has none.
     id: Option<Range<usize>>,
-    call: Places,
+    call: FastCall,
 }
 
-enum Places {
+enum FastCall {
     Send(ClientId, Data),
     Publish(Range<usize>, Data),
     Ack(u64),
 }
 
-/// Between the quotes of a string.
+/// The content of a string, without the quotes.
 struct Data {
     place: Range<usize>,
     has_escapes: bool,
 }
 
-impl Usual {
-    /// Finds a request of the WebSocket API.
+impl FastRequest {
+    /// Scans a request of the WebSocket API. Returns `None` if it does not have the common form.
     pub fn request(text: &[u8]) -> Option<Self> {
         let (mut method, mut params, mut id) = (None, None, None);
         let mut cursor = Cursor::new(text);
         cursor.object(|cursor, key| {
             match key {
-                b'm' => method = Method::from_name(&text[cursor.name()?]),
+                b'm' => method = ApiMethod::from_name(&text[cursor.name()?]),
                 b'p' => params = Some(cursor.params()?),
                 b'i' => id = Some(cursor.id()?),
                 _ => return None,
@@ -47,40 +47,43 @@ impl Usual {
         Some(Self { id, call: params?.call(method?, text)? })
     }
 
-    /// Finds the parameters of a method, as the body of an HTTP request.
-    pub fn params(method: Method, text: &[u8]) -> Option<Self> {
+    /// Scans the parameters of a method in the body of an HTTP request. Returns `None` if they do not
+    /// have the common form.
+    pub fn params(method: ApiMethod, text: &[u8]) -> Option<Self> {
         let mut cursor = Cursor::new(text);
         let params = cursor.params()?;
         cursor.ended()?;
         Some(Self { id: None, call: params.call(method, text)? })
     }
 
-    /// What is asked, of the text that it was found in. Escapes are undone there.
-    pub fn read(self, input: &mut [u8]) -> Request<'_> {
+    /// Converts to a request. `input` must be the text that was scanned; its escapes are decoded in
+    /// place.
+    pub fn read(self, input: &mut [u8]) -> ApiRequest<'_> {
         if let Err(flaw) = json::check_utf8(input) {
-            return Request { id: "null", call: Err(invalid_json(flaw)) };
+            return ApiRequest { id: "null", call: Err(invalid_json(flaw)) };
         }
         let call = match self.call {
-            Places::Send(client, data) => Places::Send(client, data.unescape(input)),
-            Places::Publish(channel, data) => Places::Publish(channel, data.unescape(input)),
-            call @ Places::Ack(_) => call,
+            FastCall::Send(client, data) => FastCall::Send(client, data.unescape(input)),
+            FastCall::Publish(channel, data) => FastCall::Publish(channel, data.unescape(input)),
+            call @ FastCall::Ack(_) => call,
         };
         let input: &[u8] = input;
-        // The whole was checked: these are short, and lie between its quotes.
+        // The whole text was checked, and these ranges end at its quotes, which are ASCII.
         let text = |place| str::from_utf8(&input[place]).expect("a part of UTF-8 between ASCII");
         let content = |data: Data| Content { kind: Kind::Text, bytes: input[data.place].into() };
-        Request {
+        ApiRequest {
             id: self.id.map_or("null", text),
             call: Ok(match call {
-                Places::Send(client, data) => Call::Send(client, content(data)),
-                Places::Publish(channel, data) => Call::Publish(text(channel), content(data)),
-                Places::Ack(tag) => Call::Ack(Tags::One(tag)),
+                FastCall::Send(client, data) => Call::Send(client, content(data)),
+                FastCall::Publish(channel, data) => Call::Publish(text(channel), content(data)),
+                FastCall::Ack(tag) => Call::Ack(Tags::One(tag)),
             }),
         }
     }
 }
 
 impl Data {
+    /// Decodes the escapes in place.
     fn unescape(self, input: &mut [u8]) -> Self {
         if !self.has_escapes {
             return self;
@@ -92,7 +95,7 @@ impl Data {
             input.copy_within(from..from + plain, to);
             (from, to) = (from + plain, to + plain);
             if from < end {
-                input[to] = meaning(input[from + 1]).expect("it was looked at when it was found");
+                input[to] = unescaped(input[from + 1]).expect("the scan accepted this escape");
                 (from, to) = (from + 2, to + 1);
             }
         }
@@ -100,8 +103,9 @@ impl Data {
     }
 }
 
-/// What the byte after a backslash stands for; `None` for `u`, and for those that JSON knows not.
-fn meaning(byte: u8) -> Option<u8> {
+/// Returns the byte that an escape stands for, given the byte after its backslash. Returns `None` for
+/// `\u` and for unknown escapes.
+fn unescaped(byte: u8) -> Option<u8> {
     Some(match byte {
         b'"' | b'\\' | b'/' => byte,
         b'b' => 0x08,
@@ -113,7 +117,7 @@ fn meaning(byte: u8) -> Option<u8> {
     })
 }
 
-/// The parameters that calls of the usual form have.
+/// The parameters of calls in the common form.
 #[derive(Default)]
 struct Params {
     // `c`
@@ -125,23 +129,24 @@ struct Params {
 }
 
 impl Params {
-    fn call(self, method: Method, text: &[u8]) -> Option<Places> {
+    fn call(self, method: ApiMethod, text: &[u8]) -> Option<FastCall> {
         match method {
-            Method::Send => {
+            ApiMethod::Send => {
                 let client = std::str::from_utf8(&text[self.receiver?]).ok()?.parse().ok()?;
-                Some(Places::Send(client, self.data?))
+                Some(FastCall::Send(client, self.data?))
             }
-            Method::Publish => {
+            ApiMethod::Publish => {
                 let is_good = |name: &Range<usize>| (1..=NAME_BYTES_MAX).contains(&name.len());
-                Some(Places::Publish(self.receiver.filter(is_good)?, self.data?))
+                Some(FastCall::Publish(self.receiver.filter(is_good)?, self.data?))
             }
-            Method::Ack => self.tag.map(Places::Ack),
-            Method::Call | Method::Pop | Method::Unpop => None,
+            ApiMethod::Ack => self.tag.map(FastCall::Ack),
+            ApiMethod::Call | ApiMethod::Pop | ApiMethod::Unpop => None,
         }
     }
 }
 
-/// The bytes that end a string, or need a closer look in it.
+/// The bytes that end a string or cannot appear in it unescaped: quotes, backslashes and control
+/// characters.
 const IS_SPECIAL: [bool; 256] = {
     let mut is_special = [false; 256];
     let mut byte = 0;
@@ -154,10 +159,11 @@ const IS_SPECIAL: [bool; 256] = {
     is_special
 };
 
-/// A place in a JSON text. What is asked for is taken, white space before it included, or `None`.
+/// A position in a JSON text. Each method skips white space, then consumes one element and returns it,
+/// or returns `None` if the text does not continue with it.
 struct Cursor<'t> {
     text: &'t [u8],
-    // The end of `text` that is not taken yet.
+    // The part of `text` that is not consumed yet.
     rest: &'t [u8],
 }
 
@@ -181,7 +187,7 @@ impl<'t> Cursor<'t> {
         Some(params)
     }
 
-    /// An object that is not empty, whose keys are one byte long.
+    /// Consumes a non-empty object whose keys are one byte long. Calls `field` at each value.
     fn object(&mut self, mut field: impl FnMut(&mut Self, u8) -> Option<()>) -> Option<()> {
         self.take(b'{')?;
         loop {
@@ -193,7 +199,7 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// A key of one byte, and the colon behind it.
+    /// Consumes a key of one byte and its colon.
     fn key(&mut self) -> Option<u8> {
         if let [b'"', key, b'"', b':', rest @ ..] = self.rest {
             self.rest = rest;
@@ -206,7 +212,7 @@ impl<'t> Cursor<'t> {
         Some(*key)
     }
 
-    /// A request's id: a number, or a string with its quotes.
+    /// Consumes the id of a request: a number, or a string with its quotes.
     fn id(&mut self) -> Option<Range<usize>> {
         if self.peek()? == b'"' {
             let Range { start, end } = self.name()?;
@@ -215,7 +221,7 @@ impl<'t> Cursor<'t> {
         Some(self.number()?.0)
     }
 
-    /// A string without escapes, that may well be short.
+    /// Consumes a string without escapes. Optimised for short strings.
     fn name(&mut self) -> Option<Range<usize>> {
         self.take(b'"')?;
         let length = self.rest.iter().position(|&byte| IS_SPECIAL[usize::from(byte)])?;
@@ -224,7 +230,7 @@ impl<'t> Cursor<'t> {
         Some(place)
     }
 
-    /// Any string, that may well be long.
+    /// Consumes any string without `\u` escapes. Optimised for long strings.
     fn string(&mut self) -> Option<Data> {
         self.take(b'"')?;
         let (mut length, mut has_escapes) = (0, false);
@@ -233,11 +239,11 @@ impl<'t> Cursor<'t> {
             if self.rest[length] == b'"' {
                 break;
             }
-            meaning(*self.rest.get(length + 1)?)?;
+            unescaped(*self.rest.get(length + 1)?)?;
             has_escapes = true;
             length += 2;
         }
-        // All are looked at, so that many are at once.
+        // No early exit, so the compiler can vectorise the loop.
         let least = self.rest[..length].iter().copied().fold(u8::MAX, u8::min);
         if least < 0x20 {
             return None;
@@ -247,10 +253,10 @@ impl<'t> Cursor<'t> {
         Some(Data { place, has_escapes })
     }
 
-    /// A whole number that is not negative, of at most 19 digits.
+    /// Consumes an unsigned integer of at most 19 digits.
     fn number(&mut self) -> Option<(Range<usize>, u64)> {
         self.peek()?;
-        // What does not fit has 20 digits, which are too many anyway.
+        // The value wraps only at 20 digits, which are refused below.
         let (mut length, mut value) = (0, 0_u64);
         while let Some(digit @ b'0'..=b'9') = self.rest.get(length)
             && length < 20
@@ -288,7 +294,7 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Takes so many bytes that are there: their place.
+    /// Consumes `length` bytes, which must be present, and returns their range.
     fn advance(&mut self, length: usize) -> Range<usize> {
         let start = self.text.len() - self.rest.len();
         self.rest = &self.rest[length..];
@@ -303,7 +309,7 @@ mod tests {
     use super::super::read::Parser;
     use super::*;
 
-    /// Strings, numbers and others, good and bad, as they may stand in a request.
+    /// Strings, numbers and other values, valid and invalid, as requests may contain them.
     const VALUES: [&str; 32] = [
         r#""a""#,
         r#""text""#,
@@ -358,7 +364,7 @@ mod tests {
         prop::sample::select(&VALUES).prop_map(String::from).boxed()
     }
 
-    /// Parameters of calls, most of them good.
+    /// Parameters of calls, most of them valid.
     fn params() -> BoxedStrategy<String> {
         let good = prop_oneof![
             Just(r#"{"c":"a","d":"x"}"#.to_owned()),
@@ -378,7 +384,7 @@ mod tests {
         prop_oneof![3 => usual, 1 => object(&["m", "p", "i", "id", "x"], any)]
     }
 
-    /// Of a string: escapes, letters of one to four bytes, and parts of them.
+    /// Parts of a string: escapes, characters of one to four bytes, and fragments of these.
     fn pieces() -> impl Strategy<Value = Vec<&'static [u8]>> {
         const PIECES: [&[u8]; 12] = [
             b"a",
@@ -405,7 +411,7 @@ mod tests {
         #[test]
         fn what_is_found_is_what_a_whole_parser_reads(text in request()) {
             let (mut found, mut read) = (text.clone().into_bytes(), text.clone().into_bytes());
-            if let Some(usual) = Usual::request(&found) {
+            if let Some(usual) = FastRequest::request(&found) {
                 let mut parser = Parser::default();
                 prop_assert_eq!(usual.read(&mut found), parser.request_of_any_form(&mut read));
             }
@@ -415,9 +421,9 @@ mod tests {
         fn what_a_string_holds_is_what_a_whole_parser_reads(pieces in pieces()) {
             let text = [&b"{\"c\":\"a\",\"d\":\""[..], &pieces.concat(), b"\"}"].concat();
             let (mut found, mut read) = (text.clone(), text.clone());
-            let usual = Usual::params(Method::Publish, &found).expect("its form is usual");
+            let usual = FastRequest::params(ApiMethod::Publish, &found).expect("its form is usual");
             let mut parser = Parser::default();
-            match (usual.read(&mut found).call, parser.params_of_any_form(Method::Publish, &mut read)) {
+            match (usual.read(&mut found).call, parser.params_of_any_form(ApiMethod::Publish, &mut read)) {
                 (Err(found), Err(read)) => {
                     prop_assert!(std::str::from_utf8(&text).is_err());
                     prop_assert_eq!(found, read);
@@ -428,9 +434,9 @@ mod tests {
 
         #[test]
         fn parameters_alone_likewise(text in params()) {
-            for method in [Method::Send, Method::Publish, Method::Ack, Method::Unpop] {
+            for method in [ApiMethod::Send, ApiMethod::Publish, ApiMethod::Ack, ApiMethod::Unpop] {
                 let (mut found, mut read) = (text.clone().into_bytes(), text.clone().into_bytes());
-                if let Some(usual) = Usual::params(method, &found) {
+                if let Some(usual) = FastRequest::params(method, &found) {
                     let mut parser = Parser::default();
                     let read = parser.params_of_any_form(method, &mut read);
                     prop_assert_eq!(usual.read(&mut found).call, read);
@@ -448,19 +454,19 @@ mod tests {
             r#"{"m":"queue.ack","p":{"g":12},"i":9999999999999999999}"#,
         ] {
             let mut text = text.as_bytes().to_vec();
-            let usual = Usual::request(&text).expect("it is");
+            let usual = FastRequest::request(&text).expect("it is");
             assert!(usual.read(&mut text).call.is_ok());
         }
     }
 
     #[test]
     fn text_that_is_not_utf_8_is_refused() {
-        // The second would be some if what its escape leaves over were read.
+        // The second request would be accepted if leftovers of its escape were parsed.
         for data in [&b"\xff"[..], b"\\n\xe4\xbd"] {
             let before = &b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\""[..];
             let mut text = [before, data, b"\"},\"i\":1}"].concat();
             let fault = invalid_json(json::check_utf8(&text).expect_err("it is none"));
-            let request = Usual::request(&text).expect("its form is usual").read(&mut text);
+            let request = FastRequest::request(&text).expect("its form is usual").read(&mut text);
             assert_eq!((request.id, request.call), ("null", Err(fault)));
         }
     }

@@ -1,0 +1,263 @@
+//! Parses the parameters of each method, or reports a fault that names the wrong field.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+
+use super::document::{JsonDocument, Value};
+use super::read::ApiMethod;
+use super::{
+    BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
+    ContextEntry, Fault, Function, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
+    UNSETTLED_DEFAULT, UNSETTLED_MAX,
+};
+use crate::address::ClientId;
+use crate::protocol::close;
+use crate::protocol::frame::Kind;
+use crate::protocol::json;
+
+/// Converts the parameters of a method to a call.
+pub fn read_params<'a>(
+    method: ApiMethod,
+    params: Option<Value<'_, 'a>>,
+    document: &JsonDocument<'_, 'a>,
+) -> Result<Call<'a>, Fault> {
+    if method == ApiMethod::Unpop {
+        return Ok(Call::Unpop);
+    }
+    let given = params.ok_or_else(|| Fault::invalid("p: missing; expected an object"))?;
+    if method == ApiMethod::Pop
+        && let Some(topics) = bare_topics(given)
+    {
+        return topics.map(|topics| Call::Pop(topics, Settling::Written));
+    }
+    let params = object_of(given)?;
+    Ok(match method {
+        ApiMethod::Send => Call::Send(read_client(params)?, read_content(params)?),
+        ApiMethod::Publish => {
+            Call::Publish(read_name("c", required(params, "c")?)?, read_content(params)?)
+        }
+        ApiMethod::Call => Call::Call(read_client(params)?, read_function(params, document)?),
+        ApiMethod::Pop => {
+            Call::Pop(read_topics(params.and_then(|p| p.field("t")))?, read_settling(params)?)
+        }
+        ApiMethod::Ack => Call::Ack(read_tags(params)?),
+        ApiMethod::Unpop => Call::Unpop,
+    })
+}
+
+/// Returns the object that holds the parameters. Older clients wrap it in an array, and send an empty
+/// array for no parameters.
+fn object_of<'t, 'a>(given: Value<'t, 'a>) -> Result<Option<Value<'t, 'a>>, Fault> {
+    if given.is_object() {
+        return Ok(Some(given));
+    }
+    let wrong = || Fault::invalid("p: expected an object");
+    let mut items = given.items().ok_or_else(wrong)?;
+    match (items.next(), items.next()) {
+        (None, _) => Ok(None),
+        (Some(only), None) if only.is_object() => Ok(Some(only)),
+        _ => Err(wrong()),
+    }
+}
+
+/// Parses the topics in the form of older clients, `"p":["topic"]`. Returns `None` for any other form.
+fn bare_topics<'a>(given: Value<'_, 'a>) -> Option<Result<Vec<&'a str>, Fault>> {
+    given.items()?.next()?.text()?;
+    Some(read_topics(Some(given)))
+}
+
+fn read_topics<'a>(topics: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault> {
+    let wrong = || Fault::invalid("t: expected an array of one or more topic names");
+    let topics = topics.ok_or_else(wrong)?;
+    let items = topics.items().ok_or_else(wrong)?;
+    // Repeated names count, so that removing them stays cheap.
+    if topics.len() > TOPICS_PER_POP_MAX {
+        return Err(Fault::invalid(format!("t: more than {TOPICS_PER_POP_MAX} topics")));
+    }
+    let mut names = Vec::new();
+    for item in items {
+        let name = read_name("t", item)?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { Err(wrong()) } else { Ok(names) }
+}
+
+fn read_settling(params: Option<Value<'_, '_>>) -> Result<Settling, Fault> {
+    if !read_flag("a", optional(params, "a"))? {
+        return Ok(Settling::Written);
+    }
+    let window = optional(params, "w").map_or(Some(UNSETTLED_DEFAULT as u64), Value::unsigned);
+    match window.map(|window| window as usize) {
+        Some(window) if (1..=UNSETTLED_MAX).contains(&window) => Ok(Settling::Acknowledged(window)),
+        _ => Err(Fault::invalid(format!("w: expected an integer from 1 to {UNSETTLED_MAX}"))),
+    }
+}
+
+fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
+    let tag = required(params, "g")?
+        .unsigned()
+        .ok_or_else(|| Fault::invalid("g: expected the tag of an event, an integer"))?;
+    let up_to = read_flag("u", optional(params, "u"))?;
+    Ok(if up_to { Tags::UpTo(tag) } else { Tags::One(tag) })
+}
+
+fn read_flag(name: &'static str, value: Option<Value<'_, '_>>) -> Result<bool, Fault> {
+    value
+        .map_or(Some(false), Value::flag)
+        .ok_or_else(|| Fault::invalid(format!("{name}: expected true or false")))
+}
+
+/// Returns an optional field. `null` counts as absent.
+fn optional<'t, 'a>(params: Option<Value<'t, 'a>>, field: &str) -> Option<Value<'t, 'a>> {
+    params.and_then(|params| params.field(field)).filter(|value| !value.is_null())
+}
+
+fn required<'t, 'a>(
+    params: Option<Value<'t, 'a>>,
+    field: &'static str,
+) -> Result<Value<'t, 'a>, Fault> {
+    params
+        .and_then(|params| params.field(field))
+        .ok_or_else(|| Fault::invalid(format!("{field}: missing")))
+}
+
+fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result<&'a str, Fault> {
+    match value.text() {
+        Some(name) if (1..=NAME_BYTES_MAX).contains(&name.len()) => Ok(name),
+        Some(_) => Err(Fault::invalid(format!("{field}: expected 1 to {NAME_BYTES_MAX} bytes"))),
+        None => Err(Fault::invalid(format!("{field}: expected a string"))),
+    }
+}
+
+fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fault> {
+    let value = required(params, "c")?;
+    let from_text = || value.text()?.parse().ok();
+    value.unsigned().map(ClientId::from_value).or_else(from_text).ok_or_else(|| {
+        Fault::invalid("c: expected a client id, as a string of decimal digits or an integer")
+    })
+}
+
+fn read_content<'a>(params: Option<Value<'_, 'a>>) -> Result<Content<'a>, Fault> {
+    let data =
+        required(params, "d")?.text().ok_or_else(|| Fault::invalid("d: expected a string"))?;
+    let kind = optional(params, "t").map_or(Some("text"), Value::text);
+    match kind {
+        Some("text") => Ok(Content { kind: Kind::Text, bytes: data.as_bytes().into() }),
+        Some("binary") => {
+            let bytes = BASE64
+                .decode(data)
+                .map_err(|error| Fault::invalid(format!("d: not standard base64: {error}")))?;
+            Ok(Content { kind: Kind::Binary, bytes: bytes.into() })
+        }
+        _ => Err(Fault::invalid("t: expected \"text\" or \"binary\"")),
+    }
+}
+
+fn read_function(
+    params: Option<Value<'_, '_>>,
+    document: &JsonDocument<'_, '_>,
+) -> Result<Function, Fault> {
+    let name =
+        required(params, "f")?.text().ok_or_else(|| Fault::invalid("f: expected a string"))?;
+    let arguments: Vec<_> = match optional(params, "a") {
+        None => Vec::new(),
+        Some(value) => {
+            value.items().ok_or_else(|| Fault::invalid("a: expected an array"))?.collect()
+        }
+    };
+    match (name, &arguments[..]) {
+        ("set_context_value", &[key, _]) => {
+            let key = read_name("a[0]", key)?;
+            Ok(Function::SetContextValue(key.into(), read_context_value(key, document)?))
+        }
+        ("set_context", &[object]) if object.is_object() => {
+            read_context(object, document).map(Function::SetContext)
+        }
+        ("subscribe", [_, ..]) => read_channels(&arguments).map(Function::Subscribe),
+        ("unsubscribe", [_, ..]) => read_channels(&arguments).map(Function::Unsubscribe),
+        ("close", _) => read_close(&arguments),
+        ("get_context", []) => Ok(Function::GetContext),
+        ("info", []) => Ok(Function::Info),
+        _ => Err(Fault::invalid(wrong_arguments(name))),
+    }
+}
+
+fn wrong_arguments(name: &str) -> Cow<'static, str> {
+    match name {
+        "set_context_value" => "a: expected [key, value]".into(),
+        "set_context" => "a: expected [object]".into(),
+        "subscribe" | "unsubscribe" => "a: expected one or more channel names".into(),
+        "get_context" | "info" => "a: expected no arguments".into(),
+        _ => format!(
+            "f: unknown function {}; known are set_context_value, set_context, subscribe, \
+             unsubscribe, close, get_context, info",
+            quoted(name)
+        )
+        .into(),
+    }
+}
+
+fn read_context(
+    object: Value<'_, '_>,
+    document: &JsonDocument<'_, '_>,
+) -> Result<Vec<ContextEntry>, Fault> {
+    // Repeated keys count, so that removing them stays cheap.
+    if object.len() > CONTEXT_KEYS_MAX {
+        return Err(Fault::invalid(format!("a: more than {CONTEXT_KEYS_MAX} keys")));
+    }
+    let mut context: Vec<ContextEntry> = Vec::new();
+    for (key, _) in object.fields() {
+        if !(1..=NAME_BYTES_MAX).contains(&key.len()) {
+            return Err(Fault::invalid(format!("a: expected keys of 1 to {NAME_BYTES_MAX} bytes")));
+        }
+        let value = read_context_value(key, document)?;
+        match context.iter_mut().find(|(known, _)| **known == *key) {
+            Some(entry) => entry.1 = value,
+            None => context.push((key.into(), value)),
+        }
+    }
+    Ok(context)
+}
+
+/// Returns the raw text of the value after a key, which is forwarded to back ends verbatim.
+fn read_context_value(key: &str, document: &JsonDocument<'_, '_>) -> Result<Box<str>, Fault> {
+    let value = document.raw_after(key);
+    match json::check(value.as_bytes()) {
+        Err(flaw) => Err(Fault::invalid(format!("a: the value of {}: {flaw}", quoted(key)))),
+        Ok(value) => Ok(value.into()),
+    }
+}
+
+fn read_channels(arguments: &[Value<'_, '_>]) -> Result<Vec<Box<str>>, Fault> {
+    if arguments.len() > CHANNELS_PER_CALL_MAX {
+        return Err(Fault::invalid(format!("a: more than {CHANNELS_PER_CALL_MAX} channels")));
+    }
+    arguments.iter().map(|&argument| read_name("a", argument).map(Box::from)).collect()
+}
+
+fn read_close(arguments: &[Value<'_, '_>]) -> Result<Function, Fault> {
+    let (code, reason) = match *arguments {
+        [] => (Some(1000), Some("")),
+        [code] => (code.unsigned(), Some("")),
+        [code, reason] => (code.unsigned(), reason.text()),
+        _ => (None, None),
+    };
+    let code = code.and_then(|code| u16::try_from(code).ok()).filter(|&c| close::may_be_asked(c));
+    match (code, reason) {
+        (Some(code), Some(reason)) if reason.len() <= CLOSE_REASON_BYTES_MAX => {
+            Ok(Function::Close(code, reason.into()))
+        }
+        _ => Err(Fault::invalid(
+            "a: expected [code, reason] with a code of 1000, 1001, 1008, 1011 to 1013 or 3000 to \
+             4999 and a reason of at most 123 bytes",
+        )),
+    }
+}
+
+/// Quotes a name for an error message: at most 64 bytes of it, escaped as a string literal.
+pub fn quoted(name: &str) -> String {
+    format!("{:?}", &name[..name.floor_char_boundary(64)])
+}
