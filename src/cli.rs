@@ -2,38 +2,38 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// A distributed WebSocket gateway: back ends push to clients and read what they send.
 #[derive(Debug, Parser)]
 #[command(name = "gridcast", version)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Subcommand,
 }
 
-/// What the process is asked to do.
-#[derive(Debug, PartialEq, Eq, Subcommand)]
-pub enum Command {
+/// A command of the program with its arguments.
+#[derive(Debug, PartialEq, Eq, clap::Subcommand)]
+pub enum Subcommand {
     /// Run the gateway until SIGTERM or Ctrl-C.
     Serve {
         /// Configuration file (TOML). Without one: listeners on loopback, routes /ws and /echo.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Check a configuration file, with the GRIDCAST_ variables, and start nothing.
+    /// Check a configuration file, including the GRIDCAST_ variables, without starting anything.
     Check {
         /// Configuration file (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Say what is right and wrong with this machine, and what to do; change nothing.
+    /// Check this machine and say what to change. Changes nothing itself.
     Doctor {
-        /// Configuration file (TOML) to judge the machine for. Without one: all CPUs, a mesh, as
-        /// many clients as there is room for.
+        /// Configuration file (TOML) to check the machine for. Without one: all CPUs, a mesh, as
+        /// many clients as the machine allows.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Say it as one JSON object.
+        /// Print the result as one JSON object.
         #[arg(long)]
         json: bool,
     },
@@ -41,12 +41,12 @@ pub enum Command {
     Config,
 }
 
-/// Reads the process's arguments.
+/// Parses the arguments of the process.
 ///
 /// # Errors
-/// The status to exit with: 2 after words on what is wrong, with the nearest right word; 0 after the
-/// help or the version, and 1 if these could not be printed.
-pub fn parse() -> Result<Command, u8> {
+/// The exit status: 2 after a message about an invalid argument; 0 after the help or the version, or 1 if
+/// these could not be printed.
+pub fn parse() -> Result<Subcommand, u8> {
     let error = match Arguments::try_parse() {
         Ok(arguments) => return Ok(arguments.command),
         Err(error) => error,
@@ -62,7 +62,7 @@ pub fn parse() -> Result<Command, u8> {
 mod tests {
     use super::*;
 
-    fn command(arguments: &[&str]) -> Result<Command, String> {
+    fn command(arguments: &[&str]) -> Result<Subcommand, String> {
         let arguments = ["gridcast"].iter().chain(arguments);
         match Arguments::try_parse_from(arguments) {
             Ok(arguments) => Ok(arguments.command),
@@ -72,29 +72,29 @@ mod tests {
 
     #[test]
     fn serve_runs_with_a_file_or_without() {
-        assert_eq!(command(&["serve"]), Ok(Command::Serve { config: None }));
+        assert_eq!(command(&["serve"]), Ok(Subcommand::Serve { config: None }));
         let config = Some(PathBuf::from("a.toml"));
-        assert_eq!(command(&["serve", "--config", "a.toml"]), Ok(Command::Serve { config }));
+        assert_eq!(command(&["serve", "--config", "a.toml"]), Ok(Subcommand::Serve { config }));
     }
 
     #[test]
     fn check_needs_a_file() {
         assert!(command(&["check"]).unwrap_err().contains("--config <FILE>"));
         let config = PathBuf::from("a.toml");
-        assert_eq!(command(&["check", "--config=a.toml"]), Ok(Command::Check { config }));
+        assert_eq!(command(&["check", "--config=a.toml"]), Ok(Subcommand::Check { config }));
     }
 
     #[test]
     fn doctor_judges_for_a_file_or_without_one() {
-        assert_eq!(command(&["doctor"]), Ok(Command::Doctor { config: None, json: false }));
+        assert_eq!(command(&["doctor"]), Ok(Subcommand::Doctor { config: None, json: false }));
         let config = Some(PathBuf::from("a.toml"));
-        let expected = Command::Doctor { config, json: true };
+        let expected = Subcommand::Doctor { config, json: true };
         assert_eq!(command(&["doctor", "--json", "--config", "a.toml"]), Ok(expected));
     }
 
     #[test]
     fn config_takes_nothing() {
-        assert_eq!(command(&["config"]), Ok(Command::Config));
+        assert_eq!(command(&["config"]), Ok(Subcommand::Config));
         assert!(command(&["config", "a.toml"]).is_err());
     }
 

@@ -1,5 +1,6 @@
-//! Arguments → configuration → node → exit code: 0 for a good end, 1 for a failure while running or
-//! a machine that is not fit, 2 for wrong arguments or a wrong configuration.
+//! The program: reads its arguments and its configuration, and runs a command. Exit status: 0 for
+//! success, 1 for a failure while running or a machine that does not meet the requirements, 2 for invalid
+//! arguments or an invalid configuration.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
@@ -10,7 +11,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use cli::Command;
+use cli::Subcommand;
 use gridcast::config::{self, Config, ConfigError};
 use gridcast::doctor::{self, FindingState, Machine, Plan};
 use gridcast::node;
@@ -20,12 +21,12 @@ use gridcast::runtime::memory::CountingAllocator;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::Level;
 
-/// For `limits.memory_bytes`.
+/// Counts allocated memory for `limits.memory_bytes`.
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    // Without a thread for the log there is no way to say so that cannot end in a panic or a wait.
+    // Without the log's thread, an error cannot be reported without the risk of a panic or a wait.
     let Ok(log) = Log::to_stderr() else { return ExitCode::FAILURE };
     log.take_panics();
     let status = carry_out(&log);
@@ -43,18 +44,18 @@ fn carry_out(log: &Log) -> ExitCode {
         Err(status) => return ExitCode::from(status),
     };
     match command {
-        Command::Check { config } => match Config::read(&config, environment(), &available) {
+        Subcommand::Check { config } => match Config::read(&config, environment(), &available) {
             Ok(checked) => print(log, &checked_text(&config, &checked), ExitCode::SUCCESS),
             Err(error) => fail(log, 2, error),
         },
-        Command::Serve { config } => match configuration(config.as_deref(), &available) {
+        Subcommand::Serve { config } => match configuration(config.as_deref(), &available) {
             Ok(config) => serve(log, &config),
             Err(error) => {
                 set_format(log, error.format());
                 fail(log, 2, error)
             }
         },
-        Command::Doctor { config, json } => {
+        Subcommand::Doctor { config, json } => {
             let plan = match config.map(|file| Config::read(&file, environment(), &available)) {
                 Some(Ok(config)) => Plan::of(&config),
                 Some(Err(error)) => return fail(log, 2, error),
@@ -62,7 +63,7 @@ fn carry_out(log: &Log) -> ExitCode {
             };
             examine(log, &plan, json)
         }
-        Command::Config => print(log, config::sample_file().trim_end(), ExitCode::SUCCESS),
+        Subcommand::Config => print(log, config::sample_file().trim_end(), ExitCode::SUCCESS),
     }
 }
 
@@ -100,8 +101,7 @@ fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, Con
     }
 }
 
-/// Prints the answer of a command, which ends with `status`. An answer that cannot be printed is a
-/// failure, whatever it says.
+/// Prints the output of a command and returns `status`, or a failure if the output cannot be printed.
 fn print(log: &Log, answer: &str, status: ExitCode) -> ExitCode {
     match log::print(&format!("{answer}\n")) {
         Ok(()) => status,
@@ -114,7 +114,8 @@ fn fail(log: &Log, status: u8, error: impl Display) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// The environment; what is not Unicode is passed on with marks in it, to be refused, not overlooked.
+/// Yields the environment variables. Invalid Unicode is replaced by marks, so that a check of the values
+/// refuses it instead of overlooking it.
 fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())

@@ -1,4 +1,4 @@
-//! Puts a node together from its configuration, runs it until a signal, and takes it down in order.
+//! Assembles a node from its configuration, runs it until a signal, and shuts it down in order.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -18,7 +18,7 @@ use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
-use crate::runtime::check::Places;
+use crate::runtime::check::DescriptorShares;
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::{FLUSH_MAX, Log};
 use crate::runtime::{self, Capacity, Listening, Port, Renewals, Summary, TlsContext};
@@ -29,7 +29,7 @@ use crate::shard::settings::{
     AddressLimits, Api, Edge, Endpoint, Endpoints, Limits, Process, Queue, Route, Settings,
 };
 
-/// Why a node did not start, or did not end well, in one line.
+/// The reason why a node could not start or has failed, in one line.
 #[derive(Debug)]
 pub struct NodeError(String);
 
@@ -41,18 +41,18 @@ impl fmt::Display for NodeError {
 
 impl std::error::Error for NodeError {}
 
-/// Runs a node until SIGTERM or Ctrl-C, and then until its topics are given out and its connections
-/// closed, which takes at most `node.drain_s`. A second signal ends it at once. SIGHUP reads
-/// certificates again. `log` is told what happens, and need not be written for the node to go on.
+/// Runs a node until SIGTERM or Ctrl-C. Then delivers the messages in topics and closes the connections,
+/// which takes at most `node.drain_s`. A second signal ends the process at once. SIGHUP reloads
+/// certificates. The node continues even if `log` cannot be written.
 ///
 /// # Errors
-/// The machine lacks something, an address cannot be listened on, or a shard failed.
+/// The machine lacks a resource, an address cannot be bound, or a shard failed.
 pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     log.subscribe(level(config.log.level));
     for warning in config.warnings(runtime::unix_ms()) {
         tracing::warn!("{warning}");
     }
-    // Before anything is said to be ready, so that no signal is missed.
+    // Registered before the node reports that it is ready, so that no signal is missed.
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
@@ -85,7 +85,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let (sender, events) = mpsc::channel();
     let failures = {
         let sender = sender.clone();
-        // The node waits for the first end only.
+        // Only the first event ends the node; later ones are ignored.
         move |why| drop(sender.send(Event::Failure(why)))
     };
     let spin = Duration::from_micros(config.node.spin_us);
@@ -96,14 +96,14 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
         None => None,
     };
-    // This line is an interface: whoever started the process waits for it and reads the ports.
+    // This line is an interface: the process that started the node waits for it and reads the ports.
     log.say(tracing::Level::INFO, &ready.text(), &ready.fields());
     let hangups = watch_hangups(config.clone(), shards.renewals());
     watch_signals(signals, sender, hangups, log.clone());
     if let Ok(Event::Failure(why)) = events.recv() {
         return Err(NodeError(why));
     }
-    tracing::info!("going down: closing connections");
+    tracing::info!("shutting down: closing connections");
     let summary = shards.drain(Duration::from_secs(config.node.drain_s));
     if let Some(mesh) = mesh {
         mesh.leave();
@@ -126,8 +126,9 @@ fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &Tls)> {
     all.filter_map(|(listener, tls)| Some((listener, tls.as_ref()?)))
 }
 
-/// Reads certificates again whenever the sender says so, on a thread of its own: a file system that
-/// does not answer keeps nobody from ending the node. Says so that come together count once.
+/// Starts a thread that reloads certificates for each message to the returned sender. A separate thread,
+/// so that a file system that does not respond cannot delay a shutdown. Messages that arrive during a
+/// reload are merged into one.
 fn watch_hangups(config: Config, renewals: Renewals) -> mpsc::SyncSender<()> {
     let (sender, hangups) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
@@ -138,10 +139,10 @@ fn watch_hangups(config: Config, renewals: Renewals) -> mpsc::SyncSender<()> {
     sender
 }
 
-/// Each listener whose files are right shows them from now on; the others keep what they have.
+/// Reloads the certificate of each listener. A listener whose files are invalid keeps its current one.
 fn renew_certificates(config: &Config, renewals: &Renewals) {
     if tls_listeners(config).next().is_none() {
-        tracing::info!("SIGHUP: nothing is read again, as no listener has a certificate");
+        tracing::info!("SIGHUP: nothing to reload, no listener has a certificate");
     }
     for (listener, tls) in tls_listeners(config) {
         match context(tls) {
@@ -171,24 +172,25 @@ fn level(level: Level) -> tracing::Level {
     }
 }
 
-/// What the node takes in: as the configuration says, or as descriptors and memory allow.
-fn capacity(config: &Config, places: Places) -> Capacity {
+/// Returns the limits of the node: those of the configuration, or what descriptors and memory allow.
+fn capacity(config: &Config, shares: DescriptorShares) -> Capacity {
     let wanted = config.limits.api_connections;
-    if wanted > places.callers {
-        let callers = places.callers;
+    if wanted > shares.callers {
+        let callers = shares.callers;
         tracing::warn!(
             "limits.api_connections is {wanted}, but descriptors allow {callers}; see `ulimit -n`"
         );
     }
     Capacity {
-        clients: clients_max(config, places.clients),
-        callers: places.callers,
+        clients: clients_max(config, shares.clients),
+        callers: shares.callers,
         memory_bytes: memory_bytes(config),
     }
 }
 
-/// The memory budget: as the configuration says, or three quarters of what there is. The rest is for
-/// what the allocator wastes, for what the kernel keeps for peers that do not read, and for the program.
+/// Returns the memory budget in bytes: the configured one, or three quarters of the usable memory. The
+/// rest is for the allocator's overhead, for the kernel's socket buffers of peers that do not read, and
+/// for the program itself. 0: no budget.
 fn memory_bytes(config: &Config) -> u64 {
     let usable = runtime::check::usable_memory();
     match (config.limits.memory_bytes, usable) {
@@ -197,7 +199,7 @@ fn memory_bytes(config: &Config) -> u64 {
             let least = config::memory_bytes_min(config.node.cores.len());
             if share < least {
                 tracing::warn!(
-                    "memory: {} MiB are few for this number of cores; see `gridcast doctor`",
+                    "memory: {} MiB are too little for this number of cores; see `gridcast doctor`",
                     usable >> 20
                 );
             }
@@ -219,8 +221,8 @@ fn memory_bytes(config: &Config) -> u64 {
     }
 }
 
-/// Begins a life of the node whose client ids are none of an earlier one. `None`, with a word in the
-/// log, where no record of them can be kept and none was asked for.
+/// Reserves client ids that no earlier run of the node has used. Returns `None`, with a warning in the
+/// log, if no record can be kept and `data.dir` is not set.
 fn reserve_ids(config: &Config) -> Result<Option<Reservation>, NodeError> {
     let node = NodeId::new(config.node.id).expect("the configuration was checked");
     let unix_ms = runtime::unix_ms();
@@ -240,7 +242,7 @@ fn reserve_ids(config: &Config) -> Result<Option<Reservation>, NodeError> {
     }
 }
 
-/// The first directory that systemd has made for the service, or else one in memory.
+/// Returns the first state directory that systemd has created for the service, or else one in memory.
 fn place_of_state() -> Place {
     let listed = std::env::var_os("STATE_DIRECTORY");
     let first = listed.as_ref().and_then(|listed| std::env::split_paths(listed).next());
@@ -250,7 +252,7 @@ fn place_of_state() -> Place {
     }
 }
 
-/// The clients that the node takes: what the configuration says, or what descriptors allow.
+/// Returns the most clients: the configured number, but no more than descriptors allow.
 fn clients_max(config: &Config, possible: usize) -> usize {
     match config.limits.clients {
         0 => possible,
@@ -289,7 +291,8 @@ fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) ->
     NodeError(format!("{key} {address}: {how}"))
 }
 
-/// What a node with a mesh has of it before its shards run: all that may be wrong with it is known.
+/// A mesh whose socket and identity are ready, before the shards run. Configuration errors have been
+/// reported by then.
 struct MeshStart {
     socket: quic::Socket,
     identity: NodeIdentity,
@@ -304,7 +307,8 @@ impl MeshStart {
             .map_err(|error| not_bound("mesh.bind", config.bind, in_use, &error))?;
         let advertise = advertised(config.advertise, socket.address, &config.seeds);
         if advertise.ip().is_unspecified() {
-            let why = "missing, and there is no route out that would tell it; see `ip route`";
+            let why =
+                "missing, and no route out of this machine shows it; set it, or see `ip route`";
             return Err(NodeError(format!("mesh.advertise: {why}")));
         }
         let identity = identity(&config.trust)?;
@@ -319,7 +323,7 @@ impl MeshStart {
     ) -> Result<quic::Running, NodeError> {
         let settings = mesh::MeshSettings {
             node: shards.node,
-            // As with ids: a life that looked older than the one before would not be let in.
+            // Like ids, the incarnation must grow with each start: other nodes refuse an older one.
             incarnation: Incarnation(shards.process.first_unix_ms.unwrap_or_else(runtime::unix_ms)),
             shards: shards.shards,
             advertise: self.advertise,
@@ -349,13 +353,13 @@ fn identity(trust: &config::Trust) -> Result<NodeIdentity, NodeError> {
     }
 }
 
-/// The address that others are told: as it was configured, or else where the node listens; instead of
-/// all addresses, this machine's on the route to a seed, or else to anywhere.
+/// Returns the address to tell others: the configured one, or else the bound one. An unspecified IP
+/// address is replaced by this machine's address on the route to a seed, or else on the default route.
 fn advertised(configured: SocketAddr, bound: SocketAddr, seeds: &[String]) -> SocketAddr {
     let port = if configured.port() == 0 { bound.port() } else { configured.port() };
     let mut ip = configured.ip();
     if ip.is_unspecified() {
-        // Addresses for documentation (RFC 5737, RFC 3849): nobody has them, so they are anywhere.
+        // Documentation addresses (RFC 5737, RFC 3849): never assigned, so the default route applies.
         let anywhere = ["192.0.2.1:9", "[2001:db8::1]:9"].map(str::parse);
         let beyond = seeds.iter().map(|seed| seed.parse()).chain(anywhere).flatten();
         let mut beyond = beyond.filter(|beyond: &SocketAddr| ip.is_ipv6() || beyond.is_ipv4());
@@ -364,12 +368,12 @@ fn advertised(configured: SocketAddr, bound: SocketAddr, seeds: &[String]) -> So
     SocketAddr::new(ip, port)
 }
 
-/// Where a node listens, for whoever started it.
+/// The addresses of a node that is ready, for the log line that says so.
 struct Ready {
     api: SocketAddr,
     edges: Vec<String>,
     mesh: Option<SocketAddr>,
-    // The page of the first minute, as a browser on this machine reaches it.
+    // The address of the start page for a browser on this machine.
     url: String,
 }
 
@@ -416,7 +420,7 @@ impl Ready {
 }
 
 fn random<const N: usize>() -> Result<[u8; N], NodeError> {
-    // Up to 256 bytes come whole.
+    // getrandom(2) returns up to 256 bytes completely.
     const { assert!(N <= 256) };
     let mut random = [0; N];
     getrandom(&mut random, GetRandomFlags::empty())
@@ -452,7 +456,11 @@ fn settings(
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
             fingerprint_key,
-            http: http::RequestLimits { head_bytes, headers, body_bytes: config.limits.api_message_bytes },
+            http: http::RequestLimits {
+                head_bytes,
+                headers,
+                body_bytes: config.limits.api_message_bytes,
+            },
         },
         edges: config
             .edges
@@ -516,8 +524,8 @@ fn limits(limits: &config::Limits) -> Limits {
     }
 }
 
-/// Passes on each hangup and the first signal to end. The second one ends the process at once, with
-/// the status of one that a signal ended.
+/// Forwards each SIGHUP and the first signal that ends the node. A second one ends the process at once,
+/// with the exit status of a process that was killed by that signal.
 fn watch_signals(
     mut signals: Signals,
     events: mpsc::Sender<Event>,
@@ -528,7 +536,7 @@ fn watch_signals(
         let mut is_ending = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
-                // Full: one that is read soon counts for this one too.
+                // If the channel is full, a reload is pending already.
                 let _ = hangups.try_send(());
                 continue;
             }
@@ -538,7 +546,7 @@ fn watch_signals(
                 std::process::exit(128 + signal);
             }
             is_ending = true;
-            // If a shard has failed meanwhile, the node ends without hearing of this.
+            // Fails only if a shard has failed, which ends the node as well.
             let _ = events.send(Event::Signal);
         }
     });
@@ -555,7 +563,7 @@ fn report(summary: &Summary) {
         tracing::warn!(
             connections = summary.connections,
             queued_messages = summary.queued_messages,
-            "left behind: connections not closed in time, messages that no back end took"
+            "not all work was finished: connections not closed in time, messages not consumed"
         );
     }
 }

@@ -349,7 +349,7 @@ fn sighup_without_certificates_says_so_and_the_node_goes_on() {
     let mut server = Server::new();
     let mut client = server.device("/echo");
     server.hang_up();
-    server.logs("SIGHUP: nothing is read again");
+    server.logs("SIGHUP: nothing to reload");
     assert_eq!(client.call("hello"), "hello");
     server.terminate();
     assert_eq!(client.closed().0, 1001);

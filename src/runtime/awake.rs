@@ -1,23 +1,23 @@
-//! The clock by which a thread keeps deadlines: time in which it could not run does not count.
+//! A clock for deadlines that does not count time in which the thread could not run.
 //!
-//! A process may be stopped (SIGSTOP, a debugger, a frozen cgroup), its machine suspended, its threads
-//! starved of CPU. What peers sent meanwhile lies in the kernel. So the clock stands still over a gap,
-//! and until what has arrived is taken in: every deadline moves by as much. Pure: the time goes in.
+//! A process may be stopped (SIGSTOP, a debugger, a frozen cgroup), its machine suspended, or its
+//! threads starved of CPU. Bytes that peers sent meanwhile wait in the kernel. To charge none of that to
+//! a peer, the clock stops during such a gap and until the waiting input has been read, which postpones
+//! every deadline. Pure: the time is passed in.
 
-/// A reading that comes so much later than it was meant to, in microseconds, follows a gap.
+/// The lateness of a reading, in microseconds, above which a gap is assumed.
 const GAP_US: u64 = 250_000;
 
-/// A clock of one thread, in microseconds, that leaves out gaps.
+/// A monotonic clock of one thread, in microseconds, that leaves out gaps.
 #[derive(Debug)]
 pub struct AwakeClock {
-    // On the steady clock: the last reading, and by when the next one was meant to come.
-    // last_us <= due_us
+    // On the steady clock: the last reading, and when the next one was due. last_us <= due_us
     last_us: u64,
     due_us: u64,
-    // Time left out so far. Never more than last_us.
+    // Time left out so far: asleep_us <= last_us.
     asleep_us: u64,
     state: State,
-    // How long the clock stands still at most after a gap.
+    // How long the clock may stand still after a gap.
     catch_up_us: u64,
     gap_us: Option<u64>,
 }
@@ -25,21 +25,21 @@ pub struct AwakeClock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Running,
-    // Stands still until this time on the steady clock, or until `caught_up`.
+    // The clock stands still until this time of the steady clock, or until `caught_up`.
     CatchingUp(u64),
-    // Runs, though not all that arrived is taken in: a thread that is always late would otherwise
-    // stand still for ever. Only the excess of its gaps is left out.
+    // The clock runs although not all waiting input has been read. Otherwise it would stand still
+    // forever in a thread that is always late. Only the part of a gap above GAP_US is left out.
     Behind,
 }
 
 impl AwakeClock {
-    /// A clock that starts at 0, and stands still for `catch_up_us` at most after a gap.
+    /// Creates a clock that starts at 0 and stands still for at most `catch_up_us` after a gap.
     pub fn new(catch_up_us: u64) -> Self {
         let state = State::Running;
         Self { last_us: 0, due_us: 0, asleep_us: 0, state, catch_up_us, gap_us: None }
     }
 
-    /// Reads the clock, when the steady clock says `us`.
+    /// Reads the clock. `us` is the time of the steady clock.
     pub fn read(&mut self, us: u64) -> u64 {
         let us = us.max(self.last_us);
         let (step_us, late_us) = (us - self.last_us, us.saturating_sub(self.due_us));
@@ -65,32 +65,32 @@ impl AwakeClock {
         us - self.asleep_us
     }
 
-    /// Notes that the thread now waits for `us` at most, which is no gap.
+    /// Notes that the thread will wait for at most `us`. That wait is not a gap.
     pub fn wait(&mut self, us: u64) {
         self.due_us = self.last_us.saturating_add(us);
     }
 
-    /// Whether a gap was noticed and [`Self::caught_up`] was not called since.
+    /// Whether a gap was detected and [`Self::caught_up`] has not been called since.
     pub fn is_behind(&self) -> bool {
         self.state != State::Running
     }
 
-    /// Whether the clock stood still after a gap for as long as it may.
+    /// Whether the clock has stood still after a gap for the longest allowed time.
     pub fn has_waited_to_catch_up(&self) -> bool {
         self.state == State::Behind
     }
 
-    /// Notes that all that had arrived is taken in.
+    /// Notes that all waiting input has been read.
     pub fn caught_up(&mut self) {
         self.state = State::Running;
     }
 
-    /// The length of a gap that was noticed since the last call.
+    /// Returns the length of a gap that was detected since the last call, in microseconds.
     pub fn take_gap(&mut self) -> Option<u64> {
         self.gap_us.take()
     }
 
-    /// When the steady clock reads this, if there is no further gap.
+    /// Converts a time of this clock to the steady clock, assuming no further gap.
     pub fn steady_us(&self, awake_us: u64) -> u64 {
         awake_us.saturating_add(self.asleep_us)
     }
@@ -132,7 +132,7 @@ mod tests {
         for turn in 1..100 {
             last = clock.read(turn * SECOND);
         }
-        // A quarter of a second for each turn, once it had its time to catch up.
+        // A quarter of a second counts for each turn once the time to catch up has passed.
         assert!((97 * GAP_US..99 * GAP_US).contains(&last), "{last}");
     }
 

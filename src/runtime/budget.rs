@@ -1,4 +1,4 @@
-//! The memory budget of a node: what is in use, how short memory is, and the log lines about it.
+//! The memory budget of a node: the memory in use, the degree of shortage, and the log lines about it.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
@@ -6,26 +6,26 @@ use std::time::Duration;
 use super::memory::allocated_bytes;
 use crate::shard::{ShedRound, Shortage, Usage};
 
-/// What the kernel takes for a connection that says nothing, in bytes: measured, see tuning/README.md.
-/// The control group counts it, and no allocator does.
+/// Memory that the kernel takes for an idle connection, in bytes. Measured: see tuning/README.md. The
+/// control group counts it, but the allocator does not see it.
 const CONNECTION_BYTES: u64 = 4608;
 
-/// How often the log says that memory is short, at most.
+/// The shortest time between two log lines that say that memory is short, in milliseconds.
 const LOG_MS: u64 = 10_000;
 
-/// The budget, shared by the shards.
+/// The budget, shared by all shards.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct MemoryBudget {
     limit_bytes: u64,
-    // A Shortage, as its place among the steps.
+    // A `Shortage`, as its index in `Shortage::ALL`.
     shortage: AtomicU8,
     shed_round: ShedRound,
-    // The log was told that memory is short, and not yet that it is so no more.
+    // The log says that memory is short, and does not say yet that this is over.
     is_told: AtomicBool,
     told_ms: AtomicU64,
 }
 
-impl Budget {
+impl MemoryBudget {
     pub(super) fn new(limit_bytes: u64) -> Self {
         Self {
             limit_bytes,
@@ -36,8 +36,8 @@ impl Budget {
         }
     }
 
-    /// What is in use, with so many connections. All shards see the same step: whoever looks first
-    /// when another begins tells the log.
+    /// Returns the memory in use, including the kernel's memory for `connections`. All shards see the
+    /// same degree of shortage; the shard that changes it first writes the log line.
     pub(super) fn usage(&self, connections: u64, now: Duration) -> Usage {
         let bytes = allocated_bytes() + connections * CONNECTION_BYTES;
         let known = self.shortage.load(Ordering::Relaxed);
@@ -47,7 +47,7 @@ impl Budget {
         if shortage != before {
             let (from, to) = (known, shortage as u8);
             let relaxed = Ordering::Relaxed;
-            // If another shard was first, this one is right with the next look.
+            // If another shard was first, this shard sees its result the next time.
             if self.shortage.compare_exchange(from, to, relaxed, relaxed).is_ok() {
                 self.tell(usage, now.as_millis() as u64);
             }
@@ -55,19 +55,19 @@ impl Budget {
         usage
     }
 
-    /// What the shards shed in this round, together.
+    /// Returns the total that all shards shed in the current round.
     pub(super) fn shed_round(&self) -> &ShedRound {
         &self.shed_round
     }
 
-    /// One line when it begins, one when it is over; metrics tell what was given up meanwhile.
+    /// Logs one line when a shortage begins and one when it is over. Metrics count what was shed.
     fn tell(&self, usage: Usage, now_ms: u64) {
         let Usage { bytes, limit_bytes, shortage } = usage;
         let (used, limit) = (bytes >> 20, limit_bytes >> 20);
         let is_short = shortage != Shortage::None;
         if !is_short {
             if self.is_told.swap(false, Ordering::Relaxed) {
-                tracing::warn!("memory: {used} of {limit} MiB in use, enough is free again");
+                tracing::warn!("memory: {used} of {limit} MiB in use, the shortage is over");
             }
             return;
         }
@@ -77,7 +77,7 @@ impl Budget {
             self.told_ms.store(now_ms.max(1), Ordering::Relaxed);
             tracing::warn!(
                 "memory: {used} of {limit} MiB (limits.memory_bytes) in use: slow readers are \
-                 closed, then newcomers refused; see gridcast_shed_* in /metrics"
+                 closed, then new connections refused; see gridcast_shed_* in /metrics"
             );
         }
     }

@@ -1,5 +1,5 @@
-//! Mailboxes between the shards of a node, and the mesh beside them: one bounded lock-free channel
-//! per ordered pair, and one eventfd per end to wake it.
+//! Mailboxes between the shards of a node and its mesh: one bounded lock-free channel for each ordered
+//! pair, and one eventfd for each end to wake it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,41 +14,43 @@ use super::wake::Armed;
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{Message, Party};
 
-/// Messages that the mailboxes of one shard hold together. The channels take their memory at once,
-/// so each pair gets a part, of at least [`PAIR_MIN`].
+/// The messages that all mailboxes of one shard hold together. A channel allocates its memory at
+/// creation, so each gets an equal part, of at least [`PAIR_MIN`].
 const SHARD_MESSAGES: usize = 8192;
+
+/// The smallest capacity of one mailbox, in messages.
 const PAIR_MIN: usize = 64;
 
-/// Messages taken from the mailboxes per turn: what is left waits for the next.
+/// The most messages taken from the mailboxes per turn. The rest waits for the next turn.
 const MESSAGES_PER_TURN: usize = 4096;
 
-/// Tells a shard which of its mailboxes have something, and wakes it if it sleeps.
+/// Tells a shard which of its mailboxes have messages, and wakes it if it sleeps.
 #[derive(Debug)]
 struct Wake {
-    // A bit for each mailbox, set behind what was put into it: a turn looks into those alone.
+    // One bit for each mailbox, set after a message was put into it. A turn reads only marked ones.
     marks: Box<[AtomicU64]>,
     armed: Armed,
     eventfd: OwnedFd,
 }
 
 impl Wake {
-    /// Of an end with so many mailboxes.
+    /// Creates the marks of an end with so many mailboxes.
     fn new(mailboxes: usize) -> io::Result<Self> {
         let eventfd = eventfd(0, EventfdFlags::CLOEXEC)?;
         let marks = (0..mailboxes.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(Self { marks, armed: Armed::new(), eventfd })
     }
 
-    /// Says that something was put into a mailbox, and wakes the shard if it sleeps.
+    /// Marks a mailbox that got a message, and wakes the shard if it sleeps.
     fn mark(&self, mailbox: usize) {
         self.marks[mailbox / 64].fetch_or(1 << (mailbox % 64), Ordering::AcqRel);
         self.wake();
     }
 
-    /// Wakes the shard if it sleeps. To be called after what it shall find is there.
+    /// Wakes the shard if it sleeps. Call this after the message was put into the mailbox.
     fn wake(&self) {
         if self.armed.must_wake() {
-            // A full counter (EAGAIN) is awake enough; nothing else can go wrong with an eventfd.
+            // A full counter (EAGAIN) wakes the shard as well; an eventfd has no other errors.
             let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
         }
     }
@@ -57,25 +59,25 @@ impl Wake {
 /// A message, and whom it is from; to the mesh: whom it is for.
 type Letter = (Party, Message);
 
-/// One shard's end of the bus, or the mesh's, which stands behind the last shard.
+/// One end of the bus: a shard's, or the mesh's, whose index follows that of the last shard.
 #[derive(Debug)]
 pub struct Port {
     node: NodeId,
     shards: usize,
     own: usize,
     inbound: Vec<(ShardId, Receiver<Letter>)>,
-    // Bits of the mailboxes that were not empty when a turn had enough of them.
+    // Bits of the mailboxes that were not empty when the turn reached its limit.
     unread: Box<[u64]>,
     outbound: Vec<Sender<Letter>>,
-    // What did not fit a mailbox yet, per shard, in order. Bounded by what shards may ask of each
-    // other: answers by the questions open, questions by the calls that wait on each connection,
-    // events by the credit of feeders and the windows of consumers.
+    // Messages that did not fit into a mailbox yet, per receiver, in order. Bounded by the protocol
+    // between shards: answers by the open questions, questions by the pending calls of each
+    // connection, events by the credit of feeders and the windows of consumers.
     stuck: Vec<VecDeque<Letter>>,
     is_touched: Vec<bool>,
     wakes: Arc<[Wake]>,
 }
 
-/// The node's end: it speaks to every shard, and is not spoken to.
+/// The node's own end of the bus, which sends to every shard and receives nothing.
 #[derive(Clone, Debug)]
 pub struct Control {
     node: NodeId,
@@ -83,15 +85,14 @@ pub struct Control {
     wakes: Arc<[Wake]>,
 }
 
-/// A bus between so many shards of a node: the ports of the shards, and with `has_mesh` the mesh's
-/// behind them.
+/// Creates a bus. Returns the ports of the shards, followed by that of the mesh if `has_mesh`.
 ///
 /// # Errors
-/// No descriptor for an eventfd.
+/// An eventfd cannot be created.
 pub fn bus(node: NodeId, shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Control)> {
     let capacity = (SHARD_MESSAGES / shards).max(PAIR_MIN);
     let ends = shards + usize::from(has_mesh);
-    // The last is the node's own voice.
+    // The last mailbox is for messages from the node itself.
     let mailboxes = ends + 1;
     let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new(mailboxes)).collect::<Result<_, _>>()?;
     let mut ports: Vec<Port> = (0..ends)
@@ -124,26 +125,26 @@ pub fn bus(node: NodeId, shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>
 }
 
 impl Port {
-    /// The eventfd that becomes readable when its owner is to wake.
+    /// Returns the eventfd that becomes readable when this end must wake.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wakes[self.own].eventfd.as_fd()
     }
 
-    /// Gives a shard's message to another shard, or to the mesh, through which it reaches other
-    /// nodes; it goes with the next [`Self::flush`].
+    /// Posts a shard's message to another shard, or to the mesh, which forwards it to other nodes. The
+    /// next [`Self::flush`] sends it.
     pub fn post(&mut self, to: Party, message: Message) {
         match to {
             Party::Shard(ShardAddress { node, shard }) if node == self.node => {
                 let own = ShardAddress { node, shard: ShardId(self.own as u8) };
                 self.put(shard.index(), (Party::Shard(own), message));
             }
-            // A node without a mesh reaches nobody else, and its shards know that.
+            // Without a mesh there are no other nodes, and the shards send them nothing.
             _ if self.outbound.len() == self.shards => {}
             _ => self.put(self.shards, (to, message)),
         }
     }
 
-    /// Gives a message that the mesh has for a shard of this node to it; likewise.
+    /// Posts a message from the mesh to a shard of this node. The next [`Self::flush`] sends it.
     pub fn post_from(&mut self, from: Party, to: ShardId, message: Message) {
         if to.index() < self.shards {
             self.put(to.index(), (from, message));
@@ -155,8 +156,8 @@ impl Port {
         self.is_touched[to] = true;
     }
 
-    /// Puts what was posted into the mailboxes and wakes who sleeps. True if some did not fit: to
-    /// be tried again soon.
+    /// Puts posted messages into the mailboxes and wakes sleeping receivers. Returns true if some did not
+    /// fit and must be sent again soon.
     pub fn flush(&mut self) -> bool {
         let mut is_stuck = false;
         for to in 0..self.outbound.len() {
@@ -170,7 +171,7 @@ impl Port {
                         self.stuck[to].push_front(letter);
                         break;
                     }
-                    // The shard has ended: the node goes down, and nobody waits for this.
+                    // The shard has ended: the node shuts down, and nobody waits for the message.
                     Err(TrySendError::Disconnected(_)) => {}
                 }
             }
@@ -205,25 +206,26 @@ impl Port {
         taken
     }
 
-    /// Says that the shard is about to sleep. False if it must not: a message is there.
+    /// Announces that this end is about to sleep. Returns false if it must not, because a message is
+    /// waiting.
     pub fn may_sleep(&self) -> bool {
         self.wakes[self.own].armed.may_sleep(|| self.is_empty())
     }
 
-    /// Whether no message is there.
+    /// Whether no message is waiting.
     pub fn is_empty(&self) -> bool {
         self.unread.iter().all(|&word| word == 0)
             && self.wakes[self.own].marks.iter().all(|word| word.load(Ordering::Acquire) == 0)
     }
 
-    /// Says that the shard is awake: nobody needs to wake it.
+    /// Announces that this end is awake and need not be woken.
     pub fn stay_awake(&self) {
         self.wakes[self.own].armed.disarm();
     }
 }
 
 impl Control {
-    /// Says something to every shard; what a shard's mailbox has no room for is not said again.
+    /// Sends a message to every shard. A message that does not fit into a mailbox is dropped.
     pub fn tell_all(&self, message: impl Fn() -> Message) {
         for (shard, sender) in self.outbound.iter().enumerate() {
             let _ = sender.try_send((self.own(ShardId(shard as u8)), message()));
@@ -231,24 +233,24 @@ impl Control {
         }
     }
 
-    /// Says something to one shard; waits if its mailbox is full.
+    /// Sends a message to one shard. Blocks while its mailbox is full.
     pub fn tell(&self, shard: ShardId, message: Message) {
-        // A shard that has ended wants to know nothing.
+        // Fails only if the shard has ended.
         let _ = self.outbound[shard.index()].send((self.own(shard), message));
         self.mark(shard.index());
     }
 
-    /// Its mailbox is the last of each shard, behind those of all ends.
+    /// Marks the node's mailbox of a shard, whose index follows those of all ends.
     fn mark(&self, shard: usize) {
         self.wakes[shard].mark(self.wakes.len());
     }
 
-    /// The node speaks to a shard with that shard's own voice.
+    /// Returns the sender of the node's messages to a shard, which is the shard itself.
     fn own(&self, shard: ShardId) -> Party {
         Party::Shard(ShardAddress { node: self.node, shard })
     }
 
-    /// Wakes every shard that sleeps, or is about to.
+    /// Wakes every shard that sleeps or is about to sleep.
     pub fn wake_all(&self) {
         (0..self.outbound.len()).for_each(|shard| self.mark(shard));
     }

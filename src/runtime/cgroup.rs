@@ -1,19 +1,19 @@
-//! The limits of the control group that the process is in (Documentation/admin-guide/cgroup-v2.rst,
-//! and cgroup-v1/): a group is bound by those above it too.
+//! The limits of the process's control group. The limits of parent groups apply too (Linux:
+//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/).
 
-/// What the group may use.
+/// The limits of a control group.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Limits {
-    /// CPUs' worth of time; `None`: unlimited.
+    /// CPU time, in CPUs. `None`: unlimited.
     pub cpus: Option<f64>,
-    /// Memory in bytes; `None`: unlimited.
+    /// Memory, in bytes. `None`: unlimited.
     pub memory_bytes: Option<u64>,
 }
 
-/// Version 1 writes "unlimited" as the largest number of whole pages.
+/// A limit at which version 1 means "unlimited": it writes the largest multiple of a page instead.
 const UNLIMITED: u64 = 1 << 60;
 
-/// The limits, from the text of /proc/self/cgroup and a way to read files.
+/// Returns the limits of the group. `groups` is the text of /proc/self/cgroup; `read` reads a file.
 pub fn limits(groups: &str, read: impl Fn(&str) -> Option<String>) -> Limits {
     let mut limits = Limits::default();
     for line in groups.lines() {
@@ -52,13 +52,13 @@ impl Limits {
     }
 }
 
-/// Memory of the machine in bytes, from the text of /proc/meminfo, which tells KiB.
+/// Returns the machine's memory in bytes. `text` is the content of /proc/meminfo, which uses KiB.
 pub fn memory_total(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     Some(number(line.split_whitespace().next()?)? * 1024)
 }
 
-/// `/a/b` as `/a/b`, `/a` and the root, which is the empty one.
+/// Yields a path and its parents: `/a/b`, `/a`, and the empty path for the root.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let path = path.trim_end_matches('/');
     std::iter::successors(Some(path), |path| path.rfind('/').map(|end| &path[..end]))
@@ -73,7 +73,7 @@ fn ratio(quota: u64, period: u64) -> f64 {
     quota as f64 / period.max(1) as f64
 }
 
-/// A number; neither `max` nor -1 is one.
+/// Parses a limit. `max` and -1, which mean "unlimited", give `None`.
 fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }

@@ -1,4 +1,5 @@
-//! Whether this machine lets gridcast run, in words: what is wrong, how to see it, how to mend it.
+//! Checks whether this machine can run gridcast. An error says what is wrong, how to see it and how to
+//! fix it.
 
 use std::io;
 
@@ -9,45 +10,47 @@ use super::ring::{LOCKED_PAGES, PROBE_LOCKED_PAGES, Ring};
 
 const PAGE_BYTES: u64 = 4096;
 
-/// Memory that glommio locks per core, in pages: three rings of four pages, 64 KiB of buffers for each
-/// (see `start::IO_MEMORY`), and a ring of two to see what the kernel can, which is released late.
+/// Memory that glommio locks per core, in pages: three rings of four pages each, 64 KiB of buffers for
+/// each (`start::IO_MEMORY`), and a probe ring of two pages, which the kernel releases late.
 const EXECUTOR_LOCKED_PAGES: u64 = 3 * (4 + 16) + 2;
 
-/// Descriptors that a node takes besides its connections, per core and at all: rings, eventfds,
-/// listeners.
+/// Descriptors that each core needs besides connections: rings, eventfds, listeners.
 const DESCRIPTORS_PER_CORE: u64 = 16;
+
+/// Descriptors that the process needs besides those of its cores and connections.
 const DESCRIPTORS: u64 = 64;
 
-/// Descriptors for which the table is made at the start, at most: 8 bytes each, so 32 MiB. A node may
-/// be let have many more than it will ever need.
+/// The largest descriptor table that is allocated at the start, in descriptors: 8 bytes each, so 32 MiB.
+/// A limit can allow many more descriptors than the node will ever need.
 const TABLE_MAX: u64 = 1 << 22;
 
-/// Those that have to be left for connections, at least.
+/// The fewest descriptors that must remain for connections.
 const DESCRIPTORS_LEFT: u64 = 64;
 
-/// Connections that there are descriptors for.
+/// The connections that the limit of descriptors allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Places {
-    /// Of clients.
+pub struct DescriptorShares {
+    /// Connections of clients.
     pub clients: usize,
-    /// Of the API.
+    /// Connections of the API.
     pub callers: usize,
 }
 
-/// Checks io_uring, locked memory and descriptors, raising soft limits to the hard ones; gives the
-/// connections that descriptors allow, where the API is to have so many (0: its share).
+/// Checks io_uring, locked memory and descriptors. Raises soft limits to the hard limits. Returns the
+/// connections that the descriptors allow. `api_connections` is the configured number; 0: a sixteenth of
+/// all.
 ///
 /// # Errors
-/// One line that says what is missing, how to see it and how to mend it.
-pub fn check(cores: usize, api_connections: usize) -> Result<Places, String> {
+/// One line that says what is missing, how to see it and how to fix it.
+pub fn check(cores: usize, api_connections: usize) -> Result<DescriptorShares, String> {
     check_locked_memory(cores)?;
     let places = check_descriptors(cores, api_connections)?;
     check_ring()?;
     Ok(places)
 }
 
-/// The memory that the process may use, in bytes: its control group's limit, or the machine's memory if
-/// that is less. `None`: neither is known.
+/// Returns the memory that the process may use, in bytes: the smaller of its control group's limit and
+/// the machine's memory. `None`: neither is known.
 pub fn usable_memory() -> Option<u64> {
     let text = |path: &str| std::fs::read_to_string(path).ok();
     let machine = text("/proc/meminfo").as_deref().and_then(cgroup::memory_total);
@@ -56,12 +59,12 @@ pub fn usable_memory() -> Option<u64> {
     [machine, group].into_iter().flatten().min()
 }
 
-/// Makes a ring of the kind that each shard has, and drops it.
+/// Creates and drops a ring like those of the shards.
 ///
 /// # Errors
-/// One line, as [`check`] gives it.
+/// One line, like an error of [`check`].
 pub fn check_ring() -> Result<(), String> {
-    // On a thread of its own: a ring belongs to the thread that made it.
+    // On a separate thread, because a ring is bound to the thread that created it.
     match std::thread::spawn(Ring::probe).join() {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(explain(&error)),
@@ -69,22 +72,23 @@ pub fn check_ring() -> Result<(), String> {
     }
 }
 
-/// Memory that a node locks, in bytes: of each core a ring and an executor, and the ring that
-/// [`check_ring`] makes, as the kernel releases that only some time after its end. The kernel counts
-/// for all processes of one user together.
+/// Returns the memory that a node locks, in bytes: a ring and an executor for each core, and the ring of
+/// [`check_ring`], which the kernel releases only some time after it is closed. The kernel's limit is
+/// for all processes of a user together.
 pub fn locked_bytes(cores: usize) -> u64 {
     let per_core = LOCKED_PAGES + EXECUTOR_LOCKED_PAGES;
     (PROBE_LOCKED_PAGES + cores as u64 * per_core) * PAGE_BYTES
 }
 
-/// The clients that so many descriptors allow: what the node itself takes is not theirs, nor what the
-/// API's connections may take: so many, or with 0 one in 16 of the others. `None`: it cannot start.
+/// Returns how many clients so many descriptors allow, after those of the node itself and of the API's
+/// connections. `api_connections` is the configured number; 0: a sixteenth of all. Returns `None` if
+/// there are too few for the node to start.
 pub fn clients_allowed(descriptors: u64, cores: usize, api_connections: u64) -> Option<u64> {
     let left = descriptors.checked_sub(own_descriptors(cores))?;
     (left >= DESCRIPTORS_LEFT).then(|| left - callers_of(left, api_connections))
 }
 
-/// Of so many descriptors, those of the API: half of them at most.
+/// Returns the API's part of the descriptors that are left for connections: at most half.
 fn callers_of(left: u64, api_connections: u64) -> u64 {
     match api_connections {
         0 => left / 16,
@@ -92,7 +96,8 @@ fn callers_of(left: u64, api_connections: u64) -> u64 {
     }
 }
 
-/// The descriptors that so many clients take: the other way round. Of clients at most 2^40.
+/// Returns how many descriptors so many clients need: the inverse of [`clients_allowed`]. `clients` must
+/// be at most 2^40.
 pub fn descriptors_needed(clients: u64, cores: usize, api_connections: u64) -> u64 {
     let left = match api_connections {
         0 => clients.saturating_sub(1) * 16 / 15 + 1,
@@ -112,7 +117,7 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "locked memory: {cores} cores need {} KiB, the limit is {} KiB for all processes of this \
+        "locked memory: {cores} cores need {} KiB, but the limit is {} KiB for all processes of this \
          user; see it with `ulimit -l`; raise it with LimitMEMLOCK= in the systemd unit or memlock in limits.conf, or set \
          node.cores to fewer",
         needed / 1024,
@@ -120,38 +125,38 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
     ))
 }
 
-fn check_descriptors(cores: usize, api_connections: usize) -> Result<Places, String> {
+fn check_descriptors(cores: usize, api_connections: usize) -> Result<DescriptorShares, String> {
     let wanted = api_connections as u64;
     let Some(limit) = raise(Resource::Nofile) else {
         let callers = if api_connections == 0 { usize::MAX } else { api_connections };
-        return Ok(Places { clients: usize::MAX, callers });
+        return Ok(DescriptorShares { clients: usize::MAX, callers });
     };
     let places = |clients: u64| {
         let callers = (limit - own_descriptors(cores) - clients) as usize;
-        Places { clients: clients as usize, callers }
+        DescriptorShares { clients: clients as usize, callers }
     };
     clients_allowed(limit, cores, wanted).map(places).ok_or_else(|| {
         format!(
-            "descriptors: {cores} cores need {} at least, the limit is {limit}; see it with \
+            "descriptors: {cores} cores need at least {}, but the limit is {limit}; see it with \
              `ulimit -n`; raise it with LimitNOFILE= in the systemd unit or nofile in limits.conf",
             descriptors_needed(0, cores, wanted)
         )
     })
 }
 
-/// Has the kernel make the process's table of descriptors as large as so many clients need, up to
-/// [`TABLE_MAX`]. Where it grows later, the thread that needs the room copies it and then, as others
-/// share it, sleeps until every CPU has passed through the scheduler (`expand_fdtable` in Linux):
-/// so a shard would stand still each time that the number of connections has doubled.
+/// Makes the kernel allocate the process's descriptor table for so many clients, up to [`TABLE_MAX`].
+/// Otherwise a shard would stall each time the number of connections doubles: the thread that grows the
+/// table copies it, then sleeps until every CPU has passed through the scheduler, because other threads
+/// share the table (`expand_fdtable` in Linux).
 pub fn grow_descriptor_table(clients: usize, cores: usize) {
     let clients = TABLE_MAX.min(clients as u64);
     let needed = descriptors_needed(clients, cores, 0).min(TABLE_MAX);
-    // One of the highest number there will be makes the table; it is closed at once. A table that
-    // cannot be had now grows when it must.
+    // Duplicating a descriptor to the highest number allocates the table; the duplicate is closed at
+    // once. If this fails, the table grows on demand.
     let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), needed as i32 - 1);
 }
 
-/// Raises the soft limit to the hard one; gives what it is then, `None` for unlimited.
+/// Raises a soft limit to the hard limit. Returns the new soft limit; `None`: unlimited.
 fn raise(resource: Resource) -> Option<u64> {
     let limits = getrlimit(resource);
     let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
@@ -161,21 +166,21 @@ fn raise(resource: Resource) -> Option<u64> {
     }
 }
 
-/// What the kernel's refusal of a ring means, in words.
+/// Explains why the kernel refused to create a ring.
 pub(super) fn explain(error: &io::Error) -> String {
     let (what, how) = match error.raw_os_error() {
         Some(libc::ENOSYS) => (
-            "this kernel has none",
+            "this kernel does not support it",
             "see `uname -r`: gridcast needs Linux 6.1 or later; a container's seccomp profile may \
              also hide it",
         ),
         Some(libc::EPERM | libc::EACCES) => (
-            "it is forbidden here",
+            "this process is not allowed to use it",
             "see `sysctl kernel.io_uring_disabled` (0 allows it) and the seccomp profile of the \
              container: it must allow io_uring_setup, io_uring_enter and io_uring_register",
         ),
         Some(libc::EINVAL) => {
-            ("this kernel's is too old", "see `uname -r`: gridcast needs Linux 6.1 or later")
+            ("this kernel is too old", "see `uname -r`: gridcast needs Linux 6.1 or later")
         }
         Some(libc::ENOMEM) => (
             "there is not enough memory for a ring",
@@ -183,7 +188,7 @@ pub(super) fn explain(error: &io::Error) -> String {
              of the container or cgroup",
         ),
         Some(libc::EMFILE | libc::ENFILE) => {
-            ("there is no descriptor left", "see `ulimit -n` and `sysctl fs.file-max`")
+            ("no file descriptor is left", "see `ulimit -n` and `sysctl fs.file-max`")
         }
         _ => return format!("io_uring: {error}"),
     };

@@ -1,11 +1,13 @@
-//! One shard's task: completions of its ring → the shard → submissions.
+//! The task of one shard: passes completions of its ring to the shard, and submits what the shard asks
+//! for.
 //!
-//! Requests that a socket has under way: one receive, and either one send or one wait for room. The
-//! receive is multishot, or of one buffer if the socket is heavy. A socket is closed when none is left:
-//! so no completion ever meets a socket that is not its own.
+//! A socket has at most these requests in progress: one receive, and one send or one wait for room in
+//! the socket. The receive is multishot, or of a single buffer if the socket is heavy. A socket is closed
+//! when none is in progress, so a completion never reaches the wrong socket.
 //!
-//! Here are the turn and the sockets' end; `accepting.rs`, `receiving.rs` and `sending.rs` are what a
-//! turn does for each kind of completion, and `heavy.rs` is how sockets that send much take turns.
+//! - `driver.rs`: the turn, and closing sockets.
+//! - `accepting.rs`, `receiving.rs`, `sending.rs`: the handling of each kind of completion.
+//! - `heavy.rs`: how sockets that send much take turns.
 
 mod accepting;
 mod heavy;
@@ -28,7 +30,7 @@ use socket2::Socket as ListeningSocket;
 use super::awake::AwakeClock;
 use super::bus::Port;
 use super::clock::unix_ms;
-use super::identity::Identity;
+use super::identity::ListenerTls;
 use super::ring::{Completion, Ring, Sending};
 use super::tls::Tls;
 use super::verifier::Verifier;
@@ -37,26 +39,28 @@ use crate::message::ConnectionKey;
 use crate::shard::{Action, Listener, Now, Shard};
 use accepting::{AcceptState, Accepting};
 use heavy::{HeavySockets, Pace};
-use sending::say_last_words;
+use sending::send_close_notify;
 
-/// The longest sleep in milliseconds: what glommio's own ring has to say waits for so long, and a
-/// lost wake-up would.
+/// The longest sleep, in milliseconds. Bounds the delay of events in glommio's own ring, and that of a
+/// lost wake-up.
 pub(super) const SLEEP_MAX_MS: u64 = 100;
 
-/// A shard looks for work before it sleeps only where it last waited for less than so many times as
-/// long: it is in vain where waits are long. The time that being woken takes is part of that wait.
+/// A shard polls for work before it sleeps only if its last wait was shorter than this multiple of the
+/// polling time. Polling is useless where waits are long. A wait includes the time to wake up.
 const SPIN_AFTER: u32 = 2;
 
-/// How long the clock of a shard stands still at most after a gap, in microseconds, for what arrived
-/// meanwhile to be read.
+/// The longest time that a shard's clock stands still after a gap, in microseconds, while waiting input
+/// is read.
 const CATCH_UP_US: u64 = 1_000_000;
 
-/// Gaps of so many microseconds are worth a line in the log.
+/// The length from which a gap is logged, in microseconds.
 const LONG_GAP_US: u64 = 1_000_000;
-/// Sockets that a turn pauses, shuts or closes: closing takes some 5 µs. The rest waits for the next.
+
+/// The most sockets that a turn pauses, resumes, shuts down or closes. Closing takes about 5 µs. The
+/// rest waits for the next turn.
 const ACTIONS_PER_TURN: usize = 512;
 
-/// How soon a message that found a full mailbox is tried again, in milliseconds.
+/// The delay after which a message that did not fit into a mailbox is sent again, in milliseconds.
 const STUCK_MS: u64 = 1;
 
 pub(super) struct Driver {
@@ -67,24 +71,24 @@ pub(super) struct Driver {
     verifier: Verifier,
     clock: Clock,
     listeners: Vec<Accepting>,
-    // At the places of the shard's connections.
+    // Indexed like the shard's connections.
     sockets: Vec<Option<Socket>>,
-    // Boxed, since the kernel holds their addresses while they are under way.
+    // Boxed, because the kernel holds their addresses while a send is in progress.
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Sending>>,
     completions: Vec<Completion>,
-    // Receives that ended, though more is wanted: begun again at the end of the turn.
+    // Receives that ended although more is wanted. Restarted at the end of the turn.
     ended_receives: Vec<ConnectionKey>,
     heavy: HeavySockets,
-    // Handshakes that wait for a turn with steps left, each once: they have Socket::is_deferred.
+    // TLS handshakes that wait for a turn with steps left, each once; Socket::is_deferred is set.
     deferred: VecDeque<ConnectionKey>,
     handshake_steps_left: usize,
-    // Plaintext on its way between the shard and a session.
+    // A scratch buffer for plaintext between the shard and a TLS session.
     plaintext: Vec<u8>,
     watch: Arc<Watch>,
     is_stuck: bool,
     is_counted_out: bool,
-    // Looks for work for so long before it sleeps; zero: it sleeps at once.
+    // How long to poll for work before sleeping. Zero: sleep at once.
     spin: Duration,
     last_wait: Duration,
 }
@@ -100,13 +104,13 @@ struct Socket {
     is_queued: bool,
     is_client: bool,
     is_closing: bool,
-    // Its handshake waits, and nothing is received for it meanwhile.
+    // The TLS handshake is deferred to a later turn. Nothing is received meanwhile.
     is_deferred: bool,
-    // The ring has something to send.
+    // A send is in progress.
     is_sending: bool,
-    // What the ring sends had to wait for room.
+    // The send in progress had to wait for room in the socket.
     was_full: bool,
-    // What it had no room for: it waits until there is some.
+    // Data that did not fit into the socket. Sent again when the socket is writable.
     unsent: Option<Box<Sending>>,
     tls: Option<Box<Tls>>,
 }
@@ -131,7 +135,8 @@ impl Socket {
         self.wants_bytes && !self.is_closing && !self.is_deferred
     }
 
-    /// Memory that closing the socket would free of what it has no room for. `None`: it has room.
+    /// Returns the unsent memory that closing the socket would free, in bytes. Returns `None` if the
+    /// socket is not full.
     fn blocked_bytes(&self) -> Option<usize> {
         let unsent = self.unsent.as_ref()?;
         let plaintext = self.tls.as_ref().map_or(0, |tls| tls.freed_bytes());
@@ -161,7 +166,7 @@ impl Driver {
         make_shard: impl FnOnce(Now) -> Shard,
         port: Port,
         verifier: Verifier,
-        listeners: Vec<(ListeningSocket, Listener, Option<Identity>)>,
+        listeners: Vec<(ListeningSocket, Listener, Option<ListenerTls>)>,
         watch: Arc<Watch>,
         spin: Duration,
     ) -> io::Result<Self> {
@@ -197,7 +202,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Turns until the node has drained or is told to stop.
+    /// Runs turns until the node has drained or is told to stop.
     pub(super) async fn run(mut self) -> io::Result<Summary> {
         while !self.is_over() {
             self.turn_or_fail()?;
@@ -212,14 +217,15 @@ impl Driver {
         })
     }
 
-    /// One turn. A panic outside of one connection's work leaves the shard in no known state: it
-    /// fails, and the node with it.
+    /// Runs one turn. A panic that does not belong to one connection leaves the shard in an unknown
+    /// state, so the shard fails, and the node with it.
     fn turn_or_fail(&mut self) -> io::Result<()> {
         catch_unwind(AssertUnwindSafe(|| self.turn()))
             .unwrap_or_else(|_| Err(io::Error::other("panicked; see the message above")))
     }
 
-    /// A shard that has drained goes on: the others may need its answers.
+    /// Whether the shard can end. A drained shard continues until all are drained, because others may
+    /// need its answers.
     fn is_over(&mut self) -> bool {
         let state = self.shard.drain_state();
         if !state.is_draining {
@@ -263,7 +269,7 @@ impl Driver {
         self.submit(now)
     }
 
-    /// Tells the shard what the node holds, and what closing a connection whose socket is full would free.
+    /// Tells the shard how much memory the node uses, and how much closing a full socket would free.
     fn handle_memory(&mut self, now: Now) {
         let Self { shard, sockets, watch, .. } = self;
         let blocked_bytes = |key: ConnectionKey| {
@@ -273,7 +279,7 @@ impl Driver {
         shard.handle_memory(now, watch.usage(), watch.shed_round(), blocked_bytes);
     }
 
-    /// Whether nothing that had arrived before this turn waits to be read.
+    /// Whether all input that arrived before this turn has been read.
     fn has_taken_in_all(&self) -> bool {
         let is_idle = self.deferred.is_empty() && self.port.is_empty();
         let is_received = self.ended_receives.is_empty() && self.heavy.is_empty();
@@ -293,7 +299,7 @@ impl Driver {
         }
     }
 
-    /// Works off what is complete; how much that was.
+    /// Handles all completions. Returns how many there were.
     fn take_completions(&mut self) -> usize {
         let mut completions = mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
@@ -336,13 +342,13 @@ impl Driver {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.is_closing = true;
         socket.wants_bytes = false;
-        say_last_words(socket, &mut self.plaintext);
+        send_close_notify(socket, &mut self.plaintext);
         // Ends the receive and the wait for room.
         let _ = rustix::net::shutdown(&socket.fd, Shutdown::Both);
         self.close_if_quiet(key);
     }
 
-    /// Closes a socket that is to be closed, when no request is under way.
+    /// Closes a socket that is marked for closing, once none of its requests is in progress.
     fn close_if_quiet(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.is_closing && socket.receiving == Receiving::Not && !socket.is_writing() {
@@ -363,7 +369,7 @@ impl Driver {
         self.is_stuck |= self.verifier.flush();
     }
 
-    /// Submits what the turn asked for, and waits if there is nothing to do.
+    /// Submits the requests of the turn, and waits if there is nothing to do.
     fn submit(&mut self, now: Now) -> io::Result<()> {
         let sleep_ms = self.sleep_ms(now);
         if sleep_ms == 0 {
@@ -375,7 +381,7 @@ impl Driver {
         }
         self.ring.submit(Duration::ZERO)?;
         if self.has_work()? {
-            // Nothing was waited for: what was sent is sent.
+            // There is work already, so the turn ends without a wait.
             return Ok(());
         }
         let start = Instant::now();
@@ -395,8 +401,8 @@ impl Driver {
         slept
     }
 
-    /// Looks for work instead of sleeping, if some is likely to come; true if it came. Meanwhile who
-    /// has a message for us need not wake us.
+    /// Polls for work instead of sleeping, if the last wait was short. Returns whether work arrived.
+    /// Senders of messages need not wake a polling shard.
     fn spin(&mut self, start: Instant) -> io::Result<bool> {
         if self.last_wait >= self.spin * SPIN_AFTER {
             return Ok(false);

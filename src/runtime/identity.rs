@@ -1,5 +1,4 @@
-//! What a TLS listener shows to its peers: a certificate with its key, and how a newer one comes to a
-//! running shard.
+//! The certificate of a TLS listener, and its renewal while the shard runs.
 
 use std::io;
 use std::sync::Arc;
@@ -12,18 +11,19 @@ use rustls::{Error, ServerConfig};
 
 use super::tls::Tls;
 
-/// New contexts that may wait for a shard, which looks for them every turn.
+/// The most renewed contexts that may wait for a shard. A shard checks for them every turn.
 const RENEWALS: usize = 2;
 
-/// A certificate with its key, ready to be shown: what a listener tells its peers.
+/// The TLS configuration of a listener: a certificate with its key.
 #[derive(Clone, Debug)]
 pub struct TlsContext(Arc<ServerConfig>);
 
 impl TlsContext {
-    /// TLS 1.2 and 1.3 for HTTP/1.1, with sessions that resume by tickets: so no shard keeps any.
+    /// Creates a configuration for TLS 1.2 and 1.3 with HTTP/1.1. Sessions are resumed by tickets, so
+    /// that shards store no session state.
     ///
     /// # Errors
-    /// The system gives no random bytes.
+    /// The system provides no random bytes for the ticket key.
     pub fn new(certified: CertifiedKey) -> io::Result<Self> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
@@ -38,29 +38,29 @@ impl TlsContext {
     }
 }
 
-/// One shard's part of a TLS listener: the context for new connections.
+/// One shard's TLS context for new connections of a listener.
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(super) struct ListenerTls {
     context: TlsContext,
     renewals: Receiver<TlsContext>,
 }
 
-impl Identity {
-    /// Shows `context` until another is sent.
+impl ListenerTls {
+    /// Starts with `context`. The returned sender replaces it later.
     pub(super) fn new(context: TlsContext) -> (Self, Sender<TlsContext>) {
         let (sender, renewals) = bounded(RENEWALS);
         (Self { context, renewals }, sender)
     }
 
-    /// Takes the newest context. Connections keep the one they began with.
+    /// Switches to the newest context that was sent. Open connections keep theirs.
     pub(super) fn renew(&mut self) {
         self.context = self.renewals.try_iter().last().unwrap_or_else(|| self.context.clone());
     }
 
-    /// Begins a session with a peer that has just connected.
+    /// Begins the session of a new connection.
     ///
     /// # Errors
-    /// The context is of no use, which the first connection would have shown.
+    /// The context is invalid.
     pub(super) fn accept(&self) -> Result<Box<Tls>, Error> {
         Ok(Box::new(Tls::new(self.context.0.clone())?))
     }

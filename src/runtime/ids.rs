@@ -1,12 +1,12 @@
-//! Keeps the client ids of a node from repeating over its restarts.
+//! Prevents client ids from repeating across restarts of a node.
 //!
-//! Ids count milliseconds, and a clock may step back while a node is down. So each life of a node
-//! begins above a record that the life before kept ahead of its ids: "up to this time ids may have
-//! been given out". A thread renews the record before it is needed; no shard waits for that.
+//! Ids contain a time in milliseconds, and the clock may step back while a node is down. A node
+//! therefore keeps a record: ids up to this time may be in use. A new run starts above the record of
+//! the run before. A thread raises the record ahead of the ids; no shard waits for it.
 //!
-//! The record is per node id, and several nodes of one id and user may share it: each begins above
-//! all, and only ever raises it. A process that was stopped renews its record first thing, late by as
-//! little as its thread needs to run.
+//! There is one record per node id. Several processes with the same node id and user may share it: each
+//! starts above the record and only ever raises it. After a process was stopped, its thread raises the
+//! record as soon as it runs again.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -18,24 +18,26 @@ use std::time::{Duration, Instant};
 
 use crate::address::{AHEAD_MS_MAX, NodeId, UNIX_MS_MAX};
 
-/// Longest record read. What [`text`] makes is shorter.
+/// The most bytes of a record that are read. A valid record is shorter.
 const RECORD_BYTES_MAX: u64 = 128;
 
-/// How long the lock of a record is waited for: others hold it for as long as a write takes.
+/// How long to wait for the lock of a record. Other processes hold it only during a write.
 const LOCK_MAX: Duration = Duration::from_secs(1);
+
+/// The time between two attempts to take the lock.
 const LOCK_LOOK: Duration = Duration::from_millis(2);
 
 /// Where records are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// A directory on a disk. The record is synchronised, and outlives a power cut.
+    /// A directory on a disk. The record is synced and survives a power failure.
     Disk(PathBuf),
-    /// A directory in memory, made for this user. It outlives the process, not the machine.
+    /// A directory in memory, created for this user. The record survives the process, but not a reboot.
     Memory(PathBuf),
 }
 
 impl Place {
-    /// The place of a node that is given none.
+    /// Returns the default place, in memory.
     pub fn in_memory() -> Self {
         let user = rustix::process::geteuid().as_raw();
         Self::Memory(format!("/dev/shm/gridcast-{user}").into())
@@ -47,8 +49,8 @@ impl Place {
         }
     }
 
-    /// How far the record is ahead of the ids when it is written, beyond what they themselves may be
-    /// ahead, and how soon it is written again. Each start leaves out as many milliseconds.
+    /// Returns how far the record is ahead of the ids, in milliseconds, and how often it is written.
+    /// Each start skips as many milliseconds of ids.
     fn pace(&self) -> (u64, Duration) {
         match self {
             Self::Disk(_) => (30_000, Duration::from_secs(10)),
@@ -56,8 +58,8 @@ impl Place {
         }
     }
 
-    /// Makes the directory if it is not there, and refuses one in memory that others may write: in a
-    /// place that everybody may write, somebody else may have made it.
+    /// Creates the directory if it does not exist. Refuses a directory in memory that belongs to another
+    /// user or is accessible to others: everybody may create directories there.
     fn prepare(&self) -> io::Result<()> {
         let mut builder = DirBuilder::new();
         let Self::Memory(directory) = self else {
@@ -76,20 +78,20 @@ impl Place {
     }
 }
 
-/// The time from which this life of a node gives out ids, kept from the lives after it. The record
-/// is renewed until this is dropped.
+/// A reservation of client ids for this run of the node. The record is raised until this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    /// Unix milliseconds: later than any id of an earlier life, and not earlier than the clock.
+    /// The first time to use in ids, in Unix milliseconds: later than any id of an earlier run, and not
+    /// earlier than the clock.
     pub first_unix_ms: u64,
-    // Its end ends the thread.
+    // Dropping the sender ends the thread.
     _stop: mpsc::Sender<()>,
 }
 
-/// Begins a life of a node at this time of the clock.
+/// Reserves ids for a run of the node that starts at `unix_ms`.
 ///
 /// # Errors
-/// No record can be kept there: why, with its path.
+/// The record cannot be kept. The error contains its path.
 pub fn reserve(place: Place, node: NodeId, unix_ms: u64) -> io::Result<Reservation> {
     let path = place.directory().join(format!("ids-{}", node.number()));
     let with_path =
@@ -127,9 +129,9 @@ struct Record {
 }
 
 impl Record {
-    /// Sets the record to what `until` makes of it, if that is more.
+    /// Raises the record to the result of `until`, which gets its current value. Never lowers it.
     fn raise(&mut self, until: impl FnOnce(Option<u64>) -> u64) -> io::Result<()> {
-        // Opened each time, as it may have been removed meanwhile. A link would lead elsewhere.
+        // Opened each time, because the file may have been removed. Symbolic links are not followed.
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -153,20 +155,20 @@ impl Record {
         if self.is_synced { file.sync_data() } else { Ok(()) }
     }
 
-    /// What the record says. One that was just made says nothing, and one that cannot be read is
-    /// replaced, with a word in the log.
+    /// Reads the record. Returns `None` for a new file, and for an invalid record, which is logged and
+    /// replaced.
     fn read(&self, file: &mut File) -> io::Result<Option<u64>> {
         let mut bytes = Vec::new();
         file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
         let used_ms = parse(&bytes);
         if used_ms.is_none() && !bytes.is_empty() {
             let path = self.path.display();
-            tracing::warn!("{path} is no record of client ids, and is replaced: ids may repeat");
+            tracing::warn!("{path} is not a record of client ids and is replaced: ids may repeat");
         }
         Ok(used_ms)
     }
 
-    /// Says once that the record cannot be kept any more, and once that it can.
+    /// Logs once when the record can no longer be kept, and once when it can again.
     fn report(&self, renewed: &io::Result<()>, is_failing: &mut bool) {
         let path = self.path.display();
         match renewed {
@@ -181,7 +183,7 @@ impl Record {
     }
 }
 
-/// The lock goes with the open file.
+/// Locks a file. The lock is released when the file is closed.
 fn lock(file: &File) -> io::Result<()> {
     let end = Instant::now() + LOCK_MAX;
     loop {
@@ -196,7 +198,7 @@ fn lock(file: &File) -> io::Result<()> {
     }
 }
 
-/// The time stands there twice, so that a record in parts is none.
+/// Formats a record. The time appears twice, so that a partial write is recognised as invalid.
 fn text(until_ms: u64) -> String {
     format!("gridcast ids up to {until_ms:020} Unix ms, {until_ms:020}\n")
 }
@@ -219,7 +221,7 @@ mod tests {
     const NOW: u64 = 1_800_000_000_000;
     const HOUR: u64 = 3_600_000;
 
-    /// A folder of one test, removed on drop.
+    /// A temporary directory of one test, removed on drop.
     struct Folder(PathBuf);
 
     impl Folder {

@@ -1,5 +1,5 @@
-//! Listening sockets: one per shard on the same address, between which the kernel spreads new
-//! connections (SO_REUSEPORT).
+//! Listening sockets: one per shard on the same address. The kernel distributes new connections between
+//! them (SO_REUSEPORT).
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -10,31 +10,31 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::identity::TlsContext;
 
-/// Connections that may wait to be accepted, per shard. The kernel takes no more than
-/// net.core.somaxconn.
+/// The most connections that may wait to be accepted, per shard. The kernel reduces this to
+/// `net.core.somaxconn`.
 pub const BACKLOG: i32 = 4096;
 
-/// Seconds that the kernel keeps a connection on which nothing has come before it hands it to us
-/// (TCP_DEFER_ACCEPT: rounded up to a repeated SYN-ACK, so the least is 1). Only then its
-/// `limits.handshake_ms` begin.
+/// How long the kernel waits for the first bytes of a connection before it hands the connection over, in
+/// seconds (TCP_DEFER_ACCEPT). The kernel rounds this up to the time of a SYN-ACK retransmission, so 1
+/// is the minimum. `limits.handshake_ms` starts afterwards.
 const SILENCE_S: libc::c_int = 1;
 
-/// An address, and one listening socket for each shard.
+/// An address with one listening socket for each shard.
 #[derive(Debug)]
 pub struct Listening {
-    /// The address; its port is real even where 0 was asked for.
+    /// The bound address. Its port is the actual one, even if port 0 was requested.
     pub address: SocketAddr,
-    /// As many as there are shards.
+    /// One socket for each shard.
     pub sockets: Vec<Socket>,
-    /// What it shows to its peers; `None`: it speaks plain TCP.
+    /// The TLS configuration. `None`: plain TCP.
     pub tls: Option<TlsContext>,
 }
 
-/// Listens on an address for each shard, over TLS if there is something to show. A connection whose
-/// peer's kernel acknowledges nothing for `peer_timeout` is gone, also if it is not read from at present.
+/// Listens on an address with one socket for each shard. The kernel closes a connection whose peer
+/// acknowledges no data for `peer_timeout`, even while the connection is not read from.
 ///
 /// # Errors
-/// The address is not ours or is in use, be it by another gridcast.
+/// The address does not belong to this machine, or is in use, also by another gridcast.
 pub fn bind(
     address: SocketAddr,
     shards: usize,
@@ -42,12 +42,12 @@ pub fn bind(
     peer_timeout: Duration,
 ) -> io::Result<Listening> {
     if address.port() != 0 {
-        // Sockets with SO_REUSEPORT would share the port with another process of the same user, and
-        // each would get a part of the connections: so first see whether it is free.
+        // With SO_REUSEPORT another process of the same user could share the port, and each would get
+        // some of the connections. A bind without it checks first that the port is free.
         socket(address)?.bind(&address.into())?;
     }
     let first = listen(address, peer_timeout)?;
-    let address = first.local_addr()?.as_socket().expect("it was bound to an IP address");
+    let address = first.local_addr()?.as_socket().expect("the socket was bound to an IP address");
     let mut sockets = vec![first];
     for _ in 1..shards {
         sockets.push(listen(address, peer_timeout)?);
@@ -57,7 +57,7 @@ pub fn bind(
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // Connections of an earlier run that are still winding down do not matter.
+    // Connections of an earlier run in TIME_WAIT must not prevent the bind.
     socket.set_reuse_address(true)?;
     Ok(socket)
 }
@@ -65,7 +65,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 fn listen(address: SocketAddr, peer_timeout: Duration) -> io::Result<Socket> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit both. Frames leave when they are written.
+    // Accepted sockets inherit both options. Frames are sent as soon as they are written.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(peer_timeout))?;
     socket.bind(&address.into())?;
@@ -74,22 +74,23 @@ fn listen(address: SocketAddr, peer_timeout: Duration) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Has connections accepted when their first bytes are there, which saves a turn for each: those who
-/// connect to us speak first. One that says nothing is accepted after [`SILENCE_S`].
+/// Makes the kernel hand over connections when their first bytes have arrived, which saves a turn for
+/// each: peers always speak first. A silent connection is handed over after [`SILENCE_S`].
 #[allow(unsafe_code)]
 fn defer_accept(socket: &Socket) -> io::Result<()> {
     let (fd, silence_s) = (socket.as_raw_fd(), SILENCE_S);
     let (value, length) = ((&raw const silence_s).cast(), size_of_val(&silence_s) as u32);
-    // SAFETY: the descriptor is open, and the value is as long as is said.
+    // SAFETY: the descriptor is open, and `length` is the size of the value.
     let result =
         unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// This machine's address on the route to `beyond`, which need not be there: nothing is sent.
+/// Returns this machine's address on the route to `beyond`. Nothing is sent, so the target need not
+/// exist.
 ///
 /// # Errors
-/// There is no such route.
+/// There is no route to `beyond`.
 pub fn route_out(beyond: SocketAddr) -> io::Result<IpAddr> {
     let any: IpAddr = match beyond {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

@@ -1,11 +1,11 @@
-//! The log: lines wait in a bounded queue, and one thread writes them to standard error.
+//! The log: lines wait in a bounded queue, and a thread writes them to standard error.
 //!
-//! Who logs never waits and never fails. A line that finds the queue full, or that cannot be written,
-//! is dropped and counted; once lines can be written again, one line says how many were lost. Nothing
-//! else in this crate writes to standard error or standard output.
+//! Logging never blocks and never fails. A line is dropped and counted if the queue is full or if it
+//! cannot be written. Once lines can be written again, one line says how many were lost. Nothing else in
+//! this crate writes to standard error; only [`print`] writes to standard output.
 //!
-//! tracing-appender's writer of this kind was not taken: its queue is bounded in lines alone, it does
-//! not count what the sink refuses, and its end prints to standard output, which may panic.
+//! tracing-appender has a similar writer, which is not used: it bounds its queue in lines but not in
+//! bytes, does not count failed writes, and prints to standard output when it ends, which may panic.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal, Write};
@@ -23,13 +23,13 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// Lines that wait to be written. The queue takes its memory at once, 24 bytes a line.
+/// The most lines in the queue. The queue allocates 24 bytes for each at the start.
 const LINES_MAX: usize = 4096;
 
-/// Bytes of the lines that wait.
+/// The most bytes of all lines in the queue.
 const BYTES_MAX: usize = 1 << 20;
 
-/// How long the end of the process waits for the lines in the queue.
+/// How long the process waits at its end for queued lines to be written.
 pub const FLUSH_MAX: Duration = Duration::from_millis(500);
 
 /// How a line is written.
@@ -53,7 +53,7 @@ struct State {
     // Bytes of the lines in the queue and of the line that is being written.
     bytes: AtomicUsize,
     dropped: Arc<AtomicU64>,
-    // Dropped lines that no line has told of yet.
+    // Dropped lines that the log has not reported yet.
     untold: AtomicU64,
     is_json: AtomicBool,
 }
@@ -61,15 +61,15 @@ struct State {
 #[derive(Debug)]
 enum Item {
     Line(Box<[u8]>),
-    /// Answered once every line before it was written or dropped.
+    /// A request that is answered once every earlier line was written or dropped.
     Flush(Sender<()>),
 }
 
 impl Log {
-    /// Starts the thread that writes to standard error.
+    /// Creates a log and starts its thread, which writes to standard error.
     ///
     /// # Errors
-    /// A thread cannot be had.
+    /// The thread cannot be started.
     pub fn to_stderr() -> io::Result<Self> {
         Self::to(Stderr)
     }
@@ -87,17 +87,17 @@ impl Log {
         Ok(Self { queue, state })
     }
 
-    /// Writes every line of [`Self::say`] like this from now on. Text before that.
+    /// Sets the format of lines. The default is text.
     pub fn set_format(&self, format: Format) {
         self.state.is_json.store(format == Format::Json, Ordering::Relaxed);
     }
 
-    /// Makes this the log of every `tracing` event of the process, down to `level`. A second call in
-    /// one process changes nothing.
+    /// Writes the `tracing` events of the process to this log, down to `level`. A second call in the same
+    /// process has no effect.
     pub fn subscribe(&self, level: Level) {
         let lines = tracing_subscriber::fmt()
             .with_max_level(level)
-            // Otherwise what goes wrong while formatting is told with `eprintln!`.
+            // Otherwise formatting errors are printed with `eprintln!`, which may panic.
             .log_internal_errors(false)
             .with_writer(self.clone());
         let _ = match self.state.format() {
@@ -106,7 +106,7 @@ impl Log {
         };
     }
 
-    /// Sends what a panic says to the log, and not straight to standard error.
+    /// Writes the messages of panics to this log instead of directly to standard error.
     pub fn take_panics(&self) {
         let log = self.clone();
         panic::set_hook(Box::new(move |info| log.say_panic(info)));
@@ -129,18 +129,18 @@ impl Log {
         }
     }
 
-    /// Logs a line whatever the level of the log: the start, and why the process ends. `fields` stand
-    /// beside the message in JSON alone.
+    /// Logs a line regardless of the configured level: for the start of the process and the reason of its
+    /// end. `fields` appear in JSON only.
     pub fn say(&self, level: Level, message: &str, fields: &[(&str, Value)]) {
         self.put(&self.state.line(level, message, fields));
     }
 
-    /// Lines that were dropped since the start of the process.
+    /// Returns the counter of lines dropped since the start of the process.
     pub fn lines_dropped(&self) -> Arc<AtomicU64> {
         self.state.dropped.clone()
     }
 
-    /// Waits until the lines in the queue are written, but for no longer than this.
+    /// Waits until the queued lines are written, but no longer than `within`.
     pub fn flush(&self, within: Duration) {
         let end = Instant::now() + within;
         let (done, is_done) = bounded(1);
@@ -167,7 +167,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// Takes whole lines, one per write, as `tracing_subscriber` gives them. Writing never fails.
+/// A writer for `tracing_subscriber`, which writes one whole line per call. Writing never fails.
 #[derive(Debug)]
 pub struct LogWriter<'a>(&'a Log);
 
@@ -200,7 +200,7 @@ impl State {
     }
 }
 
-/// A line in the layout of `tracing_subscriber`'s JSON.
+/// Formats a line like `tracing_subscriber`'s JSON format.
 fn json_line(level: Level, message: &str, fields: &[(&str, Value)]) -> Vec<u8> {
     let mut time = String::new();
     let _ = SystemTime.format_time(&mut Writer::new(&mut time));
@@ -214,11 +214,11 @@ fn json_line(level: Level, message: &str, fields: &[(&str, Value)]) -> Vec<u8> {
     .into()
 }
 
-/// The thread's end of the queue.
+/// The state of the writing thread.
 struct Lines<W> {
     out: W,
     state: Arc<State>,
-    // The sink has got a part of a line and not its end.
+    // The last line was written only partly.
     is_torn: bool,
 }
 
@@ -244,7 +244,7 @@ impl<W: Write> Lines<W> {
         }
     }
 
-    /// Writes how many lines were lost, if any were. What cannot be written is told later.
+    /// Writes how many lines were lost, if any. Tries again later if this line cannot be written.
     fn tell_lost(&mut self) {
         let lost = self.state.untold.swap(0, Ordering::Relaxed);
         if lost == 0 {
@@ -257,7 +257,7 @@ impl<W: Write> Lines<W> {
         }
     }
 
-    /// Writes one line; false if it, or a part of it, was not written.
+    /// Writes one line. Returns false if it was not written completely.
     fn write(&mut self, line: &[u8]) -> bool {
         if self.is_torn && self.out.write_all(b"\n").is_err() {
             return false;
@@ -278,7 +278,7 @@ impl<W: Write> Lines<W> {
     }
 }
 
-/// Standard error without the lock of the standard library, whose holder may stand still.
+/// Standard error without the lock of the standard library, whose holder may block forever.
 struct Stderr;
 
 impl Write for Stderr {
@@ -286,7 +286,7 @@ impl Write for Stderr {
         let stderr = rustix::stdio::stderr();
         loop {
             match rustix::io::write(stderr, bytes) {
-                // Another process may have made it non-blocking, as it shares the open file.
+                // Another process that shares the open file may have made it non-blocking.
                 Err(rustix::io::Errno::AGAIN) => {
                     poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
                 }
@@ -300,10 +300,10 @@ impl Write for Stderr {
     }
 }
 
-/// Writes the answer of a command to standard output.
+/// Writes the output of a command to standard output.
 ///
 /// # Errors
-/// It cannot be written: the reader is gone, or the disk is full.
+/// The write fails: the reader is gone, or the disk is full.
 pub fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;

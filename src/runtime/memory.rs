@@ -1,31 +1,31 @@
-//! How much memory the process has allocated: counted where it is allocated, so that nothing which
-//! peers make the node hold is missing, and none of it costs a connection a field.
+//! Counts the memory that the process has allocated. The count is taken in the allocator, so it includes
+//! everything that peers make the node hold, and no connection needs a field for it.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-/// The system's allocator, and a count of the bytes that are allocated. The program installs it; where
-/// it is not installed, as in most tests, the count stays at 0 and no budget is ever short.
+/// The system's allocator with a count of the allocated bytes. The program installs it as its global
+/// allocator. Where it is not installed, as in most tests, the count stays 0 and memory is never short.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingAllocator;
 
-/// Bytes that a thread allocates or frees before all threads see it: an atomic operation for each
-/// 64 KiB, and none for each message. Times the number of threads, this is how far off the count may be.
+/// The bytes that a thread may allocate or free before it updates the shared count. This avoids an
+/// atomic operation per message. The count may be off by this much for each thread.
 const UNSEEN_BYTES: usize = 64 * 1024;
 
-/// Of all threads, but for what each has not told yet.
+/// The shared count, without the pending bytes of each thread.
 static ALLOCATED: AtomicIsize = AtomicIsize::new(0);
 
 thread_local! {
-    // Without a destructor, so it may be used by whatever a thread frees when it ends.
+    // Has no destructor, so it can still be used by deallocations at the end of a thread.
     static UNSEEN: Cell<isize> = const { Cell::new(0) };
 }
 
-/// Bytes that are allocated, with what the allocator adds to each block.
+/// Returns the allocated bytes, including the allocator's overhead per block.
 pub fn allocated_bytes() -> u64 {
-    // A thread may free what another has not told of yet.
+    // The count can be negative: a thread may free memory whose allocation is still pending in another.
     ALLOCATED.load(Ordering::Relaxed).max(0) as u64
 }
 
@@ -40,12 +40,12 @@ fn count(bytes: isize) {
     });
 }
 
-/// What glibc takes for a block: a word more, in steps of 16 bytes.
+/// Returns the size of a block in glibc: 8 bytes of header, rounded up to 16 bytes, at least 32.
 fn block_bytes(bytes: usize) -> isize {
     ((bytes + 8 + 15) & !15).max(32) as isize
 }
 
-// SAFETY: each call is passed on to the system's allocator as it came. Counting allocates nothing.
+// SAFETY: each call is forwarded unchanged to the system's allocator. Counting allocates nothing.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.

@@ -1,12 +1,11 @@
-//! The hand that moves the bytes: the only folder that names glommio and io_uring, and the only one
-//! with unsafe code.
+//! Threads, sockets and io_uring: the only layer that names glommio and io_uring, and the only one with
+//! unsafe code.
 //!
-//! Each shard has a pinned thread with a glommio executor, and on it one task, the
-//! [`driver`], with a ring of its own: completions → `Shard::handle_*` → `Shard::poll_*` →
-//! submissions. The thread sleeps in that ring and nowhere else. glommio 0.9 has no way to wait for
-//! a foreign file descriptor that is not a socket, and waiting in its ring would cost two system
-//! calls more per turn; its own timers and tasks get their turn at each of the driver's, at the
-//! latest every [`driver::SLEEP_MAX_MS`].
+//! Each shard has a pinned thread with a glommio executor. The executor runs one task, the [`driver`],
+//! which has an io_uring of its own: completions → `Shard::handle_*` → `Shard::poll_*` → submissions.
+//! The thread sleeps only in that ring. It does not sleep in glommio's ring, because glommio 0.9 cannot
+//! wait for an eventfd, and because that would cost two more system calls per turn. glommio's own timers
+//! and tasks run once per turn of the driver, at the latest every [`driver::SLEEP_MAX_MS`].
 
 mod awake;
 mod budget;

@@ -1,7 +1,7 @@
-//! One io_uring with the buffers that the kernel holds: a safe face for the driver.
+//! A safe interface to one io_uring.
 //!
-//! Receiving takes buffers from a ring that the kernel picks from, sending borrows the memory of a
-//! [`Sending`] until its completion: both are owned here while the kernel may touch them.
+//! Receives use buffers that the kernel picks from a provided-buffer ring. A send borrows the memory of
+//! a [`Sending`] until its completion. The ring owns both while the kernel may access them.
 #![allow(unsafe_code)]
 
 #[cfg(test)]
@@ -25,67 +25,70 @@ use crate::shard::{Batch, Chunk, freed_bytes};
 #[cfg(test)]
 pub use faults::{Faults, Random};
 
-/// Requests per submission; more are submitted in parts.
+/// The size of the submission queue. More requests are submitted in parts.
 const SUBMISSIONS: u32 = if cfg!(test) { 8 } else { 1024 };
 
-/// Completions that the ring holds; the kernel keeps more in a list of its own.
+/// The size of the completion queue. The kernel keeps further completions in an overflow list.
 const COMPLETIONS: u32 = if cfg!(test) { 16 } else { 16 * 1024 };
 
-/// The same of a ring that only shows whether there can be one.
+/// The size of the submission queue of [`Ring::probe`].
 const PROBE_SUBMISSIONS: u32 = 1;
+
+/// The size of the completion queue of [`Ring::probe`].
 const PROBE_COMPLETIONS: u32 = 2;
 
-/// Receive buffers of a shard and their size: 4 MiB in all, for every connection together. When
-/// they are all in use, receiving waits for one to come back. Under test all of this is so small
-/// that it runs out.
+/// The number of receive buffers of a shard, shared by all its connections. When all are in use,
+/// receiving waits until one is returned. Tests use few, so that they run out.
 const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
+
+/// The size of a receive buffer, in bytes: 4 MiB for all buffers of a shard.
 pub const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
 
-/// Memory of a shard's ring that the kernel counts as locked, in pages: the submissions, 64 bytes each;
-/// the completions, 16 bytes each, with the submissions' indices and the heads; the ring of buffers,
-/// 16 bytes each. So Linux 6.18 counts; older kernels count less.
+/// Memory of a shard's ring that the kernel counts as locked, in pages: 64 bytes for each submission; 16
+/// bytes for each completion, plus the submission indices and headers; 16 bytes for each buffer. Counted
+/// with Linux 6.18; older kernels count less.
 pub(super) const LOCKED_PAGES: u64 = 16 + 66 + 2;
 
-/// The same of [`Ring::probe`].
+/// Memory of the ring of [`Ring::probe`] that the kernel counts as locked, in pages.
 pub(super) const PROBE_LOCKED_PAGES: u64 = 1 + 1 + 2;
 
-/// Runs of bytes per send (IOV_MAX of Linux); what is more goes out with the next.
+/// The most buffers of one gathered send (IOV_MAX of Linux). The rest goes out with the next send.
 const RUNS_PER_SEND: usize = 1024;
 
 const BUFFER_GROUP: u16 = 0;
 
-/// What became of a request.
+/// The completion of a request.
 #[derive(Debug)]
 pub enum Completion {
-    /// A listener, by its number, accepted a connection; `is_over`: it accepts no more until it is
-    /// asked again.
+    /// A listener accepted a connection or failed to. `listener` is its number; `is_over`: the request
+    /// has ended and must be repeated to accept more.
     Accepted { listener: usize, result: io::Result<OwnedFd>, is_over: bool },
-    /// Bytes came in a buffer (see [`Ring::buffer`]), or nothing more will: the end or an error.
+    /// Bytes arrived in a buffer ([`Ring::buffer`] returns them), or the connection has ended or failed.
     Received { key: ConnectionKey, result: io::Result<Option<Buffer>>, is_over: bool },
-    /// So many bytes were written.
+    /// A send has ended. The result is the number of bytes written.
     Sent { key: ConnectionKey, sending: Box<Sending>, result: io::Result<usize> },
-    /// The socket takes bytes again, or has broken.
+    /// The socket has room for more bytes, or has failed.
     Writable { key: ConnectionKey },
-    /// A cancellation found no receive under way: it is over, or was just between two queues of the
-    /// kernel's and goes on.
+    /// A cancellation found no receive. Either the receive has ended, or it was moving between two
+    /// queues of the kernel and continues.
     CancelMissed { key: ConnectionKey },
     /// The eventfd was written.
     Woken,
 }
 
-/// A receive buffer that the kernel filled. It must go back with [`Ring::recycle`].
+/// A receive buffer that the kernel has filled. Return it with [`Ring::recycle`].
 #[derive(Debug)]
 pub struct Buffer {
     id: u16,
     length: usize,
 }
 
-/// Bytes on their way to a socket, with the list of runs that the kernel reads.
+/// A batch that is being sent, with the iovec list that the kernel reads.
 #[derive(Debug)]
 pub struct Sending {
     batch: Batch,
-    // Chunks that are written, and bytes of the one after them. They stay until all is written: so
-    // the batch goes back as it came.
+    // Written chunks, and written bytes of the next chunk. Chunks stay in the batch until all are
+    // written, so that the batch is returned unchanged.
     written_chunks: usize,
     written: usize,
     runs: Vec<libc::iovec>,
@@ -105,7 +108,7 @@ impl Buffer {
 }
 
 impl Sending {
-    /// A sending of nothing.
+    /// Creates an empty sending.
     pub fn new() -> Box<Self> {
         // SAFETY: msghdr is a C struct of integers and pointers, for which all zeroes is a value.
         let header = unsafe { std::mem::zeroed() };
@@ -113,14 +116,14 @@ impl Sending {
         Box::new(Self { batch, written_chunks: 0, written: 0, runs: Vec::new(), header })
     }
 
-    /// Begins to send a batch.
+    /// Takes a batch to send.
     pub fn begin(&mut self, batch: Batch) {
         debug_assert!(self.batch.is_empty());
         (self.written_chunks, self.written) = (0, 0);
         self.batch = batch;
     }
 
-    /// So many bytes were written; true if that was all.
+    /// Notes that `bytes` were written. Returns whether the whole batch is written.
     pub fn advance(&mut self, mut bytes: usize) -> bool {
         while let Some(next) = self.batch.get(self.written_chunks) {
             let left = next.bytes().len() - self.written;
@@ -135,18 +138,18 @@ impl Sending {
         true
     }
 
-    /// Memory that dropping the batch would free.
+    /// Returns the memory that dropping the batch would free, in bytes.
     pub fn freed_bytes(&self) -> usize {
         freed_bytes(&self.batch)
     }
 
-    /// Gives back the batch, whether or not all of it is written.
+    /// Takes the batch out, whether or not it is written completely.
     pub fn give_back(&mut self) -> Batch {
         std::mem::take(&mut self.batch)
     }
 }
 
-/// What a request is, in the highest byte of its user data; the key of its connection follows.
+/// The kind of a request. Stored in the highest byte of its user data, before the connection's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Request {
@@ -169,10 +172,10 @@ fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
 
 /// A ring for one thread.
 pub struct Ring {
-    // Dropped first: the memory below outlives it.
+    // Declared first, so that it is dropped before the memory that the kernel uses.
     uring: IoUring,
     buffers: Buffers,
-    // Sends that the kernel has not completed, at the places of their connections.
+    // Sends in progress, indexed like their connections.
     sends: Vec<Option<Box<Sending>>>,
     wake_counter: Box<u64>,
     backlog: VecDeque<squeue::Entry>,
@@ -181,10 +184,10 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring for the thread that calls, and for no other.
+    /// Creates a ring for the calling thread. No other thread may use it.
     ///
     /// # Errors
-    /// What the kernel says: see `runtime::check`, which says it in words.
+    /// The kernel refuses the ring; `runtime::check` explains its errors.
     pub fn new() -> io::Result<Self> {
         let uring = build(SUBMISSIONS, COMPLETIONS)?;
         let buffers = Buffers::register(&uring)?;
@@ -199,18 +202,18 @@ impl Ring {
         })
     }
 
-    /// Asks the kernel for all that [`Self::new`] does, of the smallest size, and gives it back. Of
-    /// the smallest size, since the kernel releases the locked memory of a ring only some time after
-    /// its end: a ring as large as a shard's would be missing when the shards make theirs.
+    /// Creates and drops a ring of the smallest size with the same features as [`Self::new`]. The kernel
+    /// releases the locked memory of a ring only some time after it is closed, so a probe of a shard's
+    /// size could leave too little for the shards.
     ///
     /// # Errors
-    /// Those of [`Self::new`].
+    /// The errors of [`Self::new`].
     pub fn probe() -> io::Result<()> {
         let uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
         Buffers::register(&uring).map(drop)
     }
 
-    /// Accepts connections on a listener, each with a completion.
+    /// Starts to accept connections on a listener, with one completion for each.
     pub fn accept(&mut self, listener: usize, socket: BorrowedFd<'_>) {
         let key = ConnectionKey { index: listener as u32, generation: 0 };
         let entry =
@@ -224,14 +227,14 @@ impl Ring {
         self.cancel(Request::Accept, key);
     }
 
-    /// Receives from a socket, each time with a completion, until it is over.
+    /// Starts to receive from a socket, with one completion for each buffer.
     pub fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP).build();
         self.push(Request::Receive, key, entry);
     }
 
-    /// Receives from a socket once, up to so many bytes and one buffer, and waits for nothing: the
-    /// completion follows at once, with EAGAIN if nothing has come.
+    /// Receives once from a socket, at most `bytes` and one buffer, without waiting. The completion
+    /// follows at once, with EAGAIN if nothing has arrived.
     pub fn receive_once(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, bytes: usize) {
         let fd = Fd(socket.as_raw_fd());
         let entry = opcode::Recv::new(fd, std::ptr::null_mut(), bytes as u32)
@@ -242,7 +245,7 @@ impl Ring {
         self.push(Request::Receive, key, entry);
     }
 
-    /// Stops receiving; the completion that is over follows, or [`Completion::CancelMissed`].
+    /// Cancels a receive. Its last completion follows, or [`Completion::CancelMissed`].
     pub fn cancel_receive(&mut self, key: ConnectionKey) {
         self.cancel(Request::Receive, key);
     }
@@ -252,8 +255,8 @@ impl Ring {
         self.push(Request::Cancel, key, entry);
     }
 
-    /// Sends what is left of `sending`, as much as the socket takes at once. At most one per
-    /// connection may be under way.
+    /// Sends the rest of `sending`, as much as fits into the socket at once. A connection may have only
+    /// one send in progress.
     pub fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
         let fd = Fd(socket.as_raw_fd());
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -280,18 +283,18 @@ impl Ring {
             self.sends.resize_with(place + 1, || None);
         }
         debug_assert!(self.sends[place].is_none(), "one send per connection");
-        // The box does not move, and stays here until the completion: see `completions`.
+        // The boxed value does not move, and stays here until its completion: see `completions`.
         self.sends[place] = Some(sending);
         self.push(Request::Send, key, entry);
     }
 
-    /// Completes when the socket takes bytes, or has broken.
+    /// Waits until the socket has room for bytes, or has failed.
     pub fn wait_writable(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLOUT as u32).build();
         self.push(Request::Writable, key, entry);
     }
 
-    /// Completes when the eventfd is written, once.
+    /// Waits until the eventfd is written. Completes once.
     pub fn wait_woken(&mut self, eventfd: BorrowedFd<'_>) {
         let counter = (&raw mut *self.wake_counter).cast();
         let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), counter, 8).build();
@@ -311,8 +314,8 @@ impl Ring {
         self.backlog.push_back(entry);
     }
 
-    /// Moves on what found the submission queue full. Each round makes room for a whole queue, unless
-    /// the kernel has no memory: then the next turn goes on.
+    /// Submits requests that did not fit into the submission queue. Each round empties the queue, unless
+    /// the kernel is out of memory; then the next turn continues.
     fn submit_backlog(&mut self) -> io::Result<()> {
         for _ in 0..self.backlog.len().div_ceil(SUBMISSIONS as usize) {
             self.submit_queued()?;
@@ -331,16 +334,16 @@ impl Ring {
     fn submit_queued(&mut self) -> io::Result<()> {
         match self.uring.submit() {
             Ok(_) => Ok(()),
-            // The completions must be taken first, or it was interrupted: the next call goes on.
+            // Completions must be handled first, or the call was interrupted. The next call continues.
             Err(error) if is_passing(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Submits all requests and takes in what is complete; waits for a completion for so long.
+    /// Submits all requests, and waits up to `wait` for a completion.
     ///
     /// # Errors
-    /// The ring is of no use any more.
+    /// The ring has failed.
     pub fn submit(&mut self, wait: Duration) -> io::Result<()> {
         self.submit_backlog()?;
         #[cfg(test)]
@@ -357,10 +360,10 @@ impl Ring {
         }
     }
 
-    /// Whether something is complete. Enters the kernel only if it has something to tell.
+    /// Whether there are completions. Enters the kernel only if it has pending work.
     ///
     /// # Errors
-    /// The ring is of no use any more.
+    /// The ring has failed.
     pub fn has_completions(&mut self) -> io::Result<bool> {
         if self.uring.submission().taskrun() {
             self.submit_queued()?;
@@ -368,7 +371,7 @@ impl Ring {
         Ok(!self.uring.completion().is_empty())
     }
 
-    /// Takes out what is complete.
+    /// Appends all completions to `out`.
     pub fn completions(&mut self, out: &mut Vec<Completion>) {
         let Self { uring, sends, buffers, .. } = self;
         let completed = uring.completion().map(|entry| Completed {
@@ -391,12 +394,12 @@ impl Ring {
         }));
     }
 
-    /// The bytes of a buffer.
+    /// Returns the bytes of a buffer.
     pub fn buffer(&mut self, buffer: &Buffer) -> &mut [u8] {
         self.buffers.bytes(buffer)
     }
 
-    /// Gives a buffer back to the kernel.
+    /// Returns a buffer to the kernel.
     pub fn recycle(&mut self, buffer: Buffer) {
         #[cfg(test)]
         self.faults.given_back(buffer.id);
@@ -427,7 +430,7 @@ struct Completed {
     flags: u32,
 }
 
-/// What an entry says; `None` for those that say nothing.
+/// Converts an entry to a completion. Returns `None` for entries that need no handling.
 fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Completion> {
     const ACCEPT: u8 = Request::Accept as u8;
     const RECEIVE: u8 = Request::Receive as u8;
@@ -479,8 +482,8 @@ impl Sending {
     }
 }
 
-/// Receive buffers that the kernel picks from. Their memory is never given back: a request that is
-/// cancelled late may still write to it, and a process has one set per shard for its whole life.
+/// The receive buffers that the kernel picks from. Their memory is never freed, because a request that
+/// is cancelled late may still write to it. A process has one set per shard for its whole life.
 struct Buffers {
     ring: NonNull<BufRingEntry>,
     memory: NonNull<u8>,

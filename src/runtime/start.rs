@@ -1,4 +1,4 @@
-//! Starts the shards of a node, each on its core, and ends them.
+//! Starts the shards of a node, each on its own core, and shuts them down.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use super::bus::{Control, Port, bus};
 use super::check;
 use super::driver::Driver;
-use super::identity::{Identity, TlsContext};
+use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
@@ -21,7 +21,7 @@ use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
 use crate::shard::{Listener, Shard};
 
-/// Memory that glommio locks per core for files: none are opened, so the least.
+/// Memory that glommio locks per core for file I/O, in bytes: the minimum, because no files are opened.
 const IO_MEMORY: usize = 64 * 1024;
 
 /// The running shards of a node.
@@ -32,20 +32,20 @@ pub struct Shards {
     watch: Arc<Watch>,
 }
 
-/// A way to give the TLS listeners of running shards newer certificates.
+/// A handle to renew the certificates of running TLS listeners.
 #[derive(Clone, Debug)]
 pub struct Renewals(
-    // To each shard's part of each TLS listener.
+    // One entry for each TLS listener and shard.
     Vec<(Listener, Sender<TlsContext>)>,
 );
 
-/// Starts a shard on each of `cores`, with its part of each listener, and waits until all of them
-/// listen. The shards share `state`. No more is taken in than `capacity` says. A shard that fails later
-/// says why in `failures`, and the node cannot go on without it. With a mesh its end of the bus is
-/// given too.
+/// Starts a shard on each of `cores`, with one socket of each listener, and waits until all shards
+/// accept connections. The shards share `state`; `capacity` bounds what they accept. A shard that fails
+/// later reports the reason to `failures`; the node cannot continue without it. Also returns the mesh's
+/// end of the bus if the node has a mesh.
 ///
 /// # Errors
-/// A thread, a ring or a descriptor cannot be had.
+/// A thread, a ring or a descriptor cannot be created.
 pub fn start(
     settings: &Arc<Settings>,
     state: &Arc<NodeState>,
@@ -63,7 +63,7 @@ pub fn start(
     let mut renewals = Vec::new();
     for (listener, Listening { sockets: of_listener, tls, .. }) in listeners {
         for (of_shard, socket) in sockets.iter_mut().zip(of_listener) {
-            let identity = tls.clone().map(Identity::new).map(|(identity, renewal)| {
+            let identity = tls.clone().map(ListenerTls::new).map(|(identity, renewal)| {
                 renewals.push((listener, renewal));
                 identity
             });
@@ -79,7 +79,7 @@ pub fn start(
         let make = move || async move {
             let make_shard = |now| Shard::new(ShardId(index as u8), &settings, state, now);
             let made = Driver::new(index, make_shard, port, verifier, sockets, watch, spin);
-            // Nobody listens any more if another shard has failed to start.
+            // Fails only if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(check::explain));
             let ended = made?.run().await;
             if let Err(error) = &ended {
@@ -96,7 +96,7 @@ pub fn start(
     }
     drop(started);
     for _ in cores {
-        // A thread that ended without a word has said why on standard error.
+        // A thread that ended without a result has panicked, and logged why.
         let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
         word.map_err(io::Error::other)?;
     }
@@ -104,17 +104,17 @@ pub fn start(
 }
 
 impl Shards {
-    /// Takes the node down within `deadline`: stops accepting, closes clients over half of that
-    /// time, gives out what is in the topics to the back ends that consume, answers what is
-    /// pending, and closes back ends.
+    /// Shuts the shards down within `deadline`: stops accepting, closes clients over half of that time,
+    /// delivers the messages in topics to the back ends that consume them, answers pending calls, and
+    /// closes back ends.
     ///
     /// # Errors
-    /// A shard ended early: its ring failed.
+    /// A shard ended early because its ring failed.
     pub fn drain(self, deadline: Duration) -> io::Result<Summary> {
         let start = Instant::now();
         let over_ms = deadline.as_millis() as u64 / 2;
         self.control.tell_all(|| Message::Drain { over_ms });
-        // Messages between shards may be on their way: quiet is what is so twice.
+        // Messages between shards may be in flight, so the shards must be quiet twice in a row.
         let mut was_quiet = false;
         wait_until(start + deadline * 4 / 5, || {
             let is_quiet = self.watch.is_quiet();
@@ -137,25 +137,25 @@ impl Shards {
         Ok(total)
     }
 
-    /// A way to give its listeners newer certificates.
+    /// Returns a handle to renew the certificates of the listeners.
     pub fn renewals(&self) -> Renewals {
         self.renewals.clone()
     }
 }
 
 impl Renewals {
-    /// From now on a TLS listener shows this to those who connect. Waits until its shards have
-    /// taken what was sent before, which takes each a turn.
+    /// Makes a TLS listener use `context` for new connections. Blocks while a shard has not yet taken
+    /// the earlier renewals, which it does once per turn.
     pub fn renew(&self, listener: Listener, context: &TlsContext) {
         for (_, renewal) in self.0.iter().filter(|(of, _)| *of == listener) {
-            // A shard that has failed says so elsewhere.
+            // Fails only if the shard has failed, which is reported elsewhere.
             let _ = renewal.send(context.clone());
         }
     }
 }
 
-/// Looks every few milliseconds whether something has come true, until `end`. The main thread has
-/// nothing else to do.
+/// Polls a condition every 5 ms until it is true or `end` is reached. The main thread has nothing else
+/// to do meanwhile.
 fn wait_until(end: Instant, mut is_true: impl FnMut() -> bool) {
     while !is_true() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));

@@ -1,8 +1,8 @@
-//! TLS of one connection: records in, plaintext out, and back. No socket here: the driver brings
-//! the bytes and takes them.
+//! The TLS session of one connection: decrypts records and encrypts plaintext. No socket: the driver
+//! passes bytes in and out.
 //!
-//! rustls' unbuffered face is used, since its buffered one keeps 4 KiB for every connection that
-//! has ever received. An idle connection has no buffer here.
+//! Uses rustls' unbuffered API, because the buffered one keeps 4 KiB for every connection that has ever
+//! received. An idle connection has no buffer here.
 
 use std::mem;
 use std::sync::Arc;
@@ -15,31 +15,33 @@ use rustls::{Error, ServerConfig};
 
 use crate::shard::{Batch, Chunk, freed_bytes};
 
-/// Plaintext that is sealed for one send, in bytes: four full records. What a slow peer has not
-/// taken is held as plaintext, which a channel's members share; more per send gains little.
+/// The plaintext that is encrypted for one send, in bytes: four full records. Data that a slow peer has
+/// not read stays plaintext, which the members of a channel share. A larger part would gain little.
 const PART_BYTES: usize = 64 * 1024;
 
-/// The most that an unfinished record or handshake message may take, in bytes: rustls' own bound on
-/// a handshake message. A record has at most 18 KiB (RFC 8446, section 5.2).
+/// The most bytes of an incomplete record or handshake message: rustls' own bound on a handshake
+/// message. A record has at most 18 KiB (RFC 8446, section 5.2).
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
 
-/// What one record adds to its plaintext at most, in bytes: its header, and by version a nonce or a
-/// type, and the tag (RFC 5288, section 3; RFC 8446, section 5.2).
+/// The most bytes that a record adds to its plaintext: its header, a nonce (TLS 1.2) or a type (TLS
+/// 1.3), and the tag (RFC 5288, section 3; RFC 8446, section 5.2).
 const RECORD_BYTES: usize = 5 + 8 + 16 + 1;
+
+/// The most plaintext of one record, in bytes.
 const RECORD_PLAINTEXT: usize = 16 * 1024;
 
-/// One connection's session.
+/// One connection's TLS session.
 pub(super) struct Tls {
     session: UnbufferedServerConnection,
-    // Records received and not opened: an unfinished one, or those of a handshake that waits.
+    // Received records that are not decrypted: an incomplete one, or those of a deferred handshake.
     unread: Vec<u8>,
-    // Handshake messages and alerts, sealed, that the next send takes.
+    // Encrypted handshake messages and alerts for the next send.
     outgoing: Vec<u8>,
-    // What the shard wants written, the part in flight taken out of it.
+    // Data from the shard that is not encrypted yet.
     batch: Batch,
-    // Bytes of the batch's first chunk that are taken.
+    // Bytes of the batch's first chunk that are encrypted already.
     taken: usize,
-    // Bytes of plaintext in the send under way.
+    // Bytes of plaintext in the current send.
     in_flight: usize,
     state: State,
 }
@@ -47,36 +49,36 @@ pub(super) struct Tls {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    // The peer said that nothing more comes. It may still read.
+    // The peer has sent close_notify. It may still read.
     Deaf,
-    // There is no session to be had with this peer: it is told so, and no more.
+    // The session failed. Only the alert is still sent.
     Refused,
-    // Nothing follows what is to be written now.
+    // The connection closes after the data that is queued now.
     Closing,
 }
 
-/// What came of the peer's bytes.
+/// The outcome of decrypting received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// They were read as far as they go.
+    /// All complete records were decrypted.
     All,
-    /// They were the peer's last: it closed its side.
+    /// The peer has closed its side with close_notify.
     End,
-    /// They were the beginning of no session; an alert says so to the peer.
+    /// The handshake failed. An alert is queued for the peer.
     Refused,
-    /// The session broke: nothing can be read or written any more.
+    /// The session failed after the handshake. Nothing more can be read or written.
     Broken,
 }
 
-/// The session cannot be written to.
+/// The error of a session that cannot be written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Broken;
 
 impl Tls {
-    /// Begins a session with a peer that has just connected.
+    /// Begins the session of a new connection.
     ///
     /// # Errors
-    /// Those of rustls: the configuration is of no use.
+    /// rustls refuses the configuration.
     pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, Error> {
         Ok(Self {
             session: UnbufferedServerConnection::new(config)?,
@@ -89,20 +91,20 @@ impl Tls {
         })
     }
 
-    /// Whether the session is still being agreed on: only then is opening costly.
+    /// Whether the handshake is in progress, in which [`Self::open`] may be expensive.
     pub(super) fn is_handshaking(&self) -> bool {
         self.state == State::Open && self.session.is_handshaking()
     }
 
-    /// Takes bytes of the peer, to be opened with [`Self::open`].
+    /// Stores bytes from the peer for [`Self::open`].
     pub(super) fn receive(&mut self, ciphertext: &[u8]) {
         if self.state == State::Open {
             self.unread.extend_from_slice(ciphertext);
         }
     }
 
-    /// Opens what was received: appends plaintext to `plaintext`, at most as much as was received.
-    /// There may then be something to [`Self::seal`], even if the shard has nothing to say.
+    /// Decrypts the received bytes and appends the result to `plaintext`: never more than was received.
+    /// Afterwards [`Self::seal`] may have something to send, even if the shard has not.
     pub(super) fn open(&mut self, plaintext: &mut Vec<u8>) -> Opened {
         if self.state != State::Open {
             return Opened::All;
@@ -128,7 +130,7 @@ impl Tls {
         result
     }
 
-    /// One step of rustls, from byte `opened` of what is unread.
+    /// Runs one step of rustls on the unread bytes from offset `opened`.
     fn step(&mut self, opened: &mut usize, plaintext: &mut Vec<u8>) -> Result<Step, Error> {
         let Self { session, unread, outgoing, .. } = self;
         let UnbufferedStatus { discard, state } =
@@ -143,7 +145,7 @@ impl Tls {
                 }
             }
             ConnectionState::EncodeTlsData(message) => put_message(message, outgoing),
-            // It leaves in its order, whenever that is.
+            // `outgoing` keeps the order, so the message counts as sent.
             ConnectionState::TransmitTlsData(message) => message.done(),
             ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => {
                 return Ok(Step::Last(Opened::All));
@@ -153,13 +155,13 @@ impl Tls {
                 self.state = State::Deaf;
                 return Ok(Step::Last(Opened::End));
             }
-            // Early data is never asked for, and after the end of both sides nothing is opened.
+            // Early data is not enabled, and nothing is decrypted after both sides have closed.
             _ => return Err(Error::HandshakeNotComplete),
         }
         Ok(Step::More)
     }
 
-    /// The peer broke the protocol, or offers nothing that we speak: takes up the alert for it.
+    /// Handles a violation of the protocol, or a peer with no common parameters: queues the alert.
     fn fail(&mut self, opened: usize) -> Opened {
         let result = match self.session.is_handshaking() {
             true => Opened::Refused,
@@ -177,29 +179,30 @@ impl Tls {
         result
     }
 
-    /// Takes a batch to be written; none may be left of the one before.
+    /// Takes a batch to send. The batch before must be written completely.
     pub(super) fn enqueue(&mut self, batch: Batch) {
         debug_assert!(self.batch.is_empty() && self.in_flight == 0);
         self.batch = batch;
     }
 
-    /// Nothing follows what is to be written now, but the words that say so.
+    /// Closes the session after the queued data, with a close_notify.
     pub(super) fn close(&mut self) {
         if self.state != State::Refused {
             self.state = State::Closing;
         }
     }
 
-    /// Whether it was closed or refused: when [`Self::seal`] then gives nothing, all is written.
+    /// Whether the session was closed or refused. Then everything is written once [`Self::seal`] returns
+    /// an empty batch.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.state, State::Refused | State::Closing)
     }
 
-    /// The next bytes for the peer, which must be written whole before it is called again; an empty
-    /// batch if there are none. `scratch` is overwritten.
+    /// Returns the next encrypted bytes for the peer, or an empty batch if there are none. They must be
+    /// written completely before the next call. `scratch` is overwritten.
     ///
     /// # Errors
-    /// There is no session that could carry them.
+    /// The session has failed or is not established.
     pub(super) fn seal(&mut self, scratch: &mut Vec<u8>) -> Result<Batch, Broken> {
         let mut sealed = mem::take(&mut self.outgoing);
         self.take_part(scratch);
@@ -208,9 +211,9 @@ impl Tls {
             self.in_flight = scratch.len();
         }
         if self.state == State::Closing && self.batch.is_empty() {
-            self.say_goodbye(&mut sealed)?;
+            self.put_close_notify(&mut sealed)?;
         }
-        // The emptied batch carries the bytes, so that it finds its way back to the shard.
+        // The emptied batch carries the encrypted bytes, so that it returns to the shard for reuse.
         let mut out = match self.batch.is_empty() {
             true => mem::take(&mut self.batch),
             false => Batch::new(),
@@ -221,14 +224,15 @@ impl Tls {
         Ok(out)
     }
 
-    /// What [`Self::seal`] gave is written: how much of the shard's batch that was, and whether it
-    /// was the last of it; `None` if it was the session's own.
+    /// Notes that the bytes of [`Self::seal`] are written. Returns how much of the shard's batch they
+    /// contained, and whether the batch is complete. Returns `None` if they were only messages of the
+    /// session itself.
     pub(super) fn written(&mut self) -> Option<(usize, bool)> {
         let bytes = mem::take(&mut self.in_flight);
         (bytes > 0).then_some((bytes, self.batch.is_empty()))
     }
 
-    /// Memory that dropping what is not sealed yet would free.
+    /// Returns the memory that dropping the unencrypted data would free, in bytes.
     pub(super) fn freed_bytes(&self) -> usize {
         freed_bytes(&self.batch)
     }
@@ -263,8 +267,9 @@ impl Tls {
         }
     }
 
-    /// A close_notify, unless it was said or the session never came to be (RFC 8446, section 6.1).
-    fn say_goodbye(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
+    /// Appends a close_notify, unless it was sent before or the handshake is not complete (RFC 8446,
+    /// section 6.1).
+    fn put_close_notify(&mut self, out: &mut Vec<u8>) -> Result<(), Broken> {
         if self.session.is_handshaking() {
             return Ok(());
         }
@@ -282,16 +287,16 @@ enum Step {
     Last(Opened),
 }
 
-/// Appends a message of the session itself.
+/// Appends a handshake message or alert.
 fn put_message<Data>(mut message: EncodeTlsData<'_, Data>, out: &mut Vec<u8>) {
-    // Without room it tells how much it needs.
+    // Encoding into an empty buffer returns the size that it needs.
     let Err(EncodeError::InsufficientSize(size)) = message.encode(&mut []) else { return };
     let start = out.len();
     out.resize(start + size.required_size, 0);
-    message.encode(&mut out[start..]).expect("it has the room that it asked for");
+    message.encode(&mut out[start..]).expect("the buffer has the required size");
 }
 
-/// Appends what `put` puts into the room it is given, and gives it what it asks for.
+/// Appends the output of `put`. Calls it again with a larger buffer if it needs one.
 fn append(
     out: &mut Vec<u8>,
     mut room: usize,

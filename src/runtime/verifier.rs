@@ -1,4 +1,5 @@
-//! One thread that compares secrets with hashes: tens of milliseconds each, which no shard has.
+//! A thread that verifies secrets against password hashes. One verification takes tens of milliseconds,
+//! which would stall a shard.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,24 +10,25 @@ use super::bus::Control;
 use crate::address::ShardId;
 use crate::shard::access::{RUNNING_MAX, Verification};
 
-/// A verification, and the shard that waits for its verdict.
+/// A verification, and the shard that gets its result.
 type Job = (ShardId, Verification);
 
-/// One shard's way to ask for a [`Verification`]. Never blocks.
+/// One shard's handle to the verifier thread. Never blocks.
 pub(super) struct Verifier {
     shard: ShardId,
     jobs: Sender<Job>,
-    // Asked for, and not sent yet: at most RUNNING_MAX, which is all that a shard has in progress.
+    // Not sent yet: at most RUNNING_MAX, because a shard has no more in progress.
     unsent: VecDeque<Verification>,
 }
 
-/// Starts the thread, which ends with the last of the verifiers given for so many shards.
+/// Starts the thread and returns a handle for each shard. The thread ends when the last handle is
+/// dropped.
 ///
 /// # Errors
-/// A thread cannot be had.
+/// The thread cannot be started.
 pub(super) fn start(control: Control, shards: usize) -> io::Result<Vec<Verifier>> {
-    // Room for all that shards have in progress. Should it be full all the same, a shard keeps what
-    // it asks for and tries again.
+    // Room for everything that the shards can have in progress. If it is full nevertheless, a shard
+    // keeps its verifications and tries again.
     let (jobs, asked) = bounded::<Job>(RUNNING_MAX * shards);
     let work = move || {
         for (shard, verification) in asked {
@@ -42,12 +44,12 @@ impl Verifier {
         Self { shard, jobs, unsent: VecDeque::new() }
     }
 
-    /// Asks, at the next [`Self::flush`]; the verdict comes as a message.
+    /// Queues a verification for the next [`Self::flush`]. The result arrives as a message.
     pub(super) fn ask(&mut self, verification: Verification) {
         self.unsent.push_back(verification);
     }
 
-    /// Sends what was asked for; true if some of it found no room and is to be sent later.
+    /// Sends the queued verifications. Returns true if some did not fit and must be sent later.
     pub(super) fn flush(&mut self) -> bool {
         while let Some(verification) = self.unsent.pop_front() {
             match self.jobs.try_send((self.shard, verification)) {
@@ -56,7 +58,7 @@ impl Verifier {
                     self.unsent.push_front(verification);
                     return true;
                 }
-                // The thread has died: requests are answered when their time is up.
+                // The thread has died: the waiting requests fail at their timeout.
                 Err(TrySendError::Disconnected(_)) => {}
             }
         }

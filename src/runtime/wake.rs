@@ -1,33 +1,35 @@
-//! Whether a sleeping shard must be woken: a flag that it arms before it sleeps. Nothing else than
-//! the flag, so that loom can try every order of what both sides do.
+//! The flag that a shard sets before it sleeps, so that senders know whether to wake it. This file
+//! contains only the flag, so that loom can check every interleaving of both sides.
 //!
 //! ```text
-//! shard:  arm, fence, look for mail, sleep
-//! others: put mail, fence, look at the flag, wake
+//! shard:  set the flag, fence, check the mailboxes, sleep
+//! sender: put a message, fence, check the flag, wake
 //! ```
 //!
-//! Either the shard sees the mail or the others see the flag: the fences leave no third way.
+//! The fences guarantee that the shard sees the message or the sender sees the flag.
 
-// The standard library's, or loom's where this file is part of `tests/wake.rs`.
+// From the standard library, or from loom when `tests/wake.rs` includes this file.
 use super::atomic::{AtomicBool, Ordering, fence};
 
-/// Set while a shard sleeps or is about to.
+/// A flag that is set while a shard sleeps or is about to sleep.
 #[derive(Debug)]
 pub(super) struct Armed(AtomicBool);
 
 impl Armed {
-    /// Of a shard that is awake.
+    /// Creates the flag of a shard that is awake.
     pub(super) fn new() -> Self {
         Self(AtomicBool::new(false))
     }
 
-    /// Whether the caller, who has put something into a mailbox, is the one to wake the shard.
+    /// Whether the caller must wake the shard. Call this after putting a message into a mailbox. Of
+    /// several concurrent senders only one gets true.
     pub(super) fn must_wake(&self) -> bool {
         fence(Ordering::SeqCst);
         self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether the shard may sleep now; `is_empty` looks into its mailboxes. If not it is awake.
+    /// Sets the flag and returns whether the shard may sleep. `is_empty` checks the shard's mailboxes.
+    /// If they are not empty, the flag is cleared again.
     pub(super) fn may_sleep(&self, is_empty: impl FnOnce() -> bool) -> bool {
         self.set(true);
         fence(Ordering::SeqCst);
@@ -38,14 +40,14 @@ impl Armed {
         may
     }
 
-    /// The shard is awake: nobody needs to wake it.
+    /// Clears the flag: the shard is awake.
     pub(super) fn disarm(&self) {
         self.set(false);
     }
 
-    /// A store would do, by C++'s rules: it cannot slip in front of another core's swap that has
-    /// seen what this core wrote before. loom does not know that rule, and a swap per sleep is
-    /// nothing beside the sleep.
+    /// Sets the flag with a swap. By the C++ memory model a store would suffice, because it cannot be
+    /// ordered before another core's swap that has seen this core's earlier writes. loom does not model
+    /// that rule, and a swap costs nothing compared with the sleep.
     fn set(&self, is_armed: bool) {
         self.0.swap(is_armed, Ordering::Relaxed);
     }

@@ -1,37 +1,39 @@
-//! What the shards of a node share: a few counts, and the word to stop.
+//! State that the shards of a node share: connection counts, the memory budget, and the progress of a
+//! shutdown.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::budget::Budget;
+use super::budget::MemoryBudget;
 use crate::metrics::Counters;
 use crate::shard::{ShedRound, Usage};
 
-/// What a node takes in, at most.
+/// The limits of a node.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Clients.
+    /// The most clients.
     pub clients: usize,
-    /// Connections of the API.
+    /// The most connections of the API.
     pub callers: usize,
-    /// Memory, in bytes: the budget.
+    /// The memory budget, in bytes. 0: unlimited.
     pub memory_bytes: u64,
 }
 
-/// Seen by every shard and by the node. Touched when a connection comes or goes, never per message.
+/// State shared by every shard and the node. Written when a connection opens or closes, never per
+/// message.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) start: Instant,
-    /// Which shards are quiet while the node goes down: clients gone, topics given out.
+    /// For each shard, during shutdown: its clients are gone and its topics are delivered.
     pub(super) quiet: Vec<AtomicBool>,
-    /// Shards with connections left while the node goes down.
+    /// The number of shards that still have connections during shutdown.
     pub(super) undrained: AtomicUsize,
     pub(super) is_stopped: AtomicBool,
     clients: AtomicUsize,
     clients_max: usize,
     callers: AtomicUsize,
     callers_max: usize,
-    budget: Budget,
+    budget: MemoryBudget,
 }
 
 impl Watch {
@@ -46,18 +48,18 @@ impl Watch {
             clients_max,
             callers: AtomicUsize::new(0),
             callers_max,
-            budget: Budget::new(memory_bytes),
+            budget: MemoryBudget::new(memory_bytes),
         }
     }
 
-    /// What the node holds now.
+    /// Returns the memory that the node uses now.
     pub(super) fn usage(&self) -> Usage {
         let clients = self.clients.load(Ordering::Relaxed);
         let connections = clients + self.callers.load(Ordering::Relaxed);
         self.budget.usage(connections as u64, self.start.elapsed())
     }
 
-    /// What the shards shed in this round, together.
+    /// Returns the total that all shards shed in the current round.
     pub(super) fn shed_round(&self) -> &ShedRound {
         self.budget.shed_round()
     }
@@ -67,22 +69,23 @@ impl Watch {
         self.quiet.iter().all(|quiet| quiet.load(Ordering::Acquire))
     }
 
-    /// Takes a place for one more client; false if there is none.
+    /// Counts one more client. Returns false, and counts nothing, if the node is at its limit.
     pub(super) fn admit_client(&self) -> bool {
         take_place(&self.clients, self.clients_max)
     }
 
-    /// Takes a place for one more connection of the API; false if there is none.
+    /// Counts one more connection of the API. Returns false, and counts nothing, if the node is at its
+    /// limit.
     pub(super) fn admit_caller(&self) -> bool {
         take_place(&self.callers, self.callers_max)
     }
 
-    /// Takes one for a connection of the API in whose favour another is being closed.
+    /// Counts one more connection of the API, above the limit: another one is being closed for it.
     pub(super) fn replace_caller(&self) {
         self.callers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Gives the place of a connection back.
+    /// Counts a closed connection.
     pub(super) fn forget(&self, is_client: bool) {
         let places = if is_client { &self.clients } else { &self.callers };
         places.fetch_sub(1, Ordering::Relaxed);
@@ -97,13 +100,13 @@ fn take_place(places: &AtomicUsize, max: usize) -> bool {
     is_taken
 }
 
-/// What a node did, and what was left when it ended.
+/// The counters of a node at its end, and what was left over.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Summary {
-    /// What its shards counted.
+    /// The counters of all shards together.
     pub counters: Counters,
     /// Connections that were still open.
     pub connections: usize,
-    /// Messages from clients that no back end had taken.
+    /// Messages from clients that no back end had consumed.
     pub queued_messages: usize,
 }

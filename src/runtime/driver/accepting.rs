@@ -1,5 +1,4 @@
-//! Accepting: from a listener's completion to a socket with its connection, and its rest when no
-//! descriptor is left.
+//! Accepts connections, and pauses accepting when no file descriptor is left.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,25 +8,25 @@ use socket2::Socket as ListeningSocket;
 
 use super::heavy::Pace;
 use super::{Driver, Receiving, Socket};
-use crate::runtime::identity::Identity;
+use crate::runtime::identity::ListenerTls;
 use crate::shard::{Listener, Now};
 
-/// How long accepting rests when the process has no descriptor left, in milliseconds.
+/// How long accepting pauses when the process has no file descriptor left, in milliseconds.
 const ACCEPT_REST_MS: u64 = 100;
 
 /// A listening socket.
 pub(super) struct Accepting {
     pub(super) socket: ListeningSocket,
     pub(super) listener: Listener,
-    // None: it speaks plain TCP.
-    pub(super) identity: Option<Identity>,
+    // None: plain TCP.
+    pub(super) identity: Option<ListenerTls>,
     pub(super) state: AcceptState,
 }
 
 #[derive(PartialEq, Eq)]
 pub(super) enum AcceptState {
     Accepting,
-    // No descriptors: until this time.
+    // Paused until this time for lack of file descriptors.
     RestingUntil(u64),
     Stopped,
 }
@@ -44,7 +43,7 @@ impl Driver {
         let listener = accepting.listener;
         if is_over && accepting.state == AcceptState::Accepting {
             match &result {
-                // Not a descriptor left: trying again at once would only burn the core.
+                // No descriptor is left, so an immediate retry would only waste CPU time.
                 Err(error) if is_exhausted(error) => {
                     accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
                     self.shard.counters_mut().limits.descriptors += 1;
@@ -52,7 +51,7 @@ impl Driver {
                 _ => self.ring.accept(number, accepting.socket.as_fd()),
             }
         }
-        // A connection that was reset while it waited to be accepted is nobody's loss.
+        // A connection that was reset before it was accepted is ignored.
         let Ok(fd) = result else { return };
         let Some(remote) = peer_address(&fd) else { return };
         let identity = accepting.identity.as_ref();
@@ -60,7 +59,7 @@ impl Driver {
         if is_client && self.watch.usage().shortage.closes_arrivals(identity.is_some()) {
             return self.shard.counters_mut().note_shed_arrival();
         }
-        let Ok(tls) = identity.map(Identity::accept).transpose() else { return };
+        let Ok(tls) = identity.map(ListenerTls::accept).transpose() else { return };
         if !self.has_place(is_client) {
             return;
         }
@@ -89,8 +88,8 @@ impl Driver {
         self.receive(key);
     }
 
-    /// Takes a place for one more connection. Of the API's, one that has not shown who it is goes for
-    /// it, if there is no other.
+    /// Reserves a place for a new connection. If the API is at its limit, evicts a connection that has
+    /// not authenticated. Returns false if there is no place.
     fn has_place(&mut self, is_client: bool) -> bool {
         if is_client {
             let has_place = self.watch.admit_client();
@@ -112,7 +111,7 @@ impl Driver {
         for (number, accepting) in self.listeners.iter_mut().enumerate() {
             accepting.state = AcceptState::Stopped;
             self.ring.cancel_accept(number);
-            // Connections in the backlog are refused from here on, not left to wait.
+            // Connections in the backlog are refused at once instead of waiting.
             let _ = accepting.socket.shutdown(std::net::Shutdown::Both);
         }
     }

@@ -1,5 +1,5 @@
-//! Receiving: from a completion with bytes to the shard, over TLS through the session; and the
-//! handshakes that wait for their turn.
+//! Passes received bytes to the shard, through the TLS session if there is one, and limits the TLS
+//! handshakes of a turn.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,13 +12,13 @@ use crate::runtime::ring::Buffer;
 use crate::runtime::tls::Opened;
 use crate::shard::Now;
 
-/// Steps of TLS handshakes per turn, of which a full one takes two. The costly one, with the
-/// signature, takes 0.1 to 1 ms by the kind of key; so other connections wait no longer than 8 ms
-/// for a crowd that comes at once. Further steps wait their turn, in order.
+/// The most TLS handshake steps per turn. A full handshake takes two. The step with the signature takes
+/// 0.1 to 1 ms, depending on the type of key, so a burst of handshakes delays other connections by at
+/// most 8 ms. Further steps wait for the next turns, in order.
 const HANDSHAKE_STEPS: usize = 8;
 
 impl Driver {
-    /// Begins to receive, unless it is under way or not wanted.
+    /// Starts a receive, unless one is in progress or the shard wants no bytes.
     pub(super) fn receive(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.receiving != Receiving::Not || !socket.is_wanted() {
@@ -55,7 +55,7 @@ impl Driver {
                 }
                 self.ring.recycle(buffer);
                 match is_end {
-                    // What came before counts first: it is received again after that.
+                    // Earlier bytes are handled first. The end is received again afterwards.
                     true if is_deferred => {}
                     true => self.ended(now, key, false),
                     false => self.receive_again_if(is_over, key),
@@ -72,13 +72,14 @@ impl Driver {
             },
         }
         if is_closing && !is_over {
-            // A peer that goes on sending can keep a receive from ending by itself.
+            // A peer that keeps sending can prevent the receive from ending, so it is cancelled.
             self.stop_receiving(key);
         }
         self.close_if_quiet(key);
     }
 
-    /// A receive that should have ended may go on: its bytes would be kept without end.
+    /// Repeats a cancellation that found no receive. Otherwise the receive could continue and its bytes
+    /// would accumulate.
     pub(super) fn cancel_missed(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.receiving == Receiving::Cancelled {
@@ -86,7 +87,7 @@ impl Driver {
         }
     }
 
-    /// Works on what one peer sent: a panic ends that peer's connection alone.
+    /// Runs work for one connection. A panic ends that connection alone.
     fn guarded(&mut self, now: Now, key: ConnectionKey, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             self.shard.handle_panic(now, key);
@@ -105,7 +106,8 @@ impl Driver {
         }
     }
 
-    /// Opens what a TLS peer sent, unless it is of a handshake and enough of these had their step.
+    /// Decrypts what a TLS peer sent. Defers it if it belongs to a handshake and this turn has no
+    /// handshake steps left.
     fn open_or_defer(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         let Some(tls) = &socket.tls else { return };
@@ -129,7 +131,7 @@ impl Driver {
         self.stop_receiving(key);
     }
 
-    /// Gives the handshakes that wait their step, in order, before any that come now.
+    /// Runs deferred handshake steps in order, before those that arrive now.
     pub(super) fn resume_handshakes(&mut self, now: Now) {
         self.handshake_steps_left = HANDSHAKE_STEPS;
         while self.handshake_steps_left > 0

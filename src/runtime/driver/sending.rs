@@ -1,5 +1,5 @@
-//! Sending: from what the shard has to say to one gathered send per connection, over TLS sealed; and
-//! what follows a send, to the words that end the connection.
+//! Sends the shard's data: one gathered send per connection, encrypted if it uses TLS. Also handles the
+//! completion of sends and the end of a connection.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,15 +11,15 @@ use crate::message::ConnectionKey;
 use crate::runtime::ring::Sending;
 use crate::shard::{Batch, Now, Priority};
 
-/// Sends per turn to connections that a single command meant. To those that only a fan-out reached
-/// there are as many as the shard allows.
+/// The most sends per turn to connections that a command addressed directly. The shard itself bounds
+/// the sends to connections that only a fan-out reached.
 const URGENT_SENDS: usize = 512;
 
-/// Spare [`Sending`]s kept for the next sends.
+/// The most unused [`Sending`]s that are kept for reuse.
 const SPARE_SENDINGS: usize = 2048;
 
 impl Driver {
-    /// Writes what connections have to say: each one gathered send with all of it.
+    /// Starts one gathered send for each connection that has data.
     pub(super) fn write(&mut self, now: Now) {
         for _ in 0..URGENT_SENDS {
             let Some((key, batch)) = self.shard.poll_write(Priority::Urgent) else { break };
@@ -44,8 +44,8 @@ impl Driver {
         }
     }
 
-    /// Sends what a TLS connection has to say, its session's own messages first; when it is over
-    /// and all is said, shuts our end.
+    /// Sends the data of a TLS connection, the session's own messages first. Shuts down the sending side
+    /// once a closing session has sent everything.
     pub(super) fn send_sealed(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.is_closing || socket.is_writing() {
@@ -108,7 +108,7 @@ impl Driver {
         }
     }
 
-    /// The shard hears of its bytes when the records that hold them are written whole.
+    /// Reports the shard's bytes as written once the records that contain them are written completely.
     fn sealed_written(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if let Some((bytes, is_done)) = socket.tls.as_mut().and_then(|tls| tls.written()) {
@@ -141,7 +141,7 @@ impl Driver {
         self.ring.send(key, socket.fd.as_fd(), sending);
     }
 
-    /// Shuts our end; over TLS, after the words that say so.
+    /// Shuts down the sending side; over TLS, after a close_notify.
     pub(super) fn shutdown(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         match &mut socket.tls {
@@ -155,13 +155,13 @@ impl Driver {
 }
 
 fn shut(socket: &Socket) {
-    // What is left to learn of a socket that is not connected comes with its receive.
+    // If the socket is not connected, its receive reports that.
     let _ = rustix::net::shutdown(&socket.fd, Shutdown::Write);
 }
 
-/// The alert that a TLS connection that is closed at once still owes its peer, if the socket takes
-/// it: nobody waits for that.
-pub(super) fn say_last_words(socket: &mut Socket, scratch: &mut Vec<u8>) {
+/// Sends the close_notify of a TLS connection that is closed at once. Does not wait: the alert is lost if
+/// the socket is full.
+pub(super) fn send_close_notify(socket: &mut Socket, scratch: &mut Vec<u8>) {
     if socket.is_writing() {
         return;
     }

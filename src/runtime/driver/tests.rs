@@ -1,8 +1,8 @@
-//! The real driver, ring and shard over real sockets, with peers that split, stall and break off and a
-//! kernel that refuses, cuts short and comes late ([`Faults`]), from a seed. Peers and driver take
-//! turns on one thread.
+//! Tests the driver with a real ring, shard and sockets. A seed chooses how peers split their bytes,
+//! stall and disconnect, and which faults the kernel shows ([`Faults`]). Peers and driver alternate on
+//! one thread.
 //!
-//! `GRIDCAST_RING_SEEDS=N` runs so many seeds, `GRIDCAST_RING_SEED=S` one of them.
+//! `GRIDCAST_RING_SEEDS=N` sets the number of seeds, `GRIDCAST_RING_SEED=S` runs one seed.
 
 mod heavy;
 mod peer;
@@ -37,17 +37,17 @@ use crate::shard::node_state::NodeState;
 use crate::shard::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
 use peer::{Door, Peer};
 
-/// Seeds of a usual run.
+/// The number of seeds of a normal run.
 const SEEDS: u64 = 16;
 
 /// Peers at a time, and in all: each that goes leaves its place and its descriptor to the next.
 const PEERS: usize = 6;
 const PEERS_IN_ALL: usize = 24;
 
-/// A run that takes longer is stuck.
+/// The duration from which a run counts as stuck.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Says how a failure is seen again.
+/// Prints how to reproduce a failure.
 struct Replay(u64);
 
 impl Drop for Replay {
@@ -77,14 +77,14 @@ fn whatever_the_kernel_does_each_peer_gets_its_own_echoes_and_nothing_is_left() 
     }
 }
 
-/// It would be memory without end.
+/// A paused peer must not fill memory.
 #[test]
 fn a_peer_that_is_paused_is_not_heard_though_the_cancellation_missed() {
     let mut world = World::new(0, &Certificate::new());
     world.driver.ring.faults = Faults::miss_one_cancel();
     let mut peer = Peer::feeding(&world.doors[1], 1 << 20);
     let (mut heard, mut turns_in_silence) = (0, 0);
-    // The topic takes some, and what waits is held up to a bound.
+    // The topic accepts some messages, and the shard holds more up to a bound.
     while heard < 20_000 || turns_in_silence < 1000 {
         peer.say(50);
         world.driver.turn().unwrap();
@@ -191,7 +191,7 @@ impl World {
             let socket = sockets.remove(0);
             // Accepted sockets inherit it.
             send_buffer.into_iter().for_each(|bytes| socket.set_send_buffer_size(bytes).unwrap());
-            listeners.push((socket, listener, tls.map(|context| Identity::new(context).0)));
+            listeners.push((socket, listener, tls.map(|context| ListenerTls::new(context).0)));
             doors.push(Door { address, is_api: listener == Listener::Api, tls: client });
         }
         let state = Arc::new(NodeState::new(settings, Arc::default()));
@@ -240,7 +240,7 @@ impl World {
         assert!(all_places, "a client is gone and its place is not");
     }
 
-    /// Lets a peer come now and then, as long as there is room.
+    /// Connects a new peer from time to time, as long as there is room.
     fn admit(&mut self) {
         if self.came < PEERS_IN_ALL && self.peers.len() < PEERS && self.random.below(8) == 0 {
             let door = &self.doors[self.random.below(self.doors.len())];
@@ -249,7 +249,7 @@ impl World {
         }
     }
 
-    /// Ends a listener's request now and then: the next may be refused.
+    /// Ends a listener's accept request from time to time, so that the next one may be refused.
     fn disturb_accepting(&mut self) {
         if self.random.below(16) == 0 {
             let listener = self.random.below(self.doors.len());
@@ -307,7 +307,7 @@ fn settings() -> Settings {
             outbound_bytes: 1 << 20,
             close_slow_clients: true,
             channels_per_client: 1,
-            // Time passes in leaps here: none of these is to end.
+            // Time advances in leaps here, so no timeout may end a connection.
             handshake_ms: 3_600_000,
             ping_ms: 3_600_000,
             idle_ms: 7_200_000,

@@ -1,8 +1,8 @@
-//! What the kernel may do and rarely does, from a seed, for the tests: requests that it refuses, sends
-//! that it cuts short, cancellations that miss, completions that come late.
+//! Injects rare behaviour of the kernel into tests, chosen by a seed: refused requests, short writes,
+//! cancellations that miss, and late completions.
 //!
-//! A request that is refused never reaches the kernel: in its place goes one that does nothing, whose
-//! completion is then given the error. So nothing that the kernel did is ever lost.
+//! A refused request never reaches the kernel. A no-op is submitted in its place, and its completion gets
+//! the error, so that no effect of a real request is lost.
 #![deny(unsafe_code)]
 
 use std::collections::{BTreeSet, HashMap};
@@ -13,20 +13,20 @@ use io_uring::{cqueue, opcode, squeue};
 use super::{Completed, Request, user_data};
 use crate::message::ConnectionKey;
 
-/// The longest that a completion is held back, in turns.
+/// The longest delay of a completion, in turns.
 const TURNS_MAX: usize = 6;
 
-/// The source of chance: a splitmix64 generator.
+/// A random number generator: splitmix64.
 #[derive(Debug, Default)]
 pub struct Random(u64);
 
 impl Random {
-    /// The same seed gives the same numbers.
+    /// Creates a generator. Equal seeds give equal numbers.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
-    /// A number below `end`, which is at least 1.
+    /// Returns a number below `end`, which must be at least 1.
     pub fn below(&mut self, end: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -34,32 +34,32 @@ impl Random {
         ((mixed ^ (mixed >> 31)) % end as u64) as usize
     }
 
-    /// One of several.
+    /// Returns one of several values.
     pub fn pick<T: Copy>(&mut self, among: &[T]) -> T {
         among[self.below(among.len())]
     }
 }
 
-/// The faults of one ring; by default none.
+/// The faults to inject into one ring. The default is none.
 #[derive(Debug, Default)]
 pub struct Faults {
     random: Random,
-    // A fault once in so many chances; 0: never.
+    // One fault in this many chances. 0: never.
     odds: usize,
-    // The peers act between two turns, on the same thread: to wait for them is to wait for ever.
+    // The test's peers run between turns on the same thread, so a wait for them would never end.
     never_waits: bool,
-    // So many of the next cancellations miss in any case.
+    // This many of the next cancellations miss.
     cancels_to_miss: usize,
-    // The errors of requests that were refused, by their user data.
+    // The errors of refused requests, by user data.
     refused: HashMap<u64, i32>,
-    // Completions held back for so many turns, in order.
+    // Delayed completions, each with its remaining turns, in order.
     held: Vec<(usize, Completed)>,
-    // Receive buffers that the kernel has given and not got back.
+    // Receive buffers that the kernel has handed out and not got back.
     lent: BTreeSet<u16>,
 }
 
 impl Faults {
-    /// Faults once in `odds` chances.
+    /// Injects a fault once in `odds` chances.
     pub fn new(seed: u64, odds: usize) -> Self {
         Self { random: Random::new(seed), odds, never_waits: true, ..Self::default() }
     }
@@ -74,12 +74,12 @@ impl Faults {
         Self { cancels_to_miss: 1, ..Self::none() }
     }
 
-    /// No new ones; what is under way goes on.
+    /// Stops new faults. Delayed completions still follow.
     pub fn stop(&mut self) {
         self.odds = 0;
     }
 
-    /// Whether no buffer and no completion is out.
+    /// Whether no buffer is handed out and no completion is delayed.
     pub fn are_settled(&self) -> bool {
         self.lent.is_empty() && self.held.is_empty() && self.refused.is_empty()
     }
@@ -88,7 +88,7 @@ impl Faults {
         self.odds > 0 && self.random.below(self.odds) == 0
     }
 
-    /// The request, or one that does nothing in its place.
+    /// Returns the request, or a no-op in its place.
     pub(super) fn replaced(
         &mut self,
         request: Request,
@@ -115,7 +115,7 @@ impl Faults {
         opcode::Nop::new().build()
     }
 
-    /// How many of so many bytes a send takes.
+    /// Returns how many of `bytes` a send writes.
     pub(super) fn shortened(&mut self, bytes: usize) -> usize {
         match bytes > 0 && self.strikes() {
             true => 1 + self.random.below(bytes),
@@ -123,7 +123,7 @@ impl Faults {
         }
     }
 
-    /// Cuts what a send takes short, in the middle of a run.
+    /// Shortens a gathered send, in the middle of a run.
     pub(super) fn shorten_runs(&mut self, runs: &mut Vec<libc::iovec>) {
         if !runs.is_empty() && self.strikes() {
             runs.truncate(1 + self.random.below(runs.len()));
@@ -132,7 +132,7 @@ impl Faults {
         }
     }
 
-    /// How long to wait for the kernel.
+    /// Returns how long to wait for the kernel.
     pub(super) fn wait(&self, wait: Duration) -> Duration {
         if self.never_waits { Duration::ZERO } else { wait }
     }
@@ -165,7 +165,7 @@ impl Faults {
         due.into_iter()
     }
 
-    /// A buffer goes back to the kernel.
+    /// Notes that a buffer was returned to the kernel.
     pub(super) fn given_back(&mut self, id: u16) {
         assert!(self.lent.remove(&id), "buffer {id} went back twice");
     }

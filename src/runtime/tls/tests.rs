@@ -12,7 +12,7 @@ use rustls::{
 };
 
 use super::*;
-use crate::runtime::identity::{Identity, TlsContext};
+use crate::runtime::identity::{ListenerTls, TlsContext};
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
@@ -54,7 +54,7 @@ impl Pair {
     fn with(config: ClientConfig, context: TlsContext) -> Self {
         let client =
             ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
-        let tls = Identity::new(context).0.accept().unwrap();
+        let tls = ListenerTls::new(context).0.accept().unwrap();
         Self { client, tls, received: Vec::new(), written: 0 }
     }
 
@@ -299,7 +299,7 @@ fn a_session_is_resumed_by_its_ticket() {
 #[test]
 fn a_renewed_identity_shows_the_newest_certificate() {
     let (old, newest) = (generate(), generate());
-    let (mut identity, renewal) = Identity::new(context(&old));
+    let (mut identity, renewal) = ListenerTls::new(context(&old));
     renewal.send(context(&old)).unwrap();
     renewal.send(context(&newest)).unwrap();
     identity.renew();

@@ -1,4 +1,4 @@
-//! A peer: writes what it has to say in pieces, reads in pieces, and knows every byte that has to come.
+//! A test peer: writes its bytes in pieces, reads in pieces, and checks every byte that it receives.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use socket2::SockRef;
 
 use crate::runtime::ring::Random;
 
-/// Lengths of messages: round the borders of frames' length fields and of receive buffers.
+/// Lengths of messages, around the limits of frame length fields and of receive buffers.
 const LENGTHS: [usize; 16] =
     [0, 1, 20, 57, 58, 59, 63, 64, 65, 125, 126, 1000, 16_384, 65_535, 65_536, 200_000];
 
@@ -22,14 +22,14 @@ pub struct Door {
     pub tls: Option<Arc<ClientConfig>>,
 }
 
-/// How a peer goes.
+/// How a peer ends its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    // With a close frame, which is answered after all else.
+    // With a close frame, which the server answers after everything else.
     Close,
-    // By shutting its end; what it asked for still comes.
+    // By shutting down its sending side. The server still sends what was requested.
     Shut,
-    // Without a word when it has written so much: with a FIN, or a reset.
+    // Without a close frame after this many bytes: with a FIN, or with a reset.
     Drop(usize),
     Reset(usize),
 }
@@ -38,18 +38,18 @@ pub struct Peer {
     name: String,
     line: Line,
     end: End,
-    // All that it says, and how much of that is said.
+    // All bytes to send, and how many are sent.
     says: Vec<u8>,
     said: usize,
     is_shut: bool,
-    // Bytes of the server's, of which those of the response's head are not known beforehand.
+    // The expected bytes of the server. Those of the response's head are not known in advance.
     head: Vec<u8>,
     expected: Vec<u8>,
     got: usize,
 }
 
 impl Peer {
-    /// Connects; `number` is its own.
+    /// Connects. `number` identifies the peer.
     pub fn new(random: &mut Random, door: &Door, number: usize) -> Self {
         let path = if door.is_api { "/ws/v1" } else { "/echo" };
         let (mut says, mut expected) = (upgrade(path).into_bytes(), Vec::new());
@@ -82,7 +82,7 @@ impl Peer {
         Self { name, line, end, says, said: 0, is_shut: false, head: Vec::new(), expected, got: 0 }
     }
 
-    /// One that feeds a topic so many bytes, in messages of 1000.
+    /// Creates a peer that sends `bytes` bytes to a topic, in messages of 1000 bytes.
     pub fn feeding(door: &Door, bytes: usize) -> Self {
         let mut random = Random::new(0);
         let mut says = upgrade("/feed").into_bytes();
@@ -92,12 +92,12 @@ impl Peer {
         Self { says, ..Self::new(&mut random, door, 0) }
     }
 
-    /// Says so many bytes, or what the socket takes of them.
+    /// Sends up to this many bytes, as far as the socket accepts them.
     pub fn say(&mut self, bytes: usize) {
         self.said += self.line.write(&self.says[self.said..][..bytes]).unwrap();
     }
 
-    /// Writes and reads a little; true if it is gone.
+    /// Writes and reads a little. Returns whether the connection has ended.
     pub fn step(&mut self, random: &mut Random) -> bool {
         match self.end {
             End::Drop(at) if self.said >= at => return true,
@@ -110,7 +110,7 @@ impl Peer {
         if random.below(2) == 0 {
             self.write(random);
         }
-        // Now and then it is slow to read, so that the server has to wait for room.
+        // The peer sometimes reads slowly, so that the server has to wait for room.
         random.below(4) == 0 && self.read(random)
     }
 
@@ -129,15 +129,15 @@ impl Peer {
         }
     }
 
-    /// Reads a piece and looks at each byte; true at the end, which has to come after all of them.
+    /// Reads a piece and checks each byte. Returns true at the end, which must follow the last byte.
     fn read(&mut self, random: &mut Random) -> bool {
         let mut bytes = vec![0; random.pick(&[1, 100, 5000, 1 << 20])];
         let count = match self.line.read(&mut bytes) {
             Ok(0) => return self.ended(),
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-            // A close_notify that the server's socket has no room for is not waited for, once the
-            // peer has said that it is done.
+            // After the peer has closed its side, the server drops a close_notify that does not fit
+            // into its socket. The peer accepts that.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return self.ended(),
             Err(error) => panic!("{self:?}: {error}"),
         };
@@ -184,7 +184,7 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// A connection that never waits.
+/// A non-blocking connection.
 struct Line {
     tcp: TcpStream,
     tls: Option<ClientConnection>,
@@ -201,7 +201,7 @@ impl Line {
         Self { tcp, tls: door.tls.as_ref().map(session) }
     }
 
-    /// Gives how many bytes were taken.
+    /// Writes bytes and returns how many were accepted.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return none_for_later(self.tcp.write(bytes)) };
         if tls.is_handshaking() {
@@ -223,7 +223,7 @@ impl Line {
         tls.reader().read(bytes)
     }
 
-    /// Shuts our end; false if it has to be tried again.
+    /// Shuts down the sending side. Returns false if that must be tried again.
     fn shut(&mut self) -> bool {
         if let Some(tls) = &mut self.tls {
             if tls.wants_write() {
@@ -236,7 +236,7 @@ impl Line {
         self.tcp.shutdown(Shutdown::Write).is_ok()
     }
 
-    /// Ends it with a reset once it is dropped.
+    /// Makes the connection end with a reset when it is dropped.
     fn reset(&self) {
         SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO)).unwrap();
     }
