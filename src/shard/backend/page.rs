@@ -10,7 +10,7 @@ const PAGE: &str = include_str!("page.html");
 /// any edge. The hashes are those of the script and style elements (CSP, section 2.3.1); a test prints the right
 /// ones when the page has changed.
 pub const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-C/zCmXUnLnS82caOQbfXC2f8aPxr4bUee/3JCQEpjbM='; \
+    script-src 'sha256-Foj35OOUNqe4eQeaAA8tcQS7nrb5SZmBS1E+Lw73fiQ='; \
     style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \
     img-src data:; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
