@@ -24,16 +24,21 @@ fn async_api() -> Document {
     Document::read("docs/reference/asyncapi.json")
 }
 
-/// The code of a folder without its tests.
+/// Reads the code of a folder without its tests and what only they use.
 fn source(folder: &Path) -> String {
+    let is_of_tests =
+        |path: &Path| ["tests", "tests.rs", "fixture.rs"].iter().any(|name| path.ends_with(name));
     let mut code = String::new();
     for entry in fs::read_dir(folder).expect("the folder is there") {
         let path = entry.expect("the folder can be read").path();
+        if is_of_tests(&path) {
+            continue;
+        }
         if path.is_dir() {
             code.push_str(&source(&path));
-        } else if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("tests.rs") {
+        } else if path.extension().is_some_and(|end| end == "rs") {
             let text = fs::read_to_string(path).expect("the source can be read");
-            code.push_str(text.split("#[cfg(test)]").next().unwrap_or_default());
+            code.push_str(text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default());
         }
     }
     code
