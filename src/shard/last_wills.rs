@@ -436,3 +436,119 @@ fn found_event(
 fn unwatched(client: ClientId, frame: Frame) -> Event {
     Event { client, frame, is_watched: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::assembler::Assembler;
+    use crate::shard::client::Context;
+    use crate::shard::connection::{Client, Listener, Stage};
+    use crate::shard::fixture::{self, TOPIC};
+    use crate::shard::rate::Bucket;
+
+    /// When the other node was started.
+    const INCARNATION: u64 = 5;
+
+    fn client(number: u64) -> ClientId {
+        ClientId::from_value(number)
+    }
+
+    /// The only shard of the other node.
+    fn other() -> ShardAddress {
+        ShardAddress { node: NodeId::new(2).expect("2 is a node id"), shard: ShardId(0) }
+    }
+
+    /// A turn of a shard that reaches the other node.
+    fn turn() -> Turn {
+        let mut settings = fixture::settings();
+        settings.has_mesh = true;
+        let mut turn = fixture::turn(settings);
+        turn.roster.add(other().node, 1, INCARNATION);
+        turn
+    }
+
+    fn connect(turn: &mut Turn, connections: &mut Connections, id: ClientId) -> ConnectionKey {
+        let key = fixture::accepted(turn, connections, Listener::Edge(0));
+        let client = Client {
+            id,
+            route: 0,
+            expires_unix_ms: None,
+            has_spoken: false,
+            messages: Bucket::default(),
+            assembler: Assembler::default(),
+            subscriptions: Vec::new(),
+            context: Context::default(),
+        };
+        connections.get(key).expect("it was accepted").stage = Stage::Client(Box::new(client));
+        key
+    }
+
+    /// Takes out what this shard tells its watcher, which is on the other node.
+    fn told(turn: &mut Turn) -> Vec<WardsMessage> {
+        let own = turn.address;
+        let told = fixture::messages(turn).into_iter().map(|(to, message)| match message {
+            Message::Wards(owner, message) if to == Party::Shard(other()) && owner == own => {
+                message
+            }
+            message => panic!("{message:?} to {to:?}"),
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn a_client_is_registered_with_a_watcher_until_its_close_event_has_left_the_topic() {
+        let (mut turn, mut connections) = (turn(), Connections::default());
+        let (mut wills, topic) = (LastWills::default(), Arc::from(TOPIC));
+        connect(&mut turn, &mut connections, client(1));
+        wills.handle_node_up(&mut turn, other().node, INCARNATION);
+        assert!(matches!(told(&mut turn)[..], [WardsMessage::Begin(1)]));
+        while wills.has_work() {
+            wills.handle_turn(&mut turn, &mut connections);
+        }
+        let [WardsMessage::Add(_, ref first)] = told(&mut turn)[..] else { panic!() };
+        assert_eq!(first[..], [client(1)]);
+
+        let key = connect(&mut turn, &mut connections, client(2));
+        wills.register(&mut turn, &mut connections, key);
+        let [WardsMessage::Add(_, ref second)] = told(&mut turn)[..] else { panic!() };
+        assert_eq!(second[..], [client(2)]);
+        wills.keep(&turn, &topic, client(2));
+        assert!(told(&mut turn).is_empty(), "the close event is still in the topic");
+        wills.unregister(&mut turn, &topic, client(2));
+        let [WardsMessage::Remove(_, removed)] = told(&mut turn)[..] else { panic!() };
+        assert_eq!(removed, client(2));
+    }
+
+    #[test]
+    fn the_clients_of_a_dead_node_are_reported_once_and_only_those_still_registered() {
+        let (mut turn, mut connections) = (turn(), Connections::default());
+        let (mut wills, topic): (_, Arc<str>) = (LastWills::default(), TOPIC.into());
+        for message in [
+            WardsMessage::Begin(1),
+            WardsMessage::Add(topic.clone(), vec![client(1), client(2), client(3)]),
+            WardsMessage::Remove(topic.clone(), client(2)),
+        ] {
+            wills.handle_message(&mut turn, other(), other(), message);
+        }
+        let mut reported = |turn: &mut Turn, wills: &mut LastWills, has_room: bool| {
+            wills.handle_turn(turn, &mut connections);
+            let report = || wills.poll_report(turn, &mut connections, |_| has_room);
+            std::iter::from_fn(report)
+                .map(|report| (report.event.client, report.event.frame))
+                .collect::<Vec<_>>()
+        };
+        assert!(reported(&mut turn, &mut wills, true).is_empty(), "the node is alive");
+        turn.roster.remove(other().node);
+        wills.handle_node_dead(&mut turn, other().node, INCARNATION);
+        assert!(reported(&mut turn, &mut wills, true).is_empty(), "a later watcher may claim them");
+        turn.now.ms += CLAIM_MS;
+        assert!(reported(&mut turn, &mut wills, false).is_empty(), "the topic has no room");
+        let reports = reported(&mut turn, &mut wills, true);
+        let clients: Vec<_> = reports.iter().map(|(client, _)| *client).collect();
+        assert_eq!(clients, [client(1), client(3)]);
+        for (_, frame) in &reports {
+            assert!(String::from_utf8_lossy(frame.bytes()).contains(LOST_REASON));
+        }
+        assert!(reported(&mut turn, &mut wills, true).is_empty() && !wills.has_work());
+    }
+}

@@ -173,3 +173,146 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
     };
     if may { Ok(()) } else { Err(Fault::new(code, Denial::Role.reason())) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::address::{ClientId, ShardAddress, ShardId};
+    use crate::message::{Answer, Delivery, Message, Party, Ticket, TopicMessage};
+    use crate::protocol::api::{Content, Reply, Settling};
+    use crate::protocol::frame::Frame;
+    use crate::shard::connection::{Listener, Shape};
+    use crate::shard::fixture::{self, TOPIC};
+    use crate::shard::turn::Step;
+
+    /// A shard's back ends: one, on a WebSocket.
+    struct Fixture {
+        turn: Turn,
+        connections: Connections,
+        backends: Backends,
+        key: ConnectionKey,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let mut settings = fixture::settings();
+            settings.shards = 2;
+            let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+            let key = fixture::accepted(&mut turn, &mut connections, Listener::Api);
+            let connection = connections.get(key).expect("it was accepted");
+            connection.stage = Stage::Backend(Box::default());
+            Self { turn, connections, backends: Backends::new(1), key }
+        }
+
+        fn caller(&self) -> Caller {
+            Caller { key: self.key, shape: Shape::Message("7".into()) }
+        }
+
+        /// Writes all output of the back end; returns it.
+        fn written(&mut self) -> String {
+            let mut bytes = Vec::new();
+            while let Some((_, batch)) = self.connections.poll_urgent(&self.turn) {
+                batch.iter().for_each(|chunk| bytes.extend_from_slice(chunk.bytes()));
+                let length = batch.iter().map(|chunk| chunk.bytes().len()).sum();
+                self.connections.handle_written(&mut self.turn, self.key, length);
+                self.backends.handle_written(&mut self.turn, &mut self.connections, self.key);
+            }
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+
+        /// Sends to a client of the other shard; returns the ticket of the question to that shard.
+        fn send(&mut self) -> Ticket {
+            let to = ShardAddress { shard: ShardId(1), ..self.turn.address };
+            let content = Content { kind: Kind::Text, bytes: b"hello".into() };
+            let (client, caller) = (ClientId::from_value(1), self.caller());
+            let Self { turn, connections, backends, .. } = self;
+            backends.call_send(turn, connections, caller, Party::Shard(to), client, &content);
+            let asked = fixture::messages(turn);
+            let [(Party::Shard(asked_shard), Message::Ask { ticket, .. })] = asked[..] else {
+                panic!("{asked:?}")
+            };
+            assert_eq!(asked_shard, to);
+            ticket
+        }
+    }
+
+    #[test]
+    fn a_call_waits_for_the_answer_of_another_shard_or_for_its_timeout() {
+        let mut fixture = Fixture::new();
+        let (first, second) = (fixture.send(), fixture.send());
+        assert_eq!((fixture.backends.pending_calls(), fixture.written()), (2, String::new()));
+        let Fixture { turn, connections, backends, .. } = &mut fixture;
+        backends.handle_answer(turn, connections, second, Answer::Done(Ok(Reply::Done)));
+        assert_eq!(fixture.written(), "", "answers keep the order of the calls");
+        let Fixture { turn, connections, backends, .. } = &mut fixture;
+        turn.now.ms += turn.settings.limits.answer_ms;
+        assert!(backends.expire(turn, connections, first));
+        assert!(!backends.expire(turn, connections, second), "the second call was answered");
+        assert_eq!(turn.counters.limits.answer_ms, 1);
+        let written = fixture.written();
+        let timed_out = written.find("no answer in time").expect("a fault for the first call");
+        assert!(written[timed_out..].contains("\"i\":7"), "{written}");
+        assert_eq!(fixture.backends.pending_calls(), 0);
+    }
+
+    #[test]
+    fn an_event_is_delivered_only_to_a_consumer_and_reported_once_it_is_written() {
+        let mut fixture = Fixture::new();
+        let (id, node) = (fixture.turn.backend_id(fixture.key), fixture.turn.address.node);
+        let deliver = |fixture: &mut Fixture| {
+            let Fixture { turn, connections, backends, key } = fixture;
+            let home = TopicHome { node, topic: TOPIC.into() };
+            let frame = Frame::from_encoded(b"event");
+            let (is_acknowledged, is_redelivered) = (false, false);
+            let delivery = Delivery { number: 5, pop: 1, is_acknowledged, is_redelivered, frame };
+            backends.deliver(turn, connections, *key, home, delivery);
+        };
+        deliver(&mut fixture);
+        assert!(matches!(
+            to_home(&mut fixture.turn)[..],
+            [TopicMessage::Returned(backend, 5, 1)] if backend == id
+        ));
+
+        let caller = fixture.caller();
+        let Fixture { turn, connections, backends, key } = &mut fixture;
+        backends.call_pop(turn, connections, caller, &[TOPIC], Settling::Written);
+        let mut asked = fixture::steps(turn);
+        asked
+            .extend(fixture::messages(turn).into_iter().map(|(_, message)| Step::Message(message)));
+        let [Step::Message(Message::Ask { ticket, .. })] = asked[..] else { panic!("{asked:?}") };
+        backends.handle_answer(turn, connections, ticket, Answer::Done(Ok(Reply::Done)));
+        let steps = fixture::steps(turn);
+        let [Step::PopAnswered(answered, 1)] = steps[..] else { panic!("{steps:?}") };
+        assert_eq!(answered, *key);
+        backends.start_consuming(turn, connections, *key, 1);
+        assert!(matches!(to_home(turn)[..], [TopicMessage::Start(backend)] if backend == id));
+
+        deliver(&mut fixture);
+        assert!(to_home(&mut fixture.turn).is_empty(), "the event is not written yet");
+        assert!(fixture.written().ends_with("event"));
+        assert!(matches!(
+            to_home(&mut fixture.turn)[..],
+            [TopicMessage::Written(backend, 1)] if backend == id
+        ));
+    }
+
+    /// Takes out the messages to the home of the topic, which may be either shard.
+    fn to_home(turn: &mut Turn) -> Vec<TopicMessage> {
+        let own = fixture::steps(turn).into_iter().filter_map(|step| match step {
+            Step::Message(message) => Some(message),
+            _ => None,
+        });
+        let own: Vec<_> = own.collect();
+        let others = fixture::messages(turn).into_iter().map(|(_, message)| message);
+        let about_topic = own.into_iter().chain(others).filter_map(|message| match message {
+            Message::Topic(topic, message) => {
+                assert_eq!(topic, Arc::from(TOPIC));
+                Some(message)
+            }
+            _ => None,
+        });
+        about_topic.collect()
+    }
+}
