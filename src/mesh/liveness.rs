@@ -66,14 +66,16 @@ impl Liveness {
         self.has_whole_interest = true;
     }
 
-    /// Takes the answer to the ping that was sent at `sent_ms`. `resumed_ms` is when this node last
-    /// resumed after it did not run.
+    /// Handles the answer to the ping that was sent at `sent_ms`. `resumed_ms` is when this node last
+    /// resumed after a gap in which it did not run.
     pub fn handle_pong(&mut self, now_ms: u64, sent_ms: u64, resumed_ms: Option<u64>) {
-        // The peer repeats our time. A time in the future would be its fault.
-        let until_ms = sent_ms.min(now_ms) + LEASE_MS;
-        self.answers_until_ms = Some(until_ms);
+        // The time is an echo that the peer may get wrong. A time in the future counts as now, and an old
+        // one takes nothing back that a later answer has given.
+        let sent_ms = sent_ms.min(now_ms);
+        let until_ms = Some(sent_ms + LEASE_MS);
+        self.answers_until_ms = self.answers_until_ms.max(until_ms);
         if resumed_ms.is_none_or(|resumed_ms| resumed_ms < sent_ms) {
-            self.trusted_until_ms = Some(until_ms);
+            self.trusted_until_ms = self.trusted_until_ms.max(until_ms);
         }
         self.is_silent = false;
     }
@@ -117,7 +119,7 @@ impl Liveness {
 
     /// Asserts the invariants.
     pub fn check(&self) {
-        // Each answer sets both, and a gap ends trust alone.
+        // An answer extends the lease, and trust by no more than that. A gap ends trust alone.
         assert!(self.trusted_until_ms <= self.answers_until_ms, "trusted beyond the lease");
         assert!(!self.is_silent || self.answers_until_ms.is_some(), "silent before an answer");
     }
@@ -153,6 +155,25 @@ mod tests {
         liveness.handle_pong(2600, 2600, None);
         assert!(!liveness.is_silent() && !liveness.is_unanswering(2600));
         liveness.check();
+    }
+
+    #[test]
+    fn no_time_that_a_peer_echoes_breaks_the_invariants_or_shortens_the_lease() {
+        let times = [0, 1, 999, 1400, 1500, 1501, 1502, 3000, u64::MAX];
+        for resumed_ms in [None, Some(0), Some(1500), Some(2000)] {
+            for (first, second) in times.iter().flat_map(|one| times.map(|two| (*one, two))) {
+                let mut liveness = Liveness::new(0);
+                liveness.handle_whole_interest();
+                liveness.handle_pong(2000, first, resumed_ms);
+                let ends_ms = liveness.answers_until_ms;
+                let trusted_ms = liveness.trusted_until_ms();
+                liveness.handle_pong(2001, second, resumed_ms);
+                liveness.check();
+                assert!(liveness.answers_until_ms >= ends_ms, "{first}, {second}");
+                assert!(liveness.trusted_until_ms() >= trusted_ms, "{first}, {second}");
+                assert!(liveness.answers_until_ms <= Some(2001 + LEASE_MS), "{first}, {second}");
+            }
+        }
     }
 
     #[test]

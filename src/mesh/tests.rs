@@ -387,6 +387,23 @@ fn the_answer_to_a_ping_from_before_a_gap_does_not_renew_trust() {
 }
 
 #[test]
+fn the_answer_to_an_old_ping_takes_nothing_back() {
+    let mut net = Net::new(2);
+    net.pass(1000);
+    let link = net.meshes[0].peers[&node(1)].link.unwrap();
+    for sent_ms in [0, net.now_ms - 500, u64::MAX, 0] {
+        let mut pong = Vec::new();
+        wire::put_control(&mut pong, &wire::Control::Pong { sent_ms, clients: 0 });
+        let event = LinkEvent::Received(link, Lane::Control, pong.into());
+        net.meshes[0].handle_event(net.now_ms, event);
+        net.meshes[0].check();
+    }
+    net.settle();
+    assert!(net.meshes[0].peers[&node(1)].liveness.is_trusted(net.now_ms));
+    assert_eq!(net.meshes[0].sessions_ended, 0);
+}
+
+#[test]
 fn messages_in_flight_on_a_lost_link_arrive_once_on_the_next() {
     let mut net = Net::new(2);
     net.heard.clear();
