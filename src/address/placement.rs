@@ -3,19 +3,20 @@
 //! Every shard and every node must come to the same answer, so the hash has no seed. Whoever picks
 //! names that collide makes one shard busy, or makes publishes to them ask shards in vain.
 //!
-//! The placement is part of what nodes agree on: with another one a node would look for topics on the
-//! wrong shards of its peers.
+//! The placement is part of the protocol between nodes: with another one, a node would look for topics on
+//! the wrong shards of its peers. Whoever changes it raises the version of that protocol
+//! (`mesh::wire::VERSIONS`).
 
 use std::net::IpAddr;
 
 use super::ShardId;
 
-/// The shard that is the home of a topic, on a node with so many shards.
+/// The shard that is the home of a topic, on a node with `shards` shards.
 pub fn home_of_topic(topic: &str, shards: usize) -> ShardId {
     shard_by(topic.as_bytes(), shards)
 }
 
-/// The shard that is the home of an address, on a node with so many shards.
+/// The shard that is the home of an address, on a node with `shards` shards.
 pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
     match address {
         IpAddr::V4(address) => shard_by(&address.octets(), shards),
@@ -49,7 +50,48 @@ mod tests {
         assert_eq!(hash(b"foobar"), 0x8594_4171_F739_67E8);
     }
 
-    /// How many of so many names come to the fullest of the shards, in percent of an even share.
+    /// Expected homes on nodes of 3, 8 and 64 shards.
+    type Homes = [u8; 3];
+
+    fn homes(home: impl Fn(usize) -> ShardId) -> Homes {
+        [3, 8, 64].map(|shards| home(shards).0)
+    }
+
+    /// Fails when the placement changes. Then the version of the mesh protocol has to change, too: nodes
+    /// with different placements must refuse each other.
+    #[test]
+    fn the_placement_is_the_same_in_every_build() {
+        let long = "x".repeat(255);
+        let topics: [(&str, Homes); 7] = [
+            ("messages", [1, 3, 43]),
+            ("orders", [0, 0, 16]),
+            ("orders-1", [2, 5, 53]),
+            ("orders-2", [1, 1, 33]),
+            ("a", [2, 4, 28]),
+            ("日本", [1, 0, 32]),
+            (&long, [1, 0, 32]),
+        ];
+        for (topic, expected) in topics {
+            assert_eq!(homes(|shards| home_of_topic(topic, shards)), expected, "{topic}");
+        }
+        let addresses: [(&str, Homes); 9] = [
+            ("10.0.0.1", [2, 6, 22]),
+            ("10.0.0.2", [1, 1, 49]),
+            ("192.168.7.9", [1, 2, 26]),
+            ("255.255.255.255", [0, 3, 19]),
+            ("2001:db8::1", [1, 0, 32]),
+            ("2001:db8:0:1::", [1, 6, 22]),
+            ("2001:db8:ffff:ffff::", [0, 5, 21]),
+            ("::1", [0, 2, 34]),
+            ("fe80::1", [2, 1, 25]),
+        ];
+        for (text, expected) in addresses {
+            let address = text.parse().expect("an IP address");
+            assert_eq!(homes(|shards| home_of_address(address, shards)), expected, "{text}");
+        }
+    }
+
+    /// The number of names at home on the fullest shard, in percent of an even share.
     fn fullest(shards: usize, homes: impl ExactSizeIterator<Item = ShardId>) -> usize {
         let names = homes.len();
         let mut counts = vec![0; shards];

@@ -443,18 +443,34 @@ fn a_node_without_a_common_version_is_refused_and_told_why() {
         wire::Hello { node: node(5), versions, ..hello.clone() }
     };
     assert_eq!(net.meshes[0].refusal(&stranger(first, last + 7)), None);
-    let (link, remote) = (LinkId(1000), mesh_address(5));
-    net.meshes[0].handle_event(net.now_ms, LinkEvent::Opened { link, remote, is_dialled: false });
-    let newer = stranger(last + 1, last + 7);
-    let why = net.meshes[0].handle_hello(net.now_ms, link, newer).unwrap_err();
-    assert!(why.contains(&format!("speaks versions {} to {}", last + 1, last + 7)), "{why}");
-    let Some(LinkEffect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else {
-        panic!()
-    };
-    let mut reader = wire::FrameReader::default();
-    reader.push(said);
-    let said = reader.next_frame().unwrap().unwrap();
-    assert_eq!(wire::read_control(&said).unwrap(), wire::Control::Refused(why));
+    let remote = mesh_address(5);
+    for (number, (oldest, newest)) in
+        [(first - 1, first - 1), (last + 1, last + 7)].iter().enumerate()
+    {
+        let link = LinkId(1000 + number as u64);
+        let event = LinkEvent::Opened { link, remote, is_dialled: false };
+        net.meshes[0].handle_event(net.now_ms, event);
+        let said = stranger(*oldest, *newest);
+        let why = net.meshes[0].handle_hello(net.now_ms, link, said).unwrap_err();
+        assert!(why.contains(&format!("speaks versions {oldest} to {newest}")), "{why}");
+        let Some(LinkEffect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else {
+            panic!()
+        };
+        let mut reader = wire::FrameReader::default();
+        reader.push(said);
+        let said = reader.next_frame().unwrap().unwrap();
+        assert_eq!(wire::read_control(&said).unwrap(), wire::Control::Refused(why));
+        assert_eq!(net.meshes[0].refusals.version, number as u64 + 1);
+    }
+}
+
+#[test]
+fn nodes_with_the_first_placement_are_refused() {
+    let net = Net::new(2);
+    let hello = net.meshes[0].peers[&node(1)].hello.clone();
+    let versions = wire::Versions { first: 1, last: 1 };
+    let old = wire::Hello { node: node(5), versions, ..hello };
+    assert_eq!(net.meshes[0].refusal(&old).map(|(refusal, _)| refusal), Some(Refusal::Version));
 }
 
 #[test]

@@ -30,8 +30,12 @@ pub use batch::{batch_number, begin_batch, end_batch, messages, put_message};
 pub use control::{put_control, read_control};
 pub use frames::FrameReader;
 
-/// The versions of the format that this node speaks: its own, and the previous one where it still does.
-pub const VERSIONS: Versions = Versions { first: 1, last: 1 };
+/// The versions of the protocol that this node speaks: its own, and the previous one if it still speaks
+/// that. A version covers the format and the placement of topics (`address::placement`).
+///
+/// Version 2 changed the placement. Nodes of version 1 are refused: they would look for topics on other
+/// shards than this node does.
+pub const VERSIONS: Versions = Versions { first: 2, last: 2 };
 
 /// The longest frame, in bytes without its length. The largest message is an event of 16 MiB of text, for
 /// which JSON may need six bytes each: 96 MiB. A batch is completed long before it is full: the largest
