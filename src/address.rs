@@ -1,6 +1,8 @@
 //! Addresses of nodes, shards and clients. A client's id is its address.
 
+pub mod networks;
 pub mod placement;
+pub mod remote;
 
 use std::fmt;
 use std::str::FromStr;

@@ -27,7 +27,7 @@ const STEP_MS: u64 = 5;
 
 fn user(name: &str, scheme: Scheme, secret: Secret) -> User {
     let name = name.into();
-    User { name, scheme, secret, roles: Roles::ALL, from: Vec::new(), requests_per_s: 0 }
+    User { name, scheme, secret, roles: Roles::ALL, from: Default::default(), requests_per_s: 0 }
 }
 
 fn settings() -> Settings {

@@ -250,7 +250,7 @@ fn node_with_user(shards: usize, requests_per_s: u32) -> Node {
         scheme: Scheme::Bearer,
         secret: Secret::Plain("secret".into()),
         roles: Roles::ALL,
-        from: Vec::new(),
+        from: Default::default(),
         requests_per_s,
     };
     settings.api.users = [user].into();

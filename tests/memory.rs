@@ -497,7 +497,7 @@ fn node_with_user() -> Shard {
         scheme: Scheme::Bearer,
         secret: Secret::Plain("secret".into()),
         roles: Roles::ALL,
-        from: Vec::new(),
+        from: Default::default(),
         requests_per_s: 0,
     };
     settings.api.users = [user].into();

@@ -89,7 +89,7 @@ fn settings_with_user() -> Settings {
         scheme: Scheme::Bearer,
         secret: Secret::Plain("s3cret-token".into()),
         roles: Roles { read: true, write: false },
-        from: Vec::new(),
+        from: Default::default(),
         requests_per_s: 0,
     };
     let mut settings = settings();

@@ -65,6 +65,7 @@ fn read_user(section: &Section) -> Result<User, ConfigError> {
         }
     };
     let UserKeys { name, roles, from, requests_per_s, .. } = keys;
+    let from = from.into_iter().collect();
     Ok(User { name, scheme, secret, roles, from, requests_per_s })
 }
 

@@ -13,8 +13,9 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use blake2::Blake2sMac256;
 use blake2::digest::{FixedOutput, KeyInit, Update};
-use ipnet::IpNet;
 use subtle::{Choice, ConstantTimeEq};
+
+use crate::address::networks::Networks;
 
 /// The value of `WWW-Authenticate` in a 401 response (RFC 9110, section 11.6.1).
 pub const CHALLENGE: &str = "Basic realm=\"gridcast\", Bearer";
@@ -146,7 +147,7 @@ pub struct User {
     /// The user's rights.
     pub roles: Roles,
     /// The networks that the user may connect from. Empty: any.
-    pub from: Vec<IpNet>,
+    pub from: Networks,
     /// The most calls per second on the whole node. 0: unlimited.
     pub requests_per_s: u32,
 }
@@ -154,8 +155,7 @@ pub struct User {
 impl User {
     /// Whether the user may connect from this address.
     pub fn may_come_from(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.from.is_empty() || self.from.iter().any(|range| range.contains(&address))
+        self.from.is_empty() || self.from.contains(address)
     }
 }
 
@@ -340,13 +340,13 @@ mod tests {
             scheme,
             secret,
             roles,
-            from: from.to_vec(),
+            from: Networks::from_iter(from),
             requests_per_s: 0,
         };
         let may = |user: &User, text: &str| user.may_come_from(text.parse().expect("an address"));
         assert!(["10.255.0.1", "::ffff:10.0.0.1", "fd12::1"].iter().all(|a| may(&user, a)));
         assert!(!["11.0.0.1", "::1", "::ffff:11.0.0.1"].iter().any(|a| may(&user, a)));
-        user.from.clear();
+        user.from = Networks::default();
         assert!(may(&user, "11.0.0.1"));
     }
 }

@@ -11,6 +11,7 @@ pub mod http;
 pub mod json;
 mod mask;
 pub mod origin;
+pub mod proxy;
 pub mod scanner;
 pub mod token;
 pub mod upgrade;

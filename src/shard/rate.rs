@@ -137,7 +137,7 @@ mod tests {
             scheme: Scheme::Basic,
             secret: Secret::Plain("secret".into()),
             roles: Roles::ALL,
-            from: Vec::new(),
+            from: Default::default(),
             requests_per_s,
         };
         let (limited, free) = (Quota::new(&user(100)), Quota::new(&user(0)));

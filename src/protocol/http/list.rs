@@ -33,6 +33,20 @@ fn unquoted(text: &[u8], wanted: u8) -> usize {
     at.min(text.len())
 }
 
+/// Whether the text ends inside a quoted string.
+pub(super) fn ends_quoted(text: &[u8]) -> bool {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for &byte in text {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_quoted,
+            b'"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+    }
+    is_quoted
+}
+
 /// Whether the text is a token (RFC 9110, section 5.6.2).
 pub fn is_token(text: &[u8]) -> bool {
     let is_token_byte =
@@ -43,6 +57,16 @@ pub fn is_token(text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_quoted_string_without_an_end_is_found() {
+        for whole in ["", "a", r#""a""#, r#""a\"""#, r#""a\\""#, r"a\"] {
+            assert!(!ends_quoted(whole.as_bytes()) || whole.starts_with('\\'), "{whole}");
+        }
+        for open in [r#"""#, r#"a"b"#, r#""a\""#, r#""a\"#, r#"\""#] {
+            assert!(ends_quoted(open.as_bytes()), "{open}");
+        }
+    }
 
     #[test]
     fn a_list_is_split_where_no_string_is_quoted() {

@@ -9,11 +9,12 @@
 //! - `head.rs`: parses a head. `host.rs`: validates the host. `list.rs`: lists in header values.
 //! - `known.rs`: recognises a head that repeats the last one.
 //! - `body.rs`: decodes bodies, with a length or chunked.
-//! - `request.rs`: [`Request`]. `query.rs`: percent-encoding.
+//! - `request.rs`: [`Request`]. `query.rs`: percent-encoding. `forwarded.rs`: clients of proxies.
 //! - `response.rs`: [`Response`]. `date.rs`: the `Date` header.
 
 mod body;
 mod date;
+mod forwarded;
 mod head;
 mod host;
 mod known;
@@ -24,6 +25,7 @@ mod request;
 mod response;
 
 pub use date::{Calendar, Date};
+pub use forwarded::forwarded_for;
 pub use list::is_token;
 pub(super) use list::{list_members, split_unquoted};
 pub use query::{EscapeError, QueryPair, percent_decode, query_pairs};

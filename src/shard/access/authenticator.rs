@@ -411,6 +411,7 @@ impl Authenticator {
 mod tests {
     use super::CredentialCheck::{Decided, Pending};
     use super::*;
+    use crate::address::networks::Networks;
 
     /// The hash of `open sesame`, at the least cost there is.
     const HASH: &str = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ\
@@ -422,7 +423,14 @@ mod tests {
             None => Secret::Plain(secret.into()),
         };
         let roles = Roles { read: name == "reader", write: name == "writer" };
-        User { name: name.into(), scheme, secret, roles, from: Vec::new(), requests_per_s: 0 }
+        User {
+            name: name.into(),
+            scheme,
+            secret,
+            roles,
+            from: Default::default(),
+            requests_per_s: 0,
+        }
     }
 
     fn access(users: Vec<User>) -> Authenticator {
@@ -676,7 +684,7 @@ mod tests {
     #[test]
     fn a_wrong_address_is_reported_only_with_the_right_secret() {
         let mut elsewhere = user("reader", Scheme::Basic, "plain");
-        elsewhere.from = vec!["192.168.0.0/16".parse().expect("a range")];
+        elsewhere.from = Networks::from_iter(["192.168.0.0/16".parse().expect("a range")]);
         let mut access = access(vec![elsewhere]);
         let (right, wrong) = (basic("reader", "plain"), basic("reader", "plan"));
         assert_eq!(check(&mut access, 0, &right), Decided(Err(Denial::Address)));

@@ -302,7 +302,7 @@ mod tests {
             scheme: Scheme::Basic,
             secret: Secret::Hashed(SecretHash::parse(HASH).expect("a hash")),
             roles: Roles::ALL,
-            from: Vec::new(),
+            from: Default::default(),
             requests_per_s: 0,
         };
         let mut settings = fixture::settings();

@@ -9,6 +9,7 @@ pub mod frames;
 pub mod http;
 pub mod input;
 pub mod mesh;
+pub mod proxy;
 pub mod scanner;
 pub mod shard;
 pub mod upgrade;
@@ -17,12 +18,13 @@ pub mod upgrade;
 pub type Target = fn(&[u8]);
 
 /// Every target: its name, which is that of its corpus, and its function.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("api", api::run),
     ("config", config::run),
     ("frames", frames::run),
     ("http", http::run),
     ("mesh", mesh::run),
+    ("proxy", proxy::run),
     ("scanner", scanner::run),
     ("shard", shard::run),
     ("upgrade", upgrade::run),
