@@ -21,8 +21,8 @@ impl Mesh {
             return self.refuse(from, to, &message, "the client's node is unreachable");
         };
         if self.unseen_node_ups.contains_key(&(to.node, from)) {
-            // The shard has sent this in the previous session. In the current one it would be taken for
-            // something else.
+            // The shard sent this message in the previous session. In the current one it would be a late
+            // message to a node that may have restarted.
             return self.refuse(from, to, &message, "the client's node was unreachable");
         }
         if matches!(message, Message::Ask { .. }) && peer.liveness.is_silent() {
@@ -50,23 +50,14 @@ impl Mesh {
         self.outbox.push_back(ShardMessage { to: asker, from, message });
     }
 
-    /// Adds a message to the session with a node, if there is one.
+    /// Adds a message to the session with a node, if there is one. [`Self::flush`] sends it.
     pub(super) fn send(&mut self, node: NodeId, lane: Lane, to: To, message: &Message) {
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.session.push(lane, to, message);
-        }
-        self.queue_for_flush(node);
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.session.push(lane, to, message);
+        peer.queue_for_flush(node, &mut self.to_flush);
     }
 
-    /// Has [`Self::flush`] send what is ready for a node.
-    pub(super) fn queue_for_flush(&mut self, node: NodeId) {
-        if let Some(peer) = self.peers.get_mut(&node).filter(|peer| !peer.is_queued) {
-            peer.is_queued = true;
-            self.to_flush.push(node);
-        }
-    }
-
-    /// Sends what was gathered in this turn, as one batch per lane.
+    /// Sends the messages gathered in this turn, as one batch per lane.
     pub(super) fn flush(&mut self) {
         for node in std::mem::take(&mut self.to_flush) {
             let Some(peer) = self.peers.get_mut(&node) else { continue };

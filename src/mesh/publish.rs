@@ -33,10 +33,11 @@ impl Mesh {
         Publish { backend, channel, frame }: Publish,
     ) {
         let hash = self.hasher.hash(&channel);
+        let has_room = self.pending.has_room();
         let (mut asked, mut awaited, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for node in self.interested_nodes(now_ms, hash) {
             let Some(peer) = self.peers.get(&node) else { continue };
-            let is_asked = peer.session.takes_calls() && self.pending.has_room();
+            let is_asked = has_room && peer.session.takes_calls();
             asked.extend(is_asked.then_some(node));
             // A silent node is asked, since it may still receive the message, but not waited for.
             let is_awaited = is_asked && !peer.liveness.is_silent();
@@ -60,24 +61,30 @@ impl Mesh {
         }
     }
 
-    /// When a tally must be complete. The asker waits for `answer_ms`, so the sum must be there a little
-    /// before.
+    /// The deadline of a tally. The asker waits for `answer_ms`, so the sum must arrive a little earlier.
     fn tally_deadline_ms(&self, now_ms: u64) -> u64 {
         now_ms + self.settings.answer_ms * 9 / 10
     }
 
-    /// The nodes that have subscribers of a channel, and those whose interest is not known for certain.
+    /// The nodes that have subscribers of a channel, and those whose interest is not known for certain. May
+    /// include a node whose session has ended.
+    ///
+    /// Runs for every publish, so the channel is looked up once, not once per peer, and peers are looked at
+    /// only while one of them is not trusted.
     pub(super) fn interested_nodes(&self, now_ms: u64, channel: ChannelHash) -> Vec<NodeId> {
+        let mut nodes: Vec<NodeId> = self.remote_interest.nodes(channel).collect();
+        let known = nodes.len();
+        nodes.extend(self.subscribing_there.destinations(channel));
         let are_all_trusted = self.all_trusted_until_ms.is_some_and(|until_ms| now_ms <= until_ms);
-        if are_all_trusted && self.subscribing_there.is_empty() {
-            return self.remote_interest.nodes(channel).collect();
+        if !are_all_trusted {
+            let is_doubtful = |(_, peer): &(&NodeId, &Peer)| !peer.liveness.is_trusted(now_ms);
+            nodes.extend(self.peers.iter().filter(is_doubtful).map(|(&node, _)| node));
         }
-        let is_interested = |(node, peer): &(&NodeId, &Peer)| {
-            let subscribing = self.subscribing_there.destinations(channel);
-            let mut known = self.remote_interest.nodes(channel).chain(subscribing);
-            !peer.liveness.is_trusted(now_ms) || known.any(|known| known == **node)
-        };
-        self.peers.iter().filter(is_interested).map(|(&node, _)| node).collect()
+        if nodes.len() > known {
+            nodes.sort_unstable();
+            nodes.dedup();
+        }
+        nodes
     }
 
     /// Publishes for another node on this node's shards that have subscribers or may have.
@@ -93,7 +100,7 @@ impl Mesh {
         let mut shards = self.local_interest.shards(hash);
         self.subscribing_here.destinations(hash).for_each(|shard| shards.set(shard, true));
         if !shards.is_empty() && !self.pending.has_room() {
-            // The other node takes this one for one that does not answer.
+            // Without an answer, the other node counts this one's last known subscribers.
             return;
         }
         if shards.is_empty() {
@@ -143,7 +150,7 @@ impl Mesh {
             Asker::Shard(shard, ticket) => {
                 self.tell_shard(shard, answer(ticket));
             }
-            // The other node takes this one for one that does not answer, and what it last knew is nearer
+            // Without an answer, the other node counts this one's last known subscribers. They are nearer
             // to the truth than a part of the sum.
             Asker::Node(..) if has_silent_shards => {}
             Asker::Node(node, ticket) => {

@@ -1,5 +1,7 @@
 //! Peers: nodes with which there is a session, and how sessions begin, continue and end.
 
+use std::collections::btree_map::Entry;
+
 use super::Mesh;
 use super::link::{LinkEffect, LinkId};
 use super::liveness::Liveness;
@@ -10,7 +12,7 @@ use super::wire::Hello;
 use crate::address::{NodeId, ShardId};
 use crate::message::Message;
 
-/// A session without a link ends after this long, in milliseconds. A dead link is noticed within 2.5 s
+/// Time without a link after which a session ends, in milliseconds. A dead link is noticed within 2.5 s
 /// (the transport's idle timeout), so a dead node leaves the counts within SPEC's 5 s.
 pub const LOST_MS: u64 = 1500;
 
@@ -29,7 +31,7 @@ pub struct Peer {
     pub lost_ms: u64,
     /// Pings, lease and trust on the current link.
     pub liveness: Liveness,
-    /// Gossip reported the node dead or leaving while there was a link.
+    /// Whether gossip reported the node dead or leaving while there was a link.
     pub is_declared_dead: bool,
     /// The last of this node's announcements that the peer has confirmed.
     pub confirmed: Option<AnnouncementNumber>,
@@ -61,6 +63,14 @@ impl Peer {
         }
     }
 
+    /// Has [`Mesh::flush`] send what is ready for the peer, which is `node`.
+    pub fn queue_for_flush(&mut self, node: NodeId, to_flush: &mut Vec<NodeId>) {
+        if !self.is_queued {
+            self.is_queued = true;
+            to_flush.push(node);
+        }
+    }
+
     /// The node as a member of the grid.
     pub fn member(&self) -> Member {
         Member::new(self.hello.node, self.hello.incarnation, self.hello.mesh)
@@ -78,18 +88,21 @@ impl Mesh {
             self.end_session(node, "the node begins a new session");
         }
         self.note_accepted(&hello);
-        let received = hello.received.clone();
-        let peer = Peer::new(now_ms, hello.clone(), session_id);
-        let peer = self.peers.entry(node).or_insert(peer);
-        (peer.link, peer.hello) = (Some(id), hello);
-        (peer.liveness, peer.is_declared_dead) = (Liveness::new(now_ms), false);
+        let peer = match self.peers.entry(node) {
+            Entry::Vacant(place) => place.insert(Peer::new(now_ms, hello, session_id)),
+            Entry::Occupied(place) => {
+                let peer = place.into_mut();
+                peer.session.resume(&hello.received);
+                (peer.hello, peer.liveness) = (hello, Liveness::new(now_ms));
+                peer
+            }
+        };
+        (peer.link, peer.is_declared_dead) = (Some(id), false);
+        peer.queue_for_flush(node, &mut self.to_flush);
         let member = peer.member();
-        if is_resumed {
-            peer.session.resume(&received);
-        } else {
+        if !is_resumed {
             self.tell_node_is_up(node);
         }
-        self.queue_for_flush(node);
         self.all_trusted_until_ms = None;
         if let Some(link) = self.links.get_mut(&id) {
             link.peer = Some(node);

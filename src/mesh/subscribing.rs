@@ -56,11 +56,6 @@ impl<T: Copy + PartialEq> Subscribing<T> {
         }
     }
 
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.notes.is_empty()
-    }
-
     /// The destinations of recent subscribes to a channel.
     pub fn destinations(&self, channel: ChannelHash) -> impl Iterator<Item = T> {
         self.channels.get(&channel).into_iter().flatten().map(|destination| destination.to)
