@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Mesh;
 use super::link::{Lane, LinkEffect, LinkId};
+use super::links::control_effect;
 use super::liveness::LEASE_MS;
 use super::numbers::{AnnouncementNumber, ChannelHash};
 use super::wire::{self, Control};
@@ -15,7 +16,7 @@ use crate::message::Message;
 /// Allowance for clocks of two machines that run at different rates, in milliseconds.
 const LEASE_SLACK_MS: u64 = 50;
 
-/// Channels per message of a whole interest.
+/// Channels per message of a whole interest: 512 KiB.
 const CHANNELS_PER_MESSAGE: usize = 1 << 16;
 
 /// This node's announcements, and who waits for them to be known.
@@ -132,20 +133,22 @@ impl Mesh {
         }
     }
 
-    /// Announces the whole interest on a new link. Only the last part has a number.
+    /// Announces the whole interest on a new link, in parts. Only the last part has a number. Takes the
+    /// memory of the encoded parts, and of one part that is not encoded yet.
     pub(super) fn announce_whole_interest(&mut self, link: LinkId) {
-        let channels: Vec<ChannelHash> = self.local_interest.channels().collect();
-        let mut parts: Vec<Vec<ChannelHash>> =
-            channels.chunks(CHANNELS_PER_MESSAGE).map(<[_]>::to_vec).collect();
-        let last = parts.pop().unwrap_or_default();
-        let is_only_part = parts.is_empty();
-        for (place, on) in parts.into_iter().enumerate() {
-            let part = Control::Interest { number: None, is_whole: place == 0, on, off: vec![] };
-            self.send_control(link, &part);
+        let mut channels = self.local_interest.channels();
+        let mut is_whole = true;
+        loop {
+            let on: Vec<ChannelHash> = channels.by_ref().take(CHANNELS_PER_MESSAGE).collect();
+            let is_last = channels.len() == 0;
+            let number = is_last.then_some(self.announcements.last);
+            let part = Control::Interest { number, is_whole, on, off: Vec::new() };
+            self.effects.push_back(control_effect(link, &part));
+            if is_last {
+                return;
+            }
+            is_whole = false;
         }
-        let number = Some(self.announcements.last);
-        let part = Control::Interest { number, is_whole: is_only_part, on: last, off: vec![] };
-        self.send_control(link, &part);
     }
 
     /// Tells shards which of their changes are known to every node that could publish without asking.
@@ -165,6 +168,7 @@ impl Mesh {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mesh::tests::mesh;
 
     const SHARD: ShardId = ShardId(1);
 
@@ -188,6 +192,39 @@ mod tests {
         announcements.expire(200 + LEASE_MS + LEASE_SLACK_MS);
         announcements.check();
         assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, 9)));
+    }
+
+    #[test]
+    fn a_large_interest_is_announced_in_parts_of_which_the_last_has_the_number() {
+        for count in
+            [0, 1, CHANNELS_PER_MESSAGE, CHANNELS_PER_MESSAGE + 1, 2 * CHANNELS_PER_MESSAGE]
+        {
+            let mut mesh = mesh(0, 1, 0);
+            for number in 0..count {
+                mesh.local_interest.set(ChannelHash(number as u64), SHARD, true);
+            }
+            mesh.announce_whole_interest(LinkId(1));
+            let (mut wholes, mut numbers, mut all) = (Vec::new(), Vec::new(), Vec::new());
+            while let Some(effect) = mesh.poll_effect() {
+                let LinkEffect::Send(LinkId(1), Lane::Control, bytes) = effect else { panic!() };
+                let Ok(Control::Interest { number, is_whole, on, off }) =
+                    wire::read_control(&bytes[4..])
+                else {
+                    panic!()
+                };
+                assert!(on.len() <= CHANNELS_PER_MESSAGE && off.is_empty());
+                wholes.push(is_whole);
+                numbers.push(number);
+                all.extend(on);
+            }
+            let parts = count.div_ceil(CHANNELS_PER_MESSAGE).max(1);
+            assert!(wholes.iter().enumerate().all(|(at, is_whole)| *is_whole == (at == 0)));
+            let last = Some(AnnouncementNumber(1));
+            let expected: Vec<_> = (1..=parts).map(|part| last.filter(|_| part == parts)).collect();
+            assert_eq!(numbers, expected);
+            all.sort_unstable();
+            assert!(all.iter().copied().eq((0..count as u64).map(ChannelHash)));
+        }
     }
 
     #[test]

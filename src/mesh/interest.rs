@@ -90,7 +90,7 @@ impl LocalInterest {
     }
 
     /// All channels that are wanted.
-    pub fn channels(&self) -> impl Iterator<Item = ChannelHash> {
+    pub fn channels(&self) -> impl ExactSizeIterator<Item = ChannelHash> {
         self.shards.keys().copied()
     }
 

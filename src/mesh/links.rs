@@ -12,7 +12,7 @@ use super::sessions::LOST_MS;
 use super::wire::{self, Control, FrameReader};
 use crate::address::NodeId;
 
-/// A link is closed if its peer sends no hello for this long, in milliseconds.
+/// Time without a hello of the peer after which a link is closed, in milliseconds.
 const HELLO_MS: u64 = 3000;
 
 /// Bytes of messages that may arrive on a link before the hello.
@@ -32,6 +32,13 @@ pub struct Link {
     opened_ms: u64,
     readers: BTreeMap<Lane, FrameReader>,
     early_bytes: usize,
+}
+
+/// The effect that sends a message on the control lane of a link.
+pub fn control_effect(link: LinkId, control: &Control) -> LinkEffect {
+    let mut bytes = Vec::new();
+    wire::put_control(&mut bytes, control);
+    LinkEffect::Send(link, Lane::Control, bytes.into())
 }
 
 /// The sessions that this node's hello named.
@@ -194,9 +201,7 @@ impl Mesh {
     }
 
     pub(super) fn send_control(&mut self, link: LinkId, control: &Control) {
-        let mut bytes = Vec::new();
-        wire::put_control(&mut bytes, control);
-        self.effects.push_back(LinkEffect::Send(link, Lane::Control, bytes.into()));
+        self.effects.push_back(control_effect(link, control));
     }
 
     pub(super) fn close_link(&mut self, now_ms: u64, id: LinkId, why: &str) {

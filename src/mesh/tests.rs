@@ -38,7 +38,7 @@ fn other_address(index: usize) -> SocketAddr {
     ([127, 0, 0, 2], 7000 + index as u16).into()
 }
 
-fn mesh(index: usize, incarnation: u64, now_ms: u64) -> Mesh {
+pub(super) fn mesh(index: usize, incarnation: u64, now_ms: u64) -> Mesh {
     let settings = MeshSettings {
         node: node(index),
         incarnation: Incarnation(incarnation),
@@ -267,6 +267,26 @@ fn a_silent_node_counts_as_last_known_until_its_session_ends() {
     net.publish(0, 4);
     assert_eq!(net.published(5), [(1, ShardId(0))]);
     assert_eq!(net.tally(4), tally(5, 0));
+}
+
+#[test]
+fn a_publish_goes_once_to_each_node_that_may_have_subscribers() {
+    let mut net = Net::new(4);
+    net.want(1, 0, 1, true);
+    net.settle();
+    let channel = net.meshes[0].hasher.hash("news");
+    let interested = |net: &Net| net.meshes[0].interested_nodes(net.now_ms, channel);
+    assert_eq!(interested(&net), [node(1)], "all are trusted");
+    // A node that wants the channel and another one are about to get a subscriber.
+    for index in [1, 2] {
+        net.meshes[0].subscribing_there.note(net.now_ms + 10, channel, node(index));
+    }
+    assert_eq!(interested(&net), [node(1), node(2)]);
+    // Node 0 resumes after a gap, and trusts nobody.
+    net.meshes[0].handle_gap(net.now_ms);
+    assert_eq!(interested(&net), [node(1), node(2), node(3)]);
+    net.pass(1000);
+    assert_eq!(interested(&net), [node(1)]);
 }
 
 #[test]
