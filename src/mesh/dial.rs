@@ -1,4 +1,4 @@
-//! Whom this node dials, and when: seeds until it has joined the grid and occasionally afterwards,
+//! Which nodes this node dials, and when: seeds until it has joined the grid and occasionally afterwards,
 //! members without a link, and lost nodes for a while.
 
 use std::collections::BTreeMap;
@@ -22,11 +22,11 @@ const SEED_AGAIN_MS: u64 = 5000;
 /// Interval between two dials of a node, in milliseconds.
 const NODE_MS: u64 = 1000;
 
-/// How long the node with the higher id leaves dialling to the other, in milliseconds, so that they open
-/// one link and not two.
+/// Time for which the node with the higher id leaves dialling to the other, in milliseconds, so that they
+/// open one link and not two.
 const DEFER_MS: u64 = 750;
 
-/// A node that could not be reached for this long is no longer dialled, in milliseconds.
+/// Time after which an unreachable node is no longer dialled, in milliseconds.
 const FORGET_MS: u64 = 600_000;
 
 /// Interval between two lines of the log that report the same failure of a target, in milliseconds.

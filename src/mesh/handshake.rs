@@ -9,7 +9,7 @@ use super::numbers::SessionId;
 use super::wire::{Control, Hello, VERSIONS};
 use crate::address::{Incarnation, NodeId};
 
-/// A node that all others refuse for this long ends and says why, in milliseconds.
+/// Time after which a node that all others refuse ends and says why, in milliseconds.
 const REJECTED_MS: u64 = 10_000;
 
 /// The last hello of a node with which a link began.
@@ -51,7 +51,7 @@ impl Mesh {
         self.send_control(id, &Control::Hello(hello));
     }
 
-    /// Takes the hello of a peer: refuses it, or begins or continues a session.
+    /// Handles the hello of a peer: refuses the peer, or begins or continues a session with it.
     pub(super) fn handle_hello(
         &mut self,
         now_ms: u64,
@@ -65,7 +65,7 @@ impl Mesh {
             return Err("it is this node itself".into());
         }
         if hello.node == self.settings.node && hello.incarnation < self.settings.incarnation {
-            // The other node was here before, and refuses this one for the same reason.
+            // The other node was started earlier, and refuses this one for the same reason.
             self.count_refusal(Refusal::Id);
             let why = in_use(hello.node, hello.mesh);
             self.note_rejection(now_ms, why.clone());
@@ -98,7 +98,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Why this node is not part of the grid, if it keeps others out by its hello.
+    /// Why this node refuses the sender of a hello; `None`: the hello gives no reason to.
     pub(super) fn refusal(&self, hello: &Hello) -> Option<(Refusal, String)> {
         let Hello { node, versions, .. } = hello;
         if versions.first > VERSIONS.last || versions.last < VERSIONS.first {
@@ -113,20 +113,20 @@ impl Mesh {
             return Some((Refusal::Version, why));
         }
         if *node == self.settings.node {
-            // The node that started later has to go.
+            // Of two nodes with one id, the one that was started later has to end.
             let is_later = hello.incarnation > self.settings.incarnation;
             return is_later.then(|| (Refusal::Id, in_use(*node, self.settings.advertise)));
         }
         let known = self.peers.get(node)?;
-        // At the same address it is the known node after a restart.
+        // A node at the same address is the known one after a restart.
         let is_other = known.hello.mesh != hello.mesh
             && known.hello.incarnation != hello.incarnation
             && known.link.is_some();
         is_other.then(|| (Refusal::Id, in_use(*node, known.hello.mesh)))
     }
 
-    /// Whether this link is to replace the current one. Of two links between two nodes, both keep the
-    /// one that the lower id dialled; of two that the same node dialled, the later one.
+    /// Whether this link is to replace the current one. Of two links between two nodes, both nodes keep the
+    /// one that the node with the lower id dialled. If the same node dialled both, they keep the later one.
     fn is_preferred(&self, hello: &Hello, is_dialled: bool) -> bool {
         let Some(peer) = self.peers.get(&hello.node) else { return true };
         let Some(old) = peer.link.and_then(|link| self.links.get(&link)) else { return true };
@@ -136,16 +136,16 @@ impl Mesh {
             || is_dialled == is_lower
     }
 
-    /// Whether the node sent this hello before another one that was accepted, on a slower link. The
-    /// node has, or had, a newer session: one more would end that, and messages in flight on the old
-    /// link would arrive behind later ones.
+    /// Whether the node sent this hello, on a slower link, before another one that was accepted already.
+    /// Accepting it would end the newer session, and messages that were sent earlier would arrive behind
+    /// later ones.
     fn is_overtaken(&self, hello: &Hello) -> bool {
         self.accepted_hellos.get(&hello.node).is_some_and(|accepted| {
             hello.incarnation == accepted.incarnation && hello.offered < accepted.offered
         })
     }
 
-    /// Remembers a hello with which a link begins.
+    /// Remembers the hello of a peer, which was accepted.
     pub(super) fn note_accepted(&mut self, hello: &Hello) {
         let accepted = AcceptedHello { incarnation: hello.incarnation, offered: hello.offered };
         self.accepted_hellos.insert(hello.node, accepted);

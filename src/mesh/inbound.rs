@@ -10,8 +10,8 @@ use super::{Mesh, ShardMessage};
 use crate::address::{NodeId, ShardAddress};
 use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
 
-/// How long a received batch may be without an acknowledgement, in milliseconds, so that one
-/// acknowledgement covers many batches.
+/// Longest time between a received batch and its acknowledgement, in milliseconds. One acknowledgement then
+/// covers many batches.
 const ACKNOWLEDGE_MS: u64 = 10;
 
 impl Mesh {

@@ -1,15 +1,15 @@
 //! Whether a node answers pings, and for how long its announced interest can be relied on.
 
-/// How long a node's interest is trusted to be complete, in milliseconds after the ping that it answered
-/// last was sent. A subscribe waits for a silent node at most this long, so it must be less than
-/// `limits.answer_ms`.
+/// Time for which a node's interest is trusted to be complete, in milliseconds after the last ping that it
+/// answered was sent. A subscribe waits for a silent node at most this long, so the lease must be shorter
+/// than `limits.answer_ms`.
 pub const LEASE_MS: u64 = 1000;
 
 /// Interval between two pings of a node, in milliseconds.
 pub const PING_MS: u64 = 300;
 
-/// A link is closed if no ping was answered for this long after the lease ended, in milliseconds. The
-/// transport notices when nothing arrives here; this notices when nothing arrives there.
+/// Time from the end of the lease until the link is closed, in milliseconds, if no ping is answered.
+/// The transport notices when nothing arrives here. This notices when nothing arrives at the peer.
 const UNANSWERED_MS: u64 = 1500;
 
 /// The state of one peer's pings and lease. All times are on the clock of the mesh, in milliseconds.
@@ -19,7 +19,7 @@ pub struct Liveness {
     // The end of the lease. Time in which this node did not run extends it. `None`: no ping was
     // answered on this link.
     answers_until_ms: Option<u64>,
-    // The lease has ended, and calls for the node have been given up.
+    // The lease has ended, and calls waiting for the node have failed.
     is_silent: bool,
     // The node has announced its whole interest on this link.
     has_whole_interest: bool,

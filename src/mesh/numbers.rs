@@ -2,7 +2,11 @@
 
 use crate::address::Incarnation;
 
-/// Sessions that one run of a node can offer, as a power of two.
+/// Low bits of a [`SessionId`] that count the offers of one run of a node. The bits above hold the
+/// incarnation, in milliseconds.
+///
+/// A count with more bits runs into the numbers of later incarnations. These stay distinct as long as a run
+/// makes fewer than 2^20 offers per millisecond.
 const OFFERS_BITS: u32 = 20;
 
 /// A session between two nodes.

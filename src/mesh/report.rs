@@ -87,7 +87,7 @@ impl Mesh {
             assert_eq!(*node, peer.hello.node);
             peer.session.check();
             peer.liveness.check();
-            // Nobody is asked less often than is safe: see "Subscribe, then publish" in this module.
+            // Publishes skip the check of each peer until then: see "Subscribe, then publish" in `mod.rs`.
             assert!(
                 self.all_trusted_until_ms.is_none()
                     || peer.liveness.trusted_until_ms() >= self.all_trusted_until_ms,

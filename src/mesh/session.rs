@@ -12,11 +12,11 @@ use super::numbers::BatchNumber;
 use super::wire::{self, Receipt};
 use crate::message::Message;
 
-/// Kept bytes at which a session takes no more calls: they fail at once.
+/// Kept bytes from which on a session takes no calls. They fail at once.
 const KEPT_BYTES: usize = 16 << 20;
 
-/// Kept bytes beyond which a session ends. They include what cannot be refused (answers and events of
-/// topics), whose own bounds are far below this.
+/// Kept bytes beyond which a session ends. They include answers and events of topics, which are never
+/// refused. Those have bounds of their own, far below this.
 const KEPT_BYTES_MAX: usize = 256 << 20;
 
 /// Bytes of messages gathered in a turn that make a batch before the turn ends.
@@ -27,7 +27,7 @@ const BATCH_BYTES: usize = 64 << 10;
 pub struct Session {
     outgoing: BTreeMap<Lane, Outgoing>,
     incoming: BTreeMap<Lane, Incoming>,
-    // Bytes of all batches in `outgoing`.
+    // Bytes of all kept batches. Messages that are still gathered are not included.
     kept_bytes: usize,
     // Lanes with gathered messages.
     gathering: Vec<Lane>,
@@ -78,12 +78,12 @@ pub enum Arrival {
 }
 
 impl Session {
-    /// Whether calls may be sent. They may not while the other node has too much to acknowledge.
+    /// Whether the session takes calls: fewer than [`KEPT_BYTES`] are unacknowledged.
     pub fn takes_calls(&self) -> bool {
         self.kept_bytes < KEPT_BYTES
     }
 
-    /// Whether the other node has so much to acknowledge that the session has to end.
+    /// Whether the session has to end: more than [`KEPT_BYTES_MAX`] are unacknowledged.
     pub fn is_over_full(&self) -> bool {
         self.kept_bytes > KEPT_BYTES_MAX
     }
@@ -140,7 +140,8 @@ impl Session {
         self.ready.pop_front()
     }
 
-    /// Continues on a new link, by which the other node says what it has received: sends the rest again.
+    /// Continues on a new link: sends again the batches that the other node has not received, according to
+    /// its hello.
     pub fn resume(&mut self, received: &[Receipt]) {
         for &receipt in received {
             self.handle_acknowledgement(receipt);

@@ -8,14 +8,14 @@ use super::wire::Control;
 use crate::address::NodeId;
 
 impl Mesh {
-    /// Checks peers at `due_ms` at the latest.
+    /// Brings the next check of the peers forward to `due_ms`, if it is due later.
     pub(super) fn check_at(&mut self, due_ms: u64) {
         self.check_ms = self.check_ms.min(due_ms);
     }
 
-    /// Notes a gap in which this node did not run. `now_ms` does not include it, so no deadline of a peer
-    /// is nearer for it. But other nodes may have gained subscribers that this node has not heard of: no
-    /// interest is trusted until a ping from now on is answered.
+    /// Handles a gap in which this node did not run. `now_ms` does not include the gap, so deadlines of
+    /// peers move by as much. Meanwhile other nodes may have gained subscribers that this node does not know
+    /// of, so no interest is trusted until the peer answers a ping that is sent after the gap.
     pub fn handle_gap(&mut self, now_ms: u64) {
         self.resumed_ms = Some(now_ms);
         self.all_trusted_until_ms = None;
@@ -87,7 +87,7 @@ impl Mesh {
         controls
     }
 
-    /// Publishes no longer wait for a node's tally.
+    /// Completes all publishes without the tally of a node.
     pub(super) fn stop_waiting_for(&mut self, node: NodeId) {
         for counted in self.pending.stop_waiting_for(Counter::Node(node)) {
             self.tell_counted(counted);

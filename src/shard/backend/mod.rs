@@ -151,10 +151,10 @@ impl Backends {
     }
 }
 
-/// Takes one call out of a user's quota.
+/// Takes one call out of a user's quota, if the user has one.
 ///
 /// # Errors
-/// The quota is used up for now.
+/// The user has made more calls than `requests_per_s` allows.
 pub fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
     let quota = grant.user.and_then(|user| turn.state.quotas.get(user));
     if quota.is_none_or(|quota| quota.take(turn.now.ms)) {
