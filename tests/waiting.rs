@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
 use gridcast::queue::{Bounds, WhenFull};
+use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use serde_json::Value;
@@ -26,36 +27,45 @@ const MESSAGE_BYTES: usize = 64 * 1024;
 /// The bytes of encoded events that may wait, the last event included.
 const WAITING_BYTES_MAX: usize = (1 << 20) + 6 * MESSAGE_BYTES + 1024;
 
-/// A node of one shard. Its only route feeds a small topic.
+/// A node of one shard. Its routes feed one small topic.
 struct Node {
     shard: Shard,
+    now: Now,
     // The output that was written to each connection.
     written: BTreeMap<u32, Vec<u8>>,
 }
 
+/// The route `/ws`, which feeds the topic.
+fn route() -> Route {
+    Route {
+        topic: Some("t".into()),
+        tells_message: true,
+        tells_close: true,
+        compression: true,
+        message_bytes: MESSAGE_BYTES,
+        ..shard_value::route()
+    }
+}
+
 impl Node {
     fn new(when_full: WhenFull) -> Self {
-        let route = Route {
-            topic: Some("t".into()),
-            tells_message: true,
-            tells_close: true,
-            compression: true,
-            message_bytes: MESSAGE_BYTES,
-            ..shard_value::route()
-        };
+        Self::with_routes(when_full, vec![route()])
+    }
+
+    fn with_routes(when_full: WhenFull, routes: Vec<Route>) -> Self {
         let bounds = Bounds { messages: 1000, bytes: 4 << 20 };
         let mut settings = Settings {
-            edges: vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
+            edges: vec![Edge { port: 6790, routes: routes.into_iter().map(Arc::new).collect() }],
             queue: Queue { bounds, when_full, topics: 8 },
             ..shard_value::settings()
         };
         settings.limits.outbound_bytes = 4 << 20;
-        Self { shard: shard_value::shard(&settings, NOW), written: BTreeMap::new() }
+        Self { shard: shard_value::shard(&settings, NOW), now: NOW, written: BTreeMap::new() }
     }
 
     fn open(&mut self, listener: Listener, path: &str) -> ConnectionKey {
         let remote = ([127, 0, 0, 1], 50_000).into();
-        let key = self.shard.handle_accepted(NOW, listener, remote).expect("the node is up");
+        let key = self.shard.handle_accepted(self.now, listener, remote).expect("the node is up");
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:6789\r\nUpgrade: websocket\r\n\
              Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -69,14 +79,14 @@ impl Node {
     }
 
     fn receive(&mut self, key: ConnectionKey, bytes: &[u8]) {
-        self.shard.handle_bytes(NOW, key, &mut bytes.to_vec());
+        self.shard.handle_bytes(self.now, key, &mut bytes.to_vec());
         self.settle();
     }
 
     /// Runs turns until nothing is left to do, and writes all output.
     fn settle(&mut self) {
         for _ in 0..100_000 {
-            self.shard.handle_turn(NOW);
+            self.shard.handle_turn(self.now);
             let shard = &mut self.shard;
             while let Some((key, batch)) =
                 shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
@@ -84,7 +94,7 @@ impl Node {
                 let bytes: Vec<u8> =
                     batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
                 shard.recycle(batch);
-                shard.handle_written(NOW, key, bytes.len(), true);
+                shard.handle_written(self.now, key, bytes.len(), true);
                 self.written.entry(key.index).or_default().extend(bytes);
             }
             while let Some(action) = self.shard.poll_action() {
@@ -99,11 +109,22 @@ impl Node {
         panic!("the shard asks for turns without end");
     }
 
-    /// Connects a back end that consumes the topic; returns the `p` of all events that it gets.
+    /// Connects a back end that consumes the topic. Returns the `p` of all events that it gets.
     fn consume(&mut self) -> Vec<Value> {
+        let backend = self.join();
+        self.events(backend)
+    }
+
+    /// Connects a back end that consumes the topic.
+    fn join(&mut self) -> ConnectionKey {
         let backend = self.open(Listener::Api, "/ws/v1");
         self.receive(backend, &call(r#"{"m":"queue.pop","p":["t"],"i":1}"#));
-        let mut messages = texts(&self.written[&backend.index]).into_iter();
+        backend
+    }
+
+    /// Returns the `p` of all events that a consumer got so far.
+    fn events(&self, consumer: ConnectionKey) -> Vec<Value> {
+        let mut messages = texts(&self.written[&consumer.index]).into_iter();
         assert_eq!(messages.next().unwrap(), r#"{"E":null,"r":{"s":true},"i":1}"#);
         let event = |text: String| -> Value { serde_json::from_str(&text).expect("JSON") };
         messages.map(|text| event(text)["p"].take()).collect()
@@ -210,6 +231,37 @@ fn a_deferred_client_is_still_answered_its_pings() {
     crowd(&mut node);
     node.receive(client, &[0x89, 0x80, 0, 0, 0, 0]);
     assert_eq!(node.written[&client.index], [0x8A, 0]);
+}
+
+#[test]
+fn a_client_that_may_not_be_read_anyway_does_not_queue_for_a_full_topic() {
+    let held = Route { path: "/held".into(), hold_until: Some("user".into()), ..route() };
+    let limited = Route { path: "/limited".into(), messages: Rate::new(1), ..route() };
+    let mut node = Node::with_routes(WhenFull::Hold, vec![route(), held, limited]);
+    let clients = ["/held", "/limited"].map(|path| node.open(Listener::Edge(0), path));
+    for client in clients {
+        node.receive(client, &call("first"));
+    }
+    crowd(&mut node);
+    let before = node.shard.counters().limits;
+    for client in clients {
+        node.receive(client, &call("second"));
+    }
+    let after = node.shard.counters().limits;
+    assert_eq!(after.topic, before.topic, "neither waits for the topic");
+    assert_eq!(after.messages_per_s, before.messages_per_s + 1);
+    // The unread message of a held client is dropped when the client ends. A client over its rate
+    // is read to the end.
+    for client in clients {
+        node.shard.handle_end(NOW, client, false);
+        node.settle();
+    }
+    let consumer = node.join();
+    node.now = Now { ms: 1100, us: 1_100_000, ..NOW };
+    node.settle();
+    let heard = heard(&node.events(consumer));
+    let count = |words: &str| heard.values().filter(|heard| *heard == words).count();
+    assert_eq!((count("fclose"), count("fsclose")), (1, 1), "{heard:?}");
 }
 
 #[test]

@@ -585,13 +585,10 @@ impl Shard {
             let before = input.len();
             match &connection.stage {
                 Stage::Http(_) => self.read_http(key, &mut input),
-                Stage::Client(_) => {
-                    let topic = self.topics.defers(connection, &turn.settings, key, input);
-                    match topic {
-                        Some(topic) => self.topics.defer(turn, connections, key, &topic),
-                        None => self.clients.read(turn, connections, key, &mut input),
-                    }
-                }
+                Stage::Client(_) => match self.topics.defers(turn, connection, key, input) {
+                    Some(topic) => self.topics.defer(turn, connections, key, &topic),
+                    None => self.clients.read(turn, connections, key, &mut input),
+                },
                 Stage::Backend(_) => {
                     if let Some(mut payload) =
                         self.backends.read(turn, connections, key, &mut input)

@@ -7,7 +7,7 @@ use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::close;
 use crate::protocol::deflate::{DEFLATED_MAX, INFLATED_PER_CALL};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
-use crate::shard::connection::{Client, Connection, Connections, Pause, Phase, Stage};
+use crate::shard::connection::{Client, Connection, Connections, FramePause, Pause, Phase, Stage};
 use crate::shard::settings::Route;
 use crate::shard::timers::Timer;
 use crate::shard::trail::By;
@@ -26,15 +26,12 @@ impl Clients {
         let Some(connection) = connections.get(key) else { return };
         let Some(route) = connection.route(&turn.settings).cloned() else { return };
         let Stage::Client(client) = &mut connection.stage else { return };
-        // Pauses begin between two frames, so that the read-ahead can be scanned for control
-        // frames.
-        let is_between_frames = client.assembler.frame_left() == Some(0);
-        if is_between_frames && client.is_held(&route) {
-            return connections.pause(key, Pause::Hold);
-        }
-        let ready_ms = route.messages.map_or(0, |rate| rate.ready_at_ms(client.messages));
-        if is_between_frames && turn.now.ms < ready_ms {
-            return pause_for_rate(turn, connections, key, ready_ms);
+        match client.frame_pause(&route, turn.now.ms) {
+            None => {}
+            Some(FramePause::Hold) => return connections.pause(key, Pause::Hold),
+            Some(FramePause::Rate { ready_ms }) => {
+                return pause_for_rate(turn, connections, key, ready_ms);
+            }
         }
         let inflater = connection.compression.map(|_| &mut self.inflater);
         connection.is_inflating = false;

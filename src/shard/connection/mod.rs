@@ -333,10 +333,37 @@ pub struct UnwrittenEvent {
     pub topic: Arc<str>,
 }
 
+/// Why the next frame of a client may not be read yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FramePause {
+    /// The context lacks the key that the route's `hold_until` names.
+    Hold,
+    /// The message rate is used up.
+    Rate {
+        /// When the client may be read again, in milliseconds on the shard's clock.
+        ready_ms: u64,
+    },
+}
+
 impl Client {
     /// Whether the client's messages wait until its context has the key that the route requires.
     pub fn is_held(&self, route: &Route) -> bool {
         self.has_spoken && route.hold_until.as_ref().is_some_and(|key| !self.context.has(key))
+    }
+
+    /// Returns why the client's next frame may not be read yet, except for a full topic. `None`
+    /// also within a frame: pauses begin between two frames, so that the read-ahead can be scanned
+    /// for control frames.
+    #[inline]
+    pub fn frame_pause(&self, route: &Route, now_ms: u64) -> Option<FramePause> {
+        if self.assembler.frame_left() != Some(0) {
+            return None;
+        }
+        if self.is_held(route) {
+            return Some(FramePause::Hold);
+        }
+        let ready_ms = route.messages?.ready_at_ms(self.messages);
+        (now_ms < ready_ms).then_some(FramePause::Rate { ready_ms })
     }
 }
 

@@ -162,21 +162,25 @@ impl Feeders {
         waited
     }
 
-    /// Returns the topic that a connection must wait for before its next message is decoded; `None` if it need not
-    /// wait. Control frames between messages do not wait.
+    /// Returns the topic that a connection must wait for before its next message is decoded. `None`:
+    /// the connection need not wait, or waits for another reason first. Control frames between
+    /// messages do not wait.
     #[inline]
     pub fn defers(
         &self,
+        turn: &Turn,
         connection: &Connection,
-        settings: &Settings,
         key: ConnectionKey,
         input: &[u8],
     ) -> Option<Arc<str>> {
         if self.crowded.is_empty() || self.admitted == Some(key) {
             return None;
         }
-        let route = connection.route(settings).filter(|_| !connection.is_inflating)?;
+        let route = connection.route(&turn.settings).filter(|_| !connection.is_inflating)?;
         let Stage::Client(client) = &connection.stage else { return None };
+        if client.frame_pause(route, turn.now.ms).is_some() {
+            return None;
+        }
         let feeds = route.tells_message && !route.echo;
         let is_control = client.assembler.is_idle() && input.first().is_some_and(|b| b & 8 != 0);
         let topic = route.topic.as_ref().filter(|_| feeds && !is_control)?;

@@ -137,12 +137,12 @@ impl Topics {
     #[inline]
     pub fn defers(
         &self,
+        turn: &Turn,
         connection: &Connection,
-        settings: &Settings,
         key: ConnectionKey,
         input: &[u8],
     ) -> Option<Arc<str>> {
-        self.feeders.defers(connection, settings, key, input)
+        self.feeders.defers(turn, connection, key, input)
     }
 
     /// Begins a turn of the shard. Returns true if [`Self::poll_admitted`] may have something to admit.
