@@ -3,11 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::connection::{Connections, Listener};
+use super::connection::{Client, Connections, Listener, Stage};
 use super::node_state::NodeState;
 use super::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
 use super::turn::{Now, Step, Turn};
-use crate::address::{NodeId, ShardId};
+use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{ConnectionKey, Message, Party};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
@@ -80,6 +80,15 @@ pub fn accepted(
     listener: Listener,
 ) -> ConnectionKey {
     connections.accept(turn, listener, REMOTE)
+}
+
+/// A client with this id on the route `/ws`, without a handshake.
+pub fn client(turn: &mut Turn, connections: &mut Connections, id: ClientId) -> ConnectionKey {
+    let key = accepted(turn, connections, Listener::Edge(0));
+    let connection = connections.get(key).expect("it was accepted");
+    connection.set_outbound_max(turn.settings.edges[0].routes[0].outbound_bytes);
+    connection.stage = Stage::Client(Box::new(Client::new(id, 0)));
+    key
 }
 
 /// Takes out the steps that parts left to each other.

@@ -440,11 +440,7 @@ fn unwatched(client: ClientId, frame: Frame) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::assembler::Assembler;
-    use crate::shard::client::Context;
-    use crate::shard::connection::{Client, Listener, Stage};
     use crate::shard::fixture::{self, TOPIC};
-    use crate::shard::rate::Bucket;
 
     /// When the other node was started.
     const INCARNATION: u64 = 5;
@@ -467,22 +463,6 @@ mod tests {
         turn
     }
 
-    fn connect(turn: &mut Turn, connections: &mut Connections, id: ClientId) -> ConnectionKey {
-        let key = fixture::accepted(turn, connections, Listener::Edge(0));
-        let client = Client {
-            id,
-            route: 0,
-            expires_unix_ms: None,
-            has_spoken: false,
-            messages: Bucket::default(),
-            assembler: Assembler::default(),
-            subscriptions: Vec::new(),
-            context: Context::default(),
-        };
-        connections.get(key).expect("it was accepted").stage = Stage::Client(Box::new(client));
-        key
-    }
-
     /// Takes out what this shard tells its watcher, which is on the other node.
     fn told(turn: &mut Turn) -> Vec<WardsMessage> {
         let own = turn.address;
@@ -499,7 +479,7 @@ mod tests {
     fn a_client_is_registered_with_a_watcher_until_its_close_event_has_left_the_topic() {
         let (mut turn, mut connections) = (turn(), Connections::default());
         let (mut wills, topic) = (LastWills::default(), Arc::from(TOPIC));
-        connect(&mut turn, &mut connections, client(1));
+        fixture::client(&mut turn, &mut connections, client(1));
         wills.handle_node_up(&mut turn, other().node, INCARNATION);
         assert!(matches!(told(&mut turn)[..], [WardsMessage::Begin(1)]));
         while wills.has_work() {
@@ -508,7 +488,7 @@ mod tests {
         let [WardsMessage::Add(_, ref first)] = told(&mut turn)[..] else { panic!() };
         assert_eq!(first[..], [client(1)]);
 
-        let key = connect(&mut turn, &mut connections, client(2));
+        let key = fixture::client(&mut turn, &mut connections, client(2));
         wills.register(&mut turn, &mut connections, key);
         let [WardsMessage::Add(_, ref second)] = told(&mut turn)[..] else { panic!() };
         assert_eq!(second[..], [client(2)]);

@@ -65,7 +65,7 @@ use crate::protocol::api;
 use access::{Addresses, ApiAccess, Verification};
 use backend::{Backends, Caller, TopicHome};
 use client::Clients;
-use connection::{BulkWrite, Connections, Pause, Phase, Shape, Stage, Written};
+use connection::{Connections, Pause, Phase, PolledWrite, Shape, Stage, Written};
 use drain::Draining;
 use last_wills::LastWills;
 use memory::{ShedContext, Shedding};
@@ -327,15 +327,15 @@ impl Shard {
     /// Returns the next connection of this priority to write to, with its batch. `None` also when
     /// the turn's budget for fan-out writes is spent: see [`Self::has_writes`].
     pub fn poll_write(&mut self, priority: Priority) -> Option<(ConnectionKey, Batch)> {
-        match priority {
-            Priority::Urgent => self.connections.poll_urgent(&self.turn),
-            Priority::Bulk if !self.clients.may_send() => None,
-            Priority::Bulk => {
-                let BulkWrite { key, batch, bytes } = self.connections.poll_bulk(&self.turn)?;
-                self.clients.note_sent(bytes);
-                Some((key, batch))
-            }
+        if priority == Priority::Bulk && !self.clients.may_send() {
+            return None;
         }
+        let PolledWrite { key, batch, bytes } =
+            self.connections.poll_write(&self.turn, priority)?;
+        if priority == Priority::Bulk {
+            self.clients.note_sent(bytes);
+        }
+        Some((key, batch))
     }
 
     /// Whether a connection waits to be written to, so that the next turn begins at once.

@@ -183,7 +183,7 @@ mod tests {
     use crate::message::{Answer, Delivery, Message, Party, Ticket, TopicMessage};
     use crate::protocol::api::{Content, Reply, Settling};
     use crate::protocol::frame::Frame;
-    use crate::shard::connection::{Listener, Shape};
+    use crate::shard::connection::{Listener, PolledWrite, Priority, Shape};
     use crate::shard::fixture::{self, TOPIC};
     use crate::shard::turn::Step;
 
@@ -213,7 +213,9 @@ mod tests {
         /// Writes all output of the back end; returns it.
         fn written(&mut self) -> String {
             let mut bytes = Vec::new();
-            while let Some((_, batch)) = self.connections.poll_urgent(&self.turn) {
+            while let Some(PolledWrite { batch, .. }) =
+                self.connections.poll_write(&self.turn, Priority::Urgent)
+            {
                 batch.iter().for_each(|chunk| bytes.extend_from_slice(chunk.bytes()));
                 let length = batch.iter().map(|chunk| chunk.bytes().len()).sum();
                 self.connections.handle_written(&mut self.turn, self.key, length);

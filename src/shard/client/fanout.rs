@@ -15,7 +15,7 @@ use crate::message::{Answer, BackendId, Command};
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::shard::connection::WAITING_MAX;
-use crate::shard::connection::{Connections, Phase, WriteQueue};
+use crate::shard::connection::{Connections, Phase, Priority};
 use crate::shard::memory::Shortage;
 use crate::shard::turn::{Requester, Step, Turn};
 
@@ -263,7 +263,7 @@ impl Clients {
         let (mut delivered, mut compressed, mut saved_bytes) = (0, 0, 0);
         let is_short = turn.is_short(Shortage::Frames);
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
-            let (key, connection) = connections.at(member.connection);
+            let (key, connection, write_queues) = connections.at(member.connection);
             if connection.phase != Phase::Open {
                 // The client is gone and not unsubscribed from this channel yet.
                 continue;
@@ -275,8 +275,7 @@ impl Clients {
             if !connection.has_room_for(bytes) || is_shed {
                 if connection.is_awaiting_write() {
                     // The queue is full because this shard has not written it yet.
-                    connection.write_queue = WriteQueue::Urgent;
-                    connections.urgent.push_back(key);
+                    write_queues.push(Priority::Urgent, key, connection);
                     self.fanout.budget.end_gathering();
                     end = at;
                     break;
@@ -296,9 +295,8 @@ impl Clients {
             saved_bytes += plain_bytes - bytes;
             delivered += 1;
             pushed_bytes += bytes;
-            if connection.write_queue == WriteQueue::Neither && connection.outbound.is_ready() {
-                connection.write_queue = WriteQueue::Bulk;
-                connections.bulk.push_back(key);
+            if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
+                write_queues.push(Priority::Bulk, key, connection);
             }
         }
         walk.tally.delivered += delivered;
@@ -384,8 +382,11 @@ impl Clients {
         self.fanout.budget.send(bytes);
     }
 
-    /// Continues the pending publishes, in turn.
+    /// Continues the pending publishes, in turn. No step may be waiting: the commands queued behind
+    /// a finished publish become steps, and a waiting step could be a later command of the same
+    /// back end.
     pub fn continue_publishes(&mut self, turn: &mut Turn, connections: &mut Connections) {
+        debug_assert!(!turn.has_steps(), "queued commands come before later ones");
         let mut left = SLICE;
         for _ in 0..self.fanout.round_robin.len() {
             if left == 0 || self.fanout.budget.may_reach(1) == 0 {
@@ -416,5 +417,43 @@ impl Clients {
         let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
         self.fanout.publishes.insert(requester.backend, publish);
         self.fanout.round_robin.push_back(requester.backend);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::{ClientId, IdLayout, IdSource, ShardId};
+    use crate::message::Ticket;
+    use crate::shard::connection::Listener;
+    use crate::shard::fixture;
+    use crate::shard::settings::Route;
+
+    #[test]
+    fn a_subscriber_with_a_full_queue_is_queued_to_be_written_once() {
+        let mut settings = fixture::settings();
+        let frame = Frame::from_encoded(&[0; 1000]);
+        let mut route = Route::clone(&settings.edges[0].routes[0]);
+        route.outbound_bytes = frame.bytes().len() + QUEUED_FRAME_BYTES;
+        settings.edges[0].routes = vec![route.into()];
+        let ids = IdSource::new(settings.node, ShardId(0), IdLayout::new(1), 1);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let mut clients = Clients::new(&turn, ids);
+        let key = fixture::client(&mut turn, &mut connections, ClientId::from_value(1));
+        clients.subscribe(&mut turn, &mut connections, key, &["a"]).unwrap();
+
+        let first = clients.publish(&mut turn, &mut connections, "a", frame.clone());
+        assert_eq!(first.unwrap().delivered, 1);
+        for number in 0..3 {
+            let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
+            let (party, backend) = (turn.own_party(), turn.backend_id(at));
+            let requester = Requester { party, ticket: Ticket(number), backend };
+            let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone());
+            clients.defer_publish(requester, walk.expect_err("the queue is full"));
+            clients.continue_publishes(&mut turn, &mut connections);
+        }
+        assert_eq!(connections.queued_writes(), [1, 1]);
+        let write = connections.poll_write(&turn, Priority::Urgent).unwrap();
+        assert_eq!((write.key, write.bytes), (key, 1000));
     }
 }

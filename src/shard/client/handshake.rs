@@ -17,7 +17,6 @@ use crate::protocol::upgrade::{self, Upgrade};
 use crate::shard::connection::HttpShape;
 use crate::shard::connection::{Client, Connections, Listener, Stage};
 use crate::shard::memory::SHORT_OF_MEMORY;
-use crate::shard::rate::Bucket;
 use crate::shard::settings::Route;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{ClientEvent, Step, Turn};
@@ -102,14 +101,10 @@ impl Clients {
         connection.compression = compression.map(|agreement| agreement.window);
         connection.set_outbound_max(route.outbound_bytes);
         connection.stage = Stage::Client(Box::new(Client {
-            id,
-            route: index,
             expires_unix_ms,
-            has_spoken: false,
-            messages: Bucket::default(),
             assembler: Assembler::with_history(history_bytes),
-            subscriptions: Vec::new(),
             context,
+            ..Client::new(id, index)
         }));
         self.by_id.insert(id, key);
         turn.counters.clients += 1;

@@ -197,11 +197,11 @@ impl Clients {
             self.unsubscribing.left -= 1;
             self.unsubscribe_at(connections, subscription);
         }
-        let has_left = client.subscriptions.is_empty();
-        if !has_left && let Some(connection) = connections.get(key) {
+        let is_done = client.subscriptions.is_empty();
+        if !is_done && let Some(connection) = connections.get(key) {
             connection.stage = Stage::Unsubscribing(client);
         }
-        has_left
+        is_done
     }
 }
 

@@ -48,7 +48,7 @@ pub use outbound::{Batch, BufferPool, Chunk, Outbound, freed_bytes};
 pub use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
 pub use replies::{HttpShape, Replies, Shape, WAITING_MAX};
 pub use table::Connections;
-pub use writing::{BulkWrite, Priority, Written};
+pub use writing::{PolledWrite, Priority, QueuedWrites, Written};
 
 /// The listener that accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +83,8 @@ pub struct Connection {
     pub phase: Phase,
     /// The reasons why reading is paused. Empty: reading is not paused.
     pub pauses: Pauses,
-    /// The write queue that contains the connection.
-    pub write_queue: WriteQueue,
+    /// The write queues that contain the connection.
+    pub queued_writes: QueuedWrites,
     /// Whether the driver was told to stop receiving from the socket.
     pub is_receive_stopped: bool,
     /// Whether the connection is in a queue to be read in a later turn.
@@ -200,17 +200,6 @@ impl Pauses {
     pub fn remove(&mut self, reason: Pause) {
         self.0 &= !(reason as u8);
     }
-}
-
-/// Which queue of connections with something to write contains a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteQueue {
-    /// Neither queue.
-    Neither,
-    /// Connections written to by fan-outs only.
-    Bulk,
-    /// Connections written to by a command for one client, or by an answer.
-    Urgent,
 }
 
 /// The protocol that a connection speaks.
@@ -346,6 +335,20 @@ pub enum FramePause {
 }
 
 impl Client {
+    /// Creates a client that has sent nothing, on a route of its edge.
+    pub fn new(id: ClientId, route: u16) -> Self {
+        Self {
+            id,
+            route,
+            expires_unix_ms: None,
+            has_spoken: false,
+            messages: Bucket::default(),
+            assembler: Assembler::default(),
+            subscriptions: Vec::new(),
+            context: Context::default(),
+        }
+    }
+
     /// Whether the client's messages wait until its context has the key that the route requires.
     pub fn is_held(&self, route: &Route) -> bool {
         self.has_spoken && route.hold_until.as_ref().is_some_and(|key| !self.context.has(key))
@@ -394,7 +397,7 @@ impl Connection {
             read_ahead: ReadAhead::default(),
             phase: Phase::Open,
             pauses: Pauses::default(),
-            write_queue: WriteQueue::Neither,
+            queued_writes: QueuedWrites::default(),
             is_receive_stopped: false,
             is_queued_to_read: false,
             is_heavy: false,
@@ -547,9 +550,7 @@ impl Connection {
 
     /// Whether the outbound queue waits for this shard to write it, not for the peer to read.
     pub fn is_awaiting_write(&self) -> bool {
-        self.phase == Phase::Open
-            && self.write_queue != WriteQueue::Neither
-            && self.outbound.is_ready()
+        self.phase == Phase::Open && !self.queued_writes.is_empty() && self.outbound.is_ready()
     }
 
     /// Whether a frame of this many bytes does not fit, but would if the peer read faster.

@@ -1,11 +1,10 @@
 //! The table of a shard's connections, and the queues of those with something to write.
 
-use std::collections::VecDeque;
-
 use hashbrown::HashMap;
 
 use super::Connection;
 use super::pending_close::PendingClose;
+use super::writing::WriteQueues;
 use crate::message::ConnectionKey;
 use crate::slot_map::{SlotKey, SlotMap};
 
@@ -13,11 +12,7 @@ use crate::slot_map::{SlotKey, SlotMap};
 #[derive(Debug)]
 pub struct Connections {
     slots: SlotMap<Connection, { ConnectionKey::GENERATION_BITS }>,
-    // Connections with something to write. Commands for one client and answers come before
-    // fan-outs, so that a large channel does not delay a single message. An entry may be stale: a
-    // connection that becomes urgent stays in `bulk` as well.
-    pub(in crate::shard) urgent: VecDeque<ConnectionKey>,
-    pub(in crate::shard) bulk: VecDeque<ConnectionKey>,
+    pub(super) write_queues: WriteQueues,
     // Clients that disconnected before all their messages were processed, and the number of bytes
     // in their read-ahead. Bounded by the number of connections, and each by `READ_AHEAD_BYTES_MAX`
     // and a receive buffer.
@@ -29,8 +24,7 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             slots: SlotMap::in_whole_blocks(),
-            urgent: VecDeque::new(),
-            bulk: VecDeque::new(),
+            write_queues: WriteQueues::default(),
             pending_closes: HashMap::new(),
             pending_close_bytes: 0,
         }
@@ -55,7 +49,7 @@ impl Connections {
 
     /// Whether a connection waits to be written to.
     pub fn has_writes(&self) -> bool {
-        !self.urgent.is_empty() || !self.bulk.is_empty()
+        !self.write_queues.is_empty()
     }
 
     /// Adds a connection and returns its key.
@@ -78,11 +72,19 @@ impl Connections {
         self.slots.get(slot_of(key))
     }
 
-    /// Returns the connection at an index known to be in use, with its key.
-    pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection) {
+    /// Returns the connection at an index known to be in use, with its key, and the write queues.
+    pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection, &mut WriteQueues) {
         let (key, connection) =
             self.slots.at_mut(index).expect("members of channels are connections");
-        (key_of(key), connection)
+        (key_of(key), connection, &mut self.write_queues)
+    }
+
+    /// Returns the connection with this key, unless it was removed, and the write queues.
+    pub(super) fn get_with_queues(
+        &mut self,
+        key: ConnectionKey,
+    ) -> Option<(&mut Connection, &mut WriteQueues)> {
+        Some((self.slots.get_mut(slot_of(key))?, &mut self.write_queues))
     }
 
     /// Returns the keys of up to `count` connections from index `from` on, and the index to
