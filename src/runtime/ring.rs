@@ -4,24 +4,24 @@
 //! a [`Sending`] until its completion. The ring owns both while the kernel may access them.
 #![allow(unsafe_code)]
 
+mod buffers;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod tests;
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use crate::message::ConnectionKey;
 use crate::shard::{Batch, Chunk, freed_bytes};
+pub use buffers::{BUFFER_BYTES, Buffer};
+use buffers::{BUFFER_GROUP, Buffers};
 #[cfg(test)]
 pub use faults::{Faults, Random};
 
@@ -37,13 +37,6 @@ const PROBE_SUBMISSIONS: u32 = 1;
 /// The size of the completion queue of [`Ring::probe`].
 const PROBE_COMPLETIONS: u32 = 2;
 
-/// The number of receive buffers of a shard, shared by all its connections. When all are in use,
-/// receiving waits until one is returned. Tests use few, so that they run out.
-const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
-
-/// The size of a receive buffer, in bytes: 4 MiB for all buffers of a shard.
-pub const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
-
 /// Memory of a shard's ring that the kernel counts as locked, in pages: 64 bytes for each submission; 16
 /// bytes for each completion, plus the submission indices and headers; 16 bytes for each buffer. Counted
 /// with Linux 6.18; older kernels count less.
@@ -54,8 +47,6 @@ pub(super) const PROBE_LOCKED_PAGES: u64 = 1 + 1 + 2;
 
 /// The most buffers of one gathered send (IOV_MAX of Linux). The rest goes out with the next send.
 const RUNS_PER_SEND: usize = 1024;
-
-const BUFFER_GROUP: u16 = 0;
 
 /// The completion of a request.
 #[derive(Debug)]
@@ -76,13 +67,6 @@ pub enum Completion {
     Woken,
 }
 
-/// A receive buffer that the kernel has filled. Return it with [`Ring::recycle`].
-#[derive(Debug)]
-pub struct Buffer {
-    id: u16,
-    length: usize,
-}
-
 /// A batch that is being sent, with the iovec list that the kernel reads.
 #[derive(Debug)]
 pub struct Sending {
@@ -93,18 +77,6 @@ pub struct Sending {
     written: usize,
     runs: Vec<libc::iovec>,
     header: libc::msghdr,
-}
-
-impl Buffer {
-    /// Whether the peer's bytes take all of it: more may wait in the socket.
-    pub fn is_full(&self) -> bool {
-        self.length == BUFFER_BYTES
-    }
-
-    /// The peer's bytes in it.
-    pub fn length(&self) -> usize {
-        self.length
-    }
 }
 
 impl Sending {
@@ -402,8 +374,8 @@ impl Ring {
     /// Returns a buffer to the kernel.
     pub fn recycle(&mut self, buffer: Buffer) {
         #[cfg(test)]
-        self.faults.given_back(buffer.id);
-        self.buffers.provide(buffer.id);
+        self.faults.given_back(buffer.id());
+        self.buffers.provide(buffer.id());
     }
 }
 
@@ -454,8 +426,7 @@ fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Co
         }
         RECEIVE => {
             let buffer = cqueue::buffer_select(entry.flags);
-            let result =
-                result.map(|length| buffer.map(|id| Buffer { id, length: length as usize }));
+            let result = result.map(|length| buffer.map(|id| Buffer::new(id, length as usize)));
             Completion::Received { key, result, is_over }
         }
         SEND => {
@@ -480,70 +451,4 @@ impl Sending {
             self.runs.push(libc::iovec { iov_base: start, iov_len: bytes.len() });
         }
     }
-}
-
-/// The receive buffers that the kernel picks from. Their memory is never freed, because a request that
-/// is cancelled late may still write to it. A process has one set per shard for its whole life.
-struct Buffers {
-    ring: NonNull<BufRingEntry>,
-    memory: NonNull<u8>,
-    tail: u16,
-}
-
-impl Buffers {
-    fn register(uring: &IoUring) -> io::Result<Self> {
-        let page = 4096;
-        let ring = zeroed(usize::from(BUFFERS) * size_of::<BufRingEntry>(), page).cast();
-        let memory = zeroed(usize::from(BUFFERS) * BUFFER_BYTES, page);
-        // SAFETY: the ring's memory is page-aligned, has room for so many entries and is never
-        // freed.
-        unsafe {
-            uring.submitter().register_buf_ring_with_flags(
-                ring.as_ptr() as u64,
-                BUFFERS,
-                BUFFER_GROUP,
-                0,
-            )?;
-        }
-        let mut buffers = Self { ring, memory, tail: 0 };
-        for id in 0..BUFFERS {
-            buffers.provide(id);
-        }
-        Ok(buffers)
-    }
-
-    fn provide(&mut self, id: u16) {
-        debug_assert!(id < BUFFERS);
-        let place = usize::from(self.tail & (BUFFERS - 1));
-        // SAFETY: place < BUFFERS and id < BUFFERS, so both pointers are inside their allocations.
-        // The kernel reads entries below the tail only, so this one is ours to write. Only our
-        // thread writes the tail; the kernel reads it after the entry, hence the release.
-        unsafe {
-            let start = self.memory.as_ptr().add(usize::from(id) * BUFFER_BYTES);
-            let entry = &mut *self.ring.as_ptr().add(place);
-            entry.set_addr(start as u64);
-            entry.set_len(BUFFER_BYTES as u32);
-            entry.set_bid(id);
-            self.tail = self.tail.wrapping_add(1);
-            let tail = BufRingEntry::tail(self.ring.as_ptr()).cast::<AtomicU16>();
-            (*tail).store(self.tail, Ordering::Release);
-        }
-    }
-
-    fn bytes(&mut self, buffer: &Buffer) -> &mut [u8] {
-        debug_assert!(buffer.id < BUFFERS && buffer.length <= BUFFER_BYTES);
-        // SAFETY: the kernel filled this buffer and gave it to us: it is ours until it is provided
-        // again, which takes the `Buffer` by value. It lies inside the allocation.
-        unsafe {
-            let start = self.memory.as_ptr().add(usize::from(buffer.id) * BUFFER_BYTES);
-            std::slice::from_raw_parts_mut(start, buffer.length)
-        }
-    }
-}
-
-fn zeroed(bytes: usize, align: usize) -> NonNull<u8> {
-    let layout = Layout::from_size_align(bytes, align).expect("a size far from the limits");
-    // SAFETY: the size is not zero.
-    let pointer = unsafe { alloc_zeroed(layout) };
-    NonNull::new(pointer).unwrap_or_else(|| handle_alloc_error(layout))
 }

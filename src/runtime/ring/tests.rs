@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use super::buffers::BUFFERS;
 use super::*;
 
 const KEY: ConnectionKey = ConnectionKey { index: 7, generation: ConnectionKey::GENERATION_MAX };
