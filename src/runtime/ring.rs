@@ -161,8 +161,9 @@ impl Ring {
     /// # Errors
     /// The kernel refuses the ring; `runtime::check` explains its errors.
     pub fn new() -> io::Result<Self> {
-        let uring = build(SUBMISSIONS, COMPLETIONS)?;
-        let buffers = Buffers::register(&uring)?;
+        let mut uring = build(SUBMISSIONS, COMPLETIONS)?;
+        let mut buffers = Buffers::register(&uring)?;
+        buffers.probe_failures(&mut uring)?;
         Ok(Self {
             uring,
             buffers,
@@ -208,12 +209,7 @@ impl Ring {
     /// Receives once from a socket, at most `bytes` and one buffer, without waiting. The completion
     /// follows at once, with EAGAIN if nothing has arrived.
     pub fn receive_once(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, bytes: usize) {
-        let fd = Fd(socket.as_raw_fd());
-        let entry = opcode::Recv::new(fd, std::ptr::null_mut(), bytes as u32)
-            .buf_group(BUFFER_GROUP)
-            .flags(libc::MSG_DONTWAIT)
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
+        let entry = buffers::receive_once(socket.as_raw_fd(), bytes);
         self.push(Request::Receive, key, entry);
     }
 
@@ -354,13 +350,11 @@ impl Ring {
         #[cfg(test)]
         let completed = self.faults.delayed(completed);
         out.extend(completed.filter_map(|completed| {
-            if completed.result < 0
-                && let Some(id) = cqueue::buffer_select(completed.flags)
-            {
-                // Some kernels give a buffer with an error: a receive that waits for nothing failed.
-                #[cfg(test)]
-                self.faults.given_back(id);
-                buffers.provide(id);
+            if let Some(id) = cqueue::buffer_select(completed.flags) {
+                match completed.result {
+                    ..0 => buffers.handle_failure(id),
+                    _ => buffers.take(id),
+                }
             }
             completion(completed, sends)
         }));
@@ -371,10 +365,14 @@ impl Ring {
         self.buffers.bytes(buffer)
     }
 
+    /// Whether no buffer is handed out and no injected fault is left.
+    #[cfg(test)]
+    pub fn is_settled(&self) -> bool {
+        self.buffers.are_returned() && self.faults.are_settled()
+    }
+
     /// Returns a buffer to the kernel.
     pub fn recycle(&mut self, buffer: Buffer) {
-        #[cfg(test)]
-        self.faults.given_back(buffer.id());
         self.buffers.provide(buffer.id());
     }
 }

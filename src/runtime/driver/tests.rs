@@ -267,7 +267,7 @@ impl World {
     fn is_settled(&self) -> bool {
         self.driver.sockets.iter().all(Option::is_none)
             && self.driver.shard.inspect().connections() == 0
-            && self.driver.ring.faults.are_settled()
+            && self.driver.ring.is_settled()
     }
 }
 

@@ -1,12 +1,27 @@
 //! The receive buffers of one ring, and the provided-buffer ring through which the kernel gets them.
+//!
+//! A buffer belongs either to the kernel (it is in the provided-buffer ring) or to the process. A buffer
+//! that was in the ring twice would hold bytes of two connections. So [`Buffers`] tracks the owner of each
+//! one, and panics when it would have two.
+//!
+//! A receive that fails may still name a buffer in its completion. Kernels differ in what that means:
+//!
+//! - up to 6.11: the request has consumed the buffer, as a successful one does;
+//! - 6.12 to 6.17: the buffer is still in the ring (`io_kbuf_commit` ignores a negative length);
+//! - 6.18: the completion names no buffer.
+//!
+//! Distributions move such patches to other versions, so [`Buffers::probe_failures`] tries it out.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-use std::io;
+use std::io::{self, Write};
+use std::mem;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use io_uring::IoUring;
-use io_uring::types::BufRingEntry;
+use io_uring::types::{BufRingEntry, Fd};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 
 /// The number of receive buffers of a shard, shared by all its connections. When all are in use,
 /// receiving waits until one is returned. Tests use few, so that they run out.
@@ -39,7 +54,7 @@ impl Buffer {
         self.length == BUFFER_BYTES
     }
 
-    /// The peer's bytes in it.
+    /// The number of bytes that the kernel wrote.
     pub fn length(&self) -> usize {
         self.length
     }
@@ -51,9 +66,26 @@ pub(super) struct Buffers {
     ring: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
     tail: u16,
+    // Indexed by the buffer's id.
+    owners: [Owner; BUFFERS as usize],
+    pub(super) failures: Failures,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Kernel,
+    Process,
+}
+
+/// Whether a receive that fails consumes the buffer that its completion names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failures {
+    Consume,
+    Keep,
 }
 
 impl Buffers {
+    /// Allocates the buffers and gives them to the kernel.
     pub(super) fn register(uring: &IoUring) -> io::Result<Self> {
         let page = 4096;
         let ring = zeroed(usize::from(BUFFERS) * size_of::<BufRingEntry>(), page).cast();
@@ -68,15 +100,58 @@ impl Buffers {
                 0,
             )?;
         }
-        let mut buffers = Self { ring, memory, tail: 0 };
+        let owners = [Owner::Process; BUFFERS as usize];
+        let mut buffers = Self { ring, memory, tail: 0, owners, failures: Failures::Consume };
         for id in 0..BUFFERS {
             buffers.provide(id);
         }
         Ok(buffers)
     }
 
+    /// Finds out what failed receives of this kernel do with their buffer. The ring must be idle.
+    pub(super) fn probe_failures(&mut self, uring: &mut IoUring) -> io::Result<()> {
+        self.failures = Failures::Consume;
+        let (mut peer, socket) = UnixStream::pair()?;
+        let Some(named) = receive_now(uring, socket.as_raw_fd())? else { return Ok(()) };
+        peer.write_all(b"x")?;
+        let received = receive_now(uring, socket.as_raw_fd())?;
+        if received == Some(named) {
+            self.failures = Failures::Keep;
+        } else {
+            self.take(named);
+            self.provide(named);
+        }
+        if let Some(id) = received {
+            self.take(id);
+            self.provide(id);
+        }
+        Ok(())
+    }
+
+    /// Notes that a completion has handed over a buffer.
+    ///
+    /// # Panics
+    /// The buffer belongs to the process: it was in the ring twice.
+    pub(super) fn take(&mut self, id: u16) {
+        let owner = mem::replace(&mut self.owners[usize::from(id)], Owner::Process);
+        assert!(owner == Owner::Kernel, "the kernel handed over buffer {id} twice");
+    }
+
+    /// Handles the buffer that the completion of a failed receive names.
+    pub(super) fn handle_failure(&mut self, id: u16) {
+        if self.failures == Failures::Consume {
+            self.take(id);
+            self.provide(id);
+        }
+    }
+
+    /// Returns a buffer to the kernel.
+    ///
+    /// # Panics
+    /// The buffer belongs to the kernel.
     pub(super) fn provide(&mut self, id: u16) {
-        debug_assert!(id < BUFFERS);
+        let owner = mem::replace(&mut self.owners[usize::from(id)], Owner::Kernel);
+        assert!(owner == Owner::Process, "buffer {id} went back twice");
         let place = usize::from(self.tail & (BUFFERS - 1));
         // SAFETY: place < BUFFERS and id < BUFFERS, so both pointers are inside their allocations.
         // The kernel reads entries below the tail only, so this one is ours to write. Only our
@@ -93,6 +168,13 @@ impl Buffers {
         }
     }
 
+    /// Whether the kernel owns all buffers.
+    #[cfg(test)]
+    pub(super) fn are_returned(&self) -> bool {
+        self.owners.iter().all(|&owner| owner == Owner::Kernel)
+    }
+
+    /// Returns the peer's bytes in a buffer.
     pub(super) fn bytes(&mut self, buffer: &Buffer) -> &mut [u8] {
         debug_assert!(buffer.id < BUFFERS && buffer.length <= BUFFER_BYTES);
         // SAFETY: the kernel filled this buffer and gave it to us: it is ours until it is provided
@@ -102,6 +184,33 @@ impl Buffers {
             std::slice::from_raw_parts_mut(start, buffer.length)
         }
     }
+}
+
+/// Receives from a socket without waiting. Returns the buffer that the completion names, if any.
+fn receive_now(uring: &mut IoUring, socket: RawFd) -> io::Result<Option<u16>> {
+    let entry = receive_once(socket, BUFFER_BYTES);
+    // SAFETY: the request uses a registered buffer, whose memory is never freed. It ends before this
+    // function returns, so the socket outlives it.
+    unsafe { uring.submission().push(&entry) }.map_err(io::Error::other)?;
+    loop {
+        match uring.submit_and_wait(1) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => {
+                result?;
+                let completion = uring.completion().next();
+                return Ok(completion.and_then(|entry| cqueue::buffer_select(entry.flags())));
+            }
+        }
+    }
+}
+
+/// Builds a receive of at most `bytes` and one buffer, which does not wait.
+pub(super) fn receive_once(socket: RawFd, bytes: usize) -> squeue::Entry {
+    opcode::Recv::new(Fd(socket), std::ptr::null_mut(), bytes as u32)
+        .buf_group(BUFFER_GROUP)
+        .flags(libc::MSG_DONTWAIT)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
 }
 
 fn zeroed(bytes: usize, align: usize) -> NonNull<u8> {

@@ -5,7 +5,7 @@
 //! the error, so that no effect of a real request is lost.
 #![deny(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue};
@@ -15,6 +15,10 @@ use crate::message::ConnectionKey;
 
 /// The longest delay of a completion, in turns.
 const TURNS_MAX: usize = 6;
+
+/// IORING_CQE_F_BUFFER and IORING_CQE_BUFFER_SHIFT of the kernel's interface.
+const NAMES_BUFFER: u32 = 1;
+const BUFFER_SHIFT: u32 = 16;
 
 /// A random number generator: splitmix64.
 #[derive(Debug, Default)]
@@ -54,8 +58,8 @@ pub struct Faults {
     refused: HashMap<u64, i32>,
     // Delayed completions, each with its remaining turns, in order.
     held: Vec<(usize, Completed)>,
-    // Receive buffers that the kernel has handed out and not got back.
-    lent: BTreeSet<u16>,
+    // The next receive that takes a buffer seems to fail.
+    fails_next_receive: bool,
 }
 
 impl Faults {
@@ -79,9 +83,21 @@ impl Faults {
         self.odds = 0;
     }
 
-    /// Whether no buffer is handed out and no completion is delayed.
-    pub fn are_settled(&self) -> bool {
-        self.lent.is_empty() && self.held.is_empty() && self.refused.is_empty()
+    /// Whether no completion is delayed and no refused request is left.
+    pub(super) fn are_settled(&self) -> bool {
+        self.held.is_empty() && self.refused.is_empty()
+    }
+
+    /// Adds a failed receive whose completion names a buffer that was not consumed.
+    pub(super) fn fail_receive_and_keep(&mut self, key: ConnectionKey, buffer: u16) {
+        let user_data = user_data(Request::Receive, key);
+        let flags = NAMES_BUFFER | u32::from(buffer) << BUFFER_SHIFT;
+        self.held.push((0, Completed { user_data, result: -libc::EAGAIN, flags }));
+    }
+
+    /// Turns the next receive that takes a buffer into a failed one that has consumed it.
+    pub(super) fn fail_receive_and_consume(&mut self) {
+        self.fails_next_receive = true;
     }
 
     fn strikes(&mut self) -> bool {
@@ -147,8 +163,9 @@ impl Faults {
             if let Some(error) = self.refused.remove(&completed.user_data) {
                 completed.result = -error;
             }
-            if let Some(id) = cqueue::buffer_select(completed.flags) {
-                assert!(self.lent.insert(id), "buffer {id} was given while it was ours");
+            if self.fails_next_receive && cqueue::buffer_select(completed.flags).is_some() {
+                self.fails_next_receive = false;
+                completed.result = -libc::EAGAIN;
             }
             let turns = if self.strikes() { 1 + self.random.below(TURNS_MAX) } else { 0 };
             self.held.push((turns, completed));
@@ -163,10 +180,5 @@ impl Faults {
         }
         self.held = held;
         due.into_iter()
-    }
-
-    /// Notes that a buffer was returned to the kernel.
-    pub(super) fn given_back(&mut self, id: u16) {
-        assert!(self.lent.remove(&id), "buffer {id} went back twice");
     }
 }

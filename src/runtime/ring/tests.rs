@@ -1,10 +1,11 @@
 //! The ring alone, with four buffers of 64 bytes.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use super::buffers::BUFFERS;
+use super::buffers::{BUFFERS, Failures};
 use super::*;
 
 const KEY: ConnectionKey = ConnectionKey { index: 7, generation: ConnectionKey::GENERATION_MAX };
@@ -81,7 +82,67 @@ fn receiving_ends_when_no_buffer_is_left_and_goes_on_when_one_is_back() {
         }
     }
     assert_eq!(got, sent[..2 * all_buffers]);
-    assert!(ring.faults.are_settled());
+    assert!(ring.is_settled());
+}
+
+/// Receives until all buffers are handed out, checks that they differ, and gives them back.
+fn receive_into_all_buffers(ring: &mut Ring) {
+    let (mut peer, socket) = UnixStream::pair().unwrap();
+    peer.write_all(&[b'x'; 2 * BUFFERS as usize * BUFFER_BYTES]).unwrap();
+    ring.receive(KEY, socket.as_fd());
+    let mut buffers = Vec::new();
+    loop {
+        let (more, _, is_over) = received(completions(ring));
+        buffers.extend(more);
+        if is_over {
+            break;
+        }
+    }
+    let ids: BTreeSet<u16> = buffers.iter().map(Buffer::id).collect();
+    assert_eq!((ids.len(), buffers.len()), (usize::from(BUFFERS), usize::from(BUFFERS)));
+    buffers.into_iter().for_each(|buffer| ring.recycle(buffer));
+    assert!(ring.is_settled());
+}
+
+#[test]
+fn a_failed_receive_neither_loses_nor_doubles_a_buffer_on_this_kernel() {
+    let mut ring = Ring::new().unwrap();
+    let (_peer, socket) = UnixStream::pair().unwrap();
+    for _ in 0..2 * BUFFERS {
+        ring.receive_once(KEY, socket.as_fd(), BUFFER_BYTES);
+        let (buffers, error, is_over) = received(completions(&mut ring));
+        assert_eq!((buffers.len(), error, is_over), (0, Some(libc::EAGAIN), true));
+    }
+    receive_into_all_buffers(&mut ring);
+}
+
+#[test]
+fn a_buffer_that_a_failed_receive_left_in_the_ring_is_not_put_there_again() {
+    let mut ring = Ring::new().unwrap();
+    ring.buffers.failures = Failures::Keep;
+    ring.faults.fail_receive_and_keep(KEY, 0);
+    let (buffers, error, _) = received(completions(&mut ring));
+    assert_eq!((buffers.len(), error), (0, Some(libc::EAGAIN)));
+    receive_into_all_buffers(&mut ring);
+}
+
+#[test]
+fn a_buffer_that_a_failed_receive_consumed_goes_back_to_the_kernel() {
+    let mut ring = Ring::new().unwrap();
+    ring.buffers.failures = Failures::Consume;
+    let (mut peer, socket) = UnixStream::pair().unwrap();
+    peer.write_all(b"lost").unwrap();
+    ring.faults.fail_receive_and_consume();
+    ring.receive_once(KEY, socket.as_fd(), BUFFER_BYTES);
+    let (buffers, error, _) = received(completions(&mut ring));
+    assert_eq!((buffers.len(), error), (0, Some(libc::EAGAIN)));
+    receive_into_all_buffers(&mut ring);
+}
+
+#[test]
+#[should_panic(expected = "went back twice")]
+fn a_buffer_does_not_go_back_twice() {
+    Ring::new().unwrap().recycle(Buffer::new(0, 0));
 }
 
 #[test]
