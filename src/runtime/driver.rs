@@ -1,13 +1,13 @@
-//! The task of one shard: passes completions of its ring to the shard, and submits what the shard asks
-//! for.
+//! The task of one shard: passes completions of its ring to the shard, and submits the requests that the
+//! shard's answers need.
 //!
-//! A socket has at most these requests in progress: one receive, and one send or one wait for room in
-//! the socket. The receive is multishot, or of a single buffer if the socket is heavy. A socket is closed
-//! when none is in progress, so a completion never reaches the wrong socket.
+//! A socket has at most two requests in progress: a receive, and either a send or a wait for room in the
+//! socket. The receive is multishot, or takes a single buffer if the socket is heavy. A socket is closed
+//! when no request is in progress, so a completion never reaches the wrong socket.
 //!
 //! - `driver.rs`: the turn, and closing sockets.
 //! - `accepting.rs`, `receiving.rs`, `sending.rs`: the handling of each kind of completion.
-//! - `heavy.rs`: how sockets that send much take turns.
+//! - `heavy.rs`: sockets that send much take turns.
 
 mod accepting;
 mod heavy;
@@ -41,8 +41,8 @@ use accepting::{AcceptState, Accepting};
 use heavy::{HeavySockets, Pace};
 use sending::send_close_notify;
 
-/// The longest sleep, in milliseconds. Bounds the delay of events in glommio's own ring, and that of a
-/// lost wake-up.
+/// The longest sleep, in milliseconds. Bounds the delay of events in glommio's own ring, and the delay
+/// after a lost wake-up.
 pub(super) const SLEEP_MAX_MS: u64 = 100;
 
 /// A shard polls for work before it sleeps only if its last wait was shorter than this multiple of the
@@ -77,7 +77,7 @@ pub(super) struct Driver {
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Sending>>,
     completions: Vec<Completion>,
-    // Receives that ended although more is wanted. Restarted at the end of the turn.
+    // Connections whose receive ended in this turn although more is wanted.
     ended_receives: Vec<ConnectionKey>,
     heavy: HeavySockets,
     // TLS handshakes that wait for a turn with steps left, each once; Socket::is_deferred is set.
@@ -100,7 +100,7 @@ struct Socket {
     receiving: Receiving,
     wants_bytes: bool,
     pace: Pace,
-    // It waits for its turn to be received from, as those do that are not light.
+    // The socket is in a queue of `HeavySockets`.
     is_queued: bool,
     is_client: bool,
     is_closing: bool,
@@ -117,11 +117,13 @@ struct Socket {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Receiving {
+    // No receive is in progress.
     Not,
-    // Until it is cancelled.
+    // A multishot receive, which continues until it is cancelled.
     Armed,
-    // Once, what is there now.
+    // A receive of one buffer, which does not wait for data.
     Once,
+    // A multishot receive whose cancellation was requested.
     Cancelled,
 }
 
@@ -255,9 +257,7 @@ impl Driver {
             self.clock.awake.caught_up();
         }
         self.note_gap();
-        for key in mem::take(&mut self.ended_receives) {
-            self.receive(key);
-        }
+        self.restart_receives();
         self.receive_in_turns();
         self.wake_listeners(now);
         let end_us = self.clock.elapsed_us();
@@ -267,6 +267,15 @@ impl Driver {
             self.watch.quiet[self.number].store(state.is_quiet, Ordering::Release);
         }
         self.submit(now)
+    }
+
+    /// Restarts receives that ended in this turn. Keeps the list's memory for the next turn.
+    fn restart_receives(&mut self) {
+        let mut ended = mem::take(&mut self.ended_receives);
+        for key in ended.drain(..) {
+            self.receive(key);
+        }
+        self.ended_receives = ended;
     }
 
     /// Tells the shard how much memory the node uses, and how much closing a full socket would free.
@@ -348,7 +357,7 @@ impl Driver {
         self.close_if_quiet(key);
     }
 
-    /// Closes a socket that is marked for closing, once none of its requests is in progress.
+    /// Closes a socket that is marked for closing if no request of the socket is in progress.
     fn close_if_quiet(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.is_closing && socket.receiving == Receiving::Not && !socket.is_writing() {

@@ -43,11 +43,11 @@ impl Driver {
         if is_over {
             socket.receiving = Receiving::Not;
         }
-        let Socket { is_closing, is_deferred, pace, .. } = *socket;
+        let Socket { is_closing, is_deferred, .. } = *socket;
         match result {
             Ok(Some(buffer)) => {
-                if pace != Pace::Light || buffer.is_full() {
-                    self.weigh(key, buffer.length());
+                if self.heavy.weigh(socket, buffer.length()) {
+                    self.stop_receiving(key);
                 }
                 let is_end = self.ring.buffer(&buffer).is_empty();
                 if !is_closing && !is_end {
@@ -65,7 +65,7 @@ impl Driver {
             Ok(None) => self.ended(now, key, false),
             Err(error) => match error.raw_os_error() {
                 Some(code @ (libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => {
-                    self.weigh_failed(key, code);
+                    socket.pace = socket.pace.after_failure(code);
                     self.receive_again_if(true, key);
                 }
                 _ => self.ended(now, key, true),
@@ -183,7 +183,7 @@ impl Driver {
         match wants_bytes {
             true => self.receive(key),
             false => {
-                // More than it may have in the node came at once.
+                // The socket sent more than the shard may keep.
                 socket.pace = Pace::Heavy;
                 self.stop_receiving(key);
             }

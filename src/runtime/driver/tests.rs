@@ -113,6 +113,16 @@ fn a_shard_that_looks_for_work_finds_a_connection() {
     peer.join().unwrap();
 }
 
+#[test]
+fn a_turn_keeps_the_memory_of_its_lists() {
+    let mut world = World::without_faults(&settings(), 1);
+    world.driver.ended_receives.reserve(100);
+    world.driver.completions.reserve(100);
+    world.turn();
+    assert!(world.driver.ended_receives.capacity() >= 100);
+    assert!(world.driver.completions.capacity() >= 100);
+}
+
 /// A certificate, and a client that trusts it.
 struct Certificate {
     context: TlsContext,

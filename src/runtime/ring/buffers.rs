@@ -49,11 +49,6 @@ impl Buffer {
         self.id
     }
 
-    /// Whether the peer's bytes take all of it: more may wait in the socket.
-    pub fn is_full(&self) -> bool {
-        self.length == BUFFER_BYTES
-    }
-
     /// The number of bytes that the kernel wrote.
     pub fn length(&self) -> usize {
         self.length
