@@ -6,7 +6,7 @@
 //! | layer | responsibility |
 //! |---|---|
 //! | [`address`] | addresses of nodes, shards and clients. A client's id is its address |
-//! | [`slot_map`] | a table whose keys never name a later value |
+//! | [`slot_map`] | a table that reuses slots, and whose keys tell the values of one slot apart |
 //! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
 //! | [`message`] | the messages between shards, and between nodes |
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
