@@ -8,7 +8,7 @@ use crate::message::Ticket;
 use crate::protocol::api::Tally;
 use crate::slot_map::{SlotKey, SlotMap};
 
-/// Receives the sum.
+/// The receiver of a sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
     /// A shard of this node, under its own ticket.
@@ -17,7 +17,7 @@ pub enum Asker {
     Node(NodeId, Ticket),
 }
 
-/// Counts part of the subscribers.
+/// A part of the grid that counts subscribers of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
     /// A shard of this node.
@@ -54,16 +54,17 @@ pub struct Counted {
     pub silent: Vec<Counter>,
 }
 
-/// Pending publishes at a time. A publish beyond it is not sent to other nodes, and they count as not
-/// answering.
+/// Pending publishes at a time. If there are so many, a further publish of this node is not sent to other
+/// nodes, and one of another node is not answered. Either way the nodes that are not asked count with their
+/// last known subscribers.
 const PENDING_MAX: usize = 1 << 16;
 
 /// All publishes that wait for tallies.
 #[derive(Debug, Default)]
 pub struct PendingPublishes {
     waiting: SlotMap<Waiting>,
-    // In the order in which they were opened, which is that of the deadlines. Those of publishes that
-    // are complete are dropped once they reach the front.
+    // In the order in which the publishes were opened, which is also that of the deadlines. The deadline of
+    // a complete publish is dropped when it reaches the front.
     deadlines: VecDeque<(u64, Ticket)>,
 }
 
@@ -85,8 +86,9 @@ impl Waiting {
 }
 
 impl PendingPublishes {
-    /// No publishes. Tickets differ from those of earlier runs of the node, so that late answers to those
-    /// match none.
+    /// No publishes. The first tickets follow from the incarnation, so that a ticket of an earlier run of
+    /// the node rarely names a publish of this one. No node answers such a ticket, either: see
+    /// [`Self::forget_asker`].
     pub fn new(incarnation: Incarnation) -> Self {
         Self { waiting: SlotMap::new(incarnation.0 as u32), deadlines: VecDeque::new() }
     }
@@ -150,6 +152,17 @@ impl PendingPublishes {
             }
         }
         complete.into_iter().filter_map(|ticket| self.close(ticket)).collect()
+    }
+
+    /// Forgets the publishes of a node whose session has ended. The sums would arrive in its next session,
+    /// where their tickets may name other publishes. Costs a look at every pending publish.
+    pub fn forget_asker(&mut self, node: NodeId) {
+        let is_theirs =
+            |waiting: &Waiting| matches!(waiting.asker, Asker::Node(of, _) if of == node);
+        let theirs = self.waiting.iter().filter(|(_, waiting)| is_theirs(waiting));
+        for key in theirs.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.waiting.remove(key);
+        }
     }
 
     /// The next publish whose deadline has passed.
@@ -246,6 +259,20 @@ mod tests {
         assert_eq!((counted.tally, counted.silent), (tally(4), vec![one]));
         assert_eq!(pending.count(ticket, one, tally(1)), None);
         pending.check();
+    }
+
+    #[test]
+    fn the_publishes_of_a_node_without_a_session_are_forgotten() {
+        let mut pending = PendingPublishes::default();
+        let shard = Counter::Shard(ShardId(1));
+        let [lost, other] = [1, 2].map(|number| NodeId::new(number).unwrap());
+        let askers = [ASKER, Asker::Node(lost, Ticket(1)), Asker::Node(other, Ticket(1))];
+        let tickets = askers
+            .map(|asker| pending.open(NewPublish { asker, ..publish(7, vec![shard], vec![]) }));
+        pending.forget_asker(lost);
+        pending.check();
+        let counted = tickets.map(|ticket| pending.count(ticket, shard, tally(1)).is_some());
+        assert_eq!(counted, [true, false, true]);
     }
 
     #[test]

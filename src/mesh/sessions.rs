@@ -142,6 +142,7 @@ impl Mesh {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("mesh: node {} is unreachable: {why}", node.number());
         self.stop_waiting_for(node);
+        self.pending.forget_asker(node);
         self.sessions_ended += 1;
         self.remote_interest.forget(node);
         self.tell_shards(|| Message::NodeDown(node));

@@ -508,6 +508,26 @@ fn a_session_that_ended_during_the_handshake_is_not_continued() {
 }
 
 #[test]
+fn a_tally_for_a_session_that_ended_is_not_sent_in_the_next() {
+    let mut net = Net::new(2);
+    net.want(1, 0, 1, true);
+    net.settle();
+    net.heard.clear();
+    net.publish(0, 1);
+    assert_eq!(net.meshes[1].pending.len(), 1, "the shard is asked");
+    net.cut(0, 1);
+    for (index, other) in [(0, 1), (1, 0)] {
+        net.meshes[index].lose(net.now_ms, node(other), "both nodes give up");
+    }
+    net.cut.clear();
+    net.pass(1000);
+    assert!(net.meshes[1].peers[&node(0)].link.is_some(), "there is a new session");
+    let before = net.meshes[1].peers[&node(0)].session.traffic().sent_batches;
+    assert_eq!(net.published(5), [(1, ShardId(0))]);
+    assert_eq!(net.meshes[1].peers[&node(0)].session.traffic().sent_batches, before);
+}
+
+#[test]
 fn an_overtaken_hello_begins_no_session_even_after_the_later_one_has_ended() {
     let mut net = Net::new(2);
     let Peer { hello, session_id, .. } = &net.meshes[1].peers[&node(0)];

@@ -84,8 +84,9 @@ struct Question {
 }
 
 impl Pending {
-    /// Creates an empty table for a node that was started at this Unix time in milliseconds. Answers to questions of an earlier run of the
-    /// node are dropped, since their tickets have other generations.
+    /// Creates an empty table for a node that was started at this Unix time in milliseconds. The first tickets
+    /// follow from that time, so that a ticket of an earlier run rarely names a question of this one. The mesh
+    /// does not deliver answers to an earlier run, either.
     pub fn new(started_unix_ms: u64) -> Self {
         Self { questions: SlotMap::new(started_unix_ms as u32) }
     }
