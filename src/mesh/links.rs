@@ -15,8 +15,13 @@ use crate::address::NodeId;
 /// Time without a hello of the peer after which a link is closed, in milliseconds.
 const HELLO_MS: u64 = 3000;
 
-/// Bytes of messages that may arrive on a link before the hello.
+/// Bytes of messages that may arrive on a link before the peer's hello. A link with more is closed. Its peer
+/// keeps the messages, and sends them again on the next link.
 const EARLY_BYTES: usize = 64 << 20;
+
+/// Bytes of messages that may arrive before the hello on all links together. Beyond it, the link on which more
+/// arrives is closed.
+const EARLY_BYTES_MAX: usize = 256 << 20;
 
 /// One link.
 #[derive(Debug)]
@@ -31,6 +36,7 @@ pub struct Link {
     pub peer: Option<NodeId>,
     opened_ms: u64,
     readers: BTreeMap<Lane, FrameReader>,
+    // Bytes of messages that arrived before the hello, and the memory that their pieces take besides.
     early_bytes: usize,
 }
 
@@ -98,15 +104,23 @@ impl Mesh {
 
     pub(super) fn handle_received(&mut self, now_ms: u64, id: LinkId, lane: Lane, bytes: Bytes) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        if lane != Lane::Control && link.peer.is_none() {
-            // Lanes do not wait for each other, so messages may arrive before the hello.
-            link.early_bytes += bytes.len();
-            if link.early_bytes > EARLY_BYTES {
-                return self.close_link(now_ms, id, "too many messages before the hello");
-            }
+        // Lanes do not wait for each other, so messages may arrive before the hello.
+        let is_early = lane != Lane::Control && link.peer.is_none();
+        if is_early {
+            link.early_bytes += bytes.len() + size_of::<Bytes>();
         }
         link.readers.entry(lane).or_default().push(bytes);
-        self.read_lane(now_ms, id, lane);
+        if !is_early {
+            self.read_lane(now_ms, id, lane);
+        } else if link.early_bytes > EARLY_BYTES || self.early_bytes() > EARLY_BYTES_MAX {
+            self.close_link(now_ms, id, "too many messages before the hello");
+        }
+    }
+
+    /// Bytes of messages that wait for the hello of their peer. Costs a look at every link.
+    fn early_bytes(&self) -> usize {
+        let early = self.links.values().filter(|link| link.peer.is_none());
+        early.map(|link| link.early_bytes).sum()
     }
 
     /// Handles the whole frames of a lane. Messages wait until the peer's hello was accepted.
@@ -234,5 +248,72 @@ impl Mesh {
                 self.end_session(node, why);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ShardId;
+    use crate::mesh::link::LinkEvent;
+    use crate::mesh::tests::mesh;
+
+    const LANE: Lane = Lane::Shard(ShardId(0));
+
+    fn opened(mesh: &mut Mesh, number: u64) -> LinkId {
+        let (link, remote) = (LinkId(number), ([127, 0, 0, 1], 7000).into());
+        mesh.handle_event(0, LinkEvent::Opened { link, remote, is_dialled: false });
+        link
+    }
+
+    fn closed(mesh: &mut Mesh) -> Vec<LinkId> {
+        let effects = std::iter::from_fn(|| mesh.poll_effect());
+        let closed = effects.filter_map(|effect| match effect {
+            LinkEffect::Close(link, why) => {
+                assert_eq!(why, "too many messages before the hello");
+                Some(link)
+            }
+            _ => None,
+        });
+        closed.collect()
+    }
+
+    #[test]
+    fn messages_before_the_hello_are_bounded_per_link_and_over_all_links() {
+        let mut mesh = mesh(0, 1, 0);
+        // All pieces share their memory, so the test takes little.
+        let piece = Bytes::from(vec![0; EARLY_BYTES / 8]);
+        let receive = |mesh: &mut Mesh, link, pieces| {
+            for _ in 0..pieces {
+                mesh.handle_event(0, LinkEvent::Received(link, LANE, piece.clone()));
+            }
+        };
+        let first = opened(&mut mesh, 0);
+        receive(&mut mesh, first, 7);
+        assert_eq!(closed(&mut mesh), []);
+        receive(&mut mesh, first, 1);
+        assert_eq!(closed(&mut mesh), [first], "more than one link may have");
+        // Of what all links may have, a little less is left than a whole number of pieces.
+        let links: Vec<LinkId> = (1..=5).map(|number| opened(&mut mesh, number)).collect();
+        links[..4].iter().for_each(|&link| receive(&mut mesh, link, 7));
+        receive(&mut mesh, links[4], 3);
+        assert_eq!(closed(&mut mesh), []);
+        receive(&mut mesh, links[4], 1);
+        assert_eq!(closed(&mut mesh), [links[4]], "more than all links may have");
+        receive(&mut mesh, links[0], 1);
+        assert_eq!(closed(&mut mesh), [links[0]]);
+        assert_eq!(mesh.early_bytes(), 3 * 7 * (piece.len() + size_of::<Bytes>()));
+    }
+
+    #[test]
+    fn many_tiny_pieces_before_the_hello_count_with_the_memory_that_they_take() {
+        let mut mesh = mesh(0, 1, 0);
+        let link = opened(&mut mesh, 0);
+        let tiny = Bytes::from_static(b"x");
+        let most = EARLY_BYTES / (1 + size_of::<Bytes>());
+        for _ in 0..=most {
+            mesh.handle_event(0, LinkEvent::Received(link, LANE, tiny.clone()));
+        }
+        assert_eq!(closed(&mut mesh), [link]);
     }
 }

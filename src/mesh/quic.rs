@@ -37,7 +37,7 @@ const SILENCE_MAX_MS: u64 = 2500;
 /// kernel's defaults packets were lost on loopback.
 pub const SOCKET_BYTES: usize = 8 << 20;
 
-/// Events handled per turn. The others wait for the next turn.
+/// Events handled per turn. Further ones wait for the next turn.
 const EVENTS_PER_TURN: usize = 1024;
 
 /// How long the mesh's clock stands still after a gap, in microseconds, while the transport passes on what
@@ -50,7 +50,8 @@ const LONG_GAP_US: u64 = 1_000_000;
 /// Interval at which a message for a full mailbox is retried, in milliseconds.
 const STUCK_MS: u64 = 1;
 
-/// Names that are looked up at a time. Each takes a thread meanwhile.
+/// Names that are looked up at a time. Each takes a thread meanwhile. Further lookups wait for a thread, and
+/// their targets count as unreachable after a time limit. Each target has one lookup at most.
 const LOOKUPS_MAX: usize = 8;
 
 /// A bound UDP socket.

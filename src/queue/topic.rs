@@ -24,21 +24,22 @@ use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{BackendId, Credit, Delivery, Event, Terms};
 use crate::metrics::{Durations, TopicReport};
 
-/// Messages in flight to one consumer that does not acknowledge.
+/// Messages in flight to one consumer that does not acknowledge. Further ones stay in the topic until some of
+/// them were written. (A consumer that acknowledges says in its `queue.pop` how many it takes.)
 const WINDOW_MESSAGES: usize = 1024;
 
 /// Messages that a topic moves per turn because its consumers changed. The others move in later turns.
 const MOVED_PER_TURN: usize = 1024;
 
-/// A consumer without room for this long counts as absent until it finishes a message: what waits for it
-/// goes to the others.
+/// Time without room after which a consumer counts as stalled, in microseconds: messages that wait for it go
+/// to the others, until it finishes one.
 const STALLED_US: u64 = 1_000_000;
 
-/// A consumer that has finished nothing for this long is closed if another could take its messages: while
-/// they are in flight, later messages of the same clients have to wait.
+/// Time without a finished message after which a consumer is closed, in microseconds, if another could take
+/// its messages. While they are in flight, later messages of the same clients have to wait.
 const EXPELLED_US: u64 = 10_000_000;
 
-/// Consumers of one topic.
+/// Consumers of one topic. The `queue.pop` of a further one is refused with 201.
 const CONSUMERS_MAX: usize = 1024;
 
 /// What a topic wants done.

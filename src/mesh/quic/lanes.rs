@@ -14,7 +14,7 @@ use super::reasons;
 use super::reports::{Reporter, TaskReport};
 use crate::mesh::link::{LANES, Lane, LinkEvent, LinkId};
 
-/// Bytes taken from a stream at a time. One packet rarely has more.
+/// Bytes taken from a stream at a time. A packet rarely has more.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Pieces passed to a stream at a time.
@@ -140,8 +140,9 @@ async fn report_data(connection: &Connection, data: &mpsc::Sender<TaskReport>, r
 
 /// Sends on one lane.
 pub(super) struct Writer {
-    // Bounded by the session, which keeps what the peer has not acknowledged and ends beyond its limit. No
-    // more than that waits here. (QUIC's own buffer is its send window.)
+    // Bounded by the session, which keeps what the peer has not acknowledged and ends beyond its limit: no
+    // more than that waits here. On the control lane the bound is the interest of this node, and what it
+    // announces until a peer that answers no pings is given up. (QUIC's own buffer is its send window.)
     queue: mpsc::UnboundedSender<Bytes>,
     finished: oneshot::Receiver<Infallible>,
 }

@@ -7,10 +7,11 @@ use tokio::sync::mpsc;
 
 use crate::mesh::link::{LinkEvent, LinkId};
 
-/// Reports on control lanes, datagrams and links that wait for the mesh. Beyond it tasks wait.
+/// Reports on control lanes, datagrams and links that wait for the mesh. Beyond it the tasks of links wait.
 const CONTROL_REPORTS: usize = 1024;
 
-/// Reports on other lanes that wait for the mesh. Each has at most the data of one packet.
+/// Reports on other lanes that wait for the mesh, with the data of one packet each. Beyond it readers wait,
+/// the windows of QUIC fill, and peers cannot send more.
 const DATA_REPORTS: usize = 1024;
 
 /// A report of a task.

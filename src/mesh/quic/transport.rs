@@ -2,7 +2,9 @@
 //!
 //! Each lane, link and handshake has a task, which reports to [`Transport`] through two channels.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,17 +26,19 @@ use super::{SILENCE_MAX_MS, reasons};
 use crate::mesh::identity::{self, NodeIdentity};
 use crate::mesh::link::{LANES, Lane, LinkEffect, LinkEvent, LinkId, Refusal};
 
-/// Links, including handshakes, at a time: a grid has at most 1,024 nodes, and two may dial each other.
+/// Links, including handshakes, at a time: a grid has at most 1,024 nodes, and two may dial each other. If
+/// there are so many, handshakes of peers are refused and dials fail. The mesh repeats its dials.
 const LINKS_MAX: usize = 2048;
 
-/// Handshakes in progress that peers began, and dials in progress. Beyond it handshakes are refused, and
-/// dials fail, which the mesh repeats.
+/// Handshakes in progress that peers began, and as many dials in progress. Beyond it handshakes are refused,
+/// and dials fail. The mesh repeats its dials.
 const HANDSHAKES_MAX: usize = 64;
 
-/// Addresses of one name that are dialled.
+/// Addresses of one name that are dialled. Further ones are left out until the next dial, which looks the
+/// name up again. A node that is reached tells of those behind them.
 const ADDRESSES_MAX: usize = 16;
 
-/// Time limit of looking up a name, and of a handshake.
+/// Time limit for looking up a name, and for a handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 
 /// Time limit for delivering the control lane of a link that is being closed.
@@ -290,11 +294,14 @@ impl Transport {
         let is_too_much = self.resolving.len() + self.dialling.len() > HANDSHAKES_MAX;
         let control = self.reporter.control.clone();
         self.tasks.spawn(async move {
-            let addresses = match is_too_much {
-                true => Err("too many dials are in progress".into()),
-                false => resolve(&target).await,
-            };
-            let _ = control.send(TaskReport::Resolved(target, addresses)).await;
+            if is_too_much {
+                let why = Err("too many dials are in progress".into());
+                let _ = control.send(TaskReport::Resolved(target, why)).await;
+                return;
+            }
+            let lookup = tokio::net::lookup_host(target.clone());
+            let lookup = async { lookup.await.map(|addresses| addresses.collect()) };
+            report_lookup(target, lookup, HANDSHAKE_MAX, &control).await;
         });
     }
 
@@ -304,6 +311,9 @@ impl Transport {
         if !addresses.iter().any(is_fit) {
             let why = "has an IPv6 address only, and mesh.bind is an IPv4 address";
             return Some(LinkEvent::Unreachable(target, why.into()));
+        }
+        if self.is_full() {
+            return Some(LinkEvent::Unreachable(target, "there are too many links".into()));
         }
         for address in addresses.into_iter().filter(is_fit).take(ADDRESSES_MAX) {
             if self.is_full() || !self.dialling.insert(address) {
@@ -395,12 +405,28 @@ async fn report_refusal(control: &mpsc::Sender<TaskReport>, refusal: Option<Refu
     }
 }
 
-async fn resolve(target: &str) -> Result<Vec<SocketAddr>, String> {
-    match timeout(HANDSHAKE_MAX, tokio::net::lookup_host(target)).await {
-        Ok(Ok(addresses)) => Ok(addresses.collect()),
-        Ok(Err(error)) => Err(format!("the name cannot be looked up: {error}")),
-        Err(_) => Err("looking up the name takes too long".into()),
-    }
+/// Waits for the lookup of a target and reports the result. After `limit` the target is reported as
+/// unreachable first. A lookup cannot be cancelled, and takes a thread until it ends. So the result is waited
+/// for all the same: until it is there, the target is not looked up again, and no more lookups wait for
+/// threads than there are targets.
+async fn report_lookup(
+    target: String,
+    lookup: impl Future<Output = io::Result<Vec<SocketAddr>>>,
+    limit: Duration,
+    control: &mpsc::Sender<TaskReport>,
+) {
+    let mut lookup = pin!(lookup);
+    let result = match timeout(limit, &mut lookup).await {
+        Ok(result) => result,
+        Err(_) => {
+            let why = "looking up the name takes too long".into();
+            let event = LinkEvent::Unreachable(target.clone(), why);
+            let _ = control.send(TaskReport::Event(event)).await;
+            lookup.await
+        }
+    };
+    let addresses = result.map_err(|error| format!("the name cannot be looked up: {error}"));
+    let _ = control.send(TaskReport::Resolved(target, addresses)).await;
 }
 
 /// An IPv4 address that came through an IPv6 socket, as people write it.

@@ -261,6 +261,44 @@ fn an_unknown_lane_or_a_second_one_ends_the_link() {
 }
 
 #[test]
+fn a_lookup_over_its_time_is_reported_and_awaited_all_the_same() {
+    run(async {
+        let (control, mut reports) = mpsc::channel(8);
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let lookup = async { Ok(answered.await.expect("the lookup ends")) };
+        let target = "node.example.org:6788";
+        let work = report_lookup(target.into(), lookup, Duration::ZERO, &control);
+        let play = async {
+            let Some(TaskReport::Event(LinkEvent::Unreachable(of, why))) = reports.recv().await
+            else {
+                panic!("the limit is over")
+            };
+            assert_eq!((&of[..], &why[..]), (target, "looking up the name takes too long"));
+            assert!(reports.try_recv().is_err(), "the lookup has not ended");
+            let address = "127.0.0.1:6788".parse().unwrap();
+            answer.send(vec![address]).unwrap();
+            let Some(TaskReport::Resolved(of, addresses)) = reports.recv().await else {
+                panic!("the lookup has ended")
+            };
+            assert_eq!((&of[..], addresses), (target, Ok(vec![address])));
+        };
+        tokio::join!(work, play);
+    });
+}
+
+#[test]
+fn a_dial_while_there_are_too_many_links_is_reported() {
+    run(async {
+        let (mut a, _) = node(KEY);
+        a.answering = LINKS_MAX;
+        a.perform(LinkEffect::Dial("127.0.0.1:9".into()));
+        let event = a.next(true).await;
+        let LinkEvent::Unreachable(of, why) = event else { panic!("unexpected {event:?}") };
+        assert_eq!((&of[..], &why[..]), ("127.0.0.1:9", "there are too many links"));
+    });
+}
+
+#[test]
 fn an_unreachable_target_is_reported() {
     run(async {
         let (mut a, _) = node(KEY);
