@@ -50,3 +50,28 @@ impl Api {
         Ok(api)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{parse, refused};
+    use crate::protocol::credentials::Roles;
+
+    #[test]
+    fn the_api_listens_on_loopback_only() {
+        refused(
+            "[api]\nbind = \"0.0.0.0:6789\"",
+            "gridcast.toml:2: api.bind: without users the API listens on loopback only, such as \
+             127.0.0.1:6789; found 0.0.0.0:6789",
+        );
+        assert_eq!(parse("api.bind = \"127.9.9.9:0\"").api.bind.port(), 0);
+        assert!(parse("api.bind = \"[::ffff:127.0.0.1]:1\"").api.bind.is_ipv6());
+    }
+
+    #[test]
+    fn with_a_user_the_api_listens_anywhere() {
+        let text = "[api]\nbind = \"0.0.0.0:6789\"\n[[api.user]]\nname = \"app\"\ntoken = \"t\"";
+        let api = parse(text).api;
+        assert!(api.bind.ip().is_unspecified());
+        assert!(api.users[0].roles == Roles::ALL && api.users[0].from.is_empty());
+    }
+}

@@ -330,3 +330,6 @@ fn suggestion(word: &str, known: &[&str]) -> String {
         _ => format!("known are: {}", known.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -51,3 +51,23 @@ pub(super) fn read_edges(
     }
     Ok(edges)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{parse, refused};
+
+    #[test]
+    fn two_listeners_do_not_share_an_address() {
+        let edge = |bind| format!("[[edge]]\nbind = \"{bind}\"\nroute = [{{ path = \"/\" }}]\n");
+        let two = |bind| format!("{}{}", edge(bind), edge(bind));
+        refused(
+            &two("127.0.0.1:7000"),
+            "gridcast.toml:5: edge.bind: 127.0.0.1:7000 is taken by gridcast.toml:2: edge.bind",
+        );
+        refused(
+            &edge("127.0.0.1:6789"),
+            "gridcast.toml:2: edge.bind: 127.0.0.1:6789 is taken by gridcast.toml: api.bind",
+        );
+        assert_eq!(parse(&two("127.0.0.1:0")).edges.len(), 2, "with port 0 each gets its own");
+    }
+}

@@ -143,3 +143,42 @@ impl Limits {
 pub fn memory_bytes_min(cores: usize) -> u64 {
     (64 << 20) + (cores as u64) * (16 << 20)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{parse, refused, route, user};
+
+    #[test]
+    fn a_ping_comes_before_the_idle_time_is_over() {
+        refused(
+            "[limits]\nping_ms = 5000\nidle_ms = 5000",
+            "gridcast.toml:3: limits.idle_ms: expected ping_ms (5000) to be less than idle_ms (5000)",
+        );
+        refused(
+            "[limits]\nping_ms = 70000",
+            "gridcast.toml:2: limits.ping_ms: expected ping_ms (70000) to be less than idle_ms (60000)",
+        );
+    }
+
+    #[test]
+    fn a_limit_a_second_is_a_number_that_its_route_may_change() {
+        let limited = |own: &str| {
+            let text = format!("{}\n[limits]\nmessages_per_s = 5", route(own));
+            parse(&text).edges[0].routes[0].messages_per_s
+        };
+        assert_eq!(
+            [limited(""), limited("messages_per_s = 7"), limited("messages_per_s = 0")],
+            [5, 7, 0]
+        );
+        refused(
+            "[limits]\nconnections_per_address = 1000001",
+            "gridcast.toml:2: limits.connections_per_address: expected a whole number from 0 to \
+             1000000, found 1000001",
+        );
+        refused(
+            &user("token = \"t\"\nrequests_per_s = -1"),
+            "gridcast.toml:4: api.user.requests_per_s: expected a whole number from 0 to 1000000, \
+             found -1",
+        );
+    }
+}

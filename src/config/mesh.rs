@@ -153,3 +153,99 @@ fn is_seed(text: &str) -> bool {
         && host.bytes().all(is_of_name)
         && port.parse::<u16>().is_ok_and(|port| port != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{development, parse, parse_with, refused, refused_variable};
+
+    #[test]
+    fn a_mesh_needs_an_address_a_key_and_an_id_of_the_node() {
+        let key = "key = \"0123456789abcdef\"";
+        let missing = "missing; a mesh needs one";
+        refused("\n[mesh]\nseeds = []", &format!("gridcast.toml:2: mesh.bind: {missing}"));
+        refused("[mesh]\nbind = \"127.0.0.1:0\"", &format!("gridcast.toml:1: mesh.key: {missing}"));
+        let id = "missing; with a mesh each node has an id of its own, 0 to 1023";
+        let mesh = format!("[mesh]\nbind = \"0.0.0.0:0\"\n{key}");
+        refused(&mesh, &format!("gridcast.toml: node.id: {id}"));
+        let short = "limits.answer_ms: expected at least 1100 with a mesh, found 1099: a subscribe waits a \
+                     second for a node that is silent";
+        let limits = "node.id = 1\nlimits.answer_ms = 1099";
+        refused(&format!("{limits}\n{mesh}"), &format!("gridcast.toml:2: {short}"));
+        assert_eq!(parse(limits).limits.answer_ms, 1099);
+        let config = parse(&format!("node.id = 0\n{mesh}"));
+        let mesh = config.mesh.expect("it is written");
+        assert_eq!((mesh.advertise, mesh.seeds.len()), (mesh.bind, 0));
+        refused(
+            &format!("node.id = 0\n[mesh]\n{key}\nbind = \"localhost:1\""),
+            "gridcast.toml:4: mesh.bind: expected an IP address and port such as \"127.0.0.1:6789\", \
+             found \"localhost:1\"",
+        );
+    }
+
+    #[test]
+    fn variables_alone_can_put_a_node_into_a_grid() {
+        let variables = [
+            ("GRIDCAST_NODE_ID", "3"),
+            ("GRIDCAST_MESH_BIND", "127.0.0.1:0"),
+            ("GRIDCAST_MESH_SEEDS", "['a:1', '127.0.0.1:2']"),
+            ("GRIDCAST_MESH_KEY", "0123456789abcdef"),
+        ];
+        let mesh = development(&variables).expect("they are right").mesh.expect("they make one");
+        assert_eq!(mesh.seeds, ["a:1", "127.0.0.1:2"]);
+        refused_variable(
+            "GRIDCAST_MESH_BIND",
+            "127.0.0.1:0",
+            "built-in configuration: mesh.key: missing; a mesh needs one",
+        );
+    }
+
+    #[test]
+    fn the_key_of_a_grid_is_long_and_not_shown() {
+        let with = |key: &str| format!("node.id = 1\n[mesh]\nbind = \"127.0.0.1:0\"\nkey = {key}");
+        for key in
+            ["\"\"", "\"0123456789abcde\"", "1234567890123456", &format!("{:?}", "x".repeat(1025))]
+        {
+            refused(
+                &with(key),
+                "gridcast.toml:4: mesh.key: expected a secret of 16 to 1024 bytes, such as \
+                 `openssl rand -hex 32` makes",
+            );
+        }
+        let config = parse(&with("\"0123456789abcdef\""));
+        assert!(!format!("{config:?} {config}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn a_grid_has_a_key_or_certificates() {
+        let with = |lines: &str| format!("node.id = 1\n[mesh]\nbind = \"127.0.0.1:0\"\n{lines}");
+        let tls = "[mesh.tls]\ncert = 'no/such.pem'";
+        refused(&with(tls), "gridcast.toml:4: mesh.tls.key: missing; TLS needs one");
+        refused(
+            &with(&format!("{tls}\nkey = 'x'")),
+            "gridcast.toml:4: mesh.tls.ca: missing; nodes are known by one",
+        );
+        let error =
+            parse_with(&with(&format!("{tls}\nkey = 'x'\nca = 'x'")), &[]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("gridcast.toml:5: mesh.tls.cert: no/such.pem: cannot"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_seed_is_a_host_and_a_port() {
+        for seed in
+            ["10.0.0.5", "10.0.0.5:0", "0.0.0.0:1", ":1", "a:", "a:x", "a b:1", "a:1:2", "ä:1"]
+        {
+            refused(
+                &format!(
+                    "[mesh]\nbind = \"127.0.0.1:0\"\nkey = \"0123456789abcdef\"\nseeds = [\"{seed}\"]"
+                ),
+                &format!(
+                    "gridcast.toml:4: mesh.seeds: expected a host and port such as \
+                     \"10.0.0.5:6788\" or \"node-2.example.org:6788\", found \"{seed}\""
+                ),
+            );
+        }
+    }
+}

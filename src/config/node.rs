@@ -93,3 +93,33 @@ pub(super) fn numbers(cpus: &[usize]) -> String {
     let runs: Vec<String> = cpus.chunk_by(|a, b| a + 1 == *b).map(run).collect();
     runs.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+    use crate::config::tests::{environment, parse, refused};
+
+    #[test]
+    fn cores_are_a_count_or_a_list() {
+        assert_eq!(parse("[node]\ncores = 3").node.cores, [0, 1, 2]);
+        assert_eq!(parse("[node]\ncores = [5, 1]").node.cores, [5, 1]);
+        assert_eq!(parse("[node]\ncores = 0x2").node.cores, [0, 1]);
+    }
+
+    #[test]
+    fn cores_that_the_process_may_not_use_are_refused() {
+        let expected = "gridcast.toml:2: node.cores: expected a count from 1 to 4, or a list of \
+                        different CPU numbers out of 0-2, 5, found ";
+        for cores in ["0", "5", "-1", "[]", "[3]", "[1, 1]", "\"all\"", "[\"0\"]", "2.0"] {
+            refused(&format!("[node]\ncores = {cores}"), &format!("{expected}{cores}"));
+        }
+    }
+
+    #[test]
+    fn no_more_shards_are_built_than_a_client_id_can_name() {
+        let many: Vec<usize> = (0..300).collect();
+        let config = Config::parse("", "gridcast.toml", environment(&[]), &many);
+        assert_eq!(config.map(|config| config.node.cores.len()), Ok(256));
+        assert!(Config::parse("node.cores = 257", "", environment(&[]), &many).is_err());
+    }
+}

@@ -87,6 +87,7 @@ fn host_as_sent(host: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::as_sent;
+    use crate::config::tests::{refused, route};
 
     #[test]
     fn an_origin_is_known_as_browsers_send_it() {
@@ -154,6 +155,39 @@ mod tests {
             "file:///a",
         ] {
             assert_eq!(as_sent(address), None, "{address}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        let refused = |origin: &str, expected: &str| {
+            let list = format!("origins = [\"https://a.example\", \"{origin}\"]");
+            let reason = format!("origins: expected {expected}, found \"{origin}\"");
+            refused(&format!("[api]\n{list}"), &format!("gridcast.toml:2: api.{reason}"));
+            refused(&route(&list), &format!("gridcast.toml:4: edge.route.{reason}"));
+        };
+        for origin in
+            ["example.org", "https://", "null", "https://a b", "https://a:70000", "http://127.1"]
+        {
+            refused(origin, "an origin such as \"https://example.org\", without a path");
+        }
+        for origin in ["*", "https://*.example.org", "https://*"] {
+            refused(
+                origin,
+                "an origin such as \"https://example.org\", written out: there are no patterns",
+            );
+        }
+        for (origin, sent) in [
+            ("https://example.org/", "https://example.org"),
+            ("https://example.org/app", "https://example.org"),
+            ("https://Example.org:443", "https://example.org"),
+            ("http://example.org:80", "http://example.org"),
+            ("https://example.org:", "https://example.org"),
+            ("https://user@example.org", "https://example.org"),
+            ("wss://example.org", "https://example.org"),
+            ("http://[0:0::1]:80", "http://[::1]"),
+        ] {
+            refused(origin, &format!("{sent:?}, as browsers send it"));
         }
     }
 }

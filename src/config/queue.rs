@@ -70,3 +70,25 @@ impl Queue {
 const fn topic_bytes_min(message_bytes: usize) -> usize {
     2 * message_bytes + ENVELOPE_BYTES
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{parse, refused, route};
+
+    #[test]
+    fn a_topic_has_room_for_the_largest_message_of_its_routes() {
+        let queue = |bytes| format!("{}\n[queue]\ntopic_bytes = {bytes}", route("topic = \"a\""));
+        assert_eq!(parse(&queue(135_168)).queue.topic_bytes, 135_168);
+        refused(
+            &queue(135_167),
+            "gridcast.toml:6: queue.topic_bytes: expected at least 135168 bytes, room for a route's \
+             message of 65536 bytes; found 135167",
+        );
+    }
+
+    #[test]
+    fn a_route_without_a_topic_needs_no_room_in_one() {
+        let text = format!("{}\n[queue]\ntopic_bytes = 4096", route("handler = \"echo\""));
+        assert_eq!(parse(&text).queue.topic_bytes, 4096);
+    }
+}

@@ -197,3 +197,119 @@ fn subprotocol(text: &str) -> Result<String, String> {
         None => Ok(text.to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{parse, parse_with, refused, route};
+
+    #[test]
+    fn an_edge_has_routes_with_paths_that_differ() {
+        refused("\n[[edge]]", "gridcast.toml:2: edge.route: missing; an edge needs at least one");
+        refused(
+            &route("[[edge.route]]\npath = \"/ws\""),
+            "gridcast.toml:5: edge.route.path: \"/ws\" is the path of an earlier route",
+        );
+        refused(
+            "[[edge]]\n\n[[edge.route]]\ntopic = \"a\"",
+            "gridcast.toml:3: edge.route.path: missing; a route needs one",
+        );
+        let with_path = |path: &str| format!("[[edge]]\n[[edge.route]]\npath = '{path}'");
+        for path in [
+            "",
+            "ws",
+            "/a b",
+            "/a?b",
+            "/a#b",
+            "/ä",
+            "/ws/*",
+            "*",
+            "/{id}",
+            "/a<b>",
+            "/a^",
+            "/a`",
+            "/./a",
+            "/a/..",
+            "/../a",
+            "/%2e%2E/a",
+            "/.%2e",
+        ] {
+            refused(
+                &with_path(path),
+                &format!(
+                    "gridcast.toml:3: edge.route.path: expected a path such as \"/ws\", as clients send \
+                     it: without parameters and patterns, found \"{path}\""
+                ),
+            );
+        }
+        for path in
+            ["/", "//", "/a/", "/:id", "/...", "/a|b", "/%7Bid%7D", "/~a/.well-known/b;c=1,2@x"]
+        {
+            assert_eq!(parse(&with_path(path)).edges[0].routes[0].path, path);
+        }
+    }
+
+    #[test]
+    fn a_route_has_a_handler_or_a_topic_or_neither() {
+        refused(
+            &route("topic = \"a\"\nhandler = \"echo\""),
+            "gridcast.toml:5: edge.route.handler: a route has a handler or a topic, not both",
+        );
+        let config = parse(&route(""));
+        let route = &config.edges[0].routes[0];
+        assert_eq!((route.handler, &route.topic, route.events), (None, &None, Events::default()));
+    }
+
+    #[test]
+    fn what_only_a_topic_gives_effect_is_refused_without_one() {
+        for (line, key) in [("events = [\"open\"]", "events"), ("hold_until = \"a\"", "hold_until")]
+        {
+            refused(
+                &route(line),
+                &format!("gridcast.toml:4: edge.route.{key}: has no effect without a topic"),
+            );
+        }
+    }
+
+    #[test]
+    fn a_pattern_has_its_star_at_the_end_or_none() {
+        let config = parse(&route("subscribe = [\"*\", \"café\", \"café*\"]"));
+        assert_eq!(config.edges[0].routes[0].subscribe, ["*", "café", "café*"]);
+        for pattern in ["", "*a", "a**", "a,b", "a,*"] {
+            assert!(parse_with(&route(&format!("subscribe = [\"{pattern}\"]")), &[]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_subprotocol_is_a_token_and_no_name_of_the_gateway() {
+        let refused = |name: &str, expected: &str| {
+            refused(
+                &route(&format!("subprotocols = [\"chat\", \"{name}\"]")),
+                &format!(
+                    "gridcast.toml:4: edge.route.subprotocols: expected {expected}, found \"{name}\""
+                ),
+            );
+        };
+        for name in ["", "a b", "a,b", "ä"] {
+            refused(name, "the name of a subprotocol: letters, digits and !#$%&'*+-.^_`|~");
+        }
+        for (name, prefix) in [("bearer.x", "bearer."), ("gridcast.v1", "gridcast.")] {
+            refused(name, &format!("a subprotocol of your own: {prefix:?} begins gridcast's"));
+        }
+    }
+
+    #[test]
+    fn a_name_has_a_length_and_no_control_characters() {
+        let longest = "é".repeat(127) + "x";
+        let config = parse(&route(&format!("topic = \"{longest}\"")));
+        assert_eq!(config.edges[0].routes[0].topic.as_deref(), Some(longest.as_str()));
+        let expected = "expected a name of 1 to 255 bytes without control characters";
+        for (topic, shown) in [("\"\"", "\"\""), ("\"a\\tb\"", "\"a\\tb\""), ("1", "1")] {
+            refused(
+                &route(&format!("topic = {topic}")),
+                &format!("gridcast.toml:4: edge.route.topic: {expected}, found {shown}"),
+            );
+        }
+        assert!(parse_with(&route(&format!("topic = \"{longest}y\"")), &[]).is_err());
+    }
+}

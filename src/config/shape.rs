@@ -281,3 +281,77 @@ fn read_list<'a>(
         Some(items.iter().map(|item| item.get_ref()).collect())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{refused, route};
+
+    #[test]
+    fn a_number_out_of_bounds_or_of_another_type_is_refused() {
+        let expected = "gridcast.toml:2: limits.ping_ms: expected a whole number of milliseconds from \
+                        1 to 3600000, found ";
+        for value in
+            ["\"30s\"", "0", "-1", "3600001", "1.5", "true", "99999999999999999999999", "{}"]
+        {
+            let shown = if value == "{}" { "a table" } else { value };
+            refused(&format!("[limits]\nping_ms = {value}"), &format!("{expected}{shown}"));
+        }
+        refused(
+            "node.id = 1024",
+            "gridcast.toml:1: node.id: expected a whole number from 0 to 1023, found 1024",
+        );
+    }
+
+    #[test]
+    fn a_word_out_of_a_few_is_refused_with_all_of_them() {
+        refused(
+            "[queue]\nwhen_full = \"wait\"",
+            "gridcast.toml:2: queue.when_full: expected \"hold\" or \"drop_oldest\" or \"close\", \
+             found \"wait\"",
+        );
+        refused(
+            "[limits]\nslow_client = 1",
+            "gridcast.toml:2: limits.slow_client: expected \"close\" or \"drop\", found 1",
+        );
+        refused(
+            &route("handler = \"ecco\""),
+            "gridcast.toml:4: edge.route.handler: expected \"echo\", found \"ecco\"",
+        );
+    }
+
+    #[test]
+    fn an_address_is_an_ip_and_a_port() {
+        let expected = "expected an IP address and port such as \"127.0.0.1:6789\"";
+        for bind in ["\"localhost:6790\"", "\"127.0.0.1\"", "6790", "\"127.0.0.1:65536\""] {
+            refused(
+                &format!("[[edge]]\nbind = {bind}"),
+                &format!("gridcast.toml:2: edge.bind: {expected}, found {bind}"),
+            );
+        }
+        for advertise in ["\"0.0.0.0:6789\"", "\"[::]:6789\"", "\"10.0.0.5:0\""] {
+            refused(
+                &format!("[api]\nadvertise = {advertise}"),
+                &format!("gridcast.toml:2: api.advertise: {expected}, found {advertise}"),
+            );
+        }
+    }
+
+    #[test]
+    fn a_list_is_refused_with_the_item_that_is_wrong() {
+        refused(
+            &route("topic = \"a\"\nevents = [\"open\", \"closed\"]"),
+            "gridcast.toml:5: edge.route.events: expected \"open\", \"message\" or \"close\", found \
+             \"closed\"",
+        );
+        refused(
+            &route("subscribe = \"*\""),
+            "gridcast.toml:4: edge.route.subscribe: expected a list of at most 1024 strings, found \
+             \"*\"",
+        );
+        refused(
+            &route("subscribe = [\"a*b\"]"),
+            "gridcast.toml:4: edge.route.subscribe: expected a channel's name, or the beginning of \
+             one and \"*\", without commas: they separate channels, found \"a*b\"",
+        );
+    }
+}

@@ -193,3 +193,54 @@ fn not_pem(error: pem::Error) -> String {
     // What it names of the file may have line ends.
     format!("not PEM: {}", error.to_string().replace(['\n', '\r'], " "))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::config::tests::{Folder, development, parse, refused};
+
+    #[test]
+    fn tls_needs_both_files_which_are_read() {
+        let missing = "missing; TLS needs one";
+        refused("[api.tls]\n", &format!("gridcast.toml:1: api.tls.cert: {missing}"));
+        refused("[api.tls]\ncert = 'a'", &format!("gridcast.toml:1: api.tls.key: {missing}"));
+        refused(
+            "[[edge]]\n[edge.tls]\ncert = 'no/such.pem'\nkey = ''\n[[edge.route]]\npath = '/'",
+            "gridcast.toml:4: edge.tls.key: expected the path of a PEM file, found \"\"",
+        );
+        let variables = [("GRIDCAST_API_TLS_CERT", "no/such.pem"), ("GRIDCAST_API_TLS_KEY", "x")];
+        let error = development(&variables).unwrap_err().to_string();
+        let place =
+            "GRIDCAST_API_TLS_CERT: api.tls.cert: no/such.pem: cannot be read: No such file";
+        assert!(error.starts_with(place), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_now_is_named_with_its_place() {
+        let folder = Folder::new();
+        let (cert, key) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
+        let mut params = rcgen::CertificateParams::new(["example.org".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 2, 1);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
+        fs::write(&key, pair.serialize_pem()).unwrap();
+        let tls = format!("cert = {cert:?}\nkey = {key:?}\n");
+        let route = "[[edge.route]]\npath = '/'\n";
+        let config = parse(&format!("[api.tls]\n{tls}[[edge]]\n[edge.tls]\n{tls}{route}"));
+        let at = |unix_s: u64| config.warnings(unix_s * 1000);
+        // 2026-01-15.
+        assert_eq!(at(1_768_435_200), Vec::<String>::new());
+        for (unix_s, what) in [
+            (1_767_139_200, " is not valid before Jan  1 "),
+            (1_770_076_800, " expired on Feb  1 "),
+        ] {
+            let [api, edge] = &at(unix_s)[..] else { panic!("{:?}", at(unix_s)) };
+            let start =
+                format!("gridcast.toml:2: api.tls.cert: {}: the certificate of ", cert.display());
+            assert!(api.starts_with(&start) && api.contains(what), "{api}");
+            assert!(edge.starts_with("gridcast.toml:6: edge.tls.cert: "), "{edge}");
+        }
+    }
+}

@@ -117,3 +117,64 @@ const ISSUER: Text<String> = Text { expected: PARTY, parse: party };
 fn party(text: &str) -> Option<String> {
     (1..=1024).contains(&text.len()).then(|| text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{refused, route};
+
+    #[test]
+    fn a_token_has_an_algorithm_and_one_key_that_is_not_shown() {
+        let refused = |line: &str, reason: &str| {
+            refused(&route(line), &format!("gridcast.toml:4: edge.route.token{reason}"));
+        };
+        let key = "key = \"0123456789abcdef0123456789abcdef\"";
+        refused(
+            &format!("token = {{ {key} }}"),
+            ".algorithm: missing; a token is of one algorithm",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"none\", {key} }}"),
+            ".algorithm: expected \"HS256\" or \"RS256\" or \"ES256\" or \"EdDSA\", found \"none\"",
+        );
+        refused(
+            "token = { algorithm = \"HS256\", key = \"open sesame\" }",
+            ".key: expected a secret of at least 32 bytes (RFC 7518, section 3.2)",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"ES256\", {key} }}"),
+            ".key: expected a public key for ES256 in PEM",
+        );
+        refused(
+            "token = { algorithm = \"HS256\" }",
+            ".key: missing; a token has a key or a key_file",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"HS256\", {key}, key_file = \"k\" }}"),
+            ".key_file: a token has a key or a key_file, not both",
+        );
+        refused(
+            "token = { algorithm = \"HS256\", key_file = \"no/such\" }",
+            ".key_file: cannot be read: No such file or directory (os error 2)",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"HS256\", {key}, from = [\"cookie\"] }}"),
+            ".from: expected \"header\", \"protocol\" or \"query\", found \"cookie\"",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"HS256\", {key}, from = [] }}"),
+            ".from: an empty list lets nobody in",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"HS256\", {key}, audience = [] }}"),
+            ".audience: an empty list names nobody: leave it out to take tokens without an aud",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"HS256\", {key}, audience = \"us\" }}"),
+            ".audience: expected a list of at most 1024 strings, found \"us\"",
+        );
+        refused(
+            &format!("token = {{ algorithm = \"HS256\", {key}, issuer = \"\" }}"),
+            ".issuer: expected a string of 1 to 1024 bytes, as it stands in the token, found \"\"",
+        );
+    }
+}

@@ -172,3 +172,132 @@ fn check_beside(section: &Section, user: &User, earlier: &[User]) -> Result<(), 
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{parse, refused, user};
+
+    #[test]
+    fn a_user_has_a_name_of_its_own_and_one_secret() {
+        refused(
+            "[[api.user]]\ntoken = \"t\"",
+            "gridcast.toml:1: api.user.name: missing; a user needs one",
+        );
+        refused(
+            "[[api.user]]\nname = \"a:b\"",
+            "gridcast.toml:2: api.user.name: expected a name of 1 to 255 bytes without control \
+             characters and colons, found \"a:b\"",
+        );
+        refused(
+            &user("token = \"t\"\n[[api.user]]\nname = \"app\"\ntoken = \"u\""),
+            "gridcast.toml:5: api.user.name: \"app\" is the name of an earlier user",
+        );
+        refused(
+            &user("token = \"t\"\n[[api.user]]\nname = \"b\"\ntoken = \"t\""),
+            "gridcast.toml:6: api.user.token: is the token of an earlier user",
+        );
+        refused(
+            &user(""),
+            "gridcast.toml:1: api.user.password: missing; a user has a password or a token",
+        );
+        refused(
+            &user("password = \"p\"\ntoken = \"t\""),
+            "gridcast.toml:4: api.user.token: a user has a password or a token, not both",
+        );
+        refused(
+            &user("pasword = \"p\""),
+            "gridcast.toml:3: api.user.pasword: unknown key; did you mean \"password\"?",
+        );
+    }
+
+    #[test]
+    fn a_secret_that_is_refused_is_not_shown() {
+        let long = "x".repeat(1025);
+        for password in ["", "open\\tsesame", &long] {
+            refused(
+                &user(&format!("password = \"{password}\"")),
+                "gridcast.toml:3: api.user.password: expected a string of 1 to 1024 bytes without \
+                 control characters",
+            );
+        }
+        for token in ["\"\"", "\"open sesame\"", "12345"] {
+            refused(
+                &user(&format!("token = {token}")),
+                "gridcast.toml:3: api.user.token: expected a string of 1 to 1024 letters, digits and \
+                 -._~+/ (RFC 6750, section 2.1)",
+            );
+        }
+        for hash in [
+            "$argon2i$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs",
+            "$argon2id$",
+            "$argon2id$open",
+        ] {
+            refused(
+                &user(&format!("password = \"{hash}\"")),
+                "gridcast.toml:3: api.user.password: expected an argon2id hash, \
+                 $argon2id$v=19$m=…,t=…,p=…$…$…, with m up to 262144 (KiB) and t up to 16",
+            );
+        }
+    }
+
+    #[test]
+    fn hashes_take_the_same_time_and_hashed_tokens_are_few() {
+        let hash = |cost| {
+            format!("$argon2id$v=19${cost}$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs")
+        };
+        let hashed = |key, number, cost| {
+            format!("[[api.user]]\nname = \"{number}\"\n{key} = \"{}\"\n", hash(cost))
+        };
+        let two = hashed("password", 1, "m=8,t=1,p=1") + &hashed("password", 2, "m=8,t=2,p=1");
+        refused(
+            &two,
+            "gridcast.toml:6: api.user.password: expected the parameters of the hashes before it, \
+             m=8,t=1,p=1",
+        );
+        let salts = "abcdefghi".chars().enumerate();
+        let tokens: String = salts
+            .map(|(number, salt)| {
+                hashed("token", number, "m=8,t=1,p=1").replace("c29tZX", &format!("c29tZ{salt}"))
+            })
+            .collect();
+        refused(
+            &tokens,
+            "gridcast.toml:27: api.user.token: expected at most 8 hashed tokens: each takes time",
+        );
+    }
+
+    #[test]
+    fn roles_and_ranges_are_checked_item_by_item() {
+        let with = |line: &str| user(&format!("token = \"t\"\n{line}"));
+        refused(
+            &with("roles = [\"read\", \"admin\"]"),
+            "gridcast.toml:4: api.user.roles: expected \"read\" or \"write\", found \"admin\"",
+        );
+        assert_eq!(parse(&with("roles = []")).api.users[0].roles, Roles::default());
+        for range in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "", "::1/64"] {
+            refused(
+                &with(&format!("from = [\"{range}\"]")),
+                &format!(
+                    "gridcast.toml:4: api.user.from: expected an IP address or a range that begins \
+                     with its first, such as \"10.0.0.0/8\", found \"{range}\""
+                ),
+            );
+        }
+        for (range, own) in [("::ffff:10.0.0.0/104", "10.0.0.0/8"), ("::ffff:a00:1", "10.0.0.1/32")]
+        {
+            refused(
+                &with(&format!("from = [\"{range}\"]")),
+                &format!(
+                    "gridcast.toml:4: api.user.from: expected {own}: IPv4 addresses in their own form, \
+                     found \"{range}\""
+                ),
+            );
+        }
+        assert!(!parse(&with("from = [\"::/0\", \"0.0.0.0/0\"]")).api.users[0].from.is_empty());
+        refused(
+            &with("from = []"),
+            "gridcast.toml:4: api.user.from: an empty list lets nobody in: leave it out for any",
+        );
+    }
+}
