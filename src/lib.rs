@@ -8,7 +8,7 @@
 //! | [`address`] | addresses of nodes, shards and clients. A client's id is its address |
 //! | [`slot_map`] | a table that reuses slots, and whose keys tell the values of one slot apart |
 //! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
-//! | [`message`] | the messages between shards, and between nodes |
+//! | [`message`] | the messages of shards, the mesh and the node: one enum per direction |
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
 //! | [`metrics`] | the counters of a shard |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
@@ -59,6 +59,14 @@
 //! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber. This
 //!    holds for compressed frames too, because no message refers to an earlier one
 //!    (`protocol::deflate`).
+//!
+//! # Messages by direction
+//!
+//! A shard sends a [`LocalMessage`](message::LocalMessage) to a shard of its node, a
+//! [`GridMessage`](message::GridMessage) to a shard of any node, and a [`ToMesh`](message::ToMesh) to the
+//! mesh. It receives the first two, [`FromMesh`](message::FromMesh) and [`FromNode`](message::FromNode).
+//! `shard::messages` passes each kind to its part. Between nodes only a `GridMessage`, and what two meshes say
+//! to each other, crosses the wire. A message that its receiver does not know does not compile.
 //!
 //! # The life of a publish
 //!

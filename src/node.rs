@@ -21,7 +21,7 @@ use crate::queue::Bounds;
 use crate::runtime::check::DescriptorShares;
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::{FLUSH_MAX, Log};
-use crate::runtime::{self, Capacity, Listening, Port, Renewals, Summary, TlsContext};
+use crate::runtime::{self, Capacity, Listening, MeshPort, Renewals, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
@@ -318,7 +318,7 @@ impl MeshStart {
     fn start(
         self,
         shards: &Settings,
-        port: Port,
+        port: MeshPort,
         failures: impl Fn(String) + Send + 'static,
     ) -> Result<quic::Running, NodeError> {
         let settings = mesh::MeshSettings {

@@ -9,8 +9,7 @@ mod shard_value;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::message::{ConnectionKey, FromNode, ToShard};
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
@@ -51,7 +50,7 @@ struct Node {
     shard: Shard,
     now_ms: u64,
     // The verification in progress, and when it is done.
-    verdict: Option<(Message, u64)>,
+    verdict: Option<(FromNode, u64)>,
     verified: usize,
 }
 
@@ -83,8 +82,7 @@ impl Node {
             && done_ms <= self.now_ms
             && let Some((verdict, _)) = self.verdict.take()
         {
-            let shard = ShardAddress { node: NodeId::new(1).expect("a node"), shard: ShardId(0) };
-            self.shard.handle_message(now, Party::Shard(shard), verdict);
+            self.shard.handle_message(now, ToShard::Node(verdict));
         }
         self.shard.handle_turn(now);
         if self.verdict.is_none()
@@ -349,5 +347,5 @@ fn right_plain_credentials_are_always_accepted() {
         node.request(key, &format!("Bearer guess{guess}"), 1);
         assert_eq!(node.ask(COMPANY, "Bearer plain-token", &mut |_| ()), 200);
     }
-    assert_eq!(node.shard.counters().limits.wrong_credentials, 90);
+    assert_eq!(node.shard.inspect().counters().limits.wrong_credentials, 90);
 }

@@ -7,8 +7,7 @@
 #[allow(dead_code, reason = "clients and calls are for other tests")]
 mod shard_value;
 
-use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Party};
+use gridcast::message::{ConnectionKey, ToShard};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
@@ -90,8 +89,7 @@ impl Peer {
     /// Runs the verification that the shard asks for.
     fn verify(&mut self) {
         let verdict = self.shard.poll_verification().expect("one is asked for").run();
-        let shard = ShardAddress { node: NodeId::new(1).expect("a node"), shard: ShardId(0) };
-        self.shard.handle_message(NOW, Party::Shard(shard), verdict);
+        self.shard.handle_message(NOW, ToShard::Node(verdict));
         self.shard.handle_turn(NOW);
     }
 }

@@ -7,8 +7,9 @@ mod shard_value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gridcast::message::{Answer, ConnectionKey, Message};
-use gridcast::protocol::api::Reply;
+use gridcast::message::{
+    ClientReply, ConnectionKey, FromShard, GridMessage, LocalMessage, ToShard,
+};
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{Action, Chunk, Listener, Now, Priority, Shard};
 use shard_value::{call, upgraded};
@@ -237,10 +238,14 @@ fn timers_of_answered_calls_do_not_delay_others() {
     for _ in 0..5 * TIMERS_PER_TURN {
         shard.handle_bytes(NOW, back_end, &mut send.clone());
         shard.handle_turn(NOW);
-        while let Some((party, message)) = shard.poll_message() {
-            let Message::Ask { ticket, .. } = message else { panic!("not a question") };
-            let answer = Message::Answer(ticket, Answer::Done(Ok(Reply::Done)));
-            shard.handle_message(NOW, party, answer);
+        while let Some(message) = shard.poll_message() {
+            let FromShard::Local(other, LocalMessage::Grid(GridMessage::Ask { ticket, .. })) =
+                message
+            else {
+                panic!("not a question")
+            };
+            let answer = GridMessage::Answer(ticket, Ok(ClientReply::Done));
+            shard.handle_message(NOW, ToShard::Local(other, LocalMessage::Grid(answer)));
         }
         writes(&mut shard);
     }
@@ -309,10 +314,10 @@ fn input_received_before_a_connection_broke_is_processed_after_its_slice() {
     let sender = clients(&mut shard, 1, "/ws")[0];
     let count = 1000;
     shard.handle_bytes(NOW, sender, &mut [0x81, 0x80, 0, 0, 0, 0].repeat(count));
-    assert!(shard.counters().client_messages < count as u64);
+    assert!(shard.inspect().counters().client_messages < count as u64);
     shard.handle_end(NOW, sender, true);
     finish(&mut shard);
-    assert_eq!(shard.counters().client_messages, count as u64);
+    assert_eq!(shard.inspect().counters().client_messages, count as u64);
     assert_eq!(shard.poll_action(), Some(Action::Close(sender)));
 }
 

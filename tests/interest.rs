@@ -9,7 +9,7 @@ mod shard_value;
 use std::sync::Arc;
 
 use gridcast::address::{IdLayout, IdSource, ShardId};
-use gridcast::message::{ConnectionKey, Party};
+use gridcast::message::{ConnectionKey, FromShard};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Edge, Settings};
 use gridcast::shard::{Listener, Now, Shard};
@@ -30,9 +30,9 @@ fn shards() -> Vec<Shard> {
 fn asked(shards: &mut [Shard], backend: ConnectionKey, json: &str) -> Vec<u8> {
     shards[0].handle_bytes(NOW, backend, &mut call(json));
     let messages = std::iter::from_fn(|| shards[0].poll_message());
-    let shard = |(to, _)| match to {
-        Party::Shard(to) => to.shard.0,
-        Party::Mesh => panic!("there is no mesh"),
+    let shard = |message| match message {
+        FromShard::Local(to, _) => to.0,
+        FromShard::Mesh(_) => panic!("there is no mesh"),
     };
     messages.map(shard).collect()
 }

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Message, Party, WardsMessage};
+use gridcast::message::{
+    ConnectionKey, FromMesh, FromShard, GridMessage, ToMesh, ToShard, WardsMessage,
+};
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{Edge, Queue, Route, Settings};
@@ -63,22 +65,22 @@ impl Grid {
     /// Makes two nodes reachable for each other. `incarnation` is when the second one was started.
     fn link(&mut self, here: u16, there: u16, incarnation: u64) {
         let up =
-            |number, incarnation| Message::NodeUp { node: node(number), shards: 1, incarnation };
+            |number, incarnation| FromMesh::NodeUp { node: node(number), shards: 1, incarnation };
         self.tell(here, up(there, incarnation));
         self.tell(there, up(here, 1));
     }
 
     /// Makes two nodes unreachable for each other.
     fn cut(&mut self, here: u16, there: u16) {
-        self.tell(here, Message::NodeDown(node(there)));
-        self.tell(there, Message::NodeDown(node(here)));
+        self.tell(here, FromMesh::NodeDown(node(there)));
+        self.tell(there, FromMesh::NodeDown(node(here)));
     }
 
     /// Removes a node, and has the others declare it dead.
     fn kill(&mut self, number: u16) {
         self.shards.remove(&number);
         for other in self.others(number) {
-            self.tell(other, Message::NodeDown(node(number)));
+            self.tell(other, FromMesh::NodeDown(node(number)));
         }
         self.declare_dead(number);
         self.run();
@@ -87,7 +89,7 @@ impl Grid {
     /// Has the other nodes declare a node dead.
     fn declare_dead(&mut self, number: u16) {
         for other in self.others(number) {
-            self.tell(other, Message::NodeDead(node(number), 1));
+            self.tell(other, FromMesh::NodeDead { node: node(number), incarnation: 1 });
         }
     }
 
@@ -95,9 +97,9 @@ impl Grid {
         self.shards.keys().copied().filter(|&other| other != number).collect()
     }
 
-    fn tell(&mut self, number: u16, message: Message) {
+    fn tell(&mut self, number: u16, message: FromMesh) {
         if let Some(shard) = self.shards.get_mut(&number) {
-            shard.handle_message(self.now, Party::Mesh, message);
+            shard.handle_message(self.now, ToShard::Mesh(message));
         }
     }
 
@@ -119,14 +121,14 @@ impl Grid {
             shard.handle_written(self.now, key, bytes.len(), true);
             *self.written.entry(number).or_default() += &String::from_utf8_lossy(&bytes);
         }
-        while let Some((to, message)) = self.shards.get_mut(&number).unwrap().poll_message() {
-            let Party::Shard(to) = to else { continue };
-            if let Message::Wards(_, WardsMessage::Begin(_)) = message {
+        while let Some(message) = self.shards.get_mut(&number).unwrap().poll_message() {
+            let FromShard::Mesh(ToMesh::Grid(to, message)) = message else { continue };
+            if let GridMessage::Wards(_, WardsMessage::Begin(_)) = message {
                 self.watchers.insert(number, to.node.number());
             }
             if let Some(shard) = self.shards.get_mut(&to.node.number()) {
                 let from = ShardAddress { node: node(number), shard: ShardId(0) };
-                shard.handle_message(self.now, Party::Shard(from), message);
+                shard.handle_message(self.now, ToShard::Mesh(FromMesh::Grid(from, message)));
             }
         }
     }
@@ -239,7 +241,7 @@ fn a_node_that_was_declared_dead_and_is_back_reports_its_clients_as_open() {
     for other in [1, 2] {
         grid.link(other, 3, 1);
     }
-    grid.tell(3, Message::GivenUp);
+    grid.tell(3, FromMesh::GivenUp);
     grid.wait(60_000);
     grid.consume(3);
     grid.consume(1);
@@ -272,7 +274,7 @@ fn a_client_that_is_reported_as_found_is_reported_with_its_context() {
     for other in [1, 2] {
         grid.link(other, 3, 1);
     }
-    grid.tell(3, Message::GivenUp);
+    grid.tell(3, FromMesh::GivenUp);
     grid.run();
     let found = r#""reason":"node_found","remote":"127.0.0.1:50000","context":{"user_id":7}}"#;
     assert_eq!(grid.count(found), 1);
@@ -286,7 +288,7 @@ fn the_clients_of_a_restarted_node_are_reported_as_lost() {
     grid.consume(1);
     grid.start(3);
     for other in [1, 2] {
-        grid.tell(other, Message::NodeDown(node(3)));
+        grid.tell(other, FromMesh::NodeDown(node(3)));
         grid.link(other, 3, 2);
     }
     grid.run();
@@ -454,8 +456,8 @@ fn a_home_shard_tells_the_shard_of_a_client_that_its_close_event_has_left() {
     let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, state.clone(), now));
     // One of the two shards is the home of the topic.
     for shard in &mut shards {
-        let up = Message::NodeUp { node: node(1), shards: 1, incarnation: 1 };
-        shard.handle_message(now, Party::Mesh, up);
+        let up = FromMesh::NodeUp { node: node(1), shards: 1, incarnation: 1 };
+        shard.handle_message(now, ToShard::Mesh(up));
         let client = upgraded(shard, now, Listener::Edge(0), "/ws");
         shard.handle_end(now, client, true);
     }
@@ -476,16 +478,17 @@ fn removed(shards: &mut [Shard; 2], now: Now) -> usize {
             shards[at].recycle(batch);
             shards[at].handle_written(now, key, bytes, true);
         }
-        let from = Party::Shard(ShardAddress { node: node(3), shard: ShardId(at as u8) });
-        while let Some((to, message)) = shards[at].poll_message() {
-            match to {
-                Party::Shard(to) if to.node == node(3) => {
-                    shards[other].handle_message(now, from, message);
+        while let Some(message) = shards[at].poll_message() {
+            match message {
+                FromShard::Local(_, message) => {
+                    let message = ToShard::Local(ShardId(at as u8), message);
+                    shards[other].handle_message(now, message);
                 }
-                _ => {
-                    let is_removed = matches!(message, Message::Wards(_, WardsMessage::Remove(..)));
-                    count += usize::from(is_removed);
-                }
+                FromShard::Mesh(ToMesh::Grid(
+                    _,
+                    GridMessage::Wards(_, WardsMessage::Remove(..)),
+                )) => count += 1,
+                FromShard::Mesh(_) => {}
             }
         }
     }

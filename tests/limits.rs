@@ -5,8 +5,8 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::address::{NodeId, ShardId};
+use gridcast::message::{ConnectionKey, FromMesh, FromShard, GridMessage, LocalMessage, ToShard};
 use gridcast::metrics::Counters;
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
 use gridcast::protocol::http;
@@ -115,10 +115,10 @@ impl Node {
     /// Delivers the messages between the shards.
     fn deliver(&mut self) {
         for from in 0..self.shards.len() {
-            let sender = Party::Shard(ShardAddress { node: NODE, shard: ShardId(from as u8) });
-            while let Some((to, message)) = self.shards[from].poll_message() {
-                let Party::Shard(to) = to else { panic!("there is no mesh") };
-                self.shards[to.shard.index()].handle_message(self.now, sender, message);
+            while let Some(message) = self.shards[from].poll_message() {
+                let FromShard::Local(to, message) = message else { panic!("there is no mesh") };
+                let message = ToShard::Local(ShardId(from as u8), message);
+                self.shards[to.index()].handle_message(self.now, message);
             }
         }
         self.pass_ms(0);
@@ -153,7 +153,7 @@ impl Node {
 
     fn counters(&self) -> Counters {
         self.shards.iter().fold(Counters::default(), |mut all, shard| {
-            all += shard.counters();
+            all += shard.inspect().counters();
             all
         })
     }
@@ -328,8 +328,10 @@ fn a_call_behind_too_many_unanswered_ones_is_read_later_and_then_has_its_full_ti
     // The other shard, which has the client, never answers.
     let (mut read_ms, mut answered, mut answered_ms) = (Vec::new(), 0, node.now.ms);
     while answered < CALLS {
-        while let Some((_, message)) = node.shards[0].poll_message() {
-            read_ms.extend(matches!(message, Message::Ask { .. }).then_some(node.now.ms));
+        while let Some(message) = node.shards[0].poll_message() {
+            let is_question =
+                matches!(message, FromShard::Local(_, LocalMessage::Grid(GridMessage::Ask { .. })));
+            read_ms.extend(is_question.then_some(node.now.ms));
         }
         let is_paused =
             node.shards[0].inspect().read_progress_of(back_end).expect("it is there").is_paused;
@@ -480,7 +482,7 @@ fn no_client_is_refused_when_the_system_clock_is_set_back() {
         }
         node.now.unix_ms += 3_600_000;
     }
-    assert_eq!(node.shards[0].counters().limits.client_ids, 0);
+    assert_eq!(node.shards[0].inspect().counters().limits.client_ids, 0);
 }
 
 #[test]
@@ -488,10 +490,10 @@ fn a_node_is_ready_once_the_expected_number_of_nodes_was_reachable() {
     let process = Process { nodes_expected: 3, ..Process::default() };
     let mut node = Node::new(&Settings { has_mesh: true, process, ..settings(1) });
     let hear = |node: &mut Node, message| {
-        node.shards[0].handle_message(node.now, Party::Mesh, message);
+        node.shards[0].handle_message(node.now, ToShard::Mesh(message));
     };
     let other = |number| NodeId::new(number).expect("a node");
-    let up = |number| Message::NodeUp { node: other(number), shards: 1, incarnation: 1 };
+    let up = |number| FromMesh::NodeUp { node: other(number), shards: 1, incarnation: 1 };
     let readiness = |node: &mut Node| {
         let key = node.accept(0, Listener::Api, 1);
         node.receive(0, key, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -501,12 +503,12 @@ fn a_node_is_ready_once_the_expected_number_of_nodes_was_reachable() {
     assert_eq!(readiness(&mut node), "5031 of 3 nodes have been seen\n");
     hear(&mut node, up(1));
     // A restarted node does not count twice.
-    hear(&mut node, Message::NodeDown(other(1)));
+    hear(&mut node, FromMesh::NodeDown(other(1)));
     hear(&mut node, up(1));
     assert_eq!(readiness(&mut node), "5032 of 3 nodes have been seen\n");
-    hear(&mut node, Message::NodeDown(other(1)));
+    hear(&mut node, FromMesh::NodeDown(other(1)));
     hear(&mut node, up(2));
     assert_eq!(readiness(&mut node), "200ready\n");
-    hear(&mut node, Message::NodeDown(other(2)));
+    hear(&mut node, FromMesh::NodeDown(other(2)));
     assert_eq!(readiness(&mut node), "200ready\n");
 }

@@ -7,8 +7,7 @@ mod shard_value;
 
 use std::sync::Arc;
 
-use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::message::{ConnectionKey, FromNode, ToShard};
 use gridcast::queue::Bounds;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
@@ -62,10 +61,8 @@ impl Node {
         self.shard.handle_turn(self.now);
     }
 
-    fn tell(&mut self, message: Message) {
-        let node = NodeId::new(1).expect("1 is at most 1023");
-        let control = Party::Shard(ShardAddress { node, shard: ShardId(0) });
-        self.shard.handle_message(self.now, control, message);
+    fn tell(&mut self, message: FromNode) {
+        self.shard.handle_message(self.now, ToShard::Node(message));
     }
 
     /// Writes all output of a connection; returns it.
@@ -199,7 +196,7 @@ fn held_client(why: Held) -> (Node, ConnectionKey) {
     let sent = (0..SENT).flat_map(|number| frame(0x81, format!("m{number}").as_bytes()));
     node.receive(client, &sent.collect::<Vec<u8>>());
     node.pass_ms(0);
-    assert!(node.shard.counters().client_messages < SENT as u64, "{why:?}");
+    assert!(node.shard.inspect().counters().client_messages < SENT as u64, "{why:?}");
     (node, client)
 }
 
@@ -347,7 +344,7 @@ fn a_client_whose_messages_are_dropped_after_its_end_is_reported_with_the_reason
         node.shard.handle_memory(node.now, usage, &ShedRound::default(), |_| None);
         node.pass_ms(200);
     }
-    assert_eq!(node.shard.counters().shed_holders, 1);
+    assert_eq!(node.shard.inspect().counters().shed_holders, 1);
     let consumed = consumed(&mut node);
     assert!(
         consumed.contains(r#""event":"close","code":1013,"reason":"short of memory"#),
@@ -371,13 +368,13 @@ fn a_client_that_is_paused_again_when_it_is_resumed_counts_as_alive() {
     // The first message gets room at once. The second one is held until the context has the key.
     let messages = [frame(0x81, b"m0"), frame(0x81, b"m1")].concat();
     node.receive(client, &[pings, messages, frame(0x89, b"hi")].concat());
-    assert_eq!(node.shard.counters().client_messages, 0, "its pongs are not read");
+    assert_eq!(node.shard.inspect().counters().client_messages, 0, "its pongs are not read");
     let mut written = Vec::new();
     for _ in 0..10 {
         written.extend(node.written(client));
         node.pass_ms(0);
     }
-    assert_eq!(node.shard.counters().client_messages, 1);
+    assert_eq!(node.shard.inspect().counters().client_messages, 1);
     assert!(written.ends_with(&[0x8A, 2, b'h', b'i']), "{written:?}");
 }
 
@@ -396,7 +393,7 @@ fn a_client_whose_read_ahead_is_full_is_pinged_but_not_closed_as_idle() {
     node.receive(client, &frame(0x81, &[b'x'; 100]).repeat(160));
     node.actions(client);
     consumed(&mut node);
-    assert_eq!(node.shard.counters().client_messages, SENT as u64 + 160);
+    assert_eq!(node.shard.inspect().counters().client_messages, SENT as u64 + 160);
     let actions = node.actions(client);
     assert!(actions.contains(&Action::Resume(client)), "{actions:?}");
 }
@@ -411,13 +408,13 @@ fn a_client_whose_read_ahead_is_full_and_that_takes_no_bytes_is_closed() {
         // The ping is in flight, and the socket takes none of it.
         assert!(node.shard.poll_write(Priority::Urgent).is_some(), "{why:?}");
         node.pass_ms(IDLE_MS - TICK_MS);
-        assert_eq!(node.shard.counters().limits.idle_ms, 0, "{why:?}");
+        assert_eq!(node.shard.inspect().counters().limits.idle_ms, 0, "{why:?}");
         // The socket takes bytes once more, and then never again.
         node.shard.handle_drained(node.now, client);
         node.pass_ms(IDLE_MS - TICK_MS);
-        assert_eq!(node.shard.counters().limits.idle_ms, 0, "{why:?}");
+        assert_eq!(node.shard.inspect().counters().limits.idle_ms, 0, "{why:?}");
         node.pass_ms(2 * TICK_MS);
-        assert_eq!(node.shard.counters().limits.idle_ms, 1, "{why:?}");
+        assert_eq!(node.shard.inspect().counters().limits.idle_ms, 1, "{why:?}");
         node.pass_ms(LINGER_MS + TICK_MS);
         assert_eq!(node.actions(client).last(), Some(&Action::Close(client)), "{why:?}");
         node.shard.handle_closed(client);
@@ -460,7 +457,7 @@ fn a_back_end_with_unanswered_calls_is_answered_its_pings() {
     for _ in 0..2500 {
         node.receive(back_end, &shard_value::call(&call));
     }
-    assert!(node.shard.counters().limits.calls_waiting > 0, "it is held back");
+    assert!(node.shard.inspect().counters().limits.calls_waiting > 0, "it is held back");
     node.written(back_end);
     node.receive(back_end, &frame(0x89, b"hi"));
     assert_eq!(node.written(back_end), [0x8A, 2, b'h', b'i']);
@@ -538,7 +535,7 @@ fn a_large_message_may_take_longer_than_the_idle_timeout_if_it_keeps_arriving() 
         assert_eq!(close_code(&node.written(key)), None);
         node.receive(key, &[0; 1000]);
     }
-    assert_eq!(node.shard.counters().client_messages, 1);
+    assert_eq!(node.shard.inspect().counters().client_messages, 1);
 }
 
 // Nodes that shut down.
@@ -552,9 +549,9 @@ fn a_request_whose_body_is_still_arriving_at_shutdown_is_answered() {
     let (first, last) = body.split_at(5);
     let head = "POST /v1/mesh/publish HTTP/1.1\r\nHost: 127.0.0.1\r\n";
     node.receive(key, format!("{head}Content-Length: {}\r\n\r\n{first}", body.len()).as_bytes());
-    node.tell(Message::Drain { over_ms: 100 });
+    node.tell(FromNode::Drain { over_ms: 100 });
     node.pass_ms(200);
-    node.tell(Message::DrainBackends);
+    node.tell(FromNode::DrainBackends);
     node.pass_ms(200);
     assert_eq!(node.actions(key), []);
     node.receive(key, last.as_bytes());
@@ -571,8 +568,8 @@ fn a_connection_between_two_requests_is_closed_at_shutdown() {
     let key = key.expect("the node is up");
     node.receive(key, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
     assert!(node.written(key).starts_with(b"HTTP/1.1 200"));
-    node.tell(Message::Drain { over_ms: 100 });
-    node.tell(Message::DrainBackends);
+    node.tell(FromNode::Drain { over_ms: 100 });
+    node.tell(FromNode::DrainBackends);
     node.pass_ms(200);
     assert_eq!(node.actions(key), [Action::Shutdown(key)]);
 }

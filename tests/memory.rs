@@ -8,8 +8,10 @@ mod shard_value;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use gridcast::address::{IdLayout, IdSource, NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::address::{IdLayout, IdSource, NodeId, ShardId};
+use gridcast::message::{
+    ClientReply, ConnectionKey, FromShard, GridMessage, LocalMessage, ToShard,
+};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::shard::settings::{Edge, Route, Settings};
 use gridcast::shard::{
@@ -68,12 +70,12 @@ fn taken_unread(outbound_bytes: usize, data: &str) -> usize {
         shard.handle_bytes(NOW, back_end, &mut publish(data));
         write_to(&mut shard, back_end);
         shard.handle_turn(NOW);
-        if shard.counters().failed > 0 {
+        if shard.inspect().counters().failed > 0 {
             break;
         }
     }
-    assert_eq!(shard.counters().slow_closed, 1);
-    shard.counters().delivered as usize
+    assert_eq!(shard.inspect().counters().slow_closed, 1);
+    shard.inspect().counters().delivered as usize
 }
 
 #[test]
@@ -119,8 +121,10 @@ fn request_ids_of_unanswered_calls_are_bounded_in_bytes_and_returned_unchanged()
     let mut tickets = Vec::new();
     let mut text = String::new();
     for round in 0..30 {
-        while let Some((_, message)) = shard.poll_message() {
-            if let Message::Ask { ticket, .. } = message {
+        while let Some(message) = shard.poll_message() {
+            if let FromShard::Local(_, LocalMessage::Grid(GridMessage::Ask { ticket, .. })) =
+                message
+            {
                 tickets.push(ticket);
             }
         }
@@ -129,11 +133,9 @@ fn request_ids_of_unanswered_calls_are_bounded_in_bytes_and_returned_unchanged()
             assert_eq!(tickets.len(), 6, "as many as the outbound limit allows, and one");
             assert!(!shard.is_receiving(back_end), "what follows stays with the sender");
         }
-        let other = ShardAddress { node: NodeId::new(1).expect("a node"), shard: ShardId(1) };
         for ticket in tickets.drain(..) {
-            let answer = gridcast::message::Answer::Done(Ok(gridcast::protocol::api::Reply::Done));
-            let message = Message::Answer(ticket, answer);
-            shard.handle_message(NOW, Party::Shard(other), message);
+            let answer = LocalMessage::Grid(GridMessage::Answer(ticket, Ok(ClientReply::Done)));
+            shard.handle_message(NOW, ToShard::Local(ShardId(1), answer));
         }
         shard.handle_turn(NOW);
         text += &write_to(&mut shard, back_end);
@@ -260,7 +262,7 @@ fn near_the_budget_slow_readers_with_the_largest_queues_are_closed_and_no_more_t
         gone.extend(closed);
     }
     assert_eq!(gone, [clients[0]], "80 % are in use: one of the largest brings that below 75");
-    let counters = shard.counters();
+    let counters = shard.inspect().counters();
     assert_eq!((counters.shed_readers, counters.limits.memory_bytes), (1, 1));
     assert_eq!(shard.poll_timeout().map(|ms| ms > 3000), Some(true), "nothing more to look for");
 }
@@ -287,7 +289,7 @@ fn a_slow_reader_is_closed_for_its_own_queue_and_a_fast_one_is_not() {
         sockets.take_writes(&mut shard, Now { ms, ..NOW }, slow);
     }
     assert_eq!(gone, slow);
-    assert_eq!(shard.counters().shed_readers, 1);
+    assert_eq!(shard.inspect().counters().shed_readers, 1);
     assert!(clients[1..].iter().all(|&key| is_open(&mut shard, key)));
 }
 
@@ -313,7 +315,7 @@ fn no_client_is_closed_for_a_frame_that_all_subscribers_share() {
         assert_eq!(sockets.turn(&mut shard, ms, short, &round), [], "after {ms} ms");
         sockets.take_writes(&mut shard, Now { ms, ..NOW }, &clients);
     }
-    assert_eq!(shard.counters().limits.memory_bytes, 0);
+    assert_eq!(shard.inspect().counters().limits.memory_bytes, 0);
     // The others have read the frame, so all of it is charged to the client that has not.
     let (slow, others) = clients.split_first().expect("there are clients");
     for key in others {
@@ -386,7 +388,7 @@ fn an_ending_connection_is_closed_once_and_only_if_its_socket_is_full() {
         .flat_map(|ms| sockets.turn(&mut shard, ms, usage(850, Shortage::None), &round))
         .collect();
     assert_eq!(closed, [clients[0]]);
-    assert_eq!(shard.counters().limits.memory_bytes, 1);
+    assert_eq!(shard.inspect().counters().limits.memory_bytes, 1);
 }
 
 #[test]
@@ -406,7 +408,7 @@ fn when_memory_is_short_clients_are_refused_and_health_checks_are_answered() {
     assert_eq!(answer(Listener::Api, "/metrics"), "HTTP/1.1 200 OK");
     assert!(shard.inspect().shortage().closes_arrivals(true), "a handshake of TLS is not begun");
     assert!(!shard.inspect().shortage().closes_arrivals(false));
-    assert_eq!(shard.counters().shed_arrivals, 1);
+    assert_eq!(shard.inspect().counters().shed_arrivals, 1);
     // Existing connections continue.
     publish_to(&mut shard, back_end, 0, 10);
     assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
@@ -450,7 +452,10 @@ fn when_memory_is_shorter_frames_fail_for_clients_with_unread_data_and_reach_the
         let answer = write_to(&mut shard, back_end);
         assert!(answer.contains(tally), "{answer}");
     }
-    assert_eq!((shard.counters().shed_frames, shard.counters().slow_closed), (1, 0));
+    assert_eq!(
+        (shard.inspect().counters().shed_frames, shard.inspect().counters().slow_closed),
+        (1, 0)
+    );
     tell(&mut shard, usage(849, Shortage::Frames));
     publish_to(&mut shard, back_end, 0, 10);
     assert!(write_to(&mut shard, back_end).contains(r#"{"s":1,"f":0}"#));
@@ -468,7 +473,11 @@ fn when_memory_is_shortest_the_largest_connections_are_closed_whatever_they_hold
     shard.handle_bytes(NOW, request, &mut [head.as_bytes(), &[b' '; 45_000]].concat());
     tell(&mut shard, usage(940, Shortage::None));
     shard.handle_turn(NOW);
-    assert_eq!(shard.counters().limits.memory_bytes, 0, "there is no outbound queue to give up");
+    assert_eq!(
+        shard.inspect().counters().limits.memory_bytes,
+        0,
+        "there is no outbound queue to give up"
+    );
     tell(&mut shard, usage(950, Shortage::Frames));
     let mut told = String::new();
     for ms in [200, 400, 600] {
@@ -483,7 +492,7 @@ fn when_memory_is_shortest_the_largest_connections_are_closed_whatever_they_hold
     }
     assert!(told.contains("HTTP/1.1 503"), "{told}");
     assert!(told.contains("short of memory, try again later"), "{told}");
-    let counters = shard.counters();
+    let counters = shard.inspect().counters();
     assert_eq!(counters.shed_holders, 2);
     assert!([clients[0], clients[2], back_end].into_iter().all(|key| is_open(&mut shard, key)));
     assert!(shard.inspect().shortage().closes_arrivals(false));

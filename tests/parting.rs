@@ -9,9 +9,11 @@ mod shard_value;
 
 use std::sync::Arc;
 
+use gridcast::address::ShardId;
 use gridcast::address::placement::home_of_topic;
-use gridcast::address::{NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Credit, Message, Party, TopicMessage};
+use gridcast::message::{
+    ConnectionKey, Credit, FromFeeder, FromNode, FromShard, LocalMessage, ToFeeder, ToShard,
+};
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
@@ -73,7 +75,11 @@ impl Node {
         for number in 0..SENT {
             node.receive(&frame(0x81, format!("m{number}").as_bytes()));
         }
-        assert_eq!(node.shard.counters().client_messages, SHARE as u64 + 1, "the others wait");
+        assert_eq!(
+            node.shard.inspect().counters().client_messages,
+            SHARE as u64 + 1,
+            "the others wait"
+        );
         node
     }
 
@@ -86,8 +92,14 @@ impl Node {
         self.shard.handle_turn(self.now);
     }
 
-    fn tell(&mut self, message: Message) {
-        self.shard.handle_message(self.now, other_shard(), message);
+    fn tell(&mut self, message: FromNode) {
+        self.shard.handle_message(self.now, ToShard::Node(message));
+    }
+
+    /// The topic's home says something to its feeder.
+    fn tell_feeder(&mut self, message: ToFeeder) {
+        let message = LocalMessage::ToFeeder(self.topic.clone(), message);
+        self.shard.handle_message(self.now, ToShard::Local(ShardId(1), message));
     }
 
     /// Takes what is to be written to the client; its socket takes all of it.
@@ -122,11 +134,14 @@ impl Node {
     /// There is room: the messages that the topic gets now, by number, and what it gets behind them.
     fn pushed(&mut self) -> (Vec<usize>, Vec<String>) {
         let credit = Credit { messages: 100, bytes: 10 * TOPIC_BYTES };
-        self.tell(Message::Topic(self.topic.clone(), TopicMessage::Credit(credit)));
+        self.tell_feeder(ToFeeder::Credit(credit));
         (0..100).for_each(|_| self.pass_ms(1));
         let (mut numbers, mut others) = (Vec::new(), Vec::new());
-        while let Some((_, message)) = self.shard.poll_message() {
-            let Message::Topic(_, TopicMessage::Push(event)) = message else { continue };
+        while let Some(message) = self.shard.poll_message() {
+            let FromShard::Local(_, LocalMessage::FromFeeder(_, FromFeeder::Push(event))) = message
+            else {
+                continue;
+            };
             let event = String::from_utf8_lossy(event.frame.bytes()).into_owned();
             let is_number = |number: &usize| event.contains(&format!("\"m{number}\""));
             match (0..SENT).find(is_number) {
@@ -152,11 +167,6 @@ impl Node {
 
 fn at(ms: u64) -> Now {
     Now { ms, us: ms * 1000, unix_ms: 1_790_000_000_000 + ms }
-}
-
-fn other_shard() -> Party {
-    let node = NodeId::new(1).expect("1 is at most 1023");
-    Party::Shard(ShardAddress { node, shard: ShardId(1) })
 }
 
 /// A frame with a mask of zeros.
@@ -199,7 +209,7 @@ fn silence_is_reported_behind_all_messages() {
 fn a_node_that_goes_down_leaves_it_the_time_for_all_messages() {
     let mut node = Node::new();
     node.close(b"");
-    node.tell(Message::Drain { over_ms: 100 });
+    node.tell(FromNode::Drain { over_ms: 100 });
     (0..20).for_each(|_| node.pass_ms(10));
     node.check(SENT, OWN_CODE, "");
 }
@@ -210,7 +220,7 @@ fn a_node_that_goes_down_leaves_it_the_time_for_all_messages() {
 fn a_topic_that_refuses_what_waits_is_the_reason() {
     let mut node = Node::new();
     node.close(b"");
-    node.tell(Message::Topic(node.topic.clone(), TopicMessage::Refused));
+    node.tell_feeder(ToFeeder::Refused);
     node.check(SHARE, 1013, "topic is full");
 }
 
@@ -232,9 +242,9 @@ fn a_violation_of_the_protocol_is_the_reason() {
 fn a_node_whose_time_is_up_is_the_reason() {
     let mut node = Node::new();
     node.close(b"");
-    node.tell(Message::Drain { over_ms: 0 });
+    node.tell(FromNode::Drain { over_ms: 0 });
     node.pass_ms(1);
-    node.tell(Message::DrainBackends);
+    node.tell(FromNode::DrainBackends);
     node.pass_ms(1);
     node.check(SHARE + 1, 1001, "server is shutting down");
 }

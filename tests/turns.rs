@@ -34,7 +34,7 @@ fn publishes_that_arrive_together_are_carried_out_over_several_turns() {
 
     let (mut turns, mut before) = (0, 0);
     loop {
-        let delivered = shard.counters().delivered;
+        let delivered = shard.inspect().counters().delivered;
         assert!(delivered - before <= REACHED_MAX, "a turn reached {}", delivered - before);
         if shard.poll_timeout() != Some(0) {
             break;
@@ -43,7 +43,7 @@ fn publishes_that_arrive_together_are_carried_out_over_several_turns() {
         shard.handle_turn(NOW);
         turns += 1;
     }
-    assert_eq!(shard.counters().delivered, CLIENTS * PUBLISHES);
+    assert_eq!(shard.inspect().counters().delivered, CLIENTS * PUBLISHES);
     assert!(turns > 1, "it was one turn");
 }
 
@@ -157,7 +157,7 @@ fn a_client_that_reads_is_not_counted_as_slow_if_publishes_are_faster_than_write
                 .extend(bulk_writes(&mut shard).iter().map(|write| write.0).filter(is_back_end));
             shard.handle_turn(NOW);
         }
-        let counters = shard.counters();
+        let counters = shard.inspect().counters();
         assert_eq!((counters.failed, counters.slow_closed), (0, 0), "{publishers} publishers");
         assert_eq!(counters.delivered, CLIENTS * 48, "{publishers} publishers");
     }
@@ -173,7 +173,7 @@ fn full_small_queues_are_written_before_more_is_added() {
         shard.handle_turn(NOW);
         turns += 1;
     }
-    let counters = shard.counters();
+    let counters = shard.inspect().counters();
     assert_eq!((counters.delivered, counters.failed), (20 * CLIENTS, 0));
     // Three frames fit a queue, so each client gets at least seven writes.
     assert!(turns < 10 * CLIENTS / SENDS_MAX as u64, "{turns} turns");
@@ -203,7 +203,7 @@ fn publishes_to_few_do_not_wait_for_one_to_many() {
         bulk_writes(&mut shard);
     }
     assert_eq!(answered, others.len(), "answered within three turns");
-    assert!(shard.counters().delivered < 20 * CLIENTS, "while the other goes on");
+    assert!(shard.inspect().counters().delivered < 20 * CLIENTS, "while the other goes on");
 }
 
 /// A shard with subscribers of the channel `a` and a back end.

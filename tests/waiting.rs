@@ -243,11 +243,11 @@ fn a_client_that_may_not_be_read_anyway_does_not_queue_for_a_full_topic() {
         node.receive(client, &call("first"));
     }
     crowd(&mut node);
-    let before = node.shard.counters().limits;
+    let before = node.shard.inspect().counters().limits;
     for client in clients {
         node.receive(client, &call("second"));
     }
-    let after = node.shard.counters().limits;
+    let after = node.shard.inspect().counters().limits;
     assert_eq!(after.topic, before.topic, "neither waits for the topic");
     assert_eq!(after.messages_per_s, before.messages_per_s + 1);
     // The unread message of a held client is dropped when the client ends. A client over its rate
@@ -278,7 +278,7 @@ fn each_client_that_sends_to_a_full_topic_is_closed_and_counted() {
     };
     let closed = clients.iter().filter(closed).count();
     assert!(closed > CLIENTS / 2, "{closed} were closed");
-    assert!(node.shard.counters().refused >= closed as u64);
+    assert!(node.shard.inspect().counters().refused >= closed as u64);
 }
 
 #[test]

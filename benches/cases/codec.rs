@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
 use gridcast::mesh::numbers::BatchNumber;
-use gridcast::mesh::wire::{self, FrameReader, To, begin_batch, end_batch, put_message};
-use gridcast::message::{BackendId, Command, ConnectionKey, Message, Ticket};
+use gridcast::mesh::wire::{
+    self, AddressedMessage, FrameReader, MeshMessage, begin_batch, end_batch, put_message,
+};
+use gridcast::message::{BackendId, ConnectionKey, Publish, Requester, Ticket};
 use gridcast::protocol::api::{self, Parser, Reply, Tally};
 use gridcast::protocol::assembler::{Assembler, Received};
 use gridcast::protocol::frame::{Frame, Kind};
@@ -116,7 +118,7 @@ impl EncodingEvent {
 
 /// Publishes to another node, in one batch of a lane of the mesh.
 pub struct RemotePublishes {
-    message: Message,
+    message: AddressedMessage,
     batch: Vec<u8>,
     encoded: Bytes,
 }
@@ -126,10 +128,11 @@ impl RemotePublishes {
 
     pub fn new(bytes: usize) -> Self {
         let at = ShardAddress { node: node(), shard: ShardId(0) };
-        let from = BackendId { at, connection: ConnectionKey { index: 7, generation: 0 } };
+        let backend = BackendId { at, connection: ConnectionKey { index: 7, generation: 0 } };
         let frame = Frame::message(Kind::Text, &vec![b'x'; bytes]);
-        let command = Command::Publish("channel1".into(), frame);
-        let message = Message::Ask { ticket: Ticket(1), from, command };
+        let publish = Publish { channel: "channel1".into(), frame };
+        let message = MeshMessage::Publish(Requester { ticket: Ticket(1), backend }, publish);
+        let message = AddressedMessage::Mesh(message);
         let mut case = Self { message, batch: Vec::new(), encoded: Bytes::new() };
         case.encode();
         case.encoded = Bytes::copy_from_slice(&case.batch);
@@ -140,7 +143,7 @@ impl RemotePublishes {
         self.batch.clear();
         begin_batch(&mut self.batch);
         for _ in 0..Self::COUNT {
-            assert!(put_message(&mut self.batch, To::Shard(ShardId(0)), &self.message));
+            put_message(&mut self.batch, &self.message);
         }
         end_batch(&mut self.batch, BatchNumber(1));
         self.batch.len()

@@ -1,7 +1,7 @@
 //! From one to another: between shards, and through a topic.
 
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::message::{Answer, BackendId, ConnectionKey, Event, Message, Party, Terms, Ticket};
+use gridcast::message::{BackendId, ConnectionKey, Event, FromShard, LocalMessage, Terms, Ticket};
 use gridcast::protocol::api::Tally;
 use gridcast::protocol::frame::{Frame, Kind};
 use gridcast::queue::topic::{Effect, Topic};
@@ -10,6 +10,10 @@ use gridcast::runtime::{Port, bus};
 
 fn shard(number: u8) -> ShardAddress {
     ShardAddress { node: NodeId::new(1).expect("1 is at most 1023"), shard: ShardId(number) }
+}
+
+fn answer(to: ShardId, number: u64) -> FromShard {
+    FromShard::Local(to, LocalMessage::Published(Ticket(number), Tally::default()))
 }
 
 /// Shards' ends of the bus, on one thread: what a message costs both of its ends, not how long it
@@ -22,7 +26,7 @@ pub struct Hop {
 impl Hop {
     /// On a node of so many shards, up to 256.
     pub fn new(shards: usize) -> Self {
-        let (mut ports, _) = bus(shard(0).node, shards, false).expect("a descriptor for each");
+        let (mut ports, ..) = bus(shards, false).expect("a descriptor for each");
         let receivers = ports.split_off(1);
         Self { sender: ports.pop().expect("the first"), receivers }
     }
@@ -30,30 +34,27 @@ impl Hop {
     /// So many messages from the first to the second, in one turn of each.
     pub fn run(&mut self, count: usize) {
         for number in 0..count {
-            let answer = Answer::Published(Tally::default());
-            self.sender
-                .post(Party::Shard(shard(1)), Message::Answer(Ticket(number as u64), answer));
+            self.sender.post(answer(ShardId(1), number as u64));
         }
         self.sender.flush();
         let mut received = 0;
-        self.receivers[0].receive(|_, _, _| received += 1);
+        self.receivers[0].receive(|_| received += 1);
         assert_eq!(received, count);
     }
 
     /// A question from the first to each other, and their answers, in one turn of each.
     pub fn ask_all(&mut self) {
-        let answer = |number| Message::Answer(Ticket(number), Answer::Published(Tally::default()));
         for number in 1..=self.receivers.len() {
-            self.sender.post(Party::Shard(shard(number as u8)), answer(1));
+            self.sender.post(answer(ShardId(number as u8), 1));
         }
         self.sender.flush();
         for receiver in &mut self.receivers {
-            receiver.receive(|_, _, _| {});
-            receiver.post(Party::Shard(shard(0)), answer(2));
+            receiver.receive(|_| {});
+            receiver.post(answer(ShardId(0), 2));
             receiver.flush();
         }
         let mut received = 0;
-        self.sender.receive(|_, _, _| received += 1);
+        self.sender.receive(|_| received += 1);
         assert_eq!(received, self.receivers.len());
     }
 }

@@ -11,7 +11,7 @@ use super::liveness::LEASE_MS;
 use super::numbers::{AnnouncementNumber, ChannelHash};
 use super::wire::{self, Control};
 use crate::address::ShardId;
-use crate::message::Message;
+use crate::message::FromMesh;
 
 /// Allowance for clocks of two machines that run at different rates, in milliseconds.
 const LEASE_SLACK_MS: u64 = 50;
@@ -160,7 +160,7 @@ impl Mesh {
         let never = AnnouncementNumber(0);
         let confirmed = self.peers.values().map(|peer| peer.confirmed.unwrap_or(never)).min();
         while let Some((shard, change)) = self.announcements.poll_known(confirmed) {
-            self.tell_shard(shard, Message::InterestKnown(change));
+            self.tell_shard(shard, FromMesh::InterestKnown(change));
         }
     }
 }

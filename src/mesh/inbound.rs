@@ -1,14 +1,13 @@
 //! Messages of other nodes, which are checked and passed to this node's shards.
 
+use super::Mesh;
 use super::link::Lane;
 use super::outbound::channels_to_subscribe;
 use super::pending::Counter;
-use super::publish::Publish;
 use super::session::Arrival;
-use super::wire::{self, AddressedMessage, To};
-use super::{Mesh, ShardMessage};
+use super::wire::{self, AddressedMessage, MeshMessage};
 use crate::address::{NodeId, ShardAddress};
-use crate::message::{Answer, BackendId, Command, Message, Party, TopicMessage, WardsMessage};
+use crate::message::{BackendId, FromMesh, GridMessage, WardsMessage};
 
 /// Longest time between a received batch and its acknowledgement, in milliseconds. One acknowledgement then
 /// covers many batches.
@@ -50,30 +49,28 @@ impl Mesh {
         now_ms: u64,
         node: NodeId,
         lane: Lane,
-        AddressedMessage { to, message }: AddressedMessage,
+        message: AddressedMessage,
     ) -> Result<(), String> {
         if !self.is_plausible(node, &message) {
             return Err("a message in the name of another node".into());
         }
-        match (to, lane, message) {
-            (To::Shard(to), Lane::Shard(from), message) if to.index() < self.settings.shards => {
+        match (lane, message) {
+            (Lane::Shard(from), AddressedMessage::Shard(to, message))
+                if to.index() < self.settings.shards =>
+            {
                 for channel in channels_to_subscribe(&message) {
                     let until_ms = now_ms + self.settings.answer_ms;
                     self.subscribing_here.note(until_ms, self.hasher.hash(channel), to);
                 }
-                let from = Party::Shard(ShardAddress { node, shard: from });
-                self.outbox.push_back(ShardMessage { to, from, message });
+                let from = ShardAddress { node, shard: from };
+                self.tell_shard(to, FromMesh::Grid(from, message));
                 Ok(())
             }
-            (
-                To::Mesh,
-                Lane::Shard(_),
-                Message::Ask { ticket, from: backend, command: Command::Publish(channel, frame) },
-            ) => {
-                self.publish_here(now_ms, node, ticket, Publish { backend, channel, frame });
+            (Lane::Shard(_), AddressedMessage::Mesh(MeshMessage::Publish(requester, publish))) => {
+                self.publish_here(now_ms, node, requester, publish);
                 Ok(())
             }
-            (To::Mesh, Lane::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
+            (Lane::Mesh, AddressedMessage::Mesh(MeshMessage::Published(ticket, tally))) => {
                 self.count(ticket, Counter::Node(node), tally);
                 Ok(())
             }
@@ -83,31 +80,24 @@ impl Mesh {
 
     /// Whether the back ends and shards that a message names are on the sending node, or on this one if
     /// the message is about those.
-    fn is_plausible(&self, node: NodeId, message: &Message) -> bool {
+    fn is_plausible(&self, node: NodeId, message: &AddressedMessage) -> bool {
         let is_theirs = |backend: &BackendId| backend.at.node == node;
         let is_ours = |backend: &BackendId| {
             backend.at.node == self.settings.node && backend.at.shard.index() < self.settings.shards
         };
+        let message = match message {
+            AddressedMessage::Shard(_, message) => message,
+            AddressedMessage::Mesh(MeshMessage::Publish(requester, _)) => {
+                return is_theirs(&requester.backend);
+            }
+            AddressedMessage::Mesh(MeshMessage::Published(..)) => return true,
+        };
         match message {
-            Message::Ask { from, .. } => is_theirs(from),
-            Message::Wards(_, WardsMessage::Claim(..)) => true,
-            Message::Wards(shard, _) => shard.node == node,
-            Message::Topic(_, message) => match message {
-                TopicMessage::Deliver(to, _) | TopicMessage::Expel(to) => is_ours(to),
-                TopicMessage::Written(from, _)
-                | TopicMessage::Settled(from, _)
-                | TopicMessage::Returned(from, ..)
-                | TopicMessage::Consume(from, _)
-                | TopicMessage::Unconsume(from)
-                | TopicMessage::Gone(from) => is_theirs(from),
-                TopicMessage::Push(..)
-                | TopicMessage::WantCredit(_)
-                | TopicMessage::Credit(_)
-                | TopicMessage::Refused
-                | TopicMessage::Left(_)
-                | TopicMessage::Start(_) => false,
-            },
-            _ => true,
+            GridMessage::Ask { backend, .. } => is_theirs(backend),
+            GridMessage::Answer(..) | GridMessage::Wards(_, WardsMessage::Claim(..)) => true,
+            GridMessage::Wards(shard, _) => shard.node == node,
+            GridMessage::FromConsumer { consumer, .. } => is_theirs(consumer),
+            GridMessage::ToConsumer { consumer, .. } => is_ours(consumer),
         }
     }
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::Mesh;
 use super::link::LinkEffect;
 use crate::address::{Incarnation, NodeId};
-use crate::message::Message;
+use crate::message::FromMesh;
 
 /// Largest packet. Fits a datagram on any path that QUIC works on (RFC 9000 requires 1,200 bytes).
 const PACKET_BYTES: NonZeroUsize = NonZeroUsize::new(1000).expect("it is not 0");
@@ -242,7 +242,7 @@ impl Mesh {
                 Change::Down(member) => self.handle_member_down(&member),
                 Change::Returned => {
                     tracing::warn!("mesh: the other nodes had declared this one dead; it is back");
-                    self.tell_shards(|| Message::GivenUp);
+                    self.tell_shards(|| FromMesh::GivenUp);
                 }
             }
         }
@@ -270,7 +270,7 @@ impl Mesh {
         match peer {
             Some(peer) if peer.link.is_some() => peer.is_declared_dead = true,
             Some(_) => self.end_session(node, "all nodes agree that it is dead or has left"),
-            None => self.tell_shards(|| Message::NodeDead(node, incarnation.0)),
+            None => self.tell_dead(node, incarnation),
         }
     }
 }

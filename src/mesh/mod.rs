@@ -58,7 +58,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use crate::address::{Incarnation, NodeId, ShardId};
-use crate::message::{Answer, BackendId, Command, Message, Party, Ticket};
+use crate::message::{FromMesh, ToMesh};
 use crate::metrics::Refused;
 use announce::Announcements;
 use dial::Dialler;
@@ -68,7 +68,6 @@ use link::{LinkEffect, LinkEvent, LinkId};
 use links::Link;
 use membership::{Member, Membership};
 use pending::{Counter, PendingPublishes};
-use publish::Publish;
 use sessions::Peer;
 use subscribing::Subscribing;
 
@@ -102,10 +101,8 @@ pub struct MeshSettings {
 pub struct ShardMessage {
     /// The receiver.
     pub to: ShardId,
-    /// The sender: a shard of another node, or the mesh.
-    pub from: Party,
     /// The message.
-    pub message: Message,
+    pub message: FromMesh,
 }
 
 /// One node's end of the mesh.
@@ -218,49 +215,33 @@ impl Mesh {
         }
     }
 
-    /// Handles a message of a shard of this node, to the mesh or to a shard of another node.
-    pub fn handle_message(&mut self, now_ms: u64, from: ShardId, to: Party, message: Message) {
-        match (to, message) {
-            (Party::Shard(to), message) => self.forward(now_ms, from, to, message),
-            (Party::Mesh, Message::Interest(change, channel, is_on)) => {
-                self.local_interest.set(self.hasher.hash(&channel), from, is_on);
-                self.announcements.wait(self.local_interest.has_changes(), from, change);
-            }
-            (Party::Mesh, Message::NodeSeen(node)) => self.handle_seen(node, from),
-            (Party::Mesh, Message::Clients(clients)) => self.clients[from.index()] = clients,
-            (Party::Mesh, Message::Ask { ticket, from: backend, command }) => {
-                self.handle_command(now_ms, from, ticket, backend, command);
-            }
-            (Party::Mesh, Message::Answer(ticket, Answer::Published(tally))) => {
-                self.count(ticket, Counter::Shard(from), tally);
-            }
-            (Party::Mesh, Message::Answer(ticket, Answer::Done(Err(_)))) => {
+    /// Handles a message of a shard of this node.
+    pub fn handle_message(&mut self, now_ms: u64, from: ShardId, message: ToMesh) {
+        match message {
+            ToMesh::Grid(to, message) => self.forward(now_ms, from, to, message),
+            ToMesh::Publish(requester, publish) => self.publish(now_ms, from, requester, publish),
+            ToMesh::Published(ticket, tally) => self.count(ticket, Counter::Shard(from), tally),
+            ToMesh::NotPublished(ticket) => {
                 // The shard has too much waiting behind another publish of the same back end.
                 if let Some(counted) = self.pending.pass_over(ticket, Counter::Shard(from)) {
                     self.tell_counted(counted);
                 }
             }
-            (Party::Mesh, _) => debug_assert!(false, "a shard sends the mesh no other messages"),
-        }
-    }
-
-    fn handle_command(
-        &mut self,
-        now_ms: u64,
-        from: ShardId,
-        ticket: Ticket,
-        backend: BackendId,
-        command: Command,
-    ) {
-        let answer = match command {
-            Command::Publish(channel, frame) => {
-                return self.publish(now_ms, from, ticket, Publish { backend, channel, frame });
+            ToMesh::Report(ticket) => {
+                let report = Box::new(self.report());
+                self.tell_shard(from, FromMesh::Report(ticket, report));
             }
-            Command::Nodes => Answer::Done(Ok(self.nodes_page())),
-            Command::Report => Answer::Mesh(Box::new(self.report())),
-            _ => return debug_assert!(false, "a shard asks the mesh for nothing else"),
-        };
-        self.tell_shard(from, Message::Answer(ticket, answer));
+            ToMesh::Nodes(ticket) => {
+                let list = self.nodes_page();
+                self.tell_shard(from, FromMesh::Nodes(ticket, list));
+            }
+            ToMesh::Interest { change, channel, is_on } => {
+                self.local_interest.set(self.hasher.hash(&channel), from, is_on);
+                self.announcements.wait(self.local_interest.has_changes(), from, change);
+            }
+            ToMesh::Clients(clients) => self.clients[from.index()] = clients,
+            ToMesh::NodeSeen(node) => self.handle_seen(node, from),
+        }
     }
 
     /// Does what is due, and sends what was gathered. To be called once per turn, after the turn's events
@@ -314,15 +295,20 @@ impl Mesh {
     }
 
     /// Sends a message of the mesh to a shard.
-    fn tell_shard(&mut self, to: ShardId, message: Message) {
-        self.outbox.push_back(ShardMessage { to, from: Party::Mesh, message });
+    fn tell_shard(&mut self, to: ShardId, message: FromMesh) {
+        self.outbox.push_back(ShardMessage { to, message });
     }
 
     /// Sends a message of the mesh to every shard.
-    fn tell_shards(&mut self, message: impl Fn() -> Message) {
+    fn tell_shards(&mut self, message: impl Fn() -> FromMesh) {
         for shard in 0..self.settings.shards {
             self.tell_shard(ShardId(shard as u8), message());
         }
+    }
+
+    /// Tells every shard that the grid has given up a node.
+    fn tell_dead(&mut self, node: NodeId, Incarnation(incarnation): Incarnation) {
+        self.tell_shards(|| FromMesh::NodeDead { node, incarnation });
     }
 }
 

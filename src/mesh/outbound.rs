@@ -1,10 +1,10 @@
 //! Messages of this node's shards to other nodes.
 
+use super::Mesh;
 use super::link::{Lane, LinkEffect};
-use super::wire::To;
-use super::{Mesh, ShardMessage};
+use super::wire::AddressedMessage;
 use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{Answer, Command, Message, Party};
+use crate::message::{ClientCommand, FromMesh, GridMessage};
 use crate::protocol::api::{Code, Fault, Function};
 
 impl Mesh {
@@ -15,7 +15,7 @@ impl Mesh {
         now_ms: u64,
         from: ShardId,
         to: ShardAddress,
-        message: Message,
+        message: GridMessage,
     ) {
         let Some(peer) = self.peers.get(&to.node) else {
             return self.refuse(from, to, &message, "the client's node is unreachable");
@@ -25,35 +25,41 @@ impl Mesh {
             // message to a node that may have restarted.
             return self.refuse(from, to, &message, "the client's node was unreachable");
         }
-        if matches!(message, Message::Ask { .. }) && peer.liveness.is_silent() {
+        if matches!(message, GridMessage::Ask { .. }) && peer.liveness.is_silent() {
             return self.refuse(from, to, &message, "the client's node does not answer");
         }
-        if matches!(message, Message::Ask { .. }) && !peer.session.takes_calls() {
+        if matches!(message, GridMessage::Ask { .. }) && !peer.session.takes_calls() {
             return self.refuse(from, to, &message, "the client's node does not keep up");
         }
         for channel in channels_to_subscribe(&message) {
             let until_ms = now_ms + self.settings.answer_ms;
             self.subscribing_there.note(until_ms, self.hasher.hash(channel), to.node);
         }
-        self.send(to.node, Lane::Shard(from), To::Shard(to.shard), &message);
+        let message = AddressedMessage::Shard(to.shard, message);
+        self.send(to.node, Lane::Shard(from), &message);
     }
 
     /// Answers a call with an error. Other messages are dropped.
-    fn refuse(&mut self, asker: ShardId, to: ShardAddress, message: &Message, why: &'static str) {
-        let Message::Ask { ticket, command, .. } = message else { return };
+    fn refuse(
+        &mut self,
+        asker: ShardId,
+        to: ShardAddress,
+        message: &GridMessage,
+        why: &'static str,
+    ) {
+        let GridMessage::Ask { ticket, command, .. } = message else { return };
         let code = match command {
-            Command::Send(..) => Code::SendFailed,
-            _ => Code::ExecutionFailed,
+            ClientCommand::Send(..) => Code::SendFailed,
+            ClientCommand::Call(..) => Code::ExecutionFailed,
         };
-        let answer = Answer::Done(Err(Fault::new(code, why)));
-        let (from, message) = (Party::Shard(to), Message::Answer(*ticket, answer));
-        self.outbox.push_back(ShardMessage { to: asker, from, message });
+        let answer = GridMessage::Answer(*ticket, Err(Fault::new(code, why)));
+        self.tell_shard(asker, FromMesh::Grid(to, answer));
     }
 
     /// Adds a message to the session with a node, if there is one. [`Self::flush`] sends it.
-    pub(super) fn send(&mut self, node: NodeId, lane: Lane, to: To, message: &Message) {
+    pub(super) fn send(&mut self, node: NodeId, lane: Lane, message: &AddressedMessage) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
-        peer.session.push(lane, to, message);
+        peer.session.push(lane, message);
         peer.queue_for_flush(node, &mut self.to_flush);
     }
 
@@ -73,9 +79,11 @@ impl Mesh {
 }
 
 /// The channels to which a message asks to subscribe a client.
-pub fn channels_to_subscribe(message: &Message) -> &[Box<str>] {
+pub fn channels_to_subscribe(message: &GridMessage) -> &[Box<str>] {
     match message {
-        Message::Ask { command: Command::Call(_, Function::Subscribe(channels)), .. } => channels,
+        GridMessage::Ask {
+            command: ClientCommand::Call(_, Function::Subscribe(channels)), ..
+        } => channels,
         _ => &[],
     }
 }

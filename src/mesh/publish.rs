@@ -1,27 +1,14 @@
 //! Publishes to other nodes and from them, and the tallies that answer them.
 
-use std::sync::Arc;
-
 use super::Mesh;
 use super::link::Lane;
 use super::numbers::ChannelHash;
 use super::pending::{Asker, Counted, Counter, NewPublish};
 use super::sessions::Peer;
-use super::wire::To;
+use super::wire::{AddressedMessage, MeshMessage};
 use crate::address::{NodeId, ShardId};
-use crate::message::{Answer, BackendId, Command, Message, Ticket};
+use crate::message::{FromMesh, Publish, Requester, Ticket};
 use crate::protocol::api::Tally;
-use crate::protocol::frame::Frame;
-
-/// A publish, and the back end that asked for it.
-pub struct Publish {
-    /// The back end.
-    pub backend: BackendId,
-    /// The channel.
-    pub channel: Arc<str>,
-    /// The encoded message.
-    pub frame: Frame,
-}
 
 impl Mesh {
     /// Publishes for one of this node's shards on all other nodes that have subscribers or may have.
@@ -29,10 +16,10 @@ impl Mesh {
         &mut self,
         now_ms: u64,
         from: ShardId,
-        ticket: Ticket,
-        Publish { backend, channel, frame }: Publish,
+        requester: Requester,
+        publish: Publish,
     ) {
-        let hash = self.hasher.hash(&channel);
+        let hash = self.hasher.hash(&publish.channel);
         let has_room = self.pending.has_room();
         let (mut asked, mut awaited, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for node in self.interested_nodes(now_ms, hash) {
@@ -43,7 +30,7 @@ impl Mesh {
             let is_awaited = is_asked && !peer.liveness.is_silent();
             if is_awaited { &mut awaited } else { &mut silent }.push(Counter::Node(node));
         }
-        let asker = Asker::Shard(from, ticket);
+        let asker = Asker::Shard(from, requester.ticket);
         if asked.is_empty() {
             let tally = Tally::default();
             return self.tell_counted(Counted { asker, channel: hash, tally, silent });
@@ -51,10 +38,10 @@ impl Mesh {
         let deadline_ms = self.tally_deadline_ms(now_ms);
         let new = NewPublish { asker, channel: hash, awaited, silent, deadline_ms };
         let ticket = self.pending.open(new);
-        let command = Command::Publish(channel, frame);
-        let message = Message::Ask { ticket, from: backend, command };
+        let message = MeshMessage::Publish(Requester { ticket, ..requester }, publish);
+        let message = AddressedMessage::Mesh(message);
         for node in asked {
-            self.send(node, Lane::Shard(from), To::Mesh, &message);
+            self.send(node, Lane::Shard(from), &message);
         }
         if let Some(counted) = self.pending.poll_counted(ticket) {
             self.tell_counted(counted);
@@ -92,11 +79,11 @@ impl Mesh {
         &mut self,
         now_ms: u64,
         from: NodeId,
-        ticket: Ticket,
-        Publish { backend, channel, frame }: Publish,
+        requester: Requester,
+        publish: Publish,
     ) {
-        let hash = self.hasher.hash(&channel);
-        let asker = Asker::Node(from, ticket);
+        let hash = self.hasher.hash(&publish.channel);
+        let asker = Asker::Node(from, requester.ticket);
         let mut shards = self.local_interest.shards(hash);
         self.subscribing_here.destinations(hash).for_each(|shard| shards.set(shard, true));
         if !shards.is_empty() && !self.pending.has_room() {
@@ -113,8 +100,7 @@ impl Mesh {
         let new = NewPublish { asker, channel: hash, awaited, silent, deadline_ms };
         let ticket = self.pending.open(new);
         for shard in shards.iter() {
-            let command = Command::Publish(channel.clone(), frame.clone());
-            let message = Message::Ask { ticket, from: backend, command };
+            let message = FromMesh::Publish(Requester { ticket, ..requester }, publish.clone());
             self.tell_shard(shard, message);
         }
     }
@@ -145,16 +131,16 @@ impl Mesh {
                 Counter::Shard(_) => has_silent_shards = true,
             }
         }
-        let answer = |ticket| Message::Answer(ticket, Answer::Published(tally));
         match asker {
             Asker::Shard(shard, ticket) => {
-                self.tell_shard(shard, answer(ticket));
+                self.tell_shard(shard, FromMesh::Published(ticket, tally));
             }
             // Without an answer, the other node counts this one's last known subscribers. They are nearer
             // to the truth than a part of the sum.
             Asker::Node(..) if has_silent_shards => {}
             Asker::Node(node, ticket) => {
-                self.send(node, Lane::Mesh, To::Mesh, &answer(ticket));
+                let message = AddressedMessage::Mesh(MeshMessage::Published(ticket, tally));
+                self.send(node, Lane::Mesh, &message);
             }
         }
     }

@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep};
 use super::identity::NodeIdentity;
 use super::link::{LinkEffect, LinkEvent};
 use super::{Mesh, MeshSettings, ShardMessage};
-use crate::runtime::{AwakeClock, Port};
+use crate::runtime::{AwakeClock, MeshPort};
 use transport::Transport;
 
 /// Idle timeout of a link, in milliseconds.
@@ -104,7 +104,7 @@ pub fn start(
     socket: Socket,
     identity: NodeIdentity,
     settings: MeshSettings,
-    port: Port,
+    port: MeshPort,
     failures: impl Fn(String) + Send + 'static,
 ) -> io::Result<Running> {
     let (leave, left) = oneshot::channel();
@@ -160,7 +160,7 @@ fn readable(eventfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// so a batch per lane. A message that comes alone leaves at once.
 struct Turns {
     mesh: Mesh,
-    port: Port,
+    port: MeshPort,
     transport: Transport,
     // Becomes readable when a message arrives while the port may sleep.
     mail: AsyncFd<OwnedFd>,
@@ -184,7 +184,7 @@ impl Turns {
         socket: Socket,
         identity: &NodeIdentity,
         settings: MeshSettings,
-        port: Port,
+        port: MeshPort,
     ) -> io::Result<Self> {
         let _inside = runtime.enter();
         let start = Instant::now();
@@ -289,9 +289,9 @@ impl Turns {
         let now_ms = self.now_ms();
         let Self { mesh, port, .. } = self;
         let mut taken = 0;
-        port.receive(|from, to, message| {
+        port.receive(|from, message| {
             taken += 1;
-            mesh.handle_message(now_ms, from, to, message);
+            mesh.handle_message(now_ms, from, message);
         });
         taken += self.take_events(now_ms, first);
         if taken == 0 && self.clock.has_waited_to_catch_up() {
@@ -299,8 +299,8 @@ impl Turns {
         }
         let Self { mesh, port, transport, .. } = self;
         mesh.handle_turn(now_ms);
-        while let Some(ShardMessage { to, from, message }) = mesh.poll_message() {
-            port.post_from(from, to, message);
+        while let Some(ShardMessage { to, message }) = mesh.poll_message() {
+            port.post(to, message);
         }
         self.is_stuck = port.flush();
         let mut failure = None;
@@ -329,7 +329,7 @@ impl Turns {
 mod tests {
     use super::*;
     use crate::address::{Incarnation, NodeId};
-    use crate::message::{Message, Party};
+    use crate::message::{FromShard, ToMesh};
     use crate::runtime::{bus, unix_ms};
 
     const LOOPBACK: &str = "127.0.0.1:0";
@@ -337,8 +337,8 @@ mod tests {
     #[test]
     fn the_mesh_wakes_for_each_message_and_ends_when_told_to() {
         let node = NodeId::new(1).unwrap();
-        let (mut ports, _control) = bus(node, 1, true).unwrap();
-        let (port, mut shard) = (ports.pop().unwrap(), ports.pop().unwrap());
+        let (mut ports, port, _control) = bus(1, true).unwrap();
+        let (mut shard, port) = (ports.pop().unwrap(), port.unwrap());
         let socket = bind(LOOPBACK.parse().unwrap()).unwrap();
         let settings = MeshSettings {
             node,
@@ -359,7 +359,9 @@ mod tests {
             // More than the mailbox holds, so that the mesh has to take some.
             for number in 1..=10_000 {
                 let number = round * 10_000 + number;
-                shard.post(Party::Mesh, Message::Interest(number, "news".into(), number % 2 == 1));
+                let (change, is_on) = (number, number % 2 == 1);
+                let message = ToMesh::Interest { change, channel: "news".into(), is_on };
+                shard.post(FromShard::Mesh(message));
             }
             while shard.flush() {
                 assert!(

@@ -4,7 +4,7 @@ use super::Mesh;
 use super::sessions::Peer;
 use crate::address::NodeId;
 use crate::metrics::{MeshReport, NodeReport};
-use crate::protocol::api::{self, MeshRow, NodeRow, Reply};
+use crate::protocol::api::{self, MeshRow, NodeRow};
 
 impl Mesh {
     /// The figures of the mesh for `/metrics`.
@@ -32,7 +32,7 @@ impl Mesh {
     }
 
     /// This node and the reachable ones, as the answer to `GET /v1/nodes`.
-    pub(super) fn nodes_page(&self) -> Reply {
+    pub(super) fn nodes_page(&self) -> String {
         let settings = &self.settings;
         let own = MeshRow {
             address: settings.advertise,
@@ -45,7 +45,7 @@ impl Mesh {
         nodes.sort_by_key(|row| row.node);
         let mut page = Vec::new();
         api::put_nodes(&mut page, nodes.into_iter());
-        Reply::Page("application/json", String::from_utf8_lossy(&page).into_owned())
+        String::from_utf8_lossy(&page).into_owned()
     }
 
     fn node_row(&self, peer: &Peer) -> NodeRow {

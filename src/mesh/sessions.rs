@@ -10,7 +10,7 @@ use super::numbers::{AnnouncementNumber, SessionId};
 use super::session::Session;
 use super::wire::Hello;
 use crate::address::{NodeId, ShardId};
-use crate::message::Message;
+use crate::message::FromMesh;
 
 /// Time without a link after which a session ends, in milliseconds. A dead link is noticed within 2.5 s
 /// (the transport's idle timeout), so a dead node leaves the counts within SPEC's 5 s.
@@ -134,7 +134,7 @@ impl Mesh {
         for shard in 0..self.settings.shards {
             *self.unseen_node_ups.entry((node, ShardId(shard as u8))).or_default() += 1;
         }
-        self.tell_shards(|| Message::NodeUp { node, shards, incarnation });
+        self.tell_shards(|| FromMesh::NodeUp { node, shards, incarnation });
     }
 
     /// Ends the session with a node. Messages in flight in both directions are lost.
@@ -145,10 +145,10 @@ impl Mesh {
         self.pending.forget_asker(node);
         self.sessions_ended += 1;
         self.remote_interest.forget(node);
-        self.tell_shards(|| Message::NodeDown(node));
+        self.tell_shards(|| FromMesh::NodeDown(node));
         let incarnation = peer.hello.incarnation;
         if !self.membership.has_incarnation(node, incarnation) {
-            self.tell_shards(|| Message::NodeDead(node, incarnation.0));
+            self.tell_dead(node, incarnation);
         }
         if let Some(link) = peer.link {
             self.links.remove(&link);
@@ -164,7 +164,7 @@ impl Mesh {
         self.dialler.want(now_ms, node, mesh, self.settings.node > node);
     }
 
-    /// Notes that a shard has received [`Message::NodeUp`].
+    /// Notes that a shard has received [`FromMesh::NodeUp`].
     pub(super) fn handle_seen(&mut self, node: NodeId, shard: ShardId) {
         if let Some(count) = self.unseen_node_ups.get_mut(&(node, shard)) {
             *count -= 1;

@@ -4,8 +4,10 @@ use super::link::{Lane, Refusal};
 use super::numbers::SessionId;
 use super::*;
 use crate::address::{ClientId, ShardAddress};
-use crate::message::ConnectionKey;
-use crate::protocol::api::{Reply, Tally};
+use crate::message::{
+    BackendId, ClientCommand, ClientReply, ConnectionKey, GridMessage, Publish, Requester, Ticket,
+};
+use crate::protocol::api::Tally;
 use crate::protocol::frame::Frame;
 use std::collections::BTreeSet;
 
@@ -20,7 +22,7 @@ struct Net {
     cut: BTreeSet<[usize; 2]>,
     // A node that receives nothing.
     deaf: Option<usize>,
-    heard: Vec<(usize, ShardId, Party, Message)>,
+    heard: Vec<(usize, ShardId, FromMesh)>,
     // Nodes that failed, and why.
     ended: Vec<(usize, String)>,
 }
@@ -97,13 +99,12 @@ impl Net {
                 was_busy = true;
                 self.carry_out(index, effect);
             }
-            while let Some(ShardMessage { to: shard, from, message }) =
-                self.meshes[index].poll_message()
+            while let Some(ShardMessage { to: shard, message }) = self.meshes[index].poll_message()
             {
-                if let Message::NodeUp { node, .. } = message {
-                    self.send(index, shard.0, Party::Mesh, Message::NodeSeen(node));
+                if let FromMesh::NodeUp { node, .. } = message {
+                    self.send(index, shard.0, ToMesh::NodeSeen(node));
                 }
-                self.heard.push((index, shard, from, message));
+                self.heard.push((index, shard, message));
             }
         }
         was_busy
@@ -158,19 +159,24 @@ impl Net {
         }
     }
 
-    fn send(&mut self, index: usize, shard: u8, to: Party, message: Message) {
-        self.meshes[index].handle_message(self.now_ms, ShardId(shard), to, message);
+    fn send(&mut self, index: usize, shard: u8, message: ToMesh) {
+        self.meshes[index].handle_message(self.now_ms, ShardId(shard), message);
     }
 
     fn want(&mut self, index: usize, shard: u8, number: u64, is_on: bool) {
-        self.send(index, shard, Party::Mesh, Message::Interest(number, "news".into(), is_on));
+        let interest = ToMesh::Interest { change: number, channel: "news".into(), is_on };
+        self.send(index, shard, interest);
     }
 
     fn publish(&mut self, index: usize, ticket: u64) {
         let at = ShardAddress { node: node(index), shard: ShardId(0) };
-        let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
-        let command = Command::Publish("news".into(), Frame::from_encoded(b"frame"));
-        self.send(index, 0, Party::Mesh, Message::Ask { ticket: Ticket(ticket), from, command });
+        let backend = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
+        let publish = Publish { channel: "news".into(), frame: Frame::from_encoded(b"frame") };
+        self.send(
+            index,
+            0,
+            ToMesh::Publish(Requester { ticket: Ticket(ticket), backend }, publish),
+        );
         self.settle();
     }
 
@@ -178,12 +184,11 @@ impl Net {
     fn published(&mut self, delivered: u64) -> Vec<(usize, ShardId)> {
         let heard = std::mem::take(&mut self.heard);
         let mut asked = Vec::new();
-        for (index, shard, _, message) in heard {
-            if let Message::Ask { ticket, .. } = message {
+        for (index, shard, message) in heard {
+            if let FromMesh::Publish(Requester { ticket, .. }, _) = message {
                 asked.push((index, shard));
                 let tally = Tally { delivered, failed: 0 };
-                let answer = Message::Answer(ticket, Answer::Published(tally));
-                self.send(index, shard.0, Party::Mesh, answer);
+                self.send(index, shard.0, ToMesh::Published(ticket, tally));
             }
         }
         self.settle();
@@ -192,20 +197,20 @@ impl Net {
 
     /// The tally of a publish, if the mesh has sent it.
     fn tally(&mut self, ticket: u64) -> Option<Tally> {
-        self.heard.iter().find_map(|(_, _, _, message)| match message {
-            Message::Answer(of, Answer::Published(tally)) if of.0 == ticket => Some(*tally),
+        self.heard.iter().find_map(|(_, _, message)| match message {
+            FromMesh::Published(of, tally) if of.0 == ticket => Some(*tally),
             _ => None,
         })
     }
 
     fn is_known(&self, index: usize, number: u64) -> bool {
-        self.heard.iter().any(|(at, _, _, message)| {
-            *at == index && matches!(message, Message::InterestKnown(known) if *known >= number)
+        self.heard.iter().any(|(at, _, message)| {
+            *at == index && matches!(message, FromMesh::InterestKnown(known) if *known >= number)
         })
     }
 
-    fn count_of(&self, index: usize, is_it: impl Fn(&Message) -> bool) -> usize {
-        self.heard.iter().filter(|(at, _, _, message)| *at == index && is_it(message)).count()
+    fn count_of(&self, index: usize, is_it: impl Fn(&FromMesh) -> bool) -> usize {
+        self.heard.iter().filter(|(at, _, message)| *at == index && is_it(message)).count()
     }
 }
 
@@ -223,7 +228,7 @@ fn nodes_that_know_one_seed_find_each_other() {
             mesh.peers.values().all(|peer| peer.link.is_some() && peer.liveness.is_trusted(3000))
         );
         assert_eq!(mesh.membership.members().count(), 3);
-        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeUp { .. })), 3 * SHARDS);
+        assert_eq!(net.count_of(index, |m| matches!(m, FromMesh::NodeUp { .. })), 3 * SHARDS);
     }
 }
 
@@ -306,14 +311,15 @@ fn calls_wait_for_a_node_only_until_it_is_silent() {
     assert_eq!(net.tally(2), tally(0, 5));
     net.publish(0, 3);
     assert_eq!(net.tally(3), tally(0, 5));
-    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
+    let to = ShardAddress { node: node(1), shard: ShardId(0) };
     let at = ShardAddress { node: node(0), shard: ShardId(1) };
-    let from = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
-    let command =
-        Command::Send(ClientId::from_value(1463786910324359168), Frame::from_encoded(b"frame"));
-    net.send(0, 1, to, Message::Ask { ticket: Ticket(4), from, command });
+    let backend = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
+    let client = ClientId::from_value(1463786910324359168);
+    let command = ClientCommand::Send(client, Frame::from_encoded(b"frame"));
+    let ask = GridMessage::Ask { ticket: Ticket(4), backend, command };
+    net.send(0, 1, ToMesh::Grid(to, ask));
     net.settle();
-    let is_refused = |m: &Message| matches!(m, Message::Answer(Ticket(4), Answer::Done(Err(_))));
+    let is_refused = |m: &FromMesh| matches!(m, FromMesh::Grid(from, GridMessage::Answer(Ticket(4), Err(_))) if *from == to);
     assert_eq!(net.count_of(0, is_refused), 1);
 }
 
@@ -323,10 +329,10 @@ fn a_node_that_sends_and_does_not_receive_is_lost_like_a_dead_one() {
     net.deaf = Some(1);
     net.heard.clear();
     net.pass(4500);
-    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, FromMesh::NodeDown(_))), SHARDS);
     net.deaf = None;
     net.pass(LOST_AND_FOUND_MS);
-    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp { .. })), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, FromMesh::NodeUp { .. })), SHARDS);
 }
 
 #[test]
@@ -342,7 +348,7 @@ fn the_session_with_a_leaving_node_ends_at_once() {
     net.cut.extend([[0, 2], [1, 2]]);
     net.settle();
     for index in 0..2 {
-        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeDown(_))), SHARDS);
+        assert_eq!(net.count_of(index, |m| matches!(m, FromMesh::NodeDown(_))), SHARDS);
     }
 }
 
@@ -428,29 +434,30 @@ fn messages_in_flight_on_a_lost_link_arrive_once_on_the_next() {
     let mut net = Net::new(2);
     net.heard.clear();
     let from = ShardAddress { node: node(0), shard: ShardId(1) };
-    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
-    let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
-    net.send(0, 1, to, message(1));
+    let to = ShardAddress { node: node(1), shard: ShardId(0) };
+    let message =
+        |number| ToMesh::Grid(to, GridMessage::Answer(Ticket(number), Ok(ClientReply::Done)));
+    net.send(0, 1, message(1));
     net.settle();
     net.cut(0, 1);
-    net.send(0, 1, to, message(2));
-    net.send(0, 1, to, message(3));
+    net.send(0, 1, message(2));
+    net.send(0, 1, message(3));
     net.settle();
     net.cut.clear();
     net.pass(2000);
     let numbers: Vec<u64> = net
         .heard
         .iter()
-        .filter_map(|(index, shard, party, message)| match message {
-            Message::Answer(ticket, _) => {
-                assert_eq!((*index, *shard, *party), (1, ShardId(0), Party::Shard(from)));
+        .filter_map(|(index, shard, message)| match message {
+            FromMesh::Grid(sender, GridMessage::Answer(ticket, _)) => {
+                assert_eq!((*index, *shard, *sender), (1, ShardId(0), from));
                 Some(ticket.0)
             }
             _ => None,
         })
         .collect();
     assert_eq!(numbers, [1, 2, 3]);
-    assert_eq!(net.count_of(1, |m| matches!(m, Message::NodeDown(_))), 0);
+    assert_eq!(net.count_of(1, |m| matches!(m, FromMesh::NodeDown(_))), 0);
 }
 
 #[test]
@@ -554,16 +561,17 @@ fn an_overtaken_hello_begins_no_session_even_after_the_later_one_has_ended() {
 #[test]
 fn a_message_that_a_shard_sent_before_it_knew_of_a_new_session_is_not_sent_in_it() {
     let mut net = Net::new(2);
-    let to = Party::Shard(ShardAddress { node: node(1), shard: ShardId(0) });
-    let message = |number| Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)));
+    let to = ShardAddress { node: node(1), shard: ShardId(0) };
+    let message =
+        |number| ToMesh::Grid(to, GridMessage::Answer(Ticket(number), Ok(ClientReply::Done)));
     net.heard.clear();
     // The shard was told of a second session, and has not confirmed it.
     net.meshes[0].unseen_node_ups.insert((node(1), ShardId(1)), 1);
-    net.send(0, 1, to, message(1));
-    net.send(0, 1, Party::Mesh, Message::NodeSeen(node(1)));
-    net.send(0, 1, to, message(2));
+    net.send(0, 1, message(1));
+    net.send(0, 1, ToMesh::NodeSeen(node(1)));
+    net.send(0, 1, message(2));
     net.settle();
-    let is = |number| move |m: &Message| matches!(m, Message::Answer(Ticket(n), _) if *n == number);
+    let is = |number| move |m: &FromMesh| matches!(m, FromMesh::Grid(_, GridMessage::Answer(of, _)) if of.0 == number);
     assert_eq!((net.count_of(1, is(1)), net.count_of(1, is(2))), (0, 1));
 }
 
@@ -578,8 +586,8 @@ fn a_restarted_node_is_accepted_and_an_id_in_use_is_refused() {
         net.meshes[0].handle_event(net.now_ms, LinkEvent::Closed(link, "gone".into()));
     }
     net.pass(2000);
-    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeDown(_))), SHARDS);
-    assert_eq!(net.count_of(0, |m| matches!(m, Message::NodeUp { .. })), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, FromMesh::NodeDown(_))), SHARDS);
+    assert_eq!(net.count_of(0, |m| matches!(m, FromMesh::NodeUp { .. })), SHARDS);
     let mut other = mesh(1, 3, net.now_ms);
     other.settings.advertise = mesh_address(7);
     let hello = net.meshes[1].peers[&node(0)].hello.clone();
@@ -600,7 +608,7 @@ fn dialling_a_second_address_of_a_node_keeps_the_session() {
         net.pass(1000);
     }
     for index in 0..2 {
-        assert_eq!(net.count_of(index, |m| matches!(m, Message::NodeDown(_))), 0);
+        assert_eq!(net.count_of(index, |m| matches!(m, FromMesh::NodeDown(_))), 0);
         assert_eq!(net.meshes[index].peers.len(), 1);
     }
 }
@@ -618,6 +626,6 @@ fn of_two_nodes_with_one_id_the_later_one_fails_whichever_dials() {
     let why = format!("node id 1 is in use by the node at {}", mesh_address(0));
     assert_eq!(net.ended.first(), Some(&(2, why)));
     assert!(net.ended.iter().all(|(index, _)| *index == 2));
-    let is_own = |m: &Message| matches!(m, Message::NodeUp { node: up, .. } if *up == node(0));
+    let is_own = |m: &FromMesh| matches!(m, FromMesh::NodeUp { node: up, .. } if *up == node(0));
     assert_eq!(net.count_of(2, is_own), 0, "it is not told of itself");
 }

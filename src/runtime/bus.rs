@@ -11,8 +11,8 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::wake::Armed;
-use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{Message, Party};
+use crate::address::ShardId;
+use crate::message::{FromMesh, FromNode, FromShard, ToMesh, ToShard};
 
 /// The messages that all mailboxes of one shard hold together. A channel allocates its memory at
 /// creation, so each gets an equal part, of at least [`PAIR_MIN`].
@@ -56,136 +56,99 @@ impl Wake {
     }
 }
 
-/// A message, and whom it is from; to the mesh: whom it is for.
-type Letter = (Party, Message);
-
-/// One end of the bus: a shard's, or the mesh's, whose index follows that of the last shard.
+/// The receiving side of one end, with a mailbox for each sender.
 #[derive(Debug)]
-pub struct Port {
-    node: NodeId,
-    shards: usize,
+struct Inbox<T> {
     own: usize,
-    inbound: Vec<(ShardId, Receiver<Letter>)>,
+    // In the order of the senders: the shards, the mesh, the node.
+    mailboxes: Vec<Receiver<T>>,
     // Bits of the mailboxes that were not empty when the turn reached its limit.
     unread: Box<[u64]>,
-    outbound: Vec<Sender<Letter>>,
+    wakes: Arc<[Wake]>,
+}
+
+/// The sending side of one end, with a mailbox for each receiver.
+#[derive(Debug)]
+struct Outlets<T> {
+    mailboxes: Vec<Sender<T>>,
     // Messages that did not fit into a mailbox yet, per receiver, in order. Bounded by the protocol
     // between shards: answers by the open questions, questions by the pending calls of each
     // connection, events by the credit of feeders and the windows of consumers.
-    stuck: Vec<VecDeque<Letter>>,
+    stuck: Vec<VecDeque<T>>,
+    // Whether messages wait in `stuck`, per receiver.
     is_touched: Vec<bool>,
-    wakes: Arc<[Wake]>,
+}
+
+/// A shard's end of the bus.
+#[derive(Debug)]
+pub struct Port {
+    shard: ShardId,
+    inbox: Inbox<ToShard>,
+    shards: Outlets<ToShard>,
+    // One mailbox, or none if the node has no mesh.
+    mesh: Outlets<ToMesh>,
+}
+
+/// The mesh's end of the bus.
+#[derive(Debug)]
+pub struct MeshPort {
+    inbox: Inbox<ToMesh>,
+    shards: Outlets<ToShard>,
 }
 
 /// The node's own end of the bus, which sends to every shard and receives nothing.
 #[derive(Clone, Debug)]
 pub struct Control {
-    node: NodeId,
-    outbound: Vec<Sender<Letter>>,
+    mailboxes: Vec<Sender<ToShard>>,
     wakes: Arc<[Wake]>,
 }
 
-/// Creates a bus. Returns the ports of the shards, followed by that of the mesh if `has_mesh`.
+/// Creates a bus. Returns the ports of the shards, that of the mesh if `has_mesh`, and that of the node.
 ///
 /// # Errors
 /// An eventfd cannot be created.
-pub fn bus(node: NodeId, shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Control)> {
-    let capacity = (SHARD_MESSAGES / shards).max(PAIR_MIN);
+pub fn bus(shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Option<MeshPort>, Control)> {
     let ends = shards + usize::from(has_mesh);
-    // The last mailbox is for messages from the node itself.
-    let mailboxes = ends + 1;
-    let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new(mailboxes)).collect::<Result<_, _>>()?;
-    let mut ports: Vec<Port> = (0..ends)
-        .map(|own| Port {
-            node,
-            shards,
-            own,
-            inbound: Vec::new(),
-            unread: vec![0; mailboxes.div_ceil(64)].into(),
-            outbound: Vec::new(),
-            stuck: (0..ends).map(|_| VecDeque::new()).collect(),
-            is_touched: vec![false; ends],
-            wakes: wakes.clone(),
-        })
-        .collect();
-    let mut control = Control { node, outbound: Vec::new(), wakes };
-    for to in 0..ends {
-        for from in 0..ends {
-            let (sender, receiver) = bounded(capacity);
-            ports[from].outbound.push(sender);
-            ports[to].inbound.push((ShardId(from as u8), receiver));
-        }
-        if to < shards {
-            let (sender, receiver) = bounded(PAIR_MIN);
-            control.outbound.push(sender);
-            ports[to].inbound.push((ShardId(to as u8), receiver));
-        }
+    // The index of the mesh follows that of the last shard. The node's own mailbox follows all ends.
+    let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new(ends + 1)).collect::<Result<_, _>>()?;
+    let capacity = (SHARD_MESSAGES / shards).max(PAIR_MIN);
+    // The sending sides of the mailboxes, per receiver, in the order of the senders.
+    let (mut senders, mut inboxes) = (Vec::new(), Vec::new());
+    for to in 0..shards {
+        let capacities = (0..ends).map(|_| capacity).chain([PAIR_MIN]);
+        let (of_shard, inbox) = mailboxes(to, capacities, &wakes);
+        senders.push(of_shard.into_iter());
+        inboxes.push(inbox);
     }
-    Ok((ports, control))
+    let (to_mesh, mesh_inbox) = mailboxes(shards, (0..shards).map(|_| capacity), &wakes);
+    let mut to_mesh = to_mesh.into_iter();
+    let mut next_outlets = || Outlets::new(senders.iter_mut().filter_map(Iterator::next).collect());
+    let mut ports = Vec::new();
+    for (index, inbox) in inboxes.into_iter().enumerate() {
+        let mesh = Outlets::new(to_mesh.next().filter(|_| has_mesh).into_iter().collect());
+        ports.push(Port { shard: ShardId(index as u8), inbox, shards: next_outlets(), mesh });
+    }
+    let mesh = has_mesh.then(|| MeshPort { inbox: mesh_inbox, shards: next_outlets() });
+    let mailboxes = senders.into_iter().flatten().collect();
+    Ok((ports, mesh, Control { mailboxes, wakes }))
 }
 
-impl Port {
-    /// Returns the eventfd that becomes readable when this end must wake.
-    pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wakes[self.own].eventfd.as_fd()
-    }
+/// Creates the mailboxes of one end, with these capacities.
+fn mailboxes<T>(
+    own: usize,
+    capacities: impl Iterator<Item = usize>,
+    wakes: &Arc<[Wake]>,
+) -> (Vec<Sender<T>>, Inbox<T>) {
+    let (senders, mailboxes): (Vec<_>, Vec<_>) = capacities.map(bounded).unzip();
+    let unread = vec![0; mailboxes.len().div_ceil(64)].into();
+    (senders, Inbox { own, mailboxes, unread, wakes: wakes.clone() })
+}
 
-    /// Posts a shard's message to another shard, or to the mesh, which forwards it to other nodes. The
-    /// next [`Self::flush`] sends it.
-    pub fn post(&mut self, to: Party, message: Message) {
-        match to {
-            Party::Shard(ShardAddress { node, shard }) if node == self.node => {
-                let own = ShardAddress { node, shard: ShardId(self.own as u8) };
-                self.put(shard.index(), (Party::Shard(own), message));
-            }
-            // Without a mesh there are no other nodes, and the shards send them nothing.
-            _ if self.outbound.len() == self.shards => {}
-            _ => self.put(self.shards, (to, message)),
-        }
-    }
-
-    /// Posts a message from the mesh to a shard of this node. The next [`Self::flush`] sends it.
-    pub fn post_from(&mut self, from: Party, to: ShardId, message: Message) {
-        if to.index() < self.shards {
-            self.put(to.index(), (from, message));
-        }
-    }
-
-    fn put(&mut self, to: usize, letter: Letter) {
-        self.stuck[to].push_back(letter);
-        self.is_touched[to] = true;
-    }
-
-    /// Puts posted messages into the mailboxes and wakes sleeping receivers. Returns true if some did not
-    /// fit and must be sent again soon.
-    pub fn flush(&mut self) -> bool {
-        let mut is_stuck = false;
-        for to in 0..self.outbound.len() {
-            if !self.is_touched[to] {
-                continue;
-            }
-            while let Some(letter) = self.stuck[to].pop_front() {
-                match self.outbound[to].try_send(letter) {
-                    Ok(()) => {}
-                    Err(TrySendError::Full(letter)) => {
-                        self.stuck[to].push_front(letter);
-                        break;
-                    }
-                    // The shard has ended: the node shuts down, and nobody waits for the message.
-                    Err(TrySendError::Disconnected(_)) => {}
-                }
-            }
-            self.is_touched[to] = !self.stuck[to].is_empty();
-            is_stuck |= self.is_touched[to];
-            self.wakes[to].mark(self.own);
-        }
-        is_stuck
-    }
-
-    /// Takes messages out of the mailboxes, so many at most per turn: for a shard with whom they are
-    /// from; for the mesh with the shard that sent them, and whom they are for.
-    pub fn receive(&mut self, mut handle: impl FnMut(ShardId, Party, Message)) -> usize {
-        let share = MESSAGES_PER_TURN.div_ceil(self.inbound.len());
+impl<T> Inbox<T> {
+    /// Passes messages from the mailboxes to `handle`, each with the index of its sender. Takes a limited
+    /// number per turn, and returns how many.
+    fn receive(&mut self, mut handle: impl FnMut(usize, T)) -> usize {
+        let share = MESSAGES_PER_TURN.div_ceil(self.mailboxes.len());
         let mut taken = 0;
         for (word, unread) in self.unread.iter_mut().enumerate() {
             let mark = &self.wakes[self.own].marks[word];
@@ -195,48 +158,170 @@ impl Port {
             while marked != 0 {
                 let bit = marked.trailing_zeros() as usize;
                 marked &= marked - 1;
-                let (from, receiver) = &self.inbound[word * 64 + bit];
-                for (party, message) in receiver.try_iter().take(share) {
+                let (from, mailbox) = (word * 64 + bit, &self.mailboxes[word * 64 + bit]);
+                for message in mailbox.try_iter().take(share) {
                     taken += 1;
-                    handle(*from, party, message);
+                    handle(from, message);
                 }
-                *unread |= u64::from(!receiver.is_empty()) << bit;
+                *unread |= u64::from(!mailbox.is_empty()) << bit;
             }
         }
         taken
     }
 
-    /// Announces that this end is about to sleep. Returns false if it must not, because a message is
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wakes[self.own].eventfd.as_fd()
+    }
+
+    fn may_sleep(&self) -> bool {
+        self.wakes[self.own].armed.may_sleep(|| self.is_empty())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unread.iter().all(|&word| word == 0)
+            && self.wakes[self.own].marks.iter().all(|word| word.load(Ordering::Acquire) == 0)
+    }
+}
+
+impl<T> Outlets<T> {
+    fn new(mailboxes: Vec<Sender<T>>) -> Self {
+        let stuck = mailboxes.iter().map(|_| VecDeque::new()).collect();
+        let is_touched = vec![false; mailboxes.len()];
+        Self { mailboxes, stuck, is_touched }
+    }
+
+    /// Posts a message to a receiver. The next [`Self::flush`] sends it. A message to a receiver that does
+    /// not exist is dropped.
+    fn post(&mut self, to: usize, message: T) {
+        if let Some(stuck) = self.stuck.get_mut(to) {
+            stuck.push_back(message);
+            self.is_touched[to] = true;
+        }
+    }
+
+    /// Puts posted messages into the mailboxes and wakes sleeping receivers. Returns true if some did not
+    /// fit.
+    fn flush(&mut self, receivers: &[Wake], sender: usize) -> bool {
+        let mut is_stuck = false;
+        for (to, (mailbox, receiver)) in self.mailboxes.iter().zip(receivers).enumerate() {
+            if !self.is_touched[to] {
+                continue;
+            }
+            while let Some(message) = self.stuck[to].pop_front() {
+                match mailbox.try_send(message) {
+                    Ok(()) => {}
+                    Err(TrySendError::Full(message)) => {
+                        self.stuck[to].push_front(message);
+                        break;
+                    }
+                    // The receiver has ended: the node shuts down, and nobody waits for the message.
+                    Err(TrySendError::Disconnected(_)) => {}
+                }
+            }
+            self.is_touched[to] = !self.stuck[to].is_empty();
+            is_stuck |= self.is_touched[to];
+            receiver.mark(sender);
+        }
+        is_stuck
+    }
+}
+
+impl Port {
+    /// Returns the eventfd that becomes readable when the shard must wake.
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.inbox.wake_fd()
+    }
+
+    /// Posts a message of the shard. The next [`Self::flush`] sends it.
+    pub fn post(&mut self, message: FromShard) {
+        match message {
+            FromShard::Local(to, message) => {
+                self.shards.post(to.index(), ToShard::Local(self.shard, message));
+            }
+            // Without a mesh there are no other nodes, and the message is dropped.
+            FromShard::Mesh(message) => self.mesh.post(0, message),
+        }
+    }
+
+    /// Puts posted messages into the mailboxes and wakes sleeping receivers. Returns true if some did not
+    /// fit and must be sent again soon.
+    pub fn flush(&mut self) -> bool {
+        let own = self.inbox.own;
+        let (shards, mesh) = self.inbox.wakes.split_at(self.shards.mailboxes.len());
+        self.shards.flush(shards, own) | self.mesh.flush(mesh, own)
+    }
+
+    /// Passes received messages to `handle`, a limited number per turn. Returns how many.
+    pub fn receive(&mut self, mut handle: impl FnMut(ToShard)) -> usize {
+        self.inbox.receive(|_, message| handle(message))
+    }
+
+    /// Announces that the shard is about to sleep. Returns false if it must not, because a message is
     /// waiting.
     pub fn may_sleep(&self) -> bool {
-        self.wakes[self.own].armed.may_sleep(|| self.is_empty())
+        self.inbox.may_sleep()
     }
 
     /// Whether no message is waiting.
     pub fn is_empty(&self) -> bool {
-        self.unread.iter().all(|&word| word == 0)
-            && self.wakes[self.own].marks.iter().all(|word| word.load(Ordering::Acquire) == 0)
+        self.inbox.is_empty()
     }
 
-    /// Announces that this end is awake and need not be woken.
+    /// Announces that the shard is awake and need not be woken.
     pub fn stay_awake(&self) {
-        self.wakes[self.own].armed.disarm();
+        self.inbox.wakes[self.inbox.own].armed.disarm();
+    }
+}
+
+impl MeshPort {
+    /// Returns the eventfd that becomes readable when the mesh must wake.
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.inbox.wake_fd()
+    }
+
+    /// Posts a message to a shard of this node. The next [`Self::flush`] sends it. A message to a shard that
+    /// the node does not have is dropped.
+    pub fn post(&mut self, to: ShardId, message: FromMesh) {
+        self.shards.post(to.index(), ToShard::Mesh(message));
+    }
+
+    /// Puts posted messages into the mailboxes and wakes sleeping shards. Returns true if some did not fit
+    /// and must be sent again soon.
+    pub fn flush(&mut self) -> bool {
+        self.shards.flush(&self.inbox.wakes, self.inbox.own)
+    }
+
+    /// Passes received messages to `handle`, each with the shard that sent it, a limited number per turn.
+    /// Returns how many.
+    pub fn receive(&mut self, mut handle: impl FnMut(ShardId, ToMesh)) -> usize {
+        self.inbox.receive(|from, message| handle(ShardId(from as u8), message))
+    }
+
+    /// Announces that the mesh is about to sleep. Returns false if it must not, because a message is
+    /// waiting.
+    pub fn may_sleep(&self) -> bool {
+        self.inbox.may_sleep()
+    }
+
+    /// Announces that the mesh is awake and need not be woken.
+    pub fn stay_awake(&self) {
+        self.inbox.wakes[self.inbox.own].armed.disarm();
     }
 }
 
 impl Control {
     /// Sends a message to every shard. A message that does not fit into a mailbox is dropped.
-    pub fn tell_all(&self, message: impl Fn() -> Message) {
-        for (shard, sender) in self.outbound.iter().enumerate() {
-            let _ = sender.try_send((self.own(ShardId(shard as u8)), message()));
+    pub fn tell_all(&self, message: impl Fn() -> FromNode) {
+        for (shard, mailbox) in self.mailboxes.iter().enumerate() {
+            let _ = mailbox.try_send(ToShard::Node(message()));
             self.mark(shard);
         }
     }
 
     /// Sends a message to one shard. Blocks while its mailbox is full.
-    pub fn tell(&self, shard: ShardId, message: Message) {
+    pub fn tell(&self, shard: ShardId, message: FromNode) {
         // Fails only if the shard has ended.
-        let _ = self.outbound[shard.index()].send((self.own(shard), message));
+        let _ = self.mailboxes[shard.index()].send(ToShard::Node(message));
         self.mark(shard.index());
     }
 
@@ -245,49 +330,38 @@ impl Control {
         self.wakes[shard].mark(self.wakes.len());
     }
 
-    /// Returns the sender of the node's messages to a shard, which is the shard itself.
-    fn own(&self, shard: ShardId) -> Party {
-        Party::Shard(ShardAddress { node: self.node, shard })
-    }
-
     /// Wakes every shard that sleeps or is about to sleep.
     pub fn wake_all(&self) {
-        (0..self.outbound.len()).for_each(|shard| self.mark(shard));
+        (0..self.mailboxes.len()).for_each(|shard| self.mark(shard));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Answer, Ticket};
-    use crate::protocol::api::Reply;
+    use crate::address::{NodeId, ShardAddress};
+    use crate::message::{ClientReply, GridMessage, LocalMessage, Ticket};
 
-    const NODE: NodeId = NodeId::new(1).unwrap();
-
-    fn shard(number: u8) -> Party {
-        Party::Shard(ShardAddress { node: NODE, shard: ShardId(number) })
+    fn message(number: u64) -> GridMessage {
+        GridMessage::Answer(Ticket(number), Ok(ClientReply::Done))
     }
 
-    fn number(message: Message) -> u64 {
+    fn number(message: &GridMessage) -> u64 {
         match message {
-            Message::Answer(ticket, _) => ticket.0,
+            GridMessage::Answer(ticket, _) => ticket.0,
             other => panic!("unexpected {other:?}"),
         }
     }
 
-    fn message(number: u64) -> Message {
-        Message::Answer(Ticket(number), Answer::Done(Ok(Reply::Done)))
-    }
-
     #[test]
     fn messages_of_a_pair_arrive_once_and_in_order_though_mailboxes_are_full() {
-        let (mut ports, _control) = bus(NODE, 2, false).unwrap();
+        let (mut ports, ..) = bus(2, false).unwrap();
         let mut second = ports.pop().unwrap();
         let mut first = ports.pop().unwrap();
         const COUNT: u64 = 100_000;
         let sender = std::thread::spawn(move || {
             for n in 0..COUNT {
-                first.post(shard(1), message(n));
+                first.post(FromShard::Local(ShardId(1), LocalMessage::Grid(message(n))));
                 if n % 7 == 0 {
                     first.flush();
                 }
@@ -298,9 +372,12 @@ mod tests {
         });
         let mut expected = 0;
         while expected < COUNT {
-            let taken = second.receive(|_, from, message| {
-                assert_eq!((from, number(message)), (shard(0), expected));
-                expected += 1;
+            let taken = second.receive(|message| match message {
+                ToShard::Local(ShardId(0), LocalMessage::Grid(message)) => {
+                    assert_eq!(number(&message), expected);
+                    expected += 1;
+                }
+                other => panic!("unexpected {other:?}"),
             });
             if taken == 0 && second.may_sleep() {
                 let mut counter = [0; 8];
@@ -311,38 +388,59 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_other_nodes_goes_to_the_mesh_and_what_it_says_comes_with_its_sender() {
-        let (mut ports, _control) = bus(NODE, 1, true).unwrap();
-        let far = NodeId::new(2).unwrap();
-        let far = Party::Shard(ShardAddress { node: far, shard: ShardId(9) });
-        ports[0].post(far, message(1));
-        ports[0].post(Party::Mesh, message(2));
-        ports[0].flush();
-        let mut seen = Vec::new();
-        ports[1].receive(|from, to, message| seen.push((from, to, number(message))));
-        assert_eq!(seen, [(ShardId(0), far, 1), (ShardId(0), Party::Mesh, 2)]);
-        ports[1].post_from(far, ShardId(0), message(3));
+    fn the_mesh_hears_the_sending_shard_and_a_shard_hears_the_mesh_and_the_node() {
+        let (mut ports, mesh, control) = bus(2, true).unwrap();
+        let mut mesh = mesh.unwrap();
+        let far = ShardAddress { node: NodeId::new(2).unwrap(), shard: ShardId(9) };
+        ports[1].post(FromShard::Mesh(ToMesh::Grid(far, message(1))));
+        ports[1].post(FromShard::Mesh(ToMesh::Clients(2)));
         ports[1].flush();
-        ports[0].receive(|_, from, message| assert_eq!((from, number(message)), (far, 3)));
-        assert!(ports[0].may_sleep());
+        let mut heard = Vec::new();
+        mesh.receive(|from, message| heard.push((from, message)));
+        assert!(matches!(
+            &heard[..],
+            [(ShardId(1), ToMesh::Grid(to, first)), (ShardId(1), ToMesh::Clients(2))]
+                if *to == far && number(first) == 1
+        ));
+        mesh.post(ShardId(1), FromMesh::Grid(far, message(3)));
+        mesh.post(ShardId(2), FromMesh::GivenUp);
+        mesh.flush();
+        control.tell(ShardId(1), FromNode::DrainBackends);
+        let mut heard = Vec::new();
+        ports[1].receive(|message| heard.push(message));
+        assert!(matches!(
+            &heard[..],
+            [ToShard::Mesh(FromMesh::Grid(from, third)), ToShard::Node(FromNode::DrainBackends)]
+                if *from == far && number(third) == 3
+        ));
+        assert!(ports[0].may_sleep() && ports[1].may_sleep() && mesh.may_sleep());
+    }
+
+    #[test]
+    fn a_node_without_a_mesh_drops_what_is_for_it() {
+        let (mut ports, mesh, _) = bus(1, false).unwrap();
+        ports[0].post(FromShard::Mesh(ToMesh::Clients(2)));
+        assert!(mesh.is_none() && !ports[0].flush() && ports[0].is_empty());
     }
 
     #[test]
     fn a_shard_that_was_awake_when_all_were_woken_does_not_sleep_before_it_has_looked() {
-        let (mut ports, control) = bus(NODE, 1, false).unwrap();
+        let (mut ports, _, control) = bus(1, false).unwrap();
         control.wake_all();
         assert!(!ports[0].may_sleep());
-        assert_eq!(ports[0].receive(|_, _, message| panic!("unexpected {message:?}")), 0);
+        assert_eq!(ports[0].receive(|message| panic!("unexpected {message:?}")), 0);
         assert!(ports[0].may_sleep());
     }
 
     #[test]
     fn a_shard_with_mail_does_not_sleep() {
-        let (mut ports, control) = bus(NODE, 1, false).unwrap();
+        let (mut ports, _, control) = bus(1, false).unwrap();
         assert!(ports[0].may_sleep());
-        control.tell_all(|| Message::DrainBackends);
+        control.tell_all(|| FromNode::DrainBackends);
         assert!(!ports[0].may_sleep());
-        ports[0].receive(|_, _, message| assert!(matches!(message, Message::DrainBackends)));
+        let mut heard = Vec::new();
+        ports[0].receive(|message| heard.push(message));
+        assert!(matches!(heard[..], [ToShard::Node(FromNode::DrainBackends)]));
         assert!(ports[0].may_sleep());
     }
 }

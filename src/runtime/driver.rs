@@ -210,7 +210,7 @@ impl Driver {
             self.turn_or_fail()?;
             glommio::yield_if_needed().await;
         }
-        let counters = self.shard.counters();
+        let counters = self.shard.inspect().counters();
         let inspection = self.shard.inspect();
         Ok(Summary {
             counters,
@@ -247,7 +247,7 @@ impl Driver {
         let taken = self.take_completions();
         let now = self.clock.now();
         let Self { port, shard, .. } = self;
-        port.receive(|_, from, message| shard.handle_message(now, from, message));
+        port.receive(|message| shard.handle_message(now, message));
         self.handle_memory(now);
         self.shard.handle_turn(now);
         self.post_messages();
@@ -368,8 +368,8 @@ impl Driver {
     }
 
     fn post_messages(&mut self) {
-        while let Some((to, message)) = self.shard.poll_message() {
-            self.port.post(to, message);
+        while let Some(message) = self.shard.poll_message() {
+            self.port.post(message);
         }
         self.is_stuck = self.port.flush();
         while let Some(verification) = self.shard.poll_verification() {

@@ -30,7 +30,7 @@ mod watch;
 use std::sync::atomic;
 
 pub use awake::AwakeClock;
-pub use bus::{Port, bus};
+pub use bus::{MeshPort, Port, bus};
 pub use clock::unix_ms;
 pub use identity::TlsContext;
 pub use listener::{BACKLOG, Listening, bind, route_out};

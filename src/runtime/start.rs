@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
-use super::bus::{Control, Port, bus};
+use super::bus::{Control, MeshPort, bus};
 use super::check;
 use super::driver::Driver;
 use super::identity::{ListenerTls, TlsContext};
@@ -16,7 +16,7 @@ use super::listener::Listening;
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
 use crate::address::ShardId;
-use crate::message::Message;
+use crate::message::FromNode;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
 use crate::shard::{Listener, Shard};
@@ -54,9 +54,8 @@ pub fn start(
     capacity: Capacity,
     spin: Duration,
     failures: impl Fn(String) + Clone + Send + 'static,
-) -> io::Result<(Shards, Option<Port>)> {
-    let (mut ports, control) = bus(settings.node, cores.len(), settings.has_mesh)?;
-    let mesh_port = ports.split_off(cores.len()).pop();
+) -> io::Result<(Shards, Option<MeshPort>)> {
+    let (ports, mesh_port, control) = bus(cores.len(), settings.has_mesh)?;
     let mut verifiers = verifier::start(control.clone(), cores.len())?.into_iter();
     let watch = Arc::new(Watch::new(cores.len(), capacity));
     let mut sockets: Vec<Vec<_>> = cores.iter().map(|_| Vec::new()).collect();
@@ -113,14 +112,14 @@ impl Shards {
     pub fn drain(self, deadline: Duration) -> io::Result<Summary> {
         let start = Instant::now();
         let over_ms = deadline.as_millis() as u64 / 2;
-        self.control.tell_all(|| Message::Drain { over_ms });
+        self.control.tell_all(|| FromNode::Drain { over_ms });
         // Messages between shards may be in flight, so the shards must be quiet twice in a row.
         let mut was_quiet = false;
         wait_until(start + deadline * 4 / 5, || {
             let is_quiet = self.watch.is_quiet();
             std::mem::replace(&mut was_quiet, is_quiet) && is_quiet
         });
-        self.control.tell_all(|| Message::DrainBackends);
+        self.control.tell_all(|| FromNode::DrainBackends);
         wait_until(start + deadline, || self.watch.undrained.load(Ordering::Acquire) == 0);
         self.watch.is_stopped.store(true, Ordering::Release);
         self.control.wake_all();

@@ -3,8 +3,8 @@
 
 use super::Shard;
 use super::backend::{self, Caller};
-use super::turn::Requester;
-use crate::message::{Answer, Command, Party};
+use super::turn::Command;
+use crate::message::{ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester};
 use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
 use crate::protocol::frame::Frame;
 
@@ -31,11 +31,19 @@ impl Shard {
                     }
                     Some(address) if address == turn.address && !has_pending_publish => {
                         let (kind, bytes) = (content.kind, &content.bytes);
-                        self.clients.send(turn, connections, client, kind, bytes)
+                        let sent = self.clients.send(turn, connections, client, kind, bytes);
+                        sent.map(Reply::from)
                     }
                     Some(address) => {
-                        let (to, backends) = (Party::Shard(address), &mut self.backends);
-                        return backends.call_send(turn, connections, caller, to, client, &content);
+                        let backends = &mut self.backends;
+                        return backends.call_send(
+                            turn,
+                            connections,
+                            caller,
+                            address,
+                            client,
+                            &content,
+                        );
                     }
                 }
             }
@@ -60,14 +68,14 @@ impl Shard {
         if has_pending_publish || !turn.is_alone() {
             let receivers =
                 self.backends.receivers_of_publish(turn, connections, caller.key, channel);
-            let is_for_others = receivers.iter().any(|party| *party != turn.own_party());
-            if is_for_others || has_pending_publish && !receivers.is_empty() {
+            let is_for_others = receivers.include_others_than(turn.address.shard);
+            if is_for_others || has_pending_publish && !receivers.shards.is_empty() {
                 let backends = &mut self.backends;
                 return backends.call_publish(
                     turn,
                     connections,
                     caller,
-                    &receivers,
+                    receivers,
                     channel,
                     content,
                 );
@@ -86,10 +94,9 @@ impl Shard {
                 connections.reply(turn, caller.key, &caller.shape, &answer);
             }
             Err(walk) => {
-                let ticket = self.backends.wait_for_publish(turn, connections, caller);
-                if let Some(ticket) = ticket {
-                    let party = turn.own_party();
-                    self.clients.defer_publish(Requester { party, ticket, backend }, walk);
+                let requester = self.backends.wait_for_publish(turn, connections, caller);
+                if let Some(requester) = requester {
+                    self.clients.defer_publish(requester, walk);
                 }
             }
         }
@@ -102,36 +109,45 @@ impl Shard {
         let command = match self.clients.queue_behind_publish(requester, command) {
             Ok(Some(command)) => command,
             Ok(None) => return,
-            Err(fault) => {
+            Err(command) => {
                 turn.counters.limits.calls_waiting += 1;
-                return turn.answer(requester, Answer::Done(Err(fault)));
+                let why = "too much waits behind a large publish";
+                let fault = Fault::new(Code::TooManyRequests, why);
+                return match command.is_publish() {
+                    true => turn.answer_publish(requester, Err(fault)),
+                    false => turn.answer(requester, Err(fault)),
+                };
             }
         };
         let done = match command {
-            Command::Publish(channel, frame) => {
+            Command::Local(LocalCommand::Publish(Publish { channel, frame })) => {
                 return match self.clients.publish(turn, connections, &channel, frame) {
-                    Ok(tally) => turn.answer(requester, Answer::Published(tally)),
+                    Ok(tally) => turn.answer_publish(requester, Ok(tally)),
                     Err(walk) => self.clients.defer_publish(requester, walk),
                 };
             }
-            Command::Send(client, frame) => {
+            Command::Local(LocalCommand::Join(topic, terms)) => {
+                let joined = self.topics.join(turn, &topic, requester.backend, terms);
+                joined.map(|()| ClientReply::Done)
+            }
+            Command::Local(LocalCommand::Leave(topic)) => {
+                let left = self.topics.leave(turn, &topic, requester.backend);
+                left.map(|()| ClientReply::Done)
+            }
+            Command::Local(LocalCommand::Report) => {
+                let report = LocalMessage::Report(requester.ticket, Box::new(self.report()));
+                return self.turn.send_local(requester.backend.at.shard, report);
+            }
+            Command::Client(ClientCommand::Send(client, frame)) => {
                 self.clients.send(turn, connections, client, frame.kind(), frame.payload())
             }
-            Command::Call(client, function) => {
+            Command::Client(ClientCommand::Call(client, function)) => {
                 match self.clients.execute(turn, connections, requester, client, function) {
                     Some(done) => done,
                     None => return,
                 }
             }
-            Command::Join(topic, terms) => self.topics.join(turn, &topic, requester.backend, terms),
-            Command::Leave(topic) => self.topics.leave(turn, &topic, requester.backend),
-            // Answered by the mesh, never by a shard.
-            Command::Nodes => Err(Fault::new(Code::ExecutionFailed, "not asked of a shard")),
-            Command::Report => {
-                let report = Box::new(self.report());
-                return self.turn.answer(requester, Answer::Report(report));
-            }
         };
-        turn.answer(requester, Answer::Done(done));
+        turn.answer(requester, done);
     }
 }

@@ -8,7 +8,7 @@ use super::node_state::NodeState;
 use super::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
 use super::turn::{Now, Step, Turn};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{ConnectionKey, Message, Party};
+use crate::message::{ConnectionKey, FromShard};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::{Bounds, WhenFull};
@@ -97,6 +97,6 @@ pub fn steps(turn: &mut Turn) -> Vec<Step> {
 }
 
 /// Takes out the messages to other shards and to the mesh.
-pub fn messages(turn: &mut Turn) -> Vec<(Party, Message)> {
+pub fn messages(turn: &mut Turn) -> Vec<FromShard> {
     std::iter::from_fn(|| turn.poll_message()).collect()
 }

@@ -3,7 +3,9 @@
 use super::connection::{Connections, ReadProgress};
 use super::memory::Shortage;
 use super::topics::Topics;
+use super::turn::Turn;
 use crate::message::ConnectionKey;
+use crate::metrics::Counters;
 
 /// How far the shutdown of a shard has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,15 +21,20 @@ pub struct DrainState {
 
 /// A view of a shard's state. Most methods visit every connection or topic.
 pub struct Inspection<'s> {
+    pub(super) turn: &'s Turn,
     pub(super) connections: &'s Connections,
     pub(super) topics: &'s Topics,
-    pub(super) shortage: Shortage,
 }
 
 impl Inspection<'_> {
+    /// Returns the counters.
+    pub fn counters(&self) -> Counters {
+        self.turn.counters
+    }
+
     /// Returns how short of memory the node is, as last given to the shard.
     pub fn shortage(&self) -> Shortage {
-        self.shortage
+        self.turn.shortage
     }
 
     /// Returns the number of connections.

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use super::connection::Connections;
 use super::turn::{ClientEvent, Turn};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
-use crate::message::{ConnectionKey, Event, Message, Party, WARDS_AT_ONCE, WardsMessage};
+use crate::message::{ConnectionKey, Event, GridMessage, WARDS_PER_MESSAGE_MAX, WardsMessage};
 use crate::protocol::api;
 use crate::protocol::frame::Frame;
 
@@ -122,7 +122,7 @@ impl LastWills {
     /// Returns some clients that have ended, and where to go on.
     fn some_ended(&self, from: ClientId) -> (Vec<Will>, Option<Unregistered>) {
         let mut ended = self.ended.range(from..);
-        let some = ended.by_ref().take(WARDS_AT_ONCE);
+        let some = ended.by_ref().take(WARDS_PER_MESSAGE_MAX);
         let some = some.map(|(&client, topic)| Will { topic: topic.clone(), client }).collect();
         (some, ended.next().map(|(&client, _)| Unregistered::Ended(client)))
     }
@@ -263,7 +263,7 @@ impl LastWills {
     fn tell_watcher(&mut self, turn: &mut Turn, message: WardsMessage) {
         if let Some(watcher) = self.watcher {
             let owner = turn.address;
-            turn.send(Party::Shard(watcher), Message::Wards(owner, message));
+            turn.send_grid(watcher, GridMessage::Wards(owner, message));
         }
     }
 
@@ -320,7 +320,7 @@ impl LastWills {
         connections: &mut Connections,
         from: u32,
     ) -> (Vec<Will>, Option<Unregistered>) {
-        let (keys, next) = connections.keys(from, WARDS_AT_ONCE);
+        let (keys, next) = connections.keys(from, WARDS_PER_MESSAGE_MAX);
         let some = keys.into_iter().filter_map(|key| will_of(turn, connections, key)).collect();
         (
             some,
@@ -363,7 +363,7 @@ impl LastWills {
                     self.watched.remove(&of);
                 } else {
                     let claim = WardsMessage::Claim(incarnation, ours);
-                    turn.send(Party::Shard(from), Message::Wards(owner, claim));
+                    turn.send_grid(from, GridMessage::Wards(owner, claim));
                 }
             }
         }
@@ -394,7 +394,7 @@ impl LastWills {
             for node in turn.roster.others() {
                 if let Some(to) = watcher_on(turn, owner.shard, node) {
                     let claim = WardsMessage::Claim(incarnation, epoch);
-                    turn.send(Party::Shard(to), Message::Wards(owner, claim));
+                    turn.send_grid(to, GridMessage::Wards(owner, claim));
                 }
             }
         }
@@ -440,6 +440,7 @@ fn unwatched(client: ClientId, frame: Frame) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{FromShard, ToMesh};
     use crate::shard::fixture::{self, TOPIC};
 
     /// When the other node was started.
@@ -466,11 +467,13 @@ mod tests {
     /// Takes out what this shard tells its watcher, which is on the other node.
     fn told(turn: &mut Turn) -> Vec<WardsMessage> {
         let own = turn.address;
-        let told = fixture::messages(turn).into_iter().map(|(to, message)| match message {
-            Message::Wards(owner, message) if to == Party::Shard(other()) && owner == own => {
+        let told = fixture::messages(turn).into_iter().map(|message| match message {
+            FromShard::Mesh(ToMesh::Grid(to, GridMessage::Wards(owner, message)))
+                if to == other() && owner == own =>
+            {
                 message
             }
-            message => panic!("{message:?} to {to:?}"),
+            message => panic!("{message:?}"),
         });
         told.collect()
     }

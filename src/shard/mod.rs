@@ -19,10 +19,10 @@
 //! | `memory` | which connections are closed when the node is short of memory |
 //! | `drain` | the shutdown of the shard |
 //!
-//! `requests.rs` and `calls.rs` contain the routing of HTTP requests and of calls. The remaining
-//! files are shared by the parts: `settings.rs`, `node_state.rs`, `roster.rs` (reachable nodes),
-//! `timers.rs`, `work.rs` (how much of a turn input may take), `rate.rs`, `interest.rs` (which
-//! shards have subscribers), `trail.rs` (debug log of connections).
+//! `requests.rs`, `calls.rs` and `messages.rs` contain the routing of HTTP requests, calls and
+//! messages. The remaining files are shared by the parts: `settings.rs`, `node_state.rs`,
+//! `roster.rs` (reachable nodes), `timers.rs`, `work.rs` (how much of a turn input may take),
+//! `rate.rs`, `interest.rs` (which shards have subscribers), `trail.rs` (debug log of connections).
 
 pub mod access;
 mod backend;
@@ -36,6 +36,7 @@ mod inspection;
 pub mod interest;
 mod last_wills;
 mod memory;
+mod messages;
 pub mod node_state;
 pub mod rate;
 mod requests;
@@ -59,11 +60,11 @@ pub use shed_round::ShedRound;
 pub use turn::{Action, Now};
 
 use crate::address::{IdLayout, IdSource, ShardId};
-use crate::message::{ConnectionKey, Message, Party, TopicMessage};
+use crate::message::{ConnectionKey, FromShard};
 use crate::metrics::{Counters, Durations, ProcessReport, Report};
 use crate::protocol::api;
 use access::{Addresses, ApiAccess, Verification};
-use backend::{Backends, Caller, TopicHome};
+use backend::{Backends, Caller};
 use client::Clients;
 use connection::{Connections, Pause, Phase, PolledWrite, Shape, Stage, Written};
 use drain::Draining;
@@ -207,13 +208,6 @@ impl Shard {
         self.route();
     }
 
-    /// Handles a message from another shard, the mesh, or the node itself.
-    pub fn handle_message(&mut self, now: Now, from: Party, message: Message) {
-        self.turn.now = now;
-        self.dispatch(from, message);
-        self.route();
-    }
-
     /// Handles the memory usage of the node. To be called once per turn, before
     /// [`Self::handle_turn`]. Memory is unlimited for a shard that is never told the usage. When
     /// the node is short of memory, closes connections: a slice of them per turn, until all shards
@@ -309,7 +303,7 @@ impl Shard {
     }
 
     /// Returns the next message for another shard or for the mesh.
-    pub fn poll_message(&mut self) -> Option<(Party, Message)> {
+    pub fn poll_message(&mut self) -> Option<FromShard> {
         self.clients.announce(&mut self.turn);
         self.turn.poll_message()
     }
@@ -382,11 +376,6 @@ impl Shard {
         self.turns_taken.add(us);
     }
 
-    /// Returns the counters.
-    pub fn counters(&self) -> Counters {
-        self.turn.counters
-    }
-
     /// Returns the counters, for what the runtime counts.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.turn.counters
@@ -394,8 +383,7 @@ impl Shard {
 
     /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
-        let shortage = self.turn.shortage;
-        Inspection { connections: &self.connections, topics: &self.topics, shortage }
+        Inspection { turn: &self.turn, connections: &self.connections, topics: &self.topics }
     }
 
     /// Returns the shard's state for `/metrics`. Reading the state visits every topic.
@@ -439,8 +427,8 @@ impl Shard {
             let (turn, connections) = (&mut self.turn, &mut self.connections);
             match step {
                 Step::Message(message) => {
-                    let own = turn.own_party();
-                    self.dispatch(own, message);
+                    let own = turn.address.shard;
+                    self.dispatch_local(own, message);
                 }
                 Step::Event(fed) => self.topics.feed(turn, connections, fed),
                 Step::ClientOpened(key) => self.last_wills.register(turn, connections, key),
@@ -462,77 +450,6 @@ impl Shard {
                 }
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
             }
-        }
-    }
-
-    /// Passes a message to the part that handles it.
-    fn dispatch(&mut self, from: Party, message: Message) {
-        let (turn, connections) = (&mut self.turn, &mut self.connections);
-        match message {
-            Message::Ask { ticket, from: backend, command } => {
-                self.execute_command(turn::Requester { party: from, ticket, backend }, command);
-            }
-            Message::Answer(ticket, answer) => {
-                self.backends.handle_answer(turn, connections, ticket, answer);
-            }
-            Message::Topic(topic, message) => {
-                let Party::Shard(from) = from else { return };
-                match message {
-                    TopicMessage::Deliver(to, delivery) => {
-                        let (key, home) = (to.connection, TopicHome { node: from.node, topic });
-                        self.backends.deliver(turn, connections, key, home, delivery);
-                    }
-                    TopicMessage::Expel(backend) => {
-                        connections.close_slow(turn, backend.connection);
-                    }
-                    // A topic watches only clients of its own node.
-                    TopicMessage::Left(client) if from.node == turn.address.node => {
-                        self.last_wills.unregister(turn, &topic, client);
-                    }
-                    message => self.topics.handle(turn, connections, from, &topic, message),
-                }
-            }
-            Message::InterestKnown(change) => {
-                self.clients.handle_interest_known(turn, connections, change);
-            }
-            Message::NodeUp { node, shards, incarnation } => {
-                turn.send(Party::Mesh, Message::NodeSeen(node));
-                turn.roster.add(node, shards, incarnation);
-                self.backends.handle_node_up(turn, connections, node);
-                self.last_wills.handle_node_up(turn, node, incarnation);
-            }
-            Message::NodeDown(node) => {
-                turn.roster.remove(node);
-                self.backends.handle_node_down(connections, node);
-                self.topics.handle_node_down(turn, node);
-                self.last_wills.handle_node_down(turn, node);
-            }
-            Message::NodeDead(node, incarnation) => {
-                self.last_wills.handle_node_dead(turn, node, incarnation);
-            }
-            Message::GivenUp => self.last_wills.handle_given_up(),
-            Message::Wards(owner, message) => {
-                if let Party::Shard(from) = from {
-                    self.last_wills.handle_message(turn, from, owner, message);
-                }
-            }
-            // Handled by the mesh, never by a shard.
-            Message::NodeSeen(_) | Message::Interest(..) | Message::Clients(_) => {}
-            Message::BackendGone(backend) => {
-                self.clients.handle_backend_gone(turn, backend);
-                self.topics.handle_backend_gone(turn, backend);
-            }
-            Message::Verdict(fingerprint, user) => {
-                self.api_access.handle_verified(turn, connections, from, fingerprint, user);
-            }
-            Message::FailedTry(address) => self.api_access.handle_failed_attempt(turn, address),
-            Message::Arrived(source, key) => self.addresses.handle_arrived(turn, from, source, key),
-            Message::Admitted(source, key, may) => {
-                self.addresses.handle_admitted(turn, connections, source, key, may);
-            }
-            Message::Departed(source) => self.addresses.handle_departed(turn, source),
-            Message::Drain { over_ms } => self.draining.begin(turn, connections, over_ms),
-            Message::DrainBackends => self.draining.begin_with_backends(),
         }
     }
 

@@ -13,12 +13,14 @@ use super::settings::Settings;
 use super::timers::Timers;
 use super::trail::Trail;
 use super::work::Work;
+use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
-    Answer, BackendId, Command, ConnectionKey, Event, Message, Party, Ticket, TopicMessage,
+    BackendId, ClientCommand, ClientReply, ConnectionKey, Event, FromConsumer, FromFeeder,
+    FromShard, GridMessage, LocalCommand, LocalMessage, Requester, ToFeeder, ToMesh,
 };
 use crate::metrics::Counters;
-use crate::protocol::api;
+use crate::protocol::api::{self, Fault, Tally};
 use crate::protocol::frame::Frame;
 use crate::protocol::http::{Calendar, Date};
 
@@ -53,7 +55,7 @@ pub enum Action {
 #[derive(Debug)]
 pub enum Step {
     /// A message from this shard to itself.
-    Message(Message),
+    Message(LocalMessage),
     /// A client's handshake was accepted.
     ClientOpened(ConnectionKey),
     /// A client has disconnected before all its messages were processed. Calls no longer reach the
@@ -76,15 +78,41 @@ pub enum Step {
     Admitted(ConnectionKey, Result<Grant, Denial>),
 }
 
-/// The requester of a command, as needed for the answer.
-#[derive(Clone, Copy, Debug)]
-pub struct Requester {
-    /// The shard or the mesh that gets the answer.
-    pub party: Party,
-    /// The number that identifies the answer for the requester.
-    pub ticket: Ticket,
-    /// The back end that made the call.
-    pub backend: BackendId,
+/// A command for this shard.
+#[derive(Debug)]
+pub enum Command {
+    /// A command from a shard of any node.
+    Client(ClientCommand),
+    /// A command from a shard of this node, or a publish from the mesh.
+    Local(LocalCommand),
+}
+
+impl Command {
+    /// Whether the answer is a tally.
+    pub fn is_publish(&self) -> bool {
+        matches!(self, Self::Local(LocalCommand::Publish(_)))
+    }
+}
+
+/// The receivers of a question: shards of this node, and the mesh for all other nodes.
+#[derive(Debug)]
+pub struct Receivers {
+    /// The shards.
+    pub shards: Vec<ShardId>,
+    /// Whether the mesh is asked.
+    pub has_mesh: bool,
+}
+
+impl Receivers {
+    /// Returns the number of answers to wait for.
+    pub fn count(&self) -> usize {
+        self.shards.len() + usize::from(self.has_mesh)
+    }
+
+    /// Whether anyone but the shard itself is asked.
+    pub fn include_others_than(&self, own: ShardId) -> bool {
+        self.has_mesh || self.shards.iter().any(|&shard| shard != own)
+    }
 }
 
 /// An event of a client on its way to a topic.
@@ -130,7 +158,7 @@ pub struct Turn {
     /// Whether the node is shutting down.
     pub is_draining: bool,
     // Messages for other shards and the mesh, in order. Emptied after each input.
-    outbox: VecDeque<(Party, Message)>,
+    outbox: VecDeque<FromShard>,
     // Steps for other parts of this shard, in order. Emptied while the input is handled.
     steps: VecDeque<Step>,
     /// Actions on sockets. Emptied by the driver after each input.
@@ -172,30 +200,78 @@ impl Turn {
         }
     }
 
-    /// Sends a message. A message to this shard itself becomes a step, and is handled with the
-    /// current input.
-    pub fn send(&mut self, to: Party, message: Message) {
-        match to == self.own_party() {
+    /// Sends a message to a shard of this node. A message to this shard itself becomes a step, and is
+    /// handled with the current input.
+    pub fn send_local(&mut self, to: ShardId, message: LocalMessage) {
+        match to == self.address.shard {
             true => self.steps.push_back(Step::Message(message)),
-            false => self.outbox.push_back((to, message)),
+            false => self.outbox.push_back(FromShard::Local(to, message)),
         }
     }
 
-    /// Sends the answer to a command to its requester.
-    pub fn answer(&mut self, Requester { party, ticket, .. }: Requester, answer: Answer) {
-        self.send(party, Message::Answer(ticket, answer));
+    /// Sends a message to a shard of this or another node.
+    pub fn send_grid(&mut self, to: ShardAddress, message: GridMessage) {
+        match to.node == self.address.node {
+            true => self.send_local(to.shard, LocalMessage::Grid(message)),
+            false => self.send_to_mesh(ToMesh::Grid(to, message)),
+        }
     }
 
-    /// Sends a message to the home of a topic on another node, if that node is reachable.
-    pub fn send_to_home(&mut self, node: NodeId, topic: &Arc<str>, message: TopicMessage) {
+    /// Sends a message to the mesh. Dropped if the node has none.
+    pub fn send_to_mesh(&mut self, message: ToMesh) {
+        self.outbox.push_back(FromShard::Mesh(message));
+    }
+
+    /// Asks a shard of this node for a command.
+    pub fn ask_local(&mut self, to: ShardId, requester: Requester, command: LocalCommand) {
+        let Requester { ticket, backend } = requester;
+        self.send_local(to, LocalMessage::Ask { ticket, backend, command });
+    }
+
+    /// Sends the answer to a command.
+    pub fn answer(&mut self, requester: Requester, answer: Result<ClientReply, Fault>) {
+        self.send_grid(requester.backend.at, GridMessage::Answer(requester.ticket, answer));
+    }
+
+    /// Sends the answer to a publish. If a back end of another node asked for it, the answer goes to the
+    /// mesh.
+    pub fn answer_publish(&mut self, requester: Requester, answer: Result<Tally, Fault>) {
+        let Requester { ticket, backend } = requester;
+        let is_local = backend.at.node == self.address.node;
+        match answer {
+            Ok(tally) if is_local => {
+                self.send_local(backend.at.shard, LocalMessage::Published(ticket, tally));
+            }
+            Err(fault) if is_local => self.answer(requester, Err(fault)),
+            Ok(tally) => self.send_to_mesh(ToMesh::Published(ticket, tally)),
+            Err(_) => self.send_to_mesh(ToMesh::NotPublished(ticket)),
+        }
+    }
+
+    /// Sends a message of a feeder to the home of its topic on this node.
+    pub fn send_to_own_home(&mut self, topic: &Arc<str>, message: FromFeeder) {
+        let home = home_of_topic(topic, self.settings.shards);
+        self.send_local(home, LocalMessage::FromFeeder(topic.clone(), message));
+    }
+
+    /// Sends a message of a consumer to the home of a topic on a node, if the node is reachable.
+    pub fn send_to_home(
+        &mut self,
+        node: NodeId,
+        topic: &Arc<str>,
+        consumer: BackendId,
+        message: FromConsumer,
+    ) {
         if let Some(home) = self.roster.home_on(node, topic) {
-            self.send(Party::Shard(home), Message::Topic(topic.clone(), message));
+            let topic = topic.clone();
+            self.send_grid(home, GridMessage::FromConsumer { topic, consumer, message });
         }
     }
 
-    /// Sends a message about a topic to this shard itself.
-    pub fn send_to_self(&mut self, topic: &Arc<str>, message: TopicMessage) {
-        self.push_step(Step::Message(Message::Topic(topic.clone(), message)));
+    /// Notes that an event of a client of this shard never reaches its topic.
+    pub fn send_left(&mut self, topic: &Arc<str>, client: ClientId) {
+        let left = LocalMessage::ToFeeder(topic.clone(), ToFeeder::Left(client));
+        self.push_step(Step::Message(left));
     }
 
     /// Encodes an event of a client. Returns `None`, and counts the event, if it is too long for a
@@ -217,7 +293,7 @@ impl Turn {
     }
 
     /// Returns the next message for another shard or for the mesh.
-    pub fn poll_message(&mut self) -> Option<(Party, Message)> {
+    pub fn poll_message(&mut self) -> Option<FromShard> {
         self.outbox.pop_front()
     }
 
@@ -258,16 +334,6 @@ impl Turn {
         BackendId { at: self.address, connection }
     }
 
-    /// Returns this shard as a sender or receiver of messages.
-    pub fn own_party(&self) -> Party {
-        Party::Shard(self.address)
-    }
-
-    /// Returns a shard of this node as a receiver of messages.
-    pub fn local_party(&self, shard: ShardId) -> Party {
-        Party::Shard(ShardAddress { node: self.address.node, shard })
-    }
-
     /// Iterates over the other shards of this node.
     pub fn other_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
         let own = self.address.shard;
@@ -275,14 +341,9 @@ impl Turn {
     }
 
     /// Returns all shards of this node, and the mesh if there is one.
-    pub fn all_parties(&self) -> Vec<Party> {
-        let shards = (0..self.settings.shards).map(|index| self.local_party(ShardId(index as u8)));
-        shards.chain(self.mesh()).collect()
-    }
-
-    /// Returns the mesh as a receiver of messages, if the node has one.
-    pub fn mesh(&self) -> Option<Party> {
-        self.settings.has_mesh.then_some(Party::Mesh)
+    pub fn all_receivers(&self) -> Receivers {
+        let shards = (0..self.settings.shards).map(|index| ShardId(index as u8));
+        Receivers { shards: shards.collect(), has_mesh: self.settings.has_mesh }
     }
 
     /// Whether the node has one shard and no mesh, so that no other shard can have subscribers.

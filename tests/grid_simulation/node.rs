@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use gridcast::address::{ShardAddress, ShardId};
+use gridcast::address::ShardId;
 use gridcast::mesh::{Mesh, ShardMessage};
-use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::message::{ConnectionKey, FromMesh};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Now, Priority, Shard};
 
@@ -13,7 +13,7 @@ use crate::bus::Bus;
 use crate::line::Line;
 use crate::network::Network;
 use crate::peer::{Peer, Shared};
-use crate::plan::{Plan, index_of, node_id};
+use crate::plan::{Plan, index_of};
 
 /// Every so many turns of a mesh its invariants are checked.
 const CHECK_EVERY: u64 = 4;
@@ -136,13 +136,12 @@ impl Node {
                 peer.hear(shared, &taken);
             }
         }
-        while let Some((from, party, message)) = self.bus.poll(shared.now_ms, index) {
+        while let Some(message) = self.bus.poll(shared.now_ms, ShardId(index as u8)) {
             was_busy = true;
             if shared.is_verbose {
-                let from = if from == self.shards.len() { "mesh".into() } else { from.to_string() };
-                println!("  {}.{from} → {}.{index}: {party:?} {message:?}", self.index, self.index);
+                println!("  → {}.{index}: {message:?}", self.index);
             }
-            self.shards[index].handle_message(now, party, message);
+            self.shards[index].handle_message(now, message);
         }
         let is_due = self.shards[index].poll_timeout().is_some_and(|due| due <= now.ms);
         if was_busy || is_due {
@@ -161,16 +160,10 @@ impl Node {
 
     fn take_messages(&mut self, shared: &mut Shared, index: usize) -> bool {
         let mut has_some = false;
-        let own =
-            Party::Shard(ShardAddress { node: node_id(self.index), shard: ShardId(index as u8) });
-        while let Some((to, message)) = self.shards[index].poll_message() {
+        while let Some(message) = self.shards[index].poll_message() {
             has_some = true;
-            let (place, party) = match to {
-                Party::Shard(at) if at.node == node_id(self.index) => (at.shard.index(), own),
-                to => (self.shards.len(), to),
-            };
-            assert_ne!(place, index, "a shard does not write to itself");
-            self.bus.send(&mut shared.random, shared.now_ms, (index, place), party, message);
+            let from = ShardId(index as u8);
+            self.bus.send(&mut shared.random, shared.now_ms, from, message);
         }
         has_some
     }
@@ -215,12 +208,12 @@ impl Node {
             }
             self.mesh.handle_event(now.ms, event);
         }
-        while let Some((from, to, message)) = self.bus.poll(shared.now_ms, self.shards.len()) {
+        while let Some((from, message)) = self.bus.poll_for_mesh(shared.now_ms) {
             was_busy = true;
             if shared.is_verbose {
-                println!("  {}.{from} → mesh {}: {to:?} {message:?}", self.index, self.index);
+                println!("  {}.{} → mesh {}: {message:?}", self.index, from.0, self.index);
             }
-            self.mesh.handle_message(now.ms, ShardId(from as u8), to, message);
+            self.mesh.handle_message(now.ms, from, message);
         }
         if was_busy || self.mesh.poll_timeout().is_some_and(|due| due <= now.ms) {
             self.mesh.handle_turn(now.ms);
@@ -236,10 +229,9 @@ impl Node {
             );
         }
         self.take_effects(shared, network);
-        while let Some(ShardMessage { to, from, message }) = self.mesh.poll_message() {
+        while let Some(ShardMessage { to, message }) = self.mesh.poll_message() {
             self.note_reach(shared, to, &message);
-            let way = (self.shards.len(), to.index());
-            self.bus.send(&mut shared.random, shared.now_ms, way, from, message);
+            self.bus.send_from_mesh(&mut shared.random, shared.now_ms, to, message);
         }
     }
 
@@ -252,10 +244,10 @@ impl Node {
         }
     }
 
-    fn note_reach(&mut self, shared: &mut Shared, shard: ShardId, message: &Message) {
+    fn note_reach(&mut self, shared: &mut Shared, shard: ShardId, message: &FromMesh) {
         let (node, is_there) = match message {
-            Message::NodeUp { node, .. } => (node, true),
-            Message::NodeDown(node) => (node, false),
+            FromMesh::NodeUp { node, .. } => (node, true),
+            FromMesh::NodeDown(node) => (node, false),
             _ => return,
         };
         if shard.index() == 0 {

@@ -260,7 +260,7 @@ fn summary(world: &World) -> Summary {
         events: shared.queue.events,
         remote: shared.queue.remote,
         doubled: shared.queue.doubled,
-        delivered: shards.map(|shard| shard.counters().delivered).sum(),
+        delivered: shards.map(|shard| shard.inspect().counters().delivered).sum(),
         restarts: world.restarts,
         sessions_lost: shared.weather.sessions_lost,
         ends_reported: shared.queue.lost,

@@ -126,7 +126,7 @@ fn check_peers(world: &World) {
             Role::Client(_) => {}
         }
     }
-    let counters = world.shards.iter().map(|shard| shard.counters());
+    let counters = world.shards.iter().map(|shard| shard.inspect().counters());
     let counted = counters.map(|counters| counters.dropped + counters.refused).sum();
     world.shared.ledger.check_lost(&clients, counted);
 }
@@ -153,7 +153,8 @@ fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) ->
 
 fn check_tallies(world: &World) {
     world.shared.pushes.check(&OnOneNode { peers: &world.peers });
-    let late: u64 = world.shards.iter().map(|shard| shard.counters().limits.answer_ms).sum();
+    let late: u64 =
+        world.shards.iter().map(|shard| shard.inspect().counters().limits.answer_ms).sum();
     assert_eq!(late, 0, "calls that were not answered in time");
 }
 
@@ -253,7 +254,7 @@ fn summary(world: &World) -> Summary {
         budget_percent: world.budget_percent,
         ..Summary::default()
     };
-    for counters in world.shards.iter().map(|shard| shard.counters()) {
+    for counters in world.shards.iter().map(|shard| shard.inspect().counters()) {
         summary.delivered += counters.delivered;
         summary.failed += counters.failed;
         summary.slow_closed += counters.slow_closed;

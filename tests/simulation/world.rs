@@ -4,8 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use gridcast::address::{ShardAddress, ShardId};
-use gridcast::message::{Message, Party};
+use gridcast::address::ShardId;
+use gridcast::message::{FromNode, FromShard, LocalMessage, ToShard};
 use gridcast::metrics::Report;
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Listener, Now, Priority, Shard, ShedRound, Shortage, Usage};
@@ -53,7 +53,7 @@ fn time(ms: u64, unix_ahead_ms: i64) -> Now {
 }
 
 /// A message between shards, and when it comes.
-type Letter = (u64, Message);
+type Letter = (u64, LocalMessage);
 
 pub struct World {
     pub plan: Plan,
@@ -135,11 +135,6 @@ impl World {
 
     fn now(&self) -> Now {
         time(self.now_ms, self.unix_ahead_ms)
-    }
-
-    fn party(&self, shard: usize) -> Party {
-        let node = self.plan.settings.node;
-        Party::Shard(ShardAddress { node, shard: ShardId(shard as u8) })
     }
 
     /// A peer connects to a shard.
@@ -307,7 +302,6 @@ impl World {
         let now = self.now();
         let mut has_some = false;
         for from in 0..self.shards.len() {
-            let sender = self.party(from);
             let mail = &mut self.mail[from][index];
             while mail.front().is_some_and(|letter| letter.0 <= now.ms)
                 && !self.shared.random.one_in(20)
@@ -317,7 +311,8 @@ impl World {
                 if self.shared.is_verbose {
                     println!("  shard {from} → {index}: {message:?}");
                 }
-                self.shards[index].handle_message(now, sender, message);
+                let message = ToShard::Local(ShardId(from as u8), message);
+                self.shards[index].handle_message(now, message);
             }
         }
         has_some
@@ -326,9 +321,9 @@ impl World {
     fn take_mail(&mut self, index: usize) -> bool {
         let mut has_some = false;
         let delay = self.shared.random.between(0, self.plan.delay_ms_max) as u64;
-        while let Some((to, message)) = self.shards[index].poll_message() {
+        while let Some(message) = self.shards[index].poll_message() {
             has_some = true;
-            let Party::Shard(ShardAddress { shard, .. }) = to else { panic!("there is no mesh") };
+            let FromShard::Local(shard, message) = message else { panic!("there is no mesh") };
             assert_ne!(shard.index(), index, "a shard does not write to itself");
             let mail = &mut self.mail[index][shard.index()];
             // What was sent later does not come sooner.
@@ -443,16 +438,15 @@ impl World {
 
     /// Tells every shard that the node goes down, and after a while that back ends are to go too.
     pub fn drain(&mut self) {
-        self.tell_all(|| Message::Drain { over_ms: 1000 });
+        self.tell_all(|| FromNode::Drain { over_ms: 1000 });
         self.wait(2000);
-        self.tell_all(|| Message::DrainBackends);
+        self.tell_all(|| FromNode::DrainBackends);
     }
 
-    fn tell_all(&mut self, message: impl Fn() -> Message) {
+    fn tell_all(&mut self, message: impl Fn() -> FromNode) {
         let now = self.now();
         for index in 0..self.shards.len() {
-            let from = self.party(index);
-            self.shards[index].handle_message(now, from, message());
+            self.shards[index].handle_message(now, ToShard::Node(message()));
         }
     }
 

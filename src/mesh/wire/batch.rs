@@ -4,16 +4,16 @@ use super::fields::{
     Fields, put_address, put_backend, put_bytes, put_list, put_long_text, put_shard,
     put_short_text, put_text, put_u16, put_u32, put_u64,
 };
-use super::{AddressedMessage, FRAME_BYTES_MAX, To, WireError};
+use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
 use crate::mesh::link::Lane;
 use crate::mesh::numbers::BatchNumber;
 use crate::message::{
-    Answer, BackendId, Command, Delivery, Message, Terms, Ticket, TopicMessage, WARDS_AT_ONCE,
-    WardsMessage,
+    BackendId, ClientCommand, ClientReply, Delivery, FromConsumer, GridMessage, Publish, Requester,
+    Terms, Ticket, ToConsumer, WARDS_PER_MESSAGE_MAX, WardsMessage,
 };
 use crate::protocol::api::{
     CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
-    Function, Info, Reply, Tally, UNSETTLED_MAX,
+    Function, Info, Tally, UNSETTLED_MAX,
 };
 use crate::protocol::close;
 use crate::protocol::frame::Frame;
@@ -85,20 +85,18 @@ pub fn end_batch(out: &mut [u8], number: BatchNumber) {
     out[4..HEAD_BYTES].copy_from_slice(&number.0.to_le_bytes());
 }
 
-/// Appends a message to a batch. False, and nothing is appended, if messages of this kind never leave a
-/// node.
-pub fn put_message(out: &mut Vec<u8>, to: To, message: &Message) -> bool {
-    let start = out.len();
-    let lane = match to {
-        To::Shard(shard) => Lane::Shard(shard),
-        To::Mesh => Lane::Mesh,
-    };
-    put_u16(out, lane.number());
-    let crosses = put_content(out, message);
-    if !crosses {
-        out.truncate(start);
+/// Appends a message to a batch.
+pub fn put_message(out: &mut Vec<u8>, message: &AddressedMessage) {
+    match message {
+        AddressedMessage::Shard(to, message) => {
+            put_u16(out, Lane::Shard(*to).number());
+            put_grid_message(out, message);
+        }
+        AddressedMessage::Mesh(message) => {
+            put_u16(out, Lane::Mesh.number());
+            put_mesh_message(out, message);
+        }
     }
-    crosses
 }
 
 /// The number of the batch in a frame, which is without its length.
@@ -128,100 +126,132 @@ pub fn messages(frame: &[u8]) -> impl Iterator<Item = Result<AddressedMessage, W
 }
 
 fn read_addressed(fields: &mut Fields<'_>) -> Result<AddressedMessage, WireError> {
-    let to = match fields.lane()? {
-        Lane::Shard(shard) => To::Shard(shard),
-        Lane::Mesh => To::Mesh,
+    Ok(match fields.lane()? {
+        Lane::Shard(shard) => AddressedMessage::Shard(shard, read_grid_message(fields)?),
+        Lane::Mesh => AddressedMessage::Mesh(read_mesh_message(fields)?),
         Lane::Control => return Err(WireError::OutOfBounds),
-    };
-    Ok(AddressedMessage { to, message: read_message(fields)? })
-}
-
-fn put_content(out: &mut Vec<u8>, message: &Message) -> bool {
-    match message {
-        Message::Ask { ticket, from, command } => {
-            out.push(ASK);
-            put_u64(out, ticket.0);
-            put_backend(out, *from);
-            put_command(out, command)
-        }
-        Message::Answer(ticket, answer) => {
-            out.push(ANSWER);
-            put_u64(out, ticket.0);
-            put_answer(out, answer)
-        }
-        Message::Topic(topic, message) => {
-            out.push(TOPIC);
-            put_short_text(out, topic);
-            put_topic_message(out, message)
-        }
-        Message::Wards(shard, message) => {
-            out.push(WARDS);
-            put_shard(out, *shard);
-            put_wards_message(out, message);
-            true
-        }
-        Message::BackendGone(_)
-        | Message::Interest(..)
-        | Message::Clients(_)
-        | Message::InterestKnown(_)
-        | Message::NodeUp { .. }
-        | Message::NodeSeen(_)
-        | Message::NodeDown(_)
-        | Message::NodeDead(..)
-        | Message::GivenUp
-        | Message::Verdict(..)
-        | Message::FailedTry(_)
-        | Message::Arrived(..)
-        | Message::Admitted(..)
-        | Message::Departed(_)
-        | Message::Drain { .. }
-        | Message::DrainBackends => false,
-    }
-}
-
-fn read_message(fields: &mut Fields<'_>) -> Result<Message, WireError> {
-    Ok(match fields.u8()? {
-        ASK => Message::Ask {
-            ticket: Ticket(fields.u64()?),
-            from: fields.backend()?,
-            command: read_command(fields)?,
-        },
-        ANSWER => Message::Answer(Ticket(fields.u64()?), read_answer(fields)?),
-        TOPIC => Message::Topic(fields.name()?.into(), read_topic_message(fields)?),
-        WARDS => Message::Wards(fields.shard()?, read_wards_message(fields)?),
-        kind => return Err(WireError::Unknown(kind)),
     })
 }
 
-fn put_command(out: &mut Vec<u8>, command: &Command) -> bool {
-    match command {
-        Command::Send(client, frame) => {
-            out.push(SEND);
-            put_u64(out, client.value());
-            put_bytes(out, frame.bytes());
-        }
-        Command::Publish(channel, frame) => {
+fn put_mesh_message(out: &mut Vec<u8>, message: &MeshMessage) {
+    match message {
+        MeshMessage::Publish(requester, Publish { channel, frame }) => {
+            put_requester(out, *requester);
             out.push(PUBLISH);
             put_short_text(out, channel);
             put_bytes(out, frame.bytes());
         }
-        Command::Call(client, function) => {
+        MeshMessage::Published(ticket, tally) => {
+            put_answered(out, *ticket);
+            out.push(PUBLISHED);
+            put_u64(out, tally.delivered);
+            put_u64(out, tally.failed);
+        }
+    }
+}
+
+fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> {
+    match fields.u8()? {
+        ASK => {
+            let requester = read_requester(fields)?;
+            match fields.u8()? {
+                PUBLISH => {
+                    let channel = fields.name()?.into();
+                    let frame = read_frame(fields)?;
+                    Ok(MeshMessage::Publish(requester, Publish { channel, frame }))
+                }
+                kind => Err(WireError::Unknown(kind)),
+            }
+        }
+        ANSWER => {
+            let ticket = Ticket(fields.u64()?);
+            match fields.u8()? {
+                PUBLISHED => {
+                    let tally = Tally { delivered: fields.u64()?, failed: fields.u64()? };
+                    Ok(MeshMessage::Published(ticket, tally))
+                }
+                kind => Err(WireError::Unknown(kind)),
+            }
+        }
+        kind => Err(WireError::Unknown(kind)),
+    }
+}
+
+fn put_requester(out: &mut Vec<u8>, requester: Requester) {
+    out.push(ASK);
+    put_u64(out, requester.ticket.0);
+    put_backend(out, requester.backend);
+}
+
+fn read_requester(fields: &mut Fields<'_>) -> Result<Requester, WireError> {
+    Ok(Requester { ticket: Ticket(fields.u64()?), backend: fields.backend()? })
+}
+
+fn put_answered(out: &mut Vec<u8>, ticket: Ticket) {
+    out.push(ANSWER);
+    put_u64(out, ticket.0);
+}
+
+fn put_grid_message(out: &mut Vec<u8>, message: &GridMessage) {
+    match message {
+        GridMessage::Ask { ticket, backend, command } => {
+            put_requester(out, Requester { ticket: *ticket, backend: *backend });
+            put_command(out, command);
+        }
+        GridMessage::Answer(ticket, answer) => {
+            put_answered(out, *ticket);
+            put_answer(out, answer);
+        }
+        GridMessage::FromConsumer { topic, consumer, message } => {
+            out.push(TOPIC);
+            put_short_text(out, topic);
+            put_from_consumer(out, *consumer, message);
+        }
+        GridMessage::ToConsumer { topic, consumer, message } => {
+            out.push(TOPIC);
+            put_short_text(out, topic);
+            put_to_consumer(out, *consumer, message);
+        }
+        GridMessage::Wards(shard, message) => {
+            out.push(WARDS);
+            put_shard(out, *shard);
+            put_wards_message(out, message);
+        }
+    }
+}
+
+fn read_grid_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> {
+    Ok(match fields.u8()? {
+        ASK => {
+            let Requester { ticket, backend } = read_requester(fields)?;
+            GridMessage::Ask { ticket, backend, command: read_command(fields)? }
+        }
+        ANSWER => GridMessage::Answer(Ticket(fields.u64()?), read_answer(fields)?),
+        TOPIC => read_topic_message(fields)?,
+        WARDS => GridMessage::Wards(fields.shard()?, read_wards_message(fields)?),
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn put_command(out: &mut Vec<u8>, command: &ClientCommand) {
+    match command {
+        ClientCommand::Send(client, frame) => {
+            out.push(SEND);
+            put_u64(out, client.value());
+            put_bytes(out, frame.bytes());
+        }
+        ClientCommand::Call(client, function) => {
             out.push(CALL);
             put_u64(out, client.value());
             put_function(out, function);
         }
-        Command::Join(..) | Command::Leave(_) | Command::Report | Command::Nodes => {
-            return false;
-        }
     }
-    true
 }
 
-fn read_command(fields: &mut Fields<'_>) -> Result<Command, WireError> {
+fn read_command(fields: &mut Fields<'_>) -> Result<ClientCommand, WireError> {
     Ok(match fields.u8()? {
-        SEND => Command::Send(fields.client()?, read_frame(fields)?),
-        PUBLISH => Command::Publish(fields.name()?.into(), read_frame(fields)?),
-        CALL => Command::Call(fields.client()?, read_function(fields)?),
+        SEND => ClientCommand::Send(fields.client()?, read_frame(fields)?),
+        CALL => ClientCommand::Call(fields.client()?, read_function(fields)?),
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -301,43 +331,31 @@ fn read_close(fields: &mut Fields<'_>) -> Result<Function, WireError> {
     Ok(Function::Close(code, reason.into()))
 }
 
-fn put_answer(out: &mut Vec<u8>, answer: &Answer) -> bool {
+fn put_answer(out: &mut Vec<u8>, answer: &Result<ClientReply, Fault>) {
     match answer {
-        Answer::Published(tally) => {
-            out.push(PUBLISHED);
-            put_u64(out, tally.delivered);
-            put_u64(out, tally.failed);
-        }
-        Answer::Done(Ok(Reply::Done)) => out.push(DONE),
-        Answer::Done(Ok(Reply::Context(json))) => {
+        Ok(ClientReply::Done) => out.push(DONE),
+        Ok(ClientReply::Context(json)) => {
             out.push(CONTEXT);
             put_long_text(out, json);
         }
-        Answer::Done(Ok(Reply::Info(info))) => {
+        Ok(ClientReply::Info(info)) => {
             out.push(OF_CLIENT);
             put_info(out, info);
         }
-        Answer::Done(Err(fault)) => {
+        Err(fault) => {
             out.push(FAULT);
             put_u16(out, fault.code.number() as u16);
             put_text(out, &fault.message);
         }
-        Answer::Report(_)
-        | Answer::Mesh(_)
-        | Answer::Done(Ok(Reply::Published(_) | Reply::Warned(_) | Reply::Page(..))) => {
-            return false;
-        }
     }
-    true
 }
 
-fn read_answer(fields: &mut Fields<'_>) -> Result<Answer, WireError> {
+fn read_answer(fields: &mut Fields<'_>) -> Result<Result<ClientReply, Fault>, WireError> {
     Ok(match fields.u8()? {
-        PUBLISHED => Answer::Published(Tally { delivered: fields.u64()?, failed: fields.u64()? }),
-        DONE => Answer::Done(Ok(Reply::Done)),
-        CONTEXT => Answer::Done(Ok(Reply::Context(fields.long_text()?.to_owned()))),
-        OF_CLIENT => Answer::Done(Ok(Reply::Info(Box::new(read_info(fields)?)))),
-        FAULT => Answer::Done(Err(read_fault(fields)?)),
+        DONE => Ok(ClientReply::Done),
+        CONTEXT => Ok(ClientReply::Context(fields.long_text()?.to_owned())),
+        OF_CLIENT => Ok(ClientReply::Info(Box::new(read_info(fields)?))),
+        FAULT => Err(read_fault(fields)?),
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -366,40 +384,38 @@ fn read_info(fields: &mut Fields<'_>) -> Result<Info, WireError> {
     })
 }
 
-fn put_topic_message(out: &mut Vec<u8>, message: &TopicMessage) -> bool {
+fn put_from_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &FromConsumer) {
     match message {
-        TopicMessage::Deliver(backend, delivery) => {
-            put_about(out, DELIVER, *backend);
-            put_delivery(out, delivery);
-        }
-        TopicMessage::Expel(backend) => put_about(out, EXPEL, *backend),
-        TopicMessage::Written(backend, count) => {
-            put_about(out, WRITTEN, *backend);
+        FromConsumer::Written(count) => {
+            put_about(out, WRITTEN, consumer);
             put_u32(out, *count);
         }
-        TopicMessage::Settled(backend, numbers) => {
-            put_about(out, SETTLED, *backend);
+        FromConsumer::Settled(numbers) => {
+            put_about(out, SETTLED, consumer);
             put_list(out, numbers, |out, number| put_u64(out, *number));
         }
-        TopicMessage::Returned(backend, number, pop) => {
-            put_about(out, RETURNED, *backend);
+        FromConsumer::Returned { number, pop } => {
+            put_about(out, RETURNED, consumer);
             put_u64(out, *number);
             put_u64(out, *pop);
         }
-        TopicMessage::Consume(backend, terms) => {
-            put_about(out, CONSUME, *backend);
+        FromConsumer::Consume(terms) => {
+            put_about(out, CONSUME, consumer);
             put_terms(out, terms);
         }
-        TopicMessage::Unconsume(backend) => put_about(out, UNCONSUME, *backend),
-        TopicMessage::Gone(backend) => put_about(out, GONE, *backend),
-        TopicMessage::Push(..)
-        | TopicMessage::WantCredit(_)
-        | TopicMessage::Credit(_)
-        | TopicMessage::Refused
-        | TopicMessage::Left(_)
-        | TopicMessage::Start(_) => return false,
+        FromConsumer::Unconsume => put_about(out, UNCONSUME, consumer),
+        FromConsumer::Gone => put_about(out, GONE, consumer),
     }
-    true
+}
+
+fn put_to_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &ToConsumer) {
+    match message {
+        ToConsumer::Deliver(delivery) => {
+            put_about(out, DELIVER, consumer);
+            put_delivery(out, delivery);
+        }
+        ToConsumer::Expel => put_about(out, EXPEL, consumer),
+    }
 }
 
 fn put_wards_message(out: &mut Vec<u8>, message: &WardsMessage) {
@@ -429,9 +445,10 @@ fn put_wards_message(out: &mut Vec<u8>, message: &WardsMessage) {
 fn read_wards_message(fields: &mut Fields<'_>) -> Result<WardsMessage, WireError> {
     Ok(match fields.u8()? {
         BEGIN => WardsMessage::Begin(fields.u64()?),
-        ADD => {
-            WardsMessage::Add(fields.name()?.into(), fields.list(WARDS_AT_ONCE, Fields::client)?)
-        }
+        ADD => WardsMessage::Add(
+            fields.name()?.into(),
+            fields.list(WARDS_PER_MESSAGE_MAX, Fields::client)?,
+        ),
         REMOVE => WardsMessage::Remove(fields.name()?.into(), fields.client()?),
         CLAIM => WardsMessage::Claim(fields.u64()?, fields.u64()?),
         kind => return Err(WireError::Unknown(kind)),
@@ -443,19 +460,27 @@ fn put_about(out: &mut Vec<u8>, kind: u8, backend: BackendId) {
     put_backend(out, backend);
 }
 
-fn read_topic_message(fields: &mut Fields<'_>) -> Result<TopicMessage, WireError> {
-    let (kind, backend) = (fields.u8()?, fields.backend()?);
-    Ok(match kind {
-        DELIVER => TopicMessage::Deliver(backend, read_delivery(fields)?),
-        EXPEL => TopicMessage::Expel(backend),
-        WRITTEN => TopicMessage::Written(backend, fields.u32()?),
-        SETTLED => TopicMessage::Settled(backend, fields.list(UNSETTLED_MAX, Fields::u64)?),
-        RETURNED => TopicMessage::Returned(backend, fields.u64()?, fields.u64()?),
-        CONSUME => TopicMessage::Consume(backend, read_terms(fields)?),
-        UNCONSUME => TopicMessage::Unconsume(backend),
-        GONE => TopicMessage::Gone(backend),
+fn read_topic_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> {
+    let topic = fields.name()?.into();
+    let (kind, consumer) = (fields.u8()?, fields.backend()?);
+    let message = match kind {
+        DELIVER => {
+            let message = ToConsumer::Deliver(read_delivery(fields)?);
+            return Ok(GridMessage::ToConsumer { topic, consumer, message });
+        }
+        EXPEL => {
+            let message = ToConsumer::Expel;
+            return Ok(GridMessage::ToConsumer { topic, consumer, message });
+        }
+        WRITTEN => FromConsumer::Written(fields.u32()?),
+        SETTLED => FromConsumer::Settled(fields.list(UNSETTLED_MAX, Fields::u64)?),
+        RETURNED => FromConsumer::Returned { number: fields.u64()?, pop: fields.u64()? },
+        CONSUME => FromConsumer::Consume(read_terms(fields)?),
+        UNCONSUME => FromConsumer::Unconsume,
+        GONE => FromConsumer::Gone,
         kind => return Err(WireError::Unknown(kind)),
-    })
+    };
+    Ok(GridMessage::FromConsumer { topic, consumer, message })
 }
 
 fn put_delivery(out: &mut Vec<u8>, delivery: &Delivery) {

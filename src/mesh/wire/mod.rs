@@ -21,7 +21,8 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use crate::address::{Incarnation, NodeId, ShardId};
-use crate::message::Message;
+use crate::message::{GridMessage, Publish, Requester, Ticket};
+use crate::protocol::api::Tally;
 
 use super::link::Lane;
 use super::numbers::{AnnouncementNumber, BatchNumber, ChannelHash, SessionId};
@@ -124,22 +125,22 @@ pub struct Hello {
     pub received: Vec<Receipt>,
 }
 
-/// The receiver of a message within a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum To {
-    /// A shard.
-    Shard(ShardId),
-    /// The mesh.
-    Mesh,
+/// A message in a batch, for a receiver within the node that the batch is sent to.
+#[derive(Debug)]
+pub enum AddressedMessage {
+    /// For a shard.
+    Shard(ShardId, GridMessage),
+    /// For the mesh.
+    Mesh(MeshMessage),
 }
 
-/// A message with its receiver.
+/// A message of the mesh of one node to the mesh of another. On the control lane they say [`Control`].
 #[derive(Debug)]
-pub struct AddressedMessage {
-    /// The receiver.
-    pub to: To,
-    /// The message.
-    pub message: Message,
+pub enum MeshMessage {
+    /// Asks to publish to the subscribers of the receiving node. Sent on the lane of the publishing shard.
+    Publish(Requester, Publish),
+    /// The answer.
+    Published(Ticket, Tally),
 }
 
 /// Why bytes of a peer are invalid. The peer has another version or a bug, and the link is closed.

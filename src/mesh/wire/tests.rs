@@ -5,10 +5,10 @@ use bytes::Bytes;
 use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    Answer, BackendId, Command, ConnectionKey, Credit, Delivery, Event, Terms, Ticket,
-    TopicMessage, WardsMessage,
+    BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, GridMessage,
+    Publish, Requester, Terms, Ticket, ToConsumer, WardsMessage,
 };
-use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Reply, Tally};
+use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Tally};
 use crate::protocol::frame::{Frame, Kind};
 
 fn hello() -> Hello {
@@ -62,7 +62,28 @@ fn frame() -> Frame {
     Frame::message(Kind::Text, "grüße".as_bytes())
 }
 
-fn all_messages() -> Vec<Message> {
+/// A message for shard 3.
+fn for_shard(message: GridMessage) -> AddressedMessage {
+    AddressedMessage::Shard(ShardId(3), message)
+}
+
+fn ask(ticket: u64, command: ClientCommand) -> AddressedMessage {
+    for_shard(GridMessage::Ask { ticket: Ticket(ticket), backend: backend(), command })
+}
+
+fn answer(ticket: u64, answer: Result<ClientReply, Fault>) -> AddressedMessage {
+    for_shard(GridMessage::Answer(Ticket(ticket), answer))
+}
+
+fn from_consumer(topic: &str, message: FromConsumer) -> AddressedMessage {
+    for_shard(GridMessage::FromConsumer { topic: topic.into(), consumer: backend(), message })
+}
+
+fn to_consumer(topic: &str, message: ToConsumer) -> AddressedMessage {
+    for_shard(GridMessage::ToConsumer { topic: topic.into(), consumer: backend(), message })
+}
+
+fn all_messages() -> Vec<AddressedMessage> {
     let client = ClientId::from_value(1_463_786_910_324_359_168);
     let functions = [
         Function::SetContextValue("key".into(), r#"{"a":[1,"ü"]}"#.into()),
@@ -82,46 +103,52 @@ fn all_messages() -> Vec<Message> {
         buffered: 1 << 20,
     };
     let answers = [
-        Answer::Published(Tally { delivered: 9, failed: u64::MAX }),
-        Answer::Done(Ok(Reply::Done)),
-        Answer::Done(Ok(Reply::Context("{\"a\":1}".into()))),
-        Answer::Done(Ok(Reply::Info(Box::new(info)))),
-        Answer::Done(Err(Fault::new(Code::ExecutionFailed, "no such client"))),
+        Ok(ClientReply::Done),
+        Ok(ClientReply::Context("{\"a\":1}".into())),
+        Ok(ClientReply::Info(Box::new(info))),
+        Err(Fault::new(Code::ExecutionFailed, "no such client")),
     ];
-    let delivery = |is_acknowledged, is_redelivered| Delivery {
-        number: 6,
-        pop: 7,
-        is_acknowledged,
-        is_redelivered,
-        frame: frame(),
+    let delivery = |is_acknowledged, is_redelivered| {
+        ToConsumer::Deliver(Delivery {
+            number: 6,
+            pop: 7,
+            is_acknowledged,
+            is_redelivered,
+            frame: frame(),
+        })
     };
     let terms = |unsettled_max| Terms { pop: 1, window_bytes: 1 << 40, unsettled_max };
-    let about_topics = [
-        TopicMessage::Deliver(backend(), delivery(true, false)),
-        TopicMessage::Deliver(backend(), delivery(false, true)),
-        TopicMessage::Expel(backend()),
-        TopicMessage::Written(backend(), u32::MAX),
-        TopicMessage::Settled(backend(), vec![1, 2, u64::MAX]),
-        TopicMessage::Returned(backend(), 8, 9),
-        TopicMessage::Consume(backend(), terms(None)),
-        TopicMessage::Consume(backend(), terms(Some(1024))),
-        TopicMessage::Unconsume(backend()),
-        TopicMessage::Gone(backend()),
+    let to_consumers = [delivery(true, false), delivery(false, true), ToConsumer::Expel];
+    let from_consumers = [
+        FromConsumer::Written(u32::MAX),
+        FromConsumer::Settled(vec![1, 2, u64::MAX]),
+        FromConsumer::Returned { number: 8, pop: 9 },
+        FromConsumer::Consume(terms(None)),
+        FromConsumer::Consume(terms(Some(1024))),
+        FromConsumer::Unconsume,
+        FromConsumer::Gone,
     ];
-    let mut commands =
-        vec![Command::Send(client, frame()), Command::Publish("channel".into(), frame())];
-    commands.extend(functions.map(|function| Command::Call(client, function)));
-    let ask = |command| Message::Ask { ticket: Ticket(u64::MAX - 1), from: backend(), command };
-    let mut messages: Vec<_> = commands.into_iter().map(ask).collect();
-    messages.extend(answers.map(|answer| Message::Answer(Ticket(3), answer)));
-    messages.extend(about_topics.map(|message| Message::Topic("topic".into(), message)));
+    let requester = Requester { ticket: Ticket(u64::MAX - 1), backend: backend() };
+    let publish = Publish { channel: "channel".into(), frame: frame() };
+    let tally = Tally { delivered: 9, failed: u64::MAX };
+    let mut messages = vec![
+        AddressedMessage::Mesh(MeshMessage::Publish(requester, publish)),
+        AddressedMessage::Mesh(MeshMessage::Published(Ticket(3), tally)),
+        ask(u64::MAX - 1, ClientCommand::Send(client, frame())),
+    ];
+    let calls = functions.map(|function| ClientCommand::Call(client, function));
+    messages.extend(calls.map(|command| ask(u64::MAX - 1, command)));
+    messages.extend(answers.map(|reply| answer(3, reply)));
+    messages.extend(to_consumers.map(|message| to_consumer("topic", message)));
+    messages.extend(from_consumers.map(|message| from_consumer("topic", message)));
     let about_wards = [
         WardsMessage::Begin(1),
         WardsMessage::Add("topic".into(), vec![client, client]),
         WardsMessage::Remove("topic".into(), client),
         WardsMessage::Claim(1_700_000_000_000, 2),
     ];
-    messages.extend(about_wards.map(|message| Message::Wards(backend().at, message)));
+    messages
+        .extend(about_wards.map(|message| for_shard(GridMessage::Wards(backend().at, message))));
     messages
 }
 
@@ -133,11 +160,11 @@ fn control_frame(control: &Control) -> Vec<u8> {
 }
 
 /// The frame of a batch of these, without its length.
-fn batch_frame<'m>(messages: impl IntoIterator<Item = &'m Message>) -> Vec<u8> {
+fn batch_frame<'m>(messages: impl IntoIterator<Item = &'m AddressedMessage>) -> Vec<u8> {
     let mut out = Vec::new();
     begin_batch(&mut out);
     for message in messages {
-        assert!(put_message(&mut out, To::Shard(ShardId(3)), message), "{message:?}");
+        put_message(&mut out, message);
     }
     end_batch(&mut out, BatchNumber(77));
     out.split_off(4)
@@ -148,7 +175,7 @@ fn read_messages(frame: &[u8]) -> Result<Vec<AddressedMessage>, WireError> {
 }
 
 /// The error of reading a batch of one message that `change` has changed.
-fn changed(message: &Message, change: impl FnOnce(&mut Vec<u8>)) -> Option<WireError> {
+fn changed(message: &AddressedMessage, change: impl FnOnce(&mut Vec<u8>)) -> Option<WireError> {
     let mut frame = batch_frame([message]);
     let mut body = frame.split_off(10);
     change(&mut body);
@@ -170,59 +197,34 @@ fn every_message_comes_back_as_it_was_and_in_its_place() {
     assert_eq!(batch_number(&frame), Ok(BatchNumber(77)));
     let read = read_messages(&frame).unwrap();
     assert_eq!(read.len(), messages.len());
-    for (AddressedMessage { to, message }, sent) in read.iter().zip(&messages) {
-        assert_eq!(*to, To::Shard(ShardId(3)));
+    for (message, sent) in read.iter().zip(&messages) {
         assert_eq!(format!("{message:?}"), format!("{sent:?}"));
     }
 }
 
 #[test]
-fn a_message_may_be_for_the_mesh() {
-    let mut out = Vec::new();
-    begin_batch(&mut out);
-    assert!(put_message(&mut out, To::Mesh, &Message::Wards(backend().at, WardsMessage::Begin(1))));
-    end_batch(&mut out, BatchNumber(1));
-    assert_eq!(read_messages(&out[4..]).unwrap()[0].to, To::Mesh);
+fn the_bytes_of_messages_never_change() {
+    let expected = include_str!("batch.hex").lines().filter(|line| !line.starts_with('#'));
+    let messages = all_messages();
+    assert_eq!(expected.clone().count(), messages.len());
+    for (message, expected) in messages.iter().zip(expected) {
+        let bytes = batch_frame([message]).split_off(8);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, expected, "{message:?}");
+    }
 }
 
 #[test]
-fn messages_within_a_node_are_not_put() {
-    let ask = |command| Message::Ask { ticket: Ticket(1), from: backend(), command };
-    let terms = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
-    let topic = |message| Message::Topic("topic".into(), message);
-    let answer = |reply| Message::Answer(Ticket(1), Answer::Done(Ok(reply)));
-    let client = ClientId::from_value(1);
-    let staying = [
-        ask(Command::Join("topic".into(), terms)),
-        ask(Command::Leave("topic".into())),
-        ask(Command::Report),
-        answer(Reply::Published(Tally::default())),
-        answer(Reply::Page("text/plain", "page".into())),
-        Message::Answer(Ticket(1), Answer::Report(Box::default())),
-        Message::Answer(Ticket(1), Answer::Mesh(Box::default())),
-        topic(TopicMessage::Push(Event { client, frame: frame(), is_watched: true })),
-        topic(TopicMessage::Left(client)),
-        topic(TopicMessage::WantCredit(1)),
-        topic(TopicMessage::Credit(Credit::default())),
-        topic(TopicMessage::Refused),
-        topic(TopicMessage::Start(backend())),
-        Message::Interest(1, "channel".into(), true),
-        Message::InterestKnown(1),
-        Message::BackendGone(backend()),
-        Message::Clients(1),
-        Message::NodeUp { node: NodeId::new(1).unwrap(), shards: 2, incarnation: 3 },
-        Message::NodeSeen(NodeId::new(1).unwrap()),
-        Message::NodeDown(NodeId::new(1).unwrap()),
-        Message::NodeDead(NodeId::new(1).unwrap(), 2),
-        Message::GivenUp,
-        Message::FailedTry([127, 0, 0, 1].into()),
-        Message::Drain { over_ms: 1 },
-        Message::DrainBackends,
-    ];
-    let mut out = batch_frame([]);
-    for message in staying {
-        assert!(!put_message(&mut out, To::Mesh, &message), "{message:?}");
-        assert_eq!(out, batch_frame([]));
+fn the_mesh_and_shards_are_sent_messages_of_their_own() {
+    for message in all_messages() {
+        let mut frame = batch_frame([&message]);
+        let other = match message {
+            AddressedMessage::Shard(..) => Lane::Mesh,
+            AddressedMessage::Mesh(_) => Lane::Shard(ShardId(3)),
+        };
+        frame[8..10].copy_from_slice(&other.number().to_le_bytes());
+        let error = read_messages(&frame).err();
+        assert!(matches!(error, Some(WireError::Unknown(_))), "{message:?}: {error:?}");
     }
 }
 
@@ -298,8 +300,7 @@ fn a_single_wrong_bit_is_an_error_or_another_message_but_never_a_panic() {
         for frame in flips(&batch_frame([&message])) {
             if let Ok(read) = read_messages(&frame) {
                 let mut again = frame[..8].to_vec();
-                let put = |read: &AddressedMessage| put_message(&mut again, read.to, &read.message);
-                assert!(read.iter().all(put));
+                read.iter().for_each(|message| put_message(&mut again, message));
                 assert_eq!(again, frame, "{read:?} has two forms");
             }
         }
@@ -308,21 +309,17 @@ fn a_single_wrong_bit_is_an_error_or_another_message_but_never_a_panic() {
 
 #[test]
 fn what_is_out_of_bounds_is_refused() {
-    let call = |function| Message::Ask {
-        ticket: Ticket(1),
-        from: backend(),
-        command: Command::Call(ClientId::from_value(1), function),
-    };
+    let call = |function| ask(1, ClientCommand::Call(ClientId::from_value(1), function));
     // A call's function is 29 bytes into the message, its kind included.
     let function = 1 + 8 + 11 + 1 + 8;
-    let about = |message| Message::Topic("t".into(), message);
+    let about = |message| from_consumer("t", message);
     // What is said of a back end begins 14 bytes into a message about such a topic.
     let said = 1 + 2 + 1 + 11;
     let many = |count| vec!["c".into(); count];
     type Change = Box<dyn FnOnce(&mut Vec<u8>)>;
     let set = |at: usize, byte: u8| -> Change { Box::new(move |body| body[at] = byte) };
     let keep: fn() -> Change = || Box::new(|_| ());
-    let cases: [(Message, Change, WireError); 19] = [
+    let cases: [(AddressedMessage, Change, WireError); 19] = [
         (call(Function::Info), set(0, 9), WireError::Unknown(9)),
         (call(Function::Info), set(20, 9), WireError::Unknown(9)),
         (call(Function::Info), set(function, 9), WireError::Unknown(9)),
@@ -344,20 +341,17 @@ fn what_is_out_of_bounds_is_refused() {
         ),
         (call(Function::Close(1005, "".into())), keep(), WireError::OutOfBounds),
         (call(Function::Close(1000, "x".repeat(124).into())), keep(), WireError::OutOfBounds),
-        (about(TopicMessage::Settled(backend(), vec![0; 1025])), keep(), WireError::OutOfBounds),
-        (about(TopicMessage::Gone(backend())), set(3, 9), WireError::Unknown(9)),
-        (about(TopicMessage::Gone(backend())), set(5, 4), WireError::OutOfBounds),
-        (about(TopicMessage::Gone(backend())), set(said - 1, 1), WireError::OutOfBounds),
+        (about(FromConsumer::Settled(vec![0; 1025])), keep(), WireError::OutOfBounds),
+        (about(FromConsumer::Gone), set(3, 9), WireError::Unknown(9)),
+        (about(FromConsumer::Gone), set(5, 4), WireError::OutOfBounds),
+        (about(FromConsumer::Gone), set(said - 1, 1), WireError::OutOfBounds),
+        (answer(1, Err(Fault::new(Code::TooLarge, ""))), set(10, 1), WireError::OutOfBounds),
         (
-            Message::Answer(Ticket(1), Answer::Done(Err(Fault::new(Code::TooLarge, "")))),
-            set(10, 1),
-            WireError::OutOfBounds,
-        ),
-        (
-            about(TopicMessage::Consume(
-                backend(),
-                Terms { pop: 1, window_bytes: 1, unsettled_max: Some(1025) },
-            )),
+            about(FromConsumer::Consume(Terms {
+                pop: 1,
+                window_bytes: 1,
+                unsettled_max: Some(1025),
+            })),
             keep(),
             WireError::OutOfBounds,
         ),
@@ -373,7 +367,7 @@ fn what_is_out_of_bounds_is_refused() {
 
 #[test]
 fn no_message_is_for_the_control_lane() {
-    let mut frame = batch_frame([&Message::Wards(backend().at, WardsMessage::Begin(1))]);
+    let mut frame = batch_frame([&answer(1, Ok(ClientReply::Done))]);
     frame[8..10].copy_from_slice(&Lane::Control.number().to_le_bytes());
     assert_eq!(read_messages(&frame).err(), Some(WireError::OutOfBounds));
 }
@@ -385,7 +379,7 @@ fn a_long_text_for_people_is_cut_between_characters() {
     let Ok(Control::Refused(text)) = read_control(&refused) else { panic!("it is read") };
     assert!(long.starts_with(&text) && text.len() == TEXT_BYTES_MAX - 1);
     let fault = Fault::new(Code::TooLarge, long.to_string());
-    let frame = batch_frame([&Message::Answer(Ticket(1), Answer::Done(Err(fault)))]);
+    let frame = batch_frame([&answer(1, Err(fault))]);
     assert_eq!(read_messages(&frame).unwrap().len(), 1);
     let mut longer = refused;
     longer.push(b'x');

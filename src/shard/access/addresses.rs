@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use hashbrown::HashMap;
 
 use super::failed_attempts::source_of;
+use crate::address::ShardId;
 use crate::address::placement::home_of_address;
-use crate::message::{ConnectionKey, Message, Party};
+use crate::message::{ConnectionKey, LocalMessage};
 use crate::shard::connection::{Connections, Listener, Pause};
 use crate::shard::rate::{Bucket, Rate};
 use crate::shard::settings::AddressLimits;
@@ -135,20 +136,19 @@ impl Addresses {
         connection.is_receive_stopped = true;
         let source = source_of(connection.remote.ip());
         connections.pause(key, Pause::Address);
-        self.tell_home_of(turn, source, Message::Arrived(source, key));
+        self.tell_home_of(turn, source, LocalMessage::Arrived(source, key));
     }
 
-    fn tell_home_of(&self, turn: &mut Turn, source: IpAddr, message: Message) {
+    fn tell_home_of(&self, turn: &mut Turn, source: IpAddr, message: LocalMessage) {
         let home = home_of_address(source, turn.settings.shards);
-        let home = turn.local_party(home);
-        turn.send(home, message);
+        turn.send_local(home, message);
     }
 
     /// Answers a shard that accepted a connection from an address with this home shard.
     pub fn handle_arrived(
         &mut self,
         turn: &mut Turn,
-        from: Party,
+        from: ShardId,
         source: IpAddr,
         key: ConnectionKey,
     ) {
@@ -158,7 +158,8 @@ impl Addresses {
             Err(LimitReached::Connections) => turn.counters.limits.connections_per_address += 1,
             Err(LimitReached::Handshakes) => turn.counters.limits.handshakes_per_address_s += 1,
         }
-        turn.send(from, Message::Admitted(source, key, counted.is_ok()));
+        let may_stay = counted.is_ok();
+        turn.send_local(from, LocalMessage::Admitted { address: source, key, may_stay });
     }
 
     /// Handles the answer of an address's home shard. A refused connection is closed before a byte of it is
@@ -184,7 +185,7 @@ impl Addresses {
                 connections.close(turn, key);
             }
             // The connection was closed in the meantime.
-            None if is_admitted => self.tell_home_of(turn, source, Message::Departed(source)),
+            None if is_admitted => self.tell_home_of(turn, source, LocalMessage::Departed(source)),
             None => {}
         }
     }
@@ -198,7 +199,7 @@ impl Addresses {
     ) {
         let counted = connections.get(key).filter(|connection| connection.is_counted);
         if let Some(source) = counted.map(|connection| source_of(connection.remote.ip())) {
-            self.tell_home_of(turn, source, Message::Departed(source));
+            self.tell_home_of(turn, source, LocalMessage::Departed(source));
         }
     }
 
@@ -280,19 +281,21 @@ mod tests {
         let (mut addresses, mut connections) = (Addresses::default(), Connections::default());
         let keys =
             [0; 2].map(|_| fixture::accepted(&mut turn, &mut connections, Listener::Edge(0)));
-        let own = turn.own_party();
+        let own = turn.address.shard;
         for key in keys {
             addresses.count_arrival(&mut turn, &mut connections, key);
             assert!(connections.get(key).unwrap().is_paused_for(Pause::Address));
         }
         for (step, expected) in fixture::steps(&mut turn).into_iter().zip(keys) {
-            let Step::Message(Message::Arrived(source, key)) = step else { panic!("{step:?}") };
+            let Step::Message(LocalMessage::Arrived(source, key)) = step else {
+                panic!("{step:?}")
+            };
             assert_eq!(key, expected);
             addresses.handle_arrived(&mut turn, own, source, key);
         }
         let steps = fixture::steps(&mut turn);
         let answers = steps.iter().filter_map(|step| match step {
-            Step::Message(Message::Admitted(_, key, is_admitted)) => Some((*key, *is_admitted)),
+            Step::Message(LocalMessage::Admitted { key, may_stay, .. }) => Some((*key, *may_stay)),
             _ => None,
         });
         let answers = answers.collect::<Vec<_>>();
@@ -308,6 +311,6 @@ mod tests {
         assert!(fixture::steps(&mut turn).is_empty(), "a refused connection was not counted");
         addresses.count_departure(&mut turn, &mut connections, keys[0]);
         let steps = fixture::steps(&mut turn);
-        assert!(matches!(steps[..], [Step::Message(Message::Departed(_))]));
+        assert!(matches!(steps[..], [Step::Message(LocalMessage::Departed(_))]));
     }
 }

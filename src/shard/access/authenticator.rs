@@ -26,7 +26,7 @@ use subtle::ConstantTimeEq;
 use super::failed_attempts::{FailedAttempts, source_of};
 use super::recent::Recent;
 use super::verification_queue::{Claim, Rank, TieBreak, VerificationQueue, Waiters};
-use crate::message::{ConnectionKey, Message};
+use crate::message::{ConnectionKey, FromNode};
 use crate::protocol::credentials::{
     Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
 };
@@ -151,10 +151,10 @@ impl Verification {
 
     /// Compares the secret with each hash. Takes tens of milliseconds per hash. The returned message is
     /// for the shard that handed the verification out.
-    pub fn run(self) -> Message {
+    pub fn run(self) -> FromNode {
         let is_right = |candidate: &&Candidate| candidate.hash.matches(&self.secret);
         let user = self.candidates.iter().find(is_right).and_then(|candidate| candidate.user);
-        Message::Verdict(self.fingerprint, user)
+        FromNode::Verdict { credentials: self.fingerprint, user }
     }
 }
 
@@ -454,8 +454,10 @@ mod tests {
     /// Runs the next verification and records its result; returns the user.
     fn verify_next(access: &mut Authenticator, now_ms: u64) -> Option<usize> {
         let verification = access.queue.begin(now_ms).expect("one was asked for");
-        let Message::Verdict(fingerprint, user) = verification.run() else { panic!("a result") };
-        access.settle(now_ms, fingerprint, user, true);
+        let FromNode::Verdict { credentials, user } = verification.run() else {
+            panic!("a result")
+        };
+        access.settle(now_ms, credentials, user, true);
         user
     }
 

@@ -19,7 +19,7 @@ use super::connection::{HttpShape, Shape};
 use super::settings::Settings;
 use super::trail::{self, Entry};
 use super::turn::{Step, Turn};
-use crate::message::{ConnectionKey, Message, Party};
+use crate::message::{ConnectionKey, LocalMessage};
 use crate::protocol::credentials::{CHALLENGE, Credentials, Fingerprint, Scheme};
 use crate::protocol::http::{KeptRequest, Request};
 use authenticator::Authenticator;
@@ -127,7 +127,7 @@ impl ApiAccess {
             );
         }
         for shard in turn.other_shards() {
-            turn.send(turn.local_party(shard), Message::FailedTry(source));
+            turn.send_local(shard, LocalMessage::FailedTry(source));
         }
     }
 
@@ -167,30 +167,52 @@ impl ApiAccess {
         self.deny_displaced(turn, connections);
     }
 
-    /// Handles the result of a verification: leaves [`Step::Admitted`] for each request that waits for
-    /// it. A result from this shard itself is the verifier's; it is passed on to the other shards if the
-    /// credentials are right.
+    /// Handles a result of the verifier: leaves [`Step::Admitted`] for each request that waits for it.
+    /// The other shards of the node are told of verified credentials, and of failed attempts.
+    pub fn handle_verdict(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        fingerprint: Fingerprint,
+        user: Option<usize>,
+    ) {
+        let settled = self.authenticator.settle(turn.now.ms, fingerprint, user, true);
+        let Some(Waiters { source, keys, .. }) = settled else { return };
+        match user {
+            Some(user) => {
+                for shard in turn.other_shards() {
+                    turn.send_local(shard, LocalMessage::Verified(fingerprint, user));
+                }
+            }
+            None => self.note_wrong(turn, source),
+        }
+        self.admit_waiters(turn, connections, keys, fingerprint, user);
+    }
+
+    /// Handles credentials that another shard of the node has verified: leaves [`Step::Admitted`] for
+    /// each request that waits for the same result.
     pub fn handle_verified(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        from: Party,
+        fingerprint: Fingerprint,
+        user: usize,
+    ) {
+        let user = Some(user);
+        if let Some(waiters) = self.authenticator.settle(turn.now.ms, fingerprint, user, false) {
+            self.admit_waiters(turn, connections, waiters.keys, fingerprint, user);
+        }
+    }
+
+    /// Leaves [`Step::Admitted`] for the requests that wait for the verification of these credentials.
+    fn admit_waiters(
+        &self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        keys: Vec<ConnectionKey>,
         fingerprint: Fingerprint,
         user: Option<usize>,
     ) {
-        let is_own = from == turn.own_party();
-        let settled = self.authenticator.settle(turn.now.ms, fingerprint, user, is_own);
-        let Some(Waiters { source, keys, .. }) = settled else { return };
-        match user {
-            Some(_) if is_own => {
-                for shard in turn.other_shards() {
-                    let to = turn.local_party(shard);
-                    turn.send(to, Message::Verdict(fingerprint, user));
-                }
-            }
-            Some(_) => {}
-            None => self.note_wrong(turn, source),
-        }
         for key in keys {
             if is_parked_with(connections, key, fingerprint)
                 && let Some(connection) = connections.get(key)
@@ -285,6 +307,8 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
 
     use super::*;
+    use crate::address::ShardId;
+    use crate::message::{FromNode, FromShard};
     use crate::protocol::credentials::{Roles, Secret, SecretHash, User};
     use crate::protocol::http::Exchange;
     use crate::shard::connection::Listener;
@@ -339,17 +363,18 @@ mod tests {
             let key = park(&mut access, &mut turn, &mut connections, password);
             assert!(connections.get(key).unwrap().is_paused_for(Pause::Verification));
             let verification = access.poll_verification(&turn).expect("one is queued");
-            let Message::Verdict(fingerprint, user) = verification.run() else { panic!() };
-            let own = turn.own_party();
-            access.handle_verified(&mut turn, &mut connections, own, fingerprint, user);
+            let FromNode::Verdict { credentials, user } = verification.run() else { panic!() };
+            access.handle_verdict(&mut turn, &mut connections, credentials, user);
             let steps = fixture::steps(&mut turn);
             let [Step::Admitted(admitted, result)] = steps[..] else { panic!("{steps:?}") };
             assert_eq!((admitted, result), (key, expected));
             // The other shard accepts right credentials too, and counts wrong ones.
             let told = fixture::messages(&mut turn);
+            let [FromShard::Local(to, told)] = &told[..] else { panic!("{told:?}") };
+            assert_eq!(*to, ShardId(1));
             match expected {
-                Ok(_) => assert!(matches!(told[..], [(_, Message::Verdict(_, Some(0)))])),
-                Err(_) => assert!(matches!(told[..], [(_, Message::FailedTry(_))])),
+                Ok(_) => assert!(matches!(told, LocalMessage::Verified(_, 0))),
+                Err(_) => assert!(matches!(told, LocalMessage::FailedTry(_))),
             }
         }
     }

@@ -7,7 +7,7 @@ use super::Backends;
 use super::calls::Caller;
 use super::consumers::TopicHome;
 use crate::address::NodeId;
-use crate::message::{ConnectionKey, Delivery, TopicMessage};
+use crate::message::{ConnectionKey, Delivery, FromConsumer};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::shard::connection::{Connection, Connections};
@@ -170,7 +170,7 @@ fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
         }
     }
     for (TopicHome { node, topic }, numbers) in by_home {
-        turn.send_to_home(node, &topic, TopicMessage::Settled(backend, numbers));
+        turn.send_to_home(node, &topic, backend, FromConsumer::Settled(numbers));
     }
 }
 

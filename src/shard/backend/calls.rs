@@ -3,18 +3,21 @@
 
 use std::sync::Arc;
 
-use super::pending::{Asker, Kind, Settled};
+use super::pending::{Answer, Asker, Kind, Settled};
 use super::{Backends, Unsettled};
-use crate::address::ClientId;
 use crate::address::placement::home_of_topic;
-use crate::message::{Answer, Command, ConnectionKey, Message, Party, Terms, Ticket, TopicMessage};
+use crate::address::{ClientId, ShardAddress};
+use crate::message::{
+    ClientCommand, ConnectionKey, GridMessage, LocalCommand, LocalMessage, Publish, Requester,
+    Terms, Ticket, ToMesh,
+};
 use crate::protocol::api::{Code, Content, Fault, Function, Settling};
 use crate::protocol::frame::Frame;
 use crate::shard::connection::{Connection, Connections};
 use crate::shard::connection::{HttpShape, Shape};
 use crate::shard::timers::Timer;
 use crate::shard::trail::{self, Entry};
-use crate::shard::turn::Turn;
+use crate::shard::turn::{Receivers, Turn};
 
 /// The connection that made a call, and the form of the answer.
 #[derive(Debug)]
@@ -40,13 +43,13 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
-        to: Party,
+        to: ShardAddress,
         client: ClientId,
         content: &Content<'_>,
     ) {
         let frame = Frame::message(content.kind, &content.bytes);
-        let command = || Command::Send(client, frame.clone());
-        self.ask(turn, connections, caller, Kind::Send, &[to], command);
+        let command = ClientCommand::Send(client, frame);
+        self.ask_shard(turn, connections, caller, Kind::Send, to, command);
     }
 
     /// Returns who must publish to a channel: the mesh, and the shards that may have subscribers. Returns all
@@ -57,13 +60,13 @@ impl Backends {
         connections: &mut Connections,
         key: ConnectionKey,
         channel: &str,
-    ) -> Vec<Party> {
+    ) -> Receivers {
         let replies = connections.get(key).and_then(|connection| connection.replies());
         if replies.is_some_and(|replies| replies.has_function()) {
-            return turn.all_parties();
+            return turn.all_receivers();
         }
-        let shards = turn.state.interest.shards(channel).map(|shard| turn.local_party(shard));
-        shards.chain(turn.mesh()).collect()
+        let shards = turn.state.interest.shards(channel).collect();
+        Receivers { shards, has_mesh: turn.settings.has_mesh }
     }
 
     /// Carries out `mesh.publish` to a channel that may have subscribers on other shards or nodes.
@@ -72,14 +75,21 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
-        receivers: &[Party],
+        receivers: Receivers,
         channel: &str,
         content: &Content<'_>,
     ) {
         let frame = Frame::message(content.kind, &content.bytes);
-        let channel: Arc<str> = channel.into();
-        let command = || Command::Publish(channel.clone(), frame.clone());
-        self.ask(turn, connections, caller, Kind::Publish, receivers, command);
+        let publish = Publish { channel: channel.into(), frame };
+        let count = receivers.count();
+        let requester = self.open_question(turn, connections, caller, Kind::Publish, count);
+        let Some(requester) = requester else { return };
+        for shard in receivers.shards {
+            turn.ask_local(shard, requester, LocalCommand::Publish(publish.clone()));
+        }
+        if receivers.has_mesh {
+            turn.send_to_mesh(ToMesh::Publish(requester, publish));
+        }
     }
 
     /// Opens the question of a publish that only this shard carries out, over several turns. Its tally is the
@@ -89,7 +99,7 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
-    ) -> Option<Ticket> {
+    ) -> Option<Requester> {
         self.open_question(turn, connections, caller, Kind::Publish, 1)
     }
 
@@ -108,9 +118,8 @@ impl Backends {
                 connections.reply(turn, caller.key, &caller.shape, &Err(fault));
             }
             Some(address) => {
-                let command = || Command::Call(client, function.clone());
-                let to = [Party::Shard(address)];
-                self.ask(turn, connections, caller, Kind::Call, &to, command);
+                let command = ClientCommand::Call(client, function);
+                self.ask_shard(turn, connections, caller, Kind::Call, address, command);
             }
         }
     }
@@ -139,7 +148,7 @@ impl Backends {
                 };
                 let (pop, topics) = (backend.pops, backend.topics.clone());
                 let terms = terms(turn, pop, topics.len(), settling);
-                let join = |topic| Command::Join(topic, terms);
+                let join = |topic| LocalCommand::Join(topic, terms);
                 return self.ask_homes(turn, connections, caller, Kind::Pop(pop), &topics, join);
             }
         };
@@ -162,7 +171,7 @@ impl Backends {
             return connections.reply(turn, caller.key, &caller.shape, &Err(fault));
         }
         self.unconsume_on_other_nodes(turn, caller.key, &topics);
-        self.ask_homes(turn, connections, caller, Kind::Unpop, &topics, Command::Leave);
+        self.ask_homes(turn, connections, caller, Kind::Unpop, &topics, LocalCommand::Leave);
     }
 
     /// Asks all shards and the mesh for their metrics. The answer is the text of `/metrics`.
@@ -173,8 +182,17 @@ impl Backends {
         key: ConnectionKey,
         shape: HttpShape,
     ) {
-        let (caller, all) = (Caller { key, shape: Shape::Response(shape) }, turn.all_parties());
-        self.ask(turn, connections, caller, Kind::Report, &all, || Command::Report);
+        let (caller, receivers) =
+            (Caller { key, shape: Shape::Response(shape) }, turn.all_receivers());
+        let count = receivers.count();
+        let requester = self.open_question(turn, connections, caller, Kind::Report, count);
+        let Some(requester) = requester else { return };
+        for shard in receivers.shards {
+            turn.ask_local(shard, requester, LocalCommand::Report);
+        }
+        if receivers.has_mesh {
+            turn.send_to_mesh(ToMesh::Report(requester.ticket));
+        }
     }
 
     /// Asks the mesh for the nodes of the grid. The answer is the text of `/v1/nodes`.
@@ -186,7 +204,9 @@ impl Backends {
         shape: HttpShape,
     ) {
         let caller = Caller { key, shape: Shape::Response(shape) };
-        self.ask(turn, connections, caller, Kind::Nodes, &[Party::Mesh], || Command::Nodes);
+        if let Some(requester) = self.open_question(turn, connections, caller, Kind::Nodes, 1) {
+            turn.send_to_mesh(ToMesh::Nodes(requester.ticket));
+        }
     }
 
     /// Opens a question and asks the home of each topic on this node.
@@ -197,31 +217,28 @@ impl Backends {
         caller: Caller,
         kind: Kind,
         topics: &[Arc<str>],
-        command: impl Fn(Arc<str>) -> Command,
+        command: impl Fn(Arc<str>) -> LocalCommand,
     ) {
-        let key = caller.key;
-        let ticket = self.open_question(turn, connections, caller, kind, topics.len());
-        let Some(ticket) = ticket else { return };
+        let requester = self.open_question(turn, connections, caller, kind, topics.len());
+        let Some(requester) = requester else { return };
         for topic in topics {
-            ask_home(turn, key, ticket, topic, command(topic.clone()));
+            ask_home(turn, requester, topic, command(topic.clone()));
         }
     }
 
-    /// Opens a question and asks shards (perhaps this one too) or the mesh to carry out a command.
-    fn ask(
+    /// Opens a question and asks one shard, perhaps this one, to carry out a command.
+    fn ask_shard(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
         kind: Kind,
-        parties: &[Party],
-        command: impl Fn() -> Command,
+        to: ShardAddress,
+        command: ClientCommand,
     ) {
-        let from = turn.backend_id(caller.key);
-        let ticket = self.open_question(turn, connections, caller, kind, parties.len());
-        let Some(ticket) = ticket else { return };
-        for &party in parties {
-            turn.send(party, Message::Ask { ticket, from, command: command() });
+        if let Some(requester) = self.open_question(turn, connections, caller, kind, 1) {
+            let Requester { ticket, backend } = requester;
+            turn.send_grid(to, GridMessage::Ask { ticket, backend, command });
         }
     }
 
@@ -233,7 +250,7 @@ impl Backends {
         Caller { key, shape }: Caller,
         kind: Kind,
         awaited: usize,
-    ) -> Option<Ticket> {
+    ) -> Option<Requester> {
         let replies = connections.get(key)?.replies()?;
         let reply = replies.reserve(shape);
         if kind == Kind::Call {
@@ -242,7 +259,7 @@ impl Backends {
         let ticket = self.pending.open(turn.now.us, Asker { key, reply }, kind, awaited);
         let deadline_ms = turn.now.ms + turn.settings.limits.answer_ms;
         turn.timers.set(deadline_ms, Timer::Ticket(ticket));
-        Some(ticket)
+        Some(Requester { ticket, backend: turn.backend_id(key) })
     }
 
     /// Handles one answer to a question. With the last one the caller gets its reply.
@@ -314,7 +331,7 @@ impl Backends {
         key: ConnectionKey,
         pop: u64,
     ) {
-        let from = turn.backend_id(key);
+        let backend_id = turn.backend_id(key);
         let topics = topics_of(connections, key, pop);
         if topics.is_empty() {
             return;
@@ -322,9 +339,9 @@ impl Backends {
         if let Some(backend) = connections.get(key).and_then(Connection::backend) {
             backend.is_consuming = true;
         }
-        let node = turn.address.node;
         for topic in topics {
-            turn.send_to_home(node, &topic, TopicMessage::Start(from));
+            let home = home_of_topic(&topic, turn.settings.shards);
+            turn.send_local(home, LocalMessage::Start(topic, backend_id));
         }
         self.consume_on_other_nodes(turn, connections, key);
     }
@@ -338,8 +355,9 @@ impl Backends {
         pop: u64,
     ) {
         let topics = topics_of(connections, key, pop);
+        let requester = Requester { ticket: UNAWAITED, backend: turn.backend_id(key) };
         for topic in &topics {
-            ask_home(turn, key, UNAWAITED, topic, Command::Leave(topic.clone()));
+            ask_home(turn, requester, topic, LocalCommand::Leave(topic.clone()));
         }
         if !topics.is_empty()
             && let Some(backend) = connections.get(key).and_then(Connection::backend)
@@ -350,16 +368,9 @@ impl Backends {
 }
 
 /// Asks the home of a topic on this node to carry out a command.
-fn ask_home(
-    turn: &mut Turn,
-    key: ConnectionKey,
-    ticket: Ticket,
-    topic: &Arc<str>,
-    command: Command,
-) {
-    let home = turn.local_party(home_of_topic(topic, turn.settings.shards));
-    let from = turn.backend_id(key);
-    turn.send(home, Message::Ask { ticket, from, command });
+fn ask_home(turn: &mut Turn, requester: Requester, topic: &str, command: LocalCommand) {
+    let home = home_of_topic(topic, turn.settings.shards);
+    turn.ask_local(home, requester, command);
 }
 
 /// Returns the terms on which a back end consumes this number of topics. The bytes in flight to the back end

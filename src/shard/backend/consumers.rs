@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Backends;
 use crate::address::NodeId;
-use crate::message::{ConnectionKey, Delivery, Message, Terms, TopicMessage};
+use crate::message::{ConnectionKey, Delivery, FromConsumer, LocalMessage, Terms};
 use crate::shard::connection::{Connection, Connections, Stage, UnwrittenEvent};
 use crate::shard::turn::Turn;
 
@@ -34,12 +34,12 @@ impl Backends {
         let id = turn.backend_id(key);
         let connection = connections.get(key);
         let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
-            return turn.send_to_home(home.node, &home.topic, TopicMessage::Gone(id));
+            return turn.send_to_home(home.node, &home.topic, id, FromConsumer::Gone);
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
         if !backend.is_consuming || backend.pops != pop {
-            let message = TopicMessage::Returned(id, number, pop);
-            return turn.send_to_home(home.node, &home.topic, message);
+            let message = FromConsumer::Returned { number, pop };
+            return turn.send_to_home(home.node, &home.topic, id, message);
         }
         if is_acknowledged {
             return self.deliver_tagged(turn, connections, key, home, delivery);
@@ -71,7 +71,7 @@ impl Backends {
             };
             let count = backend.unwritten_events.iter().take_while(is_same).count();
             backend.unwritten_events.drain(..count);
-            turn.send_to_home(home, &topic, TopicMessage::Written(id, count as u32));
+            turn.send_to_home(home, &topic, id, FromConsumer::Written(count as u32));
         }
     }
 
@@ -86,14 +86,13 @@ impl Backends {
         let backend = turn.backend_id(key);
         for node in turn.roster.others() {
             for topic in topics {
-                turn.send_to_home(node, topic, TopicMessage::Gone(backend));
+                turn.send_to_home(node, topic, backend, FromConsumer::Gone);
             }
         }
         for shard in turn.other_shards() {
-            let to = turn.local_party(shard);
-            turn.send(to, Message::BackendGone(backend));
+            turn.send_local(shard, LocalMessage::BackendGone(backend));
         }
-        turn.send(turn.own_party(), Message::BackendGone(backend));
+        turn.send_local(turn.address.shard, LocalMessage::BackendGone(backend));
     }
 
     /// Makes a back end a consumer on the other nodes: on those reachable now, and on each that becomes
@@ -121,7 +120,7 @@ impl Backends {
         let backend = turn.backend_id(key);
         for node in turn.roster.others() {
             for topic in topics {
-                turn.send_to_home(node, topic, TopicMessage::Unconsume(backend));
+                turn.send_to_home(node, topic, backend, FromConsumer::Unconsume);
             }
         }
     }
@@ -158,6 +157,6 @@ fn consume_on(turn: &mut Turn, connections: &mut Connections, node: NodeId, key:
     let unsettled_max = backend.unsettled.as_ref().map(|all| all.window().div_ceil(nodes));
     let terms = Terms { pop: backend.pops, window_bytes: window_bytes.max(1), unsettled_max };
     for topic in topics {
-        turn.send_to_home(node, topic, TopicMessage::Consume(id, terms));
+        turn.send_to_home(node, topic, id, FromConsumer::Consume(terms));
     }
 }

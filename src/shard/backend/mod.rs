@@ -30,6 +30,7 @@ use unrouted::UnroutedTopics;
 pub use acknowledge::Unsettled;
 pub use calls::{Caller, unreachable_reason};
 pub use consumers::TopicHome;
+pub use pending::Answer;
 pub use requests::{
     WEBSOCKET_PATH, answer_preflight, api_method, check_origin, is_public, open_websocket,
 };
@@ -176,11 +177,9 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::address::{ClientId, ShardAddress, ShardId};
-    use crate::message::{Answer, Delivery, Message, Party, Ticket, TopicMessage};
+    use crate::message::{Delivery, FromConsumer, FromShard, GridMessage, LocalMessage, Ticket};
     use crate::protocol::api::{Content, Reply, Settling};
     use crate::protocol::frame::Frame;
     use crate::shard::connection::{Listener, PolledWrite, Priority, Shape};
@@ -230,13 +229,16 @@ mod tests {
             let content = Content { kind: Kind::Text, bytes: b"hello".into() };
             let (client, caller) = (ClientId::from_value(1), self.caller());
             let Self { turn, connections, backends, .. } = self;
-            backends.call_send(turn, connections, caller, Party::Shard(to), client, &content);
+            backends.call_send(turn, connections, caller, to, client, &content);
             let asked = fixture::messages(turn);
-            let [(Party::Shard(asked_shard), Message::Ask { ticket, .. })] = asked[..] else {
+            let [FromShard::Local(asked_shard, ref message)] = asked[..] else {
                 panic!("{asked:?}")
             };
-            assert_eq!(asked_shard, to);
-            ticket
+            let LocalMessage::Grid(GridMessage::Ask { ticket, .. }) = message else {
+                panic!("{message:?}")
+            };
+            assert_eq!(asked_shard, to.shard);
+            *ticket
         }
     }
 
@@ -274,47 +276,49 @@ mod tests {
         deliver(&mut fixture);
         assert!(matches!(
             to_home(&mut fixture.turn)[..],
-            [TopicMessage::Returned(backend, 5, 1)] if backend == id
+            [LocalMessage::Grid(GridMessage::FromConsumer {
+                consumer,
+                message: FromConsumer::Returned { number: 5, pop: 1 },
+                ..
+            })] if consumer == id
         ));
 
         let caller = fixture.caller();
         let Fixture { turn, connections, backends, key } = &mut fixture;
         backends.call_pop(turn, connections, caller, &[TOPIC], Settling::Written);
-        let mut asked = fixture::steps(turn);
-        asked
-            .extend(fixture::messages(turn).into_iter().map(|(_, message)| Step::Message(message)));
-        let [Step::Message(Message::Ask { ticket, .. })] = asked[..] else { panic!("{asked:?}") };
+        let asked = to_home(turn);
+        let [LocalMessage::Ask { ticket, .. }] = asked[..] else { panic!("{asked:?}") };
         backends.handle_answer(turn, connections, ticket, Answer::Done(Ok(Reply::Done)));
         let steps = fixture::steps(turn);
         let [Step::PopAnswered(answered, 1)] = steps[..] else { panic!("{steps:?}") };
         assert_eq!(answered, *key);
         backends.start_consuming(turn, connections, *key, 1);
-        assert!(matches!(to_home(turn)[..], [TopicMessage::Start(backend)] if backend == id));
+        assert!(matches!(to_home(turn)[..], [LocalMessage::Start(_, backend)] if backend == id));
 
         deliver(&mut fixture);
         assert!(to_home(&mut fixture.turn).is_empty(), "the event is not written yet");
         assert!(fixture.written().ends_with("event"));
         assert!(matches!(
             to_home(&mut fixture.turn)[..],
-            [TopicMessage::Written(backend, 1)] if backend == id
+            [LocalMessage::Grid(GridMessage::FromConsumer {
+                consumer,
+                message: FromConsumer::Written(1),
+                ..
+            })] if consumer == id
         ));
     }
 
     /// Takes out the messages to the home of the topic, which may be either shard.
-    fn to_home(turn: &mut Turn) -> Vec<TopicMessage> {
+    fn to_home(turn: &mut Turn) -> Vec<LocalMessage> {
         let own = fixture::steps(turn).into_iter().filter_map(|step| match step {
             Step::Message(message) => Some(message),
             _ => None,
         });
         let own: Vec<_> = own.collect();
-        let others = fixture::messages(turn).into_iter().map(|(_, message)| message);
-        let about_topic = own.into_iter().chain(others).filter_map(|message| match message {
-            Message::Topic(topic, message) => {
-                assert_eq!(topic, Arc::from(TOPIC));
-                Some(message)
-            }
-            _ => None,
+        let other = fixture::messages(turn).into_iter().map(|message| match message {
+            FromShard::Local(_, message) => message,
+            message => panic!("{message:?}"),
         });
-        about_topic.collect()
+        own.into_iter().chain(other).collect()
     }
 }

@@ -1,6 +1,6 @@
 //! Questions to shards and to the mesh that wait for answers.
 
-use crate::message::{Answer, ConnectionKey, Ticket};
+use crate::message::{ConnectionKey, Ticket};
 use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
 use crate::slot_map::{SlotKey, SlotMap};
@@ -48,6 +48,19 @@ pub enum Kind {
     Report,
     /// `/v1/nodes`: asks the mesh.
     Nodes,
+}
+
+/// One answer to a question, from any of those who were asked.
+#[derive(Debug)]
+pub enum Answer {
+    /// A part of a publish is carried out.
+    Published(Tally),
+    /// A shard's state for `/metrics`.
+    Report(Box<Report>),
+    /// The mesh's state for `/metrics`.
+    Mesh(Box<MeshReport>),
+    /// Anything else is done, or failed.
+    Done(Result<Reply, Fault>),
 }
 
 impl Kind {

@@ -4,10 +4,9 @@ use std::collections::VecDeque;
 
 use super::Clients;
 use super::channels::ChannelChange;
-use crate::message::{Answer, ConnectionKey, Message, Party};
-use crate::protocol::api::Reply;
+use crate::message::{ClientReply, ConnectionKey, Requester, ToMesh};
 use crate::shard::connection::Connections;
-use crate::shard::turn::{Requester, Turn};
+use crate::shard::turn::Turn;
 
 /// Minimum interval between two announcements of the number of clients, in milliseconds.
 const CLIENTS_MS: u64 = 500;
@@ -41,12 +40,13 @@ impl Clients {
         while let Some(ChannelChange { number, channel, has_subscribers }) =
             self.channels.poll_change()
         {
-            turn.send(Party::Mesh, Message::Interest(number, channel, has_subscribers));
+            let interest = ToMesh::Interest { change: number, channel, is_on: has_subscribers };
+            turn.send_to_mesh(interest);
         }
         if self.next_announcement(turn).is_some_and(|due_ms| due_ms <= turn.now.ms) {
             let clients = self.by_id.len() as u64;
             (self.announcements.clients, self.announcements.clients_ms) = (clients, turn.now.ms);
-            turn.send(Party::Mesh, Message::Clients(clients));
+            turn.send_to_mesh(ToMesh::Clients(clients));
         }
     }
 
@@ -107,7 +107,7 @@ impl Clients {
             let Some((_, waiting)) = self.announcements.waiting.pop_front() else { return };
             match waiting {
                 WaitingForInterest::Answer(requester) => {
-                    turn.answer(requester, Answer::Done(Ok(Reply::Done)))
+                    turn.answer(requester, Ok(ClientReply::Done))
                 }
                 WaitingForInterest::Handshake(key) => {
                     if let Some(connection) = connections.get(key) {

@@ -11,13 +11,13 @@ use hashbrown::HashMap;
 use super::Clients;
 use super::channels::{ChannelIndex, WalkNumber};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
-use crate::message::{Answer, BackendId, Command};
+use crate::message::{BackendId, ClientCommand, LocalCommand, Publish, Requester};
 use crate::protocol::api::{Code, Fault, Tally};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::shard::connection::WAITING_MAX;
 use crate::shard::connection::{Connections, Phase, Priority};
 use crate::shard::memory::Shortage;
-use crate::shard::turn::{Requester, Step, Turn};
+use crate::shard::turn::{Command, Step, Turn};
 
 /// Subscribers visited by one slice of a walk, which takes about 50 µs. A channel with no more is
 /// done in one slice.
@@ -149,23 +149,25 @@ const QUEUED_COMMANDS_MAX: usize = WAITING_MAX;
 const QUEUED_COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 impl PendingPublish {
-    /// Queues a command. Returns false if the queue is full.
-    fn take(&mut self, requester: Requester, command: Command) -> bool {
+    /// Queues a command. Returns the command if the queue is full.
+    fn take(&mut self, requester: Requester, command: Command) -> Option<Command> {
         let (queued, bytes) = (&mut self.queued, held_bytes(&command));
         if queued.commands.len() >= QUEUED_COMMANDS_MAX
             || queued.bytes + bytes > QUEUED_COMMAND_BYTES_MAX
         {
-            return false;
+            return Some(command);
         }
         queued.bytes += bytes;
         queued.commands.push_back((requester, command));
-        true
+        None
     }
 
     /// Drops the queued `Join` commands of a back end that has disconnected, and returns their
     /// requesters.
     fn forget_joins(&mut self) -> Vec<Requester> {
-        let is_join = |(_, command): &(Requester, Command)| matches!(command, Command::Join(..));
+        let is_join = |(_, command): &(Requester, Command)| {
+            matches!(command, Command::Local(LocalCommand::Join(..)))
+        };
         let commands = &mut self.queued.commands;
         let joins = commands.iter().filter(|behind| is_join(behind));
         let forgotten = joins.map(|(requester, _)| *requester).collect();
@@ -179,13 +181,17 @@ fn held_bytes(command: &Command) -> usize {
     // A queue that grows by doubling has up to twice the capacity that it needs.
     2 * size_of::<(Requester, Command)>()
         + match command {
-            Command::Send(_, frame) => frame.bytes().len() + QUEUED_FRAME_BYTES,
-            Command::Publish(channel, frame) => {
+            Command::Client(ClientCommand::Send(_, frame)) => {
+                frame.bytes().len() + QUEUED_FRAME_BYTES
+            }
+            Command::Client(ClientCommand::Call(_, function)) => function.held_bytes(),
+            Command::Local(LocalCommand::Publish(Publish { channel, frame })) => {
                 channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES
             }
-            Command::Call(_, function) => function.held_bytes(),
-            Command::Join(topic, _) | Command::Leave(topic) => topic.len(),
-            Command::Nodes | Command::Report => 0,
+            Command::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
+                topic.len()
+            }
+            Command::Local(LocalCommand::Report) => 0,
         }
 }
 
@@ -326,22 +332,16 @@ impl Clients {
     /// no such publish.
     ///
     /// # Errors
-    /// Too many commands are queued behind the publish.
+    /// Too many commands are queued behind the publish: returns the command.
     pub fn queue_behind_publish(
         &mut self,
         requester: Requester,
         command: Command,
-    ) -> Result<Option<Command>, Fault> {
+    ) -> Result<Option<Command>, Command> {
         let Some(publish) = self.fanout.publishes.get_mut(&requester.backend) else {
             return Ok(Some(command));
         };
-        match publish.take(requester, command) {
-            true => Ok(None),
-            false => {
-                let why = "too much waits behind a large publish";
-                Err(Fault::new(Code::TooManyRequests, why))
-            }
-        }
+        publish.take(requester, command).map_or(Ok(None), Err)
     }
 
     /// Whether a publish of this back end is pending.
@@ -359,7 +359,7 @@ impl Clients {
         let publish = self.fanout.publishes.get_mut(&backend);
         for requester in publish.map(PendingPublish::forget_joins).unwrap_or_default() {
             let fault = Fault::new(Code::ConsumptionFailed, "the connection is gone");
-            turn.answer(requester, Answer::Done(Err(fault)));
+            turn.answer(requester, Err(fault));
         }
     }
 
@@ -403,7 +403,7 @@ impl Clients {
                 continue;
             }
             let tally = self.fanout.keep_last_frames(*publish.walk);
-            turn.answer(publish.requester, Answer::Published(tally));
+            turn.answer_publish(publish.requester, Ok(tally));
             // The commands are executed in order. If a command is a long publish, the later
             // commands queue behind it.
             for (requester, command) in publish.queued.commands {
@@ -446,8 +446,7 @@ mod tests {
         assert_eq!(first.unwrap().delivered, 1);
         for number in 0..3 {
             let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
-            let (party, backend) = (turn.own_party(), turn.backend_id(at));
-            let requester = Requester { party, ticket: Ticket(number), backend };
+            let requester = Requester { ticket: Ticket(number), backend: turn.backend_id(at) };
             let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone());
             clients.defer_publish(requester, walk.expect_err("the queue is full"));
             clients.continue_publishes(&mut turn, &mut connections);

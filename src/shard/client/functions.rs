@@ -3,13 +3,13 @@
 use super::Clients;
 use super::context::{Context, TooLarge};
 use crate::address::ClientId;
-use crate::message::ConnectionKey;
-use crate::protocol::api::{Code, Fault, Function, Info, Reply};
+use crate::message::{ClientReply, ConnectionKey, Requester};
+use crate::protocol::api::{Code, Fault, Function, Info};
 use crate::protocol::frame;
 use crate::shard::connection::{Connection, Connections, Pause, Phase};
 use crate::shard::memory::Shortage;
 use crate::shard::trail::{self, By, Entry};
-use crate::shard::turn::{Requester, Turn};
+use crate::shard::turn::Turn;
 
 impl Clients {
     /// Appends a message to a client's outbound queue.
@@ -23,7 +23,7 @@ impl Clients {
         client: ClientId,
         kind: frame::Kind,
         payload: &[u8],
-    ) -> Result<Reply, Fault> {
+    ) -> Result<ClientReply, Fault> {
         let fault = |message| Err(Fault::new(Code::SendFailed, message));
         let Some(&key) = self.by_id.get(&client) else { return fault("no such client") };
         let Some(connection) = connections.get(key) else { return fault("no such client") };
@@ -44,7 +44,7 @@ impl Clients {
             turn.counters.note_compression(payload.len() - body.bytes.len());
             turn.counters.delivered += 1;
             connections.queue_write(key);
-            return Ok(Reply::Done);
+            return Ok(ClientReply::Done);
         }
         let is_too_slow = connection.is_too_slow_for(bytes);
         turn.counters.failed += 1;
@@ -64,7 +64,7 @@ impl Clients {
         requester: Requester,
         client: ClientId,
         function: Function,
-    ) -> Option<Result<Reply, Fault>> {
+    ) -> Option<Result<ClientReply, Fault>> {
         let Some(&key) = self.by_id.get(&client) else { return Some(Err(no_such_client())) };
         trail::note(turn.trail(key), Entry::Function(client, &function));
         Some(match function {
@@ -82,16 +82,16 @@ impl Clients {
             }
             Function::Unsubscribe(channels) => {
                 self.unsubscribe(connections, key, &channels);
-                Ok(Reply::Done)
+                Ok(ClientReply::Done)
             }
             Function::Close(code, reason) => {
                 connections.close_for(turn, key, code, &reason, By::Backend);
-                Ok(Reply::Done)
+                Ok(ClientReply::Done)
             }
             Function::GetContext => {
                 let client = connections.get(key).and_then(Connection::client);
                 let json = client.and_then(|client| client.context.json().map(str::to_owned));
-                Ok(Reply::Context(json.unwrap_or_else(|| "{}".into())))
+                Ok(ClientReply::Context(json.unwrap_or_else(|| "{}".into())))
             }
             Function::Info => self.info(turn, connections, key).ok_or_else(no_such_client),
         })
@@ -102,7 +102,7 @@ impl Clients {
         turn: &Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-    ) -> Option<Reply> {
+    ) -> Option<ClientReply> {
         let node = turn.settings.node;
         let connection = connections.get(key)?;
         let (remote, since_ms) = (connection.remote, connection.since_ms);
@@ -111,7 +111,7 @@ impl Clients {
         let mut channels: Vec<Box<str>> =
             subscriptions.iter().map(|s| self.channels.name(s.channel).into()).collect();
         channels.sort_unstable();
-        Some(Reply::Info(Box::new(Info { node, remote, since_ms, channels, buffered })))
+        Some(ClientReply::Info(Box::new(Info { node, remote, since_ms, channels, buffered })))
     }
 }
 
@@ -121,7 +121,7 @@ fn change_context(
     connections: &mut Connections,
     key: ConnectionKey,
     change: impl FnOnce(&mut Context) -> Result<(), TooLarge>,
-) -> Result<Reply, Fault> {
+) -> Result<ClientReply, Fault> {
     let connection = connections.get(key).ok_or_else(no_such_client)?;
     let route = connection.route(&turn.settings).cloned().unwrap_or_default();
     let client = connection.client().ok_or_else(no_such_client)?;
@@ -133,7 +133,7 @@ fn change_context(
     if !client.is_held(&route) {
         connections.unpause(turn, key, Pause::Hold);
     }
-    Ok(Reply::Done)
+    Ok(ClientReply::Done)
 }
 
 /// Returns the fault for a call to a client that is not on this shard.

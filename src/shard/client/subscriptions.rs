@@ -8,8 +8,8 @@ use hashbrown::HashSet;
 use super::Clients;
 use super::channels::{ChannelIndex, ChannelMember, Subscription};
 use super::functions::no_such_client;
-use crate::message::ConnectionKey;
-use crate::protocol::api::{Code, Fault, Reply};
+use crate::message::{ClientReply, ConnectionKey};
+use crate::protocol::api::{Code, Fault};
 use crate::shard::connection::{Client, Connection, Connections, Stage};
 use crate::shard::turn::Turn;
 
@@ -106,7 +106,7 @@ impl Clients {
         connections: &mut Connections,
         key: ConnectionKey,
         channels: &[T],
-    ) -> Result<Reply, Fault> {
+    ) -> Result<ClientReply, Fault> {
         let limit = turn.settings.limits.channels_per_client;
         let client = connections.get(key).and_then(Connection::client);
         let client = client.ok_or_else(no_such_client)?;
@@ -123,7 +123,7 @@ impl Clients {
             let member = ChannelMember { connection: key.index, place };
             client.subscriptions.push(self.channels.subscribe(channel, member));
         }
-        Ok(Reply::Done)
+        Ok(ClientReply::Done)
     }
 
     /// Ends a client's subscriptions to these channels.

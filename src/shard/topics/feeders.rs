@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::message::{ConnectionKey, Credit, Event, TopicMessage};
+use crate::message::{ConnectionKey, Credit, Event, FromFeeder};
 use crate::protocol::close;
 use crate::queue::feeder::{Deferred, Ended, Feeder, Waiting};
 use crate::queue::room::Room;
@@ -113,8 +113,7 @@ impl Feeders {
     /// Asks the topic's home shard for the credit that the first waiting event needs, unless that was done.
     pub fn ask_for_room(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         if let Some(bytes) = self.feeders.get_mut(topic).and_then(Feeder::poll_ask) {
-            let node = turn.address.node;
-            turn.send_to_home(node, topic, TopicMessage::WantCredit(bytes));
+            turn.send_to_own_home(topic, FromFeeder::WantCredit(bytes));
         }
     }
 
@@ -149,7 +148,7 @@ impl Feeders {
                 connections.close_client(turn, from, close::TOPIC_FULL);
             }
             if event.is_watched {
-                turn.send_to_self(topic, TopicMessage::Left(event.client));
+                turn.send_left(topic, event.client);
             }
         }
     }

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::address::placement::home_of_topic;
-use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{BackendId, Credit, Event, Message, Party, Terms, TopicMessage};
+use crate::address::{NodeId, ShardId};
+use crate::message::{
+    BackendId, Credit, Event, FromConsumer, FromFeeder, GridMessage, LocalMessage, Terms,
+    ToConsumer, ToFeeder,
+};
 use crate::metrics::{Durations, TopicReport};
-use crate::protocol::api::{Code, Fault, Reply};
+use crate::protocol::api::{Code, Fault};
 use crate::queue::topic::{Effect, JoinError, Topic};
 use crate::shard::settings::Settings;
 use crate::shard::turn::Turn;
@@ -57,44 +60,66 @@ impl HomeTopics {
         None
     }
 
-    /// Handles a message from a feeder or a consumer to a topic whose home is this shard.
-    pub fn handle(
+    /// Handles a message from a feeder to a topic whose home is this shard. Creates the topic if needed.
+    pub fn handle_feeder(
         &mut self,
         turn: &mut Turn,
         from: ShardId,
         topic: &Arc<str>,
-        message: TopicMessage,
+        message: FromFeeder,
     ) {
-        match message {
-            TopicMessage::Consume(backend, terms) => {
-                // A failure is not reported: the back end still consumes the topic on other nodes.
-                if self.join(turn, topic, backend, terms).is_ok() {
-                    self.handle(turn, from, topic, TopicMessage::Start(backend));
-                }
-                return;
-            }
-            TopicMessage::Unconsume(backend) => return drop(self.leave(turn, topic, backend)),
-            _ => {}
-        }
-        let feeds = matches!(message, TopicMessage::Push(_) | TopicMessage::WantCredit(_));
-        if feeds && !self.ensure(turn, topic) {
+        if !self.ensure(turn, topic) {
             return refuse_report(turn, from, topic, &message);
         }
         let now_us = turn.now.us;
-        let Some(home) = self.topics.get_mut(topic) else { return };
+        self.change(turn, topic, |home| match message {
+            FromFeeder::Push(event) => home.push(now_us, from, event),
+            FromFeeder::WantCredit(bytes) => home.want_credit(from, bytes),
+        });
+    }
+
+    /// Handles a message from a consumer to a topic whose home is this shard.
+    pub fn handle_consumer(
+        &mut self,
+        turn: &mut Turn,
+        topic: &Arc<str>,
+        consumer: BackendId,
+        message: FromConsumer,
+    ) {
+        let now_us = turn.now.us;
         match message {
-            TopicMessage::Push(event) => home.push(now_us, from, event),
-            TopicMessage::WantCredit(bytes) => home.want_credit(from, bytes),
-            TopicMessage::Start(backend) => home.start(now_us, backend),
-            TopicMessage::Written(backend, count) => home.written(now_us, backend, count),
-            TopicMessage::Settled(backend, numbers) => home.settled(now_us, backend, &numbers),
-            TopicMessage::Returned(backend, number, pop) => {
-                home.returned(now_us, backend, number, pop);
+            FromConsumer::Consume(terms) => {
+                // A failure is not reported: the back end still consumes the topic on other nodes.
+                if self.join(turn, topic, consumer, terms).is_ok() {
+                    self.start(turn, topic, consumer);
+                }
             }
-            TopicMessage::Gone(backend) => home.gone(backend),
-            _ => {}
+            FromConsumer::Unconsume => drop(self.leave(turn, topic, consumer)),
+            FromConsumer::Written(count) => {
+                self.change(turn, topic, |home| home.written(now_us, consumer, count));
+            }
+            FromConsumer::Settled(numbers) => {
+                self.change(turn, topic, |home| home.settled(now_us, consumer, &numbers));
+            }
+            FromConsumer::Returned { number, pop } => {
+                self.change(turn, topic, |home| home.returned(now_us, consumer, number, pop));
+            }
+            FromConsumer::Gone => self.change(turn, topic, |home| home.gone(consumer)),
         }
-        self.settle(turn, topic);
+    }
+
+    /// Starts deliveries to a consumer that has joined a topic.
+    pub fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
+        let now_us = turn.now.us;
+        self.change(turn, topic, |home| home.start(now_us, consumer));
+    }
+
+    /// Changes a topic, if it exists, and carries out the effects.
+    fn change(&mut self, turn: &mut Turn, topic: &Arc<str>, change: impl FnOnce(&mut Topic)) {
+        if let Some(home) = self.topics.get_mut(topic) {
+            change(home);
+            self.settle(turn, topic);
+        }
     }
 
     /// Carries out the effects of a change in a topic, and removes the topic if it is idle and has no route.
@@ -111,20 +136,21 @@ impl HomeTopics {
     fn carry_out_effects(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         let Some(home) = self.topics.get_mut(topic) else { return };
         while let Some(effect) = home.poll_effect() {
-            let (to, message) = match effect {
-                Effect::Deliver(to, delivery) => (to.at, TopicMessage::Deliver(to, delivery)),
+            match effect {
+                Effect::Deliver(to, delivery) => {
+                    tell_consumer(turn, topic, to, ToConsumer::Deliver(delivery));
+                }
+                Effect::Expel(backend) => tell_consumer(turn, topic, backend, ToConsumer::Expel),
                 Effect::Grant(shard, credit) => {
-                    (own_node_shard(turn, shard), TopicMessage::Credit(credit))
+                    tell_feeder(turn, topic, shard, ToFeeder::Credit(credit));
                 }
-                Effect::Refuse(shard) => (own_node_shard(turn, shard), TopicMessage::Refused),
-                Effect::Expel(backend) => (backend.at, TopicMessage::Expel(backend)),
+                Effect::Refuse(shard) => tell_feeder(turn, topic, shard, ToFeeder::Refused),
                 Effect::Left(client) => {
-                    let shard = turn.roster.address_of(client);
-                    let shard = shard.expect("clients of this node are watched");
-                    (shard, TopicMessage::Left(client))
+                    let at = turn.roster.address_of(client);
+                    let at = at.expect("clients of this node are watched");
+                    tell_feeder(turn, topic, at.shard, ToFeeder::Left(client));
                 }
-            };
-            turn.send(Party::Shard(to), Message::Topic(topic.clone(), message));
+            }
         }
         turn.counters.dropped += home.take_dropped();
         if home.poll_unfinished() {
@@ -139,14 +165,14 @@ impl HomeTopics {
         topic: &Arc<str>,
         backend: BackendId,
         terms: Terms,
-    ) -> Result<Reply, Fault> {
+    ) -> Result<(), Fault> {
         if !self.ensure(turn, topic) {
             return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
         }
         let home = self.topics.get_mut(topic).expect("the topic exists or was just created");
         self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
         match home.join(turn.now.us, backend, terms) {
-            Ok(()) => Ok(Reply::Done),
+            Ok(()) => Ok(()),
             Err(JoinError::Repeated) => {
                 Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))
             }
@@ -163,11 +189,11 @@ impl HomeTopics {
         turn: &mut Turn,
         topic: &Arc<str>,
         backend: BackendId,
-    ) -> Result<Reply, Fault> {
+    ) -> Result<(), Fault> {
         let left = self.topics.get_mut(topic).is_some_and(|home| home.leave(backend));
         self.settle(turn, topic);
         match left {
-            true => Ok(Reply::Done),
+            true => Ok(()),
             false => Err(Fault::new(Code::CancelFailed, "was not consuming")),
         }
     }
@@ -190,22 +216,19 @@ impl HomeTopics {
     /// Removes a back end that has ended from its topics. Events that were not written to it are redelivered.
     pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         let known = self.names_of(|home| home.knows(backend));
-        self.change(turn, known, |home| home.gone(backend));
+        self.change_each(turn, known, |home| home.gone(backend));
     }
 
     /// Removes the consumers of an unreachable node. Events that were not written to them are redelivered.
     pub fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         let consumed = self.names_of(Topic::has_consumers);
-        self.change(turn, consumed, |home| home.node_gone(node));
+        self.change_each(turn, consumed, |home| home.node_gone(node));
     }
 
     /// Changes topics and carries out the effects.
-    fn change(&mut self, turn: &mut Turn, topics: Vec<Arc<str>>, change: impl Fn(&mut Topic)) {
+    fn change_each(&mut self, turn: &mut Turn, topics: Vec<Arc<str>>, change: impl Fn(&mut Topic)) {
         for topic in topics {
-            if let Some(home) = self.topics.get_mut(&topic) {
-                change(home);
-            }
-            self.settle(turn, &topic);
+            self.change(turn, &topic, &change);
         }
     }
 
@@ -213,7 +236,7 @@ impl HomeTopics {
     pub fn handle_turn(&mut self, turn: &mut Turn) {
         let now_us = turn.now.us;
         if let Some(topic) = self.unfinished.pop_front() {
-            self.change(turn, vec![topic], |home| home.handle_turn(now_us));
+            self.change(turn, &topic, |home| home.handle_turn(now_us));
         }
     }
 
@@ -228,7 +251,7 @@ impl HomeTopics {
         }
         let consumed = self.names_of(Topic::has_consumers);
         self.next_check_ms = (!consumed.is_empty()).then_some(now.ms + CHECK_MS);
-        self.change(turn, consumed, |home| home.handle_timeout(now.us));
+        self.change_each(turn, consumed, |home| home.handle_timeout(now.us));
     }
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
@@ -279,21 +302,24 @@ impl HomeTopics {
 
 /// Refuses an event for a topic that cannot be created because there are too many topics. Affects only reports
 /// about clients of lost nodes, since the topics of routes always exist.
-fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &TopicMessage) {
+fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &FromFeeder) {
     let answer = match message {
-        TopicMessage::Push(event) => {
+        FromFeeder::Push(event) => {
             turn.counters.dropped += 1;
-            TopicMessage::Credit(Credit { messages: 1, bytes: event.frame.bytes().len() })
+            ToFeeder::Credit(Credit { messages: 1, bytes: event.frame.bytes().len() })
         }
-        _ => TopicMessage::Refused,
+        FromFeeder::WantCredit(_) => ToFeeder::Refused,
     };
-    let to = Party::Shard(own_node_shard(turn, from));
-    turn.send(to, Message::Topic(topic.clone(), answer));
+    tell_feeder(turn, topic, from, answer);
 }
 
-/// Returns the address of a shard of this node.
-fn own_node_shard(turn: &Turn, shard: ShardId) -> ShardAddress {
-    ShardAddress { node: turn.address.node, shard }
+fn tell_feeder(turn: &mut Turn, topic: &Arc<str>, to: ShardId, message: ToFeeder) {
+    turn.send_local(to, LocalMessage::ToFeeder(topic.clone(), message));
+}
+
+fn tell_consumer(turn: &mut Turn, topic: &Arc<str>, consumer: BackendId, message: ToConsumer) {
+    let topic = topic.clone();
+    turn.send_grid(consumer.at, GridMessage::ToConsumer { topic, consumer, message });
 }
 
 fn new_topic(settings: &Settings) -> Topic {

@@ -11,10 +11,10 @@ mod home_topics;
 
 use std::sync::Arc;
 
-use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{BackendId, ConnectionKey, Event, Terms, TopicMessage};
+use crate::address::{NodeId, ShardId};
+use crate::message::{BackendId, ConnectionKey, Credit, Event, FromConsumer, FromFeeder, Terms};
 use crate::metrics::{Durations, TopicReport};
-use crate::protocol::api::{self, Fault, Reply};
+use crate::protocol::api::{self, Fault};
 use crate::queue::feeder::{Deferred, Ended};
 use crate::shard::connection::{Connection, Connections};
 use crate::shard::settings::Settings;
@@ -80,40 +80,62 @@ impl Topics {
                     ClientEvent { topic: topic.clone(), event, from: None },
                 );
             }
-            None => turn.send_to_self(topic, TopicMessage::Left(*client)),
+            None => turn.send_left(topic, *client),
         }
     }
 
-    /// Handles a message to the feeder of a topic, or to the topic whose home is this shard.
-    pub fn handle(
+    /// Handles credit from the home of a topic: pushes the events that wait for it.
+    pub fn handle_credit(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        from: ShardAddress,
         topic: &Arc<str>,
-        message: TopicMessage,
+        credit: Credit,
     ) {
-        let is_near = from.node == turn.address.node;
-        match message {
-            // The topics of a node are fed by its own shards only.
-            TopicMessage::Credit(_)
-            | TopicMessage::Refused
-            | TopicMessage::Push(_)
-            | TopicMessage::WantCredit(..)
-                if !is_near => {}
-            TopicMessage::Credit(credit) => {
-                self.feeders.grant(topic, credit);
-                self.push_waiting(turn, connections, topic);
-            }
-            TopicMessage::Refused => self.feeders.refuse(turn, connections, topic),
-            message => self.home.handle(turn, from.shard, topic, message),
-        }
+        self.feeders.grant(topic, credit);
+        self.push_waiting(turn, connections, topic);
+    }
+
+    /// Handles that the home of a topic has no room, and that clients do not wait for it.
+    pub fn handle_refused(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        topic: &Arc<str>,
+    ) {
+        self.feeders.refuse(turn, connections, topic);
+    }
+
+    /// Handles a message from a feeder to a topic whose home is this shard.
+    pub fn handle_feeder(
+        &mut self,
+        turn: &mut Turn,
+        from: ShardId,
+        topic: &Arc<str>,
+        message: FromFeeder,
+    ) {
+        self.home.handle_feeder(turn, from, topic, message);
+    }
+
+    /// Handles a message from a consumer to a topic whose home is this shard.
+    pub fn handle_consumer(
+        &mut self,
+        turn: &mut Turn,
+        topic: &Arc<str>,
+        consumer: BackendId,
+        message: FromConsumer,
+    ) {
+        self.home.handle_consumer(turn, topic, consumer, message);
+    }
+
+    /// Starts deliveries to a back end that has joined a topic whose home is this shard.
+    pub fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
+        self.home.start(turn, topic, consumer);
     }
 
     fn push(&mut self, turn: &mut Turn, topic: &Arc<str>, event: Event) {
         if let Some(event) = self.home.push(turn, topic, event) {
-            let node = turn.address.node;
-            turn.send_to_home(node, topic, TopicMessage::Push(event));
+            turn.send_to_own_home(topic, FromFeeder::Push(event));
         }
     }
 
@@ -196,7 +218,7 @@ impl Topics {
         topic: &Arc<str>,
         backend: BackendId,
         terms: Terms,
-    ) -> Result<Reply, Fault> {
+    ) -> Result<(), Fault> {
         self.home.join(turn, topic, backend, terms)
     }
 
@@ -209,7 +231,7 @@ impl Topics {
         turn: &mut Turn,
         topic: &Arc<str>,
         backend: BackendId,
-    ) -> Result<Reply, Fault> {
+    ) -> Result<(), Fault> {
         self.home.leave(turn, topic, backend)
     }
 
@@ -298,6 +320,7 @@ impl Topics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{GridMessage, LocalMessage, ToConsumer, ToFeeder};
     use crate::protocol::frame::Frame;
     use crate::shard::connection::{Listener, Pause};
     use crate::shard::fixture::{self, TOPIC};
@@ -311,7 +334,9 @@ mod tests {
     }
 
     /// Hands the messages that topics of this shard left for it back to them, until there are none.
+    /// Returns the number of events for the consumer.
     fn deliver(topics: &mut Topics, turn: &mut Turn, connections: &mut Connections) -> usize {
+        let own = turn.address.shard;
         let mut delivered = 0;
         loop {
             topics.handle_turn(turn);
@@ -320,15 +345,19 @@ mod tests {
                 return delivered;
             }
             for step in steps {
-                let Step::Message(crate::message::Message::Topic(topic, message)) = step else {
-                    panic!("{step:?}")
-                };
+                let Step::Message(message) = step else { panic!("{step:?}") };
                 match message {
-                    TopicMessage::Deliver(..) => delivered += 1,
-                    message => {
-                        let own = turn.address;
-                        topics.handle(turn, connections, own, &topic, message);
+                    LocalMessage::FromFeeder(topic, message) => {
+                        topics.handle_feeder(turn, own, &topic, message);
                     }
+                    LocalMessage::ToFeeder(topic, ToFeeder::Credit(credit)) => {
+                        topics.handle_credit(turn, connections, &topic, credit);
+                    }
+                    LocalMessage::Grid(GridMessage::ToConsumer { message, .. }) => {
+                        assert!(matches!(message, ToConsumer::Deliver(_)));
+                        delivered += 1;
+                    }
+                    message => panic!("{message:?}"),
                 }
             }
         }
@@ -358,10 +387,11 @@ mod tests {
         let backend = turn.backend_id(key);
         let terms = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
         let topic: Arc<str> = TOPIC.into();
-        assert_eq!(topics.join(&mut turn, &topic, backend, terms), Ok(Reply::Done));
-        turn.send_to_self(&topic, TopicMessage::Start(backend));
+        assert_eq!(topics.join(&mut turn, &topic, backend, terms), Ok(()));
+        topics.start(&mut turn, &topic, backend);
         assert_eq!(deliver(&mut topics, &mut turn, &mut connections), events_max);
-        turn.send_to_self(&topic, TopicMessage::Written(backend, events_max as u32));
+        let written = FromConsumer::Written(events_max as u32);
+        topics.handle_consumer(&mut turn, &topic, backend, written);
         let delivered = deliver(&mut topics, &mut turn, &mut connections);
         assert_eq!(delivered, 1, "the event that waited");
         assert!(!is_paused(&mut connections) && topics.waiting_bytes() == 0);

@@ -20,7 +20,7 @@ fn messages(count: usize) -> Vec<u8> {
 }
 
 fn received(world: &World) -> u64 {
-    world.driver.shard.counters().received_bytes
+    world.driver.shard.inspect().counters().received_bytes
 }
 
 /// A client of the echo.

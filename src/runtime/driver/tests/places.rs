@@ -8,7 +8,7 @@ const REQUEST: &[u8] = b"GET /v1/nodes HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const PLACES: usize = 2;
 
 fn counted(world: &World) -> u64 {
-    world.driver.shard.counters().limits.api_connections
+    world.driver.shard.inspect().counters().limits.api_connections
 }
 
 fn connect(world: &World, says: &[u8]) -> Plain {

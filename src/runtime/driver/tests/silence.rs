@@ -57,7 +57,7 @@ fn a_peer_that_reads_what_its_socket_was_too_full_for_is_alive() {
     let mut peer = flooded(&mut world);
     pass_time(&mut world, 5 * IDLE_MS, |world| {
         peer.read(250);
-        let closed = world.driver.shard.counters().limits.idle_ms;
+        let closed = world.driver.shard.inspect().counters().limits.idle_ms;
         assert_eq!(closed, 0, "it was closed though it reads");
     });
 }
@@ -69,5 +69,5 @@ fn a_peer_that_reads_nothing_of_it_is_closed() {
     // A connection that ends has some time to read the last words.
     pass_time(&mut world, 2 * IDLE_MS + 6000, |_| {});
     assert_eq!(world.driver.shard.inspect().connections(), 0);
-    assert_eq!(world.driver.shard.counters().limits.idle_ms, 1);
+    assert_eq!(world.driver.shard.inspect().counters().limits.idle_ms, 1);
 }

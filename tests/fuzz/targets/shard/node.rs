@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use gridcast::address::{ClientId, IdLayout, IdSource, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, Message, Party};
+use gridcast::address::{ClientId, IdLayout, IdSource, ShardId};
+use gridcast::message::{ConnectionKey, FromNode, FromShard, ToShard};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::{Action, Batch, Listener, Now, Priority, Shard};
 
@@ -22,15 +22,11 @@ const LONG_MS: u64 = 20_000;
 
 pub struct Node {
     shards: Vec<Shard>,
-    // From, to, and what is on its way; of each pair the first is delivered first.
-    mail: VecDeque<(usize, usize, Message)>,
+    // The receiver, and the message in flight; of each pair the first is delivered first.
+    mail: VecDeque<(ShardId, ToShard)>,
     sockets: Vec<Socket>,
     now: Now,
     is_draining: bool,
-}
-
-fn party(shard: usize) -> Party {
-    Party::Shard(ShardAddress { node: node_id(), shard: ShardId(shard as u8) })
 }
 
 struct Socket {
@@ -163,25 +159,25 @@ impl Node {
 
     /// Delivers so many of the messages between shards at most.
     pub fn deliver(&mut self, count: usize) {
-        for (from, to, message) in self.mail.drain(..count.min(self.mail.len())) {
-            self.shards[to].handle_message(self.now, party(from), message);
+        for (to, message) in self.mail.drain(..count.min(self.mail.len())) {
+            self.shards[to.index()].handle_message(self.now, message);
         }
     }
 
     /// The node begins to go down: clients are closed over so many milliseconds.
     pub fn drain(&mut self, over_ms: u64) {
         self.is_draining = true;
-        self.tell_all(|| Message::Drain { over_ms });
+        self.tell_all(|| FromNode::Drain { over_ms });
     }
 
     /// If the node goes down: back ends are closed too.
     pub fn drain_backends(&mut self) {
-        self.tell_all(|| Message::DrainBackends);
+        self.tell_all(|| FromNode::DrainBackends);
     }
 
-    fn tell_all(&mut self, message: impl Fn() -> Message) {
+    fn tell_all(&mut self, message: impl Fn() -> FromNode) {
         for shard in &mut self.shards {
-            shard.handle_message(self.now, party(0), message());
+            shard.handle_message(self.now, ToShard::Node(message()));
         }
     }
 
@@ -189,9 +185,9 @@ impl Node {
     pub fn act(&mut self) -> bool {
         let mut acted = false;
         for shard in 0..self.shards.len() {
-            while let Some((to, message)) = self.shards[shard].poll_message() {
-                let Party::Shard(to) = to else { panic!("there is no mesh") };
-                self.mail.push_back((shard, to.shard.index(), message));
+            while let Some(message) = self.shards[shard].poll_message() {
+                let FromShard::Local(to, message) = message else { panic!("there is no mesh") };
+                self.mail.push_back((to, ToShard::Local(ShardId(shard as u8), message)));
                 acted = true;
             }
             while let Some(action) = self.shards[shard].poll_action() {

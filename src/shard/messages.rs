@@ -1,0 +1,142 @@
+//! How the shard routes messages to its parts: one function for each direction.
+
+use super::Shard;
+use super::backend::{Answer, TopicHome};
+use super::turn::{Command, Now};
+use crate::address::{ShardAddress, ShardId};
+use crate::message::{
+    FromMesh, FromNode, GridMessage, LocalCommand, LocalMessage, Requester, ToConsumer, ToFeeder,
+    ToMesh, ToShard,
+};
+use crate::protocol::api::Reply;
+
+impl Shard {
+    /// Handles a message of another shard, the mesh or the node.
+    pub fn handle_message(&mut self, now: Now, message: ToShard) {
+        self.turn.now = now;
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        match message {
+            ToShard::Local(from, message) => self.dispatch_local(from, message),
+            ToShard::Mesh(FromMesh::Grid(from, message)) => self.dispatch_grid(from, message),
+            ToShard::Mesh(FromMesh::Publish(requester, publish)) => {
+                self.execute_command(requester, Command::Local(LocalCommand::Publish(publish)));
+            }
+            ToShard::Mesh(FromMesh::Published(ticket, tally)) => {
+                let answer = Answer::Published(tally);
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            ToShard::Mesh(FromMesh::Report(ticket, report)) => {
+                let answer = Answer::Mesh(report);
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            ToShard::Mesh(FromMesh::Nodes(ticket, list)) => {
+                let answer = Answer::Done(Ok(Reply::Page("application/json", list)));
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            ToShard::Mesh(FromMesh::InterestKnown(change)) => {
+                self.clients.handle_interest_known(turn, connections, change);
+            }
+            ToShard::Mesh(FromMesh::NodeUp { node, shards, incarnation }) => {
+                turn.send_to_mesh(ToMesh::NodeSeen(node));
+                turn.roster.add(node, shards, incarnation);
+                self.backends.handle_node_up(turn, connections, node);
+                self.last_wills.handle_node_up(turn, node, incarnation);
+            }
+            ToShard::Mesh(FromMesh::NodeDown(node)) => {
+                turn.roster.remove(node);
+                self.backends.handle_node_down(connections, node);
+                self.topics.handle_node_down(turn, node);
+                self.last_wills.handle_node_down(turn, node);
+            }
+            ToShard::Mesh(FromMesh::NodeDead { node, incarnation }) => {
+                self.last_wills.handle_node_dead(turn, node, incarnation);
+            }
+            ToShard::Mesh(FromMesh::GivenUp) => self.last_wills.handle_given_up(),
+            ToShard::Node(FromNode::Verdict { credentials, user }) => {
+                self.api_access.handle_verdict(turn, connections, credentials, user);
+            }
+            ToShard::Node(FromNode::Drain { over_ms }) => {
+                self.draining.begin(turn, connections, over_ms);
+            }
+            ToShard::Node(FromNode::DrainBackends) => self.draining.begin_with_backends(),
+        }
+        self.route();
+    }
+
+    /// Handles a message of a shard of this node, or of this shard itself.
+    pub(super) fn dispatch_local(&mut self, from: ShardId, message: LocalMessage) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        match message {
+            LocalMessage::Grid(message) => {
+                let node = turn.address.node;
+                self.dispatch_grid(ShardAddress { node, shard: from }, message);
+            }
+            LocalMessage::Ask { ticket, backend, command } => {
+                self.execute_command(Requester { ticket, backend }, Command::Local(command));
+            }
+            LocalMessage::Published(ticket, tally) => {
+                let answer = Answer::Published(tally);
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            LocalMessage::Report(ticket, report) => {
+                let answer = Answer::Report(report);
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            LocalMessage::FromFeeder(topic, message) => {
+                self.topics.handle_feeder(turn, from, &topic, message);
+            }
+            LocalMessage::ToFeeder(topic, message) => match message {
+                ToFeeder::Credit(credit) => {
+                    self.topics.handle_credit(turn, connections, &topic, credit);
+                }
+                ToFeeder::Refused => self.topics.handle_refused(turn, connections, &topic),
+                ToFeeder::Left(client) => self.last_wills.unregister(turn, &topic, client),
+            },
+            LocalMessage::Start(topic, consumer) => self.topics.start(turn, &topic, consumer),
+            LocalMessage::BackendGone(backend) => {
+                self.clients.handle_backend_gone(turn, backend);
+                self.topics.handle_backend_gone(turn, backend);
+            }
+            LocalMessage::Verified(credentials, user) => {
+                self.api_access.handle_verified(turn, connections, credentials, user);
+            }
+            LocalMessage::FailedTry(address) => {
+                self.api_access.handle_failed_attempt(turn, address)
+            }
+            LocalMessage::Arrived(address, key) => {
+                self.addresses.handle_arrived(turn, from, address, key);
+            }
+            LocalMessage::Admitted { address, key, may_stay } => {
+                self.addresses.handle_admitted(turn, connections, address, key, may_stay);
+            }
+            LocalMessage::Departed(address) => self.addresses.handle_departed(turn, address),
+        }
+    }
+
+    /// Handles a message of a shard of any node.
+    pub(super) fn dispatch_grid(&mut self, from: ShardAddress, message: GridMessage) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        match message {
+            GridMessage::Ask { ticket, backend, command } => {
+                self.execute_command(Requester { ticket, backend }, Command::Client(command));
+            }
+            GridMessage::Answer(ticket, answer) => {
+                let answer = Answer::Done(answer.map(Reply::from));
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
+            GridMessage::FromConsumer { topic, consumer, message } => {
+                self.topics.handle_consumer(turn, &topic, consumer, message);
+            }
+            GridMessage::ToConsumer { topic, consumer, message } => match message {
+                ToConsumer::Deliver(delivery) => {
+                    let (key, home) = (consumer.connection, TopicHome { node: from.node, topic });
+                    self.backends.deliver(turn, connections, key, home, delivery);
+                }
+                ToConsumer::Expel => connections.close_slow(turn, consumer.connection),
+            },
+            GridMessage::Wards(owner, message) => {
+                self.last_wills.handle_message(turn, from, owner, message);
+            }
+        }
+    }
+}
