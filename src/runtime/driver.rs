@@ -31,7 +31,7 @@ use super::awake::AwakeClock;
 use super::bus::Port;
 use super::clock::unix_ms;
 use super::identity::ListenerTls;
-use super::ring::{Completion, Ring, Sending};
+use super::socket_io::{Completion, Sending, SocketIo};
 use super::tls::Tls;
 use super::verifier::Verifier;
 use super::watch::{Summary, Watch};
@@ -63,10 +63,10 @@ const ACTIONS_PER_TURN: usize = 512;
 /// The delay after which a message that did not fit into a mailbox is sent again, in milliseconds.
 const STUCK_MS: u64 = 1;
 
-pub(super) struct Driver {
+pub(super) struct Driver<I> {
     number: usize,
     shard: Shard,
-    ring: Ring,
+    io: I,
     port: Port,
     verifier: Verifier,
     clock: Clock,
@@ -76,7 +76,6 @@ pub(super) struct Driver {
     // Boxed, because the kernel holds their addresses while a send is in progress.
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Sending>>,
-    completions: Vec<Completion>,
     // Connections whose receive ended in this turn although more is wanted.
     ended_receives: Vec<ConnectionKey>,
     heavy: HeavySockets,
@@ -91,6 +90,18 @@ pub(super) struct Driver {
     // How long to poll for work before sleeping. Zero: sleep at once.
     spin: Duration,
     last_wait: Duration,
+}
+
+/// What a driver is made of, beside its shard.
+pub(super) struct Parts {
+    /// The index of the shard.
+    pub(super) number: usize,
+    pub(super) port: Port,
+    pub(super) verifier: Verifier,
+    pub(super) listeners: Vec<(ListeningSocket, Listener, Option<ListenerTls>)>,
+    pub(super) watch: Arc<Watch>,
+    /// How long to poll for work before sleeping. Zero: sleep at once.
+    pub(super) spin: Duration,
 }
 
 /// One connection's socket.
@@ -162,28 +173,20 @@ impl Clock {
     }
 }
 
-impl Driver {
-    pub(super) fn new(
-        number: usize,
-        make_shard: impl FnOnce(Now) -> Shard,
-        port: Port,
-        verifier: Verifier,
-        listeners: Vec<(ListeningSocket, Listener, Option<ListenerTls>)>,
-        watch: Arc<Watch>,
-        spin: Duration,
-    ) -> io::Result<Self> {
+impl<I: SocketIo> Driver<I> {
+    pub(super) fn new(make_shard: impl FnOnce(Now) -> Shard, parts: Parts) -> io::Result<Self> {
+        let Parts { number, port, verifier, listeners, watch, spin } = parts;
         let mut clock = Clock { start: watch.start, awake: AwakeClock::new(CATCH_UP_US) };
         let mut driver = Self {
             number,
             shard: make_shard(clock.now()),
-            ring: Ring::new()?,
+            io: I::new()?,
             port,
             verifier,
             clock,
             listeners: Vec::new(),
             sockets: Vec::new(),
             spare: Vec::new(),
-            completions: Vec::new(),
             ended_receives: Vec::new(),
             heavy: HeavySockets::default(),
             deferred: VecDeque::new(),
@@ -196,27 +199,26 @@ impl Driver {
             last_wait: Duration::MAX,
         };
         for (number, (socket, listener, identity)) in listeners.into_iter().enumerate() {
-            driver.ring.accept(number, socket.as_fd());
+            driver.io.accept(number, socket.as_fd());
             let state = AcceptState::Accepting;
             driver.listeners.push(Accepting { socket, listener, identity, state });
         }
-        driver.ring.wait_woken(driver.port.wake_fd());
+        driver.io.wait_woken(driver.port.wake_fd());
         Ok(driver)
     }
 
-    /// Runs turns until the node has drained or is told to stop.
-    pub(super) async fn run(mut self) -> io::Result<Summary> {
-        while !self.is_over() {
-            self.turn_or_fail()?;
-            glommio::yield_if_needed().await;
+    /// Runs one turn. Returns the summary instead once the node has drained or is told to stop.
+    pub(super) fn step(&mut self) -> io::Result<Option<Summary>> {
+        if !self.is_over() {
+            return self.turn_or_fail().map(|()| None);
         }
         let counters = self.shard.inspect().counters();
         let inspection = self.shard.inspect();
-        Ok(Summary {
+        Ok(Some(Summary {
             counters,
             connections: inspection.connections(),
             queued_messages: inspection.queued_messages(),
-        })
+        }))
     }
 
     /// Runs one turn. A panic that does not belong to one connection leaves the shard in an unknown
@@ -308,15 +310,19 @@ impl Driver {
         }
     }
 
-    /// Handles all completions. Returns how many there were.
+    /// Handles the completions that have arrived. Returns how many there were.
     fn take_completions(&mut self) -> usize {
-        let mut completions = mem::take(&mut self.completions);
-        self.ring.completions(&mut completions);
-        let taken = completions.len();
+        self.io.begin_turn();
         self.heavy.begin_turn();
         let now = self.clock.now();
         self.resume_handshakes(now);
-        for completion in completions.drain(..) {
+        self.handle_completions(now)
+    }
+
+    fn handle_completions(&mut self, now: Now) -> usize {
+        let mut taken = 0;
+        while let Some(completion) = self.io.next() {
+            taken += 1;
             match completion {
                 Completion::Accepted { listener, result, is_over } => {
                     self.accepted(now, listener, result, is_over);
@@ -327,10 +333,9 @@ impl Driver {
                 Completion::Sent { key, sending, result } => self.sent(now, key, sending, result),
                 Completion::Writable { key } => self.writable(key),
                 Completion::CancelMissed { key } => self.cancel_missed(key),
-                Completion::Woken => self.ring.wait_woken(self.port.wake_fd()),
+                Completion::Woken => self.io.wait_woken(self.port.wake_fd()),
             }
         }
-        self.completions = completions;
         taken
     }
 
@@ -382,13 +387,13 @@ impl Driver {
     fn submit(&mut self, now: Now) -> io::Result<()> {
         let sleep_ms = self.sleep_ms(now);
         if sleep_ms == 0 {
-            return self.ring.submit(Duration::ZERO);
+            return self.io.submit(Duration::ZERO);
         }
         self.clock.awake.wait(sleep_ms * 1000 + self.spin.as_micros() as u64);
         if self.spin.is_zero() {
             return self.sleep(sleep_ms);
         }
-        self.ring.submit(Duration::ZERO)?;
+        self.io.submit(Duration::ZERO)?;
         if self.has_work()? {
             // There is work already, so the turn ends without a wait.
             return Ok(());
@@ -403,9 +408,9 @@ impl Driver {
 
     fn sleep(&mut self, sleep_ms: u64) -> io::Result<()> {
         if !self.port.may_sleep() {
-            return self.ring.submit(Duration::ZERO);
+            return self.io.submit(Duration::ZERO);
         }
-        let slept = self.ring.submit(Duration::from_millis(sleep_ms));
+        let slept = self.io.submit(Duration::from_millis(sleep_ms));
         self.port.stay_awake();
         slept
     }
@@ -426,7 +431,7 @@ impl Driver {
     }
 
     fn has_work(&mut self) -> io::Result<bool> {
-        Ok(!self.port.is_empty() || self.ring.has_completions()?)
+        Ok(!self.port.is_empty() || self.io.has_completions()?)
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {

@@ -14,12 +14,15 @@ pub mod cgroup;
 pub mod check;
 mod clock;
 mod driver;
+#[cfg(test)]
+mod faults;
 mod identity;
 pub mod ids;
 mod listener;
 pub mod log;
 pub mod memory;
 mod ring;
+mod socket_io;
 mod start;
 mod tls;
 mod verifier;

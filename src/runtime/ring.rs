@@ -6,8 +6,6 @@
 
 mod buffers;
 #[cfg(test)]
-mod faults;
-#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
@@ -18,12 +16,11 @@ use std::time::Duration;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
-use crate::message::ConnectionKey;
-use crate::shard::{Batch, Chunk, freed_bytes};
-pub use buffers::{BUFFER_BYTES, Buffer};
-use buffers::{BUFFER_GROUP, Buffers};
 #[cfg(test)]
-pub use faults::{Faults, Random};
+use super::faults::Faults;
+use super::socket_io::{Buffer, Completion, Outgoing, SEND_FLAGS, Sending, SocketIo};
+use crate::message::ConnectionKey;
+use buffers::{BUFFER_GROUP, Buffers};
 
 /// The size of the submission queue. More requests are submitted in parts.
 const SUBMISSIONS: u32 = if cfg!(test) { 8 } else { 1024 };
@@ -45,86 +42,10 @@ pub(super) const LOCKED_PAGES: u64 = 16 + 66 + 2;
 /// Memory of the ring of [`Ring::probe`] that the kernel counts as locked, in pages.
 pub(super) const PROBE_LOCKED_PAGES: u64 = 1 + 1 + 2;
 
-/// The most buffers of one gathered send (IOV_MAX of Linux). The rest goes out with the next send.
-const RUNS_PER_SEND: usize = 1024;
-
-/// The completion of a request.
-#[derive(Debug)]
-pub enum Completion {
-    /// A listener accepted a connection or failed to. `listener` is its number; `is_over`: the request
-    /// has ended and must be repeated to accept more.
-    Accepted { listener: usize, result: io::Result<OwnedFd>, is_over: bool },
-    /// Bytes arrived in a buffer ([`Ring::buffer`] returns them), or the connection has ended or failed.
-    Received { key: ConnectionKey, result: io::Result<Option<Buffer>>, is_over: bool },
-    /// A send has ended. The result is the number of bytes written.
-    Sent { key: ConnectionKey, sending: Box<Sending>, result: io::Result<usize> },
-    /// The socket has room for more bytes, or has failed.
-    Writable { key: ConnectionKey },
-    /// A cancellation found no receive. Either the receive has ended, or it was moving between two
-    /// queues of the kernel and continues.
-    CancelMissed { key: ConnectionKey },
-    /// The eventfd was written.
-    Woken,
-}
-
-/// A batch that is being sent, with the iovec list that the kernel reads.
-#[derive(Debug)]
-pub struct Sending {
-    batch: Batch,
-    // Written chunks, and written bytes of the next chunk. Chunks stay in the batch until all are
-    // written, so that the batch is returned unchanged.
-    written_chunks: usize,
-    written: usize,
-    runs: Vec<libc::iovec>,
-    header: libc::msghdr,
-}
-
-impl Sending {
-    /// Creates an empty sending.
-    pub fn new() -> Box<Self> {
-        // SAFETY: msghdr is a C struct of integers and pointers, for which all zeroes is a value.
-        let header = unsafe { std::mem::zeroed() };
-        let batch = Batch::new();
-        Box::new(Self { batch, written_chunks: 0, written: 0, runs: Vec::new(), header })
-    }
-
-    /// Takes a batch to send.
-    pub fn begin(&mut self, batch: Batch) {
-        debug_assert!(self.batch.is_empty());
-        (self.written_chunks, self.written) = (0, 0);
-        self.batch = batch;
-    }
-
-    /// Notes that `bytes` were written. Returns whether the whole batch is written.
-    pub fn advance(&mut self, mut bytes: usize) -> bool {
-        while let Some(next) = self.batch.get(self.written_chunks) {
-            let left = next.bytes().len() - self.written;
-            if bytes < left {
-                self.written += bytes;
-                return false;
-            }
-            bytes -= left;
-            self.written = 0;
-            self.written_chunks += 1;
-        }
-        true
-    }
-
-    /// Returns the memory that dropping the batch would free, in bytes.
-    pub fn freed_bytes(&self) -> usize {
-        freed_bytes(&self.batch)
-    }
-
-    /// Takes the batch out, whether or not it is written completely.
-    pub fn give_back(&mut self) -> Batch {
-        std::mem::take(&mut self.batch)
-    }
-}
-
 /// The kind of a request. Stored in the highest byte of its user data, before the connection's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Request {
+pub(super) enum Request {
     Accept,
     Receive,
     Send,
@@ -151,16 +72,14 @@ pub struct Ring {
     sends: Vec<Option<Box<Sending>>>,
     wake_counter: Box<u64>,
     backlog: VecDeque<squeue::Entry>,
+    // Completions of this turn that are not handled yet.
+    completions: VecDeque<Completion>,
     #[cfg(test)]
     pub faults: Faults,
 }
 
-impl Ring {
-    /// Creates a ring for the calling thread. No other thread may use it.
-    ///
-    /// # Errors
-    /// The kernel refuses the ring; `runtime::check` explains its errors.
-    pub fn new() -> io::Result<Self> {
+impl SocketIo for Ring {
+    fn new() -> io::Result<Self> {
         let mut uring = build(SUBMISSIONS, COMPLETIONS)?;
         let mut buffers = Buffers::register(&uring)?;
         buffers.probe_failures(&mut uring)?;
@@ -170,80 +89,51 @@ impl Ring {
             sends: Vec::new(),
             wake_counter: Box::new(0),
             backlog: VecDeque::new(),
+            completions: VecDeque::new(),
             #[cfg(test)]
             faults: Faults::default(),
         })
     }
 
-    /// Creates and drops a ring of the smallest size with the same features as [`Self::new`]. The kernel
-    /// releases the locked memory of a ring only some time after it is closed, so a probe of a shard's
-    /// size could leave too little for the shards.
-    ///
-    /// # Errors
-    /// The errors of [`Self::new`].
-    pub fn probe() -> io::Result<()> {
-        let uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
-        Buffers::register(&uring).map(drop)
-    }
-
-    /// Starts to accept connections on a listener, with one completion for each.
-    pub fn accept(&mut self, listener: usize, socket: BorrowedFd<'_>) {
+    fn accept(&mut self, listener: usize, socket: BorrowedFd<'_>) {
         let key = ConnectionKey { index: listener as u32, generation: 0 };
         let entry =
             opcode::AcceptMulti::new(Fd(socket.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
         self.push(Request::Accept, key, entry);
     }
 
-    /// Stops accepting on a listener.
-    pub fn cancel_accept(&mut self, listener: usize) {
+    fn cancel_accept(&mut self, listener: usize) {
         let key = ConnectionKey { index: listener as u32, generation: 0 };
         self.cancel(Request::Accept, key);
     }
 
-    /// Starts to receive from a socket, with one completion for each buffer.
-    pub fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
+    fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP).build();
         self.push(Request::Receive, key, entry);
     }
 
-    /// Receives once from a socket, at most `bytes` and one buffer, without waiting. The completion
-    /// follows at once, with EAGAIN if nothing has arrived.
-    pub fn receive_once(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, bytes: usize) {
+    fn receive_once(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, bytes: usize) {
         let entry = buffers::receive_once(socket.as_raw_fd(), bytes);
         self.push(Request::Receive, key, entry);
     }
 
-    /// Cancels a receive. Its last completion follows, or [`Completion::CancelMissed`].
-    pub fn cancel_receive(&mut self, key: ConnectionKey) {
+    fn cancel_receive(&mut self, key: ConnectionKey) {
         self.cancel(Request::Receive, key);
     }
 
-    fn cancel(&mut self, request: Request, key: ConnectionKey) {
-        let entry = opcode::AsyncCancel::new(user_data(request, key)).build();
-        self.push(Request::Cancel, key, entry);
-    }
-
-    /// Sends the rest of `sending`, as much as fits into the socket at once. A connection may have only
-    /// one send in progress.
-    pub fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
+    fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
         let fd = Fd(socket.as_raw_fd());
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let next = sending.written_chunks;
-        let entry = match sending.batch.len() - next {
-            1 => {
-                let bytes = &sending.batch[next].bytes()[sending.written..];
-                #[cfg(test)]
-                let bytes = &bytes[..self.faults.shortened(bytes.len())];
+        let outgoing = sending.outgoing(
+            #[cfg(test)]
+            &mut self.faults,
+        );
+        let entry = match outgoing {
+            Outgoing::Run(bytes) => {
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                opcode::Send::new(fd, bytes.as_ptr(), length).flags(flags).build()
+                opcode::Send::new(fd, bytes.as_ptr(), length).flags(SEND_FLAGS).build()
             }
-            _ => {
-                sending.fill_runs();
-                #[cfg(test)]
-                self.faults.shorten_runs(&mut sending.runs);
-                sending.header.msg_iov = sending.runs.as_mut_ptr();
-                sending.header.msg_iovlen = sending.runs.len();
-                opcode::SendMsg::new(fd, &raw const sending.header).flags(flags as u32).build()
+            Outgoing::Runs(header) => {
+                opcode::SendMsg::new(fd, header).flags(SEND_FLAGS as u32).build()
             }
         };
         let place = key.index as usize;
@@ -251,22 +141,93 @@ impl Ring {
             self.sends.resize_with(place + 1, || None);
         }
         debug_assert!(self.sends[place].is_none(), "one send per connection");
-        // The boxed value does not move, and stays here until its completion: see `completions`.
+        // The boxed value does not move, and stays here until its completion: see `completion`.
         self.sends[place] = Some(sending);
         self.push(Request::Send, key, entry);
     }
 
-    /// Waits until the socket has room for bytes, or has failed.
-    pub fn wait_writable(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
+    fn wait_writable(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLOUT as u32).build();
         self.push(Request::Writable, key, entry);
     }
 
-    /// Waits until the eventfd is written. Completes once.
-    pub fn wait_woken(&mut self, eventfd: BorrowedFd<'_>) {
+    fn wait_woken(&mut self, eventfd: BorrowedFd<'_>) {
         let counter = (&raw mut *self.wake_counter).cast();
         let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), counter, 8).build();
         self.push(Request::Wake, ConnectionKey { index: 0, generation: 0 }, entry);
+    }
+
+    fn submit(&mut self, wait: Duration) -> io::Result<()> {
+        self.submit_backlog()?;
+        #[cfg(test)]
+        let wait = self.faults.wait(wait);
+        if wait.is_zero() {
+            return self.submit_queued();
+        }
+        let time = Timespec::from(wait);
+        let arguments = SubmitArgs::new().timespec(&time);
+        match self.uring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn has_completions(&mut self) -> io::Result<bool> {
+        if self.uring.submission().taskrun() {
+            self.submit_queued()?;
+        }
+        Ok(!self.uring.completion().is_empty())
+    }
+
+    fn begin_turn(&mut self) {
+        let Self { uring, sends, buffers, completions, .. } = self;
+        let completed = uring.completion().map(|entry| Completed {
+            user_data: entry.user_data(),
+            result: entry.result(),
+            flags: entry.flags(),
+        });
+        #[cfg(test)]
+        let completed = self.faults.delayed(completed);
+        completions.extend(completed.filter_map(|completed| {
+            if let Some(id) = cqueue::buffer_select(completed.flags) {
+                match completed.result {
+                    ..0 => buffers.handle_failure(id),
+                    _ => buffers.take(id),
+                }
+            }
+            completion(completed, sends)
+        }));
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        self.completions.pop_front()
+    }
+
+    fn buffer(&mut self, buffer: &Buffer) -> &mut [u8] {
+        self.buffers.bytes(buffer)
+    }
+
+    fn recycle(&mut self, buffer: Buffer) {
+        self.buffers.provide(buffer.id());
+    }
+}
+
+impl Ring {
+    /// Creates and drops a ring of the smallest size with the same features as the ring of a shard. The kernel
+    /// releases the locked memory of a ring only some time after it is closed, so a probe of a shard's
+    /// size could leave too little for the shards.
+    ///
+    /// # Errors
+    /// The errors of [`SocketIo::new`].
+    pub fn probe() -> io::Result<()> {
+        let uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
+        Buffers::register(&uring).map(drop)
+    }
+
+    fn cancel(&mut self, request: Request, key: ConnectionKey) {
+        let entry = opcode::AsyncCancel::new(user_data(request, key)).build();
+        self.push(Request::Cancel, key, entry);
     }
 
     fn push(&mut self, request: Request, key: ConnectionKey, entry: squeue::Entry) {
@@ -308,72 +269,10 @@ impl Ring {
         }
     }
 
-    /// Submits all requests, and waits up to `wait` for a completion.
-    ///
-    /// # Errors
-    /// The ring has failed.
-    pub fn submit(&mut self, wait: Duration) -> io::Result<()> {
-        self.submit_backlog()?;
-        #[cfg(test)]
-        let wait = self.faults.wait(wait);
-        if wait.is_zero() {
-            return self.submit_queued();
-        }
-        let time = Timespec::from(wait);
-        let arguments = SubmitArgs::new().timespec(&time);
-        match self.uring.submitter().submit_with_args(1, &arguments) {
-            Ok(_) => Ok(()),
-            Err(error) if is_passing(&error) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether there are completions. Enters the kernel only if it has pending work.
-    ///
-    /// # Errors
-    /// The ring has failed.
-    pub fn has_completions(&mut self) -> io::Result<bool> {
-        if self.uring.submission().taskrun() {
-            self.submit_queued()?;
-        }
-        Ok(!self.uring.completion().is_empty())
-    }
-
-    /// Appends all completions to `out`.
-    pub fn completions(&mut self, out: &mut Vec<Completion>) {
-        let Self { uring, sends, buffers, .. } = self;
-        let completed = uring.completion().map(|entry| Completed {
-            user_data: entry.user_data(),
-            result: entry.result(),
-            flags: entry.flags(),
-        });
-        #[cfg(test)]
-        let completed = self.faults.delayed(completed);
-        out.extend(completed.filter_map(|completed| {
-            if let Some(id) = cqueue::buffer_select(completed.flags) {
-                match completed.result {
-                    ..0 => buffers.handle_failure(id),
-                    _ => buffers.take(id),
-                }
-            }
-            completion(completed, sends)
-        }));
-    }
-
-    /// Returns the bytes of a buffer.
-    pub fn buffer(&mut self, buffer: &Buffer) -> &mut [u8] {
-        self.buffers.bytes(buffer)
-    }
-
     /// Whether no buffer is handed out and no injected fault is left.
     #[cfg(test)]
     pub fn is_settled(&self) -> bool {
         self.buffers.are_returned() && self.faults.are_settled()
-    }
-
-    /// Returns a buffer to the kernel.
-    pub fn recycle(&mut self, buffer: Buffer) {
-        self.buffers.provide(buffer.id());
     }
 }
 
@@ -388,16 +287,16 @@ const REQUEST_SHIFT: u32 = 32 + ConnectionKey::GENERATION_BITS;
 // A request has 8 bits.
 const _: () = assert!(REQUEST_SHIFT + u8::BITS == u64::BITS);
 
-fn user_data(request: Request, key: ConnectionKey) -> u64 {
+pub(super) fn user_data(request: Request, key: ConnectionKey) -> u64 {
     (request as u64) << REQUEST_SHIFT | u64::from(key.generation) << 32 | u64::from(key.index)
 }
 
 /// An entry of the completion queue.
 #[derive(Debug)]
-struct Completed {
-    user_data: u64,
-    result: i32,
-    flags: u32,
+pub(super) struct Completed {
+    pub(super) user_data: u64,
+    pub(super) result: i32,
+    pub(super) flags: u32,
 }
 
 /// Converts an entry to a completion. Returns `None` for entries that need no handling.
@@ -436,17 +335,4 @@ fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Co
         WAKE => Completion::Woken,
         _ => return None,
     })
-}
-
-impl Sending {
-    fn fill_runs(&mut self) {
-        self.runs.clear();
-        let mut skip = self.written;
-        for chunk in self.batch.iter().skip(self.written_chunks).take(RUNS_PER_SEND) {
-            let bytes = &Chunk::bytes(chunk)[skip..];
-            skip = 0;
-            let start = bytes.as_ptr().cast_mut().cast();
-            self.runs.push(libc::iovec { iov_base: start, iov_len: bytes.len() });
-        }
-    }
 }

@@ -10,9 +10,10 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::bus::{Control, MeshPort, bus};
 use super::check;
-use super::driver::Driver;
+use super::driver::{Driver, Parts};
 use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
+use super::ring::Ring;
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
 use crate::address::ShardId;
@@ -77,10 +78,12 @@ pub fn start(
         let (started, failures) = (started.clone(), failures.clone());
         let make = move || async move {
             let make_shard = |now| Shard::new(ShardId(index as u8), &settings, state, now);
-            let made = Driver::new(index, make_shard, port, verifier, sockets, watch, spin);
+            let (number, listeners) = (index, sockets);
+            let parts = Parts { number, port, verifier, listeners, watch, spin };
+            let made: io::Result<Driver<Ring>> = Driver::new(make_shard, parts);
             // Fails only if another shard has failed to start.
             let _ = started.send(made.as_ref().map(drop).map_err(check::explain));
-            let ended = made?.run().await;
+            let ended = run(made?).await;
             if let Err(error) = &ended {
                 failures(format!("shard {index} on core {core}: {error}"));
             }
@@ -100,6 +103,16 @@ pub fn start(
         word.map_err(io::Error::other)?;
     }
     Ok((Shards { handles, control, renewals: Renewals(renewals), watch }, mesh_port))
+}
+
+/// Runs a driver to its end, and glommio's own tasks between its turns.
+async fn run(mut driver: Driver<Ring>) -> io::Result<Summary> {
+    loop {
+        match driver.step()? {
+            Some(summary) => return Ok(summary),
+            None => glommio::yield_if_needed().await,
+        }
+    }
 }
 
 impl Shards {

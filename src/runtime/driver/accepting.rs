@@ -9,6 +9,7 @@ use socket2::Socket as ListeningSocket;
 use super::heavy::Pace;
 use super::{Driver, Receiving, Socket};
 use crate::runtime::identity::ListenerTls;
+use crate::runtime::socket_io::SocketIo;
 use crate::shard::{Listener, Now};
 
 /// How long accepting pauses when the process has no file descriptor left, in milliseconds.
@@ -31,7 +32,7 @@ pub(super) enum AcceptState {
     Stopped,
 }
 
-impl Driver {
+impl<I: SocketIo> Driver<I> {
     pub(super) fn accepted(
         &mut self,
         now: Now,
@@ -48,7 +49,7 @@ impl Driver {
                     accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
                     self.shard.counters_mut().limits.descriptors += 1;
                 }
-                _ => self.ring.accept(number, accepting.socket.as_fd()),
+                _ => self.io.accept(number, accepting.socket.as_fd()),
             }
         }
         // A connection that was reset before it was accepted is ignored.
@@ -110,7 +111,7 @@ impl Driver {
     pub(super) fn stop_accepting(&mut self) {
         for (number, accepting) in self.listeners.iter_mut().enumerate() {
             accepting.state = AcceptState::Stopped;
-            self.ring.cancel_accept(number);
+            self.io.cancel_accept(number);
             // Connections in the backlog are refused at once instead of waiting.
             let _ = accepting.socket.shutdown(std::net::Shutdown::Both);
         }
@@ -123,7 +124,7 @@ impl Driver {
             }
             if matches!(accepting.state, AcceptState::RestingUntil(until) if until <= now.ms) {
                 accepting.state = AcceptState::Accepting;
-                self.ring.accept(number, accepting.socket.as_fd());
+                self.io.accept(number, accepting.socket.as_fd());
             }
         }
     }

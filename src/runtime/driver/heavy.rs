@@ -19,7 +19,7 @@ use std::os::fd::AsFd;
 
 use super::{Driver, Receiving, Socket, find};
 use crate::message::ConnectionKey;
-use crate::runtime::ring::BUFFER_BYTES;
+use crate::runtime::socket_io::{BUFFER_BYTES, SocketIo};
 
 /// Receives from heavy sockets per turn. Each takes the kernel about 30 µs, so a turn takes at most 1 ms
 /// longer, and most buffers are left to light sockets.
@@ -126,7 +126,7 @@ impl HeavySockets {
     }
 }
 
-impl Driver {
+impl<I: SocketIo> Driver<I> {
     /// Starts the receives of this turn: from starved sockets, then from heavy ones.
     pub(super) fn receive_in_turns(&mut self) {
         for _ in 0..STARVED_PER_TURN {
@@ -144,7 +144,7 @@ impl Driver {
         socket.is_queued = false;
         if socket.receiving == Receiving::Not && socket.is_wanted() {
             socket.receiving = Receiving::Once;
-            self.ring.receive_once(key, socket.fd.as_fd(), socket.pace.receive_bytes());
+            self.io.receive_once(key, socket.fd.as_fd(), socket.pace.receive_bytes());
         }
     }
 }

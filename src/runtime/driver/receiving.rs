@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::heavy::Pace;
 use super::{Driver, Receiving, Socket, find};
 use crate::message::ConnectionKey;
-use crate::runtime::ring::Buffer;
+use crate::runtime::socket_io::{Buffer, SocketIo};
 use crate::runtime::tls::Opened;
 use crate::shard::Now;
 
@@ -17,7 +17,7 @@ use crate::shard::Now;
 /// most 8 ms. Further steps wait for the next turns, in order.
 const HANDSHAKE_STEPS: usize = 8;
 
-impl Driver {
+impl<I: SocketIo> Driver<I> {
     /// Starts a receive, unless one is in progress or the shard wants no bytes.
     pub(super) fn receive(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
@@ -28,7 +28,7 @@ impl Driver {
             self.heavy.queue(key, socket);
         } else {
             socket.receiving = Receiving::Armed;
-            self.ring.receive(key, socket.fd.as_fd());
+            self.io.receive(key, socket.fd.as_fd());
         }
     }
 
@@ -49,11 +49,11 @@ impl Driver {
                 if self.heavy.weigh(socket, buffer.length()) {
                     self.stop_receiving(key);
                 }
-                let is_end = self.ring.buffer(&buffer).is_empty();
+                let is_end = self.io.buffer(&buffer).is_empty();
                 if !is_closing && !is_end {
                     self.guarded(now, key, |driver| driver.read(now, key, &buffer));
                 }
-                self.ring.recycle(buffer);
+                self.io.recycle(buffer);
                 match is_end {
                     // Earlier bytes are handled first. The end is received again afterwards.
                     true if is_deferred => {}
@@ -83,7 +83,7 @@ impl Driver {
     pub(super) fn cancel_missed(&mut self, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.receiving == Receiving::Cancelled {
-            self.ring.cancel_receive(key);
+            self.io.cancel_receive(key);
         }
     }
 
@@ -96,7 +96,7 @@ impl Driver {
 
     fn read(&mut self, now: Now, key: ConnectionKey, buffer: &Buffer) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
-        let bytes = self.ring.buffer(buffer);
+        let bytes = self.io.buffer(buffer);
         match &mut socket.tls {
             None => self.shard.handle_bytes(now, key, bytes),
             Some(tls) => {
@@ -194,7 +194,7 @@ impl Driver {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         if socket.receiving == Receiving::Armed {
             socket.receiving = Receiving::Cancelled;
-            self.ring.cancel_receive(key);
+            self.io.cancel_receive(key);
         }
     }
 }

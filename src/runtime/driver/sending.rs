@@ -8,7 +8,7 @@ use rustix::net::{SendFlags, Shutdown};
 
 use super::{Driver, Socket, find};
 use crate::message::ConnectionKey;
-use crate::runtime::ring::Sending;
+use crate::runtime::socket_io::{Sending, SocketIo};
 use crate::shard::{Batch, Now, Priority};
 
 /// The most sends per turn to connections that a command addressed directly. The shard itself bounds
@@ -18,7 +18,7 @@ const URGENT_SENDS: usize = 512;
 /// The most unused [`Sending`]s that are kept for reuse.
 const SPARE_SENDINGS: usize = 2048;
 
-impl Driver {
+impl<I: SocketIo> Driver<I> {
     /// Starts one gathered send for each connection that has data.
     pub(super) fn write(&mut self, now: Now) {
         for _ in 0..URGENT_SENDS {
@@ -65,7 +65,7 @@ impl Driver {
         let mut sending = self.spare.pop().unwrap_or_else(Sending::new);
         sending.begin(batch);
         socket.is_sending = true;
-        self.ring.send(key, socket.fd.as_fd(), sending);
+        self.io.send(key, socket.fd.as_fd(), sending);
     }
 
     pub(super) fn sent(
@@ -127,7 +127,7 @@ impl Driver {
     fn wait_for_room(&mut self, key: ConnectionKey, sending: Box<Sending>) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.unsent = Some(sending);
-        self.ring.wait_writable(key, socket.fd.as_fd());
+        self.io.wait_writable(key, socket.fd.as_fd());
     }
 
     pub(super) fn writable(&mut self, key: ConnectionKey) {
@@ -138,7 +138,7 @@ impl Driver {
             return self.close_if_quiet(key);
         }
         (socket.is_sending, socket.was_full) = (true, true);
-        self.ring.send(key, socket.fd.as_fd(), sending);
+        self.io.send(key, socket.fd.as_fd(), sending);
     }
 
     /// Shuts down the sending side; over TLS, after a close_notify.

@@ -29,9 +29,10 @@ use crate::protocol::http;
 use crate::queue::{Bounds, WhenFull};
 use crate::runtime::Capacity;
 use crate::runtime::bus::bus;
+use crate::runtime::faults::{Faults, Random};
 use crate::runtime::identity::TlsContext;
 use crate::runtime::listener::{Listening, bind};
-use crate::runtime::ring::{Faults, Random};
+use crate::runtime::ring::Ring;
 use crate::runtime::verifier;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
@@ -46,6 +47,42 @@ const PEERS_IN_ALL: usize = 24;
 
 /// The duration from which a run counts as stuck.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the tests need of both drivers.
+trait Tested: SocketIo {
+    fn faults(&mut self) -> &mut Faults;
+
+    /// Whether no buffer is handed out and no completion or injected fault is left.
+    fn is_settled(&self) -> bool;
+}
+
+impl Tested for Ring {
+    fn faults(&mut self) -> &mut Faults {
+        &mut self.faults
+    }
+
+    fn is_settled(&self) -> bool {
+        Ring::is_settled(self)
+    }
+}
+
+/// Makes a test of each function that is generic over the driver's [`Tested`].
+macro_rules! on_both {
+    ($($(#[$meta:meta])* fn $name:ident<$io:ident>() $body:block)*) => {$(
+        $(#[$meta])*
+        mod $name {
+            use super::*;
+
+            fn run<$io: Tested>() $body
+
+            #[test]
+            fn io_uring() {
+                run::<Ring>();
+            }
+        }
+    )*};
+}
+use on_both;
 
 /// Prints how to reproduce a failure.
 struct Replay(u64);
@@ -64,64 +101,65 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
 }
 
-#[test]
-fn whatever_the_kernel_does_each_peer_gets_its_own_echoes_and_nothing_is_left() {
-    let seeds = match number("GRIDCAST_RING_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("GRIDCAST_RING_SEEDS").unwrap_or(SEEDS),
-    };
-    let certificate = Certificate::new();
-    for seed in seeds {
-        let _replay = Replay(seed);
-        World::new(seed, &certificate).run();
+on_both! {
+    fn whatever_the_kernel_does_each_peer_gets_its_own_echoes_and_nothing_is_left<I>() {
+        let seeds = match number("GRIDCAST_RING_SEED") {
+            Some(seed) => seed..seed + 1,
+            None => 0..number("GRIDCAST_RING_SEEDS").unwrap_or(SEEDS),
+        };
+        let certificate = Certificate::new();
+        for seed in seeds {
+            let _replay = Replay(seed);
+            World::<I>::new(seed, &certificate).run();
+        }
     }
 }
 
-/// A paused peer must not fill memory.
-#[test]
-fn a_peer_that_is_paused_is_not_heard_though_the_cancellation_missed() {
-    let mut world = World::new(0, &Certificate::new());
-    world.driver.ring.faults = Faults::miss_one_cancel();
-    let mut peer = Peer::feeding(&world.doors[1], 1 << 20);
-    let (mut heard, mut turns_in_silence) = (0, 0);
-    // The topic accepts some messages, and the shard holds more up to a bound.
-    while heard < 20_000 || turns_in_silence < 1000 {
-        peer.say(50);
-        world.driver.turn().unwrap();
-        let before =
-            mem::replace(&mut heard, world.driver.shard.inspect().counters().received_bytes);
-        turns_in_silence = if heard > before { 0 } else { turns_in_silence + 1 };
-        assert!(heard < 100_000, "{heard} bytes were taken of a peer that is paused");
+on_both! {
+    /// A paused peer must not fill memory.
+    fn a_peer_that_is_paused_is_not_heard_though_the_cancellation_missed<I>() {
+        let mut world = World::<I>::new(0, &Certificate::new());
+        *world.driver.io.faults() = Faults::miss_one_cancel();
+        let mut peer = Peer::feeding(&world.doors[1], 1 << 20);
+        let (mut heard, mut turns_in_silence) = (0, 0);
+        // The topic accepts some messages, and the shard holds more up to a bound.
+        while heard < 20_000 || turns_in_silence < 1000 {
+            peer.say(50);
+            world.driver.turn().unwrap();
+            let before = mem::replace(&mut heard, world.driver.shard.inspect().counters().received_bytes);
+            turns_in_silence = if heard > before { 0 } else { turns_in_silence + 1 };
+            assert!(heard < 100_000, "{heard} bytes were taken of a peer that is paused");
+        }
     }
 }
 
-/// Nobody wakes it: were it not found, the turn would take as long as the shard looks.
-#[test]
-fn a_shard_that_looks_for_work_finds_a_connection() {
-    let mut world = World::new(0, &Certificate::new());
-    world.driver.ring.faults = Faults::default();
-    (world.driver.spin, world.driver.last_wait) = (DEADLINE, Duration::ZERO);
-    let (start, address) = (Instant::now(), world.doors[0].address);
-    let peer = thread::spawn(move || {
-        let mut socket = TcpStream::connect(address).unwrap();
-        socket.write_all(b"GET ").unwrap();
-        socket
-    });
-    while world.driver.shard.inspect().connections() == 0 {
-        world.driver.turn().unwrap();
+on_both! {
+    /// Nobody wakes it: were it not found, the turn would take as long as the shard looks.
+    fn a_shard_that_looks_for_work_finds_a_connection<I>() {
+        let mut world = World::<I>::new(0, &Certificate::new());
+        *world.driver.io.faults() = Faults::default();
+        (world.driver.spin, world.driver.last_wait) = (DEADLINE, Duration::ZERO);
+        let (start, address) = (Instant::now(), world.doors[0].address);
+        let peer = thread::spawn(move || {
+            let mut socket = TcpStream::connect(address).unwrap();
+            socket.write_all(b"GET ").unwrap();
+            socket
+        });
+        while world.driver.shard.inspect().connections() == 0 {
+            world.driver.turn().unwrap();
+        }
+        assert!(start.elapsed() < DEADLINE);
+        peer.join().unwrap();
     }
-    assert!(start.elapsed() < DEADLINE);
-    peer.join().unwrap();
 }
 
-#[test]
-fn a_turn_keeps_the_memory_of_its_lists() {
-    let mut world = World::without_faults(&settings(), 1);
-    world.driver.ended_receives.reserve(100);
-    world.driver.completions.reserve(100);
-    world.turn();
-    assert!(world.driver.ended_receives.capacity() >= 100);
-    assert!(world.driver.completions.capacity() >= 100);
+on_both! {
+    fn a_turn_keeps_the_memory_of_its_lists<I>() {
+        let mut world = World::<I>::without_faults(&settings(), 1);
+        world.driver.ended_receives.reserve(100);
+        world.turn();
+        assert!(world.driver.ended_receives.capacity() >= 100);
+    }
 }
 
 /// A certificate, and a client that trusts it.
@@ -149,9 +187,9 @@ impl Certificate {
 }
 
 /// A driver and its peers.
-struct World {
+struct World<I> {
     random: Random,
-    driver: Driver,
+    driver: Driver<I>,
     watch: Arc<Watch>,
     doors: Vec<Door>,
     peers: Vec<Peer>,
@@ -159,7 +197,7 @@ struct World {
     came: usize,
 }
 
-impl World {
+impl<I: Tested> World<I> {
     fn new(seed: u64, certificate: &Certificate) -> Self {
         let mut random = Random::new(seed);
         // A small one makes the kernel itself take less.
@@ -168,7 +206,7 @@ impl World {
         let (settings, places) = (settings(), PEERS_IN_ALL);
         let mut world = Self::with(random, &settings, places, Some(certificate), send_buffer, spin);
         let odds = world.random.pick(&[3, 5, 10, 30, 100]);
-        world.driver.ring.faults = Faults::new(seed, odds);
+        *world.driver.io.faults() = Faults::new(seed, odds);
         world
     }
 
@@ -208,9 +246,9 @@ impl World {
         let state = Arc::new(NodeState::new(settings, Arc::default()));
         let make_shard = |now| Shard::new(ShardId(0), settings, state, now);
         let port = ports.remove(0);
-        let mut driver =
-            Driver::new(0, make_shard, port, verifier, listeners, watch.clone(), spin).unwrap();
-        driver.ring.faults = Faults::none();
+        let parts = Parts { number: 0, port, verifier, listeners, watch: watch.clone(), spin };
+        let mut driver: Driver<I> = Driver::new(make_shard, parts).unwrap();
+        *driver.io.faults() = Faults::none();
         Self { random, driver, watch, doors, peers: Vec::new(), came: 0 }
     }
 
@@ -238,7 +276,7 @@ impl World {
             self.pass_time();
             assert!(start.elapsed() < DEADLINE, "stuck with {:#?}", self.peers);
         }
-        self.driver.ring.faults.stop();
+        self.driver.io.faults().stop();
         while !self.is_settled() {
             self.driver.turn().unwrap();
             assert!(
@@ -264,7 +302,7 @@ impl World {
     fn disturb_accepting(&mut self) {
         if self.random.below(16) == 0 {
             let listener = self.random.below(self.doors.len());
-            self.driver.ring.cancel_accept(listener);
+            self.driver.io.cancel_accept(listener);
         }
     }
 
@@ -278,7 +316,7 @@ impl World {
     fn is_settled(&self) -> bool {
         self.driver.sockets.iter().all(Option::is_none)
             && self.driver.shard.inspect().connections() == 0
-            && self.driver.ring.is_settled()
+            && self.driver.io.is_settled()
     }
 }
 

@@ -23,37 +23,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
-/// The number of receive buffers of a shard, shared by all its connections. When all are in use,
-/// receiving waits until one is returned. Tests use few, so that they run out.
-pub(super) const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
+use crate::runtime::socket_io::{BUFFER_BYTES, Buffer};
 
-/// The size of a receive buffer, in bytes: 4 MiB for all buffers of a shard.
-pub const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
+/// The number of receive buffers of a shard, shared by all its connections. When all are in use,
+/// receiving waits until one is returned. They take 4 MiB. Tests use few, so that they run out.
+pub(super) const BUFFERS: u16 = if cfg!(test) { 4 } else { 512 };
 
 /// The number of the buffer group. A ring has one.
 pub(super) const BUFFER_GROUP: u16 = 0;
-
-/// A receive buffer that the kernel has filled. Return it with `Ring::recycle`.
-#[derive(Debug)]
-pub struct Buffer {
-    id: u16,
-    length: usize,
-}
-
-impl Buffer {
-    pub(super) fn new(id: u16, length: usize) -> Self {
-        Self { id, length }
-    }
-
-    pub(super) fn id(&self) -> u16 {
-        self.id
-    }
-
-    /// The number of bytes that the kernel wrote.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-}
 
 /// The receive buffers that the kernel picks from. Their memory is never freed, because a request that
 /// is cancelled late may still write to it. A process has one set per shard for its whole life.
@@ -171,12 +148,12 @@ impl Buffers {
 
     /// Returns the peer's bytes in a buffer.
     pub(super) fn bytes(&mut self, buffer: &Buffer) -> &mut [u8] {
-        debug_assert!(buffer.id < BUFFERS && buffer.length <= BUFFER_BYTES);
+        debug_assert!(buffer.id() < BUFFERS && buffer.length() <= BUFFER_BYTES);
         // SAFETY: the kernel filled this buffer and gave it to us: it is ours until it is provided
         // again, which takes the `Buffer` by value. It lies inside the allocation.
         unsafe {
-            let start = self.memory.as_ptr().add(usize::from(buffer.id) * BUFFER_BYTES);
-            std::slice::from_raw_parts_mut(start, buffer.length)
+            let start = self.memory.as_ptr().add(usize::from(buffer.id()) * BUFFER_BYTES);
+            std::slice::from_raw_parts_mut(start, buffer.length())
         }
     }
 }

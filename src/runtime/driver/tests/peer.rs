@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::{ClientConfig, ClientConnection};
 use socket2::SockRef;
 
-use crate::runtime::ring::Random;
+use crate::runtime::faults::Random;
 
 /// Lengths of messages, around the limits of frame length fields and of receive buffers.
 const LENGTHS: [usize; 16] =

@@ -1,7 +1,7 @@
-//! Injects rare behaviour of the kernel into tests, chosen by a seed: refused requests, short writes,
-//! cancellations that miss, and late completions.
+//! Injects rare behaviour of the kernel into tests of the driver, chosen by a seed: refused requests,
+//! short reads and writes, cancellations that miss, and late completions.
 //!
-//! A refused request never reaches the kernel. A no-op is submitted in its place, and its completion gets
+//! A refused request never reaches the kernel. A ring submits a no-op in its place, whose completion gets
 //! the error, so that no effect of a real request is lost.
 #![deny(unsafe_code)]
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue};
 
-use super::{Completed, Request, user_data};
+use super::ring::{Completed, Request, user_data};
 use crate::message::ConnectionKey;
 
 /// The longest delay of a completion, in turns.
@@ -100,7 +100,7 @@ impl Faults {
         self.fails_next_receive = true;
     }
 
-    fn strikes(&mut self) -> bool {
+    pub(super) fn strikes(&mut self) -> bool {
         self.odds > 0 && self.random.below(self.odds) == 0
     }
 
@@ -116,22 +116,14 @@ impl Faults {
         if !is_missed && !self.strikes() {
             return entry;
         }
-        let errors: &[i32] = match request {
-            Request::Accept => &[libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::EAGAIN],
-            Request::Receive => &[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR],
-            Request::Send => &[libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM],
-            Request::Writable | Request::Wake => &[libc::ECANCELED, libc::EINTR],
-            // It comes while the request is between two queues, and finds nothing.
-            Request::Cancel => &[libc::ENOENT],
-        };
-        let error = self.random.pick(errors);
+        let error = self.random.pick(errors_of(request));
         let twin = self.refused.insert(user_data(request, key), error);
         let may_have_twin = request == Request::Cancel;
         assert!(twin.is_none() || may_have_twin, "two at a time: {request:?} {key:?}");
         opcode::Nop::new().build()
     }
 
-    /// Returns how many of `bytes` a send writes.
+    /// Returns how many of `bytes` a send writes, or a receive reads.
     pub(super) fn shortened(&mut self, bytes: usize) -> usize {
         match bytes > 0 && self.strikes() {
             true => 1 + self.random.below(bytes),
@@ -180,5 +172,17 @@ impl Faults {
         }
         self.held = held;
         due.into_iter()
+    }
+}
+
+/// The errors with which the kernel may refuse a request.
+fn errors_of(request: Request) -> &'static [i32] {
+    match request {
+        Request::Accept => &[libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::EAGAIN],
+        Request::Receive => &[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR],
+        Request::Send => &[libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM],
+        Request::Writable | Request::Wake => &[libc::ECANCELED, libc::EINTR],
+        // The request is between two queues of the kernel, and the cancellation finds nothing.
+        Request::Cancel => &[libc::ENOENT],
     }
 }
