@@ -38,7 +38,6 @@ use std::path::Path;
 pub use api::Api;
 pub use data::Data;
 use definition::section;
-pub use definition::{Definition, Fallback, Form, Key, Table};
 pub use document::ConfigError;
 use document::Document;
 pub use edge::Edge;
@@ -147,6 +146,12 @@ impl Config {
         }
         warnings
     }
+}
+
+/// The whole names of the keys that a running node cannot change: what it is, and where it listens. The
+/// one place that says so, for a reload to read.
+pub fn restart_keys() -> Vec<String> {
+    Config::definition().restart_keys("")
 }
 
 /// What `gridcast check` says of a configuration that is right.

@@ -6,7 +6,7 @@
 
 /// What one table of the configuration may hold.
 #[derive(Clone, Debug)]
-pub struct Definition {
+pub(super) struct Definition {
     /// The keys with values.
     pub keys: Vec<Key>,
     /// The tables inside the table.
@@ -15,7 +15,7 @@ pub struct Definition {
 
 /// A key with a value.
 #[derive(Clone, Debug)]
-pub struct Key {
+pub(super) struct Key {
     /// The name, as it is written.
     pub name: &'static str,
     /// The values that are allowed, in words.
@@ -24,13 +24,13 @@ pub struct Key {
     pub fallback: Fallback,
     /// What the key is for, in Markdown on one line.
     pub doc: String,
-    /// Whether a change can take effect only when the node starts again.
+    /// Whether a running node cannot change the key. See [`Definition::restart_keys`].
     pub needs_restart: bool,
 }
 
 /// What holds when a key is not written. An example is TOML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fallback {
+pub(super) enum Fallback {
     /// This value, as TOML.
     Value(String),
     /// What `words` say.
@@ -49,7 +49,7 @@ pub enum Fallback {
 
 /// A table inside a table.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub(super) struct Table {
     /// The name, as it is written.
     pub name: &'static str,
     /// How often the table may be written.
@@ -62,7 +62,7 @@ pub struct Table {
 
 /// How often a table may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(super) enum Form {
     /// Once. A table that is not written has the defaults of its keys.
     One,
     /// Once. Without the table, what it describes does not exist.
@@ -88,6 +88,17 @@ impl Definition {
         let mut keys = Vec::new();
         self.collect_single_keys("", &mut keys);
         keys
+    }
+
+    /// The whole names of the keys that a running node cannot change.
+    pub(super) fn restart_keys(&self, path: &str) -> Vec<String> {
+        let own = self.keys.iter().filter(|key| key.needs_restart);
+        let own = own.map(|key| joined(path, key.name));
+        let inner = self
+            .tables
+            .iter()
+            .flat_map(|table| table.definition.restart_keys(&joined(path, table.name)));
+        own.chain(inner).collect()
     }
 
     fn collect_single_keys(&self, path: &str, keys: &mut Vec<(String, &'static str)>) {

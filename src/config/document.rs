@@ -8,7 +8,7 @@ use super::Format;
 use super::definition::joined;
 
 /// Longest list, of values or of tables. No one writes more by hand; a generator that does has a fault.
-pub(super) const LIST_MAX: usize = 1024;
+const LIST_MAX: usize = 1024;
 
 /// Longest rendering of a refused value or name, in characters, so that a message stays short.
 const SHOWN_CHARS_MAX: usize = 64;
@@ -162,10 +162,15 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Whether the file has the table, be it empty, or a variable sets one of its keys.
+    /// Whether the file has the table, even an empty one, or a variable sets a key of the table or of a
+    /// table inside it.
     pub(super) fn is_written(&self) -> bool {
+        let is_in_table = |path: &str| {
+            path.strip_prefix(&self.path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
         let mut variables = self.document.variables.iter();
-        self.table.is_some() || variables.any(|variable| variable.path == self.path)
+        self.table.is_some() || variables.any(|variable| is_in_table(&variable.path))
     }
 
     /// Refuses `key`, for a reason better than that it is unknown.
@@ -190,7 +195,6 @@ impl<'a> Section<'a> {
         let path = self.path_of(key);
         let expected = format!("at most {LIST_MAX} tables, [[{path}]]");
         let tables = self.read(key, &expected, |value| {
-            let items = value.as_array().filter(|items| items.len() <= LIST_MAX)?;
             let section = |item: &'a toml::Spanned<DeValue<'a>>| {
                 Some(Section {
                     document: self.document,
@@ -199,9 +203,17 @@ impl<'a> Section<'a> {
                     table: Some(item.get_ref().as_table()?),
                 })
             };
-            items.iter().map(section).collect()
+            items_of(value)?.iter().map(section).collect()
         })?;
         Ok(tables.unwrap_or_default())
+    }
+
+    /// The items of the list of strings at `key`; `None` if nothing is written there.
+    pub(super) fn strings(&self, key: &str) -> Result<Option<Vec<&'a DeValue<'a>>>, ConfigError> {
+        let expected = format!("a list of at most {LIST_MAX} strings");
+        self.read(key, &expected, |value| {
+            Some(items_of(value)?.iter().map(|item| item.get_ref()).collect())
+        })
     }
 
     /// What `convert` makes of the value at `key`; `None` if nothing is written there. A value that
@@ -288,6 +300,11 @@ impl<'a> Section<'a> {
     fn path_of(&self, key: &str) -> String {
         joined(&self.path, &cut(key.escape_debug().to_string()))
     }
+}
+
+/// The items of a list that is not too long.
+fn items_of<'a>(value: &'a DeValue<'a>) -> Option<&'a [toml::Spanned<DeValue<'a>>]> {
+    value.as_array().filter(|items| items.len() <= LIST_MAX).map(|items| &items[..])
 }
 
 /// The integer that `value` is, if `T` can hold it.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::shape::{Choice, bytes, limit, milliseconds, whole};
+use crate::protocol::http::RequestLimits;
 
 /// Largest message from a client: what the largest conformance tests send.
 pub(super) const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -35,7 +36,7 @@ section! {
         head_bytes: usize = bytes(1024..=1 << 20), value(16_384);
 
         /// Header fields in that head.
-        headers: usize = whole(1..=256), value(100);
+        headers: usize = whole(1..=RequestLimits::HEADERS_MAX), value(100);
 
         /// Memory that messages may take that wait for one client or back end. A queued message counts
         /// with its bytes and 128 more. A route may have its own. Allocated as it is used: a client that

@@ -98,9 +98,15 @@ impl Mesh {
         let trust = match (key, tls) {
             (Some(key), None) => Trust::Key(key),
             (None, Some(files)) => Trust::Files(files),
-            (None, None) => return Err(section.fault(&["key"], "missing; a mesh needs one")),
+            (None, None) => {
+                return Err(
+                    section.fault(&["key"], "missing; a mesh has a key or a table [mesh.tls]")
+                );
+            }
             (Some(_), Some(_)) => {
-                return Err(section.fault(&["key"], "a mesh has a key or a table tls, not both"));
+                return Err(
+                    section.fault(&["key"], "a mesh has a key or a table [mesh.tls], not both")
+                );
             }
         };
         let node = root.table("node")?;
@@ -131,7 +137,7 @@ const KEY: Secret<GridKey> = Secret {
     expected: SECRET,
     parse: |key| match (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len()) {
         true => Ok(GridKey(key.into())),
-        false => Err(SECRET),
+        false => Err(SECRET.to_owned()),
     },
 };
 
@@ -163,7 +169,10 @@ mod tests {
         let key = "key = \"0123456789abcdef\"";
         let missing = "missing; a mesh needs one";
         refused("\n[mesh]\nseeds = []", &format!("gridcast.toml:2: mesh.bind: {missing}"));
-        refused("[mesh]\nbind = \"127.0.0.1:0\"", &format!("gridcast.toml:1: mesh.key: {missing}"));
+        refused(
+            "[mesh]\nbind = \"127.0.0.1:0\"",
+            "gridcast.toml:1: mesh.key: missing; a mesh has a key or a table [mesh.tls]",
+        );
         let id = "missing; with a mesh each node has an id of its own, 0 to 1023";
         let mesh = format!("[mesh]\nbind = \"0.0.0.0:0\"\n{key}");
         refused(&mesh, &format!("gridcast.toml: node.id: {id}"));
@@ -177,7 +186,7 @@ mod tests {
         assert_eq!((mesh.advertise, mesh.seeds.len()), (mesh.bind, 0));
         refused(
             &format!("node.id = 0\n[mesh]\n{key}\nbind = \"localhost:1\""),
-            "gridcast.toml:4: mesh.bind: expected an IP address and port such as \"127.0.0.1:6789\", \
+            "gridcast.toml:4: mesh.bind: expected an IP address and port such as \"127.0.0.1:7000\", \
              found \"localhost:1\"",
         );
     }
@@ -195,7 +204,7 @@ mod tests {
         refused_variable(
             "GRIDCAST_MESH_BIND",
             "127.0.0.1:0",
-            "built-in configuration: mesh.key: missing; a mesh needs one",
+            "built-in configuration: mesh.key: missing; a mesh has a key or a table [mesh.tls]",
         );
     }
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use toml::de::DeValue;
 
-use super::document::{ConfigError, LIST_MAX, Section, whole_number};
+use super::document::{ConfigError, Section, whole_number};
 
 /// The values that a key may have.
 pub(super) trait Shape {
@@ -56,7 +56,7 @@ pub(super) fn milliseconds(bounds: RangeInclusive<u64>) -> Whole<u64> {
     Whole { unit: " of milliseconds", bounds }
 }
 
-/// A number of `unit`, which begins with `" of "`.
+/// A number of `unit`, which is written `" of seconds"`.
 pub(super) fn whole_of<T>(unit: &'static str, bounds: RangeInclusive<T>) -> Whole<T> {
     Whole { unit, bounds }
 }
@@ -159,19 +159,20 @@ impl<T: Display> Literal for Text<T> {
     }
 }
 
-/// An IP address and a port.
+/// An IP address and a port. The port of the example is no listener's default.
 pub(super) const ADDRESS: Text<SocketAddr> = Text {
-    expected: "an IP address and port such as \"127.0.0.1:6789\"",
+    expected: "an IP address and port such as \"127.0.0.1:7000\"",
     parse: |text| text.parse().ok(),
 };
 
 /// An address that others can connect to.
 pub(super) const REACHABLE: Text<SocketAddr> = Text {
+    expected: "an IP address and port that others can connect to, such as \"10.0.0.5:7000\"; not \
+               0.0.0.0, [::] or port 0",
     parse: |text| {
         (ADDRESS.parse)(text)
             .filter(|address| !address.ip().is_unspecified() && address.port() != 0)
     },
-    ..ADDRESS
 };
 
 /// A string that no message shows.
@@ -179,7 +180,7 @@ pub(super) struct Secret<T> {
     /// The strings in words.
     pub(super) expected: &'static str,
     /// The value that a string stands for, or what was expected instead.
-    pub(super) parse: fn(&str) -> Result<T, &'static str>,
+    pub(super) parse: fn(&str) -> Result<T, String>,
 }
 
 impl<T> Shape for Secret<T> {
@@ -191,7 +192,7 @@ impl<T> Shape for Secret<T> {
 
     fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
         let Some(text) = section.secret(key) else { return Ok(None) };
-        let refused = |expected| section.fault(&[key], format!("expected {expected}"));
+        let refused = |expected: String| section.fault(&[key], format!("expected {expected}"));
         (self.parse)(text).map(Some).map_err(refused)
     }
 }
@@ -214,7 +215,7 @@ impl<T> Shape for List<T> {
     }
 
     fn read(&self, section: &Section, key: &str) -> Result<Option<Vec<T>>, ConfigError> {
-        let Some(items) = read_list(section, key)? else { return Ok(None) };
+        let Some(items) = section.strings(key)? else { return Ok(None) };
         if let Some(reason) = self.empty.filter(|_| items.is_empty()) {
             return Err(section.fault(&[key], reason));
         }
@@ -261,7 +262,7 @@ impl<T> Shape for Words<T> {
     }
 
     fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
-        let Some(items) = read_list(section, key)? else { return Ok(None) };
+        let Some(items) = section.strings(key)? else { return Ok(None) };
         let is_word = |item: &DeValue| item.as_str().is_some_and(|text| self.words.contains(&text));
         if let Some(other) = items.iter().find(|item| !is_word(item)) {
             return Err(section.mismatch(key, &self.any_of(), other));
@@ -269,17 +270,6 @@ impl<T> Shape for Words<T> {
         let has = |word: &str| items.iter().any(|item| item.as_str() == Some(word));
         (self.collect)(&has).map(Some).map_err(|reason| section.fault(&[key], reason))
     }
-}
-
-fn read_list<'a>(
-    section: &Section<'a>,
-    key: &str,
-) -> Result<Option<Vec<&'a DeValue<'a>>>, ConfigError> {
-    let expected = format!("a list of at most {LIST_MAX} strings");
-    section.read(key, &expected, |value| {
-        let items = value.as_array().filter(|items| items.len() <= LIST_MAX)?;
-        Some(items.iter().map(|item| item.get_ref()).collect())
-    })
 }
 
 #[cfg(test)]
@@ -321,13 +311,15 @@ mod tests {
 
     #[test]
     fn an_address_is_an_ip_and_a_port() {
-        let expected = "expected an IP address and port such as \"127.0.0.1:6789\"";
+        let expected = "expected an IP address and port such as \"127.0.0.1:7000\"";
         for bind in ["\"localhost:6790\"", "\"127.0.0.1\"", "6790", "\"127.0.0.1:65536\""] {
             refused(
                 &format!("[[edge]]\nbind = {bind}"),
                 &format!("gridcast.toml:2: edge.bind: {expected}, found {bind}"),
             );
         }
+        let expected = "expected an IP address and port that others can connect to, such as \
+                        \"10.0.0.5:7000\"; not 0.0.0.0, [::] or port 0";
         for advertise in ["\"0.0.0.0:6789\"", "\"[::]:6789\"", "\"10.0.0.5:0\""] {
             refused(
                 &format!("[api]\nadvertise = {advertise}"),

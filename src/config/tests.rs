@@ -1,3 +1,6 @@
+//! The whole configuration, and what the tests of its sections share. Each section is tested in its own
+//! file.
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -5,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use toml::de::DeTable;
 
-use super::definition::joined;
+use super::definition::{Definition, joined};
 use super::*;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use crate::protocol::token::{TokenRule, TokenSources};
@@ -35,6 +38,7 @@ pub(super) fn refused(text: &str, line: &str) {
     assert_eq!(parse_with(text, &[]).map_err(|error| error.to_string()), Err(line.to_owned()));
 }
 
+/// Asserts the whole line with which one variable is refused.
 pub(super) fn refused_variable(name: &str, value: &str, line: &str) {
     let error = development(&[(name, value)]).map_err(|error| error.to_string());
     assert_eq!(error, Err(line.to_owned()));
@@ -43,6 +47,31 @@ pub(super) fn refused_variable(name: &str, value: &str, line: &str) {
 /// A file with one edge and one route that has `lines`; the first of them is line 4.
 pub(super) fn route(lines: &str) -> String {
     format!("[[edge]]\n[[edge.route]]\npath = \"/ws\"\n{lines}")
+}
+
+/// A file with one user that has `lines`; the first of them is line 3.
+pub(super) fn user(lines: &str) -> String {
+    format!("[[api.user]]\nname = \"app\"\n{lines}")
+}
+
+/// A folder of one test, removed on drop.
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        static FOLDERS: AtomicUsize = AtomicUsize::new(0);
+        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("gridcast-config-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).unwrap();
+    }
 }
 
 #[test]
@@ -168,12 +197,10 @@ fn every_key_is_read() {
 }
 
 /// The whole names of the keys of a definition.
-fn names(path: &str, definition: &Definition, is_asked: fn(&Key) -> bool) -> Vec<String> {
-    let keys = definition.keys.iter().filter(|key| is_asked(key));
-    let own = keys.map(|key| joined(path, key.name));
+fn names(path: &str, definition: &Definition) -> Vec<String> {
+    let own = definition.keys.iter().map(|key| joined(path, key.name));
     let tables = definition.tables.iter();
-    let inner =
-        tables.flat_map(|table| names(&joined(path, table.name), &table.definition, is_asked));
+    let inner = tables.flat_map(|table| names(&joined(path, table.name), &table.definition));
     own.chain(inner).collect()
 }
 
@@ -189,7 +216,7 @@ fn has(table: &DeTable, name: &str) -> bool {
 #[test]
 fn the_test_of_every_key_leaves_none_out() {
     let root = DeTable::parse(include_str!("every_key.toml")).expect("it is TOML");
-    let names = names("", &Config::definition(), |_| true);
+    let names = names("", &Config::definition());
     let left_out: Vec<&String> = names.iter().filter(|name| !has(root.get_ref(), name)).collect();
     // Files that would have to be there, and what excludes another key.
     assert_eq!(
@@ -211,7 +238,7 @@ fn the_test_of_every_key_leaves_none_out() {
 #[test]
 fn what_a_node_is_and_where_it_listens_needs_a_restart() {
     assert_eq!(
-        names("", &Config::definition(), |key| key.needs_restart),
+        restart_keys(),
         [
             "node.id",
             "node.cores",
@@ -231,11 +258,6 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
     );
 }
 
-/// A file with one user that has `lines`; the first of them is line 3.
-pub(super) fn user(lines: &str) -> String {
-    format!("[[api.user]]\nname = \"app\"\n{lines}")
-}
-
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let read = |file: &Path| Config::read(file, environment(&[]), &CPUS).unwrap_err().to_string();
@@ -250,26 +272,6 @@ fn a_file_that_cannot_be_read_is_named() {
     let large = folder.0.join("large.toml");
     fs::write(&large, vec![b'#'; 1_048_577]).unwrap();
     assert!(read(&large).ends_with("cannot be read: larger than 1048576 bytes"));
-}
-
-/// A folder of one test, removed on drop.
-pub(super) struct Folder(pub(super) PathBuf);
-
-impl Folder {
-    pub(super) fn new() -> Self {
-        static FOLDERS: AtomicUsize = AtomicUsize::new(0);
-        let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
-        let name = format!("gridcast-config-{}-{number}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir(&folder).unwrap();
-        Self(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).unwrap();
-    }
 }
 
 #[test]

@@ -7,7 +7,9 @@ use ipnet::{IpNet, Ipv4Net};
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::shape::{List, Secret as SecretShape, Text, Words, limit};
-use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User, is_token};
+use crate::protocol::credentials::{
+    HASH_MEMORY_KIB_MAX, HASH_PASSES_MAX, Roles, Scheme, Secret, SecretHash, User, is_token,
+};
 
 /// A token names no user, so each that is presented is compared with all hashes of tokens.
 const HASHED_TOKENS_MAX: usize = 8;
@@ -83,7 +85,8 @@ const PASSWORD_TEXT: &str = "a string of 1 to 1024 bytes without control charact
 const PASSWORD: SecretShape<Secret> = SecretShape {
     expected: PASSWORD_TEXT,
     parse: |text| {
-        secret(text, |text| !text.contains(char::is_control)).unwrap_or(Err(PASSWORD_TEXT))
+        secret(text, |text| !text.contains(char::is_control))
+            .unwrap_or_else(|| Err(PASSWORD_TEXT.to_owned()))
     },
 };
 
@@ -91,21 +94,25 @@ const TOKEN_TEXT: &str = "a string of 1 to 1024 letters, digits and -._~+/ (RFC 
 
 const TOKEN: SecretShape<Secret> = SecretShape {
     expected: TOKEN_TEXT,
-    parse: |text| secret(text, is_token).unwrap_or(Err(TOKEN_TEXT)),
+    parse: |text| secret(text, is_token).unwrap_or_else(|| Err(TOKEN_TEXT.to_owned())),
 };
-
-const HASH: &str = "an argon2id hash, $argon2id$v=19$m=…,t=…,p=…$…$…, with m up to 262144 (KiB) and t up \
-                    to 16";
 
 const SECRET_BYTES_MAX: usize = 1024;
 
 /// A secret, plain or hashed, or why the hash is refused. `None` if a plain one is not valid.
-fn secret(text: &str, is_valid: fn(&str) -> bool) -> Option<Result<Secret, &'static str>> {
+fn secret(text: &str, is_valid: fn(&str) -> bool) -> Option<Result<Secret, String>> {
     if text.starts_with("$argon2") {
-        return Some(SecretHash::parse(text).map(Secret::Hashed).ok_or(HASH));
+        return Some(SecretHash::parse(text).map(Secret::Hashed).ok_or_else(expected_hash));
     }
     let is_plain = (1..=SECRET_BYTES_MAX).contains(&text.len()) && is_valid(text);
     is_plain.then(|| Ok(Secret::Plain(text.into())))
+}
+
+fn expected_hash() -> String {
+    format!(
+        "an argon2id hash, $argon2id$v=19$m=…,t=…,p=…$…$…, with m up to {HASH_MEMORY_KIB_MAX} (KiB) \
+         and t up to {HASH_PASSES_MAX}"
+    )
 }
 
 const ROLES: Words<Roles> = Words {

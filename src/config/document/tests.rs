@@ -1,7 +1,8 @@
 //! What is written, in a file and in variables, and how faults are told.
 
+use crate::config::document::variable_name;
 use crate::config::tests::{development, parse_with, refused, refused_variable, route};
-use crate::config::{Level, Trust};
+use crate::config::{Config, Level, Trust};
 use crate::queue::WhenFull;
 
 #[test]
@@ -139,6 +140,29 @@ fn an_unknown_variable_is_refused_by_name() {
     let error = development(&[("GRIDCAST_EDGE_ROUTE_PATH", "/")]).unwrap_err().to_string();
     let known = "GRIDCAST_EDGE_ROUTE_PATH: unknown variable; known are: GRIDCAST_NODE_ID, ";
     assert!(error.starts_with(known), "{error}");
+}
+
+#[test]
+fn each_variable_alone_is_taken_or_refused_by_its_name_or_its_table() {
+    let defaults = development(&[]).expect("the built-in configuration is right");
+    for (path, key) in Config::definition().single_keys() {
+        let name = variable_name(&path, key);
+        // No key has this value by default, and few can have it.
+        match development(&[(&name, "/no/such")]).map_err(|error| error.to_string()) {
+            Ok(config) => assert_ne!(config, defaults, "{name} is ignored"),
+            Err(error) => {
+                let table = path.split('.').next().expect("a path has a beginning");
+                let is_told = error.starts_with(&format!("{name}: {path}.{key}: "))
+                    || error.contains(&format!(": {table}."));
+                assert!(is_told, "{name}: {error}");
+            }
+        }
+    }
+    refused_variable(
+        "GRIDCAST_MESH_TLS_CERT",
+        "/no/such",
+        "built-in configuration: mesh.bind: missing; a mesh needs one",
+    );
 }
 
 #[test]
