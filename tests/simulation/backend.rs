@@ -7,11 +7,9 @@ use serde_json::{Value, json};
 use crate::client::{CHANNELS, CROWDED, number_of};
 use crate::ledger::{CLOSED, PeerNumber};
 use crate::peer::{Mood, Shared};
+use crate::plan::CALLS_WAITING_MAX;
 use crate::pushes::Asked;
 use crate::wire::{self, Incoming};
-
-/// Requests without an answer, at most.
-const WAITING_MAX: usize = 300;
 
 /// A client's id that names nobody.
 const NOBODY: (u64, PeerNumber) = (7 << 12, PeerNumber::MAX);
@@ -113,7 +111,7 @@ impl Backend {
             return out;
         }
         for _ in 0..*shared.random.pick(&[1, 1, 3, 12]) {
-            if self.waiting.len() < WAITING_MAX {
+            if self.waiting.len() < CALLS_WAITING_MAX {
                 out.extend(self.ask_something(number, shared));
             }
         }

@@ -17,6 +17,9 @@ use crate::random::Random;
 /// The longest message that a client may send.
 pub const MESSAGE_BYTES: usize = 600;
 
+/// The calls of a back end without an answer, at most.
+pub const CALLS_WAITING_MAX: usize = 300;
+
 /// One run.
 pub struct Plan {
     pub settings: Arc<Settings>,
@@ -50,15 +53,17 @@ impl Plan {
         let shards = random.between(1, 4);
         let crowd = if random.one_in(12) { random.between(1025, 2200) } else { 0 };
         let mut settings = settings(random, rare, shards, crowd > 0);
-        if has_fleet {
-            // Some twenty messages of another shard come in a turn here, thousands in a real one.
-            settings.limits.answer_ms = 60_000;
-        }
         let rounds = random.between(100, 600);
-        // Back ends among so many peers would publish to a crowd faster than so few turns write: their
-        // calls would wait for longer than a minute, which is as far as a shard's timers reach.
+        // So many back ends would publish to a crowd faster than a run's few turns write.
         let are_many = has_fleet && crowd == 0;
         let peers = random.between(6, 40) + if are_many { 200 } else { 0 };
+        if has_fleet {
+            // A turn takes some twenty messages of another shard here, and thousands in a real node.
+            settings.limits.answer_ms = 60_000;
+        }
+        if crowd > 0 {
+            settings.limits.answer_ms = crowd_answer_ms(peers, crowd);
+        }
         let memory_bytes = has_budget.then(|| {
             widen(&mut settings);
             // At rest peers take half of it at most.
@@ -78,6 +83,18 @@ impl Plan {
             drains: random.one_in(2),
         }
     }
+}
+
+/// Returns the time in which every publish to a crowd is answered, in milliseconds, if each peer is a
+/// back end with as many calls as may wait, of which one in ten is such a publish.
+///
+/// A run has two hundred turns a second, and a real node thousands. Where outbound queues are short,
+/// each publish has to be written before the next one, and a turn makes 32 of these writes: in the
+/// mean five per millisecond. A call that is never answered is found however long this time is,
+/// because its back end still waits when the node has come to rest.
+fn crowd_answer_ms(peers: usize, crowd: usize) -> u64 {
+    let publishes = peers * CALLS_WAITING_MAX / 10;
+    (publishes * crowd / 5) as u64
 }
 
 /// What a peer holds at rest, at most: its channels and its context. One of a crowd has one channel.
@@ -144,9 +161,7 @@ pub fn settings(
             handshake_ms: 10_000,
             ping_ms: 30_000,
             idle_ms: 60_000,
-            // A shard reaches a slice of a crowd a turn, of which it has thousands a second, and here
-            // two hundred: how long that takes is not to be learned here.
-            answer_ms: if is_crowded { 60_000 } else { 1500 },
+            answer_ms: 1500,
         },
     }
 }
