@@ -145,6 +145,45 @@ fn request_ids_of_unanswered_calls_are_bounded_in_bytes_and_returned_unchanged()
     assert!(shard.is_receiving(back_end));
 }
 
+#[test]
+fn requests_are_not_read_while_more_answers_are_unread_than_the_limit() {
+    const LIMIT: usize = 100_000;
+    const CONTEXT: usize = 60_000;
+    let mut settings = settings(1, OUTBOUND_BYTES);
+    settings.limits.outbound_bytes = LIMIT;
+    let node = settings.node;
+    for is_http in [false, true] {
+        let mut shard = shard_value::shard(&settings, NOW);
+        upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
+        let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+        let mut ids = IdSource::new(node, ShardId(0), IdLayout::new(1), NOW.unix_ms);
+        let client = ids.next(NOW.ms).expect("the first of this moment");
+        let function =
+            |name: &str, a: &str| format!(r#"{{"c":"{client}","f":"{name}","a":[{a}]}}"#);
+        let set = function("set_context_value", &format!("\"k\",\"{}\"", "x".repeat(CONTEXT)));
+        let message = |p: &str| call(&format!(r#"{{"m":"conn.call","p":{p},"i":1}}"#));
+        shard.handle_bytes(NOW, back_end, &mut message(&set));
+        write_to(&mut shard, back_end);
+
+        let get = function("get_context", "");
+        let (reader, mut input) = match is_http {
+            false => (back_end, message(&get).repeat(10)),
+            true => {
+                let remote = ([127, 0, 0, 1], 50_000).into();
+                let key =
+                    shard.handle_accepted(NOW, Listener::Api, remote).expect("the node is up");
+                let length = get.len();
+                let head = "POST /v1/conn/call HTTP/1.1\r\nHost: localhost\r\nContent-Length:";
+                (key, format!("{head} {length}\r\n\r\n{get}").repeat(10).into_bytes())
+            }
+        };
+        shard.handle_bytes(NOW, reader, &mut input);
+        let answers = write_to(&mut shard, reader);
+        assert!(answers.len() > LIMIT, "{} bytes of answers", answers.len());
+        assert_eq!(answers.matches("xxx\"").count(), 2, "over HTTP: {is_http}");
+    }
+}
+
 /// The usage of a node with a budget of 1,000 MB.
 fn usage(megabytes: u64, before: Shortage) -> Usage {
     let (bytes, limit_bytes) = (megabytes * 1_000_000, 1_000_000_000);

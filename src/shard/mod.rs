@@ -500,6 +500,7 @@ impl Shard {
                 return input.len();
             }
             let before = input.len();
+            let makes_requests = !matches!(connection.stage, Stage::Client(_));
             match &connection.stage {
                 Stage::Http(_) => self.read_http(key, &mut input),
                 Stage::Client(_) => match self.topics.defers(turn, connection, key, input) {
@@ -518,12 +519,15 @@ impl Shard {
                         self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
                         self.backends.return_parser(parser);
                     }
-                    self.connections.pause_if_congested(&mut self.turn, key);
                 }
                 Stage::Unsubscribing(_) | Stage::Ending => return 0,
             }
             self.turn.work.spend(1 + work::of_bytes(before - input.len()));
             self.route();
+            if makes_requests {
+                // After the steps, because their answers count.
+                self.connections.pause_requests_if_congested(&mut self.turn, key);
+            }
         }
         0
     }

@@ -88,9 +88,8 @@ impl Shard {
         let Some(connection) = self.connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
         http.reader = reader;
-        match http.is_last && http.replies.is_empty() {
-            true => self.connections.finish(&mut self.turn, key),
-            false => self.connections.pause_if_congested(&mut self.turn, key),
+        if http.is_last && http.replies.is_empty() {
+            self.connections.finish(&mut self.turn, key);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Writing the answers of a connection, in the order of its requests.
 
 use super::replies::{ReadyAnswer, Shape, WAITING_MAX, WAITING_MIN, put_message};
-use super::{Connections, Pause, Stage};
+use super::{Connections, Pause, Phase, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
 use crate::shard::memory::Shortage;
@@ -48,6 +48,14 @@ impl Connections {
         }
         if is_waiting {
             self.pause(key, Pause::Answers);
+        }
+    }
+
+    /// Does what [`Self::pause_if_congested`] does, for an open connection that makes requests.
+    pub fn pause_requests_if_congested(&mut self, turn: &mut Turn, key: ConnectionKey) {
+        let Some(connection) = self.get(key) else { return };
+        if connection.phase == Phase::Open && connection.replies().is_some() {
+            self.pause_if_congested(turn, key);
         }
     }
 
