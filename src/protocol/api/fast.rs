@@ -377,11 +377,11 @@ mod tests {
     fn request() -> impl Strategy<Value = String> {
         let method =
             prop::sample::select(&["mesh.send", "mesh.publish", "queue.ack", "queue.unpop"]);
-        let usual = (method, params(), value(), "[ x]?").prop_map(|(method, params, id, end)| {
+        let good = (method, params(), value(), "[ x]?").prop_map(|(method, params, id, end)| {
             format!(r#"{{"m":"{method}","p":{params},"i":{id}}}{end}"#)
         });
         let any = prop_oneof![value(), params()].boxed();
-        prop_oneof![3 => usual, 1 => object(&["m", "p", "i", "id", "x"], any)]
+        prop_oneof![3 => good, 1 => object(&["m", "p", "i", "id", "x"], any)]
     }
 
     /// Parts of a string: escapes, characters of one to four bytes, and fragments of these.
@@ -411,9 +411,9 @@ mod tests {
         #[test]
         fn what_is_found_is_what_a_whole_parser_reads(text in request()) {
             let (mut found, mut read) = (text.clone().into_bytes(), text.clone().into_bytes());
-            if let Some(usual) = FastRequest::request(&found) {
+            if let Some(fast) = FastRequest::request(&found) {
                 let mut parser = Parser::default();
-                prop_assert_eq!(usual.read(&mut found), parser.request_of_any_form(&mut read));
+                prop_assert_eq!(fast.read(&mut found), parser.request_of_any_form(&mut read));
             }
         }
 
@@ -421,9 +421,9 @@ mod tests {
         fn what_a_string_holds_is_what_a_whole_parser_reads(pieces in pieces()) {
             let text = [&b"{\"c\":\"a\",\"d\":\""[..], &pieces.concat(), b"\"}"].concat();
             let (mut found, mut read) = (text.clone(), text.clone());
-            let usual = FastRequest::params(ApiMethod::Publish, &found).expect("its form is usual");
+            let fast = FastRequest::params(ApiMethod::Publish, &found).expect("the fast path reads this form");
             let mut parser = Parser::default();
-            match (usual.read(&mut found).call, parser.params_of_any_form(ApiMethod::Publish, &mut read)) {
+            match (fast.read(&mut found).call, parser.params_of_any_form(ApiMethod::Publish, &mut read)) {
                 (Err(found), Err(read)) => {
                     prop_assert!(std::str::from_utf8(&text).is_err());
                     prop_assert_eq!(found, read);
@@ -433,20 +433,20 @@ mod tests {
         }
 
         #[test]
-        fn parameters_alone_likewise(text in params()) {
+        fn what_is_found_in_parameters_alone_is_what_a_whole_parser_reads(text in params()) {
             for method in [ApiMethod::Send, ApiMethod::Publish, ApiMethod::Ack, ApiMethod::Unpop] {
                 let (mut found, mut read) = (text.clone().into_bytes(), text.clone().into_bytes());
-                if let Some(usual) = FastRequest::params(method, &found) {
+                if let Some(fast) = FastRequest::params(method, &found) {
                     let mut parser = Parser::default();
                     let read = parser.params_of_any_form(method, &mut read);
-                    prop_assert_eq!(usual.read(&mut found).call, read);
+                    prop_assert_eq!(fast.read(&mut found).call, read);
                 }
             }
         }
     }
 
     #[test]
-    fn what_back_ends_send_most_is_of_the_usual_form() {
+    fn what_back_ends_send_most_takes_the_fast_path() {
         for text in [
             r#"{"m":"mesh.publish","p":{"c":"news","d":"hello"},"i":1}"#,
             r#"{"i": "a-1", "p": {"d": "{\"tick\":1}", "c": "é", "t": "text"}, "m": "mesh.publish"}"#,
@@ -454,8 +454,8 @@ mod tests {
             r#"{"m":"queue.ack","p":{"g":12},"i":9999999999999999999}"#,
         ] {
             let mut text = text.as_bytes().to_vec();
-            let usual = FastRequest::request(&text).expect("it is");
-            assert!(usual.read(&mut text).call.is_ok());
+            let fast = FastRequest::request(&text).expect("the fast path reads this form");
+            assert!(fast.read(&mut text).call.is_ok());
         }
     }
 
@@ -466,7 +466,8 @@ mod tests {
             let before = &b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\""[..];
             let mut text = [before, data, b"\"},\"i\":1}"].concat();
             let fault = invalid_json(json::check_utf8(&text).expect_err("it is none"));
-            let request = FastRequest::request(&text).expect("its form is usual").read(&mut text);
+            let request =
+                FastRequest::request(&text).expect("the fast path reads this form").read(&mut text);
             assert_eq!((request.id, request.call), ("null", Err(fault)));
         }
     }

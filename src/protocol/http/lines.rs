@@ -110,10 +110,15 @@ pub(super) fn is_control(byte: u8) -> bool {
     byte.is_ascii_control() && byte != b'\t'
 }
 
+/// Whether a part of a line contains a control byte.
+pub(super) fn has_control(text: &[u8]) -> bool {
+    // No early exit, so the compiler can vectorise the loop.
+    text.iter().fold(false, |found, &byte| found | is_control(byte))
+}
+
 /// Refuses control bytes in a part of a line. `text` must not contain CR.
 fn refuse_control_bytes(text: &[u8]) -> Result<(), HttpError> {
-    // No early exit, so the compiler can vectorise the loop.
-    if !text.iter().fold(false, |found, &byte| found | is_control(byte)) {
+    if !has_control(text) {
         return Ok(());
     }
     match text.iter().find(|&&byte| is_control(byte)) {
