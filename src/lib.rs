@@ -72,7 +72,8 @@
 //!
 //! 1. The kernel receives bytes into a buffer provided by `runtime::ring`. `runtime::driver` passes
 //!    them to `Shard::handle_bytes`, decrypted by `runtime::tls` if need be. An idle connection
-//!    owns no buffer.
+//!    owns no buffer. Only an HTTP connection keeps up to 1 KiB, the head of its last request with
+//!    a body, until it is closed or memory is short.
 //! 2. `shard::backend` (over HTTP, `shard::requests`) gets a whole message from
 //!    `protocol::assembler`, and `protocol::api` parses the call in place. If a request over HTTP
 //!    has the same head as the last one, only the length and the credentials are parsed again
@@ -174,8 +175,9 @@
 //! # What is absent
 //!
 //! - locks
-//! - a task, channel or buffer per connection. The exception is `protocol::deflate::History`, for
-//!   clients whose compressed messages refer to earlier ones
+//! - a task, channel or buffer per connection. There are two exceptions:
+//!   `protocol::deflate::History`, for clients whose compressed messages refer to earlier ones, and
+//!   the last head of an HTTP connection (`protocol::http`)
 //! - a shared map of channels or clients. The bits of `shard::interest` name neither
 //! - a registry of metrics
 //! - traits with one implementation

@@ -5,7 +5,7 @@
 //!
 //! | begins at | ends below | effect |
 //! |---|---|---|
-//! | 80 % | 75 % | slow readers are closed, those with the most unread data first |
+//! | 80 % | 75 % | slow readers are closed, those with the most unread data first; remembered heads of requests are freed |
 //! | 85 % | 80 % | new clients get 503; no TLS handshake begins at the edge |
 //! | 90 % | 85 % | frames for a client with unread data count as failed; peers that do not read are not read from |
 //! | 95 % | 80 % | the connections that hold the most memory of any kind are closed; topics take no events, edges accept nobody |
@@ -256,7 +256,8 @@ impl Shedding {
         context.round.left_bytes(self.usage.excess_bytes())
     }
 
-    /// Visits a slice of the connections and adds up their sizes; after the last slice begins to close.
+    /// Visits a slice of the connections, frees what they remember of requests, and adds up their sizes.
+    /// Begins to close after the last slice.
     fn weigh(
         &mut self,
         turn: &mut Turn,
@@ -271,12 +272,11 @@ impl Shedding {
                 next = Some(key.index);
                 break;
             }
-            let Some(bytes) = connections
-                .get(key)
-                .and_then(|connection| self.freed_bytes(turn, connection, key, context))
-            else {
-                continue;
-            };
+            let Some(connection) = connections.get(key) else { continue };
+            if let Stage::Http(http) = &mut connection.stage {
+                http.reader.forget_head();
+            }
+            let Some(bytes) = self.freed_bytes(turn, connection, key, context) else { continue };
             weighed += 1;
             if bytes >= self.worth_bytes() {
                 by_class[class_of(bytes)] += bytes as u64;
@@ -437,6 +437,7 @@ const DELIVERY_BYTES: usize = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::http::RequestLimits;
     use crate::shard::connection::Listener;
     use crate::shard::fixture;
 
@@ -485,6 +486,32 @@ mod tests {
         assert_eq!(wanted(780), 10);
         assert_eq!(wanted(755), 5);
         assert_eq!(wanted(740), 0);
+    }
+
+    #[test]
+    fn when_memory_is_short_remembered_heads_are_freed() {
+        let mut turn = fixture::turn(fixture::settings());
+        let mut connections = Connections::default();
+        let key = fixture::accepted(&mut turn, &mut connections, Listener::Api);
+        let held_bytes = |connections: &mut Connections| {
+            connections.get(key).map_or(0, |connection| connection.held_bytes())
+        };
+        let before = held_bytes(&mut connections);
+        let Stage::Http(http) = &mut connections.get(key).unwrap().stage else { panic!("HTTP") };
+        let limits = RequestLimits { head_bytes: 1024, headers: 8, body_bytes: 1024 };
+        for _ in 0..2 {
+            let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx";
+            let read = http.reader.read(&mut &mut request.to_vec()[..], &limits).map(drop);
+            assert_eq!(read, Ok(()));
+        }
+        assert!(held_bytes(&mut connections) > before, "the head is remembered");
+        let (round, mut shedding) = (ShedRound::default(), Shedding::default());
+        let context = ShedContext { round: &round, blocked_bytes: &|_| None };
+        let usage = Usage { bytes: 81 << 20, limit_bytes: 100 << 20, shortage: Shortage::Readers };
+        turn.shortage = usage.shortage;
+        shedding.handle_usage(&mut turn, &mut connections, usage, &context);
+        assert_eq!(held_bytes(&mut connections), before);
+        assert!(connections.get(key).is_some_and(|connection| connection.phase == Phase::Open));
     }
 
     #[test]

@@ -9,15 +9,19 @@ use std::ops::Range;
 
 use super::{
     head::{Layout, Span, number},
-    lines::is_control,
+    lines::has_control,
 };
 
 /// The longest head that is remembered, in bytes. Longer ones are parsed each time.
 const BYTES_MAX: usize = 1024;
 
-/// The number of consecutive misses after which no head is remembered. Requests that each carry a
-/// unique header, such as a trace id, then cost no more than a parse.
+/// The number of consecutive misses after which no head is remembered for a while. Requests that each
+/// carry a unique header, such as a trace id, then cost little more than a parse.
 const MISSES_MAX: u8 = 4;
+
+/// The number of requests after which a head is remembered again. Peers change: a connection of a pool
+/// may get another user.
+const REST_REQUESTS: u8 = 64;
 
 /// The most digits of a `Content-Length` that is compared here. The parser handles longer numbers.
 const DIGITS_MAX: usize = 20;
@@ -26,8 +30,10 @@ const DIGITS_MAX: usize = 20;
 #[derive(Debug, Default)]
 pub(super) struct LastHead {
     known: Option<Box<KnownHead>>,
-    // Misses since the last hit: at most MISSES_MAX.
+    // Remembered heads that were displaced since the last hit: below MISSES_MAX.
     misses: u8,
+    // Requests until a head is remembered again.
+    rest: u8,
     // A head was parsed before. A connection with a single request does not pay for a copy.
     has_begun: bool,
 }
@@ -59,20 +65,32 @@ impl LastHead {
     /// Returns the layout and body length of the head at the front of `input`, if it repeats the last
     /// head.
     pub(super) fn find(&mut self, input: &[u8]) -> Option<(Layout, u64)> {
-        let found = self.known.as_deref()?.read(input);
-        self.misses = if found.is_some() { 0 } else { MISSES_MAX.min(self.misses + 1) };
-        found
+        let found = self.known.as_deref()?.read(input)?;
+        self.misses = 0;
+        Some(found)
     }
 
-    /// Remembers a head that was parsed.
+    /// Remembers a head that was parsed, in place of the one that it does not repeat.
     pub(super) fn keep(&mut self, head: &[u8], layout: Layout) {
         if !mem::replace(&mut self.has_begun, true) {
             return;
         }
-        self.known = match self.misses < MISSES_MAX && head.len() <= BYTES_MAX {
-            true => KnownHead::of(head, layout).map(Box::new),
-            false => None,
-        };
+        if self.rest > 0 {
+            self.rest -= 1;
+            return;
+        }
+        // Only what displaces a head is a miss. An incomplete input and a request without a body are not.
+        self.misses += u8::from(self.known.take().is_some());
+        if self.misses == MISSES_MAX {
+            (self.misses, self.rest) = (0, REST_REQUESTS);
+        } else if head.len() <= BYTES_MAX {
+            self.known = KnownHead::of(head, layout).map(Box::new);
+        }
+    }
+
+    /// Frees the memory of the remembered head. The next one is remembered again.
+    pub(super) fn forget(&mut self) {
+        self.known = None;
     }
 }
 
@@ -131,9 +149,7 @@ impl Part {
 
 /// Whether a header may have this value. The parser handles values with white space at the ends.
 fn may_be_value(text: &[u8]) -> bool {
-    // No early exit, so the compiler can vectorise the loop.
-    let has_control = text.iter().fold(false, |found, &byte| found | is_control(byte));
-    !has_control && text.trim_ascii().len() == text.len()
+    !has_control(text) && text.trim_ascii().len() == text.len()
 }
 
 #[cfg(test)]
@@ -269,15 +285,51 @@ mod tests {
             assert_eq!(reader.last.known.is_some(), trace > 1);
             read(&mut reader, &with_body(&head(trace))).expect("a good request");
         }
-        for _ in 0..2 {
+        for _ in 0..=REST_REQUESTS {
             assert!(reader.last.known.is_none());
             read(&mut reader, &with_body(&head(0))).expect("a good request");
         }
+        assert!(is_known(&mut reader, &head(0)), "the peer no longer changes its head");
         let mut reader = knowing(HEAD);
         for trace in 0..100 {
             read(&mut reader, &with_body(&head(trace / 4))).expect("a good request");
         }
         assert!(reader.last.known.is_some(), "most were known");
+    }
+
+    #[test]
+    fn a_head_that_comes_in_runs_between_others_is_known_again() {
+        let (a, b) = (HEAD.to_owned(), HEAD.replace("*/*", "text/plain"));
+        let mut reader = knowing(&a);
+        for head in [&a, &b].into_iter().cycle().take(100) {
+            read(&mut reader, &with_body(head)).expect("a good request");
+        }
+        let mut found = 0;
+        for _ in 0..2 * usize::from(REST_REQUESTS) {
+            found += usize::from(is_known(&mut reader, &a));
+            read(&mut reader, &with_body(&a)).expect("a good request");
+        }
+        assert!(found >= usize::from(REST_REQUESTS) - 2, "{found} were found");
+    }
+
+    #[test]
+    fn neither_other_requests_nor_parts_of_a_head_are_misses() {
+        let mut reader = knowing(HEAD);
+        for end in 0..HEAD.len() {
+            assert!(reader.last.find(&HEAD.as_bytes()[..end]).is_none());
+        }
+        read(&mut reader, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("a good request");
+        assert_eq!(reader.last.misses, 0);
+        assert!(is_known(&mut reader, HEAD));
+    }
+
+    #[test]
+    fn a_forgotten_head_is_remembered_when_it_comes_again() {
+        let mut reader = knowing(HEAD);
+        reader.forget_head();
+        assert_eq!(reader.held_bytes(), 0);
+        read(&mut reader, &with_body(HEAD)).expect("a good request");
+        assert!(is_known(&mut reader, HEAD));
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl RequestReader {
         self.kept.capacity() + self.last.held_bytes()
     }
 
+    /// Frees the memory of the remembered head.
+    pub fn forget_head(&mut self) {
+        self.last.forget();
+    }
+
     /// Consumes bytes from the front of `input`. Bytes after a complete request stay in it: the next
     /// request, or the frames of another protocol. Call this until it returns
     /// [`RequestStep::NeedMore`], which also frees the buffer of the last request.
