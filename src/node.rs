@@ -181,10 +181,17 @@ fn capacity(config: &Config, shares: DescriptorShares) -> Capacity {
             "limits.api_connections is {wanted}, but descriptors allow {callers}; see `ulimit -n`"
         );
     }
+    let (wanted, possible) = (config.limits.clients, shares.clients);
+    if wanted > possible {
+        tracing::warn!(
+            "limits.clients is {wanted}, but descriptors allow {possible} clients; see `ulimit -n`"
+        );
+    }
+    let memory_bytes = memory_bytes(config);
     Capacity {
-        clients: clients_max(config, shares.clients),
+        clients: runtime::check::clients_max(wanted, possible, memory_bytes),
         callers: shares.callers,
-        memory_bytes: memory_bytes(config),
+        memory_bytes,
     }
 }
 
@@ -249,22 +256,6 @@ fn place_of_state() -> Place {
     match first.filter(|directory| directory.is_absolute()) {
         Some(directory) => Place::Disk(directory),
         None => Place::in_memory(),
-    }
-}
-
-/// Returns the most clients: the configured number, but no more than descriptors allow.
-fn clients_max(config: &Config, possible: usize) -> usize {
-    match config.limits.clients {
-        0 => possible,
-        wanted => {
-            if wanted > possible {
-                tracing::warn!(
-                    "limits.clients is {wanted}, but descriptors allow {possible} clients; see \
-                     `ulimit -n`"
-                );
-            }
-            wanted.min(possible)
-        }
     }
 }
 

@@ -51,7 +51,8 @@ section! {
         /// Channels that one client is subscribed to.
         channels_per_client: usize = whole(1..=1 << 20), value(1024);
 
-        /// Clients of this node. 0: as many as file descriptors allow.
+        /// Clients of this node. 0: as many as file descriptors and memory allow. Memory allows as many as
+        /// take half of the budget when idle, at 5 KiB each.
         clients: usize = whole(0..=1 << 24), value(0);
 
         /// Connections of the API, for which descriptors are set aside. 0: one in 16 of the descriptors.

@@ -3,16 +3,22 @@
 use super::finding::Finding;
 use super::{Machine, Plan};
 use crate::config::memory_bytes_min;
-
-/// Memory of an idle client in gridcast and in the kernel, in bytes. Measured: see tuning/README.md.
-const CLIENT_BYTES: u64 = 5 * 1024;
+use crate::runtime::check::{CLIENT_BYTES, clients_in_memory};
 
 /// Memory of a shard without clients, in bytes: receive buffers, rings, buffers of the codecs.
 const SHARD_BYTES: u64 = 8 << 20;
 
-/// The number of idle clients that take half of the memory. The other half is for active ones.
-pub(super) fn clients_allowed(machine: &Machine) -> u64 {
-    machine.usable_memory().map_or(u64::MAX, |bytes| bytes / 2 / CLIENT_BYTES)
+/// The number of clients that memory allows, as the node computes it.
+pub(super) fn clients_allowed(machine: &Machine, plan: &Plan) -> u64 {
+    let usable = machine.usable_memory();
+    plan.memory_bytes
+        .or_else(|| usable.map(|usable| default_budget(usable, plan)))
+        .map_or(u64::MAX, clients_in_memory)
+}
+
+/// The budget of a node whose configuration sets none.
+fn default_budget(usable: u64, plan: &Plan) -> u64 {
+    (usable / 4 * 3).max(memory_bytes_min(plan.cores.len()))
 }
 
 pub(super) fn room(machine: &Machine, plan: &Plan) -> Option<Finding> {
@@ -41,10 +47,9 @@ const SHEDDING_PERCENT: u64 = 80;
 pub(super) fn budget(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "memory budget (limits.memory_bytes)";
     let usable = machine.usable_memory()?;
-    let least = memory_bytes_min(plan.cores.len());
     let share = usable / 4 * 3;
     let mib = |bytes: u64| bytes >> 20;
-    let budget = plan.memory_bytes.unwrap_or(share.max(least));
+    let budget = plan.memory_bytes.unwrap_or_else(|| default_budget(usable, plan));
     if budget > usable {
         let found = format!("{} MiB, of {} MiB of memory", mib(budget), mib(usable));
         let wanted = format!("{} MiB, three quarters of the memory, or no such key", mib(share));

@@ -70,7 +70,7 @@ impl Plan {
         let by_descriptors =
             check::clients_allowed(descriptors, self.cores.len(), self.api_connections)
                 .unwrap_or(0);
-        by_descriptors.min(memory::clients_allowed(machine))
+        by_descriptors.min(memory::clients_allowed(machine, self))
     }
 }
 

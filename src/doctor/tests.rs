@@ -191,7 +191,7 @@ fn memory_is_that_of_the_group_where_it_has_less() {
     let mut machine = machine();
     machine.group.memory_bytes = Some(1 << 30);
     let plan = Plan { clients: None, ..plan() };
-    assert!(plan.clients_on(&machine) < 300_000);
+    assert_eq!(plan.clients_on(&machine), (768 << 20) / 2 / 5120, "half of three quarters");
     assert_eq!(examine(&machine, &plan).state, FindingState::Ok);
 }
 
@@ -212,6 +212,12 @@ fn a_memory_budget_is_compared_with_what_there_is_and_with_clients_at_rest() {
     assert_eq!(judged(17 << 30, 500_000).0, FindingState::Wrong);
     // Shedding would begin with clients that do nothing.
     assert_eq!(judged(1 << 30, 500_000).0, FindingState::Warn);
+}
+
+#[test]
+fn a_smaller_memory_budget_allows_fewer_clients() {
+    let plan = Plan { memory_bytes: Some(100 << 20), clients: None, ..plan() };
+    assert_eq!(plan.clients_on(&machine()), (100 << 20) / 2 / 5120);
 }
 
 #[test]

@@ -27,6 +27,9 @@ const TABLE_MAX: u64 = 1 << 22;
 /// The fewest descriptors that must remain for connections.
 const DESCRIPTORS_LEFT: u64 = 64;
 
+/// Memory of an idle client in gridcast and in the kernel, in bytes. Measured: see tuning/README.md.
+pub const CLIENT_BYTES: u64 = 5 * 1024;
+
 /// The connections that the limit of descriptors allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DescriptorShares {
@@ -86,6 +89,24 @@ pub fn locked_bytes(cores: usize) -> u64 {
 pub fn clients_allowed(descriptors: u64, cores: usize, api_connections: u64) -> Option<u64> {
     let left = descriptors.checked_sub(own_descriptors(cores))?;
     (left >= DESCRIPTORS_LEFT).then(|| left - callers_of(left, api_connections))
+}
+
+/// Returns the number of idle clients that take half of a memory budget. The other half is for TLS
+/// sessions, for what waits for clients, and for topics. A budget of 0 bytes means that there is no limit.
+pub fn clients_in_memory(budget_bytes: u64) -> u64 {
+    match budget_bytes {
+        0 => u64::MAX,
+        bytes => bytes / 2 / CLIENT_BYTES,
+    }
+}
+
+/// Returns the most clients of a node. `wanted` is the configured number, which descriptors bound; 0: as
+/// many as descriptors and the memory budget allow.
+pub fn clients_max(wanted: usize, by_descriptors: usize, budget_bytes: u64) -> usize {
+    match wanted {
+        0 => by_descriptors.min(clients_in_memory(budget_bytes).try_into().unwrap_or(usize::MAX)),
+        wanted => wanted.min(by_descriptors),
+    }
 }
 
 /// Returns the API's part of the descriptors that are left for connections: at most half.
@@ -205,6 +226,17 @@ mod tests {
             let words = explain(&io::Error::from_raw_os_error(code));
             assert!(words.contains("see `"), "{words}");
         }
+    }
+
+    #[test]
+    fn without_a_number_of_clients_the_scarcer_of_descriptors_and_memory_bounds_them() {
+        let budget_bytes = 2 * CLIENT_BYTES * 1000;
+        assert_eq!(clients_max(0, 5000, budget_bytes), 1000);
+        assert_eq!(clients_max(0, 500, budget_bytes), 500);
+        assert_eq!(clients_max(0, usize::MAX, budget_bytes), 1000);
+        assert_eq!(clients_max(0, 5000, 0), 5000, "there is no budget");
+        assert_eq!(clients_max(3000, 5000, budget_bytes), 3000, "the operator knows better");
+        assert_eq!(clients_max(6000, 5000, budget_bytes), 5000);
     }
 
     #[test]
