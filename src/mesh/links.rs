@@ -209,7 +209,12 @@ impl Mesh {
                 peer.clients = clients;
                 self.rejection = None;
             }
-            Control::Received(receipt) => peer.session.handle_acknowledgement(receipt),
+            Control::Received(receipt) => {
+                peer.session.handle_acknowledgement(receipt);
+                if peer.session.has_ready() {
+                    peer.queue_for_flush(node, &mut self.to_flush);
+                }
+            }
         }
         Ok(())
     }

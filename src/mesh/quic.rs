@@ -329,16 +329,23 @@ impl Turns {
 mod tests {
     use super::*;
     use crate::address::{Incarnation, NodeId};
-    use crate::message::{FromShard, ToMesh};
-    use crate::runtime::{bus, unix_ms};
+    use crate::message::{FromMesh, FromShard, Ticket, ToMesh, ToShard};
+    use crate::runtime::{Port, bus, unix_ms};
 
     const LOOPBACK: &str = "127.0.0.1:0";
 
-    #[test]
-    fn the_mesh_wakes_for_each_message_and_ends_when_told_to() {
+    /// A generous time limit for work that takes milliseconds.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// Rounds of a message and its answer. A mesh that is not woken handles a message at its next timer, which
+    /// is due in 125 ms on average: that many rounds would take longer than [`DEADLINE`].
+    const ROUNDS: u64 = 1000;
+
+    /// A mesh without other nodes, and the port of its node's only shard.
+    fn running() -> (Running, Port) {
         let node = NodeId::new(1).unwrap();
         let (mut ports, port, _control) = bus(1, true).unwrap();
-        let (mut shard, port) = (ports.pop().unwrap(), port.unwrap());
+        let (shard, port) = (ports.pop().unwrap(), port.unwrap());
         let socket = bind(LOOPBACK.parse().unwrap()).unwrap();
         let settings = MeshSettings {
             node,
@@ -354,25 +361,51 @@ mod tests {
         };
         let identity = NodeIdentity::from_key("0123456789abcdef").unwrap();
         let running = start(socket, identity, settings, port, |why| panic!("{why}")).unwrap();
-        let end = std::time::Instant::now() + Duration::from_secs(60);
-        for round in 0..50 {
-            // More than the mailbox holds, so that the mesh has to take some.
-            for number in 1..=10_000 {
-                let number = round * 10_000 + number;
-                let (change, is_on) = (number, number % 2 == 1);
-                let message = ToMesh::Interest { change, channel: "news".into(), is_on };
-                shard.post(FromShard::Mesh(message));
-            }
-            while shard.flush() {
-                assert!(
-                    std::time::Instant::now() < end,
-                    "nobody takes the messages of round {round}"
+        (running, shard)
+    }
+
+    /// Asks the mesh a question, behind what was posted before.
+    fn ask(shard: &mut Port, number: u64) {
+        shard.post(FromShard::Mesh(ToMesh::Nodes(Ticket(number))));
+    }
+
+    /// Passes messages on until the question with this number is answered.
+    fn wait_for_answer(shard: &mut Port, number: u64, end: std::time::Instant) {
+        let mut is_answered = false;
+        while !is_answered {
+            assert!(std::time::Instant::now() < end, "question {number} is not answered");
+            shard.flush();
+            shard.receive(|message| {
+                is_answered |= matches!(
+                    message,
+                    ToShard::Mesh(FromMesh::Nodes(Ticket(of), _)) if of == number
                 );
-                std::thread::yield_now();
-            }
-            // Time to fall asleep.
-            std::thread::sleep(Duration::from_millis(2));
+            });
+            std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_message_wakes_an_idle_mesh() {
+        let (running, mut shard) = running();
+        let end = std::time::Instant::now() + DEADLINE;
+        for number in 0..ROUNDS {
+            ask(&mut shard, number);
+            wait_for_answer(&mut shard, number, end);
+        }
+        running.leave();
+    }
+
+    #[test]
+    fn more_messages_than_a_mailbox_holds_are_all_handled_in_order() {
+        let (running, mut shard) = running();
+        for number in 1..=100_000 {
+            let (change, is_on) = (number, number % 2 == 1);
+            let message = ToMesh::Interest { change, channel: "news".into(), is_on };
+            shard.post(FromShard::Mesh(message));
+        }
+        ask(&mut shard, 1);
+        wait_for_answer(&mut shard, 1, std::time::Instant::now() + DEADLINE);
         running.leave();
     }
 

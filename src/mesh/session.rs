@@ -18,6 +18,13 @@ const KEPT_BYTES: usize = 16 << 20;
 /// refused. Those have bounds of their own, far below this.
 const KEPT_BYTES_MAX: usize = 256 << 20;
 
+/// Bytes of batches in flight: sent on the current link, and not acknowledged. Further ones wait for
+/// acknowledgements. A batch with more is sent when nothing else is in flight.
+///
+/// QUIC's window of a link is larger. If the other node takes no data for a while, its unread data therefore
+/// leaves room for the control lane, so that its pings are still answered.
+pub const IN_FLIGHT_BYTES: usize = 24 << 20;
+
 /// Bytes of messages gathered in a turn that make a batch before the turn ends.
 const BATCH_BYTES: usize = 64 << 10;
 
@@ -32,8 +39,9 @@ pub struct Session {
     gathering: Vec<Lane>,
     // Lanes with batches to acknowledge.
     unacknowledged: Vec<Lane>,
-    // Batches to send on the link.
+    // Batches to send on the link, and their bytes.
     ready: VecDeque<(Lane, Bytes)>,
+    ready_bytes: usize,
     traffic: Traffic,
 }
 
@@ -130,12 +138,31 @@ impl Session {
         self.traffic.sent_batches += 1;
         self.traffic.sent_bytes += batch.len() as u64;
         outgoing.kept.push_back((outgoing.last, batch.clone()));
+        self.ready_bytes += batch.len();
         self.ready.push_back((lane, batch));
     }
 
-    /// The next batch to send on the link. Without a link a batch is kept all the same.
+    /// The next batch to send on the link, unless too much is in flight. To be called again after an
+    /// acknowledgement.
     pub fn poll_batch(&mut self) -> Option<(Lane, Bytes)> {
+        let (_, next) = self.ready.front()?;
+        let in_flight = self.in_flight_bytes();
+        if in_flight > 0 && in_flight + next.len() > IN_FLIGHT_BYTES {
+            return None;
+        }
+        self.ready_bytes -= next.len();
         self.ready.pop_front()
+    }
+
+    /// Whether batches wait to be sent.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Bytes sent on the current link and not acknowledged.
+    fn in_flight_bytes(&self) -> usize {
+        // A faulty peer may acknowledge what was not sent yet.
+        self.kept_bytes.saturating_sub(self.ready_bytes)
     }
 
     /// Continues on a new link: sends again the batches that the other node has not received, according to
@@ -149,6 +176,8 @@ impl Session {
             let kept = outgoing.kept.iter().map(|(_, batch)| (lane, batch.clone()));
             self.ready.extend(kept);
         }
+        // All that is kept is ready, and nothing is in flight on the new link.
+        self.ready_bytes = self.kept_bytes;
     }
 
     /// Drops batches that the other node has.
@@ -209,6 +238,8 @@ impl Session {
             assert!(numbers.eq(first..=last.0), "kept batches of {lane:?}");
             assert!(gathered.is_empty() || self.gathering.contains(lane), "{lane:?} is flushed");
         }
+        let ready_bytes: usize = self.ready.iter().map(|(_, batch)| batch.len()).sum();
+        assert_eq!(ready_bytes, self.ready_bytes, "bytes that are ready");
         for (lane, _) in &self.ready {
             assert!(self.outgoing.contains_key(lane), "a batch of {lane:?} that was never made");
         }
@@ -256,6 +287,32 @@ mod tests {
         assert_eq!(session.kept_bytes, 0);
         session.resume(&[]);
         assert_eq!(batches(&mut session).len(), 0);
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_in_flight_and_acknowledgements_let_the_rest_follow() {
+        let mut session = Session::default();
+        let large = "x".repeat(1 << 20);
+        let answer = |json| {
+            let answer = GridMessage::Answer(Ticket(1), Ok(ClientReply::Context(json)));
+            AddressedMessage::Shard(ShardId(0), answer)
+        };
+        for _ in 0..30 {
+            session.push(LANE, &answer(large.clone()));
+        }
+        // 24 MiB have room for 23 batches of a little more than 1 MiB.
+        assert_eq!(batches(&mut session).len(), 23);
+        session.handle_acknowledgement(receipt(2));
+        assert_eq!(batches(&mut session).len(), 2);
+        // On the next link all begins anew.
+        session.resume(&[receipt(2)]);
+        assert_eq!(batches(&mut session).len(), 23);
+        session.handle_acknowledgement(receipt(30));
+        assert_eq!(batches(&mut session).len(), 5, "what a peer acknowledges too early is sent");
+        session.push(LANE, &answer("x".repeat(IN_FLIGHT_BYTES)));
+        assert_eq!(batches(&mut session).len(), 1, "a larger batch is sent alone");
+        send(&mut session, 1);
+        assert!(batches(&mut session).is_empty() && session.has_ready());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::reports::{Reporter, Reports, TaskReport, channel};
 use super::{SILENCE_MAX_MS, reasons};
 use crate::mesh::identity::{self, NodeIdentity};
 use crate::mesh::link::{LANES, Lane, LinkEffect, LinkEvent, LinkId, Refusal};
+use crate::mesh::session::IN_FLIGHT_BYTES;
 
 /// Links, including handshakes, at a time: a grid has at most 1,024 nodes, and two may dial each other. If
 /// there are so many, handshakes of peers are refused and dials fail. The mesh repeats its dials.
@@ -64,6 +65,9 @@ const LANE_WINDOW_BYTES: u32 = 8 << 20;
 
 /// Unread bytes of all lanes of a link: the memory that a peer can take while the mesh takes no data.
 const LINK_WINDOW_BYTES: u32 = 32 << 20;
+
+// However much data is unread, the control lane has room for a window of its own.
+const _: () = assert!(IN_FLIGHT_BYTES <= (LINK_WINDOW_BYTES - LANE_WINDOW_BYTES) as usize);
 
 /// Sent bytes of a link without an acknowledgement of QUIC. Beyond it writers wait.
 const SEND_WINDOW_BYTES: u64 = 32 << 20;
