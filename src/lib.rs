@@ -12,7 +12,7 @@
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
 //! | [`metrics`] | the counters of a shard |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
-//! | [`runtime`] | threads, rings, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
+//! | [`runtime`] | threads, io_uring and epoll, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
 //! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
 //! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
 //! | [`doctor`] | checks the machine, and reports problems |
@@ -70,8 +70,9 @@
 //!
 //! # The life of a publish
 //!
-//! 1. The kernel receives bytes into a buffer provided by `runtime::ring`. `runtime::driver` passes
-//!    them to `Shard::handle_bytes`, decrypted by `runtime::tls` if need be. An idle connection
+//! 1. The kernel receives bytes into a buffer of `runtime::ring`. Without io_uring,
+//!    `runtime::poller` receives them into its only buffer. `runtime::driver` passes them to
+//!    `Shard::handle_bytes`, decrypted by `runtime::tls` if need be. An idle connection
 //!    owns no buffer. Only an HTTP connection keeps up to 1 KiB, the head of its last request with
 //!    a body, until it is closed or memory is short.
 //! 2. `shard::backend` (over HTTP, `shard::requests`) gets a whole message from

@@ -12,16 +12,18 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::{Incarnation, NodeId};
-use crate::config::{self, Config, Handler, Level, SlowClient, Tls};
+use crate::config::{self, Config, DriverChoice, Handler, Level, SlowClient, Tls};
 use crate::mesh::identity::NodeIdentity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
-use crate::runtime::check::DescriptorShares;
+use crate::runtime::check::{ChosenDriver, DescriptorShares, DriverKind};
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::{FLUSH_MAX, Log};
-use crate::runtime::{self, Capacity, Listening, MeshPort, Renewals, Summary, TlsContext};
+use crate::runtime::{
+    self, Capacity, Listening, MeshPort, Renewals, ShardPlacement, Summary, TlsContext,
+};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
@@ -56,8 +58,10 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
-    let places = runtime::check::check(cores.len(), config.limits.api_connections);
+    let places = runtime::check::check_descriptors(cores.len(), config.limits.api_connections);
     let capacity = capacity(config, places.map_err(NodeError)?);
+    let driver = choose_driver(config)?;
+    tracing::debug!("driver: {}", driver.name());
     runtime::check::grow_descriptor_table(capacity.clients, cores.len());
     let api = listen(config, config.api.bind, &config.api.tls, "api.bind")?;
     let edges = config
@@ -89,8 +93,9 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
         move |why| drop(sender.send(Event::Failure(why)))
     };
     let spin = Duration::from_micros(config.node.spin_us);
+    let placement = ShardPlacement { cores, driver, spin };
     let (shards, port) =
-        runtime::start(&settings, &state, cores, listeners, capacity, spin, failures.clone())
+        runtime::start(&settings, &state, placement, listeners, capacity, failures.clone())
             .map_err(failed)?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
@@ -111,6 +116,21 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let summary = summary.map_err(failed)?;
     report(&summary);
     Ok(())
+}
+
+/// Returns the driver of the shards, and warns if it is epoll for want of io_uring.
+fn choose_driver(config: &Config) -> Result<DriverKind, NodeError> {
+    let wanted = match config.node.driver {
+        DriverChoice::Auto => None,
+        DriverChoice::IoUring => Some(DriverKind::IoUring),
+        DriverChoice::Epoll => Some(DriverKind::Epoll),
+    };
+    let chosen = runtime::check::choose_driver(wanted, config.node.cores.len());
+    let ChosenDriver { kind, warning } = chosen.map_err(NodeError)?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(kind)
 }
 
 /// Why a running node ends.

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::{CONFIG, Message, Process, Server, Socket, command, config_file};
+use support::{CONFIG, DRIVER, Message, Process, Server, Socket, command, config_file};
 
 /// Runs the binary to its end.
 fn run(arguments: &[&str]) -> Output {
@@ -157,7 +157,7 @@ fn a_node_starts_with_the_locked_memory_that_it_asks_for() {
         let mut command = Command::new("prlimit");
         command.arg(format!("--memlock={}", kib * 1024)).arg(&binary);
         command.args(["serve", "--config"]).arg(&config);
-        Process::spawn(command.env_clear().uid(user).gid(user))
+        Process::spawn(command.env_clear().env(DRIVER, "io_uring").uid(user).gid(user))
     };
     let (code, lines) = start(64, 0).finish();
     assert_eq!(code, Some(1));

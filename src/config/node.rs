@@ -6,11 +6,28 @@ use toml::de::DeValue;
 
 use super::definition::section;
 use super::document::{ConfigError, Section, whole_number};
-use super::shape::{Shape, whole, whole_of};
+use super::shape::{Choice, Shape, whole, whole_of};
 
 /// A client id has 12 bits for shard number and sequence. More shards would leave too short a
 /// sequence.
 const CORES_MAX: usize = 256;
+
+/// How the shards of a node are to reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// By io_uring, or else by epoll.
+    Auto,
+    /// By io_uring.
+    IoUring,
+    /// By epoll.
+    Epoll,
+}
+
+const DRIVER: Choice<DriverChoice> = Choice(&[
+    ("auto", DriverChoice::Auto),
+    ("io_uring", DriverChoice::IoUring),
+    ("epoll", DriverChoice::Epoll),
+]);
 
 section! {
     /// Who this node is and what it runs on.
@@ -21,10 +38,16 @@ section! {
         id: u16 = whole(0..=1023), value(1), restart;
 
         /// The CPUs that the node uses: how many, or their numbers, as in `[0, 2]`. One shard is pinned
-        /// to each. A shard costs two threads and an io_uring ring.
+        /// to each. A shard costs two threads and an io_uring ring, or one thread with epoll.
         cores: Vec<usize> = Cores, derived(
             usable(section).to_vec(), "all that the process may use, 256 at most", "2"
         ), restart;
+
+        /// How the shards reach the kernel. `io_uring`: by a ring for each shard. `epoll`: by one system call
+        /// for each receive and send, which needs no permission and costs more CPU time. `auto`: io_uring,
+        /// or else epoll, with a warning, if the kernel, a container's seccomp profile or the limit of locked
+        /// memory does not allow io_uring.
+        driver: DriverChoice = DRIVER, value(DriverChoice::Auto), restart;
 
         /// Seconds that going down may take: closing clients, handing out what is in topics, answering
         /// calls in flight.

@@ -77,7 +77,10 @@ impl Drop for Folder {
 #[test]
 fn an_empty_file_means_the_defaults() {
     let config = parse("");
-    assert_eq!(config.node, Node { id: 1, cores: CPUS.to_vec(), drain_s: 10, spin_us: 0 });
+    assert_eq!(
+        config.node,
+        Node { id: 1, cores: CPUS.to_vec(), driver: DriverChoice::Auto, drain_s: 10, spin_us: 0 }
+    );
     assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
     assert_eq!(config.api.advertise, config.api.bind);
     assert_eq!((config.edges, config.mesh), (vec![], None));
@@ -112,7 +115,10 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
 fn every_key_is_read() {
     let config = parse(include_str!("every_key.toml"));
     let bind = |text: &str| text.parse().expect("an address");
-    assert_eq!(config.node, Node { id: 7, cores: vec![5, 0], drain_s: 20, spin_us: 50 });
+    assert_eq!(
+        config.node,
+        Node { id: 7, cores: vec![5, 0], driver: DriverChoice::Epoll, drain_s: 20, spin_us: 50 }
+    );
     let origins = vec!["https://admin.example.org:8443".to_owned()];
     let (bind_api, advertise) = (bind("10.0.0.5:7000"), bind("10.0.0.5:6789"));
     let hash = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
@@ -242,6 +248,7 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
         [
             "node.id",
             "node.cores",
+            "node.driver",
             "node.spin_us",
             "api.bind",
             "mesh.bind",

@@ -17,7 +17,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, DriverChoice};
 use crate::runtime::check;
 pub use finding::{Finding, FindingState};
 pub use machine::Machine;
@@ -35,6 +35,8 @@ pub struct Plan {
     pub memory_bytes: Option<u64>,
     /// Whether the node is to be part of a grid.
     pub has_mesh: bool,
+    /// How the shards are to reach the kernel.
+    pub driver: DriverChoice,
 }
 
 impl Plan {
@@ -46,6 +48,7 @@ impl Plan {
             api_connections: config.limits.api_connections as u64,
             memory_bytes: Some(config.limits.memory_bytes).filter(|bytes| *bytes > 0),
             has_mesh: config.mesh.is_some(),
+            driver: config.node.driver,
         }
     }
 
@@ -58,6 +61,7 @@ impl Plan {
             api_connections: 0,
             memory_bytes: None,
             has_mesh: true,
+            driver: DriverChoice::Auto,
         }
     }
 

@@ -1,8 +1,14 @@
 //! Checks of the kernel, of io_uring, and of the limits of the process.
 
+use std::fmt;
+
 use super::finding::Finding;
 use super::{Machine, Plan};
+use crate::config::DriverChoice;
 use crate::runtime::check;
+
+/// The costs of epoll, for a machine that does not allow io_uring.
+const COSTS_OF_EPOLL: &str = "without, gridcast uses epoll, which takes more CPU time per message";
 
 /// The first Linux with all features that the ring needs. The last was IORING_SETUP_DEFER_TASKRUN.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -10,7 +16,30 @@ const KERNEL_MIN: (u32, u32) = (6, 1);
 /// The hard limit of services since systemd 240. A lower one was set on purpose.
 const DESCRIPTORS_USUAL: u64 = 524_288;
 
-pub(super) fn kernel(machine: &Machine, _: &Plan) -> Option<Finding> {
+/// A finding about a machine that does not allow io_uring.
+fn without_io_uring(
+    plan: &Plan,
+    name: &'static str,
+    found: impl Into<String>,
+    wanted: impl fmt::Display,
+    mend: impl Into<String>,
+) -> Finding {
+    match plan.driver {
+        DriverChoice::IoUring => {
+            let wanted = format!("{wanted}: without, gridcast does not start");
+            Finding::wrong(name, found, wanted, mend)
+        }
+        DriverChoice::Auto => {
+            Finding::warn(name, found, format!("{wanted}: {COSTS_OF_EPOLL}"), mend)
+        }
+        DriverChoice::Epoll => {
+            let found = found.into();
+            Finding::ok(name, format!("{found}; not needed, since node.driver is \"epoll\""))
+        }
+    }
+}
+
+pub(super) fn kernel(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "kernel";
     let release = &machine.kernel_release;
     let version = version(release)?;
@@ -24,7 +53,7 @@ pub(super) fn kernel(machine: &Machine, _: &Plan) -> Option<Finding> {
     Some(if works {
         Finding::warn(name, format!("{release}, with a backported io_uring"), wanted, mend)
     } else {
-        Finding::wrong(name, release, wanted, mend)
+        without_io_uring(plan, name, release, wanted, mend)
     })
 }
 
@@ -34,7 +63,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-pub(super) fn io_uring(machine: &Machine, _: &Plan) -> Option<Finding> {
+pub(super) fn io_uring(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "io_uring";
     Some(match machine.ring.as_ref()? {
         Ok(()) => Finding::ok(name, "a ring like that of a shard can be created"),
@@ -42,12 +71,12 @@ pub(super) fn io_uring(machine: &Machine, _: &Plan) -> Option<Finding> {
             // The message begins with the name.
             let why = why.strip_prefix("io_uring: ").unwrap_or(why);
             let (found, mend) = why.split_once("; ").unwrap_or((why, "see the kernel log"));
-            Finding::wrong(name, found, "a ring for each shard", mend)
+            without_io_uring(plan, name, found, "a ring for each shard", mend)
         }
     })
 }
 
-pub(super) fn io_uring_disabled(machine: &Machine, _: &Plan) -> Option<Finding> {
+pub(super) fn io_uring_disabled(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "kernel.io_uring_disabled";
     let mend = "sysctl -w kernel.io_uring_disabled=0";
     Some(match machine.setting(name)? {
@@ -57,7 +86,7 @@ pub(super) fn io_uring_disabled(machine: &Machine, _: &Plan) -> Option<Finding> 
             let wanted = "0, or gridcast's group in kernel.io_uring_group";
             Finding::warn(name, found, wanted, mend)
         }
-        _ => Finding::wrong(name, "2: for nobody", "0", mend),
+        _ => without_io_uring(plan, name, "2: for nobody", "0", mend),
     })
 }
 
@@ -116,11 +145,8 @@ pub(super) fn locked_memory(machine: &Machine, plan: &Plan) -> Option<Finding> {
             let (limit, needed) = (limit / 1024, needed / 1024);
             let mend =
                 format!("LimitMEMLOCK={needed}K in the systemd unit, or memlock in limits.conf");
-            let wanted = format!(
-                "{needed} KiB for {} shards: with less, gridcast does not start",
-                plan.cores.len()
-            );
-            Finding::wrong(name, format!("{limit} KiB"), wanted, mend)
+            let wanted = format!("{needed} KiB for the rings of {} shards", plan.cores.len());
+            without_io_uring(plan, name, format!("{limit} KiB"), wanted, mend)
         }
     })
 }

@@ -53,6 +53,7 @@ fn plan() -> Plan {
         api_connections: 0,
         memory_bytes: None,
         has_mesh: true,
+        driver: DriverChoice::IoUring,
     }
 }
 
@@ -129,6 +130,32 @@ fn a_ring_that_cannot_be_had_is_wrong_and_says_what_to_look_at() {
     assert_eq!(state, FindingState::Wrong);
     assert!(words.contains("io_uring: it is forbidden here\n"), "{words}");
     assert!(words.contains("to do:  see `sysctl"), "{words}");
+}
+
+/// What a machine without io_uring is judged as, by the driver that the node is to use.
+#[test]
+fn what_io_uring_needs_is_wrong_only_if_the_node_takes_nothing_else() {
+    let changes: [fn(&mut Machine); 4] = [
+        |machine| machine.ring = Some(Err("io_uring: forbidden; see `sysctl`".into())),
+        |machine| drop(machine.settings.insert("kernel.io_uring_disabled", vec![2])),
+        |machine| machine.locked_bytes = Some(64 << 10),
+        |machine| {
+            machine.ring = Some(Err("io_uring: too old; see `uname -r`".into()));
+            machine.kernel_release = "5.15.0".into();
+        },
+    ];
+    for change in changes {
+        let mut machine = machine();
+        change(&mut machine);
+        let report = |driver| examine(&machine, &Plan { driver, ..plan() });
+        assert_eq!(report(DriverChoice::IoUring).state, FindingState::Wrong);
+        let auto = report(DriverChoice::Auto);
+        assert_eq!(auto.state, FindingState::Warn);
+        assert!(auto.to_string().contains("without, gridcast uses epoll"), "{auto}");
+        let epoll = report(DriverChoice::Epoll);
+        assert_eq!(epoll.state, FindingState::Ok);
+        assert!(epoll.to_string().contains("node.driver is \"epoll\""), "{epoll}");
+    }
 }
 
 #[test]

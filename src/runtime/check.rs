@@ -39,17 +39,63 @@ pub struct DescriptorShares {
     pub callers: usize,
 }
 
-/// Checks io_uring, locked memory and descriptors. Raises soft limits to the hard limits. Returns the
-/// connections that the descriptors allow. `api_connections` is the configured number; 0: a sixteenth of
-/// all.
+/// How shards reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverKind {
+    /// By io_uring.
+    IoUring,
+    /// By epoll.
+    Epoll,
+}
+
+impl DriverKind {
+    /// The name, as in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        }
+    }
+
+    /// Explains why a driver could not be created.
+    pub(super) fn explain(self, error: &io::Error) -> String {
+        match self {
+            Self::IoUring => explain(error),
+            Self::Epoll => format!("epoll: {error}"),
+        }
+    }
+}
+
+/// A driver that this machine allows.
+#[derive(Debug)]
+pub struct ChosenDriver {
+    /// The driver.
+    pub kind: DriverKind,
+    /// Why it is not io_uring, if nobody asked for epoll, and what to do. One line.
+    pub warning: Option<String>,
+}
+
+/// Returns `wanted`, or io_uring if this machine allows it, or else epoll. Raises the soft limit of locked
+/// memory to the hard limit, unless epoll is wanted.
 ///
 /// # Errors
-/// One line that says what is missing, how to see it and how to fix it.
-pub fn check(cores: usize, api_connections: usize) -> Result<DescriptorShares, String> {
-    check_locked_memory(cores)?;
-    let places = check_descriptors(cores, api_connections)?;
-    check_ring()?;
-    Ok(places)
+/// The machine does not allow io_uring, which is wanted. One line that says how to see it and how to fix
+/// it.
+pub fn choose_driver(wanted: Option<DriverKind>, cores: usize) -> Result<ChosenDriver, String> {
+    if wanted == Some(DriverKind::Epoll) {
+        return Ok(ChosenDriver { kind: DriverKind::Epoll, warning: None });
+    }
+    match (check_locked_memory(cores).and_then(|()| check_ring()), wanted) {
+        (Ok(()), _) => Ok(ChosenDriver { kind: DriverKind::IoUring, warning: None }),
+        (Err(why), Some(_)) => Err(format!("{why}; or set node.driver to \"epoll\"")),
+        (Err(why), None) => {
+            let warning = format!(
+                "{why}; until then node.driver is \"epoll\", which takes more CPU time for each \
+                 message (set it to omit this warning)"
+            );
+            Ok(ChosenDriver { kind: DriverKind::Epoll, warning: Some(warning) })
+        }
+    }
 }
 
 /// Returns the memory that the process may use, in bytes: the smaller of its control group's limit and
@@ -65,7 +111,7 @@ pub fn usable_memory() -> Option<u64> {
 /// Creates and drops a ring like those of the shards.
 ///
 /// # Errors
-/// One line, like an error of [`check`].
+/// One line, like an error of [`choose_driver`].
 pub fn check_ring() -> Result<(), String> {
     // On a separate thread, because a ring is bound to the thread that created it.
     match std::thread::spawn(Ring::probe).join() {
@@ -146,7 +192,12 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
     ))
 }
 
-fn check_descriptors(cores: usize, api_connections: usize) -> Result<DescriptorShares, String> {
+/// Returns the connections that the descriptors allow. Raises the soft limit to the hard limit.
+/// `api_connections` is the configured number; 0: a sixteenth of all.
+///
+/// # Errors
+/// There are too few for the node to start. One line that says how to see it and how to fix it.
+pub fn check_descriptors(cores: usize, api_connections: usize) -> Result<DescriptorShares, String> {
     let wanted = api_connections as u64;
     let Some(limit) = raise(Resource::Nofile) else {
         let callers = if api_connections == 0 { usize::MAX } else { api_connections };
@@ -188,7 +239,7 @@ fn raise(resource: Resource) -> Option<u64> {
 }
 
 /// Explains why the kernel refused to create a ring.
-pub(super) fn explain(error: &io::Error) -> String {
+fn explain(error: &io::Error) -> String {
     let (what, how) = match error.raw_os_error() {
         Some(libc::ENOSYS) => (
             "this kernel does not support it",

@@ -255,6 +255,8 @@ impl<I: SocketIo> Driver<I> {
         self.post_messages();
         self.do_actions(now);
         self.write(now);
+        self.io.take_ended();
+        self.handle_completions(now);
         if was_behind && taken == 0 && self.has_taken_in_all() {
             self.clock.awake.caught_up();
         }

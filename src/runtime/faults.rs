@@ -1,4 +1,4 @@
-//! Injects rare behaviour of the kernel into tests of the driver, chosen by a seed: refused requests,
+//! Injects rare behaviour of the kernel into tests of both drivers, chosen by a seed: refused requests,
 //! short reads and writes, cancellations that miss, and late completions.
 //!
 //! A refused request never reaches the kernel. A ring submits a no-op in its place, whose completion gets
@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 use std::collections::HashMap;
+use std::io;
 use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue};
@@ -44,7 +45,7 @@ impl Random {
     }
 }
 
-/// The faults to inject into one ring. The default is none.
+/// The faults to inject into one ring or poller. The default is none.
 #[derive(Debug, Default)]
 pub struct Faults {
     random: Random,
@@ -121,6 +122,12 @@ impl Faults {
         let may_have_twin = request == Request::Cancel;
         assert!(twin.is_none() || may_have_twin, "two at a time: {request:?} {key:?}");
         opcode::Nop::new().build()
+    }
+
+    /// Returns the error of a request that the poller is to refuse.
+    pub(super) fn refusal(&mut self, request: Request) -> Option<io::Error> {
+        let strikes = self.strikes();
+        strikes.then(|| io::Error::from_raw_os_error(self.random.pick(errors_of(request))))
     }
 
     /// Returns how many of `bytes` a send writes, or a receive reads.

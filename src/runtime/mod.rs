@@ -1,9 +1,13 @@
-//! Threads, sockets and io_uring: the only layer that names glommio and io_uring, and the only one with
-//! unsafe code.
+//! Threads, sockets, io_uring and epoll: the only layer that names glommio and io_uring, and the only one
+//! with unsafe code.
 //!
-//! Each shard has a pinned thread with a glommio executor. The executor runs one task, the [`driver`],
-//! which has an io_uring of its own: completions → `Shard::handle_*` → `Shard::poll_*` → submissions.
-//! The thread sleeps only in that ring. It does not sleep in glommio's ring, because glommio 0.9 cannot
+//! Each shard has a pinned thread that runs a [`driver`]: completions → `Shard::handle_*` →
+//! `Shard::poll_*` → submissions. The driver decides what to do with sockets. A [`socket_io::SocketIo`]
+//! performs it: the [`ring`] with io_uring, or the [`poller`] with epoll. `threads.rs` starts one or the
+//! other.
+//!
+//! With io_uring the thread has a glommio executor, whose only task runs the driver, and the driver has
+//! a ring of its own. The thread sleeps only in that ring. It does not sleep in glommio's ring, because glommio 0.9 cannot
 //! wait for an eventfd, and because that would cost two more system calls per turn. glommio's own timers
 //! and tasks run once per turn of the driver, at the latest every [`driver::SLEEP_MAX_MS`].
 
@@ -21,9 +25,11 @@ pub mod ids;
 mod listener;
 pub mod log;
 pub mod memory;
+mod poller;
 mod ring;
 mod socket_io;
 mod start;
+mod threads;
 mod tls;
 mod verifier;
 mod wake;
@@ -37,5 +43,5 @@ pub use bus::{MeshPort, Port, bus};
 pub use clock::unix_ms;
 pub use identity::TlsContext;
 pub use listener::{BACKLOG, Listening, bind, route_out};
-pub use start::{Renewals, Shards, start};
+pub use start::{Renewals, ShardPlacement, Shards, start};
 pub use watch::{Capacity, Summary};

@@ -200,6 +200,8 @@ impl SocketIo for Ring {
         }));
     }
 
+    fn take_ended(&mut self) {}
+
     fn next(&mut self) -> Option<Completion> {
         self.completions.pop_front()
     }

@@ -1,10 +1,11 @@
 //! What the driver asks of the kernel, and the completions that answer it.
 //!
-//! The driver decides, an implementation of [`SocketIo`] performs: `ring.rs` with io_uring.
+//! The driver decides, an implementation of [`SocketIo`] performs: `ring.rs` with io_uring, `poller.rs`
+//! with epoll. The driver is compiled once for each, so neither pays for the other.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 #[cfg(test)]
@@ -72,6 +73,10 @@ pub trait SocketIo: Sized {
     /// Takes in the completions that [`Self::next`] returns in this turn. Those that arrive later are
     /// for the next turn, so a turn ends whatever arrives.
     fn begin_turn(&mut self);
+
+    /// Takes in the completions of operations that ended as they were started in this turn. Only epoll
+    /// has them.
+    fn take_ended(&mut self);
 
     /// Returns the next completion of this turn.
     fn next(&mut self) -> Option<Completion>;
@@ -213,6 +218,22 @@ pub(super) enum Outgoing<'a> {
     Run(&'a [u8]),
     /// Several runs, to which the header points.
     Runs(&'a libc::msghdr),
+}
+
+impl Outgoing<'_> {
+    /// Sends as much as fits into the socket at once. Returns the number of bytes.
+    pub(super) fn send(self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let fd = socket.as_raw_fd();
+        // SAFETY: the bytes, and those that the header of `Sending` points to, are borrowed for as long
+        // as the call takes, which reads them.
+        let sent = unsafe {
+            match self {
+                Self::Run(bytes) => libc::send(fd, bytes.as_ptr().cast(), bytes.len(), SEND_FLAGS),
+                Self::Runs(header) => libc::sendmsg(fd, header, SEND_FLAGS),
+            }
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

@@ -6,28 +6,34 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use super::bus::{Control, MeshPort, bus};
-use super::check;
-use super::driver::{Driver, Parts};
+use super::check::DriverKind;
+use super::driver::Parts;
 use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
-use super::ring::Ring;
+use super::threads::{ShardThread, Start};
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
-use crate::address::ShardId;
 use crate::message::FromNode;
+use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
-use crate::shard::{Listener, Shard};
 
-/// Memory that glommio locks per core for file I/O, in bytes: the minimum, because no files are opened.
-const IO_MEMORY: usize = 64 * 1024;
+/// What the shards of a node run on.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardPlacement<'a> {
+    /// The CPU of each shard.
+    pub cores: &'a [usize],
+    /// How shards reach the kernel.
+    pub driver: DriverKind,
+    /// How long a shard polls for work before it sleeps. Zero: it sleeps at once.
+    pub spin: Duration,
+}
 
 /// The running shards of a node.
 pub struct Shards {
-    handles: Vec<ExecutorJoinHandle<io::Result<Summary>>>,
+    threads: Vec<ShardThread>,
     control: Control,
     renewals: Renewals,
     watch: Arc<Watch>,
@@ -40,22 +46,22 @@ pub struct Renewals(
     Vec<(Listener, Sender<TlsContext>)>,
 );
 
-/// Starts a shard on each of `cores`, with one socket of each listener, and waits until all shards
-/// accept connections. The shards share `state`; `capacity` bounds what they accept. A shard that fails
-/// later reports the reason to `failures`; the node cannot continue without it. Also returns the mesh's
-/// end of the bus if the node has a mesh.
+/// Starts a shard on each core of `placement`, with one socket of each listener, and waits until all
+/// shards accept connections. The shards share `state`; `capacity` bounds what they accept. A shard that
+/// fails later reports the reason to `failures`; the node cannot continue without it. Also returns the
+/// mesh's end of the bus if the node has a mesh.
 ///
 /// # Errors
 /// A thread, a ring or a descriptor cannot be created.
 pub fn start(
     settings: &Arc<Settings>,
     state: &Arc<NodeState>,
-    cores: &[usize],
+    placement: ShardPlacement<'_>,
     listeners: Vec<(Listener, Listening)>,
     capacity: Capacity,
-    spin: Duration,
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<(Shards, Option<MeshPort>)> {
+    let ShardPlacement { cores, driver, spin } = placement;
     let (ports, mesh_port, control) = bus(cores.len(), settings.has_mesh)?;
     let mut verifiers = verifier::start(control.clone(), cores.len())?.into_iter();
     let watch = Arc::new(Watch::new(cores.len(), capacity));
@@ -70,31 +76,16 @@ pub fn start(
             of_shard.push((socket, listener, identity));
         }
     }
-    let mut handles = Vec::new();
+    let mut threads = Vec::new();
     let (started, starts) = mpsc::channel();
-    for (index, ((&core, port), sockets)) in cores.iter().zip(ports).zip(sockets).enumerate() {
-        let (settings, state, watch) = (settings.clone(), state.clone(), watch.clone());
+    for (number, ((&core, port), listeners)) in cores.iter().zip(ports).zip(sockets).enumerate() {
         let verifier = verifiers.next().expect("there is one for each shard");
+        let parts = Parts { number, port, verifier, listeners, watch: watch.clone(), spin };
+        let (settings, state) = (settings.clone(), state.clone());
         let (started, failures) = (started.clone(), failures.clone());
-        let make = move || async move {
-            let make_shard = |now| Shard::new(ShardId(index as u8), &settings, state, now);
-            let (number, listeners) = (index, sockets);
-            let parts = Parts { number, port, verifier, listeners, watch, spin };
-            let made: io::Result<Driver<Ring>> = Driver::new(make_shard, parts);
-            // Fails only if another shard has failed to start.
-            let _ = started.send(made.as_ref().map(drop).map_err(check::explain));
-            let ended = run(made?).await;
-            if let Err(error) = &ended {
-                failures(format!("shard {index} on core {core}: {error}"));
-            }
-            ended
-        };
-        let executor = LocalExecutorBuilder::new(Placement::Fixed(core))
-            .name("shard")
-            .io_memory(IO_MEMORY)
-            .spawn(make)
-            .map_err(|error| io::Error::other(format!("core {core}: {error}")))?;
-        handles.push(executor);
+        let start = Start { core, settings, state, parts, started, failures };
+        let thread = start.spawn(driver);
+        threads.push(thread.map_err(|error| io::Error::other(format!("core {core}: {error}")))?);
     }
     drop(started);
     for _ in cores {
@@ -102,17 +93,7 @@ pub fn start(
         let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
         word.map_err(io::Error::other)?;
     }
-    Ok((Shards { handles, control, renewals: Renewals(renewals), watch }, mesh_port))
-}
-
-/// Runs a driver to its end, and glommio's own tasks between its turns.
-async fn run(mut driver: Driver<Ring>) -> io::Result<Summary> {
-    loop {
-        match driver.step()? {
-            Some(summary) => return Ok(summary),
-            None => glommio::yield_if_needed().await,
-        }
-    }
+    Ok((Shards { threads, control, renewals: Renewals(renewals), watch }, mesh_port))
 }
 
 impl Shards {
@@ -121,7 +102,7 @@ impl Shards {
     /// closes back ends.
     ///
     /// # Errors
-    /// A shard ended early because its ring failed.
+    /// A shard ended early because its driver failed.
     pub fn drain(self, deadline: Duration) -> io::Result<Summary> {
         let start = Instant::now();
         let over_ms = deadline.as_millis() as u64 / 2;
@@ -137,11 +118,8 @@ impl Shards {
         self.watch.is_stopped.store(true, Ordering::Release);
         self.control.wake_all();
         let mut total = Summary::default();
-        for handle in self.handles {
-            let summary = match handle.join() {
-                Ok(summary) => summary?,
-                Err(error) => return Err(io::Error::other(error.to_string())),
-            };
+        for thread in self.threads {
+            let summary = thread.join()?;
             total.counters += summary.counters;
             total.connections += summary.connections;
             total.queued_messages += summary.queued_messages;

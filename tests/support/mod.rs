@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
-pub use server::{CONFIG, LogReader, Process, Ready, Server, command, config_file};
+pub use server::{CONFIG, DRIVER, LogReader, Process, Ready, Server, command, config_file};
 pub use socket::{Message, Socket, frame};
 pub use stream::Stream;
 

@@ -371,9 +371,14 @@ impl Ready {
     }
 }
 
-/// The binary with `arguments`, in an environment whose variables override no key of a test.
+/// The variable that selects the driver of all servers that tests start.
+pub const DRIVER: &str = "GRIDCAST_NODE_DRIVER";
+
+/// The binary with `arguments`, in an environment whose variables override no key of a test, but for
+/// [`DRIVER`].
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gridcast"));
     command.args(arguments).env_clear();
+    command.envs(std::env::var_os(DRIVER).map(|driver| (DRIVER, driver)));
     command
 }

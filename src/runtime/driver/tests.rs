@@ -1,4 +1,4 @@
-//! Tests the driver with a real ring, shard and sockets. A seed chooses how peers split their bytes,
+//! Tests the driver with a real ring and a real poller, a shard and sockets. A seed chooses how peers split their bytes,
 //! stall and disconnect, and which faults the kernel shows ([`Faults`]). Peers and driver alternate on
 //! one thread.
 //!
@@ -32,6 +32,7 @@ use crate::runtime::bus::bus;
 use crate::runtime::faults::{Faults, Random};
 use crate::runtime::identity::TlsContext;
 use crate::runtime::listener::{Listening, bind};
+use crate::runtime::poller::Poller;
 use crate::runtime::ring::Ring;
 use crate::runtime::verifier;
 use crate::shard::node_state::NodeState;
@@ -66,7 +67,17 @@ impl Tested for Ring {
     }
 }
 
-/// Makes a test of each function that is generic over the driver's [`Tested`].
+impl Tested for Poller {
+    fn faults(&mut self) -> &mut Faults {
+        &mut self.faults
+    }
+
+    fn is_settled(&self) -> bool {
+        Poller::is_settled(self)
+    }
+}
+
+/// Makes two tests of each function that is generic over the driver's [`Tested`].
 macro_rules! on_both {
     ($($(#[$meta:meta])* fn $name:ident<$io:ident>() $body:block)*) => {$(
         $(#[$meta])*
@@ -78,6 +89,11 @@ macro_rules! on_both {
             #[test]
             fn io_uring() {
                 run::<Ring>();
+            }
+
+            #[test]
+            fn epoll() {
+                run::<Poller>();
             }
         }
     )*};
