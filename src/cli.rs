@@ -14,7 +14,7 @@ struct Arguments {
 
 /// A command of the program with its arguments.
 #[derive(Debug, PartialEq, Eq, clap::Subcommand)]
-pub enum Subcommand {
+pub(crate) enum Subcommand {
     /// Run the gateway until SIGTERM or Ctrl-C.
     Serve {
         /// Configuration file (TOML). Without one: listeners on loopback, routes /ws and /echo.
@@ -46,7 +46,7 @@ pub enum Subcommand {
 /// # Errors
 /// The exit status: 2 after a message about an invalid argument; 0 after the help or the version, or 1 if
 /// these could not be printed.
-pub fn parse() -> Result<Subcommand, u8> {
+pub(crate) fn parse() -> Result<Subcommand, u8> {
     let error = match Arguments::try_parse() {
         Ok(arguments) => return Ok(arguments.command),
         Err(error) => error,

@@ -186,6 +186,7 @@
 
 // These macros panic when standard output or error cannot be written: see `runtime::log`.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+#![cfg_attr(not(test), warn(unreachable_pub))]
 
 pub mod address;
 pub mod config;

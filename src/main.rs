@@ -3,6 +3,7 @@
 //! arguments or an invalid configuration.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+#![cfg_attr(not(test), warn(unreachable_pub))]
 
 mod cli;
 

@@ -53,7 +53,7 @@ impl Drop for Proxy {
 impl Proxy {
     /// Starts the proxy with its file of the documentation, whose ports and paths are replaced by
     /// those of the test.
-    fn start(name: &str, file: &str, arguments: &[&str]) -> Option<Proxy> {
+    fn start(name: &str, file: &str, arguments: &[&str]) -> Option<Self> {
         let Some(program) = find(name) else {
             eprintln!("skipped: {name} is not installed; .ci/tools installs it");
             return None;
@@ -81,7 +81,7 @@ impl Proxy {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the proxy starts");
-        let mut proxy = Proxy { child, folder, edge, api, server };
+        let mut proxy = Self { child, folder, edge, api, server };
         proxy.wait_until_it_listens();
         Some(proxy)
     }

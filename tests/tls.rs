@@ -23,14 +23,14 @@ struct Certificate {
 }
 
 impl Certificate {
-    fn new() -> Certificate {
+    fn new() -> Self {
         static FOLDERS: AtomicUsize = AtomicUsize::new(0);
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("gridcast-tls-{}-{number}", process::id()));
         fs::create_dir_all(&folder).expect("the test's folder can be written");
         let client = write_certificate(&folder);
-        Certificate { folder, client }
+        Self { folder, client }
     }
 
     /// Puts another certificate into the files.

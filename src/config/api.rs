@@ -39,7 +39,7 @@ section! {
 
 impl Api {
     /// Reads `[api]`.
-    pub(super) fn read(root: &Section) -> Result<Self, ConfigError> {
+    pub(super) fn read(root: &Section<'_>) -> Result<Self, ConfigError> {
         let section = root.table("api")?;
         let api = Self::read_keys(&section)?;
         let bind = api.bind;

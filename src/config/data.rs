@@ -26,7 +26,7 @@ section! {
 
 impl Data {
     /// Reads `[data]`.
-    pub(super) fn read(root: &Section) -> Result<Self, ConfigError> {
+    pub(super) fn read(root: &Section<'_>) -> Result<Self, ConfigError> {
         Self::read_keys(&root.table("data")?)
     }
 }

@@ -174,7 +174,7 @@ macro_rules! section {
         impl $name {
             /// Reads the section, and refuses keys that it does not have.
             fn read_keys(
-                $section: &$crate::config::document::Section
+                $section: &$crate::config::document::Section<'_>
                 $(, $context: $context_type)*
             ) -> Result<Self, $crate::config::ConfigError> {
                 $section.refuse_unknown(&[$(stringify!($key),)* $($($table_name,)*)?])?;

@@ -182,7 +182,7 @@ impl<'a> Section<'a> {
     }
 
     /// The table at `key`; one that is not written is empty.
-    pub(super) fn table(&self, key: &str) -> Result<Section<'a>, ConfigError> {
+    pub(super) fn table(&self, key: &str) -> Result<Self, ConfigError> {
         let empty =
             Section { document: self.document, path: self.path_of(key), line: None, table: None };
         let expected = format!("one table, [{}]", empty.path);
@@ -191,7 +191,7 @@ impl<'a> Section<'a> {
     }
 
     /// The tables in the list at `key`.
-    pub(super) fn tables(&self, key: &str) -> Result<Vec<Section<'a>>, ConfigError> {
+    pub(super) fn tables(&self, key: &str) -> Result<Vec<Self>, ConfigError> {
         let path = self.path_of(key);
         let expected = format!("at most {LIST_MAX} tables, [[{path}]]");
         let tables = self.read(key, &expected, |value| {
@@ -278,7 +278,7 @@ impl<'a> Section<'a> {
     }
 
     /// An error about `value`, which is written at `key` and is not what was `expected`.
-    pub(super) fn mismatch(&self, key: &str, expected: &str, value: &DeValue) -> ConfigError {
+    pub(super) fn mismatch(&self, key: &str, expected: &str, value: &DeValue<'_>) -> ConfigError {
         self.fault(&[key], format!("expected {expected}, found {}", shown(value)))
     }
 
@@ -308,13 +308,13 @@ fn items_of<'a>(value: &'a DeValue<'a>) -> Option<&'a [toml::Spanned<DeValue<'a>
 }
 
 /// The integer that `value` is, if `T` can hold it.
-pub(super) fn whole_number<T: TryFrom<i64>>(value: &DeValue) -> Option<T> {
+pub(super) fn whole_number<T: TryFrom<i64>>(value: &DeValue<'_>) -> Option<T> {
     let integer = value.as_integer()?;
     T::try_from(i64::from_str_radix(integer.as_str(), integer.radix()).ok()?).ok()
 }
 
 /// `value` as one would write it, on one line and cut to a length.
-fn shown(value: &DeValue) -> String {
+fn shown(value: &DeValue<'_>) -> String {
     let text = match value {
         DeValue::String(text) => format!("{text:?}"),
         DeValue::Integer(integer) => integer.to_string(),

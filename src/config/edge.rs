@@ -30,7 +30,7 @@ section! {
 /// Reads the listeners, none of which may have the address of `api`. A limit that a route does not
 /// set is the one in `limits`.
 pub(super) fn read_edges(
-    root: &Section,
+    root: &Section<'_>,
     api: &Api,
     limits: &Limits,
 ) -> Result<Vec<Edge>, ConfigError> {

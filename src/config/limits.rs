@@ -107,7 +107,11 @@ const SLOW_CLIENT: Choice<SlowClient> =
 
 impl Limits {
     /// Reads `[limits]`, for a node with so many cores.
-    pub(super) fn read(root: &Section, has_mesh: bool, cores: usize) -> Result<Self, ConfigError> {
+    pub(super) fn read(
+        root: &Section<'_>,
+        has_mesh: bool,
+        cores: usize,
+    ) -> Result<Self, ConfigError> {
         let section = root.table("limits")?;
         let limits = Self::read_keys(&section)?;
         limits.check_memory(&section, cores)?;
@@ -127,7 +131,7 @@ impl Limits {
         Ok(limits)
     }
 
-    fn check_memory(&self, section: &Section, cores: usize) -> Result<(), ConfigError> {
+    fn check_memory(&self, section: &Section<'_>, cores: usize) -> Result<(), ConfigError> {
         let (bytes, least) = (self.memory_bytes, memory_bytes_min(cores));
         if bytes == 0 || bytes >= least {
             return Ok(());

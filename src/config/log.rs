@@ -50,7 +50,7 @@ const LEVELS: Choice<Level> = Choice(&[
 
 impl Log {
     /// Reads `[log]`.
-    pub(super) fn read(root: &Section) -> Result<Self, ConfigError> {
+    pub(super) fn read(root: &Section<'_>) -> Result<Self, ConfigError> {
         Self::read_keys(&root.table("log")?)
     }
 }

@@ -89,7 +89,7 @@ impl fmt::Debug for GridKey {
 
 impl Mesh {
     /// Reads `[mesh]`. `None`: there is no such table, and no variable for one of its keys.
-    pub(super) fn read(root: &Section) -> Result<Option<Self>, ConfigError> {
+    pub(super) fn read(root: &Section<'_>) -> Result<Option<Self>, ConfigError> {
         let section = root.table("mesh")?;
         if !section.is_written() {
             return Ok(None);

@@ -61,7 +61,7 @@ section! {
 
 impl Node {
     /// Reads `[node]`.
-    pub(super) fn read(root: &Section) -> Result<Self, ConfigError> {
+    pub(super) fn read(root: &Section<'_>) -> Result<Self, ConfigError> {
         Self::read_keys(&root.table("node")?)
     }
 }
@@ -76,7 +76,7 @@ impl Shape for Cores {
         "a count of CPUs, or a list of different CPU numbers".to_owned()
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
         let available = section.available_cpus();
         let expected = format!(
             "a count from 1 to {}, or a list of different CPU numbers out of {}",
@@ -92,7 +92,7 @@ fn usable<'a>(section: &Section<'a>) -> &'a [usize] {
     &available[..available.len().min(CORES_MAX)]
 }
 
-fn chosen(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
+fn chosen(value: &DeValue<'_>, available: &[usize]) -> Option<Vec<usize>> {
     let cores = match whole_number(value) {
         Some(count) => available.get(..count)?.to_vec(),
         None => listed(value, available)?,
@@ -100,7 +100,7 @@ fn chosen(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
     (1..=CORES_MAX).contains(&cores.len()).then_some(cores)
 }
 
-fn listed(value: &DeValue, available: &[usize]) -> Option<Vec<usize>> {
+fn listed(value: &DeValue<'_>, available: &[usize]) -> Option<Vec<usize>> {
     let mut seen = BTreeSet::new();
     let mut is_new = |core: &usize| available.contains(core) && seen.insert(*core);
     let items = value.as_array()?.iter();

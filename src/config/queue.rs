@@ -44,7 +44,7 @@ section! {
 
 impl Queue {
     /// Reads `[queue]`, for a node with these listeners.
-    pub(super) fn read(root: &Section, edges: &[Edge]) -> Result<Self, ConfigError> {
+    pub(super) fn read(root: &Section<'_>, edges: &[Edge]) -> Result<Self, ConfigError> {
         let section = root.table("queue")?;
         let queue = Self::read_keys(&section)?;
         let routes = edges.iter().flat_map(|edge| &edge.routes);

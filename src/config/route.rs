@@ -105,7 +105,7 @@ const EVENTS: Words<Events> = Words {
 };
 
 /// Reads the routes of an edge.
-pub(super) fn read_routes(edge: &Section, limits: &Limits) -> Result<Vec<Route>, ConfigError> {
+pub(super) fn read_routes(edge: &Section<'_>, limits: &Limits) -> Result<Vec<Route>, ConfigError> {
     let mut routes: Vec<Route> = Vec::new();
     for section in edge.tables("route")? {
         let route = Route::read(&section, limits)?;
@@ -119,7 +119,7 @@ pub(super) fn read_routes(edge: &Section, limits: &Limits) -> Result<Vec<Route>,
 }
 
 impl Route {
-    fn read(section: &Section, limits: &Limits) -> Result<Self, ConfigError> {
+    fn read(section: &Section<'_>, limits: &Limits) -> Result<Self, ConfigError> {
         let route = Self::read_keys(section, limits)?;
         if route.handler.is_some() && route.topic.is_some() {
             let reason = "a route has a handler or a topic, not both";

@@ -36,13 +36,13 @@ impl Sample {
         &mut self,
         path: &str,
         definition: &Definition,
-        written: Option<&DeTable>,
+        written: Option<&DeTable<'_>>,
         is_active: bool,
     ) {
         for table in &definition.tables {
             let path = joined(path, table.name);
             let value = written.and_then(|written| written.get(table.name)).map(|at| at.get_ref());
-            let tables: Vec<&DeTable> = match value {
+            let tables: Vec<&DeTable<'_>> = match value {
                 Some(DeValue::Table(table)) => vec![table],
                 Some(DeValue::Array(items)) => {
                     items.iter().filter_map(|item| item.get_ref().as_table()).collect()
@@ -61,7 +61,13 @@ impl Sample {
         }
     }
 
-    fn put_table(&mut self, path: &str, table: &Table, written: Option<&DeTable>, is_active: bool) {
+    fn put_table(
+        &mut self,
+        path: &str,
+        table: &Table,
+        written: Option<&DeTable<'_>>,
+        is_active: bool,
+    ) {
         self.text.push('\n');
         self.put_comment(&without_marks(&table.doc));
         self.put_line(&table.form.header(path), is_active);
@@ -71,7 +77,7 @@ impl Sample {
         self.put_tables(path, &table.definition, written, is_active);
     }
 
-    fn put_key(&mut self, key: &Key, written: Option<&DeTable>, is_active: bool) {
+    fn put_key(&mut self, key: &Key, written: Option<&DeTable<'_>>, is_active: bool) {
         self.text.push('\n');
         self.put_comment(&without_marks(&key.doc));
         self.put_comment(&format!("Expected: {}.", key.expected));
@@ -89,7 +95,7 @@ impl Sample {
     }
 
     /// Puts one more of a list's tables: only what is written.
-    fn put_values(&mut self, path: &str, table: &Table, written: &DeTable) {
+    fn put_values(&mut self, path: &str, table: &Table, written: &DeTable<'_>) {
         self.text.push('\n');
         self.put_line(&table.form.header(path), true);
         for key in &table.definition.keys {

@@ -20,7 +20,7 @@ pub(super) trait Shape {
     ///
     /// # Errors
     /// The value has another shape. The error names the place and what was expected.
-    fn read(&self, section: &Section, key: &str) -> Result<Option<Self::Value>, ConfigError>;
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<Self::Value>, ConfigError>;
 }
 
 /// A shape whose values can be written as TOML, for defaults.
@@ -74,7 +74,7 @@ impl<T: TryFrom<i64> + PartialOrd + Display> Shape for Whole<T> {
         format!("a whole number{unit} from {} to {}", bounds.start(), bounds.end())
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<T>, ConfigError> {
         section.read(key, &self.expected(), |value| {
             whole_number(value).filter(|number| self.bounds.contains(number))
         })
@@ -97,7 +97,7 @@ impl Shape for Switch {
         "true or false".to_owned()
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<bool>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<bool>, ConfigError> {
         section.read(key, &self.expected(), |value| value.as_bool())
     }
 }
@@ -119,7 +119,7 @@ impl<T: Copy> Shape for Choice<T> {
         words.join(" or ")
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<T>, ConfigError> {
         section.read_text(key, &self.expected(), |written| {
             self.0.iter().find(|(word, _)| *word == written).map(|(_, choice)| *choice)
         })
@@ -148,7 +148,7 @@ impl<T> Shape for Text<T> {
         self.expected.to_owned()
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<T>, ConfigError> {
         section.read_text(key, self.expected, self.parse)
     }
 }
@@ -190,7 +190,7 @@ impl<T> Shape for Secret<T> {
         self.expected.to_owned()
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<T>, ConfigError> {
         let Some(text) = section.secret(key) else { return Ok(None) };
         let refused = |expected: String| section.fault(&[key], format!("expected {expected}"));
         (self.parse)(text).map(Some).map_err(refused)
@@ -214,12 +214,12 @@ impl<T> Shape for List<T> {
         format!("a list of strings, each {}", self.expected)
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<Vec<T>>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<Vec<T>>, ConfigError> {
         let Some(items) = section.strings(key)? else { return Ok(None) };
         if let Some(reason) = self.empty.filter(|_| items.is_empty()) {
             return Err(section.fault(&[key], reason));
         }
-        let parse = |item: &DeValue| {
+        let parse = |item: &DeValue<'_>| {
             let text = item.as_str().ok_or_else(|| self.expected.to_owned());
             let parsed = text.and_then(self.parse);
             parsed.map_err(|expected| section.mismatch(key, &expected, item))
@@ -240,7 +240,7 @@ pub(super) struct Words<T> {
     /// The words.
     pub(super) words: &'static [&'static str],
     /// The value of a list, told which words are in it, or why it is refused.
-    pub(super) collect: fn(&Has) -> Result<T, &'static str>,
+    pub(super) collect: fn(&Has<'_>) -> Result<T, &'static str>,
 }
 
 /// Whether a word is in a list.
@@ -261,9 +261,10 @@ impl<T> Shape for Words<T> {
         format!("a list of {}", self.any_of())
     }
 
-    fn read(&self, section: &Section, key: &str) -> Result<Option<T>, ConfigError> {
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<T>, ConfigError> {
         let Some(items) = section.strings(key)? else { return Ok(None) };
-        let is_word = |item: &DeValue| item.as_str().is_some_and(|text| self.words.contains(&text));
+        let is_word =
+            |item: &DeValue<'_>| item.as_str().is_some_and(|text| self.words.contains(&text));
         if let Some(other) = items.iter().find(|item| !is_word(item)) {
             return Err(section.mismatch(key, &self.any_of(), other));
         }

@@ -211,7 +211,7 @@ fn names(path: &str, definition: &Definition) -> Vec<String> {
 }
 
 /// Whether `table`, or one of a list of tables in it, has something at `name`.
-fn has(table: &DeTable, name: &str) -> bool {
+fn has(table: &DeTable<'_>, name: &str) -> bool {
     let (first, rest) = name.split_once('.').unwrap_or((name, ""));
     let Some(value) = table.get(first).map(|value| value.get_ref()) else { return false };
     let tables =

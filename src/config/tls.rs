@@ -58,7 +58,7 @@ pub struct Tls {
 
 impl Tls {
     /// Reads the table `tls` of a listener's section, and the files to see that they are right.
-    pub(super) fn read(listener: &Section) -> Result<Option<Self>, ConfigError> {
+    pub(super) fn read(listener: &Section<'_>) -> Result<Option<Self>, ConfigError> {
         let section = listener.table("tls")?;
         if !section.is_written() {
             return Ok(None);
@@ -71,7 +71,7 @@ impl Tls {
         TlsKeys::definition()
     }
 
-    fn loaded(section: &Section, cert: PathBuf, key: PathBuf) -> Result<Self, ConfigError> {
+    fn loaded(section: &Section<'_>, cert: PathBuf, key: PathBuf) -> Result<Self, ConfigError> {
         let (cert_place, key_place) = (section.place("cert"), section.place("key"));
         let tls = Self { cert, key, cert_place, key_place };
         tls.load()?;
@@ -118,7 +118,7 @@ pub struct MutualTls {
 
 impl MutualTls {
     /// Reads the table `tls` of the mesh's section, and the files to see that they are right.
-    pub(super) fn read(mesh: &Section) -> Result<Option<Self>, ConfigError> {
+    pub(super) fn read(mesh: &Section<'_>) -> Result<Option<Self>, ConfigError> {
         let section = mesh.table("tls")?;
         if !section.is_written() {
             return Ok(None);

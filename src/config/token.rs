@@ -44,7 +44,7 @@ section! {
 }
 
 /// Reads the table `token` of a route.
-pub(super) fn read_token(route: &Section) -> Result<Option<Arc<TokenRule>>, ConfigError> {
+pub(super) fn read_token(route: &Section<'_>) -> Result<Option<Arc<TokenRule>>, ConfigError> {
     let section = route.table("token")?;
     if !section.is_written() {
         return Ok(None);
@@ -65,7 +65,7 @@ pub(super) fn read_token(route: &Section) -> Result<Option<Arc<TokenRule>>, Conf
 }
 
 fn read_key(
-    section: &Section,
+    section: &Section<'_>,
     key: Option<String>,
     file: Option<String>,
 ) -> Result<String, ConfigError> {

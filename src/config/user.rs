@@ -44,7 +44,7 @@ section! {
 }
 
 /// Reads the tables `api.user`.
-pub(super) fn read_users(api: &Section) -> Result<Vec<User>, ConfigError> {
+pub(super) fn read_users(api: &Section<'_>) -> Result<Vec<User>, ConfigError> {
     let mut users: Vec<User> = Vec::new();
     for section in api.tables("user")? {
         let user = read_user(&section)?;
@@ -54,7 +54,7 @@ pub(super) fn read_users(api: &Section) -> Result<Vec<User>, ConfigError> {
     Ok(users)
 }
 
-fn read_user(section: &Section) -> Result<User, ConfigError> {
+fn read_user(section: &Section<'_>) -> Result<User, ConfigError> {
     let keys = UserKeys::read_keys(section)?;
     let (scheme, secret) = match (keys.password, keys.token) {
         (Some(password), None) => (Scheme::Basic, password),
@@ -149,7 +149,7 @@ fn mapped(range: IpNet) -> Option<Ipv4Net> {
 }
 
 /// What users must not have in common, and what they must.
-fn check_beside(section: &Section, user: &User, earlier: &[User]) -> Result<(), ConfigError> {
+fn check_beside(section: &Section<'_>, user: &User, earlier: &[User]) -> Result<(), ConfigError> {
     if earlier.iter().any(|other| other.name == user.name) {
         let reason = format!("{:?} is the name of an earlier user", user.name);
         return Err(section.fault(&["name"], reason));

@@ -21,7 +21,7 @@ const CHANNELS_PER_MESSAGE: usize = 1 << 16;
 
 /// This node's announcements, and who waits for them to be known.
 #[derive(Debug)]
-pub struct Announcements {
+pub(super) struct Announcements {
     last: AnnouncementNumber,
     // Announcements within the last lease, oldest first: at most one per turn. A node that has not
     // confirmed one may still rely on the interest before it.
@@ -59,18 +59,18 @@ impl Default for Announcements {
 impl Announcements {
     /// Lets a shard wait until its change is known. With `is_pending`, the next announcement will
     /// include the change; otherwise the last one has.
-    pub fn wait(&mut self, is_pending: bool, shard: ShardId, change: u64) {
+    pub(super) fn wait(&mut self, is_pending: bool, shard: ShardId, change: u64) {
         let announcement = AnnouncementNumber(self.last.0 + u64::from(is_pending));
         self.waiting.push_back(WaitingChange { announcement, shard, change });
     }
 
     /// How many changes are waited for.
-    pub fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
     /// When the oldest unconfirmed announcement expires, if a change waits for any.
-    pub fn poll_timeout(&self) -> Option<u64> {
+    pub(super) fn poll_timeout(&self) -> Option<u64> {
         if self.waiting.is_empty() {
             return None;
         }
@@ -105,7 +105,7 @@ impl Announcements {
     }
 
     /// Asserts the invariants.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         assert!(self.expired <= self.last, "an announcement expires after it is made");
         let numbers = self.recent.iter().map(|announced| announced.number);
         let expected = self.expired.0 + 1..=self.last.0;

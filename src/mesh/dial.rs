@@ -41,7 +41,7 @@ const ANSWERED_MAX: usize = 4096;
 
 /// The targets of dials.
 #[derive(Debug)]
-pub struct Dialler {
+pub(super) struct Dialler {
     seeds: Vec<Seed>,
     nodes: BTreeMap<NodeId, WantedNode>,
     // The node that answered at each dialled address. A node may have several.
@@ -74,7 +74,7 @@ struct Failure {
 
 impl Dialler {
     /// A dialler of the configured seeds.
-    pub fn new(settings: &MeshSettings, now_ms: u64) -> Self {
+    pub(super) fn new(settings: &MeshSettings, now_ms: u64) -> Self {
         let own = settings.advertise.to_string();
         let others = settings.seeds.iter().filter(|seed| **seed != own);
         let seeds = others.map(|seed| Seed { target: seed.clone(), due_ms: now_ms }).collect();
@@ -83,12 +83,12 @@ impl Dialler {
     }
 
     /// When the next round of dialling is due, in milliseconds.
-    pub fn poll_timeout(&self) -> u64 {
+    pub(super) fn poll_timeout(&self) -> u64 {
         self.round_ms
     }
 
     /// Dials a node from now on, at this address only. A deferred dial waits for the node to dial first.
-    pub fn want(&mut self, now_ms: u64, node: NodeId, mesh: SocketAddr, is_deferred: bool) {
+    pub(super) fn want(&mut self, now_ms: u64, node: NodeId, mesh: SocketAddr, is_deferred: bool) {
         let due_ms = now_ms + if is_deferred { DEFER_MS } else { 0 };
         let known = self.nodes.get(&node);
         if known.is_none_or(|known| known.mesh != mesh) {
@@ -99,7 +99,7 @@ impl Dialler {
 
     /// Stops dialling a node to which there is a link now. `dialled` is the address at which it answered, if
     /// this node dialled.
-    pub fn reached(&mut self, node: NodeId, dialled: Option<SocketAddr>) {
+    pub(super) fn reached(&mut self, node: NodeId, dialled: Option<SocketAddr>) {
         self.nodes.remove(&node);
         if self.answered.len() >= ANSWERED_MAX {
             self.answered.clear();
@@ -108,12 +108,12 @@ impl Dialler {
     }
 
     /// The node that answered last at this address.
-    pub fn answered_at(&self, address: SocketAddr) -> Option<NodeId> {
+    pub(super) fn answered_at(&self, address: SocketAddr) -> Option<NodeId> {
         self.answered.get(&address).copied()
     }
 
     /// Whether the failure of a dial is to be logged.
-    pub fn is_news(&mut self, now_ms: u64, target: &str, why: &str) -> bool {
+    pub(super) fn is_news(&mut self, now_ms: u64, target: &str, why: &str) -> bool {
         self.failures.retain(|_, logged_ms| now_ms < *logged_ms + FAILURE_LOG_MS);
         let failure = Failure { target: target.to_owned(), why: why.to_owned() };
         let is_news = self.failures.len() < FAILURES_MAX && !self.failures.contains_key(&failure);
@@ -124,7 +124,7 @@ impl Dialler {
     }
 
     /// Stops dialling an address that has turned out to be this node's own.
-    pub fn is_own(&mut self, address: SocketAddr) {
+    pub(super) fn is_own(&mut self, address: SocketAddr) {
         let address = address.to_string();
         self.seeds.retain(|seed| seed.target != address);
         self.nodes.retain(|_, known| known.mesh.to_string() != address);

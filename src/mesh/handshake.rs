@@ -14,14 +14,14 @@ const REJECTED_MS: u64 = 10_000;
 
 /// The last hello of a node with which a link began.
 #[derive(Clone, Copy, Debug)]
-pub struct AcceptedHello {
+pub(super) struct AcceptedHello {
     incarnation: Incarnation,
     offered: SessionId,
 }
 
 /// The refusal of this node by others. An answered ping ends it.
 #[derive(Debug)]
-pub struct Rejection {
+pub(super) struct Rejection {
     since_ms: u64,
     why: String,
 }

@@ -14,20 +14,20 @@ use crate::address::{NodeId, ShardId};
 
 /// Channels that one node may announce: they take 1.5 to 2 GB at each other node. The link to a node with
 /// more is closed.
-pub const CHANNELS_MAX: usize = 1 << 24;
+pub(super) const CHANNELS_MAX: usize = 1 << 24;
 
 /// Hashes channel names in the same way on every node of the grid.
 #[derive(Clone, Copy, Debug)]
-pub struct ChannelHasher(SipHasher24);
+pub(super) struct ChannelHasher(SipHasher24);
 
 impl ChannelHasher {
     /// A hasher with the grid's key for this purpose.
-    pub fn new(key: &[u8; 16]) -> Self {
+    pub(super) fn new(key: &[u8; 16]) -> Self {
         Self(SipHasher24::new_with_key(key))
     }
 
     /// The hash of a channel's name.
-    pub fn hash(&self, channel: &str) -> ChannelHash {
+    pub(super) fn hash(&self, channel: &str) -> ChannelHash {
         let mut hasher = self.0;
         hasher.write(channel.as_bytes());
         ChannelHash(hasher.finish())
@@ -36,11 +36,11 @@ impl ChannelHasher {
 
 /// A set of shards, as one bit per shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ShardSet([u64; 4]);
+pub(super) struct ShardSet([u64; 4]);
 
 impl ShardSet {
     /// Inserts or removes a shard.
-    pub fn set(&mut self, shard: ShardId, is_in: bool) {
+    pub(super) fn set(&mut self, shard: ShardId, is_in: bool) {
         let (word, bit) = (shard.index() / 64, 1 << (shard.index() % 64));
         match is_in {
             true => self.0[word] |= bit,
@@ -49,12 +49,12 @@ impl ShardSet {
     }
 
     /// Whether the set has no shard.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
 
     /// The shards in the set.
-    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+    pub(super) fn iter(self) -> impl Iterator<Item = ShardId> {
         (0..=255)
             .map(ShardId)
             .filter(move |shard| self.0[shard.index() / 64] >> (shard.index() % 64) & 1 == 1)
@@ -63,7 +63,7 @@ impl ShardSet {
 
 /// The channels that shards of this node want.
 #[derive(Debug, Default)]
-pub struct LocalInterest {
+pub(super) struct LocalInterest {
     shards: HashMap<ChannelHash, ShardSet>,
     // Channels whose shards have changed since the last announcement, and whether they were wanted then.
     changed: HashMap<ChannelHash, bool>,
@@ -71,7 +71,7 @@ pub struct LocalInterest {
 
 impl LocalInterest {
     /// Notes that a shard has its first subscriber of a channel, or has lost its last.
-    pub fn set(&mut self, channel: ChannelHash, shard: ShardId, is_on: bool) {
+    pub(super) fn set(&mut self, channel: ChannelHash, shard: ShardId, is_on: bool) {
         let set = self.shards.entry(channel).or_default();
         let was_on = !set.is_empty();
         set.set(shard, is_on);
@@ -85,22 +85,22 @@ impl LocalInterest {
     }
 
     /// The shards that have subscribers of a channel.
-    pub fn shards(&self, channel: ChannelHash) -> ShardSet {
+    pub(super) fn shards(&self, channel: ChannelHash) -> ShardSet {
         self.shards.get(&channel).copied().unwrap_or_default()
     }
 
     /// All channels that are wanted.
-    pub fn channels(&self) -> impl ExactSizeIterator<Item = ChannelHash> {
+    pub(super) fn channels(&self) -> impl ExactSizeIterator<Item = ChannelHash> {
         self.shards.keys().copied()
     }
 
     /// Whether there is a change to announce.
-    pub fn has_changes(&self) -> bool {
+    pub(super) fn has_changes(&self) -> bool {
         !self.changed.is_empty()
     }
 
     /// The channels that have become wanted since the last call, and those that are not wanted any more.
-    pub fn take_changes(&mut self) -> (Vec<ChannelHash>, Vec<ChannelHash>) {
+    pub(super) fn take_changes(&mut self) -> (Vec<ChannelHash>, Vec<ChannelHash>) {
         let (mut on, mut off) = (Vec::new(), Vec::new());
         for (channel, was_on) in self.changed.drain() {
             match (was_on, self.shards.contains_key(&channel)) {
@@ -117,7 +117,7 @@ impl LocalInterest {
 
 /// The channels that other nodes want.
 #[derive(Debug, Default)]
-pub struct RemoteInterest {
+pub(super) struct RemoteInterest {
     nodes: HashMap<ChannelHash, Vec<InterestedNode>>,
     // Channels per node.
     counts: HashMap<NodeId, usize>,
@@ -133,7 +133,7 @@ struct InterestedNode {
 
 impl RemoteInterest {
     /// Notes that a node wants a channel, or does not want it any more. False if it wants too many.
-    pub fn set(&mut self, channel: ChannelHash, node: NodeId, is_on: bool) -> bool {
+    pub(super) fn set(&mut self, channel: ChannelHash, node: NodeId, is_on: bool) -> bool {
         let interested = self.nodes.entry(channel).or_default();
         let place = interested.iter().position(|interested| interested.node == node);
         let count = self.counts.entry(node).or_default();
@@ -156,7 +156,7 @@ impl RemoteInterest {
     }
 
     /// Forgets the interest of a node. Costs a look at every channel.
-    pub fn forget(&mut self, node: NodeId) {
+    pub(super) fn forget(&mut self, node: NodeId) {
         if self.counts.remove(&node).is_none_or(|count| count == 0) {
             return;
         }
@@ -167,19 +167,24 @@ impl RemoteInterest {
     }
 
     /// The nodes that want a channel.
-    pub fn nodes(&self, channel: ChannelHash) -> impl Iterator<Item = NodeId> {
+    pub(super) fn nodes(&self, channel: ChannelHash) -> impl Iterator<Item = NodeId> {
         self.nodes.get(&channel).into_iter().flatten().map(|interested| interested.node)
     }
 
     /// Notes how many subscribers of a channel a node has counted.
-    pub fn note_subscribers(&mut self, channel: ChannelHash, node: NodeId, subscribers: u64) {
+    pub(super) fn note_subscribers(
+        &mut self,
+        channel: ChannelHash,
+        node: NodeId,
+        subscribers: u64,
+    ) {
         if let Some(interested) = self.find(channel, node) {
             interested.last_known = u32::try_from(subscribers).unwrap_or(u32::MAX);
         }
     }
 
     /// The number of subscribers that a node counted last; 0 if it does not want the channel.
-    pub fn last_known(&mut self, channel: ChannelHash, node: NodeId) -> u64 {
+    pub(super) fn last_known(&mut self, channel: ChannelHash, node: NodeId) -> u64 {
         self.find(channel, node).map_or(0, |interested| u64::from(interested.last_known))
     }
 
@@ -188,12 +193,12 @@ impl RemoteInterest {
     }
 
     /// The nodes with interest that is not forgotten.
-    pub fn known_nodes(&self) -> impl Iterator<Item = NodeId> {
+    pub(super) fn known_nodes(&self) -> impl Iterator<Item = NodeId> {
         self.counts.keys().copied()
     }
 
     /// Asserts the invariants. Costs a look at every channel.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         let mut counts: HashMap<NodeId, usize> = HashMap::new();
         for interested in self.nodes.values() {
             assert!(!interested.is_empty(), "a channel that nobody wants");

@@ -25,7 +25,7 @@ const EARLY_BYTES_MAX: usize = 256 << 20;
 
 /// One link.
 #[derive(Debug)]
-pub struct Link {
+pub(super) struct Link {
     /// The peer's address on this connection.
     pub remote: SocketAddr,
     /// Whether this node dialled.
@@ -41,7 +41,7 @@ pub struct Link {
 }
 
 /// The effect that sends a message on the control lane of a link.
-pub fn control_effect(link: LinkId, control: &Control) -> LinkEffect {
+pub(super) fn control_effect(link: LinkId, control: &Control) -> LinkEffect {
     let mut bytes = Vec::new();
     wire::put_control(&mut bytes, control);
     LinkEffect::Send(link, Lane::Control, bytes.into())
@@ -49,7 +49,7 @@ pub fn control_effect(link: LinkId, control: &Control) -> LinkEffect {
 
 /// The sessions that this node's hello named.
 #[derive(Clone, Copy, Debug)]
-pub struct SaidHello {
+pub(super) struct SaidHello {
     /// The session to continue.
     pub held: Option<SessionId>,
     /// The session to begin otherwise.
@@ -63,7 +63,7 @@ impl Link {
     }
 
     /// Lanes with messages of the peer's shards and mesh.
-    pub fn message_lanes(&self) -> Vec<Lane> {
+    pub(super) fn message_lanes(&self) -> Vec<Lane> {
         self.readers.keys().copied().filter(|lane| *lane != Lane::Control).collect()
     }
 }

@@ -3,10 +3,10 @@
 /// Time for which a node's interest is trusted to be complete, in milliseconds after the last ping that it
 /// answered was sent. A subscribe waits for a silent node at most this long, so the lease must be shorter
 /// than `limits.answer_ms`.
-pub const LEASE_MS: u64 = 1000;
+pub(super) const LEASE_MS: u64 = 1000;
 
 /// Interval between two pings of a node, in milliseconds.
-pub const PING_MS: u64 = 300;
+pub(super) const PING_MS: u64 = 300;
 
 /// Time from the end of the lease until the link is closed, in milliseconds, if no ping is answered.
 /// The transport notices when nothing arrives here. This notices when nothing arrives at the peer.
@@ -14,7 +14,7 @@ const UNANSWERED_MS: u64 = 1500;
 
 /// The state of one peer's pings and lease. All times are on the clock of the mesh, in milliseconds.
 #[derive(Debug)]
-pub struct Liveness {
+pub(super) struct Liveness {
     ping_due_ms: u64,
     // The end of the lease. Time in which this node did not run extends it. `None`: no ping was
     // answered on this link.
@@ -29,7 +29,7 @@ pub struct Liveness {
 
 impl Liveness {
     /// The state at the start of a link.
-    pub fn new(now_ms: u64) -> Self {
+    pub(super) fn new(now_ms: u64) -> Self {
         Self {
             ping_due_ms: now_ms,
             answers_until_ms: None,
@@ -41,34 +41,34 @@ impl Liveness {
 
     /// Whether the lease has ended. Calls for a silent node's clients fail at once, and publishes do
     /// not wait for it, so that a sequence of calls does not wait for one deadline after the other.
-    pub fn is_silent(&self) -> bool {
+    pub(super) fn is_silent(&self) -> bool {
         self.is_silent
     }
 
     /// Whether the known interest of the node includes all that it has announced to anybody.
-    pub fn is_trusted(&self, now_ms: u64) -> bool {
+    pub(super) fn is_trusted(&self, now_ms: u64) -> bool {
         self.trusted_until_ms().is_some_and(|until_ms| now_ms <= until_ms)
     }
 
     /// Until when the node's interest is trusted; `None`: not now.
-    pub fn trusted_until_ms(&self) -> Option<u64> {
+    pub(super) fn trusted_until_ms(&self) -> Option<u64> {
         self.trusted_until_ms.filter(|_| self.has_whole_interest)
     }
 
     /// Notes that the known interest is incomplete: the link is lost, or the node announces its whole
     /// interest anew.
-    pub fn handle_incomplete_interest(&mut self) {
+    pub(super) fn handle_incomplete_interest(&mut self) {
         self.has_whole_interest = false;
     }
 
     /// Notes that the node has announced its whole interest.
-    pub fn handle_whole_interest(&mut self) {
+    pub(super) fn handle_whole_interest(&mut self) {
         self.has_whole_interest = true;
     }
 
     /// Handles the answer to the ping that was sent at `sent_ms`. `resumed_ms` is when this node last
     /// resumed after a gap in which it did not run.
-    pub fn handle_pong(&mut self, now_ms: u64, sent_ms: u64, resumed_ms: Option<u64>) {
+    pub(super) fn handle_pong(&mut self, now_ms: u64, sent_ms: u64, resumed_ms: Option<u64>) {
         // The time is an echo that the peer may get wrong. A time in the future counts as now, and an old
         // one takes nothing back that a later answer has given.
         let sent_ms = sent_ms.min(now_ms);
@@ -81,25 +81,25 @@ impl Liveness {
     }
 
     /// Ends trust after a gap in which this node did not run. `now_ms` does not include the gap.
-    pub fn handle_gap(&mut self, now_ms: u64) {
+    pub(super) fn handle_gap(&mut self, now_ms: u64) {
         self.trusted_until_ms = None;
         // A ping of this very millisecond would count as sent before the gap.
         self.ping_due_ms = self.ping_due_ms.min(now_ms + 1);
     }
 
     /// Whether the node has just become silent. True once per silence.
-    pub fn poll_silence(&mut self, now_ms: u64) -> bool {
+    pub(super) fn poll_silence(&mut self, now_ms: u64) -> bool {
         let has_ended = self.answers_until_ms.is_some_and(|until_ms| until_ms <= now_ms);
         has_ended && !std::mem::replace(&mut self.is_silent, true)
     }
 
     /// Whether the node has been silent for so long that the link is to be closed.
-    pub fn is_unanswering(&self, now_ms: u64) -> bool {
+    pub(super) fn is_unanswering(&self, now_ms: u64) -> bool {
         self.answers_until_ms.is_some_and(|until_ms| until_ms + UNANSWERED_MS <= now_ms)
     }
 
     /// Whether a ping is to be sent now.
-    pub fn poll_ping(&mut self, now_ms: u64) -> bool {
+    pub(super) fn poll_ping(&mut self, now_ms: u64) -> bool {
         let is_due = self.ping_due_ms <= now_ms;
         if is_due {
             self.ping_due_ms = now_ms + PING_MS;
@@ -108,17 +108,17 @@ impl Liveness {
     }
 
     /// When the next ping is due.
-    pub fn ping_due_ms(&self) -> u64 {
+    pub(super) fn ping_due_ms(&self) -> u64 {
         self.ping_due_ms
     }
 
     /// When the lease ends, if it has not.
-    pub fn lease_end_ms(&self, now_ms: u64) -> Option<u64> {
+    pub(super) fn lease_end_ms(&self, now_ms: u64) -> Option<u64> {
         self.answers_until_ms.filter(|&until_ms| until_ms > now_ms)
     }
 
     /// Asserts the invariants.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         // An answer extends the lease, and trust by no more than that. A gap ends trust alone.
         assert!(self.trusted_until_ms <= self.answers_until_ms, "trusted beyond the lease");
         assert!(!self.is_silent || self.answers_until_ms.is_some(), "silent before an answer");

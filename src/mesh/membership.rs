@@ -27,7 +27,7 @@ const PACKET_BYTES: NonZeroUsize = NonZeroUsize::new(1000).expect("it is not 0")
 
 /// A node of the grid, as gossip describes it. The fields are those of the packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
+pub(super) struct Member {
     node: u16,
     incarnation: u64,
     // How often the member was declared dead and returned.
@@ -38,17 +38,17 @@ pub struct Member {
 
 impl Member {
     /// A member that has never been declared dead.
-    pub fn new(node: NodeId, incarnation: Incarnation, mesh: SocketAddr) -> Self {
+    pub(super) fn new(node: NodeId, incarnation: Incarnation, mesh: SocketAddr) -> Self {
         Self { node: node.number(), incarnation: incarnation.0, returns: 0, mesh }
     }
 
     /// The member's id; `None` if its number is out of range, which makes the packet invalid.
-    pub fn node(&self) -> Option<NodeId> {
+    pub(super) fn node(&self) -> Option<NodeId> {
         NodeId::new(self.node)
     }
 
     /// When the member was started.
-    pub fn incarnation(&self) -> Incarnation {
+    pub(super) fn incarnation(&self) -> Incarnation {
         Incarnation(self.incarnation)
     }
 }
@@ -71,7 +71,7 @@ impl foca::Identity for Member {
 
 /// A change of the membership.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Change {
+pub(super) enum Change {
     /// A member was found.
     Up(Member),
     /// A member is dead, or has left.
@@ -81,7 +81,7 @@ pub enum Change {
 }
 
 /// One node's view of the members.
-pub struct Membership {
+pub(super) struct Membership {
     foca: Foca<Member, PostcardCodec, SmallRng, NoCustomBroadcast>,
     runtime: AccumulatingRuntime<Member>,
     timers: BTreeMap<TimerKey, Timer<Member>>,
@@ -124,7 +124,7 @@ fn config() -> Config {
 
 impl Membership {
     /// A view that includes only this node.
-    pub fn new(own: Member, random_seed: u64) -> Self {
+    pub(super) fn new(own: Member, random_seed: u64) -> Self {
         let random = SmallRng::seed_from_u64(random_seed);
         Self {
             foca: Foca::new(own, config(), random, PostcardCodec),
@@ -138,32 +138,32 @@ impl Membership {
     }
 
     /// Whether a node is a member.
-    pub fn has(&self, node: NodeId) -> bool {
+    pub(super) fn has(&self, node: NodeId) -> bool {
         self.up.contains(&node.number())
     }
 
     /// Whether a node is a member in this incarnation.
-    pub fn has_incarnation(&self, node: NodeId, incarnation: Incarnation) -> bool {
+    pub(super) fn has_incarnation(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.members()
             .any(|(member, _)| member.node() == Some(node) && member.incarnation() == incarnation)
     }
 
     /// Announces this node to a node that a link leads to, and asks for the members that it knows. To be
     /// repeated until the node is a member, since packets may be lost.
-    pub fn meet(&mut self, now_ms: u64, member: Member) {
+    pub(super) fn meet(&mut self, now_ms: u64, member: Member) {
         // Fails only if an announcement does not fit a packet.
         let _ = self.foca.announce(member, &mut self.runtime);
         self.take_in(now_ms);
     }
 
     /// Handles a packet of another member. An invalid packet is ignored: a later one has the same content.
-    pub fn handle_datagram(&mut self, now_ms: u64, packet: &[u8]) {
+    pub(super) fn handle_datagram(&mut self, now_ms: u64, packet: &[u8]) {
         let _ = self.foca.handle_data(packet, &mut self.runtime);
         self.take_in(now_ms);
     }
 
     /// Handles the timers that are due.
-    pub fn handle_timeout(&mut self, now_ms: u64) {
+    pub(super) fn handle_timeout(&mut self, now_ms: u64) {
         while let Some(entry) = self.timers.first_entry()
             && entry.key().due_ms <= now_ms
         {
@@ -174,33 +174,33 @@ impl Membership {
     }
 
     /// Tells the other members that this node leaves.
-    pub fn leave(&mut self, now_ms: u64) {
+    pub(super) fn leave(&mut self, now_ms: u64) {
         let _ = self.foca.leave_cluster(&mut self.runtime);
         self.take_in(now_ms);
     }
 
     /// When [`Self::handle_timeout`] is due, in milliseconds.
-    pub fn poll_timeout(&self) -> Option<u64> {
+    pub(super) fn poll_timeout(&self) -> Option<u64> {
         self.timers.first_key_value().map(|(key, _)| key.due_ms)
     }
 
     /// The next change of the membership.
-    pub fn poll_change(&mut self) -> Option<Change> {
+    pub(super) fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
 
     /// The next packet to send. A packet to a member without a link may be dropped.
-    pub fn poll_datagram(&mut self) -> Option<(NodeId, Bytes)> {
+    pub(super) fn poll_datagram(&mut self) -> Option<(NodeId, Bytes)> {
         self.datagrams.pop_front()
     }
 
     /// All other members, and whether they are suspected to be dead.
-    pub fn members(&self) -> impl Iterator<Item = (&Member, bool)> {
+    pub(super) fn members(&self) -> impl Iterator<Item = (&Member, bool)> {
         self.foca.iter_members().map(|member| (member.id(), member.state() == State::Suspect))
     }
 
     /// Whether a node is suspected to be dead.
-    pub fn is_suspected(&self, node: NodeId) -> bool {
+    pub(super) fn is_suspected(&self, node: NodeId) -> bool {
         self.members().any(|(member, is_suspected)| is_suspected && member.node() == Some(node))
     }
 

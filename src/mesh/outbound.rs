@@ -79,7 +79,7 @@ impl Mesh {
 }
 
 /// The channels to which a message asks to subscribe a client.
-pub fn channels_to_subscribe(message: &GridMessage) -> &[Box<str>] {
+pub(super) fn channels_to_subscribe(message: &GridMessage) -> &[Box<str>] {
     match message {
         GridMessage::Ask {
             command: ClientCommand::Call(_, Function::Subscribe(channels)), ..

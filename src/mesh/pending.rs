@@ -10,7 +10,7 @@ use crate::slot_map::{SlotKey, SlotMap};
 
 /// The receiver of a sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
+pub(super) enum Asker {
     /// A shard of this node, under its own ticket.
     Shard(ShardId, Ticket),
     /// The mesh of another node, under its own ticket.
@@ -19,7 +19,7 @@ pub enum Asker {
 
 /// A part of the grid that counts subscribers of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counter {
+pub(super) enum Counter {
     /// A shard of this node.
     Shard(ShardId),
     /// Another node.
@@ -28,7 +28,7 @@ pub enum Counter {
 
 /// A publish that begins to wait for tallies.
 #[derive(Debug)]
-pub struct NewPublish {
+pub(super) struct NewPublish {
     /// Receives the sum.
     pub asker: Asker,
     /// The channel.
@@ -43,7 +43,7 @@ pub struct NewPublish {
 
 /// A publish whose tallies are complete, or whose deadline has passed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Counted {
+pub(super) struct Counted {
     /// Receives the sum.
     pub asker: Asker,
     /// The channel.
@@ -61,7 +61,7 @@ const PENDING_MAX: usize = 1 << 16;
 
 /// All publishes that wait for tallies.
 #[derive(Debug, Default)]
-pub struct PendingPublishes {
+pub(super) struct PendingPublishes {
     waiting: SlotMap<Waiting>,
     // In the order in which the publishes were opened, which is also that of the deadlines. The deadline of
     // a complete publish is dropped when it reaches the front.
@@ -89,22 +89,22 @@ impl PendingPublishes {
     /// No publishes. The first tickets follow from the incarnation, so that a ticket of an earlier run of
     /// the node rarely names a publish of this one. No node answers such a ticket, either: see
     /// [`Self::forget_asker`].
-    pub fn new(incarnation: Incarnation) -> Self {
+    pub(super) fn new(incarnation: Incarnation) -> Self {
         Self { waiting: SlotMap::new(incarnation.0 as u32), deadlines: VecDeque::new() }
     }
 
     /// Whether there is room for another publish.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.len() < PENDING_MAX
     }
 
     /// The number of pending publishes.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
     /// Opens a publish.
-    pub fn open(&mut self, new: NewPublish) -> Ticket {
+    pub(super) fn open(&mut self, new: NewPublish) -> Ticket {
         let NewPublish { asker, channel, awaited, silent, deadline_ms } = new;
         let tally = Tally::default();
         let key = self.waiting.insert(Waiting { asker, channel, tally, awaited, silent });
@@ -116,7 +116,12 @@ impl PendingPublishes {
 
     /// Adds a tally and returns the channel. `None`: the tally comes too late, or from a counter that is
     /// not awaited.
-    pub fn count(&mut self, ticket: Ticket, from: Counter, tally: Tally) -> Option<ChannelHash> {
+    pub(super) fn count(
+        &mut self,
+        ticket: Ticket,
+        from: Counter,
+        tally: Tally,
+    ) -> Option<ChannelHash> {
         let waiting = self.waiting.get_mut(key_of(ticket))?;
         if !waiting.take_awaited(from) {
             return None;
@@ -126,7 +131,7 @@ impl PendingPublishes {
     }
 
     /// Counts a counter as silent. Returns the sum if that completes it.
-    pub fn pass_over(&mut self, ticket: Ticket, counter: Counter) -> Option<Counted> {
+    pub(super) fn pass_over(&mut self, ticket: Ticket, counter: Counter) -> Option<Counted> {
         let waiting = self.waiting.get_mut(key_of(ticket))?;
         if !waiting.take_awaited(counter) {
             return None;
@@ -136,14 +141,14 @@ impl PendingPublishes {
     }
 
     /// The sum of a publish, if it is complete.
-    pub fn poll_counted(&mut self, ticket: Ticket) -> Option<Counted> {
+    pub(super) fn poll_counted(&mut self, ticket: Ticket) -> Option<Counted> {
         let is_complete = self.waiting.get(key_of(ticket))?.awaited.is_empty();
         if is_complete { self.close(ticket) } else { None }
     }
 
     /// Counts a counter as silent in all publishes. Returns those that are complete now. Costs a look at
     /// every pending publish.
-    pub fn stop_waiting_for(&mut self, counter: Counter) -> Vec<Counted> {
+    pub(super) fn stop_waiting_for(&mut self, counter: Counter) -> Vec<Counted> {
         let mut complete = Vec::new();
         for (key, waiting) in self.waiting.iter_mut() {
             if waiting.take_awaited(counter) {
@@ -156,7 +161,7 @@ impl PendingPublishes {
 
     /// Forgets the publishes of a node whose session has ended. The sums would arrive in its next session,
     /// where their tickets may name other publishes. Costs a look at every pending publish.
-    pub fn forget_asker(&mut self, node: NodeId) {
+    pub(super) fn forget_asker(&mut self, node: NodeId) {
         let is_theirs =
             |waiting: &Waiting| matches!(waiting.asker, Asker::Node(of, _) if of == node);
         let theirs = self.waiting.iter().filter(|(_, waiting)| is_theirs(waiting));
@@ -166,7 +171,7 @@ impl PendingPublishes {
     }
 
     /// The next publish whose deadline has passed.
-    pub fn poll_expired(&mut self, now_ms: u64) -> Option<Counted> {
+    pub(super) fn poll_expired(&mut self, now_ms: u64) -> Option<Counted> {
         while self.deadlines.front().is_some_and(|(due_ms, _)| *due_ms <= now_ms)
             && let Some((_, ticket)) = self.deadlines.pop_front()
         {
@@ -178,7 +183,7 @@ impl PendingPublishes {
     }
 
     /// When [`Self::poll_expired`] may return something, in milliseconds.
-    pub fn poll_timeout(&self) -> Option<u64> {
+    pub(super) fn poll_timeout(&self) -> Option<u64> {
         self.deadlines.front().map(|(due_ms, _)| *due_ms)
     }
 
@@ -200,7 +205,7 @@ impl PendingPublishes {
     }
 
     /// Asserts the invariants. Costs a look at every pending publish.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         assert!(self.deadlines.iter().is_sorted_by_key(|(due_ms, _)| *due_ms));
         let with_deadline =
             self.deadlines.iter().filter(|(_, ticket)| self.waiting.get(key_of(*ticket)).is_some());

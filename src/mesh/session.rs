@@ -23,14 +23,14 @@ const KEPT_BYTES_MAX: usize = 256 << 20;
 ///
 /// QUIC's window of a link is larger. If the other node takes no data for a while, its unread data therefore
 /// leaves room for the control lane, so that its pings are still answered.
-pub const IN_FLIGHT_BYTES: usize = 24 << 20;
+pub(super) const IN_FLIGHT_BYTES: usize = 24 << 20;
 
 /// Bytes of messages gathered in a turn that make a batch before the turn ends.
 const BATCH_BYTES: usize = 64 << 10;
 
 /// This node's end of a session.
 #[derive(Debug, Default)]
-pub struct Session {
+pub(super) struct Session {
     outgoing: BTreeMap<Lane, Outgoing>,
     incoming: BTreeMap<Lane, Incoming>,
     // Bytes of all kept batches. Messages that are still gathered are not included.
@@ -47,7 +47,7 @@ pub struct Session {
 
 /// What was sent and received in a session. Repeated batches are not counted.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Traffic {
+pub(super) struct Traffic {
     /// Batches made for the other node.
     pub sent_batches: u64,
     /// Bytes of batches made for the other node.
@@ -75,7 +75,7 @@ struct Incoming {
 
 /// How a batch fits behind those received before.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Arrival {
+pub(super) enum Arrival {
     /// The next batch of its lane.
     Next,
     /// A batch that was received before, on another link.
@@ -86,27 +86,27 @@ pub enum Arrival {
 
 impl Session {
     /// Whether the session takes calls: fewer than [`KEPT_BYTES`] are unacknowledged.
-    pub fn takes_calls(&self) -> bool {
+    pub(super) fn takes_calls(&self) -> bool {
         self.kept_bytes < KEPT_BYTES
     }
 
     /// Whether the session has to end: more than [`KEPT_BYTES_MAX`] are unacknowledged.
-    pub fn is_over_full(&self) -> bool {
+    pub(super) fn is_over_full(&self) -> bool {
         self.kept_bytes > KEPT_BYTES_MAX
     }
 
     /// Bytes of batches that were not acknowledged.
-    pub fn kept_bytes(&self) -> usize {
+    pub(super) fn kept_bytes(&self) -> usize {
         self.kept_bytes
     }
 
     /// What was sent and received so far.
-    pub fn traffic(&self) -> Traffic {
+    pub(super) fn traffic(&self) -> Traffic {
         self.traffic
     }
 
     /// Adds a message to the lane's next batch, which [`Self::flush`] completes.
-    pub fn push(&mut self, lane: Lane, message: &AddressedMessage) {
+    pub(super) fn push(&mut self, lane: Lane, message: &AddressedMessage) {
         let outgoing = self.outgoing.entry(lane).or_default();
         if outgoing.gathered.is_empty() {
             wire::begin_batch(&mut outgoing.gathered);
@@ -119,7 +119,7 @@ impl Session {
     }
 
     /// Completes the batches of all lanes.
-    pub fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         for lane in std::mem::take(&mut self.gathering) {
             self.complete_batch(lane);
         }
@@ -144,7 +144,7 @@ impl Session {
 
     /// The next batch to send on the link, unless too much is in flight. To be called again after an
     /// acknowledgement.
-    pub fn poll_batch(&mut self) -> Option<(Lane, Bytes)> {
+    pub(super) fn poll_batch(&mut self) -> Option<(Lane, Bytes)> {
         let (_, next) = self.ready.front()?;
         let in_flight = self.in_flight_bytes();
         if in_flight > 0 && in_flight + next.len() > IN_FLIGHT_BYTES {
@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// Whether batches wait to be sent.
-    pub fn has_ready(&self) -> bool {
+    pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
@@ -167,7 +167,7 @@ impl Session {
 
     /// Continues on a new link: sends again the batches that the other node has not received, according to
     /// its hello.
-    pub fn resume(&mut self, received: &[Receipt]) {
+    pub(super) fn resume(&mut self, received: &[Receipt]) {
         for &receipt in received {
             self.handle_acknowledgement(receipt);
         }
@@ -181,7 +181,7 @@ impl Session {
     }
 
     /// Drops batches that the other node has.
-    pub fn handle_acknowledgement(&mut self, receipt: Receipt) {
+    pub(super) fn handle_acknowledgement(&mut self, receipt: Receipt) {
         let Some(outgoing) = self.outgoing.get_mut(&receipt.lane) else { return };
         while outgoing.kept.front().is_some_and(|(kept, _)| *kept <= receipt.last)
             && let Some((_, batch)) = outgoing.kept.pop_front()
@@ -191,7 +191,12 @@ impl Session {
     }
 
     /// Notes a received batch of this many bytes.
-    pub fn handle_batch(&mut self, lane: Lane, number: BatchNumber, bytes: usize) -> Arrival {
+    pub(super) fn handle_batch(
+        &mut self,
+        lane: Lane,
+        number: BatchNumber,
+        bytes: usize,
+    ) -> Arrival {
         let incoming = self.incoming.entry(lane).or_default();
         if number > incoming.last.next() {
             return Arrival::Gap;
@@ -210,7 +215,7 @@ impl Session {
     }
 
     /// The next acknowledgement to send.
-    pub fn poll_acknowledgement(&mut self) -> Option<Receipt> {
+    pub(super) fn poll_acknowledgement(&mut self) -> Option<Receipt> {
         let lane = self.unacknowledged.pop()?;
         let incoming = self.incoming.get_mut(&lane)?;
         incoming.is_unacknowledged = false;
@@ -218,7 +223,7 @@ impl Session {
     }
 
     /// What was received on each lane.
-    pub fn received(&self) -> Vec<Receipt> {
+    pub(super) fn received(&self) -> Vec<Receipt> {
         self.incoming
             .iter()
             .map(|(&lane, incoming)| Receipt { lane, last: incoming.last })
@@ -226,7 +231,7 @@ impl Session {
     }
 
     /// Asserts the invariants. Costs a look at every batch that is kept.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         let kept = self.outgoing.values().flat_map(|outgoing| &outgoing.kept);
         let bytes: usize = kept.map(|(_, batch)| batch.len()).sum();
         assert_eq!(bytes, self.kept_bytes, "bytes that are kept");

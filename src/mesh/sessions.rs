@@ -14,11 +14,11 @@ use crate::message::FromMesh;
 
 /// Time without a link after which a session ends, in milliseconds. A dead link is noticed within 2.5 s
 /// (the transport's idle timeout), so a dead node leaves the counts within SPEC's 5 s.
-pub const LOST_MS: u64 = 1500;
+pub(super) const LOST_MS: u64 = 1500;
 
 /// A node with which there is a session.
 #[derive(Debug)]
-pub struct Peer {
+pub(super) struct Peer {
     /// The hello of the current or last link.
     pub hello: Hello,
     /// The session.
@@ -64,7 +64,7 @@ impl Peer {
     }
 
     /// Has [`Mesh::flush`] send what is ready for the peer, which is `node`.
-    pub fn queue_for_flush(&mut self, node: NodeId, to_flush: &mut Vec<NodeId>) {
+    pub(super) fn queue_for_flush(&mut self, node: NodeId, to_flush: &mut Vec<NodeId>) {
         if !self.is_queued {
             self.is_queued = true;
             to_flush.push(node);
@@ -72,7 +72,7 @@ impl Peer {
     }
 
     /// The node as a member of the grid.
-    pub fn member(&self) -> Member {
+    pub(super) fn member(&self) -> Member {
         Member::new(self.hello.node, self.hello.incarnation, self.hello.mesh)
     }
 }

@@ -16,7 +16,7 @@ const REMEMBERED_MAX: usize = 1 << 16;
 
 /// The destinations of recent subscribes, by channel. `T` is a node or a shard.
 #[derive(Debug)]
-pub struct Subscribing<T> {
+pub(super) struct Subscribing<T> {
     channels: HashMap<ChannelHash, Vec<Destination<T>>>,
     // In the order in which they were noted, which is that of their expiry.
     notes: VecDeque<Note<T>>,
@@ -44,7 +44,7 @@ impl<T> Default for Subscribing<T> {
 
 impl<T: Copy + PartialEq> Subscribing<T> {
     /// Remembers a subscribe until `until_ms`, which is never before that of the last one.
-    pub fn note(&mut self, until_ms: u64, channel: ChannelHash, to: T) {
+    pub(super) fn note(&mut self, until_ms: u64, channel: ChannelHash, to: T) {
         if self.notes.len() == REMEMBERED_MAX {
             self.forget_oldest();
         }
@@ -57,12 +57,12 @@ impl<T: Copy + PartialEq> Subscribing<T> {
     }
 
     /// The destinations of recent subscribes to a channel.
-    pub fn destinations(&self, channel: ChannelHash) -> impl Iterator<Item = T> {
+    pub(super) fn destinations(&self, channel: ChannelHash) -> impl Iterator<Item = T> {
         self.channels.get(&channel).into_iter().flatten().map(|destination| destination.to)
     }
 
     /// Forgets subscribes whose time is over.
-    pub fn expire(&mut self, now_ms: u64) {
+    pub(super) fn expire(&mut self, now_ms: u64) {
         while self.notes.front().is_some_and(|note| note.until_ms <= now_ms) {
             self.forget_oldest();
         }
@@ -81,7 +81,7 @@ impl<T: Copy + PartialEq> Subscribing<T> {
     }
 
     /// Asserts the invariants. Costs a look at all that is remembered.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         let counted: u32 = self.channels.values().flatten().map(|known| known.notes).sum();
         assert_eq!(counted as usize, self.notes.len(), "each note is counted");
         assert!(self.channels.values().all(|destinations| !destinations.is_empty()));

@@ -13,7 +13,7 @@ use crate::slot_map::{SlotKey, SlotMap};
 
 /// A message in a topic.
 #[derive(Debug)]
-pub struct Item {
+pub(super) struct Item {
     /// The number in the topic.
     pub number: MessageNumber,
     /// When the message arrived, in microseconds.
@@ -28,7 +28,7 @@ pub struct Item {
 
 /// A message that was handed to a consumer and is not finished.
 #[derive(Debug)]
-pub struct InFlight {
+pub(super) struct InFlight {
     /// The client that sent the message.
     pub client: ClientId,
     /// The `queue.pop` for which the message was handed out.
@@ -39,7 +39,7 @@ pub struct InFlight {
 
 /// The stages of a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConsumerState {
+pub(super) enum ConsumerState {
     /// The answer to the `queue.pop` was not sent yet.
     Joining,
     /// The consumer competes for messages.
@@ -54,7 +54,7 @@ pub enum ConsumerState {
 
 /// One consumer of a topic.
 #[derive(Debug)]
-pub struct Consumer {
+pub(super) struct Consumer {
     /// The connection.
     pub id: BackendId,
     /// The stage.
@@ -93,7 +93,7 @@ impl Consumer {
 
     /// Starts a `queue.pop` on these terms. A consumer that does not acknowledge may have `window_messages`
     /// in flight.
-    pub fn begin(&mut self, terms: Terms, window_messages: usize) {
+    pub(super) fn begin(&mut self, terms: Terms, window_messages: usize) {
         self.state = ConsumerState::Joining;
         self.pop = PopId(terms.pop);
         self.acknowledges = terms.unsettled_max.is_some();
@@ -102,7 +102,7 @@ impl Consumer {
     }
 
     /// Whether the consumer may be handed one more message now.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         // Messages of an earlier queue.pop may be returned, and then have to be handed out first.
         let is_clear = self.handed.front().is_none_or(|first| first.pop == self.pop);
         self.state == ConsumerState::Active
@@ -112,7 +112,7 @@ impl Consumer {
     }
 
     /// Adds a message to those in flight, for the current `queue.pop`.
-    pub fn take(&mut self, now_us: u64, client: ClientId, item: Item) {
+    pub(super) fn take(&mut self, now_us: u64, client: ClientId, item: Item) {
         if self.handed.is_empty() {
             self.progress_us = now_us;
         }
@@ -121,7 +121,7 @@ impl Consumer {
     }
 
     /// Removes the message at this place among those in flight.
-    pub fn remove(&mut self, at: usize) -> Option<InFlight> {
+    pub(super) fn remove(&mut self, at: usize) -> Option<InFlight> {
         let removed = match at {
             // Messages are mostly finished in order.
             0 => self.handed.pop_front()?,
@@ -132,7 +132,7 @@ impl Consumer {
     }
 
     /// Removes the latest message in flight, if it was handed out for `pop`, or for any if that is `None`.
-    pub fn take_back(&mut self, pop: Option<PopId>) -> Option<InFlight> {
+    pub(super) fn take_back(&mut self, pop: Option<PopId>) -> Option<InFlight> {
         let last = self.handed.back()?;
         if pop.is_some_and(|pop| last.pop != pop) {
             return None;
@@ -144,7 +144,7 @@ impl Consumer {
 
     /// The rank of the consumer, lowest first; `None`: it does not compete. Consumers that take messages are
     /// preferred to stalled ones, then consumers on the topic's own node to others.
-    pub fn rank(&self, node: NodeId) -> Option<u8> {
+    pub(super) fn rank(&self, node: NodeId) -> Option<u8> {
         let is_remote = u8::from(self.id.at.node != node);
         match self.state {
             ConsumerState::Active => Some(is_remote),
@@ -155,11 +155,11 @@ impl Consumer {
 }
 
 /// Names a consumer of a [`Consumers`] table until it is removed.
-pub type ConsumerKey = SlotKey;
+pub(super) type ConsumerKey = SlotKey;
 
 /// All consumers of a topic.
 #[derive(Debug, Default)]
-pub struct Consumers {
+pub(super) struct Consumers {
     slots: SlotMap<Consumer>,
     // Without consumers whose connection is gone.
     by_id: HashMap<BackendId, ConsumerKey>,
@@ -167,17 +167,17 @@ pub struct Consumers {
 
 impl Consumers {
     /// The number of consumers whose connection is there.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }
 
     /// The consumer of this connection, if there is one.
-    pub fn find(&self, id: BackendId) -> Option<ConsumerKey> {
+    pub(super) fn find(&self, id: BackendId) -> Option<ConsumerKey> {
         self.by_id.get(&id).copied()
     }
 
     /// Adds a consumer.
-    pub fn insert(&mut self, id: BackendId) -> ConsumerKey {
+    pub(super) fn insert(&mut self, id: BackendId) -> ConsumerKey {
         let key = self.slots.insert(Consumer::new(id));
         self.by_id.insert(id, key);
         key
@@ -185,14 +185,14 @@ impl Consumers {
 
     /// Marks a consumer as gone. Its id may be used again, and the consumer stays until
     /// [`Self::remove`].
-    pub fn mark_gone(&mut self, id: BackendId) -> Option<ConsumerKey> {
+    pub(super) fn mark_gone(&mut self, id: BackendId) -> Option<ConsumerKey> {
         let key = self.by_id.remove(&id)?;
         self[key].state = ConsumerState::Gone;
         Some(key)
     }
 
     /// Removes a consumer without messages.
-    pub fn remove(&mut self, key: ConsumerKey) {
+    pub(super) fn remove(&mut self, key: ConsumerKey) {
         let consumer = self.slots.remove(key).expect("a consumer is removed once");
         debug_assert!(consumer.handed.is_empty(), "a consumer's messages are requeued first");
         if self.by_id.get(&consumer.id) == Some(&key) {
@@ -201,22 +201,22 @@ impl Consumers {
     }
 
     /// The consumer with this key, unless it was removed.
-    pub fn get(&self, key: ConsumerKey) -> Option<&Consumer> {
+    pub(super) fn get(&self, key: ConsumerKey) -> Option<&Consumer> {
         self.slots.get(key)
     }
 
     /// The consumer with this key, unless it was removed.
-    pub fn get_mut(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
+    pub(super) fn get_mut(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
         self.slots.get_mut(key)
     }
 
     /// All consumers, including those that are gone, in the order of their keys.
-    pub fn iter(&self) -> impl Iterator<Item = (ConsumerKey, &Consumer)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ConsumerKey, &Consumer)> {
         self.slots.iter()
     }
 
     /// All consumers, including those that are gone, in the order of their keys.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ConsumerKey, &mut Consumer)> {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (ConsumerKey, &mut Consumer)> {
         self.slots.iter_mut()
     }
 }

@@ -20,7 +20,7 @@ type Slot = u16;
 
 /// The hash slots of one topic, and the lanes that wait in them.
 #[derive(Debug, Default)]
-pub struct HashSlots {
+pub(super) struct HashSlots {
     // The owner of each slot; empty while there are no members.
     owners: Vec<ConsumerKey>,
     // The consumers among which the slots are shared.
@@ -41,7 +41,7 @@ struct Share {
 
 impl HashSlots {
     /// The consumer that a client's messages are for; `None` while there are no members.
-    pub fn owner(&self, client: ClientId) -> Option<ConsumerKey> {
+    pub(super) fn owner(&self, client: ClientId) -> Option<ConsumerKey> {
         self.owner_of(slot_of(client))
     }
 
@@ -50,7 +50,7 @@ impl HashSlots {
     }
 
     /// Adds the lane of a client, whose first waiting message has this number.
-    pub fn list(&mut self, number: MessageNumber, client: ClientId) {
+    pub(super) fn list(&mut self, number: MessageNumber, client: ClientId) {
         let slot = slot_of(client);
         let lanes = self.lanes.entry(slot).or_default();
         let first = first_of(lanes);
@@ -65,7 +65,7 @@ impl HashSlots {
     }
 
     /// Removes the lane that was added under this number.
-    pub fn unlist(&mut self, number: MessageNumber, client: ClientId) {
+    pub(super) fn unlist(&mut self, number: MessageNumber, client: ClientId) {
         let slot = slot_of(client);
         let lanes = self.lanes.get_mut(&slot).expect("a lane is listed in its slot");
         let first = first_of(lanes);
@@ -83,7 +83,7 @@ impl HashSlots {
     }
 
     /// Removes the lane that has waited longest for a member, and returns the lane's client.
-    pub fn pop(&mut self, key: ConsumerKey) -> Option<ClientId> {
+    pub(super) fn pop(&mut self, key: ConsumerKey) -> Option<ClientId> {
         let waiting = &mut self.members.get_mut(&key)?.waiting;
         let (_, slot) = waiting.pop_first()?;
         let lanes = self.lanes.get_mut(&slot).expect("only slots with lanes wait");
@@ -96,18 +96,18 @@ impl HashSlots {
     }
 
     /// Whether no lane waits.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }
 
     /// Whether a lane waits for a member.
-    pub fn has_waiting(&self, key: ConsumerKey) -> bool {
+    pub(super) fn has_waiting(&self, key: ConsumerKey) -> bool {
         self.members.get(&key).is_some_and(|share| !share.waiting.is_empty())
     }
 
     /// The client whose lane has waited longest, and the number of its first message. Costs a look at each
     /// member.
-    pub fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
+    pub(super) fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
         let places = self.members.values().map(|share| &share.waiting).chain([&self.unowned]);
         let (&number, slot) = places.filter_map(BTreeMap::first_key_value).min()?;
         Some((number, self.lanes[slot][&number]))
@@ -115,7 +115,7 @@ impl HashSlots {
 
     /// Shares the slots among these consumers, which are sorted. Returns those that have gained waiting
     /// lanes. Costs a look at each member and at each slot that moves.
-    pub fn share_among(&mut self, members: &[ConsumerKey]) -> Vec<ConsumerKey> {
+    pub(super) fn share_among(&mut self, members: &[ConsumerKey]) -> Vec<ConsumerKey> {
         if self.members.keys().eq(members) {
             return Vec::new();
         }
@@ -198,7 +198,7 @@ impl HashSlots {
     }
 
     /// Asserts the invariants and returns the number of waiting lanes. Costs a look at every lane.
-    pub fn check(&self) -> usize {
+    pub(super) fn check(&self) -> usize {
         let mut noted = 0;
         let nobody = self.owners.is_empty().then_some((None, &self.unowned));
         let shares = self.members.iter().map(|(&key, share)| (Some(key), &share.waiting));

@@ -17,7 +17,7 @@ use crate::message::Credit;
 
 /// The lanes of a topic.
 #[derive(Debug, Default)]
-pub struct Lanes {
+pub(super) struct Lanes {
     // Clients with messages that wait or are in flight.
     lanes: HashMap<ClientId, Lane>,
     slots: HashSlots,
@@ -37,7 +37,7 @@ struct Lane {
 
 /// What [`Lanes::pop`] has found.
 #[derive(Debug)]
-pub enum Popped {
+pub(super) enum Popped {
     /// A message, which is in flight now.
     Message(ClientId, Item),
     /// A lane that had to be parked.
@@ -47,7 +47,7 @@ pub enum Popped {
 impl Lanes {
     /// Adds a new message. Returns it instead, with its consumer, if no earlier message of the client waits
     /// and `takes` says that the consumer takes it now: then it is in flight.
-    pub fn push(
+    pub(super) fn push(
         &mut self,
         client: ClientId,
         item: Item,
@@ -77,7 +77,7 @@ impl Lanes {
     }
 
     /// Takes the oldest message that waits for a consumer; `None`: nothing does.
-    pub fn pop(&mut self, consumer: ConsumerKey) -> Option<Popped> {
+    pub(super) fn pop(&mut self, consumer: ConsumerKey) -> Option<Popped> {
         let client = self.slots.pop(consumer)?;
         let lane = self.lanes.get_mut(&client).expect("a listed client has a lane");
         if lane.holder.is_some_and(|holder| holder != consumer) {
@@ -94,7 +94,7 @@ impl Lanes {
 
     /// Requeues a message that was in flight, in its order: messages that were handed out later may have
     /// been requeued before. Returns the consumer for which the lane waits now.
-    pub fn put_back(&mut self, client: ClientId, item: Item) -> Option<ConsumerKey> {
+    pub(super) fn put_back(&mut self, client: ClientId, item: Item) -> Option<ConsumerKey> {
         let lane = self.lanes.get_mut(&client).expect("a message in flight has a lane");
         let before = lane.waiting.front().map(|item| item.number);
         let at = lane.waiting.partition_point(|waiting| waiting.number < item.number);
@@ -108,7 +108,7 @@ impl Lanes {
 
     /// Notes that a message in flight is finished. Returns the consumer for which the lane waits from now on,
     /// if it was parked until now.
-    pub fn finish(&mut self, client: ClientId) -> Option<ConsumerKey> {
+    pub(super) fn finish(&mut self, client: ClientId) -> Option<ConsumerKey> {
         let Entry::Occupied(mut entry) = self.lanes.entry(client) else {
             panic!("a message in flight has a lane");
         };
@@ -130,7 +130,7 @@ impl Lanes {
     }
 
     /// Removes the oldest waiting message.
-    pub fn drop_oldest(&mut self) -> Option<(ClientId, Item)> {
+    pub(super) fn drop_oldest(&mut self) -> Option<(ClientId, Item)> {
         let (number, client) = self.oldest()?;
         self.unlist(number, client);
         let lane = self.lanes.get_mut(&client).expect("a listed client has a lane");
@@ -146,23 +146,23 @@ impl Lanes {
     }
 
     /// When the oldest waiting message arrived, in microseconds.
-    pub fn oldest_since_us(&self) -> Option<u64> {
+    pub(super) fn oldest_since_us(&self) -> Option<u64> {
         let (_, client) = self.oldest()?;
         self.lanes.get(&client)?.waiting.front().map(|item| item.since_us)
     }
 
     /// Whether a message waits in a lane that is not parked.
-    pub fn has_listed(&self) -> bool {
+    pub(super) fn has_listed(&self) -> bool {
         !self.slots.is_empty()
     }
 
     /// Whether a message waits for a consumer.
-    pub fn has_waiting(&self, consumer: ConsumerKey) -> bool {
+    pub(super) fn has_waiting(&self, consumer: ConsumerKey) -> bool {
         self.slots.has_waiting(consumer)
     }
 
     /// Shares the clients among these consumers, which are sorted. Returns those for which more waits now.
-    pub fn share_among(&mut self, consumers: &[ConsumerKey]) -> Vec<ConsumerKey> {
+    pub(super) fn share_among(&mut self, consumers: &[ConsumerKey]) -> Vec<ConsumerKey> {
         self.slots.share_among(consumers)
     }
 
@@ -196,7 +196,7 @@ impl Lanes {
 
     /// Asserts the invariants, and returns the number of waiting messages and their bytes. Costs a look at
     /// every lane.
-    pub fn check(&self) -> Credit {
+    pub(super) fn check(&self) -> Credit {
         let listed = self.lanes.values().filter(|lane| !lane.waiting.is_empty()).count();
         assert_eq!(self.slots.check() + self.parked.len(), listed, "a lane is listed in one place");
         for (number, client) in &self.parked {
@@ -218,7 +218,7 @@ impl Lanes {
     }
 
     /// The consumer of each lane with messages in flight, and the number of those.
-    pub fn in_flight(&self) -> impl Iterator<Item = (ClientId, ConsumerKey, usize)> {
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = (ClientId, ConsumerKey, usize)> {
         self.lanes.iter().filter_map(|(&client, lane)| Some((client, lane.holder?, lane.in_flight)))
     }
 }

@@ -120,7 +120,7 @@ struct Listener {
 }
 
 /// The socket operations of one thread.
-pub struct Poller {
+pub(super) struct Poller {
     epoll: OwnedFd,
     events: Vec<Event>,
     // Indexed like the connections. A closed socket stays until its place is used again.

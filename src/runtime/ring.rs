@@ -64,7 +64,7 @@ fn build(submissions: u32, completions: u32) -> io::Result<IoUring> {
 }
 
 /// A ring for one thread.
-pub struct Ring {
+pub(super) struct Ring {
     // Declared first, so that it is dropped before the memory that the kernel uses.
     uring: IoUring,
     buffers: Buffers,
@@ -222,7 +222,7 @@ impl Ring {
     ///
     /// # Errors
     /// The errors of [`SocketIo::new`].
-    pub fn probe() -> io::Result<()> {
+    pub(super) fn probe() -> io::Result<()> {
         let uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
         Buffers::register(&uring).map(drop)
     }

@@ -14,7 +14,7 @@ use crate::message::ConnectionKey;
 use crate::shard::{Batch, Chunk, freed_bytes};
 
 /// The size of a receive buffer, in bytes.
-pub const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
+pub(super) const BUFFER_BYTES: usize = if cfg!(test) { 64 } else { 8 * 1024 };
 
 /// The most buffers of one gathered send (IOV_MAX of Linux). The rest goes out with the next send.
 const RUNS_PER_SEND: usize = 1024;
@@ -26,7 +26,7 @@ pub(super) const SEND_FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGN
 ///
 /// A connection has at most one receive, and at most one send or one wait for room, in progress. The
 /// caller keeps a socket open until its operations have completed.
-pub trait SocketIo: Sized {
+pub(super) trait SocketIo: Sized {
     /// Creates the operations of the calling thread. No other thread may use them.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ pub trait SocketIo: Sized {
 
 /// The completion of an operation.
 #[derive(Debug)]
-pub enum Completion {
+pub(super) enum Completion {
     /// A listener accepted a connection or failed to. `listener` is its number; `is_over`: accepting
     /// has ended and must be started again to accept more.
     Accepted { listener: usize, result: io::Result<OwnedFd>, is_over: bool },
@@ -110,7 +110,7 @@ pub enum Completion {
 
 /// A receive buffer that the kernel has filled. Return it with [`SocketIo::recycle`].
 #[derive(Debug)]
-pub struct Buffer {
+pub(super) struct Buffer {
     id: u16,
     length: usize,
 }
@@ -125,14 +125,14 @@ impl Buffer {
     }
 
     /// The number of bytes that the kernel wrote.
-    pub fn length(&self) -> usize {
+    pub(super) fn length(&self) -> usize {
         self.length
     }
 }
 
 /// A batch that is being sent, with the iovec list that the kernel reads.
 #[derive(Debug)]
-pub struct Sending {
+pub(super) struct Sending {
     batch: Batch,
     // Written chunks, and written bytes of the next chunk. Chunks stay in the batch until all are
     // written, so that the batch is returned unchanged.
@@ -144,7 +144,7 @@ pub struct Sending {
 
 impl Sending {
     /// Creates an empty sending.
-    pub fn new() -> Box<Self> {
+    pub(super) fn new() -> Box<Self> {
         // SAFETY: msghdr is a C struct of integers and pointers, for which all zeroes is a value.
         let header = unsafe { std::mem::zeroed() };
         let batch = Batch::new();
@@ -152,14 +152,14 @@ impl Sending {
     }
 
     /// Takes a batch to send.
-    pub fn begin(&mut self, batch: Batch) {
+    pub(super) fn begin(&mut self, batch: Batch) {
         debug_assert!(self.batch.is_empty());
         (self.written_chunks, self.written) = (0, 0);
         self.batch = batch;
     }
 
     /// Notes that `bytes` were written. Returns whether the whole batch is written.
-    pub fn advance(&mut self, mut bytes: usize) -> bool {
+    pub(super) fn advance(&mut self, mut bytes: usize) -> bool {
         while let Some(next) = self.batch.get(self.written_chunks) {
             let left = next.bytes().len() - self.written;
             if bytes < left {
@@ -174,12 +174,12 @@ impl Sending {
     }
 
     /// Returns the memory that dropping the batch would free, in bytes.
-    pub fn freed_bytes(&self) -> usize {
+    pub(super) fn freed_bytes(&self) -> usize {
         freed_bytes(&self.batch)
     }
 
     /// Takes the batch out, whether or not it is written completely.
-    pub fn give_back(&mut self) -> Batch {
+    pub(super) fn give_back(&mut self) -> Batch {
         std::mem::take(&mut self.batch)
     }
     /// Returns the bytes of the next send. They stay in place for as long as the sending is neither

@@ -48,7 +48,7 @@ const PACE_MS: u64 = 20;
 
 /// The graceful shutdown of a shard.
 #[derive(Debug, Default)]
-pub struct Draining {
+pub(super) struct Draining {
     // None: the node is not shutting down.
     stage: Option<DrainStage>,
 }
@@ -56,7 +56,7 @@ pub struct Draining {
 impl Draining {
     /// Begins to shut down: stops accepting, and closes the clients within `over_ms`, beginning with the
     /// next turn. Ignored if the shutdown has begun already.
-    pub fn begin(&mut self, turn: &mut Turn, connections: &Connections, over_ms: u64) {
+    pub(super) fn begin(&mut self, turn: &mut Turn, connections: &Connections, over_ms: u64) {
         if self.stage.is_none() {
             let (since_ms, total) = (turn.now.ms, connections.len());
             let walk = PacedWalk { next: 0, visited: 0, total, since_ms, over_ms };
@@ -68,25 +68,25 @@ impl Draining {
 
     /// Closes the back ends too, beginning with the next turn: the topics of the node are empty, or the time
     /// for that is up. Ignored unless a shutdown has begun.
-    pub fn begin_with_backends(&mut self) {
+    pub(super) fn begin_with_backends(&mut self) {
         if matches!(self.stage, Some(DrainStage::CloseClients(_) | DrainStage::AwaitTopics)) {
             self.stage = Some(DrainStage::CloseBackends(0));
         }
     }
 
     /// Whether all clients were told to close.
-    pub fn has_closed_clients(&self) -> bool {
+    pub(super) fn has_closed_clients(&self) -> bool {
         matches!(self.stage, Some(DrainStage::AwaitTopics | DrainStage::Ended))
     }
 
     /// Whether all connections were told to close.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         matches!(self.stage, Some(DrainStage::Ended))
     }
 
     /// Returns when the next connections are to be closed, in milliseconds of the shard's clock. `None`: only
     /// a message goes on.
-    pub fn next_turn(&self, now_ms: u64) -> Option<u64> {
+    pub(super) fn next_turn(&self, now_ms: u64) -> Option<u64> {
         match self.stage? {
             DrainStage::CloseClients(_) => Some(now_ms + PACE_MS),
             DrainStage::CloseBackends(_) => Some(0),
@@ -95,7 +95,7 @@ impl Draining {
     }
 
     /// Closes the connections that are due, at most [`SLICE`].
-    pub fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
+    pub(super) fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
         match self.stage {
             Some(DrainStage::CloseClients(walk)) => self.close_clients(turn, connections, walk),
             Some(DrainStage::CloseBackends(from)) => {

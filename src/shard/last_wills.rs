@@ -49,7 +49,7 @@ const LOST_REASON: &str = "node_lost";
 
 /// The clients of this shard that a watcher knows, and the clients of other shards that this shard watches.
 #[derive(Debug, Default)]
-pub struct LastWills {
+pub(super) struct LastWills {
     watcher: Option<ShardAddress>,
     // The number of watchers so far, the current one included.
     epoch: u64,
@@ -106,12 +106,12 @@ struct Will {
 
 impl LastWills {
     /// Begins to report all clients of this shard as found: the grid had declared this node dead.
-    pub fn handle_given_up(&mut self) {
+    pub(super) fn handle_given_up(&mut self) {
         self.unfound = Some(0);
     }
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock.
-    pub fn next_turn(&self, now_ms: u64) -> Option<u64> {
+    pub(super) fn next_turn(&self, now_ms: u64) -> Option<u64> {
         if self.unregistered.is_some() || (self.unfound.is_some() && !self.found_wait) {
             return Some(0);
         }
@@ -154,13 +154,13 @@ impl LastWills {
 impl LastWills {
     /// Whether a turn has clients to register or to report.
     #[inline]
-    pub fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         self.unregistered.is_some() || self.unfound.is_some() || !self.watched.is_empty()
     }
 
     /// Registers some more clients with a new watcher. To be called once a turn, before
     /// [`Self::poll_report`].
-    pub fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
+    pub(super) fn handle_turn(&mut self, turn: &mut Turn, connections: &mut Connections) {
         (self.lost_left, self.found_left) = (REPORTED_PER_TURN, REPORTED_PER_TURN);
         self.found_wait = false;
         self.register_some(turn, connections);
@@ -168,7 +168,7 @@ impl LastWills {
 
     /// Returns the next event for a lost client, or for a client of this shard that a watcher may have reported
     /// as lost. Only for topics that have room, according to `has_room`.
-    pub fn poll_report(
+    pub(super) fn poll_report(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -230,7 +230,7 @@ impl LastWills {
     }
 
     /// Handles a node that has become reachable. If it was restarted, its earlier run is lost.
-    pub fn handle_node_up(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
+    pub(super) fn handle_node_up(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
         // The node has not registered clients over this link yet: what is registered is stale.
         self.watched.retain(|of, _| of.shard.node != node || of.incarnation != incarnation);
         self.find_dead(turn, |of| of.shard.node == node);
@@ -240,7 +240,7 @@ impl LastWills {
     }
 
     /// Handles a node that has become unreachable: selects another watcher if it was on that node.
-    pub fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
+    pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         if self.watcher.is_some_and(|watcher| watcher.node == node) {
             self.choose_watcher(turn);
         }
@@ -268,7 +268,12 @@ impl LastWills {
     }
 
     /// Registers a client that has opened.
-    pub fn register(&mut self, turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
+    pub(super) fn register(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+    ) {
         let will = will_of(turn, connections, key);
         if let Some(Will { topic, client }) = will.filter(|_| self.is_registered(key)) {
             self.tell_watcher(turn, WardsMessage::Add(topic, vec![client]));
@@ -276,14 +281,14 @@ impl LastWills {
     }
 
     /// Keeps a client registered that has ended, until [`Self::unregister`].
-    pub fn keep(&mut self, turn: &Turn, topic: &Arc<str>, client: ClientId) {
+    pub(super) fn keep(&mut self, turn: &Turn, topic: &Arc<str>, client: ClientId) {
         if turn.settings.has_mesh {
             self.ended.insert(client, topic.clone());
         }
     }
 
     /// Ends the registration of a client: its close event has left the topic, or cannot be put there.
-    pub fn unregister(&mut self, turn: &mut Turn, topic: &Arc<str>, client: ClientId) {
+    pub(super) fn unregister(&mut self, turn: &mut Turn, topic: &Arc<str>, client: ClientId) {
         if self.ended.remove(&client).is_some() {
             self.tell_watcher(turn, WardsMessage::Remove(topic.clone(), client));
         }
@@ -331,7 +336,7 @@ impl LastWills {
     }
 
     /// Handles a message about the clients of `owner`: from that shard to its watcher, or between watchers.
-    pub fn handle_message(
+    pub(super) fn handle_message(
         &mut self,
         turn: &mut Turn,
         from: ShardAddress,
@@ -376,7 +381,7 @@ impl LastWills {
     }
 
     /// Handles that the grid has declared a run of a node dead.
-    pub fn handle_node_dead(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
+    pub(super) fn handle_node_dead(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
         self.find_dead(turn, |of| of.shard.node == node && of.incarnation == incarnation);
     }
 

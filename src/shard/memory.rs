@@ -137,7 +137,7 @@ const CLASSES: usize = usize::BITS as usize;
 /// A shard's part in shedding. A first walk through the connections adds up their sizes by size class. A
 /// second walk closes the largest ones, until the node's round has shed the excess.
 #[derive(Debug, Default)]
-pub struct Shedding {
+pub(super) struct Shedding {
     usage: Usage,
     stage: ShedStage,
     // The place in the table of connections to go on from.
@@ -157,7 +157,7 @@ enum ShedStage {
 }
 
 /// What shedding depends on outside of the shard.
-pub struct ShedContext<'a> {
+pub(super) struct ShedContext<'a> {
     /// The total that all shards of the node shed.
     pub round: &'a ShedRound,
     /// Returns the bytes that closing a connection would free of its batch in flight; `None` if the socket
@@ -167,7 +167,7 @@ pub struct ShedContext<'a> {
 
 impl Shedding {
     /// Returns the node's memory in use, as the shard was told last.
-    pub fn usage(&self) -> Usage {
+    pub(super) fn usage(&self) -> Usage {
         self.usage
     }
 
@@ -189,7 +189,7 @@ impl Shedding {
     }
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock.
-    pub fn next_turn(&self) -> Option<u64> {
+    pub(super) fn next_turn(&self) -> Option<u64> {
         let is_short = self.is_short(Shortage::Readers);
         is_short.then_some(match self.stage {
             ShedStage::Idle => self.idle_until_ms,
@@ -223,7 +223,7 @@ fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
 
 impl Shedding {
     /// Handles the memory now in use: begins to shed, goes on with it, or stops.
-    pub fn handle_usage(
+    pub(super) fn handle_usage(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -397,7 +397,7 @@ fn close_for_memory(turn: &mut Turn, connections: &mut Connections, key: Connect
 }
 
 /// The error message of a request that is refused because the node is short of memory.
-pub const SHORT_OF_MEMORY: &str = "the node is short of memory; try again later";
+pub(super) const SHORT_OF_MEMORY: &str = "the node is short of memory; try again later";
 
 impl Connection {
     /// Estimates the memory that the connection holds in queues, buffers and subscriptions. Errs on the high

@@ -18,7 +18,7 @@ use crate::protocol::upgrade::UpgradeError;
 
 /// The result of checking a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestCheck {
+pub(super) enum RequestCheck {
     /// The body may be received.
     Proceed,
     /// The credentials are being verified: the request is parked.

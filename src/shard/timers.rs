@@ -8,7 +8,7 @@ const TICK_MS: u64 = 16;
 const SLOTS: usize = 4096;
 
 /// Timers that fire in one turn: about 2 ms if each closes a connection.
-pub const TIMERS_PER_TURN: usize = 1024;
+pub(super) const TIMERS_PER_TURN: usize = 1024;
 
 /// What a timer is for. Entries are never removed, so the receiver checks whether the timer still
 /// applies.

@@ -24,7 +24,7 @@ const SHOWN_BYTES: usize = 256;
 const SHOWN_NAMES: usize = 16;
 
 /// An event in the life of a connection.
-pub enum Entry<'a> {
+pub(super) enum Entry<'a> {
     /// A socket was accepted on this listener.
     Accepted(SocketAddr, Listener),
     /// A request with this method and path was read.
@@ -81,13 +81,13 @@ impl fmt::Display for Trail {
 
 /// Whether the level `debug` is on. Check this before looking up values that only a log line needs.
 #[inline]
-pub fn is_read() -> bool {
+pub(super) fn is_read() -> bool {
     LevelFilter::current() >= LevelFilter::DEBUG
 }
 
 /// Writes an entry to the log if the level `debug` is on.
 #[inline]
-pub fn note(trail: Trail, entry: Entry<'_>) {
+pub(super) fn note(trail: Trail, entry: Entry<'_>) {
     if is_read() {
         write(trail, &entry);
     }
@@ -138,7 +138,7 @@ fn write(connection: Trail, entry: &Entry<'_>) {
 }
 
 /// Joins names into one text: the first [`SHOWN_NAMES`], and the number of the others.
-pub fn listed<T: AsRef<str>>(names: &[T]) -> String {
+pub(super) fn listed<T: AsRef<str>>(names: &[T]) -> String {
     let shown: Vec<String> =
         names.iter().take(SHOWN_NAMES).map(|name| Shown(name.as_ref()).to_string()).collect();
     let mut text = shown.join(",");

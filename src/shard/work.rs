@@ -40,26 +40,26 @@ const SHORT: usize = 1024;
 const SHORT_PER_TURN: u32 = 2048;
 
 /// Units for an HTTP request, in addition to its bytes.
-pub const REQUEST: u32 = 3;
+pub(super) const REQUEST: u32 = 3;
 
 /// Units for a refusal, in addition to its request: headers and a body are written.
-pub const REFUSAL: u32 = 2;
+pub(super) const REFUSAL: u32 = 2;
 
 /// Units for checking the signature of a token with the slowest algorithm.
-pub const TOKEN: u32 = 200;
+pub(super) const TOKEN: u32 = 200;
 
 /// Returns the units for copying, unmasking or checking this many bytes of a message.
-pub fn of_bytes(bytes: usize) -> u32 {
+pub(super) fn of_bytes(bytes: usize) -> u32 {
     (bytes / 1024) as u32
 }
 
 /// Returns the units for compressing this many bytes: 9 µs per KiB, see `protocol::deflate`.
-pub fn of_deflating(bytes: usize) -> u32 {
+pub(super) fn of_deflating(bytes: usize) -> u32 {
     of_bytes(bytes).saturating_mul(9)
 }
 
 /// Returns the units for subscribing to this many channels, or unsubscribing.
-pub fn of_channels(channels: usize) -> u32 {
+pub(super) fn of_channels(channels: usize) -> u32 {
     (channels / 8) as u32
 }
 

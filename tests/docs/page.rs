@@ -35,12 +35,12 @@ pub fn root() -> PathBuf {
 }
 
 impl Page {
-    pub fn read(name: &str) -> Page {
+    pub fn read(name: &str) -> Self {
         let text = fs::read_to_string(root().join(name));
-        Page { name: name.to_owned(), text: text.unwrap_or_else(|error| panic!("{name}: {error}")) }
+        Self { name: name.to_owned(), text: text.unwrap_or_else(|error| panic!("{name}: {error}")) }
     }
 
-    pub fn all() -> Vec<Page> {
+    pub fn all() -> Vec<Self> {
         let mut names = Vec::new();
         collect(Path::new(""), false, &mut names);
         for folder in FOLDERS {
@@ -48,7 +48,7 @@ impl Page {
         }
         names.sort();
         assert!(names.len() > 30, "pages are missing: {names:?}");
-        names.iter().map(|name| Page::read(name)).collect()
+        names.iter().map(|name| Self::read(name)).collect()
     }
 
     /// The lines that are not part of a fenced block.

@@ -21,10 +21,10 @@ struct Scene {
 }
 
 impl Scene {
-    fn set(block: &Block) -> Scene {
+    fn set(block: &Block) -> Self {
         let config = configuration(block.server.as_deref());
         let server = Server::start(&config);
-        let mut scene = Scene { device: None, client: None, server };
+        let mut scene = Self { device: None, client: None, server };
         if !config.contains("path = \"/ws\"") {
             return scene;
         }

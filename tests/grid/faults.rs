@@ -43,7 +43,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn start(node: &Server) -> Publisher {
+    fn start(node: &Server) -> Self {
         let mut backend = node.backend();
         let mut writer = backend.writer();
         let stop = Arc::new(AtomicBool::new(false));
@@ -81,7 +81,7 @@ impl Publisher {
                 }
             }
         });
-        Publisher { stop, sent, answered, sending, reading }
+        Self { stop, sent, answered, sending, reading }
     }
 
     /// Waits until the counts have been these for a while. Tells how long after `event` the last
@@ -122,10 +122,10 @@ impl Publisher {
 struct Subscriber(JoinHandle<Vec<usize>>);
 
 impl Subscriber {
-    fn start(node: &Server) -> Subscriber {
+    fn start(node: &Server) -> Self {
         let mut client = node.device("/plain?channels=news");
         client.set_patience(RIGHT_MAX);
-        Subscriber(thread::spawn(move || {
+        Self(thread::spawn(move || {
             let mut numbers = Vec::new();
             while let Ok(Message::Text(text)) = client.try_read()
                 && let Ok(number) = text.parse()
@@ -149,7 +149,7 @@ struct Prober {
 }
 
 impl Prober {
-    fn start(node: &Server, within_reach: &str, afar: &str) -> Prober {
+    fn start(node: &Server, within_reach: &str, afar: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, mut backend) = (stop.clone(), node.backend());
         let [near, afar] = [within_reach, afar].map(str::to_owned);
@@ -180,7 +180,7 @@ impl Prober {
             }
             longest
         });
-        Prober { stop, calling }
+        Self { stop, calling }
     }
 
     /// Stops; each call was answered in time.

@@ -58,11 +58,11 @@ struct Acknowledging {
 }
 
 impl Acknowledging {
-    fn new(node: &Server) -> Acknowledging {
+    fn new(node: &Server) -> Self {
         let mut socket = node.backend();
         let pop = r#"{"m":"queue.pop","p":{"t":["plain"],"a":true,"w":50},"i":12345}"#;
         assert_eq!(socket.call(pop), SUCCESS);
-        Acknowledging { socket, events: VecDeque::new() }
+        Self { socket, events: VecDeque::new() }
     }
 
     /// The next event, once its acknowledgement is answered.

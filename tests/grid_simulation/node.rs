@@ -51,7 +51,7 @@ pub struct Node {
 
 impl Node {
     /// A node that starts; `last` is the one that ran there before.
-    pub fn start(plan: &Plan, shared: &mut Shared, index: usize, last: Option<&Node>) -> Self {
+    pub fn start(plan: &Plan, shared: &mut Shared, index: usize, last: Option<&Self>) -> Self {
         let random = &mut shared.random;
         let settings = plan.shard_settings(random, index);
         let ahead_ms = random.between(100_000, 1_100_000) as i64;

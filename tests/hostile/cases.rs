@@ -70,11 +70,11 @@ impl Case {
         [before, websocket_path.as_bytes(), after].concat()
     }
 
-    fn edge(self, outcome: Outcome) -> Case {
-        Case { edge: Some(outcome), ..self }
+    fn edge(self, outcome: Outcome) -> Self {
+        Self { edge: Some(outcome), ..self }
     }
 
-    fn with(mut self, name: &'static str, value: &'static str) -> Case {
+    fn with(mut self, name: &'static str, value: &'static str) -> Self {
         for outcome in [&mut self.api, &mut self.edge].into_iter().flatten() {
             outcome.header = Some((name, value));
         }

@@ -135,15 +135,15 @@ enum Listener {
 impl Listener {
     fn outcome(self, case: &Case) -> Option<Outcome> {
         match self {
-            Listener::Api => case.api,
-            Listener::Edge => case.edge,
+            Self::Api => case.api,
+            Self::Edge => case.edge,
         }
     }
 
     fn connect(self, server: &Server) -> Http {
         Http::connect(match self {
-            Listener::Api => server.api,
-            Listener::Edge => server.edge,
+            Self::Api => server.api,
+            Self::Edge => server.edge,
         })
     }
 
@@ -154,8 +154,8 @@ impl Listener {
 
     fn websocket_path(self) -> &'static str {
         match self {
-            Listener::Api => "/ws/v1",
-            Listener::Edge => "/ws",
+            Self::Api => "/ws/v1",
+            Self::Edge => "/ws",
         }
     }
 
@@ -183,12 +183,12 @@ impl Listener {
     /// The next answer is that to the next request: nothing was left over of the one before.
     fn takes_another(self, server: &Server, mut connection: Http, name: &str) {
         match self {
-            Listener::Api => {
+            Self::Api => {
                 connection.send(server.raw("GET", "/healthz", "", ""));
                 let response = connection.response();
                 assert_eq!((response.status, &*response.body), (200, "ok\n"), "{name}");
             }
-            Listener::Edge => {
+            Self::Edge => {
                 let upgraded = Socket::upgrade(connection, self.websocket_path(), "");
                 assert!(upgraded.is_ok(), "{name}");
             }

@@ -34,7 +34,7 @@ struct Scene {
 
 impl Scene {
     /// `None`, with a word, where there can be no namespaces.
-    fn new() -> Option<Scene> {
+    fn new() -> Option<Self> {
         let net = Net::new(SUBSCRIBERS.len())?;
         let mut subscribers = Vec::new();
         for (index, count) in SUBSCRIBERS.into_iter().enumerate() {
@@ -42,7 +42,7 @@ impl Scene {
             subscribers.extend((0..count).map(|_| net.at(index, subscribe)));
         }
         let clients = (0..SUBSCRIBERS.len()).map(|index| net.at(index, Server::client)).collect();
-        let scene = Scene { subscribers, clients, net };
+        let scene = Self { subscribers, clients, net };
         scene.becomes_right("start", ALL);
         Some(scene)
     }

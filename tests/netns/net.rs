@@ -28,7 +28,7 @@ pub struct Net {
 struct Space(Child);
 
 impl Space {
-    fn new() -> Space {
+    fn new() -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "ip link set lo up && echo up && exec sleep 600"]);
         let mut holder = command.stdout(Stdio::piped()).spawn().expect("unshare is there");
@@ -36,7 +36,7 @@ impl Space {
         let mut word = [0; 3];
         let stdout = holder.stdout.as_mut().expect("it is piped");
         std::io::Read::read_exact(stdout, &mut word).expect("it comes up");
-        Space(holder)
+        Self(holder)
     }
 
     /// Calls `work` inside: what it connects and starts is there.
@@ -81,7 +81,7 @@ impl Drop for Space {
 
 impl Net {
     /// So many nodes on a bridge of their own; `None`, with a word, where that is not allowed.
-    pub fn new(count: usize) -> Option<Net> {
+    pub fn new(count: usize) -> Option<Self> {
         if env::var_os(VARIABLE).is_none() {
             eprintln!("skipped: needs network namespaces, see tests/netns/run");
             return None;
@@ -90,7 +90,7 @@ impl Net {
         let number = NETS.fetch_add(1, Ordering::Relaxed);
         ip(&format!("link add bridge{number} type bridge"));
         ip(&format!("link set bridge{number} up"));
-        let mut net = Net { nodes: Vec::new(), spaces: Vec::new(), number };
+        let mut net = Self { nodes: Vec::new(), spaces: Vec::new(), number };
         (0..count).for_each(|index| net.join(index));
         Some(net)
     }

@@ -20,10 +20,10 @@ const SKIPPED: [&str; 8] = [
 ];
 
 impl Document {
-    pub fn read(file: &str) -> Document {
+    pub fn read(file: &str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let text = fs::read_to_string(path).expect("the document is there");
-        Document(serde_json::from_str(&text).expect("it is JSON"))
+        Self(serde_json::from_str(&text).expect("it is JSON"))
     }
 
     /// What a JSON pointer points to.

@@ -23,14 +23,14 @@ pub struct Grid {
 impl Grid {
     /// Starts this number of nodes and waits until each knows all others.
     #[track_caller]
-    pub fn new(count: usize) -> Grid {
-        Grid::with(count, "")
+    pub fn new(count: usize) -> Self {
+        Self::with(count, "")
     }
 
     /// Starts nodes with further sections in the configuration.
     #[track_caller]
-    pub fn with(count: usize, sections: &'static str) -> Grid {
-        let mut grid = Grid { nodes: Vec::new(), sections };
+    pub fn with(count: usize, sections: &'static str) -> Self {
+        let mut grid = Self { nodes: Vec::new(), sections };
         (0..count).for_each(|_| grid.join());
         grid.wait_until_whole();
         grid

@@ -34,20 +34,20 @@ pub struct Http {
 
 impl Http {
     #[track_caller]
-    pub fn connect(address: SocketAddr) -> Http {
-        Http::over(TcpStream::connect(address).expect("the server accepts"))
+    pub fn connect(address: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(address).expect("the server accepts"))
     }
 
-    pub fn over(stream: TcpStream) -> Http {
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).expect("a deadline can be set");
         stream.set_nodelay(true).expect("small segments can be sent");
-        Http { stream: BufReader::new(Stream::Plain(stream)) }
+        Self { stream: BufReader::new(Stream::Plain(stream)) }
     }
 
     /// Opens a connection over TLS. Nothing may have been sent or received before.
-    pub fn over_tls(self, config: &Arc<ClientConfig>) -> Http {
+    pub fn over_tls(self, config: &Arc<ClientConfig>) -> Self {
         let Stream::Plain(tcp) = self.stream.into_inner() else { panic!("it is over TLS already") };
-        Http { stream: BufReader::new(Stream::tls(tcp, config.clone())) }
+        Self { stream: BufReader::new(Stream::tls(tcp, config.clone())) }
     }
 
     #[track_caller]

@@ -59,34 +59,34 @@ pub struct Server {
 
 impl Server {
     #[track_caller]
-    pub fn new() -> Server {
-        Server::start(CONFIG)
+    pub fn new() -> Self {
+        Self::start(CONFIG)
     }
 
     /// [`CONFIG`] with further sections.
     #[track_caller]
-    pub fn with(sections: &str) -> Server {
-        Server::start(&format!("{CONFIG}{sections}"))
+    pub fn with(sections: &str) -> Self {
+        Self::start(&format!("{CONFIG}{sections}"))
     }
 
     /// Starts the server and waits until it listens.
     #[track_caller]
-    pub fn start(config: &str) -> Server {
+    pub fn start(config: &str) -> Self {
         let file = config_file(config);
         let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
         let Ready { api, edges, mesh } = process.wait_until_ready();
         fs::remove_file(file).expect("the file was there to be read");
-        Server { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
+        Self { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
     }
 
     /// Starts a server whose log is not read any more once the server listens.
     #[track_caller]
-    pub fn start_unread(config: &str, reader: LogReader) -> Server {
+    pub fn start_unread(config: &str, reader: LogReader) -> Self {
         let file = config_file(config);
         let file = file.to_str().expect("UTF-8");
         let (process, Ready { api, edges, mesh }) = Process::start_unread(file, reader);
         fs::remove_file(file).expect("the file was there to be read");
-        Server { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
+        Self { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
     }
 
     /// Connects a client to the edge.
@@ -217,11 +217,11 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(arguments: &[&str]) -> Process {
-        Process::spawn(&mut command(arguments))
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::spawn(&mut command(arguments))
     }
 
-    pub fn spawn(command: &mut Command) -> Process {
+    pub fn spawn(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary is there");
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
@@ -229,11 +229,11 @@ impl Process {
         thread::spawn(move || {
             stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Process { child, lines, unread: None }
+        Self { child, lines, unread: None }
     }
 
     #[track_caller]
-    fn start_unread(file: &str, reader: LogReader) -> (Process, Ready) {
+    fn start_unread(file: &str, reader: LogReader) -> (Self, Ready) {
         let mut command = command(&["serve", "--config", file]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary is there");
@@ -253,7 +253,7 @@ impl Process {
         };
         let (_, lines) = mpsc::channel();
         let ready = Ready::parse(line.trim_end()).expect("it was found");
-        (Process { child, lines, unread }, ready)
+        (Self { child, lines, unread }, ready)
     }
 
     #[track_caller]
@@ -356,7 +356,7 @@ pub struct Ready {
 
 impl Ready {
     /// Reads `gridcast: ready, api A, edge B,C, mesh D, open URL`, or the same from JSON.
-    pub fn parse(line: &str) -> Option<Ready> {
+    pub fn parse(line: &str) -> Option<Self> {
         let object: Option<serde_json::Value> = serde_json::from_str(line).ok();
         let message = match &object {
             Some(object) => object["fields"]["message"].as_str()?,
@@ -367,7 +367,7 @@ impl Ready {
         let edges = part("edge ")
             .map_or(Ok(Vec::new()), |edges| edges.split(',').map(str::parse).collect());
         let mesh = part("mesh ").map(str::parse).transpose();
-        Some(Ready { api: part("api ")?.parse().ok()?, edges: edges.ok()?, mesh: mesh.ok()? })
+        Some(Self { api: part("api ")?.parse().ok()?, edges: edges.ok()?, mesh: mesh.ok()? })
     }
 }
 

@@ -32,13 +32,13 @@ pub struct Socket {
 
 impl Socket {
     /// Opens a connection; returns the server's response if the upgrade is refused.
-    pub fn connect(address: SocketAddr, path: &str, headers: &str) -> Result<Socket, Response> {
-        Socket::upgrade(Http::connect(address), path, headers)
+    pub fn connect(address: SocketAddr, path: &str, headers: &str) -> Result<Self, Response> {
+        Self::upgrade(Http::connect(address), path, headers)
     }
 
     /// Connects a client with a small receive buffer, so that the server soon notices if the client does not read.
-    pub fn connect_with_small_buffer(address: SocketAddr, path: &str) -> Socket {
-        Socket::upgrade(Socket::small(address), path, "").expect("the upgrade is granted")
+    pub fn connect_with_small_buffer(address: SocketAddr, path: &str) -> Self {
+        Self::upgrade(Self::small(address), path, "").expect("the upgrade is granted")
     }
 
     /// Opens the TCP connection of a client with a small receive buffer.
@@ -50,15 +50,15 @@ impl Socket {
     }
 
     /// Opens a WebSocket on a connection; returns the server's response if the upgrade is refused.
-    pub fn upgrade(mut http: Http, path: &str, headers: &str) -> Result<Socket, Response> {
+    pub fn upgrade(mut http: Http, path: &str, headers: &str) -> Result<Self, Response> {
         let address = http.stream.get_ref().tcp().peer_addr().expect("connected");
-        http.send(Socket::upgrade_request(address, path, headers));
+        http.send(Self::upgrade_request(address, path, headers));
         let response = http.response();
         if response.status != 101 {
             return Err(response);
         }
         assert_eq!(response.header("sec-websocket-accept"), Some(ACCEPT));
-        Ok(Socket { stream: http.stream })
+        Ok(Self { stream: http.stream })
     }
 
     /// Returns the upgrade request. `headers` are complete lines, each with its CRLF.
@@ -70,8 +70,8 @@ impl Socket {
     }
 
     /// Takes over a connection whose upgrade was granted.
-    pub fn upgraded(http: Http) -> Socket {
-        Socket { stream: http.stream }
+    pub fn upgraded(http: Http) -> Self {
+        Self { stream: http.stream }
     }
 
     pub fn address(&self) -> SocketAddr {

@@ -13,15 +13,15 @@ pub enum Stream {
 
 impl Stream {
     /// A TLS session with `localhost`. The handshake takes place when the first bytes are sent.
-    pub fn tls(tcp: TcpStream, config: Arc<ClientConfig>) -> Stream {
+    pub fn tls(tcp: TcpStream, config: Arc<ClientConfig>) -> Self {
         let name = "localhost".try_into().expect("a name");
         let session = ClientConnection::new(config, name).expect("the configuration is right");
-        Stream::Tls(Box::new(StreamOwned::new(session, tcp)))
+        Self::Tls(Box::new(StreamOwned::new(session, tcp)))
     }
 
     /// Sends the first bytes of a TLS handshake without waiting for the answer.
     pub fn greet(&mut self) {
-        let Stream::Tls(tls) = self else { panic!("there is no session") };
+        let Self::Tls(tls) = self else { panic!("there is no session") };
         while tls.conn.wants_write() {
             tls.conn.write_tls(&mut tls.sock).expect("the server reads");
         }
@@ -29,8 +29,8 @@ impl Stream {
 
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Stream::Plain(tcp) => tcp,
-            Stream::Tls(tls) => tls.get_ref(),
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref(),
         }
     }
 }
@@ -38,8 +38,8 @@ impl Stream {
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Plain(tcp) => tcp.read(buffer),
-            Stream::Tls(tls) => tls.read(buffer),
+            Self::Plain(tcp) => tcp.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
         }
     }
 }
@@ -47,15 +47,15 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Plain(tcp) => tcp.write(bytes),
-            Stream::Tls(tls) => tls.write(bytes),
+            Self::Plain(tcp) => tcp.write(bytes),
+            Self::Tls(tls) => tls.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Stream::Plain(tcp) => tcp.flush(),
-            Stream::Tls(tls) => tls.flush(),
+            Self::Plain(tcp) => tcp.flush(),
+            Self::Tls(tls) => tls.flush(),
         }
     }
 }

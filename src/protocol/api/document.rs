@@ -5,7 +5,7 @@ use simd_json::{Node, StaticNode};
 use crate::protocol::json::{end_of_string, raw_value};
 
 /// A parsed request.
-pub struct JsonDocument<'t, 'a> {
+pub(super) struct JsonDocument<'t, 'a> {
     /// The nodes in the order of the text, each container before its content.
     pub nodes: &'t [Node<'a>],
     /// The text as it was sent.
@@ -16,12 +16,12 @@ pub struct JsonDocument<'t, 'a> {
 }
 
 impl<'t, 'a> JsonDocument<'t, 'a> {
-    pub fn root(&self) -> Value<'t, 'a> {
+    pub(super) fn root(&self) -> Value<'t, 'a> {
         Value(self.nodes)
     }
 
     /// Returns the raw text of the value that follows `key`, which must be a string of this document.
-    pub fn raw_after(&self, key: &str) -> &'a str {
+    pub(super) fn raw_after(&self, key: &str) -> &'a str {
         let opening_quote = key.as_ptr() as usize - self.base - 1;
         let value = raw_value(self.raw, end_of_string(self.raw, opening_quote));
         std::str::from_utf8(value)
@@ -31,11 +31,11 @@ impl<'t, 'a> JsonDocument<'t, 'a> {
 
 /// A value: the nodes from its own to the end of the document.
 #[derive(Clone, Copy)]
-pub struct Value<'t, 'a>(pub &'t [Node<'a>]);
+pub(super) struct Value<'t, 'a>(pub &'t [Node<'a>]);
 
 impl<'t, 'a> Value<'t, 'a> {
     /// Returns the number of nodes of this value, including its content.
-    pub fn nodes(self) -> usize {
+    pub(super) fn nodes(self) -> usize {
         match self.0[0] {
             Node::Object { count, .. } | Node::Array { count, .. } => 1 + count,
             Node::String(_) | Node::Static(_) => 1,
@@ -43,7 +43,7 @@ impl<'t, 'a> Value<'t, 'a> {
     }
 
     /// Returns the text of a string.
-    pub fn text(self) -> Option<&'a str> {
+    pub(super) fn text(self) -> Option<&'a str> {
         match self.0[0] {
             Node::String(text) => Some(text),
             _ => None,
@@ -52,7 +52,7 @@ impl<'t, 'a> Value<'t, 'a> {
 
     /// Returns an unsigned integer. The forms `7.0` and `7e0` are accepted, because some languages write
     /// all numbers as floats.
-    pub fn unsigned(self) -> Option<u64> {
+    pub(super) fn unsigned(self) -> Option<u64> {
         match self.0[0] {
             Node::Static(StaticNode::U64(number)) => Some(number),
             Node::Static(StaticNode::I64(number)) => number.try_into().ok(),
@@ -62,23 +62,23 @@ impl<'t, 'a> Value<'t, 'a> {
     }
 
     /// Returns a boolean.
-    pub fn flag(self) -> Option<bool> {
+    pub(super) fn flag(self) -> Option<bool> {
         match self.0[0] {
             Node::Static(StaticNode::Bool(flag)) => Some(flag),
             _ => None,
         }
     }
 
-    pub fn is_null(self) -> bool {
+    pub(super) fn is_null(self) -> bool {
         matches!(self.0[0], Node::Static(StaticNode::Null))
     }
 
-    pub fn is_object(self) -> bool {
+    pub(super) fn is_object(self) -> bool {
         matches!(self.0[0], Node::Object { .. })
     }
 
     /// Returns the number of items of an array, or of fields of an object, including repeated fields.
-    pub fn len(self) -> usize {
+    pub(super) fn len(self) -> usize {
         match self.0[0] {
             Node::Object { len, .. } | Node::Array { len, .. } => len,
             Node::String(_) | Node::Static(_) => 0,
@@ -86,7 +86,7 @@ impl<'t, 'a> Value<'t, 'a> {
     }
 
     /// Yields the items of an array. Returns `None` for any other value.
-    pub fn items(self) -> Option<impl Iterator<Item = Value<'t, 'a>>> {
+    pub(super) fn items(self) -> Option<impl Iterator<Item = Value<'t, 'a>>> {
         let Node::Array { len, .. } = self.0[0] else { return None };
         let mut rest = &self.0[1..];
         Some((0..len).map(move |_| {
@@ -97,7 +97,7 @@ impl<'t, 'a> Value<'t, 'a> {
     }
 
     /// Yields the fields of an object. Yields nothing for any other value.
-    pub fn fields(self) -> impl Iterator<Item = (&'a str, Value<'t, 'a>)> {
+    pub(super) fn fields(self) -> impl Iterator<Item = (&'a str, Value<'t, 'a>)> {
         let length = if let Node::Object { len, .. } = self.0[0] { len } else { 0 };
         let mut rest = &self.0[1..];
         (0..length).map(move |_| {
@@ -109,7 +109,7 @@ impl<'t, 'a> Value<'t, 'a> {
     }
 
     /// Returns the value of the last field with this name: the last of repeated fields counts.
-    pub fn field(self, name: &str) -> Option<Value<'t, 'a>> {
+    pub(super) fn field(self, name: &str) -> Option<Self> {
         self.fields().filter(|(key, _)| *key == name).last().map(|(_, value)| value)
     }
 }

@@ -11,7 +11,7 @@ use crate::protocol::frame::Kind;
 use crate::protocol::json;
 
 /// A request in its common form, as byte ranges of its text.
-pub struct FastRequest {
+pub(super) struct FastRequest {
     // The range of the id; `None`: the request has none.
     id: Option<Range<usize>>,
     call: FastCall,
@@ -31,7 +31,7 @@ struct Data {
 
 impl FastRequest {
     /// Scans a request of the WebSocket API. Returns `None` if it does not have the common form.
-    pub fn request(text: &[u8]) -> Option<Self> {
+    pub(super) fn request(text: &[u8]) -> Option<Self> {
         let (mut method, mut params, mut id) = (None, None, None);
         let mut cursor = Cursor::new(text);
         cursor.object(|cursor, key| {
@@ -49,7 +49,7 @@ impl FastRequest {
 
     /// Scans the parameters of a method in the body of an HTTP request. Returns `None` if they do not
     /// have the common form.
-    pub fn params(method: ApiMethod, text: &[u8]) -> Option<Self> {
+    pub(super) fn params(method: ApiMethod, text: &[u8]) -> Option<Self> {
         let mut cursor = Cursor::new(text);
         let params = cursor.params()?;
         cursor.ended()?;
@@ -58,7 +58,7 @@ impl FastRequest {
 
     /// Converts to a request. `input` must be the text that was scanned; its escapes are decoded in
     /// place.
-    pub fn read(self, input: &mut [u8]) -> ApiRequest<'_> {
+    pub(super) fn read(self, input: &mut [u8]) -> ApiRequest<'_> {
         if let Err(flaw) = json::check_utf8(input) {
             return ApiRequest { id: "null", call: Err(invalid_json(flaw)) };
         }

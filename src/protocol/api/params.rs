@@ -17,7 +17,7 @@ use crate::protocol::frame::Kind;
 use crate::protocol::json;
 
 /// Converts the parameters of a method to a call.
-pub fn read_params<'a>(
+pub(super) fn read_params<'a>(
     method: ApiMethod,
     params: Option<Value<'_, 'a>>,
     document: &JsonDocument<'_, 'a>,
@@ -258,6 +258,6 @@ fn read_close(arguments: &[Value<'_, '_>]) -> Result<Function, Fault> {
 }
 
 /// Quotes a name for an error message: at most 64 bytes of it, escaped as a string literal.
-pub fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("{:?}", &name[..name.floor_char_boundary(64)])
 }

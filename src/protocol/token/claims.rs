@@ -22,7 +22,7 @@ pub(super) struct JoseHeader {
 
 impl JoseHeader {
     /// Parses a header. The header is not trusted: the signature is not verified yet.
-    pub fn read(text: &[u8]) -> Result<Self, TokenError> {
+    pub(super) fn read(text: &[u8]) -> Result<Self, TokenError> {
         let fields = Fields::read(text).map_err(|_| TokenError::Malformed)?;
         let algorithm = fields.text("alg", "").ok().flatten().ok_or(TokenError::Malformed)?;
         Ok(Self { algorithm, has_extensions: fields.0.contains_key("crit") })
@@ -47,7 +47,7 @@ pub(super) struct Claims {
 
 impl Claims {
     /// Parses claims whose signature was verified.
-    pub fn read(text: &[u8]) -> Result<Self, TokenError> {
+    pub(super) fn read(text: &[u8]) -> Result<Self, TokenError> {
         json::check(text).map_err(TokenError::NotJson)?;
         let fields = Fields::read(text).map_err(|_| {
             TokenError::Claims("they are not an object in which each name appears once")

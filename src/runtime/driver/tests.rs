@@ -63,7 +63,7 @@ impl Tested for Ring {
     }
 
     fn is_settled(&self) -> bool {
-        Ring::is_settled(self)
+        Self::is_settled(self)
     }
 }
 
@@ -73,7 +73,7 @@ impl Tested for Poller {
     }
 
     fn is_settled(&self) -> bool {
-        Poller::is_settled(self)
+        Self::is_settled(self)
     }
 }
 

@@ -25,7 +25,7 @@ const ADDRESSES_MAX: usize = 1 << 20;
 
 /// The limit for which a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitReached {
+pub(super) enum LimitReached {
     /// The connections of an address at a time.
     Connections,
     /// The handshakes of an address per second.
@@ -34,7 +34,7 @@ pub enum LimitReached {
 
 /// The addresses that have this home shard, and what each has used of its limits.
 #[derive(Debug, Default)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     // At most ADDRESSES_MAX.
     counts: HashMap<IpAddr, Count>,
     // Addresses whose last connection was closed before their bucket was full, in the order of closing. An
@@ -58,7 +58,7 @@ struct Count {
 
 impl Addresses {
     /// Returns the number of addresses that are counted.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.counts.len()
     }
 
@@ -122,7 +122,7 @@ impl Addresses {
 impl Addresses {
     /// Handles a connection that this shard accepted at an edge. If addresses have limits, pauses the
     /// connection and asks the home shard of its address.
-    pub fn count_arrival(
+    pub(crate) fn count_arrival(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -145,7 +145,7 @@ impl Addresses {
     }
 
     /// Answers a shard that accepted a connection from an address with this home shard.
-    pub fn handle_arrived(
+    pub(crate) fn handle_arrived(
         &mut self,
         turn: &mut Turn,
         from: ShardId,
@@ -165,7 +165,7 @@ impl Addresses {
     /// Handles the answer of an address's home shard. A refused connection is closed before a byte of it is
     /// read. It gets no response, which would cost a TLS handshake. Nor is its end awaited, since the peer
     /// could then keep its place.
-    pub fn handle_admitted(
+    pub(crate) fn handle_admitted(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -191,7 +191,7 @@ impl Addresses {
     }
 
     /// Tells the home shard that a counted connection of this shard is closed.
-    pub fn count_departure(
+    pub(crate) fn count_departure(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -204,7 +204,7 @@ impl Addresses {
     }
 
     /// Handles the end of a connection that was counted here.
-    pub fn handle_departed(&mut self, turn: &Turn, source: IpAddr) {
+    pub(crate) fn handle_departed(&mut self, turn: &Turn, source: IpAddr) {
         self.depart(turn.now.ms, source);
     }
 }

@@ -159,7 +159,7 @@ impl Verification {
 }
 
 /// The API's users, and the credentials that were presented to a shard.
-pub struct Authenticator {
+pub(super) struct Authenticator {
     users: Arc<[User]>,
     key: FingerprintKey,
     // Users with a plain secret: the fingerprint of their credentials, and their index in `users`.
@@ -187,7 +187,7 @@ struct Proven {
 
 impl Authenticator {
     /// Creates an authenticator for the users in `settings`.
-    pub fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         let (users, key) = (settings.api.users.clone(), settings.api.fingerprint_key.clone());
         Self::of(users, key, (VERIFICATIONS_MAX / settings.shards).max(2))
     }
@@ -218,7 +218,7 @@ impl Authenticator {
 
     /// Checks the credentials of a request from `remote`. `authorization` looks up the header's value; it
     /// is not called if the settings have no users.
-    pub fn check<'r>(
+    pub(super) fn check<'r>(
         &mut self,
         now_ms: u64,
         remote: IpAddr,
@@ -338,7 +338,7 @@ impl Authenticator {
     }
 
     /// Grants or denies a request from `remote` with the credentials of a user. `None`: of no user.
-    pub fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Denial> {
+    pub(super) fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Denial> {
         let known = &self.users[user.ok_or(Denial::Wrong)?];
         match known.may_come_from(remote) {
             true => Ok(Grant { user, roles: known.roles }),
@@ -348,7 +348,7 @@ impl Authenticator {
 
     /// Records the result of a verification; returns the requests that wait for it. `is_own`: this shard
     /// asked for the verification, not another one of the node.
-    pub fn settle(
+    pub(super) fn settle(
         &mut self,
         now_ms: u64,
         fingerprint: Fingerprint,
@@ -373,22 +373,22 @@ impl Authenticator {
     }
 
     /// Returns the next verification to run, if one may begin now.
-    pub fn begin_verification(&mut self, now_ms: u64) -> Option<Verification> {
+    pub(super) fn begin_verification(&mut self, now_ms: u64) -> Option<Verification> {
         self.queue.begin(now_ms)
     }
 
     /// Returns when [`Self::begin_verification`] has another one, if only the time decides that.
-    pub fn next_verification(&self) -> Option<u64> {
+    pub(super) fn next_verification(&self) -> Option<u64> {
         self.queue.next_begin()
     }
 
     /// Adds a connection to those that wait for the verification of these credentials.
-    pub fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
+    pub(super) fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
         self.queue.wait(fingerprint, key);
     }
 
     /// Takes out the requests that lost their places in the queue, and remembers them as deferred.
-    pub fn take_displaced(&mut self, now_ms: u64) -> Vec<Waiters> {
+    pub(super) fn take_displaced(&mut self, now_ms: u64) -> Vec<Waiters> {
         let displaced = std::mem::take(&mut self.displaced);
         for waiters in &displaced {
             self.defer(now_ms, waiters.fingerprint);
@@ -397,12 +397,12 @@ impl Authenticator {
     }
 
     /// Remembers that credentials were denied without a verification. Their rank is higher when retried.
-    pub fn defer(&mut self, now_ms: u64, fingerprint: Fingerprint) {
+    pub(super) fn defer(&mut self, now_ms: u64, fingerprint: Fingerprint) {
         self.deferred.note(now_ms, fingerprint);
     }
 
     /// Counts wrong credentials from a source; returns true if it has no attempt left now.
-    pub fn note_wrong(&mut self, now_ms: u64, source: IpAddr) -> bool {
+    pub(super) fn note_wrong(&mut self, now_ms: u64, source: IpAddr) -> bool {
         self.failed_attempts.note(now_ms, source)
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::recent::Recent;
 
 /// The number of failed attempts within one window that makes an address count as guessing.
-pub const FAILED_ATTEMPTS_MAX: usize = 10;
+pub(super) const FAILED_ATTEMPTS_MAX: usize = 10;
 
 /// The length of a window. It begins with the first failed attempt of an address.
 const WINDOW_MS: u64 = 60_000;
@@ -15,29 +15,29 @@ const ADDRESSES_MAX: usize = 4096;
 
 /// Failed attempts of each address within the last minute.
 #[derive(Debug)]
-pub struct FailedAttempts(Recent<IpAddr>);
+pub(super) struct FailedAttempts(Recent<IpAddr>);
 
 impl FailedAttempts {
     /// Creates a record without failed attempts.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Recent::new(WINDOW_MS, ADDRESSES_MAX))
     }
 
     /// Whether a source has no attempt left. Its `awaited` attempts, whose verification is not finished,
     /// count as failed.
-    pub fn are_exhausted(&mut self, now_ms: u64, source: IpAddr, awaited: usize) -> bool {
+    pub(super) fn are_exhausted(&mut self, now_ms: u64, source: IpAddr, awaited: usize) -> bool {
         usize::from(self.0.count(now_ms, source)) + awaited >= FAILED_ATTEMPTS_MAX
     }
 
     /// Counts a failed attempt; returns true if it was the last one that the source had left.
-    pub fn note(&mut self, now_ms: u64, source: IpAddr) -> bool {
+    pub(super) fn note(&mut self, now_ms: u64, source: IpAddr) -> bool {
         usize::from(self.0.note(now_ms, source)) == FAILED_ATTEMPTS_MAX
     }
 }
 
 /// Returns what is counted as one address: an IPv4 address, or the first 64 bits of an IPv6 address, since
 /// one host may use all addresses of its /64 network (RFC 4291, section 2.5.4).
-pub fn source_of(address: IpAddr) -> IpAddr {
+pub(super) fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 /// Counts per key, each within a window that begins when the key is first seen. With more than
 /// `keys_max` keys, the key whose window began first is forgotten.
 #[derive(Debug)]
-pub struct Recent<K> {
+pub(super) struct Recent<K> {
     window_ms: u64,
     keys_max: usize,
     // At most `keys_max`.
@@ -27,24 +27,24 @@ struct Window {
 
 impl<K: Copy + Eq + Hash> Recent<K> {
     /// Creates a record in which no key was seen.
-    pub fn new(window_ms: u64, keys_max: usize) -> Self {
+    pub(super) fn new(window_ms: u64, keys_max: usize) -> Self {
         Self { window_ms, keys_max, counts: HashMap::new(), windows: VecDeque::new() }
     }
 
     /// Returns how often a key was seen within its window, at most 255.
-    pub fn count(&mut self, now_ms: u64, key: K) -> u8 {
+    pub(super) fn count(&mut self, now_ms: u64, key: K) -> u8 {
         self.forget_old(now_ms);
         self.counts.get(&key).map_or(0, |window| window.count)
     }
 
     /// Returns when the window of a key began, in milliseconds of the shard's clock.
-    pub fn since(&mut self, now_ms: u64, key: K) -> Option<u64> {
+    pub(super) fn since(&mut self, now_ms: u64, key: K) -> Option<u64> {
         self.forget_old(now_ms);
         self.counts.get(&key).map(|window| window.start_ms)
     }
 
     /// Counts a key; returns how often it was seen within its window, this time included.
-    pub fn note(&mut self, now_ms: u64, key: K) -> u8 {
+    pub(super) fn note(&mut self, now_ms: u64, key: K) -> u8 {
         self.forget_old(now_ms);
         if let Some(window) = self.counts.get_mut(&key) {
             window.count = window.count.saturating_add(1);

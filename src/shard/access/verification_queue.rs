@@ -60,7 +60,7 @@ const SUSPECTS_MAX: usize = 5;
 
 /// Credentials to be verified, and what decides on their place in the queue.
 #[derive(Debug)]
-pub struct Claim {
+pub(super) struct Claim {
     /// The fingerprint of the credentials.
     pub fingerprint: Fingerprint,
     /// The address that presented them; see [`source_of`](super::failed_attempts::source_of).
@@ -77,7 +77,7 @@ pub struct Claim {
 
 /// The rank of a claim. The greatest goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank {
+pub(super) struct Rank {
     /// Whether the source has attempts left.
     pub has_attempts_left: bool,
     /// Whether right credentials with this user name came from this source within the last hour.
@@ -88,7 +88,7 @@ pub struct Rank {
 
 /// Decides among claims of equal rank; changes every second. The greatest keeps its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TieBreak {
+pub(super) struct TieBreak {
     /// A keyed hash of the pair and of the current second.
     pub of_pair: u64,
     /// A keyed hash of the fingerprint and of the current second.
@@ -97,7 +97,7 @@ pub struct TieBreak {
 
 /// The connections that wait for one verification.
 #[derive(Debug)]
-pub struct Waiters {
+pub(super) struct Waiters {
     /// The fingerprint of the credentials.
     pub fingerprint: Fingerprint,
     /// The source that presented the credentials first.
@@ -119,7 +119,7 @@ struct QueuedClaim {
 }
 
 /// The verifications of one shard: waiting and in progress.
-pub struct VerificationQueue {
+pub(super) struct VerificationQueue {
     places: usize,
     // Pairs take turns in this order. At most `places` of sources with attempts left, and SUSPECTS_MAX
     // of suspects.
@@ -135,18 +135,18 @@ pub struct VerificationQueue {
 
 impl VerificationQueue {
     /// Creates an empty queue with this many places for sources that have attempts left.
-    pub fn new(places: usize) -> Self {
+    pub(super) fn new(places: usize) -> Self {
         Self { places, waiting: Vec::new(), running: Vec::new(), begun: 0, suspects_from_ms: 0 }
     }
 
     /// Whether the verification of these credentials is waiting or in progress.
-    pub fn contains(&self, fingerprint: Fingerprint) -> bool {
+    pub(super) fn contains(&self, fingerprint: Fingerprint) -> bool {
         self.waiting.iter().any(|waiting| waiting.claim.fingerprint == fingerprint)
             || self.running.iter().any(|running| running.fingerprint == fingerprint)
     }
 
     /// Returns how many verifications of a source are waiting or in progress.
-    pub fn count_of_source(&self, source: IpAddr) -> usize {
+    pub(super) fn count_of_source(&self, source: IpAddr) -> usize {
         self.waiting.iter().filter(|waiting| waiting.claim.source == source).count()
             + self.running.iter().filter(|running| running.source == source).count()
     }
@@ -155,7 +155,7 @@ impl VerificationQueue {
     ///
     /// # Errors
     /// Gives the verification back if the queue is full and no other claim has to make room.
-    pub fn offer(
+    pub(super) fn offer(
         &mut self,
         claim: Claim,
         verification: Verification,
@@ -190,7 +190,7 @@ impl VerificationQueue {
     }
 
     /// Adds a connection to those that wait for a verification. Ignored if there is no such verification.
-    pub fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
+    pub(super) fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
         let waiting = self.waiting.iter_mut().find(|w| w.claim.fingerprint == fingerprint);
         if let Some(waiting) = waiting {
             waiting.keys.push(key);
@@ -202,7 +202,7 @@ impl VerificationQueue {
     }
 
     /// Takes the next verification out of the queue, if one may begin now.
-    pub fn begin(&mut self, now_ms: u64) -> Option<Verification> {
+    pub(super) fn begin(&mut self, now_ms: u64) -> Option<Verification> {
         if self.running.len() == RUNNING_MAX {
             return None;
         }
@@ -235,20 +235,20 @@ impl VerificationQueue {
     }
 
     /// Returns when [`Self::begin`] has another verification, if only the time decides that.
-    pub fn next_begin(&self) -> Option<u64> {
+    pub(super) fn next_begin(&self) -> Option<u64> {
         let is_held_back = !self.waiting.is_empty() && self.running.len() < RUNNING_MAX;
         is_held_back.then_some(self.suspects_from_ms)
     }
 
     /// Ends a verification that this shard began; returns who waited for its result.
-    pub fn settle(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
+    pub(super) fn settle(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
         let at = self.running.iter().position(|running| running.fingerprint == fingerprint)?;
         Some(self.running.swap_remove(at))
     }
 
     /// Applies the result of a verification that another shard began; returns who waited for it here.
     /// If this shard's own verification of these credentials is in progress, it stays so.
-    pub fn settle_early(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
+    pub(super) fn settle_early(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
         if let Some(running) = self.running.iter_mut().find(|r| r.fingerprint == fingerprint) {
             let keys = std::mem::take(&mut running.keys);
             return Some(Waiters { keys, ..*running });

@@ -118,7 +118,7 @@ impl Backends {
     }
 
     /// Carries out `queue.ack`.
-    pub fn call_ack(
+    pub(crate) fn call_ack(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,

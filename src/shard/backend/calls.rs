@@ -21,7 +21,7 @@ use crate::shard::turn::{Receivers, Turn};
 
 /// The connection that made a call, and the form of the answer.
 #[derive(Debug)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// The connection.
     pub key: ConnectionKey,
     /// The form of the answer: a WebSocket message or an HTTP response.
@@ -33,12 +33,12 @@ const UNAWAITED: Ticket = Ticket(u64::MAX);
 
 impl Backends {
     /// Whether one more call may wait for an answer.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.pending.has_room()
     }
 
     /// Carries out `mesh.send` to a client of another shard, or of this one behind a publish in progress.
-    pub fn call_send(
+    pub(crate) fn call_send(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -54,7 +54,7 @@ impl Backends {
 
     /// Returns who must publish to a channel: the mesh, and the shards that may have subscribers. Returns all
     /// shards if a `conn.call` of the same back end is unanswered, since that call may change the subscribers.
-    pub fn receivers_of_publish(
+    pub(crate) fn receivers_of_publish(
         &self,
         turn: &Turn,
         connections: &mut Connections,
@@ -70,7 +70,7 @@ impl Backends {
     }
 
     /// Carries out `mesh.publish` to a channel that may have subscribers on other shards or nodes.
-    pub fn call_publish(
+    pub(crate) fn call_publish(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -94,7 +94,7 @@ impl Backends {
 
     /// Opens the question of a publish that only this shard carries out, over several turns. Its tally is the
     /// answer. `None`: the connection is gone.
-    pub fn wait_for_publish(
+    pub(crate) fn wait_for_publish(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -104,7 +104,7 @@ impl Backends {
     }
 
     /// Carries out `conn.call`.
-    pub fn call_function(
+    pub(crate) fn call_function(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -125,7 +125,7 @@ impl Backends {
     }
 
     /// Carries out `queue.pop`.
-    pub fn call_pop(
+    pub(crate) fn call_pop(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -156,7 +156,12 @@ impl Backends {
     }
 
     /// Carries out `queue.unpop`.
-    pub fn call_unpop(&mut self, turn: &mut Turn, connections: &mut Connections, caller: Caller) {
+    pub(crate) fn call_unpop(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        caller: Caller,
+    ) {
         let topics = match connections.get(caller.key).and_then(Connection::backend) {
             Some(backend) => {
                 // The homes redeliver unacknowledged events to other consumers.
@@ -175,7 +180,7 @@ impl Backends {
     }
 
     /// Asks all shards and the mesh for their metrics. The answer is the text of `/metrics`.
-    pub fn call_report(
+    pub(crate) fn call_report(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -196,7 +201,7 @@ impl Backends {
     }
 
     /// Asks the mesh for the nodes of the grid. The answer is the text of `/v1/nodes`.
-    pub fn call_nodes(
+    pub(crate) fn call_nodes(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -263,7 +268,7 @@ impl Backends {
     }
 
     /// Handles one answer to a question. With the last one the caller gets its reply.
-    pub fn handle_answer(
+    pub(crate) fn handle_answer(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -276,7 +281,7 @@ impl Backends {
     }
 
     /// Settles a question that has timed out. Returns false if it was settled before.
-    pub fn expire(
+    pub(crate) fn expire(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -324,7 +329,7 @@ impl Backends {
 
     /// Makes the topics of a `queue.pop` deliver, once its answer is queued. Does nothing if the back end has
     /// stopped consuming in the meantime.
-    pub fn start_consuming(
+    pub(crate) fn start_consuming(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -385,14 +390,18 @@ fn terms(turn: &Turn, pop: u64, topics: usize, settling: Settling) -> Terms {
 }
 
 /// Returns the topics that a back end consumes, if this `queue.pop` is its latest one.
-pub fn topics_of(connections: &mut Connections, key: ConnectionKey, pop: u64) -> Vec<Arc<str>> {
+pub(super) fn topics_of(
+    connections: &mut Connections,
+    key: ConnectionKey,
+    pop: u64,
+) -> Vec<Arc<str>> {
     let backend = connections.get(key).and_then(Connection::backend);
     let backend = backend.filter(|backend| backend.pops == pop);
     backend.map(|backend| backend.topics.clone()).unwrap_or_default()
 }
 
 /// Returns why a client cannot be reached, for an error message.
-pub fn unreachable_reason(turn: &Turn, client: ClientId) -> &'static str {
+pub(crate) fn unreachable_reason(turn: &Turn, client: ClientId) -> &'static str {
     match turn.roster.is_reachable(client.node()) {
         true => "no such client",
         false => "no such client: its node is not there, or out of reach",

@@ -13,7 +13,7 @@ use crate::shard::turn::Turn;
 
 /// A topic on one node: the events of that topic that were put in there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TopicHome {
+pub(crate) struct TopicHome {
     /// The node.
     pub node: NodeId,
     /// The name of the topic.
@@ -23,7 +23,7 @@ pub struct TopicHome {
 impl Backends {
     /// Delivers an event to one of this shard's back ends. Reports to the topic's home if the back end is
     /// gone or does not consume any more.
-    pub fn deliver(
+    pub(crate) fn deliver(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -53,7 +53,7 @@ impl Backends {
     }
 
     /// Reports events that were written completely to the homes of their topics.
-    pub fn handle_written(
+    pub(crate) fn handle_written(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -76,7 +76,7 @@ impl Backends {
     }
 
     /// Handles the end of a back end that consumed these topics: tells their homes on all nodes.
-    pub fn handle_gone(
+    pub(crate) fn handle_gone(
         &mut self,
         turn: &mut Turn,
         key: ConnectionKey,
@@ -126,14 +126,19 @@ impl Backends {
     }
 
     /// Makes all consumers of this shard known to a node that has become reachable.
-    pub fn handle_node_up(&self, turn: &mut Turn, connections: &mut Connections, node: NodeId) {
+    pub(crate) fn handle_node_up(
+        &self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        node: NodeId,
+    ) {
         for &key in &self.consumers {
             consume_on(turn, connections, node, key);
         }
     }
 
     /// Forgets the events in flight from a node that has become unreachable: that node redelivers them.
-    pub fn handle_node_down(&self, connections: &mut Connections, node: NodeId) {
+    pub(crate) fn handle_node_down(&self, connections: &mut Connections, node: NodeId) {
         for &key in &self.consumers {
             let backend = connections.get(key).and_then(Connection::backend);
             let Some(backend) = backend else { continue };

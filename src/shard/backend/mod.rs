@@ -27,18 +27,18 @@ use crate::protocol::frame::{Kind, Opcode, put_frame};
 use pending::Pending;
 use unrouted::UnroutedTopics;
 
-pub use acknowledge::Unsettled;
-pub use calls::{Caller, unreachable_reason};
-pub use consumers::TopicHome;
-pub use pending::Answer;
-pub use requests::{
+pub(super) use acknowledge::Unsettled;
+pub(super) use calls::{Caller, unreachable_reason};
+pub(super) use consumers::TopicHome;
+pub(super) use pending::Answer;
+pub(super) use requests::{
     WEBSOCKET_PATH, answer_preflight, api_method, check_origin, is_public, open_websocket,
 };
 
 use super::access::{Denial, Grant};
 
 /// The back ends of one shard.
-pub struct Backends {
+pub(super) struct Backends {
     parser: api::Parser,
     pending: Pending,
     // Back ends that consume, or did so on their present connection. Homes on other nodes know of them.
@@ -49,7 +49,7 @@ pub struct Backends {
 
 impl Backends {
     /// Creates the part without back ends, for a node that was started at this Unix time in milliseconds.
-    pub fn new(started_unix_ms: u64) -> Self {
+    pub(super) fn new(started_unix_ms: u64) -> Self {
         Self {
             parser: api::Parser::default(),
             pending: Pending::new(started_unix_ms),
@@ -60,29 +60,29 @@ impl Backends {
     }
 
     /// Returns the number of calls that wait for answers.
-    pub fn pending_calls(&self) -> usize {
+    pub(super) fn pending_calls(&self) -> usize {
         self.pending.len()
     }
 
     /// Returns how long calls waited for their answers.
-    pub fn calls_taken(&self) -> Durations {
+    pub(super) fn calls_taken(&self) -> Durations {
         self.calls_taken
     }
 
     /// Lends the parser of calls, since a parsed call borrows from it. Give it back with
     /// [`Self::return_parser`].
-    pub fn lend_parser(&mut self) -> api::Parser {
+    pub(super) fn lend_parser(&mut self) -> api::Parser {
         std::mem::take(&mut self.parser)
     }
 
     /// Takes the parser back, with its buffers.
-    pub fn return_parser(&mut self, parser: api::Parser) {
+    pub(super) fn return_parser(&mut self, parser: api::Parser) {
         self.parser = parser;
     }
 
     /// Reads one frame of a back end; returns the message if the frame completes one. Answers the text message
     /// `ping` itself.
-    pub fn read<'i>(
+    pub(super) fn read<'i>(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -117,7 +117,7 @@ impl Backends {
     ///
     /// # Errors
     /// The user's roles do not allow the call, the quota is used up, or the call was invalid already.
-    pub fn admit_call<'c>(
+    pub(super) fn admit_call<'c>(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -136,7 +136,7 @@ impl Backends {
 
     /// Writes a call to the log if the level `debug` is on.
     #[inline]
-    pub fn note_call(
+    pub(super) fn note_call(
         &self,
         turn: &Turn,
         connections: &mut Connections,
@@ -156,7 +156,7 @@ impl Backends {
 ///
 /// # Errors
 /// The user has made more calls than `requests_per_s` allows.
-pub fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
+pub(super) fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
     let quota = grant.user.and_then(|user| turn.state.quotas.get(user));
     if quota.is_none_or(|quota| quota.take(turn.now.ms)) {
         return Ok(());

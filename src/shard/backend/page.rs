@@ -9,14 +9,14 @@ const PAGE: &str = include_str!("page.html");
 /// The content security policy of the page. It may run its own script and style, call this API, and connect to
 /// any edge. The hashes are those of the script and style elements (CSP, section 2.3.1); a test prints the right
 /// ones when the page has changed.
-pub const PAGE_POLICY: &str = "default-src 'none'; \
+pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'sha256-Foj35OOUNqe4eQeaAA8tcQS7nrb5SZmBS1E+Lw73fiQ='; \
     style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \
     img-src data:; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Returns the page of this node.
-pub fn page(settings: &Settings) -> String {
+pub(super) fn page(settings: &Settings) -> String {
     // The JSON is inside a script element, which must not contain `</script>`.
     PAGE.replace("{{node}}", &describe(settings).replace('<', "\\u003c"))
 }

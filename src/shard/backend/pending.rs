@@ -10,7 +10,7 @@ const QUESTIONS_MAX: usize = 1 << 16;
 
 /// The reply that a question is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asker {
+pub(super) struct Asker {
     /// The connection that made the call.
     pub key: ConnectionKey,
     /// The number of the reply among the connection's replies.
@@ -19,7 +19,7 @@ pub struct Asker {
 
 /// A question that all answers have come for, or that has timed out.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Settled {
+pub(super) struct Settled {
     /// Who asked.
     pub asker: Asker,
     /// The sum of the answers, or the fault.
@@ -32,7 +32,7 @@ pub struct Settled {
 
 /// The kind of a question, which decides who is asked, how the answers add up, and what a timeout means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// `mesh.publish`: asks everybody who may have subscribers. The tallies add up; a missing one adds nothing.
     Publish,
     /// `mesh.send`: asks the client's shard.
@@ -52,7 +52,7 @@ pub enum Kind {
 
 /// One answer to a question, from any of those who were asked.
 #[derive(Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// A part of a publish is carried out.
     Published(Tally),
     /// A shard's state for `/metrics`.
@@ -79,7 +79,7 @@ impl Kind {
 
 /// The questions of one shard: at most [`QUESTIONS_MAX`]. A ticket is the key of its question.
 #[derive(Debug, Default)]
-pub struct Pending {
+pub(super) struct Pending {
     questions: SlotMap<Question>,
 }
 
@@ -100,22 +100,22 @@ impl Pending {
     /// Creates an empty table for a node that was started at this Unix time in milliseconds. The first tickets
     /// follow from that time, so that a ticket of an earlier run rarely names a question of this one. The mesh
     /// does not deliver answers to an earlier run, either.
-    pub fn new(started_unix_ms: u64) -> Self {
+    pub(super) fn new(started_unix_ms: u64) -> Self {
         Self { questions: SlotMap::new(started_unix_ms as u32) }
     }
 
     /// Returns the number of questions that wait.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.questions.len()
     }
 
     /// Whether there is room for one more question.
-    pub fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.len() < QUESTIONS_MAX
     }
 
     /// Opens a question that `awaited` answers settle; returns its ticket.
-    pub fn open(&mut self, now_us: u64, asker: Asker, kind: Kind, awaited: usize) -> Ticket {
+    pub(super) fn open(&mut self, now_us: u64, asker: Asker, kind: Kind, awaited: usize) -> Ticket {
         let question = Question {
             asker,
             kind,
@@ -130,13 +130,13 @@ impl Pending {
     }
 
     /// Returns when a question was asked, on the shard's clock; `None` if it was settled.
-    pub fn asked_us(&self, ticket: Ticket) -> Option<u64> {
+    pub(super) fn asked_us(&self, ticket: Ticket) -> Option<u64> {
         Some(self.questions.get(SlotKey::from_bits(ticket.0))?.asked_us)
     }
 
     /// Adds an answer; returns the settled question if it was the last one. An answer to a question that is
     /// settled already is ignored.
-    pub fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
         let key = SlotKey::from_bits(ticket.0);
         let question = self.questions.get_mut(key)?;
         match answer {
@@ -159,7 +159,7 @@ impl Pending {
     }
 
     /// Settles a question that has timed out; `None` if it was settled before.
-    pub fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
+    pub(super) fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
         let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
         Some(question.settle(|question| match question.kind {
             Kind::Publish | Kind::Report => Ok(question.sum()),

@@ -12,15 +12,15 @@ use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 
 /// The path at which a back end opens a WebSocket.
-pub const WEBSOCKET_PATH: &str = "/ws/v1";
+pub(crate) const WEBSOCKET_PATH: &str = "/ws/v1";
 
 /// Whether a path needs no credentials: the probes and the start page.
-pub fn is_public(path: &str) -> bool {
+pub(crate) fn is_public(path: &str) -> bool {
     matches!(path, "/" | "/healthz" | "/readyz")
 }
 
 /// Returns the API method at a path.
-pub fn api_method(path: &str) -> Option<ApiMethod> {
+pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
     match path {
         "/v1/mesh/send" => Some(ApiMethod::Send),
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
@@ -31,7 +31,7 @@ pub fn api_method(path: &str) -> Option<ApiMethod> {
 
 impl Backends {
     /// Answers a request for a page or a probe.
-    pub fn handle_page_request(
+    pub(crate) fn handle_page_request(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -95,7 +95,7 @@ impl Backends {
 ///
 /// A GET of a page of the same origin has no `Origin` header. If the settings have no users, such a request is
 /// checked by its `Host`, against DNS rebinding.
-pub fn check_origin(
+pub(crate) fn check_origin(
     turn: &Turn,
     key: ConnectionKey,
     request: &Request<'_>,
@@ -141,7 +141,7 @@ fn check_host(
 }
 
 /// Answers a CORS preflight request of an allowed origin (Fetch, section 3.2).
-pub fn answer_preflight(
+pub(crate) fn answer_preflight(
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,
@@ -158,7 +158,7 @@ pub fn answer_preflight(
 }
 
 /// Upgrades a connection to the WebSocket API, or refuses that.
-pub fn open_websocket(
+pub(crate) fn open_websocket(
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,

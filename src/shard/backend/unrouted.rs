@@ -20,7 +20,7 @@ const NAMED_MAX: usize = 4;
 
 /// Topics without a route that the log has named.
 #[derive(Debug, Default)]
-pub struct UnroutedTopics {
+pub(super) struct UnroutedTopics {
     // At most LOGGED_MAX.
     logged: BTreeSet<Arc<str>>,
 }

@@ -13,7 +13,7 @@ const CLIENTS_MS: u64 = 500;
 
 /// What was announced to the mesh, and the answers that wait until all nodes know it.
 #[derive(Debug, Default)]
-pub struct InterestAnnouncements {
+pub(super) struct InterestAnnouncements {
     // The number of the last change of interest known to all nodes.
     known: u64,
     // The number of clients last announced, and when, in milliseconds on the shard's clock.
@@ -36,7 +36,7 @@ enum WaitingForInterest {
 impl Clients {
     /// Tells the mesh which channels gained their first subscriber on this shard or lost their
     /// last. Announces the number of clients from time to time.
-    pub fn announce(&mut self, turn: &mut Turn) {
+    pub(crate) fn announce(&mut self, turn: &mut Turn) {
         while let Some(ChannelChange { number, channel, has_subscribers }) =
             self.channels.poll_change()
         {
@@ -53,7 +53,7 @@ impl Clients {
     /// Returns when the number of clients is announced next, in milliseconds on the shard's clock.
     /// `None` if the announced number is up to date.
     #[inline]
-    pub fn next_announcement(&self, turn: &Turn) -> Option<u64> {
+    pub(crate) fn next_announcement(&self, turn: &Turn) -> Option<u64> {
         let is_news = self.announcements.clients != self.by_id.len() as u64;
         (turn.settings.has_mesh && is_news).then_some(self.announcements.clients_ms + CLIENTS_MS)
     }
@@ -96,7 +96,7 @@ impl Clients {
     }
 
     /// Handles the news that every node knows all changes of interest up to this one.
-    pub fn handle_interest_known(
+    pub(crate) fn handle_interest_known(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,

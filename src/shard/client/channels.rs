@@ -11,7 +11,7 @@ use crate::shard::interest::ShardInterest;
 const ROOM_KEPT: usize = 1024;
 
 /// The index of a channel in the table, valid while it has subscribers or a walk is in progress.
-pub type ChannelIndex = u32;
+pub(super) type ChannelIndex = u32;
 
 /// A client's position among the members of a channel. The client keeps one per channel, so that
 /// unsubscribing takes no search.
@@ -25,7 +25,7 @@ pub struct Subscription {
 /// A member of a channel, with the way back to its [`Subscription`]. Each side knows the position
 /// of the other, so that either can move in constant time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChannelMember {
+pub(super) struct ChannelMember {
     /// The index of the connection in the shard's table.
     pub connection: u32,
     /// The index of the subscription in the client's list.
@@ -40,7 +40,7 @@ impl ChannelMember {
 
 /// All channels of one shard.
 #[derive(Debug)]
-pub struct Channels {
+pub(super) struct Channels {
     by_name: HashMap<Box<str>, ChannelIndex>,
     slots: Vec<Channel>,
     free: Vec<ChannelIndex>,
@@ -59,7 +59,7 @@ struct Changes {
 
 /// A channel that gained its first subscriber on this shard, or lost its last.
 #[derive(Debug)]
-pub struct ChannelChange {
+pub(super) struct ChannelChange {
     /// The number of the change, which grows by one with each.
     pub number: u64,
     /// The name of the channel.
@@ -103,43 +103,43 @@ struct Walked {
 }
 
 /// The number of a walk among those through the same channel.
-pub type WalkNumber = u64;
+pub(super) type WalkNumber = u64;
 
 impl Channels {
     /// Creates the table. With `has_mesh`, [`Self::poll_change`] returns the changes.
-    pub fn new(has_mesh: bool, interest: ShardInterest) -> Self {
+    pub(super) fn new(has_mesh: bool, interest: ShardInterest) -> Self {
         let changes = has_mesh.then(Changes::default);
         Self { by_name: HashMap::new(), slots: Vec::new(), free: Vec::new(), changes, interest }
     }
 
     /// Returns the next channel that appeared or disappeared.
-    pub fn poll_change(&mut self) -> Option<ChannelChange> {
+    pub(super) fn poll_change(&mut self) -> Option<ChannelChange> {
         self.changes.as_mut()?.unannounced.pop_front()
     }
 
     /// Returns the number of the change with which this channel appeared. `None` without a mesh or
     /// for a channel without subscribers.
-    pub fn change_of(&self, name: &str) -> Option<u64> {
+    pub(super) fn change_of(&self, name: &str) -> Option<u64> {
         self.find(name).and_then(|channel| self.slots[channel as usize].change)
     }
 
     /// Returns the channel of this name, if it has subscribers on this shard.
-    pub fn find(&self, name: &str) -> Option<ChannelIndex> {
+    pub(super) fn find(&self, name: &str) -> Option<ChannelIndex> {
         self.by_name.get(name).copied()
     }
 
     /// Returns the name of a channel.
-    pub fn name(&self, channel: ChannelIndex) -> &str {
+    pub(super) fn name(&self, channel: ChannelIndex) -> &str {
         &self.slots[channel as usize].name
     }
 
     /// Returns the number of channels with subscribers on this shard.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_name.len()
     }
 
     /// Subscribes a connection that is not subscribed to this channel yet.
-    pub fn subscribe(&mut self, name: &str, member: ChannelMember) -> Subscription {
+    pub(super) fn subscribe(&mut self, name: &str, member: ChannelMember) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));
         let slot = &mut self.slots[channel as usize];
         if let Some(walked) = &mut slot.walked
@@ -167,14 +167,14 @@ impl Channels {
     }
 
     /// Notes that a subscription has moved to another index in its client's list.
-    pub fn set_place(&mut self, subscription: Subscription, place: u32) {
+    pub(super) fn set_place(&mut self, subscription: Subscription, place: u32) {
         let Subscription { channel, position } = subscription;
         self.slots[channel as usize].members[position as usize].place = place;
     }
 
     /// Ends a subscription. If another member took its position, `moved` receives that member and
     /// its new subscription.
-    pub fn unsubscribe(
+    pub(super) fn unsubscribe(
         &mut self,
         subscription: Subscription,
         moved: impl FnOnce(ChannelMember, Subscription),
@@ -221,12 +221,12 @@ impl Channels {
     }
 
     /// Returns the end of the member list, for a walk that begins now.
-    pub fn end(&self, channel: ChannelIndex) -> usize {
+    pub(super) fn end(&self, channel: ChannelIndex) -> usize {
         self.slots[channel as usize].members.len()
     }
 
     /// Registers a walk that continues in later turns, and returns its number.
-    pub fn begin_walk(&mut self, channel: ChannelIndex) -> WalkNumber {
+    pub(super) fn begin_walk(&mut self, channel: ChannelIndex) -> WalkNumber {
         let walked = self.slots[channel as usize].walked.get_or_insert_default();
         walked.last += 1;
         walked.walks.push(walked.last);
@@ -236,7 +236,7 @@ impl Channels {
     /// Iterates over the members from `at` to `end`, with their positions. Skips members that
     /// unsubscribed, and those that this walk may have met before. `walk` is `None` for a walk
     /// within one turn, which meets all members.
-    pub fn members(
+    pub(super) fn members(
         &self,
         channel: ChannelIndex,
         walk: Option<WalkNumber>,
@@ -256,7 +256,7 @@ impl Channels {
 
     /// Ends a registered walk. When no walk is left, removes the members that unsubscribed
     /// meanwhile. `moved` receives each member whose position changed, with its new subscription.
-    pub fn end_walk(
+    pub(super) fn end_walk(
         &mut self,
         channel: ChannelIndex,
         walk: WalkNumber,

@@ -42,7 +42,7 @@ const BYTES_AFTER_OVERRUN: usize = BYTES_PER_TURN / 4;
 /// The remaining budget for fan-outs in a turn, which lasts from one `Shard::handle_turn` to the
 /// next. The budget limits the delay of other work to about 0.5 ms per turn.
 #[derive(Debug)]
-pub struct FanoutBudget {
+pub(super) struct FanoutBudget {
     // Subscribers that may still be visited, and bytes that may still be queued for them.
     reachable: usize,
     addable_bytes: usize,
@@ -115,7 +115,7 @@ impl FanoutBudget {
 
 /// The progress of one publish through a channel's members.
 #[derive(Debug)]
-pub struct ChannelWalk {
+pub(crate) struct ChannelWalk {
     channel: ChannelIndex,
     // The number among the channel's walks. `None` for a walk within one turn.
     number: Option<WalkNumber>,
@@ -129,7 +129,7 @@ pub struct ChannelWalk {
 /// commands wait so that the commands of one back end take effect in order. Commands of other back
 /// ends do not wait.
 #[derive(Debug)]
-pub struct PendingPublish {
+pub(super) struct PendingPublish {
     requester: Requester,
     walk: Box<ChannelWalk>,
     queued: QueuedCommands,
@@ -197,7 +197,7 @@ fn held_bytes(command: &Command) -> usize {
 
 /// The publishes in progress on a shard.
 #[derive(Debug, Default)]
-pub struct Fanout {
+pub(super) struct Fanout {
     publishes: HashMap<BackendId, PendingPublish>,
     // The back ends with a pending publish, in the order of their next slices.
     round_robin: VecDeque<BackendId>,
@@ -209,7 +209,7 @@ pub struct Fanout {
 
 impl Fanout {
     /// Whether a publish is pending.
-    pub fn is_walking(&self) -> bool {
+    pub(super) fn is_walking(&self) -> bool {
         !self.round_robin.is_empty()
     }
 
@@ -234,7 +234,7 @@ impl Clients {
     /// # Errors
     /// The publish needs more than one slice, or the turn's budget is spent. Returns the rest of
     /// the walk, for [`Self::defer_publish`].
-    pub fn publish(
+    pub(crate) fn publish(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -333,7 +333,7 @@ impl Clients {
     ///
     /// # Errors
     /// Too many commands are queued behind the publish: returns the command.
-    pub fn queue_behind_publish(
+    pub(crate) fn queue_behind_publish(
         &mut self,
         requester: Requester,
         command: Command,
@@ -345,17 +345,17 @@ impl Clients {
     }
 
     /// Whether a publish of this back end is pending.
-    pub fn has_pending_publish(&self, backend: BackendId) -> bool {
+    pub(crate) fn has_pending_publish(&self, backend: BackendId) -> bool {
         self.fanout.publishes.contains_key(&backend)
     }
 
     /// Returns the number of pending publishes.
-    pub fn pending_publishes(&self) -> usize {
+    pub(crate) fn pending_publishes(&self) -> usize {
         self.fanout.publishes.len()
     }
 
     /// Handles the disconnect of a consumer: its queued `Join` commands fail.
-    pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
+    pub(crate) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         let publish = self.fanout.publishes.get_mut(&backend);
         for requester in publish.map(PendingPublish::forget_joins).unwrap_or_default() {
             let fault = Fault::new(Code::ConsumptionFailed, "the connection is gone");
@@ -364,7 +364,7 @@ impl Clients {
     }
 
     /// Renews the fan-out budget for a new turn.
-    pub fn begin_turn(&mut self) {
+    pub(crate) fn begin_turn(&mut self) {
         let is_walking = self.fanout.is_walking();
         if !is_walking {
             self.fanout.last_frames = None;
@@ -373,19 +373,19 @@ impl Clients {
     }
 
     /// Whether one more fan-out write is allowed in this turn.
-    pub fn may_send(&self) -> bool {
+    pub(crate) fn may_send(&self) -> bool {
         self.fanout.budget.may_send(self.fanout.is_walking())
     }
 
     /// Counts a fan-out write of this many bytes.
-    pub fn note_sent(&mut self, bytes: usize) {
+    pub(crate) fn note_sent(&mut self, bytes: usize) {
         self.fanout.budget.send(bytes);
     }
 
     /// Continues the pending publishes, in turn. No step may be waiting: the commands queued behind
     /// a finished publish become steps, and a waiting step could be a later command of the same
     /// back end.
-    pub fn continue_publishes(&mut self, turn: &mut Turn, connections: &mut Connections) {
+    pub(crate) fn continue_publishes(&mut self, turn: &mut Turn, connections: &mut Connections) {
         debug_assert!(!turn.has_steps(), "queued commands come before later ones");
         let mut left = SLICE;
         for _ in 0..self.fanout.round_robin.len() {
@@ -413,7 +413,7 @@ impl Clients {
     }
 
     /// Keeps the rest of a publish for later turns.
-    pub fn defer_publish(&mut self, requester: Requester, walk: Box<ChannelWalk>) {
+    pub(crate) fn defer_publish(&mut self, requester: Requester, walk: Box<ChannelWalk>) {
         let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
         self.fanout.publishes.insert(requester.backend, publish);
         self.fanout.round_robin.push_back(requester.backend);

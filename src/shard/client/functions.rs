@@ -16,7 +16,7 @@ impl Clients {
     ///
     /// # Errors
     /// The client is not on this shard, it is closing, or its queue is full.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -57,7 +57,7 @@ impl Clients {
 
     /// Calls a function on a client. Returns `None` if the answer follows later, once every node
     /// knows of a newly subscribed channel.
-    pub fn execute(
+    pub(crate) fn execute(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -137,6 +137,6 @@ fn change_context(
 }
 
 /// Returns the fault for a call to a client that is not on this shard.
-pub fn no_such_client() -> Fault {
+pub(super) fn no_such_client() -> Fault {
     Fault::new(Code::ExecutionFailed, "no such client")
 }

@@ -46,7 +46,7 @@ struct Handshake<'r> {
 impl Clients {
     /// Answers a request on an edge listener: accepts the handshake, or refuses it.
     /// `topic_takes_clients` tells whether a topic accepts new clients.
-    pub fn handle_request(
+    pub(crate) fn handle_request(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,

@@ -16,7 +16,7 @@ use crate::shard::work;
 
 impl Clients {
     /// Reads one message or control frame of a client.
-    pub fn read(
+    pub(crate) fn read(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,

@@ -34,11 +34,11 @@ use channels::Channels;
 use fanout::Fanout;
 use subscriptions::UnsubscribeQueue;
 
-pub use channels::Subscription;
-pub use context::Context;
+pub(super) use channels::Subscription;
+pub(super) use context::Context;
 
 /// The clients of one shard, and the channels that they are subscribed to.
-pub struct Clients {
+pub(super) struct Clients {
     ids: IdSource,
     by_id: HashMap<ClientId, ConnectionKey>,
     channels: Channels,
@@ -51,7 +51,7 @@ pub struct Clients {
 
 impl Clients {
     /// Creates the part without clients. `ids` provides the ids of new clients.
-    pub fn new(turn: &Turn, ids: IdSource) -> Self {
+    pub(super) fn new(turn: &Turn, ids: IdSource) -> Self {
         Self {
             ids,
             by_id: HashMap::new(),
@@ -68,29 +68,29 @@ impl Clients {
     }
 
     /// Returns the number of clients.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.by_id.len()
     }
 
     /// Whether a channel has subscribers on this shard.
-    pub fn has_channel(&self, name: &str) -> bool {
+    pub(super) fn has_channel(&self, name: &str) -> bool {
         self.channels.find(name).is_some()
     }
 
     /// Returns the number of channels with subscribers on this shard.
-    pub fn channels(&self) -> usize {
+    pub(super) fn channels(&self) -> usize {
         self.channels.len()
     }
 
     /// Handles the disconnect of a client whose messages are still being processed: no call reaches
     /// it any more.
-    pub fn handle_disconnected(&mut self, client: ClientId) {
+    pub(super) fn handle_disconnected(&mut self, client: ClientId) {
         self.by_id.remove(&client);
     }
 
     /// Handles the end of a client, and unsubscribes it from its channels. Returns the topic and
     /// the close event, if the client's route reports closes.
-    pub fn handle_gone(
+    pub(super) fn handle_gone(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -115,7 +115,7 @@ impl Clients {
     }
 
     /// Whether the next turn has work at once: a pending publish, or clients to unsubscribe.
-    pub fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         self.fanout.is_walking() || self.unsubscribing.is_waiting()
     }
 }

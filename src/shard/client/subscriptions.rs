@@ -21,7 +21,7 @@ const COMPARED: usize = 16;
 
 /// The ended clients that still have subscriptions.
 #[derive(Debug)]
-pub struct UnsubscribeQueue {
+pub(super) struct UnsubscribeQueue {
     // The connections of these clients, which stay in the table until all subscriptions are
     // removed. The number of connections bounds the queue.
     clients: VecDeque<ConnectionKey>,
@@ -37,7 +37,7 @@ impl Default for UnsubscribeQueue {
 
 impl UnsubscribeQueue {
     /// Whether an ended client still has subscriptions, so that the next turn begins at once.
-    pub fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         !self.clients.is_empty()
     }
 }
@@ -47,7 +47,7 @@ impl UnsubscribeQueue {
 ///
 /// # Errors
 /// There are more than `max` distinct names.
-pub fn distinct<'n>(
+pub(super) fn distinct<'n>(
     names: impl IntoIterator<Item = &'n str>,
     max: usize,
 ) -> Result<Vec<&'n str>, TooManyNames> {
@@ -74,7 +74,7 @@ pub fn distinct<'n>(
 
 /// More distinct names than allowed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct TooManyNames;
+pub(super) struct TooManyNames;
 
 impl Client {
     /// Whether the client is subscribed to this channel.
@@ -127,7 +127,7 @@ impl Clients {
     }
 
     /// Ends a client's subscriptions to these channels.
-    pub fn unsubscribe(
+    pub(crate) fn unsubscribe(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
@@ -155,7 +155,7 @@ impl Clients {
 
     /// Unsubscribes an ended client from its channels. What exceeds the turn's budget is queued for
     /// later turns.
-    pub fn begin_unsubscribing(
+    pub(crate) fn begin_unsubscribing(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
@@ -167,7 +167,7 @@ impl Clients {
     }
 
     /// Continues to unsubscribe ended clients, in order, within the budget of a turn.
-    pub fn continue_unsubscribing(&mut self, connections: &mut Connections) {
+    pub(crate) fn continue_unsubscribing(&mut self, connections: &mut Connections) {
         self.unsubscribing.left = UNSUBSCRIBES_PER_TURN;
         while self.unsubscribing.left > 0
             && let Some(key) = self.unsubscribing.clients.pop_front()

@@ -10,17 +10,17 @@ use crate::shard::connection::{BufferPool, Outbound};
 /// The frames that the previous publish appended to outbound queues, by variant: plain, then one
 /// per compression window. If the last chunk of a queue is this very `Rc`, nothing was queued
 /// since. The `Rc` kept here stays allocated, so its address cannot be reused.
-pub type LastFrames = [Option<Rc<Frame>>; 1 + Window::COUNT];
+pub(super) type LastFrames = [Option<Rc<Frame>>; 1 + Window::COUNT];
 
 /// Bounds of coalescing: the minimum number of subscribers, and the maximum size in bytes. A
 /// coalesced run costs the kernel less than separate frames in a burst. The copy pays off only when
 /// several subscribers share it.
-pub const COALESCE_MIN_SUBSCRIBERS: usize = 4;
+pub(super) const COALESCE_MIN_SUBSCRIBERS: usize = 4;
 const COALESCED_BYTES_MAX: usize = 4096;
 
 /// The variants of a frame, each made when the first subscriber needs it.
 #[derive(Debug)]
-pub struct Variants {
+pub(super) struct Variants {
     plain: Rc<Frame>,
     made: [Option<Variant>; 1 + Window::COUNT],
     last_frames: LastFrames,
@@ -28,7 +28,7 @@ pub struct Variants {
 
 /// One variant of a frame.
 #[derive(Debug)]
-pub struct Variant {
+pub(super) struct Variant {
     frame: Rc<Frame>,
     // The previous frame, and the two frames as one run of bytes.
     coalesced: Option<(Rc<Frame>, Rc<Frame>)>,
@@ -40,18 +40,18 @@ pub struct Variant {
 
 impl Variants {
     /// Creates the set without any variant made.
-    pub fn of(frame: Frame, last_frames: LastFrames) -> Self {
+    pub(super) fn of(frame: Frame, last_frames: LastFrames) -> Self {
         Self { plain: Rc::new(frame), made: Default::default(), last_frames }
     }
 
     /// Returns the frame as it was published.
-    pub fn plain(&self) -> &Frame {
+    pub(super) fn plain(&self) -> &Frame {
         &self.plain
     }
 
     /// Returns the variant for a subscriber's compression window, or the plain one.
     #[inline]
-    pub fn get(
+    pub(super) fn get(
         &mut self,
         window: Option<Window>,
         deflater: &mut Deflater,
@@ -66,7 +66,7 @@ impl Variants {
     }
 
     /// Returns the frames that the next publish may be coalesced with.
-    pub fn into_last_frames(self) -> LastFrames {
+    pub(super) fn into_last_frames(self) -> LastFrames {
         self.made.map(|variant| variant.map(Variant::into_last_frame))
     }
 }
@@ -102,13 +102,13 @@ impl Variant {
     }
 
     /// Returns the size in bytes of the frame alone.
-    pub fn frame_bytes(&self) -> usize {
+    pub(super) fn frame_bytes(&self) -> usize {
         self.bytes
     }
 
     /// Appends the frame to a subscriber's outbound queue.
     #[inline]
-    pub fn push(&mut self, outbound: &mut Outbound, buffer_pool: &mut BufferPool) {
+    pub(super) fn push(&mut self, outbound: &mut Outbound, buffer_pool: &mut BufferPool) {
         match &self.coalesced {
             Some((last, coalesced)) if outbound.coalesce(last, coalesced, self.bytes) => {
                 self.is_coalesced = true;

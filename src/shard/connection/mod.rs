@@ -44,11 +44,13 @@ use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
 
 pub use answers::ReadProgress;
-pub use outbound::{Batch, BufferPool, Chunk, Outbound, freed_bytes};
-pub use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
-pub use replies::{HttpShape, Replies, Shape, WAITING_MAX};
-pub use table::Connections;
-pub use writing::{PolledWrite, Priority, QueuedWrites, Written};
+pub use outbound::{Batch, Chunk, freed_bytes};
+pub(super) use outbound::{BufferPool, Outbound};
+pub(super) use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
+pub(super) use replies::{HttpShape, Replies, Shape, WAITING_MAX};
+pub(super) use table::Connections;
+pub use writing::Priority;
+pub(super) use writing::{PolledWrite, QueuedWrites, Written};
 
 /// The listener that accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -68,7 +68,7 @@ pub fn freed_bytes(batch: &Batch) -> usize {
 }
 
 /// Time in flight after which a batch marks its connection as slow, in milliseconds.
-pub const SLOW_MS: u64 = 250;
+pub(super) const SLOW_MS: u64 = 250;
 
 /// Resolution of the time in flight, in milliseconds.
 const TICK_MS: u64 = 16;

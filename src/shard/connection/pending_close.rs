@@ -37,7 +37,7 @@ use crate::shard::turn::{Step, Turn};
 
 /// The close event of a client that disconnected, reported once its messages are processed.
 #[derive(Debug)]
-pub struct PendingClose {
+pub(super) struct PendingClose {
     /// The close code to report.
     pub code: u16,
     /// The reason to report.

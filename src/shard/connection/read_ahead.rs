@@ -19,7 +19,7 @@ struct Unread {
 
 /// Bytes kept for a paused connection before the driver is told to stop receiving. A short pause
 /// then costs nothing, and the end of the stream is still noticed.
-pub const READ_AHEAD_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const READ_AHEAD_BYTES_MAX: usize = 16 * 1024;
 
 impl ReadAhead {
     /// Whether the read-ahead is empty.

@@ -10,10 +10,10 @@ use crate::protocol::http::{Date, Exchange, Response};
 
 /// Maximum number of pending answers of one connection. Reading pauses there, and resumes at
 /// [`WAITING_MIN`].
-pub const WAITING_MAX: usize = 1024;
+pub(crate) const WAITING_MAX: usize = 1024;
 
 /// Number of pending answers at which reading resumes after [`WAITING_MAX`] was reached.
-pub const WAITING_MIN: usize = 512;
+pub(super) const WAITING_MIN: usize = 512;
 
 /// The format of an answer.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Shape {
 }
 
 /// Appends an answer as a WebSocket message.
-pub fn put_message(
+pub(super) fn put_message(
     out: &mut Vec<u8>,
     scratch: &mut Vec<u8>,
     answer: &Result<Reply, Fault>,

@@ -34,7 +34,7 @@ const ADMITTED_PER_TURN: usize = 256;
 
 /// The feeders of one shard.
 #[derive(Debug)]
-pub struct Feeders {
+pub(super) struct Feeders {
     feeders: HashMap<Arc<str>, Feeder>,
     // Topics that may have deferred clients.
     crowded: BTreeSet<Arc<str>>,
@@ -55,7 +55,7 @@ struct AdmissionRound {
 
 impl Feeders {
     /// Creates the feeders of the topics of all routes.
-    pub fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &Settings) -> Self {
         let mut feeders = Self {
             feeders: HashMap::new(),
             crowded: BTreeSet::new(),
@@ -70,7 +70,7 @@ impl Feeders {
     }
 
     /// Creates the feeder of a topic if there is none.
-    pub fn ensure(&mut self, settings: &Settings, topic: &Arc<str>) {
+    pub(super) fn ensure(&mut self, settings: &Settings, topic: &Arc<str>) {
         if !self.feeders.contains_key(topic) {
             let share = Room::share(settings.queue.bounds, settings.shards);
             self.feeders.insert(topic.clone(), Feeder::new(share));
@@ -78,7 +78,7 @@ impl Feeders {
     }
 
     /// Returns an event if it may be pushed now. Otherwise the event waits, and its connection is paused.
-    pub fn feed(
+    pub(super) fn feed(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -111,21 +111,21 @@ impl Feeders {
     }
 
     /// Asks the topic's home shard for the credit that the first waiting event needs, unless that was done.
-    pub fn ask_for_room(&mut self, turn: &mut Turn, topic: &Arc<str>) {
+    pub(super) fn ask_for_room(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         if let Some(bytes) = self.feeders.get_mut(topic).and_then(Feeder::poll_ask) {
             turn.send_to_own_home(topic, FromFeeder::WantCredit(bytes));
         }
     }
 
     /// Adds credit that the topic's home shard has granted.
-    pub fn grant(&mut self, topic: &Arc<str>, credit: Credit) {
+    pub(super) fn grant(&mut self, topic: &Arc<str>, credit: Credit) {
         if let Some(feeder) = self.feeders.get_mut(topic) {
             feeder.granted(credit);
         }
     }
 
     /// Returns the next waiting event that there is credit for, and resumes its connection.
-    pub fn poll_ready(
+    pub(super) fn poll_ready(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -139,7 +139,12 @@ impl Feeders {
     }
 
     /// Drops the waiting events and closes their clients: the topic is full, and `when_full` says not to wait.
-    pub fn refuse(&mut self, turn: &mut Turn, connections: &mut Connections, topic: &Arc<str>) {
+    pub(super) fn refuse(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        topic: &Arc<str>,
+    ) {
         let Some(feeder) = self.feeders.get_mut(topic) else { return };
         for Waiting { from, event } in feeder.refused() {
             turn.counters.refused += 1;
@@ -154,7 +159,7 @@ impl Feeders {
     }
 
     /// Returns the topics that events wait for, in the order of their names.
-    pub fn waited_for(&self) -> Vec<Arc<str>> {
+    pub(super) fn waited_for(&self) -> Vec<Arc<str>> {
         let waited = self.feeders.iter().filter(|(_, feeder)| feeder.waiting() > 0);
         let mut waited: Vec<_> = waited.map(|(name, _)| name.clone()).collect();
         waited.sort_unstable();
@@ -165,7 +170,7 @@ impl Feeders {
     /// the connection need not wait, or waits for another reason first. Control frames between
     /// messages do not wait.
     #[inline]
-    pub fn defers(
+    pub(super) fn defers(
         &self,
         turn: &Turn,
         connection: &Connection,
@@ -191,7 +196,7 @@ impl Feeders {
     }
 
     /// Pauses a connection before its next message is decoded.
-    pub fn defer(
+    pub(super) fn defer(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -206,7 +211,7 @@ impl Feeders {
     }
 
     /// Keeps what the last event of a client is made of, if its topic is crowded. Otherwise returns it.
-    pub fn defer_last(&mut self, topic: &Arc<str>, ended: Ended) -> Option<Ended> {
+    pub(super) fn defer_last(&mut self, topic: &Arc<str>, ended: Ended) -> Option<Ended> {
         if self.crowded.is_empty() {
             return Some(ended);
         }
@@ -221,12 +226,12 @@ impl Feeders {
 
     /// Whether a topic may have deferred clients.
     #[inline]
-    pub fn has_crowded(&self) -> bool {
+    pub(super) fn has_crowded(&self) -> bool {
         !self.crowded.is_empty()
     }
 
     /// Begins a turn of the shard: divides the clients to admit among the crowded topics.
-    pub fn begin_round(&mut self) {
+    pub(super) fn begin_round(&mut self) {
         let each = (ADMITTED_PER_TURN / self.crowded.len().max(1)).max(1);
         let round =
             |topic: &Arc<str>| AdmissionRound { topic: topic.clone(), left: each, is_first: true };
@@ -234,7 +239,7 @@ impl Feeders {
     }
 
     /// Returns the next deferred client to admit in this turn, with its topic.
-    pub fn poll_deferred(&mut self, turn: &Turn) -> Option<(Arc<str>, Deferred)> {
+    pub(super) fn poll_deferred(&mut self, turn: &Turn) -> Option<(Arc<str>, Deferred)> {
         self.admitted = None;
         while let Some(round) = self.round.last_mut() {
             let may = round.left > 0 && (round.is_first || turn.work.takes(usize::MAX));
@@ -254,7 +259,7 @@ impl Feeders {
 
     /// Resumes a deferred connection. Returns true if it may be read from. While the topic is crowded, it may send
     /// one message.
-    pub fn admit(&mut self, connections: &mut Connections, key: ConnectionKey) -> bool {
+    pub(super) fn admit(&mut self, connections: &mut Connections, key: ConnectionKey) -> bool {
         let Some(connection) = connections.get(key) else { return false };
         // The connection may have been closed in the meantime.
         if !connection.is_paused_for(Pause::Topic) {
@@ -267,18 +272,18 @@ impl Feeders {
     }
 
     /// Whether a deferred client can be admitted now.
-    pub fn can_admit(&self) -> bool {
+    pub(super) fn can_admit(&self) -> bool {
         self.crowded.iter().any(|topic| self.feeders.get(topic).is_some_and(Feeder::has_turn))
     }
 
     /// Whether no event waits for room in a topic.
-    pub fn takes_reports(&self, topic: &str) -> bool {
+    pub(super) fn takes_reports(&self, topic: &str) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() == 0)
     }
 
     /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients that have ended; they
     /// count against every topic.
-    pub fn takes_clients(
+    pub(super) fn takes_clients(
         &self,
         settings: &Settings,
         topic: &str,
@@ -292,7 +297,7 @@ impl Feeders {
     }
 
     /// Returns the bytes of waiting events, and of what is kept of clients that have ended.
-    pub fn waiting_bytes(&self) -> usize {
+    pub(super) fn waiting_bytes(&self) -> usize {
         self.feeders.values().map(Feeder::waiting_bytes).sum()
     }
 }

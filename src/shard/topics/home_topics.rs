@@ -22,7 +22,7 @@ const CHECK_MS: u64 = 250;
 
 /// The topics whose home is one shard.
 #[derive(Debug)]
-pub struct HomeTopics {
+pub(super) struct HomeTopics {
     // At most this shard's part of `Queue::topics`, besides those of routes. See `ensure`.
     topics: HashMap<Arc<str>, Topic>,
     // Topics of routes. They are kept even if they are empty and have no consumers.
@@ -37,7 +37,7 @@ pub struct HomeTopics {
 
 impl HomeTopics {
     /// Creates the topics of routes whose home is this shard.
-    pub fn new(shard: ShardId, settings: &Settings) -> Self {
+    pub(super) fn new(shard: ShardId, settings: &Settings) -> Self {
         let routes = settings.edges.iter().flat_map(|edge| &edge.routes);
         let topics = routes.filter_map(|route| route.topic.as_ref());
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
@@ -53,7 +53,12 @@ impl HomeTopics {
 
     /// Takes an event from a feeder on this shard, which had credit for it. Returns the event if the topic's home
     /// is another shard.
-    pub fn push(&mut self, turn: &mut Turn, topic: &Arc<str>, event: Event) -> Option<Event> {
+    pub(super) fn push(
+        &mut self,
+        turn: &mut Turn,
+        topic: &Arc<str>,
+        event: Event,
+    ) -> Option<Event> {
         let Some(home) = self.topics.get_mut(topic) else { return Some(event) };
         home.push(turn.now.us, turn.address.shard, event);
         self.carry_out_effects(turn, topic);
@@ -61,7 +66,7 @@ impl HomeTopics {
     }
 
     /// Handles a message from a feeder to a topic whose home is this shard. Creates the topic if needed.
-    pub fn handle_feeder(
+    pub(super) fn handle_feeder(
         &mut self,
         turn: &mut Turn,
         from: ShardId,
@@ -79,7 +84,7 @@ impl HomeTopics {
     }
 
     /// Handles a message from a consumer to a topic whose home is this shard.
-    pub fn handle_consumer(
+    pub(super) fn handle_consumer(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -109,7 +114,7 @@ impl HomeTopics {
     }
 
     /// Starts deliveries to a consumer that has joined a topic.
-    pub fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
+    pub(super) fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
         let now_us = turn.now.us;
         self.change(turn, topic, |home| home.start(now_us, consumer));
     }
@@ -159,7 +164,7 @@ impl HomeTopics {
     }
 
     /// Makes a back end a consumer of a topic; see [`super::Topics::join`].
-    pub fn join(
+    pub(super) fn join(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -184,7 +189,7 @@ impl HomeTopics {
     }
 
     /// Ends the consumption of a topic; see [`super::Topics::leave`].
-    pub fn leave(
+    pub(super) fn leave(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -214,13 +219,13 @@ impl HomeTopics {
     }
 
     /// Removes a back end that has ended from its topics. Events that were not written to it are redelivered.
-    pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
+    pub(super) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         let known = self.names_of(|home| home.knows(backend));
         self.change_each(turn, known, |home| home.gone(backend));
     }
 
     /// Removes the consumers of an unreachable node. Events that were not written to them are redelivered.
-    pub fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
+    pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         let consumed = self.names_of(Topic::has_consumers);
         self.change_each(turn, consumed, |home| home.node_gone(node));
     }
@@ -233,7 +238,7 @@ impl HomeTopics {
     }
 
     /// Continues the work of one unfinished topic. The unfinished topics take turns.
-    pub fn handle_turn(&mut self, turn: &mut Turn) {
+    pub(super) fn handle_turn(&mut self, turn: &mut Turn) {
         let now_us = turn.now.us;
         if let Some(topic) = self.unfinished.pop_front() {
             self.change(turn, &topic, |home| home.handle_turn(now_us));
@@ -241,7 +246,7 @@ impl HomeTopics {
     }
 
     /// Removes consumers that take no events, when a check is due.
-    pub fn handle_timeout(&mut self, turn: &mut Turn) {
+    pub(super) fn handle_timeout(&mut self, turn: &mut Turn) {
         let now = turn.now;
         if self.next_check_ms.is_none_or(|due_ms| now.ms < due_ms) {
             return;
@@ -256,7 +261,7 @@ impl HomeTopics {
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
     /// means at once.
-    pub fn next_turn(&self) -> Option<u64> {
+    pub(super) fn next_turn(&self) -> Option<u64> {
         if self.unfinished.is_empty() { self.next_check_ms } else { Some(0) }
     }
 
@@ -269,12 +274,12 @@ impl HomeTopics {
     }
 
     /// Returns the state of each topic.
-    pub fn reports(&self, now_us: u64) -> Vec<TopicReport> {
+    pub(super) fn reports(&self, now_us: u64) -> Vec<TopicReport> {
         self.topics.iter().map(|(name, topic)| topic.report(name, now_us)).collect()
     }
 
     /// Returns how long events stayed in topics whose home is, or was, this shard.
-    pub fn waits(&self) -> Durations {
+    pub(super) fn waits(&self) -> Durations {
         self.topics.values().fold(self.past_waits, |mut all, topic| {
             all += topic.waits();
             all
@@ -282,12 +287,12 @@ impl HomeTopics {
     }
 
     /// Returns the number of messages in the topics.
-    pub fn messages(&self) -> usize {
+    pub(super) fn messages(&self) -> usize {
         self.topics.values().map(Topic::messages).sum()
     }
 
     /// Whether a topic has both messages and consumers.
-    pub fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         self.topics.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
     }
 
@@ -295,7 +300,7 @@ impl HomeTopics {
     ///
     /// # Panics
     /// An invariant does not hold.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         self.topics.values().for_each(Topic::check);
     }
 }

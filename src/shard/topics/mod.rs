@@ -24,19 +24,24 @@ use home_topics::HomeTopics;
 
 /// The feeders of topics, and the topics whose home is this shard.
 #[derive(Debug)]
-pub struct Topics {
+pub(super) struct Topics {
     feeders: Feeders,
     home: HomeTopics,
 }
 
 impl Topics {
     /// Creates the topics of all routes: their feeders, and those whose home is this shard.
-    pub fn new(shard: ShardId, settings: &Settings) -> Self {
+    pub(super) fn new(shard: ShardId, settings: &Settings) -> Self {
         Self { feeders: Feeders::new(settings), home: HomeTopics::new(shard, settings) }
     }
 
     /// Puts an event into its topic. If there is no room, the event waits and its client is not read from.
-    pub fn feed(&mut self, turn: &mut Turn, connections: &mut Connections, fed: ClientEvent) {
+    pub(super) fn feed(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        fed: ClientEvent,
+    ) {
         let ClientEvent { topic, event, from } = fed;
         if let Some(event) = self.feeders.feed(turn, connections, &topic, event, from) {
             self.push(turn, &topic, event);
@@ -45,7 +50,7 @@ impl Topics {
 
     /// Puts the last event of a client into its topic. While the topic is crowded, the event is not encoded yet:
     /// only what it is made of is kept.
-    pub fn feed_last(
+    pub(super) fn feed_last(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -85,7 +90,7 @@ impl Topics {
     }
 
     /// Handles credit from the home of a topic: pushes the events that wait for it.
-    pub fn handle_credit(
+    pub(super) fn handle_credit(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -97,7 +102,7 @@ impl Topics {
     }
 
     /// Handles that the home of a topic has no room, and that clients do not wait for it.
-    pub fn handle_refused(
+    pub(super) fn handle_refused(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -107,7 +112,7 @@ impl Topics {
     }
 
     /// Handles a message from a feeder to a topic whose home is this shard.
-    pub fn handle_feeder(
+    pub(super) fn handle_feeder(
         &mut self,
         turn: &mut Turn,
         from: ShardId,
@@ -118,7 +123,7 @@ impl Topics {
     }
 
     /// Handles a message from a consumer to a topic whose home is this shard.
-    pub fn handle_consumer(
+    pub(super) fn handle_consumer(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -129,7 +134,7 @@ impl Topics {
     }
 
     /// Starts deliveries to a back end that has joined a topic whose home is this shard.
-    pub fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
+    pub(super) fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
         self.home.start(turn, topic, consumer);
     }
 
@@ -148,7 +153,7 @@ impl Topics {
     }
 
     /// Pushes the events that waited for the end of a memory shortage.
-    pub fn feed_again(&mut self, turn: &mut Turn, connections: &mut Connections) {
+    pub(super) fn feed_again(&mut self, turn: &mut Turn, connections: &mut Connections) {
         for topic in self.feeders.waited_for() {
             self.push_waiting(turn, connections, &topic);
         }
@@ -157,7 +162,7 @@ impl Topics {
     /// Returns the topic that a connection must wait for before its next message is decoded; see
     /// [`Feeders::defers`].
     #[inline]
-    pub fn defers(
+    pub(super) fn defers(
         &self,
         turn: &Turn,
         connection: &Connection,
@@ -169,7 +174,7 @@ impl Topics {
 
     /// Begins a turn of the shard. Returns true if [`Self::poll_admitted`] may have something to admit.
     #[inline]
-    pub fn begin_round(&mut self) -> bool {
+    pub(super) fn begin_round(&mut self) -> bool {
         let has_crowded = self.feeders.has_crowded();
         if has_crowded {
             self.feeders.begin_round();
@@ -178,7 +183,7 @@ impl Topics {
     }
 
     /// Pauses a connection before its next message is decoded.
-    pub fn defer(
+    pub(super) fn defer(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -190,7 +195,7 @@ impl Topics {
 
     /// Admits what was deferred, within the budget of a turn: feeds the last events of clients that have ended,
     /// and returns the next connection to read from. That connection is admitted until the next call.
-    pub fn poll_admitted(
+    pub(super) fn poll_admitted(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -212,7 +217,7 @@ impl Topics {
     ///
     /// # Errors
     /// The back end consumes the topic already, or there are too many consumers or topics.
-    pub fn join(
+    pub(super) fn join(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -226,7 +231,7 @@ impl Topics {
     ///
     /// # Errors
     /// The back end does not consume the topic.
-    pub fn leave(
+    pub(super) fn leave(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -236,39 +241,39 @@ impl Topics {
     }
 
     /// Removes a back end that has ended from all topics. Events that were not written to it are redelivered.
-    pub fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
+    pub(super) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         self.home.handle_backend_gone(turn, backend);
     }
 
     /// Removes the consumers of a node that has become unreachable.
-    pub fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
+    pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         self.home.handle_node_down(turn, node);
     }
 
     /// Continues the work that a change of consumers has left to do, for one topic.
-    pub fn handle_turn(&mut self, turn: &mut Turn) {
+    pub(super) fn handle_turn(&mut self, turn: &mut Turn) {
         self.home.handle_turn(turn);
     }
 
     /// Removes consumers that take no events, when a check is due.
-    pub fn handle_timeout(&mut self, turn: &mut Turn) {
+    pub(super) fn handle_timeout(&mut self, turn: &mut Turn) {
         self.home.handle_timeout(turn);
     }
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
     /// means at once.
-    pub fn next_turn(&self) -> Option<u64> {
+    pub(super) fn next_turn(&self) -> Option<u64> {
         if self.feeders.can_admit() { Some(0) } else { self.home.next_turn() }
     }
 
     /// Whether a report about a client of a lost node may be put into a topic: if no event waits for room there.
-    pub fn takes_reports(&self, topic: &str) -> bool {
+    pub(super) fn takes_reports(&self, topic: &str) -> bool {
         self.feeders.takes_reports(topic)
     }
 
     /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients that have ended; they
     /// count against every topic.
-    pub fn takes_clients(
+    pub(super) fn takes_clients(
         &self,
         settings: &Settings,
         topic: &str,
@@ -279,27 +284,27 @@ impl Topics {
 
     /// Returns the bytes that wait here for room in topics: encoded events, and what is kept of clients that have
     /// ended. Visits all topics.
-    pub fn waiting_bytes(&self) -> usize {
+    pub(super) fn waiting_bytes(&self) -> usize {
         self.feeders.waiting_bytes()
     }
 
     /// Returns the state of each topic whose home is this shard.
-    pub fn reports(&self, now_us: u64) -> Vec<TopicReport> {
+    pub(super) fn reports(&self, now_us: u64) -> Vec<TopicReport> {
         self.home.reports(now_us)
     }
 
     /// Returns how long events stayed in topics whose home is, or was, this shard.
-    pub fn waits(&self) -> Durations {
+    pub(super) fn waits(&self) -> Durations {
         self.home.waits()
     }
 
     /// Returns the number of messages in topics whose home is this shard. Messages count until they are written.
-    pub fn messages(&self) -> usize {
+    pub(super) fn messages(&self) -> usize {
         self.home.messages()
     }
 
     /// Whether a topic whose home is this shard has both messages and consumers.
-    pub fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         self.home.has_work()
     }
 
@@ -307,12 +312,12 @@ impl Topics {
     ///
     /// # Panics
     /// An invariant does not hold.
-    pub fn check(&self) {
+    pub(super) fn check(&self) {
         self.home.check();
     }
 
     /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic without a route.
-    pub fn ensure_feeder(&mut self, settings: &Settings, topic: &Arc<str>) {
+    pub(super) fn ensure_feeder(&mut self, settings: &Settings, topic: &Arc<str>) {
         self.feeders.ensure(settings, topic);
     }
 }
