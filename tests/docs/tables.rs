@@ -1,6 +1,6 @@
 //! Tables of the reference against the code.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use gridcast::protocol::api::Code;
@@ -24,30 +24,34 @@ fn code(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// Metrics and labels of limits that a node with a mesh has.
-fn metrics() -> (BTreeSet<String>, BTreeSet<String>) {
+/// The metrics of a node with a mesh, each with its help, and the labels of limits.
+fn metrics() -> (BTreeMap<String, String>, BTreeSet<String>) {
     let mesh = "[mesh]\nbind = \"127.0.0.1:0\"\nkey = \"0123456789abcdef\"\n";
     let node = "[node]\nid = 1\ncores = 1\n[api]\nbind = \"127.0.0.1:0\"\n";
     let server = Server::start(&format!("{node}{mesh}"));
     let text = server.get("/metrics").body;
-    let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE gridcast_"));
-    let names = names.map(|line| line.split(' ').next().expect("a name").to_owned()).collect();
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP gridcast_"));
+    let helps = helps.map(|line| {
+        let (name, help) = line.split_once(' ').expect("a name and its help");
+        // The reference names histograms without their unit.
+        (name.trim_end_matches("_seconds").to_owned(), help.trim_end_matches('.').to_owned())
+    });
     let limits = text.lines().filter_map(|line| {
         line.strip_prefix("gridcast_limits_hit_total{limit=\"")?.split('"').next()
     });
-    (names, limits.map(str::to_owned).collect())
+    (helps.collect(), limits.map(str::to_owned).collect())
 }
 
 #[test]
-fn every_metric_and_every_limit_is_in_the_reference_and_no_other() {
-    let (names, limits) = metrics();
-    let known = rows("docs/reference/metrics.md").into_iter().flat_map(|row| code(&row[0]));
-    let known = known.map(|name| name.split('{').next().expect("a name").to_owned());
-    let known: BTreeSet<String> = known.filter(|name| !name.is_empty()).collect();
-    // Histograms are named with their unit.
-    let bare = names.iter().map(|name| name.trim_end_matches("_seconds").to_owned());
-    assert_eq!(known, bare.collect());
-    let rows = rows("docs/reference/limits.md");
+fn every_metric_is_in_the_reference_with_its_help_and_no_other() {
+    let (helps, limits) = metrics();
+    let rows = rows("docs/reference/metrics.md");
+    let known = rows.iter().filter_map(|row| {
+        let name = code(&row[0]).first()?.split('{').next()?.to_owned();
+        Some((name, row[1].clone()))
+    });
+    assert_eq!(known.collect::<BTreeMap<_, _>>(), helps);
+    let rows = self::rows("docs/reference/limits.md");
     let labels = rows.iter().filter(|row| row.len() == 5).flat_map(|row| code(&row[4]));
     assert_eq!(labels.collect::<BTreeSet<_>>(), limits);
 }

@@ -1,0 +1,278 @@
+//! Reports as the OpenMetrics text of `/metrics`.
+//!
+//! The help of each metric is also its description in `docs/reference/metrics.md`, which a test compares.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::{
+    BOUNDS_US, Counters, Durations, MeshReport, NodeReport, ProcessReport, Report, TopicReport,
+};
+
+/// The content type of the text that [`render`] returns.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Renders the reports of all shards, and of the mesh if there is one, as OpenMetrics text.
+pub fn render(mut reports: Vec<Report>, mesh: Option<MeshReport>) -> String {
+    reports.sort_by_key(|report| report.shard);
+    let mut registry = Registry::with_prefix("gridcast");
+    registry.register_collector(Box::new(Reports(reports)));
+    if let Some(mesh) = mesh {
+        registry.register_collector(Box::new(mesh));
+    }
+    let mut out = String::new();
+    text::encode(&mut out, &registry).expect("a string takes all that is written");
+    out
+}
+
+/// A metric whose value is a field of a report.
+struct Metric<T> {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&T) -> u64,
+}
+
+/// A constructor that keeps the tables below in columns.
+const fn gauge<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64) -> Metric<T> {
+    Metric { name, help, kind: MetricType::Gauge, value }
+}
+
+/// A constructor that keeps the tables below in columns.
+const fn counter<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64) -> Metric<T> {
+    Metric { name, help, kind: MetricType::Counter, value }
+}
+
+const SHARD_METRICS: [Metric<Report>; 7] = [
+    gauge("connections_open", "Open connections of every kind", |r| r.connections),
+    gauge("clients_open", "Connected clients", |r| r.clients),
+    gauge("channels", "Channels with subscribers", |r| r.channels),
+    gauge("addresses", "Addresses whose connections the shard counts", |r| r.addresses),
+    gauge("pending_calls", "Calls in progress on other shards", |r| r.pending_calls),
+    gauge("unfinished_fanouts", "Back ends with a fan-out in progress", |r| r.unfinished_fanouts),
+    gauge("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
+];
+
+const TOPIC_METRICS: [Metric<TopicReport>; 4] = [
+    gauge("topic_messages", "Messages held, including those in flight", |t| t.messages),
+    gauge("topic_bytes", "Bytes of messages held", |t| t.bytes),
+    gauge("topic_consumers", "Consumers", |t| t.consumers),
+    gauge("topic_oldest_milliseconds", "Age of the oldest waiting message", |t| t.oldest_ms),
+];
+
+const NODE_METRICS: [Metric<NodeReport>; 7] = [
+    counter("mesh_sent_batches", "Batches of messages for the node", |n| n.sent_batches),
+    counter("mesh_sent_bytes", "Bytes of messages for the node", |n| n.sent_bytes),
+    counter("mesh_received_batches", "Batches of messages from the node", |n| n.received_batches),
+    counter("mesh_received_bytes", "Bytes of messages from the node", |n| n.received_bytes),
+    gauge("mesh_node_linked", "1 while there is a link to the node", |n| n.is_linked.into()),
+    gauge("mesh_round_trip_milliseconds", "Round trip of the last ping", |n| n.round_trip_ms),
+    gauge("mesh_waiting_bytes", "Bytes that the node has not acknowledged", |n| n.waiting_bytes),
+];
+
+const MESH_METRICS: [Metric<MeshReport>; 4] = [
+    counter("mesh_sessions_ended", "Sessions ended by loss or restart of a node", |m| {
+        m.sessions_ended
+    }),
+    counter("mesh_uncounted", "Tallies of publishes that nodes did not give in time", |m| {
+        m.uncounted
+    }),
+    gauge("mesh_nodes", "Reachable nodes of the grid, including this one", |m| {
+        m.nodes.len() as u64 + 1
+    }),
+    gauge("mesh_expected", "Expected nodes, as configured by mesh.expect", |m| m.expected),
+];
+
+const PROCESS_METRICS: [Metric<ProcessReport>; 3] = [
+    counter("log_lines_dropped", "Log lines that were not written", |p| p.log_lines_dropped),
+    gauge("memory_bytes", "Memory in use, as limits.memory_bytes counts it", |p| p.memory_bytes),
+    gauge("memory_limit_bytes", "The memory budget, limits.memory_bytes", |p| p.memory_limit_bytes),
+];
+
+/// The label of a sample: its name and value. `None`: the metric has one sample, without a label.
+type Label = Option<(&'static str, String)>;
+
+/// Encodes a counter or gauge with its samples.
+fn encode(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, kind): (&str, &str, MetricType),
+    samples: impl IntoIterator<Item = (Label, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (label, value) in samples {
+        match label {
+            None => encode_sample(&mut family, kind, value)?,
+            Some(label) => encode_sample(&mut family.encode_family(&[label])?, kind, value)?,
+        }
+    }
+    Ok(())
+}
+
+fn encode_sample(metric: &mut MetricEncoder<'_>, kind: MetricType, value: u64) -> fmt::Result {
+    match kind {
+        MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+        _ => metric.encode_gauge(&(value as i64)),
+    }
+}
+
+/// Encodes the metrics of a table, with one sample for each report.
+fn encode_table<'r, T: 'r>(
+    encoder: &mut DescriptorEncoder<'_>,
+    metrics: &[Metric<T>],
+    reports: impl Iterator<Item = (Label, &'r T)> + Clone,
+) -> fmt::Result {
+    for Metric { name, help, kind, value } in metrics {
+        let samples = reports.clone().map(|(label, report)| (label, value(report)));
+        encode(encoder, (name, help, *kind), samples)?;
+    }
+    Ok(())
+}
+
+/// Encodes a histogram of durations with its samples.
+fn encode_durations<'r>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    samples: impl IntoIterator<Item = (Label, &'r Durations)>,
+) -> fmt::Result {
+    let (unit, kind) = (Unit::Seconds, MetricType::Histogram);
+    let mut family = encoder.encode_descriptor(name, help, Some(&unit), kind)?;
+    for (label, durations) in samples {
+        match label {
+            None => durations.encode(&mut family)?,
+            Some(label) => durations.encode(&mut family.encode_family(&[label])?)?,
+        }
+    }
+    Ok(())
+}
+
+impl Durations {
+    fn encode(&self, metric: &mut MetricEncoder<'_>) -> fmt::Result {
+        let bounds = BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets).collect();
+        let sum = self.sum_us as f64 / 1e6;
+        metric.encode_histogram::<NoLabelSet>(sum, self.count(), &buckets, None)
+    }
+}
+
+#[derive(Debug)]
+struct Reports(Vec<Report>);
+
+impl Collector for Reports {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self(reports) = self;
+        encode_node(&mut encoder, reports)?;
+        let shards = reports.iter().map(|r| (Some(("shard", r.shard.to_string())), r));
+        encode_table(&mut encoder, &SHARD_METRICS, shards.clone())?;
+        let help = "Durations of a shard's turns, without sleep; their sum is the time it was busy";
+        let turns = shards.map(|(label, report)| (label, &report.turns));
+        encode_durations(&mut encoder, ("turn", help), turns)?;
+        let topics = reports.iter().flat_map(|report| &report.topics);
+        let topics = topics.map(|topic| (Some(("topic", topic.name.clone())), topic));
+        encode_table(&mut encoder, &TOPIC_METRICS, topics)
+    }
+}
+
+/// Encodes the sums over all shards, and the figures of the process.
+fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::Result {
+    let (mut total, mut calls, mut events) = <(Counters, Durations, Durations)>::default();
+    for report in reports {
+        total += report.counters;
+        calls += report.calls;
+        events += report.events;
+    }
+    for (name, help, value) in total.each() {
+        encode(encoder, (name, help, MetricType::Counter), [(None, value)])?;
+    }
+    let process = reports.iter().filter_map(|report| report.process.as_ref());
+    for process in process {
+        encode_table(encoder, &PROCESS_METRICS, [(None, process)].into_iter())?;
+    }
+    let limits = total.limits.each();
+    let limits = limits.map(|(limit, value)| (Some(("limit", limit.to_owned())), value));
+    let help = "How often each limit was reached";
+    encode(encoder, ("limits_hit", help, MetricType::Counter), limits)?;
+    let help = "Durations of calls that involved other shards";
+    encode_durations(encoder, ("call", help), [(None, &calls)])?;
+    let help =
+        "Durations from the arrival of events at topics until they were written, or acknowledged";
+    encode_durations(encoder, ("event", help), [(None, &events)])
+}
+
+impl Collector for MeshReport {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        encode_table(&mut encoder, &MESH_METRICS, [(None, self)].into_iter())?;
+        let refused = self.refused.each();
+        let refused = refused.map(|(why, count)| (Some(("reason", why.to_owned())), count));
+        let help = "Peers that were refused, or refused this node";
+        encode(&mut encoder, ("mesh_refused", help, MetricType::Counter), refused)?;
+        let nodes = self.nodes.iter().map(|node| (Some(("node", node.node.to_string())), node));
+        encode_table(&mut encoder, &NODE_METRICS, nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Refused;
+
+    #[test]
+    fn counters_add_up_over_shards_and_the_rest_is_told_for_each() {
+        let mut reports = vec![Report::default(), Report { shard: 1, ..Report::default() }];
+        for (report, us) in reports.iter_mut().zip([40, 400]) {
+            report.counters.limits.clients = us;
+            report.calls.add(us);
+            report.events.add(us);
+        }
+        reports[0].counters.delivered = 3;
+        reports[1].counters.delivered = 4;
+        reports[1].clients = 5;
+        reports[0].process =
+            Some(ProcessReport { log_lines_dropped: 6, memory_bytes: 7, memory_limit_bytes: 8 });
+        reports[1].turns.add(20);
+        reports[1].turns.add(1_000_000);
+        let topic =
+            TopicReport { name: "a\"b".into(), messages: 7, bytes: 8, consumers: 1, oldest_ms: 9 };
+        reports[0].topics.push(topic);
+        let nodes =
+            vec![NodeReport { node: 7, sent_bytes: 8, is_linked: true, ..Default::default() }];
+        let mesh = MeshReport {
+            nodes,
+            sessions_ended: 2,
+            uncounted: 0,
+            expected: 3,
+            refused: Refused { key: 4, version: 0, id: 1 },
+        };
+        let text = render(reports, Some(mesh));
+        for line in [
+            "gridcast_delivered_total 7",
+            "gridcast_limits_hit_total{limit=\"clients\"} 440",
+            "gridcast_limits_hit_total{limit=\"topics\"} 0",
+            "gridcast_call_seconds_bucket{le=\"0.0001\"} 1",
+            "gridcast_call_seconds_sum 0.00044",
+            "gridcast_call_seconds_bucket{le=\"+Inf\"} 2",
+            "gridcast_event_seconds_count 2",
+            "gridcast_clients_open{shard=\"1\"} 5",
+            "gridcast_log_lines_dropped_total 6",
+            "gridcast_turn_seconds_count{shard=\"1\"} 2",
+            "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",
+            "gridcast_topic_messages{topic=\"a\\\"b\"} 7",
+            "gridcast_mesh_sessions_ended_total 2",
+            "gridcast_mesh_sent_bytes_total{node=\"7\"} 8",
+            "gridcast_mesh_node_linked{node=\"7\"} 1",
+            "gridcast_mesh_nodes 2",
+            "gridcast_mesh_expected 3",
+            "gridcast_mesh_refused_total{reason=\"key\"} 4",
+            "gridcast_mesh_refused_total{reason=\"version\"} 0",
+            "gridcast_mesh_refused_total{reason=\"id\"} 1",
+            "gridcast_memory_bytes 7",
+            "gridcast_memory_limit_bytes 8",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+        }
+    }
+}
