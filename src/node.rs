@@ -58,7 +58,8 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| NodeError(format!("signals: {error}")))?;
     let cores = &config.node.cores;
-    let places = runtime::check::check_descriptors(cores.len(), config.limits.api_connections);
+    let api_connections = Some(config.limits.api_connections as u64).filter(|wanted| *wanted > 0);
+    let places = runtime::check::check_descriptors(cores.len(), api_connections);
     let capacity = capacity(config, places.map_err(NodeError)?);
     let driver = choose_driver(config)?;
     tracing::debug!("driver: {}", driver.name());

@@ -29,8 +29,8 @@ pub struct Plan {
     pub cores: Vec<usize>,
     /// The value of `limits.clients`; `None`: as many as descriptors and memory allow.
     pub clients: Option<u64>,
-    /// The value of `limits.api_connections`; 0: a share of the descriptors.
-    pub api_connections: u64,
+    /// The value of `limits.api_connections`; `None`: a share of the descriptors.
+    pub api_connections: Option<u64>,
     /// The value of `limits.memory_bytes`; `None`: three quarters of the usable memory.
     pub memory_bytes: Option<u64>,
     /// Whether the node is to be part of a grid.
@@ -45,7 +45,8 @@ impl Plan {
         Self {
             cores: config.node.cores.clone(),
             clients: Some(config.limits.clients as u64).filter(|clients| *clients > 0),
-            api_connections: config.limits.api_connections as u64,
+            api_connections: Some(config.limits.api_connections as u64)
+                .filter(|wanted| *wanted > 0),
             memory_bytes: Some(config.limits.memory_bytes).filter(|bytes| *bytes > 0),
             has_mesh: config.mesh.is_some(),
             driver: config.node.driver,
@@ -58,7 +59,7 @@ impl Plan {
         Self {
             cores: available.to_vec(),
             clients: None,
-            api_connections: 0,
+            api_connections: None,
             memory_bytes: None,
             has_mesh: true,
             driver: DriverChoice::Auto,

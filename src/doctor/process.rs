@@ -108,7 +108,7 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
     };
     let found = format!("{limit}, enough for {clients} clients");
     Some(if limit < enough {
-        let wanted = format!("{enough} for limits.clients = {}", plan.clients.unwrap_or(1));
+        let wanted = format!("{enough} for {}", configured_connections(plan));
         Finding::wrong(name, found, wanted, mend(enough))
     } else if plan.clients.is_none() && limit < DESCRIPTORS_USUAL {
         let wanted = format!("{DESCRIPTORS_USUAL}, the default of services, or a limits.clients");
@@ -116,6 +116,14 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
     } else {
         Finding::ok(name, found)
     })
+}
+
+/// The keys that ask for connections, as the reason why descriptors are needed.
+fn configured_connections(plan: &Plan) -> String {
+    let clients = plan.clients.map(|clients| format!("limits.clients = {clients}"));
+    let callers = plan.api_connections.map(|callers| format!("limits.api_connections = {callers}"));
+    let keys: Vec<String> = clients.into_iter().chain(callers).collect();
+    keys.join(" and ")
 }
 
 pub(super) fn open_files(machine: &Machine, plan: &Plan) -> Option<Finding> {

@@ -50,7 +50,7 @@ fn plan() -> Plan {
     Plan {
         cores: vec![0, 1],
         clients: Some(500_000),
-        api_connections: 0,
+        api_connections: None,
         memory_bytes: None,
         has_mesh: true,
         driver: DriverChoice::IoUring,
@@ -177,6 +177,16 @@ fn descriptors_are_judged_for_the_clients_that_are_configured() {
     assert_eq!(examine(&machine, &plan).state, FindingState::Ok);
     plan.clients = None;
     assert_eq!(only(&machine, &plan).state, FindingState::Warn);
+    // The API alone wants more than there is, whatever the number of clients.
+    (machine.descriptors, plan.api_connections) = (Some(5000), Some(4000));
+    let finding = process::descriptors(&machine, &plan).unwrap();
+    assert_eq!(finding.state, FindingState::Wrong);
+    assert_eq!(finding.wanted.unwrap(), "8096 for limits.api_connections = 4000");
+    plan.clients = Some(5000);
+    let finding = process::descriptors(&machine, &plan).unwrap();
+    let wanted = "9096 for limits.clients = 5000 and limits.api_connections = 4000";
+    assert_eq!(finding.wanted.unwrap(), wanted);
+    (plan.clients, plan.api_connections) = (None, None);
     machine.descriptors = Some(100);
     let finding = only(&machine, &plan);
     assert_eq!(finding.state, FindingState::Wrong);

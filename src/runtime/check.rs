@@ -130,9 +130,13 @@ pub fn locked_bytes(cores: usize) -> u64 {
 }
 
 /// Returns how many clients so many descriptors allow, after those of the node itself and of the API's
-/// connections. `api_connections` is the configured number; 0: a sixteenth of all. Returns `None` if
+/// connections. `api_connections` is the configured number; `None`: a sixteenth of all. Returns `None` if
 /// there are too few for the node to start.
-pub fn clients_allowed(descriptors: u64, cores: usize, api_connections: u64) -> Option<u64> {
+pub fn clients_allowed(
+    descriptors: u64,
+    cores: usize,
+    api_connections: Option<u64>,
+) -> Option<u64> {
     let left = descriptors.checked_sub(own_descriptors(cores))?;
     (left >= DESCRIPTORS_LEFT).then(|| left - callers_of(left, api_connections))
 }
@@ -156,19 +160,16 @@ pub fn clients_max(wanted: usize, by_descriptors: usize, budget_bytes: u64) -> u
 }
 
 /// Returns the API's part of the descriptors that are left for connections: at most half.
-fn callers_of(left: u64, api_connections: u64) -> u64 {
-    match api_connections {
-        0 => left / 16,
-        wanted => wanted.min(left / 2),
-    }
+fn callers_of(left: u64, api_connections: Option<u64>) -> u64 {
+    api_connections.map_or(left / 16, |wanted| wanted.min(left / 2))
 }
 
 /// Returns how many descriptors so many clients need: the inverse of [`clients_allowed`]. `clients` must
 /// be at most 2^40.
-pub fn descriptors_needed(clients: u64, cores: usize, api_connections: u64) -> u64 {
+pub fn descriptors_needed(clients: u64, cores: usize, api_connections: Option<u64>) -> u64 {
     let left = match api_connections {
-        0 => clients.saturating_sub(1) * 16 / 15 + 1,
-        callers => clients.max(callers) + callers,
+        None => clients.saturating_sub(1) * 16 / 15 + 1,
+        Some(callers) => clients.max(callers) + callers,
     };
     own_descriptors(cores) + left.max(DESCRIPTORS_LEFT)
 }
@@ -193,25 +194,27 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
 }
 
 /// Returns the connections that the descriptors allow. Raises the soft limit to the hard limit.
-/// `api_connections` is the configured number; 0: a sixteenth of all.
+/// `api_connections` is the configured number; `None`: a sixteenth of all.
 ///
 /// # Errors
 /// There are too few for the node to start. One line that says how to see it and how to fix it.
-pub fn check_descriptors(cores: usize, api_connections: usize) -> Result<DescriptorShares, String> {
-    let wanted = api_connections as u64;
+pub fn check_descriptors(
+    cores: usize,
+    api_connections: Option<u64>,
+) -> Result<DescriptorShares, String> {
     let Some(limit) = raise(Resource::Nofile) else {
-        let callers = if api_connections == 0 { usize::MAX } else { api_connections };
+        let callers = api_connections.map_or(usize::MAX, |wanted| wanted as usize);
         return Ok(DescriptorShares { clients: usize::MAX, callers });
     };
     let places = |clients: u64| {
         let callers = (limit - own_descriptors(cores) - clients) as usize;
         DescriptorShares { clients: clients as usize, callers }
     };
-    clients_allowed(limit, cores, wanted).map(places).ok_or_else(|| {
+    clients_allowed(limit, cores, api_connections).map(places).ok_or_else(|| {
         format!(
             "descriptors: {cores} cores need at least {}, but the limit is {limit}; see it with \
              `ulimit -n`; raise it with LimitNOFILE= in the systemd unit or nofile in limits.conf",
-            descriptors_needed(0, cores, wanted)
+            descriptors_needed(0, cores, api_connections)
         )
     })
 }
@@ -222,7 +225,7 @@ pub fn check_descriptors(cores: usize, api_connections: usize) -> Result<Descrip
 /// share the table (`expand_fdtable` in Linux).
 pub fn grow_descriptor_table(clients: usize, cores: usize) {
     let clients = TABLE_MAX.min(clients as u64);
-    let needed = descriptors_needed(clients, cores, 0).min(TABLE_MAX);
+    let needed = descriptors_needed(clients, cores, None).min(TABLE_MAX);
     // Duplicating a descriptor to the highest number allocates the table; the duplicate is closed at
     // once. If this fails, the table grows on demand.
     let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), needed as i32 - 1);
@@ -292,16 +295,17 @@ mod tests {
 
     #[test]
     fn clients_and_the_descriptors_that_they_take_belong_together() {
-        assert_eq!(clients_allowed(64 + 2 * 16 + 63, 2, 0), None);
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, 0), Some(60));
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, 24), Some(40));
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, 1000), Some(32));
-        for (clients, callers) in
-            [60, 61, 1000, 18_658, 1_000_000].into_iter().zip([0, 9, 5000].into_iter().cycle())
+        assert_eq!(clients_allowed(64 + 2 * 16 + 63, 2, None), None);
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, None), Some(60));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, Some(24)), Some(40));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, Some(1000)), Some(32));
+        for (clients, callers) in [60, 61, 1000, 18_658, 1_000_000]
+            .into_iter()
+            .zip([None, Some(9), Some(5000)].into_iter().cycle())
         {
             let needed = descriptors_needed(clients, 2, callers);
             assert!(clients_allowed(needed, 2, callers).unwrap() >= clients, "{clients}");
-            if callers == 0 {
+            if callers.is_none() {
                 let allowed = clients_allowed(needed - 1, 2, callers);
                 assert!(allowed.is_none_or(|allowed| allowed < clients));
             }
