@@ -4,8 +4,12 @@ use super::Mesh;
 use super::link::{Lane, LinkEffect};
 use super::wire::AddressedMessage;
 use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{ClientCommand, FromMesh, GridMessage};
+use crate::message::{ClientCommand, ClientReply, FromMesh, GridMessage};
 use crate::protocol::api::{Code, Fault, Function};
+
+/// Bytes of the channels in one answer to another node. An answer with more becomes an error: a client may
+/// have a million channels, whose names would exceed a frame.
+const CHANNELS_BYTES_MAX: usize = 64 << 20;
 
 impl Mesh {
     /// Forwards a shard's message to a shard of another node. A call that cannot be forwarded is answered
@@ -35,7 +39,7 @@ impl Mesh {
             let until_ms = now_ms + self.settings.answer_ms;
             self.subscribing_there.note(until_ms, self.hasher.hash(channel), to.node);
         }
-        let message = AddressedMessage::Shard(to.shard, message);
+        let message = AddressedMessage::Shard(to.shard, with_bounded_channels(message));
         self.send(to.node, Lane::Shard(from), &message);
     }
 
@@ -78,6 +82,19 @@ impl Mesh {
     }
 }
 
+/// Turns an answer with more than [`CHANNELS_BYTES_MAX`] of channels into an error.
+fn with_bounded_channels(message: GridMessage) -> GridMessage {
+    let GridMessage::Answer(ticket, Ok(ClientReply::Info(info))) = &message else {
+        return message;
+    };
+    let bytes: usize = info.channels.iter().map(|channel| channel.len()).sum();
+    if bytes <= CHANNELS_BYTES_MAX {
+        return message;
+    }
+    let fault = Fault::new(Code::ExecutionFailed, "the client has too many channels to list");
+    GridMessage::Answer(*ticket, Err(fault))
+}
+
 /// The channels to which a message asks to subscribe a client.
 pub(super) fn channels_to_subscribe(message: &GridMessage) -> &[Box<str>] {
     match message {
@@ -85,5 +102,37 @@ pub(super) fn channels_to_subscribe(message: &GridMessage) -> &[Box<str>] {
             command: ClientCommand::Call(_, Function::Subscribe(channels)), ..
         } => channels,
         _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Ticket;
+    use crate::protocol::api::Info;
+
+    fn answer(channels: usize) -> GridMessage {
+        let info = Info {
+            node: NodeId::new(1).unwrap(),
+            remote: ([127, 0, 0, 1], 7000).into(),
+            since_ms: 0,
+            channels: (0..channels).map(|number| format!("{number:0255}").into()).collect(),
+            buffered: 0,
+        };
+        GridMessage::Answer(Ticket(7), Ok(ClientReply::Info(Box::new(info))))
+    }
+
+    #[test]
+    fn an_answer_whose_channels_may_exceed_a_frame_is_an_error() {
+        let most = CHANNELS_BYTES_MAX / 255;
+        let is_ok = |message| match with_bounded_channels(message) {
+            GridMessage::Answer(Ticket(7), Ok(ClientReply::Info(_))) => true,
+            GridMessage::Answer(Ticket(7), Err(fault)) => {
+                assert_eq!(fault.code, Code::ExecutionFailed);
+                false
+            }
+            other => panic!("unexpected {other:?}"),
+        };
+        assert!(is_ok(answer(most)) && !is_ok(answer(most + 1)));
     }
 }

@@ -123,7 +123,7 @@ impl Consumer {
     /// Removes the message at this place among those in flight.
     pub(super) fn remove(&mut self, at: usize) -> Option<InFlight> {
         let removed = match at {
-            // Messages are mostly finished in order.
+            // The usual case, since messages are finished in order: no other message moves.
             0 => self.handed.pop_front()?,
             _ => self.handed.remove(at)?,
         };

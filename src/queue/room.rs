@@ -122,8 +122,8 @@ impl Room {
         None
     }
 
-    /// The room to make for a shard that asks. Includes room for a few messages more, since the shard would
-    /// ask again for each.
+    /// The room to make for a shard that asks, with room for some further messages. Otherwise the shard would
+    /// ask again for each of them.
     pub fn wanted_by(&self, shard: ShardId) -> Credit {
         let mut needed = self.needed(shard);
         if needed != Credit::default() {
@@ -155,7 +155,7 @@ impl Room {
         }
     }
 
-    /// The credit that a shard lacks for the message that it wants to push.
+    /// The credit without which a shard cannot push the message that it asks for.
     fn needed(&self, shard: ShardId) -> Credit {
         let FeedingShard { credit, wants } = &self.feeders[shard.index()];
         Credit {
@@ -164,7 +164,7 @@ impl Room {
         }
     }
 
-    /// The credit that a shard lacks to its share.
+    /// The credit that fills a shard up to its share.
     fn missing(&self, shard: ShardId) -> Credit {
         let credit = self.feeders[shard.index()].credit;
         Credit {

@@ -183,8 +183,10 @@ impl Topic {
         self.next_number.0 += 1;
         let item = Item { number, since_us: now_us, is_redelivered: false, is_watched, frame };
         let consumers = &self.consumers;
+        // The usual case, since consumers keep up: the message is handed out at once. It skips its lane, the
+        // hash slots and a second search for its consumer. Order is kept, because nothing waits for a
+        // consumer that has room and is not behind.
         let takes = |owner| {
-            // Nothing waits for a consumer that has room and is not behind.
             let consumer: &Consumer = &consumers[owner];
             consumer.has_room() && !consumer.is_behind
         };
@@ -248,7 +250,7 @@ impl Topic {
         }
     }
 
-    /// Removes all consumers on an unreachable node.
+    /// Removes all consumers on an unreachable node. Their unfinished messages are requeued.
     pub fn node_gone(&mut self, node: NodeId) {
         let ids = self.consumers.iter().map(|(_, consumer)| consumer.id);
         let ids: Vec<_> = ids.filter(|id| id.at.node == node).collect();
@@ -449,7 +451,7 @@ impl Topic {
             consumer.state = ConsumerState::Active;
             self.share_again();
         }
-        // Most often, nothing waits: consumers keep up.
+        // The usual case, since consumers keep up: nothing waits, and the hash slots need not be searched.
         if self.lanes.has_listed() {
             self.fill(now_us, key, usize::MAX);
         }
