@@ -40,7 +40,7 @@
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
-//!            metrics ←────┘      ↑ slot_map (also of mesh)    config ←──┘
+//!  metrics, slot_map ←────┘                                config ←──┘
 //!                                              runtime, mesh, config ← doctor ← main
 //! ```
 //!

@@ -6,14 +6,20 @@ const BLOCK: usize = 1024;
 /// Names one value of a [`SlotMap`]. Once the value is removed, the key names nothing until generations of its
 /// slot repeat: see [`SlotMap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SlotKey {
+pub struct SlotKey<const GENERATION_BITS: u32 = 32> {
     /// The position of the slot in the table.
     pub index: u32,
-    /// Distinguishes the values that have used the slot.
+    /// Distinguishes the values that have used the slot: at most [`Self::GENERATION_MAX`].
     pub generation: u32,
 }
 
-impl SlotKey {
+impl<const GENERATION_BITS: u32> SlotKey<GENERATION_BITS> {
+    /// The number of bits of a generation.
+    pub const GENERATION_BITS: u32 = GENERATION_BITS;
+
+    /// The largest generation. The next one is 0.
+    pub const GENERATION_MAX: u32 = u32::MAX >> (u32::BITS - GENERATION_BITS);
+
     /// The key as one number: the generation in the upper half, the index in the lower.
     pub fn to_bits(self) -> u64 {
         u64::from(self.generation) << 32 | u64::from(self.index)
@@ -58,13 +64,13 @@ impl<T, const GENERATION_BITS: u32> Default for SlotMap<T, GENERATION_BITS> {
 }
 
 impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
-    const GENERATION_MASK: u32 = u32::MAX >> (32 - GENERATION_BITS);
+    const GENERATION_MAX: u32 = SlotKey::<GENERATION_BITS>::GENERATION_MAX;
 
     /// An empty table whose slots start with this generation, cut to its bits. If runs of a process start
     /// with different generations, a key of an earlier run rarely names a value of a later one. It can: a
     /// slot that was reused often has reached the generations of the later run.
     pub fn new(first_generation: u32) -> Self {
-        let first_generation = first_generation & Self::GENERATION_MASK;
+        let first_generation = first_generation & Self::GENERATION_MAX;
         Self { blocks: Vec::new(), free: Vec::new(), first_generation }
     }
 
@@ -92,7 +98,7 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
     }
 
     /// Adds a value.
-    pub fn insert(&mut self, value: T) -> SlotKey {
+    pub fn insert(&mut self, value: T) -> SlotKey<GENERATION_BITS> {
         if let Some(index) = self.free.pop() {
             let slot = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
             slot.value = Some(value);
@@ -115,46 +121,46 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
     }
 
     /// Removes the value with this key; `None` if the key names nothing.
-    pub fn remove(&mut self, key: SlotKey) -> Option<T> {
+    pub fn remove(&mut self, key: SlotKey<GENERATION_BITS>) -> Option<T> {
         let slot = self.slot_mut(key)?;
         let value = slot.value.take()?;
-        slot.generation = slot.generation.wrapping_add(1) & Self::GENERATION_MASK;
+        slot.generation = slot.generation.wrapping_add(1) & Self::GENERATION_MAX;
         self.free.push(key.index);
         Some(value)
     }
 
     /// The value with this key; `None` if the key names nothing.
-    pub fn get(&self, key: SlotKey) -> Option<&T> {
+    pub fn get(&self, key: SlotKey<GENERATION_BITS>) -> Option<&T> {
         let index = key.index as usize;
         let slot = self.blocks.get(index / BLOCK)?.get(index % BLOCK)?;
         slot.value.as_ref().filter(|_| slot.generation == key.generation)
     }
 
     /// The value with this key; `None` if the key names nothing.
-    pub fn get_mut(&mut self, key: SlotKey) -> Option<&mut T> {
+    pub fn get_mut(&mut self, key: SlotKey<GENERATION_BITS>) -> Option<&mut T> {
         self.slot_mut(key)?.value.as_mut()
     }
 
-    fn slot_mut(&mut self, key: SlotKey) -> Option<&mut Slot<T>> {
+    fn slot_mut(&mut self, key: SlotKey<GENERATION_BITS>) -> Option<&mut Slot<T>> {
         let index = key.index as usize;
         let slot = self.blocks.get_mut(index / BLOCK)?.get_mut(index % BLOCK)?;
         (slot.generation == key.generation).then_some(slot)
     }
 
     /// The value at this index, with its key; `None` if the slot is empty.
-    pub fn at_mut(&mut self, index: u32) -> Option<(SlotKey, &mut T)> {
+    pub fn at_mut(&mut self, index: u32) -> Option<(SlotKey<GENERATION_BITS>, &mut T)> {
         let slot = self.blocks.get_mut(index as usize / BLOCK)?.get_mut(index as usize % BLOCK)?;
         let key = SlotKey { index, generation: slot.generation };
         Some((key, slot.value.as_mut()?))
     }
 
     /// All values with their keys, by index.
-    pub fn iter(&self) -> impl Iterator<Item = (SlotKey, &T)> {
+    pub fn iter(&self) -> impl Iterator<Item = (SlotKey<GENERATION_BITS>, &T)> {
         self.iter_from(0)
     }
 
     /// All values from this index on with their keys, by index.
-    pub fn iter_from(&self, index: u32) -> impl Iterator<Item = (SlotKey, &T)> {
+    pub fn iter_from(&self, index: u32) -> impl Iterator<Item = (SlotKey<GENERATION_BITS>, &T)> {
         let (block, within) = (index as usize / BLOCK, index as usize % BLOCK);
         let slots = self.blocks.iter().skip(block).flatten().skip(within);
         slots.zip(index..).filter_map(|(slot, index)| {
@@ -163,7 +169,7 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
     }
 
     /// All values with their keys, by index.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SlotKey, &mut T)> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SlotKey<GENERATION_BITS>, &mut T)> {
         self.blocks.iter_mut().flatten().zip(0..).filter_map(|(slot, index)| {
             Some((SlotKey { index, generation: slot.generation }, slot.value.as_mut()?))
         })

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: [(&str, &[&str]); 12] = [
     ("address", &[]),
     ("protocol", &["address"]),
-    ("message", &["address", "protocol", "metrics"]),
+    ("message", &["address", "protocol", "metrics", "slot_map"]),
     ("metrics", &[]),
     ("slot_map", &[]),
     ("queue", &["address", "protocol", "message", "metrics", "slot_map"]),

@@ -33,24 +33,11 @@ pub use topic::{Credit, Delivery, Event, FromConsumer, FromFeeder, Terms, ToCons
 use crate::address::{ShardAddress, ShardId};
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
+use crate::slot_map::SlotKey;
 
-/// One connection of a shard, for as long as it lives: a place that is used again has another
-/// generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionKey {
-    /// Its place in the shard's table.
-    pub index: u32,
-    /// Distinguishes the connections that have used the place: at most [`Self::GENERATION_MAX`].
-    pub generation: u32,
-}
-
-impl ConnectionKey {
-    /// The number of bits of a generation. With the index and 8 bits more, it fills one word of the ring.
-    pub const GENERATION_BITS: u32 = 24;
-
-    /// The largest generation. The next one is 0.
-    pub const GENERATION_MAX: u32 = u32::MAX >> (u32::BITS - Self::GENERATION_BITS);
-}
+/// One connection of a shard. Index and generation leave 8 bits of a 64-bit word, in which the ring and the
+/// poller say what an event is about.
+pub type ConnectionKey = SlotKey<24>;
 
 /// A back end's connection, seen from anywhere in the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

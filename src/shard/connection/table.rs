@@ -6,7 +6,7 @@ use super::Connection;
 use super::pending_close::PendingClose;
 use super::writing::WriteQueues;
 use crate::message::ConnectionKey;
-use crate::slot_map::{SlotKey, SlotMap};
+use crate::slot_map::SlotMap;
 
 /// All connections of a shard. A connection never moves, and growth copies nothing.
 #[derive(Debug)]
@@ -54,29 +54,29 @@ impl Connections {
 
     /// Adds a connection and returns its key.
     pub fn insert(&mut self, connection: Connection) -> ConnectionKey {
-        key_of(self.slots.insert(connection))
+        self.slots.insert(connection)
     }
 
     /// Removes a connection. The key is invalid from then on.
     pub fn remove(&mut self, key: ConnectionKey) {
-        self.slots.remove(slot_of(key));
+        self.slots.remove(key);
     }
 
     /// Returns the connection with this key, unless it was removed.
     pub fn get(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
-        self.slots.get_mut(slot_of(key))
+        self.slots.get_mut(key)
     }
 
     /// Returns the connection with this key for reading, unless it was removed.
     pub fn peek(&self, key: ConnectionKey) -> Option<&Connection> {
-        self.slots.get(slot_of(key))
+        self.slots.get(key)
     }
 
     /// Returns the connection at an index known to be in use, with its key, and the write queues.
     pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection, &mut WriteQueues) {
         let (key, connection) =
             self.slots.at_mut(index).expect("members of channels are connections");
-        (key_of(key), connection, &mut self.write_queues)
+        (key, connection, &mut self.write_queues)
     }
 
     /// Returns the connection with this key, unless it was removed, and the write queues.
@@ -84,26 +84,18 @@ impl Connections {
         &mut self,
         key: ConnectionKey,
     ) -> Option<(&mut Connection, &mut WriteQueues)> {
-        Some((self.slots.get_mut(slot_of(key))?, &mut self.write_queues))
+        Some((self.slots.get_mut(key)?, &mut self.write_queues))
     }
 
     /// Returns the keys of up to `count` connections from index `from` on, and the index to
     /// continue at.
     pub fn keys(&self, from: u32, count: usize) -> (Vec<ConnectionKey>, Option<u32>) {
         let found = self.slots.iter_from(from).take(count);
-        let keys: Vec<ConnectionKey> = found.map(|(key, _)| key_of(key)).collect();
+        let keys: Vec<ConnectionKey> = found.map(|(key, _)| key).collect();
         let next = keys.last().map_or(from, |last| last.index + 1);
         let has_more = keys.len() == count && next < self.slots.index_end();
         (keys, has_more.then_some(next))
     }
-}
-
-fn key_of(SlotKey { index, generation }: SlotKey) -> ConnectionKey {
-    ConnectionKey { index, generation }
-}
-
-fn slot_of(ConnectionKey { index, generation }: ConnectionKey) -> SlotKey {
-    SlotKey { index, generation }
 }
 
 #[cfg(test)]
