@@ -4,11 +4,12 @@
 //! `section!` (`definition.rs`). The fields that the rest of gridcast reads, the variables that override
 //! them, the reference page (`reference.rs`) and the sample file (`sample.rs`) come from there.
 //!
-//! - `document.rs`: what is written, and where. `shape.rs`: what values may look like.
-//! - `node.rs`, `api.rs`, `edge.rs`, ...: one section each, and what its keys need of each other.
+//! - `document.rs`: the file and the variables, with the place of each value. `shape.rs`: the types of
+//!   values.
+//! - `node.rs`, `api.rs`, `edge.rs`, ...: one section each, and the rules between its keys.
 //!
-//! A fault is answered in one line: the place, the key, what was expected, what was found. Nothing here
-//! asks the process for anything but the files: variables and CPUs are arguments.
+//! An error is one line: the place, the key, the expected value, the value found. The layer reads files
+//! and nothing else of the process: environment variables and CPUs are arguments.
 
 mod api;
 mod data;
@@ -54,40 +55,34 @@ pub use route::{Events, Handler, Route};
 pub use sample::sample_file;
 pub use tls::{MutualTls, Tls};
 
-/// Largest file read. A thousand routes take a tenth of it.
+/// The largest file that is read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The configuration of a node that is given no file.
 const DEVELOPMENT: &str = include_str!("config/development.toml");
 
 section! {
-    /// All that one node is told.
+    /// The whole configuration of one node.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Config(root) {}
     tables {
-        /// This node and what it runs on.
         node as "node": Node = Node::read(root)?, One(Node::definition);
 
-        /// The listener for back ends.
         api as "api": Api = Api::read(root)?, One(Api::definition);
 
         /// The other nodes of the grid. Without this table the node is alone.
         mesh as "mesh": Option<Mesh> = Mesh::read(root)?, Optional(MeshKeys::definition);
 
-        /// Bounds on what one connection may cost, and on how long things may take.
         limits as "limits": Limits =
             Limits::read(root, mesh.is_some(), node.cores.len())?, One(Limits::definition);
 
-        /// Listeners for clients. Without a file there is one, on 127.0.0.1:6790.
+        /// Listeners for clients. A node without a configuration file has one, on 127.0.0.1:6790.
         edges as "edge": Vec<Edge> = read_edges(root, &api, &limits)?, Many(Edge::definition);
 
-        /// Bounds of topics on this node.
         queue as "queue": Queue = Queue::read(root, &edges)?, One(Queue::definition);
 
-        /// What is kept on disk.
         data as "data": Data = Data::read(root)?, One(Data::definition);
 
-        /// What is logged to standard error, and how.
         log as "log": Log = Log::read(root)?, One(Log::definition);
     }
 }
@@ -106,8 +101,8 @@ impl Config {
         Self::parse(&text, &name, environment, available)
     }
 
-    /// What a node runs with that is given no file: listeners on loopback, the routes `/ws` and
-    /// `/echo`. Variables override it as they override a file.
+    /// The configuration of a node without a file: listeners on loopback, and the routes `/ws` and
+    /// `/echo`. Variables override its keys.
     pub fn development(
         environment: impl Iterator<Item = (String, String)>,
         available: &[usize],
@@ -115,7 +110,7 @@ impl Config {
         Self::parse(DEVELOPMENT, "built-in configuration", environment, available)
     }
 
-    /// As [`Config::read`], from the text of a file that messages call `name`.
+    /// Reads the text of a file, like [`Config::read`]. Error messages call the file `name`.
     pub fn parse(
         text: &str,
         name: &str,
@@ -125,14 +120,14 @@ impl Config {
         let environment: Vec<_> = environment.collect();
         let keys = || Self::definition().single_keys();
         let document = Document::parse(text, name, &environment, keys, available)?;
-        // Before all else, so that what is wrong there is said as the log is written.
+        // Read first, so that errors are reported in the format of the log.
         let format = Log::read(&document.root()).map_or(Format::Text, |log| log.format);
         Self::read_keys(&document.root()).map_err(|error| error.in_format(format))
     }
 }
 
 impl Config {
-    /// What is allowed and yet likely a mistake, at this time: a line each.
+    /// Warnings about settings that are allowed but likely a mistake at this time, one line each.
     pub fn warnings(&self, unix_ms: u64) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.edges.is_empty() {
@@ -154,7 +149,7 @@ pub fn restart_keys() -> Vec<String> {
     Config::definition().restart_keys("")
 }
 
-/// What `gridcast check` says of a configuration that is right.
+/// The summary that `gridcast check` prints for a valid configuration.
 impl fmt::Display for Config {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "node {} on CPUs {}", self.node.id, numbers(&self.node.cores))?;
@@ -177,17 +172,17 @@ impl fmt::Display for Config {
     }
 }
 
-/// Reads a file that the configuration names, or its own. Everything that is read from such a path is
-/// read here: a FIFO or a device would keep the node waiting, or never end.
+/// Reads the configuration file or a file that it names. Every such file is read here, because a FIFO or
+/// a device could block the node, or never end.
 fn read_bounded(path: &Path) -> io::Result<String> {
-    // Without waiting: to open a FIFO waits until somebody writes it.
+    // Does not block: opening a FIFO would wait for a writer.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = File::options().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
     let mut text = String::new();
-    // One byte more than allowed tells a file that is too large from one that just fits.
+    // Reads one byte more than allowed, to tell a file that is too large from one that just fits.
     file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));

@@ -14,8 +14,8 @@ section! {
     /// The listener for back ends.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Api(section) {
-        /// Where back ends connect, over TCP. Port 0 lets the system pick one. Without users this has to
-        /// be a loopback address, since whoever can connect may do everything.
+        /// The TCP address that back ends connect to. Port 0 lets the system pick one. Without users this
+        /// must be a loopback address, because everybody who can connect may do everything.
         bind: SocketAddr = ADDRESS, value(([127, 0, 0, 1], 6789).into()), restart;
 
         /// The address that `GET /v1/nodes` tells back ends to use for this node.
@@ -24,15 +24,16 @@ section! {
             "\"10.0.0.5:6789\""
         );
 
-        /// Web origins, besides the API's own, whose pages may call the API from a browser, in the form
-        /// that browsers send.
+        /// Web origins, besides the API's own, whose pages may call the API from a browser. Written in the
+        /// form that browsers send.
         origins: Vec<String> = ORIGINS, value(Vec::new());
     }
     tables {
-        /// TLS for the API. Without it, the API speaks plain HTTP. SIGHUP reads both files again.
+        /// TLS for the API. Without this table, the API speaks plain HTTP. Both files are read again on
+        /// SIGHUP.
         tls as "tls": Option<Tls> = Tls::read(section)?, Optional(Tls::definition);
 
-        /// Users of the API. Without any there is no authentication.
+        /// Users of the API. Without users there is no authentication.
         users as "user": Vec<User> = read_users(section)?, Many(UserKeys::definition);
     }
 }

@@ -1,4 +1,4 @@
-//! What is kept on disk.
+//! The directory for data that must survive a restart.
 
 use std::path::PathBuf;
 
@@ -12,13 +12,13 @@ const DIRECTORY: Text<PathBuf> = Text {
 };
 
 section! {
-    /// What is kept on disk.
+    /// The directory for data that must survive a restart.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Data(section) {
-        /// A directory, which is made if it is not there. Keeps a record of the client ids that may be in
-        /// use, so that none is given out twice over a restart.
+        /// The path of the directory. Created if missing. Holds a record of the client ids that may be in
+        /// use, so that none is assigned again after a restart.
         dir: Option<PathBuf> = DIRECTORY, none(
-            "none: the record is in systemd's `$STATE_DIRECTORY`, or else in memory",
+            "none; the record is in systemd's `$STATE_DIRECTORY`, or else in memory",
             "\"/var/lib/gridcast\""
         ), restart;
     }

@@ -7,6 +7,8 @@
 /// What one table of the configuration may hold.
 #[derive(Clone, Debug)]
 pub(super) struct Definition {
+    /// What the table is for, in Markdown on one line.
+    pub doc: String,
     /// The keys with values.
     pub keys: Vec<Key>,
     /// The tables inside the table.
@@ -81,6 +83,19 @@ impl Form {
     }
 }
 
+impl Table {
+    /// A table. Without documentation of its own, it has that of its definition.
+    pub(super) fn new(
+        name: &'static str,
+        form: Form,
+        doc: &[&str],
+        definition: Definition,
+    ) -> Self {
+        let doc = if doc.is_empty() { definition.doc.clone() } else { one_line(doc) };
+        Self { name, form, doc, definition }
+    }
+}
+
 impl Definition {
     /// The keys that a variable can set, each with the path of its table: those of tables that are not
     /// in lists.
@@ -124,7 +139,7 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 ///
 /// ```text
 /// section! {
-///     /// What the section is.
+///     /// What the section is for.
 ///     pub struct Name(section, context: &Context) {
 ///         /// What the key is for.
 ///         key: Type = shape, fallback;
@@ -132,7 +147,7 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 ///         other_key: Type = shape, fallback, restart;
 ///     }
 ///     tables {
-///         /// What the table is for.
+///         /// What the table is for. Without this, the page has the documentation of `Inner`.
 ///         field as "table": Type = expression that reads it, Form(Inner::definition);
 ///     }
 /// }
@@ -141,7 +156,7 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 /// A shape is a [`Shape`](super::shape::Shape). What holds when the key is not written is one of
 ///
 /// - `value(EXPRESSION)`: a constant;
-/// - `derived(EXPRESSION, "in words", "example")`: what depends on other keys, which were read before;
+/// - `derived(EXPRESSION, "in words", "example")`: a value that depends on keys that were read before;
 /// - `none("in words", "example")`: `None`, for a key whose type is an `Option`;
 /// - `required("who needs it", "example")`: an error.
 ///
@@ -149,7 +164,7 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 /// context and the fields before theirs.
 macro_rules! section {
     (
-        $(#[$meta:meta])*
+        $(#[$($meta:tt)*])*
         $vis:vis struct $name:ident ($section:ident $(, $context:ident: $context_type:ty)*) {
             $(
                 $(#[doc = $doc:literal])*
@@ -165,10 +180,14 @@ macro_rules! section {
             )*
         })?
     ) => {
-        $(#[$meta])*
+        $(#[$($meta)*])*
         $vis struct $name {
             $($(#[doc = $doc])* pub $key: $type,)*
-            $($($(#[doc = $table_doc])* pub $table: $table_type,)*)?
+            $($(
+                #[doc = concat!("The table `", $table_name, "`.\n\n")]
+                $(#[doc = $table_doc])*
+                pub $table: $table_type,
+            )*)?
         }
 
         impl $name {
@@ -193,6 +212,9 @@ macro_rules! section {
             /// What the section may hold.
             pub(in $crate::config) fn definition() -> $crate::config::definition::Definition {
                 $crate::config::definition::Definition {
+                    doc: $crate::config::definition::one_line(&[
+                        $($crate::config::definition::section!(@doc $($meta)*)),*
+                    ]),
                     keys: vec![$({
                         let (expected, fallback) = $crate::config::definition::section!(
                             @describe $type, $shape, $fallback($($argument)*)
@@ -205,16 +227,19 @@ macro_rules! section {
                             needs_restart: [$(stringify!($restart))?].contains(&"restart"),
                         }
                     },)*],
-                    tables: vec![$($($crate::config::definition::Table {
-                        name: $table_name,
-                        form: $crate::config::definition::Form::$form,
-                        doc: $crate::config::definition::one_line(&[$($table_doc),*]),
-                        definition: $definition(),
-                    },)*)?],
+                    tables: vec![$($($crate::config::definition::Table::new(
+                        $table_name,
+                        $crate::config::definition::Form::$form,
+                        &[$($table_doc),*],
+                        $definition(),
+                    ),)*)?],
                 }
             }
         }
     };
+
+    (@doc doc = $doc:literal) => { $doc };
+    (@doc $($other:tt)*) => { "" };
 
     (@read $found:ident, $section:ident, $key:ident, value($default:expr)) => {
         $found.unwrap_or_else(|| $default)

@@ -12,13 +12,13 @@ section! {
     /// A listener for clients.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Edge(section, limits: &Limits) {
-        /// Where clients connect, over TCP. Port 0 lets the system pick one. No two listeners share an
-        /// address.
+        /// The TCP address that clients connect to. Port 0 lets the system pick one. No two listeners may
+        /// have the same address.
         bind: SocketAddr = ADDRESS, value(([127, 0, 0, 1], 6790).into()), restart;
     }
     tables {
-        /// TLS for this listener. Without it, the listener speaks plain `ws://`. For both, write two
-        /// edges with the same routes. SIGHUP reads both files again.
+        /// TLS for this listener. Without this table, the listener speaks plain `ws://`. For both, write two
+        /// edges with the same routes. Both files are read again on SIGHUP.
         tls as "tls": Option<Tls> = Tls::read(section)?, Optional(Tls::definition);
 
         /// A path that clients connect to, and what they may do there. An edge needs at least one route;

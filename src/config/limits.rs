@@ -1,4 +1,4 @@
-//! Bounds on what peers may cost, and on how long things may take.
+//! Limits of resources and times.
 
 use std::ops::RangeInclusive;
 
@@ -22,78 +22,81 @@ const HOUR_MS: u64 = 3_600_000;
 const MESH_ANSWER_MS_MIN: u64 = 1100;
 
 section! {
-    /// Bounds on what one connection may cost, and on how long things may take.
+    /// Limits on the resources that peers may use, and on how long operations may take.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Limits(section) {
-        /// Largest message of a client: the bytes of all its fragments together. A route may have its
-        /// own.
+        /// The largest message of a client: the bytes of all its fragments together. A route may override
+        /// it.
         edge_message_bytes: usize = bytes(MESSAGE_BYTES), value(65_536);
 
-        /// Largest message or request body of a back end.
+        /// The largest message or request body of a back end.
         api_message_bytes: usize = bytes(1024..=64 << 20), value(1 << 20);
 
-        /// Largest head of an HTTP request.
+        /// The largest head of an HTTP request.
         head_bytes: usize = bytes(1024..=1 << 20), value(16_384);
 
-        /// Header fields in that head.
+        /// The most header fields in the head of an HTTP request.
         headers: usize = whole(1..=RequestLimits::HEADERS_MAX), value(100);
 
-        /// Memory that messages may take that wait for one client or back end. A queued message counts
-        /// with its bytes and 128 more. A route may have its own. Allocated as it is used: a client that
-        /// keeps up costs none of it.
+        /// The most memory of the messages that wait for one client or back end. A queued message counts
+        /// as its bytes plus 128. Memory is allocated on demand: a client that keeps up takes none. A route
+        /// may override it.
         outbound_bytes: usize = bytes(OUTBOUND_BYTES), value(1 << 20);
 
-        /// What happens to a client for which more than `outbound_bytes` would wait. `close`: the
-        /// message counts as failed, and the client is closed with 1013. `drop`: the message counts as
-        /// failed, and the client stays.
+        /// What happens when a message would exceed the `outbound_bytes` of a client. `close`: the message
+        /// counts as failed, and the client is closed with 1013. `drop`: the message counts as failed, and
+        /// the client stays connected.
         slow_client: SlowClient = SLOW_CLIENT, value(SlowClient::Close);
 
-        /// Channels that one client is subscribed to.
+        /// The most channels that one client may be subscribed to.
         channels_per_client: usize = whole(1..=1 << 20), value(1024);
 
-        /// Clients of this node. 0: as many as file descriptors and memory allow. Memory allows as many as
-        /// take half of the budget when idle, at 5 KiB each.
+        /// The most clients of this node. 0: as many as file descriptors and memory allow. Memory allows as
+        /// many as take half of the budget when idle, at 5 KiB each.
         clients: usize = whole(0..=1 << 24), value(0);
 
-        /// Connections of the API, for which descriptors are set aside. 0: one in 16 of the descriptors.
+        /// The most connections of the API. File descriptors are reserved for them. 0: a sixteenth of the
+        /// file descriptors.
         api_connections: usize = whole(0..=1 << 20), value(0);
 
-        /// Memory budget of the node: connections, what waits for them, what is half received, contexts,
-        /// channels, topics, and what the kernel takes for an idle connection. At least 64 MiB, and
-        /// 16 MiB for each core. As memory in use comes near it, the node gives way in a documented
-        /// order. 0: three quarters of what the control group, or else the machine, has.
+        /// The memory budget of the node: connections, outbound queues, incomplete messages, contexts,
+        /// channels, topics, and the kernel's memory for an idle connection. At least 64 MiB plus 16 MiB
+        /// per core. As memory in use approaches the budget, the node sheds load in a documented order.
+        /// 0: three quarters of the memory of the control group, or else of the machine.
         memory_bytes: u64 = bytes(0..=1 << 50), value(0);
 
-        /// Connections of one address (of IPv6: one /64 network) to all edges. 0: any number. A
-        /// connection then costs a message to another shard and back, and an address about 50 bytes.
+        /// The most connections from one address (IPv6: from one /64 network) to all edges. 0: unlimited.
+        /// With a limit, each connection costs a message to another shard and back, and each address about
+        /// 50 bytes.
         connections_per_address: u32 = limit(), value(0);
 
-        /// Handshakes a second of one address, to all edges; as many may come at once. 0: any number.
-        /// Costs what `connections_per_address` costs. A refused handshake then ends its connection.
+        /// The most handshakes per second from one address, to all edges. Bursts of as many are allowed.
+        /// 0: unlimited. With a limit, the costs are those of `connections_per_address`, and a refused
+        /// handshake ends its connection.
         handshakes_per_address_s: u32 = limit(), value(0);
 
-        /// Messages a second of one client; as many may come at once. 0: any number. A client that sends
-        /// more is not read from until it may send again. A route may have its own.
+        /// The most messages per second from one client. Bursts of as many are allowed. Reading from a
+        /// client that sends more pauses until it may send again. 0: unlimited. A route may override it.
         messages_per_s: u32 = limit(), value(0);
 
-        /// Time from accepting a connection to the end of its handshake, and for a request to arrive
-        /// whole.
+        /// The longest time from accepting a connection to the end of its handshake, and for a request to
+        /// arrive completely.
         handshake_ms: u64 = milliseconds(1..=HOUR_MS), value(10_000);
 
-        /// Silence after which a connection is pinged. Less than `idle_ms`. Each ping wakes the device
-        /// at the other end.
+        /// The idle time after which a connection is pinged. Must be less than `idle_ms`. Each ping wakes
+        /// the device at the other end.
         ping_ms: u64 = milliseconds(1..=HOUR_MS), value(30_000);
 
-        /// Silence after which a connection is closed.
+        /// The idle time after which a connection is closed.
         idle_ms: u64 = milliseconds(2..=HOUR_MS), value(60_000);
 
-        /// Time that a call waits for other shards and nodes. With a mesh at least 1100, because a
-        /// subscribe waits a second for a node that is silent.
+        /// The longest time that a call waits for other shards and nodes. With a mesh at least 1100, because
+        /// a subscribe waits one second for an unresponsive node.
         answer_ms: u64 = milliseconds(1..=2000), value(1500);
     }
 }
 
-/// The answer to a client that does not read what is sent to it.
+/// What happens to a client that does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowClient {
     /// Close it with 1013; the message counts as failed.

@@ -1,43 +1,42 @@
-//! What is logged, and how.
+//! The log on standard error.
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::shape::Choice;
 
 section! {
-    /// What goes to standard error.
+    /// The log on standard error: its level and its format.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Log(section) {
-        /// How much is logged: lines of this level and of those before it. `debug` has a line for each
-        /// step of each connection.
+        /// The most detailed level that is logged. `debug` logs each step of each connection.
         level: Level = LEVELS, value(Level::Info);
 
-        /// How a line is written: for people, or as one JSON object for programs.
+        /// The format of a line: text for people, or one JSON object for programs.
         format: Format = FORMATS, value(Format::Text), restart;
     }
 }
 
-/// How a line of the log is written.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line, for programs.
+    /// One JSON object per line, for programs.
     Json,
 }
 
 const FORMATS: Choice<Format> = Choice(&[("text", Format::Text), ("json", Format::Json)]);
 
-/// How much is logged: this level and those before it.
+/// The severity of a log line. A level includes the ones before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// What ended the node.
+    /// A failure that ended the node.
     Error,
-    /// What someone should look at.
+    /// A problem that an operator should look at.
     Warn,
-    /// What changes in the life of the node.
+    /// A change in the state of the node.
     Info,
-    /// What helps to find a fault.
+    /// A detail that helps to find a problem.
     Debug,
 }
 

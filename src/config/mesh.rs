@@ -1,4 +1,4 @@
-//! The other nodes of the grid, and what proves that a node belongs to it.
+//! The other nodes of the grid, and how nodes authenticate each other.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,31 +16,31 @@ const HOST_BYTES_MAX: usize = 255;
 
 section! {
     pub(super) struct MeshKeys(section) {
-        /// Where other nodes connect, over UDP. Port 0 lets the system pick one.
+        /// The UDP address that other nodes connect to. Port 0 lets the system pick one.
         bind: SocketAddr = ADDRESS, required("a mesh needs one", "\"10.0.0.5:6788\""), restart;
 
-        /// Where other nodes reach this one.
+        /// The address at which other nodes reach this one.
         advertise: SocketAddr = REACHABLE, derived(
             bind,
             "`bind`; where that is `0.0.0.0` or `[::]`, the address of the route to the first seed, or out",
             "\"10.0.0.5:6788\""
         ), restart;
 
-        /// Nodes to join at the start. A name may stand for several addresses. One node of a grid may have
-        /// none; it waits for others.
+        /// Nodes to join at the start. A name may resolve to several addresses. One node of a grid may have
+        /// no seeds; it waits for the others.
         seeds: Vec<String> = SEEDS, value(Vec::new()), restart;
 
-        /// Nodes, this one included, that have to have been seen before `/readyz` answers 200.
+        /// The number of nodes, this one included, that must have been seen before `/readyz` answers 200.
         expect: usize = whole_of(" of nodes", 1..=1024), value(1);
 
-        /// The secret of the grid, the same for all of its nodes. Make one with `openssl rand -hex 32`.
+        /// The secret of the grid, the same on all nodes. Generate one with `openssl rand -hex 32`.
         key: Option<GridKey> = KEY, none(
-            "none: `[mesh.tls]` has to be there", "\"change-me: openssl rand -hex 32\""
+            "none; then `[mesh.tls]` is required", "\"change-me: openssl rand -hex 32\""
         ), restart;
     }
     tables {
-        /// Certificates that nodes show each other, instead of `mesh.key`. They are issued by an authority
-        /// of yours for the name `node.gridcast`, and read when the node starts.
+        /// Certificates that nodes present to each other, instead of `mesh.key`. An authority of your own
+        /// issues them for the name `node.gridcast`. They are read when the node starts.
         tls as "tls": Option<MutualTls> = MutualTls::read(section)?, Optional(MutualTls::definition);
     }
 }
@@ -50,18 +50,18 @@ section! {
 pub struct Mesh {
     /// The UDP address of this node. With port 0 the system picks one.
     pub bind: SocketAddr,
-    /// Where other nodes reach this one. If it is `bind`, its port may be 0, which stands for the port
-    /// that was picked, and its IP may be unspecified, which stands for that of the route out.
+    /// The address at which other nodes reach this one. If it is equal to `bind`, port 0 stands for the
+    /// port that was picked, and an unspecified IP stands for that of the route out.
     pub advertise: SocketAddr,
     /// Nodes to join at the start, `HOST:PORT`.
     pub seeds: Vec<String>,
-    /// Nodes that have to have been seen before this one is ready.
+    /// The number of nodes that must have been seen before this one is ready.
     pub expect: usize,
-    /// What proves that a node belongs to the grid.
+    /// How nodes authenticate each other.
     pub trust: Trust,
 }
 
-/// What proves that a node belongs to a grid.
+/// How the nodes of a grid authenticate each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// `key`: a secret of all nodes of the grid.

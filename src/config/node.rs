@@ -1,4 +1,4 @@
-//! This node and what it runs on.
+//! The node's identity, CPUs and shutdown.
 
 use std::collections::BTreeSet;
 
@@ -30,15 +30,15 @@ const DRIVER: Choice<DriverChoice> = Choice(&[
 ]);
 
 section! {
-    /// Who this node is and what it runs on.
+    /// The node's identity, its CPUs and its shutdown.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Node(section) {
-        /// The number of the node in its grid, which no other node has. Client ids contain it. With a
-        /// mesh it has to be written.
+        /// The number of the node. It must be unique in the grid, because client ids contain it. Required
+        /// with a mesh.
         id: u16 = whole(0..=1023), value(1), restart;
 
-        /// The CPUs that the node uses: how many, or their numbers, as in `[0, 2]`. One shard is pinned
-        /// to each. A shard costs two threads and an io_uring ring, or one thread with epoll.
+        /// The CPUs that the node uses: a count, or a list of their numbers such as `[0, 2]`. One shard is
+        /// pinned to each. A shard takes two threads and an io_uring ring, or one thread with epoll.
         cores: Vec<usize> = Cores, derived(
             usable(section).to_vec(), "all that the process may use, 256 at most", "2"
         ), restart;
@@ -49,12 +49,12 @@ section! {
         /// memory does not allow io_uring.
         driver: DriverChoice = DRIVER, value(DriverChoice::Auto), restart;
 
-        /// Seconds that going down may take: closing clients, handing out what is in topics, answering
+        /// The longest time for a shutdown: closing clients, delivering the events in topics, answering
         /// calls in flight.
         drain_s: u64 = whole_of(" of seconds", 1..=3600), value(10);
 
-        /// Microseconds that a shard looks for work before it sleeps, if its last wait was short. Lowers
-        /// latency at the cost of CPU time.
+        /// How long a shard polls for work before it sleeps, if its last wait was short. Lowers latency at
+        /// the cost of CPU time.
         spin_us: u64 = whole_of(" of microseconds", 0..=1000), value(0), restart;
     }
 }

@@ -22,22 +22,22 @@ const WHEN_FULL: Choice<WhenFull> = Choice(&[
 ]);
 
 section! {
-    /// The bounds of topics, on this node.
+    /// Bounds of the topics on this node.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Queue(section) {
-        /// Messages that wait in one topic.
+        /// The most messages waiting in one topic.
         topic_messages: usize = whole(1..=1 << 24), value(65_536);
 
-        /// Bytes that wait in one topic. A topic needs room for the largest message of the routes that
-        /// feed it: twice its `message_bytes`, and 4096 more. A topic without consumers fills up.
+        /// The most bytes waiting in one topic. A topic needs room for the largest message of the routes
+        /// that feed it: twice its `message_bytes`, plus 4096. A topic without consumers fills up.
         topic_bytes: usize = bytes(4096..=64 << 30), value(TOPIC_BYTES);
 
-        /// What happens when a topic is full. `hold`: clients that feed it are not read from until there
-        /// is room. `drop_oldest`: the oldest messages are dropped. `close`: the client is closed with
-        /// 1013. Each is counted.
+        /// What happens when a topic is full. `hold`: reading from the clients that feed it pauses until
+        /// there is room. `drop_oldest`: the oldest messages are dropped. `close`: the client is closed with
+        /// 1013. Each case is counted.
         when_full: WhenFull = WHEN_FULL, value(WhenFull::Hold);
 
-        /// Topics of the node.
+        /// The most topics on the node.
         topics: usize = whole(1..=1 << 20), value(1024);
     }
 }

@@ -1,5 +1,5 @@
-//! The sample file: every key with its documentation, and with the value that it has when a node is
-//! given no file.
+//! The sample file: every key with its documentation, and with the value that it has in a node without a
+//! configuration file.
 
 use toml::de::{DeTable, DeValue};
 
@@ -12,12 +12,12 @@ const COLUMNS: usize = 100;
 const INTRODUCTION: &str = "\
 # The configuration of gridcast: every key, with its default.
 #
-# A line that begins with \"#\" and has no space behind it is a setting that can be switched on. As it is,
-# this file says what holds without a file: every listener on loopback, the routes /ws and /echo.
-# `gridcast check --config FILE` checks a file.
+# A line that begins with \"#\" and no space is a setting that is switched off: remove the \"#\" to use it.
+# Unchanged, this file has the settings of a node without a file: every listener on loopback, and the
+# routes /ws and /echo. `gridcast check --config FILE` checks a file.
 ";
 
-/// The sample file. A node that reads it runs as one that is given no file.
+/// The sample file. A node that reads it runs like one without a file.
 pub fn sample_file() -> String {
     let root = DeTable::parse(DEVELOPMENT).expect("the built-in configuration is TOML");
     let mut sample = Sample { text: INTRODUCTION.to_owned() };

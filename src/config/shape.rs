@@ -61,7 +61,7 @@ pub(super) fn whole_of<T>(unit: &'static str, bounds: RangeInclusive<T>) -> Whol
     Whole { unit, bounds }
 }
 
-/// A limit that is not set with 0.
+/// A limit of which 0 means unlimited.
 pub(super) fn limit() -> Whole<u32> {
     whole(0..=1_000_000)
 }

@@ -20,26 +20,25 @@ const FILE: Text<PathBuf> = Text {
 
 section! {
     struct TlsKeys(section) {
-        /// A PEM file: the certificate of the listener, then those between it and the root.
+        /// The listener's certificate, followed by the intermediate certificates.
         cert: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/cert.pem\"");
 
-        /// A PEM file: the private key of that certificate (PKCS #8, PKCS #1 or SEC 1), not encrypted. A
-        /// handshake costs much less with an ECDSA key than with an RSA key.
+        /// The private key of the certificate (PKCS #8, PKCS #1 or SEC 1), not encrypted. A handshake takes
+        /// much less CPU time with an ECDSA key than with an RSA key.
         key: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/key.pem\"");
     }
 }
 
 section! {
     struct MutualTlsKeys(section) {
-        /// A PEM file: a certificate of this node for the name `node.gridcast`, then those between it and
-        /// the root.
+        /// This node's certificate for the name `node.gridcast`, followed by the intermediate certificates.
         cert: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/node.pem\""), restart;
 
-        /// A PEM file: the private key of that certificate.
+        /// The private key of the certificate.
         key: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/node.key\""), restart;
 
-        /// A PEM file: the certificates of those who issue certificates to nodes of this grid, and to
-        /// nobody else.
+        /// The certificates of the authorities that issue certificates to nodes of this grid, and to nobody
+        /// else.
         ca: PathBuf = FILE, required("nodes are known by one", "\"/etc/gridcast/grid.pem\""), restart;
     }
 }
@@ -143,7 +142,7 @@ impl MutualTls {
     /// Reads the authorities' file as it is now.
     ///
     /// # Errors
-    /// It cannot be read, or holds no certificate.
+    /// The file cannot be read, or contains no certificate.
     pub fn load_authorities(&self) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
         certificates(&self.ca_place, &self.ca)
     }

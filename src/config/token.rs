@@ -88,7 +88,7 @@ fn read_key(
 const ALGORITHMS: Choice<&str> =
     Choice(&[("HS256", "HS256"), ("RS256", "RS256"), ("ES256", "ES256"), ("EdDSA", "EdDSA")]);
 
-/// What is right depends on the algorithm.
+/// Any string. The algorithm decides whether it is a valid key; see [`read_token`].
 const KEY: Secret<String> = Secret { expected: "a string", parse: |text| Ok(text.to_owned()) };
 
 const FILE: Secret<String> =

@@ -16,29 +16,29 @@ const HASHED_TOKENS_MAX: usize = 8;
 
 section! {
     pub(super) struct UserKeys(section) {
-        /// The name of the user, which no other user has.
+        /// The name of the user, unique among the users.
         name: String = NAME, required("a user needs one", "\"app\"");
 
-        /// The password, shown as `Authorization: Basic`, as it is or as an argon2id hash. All hashes
-        /// need the same parameters.
+        /// The password, sent as `Authorization: Basic`. Written in plain text or as an argon2id hash. All
+        /// hashes must have the same parameters.
         password: Option<Secret> = PASSWORD, none(
-            "none: `token` has to be there",
+            "none; then `token` is required",
             "\"change-me\""
         );
 
-        /// The token, shown as `Authorization: Bearer`, instead of a password. As it is or as an argon2id
-        /// hash. At most 8 tokens can be hashed.
+        /// The token, sent as `Authorization: Bearer`, instead of a password. Written in plain text or as an
+        /// argon2id hash. At most 8 tokens can be hashed.
         token: Option<Secret> = TOKEN,
-            none("none: `password` has to be there", "\"change-me\"");
+            none("none; then `password` is required", "\"change-me\"");
 
         /// What the user may do. `read`: consume topics. `write`: send, publish and call.
         roles: Roles = ROLES, derived(Roles::ALL, "both", "[\"read\", \"write\"]");
 
-        /// Addresses, and ranges of them, that the user may come from.
+        /// Addresses and address ranges that the user may connect from.
         from: Vec<IpNet> = RANGES, derived(Vec::new(), "any", "[\"10.0.0.0/8\", \"::1\"]");
 
-        /// Calls a second, over all connections of the user; as many may come at once. 0: any number.
-        /// Calls beyond it are answered with 103.
+        /// Calls per second, over all connections of the user. Bursts of as many are allowed. Further calls
+        /// are answered with 103. 0: unlimited.
         requests_per_s: u32 = limit(), value(0);
     }
 }
