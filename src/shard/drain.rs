@@ -1,5 +1,5 @@
-//! Shuts a shard down gracefully: closes its clients at a limited rate, then, when its topics are empty, its
-//! back ends.
+//! Shuts a shard down gracefully: closes its clients at a limited rate, then, when its topics are
+//! empty, its back ends.
 
 use super::connection::{Connection, Connections, Listener};
 use super::turn::{Action, Turn};
@@ -34,8 +34,8 @@ struct PacedWalk {
 }
 
 impl PacedWalk {
-    /// Returns how many connections may be visited now, at most [`SLICE`]. The first slice is due at once,
-    /// so few clients are not spread.
+    /// Returns how many connections may be visited now, at most [`SLICE`]. The first slice is due
+    /// at once, so few clients are not spread.
     fn due(&self, now_ms: u64) -> usize {
         let passed = now_ms.saturating_sub(self.since_ms).min(self.over_ms);
         let by_now = self.total as u64 * passed / self.over_ms.max(1);
@@ -54,8 +54,8 @@ pub(super) struct Draining {
 }
 
 impl Draining {
-    /// Begins to shut down: stops accepting, and closes the clients within `over_ms`, beginning with the
-    /// next turn. Ignored if the shutdown has begun already.
+    /// Begins to shut down: stops accepting, and closes the clients within `over_ms`, beginning
+    /// with the next turn. Ignored if the shutdown has begun already.
     pub(super) fn begin(&mut self, turn: &mut Turn, connections: &Connections, over_ms: u64) {
         if self.stage.is_none() {
             let (since_ms, total) = (turn.now.ms, connections.len());
@@ -66,8 +66,8 @@ impl Draining {
         }
     }
 
-    /// Closes the back ends too, beginning with the next turn: the topics of the node are empty, or the time
-    /// for that is up. Ignored unless a shutdown has begun.
+    /// Closes the back ends too, beginning with the next turn: the topics of the node are empty, or
+    /// the time for that is up. Ignored unless a shutdown has begun.
     pub(super) fn begin_with_backends(&mut self) {
         if matches!(self.stage, Some(DrainStage::CloseClients(_) | DrainStage::AwaitTopics)) {
             self.stage = Some(DrainStage::CloseBackends(0));
@@ -84,8 +84,8 @@ impl Draining {
         matches!(self.stage, Some(DrainStage::Ended))
     }
 
-    /// Returns when the next connections are to be closed, in milliseconds of the shard's clock. `None`: only
-    /// a message goes on.
+    /// Returns when the next connections are to be closed, in milliseconds of the shard's clock.
+    /// `None`: only a message goes on.
     pub(super) fn next_turn(&self, now_ms: u64) -> Option<u64> {
         match self.stage? {
             DrainStage::CloseClients(_) => Some(now_ms + PACE_MS),

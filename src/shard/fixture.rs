@@ -19,8 +19,8 @@ pub const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0
 /// The topic of the route `/ws`.
 pub const TOPIC: &str = "topic";
 
-/// The settings of a node of one shard, without a mesh and without users. Its one edge has the route `/ws`,
-/// which feeds [`TOPIC`].
+/// The settings of a node of one shard, without a mesh and without users. Its one edge has the
+/// route `/ws`, which feeds [`TOPIC`].
 pub fn settings() -> Settings {
     let http = http::RequestLimits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
     let route = Route {

@@ -54,8 +54,8 @@ impl Inspection<'_> {
         self.topics.waiting_bytes()
     }
 
-    /// Estimates the memory held by the connections in bytes, without the batches in flight, which the
-    /// driver has. A frame shared by several outbound queues counts once.
+    /// Estimates the memory held by the connections in bytes, without the batches in flight, which
+    /// the driver has. A frame shared by several outbound queues counts once.
     pub fn held_bytes(&self) -> usize {
         self.connections.held_bytes()
     }

@@ -1,9 +1,9 @@
 //! Which shards of a node may have subscribers of a channel. A publish asks only those.
 //!
-//! A table in shared memory has a fixed number of slots, and in each slot one bit per shard. The hash of a
-//! channel's name selects its slot. A shard sets its bit before it answers a subscribe, and clears it when
-//! it has no channel of that slot any more. So a publish after the answer sees the bit. Channels that share a
-//! slot may make a publish ask a shard without subscribers.
+//! A table in shared memory has a fixed number of slots, and in each slot one bit per shard. The
+//! hash of a channel's name selects its slot. A shard sets its bit before it answers a subscribe,
+//! and clears it when it has no channel of that slot any more. So a publish after the answer sees
+//! the bit. Channels that share a slot may make a publish ask a shard without subscribers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,11 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::address::{ShardId, placement};
 
-/// The number of slots of a node. The table takes 2 MiB per 64 shards, and each shard needs 1 MiB to count its channels. With
-/// as many channels as slots, a publish asks about one shard that has no subscribers.
+/// The number of slots of a node. The table takes 2 MiB per 64 shards, and each shard needs 1 MiB
+/// to count its channels. With as many channels as slots, a publish asks about one shard that has
+/// no subscribers.
 const SLOTS: usize = 1 << 18;
 
-/// The table that the shards of a node share. Empty if the node has one shard, which is always asked.
+/// The table that the shards of a node share. Empty if the node has one shard, which is always
+/// asked.
 pub struct Interest {
     shards: usize,
     // The bits, slot by slot. Each slot has one word per 64 shards.

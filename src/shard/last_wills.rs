@@ -1,27 +1,30 @@
 //! Last wills: reports the clients of a lost node as closed.
 //!
-//! Each shard has a *watcher*, a shard of another node. The shard registers each client there whose end a
-//! topic must learn of. If the node is lost, the watcher puts a close event with the reason `node_lost` into the topic for
-//! each registered client.
+//! Each shard has a *watcher*, a shard of another node. The shard registers each client there whose
+//! end a topic must learn of. If the node is lost, the watcher puts a close event with the reason
+//! `node_lost` into the topic for each registered client.
 //!
-//! A shard selects a watcher by rendezvous hashing and keeps it until it becomes unreachable. Then it selects
-//! another one and registers all its clients again. An old watcher may have lost only the link to the shard, and
-//! still hold a stale registry. So when a node is declared dead, all watchers that hold a registry of one of its
-//! shards exchange their epochs, and the one with the latest epoch reports. If a node that was declared dead
-//! comes back, for example because it was frozen, it reports its clients as open again.
+//! A shard selects a watcher by rendezvous hashing and keeps it until it becomes unreachable. Then
+//! it selects another one and registers all its clients again. An old watcher may have lost only
+//! the link to the shard, and still hold a stale registry. So when a node is declared dead, all
+//! watchers that hold a registry of one of its shards exchange their epochs, and the one with the
+//! latest epoch reports. If a node that was declared dead comes back, for example because it was
+//! frozen, it reports its clients as open again.
 //!
-//! A client stays registered until its own close event has left the topic: written to a consumer, acknowledged
-//! if the consumer acknowledges, or dropped and counted because the topic was full. So if the node is lost
-//! together with the event, the end of the client is still reported. If the node is lost after a consumer got
-//! the event, and before the watcher is told, the end is reported twice: once by that event and once as
-//! `node_lost`.
+//! A client stays registered until its own close event has left the topic: written to a consumer,
+//! acknowledged if the consumer acknowledges, or dropped and counted because the topic was full. So
+//! if the node is lost together with the event, the end of the client is still reported. If the
+//! node is lost after a consumer got the event, and before the watcher is told, the end is reported
+//! twice: once by that event and once as `node_lost`.
 //!
-//! A watcher does not know the contexts of clients: they change with calls of back ends, and each change would
-//! cost a message to another node. So a `node_lost` event contains the client's id, but no context.
+//! A watcher does not know the contexts of clients: they change with calls of back ends, and each
+//! change would cost a message to another node. So a `node_lost` event contains the client's id,
+//! but no context.
 //!
-//! The cost is one small message to the watcher when a client opens and one when it closes, and about 12 bytes
-//! of the watcher's memory per client. For each close event in a topic, the client's shard keeps about 40 bytes.
-//! If another shard is the home of the topic, it sends a message when the event has left.
+//! The cost is one small message to the watcher when a client opens and one when it closes, and
+//! about 12 bytes of the watcher's memory per client. For each close event in a topic, the client's
+//! shard keeps about 40 bytes. If another shard is the home of the topic, it sends a message when
+//! the event has left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -40,14 +43,15 @@ const CLAIM_MS: u64 = 1000;
 /// The number of events for lost clients, and for found ones, that one turn creates.
 const REPORTED_PER_TURN: usize = 256;
 
-/// The close code of a client whose node is lost: the same as for a broken connection (RFC 6455, section
-/// 7.1.5).
+/// The close code of a client whose node is lost: the same as for a broken connection (RFC 6455,
+/// section 7.1.5).
 const LOST_CODE: u16 = 1006;
 
 /// The close reason of a client whose node is lost.
 const LOST_REASON: &str = "node_lost";
 
-/// The clients of this shard that a watcher knows, and the clients of other shards that this shard watches.
+/// The clients of this shard that a watcher knows, and the clients of other shards that this shard
+/// watches.
 #[derive(Debug, Default)]
 pub(super) struct LastWills {
     watcher: Option<ShardAddress>,
@@ -55,8 +59,8 @@ pub(super) struct LastWills {
     epoch: u64,
     // Where to go on with registering clients with a new watcher.
     unregistered: Option<Unregistered>,
-    // Clients that have ended and whose close event has not left its topic. Bounded by the number of events
-    // in topics and of events that wait for room there.
+    // Clients that have ended and whose close event has not left its topic. Bounded by the number
+    // of events in topics and of events that wait for room there.
     ended: BTreeMap<ClientId, Arc<str>>,
     // The place in the table of connections from which on clients are to be reported as found.
     unfound: Option<u32>,
@@ -70,8 +74,8 @@ pub(super) struct LastWills {
     found_left: usize,
 }
 
-/// The first client that is not registered with a new watcher. Connected clients come first, then those that have
-/// ended. So a client that ends in the meantime is not missed.
+/// The first client that is not registered with a new watcher. Connected clients come first, then
+/// those that have ended. So a client that ends in the meantime is not missed.
 #[derive(Clone, Copy, Debug)]
 enum Unregistered {
     // The place in the table of connections.
@@ -127,7 +131,8 @@ impl LastWills {
         (some, ended.next().map(|(&client, _)| Unregistered::Ended(client)))
     }
 
-    /// Takes out a client that is due to be reported as lost and whose topic has room, according to `has_room`.
+    /// Takes out a client that is due to be reported as lost and whose topic has room, according to
+    /// `has_room`.
     fn poll_lost(&mut self, now_ms: u64, has_room: impl Fn(&str) -> bool) -> Option<Will> {
         let due = |registry: &&mut Registry| registry.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
         for registry in self.watched.values_mut().filter(due) {
@@ -166,8 +171,8 @@ impl LastWills {
         self.register_some(turn, connections);
     }
 
-    /// Returns the next event for a lost client, or for a client of this shard that a watcher may have reported
-    /// as lost. Only for topics that have room, according to `has_room`.
+    /// Returns the next event for a lost client, or for a client of this shard that a watcher may
+    /// have reported as lost. Only for topics that have room, according to `has_room`.
     pub(super) fn poll_report(
         &mut self,
         turn: &mut Turn,
@@ -287,7 +292,8 @@ impl LastWills {
         }
     }
 
-    /// Ends the registration of a client: its close event has left the topic, or cannot be put there.
+    /// Ends the registration of a client: its close event has left the topic, or cannot be put
+    /// there.
     pub(super) fn unregister(&mut self, turn: &mut Turn, topic: &Arc<str>, client: ClientId) {
         if self.ended.remove(&client).is_some() {
             self.tell_watcher(turn, WardsMessage::Remove(topic.clone(), client));
@@ -335,7 +341,8 @@ impl LastWills {
         )
     }
 
-    /// Handles a message about the clients of `owner`: from that shard to its watcher, or between watchers.
+    /// Handles a message about the clients of `owner`: from that shard to its watcher, or between
+    /// watchers.
     pub(super) fn handle_message(
         &mut self,
         turn: &mut Turn,
@@ -385,7 +392,8 @@ impl LastWills {
         self.find_dead(turn, |of| of.shard.node == node && of.incarnation == incarnation);
     }
 
-    /// Begins to report the clients of dead shards, unless a later watcher claims them within [`CLAIM_MS`].
+    /// Begins to report the clients of dead shards, unless a later watcher claims them within
+    /// [`CLAIM_MS`].
     fn find_dead(&mut self, turn: &mut Turn, is_dead: impl Fn(Watched) -> bool) {
         let due_ms = turn.now.ms + CLAIM_MS;
         let mut claims = Vec::new();
@@ -406,7 +414,8 @@ impl LastWills {
     }
 }
 
-/// Returns the shard of a node that would be the watcher of a shard with this number on another node.
+/// Returns the shard of a node that would be the watcher of a shard with this number on another
+/// node.
 fn watcher_on(turn: &Turn, shard: ShardId, node: NodeId) -> Option<ShardAddress> {
     let shards = turn.roster.shard_count(node)?;
     Some(ShardAddress { node, shard: ShardId((shard.index() % shards) as u8) })

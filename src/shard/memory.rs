@@ -1,27 +1,29 @@
 //! Sheds load when the node is short of memory.
 //!
-//! The runtime measures the memory in use and tells each shard once a turn. As memory in use approaches the budget
-//! (`limits.memory_bytes`), the node takes these steps, each in addition to the ones above it:
+//! The runtime measures the memory in use and tells each shard once a turn. As memory in use
+//! approaches the budget (`limits.memory_bytes`), the node takes these steps, each in addition to
+//! the ones above it:
 //!
 //! | begins at | ends below | effect |
 //! |---|---|---|
 //! | 80 % | 75 % | slow readers are closed, those with the most unread data first; remembered heads of requests are freed |
 //! | 85 % | 80 % | new clients get 503; no TLS handshake begins at the edge |
-//! | 90 % | 85 % | frames for a client with unread data count as failed; peers that do not read are not read from |
-//! | 95 % | 80 % | the connections that hold the most memory of any kind are closed; topics take no events, edges accept nobody |
+//! | 90 % | 85 % | frames for a client with unread data fail; peers that do not read are not read from |
+//! | 95 % | 80 % | the largest connections of any kind are closed; topics take no events, edges accept nobody |
 //!
 //! A slow reader is a connection whose socket is full, and whose batch has been in flight for
-//! `connection::outbound::SLOW_MS`. A connection that keeps up is not closed below 95 %, however much was
-//! just queued for it. The size of a connection is the memory that closing it would free. A frame that is
-//! queued for several connections counts for each of them by its share.
+//! `connection::outbound::SLOW_MS`. A connection that keeps up is not closed below 95 %, however
+//! much was just queued for it. The size of a connection is the memory that closing it would free.
+//! A frame that is queued for several connections counts for each of them by its share.
 //!
-//! Shedding stops at 75 %. All shards of the node add what they shed to one total, [`ShedRound`], so that
-//! together they free about the excess. Health checks, `/metrics` and calls over HTTP are always answered.
-//! The last fifth of the budget is for what arrives between two measurements.
+//! Shedding stops at 75 %. All shards of the node add what they shed to one total, [`ShedRound`],
+//! so that together they free about the excess. Health checks, `/metrics` and calls over HTTP are
+//! always answered. The last fifth of the budget is for what arrives between two measurements.
 //!
-//! Back ends are never refused for lack of memory. The budget may be filled by topics, and by clients that
-//! wait for room in them. Only consumers free that memory, so a node that refused back ends would stay
-//! full. `limits.api_connections` limits the number of back ends, and what each of them holds is bounded.
+//! Back ends are never refused for lack of memory. The budget may be filled by topics, and by
+//! clients that wait for room in them. Only consumers free that memory, so a node that refused back
+//! ends would stay full. `limits.api_connections` limits the number of back ends, and what each of
+//! them holds is bounded.
 
 use super::connection::{Connection, Connections, Phase, Stage};
 use super::shed_round::{ROUND_MS, ShedRound};
@@ -51,8 +53,8 @@ impl Shortage {
     pub const ALL: [Self; 5] =
         [Self::None, Self::Readers, Self::Arrivals, Self::Frames, Self::Holders];
 
-    /// Whether a socket that an edge has accepted is closed without a response. With TLS earlier than
-    /// without, since a handshake costs more memory than a response.
+    /// Whether a socket that an edge has accepted is closed without a response. With TLS earlier
+    /// than without, since a handshake costs more memory than a response.
     pub fn closes_arrivals(self, is_tls: bool) -> bool {
         self >= if is_tls { Self::Arrivals } else { Self::Holders }
     }
@@ -69,8 +71,8 @@ impl Shortage {
         Thresholds { begin_percent: begin, end_percent: end }
     }
 
-    /// Returns the step that follows on this one when `used_bytes` of the budget are in use. A budget of
-    /// 0 bytes means that there is no limit.
+    /// Returns the step that follows on this one when `used_bytes` of the budget are in use. A
+    /// budget of 0 bytes means that there is no limit.
     pub fn after(self, used_bytes: u64, limit_bytes: u64) -> Self {
         if limit_bytes == 0 {
             return Self::None;
@@ -134,8 +136,8 @@ const AFTER_NOTHING_MS: u64 = 100;
 /// The number of size classes. Class `n` holds the connections of 2^n to 2^(n+1) - 1 bytes.
 const CLASSES: usize = usize::BITS as usize;
 
-/// A shard's part in shedding. A first walk through the connections adds up their sizes by size class. A
-/// second walk closes the largest ones, until the node's round has shed the excess.
+/// A shard's part in shedding. A first walk through the connections adds up their sizes by size
+/// class. A second walk closes the largest ones, until the node's round has shed the excess.
 #[derive(Debug, Default)]
 pub(super) struct Shedding {
     usage: Usage,
@@ -160,8 +162,8 @@ enum ShedStage {
 pub(super) struct ShedContext<'a> {
     /// The total that all shards of the node shed.
     pub round: &'a ShedRound,
-    /// Returns the bytes that closing a connection would free of its batch in flight; `None` if the socket
-    /// of the connection is not full.
+    /// Returns the bytes that closing a connection would free of its batch in flight; `None` if the
+    /// socket of the connection is not full.
     pub blocked_bytes: &'a dyn Fn(ConnectionKey) -> Option<usize>,
 }
 
@@ -176,9 +178,9 @@ impl Shedding {
         self.usage.shortage >= of
     }
 
-    /// Returns how many bytes the classes to close must hold together: this shard's share of what the round
-    /// has left, but at least one percent of the budget, since other shards may hold nothing. Selects only
-    /// the classes; the round decides how many connections are closed.
+    /// Returns how many bytes the classes to close must hold together: this shard's share of what
+    /// the round has left, but at least one percent of the budget, since other shards may hold
+    /// nothing. Selects only the classes; the round decides how many connections are closed.
     fn wanted_bytes(&self, left_bytes: u64, shards: usize) -> u64 {
         (left_bytes / shards as u64).max(self.usage.limit_bytes / 100).min(left_bytes)
     }
@@ -207,8 +209,8 @@ fn class_of(bytes: usize) -> usize {
     bytes.max(1).ilog2() as usize
 }
 
-/// Returns the highest class that holds `wanted_bytes` together with the classes above it. If all classes hold
-/// less, returns the lowest one that is not empty.
+/// Returns the highest class that holds `wanted_bytes` together with the classes above it. If all
+/// classes hold less, returns the lowest one that is not empty.
 fn least_class(by_class: &[u64; CLASSES], wanted_bytes: u64) -> Option<usize> {
     let mut sum = 0;
     let mut least = None;
@@ -256,8 +258,8 @@ impl Shedding {
         context.round.left_bytes(self.usage.excess_bytes())
     }
 
-    /// Visits a slice of the connections, frees what they remember of requests, and adds up their sizes.
-    /// Begins to close after the last slice.
+    /// Visits a slice of the connections, frees what they remember of requests, and adds up their
+    /// sizes. Begins to close after the last slice.
     fn weigh(
         &mut self,
         turn: &mut Turn,
@@ -296,7 +298,8 @@ impl Shedding {
         }
     }
 
-    /// Visits a slice of the connections and closes those of a class and above, until the round is complete.
+    /// Visits a slice of the connections and closes those of a class and above, until the round is
+    /// complete.
     fn close_largest(
         &mut self,
         turn: &mut Turn,
@@ -366,9 +369,9 @@ impl Shedding {
     }
 }
 
-/// Closes a connection to free its memory. If a batch is in flight, the socket is closed at once and without
-/// a close frame, since the peer could otherwise keep the memory in use. Events in a back end's batch go to
-/// other consumers.
+/// Closes a connection to free its memory. If a batch is in flight, the socket is closed at once
+/// and without a close frame, since the peer could otherwise keep the memory in use. Events in a
+/// back end's batch go to other consumers.
 fn close_for_memory(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
     let Some(connection) = connections.get(key) else { return };
     turn.counters.limits.memory_bytes += 1;
@@ -400,8 +403,8 @@ fn close_for_memory(turn: &mut Turn, connections: &mut Connections, key: Connect
 pub(super) const SHORT_OF_MEMORY: &str = "the node is short of memory; try again later";
 
 impl Connection {
-    /// Estimates the memory that the connection holds in queues, buffers and subscriptions. Errs on the high
-    /// side.
+    /// Estimates the memory that the connection holds in queues, buffers and subscriptions. Errs on
+    /// the high side.
     pub fn held_bytes(&self) -> usize {
         let of_stage = match &self.stage {
             Stage::Http(http) => {
@@ -427,8 +430,8 @@ impl Connection {
     }
 }
 
-/// The memory of a subscription: its entries in the client and in the channel, and the channel itself if it has
-/// no other subscriber.
+/// The memory of a subscription: its entries in the client and in the channel, and the channel
+/// itself if it has no other subscriber.
 const SUBSCRIPTION_BYTES: usize = 256;
 
 /// The memory of a delivery in flight, without its frame.

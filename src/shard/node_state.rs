@@ -1,5 +1,5 @@
-//! Mutable state that all shards of a node share. The runtime creates it and passes it to each shard,
-//! beside the settings, which never change.
+//! Mutable state that all shards of a node share. The runtime creates it and passes it to each
+//! shard, beside the settings, which never change.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

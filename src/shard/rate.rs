@@ -1,14 +1,16 @@
 //! Rate limits: a number of events per second, with a burst of the same number.
 //!
-//! Implements the generic cell rate algorithm (ITU-T I.371). The state of one client or address is a
-//! [`Bucket`] of eight bytes: the time at which the bucket is full again. No work is due as time passes.
+//! Implements the generic cell rate algorithm (ITU-T I.371). The state of one client or address is
+//! a [`Bucket`] of eight bytes: the time at which the bucket is full again. No work is due as time
+//! passes.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protocol::credentials::User;
 
-/// The time in which an empty bucket becomes full, in nanoseconds. So the burst is one second's worth.
+/// The time in which an empty bucket becomes full, in nanoseconds. So the burst is one second's
+/// worth.
 const FULL_NS: u64 = 1_000_000_000;
 
 /// A limit of events per second.
@@ -56,14 +58,14 @@ impl Bucket {
     }
 }
 
-/// The calls that one user of the API may make, counted over all shards of the node. All shards share one
-/// atomic per user, which is accessed only for users with a limit.
+/// The calls that one user of the API may make, counted over all shards of the node. All shards
+/// share one atomic per user, which is accessed only for users with a limit.
 #[derive(Debug)]
 pub struct Quota {
     rate: Option<Rate>,
     full_at_ns: AtomicU64,
-    // The latest time that any shard has passed in. The shards' clocks differ, since each stands still while
-    // its shard does not run. The clock that is ahead counts for all.
+    // The latest time that any shard has passed in. The shards' clocks differ, since each stands
+    // still while its shard does not run. The clock that is ahead counts for all.
     now_ms: AtomicU64,
 }
 

@@ -61,7 +61,8 @@ impl Roster {
         self.reachable.remove(&node);
     }
 
-    /// Returns the shard that holds a client; `None` if its node is unreachable or has no such shard.
+    /// Returns the shard that holds a client; `None` if its node is unreachable or has no such
+    /// shard.
     pub fn address_of(&self, client: ClientId) -> Option<ShardAddress> {
         let node = client.node();
         let shard = self.shards_of(node)?.layout.shard_of(client)?;

@@ -1,5 +1,5 @@
-//! The settings that the shards of a node receive when they start. They never change. Mutable state that the
-//! shards share is in [`super::node_state`].
+//! The settings that the shards of a node receive when they start. They never change. Mutable state
+//! that the shards share is in [`super::node_state`].
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -36,11 +36,11 @@ pub struct Settings {
 /// Facts about the process, and about the grid around it.
 #[derive(Clone, Debug, Default)]
 pub struct Process {
-    /// The Unix time in milliseconds that a client id contains when the shard's clock shows 0. Later than
-    /// in all earlier runs of the node. `None`: taken from the system clock.
+    /// The Unix time in milliseconds that a client id contains when the shard's clock shows 0.
+    /// Later than in all earlier runs of the node. `None`: taken from the system clock.
     pub first_unix_ms: Option<u64>,
-    /// The number of nodes, this one included, that must have been reachable before `/readyz` reports ready.
-    /// With 0 or 1 the node waits for no other.
+    /// The number of nodes, this one included, that must have been reachable before `/readyz`
+    /// reports ready. With 0 or 1 the node waits for no other.
     pub nodes_expected: usize,
     /// The addresses that the node listens on, for the start page. `None` in tests without sockets.
     pub endpoints: Option<Arc<Endpoints>>,
@@ -71,8 +71,8 @@ impl Settings {
         routes.any(|route| route.topic.as_deref() == Some(topic))
     }
 
-    /// Returns a copy that shares no routes and topic names with other shards. Their reference counts change
-    /// with every message, and a count that several cores change is slow.
+    /// Returns a copy that shares no routes and topic names with other shards. Their reference
+    /// counts change with every message, and a count that several cores change is slow.
     pub fn unshared(&self) -> Self {
         let route = |route: &Arc<Route>| {
             let topic = route.topic.as_deref().map(Arc::from);
@@ -121,8 +121,8 @@ pub struct Route {
     pub tells_message: bool,
     /// Whether there is an event when a client has disconnected.
     pub tells_close: bool,
-    /// Patterns of channels that a client may subscribe to when it connects: a name, or a prefix followed by
-    /// `*`.
+    /// Patterns of channels that a client may subscribe to when it connects: a name, or a prefix
+    /// followed by `*`.
     pub subscribe: Vec<String>,
     /// The key that a client's context must have before messages after the first one are processed.
     pub hold_until: Option<Box<str>>,
@@ -138,7 +138,8 @@ pub struct Route {
     pub compression: bool,
     /// The longest message from a client, in bytes.
     pub message_bytes: usize,
-    /// The outbound queue of one client, in bytes. See [`Limits::close_slow_clients`] for when it is full.
+    /// The outbound queue of one client, in bytes. See [`Limits::close_slow_clients`] for when it
+    /// is full.
     pub outbound_bytes: usize,
     /// The rate at which one client may send messages; `None`: any rate.
     pub messages: Option<Rate>,
@@ -166,8 +167,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters of the
-    /// topic's bytes. The rest may be in use permanently, as credit of other shards.
+    /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters
+    /// of the topic's bytes. The rest may be in use permanently, as credit of other shards.
     pub fn event_bytes_max(&self) -> usize {
         self.bounds.bytes / 4 * 3
     }
@@ -180,16 +181,18 @@ pub struct Limits {
     pub edge_http: http::RequestLimits,
     /// The longest message of a back end, in bytes.
     pub api_message_bytes: usize,
-    /// The outbound queue of one back end, in bytes. A back end whose queue is full is not read from.
+    /// The outbound queue of one back end, in bytes. A back end whose queue is full is not read
+    /// from.
     pub outbound_bytes: usize,
-    /// Whether a client is closed when a message does not fit its outbound queue. The message counts as failed
-    /// in any case.
+    /// Whether a client is closed when a message does not fit its outbound queue. The message
+    /// counts as failed in any case.
     pub close_slow_clients: bool,
     /// The number of channels that one client may be subscribed to. Further subscribes fail.
     pub channels_per_client: usize,
     /// Limits of each address at the edges.
     pub addresses: AddressLimits,
-    /// The time within which a request head, a body or a handshake must be complete, in milliseconds.
+    /// The time within which a request head, a body or a handshake must be complete, in
+    /// milliseconds.
     pub handshake_ms: u64,
     /// The silence after which a ping is sent, in milliseconds.
     pub ping_ms: u64,

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The length of a round, in milliseconds. By its end the closed connections have freed their memory, which
-/// takes two turns of a shard.
+/// The length of a round, in milliseconds. By its end the closed connections have freed their
+/// memory, which takes two turns of a shard.
 pub(super) const ROUND_MS: u64 = 100;
 
-/// The bytes that all shards of a node have shed in the current round. Each shard compares this total with
-/// the excess and closes connections only while the total is lower. So the shards together free about the
-/// excess, whatever their number.
+/// The bytes that all shards of a node have shed in the current round. Each shard compares this
+/// total with the excess and closes connections only while the total is lower. So the shards
+/// together free about the excess, whatever their number.
 #[derive(Debug, Default)]
 pub struct ShedRound {
     shed_bytes: AtomicU64,
@@ -16,8 +16,8 @@ pub struct ShedRound {
 }
 
 impl ShedRound {
-    /// Begins a new round if the current one is over. The next measurement of memory in use already leaves
-    /// out what the old round freed.
+    /// Begins a new round if the current one is over. The next measurement of memory in use already
+    /// leaves out what the old round freed.
     pub fn renew(&self, now_ms: u64) {
         let since_ms = self.since_ms.load(Ordering::Relaxed);
         // The clocks of two shards differ a little. A clock that lags does not begin a round.
@@ -33,8 +33,8 @@ impl ShedRound {
         excess_bytes.saturating_sub(self.shed_bytes.load(Ordering::Relaxed))
     }
 
-    /// Adds the bytes of a connection that is about to be closed. Returns false if the round has shed the
-    /// excess already: then the connection must stay open.
+    /// Adds the bytes of a connection that is about to be closed. Returns false if the round has
+    /// shed the excess already: then the connection must stay open.
     pub fn take(&self, bytes: u64, excess_bytes: u64) -> bool {
         let before = self.shed_bytes.fetch_add(bytes, Ordering::Relaxed);
         let is_wanted = before < excess_bytes;

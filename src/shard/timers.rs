@@ -3,8 +3,8 @@
 /// Resolution of the timers, in milliseconds.
 const TICK_MS: u64 = 16;
 
-/// Slots of the wheel, which covers about 65 s. A timer with a later deadline fires early, from the last
-/// slot, and its receiver sets it again.
+/// Slots of the wheel, which covers about 65 s. A timer with a later deadline fires early, from the
+/// last slot, and its receiver sets it again.
 const SLOTS: usize = 4096;
 
 /// Timers that fire in one turn: about 2 ms if each closes a connection.

@@ -1,10 +1,10 @@
 //! Log lines at level `debug`, by which an operator follows a connection from accept to close.
 //!
-//! `tracing` is a facade: it passes each line to a subscriber that the runtime installs, so a shard does no
-//! I/O. While the level is off, a line costs one relaxed load.
+//! `tracing` is a facade: it passes each line to a subscriber that the runtime installs, so a shard
+//! does no I/O. While the level is off, a line costs one relaxed load.
 //!
-//! A line never shows a secret, a token, a query, a header, or the payload of a message. Text from a peer is
-//! escaped and cut after [`SHOWN_BYTES`].
+//! A line never shows a secret, a token, a query, a header, or the payload of a message. Text from
+//! a peer is escaped and cut after [`SHOWN_BYTES`].
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -64,8 +64,8 @@ pub enum By {
     Backend,
 }
 
-/// The name of a connection in the log: its shard, its place in the shard's table, and the generation of that
-/// place.
+/// The name of a connection in the log: its shard, its place in the shard's table, and the
+/// generation of that place.
 #[derive(Clone, Copy, Debug)]
 pub struct Trail {
     pub(super) shard: ShardId,

@@ -200,8 +200,8 @@ impl Turn {
         }
     }
 
-    /// Sends a message to a shard of this node. A message to this shard itself becomes a step, and is
-    /// handled with the current input.
+    /// Sends a message to a shard of this node. A message to this shard itself becomes a step, and
+    /// is handled with the current input.
     pub fn send_local(&mut self, to: ShardId, message: LocalMessage) {
         match to == self.address.shard {
             true => self.steps.push_back(Step::Message(message)),
@@ -233,8 +233,8 @@ impl Turn {
         self.send_grid(requester.backend.at, GridMessage::Answer(requester.ticket, answer));
     }
 
-    /// Sends the answer to a publish. If a back end of another node asked for it, the answer goes to the
-    /// mesh.
+    /// Sends the answer to a publish. If a back end of another node asked for it, the answer goes
+    /// to the mesh.
     pub fn answer_publish(&mut self, requester: Requester, answer: Result<Tally, Fault>) {
         let Requester { ticket, backend } = requester;
         let is_local = backend.at.node == self.address.node;

@@ -1,8 +1,8 @@
 //! Limits the connections and handshakes of an address at the edges of the node.
 //!
-//! Each address has a home shard, which counts it; a topic has one in the same way. So the count is exact,
-//! and no memory is shared. The shard that accepts a connection asks the home shard and reads nothing until
-//! it has the answer. It tells the home shard when the connection is closed.
+//! Each address has a home shard, which counts it; a topic has one in the same way. So the count is
+//! exact, and no memory is shared. The shard that accepts a connection asks the home shard and
+//! reads nothing until it has the answer. It tells the home shard when the connection is closed.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -19,8 +19,8 @@ use crate::shard::settings::AddressLimits;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 
-/// The number of addresses that one shard counts: those that have connections, or had some within the last
-/// second. They take about 50 MB. Beyond it connections from other addresses are refused.
+/// The number of addresses that one shard counts: those that have connections, or had some within
+/// the last second. They take about 50 MB. Beyond it connections from other addresses are refused.
 const ADDRESSES_MAX: usize = 1 << 20;
 
 /// The limit for which a connection is refused.
@@ -37,12 +37,13 @@ pub(super) enum LimitReached {
 pub(crate) struct Addresses {
     // At most ADDRESSES_MAX.
     counts: HashMap<IpAddr, Count>,
-    // Addresses whose last connection was closed before their bucket was full, in the order of closing. An
-    // address is here at most once per handshake of its last second.
+    // Addresses whose last connection was closed before their bucket was full, in the order of
+    // closing. An address is here at most once per handshake of its last second.
     leaving: VecDeque<Leaving>,
 }
 
-/// An address without connections, which is remembered until its bucket of handshakes is full again.
+/// An address without connections, which is remembered until its bucket of handshakes is full
+/// again.
 #[derive(Clone, Copy, Debug)]
 struct Leaving {
     source: IpAddr,
@@ -77,7 +78,8 @@ impl Addresses {
             return Err(LimitReached::Connections);
         }
         let count = self.counts.entry(source).or_default();
-        // A refused address has connections or an empty bucket. So its entry is in use, not left over.
+        // A refused address has connections or an empty bucket. So its entry is in use, not left
+        // over.
         if limits.connections.is_some_and(|max| count.connections >= max.get()) {
             return Err(LimitReached::Connections);
         }
@@ -103,8 +105,8 @@ impl Addresses {
         }
     }
 
-    /// Forgets addresses without connections whose bucket is full. An address is remembered for little more than a
-    /// second after its last connection.
+    /// Forgets addresses without connections whose bucket is full. An address is remembered for
+    /// little more than a second after its last connection.
     fn forget_old(&mut self, now_ms: u64) {
         let is_as_new =
             |count: &Count| count.connections == 0 && count.handshakes.full_at_ms() <= now_ms;
@@ -120,8 +122,8 @@ impl Addresses {
 }
 
 impl Addresses {
-    /// Handles a connection that this shard accepted at an edge. If addresses have limits, pauses the
-    /// connection and asks the home shard of its address.
+    /// Handles a connection that this shard accepted at an edge. If addresses have limits, pauses
+    /// the connection and asks the home shard of its address.
     pub(crate) fn count_arrival(
         &mut self,
         turn: &mut Turn,
@@ -162,9 +164,9 @@ impl Addresses {
         turn.send_local(from, LocalMessage::Admitted { address: source, key, may_stay });
     }
 
-    /// Handles the answer of an address's home shard. A refused connection is closed before a byte of it is
-    /// read. It gets no response, which would cost a TLS handshake. Nor is its end awaited, since the peer
-    /// could then keep its place.
+    /// Handles the answer of an address's home shard. A refused connection is closed before a byte
+    /// of it is read. It gets no response, which would cost a TLS handshake. Nor is its end
+    /// awaited, since the peer could then keep its place.
     pub(crate) fn handle_admitted(
         &mut self,
         turn: &mut Turn,

@@ -1,21 +1,21 @@
 //! Authenticates requests to the API.
 //!
-//! A plain secret is compared at once, by its fingerprint. A hashed secret takes tens of milliseconds,
-//! too long for a shard's turn: the shard hands out a [`Verification`], the request waits, and the result
-//! comes back as a message.
+//! A plain secret is compared at once, by its fingerprint. A hashed secret takes tens of
+//! milliseconds, too long for a shard's turn: the shard hands out a [`Verification`], the request
+//! waits, and the result comes back as a message.
 //!
 //! # Guessing
 //!
 //! One address may be shared by a whole company, so wrong credentials never lock out right ones.
-//! Credentials that are known to be right are accepted first, whatever their address has done. Other
-//! credentials are limited once their address has presented ten wrong ones within a minute:
+//! Credentials that are known to be right are accepted first, whatever their address has done.
+//! Other credentials are limited once their address has presented ten wrong ones within a minute:
 //!
-//! - Plain secrets: each wrong guess is answered 429 and closes its connection. An address can still guess
-//!   as often as it can connect, about ten thousand times a second. That is harmless for 16 random
-//!   characters (2^95 values), but not for a word of a dictionary.
-//! - Hashed secrets: the first request with these credentials is answered 429 without a verification. A
-//!   client that repeats it a second later competes for at most five verifications a second of each shard,
-//!   with the same odds as everybody else; see `verification_queue.rs`.
+//! - Plain secrets: each wrong guess is answered 429 and closes its connection. An address can
+//!   still guess as often as it can connect, about ten thousand times a second. That is harmless
+//!   for 16 random characters (2^95 values), but not for a word of a dictionary.
+//! - Hashed secrets: the first request with these credentials is answered 429 without a
+//!   verification. A client that repeats it a second later competes for at most five verifications
+//!   a second of each shard, with the same odds as everybody else; see `verification_queue.rs`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,8 +32,9 @@ use crate::protocol::credentials::{
 };
 use crate::shard::settings::Settings;
 
-/// The number of credentials of a node that may wait for verification. The node's one verifier thread gets
-/// through them in about the time that a call may take. Beyond it those with the highest rank stay.
+/// The number of credentials of a node that may wait for verification. The node's one verifier
+/// thread gets through them in about the time that a call may take. Beyond it those with the
+/// highest rank stay.
 const VERIFICATIONS_MAX: usize = 32;
 
 /// How long verified credentials are accepted without another verification, after their last use.
@@ -42,13 +43,13 @@ const PROVEN_MS: u64 = 300_000;
 /// How long wrong credentials, and credentials that were deferred, are remembered.
 const REMEMBERED_MS: u64 = 60_000;
 
-/// How many wrong and how many deferred credentials are remembered, at about 100 bytes each. Beyond it the
-/// oldest are forgotten: after three seconds of ten thousand guesses a second. By then a client with
-/// the right credentials has retried.
+/// How many wrong and how many deferred credentials are remembered, at about 100 bytes each. Beyond
+/// it the oldest are forgotten: after three seconds of ten thousand guesses a second. By then a
+/// client with the right credentials has retried.
 const REMEMBERED_MAX: usize = 32_768;
 
-/// How long after their deferral credentials count as retried: the `Retry-After`, less the time by which
-/// a client's timer may be early.
+/// How long after their deferral credentials count as retried: the `Retry-After`, less the time by
+/// which a client's timer may be early.
 const RETURN_MS: u64 = 900;
 
 /// How long a pair of address and user name is trusted after right credentials.
@@ -88,7 +89,8 @@ pub enum Denial {
     Address,
     /// The user lacks the role.
     Role,
-    /// The credentials are wrong or not verified, and their address has presented wrong ones too often.
+    /// The credentials are wrong or not verified, and their address has presented wrong ones too
+    /// often.
     TooManyAttempts,
     /// Too many other requests wait for verification.
     Busy,
@@ -130,8 +132,8 @@ pub struct Verification {
 
 /// A hash that a secret is compared with.
 struct Candidate {
-    // The index of the hash's user in the settings. `None`: a decoy, compared so that an unknown user name
-    // takes as long as a known one.
+    // The index of the hash's user in the settings. `None`: a decoy, compared so that an unknown
+    // user name takes as long as a known one.
     user: Option<usize>,
     hash: SecretHash,
 }
@@ -149,8 +151,8 @@ impl Verification {
         Self { fingerprint, secret: String::new(), candidates: Vec::new() }
     }
 
-    /// Compares the secret with each hash. Takes tens of milliseconds per hash. The returned message is
-    /// for the shard that handed the verification out.
+    /// Compares the secret with each hash. Takes tens of milliseconds per hash. The returned
+    /// message is for the shard that handed the verification out.
     pub fn run(self) -> FromNode {
         let is_right = |candidate: &&Candidate| candidate.hash.matches(&self.secret);
         let user = self.candidates.iter().find(is_right).and_then(|candidate| candidate.user);
@@ -216,8 +218,8 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a request from `remote`. `authorization` looks up the header's value; it
-    /// is not called if the settings have no users.
+    /// Checks the credentials of a request from `remote`. `authorization` looks up the header's
+    /// value; it is not called if the settings have no users.
     pub(super) fn check<'r>(
         &mut self,
         now_ms: u64,
@@ -237,8 +239,8 @@ impl Authenticator {
         }
     }
 
-    /// Returns the user with these credentials if no hash has to be computed. Compares all plain secrets
-    /// in constant time, so that the duration reveals nothing.
+    /// Returns the user with these credentials if no hash has to be computed. Compares all plain
+    /// secrets in constant time, so that the duration reveals nothing.
     fn known(&mut self, now_ms: u64, fingerprint: &Fingerprint) -> Option<usize> {
         let plain = self.plain.iter().fold(None, |found, (known, user)| {
             if known.ct_eq(fingerprint).into() { Some(*user) } else { found }
@@ -251,7 +253,8 @@ impl Authenticator {
         plain.or(proven)
     }
 
-    /// Checks credentials that are not known to be right: denies them, or queues their verification.
+    /// Checks credentials that are not known to be right: denies them, or queues their
+    /// verification.
     fn check_unknown(
         &mut self,
         now_ms: u64,
@@ -304,8 +307,8 @@ impl Authenticator {
     ) -> Claim {
         let pair = self.key.lot(&[source.to_string().as_bytes(), name.as_bytes()]);
         let own = self.key.lot(&[fingerprint.as_bytes()]);
-        // Each pair and each fingerprint begins its seconds at a moment of its own. If all tie-breaks
-        // changed at once, a client could improve its odds by the moment of its request.
+        // Each pair and each fingerprint begins its seconds at a moment of its own. If all
+        // tie-breaks changed at once, a client could improve its odds by the moment of its request.
         let second = |whose: u64| ((now_ms + whose % 1000) / 1000).to_le_bytes();
         let deferred = self.deferred.since(now_ms, fingerprint);
         let rank = Rank {
@@ -321,8 +324,8 @@ impl Authenticator {
         Claim { fingerprint, source, name, pair, rank, tie_break }
     }
 
-    /// Returns the hashes to compare credentials with. If any user has a hashed password, an unknown name
-    /// gets a decoy: the duration does not reveal which users exist.
+    /// Returns the hashes to compare credentials with. If any user has a hashed password, an
+    /// unknown name gets a decoy: the duration does not reveal which users exist.
     fn candidates(&self, credentials: &Credentials) -> Vec<Candidate> {
         let hashed = self.users.iter().enumerate().filter_map(|(at, user)| match &user.secret {
             Secret::Hashed(hash) if user.scheme == credentials.scheme => Some((at, user, hash)),
@@ -346,8 +349,8 @@ impl Authenticator {
         }
     }
 
-    /// Records the result of a verification; returns the requests that wait for it. `is_own`: this shard
-    /// asked for the verification, not another one of the node.
+    /// Records the result of a verification; returns the requests that wait for it. `is_own`: this
+    /// shard asked for the verification, not another one of the node.
     pub(super) fn settle(
         &mut self,
         now_ms: u64,
@@ -396,7 +399,8 @@ impl Authenticator {
         displaced
     }
 
-    /// Remembers that credentials were denied without a verification. Their rank is higher when retried.
+    /// Remembers that credentials were denied without a verification. Their rank is higher when
+    /// retried.
     pub(super) fn defer(&mut self, now_ms: u64, fingerprint: Fingerprint) {
         self.deferred.note(now_ms, fingerprint);
     }
@@ -603,9 +607,10 @@ mod tests {
         hashes: usize,
     }
 
-    /// Returns how often right credentials are presented, once a second, until they are verified. The
-    /// attacker keeps a stock of guesses that were deferred hundreds of times. It presents each of them
-    /// every 200 ms, just before the next verification begins, and replaces each that is verified.
+    /// Returns how often right credentials are presented, once a second, until they are verified.
+    /// The attacker keeps a stock of guesses that were deferred hundreds of times. It presents each
+    /// of them every 200 ms, just before the next verification begins, and replaces each that is
+    /// verified.
     fn presentations(seed: u8, guessing: Guessing) -> usize {
         let Guessing { stock, source, is_suspect, hashes } = guessing;
         let users = vec![user("reader", Scheme::Basic, HASH)];
@@ -660,8 +665,8 @@ mod tests {
         let everywhere: fn(usize) -> [u8; 4] = |n| [172, 16, (n >> 8) as u8, n as u8];
         let few = Guessing { stock: 3, source: here, is_suspect: true, hashes: 1 };
         let elsewhere = Guessing { stock: 20, source: everywhere, is_suspect: true, hashes: 4 };
-        // 2 + n / 5, where n includes the five a second that are replaced. With attempts left 2 + n / 20,
-        // since this test makes 20 verifications a second.
+        // 2 + n / 5, where n includes the five a second that are replaced. With attempts left 2 + n
+        // / 20, since this test makes 20 verifications a second.
         for (guessing, average_max) in [
             (few, 4),
             (Guessing { stock: 20, ..few }, 8),

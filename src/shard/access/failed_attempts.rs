@@ -23,8 +23,8 @@ impl FailedAttempts {
         Self(Recent::new(WINDOW_MS, ADDRESSES_MAX))
     }
 
-    /// Whether a source has no attempt left. Its `awaited` attempts, whose verification is not finished,
-    /// count as failed.
+    /// Whether a source has no attempt left. Its `awaited` attempts, whose verification is not
+    /// finished, count as failed.
     pub(super) fn are_exhausted(&mut self, now_ms: u64, source: IpAddr, awaited: usize) -> bool {
         usize::from(self.0.count(now_ms, source)) + awaited >= FAILED_ATTEMPTS_MAX
     }
@@ -35,8 +35,8 @@ impl FailedAttempts {
     }
 }
 
-/// Returns what is counted as one address: an IPv4 address, or the first 64 bits of an IPv6 address, since
-/// one host may use all addresses of its /64 network (RFC 4291, section 2.5.4).
+/// Returns what is counted as one address: an IPv4 address, or the first 64 bits of an IPv6
+/// address, since one host may use all addresses of its /64 network (RFC 4291, section 2.5.4).
 pub(super) fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

@@ -2,7 +2,8 @@
 //!
 //! - `authenticator.rs`: checks credentials, and remembers the results.
 //! - `verification_queue.rs`: decides which credentials are compared with a slow hash next.
-//! - `failed_attempts.rs`: finds addresses that guess. `recent.rs`: counts events within a time window.
+//! - `failed_attempts.rs`: finds addresses that guess. `recent.rs`: counts events within a time
+//!   window.
 //! - `addresses.rs`: limits the connections and handshakes of one address at an edge.
 
 mod addresses;
@@ -34,8 +35,8 @@ pub use verification_queue::RUNNING_MAX;
 /// knows the connections that have not authenticated.
 pub struct ApiAccess {
     authenticator: Authenticator,
-    // API connections in the order of their arrival, at most one entry per connection of this shard.
-    // One that has authenticated or is closed is removed only when it reaches the front.
+    // API connections in the order of their arrival, at most one entry per connection of this
+    // shard. One that has authenticated or is closed is removed only when it reaches the front.
     unauthenticated: VecDeque<ConnectionKey>,
 }
 
@@ -51,20 +52,20 @@ impl ApiAccess {
         self.unauthenticated.push_back(key);
     }
 
-    /// Returns when [`Self::poll_verification`] may have another verification, in milliseconds of the
-    /// shard's clock. `None` if only a message can cause one.
+    /// Returns when [`Self::poll_verification`] may have another verification, in milliseconds of
+    /// the shard's clock. `None` if only a message can cause one.
     pub fn next_verification(&self) -> Option<u64> {
         self.authenticator.next_verification()
     }
 
-    /// Returns the next verification to run on another thread. The message that [`Verification::run`]
-    /// returns must be sent to this shard.
+    /// Returns the next verification to run on another thread. The message that
+    /// [`Verification::run`] returns must be sent to this shard.
     pub fn poll_verification(&mut self, turn: &Turn) -> Option<Verification> {
         self.authenticator.begin_verification(turn.now.ms)
     }
 
-    /// Closes the API connection that has been unauthenticated the longest, to make room for a new one.
-    /// Returns false if there is none. A connection with an unanswered request is not closed.
+    /// Closes the API connection that has been unauthenticated the longest, to make room for a new
+    /// one. Returns false if there is none. A connection with an unanswered request is not closed.
     pub fn evict_unauthenticated(
         &mut self,
         turn: &mut Turn,
@@ -142,8 +143,9 @@ impl ApiAccess {
         }
     }
 
-    /// Parks a request until its credentials are verified. Without `request`, the body stays unread. The
-    /// answer keeps its place among the connection's answers, and the connection is paused.
+    /// Parks a request until its credentials are verified. Without `request`, the body stays
+    /// unread. The answer keeps its place among the connection's answers, and the connection is
+    /// paused.
     pub fn park(
         &mut self,
         turn: &mut Turn,
@@ -167,8 +169,8 @@ impl ApiAccess {
         self.deny_displaced(turn, connections);
     }
 
-    /// Handles a result of the verifier: leaves [`Step::Admitted`] for each request that waits for it.
-    /// The other shards of the node are told of verified credentials, and of failed attempts.
+    /// Handles a result of the verifier: leaves [`Step::Admitted`] for each request that waits for
+    /// it. The other shards of the node are told of verified credentials, and of failed attempts.
     pub fn handle_verdict(
         &mut self,
         turn: &mut Turn,
@@ -189,8 +191,8 @@ impl ApiAccess {
         self.admit_waiters(turn, connections, keys, fingerprint, user);
     }
 
-    /// Handles credentials that another shard of the node has verified: leaves [`Step::Admitted`] for
-    /// each request that waits for the same result.
+    /// Handles credentials that another shard of the node has verified: leaves [`Step::Admitted`]
+    /// for each request that waits for the same result.
     pub fn handle_verified(
         &mut self,
         turn: &mut Turn,
@@ -204,7 +206,8 @@ impl ApiAccess {
         }
     }
 
-    /// Leaves [`Step::Admitted`] for the requests that wait for the verification of these credentials.
+    /// Leaves [`Step::Admitted`] for the requests that wait for the verification of these
+    /// credentials.
     fn admit_waiters(
         &self,
         turn: &mut Turn,
@@ -280,8 +283,8 @@ impl ApiAccess {
     }
 }
 
-/// Writes to the log which user's credentials are denied or verified. A name that no user has is not
-/// shown: it may be a password in the wrong field.
+/// Writes to the log which user's credentials are denied or verified. A name that no user has is
+/// not shown: it may be a password in the wrong field.
 fn trail_claim(turn: &Turn, key: ConnectionKey, request: &Request<'_>) {
     let claimed = request.only_header("authorization").and_then(Credentials::parse);
     let Some(Credentials { scheme: Scheme::Basic, name, .. }) = claimed else { return };

@@ -13,7 +13,8 @@ pub(super) struct Recent<K> {
     keys_max: usize,
     // At most `keys_max`.
     counts: HashMap<K, Window>,
-    // Keys in the order in which their windows began, with that time: one entry for each in `counts`.
+    // Keys in the order in which their windows began, with that time: one entry for each in
+    // `counts`.
     windows: VecDeque<(K, u64)>,
 }
 

@@ -1,35 +1,39 @@
 //! A bounded queue of credentials that wait to be compared with a hash.
 //!
-//! A verification takes tens of milliseconds on the node's one verifier thread, and everybody who reaches
-//! the API can ask for one. So the queue is short. When it is full, these rules decide who has a place:
+//! A verification takes tens of milliseconds on the node's one verifier thread, and everybody who
+//! reaches the API can ask for one. So the queue is short. When it is full, these rules decide who
+//! has a place:
 //!
-//! 1. Sources that have attempts left and sources that have none ("suspects") do not compete: each group
-//!    has places of its own. Suspects get at most five verifications a second, and at least every fourth.
+//! 1. Sources that have attempts left and sources that have none ("suspects") do not compete: each
+//!    group has places of its own. Suspects get at most five verifications a second, and at least
+//!    every fourth.
 //! 2. Credentials with a higher [`Rank`] displace those with a lower one.
 //! 3. Among equal ranks, the pair of source and user name that holds the most places loses one.
-//! 4. Among equal shares the [`TieBreak`] decides. Every second, each pair and each fingerprint gets a new
-//!    value, derived from a secret key. Repeating a guess within a second, or choosing the moment, does
-//!    not improve its odds.
+//! 4. Among equal shares the [`TieBreak`] decides. Every second, each pair and each fingerprint
+//!    gets a new value, derived from a secret key. Repeating a guess within a second, or choosing
+//!    the moment, does not improve its odds.
 //!
-//! Queued credentials are verified in the order of their rank. Among equal ranks the pairs take turns.
-//! Within a pair the greatest tie-break goes first.
+//! Queued credentials are verified in the order of their rank. Among equal ranks the pairs take
+//! turns. Within a pair the greatest tie-break goes first.
 //!
 //! # The guarantee
 //!
-//! Right credentials look like a guess at the same user from the same source, until they are verified. So
-//! no order can put them first. This order guarantees that no guess has better odds than they have,
-//! however often and whenever the guess is presented:
+//! Right credentials look like a guess at the same user from the same source, until they are
+//! verified. So no order can put them first. This order guarantees that no guess has better odds
+//! than they have, however often and whenever the guess is presented:
 //!
-//! - From a source without attempts left, from which `n` distinct guesses at the same user are retried
-//!   per second: a request is verified with a probability of about `5 / (n + 1)`. That makes `2 + n / 5`
-//!   requests on average. Guesses that are presented once, or retried before the `Retry-After`, do not
-//!   count. Several such sources share the five verifications a second equally.
-//! - From a source with attempts left: at once, however many guesses come from suspects. If more than three
-//!   other sources with attempts left guess at the same user, about `n / 30` requests on average. A pair
-//!   that presented right credentials within the last hour is not affected by guesses.
+//! - From a source without attempts left, from which `n` distinct guesses at the same user are
+//!   retried per second: a request is verified with a probability of about `5 / (n + 1)`. That
+//!   makes `2 + n / 5` requests on average. Guesses that are presented once, or retried before the
+//!   `Retry-After`, do not count. Several such sources share the five verifications a second
+//!   equally.
+//! - From a source with attempts left: at once, however many guesses come from suspects. If more
+//!   than three other sources with attempts left guess at the same user, about `n / 30` requests on
+//!   average. A pair that presented right credentials within the last hour is not affected by
+//!   guesses.
 //!
-//! Each shard has a queue of its own, and a second connection may reach another shard. The figures assume
-//! that a hash takes 30 ms and that no other shard uses the verifier.
+//! Each shard has a queue of its own, and a second connection may reach another shard. The figures
+//! assume that a hash takes 30 ms and that no other shard uses the verifier.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -39,8 +43,8 @@ use crate::protocol::credentials::Fingerprint;
 
 use super::authenticator::Verification;
 
-/// Verifications that a shard has in progress at a time: one is computed while the result of the other is
-/// on its way back.
+/// Verifications that a shard has in progress at a time: one is computed while the result of the
+/// other is on its way back.
 pub const RUNNING_MAX: usize = 2;
 
 /// Credentials of one source that may wait.
@@ -82,7 +86,8 @@ pub(super) struct Rank {
     pub has_attempts_left: bool,
     /// Whether right credentials with this user name came from this source within the last hour.
     pub is_trusted: bool,
-    /// Whether the credentials were denied without a verification, and retried after the `Retry-After`.
+    /// Whether the credentials were denied without a verification, and retried after the
+    /// `Retry-After`.
     pub has_returned: bool,
 }
 
@@ -121,11 +126,11 @@ struct QueuedClaim {
 /// The verifications of one shard: waiting and in progress.
 pub(super) struct VerificationQueue {
     places: usize,
-    // Pairs take turns in this order. At most `places` of sources with attempts left, and SUSPECTS_MAX
-    // of suspects.
+    // Pairs take turns in this order. At most `places` of sources with attempts left, and
+    // SUSPECTS_MAX of suspects.
     waiting: Vec<QueuedClaim>,
-    // One entry per verification that the verifier has not answered: running.len() <= RUNNING_MAX. So the
-    // verifier never holds more of this shard.
+    // One entry per verification that the verifier has not answered: running.len() <= RUNNING_MAX.
+    // So the verifier never holds more of this shard.
     running: Vec<Waiters>,
     // Verifications begun so far.
     begun: u64,
@@ -189,7 +194,8 @@ impl VerificationQueue {
         Ok(displaced)
     }
 
-    /// Adds a connection to those that wait for a verification. Ignored if there is no such verification.
+    /// Adds a connection to those that wait for a verification. Ignored if there is no such
+    /// verification.
     pub(super) fn wait(&mut self, fingerprint: Fingerprint, key: ConnectionKey) {
         let waiting = self.waiting.iter_mut().find(|w| w.claim.fingerprint == fingerprint);
         if let Some(waiting) = waiting {
@@ -246,8 +252,8 @@ impl VerificationQueue {
         Some(self.running.swap_remove(at))
     }
 
-    /// Applies the result of a verification that another shard began; returns who waited for it here.
-    /// If this shard's own verification of these credentials is in progress, it stays so.
+    /// Applies the result of a verification that another shard began; returns who waited for it
+    /// here. If this shard's own verification of these credentials is in progress, it stays so.
     pub(super) fn settle_early(&mut self, fingerprint: Fingerprint) -> Option<Waiters> {
         if let Some(running) = self.running.iter_mut().find(|r| r.fingerprint == fingerprint) {
             let keys = std::mem::take(&mut running.keys);
@@ -291,8 +297,8 @@ mod tests {
             .fingerprint(&FingerprintKey::new([0; 32]))
     }
 
-    /// Offers the credentials with a number, from host `host`, with a user name. Returns the fingerprints
-    /// of the displaced claims; `None` if the claim was not accepted.
+    /// Offers the credentials with a number, from host `host`, with a user name. Returns the
+    /// fingerprints of the displaced claims; `None` if the claim was not accepted.
     fn offer(
         queue: &mut VerificationQueue,
         number: usize,

@@ -48,7 +48,8 @@ impl Unsettled {
         Self { window, next_tag: 1, tagged: VecDeque::new(), waiting: VecDeque::new() }
     }
 
-    /// Returns the memory that the events take: the frames of waiting events, and the records of sent ones.
+    /// Returns the memory that the events take: the frames of waiting events, and the records of
+    /// sent ones.
     pub fn held_bytes(&self) -> usize {
         let waiting = self.waiting.iter();
         let frames: usize =

@@ -1,5 +1,5 @@
-//! Calls that other shards, the mesh or this shard itself carry out, and their answers. A call opens a question
-//! with a ticket; the answers to it carry the ticket.
+//! Calls that other shards, the mesh or this shard itself carry out, and their answers. A call
+//! opens a question with a ticket; the answers to it carry the ticket.
 
 use std::sync::Arc;
 
@@ -37,7 +37,8 @@ impl Backends {
         self.pending.has_room()
     }
 
-    /// Carries out `mesh.send` to a client of another shard, or of this one behind a publish in progress.
+    /// Carries out `mesh.send` to a client of another shard, or of this one behind a publish in
+    /// progress.
     pub(crate) fn call_send(
         &mut self,
         turn: &mut Turn,
@@ -52,8 +53,9 @@ impl Backends {
         self.ask_shard(turn, connections, caller, Kind::Send, to, command);
     }
 
-    /// Returns who must publish to a channel: the mesh, and the shards that may have subscribers. Returns all
-    /// shards if a `conn.call` of the same back end is unanswered, since that call may change the subscribers.
+    /// Returns who must publish to a channel: the mesh, and the shards that may have subscribers.
+    /// Returns all shards if a `conn.call` of the same back end is unanswered, since that call may
+    /// change the subscribers.
     pub(crate) fn receivers_of_publish(
         &self,
         turn: &Turn,
@@ -92,8 +94,8 @@ impl Backends {
         }
     }
 
-    /// Opens the question of a publish that only this shard carries out, over several turns. Its tally is the
-    /// answer. `None`: the connection is gone.
+    /// Opens the question of a publish that only this shard carries out, over several turns. Its
+    /// tally is the answer. `None`: the connection is gone.
     pub(crate) fn wait_for_publish(
         &mut self,
         turn: &mut Turn,
@@ -247,7 +249,8 @@ impl Backends {
         }
     }
 
-    /// Opens a question that `awaited` answers settle. Its reply takes the next place among the caller's replies.
+    /// Opens a question that `awaited` answers settle. Its reply takes the next place among the
+    /// caller's replies.
     fn open_question(
         &mut self,
         turn: &mut Turn,
@@ -327,8 +330,8 @@ impl Backends {
         }
     }
 
-    /// Makes the topics of a `queue.pop` deliver, once its answer is queued. Does nothing if the back end has
-    /// stopped consuming in the meantime.
+    /// Makes the topics of a `queue.pop` deliver, once its answer is queued. Does nothing if the
+    /// back end has stopped consuming in the meantime.
     pub(crate) fn start_consuming(
         &mut self,
         turn: &mut Turn,
@@ -378,8 +381,8 @@ fn ask_home(turn: &mut Turn, requester: Requester, topic: &str, command: LocalCo
     turn.ask_local(home, requester, command);
 }
 
-/// Returns the terms on which a back end consumes this number of topics. The bytes in flight to the back end
-/// are divided among them.
+/// Returns the terms on which a back end consumes this number of topics. The bytes in flight to the
+/// back end are divided among them.
 fn terms(turn: &Turn, pop: u64, topics: usize, settling: Settling) -> Terms {
     let window_bytes = (turn.settings.limits.outbound_bytes / 2 / topics).max(1);
     let unsettled_max = match settling {

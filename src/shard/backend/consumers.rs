@@ -1,5 +1,5 @@
-//! Delivery of events to back ends that consume. A back end consumes a topic on all nodes, and the home shard
-//! of the topic on each node is told which events were written.
+//! Delivery of events to back ends that consume. A back end consumes a topic on all nodes, and the
+//! home shard of the topic on each node is told which events were written.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -21,8 +21,8 @@ pub(crate) struct TopicHome {
 }
 
 impl Backends {
-    /// Delivers an event to one of this shard's back ends. Reports to the topic's home if the back end is
-    /// gone or does not consume any more.
+    /// Delivers an event to one of this shard's back ends. Reports to the topic's home if the back
+    /// end is gone or does not consume any more.
     pub(crate) fn deliver(
         &mut self,
         turn: &mut Turn,
@@ -95,8 +95,8 @@ impl Backends {
         turn.send_local(turn.address.shard, LocalMessage::BackendGone(backend));
     }
 
-    /// Makes a back end a consumer on the other nodes: on those reachable now, and on each that becomes
-    /// reachable later.
+    /// Makes a back end a consumer on the other nodes: on those reachable now, and on each that
+    /// becomes reachable later.
     pub(super) fn consume_on_other_nodes(
         &mut self,
         turn: &mut Turn,
@@ -109,8 +109,8 @@ impl Backends {
         }
     }
 
-    /// Ends the consumption of topics on the other nodes. Events that are queued for the back end are still
-    /// written.
+    /// Ends the consumption of topics on the other nodes. Events that are queued for the back end
+    /// are still written.
     pub(super) fn unconsume_on_other_nodes(
         &self,
         turn: &mut Turn,
@@ -137,7 +137,8 @@ impl Backends {
         }
     }
 
-    /// Forgets the events in flight from a node that has become unreachable: that node redelivers them.
+    /// Forgets the events in flight from a node that has become unreachable: that node redelivers
+    /// them.
     pub(crate) fn handle_node_down(&self, connections: &mut Connections, node: NodeId) {
         for &key in &self.consumers {
             let backend = connections.get(key).and_then(Connection::backend);
@@ -150,8 +151,8 @@ impl Backends {
     }
 }
 
-/// Makes a back end a consumer on another node. The other nodes share a window that is as large as the one of
-/// this node.
+/// Makes a back end a consumer on another node. The other nodes share a window that is as large as
+/// the one of this node.
 fn consume_on(turn: &mut Turn, connections: &mut Connections, node: NodeId, key: ConnectionKey) {
     let nodes = turn.roster.others().len();
     let id = turn.backend_id(key);

@@ -1,9 +1,10 @@
 //! The back ends of a shard: their calls over HTTP and WebSocket, and the events that they consume.
 //!
 //! - `requests.rs`: the API over HTTP, and pages. `page.rs`: the start page.
-//! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: calls that wait for answers.
-//! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge events.
-//!   `unrouted.rs`: warnings of topics that no route feeds.
+//! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: calls that wait for
+//!   answers.
+//! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge
+//!   events. `unrouted.rs`: warnings of topics that no route feeds.
 
 mod acknowledge;
 mod calls;
@@ -41,14 +42,16 @@ use super::access::{Denial, Grant};
 pub(super) struct Backends {
     parser: api::Parser,
     pending: Pending,
-    // Back ends that consume, or did so on their present connection. Homes on other nodes know of them.
+    // Back ends that consume, or did so on their present connection. Homes on other nodes know of
+    // them.
     consumers: BTreeSet<ConnectionKey>,
     unrouted: UnroutedTopics,
     calls_taken: Durations,
 }
 
 impl Backends {
-    /// Creates the part without back ends, for a node that was started at this Unix time in milliseconds.
+    /// Creates the part without back ends, for a node that was started at this Unix time in
+    /// milliseconds.
     pub(super) fn new(started_unix_ms: u64) -> Self {
         Self {
             parser: api::Parser::default(),
@@ -80,8 +83,8 @@ impl Backends {
         self.parser = parser;
     }
 
-    /// Reads one frame of a back end; returns the message if the frame completes one. Answers the text message
-    /// `ping` itself.
+    /// Reads one frame of a back end; returns the message if the frame completes one. Answers the
+    /// text message `ping` itself.
     pub(super) fn read<'i>(
         &mut self,
         turn: &mut Turn,
@@ -112,11 +115,12 @@ impl Backends {
         None
     }
 
-    /// Returns a call over WebSocket if the connection's user may make it. `queue.ack` does not count towards
-    /// the user's quota.
+    /// Returns a call over WebSocket if the connection's user may make it. `queue.ack` does not
+    /// count towards the user's quota.
     ///
     /// # Errors
-    /// The user's roles do not allow the call, the quota is used up, or the call was invalid already.
+    /// The user's roles do not allow the call, the quota is used up, or the call was invalid
+    /// already.
     pub(super) fn admit_call<'c>(
         &mut self,
         turn: &mut Turn,

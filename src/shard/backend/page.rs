@@ -1,14 +1,16 @@
-//! The start page, at `/` of the API: a page to try the node in a browser, with the node's addresses filled in.
+//! The start page, at `/` of the API: a page to try the node in a browser, with the node's
+//! addresses filled in.
 
 use crate::protocol::json::{put_number, put_string};
 use crate::shard::settings::{Edge, Endpoint, Route, Settings};
 
-/// The page: one file without external resources. `{{node}}` is replaced by the output of [`describe`].
+/// The page: one file without external resources. `{{node}}` is replaced by the output of
+/// [`describe`].
 const PAGE: &str = include_str!("page.html");
 
-/// The content security policy of the page. It may run its own script and style, call this API, and connect to
-/// any edge. The hashes are those of the script and style elements (CSP, section 2.3.1); a test prints the right
-/// ones when the page has changed.
+/// The content security policy of the page. It may run its own script and style, call this API, and
+/// connect to any edge. The hashes are those of the script and style elements (CSP, section 2.3.1);
+/// a test prints the right ones when the page has changed.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'sha256-Foj35OOUNqe4eQeaAA8tcQS7nrb5SZmBS1E+Lw73fiQ='; \
     style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \

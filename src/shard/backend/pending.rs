@@ -30,17 +30,19 @@ pub(super) struct Settled {
     pub asked_us: u64,
 }
 
-/// The kind of a question, which decides who is asked, how the answers add up, and what a timeout means.
+/// The kind of a question, which decides who is asked, how the answers add up, and what a timeout
+/// means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// `mesh.publish`: asks everybody who may have subscribers. The tallies add up; a missing one adds nothing.
+    /// `mesh.publish`: asks everybody who may have subscribers. The tallies add up; a missing one
+    /// adds nothing.
     Publish,
     /// `mesh.send`: asks the client's shard.
     Send,
     /// `conn.call`: asks the client's shard.
     Call,
-    /// `queue.pop`: asks the homes of the topics, which must all agree. Holds the number of the `queue.pop` among
-    /// those of its connection.
+    /// `queue.pop`: asks the homes of the topics, which must all agree. Holds the number of the
+    /// `queue.pop` among those of its connection.
     Pop(u64),
     /// `queue.unpop`: asks the homes of the topics, which must all agree.
     Unpop,
@@ -97,9 +99,9 @@ struct Question {
 }
 
 impl Pending {
-    /// Creates an empty table for a node that was started at this Unix time in milliseconds. The first tickets
-    /// follow from that time, so that a ticket of an earlier run rarely names a question of this one. The mesh
-    /// does not deliver answers to an earlier run, either.
+    /// Creates an empty table for a node that was started at this Unix time in milliseconds. The
+    /// first tickets follow from that time, so that a ticket of an earlier run rarely names a
+    /// question of this one. The mesh does not deliver answers to an earlier run, either.
     pub(super) fn new(started_unix_ms: u64) -> Self {
         Self { questions: SlotMap::new(started_unix_ms as u32) }
     }
@@ -134,8 +136,8 @@ impl Pending {
         Some(self.questions.get(SlotKey::from_bits(ticket.0))?.asked_us)
     }
 
-    /// Adds an answer; returns the settled question if it was the last one. An answer to a question that is
-    /// settled already is ignored.
+    /// Adds an answer; returns the settled question if it was the last one. An answer to a question
+    /// that is settled already is ignored.
     pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
         let key = SlotKey::from_bits(ticket.0);
         let question = self.questions.get_mut(key)?;

@@ -90,11 +90,12 @@ impl Backends {
     }
 }
 
-/// Refuses requests that a web page sends to the API through its visitor's browser, unless `api.origins` allows
-/// the page's origin. Returns the origin to name in the response (CORS), if it is an allowed foreign one.
+/// Refuses requests that a web page sends to the API through its visitor's browser, unless
+/// `api.origins` allows the page's origin. Returns the origin to name in the response (CORS), if it
+/// is an allowed foreign one.
 ///
-/// A GET of a page of the same origin has no `Origin` header. If the settings have no users, such a request is
-/// checked by its `Host`, against DNS rebinding.
+/// A GET of a page of the same origin has no `Origin` header. If the settings have no users, such a
+/// request is checked by its `Host`, against DNS rebinding.
 pub(crate) fn check_origin(
     turn: &Turn,
     key: ConnectionKey,
@@ -117,8 +118,8 @@ pub(crate) fn check_origin(
     }
 }
 
-/// Checks the `Host` of a request without an `Origin`. Any host is allowed if requests need credentials, and for
-/// probes, which reveal nothing.
+/// Checks the `Host` of a request without an `Origin`. Any host is allowed if requests need
+/// credentials, and for probes, which reveal nothing.
 fn check_host(
     turn: &Turn,
     key: ConnectionKey,
@@ -170,7 +171,8 @@ pub(crate) fn open_websocket(
         Ok(upgrade) => upgrade,
         Err(error) => return connections.refuse_upgrade(turn, key, shape, &error),
     };
-    // A refusal ends the connection. Otherwise frames that the peer sent early would be parsed as a request.
+    // A refusal ends the connection. Otherwise frames that the peer sent early would be parsed as a
+    // request.
     if turn.is_draining {
         return connections.refuse_and_close(turn, key, 503, "the server is shutting down");
     }

@@ -1,6 +1,7 @@
-//! Warns of topics that a back end consumes although no route of this node feeds them: the name may be
-//! misspelt. Consuming such a topic is allowed, since it may still receive the reports of a lost node, or get
-//! a route with the next restart. The answer to the back end and the log name the topic.
+//! Warns of topics that a back end consumes although no route of this node feeds them: the name may
+//! be misspelt. Consuming such a topic is allowed, since it may still receive the reports of a lost
+//! node, or get a route with the next restart. The answer to the back end and the log name the
+//! topic.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use crate::protocol::api::Reply;
 use crate::shard::connection::Connections;
 use crate::shard::turn::Turn;
 
-/// The number of topics that the log names. Further ones are not logged: back ends may invent any number.
+/// The number of topics that the log names. Further ones are not logged: back ends may invent any
+/// number.
 const LOGGED_MAX: usize = 64;
 
 /// The number of topics that one answer names. The others are counted.
@@ -43,8 +45,8 @@ impl UnroutedTopics {
 }
 
 impl Backends {
-    /// Returns the answer to a successful `queue.pop`, with a warning if no route feeds a topic. In a grid the
-    /// warning is about this node only, since the routes of other nodes are not known.
+    /// Returns the answer to a successful `queue.pop`, with a warning if no route feeds a topic. In
+    /// a grid the warning is about this node only, since the routes of other nodes are not known.
     pub(super) fn answer_to_pop(
         &mut self,
         turn: &Turn,

@@ -145,8 +145,8 @@ impl Outbound {
         self.in_flight_bytes > 0
     }
 
-    /// Returns for how long the current batch has been in flight, in milliseconds. `None`: nothing is
-    /// in flight. Wraps around to 0 after 17 minutes.
+    /// Returns for how long the current batch has been in flight, in milliseconds. `None`: nothing
+    /// is in flight. Wraps around to 0 after 17 minutes.
     pub fn in_flight_ms(&self, now_ms: u64) -> Option<u64> {
         let ticks = tick(now_ms).wrapping_sub(self.taken_tick);
         self.is_in_flight().then_some(u64::from(ticks) * TICK_MS)

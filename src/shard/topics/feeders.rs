@@ -1,9 +1,9 @@
 //! The feeders of topics: one for each topic that clients of this shard feed.
 //!
-//! An event is pushed if the topic's home shard has granted credit for it. Otherwise the event waits here, and
-//! its client is not read from. When a feeder becomes crowded ([`Feeder::is_crowded`]), clients are *deferred*:
-//! a client is paused before its next message is decoded, and the last event of a client that has ended is
-//! not encoded yet.
+//! An event is pushed if the topic's home shard has granted credit for it. Otherwise the event
+//! waits here, and its client is not read from. When a feeder becomes crowded
+//! ([`Feeder::is_crowded`]), clients are *deferred*: a client is paused before its next message is
+//! decoded, and the last event of a client that has ended is not encoded yet.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::shard::memory::Shortage;
 use crate::shard::settings::Settings;
 use crate::shard::turn::Turn;
 
-/// The number of events that may wait for room in one topic, including those of clients that have ended. Beyond
-/// it new clients of the topic's routes are refused with 503. So clients that reconnect while a topic is full
-/// cannot use more memory.
+/// The number of events that may wait for room in one topic, including those of clients that have
+/// ended. Beyond it new clients of the topic's routes are refused with 503. So clients that
+/// reconnect while a topic is full cannot use more memory.
 const WAITING_MAX: usize = 1 << 16;
 
-/// The bytes of events that may wait for room in one topic (or three quarters of the topic's bytes, if that is
-/// more). Beyond it new clients of the topic's routes are refused with 503.
+/// The bytes of events that may wait for room in one topic (or three quarters of the topic's bytes,
+/// if that is more). Beyond it new clients of the topic's routes are refused with 503.
 const WAITING_BYTES: usize = 16 << 20;
 
-/// The number of deferred clients that are admitted in one turn of the shard, over all topics. Each crowded topic
-/// admits at least one.
+/// The number of deferred clients that are admitted in one turn of the shard, over all topics. Each
+/// crowded topic admits at least one.
 const ADMITTED_PER_TURN: usize = 256;
 
 /// The feeders of one shard.
@@ -77,7 +77,8 @@ impl Feeders {
         }
     }
 
-    /// Returns an event if it may be pushed now. Otherwise the event waits, and its connection is paused.
+    /// Returns an event if it may be pushed now. Otherwise the event waits, and its connection is
+    /// paused.
     pub(super) fn feed(
         &mut self,
         turn: &mut Turn,
@@ -110,7 +111,8 @@ impl Feeders {
         None
     }
 
-    /// Asks the topic's home shard for the credit that the first waiting event needs, unless that was done.
+    /// Asks the topic's home shard for the credit that the first waiting event needs, unless that
+    /// was done.
     pub(super) fn ask_for_room(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         if let Some(bytes) = self.feeders.get_mut(topic).and_then(Feeder::poll_ask) {
             turn.send_to_own_home(topic, FromFeeder::WantCredit(bytes));
@@ -138,7 +140,8 @@ impl Feeders {
         Some(event)
     }
 
-    /// Drops the waiting events and closes their clients: the topic is full, and `when_full` says not to wait.
+    /// Drops the waiting events and closes their clients: the topic is full, and `when_full` says
+    /// not to wait.
     pub(super) fn refuse(
         &mut self,
         turn: &mut Turn,
@@ -166,9 +169,9 @@ impl Feeders {
         waited
     }
 
-    /// Returns the topic that a connection must wait for before its next message is decoded. `None`:
-    /// the connection need not wait, or waits for another reason first. Control frames between
-    /// messages do not wait.
+    /// Returns the topic that a connection must wait for before its next message is decoded.
+    /// `None`: the connection need not wait, or waits for another reason first. Control frames
+    /// between messages do not wait.
     #[inline]
     pub(super) fn defers(
         &self,
@@ -210,7 +213,8 @@ impl Feeders {
         }
     }
 
-    /// Keeps what the last event of a client is made of, if its topic is crowded. Otherwise returns it.
+    /// Keeps what the last event of a client is made of, if its topic is crowded. Otherwise returns
+    /// it.
     pub(super) fn defer_last(&mut self, topic: &Arc<str>, ended: Ended) -> Option<Ended> {
         if self.crowded.is_empty() {
             return Some(ended);
@@ -257,8 +261,8 @@ impl Feeders {
         None
     }
 
-    /// Resumes a deferred connection. Returns true if it may be read from. While the topic is crowded, it may send
-    /// one message.
+    /// Resumes a deferred connection. Returns true if it may be read from. While the topic is
+    /// crowded, it may send one message.
     pub(super) fn admit(&mut self, connections: &mut Connections, key: ConnectionKey) -> bool {
         let Some(connection) = connections.get(key) else { return false };
         // The connection may have been closed in the meantime.
@@ -281,8 +285,8 @@ impl Feeders {
         self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() == 0)
     }
 
-    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients that have ended; they
-    /// count against every topic.
+    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients
+    /// that have ended; they count against every topic.
     pub(super) fn takes_clients(
         &self,
         settings: &Settings,

@@ -1,4 +1,5 @@
-//! The topics whose home is this shard. All shards of the node feed them; back ends of all nodes consume them.
+//! The topics whose home is this shard. All shards of the node feed them; back ends of all nodes
+//! consume them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -51,8 +52,8 @@ impl HomeTopics {
         }
     }
 
-    /// Takes an event from a feeder on this shard, which had credit for it. Returns the event if the topic's home
-    /// is another shard.
+    /// Takes an event from a feeder on this shard, which had credit for it. Returns the event if
+    /// the topic's home is another shard.
     pub(super) fn push(
         &mut self,
         turn: &mut Turn,
@@ -65,7 +66,8 @@ impl HomeTopics {
         None
     }
 
-    /// Handles a message from a feeder to a topic whose home is this shard. Creates the topic if needed.
+    /// Handles a message from a feeder to a topic whose home is this shard. Creates the topic if
+    /// needed.
     pub(super) fn handle_feeder(
         &mut self,
         turn: &mut Turn,
@@ -127,7 +129,8 @@ impl HomeTopics {
         }
     }
 
-    /// Carries out the effects of a change in a topic, and removes the topic if it is idle and has no route.
+    /// Carries out the effects of a change in a topic, and removes the topic if it is idle and has
+    /// no route.
     fn settle(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         self.carry_out_effects(turn, topic);
         let is_idle = self.topics.get(topic).is_some_and(Topic::is_idle);
@@ -203,8 +206,8 @@ impl HomeTopics {
         }
     }
 
-    /// Creates a topic if there is none; returns false if there are too many. Each shard may have its share of the
-    /// node's limit.
+    /// Creates a topic if there is none; returns false if there are too many. Each shard may have
+    /// its share of the node's limit.
     fn ensure(&mut self, turn: &mut Turn, topic: &Arc<str>) -> bool {
         if self.topics.contains_key(topic) {
             return true;
@@ -218,13 +221,15 @@ impl HomeTopics {
         true
     }
 
-    /// Removes a back end that has ended from its topics. Events that were not written to it are redelivered.
+    /// Removes a back end that has ended from its topics. Events that were not written to it are
+    /// redelivered.
     pub(super) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         let known = self.names_of(|home| home.knows(backend));
         self.change_each(turn, known, |home| home.gone(backend));
     }
 
-    /// Removes the consumers of an unreachable node. Events that were not written to them are redelivered.
+    /// Removes the consumers of an unreachable node. Events that were not written to them are
+    /// redelivered.
     pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         let consumed = self.names_of(Topic::has_consumers);
         self.change_each(turn, consumed, |home| home.node_gone(node));
@@ -259,8 +264,8 @@ impl HomeTopics {
         self.change_each(turn, consumed, |home| home.handle_timeout(now.us));
     }
 
-    /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
-    /// means at once.
+    /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
+    /// in the past means at once.
     pub(super) fn next_turn(&self) -> Option<u64> {
         if self.unfinished.is_empty() { self.next_check_ms } else { Some(0) }
     }
@@ -305,8 +310,8 @@ impl HomeTopics {
     }
 }
 
-/// Refuses an event for a topic that cannot be created because there are too many topics. Affects only reports
-/// about clients of lost nodes, since the topics of routes always exist.
+/// Refuses an event for a topic that cannot be created because there are too many topics. Affects
+/// only reports about clients of lost nodes, since the topics of routes always exist.
 fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &FromFeeder) {
     let answer = match message {
         FromFeeder::Push(event) => {

@@ -3,8 +3,8 @@
 //! - `feeders.rs`: events of this shard's clients on their way to the home shards of their topics.
 //! - `home_topics.rs`: the topics whose home is this shard.
 //!
-//! If this shard is the home of a topic that its clients feed, an event goes there directly. All other messages
-//! go through the turn, as between two shards.
+//! If this shard is the home of a topic that its clients feed, an event goes there directly. All
+//! other messages go through the turn, as between two shards.
 
 mod feeders;
 mod home_topics;
@@ -35,7 +35,8 @@ impl Topics {
         Self { feeders: Feeders::new(settings), home: HomeTopics::new(shard, settings) }
     }
 
-    /// Puts an event into its topic. If there is no room, the event waits and its client is not read from.
+    /// Puts an event into its topic. If there is no room, the event waits and its client is not
+    /// read from.
     pub(super) fn feed(
         &mut self,
         turn: &mut Turn,
@@ -48,8 +49,8 @@ impl Topics {
         }
     }
 
-    /// Puts the last event of a client into its topic. While the topic is crowded, the event is not encoded yet:
-    /// only what it is made of is kept.
+    /// Puts the last event of a client into its topic. While the topic is crowded, the event is not
+    /// encoded yet: only what it is made of is kept.
     pub(super) fn feed_last(
         &mut self,
         turn: &mut Turn,
@@ -172,7 +173,8 @@ impl Topics {
         self.feeders.defers(turn, connection, key, input)
     }
 
-    /// Begins a turn of the shard. Returns true if [`Self::poll_admitted`] may have something to admit.
+    /// Begins a turn of the shard. Returns true if [`Self::poll_admitted`] may have something to
+    /// admit.
     #[inline]
     pub(super) fn begin_round(&mut self) -> bool {
         let has_crowded = self.feeders.has_crowded();
@@ -193,8 +195,9 @@ impl Topics {
         self.feeders.defer(turn, connections, key, topic);
     }
 
-    /// Admits what was deferred, within the budget of a turn: feeds the last events of clients that have ended,
-    /// and returns the next connection to read from. That connection is admitted until the next call.
+    /// Admits what was deferred, within the budget of a turn: feeds the last events of clients that
+    /// have ended, and returns the next connection to read from. That connection is admitted until
+    /// the next call.
     pub(super) fn poll_admitted(
         &mut self,
         turn: &mut Turn,
@@ -240,7 +243,8 @@ impl Topics {
         self.home.leave(turn, topic, backend)
     }
 
-    /// Removes a back end that has ended from all topics. Events that were not written to it are redelivered.
+    /// Removes a back end that has ended from all topics. Events that were not written to it are
+    /// redelivered.
     pub(super) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         self.home.handle_backend_gone(turn, backend);
     }
@@ -260,19 +264,20 @@ impl Topics {
         self.home.handle_timeout(turn);
     }
 
-    /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time in the past
-    /// means at once.
+    /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
+    /// in the past means at once.
     pub(super) fn next_turn(&self) -> Option<u64> {
         if self.feeders.can_admit() { Some(0) } else { self.home.next_turn() }
     }
 
-    /// Whether a report about a client of a lost node may be put into a topic: if no event waits for room there.
+    /// Whether a report about a client of a lost node may be put into a topic: if no event waits
+    /// for room there.
     pub(super) fn takes_reports(&self, topic: &str) -> bool {
         self.feeders.takes_reports(topic)
     }
 
-    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients that have ended; they
-    /// count against every topic.
+    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients
+    /// that have ended; they count against every topic.
     pub(super) fn takes_clients(
         &self,
         settings: &Settings,
@@ -282,8 +287,8 @@ impl Topics {
         self.feeders.takes_clients(settings, topic, pending_close_bytes)
     }
 
-    /// Returns the bytes that wait here for room in topics: encoded events, and what is kept of clients that have
-    /// ended. Visits all topics.
+    /// Returns the bytes that wait here for room in topics: encoded events, and what is kept of
+    /// clients that have ended. Visits all topics.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.feeders.waiting_bytes()
     }
@@ -298,7 +303,8 @@ impl Topics {
         self.home.waits()
     }
 
-    /// Returns the number of messages in topics whose home is this shard. Messages count until they are written.
+    /// Returns the number of messages in topics whose home is this shard. Messages count until they
+    /// are written.
     pub(super) fn messages(&self) -> usize {
         self.home.messages()
     }
@@ -316,7 +322,8 @@ impl Topics {
         self.home.check();
     }
 
-    /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic without a route.
+    /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic
+    /// without a route.
     pub(super) fn ensure_feeder(&mut self, settings: &Settings, topic: &Arc<str>) {
         self.feeders.ensure(settings, topic);
     }
