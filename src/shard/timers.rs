@@ -74,12 +74,12 @@ impl Timers {
 
     /// Takes the entries of the next due slot. Returns false if there is none.
     fn take_slot(&mut self, now_ms: u64) -> bool {
-        let tick = self.first_due.unwrap_or(u64::MAX / TICK_MS);
-        if tick * TICK_MS > now_ms {
+        let now_tick = now_ms / TICK_MS;
+        let Some(tick) = self.first_due.filter(|&tick| tick <= now_tick) else {
             // No timer is due yet, so the wheel advances to the present time.
-            self.next_tick = self.next_tick.max(now_ms / TICK_MS).min(tick);
+            self.next_tick = self.next_tick.max(now_tick);
             return false;
-        }
+        };
         let slot = tick as usize % SLOTS;
         self.occupied[slot / 64] &= !(1 << (slot % 64));
         std::mem::swap(&mut self.slots[slot], &mut self.due);

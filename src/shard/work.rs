@@ -120,7 +120,12 @@ impl Work {
 
     /// Whether this many bytes of another light connection may be read in this turn.
     pub fn takes(&self, bytes: usize) -> bool {
-        self.shared_left > 0 || bytes <= SHORT && self.short_left > 0
+        self.takes_long_input() || bytes <= SHORT && self.short_left > 0
+    }
+
+    /// Whether input of another light connection may be read in this turn, however long it is.
+    pub fn takes_long_input(&self) -> bool {
+        self.shared_left > 0
     }
 
     /// Whether a connection waits to be read, so that the next turn begins at once.

@@ -34,7 +34,7 @@ pub(super) struct ChannelMember {
 
 impl ChannelMember {
     // Marks a member that unsubscribed while a walk was in progress. The entry is removed when the
-    // last walk ends.
+    // last walk ends. An `Option` would make each of possibly millions of entries longer by half.
     const LEFT: Self = Self { connection: u32::MAX, place: u32::MAX };
 }
 

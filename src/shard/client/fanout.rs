@@ -43,9 +43,10 @@ const BYTES_AFTER_OVERRUN: usize = BYTES_PER_TURN / 4;
 /// next. The budget limits the delay of other work to about 0.5 ms per turn.
 #[derive(Debug)]
 pub(super) struct FanoutBudget {
-    // Subscribers that may still be visited, and bytes that may still be queued for them.
+    // Subscribers that may still be visited, and bytes that may still be queued for them. `None`:
+    // any number of bytes.
     reachable: usize,
-    addable_bytes: usize,
+    addable_bytes: Option<usize>,
     // Fan-out writes still allowed: connections and bytes.
     sends: usize,
     bytes: usize,
@@ -59,7 +60,7 @@ impl Default for FanoutBudget {
     fn default() -> Self {
         Self {
             reachable: REACHED_PER_TURN,
-            addable_bytes: usize::MAX,
+            addable_bytes: None,
             sends: SENDS_PER_TURN,
             bytes: BYTES_PER_TURN,
             gathered_bytes: 0,
@@ -73,7 +74,7 @@ impl FanoutBudget {
     fn begin_turn(&mut self, is_walking: bool) {
         let has_overrun = self.bytes == 0;
         *self = Self {
-            addable_bytes: if has_overrun { BYTES_AFTER_OVERRUN } else { usize::MAX },
+            addable_bytes: has_overrun.then_some(BYTES_AFTER_OVERRUN),
             gathered_bytes: if is_walking { self.gathered_bytes } else { 0 },
             has_overrun,
             ..Self::default()
@@ -83,15 +84,16 @@ impl FanoutBudget {
     /// Returns how many subscribers may still get a frame of this size.
     fn may_reach(&self, bytes: usize) -> usize {
         match self.addable_bytes {
-            0 => 0,
+            None => self.reachable,
+            Some(0) => 0,
             // At least one subscriber, however large the frame.
-            addable => self.reachable.min((addable / bytes).max(1)),
+            Some(addable) => self.reachable.min((addable / bytes).max(1)),
         }
     }
 
     fn reach(&mut self, count: usize, bytes: usize) {
         self.reachable = self.reachable.saturating_sub(count);
-        self.addable_bytes = self.addable_bytes.saturating_sub(bytes);
+        self.addable_bytes = self.addable_bytes.map(|addable| addable.saturating_sub(bytes));
         self.gathered_bytes += bytes;
     }
 

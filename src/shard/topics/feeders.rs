@@ -246,7 +246,7 @@ impl Feeders {
     pub(super) fn poll_deferred(&mut self, turn: &Turn) -> Option<(Arc<str>, Deferred)> {
         self.admitted = None;
         while let Some(round) = self.round.last_mut() {
-            let may = round.left > 0 && (round.is_first || turn.work.takes(usize::MAX));
+            let may = round.left > 0 && (round.is_first || turn.work.takes_long_input());
             let feeder = self.feeders.get_mut(&round.topic).filter(|_| may);
             if let Some(deferred) = feeder.and_then(Feeder::poll_deferred) {
                 (round.left, round.is_first) = (round.left - 1, false);
