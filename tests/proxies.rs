@@ -7,11 +7,11 @@ mod support;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use serde_json::json;
-use support::{DEADLINE, Message, Server, Socket, http};
+use support::{DEADLINE, Message, Process, Server, Socket, http};
 
 /// A node whose pings come soon enough for a test to wait for some.
 const CONFIG: &str = r#"
@@ -33,7 +33,7 @@ idle_ms = 2500
 
 /// A proxy in front of a node; both end with the value.
 struct Proxy {
-    child: Child,
+    process: Process,
     folder: PathBuf,
     /// Where devices connect.
     edge: SocketAddr,
@@ -44,8 +44,6 @@ struct Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
@@ -69,19 +67,13 @@ impl Proxy {
         let config = folder.join(file);
         fs::write(&config, text).expect("it can be written");
         let config = config.to_str().expect("UTF-8");
-        let child = Command::new(program)
-            .args(
-                arguments
-                    .iter()
-                    .map(|&argument| if argument == "FILE" { config } else { argument }),
-            )
-            .env("HOME", &folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the proxy starts");
-        let mut proxy = Self { child, folder, edge, api, server };
+        let mut command = Command::new(program);
+        command.env("HOME", &folder);
+        for &argument in arguments {
+            command.arg(if argument == "FILE" { config } else { argument });
+        }
+        let process = Process::spawn(&mut command);
+        let mut proxy = Self { process, folder, edge, api, server };
         proxy.wait_until_it_listens();
         Some(proxy)
     }
@@ -89,11 +81,9 @@ impl Proxy {
     fn wait_until_it_listens(&mut self) {
         let start = Instant::now();
         while [self.edge, self.api].iter().any(|address| TcpStream::connect(address).is_err()) {
-            if let Some(status) = self.child.try_wait().expect("the process is ours") {
-                let mut said = String::new();
-                let mut stderr = self.child.stderr.take().expect("it is piped");
-                let _ = std::io::Read::read_to_string(&mut stderr, &mut said);
-                panic!("the proxy ended with {status}: {said}");
+            if self.process.has_ended() {
+                let (code, lines) = self.process.finish();
+                panic!("the proxy ended with {code:?}: {lines:#?}");
             }
             assert!(start.elapsed() < DEADLINE, "the proxy does not listen");
             std::thread::yield_now();

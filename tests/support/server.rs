@@ -275,6 +275,10 @@ impl Process {
         (self.wait().code(), lines)
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     #[track_caller]
     fn wait(&mut self) -> ExitStatus {
         let start = Instant::now();
@@ -306,7 +310,7 @@ impl Process {
 impl Drop for Process {
     /// Stops the process, and kills it if it does not end. Shows its output if the test has failed.
     fn drop(&mut self) {
-        if !matches!(self.child.try_wait(), Ok(None)) {
+        if self.has_ended() {
             return;
         }
         self.signal(Signal::TERM);
