@@ -127,11 +127,11 @@ impl Shard {
                 };
             }
             Command::Local(LocalCommand::Join(topic, terms)) => {
-                let joined = self.topics.join(turn, &topic, requester.backend, terms);
+                let joined = self.topics.home.join(turn, &topic, requester.backend, terms);
                 joined.map(|()| ClientReply::Done)
             }
             Command::Local(LocalCommand::Leave(topic)) => {
-                let left = self.topics.leave(turn, &topic, requester.backend);
+                let left = self.topics.home.leave(turn, &topic, requester.backend);
                 left.map(|()| ClientReply::Done)
             }
             Command::Local(LocalCommand::Report) => {

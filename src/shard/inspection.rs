@@ -45,13 +45,13 @@ impl Inspection<'_> {
     /// Returns the number of messages in the topics whose home this shard is, including those
     /// delivered but not written yet.
     pub fn queued_messages(&self) -> usize {
-        self.topics.messages()
+        self.topics.home.messages()
     }
 
     /// Returns the bytes that wait on this shard for room in topics: encoded events, and the
     /// read-ahead of disconnected clients.
     pub fn waiting_bytes(&self) -> usize {
-        self.topics.waiting_bytes()
+        self.topics.feeders.waiting_bytes()
     }
 
     /// Estimates the memory held by the connections in bytes, without the batches in flight, which
@@ -79,6 +79,6 @@ impl Inspection<'_> {
     /// # Panics
     /// An invariant is violated.
     pub fn check_invariants(&self) {
-        self.topics.check();
+        self.topics.home.check();
     }
 }

@@ -45,7 +45,7 @@ impl Shard {
             ToShard::Mesh(FromMesh::NodeDown(node)) => {
                 turn.roster.remove(node);
                 self.backends.handle_node_down(connections, node);
-                self.topics.handle_node_down(turn, node);
+                self.topics.home.handle_node_down(turn, node);
                 self.last_wills.handle_node_down(turn, node);
             }
             ToShard::Mesh(FromMesh::NodeDead { node, incarnation }) => {
@@ -83,19 +83,19 @@ impl Shard {
                 self.backends.handle_answer(turn, connections, ticket, answer);
             }
             LocalMessage::FromFeeder(topic, message) => {
-                self.topics.handle_feeder(turn, from, &topic, message);
+                self.topics.home.handle_feeder(turn, from, &topic, message);
             }
             LocalMessage::ToFeeder(topic, message) => match message {
                 ToFeeder::Credit(credit) => {
                     self.topics.handle_credit(turn, connections, &topic, credit);
                 }
-                ToFeeder::Refused => self.topics.handle_refused(turn, connections, &topic),
+                ToFeeder::Refused => self.topics.feeders.refuse(turn, connections, &topic),
                 ToFeeder::Left(client) => self.last_wills.unregister(turn, &topic, client),
             },
-            LocalMessage::Start(topic, consumer) => self.topics.start(turn, &topic, consumer),
+            LocalMessage::Start(topic, consumer) => self.topics.home.start(turn, &topic, consumer),
             LocalMessage::BackendGone(backend) => {
                 self.clients.handle_backend_gone(turn, backend);
-                self.topics.handle_backend_gone(turn, backend);
+                self.topics.home.handle_backend_gone(turn, backend);
             }
             LocalMessage::Verified(credentials, user) => {
                 self.api_access.handle_verified(turn, connections, credentials, user);
@@ -125,7 +125,7 @@ impl Shard {
                 self.backends.handle_answer(turn, connections, ticket, answer);
             }
             GridMessage::FromConsumer { topic, consumer, message } => {
-                self.topics.handle_consumer(turn, &topic, consumer, message);
+                self.topics.home.handle_consumer(turn, &topic, consumer, message);
             }
             GridMessage::ToConsumer { topic, consumer, message } => match message {
                 ToConsumer::Deliver(delivery) => {

@@ -255,7 +255,7 @@ impl Shard {
             }
             left -= 1;
         }
-        self.topics.handle_timeout(turn);
+        self.topics.home.handle_timeout(turn);
         self.route();
         self.clients.begin_turn();
         self.read_waiting();
@@ -264,15 +264,15 @@ impl Shard {
         self.clients.continue_publishes(turn, connections);
         self.route();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        self.topics.handle_turn(turn);
+        self.topics.home.handle_turn(turn);
         self.draining.handle_turn(turn, connections);
         if self.last_wills.has_work() {
             self.last_wills.handle_turn(turn, connections);
             while let Some(report) = self
                 .last_wills
-                .poll_report(turn, connections, |topic| self.topics.takes_reports(topic))
+                .poll_report(turn, connections, |topic| self.topics.feeders.takes_reports(topic))
             {
-                self.topics.ensure_feeder(&turn.settings, &report.topic);
+                self.topics.feeders.ensure(&turn.settings, &report.topic);
                 self.topics.feed(turn, connections, report);
             }
         }
@@ -366,7 +366,7 @@ impl Shard {
             is_draining: self.turn.is_draining,
             is_quiet: has_closed_clients
                 && !self.connections.has_pending_closes()
-                && !self.topics.has_work(),
+                && !self.topics.home.has_work(),
             is_drained: self.draining.has_ended() && self.connections.len() == 0,
         }
     }
@@ -399,10 +399,10 @@ impl Shard {
             pending_calls: self.backends.pending_calls() as u64,
             unfinished_fanouts: self.clients.pending_publishes() as u64,
             addresses: self.addresses.len() as u64,
-            topics: self.topics.reports(self.turn.now.us),
+            topics: self.topics.home.reports(self.turn.now.us),
             turns: self.turns_taken,
             calls: self.backends.calls_taken(),
-            events: self.topics.waits(),
+            events: self.topics.home.waits(),
             process: is_first.then(|| ProcessReport {
                 log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
                 memory_bytes: usage.bytes,
@@ -503,10 +503,12 @@ impl Shard {
             let makes_requests = !matches!(connection.stage, Stage::Client(_));
             match &connection.stage {
                 Stage::Http(_) => self.read_http(key, &mut input),
-                Stage::Client(_) => match self.topics.defers(turn, connection, key, input) {
-                    Some(topic) => self.topics.defer(turn, connections, key, &topic),
-                    None => self.clients.read(turn, connections, key, &mut input),
-                },
+                Stage::Client(_) => {
+                    match self.topics.feeders.defers(turn, connection, key, input) {
+                        Some(topic) => self.topics.feeders.defer(turn, connections, key, &topic),
+                        None => self.clients.read(turn, connections, key, &mut input),
+                    }
+                }
                 Stage::Backend(_) => {
                     if let Some(mut payload) =
                         self.backends.read(turn, connections, key, &mut input)

@@ -106,7 +106,8 @@ impl Shard {
         if connection.listener != Listener::Api {
             let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
             let settings = turn.settings.clone();
-            let takes = |topic: &str| topics.takes_clients(&settings, topic, pending_close_bytes);
+            let takes =
+                |topic: &str| topics.feeders.takes_clients(&settings, topic, pending_close_bytes);
             self.clients.handle_request(turn, connections, key, &request, &shape, takes);
             return RequestCheck::Answered;
         }

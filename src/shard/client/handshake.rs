@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use super::messages::push_event;
 use super::subscriptions::{TooManyNames, distinct};
 use super::{Clients, Context};
-use crate::message::{ConnectionKey, Event};
+use crate::message::ConnectionKey;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::Assembler;
-use crate::protocol::close;
 use crate::protocol::deflate::Agreement;
 use crate::protocol::http::{QueryPair, Request, query_pairs};
 use crate::protocol::token::{Pass, QUERY_NAME, answered_subprotocol};
@@ -19,7 +19,7 @@ use crate::shard::connection::{Client, Connections, Listener, Stage};
 use crate::shard::memory::SHORT_OF_MEMORY;
 use crate::shard::settings::Route;
 use crate::shard::trail::{self, Entry};
-use crate::shard::turn::{ClientEvent, Step, Turn};
+use crate::shard::turn::{Step, Turn};
 use crate::shard::work;
 
 /// What an accepted client is granted.
@@ -266,7 +266,7 @@ fn report_open(
     let Some(connection) = connections.get(key) else { return };
     let remote = connection.remote;
     let Some(client) = connection.client() else { return };
-    let Client { id, context, .. } = client;
+    let (id, context) = (client.id, &client.context);
     // Leaves out the client's credentials: back ends do not need them where gridcast checks the
     // token.
     let has_token = route.token.is_some();
@@ -276,18 +276,8 @@ fn report_open(
         .headers()
         .filter(|(name, _)| !(has_token && is_secret(name)))
         .map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
-    let frame = turn.encode_event(topic, *id, |out| {
+    let frame = turn.encode_event(topic, id, |out| {
         api::put_open(out, request.path, query, headers, remote, context.json());
     });
-    match frame {
-        Some(frame) => {
-            let event = Event { client: *id, frame, is_watched: false };
-            turn.push_step(Step::Event(ClientEvent {
-                topic: topic.clone(),
-                event,
-                from: Some(key),
-            }));
-        }
-        None => connections.close_with(turn, key, close::TOO_LARGE),
-    }
+    push_event(turn, connections, key, topic, id, frame);
 }

@@ -1,13 +1,16 @@
 //! Messages from clients: decoded, then echoed, sent to the topic of the route, or discarded.
 
+use std::sync::Arc;
+
 use super::Clients;
+use crate::address::ClientId;
 use crate::message::{ConnectionKey, Event};
 use crate::protocol::api;
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::close;
 use crate::protocol::deflate::{DEFLATED_MAX, INFLATED_PER_CALL};
-use crate::protocol::frame::{Kind, Opcode, put_frame};
-use crate::shard::connection::{Client, Connection, Connections, FramePause, Pause, Phase, Stage};
+use crate::protocol::frame::{Frame, Kind, Opcode, put_frame};
+use crate::shard::connection::{Connection, Connections, FramePause, Pause, Phase, Stage};
 use crate::shard::settings::Route;
 use crate::shard::timers::Timer;
 use crate::shard::trail::By;
@@ -84,20 +87,10 @@ impl Clients {
             turn.counters.discarded += 1;
             return;
         };
-        let Client { id, context, .. } = &**client;
+        let (id, context) = (client.id, &client.context);
         let frame = turn
-            .encode_event(topic, *id, |out| api::put_message(out, kind, payload, context.json()));
-        match frame {
-            Some(frame) => {
-                let event = Event { client: *id, frame, is_watched: false };
-                turn.push_step(Step::Event(ClientEvent {
-                    topic: topic.clone(),
-                    event,
-                    from: Some(key),
-                }));
-            }
-            None => connections.close_with(turn, key, close::TOO_LARGE),
-        }
+            .encode_event(topic, id, |out| api::put_message(out, kind, payload, context.json()));
+        push_event(turn, connections, key, topic, id, frame);
     }
 
     fn echo(&mut self, turn: &mut Turn, connection: &mut Connection, kind: Kind, payload: &[u8]) {
@@ -111,6 +104,26 @@ impl Clients {
             Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),
             _ => work::of_bytes(payload.len()),
         });
+    }
+}
+
+/// Pushes an event of a connected client for its topic. Closes the client if the event was too long
+/// to be encoded.
+pub(super) fn push_event(
+    turn: &mut Turn,
+    connections: &mut Connections,
+    key: ConnectionKey,
+    topic: &Arc<str>,
+    client: ClientId,
+    frame: Option<Frame>,
+) {
+    match frame {
+        Some(frame) => {
+            let event = Event { client, frame, is_watched: false };
+            let fed = ClientEvent { topic: topic.clone(), event, from: Some(key) };
+            turn.push_step(Step::Event(fed));
+        }
+        None => connections.close_with(turn, key, close::TOO_LARGE),
     }
 }
 

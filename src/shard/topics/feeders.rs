@@ -34,7 +34,7 @@ const ADMITTED_PER_TURN: usize = 256;
 
 /// The feeders of one shard.
 #[derive(Debug)]
-pub(super) struct Feeders {
+pub(in crate::shard) struct Feeders {
     feeders: HashMap<Arc<str>, Feeder>,
     // Topics that may have deferred clients.
     crowded: BTreeSet<Arc<str>>,
@@ -69,8 +69,9 @@ impl Feeders {
         feeders
     }
 
-    /// Creates the feeder of a topic if there is none.
-    pub(super) fn ensure(&mut self, settings: &Settings, topic: &Arc<str>) {
+    /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic
+    /// without a route.
+    pub(in crate::shard) fn ensure(&mut self, settings: &Settings, topic: &Arc<str>) {
         if !self.feeders.contains_key(topic) {
             let share = Room::share(settings.queue.bounds, settings.shards);
             self.feeders.insert(topic.clone(), Feeder::new(share));
@@ -142,7 +143,7 @@ impl Feeders {
 
     /// Drops the waiting events and closes their clients: the topic is full, and `when_full` says
     /// not to wait.
-    pub(super) fn refuse(
+    pub(in crate::shard) fn refuse(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -173,7 +174,7 @@ impl Feeders {
     /// `None`: the connection need not wait, or waits for another reason first. Control frames
     /// between messages do not wait.
     #[inline]
-    pub(super) fn defers(
+    pub(in crate::shard) fn defers(
         &self,
         turn: &Turn,
         connection: &Connection,
@@ -199,7 +200,7 @@ impl Feeders {
     }
 
     /// Pauses a connection before its next message is decoded.
-    pub(super) fn defer(
+    pub(in crate::shard) fn defer(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -281,13 +282,13 @@ impl Feeders {
     }
 
     /// Whether no event waits for room in a topic.
-    pub(super) fn takes_reports(&self, topic: &str) -> bool {
+    pub(in crate::shard) fn takes_reports(&self, topic: &str) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| feeder.waiting() == 0)
     }
 
     /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients
     /// that have ended; they count against every topic.
-    pub(super) fn takes_clients(
+    pub(in crate::shard) fn takes_clients(
         &self,
         settings: &Settings,
         topic: &str,
@@ -301,7 +302,7 @@ impl Feeders {
     }
 
     /// Returns the bytes of waiting events, and of what is kept of clients that have ended.
-    pub(super) fn waiting_bytes(&self) -> usize {
+    pub(in crate::shard) fn waiting_bytes(&self) -> usize {
         self.feeders.values().map(Feeder::waiting_bytes).sum()
     }
 }

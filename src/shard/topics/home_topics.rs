@@ -23,7 +23,7 @@ const CHECK_MS: u64 = 250;
 
 /// The topics whose home is one shard.
 #[derive(Debug)]
-pub(super) struct HomeTopics {
+pub(in crate::shard) struct HomeTopics {
     // At most this shard's part of `Queue::topics`, besides those of routes. See `ensure`.
     topics: HashMap<Arc<str>, Topic>,
     // Topics of routes. They are kept even if they are empty and have no consumers.
@@ -68,7 +68,7 @@ impl HomeTopics {
 
     /// Handles a message from a feeder to a topic whose home is this shard. Creates the topic if
     /// needed.
-    pub(super) fn handle_feeder(
+    pub(in crate::shard) fn handle_feeder(
         &mut self,
         turn: &mut Turn,
         from: ShardId,
@@ -86,7 +86,7 @@ impl HomeTopics {
     }
 
     /// Handles a message from a consumer to a topic whose home is this shard.
-    pub(super) fn handle_consumer(
+    pub(in crate::shard) fn handle_consumer(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -116,7 +116,12 @@ impl HomeTopics {
     }
 
     /// Starts deliveries to a consumer that has joined a topic.
-    pub(super) fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
+    pub(in crate::shard) fn start(
+        &mut self,
+        turn: &mut Turn,
+        topic: &Arc<str>,
+        consumer: BackendId,
+    ) {
         let now_us = turn.now.us;
         self.change(turn, topic, |home| home.start(now_us, consumer));
     }
@@ -166,8 +171,11 @@ impl HomeTopics {
         }
     }
 
-    /// Makes a back end a consumer of a topic; see [`super::Topics::join`].
-    pub(super) fn join(
+    /// Makes a back end a consumer of a topic.
+    ///
+    /// # Errors
+    /// The back end consumes the topic already, or there are too many consumers or topics.
+    pub(in crate::shard) fn join(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -191,8 +199,11 @@ impl HomeTopics {
         }
     }
 
-    /// Ends the consumption of a topic; see [`super::Topics::leave`].
-    pub(super) fn leave(
+    /// Ends a back end's consumption of a topic.
+    ///
+    /// # Errors
+    /// The back end does not consume the topic.
+    pub(in crate::shard) fn leave(
         &mut self,
         turn: &mut Turn,
         topic: &Arc<str>,
@@ -223,14 +234,14 @@ impl HomeTopics {
 
     /// Removes a back end that has ended from its topics. Events that were not written to it are
     /// redelivered.
-    pub(super) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
+    pub(in crate::shard) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
         let known = self.names_of(|home| home.knows(backend));
         self.change_each(turn, known, |home| home.gone(backend));
     }
 
     /// Removes the consumers of an unreachable node. Events that were not written to them are
     /// redelivered.
-    pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
+    pub(in crate::shard) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         let consumed = self.names_of(Topic::has_consumers);
         self.change_each(turn, consumed, |home| home.node_gone(node));
     }
@@ -243,7 +254,7 @@ impl HomeTopics {
     }
 
     /// Continues the work of one unfinished topic. The unfinished topics take turns.
-    pub(super) fn handle_turn(&mut self, turn: &mut Turn) {
+    pub(in crate::shard) fn handle_turn(&mut self, turn: &mut Turn) {
         let now_us = turn.now.us;
         if let Some(topic) = self.unfinished.pop_front() {
             self.change(turn, &topic, |home| home.handle_turn(now_us));
@@ -251,7 +262,7 @@ impl HomeTopics {
     }
 
     /// Removes consumers that take no events, when a check is due.
-    pub(super) fn handle_timeout(&mut self, turn: &mut Turn) {
+    pub(in crate::shard) fn handle_timeout(&mut self, turn: &mut Turn) {
         let now = turn.now;
         if self.next_check_ms.is_none_or(|due_ms| now.ms < due_ms) {
             return;
@@ -279,25 +290,25 @@ impl HomeTopics {
     }
 
     /// Returns the state of each topic.
-    pub(super) fn reports(&self, now_us: u64) -> Vec<TopicReport> {
+    pub(in crate::shard) fn reports(&self, now_us: u64) -> Vec<TopicReport> {
         self.topics.iter().map(|(name, topic)| topic.report(name, now_us)).collect()
     }
 
     /// Returns how long events stayed in topics whose home is, or was, this shard.
-    pub(super) fn waits(&self) -> Durations {
+    pub(in crate::shard) fn waits(&self) -> Durations {
         self.topics.values().fold(self.past_waits, |mut all, topic| {
             all += topic.waits();
             all
         })
     }
 
-    /// Returns the number of messages in the topics.
-    pub(super) fn messages(&self) -> usize {
+    /// Returns the number of messages in the topics. Messages count until they are written.
+    pub(in crate::shard) fn messages(&self) -> usize {
         self.topics.values().map(Topic::messages).sum()
     }
 
     /// Whether a topic has both messages and consumers.
-    pub(super) fn has_work(&self) -> bool {
+    pub(in crate::shard) fn has_work(&self) -> bool {
         self.topics.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
     }
 
@@ -305,7 +316,7 @@ impl HomeTopics {
     ///
     /// # Panics
     /// An invariant does not hold.
-    pub(super) fn check(&self) {
+    pub(in crate::shard) fn check(&self) {
         self.topics.values().for_each(Topic::check);
     }
 }

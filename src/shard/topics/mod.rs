@@ -11,12 +11,11 @@ mod home_topics;
 
 use std::sync::Arc;
 
-use crate::address::{NodeId, ShardId};
-use crate::message::{BackendId, ConnectionKey, Credit, Event, FromConsumer, FromFeeder, Terms};
-use crate::metrics::{Durations, TopicReport};
-use crate::protocol::api::{self, Fault};
+use crate::address::ShardId;
+use crate::message::{ConnectionKey, Credit, Event, FromFeeder};
+use crate::protocol::api;
 use crate::queue::feeder::{Deferred, Ended};
-use crate::shard::connection::{Connection, Connections};
+use crate::shard::connection::Connections;
 use crate::shard::settings::Settings;
 use crate::shard::turn::{ClientEvent, Turn};
 use feeders::Feeders;
@@ -25,8 +24,10 @@ use home_topics::HomeTopics;
 /// The feeders of topics, and the topics whose home is this shard.
 #[derive(Debug)]
 pub(super) struct Topics {
-    feeders: Feeders,
-    home: HomeTopics,
+    /// Events of this shard's clients, on their way to the homes of their topics.
+    pub(super) feeders: Feeders,
+    /// The topics whose home is this shard.
+    pub(super) home: HomeTopics,
 }
 
 impl Topics {
@@ -102,43 +103,6 @@ impl Topics {
         self.push_waiting(turn, connections, topic);
     }
 
-    /// Handles that the home of a topic has no room, and that clients do not wait for it.
-    pub(super) fn handle_refused(
-        &mut self,
-        turn: &mut Turn,
-        connections: &mut Connections,
-        topic: &Arc<str>,
-    ) {
-        self.feeders.refuse(turn, connections, topic);
-    }
-
-    /// Handles a message from a feeder to a topic whose home is this shard.
-    pub(super) fn handle_feeder(
-        &mut self,
-        turn: &mut Turn,
-        from: ShardId,
-        topic: &Arc<str>,
-        message: FromFeeder,
-    ) {
-        self.home.handle_feeder(turn, from, topic, message);
-    }
-
-    /// Handles a message from a consumer to a topic whose home is this shard.
-    pub(super) fn handle_consumer(
-        &mut self,
-        turn: &mut Turn,
-        topic: &Arc<str>,
-        consumer: BackendId,
-        message: FromConsumer,
-    ) {
-        self.home.handle_consumer(turn, topic, consumer, message);
-    }
-
-    /// Starts deliveries to a back end that has joined a topic whose home is this shard.
-    pub(super) fn start(&mut self, turn: &mut Turn, topic: &Arc<str>, consumer: BackendId) {
-        self.home.start(turn, topic, consumer);
-    }
-
     fn push(&mut self, turn: &mut Turn, topic: &Arc<str>, event: Event) {
         if let Some(event) = self.home.push(turn, topic, event) {
             turn.send_to_own_home(topic, FromFeeder::Push(event));
@@ -160,19 +124,6 @@ impl Topics {
         }
     }
 
-    /// Returns the topic that a connection must wait for before its next message is decoded; see
-    /// [`Feeders::defers`].
-    #[inline]
-    pub(super) fn defers(
-        &self,
-        turn: &Turn,
-        connection: &Connection,
-        key: ConnectionKey,
-        input: &[u8],
-    ) -> Option<Arc<str>> {
-        self.feeders.defers(turn, connection, key, input)
-    }
-
     /// Begins a turn of the shard. Returns true if [`Self::poll_admitted`] may have something to
     /// admit.
     #[inline]
@@ -182,17 +133,6 @@ impl Topics {
             self.feeders.begin_round();
         }
         has_crowded
-    }
-
-    /// Pauses a connection before its next message is decoded.
-    pub(super) fn defer(
-        &mut self,
-        turn: &mut Turn,
-        connections: &mut Connections,
-        key: ConnectionKey,
-        topic: &Arc<str>,
-    ) {
-        self.feeders.defer(turn, connections, key, topic);
     }
 
     /// Admits what was deferred, within the budget of a turn: feeds the last events of clients that
@@ -216,123 +156,17 @@ impl Topics {
         None
     }
 
-    /// Makes a back end a consumer of a topic whose home is this shard.
-    ///
-    /// # Errors
-    /// The back end consumes the topic already, or there are too many consumers or topics.
-    pub(super) fn join(
-        &mut self,
-        turn: &mut Turn,
-        topic: &Arc<str>,
-        backend: BackendId,
-        terms: Terms,
-    ) -> Result<(), Fault> {
-        self.home.join(turn, topic, backend, terms)
-    }
-
-    /// Ends a back end's consumption of a topic whose home is this shard.
-    ///
-    /// # Errors
-    /// The back end does not consume the topic.
-    pub(super) fn leave(
-        &mut self,
-        turn: &mut Turn,
-        topic: &Arc<str>,
-        backend: BackendId,
-    ) -> Result<(), Fault> {
-        self.home.leave(turn, topic, backend)
-    }
-
-    /// Removes a back end that has ended from all topics. Events that were not written to it are
-    /// redelivered.
-    pub(super) fn handle_backend_gone(&mut self, turn: &mut Turn, backend: BackendId) {
-        self.home.handle_backend_gone(turn, backend);
-    }
-
-    /// Removes the consumers of a node that has become unreachable.
-    pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
-        self.home.handle_node_down(turn, node);
-    }
-
-    /// Continues the work that a change of consumers has left to do, for one topic.
-    pub(super) fn handle_turn(&mut self, turn: &mut Turn) {
-        self.home.handle_turn(turn);
-    }
-
-    /// Removes consumers that take no events, when a check is due.
-    pub(super) fn handle_timeout(&mut self, turn: &mut Turn) {
-        self.home.handle_timeout(turn);
-    }
-
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
     /// in the past means at once.
     pub(super) fn next_turn(&self) -> Option<u64> {
         if self.feeders.can_admit() { Some(0) } else { self.home.next_turn() }
-    }
-
-    /// Whether a report about a client of a lost node may be put into a topic: if no event waits
-    /// for room there.
-    pub(super) fn takes_reports(&self, topic: &str) -> bool {
-        self.feeders.takes_reports(topic)
-    }
-
-    /// Whether a new client may feed a topic. `pending_close_bytes` are unread bytes of clients
-    /// that have ended; they count against every topic.
-    pub(super) fn takes_clients(
-        &self,
-        settings: &Settings,
-        topic: &str,
-        pending_close_bytes: usize,
-    ) -> bool {
-        self.feeders.takes_clients(settings, topic, pending_close_bytes)
-    }
-
-    /// Returns the bytes that wait here for room in topics: encoded events, and what is kept of
-    /// clients that have ended. Visits all topics.
-    pub(super) fn waiting_bytes(&self) -> usize {
-        self.feeders.waiting_bytes()
-    }
-
-    /// Returns the state of each topic whose home is this shard.
-    pub(super) fn reports(&self, now_us: u64) -> Vec<TopicReport> {
-        self.home.reports(now_us)
-    }
-
-    /// Returns how long events stayed in topics whose home is, or was, this shard.
-    pub(super) fn waits(&self) -> Durations {
-        self.home.waits()
-    }
-
-    /// Returns the number of messages in topics whose home is this shard. Messages count until they
-    /// are written.
-    pub(super) fn messages(&self) -> usize {
-        self.home.messages()
-    }
-
-    /// Whether a topic whose home is this shard has both messages and consumers.
-    pub(super) fn has_work(&self) -> bool {
-        self.home.has_work()
-    }
-
-    /// Checks the invariants of the topics.
-    ///
-    /// # Panics
-    /// An invariant does not hold.
-    pub(super) fn check(&self) {
-        self.home.check();
-    }
-
-    /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic
-    /// without a route.
-    pub(super) fn ensure_feeder(&mut self, settings: &Settings, topic: &Arc<str>) {
-        self.feeders.ensure(settings, topic);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{GridMessage, LocalMessage, ToConsumer, ToFeeder};
+    use crate::message::{FromConsumer, GridMessage, LocalMessage, Terms, ToConsumer, ToFeeder};
     use crate::protocol::frame::Frame;
     use crate::shard::connection::{Listener, Pause};
     use crate::shard::fixture::{self, TOPIC};
@@ -351,7 +185,7 @@ mod tests {
         let own = turn.address.shard;
         let mut delivered = 0;
         loop {
-            topics.handle_turn(turn);
+            topics.home.handle_turn(turn);
             let steps = fixture::steps(turn);
             if steps.is_empty() {
                 return delivered;
@@ -360,7 +194,7 @@ mod tests {
                 let Step::Message(message) = step else { panic!("{step:?}") };
                 match message {
                     LocalMessage::FromFeeder(topic, message) => {
-                        topics.handle_feeder(turn, own, &topic, message);
+                        topics.home.handle_feeder(turn, own, &topic, message);
                     }
                     LocalMessage::ToFeeder(topic, ToFeeder::Credit(credit)) => {
                         topics.handle_credit(turn, connections, &topic, credit);
@@ -392,21 +226,21 @@ mod tests {
         }
         topics.feed(&mut turn, &mut connections, fed(events_max, client));
         deliver(&mut topics, &mut turn, &mut connections);
-        assert!(is_paused(&mut connections) && topics.waiting_bytes() > 0);
-        assert_eq!(topics.messages(), events_max);
+        assert!(is_paused(&mut connections) && topics.feeders.waiting_bytes() > 0);
+        assert_eq!(topics.home.messages(), events_max);
 
         let key = fixture::accepted(&mut turn, &mut connections, Listener::Api);
         let backend = turn.backend_id(key);
         let terms = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
         let topic: Arc<str> = TOPIC.into();
-        assert_eq!(topics.join(&mut turn, &topic, backend, terms), Ok(()));
-        topics.start(&mut turn, &topic, backend);
+        assert_eq!(topics.home.join(&mut turn, &topic, backend, terms), Ok(()));
+        topics.home.start(&mut turn, &topic, backend);
         assert_eq!(deliver(&mut topics, &mut turn, &mut connections), events_max);
         let written = FromConsumer::Written(events_max as u32);
-        topics.handle_consumer(&mut turn, &topic, backend, written);
+        topics.home.handle_consumer(&mut turn, &topic, backend, written);
         let delivered = deliver(&mut topics, &mut turn, &mut connections);
         assert_eq!(delivered, 1, "the event that waited");
-        assert!(!is_paused(&mut connections) && topics.waiting_bytes() == 0);
-        topics.check();
+        assert!(!is_paused(&mut connections) && topics.feeders.waiting_bytes() == 0);
+        topics.home.check();
     }
 }
