@@ -50,7 +50,7 @@ struct Node {
     shard: Shard,
     now_ms: u64,
     // The verification in progress, and when it is done.
-    verdict: Option<(FromNode, u64)>,
+    result: Option<(FromNode, u64)>,
     verified: usize,
 }
 
@@ -64,7 +64,7 @@ impl Node {
         let mut settings = settings();
         settings.api.fingerprint_key = FingerprintKey::new([key; 32]);
         let shard = shard_value::shard(&settings, Self::at(0));
-        Self { shard, now_ms: 0, verdict: None, verified: 0 }
+        Self { shard, now_ms: 0, result: None, verified: 0 }
     }
 
     fn at(ms: u64) -> Now {
@@ -78,18 +78,18 @@ impl Node {
     fn step(&mut self) {
         self.now_ms += STEP_MS;
         let now = self.now();
-        if let Some((_, done_ms)) = self.verdict
+        if let Some((_, done_ms)) = self.result
             && done_ms <= self.now_ms
-            && let Some((verdict, _)) = self.verdict.take()
+            && let Some((result, _)) = self.result.take()
         {
-            self.shard.handle_message(now, ToShard::Node(verdict));
+            self.shard.handle_message(now, ToShard::Node(result));
         }
         self.shard.handle_turn(now);
-        if self.verdict.is_none()
+        if self.result.is_none()
             && let Some(verification) = self.shard.poll_verification()
         {
             self.verified += 1;
-            self.verdict = Some((verification.run(), self.now_ms + HASH_MS));
+            self.result = Some((verification.run(), self.now_ms + HASH_MS));
         }
     }
 

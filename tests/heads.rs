@@ -88,8 +88,8 @@ impl Peer {
 
     /// Runs the verification that the shard asks for.
     fn verify(&mut self) {
-        let verdict = self.shard.poll_verification().expect("one is asked for").run();
-        self.shard.handle_message(NOW, ToShard::Node(verdict));
+        let result = self.shard.poll_verification().expect("one is asked for").run();
+        self.shard.handle_message(NOW, ToShard::Node(result));
         self.shard.handle_turn(NOW);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardAddress, ShardId};
 use gridcast::message::{
-    ConnectionKey, FromMesh, FromShard, GridMessage, ToMesh, ToShard, WardsMessage,
+    ConnectionKey, FromMesh, FromShard, GridMessage, LastWillsMessage, ToMesh, ToShard,
 };
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
@@ -123,7 +123,7 @@ impl Grid {
         }
         while let Some(message) = self.shards.get_mut(&number).unwrap().poll_message() {
             let FromShard::Mesh(ToMesh::Grid(to, message)) = message else { continue };
-            if let GridMessage::Wards(_, WardsMessage::Begin(_)) = message {
+            if let GridMessage::LastWills(_, LastWillsMessage::Begin(_)) = message {
                 self.watchers.insert(number, to.node.number());
             }
             if let Some(shard) = self.shards.get_mut(&to.node.number()) {
@@ -241,7 +241,7 @@ fn a_node_that_was_declared_dead_and_is_back_reports_its_clients_as_open() {
     for other in [1, 2] {
         grid.link(other, 3, 1);
     }
-    grid.tell(3, FromMesh::GivenUp);
+    grid.tell(3, FromMesh::Readmitted);
     grid.wait(60_000);
     grid.consume(3);
     grid.consume(1);
@@ -274,7 +274,7 @@ fn a_client_that_is_reported_as_found_is_reported_with_its_context() {
     for other in [1, 2] {
         grid.link(other, 3, 1);
     }
-    grid.tell(3, FromMesh::GivenUp);
+    grid.tell(3, FromMesh::Readmitted);
     grid.run();
     let found = r#""reason":"node_found","remote":"127.0.0.1:50000","context":{"user_id":7}}"#;
     assert_eq!(grid.count(found), 1);
@@ -486,7 +486,7 @@ fn removed(shards: &mut [Shard; 2], now: Now) -> usize {
                 }
                 FromShard::Mesh(ToMesh::Grid(
                     _,
-                    GridMessage::Wards(_, WardsMessage::Remove(..)),
+                    GridMessage::LastWills(_, LastWillsMessage::Unregister(..)),
                 )) => count += 1,
                 FromShard::Mesh(_) => {}
             }

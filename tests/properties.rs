@@ -243,11 +243,11 @@ impl Model {
                 Effect::Deliver(to, delivery) => self.deliver(to.connection.index, delivery),
                 Effect::Grant(shard, credit) => self.grant(shard.index(), credit),
                 // It is closed, as its shard would.
-                Effect::Expel(id) => {
+                Effect::Evict(id) => {
                     assert!(self.handed.len() > 1, "another would take");
                     self.gone(id.connection.index);
                 }
-                Effect::Left(client) => {
+                Effect::EventLeft(client) => {
                     let place = self.departed.iter().position(|departed| *departed == client);
                     self.departed
                         .swap_remove(place.expect("what has not left is not said to have"));

@@ -7,7 +7,7 @@ use super::pending::Counter;
 use super::session::Arrival;
 use super::wire::{self, AddressedMessage, MeshMessage};
 use crate::address::{NodeId, ShardAddress};
-use crate::message::{BackendId, FromMesh, GridMessage, WardsMessage};
+use crate::message::{BackendId, FromMesh, GridMessage, LastWillsMessage};
 
 /// Longest time between a received batch and its acknowledgement, in milliseconds. One acknowledgement then
 /// covers many batches.
@@ -94,8 +94,10 @@ impl Mesh {
         };
         match message {
             GridMessage::Ask { backend, .. } => is_theirs(backend),
-            GridMessage::Answer(..) | GridMessage::Wards(_, WardsMessage::Claim(..)) => true,
-            GridMessage::Wards(shard, _) => shard.node == node,
+            GridMessage::Answer(..) | GridMessage::LastWills(_, LastWillsMessage::Claim { .. }) => {
+                true
+            }
+            GridMessage::LastWills(shard, _) => shard.node == node,
             GridMessage::FromConsumer { consumer, .. } => is_theirs(consumer),
             GridMessage::ToConsumer { consumer, .. } => is_ours(consumer),
         }

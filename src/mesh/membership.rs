@@ -242,7 +242,7 @@ impl Mesh {
                 Change::Down(member) => self.handle_member_down(&member),
                 Change::Returned => {
                     tracing::warn!("mesh: the other nodes had declared this one dead; it is back");
-                    self.tell_shards(|| FromMesh::GivenUp);
+                    self.tell_shards(|| FromMesh::Readmitted);
                 }
             }
         }

@@ -306,7 +306,7 @@ impl Mesh {
         }
     }
 
-    /// Tells every shard that the grid has given up a node.
+    /// Tells every shard that the grid has declared a node dead.
     fn tell_dead(&mut self, node: NodeId, Incarnation(incarnation): Incarnation) {
         self.tell_shards(|| FromMesh::NodeDead { node, incarnation });
     }

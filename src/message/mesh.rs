@@ -7,28 +7,28 @@ use crate::address::{NodeId, ShardAddress};
 use crate::metrics::MeshReport;
 use crate::protocol::api::Tally;
 
-/// A message of a shard to the mesh of its node.
+/// A message from a shard to the mesh of its node.
 #[derive(Debug)]
 pub enum ToMesh {
     /// Forwards a message to a shard of another node.
     Grid(ShardAddress, GridMessage),
     /// Publishes on all other nodes that have subscribers. The answer is [`FromMesh::Published`].
     Publish(Requester, Publish),
-    /// The answer to [`FromMesh::Publish`].
+    /// Answers [`FromMesh::Publish`].
     Published(Ticket, Tally),
-    /// The answer to [`FromMesh::Publish`] if the shard does not carry it out.
+    /// Answers [`FromMesh::Publish`] if the shard does not carry it out.
     NotPublished(Ticket),
     /// Asks for [`FromMesh::Report`].
     Report(Ticket),
     /// Asks for [`FromMesh::Nodes`].
     Nodes(Ticket),
-    /// The shard has subscribers of a channel from now on, or has none any more.
+    /// The shard's first subscriber of a channel has come, or its last one has gone.
     Interest {
-        /// Counts these messages of a shard, from 1.
+        /// The number of the change. Each shard counts its changes, starting with 1.
         change: u64,
-        /// The channel.
+        /// The name of the channel.
         channel: Arc<str>,
-        /// Whether the channel has subscribers.
+        /// Whether the channel has subscribers now.
         is_on: bool,
     },
     /// The number of the shard's clients.
@@ -38,40 +38,39 @@ pub enum ToMesh {
     NodeSeen(NodeId),
 }
 
-/// A message of the mesh to a shard of its node.
+/// A message from the mesh to a shard of its node.
 #[derive(Debug)]
 pub enum FromMesh {
-    /// Forwards a message of a shard of another node.
+    /// Forwards a message from a shard of another node.
     Grid(ShardAddress, GridMessage),
-    /// Asks to publish to the shard's subscribers, for a back end of another node.
+    /// Publishes to the shard's subscribers, for a back end of another node.
     Publish(Requester, Publish),
-    /// The answer to [`ToMesh::Publish`]: the sum over the other nodes.
+    /// Answers [`ToMesh::Publish`] with the sum over the other nodes.
     Published(Ticket, Tally),
-    /// The answer to [`ToMesh::Report`].
+    /// Answers [`ToMesh::Report`] with the mesh's state for `/metrics`.
     Report(Ticket, Box<MeshReport>),
-    /// The answer to [`ToMesh::Nodes`]: the JSON text of the list of nodes.
+    /// Answers [`ToMesh::Nodes`] with the JSON text of the list of nodes.
     Nodes(Ticket, String),
-    /// All that the shard said about its interest, up to this change, is known to every node, or to those
-    /// that could publish without asking.
+    /// Every node that could publish without asking knows the shard's interest up to this change.
     InterestKnown(u64),
-    /// A node has become reachable, or was started anew.
+    /// A node has become reachable, or was restarted.
     NodeUp {
         /// The node.
         node: NodeId,
-        /// How many shards it has.
+        /// The number of its shards.
         shards: u16,
-        /// When it was started, in Unix milliseconds.
+        /// When the node was started, in Unix milliseconds.
         incarnation: u64,
     },
     /// A node is unreachable. Messages in flight to it and from it are lost.
     NodeDown(NodeId),
-    /// The grid has given up a node.
+    /// The grid has declared a node dead.
     NodeDead {
         /// The node.
         node: NodeId,
-        /// When it was started, in Unix milliseconds.
+        /// When the node was started, in Unix milliseconds.
         incarnation: u64,
     },
-    /// The grid had given up this node, and takes it back.
-    GivenUp,
+    /// The grid has taken this node back, after it had declared it dead.
+    Readmitted,
 }

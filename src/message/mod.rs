@@ -1,4 +1,4 @@
-//! What shards say to each other, to the mesh and to their node: one enum per direction.
+//! Messages between shards, the mesh and the node: one enum per direction.
 //!
 //! | type | sender | receiver |
 //! |---|---|---|
@@ -8,14 +8,14 @@
 //! | [`FromMesh`] | the mesh | a shard of its node |
 //! | [`FromNode`] | the node itself | one of its shards |
 //!
-//! [`FromShard`] is all that a shard sends, [`ToShard`] all that it receives. What one mesh says to another
-//! is `mesh::wire::MeshMessage`.
+//! [`FromShard`] is everything that a shard sends, and [`ToShard`] everything that it receives. What the
+//! meshes of two nodes say to each other is `mesh::wire::MeshMessage`.
 //!
-//! Messages about topics have a direction too, in `topic.rs`: [`FromFeeder`] and [`FromConsumer`] go to the
-//! topic's home, [`ToFeeder`] and [`ToConsumer`] come from there.
+//! Messages about topics have a direction too: [`FromFeeder`] and [`FromConsumer`] go to the topic's home
+//! shard, [`ToFeeder`] and [`ToConsumer`] come from it.
 //!
-//! The messages of a sender to a receiver arrive in the order in which they were sent. The order of
-//! events, and "subscribe, then publish", rest on that.
+//! Messages from one sender to one receiver arrive in the order in which they were sent. Two promises of the
+//! API depend on that: events keep their order, and a publish that follows a subscribe reaches the subscriber.
 
 mod mesh;
 mod shard;
@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 pub use mesh::{FromMesh, ToMesh};
 pub use shard::{
-    ClientCommand, ClientReply, GridMessage, LocalCommand, LocalMessage, WARDS_PER_MESSAGE_MAX,
-    WardsMessage,
+    ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
+    REGISTERED_PER_MESSAGE_MAX,
 };
 pub use topic::{Credit, Delivery, Event, FromConsumer, FromFeeder, Terms, ToConsumer, ToFeeder};
 
@@ -35,38 +35,38 @@ use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
 use crate::slot_map::SlotKey;
 
-/// One connection of a shard. Index and generation leave 8 bits of a 64-bit word, in which the ring and the
+/// A connection of a shard. Index and generation leave 8 bits of a 64-bit word, in which the ring and the
 /// poller say what an event is about.
 pub type ConnectionKey = SlotKey<24>;
 
-/// A back end's connection, seen from anywhere in the grid.
+/// A connection of a back end, unique in the grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendId {
     /// The shard that holds the connection.
     pub at: ShardAddress,
-    /// The connection in that shard.
+    /// The key of the connection on that shard.
     pub connection: ConnectionKey,
 }
 
-/// A number by which an answer finds its question, in the table of pending questions of whoever asked.
+/// A question in the asker's table of pending questions. The answer carries the ticket of its question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
 /// The requester of a command, as needed for the answer.
 ///
-/// Messages of 80 bytes and more spell out the two fields, since that takes 8 bytes less.
+/// Messages of 80 bytes and more contain the two fields instead of this struct, which saves 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requester {
-    /// Comes back in the answer.
+    /// The ticket of the answer.
     pub ticket: Ticket,
-    /// The back end that called. The commands of one back end take effect in order.
+    /// The back end that made the call. The commands of one back end are executed in order.
     pub backend: BackendId,
 }
 
 /// A message for all subscribers of a channel.
 #[derive(Clone, Debug)]
 pub struct Publish {
-    /// The channel.
+    /// The name of the channel.
     pub channel: Arc<str>,
     /// The encoded message.
     pub frame: Frame,
@@ -75,41 +75,41 @@ pub struct Publish {
 /// A message that a shard sends.
 #[derive(Debug)]
 pub enum FromShard {
-    /// To another shard of the node.
+    /// A message to another shard of the node.
     Local(ShardId, LocalMessage),
-    /// To the mesh, or through the mesh to a shard of another node.
+    /// A message to the mesh, or through the mesh to a shard of another node.
     Mesh(ToMesh),
 }
 
 /// A message that a shard receives.
 #[derive(Debug)]
 pub enum ToShard {
-    /// From another shard of the node.
+    /// A message from another shard of the node.
     Local(ShardId, LocalMessage),
-    /// From the mesh, or through the mesh from a shard of another node.
+    /// A message from the mesh, or through the mesh from a shard of another node.
     Mesh(FromMesh),
-    /// From the node.
+    /// A message from the node.
     Node(FromNode),
 }
 
-/// A message of the node itself to one of its shards.
+/// A message from the node itself to one of its shards.
 #[derive(Debug)]
 pub enum FromNode {
-    /// The outcome of a verification that the shard asked for.
-    Verdict {
-        /// The credentials.
+    /// The result of a verification that the shard has requested.
+    VerificationDone {
+        /// The fingerprint of the credentials.
         credentials: Fingerprint,
-        /// The user's place in the settings; `None`: the credentials are wrong.
+        /// The index of the user in the settings. `None`: the credentials are wrong.
         user: Option<usize>,
     },
-    /// The node shuts down: stop accepting, close clients within that time, answer what is pending.
+    /// Begins the shutdown: the shard stops accepting, closes its clients, and answers pending calls.
     Drain {
-        /// Milliseconds in which the clients are closed.
+        /// The time over which the clients are closed, in milliseconds.
         over_ms: u64,
     },
-    /// The node shuts down, and the topics are delivered: close back ends.
+    /// Ends the shutdown: the shard closes its back ends. Sent when the topics are delivered or time is short.
     DrainBackends,
 }
 
-// The mailboxes have room for thousands of messages each, and their memory is taken at the start.
+// A mailbox allocates room for thousands of messages when it is created.
 const _: () = assert!(size_of::<ToShard>() <= 88 && size_of::<ToMesh>() <= 80);

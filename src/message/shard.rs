@@ -13,105 +13,106 @@ use crate::protocol::api::{Fault, Function, Info, Reply, Tally};
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
 
-/// A message of a shard to a shard of the same node, often to itself.
+/// A message between two shards of a node, or of a shard to itself.
 #[derive(Debug)]
 pub enum LocalMessage {
-    /// A message that shards of other nodes can be sent too.
+    /// A message that can also be sent to a shard of another node.
     Grid(GridMessage),
-    /// Asks for a command that concerns this node alone.
+    /// Asks for a command that shards of other nodes cannot ask for.
     Ask {
-        /// Comes back in the answer.
+        /// The ticket of the answer.
         ticket: Ticket,
-        /// The back end that called.
+        /// The back end that made the call.
         backend: BackendId,
         /// The command.
         command: LocalCommand,
     },
-    /// The answer to [`LocalCommand::Publish`]. A publish that could not be carried out is answered with
+    /// Answers a [`LocalCommand::Publish`] that was carried out. One that failed is answered with
     /// [`GridMessage::Answer`].
     Published(Ticket, Tally),
-    /// The answer to [`LocalCommand::Report`].
+    /// Answers [`LocalCommand::Report`].
     Report(Ticket, Box<Report>),
-    /// To the home of a topic, from one of its feeders.
+    /// A message to the home of a topic, from one of its feeders.
     FromFeeder(Arc<str>, FromFeeder),
-    /// From the home of a topic, to one of its feeders.
+    /// A message from the home of a topic, to one of its feeders.
     ToFeeder(Arc<str>, ToFeeder),
-    /// To the home of a topic: the answer to the `queue.pop` of a consumer is queued, and events may follow.
-    Start(Arc<str>, BackendId),
-    /// The connection of a back end that consumed is closed.
+    /// Tells the home of a topic that events may be delivered to a new consumer: the answer to its
+    /// `queue.pop` is queued.
+    StartDelivery(Arc<str>, BackendId),
+    /// A back end has disconnected.
     BackendGone(BackendId),
-    /// These credentials are right, and belong to the user at this place in the settings.
-    Verified(Fingerprint, usize),
-    /// An address presented wrong credentials, and has one try less on every shard.
-    FailedTry(IpAddr),
-    /// To the home of an address: a connection from that address was accepted at an edge. May it stay?
+    /// The sender has verified credentials, which belong to the user with this index in the settings.
+    CredentialsVerified(Fingerprint, usize),
+    /// An address has presented wrong credentials to the sender. All shards count the failed attempts.
+    FailedAttempt(IpAddr),
+    /// Asks the home shard of an address whether a connection that was accepted from it may stay.
     Arrived(IpAddr, ConnectionKey),
-    /// The answer to [`LocalMessage::Arrived`].
+    /// Answers [`LocalMessage::Arrived`].
     Admitted {
         /// The address.
         address: IpAddr,
         /// The connection.
         key: ConnectionKey,
-        /// Whether the connection may stay. If so it is counted until [`LocalMessage::Departed`].
+        /// Whether the connection may stay. If so, it counts until [`LocalMessage::Departed`].
         may_stay: bool,
     },
-    /// To the home of an address: a connection that was counted is closed.
+    /// Tells the home shard of an address that a counted connection is closed.
     Departed(IpAddr),
 }
 
-/// A message of a shard to a shard of any node. Between nodes, this is what crosses the wire.
+/// A message from a shard to a shard of any node. Between nodes, this is what crosses the wire.
 #[derive(Debug)]
 pub enum GridMessage {
     /// Asks for a command for one client.
     Ask {
-        /// Comes back in the answer.
+        /// The ticket of the answer.
         ticket: Ticket,
-        /// The back end that called.
+        /// The back end that made the call.
         backend: BackendId,
         /// The command.
         command: ClientCommand,
     },
-    /// The answer to a command.
+    /// Answers a command.
     Answer(Ticket, Result<ClientReply, Fault>),
-    /// To the home of a topic, from one of its consumers.
+    /// A message to the home of a topic, from one of its consumers.
     FromConsumer {
-        /// The topic.
+        /// The name of the topic.
         topic: Arc<str>,
         /// The sender.
         consumer: BackendId,
         /// The message.
         message: FromConsumer,
     },
-    /// From the home of a topic, to one of its consumers.
+    /// A message from the home of a topic, to one of its consumers.
     ToConsumer {
-        /// The topic.
+        /// The name of the topic.
         topic: Arc<str>,
         /// The receiver.
         consumer: BackendId,
         /// The message.
         message: ToConsumer,
     },
-    /// About the clients of that shard, whose end a guardian reports if their node is lost.
-    Wards(ShardAddress, WardsMessage),
+    /// A message about the clients of this shard, which a watcher reports as closed if their node is lost.
+    LastWills(ShardAddress, LastWillsMessage),
 }
 
 /// A command for one client.
 #[derive(Clone, Debug)]
 pub enum ClientCommand {
-    /// Puts a frame into the client's outbound queue.
+    /// Appends a frame to the client's outbound queue.
     Send(ClientId, Frame),
     /// Calls a function of the client's connection.
     Call(ClientId, Function),
 }
 
-/// What a command that succeeded gives back.
+/// The result of a command that has succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientReply {
-    /// Nothing but that it is done.
+    /// The command has no result.
     Done,
     /// The client's context: the JSON text of an object.
     Context(String),
-    /// What is known of the client.
+    /// The state of the client's connection.
     Info(Box<Info>),
 }
 
@@ -128,30 +129,34 @@ impl From<ClientReply> for Reply {
 /// A command that only shards of the same node ask for.
 #[derive(Clone, Debug)]
 pub enum LocalCommand {
-    /// Puts a frame into the outbound queue of each subscriber on the shard.
+    /// Appends a frame to the outbound queue of each subscriber on the shard.
     Publish(Publish),
-    /// Makes the back end a consumer of a topic, which delivers from [`LocalMessage::Start`] on.
+    /// Makes the back end a consumer of a topic. [`LocalMessage::StartDelivery`] starts the deliveries.
     Join(Arc<str>, Terms),
     /// Ends the back end's consumption of a topic.
     Leave(Arc<str>),
-    /// Gives the shard's state for `/metrics`.
+    /// Returns the shard's state for `/metrics`.
     Report,
 }
 
-/// Clients that one [`WardsMessage::Add`] names at most.
-pub const WARDS_PER_MESSAGE_MAX: usize = 1024;
+/// The most clients in one [`LastWillsMessage::Register`].
+pub const REGISTERED_PER_MESSAGE_MAX: usize = 1024;
 
-/// A message about clients whose end is reported even if their node cannot report it.
+/// A message between a shard and its watcher, or between watchers: see `shard::last_wills`.
 #[derive(Debug)]
-pub enum WardsMessage {
-    /// Their shard to its guardian: forget what was said before. The number counts the guardians that the
-    /// shard has had.
+pub enum LastWillsMessage {
+    /// Makes the receiver the watcher of the sender, with no clients registered. The number is the epoch:
+    /// how many watchers the shard has had.
     Begin(u64),
-    /// Their shard to its guardian: these clients are connected, and this topic is told of their end.
-    Add(Arc<str>, Vec<ClientId>),
-    /// Their shard to its guardian: the close event of this client has left its topic.
-    Remove(Arc<str>, ClientId),
-    /// A former guardian to those that may have followed: when the node of the shard was started, in Unix
-    /// milliseconds, and which guardian of the shard the sender was. The last guardian reports.
-    Claim(u64, u64),
+    /// Registers connected clients of the sender. The topic must learn of their end.
+    Register(Arc<str>, Vec<ClientId>),
+    /// Ends the registration of a client: its close event has left the topic.
+    Unregister(Arc<str>, ClientId),
+    /// Claims the clients of a lost node for one of its watchers, so that only the latest watcher reports them.
+    Claim {
+        /// When the lost node was started, in Unix milliseconds.
+        incarnation: u64,
+        /// The epoch of the sender.
+        epoch: u64,
+    },
 }

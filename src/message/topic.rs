@@ -5,101 +5,101 @@
 use crate::address::ClientId;
 use crate::protocol::frame::Frame;
 
-/// A message of a feeder to the topic's home.
+/// A message from a feeder to the topic's home.
 #[derive(Debug)]
 pub enum FromFeeder {
-    /// An event, for which the feeder had credit.
+    /// An event. The feeder had credit for it.
     Push(Event),
-    /// The feeder lacks credit for an event of so many bytes.
+    /// Asks for credit for an event of this many bytes.
     WantCredit(usize),
 }
 
-/// A message of the topic's home to a feeder.
+/// A message from the topic's home to a feeder.
 #[derive(Debug)]
 pub enum ToFeeder {
-    /// The feeder may push so many more messages and bytes.
+    /// Lets the feeder push this many more messages and bytes.
     Credit(Credit),
-    /// The topic is full, and clients do not wait for room.
+    /// The topic is full, and the feeder's clients must not wait for room.
     Refused,
     /// The watched event of this client has left the topic for good.
-    Left(ClientId),
+    EventLeft(ClientId),
 }
 
-/// A message of a consumer to the topic's home.
+/// A message from a consumer to the topic's home.
 #[derive(Debug)]
 pub enum FromConsumer {
-    /// So many of the delivered events were written to the consumer's socket.
+    /// This many of the delivered events were written to the consumer's socket.
     Written(u32),
-    /// The events of these numbers were acknowledged.
+    /// The events with these numbers were acknowledged.
     Settled(Vec<u64>),
-    /// An event came after the consumer had ended the `queue.pop` that it answers.
+    /// An event arrived after the consumer had ended the `queue.pop` that asked for it.
     Returned {
-        /// The event's number in the topic.
+        /// The number of the event in the topic.
         number: u64,
-        /// The number of that `queue.pop`.
+        /// The `queue.pop` that asked for the event.
         pop: u64,
     },
-    /// To a home on another node: the back end consumes, on these terms.
+    /// Makes a back end of another node a consumer, on these terms.
     Consume(Terms),
-    /// To a home on another node: the back end has stopped consuming.
-    Unconsume,
-    /// The consumer's connection is closed.
+    /// Ends the consumption of a back end of another node.
+    StopConsuming,
+    /// The consumer has disconnected.
     Gone,
 }
 
-/// A message of the topic's home to a consumer.
+/// A message from the topic's home to a consumer.
 #[derive(Debug)]
 pub enum ToConsumer {
-    /// One event.
+    /// Delivers one event.
     Deliver(Delivery),
-    /// The consumer takes nothing while others would: close it.
-    Expel,
+    /// Closes the consumer: it takes no events while other consumers would.
+    Evict,
 }
 
-/// What a topic is fed with.
+/// An event of a client, on its way to a topic.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// The client that it is about.
+    /// The client that the event is about.
     pub client: ClientId,
-    /// Its frame.
+    /// The encoded event.
     pub frame: Frame,
-    /// The shard that fed it is to hear when it has left the topic for good: when a consumer has
-    /// written it, or acknowledged it if it does that, or when it was dropped.
+    /// Whether the home reports to the client's shard when the event has left the topic for good: it was
+    /// dropped, acknowledged, or written to a consumer that does not acknowledge.
     pub is_watched: bool,
 }
 
-/// On what terms a back end consumes a topic.
+/// The terms on which a back end consumes a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// The number of its `queue.pop`: comes back with each event.
+    /// The `queue.pop` that asked for the events. Each delivery carries it.
     pub pop: u64,
-    /// Bytes of events that may be on their way to it, plus one event.
+    /// The most bytes of events in flight to the consumer. The last event may exceed them.
     pub window_bytes: usize,
-    /// If it acknowledges events: how many may be without an acknowledgement. If not, an event is
-    /// done with when it was written to the socket.
+    /// The most unacknowledged events. `None`: the consumer does not acknowledge, and an event is settled when
+    /// it is written to the socket.
     pub unsettled_max: Option<usize>,
 }
 
 /// An event on its way to a consumer.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// Its number in the topic, by which it is settled.
+    /// The number of the event in the topic. An acknowledgement carries it.
     pub number: u64,
-    /// Which `queue.pop` of its consumer it answers.
+    /// The `queue.pop` that asked for the event.
     pub pop: u64,
-    /// Its consumer is to acknowledge it.
+    /// Whether the consumer must acknowledge the event.
     pub is_acknowledged: bool,
-    /// It was handed to another consumer before, which did not acknowledge it.
+    /// Whether the event was delivered before, to a consumer that did not acknowledge it.
     pub is_redelivered: bool,
-    /// Its frame.
+    /// The encoded event.
     pub frame: Frame,
 }
 
-/// Room in a topic that is set aside for one shard.
+/// Room in a topic that is reserved for the events of one feeder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Credit {
-    /// Messages.
+    /// The number of messages.
     pub messages: usize,
-    /// Bytes of encoded event.
+    /// The number of bytes of encoded events.
     pub bytes: usize,
 }

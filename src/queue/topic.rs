@@ -37,7 +37,7 @@ const STALLED_US: u64 = 1_000_000;
 
 /// Time without a finished message after which a consumer is closed, in microseconds, if another could take
 /// its messages. While they are in flight, later messages of the same clients have to wait.
-const EXPELLED_US: u64 = 10_000_000;
+const EVICTED_US: u64 = 10_000_000;
 
 /// Consumers of one topic. The `queue.pop` of a further one is refused with 201.
 const CONSUMERS_MAX: usize = 1024;
@@ -50,11 +50,11 @@ pub enum Effect {
     /// Grant credit to a feeding shard.
     Grant(ShardId, Credit),
     /// Close a consumer that takes nothing while others would.
-    Expel(BackendId),
+    Evict(BackendId),
     /// Refuse a feeding shard the room that it has asked for.
     Refuse(ShardId),
     /// Tell the client's shard that the watched event of the client has left the topic.
-    Left(ClientId),
+    EventLeft(ClientId),
 }
 
 /// Why a back end cannot become a consumer.
@@ -376,9 +376,9 @@ impl Topic {
                 }
                 // A consumer that acknowledges may be processing its messages.
                 ConsumerState::Stalled
-                    if others_would && !consumer.acknowledges && idle_us >= EXPELLED_US =>
+                    if others_would && !consumer.acknowledges && idle_us >= EVICTED_US =>
                 {
-                    self.effects.push_back(Effect::Expel(consumer.id));
+                    self.effects.push_back(Effect::Evict(consumer.id));
                 }
                 _ => {}
             }
@@ -527,7 +527,7 @@ impl Topic {
     fn forget(&mut self, client: ClientId, item: &Item) {
         self.room.release(item.frame.bytes().len());
         if item.is_watched {
-            self.effects.push_back(Effect::Left(client));
+            self.effects.push_back(Effect::EventLeft(client));
         }
     }
 }

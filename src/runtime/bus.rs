@@ -403,7 +403,7 @@ mod tests {
                 if *to == far && number(first) == 1
         ));
         mesh.post(ShardId(1), FromMesh::Grid(far, message(3)));
-        mesh.post(ShardId(2), FromMesh::GivenUp);
+        mesh.post(ShardId(2), FromMesh::Readmitted);
         mesh.flush();
         control.tell(ShardId(1), FromNode::DrainBackends);
         let mut heard = Vec::new();

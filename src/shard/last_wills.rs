@@ -33,7 +33,9 @@ use std::sync::Arc;
 use super::connection::Connections;
 use super::turn::{ClientEvent, Turn};
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
-use crate::message::{ConnectionKey, Event, GridMessage, WARDS_PER_MESSAGE_MAX, WardsMessage};
+use crate::message::{
+    ConnectionKey, Event, GridMessage, LastWillsMessage, REGISTERED_PER_MESSAGE_MAX,
+};
 use crate::protocol::api;
 use crate::protocol::frame::Frame;
 
@@ -110,7 +112,7 @@ struct Will {
 
 impl LastWills {
     /// Begins to report all clients of this shard as found: the grid had declared this node dead.
-    pub(super) fn handle_given_up(&mut self) {
+    pub(super) fn handle_readmitted(&mut self) {
         self.unfound = Some(0);
     }
 
@@ -126,7 +128,7 @@ impl LastWills {
     /// Returns some clients that have ended, and where to go on.
     fn some_ended(&self, from: ClientId) -> (Vec<Will>, Option<Unregistered>) {
         let mut ended = self.ended.range(from..);
-        let some = ended.by_ref().take(WARDS_PER_MESSAGE_MAX);
+        let some = ended.by_ref().take(REGISTERED_PER_MESSAGE_MAX);
         let some = some.map(|(&client, topic)| Will { topic: topic.clone(), client }).collect();
         (some, ended.next().map(|(&client, _)| Unregistered::Ended(client)))
     }
@@ -262,13 +264,13 @@ impl LastWills {
         self.watcher = best.and_then(|node| watcher_on(turn, turn.address.shard, node));
         self.unregistered = self.watcher.map(|_| Unregistered::Connected(0));
         self.epoch += 1;
-        self.tell_watcher(turn, WardsMessage::Begin(self.epoch));
+        self.tell_watcher(turn, LastWillsMessage::Begin(self.epoch));
     }
 
-    fn tell_watcher(&mut self, turn: &mut Turn, message: WardsMessage) {
+    fn tell_watcher(&mut self, turn: &mut Turn, message: LastWillsMessage) {
         if let Some(watcher) = self.watcher {
             let owner = turn.address;
-            turn.send_grid(watcher, GridMessage::Wards(owner, message));
+            turn.send_grid(watcher, GridMessage::LastWills(owner, message));
         }
     }
 
@@ -281,7 +283,7 @@ impl LastWills {
     ) {
         let will = will_of(turn, connections, key);
         if let Some(Will { topic, client }) = will.filter(|_| self.is_registered(key)) {
-            self.tell_watcher(turn, WardsMessage::Add(topic, vec![client]));
+            self.tell_watcher(turn, LastWillsMessage::Register(topic, vec![client]));
         }
     }
 
@@ -296,7 +298,7 @@ impl LastWills {
     /// there.
     pub(super) fn unregister(&mut self, turn: &mut Turn, topic: &Arc<str>, client: ClientId) {
         if self.ended.remove(&client).is_some() {
-            self.tell_watcher(turn, WardsMessage::Remove(topic.clone(), client));
+            self.tell_watcher(turn, LastWillsMessage::Unregister(topic.clone(), client));
         }
     }
 
@@ -320,7 +322,7 @@ impl LastWills {
             clients.entry(topic).or_default().push(client);
         }
         for (topic, clients) in clients {
-            self.tell_watcher(turn, WardsMessage::Add(topic, clients));
+            self.tell_watcher(turn, LastWillsMessage::Register(topic, clients));
         }
     }
 
@@ -331,7 +333,7 @@ impl LastWills {
         connections: &mut Connections,
         from: u32,
     ) -> (Vec<Will>, Option<Unregistered>) {
-        let (keys, next) = connections.keys(from, WARDS_PER_MESSAGE_MAX);
+        let (keys, next) = connections.keys(from, REGISTERED_PER_MESSAGE_MAX);
         let some = keys.into_iter().filter_map(|key| will_of(turn, connections, key)).collect();
         (
             some,
@@ -348,34 +350,34 @@ impl LastWills {
         turn: &mut Turn,
         from: ShardAddress,
         owner: ShardAddress,
-        message: WardsMessage,
+        message: LastWillsMessage,
     ) {
         match message {
-            WardsMessage::Begin(epoch) => {
+            LastWillsMessage::Begin(epoch) => {
                 let Some(incarnation) = turn.roster.incarnation_of(from.node) else { return };
                 let registry = Registry { epoch, clients: BTreeMap::new(), due_ms: None };
                 self.watched.insert(Watched { shard: from, incarnation }, registry);
             }
-            WardsMessage::Add(topic, clients) => {
+            LastWillsMessage::Register(topic, clients) => {
                 if let Some(registry) = self.registry_of(turn, from) {
                     registry.clients.entry(topic).or_default().extend(clients);
                 }
             }
-            WardsMessage::Remove(topic, client) => {
+            LastWillsMessage::Unregister(topic, client) => {
                 let registry = self.registry_of(turn, from);
                 if let Some(clients) = registry.and_then(|all| all.clients.get_mut(&topic)) {
                     clients.remove(&client);
                 }
             }
-            WardsMessage::Claim(incarnation, epoch) => {
+            LastWillsMessage::Claim { incarnation, epoch } => {
                 let of = Watched { shard: owner, incarnation };
                 let Some(registry) = self.watched.get(&of) else { return };
                 let ours = registry.epoch;
                 if ours < epoch {
                     self.watched.remove(&of);
                 } else {
-                    let claim = WardsMessage::Claim(incarnation, ours);
-                    turn.send_grid(from, GridMessage::Wards(owner, claim));
+                    let claim = LastWillsMessage::Claim { incarnation, epoch: ours };
+                    turn.send_grid(from, GridMessage::LastWills(owner, claim));
                 }
             }
         }
@@ -406,8 +408,8 @@ impl LastWills {
         for (Watched { shard: owner, incarnation }, epoch) in claims {
             for node in turn.roster.others() {
                 if let Some(to) = watcher_on(turn, owner.shard, node) {
-                    let claim = WardsMessage::Claim(incarnation, epoch);
-                    turn.send_grid(to, GridMessage::Wards(owner, claim));
+                    let claim = LastWillsMessage::Claim { incarnation, epoch };
+                    turn.send_grid(to, GridMessage::LastWills(owner, claim));
                 }
             }
         }
@@ -479,10 +481,10 @@ mod tests {
     }
 
     /// Takes out what this shard tells its watcher, which is on the other node.
-    fn told(turn: &mut Turn) -> Vec<WardsMessage> {
+    fn told(turn: &mut Turn) -> Vec<LastWillsMessage> {
         let own = turn.address;
         let told = fixture::messages(turn).into_iter().map(|message| match message {
-            FromShard::Mesh(ToMesh::Grid(to, GridMessage::Wards(owner, message)))
+            FromShard::Mesh(ToMesh::Grid(to, GridMessage::LastWills(owner, message)))
                 if to == other() && owner == own =>
             {
                 message
@@ -498,21 +500,21 @@ mod tests {
         let (mut wills, topic) = (LastWills::default(), Arc::from(TOPIC));
         fixture::client(&mut turn, &mut connections, client(1));
         wills.handle_node_up(&mut turn, other().node, INCARNATION);
-        assert!(matches!(told(&mut turn)[..], [WardsMessage::Begin(1)]));
+        assert!(matches!(told(&mut turn)[..], [LastWillsMessage::Begin(1)]));
         while wills.has_work() {
             wills.handle_turn(&mut turn, &mut connections);
         }
-        let [WardsMessage::Add(_, ref first)] = told(&mut turn)[..] else { panic!() };
+        let [LastWillsMessage::Register(_, ref first)] = told(&mut turn)[..] else { panic!() };
         assert_eq!(first[..], [client(1)]);
 
         let key = fixture::client(&mut turn, &mut connections, client(2));
         wills.register(&mut turn, &mut connections, key);
-        let [WardsMessage::Add(_, ref second)] = told(&mut turn)[..] else { panic!() };
+        let [LastWillsMessage::Register(_, ref second)] = told(&mut turn)[..] else { panic!() };
         assert_eq!(second[..], [client(2)]);
         wills.keep(&turn, &topic, client(2));
         assert!(told(&mut turn).is_empty(), "the close event is still in the topic");
         wills.unregister(&mut turn, &topic, client(2));
-        let [WardsMessage::Remove(_, removed)] = told(&mut turn)[..] else { panic!() };
+        let [LastWillsMessage::Unregister(_, removed)] = told(&mut turn)[..] else { panic!() };
         assert_eq!(removed, client(2));
     }
 
@@ -521,9 +523,9 @@ mod tests {
         let (mut turn, mut connections) = (turn(), Connections::default());
         let (mut wills, topic): (_, Arc<str>) = (LastWills::default(), TOPIC.into());
         for message in [
-            WardsMessage::Begin(1),
-            WardsMessage::Add(topic.clone(), vec![client(1), client(2), client(3)]),
-            WardsMessage::Remove(topic.clone(), client(2)),
+            LastWillsMessage::Begin(1),
+            LastWillsMessage::Register(topic.clone(), vec![client(1), client(2), client(3)]),
+            LastWillsMessage::Unregister(topic.clone(), client(2)),
         ] {
             wills.handle_message(&mut turn, other(), other(), message);
         }

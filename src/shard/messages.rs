@@ -51,9 +51,9 @@ impl Shard {
             ToShard::Mesh(FromMesh::NodeDead { node, incarnation }) => {
                 self.last_wills.handle_node_dead(turn, node, incarnation);
             }
-            ToShard::Mesh(FromMesh::GivenUp) => self.last_wills.handle_given_up(),
-            ToShard::Node(FromNode::Verdict { credentials, user }) => {
-                self.api_access.handle_verdict(turn, connections, credentials, user);
+            ToShard::Mesh(FromMesh::Readmitted) => self.last_wills.handle_readmitted(),
+            ToShard::Node(FromNode::VerificationDone { credentials, user }) => {
+                self.api_access.handle_verification_done(turn, connections, credentials, user);
             }
             ToShard::Node(FromNode::Drain { over_ms }) => {
                 self.draining.begin(turn, connections, over_ms);
@@ -90,17 +90,17 @@ impl Shard {
                     self.topics.handle_credit(turn, connections, &topic, credit);
                 }
                 ToFeeder::Refused => self.topics.feeders.refuse(turn, connections, &topic),
-                ToFeeder::Left(client) => self.last_wills.unregister(turn, &topic, client),
+                ToFeeder::EventLeft(client) => self.last_wills.unregister(turn, &topic, client),
             },
-            LocalMessage::Start(topic, consumer) => self.topics.home.start(turn, &topic, consumer),
+            LocalMessage::StartDelivery(topic, consumer) => self.topics.home.start(turn, &topic, consumer),
             LocalMessage::BackendGone(backend) => {
                 self.clients.handle_backend_gone(turn, backend);
                 self.topics.home.handle_backend_gone(turn, backend);
             }
-            LocalMessage::Verified(credentials, user) => {
+            LocalMessage::CredentialsVerified(credentials, user) => {
                 self.api_access.handle_verified(turn, connections, credentials, user);
             }
-            LocalMessage::FailedTry(address) => {
+            LocalMessage::FailedAttempt(address) => {
                 self.api_access.handle_failed_attempt(turn, address)
             }
             LocalMessage::Arrived(address, key) => {
@@ -132,9 +132,9 @@ impl Shard {
                     let (key, home) = (consumer.connection, TopicHome { node: from.node, topic });
                     self.backends.deliver(turn, connections, key, home, delivery);
                 }
-                ToConsumer::Expel => connections.close_slow(turn, consumer.connection),
+                ToConsumer::Evict => connections.close_slow(turn, consumer.connection),
             },
-            GridMessage::Wards(owner, message) => {
+            GridMessage::LastWills(owner, message) => {
                 self.last_wills.handle_message(turn, from, owner, message);
             }
         }

@@ -445,7 +445,7 @@ impl Shard {
                     self.backends.start_consuming(turn, connections, key, pop);
                 }
                 Step::Execute(requester, command) => self.execute_command(requester, command),
-                Step::VerdictTimedOut(key) => {
+                Step::VerificationTimedOut(key) => {
                     self.api_access.handle_verification_timeout(turn, connections, key)
                 }
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),

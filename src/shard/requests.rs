@@ -22,7 +22,7 @@ pub(super) enum RequestCheck {
     /// The body may be received.
     Proceed,
     /// The credentials are being verified: the request is parked.
-    AwaitVerdict,
+    AwaitVerification,
     /// The request is answered.
     Answered,
 }
@@ -58,7 +58,9 @@ impl Shard {
             };
             match judged {
                 RequestCheck::Proceed => step = reader.read(input, &limits),
-                RequestCheck::AwaitVerdict => return self.connections.keep_reader(key, reader),
+                RequestCheck::AwaitVerification => {
+                    return self.connections.keep_reader(key, reader);
+                }
                 RequestCheck::Answered => {
                     return self.connections.close_after_answer(&mut self.turn, key);
                 }
@@ -130,7 +132,7 @@ impl Shard {
                 CredentialCheck::Pending(fingerprint) => {
                     let kept = (part == RequestPart::Whole).then(|| request.keep());
                     self.api_access.park(turn, connections, key, shape, kept, fingerprint);
-                    RequestCheck::AwaitVerdict
+                    RequestCheck::AwaitVerification
                 }
             };
         }
@@ -238,7 +240,7 @@ impl Shard {
                             self.read_http(key, &mut &mut [][..]);
                         }
                     }
-                    RequestCheck::AwaitVerdict | RequestCheck::Answered => {
+                    RequestCheck::AwaitVerification | RequestCheck::Answered => {
                         self.connections.close_after_answer(&mut self.turn, key);
                     }
                 }

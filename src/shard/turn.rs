@@ -73,7 +73,7 @@ pub enum Step {
     /// A command that was queued behind a publish of the same back end is to be executed.
     Execute(Requester, Command),
     /// The verification of a request's credentials has timed out.
-    VerdictTimedOut(ConnectionKey),
+    VerificationTimedOut(ConnectionKey),
     /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Denial>),
 }
@@ -270,7 +270,7 @@ impl Turn {
 
     /// Notes that an event of a client of this shard never reaches its topic.
     pub fn send_left(&mut self, topic: &Arc<str>, client: ClientId) {
-        let left = LocalMessage::ToFeeder(topic.clone(), ToFeeder::Left(client));
+        let left = LocalMessage::ToFeeder(topic.clone(), ToFeeder::EventLeft(client));
         self.push_step(Step::Message(left));
     }
 

@@ -8,8 +8,8 @@ use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
 use crate::mesh::link::Lane;
 use crate::mesh::numbers::BatchNumber;
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, Delivery, FromConsumer, GridMessage, Publish, Requester,
-    Terms, Ticket, ToConsumer, WARDS_PER_MESSAGE_MAX, WardsMessage,
+    BackendId, ClientCommand, ClientReply, Delivery, FromConsumer, GridMessage, LastWillsMessage,
+    Publish, REGISTERED_PER_MESSAGE_MAX, Requester, Terms, Ticket, ToConsumer,
 };
 use crate::protocol::api::{
     CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
@@ -25,7 +25,7 @@ const HEAD_BYTES: usize = 12;
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 const TOPIC: u8 = 3;
-const WARDS: u8 = 4;
+const LAST_WILLS: u8 = 4;
 
 // Kinds of commands.
 const SEND: u8 = 1;
@@ -50,18 +50,18 @@ const FAULT: u8 = 5;
 
 // Kinds of messages about a topic.
 const DELIVER: u8 = 1;
-const EXPEL: u8 = 2;
+const EVICT: u8 = 2;
 const WRITTEN: u8 = 3;
 const SETTLED: u8 = 4;
 const RETURNED: u8 = 5;
 const CONSUME: u8 = 6;
-const UNCONSUME: u8 = 7;
+const STOP_CONSUMING: u8 = 7;
 const GONE: u8 = 8;
 
 // Kinds of messages about the clients of a shard.
 const BEGIN: u8 = 1;
-const ADD: u8 = 2;
-const REMOVE: u8 = 3;
+const REGISTER: u8 = 2;
+const UNREGISTER: u8 = 3;
 const CLAIM: u8 = 4;
 
 // Flags of a delivery.
@@ -212,10 +212,10 @@ fn put_grid_message(out: &mut Vec<u8>, message: &GridMessage) {
             put_short_text(out, topic);
             put_to_consumer(out, *consumer, message);
         }
-        GridMessage::Wards(shard, message) => {
-            out.push(WARDS);
+        GridMessage::LastWills(shard, message) => {
+            out.push(LAST_WILLS);
             put_shard(out, *shard);
-            put_wards_message(out, message);
+            put_last_wills_message(out, message);
         }
     }
 }
@@ -228,7 +228,7 @@ fn read_grid_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> 
         }
         ANSWER => GridMessage::Answer(Ticket(fields.u64()?), read_answer(fields)?),
         TOPIC => read_topic_message(fields)?,
-        WARDS => GridMessage::Wards(fields.shard()?, read_wards_message(fields)?),
+        LAST_WILLS => GridMessage::LastWills(fields.shard()?, read_last_wills_message(fields)?),
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -403,7 +403,7 @@ fn put_from_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &FromConsu
             put_about(out, CONSUME, consumer);
             put_terms(out, terms);
         }
-        FromConsumer::Unconsume => put_about(out, UNCONSUME, consumer),
+        FromConsumer::StopConsuming => put_about(out, STOP_CONSUMING, consumer),
         FromConsumer::Gone => put_about(out, GONE, consumer),
     }
 }
@@ -414,27 +414,27 @@ fn put_to_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &ToConsumer)
             put_about(out, DELIVER, consumer);
             put_delivery(out, delivery);
         }
-        ToConsumer::Expel => put_about(out, EXPEL, consumer),
+        ToConsumer::Evict => put_about(out, EVICT, consumer),
     }
 }
 
-fn put_wards_message(out: &mut Vec<u8>, message: &WardsMessage) {
+fn put_last_wills_message(out: &mut Vec<u8>, message: &LastWillsMessage) {
     match message {
-        WardsMessage::Begin(epoch) => {
+        LastWillsMessage::Begin(epoch) => {
             out.push(BEGIN);
             put_u64(out, *epoch);
         }
-        WardsMessage::Add(topic, clients) => {
-            out.push(ADD);
+        LastWillsMessage::Register(topic, clients) => {
+            out.push(REGISTER);
             put_short_text(out, topic);
             put_list(out, clients, |out, client| put_u64(out, client.value()));
         }
-        WardsMessage::Remove(topic, client) => {
-            out.push(REMOVE);
+        LastWillsMessage::Unregister(topic, client) => {
+            out.push(UNREGISTER);
             put_short_text(out, topic);
             put_u64(out, client.value());
         }
-        WardsMessage::Claim(incarnation, epoch) => {
+        LastWillsMessage::Claim { incarnation, epoch } => {
             out.push(CLAIM);
             put_u64(out, *incarnation);
             put_u64(out, *epoch);
@@ -442,15 +442,15 @@ fn put_wards_message(out: &mut Vec<u8>, message: &WardsMessage) {
     }
 }
 
-fn read_wards_message(fields: &mut Fields<'_>) -> Result<WardsMessage, WireError> {
+fn read_last_wills_message(fields: &mut Fields<'_>) -> Result<LastWillsMessage, WireError> {
     Ok(match fields.u8()? {
-        BEGIN => WardsMessage::Begin(fields.u64()?),
-        ADD => WardsMessage::Add(
+        BEGIN => LastWillsMessage::Begin(fields.u64()?),
+        REGISTER => LastWillsMessage::Register(
             fields.name()?.into(),
-            fields.list(WARDS_PER_MESSAGE_MAX, Fields::client)?,
+            fields.list(REGISTERED_PER_MESSAGE_MAX, Fields::client)?,
         ),
-        REMOVE => WardsMessage::Remove(fields.name()?.into(), fields.client()?),
-        CLAIM => WardsMessage::Claim(fields.u64()?, fields.u64()?),
+        UNREGISTER => LastWillsMessage::Unregister(fields.name()?.into(), fields.client()?),
+        CLAIM => LastWillsMessage::Claim { incarnation: fields.u64()?, epoch: fields.u64()? },
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -468,15 +468,15 @@ fn read_topic_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError>
             let message = ToConsumer::Deliver(read_delivery(fields)?);
             return Ok(GridMessage::ToConsumer { topic, consumer, message });
         }
-        EXPEL => {
-            let message = ToConsumer::Expel;
+        EVICT => {
+            let message = ToConsumer::Evict;
             return Ok(GridMessage::ToConsumer { topic, consumer, message });
         }
         WRITTEN => FromConsumer::Written(fields.u32()?),
         SETTLED => FromConsumer::Settled(fields.list(UNSETTLED_MAX, Fields::u64)?),
         RETURNED => FromConsumer::Returned { number: fields.u64()?, pop: fields.u64()? },
         CONSUME => FromConsumer::Consume(read_terms(fields)?),
-        UNCONSUME => FromConsumer::Unconsume,
+        STOP_CONSUMING => FromConsumer::StopConsuming,
         GONE => FromConsumer::Gone,
         kind => return Err(WireError::Unknown(kind)),
     };

@@ -6,7 +6,7 @@ use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, GridMessage,
-    Publish, Requester, Terms, Ticket, ToConsumer, WardsMessage,
+    LastWillsMessage, Publish, Requester, Terms, Ticket, ToConsumer,
 };
 use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Tally};
 use crate::protocol::frame::{Frame, Kind};
@@ -118,14 +118,14 @@ fn all_messages() -> Vec<AddressedMessage> {
         })
     };
     let terms = |unsettled_max| Terms { pop: 1, window_bytes: 1 << 40, unsettled_max };
-    let to_consumers = [delivery(true, false), delivery(false, true), ToConsumer::Expel];
+    let to_consumers = [delivery(true, false), delivery(false, true), ToConsumer::Evict];
     let from_consumers = [
         FromConsumer::Written(u32::MAX),
         FromConsumer::Settled(vec![1, 2, u64::MAX]),
         FromConsumer::Returned { number: 8, pop: 9 },
         FromConsumer::Consume(terms(None)),
         FromConsumer::Consume(terms(Some(1024))),
-        FromConsumer::Unconsume,
+        FromConsumer::StopConsuming,
         FromConsumer::Gone,
     ];
     let requester = Requester { ticket: Ticket(u64::MAX - 1), backend: backend() };
@@ -141,14 +141,14 @@ fn all_messages() -> Vec<AddressedMessage> {
     messages.extend(answers.map(|reply| answer(3, reply)));
     messages.extend(to_consumers.map(|message| to_consumer("topic", message)));
     messages.extend(from_consumers.map(|message| from_consumer("topic", message)));
-    let about_wards = [
-        WardsMessage::Begin(1),
-        WardsMessage::Add("topic".into(), vec![client, client]),
-        WardsMessage::Remove("topic".into(), client),
-        WardsMessage::Claim(1_700_000_000_000, 2),
+    let last_wills = [
+        LastWillsMessage::Begin(1),
+        LastWillsMessage::Register("topic".into(), vec![client, client]),
+        LastWillsMessage::Unregister("topic".into(), client),
+        LastWillsMessage::Claim { incarnation: 1_700_000_000_000, epoch: 2 },
     ];
     messages
-        .extend(about_wards.map(|message| for_shard(GridMessage::Wards(backend().at, message))));
+        .extend(last_wills.map(|message| for_shard(GridMessage::LastWills(backend().at, message))));
     messages
 }
 

@@ -172,7 +172,7 @@ fn a_clients_messages_stay_in_order_when_their_consumer_dies() {
 }
 
 #[test]
-fn a_stalled_consumer_is_replaced_and_finally_expelled() {
+fn a_stalled_consumer_is_replaced_and_finally_evicted() {
     let mut topic = topic(4000, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     joined(&mut topic, 2, PLAIN);
@@ -185,14 +185,14 @@ fn a_stalled_consumer_is_replaced_and_finally_expelled() {
     topic.handle_timeout(STALLED_US * 11 / 10);
     let taken = delivered(&mut topic);
     assert!(!taken.is_empty() && taken.iter().all(|(to, _)| *to == 2), "{before}");
-    topic.handle_timeout(EXPELLED_US);
-    let expelled = std::iter::from_fn(|| topic.poll_effect())
-        .any(|effect| matches!(effect, Effect::Expel(id) if id == consumer(1)));
-    assert!(expelled);
+    topic.handle_timeout(EVICTED_US);
+    let evicted = std::iter::from_fn(|| topic.poll_effect())
+        .any(|effect| matches!(effect, Effect::Evict(id) if id == consumer(1)));
+    assert!(evicted);
 }
 
 #[test]
-fn returning_earlier_messages_does_not_get_a_consumer_expelled() {
+fn returning_earlier_messages_does_not_get_a_consumer_evicted() {
     let mut topic = topic(10, WhenFull::Hold);
     joined(&mut topic, 1, PLAIN);
     push(&mut topic, 1, 0);
@@ -204,19 +204,19 @@ fn returning_earlier_messages_does_not_get_a_consumer_expelled() {
     topic.handle_timeout(STALLED_US);
     topic.returned(STALLED_US, consumer(1), 0, 1);
     assert_eq!(delivered(&mut topic), [(2, 0), (2, 1)]);
-    topic.handle_timeout(STALLED_US + EXPELLED_US);
+    topic.handle_timeout(STALLED_US + EVICTED_US);
     assert!(topic.poll_effect().is_none(), "it has nothing that it does not take");
 }
 
 #[test]
-fn no_consumer_is_expelled_while_all_are_stalled() {
+fn no_consumer_is_evicted_while_all_are_stalled() {
     let mut topic = topic(64, WhenFull::Hold);
     let full = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
     (1..=2).for_each(|index| joined(&mut topic, index, full));
     (0..16).for_each(|message| push(&mut topic, message, message));
-    [STALLED_US, EXPELLED_US].iter().for_each(|&now_us| topic.handle_timeout(now_us));
+    [STALLED_US, EVICTED_US].iter().for_each(|&now_us| topic.handle_timeout(now_us));
     let mut effects = std::iter::from_fn(|| topic.poll_effect());
-    assert!(!effects.any(|effect| matches!(effect, Effect::Expel(_))));
+    assert!(!effects.any(|effect| matches!(effect, Effect::Evict(_))));
 }
 
 #[test]

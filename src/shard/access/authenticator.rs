@@ -156,7 +156,7 @@ impl Verification {
     pub fn run(self) -> FromNode {
         let is_right = |candidate: &&Candidate| candidate.hash.matches(&self.secret);
         let user = self.candidates.iter().find(is_right).and_then(|candidate| candidate.user);
-        FromNode::Verdict { credentials: self.fingerprint, user }
+        FromNode::VerificationDone { credentials: self.fingerprint, user }
     }
 }
 

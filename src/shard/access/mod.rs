@@ -128,7 +128,7 @@ impl ApiAccess {
             );
         }
         for shard in turn.other_shards() {
-            turn.send_local(shard, LocalMessage::FailedTry(source));
+            turn.send_local(shard, LocalMessage::FailedAttempt(source));
         }
     }
 
@@ -171,7 +171,7 @@ impl ApiAccess {
 
     /// Handles a result of the verifier: leaves [`Step::Admitted`] for each request that waits for
     /// it. The other shards of the node are told of verified credentials, and of failed attempts.
-    pub fn handle_verdict(
+    pub fn handle_verification_done(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -183,7 +183,7 @@ impl ApiAccess {
         match user {
             Some(user) => {
                 for shard in turn.other_shards() {
-                    turn.send_local(shard, LocalMessage::Verified(fingerprint, user));
+                    turn.send_local(shard, LocalMessage::CredentialsVerified(fingerprint, user));
                 }
             }
             None => self.note_wrong(turn, source),
@@ -366,8 +366,8 @@ mod tests {
             let key = park(&mut access, &mut turn, &mut connections, password);
             assert!(connections.get(key).unwrap().is_paused_for(Pause::Verification));
             let verification = access.poll_verification(&turn).expect("one is queued");
-            let FromNode::Verdict { credentials, user } = verification.run() else { panic!() };
-            access.handle_verdict(&mut turn, &mut connections, credentials, user);
+            let FromNode::VerificationDone { credentials, user } = verification.run() else { panic!() };
+            access.handle_verification_done(&mut turn, &mut connections, credentials, user);
             let steps = fixture::steps(&mut turn);
             let [Step::Admitted(admitted, result)] = steps[..] else { panic!("{steps:?}") };
             assert_eq!((admitted, result), (key, expected));
@@ -376,8 +376,8 @@ mod tests {
             let [FromShard::Local(to, told)] = &told[..] else { panic!("{told:?}") };
             assert_eq!(*to, ShardId(1));
             match expected {
-                Ok(_) => assert!(matches!(told, LocalMessage::Verified(_, 0))),
-                Err(_) => assert!(matches!(told, LocalMessage::FailedTry(_))),
+                Ok(_) => assert!(matches!(told, LocalMessage::CredentialsVerified(_, 0))),
+                Err(_) => assert!(matches!(told, LocalMessage::FailedAttempt(_))),
             }
         }
     }

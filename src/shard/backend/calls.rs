@@ -177,7 +177,7 @@ impl Backends {
             let fault = Fault::new(Code::CancelFailed, "this connection is not consuming");
             return connections.reply(turn, caller.key, &caller.shape, &Err(fault));
         }
-        self.unconsume_on_other_nodes(turn, caller.key, &topics);
+        self.stop_consuming_on_other_nodes(turn, caller.key, &topics);
         self.ask_homes(turn, connections, caller, Kind::Unpop, &topics, LocalCommand::Leave);
     }
 
@@ -349,7 +349,7 @@ impl Backends {
         }
         for topic in topics {
             let home = home_of_topic(&topic, turn.settings.shards);
-            turn.send_local(home, LocalMessage::Start(topic, backend_id));
+            turn.send_local(home, LocalMessage::StartDelivery(topic, backend_id));
         }
         self.consume_on_other_nodes(turn, connections, key);
     }
@@ -407,6 +407,6 @@ pub(super) fn topics_of(
 pub(crate) fn unreachable_reason(turn: &Turn, client: ClientId) -> &'static str {
     match turn.roster.is_reachable(client.node()) {
         true => "no such client",
-        false => "no such client: its node is not there, or out of reach",
+        false => "no such client: its node does not exist, or is unreachable",
     }
 }

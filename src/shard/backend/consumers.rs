@@ -111,7 +111,7 @@ impl Backends {
 
     /// Ends the consumption of topics on the other nodes. Events that are queued for the back end
     /// are still written.
-    pub(super) fn unconsume_on_other_nodes(
+    pub(super) fn stop_consuming_on_other_nodes(
         &self,
         turn: &mut Turn,
         key: ConnectionKey,
@@ -120,7 +120,7 @@ impl Backends {
         let backend = turn.backend_id(key);
         for node in turn.roster.others() {
             for topic in topics {
-                turn.send_to_home(node, topic, backend, FromConsumer::Unconsume);
+                turn.send_to_home(node, topic, backend, FromConsumer::StopConsuming);
             }
         }
     }

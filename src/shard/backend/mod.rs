@@ -297,7 +297,9 @@ mod tests {
         let [Step::PopAnswered(answered, 1)] = steps[..] else { panic!("{steps:?}") };
         assert_eq!(answered, *key);
         backends.start_consuming(turn, connections, *key, 1);
-        assert!(matches!(to_home(turn)[..], [LocalMessage::Start(_, backend)] if backend == id));
+        assert!(
+            matches!(to_home(turn)[..], [LocalMessage::StartDelivery(_, backend)] if backend == id)
+        );
 
         deliver(&mut fixture);
         assert!(to_home(&mut fixture.turn).is_empty(), "the event is not written yet");

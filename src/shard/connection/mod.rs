@@ -259,8 +259,8 @@ pub struct Parked {
     pub request: Option<KeptRequest>,
     /// The format of the answer.
     pub shape: HttpShape,
-    /// The credentials being verified. A verdict must match these credentials, because a late
-    /// verdict may concern an earlier request.
+    /// The credentials being verified. A result must match these credentials, because a late
+    /// result may concern an earlier request.
     pub credentials: Fingerprint,
 }
 

@@ -71,7 +71,7 @@ impl Connections {
         }
         match &connection.stage {
             Stage::Http(http) if http.parked.is_some() => {
-                turn.push_step(Step::VerdictTimedOut(key))
+                turn.push_step(Step::VerificationTimedOut(key))
             }
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(turn, key),
             Stage::Http(http) => {

@@ -101,7 +101,7 @@ impl HomeTopics {
                     self.start(turn, topic, consumer);
                 }
             }
-            FromConsumer::Unconsume => drop(self.leave(turn, topic, consumer)),
+            FromConsumer::StopConsuming => drop(self.leave(turn, topic, consumer)),
             FromConsumer::Written(count) => {
                 self.change(turn, topic, |home| home.written(now_us, consumer, count));
             }
@@ -153,15 +153,15 @@ impl HomeTopics {
                 Effect::Deliver(to, delivery) => {
                     tell_consumer(turn, topic, to, ToConsumer::Deliver(delivery));
                 }
-                Effect::Expel(backend) => tell_consumer(turn, topic, backend, ToConsumer::Expel),
+                Effect::Evict(backend) => tell_consumer(turn, topic, backend, ToConsumer::Evict),
                 Effect::Grant(shard, credit) => {
                     tell_feeder(turn, topic, shard, ToFeeder::Credit(credit));
                 }
                 Effect::Refuse(shard) => tell_feeder(turn, topic, shard, ToFeeder::Refused),
-                Effect::Left(client) => {
+                Effect::EventLeft(client) => {
                     let at = turn.roster.address_of(client);
                     let at = at.expect("clients of this node are watched");
-                    tell_feeder(turn, topic, at.shard, ToFeeder::Left(client));
+                    tell_feeder(turn, topic, at.shard, ToFeeder::EventLeft(client));
                 }
             }
         }
