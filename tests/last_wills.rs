@@ -9,7 +9,7 @@ mod shard_value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gridcast::address::{NodeId, ShardAddress, ShardId};
+use gridcast::address::{Incarnation, NodeId, ShardAddress, ShardId};
 use gridcast::message::{
     ConnectionKey, FromMesh, FromShard, GridMessage, LastWillsMessage, ToMesh, ToShard,
 };
@@ -64,8 +64,10 @@ impl Grid {
 
     /// Makes two nodes reachable for each other. `incarnation` is when the second one was started.
     fn link(&mut self, here: u16, there: u16, incarnation: u64) {
-        let up =
-            |number, incarnation| FromMesh::NodeUp { node: node(number), shards: 1, incarnation };
+        let up = |number, incarnation| {
+            let incarnation = Incarnation(incarnation);
+            FromMesh::NodeUp { node: node(number), shards: 1, incarnation }
+        };
         self.tell(here, up(there, incarnation));
         self.tell(there, up(here, 1));
     }
@@ -89,7 +91,10 @@ impl Grid {
     /// Has the other nodes declare a node dead.
     fn declare_dead(&mut self, number: u16) {
         for other in self.others(number) {
-            self.tell(other, FromMesh::NodeDead { node: node(number), incarnation: 1 });
+            self.tell(
+                other,
+                FromMesh::NodeDead { node: node(number), incarnation: Incarnation(1) },
+            );
         }
     }
 
@@ -456,7 +461,7 @@ fn a_home_shard_tells_the_shard_of_a_client_that_its_close_event_has_left() {
     let mut shards = [0, 1].map(|number| Shard::new(ShardId(number), &of_two, state.clone(), now));
     // One of the two shards is the home of the topic.
     for shard in &mut shards {
-        let up = FromMesh::NodeUp { node: node(1), shards: 1, incarnation: 1 };
+        let up = FromMesh::NodeUp { node: node(1), shards: 1, incarnation: Incarnation(1) };
         shard.handle_message(now, ToShard::Mesh(up));
         let client = upgraded(shard, now, Listener::Edge(0), "/ws");
         shard.handle_end(now, client, true);

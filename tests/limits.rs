@@ -5,7 +5,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use gridcast::address::{NodeId, ShardId};
+use gridcast::address::{Incarnation, NodeId, ShardId};
 use gridcast::message::{ConnectionKey, FromMesh, FromShard, GridMessage, LocalMessage, ToShard};
 use gridcast::metrics::Counters;
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
@@ -493,7 +493,8 @@ fn a_node_is_ready_once_the_expected_number_of_nodes_was_reachable() {
         node.shards[0].handle_message(node.now, ToShard::Mesh(message));
     };
     let other = |number| NodeId::new(number).expect("a node");
-    let up = |number| FromMesh::NodeUp { node: other(number), shards: 1, incarnation: 1 };
+    let up =
+        |number| FromMesh::NodeUp { node: other(number), shards: 1, incarnation: Incarnation(1) };
     let readiness = |node: &mut Node| {
         let key = node.accept(0, Listener::Api, 1);
         node.receive(0, key, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n");

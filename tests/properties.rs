@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::message::{BackendId, ConnectionKey, Credit, Delivery, Event, Terms};
+use gridcast::message::{
+    BackendId, ConnectionKey, Credit, Delivery, Event, MessageNumber, PopId, Terms,
+};
 use gridcast::protocol::api;
 use gridcast::protocol::assembler::{Assembler, Received};
 use gridcast::protocol::deflate::{Deflater, Inflater, Window};
@@ -184,7 +186,7 @@ impl Model {
 
     fn join(&mut self, id: u32, acknowledges: bool) {
         let unsettled_max = acknowledges.then_some(UNSETTLED_MAX);
-        let terms = Terms { pop: 1, window_bytes: WINDOW_BYTES, unsettled_max };
+        let terms = Terms { pop: PopId(1), window_bytes: WINDOW_BYTES, unsettled_max };
         match self.topic.join(self.now_ms, consumer(id), terms) {
             Ok(()) => self.handed.entry(id).or_default().acknowledges = acknowledges,
             Err(error) => assert!(error == JoinError::Repeated && self.handed.contains_key(&id)),
@@ -208,7 +210,11 @@ impl Model {
             let (message, number) = (*message, delivery.number);
             handed.messages.remove(place);
             self.depart(message);
-            self.topic.settled(self.now_ms, consumer(id), &[number, number, u64::MAX]);
+            self.topic.settled(
+                self.now_ms,
+                consumer(id),
+                &[number, number, MessageNumber(u64::MAX)],
+            );
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::message::{BackendId, ConnectionKey, Event, Terms};
+use gridcast::message::{BackendId, ConnectionKey, Event, PopId, Terms};
 use gridcast::protocol::frame::{Frame, Kind};
 use gridcast::queue::topic::Topic;
 use gridcast::queue::{Bounds, WhenFull};
@@ -33,7 +33,7 @@ impl Fleet {
     /// All consumers come one after the other, each takes one message, and all are gone one after the
     /// other. Gives how long the longest of these steps took.
     pub fn run(&mut self) -> Duration {
-        let terms = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
+        let terms = Terms { pop: PopId(1), window_bytes: 1, unsettled_max: None };
         let mut longest = Duration::ZERO;
         for id in self.consumers.clone() {
             longest = longest.max(self.step(|topic| {

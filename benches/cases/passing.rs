@@ -1,7 +1,9 @@
 //! From one to another: between shards, and through a topic.
 
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
-use gridcast::message::{BackendId, ConnectionKey, Event, FromShard, LocalMessage, Terms, Ticket};
+use gridcast::message::{
+    BackendId, ConnectionKey, Event, FromShard, LocalMessage, PopId, Terms, Ticket,
+};
 use gridcast::protocol::api::Tally;
 use gridcast::protocol::frame::{Frame, Kind};
 use gridcast::queue::topic::{Effect, Topic};
@@ -75,7 +77,7 @@ impl Passing {
         let mut topic = Topic::new(shard(0).node, bounds, WhenFull::Hold, 1);
         let connection = ConnectionKey { index: 0, generation: 0 };
         let consumer = BackendId { at: shard(0), connection };
-        let terms = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+        let terms = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
         topic.join(0, consumer, terms).expect("it is the first");
         topic.start(0, consumer);
         let frame = Frame::message(Kind::Text, &[b'x'; 256]);

@@ -11,7 +11,7 @@ use super::liveness::LEASE_MS;
 use super::numbers::{AnnouncementNumber, ChannelHash};
 use super::wire::{self, Control};
 use crate::address::ShardId;
-use crate::message::FromMesh;
+use crate::message::{FromMesh, InterestChange};
 
 /// Allowance for clocks of two machines that run at different rates, in milliseconds.
 const LEASE_SLACK_MS: u64 = 50;
@@ -45,7 +45,7 @@ struct WaitingChange {
     announcement: AnnouncementNumber,
     shard: ShardId,
     // The shard's own number of the change.
-    change: u64,
+    change: InterestChange,
 }
 
 impl Default for Announcements {
@@ -59,7 +59,7 @@ impl Default for Announcements {
 impl Announcements {
     /// Lets a shard wait until its change is known. With `is_pending`, the next announcement will
     /// include the change; otherwise the last one has.
-    pub(super) fn wait(&mut self, is_pending: bool, shard: ShardId, change: u64) {
+    pub(super) fn wait(&mut self, is_pending: bool, shard: ShardId, change: InterestChange) {
         let announcement = AnnouncementNumber(self.last.0 + u64::from(is_pending));
         self.waiting.push_back(WaitingChange { announcement, shard, change });
     }
@@ -95,7 +95,10 @@ impl Announcements {
 
     /// The next change that all nodes know of, if they have all confirmed up to `confirmed`; `None`: there
     /// are no other nodes.
-    fn poll_known(&mut self, confirmed: Option<AnnouncementNumber>) -> Option<(ShardId, u64)> {
+    fn poll_known(
+        &mut self,
+        confirmed: Option<AnnouncementNumber>,
+    ) -> Option<(ShardId, InterestChange)> {
         let known = confirmed.map(|confirmed| confirmed.max(self.expired));
         let first = self.waiting.front()?;
         if known.is_some_and(|known| first.announcement > known) {
@@ -176,22 +179,26 @@ mod tests {
     fn a_change_is_known_once_all_have_confirmed_it_or_its_lease_has_ended() {
         let mut announcements = Announcements::default();
         let confirmed = |number| Some(AnnouncementNumber(number));
-        announcements.wait(false, SHARD, 7);
-        assert_eq!(announcements.poll_known(confirmed(0)), Some((SHARD, 7)), "it was announced");
-        announcements.wait(true, SHARD, 8);
+        announcements.wait(false, SHARD, InterestChange(7));
+        assert_eq!(
+            announcements.poll_known(confirmed(0)),
+            Some((SHARD, InterestChange(7))),
+            "it was announced"
+        );
+        announcements.wait(true, SHARD, InterestChange(8));
         assert_eq!(announcements.begin(100), AnnouncementNumber(2));
-        announcements.wait(true, SHARD, 9);
+        announcements.wait(true, SHARD, InterestChange(9));
         announcements.check();
         assert_eq!(announcements.begin(200), AnnouncementNumber(3));
         assert_eq!(announcements.poll_known(confirmed(1)), None);
-        assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, 8)));
+        assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, InterestChange(8))));
         assert_eq!(announcements.poll_known(confirmed(2)), None);
         assert_eq!(announcements.poll_timeout(), Some(100 + LEASE_MS + LEASE_SLACK_MS));
         announcements.expire(199 + LEASE_MS + LEASE_SLACK_MS);
         assert_eq!(announcements.poll_known(confirmed(2)), None);
         announcements.expire(200 + LEASE_MS + LEASE_SLACK_MS);
         announcements.check();
-        assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, 9)));
+        assert_eq!(announcements.poll_known(confirmed(2)), Some((SHARD, InterestChange(9))));
     }
 
     #[test]
@@ -230,7 +237,7 @@ mod tests {
     #[test]
     fn without_other_nodes_every_change_is_known() {
         let mut announcements = Announcements::default();
-        announcements.wait(true, SHARD, 7);
-        assert_eq!(announcements.poll_known(None), Some((SHARD, 7)));
+        announcements.wait(true, SHARD, InterestChange(7));
+        assert_eq!(announcements.poll_known(None), Some((SHARD, InterestChange(7))));
     }
 }

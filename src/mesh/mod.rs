@@ -307,7 +307,7 @@ impl Mesh {
     }
 
     /// Tells every shard that the grid has declared a node dead.
-    fn tell_dead(&mut self, node: NodeId, Incarnation(incarnation): Incarnation) {
+    fn tell_dead(&mut self, node: NodeId, incarnation: Incarnation) {
         self.tell_shards(|| FromMesh::NodeDead { node, incarnation });
     }
 }

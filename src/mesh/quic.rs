@@ -329,7 +329,7 @@ impl Turns {
 mod tests {
     use super::*;
     use crate::address::{Incarnation, NodeId};
-    use crate::message::{FromMesh, FromShard, Ticket, ToMesh, ToShard};
+    use crate::message::{FromMesh, FromShard, InterestChange, Ticket, ToMesh, ToShard};
     use crate::runtime::{Port, bus, unix_ms};
 
     const LOOPBACK: &str = "127.0.0.1:0";
@@ -400,7 +400,7 @@ mod tests {
     fn more_messages_than_a_mailbox_holds_are_all_handled_in_order() {
         let (running, mut shard) = running();
         for number in 1..=100_000 {
-            let (change, is_on) = (number, number % 2 == 1);
+            let (change, is_on) = (InterestChange(number), number % 2 == 1);
             let message = ToMesh::Interest { change, channel: "news".into(), is_on };
             shard.post(FromShard::Mesh(message));
         }

@@ -129,7 +129,7 @@ impl Mesh {
 
     fn tell_node_is_up(&mut self, node: NodeId) {
         let Some(peer) = self.peers.get(&node) else { return };
-        let (shards, incarnation) = (peer.hello.shards, peer.hello.incarnation.0);
+        let (shards, incarnation) = (peer.hello.shards, peer.hello.incarnation);
         tracing::info!("mesh: node {} is reachable", node.number());
         for shard in 0..self.settings.shards {
             *self.unseen_node_ups.entry((node, ShardId(shard as u8))).or_default() += 1;

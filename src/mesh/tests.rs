@@ -5,7 +5,8 @@ use super::numbers::SessionId;
 use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, ConnectionKey, GridMessage, Publish, Requester, Ticket,
+    BackendId, ClientCommand, ClientReply, ConnectionKey, GridMessage, InterestChange, Publish,
+    Requester, Ticket,
 };
 use crate::protocol::api::Tally;
 use crate::protocol::frame::Frame;
@@ -164,7 +165,8 @@ impl Net {
     }
 
     fn want(&mut self, index: usize, shard: u8, number: u64, is_on: bool) {
-        let interest = ToMesh::Interest { change: number, channel: "news".into(), is_on };
+        let interest =
+            ToMesh::Interest { change: InterestChange(number), channel: "news".into(), is_on };
         self.send(index, shard, interest);
     }
 
@@ -205,7 +207,7 @@ impl Net {
 
     fn is_known(&self, index: usize, number: u64) -> bool {
         self.heard.iter().any(|(at, _, message)| {
-            *at == index && matches!(message, FromMesh::InterestKnown(known) if *known >= number)
+            *at == index && matches!(message, FromMesh::InterestKnown(known) if known.0 >= number)
         })
     }
 

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use super::{GridMessage, Publish, Requester, Ticket};
-use crate::address::{NodeId, ShardAddress};
+use crate::address::{Incarnation, NodeId, ShardAddress};
 use crate::metrics::MeshReport;
 use crate::protocol::api::Tally;
+
+/// A change of a shard's interest in channels. Each shard counts its changes, starting with 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InterestChange(pub u64);
 
 /// A message from a shard to the mesh of its node.
 #[derive(Debug)]
@@ -24,8 +28,8 @@ pub enum ToMesh {
     Nodes(Ticket),
     /// The shard's first subscriber of a channel has come, or its last one has gone.
     Interest {
-        /// The number of the change. Each shard counts its changes, starting with 1.
-        change: u64,
+        /// The number of the change.
+        change: InterestChange,
         /// The name of the channel.
         channel: Arc<str>,
         /// Whether the channel has subscribers now.
@@ -52,15 +56,15 @@ pub enum FromMesh {
     /// Answers [`ToMesh::Nodes`] with the JSON text of the list of nodes.
     Nodes(Ticket, String),
     /// Every node that could publish without asking knows the shard's interest up to this change.
-    InterestKnown(u64),
+    InterestKnown(InterestChange),
     /// A node has become reachable, or was restarted.
     NodeUp {
         /// The node.
         node: NodeId,
         /// The number of its shards.
         shards: u16,
-        /// When the node was started, in Unix milliseconds.
-        incarnation: u64,
+        /// The run of the node.
+        incarnation: Incarnation,
     },
     /// A node is unreachable. Messages in flight to it and from it are lost.
     NodeDown(NodeId),
@@ -68,8 +72,8 @@ pub enum FromMesh {
     NodeDead {
         /// The node.
         node: NodeId,
-        /// When the node was started, in Unix milliseconds.
-        incarnation: u64,
+        /// The run of the node.
+        incarnation: Incarnation,
     },
     /// The grid has taken this node back, after it had declared it dead.
     Readmitted,

@@ -23,12 +23,15 @@ mod topic;
 
 use std::sync::Arc;
 
-pub use mesh::{FromMesh, ToMesh};
+pub use mesh::{FromMesh, InterestChange, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
-    REGISTERED_PER_MESSAGE_MAX,
+    REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
 };
-pub use topic::{Credit, Delivery, Event, FromConsumer, FromFeeder, Terms, ToConsumer, ToFeeder};
+pub use topic::{
+    Credit, Delivery, Event, FromConsumer, FromFeeder, MessageNumber, PopId, Terms, ToConsumer,
+    ToFeeder,
+};
 
 use crate::address::{ShardAddress, ShardId};
 use crate::protocol::credentials::Fingerprint;

@@ -7,7 +7,7 @@ use super::{
     BackendId, ConnectionKey, FromConsumer, FromFeeder, Publish, Terms, Ticket, ToConsumer,
     ToFeeder,
 };
-use crate::address::{ClientId, ShardAddress};
+use crate::address::{ClientId, Incarnation, ShardAddress};
 use crate::metrics::Report;
 use crate::protocol::api::{Fault, Function, Info, Reply, Tally};
 use crate::protocol::credentials::Fingerprint;
@@ -142,21 +142,24 @@ pub enum LocalCommand {
 /// The most clients in one [`LastWillsMessage::Register`].
 pub const REGISTERED_PER_MESSAGE_MAX: usize = 1024;
 
+/// The number of watchers that a shard has had, the current one included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WatcherEpoch(pub u64);
+
 /// A message between a shard and its watcher, or between watchers: see `shard::last_wills`.
 #[derive(Debug)]
 pub enum LastWillsMessage {
-    /// Makes the receiver the watcher of the sender, with no clients registered. The number is the epoch:
-    /// how many watchers the shard has had.
-    Begin(u64),
+    /// Makes the receiver the watcher of the sender, with no clients registered.
+    Begin(WatcherEpoch),
     /// Registers connected clients of the sender. The topic must learn of their end.
     Register(Arc<str>, Vec<ClientId>),
     /// Ends the registration of a client: its close event has left the topic.
     Unregister(Arc<str>, ClientId),
     /// Claims the clients of a lost node for one of its watchers, so that only the latest watcher reports them.
     Claim {
-        /// When the lost node was started, in Unix milliseconds.
-        incarnation: u64,
+        /// The run of the lost node.
+        incarnation: Incarnation,
         /// The epoch of the sender.
-        epoch: u64,
+        epoch: WatcherEpoch,
     },
 }

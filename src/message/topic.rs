@@ -5,6 +5,14 @@
 use crate::address::ClientId;
 use crate::protocol::frame::Frame;
 
+/// A message of a topic, in the order of arrival.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MessageNumber(pub u64);
+
+/// A `queue.pop` of one back end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PopId(pub u64);
+
 /// A message from a feeder to the topic's home.
 #[derive(Debug)]
 pub enum FromFeeder {
@@ -31,13 +39,13 @@ pub enum FromConsumer {
     /// This many of the delivered events were written to the consumer's socket.
     Written(u32),
     /// The events with these numbers were acknowledged.
-    Settled(Vec<u64>),
+    Settled(Vec<MessageNumber>),
     /// An event arrived after the consumer had ended the `queue.pop` that asked for it.
     Returned {
         /// The number of the event in the topic.
-        number: u64,
+        number: MessageNumber,
         /// The `queue.pop` that asked for the event.
-        pop: u64,
+        pop: PopId,
     },
     /// Makes a back end of another node a consumer, on these terms.
     Consume(Terms),
@@ -72,7 +80,7 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The `queue.pop` that asked for the events. Each delivery carries it.
-    pub pop: u64,
+    pub pop: PopId,
     /// The most bytes of events in flight to the consumer. The last event may exceed them.
     pub window_bytes: usize,
     /// The most unacknowledged events. `None`: the consumer does not acknowledge, and an event is settled when
@@ -84,9 +92,9 @@ pub struct Terms {
 #[derive(Clone, Debug)]
 pub struct Delivery {
     /// The number of the event in the topic. An acknowledgement carries it.
-    pub number: u64,
+    pub number: MessageNumber,
     /// The `queue.pop` that asked for the event.
-    pub pop: u64,
+    pub pop: PopId,
     /// Whether the consumer must acknowledge the event.
     pub is_acknowledged: bool,
     /// Whether the event was delivered before, to a consumer that did not acknowledge it.

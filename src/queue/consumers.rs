@@ -5,9 +5,8 @@ use std::ops::{Index, IndexMut};
 
 use hashbrown::HashMap;
 
-use super::{MessageNumber, PopId};
 use crate::address::{ClientId, NodeId};
-use crate::message::{BackendId, Terms};
+use crate::message::{BackendId, MessageNumber, PopId, Terms};
 use crate::protocol::frame::Frame;
 use crate::slot_map::{SlotKey, SlotMap};
 
@@ -95,7 +94,7 @@ impl Consumer {
     /// in flight.
     pub(super) fn begin(&mut self, terms: Terms, window_messages: usize) {
         self.state = ConsumerState::Joining;
-        self.pop = PopId(terms.pop);
+        self.pop = terms.pop;
         self.acknowledges = terms.unsettled_max.is_some();
         self.window_bytes = terms.window_bytes;
         self.window_messages = terms.unsettled_max.unwrap_or(window_messages);

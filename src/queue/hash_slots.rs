@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 
-use super::MessageNumber;
 use super::consumers::ConsumerKey;
 use crate::address::ClientId;
+use crate::message::MessageNumber;
 
 /// Hash slots of a topic: four times as many as it may have consumers, so that their shares are even.
 const SLOTS: usize = 4096;

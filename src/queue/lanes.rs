@@ -9,11 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-use super::MessageNumber;
 use super::consumers::{ConsumerKey, Item};
 use super::hash_slots::HashSlots;
 use crate::address::ClientId;
-use crate::message::Credit;
+use crate::message::{Credit, MessageNumber};
 
 /// The lanes of a topic.
 #[derive(Debug, Default)]

@@ -35,11 +35,3 @@ pub struct Bounds {
     /// Bytes of encoded events.
     pub bytes: usize,
 }
-
-/// A message of a topic, in the order of arrival.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MessageNumber(pub u64);
-
-/// A `queue.pop` of one back end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PopId(pub u64);

@@ -19,9 +19,9 @@ use hashbrown::HashMap;
 use super::consumers::{Consumer, ConsumerKey, ConsumerState, Consumers, InFlight, Item};
 use super::lanes::{Lanes, Popped};
 use super::room::Room;
-use super::{Bounds, MessageNumber, PopId, WhenFull};
+use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{BackendId, Credit, Delivery, Event, Terms};
+use crate::message::{BackendId, Credit, Delivery, Event, MessageNumber, PopId, Terms};
 use crate::metrics::{Durations, TopicReport};
 
 /// Messages in flight to one consumer that does not acknowledge. Further ones stay in the topic until some of
@@ -37,7 +37,7 @@ const STALLED_US: u64 = 1_000_000;
 
 /// Time without a finished message after which a consumer is closed, in microseconds, if another could take
 /// its messages. While they are in flight, later messages of the same clients have to wait.
-const EVICTED_US: u64 = 10_000_000;
+const EVICTION_US: u64 = 10_000_000;
 
 /// Consumers of one topic. The `queue.pop` of a further one is refused with 201.
 const CONSUMERS_MAX: usize = 1024;
@@ -278,11 +278,10 @@ impl Topic {
 
     /// Finishes messages that a consumer has acknowledged. Numbers of messages that are not in flight to it
     /// are ignored.
-    pub fn settled(&mut self, now_us: u64, id: BackendId, numbers: &[u64]) {
+    pub fn settled(&mut self, now_us: u64, id: BackendId, numbers: &[MessageNumber]) {
         let Some(key) = self.consumers.find(id) else { return };
         for &number in numbers {
             let handed = &self.consumers[key].handed;
-            let number = MessageNumber(number);
             if let Some(at) = handed.iter().position(|handed| handed.item.number == number) {
                 self.finish(now_us, key, at);
             }
@@ -292,8 +291,7 @@ impl Topic {
 
     /// Requeues a message that was handed out for a `queue.pop` which its consumer has cancelled, ahead of
     /// later messages of the same client.
-    pub fn returned(&mut self, now_us: u64, id: BackendId, number: u64, pop: u64) {
-        let (number, pop) = (MessageNumber(number), PopId(pop));
+    pub fn returned(&mut self, now_us: u64, id: BackendId, number: MessageNumber, pop: PopId) {
         let Some(key) = self.consumers.find(id) else { return };
         let consumer = &mut self.consumers[key];
         let is_it = |handed: &InFlight| handed.item.number == number && handed.pop == pop;
@@ -376,7 +374,7 @@ impl Topic {
                 }
                 // A consumer that acknowledges may be processing its messages.
                 ConsumerState::Stalled
-                    if others_would && !consumer.acknowledges && idle_us >= EVICTED_US =>
+                    if others_would && !consumer.acknowledges && idle_us >= EVICTION_US =>
                 {
                     self.effects.push_back(Effect::Evict(consumer.id));
                 }
@@ -535,8 +533,8 @@ impl Topic {
 /// Hands a message to a consumer that has room.
 fn hand(consumer: &mut Consumer, now_us: u64, client: ClientId, item: Item) -> Effect {
     let delivery = Delivery {
-        number: item.number.0,
-        pop: consumer.pop.0,
+        number: item.number,
+        pop: consumer.pop,
         is_acknowledged: consumer.acknowledges,
         is_redelivered: item.is_redelivered,
         frame: item.frame.clone(),

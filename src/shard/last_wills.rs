@@ -32,9 +32,9 @@ use std::sync::Arc;
 
 use super::connection::Connections;
 use super::turn::{ClientEvent, Turn};
-use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
+use crate::address::{ClientId, Incarnation, NodeId, ShardAddress, ShardId};
 use crate::message::{
-    ConnectionKey, Event, GridMessage, LastWillsMessage, REGISTERED_PER_MESSAGE_MAX,
+    ConnectionKey, Event, GridMessage, LastWillsMessage, REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
 };
 use crate::protocol::api;
 use crate::protocol::frame::Frame;
@@ -58,7 +58,7 @@ const LOST_REASON: &str = "node_lost";
 pub(super) struct LastWills {
     watcher: Option<ShardAddress>,
     // The number of watchers so far, the current one included.
-    epoch: u64,
+    epoch: WatcherEpoch,
     // Where to go on with registering clients with a new watcher.
     unregistered: Option<Unregistered>,
     // Clients that have ended and whose close event has not left its topic. Bounded by the number
@@ -89,15 +89,14 @@ enum Unregistered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Watched {
     shard: ShardAddress,
-    // When the node was started, in Unix milliseconds.
-    incarnation: u64,
+    incarnation: Incarnation,
 }
 
 /// The clients that a watched shard has registered.
 #[derive(Debug)]
 struct Registry {
     // The number of watchers that the shard had, this one included.
-    epoch: u64,
+    epoch: WatcherEpoch,
     clients: BTreeMap<Arc<str>, BTreeSet<ClientId>>,
     // When the clients are to be reported as lost. None: the node is not dead.
     due_ms: Option<u64>,
@@ -237,7 +236,12 @@ impl LastWills {
     }
 
     /// Handles a node that has become reachable. If it was restarted, its earlier run is lost.
-    pub(super) fn handle_node_up(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
+    pub(super) fn handle_node_up(
+        &mut self,
+        turn: &mut Turn,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) {
         // The node has not registered clients over this link yet: what is registered is stale.
         self.watched.retain(|of, _| of.shard.node != node || of.incarnation != incarnation);
         self.find_dead(turn, |of| of.shard.node == node);
@@ -263,7 +267,7 @@ impl LastWills {
         let best = turn.roster.others().into_iter().max_by_key(rank);
         self.watcher = best.and_then(|node| watcher_on(turn, turn.address.shard, node));
         self.unregistered = self.watcher.map(|_| Unregistered::Connected(0));
-        self.epoch += 1;
+        self.epoch.0 += 1;
         self.tell_watcher(turn, LastWillsMessage::Begin(self.epoch));
     }
 
@@ -390,7 +394,12 @@ impl LastWills {
     }
 
     /// Handles that the grid has declared a run of a node dead.
-    pub(super) fn handle_node_dead(&mut self, turn: &mut Turn, node: NodeId, incarnation: u64) {
+    pub(super) fn handle_node_dead(
+        &mut self,
+        turn: &mut Turn,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) {
         self.find_dead(turn, |of| of.shard.node == node && of.incarnation == incarnation);
     }
 
@@ -460,7 +469,7 @@ mod tests {
     use crate::shard::fixture::{self, TOPIC};
 
     /// When the other node was started.
-    const INCARNATION: u64 = 5;
+    const INCARNATION: Incarnation = Incarnation(5);
 
     fn client(number: u64) -> ClientId {
         ClientId::from_value(number)
@@ -500,7 +509,7 @@ mod tests {
         let (mut wills, topic) = (LastWills::default(), Arc::from(TOPIC));
         fixture::client(&mut turn, &mut connections, client(1));
         wills.handle_node_up(&mut turn, other().node, INCARNATION);
-        assert!(matches!(told(&mut turn)[..], [LastWillsMessage::Begin(1)]));
+        assert!(matches!(told(&mut turn)[..], [LastWillsMessage::Begin(WatcherEpoch(1))]));
         while wills.has_work() {
             wills.handle_turn(&mut turn, &mut connections);
         }
@@ -523,7 +532,7 @@ mod tests {
         let (mut turn, mut connections) = (turn(), Connections::default());
         let (mut wills, topic): (_, Arc<str>) = (LastWills::default(), TOPIC.into());
         for message in [
-            LastWillsMessage::Begin(1),
+            LastWillsMessage::Begin(WatcherEpoch(1)),
             LastWillsMessage::Register(topic.clone(), vec![client(1), client(2), client(3)]),
             LastWillsMessage::Unregister(topic.clone(), client(2)),
         ] {

@@ -92,7 +92,9 @@ impl Shard {
                 ToFeeder::Refused => self.topics.feeders.refuse(turn, connections, &topic),
                 ToFeeder::EventLeft(client) => self.last_wills.unregister(turn, &topic, client),
             },
-            LocalMessage::StartDelivery(topic, consumer) => self.topics.home.start(turn, &topic, consumer),
+            LocalMessage::StartDelivery(topic, consumer) => {
+                self.topics.home.start(turn, &topic, consumer)
+            }
             LocalMessage::BackendGone(backend) => {
                 self.clients.handle_backend_gone(turn, backend);
                 self.topics.home.handle_backend_gone(turn, backend);

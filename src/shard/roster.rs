@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::settings::Settings;
 use crate::address::placement::home_of_topic;
-use crate::address::{ClientId, IdLayout, NodeId, ShardAddress};
+use crate::address::{ClientId, IdLayout, Incarnation, NodeId, ShardAddress};
 
 /// This node and the other reachable nodes, with their numbers of shards.
 #[derive(Debug)]
@@ -34,8 +34,7 @@ impl ShardMap {
 #[derive(Debug)]
 struct OtherNode {
     shards: ShardMap,
-    // When the node was started, in Unix milliseconds.
-    incarnation: u64,
+    incarnation: Incarnation,
 }
 
 impl Roster {
@@ -50,7 +49,7 @@ impl Roster {
     }
 
     /// Adds a node that has become reachable, or was restarted.
-    pub fn add(&mut self, node: NodeId, shards: u16, incarnation: u64) {
+    pub fn add(&mut self, node: NodeId, shards: u16, incarnation: Incarnation) {
         let shards = ShardMap::new(usize::from(shards));
         self.reachable.insert(node, OtherNode { shards, incarnation });
         self.seen.insert(node);
@@ -88,7 +87,7 @@ impl Roster {
     }
 
     /// Returns when another node was started, in Unix milliseconds; `None` if it is unreachable.
-    pub fn incarnation_of(&self, node: NodeId) -> Option<u64> {
+    pub fn incarnation_of(&self, node: NodeId) -> Option<Incarnation> {
         Some(self.reachable.get(&node)?.incarnation)
     }
 
@@ -124,9 +123,12 @@ mod tests {
         };
         let home = Some(ShardAddress { node: own, shard: ShardId(0) });
         assert_eq!((roster.home_on(own, "t"), roster.home_on(other, "t")), (home, None));
-        roster.add(other, 8, 5);
+        roster.add(other, 8, Incarnation(5));
         assert_eq!(roster.home_on(other, "t").map(|home| home.shard), Some(home_of_topic("t", 8)));
-        assert_eq!((roster.incarnation_of(other), roster.others()), (Some(5), vec![other]));
+        assert_eq!(
+            (roster.incarnation_of(other), roster.others()),
+            (Some(Incarnation(5)), vec![other])
+        );
         roster.remove(other);
         assert_eq!((roster.home_on(other, "t"), roster.seen_count()), (None, 2));
         assert!(roster.is_reachable(own) && !roster.is_reachable(other));

@@ -17,7 +17,7 @@ use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Event, FromConsumer, FromFeeder,
-    FromShard, GridMessage, LocalCommand, LocalMessage, Requester, ToFeeder, ToMesh,
+    FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, ToFeeder, ToMesh,
 };
 use crate::metrics::Counters;
 use crate::protocol::api::{self, Fault, Tally};
@@ -67,7 +67,7 @@ pub enum Step {
     /// its unwritten events.
     ConsumerGone(ConnectionKey, BTreeSet<Arc<str>>),
     /// The answer to the `queue.pop` with this number is queued, so that events may follow.
-    PopAnswered(ConnectionKey, u64),
+    PopAnswered(ConnectionKey, PopId),
     /// An event of a client, for a topic.
     Event(ClientEvent),
     /// A command that was queued behind a publish of the same back end is to be executed.

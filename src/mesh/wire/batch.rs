@@ -5,11 +5,13 @@ use super::fields::{
     put_short_text, put_text, put_u16, put_u32, put_u64,
 };
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
+use crate::address::Incarnation;
 use crate::mesh::link::Lane;
 use crate::mesh::numbers::BatchNumber;
 use crate::message::{
     BackendId, ClientCommand, ClientReply, Delivery, FromConsumer, GridMessage, LastWillsMessage,
-    Publish, REGISTERED_PER_MESSAGE_MAX, Requester, Terms, Ticket, ToConsumer,
+    MessageNumber, PopId, Publish, REGISTERED_PER_MESSAGE_MAX, Requester, Terms, Ticket,
+    ToConsumer, WatcherEpoch,
 };
 use crate::protocol::api::{
     CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
@@ -392,12 +394,12 @@ fn put_from_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &FromConsu
         }
         FromConsumer::Settled(numbers) => {
             put_about(out, SETTLED, consumer);
-            put_list(out, numbers, |out, number| put_u64(out, *number));
+            put_list(out, numbers, |out, number| put_u64(out, number.0));
         }
         FromConsumer::Returned { number, pop } => {
             put_about(out, RETURNED, consumer);
-            put_u64(out, *number);
-            put_u64(out, *pop);
+            put_u64(out, number.0);
+            put_u64(out, pop.0);
         }
         FromConsumer::Consume(terms) => {
             put_about(out, CONSUME, consumer);
@@ -422,7 +424,7 @@ fn put_last_wills_message(out: &mut Vec<u8>, message: &LastWillsMessage) {
     match message {
         LastWillsMessage::Begin(epoch) => {
             out.push(BEGIN);
-            put_u64(out, *epoch);
+            put_u64(out, epoch.0);
         }
         LastWillsMessage::Register(topic, clients) => {
             out.push(REGISTER);
@@ -436,21 +438,24 @@ fn put_last_wills_message(out: &mut Vec<u8>, message: &LastWillsMessage) {
         }
         LastWillsMessage::Claim { incarnation, epoch } => {
             out.push(CLAIM);
-            put_u64(out, *incarnation);
-            put_u64(out, *epoch);
+            put_u64(out, incarnation.0);
+            put_u64(out, epoch.0);
         }
     }
 }
 
 fn read_last_wills_message(fields: &mut Fields<'_>) -> Result<LastWillsMessage, WireError> {
     Ok(match fields.u8()? {
-        BEGIN => LastWillsMessage::Begin(fields.u64()?),
+        BEGIN => LastWillsMessage::Begin(WatcherEpoch(fields.u64()?)),
         REGISTER => LastWillsMessage::Register(
             fields.name()?.into(),
             fields.list(REGISTERED_PER_MESSAGE_MAX, Fields::client)?,
         ),
         UNREGISTER => LastWillsMessage::Unregister(fields.name()?.into(), fields.client()?),
-        CLAIM => LastWillsMessage::Claim { incarnation: fields.u64()?, epoch: fields.u64()? },
+        CLAIM => LastWillsMessage::Claim {
+            incarnation: Incarnation(fields.u64()?),
+            epoch: WatcherEpoch(fields.u64()?),
+        },
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -473,8 +478,10 @@ fn read_topic_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError>
             return Ok(GridMessage::ToConsumer { topic, consumer, message });
         }
         WRITTEN => FromConsumer::Written(fields.u32()?),
-        SETTLED => FromConsumer::Settled(fields.list(UNSETTLED_MAX, Fields::u64)?),
-        RETURNED => FromConsumer::Returned { number: fields.u64()?, pop: fields.u64()? },
+        SETTLED => FromConsumer::Settled(fields.list(UNSETTLED_MAX, read_number)?),
+        RETURNED => {
+            FromConsumer::Returned { number: read_number(fields)?, pop: PopId(fields.u64()?) }
+        }
         CONSUME => FromConsumer::Consume(read_terms(fields)?),
         STOP_CONSUMING => FromConsumer::StopConsuming,
         GONE => FromConsumer::Gone,
@@ -484,16 +491,21 @@ fn read_topic_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError>
 }
 
 fn put_delivery(out: &mut Vec<u8>, delivery: &Delivery) {
-    put_u64(out, delivery.number);
-    put_u64(out, delivery.pop);
+    put_u64(out, delivery.number.0);
+    put_u64(out, delivery.pop.0);
     let acknowledged = if delivery.is_acknowledged { IS_ACKNOWLEDGED } else { 0 };
     let redelivered = if delivery.is_redelivered { IS_REDELIVERED } else { 0 };
     out.push(acknowledged | redelivered);
     put_bytes(out, delivery.frame.bytes());
 }
 
+fn read_number(fields: &mut Fields<'_>) -> Result<MessageNumber, WireError> {
+    fields.u64().map(MessageNumber)
+}
+
 fn read_delivery(fields: &mut Fields<'_>) -> Result<Delivery, WireError> {
-    let (number, pop, flags) = (fields.u64()?, fields.u64()?, fields.u8()?);
+    let (number, pop) = (read_number(fields)?, PopId(fields.u64()?));
+    let flags = fields.u8()?;
     if flags & !(IS_ACKNOWLEDGED | IS_REDELIVERED) != 0 {
         return Err(WireError::OutOfBounds);
     }
@@ -507,14 +519,15 @@ fn read_delivery(fields: &mut Fields<'_>) -> Result<Delivery, WireError> {
 }
 
 fn put_terms(out: &mut Vec<u8>, terms: &Terms) {
-    put_u64(out, terms.pop);
+    put_u64(out, terms.pop.0);
     put_u64(out, terms.window_bytes as u64);
     // 0: the consumer does not acknowledge. Otherwise the number is at least 1.
     put_u32(out, terms.unsettled_max.unwrap_or(0) as u32);
 }
 
 fn read_terms(fields: &mut Fields<'_>) -> Result<Terms, WireError> {
-    let (pop, window_bytes, unsettled_max) = (fields.u64()?, fields.u64()?, fields.u32()? as usize);
+    let pop = PopId(fields.u64()?);
+    let (window_bytes, unsettled_max) = (fields.u64()?, fields.u32()? as usize);
     if unsettled_max > UNSETTLED_MAX {
         return Err(WireError::OutOfBounds);
     }

@@ -6,7 +6,8 @@ use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, GridMessage,
-    LastWillsMessage, Publish, Requester, Terms, Ticket, ToConsumer,
+    LastWillsMessage, MessageNumber, PopId, Publish, Requester, Terms, Ticket, ToConsumer,
+    WatcherEpoch,
 };
 use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Tally};
 use crate::protocol::frame::{Frame, Kind};
@@ -110,19 +111,19 @@ fn all_messages() -> Vec<AddressedMessage> {
     ];
     let delivery = |is_acknowledged, is_redelivered| {
         ToConsumer::Deliver(Delivery {
-            number: 6,
-            pop: 7,
+            number: MessageNumber(6),
+            pop: PopId(7),
             is_acknowledged,
             is_redelivered,
             frame: frame(),
         })
     };
-    let terms = |unsettled_max| Terms { pop: 1, window_bytes: 1 << 40, unsettled_max };
+    let terms = |unsettled_max| Terms { pop: PopId(1), window_bytes: 1 << 40, unsettled_max };
     let to_consumers = [delivery(true, false), delivery(false, true), ToConsumer::Evict];
     let from_consumers = [
         FromConsumer::Written(u32::MAX),
-        FromConsumer::Settled(vec![1, 2, u64::MAX]),
-        FromConsumer::Returned { number: 8, pop: 9 },
+        FromConsumer::Settled([1, 2, u64::MAX].map(MessageNumber).into()),
+        FromConsumer::Returned { number: MessageNumber(8), pop: PopId(9) },
         FromConsumer::Consume(terms(None)),
         FromConsumer::Consume(terms(Some(1024))),
         FromConsumer::StopConsuming,
@@ -142,10 +143,13 @@ fn all_messages() -> Vec<AddressedMessage> {
     messages.extend(to_consumers.map(|message| to_consumer("topic", message)));
     messages.extend(from_consumers.map(|message| from_consumer("topic", message)));
     let last_wills = [
-        LastWillsMessage::Begin(1),
+        LastWillsMessage::Begin(WatcherEpoch(1)),
         LastWillsMessage::Register("topic".into(), vec![client, client]),
         LastWillsMessage::Unregister("topic".into(), client),
-        LastWillsMessage::Claim { incarnation: 1_700_000_000_000, epoch: 2 },
+        LastWillsMessage::Claim {
+            incarnation: Incarnation(1_700_000_000_000),
+            epoch: WatcherEpoch(2),
+        },
     ];
     messages
         .extend(last_wills.map(|message| for_shard(GridMessage::LastWills(backend().at, message))));
@@ -341,14 +345,18 @@ fn what_is_out_of_bounds_is_refused() {
         ),
         (call(Function::Close(1005, "".into())), keep(), WireError::OutOfBounds),
         (call(Function::Close(1000, "x".repeat(124).into())), keep(), WireError::OutOfBounds),
-        (about(FromConsumer::Settled(vec![0; 1025])), keep(), WireError::OutOfBounds),
+        (
+            about(FromConsumer::Settled(vec![MessageNumber(0); 1025])),
+            keep(),
+            WireError::OutOfBounds,
+        ),
         (about(FromConsumer::Gone), set(3, 9), WireError::Unknown(9)),
         (about(FromConsumer::Gone), set(5, 4), WireError::OutOfBounds),
         (about(FromConsumer::Gone), set(said - 1, 1), WireError::OutOfBounds),
         (answer(1, Err(Fault::new(Code::TooLarge, ""))), set(10, 1), WireError::OutOfBounds),
         (
             about(FromConsumer::Consume(Terms {
-                pop: 1,
+                pop: PopId(1),
                 window_bytes: 1,
                 unsettled_max: Some(1025),
             })),

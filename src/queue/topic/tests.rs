@@ -7,8 +7,8 @@ use crate::protocol::frame::Frame;
 const NODE: NodeId = NodeId::new(1).unwrap();
 
 const FEEDER: ShardId = ShardId(0);
-const PLAIN: Terms = Terms { pop: 1, window_bytes: 1 << 16, unsettled_max: None };
-const ACKNOWLEDGED: Terms = Terms { pop: 1, window_bytes: 1 << 16, unsettled_max: Some(2) };
+const PLAIN: Terms = Terms { pop: PopId(1), window_bytes: 1 << 16, unsettled_max: None };
+const ACKNOWLEDGED: Terms = Terms { pop: PopId(1), window_bytes: 1 << 16, unsettled_max: Some(2) };
 
 fn topic(messages: usize, when_full: WhenFull) -> Topic {
     Topic::new(NODE, Bounds { messages, bytes: 1 << 20 }, when_full, 1)
@@ -100,7 +100,7 @@ fn waits_count_from_the_arrival_of_messages() {
     topic.gone(consumer(1));
     joined(&mut topic, 2, ACKNOWLEDGED);
     delivered(&mut topic);
-    topic.settled(100, consumer(2), &[2]);
+    topic.settled(100, consumer(2), &[MessageNumber(2)]);
     assert_eq!((topic.waits().count(), topic.waits().sum_us()), (3, 240));
 }
 
@@ -110,13 +110,13 @@ fn no_more_messages_than_the_window_are_unacknowledged() {
     joined(&mut topic, 1, ACKNOWLEDGED);
     (0..5).for_each(|message| push(&mut topic, message, message));
     assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
-    topic.settled(0, consumer(1), &[1]);
+    topic.settled(0, consumer(1), &[MessageNumber(1)]);
     assert_eq!(delivered(&mut topic), [(1, 2)]);
-    topic.settled(0, consumer(1), &[1, 77]);
+    topic.settled(0, consumer(1), &[MessageNumber(1), MessageNumber(77)]);
     assert_eq!(delivered(&mut topic), []);
-    topic.settled(0, consumer(1), &[0, 2]);
+    topic.settled(0, consumer(1), &[MessageNumber(0), MessageNumber(2)]);
     assert_eq!(delivered(&mut topic), [(1, 3), (1, 4)]);
-    topic.settled(0, consumer(1), &[3, 4]);
+    topic.settled(0, consumer(1), &[MessageNumber(3), MessageNumber(4)]);
     assert_eq!(topic.messages(), 0);
 }
 
@@ -127,14 +127,14 @@ fn unsettled_messages_go_to_another_consumer_and_are_marked() {
         let mut topic = topic(100, WhenFull::Hold);
         joined(&mut topic, 1, ACKNOWLEDGED);
         (0..3).for_each(|message| push(&mut topic, 7, message));
-        topic.settled(0, consumer(1), &[0]);
+        topic.settled(0, consumer(1), &[MessageNumber(0)]);
         delivered(&mut topic);
         joined(&mut topic, 2, ACKNOWLEDGED);
         goes(&mut topic, consumer(1));
         let mut marks = Vec::new();
         for effect in effects(&mut topic) {
             if let Effect::Deliver(to, Delivery { number, is_redelivered, .. }) = effect {
-                marks.push((to.connection.index, number, is_redelivered));
+                marks.push((to.connection.index, number.0, is_redelivered));
             }
         }
         assert_eq!(marks, [(2, 1, true), (2, 2, true)]);
@@ -147,7 +147,7 @@ fn unwritten_messages_stay_with_a_consumer_that_returns_the_others() {
     joined(&mut topic, 1, PLAIN);
     (0..2).for_each(|message| push(&mut topic, message, message));
     assert!(topic.leave(consumer(1)));
-    joined(&mut topic, 1, Terms { pop: 2, ..ACKNOWLEDGED });
+    joined(&mut topic, 1, Terms { pop: PopId(2), ..ACKNOWLEDGED });
     (2..4).for_each(|message| push(&mut topic, 1, message));
     topic.written(0, consumer(1), 1);
     assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)], "the second may come back");
@@ -185,7 +185,7 @@ fn a_stalled_consumer_is_replaced_and_finally_evicted() {
     topic.handle_timeout(STALLED_US * 11 / 10);
     let taken = delivered(&mut topic);
     assert!(!taken.is_empty() && taken.iter().all(|(to, _)| *to == 2), "{before}");
-    topic.handle_timeout(EVICTED_US);
+    topic.handle_timeout(EVICTION_US);
     let evicted = std::iter::from_fn(|| topic.poll_effect())
         .any(|effect| matches!(effect, Effect::Evict(id) if id == consumer(1)));
     assert!(evicted);
@@ -198,23 +198,23 @@ fn returning_earlier_messages_does_not_get_a_consumer_evicted() {
     push(&mut topic, 1, 0);
     joined(&mut topic, 2, PLAIN);
     assert!(topic.leave(consumer(1)));
-    joined(&mut topic, 1, Terms { pop: 2, ..PLAIN });
+    joined(&mut topic, 1, Terms { pop: PopId(2), ..PLAIN });
     push(&mut topic, 1, 1);
     assert_eq!(delivered(&mut topic), [(1, 0)], "the first may come back, and goes before");
     topic.handle_timeout(STALLED_US);
-    topic.returned(STALLED_US, consumer(1), 0, 1);
+    topic.returned(STALLED_US, consumer(1), MessageNumber(0), PopId(1));
     assert_eq!(delivered(&mut topic), [(2, 0), (2, 1)]);
-    topic.handle_timeout(STALLED_US + EVICTED_US);
+    topic.handle_timeout(STALLED_US + EVICTION_US);
     assert!(topic.poll_effect().is_none(), "it has nothing that it does not take");
 }
 
 #[test]
 fn no_consumer_is_evicted_while_all_are_stalled() {
     let mut topic = topic(64, WhenFull::Hold);
-    let full = Terms { pop: 1, window_bytes: 1, unsettled_max: None };
+    let full = Terms { pop: PopId(1), window_bytes: 1, unsettled_max: None };
     (1..=2).for_each(|index| joined(&mut topic, index, full));
     (0..16).for_each(|message| push(&mut topic, message, message));
-    [STALLED_US, EVICTED_US].iter().for_each(|&now_us| topic.handle_timeout(now_us));
+    [STALLED_US, EVICTION_US].iter().for_each(|&now_us| topic.handle_timeout(now_us));
     let mut effects = std::iter::from_fn(|| topic.poll_effect());
     assert!(!effects.any(|effect| matches!(effect, Effect::Evict(_))));
 }
@@ -222,14 +222,14 @@ fn no_consumer_is_evicted_while_all_are_stalled() {
 #[test]
 fn a_consumer_that_returns_a_current_message_is_handed_nothing_before_its_next_pop() {
     let mut topic = topic(10, WhenFull::Hold);
-    joined(&mut topic, 1, Terms { pop: 1, ..PLAIN });
+    joined(&mut topic, 1, Terms { pop: PopId(1), ..PLAIN });
     (0..2).for_each(|message| push(&mut topic, 1, message));
     assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
-    topic.returned(0, consumer(1), 0, 1);
-    topic.returned(0, consumer(1), 1, 1);
+    topic.returned(0, consumer(1), MessageNumber(0), PopId(1));
+    topic.returned(0, consumer(1), MessageNumber(1), PopId(1));
     assert_eq!(delivered(&mut topic), [], "it has cancelled, and would give it back again");
     assert!(topic.leave(consumer(1)), "it was one until now");
-    joined(&mut topic, 1, Terms { pop: 2, ..PLAIN });
+    joined(&mut topic, 1, Terms { pop: PopId(2), ..PLAIN });
     assert_eq!(delivered(&mut topic), [(1, 0), (1, 1)]);
 }
 
@@ -261,7 +261,7 @@ fn a_new_consumer_takes_its_share_of_the_clients_and_the_others_stay() {
         (1..=11).for_each(|index| topic.written(0, consumer(index), u32::MAX));
         owners
     };
-    let wide = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+    let wide = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
     (1..=10).for_each(|index| joined(&mut topic, index, wide));
     let before = owners(&mut topic);
     assert_eq!(owners(&mut topic), before, "the set is the same");
@@ -282,7 +282,7 @@ fn a_new_consumer_takes_its_share_of_the_clients_and_the_others_stay() {
 fn moving_many_messages_takes_several_turns() {
     let mut topic = topic(1 << 16, WhenFull::Hold);
     (0..10_000).for_each(|message| push(&mut topic, message % 5000, message));
-    let wide = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+    let wide = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
     (1..=100).for_each(|index| joined(&mut topic, index, wide));
     let of_a_turn = |topic: &mut Topic| {
         let asks = topic.poll_unfinished();
@@ -299,6 +299,10 @@ fn moving_many_messages_takes_several_turns() {
     topic.node_gone(NODE);
     let turns: Vec<usize> = std::iter::from_fn(|| of_a_turn(&mut topic)).collect();
     assert_eq!(turns.len(), 10, "what comes back does so in slices, too");
-    joined(&mut topic, 200, Terms { pop: 1, window_bytes: 1 << 30, unsettled_max: Some(1 << 16) });
+    joined(
+        &mut topic,
+        200,
+        Terms { pop: PopId(1), window_bytes: 1 << 30, unsettled_max: Some(1 << 16) },
+    );
     assert_eq!(delivered(&mut topic).len(), 10_000, "and none of it is lost");
 }

@@ -366,7 +366,9 @@ mod tests {
             let key = park(&mut access, &mut turn, &mut connections, password);
             assert!(connections.get(key).unwrap().is_paused_for(Pause::Verification));
             let verification = access.poll_verification(&turn).expect("one is queued");
-            let FromNode::VerificationDone { credentials, user } = verification.run() else { panic!() };
+            let FromNode::VerificationDone { credentials, user } = verification.run() else {
+                panic!()
+            };
             access.handle_verification_done(&mut turn, &mut connections, credentials, user);
             let steps = fixture::steps(&mut turn);
             let [Step::Admitted(admitted, result)] = steps[..] else { panic!("{steps:?}") };

@@ -7,7 +7,7 @@ use super::Backends;
 use super::calls::Caller;
 use super::consumers::TopicHome;
 use crate::address::NodeId;
-use crate::message::{ConnectionKey, Delivery, FromConsumer};
+use crate::message::{ConnectionKey, Delivery, FromConsumer, MessageNumber};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::shard::connection::{Connection, Connections};
@@ -32,7 +32,7 @@ struct Tagged {
     // None: the home's node has become unreachable, and redelivers the event itself.
     home: Option<TopicHome>,
     // The number of the event in the topic.
-    number: u64,
+    number: MessageNumber,
 }
 
 /// An event that waits for room in the window.
@@ -164,7 +164,7 @@ fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionK
 /// Tells the home of each topic which of its events were acknowledged.
 fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
     let backend = turn.backend_id(key);
-    let mut by_home: BTreeMap<TopicHome, Vec<u64>> = BTreeMap::new();
+    let mut by_home: BTreeMap<TopicHome, Vec<MessageNumber>> = BTreeMap::new();
     for Tagged { home, number, .. } in settled {
         if let Some(home) = home {
             by_home.entry(home).or_default().push(number);
@@ -178,14 +178,20 @@ fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::PopId;
     use crate::protocol::frame::Frame;
 
     fn unsettled() -> Unsettled {
         let mut unsettled = Unsettled::new(3);
         for number in 0..6 {
             let frame = Frame::from_encoded(b"");
-            let delivery =
-                Delivery { number, pop: 1, is_acknowledged: true, is_redelivered: false, frame };
+            let delivery = Delivery {
+                number: MessageNumber(number),
+                pop: PopId(1),
+                is_acknowledged: true,
+                is_redelivered: false,
+                frame,
+            };
             let home = TopicHome { node: NodeId::new(1).unwrap(), topic: "t".into() };
             unsettled.wait(home, delivery);
         }
@@ -197,7 +203,7 @@ mod tests {
     }
 
     fn settled(unsettled: &mut Unsettled, tags: Tags) -> Vec<u64> {
-        unsettled.settle(tags).into_iter().map(|tagged| tagged.number).collect()
+        unsettled.settle(tags).into_iter().map(|tagged| tagged.number.0).collect()
     }
 
     #[test]

@@ -8,8 +8,8 @@ use super::{Backends, Unsettled};
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    ClientCommand, ConnectionKey, GridMessage, LocalCommand, LocalMessage, Publish, Requester,
-    Terms, Ticket, ToMesh,
+    ClientCommand, ConnectionKey, GridMessage, LocalCommand, LocalMessage, PopId, Publish,
+    Requester, Terms, Ticket, ToMesh,
 };
 use crate::protocol::api::{Code, Content, Fault, Function, Settling};
 use crate::protocol::frame::Frame;
@@ -143,12 +143,12 @@ impl Backends {
             Some(backend) => {
                 backend.topics = topics.iter().map(|&topic| Arc::from(topic)).collect();
                 backend.has_consumed = true;
-                backend.pops += 1;
+                backend.latest_pop.0 += 1;
                 backend.unsettled = match settling {
                     Settling::Acknowledged(window) => Some(Unsettled::new(window)),
                     Settling::Written => None,
                 };
-                let (pop, topics) = (backend.pops, backend.topics.clone());
+                let (pop, topics) = (backend.latest_pop, backend.topics.clone());
                 let terms = terms(turn, pop, topics.len(), settling);
                 let join = |topic| LocalCommand::Join(topic, terms);
                 return self.ask_homes(turn, connections, caller, Kind::Pop(pop), &topics, join);
@@ -337,7 +337,7 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-        pop: u64,
+        pop: PopId,
     ) {
         let backend_id = turn.backend_id(key);
         let topics = topics_of(connections, key, pop);
@@ -360,7 +360,7 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-        pop: u64,
+        pop: PopId,
     ) {
         let topics = topics_of(connections, key, pop);
         let requester = Requester { ticket: UNAWAITED, backend: turn.backend_id(key) };
@@ -383,7 +383,7 @@ fn ask_home(turn: &mut Turn, requester: Requester, topic: &str, command: LocalCo
 
 /// Returns the terms on which a back end consumes this number of topics. The bytes in flight to the
 /// back end are divided among them.
-fn terms(turn: &Turn, pop: u64, topics: usize, settling: Settling) -> Terms {
+fn terms(turn: &Turn, pop: PopId, topics: usize, settling: Settling) -> Terms {
     let window_bytes = (turn.settings.limits.outbound_bytes / 2 / topics).max(1);
     let unsettled_max = match settling {
         Settling::Acknowledged(window) => Some(window),
@@ -396,10 +396,10 @@ fn terms(turn: &Turn, pop: u64, topics: usize, settling: Settling) -> Terms {
 pub(super) fn topics_of(
     connections: &mut Connections,
     key: ConnectionKey,
-    pop: u64,
+    pop: PopId,
 ) -> Vec<Arc<str>> {
     let backend = connections.get(key).and_then(Connection::backend);
-    let backend = backend.filter(|backend| backend.pops == pop);
+    let backend = backend.filter(|backend| backend.latest_pop == pop);
     backend.map(|backend| backend.topics.clone()).unwrap_or_default()
 }
 

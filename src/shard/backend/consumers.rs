@@ -37,7 +37,7 @@ impl Backends {
             return turn.send_to_home(home.node, &home.topic, id, FromConsumer::Gone);
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
-        if !backend.is_consuming || backend.pops != pop {
+        if !backend.is_consuming || backend.latest_pop != pop {
             let message = FromConsumer::Returned { number, pop };
             return turn.send_to_home(home.node, &home.topic, id, message);
         }
@@ -161,7 +161,7 @@ fn consume_on(turn: &mut Turn, connections: &mut Connections, node: NodeId, key:
     let topics = &backend.topics;
     let window_bytes = turn.settings.limits.outbound_bytes / 2 / topics.len().max(1) / nodes;
     let unsettled_max = backend.unsettled.as_ref().map(|all| all.window().div_ceil(nodes));
-    let terms = Terms { pop: backend.pops, window_bytes: window_bytes.max(1), unsettled_max };
+    let terms = Terms { pop: backend.latest_pop, window_bytes: window_bytes.max(1), unsettled_max };
     for topic in topics {
         turn.send_to_home(node, topic, id, FromConsumer::Consume(terms));
     }

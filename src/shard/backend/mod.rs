@@ -183,7 +183,9 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
 mod tests {
     use super::*;
     use crate::address::{ClientId, ShardAddress, ShardId};
-    use crate::message::{Delivery, FromConsumer, FromShard, GridMessage, LocalMessage, Ticket};
+    use crate::message::{
+        Delivery, FromConsumer, FromShard, GridMessage, LocalMessage, MessageNumber, PopId, Ticket,
+    };
     use crate::protocol::api::{Content, Reply, Settling};
     use crate::protocol::frame::Frame;
     use crate::shard::connection::{Listener, PolledWrite, Priority, Shape};
@@ -274,7 +276,13 @@ mod tests {
             let home = TopicHome { node, topic: TOPIC.into() };
             let frame = Frame::from_encoded(b"event");
             let (is_acknowledged, is_redelivered) = (false, false);
-            let delivery = Delivery { number: 5, pop: 1, is_acknowledged, is_redelivered, frame };
+            let delivery = Delivery {
+                number: MessageNumber(5),
+                pop: PopId(1),
+                is_acknowledged,
+                is_redelivered,
+                frame,
+            };
             backends.deliver(turn, connections, *key, home, delivery);
         };
         deliver(&mut fixture);
@@ -282,7 +290,7 @@ mod tests {
             to_home(&mut fixture.turn)[..],
             [LocalMessage::Grid(GridMessage::FromConsumer {
                 consumer,
-                message: FromConsumer::Returned { number: 5, pop: 1 },
+                message: FromConsumer::Returned { number: MessageNumber(5), pop: PopId(1) },
                 ..
             })] if consumer == id
         ));
@@ -294,9 +302,9 @@ mod tests {
         let [LocalMessage::Ask { ticket, .. }] = asked[..] else { panic!("{asked:?}") };
         backends.handle_answer(turn, connections, ticket, Answer::Done(Ok(Reply::Done)));
         let steps = fixture::steps(turn);
-        let [Step::PopAnswered(answered, 1)] = steps[..] else { panic!("{steps:?}") };
+        let [Step::PopAnswered(answered, PopId(1))] = steps[..] else { panic!("{steps:?}") };
         assert_eq!(answered, *key);
-        backends.start_consuming(turn, connections, *key, 1);
+        backends.start_consuming(turn, connections, *key, PopId(1));
         assert!(
             matches!(to_home(turn)[..], [LocalMessage::StartDelivery(_, backend)] if backend == id)
         );

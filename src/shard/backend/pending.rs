@@ -1,6 +1,6 @@
 //! Questions to shards and to the mesh that wait for answers.
 
-use crate::message::{ConnectionKey, Ticket};
+use crate::message::{ConnectionKey, PopId, Ticket};
 use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
 use crate::slot_map::{SlotKey, SlotMap};
@@ -41,9 +41,8 @@ pub(super) enum Kind {
     Send,
     /// `conn.call`: asks the client's shard.
     Call,
-    /// `queue.pop`: asks the homes of the topics, which must all agree. Holds the number of the
-    /// `queue.pop` among those of its connection.
-    Pop(u64),
+    /// `queue.pop`: asks the homes of the topics, which must all agree.
+    Pop(PopId),
     /// `queue.unpop`: asks the homes of the topics, which must all agree.
     Unpop,
     /// `/metrics`: asks all shards and the mesh. A missing answer is left out.
@@ -225,12 +224,12 @@ mod tests {
     #[test]
     fn one_fault_fails_the_whole_question() {
         let mut pending = Pending::default();
-        let ticket = pending.open(5, asker(1), Kind::Pop(1), 3);
+        let ticket = pending.open(5, asker(1), Kind::Pop(PopId(1)), 3);
         let fault = Fault::new(Code::ConsumptionFailed, "full");
         assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.answer(ticket, Answer::Done(Err(fault.clone()))), None);
         let settled = pending.answer(ticket, Answer::Done(Ok(Reply::Done))).unwrap();
-        assert_eq!((settled.answer, settled.kind), (Err(fault), Kind::Pop(1)));
+        assert_eq!((settled.answer, settled.kind), (Err(fault), Kind::Pop(PopId(1))));
         assert_eq!(settled.asked_us, 5);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Backends;
 use super::calls::topics_of;
-use crate::message::ConnectionKey;
+use crate::message::{ConnectionKey, PopId};
 use crate::protocol::api::Reply;
 use crate::shard::connection::Connections;
 use crate::shard::turn::Turn;
@@ -52,7 +52,7 @@ impl Backends {
         turn: &Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-        pop: u64,
+        pop: PopId,
     ) -> Reply {
         let mut unrouted = topics_of(connections, key, pop);
         unrouted.retain(|topic| !turn.settings.feeds(topic));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::Clients;
 use super::channels::ChannelChange;
-use crate::message::{ClientReply, ConnectionKey, Requester, ToMesh};
+use crate::message::{ClientReply, ConnectionKey, InterestChange, Requester, ToMesh};
 use crate::shard::connection::Connections;
 use crate::shard::turn::Turn;
 
@@ -15,13 +15,13 @@ const CLIENTS_MS: u64 = 500;
 #[derive(Debug, Default)]
 pub(super) struct InterestAnnouncements {
     // The number of the last change of interest known to all nodes.
-    known: u64,
+    known: InterestChange,
     // The number of clients last announced, and when, in milliseconds on the shard's clock.
     clients: u64,
     clients_ms: u64,
     // Answers by the change of interest that they wait for, in order. Each pending question or
     // handshake has at most one entry.
-    waiting: VecDeque<(u64, WaitingForInterest)>,
+    waiting: VecDeque<(InterestChange, WaitingForInterest)>,
 }
 
 /// What follows once every node knows of a change of interest.
@@ -90,7 +90,7 @@ impl Clients {
         let Some(change) = change.filter(|change| *change > self.announcements.known) else {
             return false;
         };
-        let last = self.announcements.waiting.back().map_or(0, |(last, _)| *last);
+        let last = self.announcements.waiting.back().map_or(change, |(last, _)| *last);
         self.announcements.waiting.push_back((change.max(last), waiting));
         true
     }
@@ -100,7 +100,7 @@ impl Clients {
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        change: u64,
+        change: InterestChange,
     ) {
         self.announcements.known = change;
         while self.announcements.waiting.front().is_some_and(|(number, _)| *number <= change) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use crate::message::InterestChange;
 use crate::shard::interest::ShardInterest;
 
 /// Number of channels for which the tables keep their capacity.
@@ -53,15 +54,15 @@ pub(super) struct Channels {
 /// Channels that appeared or disappeared, to be announced. Emptied after each input.
 #[derive(Debug, Default)]
 struct Changes {
-    last_number: u64,
+    last_number: InterestChange,
     unannounced: VecDeque<ChannelChange>,
 }
 
 /// A channel that gained its first subscriber on this shard, or lost its last.
 #[derive(Debug)]
 pub(super) struct ChannelChange {
-    /// The number of the change, which grows by one with each.
-    pub number: u64,
+    /// The number of the change.
+    pub number: InterestChange,
     /// The name of the channel.
     pub channel: Arc<str>,
     /// Whether the channel has subscribers now.
@@ -69,8 +70,8 @@ pub(super) struct ChannelChange {
 }
 
 impl Changes {
-    fn note(&mut self, name: &str, has_subscribers: bool) -> u64 {
-        self.last_number += 1;
+    fn note(&mut self, name: &str, has_subscribers: bool) -> InterestChange {
+        self.last_number.0 += 1;
         let (number, channel) = (self.last_number, name.into());
         self.unannounced.push_back(ChannelChange { number, channel, has_subscribers });
         number
@@ -81,7 +82,7 @@ impl Changes {
 struct Channel {
     name: Box<str>,
     // The number of the change with which the channel appeared. `None` without a mesh.
-    change: Option<u64>,
+    change: Option<InterestChange>,
     // In no order. Some may be ChannelMember::LEFT while walks are in progress.
     members: Vec<ChannelMember>,
     walked: Option<Box<Walked>>,
@@ -119,7 +120,7 @@ impl Channels {
 
     /// Returns the number of the change with which this channel appeared. `None` without a mesh or
     /// for a channel without subscribers.
-    pub(super) fn change_of(&self, name: &str) -> Option<u64> {
+    pub(super) fn change_of(&self, name: &str) -> Option<InterestChange> {
         self.find(name).and_then(|channel| self.slots[channel as usize].change)
     }
 

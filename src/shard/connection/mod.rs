@@ -36,6 +36,7 @@ use crate::shard::trail::By;
 use crate::shard::turn::Now;
 
 use crate::address::{ClientId, NodeId};
+use crate::message::PopId;
 use crate::protocol::assembler::Assembler;
 use crate::protocol::close::Closed;
 use crate::protocol::credentials::Fingerprint;
@@ -297,8 +298,8 @@ pub struct Backend {
     pub grant: Grant,
     /// The topics that the back end consumes. Empty: the back end is no consumer.
     pub topics: Vec<Arc<str>>,
-    /// The number of `queue.pop` calls so far. Answers to earlier calls are ignored.
-    pub pops: u64,
+    /// The latest `queue.pop`. Answers to earlier ones are ignored.
+    pub latest_pop: PopId,
     /// Whether the answer to the current `queue.pop` is queued, so that events may follow.
     pub is_consuming: bool,
     /// The close frame to send after all pending answers, and the side that closed.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use smol_str::SmolStr;
 
+use crate::message::PopId;
 use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Date, Exchange, Response};
@@ -154,7 +155,7 @@ pub struct ReadyAnswer {
     /// The encoded answer.
     pub bytes: Vec<u8>,
     /// The number of the `queue.pop` granted by this answer. Events may only follow the answer.
-    pub granted_pop: Option<u64>,
+    pub granted_pop: Option<PopId>,
 }
 
 impl Replies {
@@ -212,7 +213,7 @@ impl Replies {
         &mut self,
         number: u64,
         answer: &Result<Reply, Fault>,
-        granted_pop: Option<u64>,
+        granted_pop: Option<PopId>,
         date: Date,
         scratch: &mut Vec<u8>,
     ) {

@@ -166,7 +166,9 @@ impl Topics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{FromConsumer, GridMessage, LocalMessage, Terms, ToConsumer, ToFeeder};
+    use crate::message::{
+        FromConsumer, GridMessage, LocalMessage, PopId, Terms, ToConsumer, ToFeeder,
+    };
     use crate::protocol::frame::Frame;
     use crate::shard::connection::{Listener, Pause};
     use crate::shard::fixture::{self, TOPIC};
@@ -231,7 +233,7 @@ mod tests {
 
         let key = fixture::accepted(&mut turn, &mut connections, Listener::Api);
         let backend = turn.backend_id(key);
-        let terms = Terms { pop: 1, window_bytes: 1 << 20, unsettled_max: None };
+        let terms = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
         let topic: Arc<str> = TOPIC.into();
         assert_eq!(topics.home.join(&mut turn, &topic, backend, terms), Ok(()));
         topics.home.start(&mut turn, &topic, backend);

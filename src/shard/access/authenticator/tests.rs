@@ -36,7 +36,9 @@ fn check(access: &mut Authenticator, now_ms: u64, authorization: &str) -> Creden
 /// Runs the next verification and records its result; returns the user.
 fn verify_next(access: &mut Authenticator, now_ms: u64) -> Option<usize> {
     let verification = access.queue.begin(now_ms).expect("one was asked for");
-    let FromNode::VerificationDone { credentials, user } = verification.run() else { panic!("a result") };
+    let FromNode::VerificationDone { credentials, user } = verification.run() else {
+        panic!("a result")
+    };
     access.settle(now_ms, credentials, user, true);
     user
 }
