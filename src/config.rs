@@ -46,14 +46,14 @@ use edge::read_edges;
 pub use limits::{Limits, SlowClient, memory_bytes_min};
 pub use log::{Format, Level, Log};
 use mesh::MeshKeys;
-pub use mesh::{GridKey, Mesh, Trust};
+pub use mesh::{GridKey, MeshConfig, Trust};
 use node::numbers;
 pub use node::{DriverChoice, Node};
 pub use queue::Queue;
 pub use reference::reference_page;
 pub use route::{Events, Handler, Route};
 pub use sample::sample_file;
-pub use tls::{MutualTls, Tls};
+pub use tls::{MutualTls, TlsFiles};
 
 /// The largest file that is read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -71,7 +71,7 @@ section! {
         api as "api": Api = Api::read(root)?, One(Api::definition);
 
         /// The other nodes of the grid. Without this table the node is alone.
-        mesh as "mesh": Option<Mesh> = Mesh::read(root)?, Optional(MeshKeys::definition);
+        mesh as "mesh": Option<MeshConfig> = MeshConfig::read(root)?, Optional(MeshKeys::definition);
 
         limits as "limits": Limits =
             Limits::read(root, mesh.is_some(), node.cores.len())?, One(Limits::definition);
@@ -136,7 +136,7 @@ impl Config {
         let edges = self.edges.iter().map(|edge| &edge.tls);
         let listeners = std::iter::once(&self.api.tls).chain(edges).flatten();
         warnings.extend(listeners.flat_map(|tls| tls.warnings(unix_ms)));
-        if let Some(Mesh { trust: Trust::Files(files), .. }) = &self.mesh {
+        if let Some(MeshConfig { trust: Trust::Files(files), .. }) = &self.mesh {
             warnings.extend(files.warnings(unix_ms));
         }
         warnings
@@ -153,7 +153,7 @@ pub fn restart_keys() -> Vec<String> {
 impl fmt::Display for Config {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "node {} on CPUs {}", self.node.id, numbers(&self.node.cores))?;
-        let over = |tls: &Option<Tls>| if tls.is_some() { " over TLS" } else { "" };
+        let over = |tls: &Option<TlsFiles>| if tls.is_some() { " over TLS" } else { "" };
         let api = &self.api;
         write!(formatter, "\napi {}{}, advertised as {}", api.bind, over(&api.tls), api.advertise)?;
         if !self.api.users.is_empty() {

@@ -17,7 +17,7 @@ use gridcast::config::{self, Config, ConfigError};
 use gridcast::doctor::{self, FindingState, Machine, Plan};
 use gridcast::node;
 use gridcast::runtime;
-use gridcast::runtime::log::{self, FLUSH_MAX, Format, Log};
+use gridcast::runtime::log::{self, FLUSH_MAX, LineFormat, LogQueue};
 use gridcast::runtime::memory::CountingAllocator;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::Level;
@@ -28,14 +28,14 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     // Without the log's thread, an error cannot be reported without the risk of a panic or a wait.
-    let Ok(log) = Log::to_stderr() else { return ExitCode::FAILURE };
+    let Ok(log) = LogQueue::to_stderr() else { return ExitCode::FAILURE };
     log.take_panics();
     let status = carry_out(&log);
     log.flush(FLUSH_MAX);
     status
 }
 
-fn carry_out(log: &Log) -> ExitCode {
+fn carry_out(log: &LogQueue) -> ExitCode {
     let available = match available_cpus() {
         Ok(cpus) => cpus,
         Err(error) => return fail(log, 1, format!("sched_getaffinity: {error}")),
@@ -74,7 +74,7 @@ fn checked_text(file: &Path, checked: &Config) -> String {
     format!("{}: ok\n{checked}{warnings}", file.display())
 }
 
-fn serve(log: &Log, config: &Config) -> ExitCode {
+fn serve(log: &LogQueue, config: &Config) -> ExitCode {
     set_format(log, config.log.format);
     match node::run(config, log) {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,14 +82,14 @@ fn serve(log: &Log, config: &Config) -> ExitCode {
     }
 }
 
-fn set_format(log: &Log, format: config::Format) {
+fn set_format(log: &LogQueue, format: config::Format) {
     log.set_format(match format {
-        config::Format::Text => Format::Text,
-        config::Format::Json => Format::Json,
+        config::Format::Text => LineFormat::Text,
+        config::Format::Json => LineFormat::Json,
     });
 }
 
-fn examine(log: &Log, plan: &Plan, json: bool) -> ExitCode {
+fn examine(log: &LogQueue, plan: &Plan, json: bool) -> ExitCode {
     let report = doctor::examine(&Machine::read(), plan);
     let text = if json { report.to_json() } else { report.to_string() };
     print(log, &text, ExitCode::from(u8::from(report.state == FindingState::Wrong)))
@@ -103,14 +103,14 @@ fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, Con
 }
 
 /// Prints the output of a command and returns `status`, or a failure if the output cannot be printed.
-fn print(log: &Log, answer: &str, status: ExitCode) -> ExitCode {
+fn print(log: &LogQueue, answer: &str, status: ExitCode) -> ExitCode {
     match log::print(&format!("{answer}\n")) {
         Ok(()) => status,
         Err(error) => fail(log, 1, format!("standard output: {error}")),
     }
 }
 
-fn fail(log: &Log, status: u8, error: impl Display) -> ExitCode {
+fn fail(log: &LogQueue, status: u8, error: impl Display) -> ExitCode {
     log.say(Level::ERROR, &error.to_string(), &[]);
     ExitCode::from(status)
 }

@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::address::{Incarnation, NodeId};
-use crate::config::{self, Config, DriverChoice, Handler, Level, SlowClient, Tls};
+use crate::config::{self, Config, DriverChoice, Handler, Level, SlowClient, TlsFiles};
 use crate::mesh::identity::NodeIdentity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
@@ -20,7 +20,7 @@ use crate::protocol::http;
 use crate::queue::Bounds;
 use crate::runtime::check::{ChosenDriver, DescriptorShares, DriverKind};
 use crate::runtime::ids::{self, Place, Reservation};
-use crate::runtime::log::{FLUSH_MAX, Log};
+use crate::runtime::log::{FLUSH_MAX, LogQueue};
 use crate::runtime::{
     self, Capacity, Listening, MeshPort, Renewals, ShardPlacement, Summary, TlsContext,
 };
@@ -49,7 +49,7 @@ impl std::error::Error for NodeError {}
 ///
 /// # Errors
 /// The machine lacks a resource, an address cannot be bound, or a shard failed.
-pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
+pub fn run(config: &Config, log: &LogQueue) -> Result<(), NodeError> {
     log.subscribe(level(config.log.level));
     for warning in config.warnings(runtime::unix_ms()) {
         tracing::warn!("{warning}");
@@ -91,7 +91,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     let failures = {
         let sender = sender.clone();
         // Only the first event ends the node; later ones are ignored.
-        move |why| drop(sender.send(Event::Failure(why)))
+        move |why| drop(sender.send(NodeEvent::Failure(why)))
     };
     let spin = Duration::from_micros(config.node.spin_us);
     let placement = ShardPlacement { cores, driver, spin };
@@ -106,7 +106,7 @@ pub fn run(config: &Config, log: &Log) -> Result<(), NodeError> {
     log.say(tracing::Level::INFO, &ready.text(), &ready.fields());
     let hangups = watch_hangups(config.clone(), shards.renewals());
     watch_signals(signals, sender, hangups, log.clone());
-    if let Ok(Event::Failure(why)) = events.recv() {
+    if let Ok(NodeEvent::Failure(why)) = events.recv() {
         return Err(NodeError(why));
     }
     tracing::info!("shutting down: closing connections");
@@ -135,12 +135,12 @@ fn choose_driver(config: &Config) -> Result<DriverKind, NodeError> {
 }
 
 /// Why a running node ends.
-enum Event {
+enum NodeEvent {
     Signal,
     Failure(String),
 }
 
-fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &Tls)> {
+fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &TlsFiles)> {
     let edges = config.edges.iter().zip(0..);
     let edges = edges.map(|(edge, number)| (Listener::Edge(number), &edge.tls));
     let all = std::iter::once((Listener::Api, &config.api.tls)).chain(edges);
@@ -179,7 +179,7 @@ fn renew_certificates(config: &Config, renewals: &Renewals) {
     }
 }
 
-fn context(tls: &Tls) -> Result<TlsContext, NodeError> {
+fn context(tls: &TlsFiles) -> Result<TlsContext, NodeError> {
     let certified = tls.load().map_err(|error| NodeError(error.to_string()))?;
     TlsContext::new(certified).map_err(|error| NodeError(format!("TLS: {error}")))
 }
@@ -283,7 +283,7 @@ fn place_of_state() -> Place {
 fn listen(
     config: &Config,
     address: SocketAddr,
-    tls: &Option<Tls>,
+    tls: &Option<TlsFiles>,
     key: &str,
 ) -> Result<Listening, NodeError> {
     let tls = tls.as_ref().map(context).transpose()?;
@@ -306,14 +306,14 @@ fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) ->
 /// A mesh whose socket and identity are ready, before the shards run. Configuration errors have been
 /// reported by then.
 struct MeshStart {
-    socket: quic::Socket,
+    socket: quic::MeshSocket,
     identity: NodeIdentity,
     advertise: SocketAddr,
     seeds: Vec<String>,
 }
 
 impl MeshStart {
-    fn new(config: &config::Mesh) -> Result<Self, NodeError> {
+    fn new(config: &config::MeshConfig) -> Result<Self, NodeError> {
         let in_use = "another process has this UDP port; see `ss -lunp`";
         let socket = quic::bind(config.bind)
             .map_err(|error| not_bound("mesh.bind", config.bind, in_use, &error))?;
@@ -441,7 +441,7 @@ fn random<const N: usize>() -> Result<[u8; N], NodeError> {
 }
 
 fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints {
-    let of = |listening: &Listening, tls: &Option<Tls>| Endpoint {
+    let of = |listening: &Listening, tls: &Option<TlsFiles>| Endpoint {
         address: listening.address,
         has_tls: tls.is_some(),
     };
@@ -540,9 +540,9 @@ fn limits(limits: &config::Limits) -> Limits {
 /// with the exit status of a process that was killed by that signal.
 fn watch_signals(
     mut signals: Signals,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<NodeEvent>,
     hangups: mpsc::SyncSender<()>,
-    log: Log,
+    log: LogQueue,
 ) {
     std::thread::spawn(move || {
         let mut is_ending = false;
@@ -559,7 +559,7 @@ fn watch_signals(
             }
             is_ending = true;
             // Fails only if a shard has failed, which ends the node as well.
-            let _ = events.send(Event::Signal);
+            let _ = events.send(NodeEvent::Signal);
         }
     });
 }

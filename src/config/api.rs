@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::Tls;
+use super::TlsFiles;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::origin::ORIGINS;
@@ -31,7 +31,7 @@ section! {
     tables {
         /// TLS for the API. Without this table, the API speaks plain HTTP. Both files are read again on
         /// SIGHUP.
-        tls as "tls": Option<Tls> = Tls::read(section)?, Optional(Tls::definition);
+        tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition);
 
         /// Users of the API. Without users there is no authentication.
         users as "user": Vec<User> = read_users(section)?, Many(UserKeys::definition);

@@ -153,7 +153,7 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 /// }
 /// ```
 ///
-/// A shape is a [`Shape`](super::shape::Shape). What holds when the key is not written is one of
+/// A shape is a [`ValueShape`](super::shape::ValueShape). What holds when the key is not written is one of
 ///
 /// - `value(EXPRESSION)`: a constant;
 /// - `derived(EXPRESSION, "in words", "example")`: a value that depends on keys that were read before;
@@ -198,7 +198,7 @@ macro_rules! section {
             ) -> Result<Self, $crate::config::ConfigError> {
                 $section.refuse_unknown(&[$(stringify!($key),)* $($($table_name,)*)?])?;
                 $(
-                    let found = $crate::config::shape::Shape::read(
+                    let found = $crate::config::shape::ValueShape::read(
                         &$shape, $section, stringify!($key),
                     )?;
                     let $key: $type = $crate::config::definition::section!(
@@ -261,7 +261,7 @@ macro_rules! section {
         let (shape, default): (_, $type) = ($shape, $default);
         let fallback = $crate::config::shape::Literal::literal(&shape, &default);
         (
-            $crate::config::shape::Shape::expected(&shape),
+            $crate::config::shape::ValueShape::expected(&shape),
             $crate::config::definition::Fallback::Value(fallback),
         )
     }};
@@ -271,7 +271,7 @@ macro_rules! section {
         $crate::config::definition::Fallback::Derived { words: $words, example: $example },
     )};
     (@describe $type:ty, $shape:expr, none($words:literal, $example:literal)) => {(
-        $crate::config::shape::Shape::expected(&$shape),
+        $crate::config::shape::ValueShape::expected(&$shape),
         $crate::config::definition::Fallback::Derived { words: $words, example: $example },
     )};
     (@describe $type:ty, $shape:expr, required($who:literal, $example:literal)) => {(

@@ -6,7 +6,7 @@ use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::route::read_routes;
 use super::shape::ADDRESS;
-use super::{Api, Limits, Route, Tls};
+use super::{Api, Limits, Route, TlsFiles};
 
 section! {
     /// A listener for clients.
@@ -19,7 +19,7 @@ section! {
     tables {
         /// TLS for this listener. Without this table, the listener speaks plain `ws://`. For both, write two
         /// edges with the same routes. Both files are read again on SIGHUP.
-        tls as "tls": Option<Tls> = Tls::read(section)?, Optional(Tls::definition);
+        tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition);
 
         /// A path that clients connect to, and what they may do there. An edge needs at least one route;
         /// their paths differ.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
-use super::shape::{ADDRESS, List, REACHABLE, Secret, whole_of};
+use super::shape::{ADDRESS, List, REACHABLE, SecretText, whole_of};
 use super::tls::MutualTls;
 
 const KEY_BYTES_MIN: usize = 16;
@@ -47,7 +47,7 @@ section! {
 
 /// This node's part of a grid.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mesh {
+pub struct MeshConfig {
     /// The UDP address of this node. With port 0 the system picks one.
     pub bind: SocketAddr,
     /// The address at which other nodes reach this one. If it is equal to `bind`, port 0 stands for the
@@ -87,7 +87,7 @@ impl fmt::Debug for GridKey {
     }
 }
 
-impl Mesh {
+impl MeshConfig {
     /// Reads `[mesh]`. `None`: there is no such table, and no variable for one of its keys.
     pub(super) fn read(root: &Section<'_>) -> Result<Option<Self>, ConfigError> {
         let section = root.table("mesh")?;
@@ -118,7 +118,7 @@ impl Mesh {
     }
 }
 
-impl fmt::Display for Mesh {
+impl fmt::Display for MeshConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "mesh {}, advertised as {}", self.bind, self.advertise)?;
         if !self.seeds.is_empty() {
@@ -133,7 +133,7 @@ impl fmt::Display for Mesh {
 
 const SECRET: &str = "a secret of 16 to 1024 bytes, such as `openssl rand -hex 32` makes";
 
-const KEY: Secret<GridKey> = Secret {
+const KEY: SecretText<GridKey> = SecretText {
     expected: SECRET,
     parse: |key| match (KEY_BYTES_MIN..=KEY_BYTES_MAX).contains(&key.len()) {
         true => Ok(GridKey(key.into())),

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use super::definition::section;
 use super::document::{ConfigError, Section, whole_number};
-use super::shape::{Choice, Shape, whole, whole_of};
+use super::shape::{Choice, ValueShape, whole, whole_of};
 
 /// A client id has 12 bits for shard number and sequence. More shards would leave too short a
 /// sequence.
@@ -69,7 +69,7 @@ impl Node {
 /// A count of CPUs, or a list of their numbers.
 struct Cores;
 
-impl Shape for Cores {
+impl ValueShape for Cores {
     type Value = Vec<usize>;
 
     fn expected(&self) -> String {

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 use super::document::{ConfigError, Section, whole_number};
 
 /// The values that a key may have.
-pub(super) trait Shape {
+pub(super) trait ValueShape {
     /// What a value is read as.
     type Value;
 
@@ -24,49 +24,49 @@ pub(super) trait Shape {
 }
 
 /// A shape whose values can be written as TOML, for defaults.
-pub(super) trait Literal: Shape {
+pub(super) trait Literal: ValueShape {
     /// The value as TOML.
     fn literal(&self, value: &Self::Value) -> String;
 }
 
 /// The values of a shape in words, where the type of the values is known and that of the shape is not.
-pub(super) fn expected_of<T, S: Shape<Value = T>>(shape: &S) -> String {
+pub(super) fn expected_of<T, S: ValueShape<Value = T>>(shape: &S) -> String {
     shape.expected()
 }
 
 /// A whole number within bounds.
-pub(super) struct Whole<T> {
+pub(super) struct WholeNumber<T> {
     /// What follows the word "number": `" of bytes"`, or nothing.
     unit: &'static str,
     bounds: RangeInclusive<T>,
 }
 
 /// A whole number without a unit.
-pub(super) fn whole<T>(bounds: RangeInclusive<T>) -> Whole<T> {
-    Whole { unit: "", bounds }
+pub(super) fn whole<T>(bounds: RangeInclusive<T>) -> WholeNumber<T> {
+    WholeNumber { unit: "", bounds }
 }
 
 /// A number of bytes.
-pub(super) fn bytes<T>(bounds: RangeInclusive<T>) -> Whole<T> {
-    Whole { unit: " of bytes", bounds }
+pub(super) fn bytes<T>(bounds: RangeInclusive<T>) -> WholeNumber<T> {
+    WholeNumber { unit: " of bytes", bounds }
 }
 
 /// A number of milliseconds.
-pub(super) fn milliseconds(bounds: RangeInclusive<u64>) -> Whole<u64> {
-    Whole { unit: " of milliseconds", bounds }
+pub(super) fn milliseconds(bounds: RangeInclusive<u64>) -> WholeNumber<u64> {
+    WholeNumber { unit: " of milliseconds", bounds }
 }
 
 /// A number of `unit`, which is written `" of seconds"`.
-pub(super) fn whole_of<T>(unit: &'static str, bounds: RangeInclusive<T>) -> Whole<T> {
-    Whole { unit, bounds }
+pub(super) fn whole_of<T>(unit: &'static str, bounds: RangeInclusive<T>) -> WholeNumber<T> {
+    WholeNumber { unit, bounds }
 }
 
 /// A limit of which 0 means unlimited.
-pub(super) fn limit() -> Whole<u32> {
+pub(super) fn limit() -> WholeNumber<u32> {
     whole(0..=1_000_000)
 }
 
-impl<T: TryFrom<i64> + PartialOrd + Display> Shape for Whole<T> {
+impl<T: TryFrom<i64> + PartialOrd + Display> ValueShape for WholeNumber<T> {
     type Value = T;
 
     fn expected(&self) -> String {
@@ -81,7 +81,7 @@ impl<T: TryFrom<i64> + PartialOrd + Display> Shape for Whole<T> {
     }
 }
 
-impl<T: TryFrom<i64> + PartialOrd + Display> Literal for Whole<T> {
+impl<T: TryFrom<i64> + PartialOrd + Display> Literal for WholeNumber<T> {
     fn literal(&self, value: &T) -> String {
         value.to_string()
     }
@@ -90,7 +90,7 @@ impl<T: TryFrom<i64> + PartialOrd + Display> Literal for Whole<T> {
 /// Yes or no.
 pub(super) struct Switch;
 
-impl Shape for Switch {
+impl ValueShape for Switch {
     type Value = bool;
 
     fn expected(&self) -> String {
@@ -111,7 +111,7 @@ impl Literal for Switch {
 /// One of a few words, each with what it stands for.
 pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
-impl<T: Copy> Shape for Choice<T> {
+impl<T: Copy> ValueShape for Choice<T> {
     type Value = T;
 
     fn expected(&self) -> String {
@@ -141,7 +141,7 @@ pub(super) struct Text<T> {
     pub(super) parse: fn(&str) -> Option<T>,
 }
 
-impl<T> Shape for Text<T> {
+impl<T> ValueShape for Text<T> {
     type Value = T;
 
     fn expected(&self) -> String {
@@ -176,14 +176,14 @@ pub(super) const REACHABLE: Text<SocketAddr> = Text {
 };
 
 /// A string that no message shows.
-pub(super) struct Secret<T> {
+pub(super) struct SecretText<T> {
     /// The strings in words.
     pub(super) expected: &'static str,
     /// The value that a string stands for, or what was expected instead.
     pub(super) parse: fn(&str) -> Result<T, String>,
 }
 
-impl<T> Shape for Secret<T> {
+impl<T> ValueShape for SecretText<T> {
     type Value = T;
 
     fn expected(&self) -> String {
@@ -207,7 +207,7 @@ pub(super) struct List<T> {
     pub(super) empty: Option<&'static str>,
 }
 
-impl<T> Shape for List<T> {
+impl<T> ValueShape for List<T> {
     type Value = Vec<T>;
 
     fn expected(&self) -> String {
@@ -254,7 +254,7 @@ impl<T> Words<T> {
     }
 }
 
-impl<T> Shape for Words<T> {
+impl<T> ValueShape for Words<T> {
     type Value = T;
 
     fn expected(&self) -> String {

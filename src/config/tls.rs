@@ -45,7 +45,7 @@ section! {
 
 /// The certificate that a listener shows, and its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tls {
+pub struct TlsFiles {
     /// A PEM file: the certificate, then those between it and the root.
     pub cert: PathBuf,
     /// A PEM file: the private key of that certificate.
@@ -55,7 +55,7 @@ pub struct Tls {
     key_place: String,
 }
 
-impl Tls {
+impl TlsFiles {
     /// Reads the table `tls` of a listener's section, and the files to see that they are right.
     pub(super) fn read(listener: &Section<'_>) -> Result<Option<Self>, ConfigError> {
         let section = listener.table("tls")?;
@@ -109,7 +109,7 @@ impl Tls {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MutualTls {
     /// The certificate of this node, and its key.
-    pub own: Tls,
+    pub own: TlsFiles,
     /// A PEM file: one or more certificates of those who issue certificates of nodes.
     pub ca: PathBuf,
     ca_place: String,
@@ -123,7 +123,7 @@ impl MutualTls {
             return Ok(None);
         }
         let MutualTlsKeys { cert, key, ca } = MutualTlsKeys::read_keys(&section)?;
-        let own = Tls::loaded(&section, cert, key)?;
+        let own = TlsFiles::loaded(&section, cert, key)?;
         let tls = Self { own, ca, ca_place: section.place("ca") };
         tls.load_authorities()?;
         Ok(Some(tls))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::read_bounded;
-use super::shape::{Choice, List, Secret, Text, Words};
+use super::shape::{Choice, List, SecretText, Text, Words};
 use crate::protocol::token::{TokenRule, TokenSources};
 
 section! {
@@ -89,10 +89,11 @@ const ALGORITHMS: Choice<&str> =
     Choice(&[("HS256", "HS256"), ("RS256", "RS256"), ("ES256", "ES256"), ("EdDSA", "EdDSA")]);
 
 /// Any string. The algorithm decides whether it is a valid key; see [`read_token`].
-const KEY: Secret<String> = Secret { expected: "a string", parse: |text| Ok(text.to_owned()) };
+const KEY: SecretText<String> =
+    SecretText { expected: "a string", parse: |text| Ok(text.to_owned()) };
 
-const FILE: Secret<String> =
-    Secret { expected: "the path of a file", parse: |text| Ok(text.to_owned()) };
+const FILE: SecretText<String> =
+    SecretText { expected: "the path of a file", parse: |text| Ok(text.to_owned()) };
 
 const PLACES: Words<TokenSources> = Words {
     words: &["header", "protocol", "query"],

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
-use super::shape::{List, Secret as SecretShape, Text, Words, limit};
+use super::shape::{List, SecretText, Text, Words, limit};
 use crate::protocol::credentials::{
     HASH_MEMORY_KIB_MAX, HASH_PASSES_MAX, Roles, Scheme, Secret, SecretHash, User, is_token,
 };
@@ -82,7 +82,7 @@ fn is_name(text: &str) -> bool {
 
 const PASSWORD_TEXT: &str = "a string of 1 to 1024 bytes without control characters";
 
-const PASSWORD: SecretShape<Secret> = SecretShape {
+const PASSWORD: SecretText<Secret> = SecretText {
     expected: PASSWORD_TEXT,
     parse: |text| {
         secret(text, |text| !text.contains(char::is_control))
@@ -92,7 +92,7 @@ const PASSWORD: SecretShape<Secret> = SecretShape {
 
 const TOKEN_TEXT: &str = "a string of 1 to 1024 letters, digits and -._~+/ (RFC 6750, section 2.1)";
 
-const TOKEN: SecretShape<Secret> = SecretShape {
+const TOKEN: SecretText<Secret> = SecretText {
     expected: TOKEN_TEXT,
     parse: |text| secret(text, is_token).unwrap_or_else(|| Err(TOKEN_TEXT.to_owned())),
 };

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, geteuid, getrlimit};
 
-use crate::runtime::cgroup::{self, Limits};
+use crate::runtime::cgroup::{self, CgroupLimits};
 use crate::runtime::check;
 
 /// The settings below /proc/sys that checks use.
@@ -46,7 +46,7 @@ pub struct Machine {
     /// Memory of the machine, in bytes; `None`: not known.
     pub memory_bytes: Option<u64>,
     /// The limits of the process's control group.
-    pub group: Limits,
+    pub group: CgroupLimits,
     /// Swap devices and files.
     pub swaps: Vec<String>,
     /// When the kernel uses transparent huge pages: always, madvise or never.

@@ -10,7 +10,7 @@ use crate::slot_map::{SlotKey, SlotMap};
 
 /// The receiver of a sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asker {
+pub(super) enum PublishAsker {
     /// A shard of this node, under its own ticket.
     Shard(ShardId, Ticket),
     /// The mesh of another node, under its own ticket.
@@ -30,7 +30,7 @@ pub(super) enum Counter {
 #[derive(Debug)]
 pub(super) struct NewPublish {
     /// Receives the sum.
-    pub asker: Asker,
+    pub asker: PublishAsker,
     /// The channel.
     pub channel: ChannelHash,
     /// Whose tallies complete the sum.
@@ -45,7 +45,7 @@ pub(super) struct NewPublish {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Counted {
     /// Receives the sum.
-    pub asker: Asker,
+    pub asker: PublishAsker,
     /// The channel.
     pub channel: ChannelHash,
     /// The sum of the tallies.
@@ -62,22 +62,22 @@ const PENDING_MAX: usize = 1 << 16;
 /// All publishes that wait for tallies.
 #[derive(Debug, Default)]
 pub(super) struct PendingPublishes {
-    waiting: SlotMap<Waiting>,
+    waiting: SlotMap<OpenPublish>,
     // In the order in which the publishes were opened, which is also that of the deadlines. The deadline of
     // a complete publish is dropped when it reaches the front.
     deadlines: VecDeque<(u64, Ticket)>,
 }
 
 #[derive(Debug)]
-struct Waiting {
-    asker: Asker,
+struct OpenPublish {
+    asker: PublishAsker,
     channel: ChannelHash,
     tally: Tally,
     awaited: Vec<Counter>,
     silent: Vec<Counter>,
 }
 
-impl Waiting {
+impl OpenPublish {
     /// Takes a counter off those that are awaited; false if it is not.
     fn take_awaited(&mut self, counter: Counter) -> bool {
         let place = self.awaited.iter().position(|awaited| *awaited == counter);
@@ -107,7 +107,7 @@ impl PendingPublishes {
     pub(super) fn open(&mut self, new: NewPublish) -> Ticket {
         let NewPublish { asker, channel, awaited, silent, deadline_ms } = new;
         let tally = Tally::default();
-        let key = self.waiting.insert(Waiting { asker, channel, tally, awaited, silent });
+        let key = self.waiting.insert(OpenPublish { asker, channel, tally, awaited, silent });
         let ticket = ticket_of(key);
         self.drop_past_deadlines();
         self.deadlines.push_back((deadline_ms, ticket));
@@ -162,8 +162,7 @@ impl PendingPublishes {
     /// Forgets the publishes of a node whose session has ended. The sums would arrive in its next session,
     /// where their tickets may name other publishes. Costs a look at every pending publish.
     pub(super) fn forget_asker(&mut self, node: NodeId) {
-        let is_theirs =
-            |waiting: &Waiting| matches!(waiting.asker, Asker::Node(of, _) if of == node);
+        let is_theirs = |waiting: &OpenPublish| matches!(waiting.asker, PublishAsker::Node(of, _) if of == node);
         let theirs = self.waiting.iter().filter(|(_, waiting)| is_theirs(waiting));
         for key in theirs.map(|(key, _)| key).collect::<Vec<_>>() {
             self.waiting.remove(key);
@@ -198,7 +197,7 @@ impl PendingPublishes {
     }
 
     fn close(&mut self, ticket: Ticket) -> Option<Counted> {
-        let Waiting { asker, channel, tally, awaited, mut silent } =
+        let OpenPublish { asker, channel, tally, awaited, mut silent } =
             self.waiting.remove(key_of(ticket))?;
         silent.extend(awaited);
         Some(Counted { asker, channel, tally, silent })
@@ -210,7 +209,7 @@ impl PendingPublishes {
         let with_deadline =
             self.deadlines.iter().filter(|(_, ticket)| self.waiting.get(key_of(*ticket)).is_some());
         assert_eq!(with_deadline.count(), self.len(), "each pending publish has a deadline");
-        let is_awaited = |(_, waiting): (_, &Waiting)| !waiting.awaited.is_empty();
+        let is_awaited = |(_, waiting): (_, &OpenPublish)| !waiting.awaited.is_empty();
         assert!(self.waiting.iter().all(is_awaited), "what is complete is closed");
     }
 }
@@ -227,7 +226,7 @@ fn key_of(ticket: Ticket) -> SlotKey {
 mod tests {
     use super::*;
 
-    const ASKER: Asker = Asker::Shard(ShardId(1), Ticket(9));
+    const ASKER: PublishAsker = PublishAsker::Shard(ShardId(1), Ticket(9));
 
     fn tally(delivered: u64) -> Tally {
         Tally { delivered, failed: 0 }
@@ -271,7 +270,8 @@ mod tests {
         let mut pending = PendingPublishes::default();
         let shard = Counter::Shard(ShardId(1));
         let [lost, other] = [1, 2].map(|number| NodeId::new(number).unwrap());
-        let askers = [ASKER, Asker::Node(lost, Ticket(1)), Asker::Node(other, Ticket(1))];
+        let askers =
+            [ASKER, PublishAsker::Node(lost, Ticket(1)), PublishAsker::Node(other, Ticket(1))];
         let tickets = askers
             .map(|asker| pending.open(NewPublish { asker, ..publish(7, vec![shard], vec![]) }));
         pending.forget_asker(lost);

@@ -3,7 +3,7 @@
 use super::Mesh;
 use super::link::Lane;
 use super::numbers::ChannelHash;
-use super::pending::{Asker, Counted, Counter, NewPublish};
+use super::pending::{Counted, Counter, NewPublish, PublishAsker};
 use super::sessions::Peer;
 use super::wire::{AddressedMessage, MeshMessage};
 use crate::address::{NodeId, ShardId};
@@ -30,7 +30,7 @@ impl Mesh {
             let is_awaited = is_asked && !peer.liveness.is_silent();
             if is_awaited { &mut awaited } else { &mut silent }.push(Counter::Node(node));
         }
-        let asker = Asker::Shard(from, requester.ticket);
+        let asker = PublishAsker::Shard(from, requester.ticket);
         if asked.is_empty() {
             let tally = Tally::default();
             return self.tell_counted(Counted { asker, channel: hash, tally, silent });
@@ -83,7 +83,7 @@ impl Mesh {
         publish: Publish,
     ) {
         let hash = self.hasher.hash(&publish.channel);
-        let asker = Asker::Node(from, requester.ticket);
+        let asker = PublishAsker::Node(from, requester.ticket);
         let mut shards = self.local_interest.shards(hash);
         self.subscribing_here.destinations(hash).for_each(|shard| shards.set(shard, true));
         if !shards.is_empty() && !self.pending.has_room() {
@@ -132,13 +132,13 @@ impl Mesh {
             }
         }
         match asker {
-            Asker::Shard(shard, ticket) => {
+            PublishAsker::Shard(shard, ticket) => {
                 self.tell_shard(shard, FromMesh::Published(ticket, tally));
             }
             // Without an answer, the other node counts this one's last known subscribers. They are nearer
             // to the truth than a part of the sum.
-            Asker::Node(..) if has_silent_shards => {}
-            Asker::Node(node, ticket) => {
+            PublishAsker::Node(..) if has_silent_shards => {}
+            PublishAsker::Node(node, ticket) => {
                 let message = AddressedMessage::Mesh(MeshMessage::Published(ticket, tally));
                 self.send(node, Lane::Mesh, &message);
             }

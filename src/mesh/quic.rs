@@ -56,7 +56,7 @@ const LOOKUPS_MAX: usize = 8;
 
 /// A bound UDP socket.
 #[derive(Debug)]
-pub struct Socket {
+pub struct MeshSocket {
     socket: socket2::Socket,
     /// The bound address. The port is the actual one even if 0 was requested.
     pub address: SocketAddr,
@@ -66,7 +66,7 @@ pub struct Socket {
 ///
 /// # Errors
 /// The address is not this machine's, or is in use.
-pub fn bind(address: SocketAddr) -> io::Result<Socket> {
+pub fn bind(address: SocketAddr) -> io::Result<MeshSocket> {
     let domain = Domain::for_address(address);
     let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
@@ -85,7 +85,7 @@ pub fn bind(address: SocketAddr) -> io::Result<Socket> {
              net.core.rmem_max`"
         );
     }
-    Ok(Socket { socket, address })
+    Ok(MeshSocket { socket, address })
 }
 
 /// A running mesh, on its thread.
@@ -101,7 +101,7 @@ pub struct Running {
 /// # Errors
 /// The socket or the identity is unusable, or no thread can be started.
 pub fn start(
-    socket: Socket,
+    socket: MeshSocket,
     identity: NodeIdentity,
     settings: MeshSettings,
     port: MeshPort,
@@ -181,7 +181,7 @@ enum Woken {
 impl Turns {
     fn new(
         runtime: &Runtime,
-        socket: Socket,
+        socket: MeshSocket,
         identity: &NodeIdentity,
         settings: MeshSettings,
         port: MeshPort,

@@ -57,12 +57,12 @@ pub fn is_host_of(origin: &[u8], host: &[u8]) -> bool {
 
 /// The scheme of an origin.
 #[derive(Clone, Copy)]
-enum Scheme {
+enum OriginScheme {
     Http,
     Https,
 }
 
-impl Scheme {
+impl OriginScheme {
     fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
@@ -72,8 +72,8 @@ impl Scheme {
 }
 
 /// Splits an origin into its scheme and its host with port, without a trailing slash.
-fn split_origin(origin: &[u8]) -> Option<(Scheme, &[u8])> {
-    let schemes = [(&b"http://"[..], Scheme::Http), (b"https://", Scheme::Https)];
+fn split_origin(origin: &[u8]) -> Option<(OriginScheme, &[u8])> {
+    let schemes = [(&b"http://"[..], OriginScheme::Http), (b"https://", OriginScheme::Https)];
     let (scheme, rest) = schemes.into_iter().find_map(|(prefix, scheme)| {
         let (start, rest) = origin.split_at_checked(prefix.len())?;
         start.eq_ignore_ascii_case(prefix).then_some((scheme, rest))

@@ -14,7 +14,7 @@ const EVENTS_BYTES: usize = 1 << 20;
 
 /// An event that waits for credit. Each connection has at most one.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct WaitingEvent {
     /// The connection that is not read from meanwhile, if it still exists.
     pub from: Option<ConnectionKey>,
     /// The event.
@@ -54,7 +54,7 @@ impl Ended {
 #[derive(Debug)]
 pub struct Feeder {
     credit: Credit,
-    events: VecDeque<Waiting>,
+    events: VecDeque<WaitingEvent>,
     event_bytes: usize,
     // In the order in which they continue.
     deferred: VecDeque<Deferred>,
@@ -87,7 +87,7 @@ impl Feeder {
     }
 
     /// Lets an event wait for credit.
-    pub fn wait(&mut self, waiting: Waiting) {
+    pub fn wait(&mut self, waiting: WaitingEvent) {
         self.event_bytes += waiting.event.frame.bytes().len();
         self.events.push_back(waiting);
     }
@@ -148,7 +148,7 @@ impl Feeder {
     }
 
     /// The next waiting event that may be pushed now. Its credit is spent.
-    pub fn poll_ready(&mut self) -> Option<Waiting> {
+    pub fn poll_ready(&mut self) -> Option<WaitingEvent> {
         let bytes = self.events.front()?.event.frame.bytes().len();
         if !self.covers(bytes) {
             return None;
@@ -159,7 +159,7 @@ impl Feeder {
     }
 
     /// Takes all waiting events, since the topic has refused room for them. Deferred clients may continue.
-    pub fn refused(&mut self) -> VecDeque<Waiting> {
+    pub fn refused(&mut self) -> VecDeque<WaitingEvent> {
         self.asked = false;
         self.event_bytes = 0;
         std::mem::take(&mut self.events)
@@ -180,9 +180,9 @@ mod tests {
     use super::*;
     use crate::protocol::frame::Frame;
 
-    fn waiting(bytes: &[u8]) -> Waiting {
+    fn waiting(bytes: &[u8]) -> WaitingEvent {
         let (client, frame) = (ClientId::from_value(1), Frame::from_encoded(bytes));
-        Waiting { from: None, event: Event { client, frame, is_watched: false } }
+        WaitingEvent { from: None, event: Event { client, frame, is_watched: false } }
     }
 
     #[test]

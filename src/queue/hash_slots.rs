@@ -16,7 +16,7 @@ use crate::message::MessageNumber;
 const SLOTS: usize = 4096;
 
 /// The number of a slot, below [`SLOTS`].
-type Slot = u16;
+type HashSlot = u16;
 
 /// The hash slots of one topic, and the lanes that wait in them.
 #[derive(Debug, Default)]
@@ -26,17 +26,17 @@ pub(super) struct HashSlots {
     // The consumers among which the slots are shared.
     members: BTreeMap<ConsumerKey, Share>,
     // Slots with waiting lanes while there are no members, by the number of their first message.
-    unowned: BTreeMap<MessageNumber, Slot>,
+    unowned: BTreeMap<MessageNumber, HashSlot>,
     // The waiting lanes of each slot, by the number of their first message. No slot is empty.
-    lanes: HashMap<Slot, BTreeMap<MessageNumber, ClientId>>,
+    lanes: HashMap<HashSlot, BTreeMap<MessageNumber, ClientId>>,
 }
 
 /// The slots of one member.
 #[derive(Debug, Default)]
 struct Share {
-    slots: Vec<Slot>,
+    slots: Vec<HashSlot>,
     // Slots with waiting lanes, by the number of their first message.
-    waiting: BTreeMap<MessageNumber, Slot>,
+    waiting: BTreeMap<MessageNumber, HashSlot>,
 }
 
 impl HashSlots {
@@ -45,7 +45,7 @@ impl HashSlots {
         self.owner_of(slot_of(client))
     }
 
-    fn owner_of(&self, slot: Slot) -> Option<ConsumerKey> {
+    fn owner_of(&self, slot: HashSlot) -> Option<ConsumerKey> {
         self.owners.get(usize::from(slot)).copied()
     }
 
@@ -130,7 +130,7 @@ impl HashSlots {
         if self.owners.is_empty() {
             self.unowned.clear();
             self.owners = vec![members[0]; SLOTS];
-            free = (0..SLOTS as Slot).collect();
+            free = (0..SLOTS as HashSlot).collect();
         }
         for &key in members {
             self.members.entry(key).or_default();
@@ -142,7 +142,7 @@ impl HashSlots {
         self.hand_out(each, more, free)
     }
 
-    fn slots_of_leavers(&mut self, members: &[ConsumerKey]) -> Vec<Slot> {
+    fn slots_of_leavers(&mut self, members: &[ConsumerKey]) -> Vec<HashSlot> {
         let mut free = Vec::new();
         self.members.retain(|key, share| {
             let stays = members.binary_search(key).is_ok();
@@ -154,7 +154,7 @@ impl HashSlots {
         free
     }
 
-    fn take_surplus(&mut self, each: usize, more: &mut usize, free: &mut Vec<Slot>) {
+    fn take_surplus(&mut self, each: usize, more: &mut usize, free: &mut Vec<HashSlot>) {
         for share in self.members.values_mut() {
             let has_one_more = *more > 0 && share.slots.len() > each;
             *more -= usize::from(has_one_more);
@@ -168,7 +168,12 @@ impl HashSlots {
         }
     }
 
-    fn hand_out(&mut self, each: usize, mut more: usize, mut free: Vec<Slot>) -> Vec<ConsumerKey> {
+    fn hand_out(
+        &mut self,
+        each: usize,
+        mut more: usize,
+        mut free: Vec<HashSlot>,
+    ) -> Vec<ConsumerKey> {
         let mut gained = Vec::new();
         for (&key, share) in &mut self.members {
             let has_one_more = more > 0 && share.slots.len() <= each;
@@ -190,7 +195,7 @@ impl HashSlots {
     }
 
     /// Where a slot with waiting lanes is listed.
-    fn waiting_of(&mut self, slot: Slot) -> &mut BTreeMap<MessageNumber, Slot> {
+    fn waiting_of(&mut self, slot: HashSlot) -> &mut BTreeMap<MessageNumber, HashSlot> {
         match self.owners.get(usize::from(slot)) {
             Some(owner) => &mut self.members.get_mut(owner).expect("members own the slots").waiting,
             None => &mut self.unowned,
@@ -233,9 +238,9 @@ fn first_of(lanes: &BTreeMap<MessageNumber, ClientId>) -> Option<MessageNumber> 
 }
 
 /// The slot of a client. The id is mixed as in splitmix64, since ids of one shard differ in few bits.
-fn slot_of(client: ClientId) -> Slot {
+fn slot_of(client: ClientId) -> HashSlot {
     let mixed = client.value().wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    (mixed >> 32) as Slot % SLOTS as Slot
+    (mixed >> 32) as HashSlot % SLOTS as HashSlot
 }

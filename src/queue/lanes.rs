@@ -18,14 +18,14 @@ use crate::message::{Credit, MessageNumber};
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     // Clients with messages that wait or are in flight.
-    lanes: HashMap<ClientId, Lane>,
+    lanes: HashMap<ClientId, ClientLane>,
     slots: HashSlots,
     // Parked lanes, by the number of their first waiting message.
     parked: BTreeMap<MessageNumber, ClientId>,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct ClientLane {
     waiting: VecDeque<Item>,
     // The consumer that has messages of the lane in flight.
     holder: Option<ConsumerKey>,
@@ -222,7 +222,7 @@ impl Lanes {
     }
 }
 
-impl Lane {
+impl ClientLane {
     /// Notes that a message is in flight to a consumer.
     fn hand_to(&mut self, consumer: ConsumerKey) {
         self.holder = Some(consumer);

@@ -16,14 +16,14 @@ pub struct AwakeClock {
     due_us: u64,
     // Time left out so far: asleep_us <= last_us.
     asleep_us: u64,
-    state: State,
+    state: ClockState,
     // How long the clock may stand still after a gap.
     catch_up_us: u64,
     gap_us: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ClockState {
     Running,
     // The clock stands still until this time of the steady clock, or until `caught_up`.
     CatchingUp(u64),
@@ -35,7 +35,7 @@ enum State {
 impl AwakeClock {
     /// Creates a clock that starts at 0 and stands still for at most `catch_up_us` after a gap.
     pub fn new(catch_up_us: u64) -> Self {
-        let state = State::Running;
+        let state = ClockState::Running;
         Self { last_us: 0, due_us: 0, asleep_us: 0, state, catch_up_us, gap_us: None }
     }
 
@@ -45,22 +45,22 @@ impl AwakeClock {
         let (step_us, late_us) = (us - self.last_us, us.saturating_sub(self.due_us));
         (self.last_us, self.due_us) = (us, us);
         match self.state {
-            State::CatchingUp(until_us) => {
+            ClockState::CatchingUp(until_us) => {
                 self.asleep_us += step_us;
                 if until_us <= us {
-                    self.state = State::Behind;
+                    self.state = ClockState::Behind;
                 }
             }
-            State::Running if late_us > GAP_US => {
+            ClockState::Running if late_us > GAP_US => {
                 self.asleep_us += step_us;
-                self.state = State::CatchingUp(us + self.catch_up_us);
+                self.state = ClockState::CatchingUp(us + self.catch_up_us);
                 self.gap_us = Some(late_us);
             }
-            State::Behind if late_us > GAP_US => {
+            ClockState::Behind if late_us > GAP_US => {
                 self.asleep_us += late_us - GAP_US;
                 self.gap_us = Some(late_us);
             }
-            State::Running | State::Behind => {}
+            ClockState::Running | ClockState::Behind => {}
         }
         us - self.asleep_us
     }
@@ -72,17 +72,17 @@ impl AwakeClock {
 
     /// Whether a gap was detected and [`Self::caught_up`] has not been called since.
     pub fn is_behind(&self) -> bool {
-        self.state != State::Running
+        self.state != ClockState::Running
     }
 
     /// Whether the clock has stood still after a gap for the longest allowed time.
     pub fn has_waited_to_catch_up(&self) -> bool {
-        self.state == State::Behind
+        self.state == ClockState::Behind
     }
 
     /// Notes that all waiting input has been read.
     pub fn caught_up(&mut self) {
-        self.state = State::Running;
+        self.state = ClockState::Running;
     }
 
     /// Returns the length of a gap that was detected since the last call, in microseconds.

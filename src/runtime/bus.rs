@@ -98,7 +98,7 @@ pub struct MeshPort {
 
 /// The node's own end of the bus, which sends to every shard and receives nothing.
 #[derive(Clone, Debug)]
-pub struct Control {
+pub struct NodePort {
     mailboxes: Vec<Sender<ToShard>>,
     wakes: Arc<[Wake]>,
 }
@@ -107,7 +107,7 @@ pub struct Control {
 ///
 /// # Errors
 /// An eventfd cannot be created.
-pub fn bus(shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Option<MeshPort>, Control)> {
+pub fn bus(shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Option<MeshPort>, NodePort)> {
     let ends = shards + usize::from(has_mesh);
     // The index of the mesh follows that of the last shard. The node's own mailbox follows all ends.
     let wakes: Arc<[Wake]> = (0..ends).map(|_| Wake::new(ends + 1)).collect::<Result<_, _>>()?;
@@ -130,7 +130,7 @@ pub fn bus(shards: usize, has_mesh: bool) -> io::Result<(Vec<Port>, Option<MeshP
     }
     let mesh = has_mesh.then(|| MeshPort { inbox: mesh_inbox, shards: next_outlets() });
     let mailboxes = senders.into_iter().flatten().collect();
-    Ok((ports, mesh, Control { mailboxes, wakes }))
+    Ok((ports, mesh, NodePort { mailboxes, wakes }))
 }
 
 /// Creates the mailboxes of one end, with these capacities.
@@ -309,7 +309,7 @@ impl MeshPort {
     }
 }
 
-impl Control {
+impl NodePort {
     /// Sends a message to every shard. A message that does not fit into a mailbox is dropped.
     pub fn tell_all(&self, message: impl Fn() -> FromNode) {
         for (shard, mailbox) in self.mailboxes.iter().enumerate() {

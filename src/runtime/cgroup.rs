@@ -3,7 +3,7 @@
 
 /// The limits of a control group.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Limits {
+pub struct CgroupLimits {
     /// CPU time, in CPUs. `None`: unlimited.
     pub cpus: Option<f64>,
     /// Memory, in bytes. `None`: unlimited.
@@ -14,8 +14,8 @@ pub struct Limits {
 const UNLIMITED: u64 = 1 << 60;
 
 /// Returns the limits of the group. `groups` is the text of /proc/self/cgroup; `read` reads a file.
-pub fn limits(groups: &str, read: impl Fn(&str) -> Option<String>) -> Limits {
-    let mut limits = Limits::default();
+pub fn limits(groups: &str, read: impl Fn(&str) -> Option<String>) -> CgroupLimits {
+    let mut limits = CgroupLimits::default();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
@@ -42,7 +42,7 @@ pub fn limits(groups: &str, read: impl Fn(&str) -> Option<String>) -> Limits {
     limits
 }
 
-impl Limits {
+impl CgroupLimits {
     fn bound_cpus(&mut self, cpus: Option<f64>) {
         self.cpus = [self.cpus, cpus].into_iter().flatten().reduce(f64::min);
     }
@@ -82,7 +82,7 @@ fn number(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn read(groups: &str, files: &[(&str, &str)]) -> Limits {
+    fn read(groups: &str, files: &[(&str, &str)]) -> CgroupLimits {
         limits(groups, |path| {
             let file = files.iter().find(|(name, _)| *name == path)?;
             Some(format!("{}\n", file.1))
@@ -98,7 +98,7 @@ mod tests {
             ("/sys/fs/cgroup/a/memory.max", "2097152"),
         ];
         let limits = read("0::/a/b\n", &files);
-        assert_eq!(limits, Limits { cpus: Some(1.5), memory_bytes: Some(1 << 20) });
+        assert_eq!(limits, CgroupLimits { cpus: Some(1.5), memory_bytes: Some(1 << 20) });
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
             ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712"),
         ];
         let limits = read(groups, &files);
-        assert_eq!(limits, Limits { cpus: Some(0.5), memory_bytes: Some(4096) });
+        assert_eq!(limits, CgroupLimits { cpus: Some(0.5), memory_bytes: Some(4096) });
     }
 
     #[test]
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn where_nothing_is_said_nothing_is_limited() {
         for groups in ["", "0::/\n", "nonsense", "1:cpu:/a\n"] {
-            assert_eq!(read(groups, &[]), Limits::default());
+            assert_eq!(read(groups, &[]), CgroupLimits::default());
         }
     }
 }

@@ -34,7 +34,7 @@ pub const FLUSH_MAX: Duration = Duration::from_millis(500);
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum LineFormat {
     /// For people.
     Text,
     /// One JSON object a line, for programs.
@@ -43,13 +43,13 @@ pub enum Format {
 
 /// The log of the process. Clones share one queue.
 #[derive(Clone, Debug)]
-pub struct Log {
+pub struct LogQueue {
     queue: Sender<Item>,
-    state: Arc<State>,
+    state: Arc<LogState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct LogState {
     // Bytes of the lines in the queue and of the line that is being written.
     bytes: AtomicUsize,
     dropped: Arc<AtomicU64>,
@@ -65,7 +65,7 @@ enum Item {
     Flush(Sender<()>),
 }
 
-impl Log {
+impl LogQueue {
     /// Creates a log and starts its thread, which writes to standard error.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Log {
 
     fn to(out: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, items) = bounded(LINES_MAX);
-        let state = Arc::new(State {
+        let state = Arc::new(LogState {
             bytes: AtomicUsize::new(0),
             dropped: Arc::default(),
             untold: AtomicU64::new(0),
@@ -88,8 +88,8 @@ impl Log {
     }
 
     /// Sets the format of lines. The default is text.
-    pub fn set_format(&self, format: Format) {
-        self.state.is_json.store(format == Format::Json, Ordering::Relaxed);
+    pub fn set_format(&self, format: LineFormat) {
+        self.state.is_json.store(format == LineFormat::Json, Ordering::Relaxed);
     }
 
     /// Writes the `tracing` events of the process to this log, down to `level`. A second call in the same
@@ -101,8 +101,8 @@ impl Log {
             .log_internal_errors(false)
             .with_writer(self.clone());
         let _ = match self.state.format() {
-            Format::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
-            Format::Json => lines.json().try_init(),
+            LineFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
+            LineFormat::Json => lines.json().try_init(),
         };
     }
 
@@ -159,7 +159,7 @@ impl Log {
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
+impl<'a> MakeWriter<'a> for LogQueue {
     type Writer = LogWriter<'a>;
 
     fn make_writer(&'a self) -> LogWriter<'a> {
@@ -169,7 +169,7 @@ impl<'a> MakeWriter<'a> for Log {
 
 /// A writer for `tracing_subscriber`, which writes one whole line per call. Writing never fails.
 #[derive(Debug)]
-pub struct LogWriter<'a>(&'a Log);
+pub struct LogWriter<'a>(&'a LogQueue);
 
 impl Write for LogWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
@@ -182,9 +182,9 @@ impl Write for LogWriter<'_> {
     }
 }
 
-impl State {
-    fn format(&self) -> Format {
-        if self.is_json.load(Ordering::Relaxed) { Format::Json } else { Format::Text }
+impl LogState {
+    fn format(&self) -> LineFormat {
+        if self.is_json.load(Ordering::Relaxed) { LineFormat::Json } else { LineFormat::Text }
     }
 
     fn drop_line(&self) {
@@ -194,8 +194,8 @@ impl State {
 
     fn line(&self, level: Level, message: &str, fields: &[(&str, Value)]) -> Vec<u8> {
         match self.format() {
-            Format::Text => format!("gridcast: {message}\n").into(),
-            Format::Json => json_line(level, message, fields),
+            LineFormat::Text => format!("gridcast: {message}\n").into(),
+            LineFormat::Json => json_line(level, message, fields),
         }
     }
 }
@@ -217,7 +217,7 @@ fn json_line(level: Level, message: &str, fields: &[(&str, Value)]) -> Vec<u8> {
 /// The state of the writing thread.
 struct Lines<W> {
     out: W,
-    state: Arc<State>,
+    state: Arc<LogState>,
     // The last line was written only partly.
     is_torn: bool,
 }
@@ -376,14 +376,14 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn dropped(log: &Log) -> u64 {
+    fn dropped(log: &LogQueue) -> u64 {
         log.lines_dropped().load(Ordering::Relaxed)
     }
 
     #[test]
     fn lines_that_a_full_sink_refused_are_counted_and_told_of_once_it_takes_lines_again() {
         let sink = Sink::with_room(usize::MAX);
-        let log = Log::to(sink.clone()).unwrap();
+        let log = LogQueue::to(sink.clone()).unwrap();
         log.say(Level::INFO, "first", &[]);
         log.flush(LONG);
         // A part of the second line fits.
@@ -404,7 +404,7 @@ mod tests {
     fn a_sink_that_stands_still_costs_the_lines_beyond_the_queue_and_nobody_waits() {
         let sink = Sink::with_room(usize::MAX);
         let (unblock, blocked) = bounded::<()>(0);
-        let log = Log::to(Blocked(blocked, sink.clone())).unwrap();
+        let log = LogQueue::to(Blocked(blocked, sink.clone())).unwrap();
         let lines = LINES_MAX as u64 + 100;
         (0..lines).for_each(|number| log.say(Level::INFO, &number.to_string(), &[]));
         // The thread holds at most one.
@@ -423,7 +423,7 @@ mod tests {
     fn the_queue_is_bounded_in_bytes() {
         let sink = Sink::with_room(usize::MAX);
         let (unblock, blocked) = bounded::<()>(0);
-        let log = Log::to(Blocked(blocked, sink.clone())).unwrap();
+        let log = LogQueue::to(Blocked(blocked, sink.clone())).unwrap();
         let long = "x".repeat(BYTES_MAX / 4);
         (0..10).for_each(|_| log.say(Level::INFO, &long, &[]));
         assert_eq!(dropped(&log), 7);
@@ -437,8 +437,8 @@ mod tests {
     #[test]
     fn in_json_each_line_is_one_object_whatever_it_says() {
         let sink = Sink::with_room(usize::MAX);
-        let log = Log::to(sink.clone()).unwrap();
-        log.set_format(Format::Json);
+        let log = LogQueue::to(sink.clone()).unwrap();
+        log.set_format(LineFormat::Json);
         log.say(Level::ERROR, "a \"quote\"\nand a line end", &[("mesh", "127.0.0.1:1".into())]);
         log.flush(LONG);
         let text = sink.text();

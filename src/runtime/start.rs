@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::bus::{Control, MeshPort, bus};
+use super::bus::{MeshPort, NodePort, bus};
 use super::check::DriverKind;
 use super::driver::Parts;
 use super::identity::{ListenerTls, TlsContext};
@@ -34,7 +34,7 @@ pub struct ShardPlacement<'a> {
 /// The running shards of a node.
 pub struct Shards {
     threads: Vec<ShardThread>,
-    control: Control,
+    control: NodePort,
     renewals: Renewals,
     watch: Arc<Watch>,
 }

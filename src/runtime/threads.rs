@@ -104,14 +104,14 @@ impl<F: Fn(String) + Send + 'static> Start<F> {
     fn begin<I: SocketIo>(
         self,
         kind: DriverKind,
-    ) -> io::Result<(Driver<I>, impl Fn(Step) -> Step)> {
+    ) -> io::Result<(Driver<I>, impl Fn(RunResult) -> RunResult)> {
         let Self { core, settings, state, parts, started, failures } = self;
         let number = parts.number;
         let make_shard = |now| Shard::new(ShardId(number as u8), &settings, state, now);
         let driver = Driver::new(make_shard, parts);
         // Fails only if another shard has failed to start.
         let _ = started.send(driver.as_ref().map(drop).map_err(|error| kind.explain(error)));
-        let report = move |step: Step| {
+        let report = move |step: RunResult| {
             step.inspect_err(|error| failures(format!("shard {number} on core {core}: {error}")))
         };
         Ok((driver?, report))
@@ -119,7 +119,7 @@ impl<F: Fn(String) + Send + 'static> Start<F> {
 }
 
 /// The result of a step: the summary once the shard has ended.
-type Step = io::Result<Option<Summary>>;
+type RunResult = io::Result<Option<Summary>>;
 
 /// Keeps the calling thread on a core.
 fn pin(core: usize) -> io::Result<()> {

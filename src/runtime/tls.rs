@@ -43,11 +43,11 @@ pub(super) struct Tls {
     taken: usize,
     // Bytes of plaintext in the current send.
     in_flight: usize,
-    state: State,
+    state: TlsState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum TlsState {
     Open,
     // The peer has sent close_notify. It may still read.
     Deaf,
@@ -87,18 +87,18 @@ impl Tls {
             batch: Batch::new(),
             taken: 0,
             in_flight: 0,
-            state: State::Open,
+            state: TlsState::Open,
         })
     }
 
     /// Whether the handshake is in progress, in which [`Self::open`] may be expensive.
     pub(super) fn is_handshaking(&self) -> bool {
-        self.state == State::Open && self.session.is_handshaking()
+        self.state == TlsState::Open && self.session.is_handshaking()
     }
 
     /// Stores bytes from the peer for [`Self::open`].
     pub(super) fn receive(&mut self, ciphertext: &[u8]) {
-        if self.state == State::Open {
+        if self.state == TlsState::Open {
             self.unread.extend_from_slice(ciphertext);
         }
     }
@@ -106,17 +106,17 @@ impl Tls {
     /// Decrypts the received bytes and appends the result to `plaintext`: never more than was received.
     /// Afterwards [`Self::seal`] may have something to send, even if the shard has not.
     pub(super) fn open(&mut self, plaintext: &mut Vec<u8>) -> Opened {
-        if self.state != State::Open {
+        if self.state != TlsState::Open {
             return Opened::All;
         }
         let mut opened = 0;
         let result = loop {
             match self.step(&mut opened, plaintext) {
-                Ok(Step::More) => {}
-                Ok(Step::Last(result)) if self.unread.len() - opened <= UNREAD_BYTES_MAX => {
+                Ok(SessionStep::More) => {}
+                Ok(SessionStep::Last(result)) if self.unread.len() - opened <= UNREAD_BYTES_MAX => {
                     break result;
                 }
-                Ok(Step::Last(_)) | Err(_) => {
+                Ok(SessionStep::Last(_)) | Err(_) => {
                     let result = self.fail(opened);
                     opened = self.unread.len();
                     break result;
@@ -131,7 +131,7 @@ impl Tls {
     }
 
     /// Runs one step of rustls on the unread bytes from offset `opened`.
-    fn step(&mut self, opened: &mut usize, plaintext: &mut Vec<u8>) -> Result<Step, Error> {
+    fn step(&mut self, opened: &mut usize, plaintext: &mut Vec<u8>) -> Result<SessionStep, Error> {
         let Self { session, unread, outgoing, .. } = self;
         let UnbufferedStatus { discard, state } =
             session.process_tls_records(&mut unread[*opened..]);
@@ -148,17 +148,17 @@ impl Tls {
             // `outgoing` keeps the order, so the message counts as sent.
             ConnectionState::TransmitTlsData(message) => message.done(),
             ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => {
-                return Ok(Step::Last(Opened::All));
+                return Ok(SessionStep::Last(Opened::All));
             }
             ConnectionState::PeerClosed => {
                 *opened = unread.len();
-                self.state = State::Deaf;
-                return Ok(Step::Last(Opened::End));
+                self.state = TlsState::Deaf;
+                return Ok(SessionStep::Last(Opened::End));
             }
             // Early data is not enabled, and nothing is decrypted after both sides have closed.
             _ => return Err(Error::HandshakeNotComplete),
         }
-        Ok(Step::More)
+        Ok(SessionStep::More)
     }
 
     /// Handles a violation of the protocol, or a peer with no common parameters: queues the alert.
@@ -174,7 +174,7 @@ impl Tls {
         {
             put_message(alert, outgoing);
         }
-        self.state = State::Refused;
+        self.state = TlsState::Refused;
         self.batch.clear();
         result
     }
@@ -187,15 +187,15 @@ impl Tls {
 
     /// Closes the session after the queued data, with a close_notify.
     pub(super) fn close(&mut self) {
-        if self.state != State::Refused {
-            self.state = State::Closing;
+        if self.state != TlsState::Refused {
+            self.state = TlsState::Closing;
         }
     }
 
     /// Whether the session was closed or refused. Then everything is written once [`Self::seal`] returns
     /// an empty batch.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.state, State::Refused | State::Closing)
+        matches!(self.state, TlsState::Refused | TlsState::Closing)
     }
 
     /// Returns the next encrypted bytes for the peer, or an empty batch if there are none. They must be
@@ -210,7 +210,7 @@ impl Tls {
             self.encrypt(scratch, &mut sealed)?;
             self.in_flight = scratch.len();
         }
-        if self.state == State::Closing && self.batch.is_empty() {
+        if self.state == TlsState::Closing && self.batch.is_empty() {
             self.put_close_notify(&mut sealed)?;
         }
         // The emptied batch carries the encrypted bytes, so that it returns to the shard for reuse.
@@ -282,7 +282,7 @@ impl Tls {
     }
 }
 
-enum Step {
+enum SessionStep {
     More,
     Last(Opened),
 }

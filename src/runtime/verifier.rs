@@ -6,7 +6,7 @@ use std::io;
 
 use crossbeam_channel::{Sender, TrySendError, bounded};
 
-use super::bus::Control;
+use super::bus::NodePort;
 use crate::address::ShardId;
 use crate::shard::access::{RUNNING_MAX, Verification};
 
@@ -26,7 +26,7 @@ pub(super) struct Verifier {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub(super) fn start(control: Control, shards: usize) -> io::Result<Vec<Verifier>> {
+pub(super) fn start(control: NodePort, shards: usize) -> io::Result<Vec<Verifier>> {
     // Room for everything that the shards can have in progress. If it is full nevertheless, a shard
     // keeps its verifications and tries again.
     let (jobs, asked) = bounded::<Job>(RUNNING_MAX * shards);

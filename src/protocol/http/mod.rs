@@ -69,11 +69,11 @@ pub struct RequestReader {
     // The bytes of an incomplete request: its head, then its decoded body.
     kept: Vec<u8>,
     last: LastHead,
-    stage: Stage,
+    stage: ReadStage,
 }
 
 #[derive(Debug, Default)]
-enum Stage {
+enum ReadStage {
     /// Between requests. `kept` may still hold the request that was returned last.
     #[default]
     Idle,
@@ -131,7 +131,7 @@ impl RequestReader {
         limits: &RequestLimits,
     ) -> Result<RequestStep<'r>, HttpError> {
         let pending = match mem::take(&mut self.stage) {
-            Stage::Idle => {
+            ReadStage::Idle => {
                 self.kept = Vec::new();
                 if input.is_empty() {
                     return Ok(RequestStep::NeedMore);
@@ -141,8 +141,8 @@ impl RequestReader {
                 }
                 self.read_head(LineScan::head(), input, limits)?
             }
-            Stage::Head(scan) => self.read_head(scan, input, limits)?,
-            Stage::Body(pending) => Some(pending),
+            ReadStage::Head(scan) => self.read_head(scan, input, limits)?,
+            ReadStage::Body(pending) => Some(pending),
         };
         match pending {
             Some(pending) => self.read_body(pending, input, limits),
@@ -153,8 +153,8 @@ impl RequestReader {
     /// Returns the request whose body is incomplete, with an empty body.
     pub fn head(&self) -> Option<Request<'_>> {
         match &self.stage {
-            Stage::Body(pending) => Some(pending.layout.head(&self.kept)),
-            Stage::Idle | Stage::Head(_) => None,
+            ReadStage::Body(pending) => Some(pending.layout.head(&self.kept)),
+            ReadStage::Idle | ReadStage::Head(_) => None,
         }
     }
 
@@ -180,7 +180,7 @@ impl RequestReader {
         let Some(end) = scan.feed(input, limits)? else {
             let fresh: &mut [u8] = mem::take(input);
             self.kept.extend_from_slice(fresh);
-            self.stage = Stage::Head(scan);
+            self.stage = ReadStage::Head(scan);
             return Ok(None);
         };
         let head = if self.kept.is_empty() {
@@ -217,12 +217,12 @@ impl RequestReader {
         }
         if !mem::replace(is_announced, true) {
             layout.expects_continue &= decoded.taken == 0;
-            self.stage = Stage::Body(pending);
+            self.stage = ReadStage::Body(pending);
             return Ok(self.head().map_or(RequestStep::NeedMore, RequestStep::Head));
         }
         // Returned once, and never if the peer has begun to send the body anyway.
         let asked = mem::take(&mut layout.expects_continue) && decoded.taken == 0;
-        self.stage = Stage::Body(pending);
+        self.stage = ReadStage::Body(pending);
         Ok(if asked { RequestStep::Continue } else { RequestStep::NeedMore })
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct JoseHeader {
 impl JoseHeader {
     /// Parses a header. The header is not trusted: the signature is not verified yet.
     pub(super) fn read(text: &[u8]) -> Result<Self, TokenError> {
-        let fields = Fields::read(text).map_err(|_| TokenError::Malformed)?;
+        let fields = ClaimFields::read(text).map_err(|_| TokenError::Malformed)?;
         let algorithm = fields.text("alg", "").ok().flatten().ok_or(TokenError::Malformed)?;
         Ok(Self { algorithm, has_extensions: fields.0.contains_key("crit") })
     }
@@ -49,7 +49,7 @@ impl Claims {
     /// Parses claims whose signature was verified.
     pub(super) fn read(text: &[u8]) -> Result<Self, TokenError> {
         json::check(text).map_err(TokenError::NotJson)?;
-        let fields = Fields::read(text).map_err(|_| {
+        let fields = ClaimFields::read(text).map_err(|_| {
             TokenError::Claims("they are not an object in which each name appears once")
         })?;
         fields.number("iat", "iat is not a number")?;
@@ -66,9 +66,9 @@ impl Claims {
 }
 
 /// An object without repeated names: each name with the JSON text of its value.
-struct Fields<'t>(HashMap<String, &'t RawValue>);
+struct ClaimFields<'t>(HashMap<String, &'t RawValue>);
 
-impl<'t> Fields<'t> {
+impl<'t> ClaimFields<'t> {
     fn read(text: &'t [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(text)
     }
@@ -111,7 +111,7 @@ impl<'t> Fields<'t> {
     /// Parses `context` and adds `sub` as `user_id`, which replaces a `user_id` in `context`.
     fn context(&self) -> Result<Vec<ContextEntry>, TokenError> {
         let wrong = "context is not an object with unique keys of 1 to 255 bytes";
-        let claim: Option<Fields<'t>> = self.value("context", wrong)?;
+        let claim: Option<ClaimFields<'t>> = self.value("context", wrong)?;
         let mut claim = claim.map_or_else(HashMap::new, |fields| fields.0);
         if !claim.keys().all(|key| is_name(key)) {
             return Err(TokenError::Claims(wrong));
@@ -138,17 +138,17 @@ fn is_subject(json: &str) -> bool {
     json.starts_with('"') || json.parse::<i64>().is_ok() || json.parse::<u64>().is_ok()
 }
 
-impl<'de> Deserialize<'de> for Fields<'de> {
+impl<'de> Deserialize<'de> for ClaimFields<'de> {
     // Derived code would also accept an array of the fields in order.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FieldsVisitor)
+        deserializer.deserialize_map(ClaimFieldsVisitor)
     }
 }
 
-struct FieldsVisitor;
+struct ClaimFieldsVisitor;
 
-impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields<'de>;
+impl<'de> Visitor<'de> for ClaimFieldsVisitor {
+    type Value = ClaimFields<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("an object")
@@ -161,6 +161,6 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 return Err(Error::custom("a name is repeated"));
             }
         }
-        Ok(Fields(fields))
+        Ok(ClaimFields(fields))
     }
 }

@@ -12,7 +12,7 @@ pub(super) struct Recent<K> {
     window_ms: u64,
     keys_max: usize,
     // At most `keys_max`.
-    counts: HashMap<K, Window>,
+    counts: HashMap<K, AttemptWindow>,
     // Keys in the order in which their windows began, with that time: one entry for each in
     // `counts`.
     windows: VecDeque<(K, u64)>,
@@ -20,7 +20,7 @@ pub(super) struct Recent<K> {
 
 /// The window of one key.
 #[derive(Debug)]
-struct Window {
+struct AttemptWindow {
     // Stays at 255 when reached.
     count: u8,
     start_ms: u64,
@@ -54,7 +54,7 @@ impl<K: Copy + Eq + Hash> Recent<K> {
         if self.windows.len() == self.keys_max {
             self.forget_first();
         }
-        self.counts.insert(key, Window { count: 1, start_ms: now_ms });
+        self.counts.insert(key, AttemptWindow { count: 1, start_ms: now_ms });
         self.windows.push_back((key, now_ms));
         1
     }

@@ -22,7 +22,7 @@ pub struct Unsettled {
     // Events that were sent to the consumer, in the order of their tags: at most `window`.
     tagged: VecDeque<Tagged>,
     // Events beyond the window. Bounded, since each topic delivers at most a window of its own.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<WaitingDelivery>,
 }
 
 /// An event that was sent to the consumer.
@@ -37,7 +37,7 @@ struct Tagged {
 
 /// An event that waits for room in the window.
 #[derive(Debug)]
-struct Waiting {
+struct WaitingDelivery {
     home: TopicHome,
     delivery: Delivery,
 }
@@ -72,7 +72,7 @@ impl Unsettled {
 
     /// Adds an event, which waits for room in the window.
     fn wait(&mut self, home: TopicHome, delivery: Delivery) {
-        self.waiting.push_back(Waiting { home, delivery });
+        self.waiting.push_back(WaitingDelivery { home, delivery });
     }
 
     /// Tags the next waiting event and returns it with its tag; `None` if the window is full.
@@ -80,7 +80,7 @@ impl Unsettled {
         if self.tagged.len() >= self.window {
             return None;
         }
-        let Waiting { home, delivery } = self.waiting.pop_front()?;
+        let WaitingDelivery { home, delivery } = self.waiting.pop_front()?;
         let tag = self.next_tag;
         self.next_tag += 1;
         self.tagged.push_back(Tagged { tag, home: Some(home), number: delivery.number });

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::pending::{Answer, Asker, Kind, Settled};
+use super::pending::{Answer, Asker, QuestionKind, Settled};
 use super::{Backends, Unsettled};
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, ShardAddress};
@@ -50,7 +50,7 @@ impl Backends {
     ) {
         let frame = Frame::message(content.kind, &content.bytes);
         let command = ClientCommand::Send(client, frame);
-        self.ask_shard(turn, connections, caller, Kind::Send, to, command);
+        self.ask_shard(turn, connections, caller, QuestionKind::Send, to, command);
     }
 
     /// Returns who must publish to a channel: the mesh, and the shards that may have subscribers.
@@ -84,7 +84,7 @@ impl Backends {
         let frame = Frame::message(content.kind, &content.bytes);
         let publish = Publish { channel: channel.into(), frame };
         let count = receivers.count();
-        let requester = self.open_question(turn, connections, caller, Kind::Publish, count);
+        let requester = self.open_question(turn, connections, caller, QuestionKind::Publish, count);
         let Some(requester) = requester else { return };
         for shard in receivers.shards {
             turn.ask_local(shard, requester, LocalCommand::Publish(publish.clone()));
@@ -102,7 +102,7 @@ impl Backends {
         connections: &mut Connections,
         caller: Caller,
     ) -> Option<Requester> {
-        self.open_question(turn, connections, caller, Kind::Publish, 1)
+        self.open_question(turn, connections, caller, QuestionKind::Publish, 1)
     }
 
     /// Carries out `conn.call`.
@@ -121,7 +121,7 @@ impl Backends {
             }
             Some(address) => {
                 let command = ClientCommand::Call(client, function);
-                self.ask_shard(turn, connections, caller, Kind::Call, address, command);
+                self.ask_shard(turn, connections, caller, QuestionKind::Call, address, command);
             }
         }
     }
@@ -151,7 +151,14 @@ impl Backends {
                 let (pop, topics) = (backend.latest_pop, backend.topics.clone());
                 let terms = terms(turn, pop, topics.len(), settling);
                 let join = |topic| LocalCommand::Join(topic, terms);
-                return self.ask_homes(turn, connections, caller, Kind::Pop(pop), &topics, join);
+                return self.ask_homes(
+                    turn,
+                    connections,
+                    caller,
+                    QuestionKind::Pop(pop),
+                    &topics,
+                    join,
+                );
             }
         };
         connections.reply(turn, caller.key, &caller.shape, &Err(fault));
@@ -178,7 +185,14 @@ impl Backends {
             return connections.reply(turn, caller.key, &caller.shape, &Err(fault));
         }
         self.stop_consuming_on_other_nodes(turn, caller.key, &topics);
-        self.ask_homes(turn, connections, caller, Kind::Unpop, &topics, LocalCommand::Leave);
+        self.ask_homes(
+            turn,
+            connections,
+            caller,
+            QuestionKind::Unpop,
+            &topics,
+            LocalCommand::Leave,
+        );
     }
 
     /// Asks all shards and the mesh for their metrics. The answer is the text of `/metrics`.
@@ -192,7 +206,7 @@ impl Backends {
         let (caller, receivers) =
             (Caller { key, shape: Shape::Response(shape) }, turn.all_receivers());
         let count = receivers.count();
-        let requester = self.open_question(turn, connections, caller, Kind::Report, count);
+        let requester = self.open_question(turn, connections, caller, QuestionKind::Report, count);
         let Some(requester) = requester else { return };
         for shard in receivers.shards {
             turn.ask_local(shard, requester, LocalCommand::Report);
@@ -211,7 +225,9 @@ impl Backends {
         shape: HttpShape,
     ) {
         let caller = Caller { key, shape: Shape::Response(shape) };
-        if let Some(requester) = self.open_question(turn, connections, caller, Kind::Nodes, 1) {
+        if let Some(requester) =
+            self.open_question(turn, connections, caller, QuestionKind::Nodes, 1)
+        {
             turn.send_to_mesh(ToMesh::Nodes(requester.ticket));
         }
     }
@@ -222,7 +238,7 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
-        kind: Kind,
+        kind: QuestionKind,
         topics: &[Arc<str>],
         command: impl Fn(Arc<str>) -> LocalCommand,
     ) {
@@ -239,7 +255,7 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         caller: Caller,
-        kind: Kind,
+        kind: QuestionKind,
         to: ShardAddress,
         command: ClientCommand,
     ) {
@@ -256,12 +272,12 @@ impl Backends {
         turn: &mut Turn,
         connections: &mut Connections,
         Caller { key, shape }: Caller,
-        kind: Kind,
+        kind: QuestionKind,
         awaited: usize,
     ) -> Option<Requester> {
         let replies = connections.get(key)?.replies()?;
         let reply = replies.reserve(shape);
-        if kind == Kind::Call {
+        if kind == QuestionKind::Call {
             replies.note_function();
         }
         let ticket = self.pending.open(turn.now.us, Asker { key, reply }, kind, awaited);
@@ -310,11 +326,11 @@ impl Backends {
             turn.counters.faults += 1;
             trail::note(turn.trail(key), Entry::Failed(fault));
         }
-        if kind != Kind::Report {
+        if kind != QuestionKind::Report {
             self.calls_taken.add(turn.now.us.saturating_sub(asked_us));
         }
         let pop = match kind {
-            Kind::Pop(number) => Some(number),
+            QuestionKind::Pop(number) => Some(number),
             _ => None,
         };
         if let Some(pop) = pop.filter(|_| answer.is_ok()) {

@@ -25,7 +25,7 @@ pub(super) struct Settled {
     /// The sum of the answers, or the fault.
     pub answer: Result<Reply, Fault>,
     /// The kind of the question.
-    pub kind: Kind,
+    pub kind: QuestionKind,
     /// When the question was asked, on the shard's clock.
     pub asked_us: u64,
 }
@@ -33,7 +33,7 @@ pub(super) struct Settled {
 /// The kind of a question, which decides who is asked, how the answers add up, and what a timeout
 /// means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum QuestionKind {
     /// `mesh.publish`: asks everybody who may have subscribers. The tallies add up; a missing one
     /// adds nothing.
     Publish,
@@ -64,7 +64,7 @@ pub(crate) enum Answer {
     Done(Result<Reply, Fault>),
 }
 
-impl Kind {
+impl QuestionKind {
     /// Returns the fault for a question that has timed out.
     fn timeout_fault(self) -> Fault {
         let (code, message) = match self {
@@ -87,7 +87,7 @@ pub(super) struct Pending {
 #[derive(Debug)]
 struct Question {
     asker: Asker,
-    kind: Kind,
+    kind: QuestionKind,
     asked_us: u64,
     // Answers that are still missing.
     awaited: usize,
@@ -116,7 +116,13 @@ impl Pending {
     }
 
     /// Opens a question that `awaited` answers settle; returns its ticket.
-    pub(super) fn open(&mut self, now_us: u64, asker: Asker, kind: Kind, awaited: usize) -> Ticket {
+    pub(super) fn open(
+        &mut self,
+        now_us: u64,
+        asker: Asker,
+        kind: QuestionKind,
+        awaited: usize,
+    ) -> Ticket {
         let question = Question {
             asker,
             kind,
@@ -154,7 +160,7 @@ impl Pending {
         }
         let question = self.questions.remove(key)?;
         Some(question.settle(|question| match (question.kind, &question.outcome) {
-            (Kind::Publish | Kind::Report, Ok(_)) => Ok(question.sum()),
+            (QuestionKind::Publish | QuestionKind::Report, Ok(_)) => Ok(question.sum()),
             _ => question.outcome,
         }))
     }
@@ -163,7 +169,7 @@ impl Pending {
     pub(super) fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
         let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
         Some(question.settle(|question| match question.kind {
-            Kind::Publish | Kind::Report => Ok(question.sum()),
+            QuestionKind::Publish | QuestionKind::Report => Ok(question.sum()),
             kind => Err(kind.timeout_fault()),
         }))
     }
@@ -179,7 +185,7 @@ impl Question {
     /// Returns the sum of the answers.
     fn sum(self) -> Reply {
         match self.kind {
-            Kind::Report => {
+            QuestionKind::Report => {
                 let mesh = self.mesh.map(|report| *report);
                 Reply::Page(metrics::CONTENT_TYPE, metrics::render(self.reports, mesh))
             }
@@ -200,11 +206,11 @@ mod tests {
     fn tallies_add_up_and_a_missing_one_adds_nothing() {
         let mut pending = Pending::default();
         let tally = |delivered, failed| Answer::Published(Tally { delivered, failed });
-        let all = pending.open(5, asker(7), Kind::Publish, 2);
+        let all = pending.open(5, asker(7), QuestionKind::Publish, 2);
         assert_eq!(pending.answer(all, tally(3, 1)), None);
         let settled = pending.answer(all, tally(2, 0)).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 5, failed: 1 })));
-        let some = pending.open(5, asker(8), Kind::Publish, 2);
+        let some = pending.open(5, asker(8), QuestionKind::Publish, 2);
         assert_eq!(pending.answer(some, tally(3, 0)), None);
         let settled = pending.expire(some).unwrap();
         assert_eq!(settled.answer, Ok(Reply::Published(Tally { delivered: 3, failed: 0 })));
@@ -213,9 +219,9 @@ mod tests {
     #[test]
     fn a_late_answer_is_not_taken_for_one_to_a_newer_question() {
         let mut pending = Pending::default();
-        let old = pending.open(5, asker(1), Kind::Send, 1);
-        assert_eq!(pending.expire(old).unwrap().answer, Err(Kind::Send.timeout_fault()));
-        let new = pending.open(5, asker(2), Kind::Send, 1);
+        let old = pending.open(5, asker(1), QuestionKind::Send, 1);
+        assert_eq!(pending.expire(old).unwrap().answer, Err(QuestionKind::Send.timeout_fault()));
+        let new = pending.open(5, asker(2), QuestionKind::Send, 1);
         assert_eq!(pending.answer(old, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.expire(old), None);
         assert_eq!(pending.answer(new, Answer::Done(Ok(Reply::Done))).unwrap().asker.reply, 2);
@@ -224,12 +230,12 @@ mod tests {
     #[test]
     fn one_fault_fails_the_whole_question() {
         let mut pending = Pending::default();
-        let ticket = pending.open(5, asker(1), Kind::Pop(PopId(1)), 3);
+        let ticket = pending.open(5, asker(1), QuestionKind::Pop(PopId(1)), 3);
         let fault = Fault::new(Code::ConsumptionFailed, "full");
         assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.answer(ticket, Answer::Done(Err(fault.clone()))), None);
         let settled = pending.answer(ticket, Answer::Done(Ok(Reply::Done))).unwrap();
-        assert_eq!((settled.answer, settled.kind), (Err(fault), Kind::Pop(PopId(1))));
+        assert_eq!((settled.answer, settled.kind), (Err(fault), QuestionKind::Pop(PopId(1))));
         assert_eq!(settled.asked_us, 5);
     }
 }

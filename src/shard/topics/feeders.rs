@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 
 use crate::message::{ConnectionKey, Credit, Event, FromFeeder};
 use crate::protocol::close;
-use crate::queue::feeder::{Deferred, Ended, Feeder, Waiting};
+use crate::queue::feeder::{Deferred, Ended, Feeder, WaitingEvent};
 use crate::queue::room::Room;
 use crate::shard::connection::{Connection, Connections, Pause, Stage};
 use crate::shard::memory::Shortage;
@@ -98,7 +98,7 @@ impl Feeders {
             return Some(event);
         }
         turn.counters.limits.topic += 1;
-        feeder.wait(Waiting { from, event });
+        feeder.wait(WaitingEvent { from, event });
         if feeder.is_crowded() {
             self.crowded.insert(topic.clone());
         }
@@ -134,7 +134,7 @@ impl Feeders {
         connections: &mut Connections,
         topic: &Arc<str>,
     ) -> Option<Event> {
-        let Waiting { from, event } = self.feeders.get_mut(topic)?.poll_ready()?;
+        let WaitingEvent { from, event } = self.feeders.get_mut(topic)?.poll_ready()?;
         if let Some(from) = from {
             connections.unpause(turn, from, Pause::Topic);
         }
@@ -150,7 +150,7 @@ impl Feeders {
         topic: &Arc<str>,
     ) {
         let Some(feeder) = self.feeders.get_mut(topic) else { return };
-        for Waiting { from, event } in feeder.refused() {
+        for WaitingEvent { from, event } in feeder.refused() {
             turn.counters.refused += 1;
             if let Some(from) = from {
                 connections.unpause(turn, from, Pause::Topic);
