@@ -18,7 +18,7 @@ const LOW_BITS: u32 = 12;
 /// (16,000 new clients per second and shard) are for the sequence.
 pub const SHARDS_MAX: usize = 256;
 
-/// How far the ids of a shard may run ahead of the clock, in milliseconds, while clients arrive faster than
+/// Milliseconds by which the ids of a shard may run ahead of the clock while clients arrive faster than
 /// the sequence has numbers. Beyond it new clients are refused.
 pub const AHEAD_MS_MAX: u64 = 1000;
 

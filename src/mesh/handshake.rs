@@ -9,8 +9,13 @@ use super::numbers::SessionId;
 use super::wire::{Control, Hello, VERSIONS};
 use crate::address::{Incarnation, NodeId};
 
-/// Time after which a node that all others refuse ends and says why, in milliseconds.
+/// Time between the first refusal of a node by others and the one after which it ends and says why, in
+/// milliseconds.
 const REJECTED_MS: u64 = 10_000;
+
+/// Time without a further refusal after which earlier ones no longer count, in milliseconds. It is longer than
+/// the interval at which nodes dial each other.
+const REJECTION_OVER_MS: u64 = 15_000;
 
 /// The last hello of a node with which a link began.
 #[derive(Clone, Copy, Debug)]
@@ -19,11 +24,19 @@ pub(super) struct AcceptedHello {
     offered: SessionId,
 }
 
-/// The refusal of this node by others. An answered ping ends it.
+/// Repeated refusals of this node by others. An answered ping ends them.
 #[derive(Debug)]
 pub(super) struct Rejection {
     since_ms: u64,
+    last_ms: u64,
+    // The reason of the last refusal.
     why: String,
+}
+
+impl Rejection {
+    fn is_over(&self, now_ms: u64) -> bool {
+        self.last_ms + REJECTION_OVER_MS <= now_ms
+    }
 }
 
 impl Mesh {
@@ -153,17 +166,19 @@ impl Mesh {
 
     /// Notes that a node refuses this one.
     pub(super) fn note_rejection(&mut self, now_ms: u64, why: String) {
-        let since_ms = self.rejection.take().map_or(now_ms, |rejection| rejection.since_ms);
-        self.rejection = Some(Rejection { since_ms, why });
+        let earlier = self.rejection.take().filter(|rejection| !rejection.is_over(now_ms));
+        let since_ms = earlier.map_or(now_ms, |rejection| rejection.since_ms);
+        self.rejection = Some(Rejection { since_ms, last_ms: now_ms, why });
     }
 
-    /// Ends the node if all others have refused it for too long.
+    /// Ends the node if all others have refused it again and again for too long.
     pub(super) fn fail_if_rejected(&mut self, now_ms: u64) {
-        if let Some(Rejection { since_ms, why }) = &self.rejection
+        if let Some(rejection) = &self.rejection
             && self.peers.is_empty()
-            && since_ms + REJECTED_MS <= now_ms
+            && !rejection.is_over(now_ms)
+            && rejection.since_ms + REJECTED_MS <= rejection.last_ms
         {
-            self.effects.push_back(LinkEffect::Fail(why.clone()));
+            self.effects.push_back(LinkEffect::Fail(rejection.why.clone()));
         }
     }
 

@@ -33,9 +33,9 @@ pub(super) struct NewPublish {
     pub asker: PublishAsker,
     /// The channel.
     pub channel: ChannelHash,
-    /// Whose tallies complete the sum.
+    /// The counters whose tallies complete the sum.
     pub awaited: Vec<Counter>,
-    /// Who counts subscribers, but is not waited for.
+    /// Counters that have subscribers and are not waited for.
     pub silent: Vec<Counter>,
     /// When waiting ends, in milliseconds: never before the deadline of an earlier publish.
     pub deadline_ms: u64,
@@ -50,7 +50,7 @@ pub(super) struct Counted {
     pub channel: ChannelHash,
     /// The sum of the tallies.
     pub tally: Tally,
-    /// Who gave no tally.
+    /// The counters that gave no tally.
     pub silent: Vec<Counter>,
 }
 

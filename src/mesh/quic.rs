@@ -40,7 +40,7 @@ pub const SOCKET_BYTES: usize = 8 << 20;
 /// Events handled per turn. Further ones wait for the next turn.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// How long the mesh's clock stands still after a gap, in microseconds, while the transport passes on what
+/// Time for which the mesh's clock stands still after a gap, in microseconds, while the transport passes on what
 /// arrived meanwhile.
 const CATCH_UP_US: u64 = 200_000;
 

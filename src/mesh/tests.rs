@@ -600,6 +600,27 @@ fn a_restarted_node_is_accepted_and_an_id_in_use_is_refused() {
 }
 
 #[test]
+fn a_node_ends_only_if_it_is_refused_again_and_again() {
+    let mut net = Net::new(1);
+    let refuse = |net: &mut Net| {
+        let now_ms = net.now_ms;
+        net.meshes[0].note_rejection(now_ms, "another version".into());
+    };
+    refuse(&mut net);
+    net.pass(20_000);
+    assert_eq!(net.ended, [], "nobody refuses it any more");
+    // A node with links dials a seed every five seconds.
+    for _ in 0..2 {
+        refuse(&mut net);
+        net.pass(5000);
+    }
+    assert_eq!(net.ended, [], "the last refusal came after five seconds");
+    refuse(&mut net);
+    net.pass(500);
+    assert_eq!(net.ended.first(), Some(&(0, "another version".into())));
+}
+
+#[test]
 fn dialling_a_second_address_of_a_node_keeps_the_session() {
     let mut net = Net::new(2);
     net.dial(0, &other_address(1).to_string());
