@@ -28,7 +28,8 @@ use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
 use crate::shard::settings::{
-    AddressLimits, Api, Edge, Endpoint, Endpoints, Limits, Process, Queue, Route, Settings,
+    AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
+    QueueSettings, RouteSettings, Settings,
 };
 
 /// The reason why a node could not start or has failed, in one line.
@@ -463,7 +464,7 @@ fn settings(
         node: NodeId::new(config.node.id).expect("the configuration was checked"),
         shards: config.node.cores.len(),
         has_mesh: config.mesh.is_some(),
-        api: Api {
+        api: ApiSettings {
             advertise: advertised(config.api.advertise, api.address, &[]),
             origins: config.api.origins.clone(),
             users: config.api.users.as_slice().into(),
@@ -478,12 +479,12 @@ fn settings(
             .edges
             .iter()
             .zip(edges)
-            .map(|(edge, listening)| Edge {
+            .map(|(edge, listening)| EdgeSettings {
                 port: listening.address.port(),
                 routes: edge.routes.iter().map(|route| Arc::new(route_of(route))).collect(),
             })
             .collect(),
-        queue: Queue {
+        queue: QueueSettings {
             bounds: Bounds {
                 messages: config.queue.topic_messages,
                 bytes: config.queue.topic_bytes,
@@ -496,8 +497,8 @@ fn settings(
     }
 }
 
-fn route_of(route: &config::Route) -> Route {
-    Route {
+fn route_of(route: &config::Route) -> RouteSettings {
+    RouteSettings {
         path: route.path.clone(),
         topic: route.topic.as_deref().map(Arc::from),
         tells_open: route.events.open,
@@ -516,9 +517,9 @@ fn route_of(route: &config::Route) -> Route {
     }
 }
 
-fn limits(limits: &config::Limits) -> Limits {
+fn limits(limits: &config::Limits) -> LimitSettings {
     let config::Limits { head_bytes, headers, .. } = *limits;
-    Limits {
+    LimitSettings {
         // A handshake has no body.
         edge_http: http::RequestLimits { head_bytes, headers, body_bytes: 0 },
         api_message_bytes: limits.api_message_bytes,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use gridcast::message::{
     ClientReply, ConnectionKey, FromShard, GridMessage, LocalMessage, ToShard,
 };
-use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Action, Chunk, Listener, Now, Priority, Shard};
 use shard_value::{call, upgraded};
 
@@ -48,16 +48,16 @@ const MESSAGE_BYTES: usize = 1 << 20;
 fn shard() -> Shard {
     let message_bytes = 16 << 20;
     let outbound_bytes = 64 << 20;
-    let echo = Route {
+    let echo = RouteSettings {
         path: "/echo".into(),
         echo: true,
         compression: true,
         message_bytes,
         outbound_bytes,
-        ..Route::default()
+        ..RouteSettings::default()
     };
     let routes = vec![Arc::new(shard_value::route()), Arc::new(echo)];
-    let edges = vec![Edge { port: 0, routes }];
+    let edges = vec![EdgeSettings { port: 0, routes }];
     shard_value::shard(&Settings { edges, ..shard_value::settings() }, NOW)
 }
 

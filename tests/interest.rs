@@ -11,7 +11,7 @@ use std::sync::Arc;
 use gridcast::address::{IdLayout, IdSource, ShardId};
 use gridcast::message::{ConnectionKey, FromShard};
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::settings::{Edge, Settings};
+use gridcast::shard::settings::{EdgeSettings, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 use shard_value::{call, upgraded};
 
@@ -19,7 +19,7 @@ const NOW: Now = Now { ms: 1_000_000, us: 1_000_000_000, unix_ms: 1_790_000_000_
 const SHARDS: usize = 3;
 
 fn shards() -> Vec<Shard> {
-    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
+    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
     let settings = Settings { shards: SHARDS, edges, ..shard_value::settings() };
     let state = Arc::new(NodeState::new(&settings, Arc::default()));
     let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), NOW);

@@ -15,7 +15,7 @@ use gridcast::message::{
 };
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::settings::{Edge, Queue, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, QueueSettings, RouteSettings, Settings};
 use gridcast::shard::{Listener, Now, Priority, Shard};
 use shard_value::upgraded;
 
@@ -507,7 +507,7 @@ fn node(number: u16) -> NodeId {
 const TOPIC_MESSAGES: usize = 100;
 
 fn settings(node: NodeId, when_full: WhenFull) -> Settings {
-    let route = Route {
+    let route = RouteSettings {
         topic: Some("doors".into()),
         tells_open: true,
         tells_close: true,
@@ -519,10 +519,10 @@ fn settings(node: NodeId, when_full: WhenFull) -> Settings {
         has_mesh: true,
         // Only node 3 has the route. The other nodes know the topic from the messages of node 3.
         edges: match node.number() {
-            3 => vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
+            3 => vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }],
             _ => Vec::new(),
         },
-        queue: Queue {
+        queue: QueueSettings {
             bounds: Bounds { messages: TOPIC_MESSAGES, bytes: 1 << 16 },
             when_full,
             topics: 2,

@@ -14,7 +14,8 @@ use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
-    AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
+    AddressLimits, ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings,
+    Settings,
 };
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
@@ -35,21 +36,21 @@ fn settings(shards: usize) -> Settings {
         node: NODE,
         shards,
         has_mesh: false,
-        api: Api {
+        api: ApiSettings {
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http,
         },
-        edges: vec![Edge { port: 6790, routes: vec![Arc::new(route(None))] }],
-        queue: Queue {
+        edges: vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route(None))] }],
+        queue: QueueSettings {
             bounds: Bounds { messages: 100, bytes: 100_000 },
             when_full: WhenFull::Hold,
             topics: 2,
         },
         process: Process::default(),
-        limits: Limits {
+        limits: LimitSettings {
             edge_http: http::RequestLimits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
             outbound_bytes: 100_000,
@@ -64,14 +65,14 @@ fn settings(shards: usize) -> Settings {
     }
 }
 
-fn route(messages: Option<Rate>) -> Route {
-    Route {
+fn route(messages: Option<Rate>) -> RouteSettings {
+    RouteSettings {
         path: "/echo".into(),
         echo: true,
         message_bytes: 1000,
         outbound_bytes: 100_000,
         messages,
-        ..Route::default()
+        ..RouteSettings::default()
     }
 }
 
@@ -352,7 +353,7 @@ fn a_call_has_its_full_time_even_beyond_the_reach_of_the_timer_wheel() {
     for answer_ms in [1000, 65_000, 66_000, 200_000] {
         let mut settings = settings(2);
         settings.limits =
-            Limits { ping_ms: 1 << 20, idle_ms: 1 << 21, answer_ms, ..settings.limits };
+            LimitSettings { ping_ms: 1 << 20, idle_ms: 1 << 21, answer_ms, ..settings.limits };
         let mut node = Node::new(&settings);
         let back_end = node.open(Listener::Api, "/ws/v1", "");
         // The other shard, which has the client, never answers.

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use gridcast::message::{ConnectionKey, FromNode, ToShard};
 use gridcast::queue::Bounds;
 use gridcast::shard::rate::Rate;
-use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{
+    EdgeSettings, LimitSettings, QueueSettings, RouteSettings, Settings,
+};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard, ShedRound, Shortage, Usage};
 use shard_value::upgraded;
 
@@ -32,12 +34,13 @@ struct Node {
 }
 
 impl Node {
-    fn new(routes: Vec<Route>) -> Self {
-        let edges = vec![Edge { port: 6790, routes: routes.into_iter().map(Arc::new).collect() }];
+    fn new(routes: Vec<RouteSettings>) -> Self {
+        let edges =
+            vec![EdgeSettings { port: 6790, routes: routes.into_iter().map(Arc::new).collect() }];
         let base = shard_value::settings();
-        let limits = Limits { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() };
+        let limits = LimitSettings { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() };
         let bounds = Bounds { messages: 4, bytes: 100_000 };
-        let queue = Queue { bounds, ..base.queue.clone() };
+        let queue = QueueSettings { bounds, ..base.queue.clone() };
         Self::with(&Settings { edges, limits, queue, ..base })
     }
 
@@ -110,8 +113,8 @@ fn close_code(written: &[u8]) -> Option<u16> {
 #[test]
 fn a_silent_client_is_pinged_as_often_as_configured_however_long_it_may_be_silent() {
     let base = shard_value::settings();
-    let limits = Limits { ping_ms: PING_MS, idle_ms: 100 * PING_MS, ..base.limits.clone() };
-    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
+    let limits = LimitSettings { ping_ms: PING_MS, idle_ms: 100 * PING_MS, ..base.limits.clone() };
+    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
     let mut node = Node::with(&Settings { edges, limits, ..base });
     let client = node.open(Listener::Edge(0), "/ws");
     for _ in 0..5 {
@@ -183,7 +186,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 
 /// A client that has sent [`SENT`] messages and is paused before the last of them.
 fn held_client(why: Held) -> (Node, ConnectionKey) {
-    let route = Route {
+    let route = RouteSettings {
         topic: Some("events".into()),
         tells_message: true,
         tells_close: true,
@@ -300,14 +303,18 @@ enum End {
 #[test]
 fn a_client_that_ended_at_a_full_topic_and_is_then_held_for_a_key_is_reported() {
     for end in [End::Shut, End::Broken, End::CloseFrame] {
-        let route = Route {
+        let route = RouteSettings {
             topic: Some("events".into()),
             tells_open: true,
             tells_message: true,
             tells_close: true,
             ..shard_value::route()
         };
-        let held = Route { path: "/held".into(), hold_until: Some("user".into()), ..route.clone() };
+        let held = RouteSettings {
+            path: "/held".into(),
+            hold_until: Some("user".into()),
+            ..route.clone()
+        };
         let mut node = Node::new(vec![route, held]);
         let other = node.open(Listener::Edge(0), "/ws");
         // That and its open event fill the topic, so the open event of the client under test waits.
@@ -355,7 +362,7 @@ fn a_client_whose_messages_are_dropped_after_its_end_is_reported_with_the_reason
 
 #[test]
 fn a_client_that_is_paused_again_when_it_is_resumed_counts_as_alive() {
-    let route = Route {
+    let route = RouteSettings {
         topic: Some("events".into()),
         tells_message: true,
         hold_until: Some("user".into()),

@@ -13,7 +13,7 @@ use gridcast::message::{
     ClientReply, ConnectionKey, FromShard, GridMessage, LocalMessage, ToShard,
 };
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
-use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{
     Action, Batch, Listener, Now, Priority, Shard, ShedRound, Shortage, Usage, freed_bytes,
 };
@@ -29,8 +29,8 @@ const OUTBOUND_BYTES: usize = 1 << 20;
 const EMPTY_MESSAGE_BYTES: usize = 24 + 48 + 32;
 
 fn settings(shards: usize, outbound_bytes: usize) -> Settings {
-    let route = Route { outbound_bytes, ..shard_value::route() };
-    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
+    let route = RouteSettings { outbound_bytes, ..shard_value::route() };
+    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
     Settings { shards, edges, ..shard_value::settings() }
 }
 
@@ -458,12 +458,12 @@ fn when_memory_is_short_clients_are_refused_and_health_checks_are_answered() {
 
 #[test]
 fn a_consumer_can_connect_and_empty_the_topics_that_fill_the_memory() {
-    let route = Route {
+    let route = RouteSettings {
         topic: Some("events".into()),
         tells_message: true,
-        ..Route::clone(&settings(1, OUTBOUND_BYTES).edges[0].routes[0])
+        ..RouteSettings::clone(&settings(1, OUTBOUND_BYTES).edges[0].routes[0])
     };
-    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
+    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
     let mut shard = shard_value::shard(&Settings { edges, ..settings(1, 1000) }, NOW);
     let client = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
     shard.handle_bytes(NOW, client, &mut [&client_head(0x81, 5)[..], b"hello"].concat());

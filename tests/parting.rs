@@ -15,7 +15,9 @@ use gridcast::message::{
     ConnectionKey, Credit, FromFeeder, FromNode, FromShard, LocalMessage, ToFeeder, ToShard,
 };
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::settings::{Edge, Limits, Queue, Route, Settings};
+use gridcast::shard::settings::{
+    EdgeSettings, LimitSettings, QueueSettings, RouteSettings, Settings,
+};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 
 const PING_MS: u64 = 300;
@@ -50,7 +52,7 @@ impl Node {
         let is_elsewhere = |topic: &String| home_of_topic(topic, 2) == ShardId(1);
         let topic = (0..).map(|number| format!("events{number}")).find(is_elsewhere);
         let topic: Arc<str> = topic.expect("half of all topics live there").into();
-        let route = Route {
+        let route = RouteSettings {
             topic: Some(topic.clone()),
             tells_message: true,
             tells_close: true,
@@ -58,9 +60,9 @@ impl Node {
         };
         let settings = Settings {
             shards: 2,
-            edges: vec![Edge { port: 6790, routes: vec![Arc::new(route)] }],
-            limits: Limits { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() },
-            queue: Queue {
+            edges: vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }],
+            limits: LimitSettings { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() },
+            queue: QueueSettings {
                 bounds: Bounds { messages: SHARE * 4 * 2, bytes: TOPIC_BYTES },
                 when_full: WhenFull::Close,
                 ..base.queue.clone()

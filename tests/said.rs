@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::token::{TokenRule, TokenSources};
-use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -32,8 +32,8 @@ struct Node {
 
 impl Node {
     /// Creates a node whose edge has this route.
-    fn new(route: Route) -> Self {
-        let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
+    fn new(route: RouteSettings) -> Self {
+        let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
         let settings = Settings { edges, ..shard_value::settings() };
         Self { shard: shard_value::shard(&settings, START), now: START }
     }
@@ -88,14 +88,14 @@ fn token(mut claims: Value) -> String {
 }
 
 /// The route `/ws`, which needs a token and sends all events to the topic `messages`.
-fn token_route() -> Route {
+fn token_route() -> RouteSettings {
     let places = TokenSources { header: true, protocol: true, query: true };
-    Route { token: TokenRule::new("HS256", KEY, places).map(Arc::new), ..reporting_route() }
+    RouteSettings { token: TokenRule::new("HS256", KEY, places).map(Arc::new), ..reporting_route() }
 }
 
 /// The route `/ws`, which sends all events to the topic `messages`.
-fn reporting_route() -> Route {
-    Route {
+fn reporting_route() -> RouteSettings {
+    RouteSettings {
         topic: Some("messages".into()),
         tells_open: true,
         tells_message: true,
@@ -247,12 +247,12 @@ fn an_invalid_host_gets_400_on_both_listeners() {
 
 #[test]
 fn the_first_offered_subprotocol_that_the_route_accepts_is_selected() {
-    let accepts = |subprotocols: &[&str], route| Route {
+    let accepts = |subprotocols: &[&str], route| RouteSettings {
         subprotocols: subprotocols.iter().map(|&name| name.to_owned()).collect(),
         ..route
     };
     let token = token(json!({}));
-    let answered = |route: Route, offers: &str| {
+    let answered = |route: RouteSettings, offers: &str| {
         let mut node = Node::new(route);
         let offers = format!("Sec-WebSocket-Protocol: {offers}\r\n");
         let request = format!("GET /ws HTTP/1.1\r\n{UPGRADE}{offers}\r\n");
@@ -297,7 +297,7 @@ fn deflated(compressor: &mut Deflate, text: &str) -> Vec<u8> {
 fn compressed_messages_with_context_takeover_are_decoded() {
     let texts = ["the same words again and again", "the same words again, and others"];
     for agent in ["", "User-Agent: Mozilla/5.0 (X11)\r\n"] {
-        let mut node = Node::new(Route { compression: true, ..reporting_route() });
+        let mut node = Node::new(RouteSettings { compression: true, ..reporting_route() });
         consume(&mut node);
         let client = node.accept(Listener::Edge(0));
         let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::protocol::token::{TokenRule, TokenSources};
-use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
@@ -63,7 +63,7 @@ fn right_token() -> String {
 
 /// A shard with the route `/ws`, which allows one origin, and the route `/member`, which needs a token.
 fn settings() -> Settings {
-    let open = Route {
+    let open = RouteSettings {
         subscribe: vec!["news".into()],
         origins: Some(vec!["https://app.example".into()]),
         ..shard_value::route()
@@ -71,14 +71,14 @@ fn settings() -> Settings {
     let places = TokenSources { header: true, protocol: true, query: true };
     let rule = TokenRule::new("HS256", KEY, places).expect("the key is long enough");
     let token = Some(Arc::new(rule));
-    let member = Route {
+    let member = RouteSettings {
         path: "/member".into(),
         token,
         topic: Some("members".into()),
         tells_open: true,
         ..shard_value::route()
     };
-    let edge = Edge { port: 6790, routes: vec![Arc::new(open), Arc::new(member)] };
+    let edge = EdgeSettings { port: 6790, routes: vec![Arc::new(open), Arc::new(member)] };
     Settings { edges: vec![edge], ..shard_value::settings() }
 }
 
@@ -181,7 +181,7 @@ fn a_client_can_be_followed_from_accept_to_close() {
     assert_in_order(
         &lines,
         &[
-            &["accepted connection=0-1-0 remote=192.0.2.7:5000 listener=Edge(0)"],
+            &["accepted connection=0-1-0 remote=192.0.2.7:5000 listener=EdgeSettings(0)"],
             &["request connection=0-1-0 method=GET path=/member"],
             &["client opened connection=0-1-0 client=", " path=/member channels=news,a\\nb"],
             &["called by a back end connection=0-1-0", "function=subscribe room"],

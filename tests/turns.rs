@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
-use gridcast::shard::settings::{Edge, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
 use shard_value::{call, upgraded};
 
@@ -211,8 +211,8 @@ fn crowd(clients: u64) -> (Shard, ConnectionKey) {
     crowd_of(shard_value::route(), clients)
 }
 
-fn crowd_of(route: Route, clients: u64) -> (Shard, ConnectionKey) {
-    let edges = vec![Edge { port: 6790, routes: vec![Arc::new(route)] }];
+fn crowd_of(route: RouteSettings, clients: u64) -> (Shard, ConnectionKey) {
+    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
     let settings = Settings { edges, ..shard_value::settings() };
     let mut shard = shard_value::shard(&settings, NOW);
     for _ in 0..clients {
@@ -281,6 +281,6 @@ fn server_frame(text: &str) -> Vec<u8> {
 }
 
 /// A route whose clients have an outbound queue of one kilobyte.
-fn narrow() -> Route {
-    Route { outbound_bytes: 1024, ..shard_value::route() }
+fn narrow() -> RouteSettings {
+    RouteSettings { outbound_bytes: 1024, ..shard_value::route() }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use gridcast::message::ConnectionKey;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
-use gridcast::shard::settings::{Edge, Queue, Route, Settings};
+use gridcast::shard::settings::{EdgeSettings, QueueSettings, RouteSettings, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use serde_json::Value;
 use shard_value::call;
@@ -36,8 +36,8 @@ struct Node {
 }
 
 /// The route `/ws`, which feeds the topic.
-fn route() -> Route {
-    Route {
+fn route() -> RouteSettings {
+    RouteSettings {
         topic: Some("t".into()),
         tells_message: true,
         tells_close: true,
@@ -52,11 +52,14 @@ impl Node {
         Self::with_routes(when_full, vec![route()])
     }
 
-    fn with_routes(when_full: WhenFull, routes: Vec<Route>) -> Self {
+    fn with_routes(when_full: WhenFull, routes: Vec<RouteSettings>) -> Self {
         let bounds = Bounds { messages: 1000, bytes: 4 << 20 };
         let mut settings = Settings {
-            edges: vec![Edge { port: 6790, routes: routes.into_iter().map(Arc::new).collect() }],
-            queue: Queue { bounds, when_full, topics: 8 },
+            edges: vec![EdgeSettings {
+                port: 6790,
+                routes: routes.into_iter().map(Arc::new).collect(),
+            }],
+            queue: QueueSettings { bounds, when_full, topics: 8 },
             ..shard_value::settings()
         };
         settings.limits.outbound_bytes = 4 << 20;
@@ -235,8 +238,8 @@ fn a_deferred_client_is_still_answered_its_pings() {
 
 #[test]
 fn a_client_that_may_not_be_read_anyway_does_not_queue_for_a_full_topic() {
-    let held = Route { path: "/held".into(), hold_until: Some("user".into()), ..route() };
-    let limited = Route { path: "/limited".into(), messages: Rate::new(1), ..route() };
+    let held = RouteSettings { path: "/held".into(), hold_until: Some("user".into()), ..route() };
+    let limited = RouteSettings { path: "/limited".into(), messages: Rate::new(1), ..route() };
     let mut node = Node::with_routes(WhenFull::Hold, vec![route(), held, limited]);
     let clients = ["/held", "/limited"].map(|path| node.open(Listener::Edge(0), path));
     for client in clients {

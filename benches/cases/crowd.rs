@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
-use gridcast::shard::settings::{Edge, Settings};
+use gridcast::shard::settings::{EdgeSettings, Settings};
 use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
 
 use super::shard_value;
@@ -109,5 +109,5 @@ fn write(shard: &mut Shard, key: ConnectionKey, batch: Batch) {
 
 fn settings() -> Settings {
     let routes = vec![Arc::new(shard_value::route())];
-    Settings { edges: vec![Edge { port: 6790, routes }], ..shard_value::settings() }
+    Settings { edges: vec![EdgeSettings { port: 6790, routes }], ..shard_value::settings() }
 }

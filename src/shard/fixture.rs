@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::connection::{Client, Connections, Listener, Stage};
 use super::node_state::NodeState;
-use super::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
+use super::settings::{
+    ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
+};
 use super::turn::{Now, Step, Turn};
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{ConnectionKey, FromShard};
@@ -23,7 +25,7 @@ pub const TOPIC: &str = "topic";
 /// route `/ws`, which feeds [`TOPIC`].
 pub fn settings() -> Settings {
     let http = http::RequestLimits { head_bytes: 65_536, headers: 100, body_bytes: 1 << 20 };
-    let route = Route {
+    let route = RouteSettings {
         path: "/ws".into(),
         topic: Some(TOPIC.into()),
         tells_open: true,
@@ -31,26 +33,26 @@ pub fn settings() -> Settings {
         tells_close: true,
         message_bytes: 65_536,
         outbound_bytes: 1 << 20,
-        ..Route::default()
+        ..RouteSettings::default()
     };
     Settings {
         node: NodeId::new(1).expect("1 is a node id"),
         shards: 1,
         has_mesh: false,
-        api: Api {
+        api: ApiSettings {
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             http,
         },
-        edges: vec![Edge { port: 8080, routes: vec![Arc::new(route)] }],
-        queue: Queue {
+        edges: vec![EdgeSettings { port: 8080, routes: vec![Arc::new(route)] }],
+        queue: QueueSettings {
             bounds: Bounds { messages: 16, bytes: 1 << 20 },
             when_full: WhenFull::Hold,
             topics: 16,
         },
-        limits: Limits {
+        limits: LimitSettings {
             edge_http: http,
             api_message_bytes: 1 << 20,
             outbound_bytes: 1 << 20,

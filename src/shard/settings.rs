@@ -22,13 +22,13 @@ pub struct Settings {
     /// Whether the node has a mesh, through which it may reach other nodes.
     pub has_mesh: bool,
     /// The back ends' listener.
-    pub api: Api,
+    pub api: ApiSettings,
     /// The clients' listeners.
-    pub edges: Vec<Edge>,
+    pub edges: Vec<EdgeSettings>,
     /// Limits of topics.
-    pub queue: Queue,
+    pub queue: QueueSettings,
     /// Limits and timeouts of connections.
-    pub limits: Limits,
+    pub limits: LimitSettings,
     /// Facts about the process that the node runs in.
     pub process: Process,
 }
@@ -74,19 +74,21 @@ impl Settings {
     /// Returns a copy that shares no routes and topic names with other shards. Their reference
     /// counts change with every message, and a count that several cores change is slow.
     pub fn unshared(&self) -> Self {
-        let route = |route: &Arc<Route>| {
+        let route = |route: &Arc<RouteSettings>| {
             let topic = route.topic.as_deref().map(Arc::from);
-            Arc::new(Route { topic, ..Route::clone(route) })
+            Arc::new(RouteSettings { topic, ..RouteSettings::clone(route) })
         };
-        let edge =
-            |edge: &Edge| Edge { routes: edge.routes.iter().map(route).collect(), ..edge.clone() };
+        let edge = |edge: &EdgeSettings| EdgeSettings {
+            routes: edge.routes.iter().map(route).collect(),
+            ..edge.clone()
+        };
         Self { edges: self.edges.iter().map(edge).collect(), ..self.clone() }
     }
 }
 
 /// The back ends' listener.
 #[derive(Clone, Debug)]
-pub struct Api {
+pub struct ApiSettings {
     /// The address at which back ends reach this node.
     pub advertise: SocketAddr,
     /// Web origins that may call the API from a browser, in lower case.
@@ -101,16 +103,16 @@ pub struct Api {
 
 /// One listener for clients.
 #[derive(Clone, Debug)]
-pub struct Edge {
+pub struct EdgeSettings {
     /// The configured port, for the start page.
     pub port: u16,
     /// The routes of the edge.
-    pub routes: Vec<Arc<Route>>,
+    pub routes: Vec<Arc<RouteSettings>>,
 }
 
 /// One route of an edge.
 #[derive(Clone, Debug, Default)]
-pub struct Route {
+pub struct RouteSettings {
     /// The path, which a request must match exactly.
     pub path: String,
     /// The topic that receives the events of the route's clients; `None`: there are no events.
@@ -138,14 +140,14 @@ pub struct Route {
     pub compression: bool,
     /// The longest message from a client, in bytes.
     pub message_bytes: usize,
-    /// The outbound queue of one client, in bytes. See [`Limits::close_slow_clients`] for when it
+    /// The outbound queue of one client, in bytes. See [`LimitSettings::close_slow_clients`] for when it
     /// is full.
     pub outbound_bytes: usize,
     /// The rate at which one client may send messages; `None`: any rate.
     pub messages: Option<Rate>,
 }
 
-impl Route {
+impl RouteSettings {
     /// Whether a client may subscribe to a channel when it connects.
     pub fn allows(&self, channel: &str) -> bool {
         self.subscribe.iter().any(|pattern| match pattern.strip_suffix('*') {
@@ -157,7 +159,7 @@ impl Route {
 
 /// The limits of topics.
 #[derive(Clone, Debug)]
-pub struct Queue {
+pub struct QueueSettings {
     /// The number of messages and bytes that one topic holds.
     pub bounds: Bounds,
     /// What happens when a topic is full.
@@ -166,7 +168,7 @@ pub struct Queue {
     pub topics: usize,
 }
 
-impl Queue {
+impl QueueSettings {
     /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters
     /// of the topic's bytes. The rest may be in use permanently, as credit of other shards.
     pub fn event_bytes_max(&self) -> usize {
@@ -176,7 +178,7 @@ impl Queue {
 
 /// Limits and timeouts of connections.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct LimitSettings {
     /// Limits of a client's handshake.
     pub edge_http: http::RequestLimits,
     /// The longest message of a back end, in bytes.
@@ -225,7 +227,7 @@ mod tests {
     #[test]
     fn a_pattern_is_a_name_or_a_prefix() {
         let subscribe = vec!["user-*".into(), "news".into()];
-        let route = Route { subscribe, ..Route::default() };
+        let route = RouteSettings { subscribe, ..RouteSettings::default() };
         let allowed = ["user-", "user-7", "news"].map(|channel| route.allows(channel));
         let refused = ["user", "new", "newsroom", "", "*"].map(|channel| route.allows(channel));
         assert_eq!((allowed, refused), ([true; 3], [false; 5]));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use gridcast::address::{Incarnation, NodeId};
 use gridcast::mesh;
 use gridcast::queue::{Bounds, WhenFull};
-use gridcast::shard::settings::{Queue, Route, Settings};
+use gridcast::shard::settings::{QueueSettings, RouteSettings, Settings};
 
 use crate::one_node;
 use crate::random::Random;
@@ -93,13 +93,14 @@ impl Plan {
         let shards = self.shards[index];
         let mut settings = one_node::settings(random, &mut Random::new(0), shards, false);
         (settings.node, settings.has_mesh) = (node_id(index), true);
-        settings.queue = Queue { bounds: self.bounds, when_full: WhenFull::Hold, topics: 64 };
+        settings.queue =
+            QueueSettings { bounds: self.bounds, when_full: WhenFull::Hold, topics: 64 };
         settings.limits.channels_per_client = 1000;
         settings.limits.outbound_bytes = self.api_outbound_bytes;
         settings.limits.addresses.connections = None;
         for edge in &mut settings.edges {
             for route in &mut edge.routes {
-                let route: &mut Route = Arc::make_mut(route);
+                let route: &mut RouteSettings = Arc::make_mut(route);
                 (route.outbound_bytes, route.messages) = (OUTBOUND_BYTES, None);
             }
         }

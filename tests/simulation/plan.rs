@@ -9,7 +9,8 @@ use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
-    AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
+    AddressLimits, ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings,
+    Settings,
 };
 
 use crate::random::Random;
@@ -105,7 +106,7 @@ const SMALL_PEER_PART: usize = 3;
 fn widen(settings: &mut Settings) {
     settings.limits.outbound_bytes = 100_000;
     for route in &mut settings.edges[0].routes {
-        *route = Arc::new(Route { outbound_bytes: 100_000, ..Route::clone(route) });
+        *route = Arc::new(RouteSettings { outbound_bytes: 100_000, ..RouteSettings::clone(route) });
     }
 }
 
@@ -127,15 +128,15 @@ pub fn settings(
         node: NodeId::new(7).expect("7 is a node"),
         shards,
         has_mesh: false,
-        api: Api {
+        api: ApiSettings {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http,
         },
-        edges: vec![Edge { port: 6790, routes: routes(outbound_bytes, messages) }],
-        queue: Queue {
+        edges: vec![EdgeSettings { port: 6790, routes: routes(outbound_bytes, messages) }],
+        queue: QueueSettings {
             bounds: Bounds { messages: topic_messages, bytes },
             when_full: *random.pick(&[
                 WhenFull::Hold,
@@ -147,7 +148,7 @@ pub fn settings(
             topics: 64,
         },
         process: Process::default(),
-        limits: Limits {
+        limits: LimitSettings {
             edge_http: http::RequestLimits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
             outbound_bytes: match *random.pick(&[1500, 6000, 100_000]) {
@@ -172,8 +173,8 @@ fn connections(rare: &mut Random) -> Option<NonZeroU32> {
     rare.one_in(4).then(|| NonZeroU32::new(max))?
 }
 
-fn routes(outbound_bytes: usize, messages: Option<Rate>) -> Vec<Arc<Route>> {
-    let route = |path: &str, topic: &str| Route {
+fn routes(outbound_bytes: usize, messages: Option<Rate>) -> Vec<Arc<RouteSettings>> {
+    let route = |path: &str, topic: &str| RouteSettings {
         path: path.into(),
         topic: Some(topic.into()),
         tells_open: true,
@@ -184,12 +185,12 @@ fn routes(outbound_bytes: usize, messages: Option<Rate>) -> Vec<Arc<Route>> {
         compression: true,
         outbound_bytes,
         messages,
-        ..Route::default()
+        ..RouteSettings::default()
     };
     vec![
         Arc::new(route("/talk", "messages")),
-        Arc::new(Route { hold_until: Some("user".into()), ..route("/held", "messages") }),
-        Arc::new(Route { echo: true, ..route("/echo", "doors") }),
-        Arc::new(Route { tells_message: false, ..route("/quiet", "doors") }),
+        Arc::new(RouteSettings { hold_until: Some("user".into()), ..route("/held", "messages") }),
+        Arc::new(RouteSettings { echo: true, ..route("/echo", "doors") }),
+        Arc::new(RouteSettings { tells_message: false, ..route("/quiet", "doors") }),
     ]
 }

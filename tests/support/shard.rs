@@ -8,7 +8,9 @@ use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::settings::{Api, Limits, Process, Queue, Route, Settings};
+use gridcast::shard::settings::{
+    ApiSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
+};
 use gridcast::shard::{Listener, Now, Shard};
 
 /// The settings of a node of one shard, without a mesh, edges and users.
@@ -18,7 +20,7 @@ pub fn settings() -> Settings {
         node: NodeId::new(1).expect("1 is at most 1023"),
         shards: 1,
         has_mesh: false,
-        api: Api {
+        api: ApiSettings {
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
@@ -26,13 +28,13 @@ pub fn settings() -> Settings {
             http,
         },
         edges: Vec::new(),
-        queue: Queue {
+        queue: QueueSettings {
             bounds: Bounds { messages: 65_536, bytes: 64 << 20 },
             when_full: WhenFull::Hold,
             topics: 1024,
         },
         process: Process::default(),
-        limits: Limits {
+        limits: LimitSettings {
             edge_http: http,
             api_message_bytes: 1 << 20,
             outbound_bytes: 1 << 20,
@@ -54,13 +56,13 @@ pub fn shard(settings: &Settings, now: Now) -> Shard {
 }
 
 /// The route `/ws`, which allows any channel.
-pub fn route() -> Route {
-    Route {
+pub fn route() -> RouteSettings {
+    RouteSettings {
         path: "/ws".into(),
         subscribe: vec!["*".into()],
         message_bytes: 65_536,
         outbound_bytes: 1 << 20,
-        ..Route::default()
+        ..RouteSettings::default()
     }
 }
 

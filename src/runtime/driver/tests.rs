@@ -36,7 +36,9 @@ use crate::runtime::poller::Poller;
 use crate::runtime::ring::Ring;
 use crate::runtime::verifier;
 use crate::shard::node_state::NodeState;
-use crate::shard::settings::{Api, Edge, Limits, Process, Queue, Route, Settings};
+use crate::shard::settings::{
+    ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
+};
 use peer::{Door, Peer};
 
 /// The number of seeds of a normal run.
@@ -338,35 +340,36 @@ impl<I: Tested> World<I> {
 
 fn settings() -> Settings {
     let http = http::RequestLimits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
-    let echo = Route {
+    let echo = RouteSettings {
         path: "/echo".into(),
         echo: true,
         message_bytes: 1 << 20,
         outbound_bytes: 1 << 16,
-        ..Route::default()
+        ..RouteSettings::default()
     };
     let topic = Some("full".into());
-    let feeding = Route { path: "/feed".into(), topic, tells_message: true, ..echo.clone() };
-    let feeding = Route { echo: false, ..feeding };
+    let feeding =
+        RouteSettings { path: "/feed".into(), topic, tells_message: true, ..echo.clone() };
+    let feeding = RouteSettings { echo: false, ..feeding };
     Settings {
         node: NodeId::new(1).unwrap(),
         shards: 1,
         has_mesh: false,
-        api: Api {
+        api: ApiSettings {
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             http,
         },
-        edges: vec![Edge { port: 6790, routes: [echo, feeding].map(Arc::new).into() }],
-        queue: Queue {
+        edges: vec![EdgeSettings { port: 6790, routes: [echo, feeding].map(Arc::new).into() }],
+        queue: QueueSettings {
             bounds: Bounds { messages: 16, bytes: 8192 },
             when_full: WhenFull::Hold,
             topics: 1,
         },
         process: Process::default(),
-        limits: Limits {
+        limits: LimitSettings {
             edge_http: http,
             api_message_bytes: 4096,
             outbound_bytes: 1 << 20,

@@ -2,7 +2,7 @@
 //! addresses filled in.
 
 use crate::protocol::json::{put_number, put_string};
-use crate::shard::settings::{Edge, Endpoint, Route, Settings};
+use crate::shard::settings::{EdgeSettings, Endpoint, RouteSettings, Settings};
 
 /// The page: one file without external resources. `{{node}}` is replaced by the output of
 /// [`describe`].
@@ -54,7 +54,12 @@ fn put_endpoint(out: &mut Vec<u8>, endpoint: Option<&Endpoint>, port: u16) {
 }
 
 /// Writes the address of a route, and where the route expects a token.
-fn put_route(out: &mut Vec<u8>, edge: &Edge, endpoint: Option<&Endpoint>, route: &Route) {
+fn put_route(
+    out: &mut Vec<u8>,
+    edge: &EdgeSettings,
+    endpoint: Option<&Endpoint>,
+    route: &RouteSettings,
+) {
     put_endpoint(out, endpoint, edge.port);
     let host = endpoint.map(|at| at.address.ip()).filter(|ip| !ip.is_unspecified());
     let host = host.map(|ip| match ip.is_ipv6() {
@@ -72,7 +77,7 @@ fn put_route(out: &mut Vec<u8>, edge: &Edge, endpoint: Option<&Endpoint>, route:
 }
 
 /// Writes what the route does with messages, and which channels its clients may subscribe to.
-fn put_traffic(out: &mut Vec<u8>, route: &Route) {
+fn put_traffic(out: &mut Vec<u8>, route: &RouteSettings) {
     put_flag(out, ",\"echo\":", route.echo);
     put_text(out, ",\"topic\":", route.topic.as_deref().unwrap_or_default());
     out.extend_from_slice(b",\"channels\":[");

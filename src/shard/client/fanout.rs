@@ -429,13 +429,13 @@ mod tests {
     use crate::message::Ticket;
     use crate::shard::connection::Listener;
     use crate::shard::fixture;
-    use crate::shard::settings::Route;
+    use crate::shard::settings::RouteSettings;
 
     #[test]
     fn a_subscriber_with_a_full_queue_is_queued_to_be_written_once() {
         let mut settings = fixture::settings();
         let frame = Frame::from_encoded(&[0; 1000]);
-        let mut route = Route::clone(&settings.edges[0].routes[0]);
+        let mut route = RouteSettings::clone(&settings.edges[0].routes[0]);
         route.outbound_bytes = frame.bytes().len() + QUEUED_FRAME_BYTES;
         settings.edges[0].routes = vec![route.into()];
         let ids = IdSource::new(settings.node, ShardId(0), IdLayout::new(1), 1);

@@ -17,7 +17,7 @@ use crate::protocol::upgrade::{self, Upgrade};
 use crate::shard::connection::HttpShape;
 use crate::shard::connection::{Client, Connections, Listener, Stage};
 use crate::shard::memory::SHORT_OF_MEMORY;
-use crate::shard::settings::Route;
+use crate::shard::settings::RouteSettings;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Step, Turn};
 use crate::shard::work;
@@ -38,7 +38,7 @@ struct Handshake<'r> {
     key: ConnectionKey,
     // The index of the route among those of the edge.
     index: u16,
-    route: &'r Arc<Route>,
+    route: &'r Arc<RouteSettings>,
     request: &'r Request<'r>,
     upgrade: &'r Upgrade<'r>,
 }
@@ -185,7 +185,7 @@ fn admit(
 fn check_open(
     turn: &mut Turn,
     key: ConnectionKey,
-    route: &Route,
+    route: &RouteSettings,
     request: &Request<'_>,
     topic_takes_clients: impl Fn(&str) -> bool,
 ) -> Result<(), HandshakeRefusal> {
@@ -213,7 +213,7 @@ fn check_open(
 /// Checks the client's token, if the route requires one.
 fn check_token(
     turn: &mut Turn,
-    route: &Route,
+    route: &RouteSettings,
     request: &Request<'_>,
     upgrade: &Upgrade<'_>,
 ) -> Result<Option<Pass>, HandshakeRefusal> {
@@ -227,7 +227,7 @@ fn check_token(
 /// those in the token.
 fn allowed_channels(
     turn: &mut Turn,
-    route: &Route,
+    route: &RouteSettings,
     request: &Request<'_>,
     signed: &[String],
 ) -> Result<Vec<Box<str>>, HandshakeRefusal> {
@@ -259,7 +259,7 @@ fn report_open(
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,
-    route: &Route,
+    route: &RouteSettings,
     request: &Request<'_>,
 ) {
     let Some(topic) = route.topic.as_ref().filter(|_| route.tells_open) else { return };

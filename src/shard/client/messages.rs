@@ -11,7 +11,7 @@ use crate::protocol::close;
 use crate::protocol::deflate::{DEFLATED_MAX, INFLATED_PER_CALL};
 use crate::protocol::frame::{Frame, Kind, Opcode, put_frame};
 use crate::shard::connection::{Connection, Connections, FramePause, Pause, Phase, Stage};
-use crate::shard::settings::Route;
+use crate::shard::settings::RouteSettings;
 use crate::shard::timers::Timer;
 use crate::shard::trail::By;
 use crate::shard::turn::{ClientEvent, Step, Turn};
@@ -66,7 +66,7 @@ impl Clients {
         turn: &mut Turn,
         connections: &mut Connections,
         key: ConnectionKey,
-        route: &Route,
+        route: &RouteSettings,
         kind: Kind,
         payload: &Payload<'_>,
     ) {

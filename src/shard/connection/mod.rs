@@ -31,7 +31,7 @@ use crate::shard::access::Grant;
 use crate::shard::backend::Unsettled;
 use crate::shard::client::{Context, Subscription};
 use crate::shard::rate::Bucket;
-use crate::shard::settings::{Route, Settings};
+use crate::shard::settings::{RouteSettings, Settings};
 use crate::shard::trail::By;
 use crate::shard::turn::Now;
 
@@ -353,7 +353,7 @@ impl Client {
     }
 
     /// Whether the client's messages wait until its context has the key that the route requires.
-    pub fn is_held(&self, route: &Route) -> bool {
+    pub fn is_held(&self, route: &RouteSettings) -> bool {
         self.has_spoken && route.hold_until.as_ref().is_some_and(|key| !self.context.has(key))
     }
 
@@ -361,7 +361,7 @@ impl Client {
     /// also within a frame: pauses begin between two frames, so that the read-ahead can be scanned
     /// for control frames.
     #[inline]
-    pub fn frame_pause(&self, route: &Route, now_ms: u64) -> Option<FramePause> {
+    pub fn frame_pause(&self, route: &RouteSettings, now_ms: u64) -> Option<FramePause> {
         if self.assembler.frame_left() != Some(0) {
             return None;
         }
@@ -375,7 +375,7 @@ impl Client {
 
 impl Connection {
     /// Returns the route of a client, including one that is being unsubscribed.
-    pub fn route<'s>(&self, settings: &'s Settings) -> Option<&'s Arc<Route>> {
+    pub fn route<'s>(&self, settings: &'s Settings) -> Option<&'s Arc<RouteSettings>> {
         let Listener::Edge(edge) = self.listener else { return None };
         let (Stage::Client(client) | Stage::Unsubscribing(client)) = &self.stage else {
             return None;

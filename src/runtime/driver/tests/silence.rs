@@ -10,7 +10,7 @@ const IDLE_MS: u64 = 200;
 
 fn short_settings() -> Settings {
     let settings = settings();
-    let limits = Limits { ping_ms: PING_MS, idle_ms: IDLE_MS, ..settings.limits };
+    let limits = LimitSettings { ping_ms: PING_MS, idle_ms: IDLE_MS, ..settings.limits };
     Settings { limits, ..settings }
 }
 

@@ -9,7 +9,8 @@ use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
-    AddressLimits, Api, Edge, Limits, Process, Queue, Route, Settings,
+    AddressLimits, ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings,
+    Settings,
 };
 
 /// The topics that routes feed.
@@ -29,21 +30,24 @@ pub fn settings(shape: u8) -> Settings {
         node: node_id(),
         shards,
         has_mesh: false,
-        api: Api {
+        api: ApiSettings {
             users: Vec::new().into(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],
             http,
         },
-        edges: vec![Edge { port: 6790, routes: routes(Rate::new(if bit(7) { 2 } else { 0 })) }],
-        queue: Queue {
+        edges: vec![EdgeSettings {
+            port: 6790,
+            routes: routes(Rate::new(if bit(7) { 2 } else { 0 })),
+        }],
+        queue: QueueSettings {
             bounds: Bounds { messages: if bit(1) { 3 } else { 16 }, bytes: 8192 },
             when_full,
             topics: 2,
         },
         process: Process::default(),
-        limits: Limits {
+        limits: LimitSettings {
             edge_http: http,
             api_message_bytes: 512,
             outbound_bytes: 1024,
@@ -66,16 +70,16 @@ pub fn node_id() -> NodeId {
     NodeId::new(7).expect("7 is at most 1023")
 }
 
-fn routes(messages: Option<Rate>) -> Vec<Arc<Route>> {
-    let route = |path: &str| Route {
+fn routes(messages: Option<Rate>) -> Vec<Arc<RouteSettings>> {
+    let route = |path: &str| RouteSettings {
         path: path.into(),
         subscribe: vec!["*".into()],
         message_bytes: 256,
         outbound_bytes: 512,
         messages,
-        ..Route::default()
+        ..RouteSettings::default()
     };
-    let telling = |path: &str, topic: &str| Route {
+    let telling = |path: &str, topic: &str| RouteSettings {
         topic: Some(topic.into()),
         tells_open: true,
         tells_message: true,
@@ -84,8 +88,8 @@ fn routes(messages: Option<Rate>) -> Vec<Arc<Route>> {
     };
     [
         telling("/ws", TOPICS[0]),
-        Route { hold_until: Some("k".into()), ..telling("/hold", TOPICS[1]) },
-        Route { echo: true, compression: true, ..route("/echo") },
+        RouteSettings { hold_until: Some("k".into()), ..telling("/hold", TOPICS[1]) },
+        RouteSettings { echo: true, compression: true, ..route("/echo") },
         route("/quiet"),
     ]
     .map(Arc::new)
