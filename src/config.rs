@@ -12,6 +12,7 @@
 //! and nothing else of the process: environment variables and CPUs are arguments.
 
 mod api;
+mod changes;
 mod data;
 mod definition;
 mod document;
@@ -26,6 +27,7 @@ mod reference;
 mod route;
 mod sample;
 mod shape;
+mod source;
 mod tls;
 mod token;
 mod user;
@@ -37,6 +39,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 pub use api::Api;
+pub use changes::{Change, Written};
 pub use data::Data;
 use definition::section;
 pub use document::ConfigError;
@@ -53,6 +56,7 @@ pub use queue::Queue;
 pub use reference::reference_page;
 pub use route::{Events, Handler, Route};
 pub use sample::sample_file;
+pub use source::{Loaded, Source};
 pub use tls::{MutualTls, TlsFiles};
 
 /// The largest file that is read. A thousand routes take a tenth of it.
@@ -71,13 +75,13 @@ section! {
         api as "api": Api = Api::read(root)?, One(Api::definition);
 
         /// The other nodes of the grid. Without this table the node is alone.
-        mesh as "mesh": Option<MeshConfig> = MeshConfig::read(root)?, Optional(MeshKeys::definition);
+        mesh as "mesh": Option<MeshConfig> = MeshConfig::read(root)?, Optional(MeshKeys::definition), restart;
 
         limits as "limits": Limits =
             Limits::read(root, mesh.is_some(), node.cores.len())?, One(Limits::definition);
 
         /// Listeners for clients. A node without a configuration file has one, on 127.0.0.1:6790.
-        edges as "edge": Vec<Edge> = read_edges(root, &api, &limits)?, Many(Edge::definition);
+        edges as "edge": Vec<Edge> = read_edges(root, &api, &limits)?, Many(Edge::definition), restart;
 
         queue as "queue": Queue = Queue::read(root, &edges)?, One(Queue::definition);
 
@@ -95,10 +99,8 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
         available: &[usize],
     ) -> Result<Self, ConfigError> {
-        let name = file.display().to_string();
-        let text = read_bounded(file)
-            .map_err(|error| ConfigError::new(&name, format!("cannot be read: {error}")))?;
-        Self::parse(&text, &name, environment, available)
+        let text = read_file(file)?;
+        Self::parse(&text, &file.display().to_string(), environment, available)
     }
 
     /// The configuration of a node without a file: listeners on loopback, and the routes `/ws` and
@@ -118,11 +120,23 @@ impl Config {
         available: &[usize],
     ) -> Result<Self, ConfigError> {
         let environment: Vec<_> = environment.collect();
+        Self::load(text, name, &environment, available).map(|loaded| loaded.config)
+    }
+
+    fn load(
+        text: &str,
+        name: &str,
+        environment: &[(String, String)],
+        available: &[usize],
+    ) -> Result<Loaded, ConfigError> {
         let keys = || Self::definition().single_keys();
-        let document = Document::parse(text, name, &environment, keys, available)?;
+        let document = Document::parse(text, name, environment, keys, available)?;
+        let root = document.root();
         // Read first, so that errors are reported in the format of the log.
-        let format = Log::read(&document.root()).map_or(Format::Text, |log| log.format);
-        Self::read_keys(&document.root()).map_err(|error| error.in_format(format))
+        let format = Log::read(&root).map_or(Format::Text, |log| log.format);
+        let config = Self::read_keys(&root).map_err(|error| error.in_format(format))?;
+        let written = Written::collect(&root, &Self::definition())?;
+        Ok(Loaded { config, written })
     }
 }
 
@@ -170,6 +184,12 @@ impl fmt::Display for Config {
         }
         Ok(())
     }
+}
+
+/// Reads the file of a configuration.
+fn read_file(file: &Path) -> Result<String, ConfigError> {
+    read_bounded(file)
+        .map_err(|error| ConfigError::new(file.display(), format!("cannot be read: {error}")))
 }
 
 /// Reads the configuration file or a file that it names. Every such file is read here, because a FIFO or

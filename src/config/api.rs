@@ -29,9 +29,8 @@ section! {
         origins: Vec<String> = ORIGINS, value(Vec::new());
     }
     tables {
-        /// TLS for the API. Without this table, the API speaks plain HTTP. Both files are read again on
-        /// SIGHUP.
-        tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition);
+        /// TLS for the API. Without this table, the API speaks plain HTTP.
+        tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition), restart;
 
         /// Users of the API. Without users there is no authentication.
         users as "user": Vec<User> = read_users(section)?, Many(UserKeys::definition);

@@ -26,8 +26,10 @@ pub(super) struct Key {
     pub fallback: Fallback,
     /// What the key is for, in Markdown on one line.
     pub doc: String,
-    /// Whether a running node cannot change the key. See [`Definition::restart_keys`].
+    /// Whether a change takes effect only when the node starts again.
     pub needs_restart: bool,
+    /// Whether no message shows the value.
+    pub is_secret: bool,
 }
 
 /// What holds when a key is not written. An example is TOML.
@@ -60,6 +62,8 @@ pub(super) struct Table {
     pub doc: String,
     /// What the table may hold.
     pub definition: Definition,
+    /// Whether the table can be added or removed only when the node starts again.
+    pub needs_restart: bool,
 }
 
 /// How often a table may be written.
@@ -69,7 +73,7 @@ pub(super) enum Form {
     One,
     /// Once. Without the table, what it describes does not exist.
     Optional,
-    /// Any number of times: `[[name]]`.
+    /// Any number of times: `[[name]]`. The first key of the definition tells one table from another.
     Many,
 }
 
@@ -92,7 +96,12 @@ impl Table {
         definition: Definition,
     ) -> Self {
         let doc = if doc.is_empty() { definition.doc.clone() } else { one_line(doc) };
-        Self { name, form, doc, definition }
+        Self { name, form, doc, definition, needs_restart: false }
+    }
+
+    /// The table, which may need a restart to appear or disappear.
+    pub(super) fn needing_restart(self, needs_restart: bool) -> Self {
+        Self { needs_restart, ..self }
     }
 }
 
@@ -149,6 +158,8 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 ///     tables {
 ///         /// What the table is for. Without this, the page has the documentation of `Inner`.
 ///         field as "table": Type = expression that reads it, Form(Inner::definition);
+///         /// What the table is for.
+///         other as "other": Type = expression that reads it, Form(Inner::definition), restart;
 ///     }
 /// }
 /// ```
@@ -160,7 +171,8 @@ pub(super) fn one_line(lines: &[&str]) -> String {
 /// - `none("in words", "example")`: `None`, for a key whose type is an `Option`;
 /// - `required("who needs it", "example")`: an error.
 ///
-/// `restart` marks keys that cannot change while the node runs. Expressions may name the section, the
+/// `restart` marks keys that cannot change while the node runs, and tables that cannot appear or disappear
+/// meanwhile. Expressions may name the section, the
 /// context and the fields before theirs.
 macro_rules! section {
     (
@@ -176,7 +188,8 @@ macro_rules! section {
             $(
                 $(#[doc = $table_doc:literal])*
                 $table:ident as $table_name:literal: $table_type:ty = $read:expr,
-                $form:ident($definition:path);
+                $form:ident($definition:path)
+                $(, $table_restart:ident)?;
             )*
         })?
     ) => {
@@ -216,7 +229,7 @@ macro_rules! section {
                         $($crate::config::definition::section!(@doc $($meta)*)),*
                     ]),
                     keys: vec![$({
-                        let (expected, fallback) = $crate::config::definition::section!(
+                        let (expected, fallback, is_secret) = $crate::config::definition::section!(
                             @describe $type, $shape, $fallback($($argument)*)
                         );
                         $crate::config::definition::Key {
@@ -225,6 +238,7 @@ macro_rules! section {
                             fallback,
                             doc: $crate::config::definition::one_line(&[$($doc),*]),
                             needs_restart: [$(stringify!($restart))?].contains(&"restart"),
+                            is_secret,
                         }
                     },)*],
                     tables: vec![$($($crate::config::definition::Table::new(
@@ -232,7 +246,7 @@ macro_rules! section {
                         $crate::config::definition::Form::$form,
                         &[$($table_doc),*],
                         $definition(),
-                    ),)*)?],
+                    ).needing_restart([$(stringify!($table_restart))?].contains(&"restart")),)*)?],
                 }
             }
         }
@@ -263,20 +277,24 @@ macro_rules! section {
         (
             $crate::config::shape::ValueShape::expected(&shape),
             $crate::config::definition::Fallback::Value(fallback),
+            $crate::config::shape::is_secret(&shape),
         )
     }};
     (@describe $type:ty, $shape:expr,
         derived($default:expr, $words:literal, $example:literal)) => {(
         $crate::config::shape::expected_of::<$type, _>(&$shape),
         $crate::config::definition::Fallback::Derived { words: $words, example: $example },
+        $crate::config::shape::is_secret(&$shape),
     )};
     (@describe $type:ty, $shape:expr, none($words:literal, $example:literal)) => {(
         $crate::config::shape::ValueShape::expected(&$shape),
         $crate::config::definition::Fallback::Derived { words: $words, example: $example },
+        $crate::config::shape::is_secret(&$shape),
     )};
     (@describe $type:ty, $shape:expr, required($who:literal, $example:literal)) => {(
         $crate::config::shape::expected_of::<$type, _>(&$shape),
         $crate::config::definition::Fallback::Required { example: $example },
+        $crate::config::shape::is_secret(&$shape),
     )};
 }
 

@@ -282,7 +282,8 @@ impl<'a> Section<'a> {
         self.fault(&[key], format!("expected {expected}, found {}", shown(value)))
     }
 
-    fn find(&self, key: &str) -> Option<&'a DeValue<'a>> {
+    /// The value at `key`, if one is written.
+    pub(super) fn find(&self, key: &str) -> Option<&'a DeValue<'a>> {
         let variable = self.variable(key).map(|variable| &variable.value);
         variable.or_else(|| Some(self.table?.get(key)?.get_ref()))
     }
@@ -315,22 +316,27 @@ pub(super) fn whole_number<T: TryFrom<i64>>(value: &DeValue<'_>) -> Option<T> {
 
 /// `value` as one would write it, on one line and cut to a length.
 fn shown(value: &DeValue<'_>) -> String {
-    let text = match value {
+    cut(literal(value))
+}
+
+/// `value` as one would write it, on one line.
+pub(super) fn literal(value: &DeValue<'_>) -> String {
+    match value {
         DeValue::String(text) => format!("{text:?}"),
         DeValue::Integer(integer) => integer.to_string(),
         DeValue::Float(float) => float.to_string(),
         DeValue::Boolean(boolean) => boolean.to_string(),
         DeValue::Datetime(datetime) => datetime.to_string(),
         DeValue::Array(items) => {
-            let items: Vec<String> = items.iter().map(|item| shown(item.get_ref())).collect();
+            let items: Vec<String> = items.iter().map(|item| literal(item.get_ref())).collect();
             format!("[{}]", items.join(", "))
         }
         DeValue::Table(_) => "a table".to_owned(),
-    };
-    cut(text)
+    }
 }
 
-fn cut(text: String) -> String {
+/// The text, cut to the length that a message shows.
+pub(super) fn cut(text: String) -> String {
     match text.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -18,8 +18,8 @@ section! {
     }
     tables {
         /// TLS for this listener. Without this table, the listener speaks plain `ws://`. For both, write two
-        /// edges with the same routes. Both files are read again on SIGHUP.
-        tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition);
+        /// edges with the same routes.
+        tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition), restart;
 
         /// A path that clients connect to, and what they may do there. An edge needs at least one route;
         /// their paths differ.

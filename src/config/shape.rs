@@ -13,6 +13,9 @@ pub(super) trait ValueShape {
     /// What a value is read as.
     type Value;
 
+    /// Whether no message shows a value.
+    const IS_SECRET: bool = false;
+
     /// The values in words, as they follow "expected".
     fn expected(&self) -> String;
 
@@ -27,6 +30,11 @@ pub(super) trait ValueShape {
 pub(super) trait Literal: ValueShape {
     /// The value as TOML.
     fn literal(&self, value: &Self::Value) -> String;
+}
+
+/// Whether no message shows the values of a shape.
+pub(super) fn is_secret<S: Shape>(_: &S) -> bool {
+    S::IS_SECRET
 }
 
 /// The values of a shape in words, where the type of the values is known and that of the shape is not.
@@ -185,6 +193,8 @@ pub(super) struct SecretText<T> {
 
 impl<T> ValueShape for SecretText<T> {
     type Value = T;
+
+    const IS_SECRET: bool = true;
 
     fn expected(&self) -> String {
         self.expected.to_owned()

@@ -10,8 +10,8 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{self, IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Map, Value};
 use tracing::Level;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 /// The most lines in the queue. The queue allocates 24 bytes for each at the start.
 const LINES_MAX: usize = 4096;
@@ -56,6 +60,8 @@ struct LogState {
     // Dropped lines that the log has not reported yet.
     untold: AtomicU64,
     is_json: AtomicBool,
+    // The filter of the subscriber, once there is one.
+    filter: OnceLock<reload::Handle<LevelFilter, Registry>>,
 }
 
 #[derive(Debug)]
@@ -81,6 +87,7 @@ impl LogQueue {
             dropped: Arc::default(),
             untold: AtomicU64::new(0),
             is_json: AtomicBool::new(false),
+            filter: OnceLock::new(),
         });
         let lines = Lines { out, state: state.clone(), is_torn: false };
         thread::Builder::new().name("log".into()).spawn(move || lines.write_all(&items))?;
@@ -95,15 +102,28 @@ impl LogQueue {
     /// Writes the `tracing` events of the process to this log, down to `level`. A second call in the same
     /// process has no effect.
     pub fn subscribe(&self, level: Level) {
-        let lines = tracing_subscriber::fmt()
-            .with_max_level(level)
+        let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
+        let registry = tracing_subscriber::registry().with(filter);
+        let lines = tracing_subscriber::fmt::layer()
             // Otherwise formatting errors are printed with `eprintln!`, which may panic.
             .log_internal_errors(false)
             .with_writer(self.clone());
-        let _ = match self.state.format() {
-            LineFormat::Text => lines.with_ansi(io::stderr().is_terminal()).try_init(),
-            LineFormat::Json => lines.json().try_init(),
+        let subscribed = match self.state.format() {
+            LineFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
+            LineFormat::Json => registry.with(lines.json()).try_init(),
         };
+        if subscribed.is_ok() {
+            let _ = self.state.filter.set(handle);
+        }
+    }
+
+    /// Changes the level of the `tracing` events that are written. Has no effect before
+    /// [`Self::subscribe`].
+    pub fn set_level(&self, level: Level) {
+        if let Some(filter) = self.state.filter.get() {
+            // Fails only if the subscriber is gone, which lives as long as the process.
+            let _ = filter.reload(LevelFilter::from_level(level));
+        }
     }
 
     /// Writes the messages of panics to this log instead of directly to standard error.

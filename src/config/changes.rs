@@ -1,0 +1,253 @@
+//! The differences between two configurations: what a reload changed, and what only a restart can
+//! change.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::definition::{Definition, Fallback, Form, Key, Table, joined};
+use super::document::{ConfigError, Section, cut, literal, whole_number};
+
+/// The settings of a configuration by their paths, such as `limits.ping_ms` and
+/// `edge["0.0.0.0:6790"].route["/ws"].topic`. Settings whose default is not a constant are absent where
+/// they are not written.
+#[derive(Clone, Default)]
+pub struct Written(BTreeMap<String, Setting>);
+
+/// One setting.
+#[derive(Clone, PartialEq, Eq)]
+struct Setting {
+    value: Value,
+    needs_restart: bool,
+}
+
+/// The value of a setting as TOML.
+#[derive(Clone, PartialEq, Eq)]
+enum Value {
+    Shown(String),
+    Secret(String),
+    // The setting is a table that may be absent.
+    Table,
+}
+
+/// A setting that differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The path of the setting.
+    pub path: String,
+    /// The difference in words. Shows no secret.
+    pub difference: String,
+    /// Whether the change takes effect only when the node starts again.
+    pub needs_restart: bool,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}: {}", self.path, self.difference)
+    }
+}
+
+impl Written {
+    /// Collects the settings of a valid document.
+    pub(super) fn collect(root: &Section, definition: &Definition) -> Result<Self, ConfigError> {
+        let mut written = Self::default();
+        written.put_section("", root, definition)?;
+        Ok(written)
+    }
+
+    fn put_section(
+        &mut self,
+        path: &str,
+        section: &Section,
+        definition: &Definition,
+    ) -> Result<(), ConfigError> {
+        for key in &definition.keys {
+            let Some(value) = effective(section, key) else { continue };
+            let value = if key.is_secret { Value::Secret(value) } else { Value::Shown(value) };
+            self.put(joined(path, key.name), value, key.needs_restart);
+        }
+        for table in &definition.tables {
+            self.put_tables(&joined(path, table.name), section, table)?;
+        }
+        Ok(())
+    }
+
+    fn put_tables(
+        &mut self,
+        path: &str,
+        section: &Section,
+        table: &Table,
+    ) -> Result<(), ConfigError> {
+        let sections = match table.form {
+            Form::One | Form::Optional => vec![(path.to_owned(), section.table(table.name)?)],
+            Form::Many => {
+                let sections = section.tables(table.name)?.into_iter();
+                let paths = sections.map(|section| {
+                    let identity = table.definition.keys.first();
+                    let identity = identity.and_then(|key| effective(&section, key));
+                    (format!("{path}[{}]", identity.unwrap_or_default()), section)
+                });
+                paths.collect()
+            }
+        };
+        for (path, section) in sections {
+            if table.form != Form::One {
+                if !section.is_written() {
+                    continue;
+                }
+                self.put(path.clone(), Value::Table, table.needs_restart);
+            }
+            self.put_section(&path, &section, &table.definition)?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, path: String, value: Value, needs_restart: bool) {
+        self.0.insert(path, Setting { value, needs_restart });
+    }
+
+    /// Returns the changes that lead to `new`, in the order of their paths. A table that was added or
+    /// removed is one change.
+    pub fn changes_to(&self, new: &Self) -> Vec<Change> {
+        let mut paths: Vec<&String> = self.0.keys().chain(new.0.keys()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        let mut changes: Vec<Change> = Vec::new();
+        let mut whole_table: Option<&str> = None;
+        for path in paths {
+            let is_inside = |table: &str| {
+                path.strip_prefix(table).is_some_and(|rest| rest.starts_with(['.', '[']))
+            };
+            if whole_table.is_some_and(is_inside) {
+                continue;
+            }
+            let (before, after) = (self.0.get(path), new.0.get(path));
+            let Some(setting) = after.or(before).filter(|_| before != after) else { continue };
+            if setting.value == Value::Table {
+                whole_table = Some(path);
+            }
+            changes.push(Change {
+                path: path.clone(),
+                difference: difference(before, after),
+                needs_restart: setting.needs_restart,
+            });
+        }
+        changes
+    }
+}
+
+/// Returns the value of a key as TOML: the written one, or a constant default.
+fn effective(section: &Section, key: &Key) -> Option<String> {
+    match (section.find(key.name), &key.fallback) {
+        // 0x10 and 16 are the same value.
+        (Some(value), _) => Some(match whole_number::<i64>(value) {
+            Some(number) => number.to_string(),
+            None => literal(value),
+        }),
+        (None, Fallback::Value(default)) => Some(default.clone()),
+        (None, _) => None,
+    }
+}
+
+fn difference(before: Option<&Setting>, after: Option<&Setting>) -> String {
+    let value = |setting: Option<&Setting>| setting.map(|setting| setting.value.clone());
+    match (value(before), value(after)) {
+        (None, Some(Value::Table)) => "added".to_owned(),
+        (Some(Value::Table), None) => "removed".to_owned(),
+        (Some(Value::Shown(before)), Some(Value::Shown(after))) => {
+            format!("{} -> {}", cut(before), cut(after))
+        }
+        (None, Some(Value::Shown(after))) => format!("set to {}", cut(after)),
+        (Some(Value::Shown(before)), None) => format!("{} -> not set", cut(before)),
+        (None, Some(_)) => "set".to_owned(),
+        (Some(_), None) => "no longer set".to_owned(),
+        _ => "changed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::document::Document;
+    use super::super::{Config, DEVELOPMENT};
+    use super::*;
+
+    fn written(text: &str) -> Written {
+        let keys = || Config::definition().single_keys();
+        let document = Document::parse(text, "gridcast.toml", &[], keys, &[0, 1]).expect("TOML");
+        Config::read_keys(&document.root()).expect("a valid configuration");
+        Written::collect(&document.root(), &Config::definition()).expect("a valid configuration")
+    }
+
+    fn changes(before: &str, after: &str) -> Vec<(String, bool)> {
+        let changes = written(before).changes_to(&written(after));
+        changes.iter().map(|change| (change.to_string(), change.needs_restart)).collect()
+    }
+
+    const BEFORE: &str = r#"
+        [node]
+        id = 7
+        drain_s = 10
+        [limits]
+        ping_ms = 20000
+        idle_ms = 50000
+        [[api.user]]
+        name = "app"
+        password = "hushhush"
+        [[edge]]
+        [[edge.route]]
+        path = "/ws"
+        subscribe = ["a"]
+        [[edge.route]]
+        path = "/old"
+        messages_per_s = 5
+    "#;
+
+    #[test]
+    fn equal_configurations_have_no_changes() {
+        assert_eq!(changes(BEFORE, BEFORE), []);
+        assert_eq!(changes(DEVELOPMENT, DEVELOPMENT), []);
+    }
+
+    #[test]
+    fn each_changed_setting_is_named_without_secrets() {
+        let after = r#"
+            [node]
+            id = 8
+            drain_s = 20
+            [limits]
+            ping_ms = 0x4E20
+            answer_ms = 700
+            [[api.user]]
+            name = "ops"
+            token = "sesame"
+            [[api.user]]
+            name = "app"
+            password = "hushhushhush"
+            [[edge]]
+            bind = "127.0.0.1:6791"
+            [[edge.route]]
+            path = "/"
+            [[edge]]
+            bind = "127.0.0.1:6790"
+            [[edge.route]]
+            path = "/new"
+            messages_per_s = 9
+            [[edge.route]]
+            path = "/ws"
+            subscribe = ["a", "b"]
+        "#;
+        let edge = r#"edge["127.0.0.1:6790"]"#;
+        let expected = [
+            (r#"api.user["app"].password: changed"#.to_owned(), false),
+            (r#"api.user["ops"]: added"#.to_owned(), false),
+            (format!(r#"{edge}.route["/new"]: added"#), false),
+            (format!(r#"{edge}.route["/old"]: removed"#), false),
+            (format!(r#"{edge}.route["/ws"].subscribe: ["a"] -> ["a", "b"]"#), false),
+            (r#"edge["127.0.0.1:6791"]: added"#.to_owned(), true),
+            ("limits.answer_ms: 1500 -> 700".to_owned(), false),
+            ("limits.idle_ms: 50000 -> 60000".to_owned(), false),
+            ("node.drain_s: 10 -> 20".to_owned(), false),
+            ("node.id: 7 -> 8".to_owned(), true),
+        ];
+        assert_eq!(changes(BEFORE, after), expected);
+    }
+}
