@@ -157,12 +157,6 @@ impl Config {
     }
 }
 
-/// The whole names of the keys that a running node cannot change: what it is, and where it listens. The
-/// one place that says so, for a reload to read.
-pub fn restart_keys() -> Vec<String> {
-    Config::definition().restart_keys("")
-}
-
 /// The summary that `gridcast check` prints for a valid configuration.
 impl fmt::Display for Config {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

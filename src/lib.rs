@@ -137,7 +137,7 @@
 //! address, a shard chosen by hash like that of a topic (`address::placement`,
 //! `access::addresses`). `shard::node_state` is shared by all shards of a node: the call quota of
 //! each user, and the bits of `shard::interest`, which say which shards may have subscribers of a
-//! channel. Settings never change.
+//! channel. Settings change only by a reload.
 //!
 //! Connections cannot starve each other even without configured limits. `shard::work` estimates the
 //! cost of input, gives each connection a slice of a turn, and reads those that always use it up
@@ -145,6 +145,17 @@
 //! unsubscribing clients that are gone (`client::subscriptions`). Sockets that send without pause
 //! are received from in turns, one buffer each, so that the others find buffers
 //! (`runtime::driver::heavy`).
+//!
+//! # The life of a reload
+//!
+//! 1. On SIGHUP `node::reload` reads the configuration again and checks everything: the file, the
+//!    certificates, the key files. If anything is wrong, nothing changes.
+//! 2. `config::changes` names each changed setting, and those that need a restart.
+//! 3. New [`Settings`](shard::settings::Settings) are made from those in use: users and routes keep
+//!    their indices, by which connections refer to them. `runtime::reload` passes the settings to
+//!    every shard, which applies them between two turns (`Shard::handle_reload`).
+//! 4. `shard::reload` visits the open connections in slices: it closes clients without a route and
+//!    back ends that may do less, and gives the others their new limits.
 //!
 //! # Logging of connections
 //!

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use cli::Subcommand;
-use gridcast::config::{self, Config, ConfigError};
+use gridcast::config::{self, Config, Loaded, Source};
 use gridcast::doctor::{self, FindingState, Machine, Plan};
 use gridcast::node;
 use gridcast::runtime;
@@ -49,13 +49,16 @@ fn carry_out(log: &LogQueue) -> ExitCode {
             Ok(checked) => print(log, &checked_text(&config, &checked), ExitCode::SUCCESS),
             Err(error) => fail(log, 2, error),
         },
-        Subcommand::Serve { config } => match configuration(config.as_deref(), &available) {
-            Ok(config) => serve(log, &config),
-            Err(error) => {
-                set_format(log, error.format());
-                fail(log, 2, error)
+        Subcommand::Serve { config } => {
+            let source = Source::new(config, environment(), &available);
+            match source.load() {
+                Ok(loaded) => serve(log, source, loaded),
+                Err(error) => {
+                    set_format(log, error.format());
+                    fail(log, 2, error)
+                }
             }
-        },
+        }
         Subcommand::Doctor { config, json } => {
             let plan = match config.map(|file| Config::read(&file, environment(), &available)) {
                 Some(Ok(config)) => Plan::of(&config),
@@ -74,9 +77,9 @@ fn checked_text(file: &Path, checked: &Config) -> String {
     format!("{}: ok\n{checked}{warnings}", file.display())
 }
 
-fn serve(log: &LogQueue, config: &Config) -> ExitCode {
-    set_format(log, config.log.format);
-    match node::run(config, log) {
+fn serve(log: &LogQueue, source: Source, loaded: Loaded) -> ExitCode {
+    set_format(log, loaded.config.log.format);
+    match node::run(source, loaded, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(log, 1, error),
     }
@@ -93,13 +96,6 @@ fn examine(log: &LogQueue, plan: &Plan, json: bool) -> ExitCode {
     let report = doctor::examine(&Machine::read(), plan);
     let text = if json { report.to_json() } else { report.to_string() };
     print(log, &text, ExitCode::from(u8::from(report.state == FindingState::Wrong)))
-}
-
-fn configuration(file: Option<&Path>, available: &[usize]) -> Result<Config, ConfigError> {
-    match file {
-        Some(file) => Config::read(file, environment(), available),
-        None => Config::development(environment(), available),
-    }
 }
 
 /// Prints the output of a command and returns `status`, or a failure if the output cannot be printed.

@@ -1,4 +1,10 @@
 //! Assembles a node from its configuration, runs it until a signal, and shuts it down in order.
+//!
+//! - `signals.rs`: signals, and the time between SIGTERM and the shutdown.
+//! - `reload.rs`: a new configuration for the running node.
+
+mod reload;
+mod signals;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -8,22 +14,20 @@ use std::{fmt, io};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::address::{Incarnation, NodeId};
-use crate::config::{self, Config, DriverChoice, Handler, Level, SlowClient, TlsFiles};
+use crate::config::{
+    self, Config, DriverChoice, Handler, Level, Loaded, SlowClient, Source, TlsFiles,
+};
 use crate::mesh::identity::NodeIdentity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::queue::Bounds;
-use crate::runtime::check::{ChosenDriver, DescriptorShares, DriverKind};
+use crate::runtime::check::{ChosenDriver, DriverKind};
 use crate::runtime::ids::{self, Place, Reservation};
-use crate::runtime::log::{FLUSH_MAX, LogQueue};
-use crate::runtime::{
-    self, Capacity, Listening, MeshPort, Renewals, ShardPlacement, Summary, TlsContext,
-};
+use crate::runtime::log::LogQueue;
+use crate::runtime::{self, Capacity, Listening, MeshPort, ShardPlacement, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
@@ -31,6 +35,8 @@ use crate::shard::settings::{
     AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
     QueueSettings, RouteSettings, Settings,
 };
+use reload::{Reloader, ShutdownTimes};
+use signals::NodeEvent;
 
 /// The reason why a node could not start or has failed, in one line.
 #[derive(Debug)]
@@ -45,23 +51,23 @@ impl fmt::Display for NodeError {
 impl std::error::Error for NodeError {}
 
 /// Runs a node until SIGTERM or Ctrl-C. Then delivers the messages in topics and closes the connections,
-/// which takes at most `node.drain_s`. A second signal ends the process at once. SIGHUP reloads
-/// certificates. The node continues even if `log` cannot be written.
+/// which takes at most `node.drain_s`, after `node.lame_duck_s` if the signal was SIGTERM. A second signal
+/// ends the process at once. SIGHUP reloads the configuration from `source`, of which `loaded` is the first
+/// reading. The node continues even if `log` cannot be written.
 ///
 /// # Errors
 /// The machine lacks a resource, an address cannot be bound, or a shard failed.
-pub fn run(config: &Config, log: &LogQueue) -> Result<(), NodeError> {
+pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeError> {
+    let Loaded { config, written } = loaded;
+    let config = &config;
     log.subscribe(level(config.log.level));
     for warning in config.warnings(runtime::unix_ms()) {
         tracing::warn!("{warning}");
     }
     // Registered before the node reports that it is ready, so that no signal is missed.
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
-        .map_err(|error| NodeError(format!("signals: {error}")))?;
+    let signals = signals::register()?;
     let cores = &config.node.cores;
-    let api_connections = Some(config.limits.api_connections as u64).filter(|wanted| *wanted > 0);
-    let places = runtime::check::check_descriptors(cores.len(), api_connections);
-    let capacity = capacity(config, places.map_err(NodeError)?);
+    let capacity = capacity(config)?;
     let driver = choose_driver(config)?;
     tracing::debug!("driver: {}", driver.name());
     runtime::check::grow_descriptor_table(capacity.clients, cores.len());
@@ -73,7 +79,8 @@ pub fn run(config: &Config, log: &LogQueue) -> Result<(), NodeError> {
         .collect::<Result<Vec<_>, _>>()?;
     let mesh = config.mesh.as_ref().map(MeshStart::new).transpose()?;
     let ready = Ready::new(config, &api, &edges, mesh.as_ref());
-    let settings = settings(config, FingerprintKey::new(random()?), &api, &edges);
+    let bound = Bound { api: api.address, edges: edges.iter().map(|edge| edge.address).collect() };
+    let settings = settings(config, FingerprintKey::new(random()?), &bound);
     let ids = reserve_ids(config)?;
     let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
     let process = Process {
@@ -105,13 +112,24 @@ pub fn run(config: &Config, log: &LogQueue) -> Result<(), NodeError> {
     };
     // This line is an interface: the process that started the node waits for it and reads the ports.
     log.say(tracing::Level::INFO, &ready.text(), &ready.fields());
-    let hangups = watch_hangups(config.clone(), shards.renewals());
-    watch_signals(signals, sender, hangups, log.clone());
-    if let Ok(NodeEvent::Failure(why)) = events.recv() {
-        return Err(NodeError(why));
-    }
+    let times = Arc::new(ShutdownTimes::default());
+    times.set(config);
+    let reloader = Reloader {
+        source,
+        config: config.clone(),
+        written,
+        bound,
+        settings,
+        state: state.clone(),
+        reloads: shards.reloads(),
+        times: times.clone(),
+        log: log.clone(),
+    };
+    let may_skip = Arc::default();
+    signals::watch(signals, sender, reloader.start(), Arc::clone(&may_skip), log.clone());
+    signals::wait(&events, &times, &may_skip, &state.is_lame_duck)?;
     tracing::info!("shutting down: closing connections");
-    let summary = shards.drain(Duration::from_secs(config.node.drain_s));
+    let summary = shards.drain(times.drain());
     if let Some(mesh) = mesh {
         mesh.leave();
     }
@@ -135,49 +153,11 @@ fn choose_driver(config: &Config) -> Result<DriverKind, NodeError> {
     Ok(kind)
 }
 
-/// Why a running node ends.
-enum NodeEvent {
-    Signal,
-    Failure(String),
-}
-
 fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &TlsFiles)> {
     let edges = config.edges.iter().zip(0..);
     let edges = edges.map(|(edge, number)| (Listener::Edge(number), &edge.tls));
     let all = std::iter::once((Listener::Api, &config.api.tls)).chain(edges);
     all.filter_map(|(listener, tls)| Some((listener, tls.as_ref()?)))
-}
-
-/// Starts a thread that reloads certificates for each message to the returned sender. A separate thread,
-/// so that a file system that does not respond cannot delay a shutdown. Messages that arrive during a
-/// reload are merged into one.
-fn watch_hangups(config: Config, renewals: Renewals) -> mpsc::SyncSender<()> {
-    let (sender, hangups) = mpsc::sync_channel(1);
-    std::thread::spawn(move || {
-        for () in hangups {
-            renew_certificates(&config, &renewals);
-        }
-    });
-    sender
-}
-
-/// Reloads the certificate of each listener. A listener whose files are invalid keeps its current one.
-fn renew_certificates(config: &Config, renewals: &Renewals) {
-    if tls_listeners(config).next().is_none() {
-        tracing::info!("SIGHUP: nothing to reload, no listener has a certificate");
-    }
-    for (listener, tls) in tls_listeners(config) {
-        match context(tls) {
-            Ok(context) => {
-                renewals.renew(listener, &context);
-                tracing::info!("certificate read again: {}", tls.cert.display());
-                for warning in tls.warnings(runtime::unix_ms()) {
-                    tracing::warn!("{warning}");
-                }
-            }
-            Err(error) => tracing::error!("certificate not renewed: {error}"),
-        }
-    }
 }
 
 fn context(tls: &TlsFiles) -> Result<TlsContext, NodeError> {
@@ -195,7 +175,10 @@ fn level(level: Level) -> tracing::Level {
 }
 
 /// Returns the limits of the node: those of the configuration, or what descriptors and memory allow.
-fn capacity(config: &Config, shares: DescriptorShares) -> Capacity {
+fn capacity(config: &Config) -> Result<Capacity, NodeError> {
+    let api_connections = Some(config.limits.api_connections as u64).filter(|wanted| *wanted > 0);
+    let shares = runtime::check::check_descriptors(config.node.cores.len(), api_connections);
+    let shares = shares.map_err(NodeError)?;
     let wanted = config.limits.api_connections;
     if wanted > shares.callers {
         let callers = shares.callers;
@@ -210,11 +193,11 @@ fn capacity(config: &Config, shares: DescriptorShares) -> Capacity {
         );
     }
     let memory_bytes = memory_bytes(config);
-    Capacity {
+    Ok(Capacity {
         clients: runtime::check::clients_max(wanted, possible, memory_bytes),
         callers: shares.callers,
         memory_bytes,
-    }
+    })
 }
 
 /// Returns the memory budget in bytes: the configured one, or three quarters of the usable memory. The
@@ -453,21 +436,23 @@ fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints
     }
 }
 
-fn settings(
-    config: &Config,
-    fingerprint_key: FingerprintKey,
-    api: &Listening,
-    edges: &[Listening],
-) -> Settings {
+/// The addresses that the listeners of a node were bound to.
+struct Bound {
+    api: SocketAddr,
+    // In the order of the configuration.
+    edges: Vec<SocketAddr>,
+}
+
+fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> Settings {
     let config::Limits { head_bytes, headers, .. } = config.limits;
     Settings {
         node: NodeId::new(config.node.id).expect("the configuration was checked"),
         shards: config.node.cores.len(),
         has_mesh: config.mesh.is_some(),
         api: ApiSettings {
-            advertise: advertised(config.api.advertise, api.address, &[]),
+            advertise: advertised(config.api.advertise, bound.api, &[]),
             origins: config.api.origins.clone(),
-            users: config.api.users.as_slice().into(),
+            users: config.api.users.clone().into(),
             fingerprint_key,
             http: http::RequestLimits {
                 head_bytes,
@@ -478,9 +463,9 @@ fn settings(
         edges: config
             .edges
             .iter()
-            .zip(edges)
-            .map(|(edge, listening)| EdgeSettings {
-                port: listening.address.port(),
+            .zip(&bound.edges)
+            .map(|(edge, address)| EdgeSettings {
+                port: address.port(),
                 routes: edge.routes.iter().map(|route| Arc::new(route_of(route))).collect(),
             })
             .collect(),
@@ -500,6 +485,7 @@ fn settings(
 fn route_of(route: &config::Route) -> RouteSettings {
     RouteSettings {
         path: route.path.clone(),
+        is_removed: false,
         topic: route.topic.as_deref().map(Arc::from),
         tells_open: route.events.open,
         tells_message: route.events.message,
@@ -535,34 +521,6 @@ fn limits(limits: &config::Limits) -> LimitSettings {
         idle_ms: limits.idle_ms,
         answer_ms: limits.answer_ms,
     }
-}
-
-/// Forwards each SIGHUP and the first signal that ends the node. A second one ends the process at once,
-/// with the exit status of a process that was killed by that signal.
-fn watch_signals(
-    mut signals: Signals,
-    events: mpsc::Sender<NodeEvent>,
-    hangups: mpsc::SyncSender<()>,
-    log: LogQueue,
-) {
-    std::thread::spawn(move || {
-        let mut is_ending = false;
-        for signal in signals.forever() {
-            if signal == SIGHUP {
-                // If the channel is full, a reload is pending already.
-                let _ = hangups.try_send(());
-                continue;
-            }
-            if is_ending {
-                log.say(tracing::Level::WARN, "second signal, ending at once", &[]);
-                log.flush(FLUSH_MAX);
-                std::process::exit(128 + signal);
-            }
-            is_ending = true;
-            // Fails only if a shard has failed, which ends the node as well.
-            let _ = events.send(NodeEvent::Signal);
-        }
-    });
 }
 
 fn report(summary: &Summary) {

@@ -40,8 +40,8 @@ const RESERVED: [(&str, &[&str]); 14] = [
     ("unsafe {", &["runtime/"]),
     ("Instant", &["runtime/", "mesh/quic"]),
     ("SystemTime", &["runtime/", "mesh/quic"]),
-    ("signal_hook", &["node.rs"]),
-    ("tracing", &["shard/", "runtime/", "mesh/", "node.rs", "log"]),
+    ("signal_hook", &["node/signals.rs"]),
+    ("tracing", &["shard/", "runtime/", "mesh/", "node.rs", "node/", "log"]),
 ];
 
 struct Source {

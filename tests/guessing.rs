@@ -37,7 +37,7 @@ fn settings() -> Settings {
         user("ops", Scheme::Basic, hashed()),
     ];
     let mut settings = shard_value::settings();
-    settings.api.users = users.into();
+    settings.api.users = users.into_iter().collect();
     settings
 }
 

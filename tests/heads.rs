@@ -37,7 +37,7 @@ fn user(token: &str, roles: Roles, from: &[&str]) -> User {
 fn settings() -> Settings {
     with_users(vec![
         user("writes", Roles::ALL, &[]),
-        user("reads", Roles { read: true, write: false }, &[]),
+        user("reads", Roles { read: true, write: false, admin: false }, &[]),
         user("elsewhere", Roles::ALL, &["192.0.2.0/24"]),
     ])
 }
@@ -251,7 +251,7 @@ fn publish(host: &str, authorization: &str) -> String {
 fn each_request_of_a_connection_is_checked_by_its_own_credentials() {
     let mut peer = Peer::new(&with_users(vec![
         user("writes", Roles::ALL, &[]),
-        user("reader", Roles { read: true, write: false }, &[]),
+        user("reader", Roles { read: true, write: false, admin: false }, &[]),
         user("remote", Roles::ALL, &["192.0.2.0/24"]),
     ]));
     for (token, status) in [

@@ -39,7 +39,7 @@ fn settings(shards: usize) -> Settings {
         api: ApiSettings {
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
-            users: Vec::new().into(),
+            users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http,
         },
@@ -254,7 +254,7 @@ fn node_with_user(shards: usize, requests_per_s: u32) -> Node {
         from: Default::default(),
         requests_per_s,
     };
-    settings.api.users = [user].into();
+    settings.api.users = vec![user].into();
     Node::new(&settings)
 }
 

@@ -548,7 +548,7 @@ fn node_with_user() -> Shard {
         from: Default::default(),
         requests_per_s: 0,
     };
-    settings.api.users = [user].into();
+    settings.api.users = vec![user].into();
     shard_value::shard(&settings, NOW)
 }
 

@@ -345,11 +345,11 @@ fn sigterm_gives_out_what_is_in_the_topics_before_it_closes_back_ends() {
 }
 
 #[test]
-fn sighup_without_certificates_says_so_and_the_node_goes_on() {
+fn sighup_without_a_change_says_so_and_the_node_continues() {
     let mut server = Server::new();
     let mut client = server.device("/echo");
     server.hang_up();
-    server.logs("SIGHUP: nothing to reload");
+    server.logs("reloaded: no setting has changed");
     assert_eq!(client.call("hello"), "hello");
     server.terminate();
     assert_eq!(client.closed().0, 1001);

@@ -88,12 +88,12 @@ fn settings_with_user() -> Settings {
         name: "app".into(),
         scheme: Scheme::Bearer,
         secret: Secret::Plain("s3cret-token".into()),
-        roles: Roles { read: true, write: false },
+        roles: Roles { read: true, write: false, admin: false },
         from: Default::default(),
         requests_per_s: 0,
     };
     let mut settings = settings();
-    settings.api.users = [user].into();
+    settings.api.users = vec![user].into();
     settings
 }
 
@@ -325,7 +325,8 @@ fn every_refusal_of_the_api_has_its_reason_in_the_log() {
 #[test]
 fn a_call_over_http_names_its_user() {
     let mut settings = settings_with_user();
-    let mut users = settings.api.users.to_vec();
+    let users = settings.api.users.iter();
+    let mut users: Vec<_> = users.map(|(_, user)| user.clone()).collect();
     users[0].roles = Roles::ALL;
     settings.api.users = users.into();
     let body = r#"{"c":"room","d":"s3cret"}"#;

@@ -72,6 +72,6 @@ mod tests {
         let text = "[api]\nbind = \"0.0.0.0:6789\"\n[[api.user]]\nname = \"app\"\ntoken = \"t\"";
         let api = parse(text).api;
         assert!(api.bind.ip().is_unspecified());
-        assert!(api.users[0].roles == Roles::ALL && api.users[0].from.is_empty());
+        assert!(api.users[0].roles == Roles::READ_WRITE && api.users[0].from.is_empty());
     }
 }

@@ -48,7 +48,10 @@ impl fmt::Display for Change {
 
 impl Written {
     /// Collects the settings of a valid document.
-    pub(super) fn collect(root: &Section, definition: &Definition) -> Result<Self, ConfigError> {
+    pub(super) fn collect(
+        root: &Section<'_>,
+        definition: &Definition,
+    ) -> Result<Self, ConfigError> {
         let mut written = Self::default();
         written.put_section("", root, definition)?;
         Ok(written)
@@ -57,7 +60,7 @@ impl Written {
     fn put_section(
         &mut self,
         path: &str,
-        section: &Section,
+        section: &Section<'_>,
         definition: &Definition,
     ) -> Result<(), ConfigError> {
         for key in &definition.keys {
@@ -74,7 +77,7 @@ impl Written {
     fn put_tables(
         &mut self,
         path: &str,
-        section: &Section,
+        section: &Section<'_>,
         table: &Table,
     ) -> Result<(), ConfigError> {
         let sections = match table.form {
@@ -86,7 +89,7 @@ impl Written {
                     let identity = identity.and_then(|key| effective(&section, key));
                     (format!("{path}[{}]", identity.unwrap_or_default()), section)
                 });
-                paths.collect()
+                numbered(paths.collect())
             }
         };
         for (path, section) in sections {
@@ -105,6 +108,26 @@ impl Written {
         self.0.insert(path, Setting { value, needs_restart });
     }
 
+    /// Returns the settings in use after a reload of `new`: those of `new`, except for settings that need a
+    /// restart.
+    pub fn after_reload(&self, new: &Self) -> Self {
+        let mut used = new.clone();
+        for Change { path, needs_restart, .. } in self.changes_to(new) {
+            if needs_restart {
+                used.replace(&path, self);
+            }
+        }
+        used
+    }
+
+    /// Replaces a setting, and all settings inside it, by what `other` has.
+    fn replace(&mut self, path: &str, other: &Self) {
+        let is_inside = |other: &str| is_inside(other, path) || other == path;
+        self.0.retain(|path, _| !is_inside(path));
+        let kept = other.0.iter().filter(|(path, _)| is_inside(path));
+        self.0.extend(kept.map(|(path, setting)| (path.clone(), setting.clone())));
+    }
+
     /// Returns the changes that lead to `new`, in the order of their paths. A table that was added or
     /// removed is one change.
     pub fn changes_to(&self, new: &Self) -> Vec<Change> {
@@ -114,10 +137,7 @@ impl Written {
         let mut changes: Vec<Change> = Vec::new();
         let mut whole_table: Option<&str> = None;
         for path in paths {
-            let is_inside = |table: &str| {
-                path.strip_prefix(table).is_some_and(|rest| rest.starts_with(['.', '[']))
-            };
-            if whole_table.is_some_and(is_inside) {
+            if whole_table.is_some_and(|table| is_inside(path, table)) {
                 continue;
             }
             let (before, after) = (self.0.get(path), new.0.get(path));
@@ -136,7 +156,7 @@ impl Written {
 }
 
 /// Returns the value of a key as TOML: the written one, or a constant default.
-fn effective(section: &Section, key: &Key) -> Option<String> {
+fn effective(section: &Section<'_>, key: &Key) -> Option<String> {
     match (section.find(key.name), &key.fallback) {
         // 0x10 and 16 are the same value.
         (Some(value), _) => Some(match whole_number::<i64>(value) {
@@ -146,6 +166,24 @@ fn effective(section: &Section, key: &Key) -> Option<String> {
         (None, Fallback::Value(default)) => Some(default.clone()),
         (None, _) => None,
     }
+}
+
+/// Numbers tables with the same path, such as listeners on port 0, from the second one on.
+fn numbered(mut sections: Vec<(String, Section<'_>)>) -> Vec<(String, Section<'_>)> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for (path, _) in &mut sections {
+        let count = counts.entry(path.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            *path = format!("{path}[{count}]");
+        }
+    }
+    sections
+}
+
+/// Whether a setting belongs to a table.
+fn is_inside(path: &str, table: &str) -> bool {
+    path.strip_prefix(table).is_some_and(|rest| rest.starts_with(['.', '[']))
 }
 
 fn difference(before: Option<&Setting>, after: Option<&Setting>) -> String {
@@ -205,6 +243,20 @@ mod tests {
     fn equal_configurations_have_no_changes() {
         assert_eq!(changes(BEFORE, BEFORE), []);
         assert_eq!(changes(DEVELOPMENT, DEVELOPMENT), []);
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named_again_at_the_next_reload() {
+        let after = BEFORE
+            .replace("id = 7", "id = 8")
+            .replace("ping_ms = 20000", "ping_ms = 20001")
+            .replace("[[edge]]", "[[edge]]\nbind = \"127.0.0.1:1\"");
+        let (before, after) = (written(BEFORE), written(&after));
+        let used = before.after_reload(&after);
+        let paths = |changes: Vec<Change>| changes.into_iter().map(|c| c.path).collect::<Vec<_>>();
+        let expected = [r#"edge["127.0.0.1:1"]"#, r#"edge["127.0.0.1:6790"]"#, "node.id"];
+        assert_eq!(paths(used.changes_to(&after)), expected);
+        assert_eq!(paths(before.changes_to(&used)), ["limits.ping_ms"]);
     }
 
     #[test]

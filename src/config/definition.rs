@@ -114,17 +114,6 @@ impl Definition {
         keys
     }
 
-    /// The whole names of the keys that a running node cannot change.
-    pub(super) fn restart_keys(&self, path: &str) -> Vec<String> {
-        let own = self.keys.iter().filter(|key| key.needs_restart);
-        let own = own.map(|key| joined(path, key.name));
-        let inner = self
-            .tables
-            .iter()
-            .flat_map(|table| table.definition.restart_keys(&joined(path, table.name)));
-        own.chain(inner).collect()
-    }
-
     fn collect_single_keys(&self, path: &str, keys: &mut Vec<(String, &'static str)>) {
         keys.extend(self.keys.iter().map(|key| (path.to_owned(), key.name)));
         for table in self.tables.iter().filter(|table| table.form != Form::Many) {

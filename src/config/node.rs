@@ -53,6 +53,10 @@ section! {
         /// calls in flight.
         drain_s: u64 = whole_of(" of seconds", 1..=3600), value(10);
 
+        /// The time after SIGTERM in which `/readyz` answers 503 and everything else works, new connections
+        /// included, so that load balancers notice. Then the node shuts down. Ctrl-C skips this time.
+        lame_duck_s: u64 = whole_of(" of seconds", 0..=3600), value(0);
+
         /// How long a shard polls for work before it sleeps, if its last wait was short. Lowers latency at
         /// the cost of CPU time.
         spin_us: u64 = whole_of(" of microseconds", 0..=1000), value(0), restart;

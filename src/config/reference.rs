@@ -46,6 +46,10 @@ fn row(key: &Key) -> String {
         Fallback::Derived { words, .. } => (*words).to_owned(),
         Fallback::Required { .. } => "required".to_owned(),
     };
-    let cells = [&format!("`{}`", key.name), &default, &key.expected, &key.doc];
+    let doc = match key.needs_restart {
+        true => format!("{} *Needs a restart.*", key.doc),
+        false => key.doc.clone(),
+    };
+    let cells = [&format!("`{}`", key.name), &default, &key.expected, &doc];
     format!("| {} |\n", cells.map(|cell| cell.replace('|', "\\|")).join(" | "))
 }

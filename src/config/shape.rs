@@ -33,7 +33,7 @@ pub(super) trait Literal: ValueShape {
 }
 
 /// Whether no message shows the values of a shape.
-pub(super) fn is_secret<S: Shape>(_: &S) -> bool {
+pub(super) fn is_secret<S: ValueShape>(_: &S) -> bool {
     S::IS_SECRET
 }
 

@@ -79,7 +79,14 @@ fn an_empty_file_means_the_defaults() {
     let config = parse("");
     assert_eq!(
         config.node,
-        Node { id: 1, cores: CPUS.to_vec(), driver: DriverChoice::Auto, drain_s: 10, spin_us: 0 }
+        Node {
+            id: 1,
+            cores: CPUS.to_vec(),
+            driver: DriverChoice::Auto,
+            drain_s: 10,
+            lame_duck_s: 0,
+            spin_us: 0
+        }
     );
     assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
     assert_eq!(config.api.advertise, config.api.bind);
@@ -117,7 +124,14 @@ fn every_key_is_read() {
     let bind = |text: &str| text.parse().expect("an address");
     assert_eq!(
         config.node,
-        Node { id: 7, cores: vec![5, 0], driver: DriverChoice::Epoll, drain_s: 20, spin_us: 50 }
+        Node {
+            id: 7,
+            cores: vec![5, 0],
+            driver: DriverChoice::Epoll,
+            drain_s: 20,
+            lame_duck_s: 5,
+            spin_us: 50
+        }
     );
     let origins = vec!["https://admin.example.org:8443".to_owned()];
     let (bind_api, advertise) = (bind("10.0.0.5:7000"), bind("10.0.0.5:6789"));
@@ -127,7 +141,7 @@ fn every_key_is_read() {
             name: "app".to_owned(),
             scheme: Scheme::Basic,
             secret: Secret::Hashed(SecretHash::parse(hash).expect("a hash")),
-            roles: Roles { read: true, write: false },
+            roles: Roles { read: true, write: false, admin: false },
             from: ["10.0.0.0/8", "::1/128"]
                 .map(|text| text.parse().expect("a range"))
                 .into_iter()
@@ -138,7 +152,7 @@ fn every_key_is_read() {
             name: "ops".to_owned(),
             scheme: Scheme::Bearer,
             secret: Secret::Plain("open-sesame".into()),
-            roles: Roles { read: false, write: true },
+            roles: Roles { read: false, write: true, admin: false },
             from: Default::default(),
             requests_per_s: 0,
         },
@@ -241,10 +255,20 @@ fn the_test_of_every_key_leaves_none_out() {
     );
 }
 
+/// Returns the whole names of the keys that a running node cannot change.
+fn restart_keys(path: &str, definition: &Definition) -> Vec<String> {
+    let keys = definition.keys.iter().filter(|key| key.needs_restart);
+    let mut keys: Vec<String> = keys.map(|key| joined(path, key.name)).collect();
+    for table in &definition.tables {
+        keys.extend(restart_keys(&joined(path, table.name), &table.definition));
+    }
+    keys
+}
+
 #[test]
 fn what_a_node_is_and_where_it_listens_needs_a_restart() {
     assert_eq!(
-        restart_keys(),
+        restart_keys("", &Config::definition()),
         [
             "node.id",
             "node.cores",

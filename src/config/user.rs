@@ -31,8 +31,11 @@ section! {
         token: Option<Secret> = TOKEN,
             none("none; then `password` is required", "\"change-me\"");
 
-        /// What the user may do. `read`: consume topics. `write`: send, publish and call.
-        roles: Roles = ROLES, derived(Roles::ALL, "both", "[\"read\", \"write\"]");
+        /// What the user may do. `read`: consume topics. `write`: send, publish and call. `admin`: both, and
+        /// administer the nodes.
+        roles: Roles = ROLES, derived(
+            Roles::READ_WRITE, "`[\"read\", \"write\"]`", "[\"admin\"]"
+        );
 
         /// Addresses and address ranges that the user may connect from.
         from: Vec<IpNet> = RANGES, derived(Vec::new(), "any", "[\"10.0.0.0/8\", \"::1\"]");
@@ -116,8 +119,11 @@ fn expected_hash() -> String {
 }
 
 const ROLES: Words<Roles> = Words {
-    words: &["read", "write"],
-    collect: |has| Ok(Roles { read: has("read"), write: has("write") }),
+    words: &["read", "write", "admin"],
+    collect: |has| {
+        let admin = has("admin");
+        Ok(Roles { read: admin || has("read"), write: admin || has("write"), admin })
+    },
 };
 
 const RANGE: &str = "an IP address or a range that begins with its first, such as \"10.0.0.0/8\"";
@@ -278,9 +284,10 @@ mod tests {
     fn roles_and_ranges_are_checked_item_by_item() {
         let with = |line: &str| user(&format!("token = \"t\"\n{line}"));
         refused(
-            &with("roles = [\"read\", \"admin\"]"),
-            "gridcast.toml:4: api.user.roles: expected \"read\" or \"write\", found \"admin\"",
+            &with("roles = [\"read\", \"owner\"]"),
+            "gridcast.toml:4: api.user.roles: expected \"read\", \"write\" or \"admin\", found \"owner\"",
         );
+        assert_eq!(parse(&with("roles = [\"admin\"]")).api.users[0].roles, Roles::ALL);
         assert_eq!(parse(&with("roles = []")).api.users[0].roles, Roles::default());
         for range in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "", "::1/64"] {
             refused(

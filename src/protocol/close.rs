@@ -15,6 +15,10 @@ const fn reason(code: u16, text: &'static str) -> Reason {
 
 /// The node is shutting down. The peer should reconnect, to another node if there is one.
 pub const GOING_AWAY: Reason = reason(1001, "server is shutting down");
+/// The route of the client was removed from the configuration. The peer should reconnect elsewhere.
+pub const ROUTE_REMOVED: Reason = reason(1001, "this route was removed");
+/// The user of the back end was removed, or may do less than before.
+pub const USER_CHANGED: Reason = reason(1008, "the rights of this user have changed");
 /// The peer violated the WebSocket framing rules.
 pub const PROTOCOL_ERROR: Reason = reason(1002, "protocol error");
 /// A text message was not valid UTF-8.

@@ -166,11 +166,21 @@ pub struct Roles {
     pub read: bool,
     /// May send, publish and call functions.
     pub write: bool,
+    /// May administer the nodes. Whoever may also has the other roles.
+    pub admin: bool,
 }
 
 impl Roles {
     /// All rights.
-    pub const ALL: Self = Self { read: true, write: true };
+    pub const ALL: Self = Self { read: true, write: true, admin: true };
+
+    /// The rights of a user for whom nothing else is configured.
+    pub const READ_WRITE: Self = Self { read: true, write: true, admin: false };
+
+    /// Whether all rights of `other` are among these.
+    pub fn include(self, other: Self) -> bool {
+        self.read >= other.read && self.write >= other.write && self.admin >= other.admin
+    }
 }
 
 /// A configured password or token.

@@ -16,7 +16,7 @@ const LOG_MS: u64 = 10_000;
 /// The budget, shared by all shards.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
-    limit_bytes: u64,
+    limit_bytes: AtomicU64,
     // A `Shortage`, as its index in `Shortage::ALL`.
     shortage: AtomicU8,
     shed_round: ShedRound,
@@ -28,12 +28,17 @@ pub(super) struct MemoryBudget {
 impl MemoryBudget {
     pub(super) fn new(limit_bytes: u64) -> Self {
         Self {
-            limit_bytes,
+            limit_bytes: AtomicU64::new(limit_bytes),
             shortage: AtomicU8::new(Shortage::None as u8),
             shed_round: ShedRound::default(),
             is_told: AtomicBool::new(false),
             told_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Changes the limit.
+    pub(super) fn set_limit(&self, limit_bytes: u64) {
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
     }
 
     /// Returns the memory in use, including the kernel's memory for `connections`. All shards see the
@@ -42,8 +47,9 @@ impl MemoryBudget {
         let bytes = allocated_bytes() + connections * CONNECTION_BYTES;
         let known = self.shortage.load(Ordering::Relaxed);
         let before = Shortage::ALL[usize::from(known)];
-        let shortage = before.after(bytes, self.limit_bytes);
-        let usage = Usage { bytes, limit_bytes: self.limit_bytes, shortage };
+        let limit_bytes = self.limit_bytes.load(Ordering::Relaxed);
+        let shortage = before.after(bytes, limit_bytes);
+        let usage = Usage { bytes, limit_bytes, shortage };
         if shortage != before {
             let (from, to) = (known, shortage as u8);
             let relaxed = Ordering::Relaxed;

@@ -31,6 +31,7 @@ use super::awake::AwakeClock;
 use super::bus::Port;
 use super::clock::unix_ms;
 use super::identity::ListenerTls;
+use super::reload::Reloaded;
 use super::socket_io::{Completion, Sending, SocketIo};
 use super::tls::Tls;
 use super::verifier::Verifier;
@@ -231,7 +232,7 @@ impl<I: SocketIo> Driver<I> {
     /// Whether the shard can end. A drained shard continues until all are drained, because others may
     /// need its answers.
     fn is_over(&mut self) -> bool {
-        let state = self.shard.drain_state();
+        let state = self.shard.inspect().drain_state();
         if !state.is_draining {
             return self.watch.is_stopped.load(Ordering::Acquire);
         }
@@ -248,6 +249,9 @@ impl<I: SocketIo> Driver<I> {
         let was_behind = self.clock.awake.is_behind();
         let taken = self.take_completions();
         let now = self.clock.now();
+        if let Some(Reloaded { settings, state }) = self.watch.poll_reload(self.number) {
+            self.shard.handle_reload(now, &settings, state);
+        }
         let Self { port, shard, .. } = self;
         port.receive(|message| shard.handle_message(now, message));
         self.handle_memory(now);
@@ -266,7 +270,7 @@ impl<I: SocketIo> Driver<I> {
         self.wake_listeners(now);
         let end_us = self.clock.elapsed_us();
         self.shard.handle_turn_taken(end_us - start_us);
-        let state = self.shard.drain_state();
+        let state = self.shard.inspect().drain_state();
         if state.is_draining {
             self.watch.quiet[self.number].store(state.is_quiet, Ordering::Release);
         }

@@ -109,7 +109,9 @@ impl LogQueue {
             .log_internal_errors(false)
             .with_writer(self.clone());
         let subscribed = match self.state.format() {
-            LineFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
+            LineFormat::Text => {
+                registry.with(lines.with_ansi(io::stderr().is_terminal())).try_init()
+            }
             LineFormat::Json => registry.with(lines.json()).try_init(),
         };
         if subscribed.is_ok() {

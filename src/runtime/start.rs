@@ -12,6 +12,7 @@ use super::check::DriverKind;
 use super::driver::Parts;
 use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
+use super::reload::Reloads;
 use super::threads::{ShardThread, Start};
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
@@ -127,9 +128,13 @@ impl Shards {
         Ok(total)
     }
 
-    /// Returns a handle to renew the certificates of the listeners.
-    pub fn renewals(&self) -> Renewals {
-        self.renewals.clone()
+    /// Returns a handle to reload settings and certificates.
+    pub fn reloads(&self) -> Reloads {
+        Reloads {
+            control: self.control.clone(),
+            watch: self.watch.clone(),
+            renewals: self.renewals.clone(),
+        }
     }
 }
 

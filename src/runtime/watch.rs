@@ -4,7 +4,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
 use super::budget::MemoryBudget;
+use super::reload::Reloaded;
 use crate::metrics::Counters;
 use crate::shard::{ShedRound, Usage};
 
@@ -30,26 +33,47 @@ pub(super) struct Watch {
     pub(super) undrained: AtomicUsize,
     pub(super) is_stopped: AtomicBool,
     clients: AtomicUsize,
-    clients_max: usize,
+    clients_max: AtomicUsize,
     callers: AtomicUsize,
-    callers_max: usize,
+    callers_max: AtomicUsize,
     budget: MemoryBudget,
+    // For each shard, room for the settings of one reload.
+    reloads: Vec<(Sender<Reloaded>, Receiver<Reloaded>)>,
 }
 
 impl Watch {
     pub(super) fn new(shards: usize, capacity: Capacity) -> Self {
-        let Capacity { clients: clients_max, callers: callers_max, memory_bytes } = capacity;
+        let Capacity { clients, callers, memory_bytes } = capacity;
         Self {
             start: Instant::now(),
             quiet: (0..shards).map(|_| AtomicBool::new(false)).collect(),
             undrained: AtomicUsize::new(shards),
             is_stopped: AtomicBool::new(false),
             clients: AtomicUsize::new(0),
-            clients_max,
+            clients_max: AtomicUsize::new(clients),
             callers: AtomicUsize::new(0),
-            callers_max,
+            callers_max: AtomicUsize::new(callers),
             budget: MemoryBudget::new(memory_bytes),
+            reloads: (0..shards).map(|_| bounded(1)).collect(),
         }
+    }
+
+    /// Changes the limits of the node. Connections above a lower limit stay.
+    pub(super) fn set_capacity(&self, capacity: Capacity) {
+        let Capacity { clients, callers, memory_bytes } = capacity;
+        self.clients_max.store(clients, Ordering::Relaxed);
+        self.callers_max.store(callers, Ordering::Relaxed);
+        self.budget.set_limit(memory_bytes);
+    }
+
+    /// Yields the senders of reloaded settings to each shard.
+    pub(super) fn reloads(&self) -> impl Iterator<Item = &Sender<Reloaded>> {
+        self.reloads.iter().map(|(sender, _)| sender)
+    }
+
+    /// Returns the settings of a reload that a shard has not applied yet.
+    pub(super) fn poll_reload(&self, shard: usize) -> Option<Reloaded> {
+        self.reloads[shard].1.try_recv().ok()
     }
 
     /// Returns the memory that the node uses now.
@@ -71,13 +95,13 @@ impl Watch {
 
     /// Counts one more client. Returns false, and counts nothing, if the node is at its limit.
     pub(super) fn admit_client(&self) -> bool {
-        take_place(&self.clients, self.clients_max)
+        take_place(&self.clients, &self.clients_max)
     }
 
     /// Counts one more connection of the API. Returns false, and counts nothing, if the node is at its
     /// limit.
     pub(super) fn admit_caller(&self) -> bool {
-        take_place(&self.callers, self.callers_max)
+        take_place(&self.callers, &self.callers_max)
     }
 
     /// Counts one more connection of the API, above the limit: another one is being closed for it.
@@ -92,8 +116,8 @@ impl Watch {
     }
 }
 
-fn take_place(places: &AtomicUsize, max: usize) -> bool {
-    let is_taken = places.fetch_add(1, Ordering::Relaxed) < max;
+fn take_place(places: &AtomicUsize, max: &AtomicUsize) -> bool {
+    let is_taken = places.fetch_add(1, Ordering::Relaxed) < max.load(Ordering::Relaxed);
     if !is_taken {
         places.fetch_sub(1, Ordering::Relaxed);
     }

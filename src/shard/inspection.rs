@@ -1,6 +1,8 @@
 //! A view of a shard's state for tests, and for the summary at shutdown.
 
+use super::client::Clients;
 use super::connection::{Connections, ReadProgress};
+use super::drain::Draining;
 use super::memory::Shortage;
 use super::topics::Topics;
 use super::turn::Turn;
@@ -24,9 +26,23 @@ pub struct Inspection<'s> {
     pub(super) turn: &'s Turn,
     pub(super) connections: &'s Connections,
     pub(super) topics: &'s Topics,
+    pub(super) clients: &'s Clients,
+    pub(super) draining: &'s Draining,
 }
 
 impl Inspection<'_> {
+    /// Returns how far the shutdown of the shard has got. Cheap.
+    pub fn drain_state(&self) -> DrainState {
+        let has_closed_clients = self.draining.has_closed_clients() && self.clients.len() == 0;
+        DrainState {
+            is_draining: self.turn.is_draining,
+            is_quiet: has_closed_clients
+                && !self.connections.has_pending_closes()
+                && !self.topics.home.has_work(),
+            is_drained: self.draining.has_ended() && self.connections.len() == 0,
+        }
+    }
+
     /// Returns the counters.
     pub fn counters(&self) -> Counters {
         self.turn.counters

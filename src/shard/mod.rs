@@ -18,6 +18,7 @@
 //! | `last_wills` | clients of other nodes, whose close events this shard reports if their node is lost |
 //! | `memory` | which connections are closed when the node is short of memory |
 //! | `drain` | the shutdown of the shard |
+//! | `reload` | applies reloaded settings to open connections |
 //!
 //! `requests.rs`, `calls.rs` and `messages.rs` contain the routing of HTTP requests, calls and
 //! messages. The remaining files are shared by the parts: `settings.rs`, `node_state.rs`,
@@ -39,6 +40,7 @@ mod memory;
 mod messages;
 pub mod node_state;
 pub mod rate;
+mod reload;
 mod requests;
 mod roster;
 pub mod settings;
@@ -47,6 +49,7 @@ mod timers;
 mod topics;
 mod trail;
 mod turn;
+pub mod users;
 mod work;
 
 use std::net::SocketAddr;
@@ -71,6 +74,7 @@ use drain::Draining;
 use last_wills::LastWills;
 use memory::{ShedContext, Shedding};
 use node_state::NodeState;
+use reload::Reload;
 use settings::Settings;
 use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
@@ -89,6 +93,7 @@ pub struct Shard {
     last_wills: LastWills,
     shedding: Shedding,
     draining: Draining,
+    reload: Reload,
     turns_taken: Durations,
 }
 
@@ -100,7 +105,11 @@ impl Shard {
     pub fn new(id: ShardId, settings: &Settings, state: Arc<NodeState>, now: Now) -> Self {
         let settings = Arc::new(settings.unshared());
         assert_eq!(state.interest.shard_count(), settings.shards, "the state is that of the node");
-        assert_eq!(state.quotas.len(), settings.api.users.len(), "the state is that of the node");
+        assert_eq!(
+            state.quotas.len(),
+            settings.api.users.index_end(),
+            "the state is that of the node"
+        );
         let by_clock = now.unix_ms.saturating_sub(now.ms);
         let first_unix_ms = settings.process.first_unix_ms.unwrap_or(by_clock);
         let layout = IdLayout::new(settings.shards);
@@ -116,6 +125,7 @@ impl Shard {
             last_wills: LastWills::default(),
             shedding: Shedding::default(),
             draining: Draining::default(),
+            reload: Reload::default(),
             turns_taken: Durations::default(),
             turn,
         }
@@ -234,6 +244,18 @@ impl Shard {
         self.route();
     }
 
+    /// Applies the settings of a reloaded configuration. They come from [`Settings::reloaded`] of the
+    /// settings in use, and `state` from [`NodeState::reloaded`]. Open connections follow in the next
+    /// turns: see `reload.rs`.
+    pub fn handle_reload(&mut self, now: Now, settings: &Settings, state: Arc<NodeState>) {
+        self.turn.now = now;
+        let settings = Arc::new(settings.unshared());
+        self.api_access.handle_settings(&settings);
+        self.topics.handle_settings(self.turn.address.shard, &settings);
+        (self.turn.settings, self.turn.state) = (settings, state);
+        self.reload.begin();
+    }
+
     /// Runs the timers and continues all work that is spread over turns, within its budgets. Called
     /// once per turn.
     pub fn handle_turn(&mut self, now: Now) {
@@ -266,6 +288,7 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         self.topics.home.handle_turn(turn);
         self.draining.handle_turn(turn, connections);
+        self.reload.handle_turn(turn, connections);
         if self.last_wills.has_work() {
             self.last_wills.handle_turn(turn, connections);
             while let Some(report) = self
@@ -283,7 +306,7 @@ impl Shard {
     /// [`Now::ms`]. A time in the past means at once. `None`: no call is needed before the next
     /// input.
     pub fn poll_timeout(&self) -> Option<u64> {
-        if self.turn.work.is_waiting() || self.clients.is_waiting() {
+        if self.turn.work.is_waiting() || self.clients.is_waiting() || self.reload.is_pending() {
             return Some(0);
         }
         let times = [
@@ -359,18 +382,6 @@ impl Shard {
         self.connections.get(key).is_some_and(|connection| !connection.is_receive_stopped)
     }
 
-    /// Returns how far the shutdown of the shard has got.
-    pub fn drain_state(&self) -> DrainState {
-        let has_closed_clients = self.draining.has_closed_clients() && self.clients.len() == 0;
-        DrainState {
-            is_draining: self.turn.is_draining,
-            is_quiet: has_closed_clients
-                && !self.connections.has_pending_closes()
-                && !self.topics.home.has_work(),
-            is_drained: self.draining.has_ended() && self.connections.len() == 0,
-        }
-    }
-
     /// Records the duration of a turn in microseconds, without sleep.
     pub fn handle_turn_taken(&mut self, us: u64) {
         self.turns_taken.add(us);
@@ -383,7 +394,8 @@ impl Shard {
 
     /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
-        Inspection { turn: &self.turn, connections: &self.connections, topics: &self.topics }
+        let Self { turn, connections, topics, clients, draining, .. } = self;
+        Inspection { turn, connections, topics, clients, draining }
     }
 
     /// Returns the shard's state for `/metrics`. Reading the state visits every topic.

@@ -1,8 +1,8 @@
-//! Mutable state that all shards of a node share. The runtime creates it and passes it to each
-//! shard, beside the settings, which never change.
+//! Mutable state that all shards of a node share. The runtime creates it and passes it to each shard,
+//! beside the settings.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::interest::Interest;
 use super::rate::Quota;
@@ -13,8 +13,11 @@ use super::settings::Settings;
 pub struct NodeState {
     /// Which shards may have subscribers of which channel.
     pub interest: Arc<Interest>,
-    /// The quota of each user of the API, in the order of [`super::settings::Api::users`].
-    pub quotas: Box<[Quota]>,
+    /// The quota of each user of the API, by the user's index in [`super::settings::Api::users`]. `None`:
+    /// the user was removed.
+    pub quotas: Box<[Option<Arc<Quota>>]>,
+    /// Whether the node is about to shut down: `/readyz` answers 503, and everything else works.
+    pub is_lame_duck: Arc<AtomicBool>,
     /// Log lines that were dropped. The log counts them; `/metrics` shows the number.
     pub log_lines_dropped: Arc<AtomicU64>,
 }
@@ -22,10 +25,30 @@ pub struct NodeState {
 impl NodeState {
     /// Creates the state of a node without subscribers, whose users have made no calls.
     pub fn new(settings: &Settings, log_lines_dropped: Arc<AtomicU64>) -> Self {
+        let interest = Arc::new(Interest::new(settings.shards));
+        let quotas = quotas(settings, &[]);
+        Self { interest, quotas, is_lame_duck: Arc::default(), log_lines_dropped }
+    }
+
+    /// Returns the state under reloaded settings. Users whose rate is unchanged keep what is left of it.
+    pub fn reloaded(&self, settings: &Settings) -> Self {
         Self {
-            interest: Arc::new(Interest::new(settings.shards)),
-            quotas: settings.api.users.iter().map(Quota::new).collect(),
-            log_lines_dropped,
+            interest: self.interest.clone(),
+            quotas: quotas(settings, &self.quotas),
+            is_lame_duck: self.is_lame_duck.clone(),
+            log_lines_dropped: self.log_lines_dropped.clone(),
         }
     }
+}
+
+/// Returns a quota for each user. `known` are the quotas under earlier settings.
+fn quotas(settings: &Settings, known: &[Option<Arc<Quota>>]) -> Box<[Option<Arc<Quota>>]> {
+    let users = &settings.api.users;
+    let quota = |index: usize| {
+        let user = users.get(index)?;
+        let known = known.get(index).and_then(Option::as_ref);
+        let kept = known.filter(|quota| quota.is_of(user)).cloned();
+        Some(kept.unwrap_or_else(|| Arc::new(Quota::new(user))))
+    };
+    (0..users.index_end()).map(quota).collect()
 }

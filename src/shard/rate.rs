@@ -76,6 +76,11 @@ impl Quota {
         Self { rate, full_at_ns: AtomicU64::new(0), now_ms: AtomicU64::new(0) }
     }
 
+    /// Whether this is the user's rate.
+    pub fn is_of(&self, user: &User) -> bool {
+        self.rate == Rate::new(user.requests_per_s)
+    }
+
     /// Takes one call; returns false if none is left at this time.
     pub fn take(&self, now_ms: u64) -> bool {
         let Some(rate) = self.rate else { return true };

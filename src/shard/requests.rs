@@ -14,7 +14,7 @@ use super::connection::{Listener, Parked, Pause, Stage};
 use super::trail::{self, Entry};
 use crate::message::ConnectionKey;
 use crate::protocol::http::{CONTINUE, Method, Request, RequestStep};
-use crate::protocol::upgrade::UpgradeError;
+use crate::protocol::upgrade::{self, UpgradeError};
 
 /// The result of checking a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,10 @@ impl Shard {
         let mut shape = HttpShape::of(&request);
         let Some(connection) = connections.get(key) else { return RequestCheck::Answered };
         if connection.listener != Listener::Api {
+            if backend::is_probe(request.path) && !upgrade::is_upgrade(&request) {
+                self.backends.handle_page_request(turn, connections, key, &shape, &request);
+                return RequestCheck::Answered;
+            }
             let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
             let settings = turn.settings.clone();
             let takes =

@@ -1,11 +1,13 @@
-//! The settings that the shards of a node receive when they start. They never change. Mutable state
-//! that the shards share is in [`super::node_state`].
+//! The settings that the shards of a node receive when they start, and again when the configuration is
+//! reloaded. Mutable state that the shards share is in [`super::node_state`].
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::rate::Rate;
+use super::users::Users;
 use crate::address::NodeId;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
@@ -67,8 +69,30 @@ pub struct Endpoint {
 impl Settings {
     /// Whether a route of this node puts events into a topic.
     pub fn feeds(&self, topic: &str) -> bool {
-        let mut routes = self.edges.iter().flat_map(|edge| &edge.routes);
-        routes.any(|route| route.topic.as_deref() == Some(topic))
+        self.topics().any(|fed| &**fed == topic)
+    }
+
+    /// Yields the topics of the routes, repeated ones too.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<str>> {
+        let routes = self.edges.iter().flat_map(EdgeSettings::open_routes);
+        routes.filter_map(|(_, route)| route.topic.as_ref())
+    }
+
+    /// Returns the settings of a reloaded configuration with the same node, shards and listeners. Users and
+    /// routes keep their indices, by which connections refer to them.
+    ///
+    /// # Errors
+    /// There have been too many users or routes since the start of the node.
+    pub fn reloaded(&self, new: Self, users: &[User]) -> Result<Self, TooManyReloaded> {
+        let users = self.api.users.reloaded(users).ok_or(TooManyReloaded::Users)?;
+        let edges = self.edges.iter().zip(new.edges);
+        let edges = edges.map(|(edge, new)| edge.reloaded(new));
+        Ok(Self {
+            edges: edges.collect::<Result<_, _>>()?,
+            api: ApiSettings { users, ..new.api },
+            process: self.process.clone(),
+            ..new
+        })
     }
 
     /// Returns a copy that shares no routes and topic names with other shards. Their reference
@@ -86,6 +110,25 @@ impl Settings {
     }
 }
 
+/// Why a configuration cannot be reloaded. A restart of the node accepts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooManyReloaded {
+    /// More than [`users::INDICES_MAX`](super::users::INDICES_MAX) users since the start of the node.
+    Users,
+    /// More than [`ROUTES_MAX`] routes of one edge since the start of the node.
+    Routes,
+}
+
+impl fmt::Display for TooManyReloaded {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self {
+            Self::Users => "users",
+            Self::Routes => "routes",
+        };
+        write!(formatter, "too many different {what} since the start of the node; restart it")
+    }
+}
+
 /// The back ends' listener.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
@@ -94,7 +137,7 @@ pub struct ApiSettings {
     /// Web origins that may call the API from a browser, in lower case.
     pub origins: Vec<String>,
     /// The users of the API. If there are none, requests need no authentication.
-    pub users: Arc<[User]>,
+    pub users: Users,
     /// The key for fingerprints of credentials; each process has a random one.
     pub fingerprint_key: FingerprintKey,
     /// Limits of a request to the API.
@@ -106,8 +149,35 @@ pub struct ApiSettings {
 pub struct EdgeSettings {
     /// The configured port, for the start page.
     pub port: u16,
-    /// The routes of the edge.
+    /// The routes of the edge, including those that a reload removed. At most [`ROUTES_MAX`].
     pub routes: Vec<Arc<RouteSettings>>,
+}
+
+/// The largest number of routes of an edge, including removed ones. Beyond it a reload is refused.
+pub const ROUTES_MAX: usize = 1 << 16;
+
+impl EdgeSettings {
+    /// Yields the routes that accept clients, with their indices.
+    pub fn open_routes(&self) -> impl Iterator<Item = (usize, &Arc<RouteSettings>)> {
+        self.routes.iter().enumerate().filter(|(_, route)| !route.is_removed)
+    }
+
+    /// Returns the edge of a reloaded configuration: a path keeps its index.
+    fn reloaded(&self, new: Self) -> Result<Self, TooManyReloaded> {
+        let mut added = new.routes;
+        let mut routes: Vec<Arc<RouteSettings>> = Vec::with_capacity(self.routes.len());
+        for known in &self.routes {
+            routes.push(match added.iter().position(|route| route.path == known.path) {
+                Some(at) => added.remove(at),
+                None => Arc::new(RouteSettings { is_removed: true, ..RouteSettings::clone(known) }),
+            });
+        }
+        routes.append(&mut added);
+        match routes.len() <= ROUTES_MAX {
+            true => Ok(Self { port: self.port, routes }),
+            false => Err(TooManyReloaded::Routes),
+        }
+    }
 }
 
 /// One route of an edge.
@@ -115,6 +185,8 @@ pub struct EdgeSettings {
 pub struct RouteSettings {
     /// The path, which a request must match exactly.
     pub path: String,
+    /// Whether a reload removed the route. Its clients are closed.
+    pub is_removed: bool,
     /// The topic that receives the events of the route's clients; `None`: there are no events.
     pub topic: Option<Arc<str>>,
     /// Whether there is an event when a client connects.
@@ -223,6 +295,26 @@ impl AddressLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn edge(paths: &[&str]) -> EdgeSettings {
+        let route = |path: &&str| {
+            Arc::new(RouteSettings { path: (*path).into(), ..RouteSettings::default() })
+        };
+        EdgeSettings { port: 1, routes: paths.iter().map(route).collect() }
+    }
+
+    #[test]
+    fn a_path_keeps_its_index_when_routes_are_reloaded() {
+        let open = |edge: &EdgeSettings| {
+            let routes = edge.open_routes().map(|(index, route)| (index, route.path.clone()));
+            routes.collect::<Vec<_>>()
+        };
+        let at = |index: usize, path: &str| (index, path.to_owned());
+        let edge = edge(&["/a", "/b"]).reloaded(edge(&["/c", "/b"])).expect("few routes");
+        assert_eq!(open(&edge), [at(1, "/b"), at(2, "/c")]);
+        let edge = edge.reloaded(self::edge(&["/a"])).expect("few routes");
+        assert_eq!((open(&edge), edge.routes.len()), (vec![at(0, "/a")], 3));
+    }
 
     #[test]
     fn a_pattern_is_a_name_or_a_prefix() {

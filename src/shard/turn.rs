@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::access::{Denial, Grant};
 use super::connection::BufferPool;
@@ -319,6 +320,11 @@ impl Turn {
         self.calendar.date(self.now.unix_ms)
     }
 
+    /// Whether the node shuts down, or is about to.
+    pub fn is_going_down(&self) -> bool {
+        self.is_draining || self.state.is_lame_duck.load(Ordering::Relaxed)
+    }
+
     /// Whether the shortage of memory has reached this level.
     pub fn is_short(&self, of: Shortage) -> bool {
         self.shortage >= of
@@ -358,6 +364,6 @@ impl Turn {
 
     /// Returns the name of a user in the log. Empty if no users are configured.
     pub fn user_name(&self, user: Option<usize>) -> &str {
-        user.and_then(|user| self.settings.api.users.get(user)).map_or("", |user| &user.name)
+        user.map_or("", |user| self.settings.api.users.name(user))
     }
 }

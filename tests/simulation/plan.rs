@@ -131,7 +131,7 @@ pub fn settings(
         api: ApiSettings {
             advertise: "127.0.0.1:6789".parse().expect("an address"),
             origins: Vec::new(),
-            users: Vec::new().into(),
+            users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             http,
         },

@@ -55,6 +55,14 @@ pub struct Server {
     pub edges: Vec<SocketAddr>,
     /// The address of the mesh, if there is one.
     pub mesh: Option<SocketAddr>,
+    // The configuration file.
+    file: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.file);
+    }
 }
 
 impl Server {
@@ -74,19 +82,26 @@ impl Server {
     pub fn start(config: &str) -> Self {
         let file = config_file(config);
         let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
-        let Ready { api, edges, mesh } = process.wait_until_ready();
-        fs::remove_file(file).expect("the file was there to be read");
-        Self { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
+        let ready = process.wait_until_ready();
+        Self::of(process, ready, file)
     }
 
     /// Starts a server whose log is not read any more once the server listens.
     #[track_caller]
     pub fn start_unread(config: &str, reader: LogReader) -> Self {
         let file = config_file(config);
-        let file = file.to_str().expect("UTF-8");
-        let (process, Ready { api, edges, mesh }) = Process::start_unread(file, reader);
-        fs::remove_file(file).expect("the file was there to be read");
-        Self { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh }
+        let (process, ready) = Process::start_unread(file.to_str().expect("UTF-8"), reader);
+        Self::of(process, ready, file)
+    }
+
+    fn of(process: Process, Ready { api, edges, mesh }: Ready, file: PathBuf) -> Self {
+        Self { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh, file }
+    }
+
+    /// Changes the configuration file, and tells the server to reload it.
+    pub fn reload(&mut self, config: &str) {
+        fs::write(&self.file, config).expect("the test's folder can be written");
+        self.hang_up();
     }
 
     /// Connects a client to the edge.
@@ -165,6 +180,11 @@ impl Server {
         self.process.signal(Signal::TERM);
     }
 
+    /// Interrupts the server, as Ctrl-C would.
+    pub fn interrupt(&mut self) {
+        self.process.signal(Signal::INT);
+    }
+
     /// Kills the server, as a crash would.
     pub fn kill(&mut self) {
         self.process.signal(Signal::KILL);
@@ -181,7 +201,7 @@ impl Server {
         self.process.signal(Signal::CONT);
     }
 
-    /// Tells the server to reload its certificates.
+    /// Tells the server to reload its configuration and certificates.
     pub fn hang_up(&mut self) {
         self.process.signal(Signal::HUP);
     }

@@ -175,7 +175,7 @@ fn a_table_is_no_variable() {
 fn a_long_name_is_cut_as_a_long_value_is() {
     let long = "x".repeat(1000);
     let cut = format!(
-        "gridcast.toml:2: node.{}…: unknown key; known are: id, cores, driver, drain_s, spin_us",
+        "gridcast.toml:2: node.{}…: unknown key; known are: id, cores, driver, drain_s, lame_duck_s, spin_us",
         &long[..64]
     );
     refused(&format!("[node]\n{long} = 1"), &cut);

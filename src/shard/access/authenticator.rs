@@ -18,7 +18,6 @@
 //!   a second of each shard, with the same odds as everybody else; see `verification_queue.rs`.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 use subtle::ConstantTimeEq;
@@ -31,6 +30,7 @@ use crate::protocol::credentials::{
     Credentials, Fingerprint, FingerprintKey, Roles, Scheme, Secret, SecretHash, User,
 };
 use crate::shard::settings::Settings;
+use crate::shard::users::Users;
 
 /// The number of credentials of a node that may wait for verification. The node's one verifier
 /// thread gets through them in about the time that a call may take. Beyond it those with the
@@ -162,7 +162,7 @@ impl Verification {
 
 /// The API's users, and the credentials that were presented to a shard.
 pub(super) struct Authenticator {
-    users: Arc<[User]>,
+    users: Users,
     key: FingerprintKey,
     // Users with a plain secret: the fingerprint of their credentials, and their index in `users`.
     plain: Vec<(Fingerprint, usize)>,
@@ -187,6 +187,20 @@ struct Proven {
     until_ms: u64,
 }
 
+/// Returns the fingerprints of the credentials of users with a plain secret.
+fn plain(users: &Users, key: &FingerprintKey) -> Vec<(Fingerprint, usize)> {
+    let plain = |(index, user): (usize, &User)| {
+        let Secret::Plain(secret) = &user.secret else { return None };
+        let name = match user.scheme {
+            Scheme::Basic => user.name.clone(),
+            Scheme::Bearer => String::new(),
+        };
+        let credentials = Credentials { scheme: user.scheme, name, secret: secret.to_string() };
+        Some((credentials.fingerprint(key), index))
+    };
+    users.iter().filter_map(plain).collect()
+}
+
 impl Authenticator {
     /// Creates an authenticator for the users in `settings`.
     pub(super) fn new(settings: &Settings) -> Self {
@@ -194,18 +208,19 @@ impl Authenticator {
         Self::of(users, key, (VERIFICATIONS_MAX / settings.shards).max(2))
     }
 
-    fn of(users: Arc<[User]>, key: FingerprintKey, waiting_max: usize) -> Self {
-        let plain = |(at, user): (usize, &User)| {
-            let Secret::Plain(secret) = &user.secret else { return None };
-            let name = match user.scheme {
-                Scheme::Basic => user.name.clone(),
-                Scheme::Bearer => String::new(),
-            };
-            let credentials = Credentials { scheme: user.scheme, name, secret: secret.to_string() };
-            Some((credentials.fingerprint(&key), at))
-        };
+    /// Handles reloaded users. Credentials that are verified at present count if they prove to be right, and
+    /// otherwise have to be presented again: they may be those of a user that was added.
+    pub(super) fn handle_users(&mut self, users: Users) {
+        self.plain = plain(&users, &self.key);
+        self.proven.retain(|_, proven| users.get(proven.user).is_some());
+        self.refuted = Recent::new(REMEMBERED_MS, REMEMBERED_MAX);
+        self.queue.mark_outdated();
+        self.users = users;
+    }
+
+    fn of(users: Users, key: FingerprintKey, waiting_max: usize) -> Self {
         Self {
-            plain: users.iter().enumerate().filter_map(plain).collect(),
+            plain: plain(&users, &key),
             users,
             key,
             proven: HashMap::new(),
@@ -327,7 +342,7 @@ impl Authenticator {
     /// Returns the hashes to compare credentials with. If any user has a hashed password, an
     /// unknown name gets a decoy: the duration does not reveal which users exist.
     fn candidates(&self, credentials: &Credentials) -> Vec<Candidate> {
-        let hashed = self.users.iter().enumerate().filter_map(|(at, user)| match &user.secret {
+        let hashed = self.users.iter().filter_map(|(at, user)| match &user.secret {
             Secret::Hashed(hash) if user.scheme == credentials.scheme => Some((at, user, hash)),
             _ => None,
         });
@@ -342,7 +357,7 @@ impl Authenticator {
 
     /// Grants or denies a request from `remote` with the credentials of a user. `None`: of no user.
     pub(super) fn admit(&self, user: Option<usize>, remote: IpAddr) -> Result<Grant, Denial> {
-        let known = &self.users[user.ok_or(Denial::Wrong)?];
+        let known = user.and_then(|user| self.users.get(user)).ok_or(Denial::Wrong)?;
         match known.may_come_from(remote) {
             true => Ok(Grant { user, roles: known.roles }),
             false => Err(Denial::Address),
@@ -362,7 +377,7 @@ impl Authenticator {
             true => self.queue.settle(fingerprint),
             false => self.queue.settle_early(fingerprint),
         };
-        match user {
+        match user.filter(|&user| self.users.get(user).is_some()) {
             Some(user) => {
                 self.proven.retain(|_, known| known.user != user);
                 self.proven.insert(fingerprint, Proven { user, until_ms: now_ms + PROVEN_MS });
@@ -370,6 +385,7 @@ impl Authenticator {
                     self.trusted.note(now_ms, waiters.pair);
                 }
             }
+            None if waiters.as_ref().is_none_or(|waiters| waiters.is_outdated) => {}
             None => _ = self.refuted.note(now_ms, fingerprint),
         }
         waiters

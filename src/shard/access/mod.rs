@@ -46,6 +46,11 @@ impl ApiAccess {
         Self { authenticator: Authenticator::new(settings), unauthenticated: VecDeque::new() }
     }
 
+    /// Handles reloaded users.
+    pub fn handle_settings(&mut self, settings: &Settings) {
+        self.authenticator.handle_users(settings.api.users.clone());
+    }
+
     /// Handles a new connection to the API.
     pub fn handle_arrival(&mut self, connections: &mut Connections, key: ConnectionKey) {
         self.forget_authenticated(connections);
@@ -179,16 +184,19 @@ impl ApiAccess {
         user: Option<usize>,
     ) {
         let settled = self.authenticator.settle(turn.now.ms, fingerprint, user, true);
-        let Some(Waiters { source, keys, .. }) = settled else { return };
+        let Some(waiters) = settled else { return };
+        // A reload may have removed the user in the meantime.
+        let user = user.filter(|&user| turn.settings.api.users.get(user).is_some());
         match user {
             Some(user) => {
                 for shard in turn.other_shards() {
                     turn.send_local(shard, LocalMessage::CredentialsVerified(fingerprint, user));
                 }
             }
-            None => self.note_wrong(turn, source),
+            None if waiters.is_outdated => {}
+            None => self.note_wrong(turn, waiters.source),
         }
-        self.admit_waiters(turn, connections, keys, fingerprint, user);
+        self.admit_waiters(turn, connections, waiters, user);
     }
 
     /// Handles credentials that another shard of the node has verified: leaves [`Step::Admitted`]
@@ -202,25 +210,28 @@ impl ApiAccess {
     ) {
         let user = Some(user);
         if let Some(waiters) = self.authenticator.settle(turn.now.ms, fingerprint, user, false) {
-            self.admit_waiters(turn, connections, waiters.keys, fingerprint, user);
+            self.admit_waiters(turn, connections, waiters, user);
         }
     }
 
-    /// Leaves [`Step::Admitted`] for the requests that wait for the verification of these
-    /// credentials.
+    /// Leaves [`Step::Admitted`] for the requests that waited for a verification.
     fn admit_waiters(
         &self,
         turn: &mut Turn,
         connections: &mut Connections,
-        keys: Vec<ConnectionKey>,
-        fingerprint: Fingerprint,
+        waiters: Waiters,
         user: Option<usize>,
     ) {
+        let Waiters { fingerprint, keys, is_outdated, .. } = waiters;
         for key in keys {
             if is_parked_with(connections, key, fingerprint)
                 && let Some(connection) = connections.get(key)
             {
-                let admitted = self.authenticator.admit(user, connection.remote.ip());
+                let admitted = match user {
+                    // The credentials may be those of a user that a reload has added.
+                    None if is_outdated => Err(Denial::Busy),
+                    user => self.authenticator.admit(user, connection.remote.ip()),
+                };
                 turn.push_step(Step::Admitted(key, admitted));
             }
         }
@@ -288,7 +299,7 @@ impl ApiAccess {
 fn trail_claim(turn: &Turn, key: ConnectionKey, request: &Request<'_>) {
     let claimed = request.only_header("authorization").and_then(Credentials::parse);
     let Some(Credentials { scheme: Scheme::Basic, name, .. }) = claimed else { return };
-    let is_known = turn.settings.api.users.iter().any(|user| user.name == name);
+    let is_known = turn.settings.api.users.iter().any(|(_, user)| user.name == name);
     let name = if is_known { &name[..] } else { "a name that no user has" };
     trail::note(turn.trail(key), Entry::Cause("user", name.as_bytes()));
 }
@@ -381,6 +392,40 @@ mod tests {
                 Ok(_) => assert!(matches!(told, LocalMessage::CredentialsVerified(_, 0))),
                 Err(_) => assert!(matches!(told, LocalMessage::FailedAttempt(_))),
             }
+        }
+    }
+
+    #[test]
+    fn what_was_verified_before_a_reload_is_granted_or_has_to_come_again() {
+        let settings = settings();
+        let [user, mut changed] = [0; 2].map(|_| settings.api.users.get(0).expect("one").clone());
+        changed.secret = Secret::Plain("another".into());
+        for (password, reloaded, expected) in [
+            ("open sesame", user, Ok(Grant { user: Some(0), roles: Roles::ALL })),
+            ("open sesame", changed.clone(), Err(Denial::Busy)),
+            ("sesame", changed, Err(Denial::Busy)),
+        ] {
+            let mut access = ApiAccess::new(&settings);
+            let mut turn = fixture::turn(settings.clone());
+            let mut connections = Connections::default();
+            park(&mut access, &mut turn, &mut connections, password);
+            let verification = access.poll_verification(&turn).expect("one is queued");
+            let users = settings.api.users.reloaded(&[reloaded]).expect("few users");
+            let api = crate::shard::settings::ApiSettings { users, ..settings.api.clone() };
+            turn.settings = std::sync::Arc::new(Settings { api, ..settings.clone() });
+            access.handle_settings(&turn.settings);
+            let FromNode::VerificationDone { credentials, user } = verification.run() else {
+                panic!()
+            };
+            access.handle_verification_done(&mut turn, &mut connections, credentials, user);
+            let steps = fixture::steps(&mut turn);
+            let [Step::Admitted(_, result)] = steps[..] else { panic!("{steps:?}") };
+            assert_eq!(result, expected);
+            let told = fixture::messages(&mut turn);
+            let is_counted = told
+                .iter()
+                .any(|told| matches!(told, FromShard::Local(_, LocalMessage::FailedAttempt(_))));
+            assert!(!is_counted, "the credentials may be those of an added user");
         }
     }
 

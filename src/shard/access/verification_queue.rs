@@ -111,6 +111,8 @@ pub(super) struct Waiters {
     pub pair: u64,
     /// The connections whose requests have these credentials.
     pub keys: Vec<ConnectionKey>,
+    /// Whether the users were reloaded after the verification was queued. A negative result proves nothing.
+    pub is_outdated: bool,
 }
 
 /// Tells whether a claim counts towards a bound.
@@ -121,6 +123,7 @@ struct QueuedClaim {
     claim: Claim,
     verification: Verification,
     keys: Vec<ConnectionKey>,
+    is_outdated: bool,
 }
 
 /// The verifications of one shard: waiting and in progress.
@@ -190,7 +193,12 @@ impl VerificationQueue {
         }
         let loses = |waiting: &mut QueuedClaim| losers.contains(&waiting.claim.fingerprint);
         let displaced = self.waiting.extract_if(.., loses).map(QueuedClaim::waiters).collect();
-        self.waiting.push(QueuedClaim { claim, verification, keys: Vec::new() });
+        self.waiting.push(QueuedClaim {
+            claim,
+            verification,
+            keys: Vec::new(),
+            is_outdated: false,
+        });
         Ok(displaced)
     }
 
@@ -234,10 +242,15 @@ impl VerificationQueue {
         if !next.has_attempts_left() {
             self.suspects_from_ms = now_ms + SUSPECT_PAUSE_MS;
         }
-        let QueuedClaim { claim: Claim { fingerprint, source, pair, .. }, verification, keys } =
-            next;
-        self.running.push(Waiters { fingerprint, source, pair, keys });
+        let (waiters, verification) = next.split();
+        self.running.push(waiters);
         Some(verification)
+    }
+
+    /// Marks all verifications as those of an earlier configuration.
+    pub(super) fn mark_outdated(&mut self) {
+        self.waiting.iter_mut().for_each(|waiting| waiting.is_outdated = true);
+        self.running.iter_mut().for_each(|running| running.is_outdated = true);
     }
 
     /// Returns when [`Self::begin`] has another verification, if only the time decides that.
@@ -269,9 +282,14 @@ impl QueuedClaim {
         self.claim.rank.has_attempts_left
     }
 
+    fn split(self) -> (Waiters, Verification) {
+        let Self { claim, verification, keys, is_outdated } = self;
+        let Claim { fingerprint, source, pair, .. } = claim;
+        (Waiters { fingerprint, source, pair, keys, is_outdated }, verification)
+    }
+
     fn waiters(self) -> Waiters {
-        let Claim { fingerprint, source, pair, .. } = self.claim;
-        Waiters { fingerprint, source, pair, keys: self.keys }
+        self.split().0
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) use calls::{Caller, unreachable_reason};
 pub(super) use consumers::TopicHome;
 pub(super) use pending::Answer;
 pub(super) use requests::{
-    WEBSOCKET_PATH, answer_preflight, api_method, check_origin, is_public, open_websocket,
+    WEBSOCKET_PATH, answer_preflight, api_method, check_origin, is_probe, is_public, open_websocket,
 };
 
 use super::access::{Denial, Grant};
@@ -161,7 +161,7 @@ impl Backends {
 /// # Errors
 /// The user has made more calls than `requests_per_s` allows.
 pub(super) fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
-    let quota = grant.user.and_then(|user| turn.state.quotas.get(user));
+    let quota = grant.user.and_then(|user| turn.state.quotas.get(user)?.as_ref());
     if quota.is_none_or(|quota| quota.take(turn.now.ms)) {
         return Ok(());
     }

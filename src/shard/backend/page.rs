@@ -33,7 +33,7 @@ fn describe(settings: &Settings) -> String {
     out.extend_from_slice(b",\"routes\":[");
     let edges = settings.edges.iter().enumerate();
     let routes =
-        edges.flat_map(|(at, edge)| edge.routes.iter().map(move |route| (at, edge, route)));
+        edges.flat_map(|(at, edge)| edge.open_routes().map(move |(_, route)| (at, edge, route)));
     for (number, (at, edge, route)) in routes.enumerate() {
         out.extend_from_slice(if number > 0 { b",{" } else { b"{" });
         put_route(&mut out, edge, endpoints.and_then(|all| all.edges.get(at)), route);

@@ -16,7 +16,12 @@ pub(crate) const WEBSOCKET_PATH: &str = "/ws/v1";
 
 /// Whether a path needs no credentials: the probes and the start page.
 pub(crate) fn is_public(path: &str) -> bool {
-    matches!(path, "/" | "/healthz" | "/readyz")
+    path == "/" || is_probe(path)
+}
+
+/// Whether a path is that of a probe, which every listener answers.
+pub(crate) fn is_probe(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
 }
 
 /// Returns the API method at a path.
@@ -46,7 +51,7 @@ impl Backends {
             "/healthz" => (200, "text/plain", "ok\n".into()),
             "/metrics" if is_get => return self.call_report(turn, connections, key, shape.clone()),
             "/metrics" => (200, "text/plain", String::new()),
-            "/readyz" if turn.is_draining => (503, "text/plain", "going down\n".into()),
+            "/readyz" if turn.is_going_down() => (503, "text/plain", "going down\n".into()),
             "/readyz" if turn.refuses_arrivals() => (503, "text/plain", "short of memory\n".into()),
             "/readyz" => match (turn.roster.seen_count(), turn.settings.process.nodes_expected) {
                 (seen, expected) if seen >= expected => (200, "text/plain", "ready\n".into()),
@@ -131,7 +136,7 @@ fn check_host(
         || origin::is_address(host)
         // Every browser sends a host.
         || host.is_empty()
-        || matches!(request.path, "/healthz" | "/readyz")
+        || is_probe(request.path)
         || api.origins.iter().any(|known| origin::is_host_of(known.as_bytes(), host));
     if may {
         return Ok(None);

@@ -58,7 +58,8 @@ impl Clients {
         let listener = connections.get(key).map(|connection| connection.listener);
         let Some(Listener::Edge(edge)) = listener else { return };
         let routes = &turn.settings.edges[usize::from(edge)].routes;
-        let Some(index) = routes.iter().position(|route| route.path == request.path) else {
+        let Some(index) = routes.iter().position(|r| r.path == request.path && !r.is_removed)
+        else {
             return connections.refuse(turn, key, shape, 404, &[], "no such route");
         };
         let route = routes[index].clone();

@@ -62,11 +62,14 @@ impl Feeders {
             admitted: None,
             round: Vec::new(),
         };
-        let routes = settings.edges.iter().flat_map(|edge| &edge.routes);
-        routes.filter_map(|route| route.topic.as_ref()).for_each(|topic| {
-            feeders.ensure(settings, topic);
-        });
+        feeders.handle_settings(settings);
         feeders
+    }
+
+    /// Creates the feeders of the topics of routes that have none. The feeders of other topics stay: they cost
+    /// little, and events may wait in them.
+    pub(super) fn handle_settings(&mut self, settings: &Settings) {
+        settings.topics().for_each(|topic| self.ensure(settings, topic));
     }
 
     /// Creates the feeder of a topic if there is none. Reports of a lost node may be for a topic

@@ -39,16 +39,26 @@ pub(in crate::shard) struct HomeTopics {
 impl HomeTopics {
     /// Creates the topics of routes whose home is this shard.
     pub(super) fn new(shard: ShardId, settings: &Settings) -> Self {
-        let routes = settings.edges.iter().flat_map(|edge| &edge.routes);
-        let topics = routes.filter_map(|route| route.topic.as_ref());
-        let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
-        let routed: Vec<_> = topics.filter(here).cloned().collect();
-        Self {
-            topics: routed.iter().map(|topic| (topic.clone(), new_topic(settings))).collect(),
-            routed,
+        let mut home = Self {
+            topics: HashMap::new(),
+            routed: Vec::new(),
             unfinished: VecDeque::new(),
             next_check_ms: None,
             past_waits: Durations::default(),
+        };
+        home.handle_settings(shard, settings);
+        home
+    }
+
+    /// Creates the topics of routes whose home is this shard, as far as they do not exist. Topics without a
+    /// route are removed when they are idle and used the next time.
+    pub(super) fn handle_settings(&mut self, shard: ShardId, settings: &Settings) {
+        let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
+        self.routed = settings.topics().filter(here).cloned().collect();
+        for topic in &self.routed {
+            if !self.topics.contains_key(topic) {
+                self.topics.insert(topic.clone(), new_topic(settings));
+            }
         }
     }
 

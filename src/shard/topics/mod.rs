@@ -36,6 +36,12 @@ impl Topics {
         Self { feeders: Feeders::new(settings), home: HomeTopics::new(shard, settings) }
     }
 
+    /// Creates the topics of routes that reloaded settings have added.
+    pub(super) fn handle_settings(&mut self, shard: ShardId, settings: &Settings) {
+        self.feeders.handle_settings(settings);
+        self.home.handle_settings(shard, settings);
+    }
+
     /// Puts an event into its topic. If there is no room, the event waits and its client is not
     /// read from.
     pub(super) fn feed(

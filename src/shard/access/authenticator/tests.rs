@@ -11,7 +11,7 @@ fn user(name: &str, scheme: Scheme, secret: &str) -> User {
         Some(hash) => Secret::Hashed(hash),
         None => Secret::Plain(secret.into()),
     };
-    let roles = Roles { read: name == "reader", write: name == "writer" };
+    let roles = Roles { read: name == "reader", write: name == "writer", admin: false };
     User { name: name.into(), scheme, secret, roles, from: Default::default(), requests_per_s: 0 }
 }
 
@@ -43,8 +43,10 @@ fn verify_next(access: &mut Authenticator, now_ms: u64) -> Option<usize> {
     user
 }
 
-const READER: Grant = Grant { user: Some(0), roles: Roles { read: true, write: false } };
-const WRITER: Grant = Grant { user: Some(1), roles: Roles { read: false, write: true } };
+const READER: Grant =
+    Grant { user: Some(0), roles: Roles { read: true, write: false, admin: false } };
+const WRITER: Grant =
+    Grant { user: Some(1), roles: Roles { read: false, write: true, admin: false } };
 
 #[test]
 fn without_users_every_request_is_granted() {

@@ -232,7 +232,7 @@ impl Node {
         self.settle();
         for shard in &self.shards {
             assert_eq!(shard.inspect().connections(), 0, "connections that are gone are forgotten");
-            assert_eq!(shard.drain_state().is_drained, self.is_draining);
+            assert_eq!(shard.inspect().drain_state().is_drained, self.is_draining);
         }
         for socket in &self.sockets {
             output::check(&socket.written, socket.listener == Listener::Api);

@@ -31,7 +31,7 @@ pub fn settings(shape: u8) -> Settings {
         shards,
         has_mesh: false,
         api: ApiSettings {
-            users: Vec::new().into(),
+            users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],

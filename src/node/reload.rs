@@ -1,0 +1,200 @@
+//! Reloads the configuration of a running node: all of it, or nothing if anything in it is wrong.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use super::{Bound, NodeError, capacity, context, level, tls_listeners};
+use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, Written};
+use crate::runtime::log::LogQueue;
+use crate::runtime::reload::{Reloaded, Reloads};
+use crate::runtime::{self, TlsContext};
+use crate::shard::Listener;
+use crate::shard::node_state::NodeState;
+use crate::shard::settings::Settings;
+
+/// Durations of a shutdown that has not begun, in seconds.
+#[derive(Debug, Default)]
+pub(super) struct ShutdownTimes {
+    drain_s: AtomicU64,
+    lame_duck_s: AtomicU64,
+}
+
+impl ShutdownTimes {
+    pub(super) fn set(&self, config: &Config) {
+        self.drain_s.store(config.node.drain_s, Ordering::Relaxed);
+        self.lame_duck_s.store(config.node.lame_duck_s, Ordering::Relaxed);
+    }
+
+    pub(super) fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_s.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn lame_duck(&self) -> Duration {
+        Duration::from_secs(self.lame_duck_s.load(Ordering::Relaxed))
+    }
+}
+
+/// A running configuration, and what is needed to replace it.
+pub(super) struct Reloader {
+    pub(super) source: Source,
+    /// The configuration in use. Settings that need a restart have the values of the start.
+    pub(super) config: Config,
+    /// The settings in use.
+    pub(super) written: Written,
+    pub(super) bound: Bound,
+    pub(super) settings: Arc<Settings>,
+    pub(super) state: Arc<NodeState>,
+    pub(super) reloads: Reloads,
+    pub(super) times: Arc<ShutdownTimes>,
+    pub(super) log: LogQueue,
+}
+
+impl Reloader {
+    /// Starts a thread that reloads for each message to the returned sender. A separate thread, so that a
+    /// file system that does not respond cannot delay a shutdown. Messages that arrive during a reload are
+    /// merged into one.
+    pub(super) fn start(mut self) -> mpsc::SyncSender<()> {
+        let (sender, requests) = mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            for () in requests {
+                // The outcome is logged.
+                let _ = self.reload();
+            }
+        });
+        sender
+    }
+
+    /// Reads the configuration again, applies it, and logs each change. Returns the changes.
+    ///
+    /// # Errors
+    /// The configuration, or a file that it names, is not valid. The running configuration stays.
+    fn reload(&mut self) -> Result<Vec<Change>, NodeError> {
+        let applied = self.load().and_then(|prepared| self.apply(prepared));
+        match &applied {
+            Ok(changes) => log_changes(changes),
+            Err(error) => {
+                tracing::error!("not reloaded, the running configuration stays: {error}");
+            }
+        }
+        applied
+    }
+
+    /// Reads and checks everything that a reload applies.
+    fn load(&self) -> Result<Prepared, NodeError> {
+        let Loaded { config, written } =
+            self.source.load().map_err(|error| NodeError(error.to_string()))?;
+        let changes = self.written.changes_to(&written);
+        let config = applicable(&self.config, config)?;
+        let contexts = tls_listeners(&config)
+            .map(|(listener, tls)| Ok((listener, tls.clone(), context(tls)?)))
+            .collect::<Result<_, NodeError>>()?;
+        let (key, advertise) = (&self.settings.api.fingerprint_key, self.settings.api.advertise);
+        let mut settings = super::settings(&config, key.clone(), &self.bound);
+        settings.api.advertise = advertise_of(&config, &self.config, advertise);
+        let settings = self
+            .settings
+            .reloaded(settings, &config.api.users)
+            .map_err(|error| NodeError(error.to_string()))?;
+        let capacity = capacity(&config)?;
+        Ok(Prepared { config, written, changes, contexts, settings, capacity })
+    }
+
+    /// Applies a configuration. Fails only if a shard hangs.
+    fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, NodeError> {
+        let Prepared { config, written, changes, contexts, settings, capacity } = prepared;
+        for (listener, tls, context) in contexts {
+            self.reloads.renewals.renew(listener, &context);
+            tracing::info!("certificate read again: {}", tls.cert.display());
+        }
+        let settings = Arc::new(settings);
+        let state = Arc::new(self.state.reloaded(&settings));
+        let reloaded = Reloaded { settings, state };
+        self.reloads
+            .reload(&reloaded, capacity)
+            .map_err(|error| NodeError(format!("shards: {error}")))?;
+        self.log.set_level(level(config.log.level));
+        self.times.set(&config);
+        for warning in config.warnings(runtime::unix_ms()) {
+            tracing::warn!("{warning}");
+        }
+        (self.settings, self.state) = (reloaded.settings, reloaded.state);
+        self.written = self.written.after_reload(&written);
+        self.config = config;
+        Ok(changes)
+    }
+}
+
+/// A configuration that is ready to be applied.
+struct Prepared {
+    config: Config,
+    written: Written,
+    changes: Vec<Change>,
+    contexts: Vec<(Listener, TlsFiles, TlsContext)>,
+    settings: Settings,
+    capacity: runtime::Capacity,
+}
+
+fn log_changes(changes: &[Change]) {
+    if changes.is_empty() {
+        tracing::info!("reloaded: no setting has changed");
+    }
+    for change in changes {
+        match change.needs_restart {
+            true => tracing::warn!("not applied, needs a restart: {change}"),
+            false => tracing::info!("reloaded: {change}"),
+        }
+    }
+}
+
+/// Returns the address to advertise: the one in use, unless the key was changed.
+fn advertise_of(new: &Config, running: &Config, in_use: SocketAddr) -> SocketAddr {
+    match new.api.advertise == running.api.advertise {
+        true => in_use,
+        false => new.api.advertise,
+    }
+}
+
+/// Returns a new configuration with the running values of all settings that need a restart.
+///
+/// # Errors
+/// The API would listen without users on an address that others can reach.
+fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
+    let mut config = new;
+    let mut edges = std::mem::take(&mut config.edges);
+    let mut take = |bind| {
+        let at = edges.iter().position(|edge: &Edge| edge.bind == bind)?;
+        Some(edges.remove(at))
+    };
+    let edges = running.edges.iter().map(|edge| {
+        let new = take(edge.bind);
+        Edge {
+            tls: same_presence(&edge.tls, new.as_ref().and_then(|new| new.tls.as_ref())),
+            ..new.unwrap_or_else(|| edge.clone())
+        }
+    });
+    config.edges = edges.collect();
+    config.api.tls = same_presence(&running.api.tls, config.api.tls.as_ref());
+    let (node, new) = (running.node.clone(), config.node);
+    config.node =
+        crate::config::Node { drain_s: new.drain_s, lame_duck_s: new.lame_duck_s, ..node };
+    config.api.bind = running.api.bind;
+    config.mesh = running.mesh.clone();
+    config.data = running.data.clone();
+    config.log.format = running.log.format;
+    if config.api.users.is_empty() && !config.api.bind.ip().to_canonical().is_loopback() {
+        return Err(NodeError(format!(
+            "api.user: none is left, but the API listens on {}: without users it listens on \
+             loopback only, which needs a restart",
+            config.api.bind
+        )));
+    }
+    Ok(config)
+}
+
+/// Returns the new TLS files of a listener that has TLS. Whether it has TLS cannot change.
+fn same_presence(running: &Option<TlsFiles>, new: Option<&TlsFiles>) -> Option<TlsFiles> {
+    running.as_ref().map(|running| new.unwrap_or(running).clone())
+}

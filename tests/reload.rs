@@ -1,0 +1,174 @@
+//! The configuration of a running server is reloaded, and the server becomes a lame duck, over real sockets.
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use support::{CONFIG, Server, Socket, until};
+
+/// A user with all roles, and the header of its requests.
+const USER: &str = "[[api.user]]\nname = \"app\"\ntoken = \"open-sesame\"\n";
+const HEADER: &str = "Authorization: Bearer open-sesame\r\n";
+
+fn status(server: &Server, headers: &str) -> u16 {
+    let body = r#"{"c":"a","d":"x"}"#;
+    server.request("POST", "/v1/mesh/publish", headers, body).status
+}
+
+#[test]
+fn routes_come_and_go_and_clients_of_the_others_stay() {
+    let mut server = Server::new();
+    let mut kept: Vec<Socket> = (0..8).map(|_| server.device("/echo")).collect();
+    let mut removed: Vec<Socket> = (0..8).map(|_| server.device("/private")).collect();
+    let config = CONFIG.replace("/private", "/new").replace("message_bytes = 16777216", "");
+    server.reload(&config);
+    server.logs(
+        "reloaded: edge[\"127.0.0.1:0\"].route[\"/echo\"].message_bytes: 16777216 -> not set",
+    );
+    for client in &mut removed {
+        assert_eq!(client.closed(), (1001, "this route was removed".into()));
+    }
+    // Each shard applies the settings in its next turn.
+    let is_open = |path| Socket::connect(server.edge, path, "").is_ok();
+    until(|| (0..8).all(|_| is_open("/new") && !is_open("/private")));
+    for client in &mut kept {
+        assert_eq!(client.call("hello"), "hello");
+    }
+    let mut consumer = server.consumer("messages2");
+    server.device("/new").send_text("first");
+    assert_eq!(consumer.data(), "first");
+    let mut back = server.device("/echo");
+    back.send_text(&"x".repeat(65_537));
+    assert_eq!(back.closed().0, 1009);
+}
+
+#[test]
+fn users_come_and_go_with_their_connections() {
+    let mut server = Server::new();
+    let mut anybody = server.backend();
+    server.reload(&format!("{CONFIG}{USER}"));
+    server.logs("reloaded: api.user[\"app\"]: added");
+    assert_eq!(anybody.closed(), (1008, "the rights of this user have changed".into()));
+    until(|| (0..8).all(|_| status(&server, "") == 401 && status(&server, HEADER) == 200));
+    let mut user = Socket::connect(server.api, "/ws/v1", HEADER).expect("the user may connect");
+    assert_eq!(user.publish("a", "x"), (0, 0));
+
+    let other = USER.replace("open-sesame", "another-secret");
+    server.reload(&format!("{CONFIG}{other}"));
+    server.logs("reloaded: api.user[\"app\"].token: changed");
+    assert_eq!(user.closed().0, 1008);
+    until(|| (0..8).all(|_| status(&server, HEADER) == 401));
+    let header = HEADER.replace("open-sesame", "another-secret");
+    until(|| (0..8).all(|_| status(&server, &header) == 200));
+
+    let mut user = Socket::connect(server.api, "/ws/v1", &header).expect("the user may connect");
+    server.reload(&format!("{CONFIG}{other}roles = [\"admin\"]\n"));
+    server.logs("reloaded: api.user[\"app\"].roles: set to [\"admin\"]");
+    assert_eq!(user.publish("a", "x"), (0, 0));
+    server.reload(&format!("{CONFIG}{other}roles = [\"read\"]\n"));
+    assert_eq!(user.closed().0, 1008);
+}
+
+#[test]
+fn a_wrong_line_changes_nothing_and_is_named() {
+    let mut server = Server::new();
+    let mut client = server.device("/echo");
+    let wrong =
+        CONFIG.replace("/private", "/new").replace("handler = \"echo\"", "handler = \"ecco\"");
+    server.reload(&wrong);
+    let line = 1 + wrong.lines().position(|line| line.contains("ecco")).expect("it is there");
+    server.logs(&format!(".toml:{line}: edge.route.handler: expected \"echo\", found \"ecco\""));
+    server.reload(&format!("{CONFIG}[limits]\nanswer_ms = 700\n"));
+    server.logs("reloaded: limits.answer_ms: 1500 -> 700");
+    assert!(Socket::connect(server.edge, "/private", "").is_ok());
+    assert!(Socket::connect(server.edge, "/new", "").is_err());
+    assert_eq!(client.call("hello"), "hello");
+}
+
+#[test]
+fn what_needs_a_restart_is_named_and_the_rest_is_applied() {
+    let mut server = Server::new();
+    let config = CONFIG.replace("cores = 2", "cores = 1\nid = 5\ndrain_s = 3");
+    for _ in 0..2 {
+        server.reload(&config);
+        server.logs("not applied, needs a restart: node.cores: 2 -> 1");
+        server.logs("not applied, needs a restart: node.id: 1 -> 5");
+    }
+    server.hang_up();
+    server.logs("needs a restart: node.id");
+    let nodes = server.get("/v1/nodes").body;
+    assert!(nodes.contains("\"id\":1,"), "{nodes}");
+}
+
+#[test]
+fn the_level_of_the_log_changes() {
+    let mut server = Server::new();
+    server.reload(&format!("{CONFIG}[log]\nlevel = \"debug\"\n"));
+    server.logs("reloaded: log.level: \"info\" -> \"debug\"");
+    let _client = server.device("/echo");
+    server.logs("accepted");
+}
+
+#[test]
+fn a_stream_of_messages_survives_twenty_reloads_without_a_gap() {
+    let mut server = Server::new();
+    let mut subscribers: Vec<Socket> = (0..4).map(|_| server.device("/ws?channels=a")).collect();
+    let mut backend = server.backend();
+    let is_over = AtomicBool::new(false);
+    let published = thread::scope(|scope| {
+        let publisher = scope.spawn(|| {
+            let mut number = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                assert_eq!(backend.publish("a", &number.to_string()), (4, 0));
+                number += 1;
+                for subscriber in &mut subscribers {
+                    assert_eq!(subscriber.text(), (number - 1).to_string());
+                }
+            }
+            number
+        });
+        for reload in 0..20 {
+            let (path, answer_ms) = (format!("/{reload}"), 1000 + reload);
+            let config = CONFIG.replace("/private", &path);
+            server.reload(&format!("{config}[limits]\nanswer_ms = {answer_ms}\n"));
+            server.logs("limits.answer_ms: ");
+        }
+        is_over.store(true, Ordering::Relaxed);
+        publisher.join().expect("no gap")
+    });
+    assert!(published > 0);
+}
+
+#[test]
+fn every_listener_answers_probes() {
+    let server = Server::new();
+    for address in [server.api, server.edge] {
+        for (path, body) in [("/healthz", "ok\n"), ("/readyz", "ready\n")] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+            let response = support::http(address, request);
+            assert_eq!((response.status, &response.body[..]), (200, body), "{address} {path}");
+        }
+    }
+}
+
+#[test]
+fn a_lame_duck_is_not_ready_and_does_everything_else_until_ctrl_c_skips_the_rest() {
+    let config = CONFIG.replace("[node]", "[node]\nlame_duck_s = 3600");
+    let mut server = Server::start(&config);
+    let mut before = server.device("/echo");
+    server.terminate();
+    server.logs("/readyz answers 503");
+    for address in [server.api, server.edge] {
+        let request = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        assert_eq!(support::http(address, request).status, 503);
+    }
+    let mut after = server.device("/echo");
+    for client in [&mut before, &mut after] {
+        assert_eq!(client.call("hello"), "hello");
+    }
+    assert_eq!(server.publish("a", "x"), (0, 0));
+    server.interrupt();
+    assert_eq!((before.closed().0, after.closed().0), (1001, 1001));
+    assert_eq!(server.exit_code(), Some(0));
+}
