@@ -148,7 +148,7 @@
 //!
 //! # The life of a reload
 //!
-//! 1. On SIGHUP `node::reload` reads the configuration again and checks everything: the file, the
+//! 1. On SIGHUP or `admin.reload` the thread of `node::reload` reads the configuration again and checks everything: the file, the
 //!    certificates, the key files. If anything is wrong, nothing changes.
 //! 2. `config::changes` names each changed setting, and those that need a restart.
 //! 3. New [`Settings`](shard::settings::Settings) are made from those in use: users and routes keep

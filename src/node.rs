@@ -126,7 +126,8 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         log: log.clone(),
     };
     let may_skip = Arc::default();
-    signals::watch(signals, sender, reloader.start(), Arc::clone(&may_skip), log.clone());
+    reloader.start();
+    signals::watch(signals, sender, shards.reloads(), Arc::clone(&may_skip), log.clone());
     signals::wait(&events, &times, &may_skip, &state.is_lame_duck)?;
     tracing::info!("shutting down: closing connections");
     let summary = shards.drain(times.drain());

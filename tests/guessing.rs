@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use gridcast::message::{ConnectionKey, FromNode, ToShard};
 use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
-use gridcast::shard::{Action, Listener, Now, Priority, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard, ShardRequest};
 
 /// The hash of `open sesame`, at the lowest cost.
 const HASH: &str =
@@ -86,7 +86,7 @@ impl Node {
         }
         self.shard.handle_turn(now);
         if self.result.is_none()
-            && let Some(verification) = self.shard.poll_verification()
+            && let Some(ShardRequest::Verify(verification)) = self.shard.poll_request()
         {
             self.verified += 1;
             self.result = Some((verification.run(), self.now_ms + HASH_MS));

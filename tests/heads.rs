@@ -10,7 +10,7 @@ mod shard_value;
 use gridcast::message::{ConnectionKey, ToShard};
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use gridcast::shard::settings::Settings;
-use gridcast::shard::{Action, Listener, Now, Priority, Shard};
+use gridcast::shard::{Action, Listener, Now, Priority, Shard, ShardRequest};
 
 /// The hash of `open-sesame`, at the lowest cost.
 const HASH: &str =
@@ -88,7 +88,9 @@ impl Peer {
 
     /// Runs the verification that the shard asks for.
     fn verify(&mut self) {
-        let result = self.shard.poll_verification().expect("one is asked for").run();
+        let result = self.shard.poll_request();
+        let Some(ShardRequest::Verify(verification)) = result else { panic!("one is asked for") };
+        let result = verification.run();
         self.shard.handle_message(NOW, ToShard::Node(result));
         self.shard.handle_turn(NOW);
     }
@@ -282,12 +284,12 @@ fn an_expired_verification_is_repeated_even_if_the_head_is_the_same() {
     assert!(peer.received().starts_with("HTTP/1.1 200 "));
     peer.send(&request);
     assert!(peer.received().starts_with("HTTP/1.1 200 "), "known by now");
-    assert!(peer.shard.poll_verification().is_none());
+    assert!(peer.shard.poll_request().is_none());
     // Longer than verified credentials are remembered.
     let later = Now { ms: NOW.ms + 400_000, ..NOW };
     peer.shard.handle_bytes(later, peer.key, &mut request.into_bytes());
     assert!(peer.received().is_empty());
-    assert!(peer.shard.poll_verification().is_some());
+    assert!(peer.shard.poll_request().is_some());
 }
 
 #[test]

@@ -172,3 +172,41 @@ fn a_lame_duck_is_not_ready_and_does_everything_else_until_ctrl_c_skips_the_rest
     assert_eq!((before.closed().0, after.closed().0), (1001, 1001));
     assert_eq!(server.exit_code(), Some(0));
 }
+
+#[test]
+fn an_administrator_reloads_over_http_and_websocket_and_is_told_the_changes() {
+    let users = "[[api.user]]\nname = \"app\"\ntoken = \"open-sesame\"\n\
+                 [[api.user]]\nname = \"admin\"\ntoken = \"open-admin\"\nroles = [\"admin\"]\n";
+    let config = format!("{CONFIG}{users}");
+    let mut server = Server::start(&config);
+    let admin = HEADER.replace("sesame", "admin");
+    let post = |server: &Server, headers: &str, body: &str| {
+        let response = server.request("POST", "/v1/admin/reload", headers, body);
+        (response.status, response.body)
+    };
+    assert_eq!(post(&server, "", "").0, 401);
+    assert_eq!(post(&server, HEADER, "").0, 403);
+    assert_eq!(post(&server, HEADER, "{}").0, 403);
+    let nothing = r#"{"E":null,"r":{"changed":[],"restart":[]}}"#;
+    assert_eq!(post(&server, &admin, ""), (200, nothing.into()));
+    assert_eq!(post(&server, &admin, "{}"), (200, nothing.into()));
+
+    server.configure(
+        &format!("{config}[limits]\nanswer_ms = 700\n").replace("cores = 2", "cores = 1"),
+    );
+    let mut socket = Socket::connect(server.api, "/ws/v1", &admin).expect("it may connect");
+    let changes = "{\"E\":null,\"r\":{\"changed\":[\"limits.answer_ms: 1500 -> 700\"],\
+                   \"restart\":[\"node.cores: 2 -> 1\"]},\"i\":7}";
+    assert_eq!(socket.call(r#"{"m":"admin.reload","i":7}"#), changes);
+
+    server.configure("[api]\nbnd = 1\n");
+    let answer = socket.call(r#"{"m":"admin.reload","p":{},"i":8}"#);
+    let reason = support::assert_error(&answer, 301, Some("8"));
+    assert!(
+        reason.contains(".toml:2: api.bnd: unknown key; did you mean \\\"bind\\\"?"),
+        "{reason}"
+    );
+    server.logs("not reloaded, the running configuration stays");
+    let mut app = Socket::connect(server.api, "/ws/v1", HEADER).expect("it may connect");
+    support::assert_error(&app.call(r#"{"m":"admin.reload","i":9}"#), 102, Some("9"));
+}

@@ -34,6 +34,7 @@ pub use topic::{
 };
 
 use crate::address::{ShardAddress, ShardId};
+use crate::protocol::api::ReloadedSettings;
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
 use crate::slot_map::SlotKey;
@@ -104,6 +105,13 @@ pub enum FromNode {
         credentials: Fingerprint,
         /// The index of the user in the settings. `None`: the credentials are wrong.
         user: Option<usize>,
+    },
+    /// The answer to a request to reload the configuration.
+    Reloaded {
+        /// The ticket of the request.
+        ticket: Ticket,
+        /// The changes, or why nothing has changed.
+        outcome: Result<Box<ReloadedSettings>, Box<str>>,
     },
     /// Begins the shutdown: the shard stops accepting, closes its clients, and answers pending calls.
     Drain {

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use super::{Bound, NodeError, capacity, context, level, tls_listeners};
 use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, Written};
+use crate::message::FromNode;
+use crate::protocol::api::ReloadedSettings;
 use crate::runtime::log::LogQueue;
-use crate::runtime::reload::{Reloaded, Reloads};
+use crate::runtime::reload::{ReloadRequest, Reloaded, Reloads};
 use crate::runtime::{self, TlsContext};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
@@ -53,18 +54,24 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// Starts a thread that reloads for each message to the returned sender. A separate thread, so that a
-    /// file system that does not respond cannot delay a shutdown. Messages that arrive during a reload are
-    /// merged into one.
-    pub(super) fn start(mut self) -> mpsc::SyncSender<()> {
-        let (sender, requests) = mpsc::sync_channel(1);
+    /// Starts a thread that reloads for each request. A separate thread, so that a file system that does
+    /// not respond cannot delay a shutdown.
+    pub(super) fn start(mut self) {
         std::thread::spawn(move || {
-            for () in requests {
-                // The outcome is logged.
-                let _ = self.reload();
+            loop {
+                let requests = self.reloads.next_requests();
+                let outcome = self.reload();
+                for request in requests {
+                    // The outcome for a signal is in the log.
+                    let ReloadRequest::Call(shard, ticket) = request else { continue };
+                    let outcome = match &outcome {
+                        Ok(changes) => Ok(Box::new(answer(changes))),
+                        Err(error) => Err(error.to_string().into()),
+                    };
+                    self.reloads.answer(shard, FromNode::Reloaded { ticket, outcome });
+                }
             }
         });
-        sender
     }
 
     /// Reads the configuration again, applies it, and logs each change. Returns the changes.
@@ -135,6 +142,15 @@ struct Prepared {
     contexts: Vec<(Listener, TlsFiles, TlsContext)>,
     settings: Settings,
     capacity: runtime::Capacity,
+}
+
+/// Returns the answer to a caller.
+fn answer(changes: &[Change]) -> ReloadedSettings {
+    let list = |restart: bool| {
+        let listed = changes.iter().filter(|change| change.needs_restart == restart);
+        listed.map(ToString::to_string).collect()
+    };
+    ReloadedSettings { changed: list(false), restart: list(true) }
 }
 
 fn log_changes(changes: &[Change]) {

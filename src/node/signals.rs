@@ -9,6 +9,7 @@ use signal_hook::iterator::Signals;
 use super::NodeError;
 use super::reload::ShutdownTimes;
 use crate::runtime::log::{FLUSH_MAX, LogQueue};
+use crate::runtime::reload::Reloads;
 
 /// Why a running node ends.
 pub(super) enum NodeEvent {
@@ -28,13 +29,13 @@ pub(super) fn register() -> Result<Signals, NodeError> {
     Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| NodeError(format!("signals: {error}")))
 }
 
-/// Starts a thread that forwards each SIGHUP to `hangups` and the first signal that ends the node to
-/// `events`. A second one ends the process at once, with the exit status of a process that was killed by
-/// that signal. The exception is Ctrl-C while `may_skip` is set.
+/// Starts a thread that requests a reload for each SIGHUP, and forwards the first signal that ends the node
+/// to `events`. A second one ends the process at once, with the exit status of a process that was killed
+/// by that signal. The exception is Ctrl-C while `may_skip` is set.
 pub(super) fn watch(
     mut signals: Signals,
     events: mpsc::Sender<NodeEvent>,
-    hangups: mpsc::SyncSender<()>,
+    reloads: Reloads,
     may_skip: Arc<AtomicBool>,
     log: LogQueue,
 ) {
@@ -42,8 +43,7 @@ pub(super) fn watch(
         let mut is_ending = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
-                // If the channel is full, a reload is pending already.
-                let _ = hangups.try_send(());
+                reloads.request();
                 continue;
             }
             let skips = signal == SIGINT && may_skip.swap(false, Ordering::AcqRel);

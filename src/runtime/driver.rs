@@ -31,13 +31,14 @@ use super::awake::AwakeClock;
 use super::bus::Port;
 use super::clock::unix_ms;
 use super::identity::ListenerTls;
-use super::reload::Reloaded;
+use super::reload::{ReloadRequest, Reloaded};
 use super::socket_io::{Completion, Sending, SocketIo};
 use super::tls::Tls;
 use super::verifier::Verifier;
 use super::watch::{Summary, Watch};
-use crate::message::ConnectionKey;
-use crate::shard::{Action, Listener, Now, Shard};
+use crate::address::ShardId;
+use crate::message::{ConnectionKey, FromNode, ToShard};
+use crate::shard::{Action, Listener, Now, Shard, ShardRequest};
 use accepting::{AcceptState, Accepting};
 use heavy::{HeavySockets, Pace};
 use sending::send_close_notify;
@@ -256,7 +257,7 @@ impl<I: SocketIo> Driver<I> {
         port.receive(|message| shard.handle_message(now, message));
         self.handle_memory(now);
         self.shard.handle_turn(now);
-        self.post_messages();
+        self.post_messages(now);
         self.do_actions(now);
         self.write(now);
         self.io.take_ended();
@@ -378,13 +379,23 @@ impl<I: SocketIo> Driver<I> {
         }
     }
 
-    fn post_messages(&mut self) {
+    fn post_messages(&mut self, now: Now) {
         while let Some(message) = self.shard.poll_message() {
             self.port.post(message);
         }
         self.is_stuck = self.port.flush();
-        while let Some(verification) = self.shard.poll_verification() {
-            self.verifier.ask(verification);
+        while let Some(request) = self.shard.poll_request() {
+            match request {
+                ShardRequest::Verify(verification) => self.verifier.ask(verification),
+                ShardRequest::Reload(ticket) => {
+                    let shard = ShardId(self.number as u8);
+                    if !self.watch.request_reload(ReloadRequest::Call(shard, ticket)) {
+                        let outcome = Err("too many reloads wait already".into());
+                        let refused = FromNode::Reloaded { ticket, outcome };
+                        self.shard.handle_message(now, ToShard::Node(refused));
+                    }
+                }
+            }
         }
         self.is_stuck |= self.verifier.flush();
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::bus::NodePort;
 use super::start::Renewals;
 use super::watch::{Capacity, Watch};
+use crate::address::ShardId;
+use crate::message::{FromNode, Ticket};
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
 
@@ -22,6 +24,19 @@ pub struct Reloaded {
     pub state: Arc<NodeState>,
 }
 
+/// The most requests that wait for a reload. Further calls are answered with an error. Further signals are
+/// served by the same reload as those that wait.
+pub(super) const REQUESTS_MAX: usize = 16;
+
+/// A request to reload the configuration.
+#[derive(Clone, Copy, Debug)]
+pub enum ReloadRequest {
+    /// SIGHUP. The outcome is logged.
+    Signal,
+    /// `admin.reload`. The outcome is logged, and sent to this shard with this ticket.
+    Call(ShardId, Ticket),
+}
+
 /// A handle that reloads the settings of running shards.
 #[derive(Clone)]
 pub struct Reloads {
@@ -32,6 +47,21 @@ pub struct Reloads {
 }
 
 impl Reloads {
+    /// Requests a reload for a signal.
+    pub fn request(&self) {
+        let _ = self.watch.request_reload(ReloadRequest::Signal);
+    }
+
+    /// Waits for a request, and returns it with all that have arrived by then: one reload serves them all.
+    pub fn next_requests(&self) -> Vec<ReloadRequest> {
+        self.watch.next_reload_requests()
+    }
+
+    /// Sends the outcome of a reload to the shard that requested it.
+    pub fn answer(&self, shard: ShardId, answer: FromNode) {
+        self.control.tell(shard, answer);
+    }
+
     /// Passes new settings and limits to all shards. Returns when each has room for the settings, which it
     /// applies in its next turn.
     ///

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::budget::MemoryBudget;
-use super::reload::Reloaded;
+use super::reload::{REQUESTS_MAX, ReloadRequest, Reloaded};
 use crate::metrics::Counters;
 use crate::shard::{ShedRound, Usage};
 
@@ -39,6 +39,7 @@ pub(super) struct Watch {
     budget: MemoryBudget,
     // For each shard, room for the settings of one reload.
     reloads: Vec<(Sender<Reloaded>, Receiver<Reloaded>)>,
+    reload_requests: (Sender<ReloadRequest>, Receiver<ReloadRequest>),
 }
 
 impl Watch {
@@ -55,6 +56,7 @@ impl Watch {
             callers_max: AtomicUsize::new(callers),
             budget: MemoryBudget::new(memory_bytes),
             reloads: (0..shards).map(|_| bounded(1)).collect(),
+            reload_requests: bounded(REQUESTS_MAX),
         }
     }
 
@@ -64,6 +66,18 @@ impl Watch {
         self.clients_max.store(clients, Ordering::Relaxed);
         self.callers_max.store(callers, Ordering::Relaxed);
         self.budget.set_limit(memory_bytes);
+    }
+
+    /// Requests a reload. Returns false if too many requests wait.
+    pub(super) fn request_reload(&self, request: ReloadRequest) -> bool {
+        self.reload_requests.0.try_send(request).is_ok()
+    }
+
+    /// Waits for a request to reload, and returns all that are there.
+    pub(super) fn next_reload_requests(&self) -> Vec<ReloadRequest> {
+        let requests = &self.reload_requests.1;
+        let first = requests.recv().expect("both ends are in the same place");
+        std::iter::once(first).chain(requests.try_iter()).collect()
     }
 
     /// Yields the senders of reloaded settings to each shard.

@@ -54,6 +54,12 @@ impl Shard {
                 return self.backends.call_pop(turn, connections, caller, &topics, settling);
             }
             Ok(Call::Ack(tags)) => return self.backends.call_ack(turn, connections, caller, tags),
+            Ok(Call::Reload) => {
+                if let Some(ticket) = self.backends.open_reload(turn, connections, caller) {
+                    self.reload.request(ticket);
+                }
+                return;
+            }
             Ok(Call::Unpop) => return self.backends.call_unpop(turn, connections, caller),
         };
         connections.reply(turn, caller.key, &caller.shape, &answer);

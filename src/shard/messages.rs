@@ -8,7 +8,7 @@ use crate::message::{
     FromMesh, FromNode, GridMessage, LocalCommand, LocalMessage, Requester, ToConsumer, ToFeeder,
     ToMesh, ToShard,
 };
-use crate::protocol::api::Reply;
+use crate::protocol::api::{Code, Fault, Reply};
 
 impl Shard {
     /// Handles a message of another shard, the mesh or the node.
@@ -54,6 +54,11 @@ impl Shard {
             ToShard::Mesh(FromMesh::Readmitted) => self.last_wills.handle_readmitted(),
             ToShard::Node(FromNode::VerificationDone { credentials, user }) => {
                 self.api_access.handle_verification_done(turn, connections, credentials, user);
+            }
+            ToShard::Node(FromNode::Reloaded { ticket, outcome }) => {
+                let reason = |why| Fault::new(Code::ExecutionFailed, String::from(why));
+                let answer = Answer::Done(outcome.map(Reply::Reloaded).map_err(reason));
+                self.backends.handle_answer(turn, connections, ticket, answer);
             }
             ToShard::Node(FromNode::Drain { over_ms }) => {
                 self.draining.begin(turn, connections, over_ms);

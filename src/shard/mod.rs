@@ -63,7 +63,7 @@ pub use shed_round::ShedRound;
 pub use turn::{Action, Now};
 
 use crate::address::{IdLayout, IdSource, ShardId};
-use crate::message::{ConnectionKey, FromShard};
+use crate::message::{ConnectionKey, FromShard, Ticket};
 use crate::metrics::{Counters, Durations, ProcessReport, Report};
 use crate::protocol::api;
 use access::{Addresses, ApiAccess, Verification};
@@ -80,6 +80,14 @@ use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
 use trail::Entry;
 use turn::{Step, Turn};
+
+/// A request of a shard to its node.
+pub enum ShardRequest {
+    /// Run [`Verification::run`] on another thread. Its result is the answer.
+    Verify(Verification),
+    /// Reload the configuration. The answer is [`FromNode::Reloaded`](crate::message::FromNode::Reloaded) with this ticket.
+    Reload(Ticket),
+}
 
 /// The connections, channels and topics of one core.
 pub struct Shard {
@@ -365,10 +373,11 @@ impl Shard {
         self.turn.buffer_pool.keep(batch);
     }
 
-    /// Returns the next comparison with password hashes, to be made on another thread. The result
-    /// of [`Verification::run`] comes back as a message.
-    pub fn poll_verification(&mut self) -> Option<Verification> {
-        self.api_access.poll_verification(&self.turn)
+    /// Returns the next request for something that the shard cannot do itself. The answer comes back as
+    /// a message.
+    pub fn poll_request(&mut self) -> Option<ShardRequest> {
+        let reload = self.reload.poll_request().map(ShardRequest::Reload);
+        reload.or_else(|| self.api_access.poll_verification(&self.turn).map(ShardRequest::Verify))
     }
 
     /// Closes the oldest API connection without valid credentials, to make room for others. Returns

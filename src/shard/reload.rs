@@ -1,9 +1,11 @@
-//! Applies reloaded settings to the connections that are open.
+//! Passes on calls of `admin.reload`, and applies reloaded settings to the connections that are open.
+
+use std::collections::VecDeque;
 
 use super::connection::{Connection, Connections, Stage};
 use super::settings::Settings;
 use super::turn::Turn;
-use crate::message::ConnectionKey;
+use crate::message::{ConnectionKey, Ticket};
 use crate::protocol::close::{self, Reason};
 
 /// The number of connections visited per turn.
@@ -12,11 +14,24 @@ const SLICE: usize = 4096;
 /// A walk over all connections after a reload, in slices.
 #[derive(Debug, Default)]
 pub(super) struct Reload {
+    // Calls of `admin.reload` that were not handed to the node yet: at most one per question that waits
+    // for an answer.
+    requests: VecDeque<Ticket>,
     // The place in the table of connections to continue from. None: no walk is in progress.
     next: Option<u32>,
 }
 
 impl Reload {
+    /// Asks the node to reload its configuration. The answer comes back with the ticket.
+    pub(super) fn request(&mut self, ticket: Ticket) {
+        self.requests.push_back(ticket);
+    }
+
+    /// Returns the next request to the node.
+    pub(super) fn poll_request(&mut self) -> Option<Ticket> {
+        self.requests.pop_front()
+    }
+
     /// Begins a walk. A walk in progress starts again.
     pub(super) fn begin(&mut self) {
         self.next = Some(0);

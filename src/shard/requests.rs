@@ -13,6 +13,7 @@ use super::connection::{HttpShape, Shape};
 use super::connection::{Listener, Parked, Pause, Stage};
 use super::trail::{self, Entry};
 use crate::message::ConnectionKey;
+use crate::protocol::api::{ApiMethod, Call};
 use crate::protocol::http::{CONTINUE, Method, Request, RequestStep};
 use crate::protocol::upgrade::{self, UpgradeError};
 
@@ -176,9 +177,8 @@ impl Shard {
             return RequestCheck::Answered;
         };
         if part == RequestPart::Head
-            && method.is_some()
             && request.method == Method::Post
-            && grant.roles.write
+            && method.is_some_and(|method| backend::allows_method(grant.roles, method))
         {
             (http.is_head_accepted, http.is_authenticated) = (true, true);
             return RequestCheck::Proceed;
@@ -199,7 +199,7 @@ impl Shard {
                 backend::open_websocket(turn, connections, key, grant, &request, &shape)
             }
             None => self.backends.handle_page_request(turn, connections, key, &shape, &request),
-            Some(_) if !grant.roles.write => {
+            Some(method) if !backend::allows_method(grant.roles, method) => {
                 self.api_access.deny(turn, connections, key, &shape, Denial::Role);
             }
             Some(_) if request.method != Method::Post => {
@@ -211,7 +211,11 @@ impl Shard {
                 // buffers.
                 let mut parser = self.backends.lend_parser();
                 let call = backend::take_call(turn, grant);
-                let call = call.and_then(|()| parser.params(method, request.body));
+                // A method without parameters needs no body.
+                let call = call.and_then(|()| match method {
+                    ApiMethod::Reload if request.body.is_empty() => Ok(Call::Reload),
+                    method => parser.params(method, request.body),
+                });
                 self.call(Caller { key, shape: Shape::Response(shape) }, call);
                 self.backends.return_parser(parser);
             }

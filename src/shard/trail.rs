@@ -179,6 +179,7 @@ impl fmt::Display for ShownCall<'_> {
             Call::Pop(topics, _) => write!(formatter, "queue.pop {}", listed(topics)),
             Call::Unpop => formatter.write_str("queue.unpop"),
             Call::Ack(_) => formatter.write_str("queue.ack"),
+            Call::Reload => formatter.write_str("admin.reload"),
         }
     }
 }

@@ -98,9 +98,14 @@ impl Server {
         Self { process, api, edge: edges.first().copied().unwrap_or(api), edges, mesh, file }
     }
 
+    /// Changes the configuration file.
+    pub fn configure(&self, config: &str) {
+        fs::write(&self.file, config).expect("the test's folder can be written");
+    }
+
     /// Changes the configuration file, and tells the server to reload it.
     pub fn reload(&mut self, config: &str) {
-        fs::write(&self.file, config).expect("the test's folder can be written");
+        self.configure(config);
         self.hang_up();
     }
 

@@ -160,6 +160,8 @@ pub enum Call<'a> {
     Unpop,
     /// `queue.ack`: acknowledges events.
     Ack(Tags),
+    /// `admin.reload`: reloads the configuration of the node.
+    Reload,
 }
 
 /// When an event that was delivered to a consumer is settled.
@@ -249,8 +251,19 @@ pub enum Reply {
     Context(String),
     /// The result of `info`.
     Info(Box<Info>),
+    /// `{"changed":[…],"restart":[…]}`: the result of `admin.reload`.
+    Reloaded(Box<ReloadedSettings>),
     /// A document without the envelope of an answer: its content type and its text. Over HTTP only.
     Page(&'static str, String),
+}
+
+/// The differences between a reloaded configuration and the one before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReloadedSettings {
+    /// The settings that have changed, each with its old and new value. Shows no secret.
+    pub changed: Vec<String>,
+    /// The settings that change only when the node starts again.
+    pub restart: Vec<String>,
 }
 
 /// One node of the grid, as listed by `GET /v1/nodes`.

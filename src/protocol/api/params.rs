@@ -22,8 +22,10 @@ pub(super) fn read_params<'a>(
     params: Option<Value<'_, 'a>>,
     document: &JsonDocument<'_, 'a>,
 ) -> Result<Call<'a>, Fault> {
-    if method == ApiMethod::Unpop {
-        return Ok(Call::Unpop);
+    match method {
+        ApiMethod::Unpop => return Ok(Call::Unpop),
+        ApiMethod::Reload => return Ok(Call::Reload),
+        _ => {}
     }
     let given = params.ok_or_else(|| Fault::invalid("p: missing; expected an object"))?;
     if method == ApiMethod::Pop
@@ -43,6 +45,7 @@ pub(super) fn read_params<'a>(
         }
         ApiMethod::Ack => Call::Ack(read_tags(params)?),
         ApiMethod::Unpop => Call::Unpop,
+        ApiMethod::Reload => Call::Reload,
     })
 }
 

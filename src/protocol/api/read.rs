@@ -146,6 +146,8 @@ pub enum ApiMethod {
     Unpop,
     /// `queue.ack`
     Ack,
+    /// `admin.reload`
+    Reload,
 }
 
 impl ApiMethod {
@@ -157,6 +159,7 @@ impl ApiMethod {
             b"queue.pop" => Self::Pop,
             b"queue.unpop" => Self::Unpop,
             b"queue.ack" => Self::Ack,
+            b"admin.reload" => Self::Reload,
             _ => return None,
         })
     }
@@ -200,7 +203,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack",
+             queue.unpop, queue.ack, admin.reload",
             quoted(name)
         ))
     })

@@ -35,6 +35,17 @@ pub fn put_answer(out: &mut Vec<u8>, answer: &Result<Reply, Fault>, id: Option<&
     out.push(b'}');
 }
 
+fn put_strings(out: &mut Vec<u8>, strings: &[String]) {
+    out.push(b'[');
+    for (number, string) in strings.iter().enumerate() {
+        if number > 0 {
+            out.push(b',');
+        }
+        put_string(out, string);
+    }
+    out.push(b']');
+}
+
 fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
     match reply {
         Reply::Done => out.extend_from_slice(b"{\"s\":true}"),
@@ -56,6 +67,13 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
             out.push(b'}');
         }
         Reply::Info(info) => put_info(out, info),
+        Reply::Reloaded(settings) => {
+            out.extend_from_slice(b"{\"changed\":");
+            put_strings(out, &settings.changed);
+            out.extend_from_slice(b",\"restart\":");
+            put_strings(out, &settings.restart);
+            out.push(b'}');
+        }
         Reply::Page(_, text) => put_string(out, text),
     }
 }

@@ -232,6 +232,17 @@ impl Backends {
         }
     }
 
+    /// Opens the question of an `admin.reload`, which the node answers. Returns its ticket.
+    pub(in crate::shard) fn open_reload(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        caller: Caller,
+    ) -> Option<Ticket> {
+        let requester = self.open_question(turn, connections, caller, QuestionKind::Reload, 1);
+        requester.map(|requester| requester.ticket)
+    }
+
     /// Opens a question and asks the home of each topic on this node.
     fn ask_homes(
         &mut self,

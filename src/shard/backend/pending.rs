@@ -49,6 +49,8 @@ pub(super) enum QuestionKind {
     Report,
     /// `/v1/nodes`: asks the mesh.
     Nodes,
+    /// `admin.reload`: asks the node.
+    Reload,
 }
 
 /// One answer to a question, from any of those who were asked.
@@ -73,6 +75,9 @@ impl QuestionKind {
             Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
             Self::Report | Self::Nodes => (Code::ExecutionFailed, "no answer in time"),
+            Self::Reload => {
+                (Code::ExecutionFailed, "no answer in time; the log says how the reload ends")
+            }
         };
         Fault::new(code, message)
     }

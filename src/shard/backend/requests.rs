@@ -3,6 +3,7 @@
 use super::{Backends, page};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, ApiMethod, NodeRow};
+use crate::protocol::credentials::Roles;
 use crate::protocol::http::{Method, Request};
 use crate::protocol::{origin, upgrade};
 use crate::shard::access::Grant;
@@ -30,8 +31,14 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/mesh/send" => Some(ApiMethod::Send),
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
         "/v1/conn/call" => Some(ApiMethod::Call),
+        "/v1/admin/reload" => Some(ApiMethod::Reload),
         _ => None,
     }
+}
+
+/// Whether a user with these roles may call a method over HTTP.
+pub(crate) fn allows_method(roles: Roles, method: ApiMethod) -> bool {
+    if method == ApiMethod::Reload { roles.admin } else { roles.write }
 }
 
 impl Backends {
