@@ -10,7 +10,7 @@ mod shard_value;
 use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
-use gridcast::protocol::token::{TokenRule, TokenSources};
+use gridcast::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -90,7 +90,10 @@ fn token(mut claims: Value) -> String {
 /// The route `/ws`, which needs a token and sends all events to the topic `messages`.
 fn token_route() -> RouteSettings {
     let places = TokenSources { header: true, protocol: true, query: true };
-    RouteSettings { token: TokenRule::new("HS256", KEY, places).map(Arc::new), ..reporting_route() }
+    RouteSettings {
+        token: TokenRule::with_key(TokenAlgorithm::Hs256, KEY, places).map(Arc::new),
+        ..reporting_route()
+    }
 }
 
 /// The route `/ws`, which sends all events to the topic `messages`.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use gridcast::message::ConnectionKey;
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
-use gridcast::protocol::token::{TokenRule, TokenSources};
+use gridcast::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
 use jsonwebtoken::{EncodingKey, Header, encode};
@@ -69,7 +69,8 @@ fn settings() -> Settings {
         ..shard_value::route()
     };
     let places = TokenSources { header: true, protocol: true, query: true };
-    let rule = TokenRule::new("HS256", KEY, places).expect("the key is long enough");
+    let rule =
+        TokenRule::with_key(TokenAlgorithm::Hs256, KEY, places).expect("the key is long enough");
     let token = Some(Arc::new(rule));
     let member = RouteSettings {
         path: "/member".into(),

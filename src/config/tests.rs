@@ -11,7 +11,7 @@ use toml::de::DeTable;
 use super::definition::{Definition, joined};
 use super::*;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
-use crate::protocol::token::{TokenRule, TokenSources};
+use crate::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use crate::queue::WhenFull;
 
 pub(super) const CPUS: [usize; 4] = [0, 1, 2, 5];
@@ -166,8 +166,8 @@ fn every_key_is_read() {
         hold_until: Some("user_id".to_owned()),
         origins: Some(vec!["https://example.org".to_owned()]),
         subprotocols: vec!["chat".to_owned(), "chat.v2".to_owned()],
-        token: TokenRule::new(
-            "HS256",
+        token: TokenRule::with_key(
+            TokenAlgorithm::Hs256,
             "0123456789abcdef0123456789abcdef",
             TokenSources { header: false, protocol: true, query: true },
         )
@@ -251,6 +251,10 @@ fn the_test_of_every_key_leaves_none_out() {
             "edge.tls.key",
             "edge.route.handler",
             "edge.route.token.key_file",
+            "edge.route.token.keys.kid",
+            "edge.route.token.keys.algorithm",
+            "edge.route.token.keys.key",
+            "edge.route.token.keys.key_file",
         ]
     );
 }

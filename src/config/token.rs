@@ -1,4 +1,4 @@
-//! The tokens that a route takes. No message shows what is written for a key.
+//! The tokens that a route accepts. No message shows the value of a key.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,21 +7,21 @@ use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::read_bounded;
 use super::shape::{Choice, List, SecretText, Text, Words};
-use crate::protocol::token::{TokenRule, TokenSources};
+use crate::protocol::token::{
+    KEYS_MAX, KeySet, RuleKeys, TokenAlgorithm, TokenRule, TokenSources, VerifyingKey,
+};
 
 section! {
     pub(super) struct TokenKeys(section) {
-        /// The algorithm that tokens are signed with.
-        algorithm: &'static str = ALGORITHMS,
-            required("a token is of one algorithm", "\"HS256\"");
+        /// The algorithm that tokens are signed with. Required beside `key` and `key_file`.
+        algorithm: Option<TokenAlgorithm> = ALGORITHMS, none("that of each key", "\"HS256\"");
 
         /// The secret of at least 32 bytes for HS256, or the public key in PEM for the others.
         key: Option<String> = KEY,
-            none("none: `key_file` has to be there", "\"change-me: a secret of at least 32 bytes\"");
+            none("none", "\"change-me: a secret of at least 32 bytes\"");
 
         /// A file that holds the key, instead of `key`.
-        key_file: Option<String> = FILE,
-            none("none: `key` has to be there", "\"/etc/gridcast/token.pem\"");
+        key_file: Option<String> = FILE, none("none", "\"/etc/gridcast/token.pem\"");
 
         /// Where a client may put the token; the first that is there counts. `header`:
         /// `Authorization: Bearer TOKEN`. `protocol`: the subprotocol `bearer.TOKEN`, which browsers can
@@ -41,6 +41,30 @@ section! {
         issuer: Option<String> = ISSUER,
             none("any", "\"https://login.example.org\"");
     }
+    tables {
+        /// One of several keys, instead of `key`. The `kid` of a token names its key. A token without a
+        /// `kid` is verified with up to four keys of its algorithm.
+        keys as "keys": Vec<VerifyingKey> = read_entries(section)?, Many(KeyEntry::definition);
+    }
+}
+
+section! {
+    struct KeyEntry(section) {
+        /// The name of the key, as tokens write it in `kid`.
+        kid: String = KEY_ID, required("each of several keys has one", "\"2026-12\"");
+
+        /// The algorithm that tokens are signed with.
+        algorithm: TokenAlgorithm = ALGORITHMS,
+            required("each key has one algorithm", "\"HS256\"");
+
+        /// The secret of at least 32 bytes for HS256, or the public key in PEM for the others.
+        key: Option<String> = KEY,
+            none("none: `key_file` has to be there", "\"change-me: a secret of at least 32 bytes\"");
+
+        /// A file that holds the key, instead of `key`.
+        key_file: Option<String> = FILE,
+            none("none: `key` has to be there", "\"/etc/gridcast/token.pem\"");
+    }
 }
 
 /// Reads the table `token` of a route.
@@ -49,19 +73,77 @@ pub(super) fn read_token(route: &Section<'_>) -> Result<Option<Arc<TokenRule>>, 
     if !section.is_written() {
         return Ok(None);
     }
-    let keys = TokenKeys::read_keys(&section)?;
-    let algorithm = keys.algorithm;
-    let key = read_key(&section, keys.key, keys.key_file)?;
-    let mut rule = TokenRule::new(algorithm, &key, keys.from).ok_or_else(|| {
-        let reason = match algorithm {
-            "HS256" => "expected a secret of at least 32 bytes (RFC 7518, section 3.2)".to_owned(),
-            _ => format!("expected a public key for {algorithm} in PEM"),
-        };
-        section.fault(&["key", "key_file"], reason)
-    })?;
+    let mut keys = TokenKeys::read_keys(&section)?;
+    let verifying = read_verifying_keys(&section, &mut keys)?;
+    let mut rule = TokenRule::new(verifying, keys.from);
     rule.audience = keys.audience;
     rule.issuer = keys.issuer;
     Ok(Some(Arc::new(rule)))
+}
+
+/// Reads the keys from the one place where they are written.
+fn read_verifying_keys(
+    section: &Section<'_>,
+    keys: &mut TokenKeys,
+) -> Result<RuleKeys, ConfigError> {
+    let places = ["keys", "key_file", "key"];
+    let mut written = places.into_iter().filter(|place| section.has(place));
+    let place = written.next();
+    if let Some(place) = place.filter(|_| written.next().is_some()) {
+        let reason = "a token has a key, a key_file or keys, not several of them";
+        return Err(section.fault(&[place], reason));
+    }
+    match place {
+        Some("keys") => {
+            section.without("algorithm", "each of the keys has its own")?;
+            let set = KeySet::new(std::mem::take(&mut keys.keys)).ok_or_else(|| {
+                section.fault(&["keys"], format!("expected 1 to {KEYS_MAX} keys"))
+            })?;
+            Ok(RuleKeys::Fixed(set))
+        }
+        Some(_) => {
+            let missing = || section.fault(&["algorithm"], "missing; a token is of one algorithm");
+            let algorithm = keys.algorithm.ok_or_else(missing)?;
+            let text = read_key(section, keys.key.take(), keys.key_file.take())?;
+            let key = verifying_key(section, None, algorithm, &text)?;
+            Ok(RuleKeys::Fixed(KeySet::new(vec![key]).expect("one key is a set")))
+        }
+        None => {
+            let reason = "missing; a token has a key, a key_file or keys";
+            Err(section.fault(&["key"], reason))
+        }
+    }
+}
+
+/// Reads the list `keys` of a token.
+fn read_entries(token: &Section<'_>) -> Result<Vec<VerifyingKey>, ConfigError> {
+    let mut keys: Vec<VerifyingKey> = Vec::new();
+    for section in token.tables("keys")? {
+        let KeyEntry { kid, algorithm, key, key_file } = KeyEntry::read_keys(&section)?;
+        if keys.iter().any(|other| other.id() == Some(&kid)) {
+            return Err(section.fault(&["kid"], format!("{kid:?} is the kid of an earlier key")));
+        }
+        let text = read_key(&section, key, key_file)?;
+        keys.push(verifying_key(&section, Some(&kid), algorithm, &text)?);
+    }
+    Ok(keys)
+}
+
+fn verifying_key(
+    section: &Section<'_>,
+    id: Option<&str>,
+    algorithm: TokenAlgorithm,
+    text: &str,
+) -> Result<VerifyingKey, ConfigError> {
+    VerifyingKey::configured(id, algorithm, text).ok_or_else(|| {
+        let reason = match algorithm {
+            TokenAlgorithm::Hs256 => {
+                "expected a secret of at least 32 bytes (RFC 7518, section 3.2)".to_owned()
+            }
+            _ => format!("expected a public key for {} in PEM", algorithm.name()),
+        };
+        section.fault(&["key", "key_file"], reason)
+    })
 }
 
 fn read_key(
@@ -78,17 +160,21 @@ fn read_key(
             // The line end that editors put behind a secret is not part of it.
             read.map(|key| key.trim_end_matches(['\r', '\n']).to_owned()).map_err(unreadable)
         }
-        (None, None) => Err(section.fault(&["key"], "missing; a token has a key or a key_file")),
+        (None, None) => Err(section.fault(&["key"], "missing; a key has a key or a key_file")),
         (Some(_), Some(_)) => {
-            Err(section.fault(&["key_file"], "a token has a key or a key_file, not both"))
+            Err(section.fault(&["key_file"], "a key has a key or a key_file, not both"))
         }
     }
 }
 
-const ALGORITHMS: Choice<&str> =
-    Choice(&[("HS256", "HS256"), ("RS256", "RS256"), ("ES256", "ES256"), ("EdDSA", "EdDSA")]);
+const ALGORITHMS: Choice<TokenAlgorithm> = Choice(&TokenAlgorithm::ALL);
 
-/// Any string. The algorithm decides whether it is a valid key; see [`read_token`].
+const KEY_ID: Text<String> = Text {
+    expected: "a name of 1 to 255 bytes",
+    parse: |text| (1..=255).contains(&text.len()).then(|| text.to_owned()),
+};
+
+/// Any string. The algorithm decides whether it is a valid key; see [`verifying_key`].
 const KEY: SecretText<String> =
     SecretText { expected: "a string", parse: |text| Ok(text.to_owned()) };
 
@@ -121,7 +207,8 @@ fn party(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::tests::{refused, route};
+    use super::*;
+    use crate::config::tests::{parse, refused, route};
 
     #[test]
     fn a_token_has_an_algorithm_and_one_key_that_is_not_shown() {
@@ -147,11 +234,11 @@ mod tests {
         );
         refused(
             "token = { algorithm = \"HS256\" }",
-            ".key: missing; a token has a key or a key_file",
+            ".key: missing; a token has a key, a key_file or keys",
         );
         refused(
             &format!("token = {{ algorithm = \"HS256\", {key}, key_file = \"k\" }}"),
-            ".key_file: a token has a key or a key_file, not both",
+            ".key_file: a token has a key, a key_file or keys, not several of them",
         );
         refused(
             "token = { algorithm = \"HS256\", key_file = \"no/such\" }",
@@ -176,6 +263,84 @@ mod tests {
         refused(
             &format!("token = {{ algorithm = \"HS256\", {key}, issuer = \"\" }}"),
             ".issuer: expected a string of 1 to 1024 bytes, as it stands in the token, found \"\"",
+        );
+    }
+    const KEYS: &str = "[[edge]]\nbind = \"127.0.0.1:6790\"\n[[edge.route]]\npath = \"/ws\"\n\
+        [[edge.route.token.keys]]\nkid = \"a\"\nalgorithm = \"HS256\"\n\
+        key = \"0123456789abcdef0123456789abcdef\"";
+
+    fn keys_of(text: &str) -> RuleKeys {
+        let config = parse(text);
+        config.edges[0].routes[0].token.as_ref().expect("a token").keys.clone()
+    }
+
+    #[test]
+    fn a_token_has_several_keys_each_with_its_kid() {
+        let second =
+            KEYS.replace("\"a\"", "\"b\"").split_once("[[edge.route.t").expect("keys").1.to_owned();
+        let two = format!("{KEYS}\n[[edge.route.t{second}");
+        let key = |id| {
+            let secret = "0123456789abcdef0123456789abcdef";
+            VerifyingKey::configured(Some(id), TokenAlgorithm::Hs256, secret).expect("a key")
+        };
+        let expected = KeySet::new(vec![key("a"), key("b")]).expect("two keys");
+        assert_eq!(keys_of(&two), RuleKeys::Fixed(expected));
+        let twice = two.replace("\"b\"", "\"a\"");
+        refused(
+            &twice,
+            "gridcast.toml:10: edge.route.token.keys.kid: \"a\" is the kid of an earlier key",
+        );
+    }
+
+    #[test]
+    fn each_of_several_keys_is_complete() {
+        let place = |line: usize, key: &str| format!("gridcast.toml:{line}: edge.route.token{key}");
+        let without = |line: &str| KEYS.replace(line, "");
+        for (text, expected) in [
+            (
+                without("kid = \"a\"\n"),
+                place(5, ".keys.kid: missing; each of several keys has one"),
+            ),
+            (
+                without("algorithm = \"HS256\"\n"),
+                place(5, ".keys.algorithm: missing; each key has one algorithm"),
+            ),
+            (
+                without("\nkey = \"0123456789abcdef0123456789abcdef\""),
+                place(5, ".keys.key: missing; a key has a key or a key_file"),
+            ),
+            (
+                format!("{KEYS}\nkey_file = \"k\""),
+                place(9, ".keys.key_file: a key has a key or a key_file, not both"),
+            ),
+            (
+                KEYS.replace("0123456789abcdef\"", "\""),
+                place(
+                    8,
+                    ".keys.key: expected a secret of at least 32 bytes (RFC 7518, section 3.2)",
+                ),
+            ),
+            (
+                KEYS.replace("\"a\"", "\"\""),
+                place(6, ".keys.kid: expected a name of 1 to 255 bytes, found \"\""),
+            ),
+        ] {
+            refused(&text, &expected);
+        }
+        let token = |line: &str| route(&format!("token = {{ {line} }}"));
+        refused(
+            &token("keys = []"),
+            "gridcast.toml:4: edge.route.token.keys: expected 1 to 64 keys",
+        );
+        let key = "kid = \"a\", algorithm = \"HS256\", key = \"0123456789abcdef0123456789abcdef\"";
+        refused(
+            &token(&format!("algorithm = \"HS256\", keys = [{{ {key} }}]")),
+            "gridcast.toml:4: edge.route.token.algorithm: each of the keys has its own",
+        );
+        refused(
+            &token(&format!("key = \"k\", keys = [{{ {key} }}]")),
+            "gridcast.toml:4: edge.route.token.keys: a token has a key, a key_file or keys, not several \
+             of them",
         );
     }
 }

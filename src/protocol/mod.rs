@@ -1,11 +1,13 @@
 //! Codecs for HTTP, WebSocket and the back-end API's JSON. Pure: no socket, no clock.
 
+pub mod admission;
 pub mod api;
 pub mod assembler;
 pub mod close;
 pub mod credentials;
 pub mod deflate;
 pub mod extension;
+pub mod fields;
 pub mod frame;
 pub mod http;
 pub mod json;
@@ -13,5 +15,7 @@ mod mask;
 pub mod origin;
 pub mod proxy;
 pub mod scanner;
+pub mod service;
+pub mod signature;
 pub mod token;
 pub mod upgrade;

@@ -1,20 +1,26 @@
-//! Authenticates clients by JSON Web Tokens (RFC 7519) that a back end has signed. `claims.rs` reads
-//! the claims.
+//! Authenticates clients by JSON Web Tokens (RFC 7519) that a back end has signed.
+//!
+//! - `token.rs`: where a token is, and whether a route accepts it. `claims.rs`: reads header and claims.
+//! - `keys.rs`: the keys, and the choice of the key for a token. `jwks.rs`: reads an issuer's key set.
 
 mod claims;
+mod jwks;
+mod keys;
 
 use std::fmt;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 
 use super::api::ContextEntry;
 use super::http::{Request, query_pairs};
 use super::json;
+use super::service::HttpService;
 use super::upgrade::Upgrade;
 use claims::{Claims, JoseHeader};
+pub use jwks::{KeySetError, read_key_set};
+pub use keys::{KEYS_MAX, KeySet, TokenAlgorithm, VerifyingKey};
 
 /// The tolerated difference between the clocks of the token's issuer and of this node, in milliseconds.
 pub const LEEWAY_MS: u64 = 60_000;
@@ -30,7 +36,7 @@ const COMPANION: &str = "bearer";
 pub const QUERY_NAME: &str = "token";
 
 /// The tokens that a route accepts, and where it looks for them.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRule {
     /// Where clients may put their token. The first token found is checked.
     pub sources: TokenSources,
@@ -38,12 +44,28 @@ pub struct TokenRule {
     pub audience: Vec<String>,
     /// The accepted value of `iss`. `None`: any value is accepted.
     pub issuer: Option<String>,
-    // The algorithm as tokens write it, such as `HS256`.
-    algorithm_name: &'static str,
-    algorithm: Algorithm,
-    // The configured key, kept because `DecodingKey` cannot be compared.
-    key_text: Arc<str>,
-    key: DecodingKey,
+    /// The keys that verify the tokens.
+    pub keys: RuleKeys,
+}
+
+/// The keys of a route, or where they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuleKeys {
+    /// The configured keys, which never change.
+    Fixed(KeySet),
+    /// The keys that an issuer publishes, which the node fetches again and again.
+    Fetched(Arc<KeySource>),
+}
+
+/// A service from which the keys of an issuer are fetched, as a JSON Web Key Set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeySource {
+    /// The address of the key set.
+    pub service: HttpService,
+    /// The only algorithm whose keys are used. `None`: each key has its own.
+    pub algorithm: Option<TokenAlgorithm>,
+    /// The time between two fetches, in seconds.
+    pub refresh_s: u64,
 }
 
 /// Where a client may put its token.
@@ -66,6 +88,8 @@ pub struct Pass {
     pub channels: Vec<String>,
     /// The client's context. `sub` becomes `user_id`.
     pub context: Vec<ContextEntry>,
+    /// All claims of the token, as JSON.
+    pub claims: Box<str>,
 }
 
 /// Why a token is refused.
@@ -75,10 +99,14 @@ pub enum TokenError {
     Missing,
     /// The text is not a JSON Web Token.
     Malformed,
-    /// The token was signed with a different algorithm than the route's.
+    /// The token was signed with a different algorithm than that of the key.
     Algorithm,
-    /// The signature does not match the route's key.
+    /// The signature does not match the route's keys.
     Signature,
+    /// `kid` does not name a key of the route.
+    UnknownKey,
+    /// The issuer's keys were not fetched yet.
+    NoKeys,
     /// `crit` requires an extension; none is supported (RFC 7515, section 4.1.11).
     Extension,
     /// `aud` does not name this service.
@@ -102,6 +130,8 @@ impl fmt::Display for TokenError {
             Self::Malformed => "the token is not a JSON Web Token",
             Self::Algorithm => "the token's alg is not the algorithm that this route accepts",
             Self::Signature => "the token's signature is wrong",
+            Self::UnknownKey => "unknown key: the token's kid names no key of this route",
+            Self::NoKeys => "the keys that verify tokens are not available yet",
             Self::Extension => "the token's crit header requires an unsupported extension",
             Self::Audience => "the token's aud does not name this service",
             Self::Issuer => "the token's iss is not the issuer that this route accepts",
@@ -116,32 +146,27 @@ impl fmt::Display for TokenError {
 impl std::error::Error for TokenError {}
 
 impl TokenRule {
-    /// Creates a rule for `algorithm`, one of HS256, RS256, ES256 and EdDSA. For HS256 `key` is the
-    /// secret, of at least 32 bytes (RFC 7518, section 3.2); for the others it is a public key in PEM
-    /// format. Returns `None` if the algorithm is unknown or the key is not valid for it.
-    pub fn new(algorithm: &str, key: &str, sources: TokenSources) -> Option<Self> {
-        let pem = key.as_bytes();
-        let (algorithm_name, algorithm, decoding_key) = match algorithm {
-            "HS256" if pem.len() >= 32 => {
-                ("HS256", Algorithm::HS256, DecodingKey::from_secret(pem))
-            }
-            "RS256" => ("RS256", Algorithm::RS256, DecodingKey::from_rsa_pem(pem).ok()?),
-            "ES256" => ("ES256", Algorithm::ES256, DecodingKey::from_ec_pem(pem).ok()?),
-            "EdDSA" => ("EdDSA", Algorithm::EdDSA, DecodingKey::from_ed_pem(pem).ok()?),
-            _ => return None,
-        };
-        Some(Self {
-            sources,
-            audience: Vec::new(),
-            issuer: None,
-            algorithm_name,
-            algorithm,
-            key_text: key.into(),
-            key: decoding_key,
-        })
+    /// Creates a rule with these keys, which accepts any issuer, and no audience.
+    pub fn new(keys: RuleKeys, sources: TokenSources) -> Self {
+        Self { sources, audience: Vec::new(), issuer: None, keys }
     }
 
-    /// Finds and checks the token of a handshake at the time `unix_ms`.
+    /// Creates a rule with one configured key. Returns `None` if the key is not valid for the algorithm.
+    pub fn with_key(algorithm: TokenAlgorithm, key: &str, sources: TokenSources) -> Option<Self> {
+        let key = VerifyingKey::configured(None, algorithm, key)?;
+        Some(Self::new(RuleKeys::Fixed(KeySet::new(vec![key])?), sources))
+    }
+
+    /// Returns the source of the keys, if they are fetched.
+    pub fn key_source(&self) -> Option<&Arc<KeySource>> {
+        match &self.keys {
+            RuleKeys::Fixed(_) => None,
+            RuleKeys::Fetched(source) => Some(source),
+        }
+    }
+
+    /// Finds and checks the token of a handshake at the time `unix_ms`. `fetched` are the issuer's keys, if
+    /// the rule has a [`Self::key_source`] and they are known.
     ///
     /// # Errors
     /// The token is missing or refused.
@@ -150,6 +175,7 @@ impl TokenRule {
         request: &Request<'_>,
         upgrade: &Upgrade<'_>,
         unix_ms: u64,
+        fetched: Option<&KeySet>,
     ) -> Result<Pass, TokenError> {
         let TokenSources { header, protocol, query } = self.sources;
         let in_header = || {
@@ -170,11 +196,16 @@ impl TokenRule {
         let token = header.then(in_header).flatten();
         let token = token.or_else(|| protocol.then(in_protocol).flatten());
         let token = token.or_else(|| query.then(in_query).flatten());
-        self.read(&token.ok_or(TokenError::Missing)?, unix_ms)
+        let keys = match &self.keys {
+            RuleKeys::Fixed(keys) => Some(keys),
+            RuleKeys::Fetched(_) => fetched,
+        };
+        self.read(&token.ok_or(TokenError::Missing)?, unix_ms, keys)
     }
 
-    fn read(&self, token: &str, unix_ms: u64) -> Result<Pass, TokenError> {
-        let claims = Claims::read(&self.signed_claims(token)?)?;
+    fn read(&self, token: &str, unix_ms: u64, keys: Option<&KeySet>) -> Result<Pass, TokenError> {
+        let text = signed_claims(token, keys)?;
+        let claims = Claims::read(&text)?;
         let until_unix_ms = milliseconds(claims.expires).saturating_add(LEEWAY_MS);
         if until_unix_ms <= unix_ms {
             return Err(TokenError::Expired);
@@ -184,27 +215,9 @@ impl TokenRule {
             return Err(TokenError::Early);
         }
         self.check_parties(&claims)?;
-        Ok(Pass { until_unix_ms, channels: claims.channels, context: claims.context })
-    }
-
-    /// Verifies the signature and returns the text of the claims (RFC 7515, section 5.2).
-    fn signed_claims(&self, token: &str) -> Result<Vec<u8>, TokenError> {
-        let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed);
-        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
-        let (header, claims) = (JoseHeader::read(&decode(header)?)?, decode(claims)?);
-        if header.algorithm != self.algorithm_name {
-            return Err(TokenError::Algorithm);
-        }
-        // RFC 7515, section 4.1.11: a token with an unsupported extension must be refused.
-        if header.has_extensions {
-            return Err(TokenError::Extension);
-        }
-        match crypto::verify(signature, signed.as_bytes(), &self.key, self.algorithm) {
-            Ok(true) => Ok(claims),
-            Ok(false) => Err(TokenError::Signature),
-            Err(_) => Err(TokenError::Malformed),
-        }
+        let Claims { channels, context, .. } = claims;
+        let claims = String::from_utf8(text).expect("valid JSON is text").into();
+        Ok(Pass { until_unix_ms, channels, context, claims })
     }
 
     /// Checks that the issuer and the audience are those that the route accepts.
@@ -222,6 +235,20 @@ impl TokenRule {
         }
         Ok(())
     }
+}
+
+/// Verifies the signature and returns the text of the claims (RFC 7515, section 5.2).
+fn signed_claims(token: &str, keys: Option<&KeySet>) -> Result<Vec<u8>, TokenError> {
+    let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Malformed);
+    let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+    let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
+    let (header, claims) = (JoseHeader::read(&decode(header)?)?, decode(claims)?);
+    // RFC 7515, section 4.1.11: a token with an unsupported extension must be refused.
+    if header.has_extensions {
+        return Err(TokenError::Extension);
+    }
+    keys.ok_or(TokenError::NoKeys)?.verify(&header, signed, signature)?;
+    Ok(claims)
 }
 
 /// Converts a `NumericDate` (RFC 7519, section 2) to Unix milliseconds.
@@ -243,21 +270,6 @@ pub fn answered_subprotocol<'r>(upgrade: &Upgrade<'r>, accepts: &[String]) -> Op
     let may_answer = |name: &&str| accepts.is_empty() || *name == COMPANION;
     let mut others = upgrade.subprotocols().filter(|name| !is_token(name));
     Some(others.find(may_answer).unwrap_or(token))
-}
-
-impl PartialEq for TokenRule {
-    fn eq(&self, other: &Self) -> bool {
-        (self.sources, &self.audience, &self.issuer, self.algorithm, &self.key_text)
-            == (other.sources, &other.audience, &other.issuer, other.algorithm, &other.key_text)
-    }
-}
-
-impl Eq for TokenRule {}
-
-impl fmt::Debug for TokenRule {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "TokenRule({:?}, {:?}, …)", self.algorithm, self.sources)
-    }
 }
 
 #[cfg(test)]

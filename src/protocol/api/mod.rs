@@ -21,7 +21,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 pub use read::{ApiMethod, Parser};
 pub use write::{
     EventHead, put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open,
-    put_tagged,
+    put_request, put_tagged,
 };
 
 use super::frame::{self, Kind};

@@ -220,7 +220,21 @@ pub fn put_open<'a>(
     remote: SocketAddr,
     context: Option<&str>,
 ) {
-    out.extend_from_slice(b"{\"event\":\"open\",\"path\":");
+    out.extend_from_slice(b"{\"event\":\"open\",");
+    put_request(out, path, query, headers, remote);
+    put_context(out, context);
+    out.push(b'}');
+}
+
+/// Appends the fields that describe a client's request.
+pub fn put_request<'a>(
+    out: &mut Vec<u8>,
+    path: &str,
+    query: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
+    headers: impl Iterator<Item = (String, Cow<'a, str>)>,
+    remote: SocketAddr,
+) {
+    out.extend_from_slice(b"\"path\":");
     put_string(out, path);
     out.extend_from_slice(b",\"query\":");
     put_object(out, query.map(|(name, value)| (name.into_owned(), value)), |_| ",");
@@ -228,8 +242,6 @@ pub fn put_open<'a>(
     put_object(out, headers, header_separator);
     out.extend_from_slice(b",\"remote\":");
     put_string(out, &remote.to_string());
-    put_context(out, context);
-    out.push(b'}');
 }
 
 /// Returns the separator that joins the values of a repeated header: a comma (RFC 9110, section 5.3), or

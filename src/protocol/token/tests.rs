@@ -1,5 +1,5 @@
 use super::*;
-use jsonwebtoken::{EncodingKey, Header, encode};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, crypto, encode};
 use serde_json::{Value, json};
 
 const KEY: &str = "0123456789abcdef0123456789abcdef";
@@ -8,9 +8,9 @@ const NOW: u64 = NOW_MS / 1000;
 
 /// Of each algorithm with a public key: the key, and a token that another program (openssl)
 /// signed with the private one, which was thrown away.
-const SIGNED: [(&str, &str, &str); 3] = [
+const SIGNED: [(TokenAlgorithm, &str, &str); 3] = [
     (
-        "RS256",
+        TokenAlgorithm::Rs256,
         "-----BEGIN PUBLIC KEY-----\n\
      MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAsE1Kg64iuSnZYIg+j6fC\n\
      PJinI5ZHi7LZvXjjYOxsC5VLG07/8QiAtwBESPJo9k2uLUt28PD9G5j0NS6FD9WA\n\
@@ -27,7 +27,7 @@ const SIGNED: [(&str, &str, &str); 3] = [
      K68GHt9cc1HiM5xina70zrHNIja55MGrVWC_GGv7pfjeV_EAa7pU_cYcBg",
     ),
     (
-        "ES256",
+        TokenAlgorithm::Es256,
         "-----BEGIN PUBLIC KEY-----\n\
      MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEtOk1f9j83K+cxNUzYhy5eGKLxm3Q\n\
      3q1x6tqI1dn4ij9GASUU9kCsm0z5Ce6p5u8UrDhhB2O4x1aRj/Bm0n02+A==\n\
@@ -36,7 +36,7 @@ const SIGNED: [(&str, &str, &str); 3] = [
      4bk73b4MXk8SK2A0NSnZ2ZJ0c_x2xq3p4xqQR2oy7j7Y2U4pmxzbGsmTum2dOfw",
     ),
     (
-        "EdDSA",
+        TokenAlgorithm::EdDsa,
         "-----BEGIN PUBLIC KEY-----\n\
      MCowBQYDK2VwAyEAgOwNDvkFDiE4rpaQmiiJ1kuy+tKHA4JRFtc9pwjabHA=\n\
      -----END PUBLIC KEY-----",
@@ -46,7 +46,27 @@ const SIGNED: [(&str, &str, &str); 3] = [
 ];
 
 fn rule() -> TokenRule {
-    TokenRule::new("HS256", KEY, TokenSources::default()).expect("the key is long enough")
+    let sources = TokenSources::default();
+    TokenRule::with_key(TokenAlgorithm::Hs256, KEY, sources).expect("the key is long enough")
+}
+
+impl TokenRule {
+    /// Checks a token with the configured keys, at [`NOW_MS`].
+    fn judge(&self, token: &str) -> Result<Pass, TokenError> {
+        self.judge_at(token, NOW_MS)
+    }
+
+    fn judge_at(&self, token: &str, unix_ms: u64) -> Result<Pass, TokenError> {
+        let RuleKeys::Fixed(keys) = &self.keys else { panic!("the keys are fetched") };
+        self.read(token, unix_ms, Some(keys))
+    }
+}
+
+/// A rule with a key that no configuration could write.
+fn with_decoding_key(algorithm: TokenAlgorithm, key: DecodingKey) -> TokenRule {
+    let key = VerifyingKey::from_parts(None, algorithm, String::new(), key);
+    let keys = KeySet::new(vec![key]).expect("one key is a set");
+    TokenRule::new(RuleKeys::Fixed(keys), TokenSources::default())
 }
 
 fn signed(header: &Header, key: &str, claims: &Value) -> String {
@@ -54,7 +74,7 @@ fn signed(header: &Header, key: &str, claims: &Value) -> String {
 }
 
 fn read(claims: &Value) -> Result<Pass, TokenError> {
-    rule().read(&signed(&Header::default(), KEY, claims), NOW_MS)
+    rule().judge(&signed(&Header::default(), KEY, claims))
 }
 
 #[test]
@@ -89,7 +109,7 @@ fn times_are_checked_with_a_minute_to_spare() {
 /// The claims of a token, with `exp`, in their own words.
 fn read_text(claims: &str) -> Result<Pass, TokenError> {
     let text = format!("{{\"exp\":{},{claims}}}", NOW + 10);
-    rule().read(&signed_text(r#"{"alg":"HS256"}"#, &text), NOW_MS)
+    rule().judge(&signed_text(r#"{"alg":"HS256"}"#, &text))
 }
 
 fn signed_text(head: &str, claims: &str) -> String {
@@ -192,7 +212,7 @@ fn claims_that_some_back_end_could_not_read_are_refused() {
     let signed = signed.join(".");
     let key = EncodingKey::from_secret(KEY.as_bytes());
     let signature = crypto::sign(signed.as_bytes(), &key, Algorithm::HS256).expect("a secret");
-    let read = rule().read(&format!("{signed}.{signature}"), NOW_MS).map(drop);
+    let read = rule().judge(&format!("{signed}.{signature}")).map(drop);
     assert!(matches!(read, Err(TokenError::NotJson(_))), "{read:?}");
 }
 
@@ -222,7 +242,7 @@ fn a_token_is_for_whom_and_from_whom_the_route_says() {
         claims["exp"] = json!(NOW + 10);
         assert_eq!(read(&claims).map(drop), anybody, "{claims}");
         let token = signed(&Header::default(), KEY, &claims);
-        assert_eq!(ours().read(&token, NOW_MS).map(drop), us, "{claims}");
+        assert_eq!(ours().judge(&token).map(drop), us, "{claims}");
     }
 }
 
@@ -242,12 +262,14 @@ fn a_header_is_an_object_that_names_the_algorithm_of_the_route() {
         (r#"{"alg":"none","alg":"HS256"}"#, Err(TokenError::Malformed)),
         (r#"{"alg":["HS256"]}"#, Err(TokenError::Malformed)),
         (r#"{"alg":null}"#, Err(TokenError::Malformed)),
+        (r#"{"alg":"HS256","kid":7}"#, Err(TokenError::Malformed)),
+        (r#"{"alg":"HS256","kid":"any"}"#, Ok(())),
         (r#"["JWT","HS256"]"#, Err(TokenError::Malformed)),
         (r#"["HS256"]"#, Err(TokenError::Malformed)),
         ("{}", Err(TokenError::Malformed)),
         ("", Err(TokenError::Malformed)),
     ] {
-        assert_eq!(rule().read(&signed_text(head, &claims), NOW_MS).map(drop), expected, "{head}");
+        assert_eq!(rule().judge(&signed_text(head, &claims)).map(drop), expected, "{head}");
     }
 }
 
@@ -259,13 +281,13 @@ fn the_examples_of_the_rfc_are_read() {
     let secret = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuT\
                   wjAzZr1Z9CAow";
     let secret = URL_SAFE_NO_PAD.decode(secret).expect("it is base64");
-    let by_secret = TokenRule { key: DecodingKey::from_secret(&secret), ..rule() };
+    let by_secret = with_decoding_key(TokenAlgorithm::Hs256, DecodingKey::from_secret(&secret));
     let key = DecodingKey::from_ec_components(
         "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
         "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
     );
-    let (name, key) = ("ES256", key.expect("a point of the curve"));
-    let by_curve = TokenRule { algorithm_name: name, algorithm: Algorithm::ES256, key, ..rule() };
+    let key = key.expect("a point of the curve");
+    let by_curve = with_decoding_key(TokenAlgorithm::Es256, key);
     for (rule, head, signature) in [
         (
             by_secret,
@@ -280,12 +302,12 @@ fn the_examples_of_the_rfc_are_read() {
         ),
     ] {
         let token = format!("{head}.{CLAIMS}.{signature}");
-        let pass = rule.read(&token, 1_300_819_379_000).expect("it has not expired");
+        let pass = rule.judge_at(&token, 1_300_819_379_000).expect("it has not expired");
         assert_eq!(pass.until_unix_ms, 1_300_819_440_000);
-        assert_eq!(rule.read(&token, NOW_MS), Err(TokenError::Expired));
+        assert_eq!(rule.judge(&token), Err(TokenError::Expired));
         let issuer = Some("jane".to_owned());
         let other = TokenRule { issuer, ..rule };
-        assert_eq!(other.read(&token, 1_300_819_379_000), Err(TokenError::Issuer));
+        assert_eq!(other.judge_at(&token, 1_300_819_379_000), Err(TokenError::Issuer));
     }
 }
 
@@ -293,7 +315,7 @@ fn the_examples_of_the_rfc_are_read() {
 fn a_token_that_was_signed_otherwise_is_invalid() {
     let claims = json!({"exp": NOW + 10});
     let right = signed(&Header::default(), KEY, &claims);
-    assert!(rule().read(&right, NOW_MS).is_ok());
+    assert!(rule().judge(&right).is_ok());
     let (message, _) = right.rsplit_once('.').expect("three parts");
     // {"alg":"none"}
     let none = format!("eyJhbGciOiJub25lIn0.{}.", message.split_once('.').expect("two").1);
@@ -315,36 +337,36 @@ fn a_token_that_was_signed_otherwise_is_invalid() {
         ("a.b.c".into(), TokenError::Malformed),
         (String::new(), TokenError::Malformed),
     ] {
-        assert_eq!(rule().read(&token, NOW_MS).map(drop), Err(expected), "{token}");
+        assert_eq!(rule().judge(&token).map(drop), Err(expected), "{token}");
     }
 }
 
 #[test]
 fn a_token_of_each_algorithm_is_read_with_its_own_key_alone() {
     for (at, (algorithm, key, token)) in SIGNED.into_iter().enumerate() {
-        let rule = TokenRule::new(algorithm, key, TokenSources::default()).expect("its key");
-        let pass = rule.read(token, NOW_MS).expect("its token");
-        assert_eq!(pass.until_unix_ms, 4_102_444_860_000, "{algorithm}");
+        let rule = TokenRule::with_key(algorithm, key, TokenSources::default()).expect("its key");
+        let pass = rule.judge(token).expect("its token");
+        assert_eq!(pass.until_unix_ms, 4_102_444_860_000, "{algorithm:?}");
         for (other, (_, other_key, other_token)) in SIGNED.into_iter().enumerate() {
-            let read = rule.read(other_token, NOW_MS);
-            assert_eq!(read.is_ok(), at == other, "{algorithm}");
-            let made = TokenRule::new(algorithm, other_key, TokenSources::default());
+            let read = rule.judge(other_token);
+            assert_eq!(read.is_ok(), at == other, "{algorithm:?}");
+            let made = TokenRule::with_key(algorithm, other_key, TokenSources::default());
             // What this key cannot read was refused as a key, or reads nothing.
-            let read = made.map(|rule| rule.read(token, NOW_MS).is_ok());
-            assert_eq!(read == Some(true), at == other, "{algorithm}");
+            let read = made.map(|rule| rule.judge(token).is_ok());
+            assert_eq!(read == Some(true), at == other, "{algorithm:?}");
         }
         // RFC 8725, section 2.1: a public key is no secret to sign with.
         let forged = signed(&Header::default(), key, &json!({"exp": NOW + 10}));
-        assert!(rule.read(&forged, NOW_MS).is_err());
+        assert!(rule.judge(&forged).is_err());
     }
 }
 
 #[test]
 fn a_key_is_long_enough_or_of_its_algorithm() {
     let sources = TokenSources::default();
-    assert!(TokenRule::new("HS256", &KEY[1..], sources).is_none());
-    for algorithm in ["RS256", "ES256", "EdDSA", "none", "HS384"] {
-        assert!(TokenRule::new(algorithm, KEY, sources).is_none(), "{algorithm}");
+    assert!(TokenRule::with_key(TokenAlgorithm::Hs256, &KEY[1..], sources).is_none());
+    for algorithm in [TokenAlgorithm::Rs256, TokenAlgorithm::Es256, TokenAlgorithm::EdDsa] {
+        assert!(TokenRule::with_key(algorithm, KEY, sources).is_none(), "{algorithm:?}");
     }
 }
 

@@ -220,7 +220,7 @@ fn check_token(
 ) -> Result<Option<Pass>, HandshakeRefusal> {
     let Some(rule) = &route.token else { return Ok(None) };
     turn.work.spend(work::TOKEN);
-    let pass = rule.check(request, upgrade, turn.now.unix_ms);
+    let pass = rule.check(request, upgrade, turn.now.unix_ms, None);
     pass.map(Some).map_err(|error| (401, error.to_string().into()))
 }
 
