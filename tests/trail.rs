@@ -182,7 +182,7 @@ fn a_client_can_be_followed_from_accept_to_close() {
     assert_in_order(
         &lines,
         &[
-            &["accepted connection=0-1-0 remote=192.0.2.7:5000 listener=EdgeSettings(0)"],
+            &["accepted connection=0-1-0 remote=192.0.2.7:5000 listener=Edge(0)"],
             &["request connection=0-1-0 method=GET path=/member"],
             &["client opened connection=0-1-0 client=", " path=/member channels=news,a\\nb"],
             &["called by a back end connection=0-1-0", "function=subscribe room"],

@@ -75,8 +75,8 @@ struct Outlets<T> {
     // between shards: answers by the open questions, questions by the pending calls of each
     // connection, events by the credit of feeders and the windows of consumers.
     stuck: Vec<VecDeque<T>>,
-    // Whether messages wait in `stuck`, per receiver.
-    is_touched: Vec<bool>,
+    // One bit for each receiver, set while messages wait in `stuck`. A flush visits only these.
+    touched: Box<[u64]>,
 }
 
 /// A shard's end of the bus.
@@ -186,8 +186,8 @@ impl<T> Inbox<T> {
 impl<T> Outlets<T> {
     fn new(mailboxes: Vec<Sender<T>>) -> Self {
         let stuck = mailboxes.iter().map(|_| VecDeque::new()).collect();
-        let is_touched = vec![false; mailboxes.len()];
-        Self { mailboxes, stuck, is_touched }
+        let touched = vec![0; mailboxes.len().div_ceil(64)].into();
+        Self { mailboxes, stuck, touched }
     }
 
     /// Posts a message to a receiver. The next [`Self::flush`] sends it. A message to a receiver that does
@@ -195,7 +195,7 @@ impl<T> Outlets<T> {
     fn post(&mut self, to: usize, message: T) {
         if let Some(stuck) = self.stuck.get_mut(to) {
             stuck.push_back(message);
-            self.is_touched[to] = true;
+            self.touched[to / 64] |= 1 << (to % 64);
         }
     }
 
@@ -203,26 +203,33 @@ impl<T> Outlets<T> {
     /// fit.
     fn flush(&mut self, receivers: &[Wake], sender: usize) -> bool {
         let mut is_stuck = false;
-        for (to, (mailbox, receiver)) in self.mailboxes.iter().zip(receivers).enumerate() {
-            if !self.is_touched[to] {
-                continue;
+        for word in 0..self.touched.len() {
+            let mut touched = std::mem::take(&mut self.touched[word]);
+            while touched != 0 {
+                let bit = touched.trailing_zeros() as usize;
+                touched &= touched - 1;
+                let to = word * 64 + bit;
+                self.send(to);
+                let has_more = !self.stuck[to].is_empty();
+                self.touched[word] |= u64::from(has_more) << bit;
+                is_stuck |= has_more;
+                receivers[to].mark(sender);
             }
-            while let Some(message) = self.stuck[to].pop_front() {
-                match mailbox.try_send(message) {
-                    Ok(()) => {}
-                    Err(TrySendError::Full(message)) => {
-                        self.stuck[to].push_front(message);
-                        break;
-                    }
-                    // The receiver has ended: the node shuts down, and nobody waits for the message.
-                    Err(TrySendError::Disconnected(_)) => {}
-                }
-            }
-            self.is_touched[to] = !self.stuck[to].is_empty();
-            is_stuck |= self.is_touched[to];
-            receiver.mark(sender);
         }
         is_stuck
+    }
+
+    /// Puts posted messages into one mailbox, until it is full.
+    fn send(&mut self, to: usize) {
+        let (mailbox, stuck) = (&self.mailboxes[to], &mut self.stuck[to]);
+        while let Some(message) = stuck.pop_front() {
+            match mailbox.try_send(message) {
+                Ok(()) => {}
+                Err(TrySendError::Full(message)) => return stuck.push_front(message),
+                // The receiver has ended: the node shuts down, and nobody waits for the message.
+                Err(TrySendError::Disconnected(_)) => {}
+            }
+        }
     }
 }
 

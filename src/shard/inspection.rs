@@ -81,6 +81,12 @@ impl Inspection<'_> {
         self.connections.read_ahead_bytes()
     }
 
+    /// Returns the part of [`Self::held_bytes`] in what clients have sent: incomplete messages, and the
+    /// history of those whose compressed messages refer to earlier ones.
+    pub fn assembler_bytes(&self) -> usize {
+        self.connections.assembler_bytes()
+    }
+
     /// Returns how far the requests of a back end were read. `None` if the connection is no back
     /// end.
     ///

@@ -96,15 +96,17 @@ fn consume(world: &mut World) {
     panic!("no consumer stays");
 }
 
-/// With everything read and consumed there is enough memory, but for clients that are held for a key: what
-/// they have sent is kept. A plan leaves half of its budget to what peers send.
+/// With everything read and consumed there is enough memory, but for what is kept of the clients' messages:
+/// of those that are held for a key, and the history of those that compress in one context. A plan leaves half
+/// of its budget to what peers send.
 fn check_memory(world: &mut World) {
     let Some(limit_bytes) = world.plan.memory_bytes else { return };
-    let read_ahead: usize =
-        world.shards.iter().map(|shard| shard.inspect().read_ahead_bytes()).sum();
+    let inspections = || world.shards.iter().map(|shard| shard.inspect());
+    let read_ahead: usize = inspections().map(|shard| shard.read_ahead_bytes()).sum();
+    let histories: usize = inspections().map(|shard| shard.assembler_bytes()).sum();
     assert!(
-        world.shortage == Shortage::None || read_ahead as u64 > limit_bytes / 4,
-        "{:?} of {limit_bytes} bytes at rest, with {read_ahead} read ahead",
+        world.shortage == Shortage::None || (read_ahead + histories) as u64 > limit_bytes / 4,
+        "{:?} of {limit_bytes} bytes at rest, with {read_ahead} read ahead and {histories} of history",
         world.shortage
     );
 }

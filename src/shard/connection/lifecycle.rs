@@ -69,6 +69,16 @@ impl Connections {
         keys.into_iter().filter_map(|key| Some(self.peek(key)?.read_ahead.held_bytes())).sum()
     }
 
+    /// Returns the part of [`Self::held_bytes`] in the assemblers of clients.
+    pub fn assembler_bytes(&self) -> usize {
+        let (keys, _) = self.keys(0, usize::MAX);
+        let held = keys.into_iter().filter_map(|key| match &self.peek(key)?.stage {
+            Stage::Client(client) => Some(client.assembler.held_bytes()),
+            _ => None,
+        });
+        held.sum()
+    }
+
     /// Handles the end of the stream, or an error of the socket if `is_broken`.
     pub fn handle_end(&mut self, turn: &mut Turn, key: ConnectionKey, is_broken: bool) {
         let Some(connection) = self.get(key) else { return };
