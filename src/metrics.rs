@@ -185,6 +185,8 @@ pub struct ProcessReport {
     pub memory_bytes: u64,
     /// The memory budget, in bytes.
     pub memory_limit_bytes: u64,
+    /// How the shards reach the kernel: `io_uring` or `epoll`. Empty in tests without sockets.
+    pub driver: &'static str,
 }
 
 /// The figures of a node's mesh.

@@ -86,6 +86,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let process = Process {
         first_unix_ms: Some(first_unix_ms),
         nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
+        driver: driver.name(),
         endpoints: Some(Arc::new(endpoints(config, &api, &edges))),
     };
     let settings = Arc::new(Settings { process, ..settings });

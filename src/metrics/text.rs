@@ -190,6 +190,7 @@ fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::
     let process = reports.iter().filter_map(|report| report.process.as_ref());
     for process in process {
         encode_table(encoder, &PROCESS_METRICS, [(None, process)].into_iter())?;
+        encode_build(encoder, process.driver)?;
     }
     let limits = total.limits.each();
     let limits = limits.map(|(limit, value)| (Some(("limit", limit.to_owned())), value));
@@ -200,6 +201,13 @@ fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::
     let help =
         "Durations from the arrival of events at topics until they were written, or acknowledged";
     encode_durations(encoder, ("event", help), [(None, &events)])
+}
+
+/// Encodes what the process is, as labels.
+fn encode_build(encoder: &mut DescriptorEncoder<'_>, driver: &str) -> fmt::Result {
+    let help = "The version of gridcast, and the driver of the shards: io_uring or epoll";
+    let mut metric = encoder.encode_descriptor("build", help, None, MetricType::Info)?;
+    metric.encode_info(&[("version", env!("CARGO_PKG_VERSION")), ("driver", driver)])
 }
 
 impl Collector for MeshReport {
@@ -230,8 +238,12 @@ mod tests {
         reports[0].counters.delivered = 3;
         reports[1].counters.delivered = 4;
         reports[1].clients = 5;
-        reports[0].process =
-            Some(ProcessReport { log_lines_dropped: 6, memory_bytes: 7, memory_limit_bytes: 8 });
+        reports[0].process = Some(ProcessReport {
+            log_lines_dropped: 6,
+            memory_bytes: 7,
+            memory_limit_bytes: 8,
+            driver: "epoll",
+        });
         reports[1].turns.add(20);
         reports[1].turns.add(1_000_000);
         let topic =
@@ -270,6 +282,11 @@ mod tests {
             "gridcast_mesh_refused_total{reason=\"id\"} 1",
             "gridcast_memory_bytes 7",
             "gridcast_memory_limit_bytes 8",
+            concat!(
+                "gridcast_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\",driver=\"epoll\"} 1"
+            ),
             "# EOF",
         ] {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");

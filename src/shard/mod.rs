@@ -428,6 +428,7 @@ impl Shard {
                 log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
                 memory_bytes: usage.bytes,
                 memory_limit_bytes: usage.limit_bytes,
+                driver: self.turn.settings.process.driver,
             }),
         }
     }

@@ -44,6 +44,8 @@ pub struct Process {
     /// The number of nodes, this one included, that must have been reachable before `/readyz`
     /// reports ready. With 0 or 1 the node waits for no other.
     pub nodes_expected: usize,
+    /// How the shards reach the kernel: `io_uring` or `epoll`. Empty in tests without sockets.
+    pub driver: &'static str,
     /// The addresses that the node listens on, for the start page. `None` in tests without sockets.
     pub endpoints: Option<Arc<Endpoints>>,
 }

@@ -40,10 +40,10 @@ const FOUND: [u64; 10] = [
 
 /// Seeds that found a bug since then.
 const FOUND_IN_TROUBLE: [u64; 10] = [
-    5_000_805, // A client that had ended and was held twice in one reading was never reported.
-    5_002_032, // The same, of a connection that broke.
-    5_001_268, // The same, of one that lived: its ping was not answered.
-    5_003_600, // Messages dropped for want of memory behind a close event that did not say so.
+    5_000_805,  // A client that had ended and was held twice in one reading was never reported.
+    5_002_032,  // The same, of a connection that broke.
+    5_001_268,  // The same, of one that lived: its ping was not answered.
+    5_003_600,  // Messages dropped for want of memory behind a close event that did not say so.
     5_000_510, // A held client that died with a full read-ahead, and the ping in flight, stayed for ever.
     5_003_659, // Two of them, on two shards.
     5_000_902, // What such clients had sent was still on its way to its topic when the checker looked.

@@ -86,6 +86,18 @@ impl Server {
         Self::of(process, ready, file)
     }
 
+    /// Starts the server by a command that `change` has changed, and waits until it listens. Returns the
+    /// lines before, too.
+    #[track_caller]
+    pub fn start_changed(config: &str, change: impl FnOnce(&mut Command)) -> (Self, Vec<String>) {
+        let file = config_file(config);
+        let mut command = command(&["serve", "--config", file.to_str().expect("UTF-8")]);
+        change(&mut command);
+        let mut process = Process::spawn(&mut command);
+        let (ready, lines) = process.lines_until_ready();
+        (Self::of(process, ready, file), lines)
+    }
+
     /// Starts a server whose log is not read any more once the server listens.
     #[track_caller]
     pub fn start_unread(config: &str, reader: LogReader) -> Self {
@@ -220,7 +232,13 @@ impl Server {
     /// Waits for the end of the process; returns the exit code.
     #[track_caller]
     pub fn exit_code(&mut self) -> Option<i32> {
-        self.process.finish().0
+        self.finish().0
+    }
+
+    /// Waits for the end of the process; returns the exit code and the remaining lines.
+    #[track_caller]
+    pub fn finish(&mut self) -> (Option<i32>, Vec<String>) {
+        self.process.finish()
     }
 }
 
@@ -283,10 +301,15 @@ impl Process {
 
     #[track_caller]
     fn wait_until_ready(&mut self) -> Ready {
+        self.lines_until_ready().0
+    }
+
+    #[track_caller]
+    fn lines_until_ready(&mut self) -> (Ready, Vec<String>) {
         let mut lines = Vec::new();
         while let Some(line) = self.line() {
             if let Some(ready) = Ready::parse(&line) {
-                return ready;
+                return (ready, lines);
             }
             lines.push(line);
         }
