@@ -44,7 +44,7 @@ section! {
         ), restart;
 
         /// How the shards reach the kernel. `io_uring`: by a ring for each shard. `epoll`: by one system call
-        /// for each receive and send, which needs no permission and costs more CPU time. `auto`: io_uring,
+        /// for each receive and send, which needs no permission. `auto`: io_uring,
         /// or else epoll, with a warning, if the kernel, a container's seccomp profile or the limit of locked
         /// memory does not allow io_uring.
         driver: DriverChoice = DRIVER, value(DriverChoice::Auto), restart;

@@ -7,8 +7,8 @@ use super::{Machine, Plan};
 use crate::config::DriverChoice;
 use crate::runtime::check;
 
-/// The costs of epoll, for a machine that does not allow io_uring.
-const COSTS_OF_EPOLL: &str = "without, gridcast uses epoll, which takes more CPU time per message";
+/// What happens on a machine that does not allow io_uring.
+const USES_EPOLL: &str = "without, gridcast uses epoll";
 
 /// The first Linux with all features that the ring needs. The last was IORING_SETUP_DEFER_TASKRUN.
 const KERNEL_MIN: (u32, u32) = (6, 1);
@@ -29,9 +29,7 @@ fn without_io_uring(
             let wanted = format!("{wanted}: without, gridcast does not start");
             Finding::wrong(name, found, wanted, mend)
         }
-        DriverChoice::Auto => {
-            Finding::warn(name, found, format!("{wanted}: {COSTS_OF_EPOLL}"), mend)
-        }
+        DriverChoice::Auto => Finding::warn(name, found, format!("{wanted}: {USES_EPOLL}"), mend),
         DriverChoice::Epoll => {
             let found = found.into();
             Finding::ok(name, format!("{found}; not needed, since node.driver is \"epoll\""))

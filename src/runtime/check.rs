@@ -89,10 +89,8 @@ pub fn choose_driver(wanted: Option<DriverKind>, cores: usize) -> Result<ChosenD
         (Ok(()), _) => Ok(ChosenDriver { kind: DriverKind::IoUring, warning: None }),
         (Err(why), Some(_)) => Err(format!("{why}; or set node.driver to \"epoll\"")),
         (Err(why), None) => {
-            let warning = format!(
-                "{why}; until then node.driver is \"epoll\", which takes more CPU time for each \
-                 message (set it to omit this warning)"
-            );
+            let warning =
+                format!("{why}; until then node.driver is \"epoll\" (set it to omit this warning)");
             Ok(ChosenDriver { kind: DriverKind::Epoll, warning: Some(warning) })
         }
     }
