@@ -80,9 +80,8 @@ pub(super) struct Ring {
 
 impl SocketIo for Ring {
     fn new() -> io::Result<Self> {
-        let mut uring = build(SUBMISSIONS, COMPLETIONS)?;
-        let mut buffers = Buffers::register(&uring)?;
-        buffers.probe_failures(&mut uring)?;
+        let uring = build(SUBMISSIONS, COMPLETIONS)?;
+        let buffers = Buffers::register(&uring)?;
         Ok(Self {
             uring,
             buffers,
@@ -216,15 +215,16 @@ impl SocketIo for Ring {
 }
 
 impl Ring {
-    /// Creates and drops a ring of the smallest size with the same features as the ring of a shard. The kernel
+    /// Creates and drops a ring of the smallest size with the same features as the ring of a shard, and finds
+    /// out how this kernel treats the buffers of failed receives. Run before the first shard. The kernel
     /// releases the locked memory of a ring only some time after it is closed, so a probe of a shard's
     /// size could leave too little for the shards.
     ///
     /// # Errors
     /// The errors of [`SocketIo::new`].
     pub(super) fn probe() -> io::Result<()> {
-        let uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
-        Buffers::register(&uring).map(drop)
+        let mut uring = build(PROBE_SUBMISSIONS, PROBE_COMPLETIONS)?;
+        Buffers::register(&uring)?.probe_failures(&mut uring)
     }
 
     fn cancel(&mut self, request: Request, key: ConnectionKey) {

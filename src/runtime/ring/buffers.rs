@@ -10,7 +10,8 @@
 //! - 6.12 to 6.17: the buffer is still in the ring (`io_kbuf_commit` ignores a negative length);
 //! - 6.18: the completion names no buffer.
 //!
-//! Distributions move such patches to other versions, so [`Buffers::probe_failures`] tries it out.
+//! Distributions move such patches to other versions, so [`Buffers::probe_failures`] tries it out, once for
+//! the process.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io::{self, Write};
@@ -18,6 +19,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::{BufRingEntry, Fd};
@@ -49,6 +51,10 @@ enum Owner {
     Process,
 }
 
+/// What failed receives of this kernel do. Until that is known, [`Failures::Keep`] is assumed: a buffer may
+/// be lost, but never shared.
+static FAILURES: OnceLock<Failures> = OnceLock::new();
+
 /// Whether a receive that fails consumes the buffer that its completion names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failures {
@@ -73,30 +79,24 @@ impl Buffers {
             )?;
         }
         let owners = [Owner::Process; BUFFERS as usize];
-        let mut buffers = Self { ring, memory, tail: 0, owners, failures: Failures::Consume };
+        let failures = FAILURES.get().copied().unwrap_or(Failures::Keep);
+        let mut buffers = Self { ring, memory, tail: 0, owners, failures };
         for id in 0..BUFFERS {
             buffers.provide(id);
         }
         Ok(buffers)
     }
 
-    /// Finds out what failed receives of this kernel do with their buffer. The ring must be idle.
-    pub(super) fn probe_failures(&mut self, uring: &mut IoUring) -> io::Result<()> {
-        self.failures = Failures::Consume;
+    /// Finds out what failed receives of this kernel do with their buffer, for all buffers that are
+    /// registered later. The ring must be idle.
+    pub(super) fn probe_failures(&self, uring: &mut IoUring) -> io::Result<()> {
         let (mut peer, socket) = UnixStream::pair()?;
-        let Some(named) = receive_now(uring, socket.as_raw_fd())? else { return Ok(()) };
+        let named = receive_now(uring, socket.as_raw_fd())?;
         peer.write_all(b"x")?;
         let received = receive_now(uring, socket.as_raw_fd())?;
-        if received == Some(named) {
-            self.failures = Failures::Keep;
-        } else {
-            self.take(named);
-            self.provide(named);
-        }
-        if let Some(id) = received {
-            self.take(id);
-            self.provide(id);
-        }
+        // The next receive takes the same buffer if it is still in the ring.
+        let is_kept = named.is_some() && named == received;
+        let _ = FAILURES.set(if is_kept { Failures::Keep } else { Failures::Consume });
         Ok(())
     }
 
