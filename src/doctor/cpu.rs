@@ -20,8 +20,7 @@ pub(super) fn quota(machine: &Machine, plan: &Plan) -> Option<Finding> {
                  its clients, until the next period"
             );
             let whole = (cpus as usize).max(1);
-            let mend =
-                format!("node.cores = {whole}, or a larger quota, or a cpuset instead of a quota");
+            let mend = machine.mend_quota(whole, shards);
             Finding::warn(name, format!("{cpus:.1} CPUs"), wanted, mend)
         }
     })
@@ -78,7 +77,7 @@ pub(super) fn numa(machine: &Machine, plan: &Plan) -> Option<Finding> {
     Some(if machine.setting("kernel.numa_balancing").is_some_and(|mode| mode != 0) {
         let wanted = "kernel.numa_balancing 0: shards are pinned and their memory is local, so searching \
                       for better places only costs page faults";
-        Finding::warn(name, found, wanted, "sysctl -w kernel.numa_balancing=0")
+        Finding::warn(name, found, wanted, machine.mend_sysctl("kernel.numa_balancing", "0"))
     } else {
         Finding::ok(name, found)
     })

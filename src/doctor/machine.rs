@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, geteuid, getrlimit};
 
+use super::container::{Container, ContainerTraces};
 use crate::runtime::cgroup::{self, CgroupLimits};
 use crate::runtime::check;
 
@@ -47,6 +48,8 @@ pub struct Machine {
     pub memory_bytes: Option<u64>,
     /// The limits of the process's control group.
     pub group: CgroupLimits,
+    /// What runs the container that the process is in. `None`: no container was found.
+    pub container: Option<Container>,
     /// Swap devices and files.
     pub swaps: Vec<String>,
     /// When the kernel uses transparent huge pages: always, madvise or never.
@@ -100,6 +103,7 @@ impl Machine {
             locked_bytes: getrlimit(Resource::Memlock).maximum,
             memory_bytes: text("/proc/meminfo").as_deref().and_then(cgroup::memory_total),
             group: cgroup::limits(&groups, |path| text(path)),
+            container: container(&groups),
             swaps: text("/proc/swaps").as_deref().map(swaps).unwrap_or_default(),
             huge_pages: text("/sys/kernel/mm/transparent_hugepage/enabled")
                 .as_deref()
@@ -186,6 +190,18 @@ fn interrupt_cpus(device: &Path) -> Vec<usize> {
     all.sort_unstable();
     all.dedup();
     all
+}
+
+/// Looks for the traces of a container engine. `groups` is the text of /proc/self/cgroup.
+fn container(groups: &str) -> Option<Container> {
+    let has_variable = |name| std::env::var_os(name).is_some();
+    let has_file = |path: &str| Path::new(path).exists();
+    Container::detect(&ContainerTraces {
+        has_kubernetes_service: has_variable("KUBERNETES_SERVICE_HOST"),
+        has_engine_file: has_file("/.dockerenv") || has_file("/run/.containerenv"),
+        has_container_variable: has_variable("container"),
+        groups,
+    })
 }
 
 fn text(path: impl AsRef<Path>) -> Option<String> {

@@ -36,7 +36,8 @@ pub(super) fn room(machine: &Machine, plan: &Plan) -> Option<Finding> {
     } else {
         let wanted =
             "more memory than idle clients take, and room for data that waits for slow ones";
-        Finding::wrong(name, found, wanted, "a lower limits.clients, or a higher MemoryMax=")
+        let key = machine.memory_limit_key();
+        Finding::wrong(name, found, wanted, format!("a lower limits.clients, or a higher {key}"))
     })
 }
 
@@ -53,7 +54,9 @@ pub(super) fn budget(machine: &Machine, plan: &Plan) -> Option<Finding> {
     if budget > usable {
         let found = format!("{} MiB, of {} MiB of memory", mib(budget), mib(usable));
         let wanted = format!("{} MiB, three quarters of the memory, or no such key", mib(share));
-        let mend = "a lower value, or a higher MemoryMax=: the kernel kills a node that takes more";
+        let key = machine.memory_limit_key();
+        let mend =
+            format!("a lower value, or a higher {key}: the kernel kills a node that takes more");
         return Some(Finding::wrong(name, found, wanted, mend));
     }
     let clients = plan.clients_on(machine);

@@ -4,8 +4,10 @@
 //! - `machine.rs`: reads the machine into plain values.
 //! - `process.rs`: kernel, io_uring, limits of the process. `network.rs`: TCP, the mesh's socket, interfaces.
 //!   `cpu.rs`: cores and clocks. `memory.rs`: memory. Each check is a function of the machine and the plan.
+//! - `container.rs`: whether the process runs in a container, and where each setting is changed then.
 //! - `finding.rs`: the result of a check.
 
+mod container;
 mod cpu;
 mod finding;
 mod machine;
@@ -19,6 +21,7 @@ use serde::Serialize;
 
 use crate::config::{Config, DriverChoice};
 use crate::runtime::check;
+pub use container::Container;
 pub use finding::{Finding, FindingState};
 pub use machine::Machine;
 
@@ -97,7 +100,8 @@ pub struct DoctorReport {
 /// A check. `None`: the check does not apply to the machine, or its value is unknown.
 type Check = fn(&Machine, &Plan) -> Option<Finding>;
 
-const CHECKS: [Check; 27] = [
+const CHECKS: [Check; 28] = [
+    container::container,
     process::kernel,
     process::io_uring,
     process::io_uring_disabled,

@@ -34,7 +34,7 @@ pub(super) fn accept_queue(machine: &Machine, _: &Plan) -> Option<Finding> {
             "{wanted}, which each listener requests: when all clients reconnect at once, those \
              beyond it retry after a second"
         );
-        Finding::warn(name, most.to_string(), why, format!("sysctl -w {name}={wanted}"))
+        Finding::warn(name, most.to_string(), why, machine.mend_sysctl(name, &wanted.to_string()))
     })
 }
 
@@ -50,7 +50,7 @@ pub(super) fn syn_queue(machine: &Machine, _: &Plan) -> Option<Finding> {
     } else if most >= wanted {
         Finding::ok(name, most.to_string())
     } else {
-        let mend = "sysctl -w net.ipv4.tcp_syncookies=1";
+        let mend = machine.mend_sysctl("net.ipv4.tcp_syncookies", "1");
         Finding::warn(name, format!("{most}, without SYN cookies"), wanted.to_string(), mend)
     })
 }
@@ -67,8 +67,8 @@ pub(super) fn tcp_memory(machine: &Machine, plan: &Plan) -> Option<Finding> {
             "{} MiB: a publish to all {clients} clients takes a page for each",
             (clients * PAGE_BYTES) >> 20
         );
-        let mend =
-            format!("sysctl -w {name}='{} {} {}'", clients / 4 * 3, clients, clients / 2 * 3);
+        let pages = format!("{} {clients} {}", clients / 4 * 3, clients / 2 * 3);
+        let mend = machine.mend_sysctl(name, &pages);
         Finding::warn(name, found, wanted, mend)
     })
 }
@@ -83,7 +83,7 @@ pub(super) fn tcp_receive_buffer(machine: &Machine, _: &Plan) -> Option<Finding>
         let wanted =
             format!("a middle value of {RECEIVE_BYTES_MIN}: room for one message of 64 KiB");
         let most = most.max(RECEIVE_BYTES_MIN);
-        let mend = format!("sysctl -w {name}='{least} {RECEIVE_BYTES_MIN} {most}'");
+        let mend = machine.mend_sysctl(name, &format!("{least} {RECEIVE_BYTES_MIN} {most}"));
         Finding::warn(name, found, wanted, mend)
     })
 }
@@ -92,7 +92,7 @@ pub(super) fn tcp_send_buffer(machine: &Machine, _: &Plan) -> Option<Finding> {
     let name = "net.ipv4.tcp_wmem";
     let [least, first, most] = machine.settings.get(name)?[..] else { return None };
     let found = format!("{least} {first} {most}");
-    let mend = |most: u64| format!("sysctl -w {name}='{least} {first} {most}'");
+    let mend = |most: u64| machine.mend_sysctl(name, &format!("{least} {first} {most}"));
     Some(if most < SEND_BYTES_MIN {
         let wanted = format!(
             "a last value of {SEND_BYTES_MIN}: a distant client gets one window per round trip"
@@ -129,7 +129,7 @@ fn mesh_buffer(machine: &Machine, plan: &Plan, name: &str) -> Option<Finding> {
         let wanted = format!(
             "{asked}: packets of a burst between nodes that do not fit are lost and repeated"
         );
-        Finding::warn(name, most.to_string(), wanted, format!("sysctl -w {name}={asked}"))
+        Finding::warn(name, most.to_string(), wanted, machine.mend_sysctl(name, &asked.to_string()))
     })
 }
 
@@ -146,9 +146,9 @@ pub(super) fn connection_tracking(machine: &Machine, plan: &Plan) -> Option<Find
         Finding::ok(name, format!("{most}, but no connections are tracked"))
     } else {
         let why = format!("{wanted} for {clients} clients: beyond it new connections are dropped");
-        let mend = format!(
-            "do not track the edge's port (nft: notrack in a raw chain), or sysctl -w {name}={wanted}"
-        );
+        let sysctl = machine.mend_sysctl(name, &wanted.to_string());
+        let mend =
+            format!("do not track the edge's port (nft: notrack in a raw chain), or {sysctl}");
         Finding::warn(name, format!("{most}, {now} in use"), why, mend)
     })
 }

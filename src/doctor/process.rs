@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::container::ProcessLimit;
 use super::finding::Finding;
 use super::{Machine, Plan};
 use crate::config::DriverChoice;
@@ -69,6 +70,7 @@ pub(super) fn io_uring(machine: &Machine, plan: &Plan) -> Option<Finding> {
             // The message begins with the name.
             let why = why.strip_prefix("io_uring: ").unwrap_or(why);
             let (found, mend) = why.split_once("; ").unwrap_or((why, "see the kernel log"));
+            let mend = machine.mend_io_uring(mend);
             without_io_uring(plan, name, found, "a ring for each shard", mend)
         }
     })
@@ -76,7 +78,7 @@ pub(super) fn io_uring(machine: &Machine, plan: &Plan) -> Option<Finding> {
 
 pub(super) fn io_uring_disabled(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "kernel.io_uring_disabled";
-    let mend = "sysctl -w kernel.io_uring_disabled=0";
+    let mend = machine.mend_sysctl(name, "0");
     Some(match machine.setting(name)? {
         0 => Finding::ok(name, "0"),
         1 => {
@@ -95,10 +97,12 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let enough = check::descriptors_needed(plan.clients.unwrap_or(1), cores, plan.api_connections);
     let mend = |descriptors: u64| {
         let first = match machine.setting("fs.nr_open") {
-            Some(most) if most < descriptors => format!("sysctl -w fs.nr_open={descriptors}; "),
+            Some(most) if most < descriptors => {
+                format!("{}; ", machine.mend_sysctl("fs.nr_open", &descriptors.to_string()))
+            }
             _ => String::new(),
         };
-        format!("{first}LimitNOFILE={descriptors} in the systemd unit, or nofile in limits.conf")
+        format!("{first}{}", machine.mend_limit(ProcessLimit::Descriptors(descriptors)))
     };
     let Some(clients) = check::clients_allowed(limit, cores, plan.api_connections) else {
         let wanted = format!("{enough}: with fewer, gridcast does not start");
@@ -133,7 +137,7 @@ pub(super) fn open_files(machine: &Machine, plan: &Plan) -> Option<Finding> {
         Finding::ok(name, most.to_string())
     } else {
         let wanted = format!("at least {needed}, for all processes together");
-        let mend = format!("sysctl -w fs.file-max={}", needed * 2);
+        let mend = machine.mend_sysctl(name, &(needed * 2).to_string());
         Finding::wrong(name, most.to_string(), wanted, mend)
     })
 }
@@ -149,8 +153,7 @@ pub(super) fn locked_memory(machine: &Machine, plan: &Plan) -> Option<Finding> {
         }
         Some(limit) => {
             let (limit, needed) = (limit / 1024, needed / 1024);
-            let mend =
-                format!("LimitMEMLOCK={needed}K in the systemd unit, or memlock in limits.conf");
+            let mend = machine.mend_limit(ProcessLimit::LockedKib(needed));
             let wanted = format!("{needed} KiB for the rings of {} shards", plan.cores.len());
             without_io_uring(plan, name, format!("{limit} KiB"), wanted, mend)
         }

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::machine::{Cpu, Interface};
 use super::*;
+use crate::runtime::cgroup::CgroupLimits;
 
 /// A machine of which everything is known and right.
 fn machine() -> Machine {
@@ -91,7 +92,7 @@ fn a_machine_that_is_right_is_told_so_by_every_check() {
     let report = examine(&machine(), &plan());
     assert_eq!(report.state, FindingState::Ok, "{report}");
     assert_eq!(report.findings.len(), CHECKS.len());
-    assert!(report.to_string().ends_with("27 ok, 0 to look at, 0 wrong"), "{report}");
+    assert!(report.to_string().ends_with("28 ok, 0 to look at, 0 wrong"), "{report}");
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn an_old_kernel_is_wrong_unless_its_io_uring_is_newer() {
         machine.ring = Some(Err("io_uring: this kernel's is too old; see `uname -r`".into()));
         let report = examine(&machine, &plan());
         assert_eq!(report.state, FindingState::Wrong);
-        assert_eq!(report.findings[0].state, FindingState::Wrong);
+        assert_eq!(report.findings[1].state, FindingState::Wrong);
     }
     for release in ["6.1.0", "6.10.3-arch1", "10.0"] {
         assert!(with_kernel(release).state == FindingState::Ok);
@@ -415,4 +416,60 @@ fn the_report_as_json_has_the_same_in_it() {
     let finding = findings.iter().find(|finding| finding["name"] == "net.core.somaxconn").unwrap();
     assert_eq!((&finding["state"], &finding["found"]), (&"warn".into(), &"128".into()));
     assert_eq!(finding["mend"], "sysctl -w net.core.somaxconn=4096");
+}
+
+/// A machine where everything that a container can be short of is short.
+fn narrow_container(container: Container) -> DoctorReport {
+    let mut machine = machine();
+    machine.container = Some(container);
+    machine.ring =
+        Some(Err("io_uring: this process is not allowed to use it; see `sysctl`".into()));
+    machine.group = CgroupLimits { cpus: Some(1.0), memory_bytes: Some(1 << 30) };
+    machine.descriptors = Some(1024);
+    machine.locked_bytes = Some(64 << 10);
+    for (name, value) in
+        [("net.core.somaxconn", 128), ("net.core.rmem_max", 212_992), ("fs.file-max", 1000)]
+    {
+        machine.settings.insert(name, vec![value]);
+    }
+    examine(&machine, &Plan { driver: DriverChoice::Auto, ..plan() })
+}
+
+#[test]
+fn in_a_container_each_finding_names_the_place_where_its_setting_can_be_changed() {
+    let places: [(&str, &str, &str); 8] = [
+        ("io_uring", "--security-opt seccomp=FILE", "securityContext.seccompProfile"),
+        ("descriptors (RLIMIT_NOFILE)", "--ulimit nofile=533", "LimitNOFILE=533"),
+        ("locked memory (RLIMIT_MEMLOCK)", "--ulimit memlock=", "LimitMEMLOCK="),
+        ("memory", "--memory of the container", "resources.limits.memory"),
+        ("CPU quota of the control group", "--cpuset-cpus with 2", "resources.limits.cpu of 2"),
+        ("net.core.somaxconn", "--sysctl net.core.somaxconn=4096", "securityContext.sysctls"),
+        ("net.core.rmem_max", "on the machine", "on the machine"),
+        ("fs.file-max", "on the machine", "on the machine"),
+    ];
+    for (container, of_kubernetes) in [(Container::Docker, false), (Container::Kubernetes, true)] {
+        let report = narrow_container(container);
+        assert_eq!(report.findings[0].name, "container");
+        for (name, docker, kubernetes) in places {
+            let finding = report.findings.iter().find(|finding| finding.name == name).unwrap();
+            let mend = finding.mend.as_deref().unwrap_or_default();
+            let place = if of_kubernetes { kubernetes } else { docker };
+            assert!(mend.contains(place), "{container:?}: {finding}");
+        }
+        let of_systemd = report.findings.iter().filter_map(|finding| finding.mend.as_deref());
+        let misleading = |mend: &&str| {
+            mend.starts_with("sysctl") && !mend.contains("on the machine")
+                || mend.contains("MemoryMax=")
+                || mend.contains("limits.conf")
+        };
+        assert_eq!(of_systemd.filter(misleading).count(), 0, "{report}");
+    }
+}
+
+#[test]
+fn io_uring_that_a_container_forbids_is_no_fault_of_a_node_that_may_use_epoll() {
+    let report = narrow_container(Container::Docker);
+    let finding = report.findings.iter().find(|finding| finding.name == "io_uring").unwrap();
+    assert_eq!(finding.state, FindingState::Warn);
+    assert!(finding.mend.as_ref().unwrap().contains("node.driver = \"epoll\""), "{finding}");
 }
