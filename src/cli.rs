@@ -26,6 +26,10 @@ pub(crate) enum Subcommand {
         /// Configuration file (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Ask the node that runs with this configuration on this machine for /healthz, and
+        /// succeed only if the answer is 200.
+        #[arg(long)]
+        health: bool,
     },
     /// Check this machine and say what to change. Changes nothing itself.
     Doctor {
@@ -81,7 +85,10 @@ mod tests {
     fn check_needs_a_file() {
         assert!(command(&["check"]).unwrap_err().contains("--config <FILE>"));
         let config = PathBuf::from("a.toml");
-        assert_eq!(command(&["check", "--config=a.toml"]), Ok(Subcommand::Check { config }));
+        let expected = Subcommand::Check { config: config.clone(), health: false };
+        assert_eq!(command(&["check", "--config=a.toml"]), Ok(expected));
+        let expected = Subcommand::Check { config, health: true };
+        assert_eq!(command(&["check", "--health", "--config=a.toml"]), Ok(expected));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use gridcast::node;
 use gridcast::runtime;
 use gridcast::runtime::log::{self, FLUSH_MAX, LineFormat, LogQueue};
 use gridcast::runtime::memory::CountingAllocator;
+use gridcast::runtime::probe;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tracing::Level;
 
@@ -45,10 +46,13 @@ fn carry_out(log: &LogQueue) -> ExitCode {
         Err(status) => return ExitCode::from(status),
     };
     match command {
-        Subcommand::Check { config } => match Config::read(&config, environment(), &available) {
-            Ok(checked) => print(log, &checked_text(&config, &checked), ExitCode::SUCCESS),
-            Err(error) => fail(log, 2, error),
-        },
+        Subcommand::Check { config, health } => {
+            match Config::read(&config, environment(), &available) {
+                Ok(checked) if health => ask_for_health(log, &checked),
+                Ok(checked) => print(log, &checked_text(&config, &checked), ExitCode::SUCCESS),
+                Err(error) => fail(log, 2, error),
+            }
+        }
         Subcommand::Serve { config } => {
             let source = Source::new(config, environment(), &available);
             match source.load() {
@@ -75,6 +79,14 @@ fn checked_text(file: &Path, checked: &Config) -> String {
     let warnings = checked.warnings(runtime::unix_ms());
     let warnings: String = warnings.iter().map(|why| format!("\nwarning: {why}")).collect();
     format!("{}: ok\n{checked}{warnings}", file.display())
+}
+
+/// Asks the node that runs with this configuration on this machine whether it is healthy.
+fn ask_for_health(log: &LogQueue, config: &Config) -> ExitCode {
+    match probe::probe(config.api.bind, config.api.tls.is_some()) {
+        Ok(()) => print(log, "healthy", ExitCode::SUCCESS),
+        Err(why) => fail(log, 1, why),
+    }
 }
 
 fn serve(log: &LogQueue, source: Source, loaded: Loaded) -> ExitCode {

@@ -31,7 +31,7 @@ const RESERVED: [(&str, &[&str]); 14] = [
     ("quinn", &["mesh/quic"]),
     ("tokio", &["mesh/quic"]),
     ("rcgen", &["mesh/identity.rs"]),
-    ("ClientConfig", &["mesh/identity.rs", "mesh/quic"]),
+    ("ClientConfig", &["mesh/identity.rs", "mesh/quic", "runtime/probe.rs"]),
     ("glommio::", &["runtime/"]),
     ("io_uring::", &["runtime/"]),
     ("crossbeam_channel", &["runtime/"]),

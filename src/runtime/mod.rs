@@ -26,6 +26,7 @@ mod listener;
 pub mod log;
 pub mod memory;
 mod poller;
+pub mod probe;
 pub mod reload;
 mod ring;
 mod socket_io;
