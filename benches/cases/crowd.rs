@@ -1,7 +1,7 @@
 //! One shard with many clients and a back end that publishes to them, without a socket: what is to
 //! be written counts as written at once.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use gridcast::message::ConnectionKey;
@@ -77,7 +77,7 @@ fn connect(shard: &mut Shard, listener: Listener, path: &str) -> ConnectionKey {
 }
 
 fn accept(shard: &mut Shard, listener: Listener) -> ConnectionKey {
-    let remote = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_000));
+    let remote = (Ipv4Addr::LOCALHOST, 50_000).into();
     shard.handle_accepted(NOW, listener, remote).expect("the node is up")
 }
 

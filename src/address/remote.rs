@@ -29,6 +29,12 @@ impl From<SocketAddr> for Remote {
     }
 }
 
+impl<I: Into<IpAddr>> From<(I, u16)> for Remote {
+    fn from((address, port): (I, u16)) -> Self {
+        Self::Ip(address.into(), Some(port))
+    }
+}
+
 impl fmt::Display for Remote {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {

@@ -1,6 +1,6 @@
 //! What the unit tests of the parts need: settings, a turn, and connections without sockets.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::connection::{Client, Connections, Listener, Stage};
@@ -9,6 +9,7 @@ use super::settings::{
     ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
 };
 use super::turn::{Now, Step, Turn};
+use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{ConnectionKey, FromShard};
 use crate::protocol::credentials::FingerprintKey;
@@ -16,7 +17,7 @@ use crate::protocol::http;
 use crate::queue::{Bounds, WhenFull};
 
 /// The address of the peer of each connection.
-pub const REMOTE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 50_000);
+pub const REMOTE: Remote = Remote::Ip(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), Some(50_000));
 
 /// The topic of the route `/ws`.
 pub const TOPIC: &str = "topic";

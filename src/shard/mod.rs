@@ -52,7 +52,6 @@ mod turn;
 pub mod users;
 mod work;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -62,6 +61,7 @@ pub use memory::{Shortage, Usage};
 pub use shed_round::ShedRound;
 pub use turn::{Action, Now};
 
+use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
 use crate::message::{ConnectionKey, FromShard, Ticket};
 use crate::metrics::{Counters, Durations, ProcessReport, Report};
@@ -145,7 +145,7 @@ impl Shard {
         &mut self,
         now: Now,
         listener: Listener,
-        remote: SocketAddr,
+        remote: Remote,
     ) -> Option<ConnectionKey> {
         self.turn.now = now;
         if self.turn.is_draining {

@@ -7,12 +7,12 @@
 //! a peer is escaped and cut after [`SHOWN_BYTES`].
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use tracing::debug;
 use tracing::level_filters::LevelFilter;
 
 use super::connection::Listener;
+use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardId};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Call, Fault, Function};
@@ -26,15 +26,15 @@ const SHOWN_NAMES: usize = 16;
 /// An event in the life of a connection.
 pub(super) enum Entry<'a> {
     /// A socket was accepted on this listener.
-    Accepted(SocketAddr, Listener),
+    Accepted(Remote, Listener),
     /// A request with this method and path was read.
     Requested(&'a str, &'a str),
     /// The value that a refusal, or a verification, is about: its kind and its text.
     Cause(&'a str, &'a [u8]),
     /// A request was refused with this status and error message.
-    Refused { remote: SocketAddr, status: u16, reason: &'a str },
+    Refused { remote: Remote, status: u16, reason: &'a str },
     /// The connection was closed without a response, for this reason.
-    Dropped(SocketAddr, &'a str),
+    Dropped(Remote, &'a str),
     /// The request waits until its credentials are verified.
     Verifying,
     /// A client connected to the route with this path, subscribed to these channels.

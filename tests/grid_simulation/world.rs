@@ -86,7 +86,7 @@ impl World {
         };
         let shard = self.shared.random.below(node.shards.len());
         let now = node.now(self.shared.now_ms);
-        let remote = "127.0.0.1:50000".parse().expect("an address");
+        let remote = ([127, 0, 0, 1], 50_000).into();
         let key = node.shards[shard].handle_accepted(now, listener, remote);
         let key = key.expect("the node is up");
         let number = self.peers.len();

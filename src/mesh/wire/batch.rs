@@ -1,8 +1,8 @@
 //! Batches of messages ⇄ bytes, on the lanes of shards and of the mesh.
 
 use super::fields::{
-    Fields, put_address, put_backend, put_bytes, put_list, put_long_text, put_shard,
-    put_short_text, put_text, put_u16, put_u32, put_u64,
+    Fields, put_backend, put_bytes, put_list, put_long_text, put_remote, put_shard, put_short_text,
+    put_text, put_u16, put_u32, put_u64,
 };
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
 use crate::address::Incarnation;
@@ -369,7 +369,7 @@ fn read_fault(fields: &mut Fields<'_>) -> Result<Fault, WireError> {
 
 fn put_info(out: &mut Vec<u8>, info: &Info) {
     put_u16(out, info.node.number());
-    put_address(out, info.remote);
+    put_remote(out, info.remote);
     put_u64(out, info.since_ms);
     put_names(out, &info.channels);
     put_u64(out, info.buffered);
@@ -378,7 +378,7 @@ fn put_info(out: &mut Vec<u8>, info: &Info) {
 fn read_info(fields: &mut Fields<'_>) -> Result<Info, WireError> {
     Ok(Info {
         node: fields.node()?,
-        remote: fields.address()?,
+        remote: fields.remote()?,
         since_ms: fields.u64()?,
         // The other node's configuration limits the channels, so only the frame's length does here.
         channels: fields.list(FRAME_BYTES_MAX, read_name)?,

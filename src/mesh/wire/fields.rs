@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use super::WireError;
+use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::mesh::link::Lane;
 use crate::message::{BackendId, ConnectionKey};
@@ -149,6 +150,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Reads what [`put_remote`] has written.
+    pub(super) fn remote(&mut self) -> Result<Remote, WireError> {
+        let address = self.address()?;
+        Ok(match (address.ip(), address.port()) {
+            (ip, 0) if ip.is_unspecified() => Remote::Unix,
+            (ip, port) => Remote::Ip(ip, Some(port).filter(|port| *port != 0)),
+        })
+    }
+
     fn take(&mut self, count: usize) -> Result<&'a [u8], WireError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(WireError::Truncated)?;
         self.0 = rest;
@@ -229,4 +239,16 @@ pub(super) fn put_address(out: &mut Vec<u8>, address: SocketAddr) {
             put_u32(out, address.scope_id());
         }
     }
+}
+
+/// Writes the address of a client. Port 0 stands for an unknown port, and `0.0.0.0:0` for a Unix socket,
+/// so that nodes that know only IP addresses with ports can read all of them.
+pub(super) fn put_remote(out: &mut Vec<u8>, remote: Remote) {
+    put_address(
+        out,
+        match remote {
+            Remote::Ip(ip, port) => SocketAddr::new(ip, port.unwrap_or(0)),
+            Remote::Unix => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+        },
+    );
 }

@@ -1,8 +1,10 @@
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::*;
+use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, GridMessage,
@@ -98,7 +100,7 @@ fn all_messages() -> Vec<AddressedMessage> {
     ];
     let info = Info {
         node: NodeId::new(0).unwrap(),
-        remote: "127.0.0.1:1".parse().unwrap(),
+        remote: ([127, 0, 0, 1], 1).into(),
         since_ms: 1,
         channels: vec!["a".into(), "b".into()],
         buffered: 1 << 20,
@@ -474,5 +476,22 @@ fn a_node_has_as_many_shards_as_there_may_be() {
     for shards in [0, 257] {
         let frame = control_frame(&Control::Hello(Hello { shards, ..hello() }));
         assert_eq!(read_control(&frame), Err(WireError::OutOfBounds));
+    }
+}
+
+#[test]
+fn the_address_of_a_client_is_read_as_it_was_written() {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let remotes = [
+        Remote::Ip(ip("192.0.2.1"), Some(80)),
+        Remote::Ip(ip("192.0.2.1"), None),
+        Remote::Ip(ip("2001:db8::1"), Some(80)),
+        Remote::Ip(ip("2001:db8::1"), None),
+        Remote::Unix,
+    ];
+    for remote in remotes {
+        let mut bytes = Vec::new();
+        fields::put_remote(&mut bytes, remote);
+        assert_eq!(fields::Fields::new(&bytes).remote(), Ok(remote));
     }
 }

@@ -25,6 +25,7 @@ pub use write::{
 };
 
 use super::frame::{self, Kind};
+use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 
 /// The longest name of a channel, a topic or a context key, in bytes.
@@ -312,7 +313,7 @@ pub struct Info {
     /// The node that the client is connected to.
     pub node: NodeId,
     /// The address that the client connected from.
-    pub remote: SocketAddr,
+    pub remote: Remote,
     /// When the client connected, in Unix milliseconds.
     pub since_ms: u64,
     /// The channels that the client is subscribed to.

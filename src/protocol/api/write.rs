@@ -1,13 +1,13 @@
 //! Encodes answers and events for back ends as JSON.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 
 use base64::Engine;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::{BASE64, Fault, Info, MeshRow, NodeRow, Reply};
+use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 use crate::protocol::frame::{self, Frame, Kind, Opcode};
 use crate::protocol::json::{put_number, put_string};
@@ -217,7 +217,7 @@ pub fn put_open<'a>(
     path: &str,
     query: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
     headers: impl Iterator<Item = (String, Cow<'a, str>)>,
-    remote: SocketAddr,
+    remote: Remote,
     context: Option<&str>,
 ) {
     out.extend_from_slice(b"{\"event\":\"open\",");
@@ -285,7 +285,7 @@ fn put_object<'a>(
 
 /// Appends the field `d` of an `open` event for a client that is still connected, but may have been
 /// reported as lost with its node.
-pub fn put_found(out: &mut Vec<u8>, remote: SocketAddr, context: Option<&str>) {
+pub fn put_found(out: &mut Vec<u8>, remote: Remote, context: Option<&str>) {
     out.extend_from_slice(b"{\"event\":\"open\",\"reason\":\"node_found\",\"remote\":");
     put_string(out, &remote.to_string());
     put_context(out, context);
@@ -383,7 +383,7 @@ mod tests {
                 let headers =
                     [("cookie", "x=1"), ("accept", "t"), ("cookie", "y=2, 3"), ("accept", "u")];
                 let headers = headers.map(|(name, value)| (name.to_owned(), Cow::from(value)));
-                let remote = "127.0.0.1:5".parse().unwrap();
+                let remote = ([127, 0, 0, 1], 5).into();
                 put_open(out, "/ws", query.into_iter(), headers.into_iter(), remote, context);
             })
         };

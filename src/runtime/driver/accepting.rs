@@ -4,10 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::net::AddressFamily;
 use socket2::Socket as ListeningSocket;
 
 use super::heavy::Pace;
 use super::{Driver, Receiving, Socket};
+use crate::address::remote::Remote;
 use crate::runtime::identity::ListenerTls;
 use crate::runtime::socket_io::SocketIo;
 use crate::shard::{Listener, Now};
@@ -135,7 +137,13 @@ fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-fn peer_address(fd: &OwnedFd) -> Option<SocketAddr> {
-    let address = rustix::net::getpeername(fd).ok()??;
-    address.try_into().ok()
+/// Returns the address of a socket's peer. `None`: the connection was reset before it was accepted.
+fn peer_address(fd: &OwnedFd) -> Option<Remote> {
+    match rustix::net::getpeername(fd).ok()? {
+        Some(address) if address.address_family() != AddressFamily::UNIX => {
+            SocketAddr::try_from(address).ok().map(Remote::from)
+        }
+        // The peer of a Unix socket has no address.
+        _ => Some(Remote::Unix),
+    }
 }

@@ -1,8 +1,7 @@
 //! How connections begin and end.
 
-use std::net::SocketAddr;
-
 use super::{Connection, Connections, Listener, Pause, Pauses, Phase, ReadAhead, Stage};
+use crate::address::remote::Remote;
 use crate::message::ConnectionKey;
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
@@ -26,12 +25,7 @@ pub(super) fn end_reason(is_broken: bool) -> &'static str {
 
 impl Connections {
     /// Adds the connection of an accepted socket.
-    pub fn accept(
-        &mut self,
-        turn: &mut Turn,
-        listener: Listener,
-        remote: SocketAddr,
-    ) -> ConnectionKey {
+    pub fn accept(&mut self, turn: &mut Turn, listener: Listener, remote: Remote) -> ConnectionKey {
         turn.counters.connections += 1;
         let now = turn.now;
         let mut connection = Connection::new(remote, listener, now);

@@ -23,7 +23,6 @@ mod timeouts;
 mod writing;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
@@ -35,6 +34,7 @@ use crate::shard::settings::{RouteSettings, Settings};
 use crate::shard::trail::By;
 use crate::shard::turn::Now;
 
+use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 use crate::message::PopId;
 use crate::protocol::assembler::Assembler;
@@ -65,8 +65,8 @@ pub enum Listener {
 /// One socket and its state. An idle client owns this, its [`Client`] and no buffer.
 #[derive(Debug)]
 pub struct Connection {
-    /// The address of the peer.
-    pub remote: SocketAddr,
+    /// The address of the peer, or of the client for which a trusted proxy connected.
+    pub remote: Remote,
     /// When the connection was accepted, in Unix milliseconds.
     pub since_ms: u64,
     /// When bytes last arrived, in milliseconds on the shard's clock.
@@ -384,7 +384,7 @@ impl Connection {
     }
 
     /// Creates a connection that speaks HTTP, on either kind of listener.
-    pub fn new(remote: SocketAddr, listener: Listener, now: Now) -> Self {
+    pub fn new(remote: Remote, listener: Listener, now: Now) -> Self {
         Self {
             remote,
             since_ms: now.unix_ms,

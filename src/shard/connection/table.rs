@@ -105,7 +105,7 @@ mod tests {
     use crate::shard::turn::Now;
 
     fn connection() -> Connection {
-        Connection::new("127.0.0.1:1".parse().unwrap(), Listener::Api, Now::default())
+        Connection::new(([127, 0, 0, 1], 1).into(), Listener::Api, Now::default())
     }
 
     #[test]
