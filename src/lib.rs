@@ -30,6 +30,7 @@
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
+//! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
 //! | Where do idle connections time out? | `shard::connection::timeouts` |
 //!
 //! # The arrows
@@ -135,7 +136,7 @@
 //! `shard::rate` stores one number per client or address: the time when its bucket is full again. A
 //! client over its message rate is paused. Connections per address are counted by the home of the
 //! address, a shard chosen by hash like that of a topic (`address::placement`,
-//! `access::addresses`). `shard::node_state` is shared by all shards of a node: the call quota of
+//! `access::addresses`). Behind a trusted proxy that is the address which the proxy tells. `shard::node_state` is shared by all shards of a node: the call quota of
 //! each user, and the bits of `shard::interest`, which say which shards may have subscribers of a
 //! channel. Settings change only by a reload.
 //!

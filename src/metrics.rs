@@ -83,6 +83,7 @@ counters! {
         violations: "Connections closed because the peer violated the WebSocket protocol or a size limit",
         panics: "Connections closed because handling their input panicked: a bug of gridcast",
         stalls: "Times a shard did not run for at least 250 ms: stopped, suspended or starved of CPU",
+        proxy_refused: "Connections of proxies closed because they did not begin with a valid PROXY protocol header",
         expired: "Clients closed because their token expired",
         unauthorised: "Requests refused for wrong or missing credentials",
     }

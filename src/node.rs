@@ -33,7 +33,7 @@ use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
 use crate::shard::settings::{
     AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
-    QueueSettings, RouteSettings, Settings,
+    ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
 };
 use reload::{Reloader, ShutdownTimes};
 use signals::NodeEvent;
@@ -456,6 +456,7 @@ fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> 
             origins: config.api.origins.clone(),
             users: config.api.users.clone().into(),
             fingerprint_key,
+            proxy: proxy_of(&config.api.proxy),
             http: http::RequestLimits {
                 head_bytes,
                 headers,
@@ -469,6 +470,7 @@ fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> 
             .map(|(edge, address)| EdgeSettings {
                 port: address.port(),
                 routes: edge.routes.iter().map(|route| Arc::new(route_of(route))).collect(),
+                proxy: proxy_of(&edge.proxy),
             })
             .collect(),
         queue: QueueSettings {
@@ -482,6 +484,12 @@ fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> 
         limits: limits(&config.limits),
         process: Process::default(),
     }
+}
+
+fn proxy_of(proxy: &Option<config::Proxy>) -> Option<Arc<ProxySettings>> {
+    let config::Proxy { from, protocol, .. } = proxy.as_ref()?;
+    let method = if *protocol { ProxyMethod::Protocol } else { ProxyMethod::Forwarded };
+    Some(Arc::new(ProxySettings { from: from.iter().copied().collect(), method }))
 }
 
 fn route_of(route: &config::Route) -> RouteSettings {

@@ -64,6 +64,7 @@ fn every_setting_of_the_sample_file_can_be_switched_on() {
     let excluded = |table: &str, key: &str| match table {
         "api.user" => key == "token",
         "edge.route" => key == "handler",
+        "api.proxy" | "edge.proxy" => key == "forwarded",
         "edge.route.token" => key == "key_file",
         "edge.route.token.keys" => true,
         _ => table.ends_with(".tls"),
@@ -79,6 +80,8 @@ fn every_setting_of_the_sample_file_can_be_switched_on() {
 fn what_excludes_another_setting_can_be_switched_on_instead_of_it() {
     for (table, other, fault) in [
         ("api.user", "password", None),
+        ("api.proxy", "protocol", None),
+        ("edge.proxy", "protocol", None),
         ("edge.route.token", "key", Some("edge.route.token.key_file: cannot be read")),
         ("edge.route.token.keys", "key", Some("edge.route.token.keys.key_file: cannot be read")),
         ("api.tls", "", Some("api.tls.cert: /etc/gridcast/cert.pem: cannot be read")),

@@ -57,7 +57,7 @@ fn shard() -> Shard {
         ..RouteSettings::default()
     };
     let routes = vec![Arc::new(shard_value::route()), Arc::new(echo)];
-    let edges = vec![EdgeSettings { port: 0, routes }];
+    let edges = vec![EdgeSettings { proxy: None, port: 0, routes }];
     shard_value::shard(&Settings { edges, ..shard_value::settings() }, NOW)
 }
 

@@ -19,7 +19,11 @@ const NOW: Now = Now { ms: 1_000_000, us: 1_000_000_000, unix_ms: 1_790_000_000_
 const SHARDS: usize = 3;
 
 fn shards() -> Vec<Shard> {
-    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
+    let edges = vec![EdgeSettings {
+        proxy: None,
+        port: 6790,
+        routes: vec![Arc::new(shard_value::route())],
+    }];
     let settings = Settings { shards: SHARDS, edges, ..shard_value::settings() };
     let state = Arc::new(NodeState::new(&settings, Arc::default()));
     let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), NOW);

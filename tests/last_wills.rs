@@ -519,7 +519,7 @@ fn settings(node: NodeId, when_full: WhenFull) -> Settings {
         has_mesh: true,
         // Only node 3 has the route. The other nodes know the topic from the messages of node 3.
         edges: match node.number() {
-            3 => vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }],
+            3 => vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }],
             _ => Vec::new(),
         },
         queue: QueueSettings {

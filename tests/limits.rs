@@ -41,9 +41,10 @@ fn settings(shards: usize) -> Settings {
             origins: Vec::new(),
             users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
+            proxy: None,
             http,
         },
-        edges: vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route(None))] }],
+        edges: vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route(None))] }],
         queue: QueueSettings {
             bounds: Bounds { messages: 100, bytes: 100_000 },
             when_full: WhenFull::Hold,

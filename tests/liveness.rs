@@ -35,8 +35,11 @@ struct Node {
 
 impl Node {
     fn new(routes: Vec<RouteSettings>) -> Self {
-        let edges =
-            vec![EdgeSettings { port: 6790, routes: routes.into_iter().map(Arc::new).collect() }];
+        let edges = vec![EdgeSettings {
+            proxy: None,
+            port: 6790,
+            routes: routes.into_iter().map(Arc::new).collect(),
+        }];
         let base = shard_value::settings();
         let limits = LimitSettings { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() };
         let bounds = Bounds { messages: 4, bytes: 100_000 };
@@ -114,7 +117,11 @@ fn close_code(written: &[u8]) -> Option<u16> {
 fn a_silent_client_is_pinged_as_often_as_configured_however_long_it_may_be_silent() {
     let base = shard_value::settings();
     let limits = LimitSettings { ping_ms: PING_MS, idle_ms: 100 * PING_MS, ..base.limits.clone() };
-    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(shard_value::route())] }];
+    let edges = vec![EdgeSettings {
+        proxy: None,
+        port: 6790,
+        routes: vec![Arc::new(shard_value::route())],
+    }];
     let mut node = Node::with(&Settings { edges, limits, ..base });
     let client = node.open(Listener::Edge(0), "/ws");
     for _ in 0..5 {

@@ -30,7 +30,7 @@ const EMPTY_MESSAGE_BYTES: usize = 24 + 48 + 32;
 
 fn settings(shards: usize, outbound_bytes: usize) -> Settings {
     let route = RouteSettings { outbound_bytes, ..shard_value::route() };
-    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
+    let edges = vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }];
     Settings { shards, edges, ..shard_value::settings() }
 }
 
@@ -463,7 +463,7 @@ fn a_consumer_can_connect_and_empty_the_topics_that_fill_the_memory() {
         tells_message: true,
         ..RouteSettings::clone(&settings(1, OUTBOUND_BYTES).edges[0].routes[0])
     };
-    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
+    let edges = vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }];
     let mut shard = shard_value::shard(&Settings { edges, ..settings(1, 1000) }, NOW);
     let client = upgraded(&mut shard, NOW, Listener::Edge(0), "/ws");
     shard.handle_bytes(NOW, client, &mut [&client_head(0x81, 5)[..], b"hello"].concat());

@@ -60,7 +60,7 @@ impl Node {
         };
         let settings = Settings {
             shards: 2,
-            edges: vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }],
+            edges: vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }],
             limits: LimitSettings { ping_ms: PING_MS, idle_ms: IDLE_MS, ..base.limits.clone() },
             queue: QueueSettings {
                 bounds: Bounds { messages: SHARE * 4 * 2, bytes: TOPIC_BYTES },

@@ -33,7 +33,7 @@ struct Node {
 impl Node {
     /// Creates a node whose edge has this route.
     fn new(route: RouteSettings) -> Self {
-        let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
+        let edges = vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }];
         let settings = Settings { edges, ..shard_value::settings() };
         Self { shard: shard_value::shard(&settings, START), now: START }
     }

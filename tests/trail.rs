@@ -79,7 +79,8 @@ fn settings() -> Settings {
         tells_open: true,
         ..shard_value::route()
     };
-    let edge = EdgeSettings { port: 6790, routes: vec![Arc::new(open), Arc::new(member)] };
+    let edge =
+        EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(open), Arc::new(member)] };
     Settings { edges: vec![edge], ..shard_value::settings() }
 }
 

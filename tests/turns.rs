@@ -212,7 +212,7 @@ fn crowd(clients: u64) -> (Shard, ConnectionKey) {
 }
 
 fn crowd_of(route: RouteSettings, clients: u64) -> (Shard, ConnectionKey) {
-    let edges = vec![EdgeSettings { port: 6790, routes: vec![Arc::new(route)] }];
+    let edges = vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route)] }];
     let settings = Settings { edges, ..shard_value::settings() };
     let mut shard = shard_value::shard(&settings, NOW);
     for _ in 0..clients {

@@ -56,6 +56,7 @@ impl Node {
         let bounds = Bounds { messages: 1000, bytes: 4 << 20 };
         let mut settings = Settings {
             edges: vec![EdgeSettings {
+                proxy: None,
                 port: 6790,
                 routes: routes.into_iter().map(Arc::new).collect(),
             }],

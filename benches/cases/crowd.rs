@@ -109,5 +109,8 @@ fn write(shard: &mut Shard, key: ConnectionKey, batch: Batch) {
 
 fn settings() -> Settings {
     let routes = vec![Arc::new(shard_value::route())];
-    Settings { edges: vec![EdgeSettings { port: 6790, routes }], ..shard_value::settings() }
+    Settings {
+        edges: vec![EdgeSettings { proxy: None, port: 6790, routes }],
+        ..shard_value::settings()
+    }
 }

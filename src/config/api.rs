@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use super::TlsFiles;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::origin::ORIGINS;
 use super::shape::{ADDRESS, REACHABLE};
 use super::user::{UserKeys, read_users};
+use super::{Proxy, TlsFiles};
 use crate::protocol::credentials::User;
 
 section! {
@@ -31,6 +31,10 @@ section! {
     tables {
         /// TLS for the API. Without this table, the API speaks plain HTTP.
         tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition), restart;
+
+        /// The proxies in front of the API, which tell the addresses of their clients. Without this table
+        /// each client has the address that it connects from.
+        proxy as "proxy": Option<Proxy> = Proxy::read(section)?, Optional(Proxy::definition);
 
         /// Users of the API. Without users there is no authentication.
         users as "user": Vec<User> = read_users(section)?, Many(UserKeys::definition);

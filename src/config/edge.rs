@@ -6,7 +6,7 @@ use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::route::read_routes;
 use super::shape::ADDRESS;
-use super::{Api, Limits, Route, TlsFiles};
+use super::{Api, Limits, Proxy, Route, TlsFiles};
 
 section! {
     /// A listener for clients.
@@ -20,6 +20,10 @@ section! {
         /// TLS for this listener. Without this table, the listener speaks plain `ws://`. For both, write two
         /// edges with the same routes.
         tls as "tls": Option<TlsFiles> = TlsFiles::read(section)?, Optional(TlsFiles::definition), restart;
+
+        /// The proxies in front of this listener, which tell the addresses of their clients. Without this
+        /// table each client has the address that it connects from.
+        proxy as "proxy": Option<Proxy> = Proxy::read(section)?, Optional(Proxy::definition);
 
         /// A path that clients connect to, and what they may do there. An edge needs at least one route;
         /// their paths differ.

@@ -136,6 +136,10 @@ fn every_key_is_read() {
     let origins = vec!["https://admin.example.org:8443".to_owned()];
     let (bind_api, advertise) = (bind("10.0.0.5:7000"), bind("10.0.0.5:6789"));
     let hash = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
+    let proxy = |protocol| {
+        let from = ["10.0.0.2/32", "10.1.0.0/16"].map(|text| text.parse().expect("a range"));
+        Some(Proxy { from: from.into(), protocol, forwarded: !protocol })
+    };
     let users = vec![
         User {
             name: "app".to_owned(),
@@ -157,7 +161,10 @@ fn every_key_is_read() {
             requests_per_s: 0,
         },
     ];
-    assert_eq!(config.api, Api { bind: bind_api, advertise, origins, tls: None, users });
+    assert_eq!(
+        config.api,
+        Api { bind: bind_api, advertise, origins, tls: None, proxy: proxy(true), users }
+    );
     let route = Route {
         path: "/chat".to_owned(),
         topic: Some("chat".to_owned()),
@@ -182,7 +189,10 @@ fn every_key_is_read() {
         outbound_bytes: 4096,
         messages_per_s: 13,
     };
-    assert_eq!(config.edges, [Edge { bind: bind("0.0.0.0:7001"), tls: None, routes: vec![route] }]);
+    assert_eq!(
+        config.edges,
+        [Edge { bind: bind("0.0.0.0:7001"), tls: None, proxy: proxy(false), routes: vec![route] }]
+    );
     let mesh = config.mesh.as_ref().expect("it is written");
     assert_eq!((mesh.bind, mesh.advertise), (bind("10.0.0.5:7002"), bind("192.0.2.5:6788")));
     assert_eq!(mesh.seeds, ["10.0.0.6:6788", "node-3.example.org:6788", "[fd00::7]:6788"]);

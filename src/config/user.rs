@@ -126,7 +126,8 @@ const ROLES: Words<Roles> = Words {
     },
 };
 
-const RANGE: &str = "an IP address or a range that begins with its first, such as \"10.0.0.0/8\"";
+pub(super) const RANGE: &str =
+    "an IP address or a range that begins with its first, such as \"10.0.0.0/8\"";
 
 const RANGES: List<IpNet> = List {
     expected: RANGE,
@@ -134,7 +135,7 @@ const RANGES: List<IpNet> = List {
     empty: Some("an empty list lets nobody in: leave it out for any"),
 };
 
-fn range(text: &str) -> Result<IpNet, String> {
+pub(super) fn range(text: &str) -> Result<IpNet, String> {
     let alone = text.parse::<IpAddr>().ok().map(IpNet::from);
     let range = alone.or_else(|| text.parse().ok());
     // A range that begins elsewhere is a slip: which was meant, the address or the range?

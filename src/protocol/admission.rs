@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
 
 use super::api::{self, ContextEntry};
 use super::fields::{JsonFields, WrongField};
 use super::json;
 use super::service::HttpService;
 use super::signature::SigningSecret;
+use crate::address::remote::Remote;
 
 /// The longest answer of a hook, in bytes. A context has at most 64 KiB.
 pub const ANSWER_BYTES_MAX: usize = 256 * 1024;
@@ -31,7 +31,7 @@ pub struct AdmissionQuestion<'a, Q, H> {
     /// The names and values of the headers.
     pub headers: H,
     /// The address of the device.
-    pub remote: SocketAddr,
+    pub remote: Remote,
     /// The claims of the device's token, as JSON.
     pub claims: Option<&'a str>,
 }
@@ -132,7 +132,7 @@ mod tests {
                 path: "/ws",
                 query: query.clone().into_iter(),
                 headers: headers.clone().into_iter(),
-                remote: "10.0.0.1:5".parse().expect("an address"),
+                remote: ([10, 0, 0, 1], 5).into(),
                 claims,
             }
             .put(&mut out);

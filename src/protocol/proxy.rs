@@ -45,16 +45,26 @@ pub enum ProxyError {
     Block,
     /// Version 2 with more than [`HEADER_BYTES_MAX`].
     TooLong,
+    /// The connection ended before the end of the header.
+    Incomplete,
 }
 
-impl fmt::Display for ProxyError {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl ProxyError {
+    /// Returns the reason in words.
+    pub fn reason(self) -> &'static str {
+        match self {
             Self::Missing => "expected a PROXY protocol header",
             Self::Line => "the PROXY protocol header of version 1 is malformed",
             Self::Block => "the PROXY protocol header of version 2 is malformed",
             Self::TooLong => "the PROXY protocol header has more than 4096 bytes",
-        })
+            Self::Incomplete => "the connection ended within the PROXY protocol header",
+        }
+    }
+}
+
+impl fmt::Display for ProxyError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.reason())
     }
 }
 
@@ -68,6 +78,41 @@ pub fn parse(input: &[u8]) -> Result<Option<ProxyHeader>, ProxyError> {
         None => Ok(None),
         Some(b'P') => parse_line(input),
         Some(_) => parse_block(input),
+    }
+}
+
+/// Reads the header at the start of a connection from the pieces in which it arrives.
+#[derive(Debug, Default)]
+pub struct ProxyHeaderReader {
+    // What has arrived, if that is not all: less than HEADER_BYTES_MAX.
+    partial: Vec<u8>,
+}
+
+impl ProxyHeaderReader {
+    /// Whether a part of the header has arrived.
+    pub fn has_begun(&self) -> bool {
+        !self.partial.is_empty()
+    }
+
+    /// Reads the next bytes of the connection. Returns `None` if the header goes on. Otherwise the returned
+    /// length is the number of bytes of `input` that belong to the header. A header that arrives at once is
+    /// not copied.
+    ///
+    /// # Errors
+    /// The connection does not begin with a valid header.
+    pub fn read(&mut self, input: &[u8]) -> Result<Option<ProxyHeader>, ProxyError> {
+        let before = self.partial.len();
+        if before == 0 {
+            let header = parse(input)?;
+            if header.is_none() {
+                self.partial.extend_from_slice(input);
+            }
+            return Ok(header);
+        }
+        let room = HEADER_BYTES_MAX - before;
+        self.partial.extend_from_slice(&input[..input.len().min(room)]);
+        let header = parse(&self.partial)?;
+        Ok(header.map(|header| ProxyHeader { length: header.length - before, ..header }))
     }
 }
 
@@ -263,5 +308,45 @@ mod tests {
         assert_eq!(parse(&longest), Ok(Some(whole(None, &longest))));
         let longer = block(0x20, 0, &[0; HEADER_BYTES_MAX - FIXED_BYTES + 1]);
         assert_eq!(parse(&longer[..FIXED_BYTES]), Err(ProxyError::TooLong));
+    }
+
+    const LINE: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.9 56324 443\r\n";
+
+    #[test]
+    fn a_header_is_read_from_any_pieces_and_takes_no_byte_behind_it() {
+        let source: Option<SocketAddr> = Some(([192, 0, 2, 1], 56324).into());
+        let whole = [LINE, b"GET / HTTP/1.1"].concat();
+        for first in 0..LINE.len() {
+            for second in first..LINE.len() {
+                let mut reader = ProxyHeaderReader::default();
+                assert_eq!(reader.read(&whole[..first]), Ok(None));
+                assert_eq!(reader.read(&whole[first..second]), Ok(None));
+                let length = LINE.len() - second;
+                assert_eq!(reader.read(&whole[second..]), Ok(Some(ProxyHeader { source, length })));
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_header_is_read_byte_by_byte_and_no_more_is_kept() {
+        let mut header = b"\r\n\r\n\0\r\nQUIT\n\x20\0".to_vec();
+        header.extend_from_slice(&(HEADER_BYTES_MAX as u16 - 16).to_be_bytes());
+        header.resize(HEADER_BYTES_MAX, 0);
+        let mut reader = ProxyHeaderReader::default();
+        for byte in &header[..HEADER_BYTES_MAX - 1] {
+            assert_eq!(reader.read(&[*byte]), Ok(None));
+        }
+        let large = vec![0; 1 << 16];
+        let found = ProxyHeader { source: None, length: 1 };
+        assert_eq!(reader.read(&large), Ok(Some(found)));
+        assert_eq!(reader.partial.len(), HEADER_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused_in_any_pieces() {
+        let mut reader = ProxyHeaderReader::default();
+        assert_eq!(reader.read(b"P"), Ok(None));
+        assert!(reader.has_begun());
+        assert_eq!(reader.read(b"OST / HTTP/1.1"), Err(ProxyError::Missing));
     }
 }

@@ -7,10 +7,11 @@
 //!
 //! - `driver.rs`: the turn, and closing sockets.
 //! - `accepting.rs`, `receiving.rs`, `sending.rs`: the handling of each kind of completion.
-//! - `heavy.rs`: sockets that send much take turns.
+//! - `heavy.rs`: sockets that send much take turns. `proxied.rs`: the PROXY protocol header.
 
 mod accepting;
 mod heavy;
+mod proxied;
 mod receiving;
 mod sending;
 #[cfg(test)]
@@ -119,6 +120,10 @@ struct Socket {
     is_closing: bool,
     // The TLS handshake is deferred to a later turn. Nothing is received meanwhile.
     is_deferred: bool,
+    // The TLS handshake is held back until the shard resumes the connection.
+    is_held: bool,
+    // The PROXY protocol header has to arrive before anything else.
+    awaits_header: bool,
     // A send is in progress.
     is_sending: bool,
     // The send in progress had to wait for room in the socket.

@@ -43,11 +43,12 @@ pub fn settings() -> Settings {
         api: ApiSettings {
             users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
+            proxy: None,
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             http,
         },
-        edges: vec![EdgeSettings { port: 8080, routes: vec![Arc::new(route)] }],
+        edges: vec![EdgeSettings { proxy: None, port: 8080, routes: vec![Arc::new(route)] }],
         queue: QueueSettings {
             bounds: Bounds { messages: 16, bytes: 1 << 20 },
             when_full: WhenFull::Hold,

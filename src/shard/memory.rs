@@ -410,7 +410,8 @@ impl Connection {
             Stage::Http(http) => {
                 let kept = http.parked.as_ref().and_then(|parked| parked.request.as_ref());
                 let parked = kept.map_or(0, |request| request.held_bytes());
-                http.reader.held_bytes() + http.replies.held_bytes() + parked
+                let arriving = http.arriving.as_ref().map_or(0, |held| held.request.held_bytes());
+                http.reader.held_bytes() + http.replies.held_bytes() + parked + arriving
             }
             Stage::Client(client) | Stage::Unsubscribing(client) => {
                 let subscriptions = client.subscriptions.capacity() * SUBSCRIPTION_BYTES;

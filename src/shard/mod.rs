@@ -39,6 +39,7 @@ mod last_wills;
 mod memory;
 mod messages;
 pub mod node_state;
+mod proxied;
 pub mod rate;
 mod reload;
 mod requests;
@@ -153,9 +154,11 @@ impl Shard {
         }
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let key = connections.accept(turn, listener, remote);
-        match listener {
-            Listener::Api => self.api_access.handle_arrival(connections, key),
-            Listener::Edge(_) => self.addresses.count_arrival(turn, connections, key),
+        if listener == Listener::Api {
+            self.api_access.handle_arrival(connections, key);
+        }
+        if !proxied::await_header(turn, connections, key) {
+            self.addresses.count_arrival(turn, connections, key);
         }
         self.route();
         Some(key)
@@ -176,9 +179,27 @@ impl Shard {
         self.route();
     }
 
+    /// Handles bytes at the start of a connection that awaits a PROXY protocol header. Returns the length of
+    /// the part that belongs to the header, once the header is complete. `None`: more of it is to come, or
+    /// the connection is refused. What follows a header goes to [`Self::handle_bytes`].
+    pub fn handle_proxy_header(
+        &mut self,
+        now: Now,
+        key: ConnectionKey,
+        input: &[u8],
+    ) -> Option<usize> {
+        self.turn.now = now;
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let length = proxied::read_header(turn, connections, key, input)?;
+        self.addresses.count_arrival(turn, connections, key);
+        self.route();
+        Some(length)
+    }
+
     /// Handles the end of the stream, or an error of the socket if `is_broken`.
     pub fn handle_end(&mut self, now: Now, key: ConnectionKey, is_broken: bool) {
         self.turn.now = now;
+        proxied::handle_end(&mut self.turn, &mut self.connections, key);
         self.connections.handle_end(&mut self.turn, key, is_broken);
         self.route();
     }
@@ -386,9 +407,16 @@ impl Shard {
         self.api_access.evict_unauthenticated(&mut self.turn, &mut self.connections)
     }
 
-    /// Whether to receive from a newly accepted connection. If not, [`Action::Resume`] follows.
+    /// Whether to receive from a connection that was newly accepted, or whose PROXY protocol header was
+    /// read. If not, [`Action::Resume`] follows.
     pub fn is_receiving(&mut self, key: ConnectionKey) -> bool {
         self.connections.get(key).is_some_and(|connection| !connection.is_receive_stopped)
+    }
+
+    /// Whether a newly accepted connection begins with a PROXY protocol header, which goes to
+    /// [`Self::handle_proxy_header`].
+    pub fn awaits_proxy_header(&mut self, key: ConnectionKey) -> bool {
+        self.connections.get(key).is_some_and(|connection| connection.awaits_proxy_header())
     }
 
     /// Records the duration of a turn in microseconds, without sleep.
@@ -471,6 +499,7 @@ impl Shard {
                     self.api_access.handle_verification_timeout(turn, connections, key)
                 }
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
+                Step::Counted(key, is_admitted) => self.answer_counted(key, is_admitted),
             }
         }
     }

@@ -6,12 +6,12 @@
 //! beyond the read-ahead of a paused connection. A request that arrives in one piece is checked
 //! once, as a whole.
 
-use super::Shard;
 use super::access::{CredentialCheck, Denial, Grant};
 use super::backend::{self, Caller, WEBSOCKET_PATH};
+use super::connection::{Arriving, Listener, Parked, Pause, Stage};
 use super::connection::{HttpShape, Shape};
-use super::connection::{Listener, Parked, Pause, Stage};
 use super::trail::{self, Entry};
+use super::{Shard, proxied};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{ApiMethod, Call};
 use crate::protocol::http::{CONTINUE, Method, Request, RequestStep};
@@ -106,16 +106,16 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let mut shape = HttpShape::of(&request);
         let Some(connection) = connections.get(key) else { return RequestCheck::Answered };
+        proxied::find_client(&turn.settings, connection, &request);
         if connection.listener != Listener::Api {
-            if backend::is_probe(request.path) && !upgrade::is_upgrade(&request) {
+            let is_upgrade = upgrade::is_upgrade(&request);
+            if backend::is_probe(request.path) && !is_upgrade {
                 self.backends.handle_page_request(turn, connections, key, &shape, &request);
-                return RequestCheck::Answered;
+            } else if !(is_upgrade
+                && self.addresses.count_forwarded(turn, connections, key, &request, &mut shape))
+            {
+                self.answer_client(key, &request, &shape);
             }
-            let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
-            let settings = turn.settings.clone();
-            let takes =
-                |topic: &str| topics.feeders.takes_clients(&settings, topic, pending_close_bytes);
-            self.clients.handle_request(turn, connections, key, &request, &shape, takes);
             return RequestCheck::Answered;
         }
         if part == RequestPart::Head {
@@ -150,6 +150,21 @@ impl Shard {
             Ok(_) => self.backends.handle_page_request(turn, connections, key, &shape, &request),
         }
         RequestCheck::Answered
+    }
+
+    /// Answers a request of a client.
+    pub(super) fn answer_client(
+        &mut self,
+        key: ConnectionKey,
+        request: &Request<'_>,
+        shape: &HttpShape,
+    ) {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
+        let settings = turn.settings.clone();
+        let takes =
+            |topic: &str| topics.feeders.takes_clients(&settings, topic, pending_close_bytes);
+        self.clients.handle_request(turn, connections, key, request, shape, takes);
     }
 
     /// Refuses an unauthorised request. Carries out an authorised one, or lets its body follow.
@@ -258,5 +273,24 @@ impl Shard {
         connections.unpause(turn, key, Pause::Verification);
         connections.write_replies(turn, key);
         connections.pause_if_congested(turn, key);
+    }
+
+    /// Continues a forwarded handshake whose client's address was counted, or has reached a limit.
+    pub(super) fn answer_counted(&mut self, key: ConnectionKey, is_admitted: bool) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let Stage::Http(http) = &mut connection.stage else { return };
+        let Some(arriving) = http.arriving.take() else { return };
+        http.replies.cancel_last();
+        let Arriving { mut request, shape } = *arriving;
+        if is_admitted {
+            self.answer_client(key, &request.lend(), &shape);
+        } else {
+            let why = "your address has reached its limit of connections or handshakes";
+            let retry = [("Retry-After", "1")];
+            self.connections.refuse(&mut self.turn, key, &shape, 429, &retry, why);
+        }
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        connections.unpause(turn, key, Pause::Address);
+        connections.write_replies(turn, key);
     }
 }

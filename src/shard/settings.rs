@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use super::connection::Listener;
 use super::rate::Rate;
 use super::users::Users;
 use crate::address::NodeId;
+use crate::address::networks::Networks;
+use crate::address::remote::Remote;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::protocol::token::TokenRule;
@@ -80,6 +83,14 @@ impl Settings {
         routes.filter_map(|(_, route)| route.topic.as_ref())
     }
 
+    /// Returns the proxies in front of a listener.
+    pub fn proxy(&self, listener: Listener) -> Option<&ProxySettings> {
+        match listener {
+            Listener::Api => self.api.proxy.as_deref(),
+            Listener::Edge(edge) => self.edges[usize::from(edge)].proxy.as_deref(),
+        }
+    }
+
     /// Returns the settings of a reloaded configuration with the same node, shards and listeners. Users and
     /// routes keep their indices, by which connections refer to them.
     ///
@@ -131,6 +142,31 @@ impl fmt::Display for TooManyReloaded {
     }
 }
 
+/// The proxies in front of a listener, which tell for whom they connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// The addresses of the proxies. From other addresses neither headers nor requests are believed.
+    pub from: Networks,
+    /// How they tell it.
+    pub method: ProxyMethod,
+}
+
+/// How a proxy tells for whom it connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyMethod {
+    /// Each connection begins with a header of the PROXY protocol.
+    Protocol,
+    /// Each request has `X-Forwarded-For` or `Forwarded`.
+    Forwarded,
+}
+
+impl ProxySettings {
+    /// Whether a connection from this address is one of a proxy that uses `method`.
+    pub fn trusts(&self, remote: Remote, method: ProxyMethod) -> bool {
+        self.method == method && self.from.contains(remote.ip())
+    }
+}
+
 /// The back ends' listener.
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
@@ -144,6 +180,8 @@ pub struct ApiSettings {
     pub fingerprint_key: FingerprintKey,
     /// Limits of a request to the API.
     pub http: http::RequestLimits,
+    /// The proxies in front of the API. `None`: there are none.
+    pub proxy: Option<Arc<ProxySettings>>,
 }
 
 /// One listener for clients.
@@ -153,6 +191,8 @@ pub struct EdgeSettings {
     pub port: u16,
     /// The routes of the edge, including those that a reload removed. At most [`ROUTES_MAX`].
     pub routes: Vec<Arc<RouteSettings>>,
+    /// The proxies in front of the edge. `None`: there are none.
+    pub proxy: Option<Arc<ProxySettings>>,
 }
 
 /// The largest number of routes of an edge, including removed ones. Beyond it a reload is refused.
@@ -176,7 +216,7 @@ impl EdgeSettings {
         }
         routes.append(&mut added);
         match routes.len() <= ROUTES_MAX {
-            true => Ok(Self { port: self.port, routes }),
+            true => Ok(Self { port: self.port, routes, proxy: new.proxy }),
             false => Err(TooManyReloaded::Routes),
         }
     }
@@ -302,7 +342,7 @@ mod tests {
         let route = |path: &&str| {
             Arc::new(RouteSettings { path: (*path).into(), ..RouteSettings::default() })
         };
-        EdgeSettings { port: 1, routes: paths.iter().map(route).collect() }
+        EdgeSettings { port: 1, routes: paths.iter().map(route).collect(), proxy: None }
     }
 
     #[test]

@@ -27,6 +27,8 @@ const SHOWN_NAMES: usize = 16;
 pub(super) enum Entry<'a> {
     /// A socket was accepted on this listener.
     Accepted(Remote, Listener),
+    /// A proxy told that it connects for this address. `None`: for itself.
+    Proxied(Option<Remote>),
     /// A request with this method and path was read.
     Requested(&'a str, &'a str),
     /// The value that a refusal, or a verification, is about: its kind and its text.
@@ -101,6 +103,8 @@ fn write(connection: Trail, entry: &Entry<'_>) {
         Entry::Accepted(remote, listener) => {
             debug!(connection, %remote, ?listener, "accepted");
         }
+        Entry::Proxied(Some(remote)) => debug!(connection, %remote, "connected through a proxy"),
+        Entry::Proxied(None) => debug!(connection, "connected by a proxy itself"),
         Entry::Requested(method, path) => {
             debug!(connection, method = %Shown(method), path = %Shown(path), "request");
         }

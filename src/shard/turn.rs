@@ -77,6 +77,9 @@ pub enum Step {
     VerificationTimedOut(ConnectionKey),
     /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Denial>),
+    /// The address of a forwarded handshake's client is counted, and the handshake goes on; or, if
+    /// false, the address has reached a limit.
+    Counted(ConnectionKey, bool),
 }
 
 /// A command for this shard.

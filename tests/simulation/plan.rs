@@ -133,9 +133,14 @@ pub fn settings(
             origins: Vec::new(),
             users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
+            proxy: None,
             http,
         },
-        edges: vec![EdgeSettings { port: 6790, routes: routes(outbound_bytes, messages) }],
+        edges: vec![EdgeSettings {
+            proxy: None,
+            port: 6790,
+            routes: routes(outbound_bytes, messages),
+        }],
         queue: QueueSettings {
             bounds: Bounds { messages: topic_messages, bytes },
             when_full: *random.pick(&[

@@ -23,6 +23,7 @@ pub fn settings() -> Settings {
         api: ApiSettings {
             users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
+            proxy: None,
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             http,

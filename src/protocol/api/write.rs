@@ -232,7 +232,7 @@ pub fn put_request<'a>(
     path: &str,
     query: impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)>,
     headers: impl Iterator<Item = (String, Cow<'a, str>)>,
-    remote: SocketAddr,
+    remote: Remote,
 ) {
     out.extend_from_slice(b"\"path\":");
     put_string(out, path);

@@ -83,6 +83,8 @@ impl<I: SocketIo> Driver<I> {
             is_client,
             is_closing: false,
             is_deferred: false,
+            is_held: false,
+            awaits_header: self.shard.awaits_proxy_header(key),
             is_sending: false,
             was_full: false,
             unsent: None,

@@ -96,6 +96,9 @@ impl<I: SocketIo> Driver<I> {
 
     fn read(&mut self, now: Now, key: ConnectionKey, buffer: &Buffer) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
+        if socket.awaits_header {
+            return self.read_header(now, key, buffer);
+        }
         let bytes = self.io.buffer(buffer);
         match &mut socket.tls {
             None => self.shard.handle_bytes(now, key, bytes),
@@ -108,10 +111,10 @@ impl<I: SocketIo> Driver<I> {
 
     /// Decrypts what a TLS peer sent. Defers it if it belongs to a handshake and this turn has no
     /// handshake steps left.
-    fn open_or_defer(&mut self, now: Now, key: ConnectionKey) {
+    pub(super) fn open_or_defer(&mut self, now: Now, key: ConnectionKey) {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         let Some(tls) = &socket.tls else { return };
-        if socket.is_deferred {
+        if socket.is_deferred || socket.is_held {
             return;
         }
         if tls.is_handshaking() {
@@ -181,7 +184,10 @@ impl<I: SocketIo> Driver<I> {
         let Some(socket) = find(&mut self.sockets, key) else { return };
         socket.wants_bytes = wants_bytes;
         match wants_bytes {
-            true => self.receive(key),
+            true => {
+                self.release(key);
+                self.receive(key);
+            }
             false => {
                 // The socket sent more than the shard may keep.
                 socket.pace = Pace::Heavy;

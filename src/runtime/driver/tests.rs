@@ -8,6 +8,7 @@ mod heavy;
 mod peer;
 mod places;
 mod plain;
+mod proxied;
 mod silence;
 
 use std::io::Write;
@@ -358,11 +359,16 @@ fn settings() -> Settings {
         api: ApiSettings {
             users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
+            proxy: None,
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: Vec::new(),
             http,
         },
-        edges: vec![EdgeSettings { port: 6790, routes: [echo, feeding].map(Arc::new).into() }],
+        edges: vec![EdgeSettings {
+            proxy: None,
+            port: 6790,
+            routes: [echo, feeding].map(Arc::new).into(),
+        }],
         queue: QueueSettings {
             bounds: Bounds { messages: 16, bytes: 8192 },
             when_full: WhenFull::Hold,

@@ -13,11 +13,12 @@ use super::failed_attempts::source_of;
 use crate::address::ShardId;
 use crate::address::placement::home_of_address;
 use crate::message::{ConnectionKey, LocalMessage};
-use crate::shard::connection::{Connections, Listener, Pause};
+use crate::protocol::http::Request;
+use crate::shard::connection::{Arriving, Connections, HttpShape, Listener, Pause, Shape, Stage};
 use crate::shard::rate::{Bucket, Rate};
-use crate::shard::settings::AddressLimits;
+use crate::shard::settings::{AddressLimits, ProxyMethod};
 use crate::shard::trail::{self, Entry};
-use crate::shard::turn::Turn;
+use crate::shard::turn::{Step, Turn};
 
 /// The number of addresses that one shard counts: those that have connections, or had some within
 /// the last second. They take about 50 MB. Beyond it connections from other addresses are refused.
@@ -135,10 +136,44 @@ impl Addresses {
         if !is_limited || connection.listener == Listener::Api {
             return;
         }
+        let proxy = turn.settings.proxy(connection.listener);
+        if proxy.is_some_and(|proxy| proxy.trusts(connection.remote, ProxyMethod::Forwarded)) {
+            // Its clients are counted at their handshakes.
+            return;
+        }
         connection.is_receive_stopped = true;
         let source = source_of(connection.remote.ip());
         connections.pause(key, Pause::Address);
         self.tell_home_of(turn, source, LocalMessage::Arrived(source, key));
+    }
+
+    /// Counts the client of a handshake that a proxy has forwarded, if addresses have limits: the request
+    /// is kept, and [`Step::Counted`] follows. Returns false if nothing is to be counted.
+    ///
+    /// The connection closes after an answer that refuses the handshake, so it is counted once.
+    pub(crate) fn count_forwarded(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        request: &Request<'_>,
+        shape: &mut HttpShape,
+    ) -> bool {
+        let is_limited = turn.settings.limits.addresses.is_any_set();
+        let Some(connection) = connections.get(key) else { return false };
+        let source = source_of(connection.remote.ip());
+        let is_counted = connection.is_counted;
+        let Stage::Http(http) = &mut connection.stage else { return false };
+        if !is_limited || is_counted || http.proxy.is_none() {
+            return false;
+        }
+        http.is_last = true;
+        shape.exchange.keep_alive = false;
+        http.replies.reserve(Shape::Response(shape.clone()));
+        http.arriving = Some(Box::new(Arriving { request: request.keep(), shape: shape.clone() }));
+        connections.pause(key, Pause::Address);
+        self.tell_home_of(turn, source, LocalMessage::Arrived(source, key));
+        true
     }
 
     fn tell_home_of(&self, turn: &mut Turn, source: IpAddr, message: LocalMessage) {
@@ -166,7 +201,8 @@ impl Addresses {
 
     /// Handles the answer of an address's home shard. A refused connection is closed before a byte
     /// of it is read. It gets no response, which would cost a TLS handshake. Nor is its end
-    /// awaited, since the peer could then keep its place.
+    /// awaited, since the peer could then keep its place. A handshake that a proxy has forwarded is
+    /// answered.
     pub(crate) fn handle_admitted(
         &mut self,
         turn: &mut Turn,
@@ -176,6 +212,10 @@ impl Addresses {
         is_admitted: bool,
     ) {
         match connections.get(key) {
+            Some(connection) if connection.is_arriving() => {
+                connection.is_counted = is_admitted;
+                turn.push_step(Step::Counted(key, is_admitted));
+            }
             Some(connection) if is_admitted => {
                 connection.is_counted = true;
                 connections.unpause(turn, key, Pause::Address);
@@ -217,7 +257,7 @@ mod tests {
 
     use super::*;
     use crate::shard::fixture;
-    use crate::shard::turn::{Action, Step};
+    use crate::shard::turn::Action;
 
     fn limits(connections: u32, handshakes_per_s: u32) -> AddressLimits {
         AddressLimits {

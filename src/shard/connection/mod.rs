@@ -43,6 +43,7 @@ use crate::protocol::credentials::Fingerprint;
 use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 use crate::protocol::http::{KeptRequest, RequestReader};
+use crate::protocol::proxy::ProxyHeaderReader;
 
 pub use answers::ReadProgress;
 pub use outbound::{Batch, Chunk, freed_bytes};
@@ -250,6 +251,22 @@ pub struct Http {
     pub is_draining: bool,
     /// The request that waits for the verification of its credentials.
     pub parked: Option<Box<Parked>>,
+    /// The reader of the PROXY protocol header, until that has arrived. `None`: no header is expected.
+    pub proxy_header: Option<Box<ProxyHeaderReader>>,
+    /// The address of the trusted proxy that forwards requests over this connection. `None`: there was
+    /// no request of one yet.
+    pub proxy: Option<Remote>,
+    /// The forwarded handshake that waits until its client's address is counted.
+    pub arriving: Option<Box<Arriving>>,
+}
+
+/// A handshake that a proxy forwarded, which waits until its client's address is counted.
+#[derive(Debug)]
+pub struct Arriving {
+    /// The request.
+    pub request: KeptRequest,
+    /// The format of the answer.
+    pub shape: HttpShape,
 }
 
 /// A request that waits for the verification of its credentials.
@@ -439,6 +456,16 @@ impl Connection {
             Stage::Backend(backend) => Some(backend),
             _ => None,
         }
+    }
+
+    /// Whether the connection begins with a PROXY protocol header that has not arrived yet.
+    pub fn awaits_proxy_header(&self) -> bool {
+        matches!(&self.stage, Stage::Http(http) if http.proxy_header.is_some())
+    }
+
+    /// Whether a forwarded handshake waits until its client's address is counted.
+    pub fn is_arriving(&self) -> bool {
+        matches!(&self.stage, Stage::Http(http) if http.arriving.is_some())
     }
 
     /// Whether this is an API connection without valid credentials so far.

@@ -33,11 +33,13 @@ pub fn settings(shape: u8) -> Settings {
         api: ApiSettings {
             users: Default::default(),
             fingerprint_key: FingerprintKey::new([0; 32]),
+            proxy: None,
             advertise: ([127, 0, 0, 1], 6789).into(),
             origins: vec!["http://a".into()],
             http,
         },
         edges: vec![EdgeSettings {
+            proxy: None,
             port: 6790,
             routes: routes(Rate::new(if bit(7) { 2 } else { 0 })),
         }],
