@@ -11,7 +11,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use serde_json::json;
-use support::{DEADLINE, Message, Process, Server, Socket, http};
+use socket2::{Domain, Type};
+use support::{DEADLINE, Http, Message, Process, Server, Socket, http};
 
 /// A node whose pings come soon enough for a test to wait for some.
 const CONFIG: &str = r#"
@@ -21,6 +22,7 @@ cores = 1
 bind = "127.0.0.1:0"
 [[edge]]
 bind = "127.0.0.1:0"
+proxy = { from = ["127.0.0.1"], forwarded = true }
 [[edge.route]]
 path = "/ws"
 topic = "messages"
@@ -37,8 +39,8 @@ struct Proxy {
     folder: PathBuf,
     /// Where devices connect.
     edge: SocketAddr,
-    /// Where back ends connect.
-    api: SocketAddr,
+    /// Where back ends connect, if the proxy stands in front of the API.
+    api: Option<SocketAddr>,
     server: Server,
 }
 
@@ -52,18 +54,33 @@ impl Proxy {
     /// Starts the proxy with its file of the documentation, whose ports and paths are replaced by
     /// those of the test.
     fn start(name: &str, file: &str, arguments: &[&str]) -> Option<Self> {
+        Self::start_changed(name, file, arguments, CONFIG, str::to_owned)
+    }
+
+    /// Starts the proxy with a changed file, in front of a node with this configuration.
+    fn start_changed(
+        name: &str,
+        file: &str,
+        arguments: &[&str],
+        config: &str,
+        change: impl Fn(&str) -> String,
+    ) -> Option<Self> {
         let Some(program) = find(name) else {
             eprintln!("skipped: {name} is not installed; .ci/tools installs it");
             return None;
         };
-        let server = Server::start(CONFIG);
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("proxy-{name}-{}", std::process::id()));
+        let server = Server::start(config);
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!(
+            "proxy-{name}-{}-{}",
+            server.edge.port(),
+            std::process::id()
+        ));
         fs::create_dir_all(&folder).expect("the folder can be made");
         let (edge, api) = (free_address(), free_address());
         let documented = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operating/proxies");
         let text = fs::read_to_string(documented.join(file)).expect("the file is there");
-        let text = replaced(&text, &server, (edge, api), &folder);
+        let text = change(&replaced(&text, &server, (edge, api), &folder));
+        let api = text.contains(&server.api.to_string()).then_some(api);
         let config = folder.join(file);
         fs::write(&config, text).expect("it can be written");
         let config = config.to_str().expect("UTF-8");
@@ -80,7 +97,11 @@ impl Proxy {
 
     fn wait_until_it_listens(&mut self) {
         let start = Instant::now();
-        while [self.edge, self.api].iter().any(|address| TcpStream::connect(address).is_err()) {
+        while [Some(self.edge), self.api]
+            .iter()
+            .flatten()
+            .any(|address| TcpStream::connect(address).is_err())
+        {
             if self.process.has_ended() {
                 let (code, lines) = self.process.finish();
                 panic!("the proxy ended with {code:?}: {lines:#?}");
@@ -138,8 +159,6 @@ fn devices_get_through(proxy: &Proxy) {
     let client = opened["c"].as_str().expect("an id").to_owned();
     assert_eq!(opened["d"]["path"], "/ws");
     assert_eq!(opened["d"]["query"], json!({ "channels": "news" }));
-    let forwarded = &opened["d"]["headers"]["x-forwarded-for"];
-    assert_eq!(forwarded, "127.0.0.1", "the device's address is not in {opened}");
     device.send_text("hello from a device");
     assert_eq!(consumer.data(), "hello from a device");
     let large = "x".repeat(60_000);
@@ -154,17 +173,46 @@ fn devices_get_through(proxy: &Proxy) {
     assert_eq!(refused.status, 404);
 }
 
+/// Connects to the proxy from 127.0.0.2, and sends these header lines.
+fn device_from_elsewhere(proxy: &Proxy, headers: &str) -> Socket {
+    let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let from: SocketAddr = ([127, 0, 0, 2], 0).into();
+    socket.bind(&from.into()).expect("all of 127.0.0.0/8 is loopback");
+    socket.connect(&proxy.edge.into()).expect("the proxy listens");
+    Socket::upgrade(Http::over(socket.into()), "/ws", headers).expect("the upgrade")
+}
+
+/// Whatever a device says about its address, events have the one that it connected to the proxy from.
+fn devices_have_their_addresses(proxy: &Proxy, has_port: bool) {
+    let mut consumer = proxy.server.consumer("messages");
+    for headers in ["", "X-Forwarded-For: 192.0.2.1\r\n", "X-Forwarded-For: 127.0.0.1\r\n"] {
+        let device = device_from_elsewhere(proxy, headers);
+        let expected = match has_port {
+            true => device.address().to_string(),
+            false => device.address().ip().to_string(),
+        };
+        let opened = loop {
+            let event = consumer.event();
+            if event["d"]["event"] == "open" {
+                break event;
+            }
+        };
+        assert_eq!(opened["d"]["remote"], expected, "{headers:?}");
+    }
+}
+
 /// What it promises of back ends.
 fn back_ends_get_through(proxy: &Proxy) {
+    let api = proxy.api.expect("the proxy stands in front of the API");
     let body = r#"{"c":"nobody","d":"hello"}"#;
     let length = body.len();
-    let host = proxy.api;
+    let host = api;
     let request = format!(
         "POST /v1/mesh/publish HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}"
     );
-    let answer = http(proxy.api, request);
+    let answer = http(api, request);
     assert_eq!((answer.status, &answer.body[..]), (200, r#"{"E":null,"r":{"s":0,"f":0}}"#));
-    let mut back_end = Socket::connect(proxy.api, "/ws/v1", "").expect("the upgrade");
+    let mut back_end = Socket::connect(api, "/ws/v1", "").expect("the upgrade");
     let counts = back_end.done("mesh.publish", &json!({ "c": "nobody", "d": "hello" }));
     assert_eq!(counts, json!({ "s": 0, "f": 0 }));
 }
@@ -176,6 +224,7 @@ fn nginx_lets_devices_and_back_ends_through() {
         return;
     };
     devices_get_through(&proxy);
+    devices_have_their_addresses(&proxy, false);
     back_ends_get_through(&proxy);
 }
 
@@ -185,6 +234,7 @@ fn haproxy_lets_devices_and_back_ends_through() {
         return;
     };
     devices_get_through(&proxy);
+    devices_have_their_addresses(&proxy, false);
     back_ends_get_through(&proxy);
 }
 
@@ -195,5 +245,39 @@ fn caddy_lets_devices_and_back_ends_through() {
         return;
     };
     devices_get_through(&proxy);
+    devices_have_their_addresses(&proxy, false);
     back_ends_get_through(&proxy);
+}
+
+/// [`CONFIG`] with the PROXY protocol.
+fn with_protocol() -> String {
+    CONFIG.replace("forwarded = true", "protocol = true")
+}
+
+#[test]
+fn haproxy_tells_addresses_by_the_proxy_protocol_in_both_versions() {
+    for version in ["send-proxy-v2", "send-proxy"] {
+        let change = |text: &str| text.replace("send-proxy-v2", version);
+        let (arguments, config) = (["-db", "-f", "FILE"], with_protocol());
+        let file = "haproxy-tcp.cfg";
+        let Some(proxy) = Proxy::start_changed("haproxy", file, &arguments, &config, change) else {
+            return;
+        };
+        // The health check of the proxy is one of its own connections.
+        devices_get_through(&proxy);
+        devices_have_their_addresses(&proxy, true);
+    }
+}
+
+#[test]
+fn haproxy_tells_addresses_by_the_proxy_protocol_before_http() {
+    let change = |text: &str| {
+        text.replacen("server node1", "default-server send-proxy-v2\n    server node1", 1)
+    };
+    let (arguments, config) = (["-db", "-f", "FILE"], with_protocol());
+    let Some(proxy) = Proxy::start_changed("haproxy", "haproxy.cfg", &arguments, &config, change)
+    else {
+        return;
+    };
+    devices_have_their_addresses(&proxy, true);
 }
