@@ -59,35 +59,44 @@ impl FastRequest {
     /// Converts to a request. `input` must be the text that was scanned; its escapes are decoded in
     /// place.
     pub(super) fn read(self, input: &mut [u8]) -> ApiRequest<'_> {
-        if let Err(flaw) = json::check_utf8(input) {
-            return ApiRequest { id: "null", call: Err(invalid_json(flaw)) };
+        match self.read_valid(input) {
+            Ok(request) => request,
+            Err(flaw) => ApiRequest { id: "null", call: Err(invalid_json(flaw)) },
         }
+    }
+
+    fn read_valid(self, input: &mut [u8]) -> Result<ApiRequest<'_>, json::Flaw> {
         let call = match self.call {
-            FastCall::Send(client, data) => FastCall::Send(client, data.unescape(input)),
-            FastCall::Publish(channel, data) => FastCall::Publish(channel, data.unescape(input)),
+            FastCall::Send(client, data) => FastCall::Send(client, data.unescape(input)?),
+            FastCall::Publish(channel, data) => FastCall::Publish(channel, data.unescape(input)?),
             call @ FastCall::Ack(_) => call,
         };
-        let input: &[u8] = input;
-        // The whole text was checked, and these ranges end at its quotes, which are ASCII.
-        let text = |place| str::from_utf8(&input[place]).expect("a part of UTF-8 between ASCII");
-        let content = |data: Data| Content { kind: Kind::Text, bytes: input[data.place].into() };
-        ApiRequest {
-            id: self.id.map_or("null", text),
+        // Checked as a whole, so that its parts need no check of their own.
+        let text = json::check_utf8(input)?;
+        let content =
+            |data: Data| Content { kind: Kind::Text, bytes: text[data.place].as_bytes().into() };
+        Ok(ApiRequest {
+            id: self.id.map_or("null", |place| &text[place]),
             call: Ok(match call {
                 FastCall::Send(client, data) => Call::Send(client, content(data)),
-                FastCall::Publish(channel, data) => Call::Publish(text(channel), content(data)),
+                FastCall::Publish(channel, data) => Call::Publish(&text[channel], content(data)),
                 FastCall::Ack(tag) => Call::Ack(Tags::One(tag)),
             }),
-        }
+        })
     }
 }
 
 impl Data {
-    /// Decodes the escapes in place.
-    fn unescape(self, input: &mut [u8]) -> Self {
+    /// Decodes the escapes in place. Overwrites what is left over with spaces, so that the input stays
+    /// valid UTF-8.
+    ///
+    /// # Errors
+    /// The input is not UTF-8. Without escapes it is not checked.
+    fn unescape(self, input: &mut [u8]) -> Result<Self, json::Flaw> {
         if !self.has_escapes {
-            return self;
+            return Ok(self);
         }
+        json::check_utf8(input)?;
         let Range { start, end } = self.place;
         let (mut from, mut to) = (start, start);
         while from < end {
@@ -99,7 +108,8 @@ impl Data {
                 (from, to) = (from + 2, to + 1);
             }
         }
-        Self { place: start..to, has_escapes: false }
+        input[to..end].fill(b' ');
+        Ok(Self { place: start..to, has_escapes: false })
     }
 }
 
