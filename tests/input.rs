@@ -83,7 +83,7 @@ fn writes(shard: &mut Shard) -> BTreeMap<u32, Vec<u8>> {
 /// Runs turns until nothing is left to do; returns what was written to each connection, and the number of turns.
 fn finish(shard: &mut Shard) -> (BTreeMap<u32, Vec<u8>>, usize) {
     let (mut all, mut turns) = (writes(shard), 0);
-    while shard.poll_timeout() == Some(0) || shard.has_writes() {
+    while shard.poll_timeout() == Some(0) || shard.inspect().has_writes() {
         for (key, bytes) in turn(shard) {
             all.entry(key).or_default().extend(bytes);
         }
@@ -159,7 +159,7 @@ fn a_publish_is_answered_while_a_thousand_clients_ping_without_pause() {
     let senders = clients(&mut shard, 1000, "/ws");
     for round in 0..20 {
         for &sender in &senders {
-            if shard.is_receiving(sender) {
+            if shard.inspect().is_receiving(sender) {
                 shard.handle_bytes(NOW, sender, &mut PING.repeat(RECEIVED / PING.len()));
             }
         }
@@ -210,7 +210,7 @@ fn many_connections_with_short_input_do_not_use_up_a_turn() {
             .chain(pinging.iter().map(|sender| (sender, &input[1])))
         {
             assert!(input.len() <= 1024);
-            if shard.is_receiving(*sender) {
+            if shard.inspect().is_receiving(*sender) {
                 shard.handle_bytes(NOW, *sender, &mut input.clone());
             }
         }
@@ -285,14 +285,14 @@ fn clients_that_close_together_are_unsubscribed_in_slices() {
     };
     let keys: Vec<ConnectionKey> =
         (0..40).map(|client| clients(&mut shard, 1, &path(client))[0]).collect();
-    let all = shard.report().channels;
+    let all = shard.inspect().report().channels;
     assert_eq!(all, 40 * 500 + 1);
     for &key in &keys {
         shard.handle_end(NOW, key, true);
         assert_eq!(shard.poll_action(), Some(Action::Close(key)));
         shard.handle_closed(key);
     }
-    assert_eq!(shard.report().clients, 0);
+    assert_eq!(shard.inspect().report().clients, 0);
     // A closed client is neither reached nor counted, even if it is not unsubscribed yet.
     shard.handle_bytes(NOW, back_end, &mut call(PUBLISH_TO_ALL));
     let answer = writes(&mut shard).remove(&back_end.index).expect("it is answered");
@@ -300,12 +300,12 @@ fn clients_that_close_together_are_unsubscribed_in_slices() {
     assert!(answer.contains(r#""r":{"s":0,"f":0}"#), "{answer}");
     let mut before = all;
     while shard.poll_timeout() == Some(0) {
-        let now = shard.report().channels;
+        let now = shard.inspect().report().channels;
         assert!(before - now <= LEAVES_PER_TURN, "{} in a turn", before - now);
         before = now;
         turn(&mut shard);
     }
-    assert_eq!((shard.report().channels, shard.inspect().connections()), (0, 1));
+    assert_eq!((shard.inspect().report().channels, shard.inspect().connections()), (0, 1));
 }
 
 #[test]

@@ -414,7 +414,7 @@ fn a_close_event_that_a_full_topic_refused_is_not_reported() {
     let mut grid = Grid::whose_full_topics(WhenFull::Close);
     grid.connect_clients(3, CLIENTS);
     grid.run();
-    let there = grid.shards[&3].report().clients as usize;
+    let there = grid.shards[&3].inspect().report().clients as usize;
     assert!(
         0 < there && there <= TOPIC_MESSAGES,
         "the others were closed, and their close refused"

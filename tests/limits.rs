@@ -392,7 +392,8 @@ fn the_connection_limit_of_an_address_holds_for_all_shards_together() {
     let other = node.accept(1, Listener::Edge(0), 2);
     node.deliver();
     node.deliver();
-    let is_there = |node: &mut Node, (shard, key): (usize, _)| node.shards[shard].is_receiving(key);
+    let is_there =
+        |node: &mut Node, (shard, key): (usize, _)| node.shards[shard].inspect().is_receiving(key);
     assert!(is_there(&mut node, (1, other)), "another address has its own");
     let stayed: Vec<_> = keys.iter().copied().filter(|&key| is_there(&mut node, key)).collect();
     assert_eq!(stayed.len(), 2);
@@ -415,7 +416,7 @@ fn a_connection_is_not_read_before_its_address_is_admitted() {
     let mut answers = String::new();
     for shard in [0, 1, 2] {
         let key = node.accept(shard, Listener::Edge(0), 1);
-        assert!(!node.shards[shard].is_receiving(key));
+        assert!(!node.shards[shard].inspect().is_receiving(key));
         node.receive(shard, key, format!("GET /echo HTTP/1.1\r\n{UPGRADE}\r\n").as_bytes());
         answers += &node.written(shard);
     }
@@ -438,7 +439,7 @@ fn a_connection_that_is_closed_before_it_is_counted_does_not_stay_counted() {
         node.deliver();
         node.deliver();
         node.deliver();
-        let counted: u64 = node.shards.iter().map(|shard| shard.report().addresses).sum();
+        let counted: u64 = node.shards.iter().map(|shard| shard.inspect().report().addresses).sum();
         assert_eq!(counted, 0);
     }
     assert_eq!(node.counters().limits.connections_per_address, 0);
@@ -462,7 +463,7 @@ fn without_limits_no_shard_is_asked_about_an_address() {
     let mut node = Node::new(&settings(3));
     for shard in [0, 1, 2] {
         let key = node.accept(shard, Listener::Edge(0), 1);
-        assert!(node.shards[shard].is_receiving(key));
+        assert!(node.shards[shard].inspect().is_receiving(key));
         assert!(node.shards[shard].poll_message().is_none());
     }
 }

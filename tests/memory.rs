@@ -131,7 +131,7 @@ fn request_ids_of_unanswered_calls_are_bounded_in_bytes_and_returned_unchanged()
         assert!(tickets.len() <= 6, "{} ids of 200 KB are held", tickets.len());
         if round == 0 {
             assert_eq!(tickets.len(), 6, "as many as the outbound limit allows, and one");
-            assert!(!shard.is_receiving(back_end), "what follows stays with the sender");
+            assert!(!shard.inspect().is_receiving(back_end), "what follows stays with the sender");
         }
         for ticket in tickets.drain(..) {
             let answer = LocalMessage::Grid(GridMessage::Answer(ticket, Ok(ClientReply::Done)));
@@ -142,7 +142,7 @@ fn request_ids_of_unanswered_calls_are_bounded_in_bytes_and_returned_unchanged()
     }
     let places: Vec<_> = (10..40).map(|number| text.find(&id(number))).collect();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "each, in order");
-    assert!(shard.is_receiving(back_end));
+    assert!(shard.inspect().is_receiving(back_end));
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn publish_to(shard: &mut Shard, back_end: ConnectionKey, channel: usize, bytes:
 }
 
 fn is_open(shard: &mut Shard, key: ConnectionKey) -> bool {
-    shard.is_receiving(key)
+    shard.inspect().is_receiving(key)
 }
 
 /// Returns the connections that the shard closes at once.

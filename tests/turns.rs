@@ -227,7 +227,7 @@ fn crowd_of(route: RouteSettings, clients: u64) -> (Shard, ConnectionKey) {
 }
 
 fn is_busy(shard: &Shard) -> bool {
-    shard.has_writes() || shard.poll_timeout() == Some(0)
+    shard.inspect().has_writes() || shard.poll_timeout() == Some(0)
 }
 
 /// Returns the fan-out writes of one turn: the connection and the number of bytes of each.

@@ -106,7 +106,7 @@ impl Node {
                     self.shard.handle_closed(key);
                 }
             }
-            if !self.shard.has_writes() && self.shard.poll_timeout() != Some(0) {
+            if !self.shard.inspect().has_writes() && self.shard.poll_timeout() != Some(0) {
                 return;
             }
         }
@@ -204,7 +204,7 @@ fn messages_beyond_a_bound_wait_compressed_and_all_arrive_in_order() {
             assert_eq!(heard.len(), CLIENTS);
             assert!(heard.values().all(|words| words == "12"), "{heard:?}");
         }
-        let report = node.shard.report();
+        let report = node.shard.inspect().report();
         assert_eq!(report.topics[0].messages, 0, "nothing stays behind");
         let sum = heard.values().map(|words| words.len() as u64).sum::<u64>();
         assert_eq!(sum + report.counters.dropped, 2 * CLIENTS as u64);

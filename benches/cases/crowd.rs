@@ -94,7 +94,7 @@ fn settle(shard: &mut Shard) -> usize {
             write(shard, key, batch);
             writes += 1;
         }
-        let is_busy = shard.has_writes() || shard.poll_timeout() == Some(0);
+        let is_busy = shard.inspect().has_writes() || shard.poll_timeout() == Some(0);
         if !is_busy {
             return writes;
         }

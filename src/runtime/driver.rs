@@ -457,7 +457,7 @@ impl<I: SocketIo> Driver<I> {
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {
-        let is_busy = self.shard.has_writes() || self.shard.has_actions();
+        let is_busy = self.shard.inspect().has_writes() || self.shard.inspect().has_actions();
         let is_waiting = !self.deferred.is_empty() || !self.heavy.is_empty();
         if is_busy || is_waiting || self.clock.awake.is_behind() {
             return 0;

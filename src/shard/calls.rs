@@ -141,7 +141,8 @@ impl Shard {
                 left.map(|()| ClientReply::Done)
             }
             Command::Local(LocalCommand::Report) => {
-                let report = LocalMessage::Report(requester.ticket, Box::new(self.report()));
+                let report =
+                    LocalMessage::Report(requester.ticket, Box::new(self.inspect().report()));
                 return self.turn.send_local(requester.backend.at.shard, report);
             }
             Command::Client(ClientCommand::Send(client, frame)) => {

@@ -1,13 +1,17 @@
-//! A view of a shard's state for tests, and for the summary at shutdown.
+//! A view of a shard's state: for the driver, for `/metrics`, for tests, and for the summary at shutdown.
 
+use std::sync::atomic::Ordering;
+
+use super::access::Addresses;
+use super::backend::Backends;
 use super::client::Clients;
 use super::connection::{Connections, ReadProgress};
 use super::drain::Draining;
-use super::memory::Shortage;
+use super::memory::{Shedding, Shortage};
 use super::topics::Topics;
 use super::turn::Turn;
 use crate::message::ConnectionKey;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Durations, ProcessReport, Report};
 
 /// How far the shutdown of a shard has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,8 +30,12 @@ pub struct Inspection<'s> {
     pub(super) turn: &'s Turn,
     pub(super) connections: &'s Connections,
     pub(super) topics: &'s Topics,
+    pub(super) addresses: &'s Addresses,
     pub(super) clients: &'s Clients,
+    pub(super) backends: &'s Backends,
+    pub(super) shedding: &'s Shedding,
     pub(super) draining: &'s Draining,
+    pub(super) turns_taken: &'s Durations,
 }
 
 impl Inspection<'_> {
@@ -40,6 +48,54 @@ impl Inspection<'_> {
                 && !self.connections.has_pending_closes()
                 && !self.topics.home.has_work(),
             is_drained: self.draining.has_ended() && self.connections.len() == 0,
+        }
+    }
+
+    /// Whether to receive from a connection that was newly accepted, or whose PROXY protocol header was
+    /// read. If not, [`Action::Resume`](super::Action::Resume) follows.
+    pub fn is_receiving(&self, key: ConnectionKey) -> bool {
+        self.connections.peek(key).is_some_and(|connection| !connection.is_receive_stopped)
+    }
+
+    /// Whether a newly accepted connection begins with a PROXY protocol header, which goes to
+    /// [`Shard::handle_proxy_header`](super::Shard::handle_proxy_header).
+    pub fn awaits_proxy_header(&self, key: ConnectionKey) -> bool {
+        self.connections.peek(key).is_some_and(|connection| connection.awaits_proxy_header())
+    }
+
+    /// Whether there are actions on sockets, so that the next turn begins at once.
+    pub fn has_actions(&self) -> bool {
+        !self.turn.actions.is_empty()
+    }
+
+    /// Whether a connection waits to be written to, so that the next turn begins at once.
+    pub fn has_writes(&self) -> bool {
+        self.connections.has_writes()
+    }
+
+    /// Returns the shard's state for `/metrics`. Reading the state visits every topic.
+    pub fn report(&self) -> Report {
+        let usage = self.shedding.usage();
+        let is_first = self.turn.address.shard.0 == 0;
+        Report {
+            shard: self.turn.address.shard.0,
+            counters: self.turn.counters,
+            connections: self.connections.len() as u64,
+            clients: self.clients.len() as u64,
+            channels: self.clients.channels() as u64,
+            pending_calls: self.backends.pending_calls() as u64,
+            unfinished_fanouts: self.clients.pending_publishes() as u64,
+            addresses: self.addresses.len() as u64,
+            topics: self.topics.home.reports(self.turn.now.us),
+            turns: *self.turns_taken,
+            calls: self.backends.calls_taken(),
+            events: self.topics.home.waits(),
+            process: is_first.then(|| ProcessReport {
+                log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
+                memory_bytes: usage.bytes,
+                memory_limit_bytes: usage.limit_bytes,
+                driver: self.turn.settings.process.driver,
+            }),
         }
     }
 

@@ -54,7 +54,6 @@ pub mod users;
 mod work;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub use connection::{Batch, Chunk, Listener, Priority, ReadProgress, freed_bytes};
 pub use inspection::{DrainState, Inspection};
@@ -65,7 +64,7 @@ pub use turn::{Action, Now};
 use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
 use crate::message::{ConnectionKey, FromShard, Ticket};
-use crate::metrics::{Counters, Durations, ProcessReport, Report};
+use crate::metrics::{Counters, Durations};
 use crate::protocol::api;
 use access::{Addresses, ApiAccess, Verification};
 use backend::{Backends, Caller};
@@ -365,13 +364,8 @@ impl Shard {
         self.turn.actions.pop_front()
     }
 
-    /// Whether there are actions on sockets, so that the next turn begins at once.
-    pub fn has_actions(&self) -> bool {
-        !self.turn.actions.is_empty()
-    }
-
     /// Returns the next connection of this priority to write to, with its batch. `None` also when
-    /// the turn's budget for fan-out writes is spent: see [`Self::has_writes`].
+    /// the turn's budget for fan-out writes is spent: see [`Inspection::has_writes`].
     pub fn poll_write(&mut self, priority: Priority) -> Option<(ConnectionKey, Batch)> {
         if priority == Priority::Bulk && !self.clients.may_send() {
             return None;
@@ -382,11 +376,6 @@ impl Shard {
             self.clients.note_sent(bytes);
         }
         Some((key, batch))
-    }
-
-    /// Whether a connection waits to be written to, so that the next turn begins at once.
-    pub fn has_writes(&self) -> bool {
-        self.connections.has_writes()
     }
 
     /// Takes back a batch that was written or dropped, for reuse.
@@ -407,18 +396,6 @@ impl Shard {
         self.api_access.evict_unauthenticated(&mut self.turn, &mut self.connections)
     }
 
-    /// Whether to receive from a connection that was newly accepted, or whose PROXY protocol header was
-    /// read. If not, [`Action::Resume`] follows.
-    pub fn is_receiving(&mut self, key: ConnectionKey) -> bool {
-        self.connections.get(key).is_some_and(|connection| !connection.is_receive_stopped)
-    }
-
-    /// Whether a newly accepted connection begins with a PROXY protocol header, which goes to
-    /// [`Self::handle_proxy_header`].
-    pub fn awaits_proxy_header(&mut self, key: ConnectionKey) -> bool {
-        self.connections.get(key).is_some_and(|connection| connection.awaits_proxy_header())
-    }
-
     /// Records the duration of a turn in microseconds, without sleep.
     pub fn handle_turn_taken(&mut self, us: u64) {
         self.turns_taken.add(us);
@@ -431,33 +408,18 @@ impl Shard {
 
     /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
-        let Self { turn, connections, topics, clients, draining, .. } = self;
-        Inspection { turn, connections, topics, clients, draining }
-    }
-
-    /// Returns the shard's state for `/metrics`. Reading the state visits every topic.
-    pub fn report(&self) -> Report {
-        let usage = self.shedding.usage();
-        let is_first = self.turn.address.shard.0 == 0;
-        Report {
-            shard: self.turn.address.shard.0,
-            counters: self.turn.counters,
-            connections: self.connections.len() as u64,
-            clients: self.clients.len() as u64,
-            channels: self.clients.channels() as u64,
-            pending_calls: self.backends.pending_calls() as u64,
-            unfinished_fanouts: self.clients.pending_publishes() as u64,
-            addresses: self.addresses.len() as u64,
-            topics: self.topics.home.reports(self.turn.now.us),
-            turns: self.turns_taken,
-            calls: self.backends.calls_taken(),
-            events: self.topics.home.waits(),
-            process: is_first.then(|| ProcessReport {
-                log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
-                memory_bytes: usage.bytes,
-                memory_limit_bytes: usage.limit_bytes,
-                driver: self.turn.settings.process.driver,
-            }),
+        let Self { turn, connections, addresses, clients, backends, topics, .. } = self;
+        let Self { shedding, draining, turns_taken, .. } = self;
+        Inspection {
+            turn,
+            connections,
+            addresses,
+            clients,
+            backends,
+            topics,
+            shedding,
+            draining,
+            turns_taken,
         }
     }
 

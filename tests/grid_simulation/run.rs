@@ -101,12 +101,12 @@ fn come_to_rest(world: &mut World) {
 fn is_at_rest(world: &World) -> bool {
     let shards = world.nodes.iter().flat_map(|node| &node.shards);
     world.peers.iter().all(Peer::is_answered)
-        && shards.flat_map(|shard| shard.report().topics).all(|topic| topic.messages == 0)
+        && shards.flat_map(|shard| shard.inspect().report().topics).all(|topic| topic.messages == 0)
 }
 
 fn tell_topics(world: &World) {
     for node in &world.nodes {
-        for topic in node.shards.iter().flat_map(|shard| shard.report().topics) {
+        for topic in node.shards.iter().flat_map(|shard| shard.inspect().report().topics) {
             println!("node {} {topic:?}", node.index);
         }
     }
@@ -239,7 +239,7 @@ fn leave(world: &mut World) {
 fn check_empty(node: &Node) {
     for shard in &node.shards {
         shard.inspect().check_invariants();
-        let report = shard.report();
+        let report = shard.inspect().report();
         let at = (node.index, report.shard);
         let left = (report.connections, report.clients, report.channels);
         assert_eq!(left, (0, 0, 0), "at {at:?}: connections, clients, channels");

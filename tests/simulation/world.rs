@@ -156,7 +156,7 @@ impl World {
             println!("  peer {number} connects to shard {shard} as {key:?}");
         }
         let mut line = Line::new(shard, key);
-        if !self.shards[shard].is_receiving(key) {
+        if !self.shards[shard].inspect().is_receiving(key) {
             line.stop_reading();
         }
         self.peers.push(Peer::new(number, line, role, is_slow));
@@ -389,7 +389,7 @@ impl World {
 
     fn check_bounds(&self, index: usize) {
         let bounds = self.plan.settings.queue.bounds;
-        for topic in self.shards[index].report().topics {
+        for topic in self.shards[index].inspect().report().topics {
             assert!(topic.messages <= bounds.messages as u64, "{topic:?}");
             assert!(topic.bytes <= bounds.bytes as u64, "{topic:?}");
         }
@@ -400,7 +400,8 @@ impl World {
         self.mail.iter().flatten().all(VecDeque::is_empty)
             && !self.peers.iter().any(|peer| peer.line.is_busy())
             && !self.shards.iter().any(|shard| {
-                shard.has_writes() || shard.poll_timeout().is_some_and(|due| due <= self.now_ms)
+                shard.inspect().has_writes()
+                    || shard.poll_timeout().is_some_and(|due| due <= self.now_ms)
             })
     }
 
@@ -451,6 +452,6 @@ impl World {
     }
 
     pub fn reports(&self) -> Vec<Report> {
-        self.shards.iter().map(Shard::report).collect()
+        self.shards.iter().map(|shard| shard.inspect().report()).collect()
     }
 }

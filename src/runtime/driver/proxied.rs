@@ -16,7 +16,7 @@ impl<I: SocketIo> Driver<I> {
         let input = io.buffer(buffer);
         let Some(length) = shard.handle_proxy_header(now, key, input) else { return };
         socket.awaits_header = false;
-        socket.wants_bytes = shard.is_receiving(key);
+        socket.wants_bytes = shard.inspect().is_receiving(key);
         let wants_bytes = socket.wants_bytes;
         let rest = &mut input[length..];
         let is_empty = rest.is_empty();

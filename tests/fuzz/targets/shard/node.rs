@@ -275,7 +275,7 @@ impl Node {
         self.turn();
         self.deliver(usize::MAX);
         for socket in 0..self.sockets.len() {
-            moved |= self.shards[self.sockets[socket].shard].has_writes();
+            moved |= self.shards[self.sockets[socket].shard].inspect().has_writes();
             self.write(socket, usize::MAX);
         }
         self.act() || moved
