@@ -1,5 +1,6 @@
 //! Addresses of nodes, shards and clients. A client's id is its address.
 
+pub mod listen;
 pub mod networks;
 pub mod placement;
 pub mod remote;

@@ -165,7 +165,12 @@ impl fmt::Display for Config {
         write!(formatter, "node {} on CPUs {}", self.node.id, numbers(&self.node.cores))?;
         let over = |tls: &Option<TlsFiles>| if tls.is_some() { " over TLS" } else { "" };
         let api = &self.api;
-        write!(formatter, "\napi {}{}, advertised as {}", api.bind, over(&api.tls), api.advertise)?;
+        write!(formatter, "\napi {}{}", api.bind, over(&api.tls))?;
+        match (api.advertise, &api.bind) {
+            (Some(advertise), _) => write!(formatter, ", advertised as {advertise}")?,
+            (None, bind) if bind.tcp().is_some() => write!(formatter, ", advertised as {bind}")?,
+            (None, _) => {}
+        }
         if !self.api.users.is_empty() {
             let names: Vec<&str> = self.api.users.iter().map(|user| &user.name[..]).collect();
             write!(formatter, ", for {}", names.join(", "))?;

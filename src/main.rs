@@ -83,7 +83,7 @@ fn checked_text(file: &Path, checked: &Config) -> String {
 
 /// Asks the node that runs with this configuration on this machine whether it is healthy.
 fn ask_for_health(log: &LogQueue, config: &Config) -> ExitCode {
-    match probe::probe(config.api.bind, config.api.tls.is_some()) {
+    match probe::probe(&config.api.bind, config.api.tls.is_some()) {
         Ok(()) => print(log, "healthy", ExitCode::SUCCESS),
         Err(why) => fail(log, 1, why),
     }

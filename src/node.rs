@@ -15,6 +15,7 @@ use std::{fmt, io};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::Value;
 
+use crate::address::listen::ListenAddress;
 use crate::address::{Incarnation, NodeId};
 use crate::config::{
     self, Config, DriverChoice, Handler, Level, Loaded, SlowClient, Source, TlsFiles,
@@ -27,7 +28,9 @@ use crate::queue::Bounds;
 use crate::runtime::check::{ChosenDriver, DriverKind};
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::LogQueue;
-use crate::runtime::{self, Capacity, Listening, MeshPort, ShardPlacement, Summary, TlsContext};
+use crate::runtime::{
+    self, Capacity, Listening, MeshPort, ShardPlacement, SocketFile, Summary, TlsContext,
+};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
@@ -71,15 +74,16 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let driver = choose_driver(config)?;
     tracing::debug!("driver: {}", driver.name());
     runtime::check::grow_descriptor_table(capacity.clients, cores.len());
-    let api = listen(config, config.api.bind, &config.api.tls, "api.bind")?;
+    let api = listen(config, &config.api.bind, &config.api.tls, "api.bind")?;
     let edges = config
         .edges
         .iter()
-        .map(|edge| listen(config, edge.bind, &edge.tls, "edge.bind"))
+        .map(|edge| listen(config, &edge.bind, &edge.tls, "edge.bind"))
         .collect::<Result<Vec<_>, _>>()?;
     let mesh = config.mesh.as_ref().map(MeshStart::new).transpose()?;
     let ready = Ready::new(config, &api, &edges, mesh.as_ref());
-    let bound = Bound { api: api.address, edges: edges.iter().map(|edge| edge.address).collect() };
+    let edge_addresses = edges.iter().map(|edge| edge.address.clone()).collect();
+    let bound = Bound { api: api.address.clone(), edges: edge_addresses };
     let settings = settings(config, FingerprintKey::new(random()?), &bound);
     let ids = reserve_ids(config)?;
     let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
@@ -95,6 +99,9 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
     }
+    // Removed when the node ends.
+    let _socket_files: Vec<SocketFile> =
+        listeners.iter_mut().filter_map(|(_, listening)| listening.file.take()).collect();
     let failed = |error: io::Error| NodeError(format!("shards: {error}"));
     let (sender, events) = mpsc::channel();
     let failures = {
@@ -268,15 +275,23 @@ fn place_of_state() -> Place {
 
 fn listen(
     config: &Config,
-    address: SocketAddr,
+    address: &ListenAddress,
     tls: &Option<TlsFiles>,
     key: &str,
 ) -> Result<Listening, NodeError> {
     let tls = tls.as_ref().map(context).transpose()?;
     let peer_timeout = Duration::from_millis(config.limits.idle_ms);
-    let in_use = "another process listens there; see `ss -ltnp`";
-    runtime::bind(address, config.node.cores.len(), tls, peer_timeout)
-        .map_err(|error| not_bound(key, address, in_use, &error))
+    runtime::bind(address, config.node.cores.len(), tls, peer_timeout).map_err(|error| {
+        match (address, error.kind()) {
+            (ListenAddress::Tcp(tcp), _) => {
+                not_bound(key, *tcp, "another process listens there; see `ss -ltnp`", &error)
+            }
+            (_, io::ErrorKind::AddrInUse) => {
+                NodeError(format!("{key} {address}: another process listens there; see `ss -lxp`"))
+            }
+            _ => NodeError(format!("{key} {address}: {error}")),
+        }
+    })
 }
 
 fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) -> NodeError {
@@ -325,7 +340,7 @@ impl MeshStart {
             incarnation: Incarnation(shards.process.first_unix_ms.unwrap_or_else(runtime::unix_ms)),
             shards: shards.shards,
             advertise: self.advertise,
-            api: shards.api.advertise,
+            api: shards.api.advertise.tcp().expect("the configuration was checked"),
             seeds: self.seeds,
             answer_ms: shards.limits.answer_ms,
             expected: shards.process.nodes_expected,
@@ -366,13 +381,22 @@ fn advertised(configured: SocketAddr, bound: SocketAddr, seeds: &[String]) -> So
     SocketAddr::new(ip, port)
 }
 
+/// Returns the address of the API to tell others.
+fn advertised_api(configured: Option<SocketAddr>, bound: &ListenAddress) -> ListenAddress {
+    match (configured, bound) {
+        (Some(configured), _) => configured.into(),
+        (None, ListenAddress::Tcp(bound)) => advertised(*bound, *bound, &[]).into(),
+        (None, ListenAddress::Unix(_)) => bound.clone(),
+    }
+}
+
 /// The addresses of a node that is ready, for the log line that says so.
 struct Ready {
-    api: SocketAddr,
+    api: String,
     edges: Vec<String>,
     mesh: Option<SocketAddr>,
-    // The address of the start page for a browser on this machine.
-    url: String,
+    // The address of the start page for a browser on this machine. A Unix socket has none.
+    url: Option<String>,
 }
 
 impl Ready {
@@ -383,16 +407,17 @@ impl Ready {
         mesh: Option<&MeshStart>,
     ) -> Self {
         let scheme = if config.api.tls.is_some() { "https" } else { "http" };
-        let ip = match api.address.ip() {
+        let reachable = |ip: IpAddr| match ip {
             ip if !ip.is_unspecified() => ip,
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         };
+        let page = api.address.tcp().map(|tcp| SocketAddr::new(reachable(tcp.ip()), tcp.port()));
         Self {
-            api: api.address,
+            api: api.address.to_string(),
             edges: edges.iter().map(|edge| edge.address.to_string()).collect(),
             mesh: mesh.map(|mesh| mesh.socket.address),
-            url: format!("{scheme}://{}/", SocketAddr::new(ip, api.address.port())),
+            url: page.map(|page| format!("{scheme}://{page}/")),
         }
     }
 
@@ -404,12 +429,15 @@ impl Ready {
         if let Some(mesh) = self.mesh {
             line.push_str(&format!(", mesh {mesh}"));
         }
-        line + ", open " + &self.url
+        if let Some(url) = &self.url {
+            line.push_str(&format!(", open {url}"));
+        }
+        line
     }
 
     fn fields(&self) -> [(&'static str, Value); 4] {
         [
-            ("api", self.api.to_string().into()),
+            ("api", self.api.clone().into()),
             ("edges", self.edges.clone().into()),
             ("mesh", self.mesh.map(|mesh| mesh.to_string()).into()),
             ("url", self.url.clone().into()),
@@ -428,7 +456,7 @@ fn random<const N: usize>() -> Result<[u8; N], NodeError> {
 
 fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints {
     let of = |listening: &Listening, tls: &Option<TlsFiles>| Endpoint {
-        address: listening.address,
+        address: listening.address.clone(),
         has_tls: tls.is_some(),
     };
     let edges = config.edges.iter().zip(edges);
@@ -440,9 +468,9 @@ fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints
 
 /// The addresses that the listeners of a node were bound to.
 struct Bound {
-    api: SocketAddr,
+    api: ListenAddress,
     // In the order of the configuration.
-    edges: Vec<SocketAddr>,
+    edges: Vec<ListenAddress>,
 }
 
 fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> Settings {
@@ -452,7 +480,7 @@ fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> 
         shards: config.node.cores.len(),
         has_mesh: config.mesh.is_some(),
         api: ApiSettings {
-            advertise: advertised(config.api.advertise, bound.api, &[]),
+            advertise: advertised_api(config.api.advertise, &bound.api),
             origins: config.api.origins.clone(),
             users: config.api.users.clone().into(),
             fingerprint_key,

@@ -15,7 +15,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("shard", &["address", "protocol", "message", "metrics", "queue", "slot_map"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
     ("mesh", &["address", "protocol", "message", "metrics", "runtime", "slot_map"]),
-    ("config", &["protocol", "queue"]),
+    ("config", &["address", "protocol", "queue"]),
     ("doctor", &["runtime", "mesh", "config"]),
     (
         "node",

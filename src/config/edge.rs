@@ -1,20 +1,19 @@
 //! Listeners for clients.
 
-use std::net::SocketAddr;
-
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::route::read_routes;
-use super::shape::ADDRESS;
+use super::shape::LISTEN;
 use super::{Api, Limits, Proxy, Route, TlsFiles};
+use crate::address::listen::ListenAddress;
 
 section! {
     /// A listener for clients.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Edge(section, limits: &Limits) {
-        /// The TCP address that clients connect to. Port 0 lets the system pick one. No two listeners may
-        /// have the same address.
-        bind: SocketAddr = ADDRESS, value(([127, 0, 0, 1], 6790).into()), restart;
+        /// The TCP address that clients connect to, or the path of a Unix socket, which is created with mode
+        /// 0660. Port 0 lets the system pick one. No two listeners may have the same address.
+        bind: ListenAddress = LISTEN, value(([127, 0, 0, 1], 6790).into()), restart;
     }
     tables {
         /// TLS for this listener. Without this table, the listener speaks plain `ws://`. For both, write two
@@ -38,7 +37,7 @@ pub(super) fn read_edges(
     api: &Api,
     limits: &Limits,
 ) -> Result<Vec<Edge>, ConfigError> {
-    let mut taken = vec![(api.bind, root.table("api")?.place("bind"))];
+    let mut taken = vec![(api.bind.clone(), root.table("api")?.place("bind"))];
     let mut edges = Vec::new();
     for section in root.tables("edge")? {
         let edge = Edge::read_keys(&section, limits)?;
@@ -46,11 +45,13 @@ pub(super) fn read_edges(
             return Err(section.fault(&["route"], "missing; an edge needs at least one"));
         }
         // Listeners set SO_REUSEPORT: the kernel would let two share an address and mix them up.
-        let same = taken.iter().find(|(bind, _)| *bind == edge.bind && bind.port() != 0);
+        let same = taken
+            .iter()
+            .find(|(bind, _)| *bind == edge.bind && bind.tcp().is_none_or(|tcp| tcp.port() != 0));
         if let Some((bind, place)) = same {
             return Err(section.fault(&["bind"], format!("{bind} is taken by {place}")));
         }
-        taken.push((edge.bind, section.place("bind")));
+        taken.push((edge.bind.clone(), section.place("bind")));
         edges.push(edge);
     }
     Ok(edges)

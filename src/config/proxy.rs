@@ -14,7 +14,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Proxy(section) {
         /// Addresses and address ranges of the proxies. From other addresses, what only a proxy may tell
-        /// means nothing.
+        /// means nothing. On a Unix socket all proxies have the address `127.0.0.1`.
         from: Vec<IpNet> = PROXIES, required("without it nobody is believed", "[\"10.0.0.0/8\", \"::1\"]");
 
         /// Each connection begins with a PROXY protocol header, version 1 or 2, also before TLS. A

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use toml::de::DeValue;
 
 use super::document::{ConfigError, Section, whole_number};
+use crate::address::listen::ListenAddress;
 
 /// The values that a key may have.
 pub(super) trait ValueShape {
@@ -173,6 +174,13 @@ pub(super) const ADDRESS: Text<SocketAddr> = Text {
     parse: |text| text.parse().ok(),
 };
 
+/// The address of a listener.
+pub(super) const LISTEN: Text<ListenAddress> = Text {
+    expected: "an IP address and port such as \"127.0.0.1:7000\", or the path of a Unix socket such as \
+               \"unix:/run/gridcast/a.sock\"",
+    parse: |text| text.parse().ok(),
+};
+
 /// An address that others can connect to.
 pub(super) const REACHABLE: Text<SocketAddr> = Text {
     expected: "an IP address and port that others can connect to, such as \"10.0.0.5:7000\"; not \
@@ -322,7 +330,8 @@ mod tests {
 
     #[test]
     fn an_address_is_an_ip_and_a_port() {
-        let expected = "expected an IP address and port such as \"127.0.0.1:7000\"";
+        let expected = "expected an IP address and port such as \"127.0.0.1:7000\", or the path of a \
+                        Unix socket such as \"unix:/run/gridcast/a.sock\"";
         for bind in ["\"localhost:6790\"", "\"127.0.0.1\"", "6790", "\"127.0.0.1:65536\""] {
             refused(
                 &format!("[[edge]]\nbind = {bind}"),

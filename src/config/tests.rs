@@ -89,7 +89,7 @@ fn an_empty_file_means_the_defaults() {
         }
     );
     assert_eq!(config.api.bind.to_string(), "127.0.0.1:6789");
-    assert_eq!(config.api.advertise, config.api.bind);
+    assert_eq!(config.api.advertise, None);
     assert_eq!((config.edges, config.mesh), (vec![], None));
     assert_eq!(config.queue.topic_bytes, 67_108_864);
     assert_eq!(config.limits.answer_ms, 1500);
@@ -121,7 +121,7 @@ fn without_a_file_there_are_the_routes_ws_and_echo() {
 #[test]
 fn every_key_is_read() {
     let config = parse(include_str!("every_key.toml"));
-    let bind = |text: &str| text.parse().expect("an address");
+    let bind = |text: &str| text.parse::<std::net::SocketAddr>().expect("an address");
     assert_eq!(
         config.node,
         Node {
@@ -134,7 +134,7 @@ fn every_key_is_read() {
         }
     );
     let origins = vec!["https://admin.example.org:8443".to_owned()];
-    let (bind_api, advertise) = (bind("10.0.0.5:7000"), bind("10.0.0.5:6789"));
+    let (bind_api, advertise) = (bind("10.0.0.5:7000").into(), Some(bind("10.0.0.5:6789")));
     let hash = "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHQ$hB+3w+XCqbeX/gTIqKvDd3rvONixo8T2Dgv6KiwCGcs";
     let proxy = |protocol| {
         let from = ["10.0.0.2/32", "10.1.0.0/16"].map(|text| text.parse().expect("a range"));
@@ -191,7 +191,12 @@ fn every_key_is_read() {
     };
     assert_eq!(
         config.edges,
-        [Edge { bind: bind("0.0.0.0:7001"), tls: None, proxy: proxy(false), routes: vec![route] }]
+        [Edge {
+            bind: bind("0.0.0.0:7001").into(),
+            tls: None,
+            proxy: proxy(false),
+            routes: vec![route]
+        }]
     );
     let mesh = config.mesh.as_ref().expect("it is written");
     assert_eq!((mesh.bind, mesh.advertise), (bind("10.0.0.5:7002"), bind("192.0.2.5:6788")));

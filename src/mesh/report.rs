@@ -40,7 +40,8 @@ impl Mesh {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             clients: self.clients.iter().sum(),
         };
-        let mut nodes = vec![NodeRow { node: settings.node, api: settings.api, mesh: Some(own) }];
+        let mut nodes =
+            vec![NodeRow { node: settings.node, api: settings.api.into(), mesh: Some(own) }];
         nodes.extend(self.peers.values().map(|peer| self.node_row(peer)));
         nodes.sort_by_key(|row| row.node);
         let mut page = Vec::new();
@@ -61,7 +62,7 @@ impl Mesh {
             version: peer.hello.software.clone(),
             clients: peer.clients,
         };
-        NodeRow { node, api: peer.hello.api, mesh: Some(mesh) }
+        NodeRow { node, api: peer.hello.api.into(), mesh: Some(mesh) }
     }
 
     /// Whether a node is known to have subscribers of a channel.

@@ -1,11 +1,11 @@
 //! Reloads the configuration of a running node: all of it, or nothing if anything in it is wrong.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Bound, NodeError, capacity, context, level, tls_listeners};
+use crate::address::listen::ListenAddress;
 use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, Written};
 use crate::message::FromNode;
 use crate::protocol::api::ReloadedSettings;
@@ -98,9 +98,11 @@ impl Reloader {
         let contexts = tls_listeners(&config)
             .map(|(listener, tls)| Ok((listener, tls.clone(), context(tls)?)))
             .collect::<Result<_, NodeError>>()?;
-        let (key, advertise) = (&self.settings.api.fingerprint_key, self.settings.api.advertise);
+        let (key, advertise) = (&self.settings.api.fingerprint_key, &self.settings.api.advertise);
         let mut settings = super::settings(&config, key.clone(), &self.bound);
-        settings.api.advertise = advertise_of(&config, &self.config, advertise);
+        if config.api.advertise == self.config.api.advertise {
+            settings.api.advertise = advertise.clone();
+        }
         let settings = self
             .settings
             .reloaded(settings, &config.api.users)
@@ -165,14 +167,6 @@ fn log_changes(changes: &[Change]) {
     }
 }
 
-/// Returns the address to advertise: the one in use, unless the key was changed.
-fn advertise_of(new: &Config, running: &Config, in_use: SocketAddr) -> SocketAddr {
-    match new.api.advertise == running.api.advertise {
-        true => in_use,
-        false => new.api.advertise,
-    }
-}
-
 /// Returns a new configuration with the running values of all settings that need a restart.
 ///
 /// # Errors
@@ -180,12 +174,12 @@ fn advertise_of(new: &Config, running: &Config, in_use: SocketAddr) -> SocketAdd
 fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
     let mut config = new;
     let mut edges = std::mem::take(&mut config.edges);
-    let mut take = |bind| {
-        let at = edges.iter().position(|edge: &Edge| edge.bind == bind)?;
+    let mut take = |bind: &ListenAddress| {
+        let at = edges.iter().position(|edge: &Edge| edge.bind == *bind)?;
         Some(edges.remove(at))
     };
     let edges = running.edges.iter().map(|edge| {
-        let new = take(edge.bind);
+        let new = take(&edge.bind);
         Edge {
             tls: same_presence(&edge.tls, new.as_ref().and_then(|new| new.tls.as_ref())),
             ..new.unwrap_or_else(|| edge.clone())
@@ -196,11 +190,11 @@ fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
     let (node, new) = (running.node.clone(), config.node);
     config.node =
         crate::config::Node { drain_s: new.drain_s, lame_duck_s: new.lame_duck_s, ..node };
-    config.api.bind = running.api.bind;
+    config.api.bind = running.api.bind.clone();
     config.mesh = running.mesh.clone();
     config.data = running.data.clone();
     config.log.format = running.log.format;
-    if config.api.users.is_empty() && !config.api.bind.ip().to_canonical().is_loopback() {
+    if config.api.users.is_empty() && !config.api.bind.is_local() {
         return Err(NodeError(format!(
             "api.user: none is left, but the API listens on {}: without users it listens on \
              loopback only, which needs a restart",

@@ -1,5 +1,7 @@
 //! Listening sockets: one per shard on the same address. The kernel distributes new connections between
-//! them (SO_REUSEPORT).
+//! them (SO_REUSEPORT). `unix.rs`: Unix sockets.
+
+mod unix;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -9,6 +11,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::identity::TlsContext;
+use crate::address::listen::ListenAddress;
+pub use unix::SocketFile;
 
 /// The most connections that may wait to be accepted, per shard. The kernel reduces this to
 /// `net.core.somaxconn`.
@@ -23,7 +27,9 @@ const SILENCE_S: libc::c_int = 1;
 #[derive(Debug)]
 pub struct Listening {
     /// The bound address. Its port is the actual one, even if port 0 was requested.
-    pub address: SocketAddr,
+    pub address: ListenAddress,
+    /// The file of a Unix socket, which is to be kept as long as the node listens.
+    pub file: Option<SocketFile>,
     /// One socket for each shard.
     pub sockets: Vec<Socket>,
     /// The TLS configuration. `None`: plain TCP.
@@ -36,11 +42,18 @@ pub struct Listening {
 /// # Errors
 /// The address does not belong to this machine, or is in use, also by another gridcast.
 pub fn bind(
-    address: SocketAddr,
+    address: &ListenAddress,
     shards: usize,
     tls: Option<TlsContext>,
     peer_timeout: Duration,
 ) -> io::Result<Listening> {
+    let address = match address {
+        ListenAddress::Tcp(address) => *address,
+        ListenAddress::Unix(path) => {
+            let (file, sockets) = unix::listen(path, shards)?;
+            return Ok(Listening { address: address.clone(), file: Some(file), sockets, tls });
+        }
+    };
     if address.port() != 0 {
         // With SO_REUSEPORT another process of the same user could share the port, and each would get
         // some of the connections. A bind without it checks first that the port is free.
@@ -52,7 +65,7 @@ pub fn bind(
     for _ in 1..shards {
         sockets.push(listen(address, peer_timeout)?);
     }
-    Ok(Listening { address, sockets, tls })
+    Ok(Listening { address: address.into(), file: None, sockets, tls })
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
@@ -109,12 +122,12 @@ mod tests {
 
     #[test]
     fn every_shard_listens_on_the_port_that_the_first_was_given() {
-        let listening = bind("127.0.0.1:0".parse().unwrap(), 3, None, PEER_TIMEOUT).unwrap();
+        let listening = bind(&"127.0.0.1:0".parse().unwrap(), 3, None, PEER_TIMEOUT).unwrap();
         assert_ne!(listening.address.port(), 0);
         assert_eq!(listening.sockets.len(), 3);
         for socket in &listening.sockets {
             let local = socket.local_addr().unwrap().as_socket();
-            assert_eq!(local, Some(listening.address));
+            assert_eq!(local, listening.address.tcp());
         }
     }
 
@@ -125,8 +138,8 @@ mod tests {
 
     #[test]
     fn a_port_that_another_shares_willingly_is_still_in_use() {
-        let listening = bind("127.0.0.1:0".parse().unwrap(), 1, None, PEER_TIMEOUT).unwrap();
-        let error = bind(listening.address, 1, None, PEER_TIMEOUT).unwrap_err();
+        let listening = bind(&"127.0.0.1:0".parse().unwrap(), 1, None, PEER_TIMEOUT).unwrap();
+        let error = bind(&listening.address, 1, None, PEER_TIMEOUT).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

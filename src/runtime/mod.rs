@@ -44,6 +44,6 @@ pub use awake::AwakeClock;
 pub use bus::{MeshPort, Port, bus};
 pub use clock::unix_ms;
 pub use identity::TlsContext;
-pub use listener::{BACKLOG, Listening, bind, route_out};
+pub use listener::{BACKLOG, Listening, SocketFile, bind, route_out};
 pub use start::{Renewals, ShardPlacement, Shards, start};
 pub use watch::{Capacity, Summary};

@@ -441,7 +441,8 @@ impl Poller {
         if slot.is_none() {
             // `accept_now` must not wait where another took the connection.
             rustix::io::ioctl_fionbio(socket, true)?;
-            let edges = EventFlags::IN | EventFlags::ET;
+            // All shards wait for the same Unix socket. Only one of them is woken.
+            let edges = EventFlags::IN | EventFlags::ET | EventFlags::EXCLUSIVE;
             epoll::add(&self.epoll, socket, Source::Listener(number).data(), edges)?;
         }
         let fd = socket.as_raw_fd();

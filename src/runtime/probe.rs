@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, Stream,
 };
+
+use crate::address::listen::ListenAddress;
 
 /// The longest wait for the connection, and for each part of the answer.
 const WAIT_MAX: Duration = Duration::from_secs(3);
@@ -23,9 +26,12 @@ const HEALTHY: &[u8] = b"HTTP/1.1 200";
 ///
 /// # Errors
 /// The node cannot be reached, does not answer in time, or answers anything but 200. One line.
-pub fn probe(bind: SocketAddr, has_tls: bool) -> Result<(), String> {
-    let address = reachable(bind);
-    let status = ask(address, has_tls).map_err(|error| format!("{address}: {error}"))?;
+pub fn probe(bind: &ListenAddress, has_tls: bool) -> Result<(), String> {
+    let address = match bind {
+        ListenAddress::Tcp(bind) => reachable(*bind).into(),
+        ListenAddress::Unix(_) => bind.clone(),
+    };
+    let status = ask(&address, has_tls).map_err(|error| format!("{address}: {error}"))?;
     if status == HEALTHY {
         return Ok(());
     }
@@ -43,20 +49,38 @@ fn reachable(bind: SocketAddr) -> SocketAddr {
 }
 
 /// Sends the request and returns as many bytes of the response as [`HEALTHY`] has.
-fn ask(address: SocketAddr, has_tls: bool) -> std::io::Result<Vec<u8>> {
-    let mut socket = TcpStream::connect_timeout(&address, WAIT_MAX)?;
-    socket.set_read_timeout(Some(WAIT_MAX))?;
-    socket.set_write_timeout(Some(WAIT_MAX))?;
-    if has_tls {
-        let mut session = session(address).map_err(std::io::Error::other)?;
-        exchange(&mut Stream::new(&mut session, &mut socket), address)
-    } else {
-        exchange(&mut socket, address)
+fn ask(address: &ListenAddress, has_tls: bool) -> std::io::Result<Vec<u8>> {
+    match address {
+        ListenAddress::Tcp(address) => {
+            let socket = TcpStream::connect_timeout(address, WAIT_MAX)?;
+            socket.set_read_timeout(Some(WAIT_MAX))?;
+            socket.set_write_timeout(Some(WAIT_MAX))?;
+            ask_over(socket, *address, has_tls)
+        }
+        ListenAddress::Unix(path) => {
+            let socket = UnixStream::connect(path)?;
+            socket.set_read_timeout(Some(WAIT_MAX))?;
+            socket.set_write_timeout(Some(WAIT_MAX))?;
+            ask_over(socket, (Ipv4Addr::LOCALHOST, 0).into(), has_tls)
+        }
     }
 }
 
-fn exchange(stream: &mut (impl Read + Write), address: SocketAddr) -> std::io::Result<Vec<u8>> {
-    write!(stream, "GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+fn ask_over(
+    mut socket: impl Read + Write,
+    host: SocketAddr,
+    has_tls: bool,
+) -> std::io::Result<Vec<u8>> {
+    if has_tls {
+        let mut session = session(host).map_err(std::io::Error::other)?;
+        exchange(&mut Stream::new(&mut session, &mut socket), host)
+    } else {
+        exchange(&mut socket, host)
+    }
+}
+
+fn exchange(stream: &mut (impl Read + Write), host: SocketAddr) -> std::io::Result<Vec<u8>> {
+    write!(stream, "GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
     stream.flush()?;
     let mut status = vec![0; HEALTHY.len()];
     stream.read_exact(&mut status)?;
@@ -140,7 +164,7 @@ mod tests {
             }
             socket.write_all(answer).unwrap();
         });
-        let result = probe(address, false);
+        let result = probe(&address.into(), false);
         server.join().unwrap();
         result
     }
@@ -157,7 +181,7 @@ mod tests {
     #[test]
     fn a_node_that_does_not_run_is_not_healthy() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let why = probe(address, false).unwrap_err();
+        let why = probe(&address.into(), false).unwrap_err();
         assert!(why.starts_with(&format!("{address}: ")), "{why}");
     }
 }

@@ -2,7 +2,6 @@
 //! reloaded. Mutable state that the shards share is in [`super::node_state`].
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use super::connection::Listener;
 use super::rate::Rate;
 use super::users::Users;
 use crate::address::NodeId;
+use crate::address::listen::ListenAddress;
 use crate::address::networks::Networks;
 use crate::address::remote::Remote;
 use crate::protocol::credentials::{FingerprintKey, User};
@@ -63,10 +63,10 @@ pub struct Endpoints {
 }
 
 /// The address of a listener.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// The IP address and port. With a configured port of 0, the port that the system has chosen.
-    pub address: SocketAddr,
+    /// The address. With a configured port of 0, the port is the one that the system has chosen.
+    pub address: ListenAddress,
     /// Whether the listener uses TLS.
     pub has_tls: bool,
 }
@@ -171,7 +171,7 @@ impl ProxySettings {
 #[derive(Clone, Debug)]
 pub struct ApiSettings {
     /// The address at which back ends reach this node.
-    pub advertise: SocketAddr,
+    pub advertise: ListenAddress,
     /// Web origins that may call the API from a browser, in lower case.
     pub origins: Vec<String>,
     /// The users of the API. If there are none, requests need no authentication.

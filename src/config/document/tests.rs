@@ -87,7 +87,7 @@ fn a_variable_overrides_the_file_and_the_defaults() {
     for config in [parse_with(text, &variables), development(&variables)] {
         let config = config.expect("the variables are right and override what is wrong");
         assert_eq!(config.api.bind.to_string(), "127.0.0.1:0");
-        assert_eq!(config.api.advertise.to_string(), "[fd00::1]:6789");
+        assert_eq!(config.api.advertise, Some("[fd00::1]:6789".parse().expect("an address")));
         assert_eq!(config.api.origins, ["https://a", "https://b"]);
         assert_eq!(config.node.cores, [0, 2]);
         assert_eq!(config.limits.ping_ms, 1000);

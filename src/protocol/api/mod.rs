@@ -25,6 +25,7 @@ pub use write::{
 };
 
 use super::frame::{self, Kind};
+use crate::address::listen::ListenAddress;
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 
@@ -273,7 +274,7 @@ pub struct NodeRow {
     /// The node's id.
     pub node: NodeId,
     /// The address at which back ends reach the node's API.
-    pub api: SocketAddr,
+    pub api: ListenAddress,
     /// The mesh's view of the node. `None`: the answering node has no mesh.
     pub mesh: Option<MeshRow>,
 }

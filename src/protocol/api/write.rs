@@ -102,12 +102,15 @@ pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
     out.extend_from_slice(b"{\"nodes\":[");
     for (index, NodeRow { node, api, mesh }) in nodes.enumerate() {
         let comma = if index > 0 { "," } else { "" };
-        let (node, ip, port) = (node.number(), api.ip(), api.port());
-        let row = format!(
-            "{comma}{{\"id\":{node},\"api_server\":\"{api}\",\"host\":\"{api}\",\"ip\":\"{ip}\",\
-             \"port\":{port}"
-        );
-        out.extend_from_slice(row.as_bytes());
+        let (node, port) = (node.number(), api.port());
+        // A Unix socket has no IP address.
+        let ip = api.ip().map(|ip| ip.to_string()).unwrap_or_default();
+        let api = api.to_string();
+        out.extend_from_slice(format!("{comma}{{\"id\":{node},\"api_server\":").as_bytes());
+        put_string(out, &api);
+        out.extend_from_slice(b",\"host\":");
+        put_string(out, &api);
+        out.extend_from_slice(format!(",\"ip\":\"{ip}\",\"port\":{port}").as_bytes());
         if let Some(MeshRow { address, state, version, clients }) = mesh {
             let row = format!(
                 ",\"mesh\":\"{address}\",\"state\":\"{state}\",\"clients\":{clients},\"version\":"

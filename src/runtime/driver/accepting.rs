@@ -51,6 +51,10 @@ impl<I: SocketIo> Driver<I> {
                     accepting.state = AcceptState::RestingUntil(now.ms + ACCEPT_REST_MS);
                     self.shard.counters_mut().limits.descriptors += 1;
                 }
+                // Another shard has stopped accepting from the Unix socket that all shards share.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    accepting.state = AcceptState::Stopped;
+                }
                 _ => self.io.accept(number, accepting.socket.as_fd()),
             }
         }

@@ -254,12 +254,13 @@ impl<I: Tested> World<I> {
             let context = certificate.map(|certificate| certificate.context.clone());
             let any = "127.0.0.1:0".parse().unwrap();
             let peer_timeout = Duration::from_millis(settings.limits.idle_ms);
-            let Listening { address, mut sockets, tls } =
-                bind(any, 1, context, peer_timeout).unwrap();
+            let Listening { address, mut sockets, tls, .. } =
+                bind(&any, 1, context, peer_timeout).unwrap();
             let socket = sockets.remove(0);
             // Accepted sockets inherit it.
             send_buffer.into_iter().for_each(|bytes| socket.set_send_buffer_size(bytes).unwrap());
             listeners.push((socket, listener, tls.map(|context| ListenerTls::new(context).0)));
+            let address = address.tcp().expect("it is bound to an IP address");
             doors.push(Door { address, is_api: listener == Listener::Api, tls: client });
         }
         let state = Arc::new(NodeState::new(settings, Arc::default()));

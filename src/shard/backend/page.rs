@@ -31,7 +31,12 @@ fn describe(settings: &Settings) -> String {
     put_endpoint(&mut out, endpoints.map(|all| &all.api), settings.api.advertise.port());
     put_flag(&mut out, ",\"users\":", has_users);
     out.extend_from_slice(b",\"routes\":[");
-    let edges = settings.edges.iter().enumerate();
+    // A browser cannot connect to a Unix socket.
+    let is_unix = |at: usize| {
+        let endpoint = endpoints.and_then(|all| all.edges.get(at));
+        endpoint.is_some_and(|endpoint| endpoint.address.tcp().is_none())
+    };
+    let edges = settings.edges.iter().enumerate().filter(|(at, _)| !is_unix(*at));
     let routes =
         edges.flat_map(|(at, edge)| edge.open_routes().map(move |(_, route)| (at, edge, route)));
     for (number, (at, edge, route)) in routes.enumerate() {
@@ -61,7 +66,7 @@ fn put_route(
     route: &RouteSettings,
 ) {
     put_endpoint(out, endpoint, edge.port);
-    let host = endpoint.map(|at| at.address.ip()).filter(|ip| !ip.is_unspecified());
+    let host = endpoint.and_then(|at| at.address.ip()).filter(|ip| !ip.is_unspecified());
     let host = host.map(|ip| match ip.is_ipv6() {
         true => format!("[{ip}]"),
         false => ip.to_string(),

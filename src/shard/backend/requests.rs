@@ -204,7 +204,7 @@ pub(crate) fn open_websocket(
 
 /// Returns the body of `/v1/nodes` on a node without a mesh: one row.
 fn nodes(turn: &Turn) -> String {
-    let (node, api) = (turn.settings.node, turn.settings.api.advertise);
+    let (node, api) = (turn.settings.node, turn.settings.api.advertise.clone());
     let row = NodeRow { node, api, mesh: None };
     let mut page = Vec::new();
     api::put_nodes(&mut page, std::iter::once(row));
