@@ -11,6 +11,7 @@
 //! An error is one line: the place, the key, the expected value, the value found. The layer reads files
 //! and nothing else of the process: environment variables and CPUs are arguments.
 
+mod admit;
 mod api;
 mod changes;
 mod data;
@@ -27,6 +28,7 @@ mod queue;
 mod reference;
 mod route;
 mod sample;
+mod service;
 mod shape;
 mod source;
 mod tls;

@@ -13,6 +13,7 @@
 //! | [`metrics`] | the counters of a shard |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, io_uring and epoll, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
+//! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks |
 //! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
 //! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
 //! | [`doctor`] | checks the machine, and reports problems |
@@ -36,12 +37,12 @@
 //! # The arrows
 //!
 //! A layer imports only layers to its left. `tests/architecture.rs` enforces this table. The same
-//! test restricts who may name glommio, io_uring, quinn, tokio, the sessions of rustls, and the
+//! test restricts who may name glommio, io_uring, quinn, tokio, hyper, the sessions of rustls, and the
 //! sockets of `std::net`.
 //!
 //! ```text
-//! address ← protocol ← message ← queue ← shard ← runtime ← mesh ← node ← main
-//!  metrics, slot_map ←────┘                                config ←──┘
+//! address ← protocol ← message ← queue ← shard ← runtime ← mesh, bridge ← node ← main
+//!  metrics, slot_map ←────┘                                        config ←──┘
 //!                                              runtime, mesh, config ← doctor ← main
 //! ```
 //!
@@ -131,6 +132,17 @@
 //!    (`runtime::verifier`).
 //! 4. The result arrives through the bus, and the request continues (`shard::requests`).
 //!
+//! # The life of a handshake that needs the world
+//!
+//! 1. `shard::client::handshake` finds that a key is missing, or that the route has an admission hook, and
+//!    returns what the handshake needs.
+//! 2. `shard::admission` parks the request and pauses the connection, as for a hashed secret, and sends a
+//!    message to the bridge.
+//! 3. The bridge fetches the keys, or asks the hook. Many handshakes of a shard share one question for keys,
+//!    and all shards share one fetch (`bridge::keys`). Questions for a hook queue there (`bridge::hooks`).
+//! 4. The answer arrives through the bus. The handshake is checked again from its start, with the new
+//!    keys or with what the hook grants. Its deadline passes in the shard, whatever the bridge does.
+//!
 //! # Rate limits and fairness
 //!
 //! `shard::rate` stores one number per client or address: the time when its bucket is full again. A
@@ -179,6 +191,12 @@
 //! to each other node, with a stream per sender. `mesh::identity` decides which nodes belong to the
 //! grid. See [`mesh`] for its files.
 //!
+//! # The thread of the bridge
+//!
+//! `bridge::Bridge` is a value like a shard. `bridge::http` drives it on a thread of its own, with a tokio
+//! runtime of its own, so that TLS and JSON delay neither shards nor heartbeats. Messages of shards come
+//! through one bounded channel (`runtime::outlet`); answers go through the bus.
+//!
 //! # Standard error
 //!
 //! `runtime::log` is a bounded queue, and one thread that writes it to standard error. If the
@@ -201,6 +219,7 @@
 #![cfg_attr(not(test), warn(unreachable_pub))]
 
 pub mod address;
+pub mod bridge;
 pub mod config;
 pub mod doctor;
 pub mod mesh;

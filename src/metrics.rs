@@ -86,6 +86,11 @@ counters! {
         proxy_refused: "Connections of proxies closed because they did not begin with a valid PROXY protocol header",
         expired: "Clients closed because their token expired",
         unauthorised: "Requests refused for wrong or missing credentials",
+        admissions: "Handshakes about which an admission hook was asked",
+        admissions_refused: "Handshakes refused with 401 or 403 because an admission hook said so",
+        admissions_failed: "Handshakes refused with 503 because an admission hook did not answer properly in time",
+        key_fetches: "Fetches of key sets that have ended",
+        key_fetches_failed: "Fetches of key sets that have failed",
     }
     limits {
         edge_message_bytes: "Clients closed with 1009, including by the limit of their route",
@@ -113,6 +118,7 @@ counters! {
         calls_waiting: "Times a back end was not read from, or a call was answered with 103, because too many calls were unanswered",
         wrong_credentials: "Requests refused with 429: too many wrong credentials from their address",
         verifications: "Requests refused with 503: too many credentials waited to be verified",
+        waiting_handshakes: "Handshakes refused with 503: too many waited for keys or an admission hook",
         client_ids: "Handshakes refused with 503: clients arrived faster than ids are available",
         tls_handshakes: "Steps of TLS handshakes postponed to a later turn",
         descriptors: "Times accepting paused for lack of file descriptors",
@@ -165,12 +171,16 @@ pub struct Report {
     pub pending_calls: u64,
     /// Back ends with a fan-out in progress.
     pub unfinished_fanouts: u64,
+    /// Handshakes that wait for keys or an admission hook.
+    pub waiting_handshakes: u64,
     /// The topics whose home the shard is.
     pub topics: Vec<TopicReport>,
     /// Durations of turns, without sleep.
     pub turns: Durations,
     /// Durations of calls that involved other shards.
     pub calls: Durations,
+    /// Durations of questions to admission hooks.
+    pub admissions: Durations,
     /// Durations from the arrival of events at topics until they were written, or acknowledged.
     pub events: Durations,
     /// The figures of the process, in the report of the first shard only.

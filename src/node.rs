@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::address::listen::ListenAddress;
 use crate::address::{Incarnation, NodeId};
+use crate::bridge;
 use crate::config::{
     self, Config, DriverChoice, Handler, Level, Loaded, SlowClient, Source, TlsFiles,
 };
@@ -24,6 +25,7 @@ use crate::mesh::identity::NodeIdentity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
+use crate::protocol::token::KeySource;
 use crate::queue::Bounds;
 use crate::runtime::check::{ChosenDriver, DriverKind};
 use crate::runtime::ids::{self, Place, Reservation};
@@ -111,9 +113,21 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     };
     let spin = Duration::from_micros(config.node.spin_us);
     let placement = ShardPlacement { cores, driver, spin };
-    let (shards, port) =
-        runtime::start(&settings, &state, placement, listeners, capacity, failures.clone())
-            .map_err(failed)?;
+    let (to_bridge, inbox) = bridge::http::channel();
+    let (shards, port) = runtime::start(
+        &settings,
+        &state,
+        placement,
+        listeners,
+        capacity,
+        &to_bridge,
+        failures.clone(),
+    )
+    .map_err(failed)?;
+    let (sources, random_seed) = (key_sources(config), u64::from_ne_bytes(random()?));
+    let bridge =
+        bridge::http::start(inbox, sources, random_seed, shards.control(), failures.clone())
+            .map_err(|error| NodeError(format!("bridge: {error}")))?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
         None => None,
@@ -130,6 +144,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         settings,
         state: state.clone(),
         reloads: shards.reloads(),
+        to_bridge,
         times: times.clone(),
         log: log.clone(),
     };
@@ -142,6 +157,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     if let Some(mesh) = mesh {
         mesh.leave();
     }
+    bridge.stop();
     let summary = summary.map_err(failed)?;
     report(&summary);
     Ok(())
@@ -160,6 +176,13 @@ fn choose_driver(config: &Config) -> Result<DriverKind, NodeError> {
         tracing::warn!("{warning}");
     }
     Ok(kind)
+}
+
+/// Returns the sources from which the keys of routes are fetched.
+fn key_sources(config: &Config) -> Vec<Arc<KeySource>> {
+    let routes = config.edges.iter().flat_map(|edge| &edge.routes);
+    let rules = routes.filter_map(|route| route.token.as_ref());
+    rules.filter_map(|rule| rule.key_source().cloned()).collect()
 }
 
 fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &TlsFiles)> {
@@ -532,6 +555,7 @@ fn route_of(route: &config::Route) -> RouteSettings {
         hold_until: route.hold_until.as_deref().map(Box::from),
         origins: route.origins.clone(),
         token: route.token.clone(),
+        admit: route.admit.clone(),
         echo: route.handler == Some(Handler::Echo),
         subprotocols: route.subprotocols.clone(),
         compression: route.compression,

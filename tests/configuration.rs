@@ -65,8 +65,9 @@ fn every_setting_of_the_sample_file_can_be_switched_on() {
         "api.user" => key == "token",
         "edge.route" => key == "handler",
         "api.proxy" | "edge.proxy" => key == "forwarded",
-        "edge.route.token" => key == "key_file",
+        "edge.route.token" => ["key_file", "jwks", "refresh_s", "ca"].contains(&key),
         "edge.route.token.keys" => true,
+        "edge.route.admit" => key == "ca",
         _ => table.ends_with(".tls"),
     };
     let config = parse(&switched_on(|table, key| !excluded(table, key)));
@@ -82,7 +83,8 @@ fn what_excludes_another_setting_can_be_switched_on_instead_of_it() {
         ("api.user", "password", None),
         ("api.proxy", "protocol", None),
         ("edge.proxy", "protocol", None),
-        ("edge.route.token", "key", Some("edge.route.token.key_file: cannot be read")),
+        ("edge.route.token", "key", Some("edge.route.token.jwks: a token has a key, a key_file")),
+        ("edge.route.admit", "", Some("edge.route.admit.ca: /etc/gridcast/ca.pem: cannot be read")),
         ("edge.route.token.keys", "key", Some("edge.route.token.keys.key_file: cannot be read")),
         ("api.tls", "", Some("api.tls.cert: /etc/gridcast/cert.pem: cannot be read")),
         ("edge.tls", "", Some("edge.tls.cert: /etc/gridcast/cert.pem: cannot be read")),

@@ -4,12 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Limits;
+use super::admit::{AdmitKeys, read_admit};
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::limits::{MESSAGE_BYTES, OUTBOUND_BYTES};
 use super::origin::ORIGINS;
 use super::shape::{Choice, List, Switch, Text, Words, bytes, limit};
 use super::token::{TokenKeys, read_token};
+use crate::protocol::admission::AdmissionHook;
 use crate::protocol::http::is_token;
 use crate::protocol::token::TokenRule;
 
@@ -76,6 +78,12 @@ section! {
         /// costs the shard a check: a keyed hash for HS256, a public-key signature for the others.
         token as "token": Option<Arc<TokenRule>> = read_token(section)?,
             Optional(TokenKeys::definition);
+
+        /// A back end that decides at connect whether a device may come in. After the checks of the
+        /// origin, the token and the channels, the request is posted to it as JSON. An answer of 200
+        /// lets the device in, 401 and 403 keep it out, and anything else is 503.
+        admit as "admit": Option<Arc<AdmissionHook>> = read_admit(section)?,
+            Optional(AdmitKeys::definition);
     }
 }
 

@@ -10,7 +10,10 @@ use toml::de::DeTable;
 
 use super::definition::{Definition, joined};
 use super::*;
+use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
+use crate::protocol::service::HttpService;
+use crate::protocol::signature::SigningSecret;
 use crate::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use crate::queue::WhenFull;
 
@@ -183,6 +186,10 @@ fn every_key_is_read() {
             rule.issuer = Some("login".to_owned());
             Arc::new(rule)
         }),
+        admit: Some(Arc::new(AdmissionHook {
+            service: HttpService::new("https://login.example.org/admit", 500).expect("a URL"),
+            secret: Some(SigningSecret::new("shared")),
+        })),
         handler: None,
         compression: true,
         message_bytes: 2048,
@@ -266,10 +273,14 @@ fn the_test_of_every_key_leaves_none_out() {
             "edge.tls.key",
             "edge.route.handler",
             "edge.route.token.key_file",
+            "edge.route.token.jwks",
+            "edge.route.token.refresh_s",
+            "edge.route.token.ca",
             "edge.route.token.keys.kid",
             "edge.route.token.keys.algorithm",
             "edge.route.token.keys.key",
             "edge.route.token.keys.key_file",
+            "edge.route.admit.ca",
         ]
     );
 }

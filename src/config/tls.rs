@@ -148,6 +148,15 @@ impl MutualTls {
     }
 }
 
+/// Reads the certificates of authorities from the file that `key` names.
+pub(super) fn authorities(
+    section: &Section<'_>,
+    key: &str,
+    file: &Path,
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    certificates(&section.place(key), file)
+}
+
 fn certificates(place: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let read = || {
         let text = read_text(file)?;

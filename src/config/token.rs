@@ -1,19 +1,24 @@
 //! The tokens that a route accepts. No message shows the value of a key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::read_bounded;
-use super::shape::{Choice, List, SecretText, Text, Words};
+use super::service::{CA_FILE, Url, service};
+use super::shape::{Choice, List, SecretText, Text, Words, whole_of};
 use crate::protocol::token::{
-    KEYS_MAX, KeySet, RuleKeys, TokenAlgorithm, TokenRule, TokenSources, VerifyingKey,
+    KEYS_MAX, KeySet, KeySource, RuleKeys, TokenAlgorithm, TokenRule, TokenSources, VerifyingKey,
 };
+
+/// The time within which an issuer must send its key set, in milliseconds.
+const KEYS_TIMEOUT_MS: u64 = 5000;
 
 section! {
     pub(super) struct TokenKeys(section) {
-        /// The algorithm that tokens are signed with. Required beside `key` and `key_file`.
+        /// The algorithm that tokens are signed with. Required beside `key` and `key_file`. Beside `jwks`,
+        /// only keys of this algorithm are used.
         algorithm: Option<TokenAlgorithm> = ALGORITHMS, none("that of each key", "\"HS256\"");
 
         /// The secret of at least 32 bytes for HS256, or the public key in PEM for the others.
@@ -22,6 +27,19 @@ section! {
 
         /// A file that holds the key, instead of `key`.
         key_file: Option<String> = FILE, none("none", "\"/etc/gridcast/token.pem\"");
+
+        /// The URL of the issuer's JSON Web Key Set, instead of a key: `https://`, or `http://` to a
+        /// loopback address. The keys are fetched at the start, every `refresh_s`, and for an unknown
+        /// `kid`, at most once a minute. While the issuer is down, the last keys stay in use.
+        jwks: Option<String> = Url,
+            none("none", "\"https://login.example.org/.well-known/jwks.json\"");
+
+        /// The time between two fetches of `jwks`.
+        refresh_s: u64 = whole_of(" of seconds", 1..=86_400), value(300);
+
+        /// A PEM file: the authorities that the certificate of `jwks` must come from.
+        ca: Option<PathBuf> = CA_FILE,
+            none("those that the system trusts", "\"/etc/gridcast/ca.pem\"");
 
         /// Where a client may put the token; the first that is there counts. `header`:
         /// `Authorization: Bearer TOKEN`. `protocol`: the subprotocol `bearer.TOKEN`, which browsers can
@@ -74,6 +92,10 @@ pub(super) fn read_token(route: &Section<'_>) -> Result<Option<Arc<TokenRule>>, 
         return Ok(None);
     }
     let mut keys = TokenKeys::read_keys(&section)?;
+    if keys.jwks.is_none() {
+        section.without("refresh_s", "has no effect without jwks")?;
+        section.without("ca", "has no effect without jwks")?;
+    }
     let verifying = read_verifying_keys(&section, &mut keys)?;
     let mut rule = TokenRule::new(verifying, keys.from);
     rule.audience = keys.audience;
@@ -86,14 +108,24 @@ fn read_verifying_keys(
     section: &Section<'_>,
     keys: &mut TokenKeys,
 ) -> Result<RuleKeys, ConfigError> {
-    let places = ["keys", "key_file", "key"];
+    let places = ["jwks", "keys", "key_file", "key"];
     let mut written = places.into_iter().filter(|place| section.has(place));
     let place = written.next();
     if let Some(place) = place.filter(|_| written.next().is_some()) {
-        let reason = "a token has a key, a key_file or keys, not several of them";
+        let reason = "a token has a key, a key_file, keys or jwks, not several of them";
         return Err(section.fault(&[place], reason));
     }
     match place {
+        Some("jwks") => {
+            let url = keys.jwks.take().expect("it is written");
+            let service = service(section, &url, KEYS_TIMEOUT_MS, keys.ca.take())?;
+            let (algorithm, refresh_s) = (keys.algorithm, keys.refresh_s);
+            if algorithm == Some(TokenAlgorithm::Hs256) {
+                let reason = "HS256 has no public keys that an issuer could publish";
+                return Err(section.fault(&["algorithm"], reason));
+            }
+            Ok(RuleKeys::Fetched(Arc::new(KeySource { service, algorithm, refresh_s })))
+        }
         Some("keys") => {
             section.without("algorithm", "each of the keys has its own")?;
             let set = KeySet::new(std::mem::take(&mut keys.keys)).ok_or_else(|| {
@@ -109,7 +141,7 @@ fn read_verifying_keys(
             Ok(RuleKeys::Fixed(KeySet::new(vec![key]).expect("one key is a set")))
         }
         None => {
-            let reason = "missing; a token has a key, a key_file or keys";
+            let reason = "missing; a token has a key, a key_file, keys or jwks";
             Err(section.fault(&["key"], reason))
         }
     }
@@ -174,7 +206,7 @@ const KEY_ID: Text<String> = Text {
     parse: |text| (1..=255).contains(&text.len()).then(|| text.to_owned()),
 };
 
-/// Any string. The algorithm decides whether it is a valid key; see [`verifying_key`].
+/// What is right depends on the algorithm.
 const KEY: SecretText<String> =
     SecretText { expected: "a string", parse: |text| Ok(text.to_owned()) };
 
@@ -234,11 +266,11 @@ mod tests {
         );
         refused(
             "token = { algorithm = \"HS256\" }",
-            ".key: missing; a token has a key, a key_file or keys",
+            ".key: missing; a token has a key, a key_file, keys or jwks",
         );
         refused(
             &format!("token = {{ algorithm = \"HS256\", {key}, key_file = \"k\" }}"),
-            ".key_file: a token has a key, a key_file or keys, not several of them",
+            ".key_file: a token has a key, a key_file, keys or jwks, not several of them",
         );
         refused(
             "token = { algorithm = \"HS256\", key_file = \"no/such\" }",
@@ -339,8 +371,58 @@ mod tests {
         );
         refused(
             &token(&format!("key = \"k\", keys = [{{ {key} }}]")),
-            "gridcast.toml:4: edge.route.token.keys: a token has a key, a key_file or keys, not several \
+            "gridcast.toml:4: edge.route.token.keys: a token has a key, a key_file, keys or jwks, not several \
              of them",
         );
+    }
+    #[test]
+    fn the_keys_of_an_issuer_have_a_url_that_is_safe() {
+        let token = |line: &str| route(&format!("token = {{ {line} }}"));
+        let config = parse(&token("jwks = \"https://example.org/keys\", algorithm = \"ES256\""));
+        let rule = config.edges[0].routes[0].token.clone().expect("a token");
+        let source = rule.key_source().expect("the keys are fetched");
+        assert_eq!(source.service.to_string(), "https://example.org/keys");
+        assert_eq!((source.algorithm, source.refresh_s), (Some(TokenAlgorithm::Es256), 300));
+        let key = "key = \"0123456789abcdef0123456789abcdef\"";
+        for (line, reason) in [
+            (
+                "jwks = \"http://example.org/keys\"".to_owned(),
+                ".jwks: http:// is allowed to loopback addresses only; anywhere else use https://",
+            ),
+            (
+                "jwks = \"example.org\"".to_owned(),
+                ".jwks: expected a URL such as \"https://login.example.org/keys\", of at most 2048 bytes",
+            ),
+            (
+                "jwks = \"https://user:password@example.org/\"".to_owned(),
+                ".jwks: a URL with a user name or password is not supported",
+            ),
+            (
+                format!("jwks = \"https://example.org/\", algorithm = \"HS256\", {key}"),
+                ".jwks: a token has a key, a key_file, keys or jwks, not several of them",
+            ),
+            (
+                "jwks = \"https://example.org/\", algorithm = \"HS256\"".to_owned(),
+                ".algorithm: HS256 has no public keys that an issuer could publish",
+            ),
+            (
+                "jwks = \"https://example.org/\", refresh_s = 0".to_owned(),
+                ".refresh_s: expected a whole number of seconds from 1 to 86400, found 0",
+            ),
+            (
+                "jwks = \"http://127.0.0.1/\", ca = \"ca.pem\"".to_owned(),
+                ".ca: has no effect with http://",
+            ),
+            (
+                "jwks = \"https://example.org/\", ca = \"no/such\"".to_owned(),
+                ".ca: no/such: cannot be read: No such file or directory (os error 2)",
+            ),
+            (
+                format!("algorithm = \"HS256\", {key}, refresh_s = 60"),
+                ".refresh_s: has no effect without jwks",
+            ),
+        ] {
+            refused(&token(&line), &format!("gridcast.toml:4: edge.route.token{reason}"));
+        }
     }
 }

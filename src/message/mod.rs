@@ -7,6 +7,8 @@
 //! | [`ToMesh`] | a shard | the mesh of its node |
 //! | [`FromMesh`] | the mesh | a shard of its node |
 //! | [`FromNode`] | the node itself | one of its shards |
+//! | [`ToBridge`] | a shard, or the node | the bridge of its node |
+//! | [`FromBridge`] | the bridge | a shard of its node, in a [`FromNode`] |
 //!
 //! [`FromShard`] is everything that a shard sends, and [`ToShard`] everything that it receives. What the
 //! meshes of two nodes say to each other is `mesh::wire::MeshMessage`.
@@ -17,12 +19,14 @@
 //! Messages from one sender to one receiver arrive in the order in which they were sent. Two promises of the
 //! API depend on that: events keep their order, and a publish that follows a subscribe reaches the subscriber.
 
+mod bridge;
 mod mesh;
 mod shard;
 mod topic;
 
 use std::sync::Arc;
 
+pub use bridge::{AdmissionRequest, AdmissionVerdict, FromBridge, KeysReport, ToBridge};
 pub use mesh::{FromMesh, InterestChange, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
@@ -113,6 +117,8 @@ pub enum FromNode {
         /// The changes, or why nothing has changed.
         outcome: Result<Box<ReloadedSettings>, Box<str>>,
     },
+    /// A message of the bridge. These messages are rare and large.
+    Bridge(Box<FromBridge>),
     /// Begins the shutdown: the shard stops accepting, closes its clients, and answers pending calls.
     Drain {
         /// The time over which the clients are closed, in milliseconds.

@@ -47,13 +47,16 @@ const fn counter<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64
     Metric { name, help, kind: MetricType::Counter, value }
 }
 
-const SHARD_METRICS: [Metric<Report>; 7] = [
+const SHARD_METRICS: [Metric<Report>; 8] = [
     gauge("connections_open", "Open connections of every kind", |r| r.connections),
     gauge("clients_open", "Connected clients", |r| r.clients),
     gauge("channels", "Channels with subscribers", |r| r.channels),
     gauge("addresses", "Addresses whose connections the shard counts", |r| r.addresses),
     gauge("pending_calls", "Calls in progress on other shards", |r| r.pending_calls),
     gauge("unfinished_fanouts", "Back ends with a fan-out in progress", |r| r.unfinished_fanouts),
+    gauge("waiting_handshakes", "Handshakes that wait for keys or an admission hook", |r| {
+        r.waiting_handshakes
+    }),
     gauge("turn_longest_microseconds", "The longest turn since the start", |r| r.turns.longest_us),
 ];
 
@@ -178,10 +181,12 @@ impl Collector for Reports {
 
 /// Encodes the sums over all shards, and the figures of the process.
 fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::Result {
-    let (mut total, mut calls, mut events) = <(Counters, Durations, Durations)>::default();
+    let mut total = Counters::default();
+    let (mut calls, mut events, mut admissions) = <(Durations, Durations, Durations)>::default();
     for report in reports {
         total += report.counters;
         calls += report.calls;
+        admissions += report.admissions;
         events += report.events;
     }
     for (name, help, value) in total.each() {
@@ -198,6 +203,8 @@ fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::
     encode(encoder, ("limits_hit", help, MetricType::Counter), limits)?;
     let help = "Durations of calls that involved other shards";
     encode_durations(encoder, ("call", help), [(None, &calls)])?;
+    let help = "Durations of questions to admission hooks";
+    encode_durations(encoder, ("admission", help), [(None, &admissions)])?;
     let help =
         "Durations from the arrival of events at topics until they were written, or acknowledged";
     encode_durations(encoder, ("event", help), [(None, &events)])
@@ -244,6 +251,8 @@ mod tests {
             memory_limit_bytes: 8,
             driver: "epoll",
         });
+        reports[1].waiting_handshakes = 4;
+        reports[1].admissions.add(5);
         reports[1].turns.add(20);
         reports[1].turns.add(1_000_000);
         let topic =
@@ -268,6 +277,8 @@ mod tests {
             "gridcast_call_seconds_bucket{le=\"+Inf\"} 2",
             "gridcast_event_seconds_count 2",
             "gridcast_clients_open{shard=\"1\"} 5",
+            "gridcast_waiting_handshakes{shard=\"1\"} 4",
+            "gridcast_admission_seconds_count 1",
             "gridcast_log_lines_dropped_total 6",
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
             "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Bound, NodeError, capacity, context, level, tls_listeners};
+use super::{Bound, NodeError, capacity, context, key_sources, level, tls_listeners};
+use crate::address::ShardId;
 use crate::address::listen::ListenAddress;
 use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, Written};
-use crate::message::FromNode;
+use crate::message::{FromNode, ToBridge};
 use crate::protocol::api::ReloadedSettings;
 use crate::runtime::log::LogQueue;
 use crate::runtime::reload::{ReloadRequest, Reloaded, Reloads};
-use crate::runtime::{self, TlsContext};
+use crate::runtime::{self, TlsContext, ToBridgeSender};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
@@ -49,6 +50,7 @@ pub(super) struct Reloader {
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<NodeState>,
     pub(super) reloads: Reloads,
+    pub(super) to_bridge: ToBridgeSender,
     pub(super) times: Arc<ShutdownTimes>,
     pub(super) log: LogQueue,
 }
@@ -124,6 +126,9 @@ impl Reloader {
         self.reloads
             .reload(&reloaded, capacity)
             .map_err(|error| NodeError(format!("shards: {error}")))?;
+        // Fails only if thousands of messages wait there: the reload can be repeated.
+        (self.to_bridge)(ShardId(0), ToBridge::Sources(key_sources(&config)))
+            .map_err(|_| NodeError("the bridge is busy; reload again".into()))?;
         self.log.set_level(level(config.log.level));
         self.times.set(&config);
         for warning in config.warnings(runtime::unix_ms()) {

@@ -325,6 +325,11 @@ impl NodePort {
         }
     }
 
+    /// Iterates over the shards.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.mailboxes.len()).map(|shard| ShardId(shard as u8))
+    }
+
     /// Sends a message to one shard. Blocks while its mailbox is full.
     pub fn tell(&self, shard: ShardId, message: FromNode) {
         // Fails only if the shard has ended.

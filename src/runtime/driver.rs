@@ -32,6 +32,7 @@ use super::awake::AwakeClock;
 use super::bus::Port;
 use super::clock::unix_ms;
 use super::identity::ListenerTls;
+use super::outlet::Outlet;
 use super::reload::{ReloadRequest, Reloaded};
 use super::socket_io::{Completion, Sending, SocketIo};
 use super::tls::Tls;
@@ -72,6 +73,7 @@ pub(super) struct Driver<I> {
     io: I,
     port: Port,
     verifier: Verifier,
+    outlet: Outlet,
     clock: Clock,
     listeners: Vec<Accepting>,
     // Indexed like the shard's connections.
@@ -101,6 +103,8 @@ pub(super) struct Parts {
     pub(super) number: usize,
     pub(super) port: Port,
     pub(super) verifier: Verifier,
+    /// The way to the bridge.
+    pub(super) outlet: Outlet,
     pub(super) listeners: Vec<(ListeningSocket, Listener, Option<ListenerTls>)>,
     pub(super) watch: Arc<Watch>,
     /// How long to poll for work before sleeping. Zero: sleep at once.
@@ -182,7 +186,7 @@ impl Clock {
 
 impl<I: SocketIo> Driver<I> {
     pub(super) fn new(make_shard: impl FnOnce(Now) -> Shard, parts: Parts) -> io::Result<Self> {
-        let Parts { number, port, verifier, listeners, watch, spin } = parts;
+        let Parts { number, port, verifier, outlet, listeners, watch, spin } = parts;
         let mut clock = Clock { start: watch.start, awake: AwakeClock::new(CATCH_UP_US) };
         let mut driver = Self {
             number,
@@ -190,6 +194,7 @@ impl<I: SocketIo> Driver<I> {
             io: I::new()?,
             port,
             verifier,
+            outlet,
             clock,
             listeners: Vec::new(),
             sockets: Vec::new(),
@@ -392,6 +397,7 @@ impl<I: SocketIo> Driver<I> {
         while let Some(request) = self.shard.poll_request() {
             match request {
                 ShardRequest::Verify(verification) => self.verifier.ask(verification),
+                ShardRequest::Bridge(message) => self.outlet.post(message),
                 ShardRequest::Reload(ticket) => {
                     let shard = ShardId(self.number as u8);
                     if !self.watch.request_reload(ReloadRequest::Call(shard, ticket)) {
@@ -403,6 +409,7 @@ impl<I: SocketIo> Driver<I> {
             }
         }
         self.is_stuck |= self.verifier.flush();
+        self.is_stuck |= self.outlet.flush();
     }
 
     /// Submits the requests of the turn, and waits if there is nothing to do.

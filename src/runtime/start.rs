@@ -12,10 +12,12 @@ use super::check::DriverKind;
 use super::driver::Parts;
 use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
+use super::outlet::{Outlet, ToBridgeSender};
 use super::reload::Reloads;
 use super::threads::{ShardThread, Start};
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
+use crate::address::ShardId;
 use crate::message::FromNode;
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
@@ -48,9 +50,9 @@ pub struct Renewals(
 );
 
 /// Starts a shard on each core of `placement`, with one socket of each listener, and waits until all
-/// shards accept connections. The shards share `state`; `capacity` bounds what they accept. A shard that
-/// fails later reports the reason to `failures`; the node cannot continue without it. Also returns the
-/// mesh's end of the bus if the node has a mesh.
+/// shards accept connections. The shards share `state`; `capacity` bounds what they accept. Their messages
+/// to the bridge go through `to_bridge`. A shard that fails later reports the reason to `failures`; the
+/// node cannot continue without it. Also returns the mesh's end of the bus if the node has a mesh.
 ///
 /// # Errors
 /// A thread, a ring or a descriptor cannot be created.
@@ -60,6 +62,7 @@ pub fn start(
     placement: ShardPlacement<'_>,
     listeners: Vec<(Listener, Listening)>,
     capacity: Capacity,
+    to_bridge: &ToBridgeSender,
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<(Shards, Option<MeshPort>)> {
     let ShardPlacement { cores, driver, spin } = placement;
@@ -81,7 +84,9 @@ pub fn start(
     let (started, starts) = mpsc::channel();
     for (number, ((&core, port), listeners)) in cores.iter().zip(ports).zip(sockets).enumerate() {
         let verifier = verifiers.next().expect("there is one for each shard");
-        let parts = Parts { number, port, verifier, listeners, watch: watch.clone(), spin };
+        let outlet = Outlet::new(ShardId(number as u8), to_bridge.clone());
+        let watch = watch.clone();
+        let parts = Parts { number, port, verifier, outlet, listeners, watch, spin };
         let (settings, state) = (settings.clone(), state.clone());
         let (started, failures) = (started.clone(), failures.clone());
         let start = Start { core, settings, state, parts, started, failures };
@@ -126,6 +131,11 @@ impl Shards {
             total.queued_messages += summary.queued_messages;
         }
         Ok(total)
+    }
+
+    /// Returns the node's own end of the bus.
+    pub fn control(&self) -> NodePort {
+        self.control.clone()
     }
 
     /// Returns a handle to reload settings and certificates.

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::access::Addresses;
+use super::admission::Admissions;
 use super::backend::Backends;
 use super::client::Clients;
 use super::connection::{Connections, ReadProgress};
@@ -36,6 +37,7 @@ pub struct Inspection<'s> {
     pub(super) shedding: &'s Shedding,
     pub(super) draining: &'s Draining,
     pub(super) turns_taken: &'s Durations,
+    pub(super) admissions: &'s Admissions,
 }
 
 impl Inspection<'_> {
@@ -90,6 +92,8 @@ impl Inspection<'_> {
             turns: *self.turns_taken,
             calls: self.backends.calls_taken(),
             events: self.topics.home.waits(),
+            admissions: self.admissions.durations(),
+            waiting_handshakes: self.admissions.waiting() as u64,
             process: is_first.then(|| ProcessReport {
                 log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
                 memory_bytes: usage.bytes,

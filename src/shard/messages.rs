@@ -5,8 +5,8 @@ use super::backend::{Answer, TopicHome};
 use super::turn::{Command, Now};
 use crate::address::{ShardAddress, ShardId};
 use crate::message::{
-    FromMesh, FromNode, GridMessage, LocalCommand, LocalMessage, Requester, ToConsumer, ToFeeder,
-    ToMesh, ToShard,
+    FromBridge, FromMesh, FromNode, GridMessage, LocalCommand, LocalMessage, Requester, ToConsumer,
+    ToFeeder, ToMesh, ToShard,
 };
 use crate::protocol::api::{Code, Fault, Reply};
 
@@ -60,8 +60,15 @@ impl Shard {
                 let answer = Answer::Done(outcome.map(Reply::Reloaded).map_err(reason));
                 self.backends.handle_answer(turn, connections, ticket, answer);
             }
+            ToShard::Node(FromNode::Bridge(message)) => match *message {
+                FromBridge::Keys(report) => self.admissions.handle_keys(turn, report),
+                FromBridge::Admission { connection, ticket, verdict } => {
+                    self.admissions.handle_verdict(turn, connection, ticket, verdict);
+                }
+            },
             ToShard::Node(FromNode::Drain { over_ms }) => {
                 self.draining.begin(turn, connections, over_ms);
+                self.admissions.handle_drain(turn);
             }
             ToShard::Node(FromNode::DrainBackends) => self.draining.begin_with_backends(),
         }

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `connection` | sockets: protocol state, read-ahead, outbound queue. All other parts borrow it |
 //! | `access` | users of the API, and the number of connections per address |
+//! | `admission` | handshakes that wait for keys of an issuer, or for an admission hook |
 //! | `client` | clients: handshakes, messages, channels, fan-out |
 //! | `backend` | back ends: requests, calls that wait for answers, events being delivered |
 //! | `topics` | topics that this shard feeds, and those whose home it is |
@@ -26,6 +27,7 @@
 //! `rate.rs`, `interest.rs` (which shards have subscribers), `trail.rs` (debug log of connections).
 
 pub mod access;
+pub mod admission;
 mod backend;
 mod calls;
 mod client;
@@ -63,10 +65,11 @@ pub use turn::{Action, Now};
 
 use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
-use crate::message::{ConnectionKey, FromShard, Ticket};
+use crate::message::{ConnectionKey, FromShard, Ticket, ToBridge};
 use crate::metrics::{Counters, Durations};
 use crate::protocol::api;
 use access::{Addresses, ApiAccess, Verification};
+use admission::Admissions;
 use backend::{Backends, Caller};
 use client::Clients;
 use connection::{Connections, Pause, Phase, PolledWrite, Shape, Stage, Written};
@@ -87,6 +90,9 @@ pub enum ShardRequest {
     Verify(Verification),
     /// Reload the configuration. The answer is [`FromNode::Reloaded`](crate::message::FromNode::Reloaded) with this ticket.
     Reload(Ticket),
+    /// Pass a message to the bridge. The answer is
+    /// [`FromNode::Bridge`](crate::message::FromNode::Bridge).
+    Bridge(ToBridge),
 }
 
 /// The connections, channels and topics of one core.
@@ -95,6 +101,7 @@ pub struct Shard {
     connections: Connections,
     api_access: ApiAccess,
     addresses: Addresses,
+    admissions: Admissions,
     clients: Clients,
     backends: Backends,
     topics: Topics,
@@ -127,6 +134,7 @@ impl Shard {
             connections: Connections::default(),
             api_access: ApiAccess::new(&settings),
             addresses: Addresses::default(),
+            admissions: Admissions::default(),
             clients: Clients::new(&turn, ids),
             backends: Backends::new(first_unix_ms),
             topics: Topics::new(id, &settings),
@@ -242,6 +250,7 @@ impl Shard {
     pub fn handle_closed(&mut self, key: ConnectionKey) {
         trail::note(self.turn.trail(key), Entry::Gone);
         self.addresses.count_departure(&mut self.turn, &mut self.connections, key);
+        self.admissions.handle_closed(key);
         self.connections.forget_connection(key);
         self.route();
     }
@@ -387,7 +396,8 @@ impl Shard {
     /// a message.
     pub fn poll_request(&mut self) -> Option<ShardRequest> {
         let reload = self.reload.poll_request().map(ShardRequest::Reload);
-        reload.or_else(|| self.api_access.poll_verification(&self.turn).map(ShardRequest::Verify))
+        let request = reload.or_else(|| self.admissions.poll_message().map(ShardRequest::Bridge));
+        request.or_else(|| self.api_access.poll_verification(&self.turn).map(ShardRequest::Verify))
     }
 
     /// Closes the oldest API connection without valid credentials, to make room for others. Returns
@@ -409,7 +419,7 @@ impl Shard {
     /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
         let Self { turn, connections, addresses, clients, backends, topics, .. } = self;
-        let Self { shedding, draining, turns_taken, .. } = self;
+        let Self { shedding, draining, turns_taken, admissions, .. } = self;
         Inspection {
             turn,
             connections,
@@ -420,6 +430,7 @@ impl Shard {
             shedding,
             draining,
             turns_taken,
+            admissions,
         }
     }
 
@@ -457,9 +468,12 @@ impl Shard {
                     self.backends.start_consuming(turn, connections, key, pop);
                 }
                 Step::Execute(requester, command) => self.execute_command(requester, command),
-                Step::VerificationTimedOut(key) => {
-                    self.api_access.handle_verification_timeout(turn, connections, key)
+                Step::ParkedTimedOut(key) => {
+                    if !self.admissions.handle_timeout(turn, key) {
+                        self.api_access.handle_verification_timeout(turn, connections, key);
+                    }
                 }
+                Step::HandshakeSettled(key, settled) => self.continue_handshake(key, settled),
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
                 Step::Counted(key, is_admitted) => self.answer_counted(key, is_admitted),
             }

@@ -7,8 +7,10 @@
 //! once, as a whole.
 
 use super::access::{CredentialCheck, Denial, Grant};
+use super::admission::Refusal;
 use super::backend::{self, Caller, WEBSOCKET_PATH};
-use super::connection::{Arriving, Listener, Parked, Pause, Stage};
+use super::client::{HandshakeChecks, Progress};
+use super::connection::{Arriving, Listener, Parked, Pause, Phase, Stage};
 use super::connection::{HttpShape, Shape};
 use super::trail::{self, Entry};
 use super::{Shard, proxied};
@@ -111,12 +113,14 @@ impl Shard {
             let is_upgrade = upgrade::is_upgrade(&request);
             if backend::is_probe(request.path) && !is_upgrade {
                 self.backends.handle_page_request(turn, connections, key, &shape, &request);
-            } else if !(is_upgrade
-                && self.addresses.count_forwarded(turn, connections, key, &request, &mut shape))
-            {
-                self.answer_client(key, &request, &shape);
+                return RequestCheck::Answered;
             }
-            return RequestCheck::Answered;
+            if is_upgrade
+                && self.addresses.count_forwarded(turn, connections, key, &request, &mut shape)
+            {
+                return RequestCheck::Answered;
+            }
+            return self.handshake(key, &request, &shape, Progress::New);
         }
         if part == RequestPart::Head {
             trail::note(turn.trail(key), Entry::Requested(request.method.name(), request.path));
@@ -150,21 +154,6 @@ impl Shard {
             Ok(_) => self.backends.handle_page_request(turn, connections, key, &shape, &request),
         }
         RequestCheck::Answered
-    }
-
-    /// Answers a request of a client.
-    pub(super) fn answer_client(
-        &mut self,
-        key: ConnectionKey,
-        request: &Request<'_>,
-        shape: &HttpShape,
-    ) {
-        let (turn, connections) = (&mut self.turn, &mut self.connections);
-        let (topics, pending_close_bytes) = (&self.topics, connections.pending_close_bytes());
-        let settings = turn.settings.clone();
-        let takes =
-            |topic: &str| topics.feeders.takes_clients(&settings, topic, pending_close_bytes);
-        self.clients.handle_request(turn, connections, key, request, shape, takes);
     }
 
     /// Refuses an unauthorised request. Carries out an authorised one, or lets its body follow.
@@ -238,6 +227,65 @@ impl Shard {
         RequestCheck::Answered
     }
 
+    /// Answers the handshake of a client, or parks it.
+    fn handshake(
+        &mut self,
+        key: ConnectionKey,
+        request: &Request<'_>,
+        shape: &HttpShape,
+        progress: Progress,
+    ) -> RequestCheck {
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        let (topics, admissions) = (&self.topics, &self.admissions);
+        let pending_close_bytes = connections.pending_close_bytes();
+        let (settings, now_ms) = (turn.settings.clone(), turn.now.ms);
+        let checks = HandshakeChecks {
+            takes_clients: &|topic| {
+                topics.feeders.takes_clients(&settings, topic, pending_close_bytes)
+            },
+            keys: &|source| admissions.lookup(now_ms, source),
+        };
+        let clients = &mut self.clients;
+        match clients.handle_request(turn, connections, key, request, shape, &checks, progress) {
+            None => RequestCheck::Answered,
+            Some(need) => {
+                self.admissions.park(turn, connections, key, request, shape, need);
+                RequestCheck::AwaitVerification
+            }
+        }
+    }
+
+    /// Continues a parked handshake, or refuses it.
+    pub(super) fn continue_handshake(
+        &mut self,
+        key: ConnectionKey,
+        settled: Result<Progress, Refusal>,
+    ) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let is_open = connection.phase == Phase::Open;
+        let Stage::Http(http) = &mut connection.stage else { return };
+        let Some(parked) = http.parked.take_if(|_| is_open) else { return };
+        let Parked { request: Some(mut request), shape, .. } = *parked else { return };
+        http.replies.cancel_last();
+        match settled {
+            Ok(progress) => _ = self.handshake(key, &request.lend(), &shape, progress),
+            Err((status, why)) => {
+                let headers: &[_] = match status {
+                    401 => &[("WWW-Authenticate", "Bearer")],
+                    _ => &[],
+                };
+                self.connections.refuse(&mut self.turn, key, &shape, status, headers, why);
+            }
+        }
+        let (turn, connections) = (&mut self.turn, &mut self.connections);
+        // A handshake that has its keys may wait for an admission hook next.
+        if connections.get(key).is_some_and(|connection| !connection.has_parked_handshake()) {
+            connections.unpause(turn, key, Pause::Parked);
+            connections.write_replies(turn, key);
+            connections.pause_requests_if_congested(turn, key);
+        }
+    }
+
     /// Continues a parked request after its credentials were verified, or the verification timed
     /// out.
     pub(super) fn answer_parked(&mut self, key: ConnectionKey, admitted: Result<Grant, Denial>) {
@@ -270,7 +318,7 @@ impl Shard {
             }
         }
         let (turn, connections) = (&mut self.turn, &mut self.connections);
-        connections.unpause(turn, key, Pause::Verification);
+        connections.unpause(turn, key, Pause::Parked);
         connections.write_replies(turn, key);
         connections.pause_if_congested(turn, key);
     }
@@ -283,7 +331,7 @@ impl Shard {
         http.replies.cancel_last();
         let Arriving { mut request, shape } = *arriving;
         if is_admitted {
-            self.answer_client(key, &request.lend(), &shape);
+            self.handshake(key, &request.lend(), &shape, Progress::New);
         } else {
             let why = "your address has reached its limit of connections or handshakes";
             let retry = [("Retry-After", "1")];

@@ -12,6 +12,7 @@ use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
 use crate::address::networks::Networks;
 use crate::address::remote::Remote;
+use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::protocol::token::TokenRule;
@@ -248,6 +249,8 @@ pub struct RouteSettings {
     pub subprotocols: Vec<String>,
     /// The rule for tokens of clients; `None`: clients need no token.
     pub token: Option<Arc<TokenRule>>,
+    /// The back end that decides which clients may connect; `None`: clients are not asked about.
+    pub admit: Option<Arc<AdmissionHook>>,
     /// Whether each message is sent back to its client.
     pub echo: bool,
     /// Whether clients may negotiate compressed messages (RFC 7692).

@@ -39,6 +39,8 @@ pub(super) enum Entry<'a> {
     Dropped(Remote, &'a str),
     /// The request waits until its credentials are verified.
     Verifying,
+    /// A handshake waits for this.
+    Waiting(&'static str),
     /// A client connected to the route with this path, subscribed to these channels.
     Opened { client: ClientId, path: &'a str, channels: &'a str },
     /// A back end opened a WebSocket, as this user.
@@ -117,6 +119,7 @@ fn write(connection: Trail, entry: &Entry<'_>) {
         }
         Entry::Dropped(remote, why) => debug!(connection, %remote, why, "closed without an answer"),
         Entry::Verifying => debug!(connection, "credentials are verified"),
+        Entry::Waiting(what) => debug!(connection, what, "the handshake waits"),
         Entry::Opened { client, path, channels } => {
             debug!(connection, %client, path = %Shown(path), channels = %channels, "client opened");
         }

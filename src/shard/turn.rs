@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::access::{Denial, Grant};
+use super::client::Progress;
 use super::connection::BufferPool;
 use super::memory::Shortage;
 use super::node_state::NodeState;
@@ -73,8 +74,10 @@ pub enum Step {
     Event(ClientEvent),
     /// A command that was queued behind a publish of the same back end is to be executed.
     Execute(Requester, Command),
-    /// The verification of a request's credentials has timed out.
-    VerificationTimedOut(ConnectionKey),
+    /// A parked request has waited too long.
+    ParkedTimedOut(ConnectionKey),
+    /// A parked handshake goes on, or is refused with this status and explanation.
+    HandshakeSettled(ConnectionKey, Result<Progress, (u16, &'static str)>),
     /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Denial>),
     /// The address of a forwarded handshake's client is counted, and the handshake goes on; or, if

@@ -113,7 +113,8 @@ fn the_python_and_php_programs_run() {
         }
         let folder = folder(language);
         for page in Page::all() {
-            for block in page.blocks().iter().filter(|block| block.info == language) {
+            let ends = |block: &&Block| block.info == language && !block.text.contains(SERVES);
+            for block in page.blocks().iter().filter(ends) {
                 let server = Server::start(&configuration(None));
                 let _device = server.device("/ws?channels=news");
                 let file = folder.join("snippet");
@@ -126,6 +127,41 @@ fn the_python_and_php_programs_run() {
         }
         fs::remove_dir_all(folder).expect("the folder was made");
     }
+}
+
+/// The call that makes a program of a page a service, which does not end by itself.
+const SERVES: &str = "serve_forever()";
+
+#[test]
+fn the_admission_hook_of_the_page_admits_the_session_of_the_page() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return eprintln!("skipped: python3 is not installed");
+    }
+    let page = "docs/guide/tokens.md";
+    let programs = blocks(page, "python");
+    let hook = programs.iter().find(|block| block.text.contains(SERVES)).expect("a hook");
+    let program = hook.text.replace(
+        "ThreadingHTTPServer((\"127.0.0.1\", 8081), Hook).serve_forever()",
+        "hook = ThreadingHTTPServer((\"127.0.0.1\", 0), Hook)\n\
+         print(hook.server_port, flush=True)\n\
+         hook.serve_forever()",
+    );
+    let mut python = Command::new("python3");
+    python.args(["-c", &program]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = python.spawn().expect("it starts");
+    let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+    let mut hook = Program { child, lines };
+    let port = hook.line();
+
+    let configurations = blocks(page, "toml");
+    let asks = configurations.iter().find(|block| block.text.contains("admit =")).expect("a route");
+    let address = format!("127.0.0.1:{port}/admit");
+    let asks = asks.text.replace("127.0.0.1:8081/admit", &address);
+    let asks = format!("[api]\nbind = \"\"\n{asks}");
+    let server = Server::start(&configuration(Some(&asks)));
+    let admitted = Socket::connect(server.edge, "/ws", "Cookie: session=8f2c\r\n");
+    let refused = Socket::connect(server.edge, "/ws", "").err().map(|answer| answer.status);
+    assert!(admitted.is_ok() && refused == Some(401), "{refused:?}");
 }
 
 #[test]

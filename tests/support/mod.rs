@@ -12,6 +12,7 @@
 mod grid;
 mod http;
 mod server;
+mod service;
 mod socket;
 mod stream;
 
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
 pub use server::{CONFIG, DRIVER, LogReader, Process, Ready, Server, command, config_file};
+pub use service::{Asked, Service, refusing_port};
 pub use socket::{Message, Socket, frame};
 pub use stream::Stream;
 

@@ -33,6 +33,7 @@ use crate::runtime::bus::bus;
 use crate::runtime::faults::{Faults, Random};
 use crate::runtime::identity::TlsContext;
 use crate::runtime::listener::{Listening, bind};
+use crate::runtime::outlet::Outlet;
 use crate::runtime::poller::Poller;
 use crate::runtime::ring::Ring;
 use crate::runtime::verifier;
@@ -266,7 +267,9 @@ impl<I: Tested> World<I> {
         let state = Arc::new(NodeState::new(settings, Arc::default()));
         let make_shard = |now| Shard::new(ShardId(0), settings, state, now);
         let port = ports.remove(0);
-        let parts = Parts { number: 0, port, verifier, listeners, watch: watch.clone(), spin };
+        let outlet = Outlet::new(ShardId(0), Arc::new(|_, message| Err(message)));
+        let parts =
+            Parts { number: 0, port, verifier, outlet, listeners, watch: watch.clone(), spin };
         let mut driver: Driver<I> = Driver::new(make_shard, parts).unwrap();
         *driver.io.faults() = Faults::none();
         Self { random, driver, watch, doors, peers: Vec::new(), came: 0 }

@@ -15,7 +15,7 @@ mod verification_queue;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use super::connection::{Connections, Parked, Pause, Phase, Stage};
+use super::connection::{Awaited, Connections, Parked, Pause, Phase, Stage};
 use super::connection::{HttpShape, Shape};
 use super::settings::Settings;
 use super::trail::{self, Entry};
@@ -164,12 +164,12 @@ impl ApiAccess {
         let Stage::Http(http) = &mut connection.stage else { return };
         http.replies.reserve(Shape::Response(shape.clone()));
         http.started_ms = turn.now.ms;
-        let parked = Parked { request, shape, credentials: fingerprint };
-        http.parked = Some(Box::new(parked));
+        let deadline_ms = turn.now.ms + turn.settings.limits.answer_ms;
+        let awaited = Awaited::Verification(fingerprint);
+        http.parked = Some(Box::new(Parked { request, shape, awaited, deadline_ms }));
         self.authenticator.wait(fingerprint, key);
         trail::note(turn.trail(key), Entry::Verifying);
-        connections.pause(key, Pause::Verification);
-        let deadline_ms = turn.now.ms + turn.settings.limits.answer_ms;
+        connections.pause(key, Pause::Parked);
         connections.set_timer(turn, key, deadline_ms);
         self.deny_displaced(turn, connections);
     }
@@ -246,8 +246,9 @@ impl ApiAccess {
     ) {
         if let Some(Stage::Http(http)) = connections.get(key).map(|c| &c.stage)
             && let Some(parked) = &http.parked
+            && let Awaited::Verification(credentials) = parked.awaited
         {
-            self.authenticator.defer(turn.now.ms, parked.credentials);
+            self.authenticator.defer(turn.now.ms, credentials);
         }
         turn.push_step(Step::Admitted(key, Err(Denial::Busy)));
     }
@@ -312,7 +313,7 @@ fn is_parked_with(
 ) -> bool {
     let Some(connection) = connections.get(key) else { return false };
     let Stage::Http(http) = &connection.stage else { return false };
-    http.parked.as_ref().is_some_and(|parked| parked.credentials == fingerprint)
+    http.parked.as_ref().is_some_and(|parked| parked.awaited == Awaited::Verification(fingerprint))
 }
 
 #[cfg(test)]
@@ -375,7 +376,7 @@ mod tests {
         let granted = Ok(Grant { user: Some(0), roles: Roles::ALL });
         for (password, expected) in [("open sesame", granted), ("sesame", Err(Denial::Wrong))] {
             let key = park(&mut access, &mut turn, &mut connections, password);
-            assert!(connections.get(key).unwrap().is_paused_for(Pause::Verification));
+            assert!(connections.get(key).unwrap().is_paused_for(Pause::Parked));
             let verification = access.poll_verification(&turn).expect("one is queued");
             let FromNode::VerificationDone { credentials, user } = verification.run() else {
                 panic!()

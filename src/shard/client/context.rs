@@ -56,6 +56,17 @@ impl Context {
         self.replace(entries)
     }
 
+    /// Adds entries. An entry replaces an earlier one with the same key.
+    ///
+    /// # Errors
+    /// The context would be too large. The old context is kept.
+    pub fn extend(&mut self, entries: Vec<ContextEntry>) -> Result<(), TooLarge> {
+        let mut all = self.0.as_ref().map_or(Vec::new(), |filled| filled.entries.clone());
+        all.retain(|(key, _)| !entries.iter().any(|(new, _)| new == key));
+        all.extend(entries);
+        self.replace(all)
+    }
+
     /// Replaces the whole context.
     ///
     /// # Errors
@@ -98,6 +109,15 @@ mod tests {
         assert!(context.has("a") && !context.has("c"));
         context.replace(Vec::new()).unwrap();
         assert_eq!(context.json(), None);
+    }
+
+    #[test]
+    fn entries_that_are_added_replace_those_of_the_same_key() {
+        let entry = |key: &str, value: &str| (Box::from(key), Box::from(value));
+        let mut context = Context::default();
+        context.extend(vec![entry("a", "1"), entry("b", "2")]).unwrap();
+        context.extend(vec![entry("a", "3"), entry("c", "4")]).unwrap();
+        assert_eq!(context.json(), Some(r#"{"b":2,"a":3,"c":4}"#));
     }
 
     #[test]

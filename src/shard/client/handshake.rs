@@ -5,14 +5,17 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::messages::push_event;
+use super::question::{Granted, KeyLookup, Need, Progress, put_question};
 use super::subscriptions::{TooManyNames, distinct};
 use super::{Clients, Context};
+use crate::address::remote::Remote;
 use crate::message::ConnectionKey;
+use crate::protocol::admission::Admission;
 use crate::protocol::api::{self, NAME_BYTES_MAX};
 use crate::protocol::assembler::Assembler;
 use crate::protocol::deflate::Agreement;
 use crate::protocol::http::{QueryPair, Request, query_pairs};
-use crate::protocol::token::{Pass, QUERY_NAME, answered_subprotocol};
+use crate::protocol::token::{KeySource, Pass, QUERY_NAME, TokenError, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
 use crate::shard::connection::HttpShape;
 use crate::shard::connection::{Client, Connections, Listener, Stage};
@@ -22,20 +25,28 @@ use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Step, Turn};
 use crate::shard::work;
 
-/// What an accepted client is granted.
-struct Granted {
-    channels: Vec<Box<str>>,
-    context: Context,
-    expires_unix_ms: Option<NonZeroU64>,
-}
-
 /// Why a handshake is refused: the status code and the explanation.
 type HandshakeRefusal = (u16, Cow<'static, str>);
+
+/// What a handshake is checked against, beside its route.
+pub(crate) struct HandshakeChecks<'a> {
+    /// Whether a topic accepts new clients.
+    pub takes_clients: &'a dyn Fn(&str) -> bool,
+    /// Returns the fetched keys of a source.
+    pub keys: &'a dyn Fn(&Arc<KeySource>) -> KeyLookup<'a>,
+}
+
+/// The result of checking a handshake that is not refused.
+enum Checked<T> {
+    Passed(T),
+    Needs(Need),
+}
 
 /// A client's request on a route.
 #[derive(Clone, Copy)]
 struct Handshake<'r> {
     key: ConnectionKey,
+    remote: Remote,
     // The index of the route among those of the edge.
     index: u16,
     route: &'r Arc<RouteSettings>,
@@ -44,8 +55,9 @@ struct Handshake<'r> {
 }
 
 impl Clients {
-    /// Answers a request on an edge listener: accepts the handshake, or refuses it.
-    /// `topic_takes_clients` tells whether a topic accepts new clients.
+    /// Answers a request on an edge listener: accepts the handshake, or refuses it. If the handshake
+    /// needs something from outside the shard first, returns that instead of answering.
+    #[allow(clippy::too_many_arguments, reason = "a clear list is better than a struct for it")]
     pub(crate) fn handle_request(
         &mut self,
         turn: &mut Turn,
@@ -53,24 +65,33 @@ impl Clients {
         key: ConnectionKey,
         request: &Request<'_>,
         shape: &HttpShape,
-        topic_takes_clients: impl Fn(&str) -> bool,
-    ) {
-        let listener = connections.get(key).map(|connection| connection.listener);
-        let Some(Listener::Edge(edge)) = listener else { return };
+        checks: &HandshakeChecks<'_>,
+        progress: Progress,
+    ) -> Option<Need> {
+        let connection = connections.get(key)?;
+        let (listener, remote) = (connection.listener, connection.remote);
+        let Listener::Edge(edge) = listener else { return None };
         let routes = &turn.settings.edges[usize::from(edge)].routes;
         let Some(index) = routes.iter().position(|r| r.path == request.path && !r.is_removed)
         else {
-            return connections.refuse(turn, key, shape, 404, &[], "no such route");
+            connections.refuse(turn, key, shape, 404, &[], "no such route");
+            return None;
         };
         let route = routes[index].clone();
         let upgrade = match upgrade::check(request) {
             Ok(upgrade) => upgrade,
-            Err(error) => return connections.refuse_upgrade(turn, key, shape, &error),
+            Err(error) => {
+                connections.refuse_upgrade(turn, key, shape, &error);
+                return None;
+            }
         };
         let index = index as u16;
-        let handshake = Handshake { key, index, route: &route, request, upgrade: &upgrade };
-        match admit(turn, handshake, topic_takes_clients) {
-            Ok(granted) => self.open_client(turn, connections, handshake, shape, granted),
+        let handshake = Handshake { key, remote, index, route: &route, request, upgrade: &upgrade };
+        match admit(turn, handshake, checks, progress) {
+            Ok(Checked::Passed(granted)) => {
+                self.open_client(turn, connections, handshake, shape, granted);
+            }
+            Ok(Checked::Needs(need)) => return Some(need),
             Err((status, why)) => {
                 let headers: &[_] = match status {
                     401 => &[("WWW-Authenticate", "Bearer")],
@@ -79,6 +100,7 @@ impl Clients {
                 connections.refuse(turn, key, shape, status, headers, &why);
             }
         }
+        None
     }
 
     fn open_client(
@@ -94,7 +116,7 @@ impl Clients {
             let why = "too many new clients at this moment";
             return connections.refuse(turn, handshake.key, shape, 503, &[], why);
         };
-        let Handshake { key, index, route, request, upgrade } = handshake;
+        let Handshake { key, index, route, request, upgrade, .. } = handshake;
         let Some(connection) = connections.get(key) else { return };
         let offers = upgrade.extensions().filter(|_| route.compression);
         let compression = Agreement::of(offers, upgrade.is_of_browser());
@@ -159,27 +181,58 @@ fn asked_channels(query: &str) -> Result<Vec<Cow<'_, str>>, HandshakeRefusal> {
     Ok(lists)
 }
 
-/// Checks a handshake, cheapest test first: the route, the token, the channels.
+/// Checks a handshake, cheapest test first: the route, the token, the channels, the admission hook.
 fn admit(
     turn: &mut Turn,
     handshake: Handshake<'_>,
-    topic_takes_clients: impl Fn(&str) -> bool,
-) -> Result<Granted, HandshakeRefusal> {
-    let Handshake { key, route, request, upgrade, .. } = handshake;
-    check_open(turn, key, route, request, topic_takes_clients)?;
-    let pass = check_token(turn, route, request, upgrade)?;
+    checks: &HandshakeChecks<'_>,
+    progress: Progress,
+) -> Result<Checked<Granted>, HandshakeRefusal> {
+    let Handshake { key, remote, route, request, .. } = handshake;
+    check_open(turn, key, route, request, checks.takes_clients)?;
+    let may_wait = matches!(progress, Progress::New);
+    if let Progress::Admitted(granted, admission) = progress {
+        return add_admission(turn, *granted, *admission).map(Checked::Passed);
+    }
+    let pass = match check_token(turn, handshake, checks, may_wait)? {
+        Checked::Passed(pass) => pass,
+        Checked::Needs(need) => return Ok(Checked::Needs(need)),
+    };
     let signed = pass.as_ref().map_or(&[][..], |pass| &pass.channels);
     let channels = allowed_channels(turn, route, request, signed)?;
-    let mut context = Context::default();
-    let Some(pass) = pass else {
-        return Ok(Granted { channels, context, expires_unix_ms: None });
-    };
-    if context.replace(pass.context).is_err() {
-        turn.counters.limits.context += 1;
-        return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
+    let mut granted = Granted { channels, context: Context::default(), expires_unix_ms: None };
+    let mut claims = None;
+    if let Some(pass) = pass {
+        if granted.context.replace(pass.context).is_err() {
+            turn.counters.limits.context += 1;
+            return Err((403, "the token's context is over 256 keys or 64 KiB".into()));
+        }
+        granted.expires_unix_ms = NonZeroU64::new(pass.until_unix_ms);
+        claims = Some(pass.claims);
     }
-    let expires_unix_ms = NonZeroU64::new(pass.until_unix_ms);
-    Ok(Granted { channels, context, expires_unix_ms })
+    let Some(hook) = route.admit.clone() else { return Ok(Checked::Passed(granted)) };
+    let question = put_question(route, request, remote, claims.as_deref());
+    Ok(Checked::Needs(Need::Hook { hook, granted: Box::new(granted), question }))
+}
+
+/// Adds what an admission hook grants.
+fn add_admission(
+    turn: &mut Turn,
+    granted: Granted,
+    Admission { channels, context, expires_ms }: Admission,
+) -> Result<Granted, HandshakeRefusal> {
+    let Granted { channels: known, context: mut all, expires_unix_ms } = granted;
+    if all.extend(context).is_err() {
+        turn.counters.limits.context += 1;
+        let why = "the context from the back end that admits clients is over 256 keys or 64 KiB";
+        return Err((503, why.into()));
+    }
+    let names = known.iter().map(|name| &**name).chain(channels.iter().map(String::as_str));
+    let channels = distinct_channels(turn, names)?;
+    let until = |ms| NonZeroU64::new(turn.now.unix_ms.saturating_add(ms));
+    // The earlier of the token's expiry and the hook's.
+    let expires_unix_ms = expires_unix_ms.into_iter().chain(expires_ms.and_then(until)).min();
+    Ok(Granted { channels, context: all, expires_unix_ms })
 }
 
 /// Checks whether the route accepts clients at present.
@@ -188,7 +241,7 @@ fn check_open(
     key: ConnectionKey,
     route: &RouteSettings,
     request: &Request<'_>,
-    topic_takes_clients: impl Fn(&str) -> bool,
+    takes_clients: &dyn Fn(&str) -> bool,
 ) -> Result<(), HandshakeRefusal> {
     if let (Some(allowed), Some(origin)) = (&route.origins, request.header("origin")) {
         let is_same = |known: &String| known.as_bytes().eq_ignore_ascii_case(origin);
@@ -204,24 +257,39 @@ fn check_open(
         turn.counters.note_shed_arrival();
         return Err((503, SHORT_OF_MEMORY.into()));
     }
-    if route.topic.as_ref().is_some_and(|topic| !topic_takes_clients(topic)) {
+    if route.topic.as_ref().is_some_and(|topic| !takes_clients(topic)) {
         turn.counters.limits.topic_waiting += 1;
         return Err((503, "the topic of this route is full".into()));
     }
     Ok(())
 }
 
-/// Checks the client's token, if the route requires one.
+/// Checks the client's token, if the route requires one. Returns what is missing if a key may arrive soon.
 fn check_token(
     turn: &mut Turn,
-    route: &RouteSettings,
-    request: &Request<'_>,
-    upgrade: &Upgrade<'_>,
-) -> Result<Option<Pass>, HandshakeRefusal> {
-    let Some(rule) = &route.token else { return Ok(None) };
+    handshake: Handshake<'_>,
+    checks: &HandshakeChecks<'_>,
+    may_wait: bool,
+) -> Result<Checked<Option<Pass>>, HandshakeRefusal> {
+    let Handshake { route, request, upgrade, .. } = handshake;
+    let Some(rule) = &route.token else { return Ok(Checked::Passed(None)) };
     turn.work.spend(work::TOKEN);
-    let pass = rule.check(request, upgrade, turn.now.unix_ms, None);
-    pass.map(Some).map_err(|error| (401, error.to_string().into()))
+    let source = rule.key_source();
+    let lookup = source.map(|source| (source, (checks.keys)(source)));
+    let keys = lookup.and_then(|(_, lookup)| lookup.keys);
+    let error = match rule.check(request, upgrade, turn.now.unix_ms, keys) {
+        Ok(pass) => return Ok(Checked::Passed(Some(pass))),
+        Err(error) => error,
+    };
+    if let TokenError::UnknownKey | TokenError::NoKeys = error
+        && let Some((source, lookup)) = lookup
+        && may_wait
+        && lookup.may_wait
+    {
+        return Ok(Checked::Needs(Need::Keys(source.clone())));
+    }
+    let status = if error == TokenError::NoKeys { 503 } else { 401 };
+    Err((status, error.to_string().into()))
 }
 
 /// Returns the distinct channels to subscribe to: those requested, which the route must allow, and
@@ -245,8 +313,16 @@ fn allowed_channels(
             return Err((403, format!("this route does not allow the channel {name:?}").into()));
         }
     }
+    distinct_channels(turn, requester().chain(signed.iter().map(String::as_str)))
+}
+
+/// Returns the distinct channels among these, if a client may have so many.
+fn distinct_channels<'n>(
+    turn: &mut Turn,
+    names: impl Iterator<Item = &'n str>,
+) -> Result<Vec<Box<str>>, HandshakeRefusal> {
     let max = turn.settings.limits.channels_per_client;
-    match distinct(requester().chain(signed.iter().map(String::as_str)), max) {
+    match distinct(names, max) {
         Ok(channels) => Ok(channels.into_iter().map(Box::from).collect()),
         Err(TooManyNames) => {
             turn.counters.limits.channels_per_client += 1;

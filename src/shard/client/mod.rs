@@ -1,7 +1,7 @@
 //! The clients of a shard: handshakes, messages, channel subscriptions, and commands of back ends.
 //!
-//! - `handshake.rs`: checks and answers the request of a new client. `messages.rs`: reads a
-//!   client's messages.
+//! - `handshake.rs`: checks and answers the request of a new client. `question.rs`: what a handshake may
+//!   need from outside the shard. `messages.rs`: reads a client's messages.
 //! - `subscriptions.rs`: subscribes and unsubscribes clients. `channels.rs`: the table of channels.
 //! - `fanout.rs`: delivers publishes to the subscribers of a channel. `variants.rs`: the plain and
 //!   compressed variants of a frame.
@@ -15,6 +15,7 @@ mod fanout;
 mod functions;
 mod handshake;
 mod messages;
+mod question;
 mod subscriptions;
 mod variants;
 
@@ -36,6 +37,8 @@ use subscriptions::UnsubscribeQueue;
 
 pub(super) use channels::Subscription;
 pub(super) use context::Context;
+pub(super) use handshake::HandshakeChecks;
+pub(super) use question::{Granted, KeyLookup, Need, Progress};
 
 /// The clients of one shard, and the channels that they are subscribed to.
 pub(super) struct Clients {

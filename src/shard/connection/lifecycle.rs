@@ -81,6 +81,10 @@ impl Connections {
         if connection.has_pending_close {
             return self.close_pending_socket(turn, key);
         }
+        // A device that has closed its end could not send anything after the handshake.
+        if connection.has_parked_handshake() {
+            return self.close_broken(turn, key);
+        }
         if self.end_paused(turn, key) {
             return;
         }

@@ -151,8 +151,8 @@ pub enum Pause {
     Answers = 8,
     /// The connection closes once all pending answers are written.
     Ending = 16,
-    /// The credentials of a request are being verified.
-    Verification = 32,
+    /// A request is parked: its credentials are being verified, or its handshake waits for the bridge.
+    Parked = 32,
     /// The client has used up its message rate.
     Rate = 64,
     /// The shard that counts the connections of the address has not admitted the connection yet.
@@ -249,7 +249,7 @@ pub struct Http {
     pub user: Option<usize>,
     /// Whether the node is shutting down. The partly received request is then the last.
     pub is_draining: bool,
-    /// The request that waits for the verification of its credentials.
+    /// The request that waits for something outside the shard.
     pub parked: Option<Box<Parked>>,
     /// The reader of the PROXY protocol header, until that has arrived. `None`: no header is expected.
     pub proxy_header: Option<Box<ProxyHeaderReader>>,
@@ -269,7 +269,7 @@ pub struct Arriving {
     pub shape: HttpShape,
 }
 
-/// A request that waits for the verification of its credentials.
+/// A request that waits for something outside the shard.
 #[derive(Debug)]
 pub struct Parked {
     /// The whole request. `None`: only the head of the request has arrived, and it is still in the
@@ -277,9 +277,20 @@ pub struct Parked {
     pub request: Option<KeptRequest>,
     /// The format of the answer.
     pub shape: HttpShape,
-    /// The credentials being verified. A result must match these credentials, because a late
+    /// What the request waits for.
+    pub awaited: Awaited,
+    /// When the request is refused, in milliseconds on the shard's clock.
+    pub deadline_ms: u64,
+}
+
+/// What a parked request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// The verification of these credentials. A result must match the credentials, because a late
     /// result may concern an earlier request.
-    pub credentials: Fingerprint,
+    Verification(Fingerprint),
+    /// The answer of the bridge that a client's handshake needs: see `shard/admission.rs`.
+    Handshake,
 }
 
 /// A client on a route of an edge listener.
@@ -431,6 +442,12 @@ impl Connection {
             is_counted: false,
             listener,
         }
+    }
+
+    /// Whether the handshake of a client is parked.
+    pub fn has_parked_handshake(&self) -> bool {
+        let Stage::Http(http) = &self.stage else { return false };
+        http.parked.as_ref().is_some_and(|parked| parked.awaited == Awaited::Handshake)
     }
 
     /// Returns the client, if the connection belongs to one.

@@ -50,8 +50,10 @@ impl Connections {
             | (Stage::Unsubscribing(_) | Stage::Ending, _) => {
                 return self.close(turn, key);
             }
-            (Stage::Http(http), _) if http.parked.is_some() => http.started_ms + limits.answer_ms,
-            (Stage::Http(http), _) if !http.replies.is_empty() => now_ms + limits.answer_ms,
+            (Stage::Http(http), _) if !http.replies.is_empty() => match &http.parked {
+                Some(parked) => parked.deadline_ms,
+                None => now_ms + limits.answer_ms,
+            },
             (Stage::Http(http), _) if is_unauthenticated => http.accepted_ms + limits.handshake_ms,
             (Stage::Http(http), _) if http.is_mid_request || !http.has_answered => {
                 http.started_ms + limits.handshake_ms
@@ -70,9 +72,7 @@ impl Connections {
             return self.set_timer(turn, key, deadline);
         }
         match &connection.stage {
-            Stage::Http(http) if http.parked.is_some() => {
-                turn.push_step(Step::VerificationTimedOut(key))
-            }
+            Stage::Http(http) if http.parked.is_some() => turn.push_step(Step::ParkedTimedOut(key)),
             Stage::Http(http) if http.is_mid_request => self.refuse_slow_request(turn, key),
             Stage::Http(http) => {
                 match http.has_answered && !is_unauthenticated {

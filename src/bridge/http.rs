@@ -1,0 +1,190 @@
+//! The thread of the bridge: tokio, with one task for each request to a service.
+
+mod client;
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{Id, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure};
+use crate::address::ShardId;
+use crate::message::{FromNode, ToBridge};
+use crate::protocol::token::KeySource;
+use crate::runtime::{NodePort, ToBridgeSender};
+use client::Client;
+
+/// The messages of shards that the thread has not taken yet.
+pub const INBOX_MESSAGES: usize = 4096;
+
+/// Messages of shards handled before the thread looks at anything else.
+const MESSAGES_PER_TURN: usize = 256;
+
+/// Names that are looked up at a time. Each takes a thread meanwhile. Further lookups wait, within the
+/// time limits of their requests.
+const LOOKUPS_MAX: usize = 8;
+
+/// The end of the bridge at which messages of shards arrive.
+#[derive(Debug)]
+pub struct Inbox(mpsc::Receiver<(ShardId, ToBridge)>);
+
+/// Returns the two ends of the way from the shards to the bridge. If the [`Inbox`] is dropped, messages to
+/// the bridge are dropped too.
+pub fn channel() -> (ToBridgeSender, Inbox) {
+    let (sender, inbox) = mpsc::channel(INBOX_MESSAGES);
+    let send = move |from, message| match sender.try_send((from, message)) {
+        Err(TrySendError::Full((_, message))) => Err(message),
+        // Without a bridge nobody answers: what waits for an answer times out.
+        Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+    };
+    (Arc::new(send), Inbox(inbox))
+}
+
+/// A running bridge, on its thread.
+#[derive(Debug)]
+pub struct Running {
+    thread: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+/// Starts the thread, which fetches the keys of `sources` and answers the shards through `control`. If
+/// the thread fails later, `failures` is called with the reason, and the node has to end.
+///
+/// # Errors
+/// The thread or its runtime cannot be created.
+pub fn start(
+    inbox: Inbox,
+    sources: Vec<Arc<KeySource>>,
+    random: u64,
+    control: NodePort,
+    failures: impl Fn(String) + Send + 'static,
+) -> io::Result<Running> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(LOOKUPS_MAX)
+        .thread_name("bridge-lookup")
+        .build()?;
+    let (stop, stopped) = oneshot::channel();
+    let driver = Driver {
+        bridge: Bridge::new(sources, random),
+        client: Client::default(),
+        control,
+        start: Instant::now(),
+        exchanges: JoinSet::new(),
+        purposes: HashMap::new(),
+    };
+    let work = move || {
+        let ended = catch_unwind(AssertUnwindSafe(|| run(&runtime, driver, inbox, stopped)));
+        // A lookup in progress would delay the end.
+        runtime.shutdown_background();
+        if ended.is_err() {
+            failures("bridge: panicked; see the message above".into());
+        }
+    };
+    let thread = std::thread::Builder::new().name("bridge".into()).spawn(work)?;
+    Ok(Running { thread, stop })
+}
+
+impl Running {
+    /// Ends the thread. Requests in flight are given up.
+    pub fn stop(self) {
+        drop(self.stop);
+        // A panic was reported already.
+        let _ = self.thread.join();
+    }
+}
+
+fn run(runtime: &Runtime, driver: Driver, inbox: Inbox, stopped: oneshot::Receiver<()>) {
+    runtime.block_on(driver.run(inbox, stopped));
+}
+
+/// The result of a request to a service.
+type Exchanged = Result<ServiceAnswer, ServiceFailure>;
+
+/// Drives the bridge.
+struct Driver {
+    bridge: Bridge,
+    client: Client,
+    control: NodePort,
+    start: Instant,
+    // The requests in flight: a bounded number for each service.
+    exchanges: JoinSet<Exchanged>,
+    // What each of them is for.
+    purposes: HashMap<Id, Purpose>,
+}
+
+impl Driver {
+    async fn run(mut self, Inbox(mut inbox): Inbox, mut stopped: oneshot::Receiver<()>) {
+        let mut messages = Vec::new();
+        loop {
+            self.bridge.handle_timeout(self.now_ms());
+            self.send();
+            let timeout_ms = self.bridge.poll_timeout();
+            let timeout = timeout_ms.map(|ms| self.start + Duration::from_millis(ms));
+            let timeout = async move {
+                match timeout {
+                    Some(at) => sleep_until(at).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                _ = &mut stopped => return,
+                taken = inbox.recv_many(&mut messages, MESSAGES_PER_TURN) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    let now_ms = self.now_ms();
+                    for (from, message) in messages.drain(..) {
+                        self.bridge.handle_message(now_ms, from, message);
+                    }
+                }
+                Some(ended) = self.exchanges.join_next_with_id() => {
+                    let (id, answer) = match ended {
+                        Ok((id, answer)) => (id, answer),
+                        // The task has panicked.
+                        Err(error) => (error.id(), Err(ServiceFailure(error.to_string()))),
+                    };
+                    if let Some(purpose) = self.purposes.remove(&id) {
+                        self.bridge.handle_answer(self.now_ms(), purpose, answer);
+                    }
+                }
+                () = timeout => {}
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+
+    /// Sends the requests and messages of the bridge.
+    fn send(&mut self) {
+        while let Some(request) = self.bridge.poll_request() {
+            let purpose = request.purpose.clone();
+            let task = self.exchanges.spawn(self.client.exchange(request));
+            self.purposes.insert(task.id(), purpose);
+        }
+        while let Some((to, message)) = self.bridge.poll_message() {
+            match to {
+                Receivers::One(shard) => {
+                    self.control.tell(shard, FromNode::Bridge(Box::new(message)));
+                }
+                Receivers::All => {
+                    for shard in self.control.shards() {
+                        let message = FromNode::Bridge(Box::new(message.clone()));
+                        self.control.tell(shard, message);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Requests to HTTP services: the key sets of issuers, and admission hooks.
+//!
+//! [`Bridge`] is a value like a shard. Messages of shards, answers of services and the time go in
+//! (`handle_*`); requests for services and messages for shards come out (`poll_*`). `http.rs` drives the
+//! bridge on a thread of its own with its own tokio runtime, so that neither TLS nor JSON delays the shards
+//! or the heartbeats of the mesh.
+//!
+//! - `keys.rs`: when a key set is fetched. `hooks.rs`: which questions a hook gets, and which wait.
+//! - `http.rs`: the thread. `http/client.rs`: HTTP, TLS and their limits.
+//!
+//! # Bounds
+//!
+//! | what | bound | when it is full |
+//! |---|---|---|
+//! | messages of shards that the thread has not taken | [`http::INBOX_MESSAGES`] | shards keep theirs, which their own bounds limit |
+//! | questions of a hook in flight | `hooks::IN_FLIGHT_MAX` | further ones wait |
+//! | questions that wait for a hook | `hooks::WAITING_MAX`, `hooks::WAITING_BYTES_MAX` | those of devices that have gone are dropped, then new ones are answered [`AdmissionVerdict::Full`](crate::message::AdmissionVerdict::Full) |
+//! | an answer | `KEY_SET_BYTES_MAX`, [`ANSWER_BYTES_MAX`](crate::protocol::admission::ANSWER_BYTES_MAX) | the request fails |
+
+mod hooks;
+pub mod http;
+mod keys;
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
+use std::sync::Arc;
+
+use crate::address::ShardId;
+use crate::message::{AdmissionRequest, ConnectionKey, FromBridge, Ticket, ToBridge};
+use crate::protocol::admission::AdmissionHook;
+use crate::protocol::service::HttpService;
+use crate::protocol::signature::SigningSecret;
+use crate::protocol::token::KeySource;
+use hooks::HookQueue;
+use keys::KeyFetcher;
+
+/// The longest key set, in bytes.
+const KEY_SET_BYTES_MAX: usize = 256 * 1024;
+
+/// A request for a service.
+#[derive(Debug)]
+struct ServiceRequest {
+    purpose: Purpose,
+    service: HttpService,
+    /// The body of a POST, as JSON. `None`: a GET.
+    body: Option<Vec<u8>>,
+    /// Signs the body.
+    secret: Option<SigningSecret>,
+    /// The time left for the answer, in milliseconds.
+    timeout_ms: u64,
+    /// The longest answer, in bytes.
+    answer_bytes_max: usize,
+}
+
+/// What a request is for. Comes back with the answer.
+#[derive(Clone, Debug)]
+enum Purpose {
+    Keys(Arc<KeySource>),
+    Admission {
+        hook: Arc<AdmissionHook>,
+        shard: ShardId,
+        connection: ConnectionKey,
+        ticket: Ticket,
+    },
+}
+
+/// The answer of a service.
+#[derive(Debug)]
+struct ServiceAnswer {
+    status: u16,
+    body: Vec<u8>,
+}
+
+/// Why a service has not answered, in words.
+#[derive(Debug)]
+struct ServiceFailure(String);
+
+/// Which shards get a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receivers {
+    All,
+    One(ShardId),
+}
+
+/// The state of all services.
+struct Bridge {
+    fetchers: HashMap<Arc<KeySource>, KeyFetcher>,
+    hooks: HashMap<Arc<AdmissionHook>, HookQueue>,
+    // Makes the pauses between fetches differ from node to node, and from source to source.
+    random: u64,
+    // Emptied after each input.
+    requests: VecDeque<ServiceRequest>,
+    // Emptied after each input.
+    outbox: VecDeque<(Receivers, FromBridge)>,
+}
+
+impl Bridge {
+    /// Creates a bridge that fetches the keys of `sources`, beginning now.
+    fn new(sources: Vec<Arc<KeySource>>, random: u64) -> Self {
+        let mut bridge = Self {
+            fetchers: HashMap::new(),
+            hooks: HashMap::new(),
+            random,
+            requests: VecDeque::new(),
+            outbox: VecDeque::new(),
+        };
+        bridge.handle_sources(sources);
+        bridge
+    }
+
+    /// Handles a message of a shard or of the node.
+    fn handle_message(&mut self, now_ms: u64, from: ShardId, message: ToBridge) {
+        match message {
+            ToBridge::FetchKeys(source) => self.handle_fetch(now_ms, from, source),
+            ToBridge::Sources(sources) => self.handle_sources(sources),
+            ToBridge::Admit(request) => self.handle_admit(now_ms, from, request),
+        }
+    }
+
+    /// Fetches the keys of these sources from now on, and those of no others. A source that stays keeps
+    /// its keys.
+    fn handle_sources(&mut self, sources: Vec<Arc<KeySource>>) {
+        self.fetchers.retain(|source, _| sources.contains(source));
+        self.hooks.retain(|_, queue| !queue.is_idle());
+        for source in sources {
+            self.random = self.random.wrapping_add(1);
+            self.fetchers.entry(source).or_insert_with(|| KeyFetcher::new(self.random));
+        }
+    }
+
+    fn handle_fetch(&mut self, now_ms: u64, from: ShardId, source: Arc<KeySource>) {
+        // The source of a handshake that has waited since before a reload may be gone.
+        let Some(fetcher) = self.fetchers.get_mut(&source) else { return };
+        if fetcher.is_fetching() {
+            return;
+        }
+        match fetcher.handle_question(now_ms) {
+            true => self.requests.push_back(fetch_request(source)),
+            false => {
+                let report = fetcher.report(now_ms, source, None);
+                self.outbox.push_back((Receivers::One(from), FromBridge::Keys(report)));
+            }
+        }
+    }
+
+    fn handle_admit(&mut self, now_ms: u64, from: ShardId, request: AdmissionRequest) {
+        let (connection, ticket) = (request.connection, request.ticket);
+        let queue = self.hooks.entry(request.hook.clone()).or_default();
+        if let Err(verdict) = queue.push(now_ms, from, request) {
+            let message = FromBridge::Admission { connection, ticket, verdict };
+            self.outbox.push_back((Receivers::One(from), message));
+        }
+        self.requests.extend(queue.poll_request(now_ms));
+    }
+
+    /// Handles the end of a request.
+    fn handle_answer(
+        &mut self,
+        now_ms: u64,
+        purpose: Purpose,
+        answer: Result<ServiceAnswer, ServiceFailure>,
+    ) {
+        match purpose {
+            Purpose::Keys(source) => {
+                let Some(fetcher) = self.fetchers.get_mut(&source) else { return };
+                let result = fetcher.handle_answer(now_ms, &source, answer);
+                note(&mut fetcher.is_failing, "keys", &source.service, &result);
+                let report = fetcher.report(now_ms, source, Some(result.is_ok()));
+                self.outbox.push_back((Receivers::All, FromBridge::Keys(report)));
+            }
+            Purpose::Admission { hook, shard, connection, ticket } => {
+                let Some(queue) = self.hooks.get_mut(&hook) else { return };
+                let (verdict, result) = hooks::judge(answer);
+                note(&mut queue.is_failing, "admission", &hook.service, &result);
+                let message = FromBridge::Admission { connection, ticket, verdict };
+                self.outbox.push_back((Receivers::One(shard), message));
+                queue.handle_end();
+                self.requests.extend(queue.poll_request(now_ms));
+            }
+        }
+    }
+
+    /// Begins the fetches that are due.
+    fn handle_timeout(&mut self, now_ms: u64) {
+        for (source, fetcher) in &mut self.fetchers {
+            if fetcher.handle_timeout(now_ms) {
+                self.requests.push_back(fetch_request(source.clone()));
+            }
+        }
+    }
+
+    /// Returns when [`Self::handle_timeout`] has something to do.
+    fn poll_timeout(&self) -> Option<u64> {
+        self.fetchers.values().filter_map(KeyFetcher::next_fetch_ms).min()
+    }
+
+    /// Returns the next request for a service.
+    fn poll_request(&mut self) -> Option<ServiceRequest> {
+        self.requests.pop_front()
+    }
+
+    /// Returns the next message for shards.
+    fn poll_message(&mut self) -> Option<(Receivers, FromBridge)> {
+        self.outbox.pop_front()
+    }
+}
+
+fn fetch_request(source: Arc<KeySource>) -> ServiceRequest {
+    ServiceRequest {
+        service: source.service.clone(),
+        timeout_ms: source.service.timeout_ms,
+        purpose: Purpose::Keys(source),
+        body: None,
+        secret: None,
+        answer_bytes_max: KEY_SET_BYTES_MAX,
+    }
+}
+
+/// Logs that a service begins to fail, or works again. Further failures are logged at level `debug`: a
+/// service that is down would fill the log otherwise.
+fn note(
+    is_failing: &mut bool,
+    what: &str,
+    service: &HttpService,
+    result: &Result<(), impl Display>,
+) {
+    let was_failing = std::mem::replace(is_failing, result.is_err());
+    match result {
+        Err(why) if was_failing => tracing::debug!("{what}: {service}: {why}"),
+        Err(why) => tracing::warn!("{what}: {service}: {why}"),
+        Ok(()) if was_failing => tracing::info!("{what}: {service} works again"),
+        Ok(()) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

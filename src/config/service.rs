@@ -1,0 +1,52 @@
+//! HTTP services that the node sends requests to: their URLs, and the authorities of their certificates.
+
+use std::path::PathBuf;
+
+use super::document::{ConfigError, Section};
+use super::shape::{Text, ValueShape};
+use super::tls::authorities;
+use crate::protocol::service::HttpService;
+
+/// The URL of a service. A refused URL is not shown: it may contain a password.
+pub(super) struct Url;
+
+impl ValueShape for Url {
+    type Value = String;
+
+    const IS_SECRET: bool = true;
+
+    fn expected(&self) -> String {
+        "a URL that begins with `https://`, or with `http://` and a loopback address".to_owned()
+    }
+
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<String>, ConfigError> {
+        let Some(url) = section.secret(key) else { return Ok(None) };
+        match HttpService::new(url, 0) {
+            Ok(_) => Ok(Some(url.to_owned())),
+            Err(error) => Err(section.fault(&[key], error)),
+        }
+    }
+}
+
+pub(super) const CA_FILE: Text<PathBuf> = Text {
+    expected: "the path of a PEM file",
+    parse: |path| (!path.is_empty()).then(|| path.into()),
+};
+
+/// Returns the service at a URL that [`Url`] has accepted, with the authorities in the file `ca`.
+pub(super) fn service(
+    section: &Section<'_>,
+    url: &str,
+    timeout_ms: u64,
+    ca: Option<PathBuf>,
+) -> Result<HttpService, ConfigError> {
+    let mut service = HttpService::new(url, timeout_ms).expect("the URL was checked");
+    if let Some(ca) = ca {
+        if !service.is_encrypted() {
+            return Err(section.fault(&["ca"], "has no effect with http://"));
+        }
+        let certificates = authorities(section, "ca", &ca)?;
+        service.authorities = Some(certificates.iter().map(|der| der.to_vec()).collect());
+    }
+    Ok(service)
+}

@@ -1,0 +1,77 @@
+//! What shards and the bridge say to each other.
+
+use std::sync::{Arc, Weak};
+
+use super::{ConnectionKey, Ticket};
+use crate::protocol::admission::{Admission, AdmissionHook};
+use crate::protocol::token::{KeySet, KeySource};
+
+/// A message to the bridge: of a shard, or of the node.
+#[derive(Debug)]
+pub enum ToBridge {
+    /// A token needs a key that the shard does not have. Answered with [`FromBridge::Keys`], at the
+    /// latest when a fetch has ended.
+    FetchKeys(Arc<KeySource>),
+    /// The configured sources of keys. The bridge fetches the keys of these and of no others.
+    Sources(Vec<Arc<KeySource>>),
+    /// An admission hook is to decide about a device. Answered with [`FromBridge::Admission`].
+    Admit(AdmissionRequest),
+}
+
+/// A question for an admission hook.
+#[derive(Debug)]
+pub struct AdmissionRequest {
+    /// The hook.
+    pub hook: Arc<AdmissionHook>,
+    /// The connection of the device.
+    pub connection: ConnectionKey,
+    /// Comes back in the answer: a connection may make several requests.
+    pub ticket: Ticket,
+    /// The question, as JSON.
+    pub body: Vec<u8>,
+    /// Alive while the device waits. A request whose device has gone is not sent.
+    pub device: Weak<()>,
+}
+
+/// A message of the bridge to a shard.
+#[derive(Clone, Debug)]
+pub enum FromBridge {
+    /// The keys of a source as they are now.
+    Keys(KeysReport),
+    /// The decision of an admission hook.
+    Admission {
+        /// The connection of the device.
+        connection: ConnectionKey,
+        /// The number of the question.
+        ticket: Ticket,
+        /// The decision.
+        verdict: AdmissionVerdict,
+    },
+}
+
+/// The state of a source of keys.
+#[derive(Clone, Debug)]
+pub struct KeysReport {
+    /// The source.
+    pub source: Arc<KeySource>,
+    /// The last good keys. `None`: no fetch has succeeded yet.
+    pub keys: Option<Arc<KeySet>>,
+    /// How long asking again would not cause a fetch, in milliseconds.
+    pub quiet_ms: u64,
+    /// Whether the fetch that has just ended was successful. `None`: no fetch has ended; the report
+    /// answers a question.
+    pub fetched: Option<bool>,
+}
+
+/// What became of a question to an admission hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdmissionVerdict {
+    /// The device may connect.
+    Granted(Box<Admission>),
+    /// The device may not connect. The status is 401 or 403.
+    Refused(u16),
+    /// The hook has not answered as it should, or not in time.
+    Failed,
+    /// Too many questions wait for this hook.
+    Full,
+}

@@ -1,0 +1,73 @@
+//! The way of a shard's messages to the bridge. Never blocks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::address::ShardId;
+use crate::message::ToBridge;
+
+/// Sends a message of a shard to the bridge. Gives the message back if there is no room at present.
+pub type ToBridgeSender = Arc<dyn Fn(ShardId, ToBridge) -> Result<(), ToBridge> + Send + Sync>;
+
+/// One shard's way to the bridge.
+pub(super) struct Outlet {
+    shard: ShardId,
+    send: ToBridgeSender,
+    // In order. Bounded by the handshakes that wait in the shard.
+    unsent: VecDeque<ToBridge>,
+}
+
+impl Outlet {
+    /// Creates the way of a shard.
+    pub(super) fn new(shard: ShardId, send: ToBridgeSender) -> Self {
+        Self { shard, send, unsent: VecDeque::new() }
+    }
+
+    /// Queues a message for the next [`Self::flush`].
+    pub(super) fn post(&mut self, message: ToBridge) {
+        self.unsent.push_back(message);
+    }
+
+    /// Sends the queued messages. Returns true if some did not fit and must be sent later.
+    pub(super) fn flush(&mut self) -> bool {
+        while let Some(message) = self.unsent.pop_front() {
+            if let Err(message) = (self.send)(self.shard, message) {
+                self.unsent.push_front(message);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::protocol::service::HttpService;
+    use crate::protocol::token::KeySource;
+
+    #[test]
+    fn a_message_that_finds_no_room_is_sent_later() {
+        let room = Arc::new(AtomicUsize::new(1));
+        let left = room.clone();
+        let send = move |shard, message| {
+            assert_eq!(shard, ShardId(3));
+            let taken =
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            taken.map(drop).map_err(|_| message)
+        };
+        let mut outlet = Outlet::new(ShardId(3), Arc::new(send));
+        assert!(!outlet.flush());
+        let service = HttpService::new("https://example.org/", 1).expect("a URL");
+        let source = Arc::new(KeySource { service, algorithm: None, refresh_s: 1 });
+        for _ in 0..2 {
+            outlet.post(ToBridge::FetchKeys(source.clone()));
+        }
+        assert!(outlet.flush());
+        room.store(1, Ordering::Relaxed);
+        assert!(!outlet.flush());
+        assert_eq!(room.load(Ordering::Relaxed), 0);
+    }
+}

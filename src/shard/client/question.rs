@@ -1,0 +1,93 @@
+//! What a handshake may need from outside the shard, and the question for an admission hook.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use super::Context;
+use crate::address::remote::Remote;
+use crate::protocol::admission::{Admission, AdmissionHook, AdmissionQuestion};
+use crate::protocol::http::{Request, query_pairs};
+use crate::protocol::token::{KeySet, KeySource, QUERY_NAME, TokenSources};
+use crate::shard::settings::RouteSettings;
+
+/// What an accepted client is granted.
+#[derive(Debug)]
+pub struct Granted {
+    /// The channels to subscribe the client to.
+    pub channels: Vec<Box<str>>,
+    /// The client's context.
+    pub context: Context,
+    /// When the client is closed, in Unix milliseconds. `None`: never.
+    pub expires_unix_ms: Option<NonZeroU64>,
+}
+
+/// What a handshake needs from outside the shard before it can be answered.
+#[derive(Debug)]
+pub enum Need {
+    /// A key that verifies the client's token.
+    Keys(Arc<KeySource>),
+    /// The decision of an admission hook.
+    Hook {
+        /// The hook.
+        hook: Arc<AdmissionHook>,
+        /// What the client is granted if the hook adds nothing.
+        granted: Box<Granted>,
+        /// The question, as JSON.
+        question: Vec<u8>,
+    },
+}
+
+impl Need {
+    /// Returns the memory held, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        match self {
+            Self::Keys(_) => 0,
+            Self::Hook { granted, question, .. } => {
+                let channels = granted.channels.iter().map(|name| name.len() + 32);
+                granted.context.held_bytes() + channels.sum::<usize>() + question.capacity()
+            }
+        }
+    }
+}
+
+/// How far a handshake has got.
+#[derive(Debug)]
+pub enum Progress {
+    /// The request has just arrived.
+    New,
+    /// The keys that it waited for are as they will be. It does not wait for keys again.
+    KeysKnown,
+    /// The admission hook lets the client in, who is granted this, and what the hook adds.
+    Admitted(Box<Granted>, Box<Admission>),
+}
+
+/// The fetched keys of a source.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyLookup<'k> {
+    /// The keys, once they are known.
+    pub keys: Option<&'k KeySet>,
+    /// Whether a missing key may arrive soon.
+    pub may_wait: bool,
+}
+
+/// Returns the question about a client's request. Credentials that this node has checked are left out.
+pub(super) fn put_question(
+    route: &RouteSettings,
+    request: &Request<'_>,
+    remote: Remote,
+    claims: Option<&str>,
+) -> Vec<u8> {
+    let checked = route.token.as_ref().map_or(TokenSources::default(), |rule| rule.sources);
+    let is_checked = |name: &str| {
+        checked.header && name.eq_ignore_ascii_case("authorization")
+            || checked.protocol && name.eq_ignore_ascii_case("sec-websocket-protocol")
+    };
+    let query = query_pairs(request.query).map(|pair| (pair.name, pair.value));
+    let query = query.filter(|(name, _)| !(checked.query && name == QUERY_NAME));
+    let headers = request.headers().filter(|(name, _)| !is_checked(name));
+    let headers =
+        headers.map(|(name, value)| (name.to_ascii_lowercase(), String::from_utf8_lossy(value)));
+    let mut question = Vec::new();
+    AdmissionQuestion { path: request.path, query, headers, remote, claims }.put(&mut question);
+    question
+}
