@@ -23,10 +23,16 @@
 //!
 //! | question | place |
 //! |---|---|
-//! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard; the sum for `{s, f}` in `shard::backend::pending` |
+//! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard. The sum for `{s, f}`: of other nodes in `mesh::publish`, of all in `shard::backend::pending` |
 //! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |
 //! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in [`shard`] |
-//! | Where are the clients of a lost node reported? | `shard::last_wills`, told by `mesh::membership` |
+//! | Where does a client continue that waits for room in a topic? | `Feeders::poll_ready` in `shard::topics::feeders`; deferred clients in `Shard::read_waiting` |
+//! | Where are the clients of a lost node reported? | `shard::last_wills`, told by `Mesh::tell_dead` in [`mesh`] |
+//! | Where does a call wait for other shards and nodes, and time out? | `open_question` and `expire` in `shard::backend::calls`; a missing tally adds nothing, any other call fails |
+//! | Where is a slow client closed, or its message dropped? | `Clients::walk` and `Clients::send` in `shard::client`; then `Connections::close_slow` |
+//! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, called by [`node`] |
+//! | Where is a reload applied to open connections? | `apply` in `shard::reload` |
+//! | What is shed when memory is short, in which order? | the table at the top of `shard::memory` |
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
@@ -106,7 +112,7 @@
 //!    (`topics::feeders`). Without credit the event waits, and reading from the client pauses. Its
 //!    pings, pongs and close frame are still handled (`connection::pending_close`). Once 1 MiB of
 //!    events waits, reading pauses before the next message is decoded.
-//! 3. The home (`topics::homes`, `queue::topic`) delivers the event to a consumer with room in its
+//! 3. The home (`topics::home_topics`, `queue::topic`) delivers the event to a consumer with room in its
 //!    window. The event is kept until the consumer's shard reports that it was written
 //!    (`backend::consumers`). If the connection breaks before that, another consumer gets it.
 //! 4. When the topic has room again, the client's read-ahead is processed (`Shard::resume`).
@@ -162,7 +168,7 @@
 //! # The life of a reload
 //!
 //! 1. On SIGHUP or `admin.reload` the thread of `node::reload` reads the configuration again and checks everything: the file, the
-//!    certificates, the key files. If anything is wrong, nothing changes.
+//!    certificates, the key files. If a check fails, nothing changes.
 //! 2. `config::changes` names each changed setting, and those that need a restart.
 //! 3. New [`Settings`](shard::settings::Settings) are made from those in use: users and routes keep
 //!    their indices, by which connections refer to them. `runtime::reload` passes the settings to

@@ -105,7 +105,7 @@ fn every(ms: u64, members: usize) -> Option<PeriodicParams> {
 }
 
 /// The parameters of SWIM. A dead node is suspected within about 0.6 s, the interval of probes, and
-/// declared dead 2 s later. SPEC wants it out of the counts within 5 s.
+/// declared dead 2 s later. docs/promises.md wants it out of the counts within 5 s.
 fn config() -> Config {
     Config {
         probe_period: Duration::from_millis(600),

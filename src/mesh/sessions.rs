@@ -13,7 +13,7 @@ use crate::address::{NodeId, ShardId};
 use crate::message::FromMesh;
 
 /// Time without a link after which a session ends, in milliseconds. A dead link is noticed within 2.5 s
-/// (the transport's idle timeout), so a dead node leaves the counts within SPEC's 5 s.
+/// (the transport's idle timeout), so a dead node leaves the counts within the 5 s of docs/promises.md.
 pub(super) const LOST_MS: u64 = 1500;
 
 /// A node with which there is a session.

@@ -79,14 +79,16 @@ impl Reloader {
     /// Reads the configuration again, applies it, and logs each change. Returns the changes.
     ///
     /// # Errors
-    /// The configuration, or a file that it names, is not valid. The running configuration stays.
+    /// The configuration or a file that it names is not valid: nothing has changed. Or a shard does not
+    /// respond: the change may be partly applied.
     fn reload(&mut self) -> Result<Vec<Change>, NodeError> {
-        let applied = self.load().and_then(|prepared| self.apply(prepared));
+        let prepared = self.load().inspect_err(|error| {
+            tracing::error!("not reloaded, the running configuration stays: {error}");
+        })?;
+        let applied = self.apply(prepared);
         match &applied {
             Ok(changes) => log_changes(changes),
-            Err(error) => {
-                tracing::error!("not reloaded, the running configuration stays: {error}");
-            }
+            Err(error) => tracing::error!("reloaded in part: {error}"),
         }
         applied
     }

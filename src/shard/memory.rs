@@ -112,7 +112,7 @@ impl Usage {
     }
 }
 
-/// The share of the budget down to which connections are shed. All steps end there.
+/// The share of the budget down to which connections are shed. Shedding as a whole ends there.
 const TARGET_PERCENT: u64 = 75;
 
 /// The number of connections that one turn visits.

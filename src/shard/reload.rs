@@ -1,4 +1,4 @@
-//! Passes on calls of `admin.reload`, and applies reloaded settings to the connections that are open.
+//! Passes calls of `admin.reload` to the node, and applies reloaded settings to open connections.
 
 use std::collections::VecDeque;
 

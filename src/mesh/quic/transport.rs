@@ -52,7 +52,7 @@ const LEAVING_MAX: Duration = Duration::from_millis(200);
 const GOODBYE_MAX: Duration = Duration::from_millis(50);
 
 /// Interval of QUIC's keep-alives. Several fit into the idle timeout, so that a few may be lost and a dead
-/// node is still out of the grid within SPEC's 5 seconds.
+/// node is still out of the grid within the 5 seconds of docs/promises.md.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
 /// Assumed round trip of a new link. Nodes are near each other: a lost packet of a handshake is repeated
