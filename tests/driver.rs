@@ -18,7 +18,7 @@ use support::{CONFIG, DRIVER, Process, Server, command, config_file};
 #[derive(Clone, Copy)]
 enum Answer {
     Error(i32),
-    /// It kills the process.
+    /// Kills the process.
     Kill,
 }
 

@@ -42,20 +42,20 @@ const RECEIVES_PER_TURN: usize = if cfg!(test) { 4 } else { 512 };
 /// about 5 µs. The others wait for the next turn.
 const ACCEPTS_PER_TURN: usize = if cfg!(test) { 2 } else { 64 };
 
-/// What is watched of every socket.
+/// The epoll events watched on every socket.
 const INPUT: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
-/// What is watched of a socket once it was too full for a send.
+/// The events watched after a send was blocked.
 const INPUT_AND_ROOM: EventFlags = INPUT.union(EventFlags::OUT);
 
-/// What an event says of a connection that the peer has ended, or that has failed. Receiving shows
+/// The events that mean that the peer has ended the connection, or that it has failed. Receiving shows
 /// which.
 const ENDED: EventFlags = EventFlags::RDHUP.union(EventFlags::HUP).union(EventFlags::ERR);
 
-/// What an event says of a socket that has room for bytes, or has failed.
+/// The events that mean that a socket is writable, or has failed.
 const ROOM: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags::ERR);
 
-/// What an event is about. Stored in its data.
+/// The source of an event, stored in its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Connection(ConnectionKey),
