@@ -115,7 +115,7 @@ impl Reloader {
         Ok(Prepared { config, written, changes, contexts, settings, capacity })
     }
 
-    /// Applies a configuration. Fails only if a shard hangs.
+    /// Applies a configuration. Fails in part if a shard or the bridge does not take it.
     fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, NodeError> {
         let Prepared { config, written, changes, contexts, settings, capacity } = prepared;
         for (listener, tls, context) in contexts {

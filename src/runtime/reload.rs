@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
+
 use super::bus::NodePort;
 use super::start::Renewals;
 use super::watch::{Capacity, Watch};
@@ -69,11 +71,13 @@ impl Reloads {
     /// A shard has not taken the settings of an earlier reload within 10 s.
     pub fn reload(&self, reloaded: &Reloaded, capacity: Capacity) -> io::Result<()> {
         self.watch.set_capacity(capacity);
-        for (shard, settings) in self.watch.reloads().enumerate() {
+        let send = |(shard, settings): (usize, &Sender<Reloaded>)| {
             let sent = settings.send_timeout(reloaded.clone(), WAIT_MAX);
-            sent.map_err(|_| io::Error::other(format!("shard {shard} does not respond")))?;
-        }
+            sent.map_err(|_| io::Error::other(format!("shard {shard} does not respond")))
+        };
+        let sent = self.watch.reloads().enumerate().try_for_each(send);
+        // Also those that got their settings before another one failed.
         self.control.wake_all();
-        Ok(())
+        sent
     }
 }
