@@ -31,7 +31,7 @@ section! {
         seeds: Vec<String> = SEEDS, value(Vec::new()), restart;
 
         /// The number of nodes, this one included, that must have been seen before `/readyz` answers 200.
-        expect: usize = whole_of(" of nodes", 1..=1024), value(1);
+        expect: usize = whole_of(" of nodes", 1..=1024), value(1), restart;
 
         /// The secret of the grid, the same on all nodes. Generate one with `openssl rand -hex 32`.
         key: Option<GridKey> = KEY, none(

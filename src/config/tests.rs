@@ -308,6 +308,7 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "mesh.bind",
             "mesh.advertise",
             "mesh.seeds",
+            "mesh.expect",
             "mesh.key",
             "mesh.tls.cert",
             "mesh.tls.key",

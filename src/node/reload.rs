@@ -125,6 +125,9 @@ impl Reloader {
         let settings = Arc::new(settings);
         let state = Arc::new(self.state.reloaded(&settings));
         let reloaded = Reloaded { settings, state };
+        // Before any shard has them: if another one fails, the next reload must not give their indices to
+        // other users and routes.
+        (self.settings, self.state) = (reloaded.settings.clone(), reloaded.state.clone());
         self.reloads
             .reload(&reloaded, capacity)
             .map_err(|error| NodeError(format!("shards: {error}")))?;
@@ -136,7 +139,6 @@ impl Reloader {
         for warning in config.warnings(runtime::unix_ms()) {
             tracing::warn!("{warning}");
         }
-        (self.settings, self.state) = (reloaded.settings, reloaded.state);
         self.written = self.written.after_reload(&written);
         self.config = config;
         Ok(changes)

@@ -1,4 +1,4 @@
-//! What is written, in a file and in variables, and how faults are told.
+//! Tests of keys in a file and in variables, and of the errors about them.
 
 use crate::config::document::variable_name;
 use crate::config::tests::{development, parse_with, refused, refused_variable, route};
