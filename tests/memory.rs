@@ -537,6 +537,34 @@ fn when_memory_is_shortest_the_largest_connections_are_closed_whatever_they_hold
     assert!(shard.inspect().shortage().closes_arrivals(false));
 }
 
+#[test]
+fn a_higher_step_sheds_at_once_what_a_lower_step_left_open() {
+    let (mut shard, clients, _) = node_of(2);
+    let mut half = [&client_head(0x82, 40_000)[..], &[0; 39_000]].concat();
+    shard.handle_bytes(NOW, clients[1], &mut half);
+    let round = ShedRound::default();
+    let mut turn = |ms, megabytes, before| {
+        shard.handle_memory(Now { ms, ..NOW }, usage(megabytes, before), &round, |_| None);
+        shard.inspect().counters().shed_holders
+    };
+    assert_eq!(turn(200, 900, Shortage::None), 0, "nobody is a slow reader");
+    assert_eq!(turn(201, 960, Shortage::Frames), 1, "the largest connection is closed");
+}
+
+#[test]
+fn an_excess_that_grows_within_a_round_is_shed_within_the_round() {
+    let (mut shard, _) = shard_of_slow_readers(4, 400_000);
+    let round = ShedRound::default();
+    let mut turn = |ms, bytes| {
+        let usage = Usage { bytes, limit_bytes: 10_000_000, shortage: Shortage::Holders };
+        shard.handle_memory(Now { ms, ..NOW }, usage, &round, |_| Some(400_000));
+        shard.inspect().counters().limits.memory_bytes
+    };
+    assert_eq!(turn(SLOW_MS, 7_700_000), 1, "one connection holds more than the excess");
+    assert_eq!(turn(SLOW_MS + 10, 7_700_000), 1, "its memory will be free by the end of the round");
+    assert_eq!(turn(SLOW_MS + 20, 8_000_000), 2, "the excess has grown to two connections");
+}
+
 /// A shard whose API has a user.
 fn node_with_user() -> Shard {
     let mut settings = settings(1, OUTBOUND_BYTES);

@@ -26,7 +26,7 @@
 //! them holds is bounded.
 
 use super::connection::{Connection, Connections, Phase, Stage};
-use super::shed_round::{ROUND_MS, ShedRound};
+use super::shed_round::ShedRound;
 use super::trail::{self, By, Entry};
 use super::turn::Turn;
 use crate::message::ConnectionKey;
@@ -127,7 +127,8 @@ const CLOSED_PER_TURN: usize = 256;
 /// The size from which on a connection is worth closing, if the budget is at least 1 MiB.
 const WORTH_BYTES: u64 = 16 * 1024;
 
-/// The pause after all connections of a size were closed, before the next walk, in milliseconds.
+/// The pause before the next walk in milliseconds, after all connections of a size were closed or
+/// the excess was shed. Within it the excess may grow beyond what the round has shed.
 const AFTER_CLOSING_MS: u64 = 5;
 
 /// The pause after a walk that found no connection to close, in milliseconds.
@@ -232,7 +233,12 @@ impl Shedding {
         usage: Usage,
         context: &ShedContext<'_>,
     ) {
+        let has_risen = usage.shortage > self.usage.shortage;
         self.usage = usage;
+        if has_risen && !matches!(self.stage, ShedStage::Closing(_)) {
+            // A walk at a lower step left out connections that this step closes.
+            self.pause(0);
+        }
         if turn.is_short(Shortage::Readers) {
             context.round.renew(turn.now.ms);
             self.shed(turn, connections, context);
@@ -245,7 +251,7 @@ impl Shedding {
         match std::mem::take(&mut self.stage) {
             ShedStage::Idle if turn.now.ms < self.idle_until_ms => {}
             ShedStage::Idle if self.left_bytes(context) == 0 => {
-                self.pause(turn.now.ms + ROUND_MS);
+                self.pause(turn.now.ms + AFTER_CLOSING_MS);
             }
             ShedStage::Idle => self.weigh(turn, connections, context, Box::new([0; CLASSES])),
             ShedStage::Weighing(by_class) => self.weigh(turn, connections, context, by_class),
@@ -326,7 +332,7 @@ impl Shedding {
                 continue;
             }
             if !context.round.take(bytes as u64, excess) {
-                return self.pause(turn.now.ms + ROUND_MS);
+                return self.pause(turn.now.ms + AFTER_CLOSING_MS);
             }
             close_for_memory(turn, connections, key);
             closed += 1;
