@@ -31,6 +31,7 @@
 //! | Where does a call wait for other shards and nodes, and time out? | `open_question` and `expire` in `shard::backend::calls`; a missing tally adds nothing, any other call fails |
 //! | Where is a slow client closed, or its message dropped? | `Clients::walk` and `Clients::send` in `shard::client`; then `Connections::close_slow` |
 //! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, called by [`node`] |
+//! | Where does a request present its credentials? | `Credentials::of` in `protocol::credentials` |
 //! | Where is a reload applied to open connections? | `apply` in `shard::reload` |
 //! | What is shed when memory is short, in which order? | the table at the top of `shard::memory` |
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |

@@ -5,7 +5,7 @@
 mod support;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use support::{CONFIG, Http, Response, SUCCESS, Server, Socket, assert_error, http};
@@ -90,6 +90,59 @@ fn every_kind_of_user_may_call_over_http_and_over_websocket() {
         assert_eq!(backend.call(POP), SUCCESS);
         assert_eq!(backend.call(PUBLISH), r#"{"E":null,"r":{"s":0,"f":0},"i":12345}"#);
     }
+}
+
+/// Header lines with credentials in a subprotocol, as a browser can send them.
+fn subprotocols(authorization: &str) -> String {
+    let value = authorization.trim_end().strip_prefix("Authorization: ").expect("that header");
+    format!(
+        "Sec-WebSocket-Protocol: gridcast.api, authorization.{}\r\n",
+        URL_SAFE_NO_PAD.encode(value)
+    )
+}
+
+/// The status of an upgrade with these headers, and the subprotocol that is answered.
+fn upgrade(server: &Server, headers: &str) -> (u16, Option<String>) {
+    let mut connection = server.http();
+    connection.send(Socket::upgrade_request(server.api, "/ws/v1", headers));
+    let response = connection.head();
+    (response.status, response.header("sec-websocket-protocol").map(str::to_owned))
+}
+
+#[test]
+fn a_browser_may_present_the_credentials_of_a_websocket_in_a_subprotocol() {
+    let server = server();
+    let granted = (101, Some("gridcast.api".to_owned()));
+    for headers in [
+        basic("plain", "pass:word"),
+        basic("hashed", "s3cret"),
+        bearer("plain-token"),
+        bearer("tok-en"),
+    ] {
+        assert_eq!(upgrade(&server, &subprotocols(&headers)), granted, "{headers}");
+    }
+    let both = subprotocols(&bearer("wrong")) + &bearer("plain-token");
+    assert_eq!(upgrade(&server, &both), granted, "the header takes precedence");
+    let reader = subprotocols(&bearer("reads"));
+    assert_error(&backend(&server, &reader).call(PUBLISH), 102, Some("12345"));
+}
+
+#[test]
+fn wrong_repeated_and_misplaced_credentials_in_subprotocols_are_denied() {
+    let server = server();
+    let right = subprotocols(&bearer("plain-token"));
+    for headers in [
+        subprotocols(&bearer("wrong")),
+        right.repeat(2),
+        right.clone() + &bearer("wrong"),
+        "Sec-WebSocket-Protocol: authorization.plain-token\r\n".into(),
+        "Sec-WebSocket-Protocol: authorization.\r\n".into(),
+        "Sec-WebSocket-Protocol: gridcast.api\r\n".into(),
+    ] {
+        assert_eq!(upgrade(&server, &headers), (401, None), "{headers}");
+    }
+    // Only a browser's WebSocket needs them there.
+    assert_refused(&publish(&server, &right), 401, 102);
 }
 
 #[test]

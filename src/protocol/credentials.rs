@@ -10,15 +10,25 @@ use std::sync::Arc;
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordVerifier};
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use blake2::Blake2sMac256;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use subtle::{Choice, ConstantTimeEq};
 
+use super::http::{Request, list_members};
+use super::upgrade;
 use crate::address::networks::Networks;
 
 /// The value of `WWW-Authenticate` in a 401 response (RFC 9110, section 11.6.1).
 pub const CHALLENGE: &str = "Basic realm=\"gridcast\", Bearer";
+
+/// The subprotocol of the API. Named in the response to a back end that offers it. A browser fails a
+/// handshake whose response names none of the subprotocols that the page offers.
+pub const SUBPROTOCOL: &str = "gridcast.api";
+
+/// The prefix of credentials in the list of subprotocols.
+const SUBPROTOCOL_PREFIX: &[u8] = b"authorization.";
 
 /// The most memory that the verification of one hash may take, in KiB.
 pub const HASH_MEMORY_KIB_MAX: u32 = 256 * 1024;
@@ -47,6 +57,27 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// Parses the credentials of a request: those in `Authorization`, or, for a WebSocket handshake
+    /// without that header, those in the list of subprotocols. A browser can set only the latter.
+    pub fn of(request: &Request<'_>) -> Option<Self> {
+        let mut headers = request.header_values("authorization");
+        match (headers.next(), headers.next()) {
+            (Some(value), None) => Self::parse(value),
+            (None, _) if upgrade::is_upgrade(request) => Self::in_subprotocols(request),
+            _ => None,
+        }
+    }
+
+    /// Parses a subprotocol `authorization.VALUE`. `VALUE` is what `Authorization` would be, in the
+    /// URL-safe base64 of RFC 4648, section 5, without padding. Returns `None` if there is none or
+    /// more than one.
+    fn in_subprotocols(request: &Request<'_>) -> Option<Self> {
+        let members = request.header_values("sec-websocket-protocol").flat_map(list_members);
+        let mut values = members.filter_map(|member| member.strip_prefix(SUBPROTOCOL_PREFIX));
+        let value = values.next().filter(|_| values.next().is_none())?;
+        Self::parse(&URL_SAFE_NO_PAD.decode(value).ok()?)
+    }
+
     /// Parses the value of an `Authorization` header. Returns `None` if the scheme is unknown or the
     /// value is malformed.
     pub fn parse(value: &[u8]) -> Option<Self> {

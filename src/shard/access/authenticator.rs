@@ -233,18 +233,18 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a request from `remote`. `authorization` looks up the header's
-    /// value; it is not called if the settings have no users.
-    pub(super) fn check<'r>(
+    /// Checks the credentials of a request from `remote`. `presented` parses them; it is not called
+    /// if the settings have no users.
+    pub(super) fn check(
         &mut self,
         now_ms: u64,
         remote: IpAddr,
-        authorization: impl FnOnce() -> Option<&'r [u8]>,
+        presented: impl FnOnce() -> Option<Credentials>,
     ) -> CredentialCheck {
         if self.users.is_empty() {
             return CredentialCheck::Decided(Ok(Grant { user: None, roles: Roles::ALL }));
         }
-        let Some(credentials) = authorization().and_then(Credentials::parse) else {
+        let Some(credentials) = presented() else {
             return CredentialCheck::Decided(Err(Denial::Missing));
         };
         let fingerprint = credentials.fingerprint(&self.key);

@@ -112,8 +112,8 @@ impl ApiAccess {
             return CredentialCheck::Decided(Err(Denial::Missing));
         };
         let remote = connection.remote.ip();
-        let authorization = || request.only_header("authorization");
-        let check = self.authenticator.check(turn.now.ms, remote, authorization);
+        let presented = || Credentials::of(request);
+        let check = self.authenticator.check(turn.now.ms, remote, presented);
         if trail::is_read() && !matches!(check, CredentialCheck::Decided(Ok(_))) {
             trail_claim(turn, key, request);
         }
@@ -298,7 +298,7 @@ impl ApiAccess {
 /// Writes to the log which user's credentials are denied or verified. A name that no user has is
 /// not shown: it may be a password in the wrong field.
 fn trail_claim(turn: &Turn, key: ConnectionKey, request: &Request<'_>) {
-    let claimed = request.only_header("authorization").and_then(Credentials::parse);
+    let claimed = Credentials::of(request);
     let Some(Credentials { scheme: Scheme::Basic, name, .. }) = claimed else { return };
     let is_known = turn.settings.api.users.iter().any(|(_, user)| user.name == name);
     let name = if is_known { &name[..] } else { "a name that no user has" };
@@ -359,8 +359,8 @@ mod tests {
     ) -> ConnectionKey {
         let key = fixture::accepted(turn, connections, Listener::Api);
         let header = format!("Basic {}", STANDARD.encode(format!("reader:{password}")));
-        let header = || Some(header.as_bytes());
-        let check = access.authenticator.check(turn.now.ms, fixture::REMOTE.ip(), header);
+        let presented = || Credentials::parse(header.as_bytes());
+        let check = access.authenticator.check(turn.now.ms, fixture::REMOTE.ip(), presented);
         let CredentialCheck::Pending(fingerprint) = check else { panic!("{check:?}") };
         let exchange = Exchange::REFUSED;
         let shape = HttpShape { exchange, fault_status: false, allow_origin: None };

@@ -12,7 +12,7 @@ const PAGE: &str = include_str!("page.html");
 /// connect to any edge. The hashes are those of the script and style elements (CSP, section 2.3.1);
 /// a test prints the right ones when the page has changed.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-Foj35OOUNqe4eQeaAA8tcQS7nrb5SZmBS1E+Lw73fiQ='; \
+    script-src 'sha256-MHbWJuGvEQ7WXq8WSwrtX8YQSlmVe/vkGb7/Ig1Zj+k='; \
     style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \
     img-src data:; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";

@@ -3,7 +3,7 @@
 use super::{Backends, page};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, ApiMethod, NodeRow};
-use crate::protocol::credentials::Roles;
+use crate::protocol::credentials::{Roles, SUBPROTOCOL};
 use crate::protocol::http::{Method, Request};
 use crate::protocol::{origin, upgrade};
 use crate::shard::access::Grant;
@@ -190,8 +190,9 @@ pub(crate) fn open_websocket(
     }
     // Back ends are accepted even if memory is short, since consumers free the memory of topics.
     let date = turn.date();
+    let subprotocol = upgrade.subprotocols().find(|name| *name == SUBPROTOCOL);
     connections.reply_bytes(turn, key, |out| {
-        upgrade::write_switching(out, date, &upgrade.accept, None, None);
+        upgrade::write_switching(out, date, &upgrade.accept, subprotocol, None);
     });
     let ping_at_ms = turn.now.ms + turn.settings.limits.ping_ms;
     let Some(connection) = connections.get(key) else { return };

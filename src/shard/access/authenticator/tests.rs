@@ -30,7 +30,7 @@ fn basic(name: &str, password: &str) -> String {
 }
 
 fn check(access: &mut Authenticator, now_ms: u64, authorization: &str) -> CredentialCheck {
-    access.check(now_ms, remote(), || Some(authorization.as_bytes()))
+    access.check(now_ms, remote(), || Credentials::parse(authorization.as_bytes()))
 }
 
 /// Runs the next verification and records its result; returns the user.
