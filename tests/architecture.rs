@@ -118,7 +118,7 @@ fn each_layer_imports_only_layers_to_its_left() {
 
 /// The parts of a shard: the files of each, the structs that hold its state, and what it may name of
 /// other parts. Those are plain values, which cross between parts in steps.
-const PARTS: [(&str, &[&str], &[&str]); 8] = [
+const PARTS: [(&str, &[&str], &[&str]); 9] = [
     ("access", &["ApiAccess", "Addresses"], &[]),
     ("admission", &["Admissions"], &["client::{Granted, KeyLookup, Need, Progress}"]),
     ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant"]),
@@ -127,6 +127,7 @@ const PARTS: [(&str, &[&str], &[&str]); 8] = [
     ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),
     ("drain", &["Draining"], &[]),
+    ("lists", &["Lists"], &[]),
 ];
 
 /// What the parts stand on may name these values of theirs, and none of their structs.

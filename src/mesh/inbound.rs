@@ -94,9 +94,9 @@ impl Mesh {
         };
         match message {
             GridMessage::Ask { backend, .. } => is_theirs(backend),
-            GridMessage::Answer(..) | GridMessage::LastWills(_, LastWillsMessage::Claim { .. }) => {
-                true
-            }
+            GridMessage::Answer(..)
+            | GridMessage::List(..)
+            | GridMessage::LastWills(_, LastWillsMessage::Claim { .. }) => true,
             GridMessage::LastWills(shard, _) => shard.node == node,
             GridMessage::FromConsumer { consumer, .. } => is_theirs(consumer),
             GridMessage::ToConsumer { consumer, .. } => is_ours(consumer),

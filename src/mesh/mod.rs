@@ -232,8 +232,8 @@ impl Mesh {
                 self.tell_shard(from, FromMesh::Report(ticket, report));
             }
             ToMesh::Nodes(ticket) => {
-                let list = self.nodes_page();
-                self.tell_shard(from, FromMesh::Nodes(ticket, list));
+                let nodes = Box::new(self.known_nodes());
+                self.tell_shard(from, FromMesh::Nodes(ticket, nodes));
             }
             ToMesh::Interest { change, channel, is_on } => {
                 self.local_interest.set(self.hasher.hash(&channel), from, is_on);

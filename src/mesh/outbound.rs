@@ -4,7 +4,7 @@ use super::Mesh;
 use super::link::{Lane, LinkEffect};
 use super::wire::AddressedMessage;
 use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{ClientCommand, ClientReply, FromMesh, GridMessage};
+use crate::message::{ClientCommand, ClientReply, FromMesh, GridMessage, ListMessage};
 use crate::protocol::api::{Code, Fault, Function};
 
 /// Bytes of the channels in one answer to another node. An answer with more becomes an error: a client may
@@ -29,10 +29,11 @@ impl Mesh {
             // message to a node that may have restarted.
             return self.refuse(from, to, &message, "the client's node was unreachable");
         }
-        if matches!(message, GridMessage::Ask { .. }) && peer.liveness.is_silent() {
+        let is_question = is_question(&message);
+        if is_question && peer.liveness.is_silent() {
             return self.refuse(from, to, &message, "the client's node does not answer");
         }
-        if matches!(message, GridMessage::Ask { .. }) && !peer.session.takes_calls() {
+        if is_question && !peer.session.takes_calls() {
             return self.refuse(from, to, &message, "the client's node does not keep up");
         }
         for channel in channels_to_subscribe(&message) {
@@ -43,7 +44,7 @@ impl Mesh {
         self.send(to.node, Lane::Shard(from), &message);
     }
 
-    /// Answers a call with an error. Other messages are dropped.
+    /// Answers a question with an error. Other messages are dropped.
     fn refuse(
         &mut self,
         asker: ShardId,
@@ -51,12 +52,19 @@ impl Mesh {
         message: &GridMessage,
         why: &'static str,
     ) {
-        let GridMessage::Ask { ticket, command, .. } = message else { return };
-        let code = match command {
-            ClientCommand::Send(..) => Code::SendFailed,
-            ClientCommand::Call(..) => Code::ExecutionFailed,
+        let (ticket, code) = match message {
+            GridMessage::Ask { ticket, command: ClientCommand::Send(..), .. } => {
+                (*ticket, Code::SendFailed)
+            }
+            GridMessage::Ask { ticket, command: ClientCommand::Call(..), .. } => {
+                (*ticket, Code::ExecutionFailed)
+            }
+            GridMessage::List(ticket, ListMessage::Ask(_)) => {
+                return self.tell_shard(asker, FromMesh::NotAsked(*ticket, to));
+            }
+            _ => return,
         };
-        let answer = GridMessage::Answer(*ticket, Err(Fault::new(code, why)));
+        let answer = GridMessage::Answer(ticket, Err(Fault::new(code, why)));
         self.tell_shard(asker, FromMesh::Grid(to, answer));
     }
 
@@ -80,6 +88,11 @@ impl Mesh {
             }
         }
     }
+}
+
+/// Whether a message asks for an answer.
+fn is_question(message: &GridMessage) -> bool {
+    matches!(message, GridMessage::Ask { .. } | GridMessage::List(_, ListMessage::Ask(_)))
 }
 
 /// Turns an answer with more than [`CHANNELS_BYTES_MAX`] of channels into an error.

@@ -3,8 +3,9 @@
 use super::Mesh;
 use super::sessions::Peer;
 use crate::address::NodeId;
+use crate::message::KnownNodes;
 use crate::metrics::{MeshReport, NodeReport};
-use crate::protocol::api::{self, MeshRow, NodeRow};
+use crate::protocol::api::{LinkState, MeshRow, NodeRow};
 
 impl Mesh {
     /// The figures of the mesh for `/metrics`.
@@ -31,30 +32,31 @@ impl Mesh {
         }
     }
 
-    /// This node and the reachable ones, as the answer to `GET /v1/nodes`.
-    pub(super) fn nodes_page(&self) -> String {
+    /// The nodes of the grid, for `GET /v1/nodes` and for lists of administration.
+    pub(super) fn known_nodes(&self) -> KnownNodes {
         let settings = &self.settings;
         let own = MeshRow {
             address: settings.advertise,
-            state: "up",
+            state: LinkState::Up,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             clients: self.clients.iter().sum(),
         };
-        let mut nodes =
+        let mut rows =
             vec![NodeRow { node: settings.node, api: settings.api.into(), mesh: Some(own) }];
-        nodes.extend(self.peers.values().map(|peer| self.node_row(peer)));
-        nodes.sort_by_key(|row| row.node);
-        let mut page = Vec::new();
-        api::put_nodes(&mut page, nodes.into_iter());
-        String::from_utf8_lossy(&page).into_owned()
+        rows.extend(self.peers.values().map(|peer| self.node_row(peer)));
+        rows.sort_by_key(|row| row.node);
+        let members = self.membership.members().filter_map(|(member, _)| member.node());
+        let unreachable =
+            members.filter(|node| *node != settings.node && !self.peers.contains_key(node));
+        KnownNodes { rows, unreachable: unreachable.collect() }
     }
 
     fn node_row(&self, peer: &Peer) -> NodeRow {
         let node = peer.hello.node;
         let state = match peer.link {
-            None => "lost",
-            Some(_) if self.membership.is_suspected(node) => "suspected",
-            Some(_) => "up",
+            None => LinkState::Lost,
+            Some(_) if self.membership.is_suspected(node) => LinkState::Suspected,
+            Some(_) => LinkState::Up,
         };
         let mesh = MeshRow {
             address: peer.hello.mesh,

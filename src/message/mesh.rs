@@ -5,11 +5,20 @@ use std::sync::Arc;
 use super::{GridMessage, Publish, Requester, Ticket};
 use crate::address::{Incarnation, NodeId, ShardAddress};
 use crate::metrics::MeshReport;
-use crate::protocol::api::Tally;
+use crate::protocol::api::{NodeRow, Tally};
 
 /// A change of a shard's interest in channels. Each shard counts its changes, starting with 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InterestChange(pub u64);
+
+/// The nodes of the grid that the mesh knows of.
+#[derive(Debug)]
+pub struct KnownNodes {
+    /// This node and those with a session, in the order of their ids.
+    pub rows: Vec<NodeRow>,
+    /// Members of the grid without a session.
+    pub unreachable: Vec<NodeId>,
+}
 
 /// A message from a shard to the mesh of its node.
 #[derive(Debug)]
@@ -53,8 +62,11 @@ pub enum FromMesh {
     Published(Ticket, Tally),
     /// Answers [`ToMesh::Report`] with the mesh's state for `/metrics`.
     Report(Ticket, Box<MeshReport>),
-    /// Answers [`ToMesh::Nodes`] with the JSON text of the list of nodes.
-    Nodes(Ticket, String),
+    /// Answers [`ToMesh::Nodes`].
+    Nodes(Ticket, Box<KnownNodes>),
+    /// A [`ListQuestion`](super::ListQuestion) cannot be sent to this shard: its node is unreachable, silent or
+    /// busy.
+    NotAsked(Ticket, ShardAddress),
     /// Every node that could publish without asking knows the shard's interest up to this change.
     InterestKnown(InterestChange),
     /// A node has become reachable, or was restarted.

@@ -20,6 +20,7 @@
 //! API depend on that: events keep their order, and a publish that follows a subscribe reaches the subscriber.
 
 mod bridge;
+mod list;
 mod mesh;
 mod shard;
 mod topic;
@@ -27,7 +28,8 @@ mod topic;
 use std::sync::Arc;
 
 pub use bridge::{AdmissionRequest, AdmissionVerdict, FromBridge, KeysReport, ToBridge};
-pub use mesh::{FromMesh, InterestChange, ToMesh};
+pub use list::{ListAnswer, ListMessage, ListQuestion, ProcessFacts, ShardFigures};
+pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
     REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{
-    BackendId, ConnectionKey, FromConsumer, FromFeeder, Publish, Terms, Ticket, ToConsumer,
-    ToFeeder,
+    BackendId, ConnectionKey, FromConsumer, FromFeeder, ListMessage, Publish, Terms, Ticket,
+    ToConsumer, ToFeeder,
 };
 use crate::address::{ClientId, Incarnation, ShardAddress};
 use crate::metrics::Report;
@@ -94,6 +94,8 @@ pub enum GridMessage {
     },
     /// A message about the clients of this shard, which a watcher reports as closed if their node is lost.
     LastWills(ShardAddress, LastWillsMessage),
+    /// A message of a list of administration, which the ticket names.
+    List(Ticket, ListMessage),
 }
 
 /// A command for one client.

@@ -60,6 +60,16 @@ impl Shard {
                 }
                 return;
             }
+            Ok(Call::List(_)) if !self.lists.has_room() => {
+                turn.counters.limits.lists += 1;
+                Err(Fault::new(Code::TooManyRequests, "too many lists are gathered at once"))
+            }
+            Ok(Call::List(call)) => {
+                if let Some(ticket) = self.backends.open_list(turn, connections, caller) {
+                    self.lists.begin(turn, ticket, &call);
+                }
+                return;
+            }
             Ok(Call::Unpop) => return self.backends.call_unpop(turn, connections, caller),
         };
         connections.reply(turn, caller.key, &caller.shape, &answer);

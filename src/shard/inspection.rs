@@ -8,11 +8,13 @@ use super::backend::Backends;
 use super::client::Clients;
 use super::connection::{Connections, ReadProgress};
 use super::drain::Draining;
+use super::lists::{Lists, Rates};
 use super::memory::{Shedding, Shortage};
 use super::topics::Topics;
 use super::turn::Turn;
-use crate::message::ConnectionKey;
+use crate::message::{ConnectionKey, ProcessFacts, ShardFigures};
 use crate::metrics::{Counters, Durations, ProcessReport, Report};
+use crate::protocol::api::NodeStanding;
 
 /// How far the shutdown of a shard has got.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,7 @@ pub struct Inspection<'s> {
     pub(super) draining: &'s Draining,
     pub(super) turns_taken: &'s Durations,
     pub(super) admissions: &'s Admissions,
+    pub(super) lists: &'s Lists,
 }
 
 impl Inspection<'_> {
@@ -100,6 +103,35 @@ impl Inspection<'_> {
                 memory_limit_bytes: usage.limit_bytes,
                 driver: self.turn.settings.process.driver,
             }),
+        }
+    }
+
+    /// Returns the shard's figures for `node.list`.
+    pub(super) fn figures(&self) -> ShardFigures {
+        let Turn { now, counters, address, .. } = self.turn;
+        let Rates { received, delivered } = self.lists.rates(now.ms, counters);
+        let is_first = address.shard.0 == 0;
+        ShardFigures {
+            clients: self.clients.len() as u64,
+            backends: self.connections.backends() as u64,
+            received,
+            delivered,
+            process: is_first.then(|| self.process_facts()),
+        }
+    }
+
+    fn process_facts(&self) -> ProcessFacts {
+        let usage = self.shedding.usage();
+        ProcessFacts {
+            state: match self.turn.is_draining {
+                true => NodeStanding::Draining,
+                false if self.turn.is_going_down() => NodeStanding::LameDuck,
+                false => NodeStanding::Up,
+            },
+            uptime_ms: self.lists.uptime_ms(self.turn.now.ms),
+            driver: self.turn.settings.process.driver.into(),
+            memory_bytes: usage.bytes,
+            memory_limit_bytes: usage.limit_bytes,
         }
     }
 

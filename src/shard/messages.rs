@@ -1,12 +1,12 @@
 //! How the shard routes messages to its parts: one function for each direction.
 
 use super::Shard;
-use super::backend::{Answer, TopicHome};
+use super::backend::{self, Answer, TopicHome};
 use super::turn::{Command, Now};
 use crate::address::{ShardAddress, ShardId};
 use crate::message::{
-    FromBridge, FromMesh, FromNode, GridMessage, LocalCommand, LocalMessage, Requester, ToConsumer,
-    ToFeeder, ToMesh, ToShard,
+    FromBridge, FromMesh, FromNode, GridMessage, ListAnswer, ListMessage, ListQuestion,
+    LocalCommand, LocalMessage, Requester, ToConsumer, ToFeeder, ToMesh, ToShard,
 };
 use crate::protocol::api::{Code, Fault, Reply};
 
@@ -29,9 +29,17 @@ impl Shard {
                 let answer = Answer::Mesh(report);
                 self.backends.handle_answer(turn, connections, ticket, answer);
             }
-            ToShard::Mesh(FromMesh::Nodes(ticket, list)) => {
-                let answer = Answer::Done(Ok(Reply::Page("application/json", list)));
-                self.backends.handle_answer(turn, connections, ticket, answer);
+            ToShard::Mesh(FromMesh::Nodes(ticket, nodes)) => {
+                if let Some(nodes) = self.lists.handle_nodes(turn, ticket, nodes) {
+                    let answer = Answer::Done(Ok(Reply::Page(
+                        "application/json",
+                        backend::nodes_page(nodes.rows),
+                    )));
+                    self.backends.handle_answer(turn, connections, ticket, answer);
+                }
+            }
+            ToShard::Mesh(FromMesh::NotAsked(ticket, to)) => {
+                self.lists.handle_not_asked(turn, ticket, to);
             }
             ToShard::Mesh(FromMesh::InterestKnown(change)) => {
                 self.clients.handle_interest_known(turn, connections, change);
@@ -47,6 +55,7 @@ impl Shard {
                 self.backends.handle_node_down(connections, node);
                 self.topics.home.handle_node_down(turn, node);
                 self.last_wills.handle_node_down(turn, node);
+                self.lists.handle_node_down(turn, node);
             }
             ToShard::Mesh(FromMesh::NodeDead { node, incarnation }) => {
                 self.last_wills.handle_node_dead(turn, node, incarnation);
@@ -150,6 +159,14 @@ impl Shard {
             },
             GridMessage::LastWills(owner, message) => {
                 self.last_wills.handle_message(turn, from, owner, message);
+            }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Figures)) => {
+                let figures = Box::new(self.inspect().figures());
+                let answer = ListMessage::Answer(ListAnswer::Figures(figures));
+                self.turn.send_grid(from, GridMessage::List(ticket, answer));
+            }
+            GridMessage::List(ticket, ListMessage::Answer(answer)) => {
+                self.lists.handle_answer(turn, from, ticket, answer);
             }
         }
     }

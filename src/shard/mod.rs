@@ -20,6 +20,7 @@
 //! | `memory` | which connections are closed when the node is short of memory |
 //! | `drain` | the shutdown of the shard |
 //! | `reload` | applies reloaded settings to open connections |
+//! | `lists` | lists of administration, which are gathered from shards of all nodes |
 //!
 //! `requests.rs`, `calls.rs` and `messages.rs` contain the routing of HTTP requests, calls and
 //! messages. The remaining files are shared by the parts: `settings.rs`, `node_state.rs`,
@@ -38,6 +39,7 @@ mod fixture;
 mod inspection;
 pub mod interest;
 mod last_wills;
+mod lists;
 mod memory;
 mod messages;
 pub mod node_state;
@@ -67,14 +69,15 @@ use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
 use crate::message::{ConnectionKey, FromShard, Ticket, ToBridge};
 use crate::metrics::{Counters, Durations};
-use crate::protocol::api;
+use crate::protocol::api::{self, Reply};
 use access::{Addresses, ApiAccess, Verification};
 use admission::Admissions;
-use backend::{Backends, Caller};
+use backend::{Answer, Backends, Caller};
 use client::Clients;
 use connection::{Connections, Pause, Phase, PolledWrite, Shape, Stage, Written};
 use drain::Draining;
 use last_wills::LastWills;
+use lists::Lists;
 use memory::{ShedContext, Shedding};
 use node_state::NodeState;
 use reload::Reload;
@@ -109,6 +112,7 @@ pub struct Shard {
     shedding: Shedding,
     draining: Draining,
     reload: Reload,
+    lists: Lists,
     turns_taken: Durations,
 }
 
@@ -142,6 +146,7 @@ impl Shard {
             shedding: Shedding::default(),
             draining: Draining::default(),
             reload: Reload::default(),
+            lists: Lists::new(now.ms),
             turns_taken: Durations::default(),
             turn,
         }
@@ -314,6 +319,7 @@ impl Shard {
             }
             left -= 1;
         }
+        self.lists.handle_turn(turn);
         self.topics.home.handle_timeout(turn);
         self.route();
         self.clients.begin_turn();
@@ -354,6 +360,7 @@ impl Shard {
             self.api_access.next_verification(),
             self.clients.next_announcement(&self.turn),
             self.shedding.next_turn(),
+            self.lists.next_turn(),
         ];
         // This runs every turn. A number for "never" takes a few instructions, comparing `Option`s
         // takes hundreds.
@@ -419,7 +426,7 @@ impl Shard {
     /// Returns a view of the shard's state for tests and for the summary at shutdown.
     pub fn inspect(&self) -> Inspection<'_> {
         let Self { turn, connections, addresses, clients, backends, topics, .. } = self;
-        let Self { shedding, draining, turns_taken, admissions, .. } = self;
+        let Self { shedding, draining, turns_taken, admissions, lists, .. } = self;
         Inspection {
             turn,
             connections,
@@ -431,6 +438,7 @@ impl Shard {
             draining,
             turns_taken,
             admissions,
+            lists,
         }
     }
 
@@ -475,6 +483,10 @@ impl Shard {
                 }
                 Step::HandshakeSettled(key, settled) => self.continue_handshake(key, settled),
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
+                Step::Listed(ticket, listing) => {
+                    let answer = Answer::Done(Ok(Reply::List(listing)));
+                    self.backends.handle_answer(turn, connections, ticket, answer);
+                }
                 Step::Counted(key, is_admitted) => self.answer_counted(key, is_admitted),
             }
         }

@@ -15,7 +15,6 @@ use super::connection::{HttpShape, Shape};
 use super::trail::{self, Entry};
 use super::{Shard, proxied};
 use crate::message::ConnectionKey;
-use crate::protocol::api::{ApiMethod, Call};
 use crate::protocol::http::{CONTINUE, Method, Request, RequestStep};
 use crate::protocol::upgrade::{self, UpgradeError};
 
@@ -215,10 +214,10 @@ impl Shard {
                 // buffers.
                 let mut parser = self.backends.lend_parser();
                 let call = backend::take_call(turn, grant);
-                // A method without parameters needs no body.
-                let call = call.and_then(|()| match method {
-                    ApiMethod::Reload if request.body.is_empty() => Ok(Call::Reload),
-                    method => parser.params(method, request.body),
+                let bodiless = method.call_without_params().filter(|_| request.body.is_empty());
+                let call = call.and_then(|()| match bodiless {
+                    Some(call) => Ok(call),
+                    None => parser.params(method, request.body),
                 });
                 self.call(Caller { key, shape: Shape::Response(shape) }, call);
                 self.backends.return_parser(parser);

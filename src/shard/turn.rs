@@ -19,10 +19,10 @@ use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Event, FromConsumer, FromFeeder,
-    FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, ToFeeder, ToMesh,
+    FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, Ticket, ToFeeder, ToMesh,
 };
 use crate::metrics::Counters;
-use crate::protocol::api::{self, Fault, Tally};
+use crate::protocol::api::{self, Fault, Listing, Tally};
 use crate::protocol::frame::Frame;
 use crate::protocol::http::{Calendar, Date};
 
@@ -80,6 +80,8 @@ pub enum Step {
     HandshakeSettled(ConnectionKey, Result<Progress, (u16, &'static str)>),
     /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Denial>),
+    /// A list of administration is gathered: the answer to the question with this ticket.
+    Listed(Ticket, Box<Listing>),
     /// The address of a forwarded handshake's client is counted, and the handshake goes on; or, if
     /// false, the address has reached a limit.
     Counted(ConnectionKey, bool),

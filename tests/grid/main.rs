@@ -6,6 +6,7 @@
 
 mod calls;
 mod faults;
+mod lists;
 mod members;
 mod queue;
 #[path = "../support/mod.rs"]

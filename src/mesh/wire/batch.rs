@@ -4,6 +4,7 @@ use super::fields::{
     Fields, put_backend, put_bytes, put_list, put_long_text, put_remote, put_shard, put_short_text,
     put_text, put_u16, put_u32, put_u64,
 };
+use super::list::{put_list_message, read_list_message};
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
 use crate::address::Incarnation;
 use crate::mesh::link::Lane;
@@ -28,6 +29,7 @@ const ASK: u8 = 1;
 const ANSWER: u8 = 2;
 const TOPIC: u8 = 3;
 const LAST_WILLS: u8 = 4;
+const LIST: u8 = 5;
 
 // Kinds of commands.
 const SEND: u8 = 1;
@@ -219,6 +221,11 @@ fn put_grid_message(out: &mut Vec<u8>, message: &GridMessage) {
             put_shard(out, *shard);
             put_last_wills_message(out, message);
         }
+        GridMessage::List(ticket, message) => {
+            out.push(LIST);
+            put_u64(out, ticket.0);
+            put_list_message(out, message);
+        }
     }
 }
 
@@ -231,6 +238,7 @@ fn read_grid_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> 
         ANSWER => GridMessage::Answer(Ticket(fields.u64()?), read_answer(fields)?),
         TOPIC => read_topic_message(fields)?,
         LAST_WILLS => GridMessage::LastWills(fields.shard()?, read_last_wills_message(fields)?),
+        LIST => GridMessage::List(Ticket(fields.u64()?), read_list_message(fields)?),
         kind => return Err(WireError::Unknown(kind)),
     })
 }

@@ -8,10 +8,12 @@ use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, GridMessage,
-    LastWillsMessage, MessageNumber, PopId, Publish, Requester, Terms, Ticket, ToConsumer,
-    WatcherEpoch,
+    LastWillsMessage, ListAnswer, ListMessage, ListQuestion, MessageNumber, PopId, ProcessFacts,
+    Publish, Requester, ShardFigures, Terms, Ticket, ToConsumer, WatcherEpoch,
 };
-use crate::protocol::api::{Code, Fault, Function, Info, NAME_BYTES_MAX, Tally};
+use crate::protocol::api::{
+    Code, Fault, Function, Info, NAME_BYTES_MAX, NodeStanding, PerSecond, Tally,
+};
 use crate::protocol::frame::{Frame, Kind};
 
 fn hello() -> Hello {
@@ -155,7 +157,29 @@ fn all_messages() -> Vec<AddressedMessage> {
     ];
     messages
         .extend(last_wills.map(|message| for_shard(GridMessage::LastWills(backend().at, message))));
+    messages.extend(
+        list_messages().map(|message| for_shard(GridMessage::List(Ticket(u64::MAX - 1), message))),
+    );
     messages
+}
+
+fn list_messages() -> [ListMessage; 3] {
+    let process = ProcessFacts {
+        state: NodeStanding::LameDuck,
+        uptime_ms: 1,
+        driver: "epoll".into(),
+        memory_bytes: 1 << 30,
+        memory_limit_bytes: 1 << 31,
+    };
+    let figures = |process| ShardFigures {
+        clients: 2,
+        backends: 3,
+        received: PerSecond(4),
+        delivered: PerSecond(u64::MAX),
+        process,
+    };
+    let answer = |figures| ListMessage::Answer(ListAnswer::Figures(Box::new(figures)));
+    [ListMessage::Ask(ListQuestion::Figures), answer(figures(None)), answer(figures(Some(process)))]
 }
 
 /// A frame of the control lane without its length.

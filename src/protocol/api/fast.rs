@@ -150,7 +150,7 @@ impl Params {
                 Some(FastCall::Publish(self.receiver.filter(is_good)?, self.data?))
             }
             ApiMethod::Ack => self.tag.map(FastCall::Ack),
-            ApiMethod::Call | ApiMethod::Pop | ApiMethod::Unpop | ApiMethod::Reload => None,
+            _ => None,
         }
     }
 }

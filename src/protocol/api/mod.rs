@@ -4,10 +4,12 @@
 //! - `read.rs`: parses requests of any form. `params.rs`: the parameters of each method.
 //!   `document.rs`: access to the parsed JSON.
 //! - `fast.rs`: parses the most frequent requests in one pass.
+//! - `list.rs`: the lists of administration.
 //! - `write.rs`: encodes answers and events.
 
 mod document;
 mod fast;
+mod list;
 mod params;
 mod read;
 mod write;
@@ -18,6 +20,7 @@ use std::net::SocketAddr;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+pub use list::{ListCall, Listing, NodeEntry, NodeFigures, NodeList, NodeStanding, PerSecond};
 pub use read::{ApiMethod, Parser};
 pub use write::{
     EventHead, put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open,
@@ -164,6 +167,8 @@ pub enum Call<'a> {
     Ack(Tags),
     /// `admin.reload`: reloads the configuration of the node.
     Reload,
+    /// `node.list`: lists something of the whole grid.
+    List(ListCall),
 }
 
 /// When an event that was delivered to a consumer is settled.
@@ -255,6 +260,8 @@ pub enum Reply {
     Info(Box<Info>),
     /// `{"changed":[…],"restart":[…]}`: the result of `admin.reload`.
     Reloaded(Box<ReloadedSettings>),
+    /// The answer to a list of administration.
+    List(Box<Listing>),
     /// A document without the envelope of an answer: its content type and its text. Over HTTP only.
     Page(&'static str, String),
 }
@@ -284,12 +291,34 @@ pub struct NodeRow {
 pub struct MeshRow {
     /// The address at which other nodes reach the node.
     pub address: SocketAddr,
-    /// `up`, `suspected`, or `lost` if there is no link to the node at present.
-    pub state: &'static str,
+    /// Whether the node can be reached.
+    pub state: LinkState,
     /// The version of gridcast that the node runs.
     pub version: String,
     /// The number of the node's clients, up to a second old.
     pub clients: u64,
+}
+
+/// Whether another node can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// There is a link to the node.
+    Up,
+    /// There is a link to the node, but other nodes suspect that the node is dead.
+    Suspected,
+    /// There is no link to the node at present.
+    Lost,
+}
+
+impl LinkState {
+    /// Returns the name of the state in `GET /v1/nodes`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Suspected => "suspected",
+            Self::Lost => "lost",
+        }
+    }
 }
 
 /// The outcome of a publish, counted in connections.

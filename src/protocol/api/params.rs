@@ -8,7 +8,7 @@ use super::document::{JsonDocument, Value};
 use super::read::ApiMethod;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
-    ContextEntry, Fault, Function, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
+    ContextEntry, Fault, Function, ListCall, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
     UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
@@ -22,10 +22,8 @@ pub(super) fn read_params<'a>(
     params: Option<Value<'_, 'a>>,
     document: &JsonDocument<'_, 'a>,
 ) -> Result<Call<'a>, Fault> {
-    match method {
-        ApiMethod::Unpop => return Ok(Call::Unpop),
-        ApiMethod::Reload => return Ok(Call::Reload),
-        _ => {}
+    if let Some(call) = method.call_without_params() {
+        return Ok(call);
     }
     let given = params.ok_or_else(|| Fault::invalid("p: missing; expected an object"))?;
     if method == ApiMethod::Pop
@@ -46,6 +44,7 @@ pub(super) fn read_params<'a>(
         ApiMethod::Ack => Call::Ack(read_tags(params)?),
         ApiMethod::Unpop => Call::Unpop,
         ApiMethod::Reload => Call::Reload,
+        ApiMethod::NodeList => Call::List(ListCall::Nodes),
     })
 }
 

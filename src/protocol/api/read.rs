@@ -8,7 +8,7 @@ use simd_json::{Buffers, Node, StaticNode};
 use super::document::{JsonDocument, Value};
 use super::fast::FastRequest;
 use super::params::{quoted, read_params};
-use super::{ApiRequest, Call, Fault};
+use super::{ApiRequest, Call, Fault, ListCall};
 use crate::protocol::json;
 
 /// Parses requests in place with reusable buffers. One per shard. An unused parser holds no memory, so
@@ -148,9 +148,26 @@ pub enum ApiMethod {
     Ack,
     /// `admin.reload`
     Reload,
+    /// `node.list`
+    NodeList,
 }
 
 impl ApiMethod {
+    /// Whether the method needs the role `admin`.
+    pub fn is_for_admins(self) -> bool {
+        matches!(self, Self::Reload | Self::NodeList)
+    }
+
+    /// Returns the call of a method that reads no parameters, for a request without a body.
+    pub fn call_without_params<'a>(self) -> Option<Call<'a>> {
+        match self {
+            Self::Unpop => Some(Call::Unpop),
+            Self::Reload => Some(Call::Reload),
+            Self::NodeList => Some(Call::List(ListCall::Nodes)),
+            _ => None,
+        }
+    }
+
     pub(super) fn from_name(name: &[u8]) -> Option<Self> {
         Some(match name {
             b"mesh.send" => Self::Send,
@@ -160,6 +177,7 @@ impl ApiMethod {
             b"queue.unpop" => Self::Unpop,
             b"queue.ack" => Self::Ack,
             b"admin.reload" => Self::Reload,
+            b"node.list" => Self::NodeList,
             _ => return None,
         })
     }
@@ -203,7 +221,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack, admin.reload",
+             queue.unpop, queue.ack, admin.reload, node.list",
             quoted(name)
         ))
     })

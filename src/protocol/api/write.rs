@@ -6,6 +6,7 @@ use base64::Engine;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::list::put_listing;
 use super::{BASE64, Fault, Info, MeshRow, NodeRow, Reply};
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
@@ -35,15 +36,20 @@ pub fn put_answer(out: &mut Vec<u8>, answer: &Result<Reply, Fault>, id: Option<&
     out.push(b'}');
 }
 
-fn put_strings(out: &mut Vec<u8>, strings: &[String]) {
+/// Appends an array. `put` appends an item.
+pub(super) fn put_list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
     out.push(b'[');
-    for (number, string) in strings.iter().enumerate() {
+    for (number, item) in items.iter().enumerate() {
         if number > 0 {
             out.push(b',');
         }
-        put_string(out, string);
+        put(out, item);
     }
     out.push(b']');
+}
+
+fn put_strings(out: &mut Vec<u8>, strings: &[String]) {
+    put_list(out, strings, |out, string| put_string(out, string));
 }
 
 fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
@@ -74,6 +80,7 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
             put_strings(out, &settings.restart);
             out.push(b'}');
         }
+        Reply::List(listing) => put_listing(out, listing),
         Reply::Page(_, text) => put_string(out, text),
     }
 }
@@ -112,6 +119,7 @@ pub fn put_nodes(out: &mut Vec<u8>, nodes: impl Iterator<Item = NodeRow>) {
         put_string(out, &api);
         out.extend_from_slice(format!(",\"ip\":\"{ip}\",\"port\":{port}").as_bytes());
         if let Some(MeshRow { address, state, version, clients }) = mesh {
+            let state = state.name();
             let row = format!(
                 ",\"mesh\":\"{address}\",\"state\":\"{state}\",\"clients\":{clients},\"version\":"
             );

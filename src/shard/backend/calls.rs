@@ -243,6 +243,17 @@ impl Backends {
         requester.map(|requester| requester.ticket)
     }
 
+    /// Opens the question of a list of administration, which the part `lists` answers. Returns its ticket.
+    pub(in crate::shard) fn open_list(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        caller: Caller,
+    ) -> Option<Ticket> {
+        let requester = self.open_question(turn, connections, caller, QuestionKind::List, 1);
+        requester.map(|requester| requester.ticket)
+    }
+
     /// Opens a question and asks the home of each topic on this node.
     fn ask_homes(
         &mut self,

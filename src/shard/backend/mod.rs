@@ -34,7 +34,7 @@ pub(super) use consumers::TopicHome;
 pub(super) use pending::Answer;
 pub(super) use requests::{
     WEBSOCKET_PATH, allows_method, answer_preflight, api_method, check_origin, is_probe, is_public,
-    open_websocket,
+    nodes_page, open_websocket,
 };
 
 use super::access::{Denial, Grant};
@@ -175,7 +175,7 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
     let (may, code) = match call {
         Call::Send(..) | Call::Publish(..) | Call::Call(..) => (roles.write, Code::NotAuthorised),
         Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
-        Call::Reload => (roles.admin, Code::NotAuthorised),
+        Call::Reload | Call::List(_) => (roles.admin, Code::NotAuthorised),
         Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
     };
     if may { Ok(()) } else { Err(Fault::new(code, Denial::Role.reason())) }

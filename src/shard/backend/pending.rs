@@ -51,6 +51,8 @@ pub(super) enum QuestionKind {
     Nodes,
     /// `admin.reload`: asks the node.
     Reload,
+    /// A list of administration: the part `lists` asks shards of all nodes, and answers in time.
+    List,
 }
 
 /// One answer to a question, from any of those who were asked.
@@ -74,7 +76,7 @@ impl QuestionKind {
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
             Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
-            Self::Report | Self::Nodes => (Code::ExecutionFailed, "no answer in time"),
+            Self::Report | Self::Nodes | Self::List => (Code::ExecutionFailed, "no answer in time"),
             Self::Reload => {
                 (Code::ExecutionFailed, "no answer in time; the log says how the reload ends")
             }

@@ -32,13 +32,14 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
         "/v1/conn/call" => Some(ApiMethod::Call),
         "/v1/admin/reload" => Some(ApiMethod::Reload),
+        "/v1/node/list" => Some(ApiMethod::NodeList),
         _ => None,
     }
 }
 
 /// Whether a user with these roles may call a method over HTTP.
 pub(crate) fn allows_method(roles: Roles, method: ApiMethod) -> bool {
-    if method == ApiMethod::Reload { roles.admin } else { roles.write }
+    if method.is_for_admins() { roles.admin } else { roles.write }
 }
 
 impl Backends {
@@ -71,7 +72,7 @@ impl Backends {
             "/v1/nodes" if is_get && turn.settings.has_mesh => {
                 return self.call_nodes(turn, connections, key, shape.clone());
             }
-            "/v1/nodes" => (200, json, nodes(turn)),
+            "/v1/nodes" => (200, json, nodes_page(vec![own_row(turn)])),
             _ => {
                 return connections.refuse(turn, key, shape, 404, &[], "no such path");
             }
@@ -198,18 +199,23 @@ pub(crate) fn open_websocket(
     let Some(connection) = connections.get(key) else { return };
     let replies = connection.replies().map(std::mem::take).unwrap_or_default();
     connection.stage = Stage::Backend(Box::new(Backend { replies, grant, ..Backend::default() }));
+    connections.count_backend();
     turn.counters.backends += 1;
     trail::note(turn.trail(key), Entry::BackendOpened(turn.user_name(grant.user)));
     connections.set_timer(turn, key, ping_at_ms);
 }
 
-/// Returns the body of `/v1/nodes` on a node without a mesh: one row.
-fn nodes(turn: &Turn) -> String {
-    let (node, api) = (turn.settings.node, turn.settings.api.advertise.clone());
-    let row = NodeRow { node, api, mesh: None };
+/// Returns the body of `/v1/nodes`.
+pub(crate) fn nodes_page(nodes: Vec<NodeRow>) -> String {
     let mut page = Vec::new();
-    api::put_nodes(&mut page, std::iter::once(row));
+    api::put_nodes(&mut page, nodes.into_iter());
     String::from_utf8_lossy(&page).into_owned()
+}
+
+/// Returns the only row of `/v1/nodes` on a node without a mesh.
+fn own_row(turn: &Turn) -> NodeRow {
+    let (node, api) = (turn.settings.node, turn.settings.api.advertise.clone());
+    NodeRow { node, api, mesh: None }
 }
 
 fn version() -> String {

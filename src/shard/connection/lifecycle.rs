@@ -227,6 +227,7 @@ impl Connections {
     pub fn detach(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
         self.discard_pending_close(key);
         let trail = turn.trail(key);
+        let mut is_backend = false;
         let Some(connection) = self.get(key) else { return };
         match &connection.stage {
             Stage::Client(c) => {
@@ -234,6 +235,7 @@ impl Connections {
                 trail::note(trail, Entry::Closed { client, by, code, reason });
             }
             Stage::Backend(_) => {
+                is_backend = true;
                 trail::note(trail, Entry::Closed { client: None, by, code, reason });
             }
             Stage::Http(_) | Stage::Ending => {}
@@ -255,6 +257,7 @@ impl Connections {
             }
             Stage::Backend(_) | Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => {}
         }
+        self.backends = self.backends.saturating_sub(is_backend.into());
     }
 
     /// Stops reading, writes the outbound queue, then shuts down our end.

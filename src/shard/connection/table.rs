@@ -18,6 +18,8 @@ pub struct Connections {
     // and a receive buffer.
     pub(super) pending_closes: HashMap<ConnectionKey, PendingClose>,
     pub(super) pending_close_bytes: usize,
+    // Connections in `Stage::Backend`.
+    pub(super) backends: usize,
 }
 
 impl Default for Connections {
@@ -27,6 +29,7 @@ impl Default for Connections {
             write_queues: WriteQueues::default(),
             pending_closes: HashMap::new(),
             pending_close_bytes: 0,
+            backends: 0,
         }
     }
 }
@@ -35,6 +38,16 @@ impl Connections {
     /// Returns the number of connections.
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Returns the number of back ends on the WebSocket API.
+    pub fn backends(&self) -> usize {
+        self.backends
+    }
+
+    /// Counts a connection that has become a back end's, until it is detached.
+    pub fn count_backend(&mut self) {
+        self.backends += 1;
     }
 
     /// Returns the number of unprocessed bytes from clients that have disconnected.

@@ -1,0 +1,240 @@
+//! A grid of nodes whose shards are values. Messages arrive at once, and the time passes when a test says so.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use gridcast::address::{Incarnation, NodeId, ShardAddress, ShardId};
+use gridcast::message::{ConnectionKey, FromMesh, FromShard, KnownNodes, ToMesh, ToShard};
+use gridcast::protocol::api::{LinkState, MeshRow, NodeRow, Tally};
+use gridcast::shard::node_state::NodeState;
+use gridcast::shard::settings::{EdgeSettings, Settings};
+use gridcast::shard::{Listener, Now, Priority, Shard};
+use serde_json::{Value, json};
+
+use crate::shard_value::{self, call, upgraded};
+
+/// The most turns that one call may take.
+const TURNS_MAX: usize = 100_000;
+
+/// A shard in a grid: the index of its node, and its number.
+type Place = (usize, usize);
+
+/// Nodes with the ids 1, 2, …: the node at index 0 has id 1.
+pub struct Grid {
+    pub nodes: Vec<Vec<Shard>>,
+    pub now: Now,
+    /// Nodes that do nothing, by their indices.
+    pub frozen: BTreeSet<usize>,
+    /// Members of the grid without a session, as the mesh of each node tells.
+    pub unreachable: Vec<NodeId>,
+    settings: Vec<Settings>,
+    mail: Vec<(Place, ToShard)>,
+    // Bytes written to connections, by node.
+    output: HashMap<(usize, ConnectionKey), Vec<u8>>,
+}
+
+pub fn node_id(index: usize) -> NodeId {
+    NodeId::new(index as u16 + 1).expect("a small number")
+}
+
+impl Grid {
+    /// Starts a node for each number of shards, all of which know each other.
+    pub fn new(shards: &[usize]) -> Self {
+        let settings: Vec<Settings> = shards
+            .iter()
+            .enumerate()
+            .map(|(index, &shards)| Settings {
+                node: node_id(index),
+                shards,
+                has_mesh: true,
+                edges: vec![EdgeSettings {
+                    proxy: None,
+                    port: 6790,
+                    routes: vec![Arc::new(shard_value::route())],
+                }],
+                ..shard_value::settings()
+            })
+            .collect();
+        let now = Now { ms: 10, us: 10_000, unix_ms: 1_700_000_000_000 };
+        let node = |settings: &Settings| {
+            let state = Arc::new(NodeState::new(settings, Arc::default()));
+            let shard = |index| Shard::new(ShardId(index as u8), settings, state.clone(), now);
+            (0..settings.shards).map(shard).collect()
+        };
+        let nodes = settings.iter().map(node).collect();
+        let mut grid = Self {
+            nodes,
+            now,
+            frozen: BTreeSet::new(),
+            unreachable: Vec::new(),
+            settings,
+            mail: Vec::new(),
+            output: HashMap::new(),
+        };
+        grid.introduce(shards);
+        grid
+    }
+
+    fn introduce(&mut self, shards: &[usize]) {
+        for place in self.places() {
+            for (other, &shards) in shards.iter().enumerate().filter(|(other, _)| *other != place.0)
+            {
+                let incarnation = Incarnation(1);
+                let (node, shards) = (node_id(other), shards as u16);
+                let up = FromMesh::NodeUp { node, shards, incarnation };
+                self.mail.push((place, ToShard::Mesh(up)));
+            }
+        }
+        self.settle();
+    }
+
+    fn places(&self) -> Vec<Place> {
+        let shards = |(node, shards): (usize, &Vec<Shard>)| {
+            (0..shards.len()).map(move |shard| (node, shard)).collect::<Vec<_>>()
+        };
+        self.nodes.iter().enumerate().flat_map(shards).collect()
+    }
+
+    /// Delivers messages until there is none.
+    pub fn settle(&mut self) {
+        loop {
+            for place in self.places() {
+                while !self.frozen.contains(&place.0)
+                    && let Some(message) = self.nodes[place.0][place.1].poll_message()
+                {
+                    self.route(place, message);
+                }
+            }
+            if self.mail.is_empty() {
+                return;
+            }
+            for ((node, shard), message) in std::mem::take(&mut self.mail) {
+                if !self.frozen.contains(&node) {
+                    self.nodes[node][shard].handle_message(self.now, message);
+                }
+            }
+        }
+    }
+
+    fn route(&mut self, from: Place, message: FromShard) {
+        let answer = match message {
+            FromShard::Local(to, message) => {
+                let message = ToShard::Local(ShardId(from.1 as u8), message);
+                return self.mail.push(((from.0, to.index()), message));
+            }
+            FromShard::Mesh(ToMesh::Grid(to, message)) => {
+                let at = ShardAddress { node: node_id(from.0), shard: ShardId(from.1 as u8) };
+                let to = (usize::from(to.node.number()) - 1, to.shard.index());
+                return self.mail.push((to, ToShard::Mesh(FromMesh::Grid(at, message))));
+            }
+            FromShard::Mesh(ToMesh::Nodes(ticket)) => {
+                FromMesh::Nodes(ticket, Box::new(self.known_nodes()))
+            }
+            FromShard::Mesh(ToMesh::Publish(requester, _)) => {
+                FromMesh::Published(requester.ticket, Tally::default())
+            }
+            FromShard::Mesh(ToMesh::Interest { change, .. }) => FromMesh::InterestKnown(change),
+            FromShard::Mesh(_) => return,
+        };
+        self.mail.push((from, ToShard::Mesh(answer)));
+    }
+
+    fn known_nodes(&self) -> KnownNodes {
+        let rows = self.settings.iter().map(|settings| NodeRow {
+            node: settings.node,
+            api: settings.api.advertise.clone(),
+            mesh: Some(MeshRow {
+                address: ([127, 0, 0, 1], 6788).into(),
+                state: LinkState::Up,
+                version: "0.1.0".into(),
+                clients: 0,
+            }),
+        });
+        KnownNodes { rows: rows.collect(), unreachable: self.unreachable.clone() }
+    }
+
+    /// Lets a millisecond pass on every node, and each shard have a turn.
+    pub fn turn(&mut self) {
+        self.now.ms += 1;
+        self.now.us += 1000;
+        self.now.unix_ms += 1;
+        for (node, shard) in self.places() {
+            if !self.frozen.contains(&node) {
+                self.nodes[node][shard].handle_turn(self.now);
+            }
+        }
+        self.settle();
+    }
+
+    /// Opens a connection of a back end on the first shard of a node.
+    pub fn back_end(&mut self, node: usize) -> BackEnd {
+        let key = upgraded(&mut self.nodes[node][0], self.now, Listener::Api, "/ws/v1");
+        self.written(node, key);
+        BackEnd { node, key }
+    }
+
+    /// Opens a connection of a client.
+    pub fn client(&mut self, (node, shard): Place, path: &str) -> ConnectionKey {
+        let key = upgraded(&mut self.nodes[node][shard], self.now, Listener::Edge(0), path);
+        self.settle();
+        key
+    }
+
+    /// Returns what was written to a connection of the first shard of a node since the last time.
+    fn written(&mut self, node: usize, key: ConnectionKey) -> Vec<u8> {
+        let shard = &mut self.nodes[node][0];
+        while let Some((to, batch)) =
+            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+        {
+            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+            shard.recycle(batch);
+            shard.handle_written(self.now, to, bytes.len(), true);
+            self.output.entry((node, to)).or_default().extend(bytes);
+        }
+        self.output.remove(&(node, key)).unwrap_or_default()
+    }
+
+    /// Sends a call. Its answer is awaited with [`Self::answer`].
+    pub fn send(&mut self, back_end: &BackEnd, method: &str, params: Value) {
+        let mut frame = call(&json!({ "m": method, "p": params, "i": 1 }).to_string());
+        self.nodes[back_end.node][0].handle_bytes(self.now, back_end.key, &mut frame);
+        self.settle();
+    }
+
+    /// Returns the answer to a call, if it has come.
+    pub fn poll_answer(&mut self, back_end: &BackEnd) -> Option<Value> {
+        let written = self.written(back_end.node, back_end.key);
+        let head = match written.get(1)? {
+            126 => 4,
+            127 => 10,
+            _ => 2,
+        };
+        Some(serde_json::from_slice(&written[head..]).expect("an answer is JSON"))
+    }
+
+    /// Waits for the answer to a call.
+    pub fn answer(&mut self, back_end: &BackEnd) -> Value {
+        for _ in 0..TURNS_MAX {
+            if let Some(answer) = self.poll_answer(back_end) {
+                return answer;
+            }
+            self.turn();
+        }
+        panic!("no answer");
+    }
+
+    /// Sends a call and waits for its result.
+    #[track_caller]
+    pub fn ask(&mut self, back_end: &BackEnd, method: &str, params: Value) -> Value {
+        self.send(back_end, method, params);
+        let mut answer = self.answer(back_end);
+        assert!(answer["E"].is_null(), "{answer}");
+        answer["r"].take()
+    }
+}
+
+/// A back end that is connected to the first shard of a node.
+pub struct BackEnd {
+    node: usize,
+    key: ConnectionKey,
+}

@@ -1,0 +1,7 @@
+//! Lists of administration over grids of many shards. Shards are values here: no socket, no clock.
+
+mod grid;
+mod nodes;
+#[allow(dead_code, reason = "a single shard is for other tests")]
+#[path = "../support/shard.rs"]
+mod shard_value;
