@@ -65,7 +65,10 @@ impl HttpService {
         if authority.as_str().contains('@') {
             return Err(UrlError::HasCredentials);
         }
-        if authority.host().is_empty() || authority.port_u16() == Some(0) {
+        // A port that is no number is a part of the authority, but not a port.
+        let has_port = authority.as_str() != authority.host();
+        let is_wrong_port = has_port && authority.port_u16().is_none_or(|port| port == 0);
+        if authority.host().is_empty() || is_wrong_port {
             return Err(UrlError::NotAUrl);
         }
         match url.scheme_str() {
@@ -137,6 +140,9 @@ mod tests {
             ("https://", Err(UrlError::NotAUrl)),
             ("https:///keys", Err(UrlError::NotAUrl)),
             ("https://example.org:0/", Err(UrlError::NotAUrl)),
+            ("https://example.org:port/", Err(UrlError::NotAUrl)),
+            ("https://example.org:65536/", Err(UrlError::NotAUrl)),
+            ("https://example.org:/", Err(UrlError::NotAUrl)),
             ("https://exa mple.org/", Err(UrlError::NotAUrl)),
             ("", Err(UrlError::NotAUrl)),
         ] {
