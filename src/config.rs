@@ -14,6 +14,7 @@
 mod admit;
 mod api;
 mod changes;
+pub mod client_variables;
 mod data;
 mod definition;
 mod document;

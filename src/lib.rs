@@ -16,6 +16,7 @@
 //! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks |
 //! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
 //! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
+//! | [`cli`] | the command line, and the commands that are clients of the API |
 //! | [`doctor`] | checks the machine, and reports problems |
 //! | [`node`] | assembles a node, runs it, shuts it down |
 //!
@@ -45,17 +46,19 @@
 //! # The arrows
 //!
 //! A layer imports only layers to its left. `tests/architecture.rs` enforces this table. The same
-//! test restricts who may name glommio, io_uring, quinn, tokio, hyper, the sessions of rustls, and the
-//! sockets of `std::net`.
+//! test restricts who may name glommio, io_uring, quinn, tokio, hyper, tungstenite, the sessions of rustls,
+//! and the sockets of `std::net`.
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh, bridge ← node ← main
 //!  metrics, slot_map ←────┘                                        config ←──┘
 //!                                              runtime, mesh, config ← doctor ← main
+//!                                                    protocol, config ← cli ← main
 //! ```
 //!
-//! Only `node`, `doctor` and `main` import `config`, which takes one enum from `queue` and the
-//! API's users from `protocol`. Every other layer receives its settings in a struct of its own.
+//! Only `node`, `doctor`, `cli` and `main` import `config`, which takes one enum from `queue` and the
+//! API's users from `protocol`. Every other layer receives its settings in a struct of its own. The
+//! commands of `cli` know a node by its API alone, like any other client.
 //!
 //! # Three ideas
 //!
@@ -228,6 +231,7 @@
 
 pub mod address;
 pub mod bridge;
+pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod mesh;

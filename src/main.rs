@@ -1,18 +1,16 @@
 //! The program: reads its arguments and its configuration, and runs a command. Exit status: 0 for
 //! success, 1 for a failure while running or a machine that does not meet the requirements, 2 for invalid
-//! arguments or an invalid configuration.
+//! arguments or an invalid configuration. `cli::failure` has those of the client commands.
 
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 #![cfg_attr(not(test), warn(unreachable_pub))]
-
-mod cli;
 
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use cli::Subcommand;
+use gridcast::cli::{self, ClientCommand, Command};
 use gridcast::config::{self, Config, Loaded, Source};
 use gridcast::doctor::{self, FindingState, Machine, Plan};
 use gridcast::node;
@@ -46,14 +44,14 @@ fn carry_out(log: &LogQueue) -> ExitCode {
         Err(status) => return ExitCode::from(status),
     };
     match command {
-        Subcommand::Check { config, health } => {
+        Command::Check { config, health } => {
             match Config::read(&config, environment(), &available) {
                 Ok(checked) if health => ask_for_health(log, &checked),
                 Ok(checked) => print(log, &checked_text(&config, &checked), ExitCode::SUCCESS),
                 Err(error) => fail(log, 2, error),
             }
         }
-        Subcommand::Serve { config } => {
+        Command::Serve { config } => {
             let source = Source::new(config, environment(), &available);
             match source.load() {
                 Ok(loaded) => serve(log, source, loaded),
@@ -63,7 +61,7 @@ fn carry_out(log: &LogQueue) -> ExitCode {
                 }
             }
         }
-        Subcommand::Doctor { config, json } => {
+        Command::Doctor { config, json } => {
             let plan = match config.map(|file| Config::read(&file, environment(), &available)) {
                 Some(Ok(config)) => Plan::of(&config),
                 Some(Err(error)) => return fail(log, 2, error),
@@ -71,7 +69,21 @@ fn carry_out(log: &LogQueue) -> ExitCode {
             };
             examine(log, &plan, json)
         }
-        Subcommand::Config => print(log, config::sample_file().trim_end(), ExitCode::SUCCESS),
+        Command::Config => print(log, config::sample_file().trim_end(), ExitCode::SUCCESS),
+        Command::Client(command) => run_client(log, command, &available),
+    }
+}
+
+fn run_client(log: &LogQueue, command: ClientCommand, available: &[usize]) -> ExitCode {
+    let read = |file: &Path| {
+        Config::read(file, environment(), available).map_err(|error| error.to_string())
+    };
+    match command.run(read) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => match failure.message() {
+            Some(message) => fail(log, failure.status(), message),
+            None => ExitCode::from(failure.status()),
+        },
     }
 }
 

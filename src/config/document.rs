@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use toml::de::{DeTable, DeValue};
 
 use super::Format;
+use super::client_variables;
 use super::definition::joined;
 
 /// Longest list, of values or of tables. No one writes more by hand; a generator that does has a fault.
@@ -102,7 +103,8 @@ fn variables<'a>(
     environment: &'a [(String, String)],
     keys: impl FnOnce() -> Vec<(String, &'static str)>,
 ) -> Result<Vec<Variable<'a>>, ConfigError> {
-    let mut ours = environment.iter().filter(|(name, _)| name.starts_with(PREFIX)).peekable();
+    let is_key = |name: &str| name.starts_with(PREFIX) && !client_variables::ALL.contains(&name);
+    let mut ours = environment.iter().filter(|(name, _)| is_key(name)).peekable();
     if ours.peek().is_none() {
         return Ok(Vec::new());
     }

@@ -2,10 +2,12 @@
 //!
 //! - `token.rs`: where a token is, and whether a route accepts it. `claims.rs`: reads header and claims.
 //! - `keys.rs`: the keys, and the choice of the key for a token. `jwks.rs`: reads an issuer's key set.
+//! - `signing.rs`: signs tokens for tests.
 
 mod claims;
 mod jwks;
 mod keys;
+mod signing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use super::upgrade::Upgrade;
 use claims::{Claims, JoseHeader};
 pub use jwks::{KeySetError, read_key_set};
 pub use keys::{KEYS_MAX, KeySet, TokenAlgorithm, VerifyingKey};
+pub use signing::SigningKey;
 
 /// The tolerated difference between the clocks of the token's issuer and of this node, in milliseconds.
 pub const LEEWAY_MS: u64 = 60_000;

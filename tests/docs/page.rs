@@ -130,7 +130,11 @@ impl Page {
                     block.text.push_str(line);
                     block.text.push('\n');
                 }
-                (None, None) => is_server |= line == "<!-- server: the next configuration -->",
+                (None, None) => match line {
+                    "<!-- server: the next configuration -->" => is_server = true,
+                    "<!-- server: the built-in configuration -->" => server = None,
+                    _ => {}
+                },
             }
         }
         assert!(open.is_none(), "{}: a block does not end", self.name);

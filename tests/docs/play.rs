@@ -110,7 +110,7 @@ fn commands_print_what_the_pages_say() {
         let mut count = 0;
         for part in format!("\n{text}").split("\n$ ").skip(1) {
             let (command, expected) = part.split_once('\n').unwrap_or((part, ""));
-            let output = run(command);
+            let output = run(command, &scene.server);
             assert!(matches(expected.trim_end(), output.trim_end()), "{command}\n{output}");
             count += 1;
         }
@@ -118,8 +118,9 @@ fn commands_print_what_the_pages_say() {
     });
 }
 
-/// What a shell command writes, to standard output and standard error.
-fn run(command: &str) -> String {
+/// What a shell command writes, to standard output and standard error. The commands of gridcast speak to
+/// the server.
+fn run(command: &str, server: &Server) -> String {
     let binary = Path::new(env!("CARGO_BIN_EXE_gridcast")).parent().expect("it is in a folder");
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap_or_default());
     let command = command.replace("curl ", "curl --silent --show-error --max-time 10 ");
@@ -127,6 +128,7 @@ fn run(command: &str) -> String {
         .args(["-c", &format!("exec 2>&1; {command}")])
         .current_dir(root())
         .env("PATH", path)
+        .env("GRIDCAST_SERVER", format!("http://{}", server.api))
         .output()
         .expect("there is bash");
     String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n")

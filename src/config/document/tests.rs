@@ -1,5 +1,6 @@
 //! Tests of keys in a file and in variables, and of the errors about them.
 
+use crate::config::client_variables;
 use crate::config::document::variable_name;
 use crate::config::tests::{development, parse_with, refused, refused_variable, route};
 use crate::config::{Config, Level, Trust};
@@ -94,6 +95,16 @@ fn a_variable_overrides_the_file_and_the_defaults() {
         assert_eq!(config.log.level, Level::Warn);
         assert_eq!(config.queue.when_full, WhenFull::Close);
     }
+}
+
+#[test]
+fn variables_of_the_client_commands_are_ignored_and_not_shown() {
+    let mut variables = client_variables::ALL.map(|name| (name, "sesame")).to_vec();
+    assert!(development(&variables).is_ok());
+    variables.push(("GRIDCAST_TOKENS", "sesame"));
+    let error = development(&variables).expect_err("it names no key").to_string();
+    assert!(error.starts_with("GRIDCAST_TOKENS: unknown variable; "), "{error}");
+    assert!(!error.contains("sesame"), "{error}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl TokenAlgorithm {
         named.expect("the list has all algorithms").0
     }
 
-    fn verifier(self) -> Algorithm {
+    pub(super) fn code(self) -> Algorithm {
         match self {
             Self::Hs256 => Algorithm::HS256,
             Self::Rs256 => Algorithm::RS256,
@@ -59,9 +59,9 @@ impl TokenAlgorithm {
 #[derive(Clone)]
 pub struct VerifyingKey {
     id: Option<Box<str>>,
-    algorithm: TokenAlgorithm,
+    pub(super) algorithm: TokenAlgorithm,
     // What the key was made from, kept because `DecodingKey` cannot be compared.
-    material: Box<str>,
+    pub(super) material: Box<str>,
     key: DecodingKey,
 }
 
@@ -112,7 +112,7 @@ impl fmt::Debug for VerifyingKey {
 
 /// Keys that verify the tokens of a route: at most [`KEYS_MAX`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeySet(Vec<VerifyingKey>);
+pub struct KeySet(pub(super) Vec<VerifyingKey>);
 
 impl KeySet {
     /// Creates a set. Returns `None` if there are no keys, or more than [`KEYS_MAX`].
@@ -147,7 +147,7 @@ impl KeySet {
             return Err(TokenError::Algorithm);
         }
         for VerifyingKey { key, algorithm, .. } in keys {
-            match crypto::verify(signature, signed.as_bytes(), key, algorithm.verifier()) {
+            match crypto::verify(signature, signed.as_bytes(), key, algorithm.code()) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
                 Err(_) => return Err(TokenError::Malformed),

@@ -1,0 +1,154 @@
+//! Standard output and standard error of the commands, and what a terminal is asked.
+//!
+//! Unlike the log of a node, a command waits for whoever reads its output. If the reader is gone, the
+//! command ends.
+
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::failure::Failure;
+use super::units;
+
+/// The bytes that are written at a time.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// The time between two changes of a progress line.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+
+/// Buffered standard output.
+#[derive(Debug)]
+pub(super) struct Output {
+    out: BufWriter<Stdout>,
+    pub(super) is_terminal: bool,
+}
+
+impl Output {
+    pub(super) fn new() -> Self {
+        let out = io::stdout();
+        let is_terminal = out.is_terminal();
+        Self { out: BufWriter::with_capacity(BUFFER_BYTES, out), is_terminal }
+    }
+
+    /// Writes text, which may wait in the buffer.
+    pub(super) fn write(&mut self, text: &str) -> Result<(), Failure> {
+        self.out.write_all(text.as_bytes()).map_err(|error| Failure::of_output(&error))
+    }
+
+    /// Writes one line of JSON. On a terminal the characters that could control it are escaped, which
+    /// leaves the value the same.
+    pub(super) fn json(&mut self, text: &str) -> Result<(), Failure> {
+        match self.is_terminal {
+            true => self.write(&escape_json(text))?,
+            false => self.write(text)?,
+        }
+        self.write("\n")
+    }
+
+    /// Writes out what waits in the buffer.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.out.flush().map_err(|error| Failure::of_output(&error))
+    }
+}
+
+/// Escapes control characters of JSON, which are in strings or the white space between values.
+fn escape_json(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\r' | '\t' => escaped.push(' '),
+            c if c.is_control() => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Replaces control characters by escapes, so that text from elsewhere cannot control the terminal.
+pub(super) fn printable(text: &str) -> String {
+    if !text.chars().any(char::is_control) {
+        return text.to_owned();
+    }
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+/// Writes a remark to standard error. A remark that cannot be written does not matter.
+pub(super) fn remark(text: &str) {
+    let _ = writeln!(io::stderr(), "gridcast: {text}");
+}
+
+/// A line on standard error that shows how far a command is. Shown only on a terminal.
+#[derive(Debug)]
+pub(super) struct Progress {
+    is_shown: bool,
+    // The text behind the number: what is counted.
+    noun: &'static str,
+    last: Option<SystemTime>,
+}
+
+impl Progress {
+    /// Creates a progress line, which counts `noun`. Not shown where `is_silent`: the output would tear
+    /// it apart.
+    pub(super) fn new(noun: &'static str, is_silent: bool) -> Self {
+        Self { is_shown: !is_silent && io::stderr().is_terminal(), noun, last: None }
+    }
+
+    /// Shows a number, unless another one was shown a moment ago.
+    pub(super) fn show(&mut self, number: u64) {
+        let now = SystemTime::now();
+        let elapsed = self.last.map(|last| now.duration_since(last).unwrap_or(PROGRESS_PERIOD));
+        if self.is_shown && elapsed.is_none_or(|elapsed| elapsed >= PROGRESS_PERIOD) {
+            self.last = Some(now);
+            let _ = write!(io::stderr(), "\r\u{1b}[K{} {}…", units::count(number), self.noun);
+        }
+    }
+}
+
+impl Drop for Progress {
+    /// Removes the line.
+    fn drop(&mut self) {
+        if self.last.is_some() {
+            let _ = write!(io::stderr(), "\r\u{1b}[K");
+        }
+    }
+}
+
+/// Asks for a password on the terminal without showing it.
+///
+/// # Errors
+/// There is no terminal, in words that say what to do.
+pub(super) fn ask_password(prompt: &str) -> Result<String, String> {
+    if !io::stdin().is_terminal() {
+        return Err("there is no terminal to ask for the password".into());
+    }
+    rpassword::prompt_password(prompt).map_err(|error| error.to_string())
+}
+
+/// Returns the time in Unix milliseconds.
+pub(super) fn unix_ms() -> u64 {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH);
+    elapsed.map_or(0, |elapsed| elapsed.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_become_escapes() {
+        assert_eq!(printable("a\u{1b}[2J\nb\u{9b}"), "a\\u{1b}[2J\\nb\\u{9b}");
+        assert_eq!(printable("Füße"), "Füße");
+    }
+
+    #[test]
+    fn escaped_json_is_the_same_value() {
+        let text = "{\"a\":\t\"\u{7f}\u{9b}ü\"}";
+        let escaped = escape_json(text);
+        assert!(!escaped.chars().any(char::is_control), "{escaped}");
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        assert_eq!(value(&escaped), value(text));
+    }
+}
