@@ -34,6 +34,7 @@
 //! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, called by [`node`] |
 //! | Where does a request present its credentials? | `Credentials::of` in `protocol::credentials` |
 //! | Where is a reload applied to open connections? | `apply` in `shard::reload` |
+//! | Where is a device watched for a tap? | `Turn::tap_client` in `shard::taps::telling` tells what happens to it; `mark` in `shard::taps` decides which taps match |
 //! | Where is a list of administration gathered? | `shard::lists` asks the shards of all nodes; each answers in `shard::messages` |
 //! | What is shed when memory is short, in which order? | the table at the top of `shard::memory` |
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |

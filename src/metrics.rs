@@ -89,6 +89,8 @@ counters! {
         admissions: "Handshakes about which an admission hook was asked",
         admissions_refused: "Handshakes refused with 401 or 403 because an admission hook said so",
         admissions_failed: "Handshakes refused with 503 because an admission hook did not answer properly in time",
+        tap_events: "Events of taps written to back ends",
+        tap_events_lost: "Events of taps lost: too many in a second, or a back end that did not read",
         key_fetches: "Fetches of key sets that have ended",
         key_fetches_failed: "Fetches of key sets that have failed",
     }
@@ -118,6 +120,7 @@ counters! {
         lists: "Calls of lists answered with 103: too many were gathered at once",
         calls_waiting: "Times a back end was not read from, or a call was answered with 103, because too many calls were unanswered",
         wrong_credentials: "Requests refused with 429: too many wrong credentials from their address",
+        taps: "Calls of tap.start refused, and taps that a shard had no room for",
         verifications: "Requests refused with 503: too many credentials waited to be verified",
         waiting_handshakes: "Handshakes refused with 503: too many waited for keys or an admission hook",
         client_ids: "Handshakes refused with 503: clients arrived faster than ids are available",

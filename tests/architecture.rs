@@ -123,16 +123,17 @@ fn each_layer_imports_only_layers_to_its_left() {
 
 /// The parts of a shard: the files of each, the structs that hold its state, and what it may name of
 /// other parts. Those are plain values, which cross between parts in steps.
-const PARTS: [(&str, &[&str], &[&str]); 9] = [
+const PARTS: [(&str, &[&str], &[&str]); 10] = [
     ("access", &["ApiAccess", "Addresses"], &[]),
     ("admission", &["Admissions"], &["client::{Granted, KeyLookup, Need, Progress}"]),
     ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant"]),
-    ("client", &["Clients"], &["memory::SHORT_OF_MEMORY", "memory::Shortage"]),
+    ("client", &["Clients"], &["memory::SHORT_OF_MEMORY", "memory::Shortage", "taps::TapSet"]),
     ("topics", &["Topics"], &["memory::Shortage"]),
     ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),
     ("drain", &["Draining"], &[]),
     ("lists", &["Lists"], &[]),
+    ("taps", &["Taps"], &["memory::Shortage"]),
 ];
 
 /// What the parts stand on may name these values of theirs, and none of their structs.
@@ -144,9 +145,13 @@ const BELOW: [(&str, &[&str]); 2] = [
             "backend::Unsettled",
             "client::{Context, Subscription}",
             "memory::Shortage",
+            "taps::TapSet",
         ],
     ),
-    ("turn", &["access::{Denial, Grant}", "client::Progress", "memory::Shortage"]),
+    (
+        "turn",
+        &["access::{Denial, Grant}", "client::Progress", "memory::Shortage", "taps::WatchedTaps"],
+    ),
 ];
 
 /// Which part of a shard, or which of its other files, a source belongs to.

@@ -100,6 +100,9 @@ impl Mesh {
             GridMessage::LastWills(shard, _) => shard.node == node,
             GridMessage::FromConsumer { consumer, .. } => is_theirs(consumer),
             GridMessage::ToConsumer { consumer, .. } => is_ours(consumer),
+            GridMessage::Caller(requester, _) => is_theirs(&requester.backend),
+            GridMessage::FromTapper(tapper, _) => is_theirs(tapper),
+            GridMessage::ToTapper(tapper, _) => is_ours(tapper),
         }
     }
 }

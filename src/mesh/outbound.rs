@@ -4,7 +4,9 @@ use super::Mesh;
 use super::link::{Lane, LinkEffect};
 use super::wire::AddressedMessage;
 use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{ClientCommand, ClientReply, FromMesh, GridMessage, ListMessage};
+use crate::message::{
+    ClientCommand, ClientReply, FromMesh, FromTapper, GridMessage, ListMessage, ToTapper,
+};
 use crate::protocol::api::{Code, Fault, Function};
 
 /// Bytes of the channels in one answer to another node. An answer with more becomes an error: a client may
@@ -61,6 +63,11 @@ impl Mesh {
             }
             GridMessage::List(ticket, ListMessage::Ask(_)) => {
                 return self.tell_shard(asker, FromMesh::NotAsked(*ticket, to));
+            }
+            GridMessage::FromTapper(tapper, FromTapper::Start(ticket, _)) => {
+                let started = ToTapper::Started { ticket: *ticket, is_watching: false };
+                let answer = GridMessage::ToTapper(*tapper, started);
+                return self.tell_shard(asker, FromMesh::Grid(to, answer));
             }
             _ => return,
         };

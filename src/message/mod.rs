@@ -14,7 +14,8 @@
 //! meshes of two nodes say to each other is `mesh::wire::MeshMessage`.
 //!
 //! Messages about topics have a direction too: [`FromFeeder`] and [`FromConsumer`] go to the topic's home
-//! shard, [`ToFeeder`] and [`ToConsumer`] come from it.
+//! shard, [`ToFeeder`] and [`ToConsumer`] come from it. Messages about taps go from the shard of a back end that
+//! taps, [`FromTapper`], and to it, [`ToTapper`].
 //!
 //! Messages from one sender to one receiver arrive in the order in which they were sent. Two promises of the
 //! API depend on that: events keep their order, and a publish that follows a subscribe reaches the subscriber.
@@ -23,6 +24,7 @@ mod bridge;
 mod list;
 mod mesh;
 mod shard;
+mod tap;
 mod topic;
 
 use std::sync::Arc;
@@ -34,6 +36,7 @@ pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
     REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
 };
+pub use tap::{FromTapper, ToTapper};
 pub use topic::{
     Credit, Delivery, Event, FromConsumer, FromFeeder, MessageNumber, PopId, Terms, ToConsumer,
     ToFeeder,

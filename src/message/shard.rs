@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{
-    BackendId, ConnectionKey, FromConsumer, FromFeeder, ListMessage, Publish, Terms, Ticket,
-    ToConsumer, ToFeeder,
+    BackendId, ConnectionKey, FromConsumer, FromFeeder, FromTapper, ListMessage, Publish,
+    Requester, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
 };
 use crate::address::{ClientId, Incarnation, ShardAddress};
 use crate::metrics::Report;
@@ -96,6 +96,13 @@ pub enum GridMessage {
     LastWills(ShardAddress, LastWillsMessage),
     /// A message of a list of administration, which the ticket names.
     List(Ticket, ListMessage),
+    /// Names the user that makes a call, at most 255 bytes of it. Sent before the call's
+    /// [`GridMessage::Ask`] while there are taps.
+    Caller(Requester, Box<str>),
+    /// A message of the shard of a back end that taps, to a shard that watches.
+    FromTapper(BackendId, FromTapper),
+    /// A message of a shard that watches, to the shard of this back end, which taps.
+    ToTapper(BackendId, ToTapper),
 }
 
 /// A command for one client.
@@ -105,6 +112,15 @@ pub enum ClientCommand {
     Send(ClientId, Frame),
     /// Calls a function of the client's connection.
     Call(ClientId, Function),
+}
+
+impl ClientCommand {
+    /// Returns the client.
+    pub fn client(&self) -> ClientId {
+        match self {
+            Self::Send(client, _) | Self::Call(client, _) => *client,
+        }
+    }
 }
 
 /// The result of a command that has succeeded.

@@ -3,6 +3,7 @@
 
 use super::Shard;
 use super::backend::{self, Caller};
+use super::taps::{self, ClientCall};
 use super::turn::Command;
 use crate::message::{ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester};
 use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
@@ -15,6 +16,12 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         turn.counters.calls += 1;
         self.backends.note_call(turn, connections, caller.key, &call);
+        if turn.taps.is_active()
+            && let Ok(call) = &call
+        {
+            let user = connections.get(caller.key).and_then(|connection| connection.user());
+            turn.tap_call(user, call);
+        }
         let answer = match call {
             Err(fault) => Err(fault),
             Ok(_) if !self.backends.has_room() => {
@@ -30,8 +37,16 @@ impl Shard {
                         Err(Fault::new(Code::SendFailed, backend::unreachable_reason(turn, client)))
                     }
                     Some(address) if address == turn.address && !has_pending_publish => {
+                        let told = turn.taps.is_active().then(|| {
+                            let user = connections.get(caller.key).and_then(|caller| caller.user());
+                            let taps = self.clients.taps_of(connections, client);
+                            ClientCall::own_send(turn, client, user, taps)
+                        });
                         let (kind, bytes) = (content.kind, &content.bytes);
                         let sent = self.clients.send(turn, connections, client, kind, bytes);
+                        if let Some(told) = told {
+                            told.tell(turn, &sent);
+                        }
                         sent.map(Reply::from)
                     }
                     Some(address) => {
@@ -69,6 +84,21 @@ impl Shard {
                     self.lists.begin(turn, ticket, &call);
                 }
                 return;
+            }
+            Ok(Call::Tap(tap)) => match self.taps.check_room(turn, caller.key) {
+                Err(fault) => Err(fault),
+                Ok(()) => {
+                    let shards = taps::all_shards(turn);
+                    let backends = &mut self.backends;
+                    if let Some(requester) = backends.open_tap(turn, connections, caller, &shards) {
+                        self.taps.start(turn, connections, requester, tap);
+                    }
+                    return;
+                }
+            },
+            Ok(Call::Untap) => {
+                self.taps.stop(turn, caller.key);
+                Ok(Reply::Done)
             }
             Ok(Call::Unpop) => return self.backends.call_unpop(turn, connections, caller),
         };
@@ -135,6 +165,13 @@ impl Shard {
                 };
             }
         };
+        let told = match &command {
+            Command::Client(command) if turn.taps.is_active() => {
+                let taps = self.clients.taps_of(connections, command.client());
+                Some(ClientCall::new(turn, requester, command, taps))
+            }
+            _ => None,
+        };
         let done = match command {
             Command::Local(LocalCommand::Publish(Publish { channel, frame })) => {
                 return match self.clients.publish(turn, connections, &channel, frame) {
@@ -161,10 +198,18 @@ impl Shard {
             Command::Client(ClientCommand::Call(client, function)) => {
                 match self.clients.execute(turn, connections, requester, client, function) {
                     Some(done) => done,
-                    None => return,
+                    None => {
+                        if let Some(told) = told {
+                            told.tell(turn, &Ok(()));
+                        }
+                        return;
+                    }
                 }
             }
         };
+        if let Some(told) = told {
+            told.tell(turn, &done);
+        }
         turn.answer(requester, done);
     }
 }

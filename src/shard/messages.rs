@@ -6,7 +6,7 @@ use super::turn::{Command, Now};
 use crate::address::{ShardAddress, ShardId};
 use crate::message::{
     FromBridge, FromMesh, FromNode, GridMessage, ListAnswer, ListMessage, ListQuestion,
-    LocalCommand, LocalMessage, Requester, ToConsumer, ToFeeder, ToMesh, ToShard,
+    LocalCommand, LocalMessage, Requester, ToConsumer, ToFeeder, ToMesh, ToShard, ToTapper,
 };
 use crate::protocol::api::{Code, Fault, Reply};
 
@@ -48,10 +48,12 @@ impl Shard {
                 turn.send_to_mesh(ToMesh::NodeSeen(node));
                 turn.roster.add(node, shards, incarnation);
                 self.backends.handle_node_up(turn, connections, node);
+                self.taps.handle_node_up(turn, node);
                 self.last_wills.handle_node_up(turn, node, incarnation);
             }
             ToShard::Mesh(FromMesh::NodeDown(node)) => {
                 turn.roster.remove(node);
+                self.taps.handle_node_down(turn, node);
                 self.backends.handle_node_down(connections, node);
                 self.topics.home.handle_node_down(turn, node);
                 self.last_wills.handle_node_down(turn, node);
@@ -168,6 +170,21 @@ impl Shard {
             GridMessage::List(ticket, ListMessage::Answer(answer)) => {
                 self.lists.handle_answer(turn, from, ticket, answer);
             }
+            GridMessage::Caller(requester, user) => turn.taps.note_caller(requester, user),
+            GridMessage::FromTapper(tapper, message) => {
+                self.taps.handle_from_tapper(turn, tapper, message);
+            }
+            GridMessage::ToTapper(tapper, message) => match message {
+                ToTapper::Started { ticket, is_watching } => {
+                    let answer = Answer::Tapping { node: from.node, is_watching };
+                    self.backends.handle_answer(turn, connections, ticket, answer);
+                }
+                ToTapper::Event(event) => {
+                    let key = tapper.connection;
+                    self.taps.handle_event(turn, connections, from, key, &event);
+                }
+                ToTapper::Lost(count) => self.taps.handle_lost(turn, tapper.connection, count),
+            },
         }
     }
 }

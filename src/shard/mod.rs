@@ -21,6 +21,7 @@
 //! | `drain` | the shutdown of the shard |
 //! | `reload` | applies reloaded settings to open connections |
 //! | `lists` | lists of administration, which are gathered from shards of all nodes |
+//! | `taps` | back ends that watch devices live. Their taps are in the turn, so that every part can tell them |
 //!
 //! `requests.rs`, `calls.rs` and `messages.rs` contain the routing of HTTP requests, calls and
 //! messages. The remaining files are shared by the parts: `settings.rs`, `node_state.rs`,
@@ -50,6 +51,7 @@ mod requests;
 mod roster;
 pub mod settings;
 mod shed_round;
+mod taps;
 mod timers;
 mod topics;
 mod trail;
@@ -82,6 +84,7 @@ use memory::{ShedContext, Shedding};
 use node_state::NodeState;
 use reload::Reload;
 use settings::Settings;
+use taps::Taps;
 use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
 use trail::Entry;
@@ -113,6 +116,7 @@ pub struct Shard {
     draining: Draining,
     reload: Reload,
     lists: Lists,
+    taps: Taps,
     turns_taken: Durations,
 }
 
@@ -147,6 +151,7 @@ impl Shard {
             draining: Draining::default(),
             reload: Reload::default(),
             lists: Lists::new(now.ms),
+            taps: Taps::default(),
             turns_taken: Durations::default(),
             turn,
         }
@@ -332,6 +337,11 @@ impl Shard {
         self.topics.home.handle_turn(turn);
         self.draining.handle_turn(turn, connections);
         self.reload.handle_turn(turn, connections);
+        if self.taps.has_work(turn) {
+            let clients = &self.clients;
+            let is_in = |client: &_, channel: &str| clients.is_subscribed(client, channel);
+            self.taps.handle_turn(turn, connections, is_in);
+        }
         if self.last_wills.has_work() {
             self.last_wills.handle_turn(turn, connections);
             while let Some(report) = self
@@ -361,6 +371,7 @@ impl Shard {
             self.clients.next_announcement(&self.turn),
             self.shedding.next_turn(),
             self.lists.next_turn(),
+            self.taps.next_turn(&self.turn),
         ];
         // This runs every turn. A number for "never" takes a few instructions, comparing `Option`s
         // takes hundreds.
@@ -462,7 +473,22 @@ impl Shard {
                     self.dispatch_local(own, message);
                 }
                 Step::Event(fed) => self.topics.feed(turn, connections, fed),
-                Step::ClientOpened(key) => self.last_wills.register(turn, connections, key),
+                Step::ClientOpened(key) => {
+                    self.last_wills.register(turn, connections, key);
+                    if turn.taps.is_active() {
+                        let clients = &self.clients;
+                        let is_in =
+                            |client: &_, channel: &str| clients.is_subscribed(client, channel);
+                        self.taps.handle_opened(turn, connections, key, is_in);
+                    }
+                }
+                Step::ClientChanged(key) => {
+                    let clients = &self.clients;
+                    let is_in = |client: &_, channel: &str| clients.is_subscribed(client, channel);
+                    self.taps.handle_changed(turn, connections, key, is_in);
+                }
+                Step::TapAnswered(key) => self.taps.handle_answered(key),
+                Step::TapperGone(key) => self.taps.stop(turn, key),
                 Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),
                 Step::ClientGone(gone) => {
                     if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)

@@ -65,7 +65,11 @@ fn refuse(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey, er
     let Some(connection) = connections.get(key) else { return };
     if connection.phase != Phase::Closed {
         turn.counters.proxy_refused += 1;
-        trail::note(turn.trail(key), Entry::Dropped(connection.remote, error.reason()));
+        let (listener, remote, why) = (connection.listener, connection.remote, error.reason());
+        trail::note(turn.trail(key), Entry::Dropped(remote, why));
+        if turn.taps.is_active() {
+            turn.tap_refusal(key, listener, remote, None, why);
+        }
         connections.close(turn, key);
     }
 }

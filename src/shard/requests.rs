@@ -266,6 +266,7 @@ impl Shard {
         let Some(parked) = http.parked.take_if(|_| is_open) else { return };
         let Parked { request: Some(mut request), shape, .. } = *parked else { return };
         http.replies.cancel_last();
+        self.turn.taps.note_request(key, request.lend().path);
         match settled {
             Ok(progress) => _ = self.handshake(key, &request.lend(), &shape, progress),
             Err((status, why)) => {
@@ -329,6 +330,7 @@ impl Shard {
         let Some(arriving) = http.arriving.take() else { return };
         http.replies.cancel_last();
         let Arriving { mut request, shape } = *arriving;
+        self.turn.taps.note_request(key, request.lend().path);
         if is_admitted {
             self.handshake(key, &request.lend(), &shape, Progress::New);
         } else {

@@ -15,7 +15,7 @@ use super::connection::Listener;
 use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardId};
 use crate::message::ConnectionKey;
-use crate::protocol::api::{Call, Fault, Function, ListCall};
+use crate::protocol::api::{Call, Fault, Function, ListCall, TapTarget};
 
 /// The number of bytes of a peer's text that a line shows. Cut at the character boundary before it.
 const SHOWN_BYTES: usize = 256;
@@ -66,6 +66,17 @@ pub enum By {
     Node,
     /// A back end, by a call of `close`.
     Backend,
+}
+
+impl By {
+    /// Returns the name that a tap shows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Node => "node",
+            Self::Backend => "backend",
+        }
+    }
 }
 
 /// The name of a connection in the log: its shard, its place in the shard's table, and the
@@ -188,12 +199,29 @@ impl fmt::Display for ShownCall<'_> {
             Call::Ack(_) => formatter.write_str("queue.ack"),
             Call::Reload => formatter.write_str("admin.reload"),
             Call::List(ListCall::Nodes) => formatter.write_str("node.list"),
+            Call::Tap(tap) => write!(formatter, "tap.start {}", ShownTarget(&tap.target)),
+            Call::Untap => formatter.write_str("tap.stop"),
+        }
+    }
+}
+
+/// What a tap watches, displayed.
+struct ShownTarget<'a>(&'a TapTarget);
+
+impl fmt::Display for ShownTarget<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            TapTarget::Client(client) => write!(formatter, "c {client}"),
+            TapTarget::User(user) => write!(formatter, "user {}", Shown(user)),
+            TapTarget::Channel(channel) => write!(formatter, "channel {}", Shown(channel)),
+            TapTarget::Topic(topic) => write!(formatter, "topic {}", Shown(topic)),
+            TapTarget::Address(network) => write!(formatter, "address {network}"),
         }
     }
 }
 
 /// A function and its arguments, displayed without the values of a context.
-struct ShownFunction<'a>(&'a Function);
+pub(super) struct ShownFunction<'a>(pub &'a Function);
 
 impl fmt::Display for ShownFunction<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

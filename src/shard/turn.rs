@@ -12,6 +12,7 @@ use super::memory::Shortage;
 use super::node_state::NodeState;
 use super::roster::Roster;
 use super::settings::Settings;
+use super::taps::WatchedTaps;
 use super::timers::Timers;
 use super::trail::Trail;
 use super::work::Work;
@@ -78,6 +79,12 @@ pub enum Step {
     ParkedTimedOut(ConnectionKey),
     /// A parked handshake goes on, or is refused with this status and explanation.
     HandshakeSettled(ConnectionKey, Result<Progress, (u16, &'static str)>),
+    /// The answer to a `tap.start` of a back end is queued, so that events may follow.
+    TapAnswered(ConnectionKey),
+    /// A back end with taps has disconnected.
+    TapperGone(ConnectionKey),
+    /// The context or the channels of a client may have changed. Only while there are taps.
+    ClientChanged(ConnectionKey),
     /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Denial>),
     /// A list of administration is gathered: the answer to the question with this ticket.
@@ -164,6 +171,8 @@ pub struct Turn {
     pub shortage: Shortage,
     /// The counters of the shard.
     pub counters: Counters,
+    /// The taps that this shard watches for.
+    pub taps: WatchedTaps,
     /// Whether the node is shutting down.
     pub is_draining: bool,
     // Messages for other shards and the mesh, in order. Emptied after each input.
@@ -196,6 +205,7 @@ impl Turn {
             roster: Roster::new(settings),
             shortage: Shortage::default(),
             counters: Counters::default(),
+            taps: WatchedTaps::default(),
             is_draining: false,
             outbox: VecDeque::new(),
             steps: VecDeque::new(),

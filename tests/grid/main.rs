@@ -11,3 +11,4 @@ mod members;
 mod queue;
 #[path = "../support/mod.rs"]
 mod support;
+mod taps;

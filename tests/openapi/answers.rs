@@ -79,6 +79,41 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
 }
 
 #[test]
+fn taps_and_their_events_are_of_the_described_form() {
+    let server = Server::new();
+    let mut tapper = Checked(server.backend());
+    let two = json!({ "m": "tap.start", "p": { "c": "1", "user": "ann" } });
+    let document = async_api();
+    assert!(document.check(document.schema("TapStartRequest"), &two).is_err());
+    let answer = tapper.call("tap.start", json!({ "address": "127.0.0.0/8", "max_per_s": 7 }));
+    assert!(answer["E"].is_null(), "{answer}");
+    let mut back_end = server.backend();
+    assert!(Socket::connect(server.edge, "/nowhere", "").is_err());
+    let mut device = server.device("/ws");
+    device.send_text("text");
+    let mut event = |what: &str| {
+        let document = async_api();
+        let event: Value = serde_json::from_str(&tapper.0.text()).expect("an event is JSON");
+        assert_eq!(document.check(document.schema("TapEvent"), &event), Ok(()), "{event}");
+        assert_eq!(event["p"]["what"], what, "{event}");
+        event["p"]["c"].clone()
+    };
+    event("refuse");
+    let client = event("connect");
+    event("in");
+    back_end.done("mesh.send", &json!({ "c": client, "d": "AAEC", "t": "binary" }));
+    event("out");
+    event("call");
+    device.send_close(1000, "");
+    event("close");
+    (0..3).for_each(|_| _ = server.device("/ws"));
+    event("connect");
+    event("lost");
+    let answer = Checked(server.backend()).call("tap.stop", json!({}));
+    assert!(answer["E"].is_null(), "{answer}");
+}
+
+#[test]
 fn answers_over_http_are_of_the_described_form() {
     let server = Server::new();
     let (_device, client) = server.client();

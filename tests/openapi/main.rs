@@ -172,7 +172,9 @@ fn the_fields_of_the_code_are_those_of_the_documents() {
     let known = after("required(params, \"").chain(after("optional(params, \""));
     let known: BTreeSet<String> = known.chain(after("p.field(\"")).collect();
     let document = async_api();
-    let described = PARAMS.iter().flat_map(|(_, schema)| {
+    // Its fields exclude each other: see the tests of `protocol::api::tap`.
+    let tap = ("tap.start", "Tap");
+    let described = PARAMS.iter().chain([&tap]).flat_map(|(_, schema)| {
         texts_of_keys(document.at(&format!("/components/schemas/{schema}/properties")))
     });
     assert_eq!(known, described.collect());

@@ -5,6 +5,7 @@ use super::fields::{
     put_text, put_u16, put_u32, put_u64,
 };
 use super::list::{put_list_message, read_list_message};
+use super::tap::{put_from_tapper, put_to_tapper, read_tap_message};
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
 use crate::address::Incarnation;
 use crate::mesh::link::Lane;
@@ -30,6 +31,8 @@ const ANSWER: u8 = 2;
 const TOPIC: u8 = 3;
 const LAST_WILLS: u8 = 4;
 const LIST: u8 = 5;
+const TAP: u8 = 6;
+const CALLER: u8 = 7;
 
 // Kinds of commands.
 const SEND: u8 = 1;
@@ -226,6 +229,20 @@ fn put_grid_message(out: &mut Vec<u8>, message: &GridMessage) {
             put_u64(out, ticket.0);
             put_list_message(out, message);
         }
+        GridMessage::FromTapper(tapper, message) => {
+            out.push(TAP);
+            put_from_tapper(out, *tapper, message);
+        }
+        GridMessage::ToTapper(tapper, message) => {
+            out.push(TAP);
+            put_to_tapper(out, *tapper, message);
+        }
+        GridMessage::Caller(Requester { ticket, backend }, user) => {
+            out.push(CALLER);
+            put_u64(out, ticket.0);
+            put_backend(out, *backend);
+            put_short_text(out, user);
+        }
     }
 }
 
@@ -239,6 +256,8 @@ fn read_grid_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> 
         TOPIC => read_topic_message(fields)?,
         LAST_WILLS => GridMessage::LastWills(fields.shard()?, read_last_wills_message(fields)?),
         LIST => GridMessage::List(Ticket(fields.u64()?), read_list_message(fields)?),
+        TAP => read_tap_message(fields)?,
+        CALLER => GridMessage::Caller(read_requester(fields)?, fields.short_text()?.into()),
         kind => return Err(WireError::Unknown(kind)),
     })
 }

@@ -5,7 +5,7 @@
 //!
 //! - `frames.rs`: received pieces → frames. `control.rs`: a frame of the control lane, which is one
 //!   [`Control`]. `batch.rs`: a frame of any other lane, which is a batch of messages. `list.rs`: the messages of
-//!   lists of administration.
+//!   lists of administration. `tap.rs`: the messages about taps.
 //! - `fields.rs`: numbers, names, texts, ids and addresses.
 //!
 //! A peer has proved to know the grid's key, so the meaning of its messages is trusted: that a
@@ -18,6 +18,7 @@ mod control;
 mod fields;
 mod frames;
 mod list;
+mod tap;
 
 use std::fmt;
 use std::net::SocketAddr;

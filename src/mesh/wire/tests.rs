@@ -7,12 +7,13 @@ use super::*;
 use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, GridMessage,
-    LastWillsMessage, ListAnswer, ListMessage, ListQuestion, MessageNumber, PopId, ProcessFacts,
-    Publish, Requester, ShardFigures, Terms, Ticket, ToConsumer, WatcherEpoch,
+    BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, FromTapper,
+    GridMessage, LastWillsMessage, ListAnswer, ListMessage, ListQuestion, MessageNumber, PopId,
+    ProcessFacts, Publish, Requester, ShardFigures, Terms, Ticket, ToConsumer, ToTapper,
+    WatcherEpoch,
 };
 use crate::protocol::api::{
-    Code, Fault, Function, Info, NAME_BYTES_MAX, NodeStanding, PerSecond, Tally,
+    Code, Fault, Function, Info, NAME_BYTES_MAX, NodeStanding, PerSecond, Tally, Tap, TapTarget,
 };
 use crate::protocol::frame::{Frame, Kind};
 
@@ -160,6 +161,7 @@ fn all_messages() -> Vec<AddressedMessage> {
     messages.extend(
         list_messages().map(|message| for_shard(GridMessage::List(Ticket(u64::MAX - 1), message))),
     );
+    messages.extend(tap_messages().map(for_shard));
     messages
 }
 
@@ -180,6 +182,29 @@ fn list_messages() -> [ListMessage; 3] {
     };
     let answer = |figures| ListMessage::Answer(ListAnswer::Figures(Box::new(figures)));
     [ListMessage::Ask(ListQuestion::Figures), answer(figures(None)), answer(figures(Some(process)))]
+}
+
+fn tap_messages() -> impl Iterator<Item = GridMessage> {
+    let address = |text: &str| TapTarget::Address(text.parse().expect("a network"));
+    let targets = [
+        TapTarget::Client(ClientId::from_value(7)),
+        TapTarget::User("10000".into()),
+        TapTarget::Channel("room 1".into()),
+        TapTarget::Topic("topic".into()),
+        address("10.0.0.0/8"),
+        address("fd00::/8"),
+    ];
+    let start = |target| FromTapper::Start(Ticket(3), Box::new(Tap { target, max_per_s: 1000 }));
+    let from = targets.into_iter().map(start).chain([FromTapper::Stop, FromTapper::Taken(32)]);
+    let to = [
+        ToTapper::Started { ticket: Ticket(3), is_watching: true },
+        ToTapper::Event(frame()),
+        ToTapper::Lost(9),
+    ];
+    let from = from.map(|message| GridMessage::FromTapper(backend(), message));
+    let to = to.into_iter().map(|message| GridMessage::ToTapper(backend(), message));
+    let requester = Requester { ticket: Ticket(3), backend: backend() };
+    from.chain(to).chain([GridMessage::Caller(requester, "app".into())])
 }
 
 /// A frame of the control lane without its length.

@@ -6,12 +6,14 @@
 //! - `fast.rs`: parses the most frequent requests in one pass.
 //! - `list.rs`: the lists of administration.
 //! - `write.rs`: encodes answers and events.
+//! - `tap.rs`: the parameters and the events of a tap.
 
 mod document;
 mod fast;
 mod list;
 mod params;
 mod read;
+mod tap;
 mod write;
 
 use std::borrow::Cow;
@@ -19,9 +21,13 @@ use std::net::SocketAddr;
 
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use ipnet::IpNet;
 
 pub use list::{ListCall, Listing, NodeEntry, NodeFigures, NodeList, NodeStanding, PerSecond};
 pub use read::{ApiMethod, Parser};
+pub use tap::{
+    TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
+};
 pub use write::{
     EventHead, put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open,
     put_request, put_tagged,
@@ -169,6 +175,34 @@ pub enum Call<'a> {
     Reload,
     /// `node.list`: lists something of the whole grid.
     List(ListCall),
+    /// `tap.start`: watches devices live.
+    Tap(Tap),
+    /// `tap.stop`: ends all taps of the connection.
+    Untap,
+}
+
+/// A tap: what a back end watches live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// The devices that are watched.
+    pub target: TapTarget,
+    /// The most events a second.
+    pub max_per_s: u16,
+}
+
+/// The devices that a tap watches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TapTarget {
+    /// One client.
+    Client(ClientId),
+    /// The clients of a user.
+    User(Box<str>),
+    /// The subscribers of a channel.
+    Channel(Box<str>),
+    /// The clients of the routes that feed a topic.
+    Topic(Box<str>),
+    /// The clients, and the refused connections, of an address or a network.
+    Address(IpNet),
 }
 
 /// When an event that was delivered to a consumer is settled.
@@ -224,6 +258,11 @@ pub enum Function {
 }
 
 impl Function {
+    /// Whether the function subscribes to this channel, among others.
+    pub fn subscribes_to(&self, channel: &str) -> bool {
+        matches!(self, Self::Subscribe(channels) if channels.iter().any(|name| **name == *channel))
+    }
+
     /// Returns the most memory that the arguments take, in bytes.
     pub fn held_bytes(&self) -> usize {
         // A pointer with a length, and the overhead of an allocation.
@@ -262,6 +301,8 @@ pub enum Reply {
     Reloaded(Box<ReloadedSettings>),
     /// The answer to a list of administration.
     List(Box<Listing>),
+    /// `{"s":true,"missing":[…]}`: the result of `tap.start`, with the nodes that do not watch.
+    Tapping(Vec<NodeId>),
     /// A document without the envelope of an answer: its content type and its text. Over HTTP only.
     Page(&'static str, String),
 }

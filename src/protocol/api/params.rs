@@ -6,6 +6,7 @@ use base64::Engine;
 
 use super::document::{JsonDocument, Value};
 use super::read::ApiMethod;
+use super::tap::read_tap;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
     ContextEntry, Fault, Function, ListCall, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
@@ -42,9 +43,11 @@ pub(super) fn read_params<'a>(
             Call::Pop(read_topics(params.and_then(|p| p.field("t")))?, read_settling(params)?)
         }
         ApiMethod::Ack => Call::Ack(read_tags(params)?),
+        ApiMethod::Tap => Call::Tap(read_tap(params)?),
         ApiMethod::Unpop => Call::Unpop,
         ApiMethod::Reload => Call::Reload,
         ApiMethod::NodeList => Call::List(ListCall::Nodes),
+        ApiMethod::Untap => Call::Untap,
     })
 }
 
@@ -113,7 +116,10 @@ fn read_flag(name: &'static str, value: Option<Value<'_, '_>>) -> Result<bool, F
 }
 
 /// Returns an optional field. `null` counts as absent.
-fn optional<'t, 'a>(params: Option<Value<'t, 'a>>, field: &str) -> Option<Value<'t, 'a>> {
+pub(super) fn optional<'t, 'a>(
+    params: Option<Value<'t, 'a>>,
+    field: &str,
+) -> Option<Value<'t, 'a>> {
     params.and_then(|params| params.field(field)).filter(|value| !value.is_null())
 }
 
@@ -126,7 +132,7 @@ fn required<'t, 'a>(
         .ok_or_else(|| Fault::invalid(format!("{field}: missing")))
 }
 
-fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result<&'a str, Fault> {
+pub(super) fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result<&'a str, Fault> {
     match value.text() {
         Some(name) if (1..=NAME_BYTES_MAX).contains(&name.len()) => Ok(name),
         Some(_) => Err(Fault::invalid(format!("{field}: expected 1 to {NAME_BYTES_MAX} bytes"))),
@@ -134,7 +140,7 @@ fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result<&'a str, F
     }
 }
 
-fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fault> {
+pub(super) fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fault> {
     let value = required(params, "c")?;
     let from_text = || value.text()?.parse().ok();
     value.unsigned().map(ClientId::from_value).or_else(from_text).ok_or_else(|| {

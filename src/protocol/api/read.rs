@@ -150,6 +150,10 @@ pub enum ApiMethod {
     Reload,
     /// `node.list`
     NodeList,
+    /// `tap.start`
+    Tap,
+    /// `tap.stop`
+    Untap,
 }
 
 impl ApiMethod {
@@ -164,6 +168,7 @@ impl ApiMethod {
             Self::Unpop => Some(Call::Unpop),
             Self::Reload => Some(Call::Reload),
             Self::NodeList => Some(Call::List(ListCall::Nodes)),
+            Self::Untap => Some(Call::Untap),
             _ => None,
         }
     }
@@ -178,6 +183,8 @@ impl ApiMethod {
             b"queue.ack" => Self::Ack,
             b"admin.reload" => Self::Reload,
             b"node.list" => Self::NodeList,
+            b"tap.start" => Self::Tap,
+            b"tap.stop" => Self::Untap,
             _ => return None,
         })
     }
@@ -221,7 +228,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack, admin.reload, node.list",
+             queue.unpop, queue.ack, admin.reload, node.list, tap.start, tap.stop",
             quoted(name)
         ))
     })

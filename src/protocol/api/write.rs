@@ -81,6 +81,14 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
             out.push(b'}');
         }
         Reply::List(listing) => put_listing(out, listing),
+        Reply::Tapping(missing) => {
+            out.extend_from_slice(b"{\"s\":true,\"missing\":[");
+            for (number, node) in missing.iter().enumerate() {
+                out.extend_from_slice(if number > 0 { b"," } else { b"" });
+                put_number(out, node.number().into());
+            }
+            out.extend_from_slice(b"]}");
+        }
         Reply::Page(_, text) => put_string(out, text),
     }
 }
@@ -205,7 +213,7 @@ pub fn put_message(out: &mut Vec<u8>, kind: Kind, data: &[u8], context: Option<&
     out.push(b'}');
 }
 
-fn put_base64(out: &mut Vec<u8>, data: &[u8]) {
+pub(super) fn put_base64(out: &mut Vec<u8>, data: &[u8]) {
     out.push(b'"');
     let start = out.len();
     // Four characters for every three bytes, rounded up.

@@ -222,8 +222,11 @@ impl Addresses {
             }
             Some(connection) => {
                 let why = "its address has reached its limit of connections or handshakes";
-                let entry = Entry::Dropped(connection.remote, why);
-                trail::note(turn.trail(key), entry);
+                let (listener, remote) = (connection.listener, connection.remote);
+                trail::note(turn.trail(key), Entry::Dropped(remote, why));
+                if turn.taps.is_active() {
+                    turn.tap_refusal(key, listener, remote, None, why);
+                }
                 connections.close(turn, key);
             }
             // The connection was closed in the meantime.

@@ -14,7 +14,7 @@ use crate::message::{
 use crate::protocol::api::{Code, Content, Fault, Function, Settling};
 use crate::protocol::frame::Frame;
 use crate::shard::connection::{Connection, Connections};
-use crate::shard::connection::{HttpShape, Shape};
+use crate::shard::connection::{FollowUp, HttpShape, Shape};
 use crate::shard::timers::Timer;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Receivers, Turn};
@@ -254,6 +254,21 @@ impl Backends {
         requester.map(|requester| requester.ticket)
     }
 
+    /// Opens the question of a `tap.start`, which these shards answer.
+    pub(in crate::shard) fn open_tap(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        caller: Caller,
+        shards: &[ShardAddress],
+    ) -> Option<Requester> {
+        let kind = QuestionKind::Tap;
+        let requester = self.open_question(turn, connections, caller, kind, shards.len())?;
+        let nodes = shards.iter().map(|shard| shard.node).collect();
+        self.pending.await_tapping(requester.ticket, nodes);
+        Some(requester)
+    }
+
     /// Opens a question and asks the home of each topic on this node.
     fn ask_homes(
         &mut self,
@@ -283,6 +298,10 @@ impl Backends {
     ) {
         if let Some(requester) = self.open_question(turn, connections, caller, kind, 1) {
             let Requester { ticket, backend } = requester;
+            if turn.taps.is_active() {
+                let user = connections.get(backend.connection).and_then(|caller| caller.user());
+                turn.tap_caller(to, requester, user);
+            }
             turn.send_grid(to, GridMessage::Ask { ticket, backend, command });
         }
     }
@@ -360,8 +379,13 @@ impl Backends {
         }
         let Some(replies) = connections.get(key).and_then(Connection::replies) else { return };
         let date = turn.date();
-        let granted_pop = pop.filter(|_| answer.is_ok());
-        replies.fill(reply, &answer, granted_pop, date, &mut turn.scratch);
+        let follow_up = match kind {
+            QuestionKind::Pop(pop) => Some(FollowUp::Pop(pop)),
+            QuestionKind::Tap => Some(FollowUp::Tap),
+            _ => None,
+        };
+        let follow_up = follow_up.filter(|_| answer.is_ok());
+        replies.fill(reply, &answer, follow_up, date, &mut turn.scratch);
         connections.write_replies(turn, key);
         if let Some(pop) = pop.filter(|_| answer.is_err()) {
             self.give_up_consuming(turn, connections, key, pop);

@@ -175,7 +175,9 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
     let (may, code) = match call {
         Call::Send(..) | Call::Publish(..) | Call::Call(..) => (roles.write, Code::NotAuthorised),
         Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
-        Call::Reload | Call::List(_) => (roles.admin, Code::NotAuthorised),
+        Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {
+            (roles.admin, Code::NotAuthorised)
+        }
         Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
     };
     if may { Ok(()) } else { Err(Fault::new(code, Denial::Role.reason())) }

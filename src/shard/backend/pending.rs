@@ -1,5 +1,6 @@
 //! Questions to shards and to the mesh that wait for answers.
 
+use crate::address::NodeId;
 use crate::message::{ConnectionKey, PopId, Ticket};
 use crate::metrics::{self, MeshReport, Report};
 use crate::protocol::api::{Code, Fault, Reply, Tally};
@@ -53,6 +54,8 @@ pub(super) enum QuestionKind {
     Reload,
     /// A list of administration: the part `lists` asks shards of all nodes, and answers in time.
     List,
+    /// `tap.start`: asks all shards of the grid. A missing answer is named.
+    Tap,
 }
 
 /// One answer to a question, from any of those who were asked.
@@ -64,6 +67,13 @@ pub(crate) enum Answer {
     Report(Box<Report>),
     /// The mesh's state for `/metrics`.
     Mesh(Box<MeshReport>),
+    /// A shard of a node watches for a tap, or has too many taps.
+    Tapping {
+        /// The node.
+        node: NodeId,
+        /// Whether the shard watches.
+        is_watching: bool,
+    },
     /// Anything else is done, or failed.
     Done(Result<Reply, Fault>),
 }
@@ -76,7 +86,9 @@ impl QuestionKind {
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
             Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
-            Self::Report | Self::Nodes | Self::List => (Code::ExecutionFailed, "no answer in time"),
+            Self::Report | Self::Nodes | Self::List | Self::Tap => {
+                (Code::ExecutionFailed, "no answer in time")
+            }
             Self::Reload => {
                 (Code::ExecutionFailed, "no answer in time; the log says how the reload ends")
             }
@@ -101,6 +113,8 @@ struct Question {
     tally: Tally,
     reports: Vec<Report>,
     mesh: Option<Box<MeshReport>>,
+    // The nodes that are asked for a tap, once for each shard that does not watch yet.
+    unwatching: Vec<NodeId>,
     outcome: Result<Reply, Fault>,
 }
 
@@ -138,9 +152,17 @@ impl Pending {
             tally: Tally::default(),
             reports: Vec::new(),
             mesh: None,
+            unwatching: Vec::new(),
             outcome: Ok(Reply::Done),
         };
         Ticket(self.questions.insert(question).to_bits())
+    }
+
+    /// Notes which nodes an open question for a tap was sent to, once for each shard.
+    pub(super) fn await_tapping(&mut self, ticket: Ticket, nodes: Vec<NodeId>) {
+        if let Some(question) = self.questions.get_mut(SlotKey::from_bits(ticket.0)) {
+            question.unwatching = nodes;
+        }
     }
 
     /// Returns when a question was asked, on the shard's clock; `None` if it was settled.
@@ -157,6 +179,7 @@ impl Pending {
             Answer::Published(tally) => question.tally += tally,
             Answer::Report(report) => question.reports.push(*report),
             Answer::Mesh(report) => question.mesh = Some(report),
+            Answer::Tapping { node, is_watching } => question.note_tapping(node, is_watching),
             Answer::Done(Err(fault)) => question.outcome = Err(fault),
             Answer::Done(Ok(reply)) if question.outcome.is_ok() => question.outcome = Ok(reply),
             Answer::Done(Ok(_)) => {}
@@ -167,7 +190,9 @@ impl Pending {
         }
         let question = self.questions.remove(key)?;
         Some(question.settle(|question| match (question.kind, &question.outcome) {
-            (QuestionKind::Publish | QuestionKind::Report, Ok(_)) => Ok(question.sum()),
+            (QuestionKind::Publish | QuestionKind::Report | QuestionKind::Tap, Ok(_)) => {
+                Ok(question.sum())
+            }
             _ => question.outcome,
         }))
     }
@@ -176,13 +201,21 @@ impl Pending {
     pub(super) fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
         let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
         Some(question.settle(|question| match question.kind {
-            QuestionKind::Publish | QuestionKind::Report => Ok(question.sum()),
+            QuestionKind::Publish | QuestionKind::Report | QuestionKind::Tap => Ok(question.sum()),
             kind => Err(kind.timeout_fault()),
         }))
     }
 }
 
 impl Question {
+    /// Notes the answer of one shard of a node to the question for a tap.
+    fn note_tapping(&mut self, node: NodeId, is_watching: bool) {
+        let place = self.unwatching.iter().position(|asked| *asked == node);
+        if let Some(place) = place.filter(|_| is_watching) {
+            self.unwatching.swap_remove(place);
+        }
+    }
+
     /// Settles the question with the outcome that its answers lead to.
     fn settle(self, outcome: impl FnOnce(Self) -> Result<Reply, Fault>) -> Settled {
         let Self { asker, kind, asked_us, .. } = self;
@@ -195,6 +228,12 @@ impl Question {
             QuestionKind::Report => {
                 let mesh = self.mesh.map(|report| *report);
                 Reply::Page(metrics::CONTENT_TYPE, metrics::render(self.reports, mesh))
+            }
+            QuestionKind::Tap => {
+                let mut missing = self.unwatching;
+                missing.sort_unstable();
+                missing.dedup();
+                Reply::Tapping(missing)
             }
             _ => Reply::Published(self.tally),
         }
@@ -232,6 +271,28 @@ mod tests {
         assert_eq!(pending.answer(old, Answer::Done(Ok(Reply::Done))), None);
         assert_eq!(pending.expire(old), None);
         assert_eq!(pending.answer(new, Answer::Done(Ok(Reply::Done))).unwrap().asker.reply, 2);
+    }
+
+    #[test]
+    fn a_tap_names_the_nodes_with_a_shard_that_does_not_watch() {
+        let mut pending = Pending::default();
+        let [one, two, three] = [1, 2, 3].map(|id| NodeId::new(id).unwrap());
+        let answer = |node, is_watching| Answer::Tapping { node, is_watching };
+        let open = |pending: &mut Pending| {
+            let ticket = pending.open(5, asker(1), QuestionKind::Tap, 5);
+            pending.await_tapping(ticket, vec![one, two, two, three, three]);
+            ticket
+        };
+        let ticket = open(&mut pending);
+        for (node, is_watching) in [(one, true), (two, true), (three, true), (three, true)] {
+            assert_eq!(pending.answer(ticket, answer(node, is_watching)), None);
+        }
+        let settled = pending.answer(ticket, answer(two, false)).unwrap();
+        assert_eq!(settled.answer, Ok(Reply::Tapping(vec![two])));
+        let ticket = open(&mut pending);
+        assert_eq!(pending.answer(ticket, answer(two, true)), None);
+        let settled = pending.expire(ticket).unwrap();
+        assert_eq!(settled.answer, Ok(Reply::Tapping(vec![one, two, three])));
     }
 
     #[test]

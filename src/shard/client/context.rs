@@ -1,5 +1,7 @@
 //! The JSON object that back ends attach to a client.
 
+use std::borrow::Cow;
+
 use crate::protocol::api::{CONTEXT_KEYS_MAX, ContextEntry};
 use crate::protocol::json::put_string;
 
@@ -34,6 +36,17 @@ impl Context {
         self.0.as_ref().map_or(0, |filled| {
             filled.json.capacity() + filled.entries.iter().map(entry).sum::<usize>()
         })
+    }
+
+    /// Returns the user of the client: the value of `user_id`, a string or a number, as text.
+    pub fn user(&self) -> Option<Cow<'_, str>> {
+        let entries = &self.0.as_ref()?.entries;
+        let (_, value) = entries.iter().find(|(key, _)| **key == *"user_id")?;
+        match value.bytes().next()? {
+            b'"' => serde_json::from_str(value).ok().map(Cow::Owned),
+            b'-' | b'0'..=b'9' => Some(Cow::Borrowed(value)),
+            _ => None,
+        }
     }
 
     /// Whether the context has this key.
@@ -118,6 +131,19 @@ mod tests {
         context.extend(vec![entry("a", "1"), entry("b", "2")]).unwrap();
         context.extend(vec![entry("a", "3"), entry("c", "4")]).unwrap();
         assert_eq!(context.json(), Some(r#"{"b":2,"a":3,"c":4}"#));
+    }
+
+    #[test]
+    fn the_user_of_a_client_is_a_string_or_a_number() {
+        let user = |value: &str| {
+            let mut context = Context::default();
+            context.set("user_id".into(), value.into()).unwrap();
+            context.user().map(Cow::into_owned)
+        };
+        assert_eq!(user(r#""a\"b\u00e9""#).as_deref(), Some("a\"b\u{e9}"));
+        assert_eq!(user("10000").as_deref(), Some("10000"));
+        assert_eq!((user("null"), user("true"), user("[1]")), (None, None, None));
+        assert_eq!(Context::default().user(), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::Clients;
 use super::channels::{ChannelIndex, WalkNumber};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
 use crate::message::{BackendId, ClientCommand, LocalCommand, Publish, Requester};
-use crate::protocol::api::{Code, Fault, Tally};
+use crate::protocol::api::{Code, Fault, Tally, TapEvent};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::shard::connection::WAITING_MAX;
 use crate::shard::connection::{Connections, Phase, Priority};
@@ -303,6 +303,10 @@ impl Clients {
             saved_bytes += plain_bytes - bytes;
             delivered += 1;
             pushed_bytes += bytes;
+            if connection.is_tapped() {
+                let plain = walk.variants.plain();
+                turn.tap_client(connection, TapEvent::Out(plain.kind(), plain.payload()));
+            }
             if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
                 write_queues.push(Priority::Bulk, key, connection);
             }

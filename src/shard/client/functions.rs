@@ -4,12 +4,12 @@ use super::Clients;
 use super::context::{Context, TooLarge};
 use crate::address::ClientId;
 use crate::message::{ClientReply, ConnectionKey, Requester};
-use crate::protocol::api::{Code, Fault, Function, Info};
+use crate::protocol::api::{Code, Fault, Function, Info, TapEvent};
 use crate::protocol::frame;
 use crate::shard::connection::{Connection, Connections, Pause, Phase};
 use crate::shard::memory::Shortage;
 use crate::shard::trail::{self, By, Entry};
-use crate::shard::turn::Turn;
+use crate::shard::turn::{Step, Turn};
 
 impl Clients {
     /// Appends a message to a client's outbound queue.
@@ -43,6 +43,9 @@ impl Clients {
             connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
             turn.counters.note_compression(payload.len() - body.bytes.len());
             turn.counters.delivered += 1;
+            if connection.is_tapped() {
+                turn.tap_client(connection, TapEvent::Out(kind, payload));
+            }
             connections.queue_write(key);
             return Ok(ClientReply::Done);
         }
@@ -67,6 +70,9 @@ impl Clients {
     ) -> Option<Result<ClientReply, Fault>> {
         let Some(&key) = self.by_id.get(&client) else { return Some(Err(no_such_client())) };
         trail::note(turn.trail(key), Entry::Function(client, &function));
+        if turn.taps.is_active() {
+            turn.push_step(Step::ClientChanged(key));
+        }
         Some(match function {
             Function::SetContextValue(name, value) => {
                 change_context(turn, connections, key, |context| context.set(name, value))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Clients;
 use crate::address::ClientId;
 use crate::message::{ConnectionKey, Event};
-use crate::protocol::api;
+use crate::protocol::api::{self, TapEvent};
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::close;
 use crate::protocol::deflate::{DEFLATED_MAX, INFLATED_PER_CALL};
@@ -73,6 +73,9 @@ impl Clients {
         turn.counters.client_messages += 1;
         turn.work.spend(work::of_bytes(payload.len()));
         let Some(connection) = connections.get(key) else { return };
+        if connection.is_tapped() {
+            turn.tap_client(connection, TapEvent::In(kind, payload));
+        }
         let Stage::Client(client) = &mut connection.stage else { return };
         if let Some(rate) = route.messages {
             rate.take(&mut client.messages, turn.now.ms);
@@ -100,6 +103,9 @@ impl Clients {
         let body = self.deflater.body(connection.compression, kind, payload);
         connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
         turn.counters.note_compression(payload.len() - body.bytes.len());
+        if connection.is_tapped() {
+            turn.tap_client(connection, TapEvent::Out(kind, payload));
+        }
         turn.work.spend(match connection.compression {
             Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),
             _ => work::of_bytes(payload.len()),

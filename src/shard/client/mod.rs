@@ -29,6 +29,7 @@ use crate::protocol::deflate::{Deflater, Inflater};
 use crate::queue::feeder::Ended;
 use crate::shard::connection::{Connections, Stage};
 use crate::shard::interest::ShardInterest;
+use crate::shard::taps::TapSet;
 use crate::shard::turn::{ClientGone, Turn};
 use announce::InterestAnnouncements;
 use channels::Channels;
@@ -73,6 +74,14 @@ impl Clients {
     /// Returns the number of clients.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// Returns the taps that match a client. None match a client that is not on this shard.
+    pub(super) fn taps_of(&self, connections: &Connections, client: ClientId) -> TapSet {
+        let key = self.by_id.get(&client);
+        let connection = key.and_then(|&key| connections.peek(key));
+        let tapped = connection.and_then(|connection| connection.tapped());
+        tapped.map(|(_, taps)| taps).unwrap_or_default()
     }
 
     /// Whether a channel has subscribers on this shard.

@@ -126,6 +126,11 @@ impl Clients {
         Ok(ClientReply::Done)
     }
 
+    /// Whether a client is subscribed to a channel.
+    pub(crate) fn is_subscribed(&self, client: &Client, channel: &str) -> bool {
+        self.channels.find(channel).is_some_and(|channel| client.is_in(channel))
+    }
+
     /// Ends a client's subscriptions to these channels.
     pub(crate) fn unsubscribe(
         &mut self,

@@ -1,6 +1,6 @@
 //! Writing the answers of a connection, in the order of its requests.
 
-use super::replies::{ReadyAnswer, Shape, WAITING_MAX, WAITING_MIN, put_message};
+use super::replies::{FollowUp, ReadyAnswer, Shape, WAITING_MAX, WAITING_MIN, put_message};
 use super::{Connections, Pause, Phase, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
@@ -105,12 +105,14 @@ impl Connections {
     /// Writes the answers that no earlier answer holds up.
     pub fn write_replies(&mut self, turn: &mut Turn, key: ConnectionKey) {
         while let Some(connection) = self.get(key)
-            && let Some(ReadyAnswer { bytes, granted_pop }) =
+            && let Some(ReadyAnswer { bytes, follow_up }) =
                 connection.replies().and_then(|replies| replies.poll_ready())
         {
             self.write_with(turn, key, |out| out.extend_from_slice(&bytes));
-            if let Some(pop) = granted_pop {
-                turn.push_step(Step::PopAnswered(key, pop));
+            match follow_up {
+                Some(FollowUp::Pop(pop)) => turn.push_step(Step::PopAnswered(key, pop)),
+                Some(FollowUp::Tap) => turn.push_step(Step::TapAnswered(key)),
+                None => {}
             }
         }
         let Some(connection) = self.get(key) else { return };

@@ -42,8 +42,12 @@ impl Connections {
         why: &str,
     ) {
         turn.counters.http_refused += 1;
-        if let Some(remote) = self.get(key).map(|connection| connection.remote) {
+        if let Some(connection) = self.get(key) {
+            let (listener, remote) = (connection.listener, connection.remote);
             trail::note(turn.trail(key), Entry::Refused { remote, status, reason: why });
+            if turn.taps.is_active() {
+                turn.tap_refusal(key, listener, remote, Some(status), why);
+            }
         }
         turn.work.spend(work::REFUSAL);
         turn.work.end_slice();
@@ -113,6 +117,9 @@ impl Connections {
         http.started_ms = turn.now.ms;
         http.has_answered = true;
         http.is_last = !request.keep_alive;
+        if is_edge && turn.taps.is_active() {
+            turn.taps.note_request(key, request.path);
+        }
         if !std::mem::take(&mut http.is_head_accepted) {
             let (method, path) = (request.method.name(), request.path);
             trail::note(turn.trail(key), Entry::Requested(method, path));

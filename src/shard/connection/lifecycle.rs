@@ -3,6 +3,7 @@
 use super::{Connection, Connections, Listener, Pause, Pauses, Phase, ReadAhead, Stage};
 use crate::address::remote::Remote;
 use crate::message::ConnectionKey;
+use crate::protocol::api::TapEvent;
 use crate::protocol::close::{self, Reason};
 use crate::protocol::frame::{Opcode, Violation, put_close, put_frame};
 use crate::shard::trail::{self, By, Entry};
@@ -233,10 +234,17 @@ impl Connections {
             Stage::Client(c) => {
                 let client = Some(c.id);
                 trail::note(trail, Entry::Closed { client, by, code, reason });
+                if connection.is_tapped() {
+                    let event = TapEvent::Close { code, reason, by: by.name() };
+                    turn.tap_client(connection, event);
+                }
             }
-            Stage::Backend(_) => {
+            Stage::Backend(backend) => {
                 is_backend = true;
                 trail::note(trail, Entry::Closed { client: None, by, code, reason });
+                if backend.is_tapping {
+                    turn.push_step(Step::TapperGone(key));
+                }
             }
             Stage::Http(_) | Stage::Ending => {}
             Stage::Unsubscribing(_) => return,

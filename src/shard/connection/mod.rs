@@ -31,6 +31,7 @@ use crate::shard::backend::Unsettled;
 use crate::shard::client::{Context, Subscription};
 use crate::shard::rate::Bucket;
 use crate::shard::settings::{RouteSettings, Settings};
+use crate::shard::taps::TapSet;
 use crate::shard::trail::By;
 use crate::shard::turn::Now;
 
@@ -49,7 +50,7 @@ pub use answers::ReadProgress;
 pub use outbound::{Batch, Chunk, freed_bytes};
 pub(super) use outbound::{BufferPool, Outbound};
 pub(super) use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
-pub(super) use replies::{HttpShape, Replies, Shape, WAITING_MAX};
+pub(super) use replies::{FollowUp, HttpShape, Replies, Shape, WAITING_MAX};
 pub(super) use table::Connections;
 pub use writing::Priority;
 pub(super) use writing::{PolledWrite, QueuedWrites, Written};
@@ -313,6 +314,8 @@ pub struct Client {
     pub subscriptions: Vec<Subscription>,
     /// The JSON object that back ends attached to the client.
     pub context: Context,
+    /// The taps that match the client.
+    pub taps: TapSet,
 }
 
 /// The state of a back end on the WebSocket API.
@@ -334,6 +337,8 @@ pub struct Backend {
     pub close: Option<(Closed, By)>,
     /// The events to be acknowledged, if the back end consumes with acknowledgements.
     pub unsettled: Option<Unsettled>,
+    /// Whether the back end has taps.
+    pub is_tapping: bool,
     /// Whether the back end has ever consumed. Topics may then have events in its outbound queue.
     pub has_consumed: bool,
     /// The number of bytes written to the back end so far.
@@ -377,6 +382,7 @@ impl Client {
             assembler: Assembler::default(),
             subscriptions: Vec::new(),
             context: Context::default(),
+            taps: TapSet::default(),
         }
     }
 
@@ -455,6 +461,29 @@ impl Connection {
         match &mut self.stage {
             Stage::Client(client) => Some(client),
             _ => None,
+        }
+    }
+
+    /// Whether a tap matches the client.
+    #[inline]
+    pub fn is_tapped(&self) -> bool {
+        // The state of the outbound queue is at hand where a message is queued.
+        self.outbound.is_tapped
+    }
+
+    /// Returns the client, and the taps that match it.
+    pub fn tapped(&self) -> Option<(ClientId, TapSet)> {
+        match &self.stage {
+            Stage::Client(client) => Some((client.id, client.taps)),
+            _ => None,
+        }
+    }
+
+    /// Sets the taps that match the client.
+    pub fn set_taps(&mut self, taps: TapSet) {
+        if let Stage::Client(client) = &mut self.stage {
+            client.taps = taps;
+            self.outbound.is_tapped = !taps.is_empty();
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Outbound {
     taken_tick: u16,
     // Whether nothing may be handed out for now.
     is_withheld: bool,
+    /// Whether a tap matches the client. Kept here, where a byte is free.
+    pub(super) is_tapped: bool,
 }
 
 impl Outbound {

@@ -154,8 +154,17 @@ impl AnswerSlot {
 pub struct ReadyAnswer {
     /// The encoded answer.
     pub bytes: Vec<u8>,
-    /// The number of the `queue.pop` granted by this answer. Events may only follow the answer.
-    pub granted_pop: Option<PopId>,
+    /// What follows the answer once it is queued.
+    pub follow_up: Option<FollowUp>,
+}
+
+/// What may only follow an answer, never come before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FollowUp {
+    /// Events of topics, by the `queue.pop` with this number.
+    Pop(PopId),
+    /// Events of a tap.
+    Tap,
 }
 
 impl Replies {
@@ -205,7 +214,7 @@ impl Replies {
 
     /// Appends a known answer behind the pending ones.
     pub fn push_ready(&mut self, bytes: Vec<u8>) {
-        self.push(AnswerSlot::Ready(ReadyAnswer { bytes, granted_pop: None }));
+        self.push(AnswerSlot::Ready(ReadyAnswer { bytes, follow_up: None }));
     }
 
     /// Fills a reserved slot with its answer.
@@ -213,7 +222,7 @@ impl Replies {
         &mut self,
         number: u64,
         answer: &Result<Reply, Fault>,
-        granted_pop: Option<PopId>,
+        follow_up: Option<FollowUp>,
         date: Date,
         scratch: &mut Vec<u8>,
     ) {
@@ -222,7 +231,7 @@ impl Replies {
             let mut bytes = Vec::new();
             shape.put(&mut bytes, scratch, date, answer);
             self.held_bytes -= slot.held_bytes();
-            *slot = AnswerSlot::Ready(ReadyAnswer { bytes, granted_pop });
+            *slot = AnswerSlot::Ready(ReadyAnswer { bytes, follow_up });
             self.held_bytes += slot.held_bytes();
         }
     }
