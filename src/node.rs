@@ -94,6 +94,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
         driver: driver.name(),
         endpoints: Some(Arc::new(endpoints(config, &api, &edges))),
+        first_bounds: None,
     };
     let settings = Arc::new(Settings { process, ..settings });
     let state = Arc::new(NodeState::new(&settings, log.lines_dropped()));

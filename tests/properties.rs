@@ -37,6 +37,9 @@ enum Step {
     Leave(u32),
     Gone(u32),
     Pass(u64),
+    // Only in tests whose bounds change.
+    Bounds(Bounds, WhenFull),
+    Recalled(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -53,6 +56,18 @@ fn step() -> impl Strategy<Value = Step> {
         1 => consumer.prop_map(Step::Gone),
         2 => (1..4000u64).prop_map(Step::Pass),
     ]
+}
+
+/// Steps among which a reload changes the bounds, and shards hear later that credit is recalled.
+fn step_with_reloads() -> impl Strategy<Value = Step> {
+    let bounds =
+        (bounds(), when_full()).prop_map(|(bounds, when_full)| Step::Bounds(bounds, when_full));
+    prop_oneof![20 => step(), 1 => bounds, 3 => (0..SHARDS).prop_map(Step::Recalled)]
+}
+
+fn bounds() -> impl Strategy<Value = Bounds> {
+    let bytes = prop_oneof![40..80usize, 80..1200usize];
+    (1..24usize, bytes).prop_map(|(messages, bytes)| Bounds { messages, bytes })
 }
 
 fn when_full() -> impl Strategy<Value = WhenFull> {
@@ -96,10 +111,14 @@ struct Handed {
 struct Model {
     topic: Topic,
     bounds: Bounds,
+    // What may be held and lent: the bounds, or what was held and lent when they shrank, as far as it is left.
+    allowed: Bounds,
     when_full: WhenFull,
     now_ms: u64,
     next_number: u64,
     credits: [Credit; SHARDS],
+    // What each shard may keep, since credit was recalled and it has not heard of it.
+    recalled: [Option<Credit>; SHARDS],
     // A shard whose push found no credit waits with it until there is some.
     wanting: [Option<(u64, usize)>; SHARDS],
     waiting: Vec<Pushed>,
@@ -108,6 +127,8 @@ struct Model {
     departed: Vec<ClientId>,
     // The numbers of those that a consumer which acknowledges left behind.
     left: BTreeSet<u64>,
+    // Whether the bounds may have changed.
+    was_reloaded: bool,
 }
 
 impl Model {
@@ -115,15 +136,18 @@ impl Model {
         Self {
             topic: Topic::new(NODE, bounds, when_full, SHARDS),
             bounds,
+            allowed: bounds,
             when_full,
             now_ms: 0,
             next_number: 0,
             credits: [Room::share(bounds, SHARDS); SHARDS],
+            recalled: [None; SHARDS],
             wanting: [None; SHARDS],
             waiting: Vec::new(),
             handed: BTreeMap::new(),
             departed: Vec::new(),
             left: BTreeSet::new(),
+            was_reloaded: false,
         }
     }
 
@@ -140,13 +164,15 @@ impl Model {
                 self.now_ms += ms;
                 self.topic.handle_timeout(self.now_ms);
             }
+            Step::Bounds(bounds, when_full) => self.set_bounds(bounds, when_full),
+            Step::Recalled(shard) => self.hear_recall(shard),
         }
         self.follow();
     }
 
     /// A shard has a message: it goes in, or the shard asks for room.
     fn offer(&mut self, shard: usize, client: u64, bytes: usize) {
-        if self.wanting[shard].is_some() {
+        if self.wanting[shard].is_some() || bytes > self.bounds.bytes / 4 * 3 {
             return;
         }
         let credit = self.credits[shard];
@@ -156,6 +182,36 @@ impl Model {
         self.wanting[shard] = Some((client, bytes));
         self.topic.want_credit(ShardId(shard as u8), bytes);
         self.drop_oldest();
+    }
+
+    fn set_bounds(&mut self, bounds: Bounds, when_full: WhenFull) {
+        (self.bounds, self.when_full) = (bounds, when_full);
+        let in_use = self.in_use();
+        self.allowed = Bounds {
+            messages: bounds.messages.max(in_use.messages),
+            bytes: bounds.bytes.max(in_use.bytes),
+        };
+        self.topic.set_bounds(bounds, when_full);
+    }
+
+    /// A shard returns the credit that was recalled, and asks again for what it lacks.
+    fn hear_recall(&mut self, shard: usize) {
+        let Some(most) = self.recalled[shard].take() else { return };
+        let credit = &mut self.credits[shard];
+        let returned = Credit {
+            messages: credit.messages.saturating_sub(most.messages),
+            bytes: credit.bytes.saturating_sub(most.bytes),
+        };
+        credit.messages -= returned.messages;
+        credit.bytes -= returned.bytes;
+        if returned == Credit::default() {
+            return;
+        }
+        self.topic.returned_credit(ShardId(shard as u8), returned);
+        if let Some((_, bytes)) = self.wanting[shard] {
+            self.topic.want_credit(ShardId(shard as u8), bytes);
+            self.drop_oldest();
+        }
     }
 
     fn push(&mut self, shard: usize, client: u64, bytes: usize) {
@@ -258,6 +314,7 @@ impl Model {
                     self.departed
                         .swap_remove(place.expect("what has not left is not said to have"));
                 }
+                Effect::Recall(shard, most) => self.recalled[shard.index()] = Some(most),
                 Effect::Refuse(shard) => {
                     assert_eq!(self.when_full, WhenFull::Close);
                     assert!(
@@ -272,10 +329,16 @@ impl Model {
     }
 
     fn poll_effect(&mut self) -> Option<Effect> {
-        while self.topic.poll_unfinished() {
+        loop {
+            if let Some(effect) = self.topic.poll_effect() {
+                return Some(effect);
+            }
+            if !self.topic.poll_unfinished() {
+                return None;
+            }
             self.topic.handle_turn(self.now_ms);
+            self.drop_oldest();
         }
-        self.topic.poll_effect()
     }
 
     fn deliver(&mut self, to: u32, delivery: Delivery) {
@@ -299,26 +362,48 @@ impl Model {
     fn grant(&mut self, shard: usize, credit: Credit) {
         self.credits[shard].messages += credit.messages;
         self.credits[shard].bytes += credit.bytes;
-        if let Some((client, bytes)) = self.wanting[shard].take() {
-            assert!(self.credits[shard].messages > 0 && self.credits[shard].bytes >= bytes);
-            self.push(shard, client, bytes);
+        // An empty topic takes a message that its bounds do not allow any more.
+        if self.was_reloaded && self.topic.messages() == 0 {
+            self.allowed.bytes = self.allowed.bytes.max(self.in_use().bytes);
+        }
+        let Credit { messages, bytes: credit_bytes } = self.credits[shard];
+        if let Some((client, bytes)) = self.wanting[shard] {
+            let covers = messages > 0 && credit_bytes >= bytes;
+            // Otherwise the topic counted on credit that the shard has returned by now, and is asked again.
+            assert!(covers || self.was_reloaded);
+            if covers {
+                self.wanting[shard] = None;
+                self.push(shard, client, bytes);
+            }
         }
     }
 
-    fn check(&self) {
-        assert!(self.departed.is_empty(), "the topic says what has left");
-        let handed = || self.handed.values().flat_map(|handed| &handed.messages);
-        let held = || self.waiting.iter().chain(handed().map(|(message, _)| message));
-        assert_eq!(self.topic.messages(), held().count(), "nothing is lost or doubled");
+    /// What is held and lent.
+    fn in_use(&self) -> Credit {
+        let handed = self.handed.values().flat_map(|handed| &handed.messages);
+        let held = || self.waiting.iter().chain(handed.clone().map(|(message, _)| message));
         let lent = |of: fn(&Credit) -> usize| self.credits.iter().map(of).sum::<usize>();
-        assert!(held().count() + lent(|credit| credit.messages) <= self.bounds.messages);
-        let bytes = held().map(|message| message.bytes).sum::<usize>();
-        assert!(bytes + lent(|credit| credit.bytes) <= self.bounds.bytes);
+        Credit {
+            messages: held().count() + lent(|credit| credit.messages),
+            bytes: held().map(|message| message.bytes).sum::<usize>() + lent(|credit| credit.bytes),
+        }
+    }
+
+    fn check(&mut self) {
+        assert!(self.departed.is_empty(), "the topic says what has left");
+        let handed = self.handed.values().map(|handed| handed.messages.len());
+        let held = self.waiting.len() + handed.sum::<usize>();
+        assert_eq!(self.topic.messages(), held, "nothing is lost or doubled");
+        let Credit { messages, bytes } = self.in_use();
+        assert!(messages <= self.allowed.messages && bytes <= self.allowed.bytes);
+        self.allowed.messages = self.bounds.messages.max(messages);
+        self.allowed.bytes = self.bounds.bytes.max(bytes);
     }
 
     /// All consumers go, and one that reads comes: it gets all that is left, and there is room
     /// for whoever asked.
     fn end(mut self) {
+        (0..SHARDS).for_each(|shard| self.take(Step::Recalled(shard)));
         (0..4).for_each(|id| self.take(Step::Gone(id)));
         self.take(Step::Join { id: 9, acknowledges: false });
         self.take(Step::Start(9));
@@ -326,6 +411,14 @@ impl Model {
             self.take(Step::Written(9, 1));
         }
         assert_eq!((self.topic.messages(), self.wanting), (0, [None; SHARDS]));
+        // Once shards have pushed and heard what is recalled, the topic is within its bounds.
+        (0..SHARDS).for_each(|shard| self.take(Step::Push { shard, client: 0, bytes: 8 }));
+        (0..SHARDS).for_each(|shard| self.take(Step::Recalled(shard)));
+        while !self.handed[&9].messages.is_empty() {
+            self.take(Step::Written(9, 1));
+        }
+        let Credit { messages, bytes } = self.in_use();
+        assert!(messages <= self.bounds.messages && bytes <= self.bounds.bytes);
         self.take(Step::Leave(9));
         assert_eq!(self.topic.messages(), 0);
     }
@@ -363,6 +456,23 @@ proptest! {
         steps in vec(step(), 0..200),
     ) {
         let mut model = Model::new(Bounds { messages, bytes }, when_full);
+        for step in steps {
+            model.take(step);
+        }
+        model.end();
+    }
+
+    #[test]
+    fn a_topic_whose_bounds_change_loses_nothing_and_is_soon_within_them(
+        (bounds, when_full) in (bounds(), when_full()),
+        before_the_first_message in proptest::option::of((bounds(), when_full())),
+        steps in vec(step_with_reloads(), 0..100),
+    ) {
+        let mut model = Model::new(bounds, when_full);
+        model.was_reloaded = true;
+        if let Some((bounds, when_full)) = before_the_first_message {
+            model.take(Step::Bounds(bounds, when_full));
+        }
         for step in steps {
             model.take(step);
         }

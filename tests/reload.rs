@@ -44,6 +44,33 @@ fn routes_come_and_go_and_clients_of_the_others_stay() {
 }
 
 #[test]
+fn new_bounds_of_topics_hold_for_the_topics_that_exist() {
+    let config = |messages: u32, when_full: &str| {
+        format!("{CONFIG}[queue]\ntopic_messages = {messages}\nwhen_full = \"{when_full}\"\n")
+    };
+    let holds = |server: &Server, messages: u32| {
+        let metric = format!("gridcast_topic_messages{{topic=\"plain\"}} {messages}\n");
+        until(|| server.get("/metrics").body.contains(&metric));
+    };
+    let mut server = Server::start(&config(4, "hold"));
+    let mut client = server.device("/plain");
+    (0..20).for_each(|number| client.send_text(&number.to_string()));
+    holds(&server, 4);
+    server.reload(&config(10, "hold"));
+    server.logs("reloaded: queue.topic_messages: 4 -> 10");
+    holds(&server, 10);
+
+    // What waits stays; nothing more is taken, and the client that waits for room is closed.
+    server.reload(&config(5, "close"));
+    assert_eq!(client.closed(), (1013, "topic is full, try again later".into()));
+    holds(&server, 10);
+    let mut consumer = server.consumer("plain");
+    (0..10).for_each(|number| assert_eq!(consumer.data(), number.to_string()));
+    server.device("/plain").send_text("next");
+    assert_eq!(consumer.data(), "next");
+}
+
+#[test]
 fn users_come_and_go_with_their_connections() {
     let mut server = Server::new();
     let mut anybody = server.backend();

@@ -20,6 +20,8 @@ pub enum FromFeeder {
     Push(Event),
     /// Asks for credit for an event of this many bytes.
     WantCredit(usize),
+    /// Returns credit that the home has recalled.
+    Returned(Credit),
 }
 
 /// A message from the topic's home to a feeder.
@@ -27,6 +29,8 @@ pub enum FromFeeder {
 pub enum ToFeeder {
     /// Lets the feeder push this many more messages and bytes.
     Credit(Credit),
+    /// Asks the feeder to return the credit that exceeds this. The bounds of the topic have shrunk.
+    Recall(Credit),
     /// The topic is full, and the feeder's clients must not wait for room.
     Refused,
     /// The watched event of this client has left the topic for good.

@@ -100,6 +100,13 @@ impl Consumer {
         self.window_messages = terms.unsettled_max.unwrap_or(window_messages);
     }
 
+    /// Changes the number of messages that may be in flight, unless the consumer acknowledges.
+    pub(super) fn set_window(&mut self, window_messages: usize) {
+        if !self.acknowledges {
+            self.window_messages = window_messages;
+        }
+    }
+
     /// Whether the consumer may be handed one more message now.
     pub(super) fn has_room(&self) -> bool {
         // Messages of an earlier queue.pop may be returned, and then have to be handed out first.

@@ -147,6 +147,19 @@ impl Feeder {
         self.asked &= first.is_some_and(|bytes| !self.covers(bytes));
     }
 
+    /// Takes the credit that exceeds `most`, to be returned to the topic. The topic may have answered the last
+    /// request on the assumption that the feeder has this credit, so it is asked again.
+    pub fn recalled(&mut self, most: Credit) -> Credit {
+        let returned = Credit {
+            messages: self.credit.messages.saturating_sub(most.messages),
+            bytes: self.credit.bytes.saturating_sub(most.bytes),
+        };
+        self.credit.messages -= returned.messages;
+        self.credit.bytes -= returned.bytes;
+        self.asked &= returned == Credit::default();
+        returned
+    }
+
     /// The next waiting event that may be pushed now. Its credit is spent.
     pub fn poll_ready(&mut self) -> Option<WaitingEvent> {
         let bytes = self.events.front()?.event.frame.bytes().len();

@@ -18,9 +18,11 @@ pub struct Room {
     asking: VecDeque<ShardId>,
     // The credit to which each shard is filled up.
     share: Credit,
-    // held + lent <= bounds
+    // held + lent <= bounds, unless the bounds have shrunk.
     held: Credit,
     lent: Credit,
+    // Whether the bounds have ever shrunk.
+    was_shrunk: bool,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -41,7 +43,44 @@ impl Room {
             share,
             held: Credit::default(),
             lent: Credit { messages: share.messages * shards, bytes: share.bytes * shards },
+            was_shrunk: false,
         }
+    }
+
+    /// Changes the bounds. What is held and lent stays, even if it exceeds the new bounds.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.was_shrunk |=
+            bounds.messages < self.bounds.messages || bounds.bytes < self.bounds.bytes;
+        self.bounds = bounds;
+        self.share = Self::share(bounds, self.feeders.len());
+    }
+
+    /// The shards with more credit than [`Self::share`] gives, and that share.
+    pub fn to_recall(&self) -> impl Iterator<Item = (ShardId, Credit)> {
+        let share = self.share;
+        let exceeds = move |feeder: &FeedingShard| {
+            feeder.credit.messages > share.messages || feeder.credit.bytes > share.bytes
+        };
+        let exceeding = self.feeders.iter().enumerate().filter(move |(_, feeder)| exceeds(feeder));
+        exceeding.map(move |(shard, _)| (ShardId(shard as u8), share))
+    }
+
+    /// Takes back credit that a shard has returned.
+    pub fn take_back(&mut self, from: ShardId, credit: Credit) {
+        for account in [&mut self.feeders[from.index()].credit, &mut self.lent] {
+            account.messages -= credit.messages;
+            account.bytes -= credit.bytes;
+        }
+    }
+
+    /// Whether more is held than the bounds allow beside the shares of all shards. Credit beyond the shares does
+    /// not count, because it is being recalled.
+    pub fn is_exceeded(&self) -> bool {
+        let shards = self.feeders.len();
+        let lent_messages = self.lent.messages.min(self.share.messages * shards);
+        let lent_bytes = self.lent.bytes.min(self.share.bytes * shards);
+        self.held.messages + lent_messages > self.bounds.messages
+            || self.held.bytes + lent_bytes > self.bounds.bytes
     }
 
     /// The credit with which a feeding shard starts, and to which it is filled up. All shards together have a
@@ -49,6 +88,11 @@ impl Room {
     pub fn share(bounds: Bounds, shards: usize) -> Credit {
         let part = 4 * shards;
         Credit { messages: bounds.messages / part, bytes: bounds.bytes / part }
+    }
+
+    /// The bounds of the topic.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// Messages held, and their bytes.
@@ -96,6 +140,13 @@ impl Room {
         asked
     }
 
+    /// Drops the request of the shard that has waited longest, and returns the shard.
+    pub fn refuse_next(&mut self) -> Option<ShardId> {
+        let shard = self.asking.pop_front()?;
+        self.feeders[shard.index()].wants = None;
+        Some(shard)
+    }
+
     /// Whether a shard waits for room.
     pub fn has_asking(&self) -> bool {
         !self.asking.is_empty()
@@ -106,7 +157,7 @@ impl Room {
     pub fn poll_grant(&mut self) -> Option<(ShardId, Credit)> {
         while let Some(&shard) = self.asking.front() {
             let needed = self.needed(shard);
-            if !self.has(needed) {
+            if !self.has(needed) && !self.is_too_large(shard) {
                 return None;
             }
             self.asking.pop_front();
@@ -144,15 +195,30 @@ impl Room {
         let lent =
             Credit { messages: of(|credit| credit.messages), bytes: of(|credit| credit.bytes) };
         assert_eq!(self.lent, lent, "credit of all shards together");
-        assert!(self.held.messages + lent.messages <= self.bounds.messages, "messages");
-        assert!(self.held.bytes + lent.bytes <= self.bounds.bytes, "bytes");
+        if !self.was_shrunk {
+            assert!(self.held.messages + lent.messages <= self.bounds.messages, "messages");
+            assert!(self.held.bytes + lent.bytes <= self.bounds.bytes, "bytes");
+        }
     }
 
     fn left(&self) -> Credit {
+        let in_use = |part: fn(&Credit) -> usize| part(&self.held) + part(&self.lent);
         Credit {
-            messages: self.bounds.messages - self.held.messages - self.lent.messages,
-            bytes: self.bounds.bytes - self.held.bytes - self.lent.bytes,
+            messages: self.bounds.messages.saturating_sub(in_use(|credit| credit.messages)),
+            bytes: self.bounds.bytes.saturating_sub(in_use(|credit| credit.bytes)),
         }
+    }
+
+    /// Whether a shard asks for a message that can never fit, because the message was encoded before the bounds
+    /// shrank, and the topic is empty and waits for no other message. Then the message is taken all the same.
+    fn is_too_large(&self, shard: ShardId) -> bool {
+        let FeedingShard { credit, wants } = &self.feeders[shard.index()];
+        let lent_to_others = self.lent.bytes - credit.bytes;
+        let bytes_max = self.bounds.bytes / 4 * 3;
+        self.was_shrunk
+            && wants.is_some_and(|bytes| bytes > bytes_max)
+            && self.held.messages == 0
+            && lent_to_others <= self.share.bytes * (self.feeders.len() - 1)
     }
 
     /// The credit without which a shard cannot push the message that it asks for.

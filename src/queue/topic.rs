@@ -11,6 +11,10 @@
 //! there are many ([`Topic::handle_turn`]).
 //!
 //! Times are in microseconds.
+//!
+//! - `bounds.rs`: bounds that change while messages wait.
+
+mod bounds;
 
 use std::collections::VecDeque;
 
@@ -51,6 +55,8 @@ pub enum Effect {
     Grant(ShardId, Credit),
     /// Close a consumer that takes nothing while others would.
     Evict(BackendId),
+    /// Ask a feeding shard to return the credit that exceeds this.
+    Recall(ShardId, Credit),
     /// Refuse a feeding shard the room that it has asked for.
     Refuse(ShardId),
     /// Tell the client's shard that the watched event of the client has left the topic.
@@ -84,6 +90,8 @@ pub struct Topic {
     gone: VecDeque<ConsumerKey>,
     // Consumers with room for which something may wait.
     behind: VecDeque<ConsumerKey>,
+    // Whether changed bounds have left messages to drop, or requests to answer.
+    must_make_room: bool,
     has_asked_for_turn: bool,
 
     // Whether a shard has ever fed the topic. Feeders keep their credit, so such a topic is never dropped.
@@ -99,17 +107,14 @@ impl Topic {
         Self {
             node,
             when_full,
-            window_messages: match when_full {
-                // At most half of the topic is in flight to one consumer, so that there is some to drop.
-                WhenFull::DropOldest => WINDOW_MESSAGES.min(bounds.messages / 2).max(1),
-                WhenFull::Hold | WhenFull::Close => WINDOW_MESSAGES,
-            },
+            window_messages: window_messages(bounds, when_full),
             lanes: Lanes::default(),
             room: Room::new(bounds, shards),
             next_number: MessageNumber(0),
             consumers: Consumers::default(),
             gone: VecDeque::new(),
             behind: VecDeque::new(),
+            must_make_room: false,
             has_asked_for_turn: false,
             is_fed: false,
             dropped: 0,
@@ -125,7 +130,7 @@ impl Topic {
 
     /// Whether [`Self::handle_turn`] is to be called in the next turn. True once per such turn.
     pub fn poll_unfinished(&mut self) -> bool {
-        let is_unfinished = !self.behind.is_empty() || !self.gone.is_empty();
+        let is_unfinished = !self.behind.is_empty() || !self.gone.is_empty() || self.must_make_room;
         is_unfinished && !std::mem::replace(&mut self.has_asked_for_turn, true)
     }
 
@@ -174,7 +179,9 @@ impl Topic {
     /// Adds an event, for which the shard had credit.
     pub fn push(&mut self, now_us: u64, from: ShardId, event: Event) {
         let Event { client, frame, is_watched } = event;
-        self.is_fed = true;
+        if !self.is_fed {
+            self.begin_feeding();
+        }
         self.room.take(from, frame.bytes().len());
         if let Some(credit) = self.room.top_up(from) {
             self.effects.push_back(Effect::Grant(from, credit));
@@ -316,9 +323,11 @@ impl Topic {
 
     /// Takes the request of a shard that lacks credit for a message of this many bytes.
     pub fn want_credit(&mut self, from: ShardId, bytes: usize) {
-        self.is_fed = true;
+        if !self.is_fed {
+            self.begin_feeding();
+        }
         self.room.ask(from, bytes);
-        if self.when_full == WhenFull::DropOldest {
+        if self.when_full == WhenFull::DropOldest && !self.must_make_room {
             let wanted = self.room.wanted_by(from);
             while !self.room.has(wanted) && self.drop_oldest() {}
         }
@@ -342,6 +351,9 @@ impl Topic {
                 self.gone.pop_front();
                 self.consumers.remove(key);
             }
+        }
+        if self.must_make_room {
+            left = self.make_room(left);
         }
         while left > 0
             && let Some(&key) = self.behind.front()
@@ -527,6 +539,15 @@ impl Topic {
         if item.is_watched {
             self.effects.push_back(Effect::EventLeft(client));
         }
+    }
+}
+
+/// The most messages in flight to a consumer that does not acknowledge.
+fn window_messages(bounds: Bounds, when_full: WhenFull) -> usize {
+    match when_full {
+        // At most half of the topic is in flight to one consumer, so that there is some to drop.
+        WhenFull::DropOldest => WINDOW_MESSAGES.min(bounds.messages / 2).max(1),
+        WhenFull::Hold | WhenFull::Close => WINDOW_MESSAGES,
     }
 }
 

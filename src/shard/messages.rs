@@ -112,6 +112,7 @@ impl Shard {
                 ToFeeder::Credit(credit) => {
                     self.topics.handle_credit(turn, connections, &topic, credit);
                 }
+                ToFeeder::Recall(most) => self.topics.feeders.recall(turn, &topic, most),
                 ToFeeder::Refused => self.topics.feeders.refuse(turn, connections, &topic),
                 ToFeeder::EventLeft(client) => self.last_wills.unregister(turn, &topic, client),
             },

@@ -298,8 +298,8 @@ impl Shard {
         self.turn.now = now;
         let settings = Arc::new(settings.unshared());
         self.api_access.handle_settings(&settings);
-        self.topics.handle_settings(self.turn.address.shard, &settings);
         (self.turn.settings, self.turn.state) = (settings, state);
+        self.topics.handle_reload(&mut self.turn);
         self.reload.begin();
     }
 

@@ -52,6 +52,8 @@ pub struct Process {
     pub driver: &'static str,
     /// The addresses that the node listens on, for the start page. `None` in tests without sockets.
     pub endpoints: Option<Arc<Endpoints>>,
+    /// The bounds of topics at the start of the node, if a reload may have changed them.
+    pub first_bounds: Option<Bounds>,
 }
 
 /// The addresses that a node listens on.
@@ -73,6 +75,12 @@ pub struct Endpoint {
 }
 
 impl Settings {
+    /// Returns the bounds of topics at the start of the node. The credit with which a topic and its feeders begin
+    /// follows from them, because a reload reaches the shards at different times.
+    pub fn first_bounds(&self) -> Bounds {
+        self.process.first_bounds.unwrap_or(self.queue.bounds)
+    }
+
     /// Whether a route of this node puts events into a topic.
     pub fn feeds(&self, topic: &str) -> bool {
         self.topics().any(|fed| &**fed == topic)
@@ -104,7 +112,7 @@ impl Settings {
         Ok(Self {
             edges: edges.collect::<Result<_, _>>()?,
             api: ApiSettings { users, ..new.api },
-            process: self.process.clone(),
+            process: Process { first_bounds: Some(self.first_bounds()), ..self.process.clone() },
             ..new
         })
     }

@@ -76,7 +76,7 @@ impl Feeders {
     /// without a route.
     pub(in crate::shard) fn ensure(&mut self, settings: &Settings, topic: &Arc<str>) {
         if !self.feeders.contains_key(topic) {
-            let share = Room::share(settings.queue.bounds, settings.shards);
+            let share = Room::share(settings.first_bounds(), settings.shards);
             self.feeders.insert(topic.clone(), Feeder::new(share));
         }
     }
@@ -127,6 +127,16 @@ impl Feeders {
     pub(super) fn grant(&mut self, topic: &Arc<str>, credit: Credit) {
         if let Some(feeder) = self.feeders.get_mut(topic) {
             feeder.granted(credit);
+        }
+    }
+
+    /// Returns credit that the topic's home shard has recalled, and asks for what the first waiting event needs.
+    pub(in crate::shard) fn recall(&mut self, turn: &mut Turn, topic: &Arc<str>, most: Credit) {
+        let Some(feeder) = self.feeders.get_mut(topic) else { return };
+        let returned = feeder.recalled(most);
+        if returned != Credit::default() {
+            turn.send_to_own_home(topic, FromFeeder::Returned(returned));
+            self.ask_for_room(turn, topic);
         }
     }
 

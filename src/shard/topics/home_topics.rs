@@ -15,7 +15,7 @@ use crate::message::{
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::api::{Code, Fault};
 use crate::queue::topic::{Effect, JoinError, Topic};
-use crate::shard::settings::Settings;
+use crate::shard::settings::{QueueSettings, Settings};
 use crate::shard::turn::Turn;
 
 /// How often a shard checks for consumers that take no events, in milliseconds.
@@ -46,13 +46,22 @@ impl HomeTopics {
             next_check_ms: None,
             past_waits: Durations::default(),
         };
-        home.handle_settings(shard, settings);
+        home.create_routed(shard, settings);
         home
     }
 
-    /// Creates the topics of routes whose home is this shard, as far as they do not exist. Topics without a
-    /// route are removed when they are idle and used the next time.
-    pub(super) fn handle_settings(&mut self, shard: ShardId, settings: &Settings) {
+    /// Applies the turn's reloaded settings: creates the topics of new routes, and gives each topic its new
+    /// bounds. Topics without a route are removed when they are idle and used the next time.
+    pub(super) fn handle_reload(&mut self, turn: &mut Turn) {
+        let settings = Arc::clone(&turn.settings);
+        self.create_routed(turn.address.shard, &settings);
+        let QueueSettings { bounds, when_full, .. } = settings.queue;
+        let topics = self.names_of(|topic| !topic.has_bounds(bounds, when_full));
+        self.change_each(turn, topics, |topic| topic.set_bounds(bounds, when_full));
+    }
+
+    /// Creates the topics of routes whose home is this shard, as far as they do not exist.
+    fn create_routed(&mut self, shard: ShardId, settings: &Settings) {
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
         self.routed = settings.topics().filter(here).cloned().collect();
         for topic in &self.routed {
@@ -92,6 +101,7 @@ impl HomeTopics {
         self.change(turn, topic, |home| match message {
             FromFeeder::Push(event) => home.push(now_us, from, event),
             FromFeeder::WantCredit(bytes) => home.want_credit(from, bytes),
+            FromFeeder::Returned(credit) => home.returned_credit(from, credit),
         });
     }
 
@@ -166,6 +176,9 @@ impl HomeTopics {
                 Effect::Evict(backend) => tell_consumer(turn, topic, backend, ToConsumer::Evict),
                 Effect::Grant(shard, credit) => {
                     tell_feeder(turn, topic, shard, ToFeeder::Credit(credit));
+                }
+                Effect::Recall(shard, most) => {
+                    tell_feeder(turn, topic, shard, ToFeeder::Recall(most));
                 }
                 Effect::Refuse(shard) => tell_feeder(turn, topic, shard, ToFeeder::Refused),
                 Effect::EventLeft(client) => {
@@ -340,6 +353,8 @@ fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &Fro
             ToFeeder::Credit(Credit { messages: 1, bytes: event.frame.bytes().len() })
         }
         FromFeeder::WantCredit(_) => ToFeeder::Refused,
+        // A topic that was fed is never removed, so it does not have to be created.
+        FromFeeder::Returned(_) => return,
     };
     tell_feeder(turn, topic, from, answer);
 }
@@ -354,5 +369,11 @@ fn tell_consumer(turn: &mut Turn, topic: &Arc<str>, consumer: BackendId, message
 }
 
 fn new_topic(settings: &Settings) -> Topic {
-    Topic::new(settings.node, settings.queue.bounds, settings.queue.when_full, settings.shards)
+    let QueueSettings { bounds, when_full, .. } = settings.queue;
+    let first = settings.first_bounds();
+    let mut topic = Topic::new(settings.node, first, when_full, settings.shards);
+    if bounds != first {
+        topic.set_bounds(bounds, when_full);
+    }
+    topic
 }

@@ -36,10 +36,10 @@ impl Topics {
         Self { feeders: Feeders::new(settings), home: HomeTopics::new(shard, settings) }
     }
 
-    /// Creates the topics of routes that reloaded settings have added.
-    pub(super) fn handle_settings(&mut self, shard: ShardId, settings: &Settings) {
-        self.feeders.handle_settings(settings);
-        self.home.handle_settings(shard, settings);
+    /// Applies the turn's reloaded settings to topics, and creates those of new routes.
+    pub(super) fn handle_reload(&mut self, turn: &mut Turn) {
+        self.feeders.handle_settings(&turn.settings);
+        self.home.handle_reload(turn);
     }
 
     /// Puts an event into its topic. If there is no room, the event waits and its client is not
