@@ -43,6 +43,7 @@
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
 //! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
 //! | Where do idle connections time out? | `shard::connection::timeouts` |
+//! | Where does a command connect to a node, and say why it cannot? | `cli::connection`, `cli::explain` |
 //!
 //! # The arrows
 //!

@@ -71,8 +71,8 @@ pub(super) async fn follow<S: Subscription>(
     server: &Server,
     subscription: &mut S,
     reconnects: bool,
-    signals: &mut Signals,
 ) -> Result<(), Failure> {
+    let mut signals = Signals::new().map_err(|error| Failure::Failed(error.to_string()))?;
     let mut printer = Printer::start()?;
     let mut connection = tokio::select! {
         connection = Connection::open(server) => connection?,
@@ -80,7 +80,7 @@ pub(super) async fn follow<S: Subscription>(
     };
     loop {
         let mut session = Session::new(connection, subscription, &mut printer);
-        let end = session.run(signals).await;
+        let end = session.run(&mut signals).await;
         session.connection.close().await;
         match end {
             End::Complete => return Ok(()),

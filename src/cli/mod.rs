@@ -1,12 +1,12 @@
 //! The command line: the arguments of every command, and the commands that are clients of the API.
 //!
 //! - `mod.rs`: the commands, and their help. `failure.rs`: the exit statuses.
-//! - `push.rs`, `operate.rs`, `consume.rs`: commands that speak to a node. `token.rs`, `hash.rs`,
+//! - `push.rs`, `operate.rs`, `lists.rs`, `consume.rs`, `tap.rs`: commands that speak to a node. `token.rs`, `hash.rs`,
 //!   `generate.rs`: commands that do not.
 //! - `options.rs`, `address.rs`: which server, with which credentials. `connection.rs`, `message.rs`,
 //!   `explain.rs`: the WebSocket to it, and its errors in words. `follow.rs`, `printer.rs`, `signals.rs`:
 //!   streams of events.
-//! - `terminal.rs`, `units.rs`: output for people and for programs.
+//! - `terminal.rs`, `table.rs`, `units.rs`: output for people and for programs.
 //!
 //! A client knows the API as any other client does: nothing here imports the layers of a node but for the
 //! configuration and the keys of tokens.
@@ -19,6 +19,7 @@ mod failure;
 mod follow;
 mod generate;
 mod hash;
+mod lists;
 mod message;
 mod operate;
 mod options;
@@ -26,6 +27,8 @@ mod printer;
 mod push;
 mod random;
 mod signals;
+mod table;
+mod tap;
 mod terminal;
 mod token;
 mod units;
@@ -42,10 +45,11 @@ use failure::USAGE_STATUS;
 use follow::follow;
 use generate::{CompletionsArguments, ManArguments};
 use hash::HashArguments;
+use lists::NodesArguments;
 use operate::{CallArguments, CloseArguments, ReloadArguments};
 use options::ServerOptions;
 use push::{PublishArguments, SendArguments};
-use signals::Signals;
+use tap::{Tap, TapArguments};
 use token::TokenArguments;
 
 /// A distributed WebSocket gateway: back ends push to devices and read what they send.
@@ -80,6 +84,7 @@ Exit status:
 
 /// A command of the program with its arguments.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "the process has one value")]
 pub enum Command {
     /// Run a node until SIGTERM or Ctrl-C
     #[command(after_help = "\
@@ -192,6 +197,29 @@ Examples:
   gridcast consume messages | jq -r .d.frame.data")]
     Consume(ConsumeArguments),
 
+    /// List the nodes of the grid
+    #[command(after_help = "\
+A node that is not up is red. A dash stands for what a node did not tell. Needs
+the role admin.
+
+Examples:
+  gridcast nodes
+  gridcast nodes --json | jq -r 'select(.state != \"up\") | .id'")]
+    Nodes(NodesArguments),
+
+    /// Watch devices live: connects, refusals, messages both ways, calls, closes
+    #[command(after_help = "\
+Runs until Ctrl-C, and connects again when the connection is lost. Shows the
+first 256 bytes of each message, and no tokens. More than --max-per-s events are
+counted, not shown. Needs the role admin.
+
+Examples:
+  gridcast tap 1463819408261513216
+  gridcast tap --by-user 10000
+  gridcast tap --address 203.0.113.7         See why a device is refused
+  gridcast tap --channel news --json | jq -c 'select(.what == \"close\")'")]
+    Tap(TapArguments),
+
     /// Tell a node to read its configuration and certificates again
     #[command(after_help = "\
 All or nothing: a wrong line leaves the running configuration as it is.
@@ -284,12 +312,14 @@ impl ClientCommand {
             Self::Call(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Close(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Reload(arguments) => arguments.run(&server(&arguments.server)?).await,
+            Self::Nodes(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Consume(arguments) => {
                 let (server, reconnects) = (server(&arguments.server)?, !arguments.no_reconnect);
-                let mut signals =
-                    Signals::new().map_err(|error| Failure::Failed(error.to_string()))?;
-                let mut consumption = Consumption::new(arguments);
-                follow(&server, &mut consumption, reconnects, &mut signals).await
+                follow(&server, &mut Consumption::new(arguments), reconnects).await
+            }
+            Self::Tap(arguments) => {
+                let server = server(&arguments.server)?;
+                follow(&server, &mut Tap::new(&arguments), !arguments.no_reconnect).await
             }
             Self::Token(_) | Self::Hash(_) | Self::Completions(_) | Self::Man(_) => Ok(()),
         }

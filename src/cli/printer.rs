@@ -17,12 +17,20 @@ const BYTES_MAX: usize = 16 << 20;
 
 /// Prints lines in their order.
 pub(super) struct Printer {
-    lines: mpsc::UnboundedSender<String>,
+    lines: mpsc::UnboundedSender<Line>,
     results: mpsc::UnboundedReceiver<Result<Printed, Failure>>,
     // Lines that were queued and that were written, since the start.
     queued: u64,
     written: u64,
     bytes: usize,
+}
+
+/// A line to write, without its end.
+enum Line {
+    /// As it is.
+    Text(String),
+    /// JSON, with the escapes that a terminal needs.
+    Json(String),
 }
 
 /// Lines that were written.
@@ -48,8 +56,17 @@ impl Printer {
 
     /// Queues a line of JSON. Callers check [`Self::has_room`] before they produce one.
     pub(super) fn json(&mut self, line: String) {
+        self.queue(line.len(), Line::Json(line));
+    }
+
+    /// Queues a line of text, as [`Self::json`] does.
+    pub(super) fn text(&mut self, line: String) {
+        self.queue(line.len(), Line::Text(line));
+    }
+
+    fn queue(&mut self, bytes: usize, line: Line) {
         self.queued += 1;
-        self.bytes += line.len();
+        self.bytes += bytes;
         // Fails only if the thread has ended, which `printed` reports.
         let _ = self.lines.send(line);
     }
@@ -86,7 +103,7 @@ fn watch(results: &mpsc::UnboundedSender<Result<Printed, Failure>>) {
 
 /// Writes lines until the channel is closed or a write fails. Flushes when no line waits.
 fn print_all(
-    mut queue: mpsc::UnboundedReceiver<String>,
+    mut queue: mpsc::UnboundedReceiver<Line>,
     results: &mpsc::UnboundedSender<Result<Printed, Failure>>,
 ) {
     let mut output = Output::new();
@@ -101,15 +118,17 @@ fn print_all(
 
 fn print_burst(
     output: &mut Output,
-    first: String,
-    queue: &mut mpsc::UnboundedReceiver<String>,
+    first: Line,
+    queue: &mut mpsc::UnboundedReceiver<Line>,
 ) -> Result<Printed, Failure> {
     let mut printed = Printed { lines: 0, bytes: 0 };
     let mut next = Some(first);
     while let Some(line) = next {
-        output.json(&line)?;
         printed.lines += 1;
-        printed.bytes += line.len();
+        printed.bytes += match &line {
+            Line::Text(text) => output.write(&format!("{text}\n")).map(|()| text.len())?,
+            Line::Json(text) => output.json(text).map(|()| text.len())?,
+        };
         next = queue.try_recv().ok();
     }
     output.flush()?;

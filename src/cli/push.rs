@@ -1,7 +1,7 @@
 //! `publish` and `send`: messages to a channel or to one client.
 
 use std::fs::File;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -265,7 +265,8 @@ impl Pipeline<'_> {
     /// Sends until the input ends or a message is refused. Waits for the answers to all that was sent.
     async fn run(&mut self) -> Result<(), Failure> {
         let mut lines = read_lines()?;
-        let is_torn = self.answers.as_ref().is_some_and(|output| output.is_terminal);
+        let is_torn = io::stdin().is_terminal()
+            || self.answers.as_ref().is_some_and(|output| output.is_terminal);
         let mut progress = Progress::new("messages", is_torn);
         let mut ended = None;
         loop {

@@ -6,6 +6,8 @@
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anstream::{AutoStream, ColorChoice};
+
 use super::failure::Failure;
 use super::units;
 
@@ -14,6 +16,43 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The time between two changes of a progress line.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+
+/// Whether text is emphasised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    Plain,
+    Coloured,
+}
+
+impl Style {
+    /// The style of standard output: coloured on a terminal, unless NO_COLOR or another such variable says
+    /// otherwise.
+    pub(super) fn of_output() -> Self {
+        match AutoStream::choice(&io::stdout()) {
+            ColorChoice::Never => Self::Plain,
+            _ => Self::Coloured,
+        }
+    }
+
+    pub(super) fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    pub(super) fn dim(self, text: &str) -> String {
+        self.with("2", text)
+    }
+
+    pub(super) fn red(self, text: &str) -> String {
+        self.with("31", text)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        match self {
+            Self::Plain => text.to_owned(),
+            Self::Coloured => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
+        }
+    }
+}
 
 /// Buffered standard output.
 #[derive(Debug)]
@@ -150,5 +189,11 @@ mod tests {
         assert!(!escaped.chars().any(char::is_control), "{escaped}");
         let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
         assert_eq!(value(&escaped), value(text));
+    }
+
+    #[test]
+    fn plain_text_has_no_codes() {
+        assert_eq!(Style::Plain.red("no"), "no");
+        assert_eq!(Style::Coloured.red("no"), "\u{1b}[31mno\u{1b}[0m");
     }
 }

@@ -6,10 +6,13 @@
 mod support;
 
 mod consume;
+mod lists;
 mod local;
 mod login;
 mod push;
+mod scripted;
 mod server;
+mod tap;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

@@ -1,0 +1,180 @@
+//! `nodes`: the lists of administration, page after page.
+
+mod rows;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Args;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::connection::Connection;
+use super::failure::Failure;
+use super::options::{Server, ServerOptions};
+use super::table::Table;
+use super::terminal::{Output, Progress, Style, unix_ms};
+use rows::{List, NODES};
+
+/// The most rows of a page, which is the most that the API gives.
+const PAGE_MAX: u64 = 1000;
+
+/// The arguments of `nodes`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct NodesArguments {
+    #[command(flatten)]
+    pub(super) server: ServerOptions,
+}
+
+impl NodesArguments {
+    pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
+        walk(server, &NODES, Map::new(), None, self.server.json).await
+    }
+}
+
+/// A page of a list. Rows keep the text that the API wrote.
+#[derive(Debug)]
+struct Page {
+    rows: Vec<Box<RawValue>>,
+    next: Option<String>,
+    /// The nodes that did not answer.
+    missing: Vec<u64>,
+}
+
+impl Page {
+    /// Reads the result of a list whose rows are in this field.
+    fn read(field: &str, result: &RawValue) -> Option<Self> {
+        let mut fields: BTreeMap<String, Box<RawValue>> =
+            serde_json::from_str(result.get()).ok()?;
+        let rows = serde_json::from_str(fields.remove(field)?.get()).ok()?;
+        let next = fields.get("next").map_or(Ok(None), |next| serde_json::from_str(next.get()));
+        let missing =
+            fields.get("missing").map_or(Ok(Vec::new()), |ids| serde_json::from_str(ids.get()));
+        Some(Self { rows, next: next.ok()?, missing: missing.ok()? })
+    }
+}
+
+/// Prints the rows of a list, at most `max`.
+async fn walk(
+    server: &Server,
+    list: &List,
+    filter: Map<String, Value>,
+    max: Option<u64>,
+    json: bool,
+) -> Result<(), Failure> {
+    let mut pages =
+        Pages { list, filter, after: None, connection: Connection::open(server).await? };
+    let mut output = Output::new();
+    let mut table = Table::new(list.columns);
+    let mut progress = Progress::new(list.field, output.is_terminal);
+    let (mut count, mut missing) = (0, BTreeSet::new());
+    loop {
+        let left = max.map_or(PAGE_MAX, |max| max - count);
+        let page = pages.next(left.min(PAGE_MAX)).await?;
+        missing.extend(page.missing);
+        count += page.rows.len() as u64;
+        print(&mut output, list, &mut table, &page.rows, json)?;
+        progress.show(count);
+        let is_enough = max.is_some_and(|max| count >= max);
+        if is_enough || pages.after.is_none() {
+            break;
+        }
+    }
+    pages.connection.close().await;
+    // The rows of `nodes` tell the states of all nodes.
+    if list.is_paged && !missing.is_empty() {
+        let ids: Vec<String> = missing.iter().map(u64::to_string).collect();
+        let ids = ids.join(", ");
+        return Err(Failure::Failed(format!(
+            "{}: incomplete: without what is on the nodes that did not answer: {ids}",
+            server.address
+        )));
+    }
+    Ok(())
+}
+
+/// Walks the pages of a list.
+struct Pages<'a> {
+    list: &'a List,
+    filter: Map<String, Value>,
+    // Where the next page begins. `None`: at the beginning, or there is none.
+    after: Option<String>,
+    connection: Connection,
+}
+
+impl Pages<'_> {
+    /// Fetches the next page, of at most `max` rows.
+    async fn next(&mut self, max: u64) -> Result<Page, Failure> {
+        let mut params = self.filter.clone();
+        if self.list.is_paged {
+            params.insert("max".into(), json!(max));
+        }
+        if let Some(after) = &self.after {
+            params.insert("after".into(), json!(after));
+        }
+        let result = self.call(&params).await?;
+        let server = &self.connection.server().address;
+        let failed = |why: &str| Failure::Failed(format!("{server}: {}: {why}", self.list.method));
+        let page = Page::read(self.list.field, &result)
+            .ok_or_else(|| failed("the answer is not a list: is the node of another version?"))?;
+        if page.next.is_some() && page.next == self.after {
+            return Err(failed("the pages do not end"));
+        }
+        self.after = page.next.clone();
+        Ok(page)
+    }
+
+    /// Makes a call. If the output was not read for a while, neither were the server's pings, and the
+    /// connection is lost: then another one serves.
+    async fn call(&mut self, params: &Map<String, Value>) -> Result<Box<RawValue>, Failure> {
+        match self.connection.call(self.list.method, params).await {
+            Err(Failure::Unreachable(_)) if self.after.is_some() => {
+                self.connection = Connection::open(self.connection.server()).await?;
+                self.connection.call(self.list.method, params).await
+            }
+            result => result,
+        }
+    }
+}
+
+fn print(
+    output: &mut Output,
+    list: &List,
+    table: &mut Table<'_>,
+    rows: &[Box<RawValue>],
+    json: bool,
+) -> Result<(), Failure> {
+    if json {
+        rows.iter().try_for_each(|row| output.json(row.get()))?;
+    } else {
+        let now_ms = unix_ms();
+        let values = rows.iter().map(|row| serde_json::from_str(row.get()).unwrap_or_default());
+        let rows = values.map(|value: Value| (list.row)(&value, now_ms)).collect();
+        output.write(&table.page(rows, Style::of_output()))?;
+    }
+    output.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(field: &str, text: &str) -> Option<Page> {
+        Page::read(field, &RawValue::from_string(text.to_owned()).expect("JSON"))
+    }
+
+    #[test]
+    fn a_page_keeps_the_text_of_its_rows() {
+        let text = r#"{"clients":[{"c": "1","x":1.0}],"next":"1-7","missing":[2]}"#;
+        let page = page("clients", text).expect("a page");
+        assert_eq!(page.rows[0].get(), r#"{"c": "1","x":1.0}"#);
+        assert_eq!((page.next.as_deref(), &page.missing[..]), (Some("1-7"), &[2][..]));
+    }
+
+    #[test]
+    fn a_page_without_the_rows_is_no_page() {
+        assert!(page("clients", r#"{"channels":[]}"#).is_none());
+        assert!(page("clients", r#"{"clients":{}}"#).is_none());
+        let last = page("nodes", r#"{"nodes":[]}"#).expect("a page");
+        assert!(last.rows.is_empty() && last.next.is_none() && last.missing.is_empty());
+    }
+}

@@ -1,0 +1,116 @@
+//! The columns of the lists, and the cells of their rows.
+
+use serde_json::Value;
+
+use crate::cli::table::{Column, Row, Side};
+use crate::cli::units;
+
+/// A list of the API, and how its rows are shown to people.
+pub(super) struct List {
+    pub(super) method: &'static str,
+    /// The field of the result that holds the rows.
+    pub(super) field: &'static str,
+    pub(super) is_paged: bool,
+    pub(super) columns: &'static [Column],
+    /// Formats a row at a time in Unix milliseconds.
+    pub(super) row: fn(&Value, u64) -> Row,
+}
+
+const fn left(title: &'static str) -> Column {
+    Column { title, side: Side::Left }
+}
+
+const fn right(title: &'static str) -> Column {
+    Column { title, side: Side::Right }
+}
+
+pub(super) const NODES: List = List {
+    method: "node.list",
+    field: "nodes",
+    is_paged: false,
+    columns: &[
+        right("NODE"),
+        left("STATE"),
+        left("VERSION"),
+        right("UPTIME"),
+        right("CLIENTS"),
+        right("BACK ENDS"),
+        right("IN/S"),
+        right("OUT/S"),
+        right("MEMORY"),
+        right("OF"),
+        right("CORES"),
+        left("DRIVER"),
+    ],
+    row: |node, _| Row {
+        cells: vec![
+            text(node, "id"),
+            text(node, "state").replace('_', " "),
+            text(node, "version"),
+            number(node, "uptime", units::duration_ms),
+            number(node, "clients", units::count),
+            number(node, "backends", units::count),
+            text(node, "in_per_s"),
+            text(node, "out_per_s"),
+            number(node, "memory", units::bytes),
+            number(node, "memory_max", units::bytes),
+            text(node, "cores"),
+            text(node, "driver"),
+        ],
+        is_alarming: node["state"] != "up",
+    },
+};
+
+/// A field as text. What is not known is a dash.
+fn text(row: &Value, field: &str) -> String {
+    match &row[field] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A field that is a whole number, with its unit.
+fn number(row: &Value, field: &str, format: impl FnOnce(u64) -> String) -> String {
+    row[field].as_u64().map_or_else(|| text(row, field), format)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_row_has_a_cell_for_each_column() {
+        let row = (NODES.row)(&json!({}), 0);
+        assert_eq!(row.cells.len(), NODES.columns.len());
+        assert!(row.cells.iter().all(|cell| cell == "-"), "{row:?}");
+    }
+
+    #[test]
+    fn numbers_have_their_units() {
+        let node = json!({
+            "id": 1, "state": "lame_duck", "version": "0.1.0", "uptime": 7_200_000, "clients": 51_200,
+            "backends": 4, "in_per_s": 812.4, "out_per_s": 20480, "driver": "io_uring", "cores": 8,
+            "memory": 734_003_200_u64, "memory_max": 12_884_901_888_u64,
+        });
+        let row = (NODES.row)(&node, 0);
+        let expected = [
+            "1",
+            "lame duck",
+            "0.1.0",
+            "2 h",
+            "51,200",
+            "4",
+            "812.4",
+            "20480",
+            "700.0 MiB",
+            "12.0 GiB",
+            "8",
+            "io_uring",
+        ];
+        assert_eq!(row.cells, expected);
+        assert!(row.is_alarming);
+    }
+}
