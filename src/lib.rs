@@ -11,6 +11,7 @@
 //! | [`message`] | the messages of shards, the mesh and the node: one enum per direction |
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
 //! | [`metrics`] | the counters of a shard |
+//! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, io_uring and epoll, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
 //! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks |
@@ -53,7 +54,7 @@
 //!
 //! ```text
 //! address ← protocol ← message ← queue ← shard ← runtime ← mesh, bridge ← node ← main
-//!  metrics, slot_map ←────┘                                        config ←──┘
+//!  metrics, slot_map ←────┘    console ←──┘                         config ←──┘
 //!                                              runtime, mesh, config ← doctor ← main
 //!                                                    protocol, config ← cli ← main
 //! ```
@@ -235,6 +236,7 @@ pub mod address;
 pub mod bridge;
 pub mod cli;
 pub mod config;
+pub mod console;
 pub mod doctor;
 pub mod mesh;
 pub mod message;

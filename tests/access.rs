@@ -146,7 +146,7 @@ fn wrong_repeated_and_misplaced_credentials_in_subprotocols_are_denied() {
 }
 
 #[test]
-fn credentials_are_required_except_for_probes_and_the_start_page() {
+fn credentials_are_required_except_for_probes_and_pages() {
     let server = server();
     for path in ["/v1/nodes", "/version", "/metrics", "/ws/v1", "/elsewhere"] {
         assert_refused(&server.get(path), 401, 102);
@@ -156,7 +156,7 @@ fn credentials_are_required_except_for_probes_and_the_start_page() {
     }
     let upgrade = Socket::connect(server.api, "/ws/v1", "").err().expect("no upgrade");
     assert_refused(&upgrade, 401, 102);
-    for path in ["/", "/healthz", "/readyz"] {
+    for path in ["/", "/console", "/console/main.js", "/healthz", "/readyz"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
 }

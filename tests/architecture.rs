@@ -5,14 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, and the layers that it may import.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("address", &[]),
     ("protocol", &["address"]),
     ("message", &["address", "protocol", "metrics", "slot_map"]),
     ("metrics", &[]),
     ("slot_map", &[]),
+    ("console", &[]),
     ("queue", &["address", "protocol", "message", "metrics", "slot_map"]),
-    ("shard", &["address", "protocol", "message", "metrics", "queue", "slot_map"]),
+    ("shard", &["address", "protocol", "message", "metrics", "queue", "slot_map", "console"]),
     ("runtime", &["address", "message", "metrics", "shard"]),
     ("mesh", &["address", "protocol", "message", "metrics", "runtime", "slot_map"]),
     ("bridge", &["address", "protocol", "message", "runtime"]),

@@ -1,6 +1,6 @@
 //! The back ends of a shard: their calls over HTTP and WebSocket, and the events that they consume.
 //!
-//! - `requests.rs`: the API over HTTP, and pages. `page.rs`: the start page.
+//! - `requests.rs`: the API over HTTP, and pages. `page.rs`: the start page. `console.rs`: the console.
 //! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: calls that wait for
 //!   answers.
 //! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge
@@ -8,6 +8,7 @@
 
 mod acknowledge;
 mod calls;
+mod console;
 mod consumers;
 mod page;
 mod pending;

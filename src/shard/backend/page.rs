@@ -13,7 +13,7 @@ const PAGE: &str = include_str!("page.html");
 /// a test prints the right ones when the page has changed.
 pub(super) const PAGE_POLICY: &str = "default-src 'none'; \
     script-src 'sha256-MHbWJuGvEQ7WXq8WSwrtX8YQSlmVe/vkGb7/Ig1Zj+k='; \
-    style-src 'sha256-VIFLhu4UGzg5uVw9FlXGEIKr+T16q5sckIU6syu8Y8Q='; \
+    style-src 'sha256-yGvTm553hejdlkfcsThlyaRqwXnHNQeEmedqepHte8M='; \
     img-src data:; connect-src 'self' ws: wss:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

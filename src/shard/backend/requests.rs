@@ -1,6 +1,6 @@
 //! The API over HTTP: pages, probes, and the upgrade to WebSocket.
 
-use super::{Backends, page};
+use super::{Backends, console, page};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, ApiMethod, NodeRow};
 use crate::protocol::credentials::{Roles, SUBPROTOCOL};
@@ -15,9 +15,9 @@ use crate::shard::turn::Turn;
 /// The path at which a back end opens a WebSocket.
 pub(crate) const WEBSOCKET_PATH: &str = "/ws/v1";
 
-/// Whether a path needs no credentials: the probes and the start page.
+/// Whether a path needs no credentials: the probes, the start page and the console's files.
 pub(crate) fn is_public(path: &str) -> bool {
-    path == "/" || is_probe(path)
+    path == "/" || is_probe(path) || console::is_console(path)
 }
 
 /// Whether a path is that of a probe, which every listener answers.
@@ -56,6 +56,9 @@ impl Backends {
         let is_get = matches!(request.method, Method::Get | Method::Head);
         let (status, content_type, body) = match request.path {
             "/" => (200, "text/html; charset=utf-8", page::page(&turn.settings)),
+            path if console::is_console(path) => {
+                return console::handle_request(turn, connections, key, shape, request);
+            }
             "/healthz" => (200, "text/plain", "ok\n".into()),
             "/metrics" if is_get => return self.call_report(turn, connections, key, shape.clone()),
             "/metrics" => (200, "text/plain", String::new()),

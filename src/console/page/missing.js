@@ -1,0 +1,26 @@
+// The banner about nodes whose part is missing in what is shown.
+
+import { byId } from "./dom.js";
+import { on, state } from "./samples.js";
+
+const lists = new Map();
+
+/** Notes the nodes that did not answer for a list. */
+export function showMissing(list, nodes) {
+  lists.set(list, nodes);
+  draw();
+}
+
+function draw() {
+  const nodes = [...new Set([...state.missing, ...[...lists.values()].flat()])].sort((a, b) => a - b);
+  const banner = byId("missing");
+  const text = nodes.length === 0 ? "" : nodes.length === 1
+    ? `Node ${nodes[0]} does not answer. What it holds is missing here.`
+    : `Nodes ${nodes.join(", ")} do not answer. What they hold is missing here.`;
+  banner.hidden = nodes.length === 0;
+  if (banner.textContent !== text) banner.textContent = text;
+}
+
+export function setUp() {
+  on("sample", draw);
+}

@@ -1,0 +1,136 @@
+// The topics of the grid and their backlog, read again and again.
+
+import { call } from "./api.js";
+import { badge, byId, bytes, count, duration, element, facts, isNumber, onSubmit, plural } from "./dom.js";
+import { Chart } from "./chart.js";
+import { showMissing } from "./missing.js";
+import { openPanel, refreshPanel } from "./panel.js";
+import { deniedText, on, state } from "./samples.js";
+import { Table } from "./table.js";
+import { goTo } from "./views.js";
+
+/** The age of the oldest message from which a topic falls behind. */
+const BEHIND_MS = 10_000;
+/** Samples kept of each topic: ten minutes. */
+const HISTORY_MAX = 300;
+/** Topics whose history is kept. */
+const HISTORIES_MAX = 1024;
+
+let table;
+let topics = null;
+let isBusy = false;
+let isUnknown = false;
+const histories = new Map();
+
+/** The topics as they were read last; null before. */
+export const newestTopics = () => topics;
+
+export function setUp() {
+  table = new Table(byId("topics-list"), {
+    label: "Topics", keyOf: (topic) => topic.t, onOpen: openTopic, empty: "Loading…",
+    columns: [
+      { title: "Topic", cell: (topic) => topic.t },
+      { title: "State", width: "130px", cell: stateBadge },
+      { title: "Waiting", class: "number", cell: (topic) => count(topic.messages) },
+      { title: "Oldest", class: "number", cell: (topic) => (topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null) },
+      { title: "Bytes", class: "number mid", cell: (topic) => bytes(topic.bytes) },
+      { title: "In flight", class: "number wide", cell: (topic) => count(topic.in_flight) },
+      { title: "Consumers", class: "number mid", cell: (topic) => count(topic.consumers) },
+    ],
+  });
+  byId("topics-query").addEventListener("input", draw);
+  onSubmit("topics-form", () => {});
+  on("sample", read);
+}
+
+export const view = { id: "topics", show: draw, hide: () => showMissing("topics", []) };
+
+async function read() {
+  if (!state.isAdmin || isBusy || isUnknown) return;
+  isBusy = true;
+  try {
+    const answer = await call("topic.list");
+    topics = answer.topics;
+    remember(Date.now());
+    draw();
+    if (!byId("topics").hidden) showMissing("topics", answer.missing ?? []);
+    table.setFoot(plural(topics.length, "topic"));
+  } catch (error) {
+    isUnknown = error.isUnknown;
+    if (topics === null) table.empty = "Nothing could be read.";
+    draw();
+    table.setFoot(error.message, { kind: "bad" });
+  }
+  isBusy = false;
+}
+
+/** Forgets what was read, as after a log-out. */
+export function forget() {
+  [topics, isUnknown] = [null, false];
+  histories.clear();
+}
+
+function remember(at) {
+  for (const topic of topics) {
+    const history = histories.get(topic.t) ?? [];
+    if (history.length === 0 && histories.size >= HISTORIES_MAX) continue;
+    history.push({ at, messages: topic.messages });
+    if (history.length > HISTORY_MAX) history.shift();
+    histories.set(topic.t, history);
+  }
+  const names = new Set(topics.map(({ t }) => t));
+  for (const name of histories.keys()) if (!names.has(name)) histories.delete(name);
+}
+
+/** Draws the topics: those whose oldest message has waited the longest come first. */
+function draw() {
+  if (byId("topics").hidden) return;
+  if (!state.isAdmin) {
+    table.empty = "Not available.";
+    table.setRows([]);
+    return table.setFoot(deniedText("Topics"), { kind: "bad" });
+  }
+  const part = byId("topics-query").value;
+  const shown = (topics ?? []).filter(({ t }) => t.includes(part));
+  shown.sort((a, b) => (b.oldest_ms ?? 0) - (a.oldest_ms ?? 0) || b.messages - a.messages || (a.t < b.t ? -1 : 1));
+  if (topics) table.empty = part ? "No topic matches." : "There are no topics.";
+  table.setRows(shown);
+}
+
+function stateBadge(topic) {
+  if (topic.messages > 0 && topic.consumers === 0) return badge("no consumer", "bad");
+  if (topic.oldest_ms > BEHIND_MS) return badge("behind", "warn");
+  return topic.consumers === 0 ? badge("no consumer") : badge("keeps up", "good");
+}
+
+function openTopic(topic) {
+  const host = element("div");
+  const chart = new Chart(host, { title: "Waiting messages", format: count, height: 80, series: [{ name: "", of: (s) => s.messages }] });
+  const details = element("div");
+  const draw = () => {
+    const now = topics?.find(({ t }) => t === topic.t) ?? topic;
+    chart.show(histories.get(topic.t) ?? [], 300);
+    details.replaceChildren(describe(now));
+  };
+  openPanel({
+    key: `topic ${topic.t}`, title: topic.t, body: [host, details], onSample: draw,
+    actions: [
+      { title: "Watch", run: () => goTo("tap", { kind: "topic", value: topic.t }) },
+      { title: "Consume…", run: () => goTo("messages", { topic: topic.t }) },
+    ],
+  });
+  draw();
+}
+
+function describe(topic) {
+  const groups = topic.groups ?? [];
+  return facts([
+    ["State", stateBadge(topic)],
+    ["Waiting", plural(topic.messages, "message")],
+    ["Size", bytes(topic.bytes)],
+    ["Oldest", topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null],
+    ["In flight", isNumber(topic.in_flight) ? count(topic.in_flight) : null],
+    ["Consumers", count(topic.consumers)],
+    ["Groups", groups.length > 0 ? groups.map((group) => (typeof group === "string" ? group : JSON.stringify(group))).join(", ") : null],
+  ]);
+}

@@ -1,0 +1,141 @@
+//! The console: how its files are sent, and that a browser runs it.
+
+#![forbid(unsafe_code)]
+
+mod support;
+
+use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use support::{SUCCESS, Server, Socket};
+
+const USERS: &str = r#"
+[[api.user]]
+name = "admin"
+password = "s3cret"
+roles = ["admin"]
+[[api.user]]
+name = "reader"
+password = "reads"
+roles = ["read"]
+"#;
+
+#[test]
+fn the_page_has_a_strict_policy_and_its_files_are_kept_by_their_tags() {
+    let server = Server::new();
+    let page = server.get("/console");
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let policy = page.header("content-security-policy").expect("a policy");
+    for directive in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"] {
+        assert!(policy.split("; ").any(|part| part == directive), "{policy}");
+    }
+    assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+    assert_eq!(page.header("referrer-policy"), Some("no-referrer"));
+    let script = server.get("/console/main.js");
+    assert_eq!(script.header("content-type"), Some("text/javascript; charset=utf-8"));
+    assert_eq!(script.header("x-content-type-options"), Some("nosniff"));
+    let tag = script.header("etag").expect("a tag");
+    let known = format!("If-None-Match: {tag}\r\n");
+    let mut connection = server.http();
+    connection.send(server.raw("GET", "/console/main.js", &(known + "Connection: close\r\n"), ""));
+    assert_eq!((connection.head().status, connection.rest()), (304, vec![]));
+    let other = server.request("GET", "/console/main.js", "If-None-Match: \"x\"\r\n", "");
+    assert_eq!((other.status, other.body), (200, script.body));
+}
+
+#[test]
+fn only_existing_files_of_the_console_can_be_read() {
+    let server = Server::new();
+    for path in ["/console/", "/console/x.js", "/console/../Cargo.toml", "/console/index.html"] {
+        assert_eq!(server.get(path).status, 404, "{path}");
+    }
+    for path in ["/console", "/console/style.css"] {
+        let refused = server.request("POST", path, "", "");
+        assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD")), "{path}");
+    }
+}
+
+/// Without a browser or Node this is skipped with a word.
+#[test]
+fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
+    let (Some(browser), Some(node)) = (program(&["chromium", "google-chrome"]), program(&["node"]))
+    else {
+        return eprintln!("skipped: no chromium or node on PATH");
+    };
+    let mut server = Server::with(USERS);
+    let (mut device, id) = device(&server);
+    let others = ["a", "b"].map(|channel| server.device(&format!("/ws?channels={channel}")));
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/console/check.mjs");
+    let mut child = Command::new(node)
+        .arg(script)
+        .arg(browser)
+        .arg(format!("http://{}", server.api))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("node starts");
+    let mut answers = child.stdin.take().expect("a pipe");
+    let requests = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut last = String::new();
+    for request in requests.map(|line| line.expect("a line")) {
+        let answer = match request.split_once(' ').unwrap_or((&request, "")) {
+            ("id", _) => id.clone(),
+            ("send", text) => {
+                device.send_text(text);
+                String::new()
+            }
+            ("receive", text) => {
+                assert_eq!(device.text(), text);
+                String::new()
+            }
+            ("closed", _) => {
+                let (code, reason) = device.closed();
+                format!("{code} {reason}")
+            }
+            ("end", _) => {
+                server.kill();
+                String::new()
+            }
+            _ => {
+                last = request;
+                continue;
+            }
+        };
+        writeln!(answers, "{answer}").expect("the script reads");
+    }
+    let status = child.wait().expect("the script ends");
+    assert!(status.success() && last == "ok", "{last}: the script says why");
+    drop(others);
+}
+
+/// Connects the client of user 10000.
+fn device(server: &Server) -> (Socket, String) {
+    let mut backend =
+        Socket::connect(server.api, "/ws/v1", &basic("admin:s3cret")).expect("a user");
+    let pop = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":12345}"#;
+    assert_eq!(backend.call(pop), SUCCESS);
+    let device = server.device("/ws?channels=news,%3Cimg%20src%3Dx%3E");
+    let id = backend.opened();
+    let context = r#"{"user_id":10000,"name":"<b>name</b>"}"#;
+    let set = format!(
+        r#"{{"m":"conn.call","p":{{"c":"{id}","f":"set_context","a":[{context}]}},"i":12345}}"#
+    );
+    assert_eq!(backend.call(&set), SUCCESS);
+    assert_eq!(backend.call(r#"{"m":"queue.unpop","p":{},"i":12345}"#), SUCCESS);
+    (device, id)
+}
+
+fn basic(pair: &str) -> String {
+    use base64::Engine as _;
+    let value = base64::engine::general_purpose::STANDARD.encode(pair);
+    format!("Authorization: Basic {value}\r\n")
+}
+
+fn program(names: &[&str]) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    let found =
+        env::split_paths(&path).flat_map(|folder| names.iter().map(move |n| folder.join(n)));
+    found.into_iter().find(|file| file.is_file())
+}

@@ -1,0 +1,152 @@
+// Uses the console as an operator does. `tests/console.rs` starts it with the browser's path and the API's address, plays
+// the device, and is asked for what the device does or gets: one line for each request, one line for each answer.
+
+import { createInterface } from "node:readline";
+import { Browser } from "./browser.mjs";
+
+const [executable, base] = process.argv.slice(2);
+const answers = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const browser = await Browser.start(executable);
+const text = (selector) => `(document.querySelector(${JSON.stringify(selector)})?.innerText ?? "")`;
+
+/** Asks the test for something, and waits for its answer. */
+async function ask(request) {
+  console.log(request);
+  return (await answers.next()).value;
+}
+
+function assert(condition, what) {
+  if (!condition) throw new Error(what);
+}
+
+async function logIn(page, name, secret) {
+  await page.fill("#login-name", name);
+  await page.fill("#login-secret", secret);
+  await page.press("Enter");
+}
+
+/** Searches for the client by its user, with the keyboard alone. */
+async function findClient(page) {
+  const id = await ask("id");
+  await page.press("/");
+  await page.fill("#clients-query", id);
+  await page.press("Enter");
+  await page.until(`/^1 client,/.test(${text("#clients-list .foot")})`);
+  await page.evaluate("document.querySelector('#clients-list table').focus()");
+  await page.press("ArrowDown");
+  await page.press("Enter");
+  await page.until(`${text("#panel-body")}.includes("<b>name</b>")`, "the client's context is shown as text");
+}
+
+async function watchClient(page) {
+  await page.click("#panel-actions button:nth-child(2)");
+  await page.until(`/^\\S* ?Watching client \\d+/.test(${text("#tap-state")})`);
+  await ask("send up");
+  await page.until(`${text("#tap-list")}.includes("← up")`, "the tap shows what the device sent");
+}
+
+async function publish(page) {
+  await page.press("6");
+  await page.fill("#publish-channel", "news");
+  await page.fill("#publish-data", "down");
+  await page.click("#publish-form button.main");
+  await page.until(`${text("#publish-result")} === "1 client got it."`);
+  await ask("receive down");
+  await page.evaluate("document.activeElement.blur()");
+  await page.press("5");
+  await page.until(`${text("#tap-list")}.includes("→ down")`, "the tap shows what the device got");
+}
+
+async function lookAtChannels(page) {
+  await page.press("3");
+  await page.until(`${text("#channels-list")}.includes("<img src=x>")`);
+  assert(await page.evaluate("document.querySelector('#channels img') === null"), "a name became markup");
+}
+
+async function consume(page) {
+  await page.press("4");
+  await page.until(`/messages\\s+no consumer/.test(${text("#topics-list")})`);
+  await page.click("#topics-list tr[data-at='0'] td");
+  await page.click("#panel-actions button:nth-child(2)");
+  await page.click("#consume-button");
+  await page.click("#ask-yes");
+  await page.until(`${text("#consume-list")}.includes("up")`);
+  await page.click("#consume-button");
+  await page.until(`${text("#consume-state")}.includes("Stopped")`);
+}
+
+async function closeClient(page) {
+  await page.evaluate("document.activeElement.blur()");
+  await page.press("2");
+  await page.click("#clients-list tr[data-at='0'] td");
+  await page.click("#panel-actions button.danger");
+  await page.fill("#ask-fields label:last-child input", "bye");
+  await page.click("#ask-yes");
+  await page.until(`/^0 clients,/.test(${text("#clients-list .foot")})`);
+  assert((await ask("closed")) === "1000 bye", "the device was told another reason");
+  await page.press("5");
+  await page.until(`/close\\s[\\s\\S]*bye/.test(${text("#tap-list")})`, "the tap shows the close");
+}
+
+/** What happens once in a page that is used as it should be. */
+async function useAsAdmin() {
+  const page = await browser.open(`${base}/console#overview`);
+  await page.visible("#login");
+  await logIn(page, "admin", "s3cret");
+  await page.until(`/\\bup\\b/.test(${text("#nodes-list")})`);
+  await page.until(`${text("#link")}.startsWith("live")`);
+  await findClient(page);
+  await watchClient(page);
+  await publish(page);
+  await closeClient(page);
+  await page.click("#logout");
+  await page.visible("#login");
+  assert((await page.evaluate("document.querySelectorAll('#clients-list tr[data-at]').length")) === 0, "rows are left after the log-out");
+  assert((await page.evaluate("document.cookie + localStorage.length + sessionStorage.length + location.search")) === "00", "something was stored");
+  const problems = page.problems.filter((problem) => !problem.includes("404"));
+  assert(problems.length === 0, `problems: ${problems.join("; ")}`);
+  const own = [`${base}/`, `${base.replace("http", "ws")}/`, "data:"];
+  const outside = page.requests.filter((url) => !own.some((start) => url.startsWith(start)));
+  assert(outside.length === 0, `requests elsewhere: ${outside.join(", ")}`);
+  assert(!page.requests.some((url) => url.includes("s3cret")), "an address holds the secret");
+}
+
+/** The start page consumes with credentials, too. */
+async function useStartPage() {
+  const page = await browser.open(`${base}/`);
+  await page.fill("#user", "reader");
+  await page.fill("#secret", "reads");
+  await page.fill("#topic", "messages");
+  await page.click("#consume-button");
+  await page.until(`${text("#consume-state")}.includes("connected")`);
+  await page.until(`${text("#consume-log")}.includes('"s":true')`);
+  assert(page.problems.length === 0, `problems of the start page: ${page.problems.join("; ")}`);
+}
+
+/** What others see: wrong credentials, no role, no node. */
+async function useOtherwise() {
+  const page = await browser.open(`${base}/console`, { width: 375, height: 740 });
+  await page.visible("#login");
+  await logIn(page, "admin", "wrong");
+  await page.until(`${text("#login-error")} === "No user has these credentials."`);
+  await logIn(page, "reader", "reads");
+  await page.until(`${text("#overview-notice")}.includes("roles do not allow it")`);
+  await page.visible("#nodes-list tr[data-at='0']");
+  await page.press("2");
+  await page.until(`${text("#clients-list .foot")}.includes("roles do not allow it")`);
+  const width = await page.evaluate("document.documentElement.scrollWidth");
+  assert(width <= 375, `the page is ${width} pixels wide`);
+  await ask("end");
+  await page.until(`${text("#lost")}.includes("cannot be reached") && ${text("#lost")}.includes("Trying again")`);
+}
+
+try {
+  await useAsAdmin();
+  await useStartPage();
+  await useOtherwise();
+  console.log("ok");
+} finally {
+  await browser.stop();
+}
+// The open standard input would keep the process alive.
+process.exit();
