@@ -43,6 +43,8 @@ struct Consumer {
     acknowledges: bool,
     // Since when it was told that it does; None: it does not, or may not.
     since_ms: Option<u64>,
+    // It has sent a cancellation, which may overtake the answer to its `queue.pop`.
+    has_cancelled: bool,
     // It gave something back, or may have: by its end, or by a cancellation.
     has_let_go: bool,
 }
@@ -117,6 +119,7 @@ impl Queue {
             topics: topics.to_vec(),
             acknowledges,
             since_ms: None,
+            has_cancelled: false,
             has_let_go: false,
         };
         let had_let_go = self.consumers.get(&consumer).is_some_and(|before| before.has_let_go);
@@ -126,13 +129,13 @@ impl Queue {
     pub fn note_popped(&mut self, consumer: PeerNumber, now_ms: u64) {
         self.got.insert(consumer);
         if let Some(consumer) = self.consumers.get_mut(&consumer) {
-            consumer.since_ms = Some(now_ms);
+            consumer.since_ms = Some(now_ms).filter(|_| !consumer.has_cancelled);
         }
     }
 
     pub fn note_unpop(&mut self, consumer: PeerNumber) {
         if let Some(consumer) = self.consumers.get_mut(&consumer) {
-            consumer.since_ms = None;
+            (consumer.since_ms, consumer.has_cancelled) = (None, true);
             consumer.has_let_go |= consumer.acknowledges;
         }
     }
