@@ -34,6 +34,7 @@ mod token;
 mod units;
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
@@ -296,7 +297,10 @@ impl ClientCommand {
             client => {
                 let runtime = Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
-                let ended = runtime.block_on(client.run_client());
+                // Boxed: otherwise each place where the runtime polls has its own copy of the code.
+                let work: Pin<Box<dyn Future<Output = Result<(), Failure>>>> =
+                    Box::pin(client.run_client());
+                let ended = runtime.block_on(work);
                 // A lookup of a name in progress would delay the end.
                 runtime.shutdown_background();
                 ended
