@@ -120,6 +120,13 @@ mod tests {
         assert!(found.remove("index.html"));
         let known: BTreeSet<String> = FILES.iter().map(|file| file.name.to_owned()).collect();
         assert_eq!(found, known);
+        // A browser that learns of a module from another one waits for each in turn.
+        for name in &known {
+            assert!(
+                PAGE.contains(&format!("=\"console/{name}\"")),
+                "{name} is not named in the page"
+            );
+        }
         let bytes = PAGE.len() + FILES.iter().map(|file| file.text.len()).sum::<usize>();
         assert!(bytes < 120_000, "{bytes} bytes");
     }

@@ -11,7 +11,7 @@ const FLAGS = [
 ];
 
 /** The longest that anything awaited may take, far beyond what a healthy node and browser need. */
-const DEADLINE_MS = 20_000;
+const DEADLINE_MS = 60_000;
 
 export class Browser {
   /** Starts a browser with a profile of its own. */

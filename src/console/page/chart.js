@@ -16,11 +16,11 @@ function shape(name, attributes, text) {
   return made;
 }
 
-/** Returns the smallest of 1, 2, 2.5 and 5 times a power of ten that is not below the value. */
+/** Returns the smallest of 1, 2, 4, 6 and 8 times a power of ten that is not below the value. Its half is round, too. */
 function niceAbove(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((step) => step >= value * 0.9999);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value * 0.9999);
 }
 
 export class Chart {

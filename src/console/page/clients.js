@@ -93,15 +93,32 @@ async function fetchOne(id) {
   return { rows: client ? [client] : [], next: null };
 }
 
-/** Reads one client with its channels and its context. Returns null if there is none. */
+/** Reads one client with its channels, its context and its route. Returns null if there is none. */
 async function readClient(id) {
   try {
-    const [info, { context }] = await Promise.all([call("conn.call", { c: id, f: "info" }), call("conn.call", { c: id, f: "get_context" })]);
+    const [info, { context }, route] = await Promise.all([
+      call("conn.call", { c: id, f: "info" }), call("conn.call", { c: id, f: "get_context" }), readRoute(id),
+    ]);
     const user = context.user_id;
     const u = typeof user === "string" || typeof user === "number" ? String(user) : null;
-    return { c: id, n: info.node, u, remote: info.remote, since: info.since, channels: info.channels.length, buffered: info.buffered, names: info.channels, context };
+    return {
+      c: id, n: info.node, u, remote: info.remote, ...route, since: info.since, channels: info.channels.length,
+      buffered: info.buffered, names: info.channels, context,
+    };
   } catch (error) {
     if (error.code === 301) return null;
+    throw error;
+  }
+}
+
+/** Reads the route of a client, which only lists tell. Not everybody may read lists, nor does an older node know them. */
+async function readRoute(id) {
+  if (!state.isAdmin) return {};
+  try {
+    const { clients } = await call("client.list", { c: id });
+    return clients.length > 0 ? { path: clients[0].path } : {};
+  } catch (error) {
+    if (error.isUnknown) return {};
     throw error;
   }
 }

@@ -31,8 +31,8 @@ export function setUp() {
     new Chart(host, { title: "Clients", format: rate, series: [{ name: "", of: (s) => s.clients }] }),
     new Chart(host, { title: "Connects per second", note: "of this node", format: rate, series: [{ name: "accepted", of: (s) => s.connects }, { name: "refused", of: (s) => s.refused }] }),
     new Chart(host, {
-      title: "Latency", note: "99 % of this node's, and this page's own calls", format: MILLISECONDS,
-      series: [{ name: "page", of: (s) => s.trip }, { name: "calls", of: (s) => s.callP99 }, { name: "events", of: (s) => s.eventP99 }],
+      title: "Latency", note: "of this node", format: MILLISECONDS,
+      series: [{ name: "page", of: (s) => s.trip }, { name: "calls p99", of: (s) => s.callP99 }, { name: "events p99", of: (s) => s.eventP99 }],
     }),
   ];
   nodes = new Table(byId("nodes-list"), {

@@ -18,6 +18,7 @@ let events = [];
 let fresh = [];
 let lastNumber = 0;
 let isPaused = false;
+let isDue = false;
 let lost = 0;
 
 export function setUp() {
@@ -118,11 +119,14 @@ function receive({ e, p }) {
   fresh.push({ ...p, number: lastNumber });
   // While the view is paused, or the page hidden, the newest are kept.
   if (fresh.length > EVENTS_MAX) fresh.splice(0, fresh.length - EVENTS_MAX);
-  if (fresh.length === 1) requestAnimationFrame(flush);
+  if (isDue) return;
+  isDue = true;
+  requestAnimationFrame(flush);
 }
 
 /** Shows what has arrived since the last frame. Follows the end if the end was in view. */
 function flush() {
+  isDue = false;
   if (isPaused || fresh.length === 0) return table.setFoot(footText());
   const follows = table.isAtEnd;
   events.push(...fresh);

@@ -11,6 +11,9 @@ import { goTo } from "./views.js";
 
 /** The age of the oldest message from which a topic falls behind. */
 const BEHIND_MS = 10_000;
+const PAGE_ROWS = 1000;
+/** The most topics that are read. */
+const TOPICS_MAX = 5000;
 /** Samples kept of each topic: ten minutes. */
 const HISTORY_MAX = 300;
 /** Topics whose history is kept. */
@@ -49,19 +52,34 @@ async function read() {
   if (!state.isAdmin || isBusy || isUnknown) return;
   isBusy = true;
   try {
-    const answer = await call("topic.list");
-    topics = answer.topics;
+    const { rows, missing, hasMore } = await readAll();
+    if (!state.isAdmin) return;
+    topics = rows;
     remember(Date.now());
     draw();
-    if (!byId("topics").hidden) showMissing("topics", answer.missing ?? []);
-    table.setFoot(plural(topics.length, "topic"));
+    if (!byId("topics").hidden) showMissing("topics", missing);
+    table.setFoot(hasMore ? `The first ${plural(topics.length, "topic")}, by name` : plural(topics.length, "topic"));
   } catch (error) {
     isUnknown = error.isUnknown;
     if (topics === null) table.empty = "Nothing could be read.";
     draw();
     table.setFoot(error.message, { kind: "bad" });
+  } finally {
+    isBusy = false;
   }
-  isBusy = false;
+}
+
+/** Reads the topics page by page. */
+async function readAll() {
+  const [rows, missing] = [[], new Set()];
+  let after;
+  do {
+    const answer = await call("topic.list", { max: PAGE_ROWS, ...(after ? { after } : {}) });
+    rows.push(...answer.topics);
+    answer.missing.forEach((node) => missing.add(node));
+    after = answer.next;
+  } while (after && rows.length < TOPICS_MAX);
+  return { rows, missing: [...missing], hasMore: Boolean(after) };
 }
 
 /** Forgets what was read, as after a log-out. */
