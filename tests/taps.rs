@@ -10,13 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gridcast::address::{Incarnation, NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, FromMesh, FromShard, ToMesh, ToShard};
+use gridcast::message::{
+    AdmissionRequest, AdmissionVerdict, ConnectionKey, FromBridge, FromMesh, FromNode, FromShard,
+    ToBridge, ToMesh, ToShard,
+};
+use gridcast::protocol::admission::AdmissionHook;
 use gridcast::protocol::api::Tally;
 use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
+use gridcast::protocol::service::HttpService;
 use gridcast::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
-use gridcast::shard::{Action, Batch, Listener, Now, Priority, Shard};
+use gridcast::shard::{Action, Batch, Listener, Now, Priority, Shard, ShardRequest};
+use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
 use shard_value::client_head;
 
@@ -44,7 +50,7 @@ struct Grid {
     frozen: BTreeSet<u16>,
     // Messages between shards, for each receiver.
     mail: Vec<((u16, u8), ToShard)>,
-    // Events of taps that crossed from one shard to another.
+    // The number of calls so far.
     calls: u64,
 }
 
@@ -497,6 +503,59 @@ fn the_refusals_of_a_route_are_told_to_a_tap_of_its_topic() {
     assert_eq!((whats(&told), &told[0]["status"]), (vec!["refuse"], &json!(403)));
 }
 
+/// A token of the user `ann`.
+fn token() -> String {
+    let claims = json!({ "exp": 1_800_000_000, "sub": "ann" });
+    let key = EncodingKey::from_secret(TOKEN_KEY.as_bytes());
+    encode(&Header::default(), &claims, &key).expect("claims are JSON")
+}
+
+#[test]
+fn refusals_of_a_user_are_told_once_a_token_has_named_the_user() {
+    let hook = AdmissionHook {
+        service: HttpService::new("https://example.org/", 3000).expect("a URL"),
+        secret: None,
+    };
+    let hook = Arc::new(hook);
+    let mut grid = Grid::with(|settings| {
+        let routes = &mut settings.edges[0].routes;
+        let admit = Some(hook.clone());
+        let route =
+            RouteSettings { path: "/asked".into(), admit, ..RouteSettings::clone(&routes[1]) };
+        Arc::make_mut(&mut routes[1]).subscribe = vec![];
+        routes.push(Arc::new(route));
+    });
+    let tapper = grid.backend((1, 0));
+    grid.tap(tapper, &json!({ "user": "ann" }));
+    let at = (2, 1);
+    let path = |path: &str| format!("{path}&token={}", token());
+    grid.device(at, "/member?channels=news");
+    assert_eq!(grid.told(tapper), Vec::<Value>::new(), "nobody knows whose connection it is");
+    grid.device(at, &path("/member?channels=news"));
+    let told = grid.told(tapper);
+    assert_eq!((whats(&told), &told[0]["status"]), (vec!["refuse"], &json!(403)));
+    assert_eq!((&told[0]["u"], &told[0]["path"]), (&json!("ann"), &json!("/member")));
+
+    let device = grid.device(at, &path("/asked?channels=news"));
+    // Others come while the hook decides.
+    grid.device(at, "/nowhere");
+    let now = grid.now;
+    let request = grid.shard(device).poll_request();
+    let Some(ShardRequest::Bridge(ToBridge::Admit(request))) = request else {
+        panic!("the hook is asked")
+    };
+    let AdmissionRequest { connection, ticket, .. } = request;
+    let verdict = AdmissionVerdict::Refused(401);
+    let verdict = Box::new(FromBridge::Admission { connection, ticket, verdict });
+    grid.shard(device).handle_message(now, ToShard::Node(FromNode::Bridge(verdict)));
+    grid.run();
+    let told = grid.told(tapper);
+    assert_eq!((whats(&told), &told[0]["status"]), (vec!["refuse"], &json!(401)));
+    assert_eq!(told[0]["why"], "the back end does not admit this client");
+    assert_eq!((&told[0]["u"], &told[0]["path"]), (&json!("ann"), &json!("/asked")));
+    assert!(!told[0].to_string().contains(&token()), "{}", told[0]);
+}
+
 #[test]
 fn a_tap_ends_when_it_is_stopped_and_when_its_back_end_is_gone() {
     let mut grid = Grid::new();
@@ -633,6 +692,28 @@ fn a_tapper_that_does_not_read_loses_events_and_nothing_else() {
     grid.send(device, "again");
     assert_eq!(whats(&grid.told(tapper)), ["in", "out"]);
     assert_eq!(grid.call(tapper, "tap.stop", &json!({}))["r"], json!({ "s": true }));
+}
+
+#[test]
+fn events_on_their_way_to_a_frozen_node_are_bounded() {
+    let mut grid = Grid::new();
+    let (device, id) = grid.known_device((2, 1), "/ws");
+    let tapper = grid.backend((1, 0));
+    grid.tap(tapper, &json!({ "c": id, "max_per_s": 1000 }));
+    for _ in 0..3 {
+        grid.frozen.insert(1);
+        (0..300).for_each(|number| grid.send(device, &number.to_string()));
+        assert_eq!(grid.mail.len(), 128, "messages wait for the frozen node");
+        grid.frozen.remove(&1);
+        grid.run();
+        let told = grid.told(tapper);
+        assert!((96..=128).contains(&told.len()), "{}", told.len());
+        assert_eq!((&told[0]["d"], &told[95]["d"]), (&json!("0"), &json!("95")));
+        grid.wait(1000);
+        grid.wait(1000);
+        let lost: u64 = grid.told(tapper).iter().filter_map(|event| event["n"].as_u64()).sum();
+        assert_eq!(told.len() as u64 + lost, 300);
+    }
 }
 
 #[test]

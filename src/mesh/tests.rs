@@ -5,10 +5,10 @@ use super::numbers::SessionId;
 use super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, ConnectionKey, GridMessage, InterestChange, Publish,
-    Requester, Ticket,
+    BackendId, ClientCommand, ClientReply, ConnectionKey, FromTapper, GridMessage, InterestChange,
+    Publish, Requester, Ticket, ToTapper,
 };
-use crate::protocol::api::Tally;
+use crate::protocol::api::{Tally, Tap, TapTarget};
 use crate::protocol::frame::Frame;
 use std::collections::BTreeSet;
 
@@ -323,6 +323,25 @@ fn calls_wait_for_a_node_only_until_it_is_silent() {
     net.settle();
     let is_refused = |m: &FromMesh| matches!(m, FromMesh::Grid(from, GridMessage::Answer(Ticket(4), Err(_))) if *from == to);
     assert_eq!(net.count_of(0, is_refused), 1);
+}
+
+#[test]
+fn a_tap_does_not_wait_for_an_unreachable_node() {
+    let mut net = Net::new(2);
+    let to = ShardAddress { node: node(7), shard: ShardId(0) };
+    let at = ShardAddress { node: node(0), shard: ShardId(1) };
+    let tapper = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
+    let tap = Tap { target: TapTarget::User("ann".into()), max_per_s: 1 };
+    let start = FromTapper::Start(Ticket(4), Box::new(tap));
+    net.send(0, 1, ToMesh::Grid(to, GridMessage::FromTapper(tapper, start)));
+    net.settle();
+    let is_answer = |m: &FromMesh| {
+        matches!(m, FromMesh::Grid(from, GridMessage::ToTapper(of, ToTapper::Started {
+            ticket: Ticket(4),
+            is_watching: false,
+        })) if (*from, *of) == (to, tapper))
+    };
+    assert_eq!(net.count_of(0, is_answer), 1);
 }
 
 #[test]

@@ -199,6 +199,9 @@ impl Admissions {
             return;
         };
         self.durations.add(turn.now.us.saturating_sub(since_us));
+        if turn.taps.is_active() {
+            turn.taps.note_user(key, granted.context.user().as_deref());
+        }
         let settled = match verdict {
             AdmissionVerdict::Granted(admission) => Ok(Progress::Admitted(granted, admission)),
             AdmissionVerdict::Refused(status) => {

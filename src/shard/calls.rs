@@ -44,7 +44,7 @@ impl Shard {
                         });
                         let (kind, bytes) = (content.kind, &content.bytes);
                         let sent = self.clients.send(turn, connections, client, kind, bytes);
-                        if let Some(told) = told {
+                        if let Some(told) = told.flatten() {
                             told.tell(turn, &sent);
                         }
                         sent.map(Reply::from)
@@ -168,7 +168,7 @@ impl Shard {
         let told = match &command {
             Command::Client(command) if turn.taps.is_active() => {
                 let taps = self.clients.taps_of(connections, command.client());
-                Some(ClientCall::new(turn, requester, command, taps))
+                ClientCall::new(turn, requester, command, taps)
             }
             _ => None,
         };

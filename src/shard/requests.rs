@@ -266,7 +266,7 @@ impl Shard {
         let Some(parked) = http.parked.take_if(|_| is_open) else { return };
         let Parked { request: Some(mut request), shape, .. } = *parked else { return };
         http.replies.cancel_last();
-        self.turn.taps.note_request(key, request.lend().path);
+        self.turn.taps.note_resumed(key, request.lend().path);
         match settled {
             Ok(progress) => _ = self.handshake(key, &request.lend(), &shape, progress),
             Err((status, why)) => {

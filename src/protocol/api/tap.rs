@@ -116,6 +116,8 @@ pub enum TapEvent<'a> {
         why: &'a str,
         /// The address of the device.
         remote: Remote,
+        /// The user, if the device has shown a token that names it: `u`.
+        user: Option<&'a str>,
         /// The path that the device asked for, if it got as far.
         path: Option<&'a str>,
     },
@@ -184,7 +186,7 @@ fn put_event(out: &mut Vec<u8>, event: TapEvent<'_>) {
             put_optional(out, "u", user);
             put_field(out, "channels", |out| put_number(out, channels as u64));
         }
-        TapEvent::Refuse { status, why, remote, path } => {
+        TapEvent::Refuse { status, why, remote, user, path } => {
             put_what(out, "refuse");
             put_field(out, "status", |out| match status {
                 Some(status) => put_number(out, status.into()),
@@ -192,6 +194,7 @@ fn put_event(out: &mut Vec<u8>, event: TapEvent<'_>) {
             });
             put_text(out, "why", why);
             put_text(out, "remote", &remote.to_string());
+            put_optional(out, "u", user);
             put_optional(out, "path", path);
         }
         TapEvent::In(kind, data) => {
@@ -348,13 +351,25 @@ mod tests {
         let call =
             |outcome| TapEvent::Call { method: "mesh.send", arguments: "", by: None, outcome };
         let connect = TapEvent::Connect { path: "/ws", remote, user: Some("ann"), channels: 2 };
-        let refuse = TapEvent::Refuse { status: Some(401), why: "no", remote, path: Some("/ws") };
-        let dropped = TapEvent::Refuse { status: None, why: "no", remote, path: None };
+        let refuse = TapEvent::Refuse {
+            status: Some(401),
+            why: "no",
+            remote,
+            user: Some("ann"),
+            path: Some("/ws"),
+        };
+        let dropped = TapEvent::Refuse { status: None, why: "no", remote, user: None, path: None };
         let close = TapEvent::Close { code: 4001, reason: "bye", by: "peer" };
         for (event, fields) in [
             (connect, r#""connect","path":"/ws","remote":"192.0.2.7:5000","u":"ann","channels":2"#),
-            (refuse, r#""refuse","status":401,"why":"no","remote":"192.0.2.7:5000","path":"/ws""#),
-            (dropped, r#""refuse","status":null,"why":"no","remote":"192.0.2.7:5000","path":null"#),
+            (
+                refuse,
+                r#""refuse","status":401,"why":"no","remote":"192.0.2.7:5000","u":"ann","path":"/ws""#,
+            ),
+            (
+                dropped,
+                r#""refuse","status":null,"why":"no","remote":"192.0.2.7:5000","u":null,"path":null"#,
+            ),
             (TapEvent::In(Kind::Text, b"a\"b"), r#""in","t":"text","d":"a\"b","bytes":3"#),
             (TapEvent::Out(Kind::Binary, &[0, 1]), r#""out","t":"binary","d":"AAE=","bytes":2"#),
             (call(None), r#""call","m":"mesh.send","arguments":"","by":null"#),

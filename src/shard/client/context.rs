@@ -38,15 +38,9 @@ impl Context {
         })
     }
 
-    /// Returns the user of the client: the value of `user_id`, a string or a number, as text.
+    /// Returns the user of the client, as text.
     pub fn user(&self) -> Option<Cow<'_, str>> {
-        let entries = &self.0.as_ref()?.entries;
-        let (_, value) = entries.iter().find(|(key, _)| **key == *"user_id")?;
-        match value.bytes().next()? {
-            b'"' => serde_json::from_str(value).ok().map(Cow::Owned),
-            b'-' | b'0'..=b'9' => Some(Cow::Borrowed(value)),
-            _ => None,
-        }
+        user_of(&self.0.as_ref()?.entries)
     }
 
     /// Whether the context has this key.
@@ -91,6 +85,16 @@ impl Context {
         }
         self.0 = (!entries.is_empty()).then(|| Box::new(Filled { entries, json }));
         Ok(())
+    }
+}
+
+/// Returns the user that a context names, as text: the value of `user_id`, a string or a number.
+pub(super) fn user_of(entries: &[ContextEntry]) -> Option<Cow<'_, str>> {
+    let (_, value) = entries.iter().find(|(key, _)| **key == *"user_id")?;
+    match value.bytes().next()? {
+        b'"' => serde_json::from_str(value).ok().map(Cow::Owned),
+        b'-' | b'0'..=b'9' => Some(Cow::Borrowed(value)),
+        _ => None,
     }
 }
 

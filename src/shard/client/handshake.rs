@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use super::context::user_of;
 use super::messages::push_event;
 use super::question::{Granted, KeyLookup, Need, Progress, put_question};
 use super::subscriptions::{TooManyNames, distinct};
@@ -198,6 +199,11 @@ fn admit(
         Checked::Passed(pass) => pass,
         Checked::Needs(need) => return Ok(Checked::Needs(need)),
     };
+    if turn.taps.is_active()
+        && let Some(pass) = &pass
+    {
+        turn.taps.note_user(key, user_of(&pass.context).as_deref());
+    }
     let signed = pass.as_ref().map_or(&[][..], |pass| &pass.channels);
     let channels = allowed_channels(turn, route, request, signed)?;
     let mut granted = Granted { channels, context: Context::default(), expires_unix_ms: None };

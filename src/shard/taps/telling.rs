@@ -50,17 +50,18 @@ impl Turn {
         why: &str,
     ) {
         let Listener::Edge(edge) = listener else { return };
-        let path = self.taps.path_of(key).map(Box::<str>::from);
+        let (path, user) = self.taps.take_request(key);
         let routes = &self.settings.edges[usize::from(edge)].routes;
         let route = routes.iter().find(|route| path.as_deref() == Some(&route.path[..]));
         let taps = self.taps.matching(&Subject {
             client: None,
-            user: None,
+            user: user.as_deref(),
             topic: route.and_then(|route| route.topic.as_deref()),
             address: remote.ip(),
             is_in: &|_| false,
         });
-        self.tap(taps, None, TapEvent::Refuse { status, why, remote, path: path.as_deref() });
+        let (path, user) = (path.as_deref(), user.as_deref());
+        self.tap(taps, None, TapEvent::Refuse { status, why, remote, user, path });
     }
 
     /// Tells the taps of a channel, or of topics, of a call of this user that names them. A call for one
@@ -68,15 +69,17 @@ impl Turn {
     #[cold]
     #[inline(never)]
     pub fn tap_call(&mut self, user: Option<usize>, call: &Call<'_>) {
-        let (method, arguments, taps) = match call {
-            Call::Publish(channel, _) => {
-                let is_of = |target: &TapTarget| matches!(target, TapTarget::Channel(name) if **name == **channel);
-                ("mesh.publish", trail::listed(&[channel]), self.taps.of_target(is_of))
-            }
-            Call::Pop(topics, _) => {
-                let is_of = |target: &TapTarget| matches!(target, TapTarget::Topic(name) if topics.contains(&&**name));
-                ("queue.pop", trail::listed(topics), self.taps.of_target(is_of))
-            }
+        let taps = self.taps.of_target(|target| match (target, call) {
+            (TapTarget::Channel(name), Call::Publish(channel, _)) => **name == **channel,
+            (TapTarget::Topic(name), Call::Pop(topics, _)) => topics.contains(&&**name),
+            _ => false,
+        });
+        if taps.is_empty() {
+            return;
+        }
+        let (method, arguments) = match call {
+            Call::Publish(channel, _) => ("mesh.publish", trail::listed(&[channel])),
+            Call::Pop(topics, _) => ("queue.pop", trail::listed(topics)),
             _ => return,
         };
         let by = self.shown_user(user);
@@ -111,7 +114,8 @@ pub(in crate::shard) struct ClientCall {
 }
 
 impl ClientCall {
-    /// Notes a call of a back end of any shard. `watching` are the taps that match the client.
+    /// Notes a call of a back end of any shard. `watching` are the taps that match the client. `None`: no
+    /// tap is told of the call.
     #[cold]
     #[inline(never)]
     pub(in crate::shard) fn new(
@@ -119,30 +123,21 @@ impl ClientCall {
         requester: Requester,
         command: &ClientCommand,
         watching: TapSet,
-    ) -> Self {
+    ) -> Option<Self> {
         let by = turn.taps.take_caller(requester);
-        match command {
-            ClientCommand::Send(client, _) => Self::send(turn, *client, by, watching),
-            ClientCommand::Call(client, function) => Self {
-                client: *client,
-                taps: watching.joined(turn.taps.of_target(|target| match target {
-                    TapTarget::Client(known) => known == client,
-                    TapTarget::Channel(name) => function.subscribes_to(name),
-                    _ => false,
-                })),
-                method: "conn.call",
-                arguments: ShownFunction(function).to_string(),
-                by,
-            },
-        }
-    }
-
-    /// Notes a `mesh.send`.
-    fn send(turn: &Turn, client: ClientId, by: Option<Box<str>>, watching: TapSet) -> Self {
-        let is_of =
-            |target: &TapTarget| matches!(target, TapTarget::Client(known) if *known == client);
-        let taps = watching.joined(turn.taps.of_target(is_of));
-        Self { client, taps, method: "mesh.send", arguments: String::new(), by }
+        let client = command.client();
+        let ClientCommand::Call(_, function) = command else {
+            return Self::send(turn, client, by, watching);
+        };
+        let taps = watching.joined(turn.taps.of_target(|target| match target {
+            TapTarget::Client(known) => *known == client,
+            TapTarget::Channel(name) => function.subscribes_to(name),
+            _ => false,
+        }));
+        (!taps.is_empty()).then(|| {
+            let arguments = ShownFunction(function).to_string();
+            Self { client, taps, method: "conn.call", arguments, by }
+        })
     }
 
     /// Notes a `mesh.send` of a back end of this shard.
@@ -153,8 +148,16 @@ impl ClientCall {
         client: ClientId,
         user: Option<usize>,
         watching: TapSet,
-    ) -> Self {
+    ) -> Option<Self> {
         Self::send(turn, client, turn.shown_user(user), watching)
+    }
+
+    fn send(turn: &Turn, client: ClientId, by: Option<Box<str>>, watching: TapSet) -> Option<Self> {
+        let is_of =
+            |target: &TapTarget| matches!(target, TapTarget::Client(known) if *known == client);
+        let taps = watching.joined(turn.taps.of_target(is_of));
+        let call = Self { client, taps, method: "mesh.send", arguments: String::new(), by };
+        (!taps.is_empty()).then_some(call)
     }
 
     /// Tells the taps of the call and of its outcome.

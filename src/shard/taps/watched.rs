@@ -51,8 +51,18 @@ impl TapSet {
         self.0 |= 1 << number;
     }
 
+    fn remove(&mut self, number: usize) {
+        self.0 &= !(1 << number);
+    }
+
+    /// Iterates over the numbers of the taps, lowest first.
     fn numbers(self) -> impl Iterator<Item = usize> {
-        (0..TAPS_MAX).filter(move |number| self.0 & (1 << number) != 0)
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let number = left.trailing_zeros();
+            left &= left.wrapping_sub(1);
+            (number < u32::BITS).then_some(number as usize)
+        })
     }
 }
 
@@ -90,13 +100,25 @@ pub struct WatchedTaps(Option<Box<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     slots: [Option<Slot>; TAPS_MAX],
+    // The taps that have not ended.
+    active: TapSet,
+    // Whether a tap has begun or ended since the last walk over all connections began.
+    is_walk_due: bool,
     tappers: BTreeMap<BackendId, Tapper>,
     // Messages to tappers, in order. Emptied with each event. `IN_FLIGHT_MAX` bounds the events.
     outgoing: VecDeque<(BackendId, ToTapper)>,
-    // The path of the last request on an edge: that of a refusal that follows.
-    request: Option<(ConnectionKey, Box<str>)>,
+    // The last request on an edge, for a refusal that follows.
+    request: Option<EdgeRequest>,
     // Users of calls that other shards have announced: at most `CALLERS_MAX`.
     callers: VecDeque<(Requester, Box<str>)>,
+}
+
+/// What a refusal tells of the request of a device.
+#[derive(Debug)]
+struct EdgeRequest {
+    key: ConnectionKey,
+    path: Option<Box<str>>,
+    user: Option<Box<str>>,
 }
 
 /// A tap, or the number of one that has ended and is still in the sets of connections.
@@ -144,11 +166,11 @@ impl WatchedTaps {
 
     /// Returns the taps whose target meets a condition.
     pub fn of_target(&self, is_match: impl Fn(&TapTarget) -> bool) -> TapSet {
-        let mut set = TapSet::default();
-        let slots = self.0.iter().flat_map(|table| table.slots.iter().enumerate());
-        for (number, slot) in slots {
-            if slot.as_ref().is_some_and(|slot| !slot.has_ended && is_match(&slot.target)) {
-                set.insert(number);
+        let Some(table) = &self.0 else { return TapSet::default() };
+        let mut set = table.active;
+        for number in table.active.numbers() {
+            if !table.slots[number].as_ref().is_some_and(|slot| is_match(&slot.target)) {
+                set.remove(number);
             }
         }
         set
@@ -172,6 +194,8 @@ impl WatchedTaps {
             starting: Some(requester),
             has_ended: false,
         });
+        table.active.insert(number);
+        table.is_walk_due = true;
         let taps = TapSet::default();
         let tapper = Tapper { taps, credit: IN_FLIGHT_MAX, lost: 0, lost_due_ms: None };
         table.tappers.entry(requester.backend).or_insert(tapper).taps.insert(number);
@@ -182,7 +206,9 @@ impl WatchedTaps {
     pub(super) fn stop(&mut self, backend: BackendId) {
         let Some(table) = &mut self.0 else { return };
         let Some(tapper) = table.tappers.remove(&backend) else { return };
+        table.is_walk_due = true;
         for number in tapper.taps.numbers() {
+            table.active.remove(number);
             if let Some(slot) = &mut table.slots[number] {
                 (slot.has_ended, slot.walk, slot.starting) = (true, WalkState::Due, None);
             }
@@ -208,14 +234,14 @@ impl WatchedTaps {
 
     /// Whether a walk over all connections is due: a tap has begun or ended since the last one began.
     pub(super) fn is_walk_due(&self) -> bool {
-        let mut slots = self.0.iter().flat_map(|table| table.slots.iter().flatten());
-        slots.any(|slot| slot.walk == WalkState::Due)
+        self.0.as_ref().is_some_and(|table| table.is_walk_due)
     }
 
     /// Notes that a walk over all connections begins.
     pub(super) fn begin_walk(&mut self) {
-        let slots = self.0.iter_mut().flat_map(|table| table.slots.iter_mut().flatten());
-        for slot in slots.filter(|slot| slot.walk == WalkState::Due) {
+        let Some(table) = &mut self.0 else { return };
+        table.is_walk_due = false;
+        for slot in table.slots.iter_mut().flatten().filter(|slot| slot.walk == WalkState::Due) {
             slot.walk = WalkState::InProgress;
         }
     }
@@ -286,17 +312,42 @@ impl WatchedTaps {
         self.0.as_mut()?.outgoing.pop_front()
     }
 
-    /// Remembers the path of a request on an edge, for the refusal that may follow.
+    /// Remembers the path of a new request on an edge, for the refusal that may follow.
     pub fn note_request(&mut self, key: ConnectionKey, path: &str) {
         if let Some(table) = &mut self.0 {
-            table.request = Some((key, path.into()));
+            table.request = Some(EdgeRequest { key, path: Some(path.into()), user: None });
         }
     }
 
-    /// Returns the path of the last request of a connection, if no other has made one since.
-    pub(super) fn path_of(&self, key: ConnectionKey) -> Option<&str> {
-        let (of, path) = self.0.as_ref()?.request.as_ref()?;
-        (*of == key).then_some(path)
+    /// Remembers the path of a request that goes on after a pause.
+    pub fn note_resumed(&mut self, key: ConnectionKey, path: &str) {
+        if let Some(request) = self.request_of(key) {
+            request.path = Some(path.into());
+        }
+    }
+
+    /// Remembers the user of a request, once that is known.
+    pub fn note_user(&mut self, key: ConnectionKey, user: Option<&str>) {
+        if let Some(request) = self.request_of(key) {
+            request.user = user.map(Box::from);
+        }
+    }
+
+    /// Returns what is remembered of the last request, which becomes that of this connection.
+    fn request_of(&mut self, key: ConnectionKey) -> Option<&mut EdgeRequest> {
+        let request = &mut self.0.as_mut()?.request;
+        request.take_if(|request| request.key != key);
+        Some(request.get_or_insert(EdgeRequest { key, path: None, user: None }))
+    }
+
+    /// Takes out the path and the user of the last request of a connection, as far as they are known.
+    pub(super) fn take_request(
+        &mut self,
+        key: ConnectionKey,
+    ) -> (Option<Box<str>>, Option<Box<str>>) {
+        let request = self.0.as_mut().and_then(|table| table.request.take());
+        let request = request.filter(|request| request.key == key);
+        request.map_or((None, None), |EdgeRequest { path, user, .. }| (path, user))
     }
 
     /// Remembers the user that makes a call, which arrives next from the same shard.
