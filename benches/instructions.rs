@@ -14,7 +14,7 @@ use gridcast::protocol::frame::{Frame, Kind};
 /// Its name, how much it does in a run, and a way to run it so many times.
 type Case = (&'static str, u64, fn(u64));
 
-const CASES: [Case; 21] = [
+const CASES: [Case; 23] = [
     ("handshake read and checked", 1, |n| repeat(n, Handshake::new(), Handshake::run)),
     ("frame of 128 B decoded and unmasked", 1, |n| repeat(n, Decoding::new(128), Decoding::run)),
     ("frame of 16384 B decoded and unmasked", 1, |n| {
@@ -41,6 +41,12 @@ const CASES: [Case; 21] = [
     ("publish to 1000, each", 1000, |n| repeat(n, Crowd::new(1000, 0, "all"), Crowd::publish)),
     ("publish to 1000, 100001 channels, each", 1000, |n| {
         repeat(n, Crowd::new(1000, 100, "all"), Crowd::publish);
+    }),
+    ("publish to 1 beside ten taps", 1, |n| {
+        repeat(n, Crowd::new(1, 0, "all").beside_taps(), Crowd::publish);
+    }),
+    ("publish to 1000 beside ten taps, each", 1000, |n| {
+        repeat(n, Crowd::new(1000, 0, "all").beside_taps(), Crowd::publish);
     }),
     ("publish to nobody, one of 16 at once", 16, |n| {
         repeat(n, Crowd::new(1, 0, "nobody's").in_bursts(16), Crowd::publish);

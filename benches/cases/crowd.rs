@@ -53,6 +53,21 @@ impl Crowd {
         self
     }
 
+    /// The same, beside ten taps, of two other back ends, that match no client.
+    pub fn beside_taps(mut self) -> Self {
+        for (number, taps) in [8, 2].into_iter().enumerate() {
+            let tapper = connect(&mut self.shard, Listener::Api, "/ws/v1");
+            for tap in 0..taps {
+                let params = format!("{{\"user\":\"{number}-{tap}\"}}");
+                let start = format!("{{\"m\":\"tap.start\",\"p\":{params},\"i\":1}}");
+                let mut frame = client_frame(1, start.as_bytes());
+                self.shard.handle_bytes(NOW, tapper, &mut frame);
+            }
+        }
+        settle(&mut self.shard);
+        self
+    }
+
     /// What the back end sends at once, until all is written, the answer too: gives the number of writes.
     pub fn publish(&mut self) -> usize {
         self.scratch.copy_from_slice(&self.call);

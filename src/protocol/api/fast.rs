@@ -36,7 +36,7 @@ impl FastRequest {
         let mut cursor = Cursor::new(text);
         cursor.object(|cursor, key| {
             match key {
-                b'm' => method = ApiMethod::from_name(&text[cursor.name()?]),
+                b'm' => method = frequent_method(&text[cursor.name()?]),
                 b'p' => params = Some(cursor.params()?),
                 b'i' => id = Some(cursor.id()?),
                 _ => return None,
@@ -83,6 +83,16 @@ impl FastRequest {
                 FastCall::Ack(tag) => Call::Ack(Tags::One(tag)),
             }),
         })
+    }
+}
+
+/// Returns the method of this name, if its requests have a common form.
+fn frequent_method(name: &[u8]) -> Option<ApiMethod> {
+    match name {
+        b"mesh.publish" => Some(ApiMethod::Publish),
+        b"mesh.send" => Some(ApiMethod::Send),
+        b"queue.ack" => Some(ApiMethod::Ack),
+        _ => None,
     }
 }
 

@@ -117,6 +117,8 @@ impl Connections {
     }
 
     /// Returns the next connection of this priority that is ready, with its batch.
+    // Inlined: called for each send.
+    #[inline]
     pub fn poll_write(&mut self, turn: &Turn, priority: Priority) -> Option<PolledWrite> {
         loop {
             let key = self.write_queues.pop(priority)?;
