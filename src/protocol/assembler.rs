@@ -18,7 +18,7 @@ use partial::Partial;
 /// Something that a connection received. A frame that was whole in its input is borrowed from there.
 #[derive(Debug)]
 pub enum Received<'a> {
-    /// A whole message. Text is valid UTF-8.
+    /// A whole message. Text is valid UTF-8, unless it was read with [`Assembler::read_unchecked`].
     Message(Kind, Payload<'a>),
     /// A ping. The pong must carry the same payload.
     Ping(Payload<'a>),
@@ -133,11 +133,35 @@ impl Assembler {
         message_bytes_max: usize,
         inflater: Option<&mut Inflater>,
     ) -> Result<Option<Received<'a>>, Violation> {
+        self.read_with(input, message_bytes_max, inflater, TextCheck::Here)
+    }
+
+    /// Does what [`Self::read`] does for a peer without compression, except that the caller has to
+    /// check that text is UTF-8.
+    ///
+    /// # Errors
+    /// A [`Violation`]: close the connection and read no more.
+    pub fn read_unchecked<'a>(
+        &mut self,
+        input: &mut &'a mut [u8],
+        message_bytes_max: usize,
+    ) -> Result<Option<Received<'a>>, Violation> {
+        self.read_with(input, message_bytes_max, None, TextCheck::ByCaller)
+    }
+
+    #[inline]
+    fn read_with<'a>(
+        &mut self,
+        input: &mut &'a mut [u8],
+        message_bytes_max: usize,
+        inflater: Option<&mut Inflater>,
+        text_check: TextCheck,
+    ) -> Result<Option<Received<'a>>, Violation> {
         let history = self.history.as_deref_mut();
         let mut inflation = inflater.map(|inflater| Inflation { inflater, history });
         if self.partial.is_none() {
             let inflater = inflation.as_mut().map(Inflation::lend);
-            match read_whole(input, message_bytes_max, inflater)? {
+            match read_whole(input, message_bytes_max, inflater, text_check)? {
                 Some(Whole::Received(received)) => return Ok(Some(received)),
                 Some(Whole::Inflating(kind, inflating)) => {
                     self.partial.get_or_insert_default().keep_inflating(kind, inflating);
@@ -179,6 +203,14 @@ impl Inflation<'_> {
     }
 }
 
+/// Who checks that a text message that is whole in its input is UTF-8. Text that arrives in parts is
+/// always checked as it arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TextCheck {
+    Here,
+    ByCaller,
+}
+
 /// The outcome of the fast path.
 enum Whole<'a> {
     Received(Received<'a>),
@@ -191,6 +223,7 @@ fn read_whole<'a>(
     input: &mut &'a mut [u8],
     message_bytes_max: usize,
     inflater: Option<Inflation<'_>>,
+    text_check: TextCheck,
 ) -> Result<Option<Whole<'a>>, Violation> {
     let Some(head) = Head::parse(input, inflater.is_some())? else { return Ok(None) };
     if head.opcode == Opcode::Continuation {
@@ -217,7 +250,11 @@ fn read_whole<'a>(
         }
         _ => Payload::Borrowed(payload),
     };
-    Ok(Some(Whole::Received(finish(head.opcode, payload)?)))
+    let received = match (head.opcode, text_check) {
+        (Opcode::Data(kind), TextCheck::ByCaller) => Received::Message(kind, payload),
+        (opcode, _) => finish(opcode, payload)?,
+    };
+    Ok(Some(Whole::Received(received)))
 }
 
 /// Returns the most payload bytes that the frames of a message may have together.

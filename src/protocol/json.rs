@@ -38,6 +38,10 @@ fn put_escape(out: &mut Vec<u8>, byte: u8) {
 
 /// Appends an unsigned integer.
 pub fn put_number(out: &mut Vec<u8>, number: u64) {
+    // Most tallies are this short.
+    if number < 10 {
+        return out.push(b'0' + number as u8);
+    }
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 

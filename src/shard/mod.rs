@@ -575,15 +575,18 @@ impl Shard {
                     }
                 }
                 Stage::Backend(_) => {
-                    if let Some(mut payload) =
+                    if let Some(mut request) =
                         self.backends.read(turn, connections, key, &mut input)
                     {
                         // The parser stays borrowed during the call, because the call refers to its
                         // buffers.
                         let mut parser = self.backends.lend_parser();
-                        let api::ApiRequest { id, call } = parser.request(&mut payload);
-                        let call = self.backends.admit_call(turn, connections, key, call);
-                        self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
+                        match request.parse(turn, &mut parser) {
+                            Ok(api::ApiRequest { id, call }) => {
+                                self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
+                            }
+                            Err(violation) => connections.close_for_violation(turn, key, violation),
+                        }
                         self.backends.return_parser(parser);
                     }
                 }

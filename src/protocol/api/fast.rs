@@ -65,7 +65,11 @@ impl FastRequest {
         }
     }
 
-    fn read_valid(self, input: &mut [u8]) -> Result<ApiRequest<'_>, json::Flaw> {
+    /// Does what [`Self::read`] does.
+    ///
+    /// # Errors
+    /// The input is not UTF-8.
+    pub(super) fn read_valid(self, input: &mut [u8]) -> Result<ApiRequest<'_>, json::Flaw> {
         let call = match self.call {
             FastCall::Send(client, data) => FastCall::Send(client, data.unescape(input)?),
             FastCall::Publish(channel, data) => FastCall::Publish(channel, data.unescape(input)?),

@@ -24,7 +24,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ipnet::IpNet;
 
 pub use list::{ListCall, Listing, NodeEntry, NodeFigures, NodeList, NodeStanding, PerSecond};
-pub use read::{ApiMethod, Parser};
+pub use read::{ApiMethod, NotUtf8, Parser};
 pub use tap::{
     TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
 };

@@ -16,6 +16,10 @@ use crate::protocol::json;
 #[derive(Default)]
 pub struct Parser(Option<Box<ParserBuffers>>);
 
+/// A text message is not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotUtf8;
+
 #[derive(Default)]
 struct ParserBuffers {
     buffers: Buffers,
@@ -33,6 +37,19 @@ impl Parser {
             return request.read(input);
         }
         self.request_of_any_form(input)
+    }
+
+    /// Parses a request in a text message, which need not have been checked to be UTF-8.
+    ///
+    /// # Errors
+    /// The message is not UTF-8.
+    pub fn text_request<'a>(&'a mut self, input: &'a mut [u8]) -> Result<ApiRequest<'a>, NotUtf8> {
+        if let Some(request) = FastRequest::request(input) {
+            // The text is checked there as a whole, and nothing else can be wrong with it.
+            return request.read_valid(input).map_err(|_| NotUtf8);
+        }
+        json::check_utf8(input).map_err(|_| NotUtf8)?;
+        Ok(self.request_of_any_form(input))
     }
 
     pub(super) fn request_of_any_form<'a>(&'a mut self, input: &'a mut [u8]) -> ApiRequest<'a> {

@@ -17,15 +17,15 @@ mod unrouted;
 
 use std::collections::BTreeSet;
 
-use super::connection::{Connection, Connections, Stage};
+use super::connection::{Connections, Stage};
 use super::trail::{self, By, Entry};
 use super::turn::Turn;
 use crate::message::ConnectionKey;
 use crate::metrics::Durations;
-use crate::protocol::api::{self, Call, Code, Fault};
+use crate::protocol::api::{self, ApiRequest, Call, Code, Fault, NotUtf8};
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::credentials::Roles;
-use crate::protocol::frame::{Kind, Opcode, put_frame};
+use crate::protocol::frame::{Kind, Opcode, Violation, put_frame};
 use pending::Pending;
 use unrouted::UnroutedTopics;
 
@@ -39,6 +39,45 @@ pub(super) use requests::{
 };
 
 use super::access::{Denial, Grant};
+
+/// A message of a back end on the WebSocket API.
+pub(super) struct BackendRequest<'i> {
+    // The type of the message. Text is not checked to be UTF-8 yet.
+    kind: Kind,
+    payload: Payload<'i>,
+    // The user and the roles of the back end.
+    grant: Grant,
+}
+
+impl BackendRequest<'_> {
+    /// Parses the request. The call is a fault if the user's roles do not allow it, or the user's
+    /// quota is used up. `queue.ack` does not count towards the quota.
+    ///
+    /// # Errors
+    /// A text message is not UTF-8.
+    #[inline]
+    pub(super) fn parse<'a>(
+        &'a mut self,
+        turn: &mut Turn,
+        parser: &'a mut api::Parser,
+    ) -> Result<ApiRequest<'a>, Violation> {
+        let mut request = match self.kind {
+            Kind::Text => parser.text_request(&mut self.payload),
+            Kind::Binary => Ok(parser.request(&mut self.payload)),
+        }
+        .map_err(|NotUtf8| Violation::NotUtf8)?;
+        let counts = !matches!(request.call, Ok(Call::Ack(_)));
+        let taken = if counts { take_call(turn, self.grant) } else { Ok(()) };
+        let admitted = match &request.call {
+            Ok(call) => taken.and_then(|()| check_role(self.grant.roles, call)),
+            Err(_) => taken,
+        };
+        if let Err(fault) = admitted {
+            request.call = Err(fault);
+        }
+        Ok(request)
+    }
+}
 
 /// The back ends of one shard.
 pub(super) struct Backends {
@@ -85,7 +124,7 @@ impl Backends {
         self.parser = parser;
     }
 
-    /// Reads one frame of a back end; returns the message if the frame completes one. Answers the
+    /// Reads one frame of a back end; returns the request if the frame completes one. Answers the
     /// text message `ping` itself.
     pub(super) fn read<'i>(
         &mut self,
@@ -93,17 +132,19 @@ impl Backends {
         connections: &mut Connections,
         key: ConnectionKey,
         input: &mut &'i mut [u8],
-    ) -> Option<Payload<'i>> {
+    ) -> Option<BackendRequest<'i>> {
         let connection = connections.get(key)?;
         let Stage::Backend(backend) = &mut connection.stage else { return None };
-        match backend.assembler.read(input, turn.settings.limits.api_message_bytes, None) {
+        match backend.assembler.read_unchecked(input, turn.settings.limits.api_message_bytes) {
             Ok(None) | Ok(Some(Received::Pong)) => backend.assembler.note_unfinished(turn.now.ms),
             Ok(Some(Received::Message(Kind::Text, payload))) if *payload == *b"ping" => {
                 connections.reply_bytes(turn, key, |out| {
                     put_frame(out, Opcode::Data(Kind::Text), b"pong");
                 });
             }
-            Ok(Some(Received::Message(_, payload))) => return Some(payload),
+            Ok(Some(Received::Message(kind, payload))) => {
+                return Some(BackendRequest { kind, payload, grant: backend.grant });
+            }
             Ok(Some(Received::Ping(payload))) => {
                 backend.assembler.note_unfinished(turn.now.ms);
                 connections.write_with(turn, key, |out| put_frame(out, Opcode::Pong, &payload));
@@ -115,29 +156,6 @@ impl Backends {
             Err(violation) => connections.close_for_violation(turn, key, violation),
         }
         None
-    }
-
-    /// Returns a call over WebSocket if the connection's user may make it. `queue.ack` does not
-    /// count towards the user's quota.
-    ///
-    /// # Errors
-    /// The user's roles do not allow the call, the quota is used up, or the call was invalid
-    /// already.
-    pub(super) fn admit_call<'c>(
-        &mut self,
-        turn: &mut Turn,
-        connections: &mut Connections,
-        key: ConnectionKey,
-        call: Result<Call<'c>, Fault>,
-    ) -> Result<Call<'c>, Fault> {
-        let backend = connections.get(key).and_then(Connection::backend);
-        let grant = backend.map_or(Grant::default(), |backend| backend.grant);
-        if !matches!(call, Ok(Call::Ack(_))) {
-            take_call(turn, grant)?;
-        }
-        let call = call?;
-        check_role(grant.roles, &call)?;
-        Ok(call)
     }
 
     /// Writes a call to the log if the level `debug` is on.

@@ -1,7 +1,7 @@
 //! Writing the answers of a connection, in the order of its requests.
 
 use super::replies::{FollowUp, ReadyAnswer, Shape, WAITING_MAX, WAITING_MIN, put_message};
-use super::{Connections, Pause, Phase, Stage};
+use super::{Connection, Connections, Pause, Phase, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{Fault, Reply};
 use crate::shard::memory::Shortage;
@@ -15,6 +15,34 @@ pub struct ReadProgress {
     pub unread_bytes: usize,
     /// Whether reading is paused because too many answers are pending.
     pub is_paused: bool,
+}
+
+impl Connection {
+    /// Pauses reading if the peer does not read its answers, or has too many pending.
+    #[inline]
+    fn pause_if_congested(&mut self, turn: &mut Turn) {
+        let is_unread = !self.is_broken
+            && (self.unread_charge() > self.outbound_max()
+                || self.outbound.is_in_flight() && turn.is_short(Shortage::Frames));
+        let is_waiting = self.has_too_many_pending(WAITING_MAX, 1);
+        if is_unread || is_waiting {
+            self.note_congestion(turn, is_unread, is_waiting);
+        }
+    }
+
+    /// Pauses reading for unread or for pending answers, and counts what is new.
+    fn note_congestion(&mut self, turn: &mut Turn, is_unread: bool, is_waiting: bool) {
+        let is_new = |reason| !self.is_paused_for(reason);
+        let limits = &mut turn.counters.limits;
+        limits.outbound_bytes += u64::from(is_unread && is_new(Pause::Outbound));
+        limits.calls_waiting += u64::from(is_waiting && is_new(Pause::Answers));
+        if is_unread {
+            self.pauses.insert(Pause::Outbound);
+        }
+        if is_waiting {
+            self.pauses.insert(Pause::Answers);
+        }
+    }
 }
 
 impl Connections {
@@ -34,20 +62,8 @@ impl Connections {
 
     /// Pauses reading from a connection that does not read its answers, or has too many pending.
     pub fn pause_if_congested(&mut self, turn: &mut Turn, key: ConnectionKey) {
-        let Some(connection) = self.get(key) else { return };
-        let is_unread = !connection.is_broken
-            && (connection.unread_charge() > connection.outbound_max()
-                || connection.outbound.is_in_flight() && turn.is_short(Shortage::Frames));
-        let is_waiting = connection.has_too_many_pending(WAITING_MAX, 1);
-        let is_new = |reason| !connection.is_paused_for(reason);
-        let limits = &mut turn.counters.limits;
-        limits.outbound_bytes += u64::from(is_unread && is_new(Pause::Outbound));
-        limits.calls_waiting += u64::from(is_waiting && is_new(Pause::Answers));
-        if is_unread {
-            self.pause(key, Pause::Outbound);
-        }
-        if is_waiting {
-            self.pause(key, Pause::Answers);
+        if let Some(connection) = self.get(key) {
+            connection.pause_if_congested(turn);
         }
     }
 
@@ -55,7 +71,7 @@ impl Connections {
     pub fn pause_requests_if_congested(&mut self, turn: &mut Turn, key: ConnectionKey) {
         let Some(connection) = self.get(key) else { return };
         if connection.phase == Phase::Open && connection.replies().is_some() {
-            self.pause_if_congested(turn, key);
+            connection.pause_if_congested(turn);
         }
     }
 
@@ -92,10 +108,10 @@ impl Connections {
         key: ConnectionKey,
         put: impl FnOnce(&mut Vec<u8>),
     ) {
-        let Some(connection) = self.get(key) else { return };
+        let Some((connection, queues)) = self.get_with_queues(key) else { return };
         let Some(replies) = connection.replies() else { return };
         if replies.is_empty() {
-            return self.write_with(turn, key, put);
+            return queues.write_with(&mut turn.buffer_pool, key, connection, put);
         }
         let mut bytes = Vec::new();
         put(&mut bytes);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Batch, Connection, Connections, Pause, Phase};
+use super::{Batch, BufferPool, Connection, Connections, Pause, Phase};
 use crate::message::ConnectionKey;
 use crate::shard::turn::Turn;
 
@@ -40,6 +40,23 @@ impl WriteQueues {
     pub fn push(&mut self, priority: Priority, key: ConnectionKey, connection: &mut Connection) {
         if connection.queued_writes.insert(priority) {
             self.queue(priority).push_back(key);
+        }
+    }
+
+    /// Appends bytes for this connection only to its outbound queue, and queues the connection as
+    /// urgent.
+    pub(super) fn write_with(
+        &mut self,
+        buffer_pool: &mut BufferPool,
+        key: ConnectionKey,
+        connection: &mut Connection,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) {
+        if matches!(connection.phase, Phase::Open | Phase::Flushing) {
+            connection.outbound.push_with(buffer_pool, put);
+            if connection.outbound.is_ready() {
+                self.push(Priority::Urgent, key, connection);
+            }
         }
     }
 
@@ -153,11 +170,8 @@ impl Connections {
         key: ConnectionKey,
         put: impl FnOnce(&mut Vec<u8>),
     ) {
-        if let Some(connection) = self.get(key)
-            && matches!(connection.phase, Phase::Open | Phase::Flushing)
-        {
-            connection.outbound.push_with(&mut turn.buffer_pool, put);
-            self.queue_write(key);
+        if let Some((connection, queues)) = self.get_with_queues(key) {
+            queues.write_with(&mut turn.buffer_pool, key, connection, put);
         }
     }
 

@@ -281,3 +281,20 @@ fn assert_bound(text: impl Fn(usize) -> String, max: usize, fault: &str) {
         assert_eq!(fault_of(&text(count)), fault, "of {count}");
     }
 }
+
+#[test]
+fn a_text_request_is_read_as_any_other_unless_it_is_not_utf8() {
+    for data in ["hello", "é", r"a\nb", "\\u00e9", ""] {
+        let text = format!(r#"{{"m":"mesh.publish","p":{{"c":"é","d":"{data}"}},"i":"ü"}}"#);
+        let (mut of_text, mut other) = (text.clone().into_bytes(), text.into_bytes());
+        let (mut parser, mut other_parser) = (Parser::default(), Parser::default());
+        let request = parser.text_request(&mut of_text).expect("UTF-8");
+        assert!(request.call.is_ok());
+        assert_eq!(request, other_parser.request(&mut other));
+    }
+    for bad in
+        [&b"{\"m\":\"mesh.publish\",\"p\":{\"c\":\"a\",\"d\":\"\xff\"}}"[..], b"\xff", b"{}\xe4"]
+    {
+        assert_eq!(Parser::default().text_request(&mut bad.to_vec()).err(), Some(NotUtf8));
+    }
+}
