@@ -6,7 +6,7 @@ use super::Mesh;
 use super::link::{LinkEffect, LinkId, Refusal};
 use super::links::SaidHello;
 use super::numbers::SessionId;
-use super::wire::{Control, Hello, VERSIONS};
+use super::wire::{Control, Hello};
 use crate::address::{Incarnation, NodeId};
 
 /// Time between the first refusal of a node by others and the one after which it ends and says why, in
@@ -16,6 +16,10 @@ const REJECTED_MS: u64 = 10_000;
 /// Time without a further refusal after which earlier ones no longer count, in milliseconds. It is longer than
 /// the interval at which nodes dial each other.
 const REJECTION_OVER_MS: u64 = 15_000;
+
+/// The beginning of a refusal for want of a common version. Nodes of mesh protocol 1 and 2 send nothing else to
+/// the node that has dialled them, so the text must not change.
+const OTHER_VERSIONS: &str = "it speaks versions ";
 
 /// The last hello of a node with which a link began.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +51,7 @@ impl Mesh {
         let peer = to.and_then(|node| self.peers.get(&node));
         let held = peer.map(|peer| peer.session_id);
         let hello = Hello {
-            versions: VERSIONS,
+            versions: self.versions,
             node: self.settings.node,
             incarnation: self.settings.incarnation,
             shards: self.settings.shards as u16,
@@ -87,6 +91,10 @@ impl Mesh {
         if let Some((refusal, why)) = self.refusal(&hello) {
             self.count_refusal(refusal);
             tracing::warn!("mesh: the node at {} is refused: {why}", hello.mesh);
+            if refusal == Refusal::Version && !is_dialled {
+                // So that the peer finds the reason itself: other refusals end a node.
+                self.send_hello(id, None);
+            }
             self.send_control(id, &Control::Refused(why.clone()));
             return Err(why);
         }
@@ -114,14 +122,11 @@ impl Mesh {
     /// Why this node refuses the sender of a hello; `None`: the hello gives no reason to.
     pub(super) fn refusal(&self, hello: &Hello) -> Option<(Refusal, String)> {
         let Hello { node, versions, .. } = hello;
-        if versions.first > VERSIONS.last || versions.last < VERSIONS.first {
+        let own = self.versions;
+        if versions.first > own.last || versions.last < own.first {
             let why = format!(
-                "it speaks versions {} to {} of the mesh protocol, the node at {} versions {} to {}",
-                versions.first,
-                versions.last,
-                self.settings.advertise,
-                VERSIONS.first,
-                VERSIONS.last
+                "{OTHER_VERSIONS}{} to {} of the mesh protocol, the node at {} versions {} to {}",
+                versions.first, versions.last, self.settings.advertise, own.first, own.last
             );
             return Some((Refusal::Version, why));
         }
@@ -162,6 +167,16 @@ impl Mesh {
     pub(super) fn note_accepted(&mut self, hello: &Hello) {
         let accepted = AcceptedHello { incarnation: hello.incarnation, offered: hello.offered };
         self.accepted_hellos.insert(hello.node, accepted);
+    }
+
+    /// Handles the message of a node that refuses this one. A node whose versions others do not speak goes on,
+    /// because it may be the first of a grid to be upgraded; its clients and topics are served.
+    pub(super) fn handle_refused(&mut self, now_ms: u64, why: String) {
+        tracing::warn!("mesh: a node refuses this one: {why}");
+        match why.starts_with(OTHER_VERSIONS) {
+            true => self.count_refusal(Refusal::Version),
+            false => self.note_rejection(now_ms, why),
+        }
     }
 
     /// Notes that a node refuses this one.

@@ -158,11 +158,10 @@ impl Mesh {
         match (control, peer) {
             (Control::Hello(hello), None) => self.handle_hello(now_ms, id, hello),
             (Control::Refused(why), peer) => {
-                tracing::warn!("mesh: a node refuses this one: {why}");
                 if let Some(node) = peer {
                     self.end_session(node, &why);
                 }
-                self.note_rejection(now_ms, why);
+                self.handle_refused(now_ms, why);
                 Ok(())
             }
             (_, None) => Err("the first message is not a hello".into()),

@@ -120,6 +120,8 @@ pub struct Mesh {
     sessions_ended: u64,
     // Peers that were refused, or refused this node.
     refusals: Refused,
+    // The versions of the protocol that this node speaks.
+    versions: wire::Versions,
     // Set while other nodes refuse this one.
     rejection: Option<Rejection>,
     // Nodes with batches to send.
@@ -169,6 +171,7 @@ impl Mesh {
             sessions_offered: 0,
             sessions_ended: 0,
             refusals: Refused::default(),
+            versions: wire::VERSIONS,
             rejection: None,
             to_flush: Vec::new(),
             check_ms: now_ms,

@@ -501,15 +501,48 @@ fn a_node_without_a_common_version_is_refused_and_told_why() {
         let said = stranger(*oldest, *newest);
         let why = net.meshes[0].handle_hello(net.now_ms, link, said).unwrap_err();
         assert!(why.contains(&format!("speaks versions {oldest} to {newest}")), "{why}");
-        let Some(LinkEffect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else {
-            panic!()
+        let mut next = || {
+            let Some(LinkEffect::Send(_, Lane::Control, said)) = net.meshes[0].poll_effect() else {
+                panic!()
+            };
+            let mut reader = wire::FrameReader::default();
+            reader.push(said);
+            wire::read_control(&reader.next_frame().unwrap().unwrap()).unwrap()
         };
-        let mut reader = wire::FrameReader::default();
-        reader.push(said);
-        let said = reader.next_frame().unwrap().unwrap();
-        assert_eq!(wire::read_control(&said).unwrap(), wire::Control::Refused(why));
+        assert!(matches!(next(), wire::Control::Hello(own) if own.versions == wire::VERSIONS));
+        assert_eq!(next(), wire::Control::Refused(why));
         assert_eq!(net.meshes[0].refusals.version, number as u64 + 1);
     }
+}
+
+#[test]
+fn nodes_without_a_common_version_refuse_each_other_and_none_ends() {
+    let mut net = Net::new(0);
+    net.meshes = (0..2).map(|index| mesh(index, 1, 0)).collect();
+    let wire::Versions { last, .. } = wire::VERSIONS;
+    net.meshes[1].versions = wire::Versions { first: last + 1, last: last + 1 };
+    net.pass(60_000);
+    assert_eq!(net.ended, []);
+    for mesh in &net.meshes {
+        assert!(mesh.peers.is_empty() && mesh.refusals.version > 0, "{:?}", mesh.refusals);
+    }
+    // Once the other node is replaced, too, the grid is whole.
+    let now_ms = net.now_ms;
+    net.meshes[1] = mesh(1, 2, now_ms);
+    net.pass(15_000);
+    assert!(net.meshes.iter().all(|mesh| mesh.peers.len() == 1));
+}
+
+#[test]
+fn a_node_that_older_ones_refuse_for_its_version_goes_on() {
+    let mut net = Net::new(1);
+    let why = "it speaks versions 3 to 3 of the mesh protocol, the node at A versions 1 to 2";
+    for _ in 0..6 {
+        let now_ms = net.now_ms;
+        net.meshes[0].handle_refused(now_ms, why.into());
+        net.pass(5000);
+    }
+    assert_eq!((net.ended, net.meshes[0].refusals.version), (vec![], 6));
 }
 
 #[test]
