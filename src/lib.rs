@@ -32,7 +32,7 @@
 //! | Where are the clients of a lost node reported? | `shard::last_wills`, told by `Mesh::tell_dead` in [`mesh`] |
 //! | Where does a call wait for other shards and nodes, and time out? | `open_question` and `expire` in `shard::backend::calls`; a missing tally adds nothing, any other call fails |
 //! | Where is a slow client closed, or its message dropped? | `Clients::walk` and `Clients::send` in `shard::client`; then `Connections::close_slow` |
-//! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, called by [`node`] |
+//! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, and `ShardStart::start` in `node::shards` if the rings of the shards fail later |
 //! | Where does a request present its credentials? | `Credentials::of` in `protocol::credentials` |
 //! | Where is a reload applied to open connections? | `apply` in `shard::reload` |
 //! | Where is a device watched for a tap? | `Turn::tap_client` in `shard::taps::telling` tells what happens to it; `mark` in `shard::taps` decides which taps match |

@@ -2,8 +2,10 @@
 //!
 //! - `signals.rs`: signals, and the time between SIGTERM and the shutdown.
 //! - `reload.rs`: a new configuration for the running node.
+//! - `shards.rs`: the start of the shards, and their driver.
 
 mod reload;
+mod shards;
 mod signals;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,29 +20,24 @@ use serde_json::Value;
 use crate::address::listen::ListenAddress;
 use crate::address::{Incarnation, NodeId};
 use crate::bridge;
-use crate::config::{
-    self, Config, DriverChoice, Handler, Level, Loaded, SlowClient, Source, TlsFiles,
-};
+use crate::config::{self, Config, Handler, Level, Loaded, SlowClient, Source, TlsFiles};
 use crate::mesh::identity::NodeIdentity;
 use crate::mesh::{self, quic};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::protocol::token::KeySource;
 use crate::queue::Bounds;
-use crate::runtime::check::{ChosenDriver, DriverKind};
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::LogQueue;
-use crate::runtime::{
-    self, Capacity, Listening, MeshPort, ShardPlacement, SocketFile, Summary, TlsContext,
-};
+use crate::runtime::{self, Capacity, Listening, MeshPort, SocketFile, Summary, TlsContext};
 use crate::shard::Listener;
-use crate::shard::node_state::NodeState;
 use crate::shard::rate::Rate;
 use crate::shard::settings::{
     AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
     ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
 };
 use reload::{Reloader, ShutdownTimes};
+use shards::{ShardStart, StartedShards, choose_driver};
 use signals::NodeEvent;
 
 /// The reason why a node could not start or has failed, in one line.
@@ -74,7 +71,6 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let cores = &config.node.cores;
     let capacity = capacity(config)?;
     let driver = choose_driver(config)?;
-    tracing::debug!("driver: {}", driver.name());
     runtime::check::grow_descriptor_table(capacity.clients, cores.len());
     let api = listen(config, &config.api.bind, &config.api.tls, "api.bind")?;
     let edges = config
@@ -92,12 +88,12 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let process = Process {
         first_unix_ms: Some(first_unix_ms),
         nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
-        driver: driver.name(),
+        // Set at the start of the shards.
+        driver: "",
         endpoints: Some(Arc::new(endpoints(config, &api, &edges))),
         first_bounds: None,
     };
-    let settings = Arc::new(Settings { process, ..settings });
-    let state = Arc::new(NodeState::new(&settings, log.lines_dropped()));
+    let settings = Settings { process, ..settings };
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
@@ -112,19 +108,16 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         // Only the first event ends the node; later ones are ignored.
         move |why| drop(sender.send(NodeEvent::Failure(why)))
     };
-    let spin = Duration::from_micros(config.node.spin_us);
-    let placement = ShardPlacement { cores, driver, spin };
     let (to_bridge, inbox) = bridge::http::channel();
-    let (shards, port) = runtime::start(
-        &settings,
-        &state,
-        placement,
-        listeners,
+    let start = ShardStart {
+        config,
+        settings,
         capacity,
-        &to_bridge,
-        failures.clone(),
-    )
-    .map_err(failed)?;
+        lines_dropped: log.lines_dropped(),
+        to_bridge: &to_bridge,
+        failures: failures.clone(),
+    };
+    let StartedShards { settings, state, shards, port } = start.start(driver, listeners)?;
     let (sources, random_seed) = (key_sources(config), u64::from_ne_bytes(random()?));
     let bridge =
         bridge::http::start(inbox, sources, random_seed, shards.control(), failures.clone())
@@ -162,21 +155,6 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let summary = summary.map_err(failed)?;
     report(&summary);
     Ok(())
-}
-
-/// Returns the driver of the shards, and warns if it is epoll for want of io_uring.
-fn choose_driver(config: &Config) -> Result<DriverKind, NodeError> {
-    let wanted = match config.node.driver {
-        DriverChoice::Auto => None,
-        DriverChoice::IoUring => Some(DriverKind::IoUring),
-        DriverChoice::Epoll => Some(DriverKind::Epoll),
-    };
-    let chosen = runtime::check::choose_driver(wanted, config.node.cores.len());
-    let ChosenDriver { kind, warning } = chosen.map_err(NodeError)?;
-    if let Some(warning) = warning {
-        tracing::warn!("{warning}");
-    }
-    Ok(kind)
 }
 
 /// Returns the sources from which the keys of routes are fetched.

@@ -22,6 +22,20 @@ enum Answer {
     Kill,
 }
 
+/// Makes a command start with this driver, as a user without other processes, who may lock so much memory.
+fn as_user(command: &mut Command, locked_bytes: u64, driver: &str) {
+    let user = 40_000 + std::process::id() % 20_000;
+    command.env(DRIVER, driver).uid(user).gid(user);
+    let limit = libc::rlimit { rlim_cur: locked_bytes, rlim_max: locked_bytes };
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
 const FIRST: u32 = libc::SYS_io_uring_setup as u32;
 const LAST: u32 = libc::SYS_io_uring_register as u32;
 
@@ -106,6 +120,39 @@ fn where_io_uring_is_forbidden_a_node_serves_with_epoll_and_warns_once() {
         for part in ["see `", "node.driver is \"epoll\""] {
             assert!(warning.contains(part), "{warning}");
         }
+    }
+}
+
+/// The limit of locked memory is enough for a node, so that the check at the start finds nothing wrong. But it
+/// counts for all processes of a user together, and another node has taken most of it: the first core gets its
+/// ring, and the second does not.
+#[test]
+fn a_node_whose_second_core_gets_no_ring_serves_with_epoll_and_warns_once() {
+    if !is_allowed() || !rustix::process::geteuid().is_root() {
+        return println!("not run: it takes root, and a machine that allows io_uring");
+    }
+    let config =
+        |cores| format!("{}\n[log]\nlevel = \"debug\"\n", CONFIG.replace("cores = 2", cores));
+    // Enough for three cores, and for the rings of the checks, which the kernel releases late.
+    let limit = gridcast::runtime::check::locked_bytes(3) + (256 << 10);
+    let (mut first, _) = Server::start_changed(&config("cores = 2"), |command| {
+        as_user(command, limit, "io_uring");
+    });
+    let (mut second, before) =
+        Server::start_changed(&config("cores = 2"), |command| as_user(command, limit, "auto"));
+    assert_eq!((&driver_of(&first)[..], &driver_of(&second)[..]), ("io_uring", "epoll"));
+    for server in [&first, &second] {
+        expect_service(server);
+    }
+    let is_warning = |line: &&String| line.contains(" WARN ") && line.contains("io_uring");
+    let warnings: Vec<_> = before.iter().filter(is_warning).collect();
+    let [warning] = &warnings[..] else { panic!("not one warning: {before:#?}") };
+    for part in ["see `ulimit -l`", "node.driver is \"epoll\""] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    for server in [&mut second, &mut first] {
+        server.terminate();
+        assert_eq!(server.exit_code(), Some(0));
     }
 }
 

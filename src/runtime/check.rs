@@ -89,11 +89,14 @@ pub fn choose_driver(wanted: Option<DriverKind>, cores: usize) -> Result<ChosenD
         (Ok(()), _) => Ok(ChosenDriver { kind: DriverKind::IoUring, warning: None }),
         (Err(why), Some(_)) => Err(format!("{why}; or set node.driver to \"epoll\"")),
         (Err(why), None) => {
-            let warning =
-                format!("{why}; until then node.driver is \"epoll\" (set it to omit this warning)");
-            Ok(ChosenDriver { kind: DriverKind::Epoll, warning: Some(warning) })
+            Ok(ChosenDriver { kind: DriverKind::Epoll, warning: Some(falls_back(&why)) })
         }
     }
+}
+
+/// Returns the warning of a node that takes epoll because io_uring failed for this reason.
+pub fn falls_back(why: &str) -> String {
+    format!("{why}; until then node.driver is \"epoll\" (set it to omit this warning)")
 }
 
 /// Returns the memory that the process may use, in bytes: the smaller of its control group's limit and

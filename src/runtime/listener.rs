@@ -36,6 +36,21 @@ pub struct Listening {
     pub tls: Option<TlsContext>,
 }
 
+impl Listening {
+    /// Returns the same sockets once more, without the file of a Unix socket.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            address: self.address.clone(),
+            file: None,
+            sockets: self.sockets.iter().map(Socket::try_clone).collect::<Result<_, _>>()?,
+            tls: self.tls.clone(),
+        })
+    }
+}
+
 /// Listens on an address with one socket for each shard. The kernel closes a connection whose peer
 /// acknowledges no data for `peer_timeout`, even while the connection is not read from.
 ///

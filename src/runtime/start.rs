@@ -81,6 +81,7 @@ pub fn start(
         }
     }
     let mut threads = Vec::new();
+    let mut not_spawned = None;
     let (started, starts) = mpsc::channel();
     for (number, ((&core, port), listeners)) in cores.iter().zip(ports).zip(sockets).enumerate() {
         let verifier = verifiers.next().expect("there is one for each shard");
@@ -90,16 +91,28 @@ pub fn start(
         let (settings, state) = (settings.clone(), state.clone());
         let (started, failures) = (started.clone(), failures.clone());
         let start = Start { core, settings, state, parts, started, failures };
-        let thread = start.spawn(driver);
-        threads.push(thread.map_err(|error| io::Error::other(format!("core {core}: {error}")))?);
+        match start.spawn(driver) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                not_spawned = Some(driver.explain(&error));
+                break;
+            }
+        }
     }
     drop(started);
-    for _ in cores {
-        // A thread that ended without a result has panicked, and logged why.
-        let word = starts.recv().unwrap_or_else(|_| Err("a shard did not start".into()));
-        word.map_err(io::Error::other)?;
+    let shards = Shards { threads, control, renewals: Renewals(renewals), watch };
+    let mut results = (0..shards.threads.len()).map(|_| starts.recv());
+    // A thread that ended without a result could not create its executor, or has panicked and logged why.
+    let failure = not_spawned.or_else(|| {
+        results.find_map(|result| match result {
+            Ok(started) => started.err(),
+            Err(_) => Some(String::new()),
+        })
+    });
+    match failure {
+        None => Ok((shards, mesh_port)),
+        Some(why) => Err(io::Error::other(shards.abandon(driver, why))),
     }
-    Ok((Shards { threads, control, renewals: Renewals(renewals), watch }, mesh_port))
 }
 
 impl Shards {
@@ -131,6 +144,19 @@ impl Shards {
             total.queued_messages += summary.queued_messages;
         }
         Ok(total)
+    }
+
+    /// Ends the shards that have started, because one of them has not. Returns the reason: `why`, or if that is
+    /// empty, what a thread ended with.
+    fn abandon(self, driver: DriverKind, why: String) -> String {
+        self.watch.is_stopped.store(true, Ordering::Release);
+        self.control.wake_all();
+        let ends: Vec<_> = self.threads.into_iter().map(ShardThread::join).collect();
+        if !why.is_empty() {
+            return why;
+        }
+        let error = ends.into_iter().find_map(Result::err);
+        error.map_or("a shard did not start".into(), |error| driver.explain(&error))
     }
 
     /// Returns the node's own end of the bus.

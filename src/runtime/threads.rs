@@ -35,9 +35,7 @@ impl ShardThread {
     /// The shard has failed.
     pub(super) fn join(self) -> io::Result<Summary> {
         match self {
-            Self::Executor(handle) => {
-                handle.join().map_err(|error| io::Error::other(error.to_string()))?
-            }
+            Self::Executor(handle) => handle.join().map_err(io::Error::from)?,
             Self::Plain(handle) => handle
                 .join()
                 .map_err(|_| io::Error::other("a shard panicked; see the message above"))?,
@@ -69,7 +67,7 @@ impl<F: Fn(String) + Send + 'static> Start<F> {
                 .io_memory(IO_MEMORY)
                 .spawn(move || self.run_on_executor())
                 .map(ShardThread::Executor)
-                .map_err(|error| io::Error::other(error.to_string())),
+                .map_err(io::Error::from),
             DriverKind::Epoll => std::thread::Builder::new()
                 .name(format!("shard-{}", self.parts.number))
                 .spawn(move || self.run_on_thread())
