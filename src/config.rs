@@ -36,6 +36,7 @@ mod tls;
 mod token;
 mod user;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -146,6 +147,15 @@ impl Config {
 }
 
 impl Config {
+    /// The numbers of different admission hooks and key sets that routes use.
+    pub fn services(&self) -> (usize, usize) {
+        let routes = || self.edges.iter().flat_map(|edge| &edge.routes);
+        let hooks: HashSet<_> = routes().filter_map(|route| route.admit.as_ref()).collect();
+        let rules = routes().filter_map(|route| route.token.as_ref());
+        let key_sets: HashSet<_> = rules.filter_map(|rule| rule.key_source()).collect();
+        (hooks.len(), key_sets.len())
+    }
+
     /// Warnings about settings that are allowed but likely a mistake at this time, one line each.
     pub fn warnings(&self, unix_ms: u64) -> Vec<String> {
         let mut warnings = Vec::new();

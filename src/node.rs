@@ -27,6 +27,7 @@ use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::protocol::token::KeySource;
 use crate::queue::Bounds;
+use crate::runtime::check::Services;
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::LogQueue;
 use crate::runtime::{self, Capacity, Listening, MeshPort, SocketFile, Summary, TlsContext};
@@ -188,7 +189,10 @@ fn level(level: Level) -> tracing::Level {
 /// Returns the limits of the node: those of the configuration, or what descriptors and memory allow.
 fn capacity(config: &Config) -> Result<Capacity, NodeError> {
     let api_connections = Some(config.limits.api_connections as u64).filter(|wanted| *wanted > 0);
-    let shares = runtime::check::check_descriptors(config.node.cores.len(), api_connections);
+    let (hooks, key_sets) = config.services();
+    let services = Services { hooks: hooks as u64, key_sets: key_sets as u64 };
+    let cores = config.node.cores.len();
+    let shares = runtime::check::check_descriptors(cores, services, api_connections);
     let shares = shares.map_err(NodeError)?;
     let wanted = config.limits.api_connections;
     if wanted > shares.callers {

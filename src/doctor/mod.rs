@@ -20,7 +20,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::config::{Config, DriverChoice};
-use crate::runtime::check;
+use crate::runtime::check::{self, Services};
 pub use container::Container;
 pub use finding::{Finding, FindingState};
 pub use machine::Machine;
@@ -36,6 +36,8 @@ pub struct Plan {
     pub api_connections: Option<u64>,
     /// The value of `limits.memory_bytes`; `None`: three quarters of the usable memory.
     pub memory_bytes: Option<u64>,
+    /// The services that routes use.
+    pub services: Services,
     /// Whether the node is to be part of a grid.
     pub has_mesh: bool,
     /// How the shards are to reach the kernel.
@@ -45,12 +47,14 @@ pub struct Plan {
 impl Plan {
     /// The plan of a configuration.
     pub fn of(config: &Config) -> Self {
+        let (hooks, key_sets) = config.services();
         Self {
             cores: config.node.cores.clone(),
             clients: Some(config.limits.clients as u64).filter(|clients| *clients > 0),
             api_connections: Some(config.limits.api_connections as u64)
                 .filter(|wanted| *wanted > 0),
             memory_bytes: Some(config.limits.memory_bytes).filter(|bytes| *bytes > 0),
+            services: Services { hooks: hooks as u64, key_sets: key_sets as u64 },
             has_mesh: config.mesh.is_some(),
             driver: config.node.driver,
         }
@@ -64,9 +68,15 @@ impl Plan {
             clients: None,
             api_connections: None,
             memory_bytes: None,
+            services: Services::default(),
             has_mesh: true,
             driver: DriverChoice::Auto,
         }
+    }
+
+    /// The descriptors that the node needs besides those of connections.
+    fn own_descriptors(&self) -> u64 {
+        check::own_descriptors(self.cores.len(), self.services)
     }
 
     /// The number of clients for which the machine is judged.
@@ -76,7 +86,7 @@ impl Plan {
         }
         let descriptors = machine.descriptors.unwrap_or(u64::MAX);
         let by_descriptors =
-            check::clients_allowed(descriptors, self.cores.len(), self.api_connections)
+            check::clients_allowed(descriptors, self.own_descriptors(), self.api_connections)
                 .unwrap_or(0);
         by_descriptors.min(memory::clients_allowed(machine, self))
     }

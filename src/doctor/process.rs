@@ -92,9 +92,9 @@ pub(super) fn io_uring_disabled(machine: &Machine, plan: &Plan) -> Option<Findin
 
 pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "descriptors (RLIMIT_NOFILE)";
-    let cores = plan.cores.len();
+    let own = plan.own_descriptors();
     let Some(limit) = machine.descriptors else { return Some(Finding::ok(name, "unlimited")) };
-    let enough = check::descriptors_needed(plan.clients.unwrap_or(1), cores, plan.api_connections);
+    let enough = check::descriptors_needed(plan.clients.unwrap_or(1), own, plan.api_connections);
     let mend = |descriptors: u64| {
         let first = match machine.setting("fs.nr_open") {
             Some(most) if most < descriptors => {
@@ -104,7 +104,7 @@ pub(super) fn descriptors(machine: &Machine, plan: &Plan) -> Option<Finding> {
         };
         format!("{first}{}", machine.mend_limit(ProcessLimit::Descriptors(descriptors)))
     };
-    let Some(clients) = check::clients_allowed(limit, cores, plan.api_connections) else {
+    let Some(clients) = check::clients_allowed(limit, own, plan.api_connections) else {
         let wanted = format!("{enough}: with fewer, gridcast does not start");
         return Some(Finding::wrong(name, limit.to_string(), wanted, mend(enough)));
     };
@@ -131,8 +131,11 @@ fn configured_connections(plan: &Plan) -> String {
 pub(super) fn open_files(machine: &Machine, plan: &Plan) -> Option<Finding> {
     let name = "fs.file-max";
     let most = machine.setting(name)?;
-    let needed =
-        check::descriptors_needed(plan.clients_on(machine), plan.cores.len(), plan.api_connections);
+    let needed = check::descriptors_needed(
+        plan.clients_on(machine),
+        plan.own_descriptors(),
+        plan.api_connections,
+    );
     Some(if most >= needed {
         Finding::ok(name, most.to_string())
     } else {

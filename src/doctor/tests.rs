@@ -53,6 +53,7 @@ fn plan() -> Plan {
         clients: Some(500_000),
         api_connections: None,
         memory_bytes: None,
+        services: Services { hooks: 0, key_sets: 0 },
         has_mesh: true,
         driver: DriverChoice::IoUring,
     }
@@ -194,6 +195,18 @@ fn descriptors_are_judged_for_the_clients_that_are_configured() {
     assert!(finding.wanted.unwrap().contains("does not start"));
     machine.descriptors = None;
     assert_eq!(process::descriptors(&machine, &plan).unwrap().state, FindingState::Ok);
+}
+
+#[test]
+fn descriptors_for_admission_hooks_are_counted() {
+    let mut machine = machine();
+    machine.descriptors = Some(2000);
+    let found = |hooks| {
+        let plan =
+            Plan { services: Services { hooks, key_sets: 0 }, clients: Some(1500), ..plan() };
+        process::descriptors(&machine, &plan).unwrap().state
+    };
+    assert_eq!((found(0), found(4)), (FindingState::Ok, FindingState::Wrong));
 }
 
 #[test]

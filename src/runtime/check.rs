@@ -20,6 +20,33 @@ const DESCRIPTORS_PER_CORE: u64 = 16;
 /// Descriptors that the process needs besides those of its cores and connections.
 const DESCRIPTORS: u64 = 64;
 
+/// Descriptors that a node with services reserves for each admission hook: connections with a question in
+/// flight, and idle ones. The bridge bounds both.
+pub const HOOK_DESCRIPTORS: u64 = 80;
+
+/// Descriptors that a node with services reserves for each key set: a fetch, and an idle connection.
+pub const KEY_SET_DESCRIPTORS: u64 = 2;
+
+/// Descriptors for looking up the names of services, if there are any.
+const LOOKUP_DESCRIPTORS: u64 = 16;
+
+/// The services that a node sends requests to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Services {
+    /// The number of admission hooks.
+    pub hooks: u64,
+    /// The number of key sets.
+    pub key_sets: u64,
+}
+
+impl Services {
+    fn descriptors(self) -> u64 {
+        let Self { hooks, key_sets } = self;
+        let lookups = if hooks + key_sets > 0 { LOOKUP_DESCRIPTORS } else { 0 };
+        hooks * HOOK_DESCRIPTORS + key_sets * KEY_SET_DESCRIPTORS + lookups
+    }
+}
+
 /// The largest descriptor table that is allocated at the start, in descriptors: 8 bytes each, so 32 MiB.
 /// A limit can allow many more descriptors than the node will ever need.
 const TABLE_MAX: u64 = 1 << 22;
@@ -130,15 +157,11 @@ pub fn locked_bytes(cores: usize) -> u64 {
     (PROBE_LOCKED_PAGES + cores as u64 * per_core) * PAGE_BYTES
 }
 
-/// Returns how many clients so many descriptors allow, after those of the node itself and of the API's
-/// connections. `api_connections` is the configured number; `None`: a sixteenth of all. Returns `None` if
+/// Returns how many clients so many descriptors allow, after the node's [`own_descriptors`] and those of the
+/// API's connections. `api_connections` is the configured number; `None`: a sixteenth of all. Returns `None` if
 /// there are too few for the node to start.
-pub fn clients_allowed(
-    descriptors: u64,
-    cores: usize,
-    api_connections: Option<u64>,
-) -> Option<u64> {
-    let left = descriptors.checked_sub(own_descriptors(cores))?;
+pub fn clients_allowed(descriptors: u64, own: u64, api_connections: Option<u64>) -> Option<u64> {
+    let left = descriptors.checked_sub(own)?;
     (left >= DESCRIPTORS_LEFT).then(|| left - callers_of(left, api_connections))
 }
 
@@ -167,16 +190,17 @@ fn callers_of(left: u64, api_connections: Option<u64>) -> u64 {
 
 /// Returns how many descriptors so many clients need: the inverse of [`clients_allowed`]. `clients` must
 /// be at most 2^40.
-pub fn descriptors_needed(clients: u64, cores: usize, api_connections: Option<u64>) -> u64 {
+pub fn descriptors_needed(clients: u64, own: u64, api_connections: Option<u64>) -> u64 {
     let left = match api_connections {
         None => clients.saturating_sub(1) * 16 / 15 + 1,
         Some(callers) => clients.max(callers) + callers,
     };
-    own_descriptors(cores) + left.max(DESCRIPTORS_LEFT)
+    own + left.max(DESCRIPTORS_LEFT)
 }
 
-fn own_descriptors(cores: usize) -> u64 {
-    DESCRIPTORS + cores as u64 * DESCRIPTORS_PER_CORE
+/// Returns the descriptors that a node needs besides those of its listeners' connections.
+pub fn own_descriptors(cores: usize, services: Services) -> u64 {
+    DESCRIPTORS + cores as u64 * DESCRIPTORS_PER_CORE + services.descriptors()
 }
 
 fn check_locked_memory(cores: usize) -> Result<(), String> {
@@ -201,21 +225,23 @@ fn check_locked_memory(cores: usize) -> Result<(), String> {
 /// There are too few for the node to start. One line that says how to see it and how to fix it.
 pub fn check_descriptors(
     cores: usize,
+    services: Services,
     api_connections: Option<u64>,
 ) -> Result<DescriptorShares, String> {
+    let own = own_descriptors(cores, services);
     let Some(limit) = raise(Resource::Nofile) else {
         let callers = api_connections.map_or(usize::MAX, |wanted| wanted as usize);
         return Ok(DescriptorShares { clients: usize::MAX, callers });
     };
     let places = |clients: u64| {
-        let callers = (limit - own_descriptors(cores) - clients) as usize;
+        let callers = (limit - own - clients) as usize;
         DescriptorShares { clients: clients as usize, callers }
     };
-    clients_allowed(limit, cores, api_connections).map(places).ok_or_else(|| {
+    clients_allowed(limit, own, api_connections).map(places).ok_or_else(|| {
         format!(
-            "descriptors: {cores} cores need at least {}, but the limit is {limit}; see it with \
+            "descriptors: {cores} cores and the services of routes need at least {}, but the limit is {limit}; see it with \
              `ulimit -n`; raise it with LimitNOFILE= in the systemd unit or nofile in limits.conf",
-            descriptors_needed(0, cores, api_connections)
+            descriptors_needed(0, own, api_connections)
         )
     })
 }
@@ -226,7 +252,8 @@ pub fn check_descriptors(
 /// share the table (`expand_fdtable` in Linux).
 pub fn grow_descriptor_table(clients: usize, cores: usize) {
     let clients = TABLE_MAX.min(clients as u64);
-    let needed = descriptors_needed(clients, cores, None).min(TABLE_MAX);
+    let own = own_descriptors(cores, Services::default());
+    let needed = descriptors_needed(clients, own, None).min(TABLE_MAX);
     // Duplicating a descriptor to the highest number allocates the table; the duplicate is closed at
     // once. If this fails, the table grows on demand.
     let _ = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), needed as i32 - 1);
@@ -296,20 +323,29 @@ mod tests {
 
     #[test]
     fn clients_and_the_descriptors_that_they_take_belong_together() {
-        assert_eq!(clients_allowed(64 + 2 * 16 + 63, 2, None), None);
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, None), Some(60));
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, Some(24)), Some(40));
-        assert_eq!(clients_allowed(64 + 2 * 16 + 64, 2, Some(1000)), Some(32));
+        let own = own_descriptors(2, Services::default());
+        assert_eq!(clients_allowed(64 + 2 * 16 + 63, own, None), None);
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, own, None), Some(60));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, own, Some(24)), Some(40));
+        assert_eq!(clients_allowed(64 + 2 * 16 + 64, own, Some(1000)), Some(32));
         for (clients, callers) in [60, 61, 1000, 18_658, 1_000_000]
             .into_iter()
             .zip([None, Some(9), Some(5000)].into_iter().cycle())
         {
-            let needed = descriptors_needed(clients, 2, callers);
-            assert!(clients_allowed(needed, 2, callers).unwrap() >= clients, "{clients}");
+            let needed = descriptors_needed(clients, own, callers);
+            assert!(clients_allowed(needed, own, callers).unwrap() >= clients, "{clients}");
             if callers.is_none() {
-                let allowed = clients_allowed(needed - 1, 2, callers);
+                let allowed = clients_allowed(needed - 1, own, callers);
                 assert!(allowed.is_none_or(|allowed| allowed < clients));
             }
         }
+    }
+
+    #[test]
+    fn connections_to_services_are_not_promised_to_clients() {
+        let allowed =
+            |services| clients_allowed(10_000, own_descriptors(2, services), Some(0)).unwrap();
+        let without = allowed(Services::default());
+        assert_eq!(allowed(Services { hooks: 2, key_sets: 1 }), without - 2 * 80 - 2 - 16);
     }
 }

@@ -19,8 +19,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
+use crate::bridge::hooks::IN_FLIGHT_MAX;
 use crate::bridge::{ServiceAnswer, ServiceFailure, ServiceRequest};
 use crate::protocol::signature::SIGNATURE_HEADER;
+use crate::runtime::check::HOOK_DESCRIPTORS;
 use crate::runtime::unix_ms;
 
 /// The longest head of an answer, in bytes.
@@ -30,7 +32,10 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// The most connections without requests for each service.
-const IDLE_CONNECTIONS_MAX: usize = crate::bridge::hooks::IN_FLIGHT_MAX;
+const IDLE_CONNECTIONS_MAX: usize = 16;
+
+// What is reserved for services is enough for them.
+const _: () = assert!((IN_FLIGHT_MAX + IDLE_CONNECTIONS_MAX) as u64 <= HOOK_DESCRIPTORS);
 
 type Connections = Pool<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
