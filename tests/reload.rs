@@ -98,6 +98,16 @@ fn users_come_and_go_with_their_connections() {
 }
 
 #[test]
+fn a_file_that_is_being_written_opens_the_api_to_nobody() {
+    let mut server = Server::start(&format!("{CONFIG}{USER}"));
+    for written in ["", "[node]\n", CONFIG] {
+        server.reload(written);
+        server.logs("api.user: none is left");
+        assert_eq!((status(&server, ""), status(&server, HEADER)), (401, 200));
+    }
+}
+
+#[test]
 fn a_wrong_line_changes_nothing_and_is_named() {
     let mut server = Server::new();
     let mut client = server.device("/echo");

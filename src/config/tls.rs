@@ -198,6 +198,9 @@ fn read_text(file: &Path) -> Result<String, String> {
 }
 
 fn not_pem(error: pem::Error) -> String {
+    if matches!(error, pem::Error::MissingSectionEnd { .. }) {
+        return "cut off: a PEM section in it has no end; it may be being written".into();
+    }
     // What it names of the file may have line ends.
     format!("not PEM: {}", error.to_string().replace(['\n', '\r'], " "))
 }
@@ -222,6 +225,20 @@ mod tests {
         let place =
             "GRIDCAST_API_TLS_CERT: api.tls.cert: no/such.pem: cannot be read: No such file";
         assert!(error.starts_with(place), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_cut_off() {
+        let folder = Folder::new();
+        let (cert, key) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["example.org".to_owned()]).unwrap();
+        let pem = params.self_signed(&pair).unwrap().pem();
+        fs::write(&key, pair.serialize_pem()).unwrap();
+        fs::write(&cert, &pem[..pem.len() / 2]).unwrap();
+        let text = format!("[api.tls]\ncert = {cert:?}\nkey = {key:?}");
+        let why = "cut off: a PEM section in it has no end; it may be being written";
+        refused(&text, &format!("gridcast.toml:2: api.tls.cert: {}: {why}", cert.display()));
     }
 
     #[test]

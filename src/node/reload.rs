@@ -179,7 +179,7 @@ fn log_changes(changes: &[Change]) {
 /// Returns a new configuration with the running values of all settings that need a restart.
 ///
 /// # Errors
-/// The API would listen without users on an address that others can reach.
+/// No user of the API is left. Without users anybody may call it.
 fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
     let mut config = new;
     let mut edges = std::mem::take(&mut config.edges);
@@ -203,12 +203,12 @@ fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
     config.mesh = running.mesh.clone();
     config.data = running.data.clone();
     config.log.format = running.log.format;
-    if config.api.users.is_empty() && !config.api.bind.is_local() {
-        return Err(NodeError(format!(
-            "api.user: none is left, but the API listens on {}: without users it listens on \
-             loopback only, which needs a restart",
-            config.api.bind
-        )));
+    if config.api.users.is_empty() && !running.api.users.is_empty() {
+        // A file that is empty or cut off, because it is being written, looks like this too.
+        return Err(NodeError(
+            "api.user: none is left, and without users anybody may call the API: that needs a restart"
+                .into(),
+        ));
     }
     Ok(config)
 }
