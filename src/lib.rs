@@ -36,6 +36,7 @@
 //! | Where does a request present its credentials? | `Credentials::of` in `protocol::credentials` |
 //! | Where is a reload applied to open connections? | `apply` in `shard::reload` |
 //! | Where is a device watched for a tap? | `Turn::tap_client` in `shard::taps::telling` tells what happens to it; `mark` in `shard::taps` decides which taps match |
+//! | Where are clients and channels found for a list? | `shard::client::list`, in the slices of `shard::lists::walks` |
 //! | Where is a list of administration gathered? | `shard::lists` asks the shards of all nodes; each answers in `shard::messages` |
 //! | What is shed when memory is short, in which order? | the table at the top of `shard::memory` |
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |

@@ -117,7 +117,7 @@ counters! {
         topic_waiting: "Handshakes refused with 503: too many events already waited for room",
         consumers: "Calls of queue.pop refused: the topic had too many consumers",
         context: "Changes of a context, and handshakes with a token, refused because the context was too large",
-        lists: "Calls of lists answered with 103: too many were gathered at once",
+        lists: "Calls of lists answered with 103: too many at once",
         calls_waiting: "Times a back end was not read from, or a call was answered with 103, because too many calls were unanswered",
         wrong_credentials: "Requests refused with 429: too many wrong credentials from their address",
         taps: "Calls of tap.start refused, and taps that a shard had no room for",

@@ -148,6 +148,13 @@ impl<T, const GENERATION_BITS: u32> SlotMap<T, GENERATION_BITS> {
     }
 
     /// The value at this index, with its key; `None` if the slot is empty.
+    pub fn at(&self, index: u32) -> Option<(SlotKey<GENERATION_BITS>, &T)> {
+        let slot = self.blocks.get(index as usize / BLOCK)?.get(index as usize % BLOCK)?;
+        let key = SlotKey { index, generation: slot.generation };
+        Some((key, slot.value.as_ref()?))
+    }
+
+    /// The value at this index, with its key; `None` if the slot is empty.
     pub fn at_mut(&mut self, index: u32) -> Option<(SlotKey<GENERATION_BITS>, &mut T)> {
         let slot = self.blocks.get_mut(index as usize / BLOCK)?.get_mut(index as usize % BLOCK)?;
         let key = SlotKey { index, generation: slot.generation };

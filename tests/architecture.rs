@@ -128,7 +128,17 @@ const PARTS: [(&str, &[&str], &[&str]); 10] = [
     ("access", &["ApiAccess", "Addresses"], &[]),
     ("admission", &["Admissions"], &["client::{Granted, KeyLookup, Need, Progress}"]),
     ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant"]),
-    ("client", &["Clients"], &["memory::SHORT_OF_MEMORY", "memory::Shortage", "taps::TapSet"]),
+    (
+        "client",
+        &["Clients"],
+        &[
+            "lists::{Budget, ChannelWalk, ClientWalk, Reached, Walk}",
+            "lists::{SLOTS_CHOSEN_MAX, Slots}",
+            "memory::SHORT_OF_MEMORY",
+            "memory::Shortage",
+            "taps::TapSet",
+        ],
+    ),
     ("topics", &["Topics"], &["memory::Shortage"]),
     ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),

@@ -1,8 +1,46 @@
 //! Ranges of IP addresses.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
+
+/// A network, or a single address. An IPv4 network is in its own form, not mapped to IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    /// Whether an address is in the network. An IPv4 address that is mapped to IPv6 is compared as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for Network {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self(address.to_canonical().into()));
+        }
+        let network: IpNet = text.parse()?;
+        Ok(Self(mapped_ipv4(network).unwrap_or(network).trunc()))
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Returns the IPv4 network that is written as one mapped to IPv6.
+fn mapped_ipv4(network: IpNet) -> Option<IpNet> {
+    let IpNet::V6(network) = network else { return None };
+    let length = network.prefix_len().checked_sub(96)?;
+    Some(Ipv4Net::new(network.addr().to_ipv4_mapped()?, length).ok()?.into())
+}
 
 /// A set of networks. IPv4 networks are in their own form, not mapped to IPv6.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +74,28 @@ impl FromIterator<IpNet> for Networks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_has_one_form_however_it_is_written() {
+        let table = [
+            ("10.0.0.1", "10.0.0.1/32"),
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("::ffff:10.0.0.1", "10.0.0.1/32"),
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("fe80::1", "fe80::1/128"),
+        ];
+        for (text, form) in table {
+            let network: Network = text.parse().expect("a network");
+            assert_eq!(network.to_string(), form);
+            assert_eq!(form.parse(), Ok(network));
+        }
+        let network: Network = "10.0.0.0/8".parse().expect("a network");
+        let has = |text: &str| network.contains(text.parse().expect("an address"));
+        assert!(has("10.1.2.3") && has("::ffff:10.1.2.3") && !has("11.0.0.1") && !has("fe80::1"));
+        for text in ["", "10.0.0", "10.0.0.0/33", "fe80::%1", "unix"] {
+            assert!(text.parse::<Network>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn an_address_is_in_a_network_in_either_form() {

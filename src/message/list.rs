@@ -1,6 +1,8 @@
 //! Questions of a list of administration to shards of any node, and the answers.
 
-use crate::protocol::api::{NodeStanding, PerSecond};
+use crate::protocol::api::{
+    ChannelRow, ClientFilter, ClientRow, NodeStanding, PerSecond, TopicRow,
+};
 
 /// A message of a list, with the ticket of the list.
 #[derive(Debug)]
@@ -16,6 +18,38 @@ pub enum ListMessage {
 pub enum ListQuestion {
     /// The figures of the shard, for `node.list`.
     Figures,
+    /// Some of the shard's clients, for `client.list`.
+    Client(Box<ClientsQuestion>),
+    /// Some of the shard's channels, for `channel.list`.
+    Channel(Box<NamesQuestion>),
+    /// Some of the topics whose home the shard is, for `topic.list`.
+    Topic(Box<NamesQuestion>),
+}
+
+/// Asks for clients in the order of their slots in the shard's table of connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientsQuestion {
+    /// The conditions that each client has to meet.
+    pub filter: ClientFilter,
+    /// The slot to begin with.
+    pub from: u32,
+    /// The most clients to return: at least 1.
+    pub max: u32,
+    /// The time after which the shard answers with what it has found, in milliseconds.
+    pub within_ms: u32,
+}
+
+/// Asks for names in their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamesQuestion {
+    /// The beginning of the names.
+    pub prefix: Box<str>,
+    /// The name that all names have to follow.
+    pub after: Option<Box<str>>,
+    /// The most names to return: at least 1.
+    pub max: u32,
+    /// The time after which the shard gives up, in milliseconds.
+    pub within_ms: u32,
 }
 
 /// A shard's part of a list.
@@ -23,6 +57,43 @@ pub enum ListQuestion {
 pub enum ListAnswer {
     /// Answers [`ListQuestion::Figures`].
     Figures(Box<ShardFigures>),
+    /// Answers [`ListQuestion::Client`].
+    Client(Box<ClientsPart>),
+    /// Answers [`ListQuestion::Channel`].
+    Channel(Box<NamesPart<ChannelRow>>),
+    /// Answers [`ListQuestion::Topic`].
+    Topic(Box<NamesPart<TopicRow>>),
+    /// The shard gathers too many lists at once.
+    Busy,
+    /// The shard has not finished in time, and has nothing to show for it.
+    Unfinished,
+}
+
+/// Some clients of a shard, in the order of their slots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientsPart {
+    /// The clients found.
+    pub rows: Vec<SlottedClient>,
+    /// The first slot that was not looked at. `None`: no slot is left.
+    pub next: Option<u32>,
+}
+
+/// A client, and its slot in the shard's table of connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlottedClient {
+    /// The slot.
+    pub slot: u32,
+    /// The client.
+    pub row: ClientRow,
+}
+
+/// Some names that a shard knows, in their order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamesPart<R> {
+    /// The first names.
+    pub rows: Vec<R>,
+    /// Whether more names follow.
+    pub is_cut: bool,
 }
 
 /// The figures of one shard, for `node.list`.

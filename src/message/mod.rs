@@ -30,7 +30,10 @@ mod topic;
 use std::sync::Arc;
 
 pub use bridge::{AdmissionRequest, AdmissionVerdict, FromBridge, KeysReport, ToBridge};
-pub use list::{ListAnswer, ListMessage, ListQuestion, ProcessFacts, ShardFigures};
+pub use list::{
+    ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion, NamesPart, NamesQuestion,
+    ProcessFacts, ShardFigures, SlottedClient,
+};
 pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,

@@ -164,6 +164,11 @@ impl Topic {
         self.waits
     }
 
+    /// The number of messages in flight to consumers.
+    pub fn in_flight(&self) -> usize {
+        self.consumers.iter().map(|(_, consumer)| consumer.handed.len()).sum()
+    }
+
     /// The figures of the topic.
     pub fn report(&self, name: &str, now_us: u64) -> TopicReport {
         let since_us = self.lanes.oldest_since_us();

@@ -81,7 +81,7 @@ impl Shard {
             }
             Ok(Call::List(call)) => {
                 if let Some(ticket) = self.backends.open_list(turn, connections, caller) {
-                    self.lists.begin(turn, ticket, &call);
+                    self.lists.begin(turn, ticket, call);
                 }
                 return;
             }

@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::backend::{self, Answer, TopicHome};
+use super::lists;
 use super::turn::{Command, Now};
 use crate::address::{ShardAddress, ShardId};
 use crate::message::{
@@ -164,9 +165,18 @@ impl Shard {
                 self.last_wills.handle_message(turn, from, owner, message);
             }
             GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Figures)) => {
-                let figures = Box::new(self.inspect().figures());
-                let answer = ListMessage::Answer(ListAnswer::Figures(figures));
-                self.turn.send_grid(from, GridMessage::List(ticket, answer));
+                let figures = ListAnswer::Figures(Box::new(self.inspect().figures()));
+                lists::answer(&mut self.turn, from, ticket, figures);
+            }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Topic(question))) => {
+                let part = self.topics.home.list(turn.now.us, &question);
+                lists::answer(turn, from, ticket, ListAnswer::Topic(Box::new(part)));
+            }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Client(question))) => {
+                self.lists.walk_clients(turn, from, ticket, question);
+            }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Channel(question))) => {
+                self.lists.walk_channels(turn, from, ticket, question);
             }
             GridMessage::List(ticket, ListMessage::Answer(answer)) => {
                 self.lists.handle_answer(turn, from, ticket, answer);

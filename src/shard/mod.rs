@@ -324,7 +324,9 @@ impl Shard {
             }
             left -= 1;
         }
-        self.lists.handle_turn(turn);
+        self.lists.handle_turn(turn, |turn, walk, budget| {
+            self.clients.continue_walk(turn, connections, walk, budget)
+        });
         self.topics.home.handle_timeout(turn);
         self.route();
         self.clients.begin_turn();
@@ -510,7 +512,7 @@ impl Shard {
                 Step::HandshakeSettled(key, settled) => self.continue_handshake(key, settled),
                 Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
                 Step::Listed(ticket, listing) => {
-                    let answer = Answer::Done(Ok(Reply::List(listing)));
+                    let answer = Answer::Done(listing.map(Reply::List));
                     self.backends.handle_answer(turn, connections, ticket, answer);
                 }
                 Step::Counted(key, is_admitted) => self.answer_counted(key, is_admitted),

@@ -15,7 +15,7 @@ use super::connection::Listener;
 use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardId};
 use crate::message::ConnectionKey;
-use crate::protocol::api::{Call, Fault, Function, ListCall, TapTarget};
+use crate::protocol::api::{Call, Fault, Function, TapTarget};
 
 /// The number of bytes of a peer's text that a line shows. Cut at the character boundary before it.
 const SHOWN_BYTES: usize = 256;
@@ -198,7 +198,7 @@ impl fmt::Display for ShownCall<'_> {
             Call::Unpop => formatter.write_str("queue.unpop"),
             Call::Ack(_) => formatter.write_str("queue.ack"),
             Call::Reload => formatter.write_str("admin.reload"),
-            Call::List(ListCall::Nodes) => formatter.write_str("node.list"),
+            Call::List(list) => formatter.write_str(list.name()),
             Call::Tap(tap) => write!(formatter, "tap.start {}", ShownTarget(&tap.target)),
             Call::Untap => formatter.write_str("tap.stop"),
         }

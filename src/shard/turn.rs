@@ -87,8 +87,8 @@ pub enum Step {
     ClientChanged(ConnectionKey),
     /// The verification of a request's credentials is complete: the request goes on.
     Admitted(ConnectionKey, Result<Grant, Denial>),
-    /// A list of administration is gathered: the answer to the question with this ticket.
-    Listed(Ticket, Box<Listing>),
+    /// A list of administration is gathered, or has failed: the answer to the question with this ticket.
+    Listed(Ticket, Result<Box<Listing>, Fault>),
     /// The address of a forwarded handshake's client is counted, and the handshake goes on; or, if
     /// false, the address has reached a limit.
     Counted(ConnectionKey, bool),

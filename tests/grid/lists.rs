@@ -52,3 +52,71 @@ fn lists_need_the_role_admin() {
     let mut socket = crate::support::Socket::connect(server.api, "/ws/v1", app).expect("it may");
     assert_error(&socket.call(r#"{"m":"node.list","i":1}"#), 102, Some("1"));
 }
+
+#[test]
+fn a_device_is_found_by_its_user_from_any_node_and_channels_are_counted_over_all() {
+    let grid = Grid::new(3);
+    let mut devices = Vec::new();
+    for node in &grid.nodes {
+        devices.push(node.device("/plain?channels=news,sport"));
+        devices.push(node.device("/plain?channels=news"));
+    }
+    let (_device, client) = grid.nodes[2].client();
+    let mut back_end = grid.nodes[0].backend();
+    back_end.conn_call(&client, "set_context_value", json!(["user_id", 10000]));
+    for node in &grid.nodes {
+        let mut back_end = node.backend();
+        let page = back_end.done("client.list", &json!({ "user": "10000" }));
+        let [found] = &page["clients"].as_array().expect("a list")[..] else { panic!("{page}") };
+        assert_eq!((&found["c"], &found["n"]), (&json!(client), &json!(3)));
+        assert_eq!((&found["u"], &found["channels"]), (&json!("10000"), &json!(0)));
+        let page = back_end.done("client.list", &json!({ "channel": "news", "max": 1000 }));
+        assert_eq!(
+            (page["clients"].as_array().map(Vec::len), &page["next"]),
+            (Some(6), &Value::Null)
+        );
+        let page = back_end.done("channel.list", &json!({}));
+        let channels = json!([{ "c": "news", "clients": 6 }, { "c": "sport", "clients": 3 }]);
+        assert_eq!((&page["channels"], &page["missing"]), (&channels, &json!([])));
+        let topics = back_end.done("topic.list", &json!({}));
+        assert!(topics["topics"].as_array().is_some_and(|topics| !topics.is_empty()), "{topics}");
+    }
+    // The walk of all pages meets each device once.
+    let (mut params, mut met) = (json!({ "max": 2 }), Vec::new());
+    while met.len() < 100 {
+        let page = back_end.done("client.list", &params);
+        let ids = page["clients"].as_array().expect("a list").iter().map(|row| row["c"].clone());
+        met.extend(ids.map(|id| id.as_str().map(str::to_owned)));
+        params["after"] = page["next"].clone();
+        if params["after"].is_null() {
+            break;
+        }
+    }
+    assert_eq!(met.len(), 7);
+    met.sort_unstable();
+    met.dedup();
+    assert_eq!(met.len(), 7);
+}
+
+#[test]
+fn a_page_passes_over_a_node_that_is_frozen() {
+    let grid = Grid::new(3);
+    let _devices: Vec<_> = grid.nodes.iter().map(Server::client).collect();
+    let mut back_end = grid.nodes[0].backend();
+    grid.nodes[1].freeze();
+    let (mut params, mut nodes, mut missing) = (json!({}), Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let asked = Instant::now();
+        let page = back_end.done("client.list", &params);
+        assert!(asked.elapsed().as_millis() < 2000, "answered after {:?}", asked.elapsed());
+        nodes
+            .extend(page["clients"].as_array().expect("a list").iter().map(|row| row["n"].clone()));
+        missing.extend(page["missing"].as_array().expect("a list").iter().cloned());
+        params["after"] = page["next"].clone();
+        if params["after"].is_null() {
+            break;
+        }
+    }
+    assert_eq!((nodes, missing), (vec![json!(1), json!(3)], vec![json!(2)]));
+    grid.nodes[1].thaw();
+}

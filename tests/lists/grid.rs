@@ -17,7 +17,7 @@ use crate::shard_value::{self, call, upgraded};
 const TURNS_MAX: usize = 100_000;
 
 /// A shard in a grid: the index of its node, and its number.
-type Place = (usize, usize);
+pub type Place = (usize, usize);
 
 /// Nodes with the ids 1, 2, …: the node at index 0 has id 1.
 pub struct Grid {
@@ -88,11 +88,23 @@ impl Grid {
         self.settle();
     }
 
-    fn places(&self) -> Vec<Place> {
+    /// Every shard of every node.
+    pub fn places(&self) -> Vec<Place> {
         let shards = |(node, shards): (usize, &Vec<Shard>)| {
             (0..shards.len()).map(move |shard| (node, shard)).collect::<Vec<_>>()
         };
         self.nodes.iter().enumerate().flat_map(shards).collect()
+    }
+
+    /// Sets how long calls wait for other shards and nodes.
+    pub fn set_answer_ms(&mut self, answer_ms: u64) {
+        for (index, settings) in self.settings.iter_mut().enumerate() {
+            settings.limits.answer_ms = answer_ms;
+            let state = Arc::new(NodeState::new(settings, Arc::default()));
+            for shard in &mut self.nodes[index] {
+                shard.handle_reload(self.now, settings, state.clone());
+            }
+        }
     }
 
     /// Delivers messages until there is none.
@@ -178,6 +190,15 @@ impl Grid {
         let key = upgraded(&mut self.nodes[node][shard], self.now, Listener::Edge(0), path);
         self.settle();
         key
+    }
+
+    /// Ends the connection of a client.
+    pub fn gone(&mut self, (node, shard): Place, key: ConnectionKey) {
+        let shard = &mut self.nodes[node][shard];
+        shard.handle_end(self.now, key, true);
+        shard.handle_turn(self.now);
+        shard.handle_closed(key);
+        self.settle();
     }
 
     /// Returns what was written to a connection of the first shard of a node since the last time.

@@ -1,6 +1,8 @@
 //! Lists of administration over grids of many shards. Shards are values here: no socket, no clock.
 
+mod clients;
 mod grid;
+mod names;
 mod nodes;
 #[allow(dead_code, reason = "a single shard is for other tests")]
 #[path = "../support/shard.rs"]

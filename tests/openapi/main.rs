@@ -154,12 +154,15 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 5] = [
+const PARAMS: [(&str, &str); 8] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
     ("queue.pop", "Pop/oneOf/0"),
     ("queue.ack", "Ack"),
+    ("client.list", "ClientFilter"),
+    ("channel.list", "ChannelFilter"),
+    ("topic.list", "TopicFilter"),
 ];
 
 #[test]
@@ -192,6 +195,9 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "conn.call": { "c": "1", "f": "info" },
         "queue.pop": { "t": ["x"], "a": true },
         "queue.ack": { "g": 1 },
+        "client.list": {},
+        "channel.list": {},
+        "topic.list": {},
     });
     let document = async_api();
     for (method, schema) in PARAMS {

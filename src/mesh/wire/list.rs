@@ -1,9 +1,17 @@
 //! Messages of lists of administration ⇄ bytes.
 
 use super::WireError;
-use super::fields::{Fields, put_short_text, put_u64};
-use crate::message::{ListAnswer, ListMessage, ListQuestion, ProcessFacts, ShardFigures};
-use crate::protocol::api::{NodeStanding, PerSecond};
+use super::fields::{
+    Fields, put_list, put_long_text, put_remote, put_short_text, put_u32, put_u64,
+};
+use crate::address::networks::Network;
+use crate::message::{
+    ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion, NamesPart, NamesQuestion,
+    ProcessFacts, ShardFigures, SlottedClient,
+};
+use crate::protocol::api::{
+    ChannelRow, ClientFilter, ClientRow, NodeStanding, PAGE_MAX, PerSecond, TopicRow,
+};
 
 // Kinds of messages.
 const ASK: u8 = 1;
@@ -11,6 +19,13 @@ const ANSWER: u8 = 2;
 
 // Kinds of questions, and of their answers.
 const FIGURES: u8 = 1;
+const CLIENTS: u8 = 2;
+const CHANNELS: u8 = 3;
+const TOPICS: u8 = 4;
+
+// Answers to any question.
+const BUSY: u8 = 5;
+const UNFINISHED: u8 = 6;
 
 // States of a node by its own account.
 const UP: u8 = 1;
@@ -19,21 +34,227 @@ const DRAINING: u8 = 3;
 
 pub(super) fn put_list_message(out: &mut Vec<u8>, message: &ListMessage) {
     match message {
-        ListMessage::Ask(ListQuestion::Figures) => out.extend_from_slice(&[ASK, FIGURES]),
-        ListMessage::Answer(ListAnswer::Figures(figures)) => {
-            out.extend_from_slice(&[ANSWER, FIGURES]);
-            put_figures(out, figures);
+        ListMessage::Ask(question) => {
+            out.push(ASK);
+            put_question(out, question);
+        }
+        ListMessage::Answer(answer) => {
+            out.push(ANSWER);
+            put_answer(out, answer);
         }
     }
 }
 
 pub(super) fn read_list_message(fields: &mut Fields<'_>) -> Result<ListMessage, WireError> {
-    Ok(match (fields.u8()?, fields.u8()?) {
-        (ASK, FIGURES) => ListMessage::Ask(ListQuestion::Figures),
-        (ANSWER, FIGURES) => {
-            ListMessage::Answer(ListAnswer::Figures(Box::new(read_figures(fields)?)))
+    match fields.u8()? {
+        ASK => read_question(fields).map(ListMessage::Ask),
+        ANSWER => read_answer(fields).map(ListMessage::Answer),
+        kind => Err(WireError::Unknown(kind)),
+    }
+}
+
+fn put_question(out: &mut Vec<u8>, question: &ListQuestion) {
+    match question {
+        ListQuestion::Figures => out.push(FIGURES),
+        ListQuestion::Client(question) => {
+            out.push(CLIENTS);
+            put_clients_question(out, question);
         }
-        (ASK | ANSWER, kind) | (kind, _) => return Err(WireError::Unknown(kind)),
+        ListQuestion::Channel(question) => {
+            out.push(CHANNELS);
+            put_names_question(out, question);
+        }
+        ListQuestion::Topic(question) => {
+            out.push(TOPICS);
+            put_names_question(out, question);
+        }
+    }
+}
+
+fn read_question(fields: &mut Fields<'_>) -> Result<ListQuestion, WireError> {
+    Ok(match fields.u8()? {
+        FIGURES => ListQuestion::Figures,
+        CLIENTS => ListQuestion::Client(Box::new(read_clients_question(fields)?)),
+        CHANNELS => ListQuestion::Channel(Box::new(read_names_question(fields)?)),
+        TOPICS => ListQuestion::Topic(Box::new(read_names_question(fields)?)),
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn put_answer(out: &mut Vec<u8>, answer: &ListAnswer) {
+    match answer {
+        ListAnswer::Figures(figures) => {
+            out.push(FIGURES);
+            put_figures(out, figures);
+        }
+        ListAnswer::Client(part) => {
+            out.push(CLIENTS);
+            put_list(out, &part.rows, put_client);
+            put_optional(out, part.next.as_ref(), |out, next| put_u32(out, *next));
+        }
+        ListAnswer::Channel(part) => {
+            out.push(CHANNELS);
+            put_list(out, &part.rows, put_channel);
+            out.push(part.is_cut.into());
+        }
+        ListAnswer::Topic(part) => {
+            out.push(TOPICS);
+            put_list(out, &part.rows, put_topic);
+            out.push(part.is_cut.into());
+        }
+        ListAnswer::Busy => out.push(BUSY),
+        ListAnswer::Unfinished => out.push(UNFINISHED),
+    }
+}
+
+fn read_answer(fields: &mut Fields<'_>) -> Result<ListAnswer, WireError> {
+    Ok(match fields.u8()? {
+        FIGURES => ListAnswer::Figures(Box::new(read_figures(fields)?)),
+        CLIENTS => ListAnswer::Client(Box::new(ClientsPart {
+            rows: fields.list(PAGE_MAX, read_client)?,
+            next: read_optional(fields, Fields::u32)?,
+        })),
+        CHANNELS => ListAnswer::Channel(Box::new(NamesPart {
+            rows: fields.list(PAGE_MAX, read_channel)?,
+            is_cut: fields.flag()?,
+        })),
+        TOPICS => ListAnswer::Topic(Box::new(NamesPart {
+            rows: fields.list(PAGE_MAX, read_topic)?,
+            is_cut: fields.flag()?,
+        })),
+        BUSY => ListAnswer::Busy,
+        UNFINISHED => ListAnswer::Unfinished,
+        kind => return Err(WireError::Unknown(kind)),
+    })
+}
+
+fn put_optional<T: ?Sized>(out: &mut Vec<u8>, value: Option<&T>, put: impl Fn(&mut Vec<u8>, &T)) {
+    out.push(value.is_some().into());
+    if let Some(value) = value {
+        put(out, value);
+    }
+}
+
+fn read_optional<'a, T>(
+    fields: &mut Fields<'a>,
+    read: impl Fn(&mut Fields<'a>) -> Result<T, WireError>,
+) -> Result<Option<T>, WireError> {
+    match fields.flag()? {
+        true => read(fields).map(Some),
+        false => Ok(None),
+    }
+}
+
+fn put_clients_question(out: &mut Vec<u8>, question: &ClientsQuestion) {
+    let ClientsQuestion { filter, from, max, within_ms } = question;
+    put_optional(out, filter.clients.as_ref(), |out, clients| {
+        put_list(out, clients, |out, client| put_u64(out, client.value()));
+    });
+    put_optional(out, filter.user.as_deref(), put_short_text);
+    put_optional(out, filter.channel.as_deref(), put_short_text);
+    put_optional(out, filter.address.as_ref(), |out, network| {
+        put_short_text(out, &network.to_string());
+    });
+    put_optional(out, filter.route.as_deref(), put_long_text);
+    for number in [from, max, within_ms] {
+        put_u32(out, *number);
+    }
+}
+
+fn read_clients_question(fields: &mut Fields<'_>) -> Result<ClientsQuestion, WireError> {
+    let filter = ClientFilter {
+        clients: read_optional(fields, |fields| fields.list(PAGE_MAX, Fields::client))?,
+        user: read_optional(fields, read_name)?,
+        channel: read_optional(fields, read_name)?,
+        address: read_optional(fields, read_network)?,
+        route: read_optional(fields, |fields| fields.long_text().map(Box::from))?,
+    };
+    let (from, max, within_ms) = (fields.u32()?, read_max(fields)?, fields.u32()?);
+    Ok(ClientsQuestion { filter, from, max, within_ms })
+}
+
+fn read_name(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
+    fields.name().map(Box::from)
+}
+
+fn read_network(fields: &mut Fields<'_>) -> Result<Network, WireError> {
+    let text = fields.short_text()?;
+    let network: Option<Network> = text.parse().ok();
+    network.filter(|network| network.to_string() == text).ok_or(WireError::OutOfBounds)
+}
+
+fn read_max(fields: &mut Fields<'_>) -> Result<u32, WireError> {
+    match fields.u32()? {
+        max if (1..=PAGE_MAX).contains(&(max as usize)) => Ok(max),
+        _ => Err(WireError::OutOfBounds),
+    }
+}
+
+fn put_names_question(out: &mut Vec<u8>, question: &NamesQuestion) {
+    put_short_text(out, &question.prefix);
+    put_optional(out, question.after.as_deref(), put_short_text);
+    put_u32(out, question.max);
+    put_u32(out, question.within_ms);
+}
+
+fn read_names_question(fields: &mut Fields<'_>) -> Result<NamesQuestion, WireError> {
+    Ok(NamesQuestion {
+        prefix: fields.short_text()?.into(),
+        after: read_optional(fields, read_name)?,
+        max: read_max(fields)?,
+        within_ms: fields.u32()?,
+    })
+}
+
+fn put_client(out: &mut Vec<u8>, SlottedClient { slot, row }: &SlottedClient) {
+    put_u32(out, *slot);
+    put_u64(out, row.client.value());
+    put_optional(out, row.user.as_deref(), put_short_text);
+    put_remote(out, row.remote);
+    put_long_text(out, &row.path);
+    for number in [row.since_ms, row.channels, row.buffered] {
+        put_u64(out, number);
+    }
+}
+
+fn read_client(fields: &mut Fields<'_>) -> Result<SlottedClient, WireError> {
+    let slot = fields.u32()?;
+    let row = ClientRow {
+        client: fields.client()?,
+        user: read_optional(fields, |fields| fields.short_text().map(Box::from))?,
+        remote: fields.remote()?,
+        path: fields.long_text()?.into(),
+        since_ms: fields.u64()?,
+        channels: fields.u64()?,
+        buffered: fields.u64()?,
+    };
+    Ok(SlottedClient { slot, row })
+}
+
+fn put_channel(out: &mut Vec<u8>, row: &ChannelRow) {
+    put_short_text(out, &row.name);
+    put_u64(out, row.clients);
+}
+
+fn read_channel(fields: &mut Fields<'_>) -> Result<ChannelRow, WireError> {
+    Ok(ChannelRow { name: read_name(fields)?, clients: fields.u64()? })
+}
+
+fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
+    put_short_text(out, &row.name);
+    for number in [row.messages, row.bytes, row.oldest_ms, row.consumers, row.in_flight] {
+        put_u64(out, number);
+    }
+}
+
+fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
+    Ok(TopicRow {
+        name: read_name(fields)?,
+        messages: fields.u64()?,
+        bytes: fields.u64()?,
+        oldest_ms: fields.u64()?,
+        consumers: fields.u64()?,
+        in_flight: fields.u64()?,
     })
 }
 

@@ -7,13 +7,14 @@ use super::*;
 use crate::address::remote::Remote;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, ConnectionKey, Delivery, FromConsumer, FromTapper,
-    GridMessage, LastWillsMessage, ListAnswer, ListMessage, ListQuestion, MessageNumber, PopId,
-    ProcessFacts, Publish, Requester, ShardFigures, Terms, Ticket, ToConsumer, ToTapper,
-    WatcherEpoch,
+    BackendId, ClientCommand, ClientReply, ClientsPart, ClientsQuestion, ConnectionKey, Delivery,
+    FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer, ListMessage, ListQuestion,
+    MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts, Publish, Requester, ShardFigures,
+    SlottedClient, Terms, Ticket, ToConsumer, ToTapper, WatcherEpoch,
 };
 use crate::protocol::api::{
-    Code, Fault, Function, Info, NAME_BYTES_MAX, NodeStanding, PerSecond, Tally, Tap, TapTarget,
+    ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, Info, NAME_BYTES_MAX, NodeStanding,
+    PerSecond, Tally, Tap, TapTarget, TopicRow,
 };
 use crate::protocol::frame::{Frame, Kind};
 
@@ -159,13 +160,70 @@ fn all_messages() -> Vec<AddressedMessage> {
     messages
         .extend(last_wills.map(|message| for_shard(GridMessage::LastWills(backend().at, message))));
     messages.extend(
-        list_messages().map(|message| for_shard(GridMessage::List(Ticket(u64::MAX - 1), message))),
+        list_messages()
+            .into_iter()
+            .map(|message| for_shard(GridMessage::List(Ticket(u64::MAX - 1), message))),
     );
     messages.extend(tap_messages().map(for_shard));
     messages
 }
 
-fn list_messages() -> [ListMessage; 3] {
+fn list_messages() -> Vec<ListMessage> {
+    let filter = ClientFilter {
+        clients: Some([1, 2].map(ClientId::from_value).to_vec()),
+        user: Some("10000".into()),
+        channel: Some("news".into()),
+        address: "10.0.0.0/8".parse().ok(),
+        route: Some("/ws".into()),
+    };
+    let clients = |filter| {
+        let question = ClientsQuestion { filter, from: 5, max: 1000, within_ms: 750 };
+        ListMessage::Ask(ListQuestion::Client(Box::new(question)))
+    };
+    let names = |prefix: &str, after: Option<&str>| {
+        let (prefix, after) = (prefix.into(), after.map(Box::from));
+        Box::new(NamesQuestion { prefix, after, max: 1, within_ms: 750 })
+    };
+    let row = |user: Option<&str>| ClientRow {
+        client: ClientId::from_value(3),
+        user: user.map(Box::from),
+        remote: ([127, 0, 0, 1], 1).into(),
+        path: "/ws".into(),
+        since_ms: 4,
+        channels: 5,
+        buffered: 6,
+    };
+    let rows = [(7, row(Some("10000"))), (9, row(None))];
+    let rows = rows.map(|(slot, row)| SlottedClient { slot, row }).into();
+    let channel = ChannelRow { name: "news".into(), clients: 8 };
+    let topic = TopicRow {
+        name: "messages".into(),
+        messages: 1,
+        bytes: 2,
+        oldest_ms: 3,
+        consumers: 4,
+        in_flight: 5,
+    };
+    let answers = [
+        ListAnswer::Client(Box::new(ClientsPart { rows, next: Some(10) })),
+        ListAnswer::Client(Box::default()),
+        ListAnswer::Channel(Box::new(NamesPart { rows: vec![channel], is_cut: true })),
+        ListAnswer::Topic(Box::new(NamesPart { rows: vec![topic], is_cut: false })),
+        ListAnswer::Busy,
+        ListAnswer::Unfinished,
+    ];
+    let mut messages: Vec<_> = figures_messages().into();
+    messages.extend([
+        clients(filter),
+        clients(ClientFilter::default()),
+        ListMessage::Ask(ListQuestion::Channel(names("ne", Some("news")))),
+        ListMessage::Ask(ListQuestion::Topic(names("", None))),
+    ]);
+    messages.extend(answers.map(ListMessage::Answer));
+    messages
+}
+
+fn figures_messages() -> [ListMessage; 3] {
     let process = ProcessFacts {
         state: NodeStanding::LameDuck,
         uptime_ms: 1,

@@ -23,7 +23,11 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ipnet::IpNet;
 
-pub use list::{ListCall, Listing, NodeEntry, NodeFigures, NodeList, NodeStanding, PerSecond};
+pub use list::{
+    ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall, ListCall, ListMethod, Listing,
+    NamedRow, NamesCall, NodeEntry, NodeFigures, NodeList, NodeStanding, PAGE_MAX, Page, PerSecond,
+    TopicRow, USER_BYTES_MAX,
+};
 pub use read::{ApiMethod, NotUtf8, Parser};
 pub use tap::{
     TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
@@ -173,7 +177,7 @@ pub enum Call<'a> {
     Ack(Tags),
     /// `admin.reload`: reloads the configuration of the node.
     Reload,
-    /// `node.list`: lists something of the whole grid.
+    /// A list of administration: lists something of the whole grid.
     List(ListCall),
     /// `tap.start`: watches devices live.
     Tap(Tap),

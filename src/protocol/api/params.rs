@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use base64::Engine;
 
 use super::document::{JsonDocument, Value};
+use super::list::read_list;
 use super::read::ApiMethod;
 use super::tap::read_tap;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
-    ContextEntry, Fault, Function, ListCall, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
+    ContextEntry, Fault, Function, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
     UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
@@ -23,10 +24,13 @@ pub(super) fn read_params<'a>(
     params: Option<Value<'_, 'a>>,
     document: &JsonDocument<'_, 'a>,
 ) -> Result<Call<'a>, Fault> {
-    if let Some(call) = method.call_without_params() {
-        return Ok(call);
-    }
-    let given = params.ok_or_else(|| Fault::invalid("p: missing; expected an object"))?;
+    let given = match (method, params) {
+        (ApiMethod::Unpop | ApiMethod::Reload, _) | (_, None) => {
+            let missing = || Fault::invalid("p: missing; expected an object");
+            return method.call_without_params().ok_or_else(missing);
+        }
+        (_, Some(given)) => given,
+    };
     if method == ApiMethod::Pop
         && let Some(topics) = bare_topics(given)
     {
@@ -46,8 +50,8 @@ pub(super) fn read_params<'a>(
         ApiMethod::Tap => Call::Tap(read_tap(params)?),
         ApiMethod::Unpop => Call::Unpop,
         ApiMethod::Reload => Call::Reload,
-        ApiMethod::NodeList => Call::List(ListCall::Nodes),
         ApiMethod::Untap => Call::Untap,
+        ApiMethod::List(list) => Call::List(read_list(list, params)?),
     })
 }
 
@@ -141,7 +145,11 @@ pub(super) fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result
 }
 
 pub(super) fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fault> {
-    let value = required(params, "c")?;
+    client_of(required(params, "c")?)
+}
+
+/// Returns the client id that a value of the field `c` is.
+pub(super) fn client_of(value: Value<'_, '_>) -> Result<ClientId, Fault> {
     let from_text = || value.text()?.parse().ok();
     value.unsigned().map(ClientId::from_value).or_else(from_text).ok_or_else(|| {
         Fault::invalid("c: expected a client id, as a string of decimal digits or an integer")

@@ -7,8 +7,9 @@ use simd_json::{Buffers, Node, StaticNode};
 
 use super::document::{JsonDocument, Value};
 use super::fast::FastRequest;
+use super::list::read_list;
 use super::params::{quoted, read_params};
-use super::{ApiRequest, Call, Fault, ListCall};
+use super::{ApiRequest, Call, Fault, ListMethod};
 use crate::protocol::json;
 
 /// Parses requests in place with reusable buffers. One per shard. An unused parser holds no memory, so
@@ -165,8 +166,8 @@ pub enum ApiMethod {
     Ack,
     /// `admin.reload`
     Reload,
-    /// `node.list`
-    NodeList,
+    /// A list of administration.
+    List(ListMethod),
     /// `tap.start`
     Tap,
     /// `tap.stop`
@@ -176,15 +177,15 @@ pub enum ApiMethod {
 impl ApiMethod {
     /// Whether the method needs the role `admin`.
     pub fn is_for_admins(self) -> bool {
-        matches!(self, Self::Reload | Self::NodeList)
+        matches!(self, Self::Reload | Self::List(_))
     }
 
-    /// Returns the call of a method that reads no parameters, for a request without a body.
+    /// Returns the call without parameters. `None`: the method needs some.
     pub fn call_without_params<'a>(self) -> Option<Call<'a>> {
         match self {
             Self::Unpop => Some(Call::Unpop),
             Self::Reload => Some(Call::Reload),
-            Self::NodeList => Some(Call::List(ListCall::Nodes)),
+            Self::List(list) => read_list(list, None).ok().map(Call::List),
             Self::Untap => Some(Call::Untap),
             _ => None,
         }
@@ -199,7 +200,10 @@ impl ApiMethod {
             b"queue.unpop" => Self::Unpop,
             b"queue.ack" => Self::Ack,
             b"admin.reload" => Self::Reload,
-            b"node.list" => Self::NodeList,
+            b"node.list" => Self::List(ListMethod::Node),
+            b"client.list" => Self::List(ListMethod::Client),
+            b"channel.list" => Self::List(ListMethod::Channel),
+            b"topic.list" => Self::List(ListMethod::Topic),
             b"tap.start" => Self::Tap,
             b"tap.stop" => Self::Untap,
             _ => return None,
@@ -245,7 +249,8 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack, admin.reload, node.list, tap.start, tap.stop",
+             queue.unpop, queue.ack, admin.reload, node.list, client.list, \
+             channel.list, topic.list, tap.start, tap.stop",
             quoted(name)
         ))
     })

@@ -2,7 +2,7 @@
 
 use super::{Backends, console, page};
 use crate::message::ConnectionKey;
-use crate::protocol::api::{self, ApiMethod, NodeRow};
+use crate::protocol::api::{self, ApiMethod, ListMethod, NodeRow};
 use crate::protocol::credentials::{Roles, SUBPROTOCOL};
 use crate::protocol::http::{Method, Request};
 use crate::protocol::{origin, upgrade};
@@ -32,7 +32,10 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
         "/v1/conn/call" => Some(ApiMethod::Call),
         "/v1/admin/reload" => Some(ApiMethod::Reload),
-        "/v1/node/list" => Some(ApiMethod::NodeList),
+        "/v1/node/list" => Some(ApiMethod::List(ListMethod::Node)),
+        "/v1/client/list" => Some(ApiMethod::List(ListMethod::Client)),
+        "/v1/channel/list" => Some(ApiMethod::List(ListMethod::Channel)),
+        "/v1/topic/list" => Some(ApiMethod::List(ListMethod::Topic)),
         _ => None,
     }
 }

@@ -139,6 +139,20 @@ impl Channels {
         self.by_name.len()
     }
 
+    /// All indices of channels are below this one.
+    pub(super) fn index_end(&self) -> ChannelIndex {
+        self.slots.len() as ChannelIndex
+    }
+
+    /// Returns the name of a channel and the number of its members. `None`: no channel has this index, or it
+    /// has no members.
+    pub(super) fn name_and_members(&self, channel: ChannelIndex) -> Option<(&str, usize)> {
+        let slot = self.slots.get(channel as usize)?;
+        let left = slot.walked.as_ref().map_or(0, |walked| walked.holes.len());
+        let members = slot.members.len() - left;
+        (members > 0).then_some((&*slot.name, members))
+    }
+
     /// Subscribes a connection that is not subscribed to this channel yet.
     pub(super) fn subscribe(&mut self, name: &str, member: ChannelMember) -> Subscription {
         let channel = self.find(name).unwrap_or_else(|| self.open(name));

@@ -6,6 +6,7 @@
 //! - `fanout.rs`: delivers publishes to the subscribers of a channel. `variants.rs`: the plain and
 //!   compressed variants of a frame.
 //! - `functions.rs`: messages to one client, and functions that back ends call on it.
+//! - `list.rs`: finds clients and channels for lists of administration.
 //! - `announce.rs`: tells other nodes about channels and clients. `context.rs`: a client's context.
 
 mod announce;
@@ -14,6 +15,7 @@ mod context;
 mod fanout;
 mod functions;
 mod handshake;
+mod list;
 mod messages;
 mod question;
 mod subscriptions;

@@ -85,6 +85,16 @@ impl Connections {
         self.slots.get(key)
     }
 
+    /// Returns the connection at an index, with its key, for reading.
+    pub fn peek_at(&self, index: u32) -> Option<(ConnectionKey, &Connection)> {
+        self.slots.at(index)
+    }
+
+    /// All indices of connections are below this one.
+    pub fn index_end(&self) -> u32 {
+        self.slots.index_end()
+    }
+
     /// Returns the connection at an index known to be in use, with its key, and the write queues.
     pub fn at(&mut self, index: u32) -> (ConnectionKey, &mut Connection, &mut WriteQueues) {
         let (key, connection) =

@@ -1,31 +1,45 @@
-//! Lists of administration: gathers the parts of a list from shards of all nodes, and tells the shard's own.
+//! Lists of administration: gathers the parts of a list from shards of all nodes, and finds the shard's own.
 //!
-//! - `mod.rs`: the lists in progress. `nodes.rs`: `node.list`. `throughput.rs`: messages per second.
+//! - `mod.rs`: the lists in progress. `nodes.rs`, `clients.rs`, `names.rs`: `node.list`, `client.list`, and
+//!   `channel.list` with `topic.list`.
+//! - `walks.rs`: walks through the shard's own clients and channels. `throughput.rs`: messages per second.
 
+mod clients;
+mod names;
 mod nodes;
 mod throughput;
+mod walks;
 
-use crate::address::{NodeId, ShardAddress};
-use crate::message::{KnownNodes, ListAnswer, Ticket};
+use crate::address::{NodeId, ShardAddress, ShardId};
+use crate::message::{
+    ClientsQuestion, GridMessage, KnownNodes, ListAnswer, ListMessage, ListQuestion, NamesQuestion,
+    Ticket, ToMesh,
+};
 use crate::metrics::Counters;
-use crate::protocol::api::{ListCall, Listing};
+use crate::protocol::api::{
+    ChannelRow, Code, Fault, LinkState, ListCall, Listing, MeshRow, NamesCall, TopicRow,
+};
 use crate::shard::turn::{Step, Turn};
+use clients::ClientsInProgress;
+use names::NamesInProgress;
 use nodes::NodesInProgress;
 use throughput::Throughput;
+use walks::Walks;
 
 pub(super) use throughput::Rates;
+pub(super) use walks::{
+    Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots, Walk, answer,
+};
 
 /// The number of lists that one shard gathers at a time. Beyond it a call fails with 103.
 const LISTS_MAX: usize = 16;
-
-/// The part of `limits.answer_ms` that a list may take: one less this part of it. The rest is for the answer.
-const SPARE_PART: u64 = 8;
 
 /// The lists that back ends of this shard have asked for, and what the shard tells of itself.
 #[derive(Debug)]
 pub(super) struct Lists {
     // At most `LISTS_MAX`.
     gathered: Vec<Gathered>,
+    walks: Walks,
     throughput: Throughput,
     // When the shard was created, on its clock.
     started_ms: u64,
@@ -37,14 +51,27 @@ struct Gathered {
     ticket: Ticket,
     // When the list is answered with what has come, on the shard's clock.
     deadline_ms: u64,
-    nodes: NodesInProgress,
+    // Whether the mesh has not told the nodes yet.
+    awaits_mesh: bool,
+    // The time that shards have for their parts, in milliseconds.
+    within_ms: u32,
+    list: List,
+}
+
+/// What has come of a list.
+#[derive(Debug)]
+enum List {
+    Node(NodesInProgress),
+    Client(ClientsInProgress),
+    Channel(NamesCall, NamesInProgress<ChannelRow>),
+    Topic(NamesCall, NamesInProgress<TopicRow>),
 }
 
 impl Lists {
     /// Creates the part of a shard that is created now.
     pub(super) fn new(now_ms: u64) -> Self {
-        let throughput = Throughput::new(now_ms);
-        Self { gathered: Vec::new(), throughput, started_ms: now_ms }
+        let (gathered, walks) = (Vec::new(), Walks::default());
+        Self { gathered, walks, throughput: Throughput::new(now_ms), started_ms: now_ms }
     }
 
     /// Returns how long the shard has been running, in milliseconds.
@@ -62,14 +89,48 @@ impl Lists {
         self.gathered.len() < LISTS_MAX
     }
 
-    /// Begins to gather a list. A [`Step::Listed`] with the ticket follows.
-    pub(super) fn begin(&mut self, turn: &mut Turn, ticket: Ticket, call: &ListCall) {
-        let answer_ms = turn.settings.limits.answer_ms;
-        let deadline_ms = turn.now.ms + answer_ms - answer_ms / SPARE_PART;
-        let nodes = match call {
-            ListCall::Nodes => NodesInProgress::begin(turn, ticket),
+    /// Begins to gather a list. A [`Step::Listed`] with the ticket follows. In a grid the mesh is asked for the
+    /// nodes first.
+    pub(super) fn begin(&mut self, turn: &mut Turn, ticket: Ticket, call: ListCall) {
+        // The question that the list answers times out after `answer_ms`. Shards have half of it, so that a node
+        // that does not answer is told from one that has much to look through.
+        let (now_ms, answer_ms) = (turn.now.ms, turn.settings.limits.answer_ms);
+        let walk_ms = answer_ms / 2;
+        let list = match call {
+            ListCall::Node => List::Node(NodesInProgress::default()),
+            ListCall::Client(call) => List::Client(ClientsInProgress::new(call, now_ms + walk_ms)),
+            ListCall::Channel(call) => {
+                let names = NamesInProgress::new(call.max);
+                List::Channel(call, names)
+            }
+            ListCall::Topic(call) => {
+                let names = NamesInProgress::new(call.max);
+                List::Topic(call, names)
+            }
         };
-        self.gathered.push(Gathered { ticket, deadline_ms, nodes });
+        self.gathered.push(Gathered {
+            ticket,
+            deadline_ms: now_ms + answer_ms - answer_ms / 8,
+            awaits_mesh: turn.settings.has_mesh,
+            within_ms: walk_ms as u32,
+            list,
+        });
+        match turn.settings.has_mesh {
+            true => turn.send_to_mesh(ToMesh::Nodes(ticket)),
+            false => self.ask_own_node(turn),
+        }
+    }
+
+    /// Asks this node for its part of the list that has begun last.
+    fn ask_own_node(&mut self, turn: &mut Turn) {
+        let at = self.gathered.len() - 1;
+        let Gathered { ticket, within_ms, list, .. } = &mut self.gathered[at];
+        if let List::Node(nodes) = list {
+            nodes.ask_own(turn, *ticket);
+        } else {
+            list.ask(turn, *ticket, &[(turn.settings.node, true)], *within_ms);
+        }
+        self.settle(turn, at);
     }
 
     /// Handles the nodes that the mesh knows of. Returns them if no list has asked for them.
@@ -80,9 +141,36 @@ impl Lists {
         nodes: Box<KnownNodes>,
     ) -> Option<Box<KnownNodes>> {
         let Some(at) = self.find(ticket) else { return Some(nodes) };
-        self.gathered[at].nodes.handle_nodes(turn, ticket, *nodes);
+        let Gathered { awaits_mesh, within_ms, list, .. } = &mut self.gathered[at];
+        *awaits_mesh = false;
+        match list {
+            List::Node(list) => list.ask(turn, ticket, *nodes),
+            list => list.ask(turn, ticket, &reachability(&nodes), *within_ms),
+        }
         self.settle(turn, at);
         None
+    }
+
+    /// Begins to look for clients of this shard. The answer follows in a later turn.
+    pub(super) fn walk_clients(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<ClientsQuestion>,
+    ) {
+        self.walks.begin_clients(turn, asker, ticket, question);
+    }
+
+    /// Begins to look through the channels of this shard. The answer follows in a later turn.
+    pub(super) fn walk_channels(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<NamesQuestion>,
+    ) {
+        self.walks.begin_channels(turn, asker, ticket, question);
     }
 
     /// Handles the answer of a shard. One to a list that is settled is ignored.
@@ -94,8 +182,17 @@ impl Lists {
         answer: ListAnswer,
     ) {
         let Some(at) = self.find(ticket) else { return };
-        match answer {
-            ListAnswer::Figures(figures) => self.gathered[at].nodes.handle_figures(from, *figures),
+        match (answer, &mut self.gathered[at].list) {
+            (ListAnswer::Busy, _) => return self.fail(turn, at, from.node),
+            (ListAnswer::Unfinished, list) => list.give_up(turn, ticket, from.node),
+            (ListAnswer::Figures(figures), List::Node(list)) => list.handle_figures(from, *figures),
+            (ListAnswer::Client(part), List::Client(list)) => {
+                list.handle_part(turn, ticket, from, *part);
+            }
+            (ListAnswer::Channel(part), List::Channel(_, list)) => list.handle_part(from, *part),
+            (ListAnswer::Topic(part), List::Topic(_, list)) => list.handle_part(from, *part),
+            // A shard answers what it is asked.
+            _ => {}
         }
         self.settle(turn, at);
     }
@@ -103,7 +200,7 @@ impl Lists {
     /// Notes that a shard could not be asked.
     pub(super) fn handle_not_asked(&mut self, turn: &mut Turn, ticket: Ticket, to: ShardAddress) {
         if let Some(at) = self.find(ticket) {
-            self.gathered[at].nodes.give_up(to.node);
+            self.gathered[at].list.give_up(turn, ticket, to.node);
             self.settle(turn, at);
         }
     }
@@ -111,17 +208,26 @@ impl Lists {
     /// Stops waiting for a node that has become unreachable.
     pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
         for at in (0..self.gathered.len()).rev() {
-            self.gathered[at].nodes.give_up(node);
+            let Gathered { ticket, list, .. } = &mut self.gathered[at];
+            list.give_up(turn, *ticket, node);
             self.settle(turn, at);
         }
     }
 
-    /// Settles the lists whose time is over with what has come. To be called once per turn.
-    pub(super) fn handle_turn(&mut self, turn: &mut Turn) {
+    /// Continues the walks, and settles the lists whose time is over with what has come. To be called once per
+    /// turn. `step` continues a walk within a budget.
+    pub(super) fn handle_turn(
+        &mut self,
+        turn: &mut Turn,
+        step: impl FnMut(&Turn, &mut Walk, &mut Budget) -> Reached,
+    ) {
         self.throughput.handle_turn(turn.now.ms, &turn.counters);
+        self.walks.handle_turn(turn, step);
         for at in (0..self.gathered.len()).rev() {
-            if self.gathered[at].deadline_ms <= turn.now.ms {
-                self.gathered[at].nodes.give_up_all();
+            let list = &mut self.gathered[at];
+            if list.deadline_ms <= turn.now.ms {
+                list.awaits_mesh = false;
+                list.list.give_up_all();
                 self.settle(turn, at);
             }
         }
@@ -129,19 +235,99 @@ impl Lists {
 
     /// Returns when the next turn has something to do, on the shard's clock.
     pub(super) fn next_turn(&self) -> Option<u64> {
-        self.gathered.iter().map(|list| list.deadline_ms).min()
+        let deadlines = self.gathered.iter().map(|list| list.deadline_ms);
+        deadlines.chain(self.walks.next_turn()).min()
     }
 
     fn find(&self, ticket: Ticket) -> Option<usize> {
         self.gathered.iter().position(|list| list.ticket == ticket)
     }
 
-    /// Answers the list at this place if all its parts have come.
+    /// Answers the list at this index if all its parts have come.
     fn settle(&mut self, turn: &mut Turn, at: usize) {
-        if self.gathered[at].nodes.is_complete() {
-            let Gathered { ticket, nodes, .. } = self.gathered.swap_remove(at);
-            let listing = Box::new(Listing::Nodes(nodes.finish()));
-            turn.push_step(Step::Listed(ticket, listing));
+        let list = &self.gathered[at];
+        if !list.awaits_mesh && list.list.is_complete() {
+            let Gathered { ticket, list, .. } = self.gathered.swap_remove(at);
+            turn.push_step(Step::Listed(ticket, Ok(Box::new(list.finish()))));
         }
     }
+
+    /// Fails the list at this index because a shard of a node gathers too many.
+    fn fail(&mut self, turn: &mut Turn, at: usize, node: NodeId) {
+        let Gathered { ticket, .. } = self.gathered.swap_remove(at);
+        let why = format!("node {} looks through too much for lists at once", node.number());
+        turn.push_step(Step::Listed(ticket, Err(Fault::new(Code::TooManyRequests, why))));
+    }
+}
+
+impl List {
+    /// Asks the nodes for a list of other things than nodes. Each node comes with whether it can be reached.
+    fn ask(&mut self, turn: &mut Turn, ticket: Ticket, nodes: &[(NodeId, bool)], within_ms: u32) {
+        let question = |call: &NamesCall| {
+            let NamesCall { prefix, after, max } = call.clone();
+            Box::new(NamesQuestion { prefix, after, max: max as u32, within_ms })
+        };
+        match self {
+            Self::Node(_) => {}
+            Self::Client(list) => list.ask(turn, ticket, nodes),
+            Self::Channel(call, list) => {
+                list.ask(turn, ticket, nodes, &ListQuestion::Channel(question(call)));
+            }
+            Self::Topic(call, list) => {
+                list.ask(turn, ticket, nodes, &ListQuestion::Topic(question(call)));
+            }
+        }
+    }
+
+    fn give_up(&mut self, turn: &mut Turn, ticket: Ticket, node: NodeId) {
+        match self {
+            Self::Node(list) => list.give_up(node),
+            Self::Client(list) => list.give_up(turn, ticket, node),
+            Self::Channel(_, list) => list.give_up(node),
+            Self::Topic(_, list) => list.give_up(node),
+        }
+    }
+
+    fn give_up_all(&mut self) {
+        match self {
+            Self::Node(list) => list.give_up_all(),
+            Self::Client(list) => list.give_up_all(),
+            Self::Channel(_, list) => list.give_up_all(),
+            Self::Topic(_, list) => list.give_up_all(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        match self {
+            Self::Node(list) => list.is_complete(),
+            Self::Client(list) => list.is_complete(),
+            Self::Channel(_, list) => list.is_complete(),
+            Self::Topic(_, list) => list.is_complete(),
+        }
+    }
+
+    fn finish(self) -> Listing {
+        match self {
+            Self::Node(list) => Listing::Node(list.finish()),
+            Self::Client(list) => Listing::Client(list.finish()),
+            Self::Channel(_, list) => Listing::Channel(list.finish()),
+            Self::Topic(_, list) => Listing::Topic(list.finish()),
+        }
+    }
+}
+
+/// Returns the nodes in the order of their ids, each with whether it can be reached.
+fn reachability(nodes: &KnownNodes) -> Vec<(NodeId, bool)> {
+    let is_lost = |mesh: &MeshRow| mesh.state == LinkState::Lost;
+    let rows = nodes.rows.iter().map(|row| (row.node, !row.mesh.as_ref().is_some_and(is_lost)));
+    let unreachable = nodes.unreachable.iter().map(|&node| (node, false));
+    let mut nodes: Vec<_> = rows.chain(unreachable).collect();
+    nodes.sort_unstable();
+    nodes
+}
+
+/// Asks a shard of a node for its part of a list.
+fn ask(turn: &mut Turn, ticket: Ticket, node: NodeId, shard: usize, question: ListQuestion) {
+    let to = ShardAddress { node, shard: ShardId(shard as u8) };
+    turn.send_grid(to, GridMessage::List(ticket, ListMessage::Ask(question)));
 }

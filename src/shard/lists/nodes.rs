@@ -2,18 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::address::{NodeId, ShardAddress, ShardId};
-use crate::message::{
-    GridMessage, KnownNodes, ListMessage, ListQuestion, ShardFigures, Ticket, ToMesh,
-};
+use super::ask;
+use crate::address::{NodeId, ShardAddress};
+use crate::message::{KnownNodes, ListQuestion, ShardFigures, Ticket};
 use crate::protocol::api::{LinkState, MeshRow, NodeEntry, NodeFigures, NodeList, NodeStanding};
 use crate::shard::turn::Turn;
 
 /// A `node.list` in progress.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct NodesInProgress {
-    // Whether the mesh has not told the nodes yet.
-    awaits_mesh: bool,
     nodes: BTreeMap<NodeId, NodeInProgress>,
 }
 
@@ -33,20 +30,8 @@ struct NodeInProgress {
 }
 
 impl NodesInProgress {
-    /// Begins the list. In a grid the mesh is asked for the nodes first.
-    pub(super) fn begin(turn: &mut Turn, ticket: Ticket) -> Self {
-        let mut list = Self { awaits_mesh: turn.settings.has_mesh, nodes: BTreeMap::new() };
-        if list.awaits_mesh {
-            turn.send_to_mesh(ToMesh::Nodes(ticket));
-        } else {
-            list.add_own(turn, ticket);
-        }
-        list
-    }
-
     /// Asks the nodes that the mesh knows of.
-    pub(super) fn handle_nodes(&mut self, turn: &mut Turn, ticket: Ticket, nodes: KnownNodes) {
-        self.awaits_mesh = false;
+    pub(super) fn ask(&mut self, turn: &mut Turn, ticket: Ticket, nodes: KnownNodes) {
         for row in nodes.rows {
             let Some(MeshRow { state, version, .. }) = row.mesh else { continue };
             let seen = match state {
@@ -61,7 +46,8 @@ impl NodesInProgress {
         }
     }
 
-    fn add_own(&mut self, turn: &mut Turn, ticket: Ticket) {
+    /// Asks this node, which has no mesh.
+    pub(super) fn ask_own(&mut self, turn: &mut Turn, ticket: Ticket) {
         let (node, version) = (turn.settings.node, env!("CARGO_PKG_VERSION").to_owned());
         self.add(turn, ticket, node, NodeStanding::Up, Some(version));
     }
@@ -79,9 +65,7 @@ impl NodesInProgress {
             _ => turn.roster.shard_count(node),
         };
         for shard in 0..shards.unwrap_or(0) {
-            let to = ShardAddress { node, shard: ShardId(shard as u8) };
-            let question = ListMessage::Ask(ListQuestion::Figures);
-            turn.send_grid(to, GridMessage::List(ticket, question));
+            ask(turn, ticket, node, shard, ListQuestion::Figures);
         }
         let cores = shards.unwrap_or(0) as u64;
         let entry = NodeInProgress {
@@ -122,7 +106,6 @@ impl NodesInProgress {
 
     /// Stops waiting for anybody.
     pub(super) fn give_up_all(&mut self) {
-        self.awaits_mesh = false;
         for node in self.nodes.values_mut() {
             node.is_given_up |= std::mem::take(&mut node.awaited) > 0;
         }
@@ -130,7 +113,7 @@ impl NodesInProgress {
 
     /// Whether nobody's answer is awaited.
     pub(super) fn is_complete(&self) -> bool {
-        !self.awaits_mesh && self.nodes.values().all(|node| node.awaited == 0)
+        self.nodes.values().all(|node| node.awaited == 0)
     }
 
     /// Returns the list with what has come.

@@ -312,6 +312,11 @@ impl HomeTopics {
         names
     }
 
+    /// Yields the topics with their names, in no order.
+    pub(super) fn each(&self) -> impl Iterator<Item = (&str, &Topic)> {
+        self.topics.iter().map(|(name, topic)| (&**name, topic))
+    }
+
     /// Returns the state of each topic.
     pub(in crate::shard) fn reports(&self, now_us: u64) -> Vec<TopicReport> {
         self.topics.iter().map(|(name, topic)| topic.report(name, now_us)).collect()

@@ -1,13 +1,15 @@
 //! A shard's part in the queue: its clients feed topics, and it is the home shard of some topics.
 //!
 //! - `feeders.rs`: events of this shard's clients on their way to the home shards of their topics.
-//! - `home_topics.rs`: the topics whose home is this shard.
+//! - `home_topics.rs`: the topics whose home is this shard. `list.rs`: finds them for
+//!   `topic.list`.
 //!
 //! If this shard is the home of a topic that its clients feed, an event goes there directly. All
 //! other messages go through the turn, as between two shards.
 
 mod feeders;
 mod home_topics;
+mod list;
 
 use std::sync::Arc;
 

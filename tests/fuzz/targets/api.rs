@@ -1,16 +1,21 @@
 //! Whatever a back end sends is answered with one JSON object, and what is passed on is JSON.
 
-use gridcast::protocol::api::{self, ApiMethod, ApiRequest, Call, Fault, Function, Parser, Reply};
+use gridcast::protocol::api::{
+    self, ApiMethod, ApiRequest, Call, Fault, Function, ListCall, ListMethod, PAGE_MAX, Parser,
+    Reply,
+};
 use gridcast::protocol::frame::Kind;
 use serde::de::IgnoredAny;
 
-const METHODS: [ApiMethod; 6] = [
+const METHODS: [ApiMethod; 8] = [
     ApiMethod::Send,
     ApiMethod::Publish,
     ApiMethod::Call,
     ApiMethod::Pop,
     ApiMethod::Unpop,
     ApiMethod::Ack,
+    ApiMethod::List(ListMethod::Client),
+    ApiMethod::List(ListMethod::Channel),
 ];
 
 /// One request, in the buffers that another one used before.
@@ -80,6 +85,12 @@ fn check_call(call: &Result<Call<'_>, Fault>) {
         }
         Ok(Call::Call(_, Function::Close(_, reason))) => assert!(reason.len() <= 123),
         Ok(Call::Pop(topics, _)) => assert!(!topics.is_empty()),
+        Ok(Call::List(ListCall::Client(call))) => {
+            assert!((1..=PAGE_MAX).contains(&call.max));
+            let clients = call.filter.clients.iter();
+            assert!(clients.flatten().is_sorted());
+        }
+        Ok(Call::List(ListCall::Channel(call))) => assert!((1..=PAGE_MAX).contains(&call.max)),
         Ok(_) => {}
         Err(fault) => assert!(!fault.message.is_empty()),
     }

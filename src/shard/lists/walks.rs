@@ -1,0 +1,285 @@
+//! Walks through a shard's clients and channels, for lists of back ends of any node.
+//!
+//! A walk goes on in slices, which have a budget and a pace: however many lists are walked, they take about a
+//! twentieth of the shard's time. A walk keeps no more than the rows of one page.
+
+use std::collections::{BinaryHeap, VecDeque};
+
+use crate::address::ShardAddress;
+use crate::message::{
+    ClientsPart, ClientsQuestion, GridMessage, ListAnswer, ListMessage, NamesPart, NamesQuestion,
+    SlottedClient, Ticket,
+};
+use crate::protocol::api::ChannelRow;
+use crate::shard::turn::Turn;
+
+/// The number of walks in progress on one shard. A further question is answered with [`ListAnswer::Busy`].
+const WALKS_MAX: usize = 64;
+
+/// The least time between two slices, in milliseconds.
+const PACE_MS: u64 = 4;
+
+/// The work of one slice, in units of about 50 ns: see [`Budget`].
+const UNITS_PER_SLICE: usize = 4096;
+
+/// The work that is left in a slice.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::shard) struct Budget(usize);
+
+impl Budget {
+    /// The units of an empty slot, or of a channel.
+    pub(crate) const SLOT: usize = 1;
+    /// The units of a client.
+    pub(crate) const CLIENT: usize = 4;
+    /// The units of a row that is found.
+    pub(crate) const ROW: usize = 16;
+
+    /// Whether nothing is left.
+    pub(crate) fn is_spent(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Takes units out. The last work of a slice may exceed the budget.
+    pub(crate) fn spend(&mut self, units: usize) {
+        self.0 = self.0.saturating_sub(units);
+    }
+}
+
+/// The state of a walk, for the part that owns what is walked through.
+#[derive(Debug)]
+pub(in crate::shard) enum Walk {
+    /// A walk through clients.
+    Client(ClientWalk),
+    /// A walk through channels.
+    Channel(ChannelWalk),
+}
+
+/// Whether a walk has reached its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::shard) enum Reached {
+    /// The walk goes on in another slice.
+    Pause,
+    /// The walk is complete.
+    End,
+}
+
+/// A walk through the clients of a shard, in the order of their slots.
+#[derive(Debug)]
+pub(in crate::shard) struct ClientWalk {
+    /// What is asked for.
+    pub question: Box<ClientsQuestion>,
+    /// The clients found: at most as many as are asked for.
+    pub rows: Vec<SlottedClient>,
+    /// The next slot to look at. `None`: there is none.
+    pub next: Option<u32>,
+    /// The slots to look at from `next` on, in ascending order. `None`: they are not chosen yet.
+    pub slots: Option<Slots>,
+}
+
+/// The slots that a walk looks at.
+#[derive(Debug)]
+pub(in crate::shard) enum Slots {
+    /// All slots of the table.
+    All,
+    /// These slots: at most [`SLOTS_CHOSEN_MAX`].
+    Chosen {
+        /// The slots.
+        slots: VecDeque<u32>,
+        /// Whether more are to be chosen after these.
+        is_cut: bool,
+    },
+}
+
+/// The number of slots that a walk chooses at a time.
+pub(in crate::shard) const SLOTS_CHOSEN_MAX: usize = 1024;
+
+impl ClientWalk {
+    /// Whether as many clients are found as are asked for.
+    pub(crate) fn is_full(&self) -> bool {
+        self.rows.len() >= self.question.max as usize
+    }
+}
+
+/// A walk through the channels of a shard, in no order. Keeps the first names.
+#[derive(Debug)]
+pub(in crate::shard) struct ChannelWalk {
+    question: Box<NamesQuestion>,
+    /// The index of the next channel.
+    pub next: u32,
+    // At most as many as are asked for.
+    first: BinaryHeap<ByName>,
+    is_cut: bool,
+}
+
+/// A channel, ordered by its name.
+#[derive(Debug)]
+struct ByName(ChannelRow);
+
+impl PartialEq for ByName {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.name == other.0.name
+    }
+}
+
+impl Eq for ByName {}
+
+impl PartialOrd for ByName {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByName {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.name.cmp(&other.0.name)
+    }
+}
+
+impl ChannelWalk {
+    fn new(question: Box<NamesQuestion>) -> Self {
+        Self { question, next: 0, first: BinaryHeap::new(), is_cut: false }
+    }
+
+    /// Takes a channel in if it is one of the first. `clients` counts its subscribers.
+    pub(crate) fn offer(&mut self, name: &str, clients: impl FnOnce() -> u64) {
+        if !self.question.matches(name) {
+            return;
+        }
+        let is_full = self.first.len() >= self.question.max as usize;
+        self.is_cut |= is_full;
+        if is_full && self.first.peek().is_some_and(|last| *last.0.name <= *name) {
+            return;
+        }
+        if is_full {
+            self.first.pop();
+        }
+        self.first.push(ByName(ChannelRow { name: name.into(), clients: clients() }));
+    }
+
+    fn finish(self) -> NamesPart<ChannelRow> {
+        let rows = self.first.into_sorted_vec().into_iter().map(|ByName(row)| row);
+        NamesPart { rows: rows.collect(), is_cut: self.is_cut }
+    }
+}
+
+impl NamesQuestion {
+    /// Whether a name is asked for.
+    pub(in crate::shard) fn matches(&self, name: &str) -> bool {
+        name.starts_with(&*self.prefix) && self.after.as_deref().is_none_or(|after| after < name)
+    }
+}
+
+/// The walks of one shard.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    // At most `WALKS_MAX`. They take turns.
+    walks: VecDeque<AskedWalk>,
+    // When the next slice may begin, on the shard's clock.
+    next_slice_ms: u64,
+}
+
+/// A walk, and who has asked for it.
+#[derive(Debug)]
+struct AskedWalk {
+    asker: ShardAddress,
+    ticket: Ticket,
+    // When the walk is answered with what it has found.
+    deadline_ms: u64,
+    walk: Walk,
+}
+
+impl Walks {
+    /// Begins a walk through clients.
+    pub(super) fn begin_clients(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<ClientsQuestion>,
+    ) {
+        let (within_ms, next) = (question.within_ms, Some(question.from));
+        let walk = ClientWalk { question, rows: Vec::new(), next, slots: None };
+        self.begin(turn, asker, ticket, within_ms, Walk::Client(walk));
+    }
+
+    /// Begins a walk through channels.
+    pub(super) fn begin_channels(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<NamesQuestion>,
+    ) {
+        let within_ms = question.within_ms;
+        self.begin(turn, asker, ticket, within_ms, Walk::Channel(ChannelWalk::new(question)));
+    }
+
+    fn begin(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        within_ms: u32,
+        walk: Walk,
+    ) {
+        if self.walks.len() >= WALKS_MAX {
+            turn.counters.limits.lists += 1;
+            return answer(turn, asker, ticket, ListAnswer::Busy);
+        }
+        let deadline_ms = turn.now.ms + u64::from(within_ms);
+        self.walks.push_back(AskedWalk { asker, ticket, deadline_ms, walk });
+    }
+
+    /// Continues the walks by one slice, if one is due. `step` continues a walk within a budget.
+    pub(super) fn handle_turn(
+        &mut self,
+        turn: &mut Turn,
+        mut step: impl FnMut(&Turn, &mut Walk, &mut Budget) -> Reached,
+    ) {
+        if self.walks.is_empty() || turn.now.ms < self.next_slice_ms {
+            return;
+        }
+        self.next_slice_ms = turn.now.ms + PACE_MS;
+        let mut budget = Budget(UNITS_PER_SLICE);
+        while !budget.is_spent()
+            && let Some(mut asked) = self.walks.pop_front()
+        {
+            let reached = step(turn, &mut asked.walk, &mut budget);
+            if reached == Reached::Pause && turn.now.ms < asked.deadline_ms {
+                self.walks.push_back(asked);
+            } else {
+                answer(turn, asked.asker, asked.ticket, asked.walk.finish(reached));
+            }
+        }
+    }
+
+    /// Returns when the next slice may begin, on the shard's clock. `None`: no walk is in progress.
+    pub(super) fn next_turn(&self) -> Option<u64> {
+        (!self.walks.is_empty()).then_some(self.next_slice_ms)
+    }
+}
+
+impl Walk {
+    fn finish(self, reached: Reached) -> ListAnswer {
+        match self {
+            Self::Client(ClientWalk { rows, next, .. }) => {
+                ListAnswer::Client(Box::new(ClientsPart { rows, next }))
+            }
+            Self::Channel(walk) if reached == Reached::End => {
+                ListAnswer::Channel(Box::new(walk.finish()))
+            }
+            // A name that was not looked at may come before all that were.
+            Self::Channel(_) => ListAnswer::Unfinished,
+        }
+    }
+}
+
+/// Answers a question of a list.
+pub(in crate::shard) fn answer(
+    turn: &mut Turn,
+    asker: ShardAddress,
+    ticket: Ticket,
+    answer: ListAnswer,
+) {
+    turn.send_grid(asker, GridMessage::List(ticket, ListMessage::Answer(answer)));
+}

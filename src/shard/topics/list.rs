@@ -1,0 +1,36 @@
+//! The topics whose home is this shard, for `topic.list`.
+
+use super::home_topics::HomeTopics;
+use crate::message::{NamesPart, NamesQuestion};
+use crate::protocol::api::TopicRow;
+use crate::queue::topic::Topic;
+
+impl HomeTopics {
+    /// Returns the first topics that are asked for. Looks at every topic, as `/metrics` does: the number of
+    /// topics is bounded by `queue.topics`.
+    pub(in crate::shard) fn list(
+        &self,
+        now_us: u64,
+        question: &NamesQuestion,
+    ) -> NamesPart<TopicRow> {
+        let mut topics: Vec<(&str, &Topic)> =
+            self.each().filter(|(name, _)| question.matches(name)).collect();
+        topics.sort_unstable_by_key(|(name, _)| *name);
+        let max = question.max as usize;
+        let is_cut = topics.len() > max;
+        let rows = topics.into_iter().take(max).map(|(name, topic)| row(name, topic, now_us));
+        NamesPart { rows: rows.collect(), is_cut }
+    }
+}
+
+fn row(name: &str, topic: &Topic, now_us: u64) -> TopicRow {
+    let report = topic.report(name, now_us);
+    TopicRow {
+        name: name.into(),
+        messages: report.messages,
+        bytes: report.bytes,
+        oldest_ms: report.oldest_ms,
+        consumers: report.consumers,
+        in_flight: topic.in_flight() as u64,
+    }
+}
