@@ -1,43 +1,41 @@
 //! Assembles a node from its configuration, runs it until a signal, and shuts it down in order.
 //!
+//! - `settings.rs`, `capacity.rs`: the settings of shards, and the limits of the machine.
+//! - `mesh.rs`: the start of the mesh. `ready.rs`: the log line of a node that is ready.
 //! - `signals.rs`: signals, and the time between SIGTERM and the shutdown.
 //! - `reload.rs`: a new configuration for the running node.
 //! - `shards.rs`: the start of the shards, and their driver.
 
+mod capacity;
+mod mesh;
+mod ready;
 mod reload;
+mod settings;
 mod shards;
 mod signals;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU32;
+use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, io};
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use serde_json::Value;
 
+use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
-use crate::address::{Incarnation, NodeId};
 use crate::bridge;
-use crate::config::{self, Config, Handler, Level, Loaded, SlowClient, Source, TlsFiles};
-use crate::mesh::identity::NodeIdentity;
-use crate::mesh::{self, quic};
+use crate::config::{Config, Level, Loaded, Source, TlsFiles};
 use crate::protocol::credentials::FingerprintKey;
-use crate::protocol::http;
-use crate::protocol::token::KeySource;
-use crate::queue::Bounds;
-use crate::runtime::check::Services;
 use crate::runtime::ids::{self, Place, Reservation};
 use crate::runtime::log::LogQueue;
-use crate::runtime::{self, Capacity, Listening, MeshPort, SocketFile, Summary, TlsContext};
+use crate::runtime::{self, Listening, SocketFile, Summary, TlsContext};
 use crate::shard::Listener;
-use crate::shard::rate::Rate;
-use crate::shard::settings::{
-    AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
-    ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
-};
+use crate::shard::settings::{Process, Settings};
+use capacity::capacity;
+use mesh::MeshStart;
+use ready::Ready;
 use reload::{Reloader, ShutdownTimes};
+use settings::{Bound, endpoints, key_sources, shard_settings};
 use shards::{ShardStart, StartedShards, choose_driver};
 use signals::NodeEvent;
 
@@ -83,7 +81,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let ready = Ready::new(config, &api, &edges, mesh.as_ref());
     let edge_addresses = edges.iter().map(|edge| edge.address.clone()).collect();
     let bound = Bound { api: api.address.clone(), edges: edge_addresses };
-    let settings = settings(config, FingerprintKey::new(random()?), &bound);
+    let settings = shard_settings(config, FingerprintKey::new(random()?), &bound);
     let ids = reserve_ids(config)?;
     let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
     let process = Process {
@@ -158,13 +156,6 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     Ok(())
 }
 
-/// Returns the sources from which the keys of routes are fetched.
-fn key_sources(config: &Config) -> Vec<Arc<KeySource>> {
-    let routes = config.edges.iter().flat_map(|edge| &edge.routes);
-    let rules = routes.filter_map(|route| route.token.as_ref());
-    rules.filter_map(|rule| rule.key_source().cloned()).collect()
-}
-
 fn tls_listeners(config: &Config) -> impl Iterator<Item = (Listener, &TlsFiles)> {
     let edges = config.edges.iter().zip(0..);
     let edges = edges.map(|(edge, number)| (Listener::Edge(number), &edge.tls));
@@ -183,68 +174,6 @@ fn level(level: Level) -> tracing::Level {
         Level::Warn => tracing::Level::WARN,
         Level::Info => tracing::Level::INFO,
         Level::Debug => tracing::Level::DEBUG,
-    }
-}
-
-/// Returns the limits of the node: those of the configuration, or what descriptors and memory allow.
-fn capacity(config: &Config) -> Result<Capacity, NodeError> {
-    let api_connections = Some(config.limits.api_connections as u64).filter(|wanted| *wanted > 0);
-    let (hooks, key_sets) = config.services();
-    let services = Services { hooks: hooks as u64, key_sets: key_sets as u64 };
-    let cores = config.node.cores.len();
-    let shares = runtime::check::check_descriptors(cores, services, api_connections);
-    let shares = shares.map_err(NodeError)?;
-    let wanted = config.limits.api_connections;
-    if wanted > shares.callers {
-        let callers = shares.callers;
-        tracing::warn!(
-            "limits.api_connections is {wanted}, but descriptors allow {callers}; see `ulimit -n`"
-        );
-    }
-    let (wanted, possible) = (config.limits.clients, shares.clients);
-    if wanted > possible {
-        tracing::warn!(
-            "limits.clients is {wanted}, but descriptors allow {possible} clients; see `ulimit -n`"
-        );
-    }
-    let memory_bytes = memory_bytes(config);
-    Ok(Capacity {
-        clients: runtime::check::clients_max(wanted, possible, memory_bytes),
-        callers: shares.callers,
-        memory_bytes,
-    })
-}
-
-/// Returns the memory budget in bytes: the configured one, or three quarters of the usable memory. The
-/// rest is for the allocator's overhead, for the kernel's socket buffers of peers that do not read, and
-/// for the program itself. 0: no budget.
-fn memory_bytes(config: &Config) -> u64 {
-    let usable = runtime::check::usable_memory();
-    match (config.limits.memory_bytes, usable) {
-        (0, Some(usable)) => {
-            let share = usable / 4 * 3;
-            let least = config::memory_bytes_min(config.node.cores.len());
-            if share < least {
-                tracing::warn!(
-                    "memory: {} MiB are too little for this number of cores; see `gridcast doctor`",
-                    usable >> 20
-                );
-            }
-            share.max(least)
-        }
-        (0, None) => {
-            tracing::warn!(
-                "limits.memory_bytes: not set, and neither a limit nor the machine's memory could be read: there is no budget"
-            );
-            0
-        }
-        (wanted, Some(usable)) if wanted > usable => {
-            tracing::warn!(
-                "limits.memory_bytes is {wanted}, but the control group or machine has {usable}"
-            );
-            wanted
-        }
-        (wanted, _) => wanted,
     }
 }
 
@@ -310,147 +239,6 @@ fn not_bound(key: &str, address: SocketAddr, in_use: &str, error: &io::Error) ->
     NodeError(format!("{key} {address}: {how}"))
 }
 
-/// A mesh whose socket and identity are ready, before the shards run. Configuration errors have been
-/// reported by then.
-struct MeshStart {
-    socket: quic::MeshSocket,
-    identity: NodeIdentity,
-    advertise: SocketAddr,
-    seeds: Vec<String>,
-}
-
-impl MeshStart {
-    fn new(config: &config::MeshConfig) -> Result<Self, NodeError> {
-        let in_use = "another process has this UDP port; see `ss -lunp`";
-        let socket = quic::bind(config.bind)
-            .map_err(|error| not_bound("mesh.bind", config.bind, in_use, &error))?;
-        let advertise = advertised(config.advertise, socket.address, &config.seeds);
-        if advertise.ip().is_unspecified() {
-            let why =
-                "missing, and no route out of this machine shows it; set it, or see `ip route`";
-            return Err(NodeError(format!("mesh.advertise: {why}")));
-        }
-        let identity = identity(&config.trust)?;
-        Ok(Self { socket, identity, advertise, seeds: config.seeds.clone() })
-    }
-
-    fn start(
-        self,
-        shards: &Settings,
-        port: MeshPort,
-        failures: impl Fn(String) + Send + 'static,
-    ) -> Result<quic::Running, NodeError> {
-        let settings = mesh::MeshSettings {
-            node: shards.node,
-            // Like ids, the incarnation must grow with each start: other nodes refuse an older one.
-            incarnation: Incarnation(shards.process.first_unix_ms.unwrap_or_else(runtime::unix_ms)),
-            shards: shards.shards,
-            advertise: self.advertise,
-            api: shards.api.advertise.tcp().expect("the configuration was checked"),
-            seeds: self.seeds,
-            answer_ms: shards.limits.answer_ms,
-            expected: shards.process.nodes_expected,
-            channel_key: self.identity.channel_key(),
-            random_seed: u64::from_ne_bytes(random()?),
-        };
-        quic::start(self.socket, self.identity, settings, port, failures)
-            .map_err(|error| NodeError(format!("mesh: {error}")))
-    }
-}
-
-fn identity(trust: &config::Trust) -> Result<NodeIdentity, NodeError> {
-    let read = |error: config::ConfigError| NodeError(error.to_string());
-    match trust {
-        config::Trust::Key(key) => NodeIdentity::from_key(key.secret())
-            .map_err(|error| NodeError(format!("mesh.key: {error}"))),
-        config::Trust::Files(files) => {
-            let own = files.own.load().map_err(read)?;
-            let authorities = files.load_authorities().map_err(read)?;
-            NodeIdentity::from_certificates(own, authorities)
-                .map_err(|error| NodeError(format!("mesh.tls.cert: {error}")))
-        }
-    }
-}
-
-/// Returns the address to tell others: the configured one, or else the bound one. An unspecified IP
-/// address is replaced by this machine's address on the route to a seed, or else on the default route.
-fn advertised(configured: SocketAddr, bound: SocketAddr, seeds: &[String]) -> SocketAddr {
-    let port = if configured.port() == 0 { bound.port() } else { configured.port() };
-    let mut ip = configured.ip();
-    if ip.is_unspecified() {
-        // Documentation addresses (RFC 5737, RFC 3849): never assigned, so the default route applies.
-        let anywhere = ["192.0.2.1:9", "[2001:db8::1]:9"].map(str::parse);
-        let beyond = seeds.iter().map(|seed| seed.parse()).chain(anywhere).flatten();
-        let mut beyond = beyond.filter(|beyond: &SocketAddr| ip.is_ipv6() || beyond.is_ipv4());
-        ip = beyond.find_map(|beyond| runtime::route_out(beyond).ok()).unwrap_or(ip);
-    }
-    SocketAddr::new(ip, port)
-}
-
-/// Returns the address of the API to tell others.
-fn advertised_api(configured: Option<SocketAddr>, bound: &ListenAddress) -> ListenAddress {
-    match (configured, bound) {
-        (Some(configured), _) => configured.into(),
-        (None, ListenAddress::Tcp(bound)) => advertised(*bound, *bound, &[]).into(),
-        (None, ListenAddress::Unix(_)) => bound.clone(),
-    }
-}
-
-/// The addresses of a node that is ready, for the log line that says so.
-struct Ready {
-    api: String,
-    edges: Vec<String>,
-    mesh: Option<SocketAddr>,
-    // The address of the start page for a browser on this machine. A Unix socket has none.
-    url: Option<String>,
-}
-
-impl Ready {
-    fn new(
-        config: &Config,
-        api: &Listening,
-        edges: &[Listening],
-        mesh: Option<&MeshStart>,
-    ) -> Self {
-        let scheme = if config.api.tls.is_some() { "https" } else { "http" };
-        let reachable = |ip: IpAddr| match ip {
-            ip if !ip.is_unspecified() => ip,
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        let page = api.address.tcp().map(|tcp| SocketAddr::new(reachable(tcp.ip()), tcp.port()));
-        Self {
-            api: api.address.to_string(),
-            edges: edges.iter().map(|edge| edge.address.to_string()).collect(),
-            mesh: mesh.map(|mesh| mesh.socket.address),
-            url: page.map(|page| format!("{scheme}://{page}/")),
-        }
-    }
-
-    fn text(&self) -> String {
-        let mut line = format!("ready, api {}", self.api);
-        if !self.edges.is_empty() {
-            line.push_str(&format!(", edge {}", self.edges.join(",")));
-        }
-        if let Some(mesh) = self.mesh {
-            line.push_str(&format!(", mesh {mesh}"));
-        }
-        if let Some(url) = &self.url {
-            line.push_str(&format!(", open {url}"));
-        }
-        line
-    }
-
-    fn fields(&self) -> [(&'static str, Value); 4] {
-        [
-            ("api", self.api.clone().into()),
-            ("edges", self.edges.clone().into()),
-            ("mesh", self.mesh.map(|mesh| mesh.to_string()).into()),
-            ("url", self.url.clone().into()),
-        ]
-    }
-}
-
 fn random<const N: usize>() -> Result<[u8; N], NodeError> {
     // getrandom(2) returns up to 256 bytes completely.
     const { assert!(N <= 256) };
@@ -458,114 +246,6 @@ fn random<const N: usize>() -> Result<[u8; N], NodeError> {
     getrandom(&mut random, GetRandomFlags::empty())
         .map_err(|error| NodeError(format!("random bytes: {error}")))?;
     Ok(random)
-}
-
-fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints {
-    let of = |listening: &Listening, tls: &Option<TlsFiles>| Endpoint {
-        address: listening.address.clone(),
-        has_tls: tls.is_some(),
-    };
-    let edges = config.edges.iter().zip(edges);
-    Endpoints {
-        api: of(api, &config.api.tls),
-        edges: edges.map(|(edge, listening)| of(listening, &edge.tls)).collect(),
-    }
-}
-
-/// The addresses that the listeners of a node were bound to.
-struct Bound {
-    api: ListenAddress,
-    // In the order of the configuration.
-    edges: Vec<ListenAddress>,
-}
-
-fn settings(config: &Config, fingerprint_key: FingerprintKey, bound: &Bound) -> Settings {
-    let config::Limits { head_bytes, headers, .. } = config.limits;
-    Settings {
-        node: NodeId::new(config.node.id).expect("the configuration was checked"),
-        shards: config.node.cores.len(),
-        has_mesh: config.mesh.is_some(),
-        api: ApiSettings {
-            advertise: advertised_api(config.api.advertise, &bound.api),
-            origins: config.api.origins.clone(),
-            users: config.api.users.clone().into(),
-            fingerprint_key,
-            proxy: proxy_of(&config.api.proxy),
-            http: http::RequestLimits {
-                head_bytes,
-                headers,
-                body_bytes: config.limits.api_message_bytes,
-            },
-        },
-        edges: config
-            .edges
-            .iter()
-            .zip(&bound.edges)
-            .map(|(edge, address)| EdgeSettings {
-                port: address.port(),
-                routes: edge.routes.iter().map(|route| Arc::new(route_of(route))).collect(),
-                proxy: proxy_of(&edge.proxy),
-            })
-            .collect(),
-        queue: QueueSettings {
-            bounds: Bounds {
-                messages: config.queue.topic_messages,
-                bytes: config.queue.topic_bytes,
-            },
-            when_full: config.queue.when_full,
-            topics: config.queue.topics,
-        },
-        limits: limits(&config.limits),
-        process: Process::default(),
-    }
-}
-
-fn proxy_of(proxy: &Option<config::Proxy>) -> Option<Arc<ProxySettings>> {
-    let config::Proxy { from, protocol, .. } = proxy.as_ref()?;
-    let method = if *protocol { ProxyMethod::Protocol } else { ProxyMethod::Forwarded };
-    Some(Arc::new(ProxySettings { from: from.iter().copied().collect(), method }))
-}
-
-fn route_of(route: &config::Route) -> RouteSettings {
-    RouteSettings {
-        path: route.path.clone(),
-        is_removed: false,
-        topic: route.topic.as_deref().map(Arc::from),
-        tells_open: route.events.open,
-        tells_message: route.events.message,
-        tells_close: route.events.close,
-        subscribe: route.subscribe.clone(),
-        hold_until: route.hold_until.as_deref().map(Box::from),
-        origins: route.origins.clone(),
-        token: route.token.clone(),
-        admit: route.admit.clone(),
-        echo: route.handler == Some(Handler::Echo),
-        subprotocols: route.subprotocols.clone(),
-        compression: route.compression,
-        message_bytes: route.message_bytes,
-        outbound_bytes: route.outbound_bytes,
-        messages: Rate::new(route.messages_per_s),
-    }
-}
-
-fn limits(limits: &config::Limits) -> LimitSettings {
-    let config::Limits { head_bytes, headers, .. } = *limits;
-    LimitSettings {
-        // A handshake has no body.
-        edge_http: http::RequestLimits { head_bytes, headers, body_bytes: 0 },
-        api_message_bytes: limits.api_message_bytes,
-        outbound_bytes: limits.outbound_bytes,
-        close_slow_clients: limits.slow_client == SlowClient::Close,
-        channels_per_client: limits.channels_per_client,
-        addresses: AddressLimits {
-            connections: NonZeroU32::new(limits.connections_per_address),
-            handshakes: Rate::new(limits.handshakes_per_address_s),
-        },
-        handshake_ms: limits.handshake_ms,
-        ping_ms: limits.ping_ms,
-        idle_ms: limits.idle_ms,
-        answer_ms: limits.answer_ms,
-    }
 }
 
 fn report(summary: &Summary) {

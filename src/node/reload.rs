@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{Bound, NodeError, capacity, context, key_sources, level, tls_listeners};
+use super::capacity::capacity;
+use super::settings::{Bound, key_sources, shard_settings};
+use super::{NodeError, context, level, tls_listeners};
 use crate::address::ShardId;
 use crate::address::listen::ListenAddress;
 use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, Written};
@@ -103,7 +105,7 @@ impl Reloader {
             .map(|(listener, tls)| Ok((listener, tls.clone(), context(tls)?)))
             .collect::<Result<_, NodeError>>()?;
         let (key, advertise) = (&self.settings.api.fingerprint_key, &self.settings.api.advertise);
-        let mut settings = super::settings(&config, key.clone(), &self.bound);
+        let mut settings = shard_settings(&config, key.clone(), &self.bound);
         if config.api.advertise == self.config.api.advertise {
             settings.api.advertise = advertise.clone();
         }

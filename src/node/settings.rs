@@ -1,0 +1,150 @@
+//! The settings of shards and of the bridge, made from the checked configuration.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use super::mesh::advertised;
+use crate::address::NodeId;
+use crate::address::listen::ListenAddress;
+use crate::config::{self, Config, Handler, SlowClient, TlsFiles};
+use crate::protocol::credentials::FingerprintKey;
+use crate::protocol::http;
+use crate::protocol::token::KeySource;
+use crate::queue::Bounds;
+use crate::runtime::Listening;
+use crate::shard::rate::Rate;
+use crate::shard::settings::{
+    AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
+    ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
+};
+
+/// The addresses that the listeners of a node were bound to.
+pub(super) struct Bound {
+    pub(super) api: ListenAddress,
+    // In the order of the configuration.
+    pub(super) edges: Vec<ListenAddress>,
+}
+
+/// Returns the settings of all shards.
+pub(super) fn shard_settings(
+    config: &Config,
+    fingerprint_key: FingerprintKey,
+    bound: &Bound,
+) -> Settings {
+    let config::Limits { head_bytes, headers, .. } = config.limits;
+    Settings {
+        node: NodeId::new(config.node.id).expect("the configuration was checked"),
+        shards: config.node.cores.len(),
+        has_mesh: config.mesh.is_some(),
+        api: ApiSettings {
+            advertise: advertised_api(config.api.advertise, &bound.api),
+            origins: config.api.origins.clone(),
+            users: config.api.users.clone().into(),
+            fingerprint_key,
+            proxy: proxy_of(&config.api.proxy),
+            http: http::RequestLimits {
+                head_bytes,
+                headers,
+                body_bytes: config.limits.api_message_bytes,
+            },
+        },
+        edges: config
+            .edges
+            .iter()
+            .zip(&bound.edges)
+            .map(|(edge, address)| EdgeSettings {
+                port: address.port(),
+                routes: edge.routes.iter().map(|route| Arc::new(route_of(route))).collect(),
+                proxy: proxy_of(&edge.proxy),
+            })
+            .collect(),
+        queue: QueueSettings {
+            bounds: Bounds {
+                messages: config.queue.topic_messages,
+                bytes: config.queue.topic_bytes,
+            },
+            when_full: config.queue.when_full,
+            topics: config.queue.topics,
+        },
+        limits: limits(&config.limits),
+        process: Process::default(),
+    }
+}
+
+/// Returns the address of the API to tell others.
+fn advertised_api(configured: Option<SocketAddr>, bound: &ListenAddress) -> ListenAddress {
+    match (configured, bound) {
+        (Some(configured), _) => configured.into(),
+        (None, ListenAddress::Tcp(bound)) => advertised(*bound, *bound, &[]).into(),
+        (None, ListenAddress::Unix(_)) => bound.clone(),
+    }
+}
+
+fn proxy_of(proxy: &Option<config::Proxy>) -> Option<Arc<ProxySettings>> {
+    let config::Proxy { from, protocol, .. } = proxy.as_ref()?;
+    let method = if *protocol { ProxyMethod::Protocol } else { ProxyMethod::Forwarded };
+    Some(Arc::new(ProxySettings { from: from.iter().copied().collect(), method }))
+}
+
+fn route_of(route: &config::Route) -> RouteSettings {
+    RouteSettings {
+        path: route.path.clone(),
+        is_removed: false,
+        topic: route.topic.as_deref().map(Arc::from),
+        tells_open: route.events.open,
+        tells_message: route.events.message,
+        tells_close: route.events.close,
+        subscribe: route.subscribe.clone(),
+        hold_until: route.hold_until.as_deref().map(Box::from),
+        origins: route.origins.clone(),
+        token: route.token.clone(),
+        admit: route.admit.clone(),
+        echo: route.handler == Some(Handler::Echo),
+        subprotocols: route.subprotocols.clone(),
+        compression: route.compression,
+        message_bytes: route.message_bytes,
+        outbound_bytes: route.outbound_bytes,
+        messages: Rate::new(route.messages_per_s),
+    }
+}
+
+fn limits(limits: &config::Limits) -> LimitSettings {
+    let config::Limits { head_bytes, headers, .. } = *limits;
+    LimitSettings {
+        // A handshake has no body.
+        edge_http: http::RequestLimits { head_bytes, headers, body_bytes: 0 },
+        api_message_bytes: limits.api_message_bytes,
+        outbound_bytes: limits.outbound_bytes,
+        close_slow_clients: limits.slow_client == SlowClient::Close,
+        channels_per_client: limits.channels_per_client,
+        addresses: AddressLimits {
+            connections: NonZeroU32::new(limits.connections_per_address),
+            handshakes: Rate::new(limits.handshakes_per_address_s),
+        },
+        handshake_ms: limits.handshake_ms,
+        ping_ms: limits.ping_ms,
+        idle_ms: limits.idle_ms,
+        answer_ms: limits.answer_ms,
+    }
+}
+
+/// Returns the sources from which the keys of routes are fetched.
+pub(super) fn key_sources(config: &Config) -> Vec<Arc<KeySource>> {
+    let routes = config.edges.iter().flat_map(|edge| &edge.routes);
+    let rules = routes.filter_map(|route| route.token.as_ref());
+    rules.filter_map(|rule| rule.key_source().cloned()).collect()
+}
+
+/// Returns the listeners as a console shows them.
+pub(super) fn endpoints(config: &Config, api: &Listening, edges: &[Listening]) -> Endpoints {
+    let of = |listening: &Listening, tls: &Option<TlsFiles>| Endpoint {
+        address: listening.address.clone(),
+        has_tls: tls.is_some(),
+    };
+    let edges = config.edges.iter().zip(edges);
+    Endpoints {
+        api: of(api, &config.api.tls),
+        edges: edges.map(|(edge, listening)| of(listening, &edge.tls)).collect(),
+    }
+}
