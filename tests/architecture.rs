@@ -155,6 +155,7 @@ const BELOW: [(&str, &[&str]); 2] = [
             "access::Grant",
             "backend::Unsettled",
             "client::{Context, Subscription}",
+            "client::Subscription",
             "memory::Shortage",
             "taps::TapSet",
         ],
