@@ -13,7 +13,7 @@
 //! | [`metrics`] | the counters of a shard |
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
-//! | [`runtime`] | threads, io_uring and epoll, sockets, mailboxes: the only place with I/O, clocks and unsafe code |
+//! | [`runtime`] | threads, io_uring and epoll, client sockets, mailboxes: the only place with unsafe code; with `mesh::quic` and `bridge::http` the only one with clocks and network I/O |
 //! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks |
 //! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
 //! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
@@ -34,6 +34,8 @@
 //! | Where is a slow client closed, or its message dropped? | `Clients::walk` and `Clients::send` in `shard::client`; then `Connections::close_slow` |
 //! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, and `ShardStart::start` in `node::shards` if the rings of the shards fail later |
 //! | Where does a request present its credentials? | `Credentials::of` in `protocol::credentials` |
+//! | Where is a call to an unreachable node refused? | `Mesh::forward` in `mesh::outbound` |
+//! | Where is a back end closed that takes no events? | `queue::topic`, then `ToConsumer::Evict` in `shard::messages` |
 //! | Where is a reload applied to open connections? | `apply` in `shard::reload` |
 //! | Where is a device watched for a tap? | `Turn::tap_client` in `shard::taps::telling` tells what happens to it; `mark` in `shard::taps` decides which taps match |
 //! | Where are clients and channels found for a list? | `shard::client::list`, in the slices of `shard::lists::walks` |
@@ -60,11 +62,13 @@
 //!                                                    protocol, config ← cli ← main
 //! ```
 //!
-//! Only `node`, `doctor`, `cli` and `main` import `config`, which takes one enum from `queue` and the
-//! API's users from `protocol`. Every other layer receives its settings in a struct of its own. The
+//! Only `node`, `doctor`, `cli` and `main` import `config`, which takes `WhenFull` from `queue`, and
+//! users, token rules, admission hooks and HTTP limits from `protocol`. Every other layer receives its settings in a struct of its own. The
 //! commands of `cli` know a node by its API alone, like any other client.
 //!
 //! # Three ideas
+//!
+//! Three of the five ideas in `docs/internals/architecture.md`:
 //!
 //! 1. **A shard is a value.** Bytes, messages and the time go in (`handle_*`). Messages, writes and
 //!    actions come out (`poll_*`). In a test a node is a `Vec` of shards, and a timeout of a minute
@@ -74,8 +78,8 @@
 //!    needed. Its time part keeps ids unique, also across restarts: `runtime::ids` records the
 //!    times in use.
 //! 3. **Frame once.** Server frames are not masked, so the same bytes serve every subscriber. This
-//!    holds for compressed frames too, because no message refers to an earlier one
-//!    (`protocol::deflate`).
+//!    holds for compressed frames too, because no message that the server sends
+//!    refers to an earlier one (`protocol::deflate`).
 //!
 //! # Messages by direction
 //!

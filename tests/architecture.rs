@@ -124,7 +124,7 @@ fn each_layer_imports_only_layers_to_its_left() {
 
 /// The parts of a shard: the files of each, the structs that hold its state, and what it may name of
 /// other parts. Those are plain values, which cross between parts in steps.
-const PARTS: [(&str, &[&str], &[&str]); 10] = [
+const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("access", &["ApiAccess", "Addresses"], &[]),
     ("admission", &["Admissions"], &["client::{Granted, KeyLookup, Need, Progress}"]),
     ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant"]),
@@ -143,6 +143,7 @@ const PARTS: [(&str, &[&str], &[&str]); 10] = [
     ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),
     ("drain", &["Draining"], &[]),
+    ("reload", &["Reload"], &[]),
     ("lists", &["Lists"], &[]),
     ("taps", &["Taps"], &["memory::Shortage"]),
 ];

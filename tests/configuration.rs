@@ -1,4 +1,4 @@
-//! What is written from the definitions of keys: the reference page and the sample file.
+//! Documents generated from the definitions of keys: the reference page and the sample file.
 
 use std::path::Path;
 use std::process::Command;

@@ -14,7 +14,7 @@ use std::process::Command;
 use libc::{BPF_ABS, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter};
 use support::{CONFIG, DRIVER, Process, Server, command, config_file};
 
-/// What the kernel answers to the calls of io_uring.
+/// The kernel's answer to the calls of io_uring.
 #[derive(Clone, Copy)]
 enum Answer {
     Error(i32),

@@ -1,4 +1,4 @@
-//! What packages are made of: the unit, the image and the Kubernetes manifests agree with the program, and
+//! Contents of packages: the unit, the image and the Kubernetes manifests agree with the program, and
 //! the release binary is small. `tests/packages/run` builds and installs for real.
 
 #![forbid(unsafe_code)]

@@ -21,7 +21,7 @@ token = { algorithm = "HS256", key = "0123456789abcdef0123456789abcdef", from = 
 
 const USER: &str = "[[api.user]]\nname = \"app\"\npassword = \"secret\"\n";
 
-/// What the server put into the page.
+/// Returns the data that the server put into the page.
 fn described(server: &Server) -> Value {
     let page = server.get("/").body;
     let (_, rest) = page.split_once("<script type=\"application/json\" id=\"node\">").expect("it");

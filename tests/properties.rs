@@ -26,7 +26,7 @@ const SHARDS: usize = 2;
 const WINDOW_BYTES: usize = 64;
 const UNSETTLED_MAX: usize = 2;
 
-/// What happens to a topic, with the numbers of shards, clients and consumers.
+/// An event in the life of a topic, with the numbers of shards, clients and consumers.
 #[derive(Clone, Debug)]
 enum Step {
     Push { shard: usize, client: u64, bytes: usize },
@@ -225,7 +225,7 @@ impl Model {
         self.topic.push(self.now_ms, ShardId(shard as u8), event);
     }
 
-    /// What the topic says it dropped are the oldest that nobody has.
+    /// Checks that the dropped messages are the oldest that no consumer has.
     fn drop_oldest(&mut self) {
         let dropped = self.topic.take_dropped() as usize;
         assert!(dropped == 0 || self.when_full == WhenFull::DropOldest);
@@ -274,7 +274,7 @@ impl Model {
         }
     }
 
-    /// What it has not written stays with it; what it has not acknowledged is nobody's again.
+    /// A consumer stops consuming: unwritten messages stay with it, unacknowledged ones return to the topic.
     fn leave(&mut self, id: u32) {
         let has_left = self.topic.leave(consumer(id));
         if has_left && self.handed.get(&id).is_some_and(|handed| handed.acknowledges) {
@@ -282,7 +282,7 @@ impl Model {
         }
     }
 
-    /// What the consumer has not written is nobody's again.
+    /// A consumer is gone: its unwritten messages return to the topic.
     fn gone(&mut self, id: u32) {
         self.give_back(id);
         self.topic.gone(consumer(id));
@@ -378,7 +378,7 @@ impl Model {
         }
     }
 
-    /// What is held and lent.
+    /// Returns the credit that is held and lent.
     fn in_use(&self) -> Credit {
         let handed = self.handed.values().flat_map(|handed| &handed.messages);
         let held = || self.waiting.iter().chain(handed.clone().map(|(message, _)| message));

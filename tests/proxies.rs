@@ -146,7 +146,7 @@ fn replaced(
     pairs.into_iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, &to))
 }
 
-/// What the documentation promises of a device behind the proxy.
+/// Checks what the documentation promises of a device behind the proxy.
 fn devices_get_through(proxy: &Proxy) {
     let mut device = Socket::connect(proxy.edge, "/ws?channels=news", "").expect("the upgrade");
     // Nothing is said but pings, which have to come through both ways.
@@ -201,7 +201,7 @@ fn devices_have_their_addresses(proxy: &Proxy, has_port: bool) {
     }
 }
 
-/// What it promises of back ends.
+/// Checks what the documentation promises of back ends.
 fn back_ends_get_through(proxy: &Proxy) {
     let api = proxy.api.expect("the proxy stands in front of the API");
     let body = r#"{"c":"nobody","d":"hello"}"#;

@@ -28,7 +28,7 @@ use shard_value::client_head;
 
 const TOKEN_KEY: &str = "0123456789abcdef0123456789abcdef";
 
-/// What the devices of these tests present as a secret.
+/// The secret that the devices of these tests present.
 const SECRET: &str = "s3cret";
 
 /// A connection of the grid.

@@ -92,7 +92,7 @@ impl Parsing {
     }
 }
 
-/// What a client sent becomes the frame of an event.
+/// Encoding of a client's message as the frame of an event.
 pub struct EncodingEvent {
     data: Vec<u8>,
     out: Vec<u8>,

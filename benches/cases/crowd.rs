@@ -68,7 +68,7 @@ impl Crowd {
         self
     }
 
-    /// What the back end sends at once, until all is written, the answer too: gives the number of writes.
+    /// Publishes in one batch, until everything is written, answers included. Returns the number of writes.
     pub fn publish(&mut self) -> usize {
         self.scratch.copy_from_slice(&self.call);
         self.shard.handle_bytes(NOW, self.backend, &mut self.scratch);

@@ -40,7 +40,7 @@ pub fn client_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// What a browser sends to open a WebSocket.
+/// The request that a browser sends to open a WebSocket.
 pub fn handshake(path: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: edge.example.org\r\nConnection: Upgrade\r\nPragma: no-cache\r\n\

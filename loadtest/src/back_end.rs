@@ -17,9 +17,9 @@ use crate::tasks::{in_parallel, until};
 /// How requests follow each other.
 #[derive(Clone, Copy)]
 pub enum Load {
-    /// This many at once, and the next ones when all are answered.
+    /// A number of calls at once, and the next ones when all are answered.
     AtOnce(u32),
-    /// This many per second, of all back ends together.
+    /// A number of calls per second, of all back ends together.
     PerSecond(u32),
 }
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// The longest path of a Unix socket, in bytes (unix(7)): one less than `sun_path` has.
 const PATH_BYTES_MAX: usize = 107;
 
-/// What a path of a Unix socket begins with in the configuration and in messages.
+/// The prefix of the path of a Unix socket, in the configuration and in messages.
 const UNIX: &str = "unix:";
 
 /// Where a listener accepts connections.

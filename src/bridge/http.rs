@@ -95,7 +95,7 @@ pub fn start(
 }
 
 impl Running {
-    /// Ends the thread. Requests in flight are given up.
+    /// Ends the thread. Requests in flight are cancelled.
     pub fn stop(self) {
         drop(self.stop);
         // A panic was reported already.

@@ -53,7 +53,7 @@ struct ServiceRequest {
     answer_bytes_max: usize,
 }
 
-/// What a request is for. Comes back with the answer.
+/// The purpose of a request. Comes back with the answer.
 #[derive(Clone, Debug)]
 enum Purpose {
     Keys(Arc<KeySource>),

@@ -23,7 +23,7 @@ pub(super) struct ServerAddress {
     shown: String,
 }
 
-/// What carries the bytes.
+/// The transport that carries the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Transport {
     /// TCP to a name or an IP address, with or without TLS.

@@ -133,7 +133,7 @@ struct Session<'a, S> {
     last_ping: Instant,
 }
 
-/// What a session waits for.
+/// The answer or message that a session waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The answer to the request with this id, which starts the events.

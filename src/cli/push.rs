@@ -210,7 +210,7 @@ async fn push(
     result
 }
 
-/// What became of the messages.
+/// The outcome of the messages.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     messages: u64,

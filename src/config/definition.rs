@@ -4,10 +4,10 @@
 //! - the code that reads the key, checks it and falls back to its default,
 //! - a [`Key`], from which the reference page and the sample file are written.
 
-/// What one table of the configuration may hold.
+/// The keys and tables that one table of the configuration may hold.
 #[derive(Clone, Debug)]
 pub(super) struct Definition {
-    /// What the table is for, in Markdown on one line.
+    /// The purpose of the table, in Markdown on one line.
     pub doc: String,
     /// The keys with values.
     pub keys: Vec<Key>,
@@ -22,9 +22,9 @@ pub(super) struct Key {
     pub name: &'static str,
     /// The values that are allowed, in words.
     pub expected: String,
-    /// What holds when the key is not written.
+    /// The value when the key is not written.
     pub fallback: Fallback,
-    /// What the key is for, in Markdown on one line.
+    /// The purpose of the key, in Markdown on one line.
     pub doc: String,
     /// Whether a change takes effect only when the node starts again.
     pub needs_restart: bool,
@@ -32,12 +32,12 @@ pub(super) struct Key {
     pub is_secret: bool,
 }
 
-/// What holds when a key is not written. An example is TOML.
+/// The value of a key that is not written. An example is TOML.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fallback {
-    /// This value, as TOML.
+    /// A fixed value, as TOML.
     Value(String),
-    /// What `words` say.
+    /// A value that depends on other keys or on the machine, as `words` describe it.
     Derived {
         /// In words, in Markdown.
         words: &'static str,
@@ -58,9 +58,9 @@ pub(super) struct Table {
     pub name: &'static str,
     /// How often the table may be written.
     pub form: Form,
-    /// What the table is for, in Markdown on one line.
+    /// The purpose of the table, in Markdown on one line.
     pub doc: String,
-    /// What the table may hold.
+    /// The keys and tables that the table may hold.
     pub definition: Definition,
     /// Whether the table can be added or removed only when the node starts again.
     pub needs_restart: bool,
@@ -211,7 +211,7 @@ macro_rules! section {
                 Ok(Self { $($key,)* $($($table,)*)? })
             }
 
-            /// What the section may hold.
+            /// Returns the keys and tables that the section may hold.
             pub(in $crate::config) fn definition() -> $crate::config::definition::Definition {
                 $crate::config::definition::Definition {
                     doc: $crate::config::definition::one_line(&[

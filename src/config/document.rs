@@ -218,7 +218,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// What `convert` makes of the value at `key`; `None` if nothing is written there. A value that
+    /// Converts the value at `key` with `convert`; `None` if nothing is written there. A value that
     /// `convert` refuses is not what was `expected`.
     pub(super) fn read<T>(
         &self,
@@ -232,7 +232,7 @@ impl<'a> Section<'a> {
         convert(value).map(Some).ok_or_else(|| self.mismatch(key, expected, value))
     }
 
-    /// What `convert` makes of the string at `key`, as [`Self::read`] does. The text of a variable is
+    /// Converts the string at `key` with `convert`, as [`Self::read`] does. The text of a variable is
     /// taken as it is: `1234567890123456` and `0x1F` are strings there.
     pub(super) fn read_text<T>(
         &self,

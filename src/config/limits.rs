@@ -96,7 +96,7 @@ section! {
     }
 }
 
-/// What happens to a client that does not read.
+/// The treatment of a client that does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowClient {
     /// Close it with 1013; the message counts as failed.

@@ -7,7 +7,7 @@ use super::limits::MESSAGE_BYTES_MAX;
 use super::shape::{Choice, bytes, whole};
 use crate::queue::WhenFull;
 
-/// What a topic keeps of a message besides its data: ids, the topic's name, the frame around it.
+/// The overhead of a message in a topic: ids, the topic's name, the frame.
 const ENVELOPE_BYTES: usize = 4096;
 
 const TOPIC_BYTES: usize = 64 << 20;

@@ -87,7 +87,7 @@ section! {
     }
 }
 
-/// What serves a route instead of a topic.
+/// The handler that serves a route instead of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
     /// Sends every message back to its sender.

@@ -11,7 +11,7 @@ use crate::address::listen::ListenAddress;
 
 /// The values that a key may have.
 pub(super) trait ValueShape {
-    /// What a value is read as.
+    /// The type that a value is read as.
     type Value;
 
     /// Whether no message shows a value.
@@ -45,7 +45,7 @@ pub(super) fn expected_of<T, S: ValueShape<Value = T>>(shape: &S) -> String {
 
 /// A whole number within bounds.
 pub(super) struct WholeNumber<T> {
-    /// What follows the word "number": `" of bytes"`, or nothing.
+    /// The words after "number": `" of bytes"`, or nothing.
     unit: &'static str,
     bounds: RangeInclusive<T>,
 }

@@ -155,7 +155,7 @@ fn mapped(range: IpNet) -> Option<Ipv4Net> {
     Ipv4Net::new(range.addr().to_ipv4_mapped()?, bits).ok()
 }
 
-/// What users must not have in common, and what they must.
+/// Checks that no two users share a name, and that their secrets can be told apart.
 fn check_beside(section: &Section<'_>, user: &User, earlier: &[User]) -> Result<(), ConfigError> {
     if earlier.iter().any(|other| other.name == user.name) {
         let reason = format!("{:?} is the name of an earlier user", user.name);

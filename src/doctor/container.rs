@@ -4,7 +4,7 @@
 use super::finding::Finding;
 use super::{Machine, Plan};
 
-/// What runs the container.
+/// The program that runs the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Container {
     /// A pod of Kubernetes.

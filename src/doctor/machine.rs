@@ -48,7 +48,7 @@ pub struct Machine {
     pub memory_bytes: Option<u64>,
     /// The limits of the process's control group.
     pub group: CgroupLimits,
-    /// What runs the container that the process is in. `None`: no container was found.
+    /// The program that runs the container of the process. `None`: no container was found.
     pub container: Option<Container>,
     /// Swap devices and files.
     pub swaps: Vec<String>,

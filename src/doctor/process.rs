@@ -8,7 +8,7 @@ use super::{Machine, Plan};
 use crate::config::DriverChoice;
 use crate::runtime::check;
 
-/// What happens on a machine that does not allow io_uring.
+/// The consequence on a machine that does not allow io_uring.
 const USES_EPOLL: &str = "without, gridcast uses epoll";
 
 /// The first Linux with all features that the ring needs. The last was IORING_SETUP_DEFER_TASKRUN.

@@ -1,4 +1,4 @@
-//! What the mesh asks of the transport, and what the transport reports.
+//! Requests of the mesh to the transport, and reports of the transport.
 //!
 //! A link is one QUIC connection to another node that has proved to belong to the grid. Its
 //! [`Hello`](super::wire::Hello) says which node it is.
@@ -48,7 +48,7 @@ impl Lane {
     }
 }
 
-/// What the transport reports.
+/// A report of the transport.
 #[derive(Debug)]
 pub enum LinkEvent {
     /// A link was established.
@@ -86,7 +86,7 @@ pub enum Refusal {
     Id,
 }
 
-/// What the transport is to do. An effect on a closed link does nothing.
+/// A request to the transport. An effect on a closed link does nothing.
 #[derive(Debug)]
 pub enum LinkEffect {
     /// Dial a target, `HOST:PORT`. Of a name's addresses the first 16 are dialled, except those with a

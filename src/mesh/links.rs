@@ -30,7 +30,7 @@ pub(super) struct Link {
     pub remote: SocketAddr,
     /// Whether this node dialled.
     pub is_dialled: bool,
-    /// What this node's hello said, once it was sent.
+    /// The hello that this node sent. `None`: not sent yet.
     pub said: Option<SaidHello>,
     /// The node at the other end, once its hello was accepted.
     pub peer: Option<NodeId>,

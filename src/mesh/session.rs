@@ -45,7 +45,7 @@ pub(super) struct Session {
     traffic: Traffic,
 }
 
-/// What was sent and received in a session. Repeated batches are not counted.
+/// Counts of batches, and of their bytes, sent and received in a session. Repeated batches are not counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Traffic {
     /// Batches made for the other node.
@@ -100,7 +100,7 @@ impl Session {
         self.kept_bytes
     }
 
-    /// What was sent and received so far.
+    /// Returns the counts so far.
     pub(super) fn traffic(&self) -> Traffic {
         self.traffic
     }
@@ -222,7 +222,7 @@ impl Session {
         Some(Receipt { lane, last: incoming.last })
     }
 
-    /// What was received on each lane.
+    /// Returns the receipt of each lane.
     pub(super) fn received(&self) -> Vec<Receipt> {
         self.incoming
             .iter()

@@ -1,4 +1,4 @@
-//! What shards and the bridge say to each other.
+//! Messages between shards and the bridge.
 
 use std::sync::{Arc, Weak};
 
@@ -63,7 +63,7 @@ pub struct KeysReport {
     pub fetched: Option<bool>,
 }
 
-/// What became of a question to an admission hook.
+/// The outcome of a question to an admission hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdmissionVerdict {
     /// The device may connect.

@@ -29,6 +29,6 @@ pub enum ToTapper {
     },
     /// Something has happened: an event for the tapper, encoded.
     Event(Frame),
-    /// This number of events was not sent: there were too many.
+    /// A number of events that were not sent, because there were too many.
     Lost(u64),
 }

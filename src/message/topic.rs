@@ -40,7 +40,7 @@ pub enum ToFeeder {
 /// A message from a consumer to the topic's home.
 #[derive(Debug)]
 pub enum FromConsumer {
-    /// This many of the delivered events were written to the consumer's socket.
+    /// A number of delivered events that were written to the consumer's socket.
     Written(u32),
     /// The events with these numbers were acknowledged.
     Settled(Vec<MessageNumber>),

@@ -22,7 +22,7 @@ pub struct AdmissionHook {
     pub secret: Option<SigningSecret>,
 }
 
-/// What a hook is told about a device.
+/// The request that is sent to the hook.
 pub struct AdmissionQuestion<'a, Q, H> {
     /// The path of the request.
     pub path: &'a str,

@@ -338,7 +338,7 @@ mod tests {
         }
     }
 
-    /// What another implementation makes of it.
+    /// Inflates with another implementation.
     fn inflated_elsewhere(deflated: &[u8]) -> Vec<u8> {
         miniz_oxide::inflate::decompress_to_vec(&[deflated, &END].concat()).expect("it is DEFLATE")
     }
@@ -495,7 +495,7 @@ mod tests {
         }
     }
 
-    /// What clients make of messages who let each refer to those before it.
+    /// The output of clients whose messages refer to earlier ones.
     fn in_one_context(messages: &[Vec<u8>], window_bits: u8) -> Vec<Vec<u8>> {
         let mut compressor = Deflate::new(6, false, window_bits);
         let deflate = |message: &Vec<u8>| {

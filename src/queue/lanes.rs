@@ -34,7 +34,7 @@ struct ClientLane {
     is_parked: bool,
 }
 
-/// What [`Lanes::pop`] has found.
+/// The result of [`Lanes::pop`].
 #[derive(Debug)]
 pub(super) enum Popped {
     /// A message, which is in flight now.

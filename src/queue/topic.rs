@@ -46,7 +46,7 @@ const EVICTION_US: u64 = 10_000_000;
 /// Consumers of one topic. The `queue.pop` of a further one is refused with 201.
 const CONSUMERS_MAX: usize = 1024;
 
-/// What a topic wants done.
+/// A request of a topic to its owner.
 #[derive(Debug)]
 pub enum Effect {
     /// Deliver a message to a consumer.

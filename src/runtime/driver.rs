@@ -97,7 +97,7 @@ pub(super) struct Driver<I> {
     last_wait: Duration,
 }
 
-/// What a driver is made of, beside its shard.
+/// The components of a driver, besides its shard.
 pub(super) struct Parts {
     /// The index of the shard.
     pub(super) number: usize,

@@ -152,7 +152,7 @@ impl Faults {
         if self.never_waits { Duration::ZERO } else { wait }
     }
 
-    /// What was held back long enough, and what is not held back of what has come. Completions of one
+    /// Returns completions that were held back long enough, and new ones that are not held back. Completions of one
     /// request keep their order, as they do in the kernel.
     pub(super) fn delayed(
         &mut self,

@@ -1,4 +1,4 @@
-//! What the driver asks of the kernel, and the completions that answer it.
+//! Requests of the driver to the kernel, and the completions that answer them.
 //!
 //! The driver decides, an implementation of [`SocketIo`] performs: `ring.rs` with io_uring, `poller.rs`
 //! with epoll. The driver is compiled once for each, so neither pays for the other.

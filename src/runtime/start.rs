@@ -23,7 +23,7 @@ use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::Settings;
 
-/// What the shards of a node run on.
+/// The cores and the driver that the shards of a node run on.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardPlacement<'a> {
     /// The CPU of each shard.

@@ -1,4 +1,4 @@
-//! What the unit tests of the parts need: settings, a turn, and connections without sockets.
+//! A fixture for the unit tests of the parts: settings, a turn, and connections without sockets.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

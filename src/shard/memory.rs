@@ -159,7 +159,7 @@ enum ShedStage {
     Closing(usize),
 }
 
-/// What shedding depends on outside of the shard.
+/// The state outside the shard that shedding depends on.
 pub(super) struct ShedContext<'a> {
     /// The total that all shards of the node shed.
     pub round: &'a ShedRound,

@@ -24,9 +24,11 @@
 //! | `taps` | back ends that watch devices live. Their taps are in the turn, so that every part can tell them |
 //!
 //! `requests.rs`, `calls.rs` and `messages.rs` contain the routing of HTTP requests, calls and
-//! messages. The remaining files are shared by the parts: `settings.rs`, `node_state.rs`,
-//! `roster.rs` (reachable nodes), `timers.rs`, `work.rs` (how much of a turn input may take),
-//! `rate.rs`, `interest.rs` (which shards have subscribers), `trail.rs` (debug log of connections).
+//! messages. `inspection.rs` is what the driver and `/metrics` only read, and `proxied.rs` finds the address
+//! of a proxy's client. The remaining files are shared by the parts: `turn.rs`, `settings.rs`,
+//! `node_state.rs`, `users.rs` (users in use), `roster.rs` (reachable nodes), `timers.rs`, `work.rs` (how
+//! much of a turn input may take), `rate.rs`, `interest.rs` (which shards have subscribers),
+//! `shed_round.rs` (what all shards free together), `trail.rs` (debug log of connections).
 
 pub mod access;
 pub mod admission;

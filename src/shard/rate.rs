@@ -19,7 +19,7 @@ pub struct Rate {
     interval_ns: u64,
 }
 
-/// What one client or address has left of a [`Rate`]. A new bucket is full.
+/// The remainder of a [`Rate`] for one client or address. A new bucket is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     full_at_ns: u64,

@@ -287,7 +287,7 @@ impl RouteSettings {
 pub struct QueueSettings {
     /// The number of messages and bytes that one topic holds.
     pub bounds: Bounds,
-    /// What happens when a topic is full.
+    /// The treatment of messages for a full topic.
     pub when_full: WhenFull,
     /// The number of topics on the node. Further ones are refused.
     pub topics: usize,

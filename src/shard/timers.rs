@@ -10,7 +10,7 @@ const SLOTS: usize = 4096;
 /// Timers that fire in one turn: about 2 ms if each closes a connection.
 pub(super) const TIMERS_PER_TURN: usize = 1024;
 
-/// What a timer is for. Entries are never removed, so the receiver checks whether the timer still
+/// The purpose of a timer. Entries are never removed, so the receiver checks whether the timer still
 /// applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {

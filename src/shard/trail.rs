@@ -205,7 +205,7 @@ impl fmt::Display for ShownCall<'_> {
     }
 }
 
-/// What a tap watches, displayed.
+/// The target of a tap, displayed.
 struct ShownTarget<'a>(&'a TapTarget);
 
 impl fmt::Display for ShownTarget<'_> {

@@ -1,4 +1,4 @@
-//! What every part of a shard borrows while it works: the time, the settings, the counters, the
+//! The turn, which every part of a shard borrows while it works: the time, the settings, the counters, the
 //! outgoing messages, and the steps for other parts.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -38,7 +38,7 @@ pub struct Now {
     pub unix_ms: u64,
 }
 
-/// What the driver has to do with a socket.
+/// A request to the driver about a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Stop receiving from the socket.

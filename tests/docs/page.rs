@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 const FOLDERS: [&str; 5] = ["docs", "examples", "tests", "benches", "tuning"];
 
 pub struct Page {
-    /// Its path in the repository.
+    /// The path of the page in the repository.
     pub name: String,
     pub text: String,
 }
@@ -21,7 +21,7 @@ pub struct Link {
 
 /// A fenced block.
 pub struct Block {
-    /// What stands behind the opening fence, such as `console`.
+    /// The info string after the opening fence, such as `console`.
     pub info: String,
     pub text: String,
     /// The number of its first line in the page.
@@ -61,7 +61,7 @@ impl Page {
         })
     }
 
-    /// What stands between backticks.
+    /// Returns the texts between backticks.
     pub fn code(&self) -> impl Iterator<Item = String> {
         self.prose().flat_map(|line| line.split('`').skip(1).step_by(2)).map(str::to_owned)
     }

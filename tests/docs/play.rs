@@ -118,7 +118,7 @@ fn commands_print_what_the_pages_say() {
     });
 }
 
-/// What a shell command writes, to standard output and standard error. The commands of gridcast speak to
+/// Runs a shell command. Returns its standard output and standard error. The commands of gridcast speak to
 /// the server.
 fn run(command: &str, server: &Server) -> String {
     let binary = Path::new(env!("CARGO_BIN_EXE_gridcast")).parent().expect("it is in a folder");

@@ -9,7 +9,7 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use super::page::{Block, Page, root};
 use super::support::command;
 
-/// What pages may contain. `js` may be followed by the name of a test in `programs.rs`.
+/// Languages of code blocks that pages may contain. `js` may be followed by the name of a test in `programs.rs`.
 const LANGUAGES: [&str; 17] = [
     "console",
     "ws",

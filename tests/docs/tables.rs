@@ -19,7 +19,7 @@ fn rows(page: &str) -> Vec<Vec<String>> {
     lines.map(cells).collect()
 }
 
-/// What stands between backticks.
+/// Returns the texts between backticks.
 fn code(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }

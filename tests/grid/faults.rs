@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Grid, Message, Server, Socket, assert_error, frame, states, until_within};
 
-/// What is promised: a call is answered within 2 s, and all is right again within 5 s. A machine that
+/// The longest call. Promised: a call is answered within 2 s, and a fault is over within 5 s. A machine that
 /// is busy with other tests gets twice and ten times that.
 const CALL_MAX: Duration = Duration::from_secs(4);
 const RIGHT_MAX: Duration = Duration::from_secs(50);
@@ -141,7 +141,7 @@ impl Subscriber {
     }
 }
 
-/// Calls each method in turn, on a connection of its own, for a client within reach and one on the node
+/// Calls each method in turn, on a connection of its own, for a reachable client and one on the node
 /// that something happens to. Keeps the longest that each call took.
 struct Prober {
     stop: Arc<AtomicBool>,
@@ -186,7 +186,7 @@ impl Prober {
     /// Stops; each call was answered in time.
     fn stop(self, event: &str) {
         self.stop.store(true, Ordering::Relaxed);
-        let longest = self.calling.join().expect("all calls within reach are done");
+        let longest = self.calling.join().expect("all calls for reachable clients are done");
         eprintln!("grid: {event}: longest calls {longest:?}");
         assert!(longest.values().all(|took| *took < CALL_MAX), "{longest:?}");
     }

@@ -25,7 +25,7 @@ fn clients(nodes: &[Server]) -> Vec<Socket> {
     nodes.iter().cycle().take(CLIENTS).map(|node| node.device("/plain")).collect()
 }
 
-/// What came of each client, in the order that it came.
+/// Events received of each client, in order.
 #[derive(Debug, Default, PartialEq)]
 struct Received(BTreeMap<usize, Vec<usize>>);
 

@@ -16,7 +16,7 @@ use crate::wire::{self, Incoming};
 /// Requests without an answer, at most.
 const WAITING_MAX: usize = 300;
 
-/// What is done with the answer.
+/// The use of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Publish,
@@ -48,12 +48,12 @@ pub struct Backend {
     has_upgraded: bool,
     consumes: bool,
     acknowledges: bool,
-    /// It does not know how things stand.
+    /// Whether the back end does not know whether its calls were carried out.
     pub is_at_loss: bool,
     // Tags that are not acknowledged yet.
     tags: VecDeque<u64>,
     next_place: u64,
-    /// Those that wait for answers.
+    /// Requests that wait for answers.
     pub requests: Requests<What>,
 }
 

@@ -86,7 +86,7 @@ impl Client {
     }
 }
 
-/// What an open event says of who the client is.
+/// Returns the client that an open event names.
 pub fn number_of(event: &Value) -> Option<PeerNumber> {
     event["query"]["me"].as_str()?.parse().ok()
 }

@@ -49,7 +49,7 @@ const SEEDS: u64 = 20;
 const FOUND: [u64; 13] = [
     3,     // What a consumer had to write came twice when it popped anew and unpopped.
     7,     // A publish behind a subscribe on the same connection missed its client on another node.
-    9,     // A session that one end had given up was gone on with by the other, for ever.
+    9,     // The other end continued, for ever, a session that one end had ended.
     10,    // Links that gave way to others all the time, for a seed that was a name.
     62,    // What came back from a consumer came behind what was sent later.
     68,    // Likewise, with a gap.

@@ -1,4 +1,4 @@
-//! What is between the nodes: links as QUIC makes them, on a network that delays, loses, and is cut.
+//! The network between the nodes: links like QUIC's, with delay, loss and partitions.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -85,17 +85,17 @@ impl Node {
         time(now_ms.saturating_add_signed(self.ahead_ms), unix_ms)
     }
 
-    /// Its wall clock is set.
+    /// Sets the wall clock of the node.
     pub fn jump(&mut self, by_ms: i64) {
         self.unix_ahead_ms += by_ms;
     }
 
-    /// It has no turns from now on.
+    /// Stops the turns of the node.
     pub fn freeze(&mut self, now_ms: u64) {
         (self.life, self.frozen_ms) = (Life::Frozen, now_ms);
     }
 
-    /// It goes on: its clock of deadlines stood still, as the runtime's does over a gap.
+    /// Resumes the node. The clock of its deadlines stood still, as the runtime's does over a gap.
     pub fn thaw(&mut self, now_ms: u64) {
         self.life = Life::Up;
         self.ahead_ms -= (now_ms - self.frozen_ms) as i64;
@@ -108,7 +108,7 @@ impl Node {
         self.places[shard].insert(key, peer);
     }
 
-    /// It tells the other nodes that it leaves.
+    /// Tells the other nodes that the node leaves.
     pub fn leave(&mut self, shared: &mut Shared, network: &mut Network) {
         let now = self.now(shared.now_ms);
         self.mesh.handle_leave(now.ms);

@@ -17,18 +17,18 @@ use crate::wire::{self, Incoming, Reader};
 /// Moments of one millisecond: they tell what came first, and what time it was.
 const MOMENTS_PER_MS: u64 = 1_000_000;
 
-/// What peers do at a time of the run.
+/// The behaviour of peers in a phase of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// They ask and send, and go.
+    /// Peers call, send and disconnect.
     Busy,
-    /// They read, and send nothing new.
+    /// Peers read, and send nothing new.
     Quiet,
-    /// They leave.
+    /// Peers disconnect.
     Leaving,
 }
 
-/// What peers know and share.
+/// State shared by all peers.
 pub struct Shared {
     pub random: Random,
     pub now_ms: u64,
@@ -80,7 +80,7 @@ pub struct Peer {
     pub role: Role,
     /// The upgrade was granted.
     pub is_open: bool,
-    /// Its node ended, and its connection with it.
+    /// Whether the peer's node ended, and the connection with it.
     pub is_crashed: bool,
     pub acts_ms: u64,
     was_told: Option<u16>,
@@ -123,7 +123,7 @@ impl Peer {
         !self.is_crashed && !was_closed && self.line.end != Some(End::Reset)
     }
 
-    /// Its node is no more.
+    /// Handles the end of the peer's node.
     pub fn crash(&mut self, shared: &mut Shared) {
         if !self.line.is_gone {
             self.line.is_gone = true;
@@ -140,7 +140,7 @@ impl Peer {
         shared.queue.note_consumer_end(self.number);
     }
 
-    /// Its side of the connection took bytes.
+    /// Handles bytes that arrived for the peer.
     pub fn hear(&mut self, shared: &mut Shared, bytes: &[u8]) {
         if self.line.is_gone && !shared.gone.contains_key(&self.number) {
             let moment = shared.next_moment();
@@ -198,7 +198,7 @@ impl Peer {
         }
     }
 
-    /// Its shard has had a turn, and may have read some of what it sent.
+    /// Notes what the shard has read of the peer's bytes, after a turn.
     pub fn note_read(&mut self, shared: &Shared, shard: &mut Shard) {
         if let Role::Backend(backend) = &mut self.role
             && let Some(reading) = shard.inspect().read_progress_of(self.line.key)

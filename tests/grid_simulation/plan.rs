@@ -1,4 +1,4 @@
-//! What a seed makes of a grid: how many nodes, how far apart, and what befalls them.
+//! The plan of a run, made from a seed: the number of nodes, their delays, and their faults.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Plan {
     pub fleet: usize,
     /// The longest way between two shards of a node, or a shard and its mesh, in milliseconds.
     pub bus_ms_max: usize,
-    /// Likewise between nodes.
+    /// The longest delay between nodes.
     pub network_ms_max: usize,
     /// One datagram in so many is lost, and one comes twice.
     pub lost_in: usize,
@@ -41,24 +41,24 @@ pub struct Plan {
     api_outbound_bytes: usize,
 }
 
-/// What befalls the grid.
+/// A fault of the grid.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// The links between two nodes break.
     Break(usize, usize),
     /// Nothing that the first says comes to the second from now on, or all of it again.
     Block(usize, usize, bool),
-    /// What the first says to the second takes so much longer.
+    /// Messages from the first node to the second take longer, by this time.
     Slow(usize, usize, u64),
     /// A node ends, having said so or not.
     Crash { node: usize, is_announced: bool },
-    /// It is started anew.
+    /// The node starts again.
     Restart(usize),
-    /// It has no turns any more.
+    /// The node stops having turns.
     Freeze(usize),
-    /// It goes on.
+    /// The node resumes.
     Thaw(usize),
-    /// Its wall clock jumps.
+    /// The node's wall clock jumps.
     Jump(usize, i64),
 }
 
@@ -88,7 +88,7 @@ impl Plan {
         }
     }
 
-    /// What a node's shards are told.
+    /// Returns the settings of a node's shards.
     pub fn shard_settings(&self, random: &mut Random, index: usize) -> Settings {
         let shards = self.shards[index];
         let mut settings = one_node::settings(random, &mut Random::new(0), shards, false);
@@ -107,7 +107,7 @@ impl Plan {
         settings
     }
 
-    /// What its mesh is told.
+    /// Returns the settings of a node's mesh.
     pub fn mesh_settings(&self, index: usize, incarnation: u64, seed: u64) -> mesh::MeshSettings {
         mesh::MeshSettings {
             node: node_id(index),

@@ -1,4 +1,4 @@
-//! What clients sent and which consumers got it: the rules of the queue over a grid.
+//! Rules of the queue over a grid: messages that clients sent, and the consumers that got them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -49,7 +49,7 @@ struct Consumer {
     has_let_go: bool,
 }
 
-/// What consumers got.
+/// Events that consumers got.
 #[derive(Default)]
 pub struct Queue {
     clients: HashMap<PeerNumber, Fed>,
@@ -193,7 +193,7 @@ impl Queue {
         fed.is_lost = true;
     }
 
-    /// Its node reports that it is still there.
+    /// Notes that the client's node reports it as connected.
     pub fn note_found(&mut self, client: PeerNumber) {
         let fed = self.clients.get_mut(&client).expect("events are about clients");
         fed.is_lost = false;

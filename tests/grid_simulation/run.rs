@@ -22,7 +22,7 @@ const LATE_MS: u64 = 600_000;
 /// Turns of a grid of four nodes in which nothing happens, per second: signs of life and gossip.
 const IDLE_STEPS_MAX: u64 = 1000;
 
-/// What a run was like, so that a test can tell that runs are not empty.
+/// A summary of a run, so that a test can tell that runs are not empty.
 #[derive(Default, Debug)]
 pub struct Summary {
     pub answers: u64,
@@ -147,7 +147,7 @@ fn check_pushes(world: &World) {
     world.shared.pushes.check(&InGrid { shared: &world.shared, peers: &world.peers });
 }
 
-/// What holds of pushes at which time.
+/// Rules of pushes over a grid, by time.
 struct InGrid<'a> {
     shared: &'a Shared,
     peers: &'a [Peer],

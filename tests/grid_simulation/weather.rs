@@ -1,4 +1,4 @@
-//! What went wrong and when: how strict the rules may be follows from it.
+//! A record of the faults and their times, which decides how strict the rules are.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ pub struct Weather {
     // From, to; the last is u64::MAX while it lasts.
     troubles: Vec<(u64, u64)>,
     frozen: Vec<(usize, u64, u64)>,
-    // By node, and the node it speaks of: when it came within reach or out of it.
+    // By two nodes: when the first began or ceased to reach the second.
     reach: HashMap<(usize, usize), Vec<(u64, bool)>>,
     pub sessions_lost: u64,
 }
@@ -34,7 +34,7 @@ impl Weather {
         self.frozen.push((node, at, u64::MAX));
     }
 
-    /// It is not any more.
+    /// Notes that a node is no longer frozen.
     pub fn note_thawed(&mut self, node: usize, at: u64) {
         if let Some(frozen) = self.frozen.iter_mut().rev().find(|frozen| frozen.0 == node) {
             frozen.2 = at;

@@ -26,7 +26,7 @@ pub struct Trickle {
     pub edge: Option<Outcome>,
 }
 
-/// What comes back.
+/// The answer to the case.
 #[derive(Clone, Copy)]
 pub struct Outcome {
     /// None: nothing but the end of the connection.
@@ -36,13 +36,13 @@ pub struct Outcome {
     pub end: End,
 }
 
-/// What becomes of the connection.
+/// The state of the connection afterwards.
 #[derive(Clone, Copy)]
 pub enum End {
     Closed,
-    /// It takes the next request.
+    /// The connection takes the next request.
     Open,
-    /// It is a WebSocket now.
+    /// The connection is a WebSocket.
     Switched,
 }
 
@@ -52,7 +52,7 @@ pub const WEBSOCKET_PATH: &str = "/PATH";
 const GET: &str = "GET /version HTTP/1.1\r\nHost: localhost\r\n";
 const POST: &str = "POST /v1/mesh/publish HTTP/1.1\r\nHost: localhost\r\n";
 
-/// What somebody who hides a request hides.
+/// The request that an attacker smuggles.
 const HIDDEN: &str = "GET /v1/nodes HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// By these names the page shows them.
@@ -61,7 +61,7 @@ pub const NAMED: [(&str, &str); 3] = [("GET…", GET), ("POST…", POST), ("HIDD
 const PUBLISH: &str = r#"{"c":"a","d":"b"}"#;
 
 impl Case {
-    /// What is sent to a listener with this path.
+    /// Returns the bytes for a listener with this path.
     pub fn bytes(&self, websocket_path: &str) -> Vec<u8> {
         let at =
             self.sent.windows(WEBSOCKET_PATH.len()).position(|it| it == WEBSOCKET_PATH.as_bytes());

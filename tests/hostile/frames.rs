@@ -3,7 +3,7 @@
 
 use super::support::frame;
 
-/// What is sent on an open WebSocket.
+/// Invalid input on an open WebSocket.
 pub struct Broken {
     pub what: &'static str,
     pub sent: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What a hostile or broken peer gets, case by case, on both listeners of a real server. The tables in
+//! Answers to hostile or broken peers, case by case, on both listeners of a real server. The tables in
 //! `tests/README.md` are made from the same cases.
 
 mod cases;

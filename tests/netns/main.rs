@@ -16,7 +16,7 @@ use serde_json::json;
 use net::Net;
 use support::{Server, Socket, states, until_within};
 
-/// What is promised: a call is answered within 2 s, and all is right again within 5 s.
+/// The longest call. Promised: a call is answered within 2 s, and a fault is over within 5 s.
 const CALL_MAX: Duration = Duration::from_secs(4);
 const RIGHT_MAX: Duration = Duration::from_secs(50);
 

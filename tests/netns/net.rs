@@ -137,7 +137,7 @@ impl Net {
         self.spaces[index].ip("link set mesh down");
     }
 
-    /// It comes up again.
+    /// Connects the node's network again.
     pub fn plug(&self, index: usize) {
         self.spaces[index].ip("link set mesh up");
     }

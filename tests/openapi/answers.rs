@@ -1,4 +1,4 @@
-//! What a node answers and tells is of the form that the documents give it.
+//! Answers and events of a node, checked against the documents.
 
 use serde_json::{Value, json};
 

@@ -98,7 +98,7 @@ fn texts_of_keys(item: &Value) -> BTreeSet<String> {
     item.as_object().expect("an object").keys().cloned().collect()
 }
 
-/// What a message of the API lists behind "known are".
+/// Returns the names that a message of the API lists after "known are".
 fn known_names(message: &str) -> BTreeSet<String> {
     let (_, list) = message.split_once("known are ").expect("the message lists them");
     list.split(", ").map(str::to_owned).collect()

@@ -26,7 +26,7 @@ impl Document {
         Self(serde_json::from_str(&text).expect("it is JSON"))
     }
 
-    /// What a JSON pointer points to.
+    /// Returns the value at a JSON pointer.
     #[track_caller]
     pub fn at(&self, pointer: &str) -> &Value {
         self.0.pointer(pointer).unwrap_or_else(|| panic!("there is no {pointer}"))

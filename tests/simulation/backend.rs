@@ -14,7 +14,7 @@ use crate::wire::{self, Incoming};
 /// A client's id that names nobody.
 const NOBODY: (u64, PeerNumber) = (7 << 12, PeerNumber::MAX);
 
-/// What is done with the answer.
+/// The use of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     Publish,

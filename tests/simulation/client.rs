@@ -19,14 +19,14 @@ pub struct Client {
     pub is_in_crowd: bool,
     compresses: bool,
     has_asked: bool,
-    /// It was not let in for want of memory.
+    /// Whether the client was refused for lack of memory.
     pub is_refused: bool,
     sent: u64,
     echoed: u64,
     pinged: u64,
     ponged: u64,
     has_sent_last_ping: bool,
-    /// It sent a message that is too large: what follows it is not read.
+    /// Whether the client sent a message that is too large: later input is not read.
     pub has_sent_giant: bool,
 }
 
@@ -164,7 +164,7 @@ impl Client {
     }
 }
 
-/// What an open event says of who the client is.
+/// Returns the client that an open event names.
 pub fn number_of(event: &Value) -> Option<PeerNumber> {
     event["query"]["me"].as_str()?.parse().ok()
 }

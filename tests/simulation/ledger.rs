@@ -1,4 +1,4 @@
-//! What clients sent and what became of it: the rules of the queue.
+//! Rules of the queue: messages that clients sent, and their outcome.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,7 +26,7 @@ pub struct Fed {
     closed: Option<Closed>,
 }
 
-/// What a close event says.
+/// The content of a close event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
     /// The client ended, and all that it sent before was received.
@@ -54,7 +54,7 @@ impl Fed {
     }
 }
 
-/// What consumers got.
+/// Events that consumers got.
 pub struct Ledger {
     when_full: WhenFull,
     pub clients: HashMap<PeerNumber, Fed>,

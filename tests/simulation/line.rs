@@ -10,9 +10,9 @@ use crate::random::Random;
 /// How the peer ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It shuts its end behind what it sent.
+    /// The peer shuts down its end after the bytes it sent.
     Shut,
-    /// What is on its way is lost.
+    /// The connection is reset: bytes in flight are lost.
     Reset,
 }
 
@@ -24,7 +24,7 @@ enum Reading {
     Not,
 }
 
-/// What the driver has to write.
+/// Output that the driver has to write.
 struct Sending {
     // What `bytes` are copied from. The driver keeps it until all is written.
     batch: Batch,

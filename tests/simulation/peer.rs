@@ -12,18 +12,18 @@ use crate::pushes::{Moment, Pushes};
 use crate::random::Random;
 use crate::wire::{self, Incoming, Reader};
 
-/// What peers do at a time of the run.
+/// The behaviour of peers in a phase of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// They ask and send, stall and break off.
+    /// Peers call, send, stall and break off.
     Busy,
-    /// They read, and send nothing new.
+    /// Peers read, and send nothing new.
     Quiet,
-    /// They leave.
+    /// Peers disconnect.
     Leaving,
 }
 
-/// What peers know and share.
+/// State shared by all peers.
 pub struct Shared {
     pub random: Random,
     pub settings: std::sync::Arc<Settings>,
@@ -59,11 +59,11 @@ pub struct Peer {
     pub is_open: bool,
     /// The code of the close frame that came.
     pub was_told: Option<u16>,
-    /// It stalls at times.
+    /// Whether the peer stalls at times.
     is_slow: bool,
     reader: Reader,
     said_goodbye: bool,
-    /// It died without a word: it neither reads nor sends.
+    /// Whether the peer died silently: it neither reads nor sends.
     pub is_dead: bool,
 }
 
@@ -94,7 +94,7 @@ impl Peer {
         self.said_goodbye && self.line.end == Some(End::Shut) && !was_asked && !self.is_slow
     }
 
-    /// Its side of the connection took bytes.
+    /// Handles bytes that arrived for the peer.
     pub fn hear(&mut self, shared: &mut Shared, bytes: &[u8]) {
         if bytes.is_empty() {
             return;

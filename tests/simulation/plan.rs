@@ -1,4 +1,4 @@
-//! What a seed makes of a node: how many shards, how narrow, how full.
+//! The plan of a run, made from a seed: the number of shards, the limits, the load.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ fn crowd_answer_ms(peers: usize, crowd: usize) -> u64 {
     (publishes * crowd / 5) as u64
 }
 
-/// What a peer holds at rest, at most: its channels and its context. One of a crowd has one channel.
+/// The most memory of a peer at rest: its channels and its context. One of a crowd has one channel.
 const PEER_BYTES: usize = 3500;
 const SMALL_PEER_PART: usize = 3;
 
@@ -110,7 +110,7 @@ fn widen(settings: &mut Settings) {
     }
 }
 
-/// What the shards of a node are told.
+/// Returns the settings of the shards of a node.
 pub fn settings(
     random: &mut Random,
     rare: &mut Random,
@@ -172,7 +172,7 @@ pub fn settings(
     }
 }
 
-/// What one address may have: the clients come from a few.
+/// Returns the limit of connections per address: the clients come from a few.
 fn connections(rare: &mut Random) -> Option<NonZeroU32> {
     let max = rare.between(1, 4) as u32;
     rare.one_in(4).then(|| NonZeroU32::new(max))?

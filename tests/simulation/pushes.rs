@@ -1,4 +1,4 @@
-//! What back ends publish and send, and what became of it: the rules of channels.
+//! Rules of channels: messages that back ends publish and send, and their outcome.
 
 use std::collections::{HashMap, HashSet};
 
@@ -143,7 +143,7 @@ impl Pushes {
         }
     }
 
-    /// What the answer counted of the last publish to a channel that `by` asked for after `since`.
+    /// Returns the tally of the last publish to a channel that `by` asked for after `since`.
     pub fn tally_since(&self, since: Moment, by: PeerNumber, channel: &str) -> Option<(u64, u64)> {
         let is_meant =
             |p: &&Publish| p.asked.by == by && p.asked.at > since && p.channel == channel;

@@ -16,7 +16,7 @@ const ROUNDS_MAX: usize = 400_000;
 /// Consumers that are closed one after the other for want of memory, at most.
 const CONSUMERS_MAX: usize = 10;
 
-/// What a run was like, so that a test can tell that runs are not empty.
+/// A summary of a run, so that a test can tell that runs are not empty.
 #[derive(Default, Debug)]
 pub struct Summary {
     pub answers: u64,
@@ -133,7 +133,7 @@ fn check_peers(world: &World) {
     world.shared.ledger.check_lost(&clients, counted);
 }
 
-/// What has to come of a client; `None`: its end is not seen yet.
+/// Checks the events of a client; `None`: its end is not seen yet.
 fn check_client(world: &World, peer: &Peer, client: &Client, has_ended: bool) -> Option<Standing> {
     let ledger = &world.shared.ledger;
     let is_held = ledger.clients[&peer.number].is_held;
@@ -160,7 +160,7 @@ fn check_tallies(world: &World) {
     assert_eq!(late, 0, "calls that were not answered in time");
 }
 
-/// What holds of pushes on one node.
+/// Rules of pushes on one node.
 struct OnOneNode<'a> {
     peers: &'a [Peer],
 }

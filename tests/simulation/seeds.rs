@@ -15,7 +15,7 @@ impl Drop for Replay {
     }
 }
 
-/// What a variable says, if it is set.
+/// Returns the number in an environment variable, if it is set.
 pub fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))

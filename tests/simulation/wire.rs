@@ -2,7 +2,7 @@
 
 use crate::random::Random;
 
-/// What a peer reads.
+/// A message that a peer reads.
 #[derive(Debug)]
 pub enum Incoming {
     Response { status: u16, body: String },

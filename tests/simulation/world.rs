@@ -23,7 +23,7 @@ use crate::random::Random;
 /// bug have none.
 const RARE: u64 = 8_000_000;
 
-/// Likewise for the time that the node is stopped, its wall clock, and what its clients do about it.
+/// The seed offset of stops of the node, jumps of its wall clock, and the reaction of its clients.
 const TROUBLE: u64 = 9_000_000;
 
 const START_MS: u64 = 1_000_000;
@@ -33,8 +33,8 @@ const START_UNIX_MS: u64 = 1_790_000_000_000;
 /// a route sent back.
 const SLACK_BYTES: usize = 2 * MESSAGE_BYTES;
 
-/// Likewise for a back end: answers that come all at once, behind one that was late. There are at
-/// most 1024 of them, each of at most 160 bytes here.
+/// Bytes that may wait for a back end above its bound: answers that come all at once, behind one that was
+/// late. There are at most 1024 of them, each of at most 160 bytes here.
 const ANSWERS_BYTES: usize = 1024 * 160;
 
 /// Consumers of the fleet that come in one run, at most.

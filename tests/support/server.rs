@@ -242,7 +242,7 @@ impl Server {
     }
 }
 
-/// What the reader of a server's log does once the server listens.
+/// The work of the reader of a server's log once the server listens.
 #[derive(Clone, Copy, Debug)]
 pub enum LogReader {
     /// The reader ends, so writing to the pipe fails.

@@ -142,7 +142,7 @@ async fn report_data(connection: &Connection, data: &mpsc::Sender<TaskReport>, r
 pub(super) struct Writer {
     // Bounded by the session, which keeps what the peer has not acknowledged and ends beyond its limit: no
     // more than that waits here. On the control lane the bound is the interest of this node, and what it
-    // announces until a peer that answers no pings is given up. (QUIC's own buffer is its send window.)
+    // announces until the session with a peer that answers no pings ends. (QUIC's own buffer is its send window.)
     queue: mpsc::UnboundedSender<Bytes>,
     finished: oneshot::Receiver<Infallible>,
 }

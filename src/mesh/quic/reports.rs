@@ -1,4 +1,4 @@
-//! What the tasks of links report to the [`Transport`](super::transport::Transport).
+//! Reports of the tasks of links to the [`Transport`](super::transport::Transport).
 
 use std::net::SocketAddr;
 

@@ -58,7 +58,7 @@ pub struct Versions {
     pub last: u16,
 }
 
-/// What the meshes of two nodes say to each other on the control lane.
+/// A message between the meshes of two nodes, on the control lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// The first message on a link, from each side.

@@ -93,7 +93,7 @@ pub struct TapHead {
     pub client: Option<ClientId>,
 }
 
-/// What a tap tells: the field `what`, with the fields that go with it. No variant has a place for a
+/// An event of a tap: the field `what`, with the fields that go with it. No variant has a place for a
 /// query, a header or the value of a context, so that no token is told.
 #[derive(Clone, Copy, Debug)]
 pub enum TapEvent<'a> {

@@ -4,7 +4,7 @@ use super::*;
 
 const LIMITS: RequestLimits = RequestLimits { head_bytes: 400, headers: 6, body_bytes: 40 };
 
-/// What a test keeps of a request, which is lent for a moment only.
+/// A copy of the parts of a request that a test checks. The request itself is only borrowed.
 #[derive(Debug, Clone, PartialEq)]
 struct Seen {
     method: String,
@@ -42,7 +42,7 @@ impl Seen {
     }
 }
 
-/// What the reader makes of pieces that arrive one after the other: requests, and the error that
+/// Feeds pieces to a reader one after the other. Returns the requests, and the error that
 /// ended them, if any.
 fn read_pieces<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,

@@ -53,7 +53,7 @@ const PEERS_IN_ALL: usize = 24;
 /// The duration from which a run counts as stuck.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What the tests need of both drivers.
+/// Operations that the tests need of both drivers.
 trait Tested: SocketIo {
     fn faults(&mut self) -> &mut Faults;
 

@@ -20,7 +20,7 @@ fn turn(poller: &mut Poller, wait: Duration) -> Vec<Completion> {
     std::iter::from_fn(|| poller.next()).collect()
 }
 
-/// What one turn receives: bytes; `None` is the end.
+/// Returns the bytes that one turn receives; `None` is the end of a stream.
 fn received(poller: &mut Poller, wait: Duration) -> Vec<Option<Vec<u8>>> {
     poller.submit(wait).unwrap();
     poller.begin_turn();

@@ -51,7 +51,7 @@ struct Leaving {
     full_at_ms: u64,
 }
 
-/// What one address has used of its limits.
+/// The usage of one address, compared with its limits.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     connections: u32,

@@ -11,7 +11,7 @@ use crate::shard::turn::Turn;
 /// Minimum interval between two announcements of the number of clients, in milliseconds.
 const CLIENTS_MS: u64 = 500;
 
-/// What was announced to the mesh, and the answers that wait until all nodes know it.
+/// Changes of interest announced to the mesh, and the answers that wait until all nodes know them.
 #[derive(Debug, Default)]
 pub(super) struct InterestAnnouncements {
     // The number of the last change of interest known to all nodes.
@@ -24,7 +24,7 @@ pub(super) struct InterestAnnouncements {
     waiting: VecDeque<(InterestChange, WaitingForInterest)>,
 }
 
-/// What follows once every node knows of a change of interest.
+/// The work that waits until every node knows of a change of interest.
 #[derive(Debug)]
 enum WaitingForInterest {
     /// Answer the subscribe of a back end.

@@ -88,7 +88,7 @@ struct Channel {
     walked: Option<Box<Walked>>,
 }
 
-/// What a channel keeps while walks over several turns are in progress. The members keep their
+/// The state of a channel while walks over several turns are in progress. The members keep their
 /// positions while a walk is in progress.
 #[derive(Debug, Default)]
 struct Walked {

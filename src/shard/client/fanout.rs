@@ -231,7 +231,7 @@ impl Fanout {
 }
 
 impl Clients {
-    /// Publishes a frame to the subscribers on this shard. This is where deliveries are counted.
+    /// Publishes a frame to the subscribers on this shard.
     ///
     /// # Errors
     /// The publish needs more than one slice, or the turn's budget is spent. Returns the rest of
@@ -254,7 +254,7 @@ impl Clients {
         }
     }
 
-    /// Visits up to `most` members, within the turn's budget. The walk stops early at a member
+    /// Visits up to `most` members, within the turn's budget, and counts deliveries. The walk stops early at a member
     /// whose full outbound queue this shard has not written yet. Returns true at the end of the
     /// walk.
     fn walk(

@@ -29,7 +29,7 @@ use crate::shard::work;
 /// Why a handshake is refused: the status code and the explanation.
 type HandshakeRefusal = (u16, Cow<'static, str>);
 
-/// What a handshake is checked against, beside its route.
+/// Lookups for the check of a handshake: whether topics accept clients, and the fetched keys.
 pub(crate) struct HandshakeChecks<'a> {
     /// Whether a topic accepts new clients.
     pub takes_clients: &'a dyn Fn(&str) -> bool,

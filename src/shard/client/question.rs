@@ -1,4 +1,4 @@
-//! What a handshake may need from outside the shard, and the question for an admission hook.
+//! Needs of a handshake from outside the shard, and the question for an admission hook.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::protocol::http::{Request, query_pairs};
 use crate::protocol::token::{KeySet, KeySource, QUERY_NAME, TokenSources};
 use crate::shard::settings::RouteSettings;
 
-/// What an accepted client is granted.
+/// The channels, the context and the expiry that an accepted client is granted.
 #[derive(Debug)]
 pub struct Granted {
     /// The channels to subscribe the client to.
@@ -21,7 +21,7 @@ pub struct Granted {
     pub expires_unix_ms: Option<NonZeroU64>,
 }
 
-/// What a handshake needs from outside the shard before it can be answered.
+/// The answer from outside the shard that a handshake needs.
 #[derive(Debug)]
 pub enum Need {
     /// A key that verifies the client's token.
@@ -30,7 +30,7 @@ pub enum Need {
     Hook {
         /// The hook.
         hook: Arc<AdmissionHook>,
-        /// What the client is granted if the hook adds nothing.
+        /// The grant if the hook adds nothing.
         granted: Box<Granted>,
         /// The question, as JSON.
         question: Vec<u8>,

@@ -25,10 +25,10 @@ pub enum Shape {
     Response(HttpShape),
 }
 
-/// What the response to an HTTP request depends on besides the answer.
+/// The properties of a request that determine the form of its HTTP response.
 #[derive(Clone, Debug)]
 pub struct HttpShape {
-    /// What the request determines about its response: version, method and keep-alive.
+    /// The version, the method and keep-alive, as the request determines them.
     pub exchange: Exchange,
     /// Whether a fault sets the status code too (`X-Error-Mode: status`).
     pub fault_status: bool,
@@ -154,11 +154,11 @@ impl AnswerSlot {
 pub struct ReadyAnswer {
     /// The encoded answer.
     pub bytes: Vec<u8>,
-    /// What follows the answer once it is queued.
+    /// The step that follows the answer once it is queued.
     pub follow_up: Option<FollowUp>,
 }
 
-/// What may only follow an answer, never come before it.
+/// A step that must not happen before an answer is queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FollowUp {
     /// Events of topics, by the `queue.pop` with this number.

@@ -92,13 +92,13 @@ pub struct Parked {
     pub request: Option<KeptRequest>,
     /// The format of the answer.
     pub shape: HttpShape,
-    /// What the request waits for.
+    /// The event that the request waits for.
     pub awaited: Awaited,
     /// When the request is refused, in milliseconds on the shard's clock.
     pub deadline_ms: u64,
 }
 
-/// What a parked request waits for.
+/// The event that a parked request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
     /// The verification of these credentials. A result must match the credentials, because a late

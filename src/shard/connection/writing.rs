@@ -104,7 +104,7 @@ pub struct PolledWrite {
     pub bytes: usize,
 }
 
-/// What the shard has to do after a write.
+/// The work of the shard after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// Nothing.

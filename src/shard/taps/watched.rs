@@ -66,7 +66,7 @@ impl TapSet {
     }
 }
 
-/// What a tap's target is compared with: a client, or a connection that was refused.
+/// A client, or a refused connection, that is compared with a tap's target.
 pub struct Subject<'a> {
     /// The client. `None`: the connection was refused.
     pub client: Option<ClientId>,

@@ -44,7 +44,7 @@ fn read(pieces: &[&[u8]]) -> (Vec<String>, Option<HttpError>) {
     (seen, None)
 }
 
-/// What holds for every request that is given out.
+/// Checks the invariants of every parsed request.
 fn check(request: &Request<'_>) {
     assert!(request.path.starts_with('/') || request.path == "*");
     assert!(request.body.len() <= LIMITS.body_bytes && request.headers().count() <= LIMITS.headers);

@@ -22,7 +22,7 @@ pub fn run(data: &[u8]) {
     check_against_reader(input.0, takes_close, &whole);
 }
 
-/// What a scan has found, and what it has left.
+/// The result of a scan, and the rest of the input.
 #[derive(Debug, PartialEq)]
 struct Scanned {
     last_ping: Option<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! What sockets that send without pause have in the node, and what they leave to others.
+//! Buffers of sockets that send without pause, and buffers that remain for others.
 
 use super::peer::{put_frame, upgrade};
 use super::plain::Plain;

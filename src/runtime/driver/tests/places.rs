@@ -17,7 +17,7 @@ fn connect<I: Tested>(world: &World<I>, says: &[u8]) -> Plain {
     peer
 }
 
-/// Those that have shown who they are, which here is everybody who asks.
+/// Connects callers and authenticates them.
 fn callers<I: Tested>(world: &mut World<I>) -> Vec<Plain> {
     let mut callers: Vec<_> = (0..PLACES).map(|_| connect(world, REQUEST)).collect();
     callers.iter_mut().for_each(|caller| expect_answer(world, caller));

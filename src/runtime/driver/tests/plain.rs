@@ -51,7 +51,7 @@ impl Plain {
     }
 }
 
-/// What was done; `None`: nothing can be now. A connection that broke has ended.
+/// Returns the number of bytes; `None`: the call would block. A broken connection counts as ended.
 fn or_none(result: io::Result<usize>) -> Option<usize> {
     match result {
         Ok(count) => Some(count),

@@ -11,7 +11,7 @@ use gridcast::shard::Listener;
 use super::input::Input;
 use node::Node;
 
-/// What an HTTP peer says, upgrades first.
+/// Requests of an HTTP peer, upgrades first.
 const REQUESTS: [&str; 9] = [
     "GET /ws/v1 HTTP/1.1\r\n{u}",
     "GET /ws?channels=a HTTP/1.1\r\n{u}",
@@ -24,12 +24,12 @@ const REQUESTS: [&str; 9] = [
     "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
 ];
 
-/// What stands for `{u}`.
+/// The replacement of `{u}`.
 const UPGRADE: &str = "Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
     Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
 
-/// What a back end asks; `{c}` stands for a client's id.
+/// Calls of a back end; `{c}` stands for a client's id.
 const CALLS: [&str; 16] = [
     r#"{"m":"queue.pop","p":{"t":["t"]},"i":1}"#,
     r#"{"m":"queue.pop","p":["h","t","x"],"i":"2"}"#,

@@ -1,4 +1,4 @@
-//! What stands in for the driver: sockets, mailboxes and a clock that only move when told.
+//! A stand-in for the driver: sockets, mailboxes and a clock that only move when told.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What was written to one peer.
+//! The output that was written to one peer.
 
 use gridcast::protocol::deflate::{Inflated, Inflater};
 use serde::de::IgnoredAny;
