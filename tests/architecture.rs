@@ -143,7 +143,7 @@ const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("last_wills", &["LastWills"], &[]),
     ("memory", &["Shedding"], &[]),
     ("drain", &["Draining"], &[]),
-    ("reload", &["Reload"], &[]),
+    ("reload", &["Reloading"], &[]),
     ("lists", &["Lists"], &[]),
     ("taps", &["Taps"], &["memory::Shortage"]),
 ];

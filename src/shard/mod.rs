@@ -84,7 +84,7 @@ use last_wills::LastWills;
 use lists::Lists;
 use memory::{ShedContext, Shedding};
 use node_state::NodeState;
-use reload::Reload;
+use reload::Reloading;
 use settings::Settings;
 use taps::Taps;
 use timers::{TIMERS_PER_TURN, Timer};
@@ -116,7 +116,7 @@ pub struct Shard {
     last_wills: LastWills,
     shedding: Shedding,
     draining: Draining,
-    reload: Reload,
+    reload: Reloading,
     lists: Lists,
     taps: Taps,
     turns_taken: Durations,
@@ -151,7 +151,7 @@ impl Shard {
             last_wills: LastWills::default(),
             shedding: Shedding::default(),
             draining: Draining::default(),
-            reload: Reload::default(),
+            reload: Reloading::default(),
             lists: Lists::new(now.ms),
             taps: Taps::default(),
             turns_taken: Durations::default(),

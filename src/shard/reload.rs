@@ -11,9 +11,9 @@ use crate::protocol::close::{self, Reason};
 /// The number of connections visited per turn.
 const SLICE: usize = 4096;
 
-/// A walk over all connections after a reload, in slices.
+/// Requests for a reload, and the walk over all connections after it, in slices.
 #[derive(Debug, Default)]
-pub(super) struct Reload {
+pub(super) struct Reloading {
     // Calls of `admin.reload` that were not handed to the node yet: at most one per question that waits
     // for an answer.
     requests: VecDeque<Ticket>,
@@ -21,7 +21,7 @@ pub(super) struct Reload {
     next: Option<u32>,
 }
 
-impl Reload {
+impl Reloading {
     /// Asks the node to reload its configuration. The answer comes back with the ticket.
     pub(super) fn request(&mut self, ticket: Ticket) {
         self.requests.push_back(ticket);
@@ -112,7 +112,7 @@ mod tests {
 
     fn reload(turn: &mut Turn, connections: &mut Connections, settings: Settings) {
         turn.settings = Arc::new(settings);
-        let mut reload = Reload::default();
+        let mut reload = Reloading::default();
         reload.begin();
         while reload.is_pending() {
             reload.handle_turn(turn, connections);
