@@ -188,6 +188,7 @@ fn the_scripts_of_packages_have_no_wrong_syntax() {
     let scripts = [
         "packaging/build",
         "packaging/deb",
+        "packaging/pages",
         "packaging/debian/postinst",
         "packaging/debian/postrm",
         "tests/packages/run",

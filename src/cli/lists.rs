@@ -1,4 +1,4 @@
-//! `nodes`: the lists of administration, page after page.
+//! `nodes`, `clients`, `channels`, `topics`: the lists of administration, page after page.
 
 mod rows;
 
@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::options::{Server, ServerOptions};
 use super::table::Table;
 use super::terminal::{Output, Progress, Style, unix_ms};
-use rows::{List, NODES};
+use rows::{CHANNELS, CLIENTS, List, NODES, TOPICS};
 
 /// The most rows of a page, which is the most that the API gives.
 const PAGE_MAX: u64 = 1000;
@@ -25,9 +25,98 @@ pub struct NodesArguments {
     pub(super) server: ServerOptions,
 }
 
+/// The arguments of `clients`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ClientsArguments {
+    /// Only clients of this user: the user_id of their context
+    #[arg(long, value_name = "USER")]
+    by_user: Option<String>,
+
+    /// Only subscribers of this channel
+    #[arg(long, value_name = "NAME")]
+    channel: Option<String>,
+
+    /// Only clients with this IP address, or in this network, such as 10.0.0.0/8
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<String>,
+
+    /// Only clients of the route with this path
+    #[arg(long, value_name = "PATH")]
+    route: Option<String>,
+
+    /// Only clients on the node with this id
+    #[arg(long, value_name = "ID")]
+    node: Option<u16>,
+
+    /// At most this many. Without it: all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max: Option<u64>,
+
+    #[command(flatten)]
+    pub(super) server: ServerOptions,
+}
+
+/// The arguments of `channels`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ChannelsArguments {
+    /// Only channels whose names begin with this
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
+
+    /// At most this many. Without it: all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max: Option<u64>,
+
+    #[command(flatten)]
+    pub(super) server: ServerOptions,
+}
+
+/// The arguments of `topics`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct TopicsArguments {
+    /// At most this many. Without it: all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max: Option<u64>,
+
+    #[command(flatten)]
+    pub(super) server: ServerOptions,
+}
+
 impl NodesArguments {
     pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
         walk(server, &NODES, Map::new(), None, self.server.json).await
+    }
+}
+
+impl ClientsArguments {
+    pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
+        walk(server, &CLIENTS, self.filter(), self.max, self.server.json).await
+    }
+
+    fn filter(&self) -> Map<String, Value> {
+        let texts = [
+            ("user", &self.by_user),
+            ("channel", &self.channel),
+            ("address", &self.address),
+            ("route", &self.route),
+        ];
+        let texts =
+            texts.into_iter().filter_map(|(name, text)| Some((name, json!(text.as_ref()?))));
+        let node = self.node.map(|node| ("node", json!(node)));
+        texts.chain(node).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+impl ChannelsArguments {
+    pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
+        let prefix = self.prefix.iter().map(|prefix| ("prefix".to_owned(), json!(prefix)));
+        walk(server, &CHANNELS, prefix.collect(), self.max, self.server.json).await
+    }
+}
+
+impl TopicsArguments {
+    pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
+        walk(server, &TOPICS, Map::new(), self.max, self.server.json).await
     }
 }
 

@@ -46,7 +46,7 @@ use failure::USAGE_STATUS;
 use follow::follow;
 use generate::{CompletionsArguments, ManArguments};
 use hash::HashArguments;
-use lists::NodesArguments;
+use lists::{ChannelsArguments, ClientsArguments, NodesArguments, TopicsArguments};
 use operate::{CallArguments, CloseArguments, ReloadArguments};
 use options::ServerOptions;
 use push::{PublishArguments, SendArguments};
@@ -68,6 +68,7 @@ Examples:
   gridcast serve                       Run a node on this machine, to try it out
   gridcast publish news 'hello'        Push to all devices that are subscribed to news
   gridcast consume messages            Print what devices send
+  gridcast clients --by-user 10000     Find the devices of a user
   gridcast help publish                Explain a command
 
 Commands that speak to a node find it by --server or GRIDCAST_SERVER, and log
@@ -208,6 +209,35 @@ Examples:
   gridcast nodes --json | jq -r 'select(.state != \"up\") | .id'")]
     Nodes(NodesArguments),
 
+    /// List the clients of the grid, or find some of them
+    #[command(after_help = "\
+All filters that are given have to match. Needs the role admin.
+
+Examples:
+  gridcast clients --by-user 10000
+  gridcast clients --channel news --node 2 --max 20
+  gridcast clients --address 203.0.113.0/24
+  gridcast clients --json | wc -l")]
+    Clients(ClientsArguments),
+
+    /// List the channels of the grid, and how many clients are subscribed
+    #[command(after_help = "\
+Needs the role admin.
+
+Examples:
+  gridcast channels --prefix room:
+  gridcast channels --json | jq -r .c")]
+    Channels(ChannelsArguments),
+
+    /// List the topics of the grid, with their backlog and their consumers
+    #[command(after_help = "\
+A topic with events and without consumers is red. Needs the role admin.
+
+Examples:
+  gridcast topics
+  gridcast topics --json | jq 'select(.oldest_ms > 5000)'")]
+    Topics(TopicsArguments),
+
     /// Watch devices live: connects, refusals, messages both ways, calls, closes
     #[command(after_help = "\
 Runs until Ctrl-C, and connects again when the connection is lost. Shows the
@@ -317,6 +347,9 @@ impl ClientCommand {
             Self::Close(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Reload(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Nodes(arguments) => arguments.run(&server(&arguments.server)?).await,
+            Self::Clients(arguments) => arguments.run(&server(&arguments.server)?).await,
+            Self::Channels(arguments) => arguments.run(&server(&arguments.server)?).await,
+            Self::Topics(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Consume(arguments) => {
                 let (server, reconnects) = (server(&arguments.server)?, !arguments.no_reconnect);
                 follow(&server, &mut Consumption::new(arguments), reconnects).await

@@ -61,6 +61,72 @@ pub(super) const NODES: List = List {
     },
 };
 
+pub(super) const CLIENTS: List = List {
+    method: "client.list",
+    field: "clients",
+    is_paged: true,
+    columns: &[
+        left("CLIENT"),
+        right("NODE"),
+        left("USER"),
+        left("REMOTE"),
+        left("ROUTE"),
+        right("CONNECTED"),
+        right("CHANNELS"),
+        right("BUFFERED"),
+    ],
+    row: |client, now_ms| Row {
+        cells: vec![
+            text(client, "c"),
+            text(client, "n"),
+            text(client, "u"),
+            text(client, "remote"),
+            text(client, "path"),
+            number(client, "since", |since| units::ago(since, now_ms)),
+            number(client, "channels", units::count),
+            number(client, "buffered", units::bytes),
+        ],
+        is_alarming: false,
+    },
+};
+
+pub(super) const CHANNELS: List = List {
+    method: "channel.list",
+    field: "channels",
+    is_paged: true,
+    columns: &[left("CHANNEL"), right("CLIENTS")],
+    row: |channel, _| Row {
+        cells: vec![text(channel, "c"), number(channel, "clients", units::count)],
+        is_alarming: false,
+    },
+};
+
+pub(super) const TOPICS: List = List {
+    method: "topic.list",
+    field: "topics",
+    is_paged: true,
+    columns: &[
+        left("TOPIC"),
+        right("EVENTS"),
+        right("BYTES"),
+        right("OLDEST"),
+        right("IN FLIGHT"),
+        right("CONSUMERS"),
+    ],
+    row: |topic, _| Row {
+        cells: vec![
+            text(topic, "t"),
+            number(topic, "messages", units::count),
+            number(topic, "bytes", units::bytes),
+            number(topic, "oldest_ms", units::duration_ms),
+            number(topic, "in_flight", units::count),
+            number(topic, "consumers", units::count),
+        ],
+        // Nobody reads what waits.
+        is_alarming: topic["consumers"] == 0 && topic["messages"] != 0,
+    },
+};
+
 /// A field as text. What is not known is a dash.
 fn text(row: &Value, field: &str) -> String {
     match &row[field] {
@@ -82,10 +148,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_a_cell_for_each_column() {
-        let row = (NODES.row)(&json!({}), 0);
-        assert_eq!(row.cells.len(), NODES.columns.len());
-        assert!(row.cells.iter().all(|cell| cell == "-"), "{row:?}");
+    fn each_list_has_a_cell_for_each_column() {
+        for list in [NODES, CLIENTS, CHANNELS, TOPICS] {
+            let row = (list.row)(&json!({}), 0);
+            assert_eq!(row.cells.len(), list.columns.len(), "{}", list.method);
+            assert!(row.cells.iter().all(|cell| cell == "-"), "{row:?}");
+        }
     }
 
     #[test]
@@ -112,5 +180,15 @@ mod tests {
         ];
         assert_eq!(row.cells, expected);
         assert!(row.is_alarming);
+        let client = json!({"c": "7", "since": 1_000, "buffered": 2048, "channels": 2});
+        assert_eq!((CLIENTS.row)(&client, 181_000).cells[5..], ["3 min ago", "2", "2.0 KiB"]);
+    }
+
+    #[test]
+    fn a_topic_that_nobody_reads_is_alarming() {
+        let alarming = |messages, consumers| {
+            (TOPICS.row)(&json!({"messages": messages, "consumers": consumers}), 0).is_alarming
+        };
+        assert!(alarming(1, 0) && !alarming(1, 1) && !alarming(0, 0));
     }
 }
