@@ -65,7 +65,7 @@ fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
         return eprintln!("skipped: no chromium or node on PATH");
     };
     let mut server = Server::with(USERS);
-    let (mut device, id) = device(&server);
+    let mut device = device(&server);
     let others = ["a", "b"].map(|channel| server.device(&format!("/ws?channels={channel}")));
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/console/check.mjs");
     let mut child = Command::new(node)
@@ -81,7 +81,6 @@ fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
     let mut last = String::new();
     for request in requests.map(|line| line.expect("a line")) {
         let answer = match request.split_once(' ').unwrap_or((&request, "")) {
-            ("id", _) => id.clone(),
             ("send", text) => {
                 device.send_text(text);
                 String::new()
@@ -111,7 +110,7 @@ fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
 }
 
 /// Connects the client of user 10000.
-fn device(server: &Server) -> (Socket, String) {
+fn device(server: &Server) -> Socket {
     let mut backend =
         Socket::connect(server.api, "/ws/v1", &basic("admin:s3cret")).expect("a user");
     let pop = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":12345}"#;
@@ -124,7 +123,7 @@ fn device(server: &Server) -> (Socket, String) {
     );
     assert_eq!(backend.call(&set), SUCCESS);
     assert_eq!(backend.call(r#"{"m":"queue.unpop","p":{},"i":12345}"#), SUCCESS);
-    (device, id)
+    device
 }
 
 fn basic(pair: &str) -> String {

@@ -33,9 +33,9 @@ export function setUp() {
     label: "Topics", keyOf: (topic) => topic.t, onOpen: openTopic, empty: "Loading…",
     columns: [
       { title: "Topic", cell: (topic) => topic.t },
-      { title: "State", width: "130px", cell: stateBadge },
-      { title: "Waiting", class: "number", cell: (topic) => count(topic.messages) },
-      { title: "Oldest", class: "number", cell: (topic) => (topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null) },
+      { title: "State", width: "122px", cell: stateBadge },
+      { title: "Waiting", class: "number mid", cell: (topic) => count(topic.messages) },
+      { title: "Oldest", class: "number", width: "130px", cell: (topic) => (topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null) },
       { title: "Bytes", class: "number mid", cell: (topic) => bytes(topic.bytes) },
       { title: "In flight", class: "number wide", cell: (topic) => count(topic.in_flight) },
       { title: "Consumers", class: "number mid", cell: (topic) => count(topic.consumers) },
