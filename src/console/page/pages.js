@@ -60,7 +60,8 @@ export class Pages {
   }
 
   #show() {
-    this.table.empty = this.error ? "Nothing could be read." : this.empty;
+    const isAtEnd = this.next === null;
+    this.table.empty = this.error ? "Nothing could be read." : isAtEnd ? this.empty : "Searching…";
     this.onMissing?.([...this.missing]);
     if (this.error) {
       const retry = () => { this.error = null; this.more(); };
@@ -68,10 +69,12 @@ export class Pages {
       return this.table.setFoot(this.error.message, { kind: "bad", action: { title: "Try again", run: retry } });
     }
     // May ask for the next page, if the end is in view.
-    this.table.setRows(this.rows, { total: this.next === null ? this.rows.length : -1 });
+    this.table.setRows(this.rows, { total: isAtEnd ? this.rows.length : -1 });
     if (this.isBusy) return;
+    // A page may be empty although others follow. Then no row comes into view that would ask for them.
+    if (this.rows.length === 0 && !isAtEnd && this.table.isVisible) return void this.more();
     const shown = plural(this.rows.length, this.noun);
-    if (this.next === null) return this.table.setFoot(`${shown}, as of ${clock(this.readAt)}`);
+    if (isAtEnd) return this.table.setFoot(`${shown}, as of ${clock(this.readAt)}`);
     if (this.rows.length >= ROWS_MAX) return this.table.setFoot(`The first ${count(this.rows.length)}: narrow the search down to see others`);
     this.table.setFoot(`${shown} so far, as of ${clock(this.readAt)}; more come as you scroll`);
   }

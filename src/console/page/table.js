@@ -53,6 +53,7 @@ export class Table {
     if (action) this.foot.append(element("button", { type: "button", onclick: action.run }, action.title));
   }
 
+  get isVisible() { return this.scroll.clientHeight > 0; }
   get isAtEnd() { return this.scroll.scrollTop + this.scroll.clientHeight >= this.scroll.scrollHeight - ROW_PX; }
   toEnd() { this.scroll.scrollTop = this.scroll.scrollHeight; }
   toStart() { this.scroll.scrollTop = 0; }
@@ -68,7 +69,7 @@ export class Table {
     const visible = Math.ceil(this.scroll.clientHeight / ROW_PX) + 2 * MARGIN_ROWS;
     const start = Math.min(first, Math.max(0, this.rows.length - visible));
     const end = Math.min(this.rows.length, start + visible);
-    const isNearEnd = end >= this.rows.length - NEAR_END_ROWS && this.scroll.clientHeight > 0;
+    const isNearEnd = end >= this.rows.length - NEAR_END_ROWS && this.isVisible;
     if (isNearEnd && this.rows.length > 0) this.onNearEnd?.();
     if (!isChanged && this.drawn?.[0] === start && this.drawn[1] === end) return;
     this.drawn = [start, end];
