@@ -42,7 +42,7 @@ impl HashArguments {
 
     /// Hashes a secret with a salt of its own.
     fn hash(&self, secret: &str) -> Result<String, String> {
-        let salt: [u8; SALT_BYTES] = random_bytes();
+        let salt = random_bytes::<SALT_BYTES>().map_err(|error| format!("no salt: {error}"))?;
         let params = Params::new(self.memory, self.passes, 1, None);
         let params = params.map_err(|error| error.to_string())?;
         let hasher = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
@@ -51,7 +51,7 @@ impl HashArguments {
     }
 }
 
-/// Reads the secret: from the terminal, twice, or the first line of standard input.
+/// Reads the secret: from the terminal, twice, or the only line of standard input.
 fn read_secret() -> Result<String, Failure> {
     let secret = match io::stdin().is_terminal() {
         true => {
