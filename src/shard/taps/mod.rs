@@ -6,7 +6,7 @@
 //! - `mod.rs`: the tappers of this shard, and the marks. `watched.rs`: the taps that this shard watches for.
 //!   `telling.rs`: what the other parts tell them.
 //!
-//! What a tap may cost is bounded: the taps of the grid and of a back end, the events a second of a tap on
+//! The cost of taps is bounded: the taps of the grid and of a back end, the events a second of a tap on
 //! each shard and on the tapper's, the events in flight from a shard to a tapper, and the part of the
 //! tapper's outbound queue. What exceeds a bound is dropped, and its number is told.
 
@@ -37,8 +37,8 @@ const TAPS_PER_BACKEND_MAX: usize = 8;
 /// the tapper, and never keep its calls from being read.
 const OUTBOUND_PART: usize = 4;
 
-/// The number of connections whose marks are brought up to date in one turn.
-const SLICE: usize = 4096;
+/// Comparisons of a connection with a tap in one turn, by which marks are brought up to date.
+const COMPARED_PER_TURN: usize = 4096;
 
 /// The number of events after which a shard is told that they were taken.
 const TAKEN_PER_MESSAGE: u32 = 32;
@@ -294,7 +294,8 @@ impl Taps {
             self.next = Some(0);
         }
         let Some(from) = self.next else { return };
-        let (keys, next) = connections.keys(from, SLICE);
+        let count = COMPARED_PER_TURN / turn.taps.count().max(1);
+        let (keys, next) = connections.keys(from, count);
         for key in keys {
             mark(turn, connections, key, &is_in);
         }

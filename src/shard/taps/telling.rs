@@ -1,4 +1,4 @@
-//! What the parts of a shard tell the taps. All of it is out of the way of work that no tap watches: a
+//! Events that the parts of a shard report to the taps. Work that no tap watches does not get here: a
 //! caller first asks `Connection::is_tapped` or `WatchedTaps::is_active`.
 
 use super::watched::{Subject, TapSet};

@@ -113,7 +113,7 @@ struct Table {
     callers: VecDeque<(Requester, Box<str>)>,
 }
 
-/// What a refusal tells of the request of a device.
+/// The part of a device's request that a refusal reports.
 #[derive(Debug)]
 struct EdgeRequest {
     key: ConnectionKey,
@@ -157,6 +157,11 @@ impl WatchedTaps {
     #[inline]
     pub fn is_active(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Returns the number of taps that have not ended: at most [`TAPS_MAX`].
+    pub(super) fn count(&self) -> usize {
+        self.0.as_ref().map_or(0, |table| table.active.0.count_ones() as usize)
     }
 
     /// Whether one more tap may begin.
