@@ -27,7 +27,7 @@ pub(super) struct Printer {
 
 /// A line to write, without its end.
 enum Line {
-    /// As it is.
+    /// Text, written unchanged.
     Text(String),
     /// JSON, with the escapes that a terminal needs.
     Json(String),

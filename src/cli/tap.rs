@@ -144,7 +144,7 @@ fn line(event: &Value, style: Style) -> String {
     }
 }
 
-/// What an event tells, in words.
+/// Describes an event in words.
 fn told(what: &str, event: &Value) -> String {
     let get = |name| field(event, name);
     let optional = |before: &str, name| match &event[name] {
