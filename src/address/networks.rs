@@ -29,6 +29,12 @@ impl FromStr for Network {
     }
 }
 
+impl From<Network> for IpNet {
+    fn from(Network(network): Network) -> Self {
+        network
+    }
+}
+
 impl fmt::Display for Network {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)

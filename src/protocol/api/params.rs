@@ -14,6 +14,7 @@ use super::{
     UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
+use crate::address::networks::Network;
 use crate::protocol::close;
 use crate::protocol::frame::Kind;
 use crate::protocol::json;
@@ -142,6 +143,22 @@ pub(super) fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result
         Some(_) => Err(Fault::invalid(format!("{field}: expected 1 to {NAME_BYTES_MAX} bytes"))),
         None => Err(Fault::invalid(format!("{field}: expected a string"))),
     }
+}
+
+/// Reads a user, who may have a number instead of a name.
+pub(super) fn read_user(value: Value<'_, '_>) -> Result<Box<str>, Fault> {
+    match value.unsigned() {
+        Some(number) => Ok(number.to_string().into()),
+        None => read_name("user", value).map(Box::from),
+    }
+}
+
+/// Reads an IP address, which stands for a network of one address, or a network.
+pub(super) fn read_network(value: Value<'_, '_>) -> Result<Network, Fault> {
+    let network = value.text().and_then(|text| text.parse().ok());
+    network.ok_or_else(|| {
+        Fault::invalid("address: expected an IP address, or a network such as \"10.0.0.0/8\"")
+    })
 }
 
 pub(super) fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fault> {

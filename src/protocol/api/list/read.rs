@@ -1,10 +1,9 @@
 //! Reads the parameters of lists.
 
 use super::{ClientFilter, ClientsCall, ListCall, ListMethod, NamesCall, PAGE_DEFAULT, PAGE_MAX};
-use crate::address::networks::Network;
 use crate::address::{ClientId, NodeId};
 use crate::protocol::api::document::Value;
-use crate::protocol::api::params::{client_of, optional, read_name};
+use crate::protocol::api::params::{client_of, optional, read_name, read_network, read_user};
 use crate::protocol::api::{Fault, NAME_BYTES_MAX};
 
 /// Reads the parameters of a list.
@@ -21,14 +20,12 @@ pub(in crate::protocol::api) fn read_list(
 }
 
 fn read_clients(params: Option<Value<'_, '_>>) -> Result<ClientsCall, Fault> {
-    let name = |field, value: Option<Value<'_, '_>>| {
-        value.map(|value| read_name(field, value).map(Box::from)).transpose()
-    };
+    let channel = optional(params, "channel").map(|value| read_name("channel", value));
     let filter = ClientFilter {
         clients: optional(params, "c").map(read_client_ids).transpose()?,
-        user: name("user", optional(params, "user"))?,
-        channel: name("channel", optional(params, "channel"))?,
-        address: optional(params, "address").map(read_address).transpose()?,
+        user: optional(params, "user").map(read_user).transpose()?,
+        channel: channel.transpose()?.map(Box::from),
+        address: optional(params, "address").map(read_network).transpose()?,
         route: optional(params, "route").map(read_route).transpose()?,
     };
     let after = optional(params, "after").map(|after| {
@@ -49,13 +46,6 @@ fn read_client_ids(value: Value<'_, '_>) -> Result<Vec<ClientId>, Fault> {
     clients.sort_unstable();
     clients.dedup();
     Ok(clients)
-}
-
-fn read_address(value: Value<'_, '_>) -> Result<Network, Fault> {
-    let network = value.text().and_then(|text| text.parse().ok());
-    network.ok_or_else(|| {
-        Fault::invalid("address: expected an IP address, or a network such as \"10.0.0.0/8\"")
-    })
 }
 
 /// Reads the path of a route, which may be longer than a name.
@@ -140,6 +130,8 @@ mod tests {
         assert_eq!(call.filter.clients, Some(ids));
         assert_eq!(call.filter.address, "10.0.0.1/32".parse().ok());
         assert_eq!((call.filter.user.as_deref(), call.max), (Some("10000"), 1000));
+        let numbered = clients(r#"{"user":10000}"#).expect("a number is a user");
+        assert_eq!(numbered.filter.user, call.filter.user);
         let after = ClientCursor { node: NodeId::new(2).expect("a small number"), place: 17 };
         assert_eq!((call.node.map(NodeId::number), call.after), (Some(1023), Some(after)));
     }
@@ -169,7 +161,7 @@ mod tests {
             (r#"{"c":["x"]}"#, id),
             (r#"{"c":{}}"#, id),
             (r#"{"user":""}"#, "user: expected 1 to 255 bytes"),
-            (r#"{"user":7}"#, "user: expected a string"),
+            (r#"{"user":true}"#, "user: expected a string"),
             (r#"{"channel":[]}"#, "channel: expected a string"),
             (
                 r#"{"address":"10.0.0.0/33"}"#,
