@@ -177,6 +177,11 @@ impl Consumers {
         self.by_id.len()
     }
 
+    /// The number of consumers that are connected to this node and not gone.
+    pub(super) fn count_of(&self, node: NodeId) -> usize {
+        self.by_id.keys().filter(|id| id.at.node == node).count()
+    }
+
     /// The consumer of this connection, if there is one.
     pub(super) fn find(&self, id: BackendId) -> Option<ConsumerKey> {
         self.by_id.get(&id).copied()

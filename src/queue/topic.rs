@@ -181,6 +181,12 @@ impl Topic {
         }
     }
 
+    /// The number of consumers that are connected to the topic's own node. A consumer is known to the topic of
+    /// every node, so the sum over the nodes counts each consumer once.
+    pub fn own_consumers(&self) -> usize {
+        self.consumers.count_of(self.node)
+    }
+
     /// Adds an event, for which the shard had credit.
     pub fn push(&mut self, now_us: u64, from: ShardId, event: Event) {
         let Event { client, frame, is_watched } = event;

@@ -30,7 +30,7 @@ fn row(name: &str, topic: &Topic, now_us: u64) -> TopicRow {
         messages: report.messages,
         bytes: report.bytes,
         oldest_ms: report.oldest_ms,
-        consumers: report.consumers,
+        consumers: topic.own_consumers() as u64,
         in_flight: topic.in_flight() as u64,
     }
 }

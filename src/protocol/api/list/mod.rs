@@ -191,7 +191,7 @@ pub struct TopicRow {
     pub bytes: u64,
     /// The age of the oldest waiting message, in milliseconds; 0 if none waits.
     pub oldest_ms: u64,
-    /// The number of consumers.
+    /// The number of consumers that are connected to the nodes that have answered.
     pub consumers: u64,
     /// Messages in flight to consumers.
     pub in_flight: u64,
