@@ -307,6 +307,25 @@ fn a_missing_role_is_reported_over_websocket_and_the_connection_stays_open() {
 }
 
 #[test]
+fn only_administrators_may_administer() {
+    let server = server();
+    for token in ["reads", "writes"] {
+        let mut backend = backend(&server, &bearer(token));
+        let lists = ["node.list", "client.list", "channel.list", "topic.list"];
+        for method in ["admin.reload", "tap.start", "tap.stop"].iter().chain(&lists) {
+            let request = format!(r#"{{"m":"{method}","p":{{"c":"1"}},"i":12345}}"#);
+            assert_error(&backend.call(&request), 102, Some("12345"));
+        }
+        for method in lists.iter().chain(&["admin.reload"]) {
+            let path = format!("/v1/{}", method.replace('.', "/"));
+            for body in ["", "{}"] {
+                assert_refused(&server.request("POST", &path, &bearer(token), body), 403, 102);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_user_from_another_address_is_denied() {
     let server = server();
     assert_refused(&publish(&server, &bearer("elsewhere")), 403, 102);
