@@ -104,6 +104,25 @@ async function readEmptyPages(page) {
   assert(shown.startsWith("1 client,"), `after empty pages: ${shown}`);
 }
 
+/** A client whose node does not answer is not said to be gone. */
+async function searchWhereANodeIsMissing(page) {
+  await page.evaluate(`(() => {
+    const real = window.realFetch = window.fetch;
+    const found = { E: null, r: { clients: [], next: null, missing: [7] } };
+    window.fetch = async (path, options) => (path === "v1/client/list" ? new Response(JSON.stringify(found)) : real(path, options));
+  })()`);
+  await page.press("2");
+  await page.fill("#clients-query", "1463819408261513216");
+  await page.press("Enter");
+  await page.until(`${text("#missing")}.startsWith("Node 7 does not answer")`, "the search tells which node is missing");
+  await page.evaluate(`(() => {
+    window.fetch = window.realFetch;
+    document.querySelector("#clients-query").value = "";
+    document.querySelector("#clients-form").requestSubmit();
+    document.activeElement.blur();
+  })()`);
+}
+
 /** What happens once in a page that is used as it should be. */
 async function useAsAdmin() {
   const page = await browser.open(`${base}/console#overview`);
@@ -112,6 +131,7 @@ async function useAsAdmin() {
   await page.until(`/\\bup\\b/.test(${text("#nodes-list")})`);
   await page.until(`${text("#link")}.startsWith("live")`);
   await readEmptyPages(page);
+  await searchWhereANodeIsMissing(page);
   await findClient(page);
   await watchClient(page);
   await publish(page);

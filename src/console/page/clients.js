@@ -80,35 +80,23 @@ function drawFilters(error) {
 }
 
 async function fetchPage(page) {
-  if (filters.has("c")) return fetchOne(filters.get("c"));
   const params = Object.fromEntries(filters);
   if (params.node !== undefined) params.node = Number(params.node);
   const { clients, next, missing } = await call("client.list", { ...params, ...page });
   return { rows: clients, next, missing };
 }
 
-/** Finds one client by its id. */
-async function fetchOne(id) {
-  const client = await readClient(id);
-  return { rows: client ? [client] : [], next: null };
-}
-
-/** Reads one client with its channels, its context and its route. Returns null if there is none. */
+/** Reads one client with its channels, its context and its route. */
 async function readClient(id) {
-  try {
-    const [info, { context }, route] = await Promise.all([
-      call("conn.call", { c: id, f: "info" }), call("conn.call", { c: id, f: "get_context" }), readRoute(id),
-    ]);
-    const user = context.user_id;
-    const u = typeof user === "string" || typeof user === "number" ? String(user) : null;
-    return {
-      c: id, n: info.node, u, remote: info.remote, ...route, since: info.since, channels: info.channels.length,
-      buffered: info.buffered, names: info.channels, context,
-    };
-  } catch (error) {
-    if (error.code === 301) return null;
-    throw error;
-  }
+  const [info, { context }, route] = await Promise.all([
+    call("conn.call", { c: id, f: "info" }), call("conn.call", { c: id, f: "get_context" }), readRoute(id),
+  ]);
+  const user = context.user_id;
+  const u = typeof user === "string" || typeof user === "number" ? String(user) : null;
+  return {
+    c: id, n: info.node, u, remote: info.remote, ...route, since: info.since, channels: info.channels.length,
+    buffered: info.buffered, names: info.channels, context,
+  };
 }
 
 /** Reads the route of a client, which only lists tell. Not everybody may read lists, nor does an older node know them. */
@@ -144,8 +132,7 @@ export function openClient(client) {
 async function loadClient(key, client) {
   let body;
   try {
-    const now = await readClient(client.c);
-    body = now ? describe({ ...client, ...now }) : [element("p", { class: "notice" }, "This client is no longer connected.")];
+    body = describe({ ...client, ...(await readClient(client.c)) });
   } catch (error) {
     body = [element("p", { class: "notice bad" }, error.message)];
   }
