@@ -34,6 +34,7 @@ mod shape;
 mod source;
 mod tls;
 mod token;
+mod topic;
 mod user;
 
 use std::collections::HashSet;
@@ -64,6 +65,8 @@ pub use route::{Events, Handler, Route};
 pub use sample::sample_file;
 pub use source::{Loaded, Source};
 pub use tls::{MutualTls, TlsFiles};
+use topic::read_topics;
+pub use topic::{ACK_S, Topic};
 
 /// The largest file that is read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -90,6 +93,9 @@ section! {
         edges as "edge": Vec<Edge> = read_edges(root, &api, &limits)?, Many(Edge::definition), restart;
 
         queue as "queue": Queue = Queue::read(root, &edges)?, One(Queue::definition);
+
+        topics as "topic": Vec<Topic> =
+            read_topics(root, &edges, &queue)?, Many(Topic::definition), restart;
 
         data as "data": Data = Data::read(root)?, One(Data::definition);
 

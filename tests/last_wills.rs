@@ -526,6 +526,7 @@ fn settings(node: NodeId, when_full: WhenFull) -> Settings {
             bounds: Bounds { messages: TOPIC_MESSAGES, bytes: 1 << 16 },
             when_full,
             topics: 2,
+            rules: Arc::default(),
         },
         ..base
     }

@@ -49,6 +49,7 @@ fn settings(shards: usize) -> Settings {
             bounds: Bounds { messages: 100, bytes: 100_000 },
             when_full: WhenFull::Hold,
             topics: 2,
+            rules: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

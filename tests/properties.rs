@@ -242,8 +242,8 @@ impl Model {
 
     fn join(&mut self, id: u32, acknowledges: bool) {
         let unsettled_max = acknowledges.then_some(UNSETTLED_MAX);
-        let terms = Terms { pop: PopId(1), window_bytes: WINDOW_BYTES, unsettled_max };
-        match self.topic.join(self.now_ms, consumer(id), terms) {
+        let terms = Terms { pop: PopId(1), group: None, window_bytes: WINDOW_BYTES, unsettled_max };
+        match self.topic.join(self.now_ms, consumer(id), &terms) {
             Ok(()) => self.handed.entry(id).or_default().acknowledges = acknowledges,
             Err(error) => assert!(error == JoinError::Repeated && self.handed.contains_key(&id)),
         }
@@ -314,6 +314,7 @@ impl Model {
                     self.departed
                         .swap_remove(place.expect("what has not left is not said to have"));
                 }
+                Effect::Expired(..) | Effect::Bury { .. } => panic!("there are no leases"),
                 Effect::Recall(shard, most) => self.recalled[shard.index()] = Some(most),
                 Effect::Refuse(shard) => {
                     assert_eq!(self.when_full, WhenFull::Close);

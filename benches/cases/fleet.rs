@@ -33,11 +33,11 @@ impl Fleet {
     /// All consumers come one after the other, each takes one message, and all are gone one after the
     /// other. Gives how long the longest of these steps took.
     pub fn run(&mut self) -> Duration {
-        let terms = Terms { pop: PopId(1), window_bytes: 1, unsettled_max: None };
+        let terms = Terms { pop: PopId(1), group: None, window_bytes: 1, unsettled_max: None };
         let mut longest = Duration::ZERO;
         for id in self.consumers.clone() {
             longest = longest.max(self.step(|topic| {
-                topic.join(0, id, terms).expect("there are fewer than may be");
+                topic.join(0, id, &terms).expect("there are fewer than may be");
                 topic.start(0, id);
             }));
         }

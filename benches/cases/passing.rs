@@ -77,8 +77,9 @@ impl Passing {
         let mut topic = Topic::new(shard(0).node, bounds, WhenFull::Hold, 1);
         let connection = ConnectionKey { index: 0, generation: 0 };
         let consumer = BackendId { at: shard(0), connection };
-        let terms = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
-        topic.join(0, consumer, terms).expect("it is the first");
+        let terms =
+            Terms { pop: PopId(1), group: None, window_bytes: 1 << 20, unsettled_max: None };
+        topic.join(0, consumer, &terms).expect("it is the first");
         topic.start(0, consumer);
         let frame = Frame::message(Kind::Text, &[b'x'; 256]);
         Self { topic, consumer, frame, clients, next: 0 }

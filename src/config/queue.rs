@@ -10,12 +10,15 @@ use crate::queue::WhenFull;
 /// The overhead of a message in a topic: ids, the topic's name, the frame.
 const ENVELOPE_BYTES: usize = 4096;
 
+/// The fewest bytes of a topic.
+pub(super) const TOPIC_BYTES_MIN: usize = 4096;
+
 const TOPIC_BYTES: usize = 64 << 20;
 
 // So a topic that is too small for its messages is always one whose size was written.
 const _: () = assert!(TOPIC_BYTES >= topic_bytes_min(MESSAGE_BYTES_MAX));
 
-const WHEN_FULL: Choice<WhenFull> = Choice(&[
+pub(super) const WHEN_FULL: Choice<WhenFull> = Choice(&[
     ("hold", WhenFull::Hold),
     ("drop_oldest", WhenFull::DropOldest),
     ("close", WhenFull::Close),
@@ -30,7 +33,7 @@ section! {
 
         /// The most bytes waiting in one topic. A topic needs room for the largest message of the routes
         /// that feed it: twice its `message_bytes`, plus 4096. A topic without consumers fills up.
-        topic_bytes: usize = bytes(4096..=64 << 30), value(TOPIC_BYTES);
+        topic_bytes: usize = bytes(TOPIC_BYTES_MIN..=64 << 30), value(TOPIC_BYTES);
 
         /// What happens when a topic is full. `hold`: reading from the clients that feed it pauses until
         /// there is room. `drop_oldest`: the oldest messages are dropped. `close`: the client is closed with
@@ -67,7 +70,7 @@ impl Queue {
 
 /// Room for one message: base64 makes four bytes of three, JSON escapes seldom make more than two
 /// of one.
-const fn topic_bytes_min(message_bytes: usize) -> usize {
+pub(super) const fn topic_bytes_min(message_bytes: usize) -> usize {
     2 * message_bytes + ENVELOPE_BYTES
 }
 

@@ -214,6 +214,18 @@ fn every_key_is_read() {
     let queue =
         Queue { topic_messages: 10, topic_bytes: 8192, when_full: WhenFull::DropOldest, topics: 3 };
     assert_eq!(config.queue, queue);
+    let topic = Topic {
+        name: "chat".to_owned(),
+        groups: vec!["archive".to_owned()],
+        ack_s: 5,
+        tries: 6,
+        dead: Some("chat.dead".to_owned()),
+        max_age_s: 7,
+        messages: 8,
+        bytes: 9000,
+        when_full: WhenFull::Close,
+    };
+    assert_eq!(config.topics, [topic]);
     let limits = Limits {
         edge_message_bytes: 1000,
         api_message_bytes: 2000,
@@ -314,6 +326,7 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "mesh.tls.key",
             "mesh.tls.ca",
             "edge.bind",
+            "topic.groups",
             "data.dir",
             "log.format",
         ]

@@ -39,6 +39,19 @@ pub enum LocalMessage {
     /// Tells the home of a topic that events may be delivered to a new consumer: the answer to its
     /// `queue.pop` is queued.
     StartDelivery(Arc<str>, BackendId),
+    /// An event that was handed out too often, for its dead topic.
+    Bury {
+        /// The dead topic.
+        to: Arc<str>,
+        /// The topic in which the event is until the dead topic has taken it.
+        from: Arc<str>,
+        /// The client that sent the event.
+        client: ClientId,
+        /// The encoded event, as it is in the dead topic.
+        frame: Frame,
+    },
+    /// Answers [`LocalMessage::Bury`] for this topic: whether the dead topic has taken the event.
+    Buried(Arc<str>, bool),
     /// A back end has disconnected.
     BackendGone(BackendId),
     /// The sender has verified credentials, which belong to the user with this index in the settings.
@@ -150,7 +163,7 @@ pub enum LocalCommand {
     /// Appends a frame to the outbound queue of each subscriber on the shard.
     Publish(Publish),
     /// Makes the back end a consumer of a topic. [`LocalMessage::StartDelivery`] starts the deliveries.
-    Join(Arc<str>, Terms),
+    Join(Arc<str>, Box<Terms>),
     /// Ends the back end's consumption of a topic.
     Leave(Arc<str>),
     /// Returns the shard's state for `/metrics`.

@@ -2,15 +2,17 @@
 //!
 //! A feeder is a shard whose clients send events to the topic. A consumer is a back end that reads them.
 
+use std::sync::Arc;
+
 use crate::address::ClientId;
 use crate::protocol::frame::Frame;
 
 /// A message of a topic, in the order of arrival.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageNumber(pub u64);
 
 /// A `queue.pop` of one back end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PopId(pub u64);
 
 /// A message from a feeder to the topic's home.
@@ -44,6 +46,13 @@ pub enum FromConsumer {
     Written(u32),
     /// The events with these numbers were acknowledged.
     Settled(Vec<MessageNumber>),
+    /// The consumer has refused the events with these numbers. They are delivered again after a delay.
+    Refused {
+        /// The numbers of the events in the topic.
+        numbers: Vec<MessageNumber>,
+        /// The delay in milliseconds.
+        after_ms: u32,
+    },
     /// An event arrived after the consumer had ended the `queue.pop` that asked for it.
     Returned {
         /// The number of the event in the topic.
@@ -52,7 +61,7 @@ pub enum FromConsumer {
         pop: PopId,
     },
     /// Makes a back end of another node a consumer, on these terms.
-    Consume(Terms),
+    Consume(Box<Terms>),
     /// Ends the consumption of a back end of another node.
     StopConsuming,
     /// The consumer has disconnected.
@@ -64,6 +73,8 @@ pub enum FromConsumer {
 pub enum ToConsumer {
     /// Delivers one event.
     Deliver(Delivery),
+    /// The events with these numbers were not acknowledged in time, and are no longer the consumer's.
+    Expired(Vec<MessageNumber>),
     /// Closes the consumer: it takes no events while other consumers would.
     Evict,
 }
@@ -81,10 +92,12 @@ pub struct Event {
 }
 
 /// The terms on which a back end consumes a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The `queue.pop` that asked for the events. Each delivery carries it.
     pub pop: PopId,
+    /// The consumer group. `None`: the default group.
+    pub group: Option<Arc<str>>,
     /// The most bytes of events in flight to the consumer. The last event may exceed them.
     pub window_bytes: usize,
     /// The most unacknowledged events. `None`: the consumer does not acknowledge, and an event is settled when

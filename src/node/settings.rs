@@ -12,11 +12,12 @@ use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::protocol::token::KeySource;
 use crate::queue::Bounds;
+use crate::queue::topic::Policy;
 use crate::runtime::Listening;
 use crate::shard::rate::Rate;
 use crate::shard::settings::{
     AddressLimits, ApiSettings, EdgeSettings, Endpoint, Endpoints, LimitSettings, Process,
-    ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings,
+    ProxyMethod, ProxySettings, QueueSettings, RouteSettings, Settings, TopicRules,
 };
 
 /// The addresses that the listeners of a node were bound to.
@@ -66,6 +67,7 @@ pub(super) fn shard_settings(
             },
             when_full: config.queue.when_full,
             topics: config.queue.topics,
+            rules: Arc::new(config.topics.iter().map(topic_rules).collect()),
         },
         limits: limits(&config.limits),
         process: Process::default(),
@@ -79,6 +81,21 @@ fn advertised_api(configured: Option<SocketAddr>, bound: &ListenAddress) -> List
         (None, ListenAddress::Tcp(bound)) => advertised(*bound, *bound, &[]).into(),
         (None, ListenAddress::Unix(_)) => bound.clone(),
     }
+}
+
+fn topic_rules(topic: &config::Topic) -> (Box<str>, TopicRules) {
+    let rules = TopicRules {
+        groups: topic.groups.iter().map(|group| Arc::from(&group[..])).collect(),
+        bounds: Bounds { messages: topic.messages, bytes: topic.bytes },
+        when_full: topic.when_full,
+        policy: Policy {
+            ack_us: topic.ack_s * 1_000_000,
+            tries: topic.tries,
+            age_max_us: topic.max_age_s * 1_000_000,
+        },
+        dead: topic.dead.as_deref().map(Arc::from),
+    };
+    (topic.name.as_str().into(), rules)
 }
 
 fn proxy_of(proxy: &Option<config::Proxy>) -> Option<Arc<ProxySettings>> {

@@ -11,14 +11,16 @@ use crate::protocol::frame::Frame;
 use crate::slot_map::{SlotKey, SlotMap};
 
 /// A message in a topic.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Item {
     /// The number in the topic.
     pub number: MessageNumber,
     /// When the message arrived, in microseconds.
     pub since_us: u64,
-    /// Whether another consumer had the message before and did not acknowledge it.
+    /// Whether a consumer had the message before and did not acknowledge it.
     pub is_redelivered: bool,
+    /// How often the message was handed out and not acknowledged.
+    pub tries: u16,
     /// Whether the feeding shard is told when the message has left the topic.
     pub is_watched: bool,
     /// The encoded event.
@@ -32,6 +34,8 @@ pub(super) struct InFlight {
     pub client: ClientId,
     /// The `queue.pop` for which the message was handed out.
     pub pop: PopId,
+    /// When the message was handed out, in microseconds.
+    pub handed_us: u64,
     /// The message.
     pub item: Item,
 }
@@ -43,7 +47,8 @@ pub(super) enum ConsumerState {
     Joining,
     /// The consumer competes for messages.
     Active,
-    /// The consumer has taken nothing for a while, although messages waited for it.
+    /// The consumer has taken nothing for a while although messages waited for it, or has not acknowledged a
+    /// message in time.
     Stalled,
     /// The consumer has stopped: it is handed nothing more, and removed when all its messages are written.
     Leaving,
@@ -92,7 +97,7 @@ impl Consumer {
 
     /// Starts a `queue.pop` on these terms. A consumer that does not acknowledge may have `window_messages`
     /// in flight.
-    pub(super) fn begin(&mut self, terms: Terms, window_messages: usize) {
+    pub(super) fn begin(&mut self, terms: &Terms, window_messages: usize) {
         self.state = ConsumerState::Joining;
         self.pop = terms.pop;
         self.acknowledges = terms.unsettled_max.is_some();
@@ -123,7 +128,12 @@ impl Consumer {
             self.progress_us = now_us;
         }
         self.handed_bytes += item.frame.bytes().len();
-        self.handed.push_back(InFlight { client, pop: self.pop, item });
+        self.handed.push_back(InFlight { client, pop: self.pop, handed_us: now_us, item });
+    }
+
+    /// The place of a message among those in flight.
+    pub(super) fn place_of(&self, number: MessageNumber) -> Option<usize> {
+        self.handed.iter().position(|handed| handed.item.number == number)
     }
 
     /// Removes the message at this place among those in flight.
@@ -143,9 +153,7 @@ impl Consumer {
         if pop.is_some_and(|pop| last.pop != pop) {
             return None;
         }
-        let mut taken = self.remove(self.handed.len() - 1)?;
-        taken.item.is_redelivered |= self.acknowledges;
-        Some(taken)
+        self.remove(self.handed.len() - 1)
     }
 
     /// The rank of the consumer, lowest first; `None`: it does not compete. Consumers that take messages are

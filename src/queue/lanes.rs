@@ -2,9 +2,10 @@
 //!
 //! A lane with waiting messages is listed in exactly one place: in the hash slot of its client, from which
 //! the slot's owner takes it, or among the *parked* lanes while another consumer has messages of the lane
-//! in flight. Parking keeps the messages of a client in order when the owner changes.
+//! in flight, or while the lane is delayed. Parking keeps the messages of a client in order when the owner
+//! changes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
@@ -22,6 +23,9 @@ pub(super) struct Lanes {
     slots: HashSlots,
     // Parked lanes, by the number of their first waiting message.
     parked: BTreeMap<MessageNumber, ClientId>,
+    // Delayed lanes with waiting messages, and when each delay ends in microseconds.
+    delayed: HashMap<ClientId, u64>,
+    delays: BTreeSet<(u64, ClientId)>,
 }
 
 #[derive(Debug, Default)]
@@ -128,26 +132,74 @@ impl Lanes {
         self.list(client)
     }
 
-    /// Removes the oldest waiting message.
-    pub(super) fn drop_oldest(&mut self) -> Option<(ClientId, Item)> {
-        let (number, client) = self.oldest()?;
+    /// Removes the first waiting message of a lane if it has this number.
+    pub(super) fn drop_first(&mut self, client: ClientId, number: MessageNumber) -> Option<Item> {
+        if self.lanes.get(&client)?.waiting.front()?.number != number {
+            return None;
+        }
         self.unlist(number, client);
-        let lane = self.lanes.get_mut(&client).expect("a listed client has a lane");
-        let item = lane.waiting.pop_front().expect("a listed lane has a waiting message");
+        let lane = self.lanes.get_mut(&client).expect("the lane was looked up");
+        let item = lane.waiting.pop_front().expect("the lane has a waiting message");
         match (lane.waiting.front(), lane.is_parked) {
-            (None, _) if lane.in_flight == 0 => drop(self.lanes.remove(&client)),
-            // Nothing of the lane waits, so it is listed nowhere.
-            (None, _) => lane.is_parked = false,
+            (None, _) => {
+                // Nothing of the lane waits, so it is listed nowhere.
+                lane.is_parked = false;
+                if lane.in_flight == 0 {
+                    self.lanes.remove(&client);
+                }
+                self.end_delay(client);
+            }
             (Some(next), true) => drop(self.parked.insert(next.number, client)),
             (Some(next), false) => self.slots.list(next.number, client),
         }
-        Some((client, item))
+        Some(item)
+    }
+
+    /// Holds back the waiting messages of a lane, at least one, until this time in microseconds.
+    pub(super) fn delay(&mut self, client: ClientId, until_us: u64) {
+        let lane = self.lanes.get(&client).expect("only lanes are delayed");
+        let first = lane.waiting.front().expect("a delayed lane has a waiting message").number;
+        let until_us = self.delayed.get(&client).map_or(until_us, |&other| other.max(until_us));
+        self.unlist(first, client);
+        self.end_delay(client);
+        self.delayed.insert(client, until_us);
+        self.delays.insert((until_us, client));
+        self.list(client);
+    }
+
+    /// Ends the next delay that is over. Returns the consumer for which the lane waits now, unless it stays
+    /// parked.
+    pub(super) fn poll_delay(&mut self, now_us: u64) -> Option<Option<ConsumerKey>> {
+        let &(until_us, client) = self.delays.first()?;
+        if now_us < until_us {
+            return None;
+        }
+        let first = self.lanes[&client].waiting[0].number;
+        self.unlist(first, client);
+        self.end_delay(client);
+        Some(self.list(client))
+    }
+
+    /// Whether a lane is delayed.
+    pub(super) fn has_delayed(&self) -> bool {
+        !self.delays.is_empty()
+    }
+
+    fn end_delay(&mut self, client: ClientId) {
+        if let Some(until_us) = self.delayed.remove(&client) {
+            self.delays.remove(&(until_us, client));
+        }
     }
 
     /// When the oldest waiting message arrived, in microseconds.
     pub(super) fn oldest_since_us(&self) -> Option<u64> {
         let (_, client) = self.oldest()?;
         self.lanes.get(&client)?.waiting.front().map(|item| item.since_us)
+    }
+
+    /// The numbers of all waiting messages. Costs a look at every lane.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = MessageNumber> {
+        self.lanes.values().flat_map(|lane| lane.waiting.iter().map(|item| item.number))
     }
 
     /// Whether a message waits in a lane that is not parked.
@@ -166,7 +218,7 @@ impl Lanes {
     }
 
     /// The lane that has waited longest, and the number of its first message.
-    fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
+    pub(super) fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
         let parked = self.parked.first_key_value().map(|(&number, &client)| (number, client));
         self.slots.oldest().into_iter().chain(parked).min()
     }
@@ -176,7 +228,7 @@ impl Lanes {
         let lane = self.lanes.get_mut(&client).expect("only lanes are listed");
         let first =
             lane.waiting.front().expect("only lanes with waiting messages are listed").number;
-        lane.is_parked = lane.in_flight > 0;
+        lane.is_parked = lane.in_flight > 0 || self.delayed.contains_key(&client);
         if lane.is_parked {
             self.parked.insert(first, client);
             return None;
@@ -200,8 +252,14 @@ impl Lanes {
         assert_eq!(self.slots.check() + self.parked.len(), listed, "a lane is listed in one place");
         for (number, client) in &self.parked {
             let lane = &self.lanes[client];
-            assert!(lane.is_parked && lane.in_flight > 0, "{client:?} is parked for nothing");
+            let is_held = lane.in_flight > 0 || self.delayed.contains_key(client);
+            assert!(lane.is_parked && is_held, "{client:?} is parked for nothing");
             assert_eq!(lane.waiting.front().map(|item| item.number), Some(*number));
+        }
+        let delays = self.delayed.iter().map(|(&client, &until_us)| (until_us, client));
+        assert_eq!(delays.collect::<BTreeSet<_>>(), self.delays);
+        for client in self.delayed.keys() {
+            assert!(self.lanes[client].is_parked, "a delayed lane is parked");
         }
         let mut waiting = Credit::default();
         for lane in self.lanes.values() {

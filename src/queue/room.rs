@@ -111,6 +111,12 @@ impl Room {
         self.held.bytes += bytes;
     }
 
+    /// Holds a message of this many bytes that no shard has credit for. There is room for it.
+    pub fn take_unlent(&mut self, bytes: usize) {
+        self.held.messages += 1;
+        self.held.bytes += bytes;
+    }
+
     /// Releases a message of this many bytes.
     pub fn release(&mut self, bytes: usize) {
         self.held.messages -= 1;

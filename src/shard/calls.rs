@@ -2,7 +2,7 @@
 //! *command* is the part of a call that one shard executes: this shard or another.
 
 use super::Shard;
-use super::backend::{self, Caller};
+use super::backend::{self, Caller, Verdict};
 use super::taps::{self, ClientCall};
 use super::turn::Command;
 use crate::message::{ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester};
@@ -65,10 +65,17 @@ impl Shard {
             Ok(Call::Call(client, function)) => {
                 return self.backends.call_function(turn, connections, caller, client, function);
             }
-            Ok(Call::Pop(topics, settling)) => {
-                return self.backends.call_pop(turn, connections, caller, &topics, settling);
+            Ok(Call::Pop(topics, settling, group)) => {
+                let backends = &mut self.backends;
+                return backends.call_pop(turn, connections, caller, &topics, settling, group);
             }
-            Ok(Call::Ack(tags)) => return self.backends.call_ack(turn, connections, caller, tags),
+            Ok(Call::Ack(tags)) => {
+                return self.backends.call_ack(turn, connections, caller, &tags, Verdict::Settled);
+            }
+            Ok(Call::Nack(tags, after_ms)) => {
+                let verdict = Verdict::Refused { after_ms };
+                return self.backends.call_ack(turn, connections, caller, &tags, verdict);
+            }
             Ok(Call::Reload) => {
                 if let Some(ticket) = self.backends.open_reload(turn, connections, caller) {
                     self.reload.request(ticket);
@@ -180,7 +187,7 @@ impl Shard {
                 };
             }
             Command::Local(LocalCommand::Join(topic, terms)) => {
-                let joined = self.topics.home.join(turn, &topic, requester.backend, terms);
+                let joined = self.topics.home.join(turn, &topic, requester.backend, &terms);
                 joined.map(|()| ClientReply::Done)
             }
             Command::Local(LocalCommand::Leave(topic)) => {

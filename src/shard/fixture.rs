@@ -53,6 +53,7 @@ pub fn settings() -> Settings {
             bounds: Bounds { messages: 16, bytes: 1 << 20 },
             when_full: WhenFull::Hold,
             topics: 16,
+            rules: Arc::default(),
         },
         limits: LimitSettings {
             edge_http: http,

@@ -120,6 +120,12 @@ impl Shard {
             LocalMessage::StartDelivery(topic, consumer) => {
                 self.topics.home.start(turn, &topic, consumer)
             }
+            LocalMessage::Bury { to, from: topic, client, frame } => {
+                self.topics.home.handle_bury(turn, from, &to, topic, client, frame);
+            }
+            LocalMessage::Buried(topic, was_taken) => {
+                self.topics.home.handle_buried(turn, &topic, was_taken);
+            }
             LocalMessage::BackendGone(backend) => {
                 self.clients.handle_backend_gone(turn, backend);
                 self.topics.home.handle_backend_gone(turn, backend);
@@ -158,6 +164,10 @@ impl Shard {
                 ToConsumer::Deliver(delivery) => {
                     let (key, home) = (consumer.connection, TopicHome { node: from.node, topic });
                     self.backends.deliver(turn, connections, key, home, delivery);
+                }
+                ToConsumer::Expired(numbers) => {
+                    let (key, home) = (consumer.connection, TopicHome { node: from.node, topic });
+                    self.backends.handle_expired(turn, connections, key, &home, &numbers);
                 }
                 ToConsumer::Evict => connections.close_slow(turn, consumer.connection),
             },

@@ -5,6 +5,8 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
+
 use super::connection::Listener;
 use super::rate::Rate;
 use super::users::Users;
@@ -16,6 +18,7 @@ use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::protocol::token::TokenRule;
+use crate::queue::topic::Policy;
 use crate::queue::{Bounds, WhenFull};
 
 /// All settings of a node, the same for each of its shards.
@@ -109,7 +112,9 @@ impl Settings {
         let users = self.api.users.reloaded(users).ok_or(TooManyReloaded::Users)?;
         let edges = self.edges.iter().zip(new.edges);
         let edges = edges.map(|(edge, new)| edge.reloaded(new));
+        let rules = self.queue.reloaded_rules(&new.queue);
         Ok(Self {
+            queue: QueueSettings { rules, ..new.queue },
             edges: edges.collect::<Result<_, _>>()?,
             api: ApiSettings { users, ..new.api },
             process: Process { first_bounds: Some(self.first_bounds()), ..self.process.clone() },
@@ -291,13 +296,63 @@ pub struct QueueSettings {
     pub when_full: WhenFull,
     /// The number of topics on the node. Further ones are refused.
     pub topics: usize,
+    /// Topics with rules of their own. A reload keeps their groups, and adds and removes none.
+    pub rules: Arc<HashMap<Box<str>, TopicRules>>,
 }
+
+/// The rules of one topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicRules {
+    /// The groups besides the default group.
+    pub groups: Vec<Arc<str>>,
+    /// The number of messages and bytes that the topic holds.
+    pub bounds: Bounds,
+    /// What happens when the topic is full.
+    pub when_full: WhenFull,
+    /// What happens to messages that are not acknowledged, or grow old.
+    pub policy: Policy,
+    /// The topic that takes messages which were handed out too often.
+    pub dead: Option<Arc<str>>,
+}
+
+/// The time to acknowledge an event in a topic without rules of its own, in microseconds.
+const ACK_US: u64 = 30_000_000;
 
 impl QueueSettings {
     /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters
     /// of the topic's bytes. The rest may be in use permanently, as credit of other shards.
-    pub fn event_bytes_max(&self) -> usize {
-        self.bounds.bytes / 4 * 3
+    pub fn event_bytes_max(&self, topic: &str) -> usize {
+        let bytes = match self.rules.is_empty() {
+            true => self.bounds.bytes,
+            false => self.rules.get(topic).map_or(self.bounds.bytes, |rules| rules.bounds.bytes),
+        };
+        bytes / 4 * 3
+    }
+
+    /// Returns the rules of a topic.
+    pub fn rules_of(&self, topic: &str) -> TopicRules {
+        let policy = Policy { ack_us: ACK_US, ..Policy::default() };
+        self.rules.get(topic).cloned().unwrap_or_else(|| TopicRules {
+            groups: Vec::new(),
+            bounds: self.bounds,
+            when_full: self.when_full,
+            policy,
+            dead: None,
+        })
+    }
+
+    /// Returns the topic that takes messages which were handed out too often in this one.
+    pub fn dead_topic_of(&self, topic: &str) -> Option<&Arc<str>> {
+        self.rules.get(topic)?.dead.as_ref()
+    }
+
+    /// Returns reloaded rules of the same topics, with the groups of the start.
+    fn reloaded_rules(&self, new: &Self) -> Arc<HashMap<Box<str>, TopicRules>> {
+        let rules = self.rules.iter().map(|(name, known)| {
+            let rules = new.rules.get(name).unwrap_or(known).clone();
+            (name.clone(), TopicRules { groups: known.groups.clone(), ..rules })
+        });
+        Arc::new(rules.collect())
     }
 }
 

@@ -194,9 +194,10 @@ impl fmt::Display for ShownCall<'_> {
             Call::Call(client, function) => {
                 write!(formatter, "conn.call {client} {}", ShownFunction(function))
             }
-            Call::Pop(topics, _) => write!(formatter, "queue.pop {}", listed(topics)),
+            Call::Pop(topics, ..) => write!(formatter, "queue.pop {}", listed(topics)),
             Call::Unpop => formatter.write_str("queue.unpop"),
             Call::Ack(_) => formatter.write_str("queue.ack"),
+            Call::Nack(..) => formatter.write_str("queue.nack"),
             Call::Reload => formatter.write_str("admin.reload"),
             Call::List(list) => formatter.write_str(list.name()),
             Call::Tap(tap) => write!(formatter, "tap.start {}", ShownTarget(&tap.target)),

@@ -304,7 +304,7 @@ impl Turn {
         self.event.clear();
         let head = api::EventHead { node: client.node(), client, topic };
         api::put_event(&mut self.event, &mut self.scratch, head, put_data);
-        if self.event.len() > self.settings.queue.event_bytes_max() {
+        if self.event.len() > self.settings.queue.event_bytes_max(topic) {
             self.counters.oversized += 1;
             return None;
         }

@@ -188,3 +188,28 @@ fn what_a_consumer_that_dies_has_not_acknowledged_goes_to_another_node_s() {
     }
     received.assert_whole();
 }
+
+#[test]
+fn every_group_gets_events_of_clients_on_every_node() {
+    let grid = Grid::with(2, "[[topic]]\nname = \"plain\"\ngroups = [\"billing\"]\n");
+    grid.wait_until_whole();
+    let nodes = &grid.nodes;
+    let consumers = [json!({ "t": ["plain"] }), json!({ "t": ["plain"], "group": "billing" })];
+    let mut consumers = consumers.map(|params| {
+        let mut socket = nodes[0].backend();
+        assert_eq!(socket.ask("queue.pop", &params)["r"]["s"], true);
+        socket
+    });
+    let mut devices = [nodes[0].device("/plain"), nodes[1].device("/plain")];
+    devices.iter_mut().for_each(|device| device.send_text("hello"));
+    for consumer in &mut consumers {
+        let mut from: Vec<u64> = (0..2)
+            .map(|_| {
+                let event: Value = serde_json::from_str(&consumer.text()).expect("JSON");
+                event["p"]["n"].as_u64().expect("a node")
+            })
+            .collect();
+        from.sort_unstable();
+        assert_eq!(from, [1, 2]);
+    }
+}

@@ -93,8 +93,12 @@ impl Plan {
         let shards = self.shards[index];
         let mut settings = one_node::settings(random, &mut Random::new(0), shards, false);
         (settings.node, settings.has_mesh) = (node_id(index), true);
-        settings.queue =
-            QueueSettings { bounds: self.bounds, when_full: WhenFull::Hold, topics: 64 };
+        settings.queue = QueueSettings {
+            bounds: self.bounds,
+            when_full: WhenFull::Hold,
+            topics: 64,
+            rules: Arc::default(),
+        };
         settings.limits.channels_per_client = 1000;
         settings.limits.outbound_bytes = self.api_outbound_bytes;
         settings.limits.addresses.connections = None;

@@ -154,12 +154,13 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 8] = [
+const PARAMS: [(&str, &str); 9] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
     ("queue.pop", "Pop/oneOf/0"),
     ("queue.ack", "Ack"),
+    ("queue.nack", "Nack"),
     ("client.list", "ClientFilter"),
     ("channel.list", "ChannelFilter"),
     ("topic.list", "TopicFilter"),
@@ -195,6 +196,7 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "conn.call": { "c": "1", "f": "info" },
         "queue.pop": { "t": ["x"], "a": true },
         "queue.ack": { "g": 1 },
+        "queue.nack": { "g": 1 },
         "client.list": {},
         "channel.list": {},
         "topic.list": {},

@@ -151,6 +151,7 @@ pub fn settings(
                 WhenFull::Close,
             ]),
             topics: 64,
+            rules: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

@@ -33,6 +33,7 @@ pub fn settings() -> Settings {
             bounds: Bounds { messages: 65_536, bytes: 64 << 20 },
             when_full: WhenFull::Hold,
             topics: 1024,
+            rules: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

@@ -17,7 +17,7 @@ use crate::message::{
 };
 use crate::protocol::api::{
     CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
-    Function, Info, Tally, UNSETTLED_MAX,
+    Function, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX,
 };
 use crate::protocol::close;
 use crate::protocol::frame::Frame;
@@ -64,6 +64,8 @@ const RETURNED: u8 = 5;
 const CONSUME: u8 = 6;
 const STOP_CONSUMING: u8 = 7;
 const GONE: u8 = 8;
+const REFUSED: u8 = 9;
+const EXPIRED: u8 = 10;
 
 // Kinds of messages about the clients of a shard.
 const BEGIN: u8 = 1;
@@ -423,6 +425,11 @@ fn put_from_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &FromConsu
             put_about(out, SETTLED, consumer);
             put_list(out, numbers, |out, number| put_u64(out, number.0));
         }
+        FromConsumer::Refused { numbers, after_ms } => {
+            put_about(out, REFUSED, consumer);
+            put_list(out, numbers, |out, number| put_u64(out, number.0));
+            put_u32(out, *after_ms);
+        }
         FromConsumer::Returned { number, pop } => {
             put_about(out, RETURNED, consumer);
             put_u64(out, number.0);
@@ -442,6 +449,10 @@ fn put_to_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &ToConsumer)
         ToConsumer::Deliver(delivery) => {
             put_about(out, DELIVER, consumer);
             put_delivery(out, delivery);
+        }
+        ToConsumer::Expired(numbers) => {
+            put_about(out, EXPIRED, consumer);
+            put_list(out, numbers, |out, number| put_u64(out, number.0));
         }
         ToConsumer::Evict => put_about(out, EVICT, consumer),
     }
@@ -504,12 +515,20 @@ fn read_topic_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError>
             let message = ToConsumer::Evict;
             return Ok(GridMessage::ToConsumer { topic, consumer, message });
         }
+        EXPIRED => {
+            let message = ToConsumer::Expired(fields.list(UNSETTLED_MAX, read_number)?);
+            return Ok(GridMessage::ToConsumer { topic, consumer, message });
+        }
+        REFUSED => FromConsumer::Refused {
+            numbers: fields.list(UNSETTLED_MAX, read_number)?,
+            after_ms: fields.u32()?,
+        },
         WRITTEN => FromConsumer::Written(fields.u32()?),
         SETTLED => FromConsumer::Settled(fields.list(UNSETTLED_MAX, read_number)?),
         RETURNED => {
             FromConsumer::Returned { number: read_number(fields)?, pop: PopId(fields.u64()?) }
         }
-        CONSUME => FromConsumer::Consume(read_terms(fields)?),
+        CONSUME => FromConsumer::Consume(Box::new(read_terms(fields)?)),
         STOP_CONSUMING => FromConsumer::StopConsuming,
         GONE => FromConsumer::Gone,
         kind => return Err(WireError::Unknown(kind)),
@@ -550,6 +569,8 @@ fn put_terms(out: &mut Vec<u8>, terms: &Terms) {
     put_u64(out, terms.window_bytes as u64);
     // 0: the consumer does not acknowledge. Otherwise the number is at least 1.
     put_u32(out, terms.unsettled_max.unwrap_or(0) as u32);
+    // Empty: the default group. No group has an empty name.
+    put_short_text(out, terms.group.as_deref().unwrap_or_default());
 }
 
 fn read_terms(fields: &mut Fields<'_>) -> Result<Terms, WireError> {
@@ -558,8 +579,13 @@ fn read_terms(fields: &mut Fields<'_>) -> Result<Terms, WireError> {
     if unsettled_max > UNSETTLED_MAX {
         return Err(WireError::OutOfBounds);
     }
+    let group = fields.short_text()?;
+    if group.len() > NAME_BYTES_MAX {
+        return Err(WireError::OutOfBounds);
+    }
     Ok(Terms {
         pop,
+        group: (!group.is_empty()).then(|| group.into()),
         window_bytes: usize::try_from(window_bytes).map_err(|_| WireError::OutOfBounds)?,
         unsettled_max: (unsettled_max > 0).then_some(unsettled_max),
     })

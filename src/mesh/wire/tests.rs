@@ -124,11 +124,24 @@ fn all_messages() -> Vec<AddressedMessage> {
             frame: frame(),
         })
     };
-    let terms = |unsettled_max| Terms { pop: PopId(1), window_bytes: 1 << 40, unsettled_max };
-    let to_consumers = [delivery(true, false), delivery(false, true), ToConsumer::Evict];
+    let terms = |unsettled_max| {
+        Box::new(Terms {
+            pop: PopId(1),
+            group: Some("billing".into()),
+            window_bytes: 1 << 40,
+            unsettled_max,
+        })
+    };
+    let to_consumers = [
+        delivery(true, false),
+        delivery(false, true),
+        ToConsumer::Expired(vec![MessageNumber(3)]),
+        ToConsumer::Evict,
+    ];
     let from_consumers = [
         FromConsumer::Written(u32::MAX),
         FromConsumer::Settled([1, 2, u64::MAX].map(MessageNumber).into()),
+        FromConsumer::Refused { numbers: vec![MessageNumber(4)], after_ms: 1000 },
         FromConsumer::Returned { number: MessageNumber(8), pop: PopId(9) },
         FromConsumer::Consume(terms(None)),
         FromConsumer::Consume(terms(Some(1024))),
@@ -459,16 +472,17 @@ fn what_is_out_of_bounds_is_refused() {
             keep(),
             WireError::OutOfBounds,
         ),
-        (about(FromConsumer::Gone), set(3, 9), WireError::Unknown(9)),
+        (about(FromConsumer::Gone), set(3, 99), WireError::Unknown(99)),
         (about(FromConsumer::Gone), set(5, 4), WireError::OutOfBounds),
         (about(FromConsumer::Gone), set(said - 1, 1), WireError::OutOfBounds),
         (answer(1, Err(Fault::new(Code::TooLarge, ""))), set(10, 1), WireError::OutOfBounds),
         (
-            about(FromConsumer::Consume(Terms {
+            about(FromConsumer::Consume(Box::new(Terms {
+                group: None,
                 pop: PopId(1),
                 window_bytes: 1,
                 unsettled_max: Some(1025),
-            })),
+            }))),
             keep(),
             WireError::OutOfBounds,
         ),

@@ -33,8 +33,8 @@ pub use tap::{
     TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
 };
 pub use write::{
-    EventHead, put_answer, put_close, put_event, put_found, put_message, put_nodes, put_open,
-    put_request, put_tagged,
+    Death, EventHead, put_answer, put_close, put_dead, put_event, put_found, put_message,
+    put_nodes, put_open, put_request, put_tagged,
 };
 
 use super::frame::{self, Kind};
@@ -169,12 +169,14 @@ pub enum Call<'a> {
     Publish(&'a str, Content<'a>),
     /// `conn.call`: calls a function of a client's connection.
     Call(ClientId, Function),
-    /// `queue.pop`: starts to consume topics.
-    Pop(Vec<&'a str>, Settling),
+    /// `queue.pop`: starts to consume topics, in a group or in the default group.
+    Pop(Vec<&'a str>, Settling, Option<&'a str>),
     /// `queue.unpop`: stops consuming.
     Unpop,
     /// `queue.ack`: acknowledges events.
     Ack(Tags),
+    /// `queue.nack`: refuses events, which are delivered again after this time in milliseconds.
+    Nack(Tags, u32),
     /// `admin.reload`: reloads the configuration of the node.
     Reload,
     /// A list of administration: lists something of the whole grid.
@@ -218,14 +220,19 @@ pub enum Settling {
     Acknowledged(usize),
 }
 
-/// The events that `queue.ack` acknowledges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The events that `queue.ack` acknowledges, or `queue.nack` refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tags {
     /// The event with this tag.
     One(u64),
+    /// The events with these tags, at most [`UNSETTLED_MAX`].
+    Each(Vec<u64>),
     /// All events up to and including this tag.
     UpTo(u64),
 }
+
+/// The longest delay of an event, in milliseconds: 7 days.
+pub const DELAY_MS_MAX: u32 = 7 * 24 * 3600 * 1000;
 
 /// The highest bound of unacknowledged events that a consumer may choose.
 pub const UNSETTLED_MAX: usize = 1024;

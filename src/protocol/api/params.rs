@@ -10,8 +10,8 @@ use super::read::ApiMethod;
 use super::tap::read_tap;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
-    ContextEntry, Fault, Function, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX, Tags,
-    UNSETTLED_DEFAULT, UNSETTLED_MAX,
+    ContextEntry, DELAY_MS_MAX, Fault, Function, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX,
+    Tags, UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
 use crate::address::networks::Network;
@@ -35,7 +35,7 @@ pub(super) fn read_params<'a>(
     if method == ApiMethod::Pop
         && let Some(topics) = bare_topics(given)
     {
-        return topics.map(|topics| Call::Pop(topics, Settling::Written));
+        return topics.map(|topics| Call::Pop(topics, Settling::Written, None));
     }
     let params = object_of(given)?;
     Ok(match method {
@@ -45,9 +45,11 @@ pub(super) fn read_params<'a>(
         }
         ApiMethod::Call => Call::Call(read_client(params)?, read_function(params, document)?),
         ApiMethod::Pop => {
-            Call::Pop(read_topics(params.and_then(|p| p.field("t")))?, read_settling(params)?)
+            let topics = read_topics(params.and_then(|p| p.field("t")))?;
+            Call::Pop(topics, read_settling(params)?, read_group(params)?)
         }
         ApiMethod::Ack => Call::Ack(read_tags(params)?),
+        ApiMethod::Nack => Call::Nack(read_tags(params)?, read_delay(params)?),
         ApiMethod::Tap => Call::Tap(read_tap(params)?),
         ApiMethod::Unpop => Call::Unpop,
         ApiMethod::Reload => Call::Reload,
@@ -107,11 +109,31 @@ fn read_settling(params: Option<Value<'_, '_>>) -> Result<Settling, Fault> {
 }
 
 fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
-    let tag = required(params, "g")?
-        .unsigned()
-        .ok_or_else(|| Fault::invalid("g: expected the tag of an event, an integer"))?;
+    let wrong =
+        || Fault::invalid("g: expected the tag of an event, an integer, or an array of tags");
+    let given = required(params, "g")?;
+    if let Some(items) = given.items() {
+        if given.len() > UNSETTLED_MAX {
+            return Err(Fault::invalid(format!("g: more than {UNSETTLED_MAX} tags")));
+        }
+        let tags: Option<Vec<u64>> = items.map(Value::unsigned).collect();
+        return tags.filter(|tags| !tags.is_empty()).map(Tags::Each).ok_or_else(wrong);
+    }
+    let tag = given.unsigned().ok_or_else(wrong)?;
     let up_to = read_flag("u", optional(params, "u"))?;
     Ok(if up_to { Tags::UpTo(tag) } else { Tags::One(tag) })
+}
+
+fn read_group<'a>(params: Option<Value<'_, 'a>>) -> Result<Option<&'a str>, Fault> {
+    optional(params, "group").map(|group| read_name("group", group)).transpose()
+}
+
+fn read_delay(params: Option<Value<'_, '_>>) -> Result<u32, Fault> {
+    let delay = optional(params, "after_ms").map_or(Some(0), Value::unsigned);
+    let delay = delay.and_then(|delay| u32::try_from(delay).ok());
+    delay.filter(|&delay| delay <= DELAY_MS_MAX).ok_or_else(|| {
+        Fault::invalid(format!("after_ms: expected an integer from 0 to {DELAY_MS_MAX}"))
+    })
 }
 
 fn read_flag(name: &'static str, value: Option<Value<'_, '_>>) -> Result<bool, Fault> {

@@ -164,6 +164,8 @@ pub enum ApiMethod {
     Unpop,
     /// `queue.ack`
     Ack,
+    /// `queue.nack`
+    Nack,
     /// `admin.reload`
     Reload,
     /// A list of administration.
@@ -199,6 +201,7 @@ impl ApiMethod {
             b"queue.pop" => Self::Pop,
             b"queue.unpop" => Self::Unpop,
             b"queue.ack" => Self::Ack,
+            b"queue.nack" => Self::Nack,
             b"admin.reload" => Self::Reload,
             b"node.list" => Self::List(ListMethod::Node),
             b"client.list" => Self::List(ListMethod::Client),
@@ -249,7 +252,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack, admin.reload, node.list, client.list, \
+             queue.unpop, queue.ack, queue.nack, admin.reload, node.list, client.list, \
              channel.list, topic.list, tap.start, tap.stop",
             quoted(name)
         ))

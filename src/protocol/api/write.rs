@@ -164,7 +164,8 @@ pub fn put_event(
     put_number(scratch, node.number().into());
     scratch.extend_from_slice(b",\"c\":\"");
     put_number(scratch, client.value());
-    scratch.extend_from_slice(b"\",\"t\":");
+    scratch.push(b'"');
+    scratch.extend_from_slice(TOPIC_FIELD);
     put_string(scratch, topic);
     scratch.extend_from_slice(b",\"d\":");
     put_data(scratch);
@@ -195,6 +196,53 @@ pub fn put_tagged(
     scratch.extend_from_slice(EVENT_END);
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
+
+/// Why an event has gone to a dead topic.
+#[derive(Clone, Copy, Debug)]
+pub struct Death<'t> {
+    /// The topic in which nobody has acknowledged the event.
+    pub topic: &'t str,
+    /// How often the event was handed out there.
+    pub tries: u16,
+    /// Why the last time was in vain.
+    pub why: &'t str,
+}
+
+/// Appends a copy of an event's frame as it stands in the topic `to` for dead events. `scratch` is overwritten.
+pub fn put_dead(
+    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    event: &Frame,
+    to: &str,
+    death: Death<'_>,
+) {
+    let json = event.payload();
+    let json = json.strip_suffix(EVENT_END).unwrap_or(json);
+    scratch.clear();
+    // The first `"t":` names the topic: only numbers stand before it.
+    let place = memchr::memmem::find(json, TOPIC_FIELD).map(|at| at + TOPIC_FIELD.len());
+    let mut topic = Vec::new();
+    put_string(&mut topic, death.topic);
+    match place.filter(|&place| json[place..].starts_with(&topic)) {
+        Some(place) => {
+            scratch.extend_from_slice(&json[..place]);
+            put_string(scratch, to);
+            scratch.extend_from_slice(&json[place + topic.len()..]);
+        }
+        None => scratch.extend_from_slice(json),
+    }
+    scratch.extend_from_slice(b",\"dead\":{\"t\":");
+    scratch.extend_from_slice(&topic);
+    scratch.extend_from_slice(b",\"tries\":");
+    put_number(scratch, death.tries.into());
+    scratch.extend_from_slice(b",\"why\":");
+    put_string(scratch, death.why);
+    scratch.push(b'}');
+    scratch.extend_from_slice(EVENT_END);
+    frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
+}
+
+const TOPIC_FIELD: &[u8] = b",\"t\":";
 
 /// Appends the field `d` of a client's message: `{"frame":{…},"context":{…}}`. `context` is the JSON
 /// text of the client's context, if it has one. `data` must be valid UTF-8 if `kind` is text.

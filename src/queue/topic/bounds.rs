@@ -13,7 +13,7 @@ impl Topic {
     pub fn set_bounds(&mut self, bounds: Bounds, when_full: WhenFull) {
         self.when_full = when_full;
         self.window_messages = window_messages(bounds, when_full);
-        self.room.set_bounds(bounds);
+        self.held.room.set_bounds(bounds);
         self.set_windows();
         // Feeders of a topic that was never fed have the credit of the start, and may not exist yet.
         if self.is_fed {
@@ -24,13 +24,13 @@ impl Topic {
 
     /// Whether these are the bounds of the topic, and this is what it does when it is full.
     pub fn has_bounds(&self, bounds: Bounds, when_full: WhenFull) -> bool {
-        self.room.bounds() == bounds && self.when_full == when_full
+        self.held.room.bounds() == bounds && self.when_full == when_full
     }
 
     /// Takes back credit that a feeding shard has returned.
     pub fn returned_credit(&mut self, from: ShardId, credit: Credit) {
-        self.room.take_back(from, credit);
-        self.grant_to_asking();
+        self.held.room.take_back(from, credit);
+        self.held.grant_to_asking();
     }
 
     /// Notes that the topic is fed. Its feeders began with the credit of the start, which may exceed their share
@@ -46,8 +46,8 @@ impl Topic {
     pub(super) fn make_room(&mut self, max: usize) -> usize {
         let mut left = max;
         loop {
-            self.grant_to_asking();
-            let lacks_room = self.room.is_exceeded() || self.room.has_asking();
+            self.held.grant_to_asking();
+            let lacks_room = self.held.room.is_exceeded() || self.held.room.has_asking();
             if self.when_full != WhenFull::DropOldest || !lacks_room {
                 break;
             }
@@ -61,24 +61,21 @@ impl Topic {
         }
         self.must_make_room = false;
         if self.when_full == WhenFull::Close {
-            let refused = std::iter::from_fn(|| self.room.refuse_next());
-            self.effects.extend(refused.map(Effect::Refuse));
+            let refused = std::iter::from_fn(|| self.held.room.refuse_next());
+            self.held.effects.extend(refused.map(Effect::Refuse));
         }
         left
     }
 
     fn recall(&mut self) {
-        let recalled = self.room.to_recall();
-        self.effects.extend(recalled.map(|(shard, most)| Effect::Recall(shard, most)));
+        let recalled = self.held.room.to_recall();
+        self.held.effects.extend(recalled.map(|(shard, most)| Effect::Recall(shard, most)));
     }
 
     /// Gives consumers that do not acknowledge the window of the new bounds. A window may have grown, so each is
     /// offered what waits.
     fn set_windows(&mut self) {
-        let keys: Vec<_> = self.consumers.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.consumers[key].set_window(self.window_messages);
-            self.offer(key);
-        }
+        let window_messages = self.window_messages;
+        self.each_group(|group, _| group.set_windows(window_messages));
     }
 }

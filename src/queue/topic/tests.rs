@@ -1,5 +1,7 @@
 //! The promises of a topic, with few consumers, clients and messages.
 
+mod groups;
+
 use super::*;
 use crate::address::ShardAddress;
 use crate::protocol::frame::Frame;
@@ -7,8 +9,10 @@ use crate::protocol::frame::Frame;
 const NODE: NodeId = NodeId::new(1).unwrap();
 
 const FEEDER: ShardId = ShardId(0);
-const PLAIN: Terms = Terms { pop: PopId(1), window_bytes: 1 << 16, unsettled_max: None };
-const ACKNOWLEDGED: Terms = Terms { pop: PopId(1), window_bytes: 1 << 16, unsettled_max: Some(2) };
+const PLAIN: Terms =
+    Terms { pop: PopId(1), group: None, window_bytes: 1 << 16, unsettled_max: None };
+const ACKNOWLEDGED: Terms =
+    Terms { pop: PopId(1), group: None, window_bytes: 1 << 16, unsettled_max: Some(2) };
 
 fn topic(messages: usize, when_full: WhenFull) -> Topic {
     Topic::new(NODE, Bounds { messages, bytes: 1 << 20 }, when_full, 1)
@@ -48,7 +52,7 @@ fn delivered(topic: &mut Topic) -> Vec<(u32, u64)> {
 }
 
 fn push(topic: &mut Topic, client: u64, message: u64) {
-    if topic.room.wanted_by(FEEDER).messages > 0 {
+    if topic.held.room.wanted_by(FEEDER).messages > 0 {
         topic.want_credit(FEEDER, 8);
     }
     topic.push(0, FEEDER, event(client, message));
@@ -76,7 +80,7 @@ fn the_oldest_is_dropped_and_the_newest_stay() {
     for message in 0..100 {
         push(&mut topic, message % 3, message);
     }
-    topic.join(0, consumer(1), PLAIN).unwrap();
+    topic.join(0, consumer(1), &PLAIN).unwrap();
     topic.start(0, consumer(1));
     assert_eq!(delivered(&mut topic), [(1, 96), (1, 97)]);
     topic.written(0, consumer(1), 2);
@@ -85,7 +89,7 @@ fn the_oldest_is_dropped_and_the_newest_stay() {
 }
 
 fn joined(topic: &mut Topic, index: u32, terms: Terms) {
-    topic.join(0, consumer(index), terms).unwrap();
+    topic.join(0, consumer(index), &terms).unwrap();
     topic.start(0, consumer(index));
 }
 
@@ -211,8 +215,8 @@ fn returning_earlier_messages_does_not_get_a_consumer_evicted() {
 #[test]
 fn no_consumer_is_evicted_while_all_are_stalled() {
     let mut topic = topic(64, WhenFull::Hold);
-    let full = Terms { pop: PopId(1), window_bytes: 1, unsettled_max: None };
-    (1..=2).for_each(|index| joined(&mut topic, index, full));
+    let full = Terms { pop: PopId(1), group: None, window_bytes: 1, unsettled_max: None };
+    (1..=2).for_each(|index| joined(&mut topic, index, full.clone()));
     (0..16).for_each(|message| push(&mut topic, message, message));
     [STALLED_US, EVICTION_US].iter().for_each(|&now_us| topic.handle_timeout(now_us));
     let mut effects = std::iter::from_fn(|| topic.poll_effect());
@@ -261,8 +265,8 @@ fn a_new_consumer_takes_its_share_of_the_clients_and_the_others_stay() {
         (1..=11).for_each(|index| topic.written(0, consumer(index), u32::MAX));
         owners
     };
-    let wide = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
-    (1..=10).for_each(|index| joined(&mut topic, index, wide));
+    let wide = Terms { pop: PopId(1), group: None, window_bytes: 1 << 20, unsettled_max: None };
+    (1..=10).for_each(|index| joined(&mut topic, index, wide.clone()));
     let before = owners(&mut topic);
     assert_eq!(owners(&mut topic), before, "the set is the same");
     joined(&mut topic, 11, wide);
@@ -282,8 +286,8 @@ fn a_new_consumer_takes_its_share_of_the_clients_and_the_others_stay() {
 fn moving_many_messages_takes_several_turns() {
     let mut topic = topic(1 << 16, WhenFull::Hold);
     (0..10_000).for_each(|message| push(&mut topic, message % 5000, message));
-    let wide = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
-    (1..=100).for_each(|index| joined(&mut topic, index, wide));
+    let wide = Terms { pop: PopId(1), group: None, window_bytes: 1 << 20, unsettled_max: None };
+    (1..=100).for_each(|index| joined(&mut topic, index, wide.clone()));
     let of_a_turn = |topic: &mut Topic| {
         let asks = topic.poll_unfinished();
         if asks {
@@ -302,7 +306,7 @@ fn moving_many_messages_takes_several_turns() {
     joined(
         &mut topic,
         200,
-        Terms { pop: PopId(1), window_bytes: 1 << 30, unsettled_max: Some(1 << 16) },
+        Terms { pop: PopId(1), group: None, window_bytes: 1 << 30, unsettled_max: Some(1 << 16) },
     );
     assert_eq!(delivered(&mut topic).len(), 10_000, "and none of it is lost");
 }

@@ -377,6 +377,7 @@ fn settings() -> Settings {
             bounds: Bounds { messages: 16, bytes: 8192 },
             when_full: WhenFull::Hold,
             topics: 1,
+            rules: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

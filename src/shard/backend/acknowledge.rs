@@ -1,7 +1,9 @@
-//! Consumers that acknowledge events. Each event carries a tag. A consumer has at most a window of
+//! Consumers that acknowledge events, or refuse them. Each event carries a tag. A consumer has at most a window of
 //! unacknowledged events; when it ends, they are redelivered to other consumers.
 
 use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashSet;
 
 use super::Backends;
 use super::calls::Caller;
@@ -42,6 +44,18 @@ struct WaitingDelivery {
     delivery: Delivery,
 }
 
+/// What a consumer says about events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// They are processed.
+    Settled,
+    /// They are to be delivered again, after this time.
+    Refused {
+        /// The time in milliseconds.
+        after_ms: u32,
+    },
+}
+
 impl Unsettled {
     /// Creates an empty record for a consumer with this window.
     pub fn new(window: usize) -> Self {
@@ -70,6 +84,16 @@ impl Unsettled {
         }
     }
 
+    /// Forgets events that were not acknowledged in time: their home delivers them again.
+    fn expire(&mut self, home: &TopicHome, numbers: &[MessageNumber]) {
+        let numbers: HashSet<MessageNumber> = numbers.iter().copied().collect();
+        let is_kept =
+            |from: &TopicHome, number: &MessageNumber| !numbers.contains(number) || from != home;
+        self.waiting.retain(|waiting| is_kept(&waiting.home, &waiting.delivery.number));
+        self.tagged
+            .retain(|tagged| tagged.home.as_ref().is_none_or(|from| is_kept(from, &tagged.number)));
+    }
+
     /// Adds an event, which waits for room in the window.
     fn wait(&mut self, home: TopicHome, delivery: Delivery) {
         self.waiting.push_back(WaitingDelivery { home, delivery });
@@ -88,17 +112,20 @@ impl Unsettled {
     }
 
     /// Removes and returns the events that an acknowledgement covers.
-    fn settle(&mut self, tags: Tags) -> Vec<Tagged> {
+    fn settle(&mut self, tags: &Tags) -> Vec<Tagged> {
         match tags {
-            Tags::One(tag) => {
-                let place = self.tagged.binary_search_by_key(&tag, |tagged| tagged.tag);
-                place.ok().and_then(|place| self.tagged.remove(place)).into_iter().collect()
-            }
+            Tags::One(tag) => self.settle_one(*tag).into_iter().collect(),
+            Tags::Each(tags) => tags.iter().filter_map(|&tag| self.settle_one(tag)).collect(),
             Tags::UpTo(tag) => {
-                let count = self.tagged.partition_point(|tagged| tagged.tag <= tag);
+                let count = self.tagged.partition_point(|tagged| tagged.tag <= *tag);
                 self.tagged.drain(..count).collect()
             }
         }
+    }
+
+    fn settle_one(&mut self, tag: u64) -> Option<Tagged> {
+        let place = self.tagged.binary_search_by_key(&tag, |tagged| tagged.tag);
+        place.ok().and_then(|place| self.tagged.remove(place))
     }
 }
 
@@ -118,13 +145,29 @@ impl Backends {
         }
     }
 
-    /// Carries out `queue.ack`.
+    /// Handles the news that events were not acknowledged in time. Others get their places in the window.
+    pub(crate) fn handle_expired(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        home: &TopicHome,
+        numbers: &[MessageNumber],
+    ) {
+        if let Some(unsettled) = unsettled(connections, key) {
+            unsettled.expire(home, numbers);
+            write_tagged(turn, connections, key);
+        }
+    }
+
+    /// Carries out `queue.ack` and `queue.nack`.
     pub(crate) fn call_ack(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
         Caller { key, shape }: Caller,
-        tags: Tags,
+        tags: &Tags,
+        verdict: Verdict,
     ) {
         let Some(unsettled) = unsettled(connections, key) else {
             let why = "this connection does not consume with \"a\":true";
@@ -139,7 +182,7 @@ impl Backends {
         }
         // The answer is written before the events that now fit the window.
         connections.reply(turn, key, &shape, &Ok(Reply::Done));
-        tell_settled(turn, key, settled);
+        tell_settled(turn, key, settled, verdict);
         write_tagged(turn, connections, key);
     }
 }
@@ -161,8 +204,8 @@ fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionK
     }
 }
 
-/// Tells the home of each topic which of its events were acknowledged.
-fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
+/// Tells the home of each topic which of its events were acknowledged, or refused.
+fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>, verdict: Verdict) {
     let backend = turn.backend_id(key);
     let mut by_home: BTreeMap<TopicHome, Vec<MessageNumber>> = BTreeMap::new();
     for Tagged { home, number, .. } in settled {
@@ -171,7 +214,11 @@ fn tell_settled(turn: &mut Turn, key: ConnectionKey, settled: Vec<Tagged>) {
         }
     }
     for (TopicHome { node, topic }, numbers) in by_home {
-        turn.send_to_home(node, &topic, backend, FromConsumer::Settled(numbers));
+        let message = match verdict {
+            Verdict::Settled => FromConsumer::Settled(numbers),
+            Verdict::Refused { after_ms } => FromConsumer::Refused { numbers, after_ms },
+        };
+        turn.send_to_home(node, &topic, backend, message);
     }
 }
 
@@ -203,7 +250,7 @@ mod tests {
     }
 
     fn settled(unsettled: &mut Unsettled, tags: Tags) -> Vec<u64> {
-        unsettled.settle(tags).into_iter().map(|tagged| tagged.number.0).collect()
+        unsettled.settle(&tags).into_iter().map(|tagged| tagged.number.0).collect()
     }
 
     #[test]

@@ -134,6 +134,7 @@ impl Backends {
         caller: Caller,
         topics: &[&str],
         settling: Settling,
+        group: Option<&str>,
     ) {
         let fault = match connections.get(caller.key).and_then(Connection::backend) {
             None => Fault::new(Code::ConsumptionFailed, "only over WebSocket"),
@@ -149,8 +150,10 @@ impl Backends {
                     Settling::Written => None,
                 };
                 let (pop, topics) = (backend.latest_pop, backend.topics.clone());
-                let terms = terms(turn, pop, topics.len(), settling);
-                let join = |topic| LocalCommand::Join(topic, terms);
+                backend.group = group.map(Arc::from);
+                let group = backend.group.clone();
+                let terms = Box::new(terms(turn, pop, topics.len(), settling, group));
+                let join = |topic| LocalCommand::Join(topic, terms.clone());
                 return self.ask_homes(
                     turn,
                     connections,
@@ -445,13 +448,19 @@ fn ask_home(turn: &mut Turn, requester: Requester, topic: &str, command: LocalCo
 
 /// Returns the terms on which a back end consumes this number of topics. The bytes in flight to the
 /// back end are divided among them.
-fn terms(turn: &Turn, pop: PopId, topics: usize, settling: Settling) -> Terms {
+fn terms(
+    turn: &Turn,
+    pop: PopId,
+    topics: usize,
+    settling: Settling,
+    group: Option<Arc<str>>,
+) -> Terms {
     let window_bytes = (turn.settings.limits.outbound_bytes / 2 / topics).max(1);
     let unsettled_max = match settling {
         Settling::Acknowledged(window) => Some(window),
         Settling::Written => None,
     };
-    Terms { pop, window_bytes, unsettled_max }
+    Terms { pop, group, window_bytes, unsettled_max }
 }
 
 /// Returns the topics that a back end consumes, if this `queue.pop` is its latest one.

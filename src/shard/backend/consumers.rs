@@ -161,8 +161,14 @@ fn consume_on(turn: &mut Turn, connections: &mut Connections, node: NodeId, key:
     let topics = &backend.topics;
     let window_bytes = turn.settings.limits.outbound_bytes / 2 / topics.len().max(1) / nodes;
     let unsettled_max = backend.unsettled.as_ref().map(|all| all.window().div_ceil(nodes));
-    let terms = Terms { pop: backend.latest_pop, window_bytes: window_bytes.max(1), unsettled_max };
+    let terms = Terms {
+        pop: backend.latest_pop,
+        group: backend.group.clone(),
+        window_bytes: window_bytes.max(1),
+        unsettled_max,
+    };
     for topic in topics {
+        let terms = Box::new(terms.clone());
         turn.send_to_home(node, topic, id, FromConsumer::Consume(terms));
     }
 }

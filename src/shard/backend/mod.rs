@@ -29,7 +29,7 @@ use crate::protocol::frame::{Kind, Opcode, Violation, put_frame};
 use pending::Pending;
 use unrouted::UnroutedTopics;
 
-pub(super) use acknowledge::Unsettled;
+pub(super) use acknowledge::{Unsettled, Verdict};
 pub(super) use calls::{Caller, unreachable_reason};
 pub(super) use consumers::TopicHome;
 pub(super) use pending::Answer;
@@ -51,7 +51,7 @@ pub(super) struct BackendRequest<'i> {
 
 impl BackendRequest<'_> {
     /// Parses the request. The call is a fault if the user's roles do not allow it, or the user's
-    /// quota is used up. `queue.ack` does not count towards the quota.
+    /// quota is used up. `queue.ack` and `queue.nack` do not count towards the quota.
     ///
     /// # Errors
     /// A text message is not UTF-8.
@@ -66,7 +66,7 @@ impl BackendRequest<'_> {
             Kind::Binary => Ok(parser.request(&mut self.payload)),
         }
         .map_err(|NotUtf8| Violation::NotUtf8)?;
-        let counts = !matches!(request.call, Ok(Call::Ack(_)));
+        let counts = !matches!(request.call, Ok(Call::Ack(_) | Call::Nack(..)));
         let taken = if counts { take_call(turn, self.grant) } else { Ok(()) };
         let admitted = match &request.call {
             Ok(call) => taken.and_then(|()| check_role(self.grant.roles, call)),
@@ -197,7 +197,7 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
         Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {
             (roles.admin, Code::NotAuthorised)
         }
-        Call::Unpop | Call::Ack(_) => (roles.read, Code::NotAuthorised),
+        Call::Unpop | Call::Ack(_) | Call::Nack(..) => (roles.read, Code::NotAuthorised),
     };
     if may { Ok(()) } else { Err(Fault::new(code, Denial::Role.reason())) }
 }
@@ -320,7 +320,7 @@ mod tests {
 
         let caller = fixture.caller();
         let Fixture { turn, connections, backends, key } = &mut fixture;
-        backends.call_pop(turn, connections, caller, &[TOPIC], Settling::Written);
+        backends.call_pop(turn, connections, caller, &[TOPIC], Settling::Written, None);
         let asked = to_home(turn);
         let [LocalMessage::Ask { ticket, .. }] = asked[..] else { panic!("{asked:?}") };
         backends.handle_answer(turn, connections, ticket, Answer::Done(Ok(Reply::Done)));

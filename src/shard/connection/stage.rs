@@ -143,6 +143,8 @@ pub struct Backend {
     pub grant: Grant,
     /// The topics that the back end consumes. Empty: the back end is no consumer.
     pub topics: Vec<Arc<str>>,
+    /// The group in which the back end consumes; `None`: the default group.
+    pub group: Option<Arc<str>>,
     /// The latest `queue.pop`. Answers to earlier ones are ignored.
     pub latest_pop: PopId,
     /// Whether the answer to the current `queue.pop` is queued, so that events may follow.

@@ -71,7 +71,7 @@ impl Turn {
     pub fn tap_call(&mut self, user: Option<usize>, call: &Call<'_>) {
         let taps = self.taps.of_target(|target| match (target, call) {
             (TapTarget::Channel(name), Call::Publish(channel, _)) => **name == **channel,
-            (TapTarget::Topic(name), Call::Pop(topics, _)) => topics.contains(&&**name),
+            (TapTarget::Topic(name), Call::Pop(topics, ..)) => topics.contains(&&**name),
             _ => false,
         });
         if taps.is_empty() {
@@ -79,7 +79,7 @@ impl Turn {
         }
         let (method, arguments) = match call {
             Call::Publish(channel, _) => ("mesh.publish", trail::listed(&[channel])),
-            Call::Pop(topics, _) => ("queue.pop", trail::listed(topics)),
+            Call::Pop(topics, ..) => ("queue.pop", trail::listed(topics)),
             _ => return,
         };
         let by = self.shown_user(user);

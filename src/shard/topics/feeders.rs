@@ -308,7 +308,7 @@ impl Feeders {
         pending_close_bytes: usize,
     ) -> bool {
         self.feeders.get(topic).is_none_or(|feeder| {
-            let bytes_max = WAITING_BYTES.max(settings.queue.event_bytes_max());
+            let bytes_max = WAITING_BYTES.max(settings.queue.event_bytes_max(topic));
             let bytes = feeder.waiting_bytes() + pending_close_bytes;
             feeder.waiting() < WAITING_MAX && bytes <= bytes_max
         })

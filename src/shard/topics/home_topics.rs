@@ -7,15 +7,16 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::address::placement::home_of_topic;
-use crate::address::{NodeId, ShardId};
+use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
     BackendId, Credit, Event, FromConsumer, FromFeeder, GridMessage, LocalMessage, Terms,
     ToConsumer, ToFeeder,
 };
 use crate::metrics::{Durations, TopicReport};
-use crate::protocol::api::{Code, Fault};
+use crate::protocol::api::{self, Code, Death, Fault};
+use crate::protocol::frame::Frame;
 use crate::queue::topic::{Effect, JoinError, Topic};
-use crate::shard::settings::{QueueSettings, Settings};
+use crate::shard::settings::{Settings, TopicRules};
 use crate::shard::turn::Turn;
 
 /// How often a shard checks for consumers that take no events, in milliseconds.
@@ -55,9 +56,23 @@ impl HomeTopics {
     pub(super) fn handle_reload(&mut self, turn: &mut Turn) {
         let settings = Arc::clone(&turn.settings);
         self.create_routed(turn.address.shard, &settings);
-        let QueueSettings { bounds, when_full, .. } = settings.queue;
-        let topics = self.names_of(|topic| !topic.has_bounds(bounds, when_full));
-        self.change_each(turn, topics, |topic| topic.set_bounds(bounds, when_full));
+        for name in self.names_of(|_| true) {
+            let TopicRules { bounds, when_full, policy, .. } = settings.queue.rules_of(&name);
+            self.change(turn, &name, |topic| {
+                topic.set_policy(policy);
+                if !topic.has_bounds(bounds, when_full) {
+                    topic.set_bounds(bounds, when_full);
+                }
+            });
+        }
+        self.schedule_check(turn.now.ms);
+    }
+
+    /// Begins to check the topics regularly if one needs that.
+    fn schedule_check(&mut self, now_ms: u64) {
+        if self.topics.values().any(Topic::needs_checks) {
+            self.next_check_ms.get_or_insert(now_ms + CHECK_MS);
+        }
     }
 
     /// Creates the topics of routes whose home is this shard, as far as they do not exist.
@@ -66,9 +81,11 @@ impl HomeTopics {
         self.routed = settings.topics().filter(here).cloned().collect();
         for topic in &self.routed {
             if !self.topics.contains_key(topic) {
-                self.topics.insert(topic.clone(), new_topic(settings));
+                self.topics.insert(topic.clone(), new_topic(settings, topic));
             }
         }
+        // The time is unknown here. A check that is early finds nothing.
+        self.schedule_check(0);
     }
 
     /// Takes an event from a feeder on this shard, which had credit for it. Returns the event if
@@ -117,7 +134,7 @@ impl HomeTopics {
         match message {
             FromConsumer::Consume(terms) => {
                 // A failure is not reported: the back end still consumes the topic on other nodes.
-                if self.join(turn, topic, consumer, terms).is_ok() {
+                if self.join(turn, topic, consumer, &terms).is_ok() {
                     self.start(turn, topic, consumer);
                 }
             }
@@ -128,11 +145,49 @@ impl HomeTopics {
             FromConsumer::Settled(numbers) => {
                 self.change(turn, topic, |home| home.settled(now_us, consumer, &numbers));
             }
+            FromConsumer::Refused { numbers, after_ms } => {
+                let until_us = now_us + u64::from(after_ms) * 1000;
+                self.change(turn, topic, |home| home.refused(now_us, consumer, &numbers, until_us));
+            }
             FromConsumer::Returned { number, pop } => {
                 self.change(turn, topic, |home| home.returned(now_us, consumer, number, pop));
             }
             FromConsumer::Gone => self.change(turn, topic, |home| home.gone(consumer)),
         }
+    }
+
+    /// Takes an event that was handed out too often in another topic, if the dead topic has room. An event that
+    /// can never fit is dropped.
+    pub(in crate::shard) fn handle_bury(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardId,
+        to: &Arc<str>,
+        from: Arc<str>,
+        client: ClientId,
+        frame: Frame,
+    ) {
+        let is_oversized = frame.bytes().len() > turn.settings.queue.event_bytes_max(to);
+        let mut was_taken = is_oversized;
+        if is_oversized {
+            turn.counters.oversized += 1;
+        } else if self.ensure(turn, to) {
+            let event = Event { client, frame, is_watched: false };
+            let now_us = turn.now.us;
+            self.change(turn, to, |home| was_taken = home.offer(now_us, event));
+            turn.counters.dead += u64::from(was_taken);
+        }
+        turn.send_local(asker, LocalMessage::Buried(from, was_taken));
+    }
+
+    /// Handles the answer of a dead topic.
+    pub(in crate::shard) fn handle_buried(
+        &mut self,
+        turn: &mut Turn,
+        topic: &Arc<str>,
+        was_taken: bool,
+    ) {
+        self.change(turn, topic, |home| home.buried(was_taken));
     }
 
     /// Starts deliveries to a consumer that has joined a topic.
@@ -173,6 +228,20 @@ impl HomeTopics {
                 Effect::Deliver(to, delivery) => {
                     tell_consumer(turn, topic, to, ToConsumer::Deliver(delivery));
                 }
+                Effect::Expired(backend, numbers) => {
+                    tell_consumer(turn, topic, backend, ToConsumer::Expired(numbers));
+                }
+                Effect::Bury { client, frame, tries, why } => {
+                    let death = Death { topic, tries, why };
+                    match turn.settings.queue.dead_topic_of(topic).cloned() {
+                        Some(to) => bury(turn, death, topic, to, client, &frame),
+                        // A reload has removed the dead topic meanwhile.
+                        None => {
+                            turn.counters.dropped += 1;
+                            home.buried(true);
+                        }
+                    }
+                }
                 Effect::Evict(backend) => tell_consumer(turn, topic, backend, ToConsumer::Evict),
                 Effect::Grant(shard, credit) => {
                     tell_feeder(turn, topic, shard, ToFeeder::Credit(credit));
@@ -189,6 +258,8 @@ impl HomeTopics {
             }
         }
         turn.counters.dropped += home.take_dropped();
+        turn.counters.aged += home.take_aged();
+        turn.counters.redelivered += home.take_redelivered();
         if home.poll_unfinished() {
             self.unfinished.push_back(topic.clone());
         }
@@ -203,7 +274,7 @@ impl HomeTopics {
         turn: &mut Turn,
         topic: &Arc<str>,
         backend: BackendId,
-        terms: Terms,
+        terms: &Terms,
     ) -> Result<(), Fault> {
         if !self.ensure(turn, topic) {
             return Err(Fault::new(Code::ConsumptionFailed, "too many topics on this node"));
@@ -214,6 +285,11 @@ impl HomeTopics {
             Ok(()) => Ok(()),
             Err(JoinError::Repeated) => {
                 Err(Fault::new(Code::RepeatedConsumption, "consumes this topic already"))
+            }
+            Err(JoinError::UnknownGroup) => {
+                let group = terms.group.as_deref().unwrap_or_default();
+                let why = format!("the topic {topic:?} has no group {group:?} on this node");
+                Err(Fault::new(Code::ConsumptionFailed, why))
             }
             Err(JoinError::TooMany) => {
                 turn.counters.limits.consumers += 1;
@@ -251,7 +327,11 @@ impl HomeTopics {
             turn.counters.limits.topics += 1;
             return false;
         }
-        self.topics.insert(topic.clone(), new_topic(settings));
+        let new = new_topic(settings, topic);
+        if new.needs_checks() {
+            self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
+        }
+        self.topics.insert(topic.clone(), new);
         true
     }
 
@@ -293,9 +373,9 @@ impl HomeTopics {
         if cfg!(debug_assertions) {
             self.check();
         }
-        let consumed = self.names_of(Topic::has_consumers);
-        self.next_check_ms = (!consumed.is_empty()).then_some(now.ms + CHECK_MS);
-        self.change_each(turn, consumed, |home| home.handle_timeout(now.us));
+        let checked = self.names_of(Topic::needs_checks);
+        self.next_check_ms = (!checked.is_empty()).then_some(now.ms + CHECK_MS);
+        self.change_each(turn, checked, |home| home.handle_timeout(now.us));
     }
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
@@ -364,6 +444,23 @@ fn refuse_report(turn: &mut Turn, from: ShardId, topic: &Arc<str>, message: &Fro
     tell_feeder(turn, topic, from, answer);
 }
 
+/// Sends an event to its dead topic.
+fn bury(
+    turn: &mut Turn,
+    death: Death<'_>,
+    from: &Arc<str>,
+    to: Arc<str>,
+    client: ClientId,
+    frame: &Frame,
+) {
+    let (mut out, mut scratch) = (Vec::new(), std::mem::take(&mut turn.scratch));
+    api::put_dead(&mut out, &mut scratch, frame, &to, death);
+    turn.scratch = scratch;
+    let (from, frame) = (from.clone(), Frame::from_encoded(&out));
+    let home = home_of_topic(&to, turn.settings.shards);
+    turn.send_local(home, LocalMessage::Bury { to, from, client, frame });
+}
+
 fn tell_feeder(turn: &mut Turn, topic: &Arc<str>, to: ShardId, message: ToFeeder) {
     turn.send_local(to, LocalMessage::ToFeeder(topic.clone(), message));
 }
@@ -373,10 +470,12 @@ fn tell_consumer(turn: &mut Turn, topic: &Arc<str>, consumer: BackendId, message
     turn.send_grid(consumer.at, GridMessage::ToConsumer { topic, consumer, message });
 }
 
-fn new_topic(settings: &Settings) -> Topic {
-    let QueueSettings { bounds, when_full, .. } = settings.queue;
+fn new_topic(settings: &Settings, name: &str) -> Topic {
+    let TopicRules { groups, bounds, when_full, policy, .. } = settings.queue.rules_of(name);
     let first = settings.first_bounds();
-    let mut topic = Topic::new(settings.node, first, when_full, settings.shards);
+    let topic = Topic::new(settings.node, first, when_full, settings.shards);
+    let mut topic = topic.with_groups(&groups);
+    topic.set_policy(policy);
     if bounds != first {
         topic.set_bounds(bounds, when_full);
     }

@@ -241,9 +241,10 @@ mod tests {
 
         let key = fixture::accepted(&mut turn, &mut connections, Listener::Api);
         let backend = turn.backend_id(key);
-        let terms = Terms { pop: PopId(1), window_bytes: 1 << 20, unsettled_max: None };
+        let terms =
+            Terms { pop: PopId(1), group: None, window_bytes: 1 << 20, unsettled_max: None };
         let topic: Arc<str> = TOPIC.into();
-        assert_eq!(topics.home.join(&mut turn, &topic, backend, terms), Ok(()));
+        assert_eq!(topics.home.join(&mut turn, &topic, backend, &terms), Ok(()));
         topics.home.start(&mut turn, &topic, backend);
         assert_eq!(deliver(&mut topics, &mut turn, &mut connections), events_max);
         let written = FromConsumer::Written(events_max as u32);

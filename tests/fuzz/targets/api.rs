@@ -84,7 +84,7 @@ fn check_call(call: &Result<Call<'_>, Fault>) {
             assert!(entries.iter().all(|(key, value)| !key.is_empty() && is_strict_json(value)));
         }
         Ok(Call::Call(_, Function::Close(_, reason))) => assert!(reason.len() <= 123),
-        Ok(Call::Pop(topics, _)) => assert!(!topics.is_empty()),
+        Ok(Call::Pop(topics, ..)) => assert!(!topics.is_empty()),
         Ok(Call::List(ListCall::Client(call))) => {
             assert!((1..=PAGE_MAX).contains(&call.max));
             let clients = call.filter.clients.iter();

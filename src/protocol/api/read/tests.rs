@@ -63,7 +63,10 @@ fn a_parser_that_is_used_again_remembers_nothing() {
         let mut good = good.into_bytes();
         let request = parser.request(&mut good);
         assert_eq!(request.id, round.to_string());
-        assert_eq!(request.call, Ok(Call::Pop(vec![&format!("t{round}")], Settling::Written)));
+        assert_eq!(
+            request.call,
+            Ok(Call::Pop(vec![&format!("t{round}")], Settling::Written, None))
+        );
     }
 }
 
@@ -82,9 +85,12 @@ fn every_method_reads_its_parameters() {
             r#"{"m":"mesh.publish","p":[{"c":"a","d":"\u00e9","c":"b"}]}"#,
             "Publish(\"b\", Content { kind: Text, bytes: [195, 169] })",
         ),
-        (r#"{"m":"queue.pop","p":{"t":["a","b","a"]}}"#, r#"Pop(["a", "b"], Written)"#),
-        (r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":7}}"#, r#"Pop(["a"], Acknowledged(7))"#),
-        (r#"{"m":"queue.pop","p":{"t":["a"],"a":true}}"#, r#"Pop(["a"], Acknowledged(64))"#),
+        (r#"{"m":"queue.pop","p":{"t":["a","b","a"]}}"#, r#"Pop(["a", "b"], Written, None)"#),
+        (
+            r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":7}}"#,
+            r#"Pop(["a"], Acknowledged(7), None)"#,
+        ),
+        (r#"{"m":"queue.pop","p":{"t":["a"],"a":true}}"#, r#"Pop(["a"], Acknowledged(64), None)"#),
         (r#"{"m":"queue.ack","p":{"g":9}}"#, "Ack(One(9))"),
         (r#"{"m":"queue.ack","p":{"g":9.0}}"#, "Ack(One(9))"),
         (r#"{"m":"queue.ack","p":{"g":9007199254740991.0}}"#, "Ack(One(9007199254740991))"),
@@ -93,15 +99,22 @@ fn every_method_reads_its_parameters() {
             "Send(ClientId(7), Content { kind: Text, bytes: [97] })",
         ),
         (r#"{"m":"queue.ack","p":{"g":9,"u":true}}"#, "Ack(UpTo(9))"),
-        (r#"{"m":"queue.pop","p":["a"]}"#, r#"Pop(["a"], Written)"#),
-        (r#"{"m":"queue.pop","p":[{"t":["a"]}]}"#, r#"Pop(["a"], Written)"#),
+        (r#"{"m":"queue.pop","p":["a"]}"#, r#"Pop(["a"], Written, None)"#),
+        (r#"{"m":"queue.pop","p":[{"t":["a"]}]}"#, r#"Pop(["a"], Written, None)"#),
         (r#"{"m":"queue.unpop","p":[]}"#, "Unpop"),
-        (r#"{"m":"queue.pop","p":{"t":["a"],"a":null,"w":null}}"#, r#"Pop(["a"], Written)"#),
+        (r#"{"m":"queue.pop","p":{"t":["a"],"a":null,"w":null}}"#, r#"Pop(["a"], Written, None)"#),
         (
             r#"{"m":"queue.pop","p":{"t":["a"],"a":true,"w":null}}"#,
-            r#"Pop(["a"], Acknowledged(64))"#,
+            r#"Pop(["a"], Acknowledged(64), None)"#,
         ),
         (r#"{"m":"queue.ack","p":{"g":9,"u":null}}"#, "Ack(One(9))"),
+        (r#"{"m":"queue.ack","p":{"g":[9,7]}}"#, "Ack(Each([9, 7]))"),
+        (r#"{"m":"queue.nack","p":{"g":9}}"#, "Nack(One(9), 0)"),
+        (r#"{"m":"queue.nack","p":{"g":[9],"after_ms":604800000}}"#, "Nack(Each([9]), 604800000)"),
+        (
+            r#"{"m":"queue.pop","p":{"t":["a"],"group":"billing"}}"#,
+            r#"Pop(["a"], Written, Some("billing"))"#,
+        ),
         (
             r#"{"m":"mesh.send","p":{"c":7,"d":"a","t":null}}"#,
             "Send(ClientId(7), Content { kind: Text, bytes: [97] })",

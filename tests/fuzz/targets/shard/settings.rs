@@ -47,6 +47,7 @@ pub fn settings(shape: u8) -> Settings {
             bounds: Bounds { messages: if bit(1) { 3 } else { 16 }, bytes: 8192 },
             when_full,
             topics: 2,
+            rules: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

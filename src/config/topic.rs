@@ -1,0 +1,188 @@
+//! Topics with settings of their own.
+
+use std::collections::BTreeSet;
+
+use super::definition::section;
+use super::document::{ConfigError, Section};
+use super::queue::{TOPIC_BYTES_MIN, WHEN_FULL, topic_bytes_min};
+use super::shape::{List, Text, bytes, whole, whole_of};
+use super::{Edge, Queue};
+use crate::protocol::api::NAME_BYTES_MAX;
+use crate::queue::WhenFull;
+
+/// The most groups of one topic, besides the default group. Each costs the topic's bookkeeping once more.
+const GROUPS_MAX: usize = 16;
+
+const SECONDS_MAX: u64 = 30 * 24 * 3600;
+
+/// The time to acknowledge an event in topics without settings of their own, in seconds.
+pub const ACK_S: u64 = 30;
+
+section! {
+    /// A topic with settings of its own. Other topics need no table: they come into being when they are used.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Topic(section, queue: &Queue) {
+        /// The name of the topic.
+        name: String = NAME, required("a topic needs one", "\"orders\"");
+
+        /// Consumer groups besides the default group, at most 16. Every group gets every event.
+        groups: Vec<String> = GROUPS, value(Vec::new()), restart;
+
+        /// The time that a consumer has to acknowledge an event. Then the event goes to another consumer. Also
+        /// the limit in topics without a table. 0: any time.
+        ack_s: u64 = whole_of(" of seconds", 0..=SECONDS_MAX), value(ACK_S);
+
+        /// How often an event is handed out without being acknowledged before it goes to the topic `dead`, which
+        /// is needed then. 0: any number of times.
+        tries: u16 = whole(0..=1000), value(0);
+
+        /// The topic that takes events which were handed out too often. It may not have a `dead` of its own.
+        /// While it is full, they wait in this topic.
+        dead: Option<String> = NAME, none("none", "\"orders.dead\"");
+
+        /// The age at which an event that waits is dropped and counted. 0: any age.
+        max_age_s: u64 = whole_of(" of seconds", 0..=SECONDS_MAX), value(0);
+
+        /// The most messages waiting in the topic.
+        messages: usize = whole(1..=1 << 24),
+            derived(queue.topic_messages, "`queue.topic_messages`", "65536");
+
+        /// The most bytes waiting in the topic. See `queue.topic_bytes`.
+        bytes: usize = bytes(TOPIC_BYTES_MIN..=64 << 30),
+            derived(queue.topic_bytes, "`queue.topic_bytes`", "67108864");
+
+        /// What happens when the topic is full. See `queue.when_full`.
+        when_full: WhenFull = WHEN_FULL, derived(queue.when_full, "`queue.when_full`", "\"hold\"");
+    }
+}
+
+const NAME: Text<String> = Text {
+    expected: "a name of 1 to 255 bytes",
+    parse: |text| (1..=NAME_BYTES_MAX).contains(&text.len()).then(|| text.to_owned()),
+};
+
+const GROUPS: List<String> = List {
+    expected: "a name of 1 to 255 bytes",
+    parse: |text| {
+        let is_name = (1..=NAME_BYTES_MAX).contains(&text.len());
+        is_name.then(|| text.to_owned()).ok_or_else(|| "a name of 1 to 255 bytes".to_owned())
+    },
+    empty: None,
+};
+
+/// Reads the tables `topic`.
+pub(super) fn read_topics(
+    root: &Section<'_>,
+    edges: &[Edge],
+    queue: &Queue,
+) -> Result<Vec<Topic>, ConfigError> {
+    let sections = root.tables("topic")?;
+    let mut topics: Vec<Topic> = Vec::new();
+    for section in &sections {
+        let topic = Topic::read_keys(section, queue)?;
+        check_alone(section, &topic, edges)?;
+        if topics.iter().any(|other| other.name == topic.name) {
+            let reason = format!("{:?} is the name of an earlier topic", topic.name);
+            return Err(section.fault(&["name"], reason));
+        }
+        topics.push(topic);
+    }
+    for (section, topic) in sections.iter().zip(&topics) {
+        check_dead(section, topic, &topics)?;
+    }
+    Ok(topics)
+}
+
+fn check_alone(section: &Section<'_>, topic: &Topic, edges: &[Edge]) -> Result<(), ConfigError> {
+    if topic.groups.len() > GROUPS_MAX {
+        return Err(section.fault(&["groups"], format!("expected at most {GROUPS_MAX} groups")));
+    }
+    let mut names = BTreeSet::new();
+    if let Some(group) = topic.groups.iter().find(|&group| !names.insert(group)) {
+        return Err(section.fault(&["groups"], format!("{group:?} is there twice")));
+    }
+    if topic.tries > 0 && topic.dead.is_none() {
+        return Err(section.fault(&["tries"], "needs `dead`, the topic that takes the events"));
+    }
+    let routes = edges.iter().flat_map(|edge| &edge.routes);
+    let feeding = routes.filter(|route| route.topic.as_ref() == Some(&topic.name));
+    let needed = feeding.map(|route| topic_bytes_min(route.message_bytes)).max().unwrap_or(0);
+    if topic.bytes < needed {
+        let reason = format!(
+            "expected at least {needed} bytes, room for the largest message of the routes that feed it; \
+             found {}",
+            topic.bytes
+        );
+        return Err(section.fault(&["bytes"], reason));
+    }
+    Ok(())
+}
+
+/// Refuses a dead topic that has one itself. So events never go round in a circle.
+fn check_dead(section: &Section<'_>, topic: &Topic, all: &[Topic]) -> Result<(), ConfigError> {
+    let Some(dead) = &topic.dead else { return Ok(()) };
+    if *dead == topic.name {
+        return Err(section.fault(&["dead"], "expected another topic than this one"));
+    }
+    let has_one = |other: &Topic| other.name == *dead && other.dead.is_some();
+    match all.iter().any(has_one) {
+        true => {
+            let reason = format!("{dead:?} has a `dead` of its own; a dead topic must not");
+            Err(section.fault(&["dead"], reason))
+        }
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{parse, refused, route};
+
+    #[test]
+    fn a_topic_has_the_settings_of_the_queue_unless_it_has_its_own() {
+        let config = parse(
+            "[queue]\ntopic_messages = 9\nwhen_full = \"close\"\n[[topic]]\nname = \"a\"\n\
+             groups = [\"x\", \"y\"]\ntries = 3\ndead = \"a.dead\"\nmessages = 7",
+        );
+        let topic = &config.topics[0];
+        assert_eq!((topic.messages, topic.when_full, topic.bytes), (7, WhenFull::Close, 64 << 20));
+        assert_eq!((topic.ack_s, topic.tries, topic.max_age_s), (30, 3, 0));
+        assert_eq!(
+            (&topic.groups[..], topic.dead.as_deref()),
+            (&["x".into(), "y".into()][..], Some("a.dead"))
+        );
+    }
+
+    #[test]
+    fn topics_that_contradict_themselves_or_others_are_refused() {
+        let at = "gridcast.toml:";
+        refused("[[topic]]\nack_s = 1", &format!("{at}1: topic.name: missing; a topic needs one"));
+        let twice = "[[topic]]\nname = \"a\"\n[[topic]]\nname = \"a\"";
+        refused(twice, &format!("{at}4: topic.name: \"a\" is the name of an earlier topic"));
+        let topic = |keys: &str| format!("[[topic]]\nname = \"a\"\n{keys}");
+        refused(
+            &topic("groups = [\"x\", \"x\"]"),
+            &format!("{at}3: topic.groups: \"x\" is there twice"),
+        );
+        refused(
+            &topic("tries = 2"),
+            &format!("{at}3: topic.tries: needs `dead`, the topic that takes the events"),
+        );
+        refused(
+            &topic("dead = \"a\""),
+            &format!("{at}3: topic.dead: expected another topic than this one"),
+        );
+        refused(
+            &topic("dead = \"b\"\n[[topic]]\nname = \"b\"\ndead = \"a\""),
+            &format!("{at}3: topic.dead: \"b\" has a `dead` of its own; a dead topic must not"),
+        );
+        refused(
+            &format!("{}\n[[topic]]\nname = \"a\"\nbytes = 4096", route("topic = \"a\"")),
+            &format!(
+                "{at}7: topic.bytes: expected at least 135168 bytes, room for the largest message of the \
+                 routes that feed it; found 4096"
+            ),
+        );
+    }
+}

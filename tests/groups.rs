@@ -1,0 +1,100 @@
+//! Consumer groups, `queue.nack`, timeouts of acknowledgements and dead topics, over sockets.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Server, Socket};
+
+const TOPIC: &str = r#"
+[[topic]]
+name = "plain"
+groups = ["billing"]
+tries = 2
+dead = "plain.dead"
+"#;
+
+fn consumer(server: &Server, params: &Value) -> Socket {
+    let mut consumer = server.backend();
+    let answer = consumer.ask("queue.pop", params);
+    assert_eq!(answer["r"]["s"], true, "{answer}");
+    consumer
+}
+
+/// The next event.
+fn event(consumer: &mut Socket) -> Value {
+    loop {
+        let mut message: Value = serde_json::from_str(&consumer.text()).expect("JSON");
+        if message["e"] == "queue.pop" {
+            break message["p"].take();
+        }
+    }
+}
+
+fn data(event: &Value) -> &str {
+    event["d"]["frame"]["data"].as_str().expect("a message of a client")
+}
+
+#[test]
+fn every_group_gets_every_event_and_an_unknown_group_is_refused() {
+    let server = Server::with(TOPIC);
+    let mut device = server.device("/plain");
+    device.send_text("a");
+    device.send_text("b");
+    let mut default = consumer(&server, &json!({ "t": ["plain"] }));
+    let mut billing = consumer(&server, &json!({ "t": ["plain"], "group": "billing" }));
+    for consumer in [&mut default, &mut billing] {
+        assert_eq!(data(&event(consumer)), "a");
+        assert_eq!(data(&event(consumer)), "b");
+    }
+    let mut third = server.backend();
+    let answer = third.ask("queue.pop", &json!({ "t": ["plain"], "group": "audit" }));
+    assert_eq!(answer["E"]["c"], 201);
+    let why = "the topic \"plain\" has no group \"audit\" on this node";
+    assert_eq!(answer["E"]["m"], why);
+    let answer = third.ask("queue.pop", &json!({ "t": ["plain"], "group": "billing" }));
+    assert_eq!(answer["r"]["s"], true, "the refused call has left nothing: {answer}");
+}
+
+#[test]
+fn an_event_that_is_given_back_too_often_goes_to_the_dead_topic() {
+    let server = Server::with(TOPIC);
+    let mut worker = consumer(&server, &json!({ "t": ["plain"], "a": true }));
+    let mut device = server.device("/plain");
+    device.send_text("poison");
+    let first = event(&mut worker);
+    assert_eq!(first["redelivered"], Value::Null);
+    worker.ask("queue.nack", &json!({ "g": first["g"] }));
+    let second = event(&mut worker);
+    assert_eq!((data(&second), &second["redelivered"]), ("poison", &json!(true)));
+    worker.ask("queue.nack", &json!({ "g": [second["g"]] }));
+    let mut undertaker = consumer(&server, &json!({ "t": ["plain.dead"] }));
+    let dead = event(&mut undertaker);
+    assert_eq!(
+        (data(&dead), &dead["t"], &dead["c"]),
+        ("poison", &json!("plain.dead"), &first["c"])
+    );
+    assert_eq!(dead["dead"], json!({ "t": "plain", "tries": 2, "why": "nack" }));
+    device.send_text("food");
+    assert_eq!(data(&event(&mut worker)), "food");
+}
+
+#[test]
+fn an_event_that_is_not_acknowledged_in_time_goes_to_another_consumer() {
+    let server = Server::with("[[topic]]\nname = \"plain\"\nack_s = 1\n");
+    let mut late = consumer(&server, &json!({ "t": ["plain"], "a": true, "w": 1 }));
+    let mut device = server.device("/plain");
+    device.send_text("a");
+    let first = event(&mut late);
+    let mut other = consumer(&server, &json!({ "t": ["plain"], "a": true }));
+    let second = event(&mut other);
+    assert_eq!((data(&second), &second["redelivered"]), ("a", &json!(true)));
+    late.send_text(&json!({ "m": "queue.ack", "p": { "g": first["g"] }, "i": 7 }).to_string());
+    let answer = loop {
+        // The consumer may have had the event again before the other came.
+        let message: Value = serde_json::from_str(&late.text()).expect("JSON");
+        if message["i"] == 7 {
+            break message;
+        }
+    };
+    assert_eq!(answer["E"]["c"], 101, "{answer}");
+}
