@@ -47,7 +47,7 @@ const RESERVED: [(&str, &[&str]); 17] = [
     ("socket2", &["runtime/", "mesh/quic"]),
     ("ServerConnection", &["runtime/"]),
     ("unsafe {", &["runtime/"]),
-    ("Instant", &["runtime/", "mesh/quic", "bridge/http", "cli/follow.rs"]),
+    ("Instant", &["runtime/", "mesh/quic", "bridge/http", "cli/follow.rs", "cli/push.rs"]),
     ("SystemTime", &["runtime/", "mesh/quic", "cli/terminal.rs"]),
     ("signal_hook", &["node/signals.rs"]),
     ("tracing", &["shard/", "runtime/", "mesh/", "bridge/", "node.rs", "node/", "log"]),

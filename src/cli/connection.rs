@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_tungstenite::WebSocketStream;
-use async_tungstenite::tokio::{TokioAdapter, client_async};
+use async_tungstenite::tokio::{TokioAdapter, client_async_with_config};
 use async_tungstenite::tungstenite::client::IntoClientRequest;
+use async_tungstenite::tungstenite::protocol::WebSocketConfig;
 use async_tungstenite::tungstenite::{self, Bytes, Message};
 use futures_util::StreamExt;
 use http::HeaderValue;
@@ -36,10 +37,21 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// How long a call waits for its answer. The API answers within 2 seconds, or as soon as it has checked a
 /// hashed secret.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How long the server may take to receive a request. The largest one needs that long at 1 MiB a second.
+const SEND_MAX: Duration = Duration::from_secs(64);
 
 /// How long closing may take.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// The largest message from the server. A device's message of 16 MiB, which is the most that a node takes, is
+/// six times as long with every byte escaped in JSON. An event that a command cannot receive would be lost, or
+/// come again for ever.
+const RECEIVED_BYTES_MAX: usize = 128 << 20;
+
+/// The most output that waits for the server: 64 MiB of data with every byte escaped in JSON.
+const SENT_BYTES_MAX: usize = 400 << 20;
 
 /// The largest file of authorities.
 const CA_BYTES_MAX: u64 = 1 << 20;
@@ -82,8 +94,8 @@ impl Connection {
             }
         };
         let request = upgrade_request(server)?;
-        let (socket, _) =
-            client_async(request, stream).await.map_err(|error| upgrade_error(server, &error))?;
+        let upgraded = client_async_with_config(request, stream, Some(socket_config())).await;
+        let (socket, _) = upgraded.map_err(|error| upgrade_error(server, &error))?;
         Ok(Self { socket, server: server.clone(), last_id: 0 })
     }
 
@@ -128,15 +140,21 @@ impl Connection {
         self.last_id += 1;
         let request = Request { m: method, p: params, i: self.last_id };
         let text = serde_json::to_string(&request).expect("requests are JSON");
-        let sent = self.socket.send(Message::text(text)).await;
-        sent.map_err(|error| self.lost(&error))?;
+        self.put(Message::text(text)).await?;
         Ok(self.last_id)
+    }
+
+    /// Sends a message. A server that receives nothing is a lost one.
+    async fn put(&mut self, message: Message) -> Result<(), Failure> {
+        match timeout(SEND_MAX, self.socket.send(message)).await {
+            Ok(sent) => sent.map_err(|error| self.lost(&error)),
+            Err(_) => Err(unreachable(&self.server, "the server does not receive any more")),
+        }
     }
 
     /// Sends a ping, whose pong is [`Incoming::Other`].
     pub(super) async fn ping(&mut self) -> Result<(), Failure> {
-        let sent = self.socket.send(Message::Ping(Bytes::new())).await;
-        sent.map_err(|error| self.lost(&error))
+        self.put(Message::Ping(Bytes::new())).await
     }
 
     /// Waits for the next message. May be cancelled without a loss.
@@ -172,6 +190,14 @@ impl Connection {
         let why = printable(&error.to_string());
         unreachable(&self.server, &format!("the connection is lost: {why}"))
     }
+}
+
+/// The bounds of a socket. That on output also bounds the pongs for a server that pings and does not receive.
+fn socket_config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .max_frame_size(Some(RECEIVED_BYTES_MAX))
+        .max_message_size(Some(RECEIVED_BYTES_MAX))
+        .max_write_buffer_size(SENT_BYTES_MAX)
 }
 
 /// Connects to the first address of a name that accepts.

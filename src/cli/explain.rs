@@ -65,7 +65,9 @@ fn certificate_error(error: &CertificateError) -> String {
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "the server's certificate is not valid yet. Look at this machine's clock".to_owned()
         }
-        other => format!("the server's certificate is refused: {other}"),
+        other => {
+            format!("the server's certificate is refused: {}", printable(&other.to_string()))
+        }
     }
 }
 

@@ -108,12 +108,14 @@ fn print(json: bool, result: &str, format: impl FnOnce(&Value) -> String) -> Res
 fn record(result: &Value) -> String {
     let empty = Map::new();
     let fields = result.as_object().unwrap_or(&empty).iter().filter(|(name, _)| *name != "s");
-    let fields: Vec<_> = fields.map(|(name, value)| (name, field(name, value))).collect();
+    // Names come from elsewhere too: those of a context are chosen by devices' tokens and back ends.
+    let shown = |name: &str, value| (printable(name), printable(&field(name, value)));
+    let fields: Vec<_> = fields.map(|(name, value)| shown(name, value)).collect();
     let width = fields.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
     if fields.is_empty() {
         return "done\n".to_owned();
     }
-    fields.iter().map(|(name, text)| format!("{name:<width$}  {}\n", printable(text))).collect()
+    fields.iter().map(|(name, text)| format!("{name:<width$}  {text}\n")).collect()
 }
 
 fn field(name: &str, value: &Value) -> String {
@@ -138,7 +140,7 @@ fn changes(result: &Value) -> String {
         restart: Vec<String>,
     }
     let Ok(Changes { changed, restart }) = Changes::deserialize(result) else {
-        return format!("{result}\n");
+        return format!("{}\n", printable(&result.to_string()));
     };
     if changed.is_empty() && restart.is_empty() {
         return "nothing has changed\n".to_owned();
@@ -169,6 +171,14 @@ mod tests {
             json!({"s": true, "buffered": 2048, "channels": ["a", "b"], "since": now - 200_000});
         assert_eq!(record(&result), "buffered  2.0 KiB\nchannels  a, b\nsince     3 min ago\n");
         assert_eq!(record(&json!({"s": true})), "done\n");
+    }
+
+    #[test]
+    fn a_result_cannot_control_the_terminal() {
+        let context = json!({"\u{1b}[2J": "\u{9b}31m", "a": ["\n", {"\u{9b}": "\u{202e}"}]});
+        let expected = "\\u{1b}[2J  \\u{9b}31m\na          \\n, {\"\\u{9b}\":\"\\u{202e}\"}\n";
+        assert_eq!(record(&context), expected);
+        assert_eq!(changes(&json!({"\u{9b}": 1})), "{\"\\u{9b}\":1}\n");
     }
 
     #[test]

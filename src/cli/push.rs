@@ -11,9 +11,10 @@ use clap::{ArgGroup, Args};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
-use super::connection::Connection;
-use super::explain::call_error;
+use super::connection::{ANSWER_MAX, Connection};
+use super::explain::{call_error, unreachable};
 use super::failure::Failure;
 use super::message::Incoming;
 use super::options::{Server, ServerOptions};
@@ -196,6 +197,7 @@ async fn push(
                 answers: json.then_some(&mut output),
                 tally: Tally::default(),
                 in_flight: 0,
+                waiting_since: Instant::now(),
             };
             let ended = pipeline.run().await;
             let tally = pipeline.tally;
@@ -259,6 +261,8 @@ struct Pipeline<'a> {
     answers: Option<&'a mut Output>,
     tally: Tally,
     in_flight: usize,
+    // Since when the next answer is awaited, if there is a message in flight.
+    waiting_since: Instant,
 }
 
 impl Pipeline<'_> {
@@ -275,6 +279,8 @@ impl Pipeline<'_> {
             }
             let has_room = self.in_flight < IN_FLIGHT_MAX && ended.is_none();
             tokio::select! {
+                // An answer that is there is never late.
+                biased;
                 line = lines.recv(), if has_room => match line {
                     Some(Ok(line)) => self.send(line).await?,
                     Some(Err(error)) => {
@@ -290,6 +296,12 @@ impl Pipeline<'_> {
                         }
                     }
                     progress.show(self.tally.messages);
+                    // After the output: its reader may have taken long.
+                    self.waiting_since = Instant::now();
+                }
+                () = sleep_until(self.waiting_since + ANSWER_MAX), if self.in_flight > 0 => {
+                    let (server, method) = (self.connection.server(), self.target.method);
+                    return Err(unreachable(server, &format!("{method}: no answer in time")));
                 }
             }
         }
@@ -299,6 +311,9 @@ impl Pipeline<'_> {
         let message = Message::of_text(line, self.is_binary);
         let params = Params { c: self.target.name, message: &message };
         self.connection.send(self.target.method, &params).await?;
+        if self.in_flight == 0 {
+            self.waiting_since = Instant::now();
+        }
         self.in_flight += 1;
         Ok(())
     }

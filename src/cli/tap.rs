@@ -140,7 +140,10 @@ fn line(event: &Value, style: Style) -> String {
     };
     match &event["node"] {
         Value::Null => format!("{at}  {word}  {text}"),
-        node => format!("{at}  {node}  {:<19}  {word}  {text}", printable(&field(event, "c"))),
+        _ => {
+            let [node, client] = ["node", "c"].map(|name| printable(&field(event, name)));
+            format!("{at}  {node}  {client:<19}  {word}  {text}")
+        }
     }
 }
 
@@ -251,6 +254,23 @@ mod tests {
             lost,
             "00:00:00.005Z  lost     9 events: more than --max-per-s, or read too slowly"
         );
+    }
+
+    #[test]
+    fn no_field_can_control_the_terminal() {
+        for name in ["node", "c", "what", "d", "why", "path", "remote", "u", "reason", "code", "x"]
+        {
+            for what in ["connect", "refuse", "in", "call", "close", "lost", "later"] {
+                let mut event = json!({"at": 5, "node": 1, "what": what});
+                event[name] = json!({"\u{9b}31m": "\u{1b}[2J\u{202e}\n"});
+                let in_object = line(&event, Style::Plain);
+                event[name] = json!("\u{9b}31m\u{1b}[2J\u{202e}\n");
+                for text in [in_object, line(&event, Style::Plain)] {
+                    let is_bad = |c: char| c.is_control() || c == '\u{202e}';
+                    assert!(!text.contains(is_bad), "{name} of {what}: {text:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -89,29 +89,48 @@ impl Output {
     }
 }
 
-/// Escapes control characters of JSON, which are in strings or the white space between values.
+/// Escapes characters of JSON that could deceive. They are in strings; control characters are also in the
+/// white space between values.
 fn escape_json(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
             '\n' | '\r' | '\t' => escaped.push(' '),
-            c if c.is_control() => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c if is_deceptive(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    escaped.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
             c => escaped.push(c),
         }
     }
     escaped
 }
 
-/// Replaces control characters by escapes, so that text from elsewhere cannot control the terminal.
+/// Replaces deceptive characters by escapes, so that text from elsewhere can neither control the terminal nor
+/// show itself in another order.
 pub(super) fn printable(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
+    if !text.chars().any(is_deceptive) {
         return text.to_owned();
     }
-    let escape = |c: char| match c.is_control() {
+    let escape = |c: char| match is_deceptive(c) {
         true => c.escape_default().to_string(),
         false => c.to_string(),
     };
     text.chars().map(escape).collect()
+}
+
+/// Whether a character could make a terminal show something else than the text: control characters, those
+/// that end a line or change the direction of text, and those that are not shown at all. The joiners of
+/// Indic scripts and emoji are harmless.
+fn is_deceptive(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
+                | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 /// Writes a remark to standard error. A remark that cannot be written does not matter.
@@ -180,6 +199,21 @@ mod tests {
     fn control_characters_become_escapes() {
         assert_eq!(printable("a\u{1b}[2J\nb\u{9b}"), "a\\u{1b}[2J\\nb\\u{9b}");
         assert_eq!(printable("Füße"), "Füße");
+    }
+
+    #[test]
+    fn text_can_neither_change_its_direction_nor_hide() {
+        let hidden = ["\u{202e}", "\u{2066}", "\u{200f}", "\u{2028}", "\u{feff}", "\u{e0041}"];
+        for hidden in hidden {
+            let text = format!("a{hidden}b");
+            let escape = hidden.escape_unicode().to_string();
+            assert_eq!(printable(&text), format!("a{escape}b"));
+            let json = format!("\"{text}\"");
+            let escaped = escape_json(&json);
+            assert!(!escaped.contains(hidden), "{escaped}");
+            assert_eq!(serde_json::from_str::<String>(&escaped).expect("JSON"), text);
+        }
+        assert_eq!(printable("👩\u{200d}🔧"), "👩\u{200d}🔧");
     }
 
     #[test]

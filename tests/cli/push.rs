@@ -4,6 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
+use super::scripted::{Api, Reply};
 use super::support::{CONFIG, Message, Server};
 use super::{Fed, Folder, at, ended, run};
 
@@ -150,4 +151,16 @@ fn a_reload_tells_what_changed_or_what_is_wrong() {
     server.configure(&format!("{CONFIG}[log]\nlevel = \"loud\"\n"));
     let error = run(&server, &["reload"]).failed(1);
     assert!(error.contains("admin.reload: ") && error.contains("log.level: "), "{error}");
+}
+
+#[test]
+fn lines_that_are_never_answered_end_with_a_word() {
+    let api = Api::start(|_, _| Reply::Silence);
+    // The input stays open: nothing else would end the command.
+    let publish = Fed::start(&mut at(api.address, &["publish", "news", "--lines"]));
+    let mut input = publish.input;
+    writeln!(input, "hello").expect("the command reads");
+    let ended = publish.running.end();
+    assert_eq!(ended.code, Some(3));
+    assert!(ended.err.contains("mesh.publish: no answer in time"), "{}", ended.err);
 }

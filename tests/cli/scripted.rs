@@ -17,6 +17,8 @@ pub enum Reply {
     Events(String, Vec<String>),
     /// Ends the connection without an answer.
     Lost,
+    /// Does not answer.
+    Silence,
 }
 
 /// An API on a port that the system selects.
@@ -51,6 +53,7 @@ impl Api {
                                 (answer, Vec::new())
                             }
                             Reply::Lost => return,
+                            Reply::Silence => continue,
                         };
                         for text in [answer].into_iter().chain(events) {
                             // The command may have ended.

@@ -1,10 +1,12 @@
 //! The way to the server: addresses, TLS, and what is said when there is no API at the other end.
 
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 
+use super::scripted::{Api, Reply};
 use super::support::{CONFIG, Process, Server, Service, command, config_file, refusing_port};
 use super::{Folder, at, ended, run, text};
 
@@ -141,4 +143,34 @@ fn variables_of_the_client_do_not_disturb_a_node() {
     fs::remove_file(file).expect("the file was there to be read");
     let server = Server::new();
     run(&server, &PUBLISH).succeeded();
+}
+
+#[test]
+fn a_server_that_answers_without_end_is_left() {
+    for line in ["x-filler: 0123456789abcdef\r\n", "HTTP/1.1 200 OK\r\n", "\0\u{1b}[2J\u{9b}31m"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address: SocketAddr = listener.local_addr().expect("it is bound");
+        let flooding = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().expect("the command connects");
+            let _ = socket.write_all(b"HTTP/1.1 101 Switching Protocols\r\n");
+            let piece = line.repeat(1000);
+            // At most 1 GB: it ends when the command has left.
+            (0..1_000_000_000 / piece.len()).all(|_| socket.write_all(piece.as_bytes()).is_ok())
+        });
+        let error = ended(&mut at(address, &PUBLISH), b"").failed(3);
+        assert!(!flooding.join().expect("it accepts"), "the command reads on");
+        assert!(!error.trim_end().contains(char::is_control), "{error:?}");
+    }
+}
+
+#[test]
+fn an_event_of_the_largest_message_is_received() {
+    let data = "x".repeat(17 << 20);
+    let event = format!(r#"{{"e":"queue.pop","p":{{"t":"a","d":"{data}"}},"id":null}}"#);
+    let api = Api::start(move |method, _| match method {
+        "queue.pop" => Reply::Events(r#"{"s":true}"#.into(), vec![event.clone()]),
+        _ => Reply::Result(r#"{"s":true}"#.into()),
+    });
+    let said = ended(&mut at(api.address, &["consume", "a", "--count", "1"]), b"").succeeded();
+    assert_eq!(said.len(), data.len() + "{\"t\":\"a\",\"d\":\"\"}\n".len());
 }
