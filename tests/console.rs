@@ -109,6 +109,22 @@ fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
     drop(others);
 }
 
+/// Without Node this is skipped with a word.
+#[test]
+fn text_of_a_device_cannot_change_how_its_neighbours_are_shown() {
+    let Some(node) = program(&["node"]) else { return eprintln!("skipped: no node on PATH") };
+    let module = include_str!("../src/console/page/dom.js");
+    let print =
+        r#"console.log(oneLine("a\nb\u202e\u2066c\u0000\ufeff<b>\u{1f469}\u200d\u{1f527}"));"#;
+    let output = Command::new(node)
+        .args(["--input-type=module", "--eval", &format!("{module}\n{print}")])
+        .output()
+        .expect("node starts");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let expected = "a b\u{fffd}\u{fffd}c\u{fffd}\u{fffd}<b>\u{1f469}\u{200d}\u{1f527}\n";
+    assert_eq!(text, expected, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Connects the client of user 10000.
 fn device(server: &Server) -> Socket {
     let mut backend =

@@ -80,8 +80,14 @@ export function dateAndClock(ms) {
 
 export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 
-/** Shortens text that would be too long for one line of a list. */
-export const oneLine = (text, max = 300) => (text.length > max ? `${text.slice(0, max)}…` : text).replace(/[\r\n\t]+/g, " ");
+/** Characters that are not shown, or that show the text behind them in another order. */
+const DECEPTIVE = /[\p{Cc}\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/gu;
+
+/** Shortens text of a device for one line of a list, where it cannot change how its neighbours are shown. */
+export function oneLine(text, max = 300) {
+  const short = text.length > max ? `${text.slice(0, max)}…` : text;
+  return short.replace(/[\r\n\t]+/g, " ").replace(DECEPTIVE, "\ufffd");
+}
 
 // ---- messages to the operator ----
 
