@@ -100,7 +100,7 @@ impl Connection {
 
 impl Clients {
     /// Subscribes a client to all of these channels, or to none if that exceeds the limit.
-    pub(super) fn subscribe<T: AsRef<str>>(
+    pub(in crate::shard) fn subscribe<T: AsRef<str>>(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,

@@ -37,8 +37,12 @@ const TAPS_PER_BACKEND_MAX: usize = 8;
 /// the tapper, and never keep its calls from being read.
 const OUTBOUND_PART: usize = 4;
 
-/// Comparisons of a connection with a tap in one turn, by which marks are brought up to date.
+/// Comparisons of a connection with a tap in one turn, by which marks are brought up to date. They take
+/// about a millisecond. The last connection of a turn may exceed the bound.
 const COMPARED_PER_TURN: usize = 4096;
+
+/// The subscriptions of a client that are compared with a channel in the time of another comparison.
+const SUBSCRIPTIONS_PER_COMPARISON: usize = 64;
 
 /// The number of events after which a shard is told that they were taken.
 const TAKEN_PER_MESSAGE: u32 = 32;
@@ -294,13 +298,21 @@ impl Taps {
             self.next = Some(0);
         }
         let Some(from) = self.next else { return };
-        let count = COMPARED_PER_TURN / turn.taps.count().max(1);
-        let (keys, next) = connections.keys(from, count);
-        for key in keys {
+        let (taps, channels) = (turn.taps.count().max(1), turn.taps.channel_taps());
+        let (keys, end) = connections.keys(from, COMPARED_PER_TURN / taps);
+        let mut left = COMPARED_PER_TURN;
+        let is_affordable = |key: &&ConnectionKey| {
+            let is_affordable = left > 0;
+            let subscriptions = subscriptions(connections, **key) * channels;
+            left = left.saturating_sub(taps + subscriptions / SUBSCRIPTIONS_PER_COMPARISON);
+            is_affordable
+        };
+        let affordable = keys.iter().take_while(is_affordable).count();
+        for &key in &keys[..affordable] {
             mark(turn, connections, key, &is_in);
         }
-        self.next = next;
-        if next.is_none() {
+        self.next = keys.get(affordable).map(|key| key.index).or(end);
+        if self.next.is_none() {
             for requester in turn.taps.end_walk() {
                 answer(turn, requester, true);
             }
@@ -324,6 +336,14 @@ fn answer(turn: &mut Turn, requester: Requester, is_watching: bool) {
     let Requester { ticket, backend } = requester;
     let started = ToTapper::Started { ticket, is_watching };
     turn.send_grid(backend.at, GridMessage::ToTapper(backend, started));
+}
+
+/// Returns the number of channels that a connection's client is subscribed to.
+fn subscriptions(connections: &Connections, key: ConnectionKey) -> usize {
+    match connections.peek(key).map(|connection| &connection.stage) {
+        Some(Stage::Client(client)) => client.subscriptions.len(),
+        _ => 0,
+    }
 }
 
 /// Brings the set of taps of a connection up to date.
@@ -375,3 +395,6 @@ fn tell_lost(
 
 /// The most bytes of the frame of a `lost` event.
 const LOST_BYTES_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,11 @@ impl WatchedTaps {
         self.of_target(|target| subject.is_matched_by(target))
     }
 
+    /// Returns the number of taps of channels, for each of which a client's subscriptions are compared.
+    pub(super) fn channel_taps(&self) -> usize {
+        self.of_target(|target| matches!(target, TapTarget::Channel(_))).numbers().count()
+    }
+
     /// Begins a tap. The requester is told once all connections are marked. Returns false if there are too
     /// many taps.
     pub(super) fn start(&mut self, requester: Requester, tap: Tap) -> bool {
