@@ -225,6 +225,32 @@ fn above_debug_nothing_is_logged_of_connections() {
     assert_eq!(logged(Level::INFO, life_of_a_client), [""; 0]);
 }
 
+#[test]
+fn a_consumer_that_is_closed_because_it_does_not_answer_is_named_in_a_warning() {
+    let silent = |calls: &[&str]| {
+        logged(Level::WARN, || {
+            let mut shard = shard(&settings());
+            let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+            for json in calls {
+                shard.handle_bytes(NOW, back_end, &mut call(json));
+            }
+            settle(&mut shard);
+            let limits = settings().limits;
+            for ms in [limits.ping_ms, limits.idle_ms].map(|ms| NOW.ms + ms + 1) {
+                shard.handle_turn(Now { ms, us: ms * 1000, ..NOW });
+            }
+        })
+    };
+    assert_eq!(silent(&[]), [""; 0], "a back end that consumes nothing");
+    let lines = silent(&[r#"{"m":"queue.pop","p":{"t":["members"]},"i":1}"#]);
+    let [line] = &lines[..] else { panic!("one line: {lines:#?}") };
+    for part in
+        ["a back end that consumes is closed", "remote=", "topics=members", "no answer to ping"]
+    {
+        assert!(line.contains(part), "{part} is not in {line}");
+    }
+}
+
 /// Sends one request on a new connection; returns the response and the lines about it.
 fn refusal(settings: &Settings, listener: Listener, request: &str) -> (String, Vec<String>) {
     let mut response = String::new();

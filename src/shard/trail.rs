@@ -1,4 +1,5 @@
-//! Log lines at level `debug`, by which an operator follows a connection from accept to close.
+//! Log lines at level `debug`, by which an operator follows a connection from accept to close, and the
+//! warning of a consumer that does not read.
 //!
 //! `tracing` is a facade: it passes each line to a subscriber that the runtime installs, so a shard
 //! does no I/O. While the level is off, a line costs one relaxed load.
@@ -7,9 +8,10 @@
 //! a peer is escaped and cut after [`SHOWN_BYTES`].
 
 use std::fmt;
+use std::sync::Arc;
 
-use tracing::debug;
 use tracing::level_filters::LevelFilter;
+use tracing::{debug, warn};
 
 use super::connection::Listener;
 use crate::address::remote::Remote;
@@ -153,6 +155,13 @@ fn write(connection: Trail, entry: &Entry<'_>) {
         }
         Entry::Gone => debug!(connection, "socket closed"),
     }
+}
+
+/// Warns that the node closes a consumer of these topics, and why.
+#[cold]
+pub(super) fn warn_of_consumer(user: &str, remote: Remote, topics: &[Arc<str>], reason: &str) {
+    let topics = listed(topics);
+    warn!(user, %remote, %topics, reason, "a back end that consumes is closed");
 }
 
 /// Joins names into one text: the first [`SHOWN_NAMES`], and the number of the others.

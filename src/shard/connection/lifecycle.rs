@@ -16,6 +16,10 @@ const LINGER_MS: u64 = 5000;
 /// This code never appears in a frame.
 pub(super) const ABNORMAL_CLOSURE: u16 = 1006;
 
+/// Reasons for which the node closes a consumer that does not read or does not answer. Each takes seconds to
+/// arise on a connection, which bounds the lines in the log.
+const NOT_READING: [&str; 2] = [close::IDLE.text, close::SLOW_CLIENT.text];
+
 /// Returns the reason reported for a connection that ended without a close frame.
 pub(super) fn end_reason(is_broken: bool) -> &'static str {
     match is_broken {
@@ -242,6 +246,10 @@ impl Connections {
             Stage::Backend(backend) => {
                 is_backend = true;
                 trail::note(trail, Entry::Closed { client: None, by, code, reason });
+                if by == By::Node && NOT_READING.contains(&reason) && !backend.topics.is_empty() {
+                    let user = turn.user_name(backend.grant.user);
+                    trail::warn_of_consumer(user, connection.remote, &backend.topics, reason);
+                }
                 if backend.is_tapping {
                     turn.push_step(Step::TapperGone(key));
                 }
