@@ -12,7 +12,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::options::{Server, ServerOptions};
 use super::table::Table;
-use super::terminal::{Output, Progress, Style, unix_ms};
+use super::terminal::{Output, Progress, Style, remark, unix_ms};
 use rows::{CHANNELS, CLIENTS, List, NODES, TOPICS};
 
 /// The most rows of a page, which is the most that the API gives.
@@ -169,6 +169,9 @@ async fn walk(
         }
     }
     pages.connection.close().await;
+    if count == 0 && !json {
+        remark(&format!("no {}", list.field));
+    }
     // The rows of `nodes` tell the states of all nodes.
     if list.is_paged && !missing.is_empty() {
         let ids: Vec<String> = missing.iter().map(u64::to_string).collect();

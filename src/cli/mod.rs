@@ -158,7 +158,7 @@ Examples:
     /// Push a message to one client
     #[command(
         after_help = "\
-The id of a client is in the events that consume prints.
+gridcast clients finds the id of a client.
 
 Examples:
   gridcast send 1463819408261513216 'hello, you'
@@ -180,7 +180,10 @@ Examples:
 
     /// Close the connection of a client
     #[command(after_help = "\
+gridcast clients finds the id of a client.
+
 Examples:
+  gridcast clients --by-user 10000
   gridcast close 1463819408261513216
   gridcast close 1463819408261513216 --code 4001 --reason 'logged in elsewhere'")]
     Close(CloseArguments),

@@ -118,9 +118,11 @@ impl ServerOptions {
 /// The credentials of RFC 7617. A password that is missing is asked for.
 fn basic(source: &str, mut user: String) -> Result<HeaderValue, Failure> {
     if !user.contains(':') {
-        let password =
-            terminal::ask_password(&format!("Password of {user}: ")).map_err(|error| {
-                Failure::Usage(format!("{source}: expected NAME:PASSWORD; {error}"))
+        let password = terminal::ask_password(&format!("Password of {user}, a user of the API: "))
+            .map_err(|error| {
+                Failure::Usage(format!(
+                    "{source}: expected NAME:PASSWORD of a user of the API; {error}"
+                ))
             })?;
         user = format!("{user}:{password}");
     }

@@ -18,7 +18,8 @@ pub struct TapArguments {
     /// Id of the client to watch
     client: Option<String>,
 
-    /// Watch the clients of this user: the user_id of their context
+    /// Watch the clients of this user: the user_id of their context. Refusals show only if the token was
+    /// valid; otherwise watch the address
     #[arg(long, value_name = "USER")]
     by_user: Option<String>,
 

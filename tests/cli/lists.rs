@@ -63,6 +63,15 @@ fn all_pages_are_walked_and_each_row_is_a_line_as_the_api_gave_it() {
 }
 
 #[test]
+fn a_list_without_rows_says_so_to_people() {
+    let (api, _asked) = channels(0);
+    let ended = ask(&api, &["channels"]);
+    assert_eq!((ended.code, &*ended.err), (Some(0), "gridcast: no channels\n"));
+    let ended = ask(&api, &["channels", "--json"]);
+    assert_eq!((ended.code, &*ended.err), (Some(0), ""));
+}
+
+#[test]
 fn a_maximum_ends_the_walk() {
     let (api, asked) = channels(2500);
     let said = ask(&api, &["channels", "--max", "1001"]).succeeded();
@@ -116,8 +125,9 @@ fn every_filter_is_passed_on() {
         "--max",
         "5",
     ];
-    let said = ask(&api, &[&["clients"], &filters[..]].concat()).succeeded();
-    assert!(said.starts_with("CLIENT  NODE  USER"), "{said}");
+    let ended = ask(&api, &[&["clients"], &filters[..]].concat());
+    assert_eq!((ended.code, &*ended.err), (Some(0), "gridcast: no clients\n"));
+    assert!(ended.out.starts_with("CLIENT  NODE  USER"), "{ended:?}");
     let expected = json!({
         "user": "10000", "channel": "news", "address": "10.0.0.0/8", "route": "/ws", "node": 2, "max": 5,
     });
