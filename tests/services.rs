@@ -56,11 +56,15 @@ fn server_with_token(settings: &str) -> Server {
 }
 
 fn server_with(line: &str) -> Server {
-    Server::start(&format!(
+    Server::start(&config_with(line))
+}
+
+fn config_with(line: &str) -> String {
+    format!(
         "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n\
          [[edge.route]]\npath = \"/in\"\ntopic = \"in\"\nevents = [\"open\"]\nsubscribe = [\"*\"]\n{line}\n\
          [[edge.route]]\npath = \"/plain\"\nsubscribe = [\"*\"]\n"
-    ))
+    )
 }
 
 /// Tries to connect with a token; returns the status, and the body of a refusal.
@@ -179,6 +183,63 @@ fn an_issuer_is_known_by_its_authority() {
     for file in [ca, other_ca] {
         fs::remove_file(file).expect("it was written");
     }
+}
+
+#[test]
+fn a_reload_with_a_wrong_authority_keeps_the_running_configuration() {
+    let key = SigningKey::new("a");
+    let (issuer, ca) = service_over_tls("reloaded");
+    let url = format!("https://localhost:{}/keys", issuer.address.port());
+    let config = config_with(&format!("token = {{ jwks = \"{url}\", ca = \"{}\" }}", ca.display()));
+    let mut server = Server::start(&config);
+    issuer.next().answer(200, &key_set(&[&key]));
+    assert_eq!(connect(&server, &key.token()).0, 101);
+    let authority = fs::read(&ca).expect("it was written");
+    for (wrong, why) in
+        [("", "no PEM certificate in it"), ("-----BEGIN CERTIFICATE-----", "cut off")]
+    {
+        fs::write(&ca, wrong).expect("the test's folder can be written");
+        server.reload(&format!("{config}[limits]\nanswer_ms = 700\n"));
+        server.logs(&format!("edge.route.token.ca: {}: {why}", ca.display()));
+        assert_eq!(connect(&server, &key.token()).0, 101, "{why}");
+    }
+    fs::remove_file(&ca).expect("it was written");
+    server.hang_up();
+    server.logs("cannot be read: No such file");
+    assert_eq!(connect(&server, &key.token()).0, 101);
+    // Nothing of it was applied, not even the limit.
+    fs::write(&ca, authority).expect("the test's folder can be written");
+    server.hang_up();
+    server.logs("reloaded: limits.answer_ms: 1500 -> 700");
+    assert_eq!(connect(&server, &key.token()).0, 101);
+    assert_eq!(metric(&server, "gridcast_key_fetches_total"), 1, "the keys were kept");
+    fs::remove_file(&ca).expect("it was written");
+}
+
+#[test]
+fn a_reload_to_an_issuer_that_is_down_keeps_the_keys_of_the_others() {
+    let key = SigningKey::new("a");
+    let issuer = Service::start();
+    let token = |address| format!("token = {{ jwks = \"http://{address}/keys\" }}");
+    let config = config_with(&token(issuer.address));
+    let mut server = Server::start(&config);
+    issuer.next().answer(200, &key_set(&[&key]));
+    assert_eq!(connect(&server, &key.token()).0, 101);
+
+    let (_socket, address) = refusing_port();
+    let route = format!("[[edge.route]]\npath = \"/new\"\n{}\n", token(address));
+    server.reload(&format!("{config}{route}"));
+    server.logs(&format!("keys: http://{address}"));
+    let header = format!("Authorization: Bearer {}\r\n", key.token());
+    // Each shard applies the settings in its next turn.
+    support::until(|| {
+        let refused = Socket::connect(server.edge, "/new", &header).err();
+        let refused = refused.expect("nobody is let in without keys");
+        assert!(matches!(refused.status, 404 | 503), "{refused:?}");
+        refused.body.contains("the keys that verify tokens are not available yet")
+    });
+    // The issuer that stays is not asked again: its keys are still there.
+    assert_eq!(connect(&server, &key.token()).0, 101);
 }
 
 fn server_with_hook(service: &Service, more: &str) -> Server {

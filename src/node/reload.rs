@@ -1,5 +1,6 @@
 //! Reloads the configuration of a running node: all of it, or nothing if anything in it is wrong.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,9 +45,10 @@ impl ShutdownTimes {
 /// A running configuration, and what is needed to replace it.
 pub(super) struct Reloader {
     pub(super) source: Source,
-    /// The configuration in use. Settings that need a restart have the values of the start.
+    /// The configuration in use, which some shards may lack if the last reload failed in part. Settings that
+    /// need a restart have the values of the start.
     pub(super) config: Config,
-    /// The settings in use.
+    /// The settings that all shards have. Changes are named against them.
     pub(super) written: Written,
     pub(super) bound: Bound,
     pub(super) settings: Arc<Settings>,
@@ -121,30 +123,33 @@ impl Reloader {
     fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, NodeError> {
         let Prepared { config, written, changes, contexts, settings, capacity } = prepared;
         for (listener, tls, context) in contexts {
-            self.reloads.renewals.renew(listener, &context);
+            self.reloads.renew(listener, &context).map_err(not_taken)?;
             tracing::info!("certificate read again: {}", tls.cert.display());
         }
         let settings = Arc::new(settings);
         let state = Arc::new(self.state.reloaded(&settings));
         let reloaded = Reloaded { settings, state };
         // Before any shard has them: if another one fails, the next reload must not give their indices to
-        // other users and routes.
+        // other users and routes, and must not leave the API without users.
         (self.settings, self.state) = (reloaded.settings.clone(), reloaded.state.clone());
-        self.reloads
-            .reload(&reloaded, capacity)
-            .map_err(|error| NodeError(format!("shards: {error}")))?;
+        self.config = config;
+        let config = &self.config;
+        self.reloads.reload(&reloaded, capacity).map_err(not_taken)?;
         // Fails only if thousands of messages wait there: the reload can be repeated.
-        (self.to_bridge)(ShardId(0), ToBridge::Sources(key_sources(&config)))
+        (self.to_bridge)(ShardId(0), ToBridge::Sources(key_sources(config)))
             .map_err(|_| NodeError("the bridge is busy; reload again".into()))?;
         self.log.set_level(level(config.log.level));
-        self.times.set(&config);
+        self.times.set(config);
         for warning in config.warnings(runtime::unix_ms()) {
             tracing::warn!("{warning}");
         }
         self.written = self.written.after_reload(&written);
-        self.config = config;
         Ok(changes)
     }
+}
+
+fn not_taken(error: io::Error) -> NodeError {
+    NodeError(format!("shards: {error}; reload again"))
 }
 
 /// A configuration that is ready to be applied.
@@ -219,3 +224,6 @@ fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
 fn same_presence(running: &Option<TlsFiles>, new: Option<&TlsFiles>) -> Option<TlsFiles> {
     running.as_ref().map(|running| new.unwrap_or(running).clone())
 }
+
+#[cfg(test)]
+mod tests;

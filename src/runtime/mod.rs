@@ -47,5 +47,5 @@ pub use clock::unix_ms;
 pub use identity::TlsContext;
 pub use listener::{BACKLOG, Listening, SocketFile, bind, route_out};
 pub use outlet::ToBridgeSender;
-pub use start::{Renewals, ShardPlacement, Shards, start};
+pub use start::{ShardPlacement, Shards, start};
 pub use watch::{Capacity, Summary};

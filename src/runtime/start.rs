@@ -13,7 +13,7 @@ use super::driver::Parts;
 use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
 use super::outlet::{Outlet, ToBridgeSender};
-use super::reload::Reloads;
+use super::reload::{Reloads, WAIT_MAX};
 use super::threads::{ShardThread, Start};
 use super::verifier;
 use super::watch::{Capacity, Summary, Watch};
@@ -42,9 +42,9 @@ pub struct Shards {
     watch: Arc<Watch>,
 }
 
-/// A handle to renew the certificates of running TLS listeners.
+/// The senders of renewed certificates to running TLS listeners.
 #[derive(Clone, Debug)]
-pub struct Renewals(
+pub(super) struct Renewals(
     // One entry for each TLS listener and shard.
     Vec<(Listener, Sender<TlsContext>)>,
 );
@@ -170,18 +170,20 @@ impl Shards {
             control: self.control.clone(),
             watch: self.watch.clone(),
             renewals: self.renewals.clone(),
+            wait_max: WAIT_MAX,
         }
     }
 }
 
 impl Renewals {
-    /// Makes a TLS listener use `context` for new connections. Blocks while a shard has not yet taken
-    /// the earlier renewals, which it does once per turn.
-    pub fn renew(&self, listener: Listener, context: &TlsContext) {
-        for (_, renewal) in self.0.iter().filter(|(of, _)| *of == listener) {
-            // Fails only if the shard has failed, which is reported elsewhere.
-            let _ = renewal.send(context.clone());
-        }
+    #[cfg(test)]
+    pub(super) fn new(renewals: Vec<(Listener, Sender<TlsContext>)>) -> Self {
+        Self(renewals)
+    }
+
+    /// Yields the senders of a listener's certificates, one for each shard.
+    pub(super) fn of(&self, listener: Listener) -> impl Iterator<Item = &Sender<TlsContext>> {
+        self.0.iter().filter(move |(of, _)| *of == listener).map(|(_, renewal)| renewal)
     }
 }
 
