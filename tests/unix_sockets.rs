@@ -117,7 +117,9 @@ fn both_listeners_may_be_unix_sockets_whose_files_go_with_the_node() {
         assert!(ask(path, "/readyz", "").starts_with("HTTP/1.1 200 "));
     }
     let nodes = ask(&api, "/v1/nodes", "");
-    assert!(nodes.contains(&format!("\"api_server\":\"unix:{}\"", api.display())), "{nodes}");
+    let own = format!("\"unix:{}\"", api.display());
+    let row = format!("\"api_server\":{own},\"host\":{own},\"ip\":\"\",\"port\":0}}");
+    assert!(nodes.contains(&row), "{nodes}");
     assert!(ask(&api, "/", "").starts_with("HTTP/1.1 200 "), "the start page");
     // More than one shard takes.
     let devices: Vec<_> = (0..50).map(|_| echo(&edge, b"")).collect();

@@ -7,6 +7,7 @@
 mod support;
 
 mod links;
+mod packaged;
 mod page;
 mod play;
 mod programs;
