@@ -19,6 +19,7 @@ mod data;
 mod definition;
 mod document;
 mod edge;
+mod file;
 mod limits;
 mod log;
 mod mesh;

@@ -286,7 +286,7 @@ fn sigterm_closes_clients_with_1001_and_the_session_after_it() {
 }
 
 #[test]
-fn sighup_reads_certificates_again_and_keeps_connections_and_what_is_right() {
+fn a_reload_names_renewed_certificates_and_keeps_connections_and_what_is_right() {
     let mut certificate = Certificate::new();
     let mut server = server(&certificate);
     let mut before = certificate.socket(server.edge, "/echo");
@@ -297,8 +297,13 @@ fn sighup_reads_certificates_again_and_keeps_connections_and_what_is_right() {
     let mut meanwhile = certificate.socket(server.edge, "/echo");
 
     certificate.replace();
-    server.hang_up();
+    let changed = "edge[\\\"127.0.0.1:0\\\"].tls.{}: the file has changed";
+    let changes = ["cert", "key"].map(|key| format!("\"{}\"", changed.replace("{}", key)));
+    let answer = server.post("/v1/admin/reload", "");
+    let expected = format!("{{\"changed\":[{}],\"restart\":[]}}", changes.join(","));
+    assert_eq!(answer, format!("{{\"E\":null,\"r\":{expected}}}"));
     server.logs("certificate read again");
+    server.logs("reloaded: edge[\"127.0.0.1:0\"].tls.key: the file has changed");
     // Each shard looks for it once a turn.
     let is_shown = || {
         let mut http = certificate.connect(server.edge);

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
-use super::service::{CA_FILE, Url, service};
+use super::file::PemFile;
+use super::service::{Url, service};
 use super::shape::{SecretText, milliseconds};
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::signature::SigningSecret;
@@ -25,7 +26,7 @@ section! {
             none("none: questions are not signed", "\"a secret of the back end and gridcast\"");
 
         /// A PEM file: the authorities that the certificate of the URL must come from.
-        ca: Option<PathBuf> = CA_FILE,
+        ca: Option<PathBuf> = PemFile,
             none("those that the system trusts", "\"/etc/gridcast/ca.pem\"");
     }
 }

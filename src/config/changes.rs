@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::definition::{Definition, Fallback, Form, Key, Table, joined};
 use super::document::{ConfigError, Section, cut, literal, whole_number};
+use super::file::Contents;
 
 /// The settings of a configuration by their paths, such as `limits.ping_ms` and
 /// `edge["0.0.0.0:6790"].route["/ws"].topic`. Settings whose default is not a constant are absent where
@@ -17,6 +18,8 @@ pub struct Written(BTreeMap<String, Setting>);
 #[derive(Clone, PartialEq, Eq)]
 struct Setting {
     value: Value,
+    // If the value is the path of a file.
+    contents: Option<Contents>,
     needs_restart: bool,
 }
 
@@ -47,7 +50,7 @@ impl fmt::Display for Change {
 }
 
 impl Written {
-    /// Collects the settings of a valid document.
+    /// Collects the settings of a valid document, and what the files hold that it names.
     pub(super) fn collect(
         root: &Section<'_>,
         definition: &Definition,
@@ -65,8 +68,12 @@ impl Written {
     ) -> Result<(), ConfigError> {
         for key in &definition.keys {
             let Some(value) = effective(section, key) else { continue };
+            let text = section.find(key.name).and_then(|value| value.as_str());
+            let contents =
+                text.filter(|_| key.is_file).and_then(|file| Contents::read(file.as_ref()));
             let value = if key.is_secret { Value::Secret(value) } else { Value::Shown(value) };
-            self.put(joined(path, key.name), value, key.needs_restart);
+            let needs_restart = key.needs_restart;
+            self.put(joined(path, key.name), Setting { value, contents, needs_restart });
         }
         for table in &definition.tables {
             self.put_tables(&joined(path, table.name), section, table)?;
@@ -97,15 +104,16 @@ impl Written {
                 if !section.is_written() {
                     continue;
                 }
-                self.put(path.clone(), Value::Table, table.needs_restart);
+                let (value, needs_restart) = (Value::Table, table.needs_restart);
+                self.put(path.clone(), Setting { value, contents: None, needs_restart });
             }
             self.put_section(&path, &section, &table.definition)?;
         }
         Ok(())
     }
 
-    fn put(&mut self, path: String, value: Value, needs_restart: bool) {
-        self.0.insert(path, Setting { value, needs_restart });
+    fn put(&mut self, path: String, setting: Setting) {
+        self.0.insert(path, setting);
     }
 
     /// Returns the settings in use after a reload of `new`: those of `new`, except for settings that need a
@@ -189,6 +197,7 @@ fn is_inside(path: &str, table: &str) -> bool {
 fn difference(before: Option<&Setting>, after: Option<&Setting>) -> String {
     let value = |setting: Option<&Setting>| setting.map(|setting| setting.value.clone());
     match (value(before), value(after)) {
+        (Some(before), Some(after)) if before == after => "the file has changed".to_owned(),
         (None, Some(Value::Table)) => "added".to_owned(),
         (Some(Value::Table), None) => "removed".to_owned(),
         (Some(Value::Shown(before)), Some(Value::Shown(after))) => {
@@ -204,7 +213,10 @@ fn difference(before: Option<&Setting>, after: Option<&Setting>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::document::Document;
+    use super::super::tests::Folder;
     use super::super::{Config, DEVELOPMENT};
     use super::*;
 
@@ -257,6 +269,61 @@ mod tests {
         let expected = [r#"edge["127.0.0.1:1"]"#, r#"edge["127.0.0.1:6790"]"#, "node.id"];
         assert_eq!(paths(used.changes_to(&after)), expected);
         assert_eq!(paths(before.changes_to(&used)), ["limits.ping_ms"]);
+    }
+
+    #[test]
+    fn a_changed_file_is_named_by_its_key_without_its_content() {
+        let folder = Folder::new();
+        let file = |name: &str, text: &str| {
+            let path = folder.0.join(name);
+            fs::write(&path, text).unwrap();
+            format!("{:?}", path.display().to_string())
+        };
+        let write = |name: &str| {
+            let pair = rcgen::KeyPair::generate().unwrap();
+            let params = rcgen::CertificateParams::new(["example.org".to_owned()]).unwrap();
+            let cert = file(&format!("{name}.pem"), &params.self_signed(&pair).unwrap().pem());
+            format!(
+                "cert = {cert}\nkey = {}\n",
+                file(&format!("{name}.key"), &pair.serialize_pem())
+            )
+        };
+        let secret = file("token", "0123456789abcdef0123456789abcdef");
+        let (grid, edge) = (write("grid"), write("edge"));
+        let ca = format!("{:?}", folder.0.join("grid.pem").display().to_string());
+        let issuer = format!("{{ jwks = \"https://example.org/\", ca = {ca} }}");
+        let text = format!(
+            "node.id = 1\n[mesh]\nbind = \"127.0.0.1:6788\"\n[mesh.tls]\n{grid}ca = {ca}\n[[edge]]\n[edge.tls]\n{edge}\
+             [[edge.route]]\npath = \"/\"\ntoken = {{ algorithm = \"HS256\", key_file = {secret} }}\n\
+             [[edge.route]]\npath = \"/ws\"\ntoken = {issuer}\n"
+        );
+        let before = written(&text);
+        assert!(before.changes_to(&written(&text)).is_empty());
+        for name in ["grid", "edge"] {
+            write(name);
+        }
+        file("token", "0123456789abcdef0123456789abcdeF");
+        let after = written(&text);
+        let changes = before.changes_to(&after);
+        let changes: Vec<_> =
+            changes.iter().map(|change| (change.to_string(), change.needs_restart)).collect();
+        let changed =
+            |path: &str| (format!("{path}: the file has changed"), path.starts_with("mesh"));
+        let edge = "edge[\"127.0.0.1:6790\"]";
+        let expected = [
+            changed(&format!("{edge}.route[\"/\"].token.key_file")),
+            changed(&format!("{edge}.route[\"/ws\"].token.ca")),
+            changed(&format!("{edge}.tls.cert")),
+            changed(&format!("{edge}.tls.key")),
+            changed("mesh.tls.ca"),
+            changed("mesh.tls.cert"),
+            changed("mesh.tls.key"),
+        ];
+        assert_eq!(changes, expected);
+        // What needs a restart is named again.
+        let used = before.after_reload(&after);
+        let paths: Vec<_> = used.changes_to(&after).into_iter().map(|change| change.path).collect();
+        assert_eq!(paths, ["mesh.tls.ca", "mesh.tls.cert", "mesh.tls.key"]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(super) struct Key {
     pub needs_restart: bool,
     /// Whether no message shows the value.
     pub is_secret: bool,
+    /// Whether the value is the path of a file that the node reads.
+    pub is_file: bool,
 }
 
 /// The value of a key that is not written. An example is TOML.
@@ -218,7 +220,7 @@ macro_rules! section {
                         $($crate::config::definition::section!(@doc $($meta)*)),*
                     ]),
                     keys: vec![$({
-                        let (expected, fallback, is_secret) = $crate::config::definition::section!(
+                        let (expected, fallback, [is_secret, is_file]) = $crate::config::definition::section!(
                             @describe $type, $shape, $fallback($($argument)*)
                         );
                         $crate::config::definition::Key {
@@ -228,6 +230,7 @@ macro_rules! section {
                             doc: $crate::config::definition::one_line(&[$($doc),*]),
                             needs_restart: [$(stringify!($restart))?].contains(&"restart"),
                             is_secret,
+                            is_file,
                         }
                     },)*],
                     tables: vec![$($($crate::config::definition::Table::new(
@@ -266,24 +269,24 @@ macro_rules! section {
         (
             $crate::config::shape::ValueShape::expected(&shape),
             $crate::config::definition::Fallback::Value(fallback),
-            $crate::config::shape::is_secret(&shape),
+            [$crate::config::shape::is_secret(&shape), $crate::config::shape::is_file(&shape)],
         )
     }};
     (@describe $type:ty, $shape:expr,
         derived($default:expr, $words:literal, $example:literal)) => {(
         $crate::config::shape::expected_of::<$type, _>(&$shape),
         $crate::config::definition::Fallback::Derived { words: $words, example: $example },
-        $crate::config::shape::is_secret(&$shape),
+        [$crate::config::shape::is_secret(&$shape), $crate::config::shape::is_file(&$shape)],
     )};
     (@describe $type:ty, $shape:expr, none($words:literal, $example:literal)) => {(
         $crate::config::shape::ValueShape::expected(&$shape),
         $crate::config::definition::Fallback::Derived { words: $words, example: $example },
-        $crate::config::shape::is_secret(&$shape),
+        [$crate::config::shape::is_secret(&$shape), $crate::config::shape::is_file(&$shape)],
     )};
     (@describe $type:ty, $shape:expr, required($who:literal, $example:literal)) => {(
         $crate::config::shape::expected_of::<$type, _>(&$shape),
         $crate::config::definition::Fallback::Required { example: $example },
-        $crate::config::shape::is_secret(&$shape),
+        [$crate::config::shape::is_secret(&$shape), $crate::config::shape::is_file(&$shape)],
     )};
 }
 

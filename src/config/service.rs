@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::document::{ConfigError, Section};
-use super::shape::{Text, ValueShape};
+use super::shape::ValueShape;
 use super::tls::authorities;
 use crate::protocol::service::HttpService;
 
@@ -27,11 +27,6 @@ impl ValueShape for Url {
         }
     }
 }
-
-pub(super) const CA_FILE: Text<PathBuf> = Text {
-    expected: "the path of a PEM file",
-    parse: |path| (!path.is_empty()).then(|| path.into()),
-};
 
 /// Returns the service at a URL that [`Url`] has accepted, with the authorities in the file `ca`.
 pub(super) fn service(

@@ -17,6 +17,9 @@ pub(super) trait ValueShape {
     /// Whether no message shows a value.
     const IS_SECRET: bool = false;
 
+    /// Whether a value is the path of a file that the node reads.
+    const IS_FILE: bool = false;
+
     /// The values in words, as they follow "expected".
     fn expected(&self) -> String;
 
@@ -36,6 +39,11 @@ pub(super) trait Literal: ValueShape {
 /// Whether no message shows the values of a shape.
 pub(super) fn is_secret<S: ValueShape>(_: &S) -> bool {
     S::IS_SECRET
+}
+
+/// Whether the values of a shape are paths of files.
+pub(super) fn is_file<S: ValueShape>(_: &S) -> bool {
+    S::IS_FILE
 }
 
 /// The values of a shape in words, where the type of the values is known and that of the shape is not.

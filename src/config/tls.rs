@@ -10,36 +10,31 @@ use rustls::sign::CertifiedKey;
 
 use super::definition::{Definition, section};
 use super::document::{ConfigError, Section};
+use super::file::PemFile;
 use super::read_bounded;
-use super::shape::Text;
-
-const FILE: Text<PathBuf> = Text {
-    expected: "the path of a PEM file",
-    parse: |path| (!path.is_empty()).then(|| path.into()),
-};
 
 section! {
     struct TlsKeys(section) {
         /// The listener's certificate, followed by the intermediate certificates.
-        cert: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/cert.pem\"");
+        cert: PathBuf = PemFile, required("TLS needs one", "\"/etc/gridcast/cert.pem\"");
 
         /// The private key of the certificate (PKCS #8, PKCS #1 or SEC 1), not encrypted. A handshake takes
         /// much less CPU time with an ECDSA key than with an RSA key.
-        key: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/key.pem\"");
+        key: PathBuf = PemFile, required("TLS needs one", "\"/etc/gridcast/key.pem\"");
     }
 }
 
 section! {
     struct MutualTlsKeys(section) {
         /// This node's certificate for the name `node.gridcast`, followed by the intermediate certificates.
-        cert: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/node.pem\""), restart;
+        cert: PathBuf = PemFile, required("TLS needs one", "\"/etc/gridcast/node.pem\""), restart;
 
         /// The private key of the certificate.
-        key: PathBuf = FILE, required("TLS needs one", "\"/etc/gridcast/node.key\""), restart;
+        key: PathBuf = PemFile, required("TLS needs one", "\"/etc/gridcast/node.key\""), restart;
 
         /// The certificates of the authorities that issue certificates to nodes of this grid, and to nobody
         /// else.
-        ca: PathBuf = FILE, required("nodes are known by one", "\"/etc/gridcast/grid.pem\""), restart;
+        ca: PathBuf = PemFile, required("nodes are known by one", "\"/etc/gridcast/grid.pem\""), restart;
     }
 }
 

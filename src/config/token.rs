@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
+use super::file::{PemFile, SecretFile};
 use super::read_bounded;
-use super::service::{CA_FILE, Url, service};
+use super::service::{Url, service};
 use super::shape::{Choice, List, SecretText, Text, Words, whole_of};
 use crate::protocol::token::{
     KEYS_MAX, KeySet, KeySource, RuleKeys, TokenAlgorithm, TokenRule, TokenSources, VerifyingKey,
@@ -26,7 +27,7 @@ section! {
             none("none", "\"change-me: a secret of at least 32 bytes\"");
 
         /// A file that holds the key, instead of `key`.
-        key_file: Option<String> = FILE, none("none", "\"/etc/gridcast/token.pem\"");
+        key_file: Option<String> = SecretFile, none("none", "\"/etc/gridcast/token.pem\"");
 
         /// The URL of the issuer's JSON Web Key Set, instead of a key: `https://`, or `http://` to a
         /// loopback address. The keys are fetched at the start, every `refresh_s`, and for an unknown
@@ -38,7 +39,7 @@ section! {
         refresh_s: u64 = whole_of(" of seconds", 1..=86_400), value(300);
 
         /// A PEM file: the authorities that the certificate of `jwks` must come from.
-        ca: Option<PathBuf> = CA_FILE,
+        ca: Option<PathBuf> = PemFile,
             none("those that the system trusts", "\"/etc/gridcast/ca.pem\"");
 
         /// Where a client may put the token; the first that is there counts. `header`:
@@ -80,7 +81,7 @@ section! {
             none("none: `key_file` has to be there", "\"change-me: a secret of at least 32 bytes\"");
 
         /// A file that holds the key, instead of `key`.
-        key_file: Option<String> = FILE,
+        key_file: Option<String> = SecretFile,
             none("none: `key` has to be there", "\"/etc/gridcast/token.pem\"");
     }
 }
@@ -209,9 +210,6 @@ const KEY_ID: Text<String> = Text {
 /// What is right depends on the algorithm.
 const KEY: SecretText<String> =
     SecretText { expected: "a string", parse: |text| Ok(text.to_owned()) };
-
-const FILE: SecretText<String> =
-    SecretText { expected: "the path of a file", parse: |text| Ok(text.to_owned()) };
 
 const PLACES: Words<TokenSources> = Words {
     words: &["header", "protocol", "query"],
