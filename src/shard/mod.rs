@@ -342,9 +342,7 @@ impl Shard {
         self.draining.handle_turn(turn, connections);
         self.reload.handle_turn(turn, connections);
         if self.taps.has_work(turn) {
-            let clients = &self.clients;
-            let is_in = |client: &_, channel: &str| clients.is_subscribed(client, channel);
-            self.taps.handle_turn(turn, connections, is_in);
+            self.taps.handle_turn(turn, connections, self.clients.membership());
         }
         if self.last_wills.has_work() {
             self.last_wills.handle_turn(turn, connections);
@@ -480,15 +478,12 @@ impl Shard {
                 Step::ClientOpened(key) => {
                     self.last_wills.register(turn, connections, key);
                     if turn.taps.is_active() {
-                        let clients = &self.clients;
-                        let is_in =
-                            |client: &_, channel: &str| clients.is_subscribed(client, channel);
+                        let is_in = self.clients.membership();
                         self.taps.handle_opened(turn, connections, key, is_in);
                     }
                 }
                 Step::ClientChanged(key) => {
-                    let clients = &self.clients;
-                    let is_in = |client: &_, channel: &str| clients.is_subscribed(client, channel);
+                    let is_in = self.clients.membership();
                     self.taps.handle_changed(turn, connections, key, is_in);
                 }
                 Step::TapAnswered(key) => self.taps.handle_answered(key),

@@ -27,6 +27,8 @@ pub struct Grid {
     pub frozen: BTreeSet<usize>,
     /// Members of the grid without a session, as the mesh of each node tells.
     pub unreachable: Vec<NodeId>,
+    /// Whether the meshes do not answer.
+    pub is_mesh_silent: bool,
     settings: Vec<Settings>,
     mail: Vec<(Place, ToShard)>,
     // Bytes written to connections, by node.
@@ -67,6 +69,7 @@ impl Grid {
             now,
             frozen: BTreeSet::new(),
             unreachable: Vec::new(),
+            is_mesh_silent: false,
             settings,
             mail: Vec::new(),
             output: HashMap::new(),
@@ -139,6 +142,7 @@ impl Grid {
                 let to = (usize::from(to.node.number()) - 1, to.shard.index());
                 return self.mail.push((to, ToShard::Mesh(FromMesh::Grid(at, message))));
             }
+            FromShard::Mesh(ToMesh::Nodes(_)) if self.is_mesh_silent => return,
             FromShard::Mesh(ToMesh::Nodes(ticket)) => {
                 FromMesh::Nodes(ticket, Box::new(self.known_nodes()))
             }

@@ -74,3 +74,18 @@ fn lists_at_once_are_bounded_and_one_that_is_answered_makes_room() {
     let list = grid.ask(&back_ends[16], "node.list", json!({}));
     assert_eq!(list["missing"], json!([2]));
 }
+
+#[test]
+fn without_the_mesh_a_list_fails_in_time_and_is_not_shown_as_empty() {
+    let mut grid = Grid::new(&[1, 1]);
+    let back_end = grid.back_end(0);
+    grid.is_mesh_silent = true;
+    for method in ["node.list", "client.list", "channel.list", "topic.list"] {
+        let asked_ms = grid.now.ms;
+        grid.send(&back_end, method, json!({}));
+        let answer = grid.answer(&back_end);
+        assert_eq!(answer["E"]["c"], 301, "{method}: {answer}");
+        assert!(answer["E"]["m"].as_str().is_some_and(|text| text.contains("mesh")), "{answer}");
+        assert!(grid.now.ms - asked_ms < 1500, "after {} ms", grid.now.ms - asked_ms);
+    }
+}

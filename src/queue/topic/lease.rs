@@ -1,7 +1,7 @@
 //! Messages that a consumer refuses, or does not acknowledge in time.
 //!
 //! Both wait again, ahead of later messages of their client. A message that was handed out too often goes to
-//! the dead topic instead (`dead.rs`).
+//! the dead topic instead (`held.rs`).
 
 use super::Effect;
 use super::group::Group;
@@ -60,6 +60,9 @@ impl Group {
                 numbers.push(item.number);
                 self.retry(held, client, item, "not acknowledged");
                 left -= 1;
+            }
+            if numbers.is_empty() {
+                break;
             }
             let consumer = &mut self.consumers[key];
             if consumer.state == ConsumerState::Active {

@@ -5,7 +5,7 @@ use super::channels::ChannelIndex;
 use crate::address::remote::Remote;
 use crate::message::{ConnectionKey, SlottedClient};
 use crate::protocol::api::{ClientFilter, ClientRow, USER_BYTES_MAX};
-use crate::shard::connection::{Client, Connection, Connections, Phase, Stage};
+use crate::shard::connection::{Connection, Connections, Phase, Stage};
 use crate::shard::lists::{Budget, ChannelWalk, ClientWalk, Reached, Walk};
 use crate::shard::lists::{SLOTS_CHOSEN_MAX, Slots};
 use crate::shard::settings::Settings;
@@ -175,7 +175,7 @@ fn row_if_listed(
     }
     if let Some(channel) = channel {
         budget.spend(client.subscriptions.len() / COMPARED_PER_UNIT);
-        is_in(client, channel).then_some(())?;
+        client.is_in(channel).then_some(())?;
     }
     let shown = |user: &str| Box::from(&user[..user.floor_char_boundary(USER_BYTES_MAX)]);
     Some(ClientRow {
@@ -187,8 +187,4 @@ fn row_if_listed(
         channels: client.subscriptions.len() as u64,
         buffered: connection.outbound.buffered() as u64,
     })
-}
-
-fn is_in(client: &Client, channel: ChannelIndex) -> bool {
-    client.subscriptions.iter().any(|subscription| subscription.channel == channel)
 }

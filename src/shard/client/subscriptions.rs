@@ -78,7 +78,7 @@ pub(super) struct TooManyNames;
 
 impl Client {
     /// Whether the client is subscribed to this channel.
-    fn is_in(&self, channel: ChannelIndex) -> bool {
+    pub(super) fn is_in(&self, channel: ChannelIndex) -> bool {
         self.place_of(channel).is_some()
     }
 
@@ -129,6 +129,11 @@ impl Clients {
     /// Whether a client is subscribed to a channel.
     pub(crate) fn is_subscribed(&self, client: &Client, channel: &str) -> bool {
         self.channels.find(channel).is_some_and(|channel| client.is_in(channel))
+    }
+
+    /// Returns the test of [`Self::is_subscribed`], for a part that does not know clients.
+    pub(crate) fn membership(&self) -> impl Fn(&Client, &str) -> bool {
+        |client, channel| self.is_subscribed(client, channel)
     }
 
     /// Ends a client's subscriptions to these channels.

@@ -183,7 +183,11 @@ impl Lists {
     ) {
         let Some(at) = self.find(ticket) else { return };
         match (answer, &mut self.gathered[at].list) {
-            (ListAnswer::Busy, _) => return self.fail(turn, at, from.node),
+            (ListAnswer::Busy, _) => {
+                let why =
+                    format!("node {} looks through too much for lists at once", from.node.number());
+                return self.fail(turn, at, Fault::new(Code::TooManyRequests, why));
+            }
             (ListAnswer::Unfinished, list) => list.give_up(turn, ticket, from.node),
             (ListAnswer::Figures(figures), List::Node(list)) => list.handle_figures(from, *figures),
             (ListAnswer::Client(part), List::Client(list)) => {
@@ -226,7 +230,12 @@ impl Lists {
         for at in (0..self.gathered.len()).rev() {
             let list = &mut self.gathered[at];
             if list.deadline_ms <= turn.now.ms {
-                list.awaits_mesh = false;
+                if list.awaits_mesh {
+                    // Without the nodes an empty list would look complete.
+                    let why = "the mesh did not answer in time";
+                    self.fail(turn, at, Fault::new(Code::ExecutionFailed, why));
+                    continue;
+                }
                 list.list.give_up_all();
                 self.settle(turn, at);
             }
@@ -252,11 +261,10 @@ impl Lists {
         }
     }
 
-    /// Fails the list at this index because a shard of a node gathers too many.
-    fn fail(&mut self, turn: &mut Turn, at: usize, node: NodeId) {
+    /// Fails the list at this index.
+    fn fail(&mut self, turn: &mut Turn, at: usize, why: Fault) {
         let Gathered { ticket, .. } = self.gathered.swap_remove(at);
-        let why = format!("node {} looks through too much for lists at once", node.number());
-        turn.push_step(Step::Listed(ticket, Err(Fault::new(Code::TooManyRequests, why))));
+        turn.push_step(Step::Listed(ticket, Err(why)));
     }
 }
 

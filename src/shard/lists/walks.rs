@@ -3,7 +3,7 @@
 //! A walk goes on in slices, which have a budget and a pace: however many lists are walked, they take about a
 //! twentieth of the shard's time. A walk keeps no more than the rows of one page.
 
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::address::ShardAddress;
 use crate::message::{
@@ -66,7 +66,7 @@ pub(in crate::shard) enum Reached {
 /// A walk through the clients of a shard, in the order of their slots.
 #[derive(Debug)]
 pub(in crate::shard) struct ClientWalk {
-    /// What is asked for.
+    /// The question that the walk answers.
     pub question: Box<ClientsQuestion>,
     /// The clients found: at most as many as are asked for.
     pub rows: Vec<SlottedClient>,
@@ -81,7 +81,7 @@ pub(in crate::shard) struct ClientWalk {
 pub(in crate::shard) enum Slots {
     /// All slots of the table.
     All,
-    /// These slots: at most [`SLOTS_CHOSEN_MAX`].
+    /// Chosen slots, at most [`SLOTS_CHOSEN_MAX`].
     Chosen {
         /// The slots.
         slots: VecDeque<u32>,
@@ -106,38 +106,15 @@ pub(in crate::shard) struct ChannelWalk {
     question: Box<NamesQuestion>,
     /// The index of the next channel.
     pub next: u32,
-    // At most as many as are asked for.
-    first: BinaryHeap<ByName>,
+    // The numbers of subscribers by name: at most as many as are asked for. A channel that is met twice,
+    // because it was closed and opened again meanwhile, counts once.
+    first: BTreeMap<Box<str>, u64>,
     is_cut: bool,
-}
-
-/// A channel, ordered by its name.
-#[derive(Debug)]
-struct ByName(ChannelRow);
-
-impl PartialEq for ByName {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.name == other.0.name
-    }
-}
-
-impl Eq for ByName {}
-
-impl PartialOrd for ByName {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for ByName {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.name.cmp(&other.0.name)
-    }
 }
 
 impl ChannelWalk {
     fn new(question: Box<NamesQuestion>) -> Self {
-        Self { question, next: 0, first: BinaryHeap::new(), is_cut: false }
+        Self { question, next: 0, first: BTreeMap::new(), is_cut: false }
     }
 
     /// Takes a channel in if it is one of the first. `clients` counts its subscribers.
@@ -145,19 +122,21 @@ impl ChannelWalk {
         if !self.question.matches(name) {
             return;
         }
-        let is_full = self.first.len() >= self.question.max as usize;
-        self.is_cut |= is_full;
-        if is_full && self.first.peek().is_some_and(|last| *last.0.name <= *name) {
+        let max = self.question.max as usize;
+        let last = self.first.last_key_value().filter(|_| self.first.len() >= max);
+        if last.is_some_and(|(last, _)| name > &**last) {
+            self.is_cut = true;
             return;
         }
-        if is_full {
-            self.first.pop();
+        self.first.insert(name.into(), clients());
+        if self.first.len() > max {
+            self.first.pop_last();
+            self.is_cut = true;
         }
-        self.first.push(ByName(ChannelRow { name: name.into(), clients: clients() }));
     }
 
     fn finish(self) -> NamesPart<ChannelRow> {
-        let rows = self.first.into_sorted_vec().into_iter().map(|ByName(row)| row);
+        let rows = self.first.into_iter().map(|(name, clients)| ChannelRow { name, clients });
         NamesPart { rows: rows.collect(), is_cut: self.is_cut }
     }
 }
@@ -282,4 +261,21 @@ pub(in crate::shard) fn answer(
     answer: ListAnswer,
 ) {
     turn.send_grid(asker, GridMessage::List(ticket, ListMessage::Answer(answer)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_names_are_kept_once_in_whatever_order_they_are_met() {
+        let question = NamesQuestion { prefix: "".into(), after: None, max: 2, within_ms: 100 };
+        let mut walk = ChannelWalk::new(Box::new(question));
+        for (name, clients) in [("d", 1), ("b", 2), ("c", 3), ("a", 4), ("b", 5)] {
+            walk.offer(name, || clients);
+        }
+        let part = walk.finish();
+        let rows: Vec<_> = part.rows.iter().map(|row| (&*row.name, row.clients)).collect();
+        assert_eq!((rows, part.is_cut), (vec![("a", 4), ("b", 5)], true));
+    }
 }
