@@ -66,8 +66,8 @@ pub use route::{Events, Handler, Route};
 pub use sample::sample_file;
 pub use source::{Loaded, Source};
 pub use tls::{MutualTls, TlsFiles};
+pub use topic::Topic;
 use topic::read_topics;
-pub use topic::{ACK_S, Topic};
 
 /// The largest file that is read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;

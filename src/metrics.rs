@@ -114,7 +114,7 @@ counters! {
         handshake_ms: "Connections closed because no complete request arrived in time",
         idle_ms: "Connections closed because the peer sent nothing",
         unfinished_message: "Connections closed because a message was not completed in time",
-        answer_ms: "Calls that other shards did not answer in time",
+        answer_ms: "Calls that other shards or nodes did not answer in time",
         topic: "Events that waited for room in their topic",
         topics: "Calls of queue.pop refused",
         topic_waiting: "Handshakes refused with 503: too many events already waited for room",

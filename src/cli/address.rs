@@ -36,7 +36,7 @@ impl ServerAddress {
     /// Parses an address: a URL of `http`, `https`, `ws` or `wss`; `HOST:PORT`; or `unix:PATH`.
     ///
     /// # Errors
-    /// What is wrong with the address. The text does not contain the address, which may contain a
+    /// The address is not of these forms. The text says why, without the address, which may contain a
     /// password.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text.strip_prefix("unix:") {

@@ -207,7 +207,7 @@ const KEY_ID: Text<String> = Text {
     parse: |text| (1..=255).contains(&text.len()).then(|| text.to_owned()),
 };
 
-/// What is right depends on the algorithm.
+/// A key, whose form depends on the algorithm.
 const KEY: SecretText<String> =
     SecretText { expected: "a string", parse: |text| Ok(text.to_owned()) };
 

@@ -9,14 +9,12 @@ use super::shape::{List, Text, bytes, whole, whole_of};
 use super::{Edge, Queue};
 use crate::protocol::api::NAME_BYTES_MAX;
 use crate::queue::WhenFull;
+use crate::queue::topic::ACK_S_DEFAULT;
 
 /// The most groups of one topic, besides the default group. Each costs the topic's bookkeeping once more.
 const GROUPS_MAX: usize = 16;
 
 const SECONDS_MAX: u64 = 30 * 24 * 3600;
-
-/// The time to acknowledge an event in topics without settings of their own, in seconds.
-pub const ACK_S: u64 = 30;
 
 section! {
     /// A topic with settings of its own. Other topics need no table: they come into being when they are used.
@@ -30,7 +28,7 @@ section! {
 
         /// The time that a consumer has to acknowledge an event. Then the event goes to another consumer. Also
         /// the limit in topics without a table. 0: any time.
-        ack_s: u64 = whole_of(" of seconds", 0..=SECONDS_MAX), value(ACK_S);
+        ack_s: u64 = whole_of(" of seconds", 0..=SECONDS_MAX), value(ACK_S_DEFAULT);
 
         /// How often an event is handed out without being acknowledged before it goes to the topic `dead`, which
         /// is needed then. 0: any number of times.

@@ -1,4 +1,4 @@
-//! Reloads the configuration of a running node: all of it, or nothing if anything in it is wrong.
+//! Reloads the configuration of a running node. If a check fails, nothing changes.
 
 use std::io;
 use std::sync::Arc;

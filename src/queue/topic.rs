@@ -56,6 +56,9 @@ const STALLED_US: u64 = 1_000_000;
 /// its messages. While they are in flight, later messages of the same clients have to wait.
 const EVICTION_US: u64 = 10_000_000;
 
+/// The time that a consumer has to acknowledge a message, in seconds, in topics without settings of their own.
+pub const ACK_S_DEFAULT: u64 = 30;
+
 /// Consumers of one group of a topic. The `queue.pop` of a further one is refused with 201.
 const CONSUMERS_MAX: usize = 1024;
 
@@ -354,8 +357,8 @@ impl Topic {
         self.written_in_groups(now_us, id, count);
     }
 
-    /// A back end may have left one group and joined another before all messages of the first were written.
-    /// They were handed out for earlier pops, and are written first.
+    /// Finishes messages in the order of the pops for which they were handed out: a back end may have left one
+    /// group and joined another before all messages of the first were written.
     #[cold]
     fn written_in_groups(&mut self, now_us: u64, id: BackendId, count: u32) {
         for _ in 0..count {

@@ -18,7 +18,7 @@ use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::protocol::token::TokenRule;
-use crate::queue::topic::Policy;
+use crate::queue::topic::{ACK_S_DEFAULT, Policy};
 use crate::queue::{Bounds, WhenFull};
 
 /// All settings of a node, the same for each of its shards.
@@ -315,9 +315,6 @@ pub struct TopicRules {
     pub dead: Option<Arc<str>>,
 }
 
-/// The time to acknowledge an event in a topic without rules of its own, in microseconds.
-const ACK_US: u64 = 30_000_000;
-
 impl QueueSettings {
     /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters
     /// of the topic's bytes. The rest may be in use permanently, as credit of other shards.
@@ -331,7 +328,7 @@ impl QueueSettings {
 
     /// Returns the rules of a topic.
     pub fn rules_of(&self, topic: &str) -> TopicRules {
-        let policy = Policy { ack_us: ACK_US, ..Policy::default() };
+        let policy = Policy { ack_us: ACK_S_DEFAULT * 1_000_000, ..Policy::default() };
         self.rules.get(topic).cloned().unwrap_or_else(|| TopicRules {
             groups: Vec::new(),
             bounds: self.bounds,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The length of a round, in milliseconds. By its end the closed connections have freed their
 /// memory, which takes two turns of a shard.
-pub(super) const ROUND_MS: u64 = 100;
+const ROUND_MS: u64 = 100;
 
 /// The bytes that all shards of a node have shed in the current round. Each shard compares this
 /// total with the excess and closes connections only while the total is lower. So the shards

@@ -44,12 +44,12 @@ struct WaitingDelivery {
     delivery: Delivery,
 }
 
-/// What a consumer says about events.
+/// The verdict of a consumer on events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// They are processed.
+    /// The events are processed.
     Settled,
-    /// They are to be delivered again, after this time.
+    /// The events are to be delivered again, after this time.
     Refused {
         /// The time in milliseconds.
         after_ms: u32,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const ACK_US: u64 = 30_000_000;
+const ACK_US: u64 = ACK_S_DEFAULT * 1_000_000;
 const POLICY: Policy = Policy { ack_us: ACK_US, tries: 0, age_max_us: 0 };
 
 fn grouped(messages: usize, when_full: WhenFull) -> Topic {
@@ -161,7 +161,7 @@ fn a_refused_message_without_a_delay_comes_again_at_once() {
     assert_eq!(short(&handed(&mut topic)), [(1, 1, true)]);
 }
 
-/// What is sent to the dead topic: the message, the tries and why.
+/// The messages for the dead topic, each with its tries and why it goes there.
 fn buried(topic: &mut Topic) -> Vec<(u64, u16, &'static str)> {
     let dead = |effect| match effect {
         Effect::Bury { frame, tries, why, .. } => Some((number(&frame), tries, why)),
