@@ -8,7 +8,7 @@ use serde_json::Value;
 pub struct Document(Value);
 
 /// Keywords that say nothing of a value's form, or what schemathesis checks.
-const SKIPPED: [&str; 8] = [
+const SKIPPED: [&str; 9] = [
     "description",
     "default",
     "title",
@@ -17,6 +17,7 @@ const SKIPPED: [&str; 8] = [
     "minLength",
     "propertyNames",
     "maxProperties",
+    "format",
 ];
 
 impl Document {
