@@ -289,7 +289,8 @@ fn the_quota_of_a_user_holds_for_all_shards_together() {
     assert_eq!(answers.matches("HTTP/1.1 200").count(), 8, "{answers}");
     assert_eq!(node.counters().limits.requests_per_s, 3);
     node.receive(0, keys[0], &publish("X-Error-Mode: status\r\n"));
-    assert!(node.written(0).starts_with("HTTP/1.1 429"));
+    let refused = node.written(0);
+    assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("\r\nRetry-After: 1\r\n"));
     node.pass_ms(200);
     node.receive(1, keys[1], &publish(""));
     node.deliver();

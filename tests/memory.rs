@@ -529,7 +529,7 @@ fn when_memory_is_shortest_the_largest_connections_are_closed_whatever_they_hold
             shard.handle_written(NOW, key, bytes.len(), true);
         }
     }
-    assert!(told.contains("HTTP/1.1 503"), "{told}");
+    assert!(told.contains("HTTP/1.1 503") && told.contains("\r\nRetry-After: "), "{told}");
     assert!(told.contains("short of memory, try again later"), "{told}");
     let counters = shard.inspect().counters();
     assert_eq!(counters.shed_holders, 2);

@@ -253,7 +253,8 @@ fn devices_behind_one_proxy_are_counted_by_their_own_addresses() {
     }
     for client in ["192.0.2.7", "192.0.2.8"] {
         let refused = connect(client).err().expect("a third has none");
-        assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+        assert_eq!(refused.status, 429);
+        assert!(refused.header("retry-after").is_some());
     }
     // A place is free again when a device has gone, or was refused for another reason.
     drop(devices);

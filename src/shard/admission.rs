@@ -107,7 +107,7 @@ impl Admissions {
         let bytes = request.held_bytes() + need.held_bytes();
         if self.waiting.len() >= WAITING_MAX || self.waiting_bytes + bytes > WAITING_BYTES_MAX {
             turn.counters.limits.waiting_handshakes += 1;
-            return connections.refuse(turn, key, shape, TOO_MANY.0, &RETRY, TOO_MANY.1);
+            return connections.refuse(turn, key, shape, TOO_MANY.0, &[], TOO_MANY.1);
         }
         let Some(connection) = connections.get(key) else { return };
         let Stage::Http(http) = &mut connection.stage else { return };
@@ -259,9 +259,6 @@ impl Admissions {
 
 /// A refusal for lack of room.
 const TOO_MANY: Refusal = (503, "too many handshakes wait at this moment; try again later");
-
-/// The headers of such a refusal.
-const RETRY: [(&str, &str); 1] = [("Retry-After", "1")];
 
 #[cfg(test)]
 mod tests;

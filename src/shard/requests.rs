@@ -335,8 +335,7 @@ impl Shard {
             self.handshake(key, &request.lend(), &shape, Progress::New);
         } else {
             let why = "your address has reached its limit of connections or handshakes";
-            let retry = [("Retry-After", "1")];
-            self.connections.refuse(&mut self.turn, key, &shape, 429, &retry, why);
+            self.connections.refuse(&mut self.turn, key, &shape, 429, &[], why);
         }
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         connections.unpause(turn, key, Pause::Address);

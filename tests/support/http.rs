@@ -22,6 +22,16 @@ impl Response {
         Some(value)
     }
 
+    /// Whether gridcast refuses something that it may accept later. A health check is no refusal.
+    fn is_curable_refusal(&self) -> bool {
+        matches!(self.status, 429 | 503) && self.header("content-type") == Some("application/json")
+    }
+
+    fn says_when_to_retry(&self) -> bool {
+        let seconds = self.header("retry-after").and_then(|text| text.parse().ok());
+        seconds.is_some_and(|seconds: u8| (1..=10).contains(&seconds))
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).expect("the body is JSON")
     }
@@ -87,6 +97,7 @@ impl Http {
         }
         .expect("the body comes");
         response.body = String::from_utf8(body).expect("the body is text");
+        assert!(!response.is_curable_refusal() || response.says_when_to_retry(), "{response:?}");
         response
     }
 

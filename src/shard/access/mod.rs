@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use super::connection::{Awaited, Connections, Parked, Pause, Phase, Stage};
-use super::connection::{HttpShape, Shape};
+use super::connection::{HttpShape, RETRY_AFTER, Shape};
 use super::settings::Settings;
 use super::trail::{self, Entry};
 use super::turn::{Step, Turn};
@@ -283,7 +283,8 @@ impl ApiAccess {
         }
         let headers: &[_] = match status {
             401 => &[("WWW-Authenticate", CHALLENGE)],
-            429 | 503 => &[("Retry-After", "1")],
+            // Exactly: credentials count as retried from then on.
+            429 | 503 => &[(RETRY_AFTER, "1")],
             _ => &[],
         };
         connections.refuse(turn, key, &shape, status, headers, reason);

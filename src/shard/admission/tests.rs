@@ -164,7 +164,8 @@ impl World {
         self.hear(FromBridge::Admission { connection, ticket, verdict });
     }
 
-    /// Writes all output; returns it.
+    /// Writes all output; returns it. Every 503 in it has to say when to try again.
+    #[track_caller]
     fn written(&mut self) -> String {
         let mut all = Vec::new();
         for priority in [Priority::Urgent, Priority::Bulk] {
@@ -174,7 +175,13 @@ impl World {
                 self.shard.handle_written(self.now, key, all.len() - before, true);
             }
         }
-        String::from_utf8_lossy(&all).into_owned()
+        let written = String::from_utf8_lossy(&all).into_owned();
+        for answer in written.split("HTTP/1.1 ").filter(|answer| answer.starts_with("503")) {
+            let seconds = answer.lines().find_map(|line| line.strip_prefix("Retry-After: "));
+            let seconds: Option<u8> = seconds.and_then(|text| text.parse().ok());
+            assert!(seconds.is_some_and(|seconds| (1..=10).contains(&seconds)), "{answer}");
+        }
+        written
     }
 
     #[track_caller]

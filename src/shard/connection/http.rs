@@ -1,6 +1,6 @@
 //! The state of HTTP requests on a connection: partly received, begun, refused.
 
-use super::replies::HttpShape;
+use super::replies::{HttpShape, RETRY_AFTER};
 use super::{Connections, Listener, Stage};
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, Code, Fault};
@@ -9,6 +9,9 @@ use crate::protocol::upgrade::UpgradeError;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::Turn;
 use crate::shard::work;
+
+/// The longest time that a refused peer is asked to wait, in seconds.
+const RETRY_AFTER_S_MAX: u64 = 10;
 
 impl Connections {
     /// Puts back the parser with a partly received request.
@@ -31,7 +34,8 @@ impl Connections {
         }
     }
 
-    /// Answers with an error status and the API's JSON envelope.
+    /// Answers with an error status and the API's JSON envelope. A refusal that a later try can cure,
+    /// with the status 429 or 503, says when to try again; `headers` may say it more exactly.
     pub fn refuse(
         &mut self,
         turn: &mut Turn,
@@ -51,17 +55,16 @@ impl Connections {
         }
         turn.work.spend(work::REFUSAL);
         turn.work.end_slice();
-        let code = match status {
-            401 | 403 => Code::NotAuthorised,
-            413 | 414 | 431 => Code::TooLarge,
-            429 | 503 => Code::TooManyRequests,
-            _ => Code::InvalidArgument,
-        };
         let mut body = Vec::new();
-        api::put_answer(&mut body, &Err(Fault::new(code, why.to_owned())), None);
+        api::put_answer(&mut body, &Err(Fault::new(code_of(status), why.to_owned())), None);
+        let mut seconds = itoa::Buffer::new();
+        let mut headers = headers.to_vec();
+        if is_curable(status) && headers.iter().all(|(name, _)| *name != RETRY_AFTER) {
+            headers.push((RETRY_AFTER, seconds.format(retry_after_s(turn.now.us, key))));
+        }
         let date = turn.date();
         self.reply_bytes(turn, key, |out| {
-            shape.put(out, date, (status, "application/json"), headers, &body);
+            shape.put(out, date, (status, "application/json"), &headers, &body);
         });
     }
 
@@ -159,6 +162,29 @@ impl Connections {
     }
 }
 
+/// Whether a request that was refused with this status may be accepted later as it is.
+fn is_curable(status: u16) -> bool {
+    matches!(status, 429 | 503)
+}
+
+/// Returns the code in the body of a refusal.
+fn code_of(status: u16) -> Code {
+    match status {
+        401 | 403 => Code::NotAuthorised,
+        413 | 414 | 431 => Code::TooLarge,
+        _ if is_curable(status) => Code::TooManyRequests,
+        _ => Code::InvalidArgument,
+    }
+}
+
+/// Returns after how many seconds a refused peer may try again: a random number, so that peers that are
+/// refused together do not come back together.
+fn retry_after_s(now_us: u64, key: ConnectionKey) -> u64 {
+    // Multiplying by the golden ratio carries every bit into the high half.
+    let seed = now_us ^ u64::from(key.index).rotate_left(32);
+    1 + (seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % RETRY_AFTER_S_MAX
+}
+
 fn count_refused(turn: &mut Turn, error: HttpError) {
     let limits = &mut turn.counters.limits;
     match error {
@@ -179,5 +205,22 @@ impl HttpShape {
     /// Returns the response format for input that is no valid request.
     fn of_refusal() -> Self {
         Self { exchange: Exchange::REFUSED, fault_status: false, allow_origin: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_that_are_refused_together_come_back_spread_over_the_whole_time() {
+        for now_us in [0, 1_000_000, 1_000_001] {
+            let mut times = [0; RETRY_AFTER_S_MAX as usize];
+            for index in 0..1000 {
+                let seconds = retry_after_s(now_us, ConnectionKey { index, generation: 0 });
+                times[seconds as usize - 1] += 1;
+            }
+            assert!(times.iter().all(|number| (50..=150).contains(number)), "{times:?}");
+        }
     }
 }

@@ -43,7 +43,7 @@ pub use outbound::{Batch, Chunk, freed_bytes};
 pub(super) use outbound::{BufferPool, Outbound};
 pub(super) use pauses::{Pause, Pauses};
 pub(super) use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
-pub(super) use replies::{FollowUp, HttpShape, Replies, Shape, WAITING_MAX};
+pub(super) use replies::{FollowUp, HttpShape, RETRY_AFTER, Replies, Shape, WAITING_MAX};
 pub(super) use stage::{
     Arriving, Awaited, Backend, Client, FramePause, Http, Parked, Stage, UnwrittenEvent,
 };

@@ -16,6 +16,9 @@ pub(crate) const WAITING_MAX: usize = 1024;
 /// Number of pending answers at which reading resumes after [`WAITING_MAX`] was reached.
 pub(super) const WAITING_MIN: usize = 512;
 
+/// The header that says after how many seconds to try again.
+pub(in crate::shard) const RETRY_AFTER: &str = "Retry-After";
+
 /// The format of an answer.
 #[derive(Debug)]
 pub enum Shape {
@@ -91,7 +94,9 @@ impl HttpShape {
             Err(fault) if self.fault_status => fault.code.http_status(),
             _ => 200,
         };
-        self.put(out, date, (status, "application/json"), &[], body);
+        // Quotas count by the second, and other calls are answered within two.
+        let headers: &[_] = if status == 429 { &[(RETRY_AFTER, "1")] } else { &[] };
+        self.put(out, date, (status, "application/json"), headers, body);
     }
 
     /// Appends an HTTP response with this status and body.
