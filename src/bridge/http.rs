@@ -144,6 +144,10 @@ impl Driver {
                     }
                     let now_ms = self.now_ms();
                     for (from, message) in messages.drain(..) {
+                        // Connections to services that a reload has replaced are no longer counted.
+                        if matches!(message, ToBridge::Sources(_)) {
+                            self.client.close_idle();
+                        }
                         self.bridge.handle_message(now_ms, from, message);
                     }
                 }

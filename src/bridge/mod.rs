@@ -15,7 +15,7 @@
 //! | messages of shards that the thread has not taken | [`http::INBOX_MESSAGES`] | shards keep theirs, which their own bounds limit |
 //! | questions of a hook in flight | `hooks::IN_FLIGHT_MAX` | further ones wait |
 //! | questions that wait for a hook | `hooks::WAITING_MAX`, `hooks::WAITING_BYTES_MAX` | those of devices that have gone are dropped, then new ones are answered [`AdmissionVerdict::Full`](crate::message::AdmissionVerdict::Full) |
-//! | connections | those of the questions in flight, and [`HOOK_DESCRIPTORS`](crate::runtime::check::HOOK_DESCRIPTORS) for each hook with idle ones, reserved at the start | an idle one is closed |
+//! | connections | those of the questions in flight, and [`HOOK_DESCRIPTORS`](crate::runtime::check::HOOK_DESCRIPTORS) for each hook with idle ones, reserved at the start and at each reload | an idle one is closed; a reload closes all idle ones |
 //! | an answer | `KEY_SET_BYTES_MAX`, [`ANSWER_BYTES_MAX`](crate::protocol::admission::ANSWER_BYTES_MAX) | the request fails |
 
 mod hooks;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::support::{self, Message, Server, Service, Socket, refusing_port};
-use crate::{metric, server_with};
+use crate::{config_with, metric, server_with};
 
 fn server_with_hook(service: &Service, more: &str) -> Server {
     server_with(&format!("admit = {{ url = \"http://{}/admit\"{more} }}", service.address))
@@ -99,6 +99,27 @@ fn a_hook_that_does_not_answer_or_is_not_there_keeps_nobody_waiting() {
     let mut server = server_with(&format!("admit = {{ url = \"http://{address}/\" }}"));
     assert_eq!(handshakes(&server, 1).remove(0).response().status, 503);
     server.logs("admission: http://");
+}
+
+#[test]
+fn a_reload_closes_the_idle_connections_to_a_hook_that_it_replaces() {
+    let (old, new) = (Service::start(), Service::start());
+    let config = |hook: &Service| {
+        config_with(&format!("admit = {{ url = \"http://{}/admit\" }}", hook.address))
+    };
+    let mut server = Server::start(&config(&old));
+    let mut waiting = handshakes(&server, 2);
+    let asked = [old.next(), old.next()];
+    for asked in asked {
+        asked.answer(200, "{}");
+    }
+    assert!(waiting.iter_mut().all(|http| http.response().status == 101));
+    assert_eq!(old.connections(), 2, "both are kept for the next questions");
+    server.reload(&config(&new));
+    support::until(|| old.connections() == 0);
+    let mut http = handshakes(&server, 1).remove(0);
+    new.next().answer(200, "{}");
+    assert_eq!(http.response().status, 101);
 }
 
 /// The handshakes that wait on all shards.

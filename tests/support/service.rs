@@ -1,10 +1,12 @@
 //! An HTTP service whose every answer the test decides.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
+use std::time::Duration;
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -15,6 +17,8 @@ use super::DEADLINE;
 pub struct Service {
     pub address: SocketAddr,
     asked: Receiver<Asked>,
+    // The number of connections that are open.
+    connections: Arc<AtomicUsize>,
 }
 
 /// A request that waits for its answer. The connection is closed if the test drops the request.
@@ -22,7 +26,18 @@ pub struct Asked {
     /// The request line and the headers.
     pub head: String,
     pub body: String,
-    answer: Sender<Vec<u8>>,
+    answer: Sender<Answer>,
+}
+
+/// The bytes of an answer.
+enum Answer {
+    Whole(Vec<u8>),
+    /// The chunk is repeated, after a pause each time, until the connection is closed.
+    Endless {
+        head: Vec<u8>,
+        chunk: Vec<u8>,
+        pause: Duration,
+    },
 }
 
 impl Service {
@@ -38,19 +53,36 @@ impl Service {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let (sender, asked) = mpsc::channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let open = connections.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (sender, tls) = (sender.clone(), tls.clone());
-                thread::spawn(move || match tls {
-                    None => serve(stream, &sender),
-                    Some(tls) => {
-                        let session = ServerConnection::new(tls).expect("the settings are right");
-                        serve(StreamOwned::new(session, stream), &sender);
+                let (sender, tls, open) = (sender.clone(), tls.clone(), open.clone());
+                open.fetch_add(1, Ordering::Relaxed);
+                thread::spawn(move || {
+                    match tls {
+                        None => serve(stream, &sender),
+                        Some(tls) => {
+                            let session = ServerConnection::new(tls);
+                            let session = session.expect("the settings are right");
+                            serve(StreamOwned::new(session, stream), &sender);
+                        }
                     }
+                    open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
         });
-        Self { address, asked }
+        Self { address, asked, connections }
+    }
+
+    /// Returns the number of connections that are open.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Whether no request has come since the last one that was taken.
+    pub fn is_unasked(&self) -> bool {
+        self.asked.try_recv().is_err()
     }
 
     /// Waits for the next request.
@@ -74,8 +106,20 @@ impl Asked {
     pub fn answer_with(self, status: u16, headers: &str, body: &str) {
         let length = body.len();
         let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n{headers}\r\n");
+        self.answer_bytes([head.as_bytes(), body.as_bytes()].concat());
+    }
+
+    /// Answers with these bytes, whatever they are.
+    pub fn answer_bytes(self, bytes: impl Into<Vec<u8>>) {
         // Fails if the connection was closed meanwhile.
-        let _ = self.answer.send([head.as_bytes(), body.as_bytes()].concat());
+        let _ = self.answer.send(Answer::Whole(bytes.into()));
+    }
+
+    /// Answers with a beginning, and a chunk that is repeated, after a pause each time, until the
+    /// connection is closed.
+    pub fn answer_endlessly(self, head: &str, chunk: &str, pause: Duration) {
+        let (head, chunk) = (head.into(), chunk.into());
+        let _ = self.answer.send(Answer::Endless { head, chunk, pause });
     }
 }
 
@@ -101,11 +145,25 @@ fn serve(stream: impl Read + Write, sender: &Sender<Asked>) {
         if sender.send(asked).is_err() {
             return;
         }
-        let Ok(bytes) = answered.recv() else { return };
-        let stream = stream.get_mut();
-        if stream.write_all(&bytes).and_then(|()| stream.flush()).is_err() {
+        let Ok(answer) = answered.recv() else { return };
+        if put(stream.get_mut(), answer).is_err() {
             return;
         }
+    }
+}
+
+fn put(stream: &mut impl Write, answer: Answer) -> io::Result<()> {
+    let (bytes, repeated) = match answer {
+        Answer::Whole(bytes) => (bytes, None),
+        Answer::Endless { head, chunk, pause } => (head, Some((chunk, pause))),
+    };
+    stream.write_all(&bytes)?;
+    stream.flush()?;
+    let Some((chunk, pause)) = repeated else { return Ok(()) };
+    loop {
+        stream.write_all(&chunk)?;
+        stream.flush()?;
+        thread::sleep(pause);
     }
 }
 

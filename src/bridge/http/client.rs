@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use hyper::{Method, Request};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -65,6 +65,11 @@ impl Client {
         }
     }
 
+    /// Closes the connections without requests. The others are closed at the end of their requests.
+    pub(super) fn close_idle(&mut self) {
+        self.pools.clear();
+    }
+
     fn pool(&mut self, authorities: &Authorities) -> Result<Connections, String> {
         if let Some(pool) = self.pools.get(authorities) {
             return Ok(pool.clone());
@@ -91,9 +96,13 @@ async fn send(pool: Connections, request: ServiceRequest) -> Result<ServiceAnswe
     let request = head.body(body).map_err(|error| ServiceFailure(error.to_string()))?;
     let answer = pool.request(request).await.map_err(|error| ServiceFailure(explain(&error)))?;
     let status = answer.status().as_u16();
+    let too_long = || ServiceFailure(format!("the answer is longer than {answer_bytes_max} bytes"));
+    if answer.body().size_hint().lower() > answer_bytes_max as u64 {
+        return Err(too_long());
+    }
     let body = Limited::new(answer.into_body(), answer_bytes_max).collect().await;
     let body = body.map_err(|error| match error.is::<LengthLimitError>() {
-        true => ServiceFailure(format!("the answer is longer than {answer_bytes_max} bytes")),
+        true => too_long(),
         false => ServiceFailure(explain(&*error)),
     })?;
     Ok(ServiceAnswer { status, body: body.to_bytes().to_vec() })
