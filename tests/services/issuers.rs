@@ -7,7 +7,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, generate_simple_self_signed};
+use rcgen::{CertifiedKey, KeyPair, PKCS_ED25519, PublicKeyData, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::PrivateKeyDer;
@@ -46,12 +46,12 @@ pub(crate) fn key_set(keys: &[&SigningKey]) -> String {
 }
 
 /// A server whose route `/in` takes tokens with these settings, and whose route `/plain` takes anybody.
-fn server_with_token(settings: &str) -> Server {
+pub(crate) fn server_with_token(settings: &str) -> Server {
     server_with(&format!("token = {{ {settings} }}"))
 }
 
 /// Tries to connect with a token; returns the status, and the body of a refusal.
-fn connect(server: &Server, token: &str) -> (u16, String) {
+pub(crate) fn connect(server: &Server, token: &str) -> (u16, String) {
     match Socket::connect(server.edge, "/in", &format!("Authorization: Bearer {token}\r\n")) {
         Ok(_) => (101, String::new()),
         Err(response) => (response.status, response.body),
@@ -129,7 +129,14 @@ fn an_issuer_that_is_down_keeps_nobody_waiting() {
 /// A service over TLS, and the file with its authority.
 fn service_over_tls(name: &str) -> (Service, PathBuf) {
     let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-    let certified = generate_simple_self_signed(names).expect("a certificate");
+    service_with_certificate(name, &generate_simple_self_signed(names).expect("a certificate"))
+}
+
+/// A service with this certificate, and the file with its authority.
+pub(crate) fn service_with_certificate(
+    name: &str,
+    certified: &CertifiedKey<KeyPair>,
+) -> (Service, PathBuf) {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let file = folder.join(format!("gridcast-{name}-{}.pem", std::process::id()));
     fs::write(&file, certified.cert.pem()).expect("the test's folder can be written");

@@ -8,6 +8,7 @@ mod support;
 
 mod hooks;
 mod issuers;
+mod misbehaving;
 
 use support::Server;
 
