@@ -32,6 +32,7 @@ mod route;
 mod sample;
 mod service;
 mod shape;
+mod sink;
 mod source;
 mod tls;
 mod token;
@@ -44,6 +45,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use api::Api;
 pub use changes::{Change, Written};
@@ -64,10 +66,13 @@ pub use queue::Queue;
 pub use reference::reference_page;
 pub use route::{Events, Handler, Route};
 pub use sample::sample_file;
+use sink::{SinkKeys, read_sinks};
 pub use source::{Loaded, Source};
 pub use tls::{MutualTls, TlsFiles};
 pub use topic::Topic;
 use topic::read_topics;
+
+use crate::protocol::sink::{EngineAddress, Sink};
 
 /// The largest file that is read. A thousand routes take a tenth of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -95,8 +100,10 @@ section! {
 
         queue as "queue": Queue = Queue::read(root, &edges)?, One(Queue::definition);
 
+        sinks as "sink": Vec<Arc<Sink>> = read_sinks(root)?, Many(SinkKeys::definition);
+
         topics as "topic": Vec<Topic> =
-            read_topics(root, &edges, &queue)?, Many(Topic::definition), restart;
+            read_topics(root, &edges, &queue, &sinks)?, Many(Topic::definition), restart;
 
         data as "data": Data = Data::read(root)?, One(Data::definition);
 
@@ -154,13 +161,16 @@ impl Config {
 }
 
 impl Config {
-    /// The numbers of different admission hooks and key sets that routes use.
+    /// The number of services that answer questions of devices or take events (different admission hooks of
+    /// routes, and webhooks of sinks), and that of different key sets.
     pub fn services(&self) -> (usize, usize) {
         let routes = || self.edges.iter().flat_map(|edge| &edge.routes);
         let hooks: HashSet<_> = routes().filter_map(|route| route.admit.as_ref()).collect();
         let rules = routes().filter_map(|route| route.token.as_ref());
         let key_sets: HashSet<_> = rules.filter_map(|rule| rule.key_source()).collect();
-        (hooks.len(), key_sets.len())
+        let is_webhook = |sink: &&Arc<Sink>| matches!(sink.engine, EngineAddress::Webhook(_));
+        let webhooks = self.sinks.iter().filter(is_webhook).count();
+        (hooks.len() + webhooks, key_sets.len())
     }
 
     /// Warnings about settings that are allowed but likely a mistake at this time, one line each.
@@ -199,6 +209,9 @@ impl fmt::Display for Config {
             let routes: Vec<String> = edge.routes.iter().map(Route::to_string).collect();
             let routes = routes.join(", ");
             write!(formatter, "\nedge {}{}: {routes}", edge.bind, over(&edge.tls))?;
+        }
+        for sink in &self.sinks {
+            write!(formatter, "\nsink {}: topic {} to {}", sink.name, sink.topic, sink.engine)?;
         }
         if let Some(mesh) = &self.mesh {
             write!(formatter, "\n{mesh}")?;

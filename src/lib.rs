@@ -14,7 +14,7 @@
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, io_uring and epoll, client sockets, mailboxes: the only place with unsafe code; with `mesh::quic` and `bridge::http` the only one with clocks and network I/O |
-//! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks |
+//! | [`bridge`] | requests to HTTP services: the key sets of issuers, admission hooks. Sinks, which carry events to engines |
 //! | [`mesh`] | the other nodes: membership, their interest in channels, delivery of messages |
 //! | [`config`] | one definition per key. Yields the checked values, the reference page and the sample file |
 //! | [`cli`] | the command line, and the commands that are clients of the API |
@@ -44,6 +44,7 @@
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
+//! | Where is an event handed to a sink? | `HomeTopics::poll_sink_events` in `shard::topics::sinks`; batched in `bridge::sinks`, delivered in `bridge::engines` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
 //! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
 //! | Where do idle connections time out? | `shard::connection::timeouts` |
@@ -215,6 +216,15 @@
 //! `bridge::Bridge` is a value like a shard. `bridge::http` drives it on a thread of its own, with a tokio
 //! runtime of its own, so that TLS and JSON delay neither shards nor heartbeats. Messages of shards come
 //! through one bounded channel (`runtime::outlet`); answers go through the bus.
+//!
+//! # The life of an event with a sink
+//!
+//! 1. The home of the topic keeps the event in the group of the sink (`queue::topic`). The bridge tells the home that
+//!    the sink has begun, and the home hands out events within a window.
+//! 2. `bridge::sinks` makes batches. No two batches in flight have events of the same client, so a batch that fails
+//!    is sent again without breaking the order.
+//! 3. An engine of `bridge::engines` delivers a batch. When it has acknowledged the batch, the bridge reports the
+//!    numbers of the events to the home, which frees their room.
 //!
 //! # Standard error
 //!

@@ -273,6 +273,31 @@ pub struct TopicReport {
     pub consumers: u64,
     /// The age of the oldest waiting message, in milliseconds; 0 if none waits.
     pub oldest_ms: u64,
+    /// The topic's sinks.
+    pub sinks: Vec<SinkReport>,
+}
+
+/// The figures of one sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkReport {
+    /// The sink's name.
+    pub name: String,
+    /// Events that the engine has not acknowledged.
+    pub lag: u64,
+    /// The age of the oldest of them, in milliseconds.
+    pub lag_ms: u64,
+    /// Events that the engine has acknowledged.
+    pub delivered: u64,
+    /// Batches that the engine has acknowledged.
+    pub batches: u64,
+    /// Attempts that have failed.
+    pub retries: u64,
+    /// Events in batches that the engine has not acknowledged.
+    pub in_flight: u64,
+    /// Whether the sink runs and the last attempt has not failed.
+    pub is_up: bool,
+    /// Why the last attempt has failed, if it has.
+    pub failure: Option<String>,
 }
 
 /// A histogram of durations.

@@ -23,7 +23,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
-use crate::bridge;
+use crate::bridge::{self, Services};
 use crate::config::{Config, Level, Loaded, Source, TlsFiles};
 use crate::protocol::credentials::FingerprintKey;
 use crate::runtime::ids::{self, Place, Reservation};
@@ -118,9 +118,14 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     };
     let StartedShards { settings, state, shards, port } = start.start(driver, listeners)?;
     let (sources, random_seed) = (key_sources(config), u64::from_ne_bytes(random()?));
-    let bridge =
-        bridge::http::start(inbox, sources, random_seed, shards.control(), failures.clone())
-            .map_err(|error| NodeError(format!("bridge: {error}")))?;
+    let bridge = bridge::http::start(
+        inbox,
+        Services { sources, sinks: config.sinks.clone() },
+        random_seed,
+        shards.control(),
+        failures.clone(),
+    )
+    .map_err(|error| NodeError(format!("bridge: {error}")))?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
         None => None,

@@ -67,7 +67,7 @@ fn every_setting_of_the_sample_file_can_be_switched_on() {
         "api.proxy" | "edge.proxy" => key == "forwarded",
         "edge.route.token" => ["key_file", "jwks", "refresh_s", "ca"].contains(&key),
         "edge.route.token.keys" => true,
-        "edge.route.admit" => key == "ca",
+        "edge.route.admit" | "sink.webhook" => key == "ca",
         _ => table.ends_with(".tls"),
     };
     let config = parse(&switched_on(|table, key| !excluded(table, key)));

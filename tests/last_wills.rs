@@ -527,6 +527,7 @@ fn settings(node: NodeId, when_full: WhenFull) -> Settings {
             when_full,
             topics: 2,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         ..base
     }

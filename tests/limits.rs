@@ -50,6 +50,7 @@ fn settings(shards: usize) -> Settings {
             when_full: WhenFull::Hold,
             topics: 2,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

@@ -60,7 +60,13 @@ impl Node {
                 port: 6790,
                 routes: routes.into_iter().map(Arc::new).collect(),
             }],
-            queue: QueueSettings { bounds, when_full, topics: 8, rules: Arc::default() },
+            queue: QueueSettings {
+                bounds,
+                when_full,
+                topics: 8,
+                rules: Arc::default(),
+                sinks: Arc::default(),
+            },
             ..shard_value::settings()
         };
         settings.limits.outbound_bytes = 4 << 20;

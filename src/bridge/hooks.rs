@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Purpose, ServiceAnswer, ServiceFailure, ServiceRequest};
+use super::{Exchange, JSON, Purpose, ServiceAnswer, ServiceFailure, ServiceRequest};
 use crate::address::ShardId;
 use crate::message::{AdmissionRequest, AdmissionVerdict};
 use crate::protocol::admission::{ANSWER_BYTES_MAX, Admission};
@@ -82,14 +82,16 @@ impl HookQueue {
             self.in_flight += 1;
             let Waiting { from, request, deadline_ms } = waiting;
             let AdmissionRequest { hook, connection, ticket, body, .. } = request;
-            return Some(ServiceRequest {
+            let exchange = Exchange {
                 service: hook.service.clone(),
                 secret: hook.secret.clone(),
-                purpose: Purpose::Admission { hook, shard: from, connection, ticket },
                 body: Some(body),
+                content_type: JSON,
                 timeout_ms: deadline_ms - now_ms,
                 answer_bytes_max: ANSWER_BYTES_MAX,
-            });
+            };
+            let purpose = Purpose::Admission { hook, shard: from, connection, ticket };
+            return Some(ServiceRequest { purpose, exchange });
         }
         None
     }
@@ -111,7 +113,7 @@ pub(super) fn judge(
 ) -> (AdmissionVerdict, Result<(), String>) {
     let failed = |why| (AdmissionVerdict::Failed, Err(why));
     match answer {
-        Ok(ServiceAnswer { status: 200, body }) => match Admission::read(&body) {
+        Ok(ServiceAnswer { status: 200, body, .. }) => match Admission::read(&body) {
             Ok(admission) => (AdmissionVerdict::Granted(Box::new(admission)), Ok(())),
             Err(error) => failed(error.to_string()),
         },

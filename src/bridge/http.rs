@@ -1,6 +1,6 @@
-//! The thread of the bridge: tokio, with one task for each request to a service.
+//! The thread of the bridge: tokio, with one task for each request to a service and each batch of a sink.
 
-mod client;
+pub(super) mod client;
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -13,13 +13,16 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure};
+use super::engines::{self, Engine};
+use super::sinks::{Delivery, Failure, SinkMessage};
+use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure, Services};
 use crate::address::ShardId;
-use crate::message::{FromNode, ToBridge};
-use crate::protocol::token::KeySource;
+use crate::address::placement::home_of_topic;
+use crate::message::{FromBridge, FromNode, ToBridge};
+use crate::protocol::sink::Sink;
 use crate::runtime::{NodePort, ToBridgeSender};
 use client::Client;
 
@@ -56,14 +59,14 @@ pub struct Running {
     stop: oneshot::Sender<()>,
 }
 
-/// Starts the thread, which fetches the keys of `sources` and answers the shards through `control`. If
+/// Starts the thread, which fetches keys, runs sinks, and answers the shards through `control`. If
 /// the thread fails later, `failures` is called with the reason, and the node has to end.
 ///
 /// # Errors
 /// The thread or its runtime cannot be created.
 pub fn start(
     inbox: Inbox,
-    sources: Vec<Arc<KeySource>>,
+    services: Services,
     random: u64,
     control: NodePort,
     failures: impl Fn(String) + Send + 'static,
@@ -75,12 +78,15 @@ pub fn start(
         .build()?;
     let (stop, stopped) = oneshot::channel();
     let driver = Driver {
-        bridge: Bridge::new(sources, random),
+        bridge: Bridge::new(services, random),
         client: Client::default(),
         control,
         start: Instant::now(),
         exchanges: JoinSet::new(),
         purposes: HashMap::new(),
+        engines: HashMap::new(),
+        attempts: JoinSet::new(),
+        deliveries: HashMap::new(),
     };
     let work = move || {
         let ended = catch_unwind(AssertUnwindSafe(|| run(&runtime, driver, inbox, stopped)));
@@ -120,6 +126,12 @@ struct Driver {
     exchanges: JoinSet<Exchanged>,
     // What each of them is for.
     purposes: HashMap<Id, Purpose>,
+    // The engines of sinks that have delivered something.
+    engines: HashMap<Arc<Sink>, Box<dyn Engine>>,
+    // The batches in flight: a bounded number for each sink.
+    attempts: JoinSet<Result<(), Failure>>,
+    // What each of them delivers.
+    deliveries: HashMap<Id, Delivery>,
 }
 
 impl Driver {
@@ -148,7 +160,11 @@ impl Driver {
                         if matches!(message, ToBridge::Sources(_)) {
                             self.client.close_idle();
                         }
+                        let has_new_sinks = matches!(message, ToBridge::Sinks(_));
                         self.bridge.handle_message(now_ms, from, message);
+                        if has_new_sinks {
+                            self.engines.retain(|sink, _| self.bridge.has_sink(sink));
+                        }
                     }
                 }
                 Some(ended) = self.exchanges.join_next_with_id() => {
@@ -161,6 +177,7 @@ impl Driver {
                         self.bridge.handle_answer(self.now_ms(), purpose, answer);
                     }
                 }
+                Some(ended) = self.attempts.join_next_with_id() => self.handle_attempt(ended),
                 () = timeout => {}
             }
         }
@@ -170,11 +187,45 @@ impl Driver {
         self.start.elapsed().as_millis() as u64
     }
 
+    /// Handles the end of an attempt to deliver a batch, and of others that have ended by now.
+    fn handle_attempt(&mut self, ended: Result<(Id, Result<(), Failure>), JoinError>) {
+        let mut next = Some(ended);
+        while let Some(ended) = next {
+            let (id, outcome) = match ended {
+                Ok((id, outcome)) => (id, outcome),
+                // The task has panicked.
+                Err(error) => (error.id(), Err(Failure { why: error.to_string(), pause_ms: None })),
+            };
+            if let Some(delivery) = self.deliveries.remove(&id) {
+                self.bridge.handle_outcome(self.now_ms(), &delivery, outcome);
+            }
+            next = self.attempts.try_join_next_with_id();
+        }
+    }
+
+    /// Starts the deliveries that are due.
+    fn deliver(&mut self) {
+        let now_ms = self.now_ms();
+        while let Some(delivery) = self.bridge.poll_delivery(now_ms) {
+            let engine = self.engines.entry(delivery.sink.clone());
+            let engine = engine.or_insert_with_key(|sink| engines::connect(sink));
+            let task = self.attempts.spawn(engine.deliver(delivery.batch.clone()));
+            self.deliveries.insert(task.id(), delivery);
+        }
+        while let Some(SinkMessage { sink, message }) = self.bridge.poll_sink_message() {
+            let home = home_of_topic(&sink.topic, self.control.shards().count());
+            let (topic, sink) = (sink.topic.clone(), sink.name.clone());
+            let message = FromBridge::Sink { topic, sink, message };
+            self.control.tell(home, FromNode::Bridge(Box::new(message)));
+        }
+    }
+
     /// Sends the requests and messages of the bridge.
     fn send(&mut self) {
+        self.deliver();
         while let Some(request) = self.bridge.poll_request() {
             let purpose = request.purpose.clone();
-            let task = self.exchanges.spawn(self.client.exchange(request));
+            let task = self.exchanges.spawn(self.client.exchange(request.exchange));
             self.purposes.insert(task.id(), purpose);
         }
         while let Some((to, message)) = self.bridge.poll_message() {

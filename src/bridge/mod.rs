@@ -1,4 +1,5 @@
-//! Requests to HTTP services: the key sets of issuers, and admission hooks.
+//! Requests to HTTP services (the key sets of issuers, admission hooks), and the sinks that carry events to
+//! engines.
 //!
 //! [`Bridge`] is a value like a shard. Messages of shards, answers of services and the time go in
 //! (`handle_*`); requests for services and messages for shards come out (`poll_*`). `http.rs` drives the
@@ -6,7 +7,9 @@
 //! or the heartbeats of the mesh.
 //!
 //! - `keys.rs`: when a key set is fetched. `hooks.rs`: which questions a hook gets, and which wait.
+//! - `sinks.rs`: which sinks run. `sinks/runner.rs`: the batches of one sink, and when each is sent again.
 //! - `http.rs`: the thread. `http/client.rs`: HTTP, TLS and their limits.
+//! - `engines.rs`: how events are handed to an engine. Each engine has a file.
 //!
 //! # Bounds
 //!
@@ -16,11 +19,15 @@
 //! | questions of a hook in flight | `hooks::IN_FLIGHT_MAX` | further ones wait |
 //! | questions that wait for a hook | `hooks::WAITING_MAX`, `hooks::WAITING_BYTES_MAX` | those of devices that have gone are dropped, then new ones are answered [`AdmissionVerdict::Full`](crate::message::AdmissionVerdict::Full) |
 //! | connections | those of the questions in flight, and [`HOOK_DESCRIPTORS`](crate::runtime::check::HOOK_DESCRIPTORS) for each hook with idle ones, reserved at the start and at each reload | an idle one is closed; a reload closes all idle ones |
+//! | events of a sink that its engine has not acknowledged | the window of the topic, `queue/topic/sink.rs` | events wait in the topic |
+//! | batches of a sink in flight | `in_flight` of the sink, for engines without that key a constant of the engine | events wait for the next batch |
 //! | an answer | `KEY_SET_BYTES_MAX`, [`ANSWER_BYTES_MAX`](crate::protocol::admission::ANSWER_BYTES_MAX) | the request fails |
 
+mod engines;
 mod hooks;
 pub mod http;
 mod keys;
+mod sinks;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
@@ -31,20 +38,41 @@ use crate::message::{AdmissionRequest, ConnectionKey, FromBridge, Ticket, ToBrid
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
+use crate::protocol::sink::Sink;
 use crate::protocol::token::KeySource;
 use hooks::HookQueue;
 use keys::KeyFetcher;
+use sinks::{Delivery, Failure, SinkMessage, Sinks};
 
 /// The longest key set, in bytes.
 const KEY_SET_BYTES_MAX: usize = 256 * 1024;
 
-/// A request for a service.
+/// What the node's configuration asks of the bridge.
+#[derive(Clone, Debug, Default)]
+pub struct Services {
+    /// The sources of keys.
+    pub sources: Vec<Arc<KeySource>>,
+    /// The sinks.
+    pub sinks: Vec<Arc<Sink>>,
+}
+
+/// The content type of a body that is one JSON value.
+const JSON: &str = "application/json";
+
+/// A request for a service, and what its answer is for.
 #[derive(Debug)]
 struct ServiceRequest {
     purpose: Purpose,
+    exchange: Exchange,
+}
+
+/// A request, and the limits of its answer.
+#[derive(Debug)]
+struct Exchange {
     service: HttpService,
     /// The body of a POST, as JSON. `None`: a GET.
     body: Option<Vec<u8>>,
+    content_type: &'static str,
     /// Signs the body.
     secret: Option<SigningSecret>,
     /// The time left for the answer, in milliseconds.
@@ -69,6 +97,8 @@ enum Purpose {
 #[derive(Debug)]
 struct ServiceAnswer {
     status: u16,
+    /// The header `Retry-After`, if it is a number of seconds.
+    retry_after_s: Option<u64>,
     body: Vec<u8>,
 }
 
@@ -87,6 +117,7 @@ enum Receivers {
 struct Bridge {
     fetchers: HashMap<Arc<KeySource>, KeyFetcher>,
     hooks: HashMap<Arc<AdmissionHook>, HookQueue>,
+    sinks: Sinks,
     // Makes the pauses between fetches differ from node to node, and from source to source.
     random: u64,
     // Emptied after each input.
@@ -96,16 +127,18 @@ struct Bridge {
 }
 
 impl Bridge {
-    /// Creates a bridge that fetches the keys of `sources`, beginning now.
-    fn new(sources: Vec<Arc<KeySource>>, random: u64) -> Self {
+    /// Creates a bridge that fetches keys and runs sinks, beginning now.
+    fn new(services: Services, random: u64) -> Self {
         let mut bridge = Self {
             fetchers: HashMap::new(),
             hooks: HashMap::new(),
+            sinks: Sinks::new(random),
             random,
             requests: VecDeque::new(),
             outbox: VecDeque::new(),
         };
-        bridge.handle_sources(sources);
+        bridge.handle_sources(services.sources);
+        bridge.sinks.set(services.sinks);
         bridge
     }
 
@@ -115,6 +148,8 @@ impl Bridge {
             ToBridge::FetchKeys(source) => self.handle_fetch(now_ms, from, source),
             ToBridge::Sources(sources) => self.handle_sources(sources),
             ToBridge::Admit(request) => self.handle_admit(now_ms, from, request),
+            ToBridge::Sinks(sinks) => self.sinks.set(sinks),
+            ToBridge::Events(events) => self.sinks.handle_events(events),
         }
     }
 
@@ -190,9 +225,30 @@ impl Bridge {
         }
     }
 
-    /// Returns when [`Self::handle_timeout`] has something to do.
+    /// Returns when [`Self::handle_timeout`] or [`Self::poll_delivery`] has something to do.
     fn poll_timeout(&self) -> Option<u64> {
-        self.fetchers.values().filter_map(KeyFetcher::next_fetch_ms).min()
+        let fetches = self.fetchers.values().filter_map(KeyFetcher::next_fetch_ms);
+        fetches.chain(self.sinks.poll_timeout()).min()
+    }
+
+    /// Returns the next batch for an engine.
+    fn poll_delivery(&mut self, now_ms: u64) -> Option<Delivery> {
+        self.sinks.poll_delivery(now_ms)
+    }
+
+    /// Handles the outcome of a delivery.
+    fn handle_outcome(&mut self, now_ms: u64, delivery: &Delivery, outcome: Result<(), Failure>) {
+        self.sinks.handle_outcome(now_ms, delivery, outcome);
+    }
+
+    /// Whether a sink with these settings runs.
+    fn has_sink(&self, sink: &Arc<Sink>) -> bool {
+        self.sinks.has(sink)
+    }
+
+    /// Returns the next message of a sink.
+    fn poll_sink_message(&mut self) -> Option<SinkMessage> {
+        self.sinks.poll_message()
     }
 
     /// Returns the next request for a service.
@@ -207,14 +263,15 @@ impl Bridge {
 }
 
 fn fetch_request(source: Arc<KeySource>) -> ServiceRequest {
-    ServiceRequest {
+    let exchange = Exchange {
         service: source.service.clone(),
         timeout_ms: source.service.timeout_ms,
-        purpose: Purpose::Keys(source),
         body: None,
+        content_type: JSON,
         secret: None,
         answer_bytes_max: KEY_SET_BYTES_MAX,
-    }
+    };
+    ServiceRequest { purpose: Purpose::Keys(source), exchange }
 }
 
 /// Logs that a service begins to fail, or works again. Further failures are logged at level `debug`: a

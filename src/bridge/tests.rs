@@ -20,11 +20,11 @@ fn source() -> Arc<KeySource> {
 }
 
 fn bridge() -> Bridge {
-    Bridge::new(vec![source()], 7)
+    Bridge::new(Services { sources: vec![source()], ..Services::default() }, 7)
 }
 
 fn ok(status: u16, body: &str) -> Result<ServiceAnswer, ServiceFailure> {
-    Ok(ServiceAnswer { status, body: body.into() })
+    Ok(ServiceAnswer { status, retry_after_s: None, body: body.into() })
 }
 
 fn down() -> Result<ServiceAnswer, ServiceFailure> {
@@ -35,7 +35,7 @@ fn down() -> Result<ServiceAnswer, ServiceFailure> {
 fn fetch(bridge: &mut Bridge, now_ms: u64) -> Purpose {
     bridge.handle_timeout(now_ms);
     let request = bridge.poll_request().expect("a fetch is due");
-    assert!(request.body.is_none() && bridge.poll_request().is_none());
+    assert!(request.exchange.body.is_none() && bridge.poll_request().is_none());
     request.purpose
 }
 
@@ -160,7 +160,7 @@ fn ask(bridge: &mut Bridge, now_ms: u64, number: u32, device: Weak<()>) {
 fn requests(bridge: &mut Bridge) -> Vec<(u32, Purpose)> {
     let requests = std::iter::from_fn(|| bridge.poll_request());
     let number = |request: ServiceRequest| {
-        let body = String::from_utf8(request.body.expect("a question")).expect("digits");
+        let body = String::from_utf8(request.exchange.body.expect("a question")).expect("digits");
         (body.parse().expect("a number"), request.purpose)
     };
     requests.map(number).collect()

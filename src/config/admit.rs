@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::file::PemFile;
-use super::service::{Url, service};
-use super::shape::{SecretText, milliseconds};
+use super::service::{SIGNING_SECRET, Url, service};
+use super::shape::milliseconds;
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::signature::SigningSecret;
 
@@ -22,7 +22,7 @@ section! {
 
         /// A secret that signs each question: the header `Gridcast-Signature` is
         /// `t=UNIX_SECONDS,v1=HEX`, with the HMAC-SHA256 of `UNIX_SECONDS.BODY`.
-        secret: Option<SigningSecret> = SECRET,
+        secret: Option<SigningSecret> = SIGNING_SECRET,
             none("none: questions are not signed", "\"a secret of the back end and gridcast\"");
 
         /// A PEM file: the authorities that the certificate of the URL must come from.
@@ -41,14 +41,6 @@ pub(super) fn read_admit(route: &Section<'_>) -> Result<Option<Arc<AdmissionHook
     let service = service(&section, &url, timeout_ms, ca)?;
     Ok(Some(Arc::new(AdmissionHook { service, secret })))
 }
-
-const SECRET: SecretText<SigningSecret> = SecretText {
-    expected: "a string of at least one byte",
-    parse: |text| match text.is_empty() {
-        true => Err("a string of at least one byte".to_owned()),
-        false => Ok(SigningSecret::new(text)),
-    },
-};
 
 #[cfg(test)]
 mod tests {

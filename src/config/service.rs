@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::document::{ConfigError, Section};
-use super::shape::ValueShape;
+use super::shape::{SecretText, ValueShape};
 use super::tls::authorities;
 use crate::protocol::service::HttpService;
+use crate::protocol::signature::SigningSecret;
 
 /// The URL of a service. A refused URL is not shown: it may contain a password.
 pub(super) struct Url;
@@ -27,6 +28,15 @@ impl ValueShape for Url {
         }
     }
 }
+
+/// A secret that signs requests to a service.
+pub(super) const SIGNING_SECRET: SecretText<SigningSecret> = SecretText {
+    expected: "a string of at least one byte",
+    parse: |text| match text.is_empty() {
+        true => Err("a string of at least one byte".to_owned()),
+        false => Ok(SigningSecret::new(text)),
+    },
+};
 
 /// Returns the service at a URL that [`Url`] has accepted, with the authorities in the file `ca`.
 pub(super) fn service(

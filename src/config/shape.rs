@@ -8,6 +8,7 @@ use toml::de::DeValue;
 
 use super::document::{ConfigError, Section, whole_number};
 use crate::address::listen::ListenAddress;
+use crate::protocol::api::NAME_BYTES_MAX;
 
 /// The values that a key may have.
 pub(super) trait ValueShape {
@@ -197,6 +198,12 @@ pub(super) const REACHABLE: Text<SocketAddr> = Text {
         (ADDRESS.parse)(text)
             .filter(|address| !address.ip().is_unspecified() && address.port() != 0)
     },
+};
+
+/// The name of a topic, a group or a sink.
+pub(super) const NAME: Text<String> = Text {
+    expected: "a name of 1 to 255 bytes",
+    parse: |text| (1..=NAME_BYTES_MAX).contains(&text.len()).then(|| text.to_owned()),
 };
 
 /// A string that no message shows.

@@ -14,6 +14,7 @@ use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{Roles, Scheme, Secret, SecretHash, User};
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
+use crate::protocol::sink::{EngineAddress, Sink, Webhook};
 use crate::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use crate::queue::WhenFull;
 
@@ -217,6 +218,7 @@ fn every_key_is_read() {
     let topic = Topic {
         name: "chat".to_owned(),
         groups: vec!["archive".to_owned()],
+        default_group: Some(true),
         ack_s: 5,
         tries: 6,
         dead: Some("chat.dead".to_owned()),
@@ -226,6 +228,17 @@ fn every_key_is_read() {
         when_full: WhenFull::Close,
     };
     assert_eq!(config.topics, [topic]);
+    let sink = Sink {
+        name: "chat-to-orders".into(),
+        topic: "chat".into(),
+        engine: EngineAddress::Webhook(Webhook {
+            service: HttpService::new("https://orders.example.org/events", 900).expect("a URL"),
+            secret: Some(SigningSecret::new("shared")),
+            batch: 8,
+            in_flight: 2,
+        }),
+    };
+    assert_eq!(config.sinks, [Arc::new(sink)]);
     let limits = Limits {
         edge_message_bytes: 1000,
         api_message_bytes: 2000,
@@ -293,6 +306,7 @@ fn the_test_of_every_key_leaves_none_out() {
             "edge.route.token.keys.key",
             "edge.route.token.keys.key_file",
             "edge.route.admit.ca",
+            "sink.webhook.ca",
         ]
     );
 }

@@ -1,13 +1,15 @@
 //! Topics with settings of their own.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::queue::{TOPIC_BYTES_MIN, WHEN_FULL, topic_bytes_min};
-use super::shape::{List, Text, bytes, whole, whole_of};
+use super::shape::{List, NAME, Switch, bytes, whole, whole_of};
 use super::{Edge, Queue};
 use crate::protocol::api::NAME_BYTES_MAX;
+use crate::protocol::sink::Sink;
 use crate::queue::WhenFull;
 use crate::queue::topic::ACK_S_DEFAULT;
 
@@ -25,6 +27,11 @@ section! {
 
         /// Consumer groups besides the default group, at most 16. Every group gets every event.
         groups: Vec<String> = GROUPS, value(Vec::new()), restart;
+
+        /// Whether consumers that name no group form a group too, the default group. Without such a consumer,
+        /// the events for it fill the topic.
+        default_group: Option<bool> = Switch,
+            none("true without a `[[sink]]` of the topic, false with one", "true");
 
         /// The time that a consumer has to acknowledge an event. Then the event goes to another consumer. Also
         /// the limit in topics without a table. 0: any time.
@@ -54,11 +61,6 @@ section! {
     }
 }
 
-const NAME: Text<String> = Text {
-    expected: "a name of 1 to 255 bytes",
-    parse: |text| (1..=NAME_BYTES_MAX).contains(&text.len()).then(|| text.to_owned()),
-};
-
 const GROUPS: List<String> = List {
     expected: "a name of 1 to 255 bytes",
     parse: |text| {
@@ -73,12 +75,18 @@ pub(super) fn read_topics(
     root: &Section<'_>,
     edges: &[Edge],
     queue: &Queue,
+    sinks: &[Arc<Sink>],
 ) -> Result<Vec<Topic>, ConfigError> {
     let sections = root.tables("topic")?;
     let mut topics: Vec<Topic> = Vec::new();
     for section in &sections {
         let topic = Topic::read_keys(section, queue)?;
         check_alone(section, &topic, edges)?;
+        let has_sink = sinks.iter().any(|sink| *sink.topic == topic.name);
+        if topic.default_group == Some(false) && topic.groups.is_empty() && !has_sink {
+            let reason = "the topic would have no group: add `groups`, or a `[[sink]]`";
+            return Err(section.fault(&["default_group"], reason));
+        }
         if topics.iter().any(|other| other.name == topic.name) {
             let reason = format!("{:?} is the name of an earlier topic", topic.name);
             return Err(section.fault(&["name"], reason));
@@ -166,6 +174,12 @@ mod tests {
         refused(
             &topic("tries = 2"),
             &format!("{at}3: topic.tries: needs `dead`, the topic that takes the events"),
+        );
+        refused(
+            &topic("default_group = false"),
+            &format!(
+                "{at}3: topic.default_group: the topic would have no group: add `groups`, or a `[[sink]]`"
+            ),
         );
         refused(
             &topic("dead = \"a\""),

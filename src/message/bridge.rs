@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, Weak};
 
-use super::{ConnectionKey, Ticket};
+use super::{ConnectionKey, FromSink, SinkEvents, Ticket};
 use crate::protocol::admission::{Admission, AdmissionHook};
+use crate::protocol::sink::Sink;
 use crate::protocol::token::{KeySet, KeySource};
 
 /// A message to the bridge: of a shard, or of the node.
@@ -16,6 +17,10 @@ pub enum ToBridge {
     Sources(Vec<Arc<KeySource>>),
     /// An admission hook is to decide about a device. Answered with [`FromBridge::Admission`].
     Admit(AdmissionRequest),
+    /// The configured sinks. The bridge runs these and no others. Each tells the home of its topic.
+    Sinks(Vec<Arc<Sink>>),
+    /// Events for a sink that has asked for them.
+    Events(SinkEvents),
 }
 
 /// A question for an admission hook.
@@ -46,6 +51,15 @@ pub enum FromBridge {
         ticket: Ticket,
         /// The decision.
         verdict: AdmissionVerdict,
+    },
+    /// A message of a sink to the home of its topic.
+    Sink {
+        /// The topic.
+        topic: Arc<str>,
+        /// The name of the sink.
+        sink: Arc<str>,
+        /// The message.
+        message: FromSink,
     },
 }
 

@@ -24,6 +24,7 @@ mod bridge;
 mod list;
 mod mesh;
 mod shard;
+mod sink;
 mod tap;
 mod topic;
 
@@ -39,6 +40,7 @@ pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
     REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
 };
+pub use sink::{FromSink, SinkEvent, SinkEvents, SinkFigures, SinkRun};
 pub use tap::{FromTapper, ToTapper};
 pub use topic::{
     Credit, Delivery, Event, FromConsumer, FromFeeder, MessageNumber, PopId, Terms, ToConsumer,

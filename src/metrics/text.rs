@@ -10,7 +10,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{
-    BOUNDS_US, Counters, Durations, MeshReport, NodeReport, ProcessReport, Report, TopicReport,
+    BOUNDS_US, Counters, Durations, MeshReport, NodeReport, ProcessReport, Report, SinkReport,
+    TopicReport,
 };
 
 /// The content type of the text that [`render`] returns.
@@ -65,6 +66,18 @@ const TOPIC_METRICS: [Metric<TopicReport>; 4] = [
     gauge("topic_bytes", "Bytes of messages held", |t| t.bytes),
     gauge("topic_consumers", "Consumers", |t| t.consumers),
     gauge("topic_oldest_milliseconds", "Age of the oldest waiting message", |t| t.oldest_ms),
+];
+
+const SINK_METRICS: [Metric<SinkReport>; 7] = [
+    counter("sink_delivered", "Events that the engine has acknowledged", |s| s.delivered),
+    counter("sink_batches", "Batches that the engine has acknowledged", |s| s.batches),
+    counter("sink_retries", "Attempts that failed, and were repeated", |s| s.retries),
+    gauge("sink_in_flight", "Events in batches that the engine has not acknowledged", |s| {
+        s.in_flight
+    }),
+    gauge("sink_lag_events", "Events in the topic that the engine has not acknowledged", |s| s.lag),
+    gauge("sink_lag_milliseconds", "Age of the oldest event not acknowledged", |s| s.lag_ms),
+    gauge("sink_up", "1 unless the last attempt has failed", |s| s.is_up.into()),
 ];
 
 const NODE_METRICS: [Metric<NodeReport>; 7] = [
@@ -175,7 +188,10 @@ impl Collector for Reports {
         encode_durations(&mut encoder, ("turn", help), turns)?;
         let topics = reports.iter().flat_map(|report| &report.topics);
         let topics = topics.map(|topic| (Some(("topic", topic.name.clone())), topic));
-        encode_table(&mut encoder, &TOPIC_METRICS, topics)
+        encode_table(&mut encoder, &TOPIC_METRICS, topics)?;
+        let sinks = reports.iter().flat_map(|report| &report.topics).flat_map(|topic| &topic.sinks);
+        let sinks = sinks.map(|sink| (Some(("sink", sink.name.clone())), sink));
+        encode_table(&mut encoder, &SINK_METRICS, sinks)
     }
 }
 
@@ -255,8 +271,21 @@ mod tests {
         reports[1].admissions.add(5);
         reports[1].turns.add(20);
         reports[1].turns.add(1_000_000);
-        let topic =
-            TopicReport { name: "a\"b".into(), messages: 7, bytes: 8, consumers: 1, oldest_ms: 9 };
+        let sink = SinkReport {
+            name: "s".into(),
+            lag: 5,
+            delivered: 6,
+            is_up: true,
+            ..Default::default()
+        };
+        let topic = TopicReport {
+            name: "a\"b".into(),
+            messages: 7,
+            bytes: 8,
+            consumers: 1,
+            oldest_ms: 9,
+            sinks: vec![sink],
+        };
         reports[0].topics.push(topic);
         let nodes =
             vec![NodeReport { node: 7, sent_bytes: 8, is_linked: true, ..Default::default() }];
@@ -283,6 +312,9 @@ mod tests {
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
             "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",
             "gridcast_topic_messages{topic=\"a\\\"b\"} 7",
+            "gridcast_sink_lag_events{sink=\"s\"} 5",
+            "gridcast_sink_delivered_total{sink=\"s\"} 6",
+            "gridcast_sink_up{sink=\"s\"} 1",
             "gridcast_mesh_sessions_ended_total 2",
             "gridcast_mesh_sent_bytes_total{node=\"7\"} 8",
             "gridcast_mesh_node_linked{node=\"7\"} 1",

@@ -137,6 +137,7 @@ impl Reloader {
         self.reloads.reload(&reloaded, capacity).map_err(not_taken)?;
         // Fails only if thousands of messages wait there: the reload can be repeated.
         (self.to_bridge)(ShardId(0), ToBridge::Sources(key_sources(config)))
+            .and_then(|()| (self.to_bridge)(ShardId(0), ToBridge::Sinks(config.sinks.clone())))
             .map_err(|_| NodeError("the bridge is busy; reload again".into()))?;
         self.log.set_level(level(config.log.level));
         self.times.set(config);

@@ -4,12 +4,15 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
+
 use super::mesh::advertised;
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
 use crate::config::{self, Config, Handler, SlowClient, TlsFiles};
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
+use crate::protocol::sink::Sink;
 use crate::protocol::token::KeySource;
 use crate::queue::Bounds;
 use crate::queue::topic::Policy;
@@ -68,6 +71,7 @@ pub(super) fn shard_settings(
             when_full: config.queue.when_full,
             topics: config.queue.topics,
             rules: Arc::new(config.topics.iter().map(topic_rules).collect()),
+            sinks: Arc::new(sinks_of_topics(&config.sinks)),
         },
         limits: limits(&config.limits),
         process: Process::default(),
@@ -86,6 +90,7 @@ fn advertised_api(configured: Option<SocketAddr>, bound: &ListenAddress) -> List
 fn topic_rules(topic: &config::Topic) -> (Box<str>, TopicRules) {
     let rules = TopicRules {
         groups: topic.groups.iter().map(|group| Arc::from(&group[..])).collect(),
+        default_group: topic.default_group,
         bounds: Bounds { messages: topic.messages, bytes: topic.bytes },
         when_full: topic.when_full,
         policy: Policy {
@@ -96,6 +101,14 @@ fn topic_rules(topic: &config::Topic) -> (Box<str>, TopicRules) {
         dead: topic.dead.as_deref().map(Arc::from),
     };
     (topic.name.as_str().into(), rules)
+}
+
+fn sinks_of_topics(sinks: &[Arc<Sink>]) -> HashMap<Arc<str>, Vec<Arc<str>>> {
+    let mut topics: HashMap<Arc<str>, Vec<Arc<str>>> = HashMap::new();
+    for sink in sinks {
+        topics.entry(sink.topic.clone()).or_default().push(sink.name.clone());
+    }
+    topics
 }
 
 fn proxy_of(proxy: &Option<config::Proxy>) -> Option<Arc<ProxySettings>> {

@@ -17,5 +17,6 @@ pub mod proxy;
 pub mod scanner;
 pub mod service;
 pub mod signature;
+pub mod sink;
 pub mod token;
 pub mod upgrade;

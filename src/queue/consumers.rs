@@ -12,7 +12,7 @@ use crate::slot_map::{SlotKey, SlotMap};
 
 /// A message in a topic.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
+pub struct Item {
     /// The number in the topic.
     pub number: MessageNumber,
     /// When the message arrived, in microseconds.

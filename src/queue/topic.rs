@@ -14,6 +14,7 @@
 //! there are many ([`Topic::handle_turn`]).
 //!
 //! - `group.rs`: one group. `lease.rs`: messages that are refused or not acknowledged in time.
+//! - `sink.rs`: the group of a sink, which carries every message to an engine.
 //! - `held.rs`: what the topic holds for all groups, and messages for the dead topic.
 //! - `bounds.rs`: bounds that change while messages wait.
 //!
@@ -23,6 +24,7 @@ mod bounds;
 mod group;
 mod held;
 mod lease;
+mod sink;
 
 use std::sync::Arc;
 
@@ -32,11 +34,15 @@ use super::consumers::Item;
 use super::room::Room;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{BackendId, Credit, Delivery, Event, MessageNumber, PopId, Terms};
+use crate::message::{
+    BackendId, Credit, Delivery, Event, MessageNumber, PopId, SinkFigures, SinkRun, Terms,
+};
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 use group::Group;
 use held::Held;
+use sink::SinkGroup;
+pub use sink::{Handed, SINK_EVENTS_MAX};
 
 /// Messages in flight to one consumer that does not acknowledge. Further ones stay in the topic until some of
 /// them were written. (A consumer that acknowledges says in its `queue.pop` how many it takes.)
@@ -101,6 +107,8 @@ pub enum JoinError {
     TooMany,
     /// The topic has no group of that name.
     UnknownGroup,
+    /// The topic has no default group.
+    NoDefaultGroup,
 }
 
 /// What happens to messages that are not acknowledged, or grow old.
@@ -125,8 +133,12 @@ pub struct Topic {
 
     // Consumers
     default_group: Group,
+    has_default_group: bool,
     // At most as many as the configuration names.
     groups: Vec<Group>,
+    sinks: Vec<SinkGroup>,
+    // Whether the default group is the only group. Most topics are like that.
+    is_plain: bool,
     // Whether changed bounds have left messages to drop, or requests to answer.
     must_make_room: bool,
     has_asked_for_turn: bool,
@@ -148,7 +160,10 @@ impl Topic {
             next_number: MessageNumber(0),
             held: Held::new(Room::new(bounds, shards)),
             default_group: Group::new(node, None),
+            has_default_group: true,
             groups: Vec::new(),
+            sinks: Vec::new(),
+            is_plain: true,
             must_make_room: false,
             has_asked_for_turn: false,
             is_fed: false,
@@ -161,7 +176,83 @@ impl Topic {
     pub fn with_groups(mut self, names: &[Arc<str>]) -> Self {
         debug_assert_eq!(self.messages(), 0, "groups are added to an empty topic");
         self.groups = names.iter().map(|name| Group::new(self.node, Some(name.clone()))).collect();
+        self.note_groups();
         self
+    }
+
+    /// Gives the topic these sinks. One that stays keeps its events, a new one gets those that come from now on,
+    /// and the events of one that goes are dropped from its group.
+    pub fn set_sinks(&mut self, names: &[Arc<str>]) {
+        let mut known = std::mem::take(&mut self.sinks);
+        for name in names {
+            let place = known.iter().position(|sink| sink.name == *name);
+            let sink = place.map(|place| known.remove(place));
+            self.sinks.push(sink.unwrap_or_else(|| SinkGroup::new(name.clone())));
+        }
+        known.iter_mut().for_each(|sink| sink.drop_all(&mut self.held));
+        self.note_groups();
+        self.held.grant_to_asking();
+    }
+
+    /// Adds or removes the default group. Returns false, and keeps the group, if it is to be removed and has
+    /// consumers or messages.
+    pub fn set_default_group(&mut self, is_wanted: bool) -> bool {
+        let is_used = self.default_group.consumers.len() > 0 || self.default_group.backlog > 0;
+        self.has_default_group = is_wanted || is_used;
+        self.note_groups();
+        self.has_default_group == is_wanted
+    }
+
+    fn note_groups(&mut self) {
+        self.is_plain = self.has_default_group && self.groups.is_empty() && self.sinks.is_empty();
+    }
+
+    /// Begins a run of a sink, if the topic has the sink.
+    pub fn begin_sink(&mut self, name: &str, run: SinkRun) {
+        if let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) {
+            sink.begin(run);
+        }
+    }
+
+    /// Begins a run of a sink that has not begun one.
+    pub fn begin_new_sink(&mut self, name: &str, run: SinkRun) {
+        let new = self.sinks.iter_mut().find(|sink| *sink.name == *name && !sink.has_begun());
+        if let Some(sink) = new {
+            sink.begin(run);
+        }
+    }
+
+    /// Finishes the events that the engine of a sink has acknowledged. Reports of earlier runs are ignored.
+    pub fn sink_reported(
+        &mut self,
+        now_us: u64,
+        name: &str,
+        run: SinkRun,
+        settled: &[MessageNumber],
+        figures: SinkFigures,
+    ) {
+        let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) else { return };
+        if sink.report(&mut self.held, now_us, run, settled, figures) {
+            self.held.grant_to_asking();
+        }
+    }
+
+    /// Whether [`Self::poll_sink`] has events.
+    pub fn has_sink_events(&self) -> bool {
+        self.sinks.iter().any(SinkGroup::is_ready)
+    }
+
+    /// Hands events to a sink that takes some, at most [`SINK_EVENTS_MAX`]. Passes each to `take`, and returns
+    /// the sink and its run.
+    pub fn poll_sink(&mut self, take: impl FnMut(&Handed)) -> Option<(Arc<str>, SinkRun)> {
+        let sink = self.sinks.iter_mut().find(|sink| sink.is_ready())?;
+        let run = sink.poll(take)?;
+        Some((sink.name.clone(), run))
+    }
+
+    /// Whether a sink has events that its engine has not acknowledged.
+    pub fn has_sink_backlog(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.backlog() > 0)
     }
 
     /// Applies a policy. Messages that are in flight fall under it too.
@@ -233,12 +324,13 @@ impl Topic {
     /// The number of messages in flight to consumers, over all groups.
     pub fn in_flight(&self) -> usize {
         let consumers = self.all_groups().flat_map(|group| group.consumers.iter());
-        consumers.map(|(_, consumer)| consumer.handed.len()).sum()
+        let of_consumers: usize = consumers.map(|(_, consumer)| consumer.handed.len()).sum();
+        of_consumers + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
     }
 
     /// The figures of the topic.
     pub fn report(&self, name: &str, now_us: u64) -> TopicReport {
-        let since_us = self.all_groups().filter_map(|group| group.lanes.oldest_since_us()).min();
+        let since_us = self.oldest_since_us();
         let held = self.held.room.held();
         TopicReport {
             name: name.to_owned(),
@@ -246,6 +338,7 @@ impl Topic {
             bytes: held.bytes as u64,
             consumers: self.all_groups().map(|group| group.consumers.len() as u64).sum(),
             oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
+            sinks: self.sinks.iter().map(|sink| sink.figures(now_us)).collect(),
         }
     }
 
@@ -286,17 +379,31 @@ impl Topic {
         self.next_number.0 += 1;
         let item =
             Item { number, since_us: now_us, is_redelivered: false, tries: 0, is_watched, frame };
-        if !self.groups.is_empty() {
-            self.add_to_groups(now_us, client, &item);
+        match self.is_plain {
+            true => self.default_group.push(&mut self.held, now_us, client, item),
+            false => self.add_to_groups(now_us, client, &item),
         }
-        self.default_group.push(&mut self.held, now_us, client, item);
     }
 
     #[cold]
     fn add_to_groups(&mut self, now_us: u64, client: ClientId, item: &Item) {
-        self.held.share(item.number, 1 + self.groups.len());
+        let groups = usize::from(self.has_default_group) + self.groups.len() + self.sinks.len();
+        if groups > 1 {
+            self.held.share(item.number, groups);
+        }
+        for sink in &mut self.sinks {
+            sink.push(client, item.clone());
+        }
         for group in &mut self.groups {
             group.push(&mut self.held, now_us, client, item.clone());
+        }
+        if self.has_default_group {
+            self.default_group.push(&mut self.held, now_us, client, item.clone());
+        }
+        if groups == 0 {
+            // A reload has removed the last sink of a topic without a default group.
+            self.dropped += 1;
+            self.held.forget(client, item);
         }
     }
 
@@ -310,6 +417,7 @@ impl Topic {
         }
         let window_messages = self.window_messages;
         let group = match &terms.group {
+            None if !self.has_default_group => return Err(JoinError::NoDefaultGroup),
             None => &mut self.default_group,
             Some(_) => {
                 let mut groups = self.groups.iter_mut();
@@ -440,8 +548,9 @@ impl Topic {
     /// Asserts the invariants. Costs a look at every lane.
     pub fn check(&self) {
         let first = self.default_group.check(self.next_number);
-        self.held.check(self.groups.is_empty().then_some(first));
-        if self.groups.is_empty() {
+        self.held.check(self.is_plain.then_some(first));
+        self.sinks.iter().for_each(SinkGroup::check);
+        if self.is_plain {
             return;
         }
         let mut shared: HashMap<MessageNumber, u32> = HashMap::new();
@@ -449,9 +558,18 @@ impl Topic {
             group.check(self.next_number);
             group.numbers().for_each(|number| *shared.entry(number).or_default() += 1);
         }
-        self.held.dead_numbers().for_each(|number| *shared.entry(number).or_default() += 1);
-        assert_eq!(self.held.shared(), &shared, "groups that have not settled each message");
+        let of_sinks = self.sinks.iter().flat_map(SinkGroup::numbers);
+        of_sinks
+            .chain(self.held.dead_numbers())
+            .for_each(|number| *shared.entry(number).or_default() += 1);
         assert_eq!(self.held.room.held().messages, shared.len(), "messages held");
+        // A message of a single group has no entry.
+        for (number, groups) in &shared {
+            let noted = self.held.shared().get(number).unwrap_or(&1);
+            assert_eq!(noted, groups, "groups that have not settled {number:?}");
+        }
+        let has_all = self.held.shared().keys().all(|number| shared.contains_key(number));
+        assert!(has_all, "messages that no group has");
     }
 
     fn all_groups(&self) -> impl Iterator<Item = &Group> {
@@ -483,8 +601,7 @@ impl Topic {
         let mut left = AGED_PER_CHECK;
         while left > 0
             && let Some((number, client)) = self.oldest()
-            && let since_us =
-                self.all_groups().filter_map(|group| group.lanes.oldest_since_us()).min()
+            && let since_us = self.oldest_since_us()
             && since_us.is_some_and(|since_us| now_us.saturating_sub(since_us) >= age_max_us)
         {
             self.drop_waiting(number, client);
@@ -495,7 +612,13 @@ impl Topic {
     }
 
     fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
-        self.all_groups().filter_map(|group| group.lanes.oldest()).min()
+        let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest());
+        of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest)).min()
+    }
+
+    fn oldest_since_us(&self) -> Option<u64> {
+        let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest_since_us());
+        of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest_waiting_us)).min()
     }
 
     /// Drops the first waiting message of a client from all groups in which it waits.
@@ -506,6 +629,9 @@ impl Topic {
                 held.forget(client, &item);
             }
         });
+        for sink in &mut self.sinks {
+            sink.drop_first(&mut self.held, number);
+        }
     }
 }
 

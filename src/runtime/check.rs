@@ -33,7 +33,7 @@ const LOOKUP_DESCRIPTORS: u64 = 16;
 /// The services that a node sends requests to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Services {
-    /// The number of admission hooks.
+    /// The number of admission hooks and webhooks.
     pub hooks: u64,
     /// The number of key sets.
     pub key_sets: u64,

@@ -54,6 +54,7 @@ pub fn settings() -> Settings {
             when_full: WhenFull::Hold,
             topics: 16,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         limits: LimitSettings {
             edge_http: http,

@@ -77,6 +77,9 @@ impl Shard {
                 FromBridge::Admission { connection, ticket, verdict } => {
                     self.admissions.handle_verdict(turn, connection, ticket, verdict);
                 }
+                FromBridge::Sink { topic, sink, message } => {
+                    self.topics.home.handle_sink(turn, &topic, &sink, message);
+                }
             },
             ToShard::Node(FromNode::Drain { over_ms }) => {
                 self.draining.begin(turn, connections, over_ms);

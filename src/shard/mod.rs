@@ -417,6 +417,10 @@ impl Shard {
     pub fn poll_request(&mut self) -> Option<ShardRequest> {
         let reload = self.reload.poll_request().map(ShardRequest::Reload);
         let request = reload.or_else(|| self.admissions.poll_message().map(ShardRequest::Bridge));
+        let request = request.or_else(|| {
+            let events = self.topics.home.poll_sink_events(&self.turn)?;
+            Some(ShardRequest::Bridge(ToBridge::Events(events)))
+        });
         request.or_else(|| self.api_access.poll_verification(&self.turn).map(ShardRequest::Verify))
     }
 

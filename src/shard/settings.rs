@@ -296,8 +296,10 @@ pub struct QueueSettings {
     pub when_full: WhenFull,
     /// The number of topics on the node. Further ones are refused.
     pub topics: usize,
-    /// Topics with rules of their own. A reload keeps their groups, and adds and removes none.
+    /// Topics with rules of their own. A reload keeps their groups, and adds and removes no topics.
     pub rules: Arc<HashMap<Box<str>, TopicRules>>,
+    /// The names of the sinks of each topic that has some.
+    pub sinks: Arc<HashMap<Arc<str>, Vec<Arc<str>>>>,
 }
 
 /// The rules of one topic.
@@ -305,6 +307,8 @@ pub struct QueueSettings {
 pub struct TopicRules {
     /// The groups besides the default group.
     pub groups: Vec<Arc<str>>,
+    /// Whether there is a default group. `None`: if the topic has no sink.
+    pub default_group: Option<bool>,
     /// The number of messages and bytes that the topic holds.
     pub bounds: Bounds,
     /// What happens when the topic is full.
@@ -331,11 +335,23 @@ impl QueueSettings {
         let policy = Policy { ack_us: ACK_S_DEFAULT * 1_000_000, ..Policy::default() };
         self.rules.get(topic).cloned().unwrap_or_else(|| TopicRules {
             groups: Vec::new(),
+            default_group: None,
             bounds: self.bounds,
             when_full: self.when_full,
             policy,
             dead: None,
         })
+    }
+
+    /// Returns the names of a topic's sinks.
+    pub fn sinks_of(&self, topic: &str) -> &[Arc<str>] {
+        self.sinks.get(topic).map_or(&[], |sinks| &sinks[..])
+    }
+
+    /// Whether a topic has a default group: the one that consumers join who name no group.
+    pub fn has_default_group(&self, topic: &str) -> bool {
+        let configured = self.rules.get(topic).and_then(|rules| rules.default_group);
+        configured.unwrap_or_else(|| self.sinks_of(topic).is_empty())
     }
 
     /// Returns the topic that takes messages which were handed out too often in this one.

@@ -98,6 +98,7 @@ impl Plan {
             when_full: WhenFull::Hold,
             topics: 64,
             rules: Arc::default(),
+            sinks: Arc::default(),
         };
         settings.limits.channels_per_client = 1000;
         settings.limits.outbound_bytes = self.api_outbound_bytes;

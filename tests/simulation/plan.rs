@@ -152,6 +152,7 @@ pub fn settings(
             ]),
             topics: 64,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

@@ -42,15 +42,21 @@ enum Answer {
 
 impl Service {
     pub fn start() -> Self {
-        Self::over(None)
+        Self::over(TcpListener::bind("127.0.0.1:0").expect("a port is free"), None)
     }
 
     pub fn with_tls(config: ServerConfig) -> Self {
-        Self::over(Some(Arc::new(config)))
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        Self::over(listener, Some(Arc::new(config)))
     }
 
-    fn over(tls: Option<Arc<ServerConfig>>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    /// Listens on a port that [`refusing_port`] has kept until now.
+    pub fn on(socket: socket2::Socket) -> Self {
+        socket.listen(64).expect("it is bound");
+        Self::over(socket.into(), None)
+    }
+
+    fn over(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Self {
         let address = listener.local_addr().expect("it is bound");
         let (sender, asked) = mpsc::channel();
         let connections = Arc::new(AtomicUsize::new(0));

@@ -34,6 +34,7 @@ pub fn settings() -> Settings {
             when_full: WhenFull::Hold,
             topics: 1024,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
-use hyper::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use hyper::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
 use crate::bridge::hooks::IN_FLIGHT_MAX;
-use crate::bridge::{ServiceAnswer, ServiceFailure, ServiceRequest};
+use crate::bridge::{Exchange, ServiceAnswer, ServiceFailure};
 use crate::protocol::signature::SIGNATURE_HEADER;
 use crate::runtime::check::HOOK_DESCRIPTORS;
 use crate::runtime::unix_ms;
@@ -44,7 +44,7 @@ type Authorities = Option<Arc<[Vec<u8>]>>;
 
 /// Sends requests, and keeps connections for the next ones.
 #[derive(Default)]
-pub(super) struct Client {
+pub(in crate::bridge) struct Client {
     // One pool for each set of authorities.
     pools: HashMap<Authorities, Connections>,
 }
@@ -52,9 +52,9 @@ pub(super) struct Client {
 impl Client {
     /// Returns the exchange of a request for the whole answer. The exchange fails if the service cannot be
     /// reached, does not answer in time, or sends too much.
-    pub(super) fn exchange(
+    pub(in crate::bridge) fn exchange(
         &mut self,
-        request: ServiceRequest,
+        request: Exchange,
     ) -> impl Future<Output = Result<ServiceAnswer, ServiceFailure>> + Send + 'static {
         let pool = self.pool(&request.service.authorities);
         let time = Duration::from_millis(request.timeout_ms);
@@ -80,14 +80,14 @@ impl Client {
     }
 }
 
-async fn send(pool: Connections, request: ServiceRequest) -> Result<ServiceAnswer, ServiceFailure> {
-    let ServiceRequest { service, body, secret, answer_bytes_max, .. } = request;
+async fn send(pool: Connections, request: Exchange) -> Result<ServiceAnswer, ServiceFailure> {
+    let Exchange { service, body, content_type, secret, answer_bytes_max, .. } = request;
     let mut head = Request::builder()
         .uri(service.url().clone())
         .header(USER_AGENT, concat!("gridcast/", env!("CARGO_PKG_VERSION")))
         .header(ACCEPT, "application/json");
     if let Some(body) = &body {
-        head = head.method(Method::POST).header(CONTENT_TYPE, "application/json");
+        head = head.method(Method::POST).header(CONTENT_TYPE, content_type);
         if let Some(secret) = secret {
             head = head.header(SIGNATURE_HEADER, secret.sign(unix_ms() / 1000, body));
         }
@@ -100,12 +100,14 @@ async fn send(pool: Connections, request: ServiceRequest) -> Result<ServiceAnswe
     if answer.body().size_hint().lower() > answer_bytes_max as u64 {
         return Err(too_long());
     }
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after_s = retry_after.and_then(|text| text.trim().parse().ok());
     let body = Limited::new(answer.into_body(), answer_bytes_max).collect().await;
     let body = body.map_err(|error| match error.is::<LengthLimitError>() {
         true => too_long(),
         false => ServiceFailure(explain(&*error)),
     })?;
-    Ok(ServiceAnswer { status, body: body.to_bytes().to_vec() })
+    Ok(ServiceAnswer { status, retry_after_s, body: body.to_bytes().to_vec() })
 }
 
 /// Joins the messages of an error and of its causes.

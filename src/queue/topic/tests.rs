@@ -1,6 +1,7 @@
 //! The promises of a topic, with few consumers, clients and messages.
 
 mod groups;
+mod sinks;
 
 use super::*;
 use crate::address::ShardAddress;

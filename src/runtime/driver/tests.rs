@@ -378,6 +378,7 @@ fn settings() -> Settings {
             when_full: WhenFull::Hold,
             topics: 1,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

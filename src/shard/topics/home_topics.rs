@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::sinks::Outgoing;
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
@@ -35,6 +36,8 @@ pub(in crate::shard) struct HomeTopics {
     next_check_ms: Option<u64>,
     // How long events stayed in topics that have been removed.
     past_waits: Durations,
+    /// Topics with events for their sinks.
+    pub(super) outgoing: Outgoing,
 }
 
 impl HomeTopics {
@@ -46,6 +49,7 @@ impl HomeTopics {
             unfinished: VecDeque::new(),
             next_check_ms: None,
             past_waits: Durations::default(),
+            outgoing: Outgoing::default(),
         };
         home.create_routed(shard, settings);
         home
@@ -56,6 +60,7 @@ impl HomeTopics {
     pub(super) fn handle_reload(&mut self, turn: &mut Turn) {
         let settings = Arc::clone(&turn.settings);
         self.create_routed(turn.address.shard, &settings);
+        self.outgoing.handle_settings(&settings.queue);
         for name in self.names_of(|_| true) {
             let TopicRules { bounds, when_full, policy, .. } = settings.queue.rules_of(&name);
             self.change(turn, &name, |topic| {
@@ -64,6 +69,7 @@ impl HomeTopics {
                     topic.set_bounds(bounds, when_full);
                 }
             });
+            self.set_sinks(turn, &name);
         }
         self.schedule_check(turn.now.ms);
     }
@@ -78,7 +84,8 @@ impl HomeTopics {
     /// Creates the topics of routes whose home is this shard, as far as they do not exist.
     fn create_routed(&mut self, shard: ShardId, settings: &Settings) {
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
-        self.routed = settings.topics().filter(here).cloned().collect();
+        let with_sinks = settings.queue.sinks.keys();
+        self.routed = settings.topics().chain(with_sinks).filter(here).cloned().collect();
         for topic in &self.routed {
             if !self.topics.contains_key(topic) {
                 self.topics.insert(topic.clone(), new_topic(settings, topic));
@@ -202,7 +209,12 @@ impl HomeTopics {
     }
 
     /// Changes a topic, if it exists, and carries out the effects.
-    fn change(&mut self, turn: &mut Turn, topic: &Arc<str>, change: impl FnOnce(&mut Topic)) {
+    pub(super) fn change(
+        &mut self,
+        turn: &mut Turn,
+        topic: &Arc<str>,
+        change: impl FnOnce(&mut Topic),
+    ) {
         if let Some(home) = self.topics.get_mut(topic) {
             change(home);
             self.settle(turn, topic);
@@ -263,6 +275,9 @@ impl HomeTopics {
         if home.poll_unfinished() {
             self.unfinished.push_back(topic.clone());
         }
+        if home.has_sink_events() {
+            self.outgoing.note(topic);
+        }
     }
 
     /// Makes a back end a consumer of a topic.
@@ -289,6 +304,13 @@ impl HomeTopics {
             Err(JoinError::UnknownGroup) => {
                 let group = terms.group.as_deref().unwrap_or_default();
                 let why = format!("the topic {topic:?} has no group {group:?} on this node");
+                Err(Fault::new(Code::ConsumptionFailed, why))
+            }
+            Err(JoinError::NoDefaultGroup) => {
+                let why = format!(
+                    "the topic {topic:?} has no default group on this node: name a group, or set \
+                     default_group = true in its [[topic]]"
+                );
                 Err(Fault::new(Code::ConsumptionFailed, why))
             }
             Err(JoinError::TooMany) => {
@@ -415,9 +437,15 @@ impl HomeTopics {
         self.topics.values().map(Topic::messages).sum()
     }
 
-    /// Whether a topic has both messages and consumers.
+    /// Whether a topic has both messages and consumers, or messages for a sink.
     pub(in crate::shard) fn has_work(&self) -> bool {
-        self.topics.values().any(|topic| topic.has_consumers() && topic.messages() > 0)
+        let has_work = |topic: &Topic| topic.has_consumers() && topic.messages() > 0;
+        self.topics.values().any(|topic| has_work(topic) || topic.has_sink_backlog())
+    }
+
+    /// Returns a topic whose home is this shard.
+    pub(super) fn topic_mut(&mut self, name: &str) -> Option<&mut Topic> {
+        self.topics.get_mut(name)
     }
 
     /// Checks the invariants of the topics.
@@ -475,6 +503,8 @@ fn new_topic(settings: &Settings, name: &str) -> Topic {
     let first = settings.first_bounds();
     let topic = Topic::new(settings.node, first, when_full, settings.shards);
     let mut topic = topic.with_groups(&groups);
+    topic.set_sinks(settings.queue.sinks_of(name));
+    topic.set_default_group(settings.queue.has_default_group(name));
     topic.set_policy(policy);
     if bounds != first {
         topic.set_bounds(bounds, when_full);

@@ -2,7 +2,7 @@
 //!
 //! - `feeders.rs`: events of this shard's clients on their way to the home shards of their topics.
 //! - `home_topics.rs`: the topics whose home is this shard. `list.rs`: finds them for
-//!   `topic.list`.
+//!   `topic.list`. `sinks.rs`: their sinks.
 //!
 //! If this shard is the home of a topic that its clients feed, an event goes there directly. All
 //! other messages go through the turn, as between two shards.
@@ -10,6 +10,7 @@
 mod feeders;
 mod home_topics;
 mod list;
+mod sinks;
 
 use std::sync::Arc;
 

@@ -48,6 +48,7 @@ pub fn settings(shape: u8) -> Settings {
             when_full,
             topics: 2,
             rules: Arc::default(),
+            sinks: Arc::default(),
         },
         process: Process::default(),
         limits: LimitSettings {

@@ -1,0 +1,275 @@
+//! One run of a sink: batches of events, in the order of each client, until the engine has acknowledged them.
+//!
+//! The events of one client form a lane. A batch takes whole lanes, as far as they fit, and no other batch takes
+//! events of the same clients until the engine has acknowledged it. A batch that fails stays as it is and is
+//! sent again after a pause, so an engine that has taken a part of it gets doubles with the same ids.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::address::ClientId;
+use crate::message::{FromSink, MessageNumber, SinkEvent, SinkFigures, SinkRun};
+use crate::protocol::sink::{EngineAddress, Sink};
+
+/// The pause after the first failed attempt, in milliseconds. Each further one doubles it.
+const PAUSE_MS_MIN: u64 = 200;
+
+/// The longest pause that grows, in milliseconds.
+const PAUSE_MS_MAX: u64 = 15_000;
+
+/// The longest pause that an engine may ask for, in milliseconds.
+const ASKED_PAUSE_MS_MAX: u64 = 300_000;
+
+/// The most bytes of events in a batch. The last event may exceed them.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// A batch in its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::bridge) struct BatchId(u64);
+
+/// Events for an engine: those of each client in their order. Never empty.
+#[derive(Debug)]
+pub(in crate::bridge) struct Batch {
+    /// The beginning of each event's id.
+    pub id_prefix: Arc<str>,
+    /// The events.
+    pub events: Vec<SinkEvent>,
+}
+
+impl Batch {
+    /// The id of an event: the same for every attempt, and of no other event.
+    pub(in crate::bridge) fn id_of(&self, event: &SinkEvent) -> String {
+        format!("{}{}", self.id_prefix, event.number.0)
+    }
+}
+
+/// Why an engine has not acknowledged a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::bridge) struct Failure {
+    /// The reason, in words. Contains no secret.
+    pub why: String,
+    /// The pause that the engine asks for, in milliseconds.
+    pub pause_ms: Option<u64>,
+}
+
+/// A batch that the engine has not acknowledged.
+#[derive(Debug)]
+struct Unfinished {
+    batch: Arc<Batch>,
+    failures: u32,
+    // When the batch is sent again. `None`: it is in flight.
+    due_ms: Option<u64>,
+}
+
+/// A run of a sink.
+#[derive(Debug)]
+pub(super) struct Runner {
+    sink: Arc<Sink>,
+    run: SinkRun,
+    id_prefix: Arc<str>,
+    // Clients with events that wait, or with events in a batch. At most the window of the topic.
+    lanes: HashMap<ClientId, Lane>,
+    // Clients with events that wait, and with none in a batch.
+    ready: VecDeque<ClientId>,
+    // At most `batches_max`.
+    unfinished: HashMap<BatchId, Unfinished>,
+    next_batch: BatchId,
+    batch_events_max: usize,
+    batches_max: usize,
+    has_begun: bool,
+    // Whether the home has yet to hear of the figures or of settled events.
+    has_news: bool,
+    settled: Vec<MessageNumber>,
+    figures: SinkFigures,
+    random: u64,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<SinkEvent>,
+    is_in_batch: bool,
+}
+
+impl Runner {
+    /// Begins a run.
+    pub(super) fn new(sink: Arc<Sink>, run: SinkRun, random: u64) -> Self {
+        let EngineAddress::Webhook(webhook) = &sink.engine;
+        let (batch_events_max, batches_max) = (webhook.batch, webhook.in_flight);
+        Self {
+            sink,
+            run,
+            id_prefix: Arc::default(),
+            lanes: HashMap::new(),
+            ready: VecDeque::new(),
+            unfinished: HashMap::new(),
+            next_batch: BatchId(0),
+            batch_events_max,
+            batches_max,
+            has_begun: false,
+            has_news: false,
+            settled: Vec::new(),
+            figures: SinkFigures::default(),
+            // A generator of this kind never leaves zero.
+            random: random | 1,
+        }
+    }
+
+    /// The settings of the sink.
+    pub(super) fn sink(&self) -> &Arc<Sink> {
+        &self.sink
+    }
+
+    /// The number of the run.
+    pub(super) fn run(&self) -> SinkRun {
+        self.run
+    }
+
+    /// Takes events. `id_prefix` is the same for all events of a run.
+    pub(super) fn handle_events(&mut self, id_prefix: &Arc<str>, events: Vec<SinkEvent>) {
+        self.id_prefix = id_prefix.clone();
+        for event in events {
+            let client = event.client;
+            let lane = self.lanes.entry(client).or_default();
+            if lane.waiting.is_empty() && !lane.is_in_batch {
+                self.ready.push_back(client);
+            }
+            lane.waiting.push_back(event);
+        }
+    }
+
+    /// Returns the next batch to deliver: one that is due again, or a new one.
+    pub(super) fn poll_batch(&mut self, now_ms: u64) -> Option<(BatchId, Arc<Batch>)> {
+        let is_due = |batch: &Unfinished| batch.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
+        if let Some((id, unfinished)) = self.unfinished.iter_mut().find(|(_, batch)| is_due(batch))
+        {
+            unfinished.due_ms = None;
+            return Some((*id, unfinished.batch.clone()));
+        }
+        if self.unfinished.len() >= self.batches_max {
+            return None;
+        }
+        let events = self.take_events()?;
+        self.has_news |= self.unfinished.is_empty();
+        self.figures.in_flight += events.len() as u64;
+        let batch = Arc::new(Batch { id_prefix: self.id_prefix.clone(), events });
+        let id = self.next_batch;
+        self.next_batch.0 += 1;
+        let unfinished = Unfinished { batch: batch.clone(), failures: 0, due_ms: None };
+        self.unfinished.insert(id, unfinished);
+        Some((id, batch))
+    }
+
+    fn take_events(&mut self) -> Option<Vec<SinkEvent>> {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while events.len() < self.batch_events_max
+            && bytes < BATCH_BYTES_MAX
+            && let Some(client) = self.ready.pop_front()
+        {
+            let lane = self.lanes.get_mut(&client).expect("a client that is ready has a lane");
+            lane.is_in_batch = true;
+            while events.len() < self.batch_events_max
+                && bytes < BATCH_BYTES_MAX
+                && let Some(event) = lane.waiting.pop_front()
+            {
+                bytes += event.frame.bytes().len();
+                events.push(event);
+            }
+        }
+        (!events.is_empty()).then_some(events)
+    }
+
+    /// Handles the outcome of an attempt.
+    pub(super) fn handle_outcome(
+        &mut self,
+        now_ms: u64,
+        id: BatchId,
+        outcome: Result<(), Failure>,
+    ) {
+        let Some(unfinished) = self.unfinished.get_mut(&id) else { return };
+        self.has_news = true;
+        match outcome {
+            Ok(()) => {
+                if self.figures.failure.take().is_some() {
+                    tracing::info!("sink {:?}: {} works again", self.sink.name, self.sink.engine);
+                }
+                self.finish(id);
+            }
+            Err(failure) => {
+                unfinished.failures = unfinished.failures.saturating_add(1);
+                let pause_ms = pause_ms(&mut self.random, unfinished.failures, failure.pause_ms);
+                unfinished.due_ms = Some(now_ms + pause_ms);
+                self.note_failure(&failure.why);
+            }
+        }
+    }
+
+    fn note_failure(&mut self, why: &str) {
+        self.figures.retries += 1;
+        let (name, engine) = (&self.sink.name, &self.sink.engine);
+        match self.figures.failure {
+            // An engine that is down would fill the log.
+            Some(_) => tracing::debug!("sink {name:?}: {engine}: {why}"),
+            None => tracing::warn!("sink {name:?}: {engine}: {why}; its events are sent again"),
+        }
+        self.figures.failure = Some(why.into());
+    }
+
+    fn finish(&mut self, id: BatchId) {
+        let Some(Unfinished { batch, .. }) = self.unfinished.remove(&id) else { return };
+        let count = batch.events.len() as u64;
+        self.figures.in_flight -= count;
+        self.figures.delivered += count;
+        self.figures.batches += 1;
+        for event in &batch.events {
+            self.settled.push(event.number);
+            self.free(event.client);
+        }
+    }
+
+    /// Notes that a batch with events of a client has ended. Called for each of the events.
+    fn free(&mut self, client: ClientId) {
+        let Some(lane) = self.lanes.get_mut(&client) else { return };
+        if !lane.is_in_batch {
+            return;
+        }
+        lane.is_in_batch = false;
+        match lane.waiting.is_empty() {
+            true => drop(self.lanes.remove(&client)),
+            false => self.ready.push_back(client),
+        }
+    }
+
+    /// Returns when a batch is to be sent again.
+    pub(super) fn poll_timeout(&self) -> Option<u64> {
+        self.unfinished.values().filter_map(|batch| batch.due_ms).min()
+    }
+
+    /// Returns the next message for the home of the topic.
+    pub(super) fn poll_message(&mut self) -> Option<FromSink> {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            return Some(FromSink::Begin(self.run));
+        }
+        if !std::mem::take(&mut self.has_news) {
+            return None;
+        }
+        let settled = std::mem::take(&mut self.settled);
+        let figures = Box::new(self.figures.clone());
+        Some(FromSink::Report { run: self.run, settled, figures })
+    }
+}
+
+/// Returns the pause after a number of failed attempts: half of it is random, so that nodes do not return to
+/// an engine at the same time. An engine may ask for a longer one.
+fn pause_ms(random: &mut u64, failures: u32, asked_ms: Option<u64>) -> u64 {
+    // xorshift64.
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    let doublings = failures.saturating_sub(1).min(16);
+    let grown_ms = (PAUSE_MS_MIN << doublings).min(PAUSE_MS_MAX);
+    let jittered_ms = grown_ms / 2 + *random % (grown_ms / 2 + 1);
+    jittered_ms.max(asked_ms.unwrap_or(0).min(ASKED_PAUSE_MS_MAX))
+}
+
+#[cfg(test)]
+mod tests;

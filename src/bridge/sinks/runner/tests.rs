@@ -1,0 +1,177 @@
+use super::*;
+use crate::protocol::frame::Frame;
+use crate::protocol::service::HttpService;
+use crate::protocol::sink::Webhook;
+
+fn runner(batch: usize, in_flight: usize) -> Runner {
+    let service = HttpService::new("http://127.0.0.1:1/", 1000).expect("a URL");
+    let engine = EngineAddress::Webhook(Webhook { service, secret: None, batch, in_flight });
+    let sink = Sink { name: "s".into(), topic: "t".into(), engine };
+    Runner::new(Arc::new(sink), SinkRun(1), 7)
+}
+
+fn event(client: u64, number: u64) -> SinkEvent {
+    SinkEvent {
+        number: MessageNumber(number),
+        client: ClientId::from_value(client),
+        arrived_unix_ms: 0,
+        frame: Frame::from_encoded(b"\x81\x01x"),
+    }
+}
+
+fn push(runner: &mut Runner, events: &[(u64, u64)]) {
+    let events = events.iter().map(|&(client, number)| event(client, number)).collect();
+    runner.handle_events(&"1.2.t.".into(), events);
+}
+
+fn numbers(batch: &Batch) -> Vec<u64> {
+    batch.events.iter().map(|event| event.number.0).collect()
+}
+
+/// Takes the batches that are due.
+fn batches(runner: &mut Runner, now_ms: u64) -> Vec<(BatchId, Vec<u64>)> {
+    let polled = std::iter::from_fn(|| runner.poll_batch(now_ms));
+    polled.map(|(id, batch)| (id, numbers(&batch))).collect()
+}
+
+fn failed(pause_ms: Option<u64>) -> Result<(), Failure> {
+    Err(Failure { why: "down".into(), pause_ms })
+}
+
+fn settled(runner: &mut Runner) -> Vec<u64> {
+    let mut settled = Vec::new();
+    while let Some(message) = runner.poll_message() {
+        if let FromSink::Report { settled: numbers, .. } = message {
+            settled.extend(numbers.iter().map(|number| number.0));
+        }
+    }
+    settled
+}
+
+#[test]
+fn a_sink_begins_before_it_reports() {
+    let mut runner = runner(1, 1);
+    assert!(matches!(runner.poll_message(), Some(FromSink::Begin(SinkRun(1)))));
+    assert!(runner.poll_message().is_none());
+}
+
+#[test]
+fn no_two_batches_in_flight_have_events_of_the_same_client() {
+    let mut runner = runner(2, 4);
+    push(&mut runner, &[(1, 0), (1, 1), (1, 2), (2, 3), (3, 4)]);
+    let first = batches(&mut runner, 0);
+    let taken: Vec<_> = first.iter().map(|(_, numbers)| numbers.clone()).collect();
+    assert_eq!(taken, [vec![0, 1], vec![3, 4]], "event 2 waits for 0 and 1");
+    runner.handle_outcome(0, first[1].0, Ok(()));
+    assert_eq!(batches(&mut runner, 0), []);
+    runner.handle_outcome(0, first[0].0, Ok(()));
+    assert_eq!(batches(&mut runner, 0)[0].1, [2]);
+    assert_eq!(settled(&mut runner), [3, 4, 0, 1]);
+}
+
+#[test]
+fn a_failed_batch_is_sent_again_whole_and_later_events_of_its_clients_wait() {
+    let mut runner = runner(2, 4);
+    push(&mut runner, &[(1, 0), (2, 1)]);
+    let (id, _) = batches(&mut runner, 0)[0];
+    push(&mut runner, &[(1, 2), (3, 3)]);
+    runner.handle_outcome(0, id, failed(None));
+    assert_eq!(batches(&mut runner, 0)[0].1, [3], "another client does not wait");
+    let due_ms = runner.poll_timeout().expect("the batch is due again");
+    assert!((PAUSE_MS_MIN / 2..=PAUSE_MS_MIN).contains(&due_ms), "{due_ms}");
+    assert_eq!(batches(&mut runner, due_ms - 1), []);
+    assert_eq!(batches(&mut runner, due_ms), [(id, vec![0, 1])]);
+    assert_eq!(settled(&mut runner), [0; 0]);
+    runner.handle_outcome(due_ms, id, Ok(()));
+    assert_eq!(settled(&mut runner), [0, 1]);
+    assert_eq!(batches(&mut runner, due_ms)[0].1, [2]);
+}
+
+#[test]
+fn pauses_grow_to_a_bound_and_an_engine_may_ask_for_a_longer_one() {
+    let mut runner = runner(1, 1);
+    push(&mut runner, &[(1, 0)]);
+    let (id, _) = batches(&mut runner, 0)[0];
+    let mut pauses = Vec::new();
+    let mut now_ms = 0;
+    for _ in 0..40 {
+        runner.handle_outcome(now_ms, id, failed(None));
+        let due_ms = runner.poll_timeout().expect("the batch is due again");
+        pauses.push(due_ms - now_ms);
+        now_ms = due_ms;
+        assert_eq!(batches(&mut runner, now_ms).len(), 1);
+    }
+    assert!(pauses[0] <= PAUSE_MS_MIN && pauses[3] >= PAUSE_MS_MIN * 4, "{pauses:?}");
+    assert!(pauses[10..].iter().all(|ms| (PAUSE_MS_MAX / 2..=PAUSE_MS_MAX).contains(ms)));
+    assert!(pauses[10..].windows(2).any(|two| two[0] != two[1]), "jitter");
+    for (asked_ms, expected_ms) in [(20_000, 20_000), (u64::MAX, ASKED_PAUSE_MS_MAX)] {
+        runner.handle_outcome(now_ms, id, failed(Some(asked_ms)));
+        let due_ms = runner.poll_timeout().expect("the batch is due again");
+        assert_eq!(due_ms - now_ms, expected_ms);
+        now_ms = due_ms;
+        assert_eq!(batches(&mut runner, now_ms).len(), 1);
+    }
+    assert_eq!(runner.figures.retries, 42);
+}
+
+#[test]
+fn batches_in_flight_and_events_of_a_batch_are_bounded() {
+    let mut runner = runner(3, 2);
+    let events: Vec<_> = (0..100).map(|number| (number, number)).collect();
+    push(&mut runner, &events);
+    let taken = batches(&mut runner, 0);
+    assert_eq!(taken.iter().map(|(_, numbers)| numbers.len()).collect::<Vec<_>>(), [3, 3]);
+    assert_eq!(runner.figures.in_flight, 6);
+}
+
+#[test]
+fn the_figures_name_the_last_failure_until_a_batch_is_acknowledged() {
+    let mut runner = runner(1, 1);
+    push(&mut runner, &[(1, 0)]);
+    let (id, _) = batches(&mut runner, 0)[0];
+    runner.handle_outcome(0, id, failed(None));
+    assert_eq!(runner.figures.failure.as_deref(), Some("down"));
+    let due_ms = runner.poll_timeout().expect("the batch is due again");
+    batches(&mut runner, due_ms);
+    runner.handle_outcome(due_ms, id, Ok(()));
+    let expected =
+        SinkFigures { delivered: 1, batches: 1, retries: 1, in_flight: 0, failure: None };
+    assert_eq!(runner.figures, expected);
+    assert!(runner.lanes.is_empty() && runner.ready.is_empty());
+}
+
+#[test]
+fn random_outcomes_never_break_the_order_of_a_client() {
+    for seed in 0..200 {
+        let mut runner = runner(3, 3);
+        let mut random: u64 = seed * 2 + 1;
+        let mut next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            random >> 33
+        };
+        let mut stored: HashMap<u64, Vec<u64>> = HashMap::new();
+        let mut in_flight: Vec<(BatchId, Arc<Batch>)> = Vec::new();
+        let (mut pushed, mut now_ms) = (0, 0);
+        while stored.values().map(Vec::len).sum::<usize>() < 200 {
+            if pushed < 200 {
+                push(&mut runner, &[(next() % 5, pushed)]);
+                pushed += 1;
+            }
+            now_ms += next() % 5000;
+            in_flight.extend(std::iter::from_fn(|| runner.poll_batch(now_ms)));
+            if in_flight.is_empty() {
+                continue;
+            }
+            let (id, batch) = in_flight.swap_remove(next() as usize % in_flight.len());
+            let is_stored = next() % 3 > 0;
+            if is_stored {
+                for event in &batch.events {
+                    stored.entry(event.client.value()).or_default().push(event.number.0);
+                }
+            }
+            runner.handle_outcome(now_ms, id, if is_stored { Ok(()) } else { failed(None) });
+        }
+        assert_eq!((settled(&mut runner).len(), runner.lanes.len()), (200, 0), "seed {seed}");
+        assert!(stored.values().all(|numbers| numbers.is_sorted()), "seed {seed}: {stored:?}");
+    }
+}

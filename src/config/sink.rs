@@ -1,0 +1,127 @@
+//! Sinks, which carry the events of a topic to an engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::definition::section;
+use super::document::{ConfigError, Section};
+use super::file::PemFile;
+use super::service::{SIGNING_SECRET, Url, service};
+use super::shape::{NAME, milliseconds, whole};
+use crate::protocol::signature::SigningSecret;
+use crate::protocol::sink::{EngineAddress, Sink, Webhook};
+
+/// The most sinks of a node. Each costs its topic's bookkeeping once more.
+const SINKS_MAX: usize = 64;
+
+section! {
+    /// A sink: a consumer group of its own of a topic. A sink carries every event of the node's clients to an
+    /// engine, and acknowledges the event when the engine has. One of the tables below names the engine.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(super) struct SinkKeys(section) {
+        /// The name of the sink, in metrics and the log.
+        name: String = NAME, required("a sink needs one", "\"orders-to-billing\"");
+
+        /// The topic whose events the sink carries.
+        topic: String = NAME, required("a sink needs one", "\"orders\"");
+    }
+    tables {
+        /// An HTTP service that takes batches of CloudEvents.
+        webhook as "webhook": Option<Webhook> = read_webhook(section)?, Optional(WebhookKeys::definition);
+    }
+}
+
+section! {
+    /// An HTTP service that takes batches of CloudEvents.
+    pub(super) struct WebhookKeys(section) {
+        /// The URL that gets the events: `https://`, or `http://` to a loopback address.
+        url: String = Url, required("a webhook has one", "\"https://orders.example.org/events\"");
+
+        /// A secret that signs each batch: the header `Gridcast-Signature` is `t=UNIX_SECONDS,v1=HEX`, with
+        /// the HMAC-SHA256 of `UNIX_SECONDS.BODY`.
+        secret: Option<SigningSecret> = SIGNING_SECRET,
+            none("none: batches are not signed", "\"a secret of the service and gridcast\"");
+
+        /// The most events of a batch.
+        batch: usize = whole(1..=10_000), value(100);
+
+        /// The longest time until the answer. After that the batch is sent again.
+        timeout_ms: u64 = milliseconds(1..=600_000), value(10_000);
+
+        /// The most batches that wait for their answers. No two of them have events of the same client.
+        in_flight: usize = whole(1..=64), value(4);
+
+        /// A PEM file: the authorities that the certificate of the URL must come from.
+        ca: Option<PathBuf> = PemFile, none("those that the system trusts", "\"/etc/gridcast/ca.pem\"");
+    }
+}
+
+fn read_webhook(sink: &Section<'_>) -> Result<Option<Webhook>, ConfigError> {
+    let section = sink.table("webhook")?;
+    if !section.is_written() {
+        return Ok(None);
+    }
+    let WebhookKeys { url, secret, batch, timeout_ms, in_flight, ca } =
+        WebhookKeys::read_keys(&section)?;
+    let service = service(&section, &url, timeout_ms, ca)?;
+    Ok(Some(Webhook { service, secret, batch, in_flight }))
+}
+
+/// Reads the tables `sink`.
+pub(super) fn read_sinks(root: &Section<'_>) -> Result<Vec<Arc<Sink>>, ConfigError> {
+    let sections = root.tables("sink")?;
+    if let Some(section) = sections.get(SINKS_MAX) {
+        return Err(section.fault(&["name"], format!("expected at most {SINKS_MAX} sinks")));
+    }
+    let mut sinks: Vec<Arc<Sink>> = Vec::new();
+    for section in &sections {
+        let SinkKeys { name, topic, webhook } = SinkKeys::read_keys(section)?;
+        if sinks.iter().any(|other| *other.name == name) {
+            let reason = format!("{name:?} is the name of an earlier sink");
+            return Err(section.fault(&["name"], reason));
+        }
+        let engines = [webhook.map(EngineAddress::Webhook)];
+        let mut engines = engines.into_iter().flatten();
+        let Some(engine) = engines.next() else {
+            return Err(section.fault(&["topic"], "the sink has no engine: add `webhook`"));
+        };
+        sinks.push(Arc::new(Sink { name: name.into(), topic: topic.into(), engine }));
+    }
+    Ok(sinks)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{parse, refused};
+
+    #[test]
+    fn a_sink_has_a_name_a_topic_and_an_engine() {
+        let config = parse(
+            "[[sink]]\nname = \"a\"\ntopic = \"t\"\nwebhook = { url = \"http://127.0.0.1:1/\", batch = 7 }",
+        );
+        let sink = &config.sinks[0];
+        let crate::protocol::sink::EngineAddress::Webhook(webhook) = &sink.engine;
+        assert_eq!((&*sink.name, &*sink.topic), ("a", "t"));
+        assert_eq!((webhook.batch, webhook.in_flight), (7, 4));
+        assert_eq!((webhook.service.timeout_ms, webhook.secret.is_none()), (10_000, true));
+    }
+
+    #[test]
+    fn sinks_that_cannot_work_are_refused() {
+        let at = "gridcast.toml:";
+        let sink = "[[sink]]\nname = \"a\"\ntopic = \"t\"\n";
+        let webhook = "webhook = { url = \"http://127.0.0.1:1/\" }\n";
+        refused(sink, &format!("{at}3: sink.topic: the sink has no engine: add `webhook`"));
+        refused("[[sink]]\nname = \"a\"", &format!("{at}1: sink.topic: missing; a sink needs one"));
+        let twice = format!("{sink}{webhook}{sink}{webhook}");
+        refused(&twice, &format!("{at}6: sink.name: \"a\" is the name of an earlier sink"));
+        let secret = format!("{sink}webhook = {{ url = \"http://10.0.0.1/?key=hush\" }}");
+        refused(
+            &secret,
+            &format!(
+                "{at}4: sink.webhook.url: http:// is allowed to loopback addresses only; anywhere else \
+                 use https://"
+            ),
+        );
+    }
+}
