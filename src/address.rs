@@ -71,10 +71,24 @@ pub struct ShardAddress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(u64);
 
+/// The bit that no client's id has.
+const OF_NO_CLIENT: u64 = 1 << 63;
+
 impl ClientId {
     /// The id with this value. A value from outside may name no client.
     pub fn from_value(value: u64) -> Self {
         Self(value)
+    }
+
+    /// A value in place of an id, for events that no client has sent. Events with the same number keep their
+    /// order. Ids of clients have 63 bits, so the value is never the id of a client.
+    pub fn of_no_client(number: u64) -> Self {
+        Self(number | OF_NO_CLIENT)
+    }
+
+    /// Whether the value was made by [`Self::of_no_client`].
+    pub fn is_of_no_client(self) -> bool {
+        self.0 & OF_NO_CLIENT != 0
     }
 
     /// The id as a number.

@@ -127,7 +127,7 @@ fn each_layer_imports_only_layers_to_its_left() {
 const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("access", &["ApiAccess", "Addresses"], &[]),
     ("admission", &["Admissions"], &["client::{Granted, KeyLookup, Need, Progress}"]),
-    ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant"]),
+    ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant", "memory::Shortage"]),
     (
         "client",
         &["Clients"],

@@ -1,4 +1,4 @@
-//! Consumer groups, `queue.nack`, timeouts of acknowledgements and dead topics, over sockets.
+//! Consumer groups, `queue.nack`, `queue.push`, timeouts of acknowledgements and dead topics, over sockets.
 
 mod support;
 
@@ -97,4 +97,23 @@ fn an_event_that_is_not_acknowledged_in_time_goes_to_another_consumer() {
         }
     };
     assert_eq!(answer["E"]["c"], 101, "{answer}");
+}
+
+#[test]
+fn a_back_end_pushes_events_of_its_own_over_http_and_websocket() {
+    let server = Server::new();
+    let mut worker = consumer(&server, &json!({ "t": ["jobs"] }));
+    let answer = server.post("/v1/queue/push", r#"{"t":"jobs","d":"one","k":"a"}"#);
+    assert_eq!(answer, r#"{"E":null,"r":{"s":true}}"#);
+    let first = event(&mut worker);
+    assert_eq!(first["d"], json!({ "event": "push", "data": "one" }));
+    let fields = [&first["c"], &first["t"], &first["k"]];
+    assert_eq!(fields, [&json!(""), &json!("jobs"), &json!("a")]);
+    let mut back_end = server.backend();
+    back_end.done("queue.push", &json!({ "t": "jobs", "d": "two", "after_ms": 1 }));
+    assert_eq!(event(&mut worker)["d"]["data"], "two");
+    let answer =
+        back_end.ask("queue.push", &json!({ "t": "jobs", "d": "x", "after_ms": 604_800_001 }));
+    let why = "after_ms: expected an integer from 0 to 604800000";
+    assert_eq!((&answer["E"]["c"], &answer["E"]["m"]), (&json!(101), &json!(why)));
 }

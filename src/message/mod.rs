@@ -38,7 +38,7 @@ pub use list::{
 pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
-    REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
+    PushCommand, REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
 };
 pub use sink::{FromSink, SinkEvent, SinkEvents, SinkFigures, SinkRun};
 pub use tap::{FromTapper, ToTapper};

@@ -166,8 +166,24 @@ pub enum LocalCommand {
     Join(Arc<str>, Box<Terms>),
     /// Ends the back end's consumption of a topic.
     Leave(Arc<str>),
+    /// Puts an event of the back end into a topic. Answered once the event is in the topic, or has found no
+    /// room in time.
+    Push(Box<PushCommand>),
     /// Returns the shard's state for `/metrics`.
     Report,
+}
+
+/// An event of a back end on its way to a topic.
+#[derive(Clone, Debug)]
+pub struct PushCommand {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The key. Events with the same key keep their order.
+    pub key: Option<Box<str>>,
+    /// The encoded event.
+    pub frame: Frame,
+    /// The time until the event is handed out, in milliseconds.
+    pub after_ms: u32,
 }
 
 /// The most clients in one [`LastWillsMessage::Register`].

@@ -14,8 +14,12 @@ const DROPPED_AT_ONCE: usize = 64;
 pub struct Room {
     bounds: Bounds,
     feeders: Vec<FeedingShard>,
-    // Shards that wait for room, in the order in which they asked.
-    asking: VecDeque<ShardId>,
+    // Who waits for room, in the order in which they asked. At most one entry per shard, and one for pushes.
+    asking: VecDeque<Asker>,
+    // The bytes of the first event of a back end that waits for room. `None`: no such event waits.
+    push_wants: Option<usize>,
+    // Whether that event was told of its room and has not taken it yet.
+    is_push_granted: bool,
     // The credit to which each shard is filled up.
     share: Credit,
     // held + lent <= bounds, unless the bounds have shrunk.
@@ -23,6 +27,24 @@ pub struct Room {
     lent: Credit,
     // Whether the bounds have ever shrunk.
     was_shrunk: bool,
+}
+
+/// Someone who waits for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    /// A feeding shard.
+    Shard(ShardId),
+    /// The events that back ends have pushed. They take turns with the shards, one event at a time.
+    Pushes,
+}
+
+/// Room for the next one who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// Credit for a feeding shard.
+    Credit(ShardId, Credit),
+    /// Room for one event of a back end. Nothing more is granted before [`Room::end_push_grant`].
+    Push,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -40,6 +62,8 @@ impl Room {
             bounds,
             feeders: vec![FeedingShard { credit: share, wants: None }; shards],
             asking: VecDeque::new(),
+            push_wants: None,
+            is_push_granted: false,
             share,
             held: Credit::default(),
             lent: Credit { messages: share.messages * shards, bytes: share.bytes * shards },
@@ -135,33 +159,52 @@ impl Room {
     /// Notes that a shard lacks credit for a message of this many bytes.
     pub fn ask(&mut self, from: ShardId, bytes: usize) {
         if self.feeders[from.index()].wants.replace(bytes).is_none() {
-            self.asking.push_back(from);
+            self.asking.push_back(Asker::Shard(from));
         }
+    }
+
+    /// Notes that an event of a back end, of this many bytes, waits for room.
+    pub fn ask_for_push(&mut self, bytes: usize) {
+        if self.push_wants.replace(bytes).is_none() {
+            self.asking.push_back(Asker::Pushes);
+        }
+    }
+
+    /// Ends a [`Grant::Push`], or the request for one: the event has taken its room, or waits no more.
+    pub fn end_push_grant(&mut self) {
+        self.push_wants = None;
+        self.is_push_granted = false;
+        self.asking.retain(|&asker| asker != Asker::Pushes);
     }
 
     /// Drops the request of a shard; false if there is none.
     pub fn refuse(&mut self, from: ShardId) -> bool {
         let asked = self.feeders[from.index()].wants.take().is_some();
-        self.asking.retain(|&shard| shard != from);
+        self.asking.retain(|&asker| asker != Asker::Shard(from));
         asked
     }
 
     /// Drops the request of the shard that has waited longest, and returns the shard.
     pub fn refuse_next(&mut self) -> Option<ShardId> {
-        let shard = self.asking.pop_front()?;
-        self.feeders[shard.index()].wants = None;
+        let mut shards = self.asking.iter().filter_map(|&asker| match asker {
+            Asker::Shard(shard) => Some(shard),
+            Asker::Pushes => None,
+        });
+        let shard = shards.next()?;
+        self.refuse(shard);
         Some(shard)
     }
 
-    /// Whether a shard waits for room.
+    /// Whether someone waits for room.
     pub fn has_asking(&self) -> bool {
         !self.asking.is_empty()
     }
 
-    /// The next credit to grant, in the order in which shards asked. A shard with enough credit is granted no
+    /// The next room to grant, in the order in which it was asked for. A shard with enough credit is granted no
     /// more: its request has crossed an earlier grant.
-    pub fn poll_grant(&mut self) -> Option<(ShardId, Credit)> {
-        while let Some(&shard) = self.asking.front() {
+    pub fn poll_grant(&mut self) -> Option<Grant> {
+        while let Some(&asker) = self.asking.front() {
+            let Asker::Shard(shard) = asker else { return self.grant_push() };
             let needed = self.needed(shard);
             if !self.has(needed) && !self.is_too_large(shard) {
                 return None;
@@ -174,9 +217,17 @@ impl Room {
             let (left, missing) = (self.left(), self.missing(shard));
             let messages = missing.messages.min(left.messages).max(needed.messages);
             let bytes = missing.bytes.min(left.bytes).max(needed.bytes);
-            return Some((shard, self.lend(shard, Credit { messages, bytes })));
+            return Some(Grant::Credit(shard, self.lend(shard, Credit { messages, bytes })));
         }
         None
+    }
+
+    /// Grants room to the first event of a back end, unless that was done.
+    fn grant_push(&mut self) -> Option<Grant> {
+        let bytes = self.push_wants.expect("pushes ask with the bytes of the first");
+        let may = !self.is_push_granted && self.has(Credit { messages: 1, bytes });
+        self.is_push_granted |= may;
+        may.then_some(Grant::Push)
     }
 
     /// The room to make for a shard that asks, with room for some further messages. Otherwise the shard would

@@ -16,11 +16,13 @@
 //! - `group.rs`: one group. `lease.rs`: messages that are refused or not acknowledged in time.
 //! - `sink.rs`: the group of a sink, which carries every message to an engine.
 //! - `held.rs`: what the topic holds for all groups, and messages for the dead topic.
+//! - `delayed.rs`: messages for later.
 //! - `bounds.rs`: bounds that change while messages wait.
 //!
 //! Times are in microseconds.
 
 mod bounds;
+mod delayed;
 mod group;
 mod held;
 mod lease;
@@ -39,6 +41,7 @@ use crate::message::{
 };
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
+use delayed::Delayed;
 use group::Group;
 use held::Held;
 use sink::SinkGroup;
@@ -83,6 +86,8 @@ pub enum Effect {
     Refuse(ShardId),
     /// Ask a feeding shard to return the credit that exceeds this.
     Recall(ShardId, Credit),
+    /// There is room for the event of a back end that [`Topic::wait_for_room`] was called for.
+    RoomForPush,
     /// Tell the client's shard that the watched event of the client has left the topic.
     EventLeft(ClientId),
     /// Move a message to the dead topic. [`Topic::buried`] takes the answer.
@@ -130,6 +135,8 @@ pub struct Topic {
     window_messages: usize,
     next_number: MessageNumber,
     held: Held,
+    // Messages for later.
+    delayed: Delayed,
 
     // Consumers
     default_group: Group,
@@ -159,6 +166,7 @@ impl Topic {
             window_messages: window_messages(bounds, when_full),
             next_number: MessageNumber(0),
             held: Held::new(Room::new(bounds, shards)),
+            delayed: Delayed::default(),
             default_group: Group::new(node, None),
             has_default_group: true,
             groups: Vec::new(),
@@ -283,6 +291,7 @@ impl Topic {
         self.held.policy.age_max_us > 0
             || self.has_consumers()
             || self.held.has_dead()
+            || !self.delayed.is_empty()
             || self.all_groups().any(|group| group.lanes.has_delayed())
     }
 
@@ -299,6 +308,11 @@ impl Topic {
     /// Messages held, including those in flight.
     pub fn messages(&self) -> usize {
         self.held.room.held().messages
+    }
+
+    /// Whether consumers have something to do: messages are in flight, or wait and are not for later.
+    pub fn has_work(&self) -> bool {
+        self.has_consumers() && self.messages() > self.delayed.len()
     }
 
     /// Messages dropped because the topic was full ([`WhenFull::DropOldest`]), since the last call.
@@ -361,16 +375,46 @@ impl Topic {
     /// Adds an event without credit if there is room; false if there is none. A topic that drops its oldest
     /// makes room.
     pub fn offer(&mut self, now_us: u64, event: Event) -> bool {
-        let needed = Credit { messages: 1, bytes: event.frame.bytes().len() };
+        let has_room = self.take_room(event.frame.bytes().len());
+        if has_room {
+            self.add(now_us, event);
+        }
+        has_room
+    }
+
+    /// Takes room for an event without credit; false if there is none.
+    fn take_room(&mut self, bytes: usize) -> bool {
+        let needed = Credit { messages: 1, bytes };
         if self.when_full == WhenFull::DropOldest && !self.must_make_room {
             while !self.held.room.has(needed) && self.drop_oldest() {}
         }
         let has_room = self.held.room.has(needed);
         if has_room {
-            self.held.room.take_unlent(needed.bytes);
-            self.add(now_us, event);
+            self.held.room.take_unlent(bytes);
         }
         has_room
+    }
+
+    /// Asks for [`Effect::RoomForPush`] once there is room for an event of this many bytes. Returns false if
+    /// nothing may wait for room ([`WhenFull::Close`]).
+    pub fn wait_for_room(&mut self, bytes: usize) -> bool {
+        if self.when_full == WhenFull::Close {
+            return false;
+        }
+        self.held.room.ask_for_push(bytes);
+        self.held.grant_to_asking();
+        true
+    }
+
+    /// Whether feeders, or events of back ends, wait for room. Who comes later waits behind them.
+    pub fn has_waiting(&self) -> bool {
+        self.held.room.has_asking()
+    }
+
+    /// Notes that the event which [`Self::wait_for_room`] was called for has taken its room, or waits no more.
+    pub fn end_waiting(&mut self) {
+        self.held.room.end_push_grant();
+        self.held.grant_to_asking();
     }
 
     fn add(&mut self, now_us: u64, event: Event) {
@@ -540,6 +584,7 @@ impl Topic {
     /// Checks what depends on the time: consumers that take nothing, messages that were not acknowledged in
     /// time, delays, and the age of messages.
     pub fn handle_timeout(&mut self, now_us: u64) {
+        self.add_due(now_us);
         self.each_group(|group, held| group.handle_timeout(held, now_us));
         self.held.bury_next();
         self.drop_aged(now_us);
@@ -547,7 +592,9 @@ impl Topic {
 
     /// Asserts the invariants. Costs a look at every lane.
     pub fn check(&self) {
-        let first = self.default_group.check(self.next_number);
+        let (mut first, delayed) = (self.default_group.check(self.next_number), self.delayed.sum());
+        first.messages += delayed.messages;
+        first.bytes += delayed.bytes;
         self.held.check(self.is_plain.then_some(first));
         self.sinks.iter().for_each(SinkGroup::check);
         if self.is_plain {
@@ -562,7 +609,8 @@ impl Topic {
         of_sinks
             .chain(self.held.dead_numbers())
             .for_each(|number| *shared.entry(number).or_default() += 1);
-        assert_eq!(self.held.room.held().messages, shared.len(), "messages held");
+        let messages = shared.len() + delayed.messages;
+        assert_eq!(self.held.room.held().messages, messages, "messages held");
         // A message of a single group has no entry.
         for (number, groups) in &shared {
             let noted = self.held.shared().get(number).unwrap_or(&1);

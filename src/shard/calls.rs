@@ -72,6 +72,9 @@ impl Shard {
             Ok(Call::Ack(tags)) => {
                 return self.backends.call_ack(turn, connections, caller, &tags, Verdict::Settled);
             }
+            Ok(Call::Push(event)) => {
+                return self.backends.call_push(turn, connections, caller, &event);
+            }
             Ok(Call::Nack(tags, after_ms)) => {
                 let verdict = Verdict::Refused { after_ms };
                 return self.backends.call_ack(turn, connections, caller, &tags, verdict);
@@ -193,6 +196,9 @@ impl Shard {
             Command::Local(LocalCommand::Leave(topic)) => {
                 let left = self.topics.home.leave(turn, &topic, requester.backend);
                 left.map(|()| ClientReply::Done)
+            }
+            Command::Local(LocalCommand::Push(push)) => {
+                return self.topics.home.handle_push(turn, requester, *push);
             }
             Command::Local(LocalCommand::Report) => {
                 let report =

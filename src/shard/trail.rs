@@ -207,6 +207,7 @@ impl fmt::Display for ShownCall<'_> {
             Call::Unpop => formatter.write_str("queue.unpop"),
             Call::Ack(_) => formatter.write_str("queue.ack"),
             Call::Nack(..) => formatter.write_str("queue.nack"),
+            Call::Push(event) => write!(formatter, "queue.push {}", listed(&[event.topic])),
             Call::Reload => formatter.write_str("admin.reload"),
             Call::List(list) => formatter.write_str(list.name()),
             Call::Tap(tap) => write!(formatter, "tap.start {}", ShownTarget(&tap.target)),

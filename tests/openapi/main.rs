@@ -154,13 +154,14 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 9] = [
+const PARAMS: [(&str, &str); 10] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
     ("queue.pop", "Pop/oneOf/0"),
     ("queue.ack", "Ack"),
     ("queue.nack", "Nack"),
+    ("queue.push", "Push"),
     ("client.list", "ClientFilter"),
     ("channel.list", "ChannelFilter"),
     ("topic.list", "TopicFilter"),
@@ -197,6 +198,7 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "queue.pop": { "t": ["x"], "a": true },
         "queue.ack": { "g": 1 },
         "queue.nack": { "g": 1 },
+        "queue.push": { "t": "x", "d": "x" },
         "client.list": {},
         "channel.list": {},
         "topic.list": {},

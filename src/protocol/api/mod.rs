@@ -34,7 +34,7 @@ pub use tap::{
 };
 pub use write::{
     Death, EventHead, put_answer, put_close, put_dead, put_event, put_found, put_message,
-    put_nodes, put_open, put_request, put_tagged,
+    put_nodes, put_open, put_pushed, put_request, put_tagged,
 };
 
 use super::frame::{self, Kind};
@@ -177,6 +177,8 @@ pub enum Call<'a> {
     Ack(Tags),
     /// `queue.nack`: refuses events, which are delivered again after this time in milliseconds.
     Nack(Tags, u32),
+    /// `queue.push`: puts an event of the back end into a topic.
+    Push(PushedEvent<'a>),
     /// `admin.reload`: reloads the configuration of the node.
     Reload,
     /// A list of administration: lists something of the whole grid.
@@ -209,6 +211,19 @@ pub enum TapTarget {
     Topic(Box<str>),
     /// The clients, and the refused connections, of an address or a network.
     Address(IpNet),
+}
+
+/// An event of a back end, for a topic.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PushedEvent<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// The content.
+    pub data: &'a str,
+    /// The key. Events with the same key keep their order.
+    pub key: Option<&'a str>,
+    /// The time until the event is handed out, in milliseconds.
+    pub after_ms: u32,
 }
 
 /// When an event that was delivered to a consumer is settled.

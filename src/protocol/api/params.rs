@@ -10,8 +10,8 @@ use super::read::ApiMethod;
 use super::tap::read_tap;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
-    ContextEntry, DELAY_MS_MAX, Fault, Function, NAME_BYTES_MAX, Settling, TOPICS_PER_POP_MAX,
-    Tags, UNSETTLED_DEFAULT, UNSETTLED_MAX,
+    ContextEntry, DELAY_MS_MAX, Fault, Function, NAME_BYTES_MAX, PushedEvent, Settling,
+    TOPICS_PER_POP_MAX, Tags, UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
 use crate::address::networks::Network;
@@ -49,6 +49,7 @@ pub(super) fn read_params<'a>(
             Call::Pop(topics, read_settling(params)?, read_group(params)?)
         }
         ApiMethod::Ack => Call::Ack(read_tags(params)?),
+        ApiMethod::Push => Call::Push(read_pushed(params)?),
         ApiMethod::Nack => Call::Nack(read_tags(params)?, read_delay(params)?),
         ApiMethod::Tap => Call::Tap(read_tap(params)?),
         ApiMethod::Unpop => Call::Unpop,
@@ -122,6 +123,14 @@ fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
     let tag = given.unsigned().ok_or_else(wrong)?;
     let up_to = read_flag("u", optional(params, "u"))?;
     Ok(if up_to { Tags::UpTo(tag) } else { Tags::One(tag) })
+}
+
+fn read_pushed<'a>(params: Option<Value<'_, 'a>>) -> Result<PushedEvent<'a>, Fault> {
+    let topic = read_name("t", required(params, "t")?)?;
+    let data = required(params, "d")?.text();
+    let data = data.ok_or_else(|| Fault::invalid("d: expected a string"))?;
+    let key = optional(params, "k").map(|key| read_name("k", key)).transpose()?;
+    Ok(PushedEvent { topic, data, key, after_ms: read_delay(params)? })
 }
 
 fn read_group<'a>(params: Option<Value<'_, 'a>>) -> Result<Option<&'a str>, Fault> {

@@ -166,6 +166,8 @@ pub enum ApiMethod {
     Ack,
     /// `queue.nack`
     Nack,
+    /// `queue.push`
+    Push,
     /// `admin.reload`
     Reload,
     /// A list of administration.
@@ -202,6 +204,7 @@ impl ApiMethod {
             b"queue.unpop" => Self::Unpop,
             b"queue.ack" => Self::Ack,
             b"queue.nack" => Self::Nack,
+            b"queue.push" => Self::Push,
             b"admin.reload" => Self::Reload,
             b"node.list" => Self::List(ListMethod::Node),
             b"client.list" => Self::List(ListMethod::Client),
@@ -252,8 +255,8 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack, queue.nack, admin.reload, node.list, client.list, \
-             channel.list, topic.list, tap.start, tap.stop",
+             queue.unpop, queue.ack, queue.nack, queue.push, admin.reload, node.list, \
+             client.list, channel.list, topic.list, tap.start, tap.stop",
             quoted(name)
         ))
     })

@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::list::put_listing;
-use super::{BASE64, Fault, Info, MeshRow, NodeRow, Reply};
+use super::{BASE64, Fault, Info, MeshRow, NodeRow, PushedEvent, Reply};
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 use crate::protocol::frame::{self, Frame, Kind, Opcode};
@@ -169,6 +169,26 @@ pub fn put_event(
     put_string(scratch, topic);
     scratch.extend_from_slice(b",\"d\":");
     put_data(scratch);
+    scratch.extend_from_slice(EVENT_END);
+    frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
+}
+
+/// Appends the frame of an event that a back end has pushed. The event names no client. `scratch` is
+/// overwritten.
+pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event: &PushedEvent<'_>) {
+    scratch.clear();
+    scratch.extend_from_slice(b"{\"e\":\"queue.pop\",\"p\":{\"n\":");
+    put_number(scratch, node.number().into());
+    scratch.extend_from_slice(b",\"c\":\"\"");
+    scratch.extend_from_slice(TOPIC_FIELD);
+    put_string(scratch, event.topic);
+    scratch.extend_from_slice(b",\"d\":{\"event\":\"push\",\"data\":");
+    put_string(scratch, event.data);
+    scratch.push(b'}');
+    if let Some(key) = event.key {
+        scratch.extend_from_slice(b",\"k\":");
+        put_string(scratch, key);
+    }
     scratch.extend_from_slice(EVENT_END);
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }

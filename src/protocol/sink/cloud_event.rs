@@ -47,9 +47,12 @@ fn put_event(out: &mut Vec<u8>, source: &str, event: CloudEvent<'_>) {
     put_string(out, source);
     out.extend_from_slice(b",\"type\":");
     put_string(out, &format!("gridcast.{}", event_kind(object)));
-    out.extend_from_slice(b",\"subject\":\"");
-    put_number(out, event.client.value());
-    out.extend_from_slice(b"\",\"time\":");
+    if !event.client.is_of_no_client() {
+        out.extend_from_slice(b",\"subject\":\"");
+        put_number(out, event.client.value());
+        out.push(b'"');
+    }
+    out.extend_from_slice(b",\"time\":");
     put_string(out, &time_of(event.arrived_unix_ms));
     out.extend_from_slice(b",\"datacontenttype\":\"application/json\",\"data\":");
     out.extend_from_slice(object);
@@ -86,5 +89,10 @@ mod tests {
             "data": {"n": 1, "c": "5", "t": "a", "d": {"event": "open"}},
         });
         assert_eq!((batch.as_array().map(Vec::len), &batch[1]), (Some(2), &expected));
+        let mut out = Vec::new();
+        let pushed = CloudEvent { client: ClientId::of_no_client(5), ..event("x.3") };
+        put_batch(&mut out, "/gridcast/topics/a", [pushed].into_iter());
+        let batch: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
+        assert_eq!(batch[0].get("subject"), None, "no client has sent it");
     }
 }

@@ -12,7 +12,7 @@ use crate::address::{ClientId, ShardId};
 use crate::message::{Credit, MessageNumber};
 use crate::metrics::Durations;
 use crate::queue::consumers::Item;
-use crate::queue::room::Room;
+use crate::queue::room::{Grant, Room};
 
 /// The messages of a topic, and its effects.
 #[derive(Debug)]
@@ -85,12 +85,15 @@ impl Held {
         is_last
     }
 
-    /// Grants credit to shards that wait for room.
+    /// Grants room to those who wait for it.
     pub(super) fn grant_to_asking(&mut self) {
         while self.room.has_asking()
-            && let Some((shard, credit)) = self.room.poll_grant()
+            && let Some(grant) = self.room.poll_grant()
         {
-            self.effects.push_back(Effect::Grant(shard, credit));
+            self.effects.push_back(match grant {
+                Grant::Credit(shard, credit) => Effect::Grant(shard, credit),
+                Grant::Push => Effect::RoomForPush,
+            });
         }
     }
 

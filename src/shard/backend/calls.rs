@@ -311,7 +311,7 @@ impl Backends {
 
     /// Opens a question that `awaited` answers settle. Its reply takes the next place among the
     /// caller's replies.
-    fn open_question(
+    pub(super) fn open_question(
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
@@ -441,7 +441,7 @@ impl Backends {
 }
 
 /// Asks the home of a topic on this node to carry out a command.
-fn ask_home(turn: &mut Turn, requester: Requester, topic: &str, command: LocalCommand) {
+pub(super) fn ask_home(turn: &mut Turn, requester: Requester, topic: &str, command: LocalCommand) {
     let home = home_of_topic(topic, turn.settings.shards);
     turn.ask_local(home, requester, command);
 }

@@ -4,7 +4,7 @@
 //! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: calls that wait for
 //!   answers.
 //! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge
-//!   events. `unrouted.rs`: warnings of topics that no route feeds.
+//!   events. `push.rs`: events of back ends for topics. `unrouted.rs`: warnings of topics that no route feeds.
 
 mod acknowledge;
 mod calls;
@@ -12,6 +12,7 @@ mod console;
 mod consumers;
 mod page;
 mod pending;
+mod push;
 mod requests;
 mod unrouted;
 
@@ -192,7 +193,9 @@ pub(super) fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
 /// Checks that roles allow a call.
 fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
     let (may, code) = match call {
-        Call::Send(..) | Call::Publish(..) | Call::Call(..) => (roles.write, Code::NotAuthorised),
+        Call::Send(..) | Call::Publish(..) | Call::Call(..) | Call::Push(_) => {
+            (roles.write, Code::NotAuthorised)
+        }
         Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
         Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {
             (roles.admin, Code::NotAuthorised)

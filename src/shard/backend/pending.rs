@@ -46,6 +46,8 @@ pub(super) enum QuestionKind {
     Pop(PopId),
     /// `queue.unpop`: asks the homes of the topics, which must all agree.
     Unpop,
+    /// `queue.push`: asks the home of the topic.
+    Push,
     /// `/metrics`: asks all shards and the mesh. A missing answer is left out.
     Report,
     /// `/v1/nodes`: asks the mesh.
@@ -84,6 +86,9 @@ impl QuestionKind {
         let (code, message) = match self {
             Self::Publish | Self::Send => (Code::SendFailed, "no answer in time"),
             Self::Call => (Code::ExecutionFailed, "no answer in time"),
+            Self::Push => {
+                (Code::ConsumptionFailed, "no answer in time; the event may be in the topic")
+            }
             Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
             Self::Report | Self::Nodes | Self::List | Self::Tap => {

@@ -31,6 +31,7 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/mesh/send" => Some(ApiMethod::Send),
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
         "/v1/conn/call" => Some(ApiMethod::Call),
+        "/v1/queue/push" => Some(ApiMethod::Push),
         "/v1/admin/reload" => Some(ApiMethod::Reload),
         "/v1/node/list" => Some(ApiMethod::List(ListMethod::Node)),
         "/v1/client/list" => Some(ApiMethod::List(ListMethod::Client)),

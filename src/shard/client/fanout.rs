@@ -193,6 +193,10 @@ fn held_bytes(command: &Command) -> usize {
             Command::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
                 topic.len()
             }
+            Command::Local(LocalCommand::Push(push)) => {
+                let key_bytes = push.key.as_ref().map_or(0, |key| key.len());
+                push.topic.len() + key_bytes + push.frame.bytes().len() + QUEUED_FRAME_BYTES
+            }
             Command::Local(LocalCommand::Report) => 0,
         }
 }

@@ -72,6 +72,7 @@ impl Turn {
         let taps = self.taps.of_target(|target| match (target, call) {
             (TapTarget::Channel(name), Call::Publish(channel, _)) => **name == **channel,
             (TapTarget::Topic(name), Call::Pop(topics, ..)) => topics.contains(&&**name),
+            (TapTarget::Topic(name), Call::Push(event)) => **name == *event.topic,
             _ => false,
         });
         if taps.is_empty() {
@@ -80,6 +81,7 @@ impl Turn {
         let (method, arguments) = match call {
             Call::Publish(channel, _) => ("mesh.publish", trail::listed(&[channel])),
             Call::Pop(topics, ..) => ("queue.pop", trail::listed(topics)),
+            Call::Push(event) => ("queue.push", trail::listed(&[event.topic])),
             _ => return,
         };
         let by = self.shown_user(user);

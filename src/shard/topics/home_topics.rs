@@ -1,6 +1,8 @@
 //! The topics whose home is this shard. All shards of the node feed them; back ends of all nodes
 //! consume them.
 
+mod pushes;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use crate::protocol::frame::Frame;
 use crate::queue::topic::{Effect, JoinError, Topic};
 use crate::shard::settings::{Settings, TopicRules};
 use crate::shard::turn::Turn;
+use pushes::WaitingPushes;
 
 /// How often a shard checks for consumers that take no events, in milliseconds.
 const CHECK_MS: u64 = 250;
@@ -34,6 +37,8 @@ pub(in crate::shard) struct HomeTopics {
     unfinished: VecDeque<Arc<str>>,
     // When to check for consumers that take no events; None while there are no consumers.
     next_check_ms: Option<u64>,
+    // Events of back ends that wait for room.
+    pushes: WaitingPushes,
     // How long events stayed in topics that have been removed.
     past_waits: Durations,
     /// Topics with events for their sinks.
@@ -48,6 +53,7 @@ impl HomeTopics {
             routed: Vec::new(),
             unfinished: VecDeque::new(),
             next_check_ms: None,
+            pushes: WaitingPushes::default(),
             past_waits: Durations::default(),
             outgoing: Outgoing::default(),
         };
@@ -262,6 +268,7 @@ impl HomeTopics {
                     tell_feeder(turn, topic, shard, ToFeeder::Recall(most));
                 }
                 Effect::Refuse(shard) => tell_feeder(turn, topic, shard, ToFeeder::Refused),
+                Effect::RoomForPush => self.pushes.handle_room(turn, topic, home),
                 Effect::EventLeft(client) => {
                     let at = turn.roster.address_of(client);
                     let at = at.expect("clients of this node are watched");
@@ -389,6 +396,7 @@ impl HomeTopics {
     /// Removes consumers that take no events, when a check is due.
     pub(in crate::shard) fn handle_timeout(&mut self, turn: &mut Turn) {
         let now = turn.now;
+        self.expire_pushes(turn);
         if self.next_check_ms.is_none_or(|due_ms| now.ms < due_ms) {
             return;
         }
@@ -403,7 +411,10 @@ impl HomeTopics {
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
     /// in the past means at once.
     pub(super) fn next_turn(&self) -> Option<u64> {
-        if self.unfinished.is_empty() { self.next_check_ms } else { Some(0) }
+        match self.unfinished.is_empty() {
+            true => [self.next_check_ms, self.pushes.next_deadline()].into_iter().flatten().min(),
+            false => Some(0),
+        }
     }
 
     /// Returns the names of the topics that match, in ascending order.
@@ -439,8 +450,7 @@ impl HomeTopics {
 
     /// Whether a topic has both messages and consumers, or messages for a sink.
     pub(in crate::shard) fn has_work(&self) -> bool {
-        let has_work = |topic: &Topic| topic.has_consumers() && topic.messages() > 0;
-        self.topics.values().any(|topic| has_work(topic) || topic.has_sink_backlog())
+        self.topics.values().any(|topic| topic.has_work() || topic.has_sink_backlog())
     }
 
     /// Returns a topic whose home is this shard.

@@ -1,8 +1,8 @@
 //! A shard's part in the queue: its clients feed topics, and it is the home shard of some topics.
 //!
 //! - `feeders.rs`: events of this shard's clients on their way to the home shards of their topics.
-//! - `home_topics.rs`: the topics whose home is this shard. `list.rs`: finds them for
-//!   `topic.list`. `sinks.rs`: their sinks.
+//! - `home_topics.rs`: the topics whose home is this shard. `home_topics/pushes.rs`: events of
+//!   back ends for them. `list.rs`: finds them for `topic.list`. `sinks.rs`: their sinks.
 //!
 //! If this shard is the home of a topic that its clients feed, an event goes there directly. All
 //! other messages go through the turn, as between two shards.

@@ -217,6 +217,53 @@ fn a_full_topic_takes_no_message_without_credit() {
 }
 
 #[test]
+fn a_delayed_message_takes_room_at_once_and_comes_when_it_is_due() {
+    let mut topic = topic(4, WhenFull::Hold);
+    joined(&mut topic, 1, PLAIN);
+    assert!(topic.offer_delayed(2000, event(1, 1)) && topic.offer_delayed(1000, event(1, 2)));
+    assert!(topic.offer(0, event(1, 3)) && !topic.offer_delayed(1000, event(1, 4)));
+    topic.handle_timeout(999);
+    assert_eq!(delivered(&mut topic), [(1, 3)]);
+    topic.written(999, consumer(1), 1);
+    assert!(topic.needs_checks() && !topic.has_work(), "a shutdown does not wait for them");
+    topic.handle_timeout(1000);
+    assert_eq!(delivered(&mut topic), [(1, 2)]);
+    topic.handle_timeout(2000);
+    assert_eq!(delivered(&mut topic), [(1, 1)]);
+    topic.written(2000, consumer(1), 2);
+    assert_eq!(topic.messages(), 0);
+}
+
+#[test]
+fn back_ends_and_feeders_get_room_in_turn() {
+    let mut topic = topic(2, WhenFull::Hold);
+    (0..2).for_each(|message| push(&mut topic, 1, message));
+    assert!(topic.wait_for_room(8));
+    topic.want_credit(FEEDER, 8);
+    assert!(topic.has_waiting());
+    joined(&mut topic, 1, Terms { window_bytes: 1, ..PLAIN });
+    effects(&mut topic);
+    let room = |topic: &mut Topic| -> Vec<&'static str> {
+        topic.written(0, consumer(1), 1);
+        let names = effects(topic).into_iter().filter_map(|effect| match effect {
+            Effect::RoomForPush => Some("push"),
+            Effect::Grant(FEEDER, _) => Some("feeder"),
+            _ => None,
+        });
+        names.collect()
+    };
+    assert_eq!(room(&mut topic), ["push"]);
+    topic.want_credit(FEEDER, 8);
+    assert!(effects(&mut topic).is_empty(), "the room is kept until it is taken");
+    assert!(topic.offer(0, event(2, 2)));
+    topic.end_waiting();
+    assert!(topic.wait_for_room(8));
+    assert_eq!(room(&mut topic), ["feeder"], "the next push waits behind the feeder");
+    topic.end_waiting();
+    assert!(!topic.has_waiting());
+}
+
+#[test]
 fn messages_that_wait_too_long_are_dropped_from_all_groups_and_counted() {
     let mut topic = grouped(16, WhenFull::Hold);
     topic.set_policy(Policy { age_max_us: 1000, ..POLICY });
