@@ -20,12 +20,16 @@ const ROUNDS_MAX: usize = 10_000;
 /// Longer than any deadline of the settings.
 const LONG_MS: u64 = 20_000;
 
+/// More messages than the longest input of the fuzzer holds.
+const BACKLOG_MAX: usize = 1024;
+
 pub struct Node {
     shards: Vec<Shard>,
     // The receiver, and the message in flight; of each pair the first is delivered first.
     mail: VecDeque<(ShardId, ToShard)>,
     sockets: Vec<Socket>,
     now: Now,
+    has_message_rate: bool,
     is_draining: bool,
 }
 
@@ -54,12 +58,15 @@ impl Node {
         let settings = Arc::new(settings(shape));
         let now = Now { ms: 0, us: 0, unix_ms: UNIX_MS };
         let state = Arc::new(NodeState::new(&settings, Arc::default()));
+        let routes = settings.edges.iter().flat_map(|edge| &edge.routes);
+        let has_message_rate = routes.into_iter().any(|route| route.messages.is_some());
         let shard = |index| Shard::new(ShardId(index as u8), &settings, state.clone(), now);
         Self {
             shards: (0..settings.shards).map(shard).collect(),
             mail: VecDeque::new(),
             sockets: Vec::new(),
             now,
+            has_message_rate,
             is_draining: false,
         }
     }
@@ -230,6 +237,9 @@ impl Node {
         }
         self.pass_ms(LONG_MS);
         self.settle();
+        if self.has_message_rate {
+            self.pass_backlogs();
+        }
         for shard in &self.shards {
             assert_eq!(shard.inspect().connections(), 0, "connections that are gone are forgotten");
             assert_eq!(shard.inspect().drain_state().is_drained, self.is_draining);
@@ -257,6 +267,19 @@ impl Node {
         let waiting: usize =
             self.shards.iter().map(|shard| shard.inspect().queued_messages()).sum();
         assert_eq!(waiting, 0, "what waits is given to a consumer that reads");
+    }
+
+    /// Passes the time that clients over their message rate need: what they sent before they
+    /// disconnected is still handled, at that rate.
+    fn pass_backlogs(&mut self) {
+        for _ in 0..BACKLOG_MAX {
+            if self.shards.iter().all(|shard| shard.inspect().connections() == 0) {
+                return;
+            }
+            self.pass_ms(1000);
+            self.settle();
+        }
+        panic!("a disconnected client is never done");
     }
 
     /// Goes on without anything from outside until all is still.
