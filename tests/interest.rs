@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-#[allow(dead_code, reason = "a single shard is for other tests")]
 #[path = "support/shard.rs"]
 mod shard_value;
 

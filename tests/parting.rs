@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-#[expect(dead_code, reason = "calls are for other tests")]
 #[path = "support/shard.rs"]
 mod shard_value;
 

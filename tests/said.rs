@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-#[allow(dead_code, reason = "other tests use what this one does not")]
 #[path = "support/shard.rs"]
 mod shard_value;
 

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use gridcast::message::ConnectionKey;
-use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
+use gridcast::protocol::credentials::{Roles, User};
 use gridcast::protocol::token::{TokenAlgorithm, TokenRule, TokenSources};
 use gridcast::shard::settings::{EdgeSettings, RouteSettings, Settings};
 use gridcast::shard::{Action, Listener, Now, Priority, Shard};
@@ -86,14 +86,8 @@ fn settings() -> Settings {
 
 /// A shard whose one user may only read.
 fn settings_with_user() -> Settings {
-    let user = User {
-        name: "app".into(),
-        scheme: Scheme::Bearer,
-        secret: Secret::Plain("s3cret-token".into()),
-        roles: Roles { read: true, write: false, admin: false },
-        from: Default::default(),
-        requests_per_s: 0,
-    };
+    let roles = Roles { read: true, write: false, admin: false };
+    let user = User { roles, ..shard_value::user("app", "s3cret-token") };
     let mut settings = settings();
     settings.api.users = vec![user].into();
     settings

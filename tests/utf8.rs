@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 #[path = "support/shard.rs"]
-#[allow(dead_code, reason = "clients and calls are for other tests")]
 mod shard_value;
 
 use gridcast::message::ConnectionKey;

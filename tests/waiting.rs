@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 #[path = "support/shard.rs"]
-#[expect(dead_code, reason = "clients here compress")]
 mod shard_value;
 
 use std::collections::BTreeMap;

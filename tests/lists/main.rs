@@ -4,6 +4,5 @@ mod clients;
 mod grid;
 mod names;
 mod nodes;
-#[allow(dead_code, reason = "a single shard is for other tests")]
 #[path = "../support/shard.rs"]
 mod shard_value;

@@ -1,17 +1,19 @@
 //! A shard as a value: its settings, and connections without sockets.
 
+#![allow(dead_code, reason = "each test uses its own part of this")]
+
 use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardId};
 use gridcast::message::ConnectionKey;
-use gridcast::protocol::credentials::FingerprintKey;
+use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{
     ApiSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
 };
-use gridcast::shard::{Listener, Now, Shard};
+use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
 
 /// The settings of a node of one shard, without a mesh, edges and users.
 pub fn settings() -> Settings {
@@ -67,6 +69,27 @@ pub fn route() -> RouteSettings {
         outbound_bytes: 1 << 20,
         ..RouteSettings::default()
     }
+}
+
+/// A user who may do everything from anywhere, and presents this token.
+pub fn user(name: &str, token: &str) -> User {
+    User {
+        name: name.into(),
+        scheme: Scheme::Bearer,
+        secret: Secret::Plain(token.into()),
+        roles: Roles::ALL,
+        from: Default::default(),
+        requests_per_s: 0,
+    }
+}
+
+/// Returns the next batch that a shard writes, urgent ones first.
+pub fn poll_write(shard: &mut Shard) -> Option<(ConnectionKey, Batch)> {
+    shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
+}
+
+pub fn bytes_of(batch: &Batch) -> Vec<u8> {
+    batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect()
 }
 
 /// Opens a connection that asks for a WebSocket at a path, of a client or a back end.
