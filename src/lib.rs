@@ -27,8 +27,8 @@
 //! |---|---|
 //! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard. The sum for `{s, f}`: of other nodes in `mesh::publish`, of all in `shard::backend::pending` |
 //! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |
-//! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in [`shard`] |
-//! | Where does a client continue that waits for room in a topic? | `Feeders::poll_ready` in `shard::topics::feeders`; deferred clients in `Shard::read_waiting` |
+//! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in `shard::input` |
+//! | Where does a client continue that waits for room in a topic? | `Feeders::poll_ready` in `shard::topics::feeders`; deferred clients in `Shard::read_waiting`, in `shard::input` |
 //! | Where are the clients of a lost node reported? | `shard::last_wills`, told by `Mesh::tell_dead` in [`mesh`] |
 //! | Where does a call wait for other shards and nodes, and time out? | `open_question` and `expire` in `shard::backend::calls`; a missing tally adds nothing, any other call fails |
 //! | Where is a slow client closed, or its message dropped? | `Clients::walk` and `Clients::send` in `shard::client`; then `Connections::close_slow` |

@@ -23,8 +23,8 @@
 //! | `lists` | lists of administration, which are gathered from shards of all nodes |
 //! | `taps` | back ends that watch devices live. Their taps are in the turn, so that every part can tell them |
 //!
-//! `requests.rs`, `calls.rs` and `messages.rs` contain the routing of HTTP requests, calls and
-//! messages. `inspection.rs` is what the driver and `/metrics` only read, and `proxied.rs` finds the address
+//! `input.rs`, `requests.rs`, `calls.rs`, `messages.rs` and `steps.rs` contain the routing: of received
+//! bytes, HTTP requests, calls, messages and steps. `inspection.rs` is what the driver and `/metrics` only read, and `proxied.rs` finds the address
 //! of a proxy's client. The remaining files are shared by the parts: `turn.rs`, `settings.rs`,
 //! `node_state.rs`, `users.rs` (users in use), `roster.rs` (reachable nodes), `timers.rs`, `work.rs` (how
 //! much of a turn input may take), `rate.rs`, `interest.rs` (which shards have subscribers),
@@ -39,6 +39,7 @@ mod connection;
 mod drain;
 #[cfg(test)]
 mod fixture;
+mod input;
 mod inspection;
 pub mod interest;
 mod last_wills;
@@ -53,6 +54,7 @@ mod requests;
 mod roster;
 pub mod settings;
 mod shed_round;
+mod steps;
 mod taps;
 mod timers;
 mod topics;
@@ -73,12 +75,11 @@ use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
 use crate::message::{ConnectionKey, FromShard, Ticket, ToBridge};
 use crate::metrics::{Counters, Durations};
-use crate::protocol::api::{self, Reply};
 use access::{Addresses, ApiAccess, Verification};
 use admission::Admissions;
-use backend::{Answer, Backends, Caller};
+use backend::Backends;
 use client::Clients;
-use connection::{Connections, Pause, Phase, PolledWrite, Shape, Stage, Written};
+use connection::{Connections, Pause, PolledWrite, Written};
 use drain::Draining;
 use last_wills::LastWills;
 use lists::Lists;
@@ -90,7 +91,7 @@ use taps::Taps;
 use timers::{TIMERS_PER_TURN, Timer};
 use topics::Topics;
 use trail::Entry;
-use turn::{Step, Turn};
+use turn::Turn;
 
 /// A request of a shard to its node.
 pub enum ShardRequest {
@@ -457,151 +458,5 @@ impl Shard {
             admissions,
             lists,
         }
-    }
-
-    /// Passes the steps that the parts have pushed to their receivers, in order, until none is
-    /// left. Handling one step pushes a bounded number of further steps.
-    #[inline]
-    fn route(&mut self) {
-        // Most input causes no step.
-        if self.turn.has_steps() {
-            self.pass_on_steps();
-        }
-    }
-
-    #[inline(never)]
-    fn pass_on_steps(&mut self) {
-        while let Some(step) = self.turn.poll_step() {
-            let (turn, connections) = (&mut self.turn, &mut self.connections);
-            match step {
-                Step::Message(message) => {
-                    let own = turn.address.shard;
-                    self.dispatch_local(own, message);
-                }
-                Step::Event(fed) => self.topics.feed(turn, connections, fed),
-                Step::ClientOpened(key) => {
-                    self.last_wills.register(turn, connections, key);
-                    if turn.taps.is_active() {
-                        let is_in = self.clients.membership();
-                        self.taps.handle_opened(turn, connections, key, is_in);
-                    }
-                }
-                Step::ClientChanged(key) => {
-                    let is_in = self.clients.membership();
-                    self.taps.handle_changed(turn, connections, key, is_in);
-                }
-                Step::TapAnswered(key) => self.taps.handle_answered(key),
-                Step::TapperGone(key) => self.taps.stop(turn, key),
-                Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),
-                Step::ClientGone(gone) => {
-                    if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)
-                    {
-                        self.last_wills.keep(turn, &topic, ended.client);
-                        self.topics.feed_last(turn, connections, &topic, ended);
-                    }
-                }
-                Step::ConsumerGone(key, topics) => self.backends.handle_gone(turn, key, &topics),
-                Step::PopAnswered(key, pop) => {
-                    self.backends.start_consuming(turn, connections, key, pop);
-                }
-                Step::Execute(requester, command) => self.execute_command(requester, command),
-                Step::ParkedTimedOut(key) => {
-                    if !self.admissions.handle_timeout(turn, key) {
-                        self.api_access.handle_verification_timeout(turn, connections, key);
-                    }
-                }
-                Step::HandshakeSettled(key, settled) => self.continue_handshake(key, settled),
-                Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
-                Step::Listed(ticket, listing) => {
-                    let answer = Answer::Done(listing.map(Reply::List));
-                    self.backends.handle_answer(turn, connections, ticket, answer);
-                }
-                Step::Counted(key, is_admitted) => self.answer_counted(key, is_admitted),
-            }
-        }
-    }
-
-    /// Reads from connections that were paused or used up their slice, and from clients whose topic
-    /// has room again, within the budgets of a turn.
-    fn read_waiting(&mut self) {
-        self.turn.work.begin_round();
-        while let Some(key) = self.turn.work.poll_waiting() {
-            if self.connections.is_to_resume(key) {
-                self.resume(key);
-            }
-        }
-        if self.topics.begin_round() {
-            while let Some(key) = self.topics.poll_admitted(&mut self.turn, &mut self.connections) {
-                self.resume(key);
-            }
-        }
-        self.route();
-    }
-
-    /// Continues a partly inflated message, then the read-ahead of a connection.
-    fn resume(&mut self, key: ConnectionKey) {
-        let Some(connection) = self.connections.get(key) else { return };
-        self.turn.work.begin_slice(connection.is_heavy);
-        if connection.is_inflating {
-            let (turn, connections) = (&mut self.turn, &mut self.connections);
-            self.clients.read(turn, connections, key, &mut Default::default());
-            self.route();
-        }
-        if let Some(mut held) = self.connections.take_read_ahead(key) {
-            let left = self.read(key, held.unread());
-            self.connections.put_back_read_ahead(key, held.keep_last(left));
-        }
-        self.connections.after_reading(&mut self.turn, key);
-        self.route();
-    }
-
-    /// Reads input until all is processed, the connection's slice of the turn is spent, or the
-    /// connection is paused. Returns the number of unprocessed bytes.
-    fn read(&mut self, key: ConnectionKey, mut input: &mut [u8]) -> usize {
-        while !input.is_empty() {
-            let (turn, connections) = (&mut self.turn, &mut self.connections);
-            let Some(connection) = connections.get(key) else { return 0 };
-            if connection.phase != Phase::Open && !connection.has_pending_close {
-                return 0;
-            }
-            if connection.is_paused() || turn.work.is_slice_spent() {
-                return input.len();
-            }
-            let before = input.len();
-            let makes_requests = !matches!(connection.stage, Stage::Client(_));
-            match &connection.stage {
-                Stage::Http(_) => self.read_http(key, &mut input),
-                Stage::Client(_) => {
-                    match self.topics.feeders.defers(turn, connection, key, input) {
-                        Some(topic) => self.topics.feeders.defer(turn, connections, key, &topic),
-                        None => self.clients.read(turn, connections, key, &mut input),
-                    }
-                }
-                Stage::Backend(_) => {
-                    if let Some(mut request) =
-                        self.backends.read(turn, connections, key, &mut input)
-                    {
-                        // The parser stays borrowed during the call, because the call refers to its
-                        // buffers.
-                        let mut parser = self.backends.lend_parser();
-                        match request.parse(turn, &mut parser) {
-                            Ok(api::ApiRequest { id, call }) => {
-                                self.call(Caller { key, shape: Shape::Message(id.into()) }, call);
-                            }
-                            Err(violation) => connections.close_for_violation(turn, key, violation),
-                        }
-                        self.backends.return_parser(parser);
-                    }
-                }
-                Stage::Unsubscribing(_) | Stage::Ending => return 0,
-            }
-            self.turn.work.spend(1 + work::of_bytes(before - input.len()));
-            self.route();
-            if makes_requests {
-                // After the steps, because their answers count.
-                self.connections.pause_requests_if_congested(&mut self.turn, key);
-            }
-        }
-        0
     }
 }

@@ -1,0 +1,70 @@
+//! Passes the steps of the parts on.
+
+use super::Shard;
+use super::backend::Answer;
+use super::turn::Step;
+use crate::protocol::api::Reply;
+
+impl Shard {
+    /// Passes the steps that the parts have pushed to their receivers, in order, until none is
+    /// left. Handling one step pushes a bounded number of further steps.
+    #[inline]
+    pub(super) fn route(&mut self) {
+        // Most input causes no step.
+        if self.turn.has_steps() {
+            self.pass_on_steps();
+        }
+    }
+
+    #[inline(never)]
+    fn pass_on_steps(&mut self) {
+        while let Some(step) = self.turn.poll_step() {
+            let (turn, connections) = (&mut self.turn, &mut self.connections);
+            match step {
+                Step::Message(message) => {
+                    let own = turn.address.shard;
+                    self.dispatch_local(own, message);
+                }
+                Step::Event(fed) => self.topics.feed(turn, connections, fed),
+                Step::ClientOpened(key) => {
+                    self.last_wills.register(turn, connections, key);
+                    if turn.taps.is_active() {
+                        let is_in = self.clients.membership();
+                        self.taps.handle_opened(turn, connections, key, is_in);
+                    }
+                }
+                Step::ClientChanged(key) => {
+                    let is_in = self.clients.membership();
+                    self.taps.handle_changed(turn, connections, key, is_in);
+                }
+                Step::TapAnswered(key) => self.taps.handle_answered(key),
+                Step::TapperGone(key) => self.taps.stop(turn, key),
+                Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),
+                Step::ClientGone(gone) => {
+                    if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)
+                    {
+                        self.last_wills.keep(turn, &topic, ended.client);
+                        self.topics.feed_last(turn, connections, &topic, ended);
+                    }
+                }
+                Step::ConsumerGone(key, topics) => self.backends.handle_gone(turn, key, &topics),
+                Step::PopAnswered(key, pop) => {
+                    self.backends.start_consuming(turn, connections, key, pop);
+                }
+                Step::Execute(requester, command) => self.execute_command(requester, command),
+                Step::ParkedTimedOut(key) => {
+                    if !self.admissions.handle_timeout(turn, key) {
+                        self.api_access.handle_verification_timeout(turn, connections, key);
+                    }
+                }
+                Step::HandshakeSettled(key, settled) => self.continue_handshake(key, settled),
+                Step::Admitted(key, admitted) => self.answer_parked(key, admitted),
+                Step::Listed(ticket, listing) => {
+                    let answer = Answer::Done(listing.map(Reply::List));
+                    self.backends.handle_answer(turn, connections, ticket, answer);
+                }
+                Step::Counted(key, is_admitted) => self.answer_counted(key, is_admitted),
+            }
+        }
+    }
+}
