@@ -31,6 +31,7 @@
 //! | Where does a client continue that waits for room in a topic? | `Feeders::poll_ready` in `shard::topics::feeders`; deferred clients in `Shard::read_waiting`, in `shard::input` |
 //! | Where are the clients of a lost node reported? | `shard::last_wills`, told by `Mesh::tell_dead` in [`mesh`] |
 //! | Where does a call wait for other shards and nodes, and time out? | `open_question` and `expire` in `shard::backend::calls`; a missing tally adds nothing, any other call fails |
+//! | Where is the answer to a call written, over HTTP too? | `Connections::reply` and `write_replies` in `shard::connection::answers`, in the order of the requests |
 //! | Where is a slow client closed, or its message dropped? | `Clients::walk` and `Clients::send` in `shard::client`; then `Connections::close_slow` |
 //! | Where is io_uring or epoll chosen? | `choose_driver` in `runtime::check`, and `ShardStart::start` in `node::shards` if the rings of the shards fail later |
 //! | Where does a request present its credentials? | `Credentials::of` in `protocol::credentials` |
@@ -44,6 +45,7 @@
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
+//! | Where does the lease of an event end? | an acknowledgement: `shard::backend::acknowledge`, then `queue::topic`; a refusal or the time: `refused` and `expire_leases` in `queue::topic::lease` |
 //! | Where is an event handed to a sink? | `HomeTopics::poll_sink_events` in `shard::topics::sinks`; batched in `bridge::sinks`, delivered in `bridge::engines` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
 //! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
