@@ -23,7 +23,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
-use crate::bridge::{self, Services};
+use crate::bridge;
 use crate::config::{Config, Level, Loaded, Source, TlsFiles};
 use crate::protocol::credentials::FingerprintKey;
 use crate::runtime::ids::{self, Place, Reservation};
@@ -35,7 +35,7 @@ use capacity::capacity;
 use mesh::MeshStart;
 use ready::Ready;
 use reload::{Reloader, ShutdownTimes};
-use settings::{Bound, endpoints, key_sources, shard_settings};
+use settings::{Bound, bridge_settings, endpoints, shard_settings};
 use shards::{ShardStart, StartedShards, choose_driver};
 use signals::NodeEvent;
 
@@ -117,10 +117,10 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         failures: failures.clone(),
     };
     let StartedShards { settings, state, shards, port } = start.start(driver, listeners)?;
-    let (sources, random_seed) = (key_sources(config), u64::from_ne_bytes(random()?));
+    let random_seed = u64::from_ne_bytes(random()?);
     let bridge = bridge::http::start(
         inbox,
-        Services { sources, sinks: config.sinks.clone() },
+        bridge_settings(config),
         random_seed,
         shards.control(),
         failures.clone(),

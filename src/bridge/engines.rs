@@ -6,18 +6,18 @@ mod webhook;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::sinks::{Batch, Failure};
+use super::sinks::{EngineFailure, EventBatch};
 use crate::protocol::sink::{EngineAddress, Sink};
 use webhook::WebhookEngine;
 
 /// The end of an attempt to deliver a batch.
-pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<(), EngineFailure>> + Send>>;
 
 /// An engine.
 pub(super) trait Engine: Send {
     /// Delivers a batch. `Ok` only when the engine has acknowledged every event. The events of each client are
     /// stored in their order, also if the attempt fails half-way and the whole batch is delivered again.
-    fn deliver(&mut self, batch: Arc<Batch>) -> Outcome;
+    fn deliver(&mut self, batch: Arc<EventBatch>) -> Outcome;
 }
 
 /// Returns the engine of a sink. Connects with the first batch.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Exchange, JSON, Purpose, ServiceAnswer, ServiceFailure, ServiceRequest};
+use super::{HttpExchange, JSON, Purpose, ServiceAnswer, ServiceFailure, ServiceRequest};
 use crate::address::ShardId;
 use crate::message::{AdmissionRequest, AdmissionVerdict};
 use crate::protocol::admission::{ANSWER_BYTES_MAX, Admission};
@@ -82,7 +82,7 @@ impl HookQueue {
             self.in_flight += 1;
             let Waiting { from, request, deadline_ms } = waiting;
             let AdmissionRequest { hook, connection, ticket, body, .. } = request;
-            let exchange = Exchange {
+            let exchange = HttpExchange {
                 service: hook.service.clone(),
                 secret: hook.secret.clone(),
                 body: Some(body),

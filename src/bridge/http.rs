@@ -17,11 +17,11 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::engines::{self, Engine};
-use super::sinks::{Delivery, Failure, SinkMessage};
-use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure, Services};
+use super::sinks::{EngineFailure, SinkDelivery, SinkMessage};
+use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure};
 use crate::address::ShardId;
 use crate::address::placement::home_of_topic;
-use crate::message::{FromBridge, FromNode, ToBridge};
+use crate::message::{BridgeSettings, FromBridge, FromNode, ToBridge};
 use crate::protocol::sink::Sink;
 use crate::runtime::{NodePort, ToBridgeSender};
 use client::Client;
@@ -66,7 +66,7 @@ pub struct Running {
 /// The thread or its runtime cannot be created.
 pub fn start(
     inbox: Inbox,
-    services: Services,
+    settings: BridgeSettings,
     random: u64,
     control: NodePort,
     failures: impl Fn(String) + Send + 'static,
@@ -78,7 +78,7 @@ pub fn start(
         .build()?;
     let (stop, stopped) = oneshot::channel();
     let driver = Driver {
-        bridge: Bridge::new(services, random),
+        bridge: Bridge::new(settings, random),
         client: Client::default(),
         control,
         start: Instant::now(),
@@ -129,9 +129,9 @@ struct Driver {
     // The engines of sinks that have delivered something.
     engines: HashMap<Arc<Sink>, Box<dyn Engine>>,
     // The batches in flight: a bounded number for each sink.
-    attempts: JoinSet<Result<(), Failure>>,
+    attempts: JoinSet<Result<(), EngineFailure>>,
     // What each of them delivers.
-    deliveries: HashMap<Id, Delivery>,
+    deliveries: HashMap<Id, SinkDelivery>,
 }
 
 impl Driver {
@@ -156,13 +156,11 @@ impl Driver {
                     }
                     let now_ms = self.now_ms();
                     for (from, message) in messages.drain(..) {
-                        // Connections to services that a reload has replaced are no longer counted.
-                        if matches!(message, ToBridge::Sources(_)) {
-                            self.client.close_idle();
-                        }
-                        let has_new_sinks = matches!(message, ToBridge::Sinks(_));
+                        let is_reload = matches!(message, ToBridge::Settings(_));
                         self.bridge.handle_message(now_ms, from, message);
-                        if has_new_sinks {
+                        if is_reload {
+                            // Connections to services that a reload has replaced are no longer counted.
+                            self.client.close_idle();
                             self.engines.retain(|sink, _| self.bridge.has_sink(sink));
                         }
                     }
@@ -188,13 +186,15 @@ impl Driver {
     }
 
     /// Handles the end of an attempt to deliver a batch, and of others that have ended by now.
-    fn handle_attempt(&mut self, ended: Result<(Id, Result<(), Failure>), JoinError>) {
+    fn handle_attempt(&mut self, ended: Result<(Id, Result<(), EngineFailure>), JoinError>) {
         let mut next = Some(ended);
         while let Some(ended) = next {
             let (id, outcome) = match ended {
                 Ok((id, outcome)) => (id, outcome),
                 // The task has panicked.
-                Err(error) => (error.id(), Err(Failure { why: error.to_string(), pause_ms: None })),
+                Err(error) => {
+                    (error.id(), Err(EngineFailure { why: error.to_string(), pause_ms: None }))
+                }
             };
             if let Some(delivery) = self.deliveries.remove(&id) {
                 self.bridge.handle_outcome(self.now_ms(), &delivery, outcome);

@@ -34,7 +34,9 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::address::ShardId;
-use crate::message::{AdmissionRequest, ConnectionKey, FromBridge, Ticket, ToBridge};
+use crate::message::{
+    AdmissionRequest, BridgeSettings, ConnectionKey, FromBridge, Ticket, ToBridge,
+};
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
@@ -42,19 +44,10 @@ use crate::protocol::sink::Sink;
 use crate::protocol::token::KeySource;
 use hooks::HookQueue;
 use keys::KeyFetcher;
-use sinks::{Delivery, Failure, SinkMessage, Sinks};
+use sinks::{EngineFailure, SinkDelivery, SinkMessage, Sinks};
 
 /// The longest key set, in bytes.
 const KEY_SET_BYTES_MAX: usize = 256 * 1024;
-
-/// What the node's configuration asks of the bridge.
-#[derive(Clone, Debug, Default)]
-pub struct Services {
-    /// The sources of keys.
-    pub sources: Vec<Arc<KeySource>>,
-    /// The sinks.
-    pub sinks: Vec<Arc<Sink>>,
-}
 
 /// The content type of a body that is one JSON value.
 const JSON: &str = "application/json";
@@ -63,12 +56,12 @@ const JSON: &str = "application/json";
 #[derive(Debug)]
 struct ServiceRequest {
     purpose: Purpose,
-    exchange: Exchange,
+    exchange: HttpExchange,
 }
 
 /// A request, and the limits of its answer.
 #[derive(Debug)]
-struct Exchange {
+struct HttpExchange {
     service: HttpService,
     /// The body of a POST, as JSON. `None`: a GET.
     body: Option<Vec<u8>>,
@@ -128,7 +121,7 @@ struct Bridge {
 
 impl Bridge {
     /// Creates a bridge that fetches keys and runs sinks, beginning now.
-    fn new(services: Services, random: u64) -> Self {
+    fn new(settings: BridgeSettings, random: u64) -> Self {
         let mut bridge = Self {
             fetchers: HashMap::new(),
             hooks: HashMap::new(),
@@ -137,8 +130,7 @@ impl Bridge {
             requests: VecDeque::new(),
             outbox: VecDeque::new(),
         };
-        bridge.handle_sources(services.sources);
-        bridge.sinks.set(services.sinks);
+        bridge.handle_settings(settings);
         bridge
     }
 
@@ -146,11 +138,16 @@ impl Bridge {
     fn handle_message(&mut self, now_ms: u64, from: ShardId, message: ToBridge) {
         match message {
             ToBridge::FetchKeys(source) => self.handle_fetch(now_ms, from, source),
-            ToBridge::Sources(sources) => self.handle_sources(sources),
+            ToBridge::Settings(settings) => self.handle_settings(settings),
             ToBridge::Admit(request) => self.handle_admit(now_ms, from, request),
-            ToBridge::Sinks(sinks) => self.sinks.set(sinks),
             ToBridge::Events(events) => self.sinks.handle_events(events),
         }
+    }
+
+    /// Applies settings.
+    fn handle_settings(&mut self, BridgeSettings { sources, sinks }: BridgeSettings) {
+        self.handle_sources(sources);
+        self.sinks.set(sinks);
     }
 
     /// Fetches the keys of these sources from now on, and those of no others. A source that stays keeps
@@ -232,12 +229,17 @@ impl Bridge {
     }
 
     /// Returns the next batch for an engine.
-    fn poll_delivery(&mut self, now_ms: u64) -> Option<Delivery> {
+    fn poll_delivery(&mut self, now_ms: u64) -> Option<SinkDelivery> {
         self.sinks.poll_delivery(now_ms)
     }
 
     /// Handles the outcome of a delivery.
-    fn handle_outcome(&mut self, now_ms: u64, delivery: &Delivery, outcome: Result<(), Failure>) {
+    fn handle_outcome(
+        &mut self,
+        now_ms: u64,
+        delivery: &SinkDelivery,
+        outcome: Result<(), EngineFailure>,
+    ) {
         self.sinks.handle_outcome(now_ms, delivery, outcome);
     }
 
@@ -263,7 +265,7 @@ impl Bridge {
 }
 
 fn fetch_request(source: Arc<KeySource>) -> ServiceRequest {
-    let exchange = Exchange {
+    let exchange = HttpExchange {
         service: source.service.clone(),
         timeout_ms: source.service.timeout_ms,
         body: None,

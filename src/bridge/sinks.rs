@@ -8,11 +8,11 @@ use std::sync::Arc;
 use crate::message::{FromSink, SinkEvents, SinkRun};
 use crate::protocol::sink::Sink;
 use runner::Runner;
-pub(super) use runner::{Batch, BatchId, Failure};
+pub(super) use runner::{BatchId, EngineFailure, EventBatch};
 
 /// A batch for an engine, and where its outcome belongs.
 #[derive(Clone, Debug)]
-pub(super) struct Delivery {
+pub(super) struct SinkDelivery {
     /// The sink.
     pub sink: Arc<Sink>,
     /// The run of the sink.
@@ -20,7 +20,7 @@ pub(super) struct Delivery {
     /// The batch in the run.
     pub id: BatchId,
     /// The events.
-    pub batch: Arc<Batch>,
+    pub batch: Arc<EventBatch>,
 }
 
 /// A message of a sink to the home of its topic.
@@ -79,8 +79,8 @@ impl Sinks {
     pub(super) fn handle_outcome(
         &mut self,
         now_ms: u64,
-        delivery: &Delivery,
-        outcome: Result<(), Failure>,
+        delivery: &SinkDelivery,
+        outcome: Result<(), EngineFailure>,
     ) {
         if let Some(runner) = self.runners.get_mut(&delivery.sink.name)
             && runner.run() == delivery.run
@@ -90,10 +90,10 @@ impl Sinks {
     }
 
     /// Returns the next batch that is to be delivered.
-    pub(super) fn poll_delivery(&mut self, now_ms: u64) -> Option<Delivery> {
+    pub(super) fn poll_delivery(&mut self, now_ms: u64) -> Option<SinkDelivery> {
         self.runners.values_mut().find_map(|runner| {
             let (id, batch) = runner.poll_batch(now_ms)?;
-            Some(Delivery { sink: runner.sink().clone(), run: runner.run(), id, batch })
+            Some(SinkDelivery { sink: runner.sink().clone(), run: runner.run(), id, batch })
         })
     }
 

@@ -20,7 +20,7 @@ fn source() -> Arc<KeySource> {
 }
 
 fn bridge() -> Bridge {
-    Bridge::new(Services { sources: vec![source()], ..Services::default() }, 7)
+    Bridge::new(BridgeSettings { sources: vec![source()], ..Default::default() }, 7)
 }
 
 fn ok(status: u16, body: &str) -> Result<ServiceAnswer, ServiceFailure> {

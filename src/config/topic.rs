@@ -8,7 +8,6 @@ use super::document::{ConfigError, Section};
 use super::queue::{TOPIC_BYTES_MIN, WHEN_FULL, topic_bytes_min};
 use super::shape::{List, NAME, Switch, bytes, whole, whole_of};
 use super::{Edge, Queue};
-use crate::protocol::api::NAME_BYTES_MAX;
 use crate::protocol::sink::Sink;
 use crate::queue::WhenFull;
 use crate::queue::topic::ACK_S_DEFAULT;
@@ -62,11 +61,8 @@ section! {
 }
 
 const GROUPS: List<String> = List {
-    expected: "a name of 1 to 255 bytes",
-    parse: |text| {
-        let is_name = (1..=NAME_BYTES_MAX).contains(&text.len());
-        is_name.then(|| text.to_owned()).ok_or_else(|| "a name of 1 to 255 bytes".to_owned())
-    },
+    expected: NAME.expected,
+    parse: |text| (NAME.parse)(text).ok_or_else(|| NAME.expected.to_owned()),
     empty: None,
 };
 

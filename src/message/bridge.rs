@@ -7,18 +7,25 @@ use crate::protocol::admission::{Admission, AdmissionHook};
 use crate::protocol::sink::Sink;
 use crate::protocol::token::{KeySet, KeySource};
 
+/// The part of the node's settings that the bridge needs.
+#[derive(Clone, Debug, Default)]
+pub struct BridgeSettings {
+    /// The sources of keys. The bridge fetches the keys of these and no others.
+    pub sources: Vec<Arc<KeySource>>,
+    /// The sinks. The bridge runs these and no others. Each tells the home of its topic.
+    pub sinks: Vec<Arc<Sink>>,
+}
+
 /// A message to the bridge: of a shard, or of the node.
 #[derive(Debug)]
 pub enum ToBridge {
     /// A token needs a key that the shard does not have. Answered with [`FromBridge::Keys`], at the
     /// latest when a fetch has ended.
     FetchKeys(Arc<KeySource>),
-    /// The configured sources of keys. The bridge fetches the keys of these and of no others.
-    Sources(Vec<Arc<KeySource>>),
+    /// The settings of the node after a reload.
+    Settings(BridgeSettings),
     /// An admission hook is to decide about a device. Answered with [`FromBridge::Admission`].
     Admit(AdmissionRequest),
-    /// The configured sinks. The bridge runs these and no others. Each tells the home of its topic.
-    Sinks(Vec<Arc<Sink>>),
     /// Events for a sink that has asked for them.
     Events(SinkEvents),
 }

@@ -30,7 +30,9 @@ mod topic;
 
 use std::sync::Arc;
 
-pub use bridge::{AdmissionRequest, AdmissionVerdict, FromBridge, KeysReport, ToBridge};
+pub use bridge::{
+    AdmissionRequest, AdmissionVerdict, BridgeSettings, FromBridge, KeysReport, ToBridge,
+};
 pub use list::{
     ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion, NamesPart, NamesQuestion,
     ProcessFacts, ShardFigures, SlottedClient,

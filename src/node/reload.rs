@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::capacity::capacity;
-use super::settings::{Bound, key_sources, shard_settings};
+use super::settings::{Bound, bridge_settings, shard_settings};
 use super::{NodeError, context, level, tls_listeners};
 use crate::address::ShardId;
 use crate::address::listen::ListenAddress;
@@ -136,8 +136,7 @@ impl Reloader {
         let config = &self.config;
         self.reloads.reload(&reloaded, capacity).map_err(not_taken)?;
         // Fails only if thousands of messages wait there: the reload can be repeated.
-        (self.to_bridge)(ShardId(0), ToBridge::Sources(key_sources(config)))
-            .and_then(|()| (self.to_bridge)(ShardId(0), ToBridge::Sinks(config.sinks.clone())))
+        (self.to_bridge)(ShardId(0), ToBridge::Settings(bridge_settings(config)))
             .map_err(|_| NodeError("the bridge is busy; reload again".into()))?;
         self.log.set_level(level(config.log.level));
         self.times.set(config);

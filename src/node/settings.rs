@@ -10,6 +10,7 @@ use super::mesh::advertised;
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
 use crate::config::{self, Config, Handler, SlowClient, TlsFiles};
+use crate::message::BridgeSettings;
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
 use crate::protocol::sink::Sink;
@@ -159,8 +160,13 @@ fn limits(limits: &config::Limits) -> LimitSettings {
     }
 }
 
+/// Returns the part of the settings that the bridge needs.
+pub(super) fn bridge_settings(config: &Config) -> BridgeSettings {
+    BridgeSettings { sources: key_sources(config), sinks: config.sinks.clone() }
+}
+
 /// Returns the sources from which the keys of routes are fetched.
-pub(super) fn key_sources(config: &Config) -> Vec<Arc<KeySource>> {
+fn key_sources(config: &Config) -> Vec<Arc<KeySource>> {
     let routes = config.edges.iter().flat_map(|edge| &edge.routes);
     let rules = routes.filter_map(|route| route.token.as_ref());
     rules.filter_map(|rule| rule.key_source().cloned()).collect()

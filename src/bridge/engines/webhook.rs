@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Engine, Outcome};
 use crate::bridge::http::client::Client;
-use crate::bridge::sinks::{Batch, Failure};
-use crate::bridge::{Exchange, ServiceAnswer, ServiceFailure};
+use crate::bridge::sinks::{EngineFailure, EventBatch};
+use crate::bridge::{HttpExchange, ServiceAnswer, ServiceFailure};
+use crate::message::SinkEvent;
 use crate::protocol::sink::{BATCH_TYPE, CloudEvent, Webhook, encoded_name, put_batch};
 
 /// The longest answer, in bytes.
@@ -29,8 +30,8 @@ impl WebhookEngine {
         Self { webhook, source, client: Client::default() }
     }
 
-    fn exchange(&self, batch: &Batch) -> Exchange {
-        let bytes = |event: &crate::message::SinkEvent| event.frame.bytes().len() + ENVELOPE_BYTES;
+    fn exchange(&self, batch: &EventBatch) -> HttpExchange {
+        let bytes = |event: &SinkEvent| event.frame.bytes().len() + ENVELOPE_BYTES;
         let mut body = Vec::with_capacity(batch.events.iter().map(bytes).sum());
         let ids: Vec<String> = batch.events.iter().map(|event| batch.id_of(event)).collect();
         let events = batch.events.iter().zip(&ids).map(|(event, id)| CloudEvent {
@@ -40,7 +41,7 @@ impl WebhookEngine {
             json: event.frame.payload(),
         });
         put_batch(&mut body, &self.source, events);
-        Exchange {
+        HttpExchange {
             service: self.webhook.service.clone(),
             body: Some(body),
             content_type: BATCH_TYPE,
@@ -52,19 +53,19 @@ impl WebhookEngine {
 }
 
 impl Engine for WebhookEngine {
-    fn deliver(&mut self, batch: Arc<Batch>) -> Outcome {
+    fn deliver(&mut self, batch: Arc<EventBatch>) -> Outcome {
         let answer = self.client.exchange(self.exchange(&batch));
         Box::pin(async move { judge(answer.await) })
     }
 }
 
-fn judge(answer: Result<ServiceAnswer, ServiceFailure>) -> Result<(), Failure> {
+fn judge(answer: Result<ServiceAnswer, ServiceFailure>) -> Result<(), EngineFailure> {
     match answer {
         Ok(ServiceAnswer { status: 200..=299, .. }) => Ok(()),
-        Ok(ServiceAnswer { status, retry_after_s, .. }) => Err(Failure {
+        Ok(ServiceAnswer { status, retry_after_s, .. }) => Err(EngineFailure {
             why: format!("answered with status {status}"),
             pause_ms: retry_after_s.map(|seconds| seconds.saturating_mul(1000)),
         }),
-        Err(ServiceFailure(why)) => Err(Failure { why, pause_ms: None }),
+        Err(ServiceFailure(why)) => Err(EngineFailure { why, pause_ms: None }),
     }
 }

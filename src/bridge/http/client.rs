@@ -20,7 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
 use crate::bridge::hooks::IN_FLIGHT_MAX;
-use crate::bridge::{Exchange, ServiceAnswer, ServiceFailure};
+use crate::bridge::{HttpExchange, ServiceAnswer, ServiceFailure};
 use crate::protocol::signature::SIGNATURE_HEADER;
 use crate::runtime::check::HOOK_DESCRIPTORS;
 use crate::runtime::unix_ms;
@@ -54,7 +54,7 @@ impl Client {
     /// reached, does not answer in time, or sends too much.
     pub(in crate::bridge) fn exchange(
         &mut self,
-        request: Exchange,
+        request: HttpExchange,
     ) -> impl Future<Output = Result<ServiceAnswer, ServiceFailure>> + Send + 'static {
         let pool = self.pool(&request.service.authorities);
         let time = Duration::from_millis(request.timeout_ms);
@@ -80,8 +80,8 @@ impl Client {
     }
 }
 
-async fn send(pool: Connections, request: Exchange) -> Result<ServiceAnswer, ServiceFailure> {
-    let Exchange { service, body, content_type, secret, answer_bytes_max, .. } = request;
+async fn send(pool: Connections, request: HttpExchange) -> Result<ServiceAnswer, ServiceFailure> {
+    let HttpExchange { service, body, content_type, secret, answer_bytes_max, .. } = request;
     let mut head = Request::builder()
         .uri(service.url().clone())
         .header(USER_AGENT, concat!("gridcast/", env!("CARGO_PKG_VERSION")))

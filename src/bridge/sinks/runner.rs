@@ -29,14 +29,14 @@ pub(in crate::bridge) struct BatchId(u64);
 
 /// Events for an engine: those of each client in their order. Never empty.
 #[derive(Debug)]
-pub(in crate::bridge) struct Batch {
+pub(in crate::bridge) struct EventBatch {
     /// The beginning of each event's id.
     pub id_prefix: Arc<str>,
     /// The events.
     pub events: Vec<SinkEvent>,
 }
 
-impl Batch {
+impl EventBatch {
     /// The id of an event: the same for every attempt, and of no other event.
     pub(in crate::bridge) fn id_of(&self, event: &SinkEvent) -> String {
         format!("{}{}", self.id_prefix, event.number.0)
@@ -45,7 +45,7 @@ impl Batch {
 
 /// Why an engine has not acknowledged a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::bridge) struct Failure {
+pub(in crate::bridge) struct EngineFailure {
     /// The reason, in words. Contains no secret.
     pub why: String,
     /// The pause that the engine asks for, in milliseconds.
@@ -54,8 +54,8 @@ pub(in crate::bridge) struct Failure {
 
 /// A batch that the engine has not acknowledged.
 #[derive(Debug)]
-struct Unfinished {
-    batch: Arc<Batch>,
+struct UnfinishedBatch {
+    batch: Arc<EventBatch>,
     failures: u32,
     // When the batch is sent again. `None`: it is in flight.
     due_ms: Option<u64>,
@@ -68,11 +68,11 @@ pub(super) struct Runner {
     run: SinkRun,
     id_prefix: Arc<str>,
     // Clients with events that wait, or with events in a batch. At most the window of the topic.
-    lanes: HashMap<ClientId, Lane>,
+    lanes: HashMap<ClientId, SinkLane>,
     // Clients with events that wait, and with none in a batch.
     ready: VecDeque<ClientId>,
     // At most `batches_max`.
-    unfinished: HashMap<BatchId, Unfinished>,
+    unfinished: HashMap<BatchId, UnfinishedBatch>,
     next_batch: BatchId,
     batch_events_max: usize,
     batches_max: usize,
@@ -85,7 +85,7 @@ pub(super) struct Runner {
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct SinkLane {
     waiting: VecDeque<SinkEvent>,
     is_in_batch: bool,
 }
@@ -138,8 +138,8 @@ impl Runner {
     }
 
     /// Returns the next batch to deliver: one that is due again, or a new one.
-    pub(super) fn poll_batch(&mut self, now_ms: u64) -> Option<(BatchId, Arc<Batch>)> {
-        let is_due = |batch: &Unfinished| batch.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
+    pub(super) fn poll_batch(&mut self, now_ms: u64) -> Option<(BatchId, Arc<EventBatch>)> {
+        let is_due = |batch: &UnfinishedBatch| batch.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
         if let Some((id, unfinished)) = self.unfinished.iter_mut().find(|(_, batch)| is_due(batch))
         {
             unfinished.due_ms = None;
@@ -151,10 +151,10 @@ impl Runner {
         let events = self.take_events()?;
         self.has_news |= self.unfinished.is_empty();
         self.figures.in_flight += events.len() as u64;
-        let batch = Arc::new(Batch { id_prefix: self.id_prefix.clone(), events });
+        let batch = Arc::new(EventBatch { id_prefix: self.id_prefix.clone(), events });
         let id = self.next_batch;
         self.next_batch.0 += 1;
-        let unfinished = Unfinished { batch: batch.clone(), failures: 0, due_ms: None };
+        let unfinished = UnfinishedBatch { batch: batch.clone(), failures: 0, due_ms: None };
         self.unfinished.insert(id, unfinished);
         Some((id, batch))
     }
@@ -183,7 +183,7 @@ impl Runner {
         &mut self,
         now_ms: u64,
         id: BatchId,
-        outcome: Result<(), Failure>,
+        outcome: Result<(), EngineFailure>,
     ) {
         let Some(unfinished) = self.unfinished.get_mut(&id) else { return };
         self.has_news = true;
@@ -215,7 +215,7 @@ impl Runner {
     }
 
     fn finish(&mut self, id: BatchId) {
-        let Some(Unfinished { batch, .. }) = self.unfinished.remove(&id) else { return };
+        let Some(UnfinishedBatch { batch, .. }) = self.unfinished.remove(&id) else { return };
         let count = batch.events.len() as u64;
         self.figures.in_flight -= count;
         self.figures.delivered += count;

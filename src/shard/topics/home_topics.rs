@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::sinks::Outgoing;
+use super::sinks::OutgoingEvents;
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
@@ -42,7 +42,7 @@ pub(in crate::shard) struct HomeTopics {
     // How long events stayed in topics that have been removed.
     past_waits: Durations,
     /// Topics with events for their sinks.
-    pub(super) outgoing: Outgoing,
+    pub(super) outgoing: OutgoingEvents,
 }
 
 impl HomeTopics {
@@ -55,7 +55,7 @@ impl HomeTopics {
             next_check_ms: None,
             pushes: WaitingPushes::default(),
             past_waits: Durations::default(),
-            outgoing: Outgoing::default(),
+            outgoing: OutgoingEvents::default(),
         };
         home.create_routed(shard, settings);
         home

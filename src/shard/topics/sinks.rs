@@ -14,21 +14,21 @@ use crate::shard::turn::{Now, Turn};
 
 /// Topics with events for their sinks, and the beginnings of the events' ids.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
+pub(super) struct OutgoingEvents {
     // Each topic once.
     due: VecDeque<Arc<str>>,
     known: HashSet<Arc<str>>,
     id_prefixes: HashMap<Arc<str>, Arc<str>>,
     // The latest run of each sink. A sink that a reload adds may begin before this shard has the settings.
     runs: HashMap<Arc<str>, SinkRun>,
-    // Unix time at 0 on the shard's clock, in microseconds. See `Outgoing::unix_start_us`.
+    // Unix time at 0 on the shard's clock, in microseconds. See `OutgoingEvents::unix_start_us`.
     unix_start_us: u64,
 }
 
 /// The least change of the system's clock that counts, in microseconds.
 const CLOCK_STEP_US: u64 = 1_000_000;
 
-impl Outgoing {
+impl OutgoingEvents {
     /// Forgets the runs of sinks that are not configured any more.
     pub(super) fn handle_settings(&mut self, queue: &QueueSettings) {
         let is_configured =

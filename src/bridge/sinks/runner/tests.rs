@@ -24,7 +24,7 @@ fn push(runner: &mut Runner, events: &[(u64, u64)]) {
     runner.handle_events(&"1.2.t.".into(), events);
 }
 
-fn numbers(batch: &Batch) -> Vec<u64> {
+fn numbers(batch: &EventBatch) -> Vec<u64> {
     batch.events.iter().map(|event| event.number.0).collect()
 }
 
@@ -34,8 +34,8 @@ fn batches(runner: &mut Runner, now_ms: u64) -> Vec<(BatchId, Vec<u64>)> {
     polled.map(|(id, batch)| (id, numbers(&batch))).collect()
 }
 
-fn failed(pause_ms: Option<u64>) -> Result<(), Failure> {
-    Err(Failure { why: "down".into(), pause_ms })
+fn failed(pause_ms: Option<u64>) -> Result<(), EngineFailure> {
+    Err(EngineFailure { why: "down".into(), pause_ms })
 }
 
 fn settled(runner: &mut Runner) -> Vec<u64> {
@@ -150,7 +150,7 @@ fn random_outcomes_never_break_the_order_of_a_client() {
             random >> 33
         };
         let mut stored: HashMap<u64, Vec<u64>> = HashMap::new();
-        let mut in_flight: Vec<(BatchId, Arc<Batch>)> = Vec::new();
+        let mut in_flight: Vec<(BatchId, Arc<EventBatch>)> = Vec::new();
         let (mut pushed, mut now_ms) = (0, 0);
         while stored.values().map(Vec::len).sum::<usize>() < 200 {
             if pushed < 200 {
