@@ -66,7 +66,7 @@ counters! {
         discarded: "Client messages discarded on routes without a topic",
         oversized: "Events lost because they were too large for their topic",
         refused: "Events lost because their topic was full, with when_full = close: their clients were closed",
-        dropped: "Events dropped from full topics to make room",
+        dropped: "Events dropped from full topics to make room, or because their sink was removed",
         aged: "Events dropped because they were older than max_age_s",
         redelivered: "Events handed out again because they were not acknowledged",
         dead: "Events moved to a dead topic",

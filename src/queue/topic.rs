@@ -16,7 +16,7 @@
 //! - `group.rs`: one group. `lease.rs`: messages that are refused or not acknowledged in time.
 //! - `sink.rs`: the group of a sink, which carries every message to an engine.
 //! - `held.rs`: what the topic holds for all groups, and messages for the dead topic.
-//! - `delayed.rs`: messages for later.
+//! - `pushed.rs`: messages without credit, of back ends and for a dead topic. `delayed.rs`: messages for later.
 //! - `bounds.rs`: bounds that change while messages wait.
 //!
 //! Times are in microseconds.
@@ -26,6 +26,7 @@ mod delayed;
 mod group;
 mod held;
 mod lease;
+mod pushed;
 mod sink;
 
 use std::sync::Arc;
@@ -36,9 +37,7 @@ use super::consumers::Item;
 use super::room::Room;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{
-    BackendId, Credit, Delivery, Event, MessageNumber, PopId, SinkFigures, SinkRun, Terms,
-};
+use crate::message::{BackendId, Credit, Delivery, Event, MessageNumber, PopId, Terms};
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 use delayed::Delayed;
@@ -188,20 +187,6 @@ impl Topic {
         self
     }
 
-    /// Gives the topic these sinks. One that stays keeps its events, a new one gets those that come from now on,
-    /// and the events of one that goes are dropped from its group.
-    pub fn set_sinks(&mut self, names: &[Arc<str>]) {
-        let mut known = std::mem::take(&mut self.sinks);
-        for name in names {
-            let place = known.iter().position(|sink| sink.name == *name);
-            let sink = place.map(|place| known.remove(place));
-            self.sinks.push(sink.unwrap_or_else(|| SinkGroup::new(name.clone())));
-        }
-        known.iter_mut().for_each(|sink| sink.drop_all(&mut self.held));
-        self.note_groups();
-        self.held.grant_to_asking();
-    }
-
     /// Adds or removes the default group. Returns false, and keeps the group, if it is to be removed and has
     /// consumers or messages.
     pub fn set_default_group(&mut self, is_wanted: bool) -> bool {
@@ -213,54 +198,6 @@ impl Topic {
 
     fn note_groups(&mut self) {
         self.is_plain = self.has_default_group && self.groups.is_empty() && self.sinks.is_empty();
-    }
-
-    /// Begins a run of a sink, if the topic has the sink.
-    pub fn begin_sink(&mut self, name: &str, run: SinkRun) {
-        if let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) {
-            sink.begin(run);
-        }
-    }
-
-    /// Begins a run of a sink that has not begun one.
-    pub fn begin_new_sink(&mut self, name: &str, run: SinkRun) {
-        let new = self.sinks.iter_mut().find(|sink| *sink.name == *name && !sink.has_begun());
-        if let Some(sink) = new {
-            sink.begin(run);
-        }
-    }
-
-    /// Finishes the events that the engine of a sink has acknowledged. Reports of earlier runs are ignored.
-    pub fn sink_reported(
-        &mut self,
-        now_us: u64,
-        name: &str,
-        run: SinkRun,
-        settled: &[MessageNumber],
-        figures: SinkFigures,
-    ) {
-        let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) else { return };
-        if sink.report(&mut self.held, now_us, run, settled, figures) {
-            self.held.grant_to_asking();
-        }
-    }
-
-    /// Whether [`Self::poll_sink`] has events.
-    pub fn has_sink_events(&self) -> bool {
-        self.sinks.iter().any(SinkGroup::is_ready)
-    }
-
-    /// Hands events to a sink that takes some, at most [`SINK_EVENTS_MAX`]. Passes each to `take`, and returns
-    /// the sink and its run.
-    pub fn poll_sink(&mut self, take: impl FnMut(&Handed)) -> Option<(Arc<str>, SinkRun)> {
-        let sink = self.sinks.iter_mut().find(|sink| sink.is_ready())?;
-        let run = sink.poll(take)?;
-        Some((sink.name.clone(), run))
-    }
-
-    /// Whether a sink has events that its engine has not acknowledged.
-    pub fn has_sink_backlog(&self) -> bool {
-        self.sinks.iter().any(|sink| sink.backlog() > 0)
     }
 
     /// Applies a policy. Messages that are in flight fall under it too.
@@ -315,7 +252,7 @@ impl Topic {
         self.has_consumers() && self.messages() > self.delayed.len()
     }
 
-    /// Messages dropped because the topic was full ([`WhenFull::DropOldest`]), since the last call.
+    /// Messages dropped since the last call: because the topic was full ([`WhenFull::DropOldest`]), or their sink was removed.
     pub fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
     }
@@ -370,51 +307,6 @@ impl Topic {
         self.held.room.take(from, event.frame.bytes().len());
         self.held.top_up(from);
         self.add(now_us, event);
-    }
-
-    /// Adds an event without credit if there is room; false if there is none. A topic that drops its oldest
-    /// makes room.
-    pub fn offer(&mut self, now_us: u64, event: Event) -> bool {
-        let has_room = self.take_room(event.frame.bytes().len());
-        if has_room {
-            self.add(now_us, event);
-        }
-        has_room
-    }
-
-    /// Takes room for an event without credit; false if there is none.
-    fn take_room(&mut self, bytes: usize) -> bool {
-        let needed = Credit { messages: 1, bytes };
-        if self.when_full == WhenFull::DropOldest && !self.must_make_room {
-            while !self.held.room.has(needed) && self.drop_oldest() {}
-        }
-        let has_room = self.held.room.has(needed);
-        if has_room {
-            self.held.room.take_unlent(bytes);
-        }
-        has_room
-    }
-
-    /// Asks for [`Effect::RoomForPush`] once there is room for an event of this many bytes. Returns false if
-    /// nothing may wait for room ([`WhenFull::Close`]).
-    pub fn wait_for_room(&mut self, bytes: usize) -> bool {
-        if self.when_full == WhenFull::Close {
-            return false;
-        }
-        self.held.room.ask_for_push(bytes);
-        self.held.grant_to_asking();
-        true
-    }
-
-    /// Whether feeders, or events of back ends, wait for room. Who comes later waits behind them.
-    pub fn has_waiting(&self) -> bool {
-        self.held.room.has_asking()
-    }
-
-    /// Notes that the event which [`Self::wait_for_room`] was called for has taken its room, or waits no more.
-    pub fn end_waiting(&mut self) {
-        self.held.room.end_push_grant();
-        self.held.grant_to_asking();
     }
 
     fn add(&mut self, now_us: u64, event: Event) {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::Topic;
 use super::held::Held;
 use crate::address::ClientId;
 use crate::message::{MessageNumber, SinkFigures, SinkRun};
@@ -194,5 +195,71 @@ impl SinkGroup {
         assert!(self.numbers().is_sorted(), "a sink's events are in their order");
         let bytes = self.in_flight.values().map(|(_, item)| item.frame.bytes().len());
         assert_eq!(bytes.sum::<usize>(), self.in_flight_bytes);
+    }
+}
+
+impl Topic {
+    /// Gives the topic these sinks. One that stays keeps its events, a new one gets those that come from now on,
+    /// and the events of one that goes are dropped from its group. Those that no other group has count as dropped.
+    pub fn set_sinks(&mut self, names: &[Arc<str>]) {
+        let mut known = std::mem::take(&mut self.sinks);
+        for name in names {
+            let place = known.iter().position(|sink| sink.name == *name);
+            let sink = place.map(|place| known.remove(place));
+            self.sinks.push(sink.unwrap_or_else(|| SinkGroup::new(name.clone())));
+        }
+        let messages = self.messages();
+        known.iter_mut().for_each(|sink| sink.drop_all(&mut self.held));
+        self.dropped += (messages - self.messages()) as u64;
+        self.note_groups();
+        self.held.grant_to_asking();
+    }
+
+    /// Begins a run of a sink, if the topic has the sink.
+    pub fn begin_sink(&mut self, name: &str, run: SinkRun) {
+        if let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) {
+            sink.begin(run);
+        }
+    }
+
+    /// Begins a run of a sink that has not begun one.
+    pub fn begin_new_sink(&mut self, name: &str, run: SinkRun) {
+        let new = self.sinks.iter_mut().find(|sink| *sink.name == *name && !sink.has_begun());
+        if let Some(sink) = new {
+            sink.begin(run);
+        }
+    }
+
+    /// Finishes the events that the engine of a sink has acknowledged. Reports of earlier runs are ignored.
+    pub fn sink_reported(
+        &mut self,
+        now_us: u64,
+        name: &str,
+        run: SinkRun,
+        settled: &[MessageNumber],
+        figures: SinkFigures,
+    ) {
+        let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) else { return };
+        if sink.report(&mut self.held, now_us, run, settled, figures) {
+            self.held.grant_to_asking();
+        }
+    }
+
+    /// Whether [`Self::poll_sink`] has events.
+    pub fn has_sink_events(&self) -> bool {
+        self.sinks.iter().any(SinkGroup::is_ready)
+    }
+
+    /// Hands events to a sink that takes some, at most [`SINK_EVENTS_MAX`]. Passes each to `take`, and returns
+    /// the sink and its run.
+    pub fn poll_sink(&mut self, take: impl FnMut(&Handed)) -> Option<(Arc<str>, SinkRun)> {
+        let sink = self.sinks.iter_mut().find(|sink| sink.is_ready())?;
+        let run = sink.poll(take)?;
+        Some((sink.name.clone(), run))
+    }
+
+    /// Whether a sink has events that its engine has not acknowledged.
+    pub fn has_sink_backlog(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.backlog() > 0)
     }
 }

@@ -227,12 +227,12 @@ impl HomeTopics {
         }
     }
 
-    /// Carries out the effects of a change in a topic, and removes the topic if it is idle and has
-    /// no route.
+    /// Carries out the effects of a change in a topic, and removes the topic if it is idle, has
+    /// no route, and has handed nothing to a sink.
     fn settle(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         self.carry_out_effects(turn, topic);
         let is_idle = self.topics.get(topic).is_some_and(Topic::is_idle);
-        if is_idle && !self.routed.contains(topic) {
+        if is_idle && !self.routed.contains(topic) && !self.outgoing.has_named(topic) {
             let gone = self.topics.remove(topic);
             self.past_waits += gone.map(|topic| topic.waits()).unwrap_or_default();
         }

@@ -53,8 +53,13 @@ impl OutgoingEvents {
         self.unix_start_us
     }
 
-    /// Returns the beginning of the ids of a topic's events. A topic with sinks is never removed, so its numbers
-    /// do not repeat before the node starts again, and no two runs of a node start at the same time.
+    /// Whether events of a topic have ids. The topic is kept then, so that its numbers do not repeat.
+    pub(super) fn has_named(&self, topic: &str) -> bool {
+        self.id_prefixes.contains_key(topic)
+    }
+
+    /// Returns the beginning of the ids of a topic's events. The numbers that follow do not repeat before the node
+    /// starts again ([`Self::has_named`]), and no two runs of a node start at the same time.
     fn id_prefix(&mut self, turn: &Turn, topic: &Arc<str>) -> Arc<str> {
         let made = || {
             let start_ms = turn.settings.process.first_unix_ms.unwrap_or(turn.now.unix_ms);
@@ -173,5 +178,31 @@ mod tests {
         let again = home.poll_sink_events(&turn).expect("the event");
         assert_eq!((again.run, again.events[0].arrived_unix_ms), (SinkRun(4), time_ms));
         assert_eq!(again.id_prefix, events.id_prefix);
+    }
+
+    #[test]
+    fn ids_do_not_repeat_when_a_sink_goes_and_comes_back() {
+        let without = fixture::settings();
+        let (topic, sink): (Arc<str>, Arc<str>) = ("pushed".into(), "s".into());
+        let mut with = without.clone();
+        with.queue.sinks = Arc::new(HashMap::from([(topic.clone(), vec![sink.clone()])]));
+        let mut home = HomeTopics::new(ShardId(0), &with);
+        let mut turn = fixture::turn(with.clone());
+        let mut number_of_next = |run| {
+            home.handle_sink(&mut turn, &topic, &sink, FromSink::Begin(SinkRun(run)));
+            let event = Event {
+                client: ClientId::of_no_client(1),
+                frame: Frame::from_encoded(b"x"),
+                is_watched: false,
+            };
+            home.change(&mut turn, &topic, |home| assert!(home.offer(0, event)));
+            let events = home.poll_sink_events(&turn).expect("an event").events;
+            for settings in [&without, &with] {
+                turn.settings = Arc::new(settings.clone());
+                home.handle_reload(&mut turn);
+            }
+            events[0].number.0
+        };
+        assert_eq!((number_of_next(1), number_of_next(2)), (0, 1));
     }
 }

@@ -1,6 +1,7 @@
 //! Sinks of a topic.
 
 use super::*;
+use crate::message::{SinkFigures, SinkRun};
 use crate::queue::topic::sink::{WINDOW_BYTES, WINDOW_MESSAGES};
 
 const RUN: SinkRun = SinkRun(1);
@@ -120,8 +121,9 @@ fn a_sink_that_goes_takes_its_events_with_it_and_one_that_stays_keeps_them() {
     assert!(taken(&mut topic).is_empty(), "a new sink gets what comes from now on");
     topic.begin_sink("b", RUN);
     assert_eq!(numbers(taken(&mut topic)), [0, 1, 2, 3]);
+    assert_eq!(topic.take_dropped(), 0);
     topic.set_sinks(&[]);
-    assert_eq!(topic.messages(), 0);
+    assert_eq!((topic.messages(), topic.take_dropped()), (0, 4));
     topic.check();
 }
 
