@@ -3,10 +3,8 @@
 #![forbid(unsafe_code)]
 
 #[path = "support/http_api.rs"]
-#[expect(dead_code, reason = "nobody leaves here")]
 mod http_api;
 #[path = "support/shard.rs"]
-#[expect(dead_code, reason = "there are no clients here")]
 mod shard_value;
 
 use gridcast::message::ConnectionKey;

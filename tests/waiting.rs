@@ -12,9 +12,9 @@ use gridcast::message::ConnectionKey;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{EdgeSettings, QueueSettings, RouteSettings, Settings};
-use gridcast::shard::{Action, Listener, Now, Priority, Shard};
+use gridcast::shard::{Action, Listener, Now, Shard};
 use serde_json::Value;
-use shard_value::call;
+use shard_value::{bytes_of, call, poll_write};
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
@@ -97,11 +97,8 @@ impl Node {
         for _ in 0..100_000 {
             self.shard.handle_turn(self.now);
             let shard = &mut self.shard;
-            while let Some((key, batch)) =
-                shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
-            {
-                let bytes: Vec<u8> =
-                    batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+            while let Some((key, batch)) = poll_write(shard) {
+                let bytes = bytes_of(&batch);
                 shard.recycle(batch);
                 shard.handle_written(self.now, key, bytes.len(), true);
                 self.written.entry(key.index).or_default().extend(bytes);

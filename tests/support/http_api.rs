@@ -6,18 +6,17 @@ use std::sync::Arc;
 use gridcast::message::ConnectionKey;
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::Settings;
-use gridcast::shard::{Action, Listener, Now, Priority, Shard};
+use gridcast::shard::{Action, Listener, Now, Shard};
 use serde_json::Value;
+
+use super::shard_value::{bytes_of, poll_write};
 
 /// The node, at a time in milliseconds.
 pub struct Node {
     pub shard: Shard,
     pub now: Now,
-    // Whether output is written.
-    writes: bool,
     // Output that was written and not looked at.
     written: BTreeMap<u32, Vec<u8>>,
-    closed: Vec<ConnectionKey>,
 }
 
 fn at(ms: u64) -> Now {
@@ -27,7 +26,7 @@ fn at(ms: u64) -> Now {
 impl Node {
     pub fn new(settings: &Settings) -> Self {
         let shard = super::shard_value::shard(settings, at(0));
-        Self { shard, now: at(0), writes: true, written: BTreeMap::new(), closed: Vec::new() }
+        Self { shard, now: at(0), written: BTreeMap::new() }
     }
 
     pub fn reload(&mut self, settings: &Settings) {
@@ -106,33 +105,13 @@ impl Node {
         messages
     }
 
-    /// Ends the stream of a back end, or breaks its connection.
-    pub fn end(&mut self, key: ConnectionKey, is_broken: bool) {
-        self.shard.handle_end(self.now, key, is_broken);
-        self.settle();
-    }
-
-    /// Stops, or resumes, to write output.
-    pub fn set_writes(&mut self, writes: bool) {
-        self.writes = writes;
-        self.settle();
-    }
-
-    pub fn is_closed(&self, key: ConnectionKey) -> bool {
-        self.closed.contains(&key)
-    }
-
-    /// Runs turns until nothing is left to do.
-    pub fn settle(&mut self) {
+    /// Runs turns until nothing is left to do, and writes all output.
+    fn settle(&mut self) {
         for _ in 0..100_000 {
             self.shard.handle_turn(self.now);
             let shard = &mut self.shard;
-            while self.writes
-                && let Some((key, batch)) =
-                    shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
-            {
-                let bytes: Vec<u8> =
-                    batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+            while let Some((key, batch)) = poll_write(shard) {
+                let bytes = bytes_of(&batch);
                 shard.recycle(batch);
                 shard.handle_written(self.now, key, bytes.len(), true);
                 self.written.entry(key.index).or_default().extend(bytes);
@@ -140,11 +119,11 @@ impl Node {
             while let Some(action) = self.shard.poll_action() {
                 if let Action::Close(key) = action {
                     self.shard.handle_closed(key);
-                    self.closed.push(key);
                 }
             }
-            let has_writes = self.writes && self.shard.inspect().has_writes();
-            if !has_writes && self.shard.poll_timeout().is_none_or(|due_ms| due_ms > self.now.ms) {
+            if !self.shard.inspect().has_writes()
+                && self.shard.poll_timeout().is_none_or(|due_ms| due_ms > self.now.ms)
+            {
                 return;
             }
         }
