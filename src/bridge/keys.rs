@@ -63,13 +63,13 @@ impl KeyFetcher {
         is_due
     }
 
-    /// Whether to begin a fetch because a shard needs a key that is unknown. While there are no keys at
-    /// all, fetches follow their own pauses.
-    pub(super) fn handle_question(&mut self, now_ms: u64) -> bool {
-        if self.keys.is_none() {
-            return self.handle_timeout(now_ms);
-        }
-        if now_ms < self.unknown_after_ms {
+    /// Whether to begin a fetch because a shard needs a key that is not among those it has. While there
+    /// are no keys at all, fetches follow their own pauses. A shard that has not heard of the last fetch
+    /// yet needs no other one.
+    pub(super) fn handle_question(&mut self, now_ms: u64, known: Option<&Arc<KeySet>>) -> bool {
+        let Some(keys) = &self.keys else { return self.handle_timeout(now_ms) };
+        let has_them = known.is_some_and(|known| Arc::ptr_eq(known, keys));
+        if !has_them || now_ms < self.unknown_after_ms {
             return false;
         }
         self.unknown_after_ms = now_ms + UNKNOWN_KEY_PAUSE_MS;

@@ -41,7 +41,7 @@ use crate::protocol::admission::AdmissionHook;
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
 use crate::protocol::sink::Sink;
-use crate::protocol::token::KeySource;
+use crate::protocol::token::{KeySet, KeySource};
 use hooks::HookQueue;
 use keys::KeyFetcher;
 use sinks::{EngineFailure, SinkDelivery, SinkMessage, Sinks};
@@ -137,7 +137,9 @@ impl Bridge {
     /// Handles a message of a shard or of the node.
     fn handle_message(&mut self, now_ms: u64, from: ShardId, message: ToBridge) {
         match message {
-            ToBridge::FetchKeys(source) => self.handle_fetch(now_ms, from, source),
+            ToBridge::FetchKeys { source, known } => {
+                self.handle_fetch(now_ms, from, source, known.as_ref());
+            }
             ToBridge::Settings(settings) => self.handle_settings(settings),
             ToBridge::Admit(request) => self.handle_admit(now_ms, from, request),
             ToBridge::Events(events) => self.sinks.handle_events(events),
@@ -161,13 +163,19 @@ impl Bridge {
         }
     }
 
-    fn handle_fetch(&mut self, now_ms: u64, from: ShardId, source: Arc<KeySource>) {
+    fn handle_fetch(
+        &mut self,
+        now_ms: u64,
+        from: ShardId,
+        source: Arc<KeySource>,
+        known: Option<&Arc<KeySet>>,
+    ) {
         // The source of a handshake that has waited since before a reload may be gone.
         let Some(fetcher) = self.fetchers.get_mut(&source) else { return };
         if fetcher.is_fetching() {
             return;
         }
-        match fetcher.handle_question(now_ms) {
+        match fetcher.handle_question(now_ms, known) {
             true => self.requests.push_back(fetch_request(source)),
             false => {
                 let report = fetcher.report(now_ms, source, None);

@@ -19,6 +19,11 @@ fn source() -> Arc<KeySource> {
     Arc::new(KeySource { service: service(), algorithm: None, refresh_s: 300 })
 }
 
+/// The question of a shard that has these keys.
+fn question(known: &Option<Arc<KeySet>>) -> ToBridge {
+    ToBridge::FetchKeys { source: source(), known: known.clone() }
+}
+
 fn bridge() -> Bridge {
     Bridge::new(BridgeSettings { sources: vec![source()], ..Default::default() }, 7)
 }
@@ -106,20 +111,20 @@ fn an_unknown_key_causes_one_fetch_a_minute_for_all_shards() {
     let mut bridge = bridge();
     let purpose = fetch(&mut bridge, 0);
     bridge.handle_answer(0, purpose, ok(200, KEYS));
-    report(&mut bridge);
-    bridge.handle_message(5000, SHARDS[0], ToBridge::FetchKeys(source()));
+    let known = report(&mut bridge).1.keys;
+    bridge.handle_message(5000, SHARDS[0], question(&known));
     let purpose = bridge.poll_request().expect("a fetch").purpose;
-    bridge.handle_message(5001, SHARDS[1], ToBridge::FetchKeys(source()));
+    bridge.handle_message(5001, SHARDS[1], question(&known));
     assert!(bridge.poll_request().is_none() && bridge.poll_message().is_none());
     bridge.handle_answer(6000, purpose, down());
     let (to, KeysReport { quiet_ms, .. }) = report(&mut bridge);
     assert_eq!((to, quiet_ms), (Receivers::All, UNKNOWN_KEY_PAUSE_MS - 1000));
-    bridge.handle_message(7000, SHARDS[1], ToBridge::FetchKeys(source()));
+    bridge.handle_message(7000, SHARDS[1], question(&known));
     assert!(bridge.poll_request().is_none());
     let (to, KeysReport { keys, quiet_ms, fetched, .. }) = report(&mut bridge);
     assert_eq!((to, fetched), (Receivers::One(SHARDS[1]), None));
     assert_eq!((keys.is_some(), quiet_ms), (true, UNKNOWN_KEY_PAUSE_MS - 2000));
-    bridge.handle_message(5000 + UNKNOWN_KEY_PAUSE_MS, SHARDS[0], ToBridge::FetchKeys(source()));
+    bridge.handle_message(5000 + UNKNOWN_KEY_PAUSE_MS, SHARDS[0], question(&known));
     assert!(bridge.poll_request().is_some());
 }
 
@@ -127,16 +132,37 @@ fn an_unknown_key_causes_one_fetch_a_minute_for_all_shards() {
 fn a_shard_that_asks_while_there_are_no_keys_hears_when_they_are_tried_again() {
     let mut bridge = bridge();
     let purpose = fetch(&mut bridge, 0);
-    bridge.handle_message(1, SHARDS[0], ToBridge::FetchKeys(source()));
+    bridge.handle_message(1, SHARDS[0], question(&None));
     assert!(bridge.poll_message().is_none(), "the fetch in progress is the answer");
     bridge.handle_answer(10, purpose, down());
     let (_, KeysReport { keys, quiet_ms, .. }) = report(&mut bridge);
     let next_ms = bridge.poll_timeout().expect("it is tried again");
     assert_eq!((keys, 10 + quiet_ms), (None, next_ms));
-    bridge.handle_message(20, SHARDS[1], ToBridge::FetchKeys(source()));
+    bridge.handle_message(20, SHARDS[1], question(&None));
     let (to, KeysReport { quiet_ms, fetched, .. }) = report(&mut bridge);
     assert_eq!((to, fetched, 20 + quiet_ms), (Receivers::One(SHARDS[1]), None, next_ms));
-    bridge.handle_message(next_ms, SHARDS[1], ToBridge::FetchKeys(source()));
+    bridge.handle_message(next_ms, SHARDS[1], question(&None));
+    assert!(bridge.poll_request().is_some());
+}
+
+#[test]
+fn a_shard_that_has_not_heard_of_the_last_keys_gets_them_without_another_fetch() {
+    let mut bridge = bridge();
+    let purpose = fetch(&mut bridge, 0);
+    bridge.handle_answer(0, purpose, ok(200, KEYS));
+    let first = report(&mut bridge).1.keys;
+    let refetch_ms = bridge.poll_timeout().expect("it is fetched again");
+    let purpose = fetch(&mut bridge, refetch_ms);
+    bridge.handle_answer(refetch_ms, purpose, ok(200, KEYS));
+    let second = report(&mut bridge).1.keys;
+    for stale in [&None, &first] {
+        bridge.handle_message(refetch_ms, SHARDS[1], question(stale));
+        assert!(bridge.poll_request().is_none());
+        let (to, KeysReport { keys, quiet_ms, .. }) = report(&mut bridge);
+        assert_eq!((to, quiet_ms), (Receivers::One(SHARDS[1]), 0));
+        assert!(Arc::ptr_eq(&keys.expect("keys"), second.as_ref().expect("keys")));
+    }
+    bridge.handle_message(refetch_ms, SHARDS[1], question(&second));
     assert!(bridge.poll_request().is_some());
 }
 

@@ -21,7 +21,12 @@ pub struct BridgeSettings {
 pub enum ToBridge {
     /// A token needs a key that the shard does not have. Answered with [`FromBridge::Keys`], at the
     /// latest when a fetch has ended.
-    FetchKeys(Arc<KeySource>),
+    FetchKeys {
+        /// The source.
+        source: Arc<KeySource>,
+        /// The keys that the shard has.
+        known: Option<Arc<KeySet>>,
+    },
     /// The settings of the node after a reload.
     Settings(BridgeSettings),
     /// An admission hook is to decide about a device. Answered with [`FromBridge::Admission`].

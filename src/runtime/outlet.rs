@@ -63,7 +63,7 @@ mod tests {
         let service = HttpService::new("https://example.org/", 1).expect("a URL");
         let source = Arc::new(KeySource { service, algorithm: None, refresh_s: 1 });
         for _ in 0..2 {
-            outlet.post(ToBridge::FetchKeys(source.clone()));
+            outlet.post(ToBridge::FetchKeys { source: source.clone(), known: None });
         }
         assert!(outlet.flush());
         room.store(1, Ordering::Relaxed);

@@ -141,7 +141,8 @@ impl Admissions {
     fn await_keys(&mut self, source: Arc<KeySource>) -> Awaits {
         let state = self.sources.entry(source.clone()).or_default();
         if !std::mem::replace(&mut state.is_asked, true) {
-            self.outbox.push_back(ToBridge::FetchKeys(source.clone()));
+            let (source, known) = (source.clone(), state.keys.clone());
+            self.outbox.push_back(ToBridge::FetchKeys { source, known });
         }
         Awaits::Keys(source)
     }
@@ -169,7 +170,9 @@ impl Admissions {
             turn.counters.key_fetches += u64::from(report.fetched.is_some());
             turn.counters.key_fetches_failed += u64::from(report.fetched == Some(false));
         }
-        let KeysReport { source, keys, quiet_ms, .. } = report;
+        let KeysReport { source, keys, quiet_ms, fetched } = report;
+        // Keys that this shard had not heard of yet. Another key can still be fetched.
+        let may_ask_again = fetched.is_none() && quiet_ms == 0;
         let awaits_these = |waiting: &Waiting| matches!(&waiting.awaits, Awaits::Keys(awaited) if *awaited == source);
         let waiting = self.waiting.iter().filter(|(_, waiting)| awaits_these(waiting));
         let waiting: Vec<ConnectionKey> = waiting.map(|(key, _)| *key).collect();
@@ -177,7 +180,8 @@ impl Admissions {
         self.sources.insert(source, SourceState { keys, is_asked: false, quiet_until_ms });
         for key in waiting {
             self.forget(key);
-            turn.push_step(Step::HandshakeSettled(key, Ok(Progress::KeysKnown)));
+            let progress = if may_ask_again { Progress::New } else { Progress::KeysKnown };
+            turn.push_step(Step::HandshakeSettled(key, Ok(progress)));
         }
     }
 

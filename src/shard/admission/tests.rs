@@ -202,7 +202,9 @@ fn a_handshake_waits_for_its_key_and_a_crowd_asks_once() {
     for _ in 0..3 {
         world.open_with_token("/token", "a");
     }
-    assert!(matches!(world.asked(), ToBridge::FetchKeys(asked) if asked == source()));
+    assert!(
+        matches!(world.asked(), ToBridge::FetchKeys { source: asked, known: None } if asked == source())
+    );
     assert_eq!((world.written(), world.waiting()), (String::new(), 3));
     world.report(keys(&["a"]), 0, Some(true));
     assert_eq!(world.written().matches("HTTP/1.1 101").count(), 3);
@@ -235,6 +237,28 @@ fn a_key_that_stays_unknown_is_refused_and_asked_for_again_only_after_the_pause(
     assert_eq!(world.status(), 101);
     world.open_with_token("/token", "a");
     assert_eq!(world.status(), 401, "the issuer has withdrawn the key");
+}
+
+#[test]
+fn keys_that_were_on_their_way_let_a_handshake_in_or_let_it_ask_for_another_one() {
+    for (id, is_among_them) in [("a", true), ("b", false)] {
+        let mut world = World::new();
+        world.open_with_token("/token", id);
+        assert!(matches!(world.asked(), ToBridge::FetchKeys { known: None, .. }));
+        let fetched = keys(&["a"]);
+        world.report(fetched.clone(), 0, None);
+        if is_among_them {
+            assert_eq!(world.status(), 101);
+            continue;
+        }
+        let ToBridge::FetchKeys { known, .. } = world.asked() else {
+            panic!("no question for keys")
+        };
+        assert!(Arc::ptr_eq(&known.expect("keys"), &fetched.expect("keys")));
+        assert_eq!((world.written(), world.waiting()), (String::new(), 1));
+        world.report(keys(&["b"]), 60_000, Some(true));
+        assert_eq!(world.status(), 101);
+    }
 }
 
 #[test]
