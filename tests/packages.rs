@@ -11,10 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
 use gridcast::config::Config;
-use support::command;
+use rustix::process::{Resource, getrlimit};
+use support::{Process, command, config_file};
 
 /// The largest release binary, in bytes.
 const BINARY_BYTES_MAX: u64 = 12_000_000;
+
+/// The program.
+const GRIDCAST: &str = env!("CARGO_BIN_EXE_gridcast");
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -59,6 +63,72 @@ fn the_unit_and_the_package_name_the_same_user() {
     let accounts = read("packaging/debian/gridcast.conf");
     assert!(accounts.lines().any(|line| line.starts_with(&format!("u {user} "))), "{accounts}");
     assert!(read("packaging/debian/postinst").contains(&format!("chown root:{user} ")));
+}
+
+/// The highest exposure level of the unit, in tenths of what `systemd-analyze security` shows (0 to 10). A service without any
+/// sandboxing has 96.
+const EXPOSURE_MAX: &str = "20";
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit_and_little_exposed() {
+    let unit = read("tuning/gridcast.service");
+    let folder = folder("systemd");
+    let file = folder.join("gridcast.service");
+    // systemd looks for the program, which is installed elsewhere here.
+    let here = ["serve", "doctor", "check"].into_iter().fold(unit, |unit, command| {
+        unit.replace(&format!("gridcast {command}"), &format!("{GRIDCAST} {command}"))
+    });
+    fs::write(&file, here).expect("it is writable");
+    let exposure = format!("--threshold={EXPOSURE_MAX}");
+    for arguments in [&["verify", "--man=no"][..], &["security", "--offline=true", &exposure]] {
+        let Ok(check) = Command::new("systemd-analyze").args(arguments).arg(&file).output() else {
+            return eprintln!("skipped: systemd-analyze is not installed");
+        };
+        let said = String::from_utf8_lossy(&check.stderr);
+        // Before version 250 it cannot look at a file alone.
+        if said.contains("unrecognized option") {
+            return eprintln!("skipped: systemd-analyze: {said}");
+        }
+        let table = String::from_utf8_lossy(&check.stdout);
+        assert!(check.status.success() && !said.contains("gridcast.service:"), "{said}{table}");
+    }
+    fs::remove_dir_all(folder).expect("the folder was made");
+}
+
+#[test]
+fn a_node_starts_with_the_limits_of_the_unit_and_without_any_rights() {
+    if !rustix::process::geteuid().is_root() || Command::new("setpriv").arg("-V").output().is_err()
+    {
+        return eprintln!("skipped: giving up rights takes root and setpriv");
+    }
+    let unit = read("tuning/gridcast.service");
+    let descriptors = value(&unit, "LimitNOFILE=").parse().expect("a number");
+    let locked = value(&unit, "LimitMEMLOCK=").strip_suffix('M').expect("MiB");
+    let locked = locked.parse::<u64>().expect("a number") << 20;
+    let config = "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n[[edge]]\nbind = \"127.0.0.1:0\"\n[[edge.route]]\npath = \"/\"\n";
+    let file = config_file(config);
+    let path = file.to_str().expect("UTF-8");
+    let plain = command(&["serve", "--config", path]);
+    let mut limited = Command::new("prlimit");
+    limited
+        .arg(format!("--nofile={}", at_most_the_own(Resource::Nofile, descriptors)))
+        .arg(format!("--memlock={}", at_most_the_own(Resource::Memlock, locked)))
+        .args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"])
+        .args([GRIDCAST, "serve", "--config", path])
+        .env_clear()
+        .envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let warnings = [plain, limited].map(|mut command| {
+        let (_, lines) = Process::spawn(&mut command).lines_until_ready();
+        lines.into_iter().filter(|line| line.contains("WARN") && line.contains("io_uring")).count()
+    });
+    assert_eq!(warnings[0], warnings[1], "io_uring works with these limits if it works at all");
+    fs::remove_file(file).expect("it was written");
+}
+
+/// `wanted`, or this process's hard limit if that is lower: a container may not raise it.
+fn at_most_the_own(resource: Resource, wanted: u64) -> u64 {
+    getrlimit(resource).maximum.map_or(wanted, |own| own.min(wanted))
 }
 
 /// A folder of this process for one test.

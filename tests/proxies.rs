@@ -270,6 +270,25 @@ fn haproxy_tells_addresses_by_the_proxy_protocol_in_both_versions() {
 }
 
 #[test]
+fn nginx_tells_addresses_by_the_proxy_protocol() {
+    let module = "ngx_stream_module.so";
+    let folders = ["/usr/share/nginx/modules", "/usr/lib/nginx/modules"];
+    let Some(folder) = folders.into_iter().find(|folder| Path::new(folder).join(module).exists())
+    else {
+        return eprintln!("skipped: nginx has no {module}; .ci/tools installs it");
+    };
+    // By its own path: the module's folder depends on how nginx was built.
+    let change = |text: &str| text.replace("load_module modules", &format!("load_module {folder}"));
+    let (arguments, config) = (["-g", "daemon off;", "-c", "FILE"], with_protocol());
+    let file = "nginx-tcp.conf";
+    let Some(proxy) = Proxy::start_changed("nginx", file, &arguments, &config, change) else {
+        return;
+    };
+    devices_get_through(&proxy);
+    devices_have_their_addresses(&proxy, true);
+}
+
+#[test]
 fn haproxy_tells_addresses_by_the_proxy_protocol_before_http() {
     let change = |text: &str| {
         text.replacen("server node1", "default-server send-proxy-v2\n    server node1", 1)

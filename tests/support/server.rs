@@ -305,7 +305,7 @@ impl Process {
     }
 
     #[track_caller]
-    fn lines_until_ready(&mut self) -> (Ready, Vec<String>) {
+    pub fn lines_until_ready(&mut self) -> (Ready, Vec<String>) {
         let mut lines = Vec::new();
         while let Some(line) = self.line() {
             if let Some(ready) = Ready::parse(&line) {
