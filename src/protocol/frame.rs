@@ -213,6 +213,16 @@ pub fn put_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
     }
 }
 
+/// Returns the length of a frame with a payload of this length, in bytes.
+pub fn message_bytes(payload: usize) -> usize {
+    let head = match payload {
+        0..=125 => 2,
+        126..=0xFFFF => 4,
+        _ => 10,
+    };
+    head + payload
+}
+
 /// Appends a complete server frame.
 pub fn put_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     put_head(out, opcode, payload.len());
@@ -241,12 +251,7 @@ pub struct Body<'a> {
 impl Body<'_> {
     /// Returns the length of the encoded frame, in bytes.
     pub fn frame_bytes(&self) -> usize {
-        let head = match self.bytes.len() {
-            0..=125 => 2,
-            126..=0xFFFF => 4,
-            _ => 10,
-        };
-        head + self.bytes.len()
+        message_bytes(self.bytes.len())
     }
 
     /// Appends the encoded frame.

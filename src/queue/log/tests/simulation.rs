@@ -1,0 +1,195 @@
+//! Runs of a node that use a log on a simulated disk and end with a crash, compared with a model.
+//! `GRIDCAST_LOG_SEEDS=N` sets the number of seeds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::disk::{Disk, Failure, Random};
+use super::{group_names, number_of_groups};
+use crate::address::ClientId;
+use crate::message::MessageNumber;
+use crate::protocol::frame;
+use crate::queue::log::{GroupIndex, Log, Reader};
+
+const SEEDS: u64 = 2000;
+
+/// What has to be true of a log, whatever its disk does.
+struct Model {
+    groups: Vec<ModelGroup>,
+    // Every event that was ever appended and may exist.
+    events: BTreeMap<MessageNumber, (ClientId, Vec<u8>)>,
+    // Reported as stored: all below.
+    stored: MessageNumber,
+}
+
+#[derive(Default)]
+struct ModelGroup {
+    settled: BTreeSet<MessageNumber>,
+    handed_out: BTreeSet<MessageNumber>,
+    // Read, and not settled.
+    in_memory: BTreeMap<MessageNumber, usize>,
+    next: MessageNumber,
+    is_consumed: bool,
+    // A change to `is_consumed` is written.
+    may_hand_out: bool,
+}
+
+impl Model {
+    fn new() -> Self {
+        let groups = (0..number_of_groups()).map(|_| ModelGroup::default()).collect();
+        Self { groups, events: BTreeMap::new(), stored: MessageNumber(0) }
+    }
+
+    /// Compares a recovered log with what was promised.
+    fn check_recovered(&mut self, disk: &Disk, log: &Log) {
+        assert!(log.stored() >= self.stored, "stored events are there");
+        let stored = log.stored();
+        self.events.retain(|&number, _| number < stored);
+        assert_eq!(self.events.len() as u64, stored.0, "no event was invented");
+        let mut unsettled = BTreeSet::new();
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            let events = disk.read_all(log, GroupIndex(index as u16)).expect("the log is readable");
+            assert!(events.is_sorted_by_key(|event| event.number));
+            let numbers: BTreeSet<_> = events.iter().map(|event| event.number).collect();
+            assert_eq!(numbers.len(), events.len(), "each event comes once");
+            for number in self.events.keys() {
+                let is_settled = group.settled.contains(number);
+                assert!(is_settled || numbers.contains(number), "{number:?} is lost in {index}");
+            }
+            for event in &events {
+                let (client, json) = &self.events[&event.number];
+                assert_eq!((event.client, event.frame.payload()), (*client, &json[..]));
+                if group.handed_out.contains(&event.number) {
+                    assert!(event.is_redelivered, "{:?} in {index}", event.number);
+                }
+                // An acknowledgement that was not synced may be forgotten.
+                group.settled.remove(&event.number);
+            }
+            unsettled.extend(numbers);
+            group.in_memory.clear();
+            group.next = MessageNumber(0);
+            (group.is_consumed, group.may_hand_out) = (false, false);
+        }
+        assert_eq!(log.held().messages, unsettled.len(), "messages held");
+        let bytes: usize =
+            unsettled.iter().map(|number| frame::message_bytes(self.events[number].1.len())).sum();
+        // The bytes are estimated once files have gone whose acknowledgements were not written.
+        let is_near = |held: usize| held >= bytes / 2 && held <= 2 * bytes;
+        assert!(is_near(log.held().bytes), "{} bytes held, not {bytes}", log.held().bytes);
+        self.stored = stored;
+    }
+}
+
+/// One run of a node: opens the log, uses it, and ends with a crash or in order.
+fn run(random: &mut Random, disk: &mut Disk, model: &mut Model, is_last: bool) {
+    let mut log = disk.recover().expect("a crash is no damage").log;
+    log.set_groups(&group_names());
+    model.check_recovered(disk, &log);
+    let mut readers: Vec<Reader> = (0..number_of_groups()).map(|_| Reader::default()).collect();
+    for _ in 0..random.below(60) {
+        match random.below(10) {
+            0..=3 => {
+                for _ in 0..=random.below(4) {
+                    let client = ClientId::from_value(random.below(5));
+                    let json = vec![b'a'; random.below(80) as usize];
+                    let number = log.append(client, 7, &json);
+                    let before = model.events.insert(number, (client, json));
+                    assert_eq!(before, None);
+                }
+            }
+            4 | 5 => {
+                let group = random.below(number_of_groups() as u64) as usize;
+                read_some(disk, &log, model, &mut readers[group], group);
+            }
+            6 | 7 => settle_some(random, &mut log, model),
+            8 => {
+                let index = random.below(number_of_groups() as u64) as usize;
+                let group = &mut model.groups[index];
+                group.is_consumed = !group.is_consumed;
+                group.may_hand_out = false;
+                log.set_consumed(GroupIndex(index as u16), group.is_consumed, group.next);
+            }
+            _ => {
+                disk.bytes_max =
+                    random.happens(30).then(|| disk.used() + random.below(300) as usize);
+            }
+        }
+        if random.happens(60) && !write_all(random, disk, &mut log, model) {
+            return disk.crash(random);
+        }
+        hand_out(model);
+    }
+    disk.bytes_max = None;
+    match is_last {
+        true => while !log.is_written() && write_all(random, disk, &mut log, model) {},
+        false => disk.crash(random),
+    }
+}
+
+/// Carries out tasks until there are none or one fails. Returns false after a crash.
+fn write_all(random: &mut Random, disk: &mut Disk, log: &mut Log, model: &mut Model) -> bool {
+    while let Some(task) = log.poll_task() {
+        match disk.carry_out(random, &task) {
+            Ok(()) => model.stored.0 += log.handle_done(),
+            Err(Failure::Crash) => return false,
+            Err(Failure::Full | Failure::Broken) => {
+                log.handle_failed();
+                return true;
+            }
+        }
+        assert_eq!(model.stored, log.stored());
+    }
+    assert!(log.is_written());
+    for group in &mut model.groups {
+        group.may_hand_out = group.is_consumed;
+    }
+    true
+}
+
+fn read_some(disk: &Disk, log: &Log, model: &mut Model, reader: &mut Reader, index: usize) {
+    let group = GroupIndex(index as u16);
+    let Some(read) = log.poll_read(group, reader) else { return };
+    let events = log.handle_read(group, reader, &disk.read(read)).expect("the log is readable");
+    let of_group = &mut model.groups[index];
+    for event in events {
+        assert!(event.number >= of_group.next && event.number < log.stored());
+        of_group.next = MessageNumber(event.number.0 + 1);
+        of_group.in_memory.insert(event.number, event.frame.bytes().len());
+    }
+    of_group.next = of_group.next.max(reader.next());
+}
+
+fn hand_out(model: &mut Model) {
+    for group in model.groups.iter_mut().filter(|group| group.may_hand_out) {
+        group.handed_out.extend(group.in_memory.keys());
+    }
+}
+
+fn settle_some(random: &mut Random, log: &mut Log, model: &mut Model) {
+    let index = random.below(number_of_groups() as u64) as usize;
+    let group = &mut model.groups[index];
+    let is_stubborn = random.happens(50);
+    let numbers: Vec<_> = group.in_memory.iter().map(|(&number, &bytes)| (number, bytes)).collect();
+    for (number, bytes) in numbers {
+        // Some events stay for long, so that files behind them are removed.
+        if group.handed_out.contains(&number) && !(is_stubborn && number.0.is_multiple_of(7)) {
+            log.settle(GroupIndex(index as u16), number, bytes);
+            group.in_memory.remove(&number);
+            group.settled.insert(number);
+        }
+    }
+}
+
+#[test]
+fn every_stored_event_that_is_not_settled_comes_again_whatever_the_disk_does() {
+    let seeds = std::env::var("GRIDCAST_LOG_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    for seed in 0..seeds.unwrap_or(SEEDS) {
+        let outcome = std::panic::catch_unwind(|| {
+            let (mut random, mut disk, mut model) = (Random(seed), Disk::default(), Model::new());
+            for _ in 0..6 {
+                run(&mut random, &mut disk, &mut model, false);
+            }
+            run(&mut random, &mut disk, &mut model, true);
+        });
+        assert!(outcome.is_ok(), "seed {seed}");
+    }
+}
