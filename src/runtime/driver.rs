@@ -464,7 +464,9 @@ impl<I: SocketIo> Driver<I> {
     }
 
     fn sleep_ms(&self, now: Now) -> u64 {
-        let is_busy = self.shard.inspect().has_writes() || self.shard.inspect().has_actions();
+        let shard = self.shard.inspect();
+        // What ended after the turn's messages were posted, such as a send, may have made more.
+        let is_busy = shard.has_writes() || shard.has_actions() || shard.has_messages();
         let is_waiting = !self.deferred.is_empty() || !self.heavy.is_empty();
         if is_busy || is_waiting || self.clock.awake.is_behind() {
             return 0;

@@ -78,6 +78,11 @@ impl Inspection<'_> {
         self.connections.has_writes()
     }
 
+    /// Whether there are messages for other shards or for the mesh, so that the next turn begins at once.
+    pub fn has_messages(&self) -> bool {
+        self.turn.has_messages()
+    }
+
     /// Returns the shard's state for `/metrics`. Reading the state visits every topic.
     pub fn report(&self) -> Report {
         let usage = self.shedding.usage();

@@ -316,6 +316,11 @@ impl Turn {
         self.outbox.pop_front()
     }
 
+    /// Whether there are messages for other shards or for the mesh.
+    pub fn has_messages(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
     /// Adds a step for another part of the shard.
     pub fn push_step(&mut self, step: Step) {
         self.steps.push_back(step);

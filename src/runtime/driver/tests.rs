@@ -5,6 +5,7 @@
 //! `GRIDCAST_RING_SEEDS=N` sets the number of seeds, `GRIDCAST_RING_SEED=S` runs one seed.
 
 mod heavy;
+mod messages;
 mod peer;
 mod places;
 mod plain;
@@ -213,6 +214,8 @@ struct World<I> {
     watch: Arc<Watch>,
     doors: Vec<Door>,
     peers: Vec<Peer>,
+    // The ports of the other shards, which the test plays.
+    ports: Vec<Port>,
     // How many have come.
     came: usize,
 }
@@ -243,7 +246,7 @@ impl<I: Tested> World<I> {
         send_buffer: Option<usize>,
         spin: Duration,
     ) -> Self {
-        let (mut ports, _, control) = bus(1, false).unwrap();
+        let (mut ports, _, control) = bus(settings.shards, false).unwrap();
         let verifier = verifier::start(control, 1).unwrap().remove(0);
         let capacity = Capacity { clients: places, callers: places, memory_bytes: 0 };
         let watch = Arc::new(Watch::new(1, capacity));
@@ -272,7 +275,7 @@ impl<I: Tested> World<I> {
             Parts { number: 0, port, verifier, outlet, listeners, watch: watch.clone(), spin };
         let mut driver: Driver<I> = Driver::new(make_shard, parts).unwrap();
         *driver.io.faults() = Faults::none();
-        Self { random, driver, watch, doors, peers: Vec::new(), came: 0 }
+        Self { random, driver, watch, doors, peers: Vec::new(), ports, came: 0 }
     }
 
     fn turn(&mut self) {
