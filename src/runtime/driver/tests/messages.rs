@@ -30,11 +30,13 @@ impl Home {
                 let answer = GridMessage::Answer(ticket, Ok(ClientReply::Done));
                 answers.push(FromShard::Local(from, LocalMessage::Grid(answer)));
             }
-            ToShard::Local(_, LocalMessage::Grid(GridMessage::FromConsumer { message, .. })) => {
-                if let FromConsumer::Written(count) = message {
-                    self.written += count;
-                }
-            }
+            ToShard::Local(
+                _,
+                LocalMessage::Grid(GridMessage::FromConsumer {
+                    message: FromConsumer::Written(count),
+                    ..
+                }),
+            ) => self.written += count,
             _ => {}
         });
         answers.into_iter().for_each(|answer| port.post(answer));
