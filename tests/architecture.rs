@@ -91,7 +91,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 /// The file without comments and without its tests.
 fn code_of(path: &Path) -> String {
     let text = fs::read_to_string(path).expect("a source file can be read");
-    let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let is_code = |line: &&str| !line.trim_start().starts_with("//");
     code.lines().filter(is_code).collect::<Vec<_>>().join("\n")
 }
