@@ -48,7 +48,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use api::Api;
-pub use changes::{Change, Written};
+pub use changes::{Change, WrittenSettings};
 pub use data::Data;
 use definition::section;
 pub use document::ConfigError;
@@ -69,7 +69,7 @@ pub use sample::sample_file;
 use sink::{SinkKeys, read_sinks};
 pub use source::{Loaded, Source};
 pub use tls::{MutualTls, TlsFiles};
-pub use topic::Topic;
+pub use topic::TopicConfig;
 use topic::read_topics;
 
 use crate::protocol::sink::{EngineAddress, Sink};
@@ -102,8 +102,8 @@ section! {
 
         sinks as "sink": Vec<Arc<Sink>> = read_sinks(root)?, Many(SinkKeys::definition);
 
-        topics as "topic": Vec<Topic> =
-            read_topics(root, &edges, &queue, &sinks)?, Many(Topic::definition), restart;
+        topics as "topic": Vec<TopicConfig> =
+            read_topics(root, &edges, &queue, &sinks)?, Many(TopicConfig::definition), restart;
 
         data as "data": Data = Data::read(root)?, One(Data::definition);
 
@@ -155,7 +155,7 @@ impl Config {
         // Read first, so that errors are reported in the format of the log.
         let format = Log::read(&root).map_or(Format::Text, |log| log.format);
         let config = Self::read_keys(&root).map_err(|error| error.in_format(format))?;
-        let written = Written::collect(&root, &Self::definition())?;
+        let written = WrittenSettings::collect(&root, &Self::definition())?;
         Ok(Loaded { config, written })
     }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
-use gridcast::cli::{self, ClientCommand, Command};
+use gridcast::cli::{self, Command, ToolCommand};
 use gridcast::config::{self, Config, Loaded, Source};
 use gridcast::doctor::{self, FindingState, Machine, Plan};
 use gridcast::node;
@@ -74,7 +74,7 @@ fn carry_out(log: &LogQueue) -> ExitCode {
     }
 }
 
-fn run_client(log: &LogQueue, command: ClientCommand, available: &[usize]) -> ExitCode {
+fn run_client(log: &LogQueue, command: ToolCommand, available: &[usize]) -> ExitCode {
     let read = |file: &Path| {
         Config::read(file, environment(), available).map_err(|error| error.to_string())
     };

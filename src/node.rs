@@ -26,7 +26,7 @@ use crate::address::listen::ListenAddress;
 use crate::bridge;
 use crate::config::{Config, Level, Loaded, Source, TlsFiles};
 use crate::protocol::credentials::FingerprintKey;
-use crate::runtime::ids::{self, Place, Reservation};
+use crate::runtime::ids::{self, RecordPlace, Reservation};
 use crate::runtime::log::LogQueue;
 use crate::runtime::{self, Listening, SocketFile, Summary, TlsContext};
 use crate::shard::Listener;
@@ -188,7 +188,7 @@ fn reserve_ids(config: &Config) -> Result<Option<Reservation>, NodeError> {
     let node = NodeId::new(config.node.id).expect("the configuration was checked");
     let unix_ms = runtime::unix_ms();
     if let Some(directory) = &config.data.dir {
-        let reserved = ids::reserve(Place::Disk(directory.clone()), node, unix_ms);
+        let reserved = ids::reserve(RecordPlace::Disk(directory.clone()), node, unix_ms);
         return reserved.map(Some).map_err(|error| NodeError(format!("data.dir: {error}")));
     }
     match ids::reserve(place_of_state(), node, unix_ms) {
@@ -204,12 +204,12 @@ fn reserve_ids(config: &Config) -> Result<Option<Reservation>, NodeError> {
 }
 
 /// Returns the first state directory that systemd has created for the service, or else one in memory.
-fn place_of_state() -> Place {
+fn place_of_state() -> RecordPlace {
     let listed = std::env::var_os("STATE_DIRECTORY");
     let first = listed.as_ref().and_then(|listed| std::env::split_paths(listed).next());
     match first.filter(|directory| directory.is_absolute()) {
-        Some(directory) => Place::Disk(directory),
-        None => Place::in_memory(),
+        Some(directory) => RecordPlace::Disk(directory),
+        None => RecordPlace::in_memory(),
     }
 }
 

@@ -284,6 +284,53 @@ fn only_the_log_and_the_commands_write_to_standard_error_and_standard_output() {
     }
 }
 
+/// Names of types that have a second meaning in one place, and why they keep it: the beginning of the path in `src/`.
+const SECOND_MEANINGS: [(&str, &str, &str); 8] = [
+    ("Client", "bridge/http/client.rs", "the client of other HTTP servers"),
+    ("Connections", "bridge/http/client.rs", "an alias that shortens one type"),
+    ("Driver", "bridge/http.rs", "private to the thread of the bridge"),
+    ("Receivers", "bridge/mod.rs", "private to the bridge"),
+    ("Waiting", "bridge/hooks.rs", "private to the queue of a hook"),
+    ("Batch", "queue/log/", "private to the log of a topic"),
+    ("Fields", "queue/log/", "private to the format of the log"),
+    ("Log", "queue/log/", "private to the log of a topic"),
+];
+
+/// The type that a line of code defines, unless it is an associated type or an alias inside a function.
+fn type_defined(line: &str) -> Option<&str> {
+    let rest = line.trim_start();
+    let rest = match rest.strip_prefix("pub(") {
+        Some(rest) => rest.split_once(") ")?.1,
+        None => rest.strip_prefix("pub ").unwrap_or(rest),
+    };
+    let (keyword, rest) = rest.split_once(' ')?;
+    let is_definition = match keyword {
+        "struct" | "enum" | "trait" => true,
+        "type" => !line.starts_with(' '),
+        _ => false,
+    };
+    let end = rest.find(|c: char| !c.is_alphanumeric()).unwrap_or(rest.len());
+    is_definition.then_some(&rest[..end])
+}
+
+#[test]
+fn a_type_name_means_one_thing() {
+    let mut defined: BTreeMap<String, String> = BTreeMap::new();
+    for source in sources() {
+        for name in source.code.lines().filter_map(type_defined) {
+            let may = SECOND_MEANINGS
+                .iter()
+                .any(|(repeated, place, _)| *repeated == name && source.place.starts_with(place));
+            if may {
+                continue;
+            }
+            let other = defined.insert(name.to_owned(), source.place.clone());
+            assert_eq!(other, None, "{name} is defined in {} too", source.place);
+        }
+    }
+    assert!(defined.len() > 500, "{} types", defined.len());
+}
+
 #[test]
 fn settings_hold_no_live_state() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

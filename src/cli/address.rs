@@ -14,7 +14,7 @@ const SOCKET_PATH: &str = "/ws/v1";
 /// Where the API is, and how to speak to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServerAddress {
-    pub(super) transport: Transport,
+    pub(super) transport: ServerTransport,
     /// The value of the header `Host`.
     pub(super) host: String,
     /// The path of the WebSocket.
@@ -25,7 +25,7 @@ pub(super) struct ServerAddress {
 
 /// The transport that carries the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Transport {
+pub(super) enum ServerTransport {
     /// TCP to a name or an IP address, with or without TLS.
     Tcp { name: String, port: u16, has_tls: bool },
     /// A Unix socket.
@@ -51,7 +51,7 @@ impl ServerAddress {
             return Err("expected a path behind unix:, such as unix:/run/gridcast/api.sock".into());
         }
         Ok(Self {
-            transport: Transport::Unix(path.into()),
+            transport: ServerTransport::Unix(path.into()),
             // Without users the API answers only to hosts that no web page can be loaded from.
             host: "localhost".into(),
             path: SOCKET_PATH.into(),
@@ -95,7 +95,7 @@ impl ServerAddress {
         let scheme = url.scheme_str().unwrap_or_default();
         let name = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self {
-            transport: Transport::Tcp { name, port, has_tls },
+            transport: ServerTransport::Tcp { name, port, has_tls },
             shown: format!("{scheme}://{host}{base}"),
             path: format!("{base}{SOCKET_PATH}"),
             host,
@@ -117,7 +117,9 @@ mod tests {
     fn parts(text: &str) -> (String, u16, bool, String, String, String) {
         let address = ServerAddress::parse(text).expect("a valid address");
         let shown = address.to_string();
-        let Transport::Tcp { name, port, has_tls } = address.transport else { panic!("{text}") };
+        let ServerTransport::Tcp { name, port, has_tls } = address.transport else {
+            panic!("{text}")
+        };
         (name, port, has_tls, address.path, address.host, shown)
     }
 
@@ -158,7 +160,7 @@ mod tests {
     #[test]
     fn a_unix_socket_is_named_by_its_path() {
         let address = ServerAddress::parse("unix:/run/api.sock").expect("a path");
-        assert_eq!(address.transport, Transport::Unix("/run/api.sock".into()));
+        assert_eq!(address.transport, ServerTransport::Unix("/run/api.sock".into()));
         assert_eq!((&address.host[..], &address.path[..]), ("localhost", "/ws/v1"));
         assert_eq!(address.to_string(), "unix:/run/api.sock");
     }

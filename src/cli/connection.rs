@@ -25,7 +25,7 @@ use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::address::Transport;
+use super::address::ServerTransport;
 use super::explain::{call_error, connect_error, tls_error, unreachable, upgrade_error};
 use super::failure::Failure;
 use super::message::Incoming;
@@ -61,14 +61,14 @@ trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 /// An open WebSocket to the API. Pings of the server are answered while messages are awaited.
-pub(super) struct Connection {
+pub(super) struct ApiConnection {
     socket: WebSocketStream<TokioAdapter<Box<dyn Stream>>>,
     server: Server,
     // The id of the last request.
     last_id: u64,
 }
 
-impl Connection {
+impl ApiConnection {
     /// Connects to a server.
     pub(super) async fn open(server: &Server) -> Result<Self, Failure> {
         let late =
@@ -78,11 +78,11 @@ impl Connection {
 
     async fn connect(server: &Server) -> Result<Self, Failure> {
         let stream: Box<dyn Stream> = match &server.address.transport {
-            Transport::Unix(path) => {
+            ServerTransport::Unix(path) => {
                 let socket = UnixStream::connect(path).await;
                 Box::new(socket.map_err(|error| connect_error(server, &error))?)
             }
-            Transport::Tcp { name, port, has_tls } => {
+            ServerTransport::Tcp { name, port, has_tls } => {
                 // Read before anything is sent: a wrong file is no matter of the network.
                 let tls = has_tls.then(|| connector(server)).transpose()?;
                 let socket = connect_tcp(name, *port).await;
@@ -132,13 +132,13 @@ impl Connection {
         params: &impl Serialize,
     ) -> Result<u64, Failure> {
         #[derive(Serialize)]
-        struct Request<'a, P> {
+        struct RequestEnvelope<'a, P> {
             m: &'a str,
             p: &'a P,
             i: u64,
         }
         self.last_id += 1;
-        let request = Request { m: method, p: params, i: self.last_id };
+        let request = RequestEnvelope { m: method, p: params, i: self.last_id };
         let text = serde_json::to_string(&request).expect("requests are JSON");
         self.put(Message::text(text)).await?;
         Ok(self.last_id)

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::follow::Subscription;
+use super::follow::EventStream;
 use super::options::ServerOptions;
 use super::printer::Printer;
 use super::terminal::{printable, remark};
@@ -72,7 +72,7 @@ impl Consumption {
     }
 }
 
-impl Subscription for Consumption {
+impl EventStream for Consumption {
     const METHOD: &'static str = "queue.pop";
 
     fn start(&mut self) -> Value {
@@ -89,10 +89,10 @@ impl Subscription for Consumption {
 
     fn started(&mut self, result: &RawValue) {
         #[derive(Deserialize)]
-        struct Started {
+        struct PopResult {
             w: Option<String>,
         }
-        if let Ok(Started { w: Some(warning) }) = serde_json::from_str(result.get()) {
+        if let Ok(PopResult { w: Some(warning) }) = serde_json::from_str(result.get()) {
             remark(&format!("warning: {}", printable(&warning)));
         }
     }
@@ -128,8 +128,8 @@ impl Subscription for Consumption {
 
 fn tag(params: &RawValue) -> Option<u64> {
     #[derive(Deserialize)]
-    struct Event {
+    struct TaggedEvent {
         g: Option<u64>,
     }
-    serde_json::from_str::<Event>(params.get()).ok()?.g
+    serde_json::from_str::<TaggedEvent>(params.get()).ok()?.g
 }

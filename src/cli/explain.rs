@@ -8,14 +8,14 @@ use serde::Deserialize;
 use tungstenite::error::ProtocolError;
 use tungstenite::http::Response;
 
-use super::address::Transport;
+use super::address::ServerTransport;
 use super::failure::Failure;
 use super::options::Server;
 use super::terminal::printable;
 
 /// Explains why no byte reached the server.
 pub(super) fn connect_error(server: &Server, error: &io::Error) -> Failure {
-    let is_unix = matches!(server.address.transport, Transport::Unix(_));
+    let is_unix = matches!(server.address.transport, ServerTransport::Unix(_));
     let why = match error.kind() {
         io::ErrorKind::ConnectionRefused => {
             "connection refused. Nothing listens there: is the node running, and is this the address \
@@ -126,11 +126,11 @@ fn refusal(server: &Server, response: &Response<Option<Vec<u8>>>) -> Failure {
 /// The reason in the body of a response of gridcast.
 fn reason(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
-    struct Body {
+    struct ErrorBody {
         #[serde(rename = "E")]
         error: ApiError,
     }
-    let body: Body = serde_json::from_slice(body).ok()?;
+    let body: ErrorBody = serde_json::from_slice(body).ok()?;
     Some(printable(&body.error.reason))
 }
 

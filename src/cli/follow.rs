@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::connection::Connection;
+use super::connection::ApiConnection;
 use super::explain::{ApiError, call_error, unreachable};
 use super::failure::Failure;
 use super::message::Incoming;
@@ -30,7 +30,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// A stream of events: what to ask for, and what to do with each event.
-pub(super) trait Subscription {
+pub(super) trait EventStream {
     /// The method that starts the events.
     const METHOD: &'static str;
 
@@ -67,7 +67,7 @@ enum End {
 
 /// Prints the events of a subscription until it is complete or the command is interrupted. Connects again
 /// when the connection is lost, unless `reconnects` is false. The first connection has to succeed.
-pub(super) async fn follow<S: Subscription>(
+pub(super) async fn follow<S: EventStream>(
     server: &Server,
     subscription: &mut S,
     reconnects: bool,
@@ -75,11 +75,11 @@ pub(super) async fn follow<S: Subscription>(
     let mut signals = Signals::new().map_err(|error| Failure::Failed(error.to_string()))?;
     let mut printer = Printer::start()?;
     let mut connection = tokio::select! {
-        connection = Connection::open(server) => connection?,
+        connection = ApiConnection::open(server) => connection?,
         signal = signals.next() => return Err(Failure::Interrupted(signal)),
     };
     loop {
-        let mut session = Session::new(connection, subscription, &mut printer);
+        let mut session = FollowSession::new(connection, subscription, &mut printer);
         let end = session.run(&mut signals).await;
         session.connection.close().await;
         match end {
@@ -97,12 +97,12 @@ pub(super) async fn follow<S: Subscription>(
 }
 
 /// Tries to connect, with growing pauses, for as long as the server cannot be reached.
-async fn reconnect(server: &Server) -> Result<Connection, Failure> {
+async fn reconnect(server: &Server) -> Result<ApiConnection, Failure> {
     let mut pause = PAUSE_MIN;
     let mut said = None;
     loop {
         sleep(jittered(pause)).await;
-        match Connection::open(server).await {
+        match ApiConnection::open(server).await {
             Err(Failure::Unreachable(why)) => {
                 // The same reason again would tell nothing new.
                 if said.as_ref() != Some(&why) {
@@ -122,11 +122,11 @@ fn jittered(pause: Duration) -> Duration {
 }
 
 /// The events of one connection.
-struct Session<'a, S> {
-    connection: Connection,
+struct FollowSession<'a, S> {
+    connection: ApiConnection,
     subscription: &'a mut S,
     printer: &'a mut Printer,
-    phase: Phase,
+    phase: FollowPhase,
     // When the answer of a phase that waits for one has to be there.
     deadline: Instant,
     last_heard: Instant,
@@ -135,7 +135,7 @@ struct Session<'a, S> {
 
 /// The answer or message that a session waits for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum FollowPhase {
     /// The answer to the request with this id, which starts the events.
     Starting(u64),
     /// Events.
@@ -147,14 +147,14 @@ enum Phase {
     Draining(u8),
 }
 
-impl<'a, S: Subscription> Session<'a, S> {
-    fn new(connection: Connection, subscription: &'a mut S, printer: &'a mut Printer) -> Self {
+impl<'a, S: EventStream> FollowSession<'a, S> {
+    fn new(connection: ApiConnection, subscription: &'a mut S, printer: &'a mut Printer) -> Self {
         let now = Instant::now();
         Self {
             connection,
             subscription,
             printer,
-            phase: Phase::Following,
+            phase: FollowPhase::Following,
             deadline: now + ANSWER_MAX,
             last_heard: now,
             last_ping: now,
@@ -164,7 +164,7 @@ impl<'a, S: Subscription> Session<'a, S> {
     async fn run(&mut self, signals: &mut Signals) -> End {
         let params = self.subscription.start();
         match self.connection.send(S::METHOD, &params).await {
-            Ok(id) => self.phase = Phase::Starting(id),
+            Ok(id) => self.phase = FollowPhase::Starting(id),
             Err(failure) => return End::Lost(failure),
         }
         loop {
@@ -177,12 +177,14 @@ impl<'a, S: Subscription> Session<'a, S> {
     async fn step(&mut self, signals: &mut Signals) -> Result<(), End> {
         if self.printer.is_idle() {
             match self.phase {
-                Phase::Draining(signal) => return Err(End::Failed(Failure::Interrupted(signal))),
+                FollowPhase::Draining(signal) => {
+                    return Err(End::Failed(Failure::Interrupted(signal)));
+                }
                 _ if self.subscription.is_complete() => return Err(End::Complete),
                 _ => {}
             }
         }
-        let reads = self.printer.has_room() && !matches!(self.phase, Phase::Draining(_));
+        let reads = self.printer.has_room() && !matches!(self.phase, FollowPhase::Draining(_));
         if !reads {
             // A server that is not read from is not silent.
             self.last_heard = Instant::now();
@@ -223,18 +225,19 @@ impl<'a, S: Subscription> Session<'a, S> {
         id: Option<u64>,
         result: Result<Box<RawValue>, ApiError>,
     ) -> Result<(), End> {
-        if let Phase::Leaving(leaving, signal) = self.phase
+        if let FollowPhase::Leaving(leaving, signal) = self.phase
             && id == Some(leaving)
         {
-            self.phase = Phase::Draining(signal);
+            self.phase = FollowPhase::Draining(signal);
             return Ok(());
         }
-        let is_start = matches!(self.phase, Phase::Starting(starting) if id == Some(starting));
+        let is_start =
+            matches!(self.phase, FollowPhase::Starting(starting) if id == Some(starting));
         let method = if is_start { S::METHOD } else { "a request" };
         let failed = |error| End::Failed(call_error(self.connection.server(), method, &error));
         let result = result.map_err(failed)?;
         if is_start {
-            self.phase = Phase::Following;
+            self.phase = FollowPhase::Following;
             self.subscription.started(&result);
         }
         Ok(())
@@ -243,16 +246,16 @@ impl<'a, S: Subscription> Session<'a, S> {
     /// Ends the events after a signal, so that none is lost on the way. A second signal ends the command at
     /// once.
     async fn leave(&mut self, signal: u8) -> Result<(), End> {
-        if matches!(self.phase, Phase::Leaving(..) | Phase::Draining(_)) {
+        if matches!(self.phase, FollowPhase::Leaving(..) | FollowPhase::Draining(_)) {
             return Err(End::Failed(Failure::Interrupted(signal)));
         }
         self.deadline = Instant::now() + ANSWER_MAX;
         self.phase = match self.subscription.stop() {
-            None => Phase::Draining(signal),
+            None => FollowPhase::Draining(signal),
             Some(method) => {
                 let sent = self.connection.send(method, &json!({})).await;
                 let id = sent.map_err(|_| End::Failed(Failure::Interrupted(signal)))?;
-                Phase::Leaving(id, signal)
+                FollowPhase::Leaving(id, signal)
             }
         };
         Ok(())
@@ -261,7 +264,7 @@ impl<'a, S: Subscription> Session<'a, S> {
     /// The failure of a lost connection. After a signal that is the end.
     fn lost(&self, failure: Failure) -> End {
         match self.phase {
-            Phase::Leaving(_, signal) | Phase::Draining(signal) => {
+            FollowPhase::Leaving(_, signal) | FollowPhase::Draining(signal) => {
                 End::Failed(Failure::Interrupted(signal))
             }
             _ => End::Lost(failure),
@@ -273,14 +276,14 @@ impl<'a, S: Subscription> Session<'a, S> {
         let next =
             (self.last_heard.max(self.last_ping) + PING_AFTER).min(self.last_heard + LOST_AFTER);
         match self.phase {
-            Phase::Following => next,
+            FollowPhase::Following => next,
             _ => next.min(self.deadline),
         }
     }
 
     async fn wake(&mut self) -> Result<(), End> {
         let now = Instant::now();
-        let is_late = self.phase != Phase::Following && now >= self.deadline;
+        let is_late = self.phase != FollowPhase::Following && now >= self.deadline;
         if is_late || now >= self.last_heard + LOST_AFTER {
             let server = self.connection.server();
             return Err(self.lost(unreachable(server, "the server does not answer any more")));

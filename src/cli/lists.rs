@@ -8,12 +8,12 @@ use clap::Args;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::connection::Connection;
+use super::connection::ApiConnection;
 use super::failure::Failure;
 use super::options::{Server, ServerOptions};
 use super::table::Table;
-use super::terminal::{Output, Progress, Style, remark, unix_ms};
-use rows::{CHANNELS, CLIENTS, List, NODES, TOPICS};
+use super::terminal::{Output, ProgressLine, Style, remark, unix_ms};
+use rows::{CHANNELS, CLIENTS, ListView, NODES, TOPICS};
 
 /// The most rows of a page, which is the most that the API gives.
 const PAGE_MAX: u64 = 1000;
@@ -122,14 +122,14 @@ impl TopicsArguments {
 
 /// A page of a list. Rows keep the text that the API wrote.
 #[derive(Debug)]
-struct Page {
+struct ListPage {
     rows: Vec<Box<RawValue>>,
     next: Option<String>,
     /// The nodes that did not answer.
     missing: Vec<u64>,
 }
 
-impl Page {
+impl ListPage {
     /// Reads the result of a list whose rows are in this field.
     fn read(field: &str, result: &RawValue) -> Option<Self> {
         let mut fields: BTreeMap<String, Box<RawValue>> =
@@ -145,16 +145,16 @@ impl Page {
 /// Prints the rows of a list, at most `max`.
 async fn walk(
     server: &Server,
-    list: &List,
+    list: &ListView,
     filter: Map<String, Value>,
     max: Option<u64>,
     json: bool,
 ) -> Result<(), Failure> {
     let mut pages =
-        Pages { list, filter, after: None, connection: Connection::open(server).await? };
+        Pages { list, filter, after: None, connection: ApiConnection::open(server).await? };
     let mut output = Output::new();
     let mut table = Table::new(list.columns);
-    let mut progress = Progress::new(list.field, output.is_terminal);
+    let mut progress = ProgressLine::new(list.field, output.is_terminal);
     let (mut count, mut missing) = (0, BTreeSet::new());
     loop {
         let left = max.map_or(PAGE_MAX, |max| max - count);
@@ -186,16 +186,16 @@ async fn walk(
 
 /// Walks the pages of a list.
 struct Pages<'a> {
-    list: &'a List,
+    list: &'a ListView,
     filter: Map<String, Value>,
     // Where the next page begins. `None`: at the beginning, or there is none.
     after: Option<String>,
-    connection: Connection,
+    connection: ApiConnection,
 }
 
 impl Pages<'_> {
     /// Fetches the next page, of at most `max` rows.
-    async fn next(&mut self, max: u64) -> Result<Page, Failure> {
+    async fn next(&mut self, max: u64) -> Result<ListPage, Failure> {
         let mut params = self.filter.clone();
         if self.list.is_paged {
             params.insert("max".into(), json!(max));
@@ -206,7 +206,7 @@ impl Pages<'_> {
         let result = self.call(&params).await?;
         let server = &self.connection.server().address;
         let failed = |why: &str| Failure::Failed(format!("{server}: {}: {why}", self.list.method));
-        let page = Page::read(self.list.field, &result)
+        let page = ListPage::read(self.list.field, &result)
             .ok_or_else(|| failed("the answer is not a list: is the node of another version?"))?;
         if page.next.is_some() && page.next == self.after {
             return Err(failed("the pages do not end"));
@@ -220,7 +220,7 @@ impl Pages<'_> {
     async fn call(&mut self, params: &Map<String, Value>) -> Result<Box<RawValue>, Failure> {
         match self.connection.call(self.list.method, params).await {
             Err(Failure::Unreachable(_)) if self.after.is_some() => {
-                self.connection = Connection::open(self.connection.server()).await?;
+                self.connection = ApiConnection::open(self.connection.server()).await?;
                 self.connection.call(self.list.method, params).await
             }
             result => result,
@@ -230,7 +230,7 @@ impl Pages<'_> {
 
 fn print(
     output: &mut Output,
-    list: &List,
+    list: &ListView,
     table: &mut Table<'_>,
     rows: &[Box<RawValue>],
     json: bool,
@@ -250,8 +250,8 @@ fn print(
 mod tests {
     use super::*;
 
-    fn page(field: &str, text: &str) -> Option<Page> {
-        Page::read(field, &RawValue::from_string(text.to_owned()).expect("JSON"))
+    fn page(field: &str, text: &str) -> Option<ListPage> {
+        ListPage::read(field, &RawValue::from_string(text.to_owned()).expect("JSON"))
     }
 
     #[test]

@@ -20,7 +20,7 @@ impl Incoming {
     /// Parses a text message.
     pub(super) fn parse(text: &str) -> Self {
         #[derive(Deserialize)]
-        struct Fields<'a> {
+        struct EnvelopeFields<'a> {
             #[serde(rename = "E", default)]
             error: Option<ApiError>,
             #[serde(borrow, default)]
@@ -33,9 +33,15 @@ impl Incoming {
             p: Option<&'a RawValue>,
         }
         match serde_json::from_str(text) {
-            Ok(Fields { error: Some(error), i, .. }) => Self::Answer { id: i, result: Err(error) },
-            Ok(Fields { r: Some(r), i, .. }) => Self::Answer { id: i, result: Ok(r.to_owned()) },
-            Ok(Fields { e: Some(_), p: Some(p), .. }) => Self::Event { params: p.to_owned() },
+            Ok(EnvelopeFields { error: Some(error), i, .. }) => {
+                Self::Answer { id: i, result: Err(error) }
+            }
+            Ok(EnvelopeFields { r: Some(r), i, .. }) => {
+                Self::Answer { id: i, result: Ok(r.to_owned()) }
+            }
+            Ok(EnvelopeFields { e: Some(_), p: Some(p), .. }) => {
+                Self::Event { params: p.to_owned() }
+            }
             _ => Self::Other,
         }
     }

@@ -50,7 +50,7 @@ use lists::{ChannelsArguments, ClientsArguments, NodesArguments, TopicsArguments
 use operate::{CallArguments, CloseArguments, ReloadArguments};
 use options::ServerOptions;
 use push::{PublishArguments, SendArguments};
-use tap::{Tap, TapArguments};
+use tap::{TapArguments, TapStream};
 use token::TokenArguments;
 
 /// A distributed WebSocket gateway: back ends push to devices and read what they send.
@@ -134,12 +134,12 @@ Example:
     Config,
     /// A command that does not run a node.
     #[command(flatten)]
-    Client(ClientCommand),
+    Client(ToolCommand),
 }
 
 /// A command that speaks to a node, or prepares something for one.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
-pub enum ClientCommand {
+pub enum ToolCommand {
     /// Push a message to all subscribers of a channel
     #[command(
         after_help = "\
@@ -319,7 +319,7 @@ pub fn parse() -> Result<Command, u8> {
     })
 }
 
-impl ClientCommand {
+impl ToolCommand {
     /// Runs the command. `read` reads and checks a configuration file.
     pub fn run(self, read: impl FnOnce(&Path) -> Result<Config, String>) -> Result<(), Failure> {
         match self {
@@ -359,7 +359,7 @@ impl ClientCommand {
             }
             Self::Tap(arguments) => {
                 let server = server(&arguments.server)?;
-                follow(&server, &mut Tap::new(&arguments), !arguments.no_reconnect).await
+                follow(&server, &mut TapStream::new(&arguments), !arguments.no_reconnect).await
             }
             Self::Token(_) | Self::Hash(_) | Self::Completions(_) | Self::Man(_) => Ok(()),
         }

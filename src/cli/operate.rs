@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::connection::Connection;
+use super::connection::ApiConnection;
 use super::failure::Failure;
 use super::options::{Server, ServerOptions};
 use super::terminal::{Output, printable, unix_ms};
@@ -85,7 +85,7 @@ impl ReloadArguments {
 
 /// Makes one call on a connection of its own.
 async fn call(server: &Server, method: &str, params: &Value) -> Result<Box<RawValue>, Failure> {
-    let mut connection = Connection::open(server).await?;
+    let mut connection = ApiConnection::open(server).await?;
     let result = connection.call(method, params).await;
     connection.close().await;
     result
@@ -135,11 +135,11 @@ fn field(name: &str, value: &Value) -> String {
 /// Formats the result of a reload.
 fn changes(result: &Value) -> String {
     #[derive(Deserialize)]
-    struct Changes {
+    struct ReloadResult {
         changed: Vec<String>,
         restart: Vec<String>,
     }
-    let Ok(Changes { changed, restart }) = Changes::deserialize(result) else {
+    let Ok(ReloadResult { changed, restart }) = ReloadResult::deserialize(result) else {
         return format!("{}\n", printable(&result.to_string()));
     };
     if changed.is_empty() && restart.is_empty() {

@@ -30,11 +30,11 @@ pub(super) struct ServerOptions {
     /// Name and password of a user, or the name alone to be asked for the password. Others can see the
     /// arguments of a process: prefer the variable [env: GRIDCAST_USER]
     #[arg(long, value_name = "NAME:PASSWORD", conflicts_with = "token")]
-    user: Option<SecretText>,
+    user: Option<SecretArgument>,
 
     /// Token of a user. Prefer the variable [env: GRIDCAST_TOKEN]
     #[arg(long, value_name = "TOKEN")]
-    token: Option<SecretText>,
+    token: Option<SecretArgument>,
 
     /// PEM file with the authorities that may vouch for the server, instead of those that the system
     /// trusts [env: GRIDCAST_CA]
@@ -48,9 +48,9 @@ pub(super) struct ServerOptions {
 
 /// A secret from the command line. Never shown.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct SecretText(String);
+pub(super) struct SecretArgument(String);
 
-impl FromStr for SecretText {
+impl FromStr for SecretArgument {
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
@@ -58,7 +58,7 @@ impl FromStr for SecretText {
     }
 }
 
-impl fmt::Debug for SecretText {
+impl fmt::Debug for SecretArgument {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("…")
     }
@@ -97,7 +97,7 @@ impl ServerOptions {
         &self,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Option<HeaderValue>, Failure> {
-        let text = |secret: &SecretText| secret.0.clone();
+        let text = |secret: &SecretArgument| secret.0.clone();
         match (self.user.as_ref().map(text), self.token.as_ref().map(text)) {
             (Some(user), _) => basic("--user", user).map(Some),
             (None, Some(token)) => bearer("--token", &token).map(Some),
@@ -146,8 +146,8 @@ fn header(source: &str, value: &str) -> Result<HeaderValue, Failure> {
 mod tests {
     use super::*;
 
-    fn secret(text: &str) -> Option<SecretText> {
-        Some(SecretText(text.to_owned()))
+    fn secret(text: &str) -> Option<SecretArgument> {
+        Some(SecretArgument(text.to_owned()))
     }
 
     /// The credentials that these options and variables yield.

@@ -13,12 +13,12 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::connection::{ANSWER_MAX, Connection};
+use super::connection::{ANSWER_MAX, ApiConnection};
 use super::explain::{call_error, unreachable};
 use super::failure::Failure;
 use super::message::Incoming;
 use super::options::{Server, ServerOptions};
-use super::terminal::{Output, Progress};
+use super::terminal::{Output, ProgressLine};
 use super::units;
 
 /// The largest message that is read. `limits.api_message_bytes` of the server decides what it takes.
@@ -75,7 +75,7 @@ struct DataArguments {
 }
 
 /// The messages to send.
-enum Source {
+enum PushInput {
     One(Message),
     Lines { is_binary: bool },
 }
@@ -108,9 +108,9 @@ impl Message {
 
 impl DataArguments {
     /// Returns the source of the messages. Reads a file, or standard input.
-    fn source(&self) -> Result<Source, Failure> {
+    fn source(&self) -> Result<PushInput, Failure> {
         if self.lines {
-            return Ok(Source::Lines { is_binary: self.binary });
+            return Ok(PushInput::Lines { is_binary: self.binary });
         }
         let read = |name: &str, input: io::Result<Box<dyn Read>>| {
             let wrong = |error: String| Failure::Failed(format!("{name}: {error}"));
@@ -123,7 +123,7 @@ impl DataArguments {
             (None, Some(data)) if data == "-" => read("standard input", Ok(Box::new(io::stdin()))),
             (None, data) => Ok(Message::of_text(data.clone().unwrap_or_default(), self.binary)),
         };
-        Ok(Source::One(message?))
+        Ok(PushInput::One(message?))
     }
 }
 
@@ -142,14 +142,14 @@ fn read_bounded(input: impl Read) -> Result<Vec<u8>, String> {
 }
 
 /// Where messages go.
-struct Target<'a> {
+struct PushTarget<'a> {
     method: &'static str,
     /// The channel or the client.
     name: &'a str,
 }
 
 #[derive(Serialize)]
-struct Params<'a> {
+struct PushParams<'a> {
     c: &'a str,
     #[serde(flatten)]
     message: &'a Message,
@@ -157,45 +157,45 @@ struct Params<'a> {
 
 impl PublishArguments {
     pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
-        let target = Target { method: "mesh.publish", name: &self.channel };
+        let target = PushTarget { method: "mesh.publish", name: &self.channel };
         push(server, &target, &self.data, self.server.json).await
     }
 }
 
 impl SendArguments {
     pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
-        let target = Target { method: "mesh.send", name: &self.client };
+        let target = PushTarget { method: "mesh.send", name: &self.client };
         push(server, &target, &self.data, self.server.json).await
     }
 }
 
 async fn push(
     server: &Server,
-    target: &Target<'_>,
+    target: &PushTarget<'_>,
     data: &DataArguments,
     json: bool,
 ) -> Result<(), Failure> {
     // Read first: input that takes its time would leave the pings of the server without an answer.
     let source = data.source()?;
-    let mut connection = Connection::open(server).await?;
+    let mut connection = ApiConnection::open(server).await?;
     let mut output = Output::new();
     let result = match source {
-        Source::One(message) => {
-            let params = Params { c: target.name, message: &message };
+        PushInput::One(message) => {
+            let params = PushParams { c: target.name, message: &message };
             let result = connection.call(target.method, &params).await?;
             match json {
                 true => output.json(result.get()),
-                false => output.write(&format!("{}\n", Tally::default().with(&result))),
+                false => output.write(&format!("{}\n", PushTally::default().with(&result))),
             }
         }
-        Source::Lines { is_binary } => {
+        PushInput::Lines { is_binary } => {
             let mut pipeline = Pipeline {
                 connection: &mut connection,
                 target,
                 is_binary,
                 // Answers are printed one by one, or counted.
                 answers: json.then_some(&mut output),
-                tally: Tally::default(),
+                tally: PushTally::default(),
                 in_flight: 0,
                 waiting_since: Instant::now(),
             };
@@ -214,13 +214,13 @@ async fn push(
 
 /// The outcome of the messages.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tally {
+struct PushTally {
     messages: u64,
     // Subscribers that took a message, and those that did not. `None`: messages to one client.
     deliveries: Option<(u64, u64)>,
 }
 
-impl Tally {
+impl PushTally {
     /// Adds the result of a call.
     fn with(mut self, result: &RawValue) -> Self {
         #[derive(Deserialize)]
@@ -237,7 +237,7 @@ impl Tally {
     }
 }
 
-impl std::fmt::Display for Tally {
+impl std::fmt::Display for PushTally {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plural = |count: u64, one: &str, many: &str| match count {
             1 => format!("1 {one}"),
@@ -254,12 +254,12 @@ impl std::fmt::Display for Tally {
 
 /// Sends the lines of standard input, many at a time.
 struct Pipeline<'a> {
-    connection: &'a mut Connection,
-    target: &'a Target<'a>,
+    connection: &'a mut ApiConnection,
+    target: &'a PushTarget<'a>,
     is_binary: bool,
     // Where answers are printed, if they are.
     answers: Option<&'a mut Output>,
-    tally: Tally,
+    tally: PushTally,
     in_flight: usize,
     // Since when the next answer is awaited, if there is a message in flight.
     waiting_since: Instant,
@@ -271,7 +271,7 @@ impl Pipeline<'_> {
         let mut lines = read_lines()?;
         let is_torn = io::stdin().is_terminal()
             || self.answers.as_ref().is_some_and(|output| output.is_terminal);
-        let mut progress = Progress::new("messages", is_torn);
+        let mut progress = ProgressLine::new("messages", is_torn);
         let mut ended = None;
         loop {
             if ended.is_some() && self.in_flight == 0 {
@@ -309,7 +309,7 @@ impl Pipeline<'_> {
 
     async fn send(&mut self, line: String) -> Result<(), Failure> {
         let message = Message::of_text(line, self.is_binary);
-        let params = Params { c: self.target.name, message: &message };
+        let params = PushParams { c: self.target.name, message: &message };
         self.connection.send(self.target.method, &params).await?;
         if self.in_flight == 0 {
             self.waiting_since = Instant::now();
@@ -407,11 +407,11 @@ mod tests {
         let counts = RawValue::from_string(r#"{"s":1,"f":0}"#.into()).expect("JSON");
         let done = RawValue::from_string(r#"{"s":true}"#.into()).expect("JSON");
         assert_eq!(
-            Tally::default().with(&counts).to_string(),
+            PushTally::default().with(&counts).to_string(),
             "1 message sent: 1 delivery, 0 failed"
         );
-        let two = Tally::default().with(&counts).with(&counts);
+        let two = PushTally::default().with(&counts).with(&counts);
         assert_eq!(two.to_string(), "2 messages sent: 2 deliveries, 0 failed");
-        assert_eq!(Tally::default().with(&done).to_string(), "1 message sent");
+        assert_eq!(PushTally::default().with(&done).to_string(), "1 message sent");
     }
 }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::follow::Subscription;
+use super::follow::EventStream;
 use super::options::ServerOptions;
 use super::printer::Printer;
 use super::terminal::{Style, printable, remark};
@@ -52,7 +52,7 @@ pub struct TapArguments {
 }
 
 /// A tap.
-pub(super) struct Tap {
+pub(super) struct TapStream {
     params: Value,
     json: bool,
     style: Style,
@@ -60,7 +60,7 @@ pub(super) struct Tap {
     remaining: Option<u64>,
 }
 
-impl Tap {
+impl TapStream {
     pub(super) fn new(arguments: &TapArguments) -> Self {
         let targets = [
             ("c", &arguments.client),
@@ -80,7 +80,7 @@ impl Tap {
     }
 }
 
-impl Subscription for Tap {
+impl EventStream for TapStream {
     const METHOD: &'static str = "tap.start";
 
     fn start(&mut self) -> Value {
@@ -89,11 +89,12 @@ impl Subscription for Tap {
 
     fn started(&mut self, result: &RawValue) {
         #[derive(Deserialize)]
-        struct Started {
+        struct TapResult {
             #[serde(default)]
             missing: Vec<u64>,
         }
-        let missing = serde_json::from_str(result.get()).map_or(Vec::new(), |s: Started| s.missing);
+        let missing =
+            serde_json::from_str(result.get()).map_or(Vec::new(), |s: TapResult| s.missing);
         if !missing.is_empty() {
             let ids: Vec<String> = missing.iter().map(u64::to_string).collect();
             remark(&format!("warning: these nodes do not watch: {}", ids.join(", ")));

@@ -140,14 +140,14 @@ pub(super) fn remark(text: &str) {
 
 /// A line on standard error that shows how far a command is. Shown only on a terminal.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct ProgressLine {
     is_shown: bool,
     // The text behind the number: what is counted.
     noun: &'static str,
     last: Option<SystemTime>,
 }
 
-impl Progress {
+impl ProgressLine {
     /// Creates a progress line, which counts `noun`. Not shown where `is_silent`: the output would tear
     /// it apart.
     pub(super) fn new(noun: &'static str, is_silent: bool) -> Self {
@@ -165,7 +165,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     /// Removes the line.
     fn drop(&mut self) {
         if self.last.is_some() {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::definition::{Definition, Fallback, Form, Key, Table, joined};
+use super::definition::{Definition, Fallback, Form, Key, SubTable, joined};
 use super::document::{ConfigError, Section, cut, literal, whole_number};
 use super::file::Contents;
 
@@ -12,12 +12,12 @@ use super::file::Contents;
 /// `edge["0.0.0.0:6790"].route["/ws"].topic`. Settings whose default is not a constant are absent where
 /// they are not written.
 #[derive(Clone, Default)]
-pub struct Written(BTreeMap<String, Setting>);
+pub struct WrittenSettings(BTreeMap<String, Setting>);
 
 /// One setting.
 #[derive(Clone, PartialEq, Eq)]
 struct Setting {
-    value: Value,
+    value: SettingValue,
     // If the value is the path of a file.
     contents: Option<Contents>,
     needs_restart: bool,
@@ -25,7 +25,7 @@ struct Setting {
 
 /// The value of a setting as TOML.
 #[derive(Clone, PartialEq, Eq)]
-enum Value {
+enum SettingValue {
     Shown(String),
     Secret(String),
     // The setting is a table that may be absent.
@@ -49,7 +49,7 @@ impl fmt::Display for Change {
     }
 }
 
-impl Written {
+impl WrittenSettings {
     /// Collects the settings of a valid document, and what the files hold that it names.
     pub(super) fn collect(
         root: &Section<'_>,
@@ -71,7 +71,11 @@ impl Written {
             let text = section.find(key.name).and_then(|value| value.as_str());
             let contents =
                 text.filter(|_| key.is_file).and_then(|file| Contents::read(file.as_ref()));
-            let value = if key.is_secret { Value::Secret(value) } else { Value::Shown(value) };
+            let value = if key.is_secret {
+                SettingValue::Secret(value)
+            } else {
+                SettingValue::Shown(value)
+            };
             let needs_restart = key.needs_restart;
             self.put(joined(path, key.name), Setting { value, contents, needs_restart });
         }
@@ -85,7 +89,7 @@ impl Written {
         &mut self,
         path: &str,
         section: &Section<'_>,
-        table: &Table,
+        table: &SubTable,
     ) -> Result<(), ConfigError> {
         let sections = match table.form {
             Form::One | Form::Optional => vec![(path.to_owned(), section.table(table.name)?)],
@@ -104,7 +108,7 @@ impl Written {
                 if !section.is_written() {
                     continue;
                 }
-                let (value, needs_restart) = (Value::Table, table.needs_restart);
+                let (value, needs_restart) = (SettingValue::Table, table.needs_restart);
                 self.put(path.clone(), Setting { value, contents: None, needs_restart });
             }
             self.put_section(&path, &section, &table.definition)?;
@@ -150,7 +154,7 @@ impl Written {
             }
             let (before, after) = (self.0.get(path), new.0.get(path));
             let Some(setting) = after.or(before).filter(|_| before != after) else { continue };
-            if setting.value == Value::Table {
+            if setting.value == SettingValue::Table {
                 whole_table = Some(path);
             }
             changes.push(Change {
@@ -198,13 +202,13 @@ fn difference(before: Option<&Setting>, after: Option<&Setting>) -> String {
     let value = |setting: Option<&Setting>| setting.map(|setting| setting.value.clone());
     match (value(before), value(after)) {
         (Some(before), Some(after)) if before == after => "the file has changed".to_owned(),
-        (None, Some(Value::Table)) => "added".to_owned(),
-        (Some(Value::Table), None) => "removed".to_owned(),
-        (Some(Value::Shown(before)), Some(Value::Shown(after))) => {
+        (None, Some(SettingValue::Table)) => "added".to_owned(),
+        (Some(SettingValue::Table), None) => "removed".to_owned(),
+        (Some(SettingValue::Shown(before)), Some(SettingValue::Shown(after))) => {
             format!("{} -> {}", cut(before), cut(after))
         }
-        (None, Some(Value::Shown(after))) => format!("set to {}", cut(after)),
-        (Some(Value::Shown(before)), None) => format!("{} -> not set", cut(before)),
+        (None, Some(SettingValue::Shown(after))) => format!("set to {}", cut(after)),
+        (Some(SettingValue::Shown(before)), None) => format!("{} -> not set", cut(before)),
         (None, Some(_)) => "set".to_owned(),
         (Some(_), None) => "no longer set".to_owned(),
         _ => "changed".to_owned(),
@@ -220,11 +224,12 @@ mod tests {
     use super::super::{Config, DEVELOPMENT};
     use super::*;
 
-    fn written(text: &str) -> Written {
+    fn written(text: &str) -> WrittenSettings {
         let keys = || Config::definition().single_keys();
         let document = Document::parse(text, "gridcast.toml", &[], keys, &[0, 1]).expect("TOML");
         Config::read_keys(&document.root()).expect("a valid configuration");
-        Written::collect(&document.root(), &Config::definition()).expect("a valid configuration")
+        WrittenSettings::collect(&document.root(), &Config::definition())
+            .expect("a valid configuration")
     }
 
     fn changes(before: &str, after: &str) -> Vec<(String, bool)> {

@@ -12,7 +12,7 @@ pub(super) struct Definition {
     /// The keys with values.
     pub keys: Vec<Key>,
     /// The tables inside the table.
-    pub tables: Vec<Table>,
+    pub tables: Vec<SubTable>,
 }
 
 /// A key with a value.
@@ -55,7 +55,7 @@ pub(super) enum Fallback {
 
 /// A table inside a table.
 #[derive(Clone, Debug)]
-pub(super) struct Table {
+pub(super) struct SubTable {
     /// The name, as it is written.
     pub name: &'static str,
     /// How often the table may be written.
@@ -89,7 +89,7 @@ impl Form {
     }
 }
 
-impl Table {
+impl SubTable {
     /// A table. Without documentation of its own, it has that of its definition.
     pub(super) fn new(
         name: &'static str,
@@ -233,7 +233,7 @@ macro_rules! section {
                             is_file,
                         }
                     },)*],
-                    tables: vec![$($($crate::config::definition::Table::new(
+                    tables: vec![$($($crate::config::definition::SubTable::new(
                         $table_name,
                         $crate::config::definition::Form::$form,
                         &[$($table_doc),*],

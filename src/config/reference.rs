@@ -1,7 +1,7 @@
 //! The reference page: every key with its values, default and documentation, as Markdown.
 
 use super::Config;
-use super::definition::{Definition, Fallback, Form, Key, Table, joined};
+use super::definition::{Definition, Fallback, Form, Key, SubTable, joined};
 use super::document::variable_name;
 
 /// The page `docs/operating/configuration.md`.
@@ -21,7 +21,7 @@ fn put_tables(page: &mut String, path: &str, definition: &Definition, is_single:
     }
 }
 
-fn put_table(page: &mut String, path: &str, table: &Table, is_single: bool) {
+fn put_table(page: &mut String, path: &str, table: &SubTable, is_single: bool) {
     let heading = format!("\n## `{}`\n\n{}\n", table.form.header(path), table.doc);
     page.push_str(&heading);
     match table.form {

@@ -3,7 +3,7 @@
 
 use toml::de::{DeTable, DeValue};
 
-use super::definition::{Definition, Fallback, Form, Key, Table, joined};
+use super::definition::{Definition, Fallback, Form, Key, SubTable, joined};
 use super::{Config, DEVELOPMENT};
 
 /// Longest line of a comment, in characters.
@@ -20,16 +20,16 @@ const INTRODUCTION: &str = "\
 /// The sample file. A node that reads it runs like one without a file.
 pub fn sample_file() -> String {
     let root = DeTable::parse(DEVELOPMENT).expect("the built-in configuration is TOML");
-    let mut sample = Sample { text: INTRODUCTION.to_owned() };
+    let mut sample = SampleFile { text: INTRODUCTION.to_owned() };
     sample.put_tables("", &Config::definition(), Some(root.get_ref()), true);
     sample.text
 }
 
-struct Sample {
+struct SampleFile {
     text: String,
 }
 
-impl Sample {
+impl SampleFile {
     /// Puts the tables of a definition. Those that are `written` have the values there. Settings are
     /// comments where the table that they belong to is one.
     fn put_tables(
@@ -64,7 +64,7 @@ impl Sample {
     fn put_table(
         &mut self,
         path: &str,
-        table: &Table,
+        table: &SubTable,
         written: Option<&DeTable<'_>>,
         is_active: bool,
     ) {
@@ -95,7 +95,7 @@ impl Sample {
     }
 
     /// Puts one more of a list's tables: only what is written.
-    fn put_values(&mut self, path: &str, table: &Table, written: &DeTable<'_>) {
+    fn put_values(&mut self, path: &str, table: &SubTable, written: &DeTable<'_>) {
         self.text.push('\n');
         self.put_line(&table.form.header(path), true);
         for key in &table.definition.keys {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Config, ConfigError, DEVELOPMENT, Written, read_file};
+use super::{Config, ConfigError, DEVELOPMENT, WrittenSettings, read_file};
 
 /// A file, or none, and the variables that override it.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct Loaded {
     /// The checked values.
     pub config: Config,
     /// The settings, for a comparison with those of another reading.
-    pub written: Written,
+    pub written: WrittenSettings,
 }
 
 impl Source {

@@ -215,7 +215,7 @@ fn every_key_is_read() {
     let queue =
         Queue { topic_messages: 10, topic_bytes: 8192, when_full: WhenFull::DropOldest, topics: 3 };
     assert_eq!(config.queue, queue);
-    let topic = Topic {
+    let topic = TopicConfig {
         name: "chat".to_owned(),
         groups: vec!["archive".to_owned()],
         default_group: Some(true),

@@ -20,7 +20,7 @@ const SECONDS_MAX: u64 = 30 * 24 * 3600;
 section! {
     /// A topic with settings of its own. Other topics need no table: they come into being when they are used.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub struct Topic(section, queue: &Queue) {
+    pub struct TopicConfig(section, queue: &Queue) {
         /// The name of the topic.
         name: String = NAME, required("a topic needs one", "\"orders\"");
 
@@ -72,11 +72,11 @@ pub(super) fn read_topics(
     edges: &[Edge],
     queue: &Queue,
     sinks: &[Arc<Sink>],
-) -> Result<Vec<Topic>, ConfigError> {
+) -> Result<Vec<TopicConfig>, ConfigError> {
     let sections = root.tables("topic")?;
-    let mut topics: Vec<Topic> = Vec::new();
+    let mut topics: Vec<TopicConfig> = Vec::new();
     for section in &sections {
-        let topic = Topic::read_keys(section, queue)?;
+        let topic = TopicConfig::read_keys(section, queue)?;
         check_alone(section, &topic, edges)?;
         let has_sink = sinks.iter().any(|sink| *sink.topic == topic.name);
         if topic.default_group == Some(false) && topic.groups.is_empty() && !has_sink {
@@ -95,7 +95,11 @@ pub(super) fn read_topics(
     Ok(topics)
 }
 
-fn check_alone(section: &Section<'_>, topic: &Topic, edges: &[Edge]) -> Result<(), ConfigError> {
+fn check_alone(
+    section: &Section<'_>,
+    topic: &TopicConfig,
+    edges: &[Edge],
+) -> Result<(), ConfigError> {
     if topic.groups.len() > GROUPS_MAX {
         return Err(section.fault(&["groups"], format!("expected at most {GROUPS_MAX} groups")));
     }
@@ -121,12 +125,16 @@ fn check_alone(section: &Section<'_>, topic: &Topic, edges: &[Edge]) -> Result<(
 }
 
 /// Refuses a dead topic that has one itself. So events never go round in a circle.
-fn check_dead(section: &Section<'_>, topic: &Topic, all: &[Topic]) -> Result<(), ConfigError> {
+fn check_dead(
+    section: &Section<'_>,
+    topic: &TopicConfig,
+    all: &[TopicConfig],
+) -> Result<(), ConfigError> {
     let Some(dead) = &topic.dead else { return Ok(()) };
     if *dead == topic.name {
         return Err(section.fault(&["dead"], "expected another topic than this one"));
     }
-    let has_one = |other: &Topic| other.name == *dead && other.dead.is_some();
+    let has_one = |other: &TopicConfig| other.name == *dead && other.dead.is_some();
     match all.iter().any(has_one) {
         true => {
             let reason = format!("{dead:?} has a `dead` of its own; a dead topic must not");

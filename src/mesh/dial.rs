@@ -47,7 +47,7 @@ pub(super) struct Dialler {
     // The node that answered at each dialled address. A node may have several.
     answered: BTreeMap<SocketAddr, NodeId>,
     // When a failure was logged last.
-    failures: BTreeMap<Failure, u64>,
+    failures: BTreeMap<DialFailure, u64>,
     // When the next round is due.
     round_ms: u64,
 }
@@ -67,7 +67,7 @@ struct WantedNode {
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Failure {
+struct DialFailure {
     target: String,
     why: String,
 }
@@ -115,7 +115,7 @@ impl Dialler {
     /// Whether the failure of a dial is to be logged.
     pub(super) fn is_news(&mut self, now_ms: u64, target: &str, why: &str) -> bool {
         self.failures.retain(|_, logged_ms| now_ms < *logged_ms + FAILURE_LOG_MS);
-        let failure = Failure { target: target.to_owned(), why: why.to_owned() };
+        let failure = DialFailure { target: target.to_owned(), why: why.to_owned() };
         let is_news = self.failures.len() < FAILURES_MAX && !self.failures.contains_key(&failure);
         if is_news {
             self.failures.insert(failure, now_ms);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::Mesh;
-use super::link::{LinkEffect, LinkId, Refusal};
+use super::link::{LinkEffect, LinkId, PeerRefusal};
 use super::links::SaidHello;
 use super::numbers::SessionId;
 use super::wire::{Control, Hello};
@@ -83,7 +83,7 @@ impl Mesh {
         }
         if hello.node == self.settings.node && hello.incarnation < self.settings.incarnation {
             // The other node was started earlier, and refuses this one for the same reason.
-            self.count_refusal(Refusal::Id);
+            self.count_refusal(PeerRefusal::Id);
             let why = in_use(hello.node, hello.mesh);
             self.note_rejection(now_ms, why.clone());
             return Err(why);
@@ -91,7 +91,7 @@ impl Mesh {
         if let Some((refusal, why)) = self.refusal(&hello) {
             self.count_refusal(refusal);
             tracing::warn!("mesh: the node at {} is refused: {why}", hello.mesh);
-            if refusal == Refusal::Version && !is_dialled {
+            if refusal == PeerRefusal::Version && !is_dialled {
                 // So that the peer finds the reason itself: other refusals end a node.
                 self.send_hello(id, None);
             }
@@ -120,7 +120,7 @@ impl Mesh {
     }
 
     /// Why this node refuses the sender of a hello; `None`: the hello gives no reason to.
-    pub(super) fn refusal(&self, hello: &Hello) -> Option<(Refusal, String)> {
+    pub(super) fn refusal(&self, hello: &Hello) -> Option<(PeerRefusal, String)> {
         let Hello { node, versions, .. } = hello;
         let own = self.versions;
         if versions.first > own.last || versions.last < own.first {
@@ -128,19 +128,19 @@ impl Mesh {
                 "{OTHER_VERSIONS}{} to {} of the mesh protocol, the node at {} versions {} to {}",
                 versions.first, versions.last, self.settings.advertise, own.first, own.last
             );
-            return Some((Refusal::Version, why));
+            return Some((PeerRefusal::Version, why));
         }
         if *node == self.settings.node {
             // Of two nodes with one id, the one that was started later has to end.
             let is_later = hello.incarnation > self.settings.incarnation;
-            return is_later.then(|| (Refusal::Id, in_use(*node, self.settings.advertise)));
+            return is_later.then(|| (PeerRefusal::Id, in_use(*node, self.settings.advertise)));
         }
         let known = self.peers.get(node)?;
         // A node at the same address is the known one after a restart.
         let is_other = known.hello.mesh != hello.mesh
             && known.hello.incarnation != hello.incarnation
             && known.link.is_some();
-        is_other.then(|| (Refusal::Id, in_use(*node, known.hello.mesh)))
+        is_other.then(|| (PeerRefusal::Id, in_use(*node, known.hello.mesh)))
     }
 
     /// Whether this link is to replace the current one. Of two links between two nodes, both nodes keep the
@@ -174,7 +174,7 @@ impl Mesh {
     pub(super) fn handle_refused(&mut self, now_ms: u64, why: String) {
         tracing::warn!("mesh: a node refuses this one: {why}");
         match why.starts_with(OTHER_VERSIONS) {
-            true => self.count_refusal(Refusal::Version),
+            true => self.count_refusal(PeerRefusal::Version),
             false => self.note_rejection(now_ms, why),
         }
     }
@@ -197,11 +197,11 @@ impl Mesh {
         }
     }
 
-    pub(super) fn count_refusal(&mut self, refusal: Refusal) {
+    pub(super) fn count_refusal(&mut self, refusal: PeerRefusal) {
         match refusal {
-            Refusal::Key => self.refusals.key += 1,
-            Refusal::Version => self.refusals.version += 1,
-            Refusal::Id => self.refusals.id += 1,
+            PeerRefusal::Key => self.refusals.key += 1,
+            PeerRefusal::Version => self.refusals.version += 1,
+            PeerRefusal::Id => self.refusals.id += 1,
         }
     }
 }

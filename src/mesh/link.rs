@@ -72,12 +72,12 @@ pub enum LinkEvent {
     Unreachable(String, String),
     /// A handshake showed that the peer and this node do not belong together. Comes in addition to
     /// [`LinkEvent::Unreachable`] if this node dialled, and alone if the peer did.
-    Refused(Refusal),
+    Refused(PeerRefusal),
 }
 
 /// Why a peer and this node do not belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum PeerRefusal {
     /// One of the two does not prove that it belongs to the other's grid.
     Key,
     /// The two have no version of the mesh protocol in common.

@@ -71,7 +71,7 @@ impl foca::Identity for Member {
 
 /// A change of the membership.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum MemberChange {
     /// A member was found.
     Up(Member),
     /// A member is dead, or has left.
@@ -88,7 +88,7 @@ pub(super) struct Membership {
     timers_set: u64,
     // Numbers of the current members.
     up: BTreeSet<u16>,
-    changes: VecDeque<Change>,
+    changes: VecDeque<MemberChange>,
     datagrams: VecDeque<(NodeId, Bytes)>,
 }
 
@@ -185,7 +185,7 @@ impl Membership {
     }
 
     /// The next change of the membership.
-    pub(super) fn poll_change(&mut self) -> Option<Change> {
+    pub(super) fn poll_change(&mut self) -> Option<MemberChange> {
         self.changes.pop_front()
     }
 
@@ -217,13 +217,13 @@ impl Membership {
             match notification {
                 OwnedNotification::MemberUp(member) => {
                     self.up.insert(member.node);
-                    self.changes.push_back(Change::Up(member));
+                    self.changes.push_back(MemberChange::Up(member));
                 }
                 OwnedNotification::MemberDown(member) => {
                     self.up.remove(&member.node);
-                    self.changes.push_back(Change::Down(member));
+                    self.changes.push_back(MemberChange::Down(member));
                 }
-                OwnedNotification::Rejoin(_) => self.changes.push_back(Change::Returned),
+                OwnedNotification::Rejoin(_) => self.changes.push_back(MemberChange::Returned),
                 OwnedNotification::Rename(..)
                 | OwnedNotification::Active
                 | OwnedNotification::Idle
@@ -238,9 +238,9 @@ impl Mesh {
     pub(super) fn follow_membership(&mut self, now_ms: u64) {
         while let Some(change) = self.membership.poll_change() {
             match change {
-                Change::Up(member) => self.handle_member_up(now_ms, &member),
-                Change::Down(member) => self.handle_member_down(&member),
-                Change::Returned => {
+                MemberChange::Up(member) => self.handle_member_up(now_ms, &member),
+                MemberChange::Down(member) => self.handle_member_down(&member),
+                MemberChange::Returned => {
                     tracing::warn!("mesh: the other nodes had declared this one dead; it is back");
                     self.tell_shards(|| FromMesh::Readmitted);
                 }

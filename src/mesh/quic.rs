@@ -90,7 +90,7 @@ pub fn bind(address: SocketAddr) -> io::Result<MeshSocket> {
 
 /// A running mesh, on its thread.
 #[derive(Debug)]
-pub struct Running {
+pub struct RunningMesh {
     thread: JoinHandle<()>,
     leave: oneshot::Sender<()>,
 }
@@ -106,7 +106,7 @@ pub fn start(
     settings: MeshSettings,
     port: MeshPort,
     failures: impl Fn(String) + Send + 'static,
-) -> io::Result<Running> {
+) -> io::Result<RunningMesh> {
     let (leave, left) = oneshot::channel();
     let (started, start) = mpsc::channel();
     let work = move || {
@@ -134,10 +134,10 @@ pub fn start(
     };
     let thread = std::thread::Builder::new().name("mesh".into()).spawn(work)?;
     start.recv().unwrap_or_else(|_| Err(io::Error::other("panicked")))?;
-    Ok(Running { thread, leave })
+    Ok(RunningMesh { thread, leave })
 }
 
-impl Running {
+impl RunningMesh {
     /// Tells the other nodes that this one leaves, closes the links, and ends the thread, within a quarter of
     /// a second.
     pub fn leave(self) {
@@ -342,7 +342,7 @@ mod tests {
     const ROUNDS: u64 = 1000;
 
     /// A mesh without other nodes, and the port of its node's only shard.
-    fn running() -> (Running, Port) {
+    fn running() -> (RunningMesh, Port) {
         let node = NodeId::new(1).unwrap();
         let (mut ports, port, _control) = bus(1, true).unwrap();
         let (shard, port) = (ports.pop().unwrap(), port.unwrap());

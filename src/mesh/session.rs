@@ -31,8 +31,8 @@ const BATCH_BYTES: usize = 64 << 10;
 /// This node's end of a session.
 #[derive(Debug, Default)]
 pub(super) struct Session {
-    outgoing: BTreeMap<Lane, Outgoing>,
-    incoming: BTreeMap<Lane, Incoming>,
+    outgoing: BTreeMap<Lane, OutgoingLane>,
+    incoming: BTreeMap<Lane, IncomingLane>,
     // Bytes of all kept batches. Messages that are still gathered are not included.
     kept_bytes: usize,
     // Lanes with gathered messages.
@@ -59,7 +59,7 @@ pub(super) struct Traffic {
 }
 
 #[derive(Debug, Default)]
-struct Outgoing {
+struct OutgoingLane {
     last: BatchNumber,
     // The batch that is being put together.
     gathered: Vec<u8>,
@@ -68,7 +68,7 @@ struct Outgoing {
 }
 
 #[derive(Debug, Default)]
-struct Incoming {
+struct IncomingLane {
     last: BatchNumber,
     is_unacknowledged: bool,
 }
@@ -235,7 +235,7 @@ impl Session {
         let kept = self.outgoing.values().flat_map(|outgoing| &outgoing.kept);
         let bytes: usize = kept.map(|(_, batch)| batch.len()).sum();
         assert_eq!(bytes, self.kept_bytes, "bytes that are kept");
-        for (lane, Outgoing { last, gathered, kept }) in &self.outgoing {
+        for (lane, OutgoingLane { last, gathered, kept }) in &self.outgoing {
             // Kept batches are the last of their lane, without a gap: what is sent again continues
             // where the other node stopped.
             let numbers = kept.iter().map(|(number, _)| number.0);

@@ -3,7 +3,7 @@
 mod interest;
 mod sessions;
 
-use super::link::{Lane, Refusal};
+use super::link::{Lane, PeerRefusal};
 use super::numbers::SessionId;
 use super::*;
 use crate::address::{ClientId, ShardAddress};

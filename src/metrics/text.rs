@@ -21,7 +21,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub fn render(mut reports: Vec<Report>, mesh: Option<MeshReport>) -> String {
     reports.sort_by_key(|report| report.shard);
     let mut registry = Registry::with_prefix("gridcast");
-    registry.register_collector(Box::new(Reports(reports)));
+    registry.register_collector(Box::new(NodeReports(reports)));
     if let Some(mesh) = mesh {
         registry.register_collector(Box::new(mesh));
     }
@@ -175,9 +175,9 @@ impl Durations {
 }
 
 #[derive(Debug)]
-struct Reports(Vec<Report>);
+struct NodeReports(Vec<Report>);
 
-impl Collector for Reports {
+impl Collector for NodeReports {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Self(reports) = self;
         encode_node(&mut encoder, reports)?;

@@ -41,7 +41,7 @@ impl MeshStart {
         shards: &Settings,
         port: MeshPort,
         failures: impl Fn(String) + Send + 'static,
-    ) -> Result<quic::Running, NodeError> {
+    ) -> Result<quic::RunningMesh, NodeError> {
         let settings = mesh::MeshSettings {
             node: shards.node,
             // Like ids, the incarnation must grow with each start: other nodes refuse an older one.

@@ -10,7 +10,7 @@ use super::settings::{Bound, bridge_settings, shard_settings};
 use super::{NodeError, context, level, tls_listeners};
 use crate::address::ShardId;
 use crate::address::listen::ListenAddress;
-use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, Written};
+use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, WrittenSettings};
 use crate::message::{FromNode, ToBridge};
 use crate::protocol::api::ReloadedSettings;
 use crate::runtime::log::LogQueue;
@@ -49,7 +49,7 @@ pub(super) struct Reloader {
     /// need a restart have the values of the start.
     pub(super) config: Config,
     /// The settings that all shards have. Changes are named against them.
-    pub(super) written: Written,
+    pub(super) written: WrittenSettings,
     pub(super) bound: Bound,
     pub(super) settings: Arc<Settings>,
     pub(super) state: Arc<NodeState>,
@@ -155,7 +155,7 @@ fn not_taken(error: io::Error) -> NodeError {
 /// A configuration that is ready to be applied.
 struct Prepared {
     config: Config,
-    written: Written,
+    written: WrittenSettings,
     changes: Vec<Change>,
     contexts: Vec<(Listener, TlsFiles, TlsContext)>,
     settings: Settings,

@@ -88,7 +88,7 @@ fn advertised_api(configured: Option<SocketAddr>, bound: &ListenAddress) -> List
     }
 }
 
-fn topic_rules(topic: &config::Topic) -> (Box<str>, TopicRules) {
+fn topic_rules(topic: &config::TopicConfig) -> (Box<str>, TopicRules) {
     let rules = TopicRules {
         groups: topic.groups.iter().map(|group| Arc::from(&group[..])).collect(),
         default_group: topic.default_group,

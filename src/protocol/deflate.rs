@@ -152,7 +152,7 @@ const STATE_BYTES: usize = 46 * 1024;
 pub struct Inflating {
     inflate: Box<Inflate>,
     deflated: Vec<u8>,
-    progress: Progress,
+    progress: InflateProgress,
 }
 
 impl Inflating {
@@ -173,13 +173,13 @@ impl fmt::Debug for Inflating {
 
 /// The inflated part of a message, and the position in its compressed bytes.
 #[derive(Default)]
-struct Progress {
+struct InflateProgress {
     // Compressed bytes consumed: first those of the message, then those of `END`.
     taken: usize,
     message: Vec<u8>,
 }
 
-impl Progress {
+impl InflateProgress {
     fn end(self, history: Option<&mut History>) -> Inflated {
         if let Some(history) = history {
             history.append(&self.message);
@@ -211,7 +211,7 @@ impl Inflater {
         if let Some(history) = history.as_ref().filter(|history| !history.bytes().is_empty()) {
             inflate.set_dictionary(history.bytes()).map_err(|_| Violation::BadDeflate)?;
         }
-        let mut progress = Progress::default();
+        let mut progress = InflateProgress::default();
         match self.advance(&mut inflate, deflated, &mut progress, bytes_max) {
             Ok(false) => {
                 let deflated = deflated.to_vec();
@@ -248,7 +248,7 @@ impl Inflater {
         &mut self,
         inflate: &mut Inflate,
         deflated: &[u8],
-        progress: &mut Progress,
+        progress: &mut InflateProgress,
         bytes_max: usize,
     ) -> Result<bool, Violation> {
         self.piece.resize(PIECE_BYTES, 0);

@@ -15,7 +15,7 @@ pub struct Room {
     bounds: Bounds,
     feeders: Vec<FeedingShard>,
     // Who waits for room, in the order in which they asked. At most one entry per shard, and one for pushes.
-    asking: VecDeque<Asker>,
+    asking: VecDeque<RoomWaiter>,
     // The bytes of the first event of a back end that waits for room. `None`: no such event waits.
     push_wants: Option<usize>,
     // Whether that event was told of its room and has not taken it yet.
@@ -31,7 +31,7 @@ pub struct Room {
 
 /// Someone who waits for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asker {
+enum RoomWaiter {
     /// A feeding shard.
     Shard(ShardId),
     /// The events that back ends have pushed. They take turns with the shards, one event at a time.
@@ -40,7 +40,7 @@ enum Asker {
 
 /// Room for the next one who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grant {
+pub enum RoomGrant {
     /// Credit for a feeding shard.
     Credit(ShardId, Credit),
     /// Room for one event of a back end. Nothing more is granted before [`Room::end_push_grant`].
@@ -159,36 +159,36 @@ impl Room {
     /// Notes that a shard lacks credit for a message of this many bytes.
     pub fn ask(&mut self, from: ShardId, bytes: usize) {
         if self.feeders[from.index()].wants.replace(bytes).is_none() {
-            self.asking.push_back(Asker::Shard(from));
+            self.asking.push_back(RoomWaiter::Shard(from));
         }
     }
 
     /// Notes that an event of a back end, of this many bytes, waits for room.
     pub fn ask_for_push(&mut self, bytes: usize) {
         if self.push_wants.replace(bytes).is_none() {
-            self.asking.push_back(Asker::Pushes);
+            self.asking.push_back(RoomWaiter::Pushes);
         }
     }
 
-    /// Ends a [`Grant::Push`], or the request for one: the event has taken its room, or waits no more.
+    /// Ends a [`RoomGrant::Push`], or the request for one: the event has taken its room, or waits no more.
     pub fn end_push_grant(&mut self) {
         self.push_wants = None;
         self.is_push_granted = false;
-        self.asking.retain(|&asker| asker != Asker::Pushes);
+        self.asking.retain(|&asker| asker != RoomWaiter::Pushes);
     }
 
     /// Drops the request of a shard; false if there is none.
     pub fn refuse(&mut self, from: ShardId) -> bool {
         let asked = self.feeders[from.index()].wants.take().is_some();
-        self.asking.retain(|&asker| asker != Asker::Shard(from));
+        self.asking.retain(|&asker| asker != RoomWaiter::Shard(from));
         asked
     }
 
     /// Drops the request of the shard that has waited longest, and returns the shard.
     pub fn refuse_next(&mut self) -> Option<ShardId> {
         let mut shards = self.asking.iter().filter_map(|&asker| match asker {
-            Asker::Shard(shard) => Some(shard),
-            Asker::Pushes => None,
+            RoomWaiter::Shard(shard) => Some(shard),
+            RoomWaiter::Pushes => None,
         });
         let shard = shards.next()?;
         self.refuse(shard);
@@ -202,9 +202,9 @@ impl Room {
 
     /// The next room to grant, in the order in which it was asked for. A shard with enough credit is granted no
     /// more: its request has crossed an earlier grant.
-    pub fn poll_grant(&mut self) -> Option<Grant> {
+    pub fn poll_grant(&mut self) -> Option<RoomGrant> {
         while let Some(&asker) = self.asking.front() {
-            let Asker::Shard(shard) = asker else { return self.grant_push() };
+            let RoomWaiter::Shard(shard) = asker else { return self.grant_push() };
             let needed = self.needed(shard);
             if !self.has(needed) && !self.is_too_large(shard) {
                 return None;
@@ -217,17 +217,17 @@ impl Room {
             let (left, missing) = (self.left(), self.missing(shard));
             let messages = missing.messages.min(left.messages).max(needed.messages);
             let bytes = missing.bytes.min(left.bytes).max(needed.bytes);
-            return Some(Grant::Credit(shard, self.lend(shard, Credit { messages, bytes })));
+            return Some(RoomGrant::Credit(shard, self.lend(shard, Credit { messages, bytes })));
         }
         None
     }
 
     /// Grants room to the first event of a back end, unless that was done.
-    fn grant_push(&mut self) -> Option<Grant> {
+    fn grant_push(&mut self) -> Option<RoomGrant> {
         let bytes = self.push_wants.expect("pushes ask with the bytes of the first");
         let may = !self.is_push_granted && self.has(Credit { messages: 1, bytes });
         self.is_push_granted |= may;
-        may.then_some(Grant::Push)
+        may.then_some(RoomGrant::Push)
     }
 
     /// The room to make for a shard that asks, with room for some further messages. Otherwise the shard would

@@ -58,7 +58,7 @@ impl Wake {
 
 /// The receiving side of one end, with a mailbox for each sender.
 #[derive(Debug)]
-struct Inbox<T> {
+struct Inlets<T> {
     own: usize,
     // In the order of the senders: the shards, the mesh, the node.
     mailboxes: Vec<Receiver<T>>,
@@ -83,7 +83,7 @@ struct Outlets<T> {
 #[derive(Debug)]
 pub struct Port {
     shard: ShardId,
-    inbox: Inbox<ToShard>,
+    inbox: Inlets<ToShard>,
     shards: Outlets<ToShard>,
     // One mailbox, or none if the node has no mesh.
     mesh: Outlets<ToMesh>,
@@ -92,7 +92,7 @@ pub struct Port {
 /// The mesh's end of the bus.
 #[derive(Debug)]
 pub struct MeshPort {
-    inbox: Inbox<ToMesh>,
+    inbox: Inlets<ToMesh>,
     shards: Outlets<ToShard>,
 }
 
@@ -138,13 +138,13 @@ fn mailboxes<T>(
     own: usize,
     capacities: impl Iterator<Item = usize>,
     wakes: &Arc<[Wake]>,
-) -> (Vec<Sender<T>>, Inbox<T>) {
+) -> (Vec<Sender<T>>, Inlets<T>) {
     let (senders, mailboxes): (Vec<_>, Vec<_>) = capacities.map(bounded).unzip();
     let unread = vec![0; mailboxes.len().div_ceil(64)].into();
-    (senders, Inbox { own, mailboxes, unread, wakes: wakes.clone() })
+    (senders, Inlets { own, mailboxes, unread, wakes: wakes.clone() })
 }
 
-impl<T> Inbox<T> {
+impl<T> Inlets<T> {
     /// Passes messages from the mailboxes to `handle`, each with the index of its sender. Takes a limited
     /// number per turn, and returns how many.
     fn receive(&mut self, mut handle: impl FnMut(usize, T)) -> usize {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue};
 
-use super::ring::{Completed, Request, user_data};
+use super::ring::{Completed, RingRequest, user_data};
 use crate::message::ConnectionKey;
 
 /// The longest delay of a completion, in turns.
@@ -91,7 +91,7 @@ impl Faults {
 
     /// Adds a failed receive whose completion names a buffer that was not consumed.
     pub(super) fn fail_receive_and_keep(&mut self, key: ConnectionKey, buffer: u16) {
-        let user_data = user_data(Request::Receive, key);
+        let user_data = user_data(RingRequest::Receive, key);
         let flags = NAMES_BUFFER | u32::from(buffer) << BUFFER_SHIFT;
         self.held.push((0, Completed { user_data, result: -libc::EAGAIN, flags }));
     }
@@ -108,24 +108,24 @@ impl Faults {
     /// Returns the request, or a no-op in its place.
     pub(super) fn replaced(
         &mut self,
-        request: Request,
+        request: RingRequest,
         key: ConnectionKey,
         entry: squeue::Entry,
     ) -> squeue::Entry {
-        let is_missed = request == Request::Cancel && self.cancels_to_miss > 0;
+        let is_missed = request == RingRequest::Cancel && self.cancels_to_miss > 0;
         self.cancels_to_miss -= usize::from(is_missed);
         if !is_missed && !self.strikes() {
             return entry;
         }
         let error = self.random.pick(errors_of(request));
         let twin = self.refused.insert(user_data(request, key), error);
-        let may_have_twin = request == Request::Cancel;
+        let may_have_twin = request == RingRequest::Cancel;
         assert!(twin.is_none() || may_have_twin, "two at a time: {request:?} {key:?}");
         opcode::Nop::new().build()
     }
 
     /// Returns the error of a request that the poller is to refuse.
-    pub(super) fn refusal(&mut self, request: Request) -> Option<io::Error> {
+    pub(super) fn refusal(&mut self, request: RingRequest) -> Option<io::Error> {
         let strikes = self.strikes();
         strikes.then(|| io::Error::from_raw_os_error(self.random.pick(errors_of(request))))
     }
@@ -183,13 +183,13 @@ impl Faults {
 }
 
 /// The errors with which the kernel may refuse a request.
-fn errors_of(request: Request) -> &'static [i32] {
+fn errors_of(request: RingRequest) -> &'static [i32] {
     match request {
-        Request::Accept => &[libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::EAGAIN],
-        Request::Receive => &[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR],
-        Request::Send => &[libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM],
-        Request::Writable | Request::Wake => &[libc::ECANCELED, libc::EINTR],
+        RingRequest::Accept => &[libc::EMFILE, libc::ENFILE, libc::ECONNABORTED, libc::EAGAIN],
+        RingRequest::Receive => &[libc::ENOBUFS, libc::EAGAIN, libc::ECANCELED, libc::EINTR],
+        RingRequest::Send => &[libc::EAGAIN, libc::EINTR, libc::ENOBUFS, libc::ENOMEM],
+        RingRequest::Writable | RingRequest::Wake => &[libc::ECANCELED, libc::EINTR],
         // The request is between two queues of the kernel, and the cancellation finds nothing.
-        Request::Cancel => &[libc::ENOENT],
+        RingRequest::Cancel => &[libc::ENOENT],
     }
 }

@@ -29,14 +29,14 @@ const LOCK_LOOK: Duration = Duration::from_millis(2);
 
 /// Where records are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum RecordPlace {
     /// A directory on a disk. The record is synced and survives a power failure.
     Disk(PathBuf),
     /// A directory in memory, created for this user. The record survives the process, but not a reboot.
     Memory(PathBuf),
 }
 
-impl Place {
+impl RecordPlace {
     /// Returns the default place, in memory.
     pub fn in_memory() -> Self {
         let user = rustix::process::geteuid().as_raw();
@@ -92,13 +92,14 @@ pub struct Reservation {
 ///
 /// # Errors
 /// The record cannot be kept. The error contains its path.
-pub fn reserve(place: Place, node: NodeId, unix_ms: u64) -> io::Result<Reservation> {
+pub fn reserve(place: RecordPlace, node: NodeId, unix_ms: u64) -> io::Result<Reservation> {
     let path = place.directory().join(format!("ids-{}", node.number()));
     let with_path =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let start = Instant::now();
     let (ahead_ms, every) = place.pace();
-    let mut record = Record { path: path.clone(), is_synced: matches!(place, Place::Disk(_)) };
+    let mut record =
+        IdRecord { path: path.clone(), is_synced: matches!(place, RecordPlace::Disk(_)) };
     let mut first_unix_ms = unix_ms;
     place
         .prepare()
@@ -123,12 +124,12 @@ pub fn reserve(place: Place, node: NodeId, unix_ms: u64) -> io::Result<Reservati
     Ok(Reservation { first_unix_ms, _stop: stop })
 }
 
-struct Record {
+struct IdRecord {
     path: PathBuf,
     is_synced: bool,
 }
 
-impl Record {
+impl IdRecord {
     /// Raises the record to the result of `until`, which gets its current value. Never lowers it.
     fn raise(&mut self, until: impl FnOnce(Option<u64>) -> u64) -> io::Result<()> {
         // Opened each time, because the file may have been removed. Symbolic links are not followed.
@@ -234,15 +235,15 @@ mod tests {
             Self(folder)
         }
 
-        fn disk(&self) -> Place {
-            Place::Disk(self.0.join("new/data"))
+        fn disk(&self) -> RecordPlace {
+            RecordPlace::Disk(self.0.join("new/data"))
         }
 
-        fn memory(&self) -> Place {
-            Place::Memory(self.0.join("memory"))
+        fn memory(&self) -> RecordPlace {
+            RecordPlace::Memory(self.0.join("memory"))
         }
 
-        fn record(&self, place: &Place) -> PathBuf {
+        fn record(&self, place: &RecordPlace) -> PathBuf {
             place.directory().join("ids-7")
         }
     }
@@ -290,7 +291,7 @@ mod tests {
         let folder = Folder::new();
         folder.disk().prepare().unwrap();
         let path = folder.record(&folder.disk());
-        let mut record = Record { path: path.clone(), is_synced: true };
+        let mut record = IdRecord { path: path.clone(), is_synced: true };
         record.raise(|used_ms| used_ms.map_or(20, |_| unreachable!())).unwrap();
         record.raise(|_| 10).unwrap();
         assert_eq!(parse(&fs::read(&path).unwrap()), Some(20));

@@ -48,7 +48,7 @@ pub enum LineFormat {
 /// The log of the process. Clones share one queue.
 #[derive(Clone, Debug)]
 pub struct LogQueue {
-    queue: Sender<Item>,
+    queue: Sender<LogItem>,
     state: Arc<LogState>,
 }
 
@@ -65,7 +65,7 @@ struct LogState {
 }
 
 #[derive(Debug)]
-enum Item {
+enum LogItem {
     Line(Box<[u8]>),
     /// A request that is answered once every earlier line was written or dropped.
     Flush(Sender<()>),
@@ -166,7 +166,7 @@ impl LogQueue {
     pub fn flush(&self, within: Duration) {
         let end = Instant::now() + within;
         let (done, is_done) = bounded(1);
-        if self.queue.send_deadline(Item::Flush(done), end).is_ok() {
+        if self.queue.send_deadline(LogItem::Flush(done), end).is_ok() {
             let _ = is_done.recv_deadline(end);
         }
     }
@@ -174,7 +174,7 @@ impl LogQueue {
     fn put(&self, line: &[u8]) {
         let bytes = self.state.bytes.fetch_add(line.len(), Ordering::Relaxed) + line.len();
         let has_room = bytes <= BYTES_MAX && !self.queue.is_full();
-        if !has_room || self.queue.try_send(Item::Line(line.into())).is_err() {
+        if !has_room || self.queue.try_send(LogItem::Line(line.into())).is_err() {
             self.state.bytes.fetch_sub(line.len(), Ordering::Relaxed);
             self.state.drop_line();
         }
@@ -245,10 +245,10 @@ struct Lines<W> {
 }
 
 impl<W: Write> Lines<W> {
-    fn write_all(mut self, items: &Receiver<Item>) {
+    fn write_all(mut self, items: &Receiver<LogItem>) {
         for item in items {
             match item {
-                Item::Line(line) => {
+                LogItem::Line(line) => {
                     if !self.write(&line) {
                         self.state.drop_line();
                     }
@@ -257,7 +257,7 @@ impl<W: Write> Lines<W> {
                         self.tell_lost();
                     }
                 }
-                Item::Flush(done) => {
+                LogItem::Flush(done) => {
                     self.tell_lost();
                     // Whoever waited may have given up.
                     let _ = done.send(());

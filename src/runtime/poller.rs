@@ -1,7 +1,7 @@
 //! The socket operations of one thread with epoll, where io_uring is not allowed.
 //!
 //! Sockets are watched edge-triggered from their first operation until they are closed, so that an
-//! operation in the usual case is one system call: the kernel reports a change once, and [`Watched`]
+//! operation in the usual case is one system call: the kernel reports a change once, and [`WatchedSocket`]
 //! remembers it until a call shows that nothing is left. Only a wait for room in a socket changes what is
 //! watched.
 //!
@@ -26,7 +26,7 @@ use rustix::net::{RecvFlags, SocketFlags};
 #[cfg(test)]
 use super::faults::Faults;
 #[cfg(test)]
-use super::ring::Request;
+use super::ring::RingRequest;
 use super::socket_io::{BUFFER_BYTES, Buffer, Completion, Sending, SocketIo};
 use crate::message::ConnectionKey;
 
@@ -57,16 +57,16 @@ const ROOM: EventFlags = EventFlags::OUT.union(EventFlags::HUP).union(EventFlags
 
 /// The source of an event, stored in its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+enum EventSource {
     Connection(ConnectionKey),
     Listener(usize),
     Eventfd,
 }
 
-/// The kind of a [`Source`], in the highest byte of an event's data.
+/// The kind of a [`EventSource`], in the highest byte of an event's data.
 const KIND_SHIFT: u32 = 32 + ConnectionKey::GENERATION_BITS;
 
-impl Source {
+impl EventSource {
     fn data(self) -> EventData {
         EventData::new_u64(match self {
             Self::Connection(key) => u64::from(key.generation) << 32 | u64::from(key.index),
@@ -97,7 +97,7 @@ enum Receive {
 
 /// A connection's socket that epoll watches.
 #[derive(Debug)]
-struct Watched {
+struct WatchedSocket {
     fd: RawFd,
     generation: u32,
     receive: Receive,
@@ -112,7 +112,7 @@ struct Watched {
 
 /// A listener that epoll watches.
 #[derive(Debug)]
-struct Listener {
+struct WatchedListener {
     fd: RawFd,
     is_accepting: bool,
     may_have_input: bool,
@@ -124,10 +124,10 @@ pub(super) struct Poller {
     epoll: OwnedFd,
     events: Vec<Event>,
     // Indexed like the connections. A closed socket stays until its place is used again.
-    sockets: Vec<Option<Watched>>,
-    listeners: Vec<Option<Listener>>,
+    sockets: Vec<Option<WatchedSocket>>,
+    listeners: Vec<Option<WatchedListener>>,
     // Sources whose operation can go on, each at most once: as many as there are sockets.
-    ready: VecDeque<Source>,
+    ready: VecDeque<EventSource>,
     // Operations that have ended: for each connection at most a receive, a cancellation, and a send or
     // wait for room; for each listener an accept; and the eventfd.
     ended: VecDeque<Completion>,
@@ -200,7 +200,7 @@ impl SocketIo for Poller {
 
     fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
         #[cfg(test)]
-        if let Some(error) = self.faults.refusal(Request::Send) {
+        if let Some(error) = self.faults.refusal(RingRequest::Send) {
             return self.ended.push_back(Completion::Sent { key, sending, result: Err(error) });
         }
         let outgoing = sending.outgoing(
@@ -224,7 +224,7 @@ impl SocketIo for Poller {
         // reads it. Its counter is full after 2^64 writes.
         let edges = EventFlags::IN | EventFlags::ET;
         self.is_eventfd_watched = self.is_eventfd_watched
-            || epoll::add(&self.epoll, eventfd, Source::Eventfd.data(), edges).is_ok();
+            || epoll::add(&self.epoll, eventfd, EventSource::Eventfd.data(), edges).is_ok();
     }
 
     fn submit(&mut self, wait: Duration) -> io::Result<()> {
@@ -260,9 +260,9 @@ impl SocketIo for Poller {
                 continue;
             }
             let completion = match source {
-                Source::Connection(key) => self.receive_now(key),
-                Source::Listener(number) => self.accept_now(number),
-                Source::Eventfd => None,
+                EventSource::Connection(key) => self.receive_now(key),
+                EventSource::Listener(number) => self.accept_now(number),
+                EventSource::Eventfd => None,
             };
             if completion.is_some() {
                 return completion;
@@ -307,8 +307,8 @@ impl Poller {
     }
 
     fn note(&mut self, data: EventData, flags: EventFlags) {
-        match Source::of(data) {
-            Source::Connection(key) => {
+        match EventSource::of(data) {
+            EventSource::Connection(key) => {
                 // None: the connection was closed after the event.
                 let Some(watched) = find(&mut self.sockets, key) else { return };
                 watched.is_ended |= flags.intersects(ENDED);
@@ -318,19 +318,23 @@ impl Poller {
                 }
                 self.queue(key);
             }
-            Source::Listener(number) => {
+            EventSource::Listener(number) => {
                 if let Some(Some(listener)) = self.listeners.get_mut(number) {
                     listener.may_have_input = true;
                     self.queue_listener(number);
                 }
             }
-            Source::Eventfd => self.ended.push_back(Completion::Woken),
+            EventSource::Eventfd => self.ended.push_back(Completion::Woken),
         }
     }
 
     /// Watches a socket, from its first operation on. Until a call shows something else, it may have
     /// input: a peer's first bytes arrive before the connection does (TCP_DEFER_ACCEPT).
-    fn watch(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) -> io::Result<&mut Watched> {
+    fn watch(
+        &mut self,
+        key: ConnectionKey,
+        socket: BorrowedFd<'_>,
+    ) -> io::Result<&mut WatchedSocket> {
         let place = key.index as usize;
         if self.sockets.len() <= place {
             self.sockets.resize_with(place + 1, || None);
@@ -339,8 +343,8 @@ impl Poller {
         if let Some(watched) = slot.take_if(|watched| watched.generation == key.generation) {
             return Ok(slot.insert(watched));
         }
-        epoll::add(&self.epoll, socket, Source::Connection(key).data(), INPUT)?;
-        Ok(slot.insert(Watched {
+        epoll::add(&self.epoll, socket, EventSource::Connection(key).data(), INPUT)?;
+        Ok(slot.insert(WatchedSocket {
             fd: socket.as_raw_fd(),
             generation: key.generation,
             receive: Receive::Not,
@@ -354,7 +358,7 @@ impl Poller {
     fn watch_room(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.watch(key, socket)?.waits_for_room = true;
         // The kernel reports at once what a changed watch finds, so no change is missed.
-        epoll::modify(&self.epoll, socket, Source::Connection(key).data(), INPUT_AND_ROOM)?;
+        epoll::modify(&self.epoll, socket, EventSource::Connection(key).data(), INPUT_AND_ROOM)?;
         Ok(())
     }
 
@@ -373,7 +377,7 @@ impl Poller {
         let Some(watched) = find(&mut self.sockets, key) else { return };
         let can_go_on = watched.receive != Receive::Not && watched.may_have_input;
         if can_go_on && !std::mem::replace(&mut watched.is_ready, true) {
-            self.ready.push_back(Source::Connection(key));
+            self.ready.push_back(EventSource::Connection(key));
         }
     }
 
@@ -394,7 +398,7 @@ impl Poller {
             Receive::Once(bytes) => (bytes as usize, true),
         };
         #[cfg(test)]
-        if let Some(error) = self.faults.refusal(Request::Receive) {
+        if let Some(error) = self.faults.refusal(RingRequest::Receive) {
             watched.receive = Receive::Not;
             return Some(failed(key, error));
         }
@@ -433,7 +437,7 @@ impl Poller {
         &mut self,
         number: usize,
         socket: BorrowedFd<'_>,
-    ) -> io::Result<&mut Listener> {
+    ) -> io::Result<&mut WatchedListener> {
         if self.listeners.len() <= number {
             self.listeners.resize_with(number + 1, || None);
         }
@@ -443,10 +447,10 @@ impl Poller {
             rustix::io::ioctl_fionbio(socket, true)?;
             // All shards wait for the same Unix socket. Only one of them is woken.
             let edges = EventFlags::IN | EventFlags::ET | EventFlags::EXCLUSIVE;
-            epoll::add(&self.epoll, socket, Source::Listener(number).data(), edges)?;
+            epoll::add(&self.epoll, socket, EventSource::Listener(number).data(), edges)?;
         }
         let fd = socket.as_raw_fd();
-        Ok(slot.get_or_insert(Listener {
+        Ok(slot.get_or_insert(WatchedListener {
             fd,
             is_accepting: false,
             may_have_input: true,
@@ -458,7 +462,7 @@ impl Poller {
         let Some(Some(listener)) = self.listeners.get_mut(number) else { return };
         let can_go_on = listener.is_accepting && listener.may_have_input;
         if can_go_on && !std::mem::replace(&mut listener.is_ready, true) {
-            self.ready.push_back(Source::Listener(number));
+            self.ready.push_back(EventSource::Listener(number));
         }
     }
 
@@ -477,7 +481,7 @@ impl Poller {
             return None;
         }
         #[cfg(test)]
-        if let Some(error) = self.faults.refusal(Request::Accept) {
+        if let Some(error) = self.faults.refusal(RingRequest::Accept) {
             listener.is_accepting = false;
             return Some(refused(number, error));
         }
@@ -512,7 +516,7 @@ impl Poller {
     }
 }
 
-fn find(sockets: &mut [Option<Watched>], key: ConnectionKey) -> Option<&mut Watched> {
+fn find(sockets: &mut [Option<WatchedSocket>], key: ConnectionKey) -> Option<&mut WatchedSocket> {
     let watched = sockets.get_mut(key.index as usize)?.as_mut()?;
     (watched.generation == key.generation).then_some(watched)
 }

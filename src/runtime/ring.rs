@@ -45,7 +45,7 @@ pub(super) const PROBE_LOCKED_PAGES: u64 = 1 + 1 + 2;
 /// The kind of a request. Stored in the highest byte of its user data, before the connection's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Request {
+pub(super) enum RingRequest {
     Accept,
     Receive,
     Send,
@@ -98,26 +98,26 @@ impl SocketIo for Ring {
         let key = ConnectionKey { index: listener as u32, generation: 0 };
         let entry =
             opcode::AcceptMulti::new(Fd(socket.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
-        self.push(Request::Accept, key, entry);
+        self.push(RingRequest::Accept, key, entry);
     }
 
     fn cancel_accept(&mut self, listener: usize) {
         let key = ConnectionKey { index: listener as u32, generation: 0 };
-        self.cancel(Request::Accept, key);
+        self.cancel(RingRequest::Accept, key);
     }
 
     fn receive(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), BUFFER_GROUP).build();
-        self.push(Request::Receive, key, entry);
+        self.push(RingRequest::Receive, key, entry);
     }
 
     fn receive_once(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, bytes: usize) {
         let entry = buffers::receive_once(socket.as_raw_fd(), bytes);
-        self.push(Request::Receive, key, entry);
+        self.push(RingRequest::Receive, key, entry);
     }
 
     fn cancel_receive(&mut self, key: ConnectionKey) {
-        self.cancel(Request::Receive, key);
+        self.cancel(RingRequest::Receive, key);
     }
 
     fn send(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>, mut sending: Box<Sending>) {
@@ -142,18 +142,18 @@ impl SocketIo for Ring {
         debug_assert!(self.sends[place].is_none(), "one send per connection");
         // The boxed value does not move, and stays here until its completion: see `completion`.
         self.sends[place] = Some(sending);
-        self.push(Request::Send, key, entry);
+        self.push(RingRequest::Send, key, entry);
     }
 
     fn wait_writable(&mut self, key: ConnectionKey, socket: BorrowedFd<'_>) {
         let entry = opcode::PollAdd::new(Fd(socket.as_raw_fd()), libc::POLLOUT as u32).build();
-        self.push(Request::Writable, key, entry);
+        self.push(RingRequest::Writable, key, entry);
     }
 
     fn wait_woken(&mut self, eventfd: BorrowedFd<'_>) {
         let counter = (&raw mut *self.wake_counter).cast();
         let entry = opcode::Read::new(Fd(eventfd.as_raw_fd()), counter, 8).build();
-        self.push(Request::Wake, ConnectionKey { index: 0, generation: 0 }, entry);
+        self.push(RingRequest::Wake, ConnectionKey { index: 0, generation: 0 }, entry);
     }
 
     fn submit(&mut self, wait: Duration) -> io::Result<()> {
@@ -227,12 +227,12 @@ impl Ring {
         Buffers::register(&uring)?.probe_failures(&mut uring)
     }
 
-    fn cancel(&mut self, request: Request, key: ConnectionKey) {
+    fn cancel(&mut self, request: RingRequest, key: ConnectionKey) {
         let entry = opcode::AsyncCancel::new(user_data(request, key)).build();
-        self.push(Request::Cancel, key, entry);
+        self.push(RingRequest::Cancel, key, entry);
     }
 
-    fn push(&mut self, request: Request, key: ConnectionKey, entry: squeue::Entry) {
+    fn push(&mut self, request: RingRequest, key: ConnectionKey, entry: squeue::Entry) {
         #[cfg(test)]
         let entry = self.faults.replaced(request, key, entry);
         let entry = entry.user_data(user_data(request, key));
@@ -283,13 +283,13 @@ fn is_passing(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-/// The place of the [`Request`] in an entry's user data, above a [`ConnectionKey`].
+/// The place of the [`RingRequest`] in an entry's user data, above a [`ConnectionKey`].
 const REQUEST_SHIFT: u32 = 32 + ConnectionKey::GENERATION_BITS;
 
 // A request has 8 bits.
 const _: () = assert!(REQUEST_SHIFT + u8::BITS == u64::BITS);
 
-pub(super) fn user_data(request: Request, key: ConnectionKey) -> u64 {
+pub(super) fn user_data(request: RingRequest, key: ConnectionKey) -> u64 {
     (request as u64) << REQUEST_SHIFT | u64::from(key.generation) << 32 | u64::from(key.index)
 }
 
@@ -303,12 +303,12 @@ pub(super) struct Completed {
 
 /// Converts an entry to a completion. Returns `None` for entries that need no handling.
 fn completion(entry: Completed, sends: &mut [Option<Box<Sending>>]) -> Option<Completion> {
-    const ACCEPT: u8 = Request::Accept as u8;
-    const RECEIVE: u8 = Request::Receive as u8;
-    const SEND: u8 = Request::Send as u8;
-    const WRITABLE: u8 = Request::Writable as u8;
-    const CANCEL: u8 = Request::Cancel as u8;
-    const WAKE: u8 = Request::Wake as u8;
+    const ACCEPT: u8 = RingRequest::Accept as u8;
+    const RECEIVE: u8 = RingRequest::Receive as u8;
+    const SEND: u8 = RingRequest::Send as u8;
+    const WRITABLE: u8 = RingRequest::Writable as u8;
+    const CANCEL: u8 = RingRequest::Cancel as u8;
+    const WAKE: u8 = RingRequest::Wake as u8;
     let data = entry.user_data;
     let generation = (data >> 32) as u32 & ConnectionKey::GENERATION_MAX;
     let key = ConnectionKey { index: data as u32, generation };

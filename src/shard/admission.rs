@@ -34,7 +34,7 @@ pub type Refusal = (u16, &'static str);
 /// The waiting handshakes of a shard, and the fetched keys.
 #[derive(Default)]
 pub struct Admissions {
-    waiting: HashMap<ConnectionKey, Waiting>,
+    waiting: HashMap<ConnectionKey, WaitingHandshake>,
     waiting_bytes: usize,
     sources: HashMap<Arc<KeySource>, SourceState>,
     // Messages to the bridge. Emptied after each input.
@@ -54,7 +54,7 @@ struct SourceState {
     quiet_until_ms: u64,
 }
 
-struct Waiting {
+struct WaitingHandshake {
     bytes: usize,
     since_us: u64,
     awaits: Awaits,
@@ -134,7 +134,7 @@ impl Admissions {
             }
         };
         self.waiting_bytes += bytes;
-        self.waiting.insert(key, Waiting { bytes, since_us: turn.now.us, awaits });
+        self.waiting.insert(key, WaitingHandshake { bytes, since_us: turn.now.us, awaits });
     }
 
     /// Asks for the keys of a source, unless the question is in progress.
@@ -173,7 +173,7 @@ impl Admissions {
         let KeysReport { source, keys, quiet_ms, fetched } = report;
         // Keys that this shard had not heard of yet. Another key can still be fetched.
         let may_ask_again = fetched.is_none() && quiet_ms == 0;
-        let awaits_these = |waiting: &Waiting| matches!(&waiting.awaits, Awaits::Keys(awaited) if *awaited == source);
+        let awaits_these = |waiting: &WaitingHandshake| matches!(&waiting.awaits, Awaits::Keys(awaited) if *awaited == source);
         let waiting = self.waiting.iter().filter(|(_, waiting)| awaits_these(waiting));
         let waiting: Vec<ConnectionKey> = waiting.map(|(key, _)| *key).collect();
         let quiet_until_ms = turn.now.ms.saturating_add(quiet_ms);
@@ -194,11 +194,12 @@ impl Admissions {
         decided: Ticket,
         verdict: AdmissionVerdict,
     ) {
-        let is_awaited = |waiting: &Waiting| matches!(waiting.awaits, Awaits::Hook { ticket, .. } if ticket == decided);
+        let is_awaited = |waiting: &WaitingHandshake| matches!(waiting.awaits, Awaits::Hook { ticket, .. } if ticket == decided);
         if !self.waiting.get(&key).is_some_and(is_awaited) {
             return;
         }
-        let Some(Waiting { since_us, awaits: Awaits::Hook { granted, .. }, .. }) = self.forget(key)
+        let Some(WaitingHandshake { since_us, awaits: Awaits::Hook { granted, .. }, .. }) =
+            self.forget(key)
         else {
             return;
         };
@@ -254,7 +255,7 @@ impl Admissions {
         }
     }
 
-    fn forget(&mut self, key: ConnectionKey) -> Option<Waiting> {
+    fn forget(&mut self, key: ConnectionKey) -> Option<WaitingHandshake> {
         let waiting = self.waiting.remove(&key)?;
         self.waiting_bytes -= waiting.bytes;
         Some(waiting)

@@ -4,7 +4,7 @@
 use super::Shard;
 use super::backend::{self, Caller, Verdict};
 use super::taps::{self, ClientCall};
-use super::turn::Command;
+use super::turn::ShardCommand;
 use crate::message::{ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester};
 use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
 use crate::protocol::frame::Frame;
@@ -160,7 +160,7 @@ impl Shard {
 
     /// Executes a command for a back end of this or another shard, after the earlier commands of
     /// the same back end.
-    pub(super) fn execute_command(&mut self, requester: Requester, command: Command) {
+    pub(super) fn execute_command(&mut self, requester: Requester, command: ShardCommand) {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         let command = match self.clients.queue_behind_publish(requester, command) {
             Ok(Some(command)) => command,
@@ -176,39 +176,39 @@ impl Shard {
             }
         };
         let told = match &command {
-            Command::Client(command) if turn.taps.is_active() => {
+            ShardCommand::Client(command) if turn.taps.is_active() => {
                 let taps = self.clients.taps_of(connections, command.client());
                 ClientCall::new(turn, requester, command, taps)
             }
             _ => None,
         };
         let done = match command {
-            Command::Local(LocalCommand::Publish(Publish { channel, frame })) => {
+            ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame })) => {
                 return match self.clients.publish(turn, connections, &channel, frame) {
                     Ok(tally) => turn.answer_publish(requester, Ok(tally)),
                     Err(walk) => self.clients.defer_publish(requester, walk),
                 };
             }
-            Command::Local(LocalCommand::Join(topic, terms)) => {
+            ShardCommand::Local(LocalCommand::Join(topic, terms)) => {
                 let joined = self.topics.home.join(turn, &topic, requester.backend, &terms);
                 joined.map(|()| ClientReply::Done)
             }
-            Command::Local(LocalCommand::Leave(topic)) => {
+            ShardCommand::Local(LocalCommand::Leave(topic)) => {
                 let left = self.topics.home.leave(turn, &topic, requester.backend);
                 left.map(|()| ClientReply::Done)
             }
-            Command::Local(LocalCommand::Push(push)) => {
+            ShardCommand::Local(LocalCommand::Push(push)) => {
                 return self.topics.home.handle_push(turn, requester, *push);
             }
-            Command::Local(LocalCommand::Report) => {
+            ShardCommand::Local(LocalCommand::Report) => {
                 let report =
                     LocalMessage::Report(requester.ticket, Box::new(self.inspect().report()));
                 return self.turn.send_local(requester.backend.at.shard, report);
             }
-            Command::Client(ClientCommand::Send(client, frame)) => {
+            ShardCommand::Client(ClientCommand::Send(client, frame)) => {
                 self.clients.send(turn, connections, client, frame.kind(), frame.payload())
             }
-            Command::Client(ClientCommand::Call(client, function)) => {
+            ShardCommand::Client(ClientCommand::Call(client, function)) => {
                 match self.clients.execute(turn, connections, requester, client, function) {
                     Some(done) => done,
                     None => {

@@ -67,7 +67,7 @@ pub(super) struct LastWills {
     // The place in the table of connections from which on clients are to be reported as found.
     unfound: Option<u32>,
     // The clients of each shard that has this one as its watcher.
-    watched: BTreeMap<Watched, Registry>,
+    watched: BTreeMap<WatchedShard, Registry>,
     // The topics have no room for reports of lost, or found, clients. Credit comes with a message.
     lost_wait: bool,
     found_wait: bool,
@@ -87,7 +87,7 @@ enum Unregistered {
 
 /// A shard that is watched, in one run of its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Watched {
+struct WatchedShard {
     shard: ShardAddress,
     incarnation: Incarnation,
 }
@@ -360,7 +360,7 @@ impl LastWills {
             LastWillsMessage::Begin(epoch) => {
                 let Some(incarnation) = turn.roster.incarnation_of(from.node) else { return };
                 let registry = Registry { epoch, clients: BTreeMap::new(), due_ms: None };
-                self.watched.insert(Watched { shard: from, incarnation }, registry);
+                self.watched.insert(WatchedShard { shard: from, incarnation }, registry);
             }
             LastWillsMessage::Register(topic, clients) => {
                 if let Some(registry) = self.registry_of(turn, from) {
@@ -374,7 +374,7 @@ impl LastWills {
                 }
             }
             LastWillsMessage::Claim { incarnation, epoch } => {
-                let of = Watched { shard: owner, incarnation };
+                let of = WatchedShard { shard: owner, incarnation };
                 let Some(registry) = self.watched.get(&of) else { return };
                 let ours = registry.epoch;
                 if ours < epoch {
@@ -390,7 +390,7 @@ impl LastWills {
     /// Returns the registry of a reachable shard.
     fn registry_of(&mut self, turn: &Turn, owner: ShardAddress) -> Option<&mut Registry> {
         let incarnation = turn.roster.incarnation_of(owner.node)?;
-        self.watched.get_mut(&Watched { shard: owner, incarnation })
+        self.watched.get_mut(&WatchedShard { shard: owner, incarnation })
     }
 
     /// Handles that the grid has declared a run of a node dead.
@@ -405,7 +405,7 @@ impl LastWills {
 
     /// Begins to report the clients of dead shards, unless a later watcher claims them within
     /// [`CLAIM_MS`].
-    fn find_dead(&mut self, turn: &mut Turn, is_dead: impl Fn(Watched) -> bool) {
+    fn find_dead(&mut self, turn: &mut Turn, is_dead: impl Fn(WatchedShard) -> bool) {
         let due_ms = turn.now.ms + CLAIM_MS;
         let mut claims = Vec::new();
         for (&of, registry) in &mut self.watched {
@@ -414,7 +414,7 @@ impl LastWills {
                 claims.push((of, registry.epoch));
             }
         }
-        for (Watched { shard: owner, incarnation }, epoch) in claims {
+        for (WatchedShard { shard: owner, incarnation }, epoch) in claims {
             for node in turn.roster.others() {
                 if let Some(to) = watcher_on(turn, owner.shard, node) {
                     let claim = LastWillsMessage::Claim { incarnation, epoch };

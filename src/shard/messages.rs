@@ -3,7 +3,7 @@
 use super::Shard;
 use super::backend::{self, Answer, TopicHome};
 use super::lists;
-use super::turn::{Command, Now};
+use super::turn::{Now, ShardCommand};
 use crate::address::{ShardAddress, ShardId};
 use crate::message::{
     FromBridge, FromMesh, FromNode, GridMessage, ListAnswer, ListMessage, ListQuestion,
@@ -20,7 +20,10 @@ impl Shard {
             ToShard::Local(from, message) => self.dispatch_local(from, message),
             ToShard::Mesh(FromMesh::Grid(from, message)) => self.dispatch_grid(from, message),
             ToShard::Mesh(FromMesh::Publish(requester, publish)) => {
-                self.execute_command(requester, Command::Local(LocalCommand::Publish(publish)));
+                self.execute_command(
+                    requester,
+                    ShardCommand::Local(LocalCommand::Publish(publish)),
+                );
             }
             ToShard::Mesh(FromMesh::Published(ticket, tally)) => {
                 let answer = Answer::Published(tally);
@@ -99,7 +102,7 @@ impl Shard {
                 self.dispatch_grid(ShardAddress { node, shard: from }, message);
             }
             LocalMessage::Ask { ticket, backend, command } => {
-                self.execute_command(Requester { ticket, backend }, Command::Local(command));
+                self.execute_command(Requester { ticket, backend }, ShardCommand::Local(command));
             }
             LocalMessage::Published(ticket, tally) => {
                 let answer = Answer::Published(tally);
@@ -154,7 +157,7 @@ impl Shard {
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         match message {
             GridMessage::Ask { ticket, backend, command } => {
-                self.execute_command(Requester { ticket, backend }, Command::Client(command));
+                self.execute_command(Requester { ticket, backend }, ShardCommand::Client(command));
             }
             GridMessage::Answer(ticket, answer) => {
                 let answer = Answer::Done(answer.map(Reply::from));

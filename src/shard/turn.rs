@@ -74,7 +74,7 @@ pub enum Step {
     /// An event of a client, for a topic.
     Event(ClientEvent),
     /// A command that was queued behind a publish of the same back end is to be executed.
-    Execute(Requester, Command),
+    Execute(Requester, ShardCommand),
     /// A parked request has waited too long.
     ParkedTimedOut(ConnectionKey),
     /// A parked handshake goes on, or is refused with this status and explanation.
@@ -96,14 +96,14 @@ pub enum Step {
 
 /// A command for this shard.
 #[derive(Debug)]
-pub enum Command {
+pub enum ShardCommand {
     /// A command from a shard of any node.
     Client(ClientCommand),
     /// A command from a shard of this node, or a publish from the mesh.
     Local(LocalCommand),
 }
 
-impl Command {
+impl ShardCommand {
     /// Whether the answer is a tally.
     pub fn is_publish(&self) -> bool {
         matches!(self, Self::Local(LocalCommand::Publish(_)))

@@ -11,11 +11,11 @@ pub const INDICES_MAX: usize = 1 << 16;
 
 /// The users of the API, by index.
 #[derive(Clone, Debug, Default)]
-pub struct Users(Arc<[Slot]>);
+pub struct Users(Arc<[UserSlot]>);
 
 /// The place of one user. The index of a user that was removed is never used again.
 #[derive(Clone, Debug)]
-struct Slot {
+struct UserSlot {
     user: User,
     is_removed: bool,
 }
@@ -53,7 +53,7 @@ impl Users {
         let is_same = |known: &User, user: &User| {
             (&known.name, known.scheme, &known.secret) == (&user.name, user.scheme, &user.secret)
         };
-        let mut slots: Vec<Slot> = self.0.to_vec();
+        let mut slots: Vec<UserSlot> = self.0.to_vec();
         let mut added: Vec<&User> = users.iter().collect();
         for slot in slots.iter_mut().filter(|slot| !slot.is_removed) {
             match added.iter().position(|user| is_same(&slot.user, user)) {
@@ -61,14 +61,16 @@ impl Users {
                 None => slot.is_removed = true,
             }
         }
-        slots.extend(added.into_iter().map(|user| Slot { user: user.clone(), is_removed: false }));
+        slots.extend(
+            added.into_iter().map(|user| UserSlot { user: user.clone(), is_removed: false }),
+        );
         (slots.len() <= INDICES_MAX).then(|| Self(slots.into()))
     }
 }
 
 impl FromIterator<User> for Users {
     fn from_iter<I: IntoIterator<Item = User>>(users: I) -> Self {
-        Self(users.into_iter().map(|user| Slot { user, is_removed: false }).collect())
+        Self(users.into_iter().map(|user| UserSlot { user, is_removed: false }).collect())
     }
 }
 

@@ -6,7 +6,7 @@ use crate::cli::table::{Column, Row, Side};
 use crate::cli::units;
 
 /// A list of the API, and how its rows are shown to people.
-pub(super) struct List {
+pub(super) struct ListView {
     pub(super) method: &'static str,
     /// The field of the result that holds the rows.
     pub(super) field: &'static str,
@@ -24,7 +24,7 @@ const fn right(title: &'static str) -> Column {
     Column { title, side: Side::Right }
 }
 
-pub(super) const NODES: List = List {
+pub(super) const NODES: ListView = ListView {
     method: "node.list",
     field: "nodes",
     is_paged: false,
@@ -61,7 +61,7 @@ pub(super) const NODES: List = List {
     },
 };
 
-pub(super) const CLIENTS: List = List {
+pub(super) const CLIENTS: ListView = ListView {
     method: "client.list",
     field: "clients",
     is_paged: true,
@@ -90,7 +90,7 @@ pub(super) const CLIENTS: List = List {
     },
 };
 
-pub(super) const CHANNELS: List = List {
+pub(super) const CHANNELS: ListView = ListView {
     method: "channel.list",
     field: "channels",
     is_paged: true,
@@ -101,7 +101,7 @@ pub(super) const CHANNELS: List = List {
     },
 };
 
-pub(super) const TOPICS: List = List {
+pub(super) const TOPICS: ListView = ListView {
     method: "topic.list",
     field: "topics",
     is_paged: true,

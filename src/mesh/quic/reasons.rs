@@ -3,7 +3,7 @@
 use quinn::{ConnectionError, TransportErrorCode};
 
 use super::SILENCE_MAX_MS;
-use crate::mesh::link::Refusal;
+use crate::mesh::link::PeerRefusal;
 
 // TLS alerts (RFC 8446, section 6) that have one meaning each within a grid.
 const UNKNOWN_CA: u8 = 48;
@@ -38,7 +38,7 @@ pub(super) fn why_lost(error: &ConnectionError) -> String {
 }
 
 /// Whether a handshake that failed shows that the peer and this node do not belong together.
-pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
+pub(super) fn refusal(error: &ConnectionError) -> Option<PeerRefusal> {
     let code = match error {
         ConnectionError::TransportError(error) => error.code,
         ConnectionError::ConnectionClosed(close) => close.error_code,
@@ -47,9 +47,9 @@ pub(super) fn refusal(error: &ConnectionError) -> Option<Refusal> {
     let is_any =
         |alerts: &[u8]| alerts.iter().any(|&alert| code == TransportErrorCode::crypto(alert));
     if is_any(&CERTIFICATE_ALERTS) {
-        return Some(Refusal::Key);
+        return Some(PeerRefusal::Key);
     }
-    is_any(&[NO_APPLICATION_PROTOCOL]).then_some(Refusal::Version)
+    is_any(&[NO_APPLICATION_PROTOCOL]).then_some(PeerRefusal::Version)
 }
 
 /// The meaning of a code within a grid, whichever side sent it.

@@ -24,7 +24,7 @@ use super::lanes::{Writer, listen, unwound};
 use super::reports::{Reporter, Reports, TaskReport, channel};
 use super::{SILENCE_MAX_MS, reasons};
 use crate::mesh::identity::{self, NodeIdentity};
-use crate::mesh::link::{LANES, Lane, LinkEffect, LinkEvent, LinkId, Refusal};
+use crate::mesh::link::{LANES, Lane, LinkEffect, LinkEvent, LinkId, PeerRefusal};
 use crate::mesh::session::IN_FLIGHT_BYTES;
 
 /// Links, including handshakes, at a time: a grid has at most 1,024 nodes, and two may dial each other. If
@@ -395,7 +395,7 @@ fn transport() -> TransportConfig {
 
 /// A finished handshake: the connection, or why there is none, and whether the two ends do not belong
 /// together.
-async fn handshake(connecting: Connecting) -> (Result<Connection, String>, Option<Refusal>) {
+async fn handshake(connecting: Connecting) -> (Result<Connection, String>, Option<PeerRefusal>) {
     match timeout(HANDSHAKE_MAX, connecting).await {
         Ok(Ok(connection)) => (Ok(connection), None),
         Ok(Err(ConnectionError::TimedOut)) | Err(_) => (Err("no answer".into()), None),
@@ -403,7 +403,7 @@ async fn handshake(connecting: Connecting) -> (Result<Connection, String>, Optio
     }
 }
 
-async fn report_refusal(control: &mpsc::Sender<TaskReport>, refusal: Option<Refusal>) {
+async fn report_refusal(control: &mpsc::Sender<TaskReport>, refusal: Option<PeerRefusal>) {
     if let Some(refusal) = refusal {
         let _ = control.send(TaskReport::Event(LinkEvent::Refused(refusal))).await;
     }

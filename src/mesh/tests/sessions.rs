@@ -146,7 +146,7 @@ fn nodes_with_the_first_placement_are_refused() {
     let hello = net.meshes[0].peers[&node(1)].hello.clone();
     let versions = wire::Versions { first: 1, last: 1 };
     let old = wire::Hello { node: node(5), versions, ..hello };
-    assert_eq!(net.meshes[0].refusal(&old).map(|(refusal, _)| refusal), Some(Refusal::Version));
+    assert_eq!(net.meshes[0].refusal(&old).map(|(refusal, _)| refusal), Some(PeerRefusal::Version));
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_restarted_node_is_accepted_and_an_id_in_use_is_refused() {
     let intruder =
         wire::Hello { node: node(1), mesh: mesh_address(7), incarnation: Incarnation(3), ..hello };
     let (refusal, why) = net.meshes[0].refusal(&intruder).unwrap();
-    assert!(refusal == Refusal::Id && why.contains("node id 2 is in use"), "{why}");
+    assert!(refusal == PeerRefusal::Id && why.contains("node id 2 is in use"), "{why}");
 }
 
 #[test]

@@ -18,13 +18,13 @@ pub(super) struct FastRequest {
 }
 
 enum FastCall {
-    Send(ClientId, Data),
-    Publish(Range<usize>, Data),
+    Send(ClientId, StringContent),
+    Publish(Range<usize>, StringContent),
     Ack(u64),
 }
 
 /// The content of a string, without the quotes.
-struct Data {
+struct StringContent {
     place: Range<usize>,
     has_escapes: bool,
 }
@@ -77,8 +77,10 @@ impl FastRequest {
         };
         // Checked as a whole, so that its parts need no check of their own.
         let text = json::check_utf8(input)?;
-        let content =
-            |data: Data| Content { kind: Kind::Text, bytes: text[data.place].as_bytes().into() };
+        let content = |data: StringContent| Content {
+            kind: Kind::Text,
+            bytes: text[data.place].as_bytes().into(),
+        };
         Ok(ApiRequest {
             id: self.id.map_or("null", |place| &text[place]),
             call: Ok(match call {
@@ -100,7 +102,7 @@ fn frequent_method(name: &[u8]) -> Option<ApiMethod> {
     }
 }
 
-impl Data {
+impl StringContent {
     /// Decodes the escapes in place. Overwrites what is left over with spaces, so that the input stays
     /// valid UTF-8.
     ///
@@ -147,7 +149,7 @@ struct Params {
     // `c`
     receiver: Option<Range<usize>>,
     // `d`
-    data: Option<Data>,
+    data: Option<StringContent>,
     // `g`
     tag: Option<u64>,
 }
@@ -255,7 +257,7 @@ impl<'t> Cursor<'t> {
     }
 
     /// Consumes any string without `\u` escapes. Optimised for long strings.
-    fn string(&mut self) -> Option<Data> {
+    fn string(&mut self) -> Option<StringContent> {
         self.take(b'"')?;
         let (mut length, mut has_escapes) = (0, false);
         loop {
@@ -274,7 +276,7 @@ impl<'t> Cursor<'t> {
         }
         let place = self.advance(length);
         self.take_next(b'"')?;
-        Some(Data { place, has_escapes })
+        Some(StringContent { place, has_escapes })
     }
 
     /// Consumes an unsigned integer of at most 19 digits.

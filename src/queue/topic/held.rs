@@ -12,7 +12,7 @@ use crate::address::{ClientId, ShardId};
 use crate::message::{Credit, MessageNumber};
 use crate::metrics::Durations;
 use crate::queue::consumers::Item;
-use crate::queue::room::{Grant, Room};
+use crate::queue::room::{Room, RoomGrant};
 
 /// The messages of a topic, and its effects.
 #[derive(Debug)]
@@ -91,8 +91,8 @@ impl Held {
             && let Some(grant) = self.room.poll_grant()
         {
             self.effects.push_back(match grant {
-                Grant::Credit(shard, credit) => Effect::Grant(shard, credit),
-                Grant::Push => Effect::RoomForPush,
+                RoomGrant::Credit(shard, credit) => Effect::Grant(shard, credit),
+                RoomGrant::Push => Effect::RoomForPush,
             });
         }
     }

@@ -40,15 +40,15 @@ fn batch(chunks: &[&[u8]]) -> Batch {
 
 #[test]
 fn a_source_comes_back_from_the_data_of_its_event() {
-    let key = |index, generation| Source::Connection(ConnectionKey { index, generation });
+    let key = |index, generation| EventSource::Connection(ConnectionKey { index, generation });
     for source in [
         key(0, 0),
         key(u32::MAX, ConnectionKey::GENERATION_MAX),
-        Source::Listener(0),
-        Source::Listener(1000),
-        Source::Eventfd,
+        EventSource::Listener(0),
+        EventSource::Listener(1000),
+        EventSource::Eventfd,
     ] {
-        assert_eq!(Source::of(source.data()), source);
+        assert_eq!(EventSource::of(source.data()), source);
     }
 }
 

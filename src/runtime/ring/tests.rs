@@ -50,7 +50,7 @@ fn a_key_comes_back_from_its_user_data_whatever_the_request() {
     let edges = [0, 1, ConnectionKey::GENERATION_MAX];
     for (index, generation) in [0, 1, u32::MAX].into_iter().zip(edges) {
         let expected = ConnectionKey { index, generation };
-        let user_data = user_data(Request::Writable, expected);
+        let user_data = user_data(RingRequest::Writable, expected);
         let entry = Completed { user_data, result: 0, flags: 0 };
         let Some(Completion::Writable { key }) = completion(entry, &mut []) else {
             panic!("not what was asked for");

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::pending::{Answer, Asker, QuestionKind, Settled};
+use super::pending::{Answer, Asker, QuestionKind, SettledQuestion};
 use super::{Backends, Unsettled};
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, ShardAddress};
@@ -364,8 +364,8 @@ impl Backends {
     }
 
     /// Replies to the caller of a settled question.
-    fn settle(&mut self, turn: &mut Turn, connections: &mut Connections, settled: Settled) {
-        let Settled { asker: Asker { key, reply }, mut answer, kind, asked_us } = settled;
+    fn settle(&mut self, turn: &mut Turn, connections: &mut Connections, settled: SettledQuestion) {
+        let SettledQuestion { asker: Asker { key, reply }, mut answer, kind, asked_us } = settled;
         if let Err(fault) = &answer {
             turn.counters.faults += 1;
             trail::note(turn.trail(key), Entry::Failed(fault));

@@ -27,7 +27,7 @@ use crate::protocol::api::{self, ApiRequest, Call, Code, Fault, NotUtf8};
 use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::credentials::Roles;
 use crate::protocol::frame::{Kind, Opcode, Violation, put_frame};
-use pending::Pending;
+use pending::PendingQuestions;
 use unrouted::UnroutedTopics;
 
 pub(super) use acknowledge::{Unsettled, Verdict};
@@ -83,7 +83,7 @@ impl BackendRequest<'_> {
 /// The back ends of one shard.
 pub(super) struct Backends {
     parser: api::Parser,
-    pending: Pending,
+    pending: PendingQuestions,
     // Back ends that consume, or did so on their present connection. Homes on other nodes know of
     // them.
     consumers: BTreeSet<ConnectionKey>,
@@ -97,7 +97,7 @@ impl Backends {
     pub(super) fn new(started_unix_ms: u64) -> Self {
         Self {
             parser: api::Parser::default(),
-            pending: Pending::new(started_unix_ms),
+            pending: PendingQuestions::new(started_unix_ms),
             consumers: BTreeSet::new(),
             unrouted: UnroutedTopics::default(),
             calls_taken: Durations::default(),

@@ -20,7 +20,7 @@ pub(super) struct Asker {
 
 /// A question that all answers have come for, or that has timed out.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Settled {
+pub(super) struct SettledQuestion {
     /// Who asked.
     pub asker: Asker,
     /// The sum of the answers, or the fault.
@@ -104,7 +104,7 @@ impl QuestionKind {
 
 /// The questions of one shard: at most [`QUESTIONS_MAX`]. A ticket is the key of its question.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct PendingQuestions {
     questions: SlotMap<Question>,
 }
 
@@ -123,7 +123,7 @@ struct Question {
     outcome: Result<Reply, Fault>,
 }
 
-impl Pending {
+impl PendingQuestions {
     /// Creates an empty table for a node that was started at this Unix time in milliseconds. The
     /// first tickets follow from that time, so that a ticket of an earlier run rarely names a
     /// question of this one. The mesh does not deliver answers to an earlier run, either.
@@ -177,7 +177,7 @@ impl Pending {
 
     /// Adds an answer; returns the settled question if it was the last one. An answer to a question
     /// that is settled already is ignored.
-    pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<Settled> {
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) -> Option<SettledQuestion> {
         let key = SlotKey::from_bits(ticket.0);
         let question = self.questions.get_mut(key)?;
         match answer {
@@ -203,7 +203,7 @@ impl Pending {
     }
 
     /// Settles a question that has timed out; `None` if it was settled before.
-    pub(super) fn expire(&mut self, ticket: Ticket) -> Option<Settled> {
+    pub(super) fn expire(&mut self, ticket: Ticket) -> Option<SettledQuestion> {
         let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
         Some(question.settle(|question| match question.kind {
             QuestionKind::Publish | QuestionKind::Report | QuestionKind::Tap => Ok(question.sum()),
@@ -222,9 +222,9 @@ impl Question {
     }
 
     /// Settles the question with the outcome that its answers lead to.
-    fn settle(self, outcome: impl FnOnce(Self) -> Result<Reply, Fault>) -> Settled {
+    fn settle(self, outcome: impl FnOnce(Self) -> Result<Reply, Fault>) -> SettledQuestion {
         let Self { asker, kind, asked_us, .. } = self;
-        Settled { asker, answer: outcome(self), kind, asked_us }
+        SettledQuestion { asker, answer: outcome(self), kind, asked_us }
     }
 
     /// Returns the sum of the answers.
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn tallies_add_up_and_a_missing_one_adds_nothing() {
-        let mut pending = Pending::default();
+        let mut pending = PendingQuestions::default();
         let tally = |delivered, failed| Answer::Published(Tally { delivered, failed });
         let all = pending.open(5, asker(7), QuestionKind::Publish, 2);
         assert_eq!(pending.answer(all, tally(3, 1)), None);
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_is_not_taken_for_one_to_a_newer_question() {
-        let mut pending = Pending::default();
+        let mut pending = PendingQuestions::default();
         let old = pending.open(5, asker(1), QuestionKind::Send, 1);
         assert_eq!(pending.expire(old).unwrap().answer, Err(QuestionKind::Send.timeout_fault()));
         let new = pending.open(5, asker(2), QuestionKind::Send, 1);
@@ -280,10 +280,10 @@ mod tests {
 
     #[test]
     fn a_tap_names_the_nodes_with_a_shard_that_does_not_watch() {
-        let mut pending = Pending::default();
+        let mut pending = PendingQuestions::default();
         let [one, two, three] = [1, 2, 3].map(|id| NodeId::new(id).unwrap());
         let answer = |node, is_watching| Answer::Tapping { node, is_watching };
-        let open = |pending: &mut Pending| {
+        let open = |pending: &mut PendingQuestions| {
             let ticket = pending.open(5, asker(1), QuestionKind::Tap, 5);
             pending.await_tapping(ticket, vec![one, two, two, three, three]);
             ticket
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn one_fault_fails_the_whole_question() {
-        let mut pending = Pending::default();
+        let mut pending = PendingQuestions::default();
         let ticket = pending.open(5, asker(1), QuestionKind::Pop(PopId(1)), 3);
         let fault = Fault::new(Code::ConsumptionFailed, "full");
         assert_eq!(pending.answer(ticket, Answer::Done(Ok(Reply::Done))), None);

@@ -17,7 +17,7 @@ use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::shard::connection::WAITING_MAX;
 use crate::shard::connection::{Connections, Phase, Priority};
 use crate::shard::memory::Shortage;
-use crate::shard::turn::{Command, Step, Turn};
+use crate::shard::turn::{ShardCommand, Step, Turn};
 
 /// Subscribers visited by one slice of a walk, which takes about 50 µs. A channel with no more is
 /// done in one slice.
@@ -117,7 +117,7 @@ impl FanoutBudget {
 
 /// The progress of one publish through a channel's members.
 #[derive(Debug)]
-pub(crate) struct ChannelWalk {
+pub(crate) struct PublishWalk {
     channel: ChannelIndex,
     // The number among the channel's walks. `None` for a walk within one turn.
     number: Option<WalkNumber>,
@@ -133,13 +133,13 @@ pub(crate) struct ChannelWalk {
 #[derive(Debug)]
 pub(super) struct PendingPublish {
     requester: Requester,
-    walk: Box<ChannelWalk>,
+    walk: Box<PublishWalk>,
     queued: QueuedCommands,
 }
 
 #[derive(Debug, Default)]
 struct QueuedCommands {
-    commands: VecDeque<(Requester, Command)>,
+    commands: VecDeque<(Requester, ShardCommand)>,
     // Memory taken by the commands, in bytes.
     bytes: usize,
 }
@@ -152,7 +152,7 @@ const QUEUED_COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 impl PendingPublish {
     /// Queues a command. Returns the command if the queue is full.
-    fn take(&mut self, requester: Requester, command: Command) -> Option<Command> {
+    fn take(&mut self, requester: Requester, command: ShardCommand) -> Option<ShardCommand> {
         let (queued, bytes) = (&mut self.queued, held_bytes(&command));
         if queued.commands.len() >= QUEUED_COMMANDS_MAX
             || queued.bytes + bytes > QUEUED_COMMAND_BYTES_MAX
@@ -167,8 +167,8 @@ impl PendingPublish {
     /// Drops the queued `Join` commands of a back end that has disconnected, and returns their
     /// requesters.
     fn forget_joins(&mut self) -> Vec<Requester> {
-        let is_join = |(_, command): &(Requester, Command)| {
-            matches!(command, Command::Local(LocalCommand::Join(..)))
+        let is_join = |(_, command): &(Requester, ShardCommand)| {
+            matches!(command, ShardCommand::Local(LocalCommand::Join(..)))
         };
         let commands = &mut self.queued.commands;
         let joins = commands.iter().filter(|behind| is_join(behind));
@@ -179,25 +179,25 @@ impl PendingPublish {
 }
 
 /// Returns the memory that a queued command takes, in bytes.
-fn held_bytes(command: &Command) -> usize {
+fn held_bytes(command: &ShardCommand) -> usize {
     // A queue that grows by doubling has up to twice the capacity that it needs.
-    2 * size_of::<(Requester, Command)>()
+    2 * size_of::<(Requester, ShardCommand)>()
         + match command {
-            Command::Client(ClientCommand::Send(_, frame)) => {
+            ShardCommand::Client(ClientCommand::Send(_, frame)) => {
                 frame.bytes().len() + QUEUED_FRAME_BYTES
             }
-            Command::Client(ClientCommand::Call(_, function)) => function.held_bytes(),
-            Command::Local(LocalCommand::Publish(Publish { channel, frame })) => {
+            ShardCommand::Client(ClientCommand::Call(_, function)) => function.held_bytes(),
+            ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame })) => {
                 channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES
             }
-            Command::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
+            ShardCommand::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
                 topic.len()
             }
-            Command::Local(LocalCommand::Push(push)) => {
+            ShardCommand::Local(LocalCommand::Push(push)) => {
                 let key_bytes = push.key.as_ref().map_or(0, |key| key.len());
                 push.topic.len() + key_bytes + push.frame.bytes().len() + QUEUED_FRAME_BYTES
             }
-            Command::Local(LocalCommand::Report) => 0,
+            ShardCommand::Local(LocalCommand::Report) => 0,
         }
 }
 
@@ -226,7 +226,7 @@ impl Fanout {
     }
 
     /// Keeps the last frames of a finished publish for coalescing, and returns its tally.
-    fn keep_last_frames(&mut self, walk: ChannelWalk) -> Tally {
+    fn keep_last_frames(&mut self, walk: PublishWalk) -> Tally {
         if walk.end >= COALESCE_MIN_SUBSCRIBERS {
             self.last_frames = Some((walk.channel, walk.variants.into_last_frames()));
         }
@@ -246,12 +246,12 @@ impl Clients {
         connections: &mut Connections,
         channel: &str,
         frame: Frame,
-    ) -> Result<Tally, Box<ChannelWalk>> {
+    ) -> Result<Tally, Box<PublishWalk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.end(channel);
         let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
         let mut walk =
-            ChannelWalk { channel, number: None, at: 0, end, variants, tally: Tally::default() };
+            PublishWalk { channel, number: None, at: 0, end, variants, tally: Tally::default() };
         match self.walk(turn, connections, &mut walk, SLICE) {
             true => Ok(self.fanout.keep_last_frames(walk)),
             false => Err(Box::new(walk)),
@@ -265,7 +265,7 @@ impl Clients {
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        walk: &mut ChannelWalk,
+        walk: &mut PublishWalk,
         most: usize,
     ) -> bool {
         let plain_bytes = walk.variants.plain().bytes().len();
@@ -346,8 +346,8 @@ impl Clients {
     pub(crate) fn queue_behind_publish(
         &mut self,
         requester: Requester,
-        command: Command,
-    ) -> Result<Option<Command>, Command> {
+        command: ShardCommand,
+    ) -> Result<Option<ShardCommand>, ShardCommand> {
         let Some(publish) = self.fanout.publishes.get_mut(&requester.backend) else {
             return Ok(Some(command));
         };
@@ -423,7 +423,7 @@ impl Clients {
     }
 
     /// Keeps the rest of a publish for later turns.
-    pub(crate) fn defer_publish(&mut self, requester: Requester, walk: Box<ChannelWalk>) {
+    pub(crate) fn defer_publish(&mut self, requester: Requester, walk: Box<PublishWalk>) {
         let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
         self.fanout.publishes.insert(requester.backend, publish);
         self.fanout.round_robin.push_back(requester.backend);

@@ -55,12 +55,12 @@ struct Gathered {
     awaits_mesh: bool,
     // The time that shards have for their parts, in milliseconds.
     within_ms: u32,
-    list: List,
+    list: ListInProgress,
 }
 
 /// What has come of a list.
 #[derive(Debug)]
-enum List {
+enum ListInProgress {
     Node(NodesInProgress),
     Client(ClientsInProgress),
     Channel(NamesCall, NamesInProgress<ChannelRow>),
@@ -97,15 +97,17 @@ impl Lists {
         let (now_ms, answer_ms) = (turn.now.ms, turn.settings.limits.answer_ms);
         let walk_ms = answer_ms / 2;
         let list = match call {
-            ListCall::Node => List::Node(NodesInProgress::default()),
-            ListCall::Client(call) => List::Client(ClientsInProgress::new(call, now_ms + walk_ms)),
+            ListCall::Node => ListInProgress::Node(NodesInProgress::default()),
+            ListCall::Client(call) => {
+                ListInProgress::Client(ClientsInProgress::new(call, now_ms + walk_ms))
+            }
             ListCall::Channel(call) => {
                 let names = NamesInProgress::new(call.max);
-                List::Channel(call, names)
+                ListInProgress::Channel(call, names)
             }
             ListCall::Topic(call) => {
                 let names = NamesInProgress::new(call.max);
-                List::Topic(call, names)
+                ListInProgress::Topic(call, names)
             }
         };
         self.gathered.push(Gathered {
@@ -125,7 +127,7 @@ impl Lists {
     fn ask_own_node(&mut self, turn: &mut Turn) {
         let at = self.gathered.len() - 1;
         let Gathered { ticket, within_ms, list, .. } = &mut self.gathered[at];
-        if let List::Node(nodes) = list {
+        if let ListInProgress::Node(nodes) = list {
             nodes.ask_own(turn, *ticket);
         } else {
             list.ask(turn, *ticket, &[(turn.settings.node, true)], *within_ms);
@@ -144,7 +146,7 @@ impl Lists {
         let Gathered { awaits_mesh, within_ms, list, .. } = &mut self.gathered[at];
         *awaits_mesh = false;
         match list {
-            List::Node(list) => list.ask(turn, ticket, *nodes),
+            ListInProgress::Node(list) => list.ask(turn, ticket, *nodes),
             list => list.ask(turn, ticket, &reachability(&nodes), *within_ms),
         }
         self.settle(turn, at);
@@ -189,12 +191,18 @@ impl Lists {
                 return self.fail(turn, at, Fault::new(Code::TooManyRequests, why));
             }
             (ListAnswer::Unfinished, list) => list.give_up(turn, ticket, from.node),
-            (ListAnswer::Figures(figures), List::Node(list)) => list.handle_figures(from, *figures),
-            (ListAnswer::Client(part), List::Client(list)) => {
+            (ListAnswer::Figures(figures), ListInProgress::Node(list)) => {
+                list.handle_figures(from, *figures)
+            }
+            (ListAnswer::Client(part), ListInProgress::Client(list)) => {
                 list.handle_part(turn, ticket, from, *part);
             }
-            (ListAnswer::Channel(part), List::Channel(_, list)) => list.handle_part(from, *part),
-            (ListAnswer::Topic(part), List::Topic(_, list)) => list.handle_part(from, *part),
+            (ListAnswer::Channel(part), ListInProgress::Channel(_, list)) => {
+                list.handle_part(from, *part)
+            }
+            (ListAnswer::Topic(part), ListInProgress::Topic(_, list)) => {
+                list.handle_part(from, *part)
+            }
             // A shard answers what it is asked.
             _ => {}
         }
@@ -268,7 +276,7 @@ impl Lists {
     }
 }
 
-impl List {
+impl ListInProgress {
     /// Asks the nodes for a list of other things than nodes. Each node comes with whether it can be reached.
     fn ask(&mut self, turn: &mut Turn, ticket: Ticket, nodes: &[(NodeId, bool)], within_ms: u32) {
         let question = |call: &NamesCall| {

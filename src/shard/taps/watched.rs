@@ -94,17 +94,17 @@ impl Subject<'_> {
 
 /// The taps that a shard watches for. Empty on most nodes at most times: all else is behind a pointer.
 #[derive(Debug, Default)]
-pub struct WatchedTaps(Option<Box<Table>>);
+pub struct WatchedTaps(Option<Box<TapTable>>);
 
 /// The taps by number, and their back ends.
 #[derive(Debug, Default)]
-struct Table {
-    slots: [Option<Slot>; TAPS_MAX],
+struct TapTable {
+    slots: [Option<TapSlot>; TAPS_MAX],
     // The taps that have not ended.
     active: TapSet,
     // Whether a tap has begun or ended since the last walk over all connections began.
     is_walk_due: bool,
-    tappers: BTreeMap<BackendId, Tapper>,
+    tappers: BTreeMap<BackendId, TapperAccount>,
     // Messages to tappers, in order. Emptied with each event. `IN_FLIGHT_MAX` bounds the events.
     outgoing: VecDeque<(BackendId, ToTapper)>,
     // The last request on an edge, for a refusal that follows.
@@ -123,7 +123,7 @@ struct EdgeRequest {
 
 /// A tap, or the number of one that has ended and is still in the sets of connections.
 #[derive(Debug)]
-struct Slot {
+struct TapSlot {
     target: TapTarget,
     rate: Option<Rate>,
     bucket: Bucket,
@@ -143,7 +143,7 @@ enum WalkState {
 
 /// A back end with taps.
 #[derive(Debug)]
-struct Tapper {
+struct TapperAccount {
     taps: TapSet,
     // The number of events that may still be sent.
     credit: u32,
@@ -196,7 +196,7 @@ impl WatchedTaps {
     pub(super) fn start(&mut self, requester: Requester, tap: Tap) -> bool {
         let table = self.0.get_or_insert_default();
         let Some(number) = table.slots.iter().position(Option::is_none) else { return false };
-        table.slots[number] = Some(Slot {
+        table.slots[number] = Some(TapSlot {
             target: tap.target,
             rate: Rate::new(tap.max_per_s.into()),
             bucket: Bucket::default(),
@@ -207,7 +207,7 @@ impl WatchedTaps {
         table.active.insert(number);
         table.is_walk_due = true;
         let taps = TapSet::default();
-        let tapper = Tapper { taps, credit: IN_FLIGHT_MAX, lost: 0, lost_due_ms: None };
+        let tapper = TapperAccount { taps, credit: IN_FLIGHT_MAX, lost: 0, lost_due_ms: None };
         table.tappers.entry(requester.backend).or_insert(tapper).taps.insert(number);
         true
     }
@@ -280,7 +280,7 @@ impl WatchedTaps {
     /// Tells taps of an event: each tapper once, through the first of its taps in the set that may still
     /// send in this second. `encode` is called only if there is one.
     pub(super) fn tell(&mut self, now_ms: u64, taps: TapSet, encode: impl Fn() -> Frame) {
-        let Some(Table { slots, tappers, outgoing, .. }) = self.0.as_deref_mut() else { return };
+        let Some(TapTable { slots, tappers, outgoing, .. }) = self.0.as_deref_mut() else { return };
         let mut encoded: Option<Frame> = None;
         for (&backend, tapper) in tappers {
             let taps = taps.common(tapper.taps);
@@ -302,7 +302,7 @@ impl WatchedTaps {
 
     /// Makes the messages that tell tappers of lost events, as far as they are due.
     pub(super) fn tell_lost(&mut self, now_ms: u64) {
-        let Some(Table { tappers, outgoing, .. }) = self.0.as_deref_mut() else { return };
+        let Some(TapTable { tappers, outgoing, .. }) = self.0.as_deref_mut() else { return };
         for (&backend, tapper) in tappers {
             if tapper.lost_due_ms.take_if(|due_ms| *due_ms <= now_ms).is_some() {
                 let lost = ToTapper::Lost(std::mem::take(&mut tapper.lost));
@@ -377,7 +377,7 @@ impl WatchedTaps {
     }
 }
 
-impl Slot {
+impl TapSlot {
     /// Takes one event out of this second's.
     fn take(&mut self, now_ms: u64) -> bool {
         self.rate.is_none_or(|rate| rate.take(&mut self.bucket, now_ms))

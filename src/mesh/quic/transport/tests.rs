@@ -111,7 +111,7 @@ fn a_node_with_another_key_is_refused_with_a_reason() {
         assert_eq!((to, at_a), (target.clone(), format!("{target}: {at_b}")));
         for links in [&mut a, &mut b] {
             let event = links.next(true).await;
-            assert!(matches!(event, LinkEvent::Refused(Refusal::Key)), "{event:?}");
+            assert!(matches!(event, LinkEvent::Refused(PeerRefusal::Key)), "{event:?}");
         }
     });
 }
