@@ -109,6 +109,7 @@ counters! {
         clients: "Clients refused because the limit was reached",
         connections_per_address: "Connections closed at once",
         handshakes_per_address_s: "Connections closed at once",
+        handshakes_per_s: "Connections closed at once",
         messages_per_s: "Times a client was not read from until it was within its rate again",
         requests_per_s: "Calls answered with 103",
         handshake_ms: "Connections closed because no complete request arrived in time",

@@ -75,6 +75,11 @@ section! {
         /// handshake ends its connection.
         handshakes_per_address_s: u32 = limit(), value(0);
 
+        /// The most handshakes per second with all clients of the node, so that devices that return together do
+        /// not take its CPU from those that are connected. Bursts of as many are allowed. Further connections
+        /// are closed at once, before TLS. 0: unlimited.
+        handshakes_per_s: u32 = limit(), value(0);
+
         /// The most messages per second from one client. Bursts of as many are allowed. Reading from a
         /// client that sends more pauses until it may send again. 0: unlimited. A route may override it.
         messages_per_s: u32 = limit(), value(0);

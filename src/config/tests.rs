@@ -252,6 +252,7 @@ fn every_key_is_read() {
         memory_bytes: 1_000_000_000,
         connections_per_address: 71,
         handshakes_per_address_s: 72,
+        handshakes_per_s: 75,
         messages_per_s: 73,
         handshake_ms: 80,
         ping_ms: 90,

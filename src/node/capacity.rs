@@ -31,6 +31,7 @@ pub(super) fn capacity(config: &Config) -> Result<Capacity, NodeError> {
         clients: runtime::check::clients_max(wanted, possible, memory_bytes),
         callers: shares.callers,
         memory_bytes,
+        handshakes_per_s: config.limits.handshakes_per_s,
     })
 }
 

@@ -140,7 +140,7 @@ mod tests {
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..4).map(|_| bounded(1)).unzip();
         let of = [Listener::Api, Listener::Api, Listener::Edge(0), Listener::Edge(0)];
         let renewals = of.into_iter().zip(senders).collect();
-        let capacity = Capacity { clients: 1, callers: 1, memory_bytes: 0 };
+        let capacity = Capacity { clients: 1, callers: 1, memory_bytes: 0, handshakes_per_s: 0 };
         let reloads = Reloads::without_shards(2, renewals, capacity);
         let edge = Listener::Edge(0);
         let renew = || reloads.renew(edge, &context()).map_err(|error| error.to_string());

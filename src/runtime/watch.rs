@@ -1,7 +1,7 @@
 //! State that the shards of a node share: connection counts, the memory budget, and the progress of a
 //! shutdown.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::budget::MemoryBudget;
 use super::reload::{REQUESTS_MAX, ReloadRequest, Reloaded};
 use crate::metrics::Counters;
+use crate::shard::rate::{Rate, SharedBucket};
 use crate::shard::{ShedRound, Usage};
 
 /// The limits of a node.
@@ -20,6 +21,8 @@ pub struct Capacity {
     pub callers: usize,
     /// The memory budget, in bytes. 0: unlimited.
     pub memory_bytes: u64,
+    /// The most handshakes with clients per second. 0: unlimited.
+    pub handshakes_per_s: u32,
 }
 
 /// State shared by every shard and the node. Written when a connection opens or closes, never per
@@ -36,6 +39,8 @@ pub(super) struct Watch {
     clients_max: AtomicUsize,
     callers: AtomicUsize,
     callers_max: AtomicUsize,
+    handshakes_per_s: AtomicU32,
+    handshakes: SharedBucket,
     budget: MemoryBudget,
     // For each shard, room for the settings of one reload.
     reloads: Vec<(Sender<Reloaded>, Receiver<Reloaded>)>,
@@ -44,7 +49,7 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(shards: usize, capacity: Capacity) -> Self {
-        let Capacity { clients, callers, memory_bytes } = capacity;
+        let Capacity { clients, callers, memory_bytes, handshakes_per_s } = capacity;
         Self {
             start: Instant::now(),
             quiet: (0..shards).map(|_| AtomicBool::new(false)).collect(),
@@ -54,6 +59,8 @@ impl Watch {
             clients_max: AtomicUsize::new(clients),
             callers: AtomicUsize::new(0),
             callers_max: AtomicUsize::new(callers),
+            handshakes_per_s: AtomicU32::new(handshakes_per_s),
+            handshakes: SharedBucket::default(),
             budget: MemoryBudget::new(memory_bytes),
             reloads: (0..shards).map(|_| bounded(1)).collect(),
             reload_requests: bounded(REQUESTS_MAX),
@@ -62,7 +69,8 @@ impl Watch {
 
     /// Changes the limits of the node. Connections above a lower limit stay.
     pub(super) fn set_capacity(&self, capacity: Capacity) {
-        let Capacity { clients, callers, memory_bytes } = capacity;
+        let Capacity { clients, callers, memory_bytes, handshakes_per_s } = capacity;
+        self.handshakes_per_s.store(handshakes_per_s, Ordering::Relaxed);
         self.clients_max.store(clients, Ordering::Relaxed);
         self.callers_max.store(callers, Ordering::Relaxed);
         self.budget.set_limit(memory_bytes);
@@ -105,6 +113,12 @@ impl Watch {
     /// Whether all shards are quiet.
     pub(super) fn is_quiet(&self) -> bool {
         self.quiet.iter().all(|quiet| quiet.load(Ordering::Acquire))
+    }
+
+    /// Whether the rate of handshakes allows one more at this time. Counts it if so.
+    pub(super) fn admit_handshake(&self, now_ms: u64) -> bool {
+        let rate = Rate::new(self.handshakes_per_s.load(Ordering::Relaxed));
+        rate.is_none_or(|rate| self.handshakes.take(rate, now_ms))
     }
 
     /// Counts one more client. Returns false, and counts nothing, if the node is at its limit.

@@ -58,22 +58,39 @@ impl Bucket {
     }
 }
 
-/// The calls that one user of the API may make, counted over all shards of the node. All shards
-/// share one atomic per user, which is accessed only for users with a limit.
-#[derive(Debug)]
-pub struct Quota {
-    rate: Option<Rate>,
+/// A bucket that all shards of the node share.
+#[derive(Debug, Default)]
+pub struct SharedBucket {
     full_at_ns: AtomicU64,
     // The latest time that any shard has passed in. The shards' clocks differ, since each stands
     // still while its shard does not run. The clock that is ahead counts for all.
     now_ms: AtomicU64,
 }
 
+impl SharedBucket {
+    /// Takes one event; returns false if the bucket is empty.
+    pub fn take(&self, rate: Rate, now_ms: u64) -> bool {
+        let now_ms = self.now_ms.fetch_max(now_ms, Ordering::Relaxed).max(now_ms);
+        let after = |full_at_ns| rate.after(Bucket { full_at_ns }, now_ms);
+        let taken = self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full| {
+            after(full).map(|bucket| bucket.full_at_ns)
+        });
+        taken.is_ok()
+    }
+}
+
+/// The calls that one user of the API may make, counted over all shards of the node. Users without a
+/// limit share nothing.
+#[derive(Debug)]
+pub struct Quota {
+    rate: Option<Rate>,
+    bucket: SharedBucket,
+}
+
 impl Quota {
     /// Creates the quota of a user that has made no call.
     pub fn new(user: &User) -> Self {
-        let rate = Rate::new(user.requests_per_s);
-        Self { rate, full_at_ns: AtomicU64::new(0), now_ms: AtomicU64::new(0) }
+        Self { rate: Rate::new(user.requests_per_s), bucket: SharedBucket::default() }
     }
 
     /// Whether this is the user's rate.
@@ -83,13 +100,7 @@ impl Quota {
 
     /// Takes one call; returns false if none is left at this time.
     pub fn take(&self, now_ms: u64) -> bool {
-        let Some(rate) = self.rate else { return true };
-        let now_ms = self.now_ms.fetch_max(now_ms, Ordering::Relaxed).max(now_ms);
-        let after = |full_at_ns| rate.after(Bucket { full_at_ns }, now_ms);
-        let taken = self.full_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full| {
-            after(full).map(|bucket| bucket.full_at_ns)
-        });
-        taken.is_ok()
+        self.rate.is_none_or(|rate| self.bucket.take(rate, now_ms))
     }
 }
 
@@ -157,6 +168,10 @@ mod tests {
         assert!((0..1000).all(|_| free.take(7)));
         // A shard whose clock is behind has the same quota as the others.
         assert!(!limited.take(7) && limited.take(2000) && limited.take(900));
-        assert_eq!(free.full_at_ns.into_inner(), 0, "nothing is shared for a user without a limit");
+        assert_eq!(
+            free.bucket.full_at_ns.into_inner(),
+            0,
+            "nothing is shared for a user without a limit"
+        );
     }
 }

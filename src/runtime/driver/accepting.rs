@@ -66,6 +66,10 @@ impl<I: SocketIo> Driver<I> {
         if is_client && self.watch.usage().shortage.closes_arrivals(identity.is_some()) {
             return self.shard.counters_mut().note_shed_arrival();
         }
+        if is_client && !self.watch.admit_handshake(now.ms) {
+            self.shard.counters_mut().limits.handshakes_per_s += 1;
+            return;
+        }
         let Ok(tls) = identity.map(ListenerTls::accept).transpose() else { return };
         if !self.has_place(is_client) {
             return;

@@ -248,7 +248,9 @@ impl<I: Tested> World<I> {
     ) -> Self {
         let (mut ports, _, control) = bus(settings.shards, false).unwrap();
         let verifier = verifier::start(control, 1).unwrap().remove(0);
-        let capacity = Capacity { clients: places, callers: places, memory_bytes: 0 };
+        let handshakes_per_s = 0;
+        let capacity =
+            Capacity { clients: places, callers: places, memory_bytes: 0, handshakes_per_s };
         let watch = Arc::new(Watch::new(1, capacity));
         let (mut listeners, mut doors) = (Vec::new(), Vec::new());
         let mut kinds = vec![(Listener::Api, None), (Listener::Edge(0), None)];

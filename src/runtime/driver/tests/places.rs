@@ -42,6 +42,39 @@ fn expect_end<I: Tested>(world: &mut World<I>, caller: &mut Plain) {
 }
 
 on_both! {
+    fn a_handshake_too_many_in_a_second_is_closed_and_the_api_has_no_such_limit<I>() {
+        let mut world = World::<I>::without_faults(&settings(), 100);
+        let capacity =
+            Capacity { clients: 100, callers: 100, memory_bytes: 0, handshakes_per_s: 3 };
+        world.watch.set_capacity(capacity);
+        let refused = |world: &World<I>| {
+            world.driver.shard.inspect().counters().limits.handshakes_per_s
+        };
+        let arrived =
+            |world: &World<I>| world.driver.shard.inspect().connections() as u64 + refused(world);
+        let mut peers = Vec::new();
+        while refused(&world) == 0 {
+            // A connection is accepted once something has arrived on it.
+            let mut peer = Plain::connect(world.doors[1].address);
+            peer.say(b"GET ");
+            peers.push(peer);
+            world.turn_until(|world| arrived(world) == peers.len() as u64);
+        }
+        assert!(peers.len() > 3, "three are allowed in a second, and {} came", peers.len());
+        expect_end(&mut world, &mut peers.pop().unwrap());
+        let mut caller = connect(&world, REQUEST);
+        expect_answer(&mut world, &mut caller);
+        // A third of a second later there is room for one.
+        world.driver.clock.start -= Duration::from_millis(334);
+        let before = world.driver.shard.inspect().connections();
+        let mut peer = Plain::connect(world.doors[1].address);
+        peer.say(b"GET ");
+        world.turn_until(|world| world.driver.shard.inspect().connections() > before);
+        assert_eq!(refused(&world), 1);
+    }
+}
+
+on_both! {
     fn one_caller_too_many_is_closed_and_gets_the_next_place_that_is_free<I>() {
         let mut world = World::<I>::without_faults(&settings(), PLACES);
         let mut callers = callers(&mut world);
