@@ -10,7 +10,7 @@
 //! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
 //! | [`message`] | the messages of shards, the mesh and the node: one enum per direction |
 //! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
-//! | [`metrics`] | the counters of a shard |
+//! | [`metrics`] | the counters of a shard, the figures of the process, and their text for `/metrics` |
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
 //! | [`runtime`] | threads, io_uring and epoll, client sockets, mailboxes: the only place with unsafe code; with `mesh::quic` and `bridge::http` the only one with clocks and network I/O |
@@ -227,6 +227,11 @@
 //!    is sent again without breaking the order.
 //! 3. An engine of `bridge::engines` delivers a batch. When it has acknowledged the batch, the bridge reports the
 //!    numbers of the events to the home, which frees their room.
+//!
+//! # The thread that samples the process
+//!
+//! `runtime::usage` reads procfs every 5 seconds and stores the figures in `shard::node_state`. A shard
+//! that answers `/metrics` reads no file.
 //!
 //! # Standard error
 //!

@@ -1,7 +1,11 @@
 //! Counters and figures of shards and of the mesh, and their text for `/metrics`.
 
+mod process;
 mod text;
 
+use std::sync::Arc;
+
+pub use process::{CertificateExpiry, ProcessUsage, SharedUsage};
 pub use text::{CONTENT_TYPE, render};
 
 /// Upper bounds of the buckets of [`Durations`], in microseconds. One more bucket has the rest.
@@ -171,6 +175,8 @@ pub struct Report {
     pub connections: u64,
     /// Connected clients.
     pub clients: u64,
+    /// Back ends connected to the WebSocket API.
+    pub backends: u64,
     /// Channels with subscribers on the shard.
     pub channels: u64,
     /// Addresses whose connections the shard counts for the node.
@@ -206,6 +212,10 @@ pub struct ProcessReport {
     pub memory_limit_bytes: u64,
     /// How the shards reach the kernel: `io_uring` or `epoll`. Empty in tests without sockets.
     pub driver: &'static str,
+    /// The resources that the process uses.
+    pub usage: ProcessUsage,
+    /// The certificates in use.
+    pub certificates: Arc<[CertificateExpiry]>,
 }
 
 /// The figures of a node's mesh.

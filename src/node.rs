@@ -5,8 +5,10 @@
 //! - `signals.rs`: signals, and the time between SIGTERM and the shutdown.
 //! - `reload.rs`: a new configuration for the running node.
 //! - `shards.rs`: the start of the shards, and their driver.
+//! - `certificates.rs`: when the certificates in use expire.
 
 mod capacity;
+mod certificates;
 mod mesh;
 mod ready;
 mod reload;
@@ -93,6 +95,11 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         first_bounds: None,
     };
     let settings = Settings { process, ..settings };
+    let mesh_certificate = certificates::of_mesh(config);
+    let mut certificates = certificates::of_start(config, &api, &edges);
+    certificates.extend(mesh_certificate.clone());
+    let usage = Arc::default();
+    runtime::sample_usage(&usage).map_err(|error| NodeError(format!("usage: {error}")))?;
     let mut listeners = vec![(Listener::Api, api)];
     for (number, listening) in edges.into_iter().enumerate() {
         listeners.push((Listener::Edge(number as u16), listening));
@@ -113,6 +120,8 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         settings,
         capacity,
         lines_dropped: log.lines_dropped(),
+        usage,
+        certificates: certificates.into(),
         to_bridge: &to_bridge,
         failures: failures.clone(),
     };
@@ -145,6 +154,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         to_bridge,
         times: times.clone(),
         log: log.clone(),
+        mesh_certificate,
     };
     let may_skip = Arc::default();
     reloader.start();

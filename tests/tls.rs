@@ -38,6 +38,16 @@ impl Certificate {
         self.client = write_certificate(&self.folder);
     }
 
+    /// Puts a certificate into the files that expires at the beginning of a year.
+    fn write_until(&self, year: i32) {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        let cert = params.self_signed(&key).expect("a certificate");
+        fs::write(self.folder.join("cert.pem"), cert.pem()).expect("the folder is there");
+        fs::write(self.folder.join("key.pem"), key.serialize_pem()).expect("the folder is there");
+    }
+
     /// The keys of a section that names the files.
     fn keys(&self) -> String {
         let folder = self.folder.display();
@@ -322,11 +332,7 @@ fn sighup_does_not_wait_for_a_certificate_that_is_a_fifo_and_names_one_that_has_
     let mut server = server(&certificate);
     let cert = certificate.folder.join("cert.pem");
 
-    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
-    params.not_after = date_time_ymd(2020, 1, 1);
-    let key = KeyPair::generate().expect("a key");
-    fs::write(&cert, params.self_signed(&key).expect("a certificate").pem()).expect("a file");
-    fs::write(certificate.folder.join("key.pem"), key.serialize_pem()).expect("a file");
+    certificate.write_until(2020);
     server.hang_up();
     server.logs("cert.pem: the certificate of CN=rcgen self signed cert expired on Jan  1 ");
 
@@ -337,6 +343,39 @@ fn sighup_does_not_wait_for_a_certificate_that_is_a_fifo_and_names_one_that_has_
     server.logs("cert.pem: cannot be read: not a regular file");
     server.terminate();
     assert_eq!(server.exit_code(), Some(0));
+}
+
+/// The lines of `/metrics` that tell when certificates expire.
+fn expiries(server: &Server) -> Vec<String> {
+    let text = server.get("/metrics").body;
+    let lines = text.lines().filter_map(|line| {
+        line.strip_prefix("gridcast_certificate_expiry_timestamp_seconds{listener=")
+    });
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_expiry_of_a_certificate_in_use_is_in_the_metrics_and_follows_reloads() {
+    let certificate = Certificate::new();
+    certificate.write_until(2031);
+    let mut server = server(&certificate);
+    let cert = certificate.folder.join("cert.pem");
+    let expiry =
+        |unix_s: u64| vec![format!("\"127.0.0.1:0\",file=\"{}\"}} {unix_s}", cert.display())];
+    assert_eq!(expiries(&server), expiry(1_924_992_000));
+
+    // The file alone is not in use.
+    certificate.write_until(2030);
+    assert_eq!(expiries(&server), expiry(1_924_992_000));
+    server.hang_up();
+    server.logs("reloaded: ");
+    until(|| expiries(&server) == expiry(1_893_456_000));
+
+    // What is refused is not in use either.
+    fs::write(&cert, "rubbish").expect("it can be written");
+    server.hang_up();
+    server.logs("not reloaded");
+    assert_eq!(expiries(&server), expiry(1_893_456_000));
 }
 
 #[test]

@@ -10,8 +10,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{
-    BOUNDS_US, Counters, Durations, MeshReport, NodeReport, ProcessReport, Report, SinkReport,
-    TopicReport,
+    BOUNDS_US, CertificateExpiry, Counters, Durations, MeshReport, NodeReport, ProcessReport,
+    ProcessUsage, Report, SinkReport, TopicReport,
 };
 
 /// The content type of the text that [`render`] returns.
@@ -20,10 +20,14 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Renders the reports of all shards, and of the mesh if there is one, as OpenMetrics text.
 pub fn render(mut reports: Vec<Report>, mesh: Option<MeshReport>) -> String {
     reports.sort_by_key(|report| report.shard);
-    let mut registry = Registry::with_prefix("gridcast");
-    registry.register_collector(Box::new(NodeReports(reports)));
+    let mut registry = Registry::default();
+    if let Some(process) = reports.iter().find_map(|report| report.process.as_ref()) {
+        registry.register_collector(Box::new(process.usage));
+    }
+    let of_gridcast = registry.sub_registry_with_prefix("gridcast");
+    of_gridcast.register_collector(Box::new(NodeReports(reports)));
     if let Some(mesh) = mesh {
-        registry.register_collector(Box::new(mesh));
+        of_gridcast.register_collector(Box::new(mesh));
     }
     let mut out = String::new();
     text::encode(&mut out, &registry).expect("a string takes all that is written");
@@ -48,9 +52,10 @@ const fn counter<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64
     Metric { name, help, kind: MetricType::Counter, value }
 }
 
-const SHARD_METRICS: [Metric<Report>; 8] = [
+const SHARD_METRICS: [Metric<Report>; 9] = [
     gauge("connections_open", "Open connections of every kind", |r| r.connections),
     gauge("clients_open", "Connected clients", |r| r.clients),
+    gauge("backends_open", "Back ends connected to the WebSocket API now", |r| r.backends),
     gauge("channels", "Channels with subscribers", |r| r.channels),
     gauge("addresses", "Addresses whose connections the shard counts", |r| r.addresses),
     gauge("pending_calls", "Calls in progress on other shards", |r| r.pending_calls),
@@ -109,6 +114,13 @@ const PROCESS_METRICS: [Metric<ProcessReport>; 3] = [
     gauge("memory_limit_bytes", "The memory budget, limits.memory_bytes", |p| p.memory_limit_bytes),
 ];
 
+const USAGE_METRICS: [Metric<ProcessUsage>; 4] = [
+    gauge("process_resident_memory_bytes", "Resident memory of the process", |u| u.resident_bytes),
+    gauge("process_virtual_memory_bytes", "Virtual memory of the process", |u| u.virtual_bytes),
+    gauge("process_open_fds", "Open file descriptors of the process", |u| u.open_fds),
+    gauge("process_max_fds", "Limit of open file descriptors of the process", |u| u.max_fds),
+];
+
 /// The label of a sample: its name and value. `None`: the metric has one sample, without a label.
 type Label = Option<(&'static str, String)>;
 
@@ -131,7 +143,7 @@ fn encode(
 fn encode_sample(metric: &mut MetricEncoder<'_>, kind: MetricType, value: u64) -> fmt::Result {
     match kind {
         MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
-        _ => metric.encode_gauge(&(value as i64)),
+        _ => metric.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX)),
     }
 }
 
@@ -212,6 +224,7 @@ fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::
     for process in process {
         encode_table(encoder, &PROCESS_METRICS, [(None, process)].into_iter())?;
         encode_build(encoder, process.driver)?;
+        encode_certificates(encoder, &process.certificates)?;
     }
     let limits = total.limits.each();
     let limits = limits.map(|(limit, value)| (Some(("limit", limit.to_owned())), value));
@@ -233,6 +246,37 @@ fn encode_build(encoder: &mut DescriptorEncoder<'_>, driver: &str) -> fmt::Resul
     metric.encode_info(&[("version", env!("CARGO_PKG_VERSION")), ("driver", driver)])
 }
 
+/// Encodes when each certificate in use expires.
+fn encode_certificates(
+    encoder: &mut DescriptorEncoder<'_>,
+    certificates: &[CertificateExpiry],
+) -> fmt::Result {
+    let help = "When a certificate in use, or one of its chain, expires, in Unix seconds";
+    let name = "certificate_expiry_timestamp_seconds";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for CertificateExpiry { listener, file, expires_unix_s } in certificates {
+        let labels = [("listener", listener.as_str()), ("file", file.as_str())];
+        family.encode_family(&labels)?.encode_gauge(expires_unix_s)?;
+    }
+    Ok(())
+}
+
+/// The names are those of all Prometheus client libraries, without the prefix of gridcast.
+impl Collector for ProcessUsage {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "CPU time of the process, in user and system mode, in seconds";
+        let kind = MetricType::Counter;
+        let mut cpu = encoder.encode_descriptor("process_cpu_seconds", help, None, kind)?;
+        cpu.encode_counter::<NoLabelSet, _, u64>(&(self.cpu_us as f64 / 1e6), None)?;
+        let help = "Start of the process, in Unix seconds";
+        let kind = MetricType::Gauge;
+        let mut start =
+            encoder.encode_descriptor("process_start_time_seconds", help, None, kind)?;
+        start.encode_gauge(&(self.start_unix_ms as f64 / 1e3))?;
+        encode_table(&mut encoder, &USAGE_METRICS, [(None, self)].into_iter())
+    }
+}
+
 impl Collector for MeshReport {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         encode_table(&mut encoder, &MESH_METRICS, [(None, self)].into_iter())?;
@@ -247,6 +291,8 @@ impl Collector for MeshReport {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::metrics::Refused;
 
@@ -266,7 +312,21 @@ mod tests {
             memory_bytes: 7,
             memory_limit_bytes: 8,
             driver: "epoll",
+            usage: ProcessUsage {
+                cpu_us: 1_500_000,
+                resident_bytes: 9,
+                virtual_bytes: 10,
+                open_fds: 11,
+                max_fds: u64::MAX,
+                start_unix_ms: 1_700_000_000_250,
+            },
+            certificates: Arc::new([CertificateExpiry {
+                listener: "api".into(),
+                file: "/etc/\"cert\".pem".into(),
+                expires_unix_s: 1_800_000_000,
+            }]),
         });
+        reports[1].backends = 2;
         reports[1].waiting_handshakes = 4;
         reports[1].admissions.add(5);
         reports[1].turns.add(20);
@@ -306,7 +366,19 @@ mod tests {
             "gridcast_call_seconds_bucket{le=\"+Inf\"} 2",
             "gridcast_event_seconds_count 2",
             "gridcast_clients_open{shard=\"1\"} 5",
+            "gridcast_backends_open{shard=\"0\"} 0",
+            "gridcast_backends_open{shard=\"1\"} 2",
             "gridcast_waiting_handshakes{shard=\"1\"} 4",
+            concat!(
+                "gridcast_certificate_expiry_timestamp_seconds",
+                "{listener=\"api\",file=\"/etc/\\\"cert\\\".pem\"} 1800000000"
+            ),
+            "process_cpu_seconds_total 1.5",
+            "process_resident_memory_bytes 9",
+            "process_virtual_memory_bytes 10",
+            "process_open_fds 11",
+            "process_max_fds 9223372036854775807",
+            "process_start_time_seconds 1700000000.25",
             "gridcast_admission_seconds_count 1",
             "gridcast_log_lines_dropped_total 6",
             "gridcast_turn_seconds_count{shard=\"1\"} 2",

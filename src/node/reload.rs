@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::capacity::capacity;
 use super::settings::{Bound, bridge_settings, shard_settings};
-use super::{NodeError, context, level, tls_listeners};
+use super::{NodeError, certificates, context, level, tls_listeners};
 use crate::address::ShardId;
 use crate::address::listen::ListenAddress;
 use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, WrittenSettings};
 use crate::message::{FromNode, ToBridge};
+use crate::metrics::CertificateExpiry;
 use crate::protocol::api::ReloadedSettings;
 use crate::runtime::log::LogQueue;
 use crate::runtime::reload::{ReloadRequest, Reloaded, Reloads};
@@ -57,6 +58,8 @@ pub(super) struct Reloader {
     pub(super) to_bridge: ToBridgeSender,
     pub(super) times: Arc<ShutdownTimes>,
     pub(super) log: LogQueue,
+    /// The expiry of the certificate for other nodes, which a reload does not read again.
+    pub(super) mesh_certificate: Option<CertificateExpiry>,
 }
 
 impl Reloader {
@@ -122,12 +125,16 @@ impl Reloader {
     /// Applies a configuration. Fails in part if a shard or the bridge does not take it.
     fn apply(&mut self, prepared: Prepared) -> Result<Vec<Change>, NodeError> {
         let Prepared { config, written, changes, contexts, settings, capacity } = prepared;
+        let in_use = contexts.iter().map(|(listener, tls, context)| (*listener, tls, context));
+        let mut certificates = certificates::of_listeners(&config, in_use);
+        certificates.extend(self.mesh_certificate.clone());
         for (listener, tls, context) in contexts {
             self.reloads.renew(listener, &context).map_err(not_taken)?;
             tracing::info!("certificate read again: {}", tls.cert.display());
         }
         let settings = Arc::new(settings);
-        let state = Arc::new(self.state.reloaded(&settings));
+        let certificates = certificates.into();
+        let state = Arc::new(NodeState { certificates, ..self.state.reloaded(&settings) });
         let reloaded = Reloaded { settings, state };
         // Before any shard has them: if another one fails, the next reload must not give their indices to
         // other users and routes, and must not leave the API without users.

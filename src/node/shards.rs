@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::config::{Config, DriverChoice};
+use crate::metrics::{CertificateExpiry, SharedUsage};
 use crate::runtime::check::{self, ChosenDriver, DriverKind};
 use crate::runtime::{self, Capacity, Listening, MeshPort, ShardPlacement, Shards, ToBridgeSender};
 use crate::shard::Listener;
@@ -29,6 +30,8 @@ pub(super) struct ShardStart<'a, F> {
     pub(super) settings: Settings,
     pub(super) capacity: Capacity,
     pub(super) lines_dropped: Arc<AtomicU64>,
+    pub(super) usage: Arc<SharedUsage>,
+    pub(super) certificates: Arc<[CertificateExpiry]>,
     pub(super) to_bridge: &'a ToBridgeSender,
     /// Gets the reason if a shard fails later.
     pub(super) failures: F,
@@ -83,7 +86,11 @@ impl<F: Fn(String) + Clone + Send + 'static> ShardStart<'_, F> {
     ) -> io::Result<StartedShards> {
         let process = Process { driver: driver.name(), ..self.settings.process.clone() };
         let settings = Arc::new(Settings { process, ..self.settings.clone() });
-        let state = Arc::new(NodeState::new(&settings, self.lines_dropped.clone()));
+        let state = Arc::new(NodeState {
+            usage: self.usage.clone(),
+            certificates: self.certificates.clone(),
+            ..NodeState::new(&settings, self.lines_dropped.clone())
+        });
         let spin = Duration::from_micros(self.config.node.spin_us);
         let placement = ShardPlacement { cores: &self.config.node.cores, driver, spin };
         let (shards, port) = runtime::start(

@@ -92,6 +92,7 @@ impl Inspection<'_> {
             counters: self.turn.counters,
             connections: self.connections.len() as u64,
             clients: self.clients.len() as u64,
+            backends: self.connections.backends() as u64,
             channels: self.clients.channels() as u64,
             pending_calls: self.backends.pending_calls() as u64,
             unfinished_fanouts: self.clients.pending_publishes() as u64,
@@ -107,6 +108,8 @@ impl Inspection<'_> {
                 memory_bytes: usage.bytes,
                 memory_limit_bytes: usage.limit_bytes,
                 driver: self.turn.settings.process.driver,
+                usage: self.turn.state.usage.usage(),
+                certificates: self.turn.state.certificates.clone(),
             }),
         }
     }

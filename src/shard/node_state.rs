@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use super::interest::Interest;
 use super::rate::Quota;
 use super::settings::Settings;
+use crate::metrics::{CertificateExpiry, SharedUsage};
 
 /// State that the shards of one node read and change, without locks.
 #[derive(Debug)]
@@ -20,6 +21,10 @@ pub struct NodeState {
     pub is_lame_duck: Arc<AtomicBool>,
     /// Log lines that were dropped. The log counts them; `/metrics` shows the number.
     pub log_lines_dropped: Arc<AtomicU64>,
+    /// The resources that the process uses. The runtime samples them; `/metrics` shows them.
+    pub usage: Arc<SharedUsage>,
+    /// When the certificates in use expire, for `/metrics`.
+    pub certificates: Arc<[CertificateExpiry]>,
 }
 
 impl NodeState {
@@ -27,16 +32,26 @@ impl NodeState {
     pub fn new(settings: &Settings, log_lines_dropped: Arc<AtomicU64>) -> Self {
         let interest = Arc::new(Interest::new(settings.shards));
         let quotas = quotas(settings, &[]);
-        Self { interest, quotas, is_lame_duck: Arc::default(), log_lines_dropped }
+        Self {
+            interest,
+            quotas,
+            is_lame_duck: Arc::default(),
+            log_lines_dropped,
+            usage: Arc::default(),
+            certificates: Arc::default(),
+        }
     }
 
     /// Returns the state under reloaded settings. Users whose rate is unchanged keep what is left of it.
+    /// The certificates stay.
     pub fn reloaded(&self, settings: &Settings) -> Self {
         Self {
             interest: self.interest.clone(),
             quotas: quotas(settings, &self.quotas),
             is_lame_duck: self.is_lame_duck.clone(),
             log_lines_dropped: self.log_lines_dropped.clone(),
+            usage: self.usage.clone(),
+            certificates: self.certificates.clone(),
         }
     }
 }

@@ -30,11 +30,14 @@ fn metrics() -> (BTreeMap<String, String>, BTreeSet<String>) {
     let node = "[node]\nid = 1\ncores = 1\n[api]\nbind = \"127.0.0.1:0\"\n";
     let server = Server::start(&format!("{node}{mesh}"));
     let text = server.get("/metrics").body;
-    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP gridcast_"));
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP "));
     let helps = helps.map(|line| {
         let (name, help) = line.split_once(' ').expect("a name and its help");
         // The reference names histograms without their unit.
-        (name.trim_end_matches("_seconds").to_owned(), help.trim_end_matches('.').to_owned())
+        let is_histogram = text.contains(&format!("# TYPE {name} histogram\n"));
+        let short = name.strip_prefix("gridcast_").unwrap_or(name);
+        let short = if is_histogram { short.trim_end_matches("_seconds") } else { short };
+        (short.to_owned(), help.trim_end_matches('.').to_owned())
     });
     let limits = text.lines().filter_map(|line| {
         line.strip_prefix("gridcast_limits_hit_total{limit=\"")?.split('"').next()

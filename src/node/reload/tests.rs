@@ -50,6 +50,7 @@ impl Bench {
             }),
             times: Arc::default(),
             log: LogQueue::to_stderr().expect("a thread"),
+            mesh_certificate: None,
         };
         Self { reloader, file, bridge_has_room }
     }
