@@ -198,6 +198,10 @@
 //! uses `tracing`, which is a facade without I/O; `node` decides where the lines go. The layers
 //! below the shard log nothing.
 //!
+//! If `log.access` is on, `shard::connection::access_log` counts for each connection, and writes a line
+//! when it ends. The bit that asks for this lies beside that of the taps, so that a message of a
+//! connection that nobody observes costs one test.
+//!
 //! # Memory
 //!
 //! `runtime::memory` counts all allocations, so that memory held on behalf of peers needs no

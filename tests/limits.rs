@@ -52,6 +52,7 @@ fn settings(shards: usize) -> Settings {
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {
             edge_http: http::RequestLimits { body_bytes: 0, ..http },

@@ -12,8 +12,8 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{
-    CONFIG, DEADLINE, KEY, LogReader, Process, Server, command, config_file, http, node_config,
-    states, until, until_within,
+    CONFIG, DEADLINE, KEY, LogReader, Process, Server, Socket, command, config_file, http,
+    node_config, states, until, until_within,
 };
 
 const READERS: [LogReader; 2] = [LogReader::Leaves, LogReader::StandsStill];
@@ -230,4 +230,37 @@ fn the_start_line_ends_with_the_address_to_open_in_a_browser() {
     let (start, url) = line.split_once(", open ").expect("it names an address");
     let api = start.strip_prefix("gridcast: ready, api ").expect("it names the API");
     assert_eq!(url, format!("http://{api}/"));
+}
+
+#[test]
+fn the_access_log_is_written_in_json_at_every_level_and_switched_by_a_reload() {
+    let config = format!("{CONFIG}[log]\nformat = \"json\"\nlevel = \"error\"\n");
+    let file = config_file(&config);
+    let mut process = Process::start(&["serve", "--config", file.to_str().expect("UTF-8")]);
+    let ready = process.wait_until_ready();
+    let call = || {
+        let mut device = Socket::connect(ready.edges[0], "/echo", "").expect("granted");
+        assert_eq!(device.call("hello"), "hello");
+        device.send_close(4001, "bye");
+        device.closed();
+    };
+    call();
+    fs::write(&file, format!("{config}access = true\n")).expect("it can be written");
+    process.signal(Signal::HUP);
+    // Shards look for new settings once a turn. Until then devices leave no line.
+    let mut line = None;
+    until(|| {
+        call();
+        line = process.try_line();
+        line.is_some()
+    });
+    let line: Value = serde_json::from_str(&line.expect("one came")).expect("JSON");
+    assert_eq!((&line["level"], &line["target"]), (&"INFO".into(), &"access".into()));
+    let fields = &line["fields"];
+    assert_eq!(fields["message"], "connection ended");
+    assert_eq!((&fields["kind"], &fields["route"]), (&"client".into(), &"/echo".into()));
+    assert_eq!((&fields["messages_in"], &fields["messages_out"]), (&1.into(), &1.into()));
+    assert_eq!(fields["code"], 4001);
+    assert!(fields["duration_ms"].is_u64() && fields["bytes_in"].as_u64() > Some(100));
+    let _ = fs::remove_file(file);
 }

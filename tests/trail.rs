@@ -108,18 +108,22 @@ fn send(shard: &mut Shard, key: ConnectionKey, text: &str) {
 
 /// Writes all output, and closes the sockets that are to be closed; returns the output.
 fn settle(shard: &mut Shard) -> String {
+    settle_at(shard, NOW)
+}
+
+fn settle_at(shard: &mut Shard, now: Now) -> String {
     let mut written = Vec::new();
-    shard.handle_turn(NOW);
+    shard.handle_turn(now);
     while let Some((key, batch)) =
         shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
     {
         let before = written.len();
         batch.iter().for_each(|chunk| written.extend_from_slice(chunk.bytes()));
-        shard.handle_written(NOW, key, written.len() - before, true);
+        shard.handle_written(now, key, written.len() - before, true);
     }
     while let Some(action) = shard.poll_action() {
         match action {
-            Action::Shutdown(key) => shard.handle_end(NOW, key, false),
+            Action::Shutdown(key) => shard.handle_end(now, key, false),
             Action::Close(key) => shard.handle_closed(key),
             _ => {}
         }
@@ -378,4 +382,168 @@ fn an_address_without_attempts_left_is_logged_once_at_warn_without_its_credentia
     let [line] = &lines[..] else { panic!("not one line: {lines:#?}") };
     assert!(line.contains("WARN") && line.contains("192.0.2.7"), "{line}");
     assert!(!line.contains("s3cret"), "{line}");
+}
+
+/// Returns the lines of the access log that `run` leaves, without their beginnings.
+fn access_lines(run: impl FnOnce()) -> Vec<String> {
+    let lines = logged(Level::INFO, run);
+    let start = " INFO access: connection ended ";
+    lines.iter().filter_map(|line| line.strip_prefix(start).map(str::to_owned)).collect()
+}
+
+fn with_access_log(settings: Settings) -> Settings {
+    Settings { has_access_log: true, ..settings }
+}
+
+/// Returns the bytes received from, and written to, all connections.
+fn bytes_of(shard: &Shard) -> (u64, u64) {
+    let counters = shard.inspect().counters();
+    (counters.received_bytes, counters.sent_bytes)
+}
+
+#[test]
+fn a_client_leaves_one_line_with_its_messages_and_bytes_in_the_access_log() {
+    let mut bytes = (0, 0);
+    let lines = access_lines(|| {
+        let mut shard = shard(&with_access_log(settings()));
+        let client = accept(&mut shard, Listener::Edge(0));
+        let request =
+            format!("GET /ws?channels=news&t=s3cret HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n");
+        send(&mut shard, client, &request);
+        settle(&mut shard);
+        for text in ["one", "two"] {
+            shard.handle_bytes(NOW, client, &mut call(text));
+        }
+        // One message by a publish, none by a ping: control frames are no messages.
+        shard.handle_bytes(NOW, client, &mut shard_value::client_head(0x89, 0));
+        settle(&mut shard);
+        let before = bytes_of(&shard);
+        let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+        settle(&mut shard);
+        let handshake = bytes_of(&shard);
+        let mut publish = call(r#"{"m":"mesh.publish","p":{"c":"news","d":"three"},"i":1}"#);
+        let publish_bytes = publish.len() as u64;
+        shard.handle_bytes(NOW, back_end, &mut publish);
+        let written = settle(&mut shard);
+        assert!(written.contains("three"), "{written}");
+        let answer = r#"{"E":null,"r":{"s":1,"f":0},"i":1}"#;
+        let at = Now { ms: 1500, us: 1_500_000, unix_ms: NOW.unix_ms + 1500 };
+        // A close frame with the code 4001.
+        let mut close = shard_value::client_head(0x88, 2);
+        close.extend_from_slice(&4001_u16.to_be_bytes());
+        shard.handle_bytes(at, client, &mut close);
+        settle_at(&mut shard, at);
+        let all = bytes_of(&shard);
+        let of_back_end = (
+            handshake.0 - before.0 + publish_bytes,
+            handshake.1 - before.1 + answer.len() as u64 + 2,
+        );
+        bytes = (all.0 - of_back_end.0, all.1 - of_back_end.1);
+    });
+    let [line] = &lines[..] else { panic!("{lines:#?}") };
+    let start =
+        "connection=0-0-0 address=192.0.2.7:5000 listener=\"edge\" kind=\"client\" client=\"";
+    let (received, written) = bytes;
+    let end = format!(
+        "\" route=\"/ws\" messages_in=2 messages_out=1 bytes_in={received} bytes_out={written} \
+         duration_ms=1500 code=4001"
+    );
+    assert!(line.starts_with(start) && line.ends_with(&end), "{line}\n{start}…{end}");
+}
+
+#[test]
+fn the_access_log_names_the_user_of_a_client_escaped_and_cut() {
+    let user = format!("a\\\"b\\n{}", "x".repeat(300));
+    let lines = access_lines(|| {
+        let mut shard = shard(&with_access_log(settings()));
+        let back_end = upgraded(&mut shard, NOW, Listener::Api, "/ws/v1");
+        shard.handle_bytes(
+            NOW,
+            back_end,
+            &mut call(r#"{"m":"queue.pop","p":{"t":["members"]},"i":1}"#),
+        );
+        settle(&mut shard);
+        let client = accept(&mut shard, Listener::Edge(0));
+        let target = format!("/member?token={}", right_token());
+        send(&mut shard, client, &format!("GET {target} HTTP/1.1\r\nHost: a\r\n{UPGRADE}\r\n"));
+        let id = opened(&settle(&mut shard));
+        for arguments in [
+            format!(r#""f":"set_context_value","a":["user_id","{user}"]"#),
+            r#""f":"close","a":[4000,"bye"]"#.to_owned(),
+        ] {
+            let json = format!(r#"{{"m":"conn.call","p":{{"c":"{id}",{arguments}}},"i":1}}"#);
+            shard.handle_bytes(NOW, back_end, &mut call(&json));
+            settle(&mut shard);
+        }
+        shard.handle_end(NOW, back_end, true);
+        settle(&mut shard);
+    });
+    let [client, back_end] = &lines[..] else { panic!("{lines:#?}") };
+    let shown = format!("user=\"a\\\"b\\n{}\" route=\"/member\"", "x".repeat(256 - 4));
+    assert!(client.contains(&shown) && client.ends_with(" code=4000"), "{client}");
+    // The pop, two calls, and their answers; one event.
+    let counted = "kind=\"backend\" messages_in=3 messages_out=4 ";
+    assert!(back_end.contains(counted) && back_end.ends_with(" code=1006"), "{back_end}");
+}
+
+#[test]
+fn the_access_log_counts_the_requests_of_an_http_connection_and_names_its_user() {
+    let lines = access_lines(|| {
+        let mut shard = shard(&with_access_log(settings_with_user()));
+        let caller = accept(&mut shard, Listener::Api);
+        for secret in ["s3cret-token", "s3cret-token", "wrong"] {
+            let authorization = format!("Authorization: Bearer {secret}\r\n");
+            send(
+                &mut shard,
+                caller,
+                &format!("GET /metrics?a=s3cret HTTP/1.1\r\nHost: a\r\n{authorization}\r\n"),
+            );
+            settle(&mut shard);
+        }
+        shard.handle_end(NOW, caller, false);
+        settle(&mut shard);
+        let refused = accept(&mut shard, Listener::Edge(0));
+        send(
+            &mut shard,
+            refused,
+            "GET /nowhere?a=s3cret HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        );
+        settle(&mut shard);
+        let silent = accept(&mut shard, Listener::Edge(0));
+        shard.handle_end(NOW, silent, true);
+        settle(&mut shard);
+    });
+    let [caller, refused, silent] = &lines[..] else { panic!("{lines:#?}") };
+    let of_http = |listener, rest| format!("listener=\"{listener}\" kind=\"http\" {rest}bytes_in=");
+    assert!(caller.contains(&of_http("api", "user=\"app\" requests=3 ")), "{caller}");
+    assert!(refused.contains(&of_http("edge", "requests=1 ")), "{refused}");
+    assert!(silent.contains(&of_http("edge", "requests=0 ")), "{silent}");
+    assert!(silent.ends_with("bytes_in=0 bytes_out=0 duration_ms=0"), "{silent}");
+    assert!(lines.iter().all(|line| !line.contains("s3cret")), "{lines:#?}");
+}
+
+#[test]
+fn the_access_log_is_off_by_default_and_follows_reloads() {
+    let lines = access_lines(|| {
+        let off = settings();
+        let mut shard = shard(&off);
+        let reload = |shard: &mut Shard, settings: Settings| {
+            let settings = off.reloaded(settings, &[]).expect("few routes");
+            let state = gridcast::shard::node_state::NodeState::new(&settings, Arc::default());
+            shard.handle_reload(NOW, &settings, Arc::new(state));
+        };
+        let end = |shard: &mut Shard, key| {
+            shard.handle_end(NOW, key, true);
+            settle(shard);
+        };
+        let before = accept(&mut shard, Listener::Api);
+        reload(&mut shard, with_access_log(settings()));
+        let [first, second] = [(); 2].map(|()| accept(&mut shard, Listener::Api));
+        end(&mut shard, before);
+        end(&mut shard, first);
+        reload(&mut shard, settings());
+        end(&mut shard, second);
+    });
+    let [first] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(first.starts_with("connection=0-1-0 "), "{first}");
 }

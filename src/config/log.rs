@@ -2,10 +2,10 @@
 
 use super::definition::section;
 use super::document::{ConfigError, Section};
-use super::shape::Choice;
+use super::shape::{Choice, Switch};
 
 section! {
-    /// The log on standard error: its level and its format.
+    /// The log on standard error: its level, its format, and the access log.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Log(section) {
         /// The most detailed level that is logged. `debug` logs each step of each connection.
@@ -13,6 +13,11 @@ section! {
 
         /// The format of a line: text for people, or one JSON object for programs.
         format: Format = FORMATS, value(Format::Text), restart;
+
+        /// Whether each connection leaves a line when it ends, at any level: its address, user, route, messages,
+        /// bytes, duration and close code. A reload that turns this on applies to connections accepted from then
+        /// on.
+        access: bool = Switch, value(false);
     }
 }
 

@@ -97,7 +97,7 @@ fn an_empty_file_means_the_defaults() {
     assert_eq!((config.edges, config.mesh), (vec![], None));
     assert_eq!(config.queue.topic_bytes, 67_108_864);
     assert_eq!(config.limits.answer_ms, 1500);
-    assert_eq!(config.log, Log { level: Level::Info, format: Format::Text });
+    assert_eq!(config.log, Log { level: Level::Info, format: Format::Text, access: false });
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn every_key_is_read() {
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.data, Data { dir: Some("data".into()) });
-    assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json });
+    assert_eq!(config.log, Log { level: Level::Debug, format: Format::Json, access: true });
 }
 
 /// The whole names of the keys of a definition.

@@ -75,6 +75,7 @@ pub(super) fn shard_settings(
             sinks: Arc::new(sinks_of_topics(&config.sinks)),
         },
         limits: limits(&config.limits),
+        has_access_log: config.log.access,
         process: Process::default(),
     }
 }

@@ -19,13 +19,15 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Map, Value};
 use tracing::Level;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
+
+use crate::shard::ACCESS_LOG_TARGET;
 
 /// The most lines in the queue. The queue allocates 24 bytes for each at the start.
 const LINES_MAX: usize = 4096;
@@ -61,7 +63,7 @@ struct LogState {
     untold: AtomicU64,
     is_json: AtomicBool,
     // The filter of the subscriber, once there is one.
-    filter: OnceLock<reload::Handle<LevelFilter, Registry>>,
+    filter: OnceLock<reload::Handle<Targets, Registry>>,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,7 @@ impl LogQueue {
     /// Writes the `tracing` events of the process to this log, down to `level`. A second call in the same
     /// process has no effect.
     pub fn subscribe(&self, level: Level) {
-        let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
+        let (filter, handle) = reload::Layer::new(filter(level));
         let registry = tracing_subscriber::registry().with(filter);
         let lines = tracing_subscriber::fmt::layer()
             // Otherwise formatting errors are printed with `eprintln!`, which may panic.
@@ -124,7 +126,7 @@ impl LogQueue {
     pub fn set_level(&self, level: Level) {
         if let Some(filter) = self.state.filter.get() {
             // Fails only if the subscriber is gone, which lives as long as the process.
-            let _ = filter.reload(LevelFilter::from_level(level));
+            let _ = filter.reload(self::filter(level));
         }
     }
 
@@ -220,6 +222,13 @@ impl LogState {
             LineFormat::Json => json_line(level, message, fields),
         }
     }
+}
+
+/// Returns a filter that lets pass what is at least as severe as `level`, and all lines of the access log.
+fn filter(level: Level) -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::from_level(level))
+        .with_target(ACCESS_LOG_TARGET, LevelFilter::INFO)
 }
 
 /// Formats a line like `tracing_subscriber`'s JSON format.

@@ -65,7 +65,9 @@ mod work;
 
 use std::sync::Arc;
 
-pub use connection::{Batch, Chunk, Listener, Priority, ReadProgress, freed_bytes};
+pub use connection::{
+    ACCESS_LOG_TARGET, Batch, Chunk, Listener, Priority, ReadProgress, freed_bytes,
+};
 pub use inspection::{DrainState, Inspection};
 pub use memory::{Shortage, Usage};
 pub use shed_round::ShedRound;
@@ -264,6 +266,7 @@ impl Shard {
         trail::note(self.turn.trail(key), Entry::Gone);
         self.addresses.count_departure(&mut self.turn, &mut self.connections, key);
         self.admissions.handle_closed(key);
+        self.connections.log_access(&self.turn, key);
         self.connections.forget_connection(key);
         self.route();
     }

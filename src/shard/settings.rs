@@ -38,6 +38,8 @@ pub struct Settings {
     pub queue: QueueSettings,
     /// Limits and timeouts of connections.
     pub limits: LimitSettings,
+    /// Whether each connection leaves a line in the log when it ends.
+    pub has_access_log: bool,
     /// Facts about the process that the node runs in.
     pub process: Process,
 }

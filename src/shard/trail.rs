@@ -175,6 +175,11 @@ pub(super) fn listed<T: AsRef<str>>(names: &[T]) -> String {
     text
 }
 
+/// Returns the part of a peer's text that a line shows. For fields that are escaped elsewhere.
+pub(super) fn shown_part(text: &str) -> &str {
+    &text[..text.floor_char_boundary(SHOWN_BYTES)]
+}
+
 /// Text from a peer, displayed so that it can neither begin a new line nor fill the log.
 struct Shown<'a>(&'a str);
 

@@ -154,6 +154,7 @@ pub fn settings(
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {
             edge_http: http::RequestLimits { body_bytes: 0, ..http },

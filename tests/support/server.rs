@@ -300,7 +300,7 @@ impl Process {
     }
 
     #[track_caller]
-    fn wait_until_ready(&mut self) -> Ready {
+    pub fn wait_until_ready(&mut self) -> Ready {
         self.lines_until_ready().0
     }
 
@@ -352,6 +352,11 @@ impl Process {
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("neither a line nor the end in {DEADLINE:?}"),
         }
+    }
+
+    /// Returns the next line if it has come already.
+    pub fn try_line(&mut self) -> Option<String> {
+        self.lines.try_recv().ok()
     }
 }
 

@@ -38,6 +38,7 @@ pub fn settings() -> Settings {
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {
             edge_http: http,

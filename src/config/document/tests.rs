@@ -26,13 +26,16 @@ fn an_unknown_key_is_answered_with_the_nearest() {
     );
     refused(
         "[log]\n\"x\\ny\" = 1",
-        "gridcast.toml:2: log.x\\ny: unknown key; known are: level, format",
+        "gridcast.toml:2: log.x\\ny: unknown key; known are: level, format, access",
     );
 }
 
 #[test]
 fn the_first_unknown_key_of_a_section_is_the_one_named() {
-    refused("[log]\nz = 1\na = 1", "gridcast.toml:2: log.z: unknown key; known are: level, format");
+    refused(
+        "[log]\nz = 1\na = 1",
+        "gridcast.toml:2: log.z: unknown key; known are: level, format, access",
+    );
 }
 
 #[test]

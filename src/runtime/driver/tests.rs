@@ -385,6 +385,7 @@ fn settings() -> Settings {
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {
             edge_http: http,

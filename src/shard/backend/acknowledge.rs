@@ -201,6 +201,7 @@ fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionK
         });
         turn.scratch = scratch;
         turn.counters.events += 1;
+        connections.record_backend_output(key);
     }
 }
 

@@ -380,6 +380,7 @@ impl Backends {
         if let Some(pop) = pop.filter(|_| answer.is_ok()) {
             answer = Ok(self.answer_to_pop(turn, connections, key, pop));
         }
+        connections.record_backend_output(key);
         let Some(replies) = connections.get(key).and_then(Connection::replies) else { return };
         let date = turn.date();
         let follow_up = match kind {

@@ -49,6 +49,7 @@ impl Backends {
         let end = backend.written + outbound.buffered() as u64;
         let TopicHome { node: home, topic } = home;
         backend.unwritten_events.push_back(UnwrittenEvent { end, home, topic });
+        connections.record_backend_output(key);
         connections.queue_write(key);
     }
 

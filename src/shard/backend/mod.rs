@@ -139,12 +139,15 @@ impl Backends {
         match backend.assembler.read_unchecked(input, turn.settings.limits.api_message_bytes) {
             Ok(None) | Ok(Some(Received::Pong)) => backend.assembler.note_unfinished(turn.now.ms),
             Ok(Some(Received::Message(Kind::Text, payload))) if *payload == *b"ping" => {
+                connection.record_backend_message(true);
                 connections.reply_bytes(turn, key, |out| {
                     put_frame(out, Opcode::Data(Kind::Text), b"pong");
                 });
             }
             Ok(Some(Received::Message(kind, payload))) => {
-                return Some(BackendRequest { kind, payload, grant: backend.grant });
+                let grant = backend.grant;
+                connection.record_backend_message(true);
+                return Some(BackendRequest { kind, payload, grant });
             }
             Ok(Some(Received::Ping(payload))) => {
                 backend.assembler.note_unfinished(turn.now.ms);

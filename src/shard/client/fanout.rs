@@ -307,9 +307,9 @@ impl Clients {
             saved_bytes += plain_bytes - bytes;
             delivered += 1;
             pushed_bytes += bytes;
-            if connection.is_tapped() {
+            if connection.is_observed() {
                 let plain = walk.variants.plain();
-                turn.tap_client(connection, TapEvent::Out(plain.kind(), plain.payload()));
+                turn.observe_message(connection, TapEvent::Out(plain.kind(), plain.payload()));
             }
             if connection.queued_writes.is_empty() && connection.outbound.is_ready() {
                 write_queues.push(Priority::Bulk, key, connection);

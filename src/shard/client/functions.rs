@@ -43,8 +43,8 @@ impl Clients {
             connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
             turn.counters.note_compression(payload.len() - body.bytes.len());
             turn.counters.delivered += 1;
-            if connection.is_tapped() {
-                turn.tap_client(connection, TapEvent::Out(kind, payload));
+            if connection.is_observed() {
+                turn.observe_message(connection, TapEvent::Out(kind, payload));
             }
             connections.queue_write(key);
             return Ok(ClientReply::Done);

@@ -73,8 +73,8 @@ impl Clients {
         turn.counters.client_messages += 1;
         turn.work.spend(work::of_bytes(payload.len()));
         let Some(connection) = connections.get(key) else { return };
-        if connection.is_tapped() {
-            turn.tap_client(connection, TapEvent::In(kind, payload));
+        if connection.is_observed() {
+            turn.observe_message(connection, TapEvent::In(kind, payload));
         }
         let Stage::Client(client) = &mut connection.stage else { return };
         if let Some(rate) = route.messages {
@@ -103,8 +103,8 @@ impl Clients {
         let body = self.deflater.body(connection.compression, kind, payload);
         connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
         turn.counters.note_compression(payload.len() - body.bytes.len());
-        if connection.is_tapped() {
-            turn.tap_client(connection, TapEvent::Out(kind, payload));
+        if connection.is_observed() {
+            turn.observe_message(connection, TapEvent::Out(kind, payload));
         }
         turn.work.spend(match connection.compression {
             Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),

@@ -109,6 +109,7 @@ impl Connections {
         put: impl FnOnce(&mut Vec<u8>),
     ) {
         let Some((connection, queues)) = self.get_with_queues(key) else { return };
+        connection.record_backend_message(false);
         let Some(replies) = connection.replies() else { return };
         if replies.is_empty() {
             return queues.write_with(&mut turn.buffer_pool, key, connection, put);

@@ -109,6 +109,7 @@ impl Connections {
         turn.counters.http_requests += 1;
         turn.work.spend(work::REQUEST);
         let Some(connection) = self.get(key) else { return };
+        connection.record_request();
         let is_edge = connection.listener != Listener::Api;
         let Stage::Http(http) = &mut connection.stage else { return };
         // With a limit on handshakes, each handshake needs a connection of its own. When the node
@@ -135,7 +136,9 @@ impl Connections {
         turn.counters.http_requests += 1;
         turn.work.spend(work::REQUEST);
         shape.exchange.keep_alive = false;
-        if let Some(Stage::Http(http)) = self.get(key).map(|c| &mut c.stage) {
+        let Some(connection) = self.get(key) else { return };
+        connection.record_request();
+        if let Stage::Http(http) = &mut connection.stage {
             http.is_mid_request = false;
             http.started_ms = turn.now.ms;
             http.has_answered = true;

@@ -35,6 +35,9 @@ impl Connections {
         let now = turn.now;
         let mut connection = Connection::new(remote, listener, now);
         connection.set_outbound_max(turn.settings.limits.outbound_bytes);
+        if turn.settings.has_access_log {
+            connection.begin_access_record(now.ms);
+        }
         let key = self.insert(connection);
         trail::note(turn.trail(key), Entry::Accepted(remote, listener));
         let deadline_ms = now.ms + turn.settings.limits.handshake_ms;
@@ -231,6 +234,7 @@ impl Connections {
     /// would hide that some of its messages were not processed.
     pub fn detach(&mut self, turn: &mut Turn, key: ConnectionKey, code: u16, reason: &str, by: By) {
         self.discard_pending_close(key);
+        self.record_end(turn, key, Some(code));
         let trail = turn.trail(key);
         let mut is_backend = false;
         let Some(connection) = self.get(key) else { return };
@@ -274,6 +278,9 @@ impl Connections {
             Stage::Backend(_) | Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => {}
         }
         self.backends = self.backends.saturating_sub(is_backend.into());
+        if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
+            self.log_access(turn, key);
+        }
     }
 
     /// Stops reading, writes the outbound queue, then shuts down our end.

@@ -10,7 +10,9 @@
 //!   the bytes kept for a paused connection. `writing.rs`: the order in which connections are written to.
 //! - `outbound.rs`: the outbound queue. `replies.rs`: answers in the order of their requests.
 //!   `answers.rs`: writes the answers. `http.rs`: the state of HTTP requests.
+//! - `access_log.rs`: the counters and the line of the access log.
 
+mod access_log;
 mod answers;
 mod http;
 mod lifecycle;
@@ -38,7 +40,10 @@ use crate::address::remote::Remote;
 use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 
+pub use access_log::ACCESS_LOG_TARGET;
+use access_log::AccessRecord;
 pub use answers::ReadProgress;
+use outbound::Observers;
 pub use outbound::{Batch, Chunk, freed_bytes};
 pub(super) use outbound::{BufferPool, Outbound};
 pub(super) use pauses::{Pause, Pauses};
@@ -108,6 +113,8 @@ pub struct Connection {
     pub is_broken: bool,
     /// The compression window for messages to the client. `None`: compression was not agreed on.
     pub compression: Option<Window>,
+    /// What the access log counts. `None`: the access log was off when the connection was accepted.
+    access_record: Option<Box<AccessRecord>>,
     /// Whether the connection is included in the count of its address, on the shard that keeps that
     /// count.
     pub is_counted: bool,
@@ -172,6 +179,7 @@ impl Connection {
             is_read_closed: false,
             is_broken: false,
             compression: None,
+            access_record: None,
             is_counted: false,
             listener,
         }
@@ -194,8 +202,15 @@ impl Connection {
     /// Whether a tap matches the client.
     #[inline]
     pub fn is_tapped(&self) -> bool {
+        self.outbound.observers.contains(Observers::TAPS)
+    }
+
+    /// Whether a tap or the access log wants to know of the client's messages; see
+    /// [`Turn::observe_message`](crate::shard::turn::Turn::observe_message).
+    #[inline]
+    pub fn is_observed(&self) -> bool {
         // The state of the outbound queue is at hand where a message is queued.
-        self.outbound.is_tapped
+        !self.outbound.observers.is_empty()
     }
 
     /// Returns the client, and the taps that match it.
@@ -210,7 +225,7 @@ impl Connection {
     pub fn set_taps(&mut self, taps: TapSet) {
         if let Stage::Client(client) = &mut self.stage {
             client.taps = taps;
-            self.outbound.is_tapped = !taps.is_empty();
+            self.outbound.observers.set(Observers::TAPS, !taps.is_empty());
         }
     }
 

@@ -126,8 +126,40 @@ pub struct Outbound {
     taken_tick: u16,
     // Whether nothing may be handed out for now.
     is_withheld: bool,
-    /// Whether a tap matches the client. Kept here, where a byte is free.
-    pub(super) is_tapped: bool,
+    /// Who wants to know of the client's messages. Kept here, where a byte is free.
+    pub(super) observers: Observers,
+}
+
+/// Who wants to know of a client's messages: a set of bits, so that a message of a client without
+/// observers costs one test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Observers(u8);
+
+impl Observers {
+    /// Taps.
+    pub(super) const TAPS: Self = Self(1);
+    /// The access log.
+    pub(super) const ACCESS_LOG: Self = Self(2);
+
+    /// Whether there are none.
+    #[inline]
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether these are among them.
+    #[inline]
+    pub(super) fn contains(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Adds or removes some.
+    pub(super) fn set(&mut self, other: Self, is_present: bool) {
+        match is_present {
+            true => self.0 |= other.0,
+            false => self.0 &= !other.0,
+        }
+    }
 }
 
 impl Outbound {

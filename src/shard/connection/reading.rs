@@ -91,6 +91,7 @@ impl Connections {
     pub fn handle_bytes(&mut self, turn: &mut Turn, key: ConnectionKey, input: &[u8]) -> bool {
         let Some(connection) = self.get(key) else { return false };
         turn.counters.received_bytes += input.len() as u64;
+        connection.record_received(input.len());
         connection.last_received_ms = turn.now.ms;
         connection.is_pinged = false;
         if connection.is_paused()

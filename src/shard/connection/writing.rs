@@ -120,6 +120,7 @@ impl Connections {
     pub fn handle_written(&mut self, turn: &mut Turn, key: ConnectionKey, bytes: usize) -> Written {
         let Some(connection) = self.get(key) else { return Written::Usual };
         turn.counters.sent_bytes += bytes as u64;
+        connection.record_written(bytes);
         connection.outbound.written(bytes);
         let has_events = connection.backend().is_some_and(|backend| {
             backend.written += bytes as u64;

@@ -204,6 +204,7 @@ impl Taps {
         if may_send && has_room(turn, connections, key, event.bytes().len()) {
             turn.counters.tap_events += 1;
             connections.write_with(turn, key, |out| out.extend_from_slice(event.bytes()));
+            connections.record_backend_output(key);
         } else {
             turn.counters.tap_events_lost += 1;
             tapper.lose(now_ms, 1);
@@ -391,6 +392,7 @@ fn tell_lost(
     }
     let (unix_ms, lost) = (turn.now.unix_ms, std::mem::take(&mut tapper.lost));
     connections.write_with(turn, key, |out| api::put_tap_lost(out, unix_ms, lost));
+    connections.record_backend_output(key);
 }
 
 /// The most bytes of the frame of a `lost` event.

@@ -1,5 +1,5 @@
 //! Events that the parts of a shard report to the taps. Work that no tap watches does not get here: a
-//! caller first asks `Connection::is_tapped` or `WatchedTaps::is_active`.
+//! caller first asks `Connection::is_tapped`, `Connection::is_observed` or `WatchedTaps::is_active`.
 
 use super::watched::{Subject, TapSet};
 use crate::address::remote::Remote;
@@ -27,6 +27,17 @@ impl Turn {
     pub fn tap_client(&mut self, connection: &Connection, event: TapEvent<'_>) {
         if let Some((client, taps)) = connection.tapped() {
             self.tap(taps, Some(client), event);
+        }
+    }
+
+    /// Notes a message of a client, or one to it, for those that observe the client: the access log and
+    /// taps. Called only if [`Connection::is_observed`].
+    #[cold]
+    #[inline(never)]
+    pub fn observe_message(&mut self, connection: &mut Connection, event: TapEvent<'_>) {
+        connection.record_client_message(&event);
+        if connection.is_tapped() {
+            self.tap_client(connection, event);
         }
     }
 

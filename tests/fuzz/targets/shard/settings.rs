@@ -50,6 +50,7 @@ pub fn settings(shape: u8) -> Settings {
             rules: Arc::default(),
             sinks: Arc::default(),
         },
+        has_access_log: false,
         process: Process::default(),
         limits: LimitSettings {
             edge_http: http,
