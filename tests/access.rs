@@ -5,38 +5,29 @@
 mod support;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::{Value, json};
-use support::{CONFIG, Http, Response, SUCCESS, Server, Socket, assert_error, http};
+use support::{
+    CONFIG, Http, Response, SUCCESS, Server, Socket, assert_error, basic, bearer, http, users,
+};
 
 /// One user of each kind. The hashes are of `s3cret` and `tok-en`, at a low cost.
-const USERS: &str = r#"
-[[api.user]]
-name = "plain"
-password = "pass:word"
-[[api.user]]
-name = "hashed"
-password = "$argon2id$v=19$m=1024,t=1,p=1$c2FsdHNhbHQ$G0OGg3uuuOl7YVZRG9f8xbuzmopWldR4vXCRnrXzYsw"
-[[api.user]]
-name = "token"
-token = "plain-token"
-[[api.user]]
-name = "hashed token"
-token = "$argon2id$v=19$m=1024,t=1,p=1$dGFzdHNhbHQ$K2a0TdsF8jMPn+DzVPL2/jWkFTR4cA5uDghdwDDCJ1s"
-[[api.user]]
-name = "reader"
-token = "reads"
-roles = ["read"]
-[[api.user]]
-name = "writer"
-token = "writes"
-roles = ["write"]
-[[api.user]]
-name = "elsewhere"
-token = "elsewhere"
-from = ["192.0.2.0/24"]
-"#;
+const USERS: [(&str, &str); 7] = [
+    ("plain", r#"password = "pass:word""#),
+    (
+        "hashed",
+        r#"password = "$argon2id$v=19$m=1024,t=1,p=1$c2FsdHNhbHQ$G0OGg3uuuOl7YVZRG9f8xbuzmopWldR4vXCRnrXzYsw""#,
+    ),
+    ("token", r#"token = "plain-token""#),
+    (
+        "hashed token",
+        r#"token = "$argon2id$v=19$m=1024,t=1,p=1$dGFzdHNhbHQ$K2a0TdsF8jMPn+DzVPL2/jWkFTR4cA5uDghdwDDCJ1s""#,
+    ),
+    ("reader", "token = \"reads\"\nroles = [\"read\"]"),
+    ("writer", "token = \"writes\"\nroles = [\"write\"]"),
+    ("elsewhere", "token = \"elsewhere\"\nfrom = [\"192.0.2.0/24\"]"),
+];
 
 const BODY: &str = r#"{"c":"channel1","d":"data"}"#;
 const PUBLISHED: &str = r#"{"E":null,"r":{"s":0,"f":0}}"#;
@@ -44,16 +35,7 @@ const POP: &str = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":12345}"#;
 const PUBLISH: &str = r#"{"m":"mesh.publish","p":{"c":"channel1","d":"data"},"i":12345}"#;
 
 fn server() -> Server {
-    Server::with(USERS)
-}
-
-/// Header lines with the credentials of `Basic`.
-fn basic(name: &str, password: &str) -> String {
-    format!("Authorization: Basic {}\r\n", STANDARD.encode(format!("{name}:{password}")))
-}
-
-fn bearer(token: &str) -> String {
-    format!("Authorization: Bearer {token}\r\n")
+    Server::with(&users(&USERS))
 }
 
 fn publish(server: &Server, headers: &str) -> Response {
@@ -222,8 +204,7 @@ fn pipelined_requests_are_answered_in_order_even_if_some_wait_for_verification()
 
 #[test]
 fn a_user_over_its_quota_gets_an_error_and_stays_connected() {
-    let user = "[[api.user]]\nname = \"app\"\ntoken = \"app\"\nrequests_per_s = 5\n";
-    let server = Server::with(user);
+    let server = Server::with(&users(&[("app", "token = \"app\"\nrequests_per_s = 5")]));
     let mut connection = server.http();
     let headers = bearer("app") + "X-Error-Mode: status\r\n";
     connection.send(server.raw("POST", "/v1/mesh/publish", &headers, BODY).repeat(20));
@@ -364,7 +345,7 @@ fn a_foreign_origin_is_refused_before_its_credentials_are_checked() {
 #[test]
 fn with_a_user_the_api_listens_on_every_address() {
     let config = CONFIG.replacen("127.0.0.1:0", "0.0.0.0:0", 1);
-    let server = Server::start(&format!("{config}{USERS}"));
+    let server = Server::start(&(config + &users(&USERS)));
     let address = ([127, 0, 0, 1], server.api.port()).into();
     let request = server.raw("GET", "/version", &bearer("plain-token"), "");
     assert_eq!(http(address, request).status, 200);

@@ -9,18 +9,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use support::{SUCCESS, Server, Socket};
+use support::{SUCCESS, Server, Socket, basic, users};
 
-const USERS: &str = r#"
-[[api.user]]
-name = "admin"
-password = "s3cret"
-roles = ["admin"]
-[[api.user]]
-name = "reader"
-password = "reads"
-roles = ["read"]
-"#;
+const USERS: [(&str, &str); 2] = [
+    ("admin", "password = \"s3cret\"\nroles = [\"admin\"]"),
+    ("reader", "password = \"reads\"\nroles = [\"read\"]"),
+];
 
 #[test]
 fn the_page_has_a_strict_policy_and_its_files_are_kept_by_their_tags() {
@@ -64,7 +58,7 @@ fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
     else {
         return eprintln!("skipped: no chromium or node on PATH");
     };
-    let mut server = Server::with(USERS);
+    let mut server = Server::with(&users(&USERS));
     let mut device = device(&server);
     let others = ["a", "b"].map(|channel| server.device(&format!("/ws?channels={channel}")));
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/console/check.mjs");
@@ -128,7 +122,7 @@ fn text_of_a_device_cannot_change_how_its_neighbours_are_shown() {
 /// Connects the client of user 10000.
 fn device(server: &Server) -> Socket {
     let mut backend =
-        Socket::connect(server.api, "/ws/v1", &basic("admin:s3cret")).expect("a user");
+        Socket::connect(server.api, "/ws/v1", &basic("admin", "s3cret")).expect("a user");
     let pop = r#"{"m":"queue.pop","p":{"t":["messages"]},"i":12345}"#;
     assert_eq!(backend.call(pop), SUCCESS);
     let device = server.device("/ws?channels=news,%3Cimg%20src%3Dx%3E");
@@ -140,12 +134,6 @@ fn device(server: &Server) -> Socket {
     assert_eq!(backend.call(&set), SUCCESS);
     assert_eq!(backend.call(r#"{"m":"queue.unpop","p":{},"i":12345}"#), SUCCESS);
     device
-}
-
-fn basic(pair: &str) -> String {
-    use base64::Engine as _;
-    let value = base64::engine::general_purpose::STANDARD.encode(pair);
-    format!("Authorization: Basic {value}\r\n")
 }
 
 fn program(names: &[&str]) -> Option<PathBuf> {

@@ -2,15 +2,18 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "support/shard.rs"]
+mod shard_value;
+
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::{Incarnation, NodeId, ShardId};
 use gridcast::message::{ConnectionKey, FromMesh, FromShard, GridMessage, LocalMessage, ToShard};
 use gridcast::metrics::Counters;
-use gridcast::protocol::credentials::{FingerprintKey, Roles, Scheme, Secret, User};
+use gridcast::protocol::credentials::{Roles, Scheme, Secret, User};
 use gridcast::protocol::http;
-use gridcast::queue::{Bounds, WhenFull};
+use gridcast::queue::Bounds;
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
@@ -31,41 +34,29 @@ const IDLE_MS: u64 = 600;
 const TICK_MS: u64 = 16;
 
 fn settings(shards: usize) -> Settings {
+    let base = shard_value::settings();
     let http = http::RequestLimits { head_bytes: 4096, headers: 20, body_bytes: 4096 };
     Settings {
         node: NODE,
         shards,
-        has_mesh: false,
-        api: ApiSettings {
-            advertise: ([127, 0, 0, 1], 6789).into(),
-            origins: Vec::new(),
-            users: Default::default(),
-            fingerprint_key: FingerprintKey::new([0; 32]),
-            proxy: None,
-            http,
-        },
+        api: ApiSettings { http, ..base.api },
         edges: vec![EdgeSettings { proxy: None, port: 6790, routes: vec![Arc::new(route(None))] }],
         queue: QueueSettings {
             bounds: Bounds { messages: 100, bytes: 100_000 },
-            when_full: WhenFull::Hold,
             topics: 2,
-            rules: Arc::default(),
-            sinks: Arc::default(),
+            ..base.queue
         },
-        has_access_log: false,
-        process: Process::default(),
         limits: LimitSettings {
             edge_http: http::RequestLimits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
             outbound_bytes: 100_000,
-            close_slow_clients: true,
             channels_per_client: 2,
-            addresses: AddressLimits::default(),
-            handshake_ms: 10_000,
             ping_ms: PING_MS,
             idle_ms: IDLE_MS,
             answer_ms: 500,
+            ..base.limits
         },
+        ..base
     }
 }
 

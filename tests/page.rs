@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::Server;
+use support::{Server, users};
 
 /// More routes for the edge of the common configuration, and no tables that would end it.
 const ROUTES: &str = r#"
@@ -18,8 +18,6 @@ topic = "</script>"
 path = "/members"
 token = { algorithm = "HS256", key = "0123456789abcdef0123456789abcdef", from = ["query"] }
 "#;
-
-const USER: &str = "[[api.user]]\nname = \"app\"\npassword = \"secret\"\n";
 
 /// Returns the data that the server put into the page.
 fn described(server: &Server) -> Value {
@@ -52,7 +50,7 @@ fn the_page_knows_where_the_node_listens_and_what_its_routes_do() {
 
 #[test]
 fn where_there_are_users_strangers_learn_no_topics_and_channels() {
-    let server = Server::with(USER);
+    let server = Server::with(&users(&[("app", "password = \"secret\"")]));
     let node = described(&server);
     assert_eq!(node["users"], true);
     for route in node["routes"].as_array().expect("a list") {

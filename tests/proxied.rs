@@ -12,26 +12,13 @@ use rcgen::generate_simple_self_signed;
 use rustls::crypto::ring::default_provider;
 use rustls::{ClientConfig, RootCertStore};
 use socket2::{Domain, Type};
-use support::{Http, Server, Socket};
+use support::{Http, Server, Socket, basic, config_of, users};
 
 /// A node that believes 127.0.0.1, in the way that `method` names.
 fn config(method: &str) -> String {
     let proxy = format!("proxy = {{ from = [\"127.0.0.1\"], {method} = true }}\n");
-    format!(
-        r#"
-[node]
-cores = 2
-[api]
-bind = "127.0.0.1:0"
-[[edge]]
-bind = "127.0.0.1:0"
-{proxy}
-[[edge.route]]
-path = "/ws"
-topic = "messages"
-events = ["open"]
-"#
-    )
+    let route = "[[edge.route]]\npath = \"/ws\"\ntopic = \"messages\"\nevents = [\"open\"]\n";
+    config_of("127.0.0.1:0", "127.0.0.1:0", &(proxy + route))
 }
 
 /// A version 2 header for a client with this address.
@@ -201,23 +188,16 @@ fn tls_begins_after_the_header_and_addresses_are_counted_by_it() {
 
 #[test]
 fn each_request_of_a_shared_connection_has_its_own_address() {
-    let users = r#"
-proxy = { from = ["127.0.0.1"], forwarded = true }
-[[api.user]]
-name = "app"
-password = "open sesame"
-from = ["192.0.2.7"]
-"#;
+    let proxy = "proxy = { from = [\"127.0.0.1\"], forwarded = true }\n";
+    let user = users(&[("app", "password = \"open sesame\"\nfrom = [\"192.0.2.7\"]")]);
     let config = config("forwarded");
-    let config = config.replacen("[[edge]]", &format!("{users}[[edge]]"), 1);
+    let config = config.replacen("[[edge]]", &format!("{proxy}{user}[[edge]]"), 1);
+    let credentials = basic("app", "open sesame");
     let server = Server::start(&config);
     let mut http = Http::connect(server.api);
     let mut status = |forwarded: &str| {
-        http.send(format!(
-            "GET /v1/nodes HTTP/1.1\r\nHost: {}\r\nAuthorization: Basic \
-             YXBwOm9wZW4gc2VzYW1l\r\n{forwarded}\r\n",
-            server.api
-        ));
+        let headers = format!("{credentials}{forwarded}");
+        http.send(server.raw("GET", "/v1/nodes", &headers, ""));
         http.response().status
     };
     for _ in 0..2 {
@@ -230,11 +210,8 @@ from = ["192.0.2.7"]
         assert_eq!(status("X-Forwarded-For: 192.0.2.7, 127.0.0.1\r\n"), 200);
     }
     let mut liar = stranger(server.api);
-    liar.send(format!(
-        "GET /v1/nodes HTTP/1.1\r\nHost: {}\r\nAuthorization: Basic \
-         YXBwOm9wZW4gc2VzYW1l\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
-        server.api
-    ));
+    let headers = format!("{credentials}X-Forwarded-For: 192.0.2.7\r\n");
+    liar.send(server.raw("GET", "/v1/nodes", &headers, ""));
     assert_eq!(liar.response().status, 403);
 }
 

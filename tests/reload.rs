@@ -5,7 +5,7 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use support::{CONFIG, Server, Socket, until};
+use support::{CONFIG, Server, Socket, until, users};
 
 /// A user with all roles, and the header of its requests.
 const USER: &str = "[[api.user]]\nname = \"app\"\ntoken = \"open-sesame\"\n";
@@ -212,8 +212,10 @@ fn a_lame_duck_is_not_ready_and_does_everything_else_until_ctrl_c_skips_the_rest
 
 #[test]
 fn an_administrator_reloads_over_http_and_websocket_and_is_told_the_changes() {
-    let users = "[[api.user]]\nname = \"app\"\ntoken = \"open-sesame\"\n\
-                 [[api.user]]\nname = \"admin\"\ntoken = \"open-admin\"\nroles = [\"admin\"]\n";
+    let users = users(&[
+        ("app", "token = \"open-sesame\""),
+        ("admin", "token = \"open-admin\"\nroles = [\"admin\"]"),
+    ]);
     let config = format!("{CONFIG}{users}");
     let mut server = Server::start(&config);
     let admin = HEADER.replace("sesame", "admin");

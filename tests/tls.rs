@@ -14,7 +14,7 @@ use std::{fs, process};
 use rcgen::{CertificateParams, CertifiedKey, KeyPair, date_time_ymd, generate_simple_self_signed};
 use rustls::crypto::ring::default_provider;
 use rustls::{ClientConfig, RootCertStore};
-use support::{DEADLINE, Http, Message, Process, Server, Socket, config_file, until};
+use support::{DEADLINE, Http, Message, Process, Server, Socket, config_file, routes, until};
 
 /// A certificate for localhost in two files, and clients that trust it.
 struct Certificate {
@@ -84,19 +84,6 @@ fn write_certificate(folder: &Path) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-const ROUTES: &str = r#"
-[[edge.route]]
-path = "/ws"
-topic = "messages"
-events = ["open", "message", "close"]
-subscribe = ["*"]
-[[edge.route]]
-path = "/echo"
-handler = "echo"
-message_bytes = 16777216
-outbound_bytes = 67108864
-"#;
-
 /// Two shards; an edge over TLS and one without.
 fn server(certificate: &Certificate) -> Server {
     server_with(certificate, "")
@@ -104,10 +91,11 @@ fn server(certificate: &Certificate) -> Server {
 
 /// With further sections.
 fn server_with(certificate: &Certificate, sections: &str) -> Server {
+    let routes = routes();
     let edge = "[[edge]]\nbind = \"127.0.0.1:0\"\n";
     Server::start(&format!(
-        "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n{edge}[edge.tls]\n{}{ROUTES}\
-         {edge}{ROUTES}{sections}",
+        "[node]\ncores = 2\n[api]\nbind = \"127.0.0.1:0\"\n{edge}[edge.tls]\n{}{routes}\
+         {edge}{routes}{sections}",
         certificate.keys()
     ))
 }
@@ -135,7 +123,8 @@ fn the_api_is_reached_over_tls() {
     let keys = certificate.keys();
     let server = Server::start(&format!(
         "[api]\nbind = \"127.0.0.1:0\"\n[api.tls]\n{keys}\
-         [[edge]]\nbind = \"127.0.0.1:0\"\n{ROUTES}"
+         [[edge]]\nbind = \"127.0.0.1:0\"\n{}",
+        routes()
     ));
     let mut http = certificate.connect(server.api);
     http.send(server.raw("POST", "/v1/mesh/publish", "", r#"{"c":"a","d":"x"}"#).repeat(2));

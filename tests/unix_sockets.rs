@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, process};
 
-use support::{DEADLINE, Process, command, config_file};
+use support::{DEADLINE, Process, command, config_file, config_of};
 
 /// A folder for sockets, removed on drop. Its path is short, as that of a socket has to be.
 struct Folder(PathBuf);
@@ -33,23 +33,9 @@ impl Folder {
 
     /// A node without users, whose listeners are here. `edge_keys` are keys of the edge.
     fn config(&self, edge_keys: &str) -> PathBuf {
-        let (api, edge) = (self.api(), self.edge());
-        config_file(&format!(
-            r#"
-[node]
-cores = 2
-[api]
-bind = "unix:{}"
-[[edge]]
-bind = "unix:{}"
-{edge_keys}
-[[edge.route]]
-path = "/echo"
-handler = "echo"
-"#,
-            api.display(),
-            edge.display()
-        ))
+        let unix = |path: PathBuf| format!("unix:{}", path.display());
+        let lines = format!("{edge_keys}\n[[edge.route]]\npath = \"/echo\"\nhandler = \"echo\"\n");
+        config_file(&config_of(&unix(self.api()), &unix(self.edge()), &lines))
     }
 }
 

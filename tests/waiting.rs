@@ -12,9 +12,9 @@ use gridcast::message::ConnectionKey;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{EdgeSettings, QueueSettings, RouteSettings, Settings};
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Listener, Now, Shard};
 use serde_json::Value;
-use shard_value::{bytes_of, call, poll_write};
+use shard_value::call;
 
 const NOW: Now = Now { ms: 0, us: 0, unix_ms: 1_700_000_000_000 };
 
@@ -94,25 +94,7 @@ impl Node {
 
     /// Runs turns until nothing is left to do, and writes all output.
     fn settle(&mut self) {
-        for _ in 0..100_000 {
-            self.shard.handle_turn(self.now);
-            let shard = &mut self.shard;
-            while let Some((key, batch)) = poll_write(shard) {
-                let bytes = bytes_of(&batch);
-                shard.recycle(batch);
-                shard.handle_written(self.now, key, bytes.len(), true);
-                self.written.entry(key.index).or_default().extend(bytes);
-            }
-            while let Some(action) = self.shard.poll_action() {
-                if let Action::Close(key) = action {
-                    self.shard.handle_closed(key);
-                }
-            }
-            if !self.shard.inspect().has_writes() && self.shard.poll_timeout() != Some(0) {
-                return;
-            }
-        }
-        panic!("the shard asks for turns without end");
+        shard_value::settle(&mut self.shard, self.now, &mut self.written);
     }
 
     /// Connects a back end that consumes the topic. Returns the `p` of all events that it gets.

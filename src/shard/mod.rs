@@ -38,7 +38,7 @@ mod client;
 mod connection;
 mod drain;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod input;
 mod inspection;
 pub mod interest;

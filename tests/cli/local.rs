@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::support::{CONFIG, Server, Socket, command, config_file};
+use super::support::{CONFIG, Server, Socket, command, config_file, users};
 use super::{Ended, Folder, at, ended, text};
 
 const KEY: &str = "0d2c9f6b7a81e4530d2c9f6b7a81e453";
@@ -94,8 +94,8 @@ fn a_token_that_cannot_be_made_is_explained() {
 fn a_hashed_password_lets_its_user_in() {
     let hash = ended(&mut command(&["hash", "--memory", "8", "--passes", "1"]), b"sesame\n");
     let hash = hash.succeeded();
-    let user = format!("[[api.user]]\nname = \"app\"\npassword = \"{}\"\n", hash.trim_end());
-    let server = Server::with(&user);
+    let password = format!("password = \"{}\"", hash.trim_end());
+    let server = Server::with(&users(&[("app", &password)]));
     let mut publish = at(server.api, &["publish", "news", "hello"]);
     ended(publish.env("GRIDCAST_USER", "app:sesame"), b"").succeeded();
     for wrong in [&b""[..], b"\n", b"a\nb\n", &[b'x'; 1025]] {

@@ -2,29 +2,21 @@
 
 use std::process::Command;
 
-use super::support::Server;
+use super::support::{Server, users};
 use super::{Ended, at, ended};
-
-const USERS: &str = r#"
-[[api.user]]
-name = "app"
-password = "open: sesame"
-roles = ["write"]
-[[api.user]]
-name = "dashboard"
-token = "f6a2c1b09e83d7450f6a2c1b09e83d74"
-roles = ["read"]
-[[api.user]]
-name = "operator"
-token = "0d2c9f6b7a81e4530d2c9f6b7a81e453"
-roles = ["admin"]
-"#;
 
 const READER: &str = "f6a2c1b09e83d7450f6a2c1b09e83d74";
 const OPERATOR: &str = "0d2c9f6b7a81e4530d2c9f6b7a81e453";
 
+/// The lines of a user with this token and role.
+fn token(token: &str, role: &str) -> String {
+    format!("token = \"{token}\"\nroles = [\"{role}\"]")
+}
+
 fn server() -> Server {
-    Server::with(USERS)
+    let (reader, operator) = (token(READER, "read"), token(OPERATOR, "admin"));
+    let app = "password = \"open: sesame\"\nroles = [\"write\"]";
+    Server::with(&users(&[("app", app), ("dashboard", &reader), ("operator", &operator)]))
 }
 
 fn run(command: &mut Command) -> Ended {

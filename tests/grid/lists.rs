@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::support::{DEADLINE, Grid, Server, assert_error, until_within};
+use crate::support::{DEADLINE, Grid, Server, assert_error, bearer, until_within, users};
 
 /// The ids of the nodes that a `node.list` lists, with their states.
 fn states(list: &Value) -> Vec<(u64, &str)> {
@@ -42,12 +42,12 @@ fn any_node_lists_all_nodes_and_names_one_that_is_frozen_or_dead() {
 
 #[test]
 fn lists_need_the_role_admin() {
-    let users = "[[api.user]]\nname = \"app\"\ntoken = \"open-sesame\"\n\
-                 [[api.user]]\nname = \"admin\"\ntoken = \"open-admin\"\nroles = [\"admin\"]\n";
-    let server = Server::with(users);
+    let server = Server::with(&users(&[
+        ("app", "token = \"open-sesame\""),
+        ("admin", "token = \"open-admin\"\nroles = [\"admin\"]"),
+    ]));
     let status = |headers: &str| server.request("POST", "/v1/node/list", headers, "").status;
-    let (app, admin) =
-        ("Authorization: Bearer open-sesame\r\n", "Authorization: Bearer open-admin\r\n");
+    let (app, admin) = (&bearer("open-sesame"), &bearer("open-admin"));
     assert_eq!([status(""), status(app), status(admin)], [401, 403, 200]);
     let mut socket = crate::support::Socket::connect(server.api, "/ws/v1", app).expect("it may");
     assert_error(&socket.call(r#"{"m":"node.list","i":1}"#), 102, Some("1"));

@@ -35,6 +35,8 @@ mod pushes;
 mod random;
 #[path = "../simulation/seeds.rs"]
 mod seeds;
+#[path = "../support/shard.rs"]
+mod shard_value;
 #[path = "../simulation/wire.rs"]
 #[expect(dead_code, reason = "back ends speak WebSocket alone here")]
 mod wire;

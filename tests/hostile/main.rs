@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use cases::{Case, End, Outcome, Trickle};
-use support::{Http, Message, Response, Server, Socket, frame};
+use support::{Http, Message, Response, Server, Socket, frame, users};
 
 /// So low that the cases are short; `page` tells of them.
 const LIMITS: &str = "[limits]\nhead_bytes = 4096\nheaders = 50\napi_message_bytes = 4096\n\
@@ -77,7 +77,7 @@ fn a_broken_frame_closes_its_connection_with_the_code_for_it() {
 
 #[test]
 fn who_may_not_call_is_answered_before_the_body_and_cut_off() {
-    let server = Server::with(strangers::USERS);
+    let server = Server::with(&users(&strangers::USERS));
     for strangers::Stranger { what, head, status } in strangers::strangers() {
         let mut connection = Listener::Api.connect(&server);
         connection.send(&head);

@@ -1,5 +1,7 @@
 //! Requests with a body of those who may not call: answered at the head, before a byte of the body.
 
+use crate::support::basic;
+
 /// A request of which only the head is sent.
 pub struct Stranger {
     pub what: &'static str,
@@ -7,25 +9,12 @@ pub struct Stranger {
     pub status: u16,
 }
 
-/// Users with one role, and from one place that is not here. Their passwords are `secret`.
-pub const USERS: &str = r#"
-[[api.user]]
-name = "app"
-password = "secret"
-[[api.user]]
-name = "reader"
-password = "secret"
-roles = ["read"]
-[[api.user]]
-name = "far"
-password = "secret"
-from = ["10.0.0.0/8"]
-"#;
-
-/// `app:wrong`, `reader:secret` and `far:secret`.
-const WRONG: &str = "Authorization: Basic YXBwOndyb25n\r\n";
-const READER: &str = "Authorization: Basic cmVhZGVyOnNlY3JldA==\r\n";
-const FAR: &str = "Authorization: Basic ZmFyOnNlY3JldA==\r\n";
+/// Users with one role, and from one place that is not here.
+pub const USERS: [(&str, &str); 3] = [
+    ("app", "password = \"secret\""),
+    ("reader", "password = \"secret\"\nroles = [\"read\"]"),
+    ("far", "password = \"secret\"\nfrom = [\"10.0.0.0/8\"]"),
+];
 
 const LENGTH: &str = "Content-Length: 1000\r\n";
 
@@ -36,6 +25,7 @@ pub fn strangers() -> Vec<Stranger> {
         Stranger { what, head, status }
     };
     let publish = "/v1/mesh/publish";
+    let (reader, far) = (&basic("reader", "secret"), &basic("far", "secret"));
     vec![
         stranger(401, "no credentials", publish, &[LENGTH]),
         stranger(401, "no credentials, chunked", publish, &["Transfer-Encoding: chunked\r\n"]),
@@ -53,9 +43,9 @@ pub fn strangers() -> Vec<Stranger> {
             &[LENGTH, "Authorization: Basic !!!\r\n"],
         ),
         stranger(401, "an unknown scheme", publish, &[LENGTH, "Authorization: Digest a\r\n"]),
-        stranger(401, "a wrong password", publish, &[LENGTH, WRONG]),
-        stranger(401, "two that are right each", publish, &[LENGTH, READER, FAR]),
-        stranger(403, "a user without the role", publish, &[LENGTH, READER]),
-        stranger(403, "a user from elsewhere", publish, &[LENGTH, FAR]),
+        stranger(401, "a wrong password", publish, &[LENGTH, &basic("app", "wrong")]),
+        stranger(401, "two that are right each", publish, &[LENGTH, reader, far]),
+        stranger(403, "a user without the role", publish, &[LENGTH, reader]),
+        stranger(403, "a user from elsewhere", publish, &[LENGTH, far]),
     ]
 }

@@ -8,10 +8,10 @@ use gridcast::message::{ConnectionKey, FromMesh, FromShard, KnownNodes, ToMesh, 
 use gridcast::protocol::api::{LinkState, MeshRow, NodeRow, Tally};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{EdgeSettings, Settings};
-use gridcast::shard::{Listener, Now, Priority, Shard};
+use gridcast::shard::{Listener, Now, Shard};
 use serde_json::{Value, json};
 
-use crate::shard_value::{self, call, upgraded};
+use crate::shard_value::{self, bytes_of, call, poll_write, upgraded};
 
 /// The most turns that one call may take.
 const TURNS_MAX: usize = 100_000;
@@ -208,10 +208,8 @@ impl Grid {
     /// Returns what was written to a connection of the first shard of a node since the last time.
     fn written(&mut self, node: usize, key: ConnectionKey) -> Vec<u8> {
         let shard = &mut self.nodes[node][0];
-        while let Some((to, batch)) =
-            shard.poll_write(Priority::Urgent).or_else(|| shard.poll_write(Priority::Bulk))
-        {
-            let bytes: Vec<u8> = batch.iter().flat_map(|chunk| chunk.bytes().to_vec()).collect();
+        while let Some((to, batch)) = poll_write(shard) {
+            let bytes = bytes_of(&batch);
             shard.recycle(batch);
             shard.handle_written(self.now, to, bytes.len(), true);
             self.output.entry((node, to)).or_default().extend(bytes);

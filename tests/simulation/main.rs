@@ -14,6 +14,8 @@ mod pushes;
 mod random;
 mod run;
 mod seeds;
+#[path = "../support/shard.rs"]
+mod shard_value;
 mod wire;
 mod world;
 

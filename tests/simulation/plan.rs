@@ -4,16 +4,15 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use gridcast::address::NodeId;
-use gridcast::protocol::credentials::FingerprintKey;
 use gridcast::protocol::http;
 use gridcast::queue::{Bounds, WhenFull};
 use gridcast::shard::rate::Rate;
 use gridcast::shard::settings::{
-    AddressLimits, ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings,
-    Settings,
+    AddressLimits, ApiSettings, EdgeSettings, LimitSettings, QueueSettings, RouteSettings, Settings,
 };
 
 use crate::random::Random;
+use crate::shard_value;
 
 /// The longest message that a client may send.
 pub const MESSAGE_BYTES: usize = 600;
@@ -124,18 +123,11 @@ pub fn settings(
     let outbound_bytes = *random.pick(&[700, 3000, 100_000]);
     // What is held back for it comes within the time in which all comes to rest.
     let messages = Rate::new(*rare.pick(&[0, 0, 0, 30, 60]));
+    let base = shard_value::settings();
     Settings {
         node: NodeId::new(7).expect("7 is a node"),
         shards,
-        has_mesh: false,
-        api: ApiSettings {
-            advertise: "127.0.0.1:6789".parse().expect("an address"),
-            origins: Vec::new(),
-            users: Default::default(),
-            fingerprint_key: FingerprintKey::new([0; 32]),
-            proxy: None,
-            http,
-        },
+        api: ApiSettings { http, ..base.api },
         edges: vec![EdgeSettings {
             proxy: None,
             port: 6790,
@@ -151,11 +143,8 @@ pub fn settings(
                 WhenFull::Close,
             ]),
             topics: 64,
-            rules: Arc::default(),
-            sinks: Arc::default(),
+            ..base.queue
         },
-        has_access_log: false,
-        process: Process::default(),
         limits: LimitSettings {
             edge_http: http::RequestLimits { body_bytes: 0, ..http },
             api_message_bytes: 4096,
@@ -167,11 +156,11 @@ pub fn settings(
             close_slow_clients: random.one_in(2),
             channels_per_client: random.between(2, 6),
             addresses: AddressLimits { connections: connections(rare), handshakes: None },
-            handshake_ms: 10_000,
             ping_ms: 30_000,
             idle_ms: 60_000,
-            answer_ms: 1500,
+            ..base.limits
         },
+        ..base
     }
 }
 

@@ -6,10 +6,8 @@ use std::sync::Arc;
 use gridcast::message::ConnectionKey;
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::Settings;
-use gridcast::shard::{Action, Listener, Now, Shard};
+use gridcast::shard::{Listener, Now, Shard};
 use serde_json::Value;
-
-use super::shard_value::{bytes_of, poll_write};
 
 /// The node, at a time in milliseconds.
 pub struct Node {
@@ -107,26 +105,6 @@ impl Node {
 
     /// Runs turns until nothing is left to do, and writes all output.
     fn settle(&mut self) {
-        for _ in 0..100_000 {
-            self.shard.handle_turn(self.now);
-            let shard = &mut self.shard;
-            while let Some((key, batch)) = poll_write(shard) {
-                let bytes = bytes_of(&batch);
-                shard.recycle(batch);
-                shard.handle_written(self.now, key, bytes.len(), true);
-                self.written.entry(key.index).or_default().extend(bytes);
-            }
-            while let Some(action) = self.shard.poll_action() {
-                if let Action::Close(key) = action {
-                    self.shard.handle_closed(key);
-                }
-            }
-            if !self.shard.inspect().has_writes()
-                && self.shard.poll_timeout().is_none_or(|due_ms| due_ms > self.now.ms)
-            {
-                return;
-            }
-        }
-        panic!("the shard asks for turns without end");
+        super::shard_value::settle(&mut self.shard, self.now, &mut self.written);
     }
 }

@@ -15,15 +15,19 @@ mod server;
 mod service;
 mod socket;
 mod stream;
+mod users;
 
 use std::time::{Duration, Instant};
 
 pub use grid::{Grid, KEY, node_config, states, until_within};
 pub use http::{Http, Response, http};
-pub use server::{CONFIG, DRIVER, LogReader, Process, Ready, Server, command, config_file};
+pub use server::{
+    CONFIG, DRIVER, LogReader, Process, Ready, Server, command, config_file, config_of, routes,
+};
 pub use service::{Asked, Service, refusing_port};
 pub use socket::{Message, Socket, frame};
 pub use stream::Stream;
+pub use users::{basic, bearer, users};
 
 /// The longest that any awaited event may take, far beyond what a healthy server needs.
 pub const DEADLINE: Duration = Duration::from_secs(10);

@@ -45,6 +45,16 @@ message_bytes = 16777216
 outbound_bytes = 67108864
 "#;
 
+/// The configuration of two shards that listen at these addresses. `lines` are keys of the edge, and its routes.
+pub fn config_of(api: &str, edge: &str, lines: &str) -> String {
+    format!("[node]\ncores = 2\n[api]\nbind = \"{api}\"\n[[edge]]\nbind = \"{edge}\"\n{lines}")
+}
+
+/// The routes of [`CONFIG`].
+pub fn routes() -> &'static str {
+    &CONFIG[CONFIG.find("[[edge.route]]").expect("an edge has routes")..]
+}
+
 /// A running server, which is stopped when the value is dropped.
 pub struct Server {
     process: Process,

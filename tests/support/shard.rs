@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses its own part of this")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gridcast::address::{NodeId, ShardId};
@@ -13,7 +14,7 @@ use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{
     ApiSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
 };
-use gridcast::shard::{Batch, Listener, Now, Priority, Shard};
+use gridcast::shard::{Action, Batch, Listener, Now, Priority, Shard};
 
 /// The settings of a node of one shard, without a mesh, edges and users.
 pub fn settings() -> Settings {
@@ -91,6 +92,29 @@ pub fn poll_write(shard: &mut Shard) -> Option<(ConnectionKey, Batch)> {
 
 pub fn bytes_of(batch: &Batch) -> Vec<u8> {
     batch.iter().flat_map(|chunk| chunk.bytes()).copied().collect()
+}
+
+/// Runs turns until a shard has nothing left to do. Adds its output to that of each connection, by index.
+pub fn settle(shard: &mut Shard, now: Now, written: &mut BTreeMap<u32, Vec<u8>>) {
+    for _ in 0..100_000 {
+        shard.handle_turn(now);
+        while let Some((key, batch)) = poll_write(shard) {
+            let bytes = bytes_of(&batch);
+            shard.recycle(batch);
+            shard.handle_written(now, key, bytes.len(), true);
+            written.entry(key.index).or_default().extend(bytes);
+        }
+        while let Some(action) = shard.poll_action() {
+            if let Action::Close(key) = action {
+                shard.handle_closed(key);
+            }
+        }
+        let is_due = shard.poll_timeout().is_some_and(|due_ms| due_ms <= now.ms);
+        if !is_due && !shard.inspect().has_writes() {
+            return;
+        }
+    }
+    panic!("the shard asks for turns without end");
 }
 
 /// Opens a connection that asks for a WebSocket at a path, of a client or a back end.

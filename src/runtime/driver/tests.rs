@@ -25,10 +25,9 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 
 use super::*;
-use crate::address::{NodeId, ShardId};
-use crate::protocol::credentials::FingerprintKey;
+use crate::address::ShardId;
 use crate::protocol::http;
-use crate::queue::{Bounds, WhenFull};
+use crate::queue::Bounds;
 use crate::runtime::Capacity;
 use crate::runtime::bus::bus;
 use crate::runtime::faults::{Faults, Random};
@@ -38,9 +37,10 @@ use crate::runtime::outlet::Outlet;
 use crate::runtime::poller::Poller;
 use crate::runtime::ring::Ring;
 use crate::runtime::verifier;
+use crate::shard::fixture;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::{
-    ApiSettings, EdgeSettings, LimitSettings, Process, QueueSettings, RouteSettings, Settings,
+    ApiSettings, EdgeSettings, LimitSettings, QueueSettings, RouteSettings, Settings,
 };
 use peer::{Door, Peer};
 
@@ -361,18 +361,9 @@ fn settings() -> Settings {
     let feeding =
         RouteSettings { path: "/feed".into(), topic, tells_message: true, ..echo.clone() };
     let feeding = RouteSettings { echo: false, ..feeding };
+    let base = fixture::settings();
     Settings {
-        node: NodeId::new(1).unwrap(),
-        shards: 1,
-        has_mesh: false,
-        api: ApiSettings {
-            users: Default::default(),
-            fingerprint_key: FingerprintKey::new([0; 32]),
-            proxy: None,
-            advertise: ([127, 0, 0, 1], 6789).into(),
-            origins: Vec::new(),
-            http,
-        },
+        api: ApiSettings { http, ..base.api },
         edges: vec![EdgeSettings {
             proxy: None,
             port: 6790,
@@ -380,25 +371,20 @@ fn settings() -> Settings {
         }],
         queue: QueueSettings {
             bounds: Bounds { messages: 16, bytes: 8192 },
-            when_full: WhenFull::Hold,
             topics: 1,
-            rules: Arc::default(),
-            sinks: Arc::default(),
+            ..base.queue
         },
-        has_access_log: false,
-        process: Process::default(),
         limits: LimitSettings {
             edge_http: http,
             api_message_bytes: 4096,
-            outbound_bytes: 1 << 20,
-            close_slow_clients: true,
             channels_per_client: 1,
             // Time advances in leaps here, so no timeout may end a connection.
             handshake_ms: 3_600_000,
             ping_ms: 3_600_000,
             idle_ms: 7_200_000,
-            addresses: Default::default(),
             answer_ms: 3_600_000,
+            ..base.limits
         },
+        ..base
     }
 }
