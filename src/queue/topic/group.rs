@@ -371,6 +371,7 @@ impl Group {
     }
 
     /// Notes that a message which was in flight has left the group.
+    #[inline]
     pub(super) fn finish_lane(&mut self, client: ClientId) {
         self.backlog -= 1;
         if let Some(owner) = self.lanes.finish(client) {
@@ -379,6 +380,7 @@ impl Group {
     }
 
     /// Finishes the message at a place among those in flight to a consumer.
+    #[inline]
     fn finish(&mut self, held: &mut Held, now_us: u64, key: ConsumerKey, at: usize) {
         let removed = self.consumers[key].remove(at);
         let InFlight { client, item, .. } = removed.expect("the place was looked up");
@@ -391,6 +393,7 @@ impl Group {
     pub(super) fn progress(&mut self, held: &mut Held, now_us: u64, key: ConsumerKey) {
         let consumer = &mut self.consumers[key];
         consumer.progress_us = now_us;
+        let is_leaving = consumer.state == ConsumerState::Leaving;
         if consumer.state == ConsumerState::Stalled {
             consumer.state = ConsumerState::Active;
             self.share_again();
@@ -399,7 +402,9 @@ impl Group {
         if self.lanes.has_listed() {
             self.fill(held, now_us, key, usize::MAX);
         }
-        self.remove_if_left(key);
+        if is_leaving {
+            self.remove_if_left(key);
+        }
         held.grant_to_asking();
     }
 
@@ -453,6 +458,7 @@ impl Group {
 }
 
 /// Hands a message to a consumer that has room.
+#[inline]
 fn hand(consumer: &mut Consumer, now_us: u64, client: ClientId, item: Item) -> Effect {
     let delivery = Delivery {
         number: item.number,

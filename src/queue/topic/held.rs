@@ -86,10 +86,16 @@ impl Held {
     }
 
     /// Grants room to those who wait for it.
+    #[inline]
     pub(super) fn grant_to_asking(&mut self) {
-        while self.room.has_asking()
-            && let Some(grant) = self.room.poll_grant()
-        {
+        // The usual case: nobody waits.
+        if self.room.has_asking() {
+            self.poll_grants();
+        }
+    }
+
+    fn poll_grants(&mut self) {
+        while let Some(grant) = self.room.poll_grant() {
             self.effects.push_back(match grant {
                 RoomGrant::Credit(shard, credit) => Effect::Grant(shard, credit),
                 RoomGrant::Push => Effect::RoomForPush,
