@@ -11,7 +11,7 @@ use std::{env, fs, process};
 use cases::{Crowd, Decoding, EncodingEvent, Handshake, Hop, Parsing, Passing, RemotePublishes};
 use gridcast::protocol::frame::{Frame, Kind};
 
-/// Its name, how much it does in a run, and a way to run it so many times.
+/// A case: the name, the units of work in one repetition, and a function that repeats the case a number of times.
 type Case = (&'static str, u64, fn(u64));
 
 const CASES: [Case; 23] = [

@@ -55,7 +55,7 @@ const RESERVED: [(&str, &[&str]); 17] = [
 
 struct Source {
     path: PathBuf,
-    // Its path in `src/`.
+    // The path in `src/`.
     place: String,
     layer: String,
     code: String,
@@ -148,7 +148,7 @@ const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("taps", &["Taps"], &["memory::Shortage"]),
 ];
 
-/// What the parts stand on may name these values of theirs, and none of their structs.
+/// The layers below the parts, and the values of parts that each may name. The structs of parts are not among them.
 const BELOW: [(&str, &[&str]); 2] = [
     (
         "connection",

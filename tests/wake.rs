@@ -47,7 +47,7 @@ impl Sleeper {
         self.armed.may_sleep(|| self.mark.load(Ordering::Acquire) == 0)
     }
 
-    /// As the eventfd that a ring waits for: loom tells if nobody ever writes it.
+    /// Waits like a ring for its eventfd. Loom reports it if nobody ever writes to that.
     fn sleep(&self) {
         let mut wakes = self.eventfd.0.lock().unwrap();
         while *wakes == 0 {

@@ -1,5 +1,4 @@
-//! What is measured: each case made ready once and run as often as wanted, for the benches of time
-//! and those of instructions alike.
+//! The cases of both benches. Each case is set up once and can be repeated any number of times.
 
 #![allow(
     dead_code,

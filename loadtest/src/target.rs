@@ -38,7 +38,7 @@ impl Target {
                 client::open(self.edge, &format!("/ws?channels={channel}"), raw::TEXT).await
             }
             (Dialect::Channels, channel) => {
-                // This protocol has no client without a channel.
+                // In this protocol every client has a channel.
                 let path = format!("/sub/{}", channel.unwrap_or("none"));
                 client::open(self.edge, &path, raw::TEXT).await
             }

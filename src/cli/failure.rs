@@ -30,7 +30,7 @@ impl Failure {
             Self::Usage(_) => USAGE_STATUS,
             Self::Unreachable(_) => 3,
             Self::Denied(_) => 4,
-            // As a shell reports a process that the signal has ended.
+            // The code with which a shell reports a process that the signal has ended.
             Self::Interrupted(signal) => 128 + signal,
             Self::OutputClosed => 128 + libc::SIGPIPE as u8,
         }

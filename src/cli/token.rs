@@ -143,7 +143,7 @@ impl TokenArguments {
         }
         let text = fs::read_to_string(file).map_err(unreadable)?;
         let algorithm = self.algorithm.unwrap_or(TokenAlgorithm::Hs256);
-        // As the key file of a route: the line end that editors add is no part of a secret.
+        // The line end that editors add is not part of a secret. The key file of a route is read in the same way.
         let key = text.trim_end_matches(['\r', '\n']);
         SigningKey::new(self.kid.as_deref(), algorithm, key).ok_or_else(|| {
             let expected = match algorithm {

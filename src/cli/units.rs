@@ -11,7 +11,7 @@ pub(super) fn bytes(count: u64) -> String {
     for next in UNITS {
         value /= 1024.0;
         unit = next;
-        // What is rounded to 1024 is one of the next unit.
+        // Beyond this the value would be rounded to 1024, which is 1 of the next unit.
         if value < 1023.95 {
             break;
         }

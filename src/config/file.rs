@@ -45,7 +45,7 @@ impl ValueShape for SecretFile {
     }
 }
 
-/// What a file held when it was read. Shows nothing of it.
+/// A hash of the contents of a file when it was read.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Contents([u8; 32]);
 

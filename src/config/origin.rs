@@ -75,7 +75,7 @@ fn host_as_sent(host: &str) -> Option<String> {
     if host.is_empty() || !host.bytes().all(is_host_byte) {
         return None;
     }
-    // What ends in a number is an IPv4 address to a browser.
+    // Browsers take a host that ends in a number for an IPv4 address.
     let last = host.trim_end_matches('.').rsplit('.').next()?;
     if !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()) {
         let address: Ipv4Addr = host.trim_end_matches('.').parse().ok()?;

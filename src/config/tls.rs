@@ -196,7 +196,7 @@ fn not_pem(error: pem::Error) -> String {
     if matches!(error, pem::Error::MissingSectionEnd { .. }) {
         return "cut off: a PEM section in it has no end; it may be being written".into();
     }
-    // What it names of the file may have line ends.
+    // The error may quote lines of the file.
     format!("not PEM: {}", error.to_string().replace(['\n', '\r'], " "))
 }
 

@@ -134,7 +134,7 @@ fn a_ring_that_cannot_be_had_is_wrong_and_says_what_to_look_at() {
     assert!(words.contains("to do:  see `sysctl"), "{words}");
 }
 
-/// What a machine without io_uring is judged as, by the driver that the node is to use.
+/// The verdict on a machine without io_uring depends on the driver that the node is to use.
 #[test]
 fn what_io_uring_needs_is_wrong_only_if_the_node_takes_nothing_else() {
     let changes: [fn(&mut Machine); 4] = [
@@ -238,7 +238,7 @@ fn memory_is_that_of_the_group_where_it_has_less() {
     let (state, words) = with_machine(|machine| machine.group.memory_bytes = Some(1 << 30));
     assert_eq!(state, FindingState::Wrong);
     assert!(words.contains("1024 MiB of the control group"), "{words}");
-    // As many as there is room for always fit.
+    // The number of clients that there is room for always fits.
     let mut machine = machine();
     machine.group.memory_bytes = Some(1 << 30);
     let plan = Plan { clients: None, ..plan() };

@@ -60,7 +60,7 @@ impl SharedUsage {
 /// When a certificate that the node shows expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateExpiry {
-    /// What shows the certificate: `api`, `mesh`, or the configured address of an edge.
+    /// The listener that shows the certificate: `api`, `mesh`, or the configured address of an edge.
     pub listener: String,
     /// The path of the file.
     pub file: String,

@@ -84,7 +84,7 @@ pub fn parse(input: &[u8]) -> Result<Option<ProxyHeader>, ProxyError> {
 /// Reads the header at the start of a connection from the pieces in which it arrives.
 #[derive(Debug, Default)]
 pub struct ProxyHeaderReader {
-    // What has arrived, if that is not all: less than HEADER_BYTES_MAX.
+    // The beginning of a header that has not arrived as a whole: less than HEADER_BYTES_MAX bytes.
     partial: Vec<u8>,
 }
 

@@ -53,7 +53,7 @@ pub struct Faults {
     odds: usize,
     // The test's peers run between turns on the same thread, so a wait for them would never end.
     never_waits: bool,
-    // This many of the next cancellations miss.
+    // The number of cancellations that miss from now on.
     cancels_to_miss: usize,
     // The errors of refused requests, by user data.
     refused: HashMap<u64, i32>,

@@ -106,7 +106,7 @@ struct WatchedSocket {
     // The peer has ended the connection, or it has failed: a short receive is not the last one.
     is_ended: bool,
     waits_for_room: bool,
-    // It is in `Poller::ready`.
+    // Whether the socket is in `Poller::ready`.
     is_ready: bool,
 }
 

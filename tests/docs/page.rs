@@ -14,7 +14,7 @@ pub struct Page {
 
 /// A link to a place in the repository.
 pub struct Link {
-    /// As written; empty for the page itself.
+    /// The file as the link names it. Empty for the page itself.
     pub file: String,
     pub anchor: Option<String>,
 }

@@ -339,7 +339,7 @@ impl Network {
     }
 }
 
-/// Who says something on a link whose other end is gone is told, perhaps.
+/// Tells a node that sends on a link whose other end is gone, in half of the cases.
 fn reset(random: &mut Random, now_ms: u64, end: &mut End, is_blocked: bool) {
     if !is_blocked && random.one_in(2) {
         end.closes.get_or_insert((now_ms + random.between(1, 400) as u64, "reset"));

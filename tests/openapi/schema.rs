@@ -1,4 +1,4 @@
-//! As much of JSON Schema as the two documents use.
+//! The part of JSON Schema that the two documents use.
 
 use std::fs;
 use std::path::Path;

@@ -7,7 +7,7 @@ use crate::ledger::PeerNumber;
 /// A moment, or a place in the order of one back end's requests.
 pub type Moment = u64;
 
-/// Who asked for something and when: what a back end asked for before takes effect before.
+/// The back end that asked for something, and when. Its requests take effect in the order of `place`.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub by: PeerNumber,

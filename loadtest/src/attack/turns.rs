@@ -75,7 +75,7 @@ pub async fn calls(scene: &Scene) -> Result<String> {
     let count = (BACK_ENDS * PIPELINED) as u32;
     let mut clients = client::open_many(scene.target().edge, "/ws", count).await?;
     let ids = learn_ids(scene.target(), &mut clients).await?;
-    // As many names as a call may have, which differ only at their ends.
+    // The most names that a call may have. They differ only at their ends.
     let stem = "x".repeat(NAME_BYTES - 4);
     let names = (0..NAMES).chain([0]).map(|name| format!("\"{stem}{name:04}\""));
     let names = names.collect::<Vec<_>>().join(",");
@@ -100,7 +100,7 @@ pub async fn pop_topics(scene: &Scene) -> Result<String> {
     send_all(scene, vec![vec![[pop, unpop]; PIPELINED].concat(); BACK_ENDS]).await
 }
 
-/// This many names, and then the last of them again until the message is full.
+/// Lists `different` names, and repeats the last one until the message is full.
 fn repeats(different: usize) -> String {
     let mut names: Vec<_> = (0..different).map(|name| format!("\"{name:04}\"")).collect();
     names.resize(REPEATS_BYTES / 9, format!("\"{:04}\"", different - 1));

@@ -35,7 +35,7 @@ fn the_session_with_a_leaving_node_ends_at_once() {
     net.meshes[2].handle_leave(net.now_ms);
     while let Some(effect) = net.meshes[2].poll_effect() {
         net.carry_out(2, effect);
-        // Its last packets are handled before its links close.
+        // The last packets of the node are handled before its links close.
         (0..2).for_each(|index| net.meshes[index].handle_turn(net.now_ms));
     }
     net.cut.extend([[0, 2], [1, 2]]);

@@ -173,7 +173,7 @@ fn what_is_out_of_bounds_is_refused() {
     // A call's function is 29 bytes into the message, its kind included.
     let function = 1 + 8 + 11 + 1 + 8;
     let about = |message| from_consumer("t", message);
-    // What is said of a back end begins 14 bytes into a message about such a topic.
+    // The part about a back end begins 15 bytes into a message about such a topic.
     let said = 1 + 2 + 1 + 11;
     let many = |count| vec!["c".into(); count];
     type Change = Box<dyn FnOnce(&mut Vec<u8>)>;

@@ -101,7 +101,7 @@ mod tests {
             (&["X-Forwarded-For: 2001:db8::1"], Some("2001:db8::1")),
             (&["X-Forwarded-For: [2001:db8::1]"], Some("2001:db8::1")),
             (&["X-Forwarded-For: [2001:db8::1]:80"], Some("[2001:db8::1]:80")),
-            // What the client wrote itself comes first, and counts for nothing.
+            // The client wrote the first entry itself, so that entry is ignored.
             (&["X-Forwarded-For: 198.51.100.7, 192.0.2.1"], Some("192.0.2.1")),
             (&["X-Forwarded-For: 198.51.100.7", "X-Forwarded-For: 192.0.2.1"], Some("192.0.2.1")),
             (&["X-Forwarded-For: 10.0.0.9, 192.0.2.1, 10.0.0.2,fd00::1"], Some("192.0.2.1")),

@@ -152,7 +152,7 @@ mod tests {
         let rule = TokenRule::new(RuleKeys::Fixed(keys.clone()), TokenSources::default());
         match rule.read(token, 0, Some(keys)) {
             Err(TokenError::Signature | TokenError::Algorithm) => false,
-            // What is signed are no claims in one of the examples.
+            // One of the examples signs something other than claims.
             Ok(_) | Err(TokenError::NotJson(_)) => true,
             Err(error) => panic!("{error}"),
         }

@@ -60,7 +60,7 @@ impl TokenAlgorithm {
 pub struct VerifyingKey {
     id: Option<Box<str>>,
     pub(super) algorithm: TokenAlgorithm,
-    // What the key was made from, kept because `DecodingKey` cannot be compared.
+    // The text that the key was made from. Kept because `DecodingKey` cannot be compared.
     pub(super) material: Box<str>,
     key: DecodingKey,
 }

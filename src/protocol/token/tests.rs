@@ -351,7 +351,7 @@ fn a_token_of_each_algorithm_is_read_with_its_own_key_alone() {
             let read = rule.judge(other_token);
             assert_eq!(read.is_ok(), at == other, "{algorithm:?}");
             let made = TokenRule::with_key(algorithm, other_key, TokenSources::default());
-            // What this key cannot read was refused as a key, or reads nothing.
+            // A key of another kind is refused when it is made, or verifies nothing.
             let read = made.map(|rule| rule.judge(token).is_ok());
             assert_eq!(read == Some(true), at == other, "{algorithm:?}");
         }

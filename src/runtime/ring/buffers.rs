@@ -51,7 +51,7 @@ enum Owner {
     Process,
 }
 
-/// What failed receives of this kernel do. Until that is known, [`Failures::Keep`] is assumed: a buffer may
+/// How failed receives of this kernel treat their buffer. Until that is known, [`Failures::Keep`] is assumed: a buffer may
 /// be lost, but never shared.
 static FAILURES: OnceLock<Failures> = OnceLock::new();
 

@@ -44,7 +44,7 @@ fn trusting(
 struct Pair {
     client: ClientConnection,
     tls: Box<Tls>,
-    // What the shard would get.
+    // The bytes that the shard would get.
     received: Vec<u8>,
     // The plaintext that the session said is written.
     written: usize,
@@ -106,7 +106,7 @@ impl Pair {
             let mut bytes = chunk.bytes();
             while !bytes.is_empty() {
                 self.client.read_tls(&mut bytes).unwrap();
-                // What it makes of an alert is for the test to ask.
+                // The test asks later how the client has taken an alert.
                 let _ = self.client.process_new_packets();
             }
         }

@@ -138,7 +138,7 @@ impl Addresses {
         }
         let proxy = turn.settings.proxy(connection.listener);
         if proxy.is_some_and(|proxy| proxy.trusts(connection.remote, ProxyMethod::Forwarded)) {
-            // Its clients are counted at their handshakes.
+            // The clients behind the proxy are counted at their handshakes.
             return;
         }
         connection.is_receive_stopped = true;

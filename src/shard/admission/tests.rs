@@ -273,7 +273,7 @@ fn without_any_keys_a_handshake_is_told_to_come_back() {
     assert!(world.poll().is_none());
     let counters = world.shard.inspect().report().counters;
     assert_eq!((counters.key_fetches, counters.key_fetches_failed), (1, 1));
-    // What needs no key is refused without waiting for one.
+    // A handshake whose refusal needs no key does not wait for one.
     for (headers, expected) in [("", 401), ("Authorization: Bearer a.b.c\r\n", 401)] {
         world.pass_ms(1000);
         world.open("/token", headers);

@@ -23,7 +23,7 @@ pub(super) struct AccessRecord {
     messages_out: u64,
     bytes_in: u64,
     bytes_out: u64,
-    /// Who the peer was, once it has ended. The connection does not know any more then.
+    /// The peer, once it has ended. Then the connection does not know the peer any more.
     peer: Option<LoggedPeer>,
 }
 

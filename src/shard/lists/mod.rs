@@ -58,7 +58,7 @@ struct Gathered {
     list: ListInProgress,
 }
 
-/// What has come of a list.
+/// The parts of a list that have arrived.
 #[derive(Debug)]
 enum ListInProgress {
     Node(NodesInProgress),

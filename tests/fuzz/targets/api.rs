@@ -47,7 +47,7 @@ fn read<T>(parser: &mut Parser, data: &[u8], see: impl FnOnce(&ApiRequest<'_>) -
     see(&parser.request(&mut data.to_vec()))
 }
 
-/// What a parser of another make takes is not called bad JSON here, unless it is nested too deep.
+/// Asserts that no message is called bad JSON which another parser accepts, unless it is nested too deep.
 fn check_verdict(data: &[u8], call: &Result<Call<'_>, Fault>) {
     let is_refused = |fault: &Fault| {
         fault.message.starts_with("not valid JSON") && !fault.message.contains("levels of nesting")

@@ -1,5 +1,5 @@
-//! What is fuzzed: one function a target. The fuzzer calls them with bytes of its own,
-//! `tests/corpus.rs` with those it found before.
+//! One function for each fuzz target. The fuzzer calls them with its own bytes, `tests/corpus.rs` with the bytes of
+//! the corpus.
 
 #![allow(dead_code, unreachable_pub, reason = "each fuzzer uses one target")]
 

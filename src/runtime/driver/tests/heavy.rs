@@ -43,7 +43,7 @@ on_both! {
         peer.say(&messages(MESSAGES));
         let before = received(&world);
         world.turn_until(|world| received(world) > before + 4 * BUFFER_BYTES);
-        // It reads nothing: its echoes fill the sockets, then its queue.
+        // The peer reads nothing: its echoes fill the sockets, then its queue.
         let (mut turns_in_pause, mut when_paused) = (0, None);
         world.turn_until(|world| {
             let before = received(world);
