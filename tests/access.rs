@@ -292,7 +292,7 @@ fn only_administrators_may_administer() {
     let server = server();
     for token in ["reads", "writes"] {
         let mut backend = backend(&server, &bearer(token));
-        let lists = ["node.list", "client.list", "channel.list", "topic.list"];
+        let lists = ["node.list", "client.list", "channel.list", "topic.list", "backend.list"];
         for method in ["admin.reload", "tap.start", "tap.stop"].iter().chain(&lists) {
             let request = format!(r#"{{"m":"{method}","p":{{"c":"1"}},"i":12345}}"#);
             assert_error(&backend.call(&request), 102, Some("12345"));

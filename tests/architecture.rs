@@ -127,13 +127,21 @@ fn each_layer_imports_only_layers_to_its_left() {
 const PARTS: [(&str, &[&str], &[&str]); 11] = [
     ("access", &["ApiAccess", "Addresses"], &[]),
     ("admission", &["Admissions"], &["client::{Granted, KeyLookup, Need, Progress}"]),
-    ("backend", &["Backends"], &["access::{Denial, Grant}", "access::Grant", "memory::Shortage"]),
+    (
+        "backend",
+        &["Backends"],
+        &[
+            "access::{Denial, Grant}",
+            "access::Grant",
+            "lists::{BackendWalk, Budget, Reached}",
+            "memory::Shortage",
+        ],
+    ),
     (
         "client",
         &["Clients"],
         &[
-            "lists::{Budget, ChannelWalk, ClientWalk, Reached, Walk}",
-            "lists::{SLOTS_CHOSEN_MAX, Slots}",
+            "lists::{Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots}",
             "memory::SHORT_OF_MEMORY",
             "memory::Shortage",
             "taps::TapSet",

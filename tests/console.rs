@@ -60,6 +60,10 @@ fn an_operator_finds_watches_and_closes_a_client_in_a_browser() {
     };
     let mut server = Server::with(&users(&USERS));
     let mut device = device(&server);
+    let reader = Socket::connect(server.api, "/ws/v1", &basic("reader", "reads"));
+    let mut reader = reader.expect("a user");
+    let pop = r#"{"m":"queue.pop","p":{"t":["audit"]},"i":12345}"#;
+    assert!(reader.call(pop).starts_with(r#"{"E":null,"#), "the reader consumes");
     let others = ["a", "b"].map(|channel| server.device(&format!("/ws?channels={channel}")));
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/console/check.mjs");
     let mut child = Command::new(node)

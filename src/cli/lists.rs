@@ -1,4 +1,4 @@
-//! `nodes`, `clients`, `channels`, `topics`: the lists of administration, page after page.
+//! `nodes`, `clients`, `channels`, `topics`, `backends`: the lists of administration, page after page.
 
 mod rows;
 
@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::options::{Server, ServerOptions};
 use super::table::Table;
 use super::terminal::{Output, ProgressLine, Style, remark, unix_ms};
-use rows::{CHANNELS, CLIENTS, ListView, NODES, TOPICS};
+use rows::{BACKENDS, CHANNELS, CLIENTS, ListView, NODES, TOPICS};
 
 /// The most rows of a page, which is the most that the API gives.
 const PAGE_MAX: u64 = 1000;
@@ -82,6 +82,21 @@ pub struct TopicsArguments {
     pub(super) server: ServerOptions,
 }
 
+/// The arguments of `backends`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct BackendsArguments {
+    /// Only back ends that consume this topic
+    #[arg(long, value_name = "NAME")]
+    topic: Option<String>,
+
+    /// At most this many. Without it: all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max: Option<u64>,
+
+    #[command(flatten)]
+    pub(super) server: ServerOptions,
+}
+
 impl NodesArguments {
     pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
         walk(server, &NODES, Map::new(), None, self.server.json).await
@@ -120,6 +135,13 @@ impl TopicsArguments {
     }
 }
 
+impl BackendsArguments {
+    pub(super) async fn run(&self, server: &Server) -> Result<(), Failure> {
+        let topic = self.topic.iter().map(|topic| ("topic".to_owned(), json!(topic)));
+        walk(server, &BACKENDS, topic.collect(), self.max, self.server.json).await
+    }
+}
+
 /// A page of a list. Rows keep the text that the API wrote.
 #[derive(Debug)]
 struct ListPage {
@@ -154,7 +176,7 @@ async fn walk(
         Pages { list, filter, after: None, connection: ApiConnection::open(server).await? };
     let mut output = Output::new();
     let mut table = Table::new(list.columns);
-    let mut progress = ProgressLine::new(list.field, output.is_terminal);
+    let mut progress = ProgressLine::new(list.noun, output.is_terminal);
     let (mut count, mut missing) = (0, BTreeSet::new());
     loop {
         let left = max.map_or(PAGE_MAX, |max| max - count);
@@ -170,7 +192,7 @@ async fn walk(
     }
     pages.connection.close().await;
     if count == 0 && !json {
-        remark(&format!("no {}", list.field));
+        remark(&format!("no {}", list.noun));
     }
     // The rows of `nodes` tell the states of all nodes.
     if list.is_paged && !missing.is_empty() {

@@ -46,7 +46,9 @@ use failure::USAGE_STATUS;
 use follow::follow;
 use generate::{CompletionsArguments, ManArguments};
 use hash::HashArguments;
-use lists::{ChannelsArguments, ClientsArguments, NodesArguments, TopicsArguments};
+use lists::{
+    BackendsArguments, ChannelsArguments, ClientsArguments, NodesArguments, TopicsArguments,
+};
 use operate::{CallArguments, CloseArguments, ReloadArguments};
 use options::ServerOptions;
 use push::{PublishArguments, SendArguments};
@@ -241,6 +243,17 @@ Examples:
   gridcast topics --json | jq 'select(.oldest_ms > 5000)'")]
     Topics(TopicsArguments),
 
+    /// List the back ends on the WebSocket API, and find one that does not read
+    #[command(after_help = "\
+STALLED is how long a back end has neither read nor acknowledged what waits for
+it. From 5 seconds on it is red. Needs the role admin.
+
+Examples:
+  gridcast backends
+  gridcast backends --topic orders
+  gridcast backends --json | jq 'select(.stalled_ms > 5000)'")]
+    Backends(BackendsArguments),
+
     /// Watch devices live: connects, refusals, messages both ways, calls, closes
     #[command(after_help = "\
 Runs until Ctrl-C, and connects again when the connection is lost. Shows the
@@ -353,6 +366,7 @@ impl ToolCommand {
             Self::Clients(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Channels(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Topics(arguments) => arguments.run(&server(&arguments.server)?).await,
+            Self::Backends(arguments) => arguments.run(&server(&arguments.server)?).await,
             Self::Consume(arguments) => {
                 let (server, reconnects) = (server(&arguments.server)?, !arguments.no_reconnect);
                 follow(&server, &mut Consumption::new(arguments), reconnects).await

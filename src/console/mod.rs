@@ -28,10 +28,11 @@ macro_rules! files {
 }
 
 /// The files besides the page itself.
-static FILES: [File; 18] = files![
+static FILES: [File; 19] = files![
     "style.css",
     "main.js",
     "api.js",
+    "backends.js",
     "channels.js",
     "chart.js",
     "clients.js",

@@ -1,7 +1,7 @@
 //! Questions of a list of administration to shards of any node, and the answers.
 
 use crate::protocol::api::{
-    ChannelRow, ClientFilter, ClientRow, NodeStanding, PerSecond, TopicRow,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PerSecond, TopicRow,
 };
 
 /// A message of a list, with the ticket of the list.
@@ -24,6 +24,8 @@ pub enum ListQuestion {
     Channel(Box<NamesQuestion>),
     /// Some of the topics whose home the shard is, for `topic.list`.
     Topic(Box<NamesQuestion>),
+    /// Some of the back ends on the shard, for `backend.list`.
+    Backend(Box<BackendsQuestion>),
 }
 
 /// Asks for clients in the order of their slots in the shard's table of connections.
@@ -52,6 +54,15 @@ pub struct NamesQuestion {
     pub within_ms: u32,
 }
 
+/// Asks for back ends in the order of their ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendsQuestion {
+    /// The topic that each back end has to consume. `None`: any, or none.
+    pub topic: Option<Box<str>>,
+    /// The page. Names are the ids of back ends.
+    pub page: NamesQuestion,
+}
+
 /// A shard's part of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListAnswer {
@@ -63,6 +74,8 @@ pub enum ListAnswer {
     Channel(Box<NamesPart<ChannelRow>>),
     /// Answers [`ListQuestion::Topic`].
     Topic(Box<NamesPart<TopicRow>>),
+    /// Answers [`ListQuestion::Backend`].
+    Backend(Box<NamesPart<BackendRow>>),
     /// The shard gathers too many lists at once.
     Busy,
     /// The shard has not finished in time, and has nothing to show for it.

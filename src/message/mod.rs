@@ -34,8 +34,8 @@ pub use bridge::{
     AdmissionRequest, AdmissionVerdict, BridgeSettings, FromBridge, KeysReport, ToBridge,
 };
 pub use list::{
-    ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion, NamesPart, NamesQuestion,
-    ProcessFacts, ShardFigures, SlottedClient,
+    BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
+    NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
 };
 pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
 pub use shard::{

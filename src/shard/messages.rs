@@ -194,6 +194,9 @@ impl Shard {
             GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Channel(question))) => {
                 self.lists.walk_channels(turn, from, ticket, question);
             }
+            GridMessage::List(ticket, ListMessage::Ask(ListQuestion::Backend(question))) => {
+                self.lists.walk_backends(turn, from, ticket, question);
+            }
             GridMessage::List(ticket, ListMessage::Answer(answer)) => {
                 self.lists.handle_answer(turn, from, ticket, answer);
             }

@@ -84,7 +84,7 @@ use client::Clients;
 use connection::{Connections, Pause, PolledWrite, Written};
 use drain::Draining;
 use last_wills::LastWills;
-use lists::Lists;
+use lists::{Lists, Walk};
 use memory::{ShedContext, Shedding};
 use node_state::NodeState;
 use reload::Reloading;
@@ -330,8 +330,10 @@ impl Shard {
             }
             left -= 1;
         }
-        self.lists.handle_turn(turn, |turn, walk, budget| {
-            self.clients.continue_walk(turn, connections, walk, budget)
+        self.lists.handle_turn(turn, |turn, walk, budget| match walk {
+            Walk::Client(walk) => self.clients.walk_clients(turn, connections, walk, budget),
+            Walk::Channel(walk) => self.clients.walk_channels(walk, budget),
+            Walk::Backend(walk) => backend::walk_backends(turn, connections, walk, budget),
         });
         self.topics.home.handle_timeout(turn);
         self.route();

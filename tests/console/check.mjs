@@ -48,14 +48,14 @@ async function watchClient(page) {
 }
 
 async function publish(page) {
-  await page.press("6");
+  await page.press("7");
   await page.fill("#publish-channel", "news");
   await page.fill("#publish-data", "down");
   await page.click("#publish-form button.main");
   await page.until(`${text("#publish-result")} === "1 client got it."`);
   await ask("receive down");
   await page.evaluate("document.activeElement.blur()");
-  await page.press("5");
+  await page.press("6");
   await page.until(`${text("#tap-list")}.includes("→ down")`, "the tap shows what the device got");
 }
 
@@ -77,6 +77,19 @@ async function consume(page) {
   await page.until(`${text("#consume-state")}.includes("Stopped")`);
 }
 
+/** The test's own back end, of the user reader. */
+async function lookAtBackEnds(page) {
+  await page.evaluate("document.activeElement.blur()");
+  await page.press("5");
+  await page.until(`/reader\\s+consumes/.test(${text("#backends-list")})`, "the consumer is listed");
+  await page.fill("#backends-query", "nobody");
+  await page.until(`${text("#backends-list")}.includes("No back end matches.")`);
+  await page.fill("#backends-query", "reader");
+  await page.click("#backends-list tr[data-at='0'] td");
+  await page.until(`/Consumes\\s+audit/.test(${text("#panel-body")})`);
+  await page.fill("#backends-query", "");
+}
+
 async function closeClient(page) {
   await page.evaluate("document.activeElement.blur()");
   await page.press("2");
@@ -86,7 +99,7 @@ async function closeClient(page) {
   await page.click("#ask-yes");
   await page.until(`/^0 clients,/.test(${text("#clients-list .foot")})`);
   assert((await ask("closed")) === "1000 bye", "the device was told another reason");
-  await page.press("5");
+  await page.press("6");
   await page.until(`/close\\s[\\s\\S]*bye/.test(${text("#tap-list")})`, "the tap shows the close");
 }
 
@@ -137,6 +150,7 @@ async function useAsAdmin() {
   await publish(page);
   await lookAtChannels(page);
   await consume(page);
+  await lookAtBackEnds(page);
   await closeClient(page);
   await page.click("#logout");
   await page.visible("#login");

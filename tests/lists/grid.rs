@@ -31,6 +31,8 @@ pub struct Grid {
     pub is_mesh_silent: bool,
     settings: Vec<Settings>,
     mail: Vec<(Place, ToShard)>,
+    // Back ends that read nothing: what is written to them stays in flight.
+    deaf: BTreeSet<(usize, ConnectionKey)>,
     // Bytes written to connections, by node.
     output: HashMap<(usize, ConnectionKey), Vec<u8>>,
 }
@@ -72,6 +74,7 @@ impl Grid {
             is_mesh_silent: false,
             settings,
             mail: Vec::new(),
+            deaf: BTreeSet::new(),
             output: HashMap::new(),
         };
         grid.introduce(shards);
@@ -205,16 +208,43 @@ impl Grid {
         self.settle();
     }
 
+    /// Ends the connection of a back end.
+    pub fn close(&mut self, back_end: &BackEnd) {
+        self.gone((back_end.node, 0), back_end.key);
+    }
+
+    /// Makes a back end read nothing from now on.
+    pub fn stop_reading(&mut self, back_end: &BackEnd) {
+        self.deaf.insert((back_end.node, back_end.key));
+    }
+
+    /// Lets a millisecond pass, and writes to all connections of the first shards.
+    pub fn turn_and_write(&mut self) {
+        self.turn();
+        for node in 0..self.nodes.len() {
+            self.write_all(node);
+        }
+        self.settle();
+    }
+
     /// Returns what was written to a connection of the first shard of a node since the last time.
     fn written(&mut self, node: usize, key: ConnectionKey) -> Vec<u8> {
+        self.write_all(node);
+        self.output.remove(&(node, key)).unwrap_or_default()
+    }
+
+    /// Writes what waits for the connections of the first shard of a node.
+    fn write_all(&mut self, node: usize) {
         let shard = &mut self.nodes[node][0];
         while let Some((to, batch)) = poll_write(shard) {
+            if self.deaf.contains(&(node, to)) {
+                continue;
+            }
             let bytes = bytes_of(&batch);
             shard.recycle(batch);
             shard.handle_written(self.now, to, bytes.len(), true);
             self.output.entry((node, to)).or_default().extend(bytes);
         }
-        self.output.remove(&(node, key)).unwrap_or_default()
     }
 
     /// Sends a call. Its answer is awaited with [`Self::answer`].

@@ -1,5 +1,6 @@
 //! Lists of administration over grids of many shards. Shards are values here: no socket, no clock.
 
+mod backends;
 mod clients;
 mod grid;
 mod names;

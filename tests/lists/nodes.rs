@@ -80,7 +80,7 @@ fn without_the_mesh_a_list_fails_in_time_and_is_not_shown_as_empty() {
     let mut grid = Grid::new(&[1, 1]);
     let back_end = grid.back_end(0);
     grid.is_mesh_silent = true;
-    for method in ["node.list", "client.list", "channel.list", "topic.list"] {
+    for method in ["node.list", "client.list", "channel.list", "topic.list", "backend.list"] {
         let asked_ms = grid.now.ms;
         grid.send(&back_end, method, json!({}));
         let answer = grid.answer(&back_end);

@@ -64,7 +64,7 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
     assert_eq!(back_end.call("mesh.send", json!({ "c": "1", "d": "x" }))["E"]["c"], 401);
     back_end.call("mesh.send", json!({ "c": client, "d": "AAEC", "t": "binary" }));
     back_end.call("mesh.publish", json!({ "c": "news", "d": "x", "t": null }));
-    for method in ["node.list", "client.list", "channel.list", "topic.list"] {
+    for method in ["node.list", "client.list", "channel.list", "topic.list", "backend.list"] {
         assert!(back_end.call(method, json!({}))["E"].is_null(), "{method}");
     }
     // Another consumer gets again what this one does not settle, and then the end of the client.
@@ -138,6 +138,7 @@ fn answers_over_http_are_of_the_described_form() {
         ("/v1/client/list", json!({ "max": 0 })),
         ("/v1/channel/list", json!({ "prefix": "n" })),
         ("/v1/topic/list", json!({ "max": 1 })),
+        ("/v1/backend/list", json!({ "max": 1 })),
     ];
     for (path, body) in bodies {
         let response = &document.at("/paths")[path]["post"]["responses"]["200"];

@@ -154,7 +154,7 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 10] = [
+const PARAMS: [(&str, &str); 11] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
@@ -165,6 +165,7 @@ const PARAMS: [(&str, &str); 10] = [
     ("client.list", "ClientFilter"),
     ("channel.list", "ChannelFilter"),
     ("topic.list", "TopicFilter"),
+    ("backend.list", "BackendFilter"),
 ];
 
 #[test]
@@ -202,6 +203,7 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "client.list": {},
         "channel.list": {},
         "topic.list": {},
+        "backend.list": {},
     });
     let document = async_api();
     for (method, schema) in PARAMS {

@@ -10,6 +10,8 @@ pub(super) struct ListView {
     pub(super) method: &'static str,
     /// The field of the result that holds the rows.
     pub(super) field: &'static str,
+    /// What people call the rows.
+    pub(super) noun: &'static str,
     pub(super) is_paged: bool,
     pub(super) columns: &'static [Column],
     /// Formats a row at a time in Unix milliseconds.
@@ -27,6 +29,7 @@ const fn right(title: &'static str) -> Column {
 pub(super) const NODES: ListView = ListView {
     method: "node.list",
     field: "nodes",
+    noun: "nodes",
     is_paged: false,
     columns: &[
         right("NODE"),
@@ -64,6 +67,7 @@ pub(super) const NODES: ListView = ListView {
 pub(super) const CLIENTS: ListView = ListView {
     method: "client.list",
     field: "clients",
+    noun: "clients",
     is_paged: true,
     columns: &[
         left("CLIENT"),
@@ -93,6 +97,7 @@ pub(super) const CLIENTS: ListView = ListView {
 pub(super) const CHANNELS: ListView = ListView {
     method: "channel.list",
     field: "channels",
+    noun: "channels",
     is_paged: true,
     columns: &[left("CHANNEL"), right("CLIENTS")],
     row: |channel, _| Row {
@@ -104,6 +109,7 @@ pub(super) const CHANNELS: ListView = ListView {
 pub(super) const TOPICS: ListView = ListView {
     method: "topic.list",
     field: "topics",
+    noun: "topics",
     is_paged: true,
     columns: &[
         left("TOPIC"),
@@ -127,6 +133,53 @@ pub(super) const TOPICS: ListView = ListView {
     },
 };
 
+pub(super) const BACKENDS: ListView = ListView {
+    method: "backend.list",
+    field: "backends",
+    noun: "back ends",
+    is_paged: true,
+    columns: &[
+        right("NODE"),
+        left("USER"),
+        left("REMOTE"),
+        right("CONNECTED"),
+        left("CONSUMES"),
+        left("GROUP"),
+        right("IN FLIGHT"),
+        right("BUFFERED"),
+        right("STALLED"),
+    ],
+    row: |backend, now_ms| Row {
+        cells: vec![
+            text(backend, "n"),
+            text(backend, "u"),
+            text(backend, "remote"),
+            number(backend, "since", |since| units::ago(since, now_ms)),
+            topics(backend),
+            text(backend, "group"),
+            number(backend, "in_flight", units::count),
+            number(backend, "buffered", units::bytes),
+            number(backend, "stalled_ms", units::duration_ms),
+        ],
+        is_alarming: backend["stalled_ms"].as_u64().is_some_and(|ms| ms >= STALLED_MS),
+    },
+};
+
+/// From when on a back end that neither reads nor acknowledges is alarming, in milliseconds.
+const STALLED_MS: u64 = 5000;
+
+/// The topics of a back end, with the number of those that the row does not name.
+fn topics(backend: &Value) -> String {
+    let names: Vec<&str> =
+        backend["t"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let count = backend["topics"].as_u64().unwrap_or(0);
+    match (names.join(","), count.saturating_sub(names.len() as u64)) {
+        (named, _) if named.is_empty() => "-".to_owned(),
+        (named, 0) => named,
+        (named, more) => format!("{named} and {} more", units::count(more)),
+    }
+}
+
 /// A field as text. What is not known is a dash.
 fn text(row: &Value, field: &str) -> String {
     match &row[field] {
@@ -149,7 +202,7 @@ mod tests {
 
     #[test]
     fn each_list_has_a_cell_for_each_column() {
-        for list in [NODES, CLIENTS, CHANNELS, TOPICS] {
+        for list in [NODES, CLIENTS, CHANNELS, TOPICS, BACKENDS] {
             let row = (list.row)(&json!({}), 0);
             assert_eq!(row.cells.len(), list.columns.len(), "{}", list.method);
             assert!(row.cells.iter().all(|cell| cell == "-"), "{row:?}");
@@ -182,6 +235,17 @@ mod tests {
         assert!(row.is_alarming);
         let client = json!({"c": "7", "since": 1_000, "buffered": 2048, "channels": 2});
         assert_eq!((CLIENTS.row)(&client, 181_000).cells[5..], ["3 min ago", "2", "2.0 KiB"]);
+    }
+
+    #[test]
+    fn a_back_end_that_does_not_read_is_alarming() {
+        let row = |stalled_ms| {
+            let value = json!({"t": ["a", "b"], "topics": 1200, "stalled_ms": stalled_ms});
+            (BACKENDS.row)(&value, 0)
+        };
+        assert_eq!(row(0).cells[4], "a,b and 1,198 more");
+        assert!(row(STALLED_MS).is_alarming && !row(STALLED_MS - 1).is_alarming);
+        assert_eq!((BACKENDS.row)(&json!({"t": [], "topics": 0}), 0).cells[4], "-");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 import { call, read, setCredentials } from "./api.js";
 import { byId, duration, onSubmit, toast } from "./dom.js";
+import * as backends from "./backends.js";
 import * as channels from "./channels.js";
 import * as clients from "./clients.js";
 import * as messages from "./messages.js";
@@ -58,6 +59,7 @@ function logOut(why = "") {
   messages.stop();
   for (const { clear } of [tap, messages]) clear();
   topics.forget();
+  backends.forget();
   clients.forget();
   channels.forget();
   setCredentials(null, "");
@@ -123,7 +125,7 @@ function onKey(event) {
   const isTyping = event.target.matches("input:not([type=radio], [type=checkbox]), textarea, select");
   if (event.key === "Escape") return onEscape(event.target);
   if (isTyping) return;
-  if (/^[1-6]$/.test(event.key)) views.goToNumber(Number(event.key));
+  if (/^[1-7]$/.test(event.key)) views.goToNumber(Number(event.key));
   else if (event.key === "/") focusSearch();
   else if (event.key === "r") views.currentView()?.refresh?.();
   else if (event.key === "?") byId("help").showModal();
@@ -145,8 +147,8 @@ function focusSearch() {
 
 // ---- the start ----
 
-for (const part of [missing, panel, overview, clients, channels, topics, tap, messages]) part.setUp();
-views.setUp([overview, clients, channels, topics, tap, messages].map(({ view }) => view));
+for (const part of [missing, panel, overview, clients, channels, topics, backends, tap, messages]) part.setUp();
+views.setUp([overview, clients, channels, topics, backends, tap, messages].map(({ view }) => view));
 samples.on("link", showLink);
 addEventListener("keydown", onKey);
 onSubmit("login-form", logIn);

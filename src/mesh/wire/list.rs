@@ -2,15 +2,16 @@
 
 use super::WireError;
 use super::fields::{
-    Fields, put_list, put_long_text, put_remote, put_short_text, put_u32, put_u64,
+    Fields, put_list, put_long_text, put_remote, put_short_text, put_u16, put_u32, put_u64,
 };
 use crate::address::networks::Network;
 use crate::message::{
-    ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion, NamesPart, NamesQuestion,
-    ProcessFacts, ShardFigures, SlottedClient,
+    BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
+    NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
 };
 use crate::protocol::api::{
-    ChannelRow, ClientFilter, ClientRow, NodeStanding, PAGE_MAX, PerSecond, TopicRow,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PAGE_MAX, PerSecond,
+    TOPICS_SHOWN_MAX, TopicRow,
 };
 
 // Kinds of messages.
@@ -22,6 +23,7 @@ const FIGURES: u8 = 1;
 const CLIENTS: u8 = 2;
 const CHANNELS: u8 = 3;
 const TOPICS: u8 = 4;
+const BACKENDS: u8 = 7;
 
 // Answers to any question.
 const BUSY: u8 = 5;
@@ -68,6 +70,11 @@ fn put_question(out: &mut Vec<u8>, question: &ListQuestion) {
             out.push(TOPICS);
             put_names_question(out, question);
         }
+        ListQuestion::Backend(question) => {
+            out.push(BACKENDS);
+            put_optional(out, question.topic.as_deref(), put_short_text);
+            put_names_question(out, &question.page);
+        }
     }
 }
 
@@ -77,6 +84,10 @@ fn read_question(fields: &mut Fields<'_>) -> Result<ListQuestion, WireError> {
         CLIENTS => ListQuestion::Client(Box::new(read_clients_question(fields)?)),
         CHANNELS => ListQuestion::Channel(Box::new(read_names_question(fields)?)),
         TOPICS => ListQuestion::Topic(Box::new(read_names_question(fields)?)),
+        BACKENDS => ListQuestion::Backend(Box::new(BackendsQuestion {
+            topic: read_optional(fields, read_name)?,
+            page: read_names_question(fields)?,
+        })),
         kind => return Err(WireError::Unknown(kind)),
     })
 }
@@ -102,6 +113,11 @@ fn put_answer(out: &mut Vec<u8>, answer: &ListAnswer) {
             put_list(out, &part.rows, put_topic);
             out.push(part.is_cut.into());
         }
+        ListAnswer::Backend(part) => {
+            out.push(BACKENDS);
+            put_list(out, &part.rows, put_backend);
+            out.push(part.is_cut.into());
+        }
         ListAnswer::Busy => out.push(BUSY),
         ListAnswer::Unfinished => out.push(UNFINISHED),
     }
@@ -120,6 +136,10 @@ fn read_answer(fields: &mut Fields<'_>) -> Result<ListAnswer, WireError> {
         })),
         TOPICS => ListAnswer::Topic(Box::new(NamesPart {
             rows: fields.list(PAGE_MAX, read_topic)?,
+            is_cut: fields.flag()?,
+        })),
+        BACKENDS => ListAnswer::Backend(Box::new(NamesPart {
+            rows: fields.list(PAGE_MAX, read_backend)?,
             is_cut: fields.flag()?,
         })),
         BUSY => ListAnswer::Busy,
@@ -255,6 +275,37 @@ fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
         oldest_ms: fields.u64()?,
         consumers: fields.u64()?,
         in_flight: fields.u64()?,
+    })
+}
+
+fn put_backend(out: &mut Vec<u8>, row: &BackendRow) {
+    put_short_text(out, &row.id);
+    put_u16(out, row.node.number());
+    put_optional(out, row.user.as_deref(), put_short_text);
+    put_remote(out, row.remote);
+    put_list(out, &row.topics, |out, topic| put_short_text(out, topic));
+    put_optional(out, row.group.as_deref(), put_short_text);
+    let numbers = [row.since_ms, row.topic_count, row.in_flight, row.buffered, row.stalled_ms];
+    for number in numbers {
+        put_u64(out, number);
+    }
+}
+
+fn read_backend(fields: &mut Fields<'_>) -> Result<BackendRow, WireError> {
+    let (id, node) = (read_name(fields)?, fields.node()?);
+    let user = read_optional(fields, |fields| fields.short_text().map(Box::from))?;
+    Ok(BackendRow {
+        id,
+        node,
+        user,
+        remote: fields.remote()?,
+        topics: fields.list(TOPICS_SHOWN_MAX, read_name)?,
+        group: read_optional(fields, read_name)?,
+        since_ms: fields.u64()?,
+        topic_count: fields.u64()?,
+        in_flight: fields.u64()?,
+        buffered: fields.u64()?,
+        stalled_ms: fields.u64()?,
     })
 }
 

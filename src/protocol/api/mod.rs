@@ -24,9 +24,9 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ipnet::IpNet;
 
 pub use list::{
-    ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall, ListCall, ListMethod, Listing,
-    NamedRow, NamesCall, NodeEntry, NodeFigures, NodeList, NodeStanding, PAGE_MAX, Page, PerSecond,
-    TopicRow, USER_BYTES_MAX,
+    BackendRow, BackendsCall, ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall,
+    ListCall, ListMethod, Listing, NamedRow, NamesCall, NodeEntry, NodeFigures, NodeList,
+    NodeStanding, PAGE_MAX, Page, PerSecond, TOPICS_SHOWN_MAX, TopicRow, USER_BYTES_MAX,
 };
 pub use read::{ApiMethod, NotUtf8, Parser};
 pub use tap::{

@@ -210,6 +210,7 @@ impl ApiMethod {
             b"client.list" => Self::List(ListMethod::Client),
             b"channel.list" => Self::List(ListMethod::Channel),
             b"topic.list" => Self::List(ListMethod::Topic),
+            b"backend.list" => Self::List(ListMethod::Backend),
             b"tap.start" => Self::Tap,
             b"tap.stop" => Self::Untap,
             _ => return None,
@@ -256,7 +257,7 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
         Fault::invalid(format!(
             "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
              queue.unpop, queue.ack, queue.nack, queue.push, admin.reload, node.list, \
-             client.list, channel.list, topic.list, tap.start, tap.stop",
+             client.list, channel.list, topic.list, backend.list, tap.start, tap.stop",
             quoted(name)
         ))
     })

@@ -21,6 +21,8 @@ pub struct Unsettled {
     // The number of events that the consumer may have unacknowledged.
     window: usize,
     next_tag: u64,
+    // When the consumer last settled an event, or got one while it had none, on the shard's clock in milliseconds.
+    progress_ms: u64,
     // Events that were sent to the consumer, in the order of their tags: at most `window`.
     tagged: VecDeque<Tagged>,
     // Events beyond the window. Bounded, since each topic delivers at most a window of its own.
@@ -59,7 +61,13 @@ pub(crate) enum Verdict {
 impl Unsettled {
     /// Creates an empty record for a consumer with this window.
     pub fn new(window: usize) -> Self {
-        Self { window, next_tag: 1, tagged: VecDeque::new(), waiting: VecDeque::new() }
+        Self {
+            window,
+            next_tag: 1,
+            progress_ms: 0,
+            tagged: VecDeque::new(),
+            waiting: VecDeque::new(),
+        }
     }
 
     /// Returns the memory that the events take: the frames of waiting events, and the records of
@@ -69,6 +77,16 @@ impl Unsettled {
         let frames: usize =
             waiting.map(|waiting| waiting.delivery.frame.bytes().len() + QUEUED_FRAME_BYTES).sum();
         frames + self.tagged.capacity() * size_of::<Tagged>()
+    }
+
+    /// Returns the number of events that were sent to the consumer or wait for room in its window.
+    pub fn count(&self) -> usize {
+        self.tagged.len() + self.waiting.len()
+    }
+
+    /// Returns for how long the consumer has settled none of its events, in milliseconds. 0: it has none.
+    pub fn stalled_ms(&self, now_ms: u64) -> u64 {
+        if self.tagged.is_empty() { 0 } else { now_ms.saturating_sub(self.progress_ms) }
     }
 
     /// Returns the number of events that the consumer may have unacknowledged.
@@ -100,11 +118,14 @@ impl Unsettled {
     }
 
     /// Tags the next waiting event and returns it with its tag; `None` if the window is full.
-    fn poll_next(&mut self) -> Option<(u64, Delivery)> {
+    fn poll_next(&mut self, now_ms: u64) -> Option<(u64, Delivery)> {
         if self.tagged.len() >= self.window {
             return None;
         }
         let WaitingDelivery { home, delivery } = self.waiting.pop_front()?;
+        if self.tagged.is_empty() {
+            self.progress_ms = now_ms;
+        }
         let tag = self.next_tag;
         self.next_tag += 1;
         self.tagged.push_back(Tagged { tag, home: Some(home), number: delivery.number });
@@ -112,15 +133,19 @@ impl Unsettled {
     }
 
     /// Removes and returns the events that an acknowledgement covers.
-    fn settle(&mut self, tags: &Tags) -> Vec<Tagged> {
-        match tags {
+    fn settle(&mut self, now_ms: u64, tags: &Tags) -> Vec<Tagged> {
+        let settled: Vec<Tagged> = match tags {
             Tags::One(tag) => self.settle_one(*tag).into_iter().collect(),
             Tags::Each(tags) => tags.iter().filter_map(|&tag| self.settle_one(tag)).collect(),
             Tags::UpTo(tag) => {
                 let count = self.tagged.partition_point(|tagged| tagged.tag <= *tag);
                 self.tagged.drain(..count).collect()
             }
+        };
+        if !settled.is_empty() {
+            self.progress_ms = now_ms;
         }
+        settled
     }
 
     fn settle_one(&mut self, tag: u64) -> Option<Tagged> {
@@ -174,7 +199,7 @@ impl Backends {
             let fault = Fault::new(Code::CancelFailed, why);
             return connections.reply(turn, key, &shape, &Err(fault));
         };
-        let settled = unsettled.settle(tags);
+        let settled = unsettled.settle(turn.now.ms, tags);
         if settled.is_empty() {
             let why = "g: no event with this tag is unsettled";
             let fault = Fault::new(Code::InvalidArgument, why);
@@ -193,7 +218,9 @@ fn unsettled(connections: &mut Connections, key: ConnectionKey) -> Option<&mut U
 
 /// Writes waiting events to a back end until its window is full.
 fn write_tagged(turn: &mut Turn, connections: &mut Connections, key: ConnectionKey) {
-    while let Some((tag, delivery)) = unsettled(connections, key).and_then(Unsettled::poll_next) {
+    let now_ms = turn.now.ms;
+    let next = |unsettled: &mut Unsettled| unsettled.poll_next(now_ms);
+    while let Some((tag, delivery)) = unsettled(connections, key).and_then(next) {
         let mut scratch = std::mem::take(&mut turn.scratch);
         let Delivery { is_redelivered, frame, .. } = delivery;
         connections.write_with(turn, key, |out| {
@@ -247,11 +274,11 @@ mod tests {
     }
 
     fn sent(unsettled: &mut Unsettled) -> Vec<u64> {
-        std::iter::from_fn(|| unsettled.poll_next()).map(|(tag, _)| tag).collect()
+        std::iter::from_fn(|| unsettled.poll_next(10)).map(|(tag, _)| tag).collect()
     }
 
     fn settled(unsettled: &mut Unsettled, tags: Tags) -> Vec<u64> {
-        unsettled.settle(&tags).into_iter().map(|tagged| tagged.number.0).collect()
+        unsettled.settle(15, &tags).into_iter().map(|tagged| tagged.number.0).collect()
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //!   answers.
 //! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge
 //!   events. `push.rs`: events of back ends for topics. `unrouted.rs`: warnings of topics that no route feeds.
+//! - `list.rs`: finds back ends for `backend.list`.
 
 mod acknowledge;
 mod calls;
 mod console;
 mod consumers;
+mod list;
 mod page;
 mod pending;
 mod push;
@@ -33,6 +35,7 @@ use unrouted::UnroutedTopics;
 pub(super) use acknowledge::{Unsettled, Verdict};
 pub(super) use calls::{Caller, unreachable_reason};
 pub(super) use consumers::TopicHome;
+pub(super) use list::walk_backends;
 pub(super) use pending::Answer;
 pub(super) use requests::{
     WEBSOCKET_PATH, allows_method, answer_preflight, api_method, check_origin, is_probe, is_public,

@@ -37,6 +37,7 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/client/list" => Some(ApiMethod::List(ListMethod::Client)),
         "/v1/channel/list" => Some(ApiMethod::List(ListMethod::Channel)),
         "/v1/topic/list" => Some(ApiMethod::List(ListMethod::Topic)),
+        "/v1/backend/list" => Some(ApiMethod::List(ListMethod::Backend)),
         _ => None,
     }
 }
@@ -206,7 +207,7 @@ pub(crate) fn open_websocket(
     let Some(connection) = connections.get(key) else { return };
     let replies = connection.replies().map(std::mem::take).unwrap_or_default();
     connection.stage = Stage::Backend(Box::new(Backend { replies, grant, ..Backend::default() }));
-    connections.count_backend();
+    connections.note_backend(key);
     turn.counters.backends += 1;
     trail::note(turn.trail(key), Entry::BackendOpened(turn.user_name(grant.user)));
     connections.set_timer(turn, key, ping_at_ms);

@@ -6,8 +6,7 @@ use crate::address::remote::Remote;
 use crate::message::{ConnectionKey, SlottedClient};
 use crate::protocol::api::{ClientFilter, ClientRow, USER_BYTES_MAX};
 use crate::shard::connection::{Connection, Connections, Phase, Stage};
-use crate::shard::lists::{Budget, ChannelWalk, ClientWalk, Reached, Walk};
-use crate::shard::lists::{SLOTS_CHOSEN_MAX, Slots};
+use crate::shard::lists::{Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots};
 use crate::shard::settings::Settings;
 use crate::shard::turn::Turn;
 
@@ -19,21 +18,8 @@ const MEMBERS_CHOSEN_MAX: usize = 16 * 1024;
 const COMPARED_PER_UNIT: usize = 32;
 
 impl Clients {
-    /// Continues a walk of a list within the budget.
-    pub(in crate::shard) fn continue_walk(
-        &self,
-        turn: &Turn,
-        connections: &Connections,
-        walk: &mut Walk,
-        budget: &mut Budget,
-    ) -> Reached {
-        match walk {
-            Walk::Client(walk) => self.walk_clients(turn, connections, walk, budget),
-            Walk::Channel(walk) => self.walk_channels(walk, budget),
-        }
-    }
-
-    fn walk_clients(
+    /// Continues a walk through clients within the budget.
+    pub(in crate::shard) fn walk_clients(
         &self,
         turn: &Turn,
         connections: &Connections,
@@ -110,7 +96,12 @@ impl Clients {
         chosen(slots.filter(|slot| *slot >= from).collect())
     }
 
-    fn walk_channels(&self, walk: &mut ChannelWalk, budget: &mut Budget) -> Reached {
+    /// Continues a walk through channels within the budget.
+    pub(in crate::shard) fn walk_channels(
+        &self,
+        walk: &mut ChannelWalk,
+        budget: &mut Budget,
+    ) -> Reached {
         while !budget.is_spent() {
             budget.spend(Budget::SLOT);
             if walk.next >= self.channels.index_end() {

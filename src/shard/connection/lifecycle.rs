@@ -277,7 +277,9 @@ impl Connections {
             }
             Stage::Backend(_) | Stage::Http(_) | Stage::Unsubscribing(_) | Stage::Ending => {}
         }
-        self.backends = self.backends.saturating_sub(is_backend.into());
+        if is_backend {
+            self.backends.remove(&key);
+        }
         if self.get(key).is_some_and(|connection| connection.is_socket_closed) {
             self.log_access(turn, key);
         }

@@ -1,5 +1,8 @@
 //! The table of a shard's connections, and the queues of those with something to write.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
 use hashbrown::HashMap;
 
 use super::Connection;
@@ -19,7 +22,7 @@ pub struct Connections {
     pub(super) pending_closes: HashMap<ConnectionKey, PendingClose>,
     pub(super) pending_close_bytes: usize,
     // Connections in `Stage::Backend`.
-    pub(super) backends: usize,
+    pub(super) backends: BTreeSet<ConnectionKey>,
 }
 
 impl Default for Connections {
@@ -29,7 +32,7 @@ impl Default for Connections {
             write_queues: WriteQueues::default(),
             pending_closes: HashMap::new(),
             pending_close_bytes: 0,
-            backends: 0,
+            backends: BTreeSet::new(),
         }
     }
 }
@@ -42,12 +45,18 @@ impl Connections {
 
     /// Returns the number of back ends on the WebSocket API.
     pub fn backends(&self) -> usize {
-        self.backends
+        self.backends.len()
     }
 
-    /// Counts a connection that has become a back end's, until it is detached.
-    pub fn count_backend(&mut self) {
-        self.backends += 1;
+    /// Remembers a connection that has become a back end's, until it is detached.
+    pub fn note_backend(&mut self, key: ConnectionKey) {
+        self.backends.insert(key);
+    }
+
+    /// Returns the back end that follows another one in the order of keys. `None`: the first one.
+    pub fn backend_after(&self, last: Option<ConnectionKey>) -> Option<ConnectionKey> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.backends.range((from, Bound::Unbounded)).next().copied()
     }
 
     /// Returns the number of unprocessed bytes from clients that have disconnected.

@@ -1,8 +1,8 @@
 //! Lists of administration: gathers the parts of a list from shards of all nodes, and finds the shard's own.
 //!
 //! - `mod.rs`: the lists in progress. `nodes.rs`, `clients.rs`, `names.rs`: `node.list`, `client.list`, and
-//!   `channel.list` with `topic.list`.
-//! - `walks.rs`: walks through the shard's own clients and channels. `throughput.rs`: messages per second.
+//!   `channel.list`, `topic.list` and `backend.list`.
+//! - `walks.rs`: walks through the shard's own clients, channels and back ends. `throughput.rs`: messages per second.
 
 mod clients;
 mod names;
@@ -12,12 +12,13 @@ mod walks;
 
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{
-    ClientsQuestion, GridMessage, KnownNodes, ListAnswer, ListMessage, ListQuestion, NamesQuestion,
-    Ticket, ToMesh,
+    BackendsQuestion, ClientsQuestion, GridMessage, KnownNodes, ListAnswer, ListMessage,
+    ListQuestion, NamesQuestion, Ticket, ToMesh,
 };
 use crate::metrics::Counters;
 use crate::protocol::api::{
-    ChannelRow, Code, Fault, LinkState, ListCall, Listing, MeshRow, NamesCall, TopicRow,
+    BackendRow, BackendsCall, ChannelRow, Code, Fault, LinkState, ListCall, Listing, MeshRow,
+    NamesCall, TopicRow,
 };
 use crate::shard::turn::{Step, Turn};
 use clients::ClientsInProgress;
@@ -28,7 +29,7 @@ use walks::Walks;
 
 pub(super) use throughput::Rates;
 pub(super) use walks::{
-    Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots, Walk, answer,
+    BackendWalk, Budget, ChannelWalk, ClientWalk, Reached, SLOTS_CHOSEN_MAX, Slots, Walk, answer,
 };
 
 /// The number of lists that one shard gathers at a time. Beyond it a call fails with 103.
@@ -65,6 +66,7 @@ enum ListInProgress {
     Client(ClientsInProgress),
     Channel(NamesCall, NamesInProgress<ChannelRow>),
     Topic(NamesCall, NamesInProgress<TopicRow>),
+    Backend(Box<BackendsCall>, NamesInProgress<BackendRow>),
 }
 
 impl Lists {
@@ -108,6 +110,10 @@ impl Lists {
             ListCall::Topic(call) => {
                 let names = NamesInProgress::new(call.max);
                 ListInProgress::Topic(call, names)
+            }
+            ListCall::Backend(call) => {
+                let names = NamesInProgress::new(call.page.max);
+                ListInProgress::Backend(call, names)
             }
         };
         self.gathered.push(Gathered {
@@ -175,6 +181,17 @@ impl Lists {
         self.walks.begin_channels(turn, asker, ticket, question);
     }
 
+    /// Begins to look for back ends of this shard. The answer follows in a later turn.
+    pub(super) fn walk_backends(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<BackendsQuestion>,
+    ) {
+        self.walks.begin_backends(turn, asker, ticket, question);
+    }
+
     /// Handles the answer of a shard. One to a list that is settled is ignored.
     pub(super) fn handle_answer(
         &mut self,
@@ -201,6 +218,9 @@ impl Lists {
                 list.handle_part(from, *part)
             }
             (ListAnswer::Topic(part), ListInProgress::Topic(_, list)) => {
+                list.handle_part(from, *part)
+            }
+            (ListAnswer::Backend(part), ListInProgress::Backend(_, list)) => {
                 list.handle_part(from, *part)
             }
             // A shard answers what it is asked.
@@ -289,6 +309,11 @@ impl ListInProgress {
             Self::Channel(call, list) => {
                 list.ask(turn, ticket, nodes, &ListQuestion::Channel(question(call)));
             }
+            Self::Backend(call, list) => {
+                let page = *question(&call.page);
+                let question = BackendsQuestion { topic: call.topic.clone(), page };
+                list.ask(turn, ticket, nodes, &ListQuestion::Backend(Box::new(question)));
+            }
             Self::Topic(call, list) => {
                 list.ask(turn, ticket, nodes, &ListQuestion::Topic(question(call)));
             }
@@ -301,6 +326,7 @@ impl ListInProgress {
             Self::Client(list) => list.give_up(turn, ticket, node),
             Self::Channel(_, list) => list.give_up(node),
             Self::Topic(_, list) => list.give_up(node),
+            Self::Backend(_, list) => list.give_up(node),
         }
     }
 
@@ -310,6 +336,7 @@ impl ListInProgress {
             Self::Client(list) => list.give_up_all(),
             Self::Channel(_, list) => list.give_up_all(),
             Self::Topic(_, list) => list.give_up_all(),
+            Self::Backend(_, list) => list.give_up_all(),
         }
     }
 
@@ -319,6 +346,7 @@ impl ListInProgress {
             Self::Client(list) => list.is_complete(),
             Self::Channel(_, list) => list.is_complete(),
             Self::Topic(_, list) => list.is_complete(),
+            Self::Backend(_, list) => list.is_complete(),
         }
     }
 
@@ -328,6 +356,7 @@ impl ListInProgress {
             Self::Client(list) => Listing::Client(list.finish()),
             Self::Channel(_, list) => Listing::Channel(list.finish()),
             Self::Topic(_, list) => Listing::Topic(list.finish()),
+            Self::Backend(_, list) => Listing::Backend(list.finish()),
         }
     }
 }

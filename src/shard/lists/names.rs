@@ -1,4 +1,4 @@
-//! `channel.list` and `topic.list`: asks every shard of every node for its first names, and merges them.
+//! `channel.list`, `topic.list` and `backend.list`: asks every shard of every node for its first names, and merges them.
 //!
 //! A shard that has more names than it may return tells its first ones. Beyond the last of those the counts of
 //! all shards are not known, so the page ends there at the latest.

@@ -1,4 +1,4 @@
-//! Walks through a shard's clients and channels, for lists of back ends of any node.
+//! Walks through a shard's clients, channels and back ends, for lists of back ends of any node.
 //!
 //! A walk goes on in slices, which have a budget and a pace: however many lists are walked, they take about a
 //! twentieth of the shard's time. A walk keeps no more than the rows of one page.
@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::address::ShardAddress;
 use crate::message::{
-    ClientsPart, ClientsQuestion, GridMessage, ListAnswer, ListMessage, NamesPart, NamesQuestion,
-    SlottedClient, Ticket,
+    BackendsQuestion, ClientsPart, ClientsQuestion, ConnectionKey, GridMessage, ListAnswer,
+    ListMessage, NamesPart, NamesQuestion, SlottedClient, Ticket,
 };
-use crate::protocol::api::ChannelRow;
+use crate::protocol::api::{BackendRow, ChannelRow};
 use crate::shard::turn::Turn;
 
 /// The number of walks in progress on one shard. A further question is answered with [`ListAnswer::Busy`].
@@ -29,7 +29,7 @@ pub(in crate::shard) struct Budget(usize);
 impl Budget {
     /// The units of an empty slot, or of a channel.
     pub(crate) const SLOT: usize = 1;
-    /// The units of a client.
+    /// The units of a client or a back end.
     pub(crate) const CLIENT: usize = 4;
     /// The units of a row that is found.
     pub(crate) const ROW: usize = 16;
@@ -52,6 +52,8 @@ pub(in crate::shard) enum Walk {
     Client(ClientWalk),
     /// A walk through channels.
     Channel(ChannelWalk),
+    /// A walk through back ends.
+    Backend(BackendWalk),
 }
 
 /// Whether a walk has reached its end.
@@ -141,6 +143,43 @@ impl ChannelWalk {
     }
 }
 
+/// A walk through the back ends of a shard, in the order of their ids.
+#[derive(Debug)]
+pub(in crate::shard) struct BackendWalk {
+    /// The question that the walk answers.
+    pub question: Box<BackendsQuestion>,
+    /// The back end that was looked at last.
+    pub last: Option<ConnectionKey>,
+    // The back ends found: at most as many as are asked for.
+    rows: Vec<BackendRow>,
+    is_cut: bool,
+}
+
+impl BackendWalk {
+    fn new(question: Box<BackendsQuestion>) -> Self {
+        Self { question, last: None, rows: Vec::new(), is_cut: false }
+    }
+
+    /// Adds a back end that is asked for. Returns false if the walk has as many as are asked for.
+    pub(crate) fn add(&mut self, row: BackendRow) -> bool {
+        self.is_cut = self.rows.len() >= self.question.page.max as usize;
+        if !self.is_cut {
+            self.rows.push(row);
+        }
+        !self.is_cut
+    }
+
+    /// Returns what was found. A walk that has found something by its deadline ends the page there.
+    fn finish(self, reached: Reached) -> ListAnswer {
+        let Self { rows, is_cut, .. } = self;
+        match reached {
+            Reached::Pause if rows.is_empty() => ListAnswer::Unfinished,
+            Reached::Pause => ListAnswer::Backend(Box::new(NamesPart { rows, is_cut: true })),
+            Reached::End => ListAnswer::Backend(Box::new(NamesPart { rows, is_cut })),
+        }
+    }
+}
+
 impl NamesQuestion {
     /// Whether a name is asked for.
     pub(in crate::shard) fn matches(&self, name: &str) -> bool {
@@ -191,6 +230,18 @@ impl Walks {
     ) {
         let within_ms = question.within_ms;
         self.begin(turn, asker, ticket, within_ms, Walk::Channel(ChannelWalk::new(question)));
+    }
+
+    /// Begins a walk through back ends.
+    pub(super) fn begin_backends(
+        &mut self,
+        turn: &mut Turn,
+        asker: ShardAddress,
+        ticket: Ticket,
+        question: Box<BackendsQuestion>,
+    ) {
+        let within_ms = question.page.within_ms;
+        self.begin(turn, asker, ticket, within_ms, Walk::Backend(BackendWalk::new(question)));
     }
 
     fn begin(
@@ -247,6 +298,7 @@ impl Walk {
             Self::Channel(walk) if reached == Reached::End => {
                 ListAnswer::Channel(Box::new(walk.finish()))
             }
+            Self::Backend(walk) => walk.finish(reached),
             // A name that was not looked at may come before all that were.
             Self::Channel(_) => ListAnswer::Unfinished,
         }

@@ -3,14 +3,15 @@
 use super::super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, ClientsPart, ClientsQuestion, ConnectionKey, Delivery,
-    FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer, ListMessage, ListQuestion,
-    MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts, Publish, Requester, ShardFigures,
-    SlottedClient, Terms, Ticket, ToConsumer, ToTapper, WatcherEpoch,
+    BackendId, BackendsQuestion, ClientCommand, ClientReply, ClientsPart, ClientsQuestion,
+    ConnectionKey, Delivery, FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer,
+    ListMessage, ListQuestion, MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts,
+    Publish, Requester, ShardFigures, SlottedClient, Terms, Ticket, ToConsumer, ToTapper,
+    WatcherEpoch,
 };
 use crate::protocol::api::{
-    ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, Info, NAME_BYTES_MAX, NodeStanding,
-    PerSecond, Tally, Tap, TapTarget, TopicRow,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, Info, NAME_BYTES_MAX,
+    NodeStanding, PerSecond, Tally, Tap, TapTarget, TopicRow,
 };
 use crate::protocol::frame::{Frame, Kind};
 
@@ -213,7 +214,22 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         consumers: 4,
         in_flight: 5,
     };
+    let backend = |user: Option<&str>, topics: &[&str]| BackendRow {
+        id: "0010000000001000001".into(),
+        node: NodeId::new(1).expect("a small number"),
+        user: user.map(Box::from),
+        remote: ([127, 0, 0, 1], 1).into(),
+        since_ms: 4,
+        topic_count: 9,
+        topics: topics.iter().map(|&topic| topic.into()).collect(),
+        group: user.map(Box::from),
+        in_flight: 5,
+        buffered: 6,
+        stalled_ms: 7,
+    };
+    let backends = vec![backend(Some("app"), &["messages", "b"]), backend(None, &[])];
     let answers = [
+        ListAnswer::Backend(Box::new(NamesPart { rows: backends, is_cut: true })),
         ListAnswer::Client(Box::new(ClientsPart { rows, next: Some(10) })),
         ListAnswer::Client(Box::default()),
         ListAnswer::Channel(Box::new(NamesPart { rows: vec![channel], is_cut: true })),
@@ -227,6 +243,10 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         clients(ClientFilter::default()),
         ListMessage::Ask(ListQuestion::Channel(names("ne", Some("news")))),
         ListMessage::Ask(ListQuestion::Topic(names("", None))),
+        ListMessage::Ask(ListQuestion::Backend(Box::new(BackendsQuestion {
+            topic: Some("messages".into()),
+            page: *names("", Some("001")),
+        }))),
     ]);
     messages.extend(answers.map(ListMessage::Answer));
     messages

@@ -1,13 +1,15 @@
 //! The lists of administration: what a call asks for, and what is answered.
 //!
-//! `read.rs`: the parameters. `write.rs`: the answers as JSON.
+//! `read.rs`: the parameters. `write.rs`: the answers as JSON. `backends.rs`: `backend.list`.
 
+mod backends;
 mod read;
 mod write;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use backends::{BackendRow, BackendsCall, TOPICS_SHOWN_MAX};
 pub(super) use read::read_list;
 pub(super) use write::put_listing;
 
@@ -35,6 +37,8 @@ pub enum ListMethod {
     Channel,
     /// `topic.list`
     Topic,
+    /// `backend.list`
+    Backend,
 }
 
 /// A call of a list.
@@ -48,6 +52,8 @@ pub enum ListCall {
     Channel(NamesCall),
     /// `topic.list`
     Topic(NamesCall),
+    /// `backend.list`
+    Backend(Box<BackendsCall>),
 }
 
 impl ListCall {
@@ -58,6 +64,7 @@ impl ListCall {
             Self::Client(_) => "client.list",
             Self::Channel(_) => "channel.list",
             Self::Topic(_) => "topic.list",
+            Self::Backend(_) => "backend.list",
         }
     }
 }
@@ -139,6 +146,8 @@ pub enum Listing {
     Channel(Page<ChannelRow, Box<str>>),
     /// The answer to `topic.list`.
     Topic(Page<TopicRow, Box<str>>),
+    /// The answer to `backend.list`.
+    Backend(Page<BackendRow, Box<str>>),
 }
 
 /// A page of a list.

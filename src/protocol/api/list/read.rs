@@ -1,6 +1,9 @@
 //! Reads the parameters of lists.
 
-use super::{ClientFilter, ClientsCall, ListCall, ListMethod, NamesCall, PAGE_DEFAULT, PAGE_MAX};
+use super::{
+    BackendsCall, ClientFilter, ClientsCall, ListCall, ListMethod, NamesCall, PAGE_DEFAULT,
+    PAGE_MAX,
+};
 use crate::address::{ClientId, NodeId};
 use crate::protocol::api::document::Value;
 use crate::protocol::api::params::{client_of, optional, read_name, read_network, read_user};
@@ -16,6 +19,7 @@ pub(in crate::protocol::api) fn read_list(
         ListMethod::Client => ListCall::Client(Box::new(read_clients(params)?)),
         ListMethod::Channel => ListCall::Channel(read_channels(params)?),
         ListMethod::Topic => ListCall::Topic(read_names(params)?),
+        ListMethod::Backend => ListCall::Backend(Box::new(read_backends(params)?)),
     })
 }
 
@@ -71,6 +75,11 @@ fn read_channels(params: Option<Value<'_, '_>>) -> Result<NamesCall, Fault> {
     Ok(NamesCall { prefix: prefix.into(), ..read_names(params)? })
 }
 
+fn read_backends(params: Option<Value<'_, '_>>) -> Result<BackendsCall, Fault> {
+    let topic = optional(params, "topic").map(|topic| read_name("topic", topic).map(Box::from));
+    Ok(BackendsCall { topic: topic.transpose()?, page: read_names(params)? })
+}
+
 fn read_names(params: Option<Value<'_, '_>>) -> Result<NamesCall, Fault> {
     let after = optional(params, "after").map(|after| read_name("after", after).map(Box::from));
     Ok(NamesCall { prefix: "".into(), after: after.transpose()?, max: read_max(params)? })
@@ -117,6 +126,9 @@ mod tests {
             let (ListCall::Channel(names) | ListCall::Topic(names)) = call else { panic!("names") };
             assert_eq!(names, NamesCall { prefix: "".into(), after: None, max: 100 });
         }
+        let page = NamesCall { prefix: "".into(), after: None, max: 100 };
+        let backends = BackendsCall { topic: None, page };
+        assert_eq!(read(ListMethod::Backend, "{}"), Ok(ListCall::Backend(Box::new(backends))));
     }
 
     #[test]
@@ -176,5 +188,8 @@ mod tests {
         let channels = |params| read(ListMethod::Channel, params);
         assert_eq!(channels(r#"{"prefix":1}"#), Err("prefix: expected a string".into()));
         assert_eq!(channels(r#"{"after":""}"#), Err("after: expected 1 to 255 bytes".into()));
+        let backends = |params| read(ListMethod::Backend, params);
+        assert_eq!(backends(r#"{"topic":1}"#), Err("topic: expected a string".into()));
+        assert_eq!(backends(r#"{"max":0}"#), Err(max.into()));
     }
 }

@@ -1,6 +1,8 @@
 //! Writes the answers of lists as JSON.
 
-use super::{ChannelRow, ClientRow, Listing, NodeEntry, NodeList, Page, PerSecond, TopicRow};
+use super::{
+    BackendRow, ChannelRow, ClientRow, Listing, NodeEntry, NodeList, Page, PerSecond, TopicRow,
+};
 use crate::address::NodeId;
 use crate::protocol::api::write::put_list;
 use crate::protocol::json::{put_number, put_string};
@@ -16,6 +18,7 @@ pub(in crate::protocol::api) fn put_listing(out: &mut Vec<u8>, listing: &Listing
         Listing::Client(page) => put_page(out, "clients", page, put_client),
         Listing::Channel(page) => put_page(out, "channels", page, put_channel),
         Listing::Topic(page) => put_page(out, "topics", page, put_topic),
+        Listing::Backend(page) => put_page(out, "backends", page, put_backend),
     }
     out.push(b'}');
 }
@@ -68,6 +71,23 @@ fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
     // Groups of consumers: there are none besides the default one.
     put_key(out, "groups");
     out.extend_from_slice(b"[]}");
+}
+
+fn put_backend(out: &mut Vec<u8>, row: &BackendRow) {
+    out.extend_from_slice(b"{\"b\":");
+    put_string(out, &row.id);
+    put_figure(out, "n", Some(row.node.number().into()));
+    put_text(out, "u", row.user.as_deref());
+    put_text(out, "remote", Some(&row.remote.to_string()));
+    put_figure(out, "since", Some(row.since_ms));
+    put_key(out, "t");
+    put_list(out, &row.topics, |out, topic| put_string(out, topic));
+    put_figure(out, "topics", Some(row.topic_count));
+    put_text(out, "group", row.group.as_deref());
+    put_figure(out, "in_flight", Some(row.in_flight));
+    put_figure(out, "buffered", Some(row.buffered));
+    put_figure(out, "stalled_ms", Some(row.stalled_ms));
+    out.push(b'}');
 }
 
 fn put_missing(out: &mut Vec<u8>, missing: &[NodeId]) {
@@ -209,6 +229,27 @@ mod tests {
         assert_eq!(
             written(Listing::Channel(Page { rows, next: Some("a".into()), missing: vec![] })),
             r#"{"channels":[{"c":"a","clients":1}],"next":"a","missing":[]}"#
+        );
+        let row = BackendRow {
+            id: "1".into(),
+            node: node(2),
+            user: None,
+            remote: ([10, 0, 0, 1], 80).into(),
+            since_ms: 3,
+            topic_count: 9,
+            topics: vec!["a".into(), "b".into()],
+            group: Some("g".into()),
+            in_flight: 4,
+            buffered: 5,
+            stalled_ms: 6,
+        };
+        assert_eq!(
+            written(Listing::Backend(Page { rows: vec![row], next: None, missing: vec![] })),
+            concat!(
+                r#"{"backends":[{"b":"1","n":2,"u":null,"remote":"10.0.0.1:80","since":3,"#,
+                r#""t":["a","b"],"topics":9,"group":"g","in_flight":4,"buffered":5,"#,
+                r#""stalled_ms":6}],"next":null,"missing":[]}"#
+            )
         );
         let row = TopicRow {
             name: "t".into(),
