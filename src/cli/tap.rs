@@ -2,11 +2,14 @@
 
 use clap::{ArgGroup, Args};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::connection::ApiConnection;
+use super::failure::Failure;
 use super::follow::EventStream;
-use super::options::ServerOptions;
+use super::options::{Server, ServerOptions};
 use super::printer::Printer;
 use super::terminal::{Style, printable, remark};
 use super::units;
@@ -49,6 +52,33 @@ pub struct TapArguments {
 
     #[command(flatten)]
     pub(super) server: ServerOptions,
+}
+
+impl TapArguments {
+    /// Checks that the client to watch is connected. Ids are never used again, so a tap of any other id, such as
+    /// that of a user, would show nothing for ever.
+    pub(super) async fn find_client(&self, server: &Server) -> Result<(), Failure> {
+        #[derive(Deserialize)]
+        struct ClientsResult {
+            clients: Vec<IgnoredAny>,
+            #[serde(default)]
+            missing: Vec<u64>,
+        }
+        let Some(client) = &self.client else { return Ok(()) };
+        let mut connection = ApiConnection::open(server).await?;
+        let result = connection.call("client.list", &json!({ "c": client })).await?;
+        connection.close().await;
+        match serde_json::from_str(result.get()) {
+            Ok(ClientsResult { clients, missing }) if clients.is_empty() && missing.is_empty() => {
+                Err(Failure::Failed(format!(
+                    "{}: no client with the id {client} is connected; for a user: --by-user {client}",
+                    server.address
+                )))
+            }
+            // It is connected, or may be to a node that does not answer.
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A tap.
@@ -140,13 +170,11 @@ fn line(event: &Value, style: Style) -> String {
         "refuse" | "lost" => (style.red(&word), style.red(&text)),
         _ => (style.bold(&word), text),
     };
-    match &event["node"] {
-        Value::Null => format!("{at}  {word}  {text}"),
-        _ => {
-            let [node, client] = ["node", "c"].map(|name| printable(&field(event, name)));
-            format!("{at}  {node}  {client:<19}  {word}  {text}")
-        }
+    if what == "lost" {
+        return format!("{at}  {word}  {text}");
     }
+    let [node, client] = ["node", "c"].map(|name| printable(&field(event, name)));
+    format!("{at}  {node}  {client:<19}  {word}  {text}")
 }
 
 /// Describes an event in words.
@@ -177,6 +205,9 @@ fn told(what: &str, event: &Value) -> String {
             format!("{}{arguments}{}{error}", get("m"), optional(" by ", "by"))
         }
         "close" => format!("{} {} (by {})", get("code"), get("reason"), get("by")),
+        "lost" if !event["node"].is_null() => {
+            format!("node {} is unreachable: its devices are not watched", get("node"))
+        }
         "lost" => format!("{} events: more than --max-per-s, or read too slowly", get("n")),
         _ => event.to_string(),
     }

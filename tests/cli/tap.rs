@@ -8,16 +8,23 @@ use super::scripted::{Api, Reply};
 use super::support::{Server, Socket};
 use super::{Running, at, ended, run};
 
-const EVENTS: [&str; 3] = [
+const EVENTS: [&str; 4] = [
     r#"{"at":5,"node":1,"c":"7","what":"in","t":"text","d":"hello","bytes":5}"#,
     r#"{"at":6,"node":1,"c":null,"what":"refuse","status":401,"why":"expired","remote":"a","path":null}"#,
     r#"{"at":7,"what":"lost","n":9}"#,
+    r#"{"at":8,"what":"lost","n":0,"node":2}"#,
 ];
 
-/// An API whose taps tell [`EVENTS`] and start with this result. Sends the params to the test.
+/// An API whose taps tell [`EVENTS`] and start with this result. Sends the params to the test. The client 7 is
+/// connected, others are not.
 fn taps(result: &'static str) -> (Api, mpsc::Receiver<Value>) {
     let (sender, asked) = mpsc::channel();
     let api = Api::start(move |method, params| {
+        if method == "client.list" {
+            let found = if params["c"] == "7" { json!([{ "c": "7" }]) } else { json!([]) };
+            let page = json!({ "clients": found, "next": null, "missing": [] });
+            return Reply::Result(page.to_string());
+        }
         assert_eq!(method, "tap.start");
         let _ = sender.send(params.clone());
         let events = EVENTS.map(|event| format!(r#"{{"e":"tap","p":{event}}}"#));
@@ -29,13 +36,15 @@ fn taps(result: &'static str) -> (Api, mpsc::Receiver<Value>) {
 #[test]
 fn events_are_lines_for_people_or_for_programs() {
     let (api, asked) = taps(r#"{"s":true,"missing":[]}"#);
-    let tap = ["tap", "--by-user", "ann", "--count", "3"];
+    let tap = ["tap", "--by-user", "ann", "--count", "4"];
     let people = ended(&mut at(api.address, &tap), b"");
     assert_eq!((people.code, &people.err[..]), (Some(0), "gridcast: watching; Ctrl-C ends\n"));
     let lines: Vec<&str> = people.out.lines().collect();
     assert_eq!(lines[0], "00:00:00.005Z  1  7                    in       hello");
     assert_eq!(lines[1], "00:00:00.006Z  1  -                    refuse   401 from a: expired");
     assert!(lines[2].starts_with("00:00:00.007Z  lost     9 events: "), "{lines:?}");
+    let down = "00:00:00.008Z  lost     node 2 is unreachable: its devices are not watched";
+    assert_eq!(lines[3], down);
     assert_eq!(asked.try_recv(), Ok(json!({"user": "ann", "max_per_s": 100})));
     let said = ended(&mut at(api.address, &[&tap[..], &["--json"]].concat()), b"").succeeded();
     assert_eq!(said.lines().collect::<Vec<_>>(), EVENTS);
@@ -50,6 +59,15 @@ fn a_node_that_does_not_watch_is_named() {
 }
 
 #[test]
+fn a_tap_of_an_id_that_no_client_has_fails_and_names_the_option_for_users() {
+    let (api, asked) = taps(r#"{"s":true,"missing":[]}"#);
+    let error = ended(&mut at(api.address, &["tap", "10050"]), b"").failed(1);
+    assert!(error.contains("no client with the id 10050 is connected"), "{error}");
+    assert!(error.contains("--by-user 10050"), "{error}");
+    assert!(asked.try_recv().is_err(), "nothing is watched");
+}
+
+#[test]
 fn a_tap_has_one_target() {
     let (api, asked) = taps(r#"{"s":true,"missing":[]}"#);
     for wrong in [&["tap"][..], &["tap", "7", "--topic", "a"], &["tap", "--channel"]] {
@@ -57,7 +75,7 @@ fn a_tap_has_one_target() {
     }
     assert!(asked.try_recv().is_err());
     let api = Api::start(|_, _| Reply::Error(101, "max_per_s: expected an integer from 1 to 1000"));
-    let wrong = ["tap", "7", "--max-per-s", "0"];
+    let wrong = ["tap", "--topic", "a", "--max-per-s", "0"];
     let error = ended(&mut at(api.address, &wrong), b"").failed(1);
     assert!(error.contains("tap.start: max_per_s: "), "{error}");
 }

@@ -1,7 +1,5 @@
 //! Lists of administration over nodes that answer, freeze and die.
 
-use std::time::Instant;
-
 use serde_json::{Value, json};
 
 use crate::support::{DEADLINE, Grid, Server, assert_error, bearer, until_within, users};
@@ -29,9 +27,7 @@ fn any_node_lists_all_nodes_and_names_one_that_is_frozen_or_dead() {
         }
     }
     grid.nodes[2].freeze();
-    let asked = Instant::now();
     let list = grid.nodes[0].backend().done("node.list", &json!({}));
-    assert!(asked.elapsed().as_millis() < 2000, "answered after {:?}", asked.elapsed());
     assert_eq!((&list["missing"], &list["nodes"][2]["clients"]), (&json!([3]), &Value::Null));
     grid.nodes[2].kill();
     until_within(DEADLINE, || {
@@ -106,9 +102,7 @@ fn a_page_passes_over_a_node_that_is_frozen() {
     grid.nodes[1].freeze();
     let (mut params, mut nodes, mut missing) = (json!({}), Vec::new(), Vec::new());
     for _ in 0..4 {
-        let asked = Instant::now();
         let page = back_end.done("client.list", &params);
-        assert!(asked.elapsed().as_millis() < 2000, "answered after {:?}", asked.elapsed());
         nodes
             .extend(page["clients"].as_array().expect("a list").iter().map(|row| row["n"].clone()));
         missing.extend(page["missing"].as_array().expect("a list").iter().cloned());

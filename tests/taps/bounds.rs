@@ -4,7 +4,7 @@ use gridcast::shard::Listener;
 use serde_json::{Value, json};
 
 use crate::grid::{Grid, whats};
-use crate::shard_value::{self, bytes_of};
+use crate::shard_value;
 
 #[test]
 fn a_tap_ends_when_it_is_stopped_and_when_its_back_end_is_gone() {
@@ -90,6 +90,42 @@ fn events_beyond_the_rate_are_lost_and_counted() {
 }
 
 #[test]
+fn a_tapper_is_told_once_that_a_node_is_unreachable_and_a_tap_goes_on_when_it_is_back() {
+    let mut grid = Grid::new();
+    let (device, id) = grid.known_device((2, 1), "/ws");
+    let tapper = grid.backend((1, 0));
+    grid.tap(tapper, &json!({ "c": id }));
+    grid.cut();
+    let at = grid.now.unix_ms;
+    assert_eq!(grid.told(tapper), [json!({ "at": at, "what": "lost", "n": 0, "node": 2 })]);
+    grid.wait(5000);
+    assert_eq!(grid.told(tapper), Vec::<Value>::new(), "it is told once");
+    grid.link();
+    grid.send(device, "again");
+    assert_eq!(whats(&grid.told(tapper)), ["in"]);
+}
+
+#[test]
+fn a_tapper_that_does_not_read_is_told_of_an_unreachable_node_later() {
+    let mut grid = Grid::new();
+    let (device, id) = grid.known_device((1, 1), "/ws");
+    let tapper = grid.backend((1, 0));
+    grid.tap(tapper, &json!({ "c": id, "max_per_s": 1000 }));
+    grid.unread.insert(tapper, Vec::new());
+    let text = "x".repeat(300);
+    for _ in 0..10 {
+        (0..500).for_each(|_| grid.send(device, &text));
+        grid.wait(1000);
+    }
+    grid.cut();
+    grid.wait(5000);
+    grid.read_again(tapper);
+    (0..3).for_each(|_| grid.wait(1000));
+    let told = grid.told(tapper);
+    assert_eq!(told.iter().filter(|event| event["node"] == 2 && event["n"] == 0).count(), 1);
+}
+
+#[test]
 fn the_rate_of_a_tap_holds_for_all_shards_together() {
     let mut grid = Grid::new();
     let tapper = grid.backend((1, 0));
@@ -124,14 +160,7 @@ fn a_tapper_that_does_not_read_loses_events_and_nothing_else() {
     assert_eq!(grid.read(device).len(), 5000, "the device got every echo");
 
     // The tapper reads again: its connection is open, and its calls are answered.
-    let batches = grid.unread.remove(&tapper).expect("it does not read");
-    let now = grid.now;
-    for batch in batches {
-        let bytes = bytes_of(&batch);
-        grid.shard(tapper).handle_written(now, tapper.key, bytes.len(), true);
-        grid.written.entry(tapper).or_default().extend(bytes);
-    }
-    grid.run();
+    grid.read_again(tapper);
     grid.wait(1000);
     grid.wait(1000);
     let told = grid.told(tapper);
@@ -192,7 +221,7 @@ fn a_node_that_comes_back_watches_again_and_one_that_goes_is_watched_for_no_more
     grid.tap(tapper, &json!({ "c": id }));
     grid.cut();
     grid.send(device, "while the node is unreachable");
-    assert_eq!(grid.told(tapper), Vec::<Value>::new());
+    assert_eq!(whats(&grid.told(tapper)), ["lost"], "the node is named");
     grid.link();
     grid.send(device, "hello");
     let told = grid.told(tapper);
@@ -202,7 +231,8 @@ fn a_node_that_comes_back_watches_again_and_one_that_goes_is_watched_for_no_more
     grid.tap(late, &json!({ "c": id }));
     grid.link();
     grid.send(device, "again");
-    assert_eq!((grid.told(tapper).len(), grid.told(late).len()), (1, 1));
+    assert_eq!(whats(&grid.told(tapper)), ["lost", "in"]);
+    assert_eq!(whats(&grid.told(late)), ["in"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 // A live view of what happens to devices.
 
-import { Socket } from "./api.js";
+import { Socket, call } from "./api.js";
 import { badge, byId, clockWithMs, count, element, facts, dateAndClock, onSubmit, oneLine, plural } from "./dom.js";
 import { openClient } from "./clients.js";
 import { showMissing } from "./missing.js";
@@ -71,6 +71,10 @@ async function start() {
   socket = own;
   byId("tap-button").textContent = "Stop";
   try {
+    if (kind === "c" && !(await isConnected(value))) {
+      if (socket === own) stop(`No client with the id ${value} is connected`, true);
+      return;
+    }
     const { missing = [] } = await own.call("tap.start", { [kind]: value, max_per_s: Number(byId("tap-rate").value) });
     if (socket !== own) return;
     showMissing("tap", missing);
@@ -78,6 +82,12 @@ async function start() {
   } catch (error) {
     if (socket === own) stop(error.message, true);
   }
+}
+
+/** Whether a client is connected, or may be to a node that does not answer. Ids are never used again. */
+async function isConnected(c) {
+  const { clients, missing } = await call("client.list", { c });
+  return clients.length > 0 || missing.length > 0;
 }
 
 /** Ends the tap. The node ends it when its connection closes. */
@@ -161,7 +171,9 @@ const LEAD = { connect: ["path"], refuse: ["why"], in: ["d"], out: ["d"], call: 
 
 /** Puts an event into one line. */
 function summary(event) {
-  if (event.what === "lost") return `${plural(event.n, "event")} lost`;
+  if (event.what === "lost") {
+    return event.node === undefined ? `${plural(event.n, "event")} lost` : `node ${event.node} is unreachable: its devices are not watched`;
+  }
   const lead = LEAD[event.what] ?? ["d"];
   const text = lead.map((key) => event[key] ?? "").join(" ");
   const arrow = { in: "← ", out: "→ " }[event.what] ?? "";

@@ -139,11 +139,16 @@ pub fn tap_frame(head: TapHead, event: TapEvent<'_>) -> Frame {
     Frame::message(Kind::Text, &json)
 }
 
-/// Appends the frame of a `lost` event: the tap could not tell this number of events.
-pub fn put_tap_lost(out: &mut Vec<u8>, unix_ms: u64, lost: u64) {
+/// Appends the frame of a `lost` event: the tap could not tell this number of events. With a node: from now on the
+/// tap is not told what happens there, until the node is reachable again.
+pub fn put_tap_lost(out: &mut Vec<u8>, unix_ms: u64, lost: u64, node: Option<NodeId>) {
     let mut json = begin(unix_ms);
     json.extend_from_slice(b",\"what\":\"lost\",\"n\":");
     put_number(&mut json, lost);
+    if let Some(node) = node {
+        json.extend_from_slice(b",\"node\":");
+        put_number(&mut json, node.number().into());
+    }
     json.extend_from_slice(b"}}");
     frame::put_frame(out, Opcode::Data(Kind::Text), &json);
 }
@@ -362,8 +367,11 @@ mod tests {
         }
         assert!(encoded(None, refuse).contains(r#","c":null,"#));
         let mut lost = Vec::new();
-        put_tap_lost(&mut lost, 5, 9);
+        put_tap_lost(&mut lost, 5, 9, None);
         assert_eq!(&lost[2..], br#"{"e":"tap","p":{"at":5,"what":"lost","n":9}}"#);
+        lost.clear();
+        put_tap_lost(&mut lost, 5, 0, NodeId::new(2));
+        assert_eq!(&lost[2..], br#"{"e":"tap","p":{"at":5,"what":"lost","n":0,"node":2}}"#);
     }
 
     #[test]

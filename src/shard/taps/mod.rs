@@ -13,7 +13,7 @@
 mod telling;
 mod watched;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::connection::{Client, Connection, Connections, Phase, Stage};
 use super::memory::Shortage;
@@ -72,6 +72,8 @@ struct Tapper {
     // Events that were not told, and when their number is.
     lost: u64,
     lost_due_ms: Option<u64>,
+    // Nodes that have become unreachable, which the tapper is not told yet.
+    unreachable: BTreeSet<NodeId>,
     // Events taken from each shard since it was last told.
     taken: BTreeMap<ShardAddress, u32>,
 }
@@ -139,8 +141,10 @@ impl Taps {
     /// Begins the taps of this shard on a node that has become reachable. What that node watched before is
     /// over, and so are its own taps, which it begins again.
     pub(super) fn handle_node_up(&mut self, turn: &mut Turn, node: NodeId) {
-        self.handle_node_down(turn, node);
-        for (&key, tapper) in &self.tappers {
+        self.forget_node(turn, node);
+        for (&key, tapper) in &mut self.tappers {
+            // What is told from now on shows that the node is back.
+            tapper.unreachable.remove(&node);
             let backend = turn.backend_id(key);
             for to in shards_of(turn, node) {
                 for tap in &tapper.taps {
@@ -151,8 +155,16 @@ impl Taps {
         }
     }
 
-    /// Forgets the taps of a node that has become unreachable.
+    /// Forgets the taps of a node that has become unreachable. Tappers are told that nothing is watched there.
     pub(super) fn handle_node_down(&mut self, turn: &mut Turn, node: NodeId) {
+        self.forget_node(turn, node);
+        for tapper in self.tappers.values_mut().filter(|tapper| tapper.is_answered) {
+            tapper.unreachable.insert(node);
+            tapper.lost_due_ms = Some(turn.now.ms);
+        }
+    }
+
+    fn forget_node(&mut self, turn: &mut Turn, node: NodeId) {
         turn.taps.stop_of_node(node);
         for tapper in self.tappers.values_mut() {
             tapper.taken.retain(|shard, _| shard.node != node);
@@ -377,7 +389,8 @@ fn has_room(turn: &Turn, connections: &Connections, key: ConnectionKey, bytes: u
     connection.phase == Phase::Open && fits && !is_shed
 }
 
-/// Tells a tapper how many events were lost, if that is due and there is room. Otherwise tries again later.
+/// Tells a tapper how many events were lost, and which nodes are unreachable, if that is due and there is room.
+/// Otherwise tries again later.
 fn tell_lost(
     turn: &mut Turn,
     connections: &mut Connections,
@@ -391,8 +404,18 @@ fn tell_lost(
         return tapper.lose(turn.now.ms, 0);
     }
     let (unix_ms, lost) = (turn.now.unix_ms, std::mem::take(&mut tapper.lost));
-    connections.write_with(turn, key, |out| api::put_tap_lost(out, unix_ms, lost));
-    connections.record_backend_output(key);
+    if lost > 0 {
+        connections.write_with(turn, key, |out| api::put_tap_lost(out, unix_ms, lost, None));
+        connections.record_backend_output(key);
+    }
+    while let Some(node) = tapper.unreachable.pop_first() {
+        if !has_room(turn, connections, key, LOST_BYTES_MAX) {
+            tapper.unreachable.insert(node);
+            return tapper.lose(turn.now.ms, 0);
+        }
+        connections.write_with(turn, key, |out| api::put_tap_lost(out, unix_ms, 0, Some(node)));
+        connections.record_backend_output(key);
+    }
 }
 
 /// The most bytes of the frame of a `lost` event.
