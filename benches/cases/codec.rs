@@ -130,7 +130,7 @@ impl RemotePublishes {
         let at = ShardAddress { node: node(), shard: ShardId(0) };
         let backend = BackendId { at, connection: ConnectionKey { index: 7, generation: 0 } };
         let frame = Frame::message(Kind::Text, &vec![b'x'; bytes]);
-        let publish = Publish { channel: "channel1".into(), frame };
+        let publish = Publish { channel: "channel1".into(), frame, excluded: None };
         let message = MeshMessage::Publish(Requester { ticket: Ticket(1), backend }, publish);
         let message = AddressedMessage::Mesh(message);
         let mut case = Self { message, batch: Vec::new(), encoded: Bytes::new() };

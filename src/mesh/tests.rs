@@ -176,7 +176,11 @@ impl Net {
     fn publish(&mut self, index: usize, ticket: u64) {
         let at = ShardAddress { node: node(index), shard: ShardId(0) };
         let backend = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
-        let publish = Publish { channel: "news".into(), frame: Frame::from_encoded(b"frame") };
+        let publish = Publish {
+            channel: "news".into(),
+            frame: Frame::from_encoded(b"frame"),
+            excluded: None,
+        };
         self.send(
             index,
             0,

@@ -49,7 +49,7 @@ pub use topic::{
     ToFeeder,
 };
 
-use crate::address::{ShardAddress, ShardId};
+use crate::address::{ClientId, ShardAddress, ShardId};
 use crate::protocol::api::ReloadedSettings;
 use crate::protocol::credentials::Fingerprint;
 use crate::protocol::frame::Frame;
@@ -83,13 +83,16 @@ pub struct Requester {
     pub backend: BackendId,
 }
 
-/// A message for all subscribers of a channel.
+/// A message for the subscribers of a channel.
 #[derive(Clone, Debug)]
 pub struct Publish {
     /// The name of the channel.
     pub channel: Arc<str>,
     /// The encoded message.
     pub frame: Frame,
+    /// The clients that do not get the message, sorted: up to
+    /// [`EXCLUDED_MAX`](crate::protocol::api::EXCLUDED_MAX). `None`: every subscriber gets it.
+    pub excluded: Option<Arc<Vec<ClientId>>>,
 }
 
 /// A message that a shard sends.

@@ -29,6 +29,9 @@ impl Shard {
                 Err(Fault::new(Code::TooManyRequests, "too many calls wait for answers"))
             }
             Ok(Call::Publish(channel, content)) => return self.publish(caller, channel, &content),
+            Ok(Call::MultiPublish(publish)) => {
+                return self.backends.call_multi_publish(turn, connections, caller, &publish);
+            }
             Ok(Call::Send(client, content)) => {
                 let has_pending_publish =
                     self.clients.has_pending_publish(turn.backend_id(caller.key));
@@ -140,7 +143,7 @@ impl Shard {
         let published = match self.clients.has_channel(channel) {
             true => {
                 let frame = Frame::message(content.kind, &content.bytes);
-                self.clients.publish(turn, connections, channel, frame)
+                self.clients.publish(turn, connections, channel, frame, None)
             }
             false => Ok(Tally::default()),
         };
@@ -183,8 +186,9 @@ impl Shard {
             _ => None,
         };
         let done = match command {
-            ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame })) => {
-                return match self.clients.publish(turn, connections, &channel, frame) {
+            ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame, excluded })) => {
+                let excluded = excluded.as_deref().map(|excluded| &excluded[..]);
+                return match self.clients.publish(turn, connections, &channel, frame, excluded) {
                     Ok(tally) => turn.answer_publish(requester, Ok(tally)),
                     Err(walk) => self.clients.defer_publish(requester, walk),
                 };

@@ -205,6 +205,9 @@ impl fmt::Display for ShownCall<'_> {
         match self.0 {
             Call::Send(client, _) => write!(formatter, "mesh.send {client}"),
             Call::Publish(channel, _) => write!(formatter, "mesh.publish {}", Shown(channel)),
+            Call::MultiPublish(publish) => {
+                write!(formatter, "mesh.publish {}", listed(&publish.channels))
+            }
             Call::Call(client, function) => {
                 write!(formatter, "conn.call {client} {}", ShownFunction(function))
             }

@@ -32,6 +32,41 @@ fn a_client_subscribed_twice_gets_a_message_once() {
 }
 
 #[test]
+fn a_publish_to_several_channels_adds_up_and_leaves_out_the_excluded() {
+    let server = Server::new();
+    let mut consumer = server.consumer("messages");
+    let mut devices: Vec<_> = ["a", "a,b", "b", "c"]
+        .into_iter()
+        .map(|channels| {
+            let device = server.device(&format!("/ws?channels={channels}"));
+            (device, consumer.opened())
+        })
+        .collect();
+    let publish = |params: Value| {
+        let answer = server.post("/v1/mesh/publish", &params.to_string());
+        serde_json::from_str::<Value>(&answer).expect("JSON")["r"].clone()
+    };
+    let both = json!({ "c": ["a", "b", "a", "nobody"], "d": "first" });
+    assert_eq!(publish(both), json!({ "s": 4, "f": 0 }));
+    let except = json!({ "c": ["a", "b"], "d": "second", "x": [devices[1].1, "7"] });
+    assert_eq!(publish(except), json!({ "s": 2, "f": 0 }));
+    let except = json!({ "c": "a", "d": "third", "x": [devices[0].1] });
+    assert_eq!(publish(except), json!({ "s": 1, "f": 0 }));
+    assert_eq!(publish(json!({ "c": ["nobody"], "d": "" })), json!({ "s": 0, "f": 0 }));
+    assert_eq!(publish(json!({ "c": ["c", "b", "a"], "d": "last" })), json!({ "s": 5, "f": 0 }));
+    let expected = [
+        vec!["first", "second", "last"],
+        vec!["first", "first", "third", "last", "last"],
+        vec!["first", "second", "last"],
+        vec!["last"],
+    ];
+    for ((device, _), expected) in devices.iter_mut().zip(expected) {
+        let got: Vec<_> = expected.iter().map(|_| device.text()).collect();
+        assert_eq!(got, expected);
+    }
+}
+
+#[test]
 fn binary_data_passes_both_ways() {
     let server = Server::new();
     let mut consumer = server.consumer("plain");

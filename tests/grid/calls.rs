@@ -107,6 +107,38 @@ fn a_publish_through_any_node_counts_and_reaches_each_subscriber_once() {
 }
 
 #[test]
+fn a_publish_to_several_channels_adds_up_over_the_grid_and_leaves_out_clients_of_any_node() {
+    let grid = Grid::new(3);
+    let mut devices: Vec<(Socket, String)> = Vec::new();
+    let mut consumer = grid.nodes[0].consumer("messages");
+    for node in &grid.nodes {
+        for channels in ["a", "a,b"] {
+            let device = node.device(&format!("/ws?channels={channels}"));
+            devices.push((device, consumer.opened()));
+        }
+    }
+    let excluded = [&devices[0].1, &devices[3].1];
+    for (node, number) in grid.nodes.iter().zip(0..) {
+        let mut backend = node.backend();
+        let all = json!({ "c": ["a", "b"], "d": format!("all {number}") });
+        assert_eq!(backend.done("mesh.publish", &all), json!({ "s": 9, "f": 0 }));
+        let some = json!({ "c": ["a", "b"], "d": format!("some {number}"), "x": excluded });
+        assert_eq!(backend.done("mesh.publish", &some), json!({ "s": 6, "f": 0 }));
+    }
+    for (at, (device, _)) in devices.iter_mut().enumerate() {
+        let copies = 1 + at % 2;
+        for number in 0..3 {
+            for _ in 0..copies {
+                assert_eq!(device.text(), format!("all {number}"));
+            }
+            for _ in 0..if [0, 3].contains(&at) { 0 } else { copies } {
+                assert_eq!(device.text(), format!("some {number}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_publish_right_behind_the_answer_to_a_subscribe_arrives_every_time() {
     const ROUNDS: usize = 1000;
     let grid = Grid::new(3);

@@ -1,5 +1,7 @@
 //! Batches of messages ⇄ bytes, on the lanes of shards and of the mesh.
 
+use std::sync::Arc;
+
 use super::fields::{
     Fields, put_backend, put_bytes, put_list, put_long_text, put_remote, put_shard, put_short_text,
     put_text, put_u16, put_u32, put_u64,
@@ -7,7 +9,7 @@ use super::fields::{
 use super::list::{put_list_message, read_list_message};
 use super::tap::{put_from_tapper, put_to_tapper, read_tap_message};
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
-use crate::address::Incarnation;
+use crate::address::{ClientId, Incarnation};
 use crate::mesh::link::Lane;
 use crate::mesh::numbers::BatchNumber;
 use crate::message::{
@@ -16,8 +18,8 @@ use crate::message::{
     ToConsumer, WatcherEpoch,
 };
 use crate::protocol::api::{
-    CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry, Fault,
-    Function, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX,
+    CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry,
+    EXCLUDED_MAX, Fault, Function, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX,
 };
 use crate::protocol::close;
 use crate::protocol::frame::Frame;
@@ -38,6 +40,7 @@ const CALLER: u8 = 7;
 const SEND: u8 = 1;
 const PUBLISH: u8 = 2;
 const CALL: u8 = 3;
+const PUBLISH_EXCEPT: u8 = 4;
 
 // Functions of a call.
 const SET_CONTEXT_VALUE: u8 = 1;
@@ -144,11 +147,14 @@ fn read_addressed(fields: &mut Fields<'_>) -> Result<AddressedMessage, WireError
 
 fn put_mesh_message(out: &mut Vec<u8>, message: &MeshMessage) {
     match message {
-        MeshMessage::Publish(requester, Publish { channel, frame }) => {
+        MeshMessage::Publish(requester, Publish { channel, frame, excluded }) => {
             put_requester(out, *requester);
-            out.push(PUBLISH);
+            out.push(if excluded.is_none() { PUBLISH } else { PUBLISH_EXCEPT });
             put_short_text(out, channel);
             put_bytes(out, frame.bytes());
+            if let Some(excluded) = excluded {
+                put_list(out, excluded, |out, client| put_u64(out, client.value()));
+            }
         }
         MeshMessage::Published(ticket, tally) => {
             put_answered(out, *ticket);
@@ -164,10 +170,14 @@ fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> 
         ASK => {
             let requester = read_requester(fields)?;
             match fields.u8()? {
-                PUBLISH => {
+                kind @ (PUBLISH | PUBLISH_EXCEPT) => {
                     let channel = fields.name()?.into();
                     let frame = read_frame(fields)?;
-                    Ok(MeshMessage::Publish(requester, Publish { channel, frame }))
+                    let excluded = match kind {
+                        PUBLISH_EXCEPT => Some(Arc::new(read_excluded(fields)?)),
+                        _ => None,
+                    };
+                    Ok(MeshMessage::Publish(requester, Publish { channel, frame, excluded }))
                 }
                 kind => Err(WireError::Unknown(kind)),
             }
@@ -184,6 +194,12 @@ fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> 
         }
         kind => Err(WireError::Unknown(kind)),
     }
+}
+
+/// Reads the clients that do not get a message.
+fn read_excluded(fields: &mut Fields<'_>) -> Result<Vec<ClientId>, WireError> {
+    let excluded = fields.list(EXCLUDED_MAX, Fields::client)?;
+    if excluded.is_sorted() { Ok(excluded) } else { Err(WireError::OutOfBounds) }
 }
 
 fn put_requester(out: &mut Vec<u8>, requester: Requester) {

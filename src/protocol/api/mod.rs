@@ -51,6 +51,12 @@ pub const CONTEXT_KEYS_MAX: usize = 256;
 /// The most topics that one `queue.pop` may name.
 pub const TOPICS_PER_POP_MAX: usize = 256;
 
+/// The most channels that one `mesh.publish` may name.
+pub const CHANNELS_PER_PUBLISH_MAX: usize = 1000;
+
+/// The most clients that one `mesh.publish` may exclude.
+pub const EXCLUDED_MAX: usize = 1000;
+
 /// The most channels that one `conn.call` may name.
 pub const CHANNELS_PER_CALL_MAX: usize = 1024;
 
@@ -167,6 +173,8 @@ pub enum Call<'a> {
     Send(ClientId, Content<'a>),
     /// `mesh.publish`: sends a message to the subscribers of a channel.
     Publish(&'a str, Content<'a>),
+    /// `mesh.publish` with an array of channels, or with clients that do not get the message.
+    MultiPublish(Box<MultiPublish<'a>>),
     /// `conn.call`: calls a function of a client's connection.
     Call(ClientId, Function),
     /// `queue.pop`: starts to consume topics, in a group or in the default group.
@@ -187,6 +195,18 @@ pub enum Call<'a> {
     Tap(Tap),
     /// `tap.stop`: ends all taps of the connection.
     Untap,
+}
+
+/// A message for the subscribers of several channels, or for some of them.
+#[derive(Debug, PartialEq)]
+pub struct MultiPublish<'a> {
+    /// The channels, each once: from 1 to [`CHANNELS_PER_PUBLISH_MAX`]. A client that is subscribed to
+    /// several gets the message several times.
+    pub channels: Vec<&'a str>,
+    /// The clients that do not get the message: up to [`EXCLUDED_MAX`], sorted.
+    pub excluded: Vec<ClientId>,
+    /// The message.
+    pub content: Content<'a>,
 }
 
 /// A tap: what a back end watches live.

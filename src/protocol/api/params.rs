@@ -1,6 +1,7 @@
 //! Parses the parameters of each method, or reports a fault that names the wrong field.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use base64::Engine;
 
@@ -9,9 +10,10 @@ use super::list::read_list;
 use super::read::ApiMethod;
 use super::tap::read_tap;
 use super::{
-    BASE64, CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Call, Content,
-    ContextEntry, DELAY_MS_MAX, Fault, Function, NAME_BYTES_MAX, PushedEvent, Settling,
-    TOPICS_PER_POP_MAX, Tags, UNSETTLED_DEFAULT, UNSETTLED_MAX,
+    BASE64, CHANNELS_PER_CALL_MAX, CHANNELS_PER_PUBLISH_MAX, CLOSE_REASON_BYTES_MAX,
+    CONTEXT_KEYS_MAX, Call, Content, ContextEntry, DELAY_MS_MAX, EXCLUDED_MAX, Fault, Function,
+    MultiPublish, NAME_BYTES_MAX, PushedEvent, Settling, TOPICS_PER_POP_MAX, Tags,
+    UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
 use crate::address::networks::Network;
@@ -40,9 +42,7 @@ pub(super) fn read_params<'a>(
     let params = object_of(given)?;
     Ok(match method {
         ApiMethod::Send => Call::Send(read_client(params)?, read_content(params)?),
-        ApiMethod::Publish => {
-            Call::Publish(read_name("c", required(params, "c")?)?, read_content(params)?)
-        }
+        ApiMethod::Publish => read_publish(params)?,
         ApiMethod::Call => Call::Call(read_client(params)?, read_function(params, document)?),
         ApiMethod::Pop => {
             let topics = read_topics(params.and_then(|p| p.field("t")))?;
@@ -78,6 +78,45 @@ fn object_of<'t, 'a>(given: Value<'t, 'a>) -> Result<Option<Value<'t, 'a>>, Faul
 fn bare_topics<'a>(given: Value<'_, 'a>) -> Option<Result<Vec<&'a str>, Fault>> {
     given.items()?.next()?.text()?;
     Some(read_topics(Some(given)))
+}
+
+fn read_publish<'a>(params: Option<Value<'_, 'a>>) -> Result<Call<'a>, Fault> {
+    let (given, excluded) = (required(params, "c")?, read_excluded(params)?);
+    let channels = match given.items() {
+        Some(_) => read_channels_to_publish(given)?,
+        None => vec![read_name("c", given)?],
+    };
+    let content = read_content(params)?;
+    Ok(match channels[..] {
+        [channel] if excluded.is_empty() => Call::Publish(channel, content),
+        _ => Call::MultiPublish(Box::new(MultiPublish { channels, excluded, content })),
+    })
+}
+
+fn read_channels_to_publish<'a>(given: Value<'_, 'a>) -> Result<Vec<&'a str>, Fault> {
+    let wrong = || Fault::invalid("c: expected a channel name, or an array of one or more");
+    if given.len() > CHANNELS_PER_PUBLISH_MAX {
+        return Err(Fault::invalid(format!("c: more than {CHANNELS_PER_PUBLISH_MAX} channels")));
+    }
+    let names = given.items().ok_or_else(wrong)?.map(|item| read_name("c", item));
+    let mut names = names.collect::<Result<Vec<_>, _>>()?;
+    let mut seen = HashSet::with_capacity(names.len());
+    names.retain(|&name| seen.insert(name));
+    if names.is_empty() { Err(wrong()) } else { Ok(names) }
+}
+
+fn read_excluded(params: Option<Value<'_, '_>>) -> Result<Vec<ClientId>, Fault> {
+    let Some(given) = optional(params, "x") else { return Ok(Vec::new()) };
+    let wrong = || Fault::invalid("x: expected an array of client ids");
+    let items = given.items().ok_or_else(wrong)?;
+    if given.len() > EXCLUDED_MAX {
+        return Err(Fault::invalid(format!("x: more than {EXCLUDED_MAX} clients")));
+    }
+    let clients: Option<Vec<_>> = items.map(client_id).collect();
+    let mut clients = clients.ok_or_else(wrong)?;
+    clients.sort_unstable();
+    clients.dedup();
+    Ok(clients)
 }
 
 fn read_topics<'a>(topics: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault> {
@@ -198,10 +237,14 @@ pub(super) fn read_client(params: Option<Value<'_, '_>>) -> Result<ClientId, Fau
 
 /// Returns the client id that a value of the field `c` is.
 pub(super) fn client_of(value: Value<'_, '_>) -> Result<ClientId, Fault> {
-    let from_text = || value.text()?.parse().ok();
-    value.unsigned().map(ClientId::from_value).or_else(from_text).ok_or_else(|| {
+    client_id(value).ok_or_else(|| {
         Fault::invalid("c: expected a client id, as a string of decimal digits or an integer")
     })
+}
+
+fn client_id(value: Value<'_, '_>) -> Option<ClientId> {
+    let from_text = || value.text()?.parse().ok();
+    value.unsigned().map(ClientId::from_value).or_else(from_text)
 }
 
 fn read_content<'a>(params: Option<Value<'_, 'a>>) -> Result<Content<'a>, Fault> {

@@ -11,7 +11,7 @@ use crate::message::{
     ClientCommand, ConnectionKey, GridMessage, LocalCommand, LocalMessage, PopId, Publish,
     Requester, Terms, Ticket, ToMesh,
 };
-use crate::protocol::api::{Code, Content, Fault, Function, Settling};
+use crate::protocol::api::{Code, Content, Fault, Function, MultiPublish, Reply, Settling, Tally};
 use crate::protocol::frame::Frame;
 use crate::shard::connection::{Connection, Connections};
 use crate::shard::connection::{FollowUp, HttpShape, Shape};
@@ -82,15 +82,38 @@ impl Backends {
         content: &Content<'_>,
     ) {
         let frame = Frame::message(content.kind, &content.bytes);
-        let publish = Publish { channel: channel.into(), frame };
+        let publish = Publish { channel: channel.into(), frame, excluded: None };
         let count = receivers.count();
         let requester = self.open_question(turn, connections, caller, QuestionKind::Publish, count);
         let Some(requester) = requester else { return };
-        for shard in receivers.shards {
-            turn.ask_local(shard, requester, LocalCommand::Publish(publish.clone()));
+        ask_to_publish(turn, requester, receivers, publish);
+    }
+
+    /// Carries out `mesh.publish` to several channels, or with clients that do not get the message.
+    pub(crate) fn call_multi_publish(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        caller: Caller,
+        publish: &MultiPublish<'_>,
+    ) {
+        let MultiPublish { channels, excluded, content } = publish;
+        let frame = Frame::message(content.kind, &content.bytes);
+        let excluded = (!excluded.is_empty()).then(|| Arc::new(excluded.clone()));
+        let receivers: Vec<_> = channels
+            .iter()
+            .map(|channel| self.receivers_of_publish(turn, connections, caller.key, channel))
+            .collect();
+        let count = receivers.iter().map(Receivers::count).sum();
+        if count == 0 {
+            let answer = Ok(Reply::Published(Tally::default()));
+            return connections.reply(turn, caller.key, &caller.shape, &answer);
         }
-        if receivers.has_mesh {
-            turn.send_to_mesh(ToMesh::Publish(requester, publish));
+        let requester = self.open_question(turn, connections, caller, QuestionKind::Publish, count);
+        let Some(requester) = requester else { return };
+        for (&channel, receivers) in channels.iter().zip(receivers) {
+            let (channel, frame, excluded) = (channel.into(), frame.clone(), excluded.clone());
+            ask_to_publish(turn, requester, receivers, Publish { channel, frame, excluded });
         }
     }
 
@@ -438,6 +461,16 @@ impl Backends {
         {
             backend.topics.clear();
         }
+    }
+}
+
+/// Asks shards and the mesh to carry out a publish.
+fn ask_to_publish(turn: &mut Turn, requester: Requester, receivers: Receivers, publish: Publish) {
+    for shard in receivers.shards {
+        turn.ask_local(shard, requester, LocalCommand::Publish(publish.clone()));
+    }
+    if receivers.has_mesh {
+        turn.send_to_mesh(ToMesh::Publish(requester, publish));
     }
 }
 

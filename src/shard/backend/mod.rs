@@ -199,9 +199,11 @@ pub(super) fn take_call(turn: &mut Turn, grant: Grant) -> Result<(), Fault> {
 /// Checks that roles allow a call.
 fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
     let (may, code) = match call {
-        Call::Send(..) | Call::Publish(..) | Call::Call(..) | Call::Push(_) => {
-            (roles.write, Code::NotAuthorised)
-        }
+        Call::Send(..)
+        | Call::Publish(..)
+        | Call::MultiPublish(_)
+        | Call::Call(..)
+        | Call::Push(_) => (roles.write, Code::NotAuthorised),
         Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
         Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {
             (roles.admin, Code::NotAuthorised)

@@ -11,7 +11,8 @@ use hashbrown::HashMap;
 use super::Clients;
 use super::channels::{ChannelIndex, WalkNumber};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
-use crate::message::{BackendId, ClientCommand, LocalCommand, Publish, Requester};
+use crate::address::ClientId;
+use crate::message::{BackendId, ClientCommand, ConnectionKey, LocalCommand, Publish, Requester};
 use crate::protocol::api::{Code, Fault, Tally, TapEvent};
 use crate::protocol::frame::{Frame, QUEUED_FRAME_BYTES};
 use crate::shard::connection::WAITING_MAX;
@@ -124,6 +125,8 @@ pub(crate) struct PublishWalk {
     at: usize,
     end: usize,
     variants: Variants,
+    // The connections of clients that do not get the message, sorted.
+    excluded: Vec<ConnectionKey>,
     tally: Tally,
 }
 
@@ -146,8 +149,8 @@ struct QueuedCommands {
 
 /// Bounds of the commands queued behind one publish: their number, and their memory in bytes.
 /// Further commands fail with 103. The limit of unanswered calls usually stops the back end
-/// earlier, unless those calls have timed out.
-const QUEUED_COMMANDS_MAX: usize = WAITING_MAX;
+/// earlier, unless those calls have timed out or name many channels each.
+const QUEUED_COMMANDS_MAX: usize = 16 * WAITING_MAX;
 const QUEUED_COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 impl PendingPublish {
@@ -187,8 +190,10 @@ fn held_bytes(command: &ShardCommand) -> usize {
                 frame.bytes().len() + QUEUED_FRAME_BYTES
             }
             ShardCommand::Client(ClientCommand::Call(_, function)) => function.held_bytes(),
-            ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame })) => {
-                channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES
+            ShardCommand::Local(LocalCommand::Publish(Publish { channel, frame, excluded })) => {
+                let excluded = excluded.as_ref().map_or(0, |excluded| excluded.len());
+                let excluded_bytes = excluded * size_of::<ClientId>();
+                channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES + excluded_bytes
             }
             ShardCommand::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
                 topic.len()
@@ -235,7 +240,7 @@ impl Fanout {
 }
 
 impl Clients {
-    /// Publishes a frame to the subscribers on this shard.
+    /// Publishes a frame to the subscribers on this shard, except to the excluded clients.
     ///
     /// # Errors
     /// The publish needs more than one slice, or the turn's budget is spent. Returns the rest of
@@ -246,16 +251,26 @@ impl Clients {
         connections: &mut Connections,
         channel: &str,
         frame: Frame,
+        excluded: Option<&[ClientId]>,
     ) -> Result<Tally, Box<PublishWalk>> {
         let Some(channel) = self.channels.find(channel) else { return Ok(Tally::default()) };
         let end = self.channels.end(channel);
         let variants = Variants::of(frame, self.fanout.take_last_frames(channel));
-        let mut walk =
-            PublishWalk { channel, number: None, at: 0, end, variants, tally: Tally::default() };
+        let excluded = excluded.map_or_else(Vec::new, |excluded| self.connections_of(excluded));
+        let tally = Tally::default();
+        let mut walk = PublishWalk { channel, number: None, at: 0, end, variants, excluded, tally };
         match self.walk(turn, connections, &mut walk, SLICE) {
             true => Ok(self.fanout.keep_last_frames(walk)),
             false => Err(Box::new(walk)),
         }
+    }
+
+    /// Returns the connections of those clients that are on this shard, sorted.
+    fn connections_of(&self, clients: &[ClientId]) -> Vec<ConnectionKey> {
+        let keys = clients.iter().filter_map(|client| self.by_id.get(client).copied());
+        let mut keys: Vec<_> = keys.collect();
+        keys.sort_unstable();
+        keys
     }
 
     /// Visits up to `most` members, within the turn's budget, and counts deliveries. The walk stops early at a member
@@ -274,10 +289,14 @@ impl Clients {
         let (mut slow, mut pushed_bytes) = (Vec::new(), 0);
         let (mut delivered, mut compressed, mut saved_bytes) = (0, 0, 0);
         let is_short = turn.is_short(Shortage::Frames);
+        let has_excluded = !walk.excluded.is_empty();
         for (at, member) in self.channels.members(walk.channel, walk.number, walk.at, end) {
             let (key, connection, write_queues) = connections.at(member.connection);
             if connection.phase != Phase::Open {
                 // The client is gone and not unsubscribed from this channel yet.
+                continue;
+            }
+            if has_excluded && walk.excluded.binary_search(&key).is_ok() {
                 continue;
             }
             let window = connection.compression;
@@ -439,6 +458,45 @@ mod tests {
     use crate::shard::fixture;
     use crate::shard::settings::RouteSettings;
 
+    /// The parts of a shard with so many subscribers of channel "a".
+    fn subscribed(count: u64) -> (Turn, Connections, Clients, Vec<ConnectionKey>) {
+        let settings = fixture::settings();
+        let ids = IdSource::new(settings.node, ShardId(0), IdLayout::new(1), 1);
+        let (mut turn, mut connections) = (fixture::turn(settings), Connections::default());
+        let mut clients = Clients::new(&turn, ids);
+        let keys = (1..=count).map(|id| {
+            let client = ClientId::from_value(id);
+            let key = fixture::client(&mut turn, &mut connections, client);
+            clients.by_id.insert(client, key);
+            clients.subscribe(&mut turn, &mut connections, key, &["a"]).unwrap();
+            key
+        });
+        let keys = keys.collect();
+        (turn, connections, clients, keys)
+    }
+
+    #[test]
+    fn excluded_clients_get_nothing_and_do_not_count_however_many_turns_the_walk_takes() {
+        let (mut turn, mut connections, mut clients, keys) = subscribed(SLICE as u64 + 10);
+        let excluded = [3, SLICE as u64 + 5, u64::MAX].map(ClientId::from_value);
+        let frame = Frame::from_encoded(b"frame");
+        let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
+        let requester = Requester { ticket: Ticket(1), backend: turn.backend_id(at) };
+        let walk = clients.publish(&mut turn, &mut connections, "a", frame, Some(&excluded));
+        clients.defer_publish(requester, walk.expect_err("it takes two slices"));
+        while clients.is_waiting() {
+            clients.begin_turn();
+            clients.continue_publishes(&mut turn, &mut connections);
+        }
+        assert_eq!(turn.counters.delivered, SLICE as u64 + 8);
+        let mut written = Vec::new();
+        while let Some(write) = connections.poll_write(&turn, Priority::Bulk) {
+            written.push(write.key);
+        }
+        let left_out: Vec<_> = keys.iter().filter(|key| !written.contains(key)).collect();
+        assert_eq!(left_out, [&keys[2], &keys[SLICE + 4]]);
+    }
+
     #[test]
     fn a_subscriber_with_a_full_queue_is_queued_to_be_written_once() {
         let mut settings = fixture::settings();
@@ -452,12 +510,12 @@ mod tests {
         let key = fixture::client(&mut turn, &mut connections, ClientId::from_value(1));
         clients.subscribe(&mut turn, &mut connections, key, &["a"]).unwrap();
 
-        let first = clients.publish(&mut turn, &mut connections, "a", frame.clone());
+        let first = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None);
         assert_eq!(first.unwrap().delivered, 1);
         for number in 0..3 {
             let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
             let requester = Requester { ticket: Ticket(number), backend: turn.backend_id(at) };
-            let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone());
+            let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None);
             clients.defer_publish(requester, walk.expect_err("the queue is full"));
             clients.continue_publishes(&mut turn, &mut connections);
         }

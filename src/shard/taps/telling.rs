@@ -82,6 +82,9 @@ impl Turn {
     pub fn tap_call(&mut self, user: Option<usize>, call: &Call<'_>) {
         let taps = self.taps.of_target(|target| match (target, call) {
             (TapTarget::Channel(name), Call::Publish(channel, _)) => **name == **channel,
+            (TapTarget::Channel(name), Call::MultiPublish(publish)) => {
+                publish.channels.contains(&&**name)
+            }
             (TapTarget::Topic(name), Call::Pop(topics, ..)) => topics.contains(&&**name),
             (TapTarget::Topic(name), Call::Push(event)) => **name == *event.topic,
             _ => false,
@@ -91,6 +94,7 @@ impl Turn {
         }
         let (method, arguments) = match call {
             Call::Publish(channel, _) => ("mesh.publish", trail::listed(&[channel])),
+            Call::MultiPublish(publish) => ("mesh.publish", trail::listed(&publish.channels)),
             Call::Pop(topics, ..) => ("queue.pop", trail::listed(topics)),
             Call::Push(event) => ("queue.push", trail::listed(&[event.topic])),
             _ => return,

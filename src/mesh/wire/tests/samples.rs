@@ -1,5 +1,7 @@
 //! A message of each kind, with each of its forms.
 
+use std::sync::Arc;
+
 use super::super::*;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
@@ -146,10 +148,13 @@ pub(super) fn all_messages() -> Vec<AddressedMessage> {
         FromConsumer::Gone,
     ];
     let requester = Requester { ticket: Ticket(u64::MAX - 1), backend: backend() };
-    let publish = Publish { channel: "channel".into(), frame: frame() };
+    let publish = Publish { channel: "channel".into(), frame: frame(), excluded: None };
+    let excluded = Some(Arc::new(vec![ClientId::from_value(1), client]));
+    let publish_except = Publish { excluded, ..publish.clone() };
     let tally = Tally { delivered: 9, failed: u64::MAX };
     let mut messages = vec![
         AddressedMessage::Mesh(MeshMessage::Publish(requester, publish)),
+        AddressedMessage::Mesh(MeshMessage::Publish(requester, publish_except)),
         AddressedMessage::Mesh(MeshMessage::Published(Ticket(3), tally)),
         ask(u64::MAX - 1, ClientCommand::Send(client, frame())),
     ];

@@ -1,6 +1,8 @@
 use super::*;
+use crate::address::ClientId;
 use crate::protocol::api::{
-    CHANNELS_PER_CALL_MAX, CONTEXT_KEYS_MAX, Code, Settling, TOPICS_PER_POP_MAX,
+    CHANNELS_PER_CALL_MAX, CHANNELS_PER_PUBLISH_MAX, CONTEXT_KEYS_MAX, Code, EXCLUDED_MAX,
+    Settling, TOPICS_PER_POP_MAX,
 };
 
 fn request(text: &str) -> (String, Result<String, (Code, String)>) {
@@ -220,6 +222,10 @@ fn a_bad_request_is_told_which_field_and_why() {
         (r#"{"m":"mesh.send","p":{"c":1,"d":"","t":1}}"#, "t: expected \"text\""),
         (r#"{"m":"mesh.publish","p":{"c":1,"d":""}}"#, "c: expected a string"),
         (r#"{"m":"mesh.publish","p":{"c":"","d":""}}"#, "c: expected 1 to 255 bytes"),
+        (r#"{"m":"mesh.publish","p":{"c":[],"d":""}}"#, "c: expected a channel name, or an array"),
+        (r#"{"m":"mesh.publish","p":{"c":["a",1],"d":""}}"#, "c: expected a string"),
+        (r#"{"m":"mesh.publish","p":{"c":"a","d":"","x":7}}"#, "x: expected an array"),
+        (r#"{"m":"mesh.publish","p":{"c":"a","d":"","x":["a"]}}"#, "x: expected an array"),
         (r#"{"m":"queue.pop","p":{}}"#, "t: expected an array"),
         (r#"{"m":"queue.pop","p":{"t":[]}}"#, "t: expected an array"),
         (r#"{"m":"queue.pop","p":{"t":"a"}}"#, "t: expected an array"),
@@ -310,4 +316,40 @@ fn a_text_request_is_read_as_any_other_unless_it_is_not_utf8() {
     {
         assert_eq!(Parser::default().text_request(&mut bad.to_vec()).err(), Some(NotUtf8));
     }
+}
+
+#[test]
+fn a_publish_to_several_channels_names_each_once_and_sorts_the_excluded_clients() {
+    let ids = |ids: &[u64]| ids.iter().map(|&id| ClientId::from_value(id)).collect::<Vec<_>>();
+    let multi = |channels: &str, more: &str| {
+        let text = format!(r#"{{"m":"mesh.publish","p":{{"c":{channels},"d":"x"{more}}}}}"#);
+        let (mut parser, mut input) = (Parser::default(), text.into_bytes());
+        match parser.request(&mut input).call.unwrap() {
+            Call::MultiPublish(publish) => {
+                let channels = publish.channels.iter().map(|&name| name.to_owned());
+                (channels.collect::<Vec<_>>(), publish.excluded.clone())
+            }
+            call => panic!("{call:?}"),
+        }
+    };
+    assert_eq!(multi(r#"["b","a","b"]"#, ""), (vec!["b".into(), "a".into()], Vec::new()));
+    assert_eq!(multi(r#""a""#, r#","x":[9,"7",9]"#), (vec!["a".into()], ids(&[7, 9])));
+    let plain = [r#"["a"]"#, r#""a","x":[]"#, r#""a","x":null"#];
+    for form in plain {
+        let text = format!(r#"{{"m":"mesh.publish","p":{{"c":{form},"d":"x"}}}}"#);
+        let call = request(&text).1.unwrap();
+        assert!(call.starts_with("Publish(\"a\""), "{call}");
+    }
+    let names = |count: usize| {
+        let names: Vec<_> = (0..count).map(|number| format!("\"c{number}\"")).collect();
+        format!("[{}]", names.join(","))
+    };
+    assert_eq!(multi(&names(CHANNELS_PER_PUBLISH_MAX), "").0.len(), CHANNELS_PER_PUBLISH_MAX);
+    let too_many = names(CHANNELS_PER_PUBLISH_MAX + 1);
+    let text = format!(r#"{{"m":"mesh.publish","p":{{"c":{too_many},"d":"x"}}}}"#);
+    assert_eq!(fault_of(&text), "c: more than 1000 channels");
+    let clients: Vec<_> = (0..=EXCLUDED_MAX).map(|id| id.to_string()).collect();
+    let clients = clients.join(",");
+    let text = format!(r#"{{"m":"mesh.publish","p":{{"c":"a","d":"x","x":[{clients}]}}}}"#);
+    assert_eq!(fault_of(&text), "x: more than 1000 clients");
 }
