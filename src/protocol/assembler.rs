@@ -133,7 +133,7 @@ impl Assembler {
         message_bytes_max: usize,
         inflater: Option<&mut Inflater>,
     ) -> Result<Option<Received<'a>>, Violation> {
-        self.read_with(input, message_bytes_max, inflater, TextCheck::Here)
+        self.read_with::<true>(input, message_bytes_max, inflater)
     }
 
     /// Does what [`Self::read`] does for a peer without compression, except that the caller has to
@@ -146,22 +146,21 @@ impl Assembler {
         input: &mut &'a mut [u8],
         message_bytes_max: usize,
     ) -> Result<Option<Received<'a>>, Violation> {
-        self.read_with(input, message_bytes_max, None, TextCheck::ByCaller)
+        self.read_with::<false>(input, message_bytes_max, None)
     }
 
-    #[inline]
-    fn read_with<'a>(
+    /// Does what [`Self::read`] does. `CHECKS_TEXT`: see [`read_whole`].
+    fn read_with<'a, const CHECKS_TEXT: bool>(
         &mut self,
         input: &mut &'a mut [u8],
         message_bytes_max: usize,
         inflater: Option<&mut Inflater>,
-        text_check: TextCheck,
     ) -> Result<Option<Received<'a>>, Violation> {
         let history = self.history.as_deref_mut();
         let mut inflation = inflater.map(|inflater| Inflation { inflater, history });
         if self.partial.is_none() {
             let inflater = inflation.as_mut().map(Inflation::lend);
-            match read_whole(input, message_bytes_max, inflater, text_check)? {
+            match read_whole::<CHECKS_TEXT>(input, message_bytes_max, inflater)? {
                 Some(Whole::Received(received)) => return Ok(Some(received)),
                 Some(Whole::Inflating(kind, inflating)) => {
                     self.partial.get_or_insert_default().keep_inflating(kind, inflating);
@@ -203,14 +202,6 @@ impl Inflation<'_> {
     }
 }
 
-/// Who checks that a text message that is whole in its input is UTF-8. Text that arrives in parts is
-/// always checked as it arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TextCheck {
-    Here,
-    ByCaller,
-}
-
 /// The outcome of the fast path.
 enum Whole<'a> {
     Received(Received<'a>),
@@ -218,12 +209,12 @@ enum Whole<'a> {
 }
 
 /// The fast path: reads a control frame or an unfragmented message that is whole in `input`. Returns
-/// `None` if the slow path is needed.
-fn read_whole<'a>(
+/// `None` if the slow path is needed. If `CHECKS_TEXT` is false, the caller checks that text is UTF-8. (The slow path
+/// always checks text, as it arrives.)
+fn read_whole<'a, const CHECKS_TEXT: bool>(
     input: &mut &'a mut [u8],
     message_bytes_max: usize,
     inflater: Option<Inflation<'_>>,
-    text_check: TextCheck,
 ) -> Result<Option<Whole<'a>>, Violation> {
     let Some(head) = Head::parse(input, inflater.is_some())? else { return Ok(None) };
     if head.opcode == Opcode::Continuation {
@@ -250,9 +241,9 @@ fn read_whole<'a>(
         }
         _ => Payload::Borrowed(payload),
     };
-    let received = match (head.opcode, text_check) {
-        (Opcode::Data(kind), TextCheck::ByCaller) => Received::Message(kind, payload),
-        (opcode, _) => finish(opcode, payload)?,
+    let received = match head.opcode {
+        Opcode::Data(kind) if !CHECKS_TEXT => Received::Message(kind, payload),
+        opcode => finish(opcode, payload)?,
     };
     Ok(Some(Whole::Received(received)))
 }
