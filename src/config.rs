@@ -69,8 +69,8 @@ pub use sample::sample_file;
 use sink::{SinkKeys, read_sinks};
 pub use source::{Loaded, Source};
 pub use tls::{MutualTls, TlsFiles};
-pub use topic::TopicConfig;
 use topic::read_topics;
+pub use topic::{Store, TopicConfig};
 
 use crate::protocol::sink::{EngineAddress, Sink};
 
@@ -102,10 +102,10 @@ section! {
 
         sinks as "sink": Vec<Arc<Sink>> = read_sinks(root)?, Many(SinkKeys::definition);
 
-        topics as "topic": Vec<TopicConfig> =
-            read_topics(root, &edges, &queue, &sinks)?, Many(TopicConfig::definition), restart;
-
         data as "data": Data = Data::read(root)?, One(Data::definition);
+
+        topics as "topic": Vec<TopicConfig> =
+            read_topics(root, &edges, &queue, &sinks, &data)?, Many(TopicConfig::definition), restart;
 
         log as "log": Log = Log::read(root)?, One(Log::definition);
     }

@@ -9,7 +9,7 @@
 //! | [`slot_map`] | a table that reuses slots, and whose keys tell the values of one slot apart |
 //! | [`protocol`] | parsing and encoding: HTTP, WebSocket, the API's JSON. Pure |
 //! | [`message`] | the messages of shards, the mesh and the node: one enum per direction |
-//! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit. Pure |
+//! | [`queue`] | topics: messages of clients that wait for back ends, with flow control by credit, and the logs of those on disk. Pure |
 //! | [`metrics`] | the counters of a shard, the figures of the process, and their text for `/metrics` |
 //! | [`console`] | the files of the page for operators, at `/console` |
 //! | [`shard`] | all state of one core: connections, channels, calls, fan-out, timers. Pure |
@@ -47,6 +47,7 @@
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
 //! | Where does the lease of an event end? | an acknowledgement: `shard::backend::acknowledge`, then `queue::topic`; a refusal or the time: `refused` and `expire_leases` in `queue::topic::lease` |
 //! | Where is an event handed to a sink? | `HomeTopics::poll_sink_events` in `shard::topics::sinks`; batched in `bridge::sinks`, delivered in `bridge::engines` |
+//! | Where is an event of a topic on disk stored? | `OpenLog::write` in `runtime::disk`; then `Topic::handle_news` in `queue::topic::disk` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
 //! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
 //! | Where do idle connections time out? | `shard::connection::timeouts` |
@@ -222,6 +223,17 @@
 //! `bridge::Bridge` is a value like a shard. `bridge::http` drives it on a thread of its own, with a tokio
 //! runtime of its own, so that TLS and JSON delay neither shards nor heartbeats. Messages of shards come
 //! through one bounded channel (`runtime::outlet`); answers go through the bus.
+//!
+//! # The life of an event on disk
+//!
+//! 1. The home of the topic holds the event back (`queue::topic::disk`), and passes it to the log at the end of the turn
+//!    (`shard::topics::logs`).
+//! 2. The thread of the logs takes the changes of all shards through one bounded channel, writes them to the files of each
+//!    log, syncs each once, and tells the homes what is stored (`runtime::disk`). What to write, and what a file means after
+//!    a crash, is decided by a value without I/O (`queue::log`).
+//! 3. The home hands the event to each group that has all earlier ones and has room in its window, answers the back end
+//!    that has pushed it, and gives the feeding shard new credit. Groups that lag get the event later, from the files.
+//! 4. Acknowledgements go to the log too. A file is removed when every group has settled all of its events.
 //!
 //! # The life of an event with a sink
 //!

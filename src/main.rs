@@ -70,7 +70,10 @@ fn carry_out(log: &LogQueue) -> ExitCode {
             examine(log, &plan, json)
         }
         Command::Config => print(log, config::sample_file().trim_end(), ExitCode::SUCCESS),
-        Command::Client(command) => run_client(log, command, &available),
+        Command::Client(command) => match command.directory_to_verify() {
+            Some(data) => verify(log, data),
+            None => run_client(log, command, &available),
+        },
     }
 }
 
@@ -84,6 +87,17 @@ fn run_client(log: &LogQueue, command: ToolCommand, available: &[usize]) -> Exit
             Some(message) => fail(log, failure.status(), message),
             None => ExitCode::from(failure.status()),
         },
+    }
+}
+
+/// Checks the files of topics on disk.
+fn verify(log: &LogQueue, data: &Path) -> ExitCode {
+    match runtime::disk::verify(data) {
+        Ok(verification) => {
+            let status = ExitCode::from(u8::from(!verification.is_whole()));
+            print(log, &verification.to_string(), status)
+        }
+        Err(error) => fail(log, 1, error),
     }
 }
 

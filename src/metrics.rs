@@ -216,6 +216,25 @@ pub struct ProcessReport {
     pub usage: ProcessUsage,
     /// The certificates in use.
     pub certificates: Arc<[CertificateExpiry]>,
+    /// The topics on disk.
+    pub disk: DiskReport,
+}
+
+/// The figures of the topics on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskReport {
+    /// Files that were written and synced, and other changes of files.
+    pub syncs: u64,
+    /// How long that took, in microseconds.
+    pub sync_us: u64,
+    /// Events that were stored.
+    pub events: u64,
+    /// Changes and reads of files that have failed.
+    pub errors: u64,
+    /// The size of all files, in bytes.
+    pub bytes: u64,
+    /// Whether files cannot be used, and not because the disk is full.
+    pub is_failing: bool,
 }
 
 /// The figures of a node's mesh.

@@ -25,12 +25,14 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
+use crate::address::placement::home_of_topic;
 use crate::bridge;
-use crate::config::{Config, Level, Loaded, Source, TlsFiles};
+use crate::config::{Config, Level, Loaded, Source, Store, TlsFiles};
 use crate::protocol::credentials::FingerprintKey;
+use crate::runtime::disk::{DiskTopic, Logs};
 use crate::runtime::ids::{self, RecordPlace, Reservation};
 use crate::runtime::log::LogQueue;
-use crate::runtime::{self, Listening, SocketFile, Summary, TlsContext};
+use crate::runtime::{self, Listening, OutletSenders, SocketFile, Summary, TlsContext};
 use crate::shard::Listener;
 use crate::shard::settings::{Process, Settings};
 use capacity::capacity;
@@ -86,6 +88,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
     let settings = shard_settings(config, FingerprintKey::new(random()?), &bound);
     let ids = reserve_ids(config)?;
     let first_unix_ms = ids.as_ref().map_or_else(runtime::unix_ms, |ids| ids.first_unix_ms);
+    let logs = open_logs(config, &settings)?;
     let process = Process {
         first_unix_ms: Some(first_unix_ms),
         nodes_expected: config.mesh.as_ref().map_or(1, |mesh| mesh.expect),
@@ -93,6 +96,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         driver: "",
         endpoints: Some(Arc::new(endpoints(config, &api, &edges))),
         first_bounds: None,
+        logs: Arc::new(logs.iter().flat_map(Logs::facts).collect()),
     };
     let settings = Settings { process, ..settings };
     let mesh_certificate = certificates::of_mesh(config);
@@ -115,6 +119,8 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         move |why| drop(sender.send(NodeEvent::Failure(why)))
     };
     let (to_bridge, inbox) = bridge::http::channel();
+    let (to_log, log_inbox) = runtime::disk::channel();
+    let outlets = OutletSenders { to_bridge: to_bridge.clone(), to_log };
     let start = ShardStart {
         config,
         settings,
@@ -122,7 +128,7 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         lines_dropped: log.lines_dropped(),
         usage,
         certificates: certificates.into(),
-        to_bridge: &to_bridge,
+        outlets: &outlets,
         failures: failures.clone(),
     };
     let StartedShards { settings, state, shards, port } = start.start(driver, listeners)?;
@@ -135,6 +141,11 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         failures.clone(),
     )
     .map_err(|error| NodeError(format!("bridge: {error}")))?;
+    let disk = logs.map(|logs| {
+        let started = logs.start(log_inbox, shards.control(), state.disk.clone(), failures.clone());
+        started.map_err(|error| NodeError(format!("topics on disk: {error}")))
+    });
+    let disk = disk.transpose()?;
     let mesh = match mesh.zip(port) {
         Some((mesh, port)) => Some(mesh.start(&settings, port, failures)?),
         None => None,
@@ -166,6 +177,9 @@ pub fn run(source: Source, loaded: Loaded, log: &LogQueue) -> Result<(), NodeErr
         mesh.leave();
     }
     bridge.stop();
+    if let Some(disk) = disk {
+        disk.stop();
+    }
     let summary = summary.map_err(failed)?;
     report(&summary);
     Ok(())
@@ -211,6 +225,23 @@ fn reserve_ids(config: &Config) -> Result<Option<Reservation>, NodeError> {
             Ok(None)
         }
     }
+}
+
+/// Opens the logs of the topics on disk. `None`: there are no such topics.
+fn open_logs(config: &Config, settings: &Settings) -> Result<Option<Logs>, NodeError> {
+    let on_disk = config.topics.iter().filter(|topic| topic.store == Store::Disk);
+    let topics: Vec<DiskTopic> = on_disk
+        .map(|topic| DiskTopic {
+            name: topic.name.as_str().into(),
+            groups: settings.queue.log_groups(&topic.name),
+            home: home_of_topic(&topic.name, settings.shards),
+        })
+        .collect();
+    let Some(data) = config.data.dir.as_ref().filter(|_| !topics.is_empty()) else {
+        return Ok(None);
+    };
+    let logs = Logs::open(data, topics, runtime::unix_ms());
+    logs.map(Some).map_err(|error| NodeError(format!("data.dir: {error}")))
 }
 
 /// Returns the first state directory that systemd has created for the service, or else one in memory.

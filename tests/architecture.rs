@@ -14,7 +14,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("console", &[]),
     ("queue", &["address", "protocol", "message", "metrics", "slot_map"]),
     ("shard", &["address", "protocol", "message", "metrics", "queue", "slot_map", "console"]),
-    ("runtime", &["address", "message", "metrics", "shard"]),
+    ("runtime", &["address", "protocol", "message", "metrics", "queue", "shard"]),
     ("mesh", &["address", "protocol", "message", "metrics", "runtime", "slot_map"]),
     ("bridge", &["address", "protocol", "message", "runtime"]),
     ("config", &["address", "protocol", "queue"]),

@@ -315,7 +315,7 @@ impl Model {
                         .swap_remove(place.expect("what has not left is not said to have"));
                 }
                 Effect::Expired(..) | Effect::Bury { .. } => panic!("there are no leases"),
-                Effect::RoomForPush => panic!("no back end pushes"),
+                Effect::RoomForPush | Effect::Stored(_) => panic!("no back end pushes"),
                 Effect::Recall(shard, most) => self.recalled[shard.index()] = Some(most),
                 Effect::Refuse(shard) => {
                     assert_eq!(self.when_full, WhenFull::Close);

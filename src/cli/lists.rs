@@ -3,8 +3,9 @@
 mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -73,7 +74,11 @@ pub struct ChannelsArguments {
 
 /// The arguments of `topics`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct TopicsArguments {
+    #[command(subcommand)]
+    pub(super) offline: Option<OfflineTopics>,
+
     /// At most this many. Without it: all
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max: Option<u64>,
@@ -95,6 +100,23 @@ pub struct BackendsArguments {
 
     #[command(flatten)]
     pub(super) server: ServerOptions,
+}
+
+/// What can be done with topics while their node does not run.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub(super) enum OfflineTopics {
+    /// Check the files of topics on disk, while no node uses them. Changes nothing
+    #[command(after_help = "\
+Reads every file. Prints the topics with their groups and backlogs, and what is
+damaged, by file and offset. Fails if anything is.
+
+Example:
+  gridcast topics verify /var/lib/gridcast")]
+    Verify {
+        /// The data directory, data.dir
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
 }
 
 impl NodesArguments {

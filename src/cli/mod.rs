@@ -47,7 +47,8 @@ use follow::follow;
 use generate::{CompletionsArguments, ManArguments};
 use hash::HashArguments;
 use lists::{
-    BackendsArguments, ChannelsArguments, ClientsArguments, NodesArguments, TopicsArguments,
+    BackendsArguments, ChannelsArguments, ClientsArguments, NodesArguments, OfflineTopics,
+    TopicsArguments,
 };
 use operate::{CallArguments, CloseArguments, ReloadArguments};
 use options::ServerOptions;
@@ -240,7 +241,8 @@ A topic with events and without consumers is red. Needs the role admin.
 
 Examples:
   gridcast topics
-  gridcast topics --json | jq 'select(.oldest_ms > 5000)'")]
+  gridcast topics --json | jq 'select(.oldest_ms > 5000)'
+  gridcast topics verify /var/lib/gridcast   Check the files of topics on disk")]
     Topics(TopicsArguments),
 
     /// List the back ends on the WebSocket API, and find one that does not read
@@ -330,6 +332,18 @@ pub fn parse() -> Result<Command, u8> {
         true => USAGE_STATUS,
         false => u8::from(!is_printed),
     })
+}
+
+impl ToolCommand {
+    /// The data directory whose topics are to be checked, if that is the command. It speaks to no node.
+    pub fn directory_to_verify(&self) -> Option<&Path> {
+        match self {
+            Self::Topics(TopicsArguments { offline, .. }) => match offline.as_ref()? {
+                OfflineTopics::Verify { directory } => Some(directory),
+            },
+            _ => None,
+        }
+    }
 }
 
 impl ToolCommand {

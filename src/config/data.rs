@@ -16,7 +16,7 @@ section! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Data(section) {
         /// The path of the directory. Created if missing. Holds a record of the client ids that may be in
-        /// use, so that none is assigned again after a restart.
+        /// use, so that none is assigned again after a restart, and the files of topics on disk.
         dir: Option<PathBuf> = DIRECTORY, none(
             "none; the record is in systemd's `$STATE_DIRECTORY`, or else in memory",
             "\"/var/lib/gridcast\""

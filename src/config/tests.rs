@@ -217,6 +217,7 @@ fn every_key_is_read() {
     assert_eq!(config.queue, queue);
     let topic = TopicConfig {
         name: "chat".to_owned(),
+        store: Store::Memory,
         groups: vec!["archive".to_owned()],
         default_group: Some(true),
         ack_s: 5,
@@ -341,8 +342,9 @@ fn what_a_node_is_and_where_it_listens_needs_a_restart() {
             "mesh.tls.key",
             "mesh.tls.ca",
             "edge.bind",
-            "topic.groups",
             "data.dir",
+            "topic.store",
+            "topic.groups",
             "log.format",
         ]
     );

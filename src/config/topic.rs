@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::queue::{TOPIC_BYTES_MIN, WHEN_FULL, topic_bytes_min};
-use super::shape::{List, NAME, Switch, bytes, whole, whole_of};
-use super::{Edge, Queue};
-use crate::protocol::sink::Sink;
+use super::shape::{Choice, List, NAME, Switch, bytes, whole, whole_of};
+use super::{Data, Edge, Queue};
+use crate::protocol::sink::{Sink, encoded_name};
 use crate::queue::WhenFull;
 use crate::queue::topic::ACK_S_DEFAULT;
 
@@ -23,6 +23,10 @@ section! {
     pub struct TopicConfig(section, queue: &Queue) {
         /// The name of the topic.
         name: String = NAME, required("a topic needs one", "\"orders\"");
+
+        /// Where the events are. `memory`: they end with the process. `disk`: in files in `data.dir`, which is needed
+        /// then. An event that was reported stored survives a crash of the machine.
+        store: Store = STORE, value(Store::Memory), restart;
 
         /// Consumer groups besides the default group, at most 16. Every group gets every event.
         groups: Vec<String> = GROUPS, value(Vec::new()), restart;
@@ -60,6 +64,17 @@ section! {
     }
 }
 
+/// Where the events of a topic are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In memory.
+    Memory,
+    /// In files.
+    Disk,
+}
+
+const STORE: Choice<Store> = Choice(&[("memory", Store::Memory), ("disk", Store::Disk)]);
+
 const GROUPS: List<String> = List {
     expected: NAME.expected,
     parse: |text| (NAME.parse)(text).ok_or_else(|| NAME.expected.to_owned()),
@@ -72,12 +87,16 @@ pub(super) fn read_topics(
     edges: &[Edge],
     queue: &Queue,
     sinks: &[Arc<Sink>],
+    data: &Data,
 ) -> Result<Vec<TopicConfig>, ConfigError> {
     let sections = root.tables("topic")?;
     let mut topics: Vec<TopicConfig> = Vec::new();
     for section in &sections {
         let topic = TopicConfig::read_keys(section, queue)?;
         check_alone(section, &topic, edges)?;
+        if topic.store == Store::Disk {
+            check_on_disk(section, &topic, data)?;
+        }
         let has_sink = sinks.iter().any(|sink| *sink.topic == topic.name);
         if topic.default_group == Some(false) && topic.groups.is_empty() && !has_sink {
             let reason = "the topic would have no group: add `groups`, or a `[[sink]]`";
@@ -124,6 +143,47 @@ fn check_alone(
     Ok(())
 }
 
+/// Refuses what a topic on disk cannot do.
+fn check_on_disk(
+    section: &Section<'_>,
+    topic: &TopicConfig,
+    data: &Data,
+) -> Result<(), ConfigError> {
+    if data.dir.is_none() {
+        return Err(section.fault(&["store"], "needs `data.dir`, the directory for the files"));
+    }
+    if encoded_name(&topic.name).len() > FILE_NAME_MAX {
+        let reason = format!(
+            "the name of a topic on disk is the name of a directory: expected at most {FILE_NAME_MAX} bytes, \
+             where every byte but letters, digits, -, _ and ~ counts three times"
+        );
+        return Err(section.fault(&["name"], reason));
+    }
+    if topic.when_full != WhenFull::Hold {
+        let reason =
+            "a topic on disk keeps what it has stored: expected \"hold\", here or in [queue]";
+        return Err(section.fault(&["when_full"], reason));
+    }
+    if topic.max_age_s > 0 {
+        let reason = "a topic on disk keeps its events until they are acknowledged: expected 0";
+        return Err(section.fault(&["max_age_s"], reason));
+    }
+    if topic.dead.is_some() {
+        return Err(section.fault(&["dead"], "a topic on disk cannot have a dead topic yet"));
+    }
+    if let Some(group) = topic.groups.iter().find(|group| group.starts_with(SINK_GROUP)) {
+        let reason = format!("{group:?}: names with {SINK_GROUP:?} are those of sinks on disk");
+        return Err(section.fault(&["groups"], reason));
+    }
+    Ok(())
+}
+
+/// The beginning of the names by which the files of a topic know its sinks.
+const SINK_GROUP: &str = "sink:";
+
+/// The longest name of a directory that every file system takes, with some reserve.
+const FILE_NAME_MAX: usize = 240;
+
 /// Refuses a dead topic that has one itself. So events never go round in a circle.
 fn check_dead(
     section: &Section<'_>,
@@ -133,6 +193,11 @@ fn check_dead(
     let Some(dead) = &topic.dead else { return Ok(()) };
     if *dead == topic.name {
         return Err(section.fault(&["dead"], "expected another topic than this one"));
+    }
+    let on_disk = |other: &TopicConfig| other.name == *dead && other.store == Store::Disk;
+    if all.iter().any(on_disk) {
+        let reason = format!("{dead:?} is a topic on disk, which cannot be a dead topic yet");
+        return Err(section.fault(&["dead"], reason));
     }
     let has_one = |other: &TopicConfig| other.name == *dead && other.dead.is_some();
     match all.iter().any(has_one) {
@@ -162,6 +227,53 @@ mod tests {
             (&topic.groups[..], topic.dead.as_deref()),
             (&["x".into(), "y".into()][..], Some("a.dead"))
         );
+    }
+
+    #[test]
+    fn what_a_topic_on_disk_cannot_do_is_refused() {
+        let at = "gridcast.toml:";
+        let on_disk = |keys: &str| {
+            format!("[data]\ndir = \"/d\"\n[[topic]]\nname = \"a\"\nstore = \"disk\"\n{keys}")
+        };
+        assert_eq!(parse(&on_disk("groups = [\"x\"]")).topics[0].store, Store::Disk);
+        refused(
+            "[[topic]]\nname = \"a\"\nstore = \"disk\"",
+            &format!("{at}3: topic.store: needs `data.dir`, the directory for the files"),
+        );
+        refused(
+            &on_disk("when_full = \"close\""),
+            &format!(
+                "{at}6: topic.when_full: a topic on disk keeps what it has stored: expected \"hold\", here or \
+                 in [queue]"
+            ),
+        );
+        refused(
+            &on_disk("max_age_s = 9"),
+            &format!(
+                "{at}6: topic.max_age_s: a topic on disk keeps its events until they are acknowledged: \
+                 expected 0"
+            ),
+        );
+        refused(
+            &on_disk("dead = \"b\""),
+            &format!("{at}6: topic.dead: a topic on disk cannot have a dead topic yet"),
+        );
+        refused(
+            &on_disk("[[topic]]\nname = \"b\"\ndead = \"a\""),
+            &format!(
+                "{at}8: topic.dead: \"a\" is a topic on disk, which cannot be a dead topic yet"
+            ),
+        );
+        refused(
+            &on_disk("groups = [\"sink:x\"]"),
+            &format!(
+                "{at}6: topic.groups: \"sink:x\": names with \"sink:\" are those of sinks on disk"
+            ),
+        );
+        let long = on_disk("").replace("\"a\"", &format!("\"{}\"", "ä".repeat(41)));
+        let reason = "topic.name: the name of a topic on disk is the name of a directory: expected at most \
+                      240 bytes, where every byte but letters, digits, -, _ and ~ counts three times";
+        refused(&long, &format!("{at}4: {reason}"));
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! | [`FromNode`] | the node itself | one of its shards |
 //! | [`ToBridge`] | a shard, or the node | the bridge of its node |
 //! | [`FromBridge`] | the bridge | a shard of its node, in a [`FromNode`] |
+//! | [`ToLog`] | a shard | the thread that keeps the logs of topics on disk |
+//! | [`FromLog`] | that thread | a shard of its node, in a [`FromNode`] |
 //!
 //! [`FromShard`] is everything that a shard sends, and [`ToShard`] everything that it receives. What the
 //! meshes of two nodes say to each other is `mesh::wire::MeshMessage`.
@@ -22,6 +24,7 @@
 
 mod bridge;
 mod list;
+mod log;
 mod mesh;
 mod shard;
 mod sink;
@@ -36,6 +39,9 @@ pub use bridge::{
 pub use list::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
+};
+pub use log::{
+    EventsRead, FromLog, GroupIndex, LogChange, LogFacts, LogId, LogNews, StoredEvent, ToLog,
 };
 pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
 pub use shard::{
@@ -134,6 +140,8 @@ pub enum FromNode {
     },
     /// A message of the bridge. These messages are rare and large.
     Bridge(Box<FromBridge>),
+    /// News of the log of a topic whose home is the shard.
+    Log(Box<FromLog>),
     /// Begins the shutdown: the shard stops accepting, closes its clients, and answers pending calls.
     Drain {
         /// The time over which the clients are closed, in milliseconds.

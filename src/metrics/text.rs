@@ -108,10 +108,18 @@ const MESH_METRICS: [Metric<MeshReport>; 4] = [
     gauge("mesh_expected", "Expected nodes, as configured by mesh.expect", |m| m.expected),
 ];
 
-const PROCESS_METRICS: [Metric<ProcessReport>; 3] = [
+const PROCESS_METRICS: [Metric<ProcessReport>; 9] = [
     counter("log_lines_dropped", "Log lines that were not written", |p| p.log_lines_dropped),
     gauge("memory_bytes", "Memory in use, as limits.memory_bytes counts it", |p| p.memory_bytes),
     gauge("memory_limit_bytes", "The memory budget, limits.memory_bytes", |p| p.memory_limit_bytes),
+    counter("disk_syncs", "Files of topics on disk that were written and synced", |p| p.disk.syncs),
+    counter("disk_sync_microseconds", "Time that writing and syncing took", |p| p.disk.sync_us),
+    counter("disk_events", "Events that were stored", |p| p.disk.events),
+    counter("disk_errors", "Files of topics that could not be written or read", |p| p.disk.errors),
+    gauge("disk_bytes", "Size of the files of topics", |p| p.disk.bytes),
+    gauge("disk_failing", "1 while files cannot be used and the disk is not full", |p| {
+        p.disk.is_failing.into()
+    }),
 ];
 
 const USAGE_METRICS: [Metric<ProcessUsage>; 4] = [
@@ -325,6 +333,12 @@ mod tests {
                 file: "/etc/\"cert\".pem".into(),
                 expires_unix_s: 1_800_000_000,
             }]),
+            disk: super::super::DiskReport {
+                syncs: 9,
+                events: 12,
+                bytes: 13,
+                ..Default::default()
+            },
         });
         reports[1].backends = 2;
         reports[1].waiting_handshakes = 4;
@@ -395,6 +409,10 @@ mod tests {
             "gridcast_mesh_refused_total{reason=\"key\"} 4",
             "gridcast_mesh_refused_total{reason=\"version\"} 0",
             "gridcast_mesh_refused_total{reason=\"id\"} 1",
+            "gridcast_disk_syncs_total 9",
+            "gridcast_disk_events_total 12",
+            "gridcast_disk_bytes 13",
+            "gridcast_disk_failing 0",
             "gridcast_memory_bytes 7",
             "gridcast_memory_limit_bytes 8",
             concat!(

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::mesh::advertised;
 use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
-use crate::config::{self, Config, Handler, SlowClient, TlsFiles};
+use crate::config::{self, Config, Handler, SlowClient, Store, TlsFiles};
 use crate::message::BridgeSettings;
 use crate::protocol::credentials::FingerprintKey;
 use crate::protocol::http;
@@ -101,6 +101,7 @@ fn topic_rules(topic: &config::TopicConfig) -> (Box<str>, TopicRules) {
             age_max_us: topic.max_age_s * 1_000_000,
         },
         dead: topic.dead.as_deref().map(Arc::from),
+        is_on_disk: topic.store == Store::Disk,
     };
     (topic.name.as_str().into(), rules)
 }

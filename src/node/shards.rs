@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::{Config, DriverChoice};
 use crate::metrics::{CertificateExpiry, SharedUsage};
 use crate::runtime::check::{self, ChosenDriver, DriverKind};
-use crate::runtime::{self, Capacity, Listening, MeshPort, ShardPlacement, Shards, ToBridgeSender};
+use crate::runtime::{self, Capacity, Listening, MeshPort, OutletSenders, ShardPlacement, Shards};
 use crate::shard::Listener;
 use crate::shard::node_state::NodeState;
 use crate::shard::settings::{Process, Settings};
@@ -32,7 +32,7 @@ pub(super) struct ShardStart<'a, F> {
     pub(super) lines_dropped: Arc<AtomicU64>,
     pub(super) usage: Arc<SharedUsage>,
     pub(super) certificates: Arc<[CertificateExpiry]>,
-    pub(super) to_bridge: &'a ToBridgeSender,
+    pub(super) outlets: &'a OutletSenders,
     /// Gets the reason if a shard fails later.
     pub(super) failures: F,
 }
@@ -99,7 +99,7 @@ impl<F: Fn(String) + Clone + Send + 'static> ShardStart<'_, F> {
             placement,
             listeners,
             self.capacity,
-            self.to_bridge,
+            self.outlets,
             self.failures.clone(),
         )?;
         tracing::debug!("driver: {}", driver.name());

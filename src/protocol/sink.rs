@@ -87,6 +87,20 @@ pub fn encoded_name(name: &str) -> String {
     out
 }
 
+/// Returns the name that [`encoded_name`] has encoded; `None` if it has not.
+pub fn decoded_name(encoded: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut parts = encoded.split('%');
+    bytes.extend_from_slice(parts.next()?.as_bytes());
+    for part in parts {
+        let (hex, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    (encoded_name(&name) == encoded).then_some(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

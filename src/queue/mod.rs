@@ -8,7 +8,7 @@
 //! - `lanes.rs`: the waiting messages of each client. `hash_slots.rs`: which consumer they are for.
 //! - `consumers.rs`: the messages in flight to each consumer.
 //! - `room.rs`: what the topic holds, and the credit of each shard.
-//! - `log/`: the files of a topic on disk. Not connected to topics yet.
+//! - `log/`: the files of a topic on disk.
 
 mod consumers;
 pub mod feeder;

@@ -25,6 +25,9 @@ pub struct Room {
     // held + lent <= bounds, unless the bounds have shrunk.
     held: Credit,
     lent: Credit,
+    // Of a topic on disk: what is held and not stored. unstored + lent <= unstored_max.
+    unstored: Credit,
+    unstored_max: Bounds,
     // Whether the bounds have ever shrunk.
     was_shrunk: bool,
 }
@@ -67,7 +70,44 @@ impl Room {
             share,
             held: Credit::default(),
             lent: Credit { messages: share.messages * shards, bytes: share.bytes * shards },
+            unstored: Credit::default(),
+            unstored_max: Bounds { messages: usize::MAX, bytes: usize::MAX },
             was_shrunk: false,
+        }
+    }
+
+    /// The room of a topic on disk, whose log holds this much. What is lent or not stored is bounded.
+    pub fn put_on_disk(&mut self, held: Credit, unstored_max: Bounds) {
+        self.held = held;
+        self.unstored_max = unstored_max;
+        // The shares are the least that a reload has to recall, and what was held may exceed the bounds.
+        self.was_shrunk = true;
+        self.set_bounds(self.bounds);
+    }
+
+    /// Notes that a message of this many bytes, which is held, is not stored yet.
+    pub fn note_unstored(&mut self, bytes: usize) {
+        self.unstored.messages += 1;
+        self.unstored.bytes += bytes;
+    }
+
+    /// Notes that a message of this many bytes is stored.
+    pub fn note_stored(&mut self, bytes: usize) {
+        self.unstored.messages -= 1;
+        self.unstored.bytes -= bytes;
+    }
+
+    /// What is held and not stored.
+    pub fn unstored(&self) -> Credit {
+        self.unstored
+    }
+
+    /// Releases stored messages. After a restart, the bytes that are held may be an estimate.
+    pub fn release_stored(&mut self, freed: Credit) {
+        self.held.messages = self.held.messages.saturating_sub(freed.messages);
+        self.held.bytes = self.held.bytes.saturating_sub(freed.bytes).max(self.unstored.bytes);
+        if self.held.messages == self.unstored.messages {
+            self.held.bytes = self.unstored.bytes;
         }
     }
 
@@ -76,7 +116,10 @@ impl Room {
         self.was_shrunk |=
             bounds.messages < self.bounds.messages || bounds.bytes < self.bounds.bytes;
         self.bounds = bounds;
-        self.share = Self::share(bounds, self.feeders.len());
+        let Bounds { messages, bytes } = self.unstored_max;
+        let lent =
+            Bounds { messages: bounds.messages.min(messages), bytes: bounds.bytes.min(bytes) };
+        self.share = Self::share(lent, self.feeders.len());
     }
 
     /// The shards with more credit than [`Self::share`] gives, and that share.
@@ -260,9 +303,18 @@ impl Room {
 
     fn left(&self) -> Credit {
         let in_use = |part: fn(&Credit) -> usize| part(&self.held) + part(&self.lent);
-        Credit {
+        let left = Credit {
             messages: self.bounds.messages.saturating_sub(in_use(|credit| credit.messages)),
             bytes: self.bounds.bytes.saturating_sub(in_use(|credit| credit.bytes)),
+        };
+        let at_risk = |part: fn(&Credit) -> usize| part(&self.unstored) + part(&self.lent);
+        let storable = Credit {
+            messages: self.unstored_max.messages.saturating_sub(at_risk(|credit| credit.messages)),
+            bytes: self.unstored_max.bytes.saturating_sub(at_risk(|credit| credit.bytes)),
+        };
+        Credit {
+            messages: left.messages.min(storable.messages),
+            bytes: left.bytes.min(storable.bytes),
         }
     }
 

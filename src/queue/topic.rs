@@ -15,6 +15,7 @@
 //!
 //! - `group.rs`: one group. `lease.rs`: messages that are refused or not acknowledged in time.
 //! - `sink.rs`: the group of a sink, which carries every message to an engine.
+//! - `disk.rs`: a topic whose events are handed out once they are stored.
 //! - `held.rs`: what the topic holds for all groups, and messages for the dead topic.
 //! - `pushed.rs`: messages without credit, of back ends and for a dead topic. `delayed.rs`: messages for later.
 //! - `bounds.rs`: bounds that change while messages wait.
@@ -23,6 +24,7 @@
 
 mod bounds;
 mod delayed;
+mod disk;
 mod group;
 mod held;
 mod lease;
@@ -37,10 +39,14 @@ use super::consumers::Item;
 use super::room::Room;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
-use crate::message::{BackendId, Credit, Delivery, Event, MessageNumber, PopId, Terms};
+use crate::message::{
+    BackendId, Credit, Delivery, Event, GroupIndex, MessageNumber, PopId, Requester, Terms,
+};
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 use delayed::Delayed;
+use disk::StoredFor;
+pub use disk::UNSTORED_MAX;
 use group::Group;
 use held::Held;
 use sink::SinkGroup;
@@ -87,6 +93,8 @@ pub enum Effect {
     Recall(ShardId, Credit),
     /// There is room for the event of a back end that [`Topic::wait_for_room`] was called for.
     RoomForPush,
+    /// Tell a back end that the event which it has pushed is stored.
+    Stored(Requester),
     /// Tell the client's shard that the watched event of the client has left the topic.
     EventLeft(ClientId),
     /// Move a message to the dead topic. [`Topic::buried`] takes the answer.
@@ -143,7 +151,7 @@ pub struct Topic {
     // At most as many as the configuration names.
     groups: Vec<Group>,
     sinks: Vec<SinkGroup>,
-    // Whether the default group is the only group. Most topics are like that.
+    // Whether the default group is the only group, and the topic is in memory. Most topics are like that.
     is_plain: bool,
     // Whether changed bounds have left messages to drop, or requests to answer.
     must_make_room: bool,
@@ -197,7 +205,10 @@ impl Topic {
     }
 
     fn note_groups(&mut self) {
-        self.is_plain = self.has_default_group && self.groups.is_empty() && self.sinks.is_empty();
+        self.is_plain = self.has_default_group
+            && self.groups.is_empty()
+            && self.sinks.is_empty()
+            && !self.is_on_disk();
     }
 
     /// Applies a policy. Messages that are in flight fall under it too.
@@ -227,6 +238,7 @@ impl Topic {
     pub fn needs_checks(&self) -> bool {
         self.held.policy.age_max_us > 0
             || self.has_consumers()
+            || self.has_unstored()
             || self.held.has_dead()
             || !self.delayed.is_empty()
             || self.all_groups().any(|group| group.lanes.has_delayed())
@@ -239,7 +251,10 @@ impl Topic {
 
     /// Whether the topic holds nothing, has no consumers, and was never fed.
     pub fn is_idle(&self) -> bool {
-        !self.is_fed && self.held.room.held().messages == 0 && !self.has_consumers()
+        !self.is_fed
+            && self.held.room.held().messages == 0
+            && !self.has_consumers()
+            && !self.is_on_disk()
     }
 
     /// Messages held, including those in flight.
@@ -247,9 +262,21 @@ impl Topic {
         self.held.room.held().messages
     }
 
-    /// Whether consumers have something to do: messages are in flight, or wait and are not for later.
+    /// Messages held that would be lost if the process ended.
+    pub fn unsaved(&self) -> usize {
+        match self.is_on_disk() {
+            true => self.held.room.unstored().messages,
+            false => self.messages(),
+        }
+    }
+
+    /// Whether the end of the node has to wait for the topic: consumers have something to do, because messages are in
+    /// flight, or wait and are not for later. Or messages are not stored yet; stored ones survive the end.
     pub fn has_work(&self) -> bool {
-        self.has_consumers() && self.messages() > self.delayed.len()
+        match self.is_on_disk() {
+            true => self.has_unstored(),
+            false => self.has_consumers() && self.messages() > self.delayed.len(),
+        }
     }
 
     /// Messages dropped since the last call: because the topic was full ([`WhenFull::DropOldest`]), or their sink was removed.
@@ -289,7 +316,11 @@ impl Topic {
             bytes: held.bytes as u64,
             consumers: self.all_groups().map(|group| group.consumers.len() as u64).sum(),
             oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
-            sinks: self.sinks.iter().map(|sink| sink.figures(now_us)).collect(),
+            sinks: self
+                .sinks
+                .iter()
+                .map(|sink| sink.figures(now_us, self.unread(sink.place)))
+                .collect(),
         }
     }
 
@@ -305,10 +336,14 @@ impl Topic {
             self.begin_feeding();
         }
         self.held.room.take(from, event.frame.bytes().len());
+        if !self.is_plain && self.is_on_disk() {
+            return self.store(now_us, StoredFor::Shard(from), event);
+        }
         self.held.top_up(from);
         self.add(now_us, event);
     }
 
+    /// Adds an event of a topic in memory.
     fn add(&mut self, now_us: u64, event: Event) {
         let Event { client, frame, is_watched } = event;
         let number = self.next_number;
@@ -339,7 +374,7 @@ impl Topic {
         if groups == 0 {
             // A reload has removed the last sink of a topic without a default group.
             self.dropped += 1;
-            self.held.forget(client, item);
+            self.held.forget(GroupIndex(0), client, item);
         }
     }
 
@@ -371,6 +406,9 @@ impl Topic {
 
     /// Lets a consumer compete, whose `queue.pop` has been answered.
     pub fn start(&mut self, now_us: u64, id: BackendId) {
+        if self.is_on_disk() {
+            return self.start_on_disk(now_us, id);
+        }
         self.each_group(|group, _| group.start(now_us, id));
     }
 
@@ -484,6 +522,11 @@ impl Topic {
 
     /// Asserts the invariants. Costs a look at every lane.
     pub fn check(&self) {
+        if let Some(disk) = &self.held.disk {
+            self.held.room.check();
+            self.sinks.iter().for_each(SinkGroup::check);
+            return self.check_disk(disk);
+        }
         let (mut first, delayed) = (self.default_group.check(self.next_number), self.delayed.sum());
         first.messages += delayed.messages;
         first.bytes += delayed.bytes;
@@ -566,7 +609,7 @@ impl Topic {
         self.each_group(|group, held| {
             if let Some(item) = group.lanes.drop_first(client, number) {
                 group.backlog -= 1;
-                held.forget(client, &item);
+                held.forget(group.place, client, &item);
             }
         });
         for sink in &mut self.sinks {

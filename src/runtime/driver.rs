@@ -39,7 +39,7 @@ use super::tls::Tls;
 use super::verifier::Verifier;
 use super::watch::{Summary, Watch};
 use crate::address::ShardId;
-use crate::message::{ConnectionKey, FromNode, ToShard};
+use crate::message::{ConnectionKey, FromNode, ToBridge, ToLog, ToShard};
 use crate::shard::{Action, Listener, Now, Shard, ShardRequest};
 use accepting::{AcceptState, Accepting};
 use heavy::{HeavySockets, Pace};
@@ -73,7 +73,8 @@ pub(super) struct Driver<I> {
     io: I,
     port: Port,
     verifier: Verifier,
-    outlet: Outlet,
+    to_bridge: Outlet<ToBridge>,
+    to_log: Outlet<ToLog>,
     clock: Clock,
     listeners: Vec<Accepting>,
     // Indexed like the shard's connections.
@@ -104,7 +105,9 @@ pub(super) struct Parts {
     pub(super) port: Port,
     pub(super) verifier: Verifier,
     /// The way to the bridge.
-    pub(super) outlet: Outlet,
+    pub(super) to_bridge: Outlet<ToBridge>,
+    /// The way to the logs of topics on disk.
+    pub(super) to_log: Outlet<ToLog>,
     pub(super) listeners: Vec<(ListeningSocket, Listener, Option<ListenerTls>)>,
     pub(super) watch: Arc<Watch>,
     /// How long to poll for work before sleeping. Zero: sleep at once.
@@ -186,7 +189,7 @@ impl Clock {
 
 impl<I: SocketIo> Driver<I> {
     pub(super) fn new(make_shard: impl FnOnce(Now) -> Shard, parts: Parts) -> io::Result<Self> {
-        let Parts { number, port, verifier, outlet, listeners, watch, spin } = parts;
+        let Parts { number, port, verifier, to_bridge, to_log, listeners, watch, spin } = parts;
         let mut clock = Clock { start: watch.start, awake: AwakeClock::new(CATCH_UP_US) };
         let mut driver = Self {
             number,
@@ -194,7 +197,8 @@ impl<I: SocketIo> Driver<I> {
             io: I::new()?,
             port,
             verifier,
-            outlet,
+            to_bridge,
+            to_log,
             clock,
             listeners: Vec::new(),
             sockets: Vec::new(),
@@ -397,7 +401,8 @@ impl<I: SocketIo> Driver<I> {
         while let Some(request) = self.shard.poll_request() {
             match request {
                 ShardRequest::Verify(verification) => self.verifier.ask(verification),
-                ShardRequest::Bridge(message) => self.outlet.post(message),
+                ShardRequest::Bridge(message) => self.to_bridge.post(message),
+                ShardRequest::Log(message) => self.to_log.post(message),
                 ShardRequest::Reload(ticket) => {
                     let shard = ShardId(self.number as u8);
                     if !self.watch.request_reload(ReloadRequest::Call(shard, ticket)) {
@@ -409,7 +414,8 @@ impl<I: SocketIo> Driver<I> {
             }
         }
         self.is_stuck |= self.verifier.flush();
-        self.is_stuck |= self.outlet.flush();
+        self.is_stuck |= self.to_bridge.flush();
+        self.is_stuck |= self.to_log.flush();
     }
 
     /// Submits the requests of the turn, and waits if there is nothing to do.

@@ -17,6 +17,7 @@ mod bus;
 pub mod cgroup;
 pub mod check;
 mod clock;
+pub mod disk;
 mod driver;
 #[cfg(test)]
 mod faults;
@@ -48,6 +49,6 @@ pub use clock::unix_ms;
 pub use identity::{TlsContext, expiry_unix_s};
 pub use listener::{BACKLOG, Listening, SocketFile, bind, route_out};
 pub use outlet::ToBridgeSender;
-pub use start::{ShardPlacement, Shards, start};
+pub use start::{OutletSenders, ShardPlacement, Shards, start};
 pub use usage::sample_usage;
 pub use watch::{Capacity, Summary};

@@ -1,4 +1,4 @@
-//! The way of a shard's messages to the bridge. Never blocks.
+//! The way of a shard's messages to another thread of the node. Never blocks.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,25 +6,29 @@ use std::sync::Arc;
 use crate::address::ShardId;
 use crate::message::ToBridge;
 
-/// Sends a message of a shard to the bridge. Gives the message back if there is no room at present.
-pub type ToBridgeSender = Arc<dyn Fn(ShardId, ToBridge) -> Result<(), ToBridge> + Send + Sync>;
+/// Sends a message of a shard to a thread. Gives the message back if there is no room at present.
+pub(super) type Sender<M> = Arc<dyn Fn(ShardId, M) -> Result<(), M> + Send + Sync>;
 
-/// One shard's way to the bridge.
-pub(super) struct Outlet {
+/// Sends a message of a shard to the bridge. Gives the message back if there is no room at present.
+pub type ToBridgeSender = Sender<ToBridge>;
+
+/// One shard's way to a thread.
+pub(super) struct Outlet<M> {
     shard: ShardId,
-    send: ToBridgeSender,
-    // In order. Bounded by the handshakes that wait in the shard.
-    unsent: VecDeque<ToBridge>,
+    send: Sender<M>,
+    // In order. Bounded by what the shard lets wait for answers: handshakes, the windows of sinks, events of topics
+    // on disk that are not stored.
+    unsent: VecDeque<M>,
 }
 
-impl Outlet {
+impl<M> Outlet<M> {
     /// Creates the way of a shard.
-    pub(super) fn new(shard: ShardId, send: ToBridgeSender) -> Self {
+    pub(super) fn new(shard: ShardId, send: Sender<M>) -> Self {
         Self { shard, send, unsent: VecDeque::new() }
     }
 
     /// Queues a message for the next [`Self::flush`].
-    pub(super) fn post(&mut self, message: ToBridge) {
+    pub(super) fn post(&mut self, message: M) {
         self.unsent.push_back(message);
     }
 

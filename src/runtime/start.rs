@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 
 use super::bus::{MeshPort, NodePort, bus};
 use super::check::DriverKind;
+use super::disk::ToLogSender;
 use super::driver::Parts;
 use super::identity::{ListenerTls, TlsContext};
 use super::listener::Listening;
@@ -34,6 +35,14 @@ pub struct ShardPlacement<'a> {
     pub spin: Duration,
 }
 
+/// The ways from the shards to other threads of the node.
+pub struct OutletSenders {
+    /// To the bridge.
+    pub to_bridge: ToBridgeSender,
+    /// To the logs of topics on disk.
+    pub to_log: ToLogSender,
+}
+
 /// The running shards of a node.
 pub struct Shards {
     threads: Vec<ShardThread>,
@@ -51,7 +60,7 @@ pub(super) struct Renewals(
 
 /// Starts a shard on each core of `placement`, with one socket of each listener, and waits until all
 /// shards accept connections. The shards share `state`; `capacity` bounds what they accept. Their messages
-/// to the bridge go through `to_bridge`. A shard that fails later reports the reason to `failures`; the
+/// to other threads go through `outlets`. A shard that fails later reports the reason to `failures`; the
 /// node cannot continue without it. Also returns the mesh's end of the bus if the node has a mesh.
 ///
 /// # Errors
@@ -62,7 +71,7 @@ pub fn start(
     placement: ShardPlacement<'_>,
     listeners: Vec<(Listener, Listening)>,
     capacity: Capacity,
-    to_bridge: &ToBridgeSender,
+    outlets: &OutletSenders,
     failures: impl Fn(String) + Clone + Send + 'static,
 ) -> io::Result<(Shards, Option<MeshPort>)> {
     let ShardPlacement { cores, driver, spin } = placement;
@@ -85,9 +94,11 @@ pub fn start(
     let (started, starts) = mpsc::channel();
     for (number, ((&core, port), listeners)) in cores.iter().zip(ports).zip(sockets).enumerate() {
         let verifier = verifiers.next().expect("there is one for each shard");
-        let outlet = Outlet::new(ShardId(number as u8), to_bridge.clone());
+        let shard = ShardId(number as u8);
+        let to_bridge = Outlet::new(shard, outlets.to_bridge.clone());
+        let to_log = Outlet::new(shard, outlets.to_log.clone());
         let watch = watch.clone();
-        let parts = Parts { number, port, verifier, outlet, listeners, watch, spin };
+        let parts = Parts { number, port, verifier, to_bridge, to_log, listeners, watch, spin };
         let (settings, state) = (settings.clone(), state.clone());
         let (started, failures) = (started.clone(), failures.clone());
         let start = Start { core, settings, state, parts, started, failures };

@@ -110,6 +110,7 @@ impl Inspection<'_> {
                 driver: self.turn.settings.process.driver,
                 usage: self.turn.state.usage.usage(),
                 certificates: self.turn.state.certificates.clone(),
+                disk: self.turn.state.disk.report(),
             }),
         }
     }

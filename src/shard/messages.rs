@@ -89,6 +89,7 @@ impl Shard {
                 self.admissions.handle_drain(turn);
             }
             ToShard::Node(FromNode::DrainBackends) => self.draining.begin_with_backends(),
+            ToShard::Node(FromNode::Log(message)) => self.topics.home.handle_log(turn, *message),
         }
         self.route();
     }

@@ -75,7 +75,7 @@ pub use turn::{Action, Now};
 
 use crate::address::remote::Remote;
 use crate::address::{IdLayout, IdSource, ShardId};
-use crate::message::{ConnectionKey, FromShard, Ticket, ToBridge};
+use crate::message::{ConnectionKey, FromShard, Ticket, ToBridge, ToLog};
 use crate::metrics::{Counters, Durations};
 use access::{Addresses, ApiAccess, Verification};
 use admission::Admissions;
@@ -104,6 +104,8 @@ pub enum ShardRequest {
     /// Pass a message to the bridge. The answer is
     /// [`FromNode::Bridge`](crate::message::FromNode::Bridge).
     Bridge(ToBridge),
+    /// Pass changes to the log of a topic on disk. The answers are [`FromNode::Log`](crate::message::FromNode::Log).
+    Log(ToLog),
 }
 
 /// The connections, channels and topics of one core.
@@ -427,6 +429,8 @@ impl Shard {
             let events = self.topics.home.poll_sink_events(&self.turn)?;
             Some(ShardRequest::Bridge(ToBridge::Events(events)))
         });
+        let request = request
+            .or_else(|| self.topics.home.poll_log_changes(&self.turn).map(ShardRequest::Log));
         request.or_else(|| self.api_access.poll_verification(&self.turn).map(ShardRequest::Verify))
     }
 

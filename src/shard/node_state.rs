@@ -2,12 +2,13 @@
 //! beside the settings.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::interest::Interest;
 use super::rate::Quota;
 use super::settings::Settings;
-use crate::metrics::{CertificateExpiry, SharedUsage};
+use crate::metrics::{CertificateExpiry, DiskReport, SharedUsage};
 
 /// State that the shards of one node read and change, without locks.
 #[derive(Debug)]
@@ -25,6 +26,61 @@ pub struct NodeState {
     pub usage: Arc<SharedUsage>,
     /// When the certificates in use expire, for `/metrics`.
     pub certificates: Arc<[CertificateExpiry]>,
+    /// What is known of the topics on disk.
+    pub disk: Arc<DiskState>,
+}
+
+/// What the thread of the topics on disk tells all shards.
+#[derive(Debug, Default)]
+pub struct DiskState {
+    /// Whether files cannot be written or read, and not because the disk is full: `/readyz` answers 503.
+    pub is_failing: AtomicBool,
+    // Files that were synced, and other changes of files.
+    syncs: AtomicU64,
+    // How long that took, in microseconds.
+    sync_us: AtomicU64,
+    // Events that were stored.
+    events: AtomicU64,
+    // Errors, full disks included.
+    errors: AtomicU64,
+    // The size of all files, in bytes.
+    bytes: AtomicU64,
+}
+
+impl DiskState {
+    /// Counts a change of a file, which took this long.
+    pub fn note_sync(&self, took: Duration) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.sync_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Counts stored events.
+    pub fn note_stored(&self, events: u64) {
+        self.events.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Counts an error.
+    pub fn note_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The figures for `/metrics`.
+    pub fn report(&self) -> DiskReport {
+        let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        DiskReport {
+            syncs: of(&self.syncs),
+            sync_us: of(&self.sync_us),
+            events: of(&self.events),
+            errors: of(&self.errors),
+            bytes: of(&self.bytes),
+            is_failing: self.is_failing.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes the sizes of all logs, in bytes.
+    pub fn note_bytes(&self, sizes: impl Iterator<Item = u64>) {
+        self.bytes.store(sizes.sum(), Ordering::Relaxed);
+    }
 }
 
 impl NodeState {
@@ -39,6 +95,7 @@ impl NodeState {
             log_lines_dropped,
             usage: Arc::default(),
             certificates: Arc::default(),
+            disk: Arc::default(),
         }
     }
 
@@ -52,6 +109,7 @@ impl NodeState {
             log_lines_dropped: self.log_lines_dropped.clone(),
             usage: self.usage.clone(),
             certificates: self.certificates.clone(),
+            disk: self.disk.clone(),
         }
     }
 }

@@ -14,11 +14,12 @@ use crate::address::NodeId;
 use crate::address::listen::ListenAddress;
 use crate::address::networks::Networks;
 use crate::address::remote::Remote;
+use crate::message::LogFacts;
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::credentials::{FingerprintKey, User};
 use crate::protocol::http;
 use crate::protocol::token::TokenRule;
-use crate::queue::topic::{ACK_S_DEFAULT, Policy};
+use crate::queue::topic::{ACK_S_DEFAULT, Policy, UNSTORED_MAX};
 use crate::queue::{Bounds, WhenFull};
 
 /// All settings of a node, the same for each of its shards.
@@ -59,6 +60,8 @@ pub struct Process {
     pub endpoints: Option<Arc<Endpoints>>,
     /// The bounds of topics at the start of the node, if a reload may have changed them.
     pub first_bounds: Option<Bounds>,
+    /// The logs of the topics on disk, as they were at the start of the node.
+    pub logs: Arc<HashMap<Arc<str>, LogFacts>>,
 }
 
 /// The addresses that a node listens on.
@@ -319,7 +322,20 @@ pub struct TopicRules {
     pub policy: Policy,
     /// The topic that takes messages which were handed out too often.
     pub dead: Option<Arc<str>>,
+    /// Whether the events of the topic are on disk.
+    pub is_on_disk: bool,
 }
+
+impl TopicRules {
+    /// Returns the most bytes of messages that the topic holds in memory, before they are on disk.
+    fn memory_bytes(&self) -> usize {
+        let bytes = self.bounds.bytes;
+        if self.is_on_disk { bytes.min(UNSTORED_MAX.bytes) } else { bytes }
+    }
+}
+
+/// The beginning of the name of a sink's group in the log of a topic. No group of such a topic has such a name.
+pub const SINK_GROUP: &str = "sink:";
 
 impl QueueSettings {
     /// Returns the length of the longest encoded event that a topic takes, in bytes: three quarters
@@ -327,7 +343,7 @@ impl QueueSettings {
     pub fn event_bytes_max(&self, topic: &str) -> usize {
         let bytes = match self.rules.is_empty() {
             true => self.bounds.bytes,
-            false => self.rules.get(topic).map_or(self.bounds.bytes, |rules| rules.bounds.bytes),
+            false => self.rules.get(topic).map_or(self.bounds.bytes, TopicRules::memory_bytes),
         };
         bytes / 4 * 3
     }
@@ -342,7 +358,18 @@ impl QueueSettings {
             when_full: self.when_full,
             policy,
             dead: None,
+            is_on_disk: false,
         })
+    }
+
+    /// Returns the names of the groups in the log of a topic on disk: the default group (`None`) if there is one, the
+    /// other groups, the sinks.
+    pub fn log_groups(&self, topic: &str) -> Vec<Option<Arc<str>>> {
+        let default_group = self.has_default_group(topic).then_some(None);
+        let groups = self.rules.get(topic).map(|rules| &rules.groups[..]).unwrap_or_default();
+        let sinks = self.sinks_of(topic).iter();
+        let sinks = sinks.map(|sink| Some(format!("{SINK_GROUP}{sink}").into()));
+        default_group.into_iter().chain(groups.iter().cloned().map(Some)).chain(sinks).collect()
     }
 
     /// Returns the names of a topic's sinks.
@@ -365,7 +392,8 @@ impl QueueSettings {
     fn reloaded_rules(&self, new: &Self) -> Arc<HashMap<Box<str>, TopicRules>> {
         let rules = self.rules.iter().map(|(name, known)| {
             let rules = new.rules.get(name).unwrap_or(known).clone();
-            (name.clone(), TopicRules { groups: known.groups.clone(), ..rules })
+            let (groups, is_on_disk) = (known.groups.clone(), known.is_on_disk);
+            (name.clone(), TopicRules { groups, is_on_disk, ..rules })
         });
         Arc::new(rules.collect())
     }

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Instant;
 use std::{env, fs, process, thread};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use super::{DEADLINE, Http, Response, SUCCESS, Socket, http};
 
@@ -216,6 +216,13 @@ impl Server {
     pub fn kill(&mut self) {
         self.process.signal(Signal::KILL);
         self.process.finish();
+    }
+
+    /// Lets the process write files of any size again, if a limit was set before it was started.
+    pub fn remove_file_limit(&self) {
+        let pid = Some(Pid::from_child(&self.process.child));
+        let limit = Rlimit { current: None, maximum: None };
+        prlimit(pid, Resource::Fsize, limit).expect("the hard limit was not lowered");
     }
 
     /// Suspends the process.

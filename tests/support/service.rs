@@ -91,6 +91,11 @@ impl Service {
         self.asked.try_recv().is_err()
     }
 
+    /// Returns a request that has come, if there is one.
+    pub fn try_next(&self) -> Option<Asked> {
+        self.asked.try_recv().ok()
+    }
+
     /// Waits for the next request.
     #[track_caller]
     pub fn next(&self) -> Asked {

@@ -14,6 +14,8 @@
 //! - `format.rs`: the bytes. `settled.rs`: the events that a group has settled.
 //! - `segments.rs`: the files of a log. `pending.rs`: records that are not written yet.
 //! - `recovery.rs`: builds a log from its files. `reader.rs`: reads events back.
+//! - `check.rs`: checks a whole segment.
+//! - `keeper.rs`: a log in use, between the topic's home and the files.
 //!
 //! # What may be lost
 //!
@@ -23,7 +25,9 @@
 //!
 //! A group's delays, and how often each event was handed out, are not on disk: after a restart they start anew.
 
+mod check;
 mod format;
+mod keeper;
 mod pending;
 mod reader;
 mod recovery;
@@ -37,9 +41,12 @@ use std::sync::Arc;
 
 use crate::address::ClientId;
 use crate::message::{Credit, MessageNumber};
+pub use crate::message::{GroupIndex, LogId, StoredEvent};
+pub use check::{SegmentContents, check_segment};
 use format::SEGMENT_HEAD_BYTES;
+pub use keeper::LogKeeper;
 use pending::{Pending, SealedBatch};
-pub use reader::{Reader, StoredEvent};
+pub use reader::Reader;
 pub use recovery::{Recovered, Recovery};
 use segments::{Segment, Segments};
 use settled::Settled;
@@ -68,15 +75,6 @@ impl SegmentNumber {
         if is_number { digits.parse().ok().map(Self) } else { None }
     }
 }
-
-/// The identity of a log: the Unix time in milliseconds at which it was created. A log that is deleted and created
-/// again is another one, whose events have other ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogId(pub u64);
-
-/// The index of a group in its log, in the order of [`Log::set_groups`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupIndex(pub u16);
 
 /// A change of the files of a log. Once it has been carried out, [`Log::handle_done`] is to be called. If it fails,
 /// [`Log::poll_task`] returns it again, with the same bytes.
@@ -382,14 +380,17 @@ impl Log {
         out
     }
 
-    /// Counts the messages held anew, after groups or files have gone, and estimates their bytes from that.
-    fn fit_held(&mut self) {
+    /// Counts the messages held anew, after groups or files have gone, and estimates their bytes from that. Returns false
+    /// if the count was right.
+    fn fit_held(&mut self) -> bool {
         let held = settled::held_below(self.stored, self.groups.iter().map(|g| &g.settled));
         let before = self.held.messages.max(1) as u128;
         let bytes = self.held.bytes as u128 * u128::from(held) / before;
-        if held as usize != self.held.messages {
+        let is_wrong = held as usize != self.held.messages;
+        if is_wrong {
             self.held = Credit { messages: held as usize, bytes: bytes as usize };
         }
+        is_wrong
     }
 }
 

@@ -2,27 +2,11 @@
 
 use super::format::{self, Parsed, Record, SegmentHead};
 use super::{Damage, GroupIndex, Log, Read, SegmentNumber};
-use crate::address::ClientId;
-use crate::message::MessageNumber;
+use crate::message::{MessageNumber, StoredEvent};
 use crate::protocol::frame::{Frame, Kind};
 
 /// The bytes of one read, unless a batch is larger.
 const READ_BYTES: usize = 256 << 10;
-
-/// An event that was read.
-#[derive(Clone, Debug)]
-pub struct StoredEvent {
-    /// The number in the log.
-    pub number: MessageNumber,
-    /// The client that sent the event.
-    pub client: ClientId,
-    /// When the event was appended, in Unix milliseconds.
-    pub unix_ms: u64,
-    /// Whether the event may have been handed out in an earlier run of the node.
-    pub is_redelivered: bool,
-    /// The encoded event.
-    pub frame: Frame,
-}
 
 /// Where a group reads.
 #[derive(Debug, Default)]
@@ -46,6 +30,11 @@ struct Place {
 }
 
 impl Reader {
+    /// Skips the events below a number, which the group has got.
+    pub fn skip_to(&mut self, number: MessageNumber) {
+        self.next = self.next.max(number);
+    }
+
     /// The events before this number have been read, or are settled.
     pub fn next(&self) -> MessageNumber {
         self.next

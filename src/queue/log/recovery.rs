@@ -28,6 +28,9 @@ pub struct Recovered {
     pub torn_bytes: u64,
     /// Events that a group had not settled, and whose file is gone.
     pub missing: u64,
+    /// Whether the bytes held are an estimate: files have gone, or a segment was begun, before the acknowledgements of
+    /// their events were written.
+    pub is_estimated: bool,
 }
 
 /// A recovery in progress.
@@ -122,7 +125,7 @@ impl Recovery {
             }
             let mut log = Log::new(self.new_id, &self.topic, self.segment_bytes);
             log.segments.leftovers = self.unfinished;
-            return Ok(Recovered { log, torn_bytes: 0, missing: 0 });
+            return Ok(Recovered { log, torn_bytes: 0, missing: 0, is_estimated: false });
         };
         let (last, of) = log.segments.last().expect("the last file is a segment");
         log.segments.cut = Some((last, of.bytes));
@@ -131,7 +134,7 @@ impl Recovery {
         let unknown: Vec<_> = self.files.keys().copied().filter(|n| !known(n)).collect();
         log.segments.leftovers.extend(unknown);
         let missing = log.forget_missing(&self.files);
-        log.fit_held();
+        let is_estimated = log.fit_held();
         for group in &mut log.groups {
             group.redelivered_below = match group.handed_out {
                 HandedOut::Any => log.stored,
@@ -140,7 +143,7 @@ impl Recovery {
             group.handed_out = HandedOut::Below(group.redelivered_below);
         }
         log.pending = Pending::new(log.stored);
-        Ok(Recovered { log, torn_bytes, missing })
+        Ok(Recovered { log, torn_bytes, missing, is_estimated })
     }
 
     /// Reads the head of the last file and its checkpoint.

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::held::Held;
 use super::{CONSUMERS_MAX, EVICTION_US, Effect, JoinError, MOVED_PER_TURN, STALLED_US};
 use crate::address::{ClientId, NodeId};
-use crate::message::{BackendId, Credit, Delivery, MessageNumber, PopId, Terms};
+use crate::message::{BackendId, Credit, Delivery, GroupIndex, MessageNumber, PopId, Terms};
 use crate::queue::consumers::{Consumer, ConsumerKey, ConsumerState, Consumers, InFlight, Item};
 use crate::queue::lanes::{Lanes, Popped};
 
@@ -18,6 +18,8 @@ use crate::queue::lanes::{Lanes, Popped};
 pub(super) struct Group {
     /// The name; `None` for the default group.
     pub name: Option<Arc<str>>,
+    /// The index in the log of a topic on disk.
+    pub place: GroupIndex,
     /// The messages that wait or are in flight.
     pub lanes: Lanes,
     /// The consumers, and the messages in flight to each.
@@ -40,6 +42,7 @@ impl Group {
     pub(super) fn new(node: NodeId, name: Option<Arc<str>>) -> Self {
         Self {
             name,
+            place: GroupIndex::default(),
             lanes: Lanes::default(),
             consumers: Consumers::default(),
             backlog: 0,
@@ -385,7 +388,7 @@ impl Group {
         let removed = self.consumers[key].remove(at);
         let InFlight { client, item, .. } = removed.expect("the place was looked up");
         held.waits.add(now_us.saturating_sub(item.since_us));
-        held.forget(client, &item);
+        held.forget(self.place, client, &item);
         self.finish_lane(client);
     }
 

@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
+use super::disk::OnDisk;
 use super::{Effect, Policy};
 use crate::address::{ClientId, ShardId};
-use crate::message::{Credit, MessageNumber};
+use crate::message::{Credit, GroupIndex, MessageNumber};
 use crate::metrics::Durations;
 use crate::queue::consumers::Item;
 use crate::queue::room::{Room, RoomGrant};
@@ -27,6 +28,8 @@ pub(super) struct Held {
     pub redelivered: u64,
     /// How long messages were in the topic until they were written, or acknowledged.
     pub waits: Durations,
+    /// The log of a topic on disk.
+    pub disk: Option<Box<OnDisk>>,
     // Groups that have not settled a message, of a topic with more than one group.
     shared: HashMap<MessageNumber, u32>,
     // Messages for the dead topic, in order.
@@ -52,6 +55,7 @@ impl Held {
             policy: Policy::default(),
             redelivered: 0,
             waits: Durations::default(),
+            disk: None,
             shared: HashMap::new(),
             dead: VecDeque::new(),
             is_burying: false,
@@ -64,7 +68,10 @@ impl Held {
     }
 
     /// Notes that a group has settled a message, or dropped it. Releases the room after the last group.
-    pub(super) fn forget(&mut self, client: ClientId, item: &Item) {
+    pub(super) fn forget(&mut self, group: GroupIndex, client: ClientId, item: &Item) {
+        if let Some(disk) = &mut self.disk {
+            return disk.settle(group, item);
+        }
         if !self.shared.is_empty() && !self.is_last(item.number) {
             return;
         }
@@ -136,7 +143,8 @@ impl Held {
     pub(super) fn buried(&mut self, was_taken: bool) {
         self.is_burying = false;
         if was_taken && let Some(DeadMessage { client, item, .. }) = self.dead.pop_front() {
-            self.forget(client, &item);
+            // No topic on disk has a dead topic.
+            self.forget(GroupIndex(0), client, &item);
             self.grant_to_asking();
             self.bury_next();
         }

@@ -1,6 +1,6 @@
 //! Messages without credit: events that back ends push, and messages for a dead topic.
 
-use super::{Topic, WhenFull};
+use super::{StoredFor, Topic, WhenFull};
 use crate::message::{Credit, Event};
 
 impl Topic {
@@ -8,8 +8,10 @@ impl Topic {
     /// makes room.
     pub fn offer(&mut self, now_us: u64, event: Event) -> bool {
         let has_room = self.take_room(event.frame.bytes().len());
-        if has_room {
-            self.add(now_us, event);
+        match self.is_on_disk() {
+            true if has_room => self.store(now_us, StoredFor::Nobody, event),
+            false if has_room => self.add(now_us, event),
+            _ => {}
         }
         has_room
     }
@@ -32,6 +34,9 @@ impl Topic {
     pub fn wait_for_room(&mut self, bytes: usize) -> bool {
         if self.when_full == WhenFull::Close {
             return false;
+        }
+        if !self.is_fed {
+            self.begin_feeding();
         }
         self.held.room.ask_for_push(bytes);
         self.held.grant_to_asking();

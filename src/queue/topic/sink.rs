@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Topic;
 use super::held::Held;
 use crate::address::ClientId;
-use crate::message::{MessageNumber, SinkFigures, SinkRun};
+use crate::message::{GroupIndex, MessageNumber, SinkFigures, SinkRun};
 use crate::metrics::SinkReport;
 use crate::queue::consumers::Item;
 
@@ -30,6 +30,8 @@ pub type Handed = (ClientId, Item);
 pub(super) struct SinkGroup {
     /// The name of the sink.
     pub name: Arc<str>,
+    /// The index in the log of a topic on disk.
+    pub place: GroupIndex,
     // The run that has asked for events. `None`: the sink has not begun.
     run: Option<SinkRun>,
     // In their order.
@@ -46,6 +48,7 @@ impl SinkGroup {
     pub(super) fn new(name: Arc<str>) -> Self {
         Self {
             name,
+            place: GroupIndex::default(),
             run: None,
             waiting: VecDeque::new(),
             in_flight: BTreeMap::new(),
@@ -129,7 +132,7 @@ impl SinkGroup {
             let Some((client, item)) = self.in_flight.remove(number) else { continue };
             self.in_flight_bytes -= item.frame.bytes().len();
             held.waits.add(now_us.saturating_sub(item.since_us));
-            held.forget(client, &item);
+            held.forget(self.place, client, &item);
         }
         true
     }
@@ -155,7 +158,7 @@ impl SinkGroup {
         if self.oldest().is_some_and(|(oldest, _)| oldest == number)
             && let Some((client, item)) = self.waiting.pop_front()
         {
-            held.forget(client, &item);
+            held.forget(self.place, client, &item);
         }
     }
 
@@ -163,7 +166,7 @@ impl SinkGroup {
     pub(super) fn drop_all(&mut self, held: &mut Held) {
         let in_flight = std::mem::take(&mut self.in_flight).into_values();
         for (client, item) in in_flight.chain(std::mem::take(&mut self.waiting)) {
-            held.forget(client, &item);
+            held.forget(self.place, client, &item);
         }
         self.in_flight_bytes = 0;
     }
@@ -174,12 +177,12 @@ impl SinkGroup {
         self.in_flight.keys().copied().chain(waiting)
     }
 
-    /// The figures of the sink.
-    pub(super) fn figures(&self, now_us: u64) -> SinkReport {
+    /// The figures of the sink. `unread`: events that are on disk only.
+    pub(super) fn figures(&self, now_us: u64, unread: u64) -> SinkReport {
         let since_us = self.oldest_since_us();
         SinkReport {
             name: self.name.to_string(),
-            lag: self.backlog() as u64,
+            lag: self.backlog() as u64 + unread,
             lag_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
             delivered: self.past.delivered + self.figures.delivered,
             batches: self.past.batches + self.figures.batches,
@@ -215,6 +218,12 @@ impl Topic {
         self.held.grant_to_asking();
     }
 
+    /// Whether these are the sinks of the topic, in this order, and it has a default group or not.
+    pub fn has_groups(&self, has_default_group: bool, sinks: &[Arc<str>]) -> bool {
+        let own = self.sinks.iter().map(|sink| &sink.name);
+        self.has_default_group == has_default_group && own.eq(sinks)
+    }
+
     /// Begins a run of a sink, if the topic has the sink.
     pub fn begin_sink(&mut self, name: &str, run: SinkRun) {
         if let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) {
@@ -247,19 +256,21 @@ impl Topic {
 
     /// Whether [`Self::poll_sink`] has events.
     pub fn has_sink_events(&self) -> bool {
-        self.sinks.iter().any(SinkGroup::is_ready)
+        self.sinks.iter().any(|sink| sink.is_ready() && Self::is_open(&self.held, sink.place))
     }
 
     /// Hands events to a sink that takes some, at most [`SINK_EVENTS_MAX`]. Passes each to `take`, and returns
     /// the sink and its run.
     pub fn poll_sink(&mut self, take: impl FnMut(&Handed)) -> Option<(Arc<str>, SinkRun)> {
-        let sink = self.sinks.iter_mut().find(|sink| sink.is_ready())?;
+        let is_due =
+            |sink: &&mut SinkGroup| sink.is_ready() && Self::is_open(&self.held, sink.place);
+        let sink = self.sinks.iter_mut().find(is_due)?;
         let run = sink.poll(take)?;
         Some((sink.name.clone(), run))
     }
 
-    /// Whether a sink has events that its engine has not acknowledged.
+    /// Whether a sink has events in memory alone that its engine has not acknowledged.
     pub fn has_sink_backlog(&self) -> bool {
-        self.sinks.iter().any(|sink| sink.backlog() > 0)
+        !self.is_on_disk() && self.sinks.iter().any(|sink| sink.backlog() > 0)
     }
 }

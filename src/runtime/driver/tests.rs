@@ -272,9 +272,18 @@ impl<I: Tested> World<I> {
         let state = Arc::new(NodeState::new(settings, Arc::default()));
         let make_shard = |now| Shard::new(ShardId(0), settings, state, now);
         let port = ports.remove(0);
-        let outlet = Outlet::new(ShardId(0), Arc::new(|_, message| Err(message)));
-        let parts =
-            Parts { number: 0, port, verifier, outlet, listeners, watch: watch.clone(), spin };
+        let to_bridge = Outlet::new(ShardId(0), Arc::new(|_, message| Err(message)));
+        let to_log = Outlet::new(ShardId(0), Arc::new(|_, message| Err(message)));
+        let parts = Parts {
+            number: 0,
+            port,
+            verifier,
+            to_bridge,
+            to_log,
+            listeners,
+            watch: watch.clone(),
+            spin,
+        };
         let mut driver: Driver<I> = Driver::new(make_shard, parts).unwrap();
         *driver.io.faults() = Faults::none();
         Self { random, driver, watch, doors, peers: Vec::new(), ports, came: 0 }

@@ -148,7 +148,9 @@ impl World {
     fn poll(&mut self) -> Option<ToBridge> {
         match self.shard.poll_request()? {
             ShardRequest::Bridge(message) => Some(message),
-            ShardRequest::Verify(_) | ShardRequest::Reload(_) => panic!("not for the bridge"),
+            ShardRequest::Verify(_) | ShardRequest::Reload(_) | ShardRequest::Log(_) => {
+                panic!("not for the bridge")
+            }
         }
     }
 

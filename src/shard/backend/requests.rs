@@ -1,6 +1,8 @@
 //! The API over HTTP: pages, probes, and the upgrade to WebSocket.
 
 use super::{Backends, console, page};
+use std::sync::atomic::Ordering;
+
 use crate::message::ConnectionKey;
 use crate::protocol::api::{self, ApiMethod, ListMethod, NodeRow};
 use crate::protocol::credentials::{Roles, SUBPROTOCOL};
@@ -69,6 +71,10 @@ impl Backends {
             "/metrics" => (200, "text/plain", String::new()),
             "/readyz" if turn.is_going_down() => (503, "text/plain", "going down\n".into()),
             "/readyz" if turn.refuses_arrivals() => (503, "text/plain", "short of memory\n".into()),
+            "/readyz" if turn.state.disk.is_failing.load(Ordering::Relaxed) => {
+                let why = "the disk of data.dir returns errors: see the log\n";
+                (503, "text/plain", why.into())
+            }
             "/readyz" => match (turn.roster.seen_count(), turn.settings.process.nodes_expected) {
                 (seen, expected) if seen >= expected => (200, "text/plain", "ready\n".into()),
                 (seen, expected) => {

@@ -130,8 +130,10 @@ impl Feeders {
         }
     }
 
-    /// Returns credit that the topic's home shard has recalled, and asks for what the first waiting event needs.
+    /// Returns credit that the topic's home shard has recalled, and asks for what the first waiting event needs. A
+    /// feeder that does not exist yet would begin with that credit.
     pub(in crate::shard) fn recall(&mut self, turn: &mut Turn, topic: &Arc<str>, most: Credit) {
+        self.ensure(&turn.settings, topic);
         let Some(feeder) = self.feeders.get_mut(topic) else { return };
         let returned = feeder.recalled(most);
         if returned != Credit::default() {

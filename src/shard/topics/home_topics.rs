@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::logs::ChangedLogs;
 use super::sinks::OutgoingEvents;
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
-    BackendId, Credit, Event, FromConsumer, FromFeeder, GridMessage, LocalMessage, Terms,
-    ToConsumer, ToFeeder,
+    BackendId, ClientReply, Credit, Event, FromConsumer, FromFeeder, GridMessage, LocalMessage,
+    Terms, ToConsumer, ToFeeder,
 };
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::api::{self, Code, Death, Fault};
@@ -31,7 +32,7 @@ const CHECK_MS: u64 = 250;
 pub(in crate::shard) struct HomeTopics {
     // At most this shard's part of `Queue::topics`, besides those of routes. See `ensure`.
     topics: HashMap<Arc<str>, Topic>,
-    // Topics of routes. They are kept even if they are empty and have no consumers.
+    // Topics of routes, with sinks, or on disk. They are kept even if they are empty and have no consumers.
     routed: Vec<Arc<str>>,
     // Topics for which a change of consumers has left work to do.
     unfinished: VecDeque<Arc<str>>,
@@ -43,6 +44,8 @@ pub(in crate::shard) struct HomeTopics {
     past_waits: Durations,
     /// Topics with events for their sinks.
     pub(super) outgoing: OutgoingEvents,
+    /// Topics with changes for their logs.
+    pub(super) changed_logs: ChangedLogs,
 }
 
 impl HomeTopics {
@@ -56,6 +59,7 @@ impl HomeTopics {
             pushes: WaitingPushes::default(),
             past_waits: Durations::default(),
             outgoing: OutgoingEvents::default(),
+            changed_logs: ChangedLogs::default(),
         };
         home.create_routed(shard, settings);
         home
@@ -91,7 +95,9 @@ impl HomeTopics {
     fn create_routed(&mut self, shard: ShardId, settings: &Settings) {
         let here = |topic: &&Arc<str>| home_of_topic(topic, settings.shards) == shard;
         let with_sinks = settings.queue.sinks.keys();
-        self.routed = settings.topics().chain(with_sinks).filter(here).cloned().collect();
+        let on_disk = settings.process.logs.keys();
+        let kept = settings.topics().chain(with_sinks).chain(on_disk);
+        self.routed = kept.filter(here).cloned().collect();
         for topic in &self.routed {
             if !self.topics.contains_key(topic) {
                 self.topics.insert(topic.clone(), new_topic(settings, topic));
@@ -269,6 +275,7 @@ impl HomeTopics {
                 }
                 Effect::Refuse(shard) => tell_feeder(turn, topic, shard, ToFeeder::Refused),
                 Effect::RoomForPush => self.pushes.handle_room(turn, topic, home),
+                Effect::Stored(requester) => turn.answer(requester, Ok(ClientReply::Done)),
                 Effect::EventLeft(client) => {
                     let at = turn.roster.address_of(client);
                     let at = at.expect("clients of this node are watched");
@@ -284,6 +291,9 @@ impl HomeTopics {
         }
         if home.has_sink_events() {
             self.outgoing.note(topic);
+        }
+        if home.is_on_disk() && home.has_log_changes() {
+            self.changed_logs.note(topic);
         }
     }
 
@@ -405,7 +415,10 @@ impl HomeTopics {
         }
         let checked = self.names_of(Topic::needs_checks);
         self.next_check_ms = (!checked.is_empty()).then_some(now.ms + CHECK_MS);
-        self.change_each(turn, checked, |home| home.handle_timeout(now.us));
+        for topic in checked {
+            self.refuse_late(turn, &topic);
+            self.change(turn, &topic, |home| home.handle_timeout(now.us));
+        }
     }
 
     /// Returns when the next turn has something to do, in milliseconds of the shard's clock. A time
@@ -443,9 +456,9 @@ impl HomeTopics {
         })
     }
 
-    /// Returns the number of messages in the topics. Messages count until they are written.
+    /// Returns the number of messages in the topics that end with the process. Messages count until they are written.
     pub(in crate::shard) fn messages(&self) -> usize {
-        self.topics.values().map(Topic::messages).sum()
+        self.topics.values().map(Topic::unsaved).sum()
     }
 
     /// Whether a topic has both messages and consumers, or messages for a sink.
@@ -519,5 +532,8 @@ fn new_topic(settings: &Settings, name: &str) -> Topic {
     if bounds != first {
         topic.set_bounds(bounds, when_full);
     }
-    topic
+    match settings.process.logs.get(name) {
+        Some(facts) => topic.on_disk(facts),
+        None => topic,
+    }
 }

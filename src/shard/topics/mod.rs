@@ -3,6 +3,7 @@
 //! - `feeders.rs`: events of this shard's clients on their way to the home shards of their topics.
 //! - `home_topics.rs`: the topics whose home is this shard. `home_topics/pushes.rs`: events of
 //!   back ends for them. `list.rs`: finds them for `topic.list`. `sinks.rs`: their sinks.
+//!   `logs.rs`: the logs of those on disk.
 //!
 //! If this shard is the home of a topic that its clients feed, an event goes there directly. All
 //! other messages go through the turn, as between two shards.
@@ -10,6 +11,7 @@
 mod feeders;
 mod home_topics;
 mod list;
+mod logs;
 mod sinks;
 
 use std::sync::Arc;

@@ -45,7 +45,7 @@ impl OutgoingEvents {
 
     /// Returns the Unix time at 0 on the shard's clock, in microseconds. The same for all events unless the system's
     /// clock is set, so that an event that is handed out again has the same time.
-    fn unix_start_us(&mut self, now: Now) -> u64 {
+    pub(super) fn unix_start_us(&mut self, now: Now) -> u64 {
         let start_us = (now.unix_ms * 1000).saturating_sub(now.us);
         if start_us.abs_diff(self.unix_start_us) >= CLOCK_STEP_US {
             self.unix_start_us = start_us;
@@ -62,6 +62,11 @@ impl OutgoingEvents {
     /// starts again ([`Self::has_named`]), and no two runs of a node start at the same time.
     fn id_prefix(&mut self, turn: &Turn, topic: &Arc<str>) -> Arc<str> {
         let made = || {
+            if let Some(log) = turn.settings.process.logs.get(topic) {
+                // Numbers do not repeat in the life of the log.
+                let node = turn.settings.node.number();
+                return format!("{node}.{}.{}.", log.id.0, encoded_name(topic)).into();
+            }
             let start_ms = turn.settings.process.first_unix_ms.unwrap_or(turn.now.unix_ms);
             let node = turn.settings.node.number();
             format!("{node}.{start_ms}.{}.", encoded_name(topic)).into()
@@ -120,9 +125,25 @@ impl HomeTopics {
         });
     }
 
+    /// Warns if the groups of a topic on disk are not those of its log, which are set at the start of the node.
+    fn keep_log_groups(&mut self, topic: &Arc<str>, queue: &QueueSettings) {
+        let has_default_group = queue.has_default_group(topic);
+        let is_same = self
+            .topic_mut(topic)
+            .is_none_or(|home| home.has_groups(has_default_group, queue.sinks_of(topic)));
+        if !is_same {
+            tracing::warn!(
+                "not applied, needs a restart: the topic {topic:?} on disk keeps its sinks and its default group"
+            );
+        }
+    }
+
     /// Gives a topic the sinks of the turn's settings, and its default group.
     pub(super) fn set_sinks(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         let settings = turn.settings.clone();
+        if settings.process.logs.contains_key(topic) {
+            return self.keep_log_groups(topic, &settings.queue);
+        }
         let has_default_group = settings.queue.has_default_group(topic);
         let sinks = settings.queue.sinks_of(topic);
         let runs = sinks.iter().filter_map(|sink| Some((sink, *self.outgoing.runs.get(sink)?)));

@@ -52,12 +52,21 @@ impl WaitingPush {
         self.event.frame.bytes().len()
     }
 
-    /// Puts the event into its topic if there is room; false if there is none.
-    fn offer(&self, now_us: u64, home: &mut Topic) -> bool {
-        match self.due_us {
-            None => home.offer(now_us, self.event.clone()),
-            Some(due_us) => home.offer_delayed(due_us, self.event.clone()),
+    /// Puts the event into its topic if there is room; false if there is none. Answers, unless the event is to be
+    /// stored first.
+    fn offer(&self, turn: &mut Turn, home: &mut Topic) -> bool {
+        let (now_us, event) = (turn.now.us, self.event.clone());
+        if home.is_on_disk() {
+            return home.offer_stored(now_us, event, self.requester, self.deadline_ms);
         }
+        let is_in = match self.due_us {
+            None => home.offer(now_us, event),
+            Some(due_us) => home.offer_delayed(due_us, event),
+        };
+        if is_in {
+            turn.answer(self.requester, Ok(ClientReply::Done));
+        }
+        is_in
     }
 }
 
@@ -74,11 +83,19 @@ impl HomeTopics {
             let why = "too many topics on this node";
             return turn.answer(requester, Err(Fault::new(Code::ConsumptionFailed, why)));
         }
+        if push.after_ms > 0 && turn.settings.process.logs.contains_key(&topic) {
+            let why = "after_ms: a topic on disk takes no events for later";
+            return turn.answer(requester, Err(Fault::new(Code::InvalidArgument, why)));
+        }
         if push.after_ms > 0 {
             self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
         }
         let push = self.pushes.waiting_push(turn, requester, push);
         let home = self.topics.get_mut(&topic).expect("the topic exists or was just created");
+        if home.is_on_disk() {
+            // The event may not be stored in time.
+            self.next_check_ms.get_or_insert(turn.now.ms + CHECK_MS);
+        }
         self.pushes.handle_new(turn, &topic, home, push);
         self.settle(turn, &topic);
     }
@@ -130,8 +147,8 @@ impl WaitingPushes {
         home: &mut Topic,
         push: WaitingPush,
     ) {
-        if !home.has_waiting() && push.offer(turn.now.us, home) {
-            return turn.answer(push.requester, Ok(ClientReply::Done));
+        if !home.has_waiting() && push.offer(turn, home) {
+            return;
         }
         turn.counters.limits.topic += 1;
         let bytes = push.bytes();
@@ -150,9 +167,10 @@ impl WaitingPushes {
 
     /// Puts the first event that waits into its topic, which has room for it.
     pub(super) fn handle_room(&mut self, turn: &mut Turn, topic: &Arc<str>, home: &mut Topic) {
-        if let Some(push) = self.pop(topic) {
-            let is_in = push.offer(turn.now.us, home);
-            turn.answer(push.requester, if is_in { Ok(ClientReply::Done) } else { Err(full()) });
+        if let Some(push) = self.pop(topic)
+            && !push.offer(turn, home)
+        {
+            turn.answer(push.requester, Err(full()));
         }
         home.end_waiting();
         if let Some(bytes) = self.first_bytes(topic) {

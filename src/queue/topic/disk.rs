@@ -1,0 +1,396 @@
+//! A topic on disk: its events are handed out once its log has stored them.
+//!
+//! The topic passes changes to the log and hears what has become of them, at some later time. The log gives events
+//! their numbers, in the order in which they are added. Each group holds a window of events in memory. A new event
+//! enters the window at once if the group has all earlier ones, and there is room. Otherwise the group gets the event
+//! later, when it is read from the files. So memory is bounded whatever the backlog.
+//!
+//! - Credit: a shard that feeds the topic is given new credit when its events are stored. What is not stored is bounded
+//!   by [`UNSTORED_MAX`].
+//! - Marks: before the first consumer of a group is handed anything, the log notes that the group has consumers. After
+//!   a restart, events that such a group may have been handed are marked as redelivered.
+
+use std::collections::VecDeque;
+
+use super::held::Held;
+use super::{Effect, Topic};
+use crate::address::{ClientId, ShardId};
+use crate::message::{
+    BackendId, Credit, Event, GroupIndex, LogChange, LogFacts, LogNews, MessageNumber, Requester,
+    StoredEvent,
+};
+use crate::protocol::frame::Frame;
+use crate::queue::Bounds;
+use crate::queue::consumers::Item;
+
+/// What a topic on disk holds that is not stored, together with the credit of its feeders.
+pub const UNSTORED_MAX: Bounds = Bounds { messages: 1 << 16, bytes: 64 << 20 };
+
+/// Events of one group in memory. More are read when half of them are settled.
+const WINDOW_MESSAGES: usize = 1 << 14;
+
+/// Bytes of these events. The last batch that is read may exceed them.
+const WINDOW_BYTES: usize = 8 << 20;
+
+/// What a topic knows of its log.
+#[derive(Debug)]
+pub(super) struct OnDisk {
+    // The default group, if there is one, then the others, then the sinks.
+    groups: Vec<GroupOnDisk>,
+    has_default_group: bool,
+    // Events below are stored.
+    stored: MessageNumber,
+    // Events that are not stored, in order.
+    unstored: VecDeque<Unstored>,
+    // For the log, in order.
+    changes: Vec<LogChange>,
+}
+
+/// One group, as far as it concerns the log.
+#[derive(Debug)]
+struct GroupOnDisk {
+    // The group has got, or has settled, all events below.
+    next: MessageNumber,
+    in_memory: Credit,
+    is_reading: bool,
+    mark: Mark,
+    // Consumers that wait for the mark.
+    starting: Vec<BackendId>,
+}
+
+/// What the log says about the consumers of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// The group has none.
+    Unconsumed,
+    /// The group has consumers, which may be handed events.
+    Consumed,
+    /// A change is being written, to this.
+    Changing { to_consumed: bool },
+}
+
+/// An event that is not stored.
+#[derive(Debug)]
+struct Unstored {
+    source: StoredFor,
+    client: ClientId,
+    since_us: u64,
+    is_watched: bool,
+    frame: Frame,
+}
+
+/// Who waits for an event to be stored.
+#[derive(Debug)]
+pub(super) enum StoredFor {
+    /// A shard that feeds the topic, for new credit.
+    Shard(ShardId),
+    /// A back end, until a time in milliseconds.
+    Push(Requester, u64),
+    /// Nobody.
+    Nobody,
+}
+
+impl OnDisk {
+    /// Whether something is to be told to the log.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// Adds an event to the log.
+    fn add(&mut self, now_us: u64, source: StoredFor, event: Event) {
+        let Event { client, frame, is_watched } = event;
+        let since_us = now_us;
+        self.changes.push(LogChange::Add { client, since_us, frame: frame.clone() });
+        self.unstored.push_back(Unstored { source, client, since_us, is_watched, frame });
+    }
+
+    /// Notes that a group has settled an event.
+    pub(super) fn settle(&mut self, group: GroupIndex, item: &Item) {
+        let bytes = item.frame.bytes().len();
+        let of_group = &mut self.groups[usize::from(group.0)];
+        of_group.in_memory.messages -= 1;
+        of_group.in_memory.bytes -= bytes;
+        self.changes.push(LogChange::Settle { group, number: item.number, bytes });
+    }
+
+    /// Whether a group may be handed events.
+    fn is_consumed(&self, group: GroupIndex) -> bool {
+        self.groups[usize::from(group.0)].mark == Mark::Consumed
+    }
+}
+
+impl GroupOnDisk {
+    fn new(next: MessageNumber) -> Self {
+        let in_memory = Credit::default();
+        Self { next, in_memory, is_reading: false, mark: Mark::Unconsumed, starting: Vec::new() }
+    }
+
+    fn holds_less_than(&self, part: usize) -> bool {
+        self.in_memory.messages < WINDOW_MESSAGES / part
+            && self.in_memory.bytes < WINDOW_BYTES / part
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.in_memory.messages += 1;
+        self.in_memory.bytes += bytes;
+    }
+}
+
+impl Topic {
+    /// Puts an empty topic on disk. Its groups and sinks are those of the log, in their order, and never change.
+    pub fn on_disk(mut self, facts: &LogFacts) -> Self {
+        let places = (0..).map(GroupIndex);
+        let default_group = self.has_default_group.then_some(&mut self.default_group.place);
+        let of_groups = self.groups.iter_mut().map(|group| &mut group.place);
+        let of_sinks = self.sinks.iter_mut().map(|sink| &mut sink.place);
+        let all = default_group.into_iter().chain(of_groups).chain(of_sinks);
+        let count = all.zip(places).map(|(place, index)| *place = index).count();
+        assert_eq!(count, facts.unsettled.len(), "the groups of the log are those of the topic");
+        self.held.room.put_on_disk(facts.held, UNSTORED_MAX);
+        self.held.disk = Some(Box::new(OnDisk {
+            groups: facts.unsettled.iter().map(|&next| GroupOnDisk::new(next)).collect(),
+            has_default_group: self.has_default_group,
+            stored: facts.stored,
+            unstored: VecDeque::new(),
+            changes: Vec::new(),
+        }));
+        self.next_number = facts.stored;
+        self.is_plain = false;
+        self
+    }
+
+    /// Whether the topic is on disk.
+    pub fn is_on_disk(&self) -> bool {
+        self.held.disk.is_some()
+    }
+
+    /// Whether events are not stored yet.
+    pub fn has_unstored(&self) -> bool {
+        self.held.disk.as_ref().is_some_and(|disk| !disk.unstored.is_empty())
+    }
+
+    /// Adds an event that a back end has pushed, if there is room; false if there is none. [`Effect::Stored`] follows,
+    /// or the requester is among [`Self::take_late`].
+    pub fn offer_stored(
+        &mut self,
+        now_us: u64,
+        event: Event,
+        requester: Requester,
+        until_ms: u64,
+    ) -> bool {
+        let has_room = self.take_room(event.frame.bytes().len());
+        if has_room {
+            self.store(now_us, StoredFor::Push(requester, until_ms), event);
+        }
+        has_room
+    }
+
+    /// Adds an event, which has taken its room.
+    pub(super) fn store(&mut self, now_us: u64, source: StoredFor, event: Event) {
+        let bytes = event.frame.bytes().len();
+        let disk = self.held.disk.as_mut().expect("only topics on disk store events");
+        disk.add(now_us, source, event);
+        self.next_number.0 += 1;
+        self.held.room.note_unstored(bytes);
+    }
+
+    /// Takes the back ends whose events were not stored in time.
+    pub fn take_late(&mut self, now_ms: u64) -> Vec<Requester> {
+        let Some(disk) = &mut self.held.disk else { return Vec::new() };
+        let mut late = Vec::new();
+        for unstored in &mut disk.unstored {
+            if let StoredFor::Push(requester, until_ms) = unstored.source
+                && until_ms <= now_ms
+            {
+                late.push(requester);
+                unstored.source = StoredFor::Nobody;
+            }
+        }
+        late
+    }
+
+    /// Lets a consumer compete once the log says that its group has consumers.
+    pub(super) fn start_on_disk(&mut self, now_us: u64, id: BackendId) {
+        let Some(disk) = &mut self.held.disk else { return };
+        for group in all_groups(&mut self.default_group, disk.has_default_group, &mut self.groups) {
+            let of_group = &mut disk.groups[usize::from(group.place.0)];
+            match of_group.mark {
+                Mark::Consumed => group.start(now_us, id),
+                _ if group.has_joined(id) => of_group.starting.push(id),
+                _ => {}
+            }
+        }
+    }
+
+    /// Handles the news of the log. `unix_start_us` is the Unix time at 0 on the shard's clock, in microseconds.
+    pub fn handle_news(&mut self, now_us: u64, unix_start_us: u64, news: LogNews) {
+        for _ in 0..news.stored {
+            self.take_stored(now_us);
+        }
+        for group in news.marked {
+            self.take_mark(now_us, group);
+        }
+        for read in news.read {
+            let place = usize::from(read.group.0);
+            for event in read.events {
+                self.take_read(now_us, unix_start_us, place, event);
+            }
+            let of_group = &mut self.disk_mut().groups[place];
+            of_group.next = of_group.next.max(read.next);
+            of_group.is_reading = false;
+        }
+        self.held.room.release_stored(news.freed);
+        self.held.grant_to_asking();
+    }
+
+    /// Takes the first event that was not stored and is now.
+    fn take_stored(&mut self, now_us: u64) {
+        let disk = self.held.disk.as_mut().expect("only topics on disk have logs");
+        let Some(Unstored { source, client, since_us, is_watched, frame }) =
+            disk.unstored.pop_front()
+        else {
+            return;
+        };
+        let number = disk.stored;
+        disk.stored.0 += 1;
+        let bytes = frame.bytes().len();
+        self.held.room.note_stored(bytes);
+        match source {
+            StoredFor::Shard(shard) => self.held.top_up(shard),
+            StoredFor::Push(requester, _) => self.held.effects.push_back(Effect::Stored(requester)),
+            StoredFor::Nobody => {}
+        }
+        if is_watched {
+            self.held.effects.push_back(Effect::EventLeft(client));
+        }
+        let item =
+            Item { number, since_us, is_redelivered: false, tries: 0, is_watched: false, frame };
+        for place in 0..self.disk_mut().groups.len() {
+            let of_group = &mut self.disk_mut().groups[place];
+            if of_group.next == number && of_group.holds_less_than(1) {
+                of_group.next.0 += 1;
+                of_group.take(bytes);
+                self.push_to(now_us, place, client, item.clone());
+            }
+        }
+    }
+
+    fn take_read(&mut self, now_us: u64, unix_start_us: u64, place: usize, event: StoredEvent) {
+        let StoredEvent { number, client, unix_ms, is_redelivered, frame } = event;
+        let disk = self.disk_mut();
+        let since_us = (unix_ms * 1000).saturating_sub(unix_start_us);
+        disk.groups[place].take(frame.bytes().len());
+        let item = Item { number, since_us, is_redelivered, tries: 0, is_watched: false, frame };
+        self.push_to(now_us, place, client, item);
+    }
+
+    /// Adds a stored event to the group at a place of the log.
+    fn push_to(&mut self, now_us: u64, place: usize, client: ClientId, item: Item) {
+        let has_default_group = self.disk_mut().has_default_group;
+        let first_sink = self.groups.len() + usize::from(has_default_group);
+        if let Some(sink) = place.checked_sub(first_sink) {
+            return self.sinks[sink].push(client, item);
+        }
+        let groups = all_groups(&mut self.default_group, has_default_group, &mut self.groups);
+        if let Some(group) = groups.into_iter().nth(place) {
+            group.push(&mut self.held, now_us, client, item);
+        }
+    }
+
+    fn take_mark(&mut self, now_us: u64, group: GroupIndex) {
+        let of_group = &mut self.disk_mut().groups[usize::from(group.0)];
+        let Mark::Changing { to_consumed } = of_group.mark else { return };
+        of_group.mark = if to_consumed { Mark::Consumed } else { Mark::Unconsumed };
+        if to_consumed {
+            for id in std::mem::take(&mut of_group.starting) {
+                self.start_on_disk(now_us, id);
+            }
+        }
+    }
+
+    fn disk_mut(&mut self) -> &mut OnDisk {
+        self.held.disk.as_mut().expect("only topics on disk have logs")
+    }
+
+    /// Whether [`Self::take_log_changes`] has some.
+    pub fn has_log_changes(&mut self) -> bool {
+        self.note_consumers();
+        self.note_windows();
+        self.held.disk.as_ref().is_some_and(|disk| disk.has_changes())
+    }
+
+    /// Takes the changes for the log.
+    pub fn take_log_changes(&mut self) -> Vec<LogChange> {
+        let changes = self.held.disk.as_mut().map(|disk| &mut disk.changes);
+        changes.map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Tells the log which groups have got their first consumer, or have lost the last one.
+    fn note_consumers(&mut self) {
+        let Some(disk) = &mut self.held.disk else { return };
+        let groups = all_groups(&mut self.default_group, disk.has_default_group, &mut self.groups);
+        let of_groups = groups.into_iter().map(|group| (group.place, group.consumers.len() > 0));
+        let of_sinks = self.sinks.iter().map(|sink| (sink.place, sink.has_begun()));
+        for (group, is_consumed) in of_groups.chain(of_sinks) {
+            let of_group = &mut disk.groups[usize::from(group.0)];
+            match of_group.mark {
+                Mark::Unconsumed if is_consumed => {}
+                Mark::Consumed if !is_consumed => {}
+                Mark::Unconsumed | Mark::Consumed | Mark::Changing { .. } => continue,
+            }
+            of_group.mark = Mark::Changing { to_consumed: is_consumed };
+            let below = of_group.next;
+            disk.changes.push(LogChange::Consume { group, is_consumed, below });
+        }
+    }
+
+    /// Reads more for groups that have settled half of what they hold in memory.
+    fn note_windows(&mut self) {
+        let Some(disk) = &mut self.held.disk else { return };
+        for (index, group) in (0..).map(GroupIndex).zip(&mut disk.groups) {
+            if !group.is_reading && group.next < disk.stored && group.holds_less_than(2) {
+                group.is_reading = true;
+                disk.changes.push(LogChange::Read { group: index, from: group.next });
+            }
+        }
+    }
+
+    /// Whether a sink may be handed events: the log knows that there is a sink.
+    pub(super) fn is_open(held: &Held, sink: GroupIndex) -> bool {
+        held.disk.as_ref().is_none_or(|disk| disk.is_consumed(sink))
+    }
+
+    /// Events that a group has not got from the log.
+    pub(super) fn unread(&self, group: GroupIndex) -> u64 {
+        let disk = self.held.disk.as_ref();
+        disk.map_or(0, |disk| disk.stored.0 - disk.groups[usize::from(group.0)].next.0)
+    }
+
+    /// Asserts the invariants of a topic on disk.
+    pub(super) fn check_disk(&self, disk: &OnDisk) {
+        let unstored = disk.unstored.iter().map(|unstored| unstored.frame.bytes().len());
+        let unstored = Credit { messages: disk.unstored.len(), bytes: unstored.sum() };
+        assert_eq!(self.held.room.unstored(), unstored, "events that are not stored");
+        let next_number = disk.stored.0 + disk.unstored.len() as u64;
+        assert_eq!(self.next_number, MessageNumber(next_number));
+        for group in self.all_groups() {
+            let in_memory = group.check(disk.stored);
+            if group.name.is_some() || disk.has_default_group {
+                assert_eq!(disk.groups[usize::from(group.place.0)].in_memory, in_memory);
+            }
+        }
+        for sink in &self.sinks {
+            let in_memory = disk.groups[usize::from(sink.place.0)].in_memory;
+            assert_eq!(in_memory.messages, sink.backlog());
+        }
+    }
+}
+
+/// The groups of a topic on disk, in the order of the log.
+fn all_groups<'a>(
+    default_group: &'a mut super::group::Group,
+    has_default_group: bool,
+    groups: &'a mut [super::group::Group],
+) -> impl IntoIterator<Item = &'a mut super::group::Group> {
+    has_default_group.then_some(default_group).into_iter().chain(groups)
+}
