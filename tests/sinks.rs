@@ -88,6 +88,15 @@ fn a_service_that_is_down_fails_or_is_slow_gets_the_same_batch_again_with_the_sa
     device.send_text("one");
     server.logs("its events are sent again");
     until(|| metric(&server, "up") == 0);
+    let list = server.backend().done("topic.list", &json!({}));
+    let orders = list["topics"].as_array().expect("a list").iter().find(|row| row["t"] == "orders");
+    let sink = &orders.expect("the topic")["sinks"][0];
+    assert_eq!(
+        (&sink["name"], &sink["backlog"], &sink["up"]),
+        (&json!("s"), &json!(1), &json!(false))
+    );
+    assert!(sink["error"].as_str().is_some_and(|why| !why.is_empty()), "{sink}");
+    assert!(sink["retries"].as_u64() > Some(0), "{sink}");
     let service = Service::on(socket);
     let first = service.next();
     let body = first.body.clone();

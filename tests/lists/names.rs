@@ -89,7 +89,7 @@ fn topics_are_summed_over_their_homes() {
     let topic = |name: &str, consumers: u64| {
         json!({
             "t": name, "messages": 0, "bytes": 0, "oldest_ms": 0, "in_flight": 0,
-            "consumers": consumers, "groups": [],
+            "consumers": consumers, "groups": [], "sinks": [],
         })
     };
     // Each consumer consumes on both nodes, and counts once.

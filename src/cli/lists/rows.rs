@@ -118,6 +118,7 @@ pub(super) const TOPICS: ListView = ListView {
         right("OLDEST"),
         right("IN FLIGHT"),
         right("CONSUMERS"),
+        left("SINKS"),
     ],
     row: |topic, _| Row {
         cells: vec![
@@ -127,11 +128,29 @@ pub(super) const TOPICS: ListView = ListView {
             number(topic, "oldest_ms", units::duration_ms),
             number(topic, "in_flight", units::count),
             number(topic, "consumers", units::count),
+            sinks(topic),
         ],
-        // Nobody reads what waits.
-        is_alarming: topic["consumers"] == 0 && topic["messages"] != 0,
+        is_alarming: is_stuck(topic),
     },
 };
+
+/// Whether nobody reads what waits in a topic, or a sink of it does not deliver.
+fn is_stuck(topic: &Value) -> bool {
+    let mut sinks = topic["sinks"].as_array().into_iter().flatten().peekable();
+    let is_unread = sinks.peek().is_none() && topic["consumers"] == 0 && topic["messages"] != 0;
+    is_unread || sinks.any(|sink| sink["up"] == false)
+}
+
+/// The sinks of a topic, each with what its engine has not acknowledged, and why it does not.
+fn sinks(topic: &Value) -> String {
+    let sink = |sink: &Value| {
+        let backlog = number(sink, "backlog", units::count);
+        let error = sink["error"].as_str().map_or(String::new(), |why| format!(": {why}"));
+        format!("{} ({backlog}{error})", text(sink, "name"))
+    };
+    let sinks: Vec<String> = topic["sinks"].as_array().into_iter().flatten().map(sink).collect();
+    if sinks.is_empty() { "-".to_owned() } else { sinks.join(", ") }
+}
 
 pub(super) const BACKENDS: ListView = ListView {
     method: "backend.list",
@@ -254,5 +273,16 @@ mod tests {
             (TOPICS.row)(&json!({"messages": messages, "consumers": consumers}), 0).is_alarming
         };
         assert!(alarming(1, 0) && !alarming(1, 1) && !alarming(0, 0));
+    }
+
+    #[test]
+    fn a_sink_that_does_not_deliver_is_alarming_and_says_why() {
+        let row = |up: bool, error: Option<&str>| {
+            let sink = json!({"name": "s", "backlog": 1200, "up": up, "error": error});
+            (TOPICS.row)(&json!({"messages": 1200, "consumers": 0, "sinks": [sink]}), 0)
+        };
+        let down = row(false, Some("refused"));
+        assert_eq!(down.cells[6], "s (1,200: refused)");
+        assert!(down.is_alarming && !row(true, None).is_alarming);
     }
 }

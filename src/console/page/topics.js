@@ -116,9 +116,11 @@ function draw() {
 }
 
 function stateBadge(topic) {
-  if (topic.messages > 0 && topic.consumers === 0) return badge("no consumer", "bad");
+  const sinks = topic.sinks ?? [];
+  if (sinks.some((sink) => !sink.up)) return badge("sink fails", "bad");
+  if (topic.messages > 0 && topic.consumers === 0 && sinks.length === 0) return badge("no consumer", "bad");
   if (topic.oldest_ms > BEHIND_MS) return badge("behind", "warn");
-  return topic.consumers === 0 ? badge("no consumer") : badge("keeps up", "good");
+  return topic.consumers === 0 && sinks.length === 0 ? badge("no consumer") : badge("keeps up", "good");
 }
 
 function openTopic(topic) {
@@ -149,6 +151,14 @@ function describe(topic) {
     ["Oldest", topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null],
     ["In flight", isNumber(topic.in_flight) ? count(topic.in_flight) : null],
     ["Consumers", count(topic.consumers)],
+    ...(topic.sinks ?? []).map((sink) => [`Sink ${sink.name}`, describeSink(sink)]),
     ["Groups", groups.length > 0 ? groups.map((group) => (typeof group === "string" ? group : JSON.stringify(group))).join(", ") : null],
   ]);
+}
+
+/** Puts a sink into one text: what its engine has not acknowledged, and why. */
+function describeSink(sink) {
+  const texts = [`${count(sink.backlog)} wait`, sink.backlog > 0 ? `oldest ${duration(sink.oldest_ms)}` : "", `${count(sink.delivered)} delivered`,
+    sink.retries > 0 ? plural(sink.retries, "failed attempt") : "", sink.error ?? (sink.up ? "" : "not running")];
+  return texts.filter(Boolean).join("; ");
 }

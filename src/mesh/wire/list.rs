@@ -10,7 +10,7 @@ use crate::message::{
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
 };
 use crate::protocol::api::{
-    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PAGE_MAX, PerSecond,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PAGE_MAX, PerSecond, SinkRow,
     TOPICS_SHOWN_MAX, TopicRow,
 };
 
@@ -24,6 +24,9 @@ const CLIENTS: u8 = 2;
 const CHANNELS: u8 = 3;
 const TOPICS: u8 = 4;
 const BACKENDS: u8 = 7;
+
+// The most sinks of a topic that an answer may have. A configuration has fewer.
+const SINKS_MAX: usize = 256;
 
 // Answers to any question.
 const BUSY: u8 = 5;
@@ -265,6 +268,7 @@ fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
     for number in [row.messages, row.bytes, row.oldest_ms, row.consumers, row.in_flight] {
         put_u64(out, number);
     }
+    put_list(out, &row.sinks, put_sink);
 }
 
 fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
@@ -275,6 +279,30 @@ fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
         oldest_ms: fields.u64()?,
         consumers: fields.u64()?,
         in_flight: fields.u64()?,
+        sinks: fields.list(SINKS_MAX, read_sink)?,
+    })
+}
+
+fn put_sink(out: &mut Vec<u8>, row: &SinkRow) {
+    put_short_text(out, &row.name);
+    let numbers = [row.backlog, row.oldest_ms, row.in_flight, row.delivered, row.retries];
+    for number in numbers {
+        put_u64(out, number);
+    }
+    out.push(row.is_up.into());
+    put_optional(out, row.failure.as_deref(), put_long_text);
+}
+
+fn read_sink(fields: &mut Fields<'_>) -> Result<SinkRow, WireError> {
+    Ok(SinkRow {
+        name: read_name(fields)?,
+        backlog: fields.u64()?,
+        oldest_ms: fields.u64()?,
+        in_flight: fields.u64()?,
+        delivered: fields.u64()?,
+        retries: fields.u64()?,
+        is_up: fields.flag()?,
+        failure: read_optional(fields, |fields| fields.long_text().map(Box::from))?,
     })
 }
 

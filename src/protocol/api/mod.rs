@@ -25,8 +25,9 @@ use ipnet::IpNet;
 
 pub use list::{
     BackendRow, BackendsCall, ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall,
-    ListCall, ListMethod, Listing, NamedRow, NamesCall, NodeEntry, NodeFigures, NodeList,
-    NodeStanding, PAGE_MAX, Page, PerSecond, TOPICS_SHOWN_MAX, TopicRow, USER_BYTES_MAX,
+    FAILURE_BYTES_MAX, ListCall, ListMethod, Listing, NamedRow, NamesCall, NodeEntry, NodeFigures,
+    NodeList, NodeStanding, PAGE_MAX, Page, PerSecond, SinkRow, TOPICS_SHOWN_MAX, TopicRow,
+    USER_BYTES_MAX,
 };
 pub use read::{ApiMethod, NotUtf8, Parser};
 pub use tap::{

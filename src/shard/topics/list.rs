@@ -2,7 +2,8 @@
 
 use super::home_topics::HomeTopics;
 use crate::message::{NamesPart, NamesQuestion};
-use crate::protocol::api::TopicRow;
+use crate::metrics::SinkReport;
+use crate::protocol::api::{FAILURE_BYTES_MAX, SinkRow, TopicRow};
 use crate::queue::topic::Topic;
 
 impl HomeTopics {
@@ -32,5 +33,20 @@ fn row(name: &str, topic: &Topic, now_us: u64) -> TopicRow {
         oldest_ms: report.oldest_ms,
         consumers: topic.own_consumers() as u64,
         in_flight: topic.in_flight() as u64,
+        sinks: report.sinks.into_iter().map(sink).collect(),
+    }
+}
+
+fn sink(report: SinkReport) -> SinkRow {
+    let cut = |why: String| Box::from(&why[..why.floor_char_boundary(FAILURE_BYTES_MAX)]);
+    SinkRow {
+        name: report.name.into(),
+        backlog: report.lag,
+        oldest_ms: report.lag_ms,
+        in_flight: report.in_flight,
+        delivered: report.delivered,
+        retries: report.retries,
+        is_up: report.is_up,
+        failure: report.failure.map(cut),
     }
 }

@@ -13,7 +13,7 @@ use crate::message::{
 };
 use crate::protocol::api::{
     BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, Info, NAME_BYTES_MAX,
-    NodeStanding, PerSecond, Tally, Tap, TapTarget, TopicRow,
+    NodeStanding, PerSecond, SinkRow, Tally, Tap, TapTarget, TopicRow,
 };
 use crate::protocol::frame::{Frame, Kind};
 
@@ -218,6 +218,16 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         oldest_ms: 3,
         consumers: 4,
         in_flight: 5,
+        sinks: vec![SinkRow {
+            name: "s".into(),
+            backlog: 6,
+            oldest_ms: 7,
+            in_flight: 8,
+            delivered: 9,
+            retries: 10,
+            is_up: false,
+            failure: Some("refused".into()),
+        }],
     };
     let backend = |user: Option<&str>, topics: &[&str]| BackendRow {
         id: "0010000000001000001".into(),

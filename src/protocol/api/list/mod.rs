@@ -1,9 +1,11 @@
 //! The lists of administration: what a call asks for, and what is answered.
 //!
 //! `read.rs`: the parameters. `write.rs`: the answers as JSON. `backends.rs`: `backend.list`.
+//! `sinks.rs`: the sinks of a topic.
 
 mod backends;
 mod read;
+mod sinks;
 mod write;
 
 use std::fmt;
@@ -11,6 +13,7 @@ use std::str::FromStr;
 
 pub use backends::{BackendRow, BackendsCall, TOPICS_SHOWN_MAX};
 pub(super) use read::read_list;
+pub use sinks::{FAILURE_BYTES_MAX, SinkRow};
 pub(super) use write::put_listing;
 
 use crate::address::networks::Network;
@@ -204,6 +207,8 @@ pub struct TopicRow {
     pub consumers: u64,
     /// Messages in flight to consumers.
     pub in_flight: u64,
+    /// The sinks of the topic, sorted by name.
+    pub sinks: Vec<SinkRow>,
 }
 
 /// An entry of a list that is sorted by name. Each shard that knows the name has a part of the entry.
@@ -236,6 +241,7 @@ impl NamedRow for TopicRow {
         self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
         self.consumers = self.consumers.saturating_add(other.consumers);
         self.in_flight = self.in_flight.saturating_add(other.in_flight);
+        sinks::add_sinks(&mut self.sinks, other.sinks);
     }
 }
 

@@ -1,7 +1,8 @@
 //! Writes the answers of lists as JSON.
 
 use super::{
-    BackendRow, ChannelRow, ClientRow, Listing, NodeEntry, NodeList, Page, PerSecond, TopicRow,
+    BackendRow, ChannelRow, ClientRow, Listing, NodeEntry, NodeList, Page, PerSecond, SinkRow,
+    TopicRow,
 };
 use crate::address::NodeId;
 use crate::protocol::api::write::put_list;
@@ -70,7 +71,23 @@ fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
     put_figure(out, "consumers", Some(row.consumers));
     // Groups of consumers: there are none besides the default one.
     put_key(out, "groups");
-    out.extend_from_slice(b"[]}");
+    out.extend_from_slice(b"[]");
+    put_key(out, "sinks");
+    put_list(out, &row.sinks, put_sink);
+    out.push(b'}');
+}
+
+fn put_sink(out: &mut Vec<u8>, row: &SinkRow) {
+    out.extend_from_slice(b"{\"name\":");
+    put_string(out, &row.name);
+    put_figure(out, "backlog", Some(row.backlog));
+    put_figure(out, "oldest_ms", Some(row.oldest_ms));
+    put_figure(out, "in_flight", Some(row.in_flight));
+    put_figure(out, "delivered", Some(row.delivered));
+    put_figure(out, "retries", Some(row.retries));
+    out.extend_from_slice(if row.is_up { b",\"up\":true" } else { b",\"up\":false" });
+    put_text(out, "error", row.failure.as_deref());
+    out.push(b'}');
 }
 
 fn put_backend(out: &mut Vec<u8>, row: &BackendRow) {
@@ -258,12 +275,24 @@ mod tests {
             oldest_ms: 3,
             consumers: 4,
             in_flight: 5,
+            sinks: vec![SinkRow {
+                name: "s".into(),
+                backlog: 6,
+                oldest_ms: 7,
+                in_flight: 8,
+                delivered: 9,
+                retries: 10,
+                is_up: false,
+                failure: Some("refused".into()),
+            }],
         };
         assert_eq!(
             written(Listing::Topic(Page { rows: vec![row], next: None, missing: vec![] })),
             concat!(
                 r#"{"topics":[{"t":"t","messages":1,"bytes":2,"oldest_ms":3,"in_flight":5,"#,
-                r#""consumers":4,"groups":[]}],"next":null,"missing":[]}"#
+                r#""consumers":4,"groups":[],"sinks":[{"name":"s","backlog":6,"oldest_ms":7,"#,
+                r#""in_flight":8,"delivered":9,"retries":10,"up":false,"error":"refused"}]}],"#,
+                r#""next":null,"missing":[]}"#
             )
         );
     }
