@@ -33,12 +33,23 @@ pub(super) struct NewPublish {
     pub asker: PublishAsker,
     /// The channel.
     pub channel: ChannelHash,
+    /// Whether all subscribers are to get the message.
+    pub is_for_all: bool,
     /// The counters whose tallies complete the sum.
     pub awaited: Vec<Counter>,
     /// Counters that have subscribers and are not waited for.
     pub silent: Vec<Counter>,
     /// When waiting ends, in milliseconds: never before the deadline of an earlier publish.
     pub deadline_ms: u64,
+}
+
+/// A tally that was added to a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AddedTally {
+    /// The channel.
+    pub channel: ChannelHash,
+    /// Whether the tally counts all subscribers of its counter.
+    pub is_of_all: bool,
 }
 
 /// A publish whose tallies are complete, or whose deadline has passed.
@@ -72,6 +83,7 @@ pub(super) struct PendingPublishes {
 struct OpenPublish {
     asker: PublishAsker,
     channel: ChannelHash,
+    is_for_all: bool,
     tally: Tally,
     awaited: Vec<Counter>,
     silent: Vec<Counter>,
@@ -105,29 +117,29 @@ impl PendingPublishes {
 
     /// Opens a publish.
     pub(super) fn open(&mut self, new: NewPublish) -> Ticket {
-        let NewPublish { asker, channel, awaited, silent, deadline_ms } = new;
+        let NewPublish { asker, channel, is_for_all, awaited, silent, deadline_ms } = new;
         let tally = Tally::default();
-        let key = self.waiting.insert(OpenPublish { asker, channel, tally, awaited, silent });
-        let ticket = ticket_of(key);
+        let open = OpenPublish { asker, channel, is_for_all, tally, awaited, silent };
+        let ticket = ticket_of(self.waiting.insert(open));
         self.drop_past_deadlines();
         self.deadlines.push_back((deadline_ms, ticket));
         ticket
     }
 
-    /// Adds a tally and returns the channel. `None`: the tally comes too late, or from a counter that is
+    /// Adds a tally. `None`: the tally comes too late, or from a counter that is
     /// not awaited.
     pub(super) fn count(
         &mut self,
         ticket: Ticket,
         from: Counter,
         tally: Tally,
-    ) -> Option<ChannelHash> {
+    ) -> Option<AddedTally> {
         let waiting = self.waiting.get_mut(key_of(ticket))?;
         if !waiting.take_awaited(from) {
             return None;
         }
         waiting.tally += tally;
-        Some(waiting.channel)
+        Some(AddedTally { channel: waiting.channel, is_of_all: waiting.is_for_all })
     }
 
     /// Counts a counter as silent. Returns the sum if that completes it.
@@ -197,7 +209,7 @@ impl PendingPublishes {
     }
 
     fn close(&mut self, ticket: Ticket) -> Option<Counted> {
-        let OpenPublish { asker, channel, tally, awaited, mut silent } =
+        let OpenPublish { asker, channel, tally, awaited, mut silent, .. } =
             self.waiting.remove(key_of(ticket))?;
         silent.extend(awaited);
         Some(Counted { asker, channel, tally, silent })
@@ -234,7 +246,7 @@ mod tests {
 
     fn publish(channel: u64, awaited: Vec<Counter>, silent: Vec<Counter>) -> NewPublish {
         let channel = ChannelHash(channel);
-        NewPublish { asker: ASKER, channel, awaited, silent, deadline_ms: 100 }
+        NewPublish { asker: ASKER, channel, is_for_all: true, awaited, silent, deadline_ms: 100 }
     }
 
     #[test]
@@ -242,8 +254,9 @@ mod tests {
         let mut pending = PendingPublishes::default();
         let [one, two] = [1, 2].map(|shard| Counter::Shard(ShardId(shard)));
         let ticket = pending.open(publish(7, vec![one, two], vec![]));
+        let added = AddedTally { channel: ChannelHash(7), is_of_all: true };
         pending.check();
-        assert_eq!(pending.count(ticket, one, tally(3)), Some(ChannelHash(7)));
+        assert_eq!(pending.count(ticket, one, tally(3)), Some(added));
         assert_eq!(pending.count(ticket, one, tally(3)), None);
         assert_eq!(pending.poll_counted(ticket), None);
         pending.count(ticket, two, tally(4));

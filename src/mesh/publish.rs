@@ -20,6 +20,7 @@ impl Mesh {
         publish: Publish,
     ) {
         let hash = self.hasher.hash(&publish.channel);
+        let is_for_all = publish.excluded.is_none();
         let has_room = self.pending.has_room();
         let (mut asked, mut awaited, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for node in self.interested_nodes(now_ms, hash) {
@@ -36,7 +37,7 @@ impl Mesh {
             return self.tell_counted(Counted { asker, channel: hash, tally, silent });
         }
         let deadline_ms = self.tally_deadline_ms(now_ms);
-        let new = NewPublish { asker, channel: hash, awaited, silent, deadline_ms };
+        let new = NewPublish { asker, channel: hash, is_for_all, awaited, silent, deadline_ms };
         let ticket = self.pending.open(new);
         let message = MeshMessage::Publish(Requester { ticket, ..requester }, publish);
         let message = AddressedMessage::Mesh(message);
@@ -96,8 +97,9 @@ impl Mesh {
         }
         let awaited = shards.iter().map(Counter::Shard).collect();
         let deadline_ms = self.tally_deadline_ms(now_ms);
+        let is_for_all = publish.excluded.is_none();
         let silent = Vec::new();
-        let new = NewPublish { asker, channel: hash, awaited, silent, deadline_ms };
+        let new = NewPublish { asker, channel: hash, is_for_all, awaited, silent, deadline_ms };
         let ticket = self.pending.open(new);
         for shard in shards.iter() {
             let message = FromMesh::Publish(Requester { ticket, ..requester }, publish.clone());
@@ -107,10 +109,12 @@ impl Mesh {
 
     /// Adds the tally of a shard or node.
     pub(super) fn count(&mut self, ticket: Ticket, from: Counter, tally: Tally) {
-        let Some(channel) = self.pending.count(ticket, from, tally) else { return };
-        if let Counter::Node(node) = from {
+        let Some(added) = self.pending.count(ticket, from, tally) else { return };
+        if let Counter::Node(node) = from
+            && added.is_of_all
+        {
             let subscribers = tally.delivered.saturating_add(tally.failed);
-            self.remote_interest.note_subscribers(channel, node, subscribers);
+            self.remote_interest.note_subscribers(added.channel, node, subscribers);
         }
         if let Some(counted) = self.pending.poll_counted(ticket) {
             self.tell_counted(counted);

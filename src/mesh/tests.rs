@@ -14,6 +14,7 @@ use crate::message::{
 use crate::protocol::api::{Tally, Tap, TapTarget};
 use crate::protocol::frame::Frame;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 const SHARDS: usize = 2;
 
@@ -174,12 +175,16 @@ impl Net {
     }
 
     fn publish(&mut self, index: usize, ticket: u64) {
+        self.publish_except(index, ticket, None);
+    }
+
+    fn publish_except(&mut self, index: usize, ticket: u64, excluded: Option<ClientId>) {
         let at = ShardAddress { node: node(index), shard: ShardId(0) };
         let backend = BackendId { at, connection: ConnectionKey { index: 0, generation: 0 } };
         let publish = Publish {
             channel: "news".into(),
             frame: Frame::from_encoded(b"frame"),
-            excluded: None,
+            excluded: excluded.map(|client| Arc::new(vec![client])),
         };
         self.send(
             index,

@@ -96,7 +96,7 @@ pub struct Publish {
     pub channel: Arc<str>,
     /// The encoded message.
     pub frame: Frame,
-    /// The clients that do not get the message, sorted: up to
+    /// The clients that do not get the message: up to
     /// [`EXCLUDED_MAX`](crate::protocol::api::EXCLUDED_MAX). `None`: every subscriber gets it.
     pub excluded: Option<Arc<Vec<ClientId>>>,
 }

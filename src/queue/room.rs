@@ -97,7 +97,7 @@ impl Room {
         self.unstored.bytes -= bytes;
     }
 
-    /// What is held and not stored.
+    /// Returns the messages in the topic that its log has not stored, and their bytes.
     pub fn unstored(&self) -> Credit {
         self.unstored
     }

@@ -15,6 +15,7 @@
 //!
 //! - `group.rs`: one group. `lease.rs`: messages that are refused or not acknowledged in time.
 //! - `sink.rs`: the group of a sink, which carries every message to an engine.
+//! - `figures.rs`: the state of the topic in numbers.
 //! - `disk.rs`: a topic whose events are handed out once they are stored.
 //! - `held.rs`: what the topic holds for all groups, and messages for the dead topic.
 //! - `pushed.rs`: messages without credit, of back ends and for a dead topic. `delayed.rs`: messages for later.
@@ -25,6 +26,7 @@
 mod bounds;
 mod delayed;
 mod disk;
+mod figures;
 mod group;
 mod held;
 mod lease;
@@ -42,7 +44,6 @@ use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
     BackendId, Credit, Delivery, Event, GroupIndex, MessageNumber, PopId, Requester, Terms,
 };
-use crate::metrics::{Durations, TopicReport};
 use crate::protocol::frame::Frame;
 use delayed::Delayed;
 use disk::StoredFor;
@@ -255,79 +256,6 @@ impl Topic {
             && self.held.room.held().messages == 0
             && !self.has_consumers()
             && !self.is_on_disk()
-    }
-
-    /// Messages held, including those in flight.
-    pub fn messages(&self) -> usize {
-        self.held.room.held().messages
-    }
-
-    /// Messages held that would be lost if the process ended.
-    pub fn unsaved(&self) -> usize {
-        match self.is_on_disk() {
-            true => self.held.room.unstored().messages,
-            false => self.messages(),
-        }
-    }
-
-    /// Whether the end of the node has to wait for the topic: consumers have something to do, because messages are in
-    /// flight, or wait and are not for later. Or messages are not stored yet; stored ones survive the end.
-    pub fn has_work(&self) -> bool {
-        match self.is_on_disk() {
-            true => self.has_unstored(),
-            false => self.has_consumers() && self.messages() > self.delayed.len(),
-        }
-    }
-
-    /// Messages dropped since the last call: because the topic was full ([`WhenFull::DropOldest`]), or their sink was removed.
-    pub fn take_dropped(&mut self) -> u64 {
-        std::mem::take(&mut self.dropped)
-    }
-
-    /// Messages dropped because they were too old, since the last call.
-    pub fn take_aged(&mut self) -> u64 {
-        std::mem::take(&mut self.aged)
-    }
-
-    /// Messages that were handed out and wait again because they were not acknowledged, since the last call.
-    pub fn take_redelivered(&mut self) -> u64 {
-        std::mem::take(&mut self.held.redelivered)
-    }
-
-    /// How long messages were in the topic until they were written, or acknowledged.
-    pub fn waits(&self) -> Durations {
-        self.held.waits
-    }
-
-    /// The number of messages in flight to consumers, over all groups.
-    pub fn in_flight(&self) -> usize {
-        let consumers = self.all_groups().flat_map(|group| group.consumers.iter());
-        let of_consumers: usize = consumers.map(|(_, consumer)| consumer.handed.len()).sum();
-        of_consumers + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
-    }
-
-    /// The figures of the topic.
-    pub fn report(&self, name: &str, now_us: u64) -> TopicReport {
-        let since_us = self.oldest_since_us();
-        let held = self.held.room.held();
-        TopicReport {
-            name: name.to_owned(),
-            messages: held.messages as u64,
-            bytes: held.bytes as u64,
-            consumers: self.all_groups().map(|group| group.consumers.len() as u64).sum(),
-            oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
-            sinks: self
-                .sinks
-                .iter()
-                .map(|sink| sink.figures(now_us, self.unread(sink.place)))
-                .collect(),
-        }
-    }
-
-    /// The number of consumers that are connected to the topic's own node. A consumer is known to the topic of
-    /// every node, so the sum over the nodes counts each consumer once.
-    pub fn own_consumers(&self) -> usize {
-        self.all_groups().map(|group| group.consumers.count_of(self.node)).sum()
     }
 
     /// Adds an event, for which the shard had credit.
@@ -597,11 +525,6 @@ impl Topic {
     fn oldest(&self) -> Option<(MessageNumber, ClientId)> {
         let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest());
         of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest)).min()
-    }
-
-    fn oldest_since_us(&self) -> Option<u64> {
-        let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest_since_us());
-        of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest_waiting_us)).min()
     }
 
     /// Drops the first waiting message of a client from all groups in which it waits.

@@ -119,12 +119,12 @@ impl Logs {
     }
 
     /// The state of each log, for the homes of the topics.
-    pub fn facts(&self) -> std::collections::HashMap<Arc<str>, LogFacts> {
+    pub fn facts(&self) -> HashMap<Arc<str>, LogFacts> {
         let facts = |log: &OpenLog| (log.keeper.log().topic().into(), log.keeper.facts());
         self.logs.iter().map(facts).collect()
     }
 
-    /// Starts the thread. Ends once all senders of `inbox` are dropped and everything is written.
+    /// Starts the thread. It ends once it is stopped, or all senders of `inbox` are dropped, and everything is written.
     ///
     /// # Errors
     /// The thread cannot be created.
@@ -180,7 +180,7 @@ impl DiskThread {
         loop {
             // Read first: what was sent before the stop is in the channel then.
             let is_stopped = stopped.load(Ordering::Acquire);
-            self.take(inbox);
+            let is_stopped = self.take(inbox) || is_stopped;
             let now = Instant::now();
             for log in &mut self.logs.logs {
                 log.work(now, &self.state, is_stopped);
@@ -197,8 +197,8 @@ impl DiskThread {
         }
     }
 
-    /// Waits for messages, and takes those that have arrived.
-    fn take(&mut self, inbox: &LogInbox) {
+    /// Waits for messages, and takes those that have arrived. Returns true if no more can come.
+    fn take(&mut self, inbox: &LogInbox) -> bool {
         let now = Instant::now();
         let due = self.logs.logs.iter().filter_map(|log| log.next_turn(now)).min();
         // The flag of the end is looked at as often.
@@ -206,12 +206,12 @@ impl DiskThread {
         match inbox.0.recv_timeout(wait) {
             Ok(message) => self.handle(message),
             Err(RecvTimeoutError::Timeout) => {}
-            // All shards have ended: the stop follows.
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait.min(RETRY)),
+            Err(RecvTimeoutError::Disconnected) => return true,
         }
         for message in inbox.0.try_iter().take(MESSAGES_PER_ROUND) {
             self.handle(message);
         }
+        false
     }
 
     fn handle(&mut self, message: ToLog) {
@@ -309,13 +309,13 @@ impl OpenLog {
                     tracing::error!("{}: tried again until it works", self.files.error(&error));
                 }
             }
-            Ok(()) if self.is_failing && self.keeper.log().is_written() => {
-                if !self.keeper.has_reads() {
+            Ok(()) => {
+                let has_work = !self.keeper.log().is_written() || self.keeper.has_reads();
+                if self.is_failing && !has_work {
                     self.is_failing = false;
                     tracing::info!("{}: works again", self.files.name());
                 }
             }
-            Ok(()) => {}
         }
     }
 }

@@ -26,11 +26,11 @@ pub struct NodeState {
     pub usage: Arc<SharedUsage>,
     /// When the certificates in use expire, for `/metrics`.
     pub certificates: Arc<[CertificateExpiry]>,
-    /// What is known of the topics on disk.
+    /// The state of the topics on disk, from the thread that keeps them.
     pub disk: Arc<DiskState>,
 }
 
-/// What the thread of the topics on disk tells all shards.
+/// The state of the topics on disk, which their thread writes and all shards read.
 #[derive(Debug, Default)]
 pub struct DiskState {
     /// Whether files cannot be written or read, and not because the disk is full: `/readyz` answers 503.

@@ -3,7 +3,7 @@
 use gridcast::shard::Listener;
 use serde_json::{Value, json};
 
-use crate::grid::{Grid, whats};
+use crate::grid::{Grid, Place, whats};
 use crate::shard_value;
 
 #[test]
@@ -105,18 +105,23 @@ fn a_tapper_is_told_once_that_a_node_is_unreachable_and_a_tap_goes_on_when_it_is
     assert_eq!(whats(&grid.told(tapper)), ["in"]);
 }
 
-#[test]
-fn a_tapper_that_does_not_read_is_told_of_an_unreachable_node_later() {
-    let mut grid = Grid::new();
-    let (device, id) = grid.known_device((1, 1), "/ws");
-    let tapper = grid.backend((1, 0));
-    grid.tap(tapper, &json!({ "c": id, "max_per_s": 1000 }));
+/// Sends 5,000 messages of a device in ten seconds, while the tapper reads nothing.
+fn flood_unread(grid: &mut Grid, tapper: Place, device: Place) {
     grid.unread.insert(tapper, Vec::new());
     let text = "x".repeat(300);
     for _ in 0..10 {
         (0..500).for_each(|_| grid.send(device, &text));
         grid.wait(1000);
     }
+}
+
+#[test]
+fn a_tapper_that_does_not_read_is_told_of_an_unreachable_node_later() {
+    let mut grid = Grid::new();
+    let (device, id) = grid.known_device((1, 1), "/ws");
+    let tapper = grid.backend((1, 0));
+    grid.tap(tapper, &json!({ "c": id, "max_per_s": 1000 }));
+    flood_unread(&mut grid, tapper, device);
     grid.cut();
     grid.wait(5000);
     grid.read_again(tapper);
@@ -149,12 +154,7 @@ fn a_tapper_that_does_not_read_loses_events_and_nothing_else() {
     let (device, id) = grid.known_device((1, 1), "/echo");
     let tapper = grid.backend((1, 0));
     grid.tap(tapper, &json!({ "c": id, "max_per_s": 1000 }));
-    grid.unread.insert(tapper, Vec::new());
-    let text = "x".repeat(300);
-    for _ in 0..10 {
-        (0..500).for_each(|_| grid.send(device, &text));
-        grid.wait(1000);
-    }
+    flood_unread(&mut grid, tapper, device);
     let held = grid.shard(tapper).inspect().held_bytes();
     assert!(held < (1 << 20) / 2, "{held} bytes wait for the tapper");
     assert_eq!(grid.read(device).len(), 5000, "the device got every echo");

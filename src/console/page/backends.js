@@ -1,15 +1,14 @@
 // The back ends of the grid, read again and again while they are shown. Those that stall come first.
 
-import { call } from "./api.js";
 import { badge, byId, bytes, count, dateAndClock, duration, element, facts, onSubmit, plural } from "./dom.js";
 import { showMissing } from "./missing.js";
+import { readWhole } from "./pages.js";
 import { openPanel } from "./panel.js";
 import { deniedText, on, state } from "./samples.js";
 import { Table } from "./table.js";
 
 /** From when on a back end that neither reads nor acknowledges is shown as stalled. */
 const STALLED_MS = 5000;
-const PAGE_ROWS = 1000;
 /** The most back ends that are read. */
 const ROWS_MAX = 5000;
 
@@ -42,7 +41,7 @@ async function read() {
   if (!state.isAdmin || isBusy) return;
   isBusy = true;
   try {
-    const { rows, missing, hasMore } = await readAll();
+    const { rows, missing, hasMore } = await readWhole("backend.list", "backends", ROWS_MAX);
     if (!state.isAdmin) return;
     backends = rows;
     draw();
@@ -55,19 +54,6 @@ async function read() {
   } finally {
     isBusy = false;
   }
-}
-
-/** Reads the back ends page by page. */
-async function readAll() {
-  const [rows, missing] = [[], new Set()];
-  let after;
-  do {
-    const answer = await call("backend.list", { max: PAGE_ROWS, ...(after ? { after } : {}) });
-    rows.push(...answer.backends);
-    answer.missing.forEach((node) => missing.add(node));
-    after = answer.next;
-  } while (after && rows.length < ROWS_MAX);
-  return { rows, missing: [...missing], hasMore: Boolean(after) };
 }
 
 /** Forgets what was read, as after a log-out. */

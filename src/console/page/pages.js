@@ -1,11 +1,27 @@
 // A list that the API gives page by page. More pages are read when the end of the list comes into view.
 
+import { call } from "./api.js";
 import { clock, count, plural } from "./dom.js";
 import { deniedText, state } from "./samples.js";
 
 const PAGE_ROWS = 500;
+/** The rows of a page of a list that is read whole: the most that the API allows. */
+const WHOLE_PAGE_ROWS = 1000;
 /** The most rows that are kept. Beyond it a search has to be narrowed down. */
 const ROWS_MAX = 200_000;
+
+/** Reads a whole list, up to `rowsMax` rows. `field` has the rows of an answer. */
+export async function readWhole(method, field, rowsMax) {
+  const [rows, missing] = [[], new Set()];
+  let after;
+  do {
+    const answer = await call(method, { max: WHOLE_PAGE_ROWS, ...(after ? { after } : {}) });
+    rows.push(...answer[field]);
+    answer.missing.forEach((node) => missing.add(node));
+    after = answer.next;
+  } while (after && rows.length < rowsMax);
+  return { rows, missing: [...missing], hasMore: Boolean(after) };
+}
 
 export class Pages {
   /** `fetch` reads a page: it gets `max` and `after`, and returns `rows`, `next` and `missing`. */

@@ -1,9 +1,9 @@
 // The topics of the grid and their backlog, read again and again.
 
-import { call } from "./api.js";
 import { badge, byId, bytes, count, duration, element, facts, isNumber, onSubmit, plural } from "./dom.js";
 import { Chart } from "./chart.js";
 import { showMissing } from "./missing.js";
+import { readWhole } from "./pages.js";
 import { openPanel, refreshPanel } from "./panel.js";
 import { deniedText, on, state } from "./samples.js";
 import { Table } from "./table.js";
@@ -11,7 +11,6 @@ import { goTo } from "./views.js";
 
 /** The age of the oldest message from which a topic falls behind. */
 const BEHIND_MS = 10_000;
-const PAGE_ROWS = 1000;
 /** The most topics that are read. */
 const TOPICS_MAX = 5000;
 /** Samples kept of each topic: ten minutes. */
@@ -52,7 +51,7 @@ async function read() {
   if (!state.isAdmin || isBusy || isUnknown) return;
   isBusy = true;
   try {
-    const { rows, missing, hasMore } = await readAll();
+    const { rows, missing, hasMore } = await readWhole("topic.list", "topics", TOPICS_MAX);
     if (!state.isAdmin) return;
     topics = rows;
     remember(Date.now());
@@ -67,19 +66,6 @@ async function read() {
   } finally {
     isBusy = false;
   }
-}
-
-/** Reads the topics page by page. */
-async function readAll() {
-  const [rows, missing] = [[], new Set()];
-  let after;
-  do {
-    const answer = await call("topic.list", { max: PAGE_ROWS, ...(after ? { after } : {}) });
-    rows.push(...answer.topics);
-    answer.missing.forEach((node) => missing.add(node));
-    after = answer.next;
-  } while (after && rows.length < TOPICS_MAX);
-  return { rows, missing: [...missing], hasMore: Boolean(after) };
 }
 
 /** Forgets what was read, as after a log-out. */

@@ -45,6 +45,23 @@ fn a_silent_node_counts_as_last_known_until_its_session_ends() {
 }
 
 #[test]
+fn a_tally_without_excluded_clients_is_not_what_a_silent_node_counts_as() {
+    let mut net = Net::new(2);
+    net.want(1, 0, 1, true);
+    net.settle();
+    net.heard.clear();
+    net.publish(0, 1);
+    net.published(5);
+    net.publish_except(0, 2, Some(ClientId::from_value(7)));
+    net.published(4);
+    assert_eq!(net.tally(2), tally(4, 0));
+    net.publish(0, 3);
+    net.heard.clear();
+    net.pass(1400);
+    assert_eq!(net.tally(3), tally(0, 5));
+}
+
+#[test]
 fn a_publish_goes_once_to_each_node_that_may_have_subscribers() {
     let mut net = Net::new(4);
     net.want(1, 0, 1, true);

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::fields::{
-    Fields, put_backend, put_bytes, put_list, put_long_text, put_remote, put_shard, put_short_text,
-    put_text, put_u16, put_u32, put_u64,
+    Fields, put_backend, put_bytes, put_list, put_long_text, put_names, put_remote, put_shard,
+    put_short_text, put_text, put_u16, put_u32, put_u64, read_name,
 };
+use super::function::{put_function, read_function};
 use super::list::{put_list_message, read_list_message};
 use super::tap::{put_from_tapper, put_to_tapper, read_tap_message};
 use super::{AddressedMessage, FRAME_BYTES_MAX, MeshMessage, WireError};
-use crate::address::{ClientId, Incarnation};
+use crate::address::Incarnation;
 use crate::mesh::link::Lane;
 use crate::mesh::numbers::BatchNumber;
 use crate::message::{
@@ -17,11 +18,7 @@ use crate::message::{
     MessageNumber, PopId, Publish, REGISTERED_PER_MESSAGE_MAX, Requester, Terms, Ticket,
     ToConsumer, WatcherEpoch,
 };
-use crate::protocol::api::{
-    CHANNELS_PER_CALL_MAX, CLOSE_REASON_BYTES_MAX, CONTEXT_KEYS_MAX, Code, ContextEntry,
-    EXCLUDED_MAX, Fault, Function, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX,
-};
-use crate::protocol::close;
+use crate::protocol::api::{Code, EXCLUDED_MAX, Fault, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX};
 use crate::protocol::frame::Frame;
 
 /// Bytes of a batch's length and number.
@@ -41,15 +38,6 @@ const SEND: u8 = 1;
 const PUBLISH: u8 = 2;
 const CALL: u8 = 3;
 const PUBLISH_EXCEPT: u8 = 4;
-
-// Functions of a call.
-const SET_CONTEXT_VALUE: u8 = 1;
-const SET_CONTEXT: u8 = 2;
-const SUBSCRIBE: u8 = 3;
-const UNSUBSCRIBE: u8 = 4;
-const CLOSE: u8 = 5;
-const GET_CONTEXT: u8 = 6;
-const INFO: u8 = 7;
 
 // Kinds of answers.
 const PUBLISHED: u8 = 1;
@@ -174,7 +162,9 @@ fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> 
                     let channel = fields.name()?.into();
                     let frame = read_frame(fields)?;
                     let excluded = match kind {
-                        PUBLISH_EXCEPT => Some(Arc::new(read_excluded(fields)?)),
+                        PUBLISH_EXCEPT => {
+                            Some(Arc::new(fields.list(EXCLUDED_MAX, Fields::client)?))
+                        }
                         _ => None,
                     };
                     Ok(MeshMessage::Publish(requester, Publish { channel, frame, excluded }))
@@ -194,12 +184,6 @@ fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> 
         }
         kind => Err(WireError::Unknown(kind)),
     }
-}
-
-/// Reads the clients that do not get a message.
-fn read_excluded(fields: &mut Fields<'_>) -> Result<Vec<ClientId>, WireError> {
-    let excluded = fields.list(EXCLUDED_MAX, Fields::client)?;
-    if excluded.is_sorted() { Ok(excluded) } else { Err(WireError::OutOfBounds) }
 }
 
 fn put_requester(out: &mut Vec<u8>, requester: Requester) {
@@ -305,77 +289,6 @@ fn read_command(fields: &mut Fields<'_>) -> Result<ClientCommand, WireError> {
 
 fn read_frame(fields: &mut Fields<'_>) -> Result<Frame, WireError> {
     fields.bytes().map(Frame::from_encoded)
-}
-
-fn put_function(out: &mut Vec<u8>, function: &Function) {
-    match function {
-        Function::SetContextValue(key, value) => {
-            out.push(SET_CONTEXT_VALUE);
-            put_short_text(out, key);
-            put_long_text(out, value);
-        }
-        Function::SetContext(entries) => {
-            out.push(SET_CONTEXT);
-            put_list(out, entries, |out, (key, value)| {
-                put_short_text(out, key);
-                put_long_text(out, value);
-            });
-        }
-        Function::Subscribe(channels) => {
-            out.push(SUBSCRIBE);
-            put_names(out, channels);
-        }
-        Function::Unsubscribe(channels) => {
-            out.push(UNSUBSCRIBE);
-            put_names(out, channels);
-        }
-        Function::Close(code, reason) => {
-            out.push(CLOSE);
-            put_u16(out, *code);
-            put_short_text(out, reason);
-        }
-        Function::GetContext => out.push(GET_CONTEXT),
-        Function::Info => out.push(INFO),
-    }
-}
-
-fn read_function(fields: &mut Fields<'_>) -> Result<Function, WireError> {
-    Ok(match fields.u8()? {
-        SET_CONTEXT_VALUE => Function::SetContextValue(fields.name()?.into(), read_json(fields)?),
-        SET_CONTEXT => Function::SetContext(fields.list(CONTEXT_KEYS_MAX, read_entry)?),
-        SUBSCRIBE => Function::Subscribe(fields.list(CHANNELS_PER_CALL_MAX, read_name)?),
-        UNSUBSCRIBE => Function::Unsubscribe(fields.list(CHANNELS_PER_CALL_MAX, read_name)?),
-        CLOSE => read_close(fields)?,
-        GET_CONTEXT => Function::GetContext,
-        INFO => Function::Info,
-        kind => return Err(WireError::Unknown(kind)),
-    })
-}
-
-/// Reads a key, which may be empty as in the API, and its value.
-fn read_entry(fields: &mut Fields<'_>) -> Result<ContextEntry, WireError> {
-    Ok((fields.short_text()?.into(), read_json(fields)?))
-}
-
-fn read_json(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
-    fields.long_text().map(Box::from)
-}
-
-fn put_names(out: &mut Vec<u8>, names: &[Box<str>]) {
-    put_list(out, names, |out, name| put_short_text(out, name));
-}
-
-fn read_name(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
-    fields.name().map(Box::from)
-}
-
-/// Reads the arguments of a close. Not every code and length is allowed in a close frame.
-fn read_close(fields: &mut Fields<'_>) -> Result<Function, WireError> {
-    let (code, reason) = (fields.u16()?, fields.short_text()?);
-    if !close::may_be_asked(code) || reason.len() > CLOSE_REASON_BYTES_MAX {
-        return Err(WireError::OutOfBounds);
-    }
-    Ok(Function::Close(code, reason.into()))
 }
 
 fn put_answer(out: &mut Vec<u8>, answer: &Result<ClientReply, Fault>) {

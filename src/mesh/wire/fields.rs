@@ -208,6 +208,14 @@ pub(super) fn put_list<T>(out: &mut Vec<u8>, items: &[T], put: impl Fn(&mut Vec<
     }
 }
 
+pub(super) fn put_names(out: &mut Vec<u8>, names: &[Box<str>]) {
+    put_list(out, names, |out, name| put_short_text(out, name));
+}
+
+pub(super) fn read_name(fields: &mut Fields<'_>) -> Result<Box<str>, WireError> {
+    fields.name().map(Box::from)
+}
+
 fn put_count(out: &mut Vec<u8>, count: usize) {
     put_u32(out, u32::try_from(count).expect("a frame is shorter than 4 GiB"));
 }

@@ -4,8 +4,8 @@
 //! which is the fastest form to read and write.
 //!
 //! - `frames.rs`: received pieces → frames. `control.rs`: a frame of the control lane, which is one
-//!   [`Control`]. `batch.rs`: a frame of any other lane, which is a batch of messages. `list.rs`: the messages of
-//!   lists of administration. `tap.rs`: the messages about taps.
+//!   [`Control`]. `batch.rs`: a frame of any other lane, which is a batch of messages. `function.rs`: functions of
+//!   `conn.call`. `list.rs`: the messages of lists of administration. `tap.rs`: the messages about taps.
 //! - `fields.rs`: numbers, names, texts, ids and addresses.
 //!
 //! A peer has proved to know the grid's key, so the meaning of its messages is trusted: that a
@@ -17,6 +17,7 @@ mod batch;
 mod control;
 mod fields;
 mod frames;
+mod function;
 mod list;
 mod tap;
 

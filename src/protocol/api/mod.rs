@@ -204,7 +204,7 @@ pub struct MultiPublish<'a> {
     /// The channels, each once: from 1 to [`CHANNELS_PER_PUBLISH_MAX`]. A client that is subscribed to
     /// several gets the message several times.
     pub channels: Vec<&'a str>,
-    /// The clients that do not get the message: up to [`EXCLUDED_MAX`], sorted.
+    /// The clients that do not get the message: up to [`EXCLUDED_MAX`].
     pub excluded: Vec<ClientId>,
     /// The message.
     pub content: Content<'a>,

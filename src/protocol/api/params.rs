@@ -112,11 +112,7 @@ fn read_excluded(params: Option<Value<'_, '_>>) -> Result<Vec<ClientId>, Fault> 
     if given.len() > EXCLUDED_MAX {
         return Err(Fault::invalid(format!("x: more than {EXCLUDED_MAX} clients")));
     }
-    let clients: Option<Vec<_>> = items.map(client_id).collect();
-    let mut clients = clients.ok_or_else(wrong)?;
-    clients.sort_unstable();
-    clients.dedup();
-    Ok(clients)
+    items.map(client_id).collect::<Option<_>>().ok_or_else(wrong)
 }
 
 fn read_topics<'a>(topics: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault> {

@@ -307,7 +307,7 @@ pub(super) fn put_group(out: &mut Vec<u8>, group: &LogGroup) {
     });
 }
 
-/// What is left of the bytes of a record.
+/// The bytes of a record that are not read yet.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -108,7 +108,7 @@ pub struct Damage {
     pub segment: SegmentNumber,
     /// The offset in the file.
     pub at: u64,
-    /// What is wrong.
+    /// The damage, for people.
     pub why: &'static str,
 }
 

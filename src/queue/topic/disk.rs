@@ -23,7 +23,7 @@ use crate::protocol::frame::Frame;
 use crate::queue::Bounds;
 use crate::queue::consumers::Item;
 
-/// What a topic on disk holds that is not stored, together with the credit of its feeders.
+/// The most that a topic on disk holds unstored, the credit of its feeders included.
 pub const UNSTORED_MAX: Bounds = Bounds { messages: 1 << 16, bytes: 64 << 20 };
 
 /// Events of one group in memory. More are read when half of them are settled.
@@ -32,7 +32,7 @@ const WINDOW_MESSAGES: usize = 1 << 14;
 /// Bytes of these events. The last batch that is read may exceed them.
 const WINDOW_BYTES: usize = 8 << 20;
 
-/// What a topic knows of its log.
+/// The part of a topic that deals with its log.
 #[derive(Debug)]
 pub(super) struct OnDisk {
     // The default group, if there is one, then the others, then the sinks.
@@ -58,7 +58,7 @@ struct GroupOnDisk {
     starting: Vec<BackendId>,
 }
 
-/// What the log says about the consumers of a group.
+/// Whether the log has noted that a group has consumers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
     /// The group has none.
@@ -79,7 +79,7 @@ struct Unstored {
     frame: Frame,
 }
 
-/// Who waits for an event to be stored.
+/// The one who waits for an event to be stored.
 #[derive(Debug)]
 pub(super) enum StoredFor {
     /// A shard that feeds the topic, for new credit.

@@ -31,7 +31,7 @@ pub struct TopicState {
     pub groups: Vec<(String, u64)>,
     /// Bytes at the end that were being written when the node ended. The next start cuts them off.
     pub torn_bytes: u64,
-    /// What is wrong, each with file and offset.
+    /// The damaged places, each with its file and offset.
     pub faults: Vec<String>,
 }
 

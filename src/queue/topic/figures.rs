@@ -1,0 +1,86 @@
+//! The state of a topic in numbers, for metrics, lists and the end of the node.
+
+use super::Topic;
+use super::sink::SinkGroup;
+use crate::metrics::{Durations, TopicReport};
+
+impl Topic {
+    /// Messages held, including those in flight.
+    pub fn messages(&self) -> usize {
+        self.held.room.held().messages
+    }
+
+    /// Messages held that would be lost if the process ended.
+    pub fn unsaved(&self) -> usize {
+        match self.is_on_disk() {
+            true => self.held.room.unstored().messages,
+            false => self.messages(),
+        }
+    }
+
+    /// Whether the end of the node has to wait for the topic: consumers have something to do, because messages are in
+    /// flight, or wait and are not for later. Or messages are not stored yet; stored ones survive the end.
+    pub fn has_work(&self) -> bool {
+        match self.is_on_disk() {
+            true => self.has_unstored(),
+            false => self.has_consumers() && self.messages() > self.delayed.len(),
+        }
+    }
+
+    /// Messages dropped since the last call: because the topic was full ([`WhenFull::DropOldest`]), or their sink was removed.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Messages dropped because they were too old, since the last call.
+    pub fn take_aged(&mut self) -> u64 {
+        std::mem::take(&mut self.aged)
+    }
+
+    /// Messages that were handed out and wait again because they were not acknowledged, since the last call.
+    pub fn take_redelivered(&mut self) -> u64 {
+        std::mem::take(&mut self.held.redelivered)
+    }
+
+    /// How long messages were in the topic until they were written, or acknowledged.
+    pub fn waits(&self) -> Durations {
+        self.held.waits
+    }
+
+    /// The number of messages in flight to consumers, over all groups.
+    pub fn in_flight(&self) -> usize {
+        let consumers = self.all_groups().flat_map(|group| group.consumers.iter());
+        let of_consumers: usize = consumers.map(|(_, consumer)| consumer.handed.len()).sum();
+        of_consumers + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
+    }
+
+    /// The figures of the topic.
+    pub fn report(&self, name: &str, now_us: u64) -> TopicReport {
+        let since_us = self.oldest_since_us();
+        let held = self.held.room.held();
+        TopicReport {
+            name: name.to_owned(),
+            messages: held.messages as u64,
+            bytes: held.bytes as u64,
+            consumers: self.all_groups().map(|group| group.consumers.len() as u64).sum(),
+            oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
+            sinks: self
+                .sinks
+                .iter()
+                .map(|sink| sink.figures(now_us, self.unread(sink.place)))
+                .collect(),
+        }
+    }
+
+    /// The number of consumers that are connected to the topic's own node. A consumer is known to the topic of
+    /// every node, so the sum over the nodes counts each consumer once.
+    pub fn own_consumers(&self) -> usize {
+        self.all_groups().map(|group| group.consumers.count_of(self.node)).sum()
+    }
+
+    /// Returns since when the oldest waiting message waits. `None`: none waits.
+    pub(super) fn oldest_since_us(&self) -> Option<u64> {
+        let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest_since_us());
+        of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest_waiting_us)).min()
+    }
+}
