@@ -46,6 +46,7 @@
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
 //! | Where does the lease of an event end? | an acknowledgement: `shard::backend::acknowledge`, then `queue::topic`; a refusal or the time: `refused` and `expire_leases` in `queue::topic::lease` |
+//! | Where is an event taken over HTTP? | `shard::backend::takes` joins the topics, waits and answers; the event stays with `queue::topic::taken` until `shard::backend::settle` |
 //! | Where is an event handed to a sink? | `HomeTopics::poll_sink_events` in `shard::topics::sinks`; batched in `bridge::sinks`, delivered in `bridge::engines` |
 //! | Where is an event of a topic on disk stored? | `OpenLog::write` in `runtime::disk`; then `Topic::handle_news` in `queue::topic::disk` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |

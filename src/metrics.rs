@@ -125,6 +125,7 @@ counters! {
         topic_waiting: "Handshakes refused with 503: too many events already waited for room",
         consumers: "Calls of queue.pop refused: the topic had too many consumers",
         context: "Changes of a context, and handshakes with a token, refused because the context was too large",
+        takes: "Calls of queue.take answered with 103: too many wait",
         lists: "Calls of lists answered with 103: too many at once",
         calls_waiting: "Times a back end was not read from, or a call was answered with 103, because too many calls were unanswered",
         wrong_credentials: "Requests refused with 429: too many wrong credentials from their address",
@@ -187,6 +188,8 @@ pub struct Report {
     pub unfinished_fanouts: u64,
     /// Handshakes that wait for keys or an admission hook.
     pub waiting_handshakes: u64,
+    /// Calls of `queue.take` that wait for events.
+    pub waiting_takes: u64,
     /// The topics whose home the shard is.
     pub topics: Vec<TopicReport>,
     /// Durations of turns, without sleep.

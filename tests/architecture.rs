@@ -162,7 +162,8 @@ const BELOW: [(&str, &[&str]); 2] = [
         "connection",
         &[
             "access::Grant",
-            "backend::Unsettled",
+            "backend::TakeKey",
+            "backend::{TakeKey, Unsettled}",
             "client::{Context, Subscription}",
             "client::Subscription",
             "memory::Shortage",
@@ -171,7 +172,13 @@ const BELOW: [(&str, &[&str]); 2] = [
     ),
     (
         "turn",
-        &["access::{Denial, Grant}", "client::Progress", "memory::Shortage", "taps::WatchedTaps"],
+        &[
+            "access::{Denial, Grant}",
+            "backend::TakeKey",
+            "client::Progress",
+            "memory::Shortage",
+            "taps::WatchedTaps",
+        ],
     ),
 ];
 

@@ -95,6 +95,8 @@ impl Mesh {
         match message {
             GridMessage::Ask { backend, .. } => is_theirs(backend),
             GridMessage::Answer(..)
+            | GridMessage::Settle(..)
+            | GridMessage::Settled(..)
             | GridMessage::List(..)
             | GridMessage::LastWills(_, LastWillsMessage::Claim { .. }) => true,
             GridMessage::LastWills(shard, _) => shard.node == node,

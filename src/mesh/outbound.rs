@@ -5,7 +5,8 @@ use super::link::{Lane, LinkEffect};
 use super::wire::AddressedMessage;
 use crate::address::{NodeId, ShardAddress, ShardId};
 use crate::message::{
-    ClientCommand, ClientReply, FromMesh, FromTapper, GridMessage, ListMessage, ToTapper,
+    ClientCommand, ClientReply, FromMesh, FromTapper, GridMessage, ListMessage, SettleTaken,
+    StaleTaken, ToTapper,
 };
 use crate::protocol::api::{Code, Fault, Function};
 
@@ -64,6 +65,11 @@ impl Mesh {
             GridMessage::List(ticket, ListMessage::Ask(_)) => {
                 return self.tell_shard(asker, FromMesh::NotAsked(*ticket, to));
             }
+            GridMessage::Settle(ticket, settle) => {
+                let SettleTaken { topic, events, .. } = (**settle).clone();
+                let stale = GridMessage::Settled(*ticket, Box::new(StaleTaken { topic, events }));
+                return self.tell_shard(asker, FromMesh::Grid(to, stale));
+            }
             GridMessage::FromTapper(tapper, FromTapper::Start(ticket, _)) => {
                 let started = ToTapper::Started { ticket: *ticket, is_watching: false };
                 let answer = GridMessage::ToTapper(*tapper, started);
@@ -99,7 +105,12 @@ impl Mesh {
 
 /// Whether a message asks for an answer.
 fn is_question(message: &GridMessage) -> bool {
-    matches!(message, GridMessage::Ask { .. } | GridMessage::List(_, ListMessage::Ask(_)))
+    matches!(
+        message,
+        GridMessage::Ask { .. }
+            | GridMessage::List(_, ListMessage::Ask(_))
+            | GridMessage::Settle(..)
+    )
 }
 
 /// Turns an answer with more than [`CHANNELS_BYTES_MAX`] of channels into an error.

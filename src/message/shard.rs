@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     BackendId, ConnectionKey, FromConsumer, FromFeeder, FromTapper, ListMessage, Publish,
-    Requester, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
+    Requester, SettleTaken, StaleTaken, Terms, Ticket, ToConsumer, ToFeeder, ToTapper,
 };
 use crate::address::{ClientId, Incarnation, ShardAddress};
 use crate::metrics::Report;
@@ -105,6 +105,11 @@ pub enum GridMessage {
         /// The message.
         message: ToConsumer,
     },
+    /// Acknowledges or refuses events that were taken over HTTP, at the home of their topic. The answer
+    /// carries the ticket.
+    Settle(Ticket, Box<SettleTaken>),
+    /// Answers [`GridMessage::Settle`].
+    Settled(Ticket, Box<StaleTaken>),
     /// A message about the clients of this shard, which a watcher reports as closed if their node is lost.
     LastWills(ShardAddress, LastWillsMessage),
     /// A message of a list of administration, which the ticket names.

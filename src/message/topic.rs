@@ -11,7 +11,7 @@ use crate::protocol::frame::Frame;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageNumber(pub u64);
 
-/// A `queue.pop` of one back end.
+/// A `queue.pop` of one back end, or a take over HTTP. The id of a take is unique in the grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PopId(pub u64);
 
@@ -64,8 +64,42 @@ pub enum FromConsumer {
     Consume(Box<Terms>),
     /// Ends the consumption of a back end of another node.
     StopConsuming,
+    /// Ends a take over HTTP. Its events with these numbers stay taken until they are acknowledged, or not in
+    /// time. The other events in flight to it wait again.
+    EndTake {
+        /// The numbers of the events in the topic.
+        kept: Vec<MessageNumber>,
+    },
+    /// The answer to a take was not written. Its events with these numbers wait again.
+    GiveBack {
+        /// The take.
+        pop: PopId,
+        /// The numbers of the events in the topic.
+        numbers: Vec<MessageNumber>,
+    },
     /// The consumer has disconnected.
     Gone,
+}
+
+/// Events that were taken over HTTP and are acknowledged, or refused. Answered with [`StaleTaken`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettleTaken {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The events: each with its take and its number in the topic.
+    pub events: Vec<(PopId, MessageNumber)>,
+    /// The delay after which refused events are handed out again, in milliseconds. `None`: the events are
+    /// acknowledged.
+    pub after_ms: Option<u32>,
+}
+
+/// Answers [`SettleTaken`]: the events that were not taken by their takes any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaleTaken {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The events: each with its take and its number in the topic.
+    pub events: Vec<(PopId, MessageNumber)>,
 }
 
 /// A message from the topic's home to a consumer.

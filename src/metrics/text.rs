@@ -52,7 +52,7 @@ const fn counter<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64
     Metric { name, help, kind: MetricType::Counter, value }
 }
 
-const SHARD_METRICS: [Metric<Report>; 9] = [
+const SHARD_METRICS: [Metric<Report>; 10] = [
     gauge("connections_open", "Open connections of every kind", |r| r.connections),
     gauge("clients_open", "Connected clients", |r| r.clients),
     gauge("backends_open", "Back ends connected to the WebSocket API now", |r| r.backends),
@@ -60,6 +60,7 @@ const SHARD_METRICS: [Metric<Report>; 9] = [
     gauge("addresses", "Addresses whose connections the shard counts", |r| r.addresses),
     gauge("pending_calls", "Calls in progress on other shards", |r| r.pending_calls),
     gauge("unfinished_fanouts", "Back ends with a fan-out in progress", |r| r.unfinished_fanouts),
+    gauge("waiting_takes", "Calls of queue.take that wait for events", |r| r.waiting_takes),
     gauge("waiting_handshakes", "Handshakes that wait for keys or an admission hook", |r| {
         r.waiting_handshakes
     }),

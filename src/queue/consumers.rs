@@ -54,6 +54,8 @@ pub(super) enum ConsumerState {
     Leaving,
     /// The connection is gone: its messages are requeued, and then it is removed.
     Gone,
+    /// The consumer is none: it only holds the lanes of taken messages.
+    Holder,
 }
 
 /// One consumer of a topic.
@@ -163,7 +165,10 @@ impl Consumer {
         match self.state {
             ConsumerState::Active => Some(is_remote),
             ConsumerState::Stalled => Some(2 + is_remote),
-            ConsumerState::Joining | ConsumerState::Leaving | ConsumerState::Gone => None,
+            ConsumerState::Joining
+            | ConsumerState::Leaving
+            | ConsumerState::Gone
+            | ConsumerState::Holder => None,
         }
     }
 }
@@ -199,6 +204,13 @@ impl Consumers {
     pub(super) fn insert(&mut self, id: BackendId) -> ConsumerKey {
         let key = self.slots.insert(Consumer::new(id));
         self.by_id.insert(id, key);
+        key
+    }
+
+    /// Adds a consumer that only holds lanes. No id finds it.
+    pub(super) fn insert_holder(&mut self, id: BackendId) -> ConsumerKey {
+        let key = self.slots.insert(Consumer::new(id));
+        self[key].state = ConsumerState::Holder;
         key
     }
 

@@ -109,6 +109,12 @@ impl Lanes {
         self.list(client)
     }
 
+    /// Passes the messages in flight of a lane to another consumer.
+    pub(super) fn pass_to(&mut self, client: ClientId, consumer: ConsumerKey) {
+        let lane = self.lanes.get_mut(&client).expect("a message in flight has a lane");
+        lane.holder = Some(consumer);
+    }
+
     /// Notes that a message in flight is finished. Returns the consumer for which the lane waits from now on,
     /// if it was parked until now.
     pub(super) fn finish(&mut self, client: ClientId) -> Option<ConsumerKey> {

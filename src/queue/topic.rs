@@ -14,6 +14,7 @@
 //! there are many ([`Topic::handle_turn`]).
 //!
 //! - `group.rs`: one group. `lease.rs`: messages that are refused or not acknowledged in time.
+//! - `taken.rs`: messages that back ends have taken over HTTP.
 //! - `sink.rs`: the group of a sink, which carries every message to an engine.
 //! - `figures.rs`: the state of the topic in numbers.
 //! - `disk.rs`: a topic whose events are handed out once they are stored.
@@ -32,6 +33,7 @@ mod held;
 mod lease;
 mod pushed;
 mod sink;
+mod taken;
 
 use std::sync::Arc;
 
@@ -242,7 +244,7 @@ impl Topic {
             || self.has_unstored()
             || self.held.has_dead()
             || !self.delayed.is_empty()
-            || self.all_groups().any(|group| group.lanes.has_delayed())
+            || self.all_groups().any(|group| group.lanes.has_delayed() || !group.taken.is_empty())
     }
 
     /// Whether a back end consumes the topic, or has messages of it in flight.

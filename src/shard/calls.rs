@@ -72,15 +72,18 @@ impl Shard {
                 let backends = &mut self.backends;
                 return backends.call_pop(turn, connections, caller, &topics, settling, group);
             }
+            Ok(Call::Take(take)) => {
+                return self.backends.call_take(turn, connections, caller, &take);
+            }
             Ok(Call::Ack(tags)) => {
-                return self.backends.call_ack(turn, connections, caller, &tags, Verdict::Settled);
+                return self.backends.call_ack(turn, connections, caller, tags, Verdict::Settled);
             }
             Ok(Call::Push(event)) => {
                 return self.backends.call_push(turn, connections, caller, &event);
             }
             Ok(Call::Nack(tags, after_ms)) => {
                 let verdict = Verdict::Refused { after_ms };
-                return self.backends.call_ack(turn, connections, caller, &tags, verdict);
+                return self.backends.call_ack(turn, connections, caller, tags, verdict);
             }
             Ok(Call::Reload) => {
                 if let Some(ticket) = self.backends.open_reload(turn, connections, caller) {

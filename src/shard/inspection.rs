@@ -102,6 +102,7 @@ impl Inspection<'_> {
             calls: self.backends.calls_taken(),
             events: self.topics.home.waits(),
             admissions: self.admissions.durations(),
+            waiting_takes: self.backends.waiting_takes() as u64,
             waiting_handshakes: self.admissions.waiting() as u64,
             process: is_first.then(|| ProcessReport {
                 log_lines_dropped: self.turn.state.log_lines_dropped.load(Ordering::Relaxed),
@@ -163,6 +164,11 @@ impl Inspection<'_> {
     /// delivered but not written yet.
     pub fn queued_messages(&self) -> usize {
         self.topics.home.messages()
+    }
+
+    /// Returns the number of takes over HTTP that wait, or whose answers are being written.
+    pub fn waiting_takes(&self) -> usize {
+        self.backends.waiting_takes()
     }
 
     /// Returns the bytes that wait on this shard for room in topics: encoded events, and the

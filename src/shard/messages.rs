@@ -87,6 +87,7 @@ impl Shard {
             ToShard::Node(FromNode::Drain { over_ms }) => {
                 self.draining.begin(turn, connections, over_ms);
                 self.admissions.handle_drain(turn);
+                self.backends.handle_drain(turn, connections);
             }
             ToShard::Node(FromNode::DrainBackends) => self.draining.begin_with_backends(),
             ToShard::Node(FromNode::Log(message)) => self.topics.home.handle_log(turn, *message),
@@ -176,8 +177,18 @@ impl Shard {
                     let (key, home) = (consumer.connection, TopicHome { node: from.node, topic });
                     self.backends.handle_expired(turn, connections, key, &home, &numbers);
                 }
+                // A take leaves by itself, soon.
+                ToConsumer::Evict if backend::is_take(consumer.connection) => {}
                 ToConsumer::Evict => connections.close_slow(turn, consumer.connection),
             },
+            GridMessage::Settle(ticket, settle) => {
+                let stale = self.topics.home.handle_settle(turn, *settle);
+                turn.send_grid(from, GridMessage::Settled(ticket, Box::new(stale)));
+            }
+            GridMessage::Settled(ticket, stale) => {
+                let answer = Answer::Settled(backend::stale_tags(turn, from.node, *stale));
+                self.backends.handle_answer(turn, connections, ticket, answer);
+            }
             GridMessage::LastWills(owner, message) => {
                 self.last_wills.handle_message(turn, from, owner, message);
             }

@@ -225,6 +225,7 @@ impl Shard {
         self.turn.now = now;
         proxied::handle_end(&mut self.turn, &mut self.connections, key);
         self.connections.handle_end(&mut self.turn, key, is_broken);
+        self.backends.handle_take_end(&mut self.turn, &mut self.connections, key);
         self.route();
     }
 
@@ -269,6 +270,7 @@ impl Shard {
         self.addresses.count_departure(&mut self.turn, &mut self.connections, key);
         self.admissions.handle_closed(key);
         self.connections.log_access(&self.turn, key);
+        self.backends.handle_take_closed(&mut self.turn, key);
         self.connections.forget_connection(key);
         self.route();
     }
@@ -338,6 +340,7 @@ impl Shard {
             Walk::Backend(walk) => backend::walk_backends(turn, connections, walk, budget),
         });
         self.topics.home.handle_timeout(turn);
+        self.backends.continue_takes(turn, connections);
         self.route();
         self.clients.begin_turn();
         self.read_waiting();
@@ -382,6 +385,7 @@ impl Shard {
             self.shedding.next_turn(),
             self.lists.next_turn(),
             self.taps.next_turn(&self.turn),
+            self.backends.next_take(),
         ];
         // This runs every turn. A number for "never" takes a few instructions, comparing `Option`s
         // takes hundreds.

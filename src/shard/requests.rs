@@ -199,7 +199,8 @@ impl Shard {
                 connections.refuse_upgrade(turn, key, &shape, &UpgradeError::Body);
             }
             None if is_socket => {
-                backend::open_websocket(turn, connections, key, grant, &request, &shape)
+                backend::open_websocket(turn, connections, key, grant, &request, &shape);
+                self.backends.handle_take_upgrade(turn, connections, key);
             }
             None => self.backends.handle_page_request(turn, connections, key, &shape, &request),
             Some(method) if !backend::allows_method(grant.roles, method) => {

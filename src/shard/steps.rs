@@ -37,6 +37,9 @@ impl Shard {
                     let is_in = self.clients.membership();
                     self.taps.handle_changed(turn, connections, key, is_in);
                 }
+                Step::TakeAnswered(key, take) => {
+                    self.backends.handle_take_answered(turn, connections, key, take);
+                }
                 Step::TapAnswered(key) => self.taps.handle_answered(key),
                 Step::TapperGone(key) => self.taps.stop(turn, key),
                 Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),

@@ -212,6 +212,7 @@ impl fmt::Display for ShownCall<'_> {
                 write!(formatter, "conn.call {client} {}", ShownFunction(function))
             }
             Call::Pop(topics, ..) => write!(formatter, "queue.pop {}", listed(topics)),
+            Call::Take(take) => write!(formatter, "queue.take {}", listed(&take.topics)),
             Call::Unpop => formatter.write_str("queue.unpop"),
             Call::Ack(_) => formatter.write_str("queue.ack"),
             Call::Nack(..) => formatter.write_str("queue.nack"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::access::{Denial, Grant};
+use super::backend::TakeKey;
 use super::client::Progress;
 use super::connection::BufferPool;
 use super::memory::Shortage;
@@ -17,7 +18,7 @@ use super::timers::Timers;
 use super::trail::Trail;
 use super::work::Work;
 use crate::address::placement::home_of_topic;
-use crate::address::{ClientId, NodeId, ShardAddress, ShardId};
+use crate::address::{ClientId, Incarnation, NodeId, ShardAddress, ShardId};
 use crate::message::{
     BackendId, ClientCommand, ClientReply, ConnectionKey, Event, FromConsumer, FromFeeder,
     FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, Ticket, ToFeeder, ToMesh,
@@ -79,6 +80,8 @@ pub enum Step {
     ParkedTimedOut(ConnectionKey),
     /// A parked handshake goes on, or is refused with this status and explanation.
     HandshakeSettled(ConnectionKey, Result<Progress, (u16, &'static str)>),
+    /// The answer to a take over this connection is queued.
+    TakeAnswered(ConnectionKey, TakeKey),
     /// The answer to a `tap.start` of a back end is queued, so that events may follow.
     TapAnswered(ConnectionKey),
     /// A back end with taps has disconnected.
@@ -346,6 +349,15 @@ impl Turn {
     /// Whether the node shuts down, or is about to.
     pub fn is_going_down(&self) -> bool {
         self.is_draining || self.state.is_lame_duck.load(Ordering::Relaxed)
+    }
+
+    /// Returns when this node or a reachable one was started; `None` if the node is unreachable.
+    pub fn incarnation_of(&self, node: NodeId) -> Option<Incarnation> {
+        match node == self.address.node {
+            // Only in tests the start is unknown.
+            true => Some(Incarnation(self.settings.process.first_unix_ms.unwrap_or_default())),
+            false => self.roster.incarnation_of(node),
+        }
     }
 
     /// Whether the shortage of memory has reached this level.

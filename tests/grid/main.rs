@@ -11,4 +11,5 @@ mod members;
 mod queue;
 #[path = "../support/mod.rs"]
 mod support;
+mod taking;
 mod taps;

@@ -1,5 +1,7 @@
 //! A node of one shard as a value, whose back ends call its API over HTTP. The test sets the clock.
 
+#![allow(dead_code, reason = "each test uses its own part of this")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

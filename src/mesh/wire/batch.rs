@@ -15,8 +15,8 @@ use crate::mesh::link::Lane;
 use crate::mesh::numbers::BatchNumber;
 use crate::message::{
     BackendId, ClientCommand, ClientReply, Delivery, FromConsumer, GridMessage, LastWillsMessage,
-    MessageNumber, PopId, Publish, REGISTERED_PER_MESSAGE_MAX, Requester, Terms, Ticket,
-    ToConsumer, WatcherEpoch,
+    MessageNumber, PopId, Publish, REGISTERED_PER_MESSAGE_MAX, Requester, SettleTaken, StaleTaken,
+    Terms, Ticket, ToConsumer, WatcherEpoch,
 };
 use crate::protocol::api::{Code, EXCLUDED_MAX, Fault, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX};
 use crate::protocol::frame::Frame;
@@ -32,6 +32,8 @@ const LAST_WILLS: u8 = 4;
 const LIST: u8 = 5;
 const TAP: u8 = 6;
 const CALLER: u8 = 7;
+const SETTLE: u8 = 8;
+const SETTLED_TAKEN: u8 = 9;
 
 // Kinds of commands.
 const SEND: u8 = 1;
@@ -57,6 +59,8 @@ const STOP_CONSUMING: u8 = 7;
 const GONE: u8 = 8;
 const REFUSED: u8 = 9;
 const EXPIRED: u8 = 10;
+const END_TAKE: u8 = 11;
+const GIVE_BACK: u8 = 12;
 
 // Kinds of messages about the clients of a shard.
 const BEGIN: u8 = 1;
@@ -221,6 +225,20 @@ fn put_grid_message(out: &mut Vec<u8>, message: &GridMessage) {
             put_short_text(out, topic);
             put_to_consumer(out, *consumer, message);
         }
+        GridMessage::Settle(ticket, settle) => {
+            out.push(SETTLE);
+            put_u64(out, ticket.0);
+            put_short_text(out, &settle.topic);
+            put_list(out, &settle.events, put_taken);
+            // Longer than any delay: the events are acknowledged.
+            put_u32(out, settle.after_ms.unwrap_or(u32::MAX));
+        }
+        GridMessage::Settled(ticket, stale) => {
+            out.push(SETTLED_TAKEN);
+            put_u64(out, ticket.0);
+            put_short_text(out, &stale.topic);
+            put_list(out, &stale.events, put_taken);
+        }
         GridMessage::LastWills(shard, message) => {
             out.push(LAST_WILLS);
             put_shard(out, *shard);
@@ -256,6 +274,13 @@ fn read_grid_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError> 
         }
         ANSWER => GridMessage::Answer(Ticket(fields.u64()?), read_answer(fields)?),
         TOPIC => read_topic_message(fields)?,
+        SETTLE => GridMessage::Settle(Ticket(fields.u64()?), Box::new(read_settle(fields)?)),
+        SETTLED_TAKEN => {
+            let ticket = Ticket(fields.u64()?);
+            let topic = fields.name()?.into();
+            let events = fields.list(UNSETTLED_MAX, read_taken)?;
+            GridMessage::Settled(ticket, Box::new(StaleTaken { topic, events }))
+        }
         LAST_WILLS => GridMessage::LastWills(fields.shard()?, read_last_wills_message(fields)?),
         LIST => GridMessage::List(Ticket(fields.u64()?), read_list_message(fields)?),
         TAP => read_tap_message(fields)?,
@@ -369,6 +394,15 @@ fn put_from_consumer(out: &mut Vec<u8>, consumer: BackendId, message: &FromConsu
             put_terms(out, terms);
         }
         FromConsumer::StopConsuming => put_about(out, STOP_CONSUMING, consumer),
+        FromConsumer::EndTake { kept } => {
+            put_about(out, END_TAKE, consumer);
+            put_list(out, kept, |out, number| put_u64(out, number.0));
+        }
+        FromConsumer::GiveBack { pop, numbers } => {
+            put_about(out, GIVE_BACK, consumer);
+            put_u64(out, pop.0);
+            put_list(out, numbers, |out, number| put_u64(out, number.0));
+        }
         FromConsumer::Gone => put_about(out, GONE, consumer),
     }
 }
@@ -459,10 +493,34 @@ fn read_topic_message(fields: &mut Fields<'_>) -> Result<GridMessage, WireError>
         }
         CONSUME => FromConsumer::Consume(Box::new(read_terms(fields)?)),
         STOP_CONSUMING => FromConsumer::StopConsuming,
+        END_TAKE => FromConsumer::EndTake { kept: fields.list(UNSETTLED_MAX, read_number)? },
+        GIVE_BACK => FromConsumer::GiveBack {
+            pop: PopId(fields.u64()?),
+            numbers: fields.list(UNSETTLED_MAX, read_number)?,
+        },
         GONE => FromConsumer::Gone,
         kind => return Err(WireError::Unknown(kind)),
     };
     Ok(GridMessage::FromConsumer { topic, consumer, message })
+}
+
+fn put_taken(out: &mut Vec<u8>, (pop, number): &(PopId, MessageNumber)) {
+    put_u64(out, pop.0);
+    put_u64(out, number.0);
+}
+
+fn read_taken(fields: &mut Fields<'_>) -> Result<(PopId, MessageNumber), WireError> {
+    Ok((PopId(fields.u64()?), read_number(fields)?))
+}
+
+fn read_settle(fields: &mut Fields<'_>) -> Result<SettleTaken, WireError> {
+    let topic = fields.name()?.into();
+    let events = fields.list(UNSETTLED_MAX, read_taken)?;
+    let after_ms = match fields.u32()? {
+        u32::MAX => None,
+        after_ms => Some(after_ms),
+    };
+    Ok(SettleTaken { topic, events, after_ms })
 }
 
 fn put_delivery(out: &mut Vec<u8>, delivery: &Delivery) {

@@ -180,7 +180,7 @@ fn what_is_out_of_bounds_is_refused() {
     let set = |at: usize, byte: u8| -> Change { Box::new(move |body| body[at] = byte) };
     let keep: fn() -> Change = || Box::new(|_| ());
     let cases: [(AddressedMessage, Change, WireError); 19] = [
-        (call(Function::Info), set(0, 9), WireError::Unknown(9)),
+        (call(Function::Info), set(0, 99), WireError::Unknown(99)),
         (call(Function::Info), set(20, 9), WireError::Unknown(9)),
         (call(Function::Info), set(function, 9), WireError::Unknown(9)),
         (call(Function::Subscribe(many(1025))), keep(), WireError::OutOfBounds),

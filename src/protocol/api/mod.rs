@@ -6,6 +6,7 @@
 //! - `fast.rs`: parses the most frequent requests in one pass.
 //! - `list.rs`: the lists of administration.
 //! - `write.rs`: encodes answers and events.
+//! - `taken.rs`: events that are taken over HTTP.
 //! - `tap.rs`: the parameters and the events of a tap.
 
 mod document;
@@ -13,6 +14,7 @@ mod fast;
 mod list;
 mod params;
 mod read;
+mod taken;
 mod tap;
 mod write;
 
@@ -30,6 +32,7 @@ pub use list::{
     USER_BYTES_MAX,
 };
 pub use read::{ApiMethod, NotUtf8, Parser};
+pub use taken::{TakenEvent, TakenTag};
 pub use tap::{
     TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
 };
@@ -186,6 +189,8 @@ pub enum Call<'a> {
     Ack(Tags),
     /// `queue.nack`: refuses events, which are delivered again after this time in milliseconds.
     Nack(Tags, u32),
+    /// `queue.take`: takes events over HTTP.
+    Take(TakeCall<'a>),
     /// `queue.push`: puts an event of the back end into a topic.
     Push(PushedEvent<'a>),
     /// `admin.reload`: reloads the configuration of the node.
@@ -234,6 +239,28 @@ pub enum TapTarget {
     Address(IpNet),
 }
 
+/// A request for events over HTTP.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TakeCall<'a> {
+    /// The topics.
+    pub topics: Vec<&'a str>,
+    /// The consumer group. `None`: the default group.
+    pub group: Option<&'a str>,
+    /// The most events to take, 1 to [`TAKEN_MAX`].
+    pub max: usize,
+    /// The time to wait for the first event, in milliseconds, at most [`TAKE_WAIT_MS_MAX`].
+    pub wait_ms: u32,
+}
+
+/// The most events that a back end may take at once.
+pub const TAKEN_MAX: usize = 1000;
+
+/// The events that a back end takes at once if it does not say how many.
+const TAKEN_DEFAULT: usize = 100;
+
+/// The longest time that a take may wait for the first event, in milliseconds.
+pub const TAKE_WAIT_MS_MAX: u32 = 30_000;
+
 /// An event of a back end, for a topic.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PushedEvent<'a> {
@@ -265,6 +292,8 @@ pub enum Tags {
     Each(Vec<u64>),
     /// All events up to and including this tag.
     UpTo(u64),
+    /// The events that were taken over HTTP with these tags, at most [`UNSETTLED_MAX`].
+    Taken(Vec<TakenTag>),
 }
 
 /// The longest delay of an event, in milliseconds: 7 days.
@@ -350,6 +379,11 @@ pub enum Reply {
     List(Box<Listing>),
     /// `{"s":true,"missing":[…]}`: the result of `tap.start`, with the nodes that do not watch.
     Tapping(Vec<NodeId>),
+    /// `{"events":[…]}`: the result of a take.
+    Taken(Vec<TakenEvent>),
+    /// `{"s":true,"stale":[…]}`: the result of an acknowledgement of taken events, with the tags that have
+    /// settled nothing.
+    Settled(Vec<TakenTag>),
     /// A document without the envelope of an answer: its content type and its text. Over HTTP only.
     Page(&'static str, String),
 }

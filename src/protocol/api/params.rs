@@ -12,8 +12,8 @@ use super::tap::read_tap;
 use super::{
     BASE64, CHANNELS_PER_CALL_MAX, CHANNELS_PER_PUBLISH_MAX, CLOSE_REASON_BYTES_MAX,
     CONTEXT_KEYS_MAX, Call, Content, ContextEntry, DELAY_MS_MAX, EXCLUDED_MAX, Fault, Function,
-    MultiPublish, NAME_BYTES_MAX, PushedEvent, Settling, TOPICS_PER_POP_MAX, Tags,
-    UNSETTLED_DEFAULT, UNSETTLED_MAX,
+    MultiPublish, NAME_BYTES_MAX, PushedEvent, Settling, TAKE_WAIT_MS_MAX, TAKEN_DEFAULT,
+    TAKEN_MAX, TOPICS_PER_POP_MAX, Tags, TakeCall, TakenTag, UNSETTLED_DEFAULT, UNSETTLED_MAX,
 };
 use crate::address::ClientId;
 use crate::address::networks::Network;
@@ -49,6 +49,7 @@ pub(super) fn read_params<'a>(
             Call::Pop(topics, read_settling(params)?, read_group(params)?)
         }
         ApiMethod::Ack => Call::Ack(read_tags(params)?),
+        ApiMethod::Take => Call::Take(read_take(params)?),
         ApiMethod::Push => Call::Push(read_pushed(params)?),
         ApiMethod::Nack => Call::Nack(read_tags(params)?, read_delay(params)?),
         ApiMethod::Tap => Call::Tap(read_tap(params)?),
@@ -145,12 +146,22 @@ fn read_settling(params: Option<Value<'_, '_>>) -> Result<Settling, Fault> {
 }
 
 fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
-    let wrong =
-        || Fault::invalid("g: expected the tag of an event, an integer, or an array of tags");
+    let wrong = || {
+        let why = "g: expected the tag of an event, an integer or for a taken event a string, or an \
+                   array of tags of one kind";
+        Fault::invalid(why)
+    };
     let given = required(params, "g")?;
-    if let Some(items) = given.items() {
+    if let Some(text) = given.text() {
+        return Ok(Tags::Taken(vec![read_taken_tag(text)?]));
+    }
+    if let Some(mut items) = given.items() {
         if given.len() > UNSETTLED_MAX {
             return Err(Fault::invalid(format!("g: more than {UNSETTLED_MAX} tags")));
+        }
+        if given.items().and_then(|mut items| items.next()?.text()).is_some() {
+            let tag = |item: Value<'_, '_>| read_taken_tag(item.text().ok_or_else(wrong)?);
+            return items.by_ref().map(tag).collect::<Result<_, _>>().map(Tags::Taken);
         }
         let tags: Option<Vec<u64>> = items.map(Value::unsigned).collect();
         return tags.filter(|tags| !tags.is_empty()).map(Tags::Each).ok_or_else(wrong);
@@ -158,6 +169,29 @@ fn read_tags(params: Option<Value<'_, '_>>) -> Result<Tags, Fault> {
     let tag = given.unsigned().ok_or_else(wrong)?;
     let up_to = read_flag("u", optional(params, "u"))?;
     Ok(if up_to { Tags::UpTo(tag) } else { Tags::One(tag) })
+}
+
+fn read_taken_tag(text: &str) -> Result<TakenTag, Fault> {
+    let wrong = || {
+        let why = format!("g: {} is no tag of a taken event, or a damaged one", quoted(text));
+        Fault::invalid(why)
+    };
+    TakenTag::from_text(text).ok_or_else(wrong)
+}
+
+fn read_take<'a>(params: Option<Value<'_, 'a>>) -> Result<TakeCall<'a>, Fault> {
+    let topics = read_topics(params.and_then(|params| params.field("t")))?;
+    let max = optional(params, "max").map_or(Some(TAKEN_DEFAULT as u64), Value::unsigned);
+    let max = max
+        .filter(|max| (1..=TAKEN_MAX as u64).contains(max))
+        .ok_or_else(|| Fault::invalid(format!("max: expected an integer from 1 to {TAKEN_MAX}")))?;
+    let wait_ms = optional(params, "wait_ms").map_or(Some(0), Value::unsigned);
+    let wait_ms = wait_ms.filter(|&wait_ms| wait_ms <= u64::from(TAKE_WAIT_MS_MAX));
+    let wait_ms = wait_ms.ok_or_else(|| {
+        Fault::invalid(format!("wait_ms: expected an integer from 0 to {TAKE_WAIT_MS_MAX}"))
+    })?;
+    let group = read_group(params)?;
+    Ok(TakeCall { topics, group, max: max as usize, wait_ms: wait_ms as u32 })
 }
 
 fn read_pushed<'a>(params: Option<Value<'_, 'a>>) -> Result<PushedEvent<'a>, Fault> {

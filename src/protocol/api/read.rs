@@ -166,6 +166,8 @@ pub enum ApiMethod {
     Ack,
     /// `queue.nack`
     Nack,
+    /// `queue.take`, over HTTP only
+    Take,
     /// `queue.push`
     Push,
     /// `admin.reload`

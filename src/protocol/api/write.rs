@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::list::put_listing;
+use super::taken::{put_settled, put_taken};
 use super::{BASE64, Fault, Info, MeshRow, NodeRow, PushedEvent, Reply};
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
@@ -89,6 +90,8 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
             }
             out.extend_from_slice(b"]}");
         }
+        Reply::Taken(events) => put_taken(out, events),
+        Reply::Settled(stale) => put_settled(out, stale),
         Reply::Page(_, text) => put_string(out, text),
     }
 }
@@ -160,7 +163,8 @@ pub fn put_event(
 ) {
     let EventHead { node, client, topic } = head;
     scratch.clear();
-    scratch.extend_from_slice(b"{\"e\":\"queue.pop\",\"p\":{\"n\":");
+    scratch.extend_from_slice(EVENT_BEGIN);
+    scratch.extend_from_slice(b"{\"n\":");
     put_number(scratch, node.number().into());
     scratch.extend_from_slice(b",\"c\":\"");
     put_number(scratch, client.value());
@@ -177,7 +181,8 @@ pub fn put_event(
 /// overwritten.
 pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event: &PushedEvent<'_>) {
     scratch.clear();
-    scratch.extend_from_slice(b"{\"e\":\"queue.pop\",\"p\":{\"n\":");
+    scratch.extend_from_slice(EVENT_BEGIN);
+    scratch.extend_from_slice(b"{\"n\":");
     put_number(scratch, node.number().into());
     scratch.extend_from_slice(b",\"c\":\"\"");
     scratch.extend_from_slice(TOPIC_FIELD);
@@ -193,8 +198,11 @@ pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event:
     frame::put_frame(out, Opcode::Data(Kind::Text), scratch);
 }
 
+/// The beginning of every event.
+pub(super) const EVENT_BEGIN: &[u8] = b"{\"e\":\"queue.pop\",\"p\":";
+
 /// The end of every event. [`put_tagged`] inserts its fields before it.
-const EVENT_END: &[u8] = b"},\"id\":null}";
+pub(super) const EVENT_END: &[u8] = b"},\"id\":null}";
 
 /// Appends a copy of an event's frame with the tag by which its consumer acknowledges it. `scratch` is
 /// overwritten.

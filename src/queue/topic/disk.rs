@@ -329,7 +329,11 @@ impl Topic {
     fn note_consumers(&mut self) {
         let Some(disk) = &mut self.held.disk else { return };
         let groups = all_groups(&mut self.default_group, disk.has_default_group, &mut self.groups);
-        let of_groups = groups.into_iter().map(|group| (group.place, group.consumers.len() > 0));
+        let is_consumed = |group: &super::group::Group| {
+            // Who has taken a message may not be connected.
+            group.consumers.len() > 0 || !group.taken.is_empty()
+        };
+        let of_groups = groups.into_iter().map(|group| (group.place, is_consumed(group)));
         let of_sinks = self.sinks.iter().map(|sink| (sink.place, sink.has_begun()));
         for (group, is_consumed) in of_groups.chain(of_sinks) {
             let of_group = &mut disk.groups[usize::from(group.0)];

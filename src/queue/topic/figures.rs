@@ -19,12 +19,13 @@ impl Topic {
     }
 
     /// Whether the end of the node has to wait for the topic: consumers have something to do, because messages are in
-    /// flight, or wait and are not for later. Or messages are not stored yet; stored ones survive the end.
+    /// flight or taken, or wait and are not for later. Or messages are not stored yet; stored ones survive the end.
     pub fn has_work(&self) -> bool {
-        match self.is_on_disk() {
-            true => self.has_unstored(),
-            false => self.has_consumers() && self.messages() > self.delayed.len(),
+        if self.is_on_disk() {
+            return self.has_unstored();
         }
+        self.has_consumers() && self.messages() > self.delayed.len()
+            || self.all_groups().any(|group| !group.taken.is_empty())
     }
 
     /// Messages dropped since the last call: because the topic was full ([`WhenFull::DropOldest`]), or their sink was removed.
@@ -51,7 +52,8 @@ impl Topic {
     pub fn in_flight(&self) -> usize {
         let consumers = self.all_groups().flat_map(|group| group.consumers.iter());
         let of_consumers: usize = consumers.map(|(_, consumer)| consumer.handed.len()).sum();
-        of_consumers + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
+        let taken: usize = self.all_groups().map(|group| group.taken.len()).sum();
+        of_consumers + taken + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
     }
 
     /// The figures of the topic.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::held::Held;
+use super::taken::Taken;
 use super::{CONSUMERS_MAX, EVICTION_US, Effect, JoinError, MOVED_PER_TURN, STALLED_US};
 use crate::address::{ClientId, NodeId};
 use crate::message::{BackendId, Credit, Delivery, GroupIndex, MessageNumber, PopId, Terms};
@@ -24,6 +25,8 @@ pub(super) struct Group {
     pub lanes: Lanes,
     /// The consumers, and the messages in flight to each.
     pub consumers: Consumers,
+    /// Messages that back ends have taken over HTTP.
+    pub taken: Taken,
     /// Messages that wait or are in flight.
     pub backlog: usize,
     /// How often a message was handed out again because it was not acknowledged.
@@ -45,6 +48,7 @@ impl Group {
             place: GroupIndex::default(),
             lanes: Lanes::default(),
             consumers: Consumers::default(),
+            taken: Taken::default(),
             backlog: 0,
             redelivered: 0,
             dead: 0,
@@ -243,6 +247,7 @@ impl Group {
     /// over.
     pub(super) fn handle_timeout(&mut self, held: &mut Held, now_us: u64) {
         let lapsed = self.expire_leases(held, now_us);
+        self.expire_taken(held, now_us);
         self.find_stalled(held, now_us, &lapsed);
         let mut left = MOVED_PER_TURN;
         while left > 0
@@ -316,6 +321,7 @@ impl Group {
     /// The numbers of all messages of the group.
     pub(super) fn numbers(&self) -> impl Iterator<Item = MessageNumber> {
         let in_flight = self.consumers.iter().flat_map(|(_, consumer)| &consumer.handed);
+        let in_flight = in_flight.chain(self.taken.iter().map(|(_, taken)| taken));
         self.lanes.numbers().chain(in_flight.map(|handed| handed.item.number))
     }
 
@@ -345,6 +351,12 @@ impl Group {
             assert!(!consumer.is_behind || is_queued, "a consumer that is behind is queued");
             let is_gone = consumer.state == ConsumerState::Gone;
             assert_eq!(is_gone, self.gone.contains(&key), "messages of the gone are requeued");
+        }
+        self.taken.check();
+        for (holder, taken) in self.taken.iter() {
+            held.messages += 1;
+            held.bytes += taken.item.frame.bytes().len();
+            *handed.entry((taken.client, holder)).or_default() += 1;
         }
         // Each lane with messages in flight is here with one consumer, so no other has any of it.
         let in_flight = self.lanes.in_flight().map(|(client, key, count)| ((client, key), count));
@@ -412,7 +424,7 @@ impl Group {
     }
 
     /// Shares the clients among the consumers of the best rank.
-    fn share_again(&mut self) {
+    pub(super) fn share_again(&mut self) {
         let ranks = || self.consumers.iter().filter_map(|(_, c)| c.rank(self.node));
         let Some(best) = ranks().min() else {
             self.lanes.share_among(&[]);

@@ -12,7 +12,7 @@ use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, FromConsumer, MessageNumber};
 use crate::protocol::api::{self, Code, Fault, Reply, Tags};
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
-use crate::shard::connection::{Connection, Connections};
+use crate::shard::connection::{Connection, Connections, Shape};
 use crate::shard::turn::Turn;
 
 /// The unacknowledged events of one consumer.
@@ -136,6 +136,8 @@ impl Unsettled {
     fn settle(&mut self, now_ms: u64, tags: &Tags) -> Vec<Tagged> {
         let settled: Vec<Tagged> = match tags {
             Tags::One(tag) => self.settle_one(*tag).into_iter().collect(),
+            // Taken events belong to no connection.
+            Tags::Taken(_) => Vec::new(),
             Tags::Each(tags) => tags.iter().filter_map(|&tag| self.settle_one(tag)).collect(),
             Tags::UpTo(tag) => {
                 let count = self.tagged.partition_point(|tagged| tagged.tag <= *tag);
@@ -179,9 +181,12 @@ impl Backends {
         home: &TopicHome,
         numbers: &[MessageNumber],
     ) {
-        if let Some(unsettled) = unsettled(connections, key) {
-            unsettled.expire(home, numbers);
-            write_tagged(turn, connections, key);
+        match unsettled(connections, key) {
+            Some(unsettled) => {
+                unsettled.expire(home, numbers);
+                write_tagged(turn, connections, key);
+            }
+            None => self.expire_of_take(key, home, numbers),
         }
     }
 
@@ -190,16 +195,33 @@ impl Backends {
         &mut self,
         turn: &mut Turn,
         connections: &mut Connections,
-        Caller { key, shape }: Caller,
-        tags: &Tags,
+        caller: Caller,
+        tags: Tags,
         verdict: Verdict,
     ) {
+        let tags = match tags {
+            Tags::Taken(tags) => {
+                return self.call_settle(turn, connections, caller, tags, verdict);
+            }
+            tags => tags,
+        };
+        let Caller { key, shape } = caller;
+        if matches!(shape, Shape::Response(_)) {
+            let why =
+                "g: over HTTP expected the tag of a taken event, a string, or an array of tags";
+            return connections.reply(
+                turn,
+                key,
+                &shape,
+                &Err(Fault::new(Code::InvalidArgument, why)),
+            );
+        }
         let Some(unsettled) = unsettled(connections, key) else {
             let why = "this connection does not consume with \"a\":true";
             let fault = Fault::new(Code::CancelFailed, why);
             return connections.reply(turn, key, &shape, &Err(fault));
         };
-        let settled = unsettled.settle(turn.now.ms, tags);
+        let settled = unsettled.settle(turn.now.ms, &tags);
         if settled.is_empty() {
             let why = "g: no event with this tag is unsettled";
             let fault = Fault::new(Code::InvalidArgument, why);

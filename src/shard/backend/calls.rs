@@ -396,6 +396,9 @@ impl Backends {
         if kind != QuestionKind::Report {
             self.calls_taken.add(turn.now.us.saturating_sub(asked_us));
         }
+        if let QuestionKind::Take(take) = kind {
+            return self.handle_take_joined(turn, connections, take, Asker { key, reply }, answer);
+        }
         let pop = match kind {
             QuestionKind::Pop(number) => Some(number),
             _ => None,

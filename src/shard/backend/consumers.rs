@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::Backends;
+use super::{Backends, takes};
 use crate::address::NodeId;
 use crate::message::{ConnectionKey, Delivery, FromConsumer, LocalMessage, Terms};
 use crate::shard::connection::{Connection, Connections, Stage, UnwrittenEvent};
@@ -34,6 +34,9 @@ impl Backends {
         let id = turn.backend_id(key);
         let connection = connections.get(key);
         let Some(Connection { stage: Stage::Backend(backend), outbound, .. }) = connection else {
+            if takes::is_take(key) {
+                return self.deliver_to_take(turn, connections, key, home, delivery);
+            }
             return turn.send_to_home(home.node, &home.topic, id, FromConsumer::Gone);
         };
         let Delivery { number, pop, is_acknowledged, .. } = delivery;
@@ -61,7 +64,9 @@ impl Backends {
         key: ConnectionKey,
     ) {
         let id = turn.backend_id(key);
-        let Some(backend) = connections.get(key).and_then(Connection::backend) else { return };
+        let Some(backend) = connections.get(key).and_then(Connection::backend) else {
+            return self.handle_takes_written(connections, key);
+        };
         while let Some(UnwrittenEvent { end, home, topic }) =
             backend.unwritten_events.front().cloned()
             && end <= backend.written
@@ -136,11 +141,13 @@ impl Backends {
         for &key in &self.consumers {
             consume_on(turn, connections, node, key);
         }
+        self.take_on_new_node(turn, node);
     }
 
     /// Forgets the events in flight from a node that has become unreachable: that node redelivers
     /// them.
-    pub(crate) fn handle_node_down(&self, connections: &mut Connections, node: NodeId) {
+    pub(crate) fn handle_node_down(&mut self, connections: &mut Connections, node: NodeId) {
+        self.forget_taken_of_node(node);
         for &key in &self.consumers {
             let backend = connections.get(key).and_then(Connection::backend);
             let Some(backend) = backend else { continue };

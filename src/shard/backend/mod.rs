@@ -4,7 +4,8 @@
 //! - `calls.rs`: calls that other shards or the mesh carry out. `pending.rs`: calls that wait for
 //!   answers.
 //! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge
-//!   events. `push.rs`: events of back ends for topics. `unrouted.rs`: warnings of topics that no route feeds.
+//!   events. `takes.rs`: events that back ends take over HTTP. `settle.rs`: their acknowledgements.
+//! - `push.rs`: events of back ends for topics. `unrouted.rs`: warnings of topics that no route feeds.
 //! - `list.rs`: finds back ends for `backend.list`.
 
 mod acknowledge;
@@ -16,6 +17,8 @@ mod page;
 mod pending;
 mod push;
 mod requests;
+mod settle;
+mod takes;
 mod unrouted;
 
 use std::collections::BTreeSet;
@@ -30,6 +33,7 @@ use crate::protocol::assembler::{Payload, Received};
 use crate::protocol::credentials::Roles;
 use crate::protocol::frame::{Kind, Opcode, Violation, put_frame};
 use pending::PendingQuestions;
+use takes::Takes;
 use unrouted::UnroutedTopics;
 
 pub(super) use acknowledge::{Unsettled, Verdict};
@@ -41,6 +45,8 @@ pub(super) use requests::{
     WEBSOCKET_PATH, allows_method, answer_preflight, api_method, check_origin, is_probe, is_public,
     nodes_page, open_websocket,
 };
+pub(super) use settle::stale_tags;
+pub(super) use takes::{TakeKey, is_take};
 
 use super::access::{Denial, Grant};
 
@@ -90,6 +96,8 @@ pub(super) struct Backends {
     // Back ends that consume, or did so on their present connection. Homes on other nodes know of
     // them.
     consumers: BTreeSet<ConnectionKey>,
+    // Takes over HTTP.
+    takes: Takes,
     unrouted: UnroutedTopics,
     calls_taken: Durations,
 }
@@ -102,6 +110,7 @@ impl Backends {
             parser: api::Parser::default(),
             pending: PendingQuestions::new(started_unix_ms),
             consumers: BTreeSet::new(),
+            takes: Takes::new(started_unix_ms),
             unrouted: UnroutedTopics::default(),
             calls_taken: Durations::default(),
         }
@@ -110,6 +119,11 @@ impl Backends {
     /// Returns the number of calls that wait for answers.
     pub(super) fn pending_calls(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Returns the number of takes that wait, or whose answers are being written.
+    pub(super) fn waiting_takes(&self) -> usize {
+        self.takes.len()
     }
 
     /// Returns how long calls waited for their answers.
@@ -204,7 +218,7 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
         | Call::MultiPublish(_)
         | Call::Call(..)
         | Call::Push(_) => (roles.write, Code::NotAuthorised),
-        Call::Pop(..) => (roles.read, Code::ConsumptionFailed),
+        Call::Pop(..) | Call::Take(_) => (roles.read, Code::ConsumptionFailed),
         Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {
             (roles.admin, Code::NotAuthorised)
         }

@@ -1,9 +1,10 @@
 //! Questions to shards and to the mesh that wait for answers.
 
+use super::takes::TakeKey;
 use crate::address::NodeId;
 use crate::message::{ConnectionKey, PopId, Ticket};
 use crate::metrics::{self, MeshReport, Report};
-use crate::protocol::api::{Code, Fault, Reply, Tally};
+use crate::protocol::api::{Code, Fault, Reply, TakenTag, Tally};
 use crate::slot_map::{SlotKey, SlotMap};
 
 /// The number of questions of one shard that may wait at a time. Beyond it calls fail with 103.
@@ -48,6 +49,10 @@ pub(super) enum QuestionKind {
     Unpop,
     /// `queue.push`: asks the home of the topic.
     Push,
+    /// `queue.take`: asks the homes of the topics on this node, which must all agree. Then the take waits.
+    Take(TakeKey),
+    /// `queue.ack` and `queue.nack` of taken events: asks the homes of their topics. The stale tags add up.
+    Settle,
     /// `/metrics`: asks all shards and the mesh. A missing answer is left out.
     Report,
     /// `/v1/nodes`: asks the mesh.
@@ -76,6 +81,8 @@ pub(crate) enum Answer {
         /// Whether the shard watches.
         is_watching: bool,
     },
+    /// The acknowledgement of taken events is carried out, except for these.
+    Settled(Vec<TakenTag>),
     /// Anything else is done, or failed.
     Done(Result<Reply, Fault>),
 }
@@ -89,7 +96,10 @@ impl QuestionKind {
             Self::Push => {
                 (Code::ConsumptionFailed, "no answer in time; the event may be in the topic")
             }
-            Self::Pop(_) => (Code::ConsumptionFailed, "no answer in time"),
+            Self::Settle => {
+                (Code::ConsumptionFailed, "no answer in time; some of the events may be settled")
+            }
+            Self::Pop(_) | Self::Take(_) => (Code::ConsumptionFailed, "no answer in time"),
             Self::Unpop => (Code::CancelFailed, "no answer in time"),
             Self::Report | Self::Nodes | Self::List | Self::Tap => {
                 (Code::ExecutionFailed, "no answer in time")
@@ -120,6 +130,8 @@ struct Question {
     mesh: Option<Box<MeshReport>>,
     // The nodes that are asked for a tap, once for each shard that does not watch yet.
     unwatching: Vec<NodeId>,
+    // The tags that have settled nothing.
+    stale: Vec<TakenTag>,
     outcome: Result<Reply, Fault>,
 }
 
@@ -158,6 +170,7 @@ impl PendingQuestions {
             reports: Vec::new(),
             mesh: None,
             unwatching: Vec::new(),
+            stale: Vec::new(),
             outcome: Ok(Reply::Done),
         };
         Ticket(self.questions.insert(question).to_bits())
@@ -167,6 +180,13 @@ impl PendingQuestions {
     pub(super) fn await_tapping(&mut self, ticket: Ticket, nodes: Vec<NodeId>) {
         if let Some(question) = self.questions.get_mut(SlotKey::from_bits(ticket.0)) {
             question.unwatching = nodes;
+        }
+    }
+
+    /// Notes tags of an open question that have settled nothing.
+    pub(super) fn note_stale(&mut self, ticket: Ticket, stale: Vec<TakenTag>) {
+        if let Some(question) = self.questions.get_mut(SlotKey::from_bits(ticket.0)) {
+            question.stale = stale;
         }
     }
 
@@ -185,6 +205,7 @@ impl PendingQuestions {
             Answer::Report(report) => question.reports.push(*report),
             Answer::Mesh(report) => question.mesh = Some(report),
             Answer::Tapping { node, is_watching } => question.note_tapping(node, is_watching),
+            Answer::Settled(stale) => question.stale.extend(stale),
             Answer::Done(Err(fault)) => question.outcome = Err(fault),
             Answer::Done(Ok(reply)) if question.outcome.is_ok() => question.outcome = Ok(reply),
             Answer::Done(Ok(_)) => {}
@@ -195,9 +216,13 @@ impl PendingQuestions {
         }
         let question = self.questions.remove(key)?;
         Some(question.settle(|question| match (question.kind, &question.outcome) {
-            (QuestionKind::Publish | QuestionKind::Report | QuestionKind::Tap, Ok(_)) => {
-                Ok(question.sum())
-            }
+            (
+                QuestionKind::Publish
+                | QuestionKind::Report
+                | QuestionKind::Tap
+                | QuestionKind::Settle,
+                Ok(_),
+            ) => Ok(question.sum()),
             _ => question.outcome,
         }))
     }
@@ -240,6 +265,7 @@ impl Question {
                 missing.dedup();
                 Reply::Tapping(missing)
             }
+            QuestionKind::Settle => Reply::Settled(self.stale),
             _ => Reply::Published(self.tally),
         }
     }

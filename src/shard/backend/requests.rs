@@ -34,6 +34,9 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
         "/v1/conn/call" => Some(ApiMethod::Call),
         "/v1/queue/push" => Some(ApiMethod::Push),
+        "/v1/queue/take" => Some(ApiMethod::Take),
+        "/v1/queue/ack" => Some(ApiMethod::Ack),
+        "/v1/queue/nack" => Some(ApiMethod::Nack),
         "/v1/admin/reload" => Some(ApiMethod::Reload),
         "/v1/node/list" => Some(ApiMethod::List(ListMethod::Node)),
         "/v1/client/list" => Some(ApiMethod::List(ListMethod::Client)),
@@ -46,7 +49,11 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
 
 /// Whether a user with these roles may call a method over HTTP.
 pub(crate) fn allows_method(roles: Roles, method: ApiMethod) -> bool {
-    if method.is_for_admins() { roles.admin } else { roles.write }
+    match method {
+        ApiMethod::Take | ApiMethod::Ack | ApiMethod::Nack => roles.read,
+        method if method.is_for_admins() => roles.admin,
+        _ => roles.write,
+    }
 }
 
 impl Backends {

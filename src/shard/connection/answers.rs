@@ -128,6 +128,7 @@ impl Connections {
             self.write_with(turn, key, |out| out.extend_from_slice(&bytes));
             match follow_up {
                 Some(FollowUp::Pop(pop)) => turn.push_step(Step::PopAnswered(key, pop)),
+                Some(FollowUp::Take(take)) => turn.push_step(Step::TakeAnswered(key, take)),
                 Some(FollowUp::Tap) => turn.push_step(Step::TapAnswered(key)),
                 None => {}
             }

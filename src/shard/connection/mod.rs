@@ -51,6 +51,7 @@ pub(super) use read_ahead::{READ_AHEAD_BYTES_MAX, ReadAhead};
 pub(super) use replies::{FollowUp, HttpShape, RETRY_AFTER, Replies, Shape, WAITING_MAX};
 pub(super) use stage::{
     Arriving, Awaited, Backend, Client, FramePause, Http, Parked, Stage, UnwrittenEvent,
+    UnwrittenTake,
 };
 pub(super) use table::Connections;
 pub use writing::Priority;

@@ -8,6 +8,7 @@ use crate::message::PopId;
 use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Date, Exchange, Response};
+use crate::shard::backend::TakeKey;
 
 /// Maximum number of pending answers of one connection. Reading pauses there, and resumes at
 /// [`WAITING_MIN`].
@@ -168,6 +169,8 @@ pub struct ReadyAnswer {
 pub enum FollowUp {
     /// Events of topics, by the `queue.pop` with this number.
     Pop(PopId),
+    /// The write of the events that were taken over HTTP.
+    Take(TakeKey),
     /// Events of a tap.
     Tap,
 }

@@ -14,7 +14,7 @@ use crate::protocol::credentials::Fingerprint;
 use crate::protocol::http::{KeptRequest, RequestReader};
 use crate::protocol::proxy::ProxyHeaderReader;
 use crate::shard::access::Grant;
-use crate::shard::backend::Unsettled;
+use crate::shard::backend::{TakeKey, Unsettled};
 use crate::shard::client::{Context, Subscription};
 use crate::shard::rate::Bucket;
 use crate::shard::settings::RouteSettings;
@@ -73,6 +73,27 @@ pub struct Http {
     pub proxy: Option<Remote>,
     /// The forwarded handshake that waits until its client's address is counted.
     pub arriving: Option<Box<Arriving>>,
+    /// Answers to takes in the outbound queue, in order.
+    pub unwritten_takes: VecDeque<UnwrittenTake>,
+}
+
+/// The answer to a take in the outbound queue.
+#[derive(Clone, Copy, Debug)]
+pub struct UnwrittenTake {
+    /// Bytes to be written until the answer is.
+    pub left: usize,
+    /// The take.
+    pub take: TakeKey,
+}
+
+impl Http {
+    /// Notes that bytes were written. Returns true if the answer to a take was among them.
+    pub fn note_written(&mut self, bytes: usize) -> bool {
+        for unwritten in &mut self.unwritten_takes {
+            unwritten.left = unwritten.left.saturating_sub(bytes);
+        }
+        self.unwritten_takes.front().is_some_and(|first| first.left == 0)
+    }
 }
 
 /// A handshake that a proxy forwarded, which waits until its client's address is counted.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Batch, BufferPool, Connection, Connections, Pause, Phase};
+use super::{Batch, BufferPool, Connection, Connections, Pause, Phase, Stage};
 use crate::message::ConnectionKey;
 use crate::shard::turn::Turn;
 
@@ -109,7 +109,7 @@ pub struct PolledWrite {
 pub enum Written {
     /// Nothing.
     Usual,
-    /// Look for written events of a consumer, which their topics wait for.
+    /// Look for written events of a consumer, which their topics wait for, or for written answers to takes.
     Events,
     /// Look for more to write, for room in the outbound queue, or for the end of the connection.
     Awaited,
@@ -122,10 +122,14 @@ impl Connections {
         turn.counters.sent_bytes += bytes as u64;
         connection.record_written(bytes);
         connection.outbound.written(bytes);
-        let has_events = connection.backend().is_some_and(|backend| {
-            backend.written += bytes as u64;
-            !backend.unwritten_events.is_empty()
-        });
+        let has_events = match &mut connection.stage {
+            Stage::Backend(backend) => {
+                backend.written += bytes as u64;
+                !backend.unwritten_events.is_empty()
+            }
+            Stage::Http(http) => http.note_written(bytes),
+            Stage::Client(_) | Stage::Unsubscribing(_) | Stage::Ending => false,
+        };
         let is_open = connection.phase == Phase::Open && !connection.is_paused();
         match has_events {
             true => Written::Events,

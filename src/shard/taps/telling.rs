@@ -86,6 +86,7 @@ impl Turn {
                 publish.channels.contains(&&**name)
             }
             (TapTarget::Topic(name), Call::Pop(topics, ..)) => topics.contains(&&**name),
+            (TapTarget::Topic(name), Call::Take(take)) => take.topics.contains(&&**name),
             (TapTarget::Topic(name), Call::Push(event)) => **name == *event.topic,
             _ => false,
         });
@@ -96,6 +97,7 @@ impl Turn {
             Call::Publish(channel, _) => ("mesh.publish", trail::listed(&[channel])),
             Call::MultiPublish(publish) => ("mesh.publish", trail::listed(&publish.channels)),
             Call::Pop(topics, ..) => ("queue.pop", trail::listed(topics)),
+            Call::Take(take) => ("queue.take", trail::listed(&take.topics)),
             Call::Push(event) => ("queue.push", trail::listed(&[event.topic])),
             _ => return,
         };

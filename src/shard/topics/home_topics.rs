@@ -14,7 +14,7 @@ use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
     BackendId, ClientReply, Credit, Event, FromConsumer, FromFeeder, GridMessage, LocalMessage,
-    Terms, ToConsumer, ToFeeder,
+    SettleTaken, StaleTaken, Terms, ToConsumer, ToFeeder,
 };
 use crate::metrics::{Durations, TopicReport};
 use crate::protocol::api::{self, Code, Death, Fault};
@@ -171,8 +171,30 @@ impl HomeTopics {
             FromConsumer::Returned { number, pop } => {
                 self.change(turn, topic, |home| home.returned(now_us, consumer, number, pop));
             }
+            FromConsumer::EndTake { kept } => {
+                self.change(turn, topic, |home| home.end_take(now_us, consumer, &kept));
+            }
+            FromConsumer::GiveBack { pop, numbers } => {
+                self.change(turn, topic, |home| home.give_back_taken(pop, &numbers));
+            }
             FromConsumer::Gone => self.change(turn, topic, |home| home.gone(consumer)),
         }
+    }
+
+    /// Acknowledges or refuses events that were taken over HTTP. Returns those that were not.
+    pub(in crate::shard) fn handle_settle(
+        &mut self,
+        turn: &mut Turn,
+        settle: SettleTaken,
+    ) -> StaleTaken {
+        let SettleTaken { topic, events, after_ms } = settle;
+        let now_us = turn.now.us;
+        let until_us = after_ms.map(|after_ms| now_us + u64::from(after_ms) * 1000);
+        let mut stale = None;
+        self.change(turn, &topic, |home| {
+            stale = Some(home.settle_taken(now_us, &events, until_us));
+        });
+        StaleTaken { topic, events: stale.unwrap_or(events) }
     }
 
     /// Takes an event that was handed out too often in another topic, if the dead topic has room. An event that

@@ -8,8 +8,8 @@ use crate::message::{
     BackendId, BackendsQuestion, ClientCommand, ClientReply, ClientsPart, ClientsQuestion,
     ConnectionKey, Delivery, FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer,
     ListMessage, ListQuestion, MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts,
-    Publish, Requester, ShardFigures, SlottedClient, Terms, Ticket, ToConsumer, ToTapper,
-    WatcherEpoch,
+    Publish, Requester, SettleTaken, ShardFigures, SlottedClient, StaleTaken, Terms, Ticket,
+    ToConsumer, ToTapper, WatcherEpoch,
 };
 use crate::protocol::api::{
     BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, Info, NAME_BYTES_MAX,
@@ -145,6 +145,8 @@ pub(super) fn all_messages() -> Vec<AddressedMessage> {
         FromConsumer::Consume(terms(None)),
         FromConsumer::Consume(terms(Some(1024))),
         FromConsumer::StopConsuming,
+        FromConsumer::EndTake { kept: vec![MessageNumber(5)] },
+        FromConsumer::GiveBack { pop: PopId(1 << 63), numbers: vec![MessageNumber(5)] },
         FromConsumer::Gone,
     ];
     let requester = Requester { ticket: Ticket(u64::MAX - 1), backend: backend() };
@@ -180,7 +182,18 @@ pub(super) fn all_messages() -> Vec<AddressedMessage> {
             .map(|message| for_shard(GridMessage::List(Ticket(u64::MAX - 1), message))),
     );
     messages.extend(tap_messages().map(for_shard));
+    messages.extend(taken_messages().map(for_shard));
     messages
+}
+
+fn taken_messages() -> [GridMessage; 3] {
+    let events = vec![(PopId(1 << 63), MessageNumber(5)), (PopId(1), MessageNumber(u64::MAX))];
+    let settle = |after_ms| {
+        let settle = SettleTaken { topic: "topic".into(), events: events.clone(), after_ms };
+        GridMessage::Settle(Ticket(3), Box::new(settle))
+    };
+    let stale = StaleTaken { topic: "topic".into(), events: events.clone() };
+    [settle(None), settle(Some(1000)), GridMessage::Settled(Ticket(3), Box::new(stale))]
 }
 
 pub(super) fn list_messages() -> Vec<ListMessage> {

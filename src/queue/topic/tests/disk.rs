@@ -216,6 +216,28 @@ fn a_consumer_is_handed_nothing_before_the_log_says_that_there_is_one() {
 }
 
 #[test]
+fn an_event_that_was_taken_and_not_acknowledged_is_redelivered_after_a_restart() {
+    let mut bench = Bench::new(100);
+    bench.push(1, "a");
+    bench.push(2, "b");
+    bench.join(7, None);
+    bench.topic.start(bench.now_us, consumer(7));
+    bench.store();
+    let numbers: Vec<_> = bench.handed().into_iter().map(|(_, _, number, _)| number).collect();
+    bench.topic.end_take(bench.now_us, consumer(7), &numbers);
+    bench.store();
+    assert!(bench.topic.settle_taken(bench.now_us, &[(PopId(1), numbers[0])], None).is_empty());
+    bench.store();
+    let mut restarted = Bench::open(bench.files, 100);
+    restarted.join(8, None);
+    restarted.topic.start(restarted.now_us, consumer(8));
+    restarted.store();
+    let handed = restarted.handed();
+    let [(8, data, number, true)] = &handed[..] else { panic!("{handed:?}") };
+    assert_eq!((&data[..], *number), ("b", numbers[1]));
+}
+
+#[test]
 fn a_group_that_lags_reads_what_memory_does_not_hold_and_nothing_twice() {
     let mut bench = Bench::new(1024);
     bench.join(1, None);
