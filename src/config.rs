@@ -170,7 +170,9 @@ impl Config {
         let key_sets: HashSet<_> = rules.filter_map(|rule| rule.key_source()).collect();
         let is_webhook = |sink: &&Arc<Sink>| matches!(sink.engine, EngineAddress::Webhook(_));
         let webhooks = self.sinks.iter().filter(is_webhook).count();
-        (hooks.len() + webhooks, key_sets.len())
+        // The connection of another engine, and one while it is replaced: as many as for a key set.
+        let others = self.sinks.len() - webhooks;
+        (hooks.len() + webhooks, key_sets.len() + others)
     }
 
     /// Warnings about settings that are allowed but likely a mistake at this time, one line each.

@@ -30,11 +30,12 @@ const ARROWS: [(&str, &[&str]); 15] = [
 ];
 
 /// A name, and the only places whose code may contain it: beginnings of paths in `src/`.
-const RESERVED: [(&str, &[&str]); 17] = [
+const RESERVED: [(&str, &[&str]); 18] = [
     ("quinn", &["mesh/quic"]),
-    ("tokio", &["mesh/quic", "bridge/http", "cli/"]),
+    ("tokio", &["mesh/quic", "bridge/http", "bridge/engines/", "cli/"]),
     ("tungstenite", &["cli/"]),
-    ("hyper::", &["bridge/http"]),
+    ("hyper::", &["bridge/http", "bridge/engines/"]),
+    ("async_nats", &["bridge/engines/nats.rs"]),
     ("hyper_util", &["bridge/http"]),
     ("rcgen", &["mesh/identity.rs"]),
     (

@@ -1,6 +1,7 @@
 //! Engines that take the events of sinks. A new engine is a file here, a variant of
 //! [`EngineAddress`], and a table in `config/sink.rs`.
 
+mod nats;
 mod webhook;
 
 use std::pin::Pin;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use super::sinks::{EngineFailure, EventBatch};
 use crate::protocol::sink::{EngineAddress, Sink};
+use nats::NatsEngine;
 use webhook::WebhookEngine;
 
 /// The end of an attempt to deliver a batch.
@@ -23,6 +25,7 @@ pub(super) trait Engine: Send {
 /// Returns the engine of a sink. Connects with the first batch.
 pub(super) fn connect(sink: &Sink) -> Box<dyn Engine> {
     match &sink.engine {
+        EngineAddress::Nats(nats) => Box::new(NatsEngine::new(nats.clone())),
         EngineAddress::Webhook(webhook) => {
             Box::new(WebhookEngine::new(&sink.topic, webhook.clone()))
         }

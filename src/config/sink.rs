@@ -7,9 +7,9 @@ use super::definition::section;
 use super::document::{ConfigError, Section};
 use super::file::PemFile;
 use super::service::{SIGNING_SECRET, Url, service};
-use super::shape::{NAME, milliseconds, whole};
+use super::shape::{NAME, Text, ValueShape, milliseconds, whole};
 use crate::protocol::signature::SigningSecret;
-use crate::protocol::sink::{EngineAddress, Sink, Webhook};
+use crate::protocol::sink::{EngineAddress, Nats, Sink, Webhook, is_nats_subject, is_nats_url};
 
 /// The most sinks of a node. Each costs its topic's bookkeeping once more.
 const SINKS_MAX: usize = 64;
@@ -26,6 +26,9 @@ section! {
         topic: String = NAME, required("a sink needs one", "\"orders\"");
     }
     tables {
+        /// NATS with JetStream.
+        nats as "nats": Option<Nats> = read_nats(section)?, Optional(NatsKeys::definition);
+
         /// An HTTP service that takes batches of CloudEvents.
         webhook as "webhook": Option<Webhook> = read_webhook(section)?, Optional(WebhookKeys::definition);
     }
@@ -56,6 +59,54 @@ section! {
     }
 }
 
+section! {
+    /// NATS with JetStream. A stream has to take the subject: without one, events are not acknowledged.
+    pub(super) struct NatsKeys(section) {
+        /// The servers, of which one that can be reached is used. A URL may contain a user and a password.
+        servers: Vec<String> = NatsServers,
+            required("NATS has at least one", "[\"nats://127.0.0.1:4222\"]");
+
+        /// The subject of the messages. `{client}` stands for the client's id.
+        subject: String = NATS_SUBJECT, required("a sink for NATS has one", "\"orders.{client}\"");
+    }
+}
+
+const NATS_SUBJECT: Text<String> = Text {
+    expected: "a subject without wildcards, such as \"orders.{client}\"",
+    parse: |text| is_nats_subject(text).then(|| text.to_owned()),
+};
+
+/// The URLs of NATS servers. A refused URL is not shown: it may contain a password.
+struct NatsServers;
+
+impl ValueShape for NatsServers {
+    type Value = Vec<String>;
+
+    const IS_SECRET: bool = true;
+
+    fn expected(&self) -> String {
+        "a list of URLs such as \"nats://10.0.0.5:4222\" or \"tls://nats.example.org\"".to_owned()
+    }
+
+    fn read(&self, section: &Section<'_>, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
+        let Some(items) = section.strings(key)? else { return Ok(None) };
+        let urls = items.iter().map(|item| item.as_str().filter(|url| is_nats_url(url)));
+        match urls.map(|url| url.map(str::to_owned)).collect::<Option<Vec<_>>>() {
+            Some(urls) if !urls.is_empty() => Ok(Some(urls)),
+            _ => Err(section.fault(&[key], format!("expected {}", self.expected()))),
+        }
+    }
+}
+
+fn read_nats(sink: &Section<'_>) -> Result<Option<Nats>, ConfigError> {
+    let section = sink.table("nats")?;
+    if !section.is_written() {
+        return Ok(None);
+    }
+    let NatsKeys { servers, subject } = NatsKeys::read_keys(&section)?;
+    Ok(Some(Nats { servers: servers.into(), subject: subject.into() }))
+}
+
 fn read_webhook(sink: &Section<'_>) -> Result<Option<Webhook>, ConfigError> {
     let section = sink.table("webhook")?;
     if !section.is_written() {
@@ -75,16 +126,21 @@ pub(super) fn read_sinks(root: &Section<'_>) -> Result<Vec<Arc<Sink>>, ConfigErr
     }
     let mut sinks: Vec<Arc<Sink>> = Vec::new();
     for section in &sections {
-        let SinkKeys { name, topic, webhook } = SinkKeys::read_keys(section)?;
+        let SinkKeys { name, topic, nats, webhook } = SinkKeys::read_keys(section)?;
         if sinks.iter().any(|other| *other.name == name) {
             let reason = format!("{name:?} is the name of an earlier sink");
             return Err(section.fault(&["name"], reason));
         }
-        let engines = [webhook.map(EngineAddress::Webhook)];
+        let engines = [nats.map(EngineAddress::Nats), webhook.map(EngineAddress::Webhook)];
         let mut engines = engines.into_iter().flatten();
         let Some(engine) = engines.next() else {
-            return Err(section.fault(&["topic"], "the sink has no engine: add `webhook`"));
+            return Err(
+                section.fault(&["topic"], "the sink has no engine: add `nats` or `webhook`")
+            );
         };
+        if engines.next().is_some() {
+            return Err(section.fault(&["topic"], "a sink has one engine: keep one of its tables"));
+        }
         sinks.push(Arc::new(Sink { name: name.into(), topic: topic.into(), engine }));
     }
     Ok(sinks)
@@ -100,7 +156,9 @@ mod tests {
             "[[sink]]\nname = \"a\"\ntopic = \"t\"\nwebhook = { url = \"http://127.0.0.1:1/\", batch = 7 }",
         );
         let sink = &config.sinks[0];
-        let crate::protocol::sink::EngineAddress::Webhook(webhook) = &sink.engine;
+        let crate::protocol::sink::EngineAddress::Webhook(webhook) = &sink.engine else {
+            panic!("{sink:?}")
+        };
         assert_eq!((&*sink.name, &*sink.topic), ("a", "t"));
         assert_eq!((webhook.batch, webhook.in_flight), (7, 4));
         assert_eq!((webhook.service.timeout_ms, webhook.secret.is_none()), (10_000, true));
@@ -111,10 +169,27 @@ mod tests {
         let at = "gridcast.toml:";
         let sink = "[[sink]]\nname = \"a\"\ntopic = \"t\"\n";
         let webhook = "webhook = { url = \"http://127.0.0.1:1/\" }\n";
-        refused(sink, &format!("{at}3: sink.topic: the sink has no engine: add `webhook`"));
+        refused(
+            sink,
+            &format!("{at}3: sink.topic: the sink has no engine: add `nats` or `webhook`"),
+        );
         refused("[[sink]]\nname = \"a\"", &format!("{at}1: sink.topic: missing; a sink needs one"));
         let twice = format!("{sink}{webhook}{sink}{webhook}");
         refused(&twice, &format!("{at}6: sink.name: \"a\" is the name of an earlier sink"));
+        let password =
+            format!("{sink}nats = {{ servers = [\"http://a:hush@b\"], subject = \"a\" }}");
+        refused(
+            &password,
+            &format!(
+                "{at}4: sink.nats.servers: expected a list of URLs such as \"nats://10.0.0.5:4222\" or \
+                 \"tls://nats.example.org\""
+            ),
+        );
+        let nats = "nats = { servers = [\"nats://a\"], subject = \"a\" }\n";
+        refused(
+            &format!("{sink}{nats}{webhook}"),
+            &format!("{at}3: sink.topic: a sink has one engine: keep one of its tables"),
+        );
         let secret = format!("{sink}webhook = {{ url = \"http://10.0.0.1/?key=hush\" }}");
         refused(
             &secret,

@@ -9,6 +9,7 @@ pub use cloud_event::{BATCH_TYPE, CloudEvent, put_batch};
 
 use super::service::HttpService;
 use super::signature::SigningSecret;
+use crate::address::ClientId;
 
 /// A sink: a consumer group of its own of a topic, which carries every event to an engine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,12 +27,39 @@ pub struct Sink {
 pub enum EngineAddress {
     /// An HTTP service that takes batches of CloudEvents.
     Webhook(Webhook),
+    /// NATS with JetStream.
+    Nats(Nats),
+}
+
+/// The most events of a batch for NATS.
+const NATS_BATCH: usize = 512;
+
+/// The most batches for NATS in flight.
+const NATS_IN_FLIGHT: usize = 4;
+
+impl EngineAddress {
+    /// The most events of a batch.
+    pub fn batch(&self) -> usize {
+        match self {
+            Self::Webhook(webhook) => webhook.batch,
+            Self::Nats(_) => NATS_BATCH,
+        }
+    }
+
+    /// The most batches in flight.
+    pub fn in_flight(&self) -> usize {
+        match self {
+            Self::Webhook(webhook) => webhook.in_flight,
+            Self::Nats(_) => NATS_IN_FLIGHT,
+        }
+    }
 }
 
 impl fmt::Display for EngineAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Webhook(webhook) => write!(formatter, "webhook {}", webhook.service),
+            Self::Nats(nats) => write!(formatter, "nats {}", nats.hosts()),
         }
     }
 }
@@ -47,6 +75,60 @@ pub struct Webhook {
     pub batch: usize,
     /// The most batches in flight.
     pub in_flight: usize,
+}
+
+/// NATS with JetStream. Each event is a message of its own.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Nats {
+    /// The URLs of the servers, which may contain passwords.
+    pub servers: Arc<[String]>,
+    /// The subject, in which `{client}` stands for the client's id.
+    pub subject: Arc<str>,
+}
+
+impl Nats {
+    /// The subject of an event of a client.
+    pub fn subject_of(&self, client: ClientId) -> String {
+        self.subject.replace("{client}", &client.to_string())
+    }
+
+    /// The servers without passwords.
+    fn hosts(&self) -> String {
+        let host = |url: &String| url.rsplit(['@', '/']).next().unwrap_or_default().to_owned();
+        self.servers.iter().map(host).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl fmt::Debug for Nats {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Nats({}, {})", self.hosts(), self.subject)
+    }
+}
+
+/// Whether a text is the URL of a NATS server: `nats` or `tls`, and a host, with a user, a password and a port
+/// if need be.
+pub fn is_nats_url(text: &str) -> bool {
+    let Ok(url) = text.parse::<http::Uri>() else { return false };
+    let has_scheme = matches!(url.scheme_str(), Some("nats" | "tls"));
+    let has_port = |authority: &http::uri::Authority| {
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        host == authority.host() || authority.port_u16().is_some_and(|port| port > 0)
+    };
+    let has_host = url.host().is_some_and(|host| !host.is_empty());
+    has_scheme
+        && has_host
+        && url.authority().is_some_and(has_port)
+        && matches!(url.path(), "" | "/")
+}
+
+/// Whether a text is a subject of NATS for events: tokens with dots between them, without wildcards. `{client}`
+/// may be a part of it.
+pub fn is_nats_subject(text: &str) -> bool {
+    let is_token = |token: &str| {
+        let is_visible = token.bytes().all(|byte| byte.is_ascii_graphic());
+        !token.is_empty() && is_visible && !token.contains(['*', '>'])
+    };
+    text.len() <= 255 && text.split('.').all(is_token)
 }
 
 /// The beginning of an event's JSON, and the end, around the fields that a consumer reads.
@@ -104,7 +186,7 @@ pub fn decoded_name(encoded: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::{ClientId, NodeId};
+    use crate::address::NodeId;
     use crate::protocol::api::{EventHead, put_close, put_event, put_message};
     use crate::protocol::frame::{Frame, Kind};
 
@@ -125,6 +207,25 @@ mod tests {
         assert_eq!(event_kind(object), "message");
         let closed = event(|out| put_close(out, 1000, "bye", None));
         assert_eq!(event_kind(event_object(closed.payload())), "close");
+    }
+
+    #[test]
+    fn urls_of_nats_show_no_password_and_subjects_have_no_wildcards() {
+        let servers =
+            ["nats://app:hush@10.0.0.5:4222".to_owned(), "tls://b.example.org".to_owned()];
+        assert!(servers.iter().all(|url| is_nats_url(url)));
+        for url in ["http://a:1", "nats://", "a:4222", "nats://a:0", "nats://a:b", "nats://a/x", ""]
+        {
+            assert!(!is_nats_url(url), "{url}");
+        }
+        let nats = Nats { servers: servers.into(), subject: "orders.{client}".into() };
+        assert_eq!(nats.subject_of(ClientId::from_value(7)), "orders.7");
+        assert_eq!(format!("{nats:?}"), "Nats(10.0.0.5:4222,b.example.org, orders.{client})");
+        assert_eq!(EngineAddress::Nats(nats).to_string(), "nats 10.0.0.5:4222,b.example.org");
+        assert!(is_nats_subject("a.{client}.b"));
+        for subject in ["", "a..b", "a.*", "a.>", "a b", "a."] {
+            assert!(!is_nats_subject(subject), "{subject}");
+        }
     }
 
     #[test]

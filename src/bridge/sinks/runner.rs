@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::address::ClientId;
 use crate::message::{FromSink, MessageNumber, SinkEvent, SinkFigures, SinkRun};
-use crate::protocol::sink::{EngineAddress, Sink};
+use crate::protocol::sink::Sink;
 
 /// The pause after the first failed attempt, in milliseconds. Each further one doubles it.
 const PAUSE_MS_MIN: u64 = 200;
@@ -93,8 +93,7 @@ struct SinkLane {
 impl Runner {
     /// Begins a run.
     pub(super) fn new(sink: Arc<Sink>, run: SinkRun, random: u64) -> Self {
-        let EngineAddress::Webhook(webhook) = &sink.engine;
-        let (batch_events_max, batches_max) = (webhook.batch, webhook.in_flight);
+        let (batch_events_max, batches_max) = (sink.engine.batch(), sink.engine.in_flight());
         Self {
             sink,
             run,

@@ -1,7 +1,7 @@
 use super::*;
 use crate::protocol::frame::Frame;
 use crate::protocol::service::HttpService;
-use crate::protocol::sink::Webhook;
+use crate::protocol::sink::{EngineAddress, Webhook};
 
 fn runner(batch: usize, in_flight: usize) -> Runner {
     let service = HttpService::new("http://127.0.0.1:1/", 1000).expect("a URL");
