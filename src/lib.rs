@@ -49,6 +49,7 @@
 //! | Where is an event taken over HTTP? | `shard::backend::takes` joins the topics, waits and answers; the event stays with `queue::topic::taken` until `shard::backend::settle` |
 //! | Where is an event handed to a sink? | `HomeTopics::poll_sink_events` in `shard::topics::sinks`; batched in `bridge::sinks`, delivered in `bridge::engines` |
 //! | Where is an event of a topic on disk stored? | `OpenLog::write` in `runtime::disk`; then `Topic::handle_news` in `queue::topic::disk` |
+//! | Where is a call of a webhook's answer carried out? | `read_bridge_call` in `shard::calls`, called by `shard::messages`; the calls of a batch in `bridge::sinks::runner` |
 //! | Where is a slow consumer closed? | `Connections::close_slow` in `shard::connection::lifecycle` |
 //! | Where does a connection get the address of a proxy's client? | [`shard`]'s `proxied`; the PROXY protocol header is read in `runtime::driver::proxied` |
 //! | Where do idle connections time out? | `shard::connection::timeouts` |
@@ -242,8 +243,10 @@
 //!    the sink has begun, and the home hands out events within a window.
 //! 2. `bridge::sinks` makes batches. No two batches in flight have events of the same client, so a batch that fails
 //!    is sent again without breaking the order.
-//! 3. An engine of `bridge::engines` delivers a batch. When it has acknowledged the batch, the bridge reports the
-//!    numbers of the events to the home, which frees their room.
+//! 3. An engine of `bridge::engines` delivers a batch. A webhook may answer with calls. Shards carry them out one
+//!    after another, and answer the bridge instead of a connection.
+//! 4. When the engine has acknowledged the batch, and its calls are carried out, the bridge reports the numbers of
+//!    the events to the home, which frees their room.
 //!
 //! # The thread that samples the process
 //!

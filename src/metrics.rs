@@ -325,6 +325,10 @@ pub struct SinkReport {
     pub batches: u64,
     /// Attempts that have failed.
     pub retries: u64,
+    /// Calls of the engine that were carried out.
+    pub calls: u64,
+    /// Calls of the engine that have failed.
+    pub failed_calls: u64,
     /// Events in batches that the engine has not acknowledged.
     pub in_flight: u64,
     /// Whether the sink runs and the last attempt has not failed.

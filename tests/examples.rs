@@ -3,12 +3,13 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{Server, Socket};
+use support::{Server, Socket, refusing_port};
 
 /// Ends the example with the test.
 struct Example(Child);
@@ -194,6 +195,43 @@ fn the_go_feed_shows_sensors() {
     assert!(built.expect("go runs").success());
     sensors_are_shown(&mut Command::new(&program));
     std::fs::remove_file(program).expect("it was built");
+}
+
+#[test]
+fn a_php_script_behind_a_web_server_answers_devices() {
+    let Some(mut php) = interpreter("php", "--version") else { return };
+    // The port is free again when the socket is dropped.
+    let (socket, address) = refusing_port();
+    drop(socket);
+    php.args(["-S", &address.to_string(), "-t"]).arg(file("webhook"));
+    php.env("GRIDCAST_SECRET", "change-me").stderr(Stdio::null());
+    let _php = Example(php.spawn().expect("php starts"));
+    let config = std::fs::read_to_string(file("webhook/gridcast.toml"));
+    let config = config.expect("the configuration is there");
+    let config = config.replace("127.0.0.1:6790", "127.0.0.1:0");
+    let config = config.replace("127.0.0.1:8080", &address.to_string());
+    let server = Server::start(&format!("[api]\nbind = \"127.0.0.1:0\"\n{config}"));
+    let mut ada = server.device("/shop");
+    assert_eq!(said(&mut ada), json!({ "menu": { "tea": 2, "cake": 4 } }));
+    let mut alan = server.device("/shop");
+    assert_eq!(said(&mut alan), json!({ "menu": { "tea": 2, "cake": 4 } }));
+    say(&mut alan, json!({ "order": "cake" }));
+    assert_eq!(said(&mut alan), json!({ "ordered": "cake", "price": 4 }));
+    for device in [&mut ada, &mut alan] {
+        assert_eq!(said(device), json!({ "make": "cake" }));
+    }
+    for wrong in [json!({ "order": "stones" }), json!({ "order": [] }), json!(7)] {
+        say(&mut ada, wrong);
+        assert_eq!(said(&mut ada), json!({ "error": "not on the menu" }));
+    }
+    ada.send_binary(b"\xff");
+    assert_eq!(said(&mut ada), json!({ "error": "not on the menu" }));
+    let mut stranger = TcpStream::connect(address).expect("it listens");
+    let request = b"POST /shop.php HTTP/1.0\r\nContent-Length: 2\r\n\r\n[]";
+    stranger.write_all(request).expect("it reads");
+    let mut answer = String::new();
+    stranger.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.starts_with("HTTP/1.0 403"), "{answer}");
 }
 
 #[test]

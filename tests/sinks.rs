@@ -172,6 +172,70 @@ fn the_events_of_each_client_arrive_in_order_though_attempts_fail() {
 }
 
 #[test]
+fn the_calls_of_an_answer_are_carried_out_in_order_before_the_batch_is_acknowledged() {
+    let service = Service::start();
+    let server = server(service.address, "");
+    let mut consumer = server.backend();
+    // With a warning: no route feeds this topic.
+    let answer = consumer.ask("queue.pop", &json!({"t": ["others"]}));
+    assert!(answer["E"].is_null(), "{answer}");
+    let (mut first, mut second) = (server.device("/in"), server.device("/in"));
+    first.send_text("one");
+    let asked = service.next();
+    let client = events(&asked)[0]["subject"].clone();
+    let send = |text: &str| json!({"m": "mesh.send", "p": {"c": client, "d": text}, "i": 5});
+    let calls = json!([
+        send("a"),
+        {"m": "conn.call", "p": {"c": client, "f": "subscribe", "a": ["news"]}},
+        {"m": "mesh.publish", "p": {"c": "news", "d": "b"}},
+        // None of these can be carried out, and none holds up the others.
+        {"m": "mesh.send", "p": {"c": "1", "d": "x"}},
+        {"m": "queue.pop", "p": {"t": ["others"]}},
+        {"m": "admin.reload"},
+        7,
+        send("c"),
+        {"m": "queue.push", "p": {"t": "others", "d": "d"}},
+        send("e"),
+    ]);
+    asked.answer(200, &calls.to_string());
+    for text in ["a", "b", "c", "e"] {
+        assert_eq!(first.text(), text);
+    }
+    assert_eq!(consumer.event()["d"]["data"], "d");
+    until(|| metric(&server, "delivered_total") == 1);
+    assert_eq!((metric(&server, "calls_total"), metric(&server, "failed_calls_total")), (10, 4));
+    second.send_text("two");
+    // Calls for many turns of two shards.
+    let asked = service.next();
+    let client = events(&asked)[0]["subject"].clone();
+    let calls = (0..500)
+        .map(|number| json!({"m": "mesh.send", "p": {"c": client, "d": number.to_string()}}));
+    asked.answer(200, &json!(calls.collect::<Vec<_>>()).to_string());
+    for number in 0..500 {
+        assert_eq!(second.text(), number.to_string());
+    }
+}
+
+#[test]
+fn an_answer_that_is_too_long_acknowledges_the_batch_and_its_calls_are_left_out() {
+    let service = Service::start();
+    let mut server = server(service.address, "");
+    let mut device = server.device("/in");
+    device.send_text("one");
+    let asked = service.next();
+    let client = events(&asked)[0]["subject"].clone();
+    let send =
+        |text: String| json!([{"m": "mesh.send", "p": {"c": client, "d": text}}]).to_string();
+    asked.answer(200, &send("x".repeat(1 << 20)));
+    server.logs("the answer is longer than 1048576 bytes; none of its calls is carried out");
+    until(|| metric(&server, "delivered_total") == 1 && metric(&server, "lag_events") == 0);
+    assert_eq!(metric(&server, "failed_calls_total"), 1);
+    device.send_text("two");
+    service.next().answer(200, &send("y".into()));
+    assert_eq!(device.text(), "y");
+}
+
+#[test]
 fn a_consumer_that_names_no_group_is_told_that_the_topic_has_no_default_group() {
     let service = Service::start();
     let server = server(service.address, "");

@@ -7,13 +7,14 @@ mod webhook;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use super::sinks::{EngineFailure, EventBatch};
+use super::sinks::{Acknowledgement, EngineFailure, EventBatch};
 use crate::protocol::sink::{EngineAddress, Sink};
 use nats::NatsEngine;
 use webhook::WebhookEngine;
 
 /// The end of an attempt to deliver a batch.
-pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<(), EngineFailure>> + Send>>;
+pub(super) type Outcome =
+    Pin<Box<dyn Future<Output = Result<Acknowledgement, EngineFailure>> + Send>>;
 
 /// An engine.
 pub(super) trait Engine: Send {

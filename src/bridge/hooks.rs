@@ -121,6 +121,6 @@ pub(super) fn judge(
             (AdmissionVerdict::Refused(status), Ok(()))
         }
         Ok(ServiceAnswer { status, .. }) => failed(format!("answered with status {status}")),
-        Err(ServiceFailure(why)) => failed(why),
+        Err(failure) => failed(failure.to_string()),
     }
 }

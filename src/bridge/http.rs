@@ -17,7 +17,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::engines::{self, Engine};
-use super::sinks::{EngineFailure, SinkDelivery, SinkMessage};
+use super::sinks::{Acknowledgement, EngineFailure, SinkDelivery, SinkMessage};
 use super::{Bridge, Purpose, Receivers, ServiceAnswer, ServiceFailure};
 use crate::address::ShardId;
 use crate::address::placement::home_of_topic;
@@ -116,6 +116,9 @@ fn run(runtime: &Runtime, driver: Driver, inbox: Inbox, stopped: oneshot::Receiv
 /// The result of a request to a service.
 type Exchanged = Result<ServiceAnswer, ServiceFailure>;
 
+/// The end of an attempt to deliver a batch.
+type Attempt = Result<Acknowledgement, EngineFailure>;
+
 /// Drives the bridge.
 struct Driver {
     bridge: Bridge,
@@ -129,7 +132,7 @@ struct Driver {
     // The engines of sinks that have delivered something.
     engines: HashMap<Arc<Sink>, Box<dyn Engine>>,
     // The batches in flight: a bounded number for each sink.
-    attempts: JoinSet<Result<(), EngineFailure>>,
+    attempts: JoinSet<Attempt>,
     // What each of them delivers.
     deliveries: HashMap<Id, SinkDelivery>,
 }
@@ -169,7 +172,9 @@ impl Driver {
                     let (id, answer) = match ended {
                         Ok((id, answer)) => (id, answer),
                         // The task has panicked.
-                        Err(error) => (error.id(), Err(ServiceFailure(error.to_string()))),
+                        Err(error) => {
+                            (error.id(), Err(ServiceFailure::Unanswered(error.to_string())))
+                        }
                     };
                     if let Some(purpose) = self.purposes.remove(&id) {
                         self.bridge.handle_answer(self.now_ms(), purpose, answer);
@@ -186,7 +191,7 @@ impl Driver {
     }
 
     /// Handles the end of an attempt to deliver a batch, and of others that have ended by now.
-    fn handle_attempt(&mut self, ended: Result<(Id, Result<(), EngineFailure>), JoinError>) {
+    fn handle_attempt(&mut self, ended: Result<(Id, Attempt), JoinError>) {
         let mut next = Some(ended);
         while let Some(ended) = next {
             let (id, outcome) = match ended {
@@ -211,6 +216,12 @@ impl Driver {
             let engine = engine.or_insert_with_key(|sink| engines::connect(sink));
             let task = self.attempts.spawn(engine.deliver(delivery.batch.clone()));
             self.deliveries.insert(task.id(), delivery);
+        }
+        while let Some((call, text)) = self.bridge.poll_call() {
+            // Spread over the shards.
+            let shard = ShardId((call.0 % self.control.shards().count() as u64) as u8);
+            let message = FromBridge::Call { call, text };
+            self.control.tell(shard, FromNode::Bridge(Box::new(message)));
         }
         while let Some(SinkMessage { sink, message }) = self.bridge.poll_sink_message() {
             let home = home_of_topic(&sink.topic, self.control.shards().count());

@@ -132,7 +132,7 @@ fn read(
     source: &KeySource,
     answer: Result<ServiceAnswer, ServiceFailure>,
 ) -> Result<KeySet, String> {
-    let ServiceAnswer { status, body, .. } = answer.map_err(|ServiceFailure(why)| why)?;
+    let ServiceAnswer { status, body, .. } = answer.map_err(|failure| failure.to_string())?;
     if status != 200 {
         return Err(format!("answered with status {status}"));
     }

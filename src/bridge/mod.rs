@@ -8,6 +8,7 @@
 //!
 //! - `keys.rs`: when a key set is fetched. `hooks.rs`: which questions a hook gets, and which wait.
 //! - `sinks.rs`: which sinks run. `sinks/runner.rs`: the batches of one sink, and when each is sent again.
+//! - `calls.rs`: the calls that shards carry out for the bridge.
 //! - `http.rs`: the thread. `http/client.rs`: HTTP, TLS and their limits.
 //! - `engines.rs`: how events are handed to an engine. Each engine has a file.
 //!
@@ -22,7 +23,10 @@
 //! | events of a sink that its engine has not acknowledged | the window of the topic, `queue/topic/sink.rs` | events wait in the topic |
 //! | batches of a sink in flight | `in_flight` of the sink, for engines without that key a constant of the engine | events wait for the next batch |
 //! | an answer | `KEY_SET_BYTES_MAX`, [`ANSWER_BYTES_MAX`](crate::protocol::admission::ANSWER_BYTES_MAX) | the request fails |
+//! | an answer of a webhook | `ANSWER_BYTES_MAX` and `CALLS_MAX` in `engines/webhook.rs` | none of its calls is carried out |
+//! | calls that shards carry out | one for each batch of a sink | further calls wait for the end of the one before |
 
+mod calls;
 mod engines;
 mod hooks;
 pub mod http;
@@ -30,21 +34,22 @@ mod keys;
 mod sinks;
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::sync::Arc;
 
 use crate::address::ShardId;
 use crate::message::{
-    AdmissionRequest, BridgeSettings, ConnectionKey, FromBridge, Ticket, ToBridge,
+    AdmissionRequest, BridgeCallId, BridgeSettings, ConnectionKey, FromBridge, Ticket, ToBridge,
 };
 use crate::protocol::admission::AdmissionHook;
 use crate::protocol::service::HttpService;
 use crate::protocol::signature::SigningSecret;
 use crate::protocol::sink::Sink;
 use crate::protocol::token::{KeySet, KeySource};
+use calls::Calls;
 use hooks::HookQueue;
 use keys::KeyFetcher;
-use sinks::{EngineFailure, SinkDelivery, SinkMessage, Sinks};
+use sinks::{Acknowledgement, EngineFailure, SinkDelivery, SinkMessage, Sinks};
 
 /// The longest key set, in bytes.
 const KEY_SET_BYTES_MAX: usize = 256 * 1024;
@@ -95,9 +100,30 @@ struct ServiceAnswer {
     body: Vec<u8>,
 }
 
-/// Why a service has not answered, in words.
+/// Why there is no answer of a service.
 #[derive(Debug)]
-struct ServiceFailure(String);
+enum ServiceFailure {
+    /// The service has not answered. The reason in words.
+    Unanswered(String),
+    /// The answer is longer than its limit.
+    TooLong {
+        /// The status of the answer.
+        status: u16,
+        /// The limit, in bytes.
+        bytes_max: usize,
+    },
+}
+
+impl Display for ServiceFailure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unanswered(why) => formatter.write_str(why),
+            Self::TooLong { bytes_max, .. } => {
+                write!(formatter, "the answer is longer than {bytes_max} bytes")
+            }
+        }
+    }
+}
 
 /// Which shards get a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +137,7 @@ struct Bridge {
     fetchers: HashMap<Arc<KeySource>, KeyFetcher>,
     hooks: HashMap<Arc<AdmissionHook>, HookQueue>,
     sinks: Sinks,
+    calls: Calls,
     // Makes the pauses between fetches differ from node to node, and from source to source.
     random: u64,
     // Emptied after each input.
@@ -126,6 +153,7 @@ impl Bridge {
             fetchers: HashMap::new(),
             hooks: HashMap::new(),
             sinks: Sinks::new(random),
+            calls: Calls::default(),
             random,
             requests: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -143,6 +171,11 @@ impl Bridge {
             ToBridge::Settings(settings) => self.handle_settings(settings),
             ToBridge::Admit(request) => self.handle_admit(now_ms, from, request),
             ToBridge::Events(events) => self.sinks.handle_events(events),
+            ToBridge::Called { call, outcome } => {
+                if let Some(caller) = self.calls.close(call) {
+                    self.sinks.handle_called(&caller, outcome);
+                }
+            }
         }
     }
 
@@ -246,9 +279,15 @@ impl Bridge {
         &mut self,
         now_ms: u64,
         delivery: &SinkDelivery,
-        outcome: Result<(), EngineFailure>,
+        outcome: Result<Acknowledgement, EngineFailure>,
     ) {
         self.sinks.handle_outcome(now_ms, delivery, outcome);
+    }
+
+    /// Returns the next call that a shard has to carry out, as JSON.
+    fn poll_call(&mut self) -> Option<(BridgeCallId, Vec<u8>)> {
+        let (caller, text) = self.sinks.poll_call()?;
+        Some((self.calls.open(caller), text))
     }
 
     /// Whether a sink with these settings runs.

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::message::{FromSink, SinkEvents, SinkRun};
+use crate::protocol::api::Fault;
 use crate::protocol::sink::Sink;
 use runner::Runner;
-pub(super) use runner::{BatchId, EngineFailure, EventBatch};
+pub(super) use runner::{Acknowledgement, BatchId, EngineFailure, EventBatch};
 
 /// A batch for an engine, and where its outcome belongs.
 #[derive(Clone, Debug)]
@@ -21,6 +22,14 @@ pub(super) struct SinkDelivery {
     pub id: BatchId,
     /// The events.
     pub batch: Arc<EventBatch>,
+}
+
+/// The batch whose engine has asked for a call.
+#[derive(Clone, Debug)]
+pub(super) struct SinkCaller {
+    name: Arc<str>,
+    run: SinkRun,
+    batch: BatchId,
 }
 
 /// A message of a sink to the home of its topic.
@@ -80,13 +89,31 @@ impl Sinks {
         &mut self,
         now_ms: u64,
         delivery: &SinkDelivery,
-        outcome: Result<(), EngineFailure>,
+        outcome: Result<Acknowledgement, EngineFailure>,
     ) {
         if let Some(runner) = self.runners.get_mut(&delivery.sink.name)
             && runner.run() == delivery.run
         {
             runner.handle_outcome(now_ms, delivery.id, outcome);
         }
+    }
+
+    /// Handles the end of a call. Calls of an earlier run are ignored.
+    pub(super) fn handle_called(&mut self, caller: &SinkCaller, outcome: Result<(), Fault>) {
+        if let Some(runner) = self.runners.get_mut(&caller.name)
+            && runner.run() == caller.run
+        {
+            runner.handle_called(caller.batch, outcome);
+        }
+    }
+
+    /// Returns the next call that an engine has asked for, as JSON.
+    pub(super) fn poll_call(&mut self) -> Option<(SinkCaller, Vec<u8>)> {
+        self.runners.values_mut().find_map(|runner| {
+            let (batch, text) = runner.poll_call()?;
+            let (name, run) = (runner.sink().name.clone(), runner.run());
+            Some((SinkCaller { name, run, batch }, text))
+        })
     }
 
     /// Returns the next batch that is to be delivered.

@@ -33,7 +33,7 @@ fn ok(status: u16, body: &str) -> Result<ServiceAnswer, ServiceFailure> {
 }
 
 fn down() -> Result<ServiceAnswer, ServiceFailure> {
-    Err(ServiceFailure("connection refused".into()))
+    Err(ServiceFailure::Unanswered("connection refused".into()))
 }
 
 /// Begins the fetch that is due at this time.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use super::{ConnectionKey, FromSink, SinkEvents, Ticket};
 use crate::protocol::admission::{Admission, AdmissionHook};
+use crate::protocol::api::Fault;
 use crate::protocol::sink::Sink;
 use crate::protocol::token::{KeySet, KeySource};
 
@@ -33,7 +34,18 @@ pub enum ToBridge {
     Admit(AdmissionRequest),
     /// Events for a sink that has asked for them.
     Events(SinkEvents),
+    /// The end of a call. Answers [`FromBridge::Call`].
+    Called {
+        /// The call.
+        call: BridgeCallId,
+        /// Why the call has failed, if it has.
+        outcome: Result<(), Fault>,
+    },
 }
+
+/// A call that a shard carries out for the bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BridgeCallId(pub u64);
 
 /// A question for an admission hook.
 #[derive(Debug)]
@@ -72,6 +84,13 @@ pub enum FromBridge {
         sink: Arc<str>,
         /// The message.
         message: FromSink,
+    },
+    /// A call without a connection: of a webhook's answer. Answered with [`ToBridge::Called`].
+    Call {
+        /// Comes back with the answer.
+        call: BridgeCallId,
+        /// The call, as JSON.
+        text: Vec<u8>,
     },
 }
 

@@ -34,7 +34,8 @@ mod topic;
 use std::sync::Arc;
 
 pub use bridge::{
-    AdmissionRequest, AdmissionVerdict, BridgeSettings, FromBridge, KeysReport, ToBridge,
+    AdmissionRequest, AdmissionVerdict, BridgeCallId, BridgeSettings, FromBridge, KeysReport,
+    ToBridge,
 };
 pub use list::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,

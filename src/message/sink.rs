@@ -63,6 +63,10 @@ pub struct SinkFigures {
     pub retries: u64,
     /// Events in batches that the engine has not acknowledged.
     pub in_flight: u64,
+    /// Calls of the engine that were carried out.
+    pub calls: u64,
+    /// Calls of the engine that have failed.
+    pub failed_calls: u64,
     /// Why the last attempt has failed. `None`: the last attempt has succeeded, or there was none.
     pub failure: Option<Arc<str>>,
 }

@@ -74,10 +74,12 @@ const TOPIC_METRICS: [Metric<TopicReport>; 4] = [
     gauge("topic_oldest_milliseconds", "Age of the oldest waiting message", |t| t.oldest_ms),
 ];
 
-const SINK_METRICS: [Metric<SinkReport>; 7] = [
+const SINK_METRICS: [Metric<SinkReport>; 9] = [
     counter("sink_delivered", "Events that the engine has acknowledged", |s| s.delivered),
     counter("sink_batches", "Batches that the engine has acknowledged", |s| s.batches),
     counter("sink_retries", "Attempts that failed, and were repeated", |s| s.retries),
+    counter("sink_calls", "Calls of the engine that were carried out", |s| s.calls),
+    counter("sink_failed_calls", "Calls of the engine that have failed", |s| s.failed_calls),
     gauge("sink_in_flight", "Events in batches that the engine has not acknowledged", |s| {
         s.in_flight
     }),

@@ -6,7 +6,7 @@ use super::backend::{self, Caller, Verdict};
 use super::taps::{self, ClientCall};
 use super::turn::ShardCommand;
 use crate::message::{ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester};
-use crate::protocol::api::{Call, Code, Content, Fault, Reply, Tally};
+use crate::protocol::api::{Call, Code, Content, Fault, NotUtf8, Parser, Reply, Tally};
 use crate::protocol::frame::Frame;
 
 impl Shard {
@@ -231,5 +231,37 @@ impl Shard {
             told.tell(turn, &done);
         }
         turn.answer(requester, done);
+    }
+}
+
+/// Reads a call of the bridge, which has no connection.
+///
+/// # Errors
+/// The text is no call, or the call needs a connection, or is for administration.
+pub(super) fn read_bridge_call<'a>(
+    parser: &'a mut Parser,
+    text: &'a mut [u8],
+) -> Result<Call<'a>, Fault> {
+    match parser.text_request(text) {
+        Ok(request) => request.call.and_then(without_connection),
+        Err(NotUtf8) => Err(Fault::new(Code::InvalidArgument, "not valid UTF-8")),
+    }
+}
+
+/// Checks that a call needs no connection.
+///
+/// # Errors
+/// The call needs one, or is for administration.
+fn without_connection(call: Call<'_>) -> Result<Call<'_>, Fault> {
+    match call {
+        Call::Send(..)
+        | Call::Publish(..)
+        | Call::MultiPublish(_)
+        | Call::Call(..)
+        | Call::Push(_) => Ok(call),
+        _ => {
+            let why = "m: expected mesh.send, mesh.publish, conn.call or queue.push";
+            Err(Fault::new(Code::InvalidArgument, why))
+        }
     }
 }

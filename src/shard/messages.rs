@@ -1,7 +1,8 @@
 //! How the shard routes messages to its parts: one function for each direction.
 
 use super::Shard;
-use super::backend::{self, Answer, TopicHome};
+use super::backend::{self, Answer, Caller, TopicHome};
+use super::calls::read_bridge_call;
 use super::lists;
 use super::turn::{Now, ShardCommand};
 use crate::address::{ShardAddress, ShardId};
@@ -82,6 +83,13 @@ impl Shard {
                 }
                 FromBridge::Sink { topic, sink, message } => {
                     self.topics.home.handle_sink(turn, &topic, &sink, message);
+                }
+                FromBridge::Call { call: id, mut text } => {
+                    // The parser stays borrowed during the call, because the call refers to its buffers.
+                    let mut parser = self.backends.lend_parser();
+                    let call = read_bridge_call(&mut parser, &mut text);
+                    self.call(Caller::of_bridge(id), call);
+                    self.backends.return_parser(parser);
                 }
             },
             ToShard::Node(FromNode::Drain { over_ms }) => {

@@ -435,6 +435,7 @@ impl Shard {
         });
         let request = request
             .or_else(|| self.topics.home.poll_log_changes(&self.turn).map(ShardRequest::Log));
+        let request = request.or_else(|| self.turn.poll_bridge_answer().map(ShardRequest::Bridge));
         request.or_else(|| self.api_access.poll_verification(&self.turn).map(ShardRequest::Verify))
     }
 

@@ -20,11 +20,12 @@ use super::work::Work;
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, Incarnation, NodeId, ShardAddress, ShardId};
 use crate::message::{
-    BackendId, ClientCommand, ClientReply, ConnectionKey, Event, FromConsumer, FromFeeder,
-    FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, Ticket, ToFeeder, ToMesh,
+    BackendId, BridgeCallId, ClientCommand, ClientReply, ConnectionKey, Event, FromConsumer,
+    FromFeeder, FromShard, GridMessage, LocalCommand, LocalMessage, PopId, Requester, Ticket,
+    ToBridge, ToFeeder, ToMesh,
 };
 use crate::metrics::Counters;
-use crate::protocol::api::{self, Fault, Listing, Tally};
+use crate::protocol::api::{self, Fault, Listing, Reply, Tally};
 use crate::protocol::frame::Frame;
 use crate::protocol::http::{Calendar, Date};
 
@@ -180,6 +181,8 @@ pub struct Turn {
     pub is_draining: bool,
     // Messages for other shards and the mesh, in order. Emptied after each input.
     outbox: VecDeque<FromShard>,
+    // Answers to calls of the bridge. At most as many as the bridge has calls in flight.
+    bridge_answers: VecDeque<(BridgeCallId, Result<(), Fault>)>,
     // Steps for other parts of this shard, in order. Emptied while the input is handled.
     steps: VecDeque<Step>,
     /// Actions on sockets. Emptied by the driver after each input.
@@ -211,6 +214,7 @@ impl Turn {
             taps: WatchedTaps::default(),
             is_draining: false,
             outbox: VecDeque::new(),
+            bridge_answers: VecDeque::new(),
             steps: VecDeque::new(),
             actions: VecDeque::new(),
             timers: Timers::new(now.ms),
@@ -312,6 +316,18 @@ impl Turn {
             return None;
         }
         Some(Frame::from_encoded(&self.event))
+    }
+
+    /// Answers a call of the bridge.
+    pub fn answer_bridge(&mut self, call: BridgeCallId, answer: &Result<Reply, Fault>) {
+        let outcome = answer.as_ref().map(|_| ()).map_err(Fault::clone);
+        self.bridge_answers.push_back((call, outcome));
+    }
+
+    /// Returns the next answer for the bridge.
+    pub fn poll_bridge_answer(&mut self) -> Option<ToBridge> {
+        let (call, outcome) = self.bridge_answers.pop_front()?;
+        Some(ToBridge::Called { call, outcome })
     }
 
     /// Returns the next message for another shard or for the mesh.

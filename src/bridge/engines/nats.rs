@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::{Engine, Outcome};
-use crate::bridge::sinks::{EngineFailure, EventBatch};
+use crate::bridge::sinks::{Acknowledgement, EngineFailure, EventBatch};
 use crate::message::SinkEvent;
 use crate::protocol::sink::{Nats, event_object};
 
@@ -50,12 +50,19 @@ impl Engine for NatsEngine {
             let delivered = timeout(BATCH_MAX, publish(&nats, &context, &batch));
             let late = |_| "not acknowledged in time".to_owned();
             let delivered = delivered.await.map_err(late).flatten();
-            delivered.map_err(|why| EngineFailure { why, pause_ms: None })
+            match delivered {
+                Ok(()) => Ok(Acknowledgement::default()),
+                Err(why) => Err(EngineFailure { why, pause_ms: None }),
+            }
         })
     }
 }
 
-async fn publish(nats: &Nats, context: &OnceCell<Context>, batch: &EventBatch) -> Result<(), String> {
+async fn publish(
+    nats: &Nats,
+    context: &OnceCell<Context>,
+    batch: &EventBatch,
+) -> Result<(), String> {
     let context = context.get_or_try_init(|| connect(nats)).await?;
     // Messages would wait in the client until it is connected.
     if context.client().connection_state() != State::Connected {

@@ -59,8 +59,8 @@ impl Client {
         let pool = self.pool(&request.service.authorities);
         let time = Duration::from_millis(request.timeout_ms);
         async move {
-            let pool = pool.map_err(ServiceFailure)?;
-            let late = |_| ServiceFailure("no answer in time".into());
+            let pool = pool.map_err(ServiceFailure::Unanswered)?;
+            let late = |_| ServiceFailure::Unanswered("no answer in time".into());
             timeout(time, send(pool, request)).await.map_err(late)?
         }
     }
@@ -93,10 +93,11 @@ async fn send(pool: Connections, request: HttpExchange) -> Result<ServiceAnswer,
         }
     }
     let body = Full::new(Bytes::from(body.unwrap_or_default()));
-    let request = head.body(body).map_err(|error| ServiceFailure(error.to_string()))?;
-    let answer = pool.request(request).await.map_err(|error| ServiceFailure(explain(&error)))?;
+    let request = head.body(body).map_err(|error| ServiceFailure::Unanswered(error.to_string()))?;
+    let answer = pool.request(request).await;
+    let answer = answer.map_err(|error| ServiceFailure::Unanswered(explain(&error)))?;
     let status = answer.status().as_u16();
-    let too_long = || ServiceFailure(format!("the answer is longer than {answer_bytes_max} bytes"));
+    let too_long = || ServiceFailure::TooLong { status, bytes_max: answer_bytes_max };
     if answer.body().size_hint().lower() > answer_bytes_max as u64 {
         return Err(too_long());
     }
@@ -105,7 +106,7 @@ async fn send(pool: Connections, request: HttpExchange) -> Result<ServiceAnswer,
     let body = Limited::new(answer.into_body(), answer_bytes_max).collect().await;
     let body = body.map_err(|error| match error.is::<LengthLimitError>() {
         true => too_long(),
-        false => ServiceFailure(explain(&*error)),
+        false => ServiceFailure::Unanswered(explain(&*error)),
     })?;
     Ok(ServiceAnswer { status, retry_after_s, body: body.to_bytes().to_vec() })
 }

@@ -3,12 +3,16 @@
 //! The events of one client form a lane. A batch takes whole lanes, as far as they fit, and no other batch takes
 //! events of the same clients until the engine has acknowledged it. A batch that fails stays as it is and is
 //! sent again after a pause, so an engine that has taken a part of it gets doubles with the same ids.
+//!
+//! An engine may answer a batch with calls. They are carried out one after another, and the batch ends with the
+//! last one. A call that fails is counted and not repeated: the engine has taken the events.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::address::ClientId;
 use crate::message::{FromSink, MessageNumber, SinkEvent, SinkFigures, SinkRun};
+use crate::protocol::api::{Code, Fault};
 use crate::protocol::sink::Sink;
 
 /// The pause after the first failed attempt, in milliseconds. Each further one doubles it.
@@ -52,13 +56,57 @@ pub(in crate::bridge) struct EngineFailure {
     pub pause_ms: Option<u64>,
 }
 
-/// A batch that the engine has not acknowledged.
+/// An engine has taken a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::bridge) struct Acknowledgement {
+    /// The calls that the engine asks for, as JSON.
+    pub calls: Vec<Vec<u8>>,
+    /// Why calls of the engine cannot be carried out, in words.
+    pub refused: Option<String>,
+}
+
+/// A batch that the engine has not acknowledged, or whose calls are not carried out.
 #[derive(Debug)]
 struct UnfinishedBatch {
     batch: Arc<EventBatch>,
     failures: u32,
-    // When the batch is sent again. `None`: it is in flight.
-    due_ms: Option<u64>,
+    stage: BatchStage,
+}
+
+#[derive(Debug)]
+enum BatchStage {
+    InFlight,
+    // Sent again at this time.
+    Due(u64),
+    // Acknowledged.
+    Calling(OpenCalls),
+}
+
+/// Calls that an engine has asked for.
+#[derive(Debug)]
+struct OpenCalls {
+    waiting: VecDeque<Vec<u8>>,
+    is_in_flight: bool,
+}
+
+impl UnfinishedBatch {
+    fn due_ms(&self) -> Option<u64> {
+        match self.stage {
+            BatchStage::Due(due_ms) => Some(due_ms),
+            BatchStage::InFlight | BatchStage::Calling(_) => None,
+        }
+    }
+
+    /// Takes the next call, unless one is in flight.
+    fn take_call(&mut self) -> Option<Vec<u8>> {
+        let BatchStage::Calling(calls) = &mut self.stage else { return None };
+        if calls.is_in_flight {
+            return None;
+        }
+        let call = calls.waiting.pop_front();
+        calls.is_in_flight = call.is_some();
+        call
+    }
 }
 
 /// A run of a sink.
@@ -77,6 +125,8 @@ pub(super) struct Runner {
     batch_events_max: usize,
     batches_max: usize,
     has_begun: bool,
+    // Whether a call that makes no sense was logged, and none has succeeded since.
+    has_wrong_calls: bool,
     // Whether the home has yet to hear of the figures or of settled events.
     has_news: bool,
     settled: Vec<MessageNumber>,
@@ -105,6 +155,7 @@ impl Runner {
             batch_events_max,
             batches_max,
             has_begun: false,
+            has_wrong_calls: false,
             has_news: false,
             settled: Vec::new(),
             figures: SinkFigures::default(),
@@ -138,10 +189,11 @@ impl Runner {
 
     /// Returns the next batch to deliver: one that is due again, or a new one.
     pub(super) fn poll_batch(&mut self, now_ms: u64) -> Option<(BatchId, Arc<EventBatch>)> {
-        let is_due = |batch: &UnfinishedBatch| batch.due_ms.is_some_and(|due_ms| due_ms <= now_ms);
+        let is_due =
+            |batch: &UnfinishedBatch| batch.due_ms().is_some_and(|due_ms| due_ms <= now_ms);
         if let Some((id, unfinished)) = self.unfinished.iter_mut().find(|(_, batch)| is_due(batch))
         {
-            unfinished.due_ms = None;
+            unfinished.stage = BatchStage::InFlight;
             return Some((*id, unfinished.batch.clone()));
         }
         if self.unfinished.len() >= self.batches_max {
@@ -153,7 +205,8 @@ impl Runner {
         let batch = Arc::new(EventBatch { id_prefix: self.id_prefix.clone(), events });
         let id = self.next_batch;
         self.next_batch.0 += 1;
-        let unfinished = UnfinishedBatch { batch: batch.clone(), failures: 0, due_ms: None };
+        let unfinished =
+            UnfinishedBatch { batch: batch.clone(), failures: 0, stage: BatchStage::InFlight };
         self.unfinished.insert(id, unfinished);
         Some((id, batch))
     }
@@ -182,21 +235,30 @@ impl Runner {
         &mut self,
         now_ms: u64,
         id: BatchId,
-        outcome: Result<(), EngineFailure>,
+        outcome: Result<Acknowledgement, EngineFailure>,
     ) {
         let Some(unfinished) = self.unfinished.get_mut(&id) else { return };
         self.has_news = true;
         match outcome {
-            Ok(()) => {
+            Ok(Acknowledgement { calls, refused }) => {
+                let calls = OpenCalls { waiting: calls.into(), is_in_flight: false };
+                let has_calls = !calls.waiting.is_empty();
+                unfinished.stage = BatchStage::Calling(calls);
                 if self.figures.failure.take().is_some() {
                     tracing::info!("sink {:?}: {} works again", self.sink.name, self.sink.engine);
                 }
-                self.finish(id);
+                if let Some(why) = refused {
+                    self.figures.failed_calls += 1;
+                    tracing::warn!("sink {:?}: {}: {why}", self.sink.name, self.sink.engine);
+                }
+                if !has_calls {
+                    self.finish(id);
+                }
             }
             Err(failure) => {
                 unfinished.failures = unfinished.failures.saturating_add(1);
                 let pause_ms = pause_ms(&mut self.random, unfinished.failures, failure.pause_ms);
-                unfinished.due_ms = Some(now_ms + pause_ms);
+                unfinished.stage = BatchStage::Due(now_ms + pause_ms);
                 self.note_failure(&failure.why);
             }
         }
@@ -211,6 +273,40 @@ impl Runner {
             None => tracing::warn!("sink {name:?}: {engine}: {why}; its events are sent again"),
         }
         self.figures.failure = Some(why.into());
+    }
+
+    /// Returns the next call that the engine has asked for, and the batch that it belongs to.
+    pub(super) fn poll_call(&mut self) -> Option<(BatchId, Vec<u8>)> {
+        let mut batches = self.unfinished.iter_mut();
+        batches.find_map(|(id, unfinished)| Some((*id, unfinished.take_call()?)))
+    }
+
+    /// Handles the end of the call of a batch.
+    pub(super) fn handle_called(&mut self, id: BatchId, outcome: Result<(), Fault>) {
+        let Some(unfinished) = self.unfinished.get_mut(&id) else { return };
+        let BatchStage::Calling(calls) = &mut unfinished.stage else { return };
+        calls.is_in_flight = false;
+        let is_last = calls.waiting.is_empty();
+        self.has_news = true;
+        self.figures.calls += 1;
+        match outcome {
+            Ok(()) => self.has_wrong_calls = false,
+            Err(fault) => self.note_fault(&fault),
+        }
+        if is_last {
+            self.finish(id);
+        }
+    }
+
+    fn note_fault(&mut self, fault: &Fault) {
+        self.figures.failed_calls += 1;
+        let (name, code, why) = (&self.sink.name, fault.code.number(), &fault.message);
+        let is_wrong = fault.code == Code::InvalidArgument;
+        // A device that has gone is nothing to worry about, and a service with a defect would fill the log.
+        match is_wrong && !std::mem::replace(&mut self.has_wrong_calls, true) {
+            true => tracing::warn!("sink {name:?}: a call of its engine failed: {code}: {why}"),
+            false => tracing::debug!("sink {name:?}: a call of its engine failed: {code}: {why}"),
+        }
     }
 
     fn finish(&mut self, id: BatchId) {
@@ -240,7 +336,7 @@ impl Runner {
 
     /// Returns when a batch is to be sent again.
     pub(super) fn poll_timeout(&self) -> Option<u64> {
-        self.unfinished.values().filter_map(|batch| batch.due_ms).min()
+        self.unfinished.values().filter_map(UnfinishedBatch::due_ms).min()
     }
 
     /// Returns the next message for the home of the topic.

@@ -84,6 +84,8 @@ impl SinkGroup {
         self.past.delivered += ended.delivered;
         self.past.batches += ended.batches;
         self.past.retries += ended.retries;
+        self.past.calls += ended.calls;
+        self.past.failed_calls += ended.failed_calls;
     }
 
     /// Whether the sink has begun a run.
@@ -187,6 +189,8 @@ impl SinkGroup {
             delivered: self.past.delivered + self.figures.delivered,
             batches: self.past.batches + self.figures.batches,
             retries: self.past.retries + self.figures.retries,
+            calls: self.past.calls + self.figures.calls,
+            failed_calls: self.past.failed_calls + self.figures.failed_calls,
             in_flight: self.figures.in_flight,
             is_up: self.run.is_some() && self.figures.failure.is_none(),
             failure: self.figures.failure.as_deref().map(str::to_owned),

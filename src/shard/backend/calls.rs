@@ -8,8 +8,8 @@ use super::{Backends, Unsettled};
 use crate::address::placement::home_of_topic;
 use crate::address::{ClientId, ShardAddress};
 use crate::message::{
-    ClientCommand, ConnectionKey, GridMessage, LocalCommand, LocalMessage, PopId, Publish,
-    Requester, Terms, Ticket, ToMesh,
+    BridgeCallId, ClientCommand, ConnectionKey, GridMessage, LocalCommand, LocalMessage, PopId,
+    Publish, Requester, Terms, Ticket, ToMesh,
 };
 use crate::protocol::api::{Code, Content, Fault, Function, MultiPublish, Reply, Settling, Tally};
 use crate::protocol::frame::Frame;
@@ -19,13 +19,25 @@ use crate::shard::timers::Timer;
 use crate::shard::trail::{self, Entry};
 use crate::shard::turn::{Receivers, Turn};
 
-/// The connection that made a call, and the form of the answer.
+/// Who made a call, and the form of the answer.
 #[derive(Debug)]
 pub(crate) struct Caller {
-    /// The connection.
+    /// The connection, or a key that no connection has: see [`Self::of_bridge`].
     pub key: ConnectionKey,
     /// The form of the answer: a WebSocket message or an HTTP response.
     pub shape: Shape,
+}
+
+/// The key in place of a connection's in calls that have none. No connection has this key: a table with so many
+/// connections does not fit into memory.
+const NO_CONNECTION: ConnectionKey = ConnectionKey { index: u32::MAX, generation: 0 };
+
+impl Caller {
+    /// The caller of a call that the bridge makes. All calls of the bridge to one shard are carried out in order,
+    /// as are those of one connection.
+    pub(crate) fn of_bridge(call: BridgeCallId) -> Self {
+        Self { key: NO_CONNECTION, shape: Shape::Bridge(call) }
+    }
 }
 
 /// A ticket that no question has, for commands whose answers are ignored.
@@ -342,11 +354,17 @@ impl Backends {
         kind: QuestionKind,
         awaited: usize,
     ) -> Option<Requester> {
-        let replies = connections.get(key)?.replies()?;
-        let reply = replies.reserve(shape);
-        if kind == QuestionKind::Call {
-            replies.note_function();
-        }
+        let reply = match (connections.get(key).and_then(Connection::replies), shape) {
+            (Some(replies), shape) => {
+                let reply = replies.reserve(shape);
+                if kind == QuestionKind::Call {
+                    replies.note_function();
+                }
+                reply
+            }
+            (None, Shape::Bridge(BridgeCallId(call))) => call,
+            (None, _) => return None,
+        };
         let ticket = self.pending.open(turn.now.us, Asker { key, reply }, kind, awaited);
         let deadline_ms = turn.now.ms + turn.settings.limits.answer_ms;
         turn.timers.set(deadline_ms, Timer::Ticket(ticket));
@@ -407,7 +425,12 @@ impl Backends {
             answer = Ok(self.answer_to_pop(turn, connections, key, pop));
         }
         connections.record_backend_output(key);
-        let Some(replies) = connections.get(key).and_then(Connection::replies) else { return };
+        let Some(replies) = connections.get(key).and_then(Connection::replies) else {
+            if key == NO_CONNECTION {
+                turn.answer_bridge(BridgeCallId(reply), &answer);
+            }
+            return;
+        };
         let date = turn.date();
         let follow_up = match kind {
             QuestionKind::Pop(pop) => Some(FollowUp::Pop(pop)),

@@ -232,7 +232,8 @@ mod tests {
     use super::*;
     use crate::address::{ClientId, ShardAddress, ShardId};
     use crate::message::{
-        Delivery, FromConsumer, FromShard, GridMessage, LocalMessage, MessageNumber, PopId, Ticket,
+        BridgeCallId, Delivery, FromConsumer, FromShard, GridMessage, LocalMessage, MessageNumber,
+        PopId, Ticket, ToBridge,
     };
     use crate::protocol::api::{Content, Reply, Settling};
     use crate::protocol::frame::Frame;
@@ -313,6 +314,42 @@ mod tests {
         let timed_out = written.find("no answer in time").expect("a fault for the first call");
         assert!(written[timed_out..].contains("\"i\":7"), "{written}");
         assert_eq!(fixture.backends.pending_calls(), 0);
+    }
+
+    #[test]
+    fn a_call_of_the_bridge_is_answered_to_the_bridge() {
+        let mut fixture = Fixture::new();
+        let to = ShardAddress { shard: ShardId(1), ..fixture.turn.address };
+        let send = |fixture: &mut Fixture, call| {
+            let content = Content { kind: Kind::Text, bytes: b"hello".into() };
+            let (client, caller) = (ClientId::from_value(1), Caller::of_bridge(call));
+            let Fixture { turn, connections, backends, .. } = fixture;
+            backends.call_send(turn, connections, caller, to, client, &content);
+            match fixture::messages(turn)[..] {
+                [FromShard::Local(_, LocalMessage::Grid(GridMessage::Ask { ticket, .. }))] => {
+                    ticket
+                }
+                ref asked => panic!("{asked:?}"),
+            }
+        };
+        let first = send(&mut fixture, BridgeCallId(8));
+        let second = send(&mut fixture, BridgeCallId(9));
+        let Fixture { turn, connections, backends, .. } = &mut fixture;
+        assert!(turn.poll_bridge_answer().is_none());
+        backends.handle_answer(turn, connections, second, Answer::Done(Ok(Reply::Done)));
+        let answer = turn.poll_bridge_answer();
+        assert!(
+            matches!(answer, Some(ToBridge::Called { call: BridgeCallId(9), outcome: Ok(()) })),
+            "{answer:?}"
+        );
+        turn.now.ms += turn.settings.limits.answer_ms;
+        turn.now.us += turn.settings.limits.answer_ms * 1000;
+        assert!(backends.expire(turn, connections, first));
+        let answer = turn.poll_bridge_answer();
+        assert!(
+            matches!(answer, Some(ToBridge::Called { call: BridgeCallId(8), outcome: Err(_) })),
+            "{answer:?}"
+        );
     }
 
     #[test]

@@ -97,6 +97,7 @@ impl Connections {
                 let put = |out: &mut Vec<u8>| shape.put_answer(out, &mut scratch, date, answer);
                 self.reply_bytes(turn, key, put);
             }
+            Shape::Bridge(call) => turn.answer_bridge(*call, answer),
         }
         turn.scratch = scratch;
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use smol_str::SmolStr;
 
-use crate::message::PopId;
+use crate::message::{BridgeCallId, PopId};
 use crate::protocol::api::{self, Fault, Reply};
 use crate::protocol::frame::{Kind, Opcode, put_frame};
 use crate::protocol::http::{Date, Exchange, Response};
@@ -27,6 +27,8 @@ pub enum Shape {
     Message(SmolStr),
     /// An HTTP response.
     Response(HttpShape),
+    /// A message to the bridge, which has made the call.
+    Bridge(BridgeCallId),
 }
 
 /// The properties of a request that determine the form of its HTTP response.
@@ -47,6 +49,7 @@ impl Shape {
             // A short id is stored inline, so counting its length is slightly too much.
             Self::Message(id) => id.len(),
             Self::Response(shape) => shape.allow_origin.as_ref().map_or(0, |origin| origin.len()),
+            Self::Bridge(_) => 0,
         }
     }
 
@@ -61,6 +64,8 @@ impl Shape {
         match self {
             Self::Message(id) => put_message(out, scratch, answer, id),
             Self::Response(shape) => shape.put_answer(out, scratch, date, answer),
+            // Not written to a connection. See `Turn::answer_bridge`.
+            Self::Bridge(_) => {}
         }
     }
 }

@@ -34,8 +34,12 @@ fn batches(runner: &mut Runner, now_ms: u64) -> Vec<(BatchId, Vec<u64>)> {
     polled.map(|(id, batch)| (id, numbers(&batch))).collect()
 }
 
-fn failed(pause_ms: Option<u64>) -> Result<(), EngineFailure> {
+fn failed(pause_ms: Option<u64>) -> Result<Acknowledgement, EngineFailure> {
     Err(EngineFailure { why: "down".into(), pause_ms })
+}
+
+fn stored() -> Result<Acknowledgement, EngineFailure> {
+    Ok(Acknowledgement::default())
 }
 
 fn settled(runner: &mut Runner) -> Vec<u64> {
@@ -62,9 +66,9 @@ fn no_two_batches_in_flight_have_events_of_the_same_client() {
     let first = batches(&mut runner, 0);
     let taken: Vec<_> = first.iter().map(|(_, numbers)| numbers.clone()).collect();
     assert_eq!(taken, [vec![0, 1], vec![3, 4]], "event 2 waits for 0 and 1");
-    runner.handle_outcome(0, first[1].0, Ok(()));
+    runner.handle_outcome(0, first[1].0, stored());
     assert_eq!(batches(&mut runner, 0), []);
-    runner.handle_outcome(0, first[0].0, Ok(()));
+    runner.handle_outcome(0, first[0].0, stored());
     assert_eq!(batches(&mut runner, 0)[0].1, [2]);
     assert_eq!(settled(&mut runner), [3, 4, 0, 1]);
 }
@@ -82,7 +86,7 @@ fn a_failed_batch_is_sent_again_whole_and_later_events_of_its_clients_wait() {
     assert_eq!(batches(&mut runner, due_ms - 1), []);
     assert_eq!(batches(&mut runner, due_ms), [(id, vec![0, 1])]);
     assert_eq!(settled(&mut runner), [0; 0]);
-    runner.handle_outcome(due_ms, id, Ok(()));
+    runner.handle_outcome(due_ms, id, stored());
     assert_eq!(settled(&mut runner), [0, 1]);
     assert_eq!(batches(&mut runner, due_ms)[0].1, [2]);
 }
@@ -133,11 +137,40 @@ fn the_figures_name_the_last_failure_until_a_batch_is_acknowledged() {
     assert_eq!(runner.figures.failure.as_deref(), Some("down"));
     let due_ms = runner.poll_timeout().expect("the batch is due again");
     batches(&mut runner, due_ms);
-    runner.handle_outcome(due_ms, id, Ok(()));
-    let expected =
-        SinkFigures { delivered: 1, batches: 1, retries: 1, in_flight: 0, failure: None };
+    runner.handle_outcome(due_ms, id, stored());
+    let expected = SinkFigures { delivered: 1, batches: 1, retries: 1, ..Default::default() };
     assert_eq!(runner.figures, expected);
     assert!(runner.lanes.is_empty() && runner.ready.is_empty());
+}
+
+#[test]
+fn the_calls_of_an_answer_are_carried_out_one_after_another_before_the_batch_ends() {
+    let mut runner = runner(1, 2);
+    push(&mut runner, &[(1, 0), (1, 1), (2, 2)]);
+    let taken = batches(&mut runner, 0);
+    let calls = |texts: &[&str]| {
+        let calls = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+        Ok(Acknowledgement { calls, refused: None })
+    };
+    runner.handle_outcome(0, taken[0].0, calls(&["a", "b"]));
+    runner.handle_outcome(0, taken[1].0, calls(&["c"]));
+    let polled = |runner: &mut Runner| {
+        let mut polled: Vec<_> = std::iter::from_fn(|| runner.poll_call()).collect();
+        polled.sort_by(|one, other| one.1.cmp(&other.1));
+        polled
+    };
+    let expected = [(taken[0].0, b"a".to_vec()), (taken[1].0, b"c".to_vec())];
+    assert_eq!(polled(&mut runner), expected, "one of each batch at a time");
+    runner.handle_called(taken[1].0, Ok(()));
+    assert_eq!(settled(&mut runner), [2]);
+    runner.handle_called(taken[0].0, Err(Fault::new(Code::SendFailed, "no such client")));
+    assert_eq!(polled(&mut runner), [(taken[0].0, b"b".to_vec())], "a failed call ends nothing");
+    assert_eq!(settled(&mut runner), [0; 0]);
+    assert_eq!(batches(&mut runner, 0), [], "event 1 waits for the calls after event 0");
+    runner.handle_called(taken[0].0, Ok(()));
+    assert_eq!(settled(&mut runner), [0]);
+    assert_eq!(batches(&mut runner, 0)[0].1, [1]);
+    assert_eq!((runner.figures.calls, runner.figures.failed_calls), (3, 1));
 }
 
 #[test]
@@ -149,10 +182,10 @@ fn random_outcomes_never_break_the_order_of_a_client() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             random >> 33
         };
-        let mut stored: HashMap<u64, Vec<u64>> = HashMap::new();
+        let mut taken: HashMap<u64, Vec<u64>> = HashMap::new();
         let mut in_flight: Vec<(BatchId, Arc<EventBatch>)> = Vec::new();
         let (mut pushed, mut now_ms) = (0, 0);
-        while stored.values().map(Vec::len).sum::<usize>() < 200 {
+        while taken.values().map(Vec::len).sum::<usize>() < 200 {
             if pushed < 200 {
                 push(&mut runner, &[(next() % 5, pushed)]);
                 pushed += 1;
@@ -166,12 +199,12 @@ fn random_outcomes_never_break_the_order_of_a_client() {
             let is_stored = next() % 3 > 0;
             if is_stored {
                 for event in &batch.events {
-                    stored.entry(event.client.value()).or_default().push(event.number.0);
+                    taken.entry(event.client.value()).or_default().push(event.number.0);
                 }
             }
-            runner.handle_outcome(now_ms, id, if is_stored { Ok(()) } else { failed(None) });
+            runner.handle_outcome(now_ms, id, if is_stored { stored() } else { failed(None) });
         }
         assert_eq!((settled(&mut runner).len(), runner.lanes.len()), (200, 0), "seed {seed}");
-        assert!(stored.values().all(|numbers| numbers.is_sorted()), "seed {seed}: {stored:?}");
+        assert!(taken.values().all(|numbers| numbers.is_sorted()), "seed {seed}: {taken:?}");
     }
 }

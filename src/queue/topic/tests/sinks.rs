@@ -188,6 +188,7 @@ fn the_figures_of_a_sink_outlast_its_run() {
         retries: 5,
         in_flight: 1,
         failure: Some("down".into()),
+        ..Default::default()
     };
     topic.sink_reported(0, "a", RUN, &[MessageNumber(0), MessageNumber(1)], figures);
     let report = topic.report("t", 3_000).sinks.remove(0);
