@@ -18,6 +18,9 @@ pub enum Dialect {
     /// A WebSocket at `/sub/CHANNEL` receives what a WebSocket at `/pub/CHANNEL` sends, or what is
     /// POSTed there. Each publication has an answer, whose content is ignored.
     Channels,
+    /// [`Dialect::Channels`], and two routes more: `/in/CHANNEL` publishes without answers, and `/echo` returns
+    /// each message. See `src/bare/main.rs`.
+    Bare,
     /// The protocol of NATS inside WebSocket.
     Nats,
 }

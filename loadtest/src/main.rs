@@ -102,8 +102,8 @@ struct Options {
     /// Process id of a running server, to measure its CPU time and memory
     #[arg(long, global = true, value_parser = value_parser!(i32).range(1..))]
     pid: Option<i32>,
-    /// Other servers to measure in the scenarios that they support: nchan, nats, or ADDRESS@PID of a
-    /// running one that speaks WebSocket at /sub/CHANNEL and /pub/CHANNEL
+    /// Other servers to measure in the scenarios that they support: nchan, nats, bare (one that does nothing
+    /// but the work, as a lower bound), or ADDRESS@PID of a running one that speaks WebSocket at /sub/CHANNEL and /pub/CHANNEL
     #[arg(long = "peer", global = true, value_name = "PEER,…", value_delimiter = ',')]
     rivals: Vec<Rival>,
     /// Runs of each scenario

@@ -53,8 +53,10 @@ impl Publisher {
             (Dialect::Gridcast, false) => {
                 Self::WebSocket(client::open(api, "/ws/v1", raw::TEXT).await?)
             }
-            (Dialect::Channels, true) => Self::HttpChannel(HttpConnection::open(api).await?),
-            (Dialect::Channels, false) => {
+            (Dialect::Channels | Dialect::Bare, true) => {
+                Self::HttpChannel(HttpConnection::open(api).await?)
+            }
+            (Dialect::Channels | Dialect::Bare, false) => {
                 let path = format!("/pub/{}", name_of_channel(to)?);
                 Self::Channel(client::open(api, &path, raw::TEXT).await?)
             }

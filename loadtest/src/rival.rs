@@ -32,6 +32,9 @@ pub enum Rival {
     Nchan,
     /// nats-server, over WebSocket.
     Nats,
+    /// A server that does nothing but the work, with one thread: the lower bound. Built with the load test, as
+    /// `gridcast-bare`.
+    Bare,
     /// A running server that speaks [`Dialect::Channels`].
     Running(SocketAddr, Pid),
 }
@@ -43,9 +46,10 @@ impl FromStr for Rival {
         Ok(match text {
             "nchan" => Self::Nchan,
             "nats" => Self::Nats,
+            "bare" => Self::Bare,
             _ => {
                 let (address, pid) = text.split_once('@').context(
-                    "neither nchan nor nats, and \
+                    "neither nchan, nats nor bare, and \
                     not ADDRESS@PID",
                 )?;
                 let pid = pid.parse().ok().filter(|pid| *pid > 0).context("not a process id")?;
@@ -60,6 +64,7 @@ impl fmt::Display for Rival {
         match self {
             Self::Nchan => f.write_str("nchan"),
             Self::Nats => f.write_str("NATS"),
+            Self::Bare => f.write_str("bare"),
             Self::Running(address, _) => write!(f, ":{}", address.port()),
         }
     }
@@ -71,6 +76,7 @@ impl Rival {
         match self {
             Self::Nchan | Self::Running(..) => Dialect::Channels,
             Self::Nats => Dialect::Nats,
+            Self::Bare => Dialect::Bare,
         }
     }
 
@@ -82,6 +88,7 @@ impl Rival {
         match self {
             Self::Nchan => start_nchan(cpus),
             Self::Nats => start_nats(cpus),
+            Self::Bare => start_bare(cpus),
             Self::Running(address, pid) => {
                 Ok(Server::running(target(*address, *pid, Dialect::Channels)))
             }
@@ -166,6 +173,15 @@ fn start_nats(cpus: &[usize]) -> Result<Server> {
     Ok(Server::started(target(address, process.pid(), Dialect::Nats), process))
 }
 
+fn start_bare(cpus: &[usize]) -> Result<Server> {
+    ensure!(cpus.len() == 1, "the bare server has one thread: --server-cpus with one CPU");
+    let binary = std::env::current_exe()?.with_file_name("gridcast-bare");
+    ensure!(binary.is_file(), "gridcast-bare is not here: cargo build --release --workspace");
+    let address = |line: &str| line.strip_prefix("gridcast-bare listens at ")?.parse().ok();
+    let (process, address) = Process::start_until(Command::new(binary), cpus, files()?, address)?;
+    Ok(Server::started(target(address, process.pid(), Dialect::Bare), process))
+}
+
 fn nats_config(address: SocketAddr) -> String {
     format!("listen: \"127.0.0.1:-1\"\nwebsocket {{ listen: \"{address}\", no_tls: true }}\n")
 }
@@ -211,9 +227,12 @@ mod tests {
     #[test]
     fn a_rival_is_a_name_or_an_address_with_a_process() {
         let running = Rival::Running(SocketAddr::from(([127, 0, 0, 1], 9001)), Pid::from_raw(7));
-        for (text, rival) in
-            [("nchan", Rival::Nchan), ("nats", Rival::Nats), ("127.0.0.1:9001@7", running)]
-        {
+        for (text, rival) in [
+            ("nchan", Rival::Nchan),
+            ("nats", Rival::Nats),
+            ("bare", Rival::Bare),
+            ("127.0.0.1:9001@7", running),
+        ] {
             assert_eq!(text.parse::<Rival>().expect(text), rival);
         }
         for wrong in ["", "nginx", "127.0.0.1:9001", "127.0.0.1@7", "127.0.0.1:9001@-1"] {

@@ -37,7 +37,10 @@ impl Target {
             (Dialect::Gridcast, Some(channel)) => {
                 client::open(self.edge, &format!("/ws?channels={channel}"), raw::TEXT).await
             }
-            (Dialect::Channels, channel) => {
+            (Dialect::Bare, None) => {
+                client::open(self.edge, &format!("/in/{TOPIC}"), raw::TEXT).await
+            }
+            (Dialect::Channels | Dialect::Bare, channel) => {
                 // In this protocol every client has a channel.
                 let path = format!("/sub/{}", channel.unwrap_or("none"));
                 client::open(self.edge, &path, raw::TEXT).await

@@ -115,8 +115,9 @@ impl Scenario {
             Self::Channels(channels) => match dialect {
                 Dialect::Gridcast => true,
                 Dialect::Nats => channels.per_client == 1,
-                Dialect::Channels => false,
+                Dialect::Channels | Dialect::Bare => false,
             },
+            Self::Echo(_) => matches!(dialect, Dialect::Gridcast | Dialect::Bare),
             _ => dialect == Dialect::Gridcast,
         }
     }
