@@ -360,7 +360,10 @@ mod tests {
                 tell.send(None).expect("the test waits");
                 server.serve()
             }
-            Err(error) => Ok(tell.send(Some(error)).expect("the test waits")),
+            Err(error) => {
+                tell.send(Some(error)).expect("the test waits");
+                Ok(())
+            }
         });
         if let Some(error) = told.recv().expect("the thread tells") {
             return eprintln!("skipped: no io_uring here: {error}");
