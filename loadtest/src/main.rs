@@ -25,6 +25,7 @@ mod machine;
 mod markdown;
 mod meter;
 mod nats;
+mod operators;
 mod pace;
 mod payload;
 mod plot;

@@ -8,6 +8,7 @@ mod grid;
 mod hostile;
 mod ingest;
 mod mix;
+mod observed;
 mod publish;
 mod rate;
 mod send;
@@ -49,6 +50,8 @@ pub enum Scenario {
     Grid(grid::Grid),
     /// Delays of other messages during a continuous fan-out
     Unrelated(unrelated::Unrelated),
+    /// The cost of operators who list clients without pause and have taps open, during a fan-out
+    Observed(observed::Observed),
     /// Delays of other messages, and memory, beside greedy peers and under attacks
     Hostile(hostile::Hostile),
 }
@@ -78,6 +81,7 @@ impl Scenario {
             Self::Mix(mix) => mix.title(),
             Self::Grid(grid) => grid.title(),
             Self::Unrelated(unrelated) => unrelated.title(),
+            Self::Observed(observed) => observed.title(),
             Self::Hostile(hostile) => hostile.title(),
         }
     }
@@ -101,7 +105,7 @@ impl Scenario {
             Self::Channels(_) | Self::Mix(_) => "delivery",
             Self::Ingest(_) => "message",
             Self::Grid(_) => "delivery",
-            Self::Unrelated(_) | Self::Hostile(_) => "probe",
+            Self::Unrelated(_) | Self::Observed(_) | Self::Hostile(_) => "probe",
         }
     }
 
@@ -149,6 +153,7 @@ impl Scenario {
             Self::Mix(mix) => mix.run(target, deadline).await,
             Self::Grid(grid) => grid.run(&nodes, deadline).await,
             Self::Unrelated(unrelated) => unrelated.run(target).await,
+            Self::Observed(observed) => observed.run(target, deadline).await,
             Self::Hostile(hostile) => hostile.run(nodes, deadline).await,
         }
     }
@@ -240,6 +245,13 @@ pub fn all(quick: bool) -> Vec<Scenario> {
     }
     let clients = least(10_000, 1_000);
     scenarios.push(Scenario::Unrelated(unrelated::Unrelated { clients, time: time.into() }));
+    scenarios.push(Scenario::Observed(observed::Observed {
+        clients: least(5_000, 500),
+        messages: least(60, 5),
+        pairs: least(5, 1),
+        taps: 10,
+        tap_channel: false,
+    }));
     scenarios.extend(Scenario::Hostile(hostile).each());
     scenarios
 }

@@ -31,8 +31,8 @@ impl Budget {
     pub(crate) const SLOT: usize = 1;
     /// The units of a client or a back end.
     pub(crate) const CLIENT: usize = 4;
-    /// The units of a row that is found.
-    pub(crate) const ROW: usize = 16;
+    /// The units of a row that is found: to make it, to gather it, and to write and send it as JSON.
+    pub(crate) const ROW: usize = 40;
 
     /// Whether nothing is left.
     pub(crate) fn is_spent(self) -> bool {
