@@ -40,6 +40,36 @@ fn the_page_has_a_strict_policy_and_its_files_are_kept_by_their_tags() {
 }
 
 #[test]
+fn files_are_compressed_for_those_that_accept_it_under_a_tag_of_their_own() {
+    let server = Server::new();
+    for path in ["/console", "/console/main.js"] {
+        let head = |accepted: &str| {
+            let mut connection = server.http();
+            connection.send(server.raw("HEAD", path, accepted, ""));
+            connection.head()
+        };
+        let [plain, gzip] = ["", "Accept-Encoding: gzip\r\n"].map(head);
+        let encodings = [&plain, &gzip].map(|response| response.header("content-encoding"));
+        assert_eq!(encodings, [None, Some("gzip")], "{path}");
+        for response in [&plain, &gzip] {
+            assert_eq!(response.header("vary"), Some("Accept-Encoding"), "{path}");
+        }
+        let bytes = [&plain, &gzip].map(|response| {
+            let length = response.header("content-length").expect("a length");
+            length.parse::<usize>().expect("a number")
+        });
+        assert_eq!(server.get(path).body.len(), bytes[0], "{path}");
+        assert!(bytes[1] * 2 < bytes[0], "{path}: {bytes:?}");
+        let tags = [&plain, &gzip].map(|response| response.header("etag"));
+        assert!(tags == [None, None] || tags[0] != tags[1], "{path}");
+        if let Some(tag) = tags[1] {
+            let known = head(&format!("Accept-Encoding: gzip\r\nIf-None-Match: {tag}\r\n"));
+            assert_eq!((known.status, known.header("content-encoding")), (304, None), "{path}");
+        }
+    }
+}
+
+#[test]
 fn only_existing_files_of_the_console_can_be_read() {
     let server = Server::new();
     for path in ["/console/", "/console/x.js", "/console/../Cargo.toml", "/console/index.html"] {

@@ -1,7 +1,9 @@
 //! The console: a page for operators, at `/console` of the API. The page is a client of the public API.
 //!
 //! `page/` holds its files as they are sent: one HTML file, one style sheet, and JavaScript modules.
-//! There is no build step, and nothing comes from elsewhere.
+//! Nothing comes from elsewhere. `build.rs` compresses the files; there is no other build step.
+
+use std::borrow::Cow;
 
 /// The content security policy of the page. Scripts and styles come from the API's listener alone, none
 /// is inline, and text cannot become markup (`require-trusted-types-for`).
@@ -14,16 +16,37 @@ pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self
 pub struct File {
     name: &'static str,
     text: &'static str,
+    gzip: &'static [u8],
     hash: u64,
+}
+
+/// The content coding in which a file is sent (RFC 9110, section 8.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// The file as it is.
+    Identity,
+    /// Compressed as a gzip file.
+    Gzip,
+}
+
+/// Reads a compressed file that `build.rs` has made.
+macro_rules! compressed {
+    ($name:expr) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/console/", $name, ".gz"))
+    };
 }
 
 /// The HTML file. `{{users}}` is replaced by whether the API has users.
 const PAGE: &str = include_str!("page/index.html");
 
+/// The compressed HTML file, for an API without users and for one with users.
+const COMPRESSED_PAGES: [&[u8]; 2] =
+    [compressed!("index-false.html"), compressed!("index-true.html")];
+
 /// Lists files of `page/` with their contents.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
-        [$(File::new($name, include_str!(concat!("page/", $name)))),*]
+        [$(File::new($name, include_str!(concat!("page/", $name)), compressed!($name))),*]
     };
 }
 
@@ -51,8 +74,14 @@ static FILES: [File; 19] = files![
 ];
 
 /// Returns the page. `has_users` decides whether it asks for credentials.
-pub fn page(has_users: bool) -> String {
-    PAGE.replace("{{users}}", if has_users { "true" } else { "false" })
+pub fn page(coding: Coding, has_users: bool) -> Cow<'static, [u8]> {
+    match coding {
+        Coding::Identity => {
+            let page = PAGE.replace("{{users}}", if has_users { "true" } else { "false" });
+            Cow::Owned(page.into_bytes())
+        }
+        Coding::Gzip => Cow::Borrowed(COMPRESSED_PAGES[usize::from(has_users)]),
+    }
 }
 
 /// Returns the file with a name.
@@ -61,13 +90,16 @@ pub fn file(name: &str) -> Option<&'static File> {
 }
 
 impl File {
-    const fn new(name: &'static str, text: &'static str) -> Self {
-        Self { name, text, hash: hash(text.as_bytes()) }
+    const fn new(name: &'static str, text: &'static str, gzip: &'static [u8]) -> Self {
+        Self { name, text, gzip, hash: hash(text.as_bytes()) }
     }
 
     /// Returns the contents.
-    pub fn text(&self) -> &'static str {
-        self.text
+    pub fn bytes(&self, coding: Coding) -> &'static [u8] {
+        match coding {
+            Coding::Identity => self.text.as_bytes(),
+            Coding::Gzip => self.gzip,
+        }
     }
 
     /// Returns the value of `Content-Type`.
@@ -78,14 +110,18 @@ impl File {
         }
     }
 
-    /// Returns the value of `ETag` (RFC 9110, section 8.8.3).
-    pub fn tag(&self) -> String {
-        format!("\"{:016x}\"", self.hash)
+    /// Returns the value of `ETag`, which differs between codings (RFC 9110, section 8.8.3.3).
+    pub fn tag(&self, coding: Coding) -> String {
+        let end = match coding {
+            Coding::Identity => "",
+            Coding::Gzip => "-gzip",
+        };
+        format!("\"{:016x}{end}\"", self.hash)
     }
 
     /// Whether `If-None-Match` has the tag of this file, so that the peer need not get it again.
-    pub fn is_known(&self, if_none_match: &[u8]) -> bool {
-        let tag = self.tag();
+    pub fn is_known(&self, coding: Coding, if_none_match: &[u8]) -> bool {
+        let tag = self.tag(coding);
         if_none_match.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).any(|known| {
             // The comparison is weak (RFC 9110, section 13.1.2).
             known.strip_prefix(b"W/").unwrap_or(known) == tag.as_bytes() || known == b"*"
@@ -109,6 +145,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
+
+    use zlib_rs::crc32::crc32;
 
     use super::*;
 
@@ -159,19 +197,52 @@ mod tests {
         for name in ["", "/main.js", "x.js", "index.html", "../mod.rs"] {
             assert_eq!(file(name), None, "{name}");
         }
-        assert!(page(true).contains(" data-users=\"true\">"));
-        assert!(page(false).contains(" data-users=\"false\">"));
+        for (has_users, shown) in
+            [(true, " data-users=\"true\">"), (false, " data-users=\"false\">")]
+        {
+            let page = page(Coding::Identity, has_users);
+            assert!(str::from_utf8(&page).expect("it is text").contains(shown));
+        }
+    }
+
+    /// Returns the contents of a gzip file whose head has no optional fields (RFC 1952, section 2.3).
+    fn gunzip(gzip: &[u8]) -> Vec<u8> {
+        assert_eq!(gzip[..4], [0x1F, 0x8B, 8, 0]);
+        let (body, end) = gzip[10..].split_at(gzip.len() - 18);
+        let text = miniz_oxide::inflate::decompress_to_vec(body).expect("it is DEFLATE");
+        let [checksum, length] = [crc32(0, &text), text.len() as u32].map(u32::to_le_bytes);
+        assert_eq!(end, [checksum, length].concat());
+        text
+    }
+
+    #[test]
+    fn compressed_files_are_the_same_and_less_than_half_the_size() {
+        let (mut plain_bytes, mut gzip_bytes) = (0, 0);
+        for file in &FILES {
+            assert!(gunzip(file.gzip) == file.text.as_bytes(), "{}", file.name);
+            plain_bytes += file.text.len();
+            gzip_bytes += file.gzip.len();
+        }
+        for has_users in [false, true] {
+            let [plain, gzip] =
+                [Coding::Identity, Coding::Gzip].map(|coding| page(coding, has_users));
+            assert!(gunzip(&gzip) == *plain, "the page, {has_users}");
+        }
+        assert!(gzip_bytes * 2 < plain_bytes, "{gzip_bytes} of {plain_bytes} bytes");
     }
 
     #[test]
     fn a_peer_that_has_the_tag_has_the_file() {
         let file = file("style.css").expect("the file");
-        let tag = file.tag();
-        for list in [&tag[..], &format!("\"x\", {tag}"), &format!("W/{tag},\"y\""), "*"] {
-            assert!(file.is_known(list.as_bytes()), "{list}");
-        }
-        for list in ["", "\"x\"", tag.trim_matches('"')] {
-            assert!(!file.is_known(list.as_bytes()), "{list}");
+        for (coding, other) in [(Coding::Identity, Coding::Gzip), (Coding::Gzip, Coding::Identity)]
+        {
+            let tag = file.tag(coding);
+            for list in [&tag[..], &format!("\"x\", {tag}"), &format!("W/{tag},\"y\""), "*"] {
+                assert!(file.is_known(coding, list.as_bytes()), "{list}");
+            }
+            for list in ["", "\"x\"", tag.trim_matches('"'), &file.tag(other)] {
+                assert!(!file.is_known(coding, list.as_bytes()), "{list}");
+            }
         }
     }
 }

@@ -9,10 +9,12 @@
 //! - `head.rs`: parses a head. `host.rs`: validates the host. `list.rs`: lists in header values.
 //! - `known.rs`: recognises a head that repeats the last one.
 //! - `body.rs`: decodes bodies, with a length or chunked.
-//! - `request.rs`: [`Request`]. `query.rs`: percent-encoding. `forwarded.rs`: clients of proxies.
+//! - `request.rs`: [`Request`]. `coding.rs`: the codings that a client accepts. `query.rs`: percent-encoding.
+//! - `forwarded.rs`: clients of proxies.
 //! - `response.rs`: [`Response`]. `date.rs`: the `Date` header.
 
 mod body;
+mod coding;
 mod date;
 mod forwarded;
 mod head;
