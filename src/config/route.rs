@@ -12,6 +12,7 @@ use super::origin::ORIGINS;
 use super::shape::{Choice, List, Switch, Text, Words, bytes, limit};
 use super::token::{TokenKeys, read_token};
 use crate::protocol::admission::AdmissionHook;
+use crate::protocol::api::ROUTE_PATH_BYTES_MAX;
 use crate::protocol::http::is_token;
 use crate::protocol::token::TokenRule;
 
@@ -153,7 +154,7 @@ impl fmt::Display for Route {
 }
 
 const PATH: Text<String> = Text {
-    expected: "a path such as \"/ws\", as clients send it: without parameters and patterns",
+    expected: "a path such as \"/ws\", up to 1,024 bytes, as clients send it: without parameters and patterns",
     parse: |text| is_path(text).then(|| text.to_owned()),
 };
 
@@ -164,6 +165,7 @@ fn is_path(text: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{}*".contains(&byte);
     let is_resolved = |segment: &str| matches!(&segment.replace("%2e", ".")[..], "." | "..");
     text.starts_with('/')
+        && text.len() <= ROUTE_PATH_BYTES_MAX
         && text.bytes().all(is_part)
         && !text.to_ascii_lowercase().split('/').any(is_resolved)
 }
@@ -222,6 +224,7 @@ mod tests {
             "[[edge]]\n\n[[edge.route]]\ntopic = \"a\"",
             "gridcast.toml:3: edge.route.path: missing; a route needs one",
         );
+        let path_of = |bytes: usize| format!("/{}", "x".repeat(bytes - 1));
         let with_path = |path: &str| format!("[[edge]]\n[[edge.route]]\npath = '{path}'");
         for path in [
             "",
@@ -245,14 +248,15 @@ mod tests {
             refused(
                 &with_path(path),
                 &format!(
-                    "gridcast.toml:3: edge.route.path: expected a path such as \"/ws\", as clients send \
-                     it: without parameters and patterns, found \"{path}\""
+                    "gridcast.toml:3: edge.route.path: expected a path such as \"/ws\", up to 1,024 \
+                     bytes, as clients send it: without parameters and patterns, found \"{path}\""
                 ),
             );
         }
-        for path in
-            ["/", "//", "/a/", "/:id", "/...", "/a|b", "/%7Bid%7D", "/~a/.well-known/b;c=1,2@x"]
-        {
+        let longest = path_of(ROUTE_PATH_BYTES_MAX);
+        assert!(parse_with(&with_path(&format!("{longest}x")), &[]).is_err());
+        let unusual = "/~a/.well-known/b;c=1,2@x";
+        for path in ["/", "//", "/a/", "/:id", "/...", "/a|b", "/%7Bid%7D", unusual, &longest] {
             assert_eq!(parse(&with_path(path)).edges[0].routes[0].path, path);
         }
     }

@@ -49,6 +49,9 @@ use crate::address::{ClientId, NodeId};
 /// The longest name of a channel, a topic or a context key, in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
 
+/// The longest path of a route, in bytes.
+pub const ROUTE_PATH_BYTES_MAX: usize = 1024;
+
 /// The most keys of one client's context.
 pub const CONTEXT_KEYS_MAX: usize = 256;
 

@@ -7,7 +7,7 @@ use super::{
 use crate::address::{ClientId, NodeId};
 use crate::protocol::api::document::Value;
 use crate::protocol::api::params::{client_of, optional, read_name, read_network, read_user};
-use crate::protocol::api::{Fault, NAME_BYTES_MAX};
+use crate::protocol::api::{Fault, NAME_BYTES_MAX, ROUTE_PATH_BYTES_MAX};
 
 /// Reads the parameters of a list.
 pub(in crate::protocol::api) fn read_list(
@@ -52,11 +52,16 @@ fn read_client_ids(value: Value<'_, '_>) -> Result<Vec<ClientId>, Fault> {
     Ok(clients)
 }
 
-/// Reads the path of a route, which may be longer than a name.
+/// Reads the path of a route, which may be longer than a name. No route has a path with other bytes.
 fn read_route(value: Value<'_, '_>) -> Result<Box<str>, Fault> {
     let path = value.text().filter(|path| path.starts_with('/'));
-    path.map(Box::from)
-        .ok_or_else(|| Fault::invalid("route: expected the path of a route, such as \"/ws\""))
+    let path = path.filter(|path| path.bytes().all(|byte| byte.is_ascii_graphic()));
+    let path =
+        path.ok_or_else(|| Fault::invalid("route: expected the path of a route, such as \"/ws\""))?;
+    match path.len() <= ROUTE_PATH_BYTES_MAX {
+        true => Ok(path.into()),
+        false => Err(Fault::invalid(format!("route: more than {ROUTE_PATH_BYTES_MAX} bytes"))),
+    }
 }
 
 fn read_node(value: Value<'_, '_>) -> Result<NodeId, Fault> {
@@ -153,8 +158,12 @@ mod tests {
         let max = "max: expected an integer from 1 to 1000";
         let after = "after: expected the \"next\" of an earlier answer";
         let ids = "c: expected 1 to 1000 client ids";
+        let path = "route: expected the path of a route, such as \"/ws\"";
         let id = "c: expected a client id, as a string of decimal digits or an integer";
         let many = format!("{{\"c\":[{}1]}}", "1,".repeat(PAGE_MAX));
+        let route = |bytes: usize| format!("{{\"route\":\"/{}\"}}", "x".repeat(bytes - 1));
+        let (longest, longer) = (route(ROUTE_PATH_BYTES_MAX), route(ROUTE_PATH_BYTES_MAX + 1));
+        assert!(clients(&longest).is_ok());
         let table = [
             (r#"{"max":0}"#, max),
             (r#"{"max":1001}"#, max),
@@ -179,7 +188,10 @@ mod tests {
                 r#"{"address":"10.0.0.0/33"}"#,
                 "address: expected an IP address, or a network such as \"10.0.0.0/8\"",
             ),
-            (r#"{"route":"ws"}"#, "route: expected the path of a route, such as \"/ws\""),
+            (r#"{"route":"ws"}"#, path),
+            (r#"{"route":"/w s"}"#, path),
+            (r#"{"route":"/é"}"#, path),
+            (&longer, "route: more than 1024 bytes"),
             (r#"{"node":1024}"#, "node: expected the id of a node, an integer from 0 to 1023"),
         ];
         for (params, message) in table {
