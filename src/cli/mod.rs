@@ -344,9 +344,7 @@ impl ToolCommand {
             _ => None,
         }
     }
-}
 
-impl ToolCommand {
     /// Runs the command. `read` reads and checks a configuration file.
     pub fn run(self, read: impl FnOnce(&Path) -> Result<Config, String>) -> Result<(), Failure> {
         match self {
