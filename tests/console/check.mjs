@@ -188,6 +188,12 @@ async function useOtherwise() {
   await page.until(`${text("#clients-list .foot")}.includes("roles do not allow it")`);
   const width = await page.evaluate("document.documentElement.scrollWidth");
   assert(width <= 375, `the page is ${width} pixels wide`);
+  for (const [key, view] of [["7", "messages"], ["1", "overview"]]) {
+    await page.press(key);
+    await page.until(`location.hash === "#${view}" && document.querySelector("nav [aria-current]").hash === "#${view}"`);
+    const [left, right] = await page.evaluate(`(() => { const box = document.querySelector("nav [aria-current]").getBoundingClientRect(); return [box.left, box.right]; })()`);
+    assert(left > -1 && right < 376, `the link of ${view} is from ${left} to ${right}`);
+  }
   await ask("end");
   await page.until(`${text("#lost")}.includes("cannot be reached") && ${text("#lost")}.includes("Trying again")`);
 }

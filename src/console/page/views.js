@@ -39,8 +39,13 @@ export function showFromAddress() {
   shown = view;
   for (const { id: other } of views.values()) byId(other).hidden = other !== id;
   for (const link of byId("nav").children) {
-    if (link.hash === `#${id}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.hash === `#${id}`) {
+      link.setAttribute("aria-current", "page");
+      // On a phone the links are wider than the page.
+      link.scrollIntoView({ block: "nearest", inline: "nearest" });
+    } else {
+      link.removeAttribute("aria-current");
+    }
   }
   // What had the focus may be hidden now.
   if (document.activeElement === document.body) byId("main").focus();
