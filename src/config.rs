@@ -155,12 +155,30 @@ impl Config {
         // Read first, so that errors are reported in the format of the log.
         let format = Log::read(&root).map_or(Format::Text, |log| log.format);
         let config = Self::read_keys(&root).map_err(|error| error.in_format(format))?;
-        let written = WrittenSettings::collect(&root, &Self::definition())?;
+        let mut written = WrittenSettings::collect(&root, &Self::definition())?;
+        config.fixed_paths().for_each(|path| written.fix(&path));
         Ok(Loaded { config, written })
     }
 }
 
 impl Config {
+    /// Whether a topic of this name is on disk. Its groups are those of its log, which is opened at the start.
+    pub fn is_on_disk(&self, topic: &str) -> bool {
+        self.topics.iter().any(|known| known.name == topic && known.store == Store::Disk)
+    }
+
+    /// The paths of settings that need a restart because they name groups of a topic on disk.
+    fn fixed_paths(&self) -> impl Iterator<Item = String> {
+        let on_disk = self.topics.iter().filter(|topic| topic.store == Store::Disk);
+        let groups = on_disk.map(|topic| format!("topic[{:?}].default_group", topic.name));
+        let sinks = self.sinks.iter().filter(|sink| self.is_on_disk(&sink.topic));
+        let sinks = sinks.flat_map(|sink| {
+            let table = format!("sink[{:?}]", sink.name);
+            [format!("{table}.topic"), table]
+        });
+        groups.chain(sinks)
+    }
+
     /// The number of services that answer questions of devices or take events (different admission hooks of
     /// routes, and webhooks of sinks), and that of different key sets.
     pub fn services(&self) -> (usize, usize) {

@@ -4,6 +4,7 @@ mod process;
 mod text;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub use process::{CertificateExpiry, ProcessUsage, SharedUsage};
 pub use text::{CONTENT_TYPE, render};
@@ -226,10 +227,8 @@ pub struct ProcessReport {
 /// The figures of the topics on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskReport {
-    /// Files that were written and synced, and other changes of files.
-    pub syncs: u64,
-    /// How long that took, in microseconds.
-    pub sync_us: u64,
+    /// Durations of changes of files, with their syncs.
+    pub syncs: Durations,
     /// Events that were stored.
     pub events: u64,
     /// Changes and reads of files that have failed.
@@ -349,8 +348,7 @@ pub struct Durations {
 impl Durations {
     /// Counts a duration in microseconds.
     pub fn add(&mut self, us: u64) {
-        let bucket = BOUNDS_US.iter().take_while(|&&bound| us > bound).count();
-        self.buckets[bucket] += 1;
+        self.buckets[bucket_of(us)] += 1;
         self.sum_us += us;
         self.longest_us = self.longest_us.max(us);
     }
@@ -363,6 +361,37 @@ impl Durations {
     /// The sum of all durations, in microseconds.
     pub fn sum_us(&self) -> u64 {
         self.sum_us
+    }
+}
+
+/// The bucket that counts a duration in microseconds.
+fn bucket_of(us: u64) -> usize {
+    BOUNDS_US.iter().take_while(|&&bound| us > bound).count()
+}
+
+/// A histogram of durations that one thread fills and others read.
+#[derive(Debug, Default)]
+pub struct SharedDurations {
+    buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+    longest_us: AtomicU64,
+}
+
+impl SharedDurations {
+    /// Counts a duration in microseconds.
+    pub fn add(&self, us: u64) {
+        self.buckets[bucket_of(us)].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+        self.longest_us.fetch_max(us, Relaxed);
+    }
+
+    /// The durations until now.
+    pub fn load(&self) -> Durations {
+        Durations {
+            buckets: std::array::from_fn(|bucket| self.buckets[bucket].load(Relaxed)),
+            sum_us: self.sum_us.load(Relaxed),
+            longest_us: self.longest_us.load(Relaxed),
+        }
     }
 }
 

@@ -466,3 +466,51 @@ fn verify_prints_groups_and_backlogs_and_finds_damage() {
     assert!(text.contains("  fault: 00000000000000000001.log: offset "), "{text}");
     assert!(text.ends_with("1 topics, 1 faults\n"), "{text}");
 }
+
+#[test]
+fn verify_changes_nothing_in_the_directory() {
+    let data = Data::new();
+    let mut server = Server::start(&data.config(""));
+    assert_eq!(push(&server, "a"), STORED);
+    server.terminate();
+    assert_eq!(server.exit_code(), Some(0));
+    // As in a copy that somebody has made of the files alone.
+    fs::remove_file(data.0.join("topics/lock")).expect("it was created");
+    let (status, text) = verify(&data);
+    assert!(status == Some(0) && text.ends_with("1 topics, 0 faults\n"), "{text}");
+    assert!(!data.0.join("topics/lock").exists());
+}
+
+#[test]
+fn a_list_of_topics_says_which_are_on_disk() {
+    let data = Data::new();
+    let server = Server::start(&data.config(""));
+    let list = server.backend().done("topic.list", &json!({}));
+    assert_eq!(list["topics"][0]["store"], "disk", "{list}");
+}
+
+#[test]
+fn a_reload_names_the_groups_of_a_topic_on_disk_as_needing_a_restart_and_keeps_them() {
+    let service = Service::start();
+    let sink = |name: &str, path: &str| {
+        let url = format!("http://{}/{path}", service.address);
+        format!("[[sink]]\nname = {name:?}\ntopic = \"orders\"\nwebhook = {{ url = {url:?} }}\n")
+    };
+    let data = Data::new();
+    let before = data.config("default_group = true");
+    let mut server = Server::start(&format!("{before}{}", sink("s", "one")));
+    server.reload(&format!("{before}{}", sink("t", "two")));
+    server.logs("not applied, needs a restart: sink[\"s\"]: removed");
+    server.logs("not applied, needs a restart: sink[\"t\"]: added");
+    // The sink that stays delivers, and may get another address.
+    assert_eq!(push(&server, "a"), STORED);
+    let asked = service.next();
+    assert!(asked.body.contains("\"a\""), "{}", asked.body);
+    asked.answer(200, "");
+    let after = data.config("default_group = false");
+    server.reload(&format!("{after}{}", sink("s", "three")));
+    server.logs("reloaded: sink[\"s\"].webhook.url: ");
+    server.logs("not applied, needs a restart: topic[\"orders\"].default_group: true -> false");
+    let mut reader = consumer(&server, None);
+    assert_eq!(next(&mut reader).0, "a");
+}

@@ -116,6 +116,13 @@ impl WrittenSettings {
         Ok(())
     }
 
+    /// Marks a setting as one that needs a restart.
+    pub(super) fn fix(&mut self, path: &str) {
+        if let Some(setting) = self.0.get_mut(path) {
+            setting.needs_restart = true;
+        }
+    }
+
     fn put(&mut self, path: String, setting: Setting) {
         self.0.insert(path, setting);
     }
@@ -160,7 +167,7 @@ impl WrittenSettings {
             changes.push(Change {
                 path: path.clone(),
                 difference: difference(before, after),
-                needs_restart: setting.needs_restart,
+                needs_restart: [before, after].iter().flatten().any(|one| one.needs_restart),
             });
         }
         changes

@@ -111,13 +111,11 @@ const MESH_METRICS: [Metric<MeshReport>; 4] = [
     gauge("mesh_expected", "Expected nodes, as configured by mesh.expect", |m| m.expected),
 ];
 
-const PROCESS_METRICS: [Metric<ProcessReport>; 9] = [
+const PROCESS_METRICS: [Metric<ProcessReport>; 7] = [
     counter("log_lines_dropped", "Log lines that were not written", |p| p.log_lines_dropped),
     gauge("memory_bytes", "Memory in use, as limits.memory_bytes counts it", |p| p.memory_bytes),
     gauge("memory_limit_bytes", "The memory budget, limits.memory_bytes", |p| p.memory_limit_bytes),
-    counter("disk_syncs", "Files of topics on disk that were written and synced", |p| p.disk.syncs),
-    counter("disk_sync_microseconds", "Time that writing and syncing took", |p| p.disk.sync_us),
-    counter("disk_events", "Events that were stored", |p| p.disk.events),
+    counter("disk_events", "Events of topics on disk that were stored", |p| p.disk.events),
     counter("disk_errors", "Files of topics that could not be written or read", |p| p.disk.errors),
     gauge("disk_bytes", "Size of the files of topics", |p| p.disk.bytes),
     gauge("disk_failing", "1 while files cannot be used and the disk is not full", |p| {
@@ -234,6 +232,8 @@ fn encode_node(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::
     let process = reports.iter().filter_map(|report| report.process.as_ref());
     for process in process {
         encode_table(encoder, &PROCESS_METRICS, [(None, process)].into_iter())?;
+        let help = "Durations of writes to the files of topics, with their syncs";
+        encode_durations(encoder, ("disk_sync", help), [(None, &process.disk.syncs)])?;
         encode_build(encoder, process.driver)?;
         encode_certificates(encoder, &process.certificates)?;
     }
@@ -318,6 +318,8 @@ mod tests {
         reports[0].counters.delivered = 3;
         reports[1].counters.delivered = 4;
         reports[1].clients = 5;
+        let mut syncs = Durations::default();
+        syncs.add(250);
         reports[0].process = Some(ProcessReport {
             log_lines_dropped: 6,
             memory_bytes: 7,
@@ -336,12 +338,7 @@ mod tests {
                 file: "/etc/\"cert\".pem".into(),
                 expires_unix_s: 1_800_000_000,
             }]),
-            disk: super::super::DiskReport {
-                syncs: 9,
-                events: 12,
-                bytes: 13,
-                ..Default::default()
-            },
+            disk: super::super::DiskReport { syncs, events: 12, bytes: 13, ..Default::default() },
         });
         reports[1].backends = 2;
         reports[1].waiting_handshakes = 4;
@@ -412,7 +409,9 @@ mod tests {
             "gridcast_mesh_refused_total{reason=\"key\"} 4",
             "gridcast_mesh_refused_total{reason=\"version\"} 0",
             "gridcast_mesh_refused_total{reason=\"id\"} 1",
-            "gridcast_disk_syncs_total 9",
+            "gridcast_disk_sync_seconds_bucket{le=\"0.0001\"} 0",
+            "gridcast_disk_sync_seconds_bucket{le=\"0.0003\"} 1",
+            "gridcast_disk_sync_seconds_sum 0.00025",
             "gridcast_disk_events_total 12",
             "gridcast_disk_bytes 13",
             "gridcast_disk_failing 0",

@@ -14,6 +14,7 @@ use crate::config::{Change, Config, Edge, Loaded, Source, TlsFiles, WrittenSetti
 use crate::message::{FromNode, ToBridge};
 use crate::metrics::CertificateExpiry;
 use crate::protocol::api::ReloadedSettings;
+use crate::protocol::sink::Sink;
 use crate::runtime::log::LogQueue;
 use crate::runtime::reload::{ReloadRequest, Reloaded, Reloads};
 use crate::runtime::{self, TlsContext, ToBridgeSender};
@@ -217,6 +218,7 @@ fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
     config.mesh = running.mesh.clone();
     config.data = running.data.clone();
     config.log.format = running.log.format;
+    config.sinks = applicable_sinks(running, &config);
     if config.api.users.is_empty() && !running.api.users.is_empty() {
         // A file that is empty or cut off, because it is being written, looks like this too.
         return Err(NodeError(
@@ -225,6 +227,21 @@ fn applicable(running: &Config, new: Config) -> Result<Config, NodeError> {
         ));
     }
     Ok(config)
+}
+
+/// Returns the new sinks. Topics on disk keep those that they have, or will get them at the next start.
+fn applicable_sinks(running: &Config, new: &Config) -> Vec<Arc<Sink>> {
+    let is_on_disk = |sink: &Sink| running.is_on_disk(&sink.topic) || new.is_on_disk(&sink.topic);
+    let kept = running.sinks.iter().filter(|sink| is_on_disk(sink)).map(|sink| {
+        let same = |new: &&Arc<Sink>| (&new.name, &new.topic) == (&sink.name, &sink.topic);
+        new.sinks.iter().find(same).unwrap_or(sink).clone()
+    });
+    let mut sinks: Vec<_> = kept.collect();
+    let is_taken = |name: &str| sinks.iter().any(|sink| *sink.name == *name);
+    let others = new.sinks.iter().filter(|sink| !is_on_disk(sink) && !is_taken(&sink.name));
+    let others: Vec<_> = others.cloned().collect();
+    sinks.extend(others);
+    sinks
 }
 
 /// Returns the new TLS files of a listener that has TLS. Whether it has TLS cannot change.

@@ -286,10 +286,8 @@ impl OpenLog {
         let Some(read) = self.keeper.poll_read() else { return Ok(()) };
         match self.files.read(read) {
             Ok(bytes) => {
-                let read = self.keeper.handle_read(&bytes);
-                read.map_err(|damage| {
-                    io::Error::new(io::ErrorKind::InvalidData, damage.to_string())
-                })
+                self.keeper.handle_read(&bytes)?;
+                Ok(())
             }
             Err(error) => {
                 self.keeper.handle_unread();

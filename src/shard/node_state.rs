@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::interest::Interest;
 use super::rate::Quota;
 use super::settings::Settings;
-use crate::metrics::{CertificateExpiry, DiskReport, SharedUsage};
+use crate::metrics::{CertificateExpiry, DiskReport, SharedDurations, SharedUsage};
 
 /// State that the shards of one node read and change, without locks.
 #[derive(Debug)]
@@ -35,10 +35,8 @@ pub struct NodeState {
 pub struct DiskState {
     /// Whether files cannot be written or read, and not because the disk is full: `/readyz` answers 503.
     pub is_failing: AtomicBool,
-    // Files that were synced, and other changes of files.
-    syncs: AtomicU64,
-    // How long that took, in microseconds.
-    sync_us: AtomicU64,
+    // How long each change of a file took, with its sync.
+    syncs: SharedDurations,
     // Events that were stored.
     events: AtomicU64,
     // Errors, full disks included.
@@ -50,8 +48,7 @@ pub struct DiskState {
 impl DiskState {
     /// Counts a change of a file, which took this long.
     pub fn note_sync(&self, took: Duration) {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.sync_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        self.syncs.add(took.as_micros() as u64);
     }
 
     /// Counts stored events.
@@ -68,8 +65,7 @@ impl DiskState {
     pub fn report(&self) -> DiskReport {
         let of = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         DiskReport {
-            syncs: of(&self.syncs),
-            sync_us: of(&self.sync_us),
+            syncs: self.syncs.load(),
             events: of(&self.events),
             errors: of(&self.errors),
             bytes: of(&self.bytes),

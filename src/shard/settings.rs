@@ -388,12 +388,15 @@ impl QueueSettings {
         self.rules.get(topic)?.dead.as_ref()
     }
 
-    /// Returns reloaded rules of the same topics, with the groups of the start.
+    /// Returns reloaded rules of the same topics, with the groups of the start. A topic on disk keeps its default
+    /// group too, or has none.
     fn reloaded_rules(&self, new: &Self) -> Arc<HashMap<Box<str>, TopicRules>> {
         let rules = self.rules.iter().map(|(name, known)| {
             let rules = new.rules.get(name).unwrap_or(known).clone();
             let (groups, is_on_disk) = (known.groups.clone(), known.is_on_disk);
-            (name.clone(), TopicRules { groups, is_on_disk, ..rules })
+            let is_fixed = is_on_disk || rules.is_on_disk;
+            let default_group = if is_fixed { known.default_group } else { rules.default_group };
+            (name.clone(), TopicRules { groups, default_group, is_on_disk, ..rules })
         });
         Arc::new(rules.collect())
     }

@@ -88,7 +88,7 @@ fn topics_are_summed_over_their_homes() {
     let back_end = grid.back_end(0);
     let topic = |name: &str, consumers: u64| {
         json!({
-            "t": name, "messages": 0, "bytes": 0, "oldest_ms": 0, "in_flight": 0,
+            "t": name, "store": "memory", "messages": 0, "bytes": 0, "oldest_ms": 0, "in_flight": 0,
             "consumers": consumers, "groups": [], "sinks": [],
         })
     };

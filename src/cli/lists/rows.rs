@@ -113,6 +113,7 @@ pub(super) const TOPICS: ListView = ListView {
     is_paged: true,
     columns: &[
         left("TOPIC"),
+        left("STORE"),
         right("EVENTS"),
         right("BYTES"),
         right("OLDEST"),
@@ -123,6 +124,7 @@ pub(super) const TOPICS: ListView = ListView {
     row: |topic, _| Row {
         cells: vec![
             text(topic, "t"),
+            text(topic, "store"),
             number(topic, "messages", units::count),
             number(topic, "bytes", units::bytes),
             number(topic, "oldest_ms", units::duration_ms),
@@ -282,7 +284,7 @@ mod tests {
             (TOPICS.row)(&json!({"messages": 1200, "consumers": 0, "sinks": [sink]}), 0)
         };
         let down = row(false, Some("refused"));
-        assert_eq!(down.cells[6], "s (1,200: refused)");
+        assert_eq!(down.cells[7], "s (1,200: refused)");
         assert!(down.is_alarming && !row(true, None).is_alarming);
     }
 }

@@ -132,6 +132,7 @@ function describe(topic) {
   const groups = topic.groups ?? [];
   return facts([
     ["State", stateBadge(topic)],
+    ["Store", topic.store === "disk" ? "on disk" : "in memory"],
     ["Waiting", plural(topic.messages, "message")],
     ["Size", bytes(topic.bytes)],
     ["Oldest", topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null],

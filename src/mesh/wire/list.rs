@@ -268,6 +268,7 @@ fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
     for number in [row.messages, row.bytes, row.oldest_ms, row.consumers, row.in_flight] {
         put_u64(out, number);
     }
+    out.push(row.is_on_disk.into());
     put_list(out, &row.sinks, put_sink);
 }
 
@@ -279,6 +280,7 @@ fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
         oldest_ms: fields.u64()?,
         consumers: fields.u64()?,
         in_flight: fields.u64()?,
+        is_on_disk: fields.flag()?,
         sinks: fields.list(SINKS_MAX, read_sink)?,
     })
 }

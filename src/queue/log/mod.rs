@@ -118,6 +118,12 @@ impl fmt::Display for Damage {
     }
 }
 
+impl From<Damage> for std::io::Error {
+    fn from(damage: Damage) -> Self {
+        Self::new(std::io::ErrorKind::InvalidData, damage.to_string())
+    }
+}
+
 /// The events of a group that may have been handed out in a run of the node that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HandedOut {

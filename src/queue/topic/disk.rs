@@ -312,8 +312,9 @@ impl Topic {
         self.held.disk.as_mut().expect("only topics on disk have logs")
     }
 
-    /// Whether [`Self::take_log_changes`] has some.
-    pub fn has_log_changes(&mut self) -> bool {
+    /// Derives what the log is to be told and to read from the state of the groups. Returns whether
+    /// [`Self::take_log_changes`] has some.
+    pub fn update_log(&mut self) -> bool {
         self.note_consumers();
         self.note_windows();
         self.held.disk.as_ref().is_some_and(|disk| disk.has_changes())

@@ -222,12 +222,6 @@ impl Topic {
         self.held.grant_to_asking();
     }
 
-    /// Whether these are the sinks of the topic, in this order, and it has a default group or not.
-    pub fn has_groups(&self, has_default_group: bool, sinks: &[Arc<str>]) -> bool {
-        let own = self.sinks.iter().map(|sink| &sink.name);
-        self.has_default_group == has_default_group && own.eq(sinks)
-    }
-
     /// Begins a run of a sink, if the topic has the sink.
     pub fn begin_sink(&mut self, name: &str, run: SinkRun) {
         if let Some(sink) = self.sinks.iter_mut().find(|sink| *sink.name == *name) {

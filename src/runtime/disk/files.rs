@@ -10,10 +10,10 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::protocol::sink::encoded_name;
-use crate::queue::log::{Log, LogId, Read, Recovered, Recovery, SegmentNumber, Task};
+use crate::queue::log::{Damage, Log, LogId, Read, Recovered, Recovery, SegmentNumber, Task};
 
 /// The size at which the next segment is begun. The last one is read at the start of the node.
-pub(super) const SEGMENT_BYTES: u64 = 64 << 20;
+const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Why logs cannot be used, in one line that names the file.
 #[derive(Debug)]
@@ -46,13 +46,33 @@ impl DataLock {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o640);
         let file = file.open(&path).map_err(failed)?;
+        Self::lock(topics, &path, file)
+    }
+
+    /// Locks a data directory that a node has used, and changes nothing. `None`: no node has used it.
+    ///
+    /// # Errors
+    /// Another process has the lock, or the directory cannot be used.
+    pub fn take_existing(data: &Path) -> Result<Option<Self>, OpenError> {
+        let topics = data.join("topics");
+        let path = topics.join("lock");
+        match File::open(&path) {
+            Ok(file) => Self::lock(topics, &path, file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(OpenError(format!("{}: {error}", path.display()))),
+        }
+    }
+
+    fn lock(topics: PathBuf, path: &Path, file: File) -> Result<Self, OpenError> {
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file, topics }),
             Err(TryLockError::WouldBlock) => Err(OpenError(format!(
                 "{}: another process uses the topics in this directory",
                 topics.display()
             ))),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
+            Err(TryLockError::Error(error)) => {
+                Err(OpenError(format!("{}: {error}", path.display())))
+            }
         }
     }
 
@@ -105,8 +125,10 @@ impl LogFiles {
             reading: None,
             is_full: false,
         };
+        let found = segments(&directory).map_err(failed)?;
+        let recovered = recover(topic, LogId(unix_ms), &found, |read| files.read(read));
         let Recovered { mut log, torn_bytes, missing, .. } =
-            files.recover(topic, LogId(unix_ms)).map_err(failed)?;
+            recovered.and_then(|recovered| recovered.map_err(io::Error::from)).map_err(failed)?;
         if torn_bytes > 0 {
             tracing::info!(
                 "topic {topic:?}: cut off {torn_bytes} bytes of a write that was not completed"
@@ -120,15 +142,6 @@ impl LogFiles {
             tracing::warn!("topic {topic:?}: the group {name:?} is not configured, and forgotten");
         }
         Ok((files, log))
-    }
-
-    fn recover(&mut self, topic: &str, new: LogId) -> io::Result<Recovered> {
-        let mut recovery = Recovery::new(new, topic, SEGMENT_BYTES, segments(&self.directory)?);
-        let damaged = |damage| io::Error::new(io::ErrorKind::InvalidData, format!("{damage}"));
-        while let Some(read) = recovery.poll_read() {
-            recovery.handle_read(&self.read(read)?).map_err(damaged)?;
-        }
-        recovery.finish().map_err(damaged)
     }
 
     /// Carries out a change.
@@ -207,6 +220,22 @@ impl LogFiles {
     pub(super) fn name(&self) -> String {
         self.directory.display().to_string()
     }
+}
+
+/// Recovers a log from these files. Changes none of them. The inner error says what is damaged.
+pub(super) fn recover(
+    topic: &str,
+    new: LogId,
+    files: &[(SegmentNumber, u64)],
+    mut read: impl FnMut(Read) -> io::Result<Vec<u8>>,
+) -> io::Result<Result<Recovered, Damage>> {
+    let mut recovery = Recovery::new(new, topic, SEGMENT_BYTES, files.iter().copied());
+    while let Some(part) = recovery.poll_read() {
+        if let Err(damage) = recovery.handle_read(&read(part)?) {
+            return Ok(Err(damage));
+        }
+    }
+    Ok(recovery.finish())
 }
 
 /// Reads a part of a file. Returns fewer bytes if the file ends earlier.

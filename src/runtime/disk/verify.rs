@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::files::{DataLock, OpenError, SEGMENT_BYTES, read_at, segments};
+use super::files::{DataLock, OpenError, read_at, recover, segments};
 use crate::protocol::sink::decoded_name;
-use crate::queue::log::{LogId, Recovered, Recovery, SegmentNumber, check_segment};
+use crate::queue::log::{LogId, Recovered, SegmentNumber, check_segment};
 
 /// The state of the topics in a data directory.
 #[derive(Debug, Default)]
@@ -77,7 +77,7 @@ pub fn verify(data: &Path) -> Result<VerifiedTopics, OpenError> {
     let directory = data.join("topics");
     let failed = |error: io::Error| OpenError(format!("{}: {error}", directory.display()));
     let entries = fs::read_dir(&directory).map_err(failed)?;
-    let _lock = DataLock::take(data)?;
+    let _lock = DataLock::take_existing(data)?;
     let mut verification = VerifiedTopics::default();
     for entry in entries {
         let entry = entry.map_err(failed)?;
@@ -96,7 +96,10 @@ fn topic_state(name: String, directory: &Path) -> io::Result<TopicState> {
     let mut state = TopicState { name, files: files.len(), bytes, ..TopicState::default() };
     let mut checked: Vec<SegmentNumber> = files.iter().map(|(segment, _)| *segment).collect();
     checked.sort_unstable();
-    match recover(&state.name, directory, &files)? {
+    let recovered = recover(&state.name, LogId(0), &files, |read| {
+        read_at(&fs::File::open(directory.join(read.segment.file_name()))?, read)
+    })?;
+    match recovered {
         Ok(Recovered { log, torn_bytes, .. }) => {
             // The end of the last file was checked by the recovery.
             checked.pop();
@@ -107,9 +110,9 @@ fn topic_state(name: String, directory: &Path) -> io::Result<TopicState> {
             state.groups =
                 groups.map(|group| (name(group.name.as_deref()), group.backlog)).collect();
         }
-        Err(why) => {
+        Err(damage) => {
             checked.pop();
-            state.faults.push(why);
+            state.faults.push(damage.to_string());
         }
     }
     for segment in checked {
@@ -119,20 +122,4 @@ fn topic_state(name: String, directory: &Path) -> io::Result<TopicState> {
         }
     }
     Ok(state)
-}
-
-/// Recovers a log without changing its files. The inner error says what is damaged.
-fn recover(
-    topic: &str,
-    directory: &Path,
-    files: &[(SegmentNumber, u64)],
-) -> io::Result<Result<Recovered, String>> {
-    let mut recovery = Recovery::new(LogId(0), topic, SEGMENT_BYTES, files.iter().copied());
-    while let Some(read) = recovery.poll_read() {
-        let file = fs::File::open(directory.join(read.segment.file_name()))?;
-        if let Err(damage) = recovery.handle_read(&read_at(&file, read)?) {
-            return Ok(Err(damage.to_string()));
-        }
-    }
-    Ok(recovery.finish().map_err(|damage| damage.to_string()))
 }

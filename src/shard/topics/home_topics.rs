@@ -314,7 +314,7 @@ impl HomeTopics {
         if home.has_sink_events() {
             self.outgoing.note(topic);
         }
-        if home.is_on_disk() && home.has_log_changes() {
+        if home.is_on_disk() && home.update_log() {
             self.changed_logs.note(topic);
         }
     }

@@ -33,6 +33,7 @@ fn row(name: &str, topic: &Topic, now_us: u64) -> TopicRow {
         oldest_ms: report.oldest_ms,
         consumers: topic.own_consumers() as u64,
         in_flight: topic.in_flight() as u64,
+        is_on_disk: topic.is_on_disk(),
         sinks: report.sinks.into_iter().map(sink).collect(),
     }
 }

@@ -125,24 +125,12 @@ impl HomeTopics {
         });
     }
 
-    /// Warns if the groups of a topic on disk are not those of its log, which are set at the start of the node.
-    fn keep_log_groups(&mut self, topic: &Arc<str>, queue: &QueueSettings) {
-        let has_default_group = queue.has_default_group(topic);
-        let is_same = self
-            .topic_mut(topic)
-            .is_none_or(|home| home.has_groups(has_default_group, queue.sinks_of(topic)));
-        if !is_same {
-            tracing::warn!(
-                "not applied, needs a restart: the topic {topic:?} on disk keeps its sinks and its default group"
-            );
-        }
-    }
-
-    /// Gives a topic the sinks of the turn's settings, and its default group.
+    /// Gives a topic in memory the sinks of the turn's settings, and its default group. Those of a topic on disk are
+    /// set at the start of the node.
     pub(super) fn set_sinks(&mut self, turn: &mut Turn, topic: &Arc<str>) {
         let settings = turn.settings.clone();
         if settings.process.logs.contains_key(topic) {
-            return self.keep_log_groups(topic, &settings.queue);
+            return;
         }
         let has_default_group = settings.queue.has_default_group(topic);
         let sinks = settings.queue.sinks_of(topic);

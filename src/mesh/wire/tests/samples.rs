@@ -231,6 +231,7 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         oldest_ms: 3,
         consumers: 4,
         in_flight: 5,
+        is_on_disk: true,
         sinks: vec![SinkRow {
             name: "s".into(),
             backlog: 6,

@@ -207,6 +207,8 @@ pub struct TopicRow {
     pub consumers: u64,
     /// Messages in flight to consumers.
     pub in_flight: u64,
+    /// Whether the topic is on disk, on any node.
+    pub is_on_disk: bool,
     /// The sinks of the topic, sorted by name.
     pub sinks: Vec<SinkRow>,
 }
@@ -241,6 +243,7 @@ impl NamedRow for TopicRow {
         self.oldest_ms = self.oldest_ms.max(other.oldest_ms);
         self.consumers = self.consumers.saturating_add(other.consumers);
         self.in_flight = self.in_flight.saturating_add(other.in_flight);
+        self.is_on_disk |= other.is_on_disk;
         sinks::add_sinks(&mut self.sinks, other.sinks);
     }
 }

@@ -64,6 +64,7 @@ fn put_channel(out: &mut Vec<u8>, row: &ChannelRow) {
 fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
     out.extend_from_slice(b"{\"t\":");
     put_string(out, &row.name);
+    put_text(out, "store", Some(if row.is_on_disk { "disk" } else { "memory" }));
     put_figure(out, "messages", Some(row.messages));
     put_figure(out, "bytes", Some(row.bytes));
     put_figure(out, "oldest_ms", Some(row.oldest_ms));
@@ -275,6 +276,7 @@ mod tests {
             oldest_ms: 3,
             consumers: 4,
             in_flight: 5,
+            is_on_disk: true,
             sinks: vec![SinkRow {
                 name: "s".into(),
                 backlog: 6,
@@ -289,7 +291,7 @@ mod tests {
         assert_eq!(
             written(Listing::Topic(Page { rows: vec![row], next: None, missing: vec![] })),
             concat!(
-                r#"{"topics":[{"t":"t","messages":1,"bytes":2,"oldest_ms":3,"in_flight":5,"#,
+                r#"{"topics":[{"t":"t","store":"disk","messages":1,"bytes":2,"oldest_ms":3,"in_flight":5,"#,
                 r#""consumers":4,"groups":[],"sinks":[{"name":"s","backlog":6,"oldest_ms":7,"#,
                 r#""in_flight":8,"delivered":9,"retries":10,"up":false,"error":"refused"}]}],"#,
                 r#""next":null,"missing":[]}"#

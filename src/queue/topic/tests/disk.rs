@@ -46,7 +46,7 @@ impl Bench {
 
     /// Passes on what the topic has for the log.
     fn send(&mut self) {
-        if self.topic.has_log_changes() {
+        if self.topic.update_log() {
             let changes = self.topic.take_log_changes();
             let topic = TOPIC.into();
             self.sent.push_back(ToLog { topic, unix_start_us: UNIX_START_US, changes });
