@@ -1,11 +1,13 @@
 //! `consume`: events, acknowledgements, signals, connections that are lost.
 
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::support::{CONFIG, Server, until};
+use super::support::{Server, until};
 use super::{Running, at, run};
 
 /// Starts a consumer and waits until it consumes.
@@ -25,6 +27,46 @@ fn wait_for_consumers(server: &Server, topic: &str, count: u64) {
         let metrics = server.get("/metrics").body;
         let number = metrics.lines().find_map(|line| line.strip_prefix(&name));
         number.unwrap_or("0") == count.to_string()
+    });
+}
+
+/// Keeps the address of a server that restarts, and passes connections to it.
+struct Relay {
+    address: SocketAddr,
+    target: Arc<Mutex<SocketAddr>>,
+}
+
+impl Relay {
+    fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let target = Arc::new(Mutex::new(target));
+        let current = target.clone();
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let target = *current.lock().expect("no holder panics");
+                // Without a server, the connection is closed.
+                if let Ok(far) = TcpStream::connect(target) {
+                    pass(&near, &far);
+                    pass(&far, &near);
+                }
+            }
+        });
+        Self { address, target }
+    }
+
+    fn set_target(&self, target: SocketAddr) {
+        *self.target.lock().expect("no holder panics") = target;
+    }
+}
+
+/// Passes bytes in one direction until the end.
+fn pass(from: &TcpStream, to: &TcpStream) {
+    let mut from = from.try_clone().expect("it is open");
+    let mut to = to.try_clone().expect("it is open");
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Both);
     });
 }
 
@@ -95,12 +137,13 @@ fn a_reader_that_is_gone_ends_the_command_quietly_and_before_the_next_event() {
 #[test]
 fn a_consumer_connects_again_when_the_server_restarts() {
     let mut server = Server::new();
-    let api = server.api;
-    let consumer = consumer(&server, &["plain", "--ack"]);
+    let relay = Relay::to(server.api);
+    let consumer = Running::start(&mut at(relay.address, &["consume", "plain", "--ack"]));
+    wait_for_consumers(&server, "plain", 1);
     server.kill();
     consumer.says("lost");
-    let config = CONFIG.replacen("bind = \"127.0.0.1:0\"", &format!("bind = \"{api}\""), 1);
-    let server = Server::start(&config);
+    let server = Server::new();
+    relay.set_target(server.api);
     consumer.says("connected again");
     server.device("/plain").send_text("after");
     assert_eq!(data(&consumer.line()), "after");
