@@ -234,6 +234,48 @@ fn a_php_script_behind_a_web_server_answers_devices() {
     assert!(answer.starts_with("HTTP/1.0 403"), "{answer}");
 }
 
+fn jobs_are_worked_on(program: &mut Command) {
+    let (server, worker) = run("worker/gridcast.toml", program);
+    let mut device = server.device("/jobs");
+    say(&mut device, json!({ "job": "resize" }));
+    assert_eq!(said(&mut device), json!({ "done": "RESIZE" }));
+    // No job: it fails twice, and does not hold up the others for good.
+    device.send_text("poison");
+    say(&mut device, json!({ "job": "crop" }));
+    assert_eq!(said(&mut device), json!({ "done": "CROP" }));
+    let dead = r#"{"t":["jobs.dead"],"wait_ms":10000}"#;
+    let dead: Value = serde_json::from_str(&server.post("/v1/queue/take", dead)).expect("JSON");
+    let event = &dead["r"]["events"][0];
+    assert_eq!(event["d"]["frame"]["data"], "poison", "{dead}");
+    assert_eq!(event["dead"], json!({ "t": "jobs", "tries": 2, "why": "nack" }));
+    server.post("/v1/queue/push", r#"{"t":"jobs","d":"{\"job\":\"mail\"}"}"#);
+    support::until(|| jobs(&server) == json!(0));
+    drop(worker);
+}
+
+/// The events in the topic of the jobs that are not acknowledged.
+fn jobs(server: &Server) -> Value {
+    let list = server.backend().done("topic.list", &json!({}));
+    let topics = list["topics"].as_array().expect("a list");
+    topics.iter().find(|topic| topic["t"] == "jobs").expect("the topic")["messages"].clone()
+}
+
+#[test]
+fn the_python_worker_takes_jobs_over_http() {
+    let Some(mut python) = interpreter("python3", "--version") else { return };
+    jobs_are_worked_on(python.arg("-B").arg(file("worker/worker.py")));
+}
+
+#[test]
+fn the_php_worker_takes_jobs_over_http() {
+    let Some(mut php) = interpreter("php", "--version") else { return };
+    let modules = Command::new("php").arg("-m").output().expect("php runs").stdout;
+    if !String::from_utf8_lossy(&modules).lines().any(|module| module == "curl") {
+        return eprintln!("skipped: php has no curl extension");
+    }
+    jobs_are_worked_on(php.arg(file("worker/worker.php")));
+}
+
 #[test]
 fn the_nodes_of_the_example_grid_have_valid_configurations() {
     for number in 1..=3 {
