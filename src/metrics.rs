@@ -301,12 +301,31 @@ pub struct TopicReport {
     pub messages: u64,
     /// Bytes of messages held.
     pub bytes: u64,
-    /// The number of consumers.
+    /// The number of consumers that are connected to this node. The sum over the nodes counts each consumer once.
     pub consumers: u64,
     /// The age of the oldest waiting message, in milliseconds; 0 if none waits.
     pub oldest_ms: u64,
+    /// The topic's groups of consumers.
+    pub groups: Vec<GroupReport>,
     /// The topic's sinks.
     pub sinks: Vec<SinkReport>,
+}
+
+/// The figures of one group of consumers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupReport {
+    /// The group's name. `None`: the default group.
+    pub name: Option<String>,
+    /// Messages that the group has not settled.
+    pub backlog: u64,
+    /// Messages in flight to consumers, and those that were taken.
+    pub in_flight: u64,
+    /// The number of consumers that are connected to this node.
+    pub consumers: u64,
+    /// How often a message was requeued because it was not acknowledged.
+    pub redelivered: u64,
+    /// Messages moved to the dead topic.
+    pub dead: u64,
 }
 
 /// The figures of one sink.

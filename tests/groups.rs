@@ -74,8 +74,35 @@ fn an_event_that_is_given_back_too_often_goes_to_the_dead_topic() {
         ("poison", &json!("plain.dead"), &first["c"])
     );
     assert_eq!(dead["dead"], json!({ "t": "plain", "tries": 2, "why": "nack" }));
+    shows_groups(&server);
     device.send_text("food");
     assert_eq!(data(&event(&mut worker)), "food");
+}
+
+/// The list of topics and the metrics show that a worker has refused one event twice, and that nobody reads
+/// `billing`.
+fn shows_groups(server: &Server) {
+    let list = server.backend().done("topic.list", &json!({}));
+    let topics = list["topics"].as_array().expect("a list");
+    let plain = topics.iter().find(|topic| topic["t"] == "plain").expect("the topic");
+    let group = |name: Value, [backlog, consumers, redelivered, dead]: [u64; 4]| {
+        json!({
+            "name": name, "backlog": backlog, "in_flight": 0, "consumers": consumers,
+            "redelivered": redelivered, "dead": dead,
+        })
+    };
+    let billing = group(json!("billing"), [1, 0, 0, 0]);
+    assert_eq!(plain["groups"], json!([group(Value::Null, [0, 1, 1, 1]), billing]));
+    let metrics = server.get("/metrics").body;
+    for line in [
+        r#"gridcast_group_backlog{topic="plain",group="billing"} 1"#,
+        r#"gridcast_group_consumers{topic="plain"} 1"#,
+        r#"gridcast_group_redelivered_total{topic="plain"} 1"#,
+        r#"gridcast_group_dead_total{topic="plain"} 1"#,
+        r#"gridcast_group_dead_total{topic="plain",group="billing"} 0"#,
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
 }
 
 #[test]

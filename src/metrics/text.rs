@@ -10,8 +10,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{
-    BOUNDS_US, CertificateExpiry, Counters, Durations, MeshReport, NodeReport, ProcessReport,
-    ProcessUsage, Report, SinkReport, TopicReport,
+    BOUNDS_US, CertificateExpiry, Counters, Durations, GroupReport, MeshReport, NodeReport,
+    ProcessReport, ProcessUsage, Report, SinkReport, TopicReport,
 };
 
 /// The content type of the text that [`render`] returns.
@@ -70,8 +70,20 @@ const SHARD_METRICS: [Metric<Report>; 10] = [
 const TOPIC_METRICS: [Metric<TopicReport>; 4] = [
     gauge("topic_messages", "Messages held, including those in flight", |t| t.messages),
     gauge("topic_bytes", "Bytes of messages held", |t| t.bytes),
-    gauge("topic_consumers", "Consumers", |t| t.consumers),
+    gauge("topic_consumers", "Consumers that are connected to this node", |t| t.consumers),
     gauge("topic_oldest_milliseconds", "Age of the oldest waiting message", |t| t.oldest_ms),
+];
+
+const GROUP_METRICS: [Metric<GroupReport>; 5] = [
+    gauge("group_backlog", "Messages that the group has not settled", |g| g.backlog),
+    gauge("group_in_flight", "Messages in flight to consumers, or taken", |g| g.in_flight),
+    gauge("group_consumers", "Consumers of the group that are connected to this node", |g| {
+        g.consumers
+    }),
+    counter("group_redelivered", "Messages requeued because they were not acknowledged", |g| {
+        g.redelivered
+    }),
+    counter("group_dead", "Messages moved to the dead topic", |g| g.dead),
 ];
 
 const SINK_METRICS: [Metric<SinkReport>; 9] = [
@@ -210,10 +222,28 @@ impl Collector for NodeReports {
         let topics = reports.iter().flat_map(|report| &report.topics);
         let topics = topics.map(|topic| (Some(("topic", topic.name.clone())), topic));
         encode_table(&mut encoder, &TOPIC_METRICS, topics)?;
+        encode_groups(&mut encoder, reports)?;
         let sinks = reports.iter().flat_map(|report| &report.topics).flat_map(|topic| &topic.sinks);
         let sinks = sinks.map(|sink| (Some(("sink", sink.name.clone())), sink));
         encode_table(&mut encoder, &SINK_METRICS, sinks)
     }
+}
+
+/// Encodes the groups of topics. The configuration bounds the number of groups of a topic. The default group has no
+/// label `group`, which Prometheus takes for an empty one.
+fn encode_groups(encoder: &mut DescriptorEncoder<'_>, reports: &[Report]) -> fmt::Result {
+    let topics = reports.iter().flat_map(|report| &report.topics);
+    for Metric { name, help, kind, value } in &GROUP_METRICS {
+        let mut family = encoder.encode_descriptor(name, help, None, *kind)?;
+        for (topic, group) in
+            topics.clone().flat_map(|topic| topic.groups.iter().map(move |group| (topic, group)))
+        {
+            let mut labels = vec![("topic", topic.name.as_str())];
+            labels.extend(group.name.as_deref().map(|name| ("group", name)));
+            encode_sample(&mut family.encode_family(&labels)?, *kind, value(group))?;
+        }
+    }
+    Ok(())
 }
 
 /// Encodes the sums over all shards, and the figures of the process.
@@ -358,6 +388,10 @@ mod tests {
             bytes: 8,
             consumers: 1,
             oldest_ms: 9,
+            groups: vec![
+                GroupReport { backlog: 3, ..Default::default() },
+                GroupReport { name: Some("billing".into()), dead: 4, ..Default::default() },
+            ],
             sinks: vec![sink],
         };
         reports[0].topics.push(topic);
@@ -398,6 +432,9 @@ mod tests {
             "gridcast_turn_seconds_count{shard=\"1\"} 2",
             "gridcast_turn_seconds_bucket{le=\"0.00003\",shard=\"1\"} 1",
             "gridcast_topic_messages{topic=\"a\\\"b\"} 7",
+            "gridcast_group_backlog{topic=\"a\\\"b\"} 3",
+            "gridcast_group_consumers{topic=\"a\\\"b\",group=\"billing\"} 0",
+            "gridcast_group_dead_total{topic=\"a\\\"b\",group=\"billing\"} 4",
             "gridcast_sink_lag_events{sink=\"s\"} 5",
             "gridcast_sink_delivered_total{sink=\"s\"} 6",
             "gridcast_sink_up{sink=\"s\"} 1",

@@ -89,7 +89,10 @@ fn topics_are_summed_over_their_homes() {
     let topic = |name: &str, consumers: u64| {
         json!({
             "t": name, "store": "memory", "messages": 0, "bytes": 0, "oldest_ms": 0, "in_flight": 0,
-            "consumers": consumers, "groups": [], "sinks": [],
+            "consumers": consumers, "groups": [{
+                "name": null, "backlog": 0, "in_flight": 0, "consumers": consumers,
+                "redelivered": 0, "dead": 0,
+            }], "sinks": [],
         })
     };
     // Each consumer consumes on both nodes, and counts once.

@@ -119,6 +119,7 @@ pub(super) const TOPICS: ListView = ListView {
         right("OLDEST"),
         right("IN FLIGHT"),
         right("CONSUMERS"),
+        left("GROUPS"),
         left("SINKS"),
     ],
     row: |topic, _| Row {
@@ -130,17 +131,40 @@ pub(super) const TOPICS: ListView = ListView {
             number(topic, "oldest_ms", units::duration_ms),
             number(topic, "in_flight", units::count),
             number(topic, "consumers", units::count),
+            groups(topic),
             sinks(topic),
         ],
         is_alarming: is_stuck(topic),
     },
 };
 
-/// Whether nobody reads what waits in a topic, or a sink of it does not deliver.
+/// Whether events wait for a group that nobody reads, or a sink does not deliver. Events that were taken over HTTP
+/// are in flight, and need no consumer.
 fn is_stuck(topic: &Value) -> bool {
-    let mut sinks = topic["sinks"].as_array().into_iter().flatten().peekable();
-    let is_unread = sinks.peek().is_none() && topic["consumers"] == 0 && topic["messages"] != 0;
-    is_unread || sinks.any(|sink| sink["up"] == false)
+    let is_unread = |group: &Value| {
+        let figure = |name: &str| group[name].as_u64().unwrap_or(0);
+        figure("consumers") == 0 && figure("backlog") > figure("in_flight")
+    };
+    entries(topic, "groups").any(is_unread)
+        || entries(topic, "sinks").any(|sink| sink["up"] == false)
+}
+
+fn entries<'v>(topic: &'v Value, field: &str) -> impl Iterator<Item = &'v Value> {
+    topic[field].as_array().into_iter().flatten()
+}
+
+/// The groups of a topic, each with its backlog and consumers. A topic with the default group alone has none to
+/// show.
+fn groups(topic: &Value) -> String {
+    let group = |group: &Value| {
+        let name = group["name"].as_str().unwrap_or("default");
+        let backlog = number(group, "backlog", units::count);
+        format!("{name} ({backlog} for {})", number(group, "consumers", units::count))
+    };
+    match entries(topic, "groups").all(|group| group["name"].is_null()) {
+        true => "-".to_owned(),
+        false => entries(topic, "groups").map(group).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// The sinks of a topic, each with what its engine has not acknowledged, and why it does not.
@@ -150,7 +174,7 @@ fn sinks(topic: &Value) -> String {
         let error = sink["error"].as_str().map_or(String::new(), |why| format!(": {why}"));
         format!("{} ({backlog}{error})", text(sink, "name"))
     };
-    let sinks: Vec<String> = topic["sinks"].as_array().into_iter().flatten().map(sink).collect();
+    let sinks: Vec<String> = entries(topic, "sinks").map(sink).collect();
     if sinks.is_empty() { "-".to_owned() } else { sinks.join(", ") }
 }
 
@@ -270,11 +294,17 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_nobody_reads_is_alarming() {
-        let alarming = |messages, consumers| {
-            (TOPICS.row)(&json!({"messages": messages, "consumers": consumers}), 0).is_alarming
+    fn a_group_that_nobody_reads_is_alarming() {
+        let row = |backlog, in_flight, consumers| {
+            let group = |name, backlog, consumers| json!({"name": name, "backlog": backlog, "in_flight": in_flight, "consumers": consumers});
+            let groups = [group(None, 2000, 1), group(Some("billing"), backlog, consumers)];
+            (TOPICS.row)(&json!({"groups": groups}), 0)
         };
-        assert!(alarming(1, 0) && !alarming(1, 1) && !alarming(0, 0));
+        assert_eq!(row(1, 0, 0).cells[7], "default (2,000 for 1), billing (1 for 0)");
+        assert!(row(1, 0, 0).is_alarming && !row(1, 0, 1).is_alarming && !row(0, 0, 0).is_alarming);
+        assert!(!row(1, 1, 0).is_alarming, "it was taken");
+        let plain = (TOPICS.row)(&json!({"groups": [{"name": null, "backlog": 3}]}), 0);
+        assert!(plain.cells[7] == "-" && plain.is_alarming);
     }
 
     #[test]
@@ -284,7 +314,7 @@ mod tests {
             (TOPICS.row)(&json!({"messages": 1200, "consumers": 0, "sinks": [sink]}), 0)
         };
         let down = row(false, Some("refused"));
-        assert_eq!(down.cells[7], "s (1,200: refused)");
+        assert_eq!(down.cells[8], "s (1,200: refused)");
         assert!(down.is_alarming && !row(true, None).is_alarming);
     }
 }

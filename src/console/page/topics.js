@@ -104,9 +104,14 @@ function draw() {
 function stateBadge(topic) {
   const sinks = topic.sinks ?? [];
   if (sinks.some((sink) => !sink.up)) return badge("sink fails", "bad");
-  if (topic.messages > 0 && topic.consumers === 0 && sinks.length === 0) return badge("no consumer", "bad");
+  if ((topic.groups ?? []).some(isUnread)) return badge("no consumer", "bad");
   if (topic.oldest_ms > BEHIND_MS) return badge("behind", "warn");
   return topic.consumers === 0 && sinks.length === 0 ? badge("no consumer") : badge("keeps up", "good");
+}
+
+/** Whether events wait for a group that nobody reads. Events that were taken over HTTP are in flight. */
+function isUnread(group) {
+  return group.consumers === 0 && group.backlog > group.in_flight;
 }
 
 function openTopic(topic) {
@@ -129,7 +134,6 @@ function openTopic(topic) {
 }
 
 function describe(topic) {
-  const groups = topic.groups ?? [];
   return facts([
     ["State", stateBadge(topic)],
     ["Store", topic.store === "disk" ? "on disk" : "in memory"],
@@ -138,9 +142,16 @@ function describe(topic) {
     ["Oldest", topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null],
     ["In flight", isNumber(topic.in_flight) ? count(topic.in_flight) : null],
     ["Consumers", count(topic.consumers)],
+    ...(topic.groups ?? []).map((group) => [group.name === null ? "Default group" : `Group ${group.name}`, describeGroup(group)]),
     ...(topic.sinks ?? []).map((sink) => [`Sink ${sink.name}`, describeSink(sink)]),
-    ["Groups", groups.length > 0 ? groups.map((group) => (typeof group === "string" ? group : JSON.stringify(group))).join(", ") : null],
   ]);
+}
+
+/** Puts a group into one text: what it has not settled, and for how many consumers. */
+function describeGroup(group) {
+  const texts = [`${count(group.backlog)} wait`, `${count(group.in_flight)} in flight`, plural(group.consumers, "consumer"),
+    group.redelivered > 0 ? `${count(group.redelivered)} redelivered` : "", group.dead > 0 ? `${count(group.dead)} dead` : ""];
+  return texts.filter(Boolean).join("; ");
 }
 
 /** Puts a sink into one text: what its engine has not acknowledged, and why. */

@@ -10,8 +10,8 @@ use crate::message::{
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,
 };
 use crate::protocol::api::{
-    BackendRow, ChannelRow, ClientFilter, ClientRow, NodeStanding, PAGE_MAX, PerSecond, SinkRow,
-    TOPICS_SHOWN_MAX, TopicRow,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, GroupRow, NodeStanding, PAGE_MAX, PerSecond,
+    SinkRow, TOPICS_SHOWN_MAX, TopicRow,
 };
 
 // Kinds of messages.
@@ -24,6 +24,9 @@ const CLIENTS: u8 = 2;
 const CHANNELS: u8 = 3;
 const TOPICS: u8 = 4;
 const BACKENDS: u8 = 7;
+
+// The most groups of a topic that an answer may have. A configuration has fewer.
+const GROUPS_MAX: usize = 64;
 
 // The most sinks of a topic that an answer may have. A configuration has fewer.
 const SINKS_MAX: usize = 256;
@@ -269,6 +272,7 @@ fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
         put_u64(out, number);
     }
     out.push(row.is_on_disk.into());
+    put_list(out, &row.groups, put_group);
     put_list(out, &row.sinks, put_sink);
 }
 
@@ -281,7 +285,27 @@ fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
         consumers: fields.u64()?,
         in_flight: fields.u64()?,
         is_on_disk: fields.flag()?,
+        groups: fields.list(GROUPS_MAX, read_group)?,
         sinks: fields.list(SINKS_MAX, read_sink)?,
+    })
+}
+
+fn put_group(out: &mut Vec<u8>, row: &GroupRow) {
+    put_optional(out, row.name.as_deref(), put_short_text);
+    let GroupRow { name: _, backlog, in_flight, consumers, redelivered, dead } = row;
+    for number in [backlog, in_flight, consumers, redelivered, dead] {
+        put_u64(out, *number);
+    }
+}
+
+fn read_group(fields: &mut Fields<'_>) -> Result<GroupRow, WireError> {
+    Ok(GroupRow {
+        name: read_optional(fields, read_name)?,
+        backlog: fields.u64()?,
+        in_flight: fields.u64()?,
+        consumers: fields.u64()?,
+        redelivered: fields.u64()?,
+        dead: fields.u64()?,
     })
 }
 

@@ -1,8 +1,10 @@
 //! The state of a topic in numbers, for metrics, lists and the end of the node.
 
 use super::Topic;
+use super::group::Group;
 use super::sink::SinkGroup;
-use crate::metrics::{Durations, TopicReport};
+use crate::address::NodeId;
+use crate::metrics::{Durations, GroupReport, TopicReport};
 
 impl Topic {
     /// Messages held, including those in flight.
@@ -50,10 +52,8 @@ impl Topic {
 
     /// The number of messages in flight to consumers, over all groups.
     pub fn in_flight(&self) -> usize {
-        let consumers = self.all_groups().flat_map(|group| group.consumers.iter());
-        let of_consumers: usize = consumers.map(|(_, consumer)| consumer.handed.len()).sum();
-        let taken: usize = self.all_groups().map(|group| group.taken.len()).sum();
-        of_consumers + taken + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
+        let of_groups: usize = self.all_groups().map(Group::in_flight).sum();
+        of_groups + self.sinks.iter().map(SinkGroup::in_flight).sum::<usize>()
     }
 
     /// The figures of the topic.
@@ -64,14 +64,20 @@ impl Topic {
             name: name.to_owned(),
             messages: held.messages as u64,
             bytes: held.bytes as u64,
-            consumers: self.all_groups().map(|group| group.consumers.len() as u64).sum(),
+            consumers: self.own_consumers() as u64,
             oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
+            groups: self.group_reports(),
             sinks: self
                 .sinks
                 .iter()
                 .map(|sink| sink.figures(now_us, self.unread(sink.place)))
                 .collect(),
         }
+    }
+
+    fn group_reports(&self) -> Vec<GroupReport> {
+        let groups = self.all_groups().skip(usize::from(!self.has_default_group));
+        groups.map(|group| group.report(self.node, self.unread(group.place))).collect()
     }
 
     /// The number of consumers that are connected to the topic's own node. A consumer is known to the topic of
@@ -84,5 +90,25 @@ impl Topic {
     pub(super) fn oldest_since_us(&self) -> Option<u64> {
         let of_groups = self.all_groups().filter_map(|group| group.lanes.oldest_since_us());
         of_groups.chain(self.sinks.iter().filter_map(SinkGroup::oldest_waiting_us)).min()
+    }
+}
+
+impl Group {
+    /// The number of messages in flight to consumers, and of those that were taken.
+    fn in_flight(&self) -> usize {
+        let handed = self.consumers.iter().map(|(_, consumer)| consumer.handed.len());
+        handed.sum::<usize>() + self.taken.len()
+    }
+
+    /// The figures of the group, on this node. `unread` messages are in the log alone.
+    fn report(&self, node: NodeId, unread: u64) -> GroupReport {
+        GroupReport {
+            name: self.name.as_deref().map(str::to_owned),
+            backlog: self.backlog as u64 + unread,
+            in_flight: self.in_flight() as u64,
+            consumers: self.consumers.count_of(node) as u64,
+            redelivered: self.redelivered,
+            dead: self.dead,
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use super::home_topics::HomeTopics;
 use crate::message::{NamesPart, NamesQuestion};
-use crate::metrics::SinkReport;
-use crate::protocol::api::{FAILURE_BYTES_MAX, SinkRow, TopicRow};
+use crate::metrics::{GroupReport, SinkReport};
+use crate::protocol::api::{FAILURE_BYTES_MAX, GroupRow, SinkRow, TopicRow};
 use crate::queue::topic::Topic;
 
 impl HomeTopics {
@@ -31,11 +31,18 @@ fn row(name: &str, topic: &Topic, now_us: u64) -> TopicRow {
         messages: report.messages,
         bytes: report.bytes,
         oldest_ms: report.oldest_ms,
-        consumers: topic.own_consumers() as u64,
+        consumers: report.consumers,
         in_flight: topic.in_flight() as u64,
         is_on_disk: topic.is_on_disk(),
+        groups: report.groups.into_iter().map(group).collect(),
         sinks: report.sinks.into_iter().map(sink).collect(),
     }
+}
+
+fn group(report: GroupReport) -> GroupRow {
+    let GroupReport { name, backlog, in_flight, consumers, redelivered, dead } = report;
+    let name = name.map(Box::from);
+    GroupRow { name, backlog, in_flight, consumers, redelivered, dead }
 }
 
 fn sink(report: SinkReport) -> SinkRow {

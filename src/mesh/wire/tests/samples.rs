@@ -12,8 +12,8 @@ use crate::message::{
     ToConsumer, ToTapper, WatcherEpoch,
 };
 use crate::protocol::api::{
-    BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, Info, NAME_BYTES_MAX,
-    NodeStanding, PerSecond, SinkRow, Tally, Tap, TapTarget, TopicRow,
+    BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, GroupRow, Info,
+    NAME_BYTES_MAX, NodeStanding, PerSecond, SinkRow, Tally, Tap, TapTarget, TopicRow,
 };
 use crate::protocol::frame::{Frame, Kind};
 
@@ -224,6 +224,14 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
     let rows = [(7, row(Some("10000"))), (9, row(None))];
     let rows = rows.map(|(slot, row)| SlottedClient { slot, row }).into();
     let channel = ChannelRow { name: "news".into(), clients: 8 };
+    let group = |name: Option<&str>| GroupRow {
+        name: name.map(Box::from),
+        backlog: 11,
+        in_flight: 12,
+        consumers: 13,
+        redelivered: 14,
+        dead: 15,
+    };
     let topic = TopicRow {
         name: "messages".into(),
         messages: 1,
@@ -232,6 +240,7 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         consumers: 4,
         in_flight: 5,
         is_on_disk: true,
+        groups: vec![group(None), group(Some("billing"))],
         sinks: vec![SinkRow {
             name: "s".into(),
             backlog: 6,

@@ -1,9 +1,10 @@
 //! The lists of administration: what a call asks for, and what is answered.
 //!
 //! `read.rs`: the parameters. `write.rs`: the answers as JSON. `backends.rs`: `backend.list`.
-//! `sinks.rs`: the sinks of a topic.
+//! `groups.rs`: the groups of a topic. `sinks.rs`: the sinks of a topic.
 
 mod backends;
+mod groups;
 mod read;
 mod sinks;
 mod write;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use backends::{BackendRow, BackendsCall, TOPICS_SHOWN_MAX};
+pub use groups::GroupRow;
 pub(super) use read::read_list;
 pub use sinks::{FAILURE_BYTES_MAX, SinkRow};
 pub(super) use write::put_listing;
@@ -209,6 +211,8 @@ pub struct TopicRow {
     pub in_flight: u64,
     /// Whether the topic is on disk, on any node.
     pub is_on_disk: bool,
+    /// The groups of the topic's consumers: the default group, then the others by name.
+    pub groups: Vec<GroupRow>,
     /// The sinks of the topic, sorted by name.
     pub sinks: Vec<SinkRow>,
 }
@@ -244,6 +248,7 @@ impl NamedRow for TopicRow {
         self.consumers = self.consumers.saturating_add(other.consumers);
         self.in_flight = self.in_flight.saturating_add(other.in_flight);
         self.is_on_disk |= other.is_on_disk;
+        groups::add_groups(&mut self.groups, other.groups);
         sinks::add_sinks(&mut self.sinks, other.sinks);
     }
 }

@@ -1,8 +1,8 @@
 //! Writes the answers of lists as JSON.
 
 use super::{
-    BackendRow, ChannelRow, ClientRow, Listing, NodeEntry, NodeList, Page, PerSecond, SinkRow,
-    TopicRow,
+    BackendRow, ChannelRow, ClientRow, GroupRow, Listing, NodeEntry, NodeList, Page, PerSecond,
+    SinkRow, TopicRow,
 };
 use crate::address::NodeId;
 use crate::protocol::api::write::put_list;
@@ -70,11 +70,24 @@ fn put_topic(out: &mut Vec<u8>, row: &TopicRow) {
     put_figure(out, "oldest_ms", Some(row.oldest_ms));
     put_figure(out, "in_flight", Some(row.in_flight));
     put_figure(out, "consumers", Some(row.consumers));
-    // Groups of consumers: there are none besides the default one.
     put_key(out, "groups");
-    out.extend_from_slice(b"[]");
+    put_list(out, &row.groups, put_group);
     put_key(out, "sinks");
     put_list(out, &row.sinks, put_sink);
+    out.push(b'}');
+}
+
+fn put_group(out: &mut Vec<u8>, row: &GroupRow) {
+    out.extend_from_slice(b"{\"name\":");
+    match &row.name {
+        Some(name) => put_string(out, name),
+        None => out.extend_from_slice(b"null"),
+    }
+    put_figure(out, "backlog", Some(row.backlog));
+    put_figure(out, "in_flight", Some(row.in_flight));
+    put_figure(out, "consumers", Some(row.consumers));
+    put_figure(out, "redelivered", Some(row.redelivered));
+    put_figure(out, "dead", Some(row.dead));
     out.push(b'}');
 }
 
@@ -269,6 +282,14 @@ mod tests {
                 r#""stalled_ms":6}],"next":null,"missing":[]}"#
             )
         );
+        let group = |name: Option<&str>| GroupRow {
+            name: name.map(Box::from),
+            backlog: 1,
+            in_flight: 2,
+            consumers: 3,
+            redelivered: 4,
+            dead: 5,
+        };
         let row = TopicRow {
             name: "t".into(),
             messages: 1,
@@ -277,6 +298,7 @@ mod tests {
             consumers: 4,
             in_flight: 5,
             is_on_disk: true,
+            groups: [None, Some("g")].map(group).into(),
             sinks: vec![SinkRow {
                 name: "s".into(),
                 backlog: 6,
@@ -292,7 +314,9 @@ mod tests {
             written(Listing::Topic(Page { rows: vec![row], next: None, missing: vec![] })),
             concat!(
                 r#"{"topics":[{"t":"t","store":"disk","messages":1,"bytes":2,"oldest_ms":3,"in_flight":5,"#,
-                r#""consumers":4,"groups":[],"sinks":[{"name":"s","backlog":6,"oldest_ms":7,"#,
+                r#""consumers":4,"groups":[{"name":null,"backlog":1,"in_flight":2,"consumers":3,"#,
+                r#""redelivered":4,"dead":5},{"name":"g","backlog":1,"in_flight":2,"consumers":3,"#,
+                r#""redelivered":4,"dead":5}],"sinks":[{"name":"s","backlog":6,"oldest_ms":7,"#,
                 r#""in_flight":8,"delivered":9,"retries":10,"up":false,"error":"refused"}]}],"#,
                 r#""next":null,"missing":[]}"#
             )

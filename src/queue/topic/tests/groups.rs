@@ -55,6 +55,26 @@ fn every_group_gets_every_message_and_its_room_is_free_after_the_last_group() {
 }
 
 #[test]
+fn a_report_counts_the_consumers_of_its_own_node_and_what_is_taken_is_in_flight() {
+    let mut topic = grouped(8, WhenFull::Hold);
+    let at = ShardAddress { node: NodeId::new(2).unwrap(), shard: ShardId(0) };
+    let elsewhere = BackendId { at, ..consumer(1) };
+    topic.join(0, elsewhere, &PLAIN).unwrap();
+    consumes(&mut topic, 2, Some("billing"), 2);
+    (1..=3).for_each(|message| push(&mut topic, 1, message));
+    let taken = handed(&mut topic);
+    topic.end_take(0, consumer(2), &[taken[0].2]);
+    consumes(&mut topic, 3, Some("billing"), 1);
+    let report = topic.report("t", 0);
+    let figures = report.groups.iter().map(|group| {
+        let name = group.name.as_deref();
+        (name, group.backlog, group.in_flight, group.consumers)
+    });
+    let expected = [(None, 3, 0, 0), (Some("billing"), 3, 1, 1)];
+    assert_eq!((figures.collect::<Vec<_>>(), report.consumers), (expected.into(), 1));
+}
+
+#[test]
 fn a_group_that_is_not_configured_is_refused() {
     let mut topic = grouped(8, WhenFull::Hold);
     let terms = Terms { group: Some("audit".into()), ..PLAIN };
