@@ -342,7 +342,7 @@ impl Shard {
         self.topics.home.handle_timeout(turn);
         self.backends.continue_takes(turn, connections);
         self.route();
-        self.clients.begin_turn();
+        self.clients.begin_turn(self.turn.now.ms, self.connections.has_bulk_writes());
         self.read_waiting();
         let (turn, connections) = (&mut self.turn, &mut self.connections);
         self.clients.continue_unsubscribing(connections);
@@ -413,8 +413,9 @@ impl Shard {
         }
         let PolledWrite { key, batch, bytes } =
             self.connections.poll_write(&self.turn, priority)?;
-        if priority == Priority::Bulk {
-            self.clients.note_sent(bytes);
+        match priority {
+            Priority::Urgent => self.clients.note_urgent(self.turn.now.ms),
+            Priority::Bulk => self.clients.note_sent(bytes),
         }
         Some((key, batch))
     }

@@ -74,6 +74,11 @@ impl Connections {
         !self.write_queues.is_empty()
     }
 
+    /// Whether a connection waits for a fan-out write.
+    pub fn has_bulk_writes(&self) -> bool {
+        self.write_queues.has_bulk()
+    }
+
     /// Adds a connection and returns its key.
     pub fn insert(&mut self, connection: Connection) -> ConnectionKey {
         self.slots.insert(connection)

@@ -36,6 +36,11 @@ impl WriteQueues {
         self.urgent.is_empty() && self.bulk.is_empty()
     }
 
+    /// Whether a connection is queued as bulk.
+    pub(super) fn has_bulk(&self) -> bool {
+        !self.bulk.is_empty()
+    }
+
     /// Queues a connection with this priority, unless it is queued so already.
     pub fn push(&mut self, priority: Priority, key: ConnectionKey, connection: &mut Connection) {
         if connection.queued_writes.insert(priority) {
