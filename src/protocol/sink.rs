@@ -131,16 +131,6 @@ pub fn is_nats_subject(text: &str) -> bool {
     text.len() <= 255 && text.split('.').all(is_token)
 }
 
-/// The beginning of an event's JSON, and the end, around the fields that a consumer reads.
-const EVENT_PREFIX: &[u8] = br#"{"e":"queue.pop","p":"#;
-const EVENT_SUFFIX: &[u8] = br#","id":null}"#;
-
-/// Returns the object `p` of an encoded event: what `queue.pop` hands to a consumer, without a tag.
-pub fn event_object(event: &[u8]) -> &[u8] {
-    let object = event.strip_prefix(EVENT_PREFIX);
-    object.and_then(|object| object.strip_suffix(EVENT_SUFFIX)).unwrap_or(event)
-}
-
 /// Returns the word that says what an event is about: `message`, or the value of `event` in its field `d`.
 pub fn event_kind(object: &[u8]) -> &str {
     const DATA: &[u8] = b",\"d\":{\"event\":\"";
@@ -187,7 +177,7 @@ pub fn decoded_name(encoded: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::address::NodeId;
-    use crate::protocol::api::{EventHead, put_close, put_event, put_message};
+    use crate::protocol::api::{EventHead, event_object, put_close, put_event, put_message};
     use crate::protocol::frame::{Frame, Kind};
 
     fn event(put: impl FnOnce(&mut Vec<u8>)) -> Frame {

@@ -21,7 +21,8 @@ use tokio::time::timeout;
 use super::{Engine, Outcome};
 use crate::bridge::sinks::{Acknowledgement, EngineFailure, EventBatch};
 use crate::message::SinkEvent;
-use crate::protocol::sink::{Nats, event_object};
+use crate::protocol::api::event_object;
+use crate::protocol::sink::Nats;
 
 /// The time for a connection, and for the acknowledgement of a message.
 const ANSWER_MAX: Duration = Duration::from_secs(5);

@@ -37,8 +37,8 @@ pub use tap::{
     TAP_EVENTS_PER_S_MAX, TAP_FRAME_BYTES_MAX, TapEvent, TapHead, put_tap_lost, tap_frame,
 };
 pub use write::{
-    Death, EventHead, put_answer, put_close, put_dead, put_event, put_found, put_message,
-    put_nodes, put_open, put_pushed, put_request, put_tagged,
+    Death, EventHead, event_object, put_answer, put_close, put_dead, put_event, put_found,
+    put_message, put_nodes, put_open, put_pushed, put_request, put_tagged,
 };
 
 use super::frame::{self, Kind};

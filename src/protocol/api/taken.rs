@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::NAME_BYTES_MAX;
-use super::write::{EVENT_BEGIN, EVENT_END};
+use super::write::{event_object, put_list};
 use crate::address::{Incarnation, NodeId, placement};
 use crate::protocol::frame::Frame;
 use crate::protocol::json::put_string;
@@ -100,10 +100,9 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 /// Appends the answer to a take: `{"events":[…]}`, each event as the `p` of an event with its tag.
 pub(super) fn put_taken(out: &mut Vec<u8>, events: &[TakenEvent]) {
     out.extend_from_slice(b"{\"events\":");
-    super::write::put_list(out, events, |out, TakenEvent { tag, is_redelivered, frame }| {
-        let json = frame.payload();
-        let json = json.strip_prefix(EVENT_BEGIN).unwrap_or(json);
-        out.extend_from_slice(json.strip_suffix(EVENT_END).unwrap_or(json));
+    put_list(out, events, |out, TakenEvent { tag, is_redelivered, frame }| {
+        let object = event_object(frame.payload());
+        out.extend_from_slice(object.strip_suffix(b"}").unwrap_or(object));
         out.extend_from_slice(b",\"g\":\"");
         out.extend_from_slice(tag.to_text().as_bytes());
         out.push(b'"');
@@ -118,7 +117,7 @@ pub(super) fn put_taken(out: &mut Vec<u8>, events: &[TakenEvent]) {
 /// Appends the answer to an acknowledgement of taken events: `{"s":true,"stale":[…]}`.
 pub(super) fn put_settled(out: &mut Vec<u8>, stale: &[TakenTag]) {
     out.extend_from_slice(b"{\"s\":true,\"stale\":");
-    super::write::put_list(out, stale, |out, tag| put_string(out, &tag.to_text()));
+    put_list(out, stale, |out, tag| put_string(out, &tag.to_text()));
     out.push(b'}');
 }
 

@@ -199,10 +199,17 @@ pub fn put_pushed(out: &mut Vec<u8>, scratch: &mut Vec<u8>, node: NodeId, event:
 }
 
 /// The beginning of every event.
-pub(super) const EVENT_BEGIN: &[u8] = b"{\"e\":\"queue.pop\",\"p\":";
+const EVENT_BEGIN: &[u8] = b"{\"e\":\"queue.pop\",\"p\":";
 
 /// The end of every event. [`put_tagged`] inserts its fields before it.
-pub(super) const EVENT_END: &[u8] = b"},\"id\":null}";
+const EVENT_END: &[u8] = b"},\"id\":null}";
+
+/// Returns the object `p` of an encoded event: what `queue.pop` hands to a consumer, without a tag.
+pub fn event_object(event: &[u8]) -> &[u8] {
+    let object = event.strip_prefix(EVENT_BEGIN).filter(|object| object.ends_with(EVENT_END));
+    // `EVENT_END` begins with the closing brace of the object.
+    object.map_or(event, |object| &object[..object.len() - EVENT_END.len() + 1])
+}
 
 /// Appends a copy of an event's frame with the tag by which its consumer acknowledges it. `scratch` is
 /// overwritten.

@@ -3,8 +3,9 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{event_kind, event_object};
+use super::event_kind;
 use crate::address::ClientId;
+use crate::protocol::api::event_object;
 use crate::protocol::json::{put_number, put_string};
 
 /// The content type of a batch.

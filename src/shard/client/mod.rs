@@ -3,13 +3,14 @@
 //! - `handshake.rs`: checks and answers the request of a new client. `question.rs`: what a handshake may
 //!   need from outside the shard. `messages.rs`: reads a client's messages.
 //! - `subscriptions.rs`: subscribes and unsubscribes clients. `channels.rs`: the table of channels.
-//! - `fanout.rs`: delivers publishes to the subscribers of a channel. `variants.rs`: the plain and
+//! - `fanout.rs`: delivers publishes to the subscribers of a channel. `budget.rs`: how much of a turn that may take. `variants.rs`: the plain and
 //!   compressed variants of a frame.
 //! - `functions.rs`: messages to one client, and functions that back ends call on it.
 //! - `list.rs`: finds clients and channels for lists of administration.
 //! - `announce.rs`: tells other nodes about channels and clients. `context.rs`: a client's context.
 
 mod announce;
+mod budget;
 mod channels;
 mod context;
 mod fanout;
