@@ -203,11 +203,12 @@ impl Inspection<'_> {
         self.connections.read_progress_of(key)
     }
 
-    /// Checks the invariants of the topics.
+    /// Checks the invariants of the topics, and of the index of users. Visits every client.
     ///
     /// # Panics
     /// An invariant is violated.
     pub fn check_invariants(&self) {
         self.topics.home.check();
+        self.clients.check_users(self.connections);
     }
 }

@@ -42,7 +42,9 @@ impl Shard {
                 }
                 Step::TapAnswered(key) => self.taps.handle_answered(key),
                 Step::TapperGone(key) => self.taps.stop(turn, key),
-                Step::ClientDisconnected(client) => self.clients.handle_disconnected(client),
+                Step::ClientDisconnected(client) => {
+                    self.clients.handle_disconnected(connections, client);
+                }
                 Step::ClientGone(gone) => {
                     if let Some((topic, ended)) = self.clients.handle_gone(turn, connections, gone)
                     {

@@ -164,9 +164,11 @@ fn a_walk_looks_at_no_more_than_its_budget_in_a_turn_and_its_pace_leaves_turns_t
     for _ in 0..10_000 {
         grid.client((0, 0), "/ws");
     }
-    // Each client that is looked at costs 5 units, of 4,096 in a slice. Its row costs 40 more.
+    // Each client that is looked at costs 5 units, of 4,096 in a slice. Its row costs 40 more. Clients of other
+    // users are not looked at.
     for (params, rows, units) in [
-        (json!({ "user": "nobody", "max": 1000 }), 0, 10_000 * 5),
+        (json!({ "user": "nobody", "max": 1000 }), 0, 0),
+        (json!({ "route": "/x", "max": 1000 }), 0, 10_000 * 5),
         (json!({ "max": 1000 }), 1000, 1000 * (5 + 40)),
     ] {
         grid.send(&back_end, "client.list", params);
@@ -191,13 +193,48 @@ fn a_page_that_takes_long_ends_early_and_the_next_goes_on() {
         key
     };
     assert!(last.index >= 7999);
-    let (rows, _) = walk(&mut grid, &back_end, "client.list", json!({ "node": 1, "max": 1000 }));
-    let id = rows.last().expect("there are many")["c"].clone();
-    let call = json!({ "c": id, "f": "set_context_value", "a": ["user_id", "last"] });
-    grid.ask(&back_end, "conn.call", call);
-    let (rows, pages) = walk(&mut grid, &back_end, "client.list", json!({ "user": "last" }));
-    assert_eq!((&rows[0]["c"], rows.len()), (&id, 1));
-    assert!(pages > 1, "it was one page");
+    let (rows, pages) = walk(&mut grid, &back_end, "client.list", json!({ "max": 1000 }));
+    assert_eq!((counted(&rows).len(), rows.len()), (16_000, 16_000));
+    assert!(pages > 17, "{pages} pages of at most 1000");
+    let (rows, pages) = walk(&mut grid, &back_end, "client.list", json!({ "route": "/x" }));
+    assert!(rows.is_empty() && pages > 1, "{pages} pages");
+}
+
+#[test]
+fn the_clients_of_a_user_are_found_at_once_and_as_the_user_changes() {
+    let mut grid = Grid::new(&[2, 1]);
+    let back_end = grid.back_end(1);
+    let clients = crowd(&mut grid, 3000, "/ws");
+    let (rows, _) = walk(&mut grid, &back_end, "client.list", json!({ "max": 1000 }));
+    let set = |grid: &mut Grid, row: &Value, user: &str| {
+        let call = json!({ "c": row["c"], "f": "set_context_value", "a": ["user_id", user] });
+        grid.ask(&back_end, "conn.call", call);
+    };
+    // More than are chosen at a time on a shard.
+    for row in rows.iter().filter(|row| row["n"] == 2).take(2500) {
+        set(&mut grid, row, "many");
+    }
+    let last = &rows[5999];
+    assert_eq!(last["n"], 1);
+    set(&mut grid, last, "last");
+    let found = |grid: &mut Grid, user: &str| {
+        let params = json!({ "user": user, "max": 1000 });
+        walk(grid, &back_end, "client.list", params)
+    };
+    let (many, _) = found(&mut grid, "many");
+    assert_eq!((counted(&many).len(), many.len()), (2500, 2500));
+    let asked_ms = grid.now.ms;
+    let (rows, pages) = found(&mut grid, "last");
+    assert_eq!((&rows[0]["c"], rows.len(), pages), (&last["c"], 1, 1));
+    assert!(grid.now.ms - asked_ms < 20, "{} ms", grid.now.ms - asked_ms);
+
+    set(&mut grid, last, "many");
+    assert_eq!((found(&mut grid, "last").0.len(), found(&mut grid, "many").0.len()), (0, 2501));
+    for (place, key) in clients {
+        grid.gone(place, key);
+    }
+    assert_eq!(found(&mut grid, "many").0.len(), 0);
+    grid.nodes.iter().flatten().for_each(|shard| shard.inspect().check_invariants());
 }
 
 #[test]

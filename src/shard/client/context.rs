@@ -92,6 +92,10 @@ impl Context {
 pub(super) fn user_of(entries: &[ContextEntry]) -> Option<Cow<'_, str>> {
     let (_, value) = entries.iter().find(|(key, _)| **key == *"user_id")?;
     match value.bytes().next()? {
+        // Without a backslash the text stands as it is between the quotation marks.
+        b'"' if !value.contains('\\') => {
+            Some(Cow::Borrowed(value.strip_prefix('"')?.strip_suffix('"')?))
+        }
         b'"' => serde_json::from_str(value).ok().map(Cow::Owned),
         b'-' | b'0'..=b'9' => Some(Cow::Borrowed(value)),
         _ => None,
@@ -145,6 +149,8 @@ mod tests {
             context.user().map(Cow::into_owned)
         };
         assert_eq!(user(r#""a\"b\u00e9""#).as_deref(), Some("a\"b\u{e9}"));
+        assert_eq!(user("\"a/é\"").as_deref(), Some("a/é"));
+        assert_eq!(user("\"\"").as_deref(), Some(""));
         assert_eq!(user("10000").as_deref(), Some("10000"));
         assert_eq!((user("null"), user("true"), user("[1]")), (None, None, None));
         assert_eq!(Context::default().user(), None);

@@ -2,6 +2,7 @@
 
 use super::Clients;
 use super::context::{Context, TooLarge};
+use super::user_index::UserIndex;
 use crate::address::ClientId;
 use crate::message::{ClientReply, ConnectionKey, Requester};
 use crate::protocol::api::{Code, Fault, Function, Info, TapEvent};
@@ -73,12 +74,13 @@ impl Clients {
         if turn.taps.is_active() {
             turn.push_step(Step::ClientChanged(key));
         }
+        let users = &mut self.users;
         Some(match function {
             Function::SetContextValue(name, value) => {
-                change_context(turn, connections, key, |context| context.set(name, value))
+                change_context(users, turn, connections, key, |context| context.set(name, value))
             }
             Function::SetContext(entries) => {
-                change_context(turn, connections, key, |context| context.replace(entries))
+                change_context(users, turn, connections, key, |context| context.replace(entries))
             }
             Function::Subscribe(channels) => {
                 match self.subscribe(turn, connections, key, &channels) {
@@ -121,8 +123,10 @@ impl Clients {
     }
 }
 
-/// Changes a client's context. Resumes reading if the client was held for a key that is set now.
+/// Changes a client's context, and with it the client's user. Resumes reading if the client was held for a key that is
+/// set now.
 fn change_context(
+    users: &mut UserIndex,
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,
@@ -131,10 +135,16 @@ fn change_context(
     let connection = connections.get(key).ok_or_else(no_such_client)?;
     let route = connection.route(&turn.settings).cloned().unwrap_or_default();
     let client = connection.client().ok_or_else(no_such_client)?;
+    let before = users.hash_of(&client.context);
     if change(&mut client.context).is_err() {
         turn.counters.limits.context += 1;
         let why = "the context would be over 256 keys or 64 KiB";
         return Err(Fault::new(Code::ExecutionFailed, why));
+    }
+    let after = users.hash_of(&client.context);
+    if before != after {
+        users.remove(before, key.index);
+        users.insert(after, key.index);
     }
     if !client.is_held(&route) {
         connections.unpause(turn, key, Pause::Hold);

@@ -124,6 +124,7 @@ impl Clients {
         let history_bytes = compression.and_then(|agreement| agreement.history_bytes);
         connection.compression = compression.map(|agreement| agreement.window);
         connection.set_outbound_max(route.outbound_bytes);
+        self.users.insert(self.users.hash_of(&context), key.index);
         connection.stage = Stage::Client(Box::new(Client {
             expires_unix_ms,
             assembler: Assembler::with_history(history_bytes),

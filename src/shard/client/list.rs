@@ -72,7 +72,7 @@ impl Clients {
         Reached::End
     }
 
-    /// Returns the slots to look at: those of the clients or of the channel that are asked for, or all.
+    /// Returns the slots to look at: those of the clients, of the user or of the channel that are asked for, or all.
     fn choose_slots(
         &self,
         walk: &ClientWalk,
@@ -84,6 +84,12 @@ impl Clients {
             budget.spend(clients.len());
             let slot = |key: &ConnectionKey| Some(key.index).filter(|slot| *slot >= from);
             return chosen(clients.iter().filter_map(|id| slot(self.by_id.get(id)?)).collect());
+        }
+        if let Some(user) = &walk.question.filter.user {
+            let slots = self.users.connections(self.users.hash(user), from);
+            let slots: Vec<u32> = slots.take(SLOTS_CHOSEN_MAX + 1).collect();
+            budget.spend(slots.len());
+            return chosen(slots);
         }
         let Some(channel) = channel else { return Slots::All };
         let members = self.channels.end(channel);

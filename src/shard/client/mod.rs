@@ -8,6 +8,7 @@
 //! - `functions.rs`: messages to one client, and functions that back ends call on it.
 //! - `list.rs`: finds clients and channels for lists of administration.
 //! - `announce.rs`: tells other nodes about channels and clients. `context.rs`: a client's context.
+//! - `user_index.rs`: the clients by user.
 
 mod announce;
 mod budget;
@@ -20,6 +21,7 @@ mod list;
 mod messages;
 mod question;
 mod subscriptions;
+mod user_index;
 mod variants;
 
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use crate::address::{ClientId, IdSource};
 use crate::message::ConnectionKey;
 use crate::protocol::deflate::{Deflater, Inflater};
 use crate::queue::feeder::Ended;
-use crate::shard::connection::{Connections, Stage};
+use crate::shard::connection::{Connection, Connections, Stage};
 use crate::shard::interest::ShardInterest;
 use crate::shard::taps::TapSet;
 use crate::shard::turn::{ClientGone, Turn};
@@ -38,6 +40,7 @@ use announce::InterestAnnouncements;
 use channels::Channels;
 use fanout::Fanout;
 use subscriptions::UnsubscribeQueue;
+use user_index::UserIndex;
 
 pub(super) use channels::Subscription;
 pub(super) use context::Context;
@@ -48,6 +51,8 @@ pub(super) use question::{Granted, KeyLookup, Need, Progress};
 pub(super) struct Clients {
     ids: IdSource,
     by_id: HashMap<ClientId, ConnectionKey>,
+    // Those of `by_id` that have a user.
+    users: UserIndex,
     channels: Channels,
     unsubscribing: UnsubscribeQueue,
     fanout: Fanout,
@@ -62,6 +67,7 @@ impl Clients {
         Self {
             ids,
             by_id: HashMap::new(),
+            users: UserIndex::default(),
             channels: Channels::new(
                 turn.settings.has_mesh,
                 ShardInterest::new(turn.address.shard, turn.state.interest.clone()),
@@ -77,6 +83,24 @@ impl Clients {
     /// Returns the number of clients.
     pub(super) fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// Checks that exactly the clients with a user are in the index of users. Visits every client.
+    ///
+    /// # Panics
+    /// One is missing, or one too many is there.
+    pub(super) fn check_users(&self, connections: &Connections) {
+        let mut with_user = 0;
+        for key in self.by_id.values() {
+            let stage = connections.peek(*key).map(|connection| &connection.stage);
+            let Some(Stage::Client(client)) = stage else { panic!("{key:?} is no client") };
+            if let Some(user) = self.users.hash_of(&client.context) {
+                let found = self.users.connections(user, key.index).next();
+                assert_eq!(found, Some(key.index), "a client is not in the index of users");
+                with_user += 1;
+            }
+        }
+        assert_eq!(self.users.len(), with_user, "clients that are gone are in the index of users");
     }
 
     /// Returns the taps that match a client. None match a client that is not on this shard.
@@ -99,8 +123,11 @@ impl Clients {
 
     /// Handles the disconnect of a client whose messages are still being processed: no call reaches
     /// it any more.
-    pub(super) fn handle_disconnected(&mut self, client: ClientId) {
-        self.by_id.remove(&client);
+    pub(super) fn handle_disconnected(&mut self, connections: &mut Connections, client: ClientId) {
+        let Some(key) = self.by_id.remove(&client) else { return };
+        if let Some(client) = connections.get(key).and_then(Connection::client) {
+            self.users.remove(self.users.hash_of(&client.context), key.index);
+        }
     }
 
     /// Handles the end of a client, and unsubscribes it from its channels. Returns the topic and
@@ -119,6 +146,7 @@ impl Clients {
             return None;
         };
         self.by_id.remove(&client.id);
+        self.users.remove(self.users.hash_of(&client.context), key.index);
         let topic = route.filter(|route| route.tells_close).and_then(|route| route.topic.clone());
         let told = topic.map(|topic| {
             let context = client.context.json().map(Box::from);
