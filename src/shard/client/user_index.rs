@@ -15,7 +15,7 @@ use crate::protocol::api::NAME_BYTES_MAX;
 /// them can pause, and go on whatever has come and gone meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct UserIndex {
-    entries: BTreeSet<Entry>,
+    entries: BTreeSet<IndexedClient>,
     hasher: DefaultHashBuilder,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct UserIndex {
 pub(super) struct UserHash(u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
+struct IndexedClient {
     user: UserHash,
     // The index of the client's connection in the shard's table.
     connection: u32,
@@ -46,13 +46,13 @@ impl UserIndex {
 
     /// Adds a client. `None`: the client has no user.
     pub(super) fn insert(&mut self, user: Option<UserHash>, connection: u32) {
-        self.entries.extend(user.map(|user| Entry { user, connection }));
+        self.entries.extend(user.map(|user| IndexedClient { user, connection }));
     }
 
     /// Removes a client, if it is there.
     pub(super) fn remove(&mut self, user: Option<UserHash>, connection: u32) {
         if let Some(user) = user {
-            self.entries.remove(&Entry { user, connection });
+            self.entries.remove(&IndexedClient { user, connection });
         }
     }
 
@@ -63,15 +63,15 @@ impl UserIndex {
 
     /// Iterates over the connections of the clients whose user has this hash, in ascending order from `from` on.
     pub(super) fn connections(&self, user: UserHash, from: u32) -> impl Iterator<Item = u32> {
-        let first = Entry { user, connection: from };
-        let last = Entry { user, connection: u32::MAX };
+        let first = IndexedClient { user, connection: from };
+        let last = IndexedClient { user, connection: u32::MAX };
         self.entries.range(first..=last).map(|entry| entry.connection)
     }
 }
 
 // The promise of the type's documentation: at least 5 entries of a leaf's 11, its head, and its share of the nodes
 // above.
-const _: () = assert!(11 * size_of::<Entry>() / 5 <= 36);
+const _: () = assert!(11 * size_of::<IndexedClient>() / 5 <= 36);
 
 #[cfg(test)]
 mod tests {
