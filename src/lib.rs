@@ -26,6 +26,7 @@
 //! | question | place |
 //! |---|---|
 //! | Where is a publish counted? | `Clients::walk` in `shard::client::fanout`, on each shard. The sum for `{s, f}`: of other nodes in `mesh::publish`, of all in `shard::backend::pending` |
+//! | Where is a message for users delivered? | `Clients::walk_users` in `shard::client::for_users`, on every shard of the grid; sent to the other nodes by `Mesh::carry_out_for_users` in `mesh::publish` |
 //! | Where does a client held by `hold_until` continue? | `change_context` in `shard::client::functions` ends the pause |
 //! | Where does any paused connection continue? | `Connections::unpause` in `shard::connection::reading`, then `Shard::resume` in `shard::input` |
 //! | Where does a client continue that waits for room in a topic? | `Feeders::poll_ready` in `shard::topics::feeders`; deferred clients in `Shard::read_waiting`, in `shard::input` |

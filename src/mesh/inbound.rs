@@ -70,6 +70,10 @@ impl Mesh {
                 self.publish_here(now_ms, node, requester, publish);
                 Ok(())
             }
+            (Lane::Shard(_), AddressedMessage::Mesh(MeshMessage::ForUsers(requester, command))) => {
+                self.carry_out_for_users_here(now_ms, node, requester, command);
+                Ok(())
+            }
             (Lane::Mesh, AddressedMessage::Mesh(MeshMessage::Published(ticket, tally))) => {
                 self.count(ticket, Counter::Node(node), tally);
                 Ok(())
@@ -87,7 +91,9 @@ impl Mesh {
         };
         let message = match message {
             AddressedMessage::Shard(_, message) => message,
-            AddressedMessage::Mesh(MeshMessage::Publish(requester, _)) => {
+            AddressedMessage::Mesh(
+                MeshMessage::Publish(requester, _) | MeshMessage::ForUsers(requester, _),
+            ) => {
                 return is_theirs(&requester.backend);
             }
             AddressedMessage::Mesh(MeshMessage::Published(..)) => return true,

@@ -223,6 +223,9 @@ impl Mesh {
         match message {
             ToMesh::Grid(to, message) => self.forward(now_ms, from, to, message),
             ToMesh::Publish(requester, publish) => self.publish(now_ms, from, requester, publish),
+            ToMesh::ForUsers(requester, command) => {
+                self.carry_out_for_users(now_ms, from, requester, command);
+            }
             ToMesh::Published(ticket, tally) => self.count(ticket, Counter::Shard(from), tally),
             ToMesh::NotPublished(ticket) => {
                 // The shard has too much waiting behind another publish of the same back end.

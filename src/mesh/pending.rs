@@ -1,4 +1,4 @@
-//! Publishes whose tallies are incomplete: this node's at other nodes, and other nodes' at its shards.
+//! Publishes, and commands for users, whose tallies are incomplete: this node's at other nodes, and other nodes' at its shards.
 
 use std::collections::VecDeque;
 
@@ -31,8 +31,8 @@ pub(super) enum Counter {
 pub(super) struct NewPublish {
     /// Receives the sum.
     pub asker: PublishAsker,
-    /// The channel.
-    pub channel: ChannelHash,
+    /// The channel. `None`: a command for users, of which no numbers are kept.
+    pub channel: Option<ChannelHash>,
     /// Whether all subscribers are to get the message.
     pub is_for_all: bool,
     /// The counters whose tallies complete the sum.
@@ -46,8 +46,8 @@ pub(super) struct NewPublish {
 /// A tally that was added to a publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AddedTally {
-    /// The channel.
-    pub channel: ChannelHash,
+    /// The channel. `None`: a command for users, of which no numbers are kept.
+    pub channel: Option<ChannelHash>,
     /// Whether the tally counts all subscribers of its counter.
     pub is_of_all: bool,
 }
@@ -57,8 +57,8 @@ pub(super) struct AddedTally {
 pub(super) struct Counted {
     /// Receives the sum.
     pub asker: PublishAsker,
-    /// The channel.
-    pub channel: ChannelHash,
+    /// The channel. `None`: a command for users, of which no numbers are kept.
+    pub channel: Option<ChannelHash>,
     /// The sum of the tallies.
     pub tally: Tally,
     /// The counters that gave no tally.
@@ -82,7 +82,7 @@ pub(super) struct PendingPublishes {
 #[derive(Debug)]
 struct OpenPublish {
     asker: PublishAsker,
-    channel: ChannelHash,
+    channel: Option<ChannelHash>,
     is_for_all: bool,
     tally: Tally,
     awaited: Vec<Counter>,
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn publish(channel: u64, awaited: Vec<Counter>, silent: Vec<Counter>) -> NewPublish {
-        let channel = ChannelHash(channel);
+        let channel = Some(ChannelHash(channel));
         NewPublish { asker: ASKER, channel, is_for_all: true, awaited, silent, deadline_ms: 100 }
     }
 
@@ -254,7 +254,7 @@ mod tests {
         let mut pending = PendingPublishes::default();
         let [one, two] = [1, 2].map(|shard| Counter::Shard(ShardId(shard)));
         let ticket = pending.open(publish(7, vec![one, two], vec![]));
-        let added = AddedTally { channel: ChannelHash(7), is_of_all: true };
+        let added = AddedTally { channel: Some(ChannelHash(7)), is_of_all: true };
         pending.check();
         assert_eq!(pending.count(ticket, one, tally(3)), Some(added));
         assert_eq!(pending.count(ticket, one, tally(3)), None);
@@ -302,7 +302,7 @@ mod tests {
         let complete = pending.stop_waiting_for(one);
         let complete: Vec<_> =
             complete.iter().map(|counted| (counted.channel, &counted.silent[..])).collect();
-        assert_eq!(complete, [(ChannelHash(7), &[three, one][..])]);
+        assert_eq!(complete, [(Some(ChannelHash(7)), &[three, one][..])]);
         assert_eq!(pending.count(both, one, tally(1)), None);
         pending.count(both, two, tally(2));
         let counted = pending.poll_counted(both).unwrap();

@@ -1,4 +1,6 @@
-//! Publishes to other nodes and from them, and the tallies that answer them.
+//! Publishes and commands for users, to other nodes and from them, and the tallies that answer them.
+
+use std::sync::Arc;
 
 use super::Mesh;
 use super::link::Lane;
@@ -6,8 +8,9 @@ use super::numbers::ChannelHash;
 use super::pending::{Counted, Counter, NewPublish, PublishAsker};
 use super::sessions::Peer;
 use super::wire::{AddressedMessage, MeshMessage};
+
 use crate::address::{NodeId, ShardId};
-use crate::message::{FromMesh, Publish, Requester, Ticket};
+use crate::message::{FromMesh, Publish, Requester, Ticket, UserAction, UserCommand};
 use crate::protocol::api::Tally;
 
 impl Mesh {
@@ -33,11 +36,12 @@ impl Mesh {
         }
         let asker = PublishAsker::Shard(from, requester.ticket);
         if asked.is_empty() {
-            let tally = Tally::default();
-            return self.tell_counted(Counted { asker, channel: hash, tally, silent });
+            let (tally, channel) = (Tally::default(), Some(hash));
+            return self.tell_counted(Counted { asker, channel, tally, silent });
         }
+        let channel = Some(hash);
         let deadline_ms = self.tally_deadline_ms(now_ms);
-        let new = NewPublish { asker, channel: hash, is_for_all, awaited, silent, deadline_ms };
+        let new = NewPublish { asker, channel, is_for_all, awaited, silent, deadline_ms };
         let ticket = self.pending.open(new);
         let message = MeshMessage::Publish(Requester { ticket, ..requester }, publish);
         let message = AddressedMessage::Mesh(message);
@@ -92,14 +96,14 @@ impl Mesh {
             return;
         }
         if shards.is_empty() {
-            let tally = Tally::default();
-            return self.tell_counted(Counted { asker, channel: hash, tally, silent: Vec::new() });
+            let (tally, channel) = (Tally::default(), Some(hash));
+            return self.tell_counted(Counted { asker, channel, tally, silent: Vec::new() });
         }
         let awaited = shards.iter().map(Counter::Shard).collect();
         let deadline_ms = self.tally_deadline_ms(now_ms);
         let is_for_all = publish.excluded.is_none();
-        let silent = Vec::new();
-        let new = NewPublish { asker, channel: hash, is_for_all, awaited, silent, deadline_ms };
+        let (silent, channel) = (Vec::new(), Some(hash));
+        let new = NewPublish { asker, channel, is_for_all, awaited, silent, deadline_ms };
         let ticket = self.pending.open(new);
         for shard in shards.iter() {
             let message = FromMesh::Publish(Requester { ticket, ..requester }, publish.clone());
@@ -107,14 +111,93 @@ impl Mesh {
         }
     }
 
+    /// Carries out a command for users on all other nodes, for one of this node's shards. A node whose tally does
+    /// not come in time adds nothing to the sum: how many connections the users have there is not known.
+    pub(super) fn carry_out_for_users(
+        &mut self,
+        now_ms: u64,
+        from: ShardId,
+        requester: Requester,
+        command: Arc<UserCommand>,
+    ) {
+        let has_room = self.pending.has_room();
+        let is_call = matches!(command.action, UserAction::Call(_));
+        let (mut asked, mut awaited, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        for (&node, peer) in &self.peers {
+            let is_silent = peer.liveness.is_silent();
+            // A silent node may still receive a message. A function is not called long after its answer.
+            let is_asked = has_room && peer.session.takes_calls() && !(is_call && is_silent);
+            asked.extend(is_asked.then_some(node));
+            let is_awaited = is_asked && !is_silent;
+            if is_awaited { &mut awaited } else { &mut silent }.push(Counter::Node(node));
+        }
+        let (asker, tally) = (PublishAsker::Shard(from, requester.ticket), Tally::default());
+        if asked.is_empty() {
+            return self.tell_counted(Counted { asker, channel: None, tally, silent });
+        }
+        for channel in command.channels_to_subscribe() {
+            let (until_ms, hash) = (now_ms + self.settings.answer_ms, self.hasher.hash(channel));
+            for &node in &asked {
+                self.subscribing_there.note(until_ms, hash, node);
+            }
+        }
+        let deadline_ms = self.tally_deadline_ms(now_ms);
+        let is_for_all = false;
+        let new = NewPublish { asker, channel: None, is_for_all, awaited, silent, deadline_ms };
+        let ticket = self.pending.open(new);
+        let message = MeshMessage::ForUsers(Requester { ticket, ..requester }, command);
+        let message = AddressedMessage::Mesh(message);
+        for node in asked {
+            self.send(node, Lane::Shard(from), &message);
+        }
+        if let Some(counted) = self.pending.poll_counted(ticket) {
+            self.tell_counted(counted);
+        }
+    }
+
+    /// Carries out a command for users on all shards of this node, for another node.
+    pub(super) fn carry_out_for_users_here(
+        &mut self,
+        now_ms: u64,
+        from: NodeId,
+        requester: Requester,
+        command: Arc<UserCommand>,
+    ) {
+        if !self.pending.has_room() {
+            return;
+        }
+        let shards = || (0..self.settings.shards).map(|shard| ShardId(shard as u8));
+        let awaited = shards().map(Counter::Shard).collect();
+        let shards: Vec<ShardId> = shards().collect();
+        for channel in command.channels_to_subscribe() {
+            let (until_ms, hash) = (now_ms + self.settings.answer_ms, self.hasher.hash(channel));
+            for &shard in &shards {
+                self.subscribing_here.note(until_ms, hash, shard);
+            }
+        }
+        let ticket = self.pending.open(NewPublish {
+            asker: PublishAsker::Node(from, requester.ticket),
+            channel: None,
+            is_for_all: false,
+            awaited,
+            silent: Vec::new(),
+            deadline_ms: self.tally_deadline_ms(now_ms),
+        });
+        for shard in shards {
+            let requester = Requester { ticket, ..requester };
+            self.tell_shard(shard, FromMesh::ForUsers(requester, command.clone()));
+        }
+    }
+
     /// Adds the tally of a shard or node.
     pub(super) fn count(&mut self, ticket: Ticket, from: Counter, tally: Tally) {
         let Some(added) = self.pending.count(ticket, from, tally) else { return };
         if let Counter::Node(node) = from
+            && let Some(channel) = added.channel
             && added.is_of_all
         {
             let subscribers = tally.delivered.saturating_add(tally.failed);
-            self.remote_interest.note_subscribers(added.channel, node, subscribers);
+            self.remote_interest.note_subscribers(channel, node, subscribers);
         }
         if let Some(counted) = self.pending.poll_counted(ticket) {
             self.tell_counted(counted);
@@ -128,7 +211,8 @@ impl Mesh {
         for counter in silent {
             match counter {
                 Counter::Node(node) => {
-                    let last_known = self.remote_interest.last_known(channel, node);
+                    let last_known =
+                        channel.map_or(0, |channel| self.remote_interest.last_known(channel, node));
                     tally.failed = tally.failed.saturating_add(last_known);
                     self.uncounted += 1;
                 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{GridMessage, Publish, Requester, Ticket};
+use super::{GridMessage, Publish, Requester, Ticket, UserCommand};
 use crate::address::{Incarnation, NodeId, ShardAddress};
 use crate::metrics::MeshReport;
 use crate::protocol::api::{NodeRow, Tally};
@@ -27,9 +27,11 @@ pub enum ToMesh {
     Grid(ShardAddress, GridMessage),
     /// Publishes on all other nodes that have subscribers. The answer is [`FromMesh::Published`].
     Publish(Requester, Publish),
-    /// Answers [`FromMesh::Publish`].
+    /// Carries out a command for users on all other nodes. The answer is [`FromMesh::Published`].
+    ForUsers(Requester, Arc<UserCommand>),
+    /// Answers [`FromMesh::Publish`] and [`FromMesh::ForUsers`].
     Published(Ticket, Tally),
-    /// Answers [`FromMesh::Publish`] if the shard does not carry it out.
+    /// Answers [`FromMesh::Publish`] and [`FromMesh::ForUsers`] if the shard does not carry it out.
     NotPublished(Ticket),
     /// Asks for [`FromMesh::Report`].
     Report(Ticket),
@@ -58,7 +60,9 @@ pub enum FromMesh {
     Grid(ShardAddress, GridMessage),
     /// Publishes to the shard's subscribers, for a back end of another node.
     Publish(Requester, Publish),
-    /// Answers [`ToMesh::Publish`] with the sum over the other nodes.
+    /// Carries out a command for the users' connections on the shard, for a back end of another node.
+    ForUsers(Requester, Arc<UserCommand>),
+    /// Answers [`ToMesh::Publish`] and [`ToMesh::ForUsers`] with the sum over the other nodes.
     Published(Ticket, Tally),
     /// Answers [`ToMesh::Report`] with the mesh's state for `/metrics`.
     Report(Ticket, Box<MeshReport>),

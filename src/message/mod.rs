@@ -47,7 +47,7 @@ pub use log::{
 pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
-    PushCommand, REGISTERED_PER_MESSAGE_MAX, WatcherEpoch,
+    PushCommand, REGISTERED_PER_MESSAGE_MAX, UserAction, UserCommand, WatcherEpoch,
 };
 pub use sink::{FromSink, SinkEvent, SinkEvents, SinkFigures, SinkRun};
 pub use tap::{FromTapper, ToTapper};

@@ -27,8 +27,8 @@ pub enum LocalMessage {
         /// The command.
         command: LocalCommand,
     },
-    /// Answers a [`LocalCommand::Publish`] that was carried out. One that failed is answered with
-    /// [`GridMessage::Answer`].
+    /// Answers a [`LocalCommand::Publish`] or [`LocalCommand::ForUsers`] that was carried out. One that failed is
+    /// answered with [`GridMessage::Answer`].
     Published(Ticket, Tally),
     /// Answers [`LocalCommand::Report`].
     Report(Ticket, Box<Report>),
@@ -167,6 +167,8 @@ impl From<ClientReply> for Reply {
 pub enum LocalCommand {
     /// Appends a frame to the outbound queue of each subscriber on the shard.
     Publish(Publish),
+    /// Carries out a command for the connections of some users on the shard.
+    ForUsers(Arc<UserCommand>),
     /// Makes the back end a consumer of a topic. [`LocalMessage::StartDelivery`] starts the deliveries.
     Join(Arc<str>, Box<Terms>),
     /// Ends the back end's consumption of a topic.
@@ -176,6 +178,34 @@ pub enum LocalCommand {
     Push(Box<PushCommand>),
     /// Returns the shard's state for `/metrics`.
     Report,
+}
+
+/// A command for all connections of some users.
+#[derive(Debug)]
+pub struct UserCommand {
+    /// The users: from 1 to [`USERS_PER_CALL_MAX`](crate::protocol::api::USERS_PER_CALL_MAX), each once.
+    pub users: Vec<Box<str>>,
+    /// What is done with each connection.
+    pub action: UserAction,
+}
+
+/// What a [`UserCommand`] does with each connection.
+#[derive(Debug)]
+pub enum UserAction {
+    /// Appends a frame to the outbound queue.
+    Send(Frame),
+    /// Calls a function.
+    Call(Function),
+}
+
+impl UserCommand {
+    /// Returns the channels that the command subscribes to.
+    pub fn channels_to_subscribe(&self) -> &[Box<str>] {
+        match &self.action {
+            UserAction::Call(Function::Subscribe(channels)) => channels,
+            _ => &[],
+        }
+    }
 }
 
 /// An event of a back end on its way to a topic.

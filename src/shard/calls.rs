@@ -5,7 +5,10 @@ use super::Shard;
 use super::backend::{self, Caller, Verdict};
 use super::taps::{self, ClientCall};
 use super::turn::ShardCommand;
-use crate::message::{ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester};
+use crate::message::{
+    ClientCommand, ClientReply, LocalCommand, LocalMessage, Publish, Requester, UserAction,
+    UserCommand,
+};
 use crate::protocol::api::{Call, Code, Content, Fault, NotUtf8, Parser, Reply, Tally};
 use crate::protocol::frame::Frame;
 
@@ -67,6 +70,15 @@ impl Shard {
             }
             Ok(Call::Call(client, function)) => {
                 return self.backends.call_function(turn, connections, caller, client, function);
+            }
+            Ok(Call::UserSend(users, content)) => {
+                let frame = Frame::message(content.kind, &content.bytes);
+                let command = UserCommand { users, action: UserAction::Send(frame) };
+                return self.backends.call_users(turn, connections, caller, command);
+            }
+            Ok(Call::UserCall(users, function)) => {
+                let command = UserCommand { users, action: UserAction::Call(function) };
+                return self.backends.call_users(turn, connections, caller, command);
             }
             Ok(Call::Pop(topics, settling, group)) => {
                 let backends = &mut self.backends;
@@ -158,7 +170,7 @@ impl Shard {
             Err(walk) => {
                 let requester = self.backends.wait_for_publish(turn, connections, caller);
                 if let Some(requester) = requester {
-                    self.clients.defer_publish(requester, walk);
+                    self.clients.defer_publish(requester, walk.into());
                 }
             }
         }
@@ -193,8 +205,11 @@ impl Shard {
                 let excluded = excluded.as_deref().map(|excluded| &excluded[..]);
                 return match self.clients.publish(turn, connections, &channel, frame, excluded) {
                     Ok(tally) => turn.answer_publish(requester, Ok(tally)),
-                    Err(walk) => self.clients.defer_publish(requester, walk),
+                    Err(walk) => self.clients.defer_publish(requester, walk.into()),
                 };
+            }
+            ShardCommand::Local(LocalCommand::ForUsers(command)) => {
+                return self.clients.carry_out_for_users(turn, connections, requester, command);
             }
             ShardCommand::Local(LocalCommand::Join(topic, terms)) => {
                 let joined = self.topics.home.join(turn, &topic, requester.backend, &terms);
@@ -216,7 +231,7 @@ impl Shard {
                 self.clients.send(turn, connections, client, frame.kind(), frame.payload())
             }
             ShardCommand::Client(ClientCommand::Call(client, function)) => {
-                match self.clients.execute(turn, connections, requester, client, function) {
+                match self.clients.execute(turn, connections, requester, client, &function) {
                     Some(done) => done,
                     None => {
                         if let Some(told) = told {
@@ -258,9 +273,11 @@ fn without_connection(call: Call<'_>) -> Result<Call<'_>, Fault> {
         | Call::Publish(..)
         | Call::MultiPublish(_)
         | Call::Call(..)
+        | Call::UserSend(..)
+        | Call::UserCall(..)
         | Call::Push(_) => Ok(call),
         _ => {
-            let why = "m: expected mesh.send, mesh.publish, conn.call or queue.push";
+            let why = "m: expected mesh.send, mesh.publish, conn.call, user.send, user.call or queue.push";
             Err(Fault::new(Code::InvalidArgument, why))
         }
     }

@@ -26,6 +26,12 @@ impl Shard {
                     ShardCommand::Local(LocalCommand::Publish(publish)),
                 );
             }
+            ToShard::Mesh(FromMesh::ForUsers(requester, command)) => {
+                self.execute_command(
+                    requester,
+                    ShardCommand::Local(LocalCommand::ForUsers(command)),
+                );
+            }
             ToShard::Mesh(FromMesh::Published(ticket, tally)) => {
                 let answer = Answer::Published(tally);
                 self.backends.handle_answer(turn, connections, ticket, answer);

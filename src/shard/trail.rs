@@ -211,6 +211,10 @@ impl fmt::Display for ShownCall<'_> {
             Call::Call(client, function) => {
                 write!(formatter, "conn.call {client} {}", ShownFunction(function))
             }
+            Call::UserSend(users, _) => write!(formatter, "user.send {}", listed(users)),
+            Call::UserCall(users, function) => {
+                write!(formatter, "user.call {} {}", listed(users), ShownFunction(function))
+            }
             Call::Pop(topics, ..) => write!(formatter, "queue.pop {}", listed(topics)),
             Call::Take(take) => write!(formatter, "queue.take {}", listed(&take.topics)),
             Call::Unpop => formatter.write_str("queue.unpop"),

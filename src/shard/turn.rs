@@ -110,7 +110,7 @@ pub enum ShardCommand {
 impl ShardCommand {
     /// Whether the answer is a tally.
     pub fn is_publish(&self) -> bool {
-        matches!(self, Self::Local(LocalCommand::Publish(_)))
+        matches!(self, Self::Local(LocalCommand::Publish(_) | LocalCommand::ForUsers(_)))
     }
 }
 

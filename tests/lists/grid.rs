@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use gridcast::address::{Incarnation, NodeId, ShardAddress, ShardId};
-use gridcast::message::{ConnectionKey, FromMesh, FromShard, KnownNodes, ToMesh, ToShard};
+use gridcast::message::{
+    ConnectionKey, FromMesh, FromShard, KnownNodes, Requester, Ticket, ToMesh, ToShard, UserCommand,
+};
 use gridcast::protocol::api::{LinkState, MeshRow, NodeRow, Tally};
 use gridcast::shard::node_state::NodeState;
 use gridcast::shard::settings::{EdgeSettings, Settings};
@@ -31,6 +33,8 @@ pub struct Grid {
     pub is_mesh_silent: bool,
     settings: Vec<Settings>,
     mail: Vec<(Place, ToShard)>,
+    // Commands for users whose tallies are gathered, by ticket: the asker, the shards that are awaited, the sum.
+    gathered: HashMap<Ticket, (Place, usize, Tally)>,
     // Back ends that read nothing: what is written to them stays in flight.
     deaf: BTreeSet<(usize, ConnectionKey)>,
     // Bytes written to connections, by node.
@@ -74,6 +78,7 @@ impl Grid {
             is_mesh_silent: false,
             settings,
             mail: Vec::new(),
+            gathered: HashMap::new(),
             deaf: BTreeSet::new(),
             output: HashMap::new(),
         };
@@ -152,10 +157,37 @@ impl Grid {
             FromShard::Mesh(ToMesh::Publish(requester, _)) => {
                 FromMesh::Published(requester.ticket, Tally::default())
             }
+            FromShard::Mesh(ToMesh::ForUsers(requester, command)) => {
+                return self.pass_to_others(from, requester, command);
+            }
+            FromShard::Mesh(ToMesh::Published(ticket, tally)) => return self.add(ticket, tally),
             FromShard::Mesh(ToMesh::Interest { change, .. }) => FromMesh::InterestKnown(change),
             FromShard::Mesh(_) => return,
         };
         self.mail.push((from, ToShard::Mesh(answer)));
+    }
+
+    /// Passes a command for users to every shard of the other nodes that work.
+    fn pass_to_others(&mut self, from: Place, requester: Requester, command: Arc<UserCommand>) {
+        let places: Vec<Place> = self.places();
+        let is_asked = |place: &Place| place.0 != from.0 && !self.frozen.contains(&place.0);
+        let others: Vec<Place> = places.into_iter().filter(is_asked).collect();
+        self.gathered.insert(requester.ticket, (from, others.len() + 1, Tally::default()));
+        for place in others {
+            let message = FromMesh::ForUsers(requester, command.clone());
+            self.mail.push((place, ToShard::Mesh(message)));
+        }
+        self.add(requester.ticket, Tally::default());
+    }
+
+    fn add(&mut self, ticket: Ticket, tally: Tally) {
+        let Some((asker, awaited, sum)) = self.gathered.get_mut(&ticket) else { return };
+        *sum += tally;
+        *awaited -= 1;
+        if *awaited == 0 {
+            let message = FromMesh::Published(ticket, *sum);
+            self.mail.push((*asker, ToShard::Mesh(message)));
+        }
     }
 
     fn known_nodes(&self) -> KnownNodes {

@@ -7,3 +7,4 @@ mod names;
 mod nodes;
 #[path = "../support/shard.rs"]
 mod shard_value;
+mod users;

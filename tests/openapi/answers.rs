@@ -64,6 +64,11 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
     assert_eq!(back_end.call("mesh.send", json!({ "c": "1", "d": "x" }))["E"]["c"], 401);
     back_end.call("mesh.send", json!({ "c": client, "d": "AAEC", "t": "binary" }));
     back_end.call("mesh.publish", json!({ "c": "news", "d": "x", "t": null }));
+    let sent = back_end.call("user.send", json!({ "u": [1, "x"], "d": "AAEC", "t": "binary" }));
+    assert_eq!(sent["r"], json!({ "s": 1, "f": 0 }));
+    let called = back_end.call("user.call", json!({ "u": "1", "f": "subscribe", "a": ["sport"] }));
+    assert_eq!(called["r"], json!({ "s": 1, "f": 0 }));
+    back_end.call("user.call", json!({ "u": 1, "f": "unsubscribe", "a": ["sport"] }));
     for method in ["node.list", "client.list", "channel.list", "topic.list", "backend.list"] {
         assert!(back_end.call(method, json!({}))["E"].is_null(), "{method}");
     }
@@ -133,6 +138,9 @@ fn answers_over_http_are_of_the_described_form() {
         ("/v1/conn/call", json!({ "c": client, "f": "get_context" })),
         ("/v1/conn/call", json!({ "c": client, "f": "close" })),
         ("/v1/conn/call", json!({})),
+        ("/v1/user/send", json!({ "u": "1", "d": "x" })),
+        ("/v1/user/send", json!({ "u": [], "d": "x" })),
+        ("/v1/user/call", json!({ "u": [1, 2], "f": "info" })),
         ("/v1/node/list", json!({})),
         ("/v1/client/list", json!({ "user": "1" })),
         ("/v1/client/list", json!({ "max": 0 })),

@@ -154,10 +154,12 @@ fn both_documents_say_the_same_of_what_they_share() {
 }
 
 /// The schemas of parameters, by method.
-const PARAMS: [(&str, &str); 11] = [
+const PARAMS: [(&str, &str); 13] = [
     ("mesh.send", "Send"),
     ("mesh.publish", "Publish"),
     ("conn.call", "Call"),
+    ("user.send", "UserSend"),
+    ("user.call", "UserCall"),
     ("queue.pop", "Pop/oneOf/0"),
     ("queue.ack", "Ack"),
     ("queue.nack", "Nack"),
@@ -198,6 +200,8 @@ fn a_method_reads_the_fields_that_the_documents_give_it() {
         "mesh.send": { "c": "1", "d": "x" },
         "mesh.publish": { "c": "x", "d": "x" },
         "conn.call": { "c": "1", "f": "info" },
+        "user.send": { "u": "1", "d": "x" },
+        "user.call": { "u": "1", "f": "info" },
         "queue.pop": { "t": ["x"], "a": true },
         "queue.ack": { "g": 1 },
         "queue.nack": { "g": 1 },

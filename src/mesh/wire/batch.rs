@@ -16,9 +16,11 @@ use crate::mesh::numbers::BatchNumber;
 use crate::message::{
     BackendId, ClientCommand, ClientReply, Delivery, FromConsumer, GridMessage, LastWillsMessage,
     MessageNumber, PopId, Publish, REGISTERED_PER_MESSAGE_MAX, Requester, SettleTaken, StaleTaken,
-    Terms, Ticket, ToConsumer, WatcherEpoch,
+    Terms, Ticket, ToConsumer, UserAction, UserCommand, WatcherEpoch,
 };
-use crate::protocol::api::{Code, EXCLUDED_MAX, Fault, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX};
+use crate::protocol::api::{
+    Code, EXCLUDED_MAX, Fault, Info, NAME_BYTES_MAX, Tally, UNSETTLED_MAX, USERS_PER_CALL_MAX,
+};
 use crate::protocol::frame::Frame;
 
 /// Bytes of a batch's length and number.
@@ -40,6 +42,8 @@ const SEND: u8 = 1;
 const PUBLISH: u8 = 2;
 const CALL: u8 = 3;
 const PUBLISH_EXCEPT: u8 = 4;
+const SEND_TO_USERS: u8 = 5;
+const CALL_USERS: u8 = 6;
 
 // Kinds of answers.
 const PUBLISHED: u8 = 1;
@@ -148,6 +152,10 @@ fn put_mesh_message(out: &mut Vec<u8>, message: &MeshMessage) {
                 put_list(out, excluded, |out, client| put_u64(out, client.value()));
             }
         }
+        MeshMessage::ForUsers(requester, command) => {
+            put_requester(out, *requester);
+            put_user_command(out, command);
+        }
         MeshMessage::Published(ticket, tally) => {
             put_answered(out, *ticket);
             out.push(PUBLISHED);
@@ -173,6 +181,10 @@ fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> 
                     };
                     Ok(MeshMessage::Publish(requester, Publish { channel, frame, excluded }))
                 }
+                kind @ (SEND_TO_USERS | CALL_USERS) => {
+                    let command = read_user_command(fields, kind)?;
+                    Ok(MeshMessage::ForUsers(requester, Arc::new(command)))
+                }
                 kind => Err(WireError::Unknown(kind)),
             }
         }
@@ -188,6 +200,28 @@ fn read_mesh_message(fields: &mut Fields<'_>) -> Result<MeshMessage, WireError> 
         }
         kind => Err(WireError::Unknown(kind)),
     }
+}
+
+fn put_user_command(out: &mut Vec<u8>, command: &UserCommand) {
+    let UserCommand { users, action } = command;
+    out.push(match action {
+        UserAction::Send(_) => SEND_TO_USERS,
+        UserAction::Call(_) => CALL_USERS,
+    });
+    put_names(out, users);
+    match action {
+        UserAction::Send(frame) => put_bytes(out, frame.bytes()),
+        UserAction::Call(function) => put_function(out, function),
+    }
+}
+
+fn read_user_command(fields: &mut Fields<'_>, kind: u8) -> Result<UserCommand, WireError> {
+    let users = fields.list(USERS_PER_CALL_MAX, read_name)?;
+    let action = match kind {
+        SEND_TO_USERS => UserAction::Send(read_frame(fields)?),
+        _ => UserAction::Call(read_function(fields)?),
+    };
+    Ok(UserCommand { users, action })
 }
 
 fn put_requester(out: &mut Vec<u8>, requester: Requester) {

@@ -23,9 +23,10 @@ mod tap;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::address::{Incarnation, NodeId, ShardId};
-use crate::message::{GridMessage, Publish, Requester, Ticket};
+use crate::message::{GridMessage, Publish, Requester, Ticket, UserCommand};
 use crate::protocol::api::Tally;
 
 use super::link::Lane;
@@ -143,7 +144,9 @@ pub enum AddressedMessage {
 pub enum MeshMessage {
     /// Asks to publish to the subscribers of the receiving node. Sent on the lane of the publishing shard.
     Publish(Requester, Publish),
-    /// The answer.
+    /// Asks to carry out a command for users on all shards of the receiving node. Sent on the lane of the asking shard.
+    ForUsers(Requester, Arc<UserCommand>),
+    /// The answer to either.
     Published(Ticket, Tally),
 }
 

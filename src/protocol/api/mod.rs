@@ -61,6 +61,9 @@ pub const TOPICS_PER_POP_MAX: usize = 256;
 /// The most channels that one `mesh.publish` may name.
 pub const CHANNELS_PER_PUBLISH_MAX: usize = 1000;
 
+/// The most users that one call may name.
+pub const USERS_PER_CALL_MAX: usize = 1000;
+
 /// The most clients that one `mesh.publish` may exclude.
 pub const EXCLUDED_MAX: usize = 1000;
 
@@ -184,6 +187,10 @@ pub enum Call<'a> {
     MultiPublish(Box<MultiPublish<'a>>),
     /// `conn.call`: calls a function of a client's connection.
     Call(ClientId, Function),
+    /// `user.send`: sends a message to all connections of these users, each of whom is named once.
+    UserSend(Vec<Box<str>>, Content<'a>),
+    /// `user.call`: calls a function of each connection of these users, each of whom is named once.
+    UserCall(Vec<Box<str>>, Function),
     /// `queue.pop`: starts to consume topics, in a group or in the default group.
     Pop(Vec<&'a str>, Settling, Option<&'a str>),
     /// `queue.unpop`: stops consuming.
@@ -370,7 +377,7 @@ pub enum Reply {
     Done,
     /// `{"s":true,"w":"…"}`: done, with a warning about a likely mistake of the caller.
     Warned(Box<str>),
-    /// `{"s":successes,"f":failures}`: the result of a publish.
+    /// `{"s":successes,"f":failures}`: the result of a publish, and of a call for users.
     Published(Tally),
     /// The result of `get_context`: the JSON text of the context.
     Context(String),
@@ -446,12 +453,12 @@ impl LinkState {
     }
 }
 
-/// The outcome of a publish, counted in connections.
+/// The outcome of a publish or of a call for users, counted in connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Connections whose outbound queue accepted the message.
+    /// Connections whose outbound queue accepted the message, or that have carried out the function.
     pub delivered: u64,
-    /// Connections that did not get the message.
+    /// Connections that did not get the message, or could not carry out the function.
     pub failed: u64,
 }
 

@@ -14,6 +14,7 @@ use super::{
     CONTEXT_KEYS_MAX, Call, Content, ContextEntry, DELAY_MS_MAX, EXCLUDED_MAX, Fault, Function,
     MultiPublish, NAME_BYTES_MAX, PushedEvent, Settling, TAKE_WAIT_MS_MAX, TAKEN_DEFAULT,
     TAKEN_MAX, TOPICS_PER_POP_MAX, Tags, TakeCall, TakenTag, UNSETTLED_DEFAULT, UNSETTLED_MAX,
+    USERS_PER_CALL_MAX,
 };
 use crate::address::ClientId;
 use crate::address::networks::Network;
@@ -44,6 +45,10 @@ pub(super) fn read_params<'a>(
         ApiMethod::Send => Call::Send(read_client(params)?, read_content(params)?),
         ApiMethod::Publish => read_publish(params)?,
         ApiMethod::Call => Call::Call(read_client(params)?, read_function(params, document)?),
+        ApiMethod::UserSend => Call::UserSend(read_users(params)?, read_content(params)?),
+        ApiMethod::UserCall => {
+            Call::UserCall(read_users(params)?, read_function(params, document)?)
+        }
         ApiMethod::Pop => {
             let topics = read_topics(params.and_then(|p| p.field("t")))?;
             Call::Pop(topics, read_settling(params)?, read_group(params)?)
@@ -246,10 +251,26 @@ pub(super) fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result
 }
 
 /// Reads a user, who may have a number instead of a name.
-pub(super) fn read_user(value: Value<'_, '_>) -> Result<Box<str>, Fault> {
+pub(super) fn read_user(field: &'static str, value: Value<'_, '_>) -> Result<Box<str>, Fault> {
     match value.unsigned() {
         Some(number) => Ok(number.to_string().into()),
-        None => read_name("user", value).map(Box::from),
+        None => read_name(field, value).map(Box::from),
+    }
+}
+
+/// Reads the users that a call is for: one, or an array. A user that is named twice counts once.
+fn read_users(params: Option<Value<'_, '_>>) -> Result<Vec<Box<str>>, Fault> {
+    let given = required(params, "u")?;
+    let Some(items) = given.items() else { return Ok(vec![read_user("u", given)?]) };
+    if given.len() > USERS_PER_CALL_MAX {
+        return Err(Fault::invalid(format!("u: more than {USERS_PER_CALL_MAX} users")));
+    }
+    let mut users = items.map(|item| read_user("u", item)).collect::<Result<Vec<_>, _>>()?;
+    users.sort_unstable();
+    users.dedup();
+    match users.is_empty() {
+        true => Err(Fault::invalid("u: expected a user, or an array of one or more")),
+        false => Ok(users),
     }
 }
 

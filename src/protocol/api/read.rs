@@ -158,6 +158,10 @@ pub enum ApiMethod {
     Publish,
     /// `conn.call`
     Call,
+    /// `user.send`
+    UserSend,
+    /// `user.call`
+    UserCall,
     /// `queue.pop`
     Pop,
     /// `queue.unpop`
@@ -202,6 +206,8 @@ impl ApiMethod {
             b"mesh.send" => Self::Send,
             b"mesh.publish" => Self::Publish,
             b"conn.call" => Self::Call,
+            b"user.send" => Self::UserSend,
+            b"user.call" => Self::UserCall,
             b"queue.pop" => Self::Pop,
             b"queue.unpop" => Self::Unpop,
             b"queue.ack" => Self::Ack,
@@ -257,8 +263,8 @@ fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {
         .ok_or_else(|| Fault::invalid("m: expected a string"))?;
     ApiMethod::from_name(name.as_bytes()).ok_or_else(|| {
         Fault::invalid(format!(
-            "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, queue.pop, \
-             queue.unpop, queue.ack, queue.nack, queue.push, admin.reload, node.list, \
+            "m: unknown method {}; known are mesh.send, mesh.publish, conn.call, user.send, user.call, \
+             queue.pop, queue.unpop, queue.ack, queue.nack, queue.push, admin.reload, node.list, \
              client.list, channel.list, topic.list, backend.list, tap.start, tap.stop",
             quoted(name)
         ))

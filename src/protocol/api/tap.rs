@@ -42,7 +42,7 @@ pub(super) fn read_tap(params: Option<Value<'_, '_>>) -> Result<Tap, Fault> {
     };
     let target = match name {
         "c" => TapTarget::Client(read_client(params)?),
-        "user" => TapTarget::User(read_user(value)?),
+        "user" => TapTarget::User(read_user("user", value)?),
         "channel" => TapTarget::Channel(read_name("channel", value)?.into()),
         "topic" => TapTarget::Topic(read_name("topic", value)?.into()),
         _ => TapTarget::Address(read_network(value)?.into()),

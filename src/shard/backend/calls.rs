@@ -357,7 +357,7 @@ impl Backends {
         let reply = match (connections.get(key).and_then(Connection::replies), shape) {
             (Some(replies), shape) => {
                 let reply = replies.reserve(shape);
-                if kind == QuestionKind::Call {
+                if matches!(kind, QuestionKind::Call | QuestionKind::UserCall) {
                     replies.note_function();
                 }
                 reply

@@ -5,13 +5,14 @@
 //!   answers.
 //! - `consumers.rs`: delivery of events to back ends. `acknowledge.rs`: consumers that acknowledge
 //!   events. `takes.rs`: events that back ends take over HTTP. `settle.rs`: their acknowledgements.
-//! - `push.rs`: events of back ends for topics. `unrouted.rs`: warnings of topics that no route feeds.
+//! - `for_users.rs`: calls for all connections of some users. `push.rs`: events of back ends for topics. `unrouted.rs`: warnings of topics that no route feeds.
 //! - `list.rs`: finds back ends for `backend.list`.
 
 mod acknowledge;
 mod calls;
 mod console;
 mod consumers;
+mod for_users;
 mod list;
 mod page;
 mod pending;
@@ -217,6 +218,8 @@ fn check_role(roles: Roles, call: &Call<'_>) -> Result<(), Fault> {
         | Call::Publish(..)
         | Call::MultiPublish(_)
         | Call::Call(..)
+        | Call::UserSend(..)
+        | Call::UserCall(..)
         | Call::Push(_) => (roles.write, Code::NotAuthorised),
         Call::Pop(..) | Call::Take(_) => (roles.read, Code::ConsumptionFailed),
         Call::Reload | Call::List(_) | Call::Tap(_) | Call::Untap => {

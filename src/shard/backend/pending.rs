@@ -43,6 +43,10 @@ pub(super) enum QuestionKind {
     Send,
     /// `conn.call`: asks the client's shard.
     Call,
+    /// `user.send`: asks all shards and the mesh. The tallies add up; a missing one adds nothing.
+    UserSend,
+    /// `user.call`: asks all shards and the mesh. The tallies add up; a missing one adds nothing.
+    UserCall,
     /// `queue.pop`: asks the homes of the topics, which must all agree.
     Pop(PopId),
     /// `queue.unpop`: asks the homes of the topics, which must all agree.
@@ -91,8 +95,8 @@ impl QuestionKind {
     /// Returns the fault for a question that has timed out.
     fn timeout_fault(self) -> Fault {
         let (code, message) = match self {
-            Self::Publish | Self::Send => (Code::SendFailed, "no answer in time"),
-            Self::Call => (Code::ExecutionFailed, "no answer in time"),
+            Self::Publish | Self::Send | Self::UserSend => (Code::SendFailed, "no answer in time"),
+            Self::Call | Self::UserCall => (Code::ExecutionFailed, "no answer in time"),
             Self::Push => {
                 (Code::ConsumptionFailed, "no answer in time; the event may be in the topic")
             }
@@ -218,6 +222,8 @@ impl PendingQuestions {
         Some(question.settle(|question| match (question.kind, &question.outcome) {
             (
                 QuestionKind::Publish
+                | QuestionKind::UserSend
+                | QuestionKind::UserCall
                 | QuestionKind::Report
                 | QuestionKind::Tap
                 | QuestionKind::Settle,
@@ -231,7 +237,11 @@ impl PendingQuestions {
     pub(super) fn expire(&mut self, ticket: Ticket) -> Option<SettledQuestion> {
         let question = self.questions.remove(SlotKey::from_bits(ticket.0))?;
         Some(question.settle(|question| match question.kind {
-            QuestionKind::Publish | QuestionKind::Report | QuestionKind::Tap => Ok(question.sum()),
+            QuestionKind::Publish
+            | QuestionKind::UserSend
+            | QuestionKind::UserCall
+            | QuestionKind::Report
+            | QuestionKind::Tap => Ok(question.sum()),
             kind => Err(kind.timeout_fault()),
         }))
     }

@@ -33,6 +33,8 @@ pub(crate) fn api_method(path: &str) -> Option<ApiMethod> {
         "/v1/mesh/send" => Some(ApiMethod::Send),
         "/v1/mesh/publish" => Some(ApiMethod::Publish),
         "/v1/conn/call" => Some(ApiMethod::Call),
+        "/v1/user/send" => Some(ApiMethod::UserSend),
+        "/v1/user/call" => Some(ApiMethod::UserCall),
         "/v1/queue/push" => Some(ApiMethod::Push),
         "/v1/queue/take" => Some(ApiMethod::Take),
         "/v1/queue/ack" => Some(ApiMethod::Ack),

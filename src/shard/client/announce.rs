@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::Clients;
 use super::channels::ChannelChange;
 use crate::message::{ClientReply, ConnectionKey, InterestChange, Requester, ToMesh};
+use crate::protocol::api::Tally;
 use crate::shard::connection::Connections;
 use crate::shard::turn::Turn;
 
@@ -29,6 +30,8 @@ pub(super) struct InterestAnnouncements {
 enum WaitingForInterest {
     /// Answer the subscribe of a back end.
     Answer(Requester),
+    /// Answer the subscribe of a back end for all connections of some users.
+    Tally(Requester, Tally),
     /// Release the answer to a client's handshake.
     Handshake(ConnectionKey),
 }
@@ -66,6 +69,17 @@ impl Clients {
         of: &[T],
     ) -> bool {
         self.wait_for(of, WaitingForInterest::Answer(requester))
+    }
+
+    /// Answers a subscribe for users once every node knows of these channels. Returns false if all nodes
+    /// know already.
+    pub(super) fn tally_when_known<T: AsRef<str>>(
+        &mut self,
+        requester: Requester,
+        tally: Tally,
+        of: &[T],
+    ) -> bool {
+        self.wait_for(of, WaitingForInterest::Tally(requester, tally))
     }
 
     /// Withholds the answer to a handshake until every node knows of these channels.
@@ -108,6 +122,9 @@ impl Clients {
             match waiting {
                 WaitingForInterest::Answer(requester) => {
                     turn.answer(requester, Ok(ClientReply::Done))
+                }
+                WaitingForInterest::Tally(requester, tally) => {
+                    turn.answer_publish(requester, Ok(tally));
                 }
                 WaitingForInterest::Handshake(key) => {
                     if let Some(connection) = connections.get(key) {

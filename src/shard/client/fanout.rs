@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 use super::Clients;
 use super::budget::{FanoutBudget, SLICE};
 use super::channels::{ChannelIndex, WalkNumber};
+use super::for_users::{UserWalk, held_bytes_for_users};
 use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
 use crate::address::ClientId;
 use crate::message::{BackendId, ClientCommand, ConnectionKey, LocalCommand, Publish, Requester};
@@ -41,8 +42,29 @@ pub(crate) struct PublishWalk {
 #[derive(Debug)]
 pub(super) struct PendingPublish {
     requester: Requester,
-    walk: Box<PublishWalk>,
+    walk: PendingWalk,
     queued: QueuedCommands,
+}
+
+/// A walk that continues in later turns.
+#[derive(Debug)]
+pub(crate) enum PendingWalk {
+    /// Through the members of a channel.
+    Channel(Box<PublishWalk>),
+    /// Through the connections of users.
+    Users(Box<UserWalk>),
+}
+
+impl From<Box<PublishWalk>> for PendingWalk {
+    fn from(walk: Box<PublishWalk>) -> Self {
+        Self::Channel(walk)
+    }
+}
+
+impl From<Box<UserWalk>> for PendingWalk {
+    fn from(walk: Box<UserWalk>) -> Self {
+        Self::Users(walk)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +122,7 @@ fn held_bytes(command: &ShardCommand) -> usize {
                 let excluded_bytes = excluded * size_of::<ClientId>();
                 channel.len() + frame.bytes().len() + QUEUED_FRAME_BYTES + excluded_bytes
             }
+            ShardCommand::Local(LocalCommand::ForUsers(command)) => held_bytes_for_users(command),
             ShardCommand::Local(LocalCommand::Join(topic, _) | LocalCommand::Leave(topic)) => {
                 topic.len()
             }
@@ -117,7 +140,8 @@ pub(super) struct Fanout {
     publishes: HashMap<BackendId, PendingPublish>,
     // The back ends with a pending publish, in the order of their next slices.
     round_robin: VecDeque<BackendId>,
-    budget: FanoutBudget,
+    /// How much all walks may do in this turn.
+    pub(super) budget: FanoutBudget,
     // The frames queued last by the publish that ended last. Cleared when a turn begins without a
     // pending publish.
     last_frames: Option<(ChannelIndex, LastFrames)>,
@@ -333,16 +357,31 @@ impl Clients {
             }
             let Some(from) = self.fanout.round_robin.pop_front() else { return };
             let Some(mut publish) = self.fanout.publishes.remove(&from) else { continue };
-            let at = publish.walk.at;
-            let is_over = self.walk(turn, connections, &mut publish.walk, left);
-            left = left.saturating_sub(publish.walk.at - at);
+            let is_over = match &mut publish.walk {
+                PendingWalk::Channel(walk) => {
+                    let at = walk.at;
+                    let is_over = self.walk(turn, connections, walk, left);
+                    left = left.saturating_sub(walk.at - at);
+                    is_over
+                }
+                PendingWalk::Users(walk) => {
+                    let (is_over, visited) = self.walk_users(turn, connections, walk, left);
+                    left = left.saturating_sub(visited);
+                    is_over
+                }
+            };
             if !is_over {
                 self.fanout.publishes.insert(from, publish);
                 self.fanout.round_robin.push_back(from);
                 continue;
             }
-            let tally = self.fanout.keep_last_frames(*publish.walk);
-            turn.answer_publish(publish.requester, Ok(tally));
+            match publish.walk {
+                PendingWalk::Channel(walk) => {
+                    let tally = self.fanout.keep_last_frames(*walk);
+                    turn.answer_publish(publish.requester, Ok(tally));
+                }
+                PendingWalk::Users(walk) => self.answer_users(turn, publish.requester, *walk),
+            }
             // The commands are executed in order. If a command is a long publish, the later
             // commands queue behind it.
             for (requester, command) in publish.queued.commands {
@@ -352,7 +391,7 @@ impl Clients {
     }
 
     /// Keeps the rest of a publish for later turns.
-    pub(crate) fn defer_publish(&mut self, requester: Requester, walk: Box<PublishWalk>) {
+    pub(crate) fn defer_publish(&mut self, requester: Requester, walk: PendingWalk) {
         let publish = PendingPublish { requester, walk, queued: QueuedCommands::default() };
         self.fanout.publishes.insert(requester.backend, publish);
         self.fanout.round_robin.push_back(requester.backend);
@@ -393,7 +432,7 @@ mod tests {
         let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
         let requester = Requester { ticket: Ticket(1), backend: turn.backend_id(at) };
         let walk = clients.publish(&mut turn, &mut connections, "a", frame, Some(&excluded));
-        clients.defer_publish(requester, walk.expect_err("it takes two slices"));
+        clients.defer_publish(requester, walk.expect_err("it takes two slices").into());
         while clients.is_waiting() {
             clients.begin_turn(0, false);
             clients.continue_publishes(&mut turn, &mut connections);
@@ -426,7 +465,7 @@ mod tests {
             let at = fixture::accepted(&mut turn, &mut connections, Listener::Api);
             let requester = Requester { ticket: Ticket(number), backend: turn.backend_id(at) };
             let walk = clients.publish(&mut turn, &mut connections, "a", frame.clone(), None);
-            clients.defer_publish(requester, walk.expect_err("the queue is full"));
+            clients.defer_publish(requester, walk.expect_err("the queue is full").into());
             clients.continue_publishes(&mut turn, &mut connections);
         }
         assert_eq!(connections.queued_writes(), [1, 1]);

@@ -67,33 +67,50 @@ impl Clients {
         connections: &mut Connections,
         requester: Requester,
         client: ClientId,
-        function: Function,
+        function: &Function,
     ) -> Option<Result<ClientReply, Fault>> {
         let Some(&key) = self.by_id.get(&client) else { return Some(Err(no_such_client())) };
-        trail::note(turn.trail(key), Entry::Function(client, &function));
+        trail::note(turn.trail(key), Entry::Function(client, function));
+        let done = self.apply(turn, connections, key, function);
+        match function {
+            Function::Subscribe(channels)
+                if done.is_ok() && self.answer_when_known(requester, channels) =>
+            {
+                None
+            }
+            _ => Some(done),
+        }
+    }
+
+    /// Calls a function on the client of a connection. Other nodes may not know yet of a channel that it
+    /// subscribes to.
+    pub(super) fn apply(
+        &mut self,
+        turn: &mut Turn,
+        connections: &mut Connections,
+        key: ConnectionKey,
+        function: &Function,
+    ) -> Result<ClientReply, Fault> {
         if turn.taps.is_active() {
             turn.push_step(Step::ClientChanged(key));
         }
         let users = &mut self.users;
-        Some(match function {
+        match function {
             Function::SetContextValue(name, value) => {
+                let (name, value) = (name.clone(), value.clone());
                 change_context(users, turn, connections, key, |context| context.set(name, value))
             }
             Function::SetContext(entries) => {
+                let entries = entries.clone();
                 change_context(users, turn, connections, key, |context| context.replace(entries))
             }
-            Function::Subscribe(channels) => {
-                match self.subscribe(turn, connections, key, &channels) {
-                    Ok(_) if self.answer_when_known(requester, &channels) => return None,
-                    subscribed => subscribed,
-                }
-            }
+            Function::Subscribe(channels) => self.subscribe(turn, connections, key, channels),
             Function::Unsubscribe(channels) => {
-                self.unsubscribe(connections, key, &channels);
+                self.unsubscribe(connections, key, channels);
                 Ok(ClientReply::Done)
             }
             Function::Close(code, reason) => {
-                connections.close_for(turn, key, code, &reason, By::Backend);
+                connections.close_for(turn, key, *code, reason, By::Backend);
                 Ok(ClientReply::Done)
             }
             Function::GetContext => {
@@ -102,7 +119,7 @@ impl Clients {
                 Ok(ClientReply::Context(json.unwrap_or_else(|| "{}".into())))
             }
             Function::Info => self.info(turn, connections, key).ok_or_else(no_such_client),
-        })
+        }
     }
 
     fn info(

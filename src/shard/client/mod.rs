@@ -8,13 +8,14 @@
 //! - `functions.rs`: messages to one client, and functions that back ends call on it.
 //! - `list.rs`: finds clients and channels for lists of administration.
 //! - `announce.rs`: tells other nodes about channels and clients. `context.rs`: a client's context.
-//! - `user_index.rs`: the clients by user.
+//! - `user_index.rs`: the clients by user. `for_users.rs`: commands for all connections of some users.
 
 mod announce;
 mod budget;
 mod channels;
 mod context;
 mod fanout;
+mod for_users;
 mod functions;
 mod handshake;
 mod list;

@@ -75,7 +75,7 @@ impl Turn {
         self.tap(taps, None, TapEvent::Refuse { status, why, remote, user, path });
     }
 
-    /// Tells the taps of a channel, or of topics, of a call of this user that names them. A call for one
+    /// Tells the taps of a channel, of topics, or of a user, of a call that names them. A call for one
     /// client is told by the shard that holds the client: see [`ClientCall`].
     #[cold]
     #[inline(never)]
@@ -88,6 +88,9 @@ impl Turn {
             (TapTarget::Topic(name), Call::Pop(topics, ..)) => topics.contains(&&**name),
             (TapTarget::Topic(name), Call::Take(take)) => take.topics.contains(&&**name),
             (TapTarget::Topic(name), Call::Push(event)) => **name == *event.topic,
+            (TapTarget::User(name), Call::UserSend(users, _) | Call::UserCall(users, _)) => {
+                users.contains(name)
+            }
             _ => false,
         });
         if taps.is_empty() {
@@ -99,6 +102,8 @@ impl Turn {
             Call::Pop(topics, ..) => ("queue.pop", trail::listed(topics)),
             Call::Take(take) => ("queue.take", trail::listed(&take.topics)),
             Call::Push(event) => ("queue.push", trail::listed(&[event.topic])),
+            Call::UserSend(users, _) => ("user.send", trail::listed(users)),
+            Call::UserCall(users, _) => ("user.call", trail::listed(users)),
             _ => return,
         };
         let by = self.shown_user(user);

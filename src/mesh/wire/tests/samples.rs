@@ -9,7 +9,7 @@ use crate::message::{
     ConnectionKey, Delivery, FromConsumer, FromTapper, GridMessage, LastWillsMessage, ListAnswer,
     ListMessage, ListQuestion, MessageNumber, NamesPart, NamesQuestion, PopId, ProcessFacts,
     Publish, Requester, SettleTaken, ShardFigures, SlottedClient, StaleTaken, Terms, Ticket,
-    ToConsumer, ToTapper, WatcherEpoch,
+    ToConsumer, ToTapper, UserAction, UserCommand, WatcherEpoch,
 };
 use crate::protocol::api::{
     BackendRow, ChannelRow, ClientFilter, ClientRow, Code, Fault, Function, GroupRow, Info,
@@ -75,6 +75,15 @@ pub(super) fn for_shard(message: GridMessage) -> AddressedMessage {
 
 pub(super) fn ask(ticket: u64, command: ClientCommand) -> AddressedMessage {
     for_shard(GridMessage::Ask { ticket: Ticket(ticket), backend: backend(), command })
+}
+
+pub(super) fn for_users(action: UserAction) -> AddressedMessage {
+    let requester = Requester { ticket: Ticket(5), backend: backend() };
+    let users = vec!["10000".into(), "ü".into()];
+    AddressedMessage::Mesh(MeshMessage::ForUsers(
+        requester,
+        Arc::new(UserCommand { users, action }),
+    ))
 }
 
 pub(super) fn answer(ticket: u64, answer: Result<ClientReply, Fault>) -> AddressedMessage {
@@ -158,6 +167,8 @@ pub(super) fn all_messages() -> Vec<AddressedMessage> {
         AddressedMessage::Mesh(MeshMessage::Publish(requester, publish)),
         AddressedMessage::Mesh(MeshMessage::Publish(requester, publish_except)),
         AddressedMessage::Mesh(MeshMessage::Published(Ticket(3), tally)),
+        for_users(UserAction::Send(frame())),
+        for_users(UserAction::Call(Function::Subscribe(vec!["room 1".into()]))),
         ask(u64::MAX - 1, ClientCommand::Send(client, frame())),
     ];
     let calls = functions.map(|function| ClientCommand::Call(client, function));

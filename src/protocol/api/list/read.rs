@@ -27,7 +27,7 @@ fn read_clients(params: Option<Value<'_, '_>>) -> Result<ClientsCall, Fault> {
     let channel = optional(params, "channel").map(|value| read_name("channel", value));
     let filter = ClientFilter {
         clients: optional(params, "c").map(read_client_ids).transpose()?,
-        user: optional(params, "user").map(read_user).transpose()?,
+        user: optional(params, "user").map(|user| read_user("user", user)).transpose()?,
         channel: channel.transpose()?.map(Box::from),
         address: optional(params, "address").map(read_network).transpose()?,
         route: optional(params, "route").map(read_route).transpose()?,
