@@ -38,8 +38,8 @@ pub(crate) struct UserWalk {
 /// Returns the most memory that a command holds, in bytes.
 pub(super) fn held_bytes_for_users(command: &UserCommand) -> usize {
     // A pointer with a length, and the overhead of an allocation.
-    let held = |user: &Box<str>| size_of::<Box<str>>() + 24 + user.len();
-    let users: usize = command.users.iter().map(held).sum();
+    let held = |user: &str| size_of::<Box<str>>() + 24 + user.len();
+    let users: usize = command.users.iter().map(|user| held(user)).sum();
     users
         + match &command.action {
             UserAction::Send(frame) => frame.bytes().len() + QUEUED_FRAME_BYTES,
