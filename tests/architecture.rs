@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer, and the layers that it may import.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("address", &[]),
     ("protocol", &["address"]),
     ("message", &["address", "protocol", "metrics", "slot_map"]),
@@ -13,6 +13,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("slot_map", &[]),
     ("console", &[]),
     ("queue", &["address", "protocol", "message", "metrics", "slot_map"]),
+    ("channel", &["address", "protocol", "message"]),
     ("shard", &["address", "protocol", "message", "metrics", "queue", "slot_map", "console"]),
     ("runtime", &["address", "protocol", "message", "metrics", "queue", "shard"]),
     ("mesh", &["address", "protocol", "message", "metrics", "runtime", "slot_map"]),

@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use super::ShardId;
+use super::{NodeId, ShardId};
 
 /// The shard that is the home of a topic, on a node with `shards` shards.
 pub fn home_of_topic(topic: &str, shards: usize) -> ShardId {
@@ -22,6 +22,18 @@ pub fn home_of_address(address: IpAddr, shards: usize) -> ShardId {
         IpAddr::V4(address) => shard_by(&address.octets(), shards),
         IpAddr::V6(address) => shard_by(&address.octets(), shards),
     }
+}
+
+/// The score of a node for a channel. The node with the highest one should be the home of the channel (rendezvous
+/// hashing): when a node comes or goes, only its own channels move.
+pub fn channel_score(node: NodeId, channel: &str) -> u64 {
+    // The finalizer of splitmix64, so that every bit of both changes every bit of the score.
+    let mix = |value: u64| {
+        let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        value ^ value >> 31
+    };
+    mix(hash(channel.as_bytes()) ^ mix(u64::from(node.number()) + 1))
 }
 
 /// The hash of a name: 64-bit FNV-1a. The last bytes of a name change the low bits and those above bit
@@ -89,6 +101,23 @@ mod tests {
             let address = text.parse().expect("an IP address");
             assert_eq!(homes(|shards| home_of_address(address, shards)), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn channels_are_spread_over_nodes_and_only_those_of_a_lost_node_move() {
+        let nodes: Vec<NodeId> = (1..=5).filter_map(NodeId::new).collect();
+        let home = |nodes: &[NodeId], channel: &str| {
+            *nodes.iter().max_by_key(|node| channel_score(**node, channel)).expect("a node")
+        };
+        let mut counts = [0; 6];
+        for number in 0..10_000 {
+            let channel = format!("room:{number}");
+            let all = home(&nodes, &channel);
+            counts[usize::from(all.number())] += 1;
+            let left = home(&nodes[..4], &channel);
+            assert!(left == all || all == nodes[4], "{channel} moves without need");
+        }
+        assert!(counts[1..].iter().all(|count| (1800..2200).contains(count)), "{counts:?}");
     }
 
     /// The number of names at home on the fullest shard, in percent of an even share.

@@ -23,6 +23,7 @@
 //! API depend on that: events keep their order, and a publish that follows a subscribe reaches the subscriber.
 
 mod bridge;
+mod history;
 mod list;
 mod log;
 mod mesh;
@@ -37,6 +38,7 @@ pub use bridge::{
     AdmissionRequest, AdmissionVerdict, BridgeCallId, BridgeSettings, FromBridge, KeysReport,
     ToBridge,
 };
+pub use history::{Ballot, HistoryMessage, HistoryPart, Reign};
 pub use list::{
     BackendsQuestion, ClientsPart, ClientsQuestion, ListAnswer, ListMessage, ListQuestion,
     NamesPart, NamesQuestion, ProcessFacts, ShardFigures, SlottedClient,

@@ -13,6 +13,7 @@ pub mod http;
 pub mod json;
 mod mask;
 pub mod origin;
+pub mod position;
 pub mod proxy;
 pub mod scanner;
 pub mod service;
