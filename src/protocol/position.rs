@@ -73,7 +73,8 @@ mod tests {
     #[test]
     fn a_text_that_is_no_position_is_refused() {
         let good = Position { epoch: Epoch(1), serial: Serial(2) }.to_string();
-        let bad = ["", "7", &good[1..], &format!("{good}A"), &good.replace('A', "+"), "日本語日本語日本"];
+        let bad =
+            ["", "7", &good[1..], &format!("{good}A"), &good.replace('A', "+"), "日本語日本語日本"];
         for text in bad {
             assert_eq!(text.parse::<Position>(), Err(()), "{text}");
         }
