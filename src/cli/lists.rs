@@ -14,6 +14,7 @@ use super::failure::Failure;
 use super::options::{Server, ServerOptions};
 use super::table::Table;
 use super::terminal::{Output, ProgressLine, Style, remark, unix_ms};
+use super::units;
 use rows::{BACKENDS, CHANNELS, CLIENTS, ListView, NODES, TOPICS};
 
 /// The most rows of a page, which is the most that the API gives.
@@ -212,10 +213,11 @@ async fn walk(
             break;
         }
     }
-    pages.connection.close().await;
     if count == 0 && !json {
-        remark(&format!("no {}", list.noun));
+        let lost = if list.is_paged { lost_nodes(&mut pages.connection).await } else { None };
+        remark(&format!("no {}{}", list.noun, lost.unwrap_or_default()));
     }
+    pages.connection.close().await;
     // The rows of `nodes` tell the states of all nodes.
     if list.is_paged && !missing.is_empty() {
         let ids: Vec<String> = missing.iter().map(u64::to_string).collect();
@@ -226,6 +228,20 @@ async fn walk(
         )));
     }
     Ok(())
+}
+
+/// Names the nodes that were lost recently: an empty list has nothing of what they held. `None`: there is none, or
+/// the server does not say.
+async fn lost_nodes(connection: &mut ApiConnection) -> Option<String> {
+    let result = connection.call(NODES.method, &Map::new()).await.ok()?;
+    let nodes = ListPage::read(NODES.field, &result)?.rows;
+    let lost = nodes.iter().filter_map(|node| {
+        let node: Value = serde_json::from_str(node.get()).ok()?;
+        let ago = units::duration_ms(node["lost_ms"].as_u64()?);
+        Some(format!("node {} was lost {ago} ago", node["id"]))
+    });
+    let lost: Vec<String> = lost.collect();
+    (!lost.is_empty()).then(|| format!(" ({}: what was there is not listed)", lost.join(", ")))
 }
 
 /// Walks the pages of a list.

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use super::Mesh;
 use super::link::{Lane, LinkEffect, LinkId};
 use super::numbers::SessionId;
 use super::sessions::LOST_MS;
 use super::wire::{self, Control, FrameReader};
+use super::{Mesh, SHUTS_DOWN};
 use crate::address::NodeId;
 
 /// Time without a hello of the peer after which a link is closed, in milliseconds.
@@ -159,7 +159,7 @@ impl Mesh {
             (Control::Hello(hello), None) => self.handle_hello(now_ms, id, hello),
             (Control::Refused(why), peer) => {
                 if let Some(node) = peer {
-                    self.end_session(node, &why);
+                    self.end_session(now_ms, node, &why);
                 }
                 self.handle_refused(now_ms, why);
                 Ok(())
@@ -242,6 +242,7 @@ impl Mesh {
         let Some(peer) = link.peer.and_then(|node| self.peers.get_mut(&node)) else { return };
         if peer.link == Some(id) {
             (peer.link, peer.lost_ms) = (None, now_ms);
+            peer.is_shut_down = why.ends_with(SHUTS_DOWN);
             peer.liveness.handle_incomplete_interest();
             self.all_trusted_until_ms = None;
             let (node, mesh, is_declared_dead) =
@@ -249,7 +250,7 @@ impl Mesh {
             self.check_at(now_ms + LOST_MS);
             self.dialler.want(now_ms, node, mesh, self.settings.node > node);
             if is_declared_dead {
-                self.end_session(node, why);
+                self.end_session(now_ms, node, why);
             }
         }
     }

@@ -239,7 +239,7 @@ impl Mesh {
         while let Some(change) = self.membership.poll_change() {
             match change {
                 MemberChange::Up(member) => self.handle_member_up(now_ms, &member),
-                MemberChange::Down(member) => self.handle_member_down(&member),
+                MemberChange::Down(member) => self.handle_member_down(now_ms, &member),
                 MemberChange::Returned => {
                     tracing::warn!("mesh: the other nodes had declared this one dead; it is back");
                     self.tell_shards(|| FromMesh::Readmitted);
@@ -263,13 +263,15 @@ impl Mesh {
 
     /// Ends the session with a member that is dead or has left: at once without a link, otherwise when the
     /// link is lost.
-    fn handle_member_down(&mut self, member: &Member) {
+    fn handle_member_down(&mut self, now_ms: u64, member: &Member) {
         let Some(node) = member.node() else { return };
         let incarnation = member.incarnation();
         let peer = self.peers.get_mut(&node).filter(|peer| peer.hello.incarnation == incarnation);
         match peer {
             Some(peer) if peer.link.is_some() => peer.is_declared_dead = true,
-            Some(_) => self.end_session(node, "all nodes agree that it is dead or has left"),
+            Some(_) => {
+                self.end_session(now_ms, node, "all nodes agree that it is dead or has left");
+            }
             None => self.tell_dead(node, incarnation),
         }
     }

@@ -10,6 +10,7 @@
 //! | `interest.rs`, `announce.rs`, `subscribing.rs` | who wants which channel; announcing it; subscribes in progress |
 //! | `outbound.rs`, `inbound.rs` | messages of shards to other nodes and from them |
 //! | `publish.rs`, `pending.rs` | publishes over nodes; those whose tallies are incomplete |
+//! | `lost.rs` | the nodes that were lost recently |
 //! | `numbers.rs`, `wire/` | typed numbers; messages ⇄ bytes |
 //! | `quic.rs`, `identity.rs` | the transport and the thread of the mesh; which nodes belong to the grid |
 //! | `report.rs` | figures, the list of nodes, and invariants |
@@ -41,6 +42,7 @@ mod interest;
 pub mod link;
 mod links;
 mod liveness;
+mod lost;
 mod membership;
 pub mod numbers;
 mod outbound;
@@ -66,10 +68,15 @@ use handshake::{AcceptedHello, Rejection};
 use interest::{ChannelHasher, LocalInterest, RemoteInterest};
 use link::{LinkEffect, LinkEvent, LinkId};
 use links::Link;
+use lost::LostNodes;
 use membership::{Member, Membership};
 use pending::{Counter, PendingPublishes};
 use sessions::Peer;
 use subscribing::Subscribing;
+
+/// Why a node that shuts down closes its links. Other nodes tell from this text that the node is not lost, so it must
+/// not change.
+const SHUTS_DOWN: &str = "the node shuts down";
 
 /// The configuration of a node's mesh.
 #[derive(Clone, Debug)]
@@ -113,6 +120,7 @@ pub struct Mesh {
     links: BTreeMap<LinkId, Link>,
     // Nodes with a session.
     peers: BTreeMap<NodeId, Peer>,
+    lost_nodes: LostNodes,
     accepted_hellos: BTreeMap<NodeId, AcceptedHello>,
     // `NodeUp` messages that a shard has not confirmed with `NodeSeen`.
     unseen_node_ups: BTreeMap<(NodeId, ShardId), u32>,
@@ -166,6 +174,7 @@ impl Mesh {
         Self {
             links: BTreeMap::new(),
             peers: BTreeMap::new(),
+            lost_nodes: LostNodes::default(),
             accepted_hellos: BTreeMap::new(),
             unseen_node_ups: BTreeMap::new(),
             sessions_offered: 0,
@@ -238,7 +247,7 @@ impl Mesh {
                 self.tell_shard(from, FromMesh::Report(ticket, report));
             }
             ToMesh::Nodes(ticket) => {
-                let nodes = Box::new(self.known_nodes());
+                let nodes = Box::new(self.known_nodes(now_ms));
                 self.tell_shard(from, FromMesh::Nodes(ticket, nodes));
             }
             ToMesh::Interest { change, channel, is_on } => {
@@ -274,7 +283,7 @@ impl Mesh {
         self.membership.leave(now_ms);
         self.follow_membership(now_ms);
         for &link in self.links.keys() {
-            self.effects.push_back(LinkEffect::Close(link, "the node shuts down".into()));
+            self.effects.push_back(LinkEffect::Close(link, SHUTS_DOWN.into()));
         }
     }
 

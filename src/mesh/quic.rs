@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::identity::NodeIdentity;
 use super::link::{LinkEffect, LinkEvent};
-use super::{Mesh, MeshSettings, ShardMessage};
+use super::{Mesh, MeshSettings, SHUTS_DOWN, ShardMessage};
 use crate::runtime::{AwakeClock, MeshPort};
 use transport::Transport;
 
@@ -220,7 +220,7 @@ impl Turns {
             // Sends the last messages.
             failure = self.turn(None);
         }
-        self.transport.leave(failure.as_deref().unwrap_or("the node shuts down")).await;
+        self.transport.leave(failure.as_deref().unwrap_or(SHUTS_DOWN)).await;
         failure.map_or(Ok(()), Err)
     }
 

@@ -33,7 +33,7 @@ impl Mesh {
     }
 
     /// The nodes of the grid, for `GET /v1/nodes` and for lists of administration.
-    pub(super) fn known_nodes(&self) -> KnownNodes {
+    pub(super) fn known_nodes(&self, now_ms: u64) -> KnownNodes {
         let settings = &self.settings;
         let own = MeshRow {
             address: settings.advertise,
@@ -46,9 +46,12 @@ impl Mesh {
         rows.extend(self.peers.values().map(|peer| self.node_row(peer)));
         rows.sort_by_key(|row| row.node);
         let members = self.membership.members().filter_map(|(member, _)| member.node());
-        let unreachable =
-            members.filter(|node| *node != settings.node && !self.peers.contains_key(node));
-        KnownNodes { rows, unreachable: unreachable.collect() }
+        let unreachable: Vec<NodeId> = members
+            .filter(|node| *node != settings.node && !self.peers.contains_key(node))
+            .collect();
+        let lost = self.lost_nodes.recent(now_ms);
+        let lost = lost.filter(|lost| !unreachable.contains(&lost.node)).collect();
+        KnownNodes { rows, unreachable, lost }
     }
 
     fn node_row(&self, peer: &Peer) -> NodeRow {

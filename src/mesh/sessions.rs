@@ -33,6 +33,8 @@ pub(super) struct Peer {
     pub liveness: Liveness,
     /// Whether gossip reported the node dead or leaving while there was a link.
     pub is_declared_dead: bool,
+    /// Whether the node closed its last link because it shuts down.
+    pub is_shut_down: bool,
     /// The last of this node's announcements that the peer has confirmed.
     pub confirmed: Option<AnnouncementNumber>,
     /// When acknowledgements are due, in milliseconds; `None`: there are none.
@@ -55,6 +57,7 @@ impl Peer {
             lost_ms: now_ms,
             liveness: Liveness::new(now_ms),
             is_declared_dead: false,
+            is_shut_down: false,
             confirmed: None,
             acknowledge_ms: None,
             is_queued: false,
@@ -85,8 +88,9 @@ impl Mesh {
         self.drop_old_link(now_ms, node);
         let is_resumed = self.peers.get(&node).is_some_and(|peer| peer.session_id == session_id);
         if !is_resumed {
-            self.end_session(node, "the node begins a new session");
+            self.end_session(now_ms, node, "the node begins a new session");
         }
+        self.lost_nodes.forget(node);
         self.note_accepted(&hello);
         let peer = match self.peers.entry(node) {
             Entry::Vacant(place) => place.insert(Peer::new(now_ms, hello, session_id)),
@@ -97,7 +101,7 @@ impl Mesh {
                 peer
             }
         };
-        (peer.link, peer.is_declared_dead) = (Some(id), false);
+        (peer.link, peer.is_declared_dead, peer.is_shut_down) = (Some(id), false, false);
         peer.queue_for_flush(node, &mut self.to_flush);
         let member = peer.member();
         if !is_resumed {
@@ -138,7 +142,7 @@ impl Mesh {
     }
 
     /// Ends the session with a node. Messages in flight in both directions are lost.
-    pub(super) fn end_session(&mut self, node: NodeId, why: &str) {
+    pub(super) fn end_session(&mut self, now_ms: u64, node: NodeId, why: &str) {
         let Some(peer) = self.peers.remove(&node) else { return };
         tracing::warn!("mesh: node {} is unreachable: {why}", node.number());
         self.stop_waiting_for(node);
@@ -147,6 +151,9 @@ impl Mesh {
         self.remote_interest.forget(node);
         self.tell_shards(|| FromMesh::NodeDown(node));
         let incarnation = peer.hello.incarnation;
+        if !peer.is_shut_down {
+            self.lost_nodes.add(now_ms, node, peer.hello.software);
+        }
         if !self.membership.has_incarnation(node, incarnation) {
             self.tell_dead(node, incarnation);
         }
@@ -160,7 +167,7 @@ impl Mesh {
     pub(super) fn lose(&mut self, now_ms: u64, node: NodeId, why: &str) {
         let Some(peer) = self.peers.get(&node) else { return };
         let mesh = peer.hello.mesh;
-        self.end_session(node, why);
+        self.end_session(now_ms, node, why);
         self.dialler.want(now_ms, node, mesh, self.settings.node > node);
     }
 

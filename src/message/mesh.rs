@@ -18,6 +18,20 @@ pub struct KnownNodes {
     pub rows: Vec<NodeRow>,
     /// Members of the grid without a session.
     pub unreachable: Vec<NodeId>,
+    /// Nodes that were lost within the last hour, and are no members any more.
+    pub lost: Vec<LostNode>,
+}
+
+/// A node that has crashed, hangs, or is cut off: the session with it has ended, and it had not said that it shuts
+/// down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostNode {
+    /// The node.
+    pub node: NodeId,
+    /// The version of gridcast that the node ran.
+    pub version: String,
+    /// How long ago the session with the node ended, in milliseconds.
+    pub lost_ms: u64,
 }
 
 /// A message from a shard to the mesh of its node.

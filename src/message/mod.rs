@@ -46,7 +46,7 @@ pub use list::{
 pub use log::{
     EventsRead, FromLog, GroupIndex, LogChange, LogFacts, LogId, LogNews, StoredEvent, ToLog,
 };
-pub use mesh::{FromMesh, InterestChange, KnownNodes, ToMesh};
+pub use mesh::{FromMesh, InterestChange, KnownNodes, LostNode, ToMesh};
 pub use shard::{
     ClientCommand, ClientReply, GridMessage, LastWillsMessage, LocalCommand, LocalMessage,
     PushCommand, REGISTERED_PER_MESSAGE_MAX, UserAction, UserCommand, WatcherEpoch,

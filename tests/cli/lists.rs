@@ -135,6 +135,24 @@ fn every_filter_is_passed_on() {
 }
 
 #[test]
+fn an_empty_list_names_the_nodes_that_were_lost() {
+    let api = Api::start(|method, _| {
+        Reply::Result(match method {
+            "node.list" => concat!(
+                r#"{"nodes":[{"id":1,"state":"up","lost_ms":null},"#,
+                r#"{"id":3,"state":"lost","lost_ms":130000}],"missing":[]}"#
+            )
+            .into(),
+            _ => r#"{"clients":[],"next":null,"missing":[]}"#.into(),
+        })
+    });
+    let ended = ask(&api, &["clients", "--by-user", "10000"]);
+    let word = "gridcast: no clients (node 3 was lost 2 min ago: what was there is not listed)\n";
+    assert_eq!((ended.code, &*ended.err), (Some(0), word));
+    assert!(ask(&api, &["nodes"]).succeeded().contains("lost 2 min ago"));
+}
+
+#[test]
 fn a_walk_survives_a_lost_connection() {
     let mut is_lost = false;
     let api = Api::start(move |_, params| {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use gridcast::address::{Incarnation, NodeId, ShardAddress, ShardId};
 use gridcast::message::{
-    ConnectionKey, FromMesh, FromShard, KnownNodes, Requester, Ticket, ToMesh, ToShard, UserCommand,
+    ConnectionKey, FromMesh, FromShard, KnownNodes, LostNode, Requester, Ticket, ToMesh, ToShard,
+    UserCommand,
 };
 use gridcast::protocol::api::{LinkState, MeshRow, NodeRow, Tally};
 use gridcast::shard::node_state::NodeState;
@@ -29,6 +30,8 @@ pub struct Grid {
     pub frozen: BTreeSet<usize>,
     /// Members of the grid without a session, as the mesh of each node tells.
     pub unreachable: Vec<NodeId>,
+    /// Nodes that were lost.
+    pub lost: Vec<LostNode>,
     /// Whether the meshes do not answer.
     pub is_mesh_silent: bool,
     settings: Vec<Settings>,
@@ -75,6 +78,7 @@ impl Grid {
             now,
             frozen: BTreeSet::new(),
             unreachable: Vec::new(),
+            lost: Vec::new(),
             is_mesh_silent: false,
             settings,
             mail: Vec::new(),
@@ -201,7 +205,11 @@ impl Grid {
                 clients: 0,
             }),
         });
-        KnownNodes { rows: rows.collect(), unreachable: self.unreachable.clone() }
+        KnownNodes {
+            rows: rows.collect(),
+            unreachable: self.unreachable.clone(),
+            lost: self.lost.clone(),
+        }
     }
 
     /// Lets a millisecond pass on every node, and each shard have a turn.

@@ -1,6 +1,7 @@
 //! `node.list`.
 
 use gridcast::address::NodeId;
+use gridcast::message::LostNode;
 use serde_json::json;
 
 use crate::grid::Grid;
@@ -60,6 +61,28 @@ fn a_node_that_does_not_answer_is_named_in_time() {
     assert_eq!(states.collect::<Vec<_>>(), ["up", "silent", "up", "unreachable"]);
     assert_eq!(list["nodes"][1]["clients"], json!(null));
     assert_eq!(list["nodes"][2]["clients"], json!(0));
+}
+
+#[test]
+fn a_node_that_was_lost_is_listed_and_not_waited_for() {
+    let mut grid = Grid::new(&[1, 1]);
+    let back_end = grid.back_end(1);
+    let node = |number| NodeId::new(number).expect("a small number");
+    let lost = |number, lost_ms| LostNode { node: node(number), version: "0.1.0".into(), lost_ms };
+    grid.lost.extend([lost(9, 1000), lost(0, 2500)]);
+    let list = grid.ask(&back_end, "node.list", json!({}));
+    assert_eq!(list["missing"], json!([]));
+    let nodes = list["nodes"].as_array().expect("a list").iter();
+    let nodes: Vec<_> =
+        nodes.map(|node| json!([node["id"], node["state"], node["lost_ms"]])).collect();
+    let expected = [
+        json!([0, "lost", 2500]),
+        json!([1, "up", null]),
+        json!([2, "up", null]),
+        json!([9, "lost", 1000]),
+    ];
+    assert_eq!(nodes, expected);
+    assert_eq!(list["nodes"][0]["clients"], json!(null));
 }
 
 #[test]

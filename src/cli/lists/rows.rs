@@ -48,7 +48,7 @@ pub(super) const NODES: ListView = ListView {
     row: |node, _| Row {
         cells: vec![
             text(node, "id"),
-            text(node, "state").replace('_', " "),
+            state(node),
             text(node, "version"),
             number(node, "uptime", units::duration_ms),
             number(node, "clients", units::count),
@@ -137,6 +137,15 @@ pub(super) const TOPICS: ListView = ListView {
         is_alarming: is_stuck(topic),
     },
 };
+
+/// The state of a node, and how long ago it was lost.
+fn state(node: &Value) -> String {
+    let state = text(node, "state").replace('_', " ");
+    match node["lost_ms"].as_u64() {
+        Some(ms) => format!("{state} {} ago", units::duration_ms(ms)),
+        None => state,
+    }
+}
 
 /// Whether events wait for a group that nobody reads, or a sink does not deliver. Events that were taken over HTTP
 /// are in flight, and need no consumer.
@@ -280,6 +289,13 @@ mod tests {
         assert!(row.is_alarming);
         let client = json!({"c": "7", "since": 1_000, "buffered": 2048, "channels": 2});
         assert_eq!((CLIENTS.row)(&client, 181_000).cells[5..], ["3 min ago", "2", "2.0 KiB"]);
+    }
+
+    #[test]
+    fn a_lost_node_says_since_when() {
+        let row = (NODES.row)(&json!({"id": 2, "state": "lost", "lost_ms": 130_000}), 0);
+        assert_eq!(row.cells[..4], ["2", "lost 2 min ago", "-", "-"]);
+        assert!(row.is_alarming);
     }
 
     #[test]

@@ -64,6 +64,9 @@ export function duration(ms) {
   return `${days} d ${hours % 24} h`;
 }
 
+/** Writes a duration with its largest unit. */
+export const roughly = (ms) => duration(ms).split(" ").slice(0, 2).join(" ");
+
 const pad = (value, digits = 2) => String(value).padStart(digits, "0");
 
 export function clock(ms) {

@@ -1,6 +1,6 @@
 // The banner about nodes whose part is missing in what is shown.
 
-import { byId } from "./dom.js";
+import { byId, roughly } from "./dom.js";
 import { on, state } from "./samples.js";
 
 const lists = new Map();
@@ -19,6 +19,12 @@ function draw() {
     : `Nodes ${nodes.join(", ")} do not answer. What they hold is missing here.`;
   banner.hidden = nodes.length === 0;
   if (banner.textContent !== text) banner.textContent = text;
+}
+
+/** Says which nodes were lost recently, for a list that is empty: what they held is in no list. */
+export function lostText() {
+  const lost = state.nodes.filter((node) => typeof node.lost_ms === "number");
+  return lost.map((node) => ` Node ${node.id} was lost ${roughly(node.lost_ms)} ago: what was there is not listed.`).join("");
 }
 
 export function setUp() {

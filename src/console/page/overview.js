@@ -1,6 +1,6 @@
 // The first view: the figures and charts of the grid, and its nodes.
 
-import { badge, byId, bytes, count, duration, element, facts, isNumber, plural, rate } from "./dom.js";
+import { badge, byId, bytes, count, duration, element, facts, isNumber, plural, rate, roughly } from "./dom.js";
 import { Chart } from "./chart.js";
 import { Table } from "./table.js";
 import { openPanel, refreshPanel } from "./panel.js";
@@ -22,7 +22,10 @@ const STATES = {
   unreachable: ["unreachable", "bad"],
 };
 
-const stateBadge = (node) => badge(...(STATES[node.state] ?? [node.state ?? "up", node.state ? "" : "good"]));
+function stateBadge(node) {
+  if (isNumber(node.lost_ms)) return badge(`lost ${roughly(node.lost_ms)} ago`, "bad");
+  return badge(...(STATES[node.state] ?? [node.state ?? "up", node.state ? "" : "good"]));
+}
 
 export function setUp() {
   const host = byId("charts");
@@ -39,7 +42,7 @@ export function setUp() {
     label: "Nodes of the grid", keyOf: (node) => node.id, onOpen: openNode, empty: "Loading…",
     columns: [
       { title: "Node", width: "70px", cell: (node) => String(node.id) },
-      { title: "State", width: "130px", cell: stateBadge },
+      { title: "State", width: "146px", cell: stateBadge },
       { title: "Clients", class: "number", cell: (node) => count(node.clients) },
       { title: "In /s", class: "number", cell: (node) => rate(node.in_per_s) },
       { title: "Out /s", class: "number", cell: (node) => rate(node.out_per_s) },

@@ -2,6 +2,7 @@
 
 import { call } from "./api.js";
 import { clock, count, plural } from "./dom.js";
+import { lostText } from "./missing.js";
 import { deniedText, state } from "./samples.js";
 
 const PAGE_ROWS = 500;
@@ -77,7 +78,7 @@ export class Pages {
 
   #show() {
     const isAtEnd = this.next === null;
-    this.table.empty = this.error ? "Nothing could be read." : isAtEnd ? this.empty : "Searching…";
+    this.table.empty = this.error ? "Nothing could be read." : isAtEnd ? this.empty + lostText() : "Searching…";
     this.onMissing?.([...this.missing]);
     if (this.error) {
       const retry = () => { this.error = null; this.more(); };

@@ -28,6 +28,29 @@ fn a_node_that_sends_and_does_not_receive_is_lost_like_a_dead_one() {
     assert_eq!(net.count_of(0, |m| matches!(m, FromMesh::NodeUp { .. })), SHARDS);
 }
 
+fn lost_nodes(net: &Net, index: usize) -> Vec<(NodeId, u64)> {
+    let known = net.meshes[index].known_nodes(net.now_ms);
+    assert!(known.lost.iter().all(|lost| !known.unreachable.contains(&lost.node)));
+    known.lost.iter().map(|lost| (lost.node, lost.lost_ms)).collect()
+}
+
+#[test]
+fn a_dead_node_counts_as_lost_until_it_is_back() {
+    let mut net = Net::new(3);
+    net.cut(0, 2);
+    net.cut(1, 2);
+    assert_eq!(lost_nodes(&net, 0), [], "its session may go on");
+    net.pass(LOST_AND_FOUND_MS);
+    for index in 0..2 {
+        let [(lost, ago_ms)] = lost_nodes(&net, index)[..] else { panic!("one is lost") };
+        assert!(lost == node(2) && (1..LOST_AND_FOUND_MS).contains(&ago_ms), "{ago_ms} ms ago");
+    }
+    assert_eq!(lost_nodes(&net, 2).len(), 2, "it has lost the others");
+    net.cut.clear();
+    net.pass(LOST_AND_FOUND_MS);
+    (0..3).for_each(|index| assert_eq!(lost_nodes(&net, index), []));
+}
+
 #[test]
 fn the_session_with_a_leaving_node_ends_at_once() {
     let mut net = Net::new(3);
@@ -42,6 +65,7 @@ fn the_session_with_a_leaving_node_ends_at_once() {
     net.settle();
     for index in 0..2 {
         assert_eq!(net.count_of(index, |m| matches!(m, FromMesh::NodeDown(_))), SHARDS);
+        assert_eq!(lost_nodes(&net, index), [], "a node that leaves is not lost");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::ask;
 use crate::address::{NodeId, ShardAddress};
-use crate::message::{KnownNodes, ListQuestion, ShardFigures, Ticket};
+use crate::message::{KnownNodes, ListQuestion, LostNode, ShardFigures, Ticket};
 use crate::protocol::api::{LinkState, MeshRow, NodeEntry, NodeFigures, NodeList, NodeStanding};
 use crate::shard::turn::Turn;
 
@@ -12,6 +12,8 @@ use crate::shard::turn::Turn;
 #[derive(Debug, Default)]
 pub(super) struct NodesInProgress {
     nodes: BTreeMap<NodeId, NodeInProgress>,
+    // Nodes that are not asked, because they were lost.
+    lost: Vec<LostNode>,
 }
 
 /// A node of the list.
@@ -44,6 +46,7 @@ impl NodesInProgress {
         for node in nodes.unreachable {
             self.add(turn, ticket, node, NodeStanding::Unreachable, None);
         }
+        self.lost = nodes.lost;
     }
 
     /// Asks this node, which has no mesh.
@@ -125,6 +128,11 @@ impl NodesInProgress {
             }
             list.nodes.push(node.finish(id));
         }
+        list.nodes.extend(self.lost.into_iter().map(|LostNode { node, version, lost_ms }| {
+            let (state, version) = (NodeStanding::Lost, Some(version));
+            NodeEntry { node, state, version, lost_ms: Some(lost_ms), figures: None }
+        }));
+        list.nodes.sort_unstable_by_key(|entry| entry.node);
         list
     }
 }
@@ -138,6 +146,12 @@ impl NodeInProgress {
             (NodeStanding::Suspected, _) => NodeStanding::Suspected,
             (_, state) => state.unwrap_or(NodeStanding::Up),
         };
-        NodeEntry { node, state, version, figures: (!is_given_up).then_some(figures) }
+        NodeEntry {
+            node,
+            state,
+            version,
+            lost_ms: None,
+            figures: (!is_given_up).then_some(figures),
+        }
     }
 }

@@ -272,6 +272,8 @@ pub struct NodeEntry {
     /// The version of gridcast that the node runs. `None`: unknown, because there is no session with the
     /// node.
     pub version: Option<String>,
+    /// How long ago the node was lost, in milliseconds. `None`: the state is another one.
+    pub lost_ms: Option<u64>,
     /// The figures of the node. `None`: the node did not answer.
     pub figures: Option<NodeFigures>,
 }
@@ -291,6 +293,8 @@ pub enum NodeStanding {
     Silent,
     /// The node is a member of the grid, and there is no link to it.
     Unreachable,
+    /// The node has crashed, hangs or is cut off, and is no member of the grid any more.
+    Lost,
 }
 
 impl NodeStanding {
@@ -303,6 +307,7 @@ impl NodeStanding {
             Self::Suspected => "suspected",
             Self::Silent => "silent",
             Self::Unreachable => "unreachable",
+            Self::Lost => "lost",
         }
     }
 }

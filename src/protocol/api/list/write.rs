@@ -128,11 +128,12 @@ fn put_missing(out: &mut Vec<u8>, missing: &[NodeId]) {
 
 /// Appends a node. Each node has all fields; those that are unknown are null.
 fn put_node(out: &mut Vec<u8>, entry: &NodeEntry) {
-    let NodeEntry { node, state, version, figures } = entry;
+    let NodeEntry { node, state, version, lost_ms, figures } = entry;
     let figures = figures.as_ref();
     out.extend_from_slice(b"{\"id\":");
     put_number(out, node.number().into());
     put_text(out, "state", Some(state.name()));
+    put_figure(out, "lost_ms", *lost_ms);
     put_text(out, "version", version.as_deref());
     put_figure(out, "uptime", figures.map(|figures| figures.uptime_ms));
     put_figure(out, "clients", figures.map(|figures| figures.clients));
@@ -206,24 +207,26 @@ mod tests {
             node: node(1),
             state: NodeStanding::Up,
             version: Some("0.1.0".into()),
+            lost_ms: None,
             figures: Some(figures),
         };
         let lost = NodeEntry {
             node: node(2),
-            state: NodeStanding::Unreachable,
+            state: NodeStanding::Lost,
             version: None,
+            lost_ms: Some(10),
             figures: None,
         };
-        let list = NodeList { nodes: vec![known, lost], missing: vec![node(2)] };
+        let list = NodeList { nodes: vec![known, lost], missing: vec![node(3)] };
         assert_eq!(
             written(Listing::Node(list)),
             concat!(
-                r#"{"nodes":[{"id":1,"state":"up","version":"0.1.0","uptime":1,"clients":2,"#,
+                r#"{"nodes":[{"id":1,"state":"up","lost_ms":null,"version":"0.1.0","uptime":1,"clients":2,"#,
                 r#""backends":3,"in_per_s":4.5,"out_per_s":6,"driver":"epoll","cores":7,"#,
                 r#""memory":8,"memory_max":9},"#,
-                r#"{"id":2,"state":"unreachable","version":null,"uptime":null,"clients":null,"#,
+                r#"{"id":2,"state":"lost","lost_ms":10,"version":null,"uptime":null,"clients":null,"#,
                 r#""backends":null,"in_per_s":null,"out_per_s":null,"driver":null,"cores":null,"#,
-                r#""memory":null,"memory_max":null}],"missing":[2]}"#
+                r#""memory":null,"memory_max":null}],"missing":[3]}"#
             )
         );
     }
