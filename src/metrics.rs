@@ -320,6 +320,8 @@ pub struct GroupReport {
     pub backlog: u64,
     /// Messages in flight to consumers, and those that were taken.
     pub in_flight: u64,
+    /// For how long none of them was finished, in milliseconds. 0: none is in flight.
+    pub stalled_ms: u64,
     /// The number of consumers that are connected to this node.
     pub consumers: u64,
     /// How often a message was requeued because it was not acknowledged.

@@ -87,8 +87,8 @@ fn shows_groups(server: &Server) {
     let plain = topics.iter().find(|topic| topic["t"] == "plain").expect("the topic");
     let group = |name: Value, [backlog, consumers, redelivered, dead]: [u64; 4]| {
         json!({
-            "name": name, "backlog": backlog, "in_flight": 0, "consumers": consumers,
-            "redelivered": redelivered, "dead": dead,
+            "name": name, "backlog": backlog, "in_flight": 0, "stalled_ms": 0,
+            "consumers": consumers, "redelivered": redelivered, "dead": dead,
         })
     };
     let billing = group(json!("billing"), [1, 0, 0, 0]);

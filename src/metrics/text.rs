@@ -74,9 +74,12 @@ const TOPIC_METRICS: [Metric<TopicReport>; 4] = [
     gauge("topic_oldest_milliseconds", "Age of the oldest waiting message", |t| t.oldest_ms),
 ];
 
-const GROUP_METRICS: [Metric<GroupReport>; 5] = [
+const GROUP_METRICS: [Metric<GroupReport>; 6] = [
     gauge("group_backlog", "Messages that the group has not settled", |g| g.backlog),
     gauge("group_in_flight", "Messages in flight to consumers, or taken", |g| g.in_flight),
+    gauge("group_stalled_milliseconds", "Time in which no message in flight was finished", |g| {
+        g.stalled_ms
+    }),
     gauge("group_consumers", "Consumers of the group that are connected to this node", |g| {
         g.consumers
     }),

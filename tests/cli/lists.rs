@@ -36,6 +36,9 @@ fn the_nodes_are_shown_with_their_states() {
 fn channels(count: u64) -> (Api, mpsc::Receiver<Value>) {
     let (sender, asked) = mpsc::channel();
     let api = Api::start(move |method, params| {
+        if method == "node.list" {
+            return Reply::Result(r#"{"nodes":[],"missing":[]}"#.into());
+        }
         assert_eq!(method, "channel.list");
         let _ = sender.send(params.clone());
         let after = params["after"].as_str().map_or(0, |after| after.parse().expect("a cursor"));

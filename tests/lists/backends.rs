@@ -104,6 +104,29 @@ fn a_back_end_that_does_not_read_or_does_not_acknowledge_is_told_by_its_row() {
 }
 
 #[test]
+fn a_back_end_that_does_not_answer_a_ping_is_told_by_its_row() {
+    let mut grid = Grid::new(&[1, 1]);
+    grid.set_limits(|limits| (limits.ping_ms, limits.idle_ms) = (3000, 9000));
+    let (asker, silent) = (grid.back_end(0), grid.back_end(1));
+    grid.ask(&silent, "queue.pop", json!({ "t": ["silent"] }));
+    let mut stalled_ms = Vec::new();
+    for _ in 0..4 {
+        (0..2000).for_each(|_| grid.turn_and_write());
+        // The calls of the asker keep it from being pinged.
+        let row = consumer_of(&mut grid, &asker, "silent");
+        assert_eq!((&row["in_flight"], &row["buffered"]), (&json!(0), &json!(0)), "{row}");
+        stalled_ms.push(row["stalled_ms"].as_u64().expect("a number"));
+    }
+    assert!(stalled_ms[0] == 0 && stalled_ms.is_sorted(), "{stalled_ms:?}");
+    assert!((4700..5100).contains(&stalled_ms[3]), "{stalled_ms:?}");
+    // Whatever it sends shows that it is alive.
+    grid.send(&silent, "queue.unpop", json!({}));
+    grid.turn_and_write();
+    let rows = backends(&mut grid, &asker, json!({}));
+    assert!(rows.iter().all(|row| row["stalled_ms"] == 0), "{rows:?}");
+}
+
+#[test]
 fn back_ends_of_a_node_that_does_not_answer_are_missing() {
     let mut grid = Grid::new(&[1, 1]);
     let (asker, _) = (grid.back_end(0), grid.back_end(1));

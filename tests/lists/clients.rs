@@ -184,7 +184,7 @@ fn a_walk_looks_at_no_more_than_its_budget_in_a_turn_and_its_pace_leaves_turns_t
 #[test]
 fn a_page_that_takes_long_ends_early_and_the_next_goes_on() {
     let mut grid = Grid::new(&[2]);
-    grid.set_answer_ms(40);
+    grid.set_limits(|limits| limits.answer_ms = 40);
     let back_end = grid.back_end(0);
     let clients = crowd(&mut grid, 8000, "/ws");
     let last = {

@@ -10,7 +10,7 @@ use gridcast::message::{
 };
 use gridcast::protocol::api::{LinkState, MeshRow, NodeRow, Tally};
 use gridcast::shard::node_state::NodeState;
-use gridcast::shard::settings::{EdgeSettings, Settings};
+use gridcast::shard::settings::{EdgeSettings, LimitSettings, Settings};
 use gridcast::shard::{Listener, Now, Shard};
 use serde_json::{Value, json};
 
@@ -111,10 +111,10 @@ impl Grid {
         self.nodes.iter().enumerate().flat_map(shards).collect()
     }
 
-    /// Sets how long calls wait for other shards and nodes.
-    pub fn set_answer_ms(&mut self, answer_ms: u64) {
+    /// Changes the limits of every node. Connections that are open keep their timers.
+    pub fn set_limits(&mut self, change: impl Fn(&mut LimitSettings)) {
         for (index, settings) in self.settings.iter_mut().enumerate() {
-            settings.limits.answer_ms = answer_ms;
+            change(&mut settings.limits);
             let state = Arc::new(NodeState::new(settings, Arc::default()));
             for shard in &mut self.nodes[index] {
                 shard.handle_reload(self.now, settings, state.clone());

@@ -90,7 +90,7 @@ fn topics_are_summed_over_their_homes() {
         json!({
             "t": name, "store": "memory", "messages": 0, "bytes": 0, "oldest_ms": 0, "in_flight": 0,
             "consumers": consumers, "groups": [{
-                "name": null, "backlog": 0, "in_flight": 0, "consumers": consumers,
+                "name": null, "backlog": 0, "in_flight": 0, "stalled_ms": 0, "consumers": consumers,
                 "redelivered": 0, "dead": 0,
             }], "sinks": [],
         })

@@ -118,6 +118,7 @@ pub(super) const TOPICS: ListView = ListView {
         right("BYTES"),
         right("OLDEST"),
         right("IN FLIGHT"),
+        right("STALLED"),
         right("CONSUMERS"),
         left("GROUPS"),
         left("SINKS"),
@@ -130,6 +131,7 @@ pub(super) const TOPICS: ListView = ListView {
             number(topic, "bytes", units::bytes),
             number(topic, "oldest_ms", units::duration_ms),
             number(topic, "in_flight", units::count),
+            stalled_ms(topic).map_or_else(|| "-".to_owned(), units::duration_ms),
             number(topic, "consumers", units::count),
             groups(topic),
             sinks(topic),
@@ -147,14 +149,23 @@ fn state(node: &Value) -> String {
     }
 }
 
-/// Whether events wait for a group that nobody reads, or a sink does not deliver. Events that were taken over HTTP
-/// are in flight, and need no consumer.
+/// From when on a topic of which no event in flight is finished is alarming, in milliseconds.
+const UNFINISHED_MS: u64 = 10_000;
+
+/// For how long the group that stalls longest has finished none of its events in flight, in milliseconds.
+fn stalled_ms(topic: &Value) -> Option<u64> {
+    entries(topic, "groups").filter_map(|group| group["stalled_ms"].as_u64()).max()
+}
+
+/// Whether events wait for a group that nobody reads, none in flight is finished, or a sink does not deliver. Events
+/// that were taken over HTTP are in flight, and need no consumer.
 fn is_stuck(topic: &Value) -> bool {
     let is_unread = |group: &Value| {
         let figure = |name: &str| group[name].as_u64().unwrap_or(0);
         figure("consumers") == 0 && figure("backlog") > figure("in_flight")
     };
     entries(topic, "groups").any(is_unread)
+        || stalled_ms(topic).is_some_and(|ms| ms >= UNFINISHED_MS)
         || entries(topic, "sinks").any(|sink| sink["up"] == false)
 }
 
@@ -316,11 +327,21 @@ mod tests {
             let groups = [group(None, 2000, 1), group(Some("billing"), backlog, consumers)];
             (TOPICS.row)(&json!({"groups": groups}), 0)
         };
-        assert_eq!(row(1, 0, 0).cells[7], "default (2,000 for 1), billing (1 for 0)");
+        assert_eq!(row(1, 0, 0).cells[8], "default (2,000 for 1), billing (1 for 0)");
         assert!(row(1, 0, 0).is_alarming && !row(1, 0, 1).is_alarming && !row(0, 0, 0).is_alarming);
         assert!(!row(1, 1, 0).is_alarming, "it was taken");
         let plain = (TOPICS.row)(&json!({"groups": [{"name": null, "backlog": 3}]}), 0);
-        assert!(plain.cells[7] == "-" && plain.is_alarming);
+        assert!(plain.cells[8] == "-" && plain.is_alarming);
+    }
+
+    #[test]
+    fn a_topic_whose_events_nobody_finishes_is_alarming() {
+        let row = |stalled_ms| {
+            let group = |name, stalled_ms| json!({"name": name, "backlog": 9, "in_flight": 9, "consumers": 1, "stalled_ms": stalled_ms});
+            (TOPICS.row)(&json!({"groups": [group(None, 0), group(Some("a"), stalled_ms)]}), 0)
+        };
+        assert_eq!(row(UNFINISHED_MS).cells[6], "10 s");
+        assert!(row(UNFINISHED_MS).is_alarming && !row(UNFINISHED_MS - 1).is_alarming);
     }
 
     #[test]
@@ -330,7 +351,7 @@ mod tests {
             (TOPICS.row)(&json!({"messages": 1200, "consumers": 0, "sinks": [sink]}), 0)
         };
         let down = row(false, Some("refused"));
-        assert_eq!(down.cells[8], "s (1,200: refused)");
+        assert_eq!(down.cells[9], "s (1,200: refused)");
         assert!(down.is_alarming && !row(true, None).is_alarming);
     }
 }

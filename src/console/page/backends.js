@@ -7,7 +7,7 @@ import { openPanel } from "./panel.js";
 import { deniedText, on, state } from "./samples.js";
 import { Table } from "./table.js";
 
-/** From when on a back end that neither reads nor acknowledges is shown as stalled. */
+/** From when on a back end is shown as stalled that does not read, acknowledge, or answer a ping. */
 const STALLED_MS = 5000;
 /** The most back ends that are read. */
 const ROWS_MAX = 5000;
@@ -79,7 +79,8 @@ function draw() {
 
 function stateBadge(backend) {
   if (backend.stalled_ms < STALLED_MS) return backend.topics > 0 ? badge("consumes", "good") : badge("calls");
-  return badge(backend.buffered > 0 ? "does not read" : "no ack", "bad");
+  // A ping is the only thing that a back end can leave unanswered when nothing waits for it.
+  return badge(backend.buffered > 0 ? "does not read" : backend.in_flight > 0 ? "no ack" : "no answer", "bad");
 }
 
 /** Names the topics, and how many more there are. */

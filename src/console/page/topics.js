@@ -9,7 +9,7 @@ import { deniedText, on, state } from "./samples.js";
 import { Table } from "./table.js";
 import { goTo } from "./views.js";
 
-/** The age of the oldest message from which a topic falls behind. */
+/** The age of the oldest message from which a topic falls behind, and the time from which a group stalls. */
 const BEHIND_MS = 10_000;
 /** The most topics that are read. */
 const TOPICS_MAX = 5000;
@@ -86,7 +86,7 @@ function remember(at) {
   for (const name of histories.keys()) if (!names.has(name)) histories.delete(name);
 }
 
-/** Draws the topics: those whose oldest message has waited the longest come first. */
+/** Draws the topics: those come first whose oldest message waits, or that have stalled, the longest. */
 function draw() {
   if (byId("topics").hidden) return;
   if (!state.isAdmin) {
@@ -96,7 +96,8 @@ function draw() {
   }
   const part = byId("topics-query").value;
   const shown = (topics ?? []).filter(({ t }) => t.includes(part));
-  shown.sort((a, b) => (b.oldest_ms ?? 0) - (a.oldest_ms ?? 0) || b.messages - a.messages || (a.t < b.t ? -1 : 1));
+  const age = (topic) => Math.max(topic.oldest_ms ?? 0, stalledMs(topic));
+  shown.sort((a, b) => age(b) - age(a) || b.messages - a.messages || (a.t < b.t ? -1 : 1));
   if (topics) table.empty = part ? "No topic matches." : "There are no topics.";
   table.setRows(shown);
 }
@@ -105,9 +106,13 @@ function stateBadge(topic) {
   const sinks = topic.sinks ?? [];
   if (sinks.some((sink) => !sink.up)) return badge("sink fails", "bad");
   if ((topic.groups ?? []).some(isUnread)) return badge("no consumer", "bad");
+  if (stalledMs(topic) > BEHIND_MS) return badge("stalled", "warn");
   if (topic.oldest_ms > BEHIND_MS) return badge("behind", "warn");
   return topic.consumers === 0 && sinks.length === 0 ? badge("no consumer") : badge("keeps up", "good");
 }
+
+/** For how long the group that stalls longest has finished none of its messages in flight. */
+const stalledMs = (topic) => Math.max(0, ...(topic.groups ?? []).map((group) => group.stalled_ms ?? 0));
 
 /** Whether events wait for a group that nobody reads. Events that were taken over HTTP are in flight. */
 function isUnread(group) {
@@ -141,6 +146,7 @@ function describe(topic) {
     ["Size", bytes(topic.bytes)],
     ["Oldest", topic.messages > 0 ? duration(topic.oldest_ms ?? 0) : null],
     ["In flight", isNumber(topic.in_flight) ? count(topic.in_flight) : null],
+    ["Stalled", stalledMs(topic) > BEHIND_MS ? `none in flight was finished for ${duration(stalledMs(topic))}` : null],
     ["Consumers", count(topic.consumers)],
     ...(topic.groups ?? []).map((group) => [group.name === null ? "Default group" : `Group ${group.name}`, describeGroup(group)]),
     ...(topic.sinks ?? []).map((sink) => [`Sink ${sink.name}`, describeSink(sink)]),
@@ -149,7 +155,8 @@ function describe(topic) {
 
 /** Puts a group into one text: what it has not settled, and for how many consumers. */
 function describeGroup(group) {
-  const texts = [`${count(group.backlog)} wait`, `${count(group.in_flight)} in flight`, plural(group.consumers, "consumer"),
+  const texts = [`${count(group.backlog)} held`, `${count(group.in_flight)} in flight`,
+    group.stalled_ms > BEHIND_MS ? `none finished for ${duration(group.stalled_ms)}` : "", plural(group.consumers, "consumer"),
     group.redelivered > 0 ? `${count(group.redelivered)} redelivered` : "", group.dead > 0 ? `${count(group.dead)} dead` : ""];
   return texts.filter(Boolean).join("; ");
 }

@@ -181,7 +181,7 @@ fn a_session_that_ended_during_the_handshake_is_not_continued() {
     net.cut(0, 1);
     let (link, remote) = (LinkId(1000), mesh_address(1));
     net.meshes[0].handle_event(net.now_ms, LinkEvent::Opened { link, remote, is_dialled: true });
-    net.meshes[0].end_session(node(1), "it takes too long");
+    net.meshes[0].end_session(net.now_ms, node(1), "it takes too long");
     let answer = wire::Hello { held: Some(held), ..hello };
     assert!(net.meshes[0].handle_hello(net.now_ms, link, answer).is_err());
     assert!(net.meshes[0].peers.is_empty());
@@ -227,7 +227,7 @@ fn an_overtaken_hello_begins_no_session_even_after_the_later_one_has_ended() {
     assert_eq!(hear(mesh, 1000, hello.offered.0 - 1), (false, Some(session_id)));
     let next = hello.offered.0 + 2;
     assert_eq!(hear(mesh, 1001, next), (true, Some(next)), "node 0 has lost the session since");
-    mesh.end_session(node(0), "it is no more");
+    mesh.end_session(0, node(0), "it is no more");
     assert_eq!(hear(mesh, 1002, next - 1), (false, None));
 }
 

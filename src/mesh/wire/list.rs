@@ -292,8 +292,8 @@ fn read_topic(fields: &mut Fields<'_>) -> Result<TopicRow, WireError> {
 
 fn put_group(out: &mut Vec<u8>, row: &GroupRow) {
     put_optional(out, row.name.as_deref(), put_short_text);
-    let GroupRow { name: _, backlog, in_flight, consumers, redelivered, dead } = row;
-    for number in [backlog, in_flight, consumers, redelivered, dead] {
+    let GroupRow { name: _, backlog, in_flight, stalled_ms, consumers, redelivered, dead } = row;
+    for number in [backlog, in_flight, stalled_ms, consumers, redelivered, dead] {
         put_u64(out, *number);
     }
 }
@@ -303,6 +303,7 @@ fn read_group(fields: &mut Fields<'_>) -> Result<GroupRow, WireError> {
         name: read_optional(fields, read_name)?,
         backlog: fields.u64()?,
         in_flight: fields.u64()?,
+        stalled_ms: fields.u64()?,
         consumers: fields.u64()?,
         redelivered: fields.u64()?,
         dead: fields.u64()?,

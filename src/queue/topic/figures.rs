@@ -66,7 +66,7 @@ impl Topic {
             bytes: held.bytes as u64,
             consumers: self.own_consumers() as u64,
             oldest_ms: since_us.map_or(0, |since_us| now_us.saturating_sub(since_us) / 1000),
-            groups: self.group_reports(),
+            groups: self.group_reports(now_us),
             sinks: self
                 .sinks
                 .iter()
@@ -75,9 +75,9 @@ impl Topic {
         }
     }
 
-    fn group_reports(&self) -> Vec<GroupReport> {
+    fn group_reports(&self, now_us: u64) -> Vec<GroupReport> {
         let groups = self.all_groups().skip(usize::from(!self.has_default_group));
-        groups.map(|group| group.report(self.node, self.unread(group.place))).collect()
+        groups.map(|group| group.report(self.node, now_us, self.unread(group.place))).collect()
     }
 
     /// The number of consumers that are connected to the topic's own node. A consumer is known to the topic of
@@ -100,12 +100,23 @@ impl Group {
         handed.sum::<usize>() + self.taken.len()
     }
 
+    /// Since when no message in flight was finished, in microseconds: written, or acknowledged where that is asked
+    /// for. A message that is handed out again because it was not acknowledged counts from the first time. `None`:
+    /// none is in flight.
+    fn stalled_since_us(&self) -> Option<u64> {
+        let consumers = self.consumers.iter().filter(|(_, consumer)| !consumer.handed.is_empty());
+        let progress_us = consumers.map(|(_, consumer)| consumer.progress_us);
+        let since_us = progress_us.chain(self.taken.unfinished_since_us()).max()?;
+        Some(self.lapsed_since_us.map_or(since_us, |lapsed_us| lapsed_us.min(since_us)))
+    }
+
     /// The figures of the group, on this node. `unread` messages are in the log alone.
-    fn report(&self, node: NodeId, unread: u64) -> GroupReport {
+    fn report(&self, node: NodeId, now_us: u64, unread: u64) -> GroupReport {
         GroupReport {
             name: self.name.as_deref().map(str::to_owned),
             backlog: self.backlog as u64 + unread,
             in_flight: self.in_flight() as u64,
+            stalled_ms: self.stalled_since_us().map_or(0, |us| now_us.saturating_sub(us) / 1000),
             consumers: self.consumers.count_of(node) as u64,
             redelivered: self.redelivered,
             dead: self.dead,

@@ -33,6 +33,9 @@ pub(super) struct Group {
     pub redelivered: u64,
     /// Messages moved to the dead topic.
     pub dead: u64,
+    /// When the first message was handed out that was not acknowledged in time, in microseconds. `None`: a message
+    /// was finished since.
+    pub lapsed_since_us: Option<u64>,
     node: NodeId,
     // Consumers that are gone and whose messages are to be requeued.
     gone: VecDeque<ConsumerKey>,
@@ -52,6 +55,7 @@ impl Group {
             backlog: 0,
             redelivered: 0,
             dead: 0,
+            lapsed_since_us: None,
             node,
             gone: VecDeque::new(),
             behind: VecDeque::new(),
@@ -406,6 +410,7 @@ impl Group {
 
     /// Notes that a consumer has finished messages: it may be handed more, and feeders may have the room.
     pub(super) fn progress(&mut self, held: &mut Held, now_us: u64, key: ConsumerKey) {
+        self.lapsed_since_us = None;
         let consumer = &mut self.consumers[key];
         consumer.progress_us = now_us;
         let is_leaving = consumer.state == ConsumerState::Leaving;

@@ -55,8 +55,9 @@ impl Group {
         for &key in &lapsed {
             let mut numbers = Vec::new();
             while left > 0 && self.consumers[key].handed.front().is_some_and(lapses) {
-                let InFlight { client, item, .. } =
+                let InFlight { client, item, handed_us, .. } =
                     self.consumers[key].remove(0).expect("the first was looked at");
+                self.lapsed_since_us.get_or_insert(handed_us);
                 numbers.push(item.number);
                 self.retry(held, client, item, "not acknowledged");
                 left -= 1;

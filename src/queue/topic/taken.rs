@@ -26,6 +26,8 @@ pub(super) struct Taken {
     messages: HashMap<MessageNumber, InFlight>,
     // The messages by the time at which they were taken, in microseconds.
     by_time: BTreeSet<(u64, MessageNumber)>,
+    // When a message was last finished, or was taken while there was none, in microseconds.
+    progress_us: u64,
     // A consumer that is handed nothing. It holds the lanes of the messages. Made with the first of them.
     holder: Option<ConsumerKey>,
 }
@@ -41,6 +43,11 @@ impl Taken {
         self.messages.len()
     }
 
+    /// Since when no message was finished, in microseconds. `None`: there is none.
+    pub(super) fn unfinished_since_us(&self) -> Option<u64> {
+        (!self.is_empty()).then_some(self.progress_us)
+    }
+
     /// The messages, and the consumer that holds their lanes.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ConsumerKey, &InFlight)> {
         self.messages.values().filter_map(|taken| Some((self.holder?, taken)))
@@ -48,6 +55,9 @@ impl Taken {
 
     /// Adds a message.
     fn insert(&mut self, now_us: u64, mut taken: InFlight) {
+        if self.is_empty() {
+            self.progress_us = now_us;
+        }
         taken.handed_us = now_us;
         self.by_time.insert((now_us, taken.item.number));
         self.messages.insert(taken.item.number, taken);
@@ -123,6 +133,7 @@ impl Group {
         let Some(InFlight { client, item, .. }) = self.remove_taken(pop, number) else {
             return false;
         };
+        self.progress_taken(now_us);
         held.waits.add(now_us.saturating_sub(item.since_us));
         held.forget(self.place, client, &item);
         self.finish_lane(client);
@@ -142,10 +153,17 @@ impl Group {
         let Some(InFlight { client, item, .. }) = self.remove_taken(pop, number) else {
             return false;
         };
+        self.progress_taken(now_us);
         if self.retry(held, client, item, "nack") && until_us > now_us {
             self.lanes.delay(client, until_us);
         }
         true
+    }
+
+    /// Notes that a back end has acknowledged or refused a message that it has taken.
+    fn progress_taken(&mut self, now_us: u64) {
+        self.taken.progress_us = now_us;
+        self.lapsed_since_us = None;
     }
 
     /// Requeues a message that was taken and did not reach its back end.
@@ -176,6 +194,7 @@ impl Group {
         };
         for _ in 0..MOVED_PER_TURN {
             let Some(lapsed) = self.taken.pop_lapsed(now_us, lease_us) else { return };
+            self.lapsed_since_us.get_or_insert(lapsed.handed_us);
             self.retry(held, lapsed.client, lapsed.item, "not acknowledged");
         }
     }

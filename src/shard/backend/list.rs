@@ -46,7 +46,7 @@ fn consumes(backend: &Backend, topic: Option<&str>) -> bool {
 }
 
 fn row(turn: &Turn, id: Box<str>, connection: &Connection, backend: &Backend) -> BackendRow {
-    let now_ms = turn.now.ms;
+    let (now_ms, ping_ms) = (turn.now.ms, turn.settings.limits.ping_ms);
     let unsettled = backend.unsettled.as_ref();
     let unread_ms = connection.outbound.in_flight_ms(now_ms).unwrap_or(0);
     let unsettled_ms = unsettled.map_or(0, |unsettled| unsettled.stalled_ms(now_ms));
@@ -63,6 +63,6 @@ fn row(turn: &Turn, id: Box<str>, connection: &Connection, backend: &Backend) ->
         group: backend.group.as_ref().map(name),
         in_flight: (backend.unwritten_events.len() + unsettled) as u64,
         buffered: connection.outbound.buffered() as u64,
-        stalled_ms: unread_ms.max(unsettled_ms),
+        stalled_ms: unread_ms.max(unsettled_ms).max(connection.unanswered_ms(now_ms, ping_ms)),
     }
 }

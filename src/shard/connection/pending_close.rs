@@ -82,6 +82,16 @@ impl Connection {
         self.last_received_ms.max(now_ms.saturating_sub(in_flight_ms))
     }
 
+    /// Returns for how long the peer of a WebSocket has not answered a ping, in milliseconds. 0: no ping waits for its
+    /// answer. Pings are sent after `ping_ms` of silence.
+    pub fn unanswered_ms(&self, now_ms: u64, ping_ms: u64) -> u64 {
+        match self.is_pinged && !self.is_backpressured() && !self.is_queued_to_read {
+            // `last_received_ms` is as long before the ping.
+            true => now_ms.saturating_sub(self.last_received_ms + ping_ms),
+            false => 0,
+        }
+    }
+
     /// Whether the read-ahead would still be processed if the client disconnected now.
     fn keeps_backlog(&self) -> bool {
         let keeps_backlog = self.is_paused() && self.pauses.is_within(KEEPS_BACKLOG);

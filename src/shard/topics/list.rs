@@ -40,9 +40,9 @@ fn row(name: &str, topic: &Topic, now_us: u64) -> TopicRow {
 }
 
 fn group(report: GroupReport) -> GroupRow {
-    let GroupReport { name, backlog, in_flight, consumers, redelivered, dead } = report;
+    let GroupReport { name, backlog, in_flight, stalled_ms, consumers, redelivered, dead } = report;
     let name = name.map(Box::from);
-    GroupRow { name, backlog, in_flight, consumers, redelivered, dead }
+    GroupRow { name, backlog, in_flight, stalled_ms, consumers, redelivered, dead }
 }
 
 fn sink(report: SinkReport) -> SinkRow {

@@ -239,6 +239,7 @@ pub(super) fn list_messages() -> Vec<ListMessage> {
         name: name.map(Box::from),
         backlog: 11,
         in_flight: 12,
+        stalled_ms: 16,
         consumers: 13,
         redelivered: 14,
         dead: 15,

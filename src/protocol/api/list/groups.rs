@@ -9,6 +9,9 @@ pub struct GroupRow {
     pub backlog: u64,
     /// Messages in flight to consumers, and those that were taken.
     pub in_flight: u64,
+    /// For how long no message in flight was finished, on the node where that was the longest, in milliseconds.
+    /// 0: none is in flight.
+    pub stalled_ms: u64,
     /// The number of consumers that are connected to the nodes that have answered.
     pub consumers: u64,
     /// How often a message was requeued because it was not acknowledged.
@@ -21,6 +24,7 @@ impl GroupRow {
     fn add(&mut self, other: &Self) {
         self.backlog = self.backlog.saturating_add(other.backlog);
         self.in_flight = self.in_flight.saturating_add(other.in_flight);
+        self.stalled_ms = self.stalled_ms.max(other.stalled_ms);
         self.consumers = self.consumers.saturating_add(other.consumers);
         self.redelivered = self.redelivered.saturating_add(other.redelivered);
         self.dead = self.dead.saturating_add(other.dead);
@@ -48,6 +52,7 @@ mod tests {
             name: name.map(Box::from),
             backlog,
             in_flight: 1,
+            stalled_ms: backlog,
             consumers: 2,
             redelivered: 3,
             dead: u64::MAX,
@@ -58,6 +63,7 @@ mod tests {
         let [default, audit, billing] = &groups[..] else { panic!("{groups:?}") };
         assert_eq!((default, audit), (&group(None, 7), &group(Some("audit"), 0)));
         assert_eq!((billing.backlog, billing.in_flight, billing.consumers), (11, 2, 4));
+        assert_eq!(billing.stalled_ms, 6, "the longest time counts");
         assert_eq!((billing.redelivered, billing.dead), (6, u64::MAX), "sums do not wrap");
     }
 }

@@ -85,6 +85,7 @@ fn put_group(out: &mut Vec<u8>, row: &GroupRow) {
     }
     put_figure(out, "backlog", Some(row.backlog));
     put_figure(out, "in_flight", Some(row.in_flight));
+    put_figure(out, "stalled_ms", Some(row.stalled_ms));
     put_figure(out, "consumers", Some(row.consumers));
     put_figure(out, "redelivered", Some(row.redelivered));
     put_figure(out, "dead", Some(row.dead));
@@ -289,6 +290,7 @@ mod tests {
             name: name.map(Box::from),
             backlog: 1,
             in_flight: 2,
+            stalled_ms: 6,
             consumers: 3,
             redelivered: 4,
             dead: 5,
@@ -317,8 +319,8 @@ mod tests {
             written(Listing::Topic(Page { rows: vec![row], next: None, missing: vec![] })),
             concat!(
                 r#"{"topics":[{"t":"t","store":"disk","messages":1,"bytes":2,"oldest_ms":3,"in_flight":5,"#,
-                r#""consumers":4,"groups":[{"name":null,"backlog":1,"in_flight":2,"consumers":3,"#,
-                r#""redelivered":4,"dead":5},{"name":"g","backlog":1,"in_flight":2,"consumers":3,"#,
+                r#""consumers":4,"groups":[{"name":null,"backlog":1,"in_flight":2,"stalled_ms":6,"consumers":3,"#,
+                r#""redelivered":4,"dead":5},{"name":"g","backlog":1,"in_flight":2,"stalled_ms":6,"consumers":3,"#,
                 r#""redelivered":4,"dead":5}],"sinks":[{"name":"s","backlog":6,"oldest_ms":7,"#,
                 r#""in_flight":8,"delivered":9,"retries":10,"up":false,"error":"refused"}]}],"#,
                 r#""next":null,"missing":[]}"#

@@ -74,6 +74,60 @@ fn a_report_counts_the_consumers_of_its_own_node_and_what_is_taken_is_in_flight(
     assert_eq!((figures.collect::<Vec<_>>(), report.consumers), (expected.into(), 1));
 }
 
+/// For how long each group has finished nothing, at a time in milliseconds.
+fn stalled_ms(topic: &Topic, now_ms: u64) -> Vec<u64> {
+    topic.report("t", now_ms * 1000).groups.iter().map(|group| group.stalled_ms).collect()
+}
+
+#[test]
+fn a_report_tells_for_how_long_no_message_in_flight_was_finished() {
+    let mut topic = grouped(8, WhenFull::Hold);
+    consumes(&mut topic, 1, None, 9);
+    consumes(&mut topic, 2, Some("billing"), 9);
+    assert_eq!(stalled_ms(&topic, 5_000), [0, 0], "none is in flight");
+    topic.push(5_000_000, FEEDER, event(1, 1));
+    topic.push(6_000_000, FEEDER, event(2, 2));
+    let first = handed(&mut topic);
+    assert_eq!(stalled_ms(&topic, 8_000), [3_000, 3_000]);
+    topic.settled(9_000_000, consumer(1), &[first[0].2]);
+    assert_eq!(stalled_ms(&topic, 10_000), [1_000, 5_000], "one of two is finished");
+    topic.settled(11_000_000, consumer(1), &[first[2].2]);
+    assert_eq!(stalled_ms(&topic, 12_000), [0, 7_000]);
+}
+
+#[test]
+fn a_message_that_comes_again_counts_as_unfinished_from_the_first_time() {
+    let mut topic = topic(16, WhenFull::Hold);
+    topic.set_policy(POLICY);
+    consumes(&mut topic, 1, None, 9);
+    push(&mut topic, 1, 1);
+    handed(&mut topic);
+    topic.handle_timeout(ACK_US);
+    topic.handle_turn(ACK_US);
+    let again = handed(&mut topic);
+    assert_eq!(short(&again), [(1, 1, true)], "the only consumer gets it again");
+    let ack_ms = ACK_US / 1000;
+    assert_eq!(stalled_ms(&topic, ack_ms + 1_000), [ack_ms + 1_000]);
+    // An acknowledgement ends that, for later messages too.
+    topic.settled(ACK_US + 2_000_000, consumer(1), &[again[0].2]);
+    topic.push(ACK_US + 3_000_000, FEEDER, event(1, 2));
+    assert_eq!(stalled_ms(&topic, ack_ms + 4_000), [1_000]);
+}
+
+#[test]
+fn a_message_that_was_taken_is_unfinished_until_it_is_acknowledged() {
+    let mut topic = topic(16, WhenFull::Hold);
+    consumes(&mut topic, 1, None, 9);
+    (1..=2).for_each(|message| push(&mut topic, 1, message));
+    let taken = handed(&mut topic);
+    topic.end_take(2_000_000, consumer(1), &[taken[0].2, taken[1].2]);
+    assert_eq!(stalled_ms(&topic, 5_000), [3_000]);
+    assert_eq!(topic.settle_taken(6_000_000, &[(PopId(1), taken[0].2)], None), []);
+    assert_eq!(stalled_ms(&topic, 8_000), [2_000]);
+    topic.settle_taken(9_000_000, &[(PopId(1), taken[1].2)], None);
+    assert_eq!(stalled_ms(&topic, 10_000), [0]);
+}
+
 #[test]
 fn a_group_that_is_not_configured_is_refused() {
     let mut topic = grouped(8, WhenFull::Hold);
