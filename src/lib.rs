@@ -46,6 +46,7 @@
 //! | What is shed when memory is short, in which order? | the table at the top of `shard::memory` |
 //! | Where is a handshake accepted or refused? | `shard::client::handshake` |
 //! | Where is a message of a client turned into an event? | `shard::client::messages` |
+//! | Where is a call of a device carried out, and when is its `push` answered? | `shard::client::device`; `Effect::EventStored` of `queue::topic` |
 //! | Where is an event delivered to a consumer? | `shard::backend::consumers` |
 //! | Where does the lease of an event end? | an acknowledgement: `shard::backend::acknowledge`, then `queue::topic`; a refusal or the time: `refused` and `expire_leases` in `queue::topic::lease` |
 //! | Where is an event taken over HTTP? | `shard::backend::takes` joins the topics, waits and answers; the event stays with `queue::topic::taken` until `shard::backend::settle` |
@@ -117,7 +118,8 @@
 //!    order of a back end's messages.
 //! 5. On each of these shards `client::fanout` walks through the channel's members in slices,
 //!    pushes the frame to their outbound queues, and counts it as delivered or failed. Each
-//!    subscriber gets the plain or compressed variant it agreed on, made once (`client::variants`).
+//!    subscriber gets the form it agreed on, plain or in an envelope, compressed or not, made once
+//!    (`client::variants`).
 //!    The frames of a burst are coalesced once for all subscribers.
 //! 6. At the end of the turn each connection with queued output gets one gathered send, and all
 //!    sends are submitted together. Fan-out writes have a budget per turn, so that they do not

@@ -7,7 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gridcast::address::{ClientId, NodeId, ShardAddress, ShardId};
 use gridcast::message::{
-    BackendId, ConnectionKey, Credit, Delivery, Event, MessageNumber, PopId, Terms,
+    BackendId, ConnectionKey, Credit, Delivery, Event, EventNotice, MessageNumber, PopId,
+    PushReceipt, Terms,
 };
 use gridcast::protocol::api;
 use gridcast::protocol::assembler::{Assembler, Received};
@@ -125,6 +126,8 @@ struct Model {
     handed: BTreeMap<u32, Handed>,
     // Watched ones that have left, and the topic is to say so.
     departed: Vec<ClientId>,
+    // Those for which a receipt is wanted that has not come: the client, and the receipt.
+    unconfirmed: Vec<(ClientId, PushReceipt)>,
     // The numbers of those that a consumer which acknowledges left behind.
     left: BTreeSet<u64>,
     // Whether the bounds may have changed.
@@ -146,6 +149,7 @@ impl Model {
             waiting: Vec::new(),
             handed: BTreeMap::new(),
             departed: Vec::new(),
+            unconfirmed: Vec::new(),
             left: BTreeSet::new(),
             was_reloaded: false,
         }
@@ -221,7 +225,16 @@ impl Model {
         self.next_number += 1;
         self.waiting.push(message);
         let (client, frame) = (ClientId::from_value(client), message.frame());
-        let event = Event { client, frame, is_watched: message.is_watched() };
+        let receipt = PushReceipt(message.number as u32);
+        let notice = match message.number % 3 {
+            0 => EventNotice::Left,
+            1 => EventNotice::Stored(receipt),
+            _ => EventNotice::Nothing,
+        };
+        if let EventNotice::Stored(receipt) = notice {
+            self.unconfirmed.push((client, receipt));
+        }
+        let event = Event { client, frame, notice };
         self.topic.push(self.now_ms, ShardId(shard as u8), event);
     }
 
@@ -314,6 +327,10 @@ impl Model {
                     self.departed
                         .swap_remove(place.expect("what has not left is not said to have"));
                 }
+                Effect::EventStored(client, receipt) => {
+                    assert_eq!(self.unconfirmed, [(client, receipt)], "at once, and once");
+                    self.unconfirmed.clear();
+                }
                 Effect::Expired(..) | Effect::Bury { .. } => panic!("there are no leases"),
                 Effect::RoomForPush | Effect::Stored(_) => panic!("no back end pushes"),
                 Effect::Recall(shard, most) => self.recalled[shard.index()] = Some(most),
@@ -326,6 +343,7 @@ impl Model {
                 }
             }
         }
+        assert!(self.unconfirmed.is_empty(), "each receipt comes at once");
         self.topic.check();
         self.check();
     }

@@ -23,7 +23,7 @@ impl Fleet {
         let frame = Frame::message(Kind::Text, &[b'x'; 256]);
         for number in 0..2 * clients {
             let client = ClientId::from_value(number % clients);
-            topic.push(0, ShardId(0), Event { client, frame: frame.clone(), is_watched: false });
+            topic.push(0, ShardId(0), Event::new(client, frame.clone()));
         }
         let at = ShardAddress { node, shard: ShardId(0) };
         let id = |index| BackendId { at, connection: ConnectionKey { index, generation: 0 } };

@@ -89,7 +89,7 @@ impl Passing {
     pub fn run(&mut self) {
         self.next += 1;
         let client = ClientId::from_value(self.next % self.clients);
-        let event = Event { client, frame: self.frame.clone(), is_watched: false };
+        let event = Event::new(client, self.frame.clone());
         self.topic.push(self.next, ShardId(0), event);
         let mut delivered = 0;
         while let Some(effect) = self.topic.poll_effect() {

@@ -34,7 +34,8 @@ section! {
             "`[\"message\"]`", "[\"open\", \"message\", \"close\"]"
         );
 
-        /// Channels that clients may name in `?channels=` when they connect. `*` allows any channel,
+        /// Channels that clients may name in `?channels=` when they connect, and in a `subscribe` of the device
+        /// protocol. `*` allows any channel,
         /// `room:*` those that begin with `room:`, anything else the channel with that name.
         subscribe: Vec<String> = PATTERNS, value(Vec::new());
 
@@ -46,8 +47,8 @@ section! {
         /// `Origin` are not browsers and may connect.
         origins: Option<Vec<String>> = ORIGINS, none("any", "[\"https://example.org\"]");
 
-        /// Subprotocols that clients may ask for. The first of a client's that is listed here is
-        /// answered.
+        /// Subprotocols that clients may ask for. The first of a client's that is listed here, or that is
+        /// `gridcast.v1`, the device protocol, is answered.
         subprotocols: Vec<String> = SUBPROTOCOLS, value(Vec::new());
 
         /// What serves the route instead of a topic. `echo` sends every message back to its sender, for

@@ -54,8 +54,8 @@ pub use shard::{
 pub use sink::{FromSink, SinkEvent, SinkEvents, SinkFigures, SinkRun};
 pub use tap::{FromTapper, ToTapper};
 pub use topic::{
-    Credit, Delivery, Event, FromConsumer, FromFeeder, MessageNumber, PopId, SettleTaken,
-    StaleTaken, Terms, ToConsumer, ToFeeder,
+    Credit, Delivery, Event, EventNotice, FromConsumer, FromFeeder, MessageNumber, PopId,
+    PushReceipt, SettleTaken, StaleTaken, Terms, ToConsumer, ToFeeder,
 };
 
 use crate::address::{ClientId, ShardAddress, ShardId};

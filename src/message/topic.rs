@@ -37,6 +37,8 @@ pub enum ToFeeder {
     Refused,
     /// The watched event of this client has left the topic for good.
     EventLeft(ClientId),
+    /// An event of this client is stored: the client gets this receipt.
+    EventStored(ClientId, PushReceipt),
 }
 
 /// A message from a consumer to the topic's home.
@@ -120,10 +122,40 @@ pub struct Event {
     pub client: ClientId,
     /// The encoded event.
     pub frame: Frame,
-    /// Whether the home reports to the client's shard when the event has left the topic for good: it was
-    /// dropped, acknowledged, or written to a consumer that does not acknowledge.
-    pub is_watched: bool,
+    /// What the home of the topic reports to the client's shard about the event.
+    pub notice: EventNotice,
 }
+
+impl Event {
+    /// Creates an event about which nothing is reported.
+    pub fn new(client: ClientId, frame: Frame) -> Self {
+        Self { client, frame, notice: EventNotice::Nothing }
+    }
+}
+
+/// A report about an event, from the home of its topic to the shard of its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventNotice {
+    /// No report.
+    #[default]
+    Nothing,
+    /// A report when the event has left the topic for good: it was dropped, acknowledged, or written to a
+    /// consumer that does not acknowledge.
+    Left,
+    /// A report when the event is stored: in a topic in memory, or on the disk of a topic on disk.
+    Stored(PushReceipt),
+}
+
+impl EventNotice {
+    /// Whether the end of the event in its topic is reported.
+    pub fn is_left(self) -> bool {
+        matches!(self, Self::Left)
+    }
+}
+
+/// The low 32 bits of the number of a device's call, which wait for their answer until an event is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PushReceipt(pub u32);
 
 /// The terms on which a back end consumes a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]

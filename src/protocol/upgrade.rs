@@ -33,9 +33,9 @@ impl<'r> Upgrade<'r> {
         self.request.header("user-agent").is_some_and(|agent| agent.starts_with(b"Mozilla/"))
     }
 
-    /// Returns the first offered subprotocol that is in `accepted`.
-    pub fn accepted_subprotocol(&self, accepted: &[String]) -> Option<&'r str> {
-        self.subprotocols().find(|offered| accepted.iter().any(|known| known == offered))
+    /// Returns the first offered subprotocol that is accepted.
+    pub fn accepted_subprotocol(&self, is_accepted: impl Fn(&str) -> bool) -> Option<&'r str> {
+        self.subprotocols().find(|offered| is_accepted(offered))
     }
 
     /// Yields the extensions that the client offers, in order of preference.

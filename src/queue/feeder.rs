@@ -195,7 +195,7 @@ mod tests {
 
     fn waiting(bytes: &[u8]) -> WaitingEvent {
         let (client, frame) = (ClientId::from_value(1), Frame::from_encoded(bytes));
-        WaitingEvent { from: None, event: Event { client, frame, is_watched: false } }
+        WaitingEvent { from: None, event: Event::new(client, frame) }
     }
 
     #[test]

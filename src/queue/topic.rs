@@ -44,7 +44,8 @@ use super::room::Room;
 use super::{Bounds, WhenFull};
 use crate::address::{ClientId, NodeId, ShardId};
 use crate::message::{
-    BackendId, Credit, Delivery, Event, GroupIndex, MessageNumber, PopId, Requester, Terms,
+    BackendId, Credit, Delivery, Event, EventNotice, GroupIndex, MessageNumber, PopId, PushReceipt,
+    Requester, Terms,
 };
 use crate::protocol::frame::Frame;
 use delayed::Delayed;
@@ -100,6 +101,8 @@ pub enum Effect {
     Stored(Requester),
     /// Tell the client's shard that the watched event of the client has left the topic.
     EventLeft(ClientId),
+    /// Tell the client's shard that an event of the client is stored.
+    EventStored(ClientId, PushReceipt),
     /// Move a message to the dead topic. [`Topic::buried`] takes the answer.
     Bury {
         /// The client that sent the message.
@@ -270,12 +273,17 @@ impl Topic {
             return self.store(now_us, StoredFor::Shard(from), event);
         }
         self.held.top_up(from);
+        let (client, notice) = (event.client, event.notice);
         self.add(now_us, event);
+        if let EventNotice::Stored(receipt) = notice {
+            self.held.effects.push_back(Effect::EventStored(client, receipt));
+        }
     }
 
     /// Adds an event of a topic in memory.
     fn add(&mut self, now_us: u64, event: Event) {
-        let Event { client, frame, is_watched } = event;
+        let Event { client, frame, notice } = event;
+        let is_watched = notice.is_left();
         let number = self.next_number;
         self.next_number.0 += 1;
         let item =

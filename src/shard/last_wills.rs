@@ -459,7 +459,7 @@ fn found_event(
 
 /// Returns an event whose client is not watched while it is in the topic.
 fn unwatched(client: ClientId, frame: Frame) -> Event {
-    Event { client, frame, is_watched: false }
+    Event::new(client, frame)
 }
 
 #[cfg(test)]

@@ -421,7 +421,8 @@ impl Connection {
             }
             Stage::Client(client) | Stage::Unsubscribing(client) => {
                 let subscriptions = client.subscriptions.capacity() * SUBSCRIPTION_BYTES;
-                client.assembler.held_bytes() + client.context.held_bytes() + subscriptions
+                let device = client.device.as_ref().map_or(0, |device| device.held_bytes());
+                client.assembler.held_bytes() + client.context.held_bytes() + subscriptions + device
             }
             Stage::Backend(backend) => {
                 let unsettled = backend.unsettled.as_ref().map_or(0, |all| all.held_bytes());

@@ -138,6 +138,9 @@ impl Shard {
                 ToFeeder::Recall(most) => self.topics.feeders.recall(turn, &topic, most),
                 ToFeeder::Refused => self.topics.feeders.refuse(turn, connections, &topic),
                 ToFeeder::EventLeft(client) => self.last_wills.unregister(turn, &topic, client),
+                ToFeeder::EventStored(client, receipt) => {
+                    self.clients.handle_stored(turn, connections, client, receipt);
+                }
             },
             LocalMessage::StartDelivery(topic, consumer) => {
                 self.topics.home.start(turn, &topic, consumer)

@@ -256,8 +256,7 @@ pub struct RouteSettings {
     pub tells_message: bool,
     /// Whether there is an event when a client has disconnected.
     pub tells_close: bool,
-    /// Patterns of channels that a client may subscribe to when it connects: a name, or a prefix
-    /// followed by `*`.
+    /// Patterns of channels that a client may subscribe to by itself: a name, or a prefix followed by `*`.
     pub subscribe: Vec<String>,
     /// The key that a client's context must have before messages after the first one are processed.
     pub hold_until: Option<Box<str>>,
@@ -283,7 +282,7 @@ pub struct RouteSettings {
 }
 
 impl RouteSettings {
-    /// Whether a client may subscribe to a channel when it connects.
+    /// Whether a client may subscribe to a channel by itself.
     pub fn allows(&self, channel: &str) -> bool {
         self.subscribe.iter().any(|pattern| match pattern.strip_suffix('*') {
             Some(start) => channel.starts_with(start),

@@ -37,6 +37,7 @@ impl Shard {
                     let is_in = self.clients.membership();
                     self.taps.handle_changed(turn, connections, key, is_in);
                 }
+                Step::SubscribeDue(key) => self.clients.continue_subscribe(turn, connections, key),
                 Step::TakeAnswered(key, take) => {
                     self.backends.handle_take_answered(turn, connections, key, take);
                 }

@@ -81,6 +81,8 @@ pub enum Step {
     ParkedTimedOut(ConnectionKey),
     /// A parked handshake goes on, or is refused with this status and explanation.
     HandshakeSettled(ConnectionKey, Result<Progress, (u16, &'static str)>),
+    /// The calls of a device before its parked subscribe are answered.
+    SubscribeDue(ConnectionKey),
     /// The answer to a take over this connection is queued.
     TakeAnswered(ConnectionKey, TakeKey),
     /// The answer to a `tap.start` of a back end is queued, so that events may follow.

@@ -75,6 +75,19 @@ fn the_devices_of_the_pages_send_and_get_what_is_published() {
 }
 
 #[test]
+fn the_device_that_makes_calls_gets_its_receipt_and_what_is_published() {
+    let block = &blocks("docs/guide/device-protocol.md", "js calls")[0];
+    let server = Server::start(&configuration(None));
+    let mut consumer = server.consumer("messages");
+    let script = translate(&block.text, &server, None);
+    let Some(mut device) = node(&script) else { return };
+    assert_eq!(consumer.data(), "hello from a device");
+    assert_eq!(device.line(), "stored");
+    assert_eq!(server.publish("news", "hello"), (1, 0));
+    assert_eq!(device.line(), "news hello");
+}
+
+#[test]
 fn the_reconnecting_device_comes_back_unless_it_was_told_not_to() {
     let block = &blocks("docs/guide/reconnecting.md", "js reconnect")[0];
     let server = Server::start(&configuration(None));

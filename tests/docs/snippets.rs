@@ -10,12 +10,13 @@ use super::page::{Block, Page, root};
 use super::support::command;
 
 /// Languages of code blocks that pages may contain. `js` may be followed by the name of a test in `programs.rs`.
-const LANGUAGES: [&str; 17] = [
+const LANGUAGES: [&str; 18] = [
     "console",
     "ws",
     "toml",
     "js",
     "js device",
+    "js calls",
     "js reconnect",
     "python",
     "php",

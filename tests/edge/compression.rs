@@ -3,11 +3,11 @@
 use super::*;
 
 /// The offer of a browser.
-const OFFER: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
+pub(super) const OFFER: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
     Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
 
 /// A frame, and its payload if it is compressed.
-fn compressed(socket: &mut Socket) -> Vec<u8> {
+pub(super) fn compressed(socket: &mut Socket) -> Vec<u8> {
     let Message::Deflated(payload) = socket.read() else { panic!("not compressed") };
     let end = [0, 0, 0xFF, 0xFF, 1, 0, 0, 0xFF, 0xFF];
     miniz_oxide::inflate::decompress_to_vec(&[&payload[..], &end].concat()).expect("DEFLATE")

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod compression;
+mod devices;
 mod events;
 mod frames;
 mod handshake;

@@ -86,6 +86,39 @@ fn answers_and_events_of_the_web_socket_are_of_the_described_form() {
 }
 
 #[test]
+fn what_a_device_gets_is_of_the_described_form() {
+    let server = Server::new();
+    let document = async_api();
+    let offer = "Sec-WebSocket-Protocol: gridcast.v1\r\n";
+    let mut device = Socket::connect(server.edge, "/ws", offer).expect("it is granted");
+    let calls = [
+        ("DevicePush", "push", json!({ "d": "AAEC", "t": "binary" })),
+        ("DevicePush", "push", json!({ "d": "x", "t": null })),
+        ("Subscribe", "subscribe", json!({ "c": ["news"] })),
+        ("Subscribe", "subscribe", json!({ "c": ["news"], "o": { "news": "1" } })),
+        ("Unsubscribe", "unsubscribe", json!({ "c": ["sport"] })),
+    ];
+    for (schema, method, params) in calls {
+        let request = json!({ "m": method, "p": params, "i": 12345 });
+        let form = document.schema(&format!("{schema}Request"));
+        assert_eq!(document.check(form, &request), Ok(()), "{request}");
+        let answer = device.ask(method, &params);
+        assert!(answer["E"].is_null(), "{request}: {answer}");
+        let form = document.schema(&format!("{schema}Answer"));
+        assert_eq!(document.check(form, &answer), Ok(()), "{answer}");
+    }
+    let answer = device.ask("subscribe", &json!({ "c": [] }));
+    assert_eq!(document.check(document.schema("SubscribeAnswer"), &answer), Ok(()), "{answer}");
+    for message in
+        [json!({ "c": "news", "d": "x" }), json!({ "c": "news", "d": "AA", "t": "binary" })]
+    {
+        server.post("/v1/mesh/publish", &message.to_string());
+        let message = serde_json::from_str(&device.text()).expect("a message is JSON");
+        assert_eq!(document.check(document.schema("DeviceMessage"), &message), Ok(()), "{message}");
+    }
+}
+
+#[test]
 fn taps_and_their_events_are_of_the_described_form() {
     let server = Server::new();
     let mut tapper = Checked(server.backend());

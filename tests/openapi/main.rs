@@ -14,7 +14,7 @@ use std::path::Path;
 use gridcast::protocol::api::Code;
 use schema::Document;
 use serde_json::{Value, json};
-use support::{Server, assert_error, http};
+use support::{Server, Socket, assert_error, http};
 
 fn open_api() -> Document {
     Document::read("docs/reference/openapi.json")
@@ -185,9 +185,29 @@ fn the_fields_of_the_code_are_those_of_the_documents() {
     let described = PARAMS.iter().chain([&tap]).flat_map(|(_, schema)| {
         texts_of_keys(document.at(&format!("/components/schemas/{schema}/properties")))
     });
+    let of_devices = ["DevicePush", "Subscribe", "Unsubscribe"].into_iter().flat_map(|schema| {
+        texts_of_keys(document.at(&format!("/components/schemas/{schema}/properties")))
+    });
     // Over HTTP only.
     let take = texts_of_keys(open_api().at("/components/schemas/Take/properties"));
-    assert_eq!(known, described.chain(take).collect());
+    assert_eq!(known, described.chain(of_devices).chain(take).collect());
+}
+
+#[test]
+fn the_methods_of_devices_are_those_of_the_document() {
+    let server = Server::new();
+    let offer = "Sec-WebSocket-Protocol: gridcast.v1\r\n";
+    let mut device = Socket::connect(server.edge, "/ws", offer).expect("it is granted");
+    let answer = device.call(r#"{"m":"x","p":{},"i":1}"#);
+    let methods = known_names(assert_error(&answer, 101, Some("1")));
+    let document = async_api();
+    let operations = document.at("/operations").as_object().expect("an object");
+    let of_devices = operations.iter().filter(|(name, operation)| {
+        operation["channel"]["$ref"] == "#/channels/device"
+            && operation["action"] == "receive"
+            && *name != "devicePing"
+    });
+    assert_eq!(methods, of_devices.map(|(name, _)| name.clone()).collect());
 }
 
 /// Each field is read by its method: a value of no sensible type is refused with its name, and a field

@@ -8,7 +8,9 @@
 //! - `write.rs`: encodes answers and events.
 //! - `taken.rs`: events that are taken over HTTP.
 //! - `tap.rs`: the parameters and the events of a tap.
+//! - `device.rs`: the protocol of devices.
 
+mod device;
 mod document;
 mod fast;
 mod list;
@@ -25,6 +27,10 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ipnet::IpNet;
 
+pub use device::{
+    DEVICE_SUBPROTOCOL, DeviceCall, DeviceRequest, SubscribedChannel, WantedChannels,
+    put_device_message,
+};
 pub use list::{
     BackendRow, BackendsCall, ChannelRow, ClientCursor, ClientFilter, ClientRow, ClientsCall,
     FAILURE_BYTES_MAX, GroupRow, ListCall, ListMethod, Listing, NamedRow, NamesCall, NodeEntry,
@@ -394,6 +400,8 @@ pub enum Reply {
     /// `{"s":true,"stale":[…]}`: the result of an acknowledgement of taken events, with the tags that have
     /// settled nothing.
     Settled(Vec<TakenTag>),
+    /// `{"s":true,"channels":{…}}`: the result of a device's `subscribe`.
+    Subscribed(Vec<SubscribedChannel>),
     /// A document without the envelope of an answer: its content type and its text. Over HTTP only.
     Page(&'static str, String),
 }

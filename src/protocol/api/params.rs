@@ -67,7 +67,7 @@ pub(super) fn read_params<'a>(
 
 /// Returns the object that holds the parameters. Older clients wrap it in an array, and send an empty
 /// array for no parameters.
-fn object_of<'t, 'a>(given: Value<'t, 'a>) -> Result<Option<Value<'t, 'a>>, Fault> {
+pub(super) fn object_of<'t, 'a>(given: Value<'t, 'a>) -> Result<Option<Value<'t, 'a>>, Fault> {
     if given.is_object() {
         return Ok(Some(given));
     }
@@ -233,7 +233,7 @@ pub(super) fn optional<'t, 'a>(
     params.and_then(|params| params.field(field)).filter(|value| !value.is_null())
 }
 
-fn required<'t, 'a>(
+pub(super) fn required<'t, 'a>(
     params: Option<Value<'t, 'a>>,
     field: &'static str,
 ) -> Result<Value<'t, 'a>, Fault> {
@@ -298,7 +298,7 @@ fn client_id(value: Value<'_, '_>) -> Option<ClientId> {
     value.unsigned().map(ClientId::from_value).or_else(from_text)
 }
 
-fn read_content<'a>(params: Option<Value<'_, 'a>>) -> Result<Content<'a>, Fault> {
+pub(super) fn read_content<'a>(params: Option<Value<'_, 'a>>) -> Result<Content<'a>, Fault> {
     let data =
         required(params, "d")?.text().ok_or_else(|| Fault::invalid("d: expected a string"))?;
     let kind = optional(params, "t").map_or(Some("text"), Value::text);

@@ -86,7 +86,7 @@ impl Parser {
         })
     }
 
-    fn parse<'a, T>(
+    pub(super) fn parse<'a, T>(
         &'a mut self,
         input: &'a mut [u8],
         read: impl FnOnce(Result<&JsonDocument<'_, 'a>, Fault>) -> T,
@@ -227,25 +227,15 @@ impl ApiMethod {
 }
 
 fn read_envelope<'a>(document: &JsonDocument<'_, 'a>) -> ApiRequest<'a> {
-    let (mut method, mut params, mut id, mut alias) = (None, None, None, None);
+    let (mut method, mut params) = (None, None);
     for (key, value) in document.root().fields() {
         match key {
             "m" => method = Some(value),
             "p" => params = Some(value),
-            "i" => id = Some((key, value)),
-            "id" => alias = Some((key, value)),
             _ => {}
         }
     }
-    let (id, bad_id) = match id.or(alias) {
-        None => ("null", None),
-        Some((key, value)) => match value.0[0] {
-            Node::Object { .. } | Node::Array { .. } | Node::Static(StaticNode::Bool(_)) => {
-                ("null", Some(Fault::invalid("i: expected a number, a string or null")))
-            }
-            _ => (document.raw_after(key), None),
-        },
-    };
+    let (id, bad_id) = read_id(document);
     let call = match bad_id {
         Some(fault) => Err(fault),
         None if !document.root().is_object() => {
@@ -254,6 +244,27 @@ fn read_envelope<'a>(document: &JsonDocument<'_, 'a>) -> ApiRequest<'a> {
         None => read_method(method).and_then(|method| read_params(method, params, document)),
     };
     ApiRequest { id, call }
+}
+
+/// Returns the JSON text of a request's id, and what is wrong with the id if it is invalid.
+pub(super) fn read_id<'a>(document: &JsonDocument<'_, 'a>) -> (&'a str, Option<Fault>) {
+    let (mut id, mut alias) = (None, None);
+    for (key, value) in document.root().fields() {
+        match key {
+            "i" => id = Some((key, value)),
+            "id" => alias = Some((key, value)),
+            _ => {}
+        }
+    }
+    match id.or(alias) {
+        None => ("null", None),
+        Some((key, value)) => match value.0[0] {
+            Node::Object { .. } | Node::Array { .. } | Node::Static(StaticNode::Bool(_)) => {
+                ("null", Some(Fault::invalid("i: expected a number, a string or null")))
+            }
+            _ => (document.raw_after(key), None),
+        },
+    }
 }
 
 fn read_method(method: Option<Value<'_, '_>>) -> Result<ApiMethod, Fault> {

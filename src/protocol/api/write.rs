@@ -6,6 +6,7 @@ use base64::Engine;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::device::put_subscribed;
 use super::list::put_listing;
 use super::taken::{put_settled, put_taken};
 use super::{BASE64, Fault, Info, MeshRow, NodeRow, PushedEvent, Reply};
@@ -92,6 +93,7 @@ fn put_reply(out: &mut Vec<u8>, reply: &Reply) {
         }
         Reply::Taken(events) => put_taken(out, events),
         Reply::Settled(stale) => put_settled(out, stale),
+        Reply::Subscribed(channels) => put_subscribed(out, channels),
         Reply::Page(_, text) => put_string(out, text),
     }
 }

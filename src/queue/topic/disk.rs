@@ -16,8 +16,8 @@ use super::held::Held;
 use super::{Effect, Topic};
 use crate::address::{ClientId, ShardId};
 use crate::message::{
-    BackendId, Credit, Event, GroupIndex, LogChange, LogFacts, LogNews, MessageNumber, Requester,
-    StoredEvent,
+    BackendId, Credit, Event, EventNotice, GroupIndex, LogChange, LogFacts, LogNews, MessageNumber,
+    Requester, StoredEvent,
 };
 use crate::protocol::frame::Frame;
 use crate::queue::Bounds;
@@ -75,7 +75,7 @@ struct Unstored {
     source: StoredFor,
     client: ClientId,
     since_us: u64,
-    is_watched: bool,
+    notice: EventNotice,
     frame: Frame,
 }
 
@@ -98,10 +98,10 @@ impl OnDisk {
 
     /// Adds an event to the log.
     fn add(&mut self, now_us: u64, source: StoredFor, event: Event) {
-        let Event { client, frame, is_watched } = event;
+        let Event { client, frame, notice } = event;
         let since_us = now_us;
         self.changes.push(LogChange::Add { client, since_us, frame: frame.clone() });
-        self.unstored.push_back(Unstored { source, client, since_us, is_watched, frame });
+        self.unstored.push_back(Unstored { source, client, since_us, notice, frame });
     }
 
     /// Notes that a group has settled an event.
@@ -246,8 +246,7 @@ impl Topic {
     /// Takes the first event that was not stored and is now.
     fn take_stored(&mut self, now_us: u64) {
         let disk = self.held.disk.as_mut().expect("only topics on disk have logs");
-        let Some(Unstored { source, client, since_us, is_watched, frame }) =
-            disk.unstored.pop_front()
+        let Some(Unstored { source, client, since_us, notice, frame }) = disk.unstored.pop_front()
         else {
             return;
         };
@@ -260,8 +259,12 @@ impl Topic {
             StoredFor::Push(requester, _) => self.held.effects.push_back(Effect::Stored(requester)),
             StoredFor::Nobody => {}
         }
-        if is_watched {
-            self.held.effects.push_back(Effect::EventLeft(client));
+        match notice {
+            EventNotice::Nothing => {}
+            EventNotice::Left => self.held.effects.push_back(Effect::EventLeft(client)),
+            EventNotice::Stored(receipt) => {
+                self.held.effects.push_back(Effect::EventStored(client, receipt));
+            }
         }
         let item =
             Item { number, since_us, is_redelivered: false, tries: 0, is_watched: false, frame };

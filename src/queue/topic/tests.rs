@@ -62,7 +62,7 @@ fn push(topic: &mut Topic, client: u64, message: u64) {
 
 fn event(client: u64, message: u64) -> Event {
     let client = ClientId::from_value(client);
-    Event { client, frame: frame(message), is_watched: false }
+    Event::new(client, frame(message))
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub(super) struct InterestAnnouncements {
     clients: u64,
     clients_ms: u64,
     // Answers by the change of interest that they wait for, in order. Each pending question or
-    // handshake has at most one entry.
+    // handshake has at most one entry, and each device up to 128.
     waiting: VecDeque<(InterestChange, WaitingForInterest)>,
 }
 
@@ -32,8 +32,8 @@ enum WaitingForInterest {
     Answer(Requester),
     /// Answer the subscribe of a back end for all connections of some users.
     Tally(Requester, Tally),
-    /// Release the answer to a client's handshake.
-    Handshake(ConnectionKey),
+    /// Release the output of a client: the answer to its handshake, or to a subscribe of its own.
+    Output(ConnectionKey),
 }
 
 impl Clients {
@@ -82,17 +82,15 @@ impl Clients {
         self.wait_for(of, WaitingForInterest::Tally(requester, tally))
     }
 
-    /// Withholds the answer to a handshake until every node knows of these channels.
+    /// Withholds the output of a client until every node knows of these channels.
     pub(super) fn withhold_until_known<T: AsRef<str>>(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
         of: &[T],
     ) {
-        if self.wait_for(of, WaitingForInterest::Handshake(key))
-            && let Some(connection) = connections.get(key)
-        {
-            connection.outbound.withhold(true);
+        if self.wait_for(of, WaitingForInterest::Output(key)) {
+            connections.withhold_output(key);
         }
     }
 
@@ -126,12 +124,7 @@ impl Clients {
                 WaitingForInterest::Tally(requester, tally) => {
                     turn.answer_publish(requester, Ok(tally));
                 }
-                WaitingForInterest::Handshake(key) => {
-                    if let Some(connection) = connections.get(key) {
-                        connection.outbound.withhold(false);
-                    }
-                    connections.queue_write(key);
-                }
+                WaitingForInterest::Output(key) => connections.release_output(turn, key),
             }
         }
     }

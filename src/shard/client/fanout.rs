@@ -12,7 +12,7 @@ use super::Clients;
 use super::budget::{FanoutBudget, SLICE};
 use super::channels::{ChannelIndex, WalkNumber};
 use super::for_users::{UserWalk, held_bytes_for_users};
-use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, Variants};
+use super::variants::{COALESCE_MIN_SUBSCRIBERS, LastFrames, VariantMaker, Variants};
 use crate::address::ClientId;
 use crate::message::{BackendId, ClientCommand, ConnectionKey, LocalCommand, Publish, Requester};
 use crate::protocol::api::{Code, Fault, Tally, TapEvent};
@@ -228,8 +228,13 @@ impl Clients {
             if has_excluded && walk.excluded.binary_search(&key).is_ok() {
                 continue;
             }
-            let window = connection.compression;
-            let variant = walk.variants.get(window, &mut self.deflater, &mut turn.counters);
+            let channel = || Some(self.channels.name(walk.channel));
+            let maker = VariantMaker {
+                deflater: &mut self.deflater,
+                envelope: &mut self.envelope,
+                counters: &mut turn.counters,
+            };
+            let variant = walk.variants.get(connection.form, channel, maker);
             let bytes = variant.frame_bytes();
             let is_shed = is_short && connection.outbound.is_in_flight();
             if !connection.has_room_for(bytes) || is_shed {
@@ -251,8 +256,8 @@ impl Clients {
                 continue;
             }
             variant.push(&mut connection.outbound, &mut turn.buffer_pool);
-            compressed += u64::from(bytes < plain_bytes);
-            saved_bytes += plain_bytes - bytes;
+            compressed += u64::from(variant.saved_bytes() > 0);
+            saved_bytes += variant.saved_bytes();
             delivered += 1;
             pushed_bytes += bytes;
             if connection.is_observed() {

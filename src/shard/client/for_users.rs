@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Clients;
 use super::budget::SLICE;
 use super::fanout::PendingWalk;
-use super::variants::{LastFrames, Variants};
+use super::variants::{LastFrames, VariantMaker, Variants};
 use crate::message::{Requester, UserAction, UserCommand};
 use crate::protocol::api::{Function, Tally, TapEvent};
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
@@ -135,8 +135,12 @@ impl Clients {
     ) -> usize {
         let Some(variants) = &mut walk.variants else { return 0 };
         let (key, connection, write_queues) = connections.at(index);
-        let plain_bytes = variants.plain().bytes().len();
-        let variant = variants.get(connection.compression, &mut self.deflater, &mut turn.counters);
+        let maker = VariantMaker {
+            deflater: &mut self.deflater,
+            envelope: &mut self.envelope,
+            counters: &mut turn.counters,
+        };
+        let variant = variants.get(connection.form, || None, maker);
         let bytes = variant.frame_bytes();
         let is_shed = connection.outbound.is_in_flight() && turn.is_short(Shortage::Frames);
         if is_shed || !connection.has_room_for(bytes) {
@@ -152,8 +156,8 @@ impl Clients {
             return 0;
         }
         variant.push(&mut connection.outbound, &mut turn.buffer_pool);
-        let (was_compressed, saved) = (bytes < plain_bytes, plain_bytes.saturating_sub(bytes));
-        turn.counters.note_compressed(u64::from(was_compressed), saved);
+        let saved = variant.saved_bytes();
+        turn.counters.note_compressed(u64::from(saved > 0), saved);
         turn.counters.delivered += 1;
         walk.tally.delivered += 1;
         if connection.is_observed() {

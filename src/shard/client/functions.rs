@@ -5,8 +5,8 @@ use super::context::{Context, TooLarge};
 use super::user_index::UserIndex;
 use crate::address::ClientId;
 use crate::message::{ClientReply, ConnectionKey, Requester};
-use crate::protocol::api::{Code, Fault, Function, Info, TapEvent};
-use crate::protocol::frame;
+use crate::protocol::api::{self, Code, Fault, Function, Info, TapEvent};
+use crate::protocol::frame::Kind;
 use crate::shard::connection::{Connection, Connections, Pause, Phase};
 use crate::shard::memory::Shortage;
 use crate::shard::trail::{self, By, Entry};
@@ -22,7 +22,7 @@ impl Clients {
         turn: &mut Turn,
         connections: &mut Connections,
         client: ClientId,
-        kind: frame::Kind,
+        kind: Kind,
         payload: &[u8],
     ) -> Result<ClientReply, Fault> {
         let fault = |message| Err(Fault::new(Code::SendFailed, message));
@@ -38,11 +38,20 @@ impl Clients {
                 "the node is short of memory, and the client has not read what it was sent",
             );
         }
-        let body = self.deflater.body(connection.compression, kind, payload);
+        let form = connection.form;
+        let (as_sent, message) = match form.is_enveloped() {
+            false => (kind, payload),
+            true => {
+                self.envelope.clear();
+                api::put_device_message(&mut self.envelope, None, kind, payload);
+                (Kind::Text, &self.envelope[..])
+            }
+        };
+        let body = self.deflater.body(form.window(), as_sent, message);
         let bytes = body.frame_bytes();
         if connection.has_room_for(bytes) {
             connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
-            turn.counters.note_compression(payload.len() - body.bytes.len());
+            turn.counters.note_compression(message.len() - body.bytes.len());
             turn.counters.delivered += 1;
             if connection.is_observed() {
                 turn.observe_message(connection, TapEvent::Out(kind, payload));

@@ -5,21 +5,21 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::context::user_of;
-use super::messages::push_event;
+use super::messages::push_or_close;
 use super::question::{Granted, KeyLookup, Need, Progress, put_question};
 use super::subscriptions::{TooManyNames, distinct};
 use super::{Clients, Context};
 use crate::address::remote::Remote;
 use crate::message::ConnectionKey;
 use crate::protocol::admission::Admission;
-use crate::protocol::api::{self, NAME_BYTES_MAX};
+use crate::protocol::api::{self, DEVICE_SUBPROTOCOL, NAME_BYTES_MAX};
 use crate::protocol::assembler::Assembler;
 use crate::protocol::deflate::Agreement;
 use crate::protocol::http::{QueryPair, Request, query_pairs};
 use crate::protocol::token::{KeySource, Pass, QUERY_NAME, TokenError, answered_subprotocol};
 use crate::protocol::upgrade::{self, Upgrade};
 use crate::shard::connection::HttpShape;
-use crate::shard::connection::{Client, Connections, Listener, Stage};
+use crate::shard::connection::{Client, Connections, Listener, MessageForm, Stage};
 use crate::shard::memory::SHORT_OF_MEMORY;
 use crate::shard::settings::RouteSettings;
 use crate::shard::trail::{self, Entry};
@@ -122,21 +122,20 @@ impl Clients {
         let offers = upgrade.extensions().filter(|_| route.compression);
         let compression = Agreement::of(offers, upgrade.is_of_browser());
         let history_bytes = compression.and_then(|agreement| agreement.history_bytes);
-        connection.compression = compression.map(|agreement| agreement.window);
+        let subprotocol = answered(upgrade, route);
+        let is_device = subprotocol == Some(DEVICE_SUBPROTOCOL);
+        connection.form = MessageForm::new(compression.map(|agreed| agreed.window), is_device);
         connection.set_outbound_max(route.outbound_bytes);
         self.users.insert(self.users.hash_of(&context), key.index);
         connection.stage = Stage::Client(Box::new(Client {
             expires_unix_ms,
             assembler: Assembler::with_history(history_bytes),
             context,
+            device: is_device.then(Box::default),
             ..Client::new(id, index)
         }));
         self.by_id.insert(id, key);
         turn.counters.clients += 1;
-        let with_token = route.token.as_ref();
-        let with_token =
-            with_token.and_then(|_| answered_subprotocol(upgrade, &route.subprotocols));
-        let subprotocol = upgrade.accepted_subprotocol(&route.subprotocols).or(with_token);
         let date = turn.date();
         connections.write_with(turn, key, |out| {
             upgrade::write_switching(out, date, &upgrade.accept, subprotocol, compression);
@@ -160,6 +159,18 @@ impl Clients {
         report_open(turn, connections, key, route, request);
         turn.push_step(Step::ClientOpened(key));
     }
+}
+
+/// Returns the subprotocol to answer with: the first offered one that gridcast or the route accepts.
+fn answered<'r>(upgrade: &Upgrade<'r>, route: &RouteSettings) -> Option<&'r str> {
+    let accepted = upgrade.accepted_subprotocol(|name| {
+        name == DEVICE_SUBPROTOCOL || route.subprotocols.iter().any(|known| known == name)
+    });
+    let with_token = || {
+        route.token.as_ref()?;
+        answered_subprotocol(upgrade, &route.subprotocols)
+    };
+    accepted.or_else(with_token)
 }
 
 /// Whether the value of this header may be a credential.
@@ -363,5 +374,5 @@ fn report_open(
     let frame = turn.encode_event(topic, id, |out| {
         api::put_open(out, request.path, query, headers, remote, context.json());
     });
-    push_event(turn, connections, key, topic, id, frame);
+    push_or_close(turn, connections, key, topic, id, frame);
 }

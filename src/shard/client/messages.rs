@@ -1,4 +1,5 @@
-//! Messages from clients: decoded, then echoed, sent to the topic of the route, or discarded.
+//! Messages from clients: decoded, then echoed, sent to the topic of the route, or discarded. Those of devices
+//! that make calls are passed on to `device.rs`.
 
 use std::sync::Arc;
 
@@ -36,12 +37,12 @@ impl Clients {
                 return pause_for_rate(turn, connections, key, ready_ms);
             }
         }
-        let inflater = connection.compression.map(|_| &mut self.inflater);
+        let inflater = connection.form.window().map(|_| &mut self.inflater);
         connection.is_inflating = false;
         match client.assembler.read(input, route.message_bytes, inflater) {
             Ok(None) => client.assembler.note_unfinished(turn.now.ms),
             Ok(Some(Received::Message(kind, payload))) => {
-                self.take_message(turn, connections, key, &route, kind, &payload);
+                self.take_message(turn, connections, key, &route, kind, payload);
             }
             Ok(Some(Received::Ping(payload))) => {
                 client.assembler.note_unfinished(turn.now.ms);
@@ -68,20 +69,23 @@ impl Clients {
         key: ConnectionKey,
         route: &RouteSettings,
         kind: Kind,
-        payload: &Payload<'_>,
+        mut payload: Payload<'_>,
     ) {
         turn.counters.client_messages += 1;
         turn.work.spend(work::of_bytes(payload.len()));
         let Some(connection) = connections.get(key) else { return };
         if connection.is_observed() {
-            turn.observe_message(connection, TapEvent::In(kind, payload));
+            turn.observe_message(connection, TapEvent::In(kind, &payload));
         }
         let Stage::Client(client) = &mut connection.stage else { return };
         if let Some(rate) = route.messages {
             rate.take(&mut client.messages, turn.now.ms);
         }
+        if connection.form.is_enveloped() {
+            return self.take_call(turn, connections, key, route, (kind, &mut payload));
+        }
         if route.echo {
-            self.echo(turn, connection, kind, payload);
+            self.echo(turn, connection, kind, &payload);
             connections.queue_write(key);
             return connections.pause_if_congested(turn, key);
         }
@@ -92,21 +96,21 @@ impl Clients {
         };
         let (id, context) = (client.id, &client.context);
         let frame = turn
-            .encode_event(topic, id, |out| api::put_message(out, kind, payload, context.json()));
-        push_event(turn, connections, key, topic, id, frame);
+            .encode_event(topic, id, |out| api::put_message(out, kind, &payload, context.json()));
+        push_or_close(turn, connections, key, topic, id, frame);
     }
 
     fn echo(&mut self, turn: &mut Turn, connection: &mut Connection, kind: Kind, payload: &[u8]) {
         if connection.is_broken || connection.phase != Phase::Open {
             return;
         }
-        let body = self.deflater.body(connection.compression, kind, payload);
+        let body = self.deflater.body(connection.form.window(), kind, payload);
         connection.outbound.push_with(&mut turn.buffer_pool, |out| body.put(out));
         turn.counters.note_compression(payload.len() - body.bytes.len());
         if connection.is_observed() {
             turn.observe_message(connection, TapEvent::Out(kind, payload));
         }
-        turn.work.spend(match connection.compression {
+        turn.work.spend(match connection.form.window() {
             Some(_) if payload.len() <= DEFLATED_MAX => work::of_deflating(payload.len()),
             _ => work::of_bytes(payload.len()),
         });
@@ -115,7 +119,7 @@ impl Clients {
 
 /// Pushes an event of a connected client for its topic. Closes the client if the event was too long
 /// to be encoded.
-pub(super) fn push_event(
+pub(super) fn push_or_close(
     turn: &mut Turn,
     connections: &mut Connections,
     key: ConnectionKey,
@@ -124,13 +128,15 @@ pub(super) fn push_event(
     frame: Option<Frame>,
 ) {
     match frame {
-        Some(frame) => {
-            let event = Event { client, frame, is_watched: false };
-            let fed = ClientEvent { topic: topic.clone(), event, from: Some(key) };
-            turn.push_step(Step::Event(fed));
-        }
+        Some(frame) => push_event(turn, key, topic, Event::new(client, frame)),
         None => connections.close_with(turn, key, close::TOO_LARGE),
     }
+}
+
+/// Pushes an event of a connected client for its topic.
+pub(super) fn push_event(turn: &mut Turn, key: ConnectionKey, topic: &Arc<str>, event: Event) {
+    let fed = ClientEvent { topic: topic.clone(), event, from: Some(key) };
+    turn.push_step(Step::Event(fed));
 }
 
 /// Pauses a client that has used up its message rate. The resume timer is separate from the idle

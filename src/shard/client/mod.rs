@@ -1,7 +1,7 @@
 //! The clients of a shard: handshakes, messages, channel subscriptions, and commands of back ends.
 //!
 //! - `handshake.rs`: checks and answers the request of a new client. `question.rs`: what a handshake may
-//!   need from outside the shard. `messages.rs`: reads a client's messages.
+//!   need from outside the shard. `messages.rs`: reads a client's messages. `device.rs`: calls of devices.
 //! - `subscriptions.rs`: subscribes and unsubscribes clients. `channels.rs`: the table of channels.
 //! - `fanout.rs`: delivers publishes to the subscribers of a channel. `budget.rs`: how much of a turn that may take. `variants.rs`: the plain and
 //!   compressed variants of a frame.
@@ -14,6 +14,7 @@ mod announce;
 mod budget;
 mod channels;
 mod context;
+mod device;
 mod fanout;
 mod for_users;
 mod functions;
@@ -31,6 +32,7 @@ use hashbrown::HashMap;
 
 use crate::address::{ClientId, IdSource};
 use crate::message::ConnectionKey;
+use crate::protocol::api::Parser;
 use crate::protocol::deflate::{Deflater, Inflater};
 use crate::queue::feeder::Ended;
 use crate::shard::connection::{Connection, Connections, Stage};
@@ -60,6 +62,10 @@ pub(super) struct Clients {
     announcements: InterestAnnouncements,
     deflater: Deflater,
     inflater: Inflater,
+    // The parser of devices' calls.
+    parser: Parser,
+    // A reusable buffer for a message in its envelope.
+    envelope: Vec<u8>,
 }
 
 impl Clients {
@@ -78,6 +84,8 @@ impl Clients {
             announcements: InterestAnnouncements::default(),
             deflater: Deflater::default(),
             inflater: Inflater::default(),
+            parser: Parser::default(),
+            envelope: Vec::new(),
         }
     }
 
@@ -142,10 +150,12 @@ impl Clients {
         let ClientGone { key, code, reason } = gone;
         let connection = connections.get(key)?;
         let route = connection.route(&turn.settings);
-        let Stage::Unsubscribing(client) = std::mem::replace(&mut connection.stage, Stage::Ending)
+        let Stage::Unsubscribing(mut client) =
+            std::mem::replace(&mut connection.stage, Stage::Ending)
         else {
             return None;
         };
+        client.device = None;
         self.by_id.remove(&client.id);
         self.users.remove(self.users.hash_of(&client.context), key.index);
         let topic = route.filter(|route| route.tells_close).and_then(|route| route.topic.clone());

@@ -137,14 +137,14 @@ impl Clients {
     }
 
     /// Ends a client's subscriptions to these channels.
-    pub(crate) fn unsubscribe(
+    pub(crate) fn unsubscribe<T: AsRef<str>>(
         &mut self,
         connections: &mut Connections,
         key: ConnectionKey,
-        channels: &[Box<str>],
+        channels: &[T],
     ) {
         for channel in channels {
-            let Some(index) = self.channels.find(channel) else { continue };
+            let Some(index) = self.channels.find(channel.as_ref()) else { continue };
             let Some(client) = connections.get(key).and_then(Connection::client) else {
                 return;
             };

@@ -1,16 +1,16 @@
-//! The plain and compressed variants of a frame, coalesced with the frame before it.
+//! The variants of a frame, one for each form of messages, coalesced with the frame before it.
 
 use std::rc::Rc;
 
 use crate::metrics::Counters;
-use crate::protocol::deflate::{Deflater, Window};
-use crate::protocol::frame::Frame;
-use crate::shard::connection::{BufferPool, Outbound};
+use crate::protocol::api;
+use crate::protocol::deflate::Deflater;
+use crate::protocol::frame::{Frame, Kind};
+use crate::shard::connection::{BufferPool, MessageForm, Outbound};
 
-/// The frames that the previous publish appended to outbound queues, by variant: plain, then one
-/// per compression window. If the last chunk of a queue is this very `Rc`, nothing was queued
+/// The frames that the previous publish appended to outbound queues, by form. If the last chunk of a queue is this very `Rc`, nothing was queued
 /// since. The `Rc` kept here stays allocated, so its address cannot be reused.
-pub(super) type LastFrames = [Option<Rc<Frame>>; 1 + Window::COUNT];
+pub(super) type LastFrames = [Option<Rc<Frame>>; MessageForm::COUNT];
 
 /// Bounds of coalescing: the minimum number of subscribers, and the maximum size in bytes. A
 /// coalesced run costs the kernel less than separate frames in a burst. The copy pays off only when
@@ -22,7 +22,7 @@ const COALESCED_BYTES_MAX: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Variants {
     plain: Rc<Frame>,
-    made: [Option<Variant>; 1 + Window::COUNT],
+    made: [Option<Variant>; MessageForm::COUNT],
     last_frames: LastFrames,
 }
 
@@ -36,6 +36,18 @@ pub(super) struct Variant {
     is_coalesced: bool,
     // The size in bytes of the frame alone.
     bytes: usize,
+    // The bytes that compression has saved.
+    saved_bytes: usize,
+}
+
+/// What a variant is made with, by the first subscriber that needs it.
+pub(super) struct VariantMaker<'m> {
+    /// The compressors of the shard.
+    pub deflater: &'m mut Deflater,
+    /// A reusable buffer for a message in its envelope.
+    pub envelope: &'m mut Vec<u8>,
+    /// The counters of the shard.
+    pub counters: &'m mut Counters,
 }
 
 impl Variants {
@@ -49,19 +61,20 @@ impl Variants {
         &self.plain
     }
 
-    /// Returns the variant for a subscriber's compression window, or the plain one.
+    /// Returns the variant of a form. `channel` returns the name of the channel; `None`: the message
+    /// is not for a channel.
     #[inline]
-    pub(super) fn get(
+    pub(super) fn get<'c>(
         &mut self,
-        window: Option<Window>,
-        deflater: &mut Deflater,
-        counters: &mut Counters,
+        form: MessageForm,
+        channel: impl FnOnce() -> Option<&'c str>,
+        maker: VariantMaker<'_>,
     ) -> &mut Variant {
-        let place = window.map_or(0, |window| 1 + window as usize);
+        let place = form as usize;
         let Self { plain, made, last_frames } = self;
         // The variant is made for the first subscriber and reused for the others.
         made[place].get_or_insert_with(|| {
-            Variant::made(plain, window, last_frames[place].take(), deflater, counters)
+            Variant::made(plain, form, last_frames[place].take(), channel(), maker)
         })
     }
 
@@ -76,21 +89,31 @@ impl Variant {
     #[inline(never)]
     fn made(
         plain: &Rc<Frame>,
-        window: Option<Window>,
+        form: MessageForm,
         last: Option<Rc<Frame>>,
-        deflater: &mut Deflater,
-        counters: &mut Counters,
+        channel: Option<&str>,
+        maker: VariantMaker<'_>,
     ) -> Self {
-        let body = deflater.body(window, plain.kind(), plain.payload());
+        let VariantMaker { deflater, envelope, counters } = maker;
+        let (kind, message) = match form.is_enveloped() {
+            false => (plain.kind(), plain.payload()),
+            true => {
+                envelope.clear();
+                api::put_device_message(envelope, channel, plain.kind(), plain.payload());
+                (Kind::Text, &envelope[..])
+            }
+        };
+        let body = deflater.body(form.window(), kind, message);
         counters.compressions += u64::from(body.is_deflated);
-        let frame = match body.is_deflated {
+        let saved_bytes = message.len() - body.bytes.len();
+        let frame = match body.is_deflated || form.is_enveloped() {
             true => Rc::new(Frame::of(&body)),
             false => plain.clone(),
         };
-        Self::of(frame, last)
+        Self::of(frame, last, saved_bytes)
     }
 
-    fn of(frame: Rc<Frame>, last: Option<Rc<Frame>>) -> Self {
+    fn of(frame: Rc<Frame>, last: Option<Rc<Frame>>, saved_bytes: usize) -> Self {
         let is_short =
             |last: &Rc<Frame>| last.bytes().len() + frame.bytes().len() <= COALESCED_BYTES_MAX;
         let coalesced = last.filter(is_short).map(|last| {
@@ -98,12 +121,17 @@ impl Variant {
             (last, coalesced)
         });
         let bytes = frame.bytes().len();
-        Self { frame, coalesced, is_coalesced: false, bytes }
+        Self { frame, coalesced, is_coalesced: false, bytes, saved_bytes }
     }
 
     /// Returns the size in bytes of the frame alone.
     pub(super) fn frame_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Returns the bytes that compression has saved. 0: the frame is not compressed.
+    pub(super) fn saved_bytes(&self) -> usize {
+        self.saved_bytes
     }
 
     /// Appends the frame to a subscriber's outbound queue.

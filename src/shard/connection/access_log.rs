@@ -92,11 +92,11 @@ impl Connection {
         }
     }
 
-    /// Counts a message of a back end on the WebSocket API, or one to it.
+    /// Counts a message of a back end on the WebSocket API, or one to it, or an answer to a device.
     #[inline]
     pub(in crate::shard) fn record_backend_message(&mut self, is_incoming: bool) {
         if let Some(record) = &mut self.access_record
-            && matches!(self.stage, Stage::Backend(_))
+            && matches!(self.stage, Stage::Backend(_) | Stage::Client(_))
         {
             record.count_message(is_incoming);
         }

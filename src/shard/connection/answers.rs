@@ -136,9 +136,7 @@ impl Connections {
         }
         let Some(connection) = self.get(key) else { return };
         let Some(is_last) = connection.replies().map(|replies| replies.is_empty()) else { return };
-        if !connection.has_too_many_pending(WAITING_MIN + 1, 2) {
-            self.unpause(turn, key, Pause::Answers);
-        }
+        self.unpause_if_answered(turn, key);
         if is_last {
             self.after_last_reply(turn, key);
         }
@@ -160,6 +158,7 @@ impl Connections {
                 None => {}
             },
             _ if is_draining => self.close_for_drain(turn, key),
+            Stage::Client(_) if !is_read_closed => self.resume_subscribe(turn, key),
             _ if is_read_closed => self.end_after_input(turn, key),
             _ => {}
         }

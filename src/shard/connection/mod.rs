@@ -10,10 +10,13 @@
 //!   the bytes kept for a paused connection. `writing.rs`: the order in which connections are written to.
 //! - `outbound.rs`: the outbound queue. `replies.rs`: answers in the order of their requests.
 //!   `answers.rs`: writes the answers. `http.rs`: the state of HTTP requests.
+//! - `form.rs`: the form of messages to a client. `device.rs`: the answers to a client that makes calls.
 //! - `access_log.rs`: the counters and the line of the access log.
 
 mod access_log;
 mod answers;
+mod device;
+mod form;
 mod http;
 mod lifecycle;
 mod outbound;
@@ -37,12 +40,13 @@ use crate::shard::turn::Now;
 
 use crate::address::ClientId;
 use crate::address::remote::Remote;
-use crate::protocol::deflate::Window;
 use crate::protocol::frame::QUEUED_FRAME_BYTES;
 
 pub use access_log::ACCESS_LOG_TARGET;
 use access_log::AccessRecord;
 pub use answers::ReadProgress;
+pub(super) use device::{Device, ParkedSubscribe};
+pub(super) use form::MessageForm;
 use outbound::Observers;
 pub use outbound::{Batch, Chunk, freed_bytes};
 pub(super) use outbound::{BufferPool, Outbound};
@@ -112,8 +116,8 @@ pub struct Connection {
     pub is_read_closed: bool,
     /// Whether the connection is broken in both directions: nothing can be written either.
     pub is_broken: bool,
-    /// The compression window for messages to the client. `None`: compression was not agreed on.
-    pub compression: Option<Window>,
+    /// The form of messages to the client, as the handshake has agreed on.
+    pub form: MessageForm,
     /// What the access log counts. `None`: the access log was off when the connection was accepted.
     access_record: Option<Box<AccessRecord>>,
     /// Whether the connection is included in the count of its address, on the shard that keeps that
@@ -179,7 +183,7 @@ impl Connection {
             is_pinged: false,
             is_read_closed: false,
             is_broken: false,
-            compression: None,
+            form: MessageForm::Plain,
             access_record: None,
             is_counted: false,
             listener,
@@ -291,7 +295,8 @@ impl Connection {
         match &mut self.stage {
             Stage::Http(http) => Some(&mut http.replies),
             Stage::Backend(backend) => Some(&mut backend.replies),
-            Stage::Client(_) | Stage::Unsubscribing(_) | Stage::Ending => None,
+            Stage::Client(client) => client.device.as_mut().map(|device| &mut device.replies),
+            Stage::Unsubscribing(_) | Stage::Ending => None,
         }
     }
 
@@ -346,13 +351,17 @@ impl Connection {
     }
 
     /// Whether at least `requests` answers are pending, or their ids and queued answers take more
-    /// than `1 / part` of the outbound limit.
+    /// than `1 / part` of the outbound limit. A device may have an eighth of the requests.
     pub fn has_too_many_pending(&self, requests: usize, part: usize) -> bool {
         let bytes_max = self.outbound_max() / part;
         let replies = match &self.stage {
             Stage::Http(http) => &http.replies,
             Stage::Backend(backend) => &backend.replies,
-            Stage::Client(_) | Stage::Unsubscribing(_) | Stage::Ending => return false,
+            Stage::Client(client) => {
+                let device = client.device.as_ref();
+                return device.is_some_and(|device| device.is_busy(requests, bytes_max));
+            }
+            Stage::Unsubscribing(_) | Stage::Ending => return false,
         };
         replies.len() >= requests || replies.held_bytes() > bytes_max
     }

@@ -23,6 +23,9 @@
 //! If the node discards the rest, for instance because it is short of memory, the close event
 //! carries the reason for that instead.
 //!
+//! A device that makes calls gets no answers after it has disconnected. The calls that it made before are
+//! carried out.
+//!
 //! A client that is held for a missing context key gets no pending close. The client's unprocessed
 //! messages are dropped, as they would be if no back end ever set the key.
 
@@ -49,7 +52,7 @@ pub(super) struct PendingClose {
 }
 
 /// Reasons for a pause after which the messages of a disconnected client are still processed.
-const KEEPS_BACKLOG: Pauses = Pauses::of(&[Pause::Topic, Pause::Rate]);
+const KEEPS_BACKLOG: Pauses = Pauses::of(&[Pause::Topic, Pause::Rate, Pause::Answers]);
 
 /// Reasons for a pause during which the read-ahead is scanned for control frames.
 const SCANS_CONTROL_FRAMES: Pauses =
@@ -106,7 +109,7 @@ impl Connections {
         if !connection.may_scan_read_ahead() {
             return;
         }
-        let may_deflate = connection.compression.is_some();
+        let may_deflate = connection.form.window().is_some();
         let (frame_left, takes_close) = match &connection.stage {
             Stage::Client(client) => (client.assembler.frame_left(), true),
             // A back end gets its pending answers before the close frame.
@@ -158,10 +161,12 @@ impl Connections {
         }
         let Some(connection) = self.get(key) else { return false };
         connection.has_pending_close = true;
+        connection.forget_answers();
         let bytes = connection.read_ahead.len();
         self.pending_closes.insert(key, PendingClose { code, reason: reason.into(), by, bytes });
         self.pending_close_bytes += bytes;
         turn.push_step(Step::ClientDisconnected(id));
+        self.unpause(turn, key, Pause::Answers);
         true
     }
 

@@ -207,6 +207,11 @@ impl Replies {
         self.first + self.slots.len() as u64 - 1
     }
 
+    /// Returns the number of a reserved slot from its low 32 bits.
+    pub fn number_of(&self, low: u32) -> u64 {
+        self.first + u64::from(low.wrapping_sub(self.first as u32))
+    }
+
     /// Marks the last slot as that of a call of a client's function.
     pub fn note_function(&mut self) {
         self.after_function = self.first + self.slots.len() as u64;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use super::{HttpShape, Replies};
+use super::{Device, HttpShape, Replies};
 use crate::address::remote::Remote;
 use crate::address::{ClientId, NodeId};
 use crate::message::PopId;
@@ -151,6 +151,8 @@ pub struct Client {
     pub context: Context,
     /// The taps that match the client.
     pub taps: TapSet,
+    /// The answers to the client's calls. `None`: the client does not speak the device protocol, or has disconnected.
+    pub device: Option<Box<Device>>,
 }
 
 /// The state of a back end on the WebSocket API.
@@ -220,6 +222,7 @@ impl Client {
             subscriptions: Vec::new(),
             context: Context::default(),
             taps: TapSet::default(),
+            device: None,
         }
     }
 

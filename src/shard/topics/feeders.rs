@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::message::{ConnectionKey, Credit, Event, FromFeeder};
+use crate::message::{ConnectionKey, Credit, Event, EventNotice, FromFeeder};
+use crate::protocol::api::{Code, Fault};
 use crate::protocol::close;
 use crate::queue::feeder::{Deferred, Ended, Feeder, WaitingEvent};
 use crate::queue::room::Room;
@@ -169,9 +170,13 @@ impl Feeders {
             turn.counters.refused += 1;
             if let Some(from) = from {
                 connections.unpause(turn, from, Pause::Topic);
+                if let EventNotice::Stored(receipt) = event.notice {
+                    let full = Fault::new(Code::ConsumptionFailed, "the topic is full");
+                    connections.answer_push(turn, from, receipt, &Err(full));
+                }
                 connections.close_client(turn, from, close::TOPIC_FULL);
             }
-            if event.is_watched {
+            if event.notice.is_left() {
                 turn.send_left(topic, event.client);
             }
         }

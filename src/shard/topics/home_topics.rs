@@ -213,7 +213,7 @@ impl HomeTopics {
         if is_oversized {
             turn.counters.oversized += 1;
         } else if self.ensure(turn, to) {
-            let event = Event { client, frame, is_watched: false };
+            let event = Event::new(client, frame);
             let now_us = turn.now.us;
             self.change(turn, to, |home| was_taken = home.offer(now_us, event));
             turn.counters.dead += u64::from(was_taken);
@@ -302,6 +302,11 @@ impl HomeTopics {
                     let at = turn.roster.address_of(client);
                     let at = at.expect("clients of this node are watched");
                     tell_feeder(turn, topic, at.shard, ToFeeder::EventLeft(client));
+                }
+                Effect::EventStored(client, receipt) => {
+                    let at = turn.roster.address_of(client);
+                    let at = at.expect("the event is of a client of this node");
+                    tell_feeder(turn, topic, at.shard, ToFeeder::EventStored(client, receipt));
                 }
             }
         }

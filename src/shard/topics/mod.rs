@@ -17,7 +17,7 @@ mod sinks;
 use std::sync::Arc;
 
 use crate::address::ShardId;
-use crate::message::{ConnectionKey, Credit, Event, FromFeeder};
+use crate::message::{ConnectionKey, Credit, Event, EventNotice, FromFeeder};
 use crate::protocol::api;
 use crate::queue::feeder::{Deferred, Ended};
 use crate::shard::connection::Connections;
@@ -90,8 +90,11 @@ impl Topics {
         match frame {
             Some(frame) => {
                 // In a grid, another node watches the client until the event has left the topic.
-                let is_watched = turn.settings.has_mesh;
-                let event = Event { client: *client, frame, is_watched };
+                let notice = match turn.settings.has_mesh {
+                    true => EventNotice::Left,
+                    false => EventNotice::Nothing,
+                };
+                let event = Event { client: *client, frame, notice };
                 self.feed(
                     turn,
                     connections,
@@ -188,7 +191,7 @@ mod tests {
     fn fed(number: usize, from: ConnectionKey) -> ClientEvent {
         let client = crate::address::ClientId::from_value(number as u64);
         let frame = Frame::from_encoded(format!("event {number}").as_bytes());
-        let event = Event { client, frame, is_watched: false };
+        let event = Event::new(client, frame);
         ClientEvent { topic: TOPIC.into(), event, from: Some(from) }
     }
 

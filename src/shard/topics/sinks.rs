@@ -172,11 +172,7 @@ mod tests {
         settings.queue.sinks = Arc::new(HashMap::from([(topic.clone(), vec![sink.clone()])]));
         turn.settings = Arc::new(settings);
         home.handle_reload(&mut turn);
-        let event = Event {
-            client: ClientId::from_value(1),
-            frame: Frame::from_encoded(b"x"),
-            is_watched: false,
-        };
+        let event = Event::new(ClientId::from_value(1), Frame::from_encoded(b"x"));
         home.handle_feeder(&mut turn, ShardId(0), &topic, FromFeeder::Push(event));
         let events = home.poll_sink_events(&turn).expect("an event");
         assert_eq!((&*events.sink, events.run, events.events.len()), ("s", SinkRun(3), 1));
@@ -199,11 +195,7 @@ mod tests {
         let mut turn = fixture::turn(with.clone());
         let mut number_of_next = |run| {
             home.handle_sink(&mut turn, &topic, &sink, FromSink::Begin(SinkRun(run)));
-            let event = Event {
-                client: ClientId::of_no_client(1),
-                frame: Frame::from_encoded(b"x"),
-                is_watched: false,
-            };
+            let event = Event::new(ClientId::of_no_client(1), Frame::from_encoded(b"x"));
             home.change(&mut turn, &topic, |home| assert!(home.offer(0, event)));
             let events = home.poll_sink_events(&turn).expect("an event").events;
             for settings in [&without, &with] {

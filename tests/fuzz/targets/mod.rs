@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod config;
+pub mod device;
 pub mod frames;
 pub mod http;
 pub mod input;
@@ -18,9 +19,10 @@ pub mod upgrade;
 pub type Target = fn(&[u8]);
 
 /// Every target: its name, which is that of its corpus, and its function.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("api", api::run),
     ("config", config::run),
+    ("device", device::run),
     ("frames", frames::run),
     ("http", http::run),
     ("mesh", mesh::run),

@@ -99,7 +99,7 @@ impl Bench {
 
     fn push(&mut self, client: u64, data: &str) -> bool {
         let frame = Frame::message(Kind::Text, data.as_bytes());
-        let event = Event { client: ClientId::from_value(client), frame, is_watched: false };
+        let event = Event::new(ClientId::from_value(client), frame);
         let until_ms = self.now_us / 1000 + 1500;
         self.topic.offer_stored(self.now_us, event, requester(client), until_ms)
     }
@@ -179,7 +179,7 @@ fn a_shard_gets_new_credit_when_its_events_are_stored() {
     for number in 0..16 {
         let frame = Frame::message(Kind::Text, b"x");
         let client = ClientId::from_value(number);
-        bench.topic.push(0, FEEDER, Event { client, frame, is_watched: false });
+        bench.topic.push(0, FEEDER, Event::new(client, frame));
     }
     let credit = |bench: &mut Bench| {
         let effects = effects(&mut bench.topic);
@@ -334,8 +334,7 @@ fn run(random: &mut Random, files: BTreeMap<SegmentNumber, Vec<u8>>, model: &mut
                 let client = random.below(4);
                 let text = format!("{client} {}", model.next);
                 let frame = Frame::message(Kind::Text, text.as_bytes());
-                let event =
-                    Event { client: ClientId::from_value(client), frame, is_watched: false };
+                let event = Event::new(ClientId::from_value(client), frame);
                 let requester = requester(model.next);
                 if bench.topic.offer_stored(bench.now_us, event, requester, u64::MAX) {
                     requested.insert(model.next, text);

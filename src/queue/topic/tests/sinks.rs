@@ -102,7 +102,7 @@ fn a_window_bounds_what_a_sink_has() {
     let frame = Frame::from_encoded(&vec![0; WINDOW_BYTES / 2 + 1]);
     for _ in 0..3 {
         let client = ClientId::from_value(1);
-        topic.push(0, FEEDER, Event { client, frame: frame.clone(), is_watched: false });
+        topic.push(0, FEEDER, Event::new(client, frame.clone()));
     }
     let mut events = 0;
     topic.poll_sink(|_| events += 1);

@@ -133,7 +133,7 @@ impl WaitingPushes {
         let wait_ms = WAIT_MS_MAX.min(turn.settings.limits.answer_ms * 3 / 4);
         WaitingPush {
             requester,
-            event: Event { client, frame, is_watched: false },
+            event: Event::new(client, frame),
             due_us: (after_ms > 0).then(|| turn.now.us + u64::from(after_ms) * 1000),
             deadline_ms: turn.now.ms + wait_ms,
         }

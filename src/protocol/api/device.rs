@@ -1,0 +1,288 @@
+//! The protocol of devices, `gridcast.v1`: parses their calls, and encodes what is sent to them.
+//!
+//! A call has the envelope of the back-end API. Its methods are those of [`DeviceCall`].
+
+use simd_json::Node;
+
+use super::document::{JsonDocument, Value};
+use super::params::{object_of, optional, quoted, read_content, read_name, required};
+use super::read::{Parser, read_id};
+use super::write::put_base64;
+use super::{CHANNELS_PER_CALL_MAX, Content, Fault};
+use crate::protocol::frame::Kind;
+use crate::protocol::json::put_string;
+
+/// The WebSocket subprotocol of devices that make calls.
+pub const DEVICE_SUBPROTOCOL: &str = "gridcast.v1";
+
+/// A request of a device.
+#[derive(Debug, PartialEq)]
+pub struct DeviceRequest<'a> {
+    /// The request's `i`, which the answer repeats: the JSON text of a number, a string or null.
+    pub id: &'a str,
+    /// The requested call, or the reason why the request is invalid.
+    pub call: Result<DeviceCall<'a>, Fault>,
+}
+
+/// A call of a device.
+#[derive(Debug, PartialEq)]
+pub enum DeviceCall<'a> {
+    /// `push`: puts a message into the topic of the route.
+    Push(Content<'a>),
+    /// `subscribe`: subscribes to channels.
+    Subscribe(WantedChannels<'a>),
+    /// `unsubscribe`: ends subscriptions. From 1 to [`CHANNELS_PER_CALL_MAX`] channels.
+    Unsubscribe(Vec<&'a str>),
+}
+
+/// The channels of a `subscribe`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WantedChannels<'a> {
+    /// The channels, from 1 to [`CHANNELS_PER_CALL_MAX`]. A channel may be repeated.
+    pub channels: Vec<&'a str>,
+    /// Channels for which the device gave the position of the last message that it got. At most
+    /// [`CHANNELS_PER_CALL_MAX`].
+    pub positioned: Vec<&'a str>,
+}
+
+/// A channel that a device is subscribed to, for the answer to its `subscribe`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscribedChannel {
+    /// The name of the channel.
+    pub channel: Box<str>,
+    /// Whether nothing was missed since the position that the device gave. `None`: it gave none.
+    pub is_recovered: Option<bool>,
+}
+
+impl Parser {
+    /// Parses a request of a device. `input` is overwritten.
+    pub fn device_request<'a>(&'a mut self, input: &'a mut [u8]) -> DeviceRequest<'a> {
+        self.parse(input, |document| match document {
+            Ok(document) => read_request(document),
+            Err(fault) => DeviceRequest { id: "null", call: Err(fault) },
+        })
+    }
+}
+
+fn read_request<'a>(document: &JsonDocument<'_, 'a>) -> DeviceRequest<'a> {
+    let (id, bad_id) = read_id(document);
+    let root = document.root();
+    let call = match bad_id {
+        Some(fault) => Err(fault),
+        None if !root.is_object() => Err(Fault::invalid("expected a JSON object with m, p and i")),
+        None => read_call(root),
+    };
+    DeviceRequest { id, call }
+}
+
+fn read_call<'a>(root: Value<'_, 'a>) -> Result<DeviceCall<'a>, Fault> {
+    let name = root
+        .field("m")
+        .ok_or_else(|| Fault::invalid("m: missing; expected the name of a method"))?
+        .text()
+        .ok_or_else(|| Fault::invalid("m: expected a string"))?;
+    let params = || match root.field("p") {
+        None => Err(Fault::invalid("p: missing; expected an object")),
+        Some(given) => object_of(given),
+    };
+    match name {
+        "push" => Ok(DeviceCall::Push(read_content(params()?)?)),
+        "subscribe" => read_wanted(params()?).map(DeviceCall::Subscribe),
+        "unsubscribe" => read_channels(params()?).map(DeviceCall::Unsubscribe),
+        _ => {
+            let name = quoted(name);
+            let why = format!("m: unknown method {name}; known are push, subscribe, unsubscribe");
+            Err(Fault::invalid(why))
+        }
+    }
+}
+
+fn read_wanted<'a>(params: Option<Value<'_, 'a>>) -> Result<WantedChannels<'a>, Fault> {
+    let channels = read_channels(params)?;
+    let Some(given) = optional(params, "o") else {
+        return Ok(WantedChannels { channels, positioned: Vec::new() });
+    };
+    let wrong = || Fault::invalid("o: expected an object of channels and their positions, strings");
+    if !given.is_object() || given.fields().any(|(_, position)| position.text().is_none()) {
+        return Err(wrong());
+    }
+    if given.len() > CHANNELS_PER_CALL_MAX {
+        return Err(Fault::invalid(format!("o: more than {CHANNELS_PER_CALL_MAX} channels")));
+    }
+    Ok(WantedChannels {
+        channels,
+        positioned: given.fields().map(|(channel, _)| channel).collect(),
+    })
+}
+
+fn read_channels<'a>(params: Option<Value<'_, 'a>>) -> Result<Vec<&'a str>, Fault> {
+    let wrong = || Fault::invalid("c: expected an array of one or more channel names");
+    let given = required(params, "c")?;
+    if !matches!(given.0[0], Node::Array { len, .. } if len > 0) {
+        return Err(wrong());
+    }
+    // Repeated names count, so that removing them stays cheap.
+    if given.len() > CHANNELS_PER_CALL_MAX {
+        return Err(Fault::invalid(format!("c: more than {CHANNELS_PER_CALL_MAX} channels")));
+    }
+    given.items().ok_or_else(wrong)?.map(|item| read_name("c", item)).collect()
+}
+
+/// Appends a message for a device, without its frame. `channel` is the channel to which it was published; `None`:
+/// it was sent to this device alone.
+pub fn put_device_message(out: &mut Vec<u8>, channel: Option<&str>, kind: Kind, data: &[u8]) {
+    out.extend_from_slice(b"{\"e\":\"message\",\"p\":{");
+    if let Some(channel) = channel {
+        out.extend_from_slice(b"\"c\":");
+        put_string(out, channel);
+        out.push(b',');
+    }
+    out.extend_from_slice(b"\"d\":");
+    match std::str::from_utf8(data) {
+        Ok(text) if kind == Kind::Text => put_string(out, text),
+        _ => {
+            put_base64(out, data);
+            out.extend_from_slice(b",\"t\":\"binary\"");
+        }
+    }
+    out.extend_from_slice(b"}}");
+}
+
+/// Appends the answer to a device's `subscribe`: `{"s":true,"channels":{…}}`.
+pub(super) fn put_subscribed(out: &mut Vec<u8>, channels: &[SubscribedChannel]) {
+    out.extend_from_slice(b"{\"s\":true,\"channels\":{");
+    for (number, SubscribedChannel { channel, is_recovered }) in channels.iter().enumerate() {
+        if number > 0 {
+            out.push(b',');
+        }
+        put_string(out, channel);
+        out.extend_from_slice(match is_recovered {
+            None => b":{}",
+            Some(true) => b":{\"recovered\":true}",
+            Some(false) => b":{\"recovered\":false}",
+        });
+    }
+    out.extend_from_slice(b"}}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::api::{Code, Reply, put_answer};
+
+    /// The id of a request, and what `read` makes of its call.
+    fn parsed<T>(text: &str, read: impl FnOnce(Result<DeviceCall<'_>, Fault>) -> T) -> (String, T) {
+        let (mut parser, mut text) = (Parser::default(), text.as_bytes().to_vec());
+        let DeviceRequest { id, call } = parser.device_request(&mut text);
+        (id.to_owned(), read(call))
+    }
+
+    #[track_caller]
+    fn refused(text: &str, id: &str, why: &str) {
+        let (given, fault) = parsed(text, |call| call.expect_err("it is invalid"));
+        assert_eq!((&given[..], &fault.message[..]), (id, why));
+        assert_eq!(fault.code, Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_push_is_text_or_base64() {
+        let text = r#"{"m":"push","p":{"d":"\u00e9\"x"},"i":18446744073709551615}"#;
+        let (id, ()) = parsed(text, |call| {
+            let content = Content { kind: Kind::Text, bytes: "é\"x".as_bytes().into() };
+            assert_eq!(call, Ok(DeviceCall::Push(content)));
+        });
+        assert_eq!(id, "18446744073709551615");
+        let (id, ()) = parsed(r#"{"m":"push","p":{"d":"AAE","t":"binary"}}"#, |call| {
+            let content = Content { kind: Kind::Binary, bytes: [0, 1][..].into() };
+            assert_eq!(call, Ok(DeviceCall::Push(content)));
+        });
+        assert_eq!(id, "null");
+    }
+
+    #[test]
+    fn channels_are_subscribed_to_with_positions_or_without_and_left() {
+        let text = r#"{"m":"subscribe","p":{"c":["a","b"],"o":{"b":"1-2"}},"i":"x"}"#;
+        let (id, ()) = parsed(text, |call| {
+            let wanted = WantedChannels { channels: vec!["a", "b"], positioned: vec!["b"] };
+            assert_eq!(call, Ok(DeviceCall::Subscribe(wanted)));
+        });
+        assert_eq!(id, "\"x\"");
+        parsed(r#"{"m":"unsubscribe","p":{"c":["a"]},"id":1}"#, |call| {
+            assert_eq!(call, Ok(DeviceCall::Unsubscribe(vec!["a"])));
+        });
+    }
+
+    #[test]
+    fn what_is_no_call_is_refused_with_the_field_that_is_wrong() {
+        let channels = "c: expected an array of one or more channel names";
+        let positions = "o: expected an object of channels and their positions, strings";
+        let long = format!(r#"{{"m":"subscribe","p":{{"c":["{}"]}}}}"#, "x".repeat(256));
+        let many = vec!["\"a\""; CHANNELS_PER_CALL_MAX + 1].join(",");
+        let many = format!(r#"{{"m":"subscribe","p":{{"c":[{many}]}},"i":1}}"#);
+        let table = [
+            ("[]", "null", "expected a JSON object with m, p and i"),
+            (r#"{"i":1}"#, "1", "m: missing; expected the name of a method"),
+            (r#"{"m":1,"i":1}"#, "1", "m: expected a string"),
+            (
+                r#"{"m":"mesh.send","i":1}"#,
+                "1",
+                "m: unknown method \"mesh.send\"; known are push, subscribe, unsubscribe",
+            ),
+            (r#"{"m":"push","i":[]}"#, "null", "i: expected a number, a string or null"),
+            (r#"{"m":"push","i":1}"#, "1", "p: missing; expected an object"),
+            (r#"{"m":"push","p":1,"i":1}"#, "1", "p: expected an object"),
+            (r#"{"m":"push","p":{},"i":1}"#, "1", "d: missing"),
+            (r#"{"m":"push","p":{"d":1},"i":1}"#, "1", "d: expected a string"),
+            (r#"{"m":"subscribe","p":{},"i":1}"#, "1", "c: missing"),
+            (r#"{"m":"subscribe","p":{"c":"a"},"i":1}"#, "1", channels),
+            (r#"{"m":"subscribe","p":{"c":[]},"i":1}"#, "1", channels),
+            (r#"{"m":"subscribe","p":{"c":[1]},"i":1}"#, "1", "c: expected a string"),
+            (r#"{"m":"unsubscribe","p":{"c":[""]},"i":1}"#, "1", "c: expected 1 to 255 bytes"),
+            (&long, "null", "c: expected 1 to 255 bytes"),
+            (&many, "1", "c: more than 1024 channels"),
+            (r#"{"m":"subscribe","p":{"c":["a"],"o":[]},"i":1}"#, "1", positions),
+            (r#"{"m":"subscribe","p":{"c":["a"],"o":{"a":1}},"i":1}"#, "1", positions),
+        ];
+        for (text, id, why) in table {
+            refused(text, id, why);
+        }
+        for input in [&b"{"[..], b"{\"m\":\"\xFF\"}"] {
+            let (mut parser, mut input) = (Parser::default(), input.to_vec());
+            let DeviceRequest { id, call } = parser.device_request(&mut input);
+            let fault = call.expect_err("it is no JSON");
+            assert!(id == "null" && fault.message.starts_with("not valid JSON"), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_message_names_its_channel_and_says_when_it_is_base64() {
+        let put = |channel, kind, data: &[u8]| {
+            let mut out = Vec::new();
+            put_device_message(&mut out, channel, kind, data);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            put(Some("a\"b"), Kind::Text, "é\n".as_bytes()),
+            r#"{"e":"message","p":{"c":"a\"b","d":"é\n"}}"#
+        );
+        assert_eq!(
+            put(None, Kind::Binary, &[0, 1, 2, 3]),
+            r#"{"e":"message","p":{"d":"AAECAw==","t":"binary"}}"#
+        );
+    }
+
+    #[test]
+    fn the_answer_to_a_subscribe_says_of_each_channel_what_was_recovered() {
+        let subscribed = |channel: &str, is_recovered| SubscribedChannel {
+            channel: channel.into(),
+            is_recovered,
+        };
+        let channels = vec![subscribed("a", None), subscribed("b", Some(false))];
+        let mut out = Vec::new();
+        put_answer(&mut out, &Ok(Reply::Subscribed(channels)), Some("1"));
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            r#"{"E":null,"r":{"s":true,"channels":{"a":{},"b":{"recovered":false}}},"i":1}"#
+        );
+    }
+}
