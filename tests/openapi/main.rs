@@ -263,6 +263,19 @@ fn the_examples_are_of_the_described_form() {
     }
 }
 
+/// A client that generates values from the document sends what it allows, such as 10^36.
+#[test]
+fn every_integer_of_a_call_has_bounds() {
+    let document = open_api();
+    for (path, item) in document.at("/paths").as_object().expect("an object") {
+        let body = &item["post"]["requestBody"]["content"]["application/json"]["schema"];
+        for integer in document.integers(body) {
+            let bounds = ["minimum", "maximum"].map(|bound| integer[bound].is_number());
+            assert_eq!(bounds, [true, true], "{path}: {integer}");
+        }
+    }
+}
+
 #[test]
 fn every_reference_leads_somewhere() {
     for document in [open_api(), async_api()] {

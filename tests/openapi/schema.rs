@@ -37,6 +37,25 @@ impl Document {
         self.at(&format!("/components/schemas/{name}"))
     }
 
+    /// Returns the schemas of integers that a schema is made of.
+    pub fn integers<'a>(&'a self, schema: &'a Value) -> Vec<&'a Value> {
+        let parts: Vec<&Value> = match schema {
+            Value::Array(items) => items.iter().collect(),
+            Value::Object(keywords) => {
+                let target = keywords.get("$ref").and_then(Value::as_str);
+                let target = target.and_then(|text| text.strip_prefix('#')).map(|at| self.at(at));
+                keywords.values().chain(target).collect()
+            }
+            _ => Vec::new(),
+        };
+        let is_integer = match &schema["type"] {
+            Value::Array(types) => types.iter().any(|one| one == "integer"),
+            one => one == "integer",
+        };
+        let of_parts = parts.into_iter().flat_map(|part| self.integers(part));
+        is_integer.then_some(schema).into_iter().chain(of_parts).collect()
+    }
+
     /// Whether a value is of a schema's form; why not.
     pub fn check(&self, schema: &Value, value: &Value) -> Result<(), String> {
         let Some(keywords) = schema.as_object() else { return Ok(()) };

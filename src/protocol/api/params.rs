@@ -252,9 +252,13 @@ pub(super) fn read_name<'a>(field: &'static str, value: Value<'_, 'a>) -> Result
 
 /// Reads a user, who may have a number instead of a name.
 pub(super) fn read_user(field: &'static str, value: Value<'_, '_>) -> Result<Box<str>, Fault> {
-    match value.unsigned() {
-        Some(number) => Ok(number.to_string().into()),
-        None => read_name(field, value).map(Box::from),
+    match (value.unsigned(), value.text()) {
+        (Some(number), _) => Ok(number.to_string().into()),
+        (None, Some(_)) => read_name(field, value).map(Box::from),
+        (None, None) => Err(Fault::invalid(format!(
+            "{field}: expected a user, as a string or an integer from 0 to {}",
+            u64::MAX
+        ))),
     }
 }
 

@@ -296,7 +296,10 @@ mod tests {
                 r#"{"c":"x"}"#,
                 "c: expected a client id, as a string of decimal digits or an integer",
             ),
-            (r#"{"user":true}"#, "user: expected a string"),
+            (
+                r#"{"user":true}"#,
+                "user: expected a user, as a string or an integer from 0 to 18446744073709551615",
+            ),
             (r#"{"channel":""}"#, "channel: expected 1 to 255 bytes"),
             (r#"{"address":"10.0.0.0/33"}"#, no_network),
             (r#"{"address":7}"#, no_network),

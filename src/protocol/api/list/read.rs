@@ -182,7 +182,10 @@ mod tests {
             (r#"{"c":["x"]}"#, id),
             (r#"{"c":{}}"#, id),
             (r#"{"user":""}"#, "user: expected 1 to 255 bytes"),
-            (r#"{"user":true}"#, "user: expected a string"),
+            (
+                r#"{"user":true}"#,
+                "user: expected a user, as a string or an integer from 0 to 18446744073709551615",
+            ),
             (r#"{"channel":[]}"#, "channel: expected a string"),
             (
                 r#"{"address":"10.0.0.0/33"}"#,
