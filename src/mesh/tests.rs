@@ -2,6 +2,7 @@
 
 mod interest;
 mod sessions;
+mod users;
 
 use super::link::{Lane, PeerRefusal};
 use super::numbers::SessionId;

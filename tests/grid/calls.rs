@@ -1,5 +1,7 @@
 //! Calls through any node, for clients of any node.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use crate::support::{Grid, Message, Server, Socket, frame};
@@ -41,6 +43,40 @@ fn a_message_is_sent_through_any_node_to_a_client_of_any() {
         assert_eq!(client.read(), Message::Text("data".into()));
         assert_eq!(client.read(), Message::Binary(vec![0, 1, 254, 255]));
     });
+}
+
+#[test]
+fn a_user_is_reached_on_every_node_and_out_of_the_counts_when_a_node_dies() {
+    let mut grid = Grid::new(3);
+    let mut clients: Vec<_> = grid.nodes.iter().map(Server::client).collect();
+    let mut backend = grid.nodes[0].backend();
+    for (_, id) in &clients {
+        let done = json!({ "s": true });
+        assert_eq!(backend.conn_call(id, "set_context_value", json!(["user_id", "ada"])), done);
+    }
+    for through in &grid.nodes {
+        let sent = through.backend().done("user.send", &json!({ "u": "ada", "d": "hello" }));
+        assert_eq!(sent, json!({ "s": 3, "f": 0 }));
+        clients.iter_mut().for_each(|(client, _)| assert_eq!(client.text(), "hello"));
+        let call = json!({ "u": ["ada"], "f": "subscribe", "a": ["room"] });
+        assert_eq!(through.backend().done("user.call", &call), json!({ "s": 3, "f": 0 }));
+        assert_eq!(through.backend().publish("room", "x"), (3, 0));
+        clients.iter_mut().for_each(|(client, _)| assert_eq!(client.text(), "x"));
+    }
+    let died = Instant::now();
+    grid.nodes[2].kill();
+    loop {
+        let asked = Instant::now();
+        let reached = backend.done("user.call", &json!({ "u": "ada", "f": "info" }));
+        assert_eq!(reached, json!({ "s": 2, "f": 0 }));
+        let took = asked.elapsed();
+        assert!(took < Duration::from_secs(4), "a call took {took:?}");
+        // The grid has given the dead node up once it is not waited for any more.
+        if took < Duration::from_millis(500) && died.elapsed() > Duration::from_secs(1) {
+            return;
+        }
+        assert!(died.elapsed() < Duration::from_secs(50), "the dead node is still waited for");
+    }
 }
 
 #[test]
